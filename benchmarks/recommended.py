@@ -96,7 +96,9 @@ def measured(made: Made, folder: Path, minutes: float) -> dict[str, Any]:
     known, fresh = made.inputs[: made.split], made.inputs[made.split :][:FRESH]
     inputs = folder / "inputs.npy"
     np.save(inputs, known)
-    words = ("--k", str(K), "--minutes", f"{minutes:g}", "--scale", "1")
+    words = ["--k", str(K), "--minutes", f"{minutes:g}"]
+    if known.dtype == np.uint8:
+        words += ["--scale", "1"]
     with contextlib.redirect_stdout(io.StringIO()):
         description = protected(made.path, inputs, protection, *words)
     model = open_model(made.path)

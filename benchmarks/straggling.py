@@ -9,7 +9,6 @@ machines of their own (docs/explanation/protocol.md).
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +32,7 @@ from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.rules import is_systematic
 from codedinvnet.errors import UserError
 from codedinvnet.models import OpenModel, open_model
+from codedinvnet.processes import usable_processors
 from codedinvnet.protect.folder import load_protection, read_description
 from codedinvnet.protect.images import Preprocessing
 from codedinvnet.protect.inputs import Inputs, read_inputs, split
@@ -176,8 +176,8 @@ def unseen(inputs: Inputs, described: Mapping[str, Any]) -> np.ndarray:
 
 def _service_ms(compute: float, workers: int, load: float) -> float:
     """Return a service time at which the processors are busy for no more than BUSY."""
-    processors = len(os.sched_getaffinity(0))
-    return max(SERVICE_MS, round(workers * load * compute / (BUSY * processors), 1))
+    busy = BUSY * usable_processors()
+    return max(SERVICE_MS, round(workers * load * compute / busy, 1))
 
 
 async def _measured(

@@ -13,8 +13,30 @@ import pytest
 
 from codedinvnet.bench.client import connect
 from codedinvnet.errors import UserError
-from codedinvnet.processes import descendants, processor_time, server
+from codedinvnet.processes import descendants, processor_time, server, usable_processors
 from tests.processes import needs_proc, survivors, wait_until
+
+
+@pytest.mark.parametrize(
+    ("told", "count"),
+    [
+        ("max 100000", 8),
+        ("250000 100000", 3),
+        ("50000 100000", 1),
+        ("6400000 100000", 8),
+        ("", 8),
+    ],
+)
+def test_processors_are_those_that_a_container_has(
+    told: str, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    (tmp_path / "cpu.max").write_text(f"{told}\n")
+    assert usable_processors(tmp_path / "cpu.max") == count
+    assert usable_processors(tmp_path / "nowhere") == 8
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert usable_processors(tmp_path / "nowhere") == 64
 
 
 def test_a_server_that_cannot_start_is_reported() -> None:

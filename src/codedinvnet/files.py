@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 ABANDONED = 3600.0
 """A temporary file that is older than this many seconds was left by a killed writer."""
+_PIECE = 1 << 20
+"""Bytes of a file that are in memory at once while its digest is made."""
+_DIGITS = 16
 
 
 def write_atomically(path: Path, content: bytes, mode: int = 0o666) -> None:
@@ -123,12 +126,16 @@ def write_json(path: Path, value: Any, indent: int | None = 2) -> None:
 
 def file_digest(path: Path) -> str:
     """Return a short digest of a file's content, which tells whether it has changed since."""
-    return content_digest(path.read_bytes())
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(_PIECE):
+            digest.update(piece)
+    return digest.hexdigest()[:_DIGITS]
 
 
 def content_digest(content: bytes) -> str:
     """Return what `file_digest` does of a file that holds this."""
-    return hashlib.sha256(content).hexdigest()[:16]
+    return hashlib.sha256(content).hexdigest()[:_DIGITS]
 
 
 def free_backup_name(path: Path) -> Path:

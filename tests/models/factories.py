@@ -195,6 +195,20 @@ def save_onnx(factory: Callable[[], Any], path: Path, external: bool = False) ->
     return path
 
 
+def linked_onnx(factory: Callable[[], Any], folder: Path, data: str) -> Path:
+    """Return a model as Hugging Face's cache has it: links to files of other names, elsewhere."""
+    snapshot = folder / "snapshots" / "1"
+    snapshot.mkdir(parents=True)
+    path = snapshot / "model.onnx"
+    save_onnx(factory, path, external=True)
+    (folder / "blobs").mkdir()
+    (folder / "elsewhere").mkdir()
+    for name, target in (("model.onnx", "blobs/aaa"), ("model.onnx.data", data)):
+        (snapshot / name).rename(folder / target)
+        (snapshot / name).symlink_to(Path("../..") / target)
+    return path
+
+
 Value = tuple[str, int, Sequence[int | str | None]]
 """Name, element type and shape of an ONNX model's input or output."""
 

@@ -14,7 +14,8 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
+from onnx.external_data_helper import set_external_data
 from safetensors.torch import save_file, save_model
 from torch import Tensor, nn
 
@@ -166,6 +167,50 @@ def test_one_network_by_three_sources_and_two_engines(
     open_model(resnet_pt2, engine="onnxruntime")  # it was kept
 
 
+def written(path: Path, shift: float, divisor: float) -> Path:
+    """Write a factory whose forward pass and plain attribute are no weights."""
+    path.write_text(
+        "import torch\nfrom torch import nn\n"
+        "class Net(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+        f"        self.layer, self.shift = nn.Linear(4, 3), torch.tensor([{shift}])\n"
+        f"    def forward(self, x):\n        return self.layer((x - self.shift) / {divisor})\n"
+        "def make():\n    return Net(), torch.zeros(1, 4)\n"
+    )
+    return path
+
+
+def test_a_factory_that_has_changed_a_little_is_exported_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CODEDINVNET_CACHE", str(tmp_path / "cache"))
+    queries = {"x": np.full((1, 4), 0.3, np.float32)}
+    found = []
+    for shift, divisor in ((0.5, 1.0), (0.502, 1.0), (0.5, 1.004)):
+        place = f"{written(tmp_path / 'mine.py', shift, divisor)}:make"
+        own = open_model(place).run(queries)["output"]
+        found.append(open_model(place, engine="onnxruntime").run(queries)["output"])
+        np.testing.assert_allclose(found[-1], own, rtol=1e-5, atol=1e-6)
+    assert not np.allclose(found[0], found[1], rtol=1e-5, atol=1e-6)
+    assert not np.allclose(found[0], found[2], rtol=1e-5, atol=1e-6)
+
+
+def test_a_kept_export_of_another_network_is_exported_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CODEDINVNET_CACHE", str(tmp_path / "cache"))
+    kept: list[Path] = []
+    for divisor in (1.0, 2.0):
+        place = f"{written(tmp_path / 'mine.py', 0.5, divisor)}:make"
+        open_model(place, engine="onnxruntime")
+        (new,) = set((tmp_path / "cache" / "onnx").iterdir()) - set(kept)
+        kept.append(new)
+    right = kept[1].read_bytes()
+    kept[1].write_bytes(kept[0].read_bytes())
+    open_model(place, engine="onnxruntime")
+    assert kept[1].read_bytes() != kept[0].read_bytes()
+    assert len(kept[1].read_bytes()) == len(right)
+
+
 def test_an_export_of_a_network_that_holds_its_batch_fast() -> None:
     model = open_model(f"{PLACE}:one_at_a_time", engine="onnxruntime")
     assert model.signature.max_batch == 1
@@ -253,6 +298,32 @@ def test_a_factory_in_a_file_with_inputs_that_are_told(tmp_path: Path) -> None:
         again.source.open()
 
 
+def test_a_factory_file_with_a_dataclass(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from __future__ import annotations\nfrom dataclasses import dataclass\n"
+        "import torch\nfrom torch import nn\n"
+        "@dataclass\nclass Sizes:\n    width: int = 5\n"
+        "def make():\n    return nn.Linear(4, Sizes().width), torch.zeros(1, 4)\n"
+    )
+    assert open_model(f"{path}:make").signature.outputs == (TensorSpec("output", "FP32", (5,)),)
+
+
+@pytest.mark.parametrize("made", ["functools.partial(build, 5)", "Builder()"])
+def test_a_factory_that_is_no_function(made: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "import functools\nimport torch\nfrom torch import nn\n"
+        "def build(width):\n    return nn.Linear(4, width), torch.zeros(1, 4)\n"
+        f"class Builder:\n    def __call__(self):\n        return build(5)\nmake = {made}\n"
+    )
+    model = open_model(f"{path}:make")
+    assert model.signature.outputs == (TensorSpec("output", "FP32", (5,)),)
+    path.write_text(path.read_text() + "\n")
+    with pytest.raises(UserError, match="restart the service"):
+        model.source.open()
+
+
 def test_a_bundle() -> None:
     model = open_model("mnist")
     assert model.source.kind == "bundle"
@@ -291,6 +362,53 @@ def test_weights_beside_an_onnx_file_count(tmp_path: Path) -> None:
     weights.unlink()
     with pytest.raises(UserError, match=r"weights in mlp\.onnx\.data, which is not in its folder"):
         open_model(path)
+
+
+def test_links_of_a_cache_to_a_model_and_its_weights(tmp_path: Path) -> None:
+    model = open_model(factories.linked_onnx(factories.mlp, tmp_path, "blobs/bbb"))
+    queries = probe_inputs(model.signature.inputs)
+    np.testing.assert_allclose(
+        model.run(queries)["logits"], pytorch(made(factories.mlp)[0], queries)[0], rtol=1e-4
+    )
+
+
+def test_a_link_to_weights_elsewhere_is_refused(tmp_path: Path) -> None:
+    path = factories.linked_onnx(factories.mlp, tmp_path, "elsewhere/bbb")
+    with pytest.raises(
+        UserError, match=r"weights in model\.onnx\.data, which is not in its folder"
+    ):
+        open_model(path)
+
+
+@pytest.mark.parametrize("name", ["../weights", "/etc/passwd"])
+def test_weights_outside_the_folder_are_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    path = constant_elsewhere(tmp_path / "model" / "a.onnx", name, tmp_path / "weights")
+    with pytest.raises(UserError, match="which is not in its folder"):
+        open_model(path)
+
+
+def test_weights_beside_of_a_constant_count(tmp_path: Path) -> None:
+    path = constant_elsewhere(tmp_path / "a.onnx", "weights", tmp_path / "weights")
+    model = open_model(path)
+    found = model.run({"x": np.zeros((2, 4), np.float32)})["sum"]
+    np.testing.assert_array_equal(found, np.tile(np.arange(4, dtype=np.float32), (2, 1)))
+    (tmp_path / "weights").write_bytes(bytes(16))
+    with pytest.raises(UserError, match="restart the service"):
+        model.source.open()
+
+
+def constant_elsewhere(path: Path, name: str, weights: Path) -> Path:
+    """Write a model that adds 0, 1, 2, 3, which a Constant node has in another file."""
+    tensor = numpy_helper.from_array(np.arange(4, dtype=np.float32), "w")
+    weights.write_bytes(tensor.raw_data)
+    set_external_data(tensor, name)
+    tensor.ClearField("raw_data")
+    nodes = [helper.make_node("Constant", [], ["w"], value=tensor)]
+    nodes.append(helper.make_node("Add", ["x", "w"], ["sum"]))
+    value: list[factories.Value] = [("x", TensorProto.FLOAT, [None, 4])]
+    outputs: list[factories.Value] = [("sum", TensorProto.FLOAT, [None, 4])]
+    return factories.write_graph(path, nodes, value, outputs)
 
 
 class Tied(nn.Module):

@@ -19,11 +19,13 @@ from onnx import helper, numpy_helper, save
 from codedinvnet.codes.equal_cost import count_macs
 from codedinvnet.models import OpenModel, open_model
 from codedinvnet.models.graph import Unsupported
+from codedinvnet.models.probe import probe_inputs
 from codedinvnet.protect import costs, load_protection
 from codedinvnet.protect.folder import DESCRIPTION, WEIGHTS, load_part, save_part
 from codedinvnet.protect.shrunk import graph_of, shrunk_shape
 from codedinvnet.protect.students import ImageStudent, Shape, ShrunkStudent
 from tests.conftest import Command
+from tests.models import factories
 from tests.protect.conftest import PLACE, arguments
 
 
@@ -65,6 +67,15 @@ def test_it_costs_no_more_than_it_may(name: str, work: float, tmp_path: Path) ->
         (wanted,) = model.run(batch).values()
         answers = found.softmax(1) if name == "likely_picture" else found
         np.testing.assert_allclose(answers, wanted, rtol=1e-3, atol=1e-4)
+
+
+def test_the_graph_of_a_file_with_its_weights_behind_links(tmp_path: Path) -> None:
+    model = open_model(factories.linked_onnx(factories.mlp, tmp_path, "blobs/bbb"))
+    batch = probe_inputs(model.signature.inputs)
+    (array,) = batch.values()
+    with torch.inference_mode():
+        found = graph_of(model, batch)(torch.from_numpy(array)).softmax(1).numpy()
+    np.testing.assert_allclose(found, model.run(batch)["logits"], rtol=1e-4)
 
 
 def test_a_model_of_one_size_is_refused() -> None:

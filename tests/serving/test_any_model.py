@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+from onnx import TensorProto
 
 from codedinvnet.errors import UserError
 from codedinvnet.models import open_model
@@ -196,6 +197,22 @@ def test_what_a_model_of_ones_own_cannot_have(options: dict[str, Any], told: str
         serve()
     with pytest.raises(UserError, match="--name: is for a model of your own, not for a bundle"):
         check(ServeOptions("mnist", name="numbers"))
+
+
+async def test_bytes_that_are_no_text_are_refused_by_a_model_of_strings(tmp_path: Path) -> None:
+    path = factories.identity_onnx(tmp_path / "texts.onnx", [None], TensorProto.STRING)
+    async with running(ServeOptions(str(path), port=0, workers=2, pool=POOL)) as (address, _):
+        client = aio.InferenceServerClient(address.removeprefix("http://"))
+        try:
+            right = np.array([b"a", "ä".encode()], object)
+            found = await asked(client, "texts", {"x": right}, ["y"], binary=True)
+            assert found["y"].tolist() == right.tolist()
+            wrong = np.array([b"a", b"\xff"], object)
+            with pytest.raises(utils.InferenceServerException) as caught:
+                await asked(client, "texts", {"x": wrong}, ["y"], binary=True)
+            assert caught.value.status() == "400"
+        finally:
+            await client.close()
 
 
 async def test_a_request_of_a_wrong_tensor_is_told_which(folder: Path) -> None:

@@ -34,6 +34,7 @@ from codedinvnet.serving.serve import make_service
 from codedinvnet.serving.workers.computing import BundleSpec, SchemeComputer
 from codedinvnet.serving.workers.pool import Task
 from codedinvnet.serving.workers.result import Result
+from tests.models.factories import PLACE
 from tests.serving.bundles import BundleFront, BundlePool, output, probabilities, with_output
 
 K = 4
@@ -158,6 +159,15 @@ def test_front_ends_and_workers_have_the_tolerance_that_was_asked_for(
         assert isinstance(computer, SchemeComputer)
         assert computer.scheme.rules == AnyOf(K, workers, workers - stragglers)
     assert opened.workers == workers
+
+
+@pytest.mark.parametrize(("threads", "workers"), [(1, 7), (2, 3), (8, 2)])
+def test_a_model_without_a_code_has_as_many_workers_as_processors_may_be_used(
+    threads: int, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("codedinvnet.serving.opening.usable_processors", lambda: 7)
+    options = ServeOptions(f"{PLACE}:mlp", policy="uncoded", threads_per_worker=threads)
+    assert open_served(options).workers == workers
 
 
 def test_workers_refuse_weights_that_the_front_end_does_not_have(tmp_path: Path) -> None:

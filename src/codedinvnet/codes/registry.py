@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from collections.abc import Mapping
 from importlib.metadata import entry_points
@@ -23,6 +22,7 @@ from codedinvnet.codes.superposition import Superposition
 from codedinvnet.codes.weighted import TwoParities
 from codedinvnet.errors import UserError
 from codedinvnet.files import file_digest
+from codedinvnet.user_code import load_file
 
 GROUP = "codedinvnet.methods"
 """The entry points in which installed packages name their methods."""
@@ -114,13 +114,8 @@ def _in_file(path: Path, name: str) -> Method:
     """Load a class of a user's file."""
     if not path.is_file():
         raise UserError(f"there is no file {path} with a method {name}")
-    spec = importlib.util.spec_from_file_location(f"codedinvnet_method_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # a dataclass looks itself up there
     with blamed(f"the method {name}", str(path)):
-        spec.loader.exec_module(module)
+        module = load_file(path)
     if not hasattr(module, name):
         raise UserError(f"{path} has no class {name}")
     return _made(getattr(module, name), str(path), path)

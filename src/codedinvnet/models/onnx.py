@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from codedinvnet.engines import ONNX_RUNTIME, check_installed
 from codedinvnet.errors import UserError, one_line
-from codedinvnet.files import content_digest
+from codedinvnet.files import content_digest, file_digest
 from codedinvnet.models.base import TensorSpec
 from codedinvnet.models.probe import Arrays, Compute, Opened
 from codedinvnet.models.runtime import session
@@ -48,7 +48,7 @@ def open_onnx(path: Path, told: Sequence[TensorSpec], threads: int) -> Opened:
     check_installed(ONNX_RUNTIME)
     content = path.read_bytes()
     beside = _weights_beside(path, content)
-    digests = [content_digest(part) for part in (content, *(f.read_bytes() for f in beside))]
+    digests = [content_digest(content), *map(file_digest, beside)]
     try:
         running = session(str(path) if beside else content, threads)
     except Exception as error:  # ONNX Runtime has many
@@ -90,6 +90,28 @@ def by_session(running: Any) -> Compute:
     return compute
 
 
+def whole_onnx(path: Path) -> Any:
+    """Return the `onnx.ModelProto` of an ONNX file, with the weights of the files beside it.
+
+    The library's own loader takes no links.
+
+    Raises:
+        UserError: if the file is damaged, or weights are missing or outside its folder.
+    """
+    from onnx.external_data_helper import ExternalDataInfo
+
+    model = _parsed(path, path.read_bytes())
+    for tensor in _external(model):
+        told = ExternalDataInfo(tensor)
+        _check_beside(path, told.location)
+        with (path.parent / told.location).open("rb") as file:
+            file.seek(told.offset or 0)
+            tensor.raw_data = file.read(told.length or -1)
+        tensor.ClearField("external_data")
+        tensor.ClearField("data_location")
+    return model
+
+
 def _axes(shape: Sequence[int | str | None]) -> tuple[int | str, ...]:
     return tuple("?" if size is None else size for size in shape)
 
@@ -100,23 +122,52 @@ def _weights_beside(path: Path, content: bytes) -> list[Path]:
     Raises:
         UserError: if the file is damaged, or one of them is missing or outside its folder.
     """
-    import onnx
-    from onnx.external_data_helper import uses_external_data
-
-    try:
-        graph = onnx.load_model_from_string(content).graph
-    except Exception as error:  # the decoder's, which has no name of its own
-        raise UserError(f"{path} is truncated or no ONNX file: {one_line(error)}") from error
     names = {
         entry.value
-        for tensor in graph.initializer
-        if uses_external_data(tensor)
+        for tensor in _external(_parsed(path, content))
         for entry in tensor.external_data
         if entry.key == "location"
     }
-    folder = path.resolve().parent
     for name in sorted(names):
-        place = (folder / name).resolve()
-        if not place.is_relative_to(folder) or not place.is_file():
-            raise UserError(f"{path} has its weights in {name}, which is not in its folder")
-    return [folder / name for name in sorted(names)]
+        _check_beside(path, name)
+    return [path.parent / name for name in sorted(names)]
+
+
+def _parsed(path: Path, content: bytes) -> Any:
+    import onnx
+
+    try:
+        return onnx.load_model_from_string(content)
+    except Exception as error:  # the decoder's, which has no name of its own
+        raise UserError(f"{path} is truncated or no ONNX file: {one_line(error)}") from error
+
+
+def _external(message: Any) -> Iterator[Any]:
+    """Yield the tensors of a protocol buffer that have their values in other files.
+
+    They are those of graphs, of nodes' attributes, and of graphs in these.
+    """
+    import onnx
+
+    if isinstance(message, onnx.TensorProto):
+        if message.data_location == onnx.TensorProto.EXTERNAL:
+            yield message
+        return
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for inner in [value] if hasattr(value, "ListFields") else value:
+                yield from _external(inner)
+
+
+def _check_beside(path: Path, name: str) -> None:
+    """Refuse weights that are in no file below a model's folder.
+
+    A link counts if it leads below that folder, or into that of the model's own file, as the links
+    of Hugging Face's cache do.
+    """
+    folder, place = path.parent, path.parent / name
+    if ".." not in Path(name).parts and place.is_relative_to(folder) and place.is_file():
+        found = place.resolve()
+        if found.is_relative_to(folder.resolve()) or found.parent == path.resolve().parent:
+            return
+    raise UserError(f"{path} has its weights in {name}, which is not in its folder")

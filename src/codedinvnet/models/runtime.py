@@ -16,15 +16,17 @@ import torch
 from torch import Tensor, nn
 
 from codedinvnet import nn as nn_code
-from codedinvnet.checkpoint import module_tensors, tensors_digest
 from codedinvnet.data.finding import cache_dir
 from codedinvnet.devices import denormals_kept
 from codedinvnet.engines import ENGINES, ONNX_RUNTIME
 from codedinvnet.errors import UserError, one_line
 from codedinvnet.files import file_digest, write_atomically
+from codedinvnet.models.fingerprint import module_digest
 
 
-def exported_session(module: nn.Module, examples: Sequence[Tensor], **options: Any) -> Any:
+def exported_session(
+    module: nn.Module, examples: Sequence[Tensor], *, identity: str = "", **options: Any
+) -> Any:
     """Return the ONNX Runtime session of a module's forward pass, for inputs of certain shapes.
 
     The export takes seconds and is kept in the cache folder, named by what it depends on.
@@ -32,12 +34,13 @@ def exported_session(module: nn.Module, examples: Sequence[Tensor], **options: A
     Args:
         module: the network, in evaluation mode.
         examples: inputs of these shapes, on the processor.
+        identity: the digest of the file that says all of the module; "" if none does.
         options: the options of `torch.onnx.export`.
 
     Raises:
         UserError: if the module cannot be exported, or ONNX Runtime cannot run the export.
     """
-    path = kept_at(module, examples, **options)
+    path = kept_at(module, examples, identity=identity, **options)
     if path is not None:
         with suppress(Exception):  # not there, cut short, or too new: ONNX Runtime has many
             return session(path.read_bytes(), torch.get_num_threads())
@@ -53,6 +56,22 @@ def exported_session(module: nn.Module, examples: Sequence[Tensor], **options: A
         with suppress(OSError):  # without a cache it is exported every time
             write_atomically(path, content)
     return found
+
+
+def forget_export(
+    module: nn.Module, examples: Sequence[Tensor], *, identity: str = "", **options: Any
+) -> bool:
+    """Delete the export that `exported_session` would take from the cache; tell if there was one.
+
+    The arguments are those of `exported_session`.
+    """
+    path = kept_at(module, examples, identity=identity, **options)
+    try:
+        if path is not None:
+            path.unlink()
+    except OSError:
+        return False
+    return path is not None
 
 
 def session(model: bytes | str, threads: int) -> Any:
@@ -119,29 +138,29 @@ def _version(name: str) -> str:
         return str(importlib.import_module(name).__version__)
 
 
-def kept_at(module: nn.Module, examples: Sequence[Tensor], **options: Any) -> Path | None:
+def kept_at(
+    module: nn.Module, examples: Sequence[Tensor], *, identity: str = "", **options: Any
+) -> Path | None:
     """Return where the cache has an export, or would; None without a cache.
 
-    The name says what it depends on: the module, shapes, options, our code and the
-    libraries that export.
+    The name says what it depends on: the module and its code, shapes, options, this package and
+    the libraries that export. What cannot be told by a name is not kept. The arguments are those
+    of `exported_session`.
     """
     try:
         folder = cache_dir() / "onnx"
     except RuntimeError:  # this user has no home
         return None
-    plain = (bool, int, float, str, tuple)
-    parts = [
-        (name, type(part).__name__, {k: v for k, v in vars(part).items() if isinstance(v, plain)})
-        for name, part in module.named_modules()
-    ]
-    code = [Path(__file__), *sorted(Path(nn_code.__file__).parent.glob("*.py"))]
+    told = identity or module_digest(module)
+    if told is None:
+        return None
     words = (
-        parts,
-        tensors_digest(module_tensors({"module": module})),
+        told,
         [(tuple(example.shape), str(example.dtype)) for example in examples],
         options,
-        [file_digest(path) for path in code],
+        [file_digest(path) for path in sorted(Path(nn_code.__file__).parent.glob("*.py"))],
+        [file_digest(path) for path in sorted(Path(__file__).parent.glob("*.py"))],
         torch.__version__,
-        [_version(name) for name in ENGINES[ONNX_RUNTIME].needed],
+        [_version(name) for name in ("codedinvnet", *ENGINES[ONNX_RUNTIME].needed)],
     )
     return folder / f"{hashlib.sha256(repr(words).encode()).hexdigest()[:24]}.onnx"

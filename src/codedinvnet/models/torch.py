@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import inspect
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -23,15 +20,16 @@ from codedinvnet.checkpoint import module_tensors, tensors_digest
 from codedinvnet.engines import ONNX_RUNTIME, PYTORCH, check_installed, engine_named
 from codedinvnet.errors import UserError, nearest, one_line
 from codedinvnet.exhaustive import assert_never
-from codedinvnet.files import content_digest
+from codedinvnet.files import content_digest, file_digest
 from codedinvnet.models.base import DATATYPES, TensorSpec
 from codedinvnet.models.bundle import Bundle, bundle_folder, load_bundle, weights_digest
 from codedinvnet.models.onnx import PLATFORM as ONNX_PLATFORM
 from codedinvnet.models.onnx import by_session
-from codedinvnet.models.probe import Arrays, Opened, in_turn, probe, probe_inputs
+from codedinvnet.models.probe import Arrays, Compute, Opened, Probed, in_turn, probe, probe_inputs
 from codedinvnet.models.program import load_program
-from codedinvnet.models.runtime import any_batch, exported_session
+from codedinvnet.models.runtime import any_batch, exported_session, forget_export
 from codedinvnet.models.specs import Declared, check_told, input_specs
+from codedinvnet.user_code import user_module
 
 PLATFORM = "pytorch"
 SEED = 0
@@ -47,11 +45,17 @@ Bind = Callable[[Sequence[Tensor]], tuple[Sequence[Any], Mapping[str, Any]]]
 
 
 class Network(nn.Module):
-    """A module of tensors, in the order of the inputs, whatever it takes and returns itself."""
+    """A module of tensors, in the order of the inputs, whatever it takes and returns itself.
 
-    def __init__(self, module: nn.Module, bind: Bind) -> None:
+    Args:
+        module: the module.
+        bind: makes its arguments.
+        identity: the digest of the file that says all of it; "" if none does.
+    """
+
+    def __init__(self, module: nn.Module, bind: Bind, identity: str = "") -> None:
         super().__init__()
-        self.module, self.bind = module, bind
+        self.module, self.bind, self.identity = module, bind, identity
 
     def named(self, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
         """Return the outputs by their names."""
@@ -110,8 +114,9 @@ def open_program(
         arguments, keywords = pytree.tree_unflatten(list(tensors), in_spec)
         return arguments, keywords
 
-    network = Network(program.module(), bind)
-    return _opened(network, inputs, max_batch, content_digest(content), engine, device, str(path))
+    digest = content_digest(content)
+    network = Network(program.module(), bind, digest)
+    return _opened(network, inputs, max_batch, digest, engine, device, str(path))
 
 
 def _most(program: torch.export.ExportedProgram, value: Any) -> int | None:
@@ -141,7 +146,7 @@ def open_factory(
     Raises:
         UserError: if there is no such function, it fails, or the weights do not fit.
     """
-    function = _function(name)
+    home, function = _function(name)
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(SEED)
@@ -164,13 +169,13 @@ def open_factory(
     def bind(tensors: Sequence[Tensor]) -> tuple[Sequence[Any], Mapping[str, Any]]:
         return (), dict(zip(names, tensors, strict=True))
 
-    source = Path(inspect.getfile(inspect.unwrap(function)))
-    digest = content_digest(f"{digest} {content_digest(source.read_bytes())}".encode())
+    digest = content_digest(f"{digest} {_source_digest(home, function)}".encode())
     network = Network(module.to(device), bind)
     return _opened(network, inputs, None, digest, engine, device, name)
 
 
-def _function(name: str) -> Callable[[], Any]:
+def _function(name: str) -> tuple[ModuleType, Callable[[], Any]]:
+    """Return a factory, and the module that it was found in."""
     place, _, attribute = name.rpartition(":")
     try:
         module = user_module(place)
@@ -183,35 +188,16 @@ def _function(name: str) -> Callable[[], Any]:
         near = nearest(attribute, [key for key, value in vars(module).items() if callable(value)])
         hint = f", did you mean {near!r}?" if near else ""
         raise UserError(f"the factory {name}: {place} has no function {attribute!r}{hint}")
-    return found  # type: ignore[no-any-return]
+    return module, found
 
 
-def user_module(place: str) -> ModuleType:
-    """Import a user's file, or a module of an installed package or of this folder."""
-    return _from_file(Path(place)) if place.endswith(".py") else _from_package(place)
-
-
-def _from_package(name: str) -> ModuleType:
-    _importable(Path.cwd())
-    return importlib.import_module(name)
-
-
-def _from_file(path: Path) -> ModuleType:
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}")
-    _importable(path.resolve().parent)
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def _importable(folder: Path) -> None:
-    """Let modules of a folder be imported, after those that are installed."""
-    if str(folder) not in sys.path:
-        sys.path.append(str(folder))
+def _source_digest(home: ModuleType, function: Callable[[], Any]) -> str:
+    """Return a digest of a factory's file: where it is written, or else where it was found."""
+    try:
+        path = inspect.getfile(inspect.unwrap(function))
+    except (TypeError, OSError):  # a partial, or an object that can be called
+        path = getattr(home, "__file__", None) or ""
+    return file_digest(Path(path)) if Path(path).is_file() else ""
 
 
 def _tensors_digest(module: nn.Module) -> str:
@@ -353,34 +339,53 @@ def _opened(
 def _exported(network: Network, opened: Opened, where: str) -> Opened:
     """Return a model that ONNX Runtime computes, once it was seen to answer as PyTorch does."""
     check_installed(ONNX_RUNTIME)
-    inputs = opened.inputs
-    probed = probe(opened.compute, inputs, opened.max_batch, where)
-    queries = probe_inputs(inputs)
-    outputs = [spec.name for spec in probed.outputs]
-    session, at_once = None, probed.max_batch
-    if at_once != 1:
-        with suppress(UserError):  # its code may hold a batch's size fast
-            session = _session(network, queries, outputs, free=True)
-    if session is None:
-        session, at_once = _session(network, queries, outputs, free=False), 1
-    compute = by_session(session)
-    answers = in_turn(compute, queries, at_once)
-    for name, wanted in probed.answers.items():
-        scale = float(np.abs(wanted).max(initial=0.0)) if wanted.dtype.kind == "f" else 0.0
-        if not np.allclose(answers[name], wanted, rtol=0, atol=_CLOSE * scale + 1e-6):
-            raise UserError(
-                f"{where}: output {name!r} differs between PyTorch and its export to ONNX Runtime"
-            )
+    probed = probe(opened.compute, opened.inputs, opened.max_batch, where)
+    queries = probe_inputs(opened.inputs)
+    compute, at_once = _by_export(network, queries, probed)
+    wrong = _differing(in_turn(compute, queries, at_once), probed.answers)
+    if wrong and _forget(network, queries, probed):  # what was kept may be another network's
+        compute, at_once = _by_export(network, queries, probed)
+        wrong = _differing(in_turn(compute, queries, at_once), probed.answers)
+    if wrong:
+        raise UserError(
+            f"{where}: output {wrong!r} differs between PyTorch and its export to ONNX Runtime"
+        )
     return opened._replace(platform=ONNX_PLATFORM, max_batch=at_once, compute=compute)
 
 
-def _session(network: Network, queries: Arrays, outputs: list[str], free: bool) -> Any:
-    """Export a network for one query at a time, or for any number."""
+def _differing(answers: Arrays, wanted: Arrays) -> str | None:
+    """Return the first output whose values are others than PyTorch's; None if all agree."""
+    for name, values in wanted.items():
+        scale = float(np.abs(values).max(initial=0.0)) if values.dtype.kind == "f" else 0.0
+        if not np.allclose(answers[name], values, rtol=0, atol=_CLOSE * scale + 1e-6):
+            return name
+    return None
+
+
+def _by_export(network: Network, queries: Arrays, probed: Probed) -> tuple[Compute, int | None]:
+    """Return what computes a network's export, and how many queries it takes at once."""
+    if probed.max_batch != 1:
+        examples, options = _export_options(network, queries, probed, free=True)
+        with suppress(UserError):  # its code may hold a batch's size fast
+            return by_session(exported_session(network, examples, **options)), probed.max_batch
+    examples, options = _export_options(network, queries, probed, free=False)
+    return by_session(exported_session(network, examples, **options)), 1
+
+
+def _forget(network: Network, queries: Arrays, probed: Probed) -> bool:
+    """Delete a network's exports from the cache; tell if there were any."""
+    each = [_export_options(network, queries, probed, free) for free in (True, False)]
+    return any([forget_export(network, examples, **options) for examples, options in each])
+
+
+def _export_options(
+    network: Network, queries: Arrays, probed: Probed, free: bool
+) -> tuple[list[Tensor], dict[str, Any]]:
+    """Return examples and options of an export for one query at a time, or for any number."""
     examples = [torch.from_numpy(array[: 2 if free else 1]) for array in queries.values()]
-    return exported_session(
-        network,
-        examples,
-        dynamic_shapes=any_batch(len(examples)) if free else None,
-        input_names=list(queries),
-        output_names=outputs,
-    )
+    return examples, {
+        "identity": network.identity,
+        "dynamic_shapes": any_batch(len(examples)) if free else None,
+        "input_names": list(queries),
+        "output_names": [spec.name for spec in probed.outputs],
+    }

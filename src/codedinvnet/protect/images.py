@@ -12,7 +12,7 @@ from PIL import Image
 
 from codedinvnet.errors import UserError, one_line
 from codedinvnet.models.base import DATATYPES, TensorSpec
-from codedinvnet.models.torch import user_module
+from codedinvnet.user_code import user_module
 
 Finish: TypeAlias = Callable[[np.ndarray], np.ndarray]
 """Makes a batch of the model's input of a batch that is kept."""

@@ -16,6 +16,7 @@ import torch
 from codedinvnet.errors import UserError, one_line
 from codedinvnet.models import OpenModel
 from codedinvnet.models.graph import Graph, Unsupported, read_graph
+from codedinvnet.models.onnx import whole_onnx
 from codedinvnet.models.runtime import any_batch, export
 from codedinvnet.protect import costs
 from codedinvnet.protect.images import layout
@@ -43,11 +44,11 @@ def graph_of(model: OpenModel, batch: dict[str, np.ndarray]) -> Graph:
         raise Unsupported("it has several inputs")
     assert signature.scores is not None
     try:
-        import onnx
+        import onnx  # noqa: F401
     except ImportError as error:
         raise Unsupported("onnx is not installed: pip install 'codedinvnet[onnx]'") from error
     if source.kind == "onnx":
-        content, output = onnx.load(Path(source.source)), signature.scores.output
+        content, output = whole_onnx(Path(source.source)), signature.scores.output
     elif model.network is not None:
         content, output = _exported(model, batch)
     else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from codedinvnet.errors import UserError
 from codedinvnet.evaluation.cost import encoder_share
 from codedinvnet.files import file_digest
 from codedinvnet.models.bundle import Bundle, bundle_folder, load_bundle, weights_digest
-from codedinvnet.models.torch import user_module
+from codedinvnet.processes import usable_processors
 from codedinvnet.protect.calibration import calibration_if_any
 from codedinvnet.protect.folder import description_digest
 from codedinvnet.serving.options import ServeOptions, model_source, policy_of
@@ -31,6 +30,7 @@ from codedinvnet.serving.workers.local import ProcessPool
 from codedinvnet.serving.workers.pool import WorkerPool
 from codedinvnet.serving.workers.result import Computer
 from codedinvnet.trust.calibration import FILE, Calibration, load_calibration
+from codedinvnet.user_code import user_module
 
 POOL_METHODS = ("start", "call", "replace", "stop", "pid")
 
@@ -131,10 +131,9 @@ def _open_model(options: ServeOptions) -> Opened:
     name = options.name or called(options.source)
     protected = options.protection is not None
     if not POLICIES[policy_of(options)].takes_code or not (protected or options.method):
-        processors = (os.cpu_count() or 1) // options.threads_per_worker
-        return Opened(
-            OwnModel(name, signature), ModelSpec(model.source), None, None, max(2, processors)
-        )
+        processors = usable_processors() // options.threads_per_worker
+        served = OwnModel(name, signature, texts=model.source.kind == "onnx")
+        return Opened(served, ModelSpec(model.source), None, None, max(2, processors))
     tolerance = (options.stragglers, options.errors)
     spec = ModelSpec(model.source, options.method or "", options.members, *tolerance)
     if options.protection is not None:

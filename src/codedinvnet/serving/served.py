@@ -74,11 +74,13 @@ class OwnModel:
         name: what requests call it.
         signature: its own; with outputs that decoded answers have alone, if there are no others.
         classes: see `Served`.
+        texts: whether inputs of BYTES are text, as an ONNX file's are, and not bytes of any kind.
     """
 
     name: str
     signature: Signature
     classes: tuple[str, ...] = ()
+    texts: bool = False
 
     image_shape = None
 
@@ -98,7 +100,13 @@ class OwnModel:
         return (tensor.datatype,)
 
     def flaw(self, tensor: TensorSpec, values: np.ndarray) -> str:
-        """Return "": what values mean is for the model to say."""
+        """Refuse what is no text where it must be; what values mean is for the model to say."""
+        if self.texts and tensor.datatype == "BYTES":
+            for i, value in enumerate(values.flat):
+                try:
+                    value.decode()
+                except UnicodeDecodeError:
+                    return f"element {i} must be text in UTF-8, as the model's strings are"
         return ""
 
     def joined(self, rows: Sequence[np.ndarray]) -> np.ndarray:

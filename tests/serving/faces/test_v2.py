@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -387,6 +388,15 @@ def test_what_is_wrong_with_one_of_several_inputs(
     with pytest.raises(BadRequest) as caught:
         own(*tensors, tail=tail)
     assert str(caught.value).startswith(message)
+
+
+def test_bytes_that_are_no_text_are_refused_where_texts_are_taken() -> None:
+    tail = b"\1\0\0\0a\2\0\0\0\xff\xfe"
+    tensors = (TOKENS, in_binary(TEXT, len(tail)))
+    assert own(*tensors, tail=tail).inputs["text"].tolist() == [b"a", b"\xff\xfe"]
+    head = json.dumps({"inputs": tensors}).encode()
+    with pytest.raises(BadRequest, match=r"^inputs\.1\.data: element 1 must be text in UTF-8"):
+        parse(head + tail, str(len(head)), replace(OWN, texts=True))
 
 
 def test_outputs_of_any_datatype() -> None:
