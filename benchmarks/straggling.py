@@ -192,9 +192,11 @@ async def _measured(
     # What the extra task waits goes by its cost, for each of its queries.
     parity = ParityWait(0.0, wait * extra.cost / len(extra.members)) if coded else None
     words = [place.model.source.source, "--policy", arm, "--workers", str(place.workers)]
-    words += ["--group-timeout-ms", "50", "--k", str(k)]
+    words += ["--group-timeout-ms", "50"]
     if coded:
         words += ["--protection", str(place.protection), "--method", place.scheme.name]
+    else:
+        words += ["--k", str(k)]  # as many copies as the protection allows
     drawn = np.random.default_rng(place.seed).integers(
         len(place.wanted), size=(place.requests, place.batch)
     )
