@@ -107,7 +107,7 @@ def test_help_needs_no_heavy_imports() -> None:
     assert "codedinvnet.cli.bench" in loaded
     own = [module for module in loaded if module.startswith("codedinvnet.")]
     expected = ["codedinvnet.engines", "codedinvnet.errors"]
-    assert [module for module in own if not module.startswith("codedinvnet.cli")] == expected
+    assert sorted(m for m in own if not m.startswith("codedinvnet.cli")) == expected
     assert not {"torch", "numpy", "pydantic", "starlette"} & set(loaded)
 
 

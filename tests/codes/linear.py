@@ -76,10 +76,13 @@ def made(
     stragglers: int = 1,
     errors: int = 1,
     part: nn.Module | None = None,
+    classes: int | None = None,
     **chosen: Any,
 ) -> Scheme:
     """Return the scheme of a method around a classifier of SHAPE, and CLASSES or its own."""
-    classes, tolerance = getattr(classifier, "classes", CLASSES), Tolerance(stragglers, errors)
+    if classes is None:
+        classes = int(getattr(classifier, "classes", CLASSES))
+    tolerance = Tolerance(stragglers, errors)
     given = Given(k, classifier, SHAPE, classes, tolerance=tolerance, part=part, chosen=chosen)
     return kind().build(given)
 

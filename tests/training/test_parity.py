@@ -127,7 +127,7 @@ def test_a_parity_model_learns_the_sum(
     assert header["score"] > before
     assert header["score"] == stage.validate()[0]
     # The stage's score is the accuracy of the method's own decoding.
-    method = made(ParM, classifier, k, part=model.eval())
+    method = made(ParM, classifier, k, part=model.eval(), classes=10)
     rows = ROWS[1]
     order = torch.randperm(100, generator=torch.Generator().manual_seed(k)).view(-1, k)
     images, labels = source.batch(rows[order.flatten()])
@@ -190,7 +190,7 @@ def test_decoded_is_what_the_learned_code_decodes(
     images, logits, _ = stage.validation.groups(places, stage.device)
     with torch.no_grad():
         decoded = stage.decoded(images, logits)
-    method = made(LearnedParM, classifier, k, part=coder)
+    method = made(LearnedParM, classifier, k, part=coder, classes=10)
     outputs = outputs_of(method, images)
     for lost in range(k):
         rest = {t: o for t, o in outputs.items() if t != lost}
