@@ -22,6 +22,7 @@ HERE = Path(__file__).resolve().parent
 
 project = "codedinvnet"
 author = "The codedinvnet contributors"
+html_show_copyright = False
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 html_theme = "furo"
 html_title = "codedinvnet"
