@@ -291,11 +291,21 @@ async def test_where_nobody_gets_anything_done_no_worker_is_to_blame(
 def test_what_a_backup_gets_done_says_nothing_of_the_others(method: Scheme) -> None:
     mains, seen = 2, range(100)
     view = supervisor.Supervisor(BundlePool(method), mains + 1, Metrics(), backups=1)
+    for worker in view.workers:
+        worker.state = supervisor.UP
     assert not any(view.is_broken(query % mains, (query,)) for query in seen)
     view.workers[1].failed.clear()  # it has done one
     assert view.is_broken(0, (1000,))
     blamed = [view.is_broken(2, (2000 + query,)) for query in range(supervisor.MOST_FAILURES)]
     assert blamed[-1]  # the backup, by what the others get done
+
+
+@pytest.mark.parametrize("state", [supervisor.DOWN, supervisor.STARTING, supervisor.UP])
+def test_a_worker_that_is_not_up_says_nothing_of_another(state: str, method: Scheme) -> None:
+    view = supervisor.Supervisor(BundlePool(method), 2, Metrics())
+    view.workers[0].state, view.workers[1].state = supervisor.UP, state
+    blamed = [view.is_broken(0, (query,)) for query in range(supervisor.MOST_FAILURES)]
+    assert blamed[-1] == (state == supervisor.UP)
 
 
 async def test_crashes_that_are_injected(method: Scheme, images: np.ndarray) -> None:

@@ -437,9 +437,11 @@ class FrontEnd:
         self._alarm.heard(sent.began)
         self.metrics.task_failures.labels(str(sent.worker)).inc()
         at_it = self.scheduler.is_at(sent.worker, sent.task.attempt)
+        if final:  # before the loss of its worker lets it be sent again
+            self._lose(sent.attempts, reason, final)
         if at_it and self.supervisor.is_broken(sent.worker, sent.members):
             self._worker_died(sent.worker, f"{FAILING}: {reason}")
-        self._lose(sent.attempts, reason, final)
+        self._lose(sent.attempts, reason)
 
     def _lose(self, attempts: Sequence[int], reason: str, final: bool = False) -> None:
         for attempt in attempts:

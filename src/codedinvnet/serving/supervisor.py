@@ -180,7 +180,7 @@ class Supervisor:
         if members not in failed:
             failed.append(members)
         kin = self.workers[: self.mains] if worker < self.mains else self.workers
-        there = (view for view in kin if view.state != ABSENT)
+        there = (view for view in kin if view.state == UP)
         others = [view.failed for view in there if view is not self.workers[worker]]
         alone = not any(queries in other for other in others for queries in failed)
         return len(failed) == MOST_FAILURES and alone and not all(others)

@@ -26,7 +26,7 @@ async def test_upstreams_come_and_go_with_a_file(
     file = tmp_path / "upstreams"
     looks, urls = [0], Discovery.urls
 
-    async def counting(discovery: Discovery) -> list[str]:
+    async def counting(discovery: Discovery) -> tuple[list[str], str]:
         looks[0] += 1
         return await urls(discovery)
 
@@ -282,7 +282,7 @@ async def test_upstreams_are_looked_for_after_a_mistake(
     fails: list[Exception] = []
 
     class Failing(Discovery):
-        async def urls(self) -> list[str]:
+        async def urls(self) -> tuple[list[str], str]:
             if fails:
                 raise fails.pop()
             return await super().urls()
@@ -317,13 +317,29 @@ def test_each_address_of_a_name_is_an_upstream() -> None:
     found_by = Discovery(["http://a:1", "dns+grpc://triton"], resolve=resolve)
     assert found_by.changes
     wanted = ["http://a:1", "grpc://10.0.0.1:8001", "grpc://10.0.0.2:8001", "grpc://[fd00::1]:8001"]
-    assert asyncio.run(found_by.urls()) == wanted
+    assert asyncio.run(found_by.urls()) == (wanted, "")
     found.clear()
-    with pytest.raises(UserError, match="--upstream: triton has no address: Name or service"):
-        asyncio.run(found_by.urls())
-    there, lacking = asyncio.run(found_by.first())
+    there, lacking = asyncio.run(found_by.urls())
+    assert there == wanted  # those of before
+    assert lacking == "--upstream: triton has no address: Name or service not known"
+    there, _ = asyncio.run(Discovery(found_by.given, resolve=resolve).urls())
     assert there == ["http://a:1"]
-    assert "triton has no address" in lacking
+
+
+def test_a_name_without_an_address_keeps_no_other_from_changing() -> None:
+    places = {"main": ["10.0.0.1"]}
+
+    async def resolve(host: str, port: int) -> list[str]:
+        if host not in places:
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return places[host]
+
+    found_by = Discovery(["dns+http://main:1", "dns+http://canary:1"], resolve=resolve)
+    assert asyncio.run(found_by.urls())[0] == ["http://10.0.0.1:1"]
+    places["main"] = ["10.0.0.2"]
+    there, lacking = asyncio.run(found_by.urls())
+    assert there == ["http://10.0.0.2:1"]
+    assert "canary has no address" in lacking
 
 
 @pytest.mark.parametrize(
@@ -340,6 +356,7 @@ def test_files_without_upstreams(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--upstreams-file: cannot read"):
         asyncio.run(Discovery([], file).urls())
     file.write_text("# none\n")
-    with pytest.raises(UserError, match=r"--upstreams-file: .* has no upstream"):
-        asyncio.run(Discovery([], file).urls())
+    there, lacking = asyncio.run(Discovery([], file).urls())
+    assert there == []
+    assert "has no upstream" in lacking
     assert not Discovery(["http://a"]).changes

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from codedinvnet.serving.gateway import pool
+from codedinvnet.serving.gateway import pool, run
 from tests.serving.gateway.fakes import Fake, gateway
 from tests.serving.gateway.test_gateway import ask, ask_until, is_up, until
 
@@ -118,10 +118,35 @@ async def test_a_request_that_is_stuck_is_asked_of_another() -> None:
         assert is_up(relay) == [True, True]
 
 
+@pytest.mark.parametrize("slow", [0, 1])
+async def test_an_answer_is_waited_for_while_another_upstream_is_asked(slow: int) -> None:
+    fakes = Fake(), Fake()
+    async with gateway(*fakes, **OPTIONS | {"policy": "replicate"}) as (address, *_):
+        fakes[slow].delay, fakes[1 - slow].delay = 50.0, 1.0
+        assert (await asyncio.wait_for(ask(address), 20.0)).status == 200
+        assert [len(fake.seen) for fake in fakes] == [1, 1]
+
+
+async def test_a_deadline_that_is_shorter_than_the_limit_ends_no_upstream_at_its_first_miss() -> (
+    None
+):
+    slow, options = Fake(), {"policy": "uncoded", "deadline_ms": 200, "hang_timeout_ms": 60_000}
+    async with gateway(slow, **options) as (address, relay, _):
+        slow.delay = 0.6
+        for _ in range(3):
+            assert (await ask(address)).status == 504
+            await asyncio.sleep(0.1)
+        assert relay.front.workers[0].deaths == 0
+        slow.delay = 0.0
+        await asyncio.sleep(0.6)
+        assert (await ask(address)).status == 200
+
+
 async def test_whoever_finds_out_that_an_upstream_is_lost_it_is_set_aside(
-    caplog: pytest.LogCaptureFixture,
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Here the rules do, after twice the deadline."""
+    """Here the rules do, before the pool."""
+    monkeypatch.setattr(run, "LAST_WORD", -0.4)
     caplog.set_level(logging.INFO, "codedinvnet.serving")
     options = {"deadline_ms": 300, "hang_timeout_ms": 60_000}
 

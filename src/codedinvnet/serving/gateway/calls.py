@@ -103,6 +103,7 @@ class Call:
         running: waits for upstreams that can be told to stop.
         is_over: whether nobody needs another answer.
         has_hung: whether it was sent to another upstream because one did not answer in time.
+        waits: how many upstreams are at it.
         most: bytes that the body may have unpacked.
         plain: the body unpacked, or why that cannot be; None if nobody has tried.
     """
@@ -120,6 +121,7 @@ class Call:
     running: set[Fate] = field(default_factory=set)
     is_over: bool = False
     has_hung: bool = False
+    waits: int = 0
     most: int = UNPACKED
     plain: bytes | BadRequest | None = None
 

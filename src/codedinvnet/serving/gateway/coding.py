@@ -76,6 +76,7 @@ class CodedPool:
                 raise WorkerFailed(told) from error
             encoding = time.perf_counter() - began
         call = call_of(self.upstreams.model, inputs, self.signature.inputs, self.deadline)
+        call.has_hung = True  # a code makes up for what is late: no other is asked again
         try:
             result = await self.upstreams.call(worker, task._replace(inputs={CALL: boxed(call)}))
         except GivenUp as error:  # one task of several: the code may make up for it

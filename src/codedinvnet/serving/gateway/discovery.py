@@ -57,45 +57,36 @@ class Discovery:
         self, given: Sequence[str], file: Path | None = None, resolve: Resolve = addresses
     ) -> None:
         self.given, self.file, self.resolve = given, file, resolve
+        self._last: dict[str, list[str]] = {}
+        """What each name was resolved to last."""
 
     @property
     def changes(self) -> bool:
         """Whether there may be other upstreams later."""
         return self.file is not None or any(url.startswith(DNS) for url in self.given)
 
-    async def urls(self) -> list[str]:
-        """Return the upstreams of now, each once.
+    async def urls(self) -> tuple[list[str], str]:
+        """Return the upstreams of now, each once, and why some or all are not there ("").
 
-        Raises:
-            NoneYet: if there are none, or a name has no address.
-            UserError: if nobody can tell.
-        """
-        found, lacking = await self._looked_up()
-        if lacking:
-            raise lacking[0]
-        return found
-
-    async def first(self) -> tuple[list[str], str]:
-        """Return the upstreams to begin with, and why some or all are not there yet ("").
+        A name that has no address now has those that it had last.
 
         Raises:
             UserError: if nobody can tell.
         """
-        found, lacking = await self._looked_up()
-        return found, "; ".join(map(str, lacking))
-
-    async def _looked_up(self) -> tuple[list[str], list[NoneYet]]:
-        """Return the upstreams of now, each once, and what is wanting."""
         found: list[str] = []
-        lacking: list[NoneYet] = []
+        lacking: list[str] = []
         for url in (*self.given, *self._of_file()):
+            if not url.startswith(DNS):
+                found.append(url)
+                continue
             try:
-                found += await self._resolved(url) if url.startswith(DNS) else [url]
+                self._last[url] = await self._resolved(url)
             except NoneYet as error:
-                lacking.append(error)
+                lacking.append(str(error))
+            found += self._last.get(url, [])
         if not found and not lacking:
-            lacking.append(NoneYet(f"--upstreams-file: {self.file} has no upstream"))
-        return list(dict.fromkeys(found)), lacking
+            lacking.append(f"--upstreams-file: {self.file} has no upstream")
+        return list(dict.fromkeys(found)), "; ".join(lacking)
 
     def _of_file(self) -> list[str]:
         if self.file is None:
@@ -136,7 +127,11 @@ async def follow(
     while True:
         await asyncio.sleep(PERIOD)
         try:
-            pool.change(await discovery.urls(), open_one)
+            urls, lacking = await discovery.urls()
+            if lacking:
+                quiet.log("upstreams are kept", logging.WARNING, reason=lacking)
+            if urls:
+                pool.change(urls, open_one)
         except UserError as error:
             quiet.log("upstreams are kept", logging.WARNING, reason=str(error))
         except Exception as error:  # our own mistake, of which the next look may know nothing

@@ -188,9 +188,7 @@ class UpstreamPool:
     async def call(self, worker: int, task: Task) -> Result:
         place, call = self.places[worker], task.inputs[CALL][0]
         if call.is_lost:
-            await asyncio.sleep(call.backed or 0.0)
-            if call.is_over or not self._retries.take():
-                raise WorkerFailed("no more retries: it waits for the small backup")
+            await self._backup_first(place, call)
         began = time.monotonic()
         self._retries.earn()
         left = max(call.deadline - began, 0.001 if self.cancels else LONGEST)
@@ -201,15 +199,17 @@ class UpstreamPool:
         work.add_done_callback(lambda _: fate.end(ANSWERED))
         work.add_done_callback(self._ended)
         self._calls[worker].add(fate)
+        call.waits += 1
         if self.cancels and place.upstream.stops:
             call.running.add(fate)
         try:
-            await self._turn(fate, self.hang_timeout)
+            await self._turn(fate, min(self.hang_timeout, self.patience))
             if not fate.how and not work.done():
                 if call.backed is not None and self.on_late is not None:
                     self.on_late(task.attempt)
                 await self._late(place, call, fate, began)
         finally:
+            call.waits -= 1
             call.running.discard(fate)
             self._calls[worker].discard(fate)
             if not work.done():
@@ -240,6 +240,24 @@ class UpstreamPool:
         self._count(place, OK if reply.status in (0, 200) else ERROR)
         return Result({REPLY: boxed(reply)}, seconds)
 
+    async def _backup_first(self, place: Place, call: Call) -> None:
+        """Let the small backup answer a lost call; return if the upstream is to be asked after all.
+
+        Raises:
+            WorkerFailed: if it is not.
+            WorkerDied: if the upstream is lost meanwhile.
+        """
+        fate, calls = Fate(), self._calls[place.worker]
+        calls.add(fate)
+        try:
+            await self._turn(fate, call.backed or 0.0)
+        finally:
+            calls.discard(fate)
+        if fate.how or not place.up:
+            raise WorkerDied(fate.how or "it is lost")
+        if call.is_over or not self._retries.take():
+            raise WorkerFailed("no more retries: it waits for the small backup")
+
     async def _turn(self, fate: Fate, seconds: float) -> None:
         """Wait for a call's end for so long at most, or until there is something to look at."""
         loop = asyncio.get_running_loop()
@@ -256,12 +274,15 @@ class UpstreamPool:
         is computed all the same, beside what comes in its place.
 
         Raises:
-            WorkerFailed: if another is to be asked, which happens once in a call.
+            WorkerFailed: if another is to be asked, which happens once in a call, and not while
+                another is at it already.
             WorkerDied: likewise, and the upstream is set aside: it is to blame, or not ready.
         """
         end = began + self.patience
         while (now := time.monotonic()) < (due := place.due(began, self.hang_timeout)):
             if now >= end:
+                if place.heard < began and place.is_to_blame(self._others(place)):
+                    self._blamed(place, f"no answer within {self.patience:g} s")
                 fate.end(OVER)
             else:
                 await self._turn(fate, min(due, end) - now)
@@ -282,17 +303,15 @@ class UpstreamPool:
         await fate.turn()
         if fate.how:
             return
-        reason = f"{place.upstream.url}: no answer within {self.hang_timeout:g} s"
-        others = self._others(place)
+        told, others = f"no answer within {self.hang_timeout:g} s", self._others(place)
         if not ready or place.is_to_blame(others):
-            self._count(place, FAILED)
-            self._set_aside(place, reason)
-            raise WorkerDied(reason)
-        is_needed = not call.is_over and time.monotonic() < call.deadline
-        if is_needed and others and not call.has_hung and self._retries.take():
+            self._blamed(place, told)
+        is_alone = call.waits == 1 and not call.has_hung
+        is_needed = is_alone and not call.is_over and time.monotonic() < call.deadline
+        if is_needed and others and self._retries.take():
             self._count(place, FAILED)
             call.has_hung = True
-            raise WorkerFailed(reason)
+            raise WorkerFailed(f"{place.upstream.url}: {told}")
         over = asyncio.get_running_loop().call_later(
             max(0.0, end - time.monotonic()), fate.end, OVER
         )
@@ -301,6 +320,17 @@ class UpstreamPool:
                 await fate.turn()
         finally:
             over.cancel()
+
+    def _blamed(self, place: Place, reason: str) -> NoReturn:
+        """Set an upstream aside by what a call met there.
+
+        Raises:
+            WorkerDied: always.
+        """
+        self._count(place, FAILED)
+        reason = f"{place.upstream.url}: {reason}"
+        self._set_aside(place, reason)
+        raise WorkerDied(reason)
 
     def _count(self, place: Place, result: str) -> None:
         self.metrics.calls.labels(place.upstream.url, result).inc()

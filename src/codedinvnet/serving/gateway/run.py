@@ -46,6 +46,8 @@ from codedinvnet.serving.service import Service
 if TYPE_CHECKING:
     from codedinvnet.serving.reliance import Reliance
 
+LAST_WORD = 5.0
+"""Seconds that the pool has to find out about a late call, before the rules do."""
 PLACES = 32
 """Upstreams that there may be, at least, if they come and go."""
 
@@ -87,7 +89,7 @@ def make_relay(
         workers=workers + backups,
         policy=policy,
         group_timeout=options.group_timeout_ms / 1000,
-        hang_timeout=2 * deadline,  # the pool finds them out, call by call
+        hang_timeout=2 * deadline + LAST_WORD,  # the pool finds them out, call by call
         max_pending=options.max_pending or pending_limit(workers * options.slots),
         slots=options.slots,
         backups=backups,
@@ -149,7 +151,7 @@ async def running(options: GatewayOptions) -> AsyncIterator[tuple[str, Relay, in
     certificate = read_certificate(options.tls_cert, options.tls_key)
     open_one = partial(open_upstream, roots=roots)
     discovery = Discovery(options.upstream, options.upstreams_file)
-    urls, lacking = await discovery.first()
+    urls, lacking = await discovery.urls()
     if lacking and not urls and options.makes_up:
         raise UserError(lacking)  # what makes up for them is made for what they say
     if lacking:
