@@ -53,7 +53,7 @@ class Pool:
             if future.set_running_or_notify_cancel():
                 try:
                     future.set_result(run_task(self.computer, task.number, task.inputs))
-                except Exception as error:
+                except BaseException as error:  # the thread goes on
                     future.set_exception(error)
 
     async def call(self, worker: int, task: Task) -> Result:
@@ -62,7 +62,9 @@ class Pool:
         self.queues[worker].put((task, future))
         try:
             return await asyncio.wrap_future(future)
-        except Exception as error:
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
             raise WorkerFailed(f"{type(error).__name__}: {error}") from error
 
     async def replace(self, worker: int) -> None:

@@ -373,6 +373,8 @@ def test_arrivals(tmp_path: Path) -> None:
     assert gaps_of(options) == pytest.approx([0, 0.8])
     log.write_text("2026-01-31T12:00:00,200,GET\n2026-01-31T12:00:02,404,GET\n")
     assert gaps_of(options) == pytest.approx([0, 2])  # columns of a table
+    log.write_text("time,ms\n2026-01-31T12:00:00,900\n2026-01-31T12:00:02,404\n")
+    assert gaps_of(options) == pytest.approx([0, 2])
     log.write_text("2026-01-31T12:00:00,200\n2026-01-31T12:00:02,1404\n")
     assert gaps_of(options) == pytest.approx([0, 2])
     for line in ("two", "2026-01-31", "2026-01-31 GET", "2026-01-31,20"):

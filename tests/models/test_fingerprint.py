@@ -24,6 +24,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from scales_of_mine import scaled
+from sizes_of_mine import SHIFT
 
 @dataclass
 class Sizes:
@@ -36,7 +37,7 @@ class Net(nn.Module):
         self.sizes, self.norm, self.names = Sizes(), nn.LayerNorm, {"a", "b", "c"}
         self.layer = nn.Linear(4, self.sizes.width)
     def forward(self, x):
-        return scaled(self.layer(x / 255))
+        return scaled(self.layer(x / 255)) + SHIFT
 """
 HELPER = "import os\nSCALE = 2\ndef scaled(x):\n    return x * SCALE\n"
 
@@ -45,6 +46,7 @@ HELPER = "import os\nSCALE = 2\ndef scaled(x):\n    return x * SCALE\n"
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "net_of_mine.py").write_text(FILE)
     (tmp_path / "scales_of_mine.py").write_text(HELPER)
+    (tmp_path / "sizes_of_mine.py").write_text("SHIFT = 0.5\n")
     monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     return tmp_path
@@ -53,6 +55,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def net(folder: Path) -> Any:
     """Return a module of the user's file, read anew with what it imports."""
     sys.modules.pop("scales_of_mine", None)
+    sys.modules.pop("sizes_of_mine", None)
     return user_module(str(folder / "net_of_mine.py")).Net()
 
 
@@ -77,6 +80,7 @@ def test_another_process_comes_to_the_same_digest(folder: Path) -> None:
     [
         ("net_of_mine.py", "/ 255", "/ 254"),
         ("scales_of_mine.py", "SCALE = 2", "SCALE = 2.01"),
+        ("sizes_of_mine.py", "SHIFT = 0.5", "SHIFT = 0.501"),
     ],
 )
 def test_code_counts_also_where_it_is_imported(file: str, old: str, new: str, folder: Path) -> None:

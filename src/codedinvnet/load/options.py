@@ -136,7 +136,9 @@ def read_times(path: Path) -> Sequence[float]:
         reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(f"--arrivals: cannot read {path}: {reason}") from error
     texts = [line.partition("#")[0].strip() for line in lines]
-    if all(FRACTION.match(text) for text in texts[1:] if text):  # else it is a table's next column
+    head = texts[0] if texts else ""
+    is_table = "," in head and not FRACTION.match(head)
+    if not is_table and all(FRACTION.match(text) for text in texts[1:] if text):
         texts = [FRACTION.sub(r"\1.", text) for text in texts]
     found = []
     for number, text in enumerate(texts, 1):

@@ -7,9 +7,13 @@ own counts with those that it imports, an installed package's with the package's
 
 from __future__ import annotations
 
+import ast
 import hashlib
+import importlib.metadata
+import importlib.util
 import sys
 import sysconfig
+from contextlib import suppress
 from pathlib import Path
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
@@ -20,6 +24,8 @@ from torch import Tensor, nn
 from codedinvnet.files import file_digest
 
 _OWN = "codedinvnet"
+_SITES = {"site-packages", "dist-packages"}
+_LIBRARY = ("stdlib", "platstdlib")
 _PLAIN = (
     *(type(None), bool, int, float, complex, str, bytes, range, slice, type(Ellipsis)),
     *(torch.dtype, torch.device, torch.layout, torch.memory_format),
@@ -66,6 +72,10 @@ class _Walk:
 
     def add(self, value: Any) -> None:
         kind = type(value)
+        if kind in (bytes, str):  # they may be large
+            self.words(kind.__name__, len(value))
+            self.digest.update(value if kind is bytes else value.encode(errors="surrogatepass"))
+            return
         if kind in _PLAIN:
             self.words(kind.__name__, value)
             return
@@ -151,8 +161,9 @@ class _Walk:
         module, package = sys.modules[name], sys.modules[name.partition(".")[0]]
         file = getattr(module, "__file__", None)
         self.words("code", name, file_digest(Path(file)) if file else "")
-        if _is_installed(package):
-            self.words("version", str(getattr(package, "__version__", "")))
+        version = _version(package)
+        if version is not None:
+            self.words("version", version)
         elif file or hasattr(module, "__path__"):  # a namespace package has no file
             for imported in sorted(_imported(module)):
                 self.add_code(imported)
@@ -160,27 +171,44 @@ class _Walk:
             raise _NoDigestError
 
 
-def _is_installed(package: ModuleType) -> bool:
-    """Tell whether a package's version, or Python's, tells what code it has."""
-    if package.__name__ == _OWN:
-        return True
-    file = getattr(package, "__file__", None)
-    if not file:
-        return False
-    path = Path(file).resolve()
-    return {"site-packages", "dist-packages"} & set(path.parts) != set() or any(
-        path.is_relative_to(Path(sysconfig.get_path(kind)).resolve())
-        for kind in ("stdlib", "platstdlib")
-    )
+def _version(package: ModuleType) -> str | None:
+    """Return the version that tells what code an installed package has; None of a user's own."""
+    if package.__name__ != _OWN:
+        file = getattr(package, "__file__", None)
+        if not file:
+            return None
+        path = Path(file).resolve()
+        if not _SITES.intersection(path.parts):
+            library = (Path(sysconfig.get_path(kind)).resolve() for kind in _LIBRARY)
+            return sys.version if any(map(path.is_relative_to, library)) else None
+    found = getattr(package, "__version__", None)
+    with suppress(importlib.metadata.PackageNotFoundError):
+        found = found or importlib.metadata.version(package.__name__)
+    return str(found) if found else None
 
 
 def _imported(module: ModuleType) -> set[str]:
-    """Return the modules that a module's names are of."""
-    found = set()
+    """Return the modules that a module's file imports, and those that its names are of."""
+    found = _named_in_imports(module)
     for name, value in list(vars(module).items()):
         if not name.startswith("__"):
-            kind = value if isinstance(value, ModuleType) else None
-            of = kind.__name__ if kind else getattr(value, "__module__", None)
-            if isinstance(of, str) and of in sys.modules:
+            is_module = isinstance(value, ModuleType)
+            of = value.__name__ if is_module else getattr(value, "__module__", None)
+            if isinstance(of, str):
                 found.add(of)
+    return {name for name in found if name in sys.modules}
+
+
+def _named_in_imports(module: ModuleType) -> set[str]:
+    """Return what may be modules in the import statements of a file, those in functions too."""
+    file, found = getattr(module, "__file__", None), set()
+    if not file or not file.endswith(".py"):
+        return set()
+    for node in ast.walk(ast.parse(Path(file).read_bytes())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            place = "." * node.level + (node.module or "")
+            of = importlib.util.resolve_name(place, module.__package__) if node.level else place
+            found |= {of, *(f"{of}.{alias.name}" for alias in node.names)}
     return found

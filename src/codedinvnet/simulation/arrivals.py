@@ -23,7 +23,7 @@ class Arrivals(Section):
     the coefficient of variation `cv`, of two exponential laws with balanced means. `steps` changes
     the rate in mid-run: it is `qps` times each of `steps` for as many requests. `recorded` draws
     stretches of BLOCK requests that a service has seen, as they came, but faster or slower so that
-    `qps` is their mean. `batch` is that of their sizes then, and changes nothing.
+    `qps` is their mean. `batch` states that of their sizes then.
     """
 
     kind: Literal["poisson", "uniform", "bursts", "uneven", "steps", "recorded"] = "poisson"

@@ -79,8 +79,10 @@ def calibrated(
     found, left = [], {}
     for candidate in candidates:
         try:
-            sized = {"k": candidate.k, "r": candidate.r} if candidate.sized else {}
-            coverages(base.updated(**{**sized, **served_as(candidate.policy).scenario}))
+            served = served_as(candidate.policy)
+            grouped = candidate.sized or served.rules.takes_code
+            sized = {"k": candidate.k, "r": candidate.r} if grouped else {}
+            coverages(base.updated(**{**sized, **served.scenario}))
             found.append(candidate)
         except UserError as error:
             left[str(candidate)] = str(error)
