@@ -4,11 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
-from typing import Any
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
 
 from codedinvnet.serving.answers import described
 from codedinvnet.serving.logs import log_event
+
+Found = TypeVar("Found")
+
+
+async def in_thread(function: Callable[[], Found]) -> Found:
+    """Return what a function returns in a thread.
+
+    Whoever is cancelled meanwhile still waits until the thread has ended: what it holds for it, a
+    turn or memory, is taken until then.
+    """
+    work = asyncio.ensure_future(asyncio.to_thread(function))
+    try:
+        return await asyncio.shield(work)
+    except asyncio.CancelledError:
+        await asyncio.wait({work})
+        if not work.cancelled():
+            work.exception()  # nobody asks for it
+        raise
 
 
 def log_error(error: BaseException) -> None:

@@ -13,6 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive
 
 from codedinvnet.serving.answers import DeadlinePassed
+from codedinvnet.serving.background import in_thread
 from codedinvnet.serving.faces.v2 import TooLarge
 from codedinvnet.serving.logs import log_event
 
@@ -96,7 +97,7 @@ async def read_in_turn(
         if time.monotonic() - began > front.deadline:
             front.metrics.queries.labels("deadline").inc()
             raise DeadlinePassed("deadline passed")
-        return await asyncio.to_thread(parse)
+        return await in_thread(parse)
 
 
 class BodyMemory:

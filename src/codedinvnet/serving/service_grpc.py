@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from codedinvnet.serving.background import in_thread
 from codedinvnet.serving.bodies import read_in_turn
 from codedinvnet.serving.faces.grpc import Headers, Refused
 from codedinvnet.serving.faces.grpc_stubs import grpc
@@ -93,4 +94,4 @@ class ServiceBackend:
         if answer.values < LARGE_ANSWER:
             return write(), trailers
         async with self.large:
-            return await asyncio.to_thread(write), trailers
+            return await in_thread(write), trailers
