@@ -13,7 +13,7 @@ import pytest
 from codedinvnet.serving.gateway.relay import Relay
 from tests.protect.conftest import PLACE
 from tests.serving.gateway.fakes import Fake, gateway
-from tests.serving.gateway.test_gateway import ask, is_up
+from tests.serving.gateway.test_gateway import ask, is_up, until
 from tests.serving.gateway.test_protection import Server, asked, queries, scores
 
 
@@ -47,6 +47,22 @@ async def test_the_error_of_the_last_upstream_is_a_failure(upstreams: int) -> No
             assert (reply.status, reply.body) == (500, fakes[0].body)
             assert reply.headers["codedinvnet-outcome"] == "failed"
         assert (counted(relay, "failed"), counted(relay, "direct")) == (70, 0)
+
+
+async def test_the_only_upstream_that_is_up_stays_so_though_it_fails_everything() -> None:
+    failing, away = Fake(), Fake()
+
+    async with gateway(failing, away, policy="uncoded") as (address, relay, _):
+        await away.stop()
+        await until(lambda: is_up(relay) == [True, False])
+        failing.status = 500
+        for _ in range(60):  # all saved retries, and more than a worker may fail in a row
+            assert (await ask(address)).status == 500
+        seen = len(failing.seen)
+        for _ in range(10):
+            assert (await ask(address)).status == 500
+        assert len(failing.seen) == seen + 10
+        assert relay.front.workers[0].deaths == 0
 
 
 async def test_one_that_is_still_at_it_may_answer_what_another_fails() -> None:

@@ -389,6 +389,22 @@ async def test_over_a_code_http_and_grpc_share_the_memory_for_requests() -> None
         await share_memory(address, port, message)
 
 
+async def test_tasks_of_a_code_that_take_long_are_asked_of_nobody_else() -> None:
+    servers, options = [Server() for _ in range(3)], {"hang_timeout_ms": 200, "deadline_ms": 9000}
+
+    async with gateway(*servers, method="approxifer", k=2, **options) as (address, *_):
+        for server in servers:
+            server.seen.clear()
+            server.hold()
+        answer = asyncio.create_task(asked(address, queries(2)))
+        await until(lambda: sum(len(server.seen) for server in servers) == 3)
+        await asyncio.sleep(1.0)  # several times the limit
+        assert [len(server.seen) for server in servers] == [1, 1, 1]
+        for server in servers:
+            server.go()
+        assert (await answer).status == 200
+
+
 async def test_a_protections_code_runs_beside_the_gateway(finished: Path) -> None:  # noqa: F811
     servers = [Server() for _ in range(5)]
 
