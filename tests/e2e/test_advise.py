@@ -74,7 +74,9 @@ def test_what_a_service_is_advised_and_goes_over_to(tmp_path: Path, call: Comman
         switched = call("policy", address, "coded+hedge")
         assert switched.out == "policy coded+hedge, before uncoded\n"
         assert load(address) == REQUESTS
-        assert "* coded+hedge" in call("policy", address).out
+        offered = call("policy", address).out
+        assert "* coded+hedge" in offered
+        assert "method: coded-invnet" in offered
         assert "'quick'" in call("policy", address, "quick").err
 
 

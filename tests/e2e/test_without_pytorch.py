@@ -11,7 +11,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from codedinvnet.cli.common import OF_MODELS
+from tests.protect.conftest import PLACE
 from tests.serving.gateway.fakes import Fake
+from tests.serving.gateway.test_protection import Server
 
 PROJECT = Path(__file__).parents[2] / "pyproject.toml"
 PROGRAM = f"""
@@ -44,10 +46,10 @@ async def ran(*words: str) -> tuple[int, str, str]:
 
 
 @asynccontextmanager
-async def gateway(upstreams: list[str]) -> AsyncIterator[str]:
+async def gateway(upstreams: list[str], *words: str) -> AsyncIterator[str]:
     """Yield the address of a gateway, and end it."""
     chosen = [word for url in upstreams for word in ("--upstream", url)]
-    process = await started("gateway", "m", *chosen, "--port", "0", "--grpc-port", "0")
+    process = await started("gateway", "m", *chosen, "--port", "0", "--grpc-port", "0", *words)
     assert process.stdout is not None
     try:
         line = (await process.stdout.readline()).decode()
@@ -78,6 +80,27 @@ def test_a_gateway_and_its_load() -> None:
         finally:
             for fake in fakes:
                 await fake.stop()
+
+    asyncio.run(run())
+
+
+def test_the_policies_of_a_backup() -> None:
+    async def run() -> None:
+        servers = [Server(), Server(f"{PLACE}:smaller")]
+        for server in servers:
+            await server.start()
+        try:
+            upstream, backup = (server.url for server in servers)
+            async with gateway([upstream], "--backup-upstream", f"{backup}/v2/models/m") as address:
+                for hedged in ("", "+hedge"):
+                    code, out, err = await ran("policy", address, f"small-backup{hedged}")
+                    assert (code, out.split(",")[0]) == (0, f"policy coded{hedged}"), err
+                code, out, err = await ran("policy", address, "hedgee")
+                assert (code, out) == (2, "")
+                assert "'hedgee' is not one of" in err
+        finally:
+            for server in servers:
+                await server.stop()
 
     asyncio.run(run())
 

@@ -24,7 +24,7 @@ from tritonclient.grpc import service_pb2 as pb
 from codedinvnet.errors import UserError
 from codedinvnet.load.loop import AHEAD, open_loop
 from codedinvnet.load.options import LoadOptions, check, gaps_of, server_and_model
-from codedinvnet.load.run import FIRST, Sender, measure
+from codedinvnet.load.run import FIRST, OTHER_FILES, Sender, measure, open_at_most
 from codedinvnet.quantiles import Histogram
 from codedinvnet.rows import read_rows
 from codedinvnet.serving.gateway.calls import Headers, Reply, Unreachable
@@ -92,6 +92,36 @@ def test_a_server_that_takes_json_alone_gets_it() -> None:
     assert load(fake)["settings"]["tensors"] == "JSON"
     tensor = json.loads(fake.seen[-1][2])["inputs"][0]
     assert (tensor["shape"], len(tensor["data"])) == ([1, 3], 3)
+
+
+def test_a_server_that_fails_now_and_then_gets_binary_tensors_all_the_same() -> None:
+    class Flaky(Fake):
+        async def _infer(self, request: web.Request) -> web.Response:
+            self.status = 503 if len(self.seen) in (0, 5) else 200
+            return await super()._infer(request)
+
+    row = load(Flaky())
+    assert (row["answered"], row["settings"]["tensors"]) == (100, "binary")
+
+
+def test_no_more_requests_are_open_than_there_may_be_files() -> None:
+    class Limits(SimpleNamespace):
+        RLIM_INFINITY, RLIMIT_NOFILE = -1, 7
+        hard = 256
+
+        def getrlimit(self, _: int) -> tuple[int, int]:
+            return 100, self.hard
+
+        def setrlimit(self, kind: int, limits: tuple[int, int]) -> None:
+            self.raised = (kind, limits)
+
+    limits = Limits()
+    with patch("codedinvnet.load.run.resource", limits):
+        assert open_at_most(LoadOptions("http://a", max_open=10_000)) == 256 - OTHER_FILES
+        assert limits.raised == (7, (256, 256))
+        assert open_at_most(LoadOptions("http://a", max_open=100)) == 100
+        limits.hard = -1
+        assert open_at_most(LoadOptions("http://a", max_open=10_000)) == 10_000
 
 
 @dataclass

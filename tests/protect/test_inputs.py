@@ -285,6 +285,16 @@ def test_options_that_would_do_nothing_are_refused(
         read_inputs(path, square, how)
 
 
+def test_texts_of_an_array_are_what_they_were(tmp_path: Path) -> None:
+    path = tmp_path / "x.npz"
+    texts = Signature((TensorSpec("x", "BYTES", ()),), ())
+    for array in (np.array([b"abc", b"\xff"]), np.array(["abc", "\u00e4"])):
+        np.savez(path, x=array)
+        found = read_inputs(path, texts, Preprocessing()).batch(np.arange(2))["x"]
+        wanted = [text if isinstance(text, bytes) else text.encode() for text in array.tolist()]
+        assert found.tolist() == wanted
+
+
 def test_what_a_users_own_function_does_is_asked_of_nobody_else(tmp_path: Path) -> None:
     write_images(tmp_path)
     how = Preprocessing(resize=6, std=(2.0,), function="mine.py:f")

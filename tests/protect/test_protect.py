@@ -108,6 +108,17 @@ def test_another_models_protection_is_refused(finished: Path) -> None:
         load_protection(finished.parent, open_model(f"{PLACE}:vectors"))
 
 
+@pytest.mark.parametrize("method", ["small-backup", "own-backup"])
+def test_a_backup_leaves_the_model_its_threads(finished: Path, method: str) -> None:
+    before = torch.get_num_threads()
+    try:
+        model = open_model(f"{PLACE}:vectors", threads=3)
+        load_protection(finished, model, method)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_a_backup_that_costs_as_much_as_the_model_is_no_backup(
     call: Command, tmp_path: Path
 ) -> None:

@@ -224,6 +224,8 @@ def test_tolerances_that_a_method_does_not_have() -> None:
         (ServeOptions("mnist", stragglers=2), f"--stragglers: coded-invnet {none}"),
         (ServeOptions("mnist", method="nercc", errors=2), f"--errors: nercc {none}"),
         (ServeOptions("mnist", method="nercc", stragglers=0), "--stragglers: must be at least 1"),
+        (ServeOptions("mnist", k=0), "--k: must be at least 1, got 0"),
+        (ServeOptions("model.onnx", k=-5, policy="hedge"), "--k: must be at least 1, got -5"),
         (ServeOptions("mnist", errors=-1), "--errors: must be at least 1, got -1"),
     ):
         with pytest.raises(UserError, match=told):

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import grpc
 import numpy as np
 import pytest
@@ -86,6 +87,22 @@ async def test_the_answers_are_the_models() -> None:
             body = await call(typed.SerializeToString())
         response = pb.ModelInferResponse.FromString(body)
         assert response.raw_output_contents[0] == found.tobytes()
+
+
+async def test_what_is_no_message_is_the_clients_mistake_and_requests_are_counted() -> None:
+    async with asking() as (client, address, http):
+        await client.infer("mlp", [tensor()])
+        with pytest.raises(InferenceServerException, match="NOT_FOUND"):
+            await client.infer("other", [tensor()])
+        async with grpc.aio.insecure_channel(address) as channel:
+            for method in ("ModelInfer", "ModelMetadata", "ModelReady"):
+                with pytest.raises(grpc.aio.AioRpcError) as refused:
+                    await channel.unary_unary(f"/{SERVICE}/{method}")(b"\x0a\x05m")
+                assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        async with aiohttp.ClientSession() as session, session.get(f"{http}/metrics") as reply:
+            text = await reply.text()
+        for code in (200, 400, 404):
+            assert f'codedinvnet_requests_total{{code="{code}"}} 1.0' in text
 
 
 async def test_behind_the_gateway_the_answers_are_the_same() -> None:

@@ -82,6 +82,8 @@ def _policy(arguments: argparse.Namespace) -> None:
             print(f"{'*' if name == before['policy'] else ' '} {name}")
         for name, why in before["refused"].items():
             print(f"  not {name}: {why}")
+        if before["method"] is not None:
+            print(f"method: {before['method']}")
         return
     found = ask(arguments.url, "/policy", token, {"policy": arguments.policy})
     print(f"policy {found['policy']}, before {before['policy']}")

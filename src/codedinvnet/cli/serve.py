@@ -42,7 +42,8 @@ def add_commands(commands: Commands) -> None:
     add(
         "--method",
         help="what makes up for missing answers: a method of docs/reference/methods.md, or one "
-        "of your own, FILE.py:CLASS (Coded-InvNet; none for a model of your own)",
+        "of your own, FILE.py:CLASS (of a bundle with auto the small backup beside it, if there is "
+        "one, else Coded-InvNet; of a model of your own none)",
     )
     add(
         "--protection",
@@ -124,7 +125,7 @@ def add_commands(commands: Commands) -> None:
     add(
         "--capture",
         type=int,
-        help="inputs to keep in memory for `codedinvnet protect --capture`; needs --token-file (0)",
+        help="inputs to keep in memory for `codedinvnet protect`, with --token-file (none)",
     )
     add("--faults", type=Path, help="inject the faults of this file (JSON), for experiments (none)")
     add("--demo", action="store_true", help="let the page send images and hurt workers")

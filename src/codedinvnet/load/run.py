@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import resource
 import sys
 import time
 from collections import Counter
@@ -34,6 +35,10 @@ START_TIMEOUT = 10.0
 """Seconds for what is asked before the load."""
 FIRST = 10
 """Requests that are sent one after another before the load, and do not count."""
+TRIES = 3
+"""The first of them, all of which fail where a server does not take what they are written in."""
+OTHER_FILES = 64
+"""Files that a client has open beside its connections."""
 PERCENTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p999": 0.999}
 LATE_MS = 5.0
 """A client that sends later than this cannot keep up."""
@@ -142,10 +147,10 @@ async def first_calls(
 ) -> tuple[list[Call], str]:
     """Send some requests that do not count; return all, and how their tensors are written.
 
-    A server over HTTP that does not take binary tensors gets JSON.
+    A server over HTTP that answers no binary tensors gets JSON.
 
     Raises:
-        UserError: if they are not answered.
+        UserError: if none is answered.
     """
     told = ""
     over_http = not options.url.startswith("grpc")
@@ -154,12 +159,22 @@ async def first_calls(
         sender = Sender([upstream], calls, options.timeout)
         for number in range(FIRST):
             await sender.send(number, time.perf_counter())
-            if sender.ends.errors:
+            if not sender.ends.answered and number + 1 == TRIES:
                 break
-        else:
+        if sender.ends.answered:  # a server may fail now and then
             return calls, "binary" if binary else "JSON"
         told = told or sender.ends.example
-    raise UserError(f"{options.url}: the first request failed: {told}")
+    raise UserError(f"{options.url}: the first requests failed: {told}")
+
+
+def open_at_most(options: LoadOptions) -> int:
+    """Return how many requests may be open, for each of which HTTP needs a connection."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    if hard == resource.RLIM_INFINITY:
+        return options.max_open
+    return min(options.max_open, max(1, hard - OTHER_FILES))
 
 
 async def measure(options: LoadOptions) -> dict[str, Any]:
@@ -185,7 +200,7 @@ async def measure(options: LoadOptions) -> dict[str, Any]:
         calls, written_as = await first_calls(upstream, options, requests, batched)
         sender, began = Sender([upstream], calls, options.timeout), time.perf_counter()
         label = f"{len(gaps) / max(sum(gaps), 1e-9):.4g} requests/s"
-        unsent = await open_loop(sender.send, gaps, label, most=options.max_open)
+        unsent = await open_loop(sender.send, gaps, label, most=open_at_most(options))
         seconds = time.perf_counter() - began
     except (Unreachable, NotProtocol) as error:
         raise UserError(f"{options.url}: {error}") from error

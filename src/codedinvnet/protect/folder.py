@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -270,7 +271,7 @@ def open_backup(folder: Path, found: Mapping[str, Any], name: str, kind: str) ->
         UserError: if it cannot be opened, or is a model that a description may not name.
     """
     if name == OWN:
-        source = own_backup(folder, found)
+        source = replace(own_backup(folder, found), threads=torch.get_num_threads())
     elif name in found.get("exports", ()) and is_installed(ONNX_RUNTIME):
         source = _exported(folder, name)
     else:
@@ -281,7 +282,9 @@ def open_backup(folder: Path, found: Mapping[str, Any], name: str, kind: str) ->
 
 
 def _exported(folder: Path, name: str) -> ModelSource:
-    return ModelSource(str(folder / EXPORTS[name]), scores="logits:logits")
+    """Return what opens an export, on as many threads as PyTorch has: opening a model sets both."""
+    path, threads = str(folder / EXPORTS[name]), torch.get_num_threads()
+    return ModelSource(path, scores="logits:logits", threads=threads)
 
 
 def export_part(folder: Path, name: str, student: Student) -> OpenModel:

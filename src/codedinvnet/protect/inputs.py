@@ -281,7 +281,8 @@ def _fitted(
     if array.dtype.kind not in kinds:
         raise UserError(f"--inputs: {spec.name!r} of {path} is {array.dtype}, not {spec.datatype}")
     if dtype.kind == "O":
-        return np.array([str(v).encode() for v in array.ravel()], object).reshape(array.shape), None
+        texts = [v if isinstance(v, bytes) else str(v).encode() for v in array.ravel().tolist()]
+        return np.array(texts, object).reshape(array.shape), None
     return np.ascontiguousarray(array, dtype), None
 
 

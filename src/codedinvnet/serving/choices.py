@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from codedinvnet.codes.rules import is_systematic
-from codedinvnet.errors import UserError
 from codedinvnet.serving.answers import BadRequest
 from codedinvnet.serving.decoding import Answerer
 from codedinvnet.serving.rules.sending import code_for
-from codedinvnet.serving.rules.settings import CODED, POLICIES, Policy
+from codedinvnet.serving.rules.settings import CODED, HEDGE, POLICIES, WITH_HEDGE, Policy
 
 if TYPE_CHECKING:
     from codedinvnet.codes.base import Scheme
@@ -72,12 +70,9 @@ class Choices:
         Raises:
             BadRequest: if there is none, or the service cannot go by it.
         """
-        if name not in POLICIES and self.method is not None:
-            from codedinvnet.serving.policies import served_as  # which needs PyTorch
-
-            with suppress(UserError):
-                served = served_as(name)
-                name = served.policy if served.method == self.method else name
+        if self.method is not None:
+            own = {self.method: CODED, self.method + WITH_HEDGE: CODED | HEDGE}
+            name = own[name].name if name in own else name
         if name not in POLICIES:
             raise BadRequest(f"policy: {name!r} is not one of {', '.join(POLICIES)}")
         if name in self.refused:

@@ -74,7 +74,8 @@ class Metrics:
         )
         self.requests = counter(
             "requests",
-            "Inference requests by the status code that was sent; 499: the client had left.",
+            "Inference requests by the HTTP status that was sent, or that means what was sent over "
+            "gRPC; 499: the client had left.",
             ["code"],
         )
         self.hedges = counter(

@@ -146,6 +146,8 @@ def check(options: ServeOptions) -> None:
         value = getattr(options, name)
         if value is not None and not 0 < value < math.inf:  # NaN neither
             raise UserError(f"--{name.replace('_', '-')}: must be above 0, got {value}")
+    if options.k is not None and options.k < 1:
+        raise UserError(f"--k: must be at least 1, got {options.k}")
     check_extra(options.extra)
     if options.group_timeout_ms >= options.deadline_ms:
         raise UserError(

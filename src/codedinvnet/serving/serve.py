@@ -184,6 +184,7 @@ async def grpc_listening(
             ServiceBackend(service, shown.max_batch, memory.large), service.front.waiting.tracing
         ),
         memory,
+        service.front.metrics.requests,
         token=shown.token,
         max_message=shown.max_body,
     )

@@ -38,10 +38,6 @@ class Served(Protocol):
         """What the scores are that a code decodes, "logits" or "probabilities"."""
 
     @property
-    def classes(self) -> tuple[str, ...]:
-        """Names of the classes, for the page; () if nobody said."""
-
-    @property
     def image_shape(self) -> tuple[int, int, int] | None:
         """The (C, H, W) of queries that are images in bytes or 0..1; None if they are not."""
 
@@ -73,13 +69,11 @@ class OwnModel:
     Attributes:
         name: what requests call it.
         signature: its own; with outputs that decoded answers have alone, if there are no others.
-        classes: see `Served`.
         texts: whether inputs of BYTES are text, as an ONNX file's are, and not bytes of any kind.
     """
 
     name: str
     signature: Signature
-    classes: tuple[str, ...] = ()
     texts: bool = False
 
     image_shape = None

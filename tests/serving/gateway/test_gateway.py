@@ -12,7 +12,9 @@ from typing import Any
 import aiohttp
 import grpc
 import pytest
+import tritonclient.grpc.aio as triton
 from tritonclient.grpc import service_pb2 as pb
+from tritonclient.utils import InferenceServerException
 
 from codedinvnet.serving.faces.grpc_stubs import SERVICE, UNLIMITED
 from codedinvnet.serving.gateway.calls import Call
@@ -104,6 +106,28 @@ async def test_over_http_all_is_passed_on_as_it_came() -> None:
         assert reply.body == fake.body
         assert reply.headers["x-theirs"] == "ä"
         assert reply.headers["codedinvnet-outcome"] == "direct"
+
+
+async def test_a_version_that_no_upstream_has_is_not_ready() -> None:
+    """Over both faces."""
+    fake = Fake()
+
+    async with (
+        gateway(fake, grpc_port=0) as (address, _, port),
+        aiohttp.ClientSession(address) as session,
+        triton.InferenceServerClient(f"127.0.0.1:{port}") as client,
+    ):
+        path = "/v2/models/m/versions/99/ready"
+        async with session.get(path) as reply:
+            assert (reply.status, (await reply.json())["ready"]) == (200, True)
+        assert await client.is_model_ready("m", "99")
+        fake.metadata = None
+        async with session.get(path) as reply:
+            assert (reply.status, list(await reply.json())) == (404, ["error"])
+        with pytest.raises(InferenceServerException, match="NOT_FOUND"):
+            await client.is_model_ready("m", "99")
+        async with session.get("/v2/models/m/ready") as reply:
+            assert (reply.status, (await reply.json())["ready"]) == (200, True)
 
 
 async def test_what_nobody_asked_for_is_nobodys_answer() -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 from tritonclient.grpc import service_pb2 as pb
 
 from codedinvnet.models.base import HEADER_LENGTH
 from codedinvnet.serving.answers import BadRequest
+from codedinvnet.serving.faces.statuses import grpc_status, http_status
 from codedinvnet.serving.faces.v2_grpc import (
     Wanted,
     request_from_http,
@@ -18,7 +20,7 @@ from codedinvnet.serving.faces.v2_grpc import (
     response_from_http,
     response_to_http,
 )
-from codedinvnet.serving.gateway.calls import Reply, grpc_status, http_status, model_of, passed_on
+from codedinvnet.serving.gateway.calls import Reply, model_of, passed_on
 from codedinvnet.serving.gateway.outcome import outcome_field, with_outcome
 
 
@@ -86,6 +88,20 @@ def test_the_outcome_is_a_parameter(body: bytes, parameters: dict[str, Any]) -> 
     expected = json.loads(body)
     expected.pop("parameters", None)
     assert found == expected
+
+
+def test_null_says_nothing() -> None:
+    """KServe's server writes the version of its models so."""
+    head = {"model_name": "m", "model_version": None, "id": None, "parameters": {"a": None}}
+    output = {"name": "y", "shape": [1], "datatype": "FP32", "parameters": None, "data": [1.0]}
+    body = json.dumps({**head, "outputs": [output]}).encode()
+    found = pb.ModelInferResponse.FromString(response_from_http(body, None))
+    assert (found.model_name, found.model_version, found.id) == ("m", "", "")
+    assert not found.parameters
+
+
+def test_an_upstream_that_was_too_slow_is_a_gateway_timeout() -> None:
+    assert http_status(grpc.StatusCode.DEADLINE_EXCEEDED.value[0]) == 504
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"no JSON", b'{"outputs"'])

@@ -5,11 +5,14 @@ Messages of requests are handed over as they came, serialized: the gateway passe
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from importlib.metadata import version as version_of
 from typing import Any, Protocol
+
+from prometheus_client import Counter
 
 from codedinvnet.errors import UserError
 from codedinvnet.serving.answers import (
@@ -23,14 +26,18 @@ from codedinvnet.serving.answers import (
 from codedinvnet.serving.bodies import BodyMemory
 from codedinvnet.serving.faces import connections
 from codedinvnet.serving.faces.grpc_stubs import SERVICE, UNLIMITED, grpc, pb
+from codedinvnet.serving.faces.statuses import http_status
 from codedinvnet.serving.faces.tls import Certificate, Renewal
 from codedinvnet.serving.faces.v2 import server_metadata
+from codedinvnet.serving.faces.v2_grpc import parsed
 from codedinvnet.serving.logs import log_event
 
 OPEN = frozenset({"ServerLive", "ServerReady", "ModelReady"})
 """Methods that need no token."""
 MOST_REQUESTS = 4096
 """Requests at once, whatever their size."""
+LEFT = 499
+"""The HTTP status of a request whose client had left."""
 Headers = tuple[tuple[str, str], ...]
 
 
@@ -118,6 +125,7 @@ class GrpcFace:
     Args:
         backend: answers requests.
         memory: bounds the bytes of all requests that are here.
+        requests: counts inference requests by the HTTP status that means what they got.
         token: clients must send it as `authorization: Bearer TOKEN` ("": none).
         max_message: bytes of a request; None: those of all.
     """
@@ -126,11 +134,12 @@ class GrpcFace:
         self,
         backend: Backend,
         memory: BodyMemory,
+        requests: Counter,
         *,
         token: str = "",
         max_message: int | None = None,
     ) -> None:
-        self.backend, self.memory, self.token = backend, memory, token
+        self.backend, self.memory, self.requests, self.token = backend, memory, requests, token
         self.max_message = memory.most if max_message is None else max_message
 
     @asynccontextmanager
@@ -194,13 +203,24 @@ class GrpcFace:
     def _guarded(
         self, name: str, answer: Callable[[bytes, Any], Awaitable[bytes]]
     ) -> Callable[[bytes, Any], Awaitable[bytes]]:
+        def count(status: int) -> None:
+            if name == "ModelInfer":
+                self.requests.labels(str(status)).inc()
+
         async def guarded(message: bytes, context: Any) -> bytes:
             try:
                 if self.token and name not in OPEN:
                     self._check_token(context)
-                return await answer(message, context)
+                said = await answer(message, context)
             except Exception as error:
                 found = problem(error)
+            except asyncio.CancelledError:
+                count(LEFT)
+                raise
+            else:
+                count(200)
+                return said
+            count(http_status(found.code))
             await context.abort(BY_NUMBER[found.code], found.message, found.trailers)
             raise AssertionError
 
@@ -221,7 +241,7 @@ class GrpcFace:
         return serialized(pb.ServerReadyResponse(ready=self.backend.is_ready))
 
     async def _model_ready(self, message: bytes, _: Any) -> bytes:
-        asked = pb.ModelReadyRequest.FromString(message)
+        asked = parsed(pb.ModelReadyRequest, message)
         await self.backend.metadata(asked.name, asked.version)
         return serialized(pb.ModelReadyResponse(ready=self.backend.is_ready))
 
@@ -229,7 +249,7 @@ class GrpcFace:
         return serialized(pb.ServerMetadataResponse(**server_metadata(version_of("codedinvnet"))))
 
     async def _model_metadata(self, message: bytes, _: Any) -> bytes:
-        asked = pb.ModelMetadataRequest.FromString(message)
+        asked = parsed(pb.ModelMetadataRequest, message)
         found = await self.backend.metadata(asked.name, asked.version)
         tensor = pb.ModelMetadataResponse.TensorMetadata
         return serialized(

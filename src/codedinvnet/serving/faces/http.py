@@ -141,7 +141,7 @@ def problems() -> dict[Any, Handler]:
 def protocol_app(
     front: FrontEnd,
     model: str,
-    check_model: Callable[[Request], object],
+    check_model: Callable[[Request], Awaitable[None]],
     infer: Callable[[Request], Awaitable[Response]],
     metadata: Callable[[Request], Awaitable[Response]],
     routes: Sequence[Route],
@@ -156,7 +156,7 @@ def protocol_app(
     Args:
         front: answers queries.
         model: its name.
-        check_model: refuses requests for other models and versions.
+        check_model: refuses the question whether another model or version is ready.
         infer: answers an inference request.
         metadata: answers the question for the model's.
         routes: others.
@@ -187,7 +187,7 @@ def protocol_app(
         return whether_ready()
 
     async def model_ready(request: Request) -> Response:
-        check_model(request)
+        await check_model(request)
         return whether_ready(name=model)
 
     async def server(_: Request) -> Response:
@@ -258,6 +258,9 @@ def build_app(
             raise HTTPException(
                 404, f"no model {name!r} version {model_version!r}; there is {served.name!r} 1"
             )
+
+    async def check_ready(request: Request) -> None:
+        check_model(request)
 
     async def metadata(request: Request) -> Response:
         check_model(request)
@@ -357,7 +360,7 @@ def build_app(
     return protocol_app(
         front,
         served.name,
-        check_model,
+        check_ready,
         infer,
         metadata,
         routes,

@@ -42,7 +42,6 @@ def page_state(service: Service, *, demo: bool) -> dict[str, Any]:
     scheduler, now = front.scheduler, time.monotonic()
     return {
         "model": served.name,
-        "classes": served.classes,
         "image_shape": served.image_shape,
         "policy": scheduler.chosen.name,
         "k": scheduler.code.k,
@@ -68,7 +67,6 @@ def page_state(service: Service, *, demo: bool) -> dict[str, Any]:
         ],
         "groups": [
             {
-                "id": view.identity,
                 "members": [
                     {
                         "image": shown(served, inputs),

@@ -88,6 +88,8 @@ def set_parameters(message: Any, parameters: Mapping[str, Any] | None) -> None:
         BadRequest: if gRPC has no such values.
     """
     for name, value in (parameters or {}).items():
+        if value is None:  # it says nothing
+            continue
         if isinstance(value, bool):
             message[name].bool_param = value
         elif isinstance(value, int) and -(2**63) <= value < 2**63:
@@ -153,9 +155,9 @@ def response_from_http(data: bytes, header_length: str | None) -> bytes:
     """
     head, blobs = separated(data, header_length, "outputs")
     response = pb.ModelInferResponse(
-        model_name=str(head.get("model_name", "")),
-        model_version=str(head.get("model_version", "")),
-        id=str(head.get("id", "")),
+        model_name=str(head.get("model_name") or ""),
+        model_version=str(head.get("model_version") or ""),  # null, of KServe's server
+        id=str(head.get("id") or ""),
     )
     parameters = head.get("parameters") or {}
     set_parameters(response.parameters, {k: v for k, v in parameters.items() if k != ALL_BINARY})

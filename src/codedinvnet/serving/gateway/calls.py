@@ -26,11 +26,6 @@ BLAMED_HTTP = frozenset({408, 429})
 OWN_GRPC = frozenset({3, 5, 6, 7, 9, 11, 12, 16})
 """gRPC statuses that tell of the request: INVALID_ARGUMENT, NOT_FOUND, ALREADY_EXISTS,
 PERMISSION_DENIED, FAILED_PRECONDITION, OUT_OF_RANGE, UNIMPLEMENTED, UNAUTHENTICATED."""
-STATUSES = (
-    (400, 3), (401, 16), (403, 7), (404, 5), (408, 4), (409, 6), (412, 9), (413, 11), (415, 3),
-    (422, 3), (429, 8), (500, 13), (500, 2), (501, 12), (503, 14), (504, 4),
-)  # fmt: skip
-"""Pairs of an HTTP and a gRPC status that mean the same."""
 HOP_BY_HOP = frozenset(
     {
         "connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailer",
@@ -192,18 +187,6 @@ class Reply:
     def __str__(self) -> str:
         said = self.message or self.body[:200].decode(errors="replace")
         return f"{self.transport} status {self.status}: {said}".rstrip(": ")
-
-
-def grpc_status(status: int) -> int:
-    """Return the gRPC code that means the same as an HTTP status."""
-    if status < 400:
-        return OK["grpc"]
-    return next((code for http, code in STATUSES if http == status), 3 if status < 500 else 13)
-
-
-def http_status(code: int) -> int:
-    """Return the HTTP status that means the same as a gRPC code."""
-    return 200 if code == OK["grpc"] else next((h for h, grpc in STATUSES if grpc == code), 500)
 
 
 def passed_on(headers: Headers) -> Headers:

@@ -7,13 +7,13 @@ from typing import Any
 
 from codedinvnet.serving.answers import BadRequest
 from codedinvnet.serving.faces.grpc import Refused
+from codedinvnet.serving.faces.statuses import grpc_status
 from codedinvnet.serving.faces.v2 import OUTCOME_HEADER
 from codedinvnet.serving.gateway.calls import (
     OK,
     Headers,
     NotProtocol,
     Unreachable,
-    grpc_status,
     model_of,
 )
 from codedinvnet.serving.gateway.outcome import outcome_field

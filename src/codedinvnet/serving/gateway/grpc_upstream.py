@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from codedinvnet.serving.faces.grpc_stubs import SERVICE, UNLIMITED, grpc, pb
+from codedinvnet.serving.faces.statuses import http_status
 from codedinvnet.serving.gateway.calls import (
     OK,
     Call,
     Headers,
     Reply,
     Unreachable,
-    http_status,
 )
 from codedinvnet.serving.gateway.translation import problem, through_grpc
 from codedinvnet.serving.gateway.upstreams import no_metadata

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Mapping
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -14,7 +16,6 @@ from starlette.routing import Route
 from codedinvnet.serving.answers import QueryFailed
 from codedinvnet.serving.bodies import BodyMemory, departure, read_body
 from codedinvnet.serving.faces.http import protocol_app, written_in_a_thread
-from codedinvnet.serving.faces.middleware import problem
 from codedinvnet.serving.gateway.calls import NotProtocol, Reply, Unreachable, passed_on
 from codedinvnet.serving.gateway.outcome import with_outcome
 from codedinvnet.serving.gateway.relay import Relay
@@ -48,13 +49,20 @@ def build_gateway_app(
         found: str = request.path_params.get("model_version", "")
         return found
 
-    async def metadata(request: Request) -> Response:
+    async def found(model_version: str) -> Mapping[str, Any]:
         try:
-            return JSONResponse(await pool.model_metadata(check_model(request)))
+            return await pool.model_metadata(model_version)
         except NotProtocol as error:
-            return problem(404, str(error))
+            raise HTTPException(404, str(error)) from error
         except Unreachable as error:
-            return problem(503, str(error))
+            raise HTTPException(503, str(error)) from error
+
+    async def check_ready(request: Request) -> None:
+        if model_version := check_model(request):
+            await found(model_version)
+
+    async def metadata(request: Request) -> Response:
+        return JSONResponse(await found(check_model(request)))
 
     async def infer(request: Request) -> Response:
         model_version, began = check_model(request), time.monotonic()
@@ -85,7 +93,7 @@ def build_gateway_app(
     return protocol_app(
         front,
         pool.model,
-        check_model,
+        check_ready,
         infer,
         metadata,
         (Route("/traffic", traffic),),

@@ -38,7 +38,6 @@ class PassThrough:
     signature = Signature((TensorSpec(CALL, "BYTES", ()),), (TensorSpec(REPLY, "BYTES", ()),))
     decoded: tuple[str, ...] = ()
     kind = "logits"
-    classes: tuple[str, ...] = ()
     image_shape = None
 
     def datatypes(self, tensor: TensorSpec) -> tuple[str, ...]:

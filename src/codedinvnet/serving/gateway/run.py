@@ -8,7 +8,6 @@ import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
-from typing import TYPE_CHECKING
 
 import uvloop
 
@@ -40,11 +39,9 @@ from codedinvnet.serving.listening import (
 )
 from codedinvnet.serving.logs import log_event
 from codedinvnet.serving.metrics import Metrics
+from codedinvnet.serving.reliance import Reliance, reliance_of
 from codedinvnet.serving.rules.settings import AUTO, CODED, HEDGE, MAX_BATCH, Rules, pending_limit
 from codedinvnet.serving.service import Service
-
-if TYPE_CHECKING:
-    from codedinvnet.serving.reliance import Reliance
 
 LAST_WORD = 5.0
 """Seconds that the pool has to find out about a late call, before the rules do."""
@@ -129,8 +126,6 @@ def _reliance(
 ) -> Reliance | None:
     if guard is None:
         return None
-    from codedinvnet.serving.reliance import reliance_of  # which needs SciPy
-
     if isinstance(guard, Backup):
         method, k = guard.method, guard.rules.k
     else:
@@ -192,7 +187,8 @@ async def running(options: GatewayOptions) -> AsyncIterator[tuple[str, Relay, in
             if relay.service is not None:
                 backend = ServiceBackend(relay.service, MAX_BATCH, memory.large)
             backend = traced(backend, relay.front.waiting.tracing)
-            face = GrpcFace(backend, memory, token=token, max_message=most)
+            counter = relay.front.metrics.requests
+            face = GrpcFace(backend, memory, counter, token=token, max_message=most)
             grace = options.deadline_ms / 1000
             port = await stack.enter_async_context(
                 face.listening(options.host, options.grpc_port, grace, certificate)

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from codedinvnet.models.base import HEADER_LENGTH
 from codedinvnet.serving.answers import BadRequest
 from codedinvnet.serving.faces.http import LARGE_BODY
+from codedinvnet.serving.faces.statuses import grpc_status, http_status
 from codedinvnet.serving.faces.v2 import TooLarge
 from codedinvnet.serving.faces.v2_grpc import (
     request_from_http,
@@ -23,8 +24,6 @@ from codedinvnet.serving.gateway.calls import (
     Call,
     Headers,
     Reply,
-    grpc_status,
-    http_status,
     passed_on,
 )
 
