@@ -31,6 +31,8 @@ BUNDLES = ("mnist", "fashion", "cifar10")
 SIZES = (2, 4, 10)
 HARD = 10
 """The group size of short tables: the hard case, an overhead of a tenth."""
+OWN = ("name", "seed")
+"""Settings in which a training from another seed differs."""
 EVIDENCE: tuple[Evidence, ...] = ("both", "latent", "side")
 
 
@@ -67,6 +69,30 @@ def read(path: Path) -> dict[str, Any]:
     return found
 
 
+def told(folder: Path, name: str) -> dict[str, Any]:
+    """Return what `info` says of a bundle; nothing if that is not known."""
+    found: dict[str, Any] = read(folder / f"{name}.json").get("info", {})
+    return found
+
+
+def another_seed(folder: Path, name: str) -> dict[str, Any]:
+    """Return what a bundle's training from another seed reached; nothing if there is none.
+
+    Where both state their settings, these may differ in name and seed alone. Older files state
+    none.
+    """
+    found = read(folder / f"seed-{name}.json")
+    settings = told(folder, name).get("provenance", {}).get("settings", {})
+    if settings and settings["seed"] == found.get("training_seed"):
+        return {}  # the bundle itself
+    others = found.get("settings", settings)
+    if settings and any(
+        value != settings.get(key) for key, value in others.items() if key not in OWN
+    ):
+        return {}
+    return found
+
+
 def bundle_files(folder: Path) -> dict[str, dict[str, Any]]:
     """Return what was measured of each bundle that ships, and of others of a known name."""
     names = dict.fromkeys((*BUNDLES, *shipped_bundles()))
@@ -79,7 +105,7 @@ def table(folder: Path) -> str:
     for name, found in bundle_files(folder).items():
         for place, report in enumerate(found.get("evaluate", ())):
             k = report["k"]
-            again = read(folder / f"seed-{name}.json").get(f"test_k{k}", {})
+            again = another_seed(folder, name).get(f"test_k{k}", {})
             pixels = read(folder / f"pixels-{name}-k{k}.json").get(f"test_k{k}", {})
             own = pixels.get("recovered_accuracy", _paper(folder, name, k))
             lines.append(

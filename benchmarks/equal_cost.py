@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from pandas import DataFrame
 
+from benchmarks.bundles import another_seed, told
 from codedinvnet.bench import tables
 from codedinvnet.codes.backup import SmallBackup
 from codedinvnet.codes.base import Scheme
@@ -38,15 +39,12 @@ from codedinvnet.codes.registry import find_method
 from codedinvnet.codes.superposition import Superposition
 from codedinvnet.config import PixelFusionSettings
 from codedinvnet.data.names import KNOWN
-from codedinvnet.files import read_json
 from codedinvnet.models.bundle import Bundle, load_bundle, shipped_bundles
 from codedinvnet.rows import Row, current_accuracy, read_rows
 
 SIZES = (2, 4, 10)
 FILES = ("accuracy.jsonl", "equal-cost.jsonl")
 SPENDS = "spends, " + " / ".join(f"k = {k}" if k == SIZES[0] else str(k) for k in SIZES)
-OWN = ("name", "seed")
-"""Settings in which a training from another seed differs."""
 DEAR = 1.4
 """What f and E of a code cost together for a group of ten, about."""
 BACKUPS = {1.0: SmallBackup.name, DEAR: f"{SmallBackup.name}@{DEAR}"}
@@ -103,35 +101,13 @@ class Results:
                 self.rows[place] = row
 
     def _add_other_seed(self, dataset: str) -> None:
-        """Add a bundle's training from another seed, where it was measured as the rows were.
-
-        Where both state their settings, these may differ in name and seed alone. Older files state
-        none.
-        """
-        found = self._read(f"seed-{dataset}.json")
-        settings = self._info(dataset).get("provenance", {}).get("settings", {})
-        if settings and settings["seed"] == found.get("training_seed"):
-            return  # the bundle itself
-        others = found.get("settings", settings)
-        if settings and any(
-            value != settings.get(key) for key, value in others.items() if key not in OWN
-        ):
-            return
+        """Add a bundle's training from another seed, where it was measured as the rows were."""
+        found = another_seed(self.folder, dataset)
         for k in SIZES:
             place = (dataset, CodedInvNet.name, k)
             report = found.get(f"test_k{k}")
             if place in self.rows and report and _measured_alike(self.rows[place], report):
                 self.recovered[place].append(100 * report["recovered_accuracy"])
-
-    def _read(self, name: str) -> dict[str, Any]:
-        path = self.folder / name
-        found: dict[str, Any] = read_json(path) if path.is_file() else {}
-        return found
-
-    def _info(self, dataset: str) -> dict[str, Any]:
-        """Return what `info` says of a data set's bundle; nothing if that is not known."""
-        found: dict[str, Any] = self._read(f"{dataset}.json").get("info", {})
-        return found
 
     def spent(self, dataset: str, method: str, k: int) -> float:
         """Return what the extra worker computes for a full group, in queries of g(f(x)).
@@ -141,7 +117,7 @@ class Results:
         row = self.rows.get((dataset, method, k))
         if row is None:
             return math.nan
-        info = self._info(dataset)
+        info = told(self.folder, dataset)
         if method == CodedInvNet.name and f"encoder_macs_k{k}" in info:  # with a mosaic's reading
             parts = ("embedding_macs", "reading_macs", f"encoder_macs_k{k}")
             whole: int = info["embedding_macs"] + info["head_macs"]
@@ -278,9 +254,10 @@ def margins(folder: Path) -> str:
                 if code and (theirs := results.recovered.get((dataset, name, k)))
             }
             if found:
-                dearest = list(found)[-1]
-                ours, rival = found[dearest]
-                rival = results.around_resnet.get((dataset, dearest.split(" − ")[1], k), rival)
+                ours = next(ours for ours, _ in found.values())
+                rivals = {name.split(" − ")[1]: theirs for name, (_, theirs) in found.items()}
+                dearest = list(rivals)[-1]
+                resnets = results.around_resnet.get((dataset, dearest, k), rivals[dearest])
                 lines.append(
                     {
                         **{"data set": dataset, "k": str(k)},
@@ -292,7 +269,7 @@ def margins(folder: Path) -> str:
                             for backup in BACKUPS.values()
                         },
                         "price of f": f"{price:.2f}",
-                        "pays from": _pays(price, ours, rival),
+                        "pays from": _pays(price, ours, [*rivals.values(), resnets]),
                     }
                 )
     return tables.markdown(DataFrame(lines)) if lines else ""
@@ -310,11 +287,20 @@ def _margin(ours: Sequence[float], theirs: Sequence[float]) -> str:
     return f"{margin:+.2f} ± {half:.2f} ({verdict})"
 
 
-def _pays(price: float, ours: Sequence[float], theirs: Sequence[float]) -> str:
-    """Return which share of late answers makes up for the price of f, if the code is ahead."""
-    margin, half = _difference(ours, theirs), half_width(ours, theirs)
-    if margin <= 0 or math.isnan(price):
+def _pays(price: float, ours: Sequence[float], rivals: Sequence[Sequence[float]]) -> str:
+    """Return which share of late answers makes up for the price of f, if the code is ahead.
+
+    Args:
+        price: how much more often the plain ResNet's direct answers are right, in points.
+        ours: what the code recovered, of each training.
+        rivals: the same of backups; the code must be ahead of the last. One that is surely ahead
+            of the code settles it.
+    """
+    if any(_difference(ours, theirs) < -half_width(ours, theirs) for theirs in rivals):
         return "nowhere"
+    margin, half = _difference(ours, rivals[-1]), half_width(ours, rivals[-1])
     if not margin > half:
         return "open"
+    if math.isnan(price):
+        return "not measured"
     return f"{100 * price / (price + margin):.0f} % late answers" if price > 0 else "everywhere"

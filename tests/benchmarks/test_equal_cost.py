@@ -222,8 +222,16 @@ def test_whoever_keeps_the_resnet_has_a_backup_of_it(tmp_path: Path) -> None:
     assert share == ["25 % late answers"] * 3 + ["50 % late answers"]
 
 
-def test_one_training_of_each_settles_nothing(tmp_path: Path) -> None:
-    write(tmp_path, code=(0.93,), backup=(0.90,))
+@pytest.mark.parametrize(("backup", "margin"), [(0.90, "+3.00"), (0.96, "-3.00")])
+def test_one_training_of_each_settles_nothing(tmp_path: Path, backup: float, margin: str) -> None:
+    write(tmp_path, code=(0.93,), backup=(backup,))
     (line,) = lines(equal_cost.margins(tmp_path), "mnist")
-    assert line[2].startswith("+3.00 (one training)")
+    assert line[2].startswith(f"{margin} (one training)")
     assert line[-1] == "open"
+
+
+def test_a_cheap_backup_that_is_ahead_settles_it(tmp_path: Path) -> None:
+    """Whatever the dear one's only training says."""
+    write(tmp_path, code=(0.90, 0.901), backup=(0.93, 0.931), dear=(0.89,))
+    (line,) = lines(equal_cost.margins(tmp_path), "mnist")
+    assert line[-1] == "nowhere"
