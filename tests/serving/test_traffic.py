@@ -146,4 +146,5 @@ async def test_what_is_refused_or_cancelled_is_told() -> None:
     found = told(front, Known())
     assert [why for _, why in found["unserved"]] == [REFUSED, CANCELLED, CANCELLED]
     assert found["requests"] == []
+    assert found["encode_share"] is None  # where nothing is known, as of a gateway
     await front.stop()

@@ -182,6 +182,12 @@ def test_the_budget_is_the_services_own_or_another_that_is_asked_for() -> None:
     assert "--extra 0.1" in note
 
 
+def test_advice_needs_no_word_of_what_encoding_takes() -> None:
+    seen = traffic(served("coded", "none", 5), offered=("uncoded", "coded"), encode_share=None)
+    found = [found["policy"] for found in advise(seen, OPTIONS)["simulated"]]
+    assert found == ["uncoded", "coded"]
+
+
 def test_copies_are_as_many_as_the_service_sends_where_it_has_no_code() -> None:
     seen = traffic(served("uncoded", "exponential", 5), offered=("uncoded", "hedge"), code=None)
     seen["rules"] |= {"k": 1, "hedge_share": 0.01}

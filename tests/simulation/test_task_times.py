@@ -39,6 +39,18 @@ def test_what_a_run_is_told_to_be(tmp_path: Path) -> None:
     assert found.encode_share == pytest.approx(0.1)
 
 
+def test_encoding_that_nobody_knows(tmp_path: Path) -> None:
+    """An answer says null, or nothing at all; 0 is a code that encodes nothing."""
+    path = tmp_path / "traffic.json"
+    raw = json.loads(traffic([[i, 0, 0, 40, 0] for i in range(200)]))
+    for share in (None, 0.0):
+        path.write_text(json.dumps({**raw, "encode_share": share}))
+        assert read_measured(path).encode_share == share
+    del raw["encode_share"]
+    path.write_text(json.dumps(raw))
+    assert read_measured(path).encode_share is None
+
+
 def test_lines(tmp_path: Path) -> None:
     path = tmp_path / "tasks.csv"
     lines = [f"{worker}, {ms}" for worker in (10, 2, "gpu a") for ms in range(50)]

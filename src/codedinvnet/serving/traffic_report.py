@@ -21,12 +21,13 @@ class Known:
     """What is known of a model before anything is measured.
 
     Attributes:
-        encode_share: what encoding an extra task takes for each member, in service times.
+        encode_share: what encoding an extra task takes for each member, in service times; None if
+            it is not known.
         normal: the share of direct answers that are right; None if it is not known.
         made_up: size of the group -> the share of answers made up in it that are right.
     """
 
-    encode_share: float = 0.0
+    encode_share: float | None = None
     normal: float | None = None
     made_up: Mapping[int, float] = field(default_factory=dict)
 

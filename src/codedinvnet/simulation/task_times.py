@@ -35,7 +35,8 @@ class SeenTasks(Section):
     model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
 
     rules: SeenWorkers
-    encode_share: Time
+    encode_share: Time | None = None
+    """None: it is not known, as of a gateway or of another code than a bundle's own."""
     tasks: tuple[tuple[float, int, int, Time, Time], ...]
     """When it began, its worker, members (0: a data task), occupied and held; times in ms."""
     earlier: tuple[tuple[float, int, int, Time, Time], ...] = ()
