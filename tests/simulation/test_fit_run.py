@@ -98,6 +98,34 @@ def test_encoding_that_a_service_does_not_know_is_not_free(tmp_path: Path, call:
         assert load_scenario(out).encode.mean_ms == pytest.approx(kept)
 
 
+def test_slots_and_limits_are_the_services_own(tmp_path: Path, call: Command) -> None:
+    times, base, out = (tmp_path / name for name in ("traffic.json", "base.json", "out.json"))
+    given = scenario(workers=6, k=4, queries=400, qps=50, service=20)
+    base.write_text(json.dumps(given.model_dump(mode="json")))
+    raw = traffic(given)
+    raw["rules"] |= {"slots": 4, "max_pending": 70, "deadline_ms": 900.0}
+    raw["rules"] |= {"hang_timeout_ms": 700.0, "group_timeout_ms": 15.0}
+    times.write_text(json.dumps(raw))
+    plain = call("fit", times, "--out", out)
+    assert plain.code == 0, plain.err
+    found = load_scenario(out)
+    assert (found.workers, found.slots, found.max_pending) == (6, 4, 70)
+    limits = (found.deadline_ms, found.hang_timeout_ms, found.group_timeout_ms)
+    assert limits == (900, 700, 15)
+    assert found.arrivals.qps == pytest.approx(found.capacity_qps / 2)
+    assert call("fit", times, "--out", out, "--scenario", base).code == 0
+    kept = load_scenario(out)
+    assert (kept.slots, kept.deadline_ms) == (given.slots, given.deadline_ms)
+    raw["rules"]["slots"] = 1
+    times.write_text(json.dumps(raw))
+    alone = call("fit", times, "--out", out)
+    assert plain.out.count("\n") == alone.out.count("\n") + 1  # of what may be in the times
+    raw["rules"] = {"workers": 6}
+    times.write_text(json.dumps(raw))
+    assert call("fit", times, "--out", out).code == 0
+    assert load_scenario(out).deadline_ms == 5000
+
+
 def test_a_scenario_with_fewer_workers(tasks: Path, tmp_path: Path, call: Command) -> None:
     """Which of the workers is the slow one makes no difference."""
     base, out = tmp_path / "base.json", tmp_path / "out.json"

@@ -69,6 +69,7 @@ def test_lines(tmp_path: Path) -> None:
         ("t.json", '{"service": {}}', "rules"),
         ("t.json", traffic([[0, 0, 0, -1, 0]]), "tasks"),
         ("t.json", traffic([[0, 0, 0, 1]]), "tasks"),
+        ("t.json", '{"rules": {"workers": 3, "slots": 0}, "tasks": []}', "slots"),
         ("t.json", traffic([]), "0 tasks are too few"),
         ("t.json", traffic([[0, 0, 4, 1, 0]]), "0 tasks are too few"),
         ("t.csv", "1,0\n" * 60 + "1,5\n" * 50, "more than half of the tasks took 0 ms"),

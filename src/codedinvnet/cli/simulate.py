@@ -143,7 +143,12 @@ def _add_fit(commands: Commands) -> None:
     )
     add("--out", type=Path, required=True, help="the scenario, for simulate and plan --scenario")
     add("--bundle", help="whose code and accuracy the scenario has (those of --scenario)")
-    add("--scenario", type=Path, help="what else the scenario says (JSON; see configs/bench)")
+    add(
+        "--scenario",
+        type=Path,
+        help="what else the scenario says (JSON; see configs/bench); without it, slots and limits "
+        "are those of GET /traffic",
+    )
     add("--picture", type=Path, help="draw measured and fitted times (.png, .pdf or .svg)")
     add("--json", action="store_true", help="print one JSON object")
 
