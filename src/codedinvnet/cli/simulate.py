@@ -48,7 +48,8 @@ def _add_simulate(commands: Commands) -> None:
     add("--seed", type=int, help="of all draws (the scenario's)")
     add(
         "--stragglers",
-        help="none, held, exponential, pareto, slower, bursts, hung, or a faults file",
+        help="none, held, exponential, pareto, slower, bursts, hung, or a faults file without "
+        "corrupt faults",
     )
     add("--max-disagreement", type=float, help="as serve's, by the bundle's calibration (none)")
     add("--measured", type=Path, help="repeat these measured runs (JSONL) and compare")
@@ -85,8 +86,8 @@ def _add_plan(commands: Commands) -> None:
     add("--encode-ms", type=float, help="to encode, each image of a group (likewise)")
     add(
         "--stragglers",
-        help="none, held, exponential, pareto, slower, bursts, hung, or a faults file "
-        "(the scenario's, else pareto)",
+        help="none, held, exponential, pareto, slower, bursts, hung, or a faults file without "
+        "corrupt faults (the scenario's, else pareto)",
     )
     add("--batch", type=int, help="images of a request (the scenario's, else 1)")
     add(
