@@ -14,6 +14,7 @@ from codedinvnet.serving.answers import Answered, Overloaded, QueryFailed
 from codedinvnet.serving.frontend import FrontEnd
 from codedinvnet.serving.rules.settings import POLICIES, Rules
 from codedinvnet.serving.served import OwnModel
+from codedinvnet.serving.supervisor import ABSENT, GIVEN_UP, STATES, Loss
 from codedinvnet.serving.traffic import CANCELLED, OWN, REFUSED, REQUESTS, TASKS, Traffic
 from codedinvnet.serving.traffic_report import Known, told
 from codedinvnet.serving.workers.pool import Death, Task
@@ -146,4 +147,27 @@ async def test_what_is_refused_or_cancelled_is_told() -> None:
     found = told(front, Known())
     assert [why for _, why in found["unserved"]] == [REFUSED, CANCELLED, CANCELLED]
     assert found["requests"] == []
+    assert found["encode_share"] is None  # where nothing is known, as of a gateway
     await front.stop()
+
+
+def test_what_workers_did_that_are_gone_is_left_out() -> None:
+    """One that is being replaced still counts."""
+    spec = TensorSpec("x", "FP32", (1,))
+    model = OwnModel("m", Signature((spec,), (spec,)))
+    front = FrontEnd(model, Silent(), Rules(len(STATES), POLICIES["uncoded"]), deadline=60.0)
+    traffic = front.times.traffic
+    for newest in (False, True):
+        for worker, state in enumerate(STATES):
+            front.workers[worker].state = state
+            traffic.did(worker, 0, 0.0, 0.0)
+            if newest:
+                front.supervisor.losses.append(Loss(time.monotonic(), worker, "died", 0.3))
+        if not newest:
+            traffic.tasks.clear()
+    found = told(front, Known())
+    gone = {STATES.index(ABSENT), STATES.index(GIVEN_UP)}
+    there = set(range(len(STATES))) - gone
+    assert set(found["gone"]) == gone
+    for name in ("tasks", "earlier", "losses"):
+        assert {row[1] for row in found[name]} == there, name

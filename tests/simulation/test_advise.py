@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from codedinvnet.codes.registry import METHODS
+from codedinvnet.codes.registry import METHODS, OURS
 from codedinvnet.codes.rules import as_json, from_json
 from codedinvnet.errors import UserError
+from codedinvnet.models.bundle import load_bundle
+from codedinvnet.serving.opening import known_of
 from codedinvnet.serving.rules.settings import POLICIES
 from codedinvnet.simulation.advise import AdviseOptions, advise, lines
 from codedinvnet.simulation.arrivals import Arrivals
@@ -180,6 +182,12 @@ def test_the_budget_is_the_services_own_or_another_that_is_asked_for() -> None:
     assert "--extra 0.1" in note
 
 
+def test_advice_needs_no_word_of_what_encoding_takes() -> None:
+    seen = traffic(served("coded", "none", 5), offered=("uncoded", "coded"), encode_share=None)
+    found = [found["policy"] for found in advise(seen, OPTIONS)["simulated"]]
+    assert found == ["uncoded", "coded"]
+
+
 def test_copies_are_as_many_as_the_service_sends_where_it_has_no_code() -> None:
     seen = traffic(served("uncoded", "exponential", 5), offered=("uncoded", "hedge"), code=None)
     seen["rules"] |= {"k": 1, "hedge_share": 0.01}
@@ -212,6 +220,36 @@ def test_a_policy_that_cannot_be_simulated_is_named_and_the_others_are_told() ->
     report = advise(seen, OPTIONS)
     assert [found["policy"] for found in report["simulated"]] == ["hedge"]
     assert "no accuracy is known" in report["not_simulated"]["auto"]
+
+
+def test_policies_are_not_compared_with_one_of_now_that_cannot_be_simulated() -> None:
+    right = {"by": "labels", "normal": 0.99, "made_up": {"2": 0.9}}
+    seen = traffic(served("coded", "exponential", 5), offered=("uncoded", "hedge", "coded"))
+    seen["right"] = right
+    for options, notes in ((OPTIONS, 1), (replace(OPTIONS, extra=0.1), 2)):
+        report = advise(seen, options)
+        assert [found["policy"] for found in report["simulated"]] == ["uncoded", "hedge"]
+        assert report["advice"] is None
+        assert report["not_simulated"]["coded"] in report["notes"][0]
+        assert len(report["notes"]) == notes
+        assert "codedinvnet policy" not in "\n".join(lines(report, options))
+    report = advise({**seen, "offered": ("hedge",)}, OPTIONS)
+    assert (report["advice"], len(report["notes"])) == (None, 1)
+
+
+@pytest.mark.parametrize("k", [2, 3, 8])
+def test_a_bundles_code_is_simulated_at_sizes_that_were_not_measured(k: int) -> None:
+    bundle = load_bundle("mnist")
+    known = known_of(bundle, OURS, k)
+    made_up = {str(size): share for size, share in known.made_up.items()}
+    right = {"by": "labels", "normal": known.normal, "made_up": made_up}
+    offered = ("uncoded", "coded", "coded+hedge", "auto")
+    seen = traffic(served("coded", "exponential", 5).updated(k=k), offered=offered, right=right)
+    report = advise(seen, AdviseOptions(URL, queries=2000))
+    assert [found["policy"] for found in report["simulated"]] == list(offered)
+    least = bundle.info.figures["test_k10"]["recovered_accuracy"]
+    assert known.normal is not None
+    assert least < row(report, "coded")["right"] < known.normal
 
 
 def test_a_simulation_that_does_not_fit_says_so() -> None:

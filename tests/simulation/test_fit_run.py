@@ -9,6 +9,8 @@ import pytest
 
 from codedinvnet.simulation.scenario import Accuracy, load_scenario
 from tests.conftest import Command
+from tests.simulation.recording import traffic
+from tests.simulation.scenarios import scenario
 
 
 @pytest.fixture
@@ -81,6 +83,47 @@ def test_the_rest_is_the_scenarios(tasks: Path, tmp_path: Path, call: Command) -
     assert call("fit", tasks, "--out", out, "--scenario", base, "--bundle", "mnist").code == 0
     with_bundle = load_scenario(out)
     assert (with_bundle.bundle, with_bundle.accuracy) == ("mnist", None)
+
+
+def test_encoding_that_a_service_does_not_know_is_not_free(tmp_path: Path, call: Command) -> None:
+    times, base, out = (tmp_path / name for name in ("traffic.json", "base.json", "out.json"))
+    given = scenario(workers=6, k=4, queries=400, qps=50, service=20)
+    base.write_text(json.dumps(given.model_dump(mode="json") | {"encode": 0.5}))
+    for share, alone, kept in ((None, None, 0.5), (0.1, 2.0, 2.0), (0.0, 0.0, 0.0)):
+        times.write_text(json.dumps(traffic(given, encode_share=share)))
+        outcome = call("fit", times, "--out", out, "--json")
+        assert json.loads(outcome.out)["encode_ms"] == alone, outcome.err
+        assert ("encode" in json.loads(out.read_text())) == (alone is not None)
+        assert call("fit", times, "--out", out, "--scenario", base).code == 0
+        assert load_scenario(out).encode.mean_ms == pytest.approx(kept)
+
+
+def test_slots_and_limits_are_the_services_own(tmp_path: Path, call: Command) -> None:
+    times, base, out = (tmp_path / name for name in ("traffic.json", "base.json", "out.json"))
+    given = scenario(workers=6, k=4, queries=400, qps=50, service=20)
+    base.write_text(json.dumps(given.model_dump(mode="json")))
+    raw = traffic(given)
+    raw["rules"] |= {"slots": 4, "max_pending": 70, "deadline_ms": 900.0}
+    raw["rules"] |= {"hang_timeout_ms": 700.0, "group_timeout_ms": 15.0}
+    times.write_text(json.dumps(raw))
+    plain = call("fit", times, "--out", out)
+    assert plain.code == 0, plain.err
+    found = load_scenario(out)
+    assert (found.workers, found.slots, found.max_pending) == (6, 4, 70)
+    limits = (found.deadline_ms, found.hang_timeout_ms, found.group_timeout_ms)
+    assert limits == (900, 700, 15)
+    assert found.arrivals.qps == pytest.approx(found.capacity_qps / 2)
+    assert call("fit", times, "--out", out, "--scenario", base).code == 0
+    kept = load_scenario(out)
+    assert (kept.slots, kept.deadline_ms) == (given.slots, given.deadline_ms)
+    raw["rules"]["slots"] = 1
+    times.write_text(json.dumps(raw))
+    alone = call("fit", times, "--out", out)
+    assert plain.out.count("\n") == alone.out.count("\n") + 1  # of what may be in the times
+    raw["rules"] = {"workers": 6}
+    times.write_text(json.dumps(raw))
+    assert call("fit", times, "--out", out).code == 0
+    assert load_scenario(out).deadline_ms == 5000
 
 
 def test_a_scenario_with_fewer_workers(tasks: Path, tmp_path: Path, call: Command) -> None:

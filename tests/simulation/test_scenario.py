@@ -216,11 +216,19 @@ def test_a_faults_file_of_the_service_is_understood(tmp_path: Path) -> None:
     assert found[1].delay.mean_ms == 100
 
 
-def test_faults_of_some_tasks_alone_are_not_simulated(tmp_path: Path) -> None:
-    fault = Fault(kind="slow", delay=Delay(ms=30), from_task=10)
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [
+        (Fault(kind="slow", delay=Delay(ms=30), from_task=10), "from_task"),
+        (Fault(kind="hang", until_task=10), "until_task"),
+        (Fault(kind="slow", delay=Delay(ms=30), each_image=True), "each_image"),
+        (Fault(kind="corrupt", scale=2.0), "corrupt"),
+    ],
+)
+def test_faults_that_are_not_simulated(fault: Fault, told: str, tmp_path: Path) -> None:
     path = tmp_path / "faults.json"
     path.write_text(Schedule(faults=(fault,)).model_dump_json())
-    with pytest.raises(UserError, match="from_task"):
+    with pytest.raises(UserError, match=told):
         stragglers(str(path), 10, 1)
 
 
@@ -292,7 +300,7 @@ def test_unknown_stragglers(tmp_path: Path) -> None:
         stragglers("sleepy", 10, 1)
     path = tmp_path / "faults.json"
     path.write_text('{"faults": [{"kind": "corrupt"}]}')
-    with pytest.raises(UserError, match=r"faults.0.kind"):
+    with pytest.raises(UserError, match=r"faults.0: .*corrupt"):
         stragglers(str(path), 10, 1)
 
 

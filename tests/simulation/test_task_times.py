@@ -39,6 +39,18 @@ def test_what_a_run_is_told_to_be(tmp_path: Path) -> None:
     assert found.encode_share == pytest.approx(0.1)
 
 
+def test_encoding_that_nobody_knows(tmp_path: Path) -> None:
+    """An answer says null, or nothing at all; 0 is a code that encodes nothing."""
+    path = tmp_path / "traffic.json"
+    raw = json.loads(traffic([[i, 0, 0, 40, 0] for i in range(200)]))
+    for share in (None, 0.0):
+        path.write_text(json.dumps({**raw, "encode_share": share}))
+        assert read_measured(path).encode_share == share
+    del raw["encode_share"]
+    path.write_text(json.dumps(raw))
+    assert read_measured(path).encode_share is None
+
+
 def test_lines(tmp_path: Path) -> None:
     path = tmp_path / "tasks.csv"
     lines = [f"{worker}, {ms}" for worker in (10, 2, "gpu a") for ms in range(50)]
@@ -57,6 +69,7 @@ def test_lines(tmp_path: Path) -> None:
         ("t.json", '{"service": {}}', "rules"),
         ("t.json", traffic([[0, 0, 0, -1, 0]]), "tasks"),
         ("t.json", traffic([[0, 0, 0, 1]]), "tasks"),
+        ("t.json", '{"rules": {"workers": 3, "slots": 0}, "tasks": []}', "slots"),
         ("t.json", traffic([]), "0 tasks are too few"),
         ("t.json", traffic([[0, 0, 4, 1, 0]]), "0 tasks are too few"),
         ("t.csv", "1,0\n" * 60 + "1,5\n" * 50, "more than half of the tasks took 0 ms"),

@@ -48,7 +48,8 @@ def _add_simulate(commands: Commands) -> None:
     add("--seed", type=int, help="of all draws (the scenario's)")
     add(
         "--stragglers",
-        help="none, held, exponential, pareto, slower, bursts, hung, or a faults file",
+        help="none, held, exponential, pareto, slower, bursts, hung, or a faults file without "
+        "corrupt faults",
     )
     add("--max-disagreement", type=float, help="as serve's, by the bundle's calibration (none)")
     add("--measured", type=Path, help="repeat these measured runs (JSONL) and compare")
@@ -85,8 +86,8 @@ def _add_plan(commands: Commands) -> None:
     add("--encode-ms", type=float, help="to encode, each image of a group (likewise)")
     add(
         "--stragglers",
-        help="none, held, exponential, pareto, slower, bursts, hung, or a faults file "
-        "(the scenario's, else pareto)",
+        help="none, held, exponential, pareto, slower, bursts, hung, or a faults file without "
+        "corrupt faults (the scenario's, else pareto)",
     )
     add("--batch", type=int, help="images of a request (the scenario's, else 1)")
     add(
@@ -143,7 +144,12 @@ def _add_fit(commands: Commands) -> None:
     )
     add("--out", type=Path, required=True, help="the scenario, for simulate and plan --scenario")
     add("--bundle", help="whose code and accuracy the scenario has (those of --scenario)")
-    add("--scenario", type=Path, help="what else the scenario says (JSON; see configs/bench)")
+    add(
+        "--scenario",
+        type=Path,
+        help="what else the scenario says (JSON; see configs/bench); without it, slots and limits "
+        "are those of GET /traffic",
+    )
     add("--picture", type=Path, help="draw measured and fitted times (.png, .pdf or .svg)")
     add("--json", action="store_true", help="print one JSON object")
 

@@ -101,15 +101,20 @@ def _open_bundle(options: ServeOptions) -> Opened:
 
 
 def known_of(bundle: Bundle, method: str, k: int) -> Known:
-    """Return what a bundle says of itself: of its own code alone, how often it is right."""
+    """Return what a bundle says of itself: of its own code alone, how often it is right.
+
+    Where groups of k were not measured, the next larger size is told: it bounds those between.
+    """
     if method != OURS:
         return Known()
     figures = bundle.info.figures
-    told = {
+    measured = {
         size: found
-        for size in range(2, k + 1)
+        for size in bundle.info.group_sizes
         if isinstance(found := figures.get(f"test_k{size}"), dict)
     }
+    largest = min((size for size in measured if size >= k), default=k)
+    told = {size: found for size, found in measured.items() if size <= largest}
     normal = next((found.get("normal_accuracy") for found in told.values()), None)
     made_up = {size: found["recovered_accuracy"] for size, found in told.items()}
     return Known(encoder_share(bundle.model, k) / k, normal, made_up)

@@ -105,6 +105,13 @@ class Supervisor:
         hopeless = all(view.state == GIVEN_UP for view in self.workers)
         return not hopeless and time.monotonic() - self._down_since <= self.down_timeout
 
+    @property
+    def left(self) -> frozenset[int]:
+        """The workers that are absent or given up; one that is being replaced is not."""
+        return frozenset(
+            worker for worker, view in enumerate(self.workers) if view.state in (ABSENT, GIVEN_UP)
+        )
+
     async def start(self) -> None:
         """Start all workers, and return when all are ready, but for those lost meanwhile."""
         await self.pool.start(len(self.workers))

@@ -21,20 +21,24 @@ class Known:
     """What is known of a model before anything is measured.
 
     Attributes:
-        encode_share: what encoding an extra task takes for each member, in service times.
+        encode_share: what encoding an extra task takes for each member, in service times; None if
+            it is not known.
         normal: the share of direct answers that are right; None if it is not known.
         made_up: size of the group -> the share of answers made up in it that are right.
     """
 
-    encode_share: float = 0.0
+    encode_share: float | None = None
     normal: float | None = None
     made_up: Mapping[int, float] = field(default_factory=dict)
 
 
 def told(front: FrontEnd, known: Known) -> dict[str, Any]:
-    """Return what `GET /traffic` says. May be called in a thread while the service goes on."""
+    """Return what `GET /traffic` says. May be called in a thread while the service goes on.
+
+    Workers that are gone are named, and what they did is left out: nobody does it any more.
+    """
     scheduler, rules, traffic = front.scheduler, front.rules, front.times.traffic
-    requests, tasks = traffic.gapless(), tuple(traffic.tasks)
+    requests, gone = traffic.gapless(), front.supervisor.left
     unserved = tuple(traffic.unserved)
     start = min((r.at for r in requests), default=traffic.since)
     code, mains = scheduler.offered, rules.workers - rules.backups
@@ -58,6 +62,7 @@ def told(front: FrontEnd, known: Known) -> dict[str, Any]:
             "extra": rules.extra,
             "worker_batch": rules.worker_batch,
         },
+        "gone": sorted(gone),
         "code": None if code is None else as_json(code),
         "encode_share": known.encode_share,
         "right": _right(front, known),
@@ -74,11 +79,12 @@ def told(front: FrontEnd, known: Known) -> dict[str, Any]:
         "unserved": [
             [round(1000 * (lost.at - start), 2), lost.why] for lost in unserved if lost.at >= start
         ],
-        "tasks": [_row(task, start) for task in tasks],
-        "earlier": [_row(task, start) for task in traffic.earlier()],
+        "tasks": [_row(task, start) for task in tuple(traffic.tasks) if task.worker not in gone],
+        "earlier": [_row(task, start) for task in traffic.earlier() if task.worker not in gone],
         "losses": [
             [round(1000 * (x.at - start), 2), x.worker, x.kind, round(1000 * x.seconds, 1)]
             for x in tuple(front.supervisor.losses)
+            if x.worker not in gone
         ],
     }
 

@@ -96,14 +96,17 @@ def advise(raw: Any, options: AdviseOptions, *, progress: bool = False) -> dict[
             rows.append(simulated(under(base, name, code), code, seen))
         except UserError as error:
             left[name] = str(error)
-    best = chosen(rows, seen.policy, options.by)
     now = measured(seen.after(seen.since_s))
     own = next((row for row in rows if row["policy"] == seen.policy), None)
+    best = None if own is None else chosen(rows, seen.policy, options.by)
     notes = overload(base, drifting=False)
     notes += left_out(len(seen.requests), [why for _, why in seen.unserved])
-    if base.extra == seen.rules.extra:
+    if own is None:
+        why = left.get(seen.policy, "the service does not offer it")
+        notes.append(f"The policy of now, {seen.policy}, is not simulated: {why}.")
+    elif base.extra == seen.rules.extra:
         notes += doubts(now, own, options.by)
-    else:
+    if base.extra != seen.rules.extra:
         notes.append(f"The service has another budget: start it with --extra {base.extra:g}.")
     return {
         "schema_version": 1,
@@ -187,10 +190,10 @@ def chosen(rows: Sequence[Mapping[str, Any]], now: str, by: str) -> Mapping[str,
     return stay or min(good, key=lambda row: float(row["work"]))
 
 
-def doubts(now: Mapping[str, Any], row: Mapping[str, Any] | None, by: str) -> list[str]:
-    """Return what speaks against a prediction."""
+def doubts(now: Mapping[str, Any], row: Mapping[str, Any], by: str) -> list[str]:
+    """Return what speaks against a prediction, by that of the policy of now."""
     key = f"{by}_ms"
-    if now["requests"] < FEWEST_REQUESTS or row is None or None in (now[key], row[key]):
+    if now["requests"] < FEWEST_REQUESTS or None in (now[key], row[key]):
         return ["Too few requests have come under the policy of now to check the simulation by."]
     if abs(row[key] / now[key] - 1) <= OFF:
         return []
@@ -221,14 +224,16 @@ def lines(report: Mapping[str, Any], options: AdviseOptions) -> list[str]:
 def _advice(report: Mapping[str, Any], options: AdviseOptions) -> list[str]:
     by, now, best = options.by, report["policy"], report["advice"]
     rows = {row["policy"]: row for row in report["simulated"]}
+    if now not in rows:
+        return [f"No advice: what {now}, the policy of now, would give is not known."]
     if best is None:
         return [f"No policy has a {by}: too many requests are lost, or too few were simulated."]
     if best == now:
         return [f"Stay with {now}: none has a {by} that is lower by more than {CLOSE:.0%}."]
-    new, old = rows[best], rows.get(now)
+    new, old = rows[best], rows[now]
     key = f"{by}_ms"
     than = ""
-    if old is not None and old[key] is not None:
+    if old[key] is not None:
         than = f" instead of {old[key]:.0f} ms, work {new['work']:.2f} instead of {old['work']:.2f}"
     token = f" --token-file {options.token_file}" if options.token_file else ""
     return [

@@ -46,7 +46,8 @@ def scenario_with(
     Args:
         fitted: times and stragglers.
         measured: what they were fitted to.
-        base: what else is simulated; None takes an uncoded service of as many workers, half busy.
+        base: what else is simulated; None takes an uncoded service of as many workers, half busy,
+            with the slots and limits of the one that was measured.
         bundle: whose code and accuracy are simulated; None takes the base's.
         name: of the scenario, if there is no base.
 
@@ -65,9 +66,9 @@ def scenario_with(
     if base is not None:
         return base.updated(**changes)
     workers = len(measured.workers) + measured.idle
-    qps = round(LOAD * workers / (statistics.fmean(fitted.times) / 1000), 3)
+    qps = round(LOAD * workers * measured.slots / (statistics.fmean(fitted.times) / 1000), 3)
     raw = {"name": name, "arrivals": {"qps": qps}, "workers": workers, "policy": "uncoded"}
-    return parse_scenario({**raw, **changes}, name)
+    return parse_scenario({**raw, **measured.limits, **changes}, name)
 
 
 def run_fit(
@@ -120,6 +121,7 @@ def run_fit(
         "tasks": len(fitted.times),
         "workers": {name: number for number, name in enumerate(fitted.workers)},
         "idle": measured.idle,
+        "slots": measured.slots,
         "service_ms": round(fitted.service.mean_ms, 4),
         "encode_ms": round(found.encode.mean_ms, 4) if measured.encode_share is not None else None,
         "stragglers": [s.model_dump(mode="json", exclude_defaults=True) for s in fitted.stragglers],
@@ -156,6 +158,7 @@ def _lines(report: Mapping[str, Any]) -> list[str]:
         whose = f"  (worker {names[straggler['worker']]})" if "worker" in straggler else ""
         lines.append(f"straggler  {json.dumps(straggler)}{whose}")
     was, comes = report["late_share"]
+    waiting = f"times may hold waiting at the upstream: each is at {report['slots']} tasks, at most"
     return [
         *(lines if report["stragglers"] else [*lines, "no stragglers"]),
         "",
@@ -170,4 +173,5 @@ def _lines(report: Mapping[str, Any]) -> list[str]:
         f"late: {was:.2%} measured, {comes:.2%} fitted; the distribution functions of the delays "
         f"differ by {report['late_distance']:.3f} at most",
         *ASSUMED,
+        *([waiting] if report["slots"] > 1 else []),
     ]

@@ -81,7 +81,7 @@ class Recorded(Section):
     seconds: float
     rules: SeenRules
     code: dict[str, Any] | None
-    encode_share: float
+    encode_share: float | None = None
     right: Right | None
     requests: tuple[tuple[float, int, float | None, float, int], ...]
     """When it came, its queries, how long it took, what of it the front end did, answers made up;
@@ -185,7 +185,7 @@ def scenario_of(seen: Recorded, queries: int, seed: int) -> Scenario:
             "sizes": sizes,
         },
         "service": found.fitted.service.model_dump(),
-        "encode": seen.encode_share * found.fitted.service.mean_ms,
+        "encode": (seen.encode_share or 0.0) * found.fitted.service.mean_ms,
         "extra_cost": found.extra_cost,
         "front_end": sampled(front),
         "decode": max(0.0, statistics.median(decode) - usual) if decode else 0.0,

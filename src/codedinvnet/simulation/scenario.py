@@ -60,12 +60,16 @@ class Straggler(FaultWindow):
     @model_validator(mode="before")
     @classmethod
     def _as_the_services(cls, raw: Any) -> Any:
-        """Drop what a fault of the service says of corruption, and when in a task it is blocked.
+        """Drop what a fault of the service says besides, and nothing is simulated of.
 
-        One that hits some tasks alone, or takes its time for every image, is none of these.
+        That is `scale`, which is of corruption alone, `spread`, and which tasks it hits if it is
+        all. A fault that corrupts, hits some tasks alone, or takes its time for every image is
+        refused.
         """
-        if not isinstance(raw, dict) or raw.get("kind") == "corrupt":
+        if not isinstance(raw, dict):
             return raw
+        if raw.get("kind") == "corrupt":
+            raise ValueError("faults of kind 'corrupt' are not simulated")
         others = {key for key in ("from_task", "until_task", "each_image") if not raw.get(key)}
         return {k: value for k, value in raw.items() if k not in {"scale", "spread", *others}}
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from pydantic import ConfigDict, ValidationError
 
-from codedinvnet.config import Section, describe
+from codedinvnet.config import Positive, Rate, Section, describe
 from codedinvnet.errors import UserError
 from codedinvnet.files import read_json
 from codedinvnet.simulation.distributions import Time
@@ -21,12 +22,17 @@ LONGEST = 86_400_000.0
 HEADER = "worker,ms"
 
 
-class SeenWorkers(Section):
-    """How many workers a running service has, of its settings."""
+class SeenLimits(Section):
+    """Of a running service's settings those that a scenario has, too. None: it does not say."""
 
-    model_config = ConfigDict(extra="ignore", frozen=True)
+    model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
 
     workers: int
+    slots: Positive | None = None
+    group_timeout_ms: Rate | None = None
+    hang_timeout_ms: Rate | None = None
+    deadline_ms: Rate | None = None
+    max_pending: Positive | None = None
 
 
 class SeenTasks(Section):
@@ -34,8 +40,9 @@ class SeenTasks(Section):
 
     model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
 
-    rules: SeenWorkers
-    encode_share: Time
+    rules: SeenLimits
+    encode_share: Time | None = None
+    """None: it is not known, as of a gateway or of another code than a bundle's own."""
     tasks: tuple[tuple[float, int, int, Time, Time], ...]
     """When it began, its worker, members (0: a data task), occupied and held; times in ms."""
     earlier: tuple[tuple[float, int, int, Time, Time], ...] = ()
@@ -64,11 +71,18 @@ class Measured:
         idle: how many did none.
         encode_share: what encoding a parity query takes for each image of its group, in service
             times, if it is known.
+        limits: its slots, timeouts and the like, as a scenario names them, if they are known.
     """
 
     workers: tuple[WorkerTasks, ...]
     idle: int = 0
     encode_share: float | None = None
+    limits: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def slots(self) -> int:
+        """How many tasks a worker was at, at most; 1 if that is not known."""
+        return int(self.limits.get("slots", 1))
 
 
 def read_measured(path: Path) -> Measured:
@@ -102,7 +116,9 @@ def _read_served(path: Path) -> Measured:
         if not members:
             samples.setdefault(worker, []).append(occupied + held)
     workers = tuple(WorkerTasks(str(n), np.array(ms)) for n, ms in sorted(samples.items()))
-    return Measured(workers, max(0, seen.rules.workers - len(workers)), seen.encode_share)
+    idle = max(0, seen.rules.workers - len(workers))
+    limits = seen.rules.model_dump(exclude={"workers"}, exclude_none=True)
+    return Measured(workers, idle, seen.encode_share, limits)
 
 
 def _read_lines(path: Path) -> Measured:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from codedinvnet.errors import UserError
+from codedinvnet.serving import traffic_report
 from codedinvnet.serving.gateway import discovery, pool, run
 from codedinvnet.serving.gateway.discovery import Discovery
 from codedinvnet.serving.gateway.upstreams import Upstream, open_upstream
@@ -69,6 +70,34 @@ async def test_upstreams_come_and_go_with_a_file(
         await ask_all()
         assert len(first.seen) == 12
     for fake in (first, second, third):
+        await fake.stop()
+
+
+async def test_what_upstreams_did_that_have_left_is_not_told(tmp_path: Path) -> None:
+    """Or advice would be for as many as there were."""
+    fakes, file = [Fake() for _ in range(3)], tmp_path / "upstreams"
+
+    for fake in fakes:
+        await fake.start()
+    file.write_text("\n".join(fake.url for fake in fakes))
+    async with gateway(upstreams_file=file, policy="uncoded") as (address, relay, _):
+        front = relay.front
+
+        def seen() -> tuple[int, set[int]]:
+            found = traffic_report.told(front, traffic_report.Known())
+            rows = (*found["tasks"], *found["earlier"])
+            return found["rules"]["workers"], {row[1] for row in rows}
+
+        for _ in range(12):
+            assert (await ask(address)).status == 200
+        assert seen() == (3, {0, 1, 2})
+        file.write_text(fakes[1].url)
+        await until(lambda: front.scheduler.workers_up == 1)
+        assert seen() == (1, {1})
+        file.write_text("\n".join(fake.url for fake in fakes[1:]))
+        await until(lambda: front.scheduler.workers_up == 2)
+        assert seen()[0] == 2
+    for fake in fakes:
         await fake.stop()
 
 
