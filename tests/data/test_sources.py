@@ -61,6 +61,17 @@ def test_image_folder(tmp_path: Path, split: Split, folder: str, below: str) -> 
     assert label.tolist() == [1]
 
 
+@pytest.mark.parametrize(("name", "taken"), [("own", "test"), ("imagenet", "val")])
+def test_of_two_folders_of_held_out_images_one_is_the_test_split(
+    tmp_path: Path, name: str, taken: str
+) -> None:
+    """`val` only fills in for `test`; ImageNet's `test` is published without labels."""
+    for folder in ("train", "val", "test"):
+        write_folder(tmp_path / name / folder)
+    source = load_images(name, "test", data_dir=tmp_path, image_size=8)
+    assert source.source == str(tmp_path / name / taken)
+
+
 def test_image_folder_resizes_and_crops_to_the_centre(tmp_path: Path) -> None:
     pixels = np.zeros((16, 32, 3), dtype=np.uint8)
     pixels[:, 12:20] = 255  # a white bar in the middle of a wide black image
