@@ -9,10 +9,12 @@ import torch
 from codedinvnet.bench.grid import DataSetSettings
 from codedinvnet.bench.parts import DataSet, _set_aside
 from codedinvnet.checkpoint import save_checkpoint
-from codedinvnet.config import PartSettings
+from codedinvnet.codes.method import given_by
+from codedinvnet.codes.registry import find_method
+from codedinvnet.config import PartSettings, PixelFusionSettings
 from codedinvnet.data import ImageSet, sample_images
-from codedinvnet.models.bundle import Bundle
-from codedinvnet.training.pixels import fusion_targets
+from codedinvnet.models.bundle import Bundle, load_bundle
+from codedinvnet.training.pixels import VERSION, fusion_targets
 
 
 def test_what_is_set_aside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -33,6 +35,26 @@ def test_what_is_set_aside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         )
         folder.mkdir()
         save_checkpoint(folder / "last.safetensors", {}, {"settings": settings})
+
+
+@pytest.mark.parametrize("key", ["training", "paper_training"])
+def test_the_papers_encoder_outlives_new_options(tmp_path: Path, key: str) -> None:
+    """Its training of before the key of its version was renamed is taken as well."""
+    folder = tmp_path / "seed1"
+    folder.mkdir()
+    method = find_method("coded-invnet-paper")
+    paper = PixelFusionSettings(objective="pixels", groups=40, epochs=2)
+    made_with = method.made_with(given_by(load_bundle("mnist"), 2), paper)
+    settings = {"part": paper.model_dump(mode="json"), **method.versions(), **made_with}
+    old = {
+        "part": {k: v for k, v in settings["part"].items() if k != "discriminator_layers"},
+        "encoder": {k: v for k, v in settings["encoder"].items() if k != "cell_width"},
+    }
+    for version, kept in ((VERSION, True), (VERSION - 1, False)):
+        stored = {"settings": {**old, key: version}}
+        save_checkpoint(folder / "last.safetensors", {}, stored)
+        _set_aside(folder, settings)
+        assert folder.exists() == kept
 
 
 def test_the_papers_targets_have_the_mean_latent(bundle: Bundle, held_out: ImageSet) -> None:
