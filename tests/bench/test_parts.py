@@ -20,6 +20,7 @@ from codedinvnet.data import ImageSet, ImageSource, load_images, sample_images
 from codedinvnet.errors import UserError
 from codedinvnet.models.bundle import Bundle, load_bundle
 from codedinvnet.training.pixels import VERSION, fusion_targets
+from tests.data.files import Unread
 
 
 def test_what_is_set_aside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -87,7 +88,8 @@ def data_set(
 def test_the_majority_is_the_most_frequent_class(tmp_path: Path) -> None:
     images = sample_images("mnist")
     labels = torch.tensor([3] * 40 + [5] * 30 + [0] * 30).repeat(60)
-    train = replace(images, images=images.images.repeat(6, 1, 1, 1), labels=labels)
+    pixels = images.images.repeat(6, 1, 1, 1)
+    train = Unread("mnist", images.classes, pixels, labels, "here")
     for given, majority in ((train, 3), (None, 0)):
         assert data_set("mnist", given, images, tmp_path).majority() == majority
 

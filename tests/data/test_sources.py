@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from codedinvnet.data import ImageFolder, ImageSet, Split, load_images
+from codedinvnet.data import ImageFolder, ImageRows, ImageSet, Split, load_images
 from codedinvnet.errors import UserError
 from tests.data.files import GREY, LABELS, everything, write_folder, write_npz
 
@@ -94,6 +94,15 @@ def test_image_folder_of_grey_images_is_rgb(tmp_path: Path) -> None:
     assert images.unique().tolist() == [77]
 
 
+def test_labels_take_no_decoding(tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    for path in tmp_path.rglob("*.png"):
+        path.write_bytes(b"not an image")
+    source = ImageFolder("own", tmp_path)
+    assert source.labels.tolist() == [0, 1, 1]
+    assert ImageRows(source, torch.tensor([2, 0]), "some").labels.tolist() == [1, 0]
+
+
 def test_image_folder_default_size_and_empty_batch(tmp_path: Path) -> None:
     write_folder(tmp_path / "own" / "train")
     source = load_images("own", "train", data_dir=tmp_path)
@@ -123,3 +132,20 @@ def test_image_size_below_one(tmp_path: Path) -> None:
     write_folder(tmp_path / "own" / "train")
     with pytest.raises(UserError, match="image size 0"):
         load_images("own", "train", data_dir=tmp_path, image_size=0)
+
+
+# --- ImageRows
+
+
+def test_rows_of_a_source(tmp_path: Path) -> None:
+    write_npz(tmp_path, images=GREY, labels=LABELS)
+    whole = load_images("own", "train", data_dir=tmp_path)
+    source = ImageRows(whole, torch.tensor([5, 1, 3]), "some of them")
+    images, labels = everything(source)
+    assert np.array_equal(images[:, 0], GREY[[5, 1, 3]])
+    assert labels == source.labels.tolist() == LABELS[[5, 1, 3]].tolist()
+    assert (source.name, source.classes, source.shape) == ("own", ("0", "1", "2"), (1, 5, 4))
+    assert source.digest() == ImageRows(whole, source.rows, "again").digest()
+    assert source.digest() != ImageRows(whole, source.rows.flip(0), "in another order").digest()
+    with pytest.raises(UserError, match=r"the rest: no images of .*train\.npz"):
+        ImageRows(whole, torch.arange(0), "the rest")

@@ -24,7 +24,7 @@ from codedinvnet.codes.equal_cost import plain_network, plain_width
 from codedinvnet.codes.method import Given, Lessons, Tolerance
 from codedinvnet.codes.registry import find_method
 from codedinvnet.config import PartSettings, PixelFusionSettings
-from codedinvnet.data import ImageSet, ImageSource, random_groups, split_indices, spread_rows
+from codedinvnet.data import ImageRows, ImageSource, random_groups, split_indices, spread_rows
 from codedinvnet.errors import UserError
 from codedinvnet.files import free_backup_name
 from codedinvnet.models.bundle import Bundle, load_bundle, weights_digest
@@ -93,8 +93,7 @@ class DataSet:
             self.train_rows = spread_rows(self.train_rows, limit)
             self.validation_rows = spread_rows(self.validation_rows, max(1, limit // 10))
         if split == "validation":
-            images, labels = self.train.batch(self.validation_rows)
-            self.test = ImageSet(name, test.classes, images, labels, "the validation images")
+            self.test = ImageRows(self.train, self.validation_rows, "the validation images")
         self._majority: int | None = None
         self._parts: dict[Path, nn.Module] = {}
         self._logits: dict[tuple[Base, int, str], Tensor] = {}
@@ -145,8 +144,7 @@ class DataSet:
         if self._train is None:
             return 0
         if self._majority is None:
-            labels = [self.train.batch(rows)[1] for rows in self.train_rows.split(5000)]
-            self._majority = int(torch.cat(labels).bincount().argmax())
+            self._majority = int(self.train.labels[self.train_rows].bincount().argmax())
         return self._majority
 
     # Base models
