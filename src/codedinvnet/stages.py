@@ -26,7 +26,7 @@ from codedinvnet.config import (
     with_members,
 )
 from codedinvnet.data import (
-    ImageSet,
+    ImageRows,
     ImageSource,
     Split,
     load_images,
@@ -410,12 +410,6 @@ def evaluation_images(
         check_same_images(source, bundle.info.provenance.images, f"bundle {described.name!r}")
         seed = bundle.info.provenance.settings.seed
         train_rows, validation_rows = split_indices(len(source), data.validation, seed)
-        images, labels = source.batch(train_rows if split == "train" else validation_rows)
-        source = ImageSet(
-            name=source.name,
-            classes=source.classes,
-            images=images,
-            labels=labels,
-            source=f"{source.source}, {split} part",
-        )
+        rows = train_rows if split == "train" else validation_rows
+        source = ImageRows(source, rows, f"{source.source}, {split} part")
     return source

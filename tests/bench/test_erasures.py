@@ -27,6 +27,7 @@ from codedinvnet.evaluation.outputs import task_outputs
 from codedinvnet.models.bundle import Bundle
 from codedinvnet.training.recovered import embed_all, recovered_accuracy
 from tests.codes.linear import made, outputs_of
+from tests.data.files import Unread
 
 CLASSES = ("a", "b", "c", "d")
 N = 41
@@ -255,13 +256,15 @@ def test_groupings_are_the_same_for_every_method_and_a_prefix_of_more(
 
 
 def test_known_outputs_are_used(source: ImageSet) -> None:
+    """And no image is read again, not even for its label."""
     method = made(Plain, Brightness(), 4)
     own = task_outputs(method, source)
     assert own.shape == (N, 4)
     flipped = scored(method, source, 4)
+    unread = Unread(source.name, CLASSES, source.images, source.labels, source.source)
     other = score(
         method,
-        source,
+        unread,
         k=4,
         missing=1,
         groupings=1,

@@ -1,18 +1,26 @@
 from __future__ import annotations
 
+import json
+import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from codedinvnet.bench.grid import DataSetSettings
-from codedinvnet.bench.parts import DataSet, _set_aside
+from codedinvnet.bench.parts import DataSet, Scored, _set_aside
 from codedinvnet.checkpoint import save_checkpoint
-from codedinvnet.config import PartSettings
-from codedinvnet.data import ImageSet, sample_images
-from codedinvnet.models.bundle import Bundle
-from codedinvnet.training.pixels import fusion_targets
+from codedinvnet.codes.method import given_by
+from codedinvnet.codes.registry import find_method
+from codedinvnet.config import PartSettings, PixelFusionSettings
+from codedinvnet.data import ImageSet, ImageSource, load_images, sample_images
+from codedinvnet.errors import UserError
+from codedinvnet.models.bundle import Bundle, load_bundle
+from codedinvnet.training.pixels import VERSION, fusion_targets
+from tests.data.files import Unread
 
 
 def test_what_is_set_aside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -35,6 +43,26 @@ def test_what_is_set_aside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         save_checkpoint(folder / "last.safetensors", {}, {"settings": settings})
 
 
+@pytest.mark.parametrize("key", ["training", "paper_training"])
+def test_the_papers_encoder_outlives_new_options(tmp_path: Path, key: str) -> None:
+    """Its training of before the key of its version was renamed is taken as well."""
+    folder = tmp_path / "seed1"
+    folder.mkdir()
+    method = find_method("coded-invnet-paper")
+    paper = PixelFusionSettings(objective="pixels", groups=40, epochs=2)
+    made_with = method.made_with(given_by(load_bundle("mnist"), 2), paper)
+    settings = {"part": paper.model_dump(mode="json"), **method.versions(), **made_with}
+    old = {
+        "part": {k: v for k, v in settings["part"].items() if k != "discriminator_layers"},
+        "encoder": {k: v for k, v in settings["encoder"].items() if k != "cell_width"},
+    }
+    for version, kept in ((VERSION, True), (VERSION - 1, False)):
+        stored = {"settings": {**old, key: version}}
+        save_checkpoint(folder / "last.safetensors", {}, stored)
+        _set_aside(folder, settings)
+        assert folder.exists() == kept
+
+
 def test_the_papers_targets_have_the_mean_latent(bundle: Bundle, held_out: ImageSet) -> None:
     groups = torch.arange(12).view(3, 4)
     data = fusion_targets(bundle.model, held_out, groups)
@@ -44,12 +72,72 @@ def test_the_papers_targets_have_the_mean_latent(bundle: Bundle, held_out: Image
     torch.testing.assert_close(bundle.model.network(data.targets), mean, atol=1e-3, rtol=0)
 
 
+def data_set(
+    bundle: Path | str,
+    train: ImageSource | None,
+    test: ImageSource,
+    folder: Path,
+    split: Scored = "test",
+) -> DataSet:
+    part = PartSettings(epochs=1)
+    settings = DataSetSettings(bundle=str(bundle), classifier=part, backup=part, parity=part)
+    device = torch.device("cpu")
+    return DataSet("mnist", settings, train, test, folder, device, split=split)
+
+
 def test_the_majority_is_the_most_frequent_class(tmp_path: Path) -> None:
     images = sample_images("mnist")
     labels = torch.tensor([3] * 40 + [5] * 30 + [0] * 30).repeat(60)
-    train = replace(images, images=images.images.repeat(6, 1, 1, 1), labels=labels)
-    part = PartSettings(epochs=1)
-    settings = DataSetSettings(bundle="mnist", classifier=part, backup=part, parity=part)
+    pixels = images.images.repeat(6, 1, 1, 1)
+    train = Unread("mnist", images.classes, pixels, labels, "here")
     for given, majority in ((train, 3), (None, 0)):
-        data = DataSet("mnist", settings, given, images, tmp_path, torch.device("cpu"))
-        assert data.majority() == majority
+        assert data_set("mnist", given, images, tmp_path).majority() == majority
+
+
+def described(bundle: Path, to: Path, change: Callable[[dict[str, Any]], None]) -> Path:
+    """Copy a bundle, and change what it says of itself."""
+    shutil.copytree(bundle, to)
+    description = json.loads((to / "bundle.json").read_text())
+    change(description)
+    (to / "bundle.json").write_text(json.dumps(description))
+    return to
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda made: made["settings"].update(seed=4), "seed 4 and .*{own}.* with seed 3 and"),
+        (
+            lambda made: made["settings"]["data"].update(validation=50),
+            "data.validation 50, .*{own}.* data.validation 100",
+        ),
+        (lambda made: made.update(images="0" * 16), "other training images than bundle '{other}'"),
+    ],
+    ids=["seed", "validation", "images"],
+)
+def test_a_bundle_that_may_have_seen_the_validation_images_is_not_scored_on_them(
+    bundle_folder: Path,
+    data_dir: Path,
+    tmp_path: Path,
+    change: Callable[[dict[str, Any]], None],
+    told: str,
+) -> None:
+    other = described(bundle_folder, tmp_path / "other", lambda made: change(made["provenance"]))
+    same = described(bundle_folder, tmp_path / "same", lambda made: None)
+    train = load_images("mnist", "train", data_dir=data_dir)
+    test = load_images("mnist", "test", data_dir=data_dir)
+    data_set(bundle_folder, train, test, tmp_path).load(str(other))
+    data = data_set(bundle_folder, train, test, tmp_path, split="validation")
+    data.load(str(same))
+    with pytest.raises(UserError, match=told.format(own=bundle_folder, other=other)):
+        data.load(str(other))
+
+
+def test_images_of_other_classes_than_a_bundles_are_refused(tmp_path: Path) -> None:
+    """Of both splits: labels are places among the classes."""
+    images = sample_images("mnist")
+    other = replace(images, classes=images.classes[::-1])
+    told = "has other classes than bundle 'mnist': label 0 is 9 instead of 0"
+    for train, test in ((None, other), (other, images)):
+        with pytest.raises(UserError, match=told):
+            data_set("mnist", train, test, tmp_path)

@@ -33,7 +33,7 @@ def test_no_data_dir(tmp_path: Path, state: str) -> None:
     message = str(caught.value)
     assert str(root / "cifar10" / "test.npz") in message
     assert str(root / "cifar-10-batches-py") in message
-    assert "val or test" in message
+    assert "test or val" in message
     assert "leave --data-dir out" in message
     assert "\n" not in message
 

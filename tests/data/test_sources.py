@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from codedinvnet.data import ImageFolder, ImageSet, Split, load_images
+from codedinvnet.data import ImageFolder, ImageRows, ImageSet, Split, load_images
 from codedinvnet.errors import UserError
 from tests.data.files import GREY, LABELS, everything, write_folder, write_npz
 
@@ -61,6 +61,17 @@ def test_image_folder(tmp_path: Path, split: Split, folder: str, below: str) -> 
     assert label.tolist() == [1]
 
 
+@pytest.mark.parametrize(("name", "taken"), [("own", "test"), ("imagenet", "val")])
+def test_of_two_folders_of_held_out_images_one_is_the_test_split(
+    tmp_path: Path, name: str, taken: str
+) -> None:
+    """`val` only fills in for `test`; ImageNet's `test` is published without labels."""
+    for folder in ("train", "val", "test"):
+        write_folder(tmp_path / name / folder)
+    source = load_images(name, "test", data_dir=tmp_path, image_size=8)
+    assert source.source == str(tmp_path / name / taken)
+
+
 def test_image_folder_resizes_and_crops_to_the_centre(tmp_path: Path) -> None:
     pixels = np.zeros((16, 32, 3), dtype=np.uint8)
     pixels[:, 12:20] = 255  # a white bar in the middle of a wide black image
@@ -81,6 +92,15 @@ def test_image_folder_of_grey_images_is_rgb(tmp_path: Path) -> None:
     images, _ = ImageFolder("own", tmp_path, image_size=8).batch(torch.tensor([0]))
     assert images.shape == (1, 3, 8, 8)
     assert images.unique().tolist() == [77]
+
+
+def test_labels_take_no_decoding(tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    for path in tmp_path.rglob("*.png"):
+        path.write_bytes(b"not an image")
+    source = ImageFolder("own", tmp_path)
+    assert source.labels.tolist() == [0, 1, 1]
+    assert ImageRows(source, torch.tensor([2, 0]), "some").labels.tolist() == [1, 0]
 
 
 def test_image_folder_default_size_and_empty_batch(tmp_path: Path) -> None:
@@ -112,3 +132,20 @@ def test_image_size_below_one(tmp_path: Path) -> None:
     write_folder(tmp_path / "own" / "train")
     with pytest.raises(UserError, match="image size 0"):
         load_images("own", "train", data_dir=tmp_path, image_size=0)
+
+
+# --- ImageRows
+
+
+def test_rows_of_a_source(tmp_path: Path) -> None:
+    write_npz(tmp_path, images=GREY, labels=LABELS)
+    whole = load_images("own", "train", data_dir=tmp_path)
+    source = ImageRows(whole, torch.tensor([5, 1, 3]), "some of them")
+    images, labels = everything(source)
+    assert np.array_equal(images[:, 0], GREY[[5, 1, 3]])
+    assert labels == source.labels.tolist() == LABELS[[5, 1, 3]].tolist()
+    assert (source.name, source.classes, source.shape) == ("own", ("0", "1", "2"), (1, 5, 4))
+    assert source.digest() == ImageRows(whole, source.rows, "again").digest()
+    assert source.digest() != ImageRows(whole, source.rows.flip(0), "in another order").digest()
+    with pytest.raises(UserError, match=r"the rest: no images of .*train\.npz"):
+        ImageRows(whole, torch.arange(0), "the rest")

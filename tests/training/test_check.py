@@ -4,15 +4,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
 import pytest
 import torch
 
 from codedinvnet.config import load_settings, parse_settings
-from codedinvnet.data import ImageSet
+from codedinvnet.data import ImageSet, ImageSource, Split, load_images
 from codedinvnet.errors import UserError
 from codedinvnet.nn.fusion import PatchDiscriminator
 from codedinvnet.training.check import check_images, check_same_images, check_settings
 from tests.conftest import tiny_settings
+from tests.data.files import write_npz
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 SHAPES = {"mnist": (1, 28, 28), "fashion": (1, 28, 28), "cifar10": (3, 32, 32)}
@@ -72,6 +74,29 @@ def test_images_of_other_shapes_or_classes_are_refused(
     check_images(source, (1, 28, 28), ("a", "b", "c"), "the network")
     with pytest.raises(UserError, match=said):
         check_images(source, shape, classes, "the network")
+
+
+@pytest.mark.parametrize("short", ["train", "test"])
+def test_an_array_of_classes_mends_a_split_without_the_highest_label(
+    tmp_path: Path, short: str
+) -> None:
+    pixels = np.zeros((6, 5, 4), np.uint8)
+    labels = np.array([0, 1, 2, 0, 1, 2])
+
+    def read(**more: Any) -> list[ImageSource]:
+        for split in ("train", "test"):
+            here = labels[:2] if split == short else labels
+            write_npz(tmp_path, split=split, images=pixels[: len(here)], labels=here, **more)
+        splits: tuple[Split, ...] = ("train", "test")
+        return [load_images("own", split, data_dir=tmp_path) for split in splits]
+
+    train, test = read()
+    with pytest.raises(UserError, match=r"label 2 is .*write an array 'classes' .* into both"):
+        check_images(test, train.shape, train.classes, "the network")
+    train, test = read(classes=np.array(["0", "1", "2"]))
+    check_images(test, train.shape, train.classes, "the network")
+    with pytest.raises(UserError, match=r"label 0 is 0 instead of a$"):
+        check_images(test, train.shape, ("a", "b", "c"), "the network")
 
 
 def test_images_in_another_order_are_not_the_same() -> None:

@@ -19,6 +19,7 @@ from codedinvnet.config import (
     EncoderSettings,
     PixelFusionSettings,
 )
+from codedinvnet.data import ImageSet
 from codedinvnet.errors import UserError
 from codedinvnet.models.bundle import load_bundle
 from codedinvnet.models.coded import CodedModel, prepare
@@ -29,6 +30,7 @@ from codedinvnet.training.network import NetworkStage, load_trained_network
 from codedinvnet.training.pixels import VERSION, PixelStage
 from codedinvnet.training.recovery import RecoveryStage
 from tests.conftest import digests, make_run, tiny_settings
+from tests.data.files import Unread
 from tests.training.runs import CPU, fusion_data, pixel_run, shards, shared_network
 
 
@@ -275,6 +277,19 @@ def test_no_stage_goes_on_with_images_in_another_order(pixels: stages.Run, tmp_p
     del header["settings"]["images"]  # as of an older release
     save_checkpoint(path, tensors, header)
     stages.sample(run, 2)
+
+
+def test_images_of_a_split_are_read_as_they_are_needed(
+    pixels: stages.Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The training split of image folders is larger than memory."""
+    bundle = load_bundle(pixels.fusion_folder(2) / "bundle")
+    images = pixels.images("train")
+    assert isinstance(images, ImageSet)
+    unread = Unread(images.name, images.classes, images.images, images.labels, images.source)
+    monkeypatch.setattr(stages, "images_of", lambda *_: unread)
+    found = [stages.evaluation_images(bundle, split, None) for split in ("train", "validation")]
+    assert [len(source) for source in found] == [len(images) - 100, 100]
 
 
 def test_no_stage_goes_on_with_images_of_other_classes(pixels: stages.Run, tmp_path: Path) -> None:

@@ -259,7 +259,6 @@ class _Bench:
             own = data.logits(trial.base, trial.seed, "test")
         elif systematic:
             own = task_outputs(scheme, data.test)
-        labels = data.test.batch(torch.arange(len(data.test)))[1]
         if own is not None:
             direct = scheme.direct(own.to(data.device))
             assert direct is not None
@@ -280,7 +279,7 @@ class _Bench:
         )
         return {
             **describe_score(result),
-            "normal": round(float((logits.argmax(1) == labels).float().mean()), 6),
+            "normal": round(float((logits.argmax(1) == data.test.labels).float().mean()), 6),
             "systematic": systematic,
             "r": scheme.rules.r,
             "parameters": scheme.parameters,

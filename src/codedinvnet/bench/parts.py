@@ -24,12 +24,12 @@ from codedinvnet.codes.equal_cost import plain_network, plain_width
 from codedinvnet.codes.method import Given, Lessons, Tolerance
 from codedinvnet.codes.registry import find_method
 from codedinvnet.config import PartSettings, PixelFusionSettings
-from codedinvnet.data import ImageSet, ImageSource, random_groups, split_indices, spread_rows
+from codedinvnet.data import ImageRows, ImageSource, random_groups, split_indices, spread_rows
 from codedinvnet.errors import UserError
 from codedinvnet.files import free_backup_name
 from codedinvnet.models.bundle import Bundle, load_bundle, weights_digest
 from codedinvnet.models.network import ImageNetwork, classifier_of
-from codedinvnet.training.check import check_same_images
+from codedinvnet.training.check import check_images, check_same_images
 from codedinvnet.training.classifier import all_logits
 from codedinvnet.training.loop import (
     BEST,
@@ -59,8 +59,9 @@ class DataSet:
         split: what methods are scored on: the test images, or the validation images in their place.
 
     Raises:
-        UserError: if the bundle does not exist, does not take these images, or was trained on
-            other ones; or if there are no training images to take validation images from.
+        UserError: if the bundle does not exist, does not take these images or classes, or was
+            trained on other images; or if there are no training images to take validation images
+            from.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class DataSet:
             provenance = self.bundle.info.provenance
             served = provenance.settings
             check_same_images(train, provenance.images, f"bundle {settings.bundle!r}")
+            self._check_fit(train, settings.bundle, self.bundle)
             self.train_rows, self.validation_rows = split_indices(
                 len(train), served.data.validation, served.seed
             )
@@ -91,8 +93,7 @@ class DataSet:
             self.train_rows = spread_rows(self.train_rows, limit)
             self.validation_rows = spread_rows(self.validation_rows, max(1, limit // 10))
         if split == "validation":
-            images, labels = self.train.batch(self.validation_rows)
-            self.test = ImageSet(name, test.classes, images, labels, "the validation images")
+            self.test = ImageRows(self.train, self.validation_rows, "the validation images")
         self._majority: int | None = None
         self._parts: dict[Path, nn.Module] = {}
         self._logits: dict[tuple[Base, int, str], Tensor] = {}
@@ -101,17 +102,31 @@ class DataSet:
         """Load a bundle, once.
 
         Raises:
-            UserError: if there is none of that name, or it takes other images.
+            UserError: if there is none of that name, it takes images of another shape or of other
+                classes, or it may have been trained on validation images that are scored.
         """
         if name not in self.bundles:
             bundle = load_bundle(name, self.device)
-            if bundle.info.input.shape != self.test.shape:
-                raise UserError(
-                    f"data set {self.name!r} has images of shape {self.test.shape}, "
-                    f"but bundle {name!r} takes {bundle.info.input.shape}"
-                )
+            self._check_fit(self.test, name, bundle)
+            if self.split == "validation" and name != self.settings.bundle:
+                self._check_split(name, bundle)
             self.bundles[name] = bundle
         return self.bundles[name]
+
+    def _check_fit(self, source: ImageSource, name: str, bundle: Bundle) -> None:
+        info = bundle.info
+        check_images(source, info.input.shape, info.classes, f"bundle {name!r}")
+
+    def _check_split(self, name: str, bundle: Bundle) -> None:
+        """Refuse a bundle for which other images were set aside than the data set's bundle has."""
+        check_same_images(self.train, bundle.info.provenance.images, f"bundle {name!r}")
+        of_this, of_set = (_split_of(each) for each in (bundle, self.bundle))
+        if of_this != of_set:
+            raise UserError(
+                f"bundle {name!r} was trained with {of_this}, but {self.settings.bundle!r}, the "
+                f"bundle of data set {self.name!r}, with {of_set}: it may have trained on "
+                "validation images that would be scored; score it on the test images (--split test)"
+            )
 
     @property
     def train(self) -> ImageSource:
@@ -129,8 +144,7 @@ class DataSet:
         if self._train is None:
             return 0
         if self._majority is None:
-            labels = [self.train.batch(rows)[1] for rows in self.train_rows.split(5000)]
-            self._majority = int(torch.cat(labels).bincount().argmax())
+            self._majority = int(self.train.labels[self.train_rows].bincount().argmax())
         return self._majority
 
     # Base models
@@ -354,6 +368,12 @@ class DataSet:
         if method.digest:
             found["method"] = method.digest
         return {**found, **method.versions()}
+
+
+def _split_of(bundle: Bundle) -> str:
+    """Say what decides which training images were set aside for validation."""
+    settings = bundle.info.provenance.settings
+    return f"seed {settings.seed} and data.validation {settings.data.validation}"
 
 
 def _set_aside(folder: Path, settings: dict[str, Any]) -> None:

@@ -78,8 +78,7 @@ class PaperInvNet(Method):
         return {"paper_training": VERSION} if self.part else {}
 
     def made_with(self, given: Given, settings: Any) -> Mapping[str, Any]:
-        encoder = settings.encoder.model_dump(mode="json")
-        return {"encoder": encoder, "training": self.versions()["paper_training"]}
+        return {"encoder": settings.encoder.model_dump(mode="json")}
 
     def check_training(
         self, settings: Any, bundle: BundleInfo, k: int, train: ImageSource | None

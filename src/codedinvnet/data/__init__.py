@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from codedinvnet.data.groups import Groups, random_groups, split_indices, spread_rows
 from codedinvnet.data.load import SAMPLES, load_images, sample_images
-from codedinvnet.data.sources import ImageFolder, ImageSet, ImageSource, Split
+from codedinvnet.data.sources import ImageFolder, ImageRows, ImageSet, ImageSource, Split
 
 __all__ = [
     "SAMPLES",
     "Groups",
     "ImageFolder",
+    "ImageRows",
     "ImageSet",
     "ImageSource",
     "Split",

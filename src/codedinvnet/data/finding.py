@@ -44,7 +44,7 @@ def look_in(root: Path, name: str, split: Split, image_size: int | None) -> Imag
     if name == "imagenet":
         parents.append(root)
     for parent in parents:
-        for folder in _folder_splits(split):
+        for folder in _folder_splits(name, split):
             if (parent / folder).is_dir():
                 size = 224 if image_size is None else image_size
                 return ImageFolder(name, parent / folder, size)
@@ -57,7 +57,7 @@ def layouts(root: Path, name: str, split: Split) -> str:
     looked = [str(root / name / f"{split}.npz")]
     if known is not None:
         looked.append(f"{root / known.folder}{os.sep} (torchvision's files)")
-    folders = " or ".join(_folder_splits(split))
+    folders = " or ".join(_folder_splits(name, split))
     looked.append(f"{root / name}{os.sep} with {folders} and a folder of images for each class")
     return ", ".join(looked)
 
@@ -82,5 +82,11 @@ def nothing_found(root: Path, name: str, split: Split) -> str:
     return f"{what}{hint}; looked for {layouts(root, name, split)}; {mend}"
 
 
-def _folder_splits(split: Split) -> tuple[str, ...]:
-    return ("train",) if split == "train" else ("val", "test")
+def _folder_splits(name: str, split: Split) -> tuple[str, ...]:
+    """Return the folders that may hold a split, the first that is there being it.
+
+    ImageNet's published test images have no labels, so that its validation images come first.
+    """
+    if split == "train":
+        return ("train",)
+    return ("val", "test") if name == "imagenet" else ("test", "val")

@@ -30,8 +30,8 @@ def load_images(
     These are looked for in `data_dir`, in this order: `<name>/train.npz` (or `test.npz`) with
     arrays `images` (N, H, W) or (N, H, W, C) uint8 and `labels` (N,), and if wanted `classes`,
     the names; torchvision's files, if the name is mnist, fashion or cifar10; and image folders,
-    `<name>/train/<class>/` (or `val` or `test`). For imagenet, `data_dir` may itself be the
-    folder that holds `train` and `val`.
+    `<name>/train/<class>/` (`test`, or else `val`). Of imagenet `val` goes before `test`, and
+    `data_dir` may itself be the folder that holds `train` and `val`.
 
     Without `data_dir`, they are looked for in the cache folder, then where Debian installs
     Fashion-MNIST, and then they are downloaded into the cache folder.

@@ -1,4 +1,4 @@
-"""Image sources: sets held in memory, and folders that are decoded as they are read.
+"""Image sources: sets held in memory, folders that are decoded as they are read, rows of either.
 
 Images stay as they were stored, uint8 in 0 to 255; the network pads and scales them.
 """
@@ -37,6 +37,10 @@ class ImageSource(Protocol):
     @property
     def source(self) -> str:
         """Where the images were read, kept with results as provenance."""
+
+    @property
+    def labels(self) -> Tensor:
+        """All labels, (N,) int64; no image is decoded for them."""
 
     def __len__(self) -> int:
         """Count the images."""
@@ -152,7 +156,7 @@ class ImageFolder:
         self.shape: tuple[int, int, int] = (3, image_size, image_size)
         self.source = str(folder)
         self._paths: list[str] = [path for path, _ in found.samples]
-        self._labels = torch.tensor(found.targets, dtype=torch.int64)
+        self.labels: Tensor = torch.tensor(found.targets, dtype=torch.int64)
 
     def __len__(self) -> int:
         """Count the images."""
@@ -164,7 +168,7 @@ class ImageFolder:
         What the files hold is not read: for folders of many gigabytes that would take minutes.
         """
         names = [str(Path(path).relative_to(self.source)) for path in self._paths]
-        listed = repr((self.shape, names, self._labels.tolist()))
+        listed = repr((self.shape, names, self.labels.tolist()))
         return hashlib.sha256(listed.encode()).hexdigest()[:16]
 
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
@@ -178,7 +182,7 @@ class ImageFolder:
         with ThreadPoolExecutor(THREADS) as pool:
             for row, image in enumerate(pool.map(self._decode, paths)):
                 images[row] = image
-        return images, self._labels[indices]
+        return images, self.labels[indices]
 
     def _decode(self, path: str) -> Tensor:
         from torchvision.datasets.folder import pil_loader
@@ -191,3 +195,59 @@ class ImageFolder:
         except Exception as error:  # decoders raise all sorts of things on a damaged file
             raise UserError(f"{path}: unreadable image: {error}") from error
         return pixels
+
+
+@dataclass(frozen=True, eq=False)
+class ImageRows:
+    """Some images of a source, read from it when they are asked for.
+
+    Attributes:
+        whole: The source.
+        rows: Which of its images, (N,) int64.
+        source: What to call them; named in error messages.
+
+    Raises:
+        UserError: If there are no rows.
+    """
+
+    whole: ImageSource
+    rows: Tensor
+    source: str
+
+    def __post_init__(self) -> None:
+        """Check that there are images."""
+        if not len(self.rows):
+            raise UserError(f"{self.source}: no images of {self.whole.source} are in it")
+
+    @property
+    def name(self) -> str:
+        """The image set's name."""
+        return self.whole.name
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names."""
+        return self.whole.classes
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Size of every image, (channels, height, width)."""
+        return self.whole.shape
+
+    @property
+    def labels(self) -> Tensor:
+        """All labels, (N,) int64; see `ImageSource.labels`."""
+        return self.whole.labels[self.rows]
+
+    def __len__(self) -> int:
+        """Count the images."""
+        return len(self.rows)
+
+    def digest(self) -> str:
+        """Return a digest of the whole source and the rows; see `ImageSource.digest`."""
+        listed = repr((self.whole.digest(), self.rows.tolist()))
+        return hashlib.sha256(listed.encode()).hexdigest()[:16]
+
+    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Read some images; see `ImageSource.batch`."""
+        return self.whole.batch(self.rows[indices])

@@ -120,6 +120,6 @@ class ClassifierStage(PartStage):
         logits = all_logits(
             self.module, self.source, self.validation_rows, description="validation"
         )
-        labels = self.source.batch(self.validation_rows)[1]
+        labels = self.source.labels[self.validation_rows]
         accuracy = float((logits.argmax(1) == labels).float().mean())
         return accuracy, {"validation_accuracy": accuracy}

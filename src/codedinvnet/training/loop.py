@@ -44,6 +44,8 @@ NETWORK_WEIGHTS = "network_weights"
 """In headers, and in settings of what depends on a trained network: the digest of its weights."""
 IMAGES = "images"
 """In settings of a trained network: the digest of its training images, in their order."""
+PAPER_TRAINING = "paper_training"
+"""In settings of the paper's encoder for a bundle: the version of its training."""
 
 
 class Stage(Protocol):
@@ -263,11 +265,22 @@ def changed_settings(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> li
     Options that the stored ones are too old to have count as left at their defaults, and a network
     and images that older releases did not name as those that are wanted.
     """
-    filled = with_defaults(stored, wanted)
+    filled = with_defaults(_renamed(stored, wanted), wanted)
     for name in (NETWORK_WEIGHTS, IMAGES):
         if filled.get(name) is None:
             filled[name] = wanted.get(name)
     return differing_keys(filled, wanted)
+
+
+def _renamed(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return stored settings with the version of the paper's training under its key of now.
+
+    It was stored as "training", which is a section of a run's settings.
+    """
+    if PAPER_TRAINING not in wanted or not isinstance(stored.get("training"), int):
+        return stored
+    rest = {key: value for key, value in stored.items() if key != "training"}
+    return {PAPER_TRAINING: stored["training"], **rest}
 
 
 def differing_keys(a: Any, b: Any, prefix: str = "") -> list[str]:
