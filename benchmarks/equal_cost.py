@@ -248,30 +248,29 @@ def margins(folder: Path) -> str:
         price -= results.normal.get((dataset, "invertible"), math.nan)
         for k in SIZES:
             code = results.recovered.get((dataset, CodedInvNet.name, k))
-            found = {
-                f"code − {name}": (code, theirs)
+            rivals = {
+                name: theirs
                 for name in BACKUPS.values()
-                if code and (theirs := results.recovered.get((dataset, name, k)))
+                if (theirs := results.recovered.get((dataset, name, k)))
             }
-            if found:
-                ours = next(ours for ours, _ in found.values())
-                rivals = {name.split(" − ")[1]: theirs for name, (_, theirs) in found.items()}
-                dearest = list(rivals)[-1]
-                resnets = results.around_resnet.get((dataset, dearest, k), rivals[dearest])
-                lines.append(
-                    {
-                        **{"data set": dataset, "k": str(k)},
-                        **{
-                            f"code − {backup}": _margin(*found[f"code − {backup}"])
-                            + results.spends(dataset, k, backup)
-                            if f"code − {backup}" in found
-                            else "not measured"
-                            for backup in BACKUPS.values()
-                        },
-                        "price of f": f"{price:.2f}",
-                        "pays from": _pays(price, ours, [*rivals.values(), resnets]),
-                    }
-                )
+            if not code or not rivals:
+                continue
+            dearest = list(rivals)[-1]
+            resnets = results.around_resnet.get((dataset, dearest, k), rivals[dearest])
+            cells = {
+                name: _margin(code, rivals[name]) + results.spends(dataset, k, name)
+                if name in rivals
+                else "not measured"
+                for name in BACKUPS.values()
+            }
+            lines.append(
+                {
+                    **{"data set": dataset, "k": str(k)},
+                    **{f"code − {name}": cell for name, cell in cells.items()},
+                    "price of f": f"{price:.2f}",
+                    "pays from": _pays(price, code, [*rivals.values(), resnets]),
+                }
+            )
     return tables.markdown(DataFrame(lines)) if lines else ""
 
 

@@ -32,7 +32,7 @@ def browser() -> Iterator[Any]:
 
 def test_hurt_workers_and_watch(browser: Any, tmp_path: Path) -> None:
     token = tmp_path / "token"
-    token.write_text("an open secret\n")
+    token.write_text("an open+secret\n")
     faults = write_faults(tmp_path, slow(1000, probability=0.1))
     options = ("--demo", "--k", "4", "--workers", "6", "--policy", "coded", "--faults", faults)
     times = ("--group-timeout-ms", "500", "--hang-timeout-ms", "1500", "--deadline-ms", "30000")
@@ -50,8 +50,8 @@ def test_hurt_workers_and_watch(browser: Any, tmp_path: Path) -> None:
         requests: list[str] = []
         page.on("pageerror", lambda error: problems.append(str(error)))
         page.on("request", lambda request: requests.append(request.url))
-        page.on("requestfailed", lambda request: problems.append(f"failed: {request.url}"))
-        page.goto(process.address + "/#token=an%20open%20secret")
+        page.on("requestfailed", lambda request: problems.extend(failed(request)))
+        page.goto(process.address + "/#token=an%20open+secret")
         page.get_by_label("kill worker 2").wait_for()  # without loading the page again
         page.on("console", lambda message: problems.append(message.text) if loud(message) else None)
         assert page.locator(".worker").count() == 6
@@ -74,7 +74,7 @@ def test_hurt_workers_and_watch(browser: Any, tmp_path: Path) -> None:
                 arg=worker,
             )
         assert page.locator("#n-failed").inner_text() == "0"
-        assert page.locator("#problem").inner_text() == ""
+        page.wait_for_function("document.getElementById('problem').textContent === ''")
         page.locator("canvas.direct").first.wait_for()
         assert page.locator("#latency td.decoded").count() == 1
 
@@ -96,7 +96,21 @@ def test_hurt_workers_and_watch(browser: Any, tmp_path: Path) -> None:
         assert {url.split("/", 3)[2] for url in requests if not url.startswith("data:")} == {
             process.address.removeprefix("http://")
         }
+        page.route(
+            "**/demo/workers/0/slow",
+            lambda route: route.fulfill(status=409, json={"error": "not now"}),
+        )
+        page.get_by_label("slow worker 0").click()
+        page.get_by_text("not now").wait_for()
+        with page.expect_response("**/page/state"):
+            pass
+        assert page.locator("#problem").inner_text() == "not now"
         context.close()
+
+
+def failed(request: Any) -> list[str]:
+    """Return what went wrong; the page asks again for its state when an answer takes long."""
+    return [] if request.url.endswith("/page/state") else [f"failed: {request.url}"]
 
 
 def loud(message: Any) -> bool:

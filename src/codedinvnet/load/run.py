@@ -37,6 +37,8 @@ FIRST = 10
 """Requests that are sent one after another before the load, and do not count."""
 TRIES = 3
 """The first of them, all of which fail where a server does not take what they are written in."""
+NO_ANSWER = "no answer"
+"""What an error is called without a status."""
 OTHER_FILES = 64
 """Files that a client has open beside its connections."""
 PERCENTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p999": 0.999}
@@ -109,7 +111,7 @@ class Sender:
             upstream = self.upstreams[number % len(self.upstreams)]
             reply = await upstream.infer(self.calls[number % len(self.calls)], self.timeout)
         except Unreachable as error:
-            ends.failed("no answer", str(error))
+            ends.failed(NO_ANSWER, str(error))
             return math.inf
         if reply.status != OK[reply.transport]:
             ends.failed(f"{reply.transport} {reply.status}", str(reply))
@@ -159,22 +161,36 @@ async def first_calls(
         sender = Sender([upstream], calls, options.timeout)
         for number in range(FIRST):
             await sender.send(number, time.perf_counter())
-            if not sender.ends.answered and number + 1 == TRIES:
+            silent = NO_ANSWER in sender.ends.errors  # which says nothing of the tensors
+            if not sender.ends.answered and (silent or number + 1 == TRIES):
                 break
         if sender.ends.answered:  # a server may fail now and then
             return calls, "binary" if binary else "JSON"
         told = told or sender.ends.example
+        if silent:
+            break
     raise UserError(f"{options.url}: the first requests failed: {told}")
 
 
 def open_at_most(options: LoadOptions) -> int:
-    """Return how many requests may be open, for each of which HTTP needs a connection."""
+    """Return how many requests may be open, for each of which HTTP needs a connection.
+
+    Tell if these are fewer than was asked for.
+    """
+    if options.url.startswith("grpc"):
+        return options.max_open
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     if hard == resource.RLIM_INFINITY:
         return options.max_open
-    return min(options.max_open, max(1, hard - OTHER_FILES))
+    most = max(1, hard - OTHER_FILES)
+    if most < options.max_open:
+        told = (
+            f"at most {most} requests are open, as this process may have {hard} files (ulimit -n)"
+        )
+        print(told, file=sys.stderr)
+    return min(options.max_open, most)
 
 
 async def measure(options: LoadOptions) -> dict[str, Any]:

@@ -8,7 +8,15 @@ from codedinvnet.codes.rules import is_systematic
 from codedinvnet.serving.answers import BadRequest
 from codedinvnet.serving.decoding import Answerer
 from codedinvnet.serving.rules.sending import code_for
-from codedinvnet.serving.rules.settings import CODED, HEDGE, POLICIES, WITH_HEDGE, Policy
+from codedinvnet.serving.rules.settings import (
+    AUTO,
+    AUTO_WITH,
+    CODED,
+    HEDGE,
+    POLICIES,
+    WITH_HEDGE,
+    Policy,
+)
 
 if TYPE_CHECKING:
     from codedinvnet.codes.base import Scheme
@@ -65,13 +73,17 @@ class Choices:
         self.offered = tuple(name for name in POLICIES if name not in self.refused)
 
     def named(self, name: str) -> Policy:
-        """Return the policy of a name, which may be that of the method, as `METHOD+hedge`.
+        """Return the policy of a name, which may be the method's, `METHOD+hedge` or `auto+METHOD`.
 
         Raises:
             BadRequest: if there is none, or the service cannot go by it.
         """
-        if self.method is not None:
-            own = {self.method: CODED, self.method + WITH_HEDGE: CODED | HEDGE}
+        if self.method is not None and name not in POLICIES:
+            own = {
+                self.method: CODED,
+                self.method + WITH_HEDGE: CODED | HEDGE,
+                AUTO_WITH + self.method: AUTO,
+            }
             name = own[name].name if name in own else name
         if name not in POLICIES:
             raise BadRequest(f"policy: {name!r} is not one of {', '.join(POLICIES)}")

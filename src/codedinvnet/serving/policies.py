@@ -11,7 +11,15 @@ from codedinvnet.codes.backup import SmallBackup
 from codedinvnet.codes.registry import METHODS, OURS, find_method
 from codedinvnet.codes.rules import BACKUP
 from codedinvnet.errors import UserError
-from codedinvnet.serving.rules.settings import AUTO, CODED, HEDGE, POLICIES, WITH_HEDGE, Policy
+from codedinvnet.serving.rules.settings import (
+    AUTO,
+    AUTO_WITH,
+    CODED,
+    HEDGE,
+    POLICIES,
+    WITH_HEDGE,
+    Policy,
+)
 
 
 @dataclass(frozen=True)
@@ -50,8 +58,6 @@ class Served:
         return {**said, "r": method.rules(2).r or 1} if own_r else dict(said)
 
 
-AUTO_WITH = "auto+"
-"""The beginning of the name of `auto` with a method at hand."""
 COMPARED = tuple(name for name, method in METHODS.items() if method.compared)
 SERVED: Mapping[str, Served] = {
     **{policy: Served(policy) for policy in POLICIES if policy != AUTO.name},

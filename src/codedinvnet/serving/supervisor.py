@@ -44,6 +44,8 @@ class WorkerView:
 
     state: str = STARTING
     since: float = 0.0
+    filled: float = 0.0
+    """When it came to a place that had been empty; 0 if that was so from the beginning."""
     deaths: int = 0
     restarts: int = 0
     tasks: int = 0
@@ -105,12 +107,10 @@ class Supervisor:
         hopeless = all(view.state == GIVEN_UP for view in self.workers)
         return not hopeless and time.monotonic() - self._down_since <= self.down_timeout
 
-    @property
-    def left(self) -> frozenset[int]:
-        """The workers that are absent or given up; one that is being replaced is not."""
-        return frozenset(
-            worker for worker, view in enumerate(self.workers) if view.state in (ABSENT, GIVEN_UP)
-        )
+    def is_here(self, worker: int, at: float) -> bool:
+        """Tell whether the worker of a time still is one; one that is being replaced is."""
+        view = self.workers[worker]
+        return view.state not in (ABSENT, GIVEN_UP) and at >= view.filled
 
     async def start(self) -> None:
         """Start all workers, and return when all are ready, but for those lost meanwhile."""
@@ -158,7 +158,9 @@ class Supervisor:
         absent = view.state == ABSENT  # perhaps only since it was lost
         view.state, view.since = UP, time.monotonic()
         self._down_since = None
-        if not absent:
+        if absent:
+            view.filled = view.since
+        else:
             view.restarts += 1
             self.losses.append(Loss(now, worker, kind, view.since - now))
         log_event("worker up", worker=worker, seconds=round(view.since - now, 3))

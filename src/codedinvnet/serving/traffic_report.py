@@ -25,20 +25,23 @@ class Known:
             it is not known.
         normal: the share of direct answers that are right; None if it is not known.
         made_up: size of the group -> the share of answers made up in it that are right.
+        hang_timeout: seconds after which a call counts as hung, of a gateway's pool, to which the
+            rules leave that; None: the rules' own.
     """
 
     encode_share: float | None = None
     normal: float | None = None
     made_up: Mapping[int, float] = field(default_factory=dict)
+    hang_timeout: float | None = None
 
 
 def told(front: FrontEnd, known: Known) -> dict[str, Any]:
     """Return what `GET /traffic` says. May be called in a thread while the service goes on.
 
-    Workers that are gone are named, and what they did is left out: nobody does it any more.
+    What workers did that are gone is left out: nobody does it any more.
     """
     scheduler, rules, traffic = front.scheduler, front.rules, front.times.traffic
-    requests, gone = traffic.gapless(), front.supervisor.left
+    requests, here = traffic.gapless(), front.supervisor.is_here
     unserved = tuple(traffic.unserved)
     start = min((r.at for r in requests), default=traffic.since)
     code, mains = scheduler.offered, rules.workers - rules.backups
@@ -55,14 +58,13 @@ def told(front: FrontEnd, known: Known) -> dict[str, Any]:
             "slots": rules.slots,
             "k": 1 if code is None else code.k,
             "group_timeout_ms": 1000 * rules.group_timeout,
-            "hang_timeout_ms": 1000 * rules.hang_timeout,
+            "hang_timeout_ms": 1000 * (known.hang_timeout or rules.hang_timeout),
             "deadline_ms": 1000 * front.deadline,
             "max_pending": rules.max_pending,
             "hedge_share": rules.hedge_share,
             "extra": rules.extra,
             "worker_batch": rules.worker_batch,
         },
-        "gone": sorted(gone),
         "code": None if code is None else as_json(code),
         "encode_share": known.encode_share,
         "right": _right(front, known),
@@ -79,12 +81,12 @@ def told(front: FrontEnd, known: Known) -> dict[str, Any]:
         "unserved": [
             [round(1000 * (lost.at - start), 2), lost.why] for lost in unserved if lost.at >= start
         ],
-        "tasks": [_row(task, start) for task in tuple(traffic.tasks) if task.worker not in gone],
-        "earlier": [_row(task, start) for task in traffic.earlier() if task.worker not in gone],
+        "tasks": [_row(task, start) for task in tuple(traffic.tasks) if here(task.worker, task.at)],
+        "earlier": [_row(task, start) for task in traffic.earlier() if here(task.worker, task.at)],
         "losses": [
             [round(1000 * (x.at - start), 2), x.worker, x.kind, round(1000 * x.seconds, 1)]
             for x in tuple(front.supervisor.losses)
-            if x.worker not in gone
+            if here(x.worker, x.at)
         ],
     }
 

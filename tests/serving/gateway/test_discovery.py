@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from codedinvnet.errors import UserError
-from codedinvnet.serving import traffic_report
 from codedinvnet.serving.gateway import discovery, pool, run
 from codedinvnet.serving.gateway.discovery import Discovery
 from codedinvnet.serving.gateway.upstreams import Upstream, open_upstream
 from codedinvnet.serving.supervisor import ABSENT, DOWN, STATES, UP
+from codedinvnet.serving.traffic_report import Known, told
 from tests.serving.gateway.fakes import Fake, GrpcFake, gateway
 from tests.serving.gateway.test_gateway import ask, is_up, until
 
@@ -84,7 +84,7 @@ async def test_what_upstreams_did_that_have_left_is_not_told(tmp_path: Path) -> 
         front = relay.front
 
         def seen() -> tuple[int, set[int]]:
-            found = traffic_report.told(front, traffic_report.Known())
+            found = told(front, Known())
             rows = (*found["tasks"], *found["earlier"])
             return found["rules"]["workers"], {row[1] for row in rows}
 
@@ -96,7 +96,9 @@ async def test_what_upstreams_did_that_have_left_is_not_told(tmp_path: Path) -> 
         assert seen() == (1, {1})
         file.write_text("\n".join(fake.url for fake in fakes[1:]))
         await until(lambda: front.scheduler.workers_up == 2)
-        assert seen()[0] == 2
+        assert seen() == (2, {1})  # who came to a place has done nothing of what was done there
+        limits = told(front, Known(hang_timeout=relay.pool.hang_timeout))["rules"]
+        assert limits["hang_timeout_ms"] == 3000
     for fake in fakes:
         await fake.stop()
 

@@ -36,8 +36,8 @@ OPEN = frozenset({"ServerLive", "ServerReady", "ModelReady"})
 """Methods that need no token."""
 MOST_REQUESTS = 4096
 """Requests at once, whatever their size."""
-LEFT = 499
-"""The HTTP status of a request whose client had left."""
+LEFT, TOO_LATE = 499, 504
+"""The HTTP statuses of a request whose client had left, and of one whose time was over."""
 Headers = tuple[tuple[str, str], ...]
 
 
@@ -215,7 +215,8 @@ class GrpcFace:
             except Exception as error:
                 found = problem(error)
             except asyncio.CancelledError:
-                count(LEFT)
+                left = context.time_remaining()
+                count(LEFT if left is None or left > 0 else TOO_LATE)
                 raise
             else:
                 count(200)

@@ -88,7 +88,7 @@ def build_gateway_app(
         return response(with_outcome(*answer))
 
     async def traffic(_: Request) -> Response:
-        return await written_in_a_thread(lambda: told(front, Known()))
+        return await written_in_a_thread(lambda: told(front, Known(hang_timeout=pool.hang_timeout)))
 
     return protocol_app(
         front,

@@ -42,6 +42,7 @@ from codedinvnet.serving.metrics import Metrics
 from codedinvnet.serving.reliance import Reliance, reliance_of
 from codedinvnet.serving.rules.settings import AUTO, CODED, HEDGE, MAX_BATCH, Rules, pending_limit
 from codedinvnet.serving.service import Service
+from codedinvnet.serving.traffic_report import Known
 
 LAST_WORD = 5.0
 """Seconds that the pool has to find out about a late call, before the rules do."""
@@ -116,7 +117,9 @@ def make_relay(
 
         coding = CodedPool(pool, guard.scheme, guard.computer.model.signature, deadline)
         made = front(served=guard.served, pool=coding, scheme=guard.scheme, computer=guard.computer)
-        return Relay(made, pool, service=Service(made, guard.served, tells=True), most=most)
+        known = Known(hang_timeout=pool.hang_timeout)
+        service = Service(made, guard.served, known, tells=True)
+        return Relay(made, pool, service=service, most=most)
     except ValueError as error:
         raise UserError(f"--upstream: {error}") from error
 

@@ -63,6 +63,8 @@ POLICIES = {
     )
 }
 """What a service is started with, by name."""
+AUTO_WITH = "auto+"
+"""The beginning of the name of `auto` with a method at hand."""
 WITH_HEDGE = "+hedge"
 """The end of the name of a method that is hedged as well."""
 
