@@ -267,7 +267,7 @@ def margins(folder: Path) -> str:
                 {
                     **{"data set": dataset, "k": str(k)},
                     **{f"code − {name}": cell for name, cell in cells.items()},
-                    "price of f": f"{price:.2f}",
+                    "price of f": "not measured" if math.isnan(price) else f"{price:.2f}",
                     "pays from": _pays(price, code, [*rivals.values(), resnets]),
                 }
             )

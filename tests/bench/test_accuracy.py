@@ -442,6 +442,7 @@ def test_images_in_folders_are_read_at_the_size_that_the_bundle_takes(tmp_path: 
         "image_size": 32,
         "validation": 2,
     }
+    description["provenance"]["images"] = ""  # of an older release, which did not state it
     (bundle / "bundle.json").write_text(json.dumps(description))
     for split in ("train", "test"):
         for name in description["classes"]:
