@@ -69,7 +69,7 @@ def read(path: Path) -> dict[str, Any]:
     return found
 
 
-def told(folder: Path, name: str) -> dict[str, Any]:
+def info_of(folder: Path, name: str) -> dict[str, Any]:
     """Return what `info` says of a bundle; nothing if that is not known."""
     found: dict[str, Any] = read(folder / f"{name}.json").get("info", {})
     return found
@@ -82,7 +82,7 @@ def another_seed(folder: Path, name: str) -> dict[str, Any]:
     none.
     """
     found = read(folder / f"seed-{name}.json")
-    settings = told(folder, name).get("provenance", {}).get("settings", {})
+    settings = info_of(folder, name).get("provenance", {}).get("settings", {})
     if settings and settings["seed"] == found.get("training_seed"):
         return {}  # the bundle itself
     others = found.get("settings", settings)

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from pandas import DataFrame
 
-from benchmarks.bundles import another_seed, told
+from benchmarks.bundles import another_seed, info_of
 from codedinvnet.bench import tables
 from codedinvnet.codes.backup import SmallBackup
 from codedinvnet.codes.base import Scheme
@@ -117,7 +117,7 @@ class Results:
         row = self.rows.get((dataset, method, k))
         if row is None:
             return math.nan
-        info = told(self.folder, dataset)
+        info = info_of(self.folder, dataset)
         if method == CodedInvNet.name and f"encoder_macs_k{k}" in info:  # with a mosaic's reading
             parts = ("embedding_macs", "reading_macs", f"encoder_macs_k{k}")
             whole: int = info["embedding_macs"] + info["head_macs"]

@@ -230,6 +230,14 @@ def test_one_training_of_each_settles_nothing(tmp_path: Path, backup: float, mar
     assert line[-1] == "open"
 
 
+def test_a_price_that_was_not_measured(tmp_path: Path) -> None:
+    for label, values in (("coded-invnet", (0.93, 0.931)), ("small-backup", (0.90, 0.901))):
+        for seed, value in enumerate(values, start=1):
+            append_row(tmp_path / "accuracy.jsonl", row(label, value, seed=seed, groupings=5))
+    (line,) = lines(equal_cost.margins(tmp_path), "mnist")
+    assert line[-2:] == ["not measured", "not measured"]
+
+
 def test_a_cheap_backup_that_is_ahead_settles_it(tmp_path: Path) -> None:
     """Whatever the dear one's only training says."""
     write(tmp_path, code=(0.90, 0.901), backup=(0.93, 0.931), dear=(0.89,))

@@ -92,9 +92,13 @@ def test_the_policies_of_a_backup() -> None:
         try:
             upstream, backup = (server.url for server in servers)
             async with gateway([upstream], "--backup-upstream", f"{backup}/v2/models/m") as address:
-                for hedged in ("", "+hedge"):
-                    code, out, err = await ran("policy", address, f"small-backup{hedged}")
-                    assert (code, out.split(",")[0]) == (0, f"policy coded{hedged}"), err
+                for name, policy in (
+                    ("small-backup", "coded"),
+                    ("small-backup+hedge", "coded+hedge"),
+                    ("auto+small-backup", "auto"),
+                ):
+                    code, out, err = await ran("policy", address, name)
+                    assert (code, out.split(",")[0]) == (0, f"policy {policy}"), err
                 code, out, err = await ran("policy", address, "hedgee")
                 assert (code, out) == (2, "")
                 assert "'hedgee' is not one of" in err

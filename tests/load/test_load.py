@@ -104,6 +104,15 @@ def test_a_server_that_fails_now_and_then_gets_binary_tensors_all_the_same() -> 
     assert (row["answered"], row["settings"]["tensors"]) == (100, "binary")
 
 
+def test_a_server_that_says_nothing_is_asked_once() -> None:
+    """Whether it takes binary tensors is not the question then, and each try takes a timeout."""
+    fake = Fake()
+    fake.hold()
+    with pytest.raises(UserError, match="the first requests failed"):
+        load(fake, timeout=0.2)
+    assert len(fake.seen) == 1
+
+
 def test_no_more_requests_are_open_than_there_may_be_files() -> None:
     class Limits(SimpleNamespace):
         RLIM_INFINITY, RLIMIT_NOFILE = -1, 7
@@ -120,8 +129,13 @@ def test_no_more_requests_are_open_than_there_may_be_files() -> None:
         assert open_at_most(LoadOptions("http://a", max_open=10_000)) == 256 - OTHER_FILES
         assert limits.raised == (7, (256, 256))
         assert open_at_most(LoadOptions("http://a", max_open=100)) == 100
+        assert limits.raised == (7, (100 + OTHER_FILES, 256))
         limits.hard = -1
         assert open_at_most(LoadOptions("http://a", max_open=10_000)) == 10_000
+        assert limits.raised == (7, (10_000 + OTHER_FILES, -1))
+        del limits.raised
+        assert open_at_most(LoadOptions("grpc://a", max_open=10_000)) == 10_000
+        assert not hasattr(limits, "raised")
 
 
 @dataclass

@@ -31,7 +31,10 @@ from codedinvnet.serving.gateway.run import running as gateway
 from codedinvnet.serving.options import ServeOptions, check
 from codedinvnet.serving.serve import running
 from tests.models.factories import PLACE, TOKENS
+from tests.observing import until
 from tests.serving.faces.requests import share_memory
+from tests.serving.gateway.fakes import Fake
+from tests.serving.gateway.fakes import gateway as gateway_of
 
 SOURCE = f"{PLACE}:mlp"
 ROWS = np.random.default_rng(3).random((3, 16), np.float32)
@@ -103,6 +106,27 @@ async def test_what_is_no_message_is_the_clients_mistake_and_requests_are_counte
             text = await reply.text()
         for code in (200, 400, 404):
             assert f'codedinvnet_requests_total{{code="{code}"}} 1.0' in text
+
+
+async def test_a_client_that_leaves_is_counted_as_one() -> None:
+    fake = Fake()
+
+    async with gateway_of(fake, grpc_port=0) as (http, _, port):
+        fake.hold()
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            call = channel.unary_unary(f"/{SERVICE}/ModelInfer")
+            request = pb.ModelInferRequest(model_name="m").SerializeToString()
+            asked = call(request)
+            await until(lambda: bool(fake.seen))
+            asked.cancel()
+
+        async def counted() -> bool:
+            async with aiohttp.ClientSession() as session, session.get(f"{http}/metrics") as reply:
+                return 'codedinvnet_requests_total{code="499"} 1.0' in await reply.text()
+
+        while not await counted():
+            await asyncio.sleep(0.01)
+        fake.go()
 
 
 async def test_behind_the_gateway_the_answers_are_the_same() -> None:

@@ -180,17 +180,16 @@ def open_at_most(options: LoadOptions) -> int:
     if options.url.startswith("grpc"):
         return options.max_open
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    if hard == resource.RLIM_INFINITY:
-        return options.max_open
-    most = max(1, hard - OTHER_FILES)
+    files = options.max_open + OTHER_FILES
+    if hard != resource.RLIM_INFINITY:
+        files = min(files, hard)
+    if soft != resource.RLIM_INFINITY and soft < files:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
+    most = max(1, files - OTHER_FILES)
     if most < options.max_open:
-        told = (
-            f"at most {most} requests are open, as this process may have {hard} files (ulimit -n)"
-        )
+        told = f"at most {most} requests are open: this process may have {hard} files (ulimit -Hn)"
         print(told, file=sys.stderr)
-    return min(options.max_open, most)
+    return most
 
 
 async def measure(options: LoadOptions) -> dict[str, Any]:

@@ -114,5 +114,16 @@ async def test_a_gateway_has_the_policies_without_a_code() -> None:
         assert sent_by(relay) == 2
 
 
+async def test_a_gateway_tells_after_which_time_a_call_counts_as_hung() -> None:
+    """Its rules know another, since the pool finds hung calls itself."""
+    async with (
+        gateway(Fake(), deadline_ms=8000, hang_timeout_ms=2500) as (address, _, _),
+        aiohttp.ClientSession() as session,
+        session.get(f"{address}/traffic") as reply,
+    ):
+        rules = (await reply.json())["rules"]
+    assert (rules["deadline_ms"], rules["hang_timeout_ms"]) == (8000, 2500)
+
+
 def sent_by(relay: Relay) -> int:
     return relay.front.scheduler.sent
