@@ -31,7 +31,6 @@ from codedinvnet.data import (
     Split,
     load_images,
     sample_images,
-    split_indices,
 )
 from codedinvnet.devices import use_whole_float32
 from codedinvnet.errors import UserError
@@ -56,7 +55,6 @@ from codedinvnet.provenance import describe_command, describe_commit, describe_m
 from codedinvnet.training.check import (
     check_head,
     check_images,
-    check_same_images,
     check_settings,
 )
 from codedinvnet.training.fusion_data import load_fusion_data, sample_fusion_data
@@ -79,6 +77,7 @@ from codedinvnet.training.network import (
 )
 from codedinvnet.training.pixels import VERSION, PixelStage
 from codedinvnet.training.recovery import RecoveryStage
+from codedinvnet.training.split import bundle_split, validation_digests
 
 SAMPLED = "sample.json"
 """In a fusion's folder: what is told of its fusion data."""
@@ -264,7 +263,7 @@ def fuse(run: Run, members: int) -> dict[str, Any]:
         ),
         figures={"validation": figures},
     )
-    save_bundle(folder / "bundle", info, model)
+    save_bundle(folder / "bundle", info, model, validation_digests(settings, source))
     return {"bundle": str(folder / "bundle"), **figures}
 
 
@@ -394,7 +393,7 @@ def evaluation_images(
 ) -> ImageSource:
     """Read the images that a bundle is evaluated on: test, train, validation or sample.
 
-    Training and validation images are told apart by the seed that the bundle was trained with.
+    Training and validation images are told apart by `bundle_split`.
 
     Raises:
         UserError: if they are not there, or do not fit the bundle.
@@ -407,9 +406,7 @@ def evaluation_images(
     described = bundle.info
     check_images(source, described.input.shape, described.classes, f"bundle {described.name!r}")
     if split in ("train", "validation"):
-        check_same_images(source, bundle.info.provenance.images, f"bundle {described.name!r}")
-        seed = bundle.info.provenance.settings.seed
-        train_rows, validation_rows = split_indices(len(source), data.validation, seed)
+        train_rows, validation_rows = bundle_split(bundle, source, f"bundle {described.name!r}")
         rows = train_rows if split == "train" else validation_rows
         source = ImageRows(source, rows, f"{source.source}, {split} part")
     return source

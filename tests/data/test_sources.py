@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,20 @@ from tests.data.files import GREY, LABELS, everything, write_folder, write_npz
 def test_image_set_is_checked(images: torch.Tensor, labels: torch.Tensor, message: str) -> None:
     with pytest.raises(UserError, match=f"here: .*{message}"):
         ImageSet("own", ("a",), images, labels, "here")
+
+
+def test_the_digest_of_an_image_goes_by_its_pixels_and_label(tmp_path: Path) -> None:
+    digests = []
+    pixel, label = (GREY.copy(), LABELS), (GREY, LABELS.copy())
+    pixel[0][3, 0, 0] ^= 1
+    label[1][4] = 0
+    for number, (images, labels) in enumerate(((GREY, LABELS), pixel, label)):
+        write_npz(tmp_path, f"own{number}", images=images, labels=labels)
+        source = load_images(f"own{number}", "train", data_dir=tmp_path)
+        digests.append(source.image_digests())
+    assert digests[0].dtype == torch.int64
+    assert len(digests[0].unique()) == len(GREY)
+    assert [(found != digests[0]).nonzero().tolist() for found in digests[1:]] == [[[3]], [[4]]]
 
 
 def test_batch_takes_the_images_asked_for(tmp_path: Path) -> None:
@@ -134,6 +149,18 @@ def test_image_size_below_one(tmp_path: Path) -> None:
         load_images("own", "train", data_dir=tmp_path, image_size=0)
 
 
+def test_digests_of_a_folders_images(tmp_path: Path) -> None:
+    """They go by the files' names, wherever the folder lies; nothing is decoded."""
+    write_folder(tmp_path / "one")
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    (tmp_path / "two" / "cat" / "more.png").write_bytes(b"no image")
+    one, two = (ImageFolder("own", tmp_path / name) for name in ("one", "two"))
+    assert len(two) == len(one) + 1
+    first, second = one.image_digests().tolist(), two.image_digests().tolist()
+    assert len(set(second)) == len(two)
+    assert second == [first[0], second[1], *first[1:]]
+
+
 # --- ImageRows
 
 
@@ -147,5 +174,6 @@ def test_rows_of_a_source(tmp_path: Path) -> None:
     assert (source.name, source.classes, source.shape) == ("own", ("0", "1", "2"), (1, 5, 4))
     assert source.digest() == ImageRows(whole, source.rows, "again").digest()
     assert source.digest() != ImageRows(whole, source.rows.flip(0), "in another order").digest()
+    assert torch.equal(source.image_digests(), whole.image_digests()[source.rows])
     with pytest.raises(UserError, match=r"the rest: no images of .*train\.npz"):
         ImageRows(whole, torch.arange(0), "the rest")

@@ -24,6 +24,7 @@ from codedinvnet.evaluation.accuracy import evaluate, evaluation_report
 from codedinvnet.models import bundle as bundle_module
 from codedinvnet.models.bundle import (
     DESCRIPTION,
+    VALIDATION,
     WEIGHTS,
     Bundle,
     bundle_folder,
@@ -91,6 +92,36 @@ def test_round_trip_keeps_every_answer(bundle: Bundle, held_out: ImageSet, tmp_p
     ]
     for a, b in zip(expected, found, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+
+
+def test_digests_of_the_images_set_aside_are_kept(copied: Path) -> None:
+    bundle = load_bundle(copied)
+    kept = bundle.validation_digests()
+    assert kept is not None
+    assert (len(kept), kept.dtype) == (100, torch.int64)
+    save_bundle(copied, bundle.info, bundle.model, kept.flip(0))
+    again = load_bundle(copied).validation_digests()
+    assert again is not None
+    assert torch.equal(again, kept)
+    save_bundle(copied, bundle.info, bundle.model)  # none stay that were of another training
+    assert load_bundle(copied).validation_digests() is None
+
+
+def test_damaged_digests(copied: Path) -> None:
+    bundle, path = load_bundle(copied), copied / VALIDATION
+    content = path.read_bytes()
+    damaged: list[dict[str, torch.Tensor]] = [
+        {},
+        {"digests": torch.zeros(3)},
+        {"digests": torch.arange(0)},
+    ]
+    for tensors in damaged:
+        save_checkpoint(path, tensors, {})
+        with pytest.raises(UserError, match="is damaged: it has no row of digests of images"):
+            bundle.validation_digests()
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(UserError, match="is truncated"):
+        bundle.validation_digests()
 
 
 def test_a_kill_while_a_bundle_is_replaced_leaves_none(
@@ -380,6 +411,10 @@ def test_every_shipped_bundle_loads() -> None:
         loaded = load_bundle(name)
         assert loaded.info.group_sizes[0] == 2
         load_checkpoint(bundle_folder(name) / WEIGHTS)
+        made, kept = loaded.info.provenance, loaded.validation_digests()
+        assert kept is not None
+        assert len(kept) == made.settings.data.validation
+        assert made.images  # the digest without which the order is not checked
 
 
 def test_unknown_bundle(tmp_path: Path) -> None:

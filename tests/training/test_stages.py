@@ -21,7 +21,7 @@ from codedinvnet.config import (
 )
 from codedinvnet.data import ImageSet
 from codedinvnet.errors import UserError
-from codedinvnet.models.bundle import load_bundle
+from codedinvnet.models.bundle import VALIDATION, load_bundle
 from codedinvnet.models.coded import CodedModel, prepare
 from codedinvnet.nn.iresnet import IResNet
 from codedinvnet.nn.lipschitz import constrained_layers
@@ -267,6 +267,13 @@ def test_no_stage_goes_on_with_images_in_another_order(pixels: stages.Run, tmp_p
         stages.train(replace(run, resume=LATEST))
     bundle = load_bundle(shutil.copytree(pixels.fusion_folder(2) / "bundle", tmp_path / "bundle"))
     assert bundle.info.provenance.images == pixels.images("train").digest()
+    for split, count in (("train", 700), ("validation", 100)):
+        places = (pixels.data_dir, other)
+        found = [stages.evaluation_images(bundle, split, place) for place in places]
+        there, here = (sorted(source.image_digests().tolist()) for source in found)
+        assert here == there
+        assert len(set(here)) == count
+    (bundle.folder / VALIDATION).unlink()  # as of an older release
     with pytest.raises(UserError, match="than bundle 'mnist' was trained on"):
         stages.evaluation_images(bundle, "validation", other)
     stages.evaluation_images(bundle, "test", other)  # of the test split the order does not matter

@@ -24,12 +24,12 @@ from codedinvnet.codes.equal_cost import plain_network, plain_width
 from codedinvnet.codes.method import Given, Lessons, Tolerance
 from codedinvnet.codes.registry import find_method
 from codedinvnet.config import PartSettings, PixelFusionSettings
-from codedinvnet.data import ImageRows, ImageSource, random_groups, split_indices, spread_rows
+from codedinvnet.data import ImageRows, ImageSource, random_groups, spread_rows
 from codedinvnet.errors import UserError
 from codedinvnet.files import free_backup_name
 from codedinvnet.models.bundle import Bundle, load_bundle, weights_digest
 from codedinvnet.models.network import ImageNetwork, classifier_of
-from codedinvnet.training.check import check_images, check_same_images
+from codedinvnet.training.check import check_images
 from codedinvnet.training.classifier import all_logits
 from codedinvnet.training.loop import (
     BEST,
@@ -39,6 +39,7 @@ from codedinvnet.training.loop import (
     changed_settings,
     train_stage,
 )
+from codedinvnet.training.split import bundle_split
 
 Scored = Literal["test", "validation"]
 TUNING_IMAGES = 1000
@@ -81,13 +82,10 @@ class DataSet:
         self.bundle = self.load(settings.bundle)
         self.train_rows = self.validation_rows = torch.arange(0)
         if train is not None:
-            # The bundle's own split: no validation image was trained on.
-            provenance = self.bundle.info.provenance
-            served = provenance.settings
-            check_same_images(train, provenance.images, f"bundle {settings.bundle!r}")
             self._check_fit(train, settings.bundle, self.bundle)
-            self.train_rows, self.validation_rows = split_indices(
-                len(train), served.data.validation, served.seed
+            # The bundle's own split: no validation image was trained on.
+            self.train_rows, self.validation_rows = bundle_split(
+                self.bundle, train, f"bundle {settings.bundle!r}"
             )
         if limit is not None:
             self.train_rows = spread_rows(self.train_rows, limit)
@@ -118,14 +116,15 @@ class DataSet:
         check_images(source, info.input.shape, info.classes, f"bundle {name!r}")
 
     def _check_split(self, name: str, bundle: Bundle) -> None:
-        """Refuse a bundle for which other images were set aside than the data set's bundle has."""
-        check_same_images(self.train, bundle.info.provenance.images, f"bundle {name!r}")
-        of_this, of_set = (_split_of(each) for each in (bundle, self.bundle))
-        if of_this != of_set:
+        """Refuse a bundle that did not set aside all images that are scored."""
+        _, kept = bundle_split(bundle, self.train, f"bundle {name!r}")
+        others = int((~torch.isin(self.validation_rows, kept)).sum())
+        if others:
             raise UserError(
-                f"bundle {name!r} was trained with {of_this}, but {self.settings.bundle!r}, the "
-                f"bundle of data set {self.name!r}, with {of_set}: it may have trained on "
-                "validation images that would be scored; score it on the test images (--split test)"
+                f"bundle {name!r} did not set aside {others} of the {len(self.validation_rows)} "
+                f"validation images of {self.settings.bundle!r}, the bundle of data set "
+                f"{self.name!r}: it may have trained on them; score it on the test images "
+                "(--split test)"
             )
 
     @property
@@ -368,12 +367,6 @@ class DataSet:
         if method.digest:
             found["method"] = method.digest
         return {**found, **method.versions()}
-
-
-def _split_of(bundle: Bundle) -> str:
-    """Say what decides which training images were set aside for validation."""
-    settings = bundle.info.provenance.settings
-    return f"seed {settings.seed} and data.validation {settings.data.validation}"
 
 
 def _set_aside(folder: Path, settings: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ Images stay as they were stored, uint8 in 0 to 255; the network pads and scales 
 from __future__ import annotations
 
 import hashlib
+import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +49,12 @@ class ImageSource(Protocol):
     def digest(self) -> str:
         """Return a short digest of the images and their order, which decides what they are for."""
 
+    def image_digests(self) -> Tensor:
+        """Return a digest of each image and its label, (N,) int64, whatever its place.
+
+        Equal images of one label have equal digests. No image is decoded for them.
+        """
+
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Read some images.
 
@@ -57,6 +64,12 @@ class ImageSource(Protocol):
         Returns:
             Images (B, C, H, W) uint8 in 0 to 255, and labels (B,) int64.
         """
+
+
+def _image_digest(label: int, content: bytes) -> int:
+    """Return a digest of 64 bits, signed."""
+    found = hashlib.blake2b(b"%d:" % label + content, digest_size=8)
+    return int.from_bytes(found.digest(), "little", signed=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,6 +130,11 @@ class ImageSet:
             found.update(part.contiguous().numpy().data)
         return found.hexdigest()[:16]
 
+    def image_digests(self) -> Tensor:
+        """Return digests (N,) of pixels and label; see `ImageSource.image_digests`."""
+        pairs = zip(self.labels.tolist(), self.images.numpy(), strict=True)
+        return torch.tensor([_image_digest(label, image.tobytes()) for label, image in pairs])
+
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Read some images; see `ImageSource.batch`."""
         return self.images[indices], self.labels[indices]
@@ -167,9 +185,20 @@ class ImageFolder:
 
         What the files hold is not read: for folders of many gigabytes that would take minutes.
         """
-        names = [str(Path(path).relative_to(self.source)) for path in self._paths]
-        listed = repr((self.shape, names, self.labels.tolist()))
+        listed = repr((self.shape, self._names(), self.labels.tolist()))
         return hashlib.sha256(listed.encode()).hexdigest()[:16]
+
+    def image_digests(self) -> Tensor:
+        """Return digests (N,) of the file's name and label; see `ImageSource.image_digests`.
+
+        What the files hold is not read, as for `digest`.
+        """
+        pairs = zip(self.labels.tolist(), self._names(), strict=True)
+        return torch.tensor([_image_digest(label, os.fsencode(name)) for label, name in pairs])
+
+    def _names(self) -> list[str]:
+        """Return the files' names in the folder."""
+        return [str(Path(path).relative_to(self.source)) for path in self._paths]
 
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Read some images; see `ImageSource.batch`.
@@ -247,6 +276,10 @@ class ImageRows:
         """Return a digest of the whole source and the rows; see `ImageSource.digest`."""
         listed = repr((self.whole.digest(), self.rows.tolist()))
         return hashlib.sha256(listed.encode()).hexdigest()[:16]
+
+    def image_digests(self) -> Tensor:
+        """Return those of the rows, (N,); see `ImageSource.image_digests`."""
+        return self.whole.image_digests()[self.rows]
 
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Read some images; see `ImageSource.batch`."""

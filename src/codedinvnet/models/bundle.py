@@ -26,6 +26,9 @@ from codedinvnet.nn.fusion import PixelMean
 from codedinvnet.nn.lipschitz import fold
 
 WEIGHTS, DESCRIPTION = "weights.safetensors", "bundle.json"
+VALIDATION = "validation.safetensors"
+"""Digests of the images that were set aside for validation; bundles of older releases lack it."""
+_DIGESTS = "digests"
 
 
 class InputDescription(Section):
@@ -97,6 +100,22 @@ class Bundle:
     def digest(self) -> str:
         """Return what `weights_digest` does."""
         return file_digest(self.folder / WEIGHTS)
+
+    def validation_digests(self) -> Tensor | None:
+        """Return the digests (V,) int64 of the images that were set aside for validation.
+
+        They are those of `ImageSource.image_digests`; None, if an older release made the bundle.
+
+        Raises:
+            UserError: if their file is damaged.
+        """
+        path = self.folder / VALIDATION
+        if not path.is_file():
+            return None
+        digests = load_checkpoint(path)[0].get(_DIGESTS)
+        if digests is None or digests.dtype != torch.int64 or digests.ndim != 1 or not len(digests):
+            raise UserError(f"{path} is damaged: it has no row of digests of images")
+        return digests
 
     @torch.inference_mode()
     def embed(self, images: Tensor) -> Tensor:
@@ -271,15 +290,27 @@ def load_bundle(name: str | Path, device: torch.device | str = "cpu") -> Bundle:
     return Bundle(info, model.to(device), folder)
 
 
-def save_bundle(folder: Path, info: BundleInfo, model: CodedModel) -> None:
+def save_bundle(
+    folder: Path, info: BundleInfo, model: CodedModel, validation_digests: Tensor | None = None
+) -> None:
     """Write a bundle; the model's constrained convolutions are folded first, in place.
 
     The description of a bundle that was there goes first, so that whatever a kill leaves is no
     bundle, rather than new weights with old figures.
+
+    Args:
+        folder: where it goes.
+        info: its description.
+        model: its weights.
+        validation_digests: what `Bundle.validation_digests` shall return.
     """
     fold(model)
     (folder / DESCRIPTION).unlink(missing_ok=True)
+    (folder / VALIDATION).unlink(missing_ok=True)
     save_checkpoint(folder / WEIGHTS, module_tensors({"model": model}), {"bundle": info.name})
+    if validation_digests is not None:
+        kept = {_DIGESTS: validation_digests.sort().values}
+        save_checkpoint(folder / VALIDATION, kept, {"bundle": info.name})
     write_description(folder, info)
 
 

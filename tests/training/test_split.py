@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from codedinvnet.data import ImageRows, ImageSet, sample_images, split_indices
+from codedinvnet.errors import UserError
+from codedinvnet.models.bundle import (
+    VALIDATION,
+    Bundle,
+    load_bundle,
+    save_bundle,
+    write_description,
+)
+from codedinvnet.training.split import bundle_split, validation_digests
+
+ASIDE, SEED = 100, 3
+
+
+@pytest.fixture(scope="module")
+def source() -> ImageSet:
+    return sample_images("mnist")
+
+
+@pytest.fixture(scope="module")
+def trained(source: ImageSet, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A bundle that says that it was trained on the source."""
+    bundle = load_bundle("mnist")
+    made = bundle.info.provenance
+    data = made.settings.data.model_copy(update={"validation": ASIDE})
+    told = made.settings.model_copy(update={"data": data, "seed": SEED})
+    made = made.model_copy(update={"images": source.digest(), "settings": told})
+    info = bundle.info.model_copy(update={"provenance": made})
+    folder = tmp_path_factory.mktemp("trained")
+    save_bundle(folder, info, bundle.model, validation_digests(told, source))
+    return load_bundle(folder)
+
+
+def split(bundle: Bundle, source: ImageSet) -> tuple[Tensor, Tensor]:
+    train, aside = bundle_split(bundle, source, "bundle 'own'")
+    assert sorted([*train.tolist(), *aside.tolist()]) == list(range(len(source)))
+    return train, aside
+
+
+def ordered(source: ImageSet, rows: Tensor) -> ImageSet:
+    return replace(source, images=source.images[rows], labels=source.labels[rows])
+
+
+def inverted(source: ImageSet, rows: Tensor) -> ImageSet:
+    images = source.images.clone()
+    images[rows] = 255 - images[rows]
+    return replace(source, images=images)
+
+
+def test_images_in_order_are_split_as_the_training_did(source: ImageSet, trained: Bundle) -> None:
+    for found, expected in zip(
+        split(trained, source), split_indices(len(source), ASIDE, SEED), strict=True
+    ):
+        assert torch.equal(found, expected)
+
+
+@given(st.integers(0, 2**32 - 1))
+@settings(max_examples=20)
+def test_any_order_gives_the_same_images(source: ImageSet, trained: Bundle, seed: int) -> None:
+    order = torch.randperm(len(source), generator=torch.Generator().manual_seed(seed))
+    found = split(trained, ordered(source, order))
+    for rows, expected in zip(found, split(trained, source), strict=True):
+        assert torch.equal(order[rows].sort().values, expected)
+        assert torch.equal(rows, rows.sort().values)
+
+
+def test_a_few_images_may_have_other_pixels(source: ImageSet, trained: Bundle) -> None:
+    """Those that were set aside then count as trained on, never the other way round."""
+    train, aside = split(trained, source)
+    found, found_aside = split(trained, inverted(source, torch.cat([train[:20], aside[:5]])))
+    assert torch.equal(found_aside, aside[5:])
+    assert torch.equal(found, torch.cat([train, aside[:5]]).sort().values)
+    told = "has 94 of the 100 that were set aside for validation, and 906 others"
+    with pytest.raises(UserError, match=told):
+        split(trained, inverted(source, aside[:6]))
+
+
+def test_an_image_that_equals_one_set_aside_counts_as_set_aside(
+    source: ImageSet, trained: Bundle
+) -> None:
+    train, aside = split(trained, source)
+    rows = torch.arange(len(source))
+    rows[train[0]] = aside[0]
+    twice = ordered(source, rows)
+    assert torch.equal(split(trained, twice)[1], torch.cat([aside, train[:1]]).sort().values)
+    labels = twice.labels.clone()
+    labels[train[0]] = (labels[train[0]] + 1) % 10
+    assert torch.equal(split(trained, replace(twice, labels=labels))[1], aside)
+
+
+def test_other_images_are_refused(source: ImageSet, trained: Bundle) -> None:
+    _, aside = split(trained, source)
+    others = inverted(source, torch.arange(len(source)))
+    for other, told in (
+        (others, "it has 0 of the 100 that were set aside for validation, and 1000 others"),
+        (ordered(source, aside), "it has 100 of the 100 .*, and 0 others"),
+    ):
+        with pytest.raises(UserError, match="other training images than bundle 'own'.*" + told):
+            bundle_split(trained, other, "bundle 'own'")
+
+
+def test_rows_of_a_source_are_told_apart(source: ImageSet, trained: Bundle) -> None:
+    _, aside = split(trained, source)
+    backwards = ImageRows(source, torch.arange(len(source)).flip(0), "backwards")
+    _, found = bundle_split(trained, backwards, "bundle 'own'")
+    assert torch.equal(backwards.rows[found].sort().values, aside)
+
+
+def test_a_bundle_of_an_older_release(source: ImageSet, trained: Bundle, tmp_path: Path) -> None:
+    """Without digests the order counts; without one of all images it cannot be checked."""
+    folder = shutil.copytree(trained.folder, tmp_path / "older")
+    (folder / VALIDATION).unlink()
+    older = load_bundle(folder)
+    assert torch.equal(split(older, source)[1], split(trained, source)[1])
+    backwards = ordered(source, torch.arange(len(source)).flip(0))
+    with pytest.raises(UserError, match="was trained on, or has them in another order"):
+        split(older, backwards)
+    made = older.info.provenance.model_copy(update={"images": ""})
+    write_description(folder, older.info.model_copy(update={"provenance": made}))
+    assert torch.equal(split(load_bundle(folder), backwards)[1], split(trained, source)[1])
