@@ -23,7 +23,7 @@ from codedinvnet.codes.parm import ParM
 from codedinvnet.codes.plain import Plain, Replication
 from codedinvnet.data import Groups, ImageSet, random_groups
 from codedinvnet.evaluation.accuracy import evaluate
-from codedinvnet.evaluation.outputs import task_outputs
+from codedinvnet.evaluation.outputs import group_outputs, task_outputs
 from codedinvnet.models.bundle import Bundle
 from codedinvnet.training.recovered import embed_all, recovered_accuracy
 from tests.codes.linear import made, outputs_of
@@ -275,3 +275,16 @@ def test_known_outputs_are_used(source: ImageSet) -> None:
     )
     assert flipped.complete == 1.0
     assert other.complete < 0.5
+
+
+def test_outputs_of_single_images_are_not_held_once_more_for_groups(source: ImageSet) -> None:
+    """Of large images they fill the memory: these would take more than a process can address."""
+    method = made(Plain, Brightness(), 4)
+    own = torch.arange(N, dtype=torch.float32)[:, None].expand(N, 2**24)
+    members = (torch.arange(4 * 2_500_000) % N).view(-1, 4)
+    outputs = group_outputs(method, source, members, own)
+    last = torch.tensor([len(members) - 1])
+    assert set(outputs) == {0, 1, 2, 3}
+    for place, output in outputs.items():
+        assert len(output) == len(members)
+        assert output[last][:, -1].tolist() == members[-1, place : place + 1].tolist()

@@ -13,7 +13,7 @@ from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.patterns import erasure_patterns
 from codedinvnet.codes.rules import is_systematic
 from codedinvnet.data import Groups, ImageSource, random_groups
-from codedinvnet.evaluation.outputs import BATCH, group_outputs, task_outputs
+from codedinvnet.evaluation.outputs import BATCH, Outputs, group_outputs, task_outputs
 
 CORRUPTION = 10.0
 """Noise on a corrupt worker's output, in standard deviations of that task's outputs."""
@@ -40,7 +40,7 @@ class Score:
     counts: list[tuple[int, int]]
 
 
-def answers(scheme: Scheme, outputs: Mapping[int, Tensor], k: int) -> Tensor:
+def answers(scheme: Scheme, outputs: Mapping[int, Outputs], k: int) -> Tensor:
     """Return the classes (G, k) that these outputs (G, n) decode to; −1: no answer."""
     groups = len(next(iter(outputs.values())))
     found = torch.full((groups, k), -1)
@@ -52,19 +52,20 @@ def answers(scheme: Scheme, outputs: Mapping[int, Tensor], k: int) -> Tensor:
 
 
 def corrupt_some(
-    outputs: Mapping[int, Tensor], count: int, generator: torch.Generator
+    outputs: Mapping[int, Outputs], count: int, generator: torch.Generator
 ) -> dict[int, Tensor]:
     """Return the outputs (G, n) with Gaussian noise on `count` random tasks of every group."""
     tasks = sorted(outputs)
-    order = torch.rand(len(outputs[tasks[0]]), len(tasks), generator=generator).argsort(dim=1)
-    found = dict(outputs)
+    groups = torch.arange(len(outputs[tasks[0]]))
+    order = torch.rand(len(groups), len(tasks), generator=generator).argsort(dim=1)
+    found: dict[int, Tensor] = {}
     for place, task in enumerate(tasks):
         hit = (order[:, :count] == place).any(dim=1)
-        output = outputs[task].clone()
+        output = outputs[task][groups]  # a copy
         noise = torch.randn(int(hit.sum()), output.shape[1], generator=generator)
         output[hit] += CORRUPTION * output.std() * noise
         found[task] = output
-    return found
+    return {task: found[task] for task in outputs}
 
 
 def score(

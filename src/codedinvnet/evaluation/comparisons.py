@@ -13,7 +13,7 @@ from codedinvnet.codes.rules import is_systematic
 from codedinvnet.data import ImageSource, random_groups
 from codedinvnet.devices import whole_float32
 from codedinvnet.errors import UserError
-from codedinvnet.evaluation.outputs import BATCH, group_outputs, task_outputs
+from codedinvnet.evaluation.outputs import BATCH, Outputs, group_outputs, task_outputs
 from codedinvnet.trust.calibration import DECODED, GUESSED
 
 
@@ -96,7 +96,7 @@ def compare(
 
 
 def answered_both_ways(
-    scheme: Scheme, outputs: dict[int, Tensor], k: int
+    scheme: Scheme, outputs: dict[int, Outputs], k: int
 ) -> tuple[np.ndarray, Answered, Answered | None]:
     """Return direct labels (G, k), decoded answers, and guesses, of the outputs (G, n) of tasks."""
     extra = frozenset(outputs) - frozenset(range(k))

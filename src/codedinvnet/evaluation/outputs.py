@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
@@ -14,18 +18,59 @@ GROUP_BATCH = 100
 """Groups of which one task is computed at a time."""
 
 
+class Outputs(Protocol):
+    """One task's outputs (G, n) of groups: a tensor, or `Picked`."""
+
+    def __len__(self) -> int:
+        """Count the groups."""
+
+    def __getitem__(self, groups: Tensor) -> Tensor:
+        """Return those (B, n) of some groups (B,) int64."""
+
+
+@dataclass(frozen=True, eq=False)
+class Picked:
+    """Outputs (G, n) that are looked up in those of all images, which may fill half the memory.
+
+    Attributes:
+        own: the outputs (N, n) of the images' own tasks.
+        rows: which image is each group's, (G,) int64.
+    """
+
+    own: Tensor
+    rows: Tensor
+
+    def __len__(self) -> int:
+        """Count the groups."""
+        return len(self.rows)
+
+    def __getitem__(self, groups: Tensor) -> Tensor:
+        """Return those (B, n) of some groups (B,) int64."""
+        return self.own[self.rows[groups]]
+
+
 def task_outputs(scheme: Scheme, source: ImageSource) -> Tensor:
     """Return the output of every image's own data task, (N, n), of a systematic code."""
-    parts = []
-    for rows in torch.arange(len(source)).split(BATCH):
-        images, _ = source.batch(rows)
-        parts.append(scheme.compute(0, images[:, None]).output.cpu())
-    return torch.cat(parts)
+    batches = torch.arange(len(source)).split(BATCH)
+    return _filled(
+        len(source),
+        ((rows, scheme.compute(0, source.batch(rows)[0][:, None]).output) for rows in batches),
+    )
+
+
+def _filled(count: int, parts: Iterator[tuple[Tensor, Tensor]]) -> Tensor:
+    """Return outputs (count, n) of parts, rows (B,) and outputs (B, n); they are held once."""
+    rows, output = next(parts)
+    found = torch.empty((count, *output.shape[1:]), dtype=output.dtype)
+    found[rows] = output.cpu()
+    for rows, output in parts:
+        found[rows] = output.cpu()
+    return found
 
 
 def group_outputs(
     scheme: Scheme, source: ImageSource, members: Tensor, own: Tensor | None
-) -> dict[int, Tensor]:
+) -> dict[int, Outputs]:
     """Return the outputs (G, n) of all tasks of groups (G, k).
 
     Args:
@@ -33,14 +78,14 @@ def group_outputs(
         source: the images.
         members: rows of the source.
         own: the outputs of the images' own tasks, if the code is systematic. All workers run the
-            same network, so a copy's output is the same.
+            same network, so a copy's output is the same. They are not copied.
     """
     needs = {t: spec.members for t, spec in scheme.rules.tasks(members.shape[1]).items()}
-    outputs: dict[int, Tensor] = {}
+    outputs: dict[int, Outputs] = {}
     joint = []
     for task, wanted in needs.items():
         if own is not None and len(wanted) == 1:
-            outputs[task] = own[members[:, wanted[0]]]
+            outputs[task] = Picked(own, members[:, wanted[0]])
         else:
             joint.append(task)
     parts: dict[int, list[Tensor]] = {task: [] for task in joint}
@@ -50,4 +95,6 @@ def group_outputs(
         for task in joint:
             computed = scheme.compute(task, queries[:, list(needs[task])])
             parts[task].append(computed.output.cpu())
-    return outputs | {task: torch.cat(found) for task, found in parts.items()}
+    for task in joint:
+        outputs[task] = torch.cat(parts.pop(task))
+    return outputs
