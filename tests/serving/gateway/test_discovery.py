@@ -16,8 +16,9 @@ from codedinvnet.serving.gateway.discovery import Discovery
 from codedinvnet.serving.gateway.upstreams import Upstream, open_upstream
 from codedinvnet.serving.supervisor import ABSENT, DOWN, STATES, UP
 from codedinvnet.serving.traffic_report import Known, told
+from tests.observing import until
+from tests.serving.gateway.asking import ask, is_up
 from tests.serving.gateway.fakes import Fake, GrpcFake, gateway
-from tests.serving.gateway.test_gateway import ask, is_up, until
 
 
 async def test_upstreams_come_and_go_with_a_file(
