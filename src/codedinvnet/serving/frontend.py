@@ -381,7 +381,8 @@ class FrontEnd:
         members = tuple(query for send in sends for query in send.members)
         inputs = self.outputs.joined([self._inputs[query] for query in members], first.size)
         origins = () if first.group_size else self.waiting.origins(members)
-        task = Task(first.attempt, first.task, inputs, origins)
+        until = max(self.scheduler.wanted_until(send.attempt) for send in sends)
+        task = Task(first.attempt, first.task, inputs, origins, until)
         self.workers[first.worker].tasks += len(sends)
         if first.task == self._k:
             self.metrics.groups.labels(str(first.group_size)).inc()

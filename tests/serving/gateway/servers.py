@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from aiohttp import web
@@ -15,7 +15,7 @@ from codedinvnet.models.upstream import described, outputs_of
 from tests.protect.conftest import PLACE
 from tests.protect.factories import FEATURES
 from tests.serving.gateway.asking import Got, ask
-from tests.serving.gateway.fakes import Fake
+from tests.serving.gateway.fakes import Fake, GrpcFake
 
 SMALL = {"method": "small-backup", "policy": "small-backup"}
 MODEL = open_model(f"{PLACE}:vectors")
@@ -59,6 +59,23 @@ class Server(Fake):
         text = json.dumps({"model_name": "m", "outputs": [told]}).encode()
         headers = {HEADER_LENGTH: str(len(text))}
         return web.Response(body=text + y.tobytes(), headers=headers)
+
+
+class GrpcServer(GrpcFake):
+    """A server over gRPC that has the model of vectors."""
+
+    tensors: ClassVar[dict[str, Any]] = {
+        "inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, FEATURES]}],
+        "outputs": [{"name": "output", "datatype": "FP32", "shape": [-1, 3]}],
+    }
+
+    async def _infer(self, message: bytes, context: Any) -> bytes:
+        asked = pb.ModelInferRequest.FromString(message)
+        x = np.frombuffer(asked.raw_input_contents[0], np.float32).reshape(asked.inputs[0].shape)
+        (y,) = MODEL.run({"x": x}).values()
+        self.answer = pb.ModelInferResponse(model_name="m", raw_output_contents=[y.tobytes()])
+        self.answer.outputs.add(name="output", datatype="FP32", shape=y.shape)
+        return await super()._infer(message, context)
 
 
 def queries(rows: int, seed: int = 0) -> np.ndarray:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
+from collections.abc import Awaitable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from tests.observing import until
 from tests.protect.conftest import finished  # noqa: F401
 from tests.serving.faces.requests import share_memory
 from tests.serving.gateway.fakes import gateway
-from tests.serving.gateway.servers import MODEL, Server, asked, queries, scores
+from tests.serving.gateway.servers import MODEL, GrpcServer, Server, asked, queries, scores
 
 
 @pytest.mark.parametrize("method", ["approxifer", "nercc"])
@@ -63,6 +65,28 @@ async def test_tasks_of_a_code_that_take_long_are_asked_of_nobody_else() -> None
         for server in servers:
             server.go()
         assert (await answer).status == 200
+
+
+async def test_a_task_of_a_code_has_as_much_time_as_its_clients_wait() -> None:
+    servers = [GrpcServer() for _ in range(3)]
+    options: dict[str, Any] = {"method": "approxifer", "k": 2, "cancel": True}
+
+    async with gateway(*servers, deadline_ms=60_000, **options) as (address, relay, _):
+
+        async def left(*asked: Awaitable[Any]) -> list[float]:
+            """Return how many seconds each upstream has for its task."""
+            for server in servers:
+                server.seen.clear()
+            await asyncio.gather(*asked)
+            await until(lambda: all(server.seen for server in servers))
+            return [seconds for server in servers for _, _, seconds in server.seen]
+
+        query = {"x": queries(1)}
+        assert max(await left(asked(address, queries(2), timeout=20_000_000))) < 21  # it is rounded
+        began = time.monotonic() - 50.0
+        assert max(await left(relay.front.infer([query, query], began=began))) < 11
+        two = (relay.front.infer([query], deadline=seconds) for seconds in (5.0, 40.0))
+        assert min(await left(*two)) > 5  # one group: its tasks are for both
 
 
 async def test_a_protections_code_runs_beside_the_gateway(finished: Path) -> None:  # noqa: F811
