@@ -2,11 +2,9 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -20,69 +18,13 @@ from codedinvnet.errors import UserError
 from codedinvnet.evaluation.accuracy import evaluate
 from codedinvnet.models.bundle import bundle_folder as shipped_folder
 from codedinvnet.models.bundle import load_bundle
-from codedinvnet.rows import append_row, current_accuracy, newest, read_rows
+from codedinvnet.rows import current_accuracy, newest, read_rows
 from codedinvnet.stages import evaluation_images
 from codedinvnet.training import pixels
 from codedinvnet.training.parity import ParityStage
 from codedinvnet.training.pixels import PixelStage
-from tests.bench.canned import latency_row
+from tests.bench.grids import PAPER, PART, TRIALS, run, write_grid
 from tests.conftest import Command
-
-PAPER = {
-    "objective": "pixels",
-    "groups": 40,
-    "epochs": 1,
-    "batch_size": 4,
-    "discriminator_steps": 2,
-    "discriminator_filters": 4,
-    "discriminator_layers": 2,
-    "encoder": {"kind": "lean", "width": 4},
-}
-PART = {"epochs": 1, "steps_per_epoch": 3, "batch_size": 16}
-BLOCKS: list[dict[str, Any]] = [
-    {"methods": ["none", "replication", "approxifer", "nercc"], "bases": ["invertible", "resnet"]},
-    {"methods": ["coded-invnet", "oracle", "small-backup", "parm", "approxifer-byzantine"]},
-    {"methods": ["parm-concat"]},
-    {"methods": ["parm-learned"], "k": [2]},
-    {"methods": ["collage", "superposition", "backup-and-code", "collage@1.4"]},
-    {"methods": ["coded-invnet-paper", "average-image", "approxifer-closed", "nercc-closed"]},
-    {"methods": ["coded-invnet-r2"]},
-    {"methods": ["coded-invnet", "small-backup"], "missing": [2]},
-    {"methods": ["approxifer-byzantine"], "corrupt": [2], "groupings": 2},
-]
-TRIALS = 27
-
-
-def write_grid(path: Path, bundle: Path, blocks: list[dict[str, Any]] | None = None) -> Path:
-    grid = {
-        "name": "tiny",
-        "datasets": {
-            "mnist": {
-                "bundle": str(bundle),
-                "classifier": PART,
-                "backup": PART,
-                "parity": PART,
-                "parities": PART,
-                "paper": PAPER,
-            }
-        },
-        "groupings": 2,
-        "patterns": 30,
-        "blocks": [{"k": [4], **block} for block in (BLOCKS if blocks is None else blocks)],
-    }
-    path.write_text(json.dumps(grid))
-    return path
-
-
-def run(grid: Path, folder: Path, data_dir: Path, **more: Any) -> dict[str, Any]:
-    return accuracy.run(
-        grid,
-        out=folder / "rows.jsonl",
-        save_dir=folder / "runs",
-        data_dir=data_dir,
-        device=torch.device("cpu"),
-        **more,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -309,63 +251,6 @@ def test_the_plain_base_outlives_the_weights_of_the_bundle(
     ]
 
 
-@pytest.mark.parametrize(
-    ("blocks", "told"),
-    [
-        ([{"methods": ["pram"]}], "unknown 'pram': did you mean 'parm'?"),
-        ([{"methods": ["none"], "datasets": ["cifar"]}], "unknown 'cifar'"),
-        ([{"methods": ["none"]}, {"methods": ["parm-concat"], "k": [10]}], "cannot tile k = 10"),
-        ([{"methods": ["none"]}, {"methods": ["coded-invnet"], "k": [5]}], "groups of 2 to 4"),
-        ([{"methods": ["none"]}, {"methods": ["none"], "missing": [4]}], "one of the k must be"),
-        (
-            [{"methods": ["oracle"], "bundle": "nowhere/{dataset}", "label": "other"}],
-            "no bundle 'nowhere/mnist'",
-        ),
-    ],
-)
-def test_mistakes_are_told_before_any_work(
-    bundle_folder: Path,
-    data_dir: Path,
-    tmp_path: Path,
-    blocks: list[dict[str, Any]],
-    told: str,
-    call: Command,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """And before an image set is looked for, which may mean a download."""
-    monkeypatch.setattr(accuracy, "load_images", None)
-    grid = write_grid(tmp_path / "grid.json", bundle_folder, blocks)
-    out = tmp_path / "rows.jsonl"
-    outcome = call("bench", "accuracy", grid, "--data-dir", data_dir, "--out", out)
-    assert outcome.code == 2
-    assert outcome.out == ""
-    assert told in outcome.err
-    assert outcome.err.count("\n") == 1
-    assert not out.exists()
-
-
-def test_a_method_of_ones_own_needs_settings_of_its_part_where_it_is_tried(
-    bundle_folder: Path, data_dir: Path, tmp_path: Path
-) -> None:
-    """Of the data sets that are asked for alone."""
-    path = tmp_path / "mine.py"
-    path.write_text(
-        "from codedinvnet.codes.backup import SmallBackup\n"
-        "class Mine(SmallBackup):\n"
-        "    name, part = 'mine-of-parities', 'parities'\n"
-    )
-    grid = write_grid(tmp_path / "grid.json", bundle_folder, [{"methods": ["none"]}])
-    raw = json.loads(grid.read_text())
-    mnist = raw["datasets"]["mnist"]
-    raw["datasets"]["fashion"] = {k: v for k, v in mnist.items() if k != "parities"}
-    grid.write_text(json.dumps(raw))
-    mine = [f"{path}:Mine"]
-    told = r"grid\.json: missing key 'datasets\.fashion\.parities' for mine-of-parities"
-    with pytest.raises(UserError, match=told):
-        run(grid, tmp_path, data_dir, methods=mine)
-    assert run(grid, tmp_path, data_dir, methods=mine, only=["mnist"])["done"] == 1
-
-
 def test_validation_images_are_scored_in_rows_of_their_own(
     bundle_folder: Path, data_dir: Path, tmp_path: Path, call: Command
 ) -> None:
@@ -386,52 +271,6 @@ def test_validation_images_are_scored_in_rows_of_their_own(
     outcome = call(*words, "--out", validation)
     assert (outcome.code, outcome.err.count("\n")) == (2, 1)
     assert "has rows of the validation split: name another file (--out)" in outcome.err
-
-
-def test_a_training_of_the_papers_encoder_that_takes_no_step_is_told_before_any_work(
-    bundle_folder: Path, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    blocks = [{"methods": ["none"]}, {"methods": ["coded-invnet-paper"]}]
-    grid = write_grid(tmp_path / "grid.json", bundle_folder, blocks)
-    raw = json.loads(grid.read_text())
-    raw["datasets"]["mnist"]["paper"]["groups"] = 7
-    grid.write_text(json.dumps(raw))
-    monkeypatch.setattr(accuracy, "load_images", None)
-    with pytest.raises(UserError, match=r"groups 7 do not make one step: one needs .* = 8"):
-        run(grid, tmp_path, data_dir)
-
-
-@pytest.mark.parametrize(
-    ("spoil", "told"),
-    [
-        (lambda out: out.mkdir(), "cannot read the rows in"),
-        (lambda out: out.parent.write_text(""), "cannot write to"),
-        (
-            lambda out: append_row(out, latency_row("coded", np.arange(9.0))),
-            "line 1: a row of latency, not of bench accuracy",
-        ),
-        (
-            lambda out: append_row(out, {"schema_version": 1, "cell": {}}),
-            "line 1: a row of something else",
-        ),
-    ],
-)
-def test_a_place_for_rows_that_cannot_be_used_is_told_before_any_work(
-    spoil: Callable[[Path], Any],
-    told: str,
-    bundle_folder: Path,
-    data_dir: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    grid = write_grid(tmp_path / "grid.json", bundle_folder, [{"methods": ["none"]}])
-    out = tmp_path / "results" / "rows.jsonl"
-    if told != "cannot write to":
-        out.parent.mkdir()
-    spoil(out)
-    monkeypatch.setattr(accuracy, "load_images", None)
-    with pytest.raises(UserError, match=told):
-        run(grid, out.parent, data_dir)
 
 
 def test_images_in_folders_are_read_at_the_size_that_the_bundle_takes(tmp_path: Path) -> None:
@@ -456,21 +295,6 @@ def test_images_in_folders_are_read_at_the_size_that_the_bundle_takes(tmp_path: 
     (tmp_path / "grid.json").write_text(json.dumps(raw))
     counts = run(tmp_path / "grid.json", tmp_path, tmp_path / "data")
     assert counts == {"trials": 1, "kept": 0, "done": 1, "failed": 0}
-
-
-def test_an_unknown_image_set_and_choice(
-    bundle_folder: Path, data_dir: Path, tmp_path: Path
-) -> None:
-    grid = write_grid(tmp_path / "grid.json", bundle_folder, [{"methods": ["none"]}])
-    with pytest.raises(UserError, match=r"--dataset: 'fashion' is not one of .*: mnist"):
-        run(grid, tmp_path, data_dir, only=["fashion"])
-    with pytest.raises(UserError, match=r"--method: 'parm' is not one of .*: none"):
-        run(grid, tmp_path, data_dir, methods=["parm"])
-    raw = json.loads(grid.read_text())
-    raw["datasets"]["mnits"] = raw["datasets"].pop("mnist")
-    grid.write_text(json.dumps(raw))
-    with pytest.raises(UserError, match="mnits"):
-        run(grid, tmp_path, data_dir)
 
 
 def test_the_command_writes_rows_tables_and_figures(

@@ -14,24 +14,27 @@ from codedinvnet.bench.client import Reply
 from codedinvnet.bench.latency_grid import Arm, arms, load_latency_grid
 from codedinvnet.bench.service import ParityWait, Run, latency_figures, work_figures
 from codedinvnet.codes.registry import METHODS
+from codedinvnet.config import EncoderSettings
 from codedinvnet.engines import ENGINES, ONNX_RUNTIME
 from codedinvnet.errors import UserError
 from codedinvnet.evaluation.cost import encoder_share
+from codedinvnet.models.coded import build_encoder, with_encoder
 from codedinvnet.quantiles import Histogram
 from codedinvnet.rows import newest, read_rows
 from codedinvnet.simulation.measured import read_runs, scenario_of
 from codedinvnet.simulation.scenario import load_scenario
+from tests.bench.grids import PAPER, PART
 from tests.conftest import Command
 
 ROOT = Path(__file__).resolve().parents[2]
-PART = {"epochs": 1, "steps_per_epoch": 3, "batch_size": 16}
 REAL = ["coded", "small-backup", "auto"]
 RUNS = 3
 
 
 def write_grid(folder: Path, bundle: Path, methods: list[str], /, **changes: Any) -> Path:
     """Write a grid of a second's runs, and beside it the one that trains the backup."""
-    data = {"bundle": str(bundle), "classifier": PART, "backup": PART, "parity": PART}
+    data: dict[str, Any] = {"bundle": str(bundle), "paper": PAPER}
+    data |= {kind: PART for kind in ("classifier", "backup", "parity")}
     parts = {"name": "tiny", "datasets": {"mnist": data}, "blocks": [{"methods": ["none"]}]}
     (folder / "parts.json").write_text(json.dumps(parts))
     block = {"batches": [4], "loads": [0.3], "stragglers": ["held"], "methods": methods}
@@ -136,7 +139,8 @@ def test_parities_wait_as_long_as_they_cost(
     bundle_folder: Path, data_dir: Path, tmp_path: Path
 ) -> None:
     labels = ["uncoded", "replicate", "hedge", "coded", "small-backup", "parm", "collage@1.4"]
-    grid = load_latency_grid(write_grid(tmp_path, bundle_folder, labels))
+    others = ["coded-invnet-paper", "average-image", "backup-and-code", "parm-learned"]
+    grid = load_latency_grid(write_grid(tmp_path, bundle_folder, labels + others))
     bench = latency.LatencyBench(grid, False, tmp_path, data_dir, False, tmp_path / "log")
     waited: dict[str, list[float]] = {}
     for arm in arms(grid):
@@ -156,8 +160,16 @@ def test_parities_wait_as_long_as_they_cost(
     assert waited["small-backup"] == pytest.approx([10, 10, 2.5, 7.5])
     coded = [10, 10, 10 * (1 + share / 4), 10 * (1 + 3 * share / 4)]
     assert waited["coded"] == pytest.approx(coded, abs=1e-3)
-    assert waited["parm"] == [10] * 4  # the average image is no E of a bundle
+    assert waited["parm"] == waited["average-image"] == [10] * 4  # nothing encodes
     assert waited["collage@1.4"] == pytest.approx([10, 10, 14, 14])
+    assert waited["backup-and-code"] == pytest.approx([10, 10, 14, 14])  # its backup encodes
+    model = bench.bundle.model
+    encoder = build_encoder(EncoderSettings.model_validate(PAPER["encoder"]), model.input_shape)
+    share = encoder_share(with_encoder(model, encoder.eval()), 4)
+    paper = [10, 10, 10 * (1 + share / 4), 10 * (1 + 3 * share / 4)]
+    assert waited["coded-invnet-paper"] == pytest.approx(paper, abs=1e-3)
+    first, *_, last = waited["parm-learned"]
+    assert (first, last > 20) == (10, True)  # its encoder costs more than what it encodes for
 
 
 def test_finished_runs_and_parts_are_kept(

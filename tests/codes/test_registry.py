@@ -34,7 +34,7 @@ from codedinvnet.serving.serve import running
 from codedinvnet.serving.served import IMAGES, OUTCOME, PROBABILITIES
 from codedinvnet.serving.service import Request
 from codedinvnet.serving.workers.computing import BundleSpec
-from tests.bench.test_accuracy import write_grid
+from tests.bench.grids import write_grid
 from tests.codes.linear import SHAPE, Linear, assert_answers, images, made, outputs_of, without
 from tests.conftest import Command
 

@@ -33,8 +33,9 @@ from codedinvnet.serving.gateway.run import running as gateway_running
 from codedinvnet.serving.listening import DRAIN_TIMEOUT
 from codedinvnet.serving.options import ServeOptions
 from codedinvnet.serving.serve import running as serve_running
+from tests.observing import until
+from tests.serving.gateway.asking import ask
 from tests.serving.gateway.fakes import Fake, gateway
-from tests.serving.gateway.test_gateway import ask, until
 from tests.serving.gateway.test_tls import make_pair
 
 ROOT = Path(__file__).parents[2]

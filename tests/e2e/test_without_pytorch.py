@@ -13,7 +13,7 @@ from pathlib import Path
 from codedinvnet.cli.common import OF_MODELS
 from tests.protect.conftest import PLACE
 from tests.serving.gateway.fakes import Fake
-from tests.serving.gateway.test_protection import Server
+from tests.serving.gateway.servers import Server
 
 PROJECT = Path(__file__).parents[2] / "pyproject.toml"
 PROGRAM = f"""

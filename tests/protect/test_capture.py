@@ -18,6 +18,7 @@ import pytest
 from codedinvnet.errors import UserError
 from codedinvnet.models.base import Signature, TensorSpec
 from codedinvnet.serving.capture import SLICE, Capture
+from codedinvnet.serving.faces import http
 from codedinvnet.serving.faces.http import AppOptions, build_app
 from codedinvnet.serving.options import ServeOptions, check
 from codedinvnet.serving.serve import make_service, running
@@ -109,7 +110,9 @@ class Fetch:
         await self.app(scope, self.receive, self.send)
 
 
-async def test_one_client_fetches_at_a_time_and_the_others_are_served(tmp_path: Path) -> None:
+async def test_one_client_fetches_at_a_time_and_the_others_are_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     token = tmp_path / "token"
     token.write_text(TOKEN)
     service = make_service(
@@ -146,6 +149,10 @@ async def test_one_client_fetches_at_a_time_and_the_others_are_served(tmp_path: 
         assert again.status_code == 200
         with np.load(io.BytesIO(again.content)) as found:
             np.testing.assert_array_equal(found["x"], large.astype(np.float32))
+        with monkeypatch.context() as patch:
+            patch.setattr(http, "TAKEN_WITHIN", 0.2)
+            await asyncio.wait_for(Fetch(app).run(), 30)  # it reads nothing, and stays
+        assert (await client.get("/capture")).status_code == 200
     await service.front.stop()
 
 

@@ -24,10 +24,11 @@ from codedinvnet.errors import UserError
 from codedinvnet.serving import tracing
 from codedinvnet.serving.options import ServeOptions
 from codedinvnet.serving.serve import running
+from tests.observing import until
 from tests.protect.conftest import PLACE
+from tests.serving.gateway.asking import ask, ask_grpc, request
 from tests.serving.gateway.fakes import Fake, GrpcFake, gateway
-from tests.serving.gateway.test_gateway import ask, ask_grpc, request, until
-from tests.serving.gateway.test_protection import Server, asked, queries, scores
+from tests.serving.gateway.servers import Server, asked, queries, scores
 
 COLLECTOR = "http://127.0.0.1:4318"
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"

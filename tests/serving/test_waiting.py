@@ -14,7 +14,7 @@ import torch
 
 from codedinvnet.codes.base import Scheme
 from codedinvnet.models.bundle import Bundle
-from codedinvnet.serving import decoder, frontend, waiting
+from codedinvnet.serving import calling, decoder, frontend, waiting
 from codedinvnet.serving.answers import (
     Answered,
     DeadlinePassed,
@@ -83,6 +83,7 @@ async def test_idle_time_after_queries_without_an_answer_is_no_slow_work(
 ) -> None:
     now = [time.monotonic()]
     clock = SimpleNamespace(monotonic=lambda: now[0])
+    monkeypatch.setattr(calling, "time", clock)
     monkeypatch.setattr(frontend, "time", clock)
     monkeypatch.setattr(waiting, "time", clock)
     async with running(method, policy="uncoded") as (front, pool):

@@ -98,7 +98,7 @@ def serve(
     latency, decoded = np.zeros(simulation.requests), np.zeros(simulation.requests)
     loop = VirtualLoop()
     clock = SimpleNamespace(monotonic=loop.time, perf_counter=loop.time)
-    for module in ("frontend", "waiting", "alarm", "supervisor"):
+    for module in ("frontend", "calling", "waiting", "alarm", "supervisor"):
         monkeypatch.setattr(f"codedinvnet.serving.{module}.time", clock)
     monkeypatch.setattr("codedinvnet.serving.workers.faults.time", clock)
 

@@ -41,12 +41,12 @@ from codedinvnet.bench.service import (
     serving,
     work_figures,
 )
-from codedinvnet.codes.method import Method
+from codedinvnet.codes.equal_cost import macs
+from codedinvnet.codes.method import Method, given_by
 from codedinvnet.codes.registry import OURS, find_method
 from codedinvnet.data import ImageSource, Split
 from codedinvnet.engines import PYTORCH, check_installed
 from codedinvnet.errors import UserError
-from codedinvnet.evaluation.cost import encoder_share
 from codedinvnet.files import check_folder, check_writable
 from codedinvnet.models.bundle import (
     Bundle,
@@ -160,11 +160,11 @@ class LatencyBench:
         self.test = self._load("test")
         images, labels = self.test.batch(torch.arange(len(self.test)))
         self.images, self.labels = images.numpy(), labels.numpy()
-        self.encode_share = encoder_share(self.bundle.model, grid.k)
         self.parts: dict[str, Path] = {}
-        methods = [find_method(served_as(name).method) for name in names]
+        methods = {find_method(served_as(name).method) for name in names}
         with_parts = [method for method in methods if method.part]
         self.part_settings = self._part_settings(with_parts) if with_parts else None
+        self.encode_shares = {method.name: self._encode_share(method) for method in methods}
 
     def _load(self, split: Split) -> ImageSource:
         """Read the bundle's image set, as large as it was trained on."""
@@ -188,6 +188,17 @@ class LatencyBench:
             check_part(grid, method, self.dataset, self.grid.parts)
         return accuracy.quick_grid(grid) if self.quick else grid
 
+    def _settings_of(self, method: Method) -> Any:
+        """Return how a method's part is trained; None without one."""
+        if not method.part or self.part_settings is None:
+            return None
+        return getattr(self.part_settings.datasets[self.dataset], method.part)
+
+    def _encode_share(self, method: Method) -> float:
+        """Return what a method's encoding costs for k images in embeddings, by multiply-adds."""
+        given, model = given_by(self.bundle, self.grid.k), self.bundle.model
+        return method.encoding_macs(given, self._settings_of(method)) / macs(model.network, model)
+
     def settings(self, arm: Arm) -> dict[str, Any]:
         """Return everything that a run's figures depend on beside the arm."""
         grid = self.grid
@@ -199,10 +210,9 @@ class LatencyBench:
         }
         if grid.engine == PYTORCH:
             del found["engine"]  # rows of before there was a choice are of it, too
-        part = find_method(arm.served.method).part
-        if part and self.part_settings is not None:
-            own = getattr(self.part_settings.datasets[self.dataset], part)
-            found[part] = own.model_dump(mode="json")
+        method = find_method(arm.served.method)
+        if (own := self._settings_of(method)) is not None:
+            found[method.part] = own.model_dump(mode="json")
         if (wait := self.parity_wait(arm)) is not None:
             found["parity_wait_ms"] = list(wait)
         return found
@@ -210,9 +220,8 @@ class LatencyBench:
     def parity_wait(self, arm: Arm) -> ParityWait | None:
         """Return what a parity waits, or what `auto` asks the small backup; None without those.
 
-        E's part is to `wait_ms` as its multiply-adds to f's: `encode_share` for k images. Methods
-        around any model have no E: what mixes their images costs next to nothing. What takes the
-        images as they are is charged its cost, shared among them.
+        What encodes k images is to `wait_ms` as its multiply-adds to f's, see `Method`. What takes
+        the images as they are is charged its cost, shared among them.
         """
         grid = self.grid
         if not arm.served.rules.takes_code:
@@ -224,7 +233,7 @@ class LatencyBench:
             return None
         if not extra.encoded:
             return ParityWait(0.0, round(extra.cost * grid.wait_ms / grid.k, 4))
-        share = self.encode_share if method.of_bundle else 0.0
+        share = self.encode_shares[method.name]
         return ParityWait(extra.cost * grid.wait_ms, round(share * grid.wait_ms / grid.k, 4))
 
     def schedule(self, arm: Arm, faults: Sequence[Fault]) -> list[Fault]:

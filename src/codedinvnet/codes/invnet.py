@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import nn
 
 from codedinvnet.codes.base import Scheme
+from codedinvnet.codes.equal_cost import encoder_macs
 from codedinvnet.codes.mean import Evidence, MeanCode
 from codedinvnet.codes.method import ONE, Given, Lessons, Method, Published, Tolerance
 from codedinvnet.codes.mosaic import MosaicCode, mosaic_rules
@@ -42,6 +43,9 @@ class CodedInvNet(Method):
     def check(self, k: int, shape: tuple[int, ...], bundle: BundleInfo | None) -> None:
         if bundle is not None:
             bundle.check_size("k", k)
+
+    def encoding_macs(self, given: Given, settings: Any) -> int:
+        return encoder_macs(given.coded, given.k)
 
     def build(self, given: Given, evidence: Evidence = "both") -> Scheme:
         self.check(given.k, given.shape, given.bundle)
@@ -91,6 +95,10 @@ class PaperInvNet(Method):
             served = bundle.provenance.settings
             check_settings(served.model_copy(update={"fusion": settings}), train, k)
 
+    def encoding_macs(self, given: Given, settings: Any) -> int:
+        encoder = self.untrained(given, self.made_with(given, settings)).eval()
+        return encoder_macs(with_encoder(given.coded, encoder), given.k)
+
     def untrained(self, given: Given, made_with: Mapping[str, Any]) -> nn.Module:
         settings = EncoderSettings.model_validate(made_with["encoder"])
         return build_encoder(settings, given.coded.input_shape)
@@ -126,6 +134,9 @@ class AverageImage(PaperInvNet):
     name = "average-image"
     published = ()
     part = ""
+
+    def encoding_macs(self, given: Given, settings: Any) -> int:
+        return 0
 
     def encoder(self, given: Given) -> nn.Module:
         return PixelMean()

@@ -282,6 +282,15 @@ class Method(ABC):
         """
         check_k(k)
 
+    def encoding_macs(self, given: Given, settings: Any) -> int:
+        """Return the multiply-adds of encoding k queries, where they are not in its tasks' cost.
+
+        Args:
+            given: what the method is made of, without a part.
+            settings: how its part is trained, see `Lessons`; None for a method without one.
+        """
+        return 0
+
     def untrained(self, given: Given, made_with: Mapping[str, Any]) -> nn.Module:
         """Return its part before the training."""
         raise NotImplementedError(f"{self.name} has no trained part")

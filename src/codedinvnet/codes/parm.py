@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codedinvnet.codes.base import Encoded, Scheme, ScoresCode, check_k
+from codedinvnet.codes.equal_cost import count_macs
 from codedinvnet.codes.method import BARS, ONE, Given, Lessons, Method, Published, Tolerance
 from codedinvnet.codes.rules import PARITY_MODEL, SERVED, CodeRules, Parities
 from codedinvnet.errors import UserError
@@ -258,6 +259,10 @@ class LearnedParM(ParM):
     in_brief = False
     published = ()
     runs = SERVED
+
+    def encoding_macs(self, given: Given, settings: Any) -> int:
+        encoder, group = ConvEncoder(given.k), torch.zeros(1, given.k, *given.shape)
+        return count_macs(lambda: encoder(group))
 
     def untrained(self, given: Given, made_with: Mapping[str, Any]) -> nn.Module:
         decoder = LinearDecoder(given.k, given.classes)

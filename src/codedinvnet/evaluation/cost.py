@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from codedinvnet.codes.equal_cost import count_macs
+from codedinvnet.codes.equal_cost import count_macs, encoder_macs, macs
 from codedinvnet.devices import first_tensor
 from codedinvnet.models.bundle import Bundle
 from codedinvnet.models.coded import CodedModel, decode_missing
@@ -21,9 +21,7 @@ REPEATS = 30
 
 def encoder_share(model: CodedModel, k: int) -> float:
     """Return what E costs for k images in embeddings, by their multiply-adds."""
-    device = first_tensor(model).device
-    group = torch.zeros(1, k, *model.input_shape, device=device)
-    return count_macs(lambda: model.encoder(group)) / count_macs(lambda: model.network(group[:, 0]))
+    return encoder_macs(model, k) / macs(model.network, model)
 
 
 def median_ms(call: Callable[[], Any], repeats: int = REPEATS) -> float:

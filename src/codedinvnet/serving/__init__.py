@@ -6,7 +6,8 @@ A query's way, module by module:
 2. `service` makes queries of it, one for each row, and joins their answers.
 3. `frontend` takes its queries if there is room, and keeps them until each has ended (`waiting`).
 4. `rules` decide what is done. They are asked again at every event, and when `alarm` calls.
-5. `workers` compute the tasks that the rules send. `supervisor` starts lost workers again.
+5. `workers` compute the tasks that `calling` gives them, and it tells the rules what became of
+   them. `supervisor` starts lost workers again.
 6. `decoding` makes answers of outputs, by a code in `decoder`. `outputs` says which will do.
 7. `reliance` releases approximate answers, or holds them back, and finds wrong workers.
 

@@ -6,7 +6,6 @@ Queries come in, each ends in one answer or one error. What is done about them `
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import time
 from collections import deque
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 
 from codedinvnet.exhaustive import assert_never
-from codedinvnet.serving.alarm import LAG_PERIOD, Alarm, watch
+from codedinvnet.serving.alarm import LAG_PERIOD, watch
 from codedinvnet.serving.answering import answering
 from codedinvnet.serving.answers import (
     Answered,
@@ -27,10 +26,11 @@ from codedinvnet.serving.answers import (
     Starting,
     described,
 )
-from codedinvnet.serving.background import Background, log_error
+from codedinvnet.serving.background import log_error
+from codedinvnet.serving.calling import Calling
 from codedinvnet.serving.choices import Choices
 from codedinvnet.serving.decoding import Answerer, Answers, Job, Wiring
-from codedinvnet.serving.logs import Quiet, log_event
+from codedinvnet.serving.logs import log_event
 from codedinvnet.serving.metrics import Metrics
 from codedinvnet.serving.rules.actions import (
     DEADLINE,
@@ -46,19 +46,13 @@ from codedinvnet.serving.rules.actions import (
     Replace,
     Send,
 )
-from codedinvnet.serving.rules.admission import Admission
 from codedinvnet.serving.rules.group import FILLER
-from codedinvnet.serving.rules.scheduler import Scheduler
 from codedinvnet.serving.rules.settings import Policy, Rules
 from codedinvnet.serving.rules.settling import OVERTIME
-from codedinvnet.serving.sent import Sent, split
 from codedinvnet.serving.served import Served
-from codedinvnet.serving.supervisor import FAILING, Supervisor
-from codedinvnet.serving.times import Times
-from codedinvnet.serving.views import GroupViews
-from codedinvnet.serving.waiting import Waiting, WaitingQueries, ends
-from codedinvnet.serving.workers.pool import Origin, Task, WorkerDied, WorkerFailed, WorkerPool
-from codedinvnet.serving.workers.result import OUTPUT, Abandoned, Computer, Result
+from codedinvnet.serving.waiting import Waiting, ends
+from codedinvnet.serving.workers.pool import Origin, WorkerPool
+from codedinvnet.serving.workers.result import OUTPUT, Computer
 
 if TYPE_CHECKING:  # a gateway without a code does without PyTorch
     from codedinvnet.codes.base import Scheme
@@ -68,7 +62,7 @@ GRACE = 1.0
 """Seconds beyond their deadline for which draining waits for queries."""
 
 
-class FrontEnd:
+class FrontEnd(Calling):
     """The service without its network face.
 
     Args:
@@ -104,34 +98,18 @@ class FrontEnd:
         seed: int = 0,
         reliance: Reliance | None = None,
     ) -> None:
-        self.served, self.pool, self.rules = served, pool, rules
-        self.outputs, queue = answering(scheme, served)
-        self._computer = computer
-        self.choices = Choices(scheme, rules.workers, rules.backups)
-        self.deadline, self.min_confidence = deadline, min_confidence
-        self.metrics = metrics or Metrics()
+        outputs, queue = answering(scheme, served)
         code = None if scheme is None else scheme.rules
-        self._k = 1 if code is None else code.k  # from this number on tasks are parities
-        self.metrics.expect(rules.workers, self._k)
-        self.metrics.policy_is(rules.policy.name)
-        self.times, self.scheduler = Times(), Scheduler(rules, code)
-        self.supervisor = Supervisor(pool, rules.workers, self.metrics, down_timeout, rules.backups)
-        self.workers = self.supervisor.workers
-        self._background = Background()
-        self.groups, self.reliance = GroupViews(), reliance
+        super().__init__(pool, outputs, rules, code, metrics or Metrics(), down_timeout)
+        self.served, self._computer = served, computer
+        self.choices = Choices(scheme, rules.workers, rules.backups)
+        self.deadline, self.min_confidence, self.reliance = deadline, min_confidence, reliance
         told = None if reliance is None else reliance.begin(self.metrics, self._worker_died)
         calls = (self._background.spawn, self._computed, log_error)
         wiring = Wiring(self.metrics, *calls, seed, told)
         self.decoding = None if queue is None else queue(wiring)
-        self.started = self.draining = self.announced = self.stopped = self._ending = False
-        self.admission = Admission(rules.workers * rules.slots, rules.max_pending)
-        self.waiting = WaitingQueries(self.metrics, self.groups, self.admission)
-        self._inputs: dict[int, Mapping[str, np.ndarray]] = {}
-        """Query -> name -> (1, *shape)."""
-        self._outputs: dict[int, Mapping[str, np.ndarray]] = {}
-        """Attempt -> what its worker sent."""
-        self._alarm = Alarm(lambda now: self._do(self.scheduler.on_timer(now)))
-        self._requests, self._failed_tasks, self._failed_calls = 0, Quiet(), Quiet()
+        self.started = self.draining = self.announced = self.stopped = False
+        self._requests = 0
 
     # Life
 
@@ -374,97 +352,6 @@ class FrontEnd:
         """Return what a code gets of tasks' attempts."""
         filler, mixed = self.outputs.filler_output, self.outputs.mixed
         return {t: filler if a == FILLER else mixed(self._outputs[a]) for t, a in attempts.items()}
-
-    def _send(self, sends: Sequence[Send]) -> None:
-        """Give a worker a task, or several data tasks in one call."""
-        first = sends[0]
-        members = tuple(query for send in sends for query in send.members)
-        inputs = self.outputs.joined([self._inputs[query] for query in members], first.size)
-        origins = () if first.group_size else self.waiting.origins(members)
-        task = Task(first.attempt, first.task, inputs, origins)
-        self.workers[first.worker].tasks += len(sends)
-        if first.task == self._k:
-            self.metrics.groups.labels(str(first.group_size)).inc()
-        attempts = tuple(send.attempt for send in sends)
-        sent = Sent(first.worker, task, members, attempts, time.monotonic())
-        self._background.spawn(self._call(sent))
-
-    async def _call(self, sent: Sent) -> None:
-        worker, task, attempts = sent.worker, sent.task, sent.attempts
-        kind = "parity" if task.number >= self._k else "data"
-        self.metrics.tasks.labels(kind).inc(len(attempts))
-        try:
-            call = self.pool.call(worker, task)
-            result = await self.waiting.traced(call, worker, task, sent.members, kind)
-            self._alarm.heard(sent.began)
-            own = [self.outputs.sound(task, each) for each in split(result, len(attempts))]
-        except WorkerDied as error:
-            if self.scheduler.is_at(worker, task.attempt):
-                self._worker_died(worker, str(error))
-            self._lose(attempts, str(error))
-        except WorkerFailed as error:
-            self._failed_tasks.log("task failed", logging.WARNING, worker=worker, reason=str(error))
-            self._task_failed(sent, str(error), error.final)
-        except Abandoned as error:  # who is slow is known by it all the same
-            self._do(self.scheduler.released(time.monotonic(), worker, task.attempt))
-            self._lose(attempts, str(error))
-        except (Exception, asyncio.CancelledError) as error:
-            if self._ending or getattr(asyncio.current_task(), "cancelling", int)():
-                raise
-            # The pool's own mistake, which is no sign that the worker hangs.
-            reason, pool = described(error), type(self.pool).__name__
-            told = {"pool": pool, "worker": worker, "reason": reason, "error": error}
-            self._failed_calls.log("the pool raised", logging.ERROR, **told)
-            self._task_failed(sent, reason)
-        else:
-            self.workers[worker].failed.clear()
-            self.metrics.worker_time.labels(kind).observe(result.seconds)
-            occupied = time.monotonic() - sent.began
-            if kind == "parity":
-                self.metrics.encode_time.observe(result.encode_seconds)
-                how = (worker, task.members, self.scheduler.systematic)
-                self.times.add_parity(result, occupied, *how)
-            elif len(attempts) == 1:  # what larger calls take says nothing of one task
-                self.times.add_data(result, occupied, worker)
-            if result.held > 0:
-                for attempt in attempts:
-                    self._do(self.scheduler.released(time.monotonic(), worker, attempt))
-                await asyncio.sleep(result.held)
-            for attempt, each in zip(attempts, own, strict=True):
-                self._take(attempt, each)
-
-    def _task_failed(self, sent: Sent, reason: str, final: bool = False) -> None:
-        self._alarm.heard(sent.began)
-        self.metrics.task_failures.labels(str(sent.worker)).inc()
-        at_it = self.scheduler.is_at(sent.worker, sent.task.attempt)
-        if final:  # before the loss of its worker lets it be sent again
-            self._lose(sent.attempts, reason, final)
-        if at_it and self.supervisor.is_broken(sent.worker, sent.members):
-            self._worker_died(sent.worker, f"{FAILING}: {reason}")
-        self._lose(sent.attempts, reason)
-
-    def _lose(self, attempts: Sequence[int], reason: str, final: bool = False) -> None:
-        for attempt in attempts:
-            self._do(self.scheduler.failed(time.monotonic(), attempt, reason, final))
-
-    def _take(self, attempt: int, result: Result) -> None:
-        if attempt in self.scheduler.attempts:
-            self._outputs[attempt] = result.outputs
-        self._do(self.scheduler.result(time.monotonic(), attempt))
-
-    def late(self, attempt: int) -> None:
-        """Take note that an attempt is late, though nobody may know what is normal for its kind."""
-        self._do(self.scheduler.late(time.monotonic(), attempt))
-
-    # Workers
-
-    def _worker_died(self, worker: int, reason: str) -> None:
-        self.supervisor.gone(worker, reason)
-        self._do(self.scheduler.worker_lost(time.monotonic(), worker, reason))
-
-    async def _replace(self, worker: int, reason: str) -> None:
-        if await self.supervisor.replace(worker, reason):
-            self._do(self.scheduler.worker_up(time.monotonic(), worker))
 
     # Heads and decoding
 

@@ -7,7 +7,7 @@ import contextlib
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import grpc
 from aiohttp import web
@@ -99,6 +99,8 @@ class Fake:
 class GrpcFake:
     """A server over gRPC that answers always the same."""
 
+    tensors: ClassVar[dict[str, Any]] = TENSORS
+
     def __init__(self) -> None:
         self.answer = pb.ModelInferResponse(model_name="m", raw_output_contents=[b"\x07"])
         self.answer.outputs.add(name="y", datatype="INT8", shape=[1])
@@ -141,7 +143,7 @@ class GrpcFake:
     async def _metadata(self, _: bytes, context: Any) -> bytes:
         if self.metadata_code is not grpc.StatusCode.OK:
             await context.abort(self.metadata_code, "")
-        found: bytes = pb.ModelMetadataResponse(name="m", **TENSORS).SerializeToString()
+        found: bytes = pb.ModelMetadataResponse(name="m", **self.tensors).SerializeToString()
         return found
 
     async def start(self) -> None:

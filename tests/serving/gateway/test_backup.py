@@ -14,19 +14,11 @@ from aiohttp import web
 
 from codedinvnet.models.base import HEADER_LENGTH
 from codedinvnet.serving import supervisor
-from tests.observing import counted
+from tests.observing import counted, until
 from tests.protect.conftest import PLACE, finished  # noqa: F401
 from tests.serving.gateway.fakes import gateway
-from tests.serving.gateway.test_gateway import until
-from tests.serving.gateway.test_protection import (
-    MODEL,
-    SMALL,
-    Server,
-    asked,
-    queries,
-    refused,
-    scores,
-)
+from tests.serving.gateway.servers import MODEL, SMALL, Server, asked, queries, scores
+from tests.serving.gateway.test_protection import refused
 
 
 class Bounded(Server):

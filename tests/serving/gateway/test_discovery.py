@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 
 from codedinvnet.errors import UserError
-from codedinvnet.serving.gateway import discovery, pool, run
+from codedinvnet.serving.gateway import discovery, roster, run
 from codedinvnet.serving.gateway.discovery import Discovery
 from codedinvnet.serving.gateway.upstreams import Upstream, open_upstream
 from codedinvnet.serving.supervisor import ABSENT, DOWN, STATES, UP
 from codedinvnet.serving.traffic_report import Known, told
+from tests.observing import until
+from tests.serving.gateway.asking import ask, is_up
 from tests.serving.gateway.fakes import Fake, GrpcFake, gateway
-from tests.serving.gateway.test_gateway import ask, is_up, until
 
 
 async def test_upstreams_come_and_go_with_a_file(
@@ -187,7 +188,7 @@ async def test_an_upstream_that_died_and_is_removed_is_absent(tmp_path: Path) ->
 async def test_an_upstream_that_is_removed_while_it_is_probed_leaves_its_place(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(pool, "PROBE_TIMEOUT", 60.0)
+    monkeypatch.setattr(roster, "PROBE_TIMEOUT", 60.0)
     steady, away, later = Fake(), GrpcFake(), Fake()
 
     for fake in (away, later):
@@ -227,8 +228,8 @@ async def test_upstreams_without_a_place_wait_for_one(caplog: pytest.LogCaptureF
 
 
 async def test_others_are_watched_after_one_is_removed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pool, "PROBE_PERIOD", 0.05)
-    monkeypatch.setattr(pool, "PROBE_TIMEOUT", 60.0)
+    monkeypatch.setattr(roster, "PROBE_PERIOD", 0.05)
+    monkeypatch.setattr(roster, "PROBE_TIMEOUT", 60.0)
     steady, going = Fake(), GrpcFake()
 
     async with gateway(steady, going) as (_, relay, _):
@@ -243,7 +244,7 @@ async def test_others_are_watched_after_one_is_removed(monkeypatch: pytest.Monke
 async def test_others_are_watched_though_one_answers_nonsense(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(pool, "PROBE_PERIOD", 0.05)
+    monkeypatch.setattr(roster, "PROBE_PERIOD", 0.05)
     steady, strange = Fake(), GrpcFake()
 
     strange.ready = b"\xff"
@@ -256,7 +257,7 @@ async def test_others_are_watched_though_one_answers_nonsense(
 async def test_the_figures_of_an_upstream_that_is_gone_are_forgotten(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pool, "FORGOTTEN", 0.1)
+    monkeypatch.setattr(roster, "FORGOTTEN", 0.1)
     first, second, file = Fake(), Fake(), tmp_path / "upstreams"
 
     for fake in (first, second):

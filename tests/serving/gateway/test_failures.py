@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from codedinvnet.serving.gateway.relay import Relay
+from tests.observing import until
 from tests.protect.conftest import PLACE
+from tests.serving.gateway.asking import ask, is_up
 from tests.serving.gateway.fakes import Fake, gateway
-from tests.serving.gateway.test_gateway import ask, is_up, until
-from tests.serving.gateway.test_protection import Server, asked, queries, scores
+from tests.serving.gateway.servers import Server, asked, queries, scores
 
 
 @asynccontextmanager

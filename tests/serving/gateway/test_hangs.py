@@ -10,8 +10,9 @@ import pytest
 from aiohttp import web
 
 from codedinvnet.serving.gateway import pool, run
+from tests.observing import until
+from tests.serving.gateway.asking import ask, ask_until, is_up
 from tests.serving.gateway.fakes import Fake, gateway
-from tests.serving.gateway.test_gateway import ask, ask_until, is_up, until
 
 OPTIONS: dict[str, Any] = {"policy": "uncoded", "deadline_ms": 60_000, "hang_timeout_ms": 300}
 

@@ -12,7 +12,7 @@ import pytest
 
 from codedinvnet.serving.gateway import http_client
 from codedinvnet.serving.gateway.http_client import HttpClient
-from tests.serving.gateway.test_gateway import until
+from tests.observing import until
 
 WHOLE = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-A: \xc3\xbc\r\n\r\nhi"
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n1\r\n!\r\n0\r\n\r\n"

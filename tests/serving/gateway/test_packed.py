@@ -15,11 +15,12 @@ import pytest
 from codedinvnet.models.upstream import described
 from codedinvnet.serving.faces.v2 import decompress
 from codedinvnet.serving.gateway import calls
+from tests.observing import until
 from tests.protect.conftest import finished  # noqa: F401
 from tests.protect.factories import FEATURES
+from tests.serving.gateway.asking import BODY, ask
 from tests.serving.gateway.fakes import GrpcFake, gateway
-from tests.serving.gateway.test_gateway import BODY, ask, until
-from tests.serving.gateway.test_protection import LENGTH, MODEL, SMALL, Server, scores
+from tests.serving.gateway.servers import LENGTH, MODEL, SMALL, Server, scores
 
 
 async def test_packed_requests_hold_what_they_are_unpacked() -> None:

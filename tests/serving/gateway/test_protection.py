@@ -1,4 +1,4 @@
-"""A gateway that answers in place of late upstreams: by a small backup, or by a code."""
+"""A gateway that answers in place of late upstreams by a small backup, and what it refuses."""
 
 from __future__ import annotations
 
@@ -11,16 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from aiohttp import web
 from tritonclient.grpc import service_pb2 as pb
 
-from codedinvnet.codes.base import Encoded
 from codedinvnet.codes.rules import AnswersAll
 from codedinvnet.errors import UserError
 from codedinvnet.files import read_json, write_json
-from codedinvnet.models import open_model
 from codedinvnet.models.base import HEADER_LENGTH, Scores, Signature
-from codedinvnet.models.upstream import described, outputs_of
 from codedinvnet.protect.folder import DESCRIPTION, WEIGHTS, load_part
 from codedinvnet.serving import decoding, traffic_report
 from codedinvnet.serving.decoding import Job, Wiring
@@ -30,88 +26,23 @@ from codedinvnet.serving.gateway.relay import Relay
 from codedinvnet.serving.gateway.understanding import Understanding
 from codedinvnet.serving.metrics import Metrics
 from codedinvnet.serving.served import OwnModel
+from tests.observing import until
 from tests.protect.conftest import PLACE, finished  # noqa: F401
 from tests.protect.factories import FEATURES
-from tests.serving.faces.requests import share_memory
+from tests.serving.gateway.asking import ask, ask_grpc
 from tests.serving.gateway.fakes import Fake, gateway
-from tests.serving.gateway.test_gateway import Got, ask, ask_grpc, until
+from tests.serving.gateway.servers import (
+    MODEL,
+    SMALL,
+    SMALLER,
+    Server,
+    asked,
+    message,
+    queries,
+    scores,
+)
 
-SMALL = {"method": "small-backup", "policy": "small-backup"}
-MODEL = open_model(f"{PLACE}:vectors")
-SMALLER = open_model(f"{PLACE}:smaller")
-LENGTH = HEADER_LENGTH.lower().replace("-", "_")
 FLAWED = b'{"inputs":[{"name":"x","datatype":"FP32","shape":[1,1],"data":[1]}]}'
-
-
-class Server(Fake):
-    """A server over HTTP that has a model."""
-
-    def __init__(self, source: str = f"{PLACE}:vectors") -> None:
-        super().__init__()
-        self.model = open_model(source)
-        signature = self.model.signature
-        tensors = {"inputs": signature.inputs, "outputs": signature.outputs}
-        self.metadata = {
-            "name": "m",
-            **{
-                key: [
-                    {"name": t.name, "datatype": t.datatype, "shape": [-1, *t.shape]} for t in specs
-                ]
-                for key, specs in tensors.items()
-            },
-        }
-
-    async def _infer(self, request: web.Request) -> web.Response:
-        body = await request.read()
-        self.seen.append((request.path, {}, body))
-        await self.held.wait()
-        if self.status != 200:
-            return web.json_response({"error": "broken"}, status=self.status)
-        length = int(request.headers.get(HEADER_LENGTH, len(body)))
-        (tensor,) = json.loads(body[:length])["inputs"]
-        rows = np.array(tensor["data"], np.float32) if length == len(body) else body[length:]
-        x = np.frombuffer(rows, np.float32).reshape(tensor["shape"])
-        if x.shape[1:] != self.model.signature.inputs[0].shape:
-            return web.json_response({"error": "a wrong shape"}, status=400)
-        (y,) = self.model.run({"x": x}).values()
-        head = {"name": "output", "datatype": "FP32", "shape": list(y.shape)}
-        told = {**head, "parameters": {"binary_data_size": y.nbytes}}
-        text = json.dumps({"model_name": "m", "outputs": [told]}).encode()
-        headers = {HEADER_LENGTH: str(len(text))}
-        return web.Response(body=text + y.tobytes(), headers=headers)
-
-
-def queries(rows: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).random((rows, FEATURES), np.float32)
-
-
-def message(x: np.ndarray, version: str = "") -> bytes:
-    request = pb.ModelInferRequest(
-        model_name="m", model_version=version, id="9", raw_input_contents=[x.tobytes()]
-    )
-    request.inputs.add(name="x", datatype="FP32", shape=x.shape)
-    found: bytes = request.SerializeToString()
-    return found
-
-
-async def asked(
-    address: str, x: np.ndarray, identity: str = "mine", version: str = "", **parameters: Any
-) -> Got:
-    head, blobs = described({"x": x}, MODEL.signature.inputs)
-    told = {**json.loads(head), "id": identity}
-    told["parameters"].update(parameters)
-    text = json.dumps(told).encode()
-    path = f"/v2/models/m{version and f'/versions/{version}'}/infer"
-    return await ask(address, b"".join([text, *blobs]), path, **{LENGTH: str(len(text))})
-
-
-def scores(got: Got) -> tuple[np.ndarray, str]:
-    """Return the scores of an answer and its outcome, which it tells twice."""
-    assert got.status == 200, got.body
-    length = got.headers[HEADER_LENGTH]
-    told = json.loads(got.body[: int(length)])
-    assert told["parameters"]["outcome"] == got.headers["codedinvnet-outcome"]
-    return outputs_of(got.body, length)["output"], told["parameters"]["outcome"]
 
 
 def student(folder: Path, x: np.ndarray) -> np.ndarray:
@@ -357,82 +288,6 @@ def test_a_backup_may_be_an_upstream() -> None:
             await small.stop()
 
     asyncio.run(all_of_it())
-
-
-@pytest.mark.parametrize("method", ["approxifer", "nercc"])
-async def test_a_code_that_needs_no_training_makes_up_for_an_upstream(method: str) -> None:
-    """Upstreams compute what the gateway has encoded, and one of them never answers."""
-    servers = [Server() for _ in range(4)]
-
-    async with gateway(*servers, method=method, deadline_ms=20000) as (address, _, _):
-        servers[2].hold()
-        x = queries(6)
-        answer, outcome = scores(await asked(address, x))
-        assert outcome == "decoded"
-        own = MODEL.run({"x": x})["output"]
-        assert answer.shape == own.shape
-        assert np.abs(answer - own).max() < np.abs(own).max()
-        sent = [body for server in servers for _, _, body in server.seen]
-        mixed = [body for body in sent if not any(row.tobytes() in body for row in x)]
-        assert len(mixed) > len(x)
-        servers[2].go()
-
-
-async def test_over_a_code_http_and_grpc_share_the_memory_for_requests() -> None:
-    x = queries(1)
-    message = pb.ModelInferRequest(model_name="m", raw_input_contents=[x.tobytes()])
-    message.inputs.add(name="x", datatype="FP32", shape=x.shape)
-    options: dict[str, Any] = {"deadline_ms": 60_000, "max_body_memory": 1 / 16, "grpc_port": 0}
-    servers = [Server() for _ in range(3)]
-
-    async with gateway(*servers, method="approxifer", **options) as (address, _, port):
-        await share_memory(address, port, message)
-
-
-async def test_tasks_of_a_code_that_take_long_are_asked_of_nobody_else() -> None:
-    servers, options = [Server() for _ in range(3)], {"hang_timeout_ms": 200, "deadline_ms": 9000}
-
-    async with gateway(*servers, method="approxifer", k=2, **options) as (address, *_):
-        for server in servers:
-            server.seen.clear()
-            server.hold()
-        answer = asyncio.create_task(asked(address, queries(2)))
-        await until(lambda: sum(len(server.seen) for server in servers) == 3)
-        await asyncio.sleep(1.0)  # several times the limit
-        assert [len(server.seen) for server in servers] == [1, 1, 1]
-        for server in servers:
-            server.go()
-        assert (await answer).status == 200
-
-
-async def test_a_protections_code_runs_beside_the_gateway(finished: Path) -> None:  # noqa: F811
-    servers = [Server() for _ in range(5)]
-
-    async with gateway(*servers, protection=finished, method="nercc", deadline_ms=20000) as (
-        address,
-        relay,
-        _,
-    ):
-        assert relay.front.scheduler.code.k == 4
-        assert scores(await asked(address, queries(4)))[1] == "decoded"
-
-
-async def test_what_cannot_be_encoded_ends_with_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    from codedinvnet.codes.berrut import BerrutCode
-
-    servers = [Server() for _ in range(3)]
-
-    async with gateway(*servers, method="approxifer") as (address, _, _):
-
-        def broken(*_: object) -> Encoded:
-            raise ArithmeticError("no such point")
-
-        monkeypatch.setattr(BerrutCode, "encode", broken)
-        got = await asked(address, queries(1))
-        assert got.status == 500
-        assert "cannot encode: ArithmeticError: no such point" in json.loads(got.body)["error"]
-        monkeypatch.undo()
-        assert (await asked(address, queries(1))).status == 200
 
 
 @pytest.mark.parametrize(

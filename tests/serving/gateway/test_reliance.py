@@ -17,12 +17,12 @@ from codedinvnet.errors import UserError
 from codedinvnet.models.base import HEADER_LENGTH
 from codedinvnet.protect.calibration import protection_calibration
 from codedinvnet.serving import decoding, reliance
-from tests.observing import counted
+from tests.observing import counted, until
 from tests.protect.conftest import finished  # noqa: F401
 from tests.protect.factories import FEATURES
+from tests.serving.gateway.asking import Got, ask_grpc
 from tests.serving.gateway.fakes import gateway
-from tests.serving.gateway.test_gateway import Got, ask_grpc, until
-from tests.serving.gateway.test_protection import MODEL, SMALL, Server, asked, queries, scores
+from tests.serving.gateway.servers import MODEL, SMALL, Server, asked, queries, scores
 
 LIMIT = 0.2
 ROUNDS = 200

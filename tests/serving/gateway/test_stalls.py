@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from codedinvnet.serving.gateway.upstream_metrics import FAILED, OK
-from tests.observing import counted
+from tests.observing import counted, until
+from tests.serving.gateway.asking import ask, is_up
 from tests.serving.gateway.fakes import Fake, gateway
-from tests.serving.gateway.test_gateway import ask, is_up, until
 
 REQUESTS = 6
 

@@ -11,8 +11,9 @@ import pytest
 from tritonclient.grpc import service_pb2 as pb
 
 from codedinvnet.errors import UserError
+from tests.observing import until
+from tests.serving.gateway.asking import ask, is_up
 from tests.serving.gateway.fakes import TENSORS, Fake, GrpcFake, gateway
-from tests.serving.gateway.test_gateway import ask, is_up, until
 
 
 async def refused(*fakes: Fake | GrpcFake, **options: Any) -> str:

@@ -18,8 +18,9 @@ from codedinvnet.serving.faces import connections, tls
 from codedinvnet.serving.faces.tls import read_certificate
 from codedinvnet.serving.gateway.options import GatewayOptions
 from codedinvnet.serving.gateway.run import running
+from tests.observing import until
+from tests.serving.gateway.asking import ask
 from tests.serving.gateway.fakes import Fake, gateway
-from tests.serving.gateway.test_gateway import ask, until
 
 pytestmark = pytest.mark.skipif(not shutil.which("openssl"), reason="openssl is not installed")
 

@@ -21,7 +21,7 @@ from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from codedinvnet.models.base import HEADER_LENGTH
 from codedinvnet.serving.answers import (
@@ -63,6 +63,8 @@ LARGE_BODY = 64 * 1024
 """Bytes from which a request is parsed in a thread, so that others are served meanwhile."""
 LARGE_ANSWER = 4096
 """Values of an answer from which it is written in a thread."""
+TAKEN_WITHIN = 60.0
+"""Seconds in which a client must take a slice of the kept inputs."""
 NO_FRAMES = {"X-Frame-Options": "DENY", "Content-Security-Policy": "frame-ancestors 'none'"}
 """Of the page: another site's page shows it in no frame, where clicks could be led to it."""
 
@@ -371,12 +373,18 @@ def build_app(
     )
 
 
+class NotTaken(Exception):
+    """A client does not read what is sent to it."""
+
+
 class KeptInputs(StreamingResponse):
     """Sends the inputs that a service keeps; slices are made in a thread, as the client reads.
 
+    A client that does not read is given up: what it was to get takes memory beside what is kept.
+
     Args:
         slices: the file.
-        turn: released in the end, even if the client has left.
+        turn: released in the end, even if the client has left, or does not read.
     """
 
     def __init__(self, slices: Iterator[bytes], turn: asyncio.Lock) -> None:
@@ -386,8 +394,17 @@ class KeptInputs(StreamingResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it."""
+
+        async def in_time(message: Message) -> None:
+            try:
+                await asyncio.wait_for(send(message), TAKEN_WITHIN)
+            except asyncio.TimeoutError:
+                raise NotTaken from None
+
         try:
-            await super().__call__(scope, receive, send)
+            await super().__call__(scope, receive, in_time)
+        except NotTaken:
+            log_event("kept inputs are not read", logging.WARNING, seconds=TAKEN_WITHIN)
         finally:
             self.turn.release()
 

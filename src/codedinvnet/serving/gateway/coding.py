@@ -32,15 +32,12 @@ class CodedPool:
         upstreams: the workers.
         scheme: a code around their model.
         signature: the model's.
-        deadline: seconds for an answer.
 
     Raises:
         UserError: if a task is for another model than the upstreams'.
     """
 
-    def __init__(
-        self, upstreams: UpstreamPool, scheme: Scheme, signature: Signature, deadline: float
-    ) -> None:
+    def __init__(self, upstreams: UpstreamPool, scheme: Scheme, signature: Signature) -> None:
         self.tasks = scheme.rules.tasks(scheme.rules.k)
         others = {task.model for task in self.tasks.values()} - {SERVED}
         if others:
@@ -49,7 +46,7 @@ class CodedPool:
                 "do not run"
             )
         self.upstreams, self.scheme, self.signature = upstreams, scheme, signature
-        self.scores, self.deadline = scores_tensor(signature), deadline
+        self.scores = scores_tensor(signature)
         self.encoder = ThreadPoolExecutor(1, thread_name_prefix="encoder")
 
     @property
@@ -75,7 +72,7 @@ class CodedPool:
                 told = f"{self.scheme.name} cannot encode: {described(error)}"
                 raise WorkerFailed(told) from error
             encoding = time.perf_counter() - began
-        call = call_of(self.upstreams.model, inputs, self.signature.inputs, self.deadline)
+        call = call_of(self.upstreams.model, inputs, self.signature.inputs, task.until)
         call.has_hung = True  # a code makes up for what is late: no other is asked again
         try:
             result = await self.upstreams.call(worker, task._replace(inputs={CALL: boxed(call)}))

@@ -115,7 +115,7 @@ def make_relay(
             raise UserError(f"--policy: {guard.scheme.name} has no direct answers: it needs coded")
         from codedinvnet.serving.gateway.coding import CodedPool  # which needs PyTorch
 
-        coding = CodedPool(pool, guard.scheme, guard.computer.model.signature, deadline)
+        coding = CodedPool(pool, guard.scheme, guard.computer.model.signature)
         made = front(served=guard.served, pool=coding, scheme=guard.scheme, computer=guard.computer)
         known = Known(hang_timeout=pool.hang_timeout)
         service = Service(made, guard.served, known, tells=True)

@@ -35,16 +35,23 @@ TIMEOUT = 20.0
 
 
 def call_of(
-    model: str, arrays: Mapping[str, np.ndarray], specs: Sequence[TensorSpec], seconds: float
+    model: str, arrays: Mapping[str, np.ndarray], specs: Sequence[TensorSpec], deadline: float
 ) -> Call:
-    """Return a request of the gateway's own: for binary answers, over whatever transport."""
+    """Return a request of the gateway's own: for binary answers, over whatever transport.
+
+    Args:
+        model: the name of the model that is asked.
+        arrays: name -> (B, *shape) of its inputs.
+        specs: of these.
+        deadline: see `Call`.
+    """
     head, blobs = described(arrays, specs)
     headers: Headers = (
         ("content-type", "application/octet-stream"),
         (LENGTH, str(len(head))),
     )
     body = b"".join([head, *blobs])
-    return Call(model, "", "http", body, headers, time.monotonic() + seconds)
+    return Call(model, "", "http", body, headers, deadline)
 
 
 def arrays_of(reply: Reply) -> dict[str, np.ndarray]:
@@ -112,7 +119,8 @@ class AskedModel:
     async def _asked(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         told = []
         for upstream in self.upstreams:
-            call = call_of(self.name, inputs, self.signature.inputs, TIMEOUT)
+            until = time.monotonic() + TIMEOUT
+            call = call_of(self.name, inputs, self.signature.inputs, until)
             try:
                 reply = await upstream.infer(call, TIMEOUT)
                 if not reply.fails:

@@ -133,6 +133,12 @@ class Sending:
         running = self.binding.workers[worker].running
         return next((attempt.started for attempt in running.values()), None)
 
+    def wanted_until(self, attempt: int) -> float:
+        """Return the last deadline of those in an attempt's group who wait; 0 if nobody does."""
+        found = self.attempts.get(attempt)
+        members = () if found is None else found.group.members
+        return max((self.queries[m].deadline for m in members if m in self.queries), default=0.0)
+
     # On the way
 
     def _look(self, now: float, count: int) -> None:

@@ -7,6 +7,7 @@ class that takes a `WorkerSpec` and has these methods; `examples/my_pool.py` is 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol
 
@@ -51,6 +52,8 @@ class Task(NamedTuple):
     origins: tuple[Origin, ...] = ()
     """The places in their requests of data tasks' queries that are sent for the first time. Faults
     that hit requests need them."""
+    until: float = math.inf
+    """When nobody waits for its queries' answers any more (`time.monotonic()`)."""
 
     @property
     def members(self) -> int:
