@@ -87,7 +87,7 @@ def test_a_calibration_that_is_missing_damaged_or_of_other_weights_is_refused(
             load_calibration(tmp_path, "weights")
 
 
-@pytest.mark.parametrize("name", sorted({"mnist", "fashion"} & set(shipped_bundles())))
+@pytest.mark.parametrize("name", shipped_bundles())
 def test_shipped_bundles_are_calibrated_for_their_weights(name: str) -> None:
     bundle = load_bundle(name)
     stored = load_calibration(bundle.folder, bundle.digest())
