@@ -74,18 +74,24 @@ def hard(frame: DataFrame) -> DataFrame:
 def late(path: Path) -> str:
     """Return how often direct and late answers are right in the hard case, data sets across.
 
-    And how many extra workers a group has for that: with two parities there are two.
+    Direct answers are of f, and of the plain ResNet of its cost. And how many extra workers a group
+    has for that: with two parities there are two.
     """
-    best = hard(accuracy_frame(path)).set_index("dataset")
+    frame = accuracy_frame(path)
+    best = hard(frame).set_index("dataset")
     direct = best[best["method"] == OURS]["normal"]
-    columns = {"direct": direct} | {
+    plain = frame[frame["base"] == "resnet"].groupby("dataset")["normal"].first()
+    own = {"direct, f": direct} | ({"direct, plain ResNet": plain} if len(plain) else {})
+    columns = own | {
         name: best[best["method"] == name]["recovered"]
         for name in best["method"].unique()
         if _is_brief(name)
     }
     table = DataFrame(columns).reindex(direct.index).T.map("{:.2f}".format, na_action="ignore")
     shares = zip(best["method"], best["extra"], strict=True)
-    workers = {"direct": "none"} | {name: f"{share * HARD / 100:.0f}" for name, share in shares}
+    workers = dict.fromkeys(own, "none") | {
+        name: f"{share * HARD / 100:.0f}" for name, share in shares
+    }
     table.insert(0, "extra workers", [workers[name] for name in table.index])
     return tables.markdown(table.reset_index(names="answer, % right"))
 

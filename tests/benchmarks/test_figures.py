@@ -123,14 +123,22 @@ def test_a_short_table_leaves_out_what_failed_and_what_nobody_measured(tmp_path:
     lines = rows_of(section("late", tmp_path))
     late = {line["answer, % right"]: (line["mnist"], line["cifar10"]) for line in lines}
     assert late == {
-        "direct": ("95.00", "95.00"),
+        "direct, f": ("95.00", "95.00"),
         "coded-invnet": ("90.00", "80.00"),
         "coded-invnet-r2": ("60.00", ""),
         "approxifer": ("70.00", ""),
         "nercc": ("50.00", ""),
     }
     workers = {line["answer, % right"]: line["extra workers"] for line in lines}
-    assert workers == dict.fromkeys(late, "1") | {"direct": "none", "coded-invnet-r2": "2"}
+    assert workers == dict.fromkeys(late, "1") | {"direct, f": "none", "coded-invnet-r2": "2"}
+
+
+def test_a_short_table_has_direct_answers_of_the_plain_network(tmp_path: Path) -> None:
+    for one in (row("coded-invnet", 0.9), {**row("none", 0.1, base="resnet"), "normal": 0.97}):
+        append_row(tmp_path / "accuracy.jsonl", one)
+    late = {line["answer, % right"]: line["mnist"] for line in rows_of(section("late", tmp_path))}
+    assert late["direct, f"] == "95.00"
+    assert late["direct, plain ResNet"] == "97.00"
 
 
 def test_the_table_to_choose_by_compares_with_no_redundancy(tmp_path: Path) -> None:
