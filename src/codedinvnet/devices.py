@@ -27,10 +27,13 @@ def use_whole_float32() -> None:
 
 
 def flush_denormals() -> None:
-    """Have the CPU take numbers below 1e-38 for zero in this thread, from now on.
+    """Have the CPU take numbers below 1e-38 for zero in this thread, and in those it starts.
 
     It computes with such numbers up to 200 times as slowly as with others. Inputs or weights that
     lead to them make a worker slow, and a hedge's worker just as slow.
+
+    PyTorch starts threads of its own with the first operation that is large enough for them. They
+    inherit this, and cannot be reached later: call it before.
     """
     torch.set_flush_denormal(True)
 
@@ -47,7 +50,10 @@ def denormals_kept() -> Iterator[None]:
 
 @contextmanager
 def denormals_flushed() -> Iterator[None]:
-    """Do what `flush_denormals` does for a time: gradients behind a GELU get that small."""
+    """Do what `flush_denormals` does for a time: gradients behind a GELU get that small.
+
+    Threads that PyTorch has started before stay slow with such numbers, and all wait for them.
+    """
     with denormals_kept():
         flush_denormals()
         yield

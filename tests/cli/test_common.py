@@ -3,10 +3,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from codedinvnet.cli.common import CLOSED, guarded
+from tests.conftest import Command, tiny_settings, write_settings
 
 
 def test_a_reader_that_goes_away_is_no_error() -> None:
@@ -79,3 +83,47 @@ def test_threads_wait_briefly_for_one_another(own: dict[str, str], expected: str
     if "GOMP_SPINCOUNT" not in done.stderr:
         pytest.skip("this PyTorch computes with another OpenMP")
     assert f"GOMP_SPINCOUNT = '{expected}'" in done.stderr
+
+
+FLUSHED: dict[str, list[str]] = {
+    "codedinvnet.stages.train": ["train", "CONFIG"],
+    "codedinvnet.stages.fuse": ["fuse", "CONFIG"],
+    "codedinvnet.stages.reproduce": ["reproduce", "CONFIG"],
+    "codedinvnet.bench.accuracy.run": ["bench", "accuracy", "CONFIG", "--out", "rows.jsonl"],
+    "codedinvnet.protect.run.protect": ["protect", "m:f", "--inputs", "x.npy", "--out", "o"],
+}
+
+
+@pytest.mark.parametrize("place", FLUSHED)
+def test_commands_that_train_flush_denormal_numbers_before_anything_is_computed(
+    place: str, call: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that PyTorch's threads, which start with the first large operation, do it as well."""
+    seen = []
+
+    def first(*_: Any, **__: Any) -> None:
+        seen.append(float(torch.full((8,), 1e-30).mul(1e-10).sum()))
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(place, first)
+    supported = torch.set_flush_denormal(False)
+    config = write_settings(tmp_path / "own.json", tiny_settings())
+    call(*(config if word == "CONFIG" else word for word in FLUSHED[place]))
+    assert seen == [0] or (not supported and len(seen) == 1)
+
+
+def test_the_papers_commands_do_so_too(
+    call_paper: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def first(*_: Any) -> None:
+        seen.append(float(torch.full((8,), 1e-30).mul(1e-10).sum()))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("codedinvnet.stages.train", first)
+    supported = torch.set_flush_denormal(False)
+    config = write_settings(tmp_path / "own.json", tiny_settings("pixels"))
+    call_paper("--config_file", config, "--save_dir", tmp_path)
+    assert seen == [0] or (not supported and len(seen) == 1)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from codedinvnet.cli.common import Commands, add_command, print_report
+from codedinvnet.cli.common import Commands, add_command, flush_denormals_early, print_report
 
 EXAMPLES = """examples:
   codedinvnet bench accuracy configs/bench/accuracy.json --data-dir data
@@ -87,6 +87,7 @@ def _accuracy(arguments: argparse.Namespace) -> None:
     validation = arguments.split == "validation"
     shared = _shared(arguments, "accuracy-validation" if validation else "accuracy")
     out = shared["out"]
+    flush_denormals_early()  # it trains the methods' parts
     report = accuracy.run(
         arguments.grid,
         device=choose_device(arguments.device),

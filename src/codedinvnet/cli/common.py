@@ -74,6 +74,17 @@ def _wait_briefly() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
 
 
+def flush_denormals_early() -> None:
+    """Have every thread of a command that trains take denormal numbers for zero.
+
+    `train_stage` does so itself, but in its own thread alone. Those of PyTorch inherit it when they
+    start, so a command calls this before it computes anything.
+    """
+    from codedinvnet.devices import flush_denormals
+
+    flush_denormals()
+
+
 def guarded(call: Callable[[], None], kept: str = "") -> int:
     """Turn a user's mistake into one line on standard error and exit code 2.
 

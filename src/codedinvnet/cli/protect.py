@@ -10,6 +10,7 @@ from codedinvnet.cli.common import (
     Commands,
     add_command,
     add_model_options,
+    flush_denormals_early,
     print_report,
     seed,
 )
@@ -104,6 +105,7 @@ def _protect(arguments: argparse.Namespace) -> None:
         if wrong and getattr(arguments, option) is not None:
             other = "--inputs" if option == "labels" else "--capture"
             raise UserError(f"--{option.replace('_', '-')}: goes with {other}")
+    flush_denormals_early()
     source = ModelSource(
         arguments.model,
         arguments.weights,

@@ -11,6 +11,7 @@ from codedinvnet.cli.common import (
     Commands,
     add_command,
     add_data_options,
+    flush_denormals_early,
     members_of,
     print_report,
 )
@@ -79,6 +80,7 @@ def _run_of(arguments: argparse.Namespace, resume: int) -> Run:
     from codedinvnet.files import check_folder
     from codedinvnet.stages import Run, choose_device
 
+    flush_denormals_early()
     check_folder(arguments.save_dir, "--save-dir")
     return Run(
         settings=load_settings(arguments.config),

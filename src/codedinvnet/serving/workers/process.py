@@ -94,6 +94,7 @@ def worker_main(stream: socket.socket, leash: Connection, spec: WorkerSpec) -> N
     # first, then closes the streams.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    flush_denormals()  # for the threads that PyTorch starts while it loads
     try:
         computer = preload.load(spec)
     except Exception as error:
