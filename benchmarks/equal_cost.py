@@ -19,7 +19,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import torch
 from pandas import DataFrame
 
 from benchmarks.bundles import another_seed, info_of
@@ -28,7 +27,7 @@ from codedinvnet.codes.backup import SmallBackup
 from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.berrut import ApproxIFER, ClosedApproxIFER
 from codedinvnet.codes.collage import Collage
-from codedinvnet.codes.equal_cost import count_macs, served_macs
+from codedinvnet.codes.equal_cost import extra_macs, served_macs
 from codedinvnet.codes.invnet import AverageImage, CodedInvNet, PaperInvNet
 from codedinvnet.codes.joined import BackupAndCode
 from codedinvnet.codes.method import given_by
@@ -149,17 +148,6 @@ def scheme_of(row: Row) -> Scheme:
         made_with = method.made_with(given, PixelFusionSettings(**stored) if paper else stored)
         given = replace(given, part=method.untrained(given, made_with).eval())
     return method.made(given)
-
-
-def extra_macs(scheme: Scheme) -> int:
-    """Return the multiply-adds of the extra tasks of a full group, encoding included."""
-    k = scheme.rules.k
-    groups = {
-        number: torch.zeros(1, len(task.members), *scheme.shape)
-        for number, task in scheme.rules.tasks(k).items()
-        if number >= k
-    }
-    return count_macs(lambda: [scheme.compute(number, group) for number, group in groups.items()])
 
 
 def _measured_alike(row: Row, report: Mapping[str, Any]) -> bool:

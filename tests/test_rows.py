@@ -180,6 +180,14 @@ def test_accuracy_of_older_settings_does_not_count() -> None:
     assert current_accuracy(rows) == rows[2:]
 
 
+@pytest.mark.parametrize("name", ["test_digest", "train_digest"])
+def test_accuracy_on_other_images_is_not_compared(name: str) -> None:
+    rows = [canned.row(label, 0.9, **{name: "before"}) for label in ("none", "parm")]
+    assert current_accuracy(rows) == rows
+    last = canned.row("parm", 0.8, **{name: "now"})
+    assert current_accuracy([*rows, last]) == [last]
+
+
 def test_a_settings_number_of_patterns_concerns_that_setting_alone() -> None:
     one = [canned.row("coded-invnet", 0.93), canned.row("parm", 0.5, k=4)]
     two = [canned.row(label, 0.71, missing=2) for label in ("coded-invnet", "nercc")]

@@ -183,7 +183,10 @@ def agreeing(
     return [row for row in rows if made(row) == last[place(row)]]
 
 
-SHARED = ("quick", "grouping_seed", "split", "test_images", "train_images")
+SHARED = (
+    *("quick", "grouping_seed", "split"),
+    *("test_images", "test_digest", "train_images", "train_digest"),
+)
 """Settings without which methods were not given the same groups, or not the same chances."""
 SETTING = ("dataset", "k", "missing", "corrupt")
 """What methods are compared in: there they must also have tried as many erasure patterns."""

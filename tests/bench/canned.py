@@ -8,6 +8,8 @@ import numpy as np
 
 from codedinvnet.bench.client import Reply
 from codedinvnet.bench.service import latency_figures
+from codedinvnet.codes.registry import known_method
+from codedinvnet.models.bundle import shipped_bundles, weights_digest
 from codedinvnet.rows import SCHEMA_VERSION, key_of
 
 K = 10
@@ -28,20 +30,23 @@ def row(
     systematic: bool = True,
     answered: float = 1.0,
     epochs: int = 1,
-    weights: str = "first",
+    weights: str | None = None,
     **shared: Any,
 ) -> dict[str, Any]:
     """Return a row of `bench accuracy`.
 
     Args:
-        weights: the bundle's.
-        shared: settings, those of `rows.SHARED` and `patterns`.
+        weights: the bundle's; None: those that ship.
+        shared: settings, those of `rows.SHARED` and `patterns`, and others.
     """
+    if weights is None:
+        weights = weights_digest(dataset) if dataset in shipped_bundles() else "first"
     trial = {"label": label, "method": label, "dataset": dataset, "base": base, "k": k}
     trial |= {"missing": missing, "corrupt": corrupt, "seed": seed, "bundle": dataset}
     settings: dict[str, Any] = {"quick": False, "grouping_seed": 0, "patterns": 64}
     settings |= {"test_images": 1000, "train_images": 1000, "bundle": weights, "epochs": epochs}
-    settings |= shared
+    method = known_method(label)
+    settings |= {**(method.versions() if method else {}), **shared}
     figures: dict[str, Any] = {
         "normal": 0.95,
         "complete": 0.95 if systematic else 0.9,

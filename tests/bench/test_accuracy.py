@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -12,6 +13,13 @@ from PIL import Image
 from codedinvnet.bench import accuracy
 from codedinvnet.checkpoint import load_checkpoint, save_checkpoint
 from codedinvnet.codes.build import scheme_for
+from codedinvnet.codes.equal_cost import (
+    encoder_macs,
+    macs,
+    plain_network,
+    plain_width,
+    served_macs,
+)
 from codedinvnet.codes.mean import MeanCode
 from codedinvnet.codes.registry import METHODS
 from codedinvnet.errors import UserError
@@ -65,12 +73,33 @@ def test_rows_say_what_is_known_of_the_methods(finished: tuple[Path, Path]) -> N
     assert not one["nercc", "resnet"]["systematic"]
     for name, base in (("nercc", "resnet"), ("nercc-closed", "invertible")):
         assert len(one[name, base]["chosen"]["smoothing"]) == 2
+        assert {"tuning", "tuning_images"} <= one[name, base]["settings"].keys()
     assert one["approxifer-byzantine", "invertible"]["r"] == 2 * 5 + 1 - 4
     (both,) = (r for r in rows if r["corrupt"] == 2)
     assert both["r"] == 2 * (4 + 2) + 1 - 4  # as many wrong ones are looked for
     two = {r["method"]: r for r in rows if r["missing"] == 2}
     assert two["coded-invnet"]["answered"] == two["small-backup"]["answered"]  # from side features
     assert two["small-backup"]["answered"] > 0.5
+
+
+def test_rows_say_what_a_method_costs(finished: tuple[Path, Path], bundle_folder: Path) -> None:
+    """What the extra worker computes for a group, and what a query takes, in multiply-adds."""
+    rows = read_rows(finished[0] / "rows.jsonl")
+    model = load_bundle(bundle_folder).model
+    network = plain_network(model, plain_width(model)).eval()
+    queries = {"invertible": served_macs(model), "resnet": macs(network, model)}
+    for row in rows:
+        assert row["served_macs"] == queries[row["base"]]
+    one = {(r["method"], r["base"]): r for r in rows if (r["missing"], r["corrupt"]) == (1, 0)}
+    extra = {place: row["extra_macs"] for place, row in one.items()}
+    for base, query in queries.items():
+        assert extra["none", base] == 0
+        assert extra["replication", base] == 4 * query
+        assert query < extra["approxifer", base] < 1.1 * query  # with encoding
+    embedding = macs(model.network, model)
+    assert extra["coded-invnet", "invertible"] == embedding + encoder_macs(model, 4)
+    assert extra["oracle", "invertible"] > 4 * embedding
+    assert 0.7 * queries["invertible"] < extra["small-backup", "invertible"] < queries["invertible"]
 
 
 def test_a_finished_grid_is_kept_and_its_parts_are_not_trained_again(
@@ -249,6 +278,25 @@ def test_the_plain_base_outlives_the_weights_of_the_bundle(
     assert [path.parent.name for path in (tmp_path / "runs").rglob("seed1-before-1")] == [
         "parm-of-invertible-k4"
     ]
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_other_images_are_measured_anew_and_trained_on_anew(
+    split: str, bundle_folder: Path, data_dir: Path, tmp_path: Path
+) -> None:
+    """Even by the plain base model, which does not depend on the weights of a bundle."""
+    blocks = [{"methods": ["none", "parm"], "bases": ["resnet"]}]
+    grid = write_grid(tmp_path / "grid.json", bundle_folder, blocks)
+    own = Path(shutil.copytree(data_dir, tmp_path / "data"))
+    assert run(grid, tmp_path, own)["done"] == 2
+    found = dict(np.load(own / "mnist" / f"{split}.npz"))
+    found["images"][0] ^= 1
+    np.savez(own / "mnist" / f"{split}.npz", **found)
+    assert run(grid, tmp_path, own)["done"] == 2
+    rows = read_rows(tmp_path / "rows.jsonl")
+    assert current_accuracy(rows) == rows[2:]
+    before = {path.parent.name for path in (tmp_path / "runs").rglob("seed1-before-1")}
+    assert before == ({"resnet", "parm-of-resnet-k4"} if split == "train" else set())
 
 
 def test_validation_images_are_scored_in_rows_of_their_own(

@@ -26,6 +26,7 @@ from codedinvnet.bench.grid import (
 )
 from codedinvnet.bench.parts import DataSet, Scored
 from codedinvnet.codes.base import ScoresCode
+from codedinvnet.codes.equal_cost import extra_macs
 from codedinvnet.codes.registry import find_method
 from codedinvnet.codes.rules import is_systematic
 from codedinvnet.config import PartSettings, PixelFusionSettings
@@ -283,6 +284,8 @@ class _Bench:
             "systematic": systematic,
             "r": scheme.rules.r,
             "parameters": scheme.parameters,
+            "extra_macs": extra_macs(scheme),
+            "served_macs": data.served_macs(trial),
             **({"chosen": dict(scheme.chosen)} if scheme.chosen else {}),
             "preparing_seconds": round(prepared - began, 1),
             "training_seconds": data.training_seconds(trial),

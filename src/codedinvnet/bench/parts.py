@@ -20,7 +20,7 @@ from tqdm import tqdm
 from codedinvnet.bench.grid import Base, DataSetSettings, Trial, check_possible
 from codedinvnet.checkpoint import PART, load_checkpoint, load_modules
 from codedinvnet.codes.base import Scheme
-from codedinvnet.codes.equal_cost import plain_network, plain_width
+from codedinvnet.codes.equal_cost import macs, plain_network, plain_width, served_macs
 from codedinvnet.codes.method import Given, Lessons, Tolerance
 from codedinvnet.codes.registry import find_method
 from codedinvnet.config import PartSettings, PixelFusionSettings
@@ -138,6 +138,16 @@ class DataSet:
             raise UserError(f"data set {self.name!r} has no training images here")
         return self._train
 
+    @cached_property
+    def _train_digest(self) -> str:
+        """What tells all training images from others; "" without any."""
+        return self._train.digest() if self._train is not None else ""
+
+    @cached_property
+    def _test_digest(self) -> str:
+        """What tells the images that are scored from others."""
+        return self.test.digest()
+
     def majority(self) -> int:
         """Return the most frequent class of the training images; without them, the first class."""
         if self._train is None:
@@ -173,6 +183,13 @@ class DataSet:
 
         return self._trained(self.folder / "resnet", seed, part, make, stage, depends)
 
+    def served_macs(self, trial: Trial) -> int:
+        """Return the multiply-adds of a query that a trial's base model answers directly."""
+        model = self.given(trial).coded
+        if trial.base == "invertible":
+            return served_macs(model)
+        return macs(self.classifier(trial.base, trial.seed).network, model)
+
     # Trained parts
 
     def _lessons(self, part: PartSettings | PixelFusionSettings, base: Base, seed: int) -> Lessons:
@@ -190,7 +207,11 @@ class DataSet:
 
     def _images(self, base: Base) -> dict[str, Any]:
         """Return which images a part is trained on, and for which base model."""
-        return {"images": len(self.train_rows), **self._base(base, self.settings.bundle)}
+        return {
+            "images": len(self.train_rows),
+            "train_digest": self._train_digest,
+            **self._base(base, self.settings.bundle),
+        }
 
     def _base(self, base: Base, bundle: str) -> dict[str, Any]:
         """Return what a base model depends on, beside its own training.
@@ -352,7 +373,9 @@ class DataSet:
         found: dict[str, Any] = {
             **self._base(trial.base, trial.bundle),
             "test_images": len(self.test),
+            "test_digest": self._test_digest,
             "train_images": len(self.train_rows),
+            "train_digest": self._train_digest,
         }
         if self.split != "test":
             found["split"] = self.split
@@ -364,6 +387,8 @@ class DataSet:
             found["classifier"] = settings.classifier.model_dump(mode="json")
         if method.part:
             found[method.part] = getattr(settings, method.part).model_dump(mode="json")
+        if method.tuned:
+            found["tuning_images"] = TUNING_IMAGES
         if method.digest:
             found["method"] = method.digest
         return {**found, **method.versions()}

@@ -1,4 +1,4 @@
-"""How wide the rivals' plain networks may be, by the multiply-adds of what they are beside."""
+"""What methods cost in multiply-adds, and how wide the rivals' plain networks may be for that."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from codedinvnet.codes.base import Scheme
 from codedinvnet.devices import first_tensor
 from codedinvnet.models.coded import CodedModel
 from codedinvnet.nn.resnet import ResNet, width_of_cost
@@ -67,6 +68,17 @@ def encoder_macs(model: CodedModel, k: int) -> int:
 def served_macs(model: CodedModel) -> int:
     """Return those of g(f(x)) for one image."""
     return macs(nn.Sequential(model.network, model.head), model)
+
+
+def extra_macs(scheme: Scheme) -> int:
+    """Return the multiply-adds of the extra tasks of a full group, encoding included."""
+    k = scheme.rules.k
+    groups = {
+        number: torch.zeros(1, len(task.members), *scheme.shape)
+        for number, task in scheme.rules.tasks(k).items()
+        if number >= k
+    }
+    return count_macs(lambda: [scheme.compute(number, group) for number, group in groups.items()])
 
 
 def width_within(make: Callable[[int], nn.Module], model: CodedModel, budget: int) -> int:

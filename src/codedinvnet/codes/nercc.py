@@ -158,6 +158,10 @@ class NeRCC(Method):
     chooses = ("stragglers",)
     closed = False
 
+    def versions(self) -> Mapping[str, Any]:
+        tuning = {"candidates": [*CANDIDATES], "patterns": TUNING_PATTERNS}
+        return {**super().versions(), "tuning": tuning}
+
     def rules(self, k: int, tolerance: Tolerance = ONE, bundle: BundleInfo | None = None) -> AnyOf:
         return any_of(self.name, k, k + tolerance.stragglers, tolerance.stragglers)
 
