@@ -53,6 +53,21 @@ def test_seeds_are_one_line_with_half_of_a_95_percent_interval() -> None:
     assert "nercc" not in set(frame["method"])
 
 
+def test_what_no_training_changes_has_no_interval() -> None:
+    """The direct answers of f, and which answers there are; each seed has a plain ResNet."""
+    rows = [
+        {**row("mine", 0.5, base=base, seed=seed, answered=0.9), "normal": normal}
+        for base, all_normal in (("invertible", (0.95, 0.95, 0.95)), ("resnet", (0.91, 0.92, 0.93)))
+        for seed, normal in enumerate(all_normal, start=1)
+    ]
+    frame = tables.accuracy_frame(rows)
+    shown = {cell["base"]: cell for cell in cells(tables.accuracy_table(frame))}
+    assert shown["invertible"]["normal"] == "95.00"
+    assert shown["resnet"]["normal"] == "92.00 ± 2.48"
+    assert [cell["answered"] for cell in shown.values()] == ["90.00"] * 2
+    assert shown["invertible"]["recovered"] == "50.00 ± 0.00"
+
+
 def test_what_a_figure_is_of_decides_which_columns_a_line_has() -> None:
     frame = tables.accuracy_frame(ACCURACY)
     code = line(frame, method="approxifer", base="resnet")

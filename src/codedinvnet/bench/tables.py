@@ -1,7 +1,8 @@
 """Frames of the benchmarks' rows, from which all tables and pictures are made.
 
 A frame has a line for each method in each setting. A ± is half of the 95 % interval over
-repetitions (trainings from other seeds, or runs); without three of them there is none.
+repetitions (trainings from other seeds, or runs); without three of them there is none. Nor has one
+what no repetition can change: the direct answers of f, or which answers there are.
 """
 
 from __future__ import annotations
@@ -122,6 +123,9 @@ def accuracy_frame(rows: Iterable[Row]) -> DataFrame:
         for name in SHARES:
             values = [math.nan if row[name] is None else 100 * row[name] for row in own]
             line |= {name: sum(values) / len(values), f"{name} ±": spread(values)}
+        line["answered ±"] = math.nan
+        if line["base"] != "resnet":  # of which each seed trains its own
+            line["normal ±"] = math.nan
         if own[0]["systematic"] or own[0]["corrupt"]:
             line |= {"complete": math.nan, "complete ±": math.nan}
         if line["answered"] == 100:
