@@ -188,6 +188,23 @@ def test_accuracy_on_other_images_is_not_compared(name: str) -> None:
     assert current_accuracy([*rows, last]) == [last]
 
 
+def test_accuracy_of_another_version_of_a_method_does_not_count() -> None:
+    """Whether or not it was measured anew; of methods that are not known here any version does."""
+    own = canned.row("collage", 0.9)
+    older = canned.row("collage", 0.8, version=1)
+    newer = canned.row("parm", 0.8, version=9)
+    tuned = canned.row("nercc", 0.8, tuning={"candidates": [0.0], "patterns": 100})
+    unknown = canned.row("mine", 0.7, version=3)
+    assert current_accuracy([own, older, newer, tuned, unknown]) == [own, unknown]
+
+
+def test_accuracy_of_other_weights_than_those_that_ship_does_not_count() -> None:
+    shipped, other = canned.row("parm", 0.9), canned.row("none", 0.8, weights="before")
+    elsewhere = canned.row("parm", 0.9, dataset="elsewhere", weights="before")
+    assert current_accuracy([shipped, other, elsewhere]) == [shipped, elsewhere]
+    assert current_accuracy([other]) == []
+
+
 def test_a_settings_number_of_patterns_concerns_that_setting_alone() -> None:
     one = [canned.row("coded-invnet", 0.93), canned.row("parm", 0.5, k=4)]
     two = [canned.row(label, 0.71, missing=2) for label in ("coded-invnet", "nercc")]

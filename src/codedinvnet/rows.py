@@ -201,12 +201,13 @@ def accuracy_place(row: Row) -> tuple[str, str, str, int, int, int]:
 def current_accuracy(rows: Iterable[Row]) -> list[Row]:
     """Return the rows of `bench accuracy` that may be compared with each other, failed ones, too.
 
-    A row that was written again replaces the old one. Of a data set only rows count that were made
-    as its last one was, as far as SHARED goes; of a setting those with as many patterns as its last
-    one; of a base model those with its last weights; of a line those with its last settings. Quick
-    rows count where a data set has no others.
+    A row that was written again replaces the old one. Rows of another version of a method that is
+    known here do not count, nor those of other weights of a bundle that ships. Of a data set only
+    rows count that were made as its last one was, as far as SHARED goes; of a setting those with as
+    many patterns as its last one; of a base model those with its last weights; of a line those with
+    its last settings. Quick rows count where a data set has no others.
     """
-    kept = sorted(newest(rows).values(), key=lambda row: not row["settings"]["quick"])
+    kept = sorted(_of_today(newest(rows).values()), key=lambda row: not row["settings"]["quick"])
     kept = agreeing(
         kept,
         lambda row: row["dataset"],
@@ -223,6 +224,29 @@ def current_accuracy(rows: Iterable[Row]) -> list[Row]:
         lambda row: [row["settings"].get(name) for name in ("bundle", "plain")],
     )
     return agreeing(kept, accuracy_place, lambda row: row["settings"])
+
+
+def _of_today(rows: Iterable[Row]) -> list[Row]:
+    """Return the rows of `bench accuracy` whose method and weights are those of this package.
+
+    Methods that are not known here are taken as they are, and so are bundles that do not ship.
+    """
+    # They import PyTorch, which whoever sends load to a server may not have.
+    from codedinvnet.codes.registry import known_method
+    from codedinvnet.models.bundle import shipped_bundles, weights_digest
+
+    rows = list(rows)
+    methods = {name: known_method(name) for name in {row["method"] for row in rows}}
+    weights = {name: weights_digest(name) for name in shipped_bundles()}
+
+    def fits(row: Row) -> bool:
+        settings, method = row["settings"], methods[row["method"]]
+        expected: dict[str, Any] = {"version": None, **method.versions()} if method else {}
+        if "bundle" in settings and row["bundle"] in weights:
+            expected["bundle"] = weights[row["bundle"]]
+        return key_of(expected) == key_of({name: settings.get(name) for name in expected})
+
+    return [row for row in rows if fits(row)]
 
 
 def latency_place(row: Mapping[str, Any]) -> tuple[str, int, float, str, str]:

@@ -110,7 +110,7 @@ def test_rows_of_both_files_are_of_one_bundle(tmp_path: Path) -> None:
     """Whichever file the latest one stands in: rows of other weights are not comparable."""
 
     def append(file: str, label: str, weights: str, day: int) -> None:
-        found = row(label, 0.9, weights=weights)
+        found = row(label, 0.9, weights=weights, dataset="elsewhere")
         append_row(tmp_path / f"{file}.jsonl", {**found, "began": f"2026-11-{day}T10:00:00"})
 
     append("accuracy", "small-backup", "first", 20)
