@@ -180,6 +180,19 @@ def test_accuracy_of_older_settings_does_not_count() -> None:
     assert current_accuracy(rows) == rows[2:]
 
 
+@pytest.mark.parametrize(
+    "changed", [{"epochs": 9}, {"patterns": 300}, {"test_images": 9}, {"weights": "other"}]
+)
+def test_a_trial_that_failed_does_not_remove_what_was_measured(changed: dict[str, Any]) -> None:
+    """It is told beside it, until it was measured as well."""
+    place: dict[str, Any] = {"dataset": "elsewhere"}
+    good = [canned.row(label, 0.9, **place) for label in ("none", "parm")]
+    failed = canned.row("parm", 0.0, **place | changed, error="RuntimeError: out of luck")
+    assert current_accuracy([*good, failed]) == [*good, failed]
+    done = canned.row("parm", 0.8, **place | changed)
+    assert good[1] not in current_accuracy([*good, failed, done])
+
+
 @pytest.mark.parametrize("name", ["test_digest", "train_digest"])
 def test_accuracy_on_other_images_is_not_compared(name: str) -> None:
     rows = [canned.row(label, 0.9, **{name: "before"}) for label in ("none", "parm")]

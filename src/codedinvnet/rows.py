@@ -205,11 +205,20 @@ def current_accuracy(rows: Iterable[Row]) -> list[Row]:
     known here do not count, nor those of other weights of a bundle that ships. Of a data set only
     rows count that were made as its last one was, as far as SHARED goes; of a setting those with as
     many patterns as its last one; of a base model those with its last weights; of a line those with
-    its last settings. Quick rows count where a data set has no others.
+    its last settings. Quick rows count where a data set has no others. A failed row decides this of
+    failed rows alone.
     """
     kept = sorted(_of_today(newest(rows).values()), key=lambda row: not row["settings"]["quick"])
+    good = _comparable([row for row in kept if row["error"] is None])
+    failed = [row for row in _comparable(kept) if row["error"] is not None]
+    keys = {row["key"] for row in (*good, *failed)}
+    return [row for row in kept if row["key"] in keys]
+
+
+def _comparable(rows: Sequence[Row]) -> list[Row]:
+    """Return the rows that were made as the last one of their data set, setting, base and line."""
     kept = agreeing(
-        kept,
+        rows,
         lambda row: row["dataset"],
         lambda row: [row["settings"].get(name) for name in SHARED],
     )
