@@ -141,7 +141,8 @@ def test_a_short_table_has_direct_answers_of_the_plain_network(tmp_path: Path) -
     assert late["direct, plain ResNet"] == "97.00"
 
 
-def test_the_table_to_choose_by_compares_with_no_redundancy(tmp_path: Path) -> None:
+def write_policies(folder: Path) -> None:
+    """Write rows of the policies to choose from, with p99.9 of 100 ms but for `uncoded`."""
     for batch, late in ((1, 200.0), (10, 50.0)):  # of `uncoded`, twice and half the others' 100
         for policy in ("uncoded", *policies.CHOICE):
             cell = {"stragglers": "pareto", "batch": batch, "load": 0.4, "policy": policy}
@@ -149,10 +150,14 @@ def test_the_table_to_choose_by_compares_with_no_redundancy(tmp_path: Path) -> N
             figures = {"p999_ms": late if policy == "uncoded" else 100.0, "p999_ms_95": None}
             figures["decoded_share"] = 0.09 * batch if policy == "small-backup" else 0.0
             append_row(
-                tmp_path / "policies.jsonl",
+                folder / "policies.jsonl",
                 {"schema_version": 1, "cell": cell, "scenario": {}, "work_per_query": work}
                 | figures,
             )
+
+
+def test_the_table_to_choose_by_compares_with_no_redundancy(tmp_path: Path) -> None:
+    write_policies(tmp_path)
     for one in (row("coded-invnet", 0.9), row("small-backup", 0.8), row("small-backup", 0.1, k=4)):
         append_row(tmp_path / "accuracy.jsonl", one)
     lines = {line["policy"]: line for line in rows_of(section("choice", tmp_path))}
@@ -166,6 +171,24 @@ def test_the_table_to_choose_by_compares_with_no_redundancy(tmp_path: Path) -> N
     assert right == ["80.0", "95.0", "80.0", "80.0", "90.0"]
     assert trained[1] == "nothing"
     assert trained[4] == "f, g and E"
+
+
+def test_the_table_to_choose_by_has_the_best_base_of_each_policy(tmp_path: Path) -> None:
+    """Of the image sets whose bundles ship, as far as they were measured."""
+    write_policies(tmp_path)
+    for one in (
+        *(row("coded-invnet", 0.9), row("small-backup", 0.8)),
+        row("small-backup", 0.82, base="resnet"),
+        {**row("none", 0.1, base="resnet"), "normal": 0.97},
+        row("small-backup", 0.7, dataset="fashion"),
+        row("coded-invnet", 0.6, dataset="tiny-imagenet"),
+    ):
+        append_row(tmp_path / "accuracy.jsonl", one)
+    column = "late answers right, %: mnist, fashion"
+    right = {line["policy"]: line[column] for line in rows_of(section("choice", tmp_path))}
+    assert right["`hedge`"] == "97.0, 95.0"
+    assert right["`auto`"] == "82.0, 70.0"
+    assert right["`coded`"] == "90.0, –"
 
 
 def test_the_table_of_places_has_what_all_places_cost(tmp_path: Path) -> None:
