@@ -206,6 +206,21 @@ def test_what_a_part_of_another_size_spends_is_not_said(tmp_path: Path) -> None:
     assert [lines(text, name)[0][3] for name in ("small-backup", "parm")] == ["– / – / –"] * 2
 
 
+def test_a_row_says_what_its_method_spends(tmp_path: Path) -> None:
+    """So a bundle need not ship."""
+    counts = {"extra_macs": 165, "served_macs": 100}
+    for label, own in (("coded-invnet", counts), ("small-backup", counts | {"extra_macs": 94})):
+        found = row(label, 0.8, dataset="tiny-imagenet") | own
+        append_row(tmp_path / "accuracy.jsonl", found | {"bundle": "runs/tiny/bundle"})
+    append_row(tmp_path / "accuracy.jsonl", row("small-backup", 0.9) | counts)
+    text = equal_cost.table(tmp_path)
+    spends = {tuple(line[:3:2]): line[3] for line in lines(text, "small-backup")}
+    assert spends["tiny-imagenet", "small-backup"] == "– / – / 0.94"
+    assert spends["mnist", "small-backup"] == "– / – / 1.65"
+    (margin,) = lines(equal_cost.margins(tmp_path), "tiny-imagenet")
+    assert "1.65 against 0.94" in margin[2]
+
+
 def test_whoever_keeps_the_resnet_has_a_backup_of_it(tmp_path: Path) -> None:
     """It decides where the code pays, as soon as it was measured: each training has its own."""
     code, backup = (0.93, 0.931, 0.929), (0.90, 0.901, 0.899)
