@@ -28,7 +28,7 @@ from benchmarks.bundles import BUNDLES, HARD
 from benchmarks.choosing import beside_hedge, choosing, fixed
 from codedinvnet.bench import plots, tables
 from codedinvnet.cli.common import guarded
-from codedinvnet.codes.registry import OURS, known_method
+from codedinvnet.codes.registry import known_method
 from codedinvnet.errors import UserError
 from codedinvnet.files import read_json, write_text
 from codedinvnet.models.bundle import shipped_bundles
@@ -39,6 +39,8 @@ from codedinvnet.simulation.picture import draw_map
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results"
 ABLATION_GRID = ROOT / "configs" / "bench" / "ablation.json"
+DATASETS = (*BUNDLES, "tiny-imagenet")
+"""The image sets that have a table of accuracy. The last one's bundle does not ship."""
 MEASURE = "python -m benchmarks.figures --data-dir data"
 COMMANDS = {
     "accuracy.jsonl": "codedinvnet bench accuracy configs/bench/accuracy.json --data-dir data",
@@ -75,19 +77,23 @@ def late(path: Path) -> str:
     """Return how often direct and late answers are right in the hard case, data sets across.
 
     Direct answers are of f, and of the plain ResNet of its cost. And how many extra workers a group
-    has for that: with two parities there are two.
+    has for that: with two parities there are two. Methods of equal cost have tables of their own.
     """
     frame = accuracy_frame(path)
     best = hard(frame).set_index("dataset")
-    direct = best[best["method"] == OURS]["normal"]
-    plain = frame[frame["base"] == "resnet"].groupby("dataset")["normal"].first()
-    own = {"direct, f": direct} | ({"direct, plain ResNet": plain} if len(plain) else {})
+    bases = {"direct, f": "invertible", "direct, plain ResNet": "resnet"}
+    own = {
+        title: frame[frame["base"] == base].groupby("dataset")["normal"].first()
+        for title, base in bases.items()
+        if base in set(frame["base"])
+    }
     columns = own | {
         name: best[best["method"] == name]["recovered"]
         for name in best["method"].unique()
         if _is_brief(name)
     }
-    table = DataFrame(columns).reindex(direct.index).T.map("{:.2f}".format, na_action="ignore")
+    table = DataFrame(columns).reindex(best.index.unique()).T
+    table = table.map("{:.2f}".format, na_action="ignore")
     shares = zip(best["method"], best["extra"], strict=True)
     workers = dict.fromkeys(own, "none") | {
         name: f"{share * HARD / 100:.0f}" for name, share in shares
@@ -98,13 +104,17 @@ def late(path: Path) -> str:
 
 def _is_brief(name: str) -> bool:
     method = known_method(name)
-    return method is not None and method.in_brief and not method.is_bound
+    brief = method is not None and method.in_brief and not method.is_bound
+    return brief and name not in equal_cost.OWN
 
 
 def one_set(name: str, path: Path) -> str:
     """Return the table of all methods and settings of one data set."""
     frame = accuracy_frame(path)
-    return tables.accuracy_table(frame[frame["dataset"] == name])
+    own = frame[frame["dataset"] == name]
+    if own.empty:
+        return f"Not measured yet; `codedinvnet bench accuracy` of a grid with {name} measures it."
+    return tables.accuracy_table(own)
 
 
 def published(path: Path) -> str:
@@ -182,7 +192,7 @@ FROM_FOLDER: Mapping[str, Callable[[Path], str]] = {
 }
 FROM_FILE: Mapping[str, tuple[str, Callable[[Path], str]]] = {
     "late": ("accuracy.jsonl", late),
-    **{f"accuracy-{name}": ("accuracy.jsonl", partial(one_set, name)) for name in BUNDLES},
+    **{f"accuracy-{name}": ("accuracy.jsonl", partial(one_set, name)) for name in DATASETS},
     "published": ("accuracy.jsonl", published),
     "failed": ("accuracy.jsonl", failed),
     "tails": ("latency.jsonl", lambda path: tables.tails_table(latency_frame(path))),
