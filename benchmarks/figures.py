@@ -42,20 +42,27 @@ ABLATION_GRID = ROOT / "configs" / "bench" / "ablation.json"
 DATASETS = (*BUNDLES, "tiny-imagenet")
 """The image sets that have a table of accuracy. The last one's bundle does not ship."""
 MEASURE = "python -m benchmarks.figures --data-dir data"
+BENCH = "codedinvnet bench {0} configs/bench/{1}.json --data-dir data --out"
+SIMULATE = "codedinvnet simulate configs/bench/simulate-{}.json --out"
 COMMANDS = {
-    "accuracy.jsonl": "codedinvnet bench accuracy configs/bench/accuracy.json --data-dir data",
-    "latency.jsonl": "codedinvnet bench latency configs/bench/latency.json --data-dir data",
+    "accuracy.jsonl": BENCH.format("accuracy", "accuracy"),
+    "equal-cost.jsonl": BENCH.format("accuracy", "equal-cost"),
+    "latency.jsonl": BENCH.format("latency", "latency"),
     "validation.json": "codedinvnet simulate configs/bench/simulate-measured.json "
-    "--measured docs/results/latency.jsonl",
-    "policies.jsonl": "codedinvnet simulate configs/bench/simulate-policies.json",
-    "auto.jsonl": "codedinvnet simulate configs/bench/simulate-auto.json",
-    "off-map.jsonl": "codedinvnet simulate configs/bench/simulate-off-map.json",
-    "two-losses.jsonl": "codedinvnet simulate configs/bench/simulate-two-losses.json",
-    "ablation.jsonl": "python -m benchmarks ablation configs/bench/ablation.json --data-dir data",
-    "liars.json": "python -m benchmarks liars --data-dir data --json",
-    "drift.json": "python -m benchmarks drift --data-dir data --json",
-    "advised.json": "python -m benchmarks advised",
+    "--measured docs/results/latency.jsonl --out",
+    "policies.jsonl": SIMULATE.format("policies"),
+    "auto.jsonl": SIMULATE.format("auto"),
+    "off-map.jsonl": SIMULATE.format("off-map"),
+    "two-losses.jsonl": SIMULATE.format("two-losses"),
+    "ablation.jsonl": "python -m benchmarks ablation configs/bench/ablation.json --data-dir data "
+    "--out",
+    "liars.json": "python -m benchmarks liars --data-dir data --json >",
+    "drift.json": "python -m benchmarks drift --data-dir data --json >",
+    "advised.json": "python -m benchmarks advised --out",
+    "paper-mnist-k2.json": "python ./main.py --config_file configs/mnist.json -fusion --nactors 2 "
+    "-test_fusion && cp runs/mnist/fusion-k2/evaluation.json",
 }
+"""File of docs/results -> the command that makes it, up to the file's name."""
 Formats = Mapping[str, str]
 
 
@@ -214,18 +221,33 @@ FROM_FILE: Mapping[str, tuple[str, Callable[[Path], str]]] = {
     ),
 }
 """Name of a place in the pages -> the file that its table is made of, and how."""
+NEEDS: Mapping[str, Sequence[str]] = {
+    "choice": ("policies.jsonl", "accuracy.jsonl"),
+    "equal-cost": equal_cost.FILES,
+    "equal-margins": equal_cost.FILES,
+    "paper": ("paper-mnist-k2.json",),
+}
+"""Table of a folder -> the files that it is made of, where they are not the bundles' own."""
 
 
 def section(name: str, folder: Path = RESULTS) -> str:
     """Return a table by its name, or that it was not measured, with the command that does it."""
     if name in FROM_FOLDER:
-        return FROM_FOLDER[name](folder).strip() or f"Not measured yet; `{MEASURE}` measures it."
-    file, render = FROM_FILE[name]
-    path = folder / file
-    if not path.is_file() or not path.stat().st_size:
-        into = ">" if COMMANDS[file].endswith("--json") else "--out"
-        return f"Not measured yet; `{COMMANDS[file]} {into} docs/results/{file}` measures it."
-    return render(path).strip()
+        needs, found = NEEDS.get(name, ()), FROM_FOLDER[name](folder).strip()
+        if found:
+            return found
+    else:
+        file, render = FROM_FILE[name]
+        if _holds(folder / file):
+            return render(folder / file).strip()
+        needs = (file,)
+    lacks = [file for file in needs if not _holds(folder / file)] or needs[-1:]
+    command = f"{COMMANDS[lacks[0]]} docs/results/{lacks[0]}" if lacks else MEASURE
+    return f"Not measured yet; `{command}` measures it."
+
+
+def _holds(path: Path) -> bool:
+    return path.is_file() and path.stat().st_size > 0
 
 
 MARKED = re.compile(r"(<!-- figures:([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)

@@ -56,6 +56,12 @@ def test_what_was_not_measured_says_which_command_does_it(tmp_path: Path) -> Non
         assert told.startswith("Not measured yet; `")
         assert FROM_FILE[name][0] in told
     assert "benchmarks.figures" in section("bundles", tmp_path)
+    assert "-test_fusion" in section("paper", tmp_path)
+    grids = {"choice": "simulate-policies", "equal-cost": "accuracy", "equal-margins": "accuracy"}
+    for name, grid in grids.items():
+        assert f"configs/bench/{grid}.json" in section(name, tmp_path)
+    append_row(tmp_path / "accuracy.jsonl", row("none", 0.1))
+    assert "configs/bench/equal-cost.json" in section("equal-cost", tmp_path)
 
 
 def test_only_what_stands_between_marks_is_replaced() -> None:
