@@ -28,7 +28,7 @@ from benchmarks.bundles import BUNDLES, HARD
 from benchmarks.choosing import beside_hedge, choosing, fixed
 from codedinvnet.bench import plots, tables
 from codedinvnet.cli.common import guarded
-from codedinvnet.codes.registry import OURS, known_method
+from codedinvnet.codes.registry import known_method
 from codedinvnet.errors import UserError
 from codedinvnet.files import read_json, write_text
 from codedinvnet.models.bundle import shipped_bundles
@@ -39,21 +39,30 @@ from codedinvnet.simulation.picture import draw_map
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results"
 ABLATION_GRID = ROOT / "configs" / "bench" / "ablation.json"
+DATASETS = (*BUNDLES, "tiny-imagenet")
+"""The image sets that have a table of accuracy. The last one's bundle does not ship."""
 MEASURE = "python -m benchmarks.figures --data-dir data"
+BENCH = "codedinvnet bench {0} configs/bench/{1}.json --data-dir data --out"
+SIMULATE = "codedinvnet simulate configs/bench/simulate-{}.json --out"
 COMMANDS = {
-    "accuracy.jsonl": "codedinvnet bench accuracy configs/bench/accuracy.json --data-dir data",
-    "latency.jsonl": "codedinvnet bench latency configs/bench/latency.json --data-dir data",
+    "accuracy.jsonl": BENCH.format("accuracy", "accuracy"),
+    "equal-cost.jsonl": BENCH.format("accuracy", "equal-cost"),
+    "latency.jsonl": BENCH.format("latency", "latency"),
     "validation.json": "codedinvnet simulate configs/bench/simulate-measured.json "
-    "--measured docs/results/latency.jsonl",
-    "policies.jsonl": "codedinvnet simulate configs/bench/simulate-policies.json",
-    "auto.jsonl": "codedinvnet simulate configs/bench/simulate-auto.json",
-    "off-map.jsonl": "codedinvnet simulate configs/bench/simulate-off-map.json",
-    "two-losses.jsonl": "codedinvnet simulate configs/bench/simulate-two-losses.json",
-    "ablation.jsonl": "python -m benchmarks ablation configs/bench/ablation.json --data-dir data",
-    "liars.json": "python -m benchmarks liars --data-dir data --json",
-    "drift.json": "python -m benchmarks drift --data-dir data --json",
-    "advised.json": "python -m benchmarks advised",
+    "--measured docs/results/latency.jsonl --out",
+    "policies.jsonl": SIMULATE.format("policies"),
+    "auto.jsonl": SIMULATE.format("auto"),
+    "off-map.jsonl": SIMULATE.format("off-map"),
+    "two-losses.jsonl": SIMULATE.format("two-losses"),
+    "ablation.jsonl": "python -m benchmarks ablation configs/bench/ablation.json --data-dir data "
+    "--out",
+    "liars.json": "python -m benchmarks liars --data-dir data --json >",
+    "drift.json": "python -m benchmarks drift --data-dir data --json >",
+    "advised.json": "python -m benchmarks advised --out",
+    "paper-mnist-k2.json": "python ./main.py --config_file configs/mnist.json -fusion --nactors 2 "
+    "-test_fusion && cp runs/mnist/fusion-k2/evaluation.json",
 }
+"""File of docs/results -> the command that makes it, up to the file's name."""
 Formats = Mapping[str, str]
 
 
@@ -75,19 +84,23 @@ def late(path: Path) -> str:
     """Return how often direct and late answers are right in the hard case, data sets across.
 
     Direct answers are of f, and of the plain ResNet of its cost. And how many extra workers a group
-    has for that: with two parities there are two.
+    has for that: with two parities there are two. Methods of equal cost have tables of their own.
     """
     frame = accuracy_frame(path)
     best = hard(frame).set_index("dataset")
-    direct = best[best["method"] == OURS]["normal"]
-    plain = frame[frame["base"] == "resnet"].groupby("dataset")["normal"].first()
-    own = {"direct, f": direct} | ({"direct, plain ResNet": plain} if len(plain) else {})
+    bases = {"direct, f": "invertible", "direct, plain ResNet": "resnet"}
+    own = {
+        title: frame[frame["base"] == base].groupby("dataset")["normal"].first()
+        for title, base in bases.items()
+        if base in set(frame["base"])
+    }
     columns = own | {
         name: best[best["method"] == name]["recovered"]
         for name in best["method"].unique()
         if _is_brief(name)
     }
-    table = DataFrame(columns).reindex(direct.index).T.map("{:.2f}".format, na_action="ignore")
+    table = DataFrame(columns).reindex(best.index.unique()).T
+    table = table.map("{:.2f}".format, na_action="ignore")
     shares = zip(best["method"], best["extra"], strict=True)
     workers = dict.fromkeys(own, "none") | {
         name: f"{share * HARD / 100:.0f}" for name, share in shares
@@ -98,13 +111,17 @@ def late(path: Path) -> str:
 
 def _is_brief(name: str) -> bool:
     method = known_method(name)
-    return method is not None and method.in_brief and not method.is_bound
+    brief = method is not None and method.in_brief and not method.is_bound
+    return brief and name not in equal_cost.OWN
 
 
 def one_set(name: str, path: Path) -> str:
     """Return the table of all methods and settings of one data set."""
     frame = accuracy_frame(path)
-    return tables.accuracy_table(frame[frame["dataset"] == name])
+    own = frame[frame["dataset"] == name]
+    if own.empty:
+        return f"Not measured yet; `codedinvnet bench accuracy` of a grid with {name} measures it."
+    return tables.accuracy_table(own)
 
 
 def published(path: Path) -> str:
@@ -182,7 +199,7 @@ FROM_FOLDER: Mapping[str, Callable[[Path], str]] = {
 }
 FROM_FILE: Mapping[str, tuple[str, Callable[[Path], str]]] = {
     "late": ("accuracy.jsonl", late),
-    **{f"accuracy-{name}": ("accuracy.jsonl", partial(one_set, name)) for name in BUNDLES},
+    **{f"accuracy-{name}": ("accuracy.jsonl", partial(one_set, name)) for name in DATASETS},
     "published": ("accuracy.jsonl", published),
     "failed": ("accuracy.jsonl", failed),
     "tails": ("latency.jsonl", lambda path: tables.tails_table(latency_frame(path))),
@@ -204,18 +221,33 @@ FROM_FILE: Mapping[str, tuple[str, Callable[[Path], str]]] = {
     ),
 }
 """Name of a place in the pages -> the file that its table is made of, and how."""
+NEEDS: Mapping[str, Sequence[str]] = {
+    "choice": ("policies.jsonl", "accuracy.jsonl"),
+    "equal-cost": equal_cost.FILES,
+    "equal-margins": equal_cost.FILES,
+    "paper": ("paper-mnist-k2.json",),
+}
+"""Table of a folder -> the files that it is made of, where they are not the bundles' own."""
 
 
 def section(name: str, folder: Path = RESULTS) -> str:
     """Return a table by its name, or that it was not measured, with the command that does it."""
     if name in FROM_FOLDER:
-        return FROM_FOLDER[name](folder).strip() or f"Not measured yet; `{MEASURE}` measures it."
-    file, render = FROM_FILE[name]
-    path = folder / file
-    if not path.is_file() or not path.stat().st_size:
-        into = ">" if COMMANDS[file].endswith("--json") else "--out"
-        return f"Not measured yet; `{COMMANDS[file]} {into} docs/results/{file}` measures it."
-    return render(path).strip()
+        needs, found = NEEDS.get(name, ()), FROM_FOLDER[name](folder).strip()
+        if found:
+            return found
+    else:
+        file, render = FROM_FILE[name]
+        if _holds(folder / file):
+            return render(folder / file).strip()
+        needs = (file,)
+    lacks = [file for file in needs if not _holds(folder / file)] or needs[-1:]
+    command = f"{COMMANDS[lacks[0]]} docs/results/{lacks[0]}" if lacks else MEASURE
+    return f"Not measured yet; `{command}` measures it."
+
+
+def _holds(path: Path) -> bool:
+    return path.is_file() and path.stat().st_size > 0
 
 
 MARKED = re.compile(r"(<!-- figures:([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)

@@ -76,8 +76,8 @@ def test_a_bundle_from_another_seed_is_a_training_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("code", "dear", "margin", "pays"),
     [
-        ((0.93, 0.931, 0.929), (0.90, 0.901, 0.899), "ahead", "25 % late answers"),
-        ((0.90, 0.901, 0.899), (0.93, 0.931, 0.929), "behind", "nowhere"),
+        ((0.93, 0.931, 0.929), (0.90, 0.901, 0.899), "ahead", "25 % late answers, on one f"),
+        ((0.90, 0.901, 0.899), (0.93, 0.931, 0.929), "behind", "nowhere, on one f"),
         ((0.90, 0.94, 0.92), (0.90, 0.93, 0.92), "open", "open"),
     ],
 )
@@ -87,7 +87,8 @@ def test_the_code_pays_where_its_gain_is_worth_its_f(
     write(tmp_path, code=code, dear=dear)
     ((_, _, cheap, against, price, share),) = lines(equal_cost.margins(tmp_path), "mnist")
     assert cheap == "not measured"
-    assert f"({margin})" in against
+    verdict = margin if margin == "open" else f"{margin}, on one f"  # which the backups share
+    assert f"({verdict})" in against
     assert (price, share) == ("1.00", pays)
 
 
@@ -205,8 +206,23 @@ def test_what_a_part_of_another_size_spends_is_not_said(tmp_path: Path) -> None:
     assert [lines(text, name)[0][3] for name in ("small-backup", "parm")] == ["– / – / –"] * 2
 
 
+def test_a_row_says_what_its_method_spends(tmp_path: Path) -> None:
+    """So a bundle need not ship."""
+    counts = {"extra_macs": 165, "served_macs": 100}
+    for label, own in (("coded-invnet", counts), ("small-backup", counts | {"extra_macs": 94})):
+        found = row(label, 0.8, dataset="tiny-imagenet") | own
+        append_row(tmp_path / "accuracy.jsonl", found | {"bundle": "runs/tiny/bundle"})
+    append_row(tmp_path / "accuracy.jsonl", row("small-backup", 0.9) | counts)
+    text = equal_cost.table(tmp_path)
+    spends = {tuple(line[:3:2]): line[3] for line in lines(text, "small-backup")}
+    assert spends["tiny-imagenet", "small-backup"] == "– / – / 0.94"
+    assert spends["mnist", "small-backup"] == "– / – / 1.65"
+    (margin,) = lines(equal_cost.margins(tmp_path), "tiny-imagenet")
+    assert "1.65 against 0.94" in margin[2]
+
+
 def test_whoever_keeps_the_resnet_has_a_backup_of_it(tmp_path: Path) -> None:
-    """It decides where the code pays, as soon as it was measured."""
+    """It decides where the code pays, as soon as it was measured: each training has its own."""
     code, backup = (0.93, 0.931, 0.929), (0.90, 0.901, 0.899)
     write(tmp_path, code=code, backup=backup, dear=backup)
     share = [lines(equal_cost.margins(tmp_path), "mnist")[0][-1]]
@@ -219,7 +235,7 @@ def test_whoever_keeps_the_resnet_has_a_backup_of_it(tmp_path: Path) -> None:
     append("small-backup", base="resnet")  # which may spend less than the code
     append("small-backup@1.4", base="resnet", k=4)
     append("small-backup@1.4", base="resnet")
-    assert share == ["25 % late answers"] * 3 + ["50 % late answers"]
+    assert share == ["25 % late answers, on one f"] * 3 + ["50 % late answers"]
 
 
 @pytest.mark.parametrize(("backup", "margin"), [(0.90, "+3.00"), (0.96, "-3.00")])
@@ -242,4 +258,4 @@ def test_a_cheap_backup_that_is_ahead_settles_it(tmp_path: Path) -> None:
     """Whatever the dear one's only training says."""
     write(tmp_path, code=(0.90, 0.901), backup=(0.93, 0.931), dear=(0.89,))
     (line,) = lines(equal_cost.margins(tmp_path), "mnist")
-    assert line[-1] == "nowhere"
+    assert line[-1] == "nowhere, on one f"

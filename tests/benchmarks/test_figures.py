@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import bundles, figures, policies
+from benchmarks import bundles, equal_cost, figures, policies
 from benchmarks.bundles import SIZES
 from benchmarks.figures import FROM_FILE, FROM_FOLDER, RESULTS, pages, render, section
 from codedinvnet.config import EncoderSettings, PixelFusionSettings, load_settings
@@ -28,13 +28,14 @@ def rows_of(table: str) -> list[dict[str, str]]:
 
 
 def test_the_pages_are_of_the_rows_beside_them() -> None:
-    """And every table has a place in one of them."""
+    """And every table that was measured has a place in one of them."""
     marked = set()
     for path in pages():
         text = path.read_text(encoding="utf-8")
         assert render(text) == text, path.name
         marked |= {found[2] for found in figures.MARKED.finditer(text)}
-    assert marked == {*FROM_FOLDER, *FROM_FILE}
+    for name in {*FROM_FOLDER, *FROM_FILE} - marked:
+        assert section(name).startswith("Not measured yet"), name
     for picture in (
         "accuracy-late",
         "map",
@@ -55,6 +56,12 @@ def test_what_was_not_measured_says_which_command_does_it(tmp_path: Path) -> Non
         assert told.startswith("Not measured yet; `")
         assert FROM_FILE[name][0] in told
     assert "benchmarks.figures" in section("bundles", tmp_path)
+    assert "-test_fusion" in section("paper", tmp_path)
+    grids = {"choice": "simulate-policies", "equal-cost": "accuracy", "equal-margins": "accuracy"}
+    for name, grid in grids.items():
+        assert f"configs/bench/{grid}.json" in section(name, tmp_path)
+    append_row(tmp_path / "accuracy.jsonl", row("none", 0.1))
+    assert "configs/bench/equal-cost.json" in section("equal-cost", tmp_path)
 
 
 def test_only_what_stands_between_marks_is_replaced() -> None:
@@ -95,6 +102,19 @@ def test_what_a_bundles_file_lacks_is_not_measured(tmp_path: Path) -> None:
     assert section("bundles", tmp_path).startswith("Not measured yet")
 
 
+def test_a_bundles_extra_work_is_that_of_the_table_of_equal_cost(tmp_path: Path) -> None:
+    """Both are counted in queries of g(f(x))."""
+    shutil.copy(RESULTS / "cifar10.json", tmp_path)
+    for k in SIZES:
+        append_row(tmp_path / "accuracy.jsonl", row("coded-invnet", 0.8, dataset="cifar10", k=k))
+    (own,) = rows_of(section("equal-cost", tmp_path))
+    spends = [float(spent) for spent in own[equal_cost.SPENDS].split(" / ")]
+    lines = rows_of(section("bundles", tmp_path))
+    shares = [float(line["extra multiply-adds"].rstrip("%")) / 100 for line in lines]
+    expected = [spent / k for spent, k in zip(spends, SIZES, strict=True)]
+    assert shares == pytest.approx(expected, abs=0.008)  # as both are rounded
+
+
 @pytest.mark.parametrize("name", ["mnist", "fashion", "cifar10"])
 def test_the_papers_objective_has_all_but_the_fusion_in_common_with_the_bundle(name: str) -> None:
     pixels = load_settings(CONFIGS / f"{name}-pixels.json")
@@ -133,6 +153,21 @@ def test_a_short_table_leaves_out_what_failed_and_what_nobody_measured(tmp_path:
     assert workers == dict.fromkeys(late, "1") | {"direct, f": "none", "coded-invnet-r2": "2"}
 
 
+def test_a_set_whose_bundle_does_not_ship_has_its_tables_as_rows_come_in(tmp_path: Path) -> None:
+    path = tmp_path / "accuracy.jsonl"
+    for one in (row("coded-invnet", 0.9), row("collage", 0.8)):
+        append_row(path, one)
+    assert section("accuracy-tiny-imagenet", tmp_path).startswith("Not measured yet")
+    append_row(path, row("small-backup", 0.6, dataset="tiny-imagenet"))
+    (own,) = rows_of(section("accuracy-tiny-imagenet", tmp_path))
+    assert (own["method"], own["recovered"]) == ("small-backup", "60.00")
+    late = {line["answer, % right"]: line for line in rows_of(section("late", tmp_path))}
+    assert list(late) == ["direct, f", "coded-invnet", "small-backup"]  # collage: at equal cost
+    assert late["direct, f"]["tiny-imagenet"] == "95.00"
+    assert late["coded-invnet"]["tiny-imagenet"] == late["small-backup"]["mnist"] == ""
+    assert late["small-backup"]["tiny-imagenet"] == "60.00"
+
+
 def test_a_short_table_has_direct_answers_of_the_plain_network(tmp_path: Path) -> None:
     for one in (row("coded-invnet", 0.9), {**row("none", 0.1, base="resnet"), "normal": 0.97}):
         append_row(tmp_path / "accuracy.jsonl", one)
@@ -141,7 +176,8 @@ def test_a_short_table_has_direct_answers_of_the_plain_network(tmp_path: Path) -
     assert late["direct, plain ResNet"] == "97.00"
 
 
-def test_the_table_to_choose_by_compares_with_no_redundancy(tmp_path: Path) -> None:
+def write_policies(folder: Path) -> None:
+    """Write rows of the policies to choose from, with p99.9 of 100 ms but for `uncoded`."""
     for batch, late in ((1, 200.0), (10, 50.0)):  # of `uncoded`, twice and half the others' 100
         for policy in ("uncoded", *policies.CHOICE):
             cell = {"stragglers": "pareto", "batch": batch, "load": 0.4, "policy": policy}
@@ -149,10 +185,14 @@ def test_the_table_to_choose_by_compares_with_no_redundancy(tmp_path: Path) -> N
             figures = {"p999_ms": late if policy == "uncoded" else 100.0, "p999_ms_95": None}
             figures["decoded_share"] = 0.09 * batch if policy == "small-backup" else 0.0
             append_row(
-                tmp_path / "policies.jsonl",
+                folder / "policies.jsonl",
                 {"schema_version": 1, "cell": cell, "scenario": {}, "work_per_query": work}
                 | figures,
             )
+
+
+def test_the_table_to_choose_by_compares_with_no_redundancy(tmp_path: Path) -> None:
+    write_policies(tmp_path)
     for one in (row("coded-invnet", 0.9), row("small-backup", 0.8), row("small-backup", 0.1, k=4)):
         append_row(tmp_path / "accuracy.jsonl", one)
     lines = {line["policy"]: line for line in rows_of(section("choice", tmp_path))}
@@ -166,6 +206,24 @@ def test_the_table_to_choose_by_compares_with_no_redundancy(tmp_path: Path) -> N
     assert right == ["80.0", "95.0", "80.0", "80.0", "90.0"]
     assert trained[1] == "nothing"
     assert trained[4] == "f, g and E"
+
+
+def test_the_table_to_choose_by_has_the_best_base_of_each_policy(tmp_path: Path) -> None:
+    """Of the image sets whose bundles ship, as far as they were measured."""
+    write_policies(tmp_path)
+    for one in (
+        *(row("coded-invnet", 0.9), row("small-backup", 0.8)),
+        row("small-backup", 0.82, base="resnet"),
+        {**row("none", 0.1, base="resnet"), "normal": 0.97},
+        row("small-backup", 0.7, dataset="fashion"),
+        row("coded-invnet", 0.6, dataset="tiny-imagenet"),
+    ):
+        append_row(tmp_path / "accuracy.jsonl", one)
+    column = "late answers right, %: mnist, fashion"
+    right = {line["policy"]: line[column] for line in rows_of(section("choice", tmp_path))}
+    assert right["`hedge`"] == "97.0, 95.0"
+    assert right["`auto`"] == "82.0, 70.0"
+    assert right["`coded`"] == "90.0, –"
 
 
 def test_the_table_of_places_has_what_all_places_cost(tmp_path: Path) -> None:
