@@ -195,9 +195,11 @@ def test_a_trial_that_failed_does_not_remove_what_was_measured(changed: dict[str
 
 @pytest.mark.parametrize("name", ["test_digest", "train_digest"])
 def test_accuracy_on_other_images_is_not_compared(name: str) -> None:
-    rows = [canned.row(label, 0.9, **{name: "before"}) for label in ("none", "parm")]
+    before: dict[str, Any] = {name: "before"}
+    rows = [canned.row(label, 0.9, **before) for label in ("none", "parm")]
     assert current_accuracy(rows) == rows
-    last = canned.row("parm", 0.8, **{name: "now"})
+    now: dict[str, Any] = {name: "now"}
+    last = canned.row("parm", 0.8, **now)
     assert current_accuracy([*rows, last]) == [last]
 
 

@@ -43,7 +43,7 @@ def median_ms(call: Callable[[], Any], repeats: int = REPEATS) -> float:
 def info_report(bundle: Bundle, sizes: tuple[int, ...] = (2, 4, 10)) -> dict[str, Any]:
     """Return a bundle's description, parameters, multiply-adds and times of one query each.
 
-    `reading` is what a mosaic's parity worker does with a group's z_p for the recovery head.
+    `reading` is what decoding does first with the z_p of a mosaic, for the recovery head.
     """
     model, info = bundle.model, bundle.info
     device = first_tensor(model).device

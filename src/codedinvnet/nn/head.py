@@ -181,7 +181,7 @@ class DoubtingHead(RecoveryHead):
 class MosaicHead(nn.Module):
     """g' for parities that keep their members apart (`MosaicFusion`).
 
-    The parity worker reads each member's cell of the latent: normalise, ELU, a 1×1 convolution,
+    Each member's cell of the parity's latent is read: normalise, ELU, a 1×1 convolution,
     GELU, and the average over the cell. These readings and the member's side features are
     classified by two linear layers. It is trained to answer from either alone, too.
 
