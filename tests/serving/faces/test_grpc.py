@@ -1,4 +1,4 @@
-"""What clients over gRPC may take: messages on their way, unread answers."""
+"""What clients over gRPC may take: messages on their way, unread answers, long errors."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import pytest
 from prometheus_client import CollectorRegistry, Counter
 from tritonclient.grpc import service_pb2 as pb
 
-from codedinvnet.serving.answers import Overloaded
+from codedinvnet.serving.answers import Overloaded, QueryFailed
 from codedinvnet.serving.bodies import BodyMemory
 from codedinvnet.serving.faces import grpc as faces
-from codedinvnet.serving.faces.grpc import GrpcFace, Headers
+from codedinvnet.serving.faces.grpc import GrpcFace, Headers, Refused
 from codedinvnet.serving.faces.grpc_stubs import SERVICE
 
 LIMIT = 8 << 20
@@ -154,3 +154,15 @@ async def test_an_answer_that_nobody_reads_does_not_stay(monkeypatch: pytest.Mon
         assert codes[0] is grpc.StatusCode.RESOURCE_EXHAUSTED
         with suppress(grpc.aio.AioRpcError):
             await unread.read()
+
+
+@pytest.mark.parametrize("text", ["x" * 20_000, "\u00e4" * 20_000, "\n" * 20_000])
+@pytest.mark.parametrize("own", [True, False])
+async def test_a_long_error_keeps_its_code(text: str, own: bool) -> None:
+    internal = grpc.StatusCode.INTERNAL
+    error = QueryFailed(text) if own else Refused(internal.value[0], text)
+    async with serving(error) as channel:
+        code, told = await ended(channel.unary_unary(INFER)(b"1"))
+    assert code is internal
+    assert told.endswith("...")
+    assert text.startswith(told.removesuffix("..."))

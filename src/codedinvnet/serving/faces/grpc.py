@@ -46,6 +46,8 @@ LONGEST_CONNECTION = 600.0
 """Seconds after which a connection takes no more requests; its client opens another."""
 LAST_REQUESTS = 60.0
 """Seconds, beside twice the deadline, in which a client must have the last answers on it."""
+LONGEST_TOLD = 2048
+"""Bytes of an error's message. Clients take 8 KB of metadata, and three for some bytes."""
 LEFT, TOO_LATE = 499, 504
 """The HTTP statuses of a request whose client had left, and of one whose time was over."""
 INT_MAX = 2**31 - 1
@@ -58,13 +60,21 @@ class Refused(Exception):
 
     Args:
         code: its number.
-        message: what is wrong.
+        message: what is wrong; it is cut off if it is long.
         trailers: metadata behind the answer.
     """
 
     def __init__(self, code: int, message: str, trailers: Headers = ()) -> None:
         super().__init__(message)
-        self.code, self.message, self.trailers = code, message, trailers
+        self.code, self.message, self.trailers = code, cut(message), trailers
+
+
+def cut(message: str) -> str:
+    """Return a message, or the beginning of one that clients would not take."""
+    data = message.encode(errors="replace")
+    if len(data) <= LONGEST_TOLD:
+        return message
+    return data[:LONGEST_TOLD].decode(errors="ignore") + "..."
 
 
 class Backend(Protocol):
