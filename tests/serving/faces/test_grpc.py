@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Any
@@ -166,3 +167,13 @@ async def test_a_long_error_keeps_its_code(text: str, own: bool) -> None:
     assert code is internal
     assert told.endswith("...")
     assert text.startswith(told.removesuffix("..."))
+
+
+async def test_an_error_of_our_own_is_logged_as_one(caplog: pytest.LogCaptureFixture) -> None:
+    async with serving(RuntimeError("why")) as channel:
+        code, told = await ended(channel.unary_unary(INFER)(b"1"))
+    assert (code, told) == (grpc.StatusCode.INTERNAL, "internal error: RuntimeError")
+    (record,) = (r for r in caplog.records if r.getMessage() == "internal error")
+    assert record.levelno == logging.ERROR
+    fields = record.__dict__["fields"]
+    assert fields == {"path": INFER, "reason": "RuntimeError: why"}

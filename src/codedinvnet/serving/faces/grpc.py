@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from importlib.metadata import version as version_of
@@ -130,13 +131,16 @@ TOLD = {Overloaded: "overloaded", Draining: "shutting down", Starting: "starting
 BY_NUMBER = {code.value[0]: code for code in grpc.StatusCode}
 
 
-def problem(error: Exception) -> Refused:
-    """Return an error of the service as gRPC's."""
+def problem(error: Exception, method: str) -> Refused:
+    """Return an error of the service as gRPC's; one of its own is logged with the method."""
     if isinstance(error, Refused):
         return error
     kind = next((kind for kind in CODES if isinstance(error, kind)), None)
     if kind is None:
-        log_event("internal error", reason=f"{type(error).__name__}: {error}", error=error)
+        reason = f"{type(error).__name__}: {error}"
+        log_event(
+            "internal error", logging.ERROR, error, path=f"/{SERVICE}/{method}", reason=reason
+        )
         return Refused(grpc.StatusCode.INTERNAL.value[0], f"internal error: {type(error).__name__}")
     told = f"{TOLD[kind]}: try again later" if kind in TOLD else str(error)
     return Refused(grpc.StatusCode[CODES[kind]].value[0], told)
@@ -253,7 +257,7 @@ class GrpcFace:
                     message = await read_message(context, turns, deadline)
                 said = await answer(message, context)
             except Exception as error:
-                found = problem(error)
+                found = problem(error, name)
             except asyncio.CancelledError:
                 left = context.time_remaining()
                 count(LEFT if left is None or left > 0 else TOO_LATE)
