@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import resource
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
@@ -285,6 +286,31 @@ def test_a_client_that_leaves_is_noticed(runner: Callable[[Any], None]) -> None:
     left.clear()
     runner(run())
     assert left == ["/patient"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="its kernel does it")
+@pytest.mark.parametrize("runner", [asyncio.run, uvloop.run])
+@pytest.mark.parametrize("close", [b"", b"Connection: close\r\n"])
+def test_a_client_that_does_not_read_keeps_no_connection(
+    runner: Callable[[Any], None], close: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def run() -> None:
+        lost = asyncio.Event()
+
+        class Noted(Http):
+            def connection_lost(self, exc: Exception | None) -> None:
+                lost.set()
+                super().connection_lost(exc)
+
+        async with serving(Noted, timeout_keep_alive=1) as connect:
+            _, writer = await connect()
+            writer.transport.pause_reading()
+            head = REQUEST.replace(b"GET /", b"POST /body") + close
+            writer.write(head + b"Content-Length: 32000000\r\n\r\n" + bytes(32_000_000))
+            await asyncio.wait_for(lost.wait(), 30)
+
+    monkeypatch.setattr(connections, "UNREAD", 0.5)
+    runner(run())
 
 
 async def test_half_a_request_is_not_waited_for() -> None:

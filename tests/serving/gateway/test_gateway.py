@@ -169,6 +169,18 @@ async def test_one_transport_stands_for_the_other() -> None:
         assert (await ask(address, b"{")).status == 400
 
 
+async def test_a_long_error_of_an_upstream_over_grpc_is_still_its_own() -> None:
+    rpc = GrpcFake()
+    rpc.code, rpc.details = grpc.StatusCode.INVALID_ARGUMENT, "x" * 20_000
+
+    async with gateway(rpc, grpc_port=0) as (address, _, port):
+        reply = await ask(address)
+        assert (reply.status, json.loads(reply.body)) == (400, {"error": rpc.details})
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await ask_grpc(port, request(bytes(12)))
+        assert refused.value.code() is rpc.code
+
+
 async def test_metadata_of_grpc_say_nothing_of_a_body_over_http() -> None:
     fake = Fake()
     theirs: Any = {"accept-encoding": "gzip", "transfer-encoding": "chunked", "x-ours": "1"}

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import threading
+import time
 from typing import Any
 
 import grpc
@@ -12,7 +15,10 @@ from tritonclient.grpc import service_pb2 as pb
 
 from codedinvnet.models.base import HEADER_LENGTH
 from codedinvnet.serving.answers import BadRequest
+from codedinvnet.serving.faces import v2_grpc
+from codedinvnet.serving.faces.http import LARGE_BODY
 from codedinvnet.serving.faces.statuses import grpc_status, http_status
+from codedinvnet.serving.faces.v2 import TooLarge
 from codedinvnet.serving.faces.v2_grpc import (
     Wanted,
     request_from_http,
@@ -22,6 +28,8 @@ from codedinvnet.serving.faces.v2_grpc import (
 )
 from codedinvnet.serving.gateway.calls import Reply, model_of, passed_on
 from codedinvnet.serving.gateway.outcome import outcome_field, with_outcome
+from codedinvnet.serving.gateway.translation import beside
+from tests.serving.faces.requests import at_most
 
 
 def message(**raw: bytes) -> pb.ModelInferRequest:
@@ -38,6 +46,7 @@ def test_the_model_is_read_without_the_tensors() -> None:
     assert model_of(whole[:-50]) == ("m" * 200, "3")  # the tensors are not looked at
     assert model_of(b"\x12\x013" + b"\x0a\x01m") == ("m", "3")  # in another order
     assert model_of(b"") == ("", "")
+    assert model_of(100_000 * b"\x2a\x00" + b"\x0a\x01m") == ("", "")  # it is not looked for far
 
 
 @pytest.mark.parametrize("broken", [b"\x0a", b"\x0a\x05m", b"\x0d\0\0\0\0", b"\xff" * 11])
@@ -209,3 +218,69 @@ def test_bad_bodies(body: bytes) -> None:
     length = str(body.rindex(b"}") + 1) if b"}" in body else None
     with pytest.raises(BadRequest):
         request_from_http(body, length, "m", "")
+
+
+MANY = 5000
+
+
+def of_many(what: str) -> bytes:
+    """Return a small message that has very many of something."""
+    request = pb.ModelInferRequest(model_name="m")
+    tensor, output = request.inputs.add(), request.outputs.add()
+    if what == "shape":
+        tensor.shape.extend([1] * MANY)
+    elif what == "raw_input_contents":
+        request.raw_input_contents.extend([b""] * MANY)
+    elif what in ("inputs", "outputs"):
+        for _ in range(MANY):
+            getattr(request, what).add()
+    else:
+        owner = {"its": request, "a tensor's": tensor, "an output's": output}[what]
+        for number in range(MANY):
+            owner.parameters[str(number)].bool_param = True
+    found: bytes = request.SerializeToString()
+    return found
+
+
+@pytest.mark.parametrize(
+    "what",
+    ["inputs", "outputs", "raw_input_contents", "shape", "its", "a tensor's", "an output's"],
+)
+def test_a_request_of_very_many_parts_is_refused_before_they_are_built(what: str) -> None:
+    found = of_many(what)
+    with at_most(200_000), pytest.raises(TooLarge, match="4096"):
+        request_to_http(found)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        {"inputs": [{}] * MANY},
+        {"inputs": [], "outputs": [{}] * MANY},
+        {"inputs": [{"shape": [1] * MANY}]},
+        {"inputs": [], "parameters": {str(number): 1 for number in range(MANY)}},
+        {"inputs": [{"parameters": {str(number): 1 for number in range(MANY)}}]},
+    ],
+)
+def test_so_is_a_body(head: dict[str, Any]) -> None:
+    with pytest.raises(TooLarge, match="4096"):
+        request_from_http(json.dumps(head).encode(), None, "m", "")
+
+
+@pytest.mark.parametrize("part", ["1,", "[],", '{"":1},'])
+def test_json_of_very_many_values_is_not_read(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(v2_grpc, "MOST_JSON", 10_000)
+    body = f'{{"inputs":[],"more":[{10_000 * part}1]}}'.encode()
+    with at_most(200_000), pytest.raises(TooLarge, match="binary tensors"):
+        request_from_http(body, None, "m", "")
+
+
+async def test_one_large_body_is_translated_at_a_time() -> None:
+    alone = threading.Lock()
+
+    def translate() -> None:
+        assert alone.acquire(blocking=False)
+        time.sleep(0.05)
+        alone.release()
+
+    await asyncio.gather(*(beside(LARGE_BODY, translate) for _ in range(4)))

@@ -15,6 +15,8 @@ LONGEST_HEAD = 64 * 1024
 trailers), beside those that come together with the first one."""
 HEAD_TIMEOUT = 10.0
 """Seconds in which they must be here."""
+UNREAD = 60.0
+"""Seconds for which a client may take nothing of what is sent to it."""
 FILES_OF_A_WORKER = 8
 """Open files that a worker may take in this process, with the next one that is starting."""
 OTHER_FILES = 64

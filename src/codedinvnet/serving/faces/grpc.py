@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from importlib.metadata import version as version_of
@@ -23,7 +24,7 @@ from codedinvnet.serving.answers import (
     QueryFailed,
     Starting,
 )
-from codedinvnet.serving.bodies import BodyMemory
+from codedinvnet.serving.bodies import BodyMemory, TooSlow
 from codedinvnet.serving.faces import connections
 from codedinvnet.serving.faces.grpc_stubs import SERVICE, UNLIMITED, grpc, pb
 from codedinvnet.serving.faces.statuses import http_status
@@ -34,10 +35,24 @@ from codedinvnet.serving.logs import log_event
 
 OPEN = frozenset({"ServerLive", "ServerReady", "ModelReady"})
 """Methods that need no token."""
-MOST_REQUESTS = 4096
+WITH_MESSAGE = frozenset({"ModelReady", "ModelMetadata", "ModelInfer"})
+"""Methods whose messages say something; others' are not read."""
+FEWEST_REQUESTS, MOST_REQUESTS = 64, 4096
 """Requests at once, whatever their size."""
+WINDOW = 64 * 1024
+"""Bytes that gRPC takes of a message that is not read yet."""
+FEWEST_READ = 8
+"""Messages that are read at once, at least, however long they may be."""
+LONGEST_CONNECTION = 600.0
+"""Seconds after which a connection takes no more requests; its client opens another."""
+LAST_REQUESTS = 60.0
+"""Seconds, beside twice the deadline, in which a client must have the last answers on it."""
+LONGEST_TOLD = 2048
+"""Bytes of an error's message. Clients take 8 KB of metadata, and three for some bytes."""
 LEFT, TOO_LATE = 499, 504
 """The HTTP statuses of a request whose client had left, and of one whose time was over."""
+INT_MAX = 2**31 - 1
+"""The largest number that an option of gRPC may be."""
 Headers = tuple[tuple[str, str], ...]
 
 
@@ -46,13 +61,21 @@ class Refused(Exception):
 
     Args:
         code: its number.
-        message: what is wrong.
+        message: what is wrong; it is cut off if it is long.
         trailers: metadata behind the answer.
     """
 
     def __init__(self, code: int, message: str, trailers: Headers = ()) -> None:
         super().__init__(message)
-        self.code, self.message, self.trailers = code, message, trailers
+        self.code, self.message, self.trailers = code, cut(message), trailers
+
+
+def cut(message: str) -> str:
+    """Return a message, or the beginning of one that clients would not take."""
+    data = message.encode(errors="replace")
+    if len(data) <= LONGEST_TOLD:
+        return message
+    return data[:LONGEST_TOLD].decode(errors="ignore") + "..."
 
 
 class Backend(Protocol):
@@ -98,6 +121,7 @@ class Backend(Protocol):
 CODES: Mapping[type[Exception], str] = {
     BadRequest: "INVALID_ARGUMENT",
     DeadlinePassed: "DEADLINE_EXCEEDED",
+    TooSlow: "DEADLINE_EXCEEDED",
     QueryFailed: "INTERNAL",
     Overloaded: "UNAVAILABLE",
     Draining: "UNAVAILABLE",
@@ -107,13 +131,16 @@ TOLD = {Overloaded: "overloaded", Draining: "shutting down", Starting: "starting
 BY_NUMBER = {code.value[0]: code for code in grpc.StatusCode}
 
 
-def problem(error: Exception) -> Refused:
-    """Return an error of the service as gRPC's."""
+def problem(error: Exception, method: str) -> Refused:
+    """Return an error of the service as gRPC's; one of its own is logged with the method."""
     if isinstance(error, Refused):
         return error
     kind = next((kind for kind in CODES if isinstance(error, kind)), None)
     if kind is None:
-        log_event("internal error", reason=f"{type(error).__name__}: {error}", error=error)
+        reason = f"{type(error).__name__}: {error}"
+        log_event(
+            "internal error", logging.ERROR, error, path=f"/{SERVICE}/{method}", reason=reason
+        )
         return Refused(grpc.StatusCode.INTERNAL.value[0], f"internal error: {type(error).__name__}")
     told = f"{TOLD[kind]}: try again later" if kind in TOLD else str(error)
     return Refused(grpc.StatusCode[CODES[kind]].value[0], told)
@@ -121,6 +148,9 @@ def problem(error: Exception) -> Refused:
 
 class GrpcFace:
     """A gRPC server.
+
+    A token is looked at before the message is read. So many messages are read at once as the memory
+    has room for, `FEWEST_READ` at least; of others gRPC takes `WINDOW` bytes, and clients wait.
 
     Args:
         backend: answers requests.
@@ -141,32 +171,39 @@ class GrpcFace:
     ) -> None:
         self.backend, self.memory, self.requests, self.token = backend, memory, requests, token
         self.max_message = memory.most if max_message is None else max_message
+        self._turns = asyncio.Semaphore(max(FEWEST_READ, memory.most // max(1, self.max_message)))
+        self._strangers_turns = asyncio.Semaphore(1)
 
     @asynccontextmanager
     async def listening(
-        self, host: str, port: int, grace: float, certificate: Certificate | None = None
+        self, host: str, port: int, deadline: float, certificate: Certificate | None = None
     ) -> AsyncIterator[int]:
         """Serve while the body runs; yields the port.
 
         Args:
             host: address to listen on.
             port: 0: a free one.
-            grace: seconds for the requests that are here in the end.
+            deadline: seconds in which a message must be here, and for the requests that are here in
+                the end.
             certificate: None: without TLS.
 
         Raises:
             UserError: if the address is taken or not ours.
         """
+        last = LAST_REQUESTS + 2 * deadline
         options = {
             **dict(UNLIMITED),
             "grpc.max_receive_message_length": self.max_message,
+            "grpc.http2.lookahead_bytes": WINDOW,
+            "grpc.http2.bdp_probe": 0,  # it makes the window larger
+            "grpc.max_connection_age_ms": round(1000 * LONGEST_CONNECTION),
+            "grpc.max_connection_age_grace_ms": min(round(1000 * last), INT_MAX),
             "grpc.so_reuseport": 0,
             "grpc.server_handshake_timeout_ms": round(1000 * connections.HEAD_TIMEOUT),
         }
-        server = grpc.aio.server(
-            options=tuple(options.items()), maximum_concurrent_rpcs=MOST_REQUESTS
-        )
-        handlers = grpc.method_handlers_generic_handler(SERVICE, self._handlers())
+        most = min(max(FEWEST_REQUESTS, self.memory.most // WINDOW), MOST_REQUESTS)
+        server = grpc.aio.server(options=tuple(options.items()), maximum_concurrent_rpcs=most)
+        handlers = grpc.method_handlers_generic_handler(SERVICE, self._handlers(deadline))
         server.add_generic_rpc_handlers((handlers,))
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         try:
@@ -182,9 +219,9 @@ class GrpcFace:
         try:
             yield bound
         finally:
-            await server.stop(grace)
+            await server.stop(deadline)
 
-    def _handlers(self) -> dict[str, Any]:
+    def _handlers(self, deadline: float) -> dict[str, Any]:
         answers: dict[str, Callable[[bytes, Any], Awaitable[bytes]]] = {
             "ServerLive": self._live,
             "ServerReady": self._ready,
@@ -193,27 +230,34 @@ class GrpcFace:
             "ModelMetadata": self._model_metadata,
             "ModelInfer": self._infer,
         }
+        # Of a stream gRPC reads nothing before it is told to; a stream of one is the same request.
         handlers = {
-            name: grpc.unary_unary_rpc_method_handler(self._guarded(name, answer))
+            name: grpc.stream_unary_rpc_method_handler(self._guarded(name, answer, deadline))
             for name, answer in answers.items()
         }
         handlers["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(self._no_stream)
         return handlers
 
     def _guarded(
-        self, name: str, answer: Callable[[bytes, Any], Awaitable[bytes]]
-    ) -> Callable[[bytes, Any], Awaitable[bytes]]:
+        self, name: str, answer: Callable[[bytes, Any], Awaitable[bytes]], deadline: float
+    ) -> Callable[[Any, Any], Awaitable[bytes]]:
+        is_open = name in OPEN
+        turns = self._strangers_turns if is_open and self.token else self._turns
+
         def count(status: int) -> None:
             if name == "ModelInfer":
                 self.requests.labels(str(status)).inc()
 
-        async def guarded(message: bytes, context: Any) -> bytes:
+        async def guarded(_: Any, context: Any) -> bytes:
+            message = b""
             try:
-                if self.token and name not in OPEN:
+                if self.token and not is_open:
                     self._check_token(context)
+                if name in WITH_MESSAGE:
+                    message = await read_message(context, turns, deadline)
                 said = await answer(message, context)
             except Exception as error:
-                found = problem(error)
+                found = problem(error, name)
             except asyncio.CancelledError:
                 left = context.time_remaining()
                 count(LEFT if left is None or left > 0 else TOO_LATE)
@@ -282,6 +326,32 @@ class GrpcFace:
     async def _no_stream(self, _: Any, context: Any) -> None:
         told = "ModelStreamInfer is not supported: send each request by ModelInfer"
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, told)
+
+
+async def read_message(context: Any, turns: asyncio.Semaphore, seconds: float) -> bytes:
+    """Return a request's message.
+
+    Args:
+        context: of the request.
+        turns: one is had while it is read.
+        seconds: in which it must be here.
+
+    Raises:
+        TooSlow: if it is not.
+        BadRequest: if there is none.
+    """
+
+    async def read() -> Any:
+        async with turns:
+            return await context.read()
+
+    try:
+        message = await asyncio.wait_for(read(), seconds)
+    except asyncio.TimeoutError:
+        raise TooSlow(f"message: not here after {seconds:g} s") from None
+    if not isinstance(message, bytes):
+        raise BadRequest("message: there is none")
+    return message
 
 
 def renewed_credentials(certificate: Certificate) -> Any:

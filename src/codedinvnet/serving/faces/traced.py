@@ -89,7 +89,7 @@ class TracedBackend:
             try:
                 return await self.backend.infer(message, seconds, headers, hold)
             except Exception as error:
-                refused = problem(error)
+                refused = problem(error, "ModelInfer")
                 code = refused.code
                 if code in FAULTS:
                     request.failed(refused.message)

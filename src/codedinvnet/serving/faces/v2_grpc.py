@@ -16,10 +16,16 @@ from google.protobuf.message import DecodeError
 
 from codedinvnet.serving.answers import BadRequest
 from codedinvnet.serving.faces.grpc_stubs import pb
-from codedinvnet.serving.faces.v2 import short, split_body
+from codedinvnet.serving.faces.protobuf import fields
+from codedinvnet.serving.faces.v2 import TooLarge, short, split_body
 from codedinvnet.serving.tensors import LENGTH, BadTensor, from_bytes, from_json, to_bytes, to_json
 
 SIZE, BINARY, ALL_BINARY = "binary_data_size", "binary_data", "binary_data_output"
+MOST_PARTS = 4096
+"""Tensors, contents, parameters and sizes of a request. Of a message each takes two bytes, and
+hundreds once it is translated."""
+MOST_JSON = 1 << 22
+"""Values, lists, objects and keys of a request's JSON: reading them holds the interpreter."""
 TYPED = {
     "BOOL": ("bool_contents", "?"), "UINT8": ("uint_contents", "B"),
     "UINT16": ("uint_contents", "H"), "UINT32": ("uint_contents", "I"),
@@ -122,8 +128,9 @@ def request_to_http(message: bytes) -> tuple[Body, str, str]:
 
     Raises:
         BadRequest: if it is none.
+        TooLarge: if it has very many parts.
     """
-    request = parsed(pb.ModelInferRequest, message)
+    request = parsed_request(message)
     blobs = contents(request.inputs, request.raw_input_contents)
     inputs = [
         {
@@ -187,7 +194,9 @@ def request_from_http(
 
     Raises:
         BadRequest: if it is no request of the protocol, or gRPC cannot say it.
+        TooLarge: if its JSON has very many values, or other parts.
     """
+    check_json(split_body(data, header_length)[0])
     head, blobs = separated(data, header_length, "inputs")
     request = pb.ModelInferRequest(
         model_name=model, model_version=version, id=str(head.get("id") or "")
@@ -257,6 +266,50 @@ def parsed(kind: Any, message: bytes) -> Any:
         raise BadRequest(f"it is no {kind.DESCRIPTOR.name}") from error
 
 
+def parsed_request(message: bytes) -> Any:
+    """Return a serialized ModelInferRequest.
+
+    Its own fields are counted before they are parsed.
+
+    Raises:
+        BadRequest: if it is none.
+        TooLarge: if it has very many parts.
+    """
+    parts = 0
+    try:
+        for _ in fields(message):
+            parts += 1
+            check_parts(parts)
+    except ValueError as error:
+        raise BadRequest("it is no ModelInferRequest") from error
+    request = parsed(pb.ModelInferRequest, message)
+    parts += sum(len(tensor.shape) + len(tensor.parameters) for tensor in request.inputs)
+    check_parts(parts + sum(len(output.parameters) for output in request.outputs))
+    return request
+
+
+def check_parts(parts: int) -> None:
+    """Refuse a request of so many parts, if these are very many.
+
+    Raises:
+        TooLarge: naming the bound.
+    """
+    if parts > MOST_PARTS:
+        raise TooLarge(f"more than {MOST_PARTS} tensors, contents, parameters and sizes")
+
+
+def check_json(head: memoryview) -> None:
+    """Refuse JSON that takes long to read, by what can be counted before anything is built.
+
+    Raises:
+        TooLarge: naming the bound.
+    """
+    text = bytes(head)
+    if sum(map(text.count, (b",", b"[", b"{", b":"))) > MOST_JSON:
+        told = f"body: more than {MOST_JSON} values, lists, objects and keys of JSON"
+        raise TooLarge(f"{told}; send binary tensors")
+
+
 def joined(head: Mapping[str, Any], blobs: Sequence[bytes]) -> Body:
     """Return a body of its JSON part and binary tensors."""
     text = pydantic_core.to_json(head)
@@ -266,9 +319,18 @@ def joined(head: Mapping[str, Any], blobs: Sequence[bytes]) -> Body:
 def separated(
     data: bytes, header_length: str | None, tensors: str
 ) -> tuple[dict[str, Any], list[tuple[dict[str, Any], bytes]]]:
-    """Return a body's JSON part, and the tensors in it, each with its bytes."""
+    """Return a body's JSON part, and the tensors in it, each with its bytes.
+
+    Raises:
+        TooLarge: if it has very many parts.
+    """
     head, tail = split_body(data, header_length)
     found = pydantic_core.from_json(bytes(head))
+    entries = [entry for key in ("inputs", "outputs") for entry in found.get(key) or ()]
+    parts = len(entries) + len(found.get("parameters") or ())
+    for entry in entries:
+        parts += len(entry.get("shape") or ()) + len(entry.get("parameters") or ())
+    check_parts(parts)
     return found, list(_with_bytes(found[tensors], tail))
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Literal, TypeAlias
 
 from codedinvnet.serving.answers import BadRequest
+from codedinvnet.serving.faces.protobuf import fields
 from codedinvnet.serving.faces.v2 import decompress
 from codedinvnet.serving.service import Request
 
@@ -19,6 +21,8 @@ STOPPED = "stopped"
 """The result of a call whose answer nobody needs."""
 ANSWERED, OVER = "answered", "over"
 """How a wait for an upstream ends as well; otherwise why the upstream is lost."""
+MOST_FIELDS = 4096
+"""Fields of a message that are looked at for the model's name."""
 OK = {"http": 200, "grpc": 0}
 """The status of success."""
 BLAMED_HTTP = frozenset({408, 429})
@@ -200,38 +204,16 @@ def passed_on(headers: Headers) -> Headers:
 def model_of(message: bytes) -> tuple[str, str]:
     """Return the model's name and version of a serialized ModelInferRequest.
 
-    Only the first fields are read: the tensors behind them stay unparsed.
+    Only the first fields are read: the tensors behind them stay unparsed. Both are "" if they are
+    not among these.
 
     Raises:
         ValueError: if that is no such message.
     """
-    found, place = {1: b"", 2: b""}, 0
-    while place < len(message):
-        tag, place = varint(message, place)
-        number, wire = tag >> 3, tag & 7
+    found = {1: b"", 2: b""}
+    for number, begin, end in islice(fields(message), MOST_FIELDS):
         if number > 4 and found[1]:  # every implementation writes fields in their order
             break
-        if wire != 2:  # every field of the message has a length
-            raise ValueError("it is no ModelInferRequest")
-        size, place = varint(message, place)
-        if place + size > len(message):
-            raise ValueError("it is cut short")
         if number in found:
-            found[number] = message[place : place + size]
-        place += size
+            found[number] = message[begin:end]
     return found[1].decode(), found[2].decode()
-
-
-def varint(message: bytes, place: int) -> tuple[int, int]:
-    """Return the number at a place of a protobuf message, and the place behind it."""
-    value = shift = 0
-    while shift < 64:
-        if place >= len(message):
-            raise ValueError("it is cut short")
-        byte = message[place]
-        place += 1
-        value |= (byte & 127) << shift
-        if byte < 128:
-            return value, place
-        shift += 7
-    raise ValueError("a number has more than 64 bits")

@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from codedinvnet.models.base import HEADER_LENGTH
@@ -42,13 +43,19 @@ BODY_HEADERS = frozenset(
 """Headers of HTTP about bodies, which are others over the other transport."""
 NAMES = re.compile("[0-9a-z_.-]+")
 """Names that metadata of gRPC may have; `grpc-` is its own, and `-bin` is for bytes."""
+ONE_AT_A_TIME = ThreadPoolExecutor(1, "translation")
+"""Reading what is large holds the interpreter for a while, and takes memory."""
 
 
 async def beside(size: int, function: Callable[..., Result], *arguments: Any) -> Result:
-    """Return what a function returns, in a thread if it reads a large body: the loop goes on."""
+    """Return what a function returns, in a thread if it reads a large body: the loop goes on.
+
+    One large body is read at a time, and none that nobody waits for any more.
+    """
     if size < LARGE_BODY:
         return function(*arguments)
-    return await asyncio.to_thread(function, *arguments)
+    loop = asyncio.get_running_loop()
+    return await loop.run_in_executor(ONE_AT_A_TIME, function, *arguments)
 
 
 async def through_http(call: Call, post: Post) -> Reply:
