@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+import weakref
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -202,6 +203,20 @@ async def test_the_page_shows_the_last_groups(method: Scheme, images: np.ndarray
             answered(await front.ask(images[: 2 * K]))
         assert len(list(front.groups)) == views.SHOWN_GROUPS
         front.update_gauges()
+
+
+async def test_the_page_keeps_nothing_of_a_request_but_its_images(
+    method: Scheme, images: np.ndarray
+) -> None:
+    async with running(method) as (front, _):
+        batch = images[:K].copy()
+        kept = weakref.ref(batch)
+        answered(await front.ask(batch))
+        del batch
+        await until(lambda: kept() is None)
+        (group,) = front.groups
+        shown = [image for inputs in group.members.values() for image in inputs.values()]
+        np.testing.assert_array_equal(np.concatenate(shown), images[:K])
 
 
 def test_too_few_workers(method: Scheme) -> None:

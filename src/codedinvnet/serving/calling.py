@@ -65,7 +65,7 @@ class Calling(ABC):
         self.supervisor = Supervisor(pool, rules.workers, metrics, down_timeout, rules.backups)
         self.workers = self.supervisor.workers
         self.admission = Admission(rules.workers * rules.slots, rules.max_pending)
-        self.groups = GroupViews()
+        self.groups = GroupViews(outputs.served.image_shape is not None)
         self.waiting = WaitingQueries(metrics, self.groups, self.admission)
         self._inputs: dict[int, Mapping[str, np.ndarray]] = {}
         """Query -> name -> (1, *shape)."""
