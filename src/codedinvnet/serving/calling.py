@@ -42,7 +42,8 @@ class Calling(ABC):
         rules: see `Rules`.
         code: the rules of a code; None without one.
         metrics: where to count.
-        down_timeout: see `FrontEnd`.
+        deadline: see `FrontEnd`.
+        down_timeout: likewise.
 
     Raises:
         ValueError: if the rules do not fit the code.
@@ -55,9 +56,11 @@ class Calling(ABC):
         rules: Rules,
         code: CodeRules | None,
         metrics: Metrics,
+        deadline: float,
         down_timeout: float,
     ) -> None:
         self.pool, self.outputs, self.rules, self.metrics = pool, outputs, rules, metrics
+        self.deadline = deadline
         self._k = 1 if code is None else code.k  # from this number on tasks are parities
         metrics.expect(rules.workers, self._k)
         metrics.policy_is(rules.policy.name)
@@ -87,7 +90,8 @@ class Calling(ABC):
         members = tuple(query for send in sends for query in send.members)
         inputs = self.outputs.joined([self._inputs[query] for query in members], first.size)
         origins = () if first.group_size else self.waiting.origins(members)
-        until = max(self.scheduler.wanted_until(send.attempt) for send in sends)
+        latest = time.monotonic() + self.rules.group_timeout + self.deadline
+        until = max(self.scheduler.wanted_until(send.attempt, latest) for send in sends)
         task = Task(first.attempt, first.task, inputs, origins, until)
         self.workers[first.worker].tasks += len(sends)
         if first.task == self._k:

@@ -100,10 +100,11 @@ class FrontEnd(Calling):
     ) -> None:
         outputs, queue = answering(scheme, served)
         code = None if scheme is None else scheme.rules
-        super().__init__(pool, outputs, rules, code, metrics or Metrics(), down_timeout)
+        metrics = metrics or Metrics()
+        super().__init__(pool, outputs, rules, code, metrics, deadline, down_timeout)
         self.served, self._computer = served, computer
         self.choices = Choices(scheme, rules.workers, rules.backups)
-        self.deadline, self.min_confidence, self.reliance = deadline, min_confidence, reliance
+        self.min_confidence, self.reliance = min_confidence, reliance
         told = None if reliance is None else reliance.begin(self.metrics, self._worker_died)
         calls = (self._background.spawn, self._computed, log_error)
         wiring = Wiring(self.metrics, *calls, seed, told)

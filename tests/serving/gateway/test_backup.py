@@ -19,7 +19,15 @@ from codedinvnet.serving.gateway.calls import Call
 from tests.observing import counted, until
 from tests.protect.conftest import PLACE, finished  # noqa: F401
 from tests.serving.gateway.fakes import gateway
-from tests.serving.gateway.servers import MODEL, SMALL, Server, asked, queries, scores
+from tests.serving.gateway.servers import (
+    MODEL,
+    SMALL,
+    GrpcServer,
+    Server,
+    asked,
+    queries,
+    scores,
+)
 from tests.serving.gateway.test_protection import refused
 
 
@@ -88,6 +96,22 @@ async def test_no_request_stays_once_it_is_answered() -> None:
         async with gateway(server, backup_upstream=url, policy="small-backup") as (address, _, _):
             assert scores(await asked(address, queries(1), identity="it stays"))[1] == "direct"
             await until(lambda: not any(b"it stays" in call.body for call in calls()))
+    finally:
+        await small.stop()
+
+
+async def test_an_upstream_as_the_backup_has_as_much_time_as_its_clients_wait() -> None:
+    server, small = Server(), GrpcServer()
+    await small.start()
+    url = f"{small.url}/v2/models/m"
+    options = {"policy": "small-backup", "cancel": True, "deadline_ms": 20_000}
+    try:
+        async with gateway(server, backup_upstream=url, **options) as (address, _, _):
+            server.hold()
+            small.seen.clear()
+            assert scores(await asked(address, queries(1)))[1] == "decoded"
+            assert max(seconds for _, _, seconds in small.seen) < 21
+            server.go()
     finally:
         await small.stop()
 
