@@ -291,6 +291,18 @@ async def test_what_waits_for_a_worker_is_computed_in_one_call(
         assert len(pool.calls) == 6  # each is computed alone
 
 
+async def test_the_work_of_calls_of_several_counts(method: Scheme, images: np.ndarray) -> None:
+    slow = Schedule(faults=(Fault(kind="slow", delay=Delay(ms=200)),))
+    rules: dict[str, Any] = {"policy": "uncoded", "workers": 1, "worker_batch": 4}
+    async with running(method, schedule=slow, **rules) as (front, pool):
+        answered(await front.ask(images[:9]))
+        assert len(pool.calls) == 3
+        found = front.times.traffic.lately(PATIENCE, 0.2 / 9)
+        assert found is not None
+        assert found["work"] >= 3
+        assert front.times.service.seen == len(front.times.traffic.tasks) == 1  # of one query
+
+
 async def test_each_query_of_a_call_meets_the_fate_of_its_request_once(
     method: Scheme, images: np.ndarray
 ) -> None:
@@ -334,3 +346,5 @@ async def test_a_query_that_cannot_be_computed_fails_alone(
         monkeypatch.setattr(pool.computer, "compute", poisoned)
         found = await front.ask(batch)
         assert [isinstance(one, QueryFailed) for one in found] == [i == 2 for i in range(6)]
+        failures = (front.metrics.task_failures.labels(str(worker)) for worker in range(2))
+        assert counted(front.metrics.tasks.labels("data")) == 5 + sum(map(counted, failures))

@@ -135,8 +135,8 @@ class Calling(ABC):
                 self.metrics.encode_time.observe(result.encode_seconds)
                 how = (worker, task.members, self.scheduler.systematic)
                 self.times.add_parity(result, occupied, *how)
-            elif len(attempts) == 1:  # what larger calls take says nothing of one task
-                self.times.add_data(result, occupied, worker)
+            else:
+                self.times.add_data(result, occupied, worker, len(attempts))
             if result.held > 0:
                 for attempt in attempts:
                     self._do(self.scheduler.released(time.monotonic(), worker, attempt))
@@ -146,7 +146,7 @@ class Calling(ABC):
 
     def _task_failed(self, sent: Sent, reason: str, final: bool = False) -> None:
         self._alarm.heard(sent.began)
-        self.metrics.task_failures.labels(str(sent.worker)).inc()
+        self.metrics.task_failures.labels(str(sent.worker)).inc(len(sent.attempts))
         at_it = self.scheduler.is_at(sent.worker, sent.task.attempt)
         if final:  # before the loss of its worker lets it be sent again
             self._lose(sent.attempts, reason, final)
