@@ -193,7 +193,8 @@ class FrontEnd(Calling):
         if not self.ready:
             raise Starting
         # Those that wait for nothing but the decoder are over for the rules, but not for us.
-        if not self.admission.takes(len(self.waiting), queries, seconds or self.deadline):
+        seconds = self.deadline if seconds is None else seconds
+        if not self.admission.takes(len(self.waiting), queries, seconds):
             self.refuse(queries)
 
     def refuse(self, queries: int) -> NoReturn:
@@ -233,7 +234,8 @@ class FrontEnd(Calling):
             Overloaded, Draining, Starting: see `check_room`.
         """
         now = time.monotonic()
-        until = (now if began is None else began) + min(self.deadline, deadline or self.deadline)
+        seconds = self.deadline if deadline is None else min(self.deadline, deadline)
+        until = (now if began is None else began) + seconds
         self.check_room(len(queries), until - now if until > now else None)
         if until <= now:  # nothing is computed for what is answered with an error
             self.metrics.queries.labels("deadline").inc(len(queries))
