@@ -331,7 +331,7 @@ class Sending:
     def _rescue_again(self, now: float, attempt: Attempt) -> None:
         """What was sent to late queries is late as well: send it once more, and copies."""
         group, task = attempt.group, attempt.number
-        waiting = [self.queries[member] for member in group.members if member in self.queries]
+        waiting = [self.queries[member] for member in group.needs(task) if member in self.queries]
         if waiting and len(group.live[task]) < RESCUES:
             self._send_extra(now, group, task, first=True, urgent=True)
         for query in waiting:
