@@ -18,6 +18,7 @@ pytestmark = pytest.mark.timeout(1200)
         ("coded+hedge", 1, Left(hangs=0, cancellations=0), 50_000),
         ("coded", 1, Left(submits=(1, 1, 1, 1), hangs=0, cancellations=0), 5_000),
         ("hedge", 2, Left(hangs=0), 20_000),
+        ("coded+hedge", 1, Left((2,), crashes=0, cancellations=0, losses=1, withheld=1), 4_000),
     ],
 )
 def test_every_order_of_events_keeps_the_rules_and_ends(

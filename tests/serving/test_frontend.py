@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+import weakref
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -204,6 +205,20 @@ async def test_the_page_shows_the_last_groups(method: Scheme, images: np.ndarray
         front.update_gauges()
 
 
+async def test_the_page_keeps_nothing_of_a_request_but_its_images(
+    method: Scheme, images: np.ndarray
+) -> None:
+    async with running(method) as (front, _):
+        batch = images[:K].copy()
+        kept = weakref.ref(batch)
+        answered(await front.ask(batch))
+        del batch
+        await until(lambda: kept() is None)
+        (group,) = front.groups
+        shown = [image for inputs in group.members.values() for image in inputs.values()]
+        np.testing.assert_array_equal(np.concatenate(shown), images[:K])
+
+
 def test_too_few_workers(method: Scheme) -> None:
     with pytest.raises(ValueError, match="too few"):
         BundleFront(method, BundlePool(method), Rules(K, POLICIES["coded"]))
@@ -276,6 +291,18 @@ async def test_what_waits_for_a_worker_is_computed_in_one_call(
         assert len(pool.calls) == 6  # each is computed alone
 
 
+async def test_the_work_of_calls_of_several_counts(method: Scheme, images: np.ndarray) -> None:
+    slow = Schedule(faults=(Fault(kind="slow", delay=Delay(ms=200)),))
+    rules: dict[str, Any] = {"policy": "uncoded", "workers": 1, "worker_batch": 4}
+    async with running(method, schedule=slow, **rules) as (front, pool):
+        answered(await front.ask(images[:9]))
+        assert len(pool.calls) == 3
+        found = front.times.traffic.lately(PATIENCE, 0.2 / 9)
+        assert found is not None
+        assert found["work"] >= 3
+        assert front.times.service.seen == len(front.times.traffic.tasks) == 1  # of one query
+
+
 async def test_each_query_of_a_call_meets_the_fate_of_its_request_once(
     method: Scheme, images: np.ndarray
 ) -> None:
@@ -319,3 +346,5 @@ async def test_a_query_that_cannot_be_computed_fails_alone(
         monkeypatch.setattr(pool.computer, "compute", poisoned)
         found = await front.ask(batch)
         assert [isinstance(one, QueryFailed) for one in found] == [i == 2 for i in range(6)]
+        failures = (front.metrics.task_failures.labels(str(worker)) for worker in range(2))
+        assert counted(front.metrics.tasks.labels("data")) == 5 + sum(map(counted, failures))

@@ -93,6 +93,12 @@ def test_a_request_is_answered_as_a_whole_or_not_at_all() -> None:
     assert not isinstance(caught.value, DeadlinePassed)
 
 
+@pytest.mark.parametrize("own", [None, 0.0, 9.0])
+def test_a_timeout_that_is_over_at_once_stays_one(own: float | None) -> None:
+    assert Request(INPUTS, timeout=own).within(0.0).timeout == 0.0
+    assert Request(INPUTS, timeout=own).within(2.0).timeout == (2.0 if own is None else min(own, 2))
+
+
 def test_a_method_without_direct_answers_cannot_give_one() -> None:
     front = Front()
     front.scheduler.systematic = False

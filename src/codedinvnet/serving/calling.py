@@ -42,7 +42,8 @@ class Calling(ABC):
         rules: see `Rules`.
         code: the rules of a code; None without one.
         metrics: where to count.
-        down_timeout: see `FrontEnd`.
+        deadline: see `FrontEnd`.
+        down_timeout: likewise.
 
     Raises:
         ValueError: if the rules do not fit the code.
@@ -55,9 +56,11 @@ class Calling(ABC):
         rules: Rules,
         code: CodeRules | None,
         metrics: Metrics,
+        deadline: float,
         down_timeout: float,
     ) -> None:
         self.pool, self.outputs, self.rules, self.metrics = pool, outputs, rules, metrics
+        self.deadline = deadline
         self._k = 1 if code is None else code.k  # from this number on tasks are parities
         metrics.expect(rules.workers, self._k)
         metrics.policy_is(rules.policy.name)
@@ -65,7 +68,7 @@ class Calling(ABC):
         self.supervisor = Supervisor(pool, rules.workers, metrics, down_timeout, rules.backups)
         self.workers = self.supervisor.workers
         self.admission = Admission(rules.workers * rules.slots, rules.max_pending)
-        self.groups = GroupViews()
+        self.groups = GroupViews(outputs.served.image_shape is not None)
         self.waiting = WaitingQueries(metrics, self.groups, self.admission)
         self._inputs: dict[int, Mapping[str, np.ndarray]] = {}
         """Query -> name -> (1, *shape)."""
@@ -87,7 +90,8 @@ class Calling(ABC):
         members = tuple(query for send in sends for query in send.members)
         inputs = self.outputs.joined([self._inputs[query] for query in members], first.size)
         origins = () if first.group_size else self.waiting.origins(members)
-        until = max(self.scheduler.wanted_until(send.attempt) for send in sends)
+        latest = time.monotonic() + self.rules.group_timeout + self.deadline
+        until = max(self.scheduler.wanted_until(send.attempt, latest) for send in sends)
         task = Task(first.attempt, first.task, inputs, origins, until)
         self.workers[first.worker].tasks += len(sends)
         if first.task == self._k:
@@ -131,8 +135,8 @@ class Calling(ABC):
                 self.metrics.encode_time.observe(result.encode_seconds)
                 how = (worker, task.members, self.scheduler.systematic)
                 self.times.add_parity(result, occupied, *how)
-            elif len(attempts) == 1:  # what larger calls take says nothing of one task
-                self.times.add_data(result, occupied, worker)
+            else:
+                self.times.add_data(result, occupied, worker, len(attempts))
             if result.held > 0:
                 for attempt in attempts:
                     self._do(self.scheduler.released(time.monotonic(), worker, attempt))
@@ -142,7 +146,7 @@ class Calling(ABC):
 
     def _task_failed(self, sent: Sent, reason: str, final: bool = False) -> None:
         self._alarm.heard(sent.began)
-        self.metrics.task_failures.labels(str(sent.worker)).inc()
+        self.metrics.task_failures.labels(str(sent.worker)).inc(len(sent.attempts))
         at_it = self.scheduler.is_at(sent.worker, sent.task.attempt)
         if final:  # before the loss of its worker lets it be sent again
             self._lose(sent.attempts, reason, final)

@@ -100,10 +100,11 @@ class FrontEnd(Calling):
     ) -> None:
         outputs, queue = answering(scheme, served)
         code = None if scheme is None else scheme.rules
-        super().__init__(pool, outputs, rules, code, metrics or Metrics(), down_timeout)
+        metrics = metrics or Metrics()
+        super().__init__(pool, outputs, rules, code, metrics, deadline, down_timeout)
         self.served, self._computer = served, computer
         self.choices = Choices(scheme, rules.workers, rules.backups)
-        self.deadline, self.min_confidence, self.reliance = deadline, min_confidence, reliance
+        self.min_confidence, self.reliance = min_confidence, reliance
         told = None if reliance is None else reliance.begin(self.metrics, self._worker_died)
         calls = (self._background.spawn, self._computed, log_error)
         wiring = Wiring(self.metrics, *calls, seed, told)
@@ -192,7 +193,8 @@ class FrontEnd(Calling):
         if not self.ready:
             raise Starting
         # Those that wait for nothing but the decoder are over for the rules, but not for us.
-        if not self.admission.takes(len(self.waiting), queries, seconds or self.deadline):
+        seconds = self.deadline if seconds is None else seconds
+        if not self.admission.takes(len(self.waiting), queries, seconds):
             self.refuse(queries)
 
     def refuse(self, queries: int) -> NoReturn:
@@ -232,7 +234,8 @@ class FrontEnd(Calling):
             Overloaded, Draining, Starting: see `check_room`.
         """
         now = time.monotonic()
-        until = (now if began is None else began) + min(self.deadline, deadline or self.deadline)
+        seconds = self.deadline if deadline is None else min(self.deadline, deadline)
+        until = (now if began is None else began) + seconds
         self.check_room(len(queries), until - now if until > now else None)
         if until <= now:  # nothing is computed for what is answered with an error
             self.metrics.queries.labels("deadline").inc(len(queries))

@@ -49,7 +49,8 @@ class Request:
 
     def within(self, seconds: float) -> Request:
         """Return the request with a timeout of at most so many seconds."""
-        return replace(self, timeout=min(seconds, self.timeout or seconds))
+        own = seconds if self.timeout is None else self.timeout
+        return replace(self, timeout=min(seconds, own))
 
     @property
     def name(self) -> str | None:

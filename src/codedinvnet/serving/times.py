@@ -67,8 +67,11 @@ class Times:
         self.service, self.encode, self.trip = Reservoir(), Reservoir(), Reservoir()
         self.traffic = Traffic()
 
-    def add_data(self, result: Result, occupied: float, worker: int) -> None:
-        """Take in a data task's result, and for how many seconds its worker was occupied."""
+    def add_data(self, result: Result, occupied: float, worker: int, tasks: int) -> None:
+        """Take in the result of data tasks, and for how many seconds their worker was occupied."""
+        if tasks > 1:  # what larger calls take says nothing of one task
+            self.traffic.did_several(worker, occupied, result.held)
+            return
         self.trip.add(occupied - result.seconds - result.blocked)
         self.service.add(result.seconds)
         self.traffic.did(worker, 0, occupied, result.held)

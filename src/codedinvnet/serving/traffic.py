@@ -68,6 +68,7 @@ class Traffic:
         requests: the newest ones, by when they ended.
         tasks: likewise.
         unserved: the newest requests that were refused or cancelled; none is among `requests`.
+        several: the newest calls of several data tasks, none of which is among `tasks`.
         own: of each worker its newest data tasks, some of which may be older than all of `tasks`.
     """
 
@@ -75,6 +76,7 @@ class Traffic:
         self.requests: deque[SeenRequest] = deque(maxlen=REQUESTS)
         self.unserved: deque[Unserved] = deque(maxlen=REQUESTS)
         self.tasks: deque[SeenTask] = deque(maxlen=TASKS)
+        self.several: deque[SeenTask] = deque(maxlen=NEWEST)
         self.own: defaultdict[int, deque[SeenTask]] = defaultdict(lambda: deque(maxlen=OWN))
         self.since = time.monotonic()
         """When the policy was changed last."""
@@ -146,7 +148,8 @@ class Traffic:
         latency = sorted(r.seconds for r in ended if r.seconds is not None)
         if not latency or not normal:
             return None
-        busy = sum(t.occupied for t in _newest(self.tasks) if t.at + t.occupied >= since)
+        done = (*_newest(self.tasks), *self.several)
+        busy = sum(task.occupied for task in done if task.at + task.occupied >= since)
         return {
             "p50": round(1000 * latency[rank_of(len(latency), 0.5)], 2),
             "p99": round(1000 * latency[rank_of(len(latency), 0.99)], 2),
@@ -159,6 +162,10 @@ class Traffic:
         self.tasks.append(task)
         if not members:
             self.own[worker].append(task)
+
+    def did_several(self, worker: int, occupied: float, held: float) -> None:
+        """Take in a call of several data tasks, which tells what they took together alone."""
+        self.several.append(SeenTask(time.monotonic() - occupied, worker, 0, occupied, held))
 
     def earlier(self) -> list[SeenTask]:
         """Return those of workers' newest data tasks that were done before all of `tasks`."""

@@ -20,15 +20,20 @@ class GroupView:
 
     identity: int
     members: dict[int, Mapping[str, np.ndarray]] = field(default_factory=dict)
-    """Query -> its inputs."""
+    """Query -> its input, if that is an image: name -> (1, C, H, W)."""
     outcomes: dict[int, str] = field(default_factory=dict)
     """Query -> how it ended."""
 
 
 class GroupViews:
-    """The newest groups, the newest last."""
+    """The newest groups, the newest last.
 
-    def __init__(self) -> None:
+    Args:
+        images: whether queries are images, which the page shows; other inputs are not kept.
+    """
+
+    def __init__(self, images: bool) -> None:
+        self.images = images
         self._views: deque[GroupView] = deque(maxlen=SHOWN_GROUPS)
 
     def __iter__(self) -> Iterator[GroupView]:
@@ -43,7 +48,9 @@ class GroupViews:
         if view is None:
             view = GroupView(group)
             self._views.append(view)
-        view.members[query.identity] = inputs
+        # Copied, since a query's rows are a view of its whole request's.
+        kept = {name: rows.copy() for name, rows in inputs.items()} if self.images else {}
+        view.members[query.identity] = kept
 
     def note(self, query: int, outcome: str) -> None:
         """Take down how a query ended."""

@@ -162,6 +162,14 @@ class TestInfer:
             state = (await service.client.get("/page/state")).json()
             assert state["answers"]["guessed"] == 2
 
+    async def test_a_timeout_too_short_to_tell_from_none_is_over(
+        self, mnist: Bundle, images: np.ndarray
+    ) -> None:
+        async with serving(mnist) as service:
+            response = await service.infer(images[:1], parameters={"timeout": 1e-320})
+            assert response.status_code == 504
+            assert service.pool.calls == []
+
 
 class TestBadRequests:
     async def test_what_the_parser_refuses_costs_nothing(

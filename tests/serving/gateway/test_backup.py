@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,10 +15,19 @@ from aiohttp import web
 
 from codedinvnet.models.base import HEADER_LENGTH
 from codedinvnet.serving import supervisor
+from codedinvnet.serving.gateway.calls import Call
 from tests.observing import counted, until
 from tests.protect.conftest import PLACE, finished  # noqa: F401
 from tests.serving.gateway.fakes import gateway
-from tests.serving.gateway.servers import MODEL, SMALL, Server, asked, queries, scores
+from tests.serving.gateway.servers import (
+    MODEL,
+    SMALL,
+    GrpcServer,
+    Server,
+    asked,
+    queries,
+    scores,
+)
 from tests.serving.gateway.test_protection import refused
 
 
@@ -75,6 +85,40 @@ async def test_an_upstream_as_the_backup_is_asked_for_no_more_than_it_takes(
             server.go()
     finally:
         await small.stop()
+
+
+async def test_no_request_stays_once_it_is_answered() -> None:
+    """No page shows a gateway's requests."""
+    server, small = Server(), Server(f"{PLACE}:smaller")
+    await small.start()
+    try:
+        url = f"{small.url}/v2/models/m"
+        async with gateway(server, backup_upstream=url, policy="small-backup") as (address, _, _):
+            assert scores(await asked(address, queries(1), identity="it stays"))[1] == "direct"
+            await until(lambda: not any(b"it stays" in call.body for call in calls()))
+    finally:
+        await small.stop()
+
+
+async def test_an_upstream_as_the_backup_has_as_much_time_as_its_clients_wait() -> None:
+    server, small = Server(), GrpcServer()
+    await small.start()
+    url = f"{small.url}/v2/models/m"
+    options = {"policy": "small-backup", "cancel": True, "deadline_ms": 20_000}
+    try:
+        async with gateway(server, backup_upstream=url, **options) as (address, _, _):
+            server.hold()
+            small.seen.clear()
+            assert scores(await asked(address, queries(1)))[1] == "decoded"
+            assert max(seconds for _, _, seconds in small.seen) < 21
+            server.go()
+    finally:
+        await small.stop()
+
+
+def calls() -> list[Call]:
+    """Return the requests that there are."""
+    return [thing for thing in gc.get_objects() if type(thing) is Call]
 
 
 def other(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

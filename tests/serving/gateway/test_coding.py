@@ -89,6 +89,27 @@ async def test_a_task_of_a_code_has_as_much_time_as_its_clients_wait() -> None:
         assert min(await left(*two)) > 5  # one group: its tasks are for both
 
 
+async def test_a_task_has_as_much_time_as_those_may_wait_who_join_its_group_later(
+    finished: Path,  # noqa: F811
+) -> None:
+    """Their decoding may need it; direct answers are asked for as queries come."""
+    servers = [GrpcServer() for _ in range(5)]
+    options: dict[str, Any] = {"protection": finished, "method": "code", "cancel": True}
+    patient = {"group_timeout_ms": 30_000, "deadline_ms": 60_000}
+
+    async with gateway(*servers, **options, **patient) as (_, relay, _):
+        front, query = relay.front, {"x": queries(1)}
+        assert front.scheduler.systematic
+        for server in servers:
+            server.seen.clear()
+        soon = asyncio.create_task(front.infer([query], deadline=20.0))
+        await until(lambda: any(server.seen for server in servers))
+        await asyncio.gather(soon, front.infer([query] * 3, deadline=50.0))
+        await until(lambda: sum(len(server.seen) for server in servers) == 5)
+        left = [seconds for server in servers for _, _, seconds in server.seen]
+        assert min(left) > 40
+
+
 async def test_a_protections_code_runs_beside_the_gateway(finished: Path) -> None:  # noqa: F811
     servers = [Server() for _ in range(5)]
 

@@ -14,6 +14,7 @@ import tritonclient.grpc.aio as triton
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.utils import InferenceServerException
 
+from codedinvnet.serving.answers import DeadlinePassed
 from codedinvnet.serving.faces.grpc_stubs import SERVICE
 from codedinvnet.serving.gateway.calls import Call
 from codedinvnet.serving.gateway.upstreams import open_upstream
@@ -136,6 +137,14 @@ async def test_over_grpc_all_is_passed_on_as_it_came() -> None:
         assert body.startswith(answer)
         assert pb.ModelInferResponse.FromString(body).parameters["outcome"].string_param == "direct"
         assert trailers["codedinvnet-outcome"] == "direct"
+
+
+async def test_who_has_no_time_left_gets_no_upstreams_answer() -> None:
+    fake = Fake()
+    async with gateway(fake) as (_, relay, _):
+        with pytest.raises(DeadlinePassed):
+            await relay.answer("", "http", BODY, (), seconds=0.0)
+        assert fake.seen == []
 
 
 async def test_one_transport_stands_for_the_other() -> None:

@@ -89,6 +89,8 @@ class Model:
         self.dearest = BUCKET
         """The most that was paid at once, or could be saved up."""
         self.bounded = self.rules.extra_of(self.rules.policy) is not None
+        self.final: set[int | None] = set()
+        """Queries of which a task was lost for good."""
         self._new: list[Action] = []
 
     # Events
@@ -123,15 +125,13 @@ class Model:
         return numbers
 
     def release(self, attempt: int) -> None:
-        worker = self._free(attempt)
-        assert worker is not None
+        worker = self.at.pop(attempt)
         self.held.append(attempt)
         self.do(self.scheduler.released(self.now, worker, attempt))
 
     def result(self, *attempts: int) -> None:
         for attempt in attempts:
-            if self._free(attempt) is None:
-                (self.held if attempt in self.held else self.lost).remove(attempt)
+            self._free(attempt)
             self.outputs.add(attempt)
             known = attempt in self.scheduler.attempts
             if known:
@@ -142,9 +142,9 @@ class Model:
 
     def fail(self, *attempts: int, final: bool = False) -> None:
         for attempt in attempts:
-            if self._free(attempt) is None:
-                (self.held if attempt in self.held else self.lost).remove(attempt)
+            self._free(attempt)
             reason = FINAL if final else "raised"
+            self.final |= {self.query_of[attempt]} if final else set()
             self.do(self.scheduler.failed(self.now, attempt, reason, final))
 
     def kill(self, *workers: int) -> None:
@@ -164,6 +164,12 @@ class Model:
         self.do(self.scheduler.decoded(self.now, query, sure))
         if sure or not self.scheduler.policy.hedged:
             assert ended or isinstance(self.ended[query], AnswerDecoded)
+
+    def withheld(self, query: int) -> None:
+        self.decoding.remove(query)
+        self.decoded_ones.add(query)
+        self.asked[query] &= query in self.ended
+        self.do(self.scheduler.withheld(self.now, query))
 
     def cancel(self, *queries: int) -> None:
         for query in queries:
@@ -274,8 +280,9 @@ class Model:
             getattr(self, f"_{type(action).__name__.lower()}")(action)
         self.check()
 
-    def _free(self, attempt: int) -> int | None:
-        return self.at.pop(attempt, None)
+    def _free(self, attempt: int) -> None:
+        if self.at.pop(attempt, None) is None:
+            (self.held if attempt in self.held else self.lost).remove(attempt)
 
     def _unanswered(self, query: int) -> None:
         assert query in self.asked
@@ -323,8 +330,10 @@ class Model:
             paid = attempt.paid > 0 or self.rules.backups > 0  # whose work is not the others'
             assert paid, "nobody pays for it"
         elif self.bounded and attempt.query is not None:
-            asked_twice = {*self.at, *self.held} & set(attempt.query.attempts)
-            assert not asked_twice or attempt.paid == 1 or (attempt.paid > 0 and self.unequal)
+            own = attempt.query.attempts
+            begun = [attempt.paid, *(own[a].paid for a in own if a in self.at or a in self.held)]
+            assert begun.count(0.0) <= 1, "nobody pays for it"
+            assert self.unequal or set(begun) <= {0.0, 1.0}, "they are as much work"
         self.at[action.attempt] = action.worker
         self.sent[action.attempt] = action
         self.query_of[action.attempt] = None if attempt.query is None else attempt.query.identity
@@ -375,7 +384,8 @@ class Model:
                 known = self.scheduler.queries.get(query)  # it may be over by now
                 late = known is not None and known.late and query in self.guessing
                 lost = known is not None and known.losses >= self.rules.max_losses
-                assert late or lost or self.now >= self.deadlines[query], "a better one may come"
+                over = self.now >= self.deadlines[query] or query in self.final
+                assert late or lost or over, "a better one may come"
             assert group.members[member] == query
             assert query not in self.decoding
             assert query not in self.decoded_ones, "it was decoded before"

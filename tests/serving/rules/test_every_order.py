@@ -58,7 +58,8 @@ EVENTS = st.tuples(
         ["submit"] * 3
         + ["result"] * 5
         + ["decoded", "unsure", "fail", "kill", "up", "release", "wait", "oversleep", "late"]
-        + ["cancel", "change"]
+        + ["withheld"] * 2
+        + ["told late", "fail for good", "cancel", "change"]
     ),
     st.integers(0, 11),
 )
@@ -79,6 +80,10 @@ def happen(model: Model, event: str, n: int, bulks: int) -> None:
         model.release(list(model.at)[n % len(model.at)])
     elif event == "fail" and pending:
         model.fail(pending[n % len(pending)])
+    elif event == "fail for good" and pending:
+        model.fail(pending[n % len(pending)], final=True)
+    elif event == "told late" and model.at:
+        model.do(model.scheduler.late(model.now, list(model.at)[n % len(model.at)]))
     elif event == "kill" and len(model.down) < model.rules.workers:
         up = sorted(set(range(model.rules.workers)) - model.down)
         model.kill(up[n % len(up)])
@@ -86,6 +91,8 @@ def happen(model: Model, event: str, n: int, bulks: int) -> None:
         model.up(sorted(model.down)[n % len(model.down)])
     elif event in ("decoded", "unsure") and model.decoding:
         model.decoded(model.decoding[n % len(model.decoding)], event == "decoded")
+    elif event == "withheld" and model.decoding:
+        model.withheld(model.decoding[n % len(model.decoding)])
     elif event == "cancel":  # one, or a few at once, of which some may be over
         queries = list(model.asked)[-(n + 1) :]
         model.cancel(*queries[: 1 + n % 3])

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from codedinvnet.codes.rules import AnswersAll
 from codedinvnet.serving.rules.actions import (
     Answer,
     AnswerDecoded,
@@ -14,7 +15,7 @@ from codedinvnet.serving.rules.actions import (
     Send,
 )
 from codedinvnet.serving.rules.hedging import BUCKET
-from tests.serving.rules.model import ErasureCode, Model
+from tests.serving.rules.model import ErasureCode, Model, only
 from tests.serving.rules.situations import coded, hedging, know_times
 
 # Copies
@@ -259,4 +260,17 @@ def test_what_is_late_and_withheld_is_copied_as_soon_as_that_can_be_paid() -> No
     assert model.data(query) == [own]
     model.wait(0.02)
     assert len(model.data(query)) == 2
+    model.drain()
+
+
+def test_a_late_extra_task_is_sent_again_for_its_own_members_alone() -> None:
+    model = Model("coded+hedge", 6, AnswersAll(2, r=2))
+    answered, other = model.submit(2)
+    first, second = model.parities()
+    model.result(*model.data(answered))
+    model.new()
+    model.do(model.scheduler.late(model.now, first))
+    assert not only(model.new(), Send)
+    model.do(model.scheduler.late(model.now, second))
+    assert {send.members for send in only(model.new(), Send)} == {(other,)}
     model.drain()

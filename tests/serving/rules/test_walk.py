@@ -12,6 +12,7 @@ from tests.serving.rules.walk import Left, service, walk
     [
         ("coded", Left(hangs=0, cancellations=0), 1000),
         ("hedge", Left(hangs=0, crashes=0), 1000),
+        ("coded+hedge", Left((2,), 0, 0, 0, losses=1, withheld=1), 500),
     ],
 )
 def test_every_order_of_events_keeps_the_rules_and_ends(

@@ -1,9 +1,9 @@
 """All orders of events of a small service, walked through.
 
-Three workers, requests that make two groups of two, a crash, a hang and a cancellation. In every
-state each event that can happen does, and `Model` checks its rules after each. No time passes: a
-timer that is set may go off before or after any other event. A worker hangs when the timer of its
-task goes off; its answer may come after all, and changes nothing then.
+Three workers, requests that make two groups of two, a crash, a hang and a cancellation, or what
+else is told. In every state each event that can happen does, and `Model` checks its rules after
+each. No time passes: a timer that is set may go off before or after any other event. A worker hangs
+when the timer of its task goes off; its answer may come after all, and changes nothing then.
 
 A state is what decides the future: which tasks wait, in which order, who is at which, and what is
 here of whom. Numbers do not count, nor which group is which; workers are told apart by whose turn
@@ -58,6 +58,10 @@ class Left:
     crashes: int = 1
     hangs: int = 1
     cancellations: int = 1
+    losses: int = 0
+    """Tasks that are lost for good."""
+    withheld: int = 0
+    """Decoded answers that are not released."""
 
 
 def timers_of(model: Model) -> AnyOrder:
@@ -88,6 +92,12 @@ def events(model: Model, left: Left) -> Iterator[tuple[Event, Left]]:
         yield ("decoded", query), left
     for worker in model.down:
         yield ("up", worker), left
+    if left.losses:
+        for attempt in model.at:
+            yield ("loss", attempt), replace(left, losses=left.losses - 1)
+    if left.withheld:
+        for query in model.decoding:
+            yield ("withheld", query), replace(left, withheld=left.withheld - 1)
     if left.crashes:
         for worker in range(WORKERS):
             if worker not in model.down:
@@ -114,6 +124,10 @@ def happen(model: Model, event: Event) -> None:
         model.result(n)
     elif kind == "decoded":
         model.decoded(n)
+    elif kind == "loss":
+        model.fail(n, final=True)
+    elif kind == "withheld":
+        model.withheld(n)
     elif kind == "crash":
         lost = [attempt for attempt, worker in model.at.items() if worker == n]
         model.kill(n)

@@ -7,7 +7,6 @@ one batch. It has workers of its own: local processes, or one upstream that has 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -27,8 +26,6 @@ from codedinvnet.trust.confidence import LEAST, confidences
 
 SCORES = "scores"
 """The name of the one output of an approximate answer."""
-LONGEST = 60.0
-"""Seconds for an upstream that is the backup."""
 
 
 def converted(scores: np.ndarray, given: str, wanted: str) -> np.ndarray:
@@ -87,7 +84,7 @@ class UpstreamBackup:
     async def _part(self, worker: int, task: Task, begin: int) -> tuple[Result, np.ndarray]:
         """Ask for so many queries' scores as the model takes at once."""
         arrays = {n: array[begin : begin + self.most] for n, array in task.inputs.items()}
-        call = call_of(self.upstream.model, arrays, self.inputs, time.monotonic() + LONGEST)
+        call = call_of(self.upstream.model, arrays, self.inputs, task.until)
         result = await self.upstream.call(worker, task._replace(inputs={CALL: boxed(call)}))
         try:
             return result, self.convert(arrays_of(result.outputs[REPLY][0])[self.scores])

@@ -128,7 +128,7 @@ class Relay:
             Overloaded, Draining, Starting: see `FrontEnd.check_room`.
         """
         began = time.monotonic() if began is None else began
-        limit = min(self.front.deadline, seconds or self.front.deadline)
+        limit = self.front.deadline if seconds is None else min(self.front.deadline, seconds)
         until = began + limit
         call = Call(self.pool.model, version, transport, body, headers, until, most=self.most)
         accepts = await self._read(call, gone)

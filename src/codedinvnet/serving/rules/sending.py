@@ -133,9 +133,16 @@ class Sending:
         running = self.binding.workers[worker].running
         return next((attempt.started for attempt in running.values()), None)
 
-    def wanted_until(self, attempt: int) -> float:
-        """Return the last deadline of those in an attempt's group who wait; 0 if nobody does."""
+    def wanted_until(self, attempt: int, latest: float) -> float:
+        """Return the last deadline of those in an attempt's group who wait; 0 if nobody does.
+
+        Args:
+            attempt: its number.
+            latest: the last deadline of who may yet join the group while it is open.
+        """
         found = self.attempts.get(attempt)
+        if found is not None and found.group.is_open:
+            return latest
         members = () if found is None else found.group.members
         return max((self.queries[m].deadline for m in members if m in self.queries), default=0.0)
 
@@ -324,7 +331,7 @@ class Sending:
     def _rescue_again(self, now: float, attempt: Attempt) -> None:
         """What was sent to late queries is late as well: send it once more, and copies."""
         group, task = attempt.group, attempt.number
-        waiting = [self.queries[member] for member in group.members if member in self.queries]
+        waiting = [self.queries[member] for member in group.needs(task) if member in self.queries]
         if waiting and len(group.live[task]) < RESCUES:
             self._send_extra(now, group, task, first=True, urgent=True)
         for query in waiting:
