@@ -21,7 +21,6 @@ from codedinvnet import stages
 from codedinvnet.cli import main, paper_main
 from codedinvnet.config import Settings, parse_settings
 from codedinvnet.data import ImageSet, sample_images
-from codedinvnet.devices import denormals_kept
 from codedinvnet.models.bundle import Bundle, load_bundle
 from codedinvnet.training import precision
 
@@ -231,8 +230,7 @@ def _caller(
     def run(*words: str | os.PathLike[str]) -> Outcome:
         capsys.readouterr()
         try:
-            with denormals_kept():  # a command that trains does not, until its process ends
-                code = entry([os.fspath(word) for word in words])
+            code = entry([os.fspath(word) for word in words])
         except SystemExit as stop:  # argparse: --help and wrong usage
             code = stop.code if isinstance(stop.code, int) else 1
         captured = capsys.readouterr()

@@ -111,6 +111,7 @@ def test_commands_that_train_flush_denormal_numbers_before_anything_is_computed(
     config = write_settings(tmp_path / "own.json", tiny_settings())
     call(*(config if word == "CONFIG" else word for word in FLUSHED[place]))
     assert seen == [0] or (not supported and len(seen) == 1)
+    assert torch.full((8,), 1e-30).mul(1e-10).any()  # only the command does
 
 
 def test_the_papers_commands_do_so_too(
@@ -127,3 +128,4 @@ def test_the_papers_commands_do_so_too(
     config = write_settings(tmp_path / "own.json", tiny_settings("pixels"))
     call_paper("--config_file", config, "--save_dir", tmp_path)
     assert seen == [0] or (not supported and len(seen) == 1)
+    assert torch.full((8,), 1e-30).mul(1e-10).any()  # only the command does

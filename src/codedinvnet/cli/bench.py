@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from codedinvnet.cli.common import Commands, add_command, flush_denormals_early, print_report
+from codedinvnet.cli.common import Commands, add_command, flushing_denormals, print_report
 
 EXAMPLES = """examples:
   codedinvnet bench accuracy configs/bench/accuracy.json --data-dir data
@@ -80,6 +80,7 @@ def _shared(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
     }
 
 
+@flushing_denormals
 def _accuracy(arguments: argparse.Namespace) -> None:
     from codedinvnet.bench import accuracy, plots, tables
     from codedinvnet.stages import choose_device
@@ -87,7 +88,6 @@ def _accuracy(arguments: argparse.Namespace) -> None:
     validation = arguments.split == "validation"
     shared = _shared(arguments, "accuracy-validation" if validation else "accuracy")
     out = shared["out"]
-    flush_denormals_early()  # it trains the methods' parts
     report = accuracy.run(
         arguments.grid,
         device=choose_device(arguments.device),

@@ -12,6 +12,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -20,6 +21,7 @@ from codedinvnet.errors import UserError
 if TYPE_CHECKING:
     from codedinvnet.config import Settings
 
+Action: TypeAlias = Callable[[argparse.Namespace], None]
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
@@ -74,15 +76,21 @@ def _wait_briefly() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
 
 
-def flush_denormals_early() -> None:
+def flushing_denormals(run: Action) -> Action:
     """Have every thread of a command that trains take denormal numbers for zero.
 
     `train_stage` does so itself, but in its own thread alone. Those of PyTorch inherit it when they
-    start, so a command calls this before it computes anything.
+    start, so such a command does it before it computes anything.
     """
-    from codedinvnet.devices import flush_denormals
 
-    flush_denormals()
+    @wraps(run)
+    def flushing(arguments: argparse.Namespace) -> None:
+        from codedinvnet.devices import denormals_flushed
+
+        with denormals_flushed():
+            run(arguments)
+
+    return flushing
 
 
 def guarded(call: Callable[[], None], kept: str = "") -> int:
@@ -126,7 +134,7 @@ def guarded(call: Callable[[], None], kept: str = "") -> int:
 def add_command(
     commands: Commands,
     name: str,
-    run: Callable[[argparse.Namespace], None],
+    run: Action,
     summary: str,
     example: str,
 ) -> argparse.ArgumentParser:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from codedinvnet.cli.common import flush_denormals_early, guarded, members_of, print_report
+from codedinvnet.cli.common import flushing_denormals, guarded, members_of, print_report
 from codedinvnet.errors import UserError
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ def paper_main(argv: Sequence[str] | None = None) -> int:
     return guarded(lambda: _paper(arguments), kept)
 
 
+@flushing_denormals
 def _paper(arguments: argparse.Namespace) -> None:
     from codedinvnet import stages
     from codedinvnet.files import check_folder
@@ -69,7 +70,6 @@ def _paper(arguments: argparse.Namespace) -> None:
         raise UserError("--resume must be 0 or an epoch, --nsteps_save at least 1")
     _refuse_idle(arguments)
     check_folder(arguments.save_dir, "--save_dir")
-    flush_denormals_early()
     run = stages.Run(
         settings=_paper_settings(arguments),
         save_dir=arguments.save_dir,

@@ -10,7 +10,7 @@ from codedinvnet.cli.common import (
     Commands,
     add_command,
     add_model_options,
-    flush_denormals_early,
+    flushing_denormals,
     print_report,
     seed,
 )
@@ -88,6 +88,7 @@ def _positive(text: str) -> float:
     return value
 
 
+@flushing_denormals
 def _protect(arguments: argparse.Namespace) -> None:
     from codedinvnet.asking import read_token
     from codedinvnet.models import ModelSource
@@ -105,7 +106,6 @@ def _protect(arguments: argparse.Namespace) -> None:
         if wrong and getattr(arguments, option) is not None:
             other = "--inputs" if option == "labels" else "--capture"
             raise UserError(f"--{option.replace('_', '-')}: goes with {other}")
-    flush_denormals_early()
     source = ModelSource(
         arguments.model,
         arguments.weights,

@@ -11,7 +11,7 @@ from codedinvnet.cli.common import (
     Commands,
     add_command,
     add_data_options,
-    flush_denormals_early,
+    flushing_denormals,
     members_of,
     print_report,
 )
@@ -80,7 +80,6 @@ def _run_of(arguments: argparse.Namespace, resume: int) -> Run:
     from codedinvnet.files import check_folder
     from codedinvnet.stages import Run, choose_device
 
-    flush_denormals_early()
     check_folder(arguments.save_dir, "--save-dir")
     return Run(
         settings=load_settings(arguments.config),
@@ -96,6 +95,7 @@ def _resumable_run(arguments: argparse.Namespace) -> Run:
     return _run_of(arguments, -1 if arguments.resume else 0)
 
 
+@flushing_denormals
 def _train(arguments: argparse.Namespace) -> None:
     from codedinvnet import stages
 
@@ -105,6 +105,7 @@ def _train(arguments: argparse.Namespace) -> None:
     )
 
 
+@flushing_denormals
 def _sample(arguments: argparse.Namespace) -> None:
     from codedinvnet import stages
 
@@ -112,6 +113,7 @@ def _sample(arguments: argparse.Namespace) -> None:
     print_report(stages.sample(run, members_of(run.settings, arguments.k)), as_json=False)
 
 
+@flushing_denormals
 def _fuse(arguments: argparse.Namespace) -> None:
     from codedinvnet import stages
 
@@ -119,6 +121,7 @@ def _fuse(arguments: argparse.Namespace) -> None:
     print_report(stages.fuse(run, members_of(run.settings, arguments.k)), as_json=False)
 
 
+@flushing_denormals
 def _reproduce(arguments: argparse.Namespace) -> None:
     from codedinvnet import stages
     from codedinvnet.config import with_seed
