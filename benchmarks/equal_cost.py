@@ -15,31 +15,23 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from pandas import DataFrame
 
-from benchmarks.bundles import another_seed, extra_queries, info_of
+from benchmarks.bundles import another_seed
 from codedinvnet.bench import tables
 from codedinvnet.codes.backup import SmallBackup
-from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.berrut import ApproxIFER, ClosedApproxIFER
 from codedinvnet.codes.collage import Collage
-from codedinvnet.codes.equal_cost import extra_macs, served_macs
 from codedinvnet.codes.invnet import AverageImage, CodedInvNet, PaperInvNet
 from codedinvnet.codes.joined import BackupAndCode
-from codedinvnet.codes.method import given_by
 from codedinvnet.codes.nercc import ClosedNeRCC, NeRCC
 from codedinvnet.codes.parm import ConcatParM, ParM
 from codedinvnet.codes.plain import Plain
-from codedinvnet.codes.registry import find_method
 from codedinvnet.codes.superposition import Superposition
-from codedinvnet.config import PixelFusionSettings
 from codedinvnet.data.names import KNOWN
-from codedinvnet.models.bundle import Bundle, load_bundle, shipped_bundles
 from codedinvnet.rows import Row, current_accuracy, read_rows
 
 SIZES = (2, 4, 10)
@@ -119,45 +111,17 @@ class Results:
     def spent(self, dataset: str, method: str, k: int) -> float:
         """Return what the extra worker computes for a full group, in queries of g(f(x)).
 
-        The row says so; of an older row the bundle does, if it ships. NaN if that was not measured
-        or is not known.
+        NaN if that was not measured, or if the row is of before rows told it.
         """
-        row = self.rows.get((dataset, method, k))
-        if row is None:
+        row = self.rows.get((dataset, method, k), {})
+        if "extra_macs" not in row:
             return math.nan
-        extra, served = row.get("extra_macs"), row.get("served_macs")
-        if extra is not None and served is not None:
-            return float(extra / served)
-        own = extra_queries(info_of(self.folder, dataset), k)
-        if method == CodedInvNet.name and not math.isnan(own):
-            return own
-        if row["bundle"] not in shipped_bundles():
-            return math.nan
-        bundle, scheme = _bundle(row["bundle"]), scheme_of(row)
-        if row.get("parameters") not in (None, scheme.parameters):
-            return math.nan  # it was trained with another width
-        return extra_macs(scheme) / served_macs(bundle.model)
+        return float(row["extra_macs"] / row["served_macs"])
 
     def spends(self, dataset: str, k: int, rival: str) -> str:
         """Return what the code and a rival of it spend, for a table's cell; "" if not known."""
         pair = [self.spent(dataset, method, k) for method in (CodedInvNet.name, rival)]
         return "" if any(map(math.isnan, pair)) else "; {:.2f} against {:.2f}".format(*pair)
-
-
-@cache
-def _bundle(name: str) -> Bundle:
-    return load_bundle(name)
-
-
-def scheme_of(row: Row) -> Scheme:
-    """Return the scheme of a row's method around a bundle that ships, with an untrained part."""
-    method, given = find_method(row["method"]), given_by(_bundle(row["bundle"]), row["k"])
-    if method.part:
-        stored = row["settings"].get(method.part)
-        paper = method.part == PaperInvNet.part
-        made_with = method.made_with(given, PixelFusionSettings(**stored) if paper else stored)
-        given = replace(given, part=method.untrained(given, made_with).eval())
-    return method.made(given)
 
 
 def _measured_alike(row: Row, report: Mapping[str, Any]) -> bool:

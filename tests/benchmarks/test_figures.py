@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from benchmarks import bundles, equal_cost, figures, policies
-from benchmarks.bundles import SIZES
+from benchmarks.bundles import BUNDLES, SIZES
 from benchmarks.figures import FROM_FILE, FROM_FOLDER, RESULTS, pages, render, section
 from codedinvnet.config import EncoderSettings, PixelFusionSettings, load_settings
 from codedinvnet.errors import UserError
@@ -102,17 +102,13 @@ def test_what_a_bundles_file_lacks_is_not_measured(tmp_path: Path) -> None:
     assert section("bundles", tmp_path).startswith("Not measured yet")
 
 
-def test_a_bundles_extra_work_is_that_of_the_table_of_equal_cost(tmp_path: Path) -> None:
+def test_a_bundles_extra_work_is_that_of_the_table_of_equal_cost() -> None:
     """Both are counted in queries of g(f(x))."""
-    shutil.copy(RESULTS / "cifar10.json", tmp_path)
-    for k in SIZES:
-        append_row(tmp_path / "accuracy.jsonl", row("coded-invnet", 0.8, dataset="cifar10", k=k))
-    (own,) = rows_of(section("equal-cost", tmp_path))
-    spends = [float(spent) for spent in own[equal_cost.SPENDS].split(" / ")]
-    lines = rows_of(section("bundles", tmp_path))
+    lines = rows_of(section("bundles"))
     shares = [float(line["extra multiply-adds"].rstrip("%")) / 100 for line in lines]
-    expected = [spent / k for spent, k in zip(spends, SIZES, strict=True)]
-    assert shares == pytest.approx(expected, abs=0.008)  # as both are rounded
+    results = equal_cost.Results(RESULTS)
+    expected = [results.spent(name, "coded-invnet", k) / k for name in BUNDLES for k in SIZES]
+    assert shares == pytest.approx(expected, abs=0.0051)  # of a hundredth
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion", "cifar10"])
