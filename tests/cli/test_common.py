@@ -87,18 +87,29 @@ def test_threads_wait_briefly_for_one_another(own: dict[str, str], expected: str
 
 FLUSHED: dict[str, list[str]] = {
     "codedinvnet.stages.train": ["train", "CONFIG"],
+    "codedinvnet.stages.sample": ["sample", "CONFIG"],
     "codedinvnet.stages.fuse": ["fuse", "CONFIG"],
     "codedinvnet.stages.reproduce": ["reproduce", "CONFIG"],
     "codedinvnet.bench.accuracy.run": ["bench", "accuracy", "CONFIG", "--out", "rows.jsonl"],
     "codedinvnet.protect.run.protect": ["protect", "m:f", "--inputs", "x.npy", "--out", "o"],
 }
+PAPERS = ("codedinvnet.stages.train", ["--config_file", "CONFIG"])
 
 
-@pytest.mark.parametrize("place", FLUSHED)
+@pytest.mark.parametrize(
+    ("command", "place", "words"),
+    [*(("call", place, words) for place, words in FLUSHED.items()), ("call_paper", *PAPERS)],
+)
 def test_commands_that_train_flush_denormal_numbers_before_anything_is_computed(
-    place: str, call: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command: str,
+    place: str,
+    words: list[str],
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """So that PyTorch's threads, which start with the first large operation, do it as well."""
+    call: Command = request.getfixturevalue(command)
     seen = []
 
     def first(*_: Any, **__: Any) -> None:
@@ -108,24 +119,7 @@ def test_commands_that_train_flush_denormal_numbers_before_anything_is_computed(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(place, first)
     supported = torch.set_flush_denormal(False)
-    config = write_settings(tmp_path / "own.json", tiny_settings())
-    call(*(config if word == "CONFIG" else word for word in FLUSHED[place]))
-    assert seen == [0] or (not supported and len(seen) == 1)
-    assert torch.full((8,), 1e-30).mul(1e-10).any()  # only the command does
-
-
-def test_the_papers_commands_do_so_too(
-    call_paper: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen = []
-
-    def first(*_: Any) -> None:
-        seen.append(float(torch.full((8,), 1e-30).mul(1e-10).sum()))
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("codedinvnet.stages.train", first)
-    supported = torch.set_flush_denormal(False)
     config = write_settings(tmp_path / "own.json", tiny_settings("pixels"))
-    call_paper("--config_file", config, "--save_dir", tmp_path)
+    call(*(config if word == "CONFIG" else word for word in words))
     assert seen == [0] or (not supported and len(seen) == 1)
     assert torch.full((8,), 1e-30).mul(1e-10).any()  # only the command does
