@@ -19,6 +19,7 @@ import torch
 import benchmarks.command_line
 from codedinvnet import stages
 from codedinvnet.cli import main, paper_main
+from codedinvnet.codes import registry
 from codedinvnet.config import Settings, parse_settings
 from codedinvnet.data import ImageSet, sample_images
 from codedinvnet.models.bundle import Bundle, load_bundle
@@ -148,6 +149,12 @@ def _few_threads() -> Iterator[None]:
     torch.set_num_threads(min(2, before))
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def _forgets_methods(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have no test know the methods of another one's files."""
+    monkeypatch.setattr(registry, "_found", {})
 
 
 @pytest.fixture(autouse=True)

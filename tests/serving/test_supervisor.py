@@ -281,7 +281,7 @@ async def test_where_nobody_gets_anything_done_no_worker_is_to_blame(
         is_broken = front.supervisor.is_broken
         blamed = [is_broken(0, (query,)) for query in range(supervisor.MOST_FAILURES)]
         assert not any(blamed)
-        front.workers[1].failed.clear()  # it has done one
+        front.workers[1].worked()
         assert front.supervisor.is_broken(0, (supervisor.MOST_FAILURES - 1,))
         front.workers[1].state = supervisor.ABSENT
         assert not front.supervisor.is_broken(0, (supervisor.MOST_FAILURES - 1,))
@@ -294,7 +294,7 @@ def test_what_a_backup_gets_done_says_nothing_of_the_others(method: Scheme) -> N
     for worker in view.workers:
         worker.state = supervisor.UP
     assert not any(view.is_broken(query % mains, (query,)) for query in seen)
-    view.workers[1].failed.clear()  # it has done one
+    view.workers[1].worked()
     assert view.is_broken(0, (1000,))
     blamed = [view.is_broken(2, (2000 + query,)) for query in range(supervisor.MOST_FAILURES)]
     assert blamed[-1]  # the backup, by what the others get done
@@ -304,8 +304,23 @@ def test_what_a_backup_gets_done_says_nothing_of_the_others(method: Scheme) -> N
 def test_a_worker_that_is_not_up_says_nothing_of_another(state: str, method: Scheme) -> None:
     view = supervisor.Supervisor(BundlePool(method), 2, Metrics())
     view.workers[0].state, view.workers[1].state = supervisor.UP, state
+    view.workers[1].worked()
     blamed = [view.is_broken(0, (query,)) for query in range(supervisor.MOST_FAILURES)]
     assert blamed[-1] == (state == supervisor.UP)
+
+
+async def test_a_worker_that_has_done_nothing_yet_says_nothing_of_another(method: Scheme) -> None:
+    pool = BundlePool(method)
+    view = supervisor.Supervisor(pool, 2, Metrics())
+    await view.start()
+    failures = range(2 * supervisor.MOST_FAILURES)
+    assert not any(view.is_broken(0, (query,)) for query in failures)
+    view.workers[1].worked()
+    assert view.is_broken(0, (len(failures),))
+    view.workers[0].failed.clear()
+    assert await view.replace(1, "died")
+    assert not any(view.is_broken(0, (query,)) for query in failures)
+    await pool.stop()
 
 
 async def test_crashes_that_are_injected(method: Scheme, images: np.ndarray) -> None:

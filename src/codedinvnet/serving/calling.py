@@ -128,7 +128,7 @@ class Calling(ABC):
             self._failed_calls.log("the pool raised", logging.ERROR, **told)
             self._task_failed(sent, reason)
         else:
-            self.workers[worker].failed.clear()
+            self.workers[worker].worked()
             self.metrics.worker_time.labels(kind).observe(result.seconds)
             occupied = time.monotonic() - sent.began
             if kind == "parity":

@@ -51,6 +51,13 @@ class WorkerView:
     tasks: int = 0
     failed: deque[tuple[int, ...]] = field(default_factory=lambda: deque(maxlen=MOST_FAILURES))
     """The queries of the last tasks that it failed since it last did one."""
+    has_worked: bool = False
+    """Whether it has done a task since it came up."""
+
+    def worked(self) -> None:
+        """Take down that it has done a task."""
+        self.has_worked = True
+        self.failed.clear()
 
 
 class Loss(NamedTuple):
@@ -156,7 +163,7 @@ class Supervisor:
                 log_event("worker given up", logging.ERROR, worker=worker, starts=mistakes)
                 return False
         absent = view.state == ABSENT  # perhaps only since it was lost
-        view.state, view.since = UP, time.monotonic()
+        view.state, view.since, view.has_worked = UP, time.monotonic(), False
         self._down_since = None
         if absent:
             view.filled = view.since
@@ -178,8 +185,9 @@ class Supervisor:
     def is_broken(self, worker: int, members: tuple[int, ...]) -> bool:
         """Take a failure to a worker's record; return whether it is the worker that is to blame.
 
-        It is not if the same queries fail elsewhere, too, or if nobody gets anything done. What a
-        small backup gets done says nothing of those that compute the model itself.
+        It is not if the same queries fail elsewhere, too, or if nobody gets anything done. Who
+        has done nothing since it came up is no sign that others could. What a small backup gets
+        done says nothing of those that compute the model itself.
 
         Args:
             worker: its number.
@@ -190,9 +198,10 @@ class Supervisor:
             failed.append(members)
         kin = self.workers[: self.mains] if worker < self.mains else self.workers
         there = (view for view in kin if view.state == UP)
-        others = [view.failed for view in there if view is not self.workers[worker]]
-        alone = not any(queries in other for other in others for queries in failed)
-        return len(failed) == MOST_FAILURES and alone and not all(others)
+        others = [view for view in there if view is not self.workers[worker]]
+        alone = not any(queries in other.failed for other in others for queries in failed)
+        sound = any(other.has_worked and not other.failed for other in others)
+        return len(failed) == MOST_FAILURES and alone and sound
 
     def update_gauges(self) -> None:
         """Set how many workers are in which state."""

@@ -123,6 +123,21 @@ async def test_what_all_upstreams_fail_is_not_asked_for_ever(kind: type[Fake | G
         assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
+async def test_who_has_answered_nothing_yet_is_no_sign_that_others_are_to_blame() -> None:
+    """Or each would be set aside in turn, and what it had asked again, for nothing."""
+    fakes = [Fake() for _ in range(4)]
+
+    async with gateway(*fakes, policy="uncoded", deadline_ms=60_000) as (address, relay, _):
+        for fake in fakes:
+            fake.status = 503
+        for fake in fakes[1:]:
+            fake.delay = 0.5
+        replies = await asyncio.gather(*(ask(address) for _ in range(40)))
+        assert {reply.status for reply in replies} == {503}
+        assert is_up(relay) == [True] * 4
+        assert sum(len(fake.seen) for fake in fakes) < 40 + 50 + 0.1 * 100
+
+
 async def test_what_may_have_been_the_connection_is_asked_again() -> None:
     class Once(GrpcFake):
         async def _infer(self, message: bytes, context: Any) -> bytes:

@@ -52,6 +52,11 @@ class Place:
         """Whether there is an upstream."""
         return not isinstance(self.upstream, Nobody)
 
+    @property
+    def is_sound(self) -> bool:
+        """Whether it has answered a call, since it was last set aside, and failed none after it."""
+        return bool(self.heard) and not self.on_probation and self.failures == 0
+
     def has_answered(self, sent: float) -> None:
         """Take down its answer to a call that was sent at that time."""
         self.heard = self.answered = time.monotonic()
@@ -68,7 +73,7 @@ class Place:
     def is_to_blame(self, others: Iterable[Place]) -> bool:
         """Take down a failure; return whether to set the upstream aside, as others are sound."""
         self.failures += 1
-        sound = any(other.failures == 0 for other in others)
+        sound = any(other.is_sound for other in others)
         return sound and (self.on_probation or self.failures >= MOST_FAILURES)
 
 
