@@ -39,7 +39,7 @@ from codedinvnet.data import (
     spread_rows,
 )
 from codedinvnet.errors import UserError
-from codedinvnet.evaluation.outputs import task_outputs
+from codedinvnet.evaluation.outputs import direct_answers, task_outputs
 from codedinvnet.files import check_folder, check_writable
 from codedinvnet.models.bundle import Bundle, load_bundle
 from codedinvnet.rows import key_of, newest, read_rows
@@ -261,9 +261,7 @@ class _Bench:
         elif systematic:
             own = task_outputs(scheme, data.test)
         if own is not None:
-            direct = scheme.direct(own.to(data.device))
-            assert direct is not None
-            logits = direct.cpu()
+            logits = direct_answers(scheme, own, data.device)
         else:
             logits = data.logits(trial.base, trial.seed, "test")
         result = score(

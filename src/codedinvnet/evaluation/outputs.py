@@ -58,6 +58,26 @@ def task_outputs(scheme: Scheme, source: ImageSource) -> Tensor:
     )
 
 
+def direct_answers(scheme: Scheme, own: Tensor, device: torch.device) -> Tensor:
+    """Return the scores (N, classes) of outputs (N, n) of a systematic code's own data tasks.
+
+    Args:
+        scheme: the code and its models.
+        own: the outputs, wherever they lie.
+        device: where their answers are computed, a batch at a time.
+
+    Raises:
+        ValueError: if the code is not systematic.
+    """
+    found = []
+    for part in own.split(BATCH):
+        scores = scheme.direct(part.to(device))
+        if scores is None:
+            raise ValueError("a code that is not systematic has no direct answers")
+        found.append(scores.cpu())
+    return torch.cat(found)
+
+
 def _filled(count: int, parts: Iterator[tuple[Tensor, Tensor]]) -> Tensor:
     """Return outputs (count, n) of parts, rows (B,) and outputs (B, n); they are held once."""
     rows, output = next(parts)
