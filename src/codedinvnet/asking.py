@@ -15,8 +15,12 @@ PATIENCE = 60.0
 """Seconds that an answer may take."""
 
 
-def read_token(path: Path | None) -> str:
+def read_token(path: Path | None, flag: str = "--token-file") -> str:
     """Return the token in a file; "" without one.
+
+    Args:
+        path: the file.
+        flag: which option has it, for messages.
 
     Raises:
         UserError: if the file cannot be read or holds none.
@@ -27,9 +31,9 @@ def read_token(path: Path | None) -> str:
         token = path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise UserError(f"--token-file: cannot read {path}: {reason}") from error
+        raise UserError(f"{flag}: cannot read {path}: {reason}") from error
     if not token or not token.isascii() or not token.isprintable():
-        raise UserError(f"--token-file: {path} holds no token (ASCII, one line)")
+        raise UserError(f"{flag}: {path} holds no token (ASCII, one line)")
     return token
 
 

@@ -7,13 +7,14 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from codedinvnet.errors import UserError
-from codedinvnet.models import open_model
+from codedinvnet.models import ModelSource, open_model
 from codedinvnet.serving.options import ServeOptions, check
 
 TENSORS = {
@@ -38,6 +39,15 @@ class Handler(BaseHTTPRequestHandler):
     most = 8
     weights = WEIGHTS
     asked: tuple[int, ...] = ()
+    token = ""
+
+    def parse_request(self) -> bool:
+        good = super().parse_request()
+        if good and self.token and self.headers["Authorization"] != f"Bearer {self.token}":
+            self.rfile.read(int(self.headers["Content-Length"] or 0))
+            self._send(401, b"who are you?")
+            return False
+        return good
 
     def _send(self, status: int, body: bytes, length: int | None = None) -> None:
         self.send_response(status)
@@ -170,6 +180,27 @@ def test_shapes_that_a_server_leaves_open_are_told() -> None:
 def test_what_is_no_such_server_is_refused(metadata: Any, told: str) -> None:
     with server(metadata=metadata) as (url, _), pytest.raises(UserError, match=told):
         open_model(url)
+
+
+def test_a_server_gets_its_token(tmp_path: Path) -> None:
+    x, file = np.ones((2, 3), np.float32), tmp_path / "token"
+    file.write_text("secret")
+    with server(token="secret") as (url, kind):
+        with pytest.raises(UserError, match=r"status 401: who are you\? \(--model-token-file"):
+            open_model(url)
+        model = ModelSource(url, token_file=str(file)).open()
+        assert model.run({"x": x})["y"] == pytest.approx(x @ WEIGHTS)
+        kind.token = "renewed"
+        with pytest.raises(UserError, match="status 401"):
+            model.run({"x": x})
+        file.write_text("renewed")
+        assert model.run({"x": x})["y"] == pytest.approx(x @ WEIGHTS)
+
+
+def test_a_token_is_for_a_server(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"")
+    with pytest.raises(UserError, match=r"--model-token-file: .*model\.onnx is no server's"):
+        ModelSource(str(tmp_path / "model.onnx"), token_file="token").open()
 
 
 def test_urls_that_are_none() -> None:

@@ -13,6 +13,7 @@ from codedinvnet.cli.common import (
     add_command,
     add_data_options,
     add_model_options,
+    add_model_token,
     print_report,
     seed,
 )
@@ -73,6 +74,7 @@ def add_commands(commands: Commands) -> None:
     )
     add_bundle_options(sub, ", FILE.onnx, FILE.pt2, or a factory package.module:function")
     add_model_options(sub)
+    add_model_token(sub)
     sub.add_argument("--engine", help=f"{' or '.join(ENGINES)} (the kind's own)")
     sub.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 (auto)")
 
@@ -130,6 +132,7 @@ def _info(arguments: argparse.Namespace) -> None:
     from codedinvnet.models import ModelSource
 
     options = {name: getattr(arguments, name) for name in ("weights", "scores", "inputs", "engine")}
+    options["token_file"] = arguments.model_token_file
     source = ModelSource(arguments.bundle, **options)
     if source.kind != "bundle" or any(options.values()):
         device = "cpu" if arguments.device == "auto" else arguments.device

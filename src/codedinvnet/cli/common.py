@@ -185,6 +185,15 @@ def add_model_options(sub: argparse.ArgumentParser) -> None:
     )
 
 
+def add_model_token(sub: argparse.ArgumentParser) -> None:
+    """Add what asking a model of a server elsewhere may need."""
+    sub.add_argument(
+        "--model-token-file",
+        help="file with the token that the model's server wants, which is read again for every "
+        "question (none)",
+    )
+
+
 def seed(text: str) -> int:
     """Parse a seed within the range of the settings', which every random generator takes."""
     value = int(text)

@@ -96,6 +96,12 @@ def add_commands(commands: Commands) -> None:
     add("--tls-cert", type=Path, help="certificate of both ports, PEM (none: without TLS)")
     add("--tls-key", type=Path, help="its key, PEM, without a password")
     add("--upstream-ca", type=Path, help="certificates to trust, PEM (those of this machine)")
+    add(
+        "--upstream-token-file",
+        type=Path,
+        help="the token in this file goes to all upstreams, as 'Authorization: Bearer ...'; it is "
+        "read again when it changes (none: what clients send)",
+    )
     add_face_options(sub)
     add_config(sub)
 

@@ -10,6 +10,7 @@ from codedinvnet.cli.common import (
     Commands,
     add_command,
     add_model_options,
+    add_model_token,
     flushing_denormals,
     print_report,
     seed,
@@ -28,6 +29,7 @@ def add_commands(commands: Commands) -> None:
     )
     sub.add_argument("model", help="FILE.onnx, FILE.pt2, or a factory package.module:function")
     add_model_options(sub)
+    add_model_token(sub)
     add = sub.add_argument
     add(
         "--inputs",
@@ -112,6 +114,7 @@ def _protect(arguments: argparse.Namespace) -> None:
         arguments.scores,
         inputs=tuple(arguments.inputs),
         threads=arguments.threads,
+        token_file=arguments.model_token_file,
     )
     fields = ("resize", "crop", "scale", "mean", "std")
     how = Preprocessing(

@@ -29,7 +29,7 @@ from codedinvnet.quantiles import Histogram, percentile, rounded
 from codedinvnet.rows import SCHEMA_VERSION, append_row, key_of, read_rows
 from codedinvnet.serving.faces.v2 import OUTCOME_HEADER
 from codedinvnet.serving.gateway.calls import OK, Call, NotProtocol, Reply, Unreachable
-from codedinvnet.serving.gateway.upstreams import Upstream, open_upstream
+from codedinvnet.serving.gateway.upstreams import OwnHeaders, Upstream, open_upstream
 
 START_TIMEOUT = 10.0
 """Seconds for what is asked before the load."""
@@ -201,8 +201,8 @@ async def measure(options: LoadOptions) -> dict[str, Any]:
     check(options)
     url, model = server_and_model(options)
     gaps = gaps_of(options)
-    upstream = open_upstream(url, flag="URL")
-    upstream.headers, upstream.tries = headers(options), 1
+    upstream = open_upstream(url, own=OwnHeaders(headers(options)), flag="URL")
+    upstream.tries = 1
     try:
         metadata = await upstream.metadata(model, options.model_version, START_TIMEOUT)
         signature, batched = signature_of(metadata, options.shapes)

@@ -21,6 +21,7 @@ from codedinvnet.errors import UserError
 from codedinvnet.models.base import Signature, Unreachable
 from codedinvnet.models.probe import ROWS, Compute, Opened, find_scores, in_turn, probe
 from codedinvnet.models.specs import parse_input
+from codedinvnet.models.upstream import TOKEN_FLAG, open_upstream_model
 
 Kind: TypeAlias = Literal["bundle", "onnx", "pt2", "factory", "upstream"]
 
@@ -43,6 +44,7 @@ class ModelSource:
         device: the device to compute on.
         threads: how many threads to compute with.
         digest: of the files or weights that must be there ("": any will do).
+        token_file: the file with the token that a server wants; None: it wants none.
     """
 
     source: str
@@ -53,6 +55,7 @@ class ModelSource:
     device: str = "cpu"
     threads: int = 1
     digest: str = ""
+    token_file: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "inputs", tuple(self.inputs))  # JSON has lists
@@ -203,11 +206,11 @@ def _open(source: ModelSource, engine: str) -> Opened:
     """Open what a source names, by the module for its kind."""
     kind, told = source.kind, [parse_input(text) for text in source.inputs]
     if kind == "upstream":
-        from codedinvnet.models.upstream import open_upstream_model
-
         if source.weights is not None:
             raise UserError(f"--weights: {source.source} has its own")
-        return open_upstream_model(source.source, told)
+        return open_upstream_model(source.source, told, source.token_file)
+    if source.token_file is not None:
+        raise UserError(f"{TOKEN_FLAG}: {source.source} is no server's: http://HOST:PORT/v2/...")
 
     # Imported here: a front end that only names its workers' model needs no PyTorch for that.
     import torch

@@ -9,11 +9,13 @@ import math
 import ssl
 import weakref
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
 
+from codedinvnet.asking import read_token
 from codedinvnet.errors import UserError, is_host, one_line
 from codedinvnet.models.base import DATATYPES, HEADER_LENGTH, TensorSpec, Unreachable
 from codedinvnet.models.probe import Opened
@@ -21,6 +23,8 @@ from codedinvnet.models.specs import Declared, input_specs
 
 PATH = "/v2/models/"
 """What a model's URL has behind the server's address."""
+TOKEN_FLAG = "--model-token-file"
+"""The option with the file of a server's token."""
 TIMEOUT = 60.0
 """Seconds for one answer."""
 
@@ -58,7 +62,8 @@ class Refused(UserError):
 
     def __init__(self, url: str, status: int, body: bytes) -> None:
         said = body[:200].decode(errors="replace").strip()
-        super().__init__(f"{url} answers with HTTP status {status}: {said}")
+        hint = f" ({TOKEN_FLAG} has the token for it)" if status in (401, 403) else ""
+        super().__init__(f"{url} answers with HTTP status {status}: {said}{hint}")
         self.status = status
 
 
@@ -67,12 +72,13 @@ class Connection:
 
     Args:
         url: the model's, with PATH in it.
+        token_file: has the token that the server wants, maybe another one by and by; None: none.
 
     Raises:
         UserError: if that is no URL.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, token_file: str | None = None) -> None:
         parts = urlsplit(url)
         secure = parts.scheme == "https"
         try:
@@ -84,6 +90,7 @@ class Connection:
         if not is_host(host):
             raise UserError(f"{url!r} is no URL: {host!r} is no host's name")
         self.url, self.path = url, parts.path.rstrip("/")
+        self.token_file = None if token_file is None else Path(token_file)
         self._connection = (
             http.client.HTTPSConnection(
                 host, port, timeout=TIMEOUT, context=ssl.create_default_context()
@@ -103,10 +110,15 @@ class Connection:
         Raises:
             Unreachable: if there is none.
             Refused: if it is an error.
+            UserError: if the file of the token has none.
         """
+        headers = dict(headers or {})
+        if self.token_file is not None:
+            token = read_token(self.token_file, TOKEN_FLAG)
+            headers["Authorization"] = f"Bearer {token}"
         for attempt in range(2):
             try:
-                self._connection.request(method, self.path + path, body, headers or {})
+                self._connection.request(method, self.path + path, body, headers)
                 answer = self._connection.getresponse()
                 data = answer.read()
                 break
@@ -119,7 +131,9 @@ class Connection:
         return {name.lower(): value for name, value in answer.getheaders()}, data
 
 
-def open_upstream_model(url: str, told: Sequence[TensorSpec]) -> Opened:
+def open_upstream_model(
+    url: str, told: Sequence[TensorSpec], token_file: str | None = None
+) -> Opened:
     """Open the model that a server has, http://HOST:PORT/v2/models/NAME.
 
     Its digest is that of its metadata: nobody tells the weights of a server elsewhere.
@@ -127,11 +141,12 @@ def open_upstream_model(url: str, told: Sequence[TensorSpec]) -> Opened:
     Args:
         url: the model's.
         told: its inputs whose shapes the server leaves open.
+        token_file: see `Connection`.
 
     Raises:
         UserError: if it does not answer, or what it says is not the protocol.
     """
-    connection = Connection(url)
+    connection = Connection(url, token_file)
     _, body = connection.ask("GET")
     try:
         metadata = json.loads(body)

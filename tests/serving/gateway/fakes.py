@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 import grpc
 from aiohttp import web
@@ -23,6 +23,7 @@ TENSORS = {
     "inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 3]}],
     "outputs": [{"name": "y", "datatype": "FP32", "shape": [-1, 3]}],
 }
+Method: TypeAlias = Callable[[bytes, Any], Awaitable[bytes]]
 
 
 class Fake:
@@ -38,6 +39,8 @@ class Fake:
         self.go()
         self.ready = True
         self.hangs_up = False
+        self.token = ""
+        """What must come with all that it is asked, if anything must."""
         self.seen: list[tuple[str, dict[str, str], bytes]] = []
         """Path, headers and body of every inference request."""
         self.probes = 0
@@ -74,8 +77,17 @@ class Fake:
             text=text, status=404 if self.metadata is None else self.metadata_status
         )
 
+    @web.middleware
+    async def _authorized(
+        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        given = request.headers.getall("Authorization", [])
+        if self.token and given != [f"Bearer {self.token}"]:
+            return web.Response(status=401, text="who are you?")
+        return await handler(request)
+
     async def start(self) -> None:
-        app = web.Application(client_max_size=1 << 30)
+        app = web.Application(client_max_size=1 << 30, middlewares=[self._authorized])
         for path in ("/v2/models/m", "/v2/models/m/versions/{v}"):
             app.router.add_post(f"{path}/infer", self._infer)
             app.router.add_get(path, self._metadata)
@@ -108,6 +120,8 @@ class GrpcFake:
         self.metadata_code = grpc.StatusCode.OK
         self.delay = 0.0
         self.cancelled = 0
+        self.token = ""
+        """What must come with all that it is asked, if anything must."""
         self.probes = 0
         self.held = asyncio.Event()
         self.held.set()
@@ -146,11 +160,21 @@ class GrpcFake:
         found: bytes = pb.ModelMetadataResponse(name="m", **self.tensors).SerializeToString()
         return found
 
+    def _authorized(self, method: Method) -> Method:
+        async def answer(message: bytes, context: Any) -> bytes:
+            pairs = context.invocation_metadata()
+            given = [value for name, value in pairs if name == "authorization"]
+            if self.token and given != [f"Bearer {self.token}"]:
+                await context.abort(grpc.StatusCode.UNAUTHENTICATED, "who are you?")
+            return await method(message, context)
+
+        return answer
+
     async def start(self) -> None:
         self.server = grpc.aio.server(options=UNLIMITED)
         methods = {"Infer": self._infer, "Ready": self._ready, "Metadata": self._metadata}
         handlers = {
-            f"Model{name}": grpc.unary_unary_rpc_method_handler(method)
+            f"Model{name}": grpc.unary_unary_rpc_method_handler(self._authorized(method))
             for name, method in methods.items()
         }
         self.server.add_generic_rpc_handlers(

@@ -234,3 +234,18 @@ async def test_who_is_not_there_at_the_start_takes_nobody_down(
             assert scores(await asked(address, queries(1)))[1] == "direct"
     finally:
         await small.stop()
+
+
+async def test_the_backups_server_gets_the_upstreams_token(tmp_path: Path) -> None:
+    server, small, file = Server(), Server(f"{PLACE}:smaller"), tmp_path / "token"
+    server.token = small.token = "secret"
+    file.write_text("secret")
+    await small.start()
+    try:
+        own = {"backup_upstream": f"{small.url}/v2/models/m", "upstream_token_file": file}
+        async with gateway(server, policy="small-backup", **own) as (address, _, _):
+            server.hold()
+            assert scores(await asked(address, queries(1)))[1] == "decoded"
+            server.go()
+    finally:
+        await small.stop()

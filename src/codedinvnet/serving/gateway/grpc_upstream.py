@@ -16,7 +16,7 @@ from codedinvnet.serving.gateway.calls import (
     Unreachable,
 )
 from codedinvnet.serving.gateway.translation import problem, through_grpc
-from codedinvnet.serving.gateway.upstreams import no_metadata
+from codedinvnet.serving.gateway.upstreams import OwnHeaders, no_metadata
 
 UNREACHABLE = frozenset({"UNAVAILABLE"})
 """Codes that say that there was no connection, unless the upstream has sent them itself."""
@@ -40,16 +40,16 @@ class GrpcUpstream:
         target: its host and port.
         secure: whether over TLS.
         roots: certificates to trust, PEM; None: those that gRPC carries.
+        own: headers for all that it is asked.
     """
 
     stops = translates = True
-    headers: Headers = ()
     tries = 1
 
     def __init__(
-        self, url: str, target: str, secure: bool = False, roots: bytes | None = None
+        self, url: str, target: str, secure: bool, roots: bytes | None, own: OwnHeaders
     ) -> None:
-        self.url, self.target, self.secure, self.roots = url, target, secure, roots
+        self.url, self.target, self.secure, self.roots, self.own = url, target, secure, roots, own
         self._channel: Any = None
         self._closed = False
 
@@ -76,7 +76,7 @@ class GrpcUpstream:
             raise Unreachable(CLOSED)
         ask = self.channel.unary_unary(f"/{SERVICE}/{method}")
         try:
-            body = await ask(message, timeout=seconds, metadata=(*self.headers, *headers))
+            body = await ask(message, timeout=seconds, metadata=self.own.beside(headers))
         except grpc.aio.AioRpcError as error:
             name, code = error.code().name, error.code().value[0]
             reply = Reply("grpc", code, message=error.details() or "")

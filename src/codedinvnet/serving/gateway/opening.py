@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,7 +29,7 @@ from codedinvnet.serving.gateway.understanding import (
     understand,
 )
 from codedinvnet.serving.gateway.upstream_metrics import UpstreamMetrics
-from codedinvnet.serving.gateway.upstreams import Upstream, open_upstream
+from codedinvnet.serving.gateway.upstreams import Upstream
 from codedinvnet.serving.served import OwnModel
 
 if TYPE_CHECKING:  # a gateway without a code does without PyTorch
@@ -40,7 +40,7 @@ if TYPE_CHECKING:  # a gateway without a code does without PyTorch
 async def open_guard(
     options: GatewayOptions,
     upstreams: Sequence[Upstream],
-    roots: bytes | None,
+    open_one: Callable[..., Upstream],
     metrics: UpstreamMetrics,
 ) -> Backup | Coded | None:
     """Return what makes up for late answers; None if nothing but copies does.
@@ -48,7 +48,7 @@ async def open_guard(
     Args:
         options: checked.
         upstreams: the servers.
-        roots: see `open_upstream`.
+        open_one: opens another one (`open_upstream`).
         metrics: of the upstreams.
 
     Raises:
@@ -63,7 +63,7 @@ async def open_guard(
     served = OwnModel(options.name, model.signature)
     if options.backup_upstream is not None:
         reads = Understanding(served, model.version)
-        return await _upstream_backup(options, reads, roots, metrics)
+        return await _upstream_backup(options, reads, open_one, metrics)
     from codedinvnet.codes.method import ONE
     from codedinvnet.serving.workers.computing import scheme_of
 
@@ -139,7 +139,10 @@ def _coded(
 
 
 async def _upstream_backup(
-    options: GatewayOptions, reads: Understanding, roots: bytes | None, metrics: UpstreamMetrics
+    options: GatewayOptions,
+    reads: Understanding,
+    open_one: Callable[..., Upstream],
+    metrics: UpstreamMetrics,
 ) -> Backup:
     """Return a smaller model of a server elsewhere as the backup.
 
@@ -150,7 +153,7 @@ async def _upstream_backup(
     server, _, name = url.partition(PATH)
     if not name or "/" in name:
         raise UserError(f"--backup-upstream: {url!r} is not http://HOST:PORT{PATH}NAME")
-    upstream = open_upstream(server, roots, "--backup-upstream")
+    upstream = open_one(server, flag="--backup-upstream")
     try:
         told = [parse_input(text) for text in options.inputs]
         small = await understand([upstream], name, None, told, "--backup-upstream")

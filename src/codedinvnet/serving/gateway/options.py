@@ -70,6 +70,7 @@ class GatewayOptions:
     tls_cert: Path | None = None
     tls_key: Path | None = None
     upstream_ca: Path | None = None
+    upstream_token_file: Path | None = None
     traces: str | None = None
 
     @property

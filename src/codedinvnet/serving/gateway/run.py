@@ -29,6 +29,7 @@ from codedinvnet.serving.gateway.options import OFFERED, GatewayOptions, check, 
 from codedinvnet.serving.gateway.pool import UpstreamPool
 from codedinvnet.serving.gateway.relay import PassThrough, Relay
 from codedinvnet.serving.gateway.upstream_metrics import UpstreamMetrics
+from codedinvnet.serving.gateway.upstream_token import UpstreamToken
 from codedinvnet.serving.gateway.upstreams import Upstream, open_upstream
 from codedinvnet.serving.listening import (
     body_limit,
@@ -146,8 +147,9 @@ async def running(options: GatewayOptions) -> AsyncIterator[tuple[str, Relay, in
     """
     check(options)
     token, roots = read_token(options.token_file), read_roots(options.upstream_ca)
+    theirs = UpstreamToken(options.upstream_token_file)
     certificate = read_certificate(options.tls_cert, options.tls_key)
-    open_one = partial(open_upstream, roots=roots)
+    open_one = partial(open_upstream, roots=roots, own=theirs.own)
     discovery = Discovery(options.upstream, options.upstreams_file)
     urls, lacking = await discovery.urls()
     if lacking and not urls and options.makes_up:
@@ -159,7 +161,7 @@ async def running(options: GatewayOptions) -> AsyncIterator[tuple[str, Relay, in
     metrics = Metrics()
     both = metrics, UpstreamMetrics(metrics.registry)
     try:
-        guard = await open_guard(options, upstreams, roots, both[1])
+        guard = await open_guard(options, upstreams, open_one, both[1])
         relay = make_relay(options, upstreams, places, guard, both)
     except BaseException:
         await asyncio.gather(*(upstream.close() for upstream in upstreams))
@@ -200,6 +202,9 @@ async def running(options: GatewayOptions) -> AsyncIterator[tuple[str, Relay, in
         if discovery.changes:
             following = asyncio.create_task(follow(discovery, relay.pool, open_one))
             stack.callback(following.cancel)
+        if theirs.path is not None:
+            renewing = asyncio.create_task(theirs.follow())
+            stack.callback(renewing.cancel)
         yield address, relay, port
 
 

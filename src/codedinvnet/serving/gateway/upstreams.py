@@ -7,6 +7,7 @@ import json
 import os
 import ssl
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 from urllib.parse import quote, urlsplit
 
@@ -22,17 +23,36 @@ from codedinvnet.serving.gateway.calls import (
 from codedinvnet.serving.gateway.http_client import Answer, HttpClient
 from codedinvnet.serving.served import OUTCOME
 
+REFUSALS = {"http": (401, 403), "grpc": (16, 7)}
+"""Statuses that want a token, or another one."""
 SCHEMES = {"http": 80, "https": 443, "grpc": 8001, "grpcs": 443}
 """Scheme -> the port if the URL names none."""
 OWN_OUTPUTS = (OUTCOME, f"codedinvnet.{OUTCOME}")
 """Outputs that `codedinvnet serve` adds to those of a model."""
 
 
+@dataclass
+class OwnHeaders:
+    """Headers that are sent with all that servers are asked; they may change meanwhile.
+
+    Attributes:
+        headers: for gRPC their names must be in lower case.
+    """
+
+    headers: Headers = ()
+
+    def beside(self, theirs: Headers) -> Headers:
+        """Return them and those of a call, but for what both have."""
+        if not self.headers:
+            return theirs
+        names = {name.lower() for name, _ in self.headers}
+        return (*self.headers, *(header for header in theirs if header[0].lower() not in names))
+
+
 class Upstream(Protocol):
     """A server that answers calls."""
 
-    headers: Headers
-    """Sent with all that is asked."""
+    own: OwnHeaders
     tries: int
     """How often a request is written to a kept connection that turns out to be closed."""
 
@@ -78,7 +98,7 @@ class Nobody:
     """Stands where an upstream may come later."""
 
     url, stops, translates = "", False, False
-    headers: Headers = ()
+    own = OwnHeaders()
     tries = 1
 
     async def infer(self, call: Call, seconds: float) -> Reply:
@@ -94,12 +114,18 @@ class Nobody:
         """There is nothing to close."""
 
 
-def open_upstream(url: str, roots: bytes | None = None, flag: str = "--upstream") -> Upstream:
+def open_upstream(
+    url: str,
+    roots: bytes | None = None,
+    own: OwnHeaders | None = None,
+    flag: str = "--upstream",
+) -> Upstream:
     """Return an upstream, not yet connected.
 
     Args:
         url: http://HOST[:PORT][/PREFIX], https://..., grpc://HOST[:PORT] or grpcs://...
         roots: certificates to trust over TLS, PEM; None: those that this machine trusts.
+        own: headers for all that it is asked; None: there are none.
         flag: which option has it, for messages.
 
     Raises:
@@ -118,14 +144,15 @@ def open_upstream(url: str, roots: bytes | None = None, flag: str = "--upstream"
     if found.username is not None:
         raise UserError(f"{flag}: {found.hostname}: a URL with a password is not taken")
     host = f"[{found.hostname}]" if ":" in found.hostname else found.hostname
+    own = OwnHeaders() if own is None else own
     if found.scheme in ("http", "https"):
         base = f"{found.scheme}://{host}:{port}{found.path.rstrip('/')}"
-        return HttpUpstream(url, base, roots)
+        return HttpUpstream(url, base, roots, own)
     if found.path.strip("/"):
         raise UserError(f"{flag}: {url!r}: a gRPC address has no path")
     from codedinvnet.serving.gateway.grpc_upstream import GrpcUpstream
 
-    return GrpcUpstream(url, f"{host}:{port}", found.scheme == "grpcs", roots)
+    return GrpcUpstream(url, f"{host}:{port}", found.scheme == "grpcs", roots, own)
 
 
 def model_path(model: str, version: str) -> str:
@@ -138,6 +165,8 @@ def no_metadata(model: str, reply: Reply) -> Unreachable | NotProtocol:
     """Return what an error means that an upstream answers when asked for a model's metadata."""
     if reply.fails:
         return Unreachable(str(reply))
+    if reply.status in REFUSALS[reply.transport]:
+        return NotProtocol(f"it wants a token, or another one: {reply}")
     return NotProtocol(f"it has no model {model!r}: {reply}")
 
 
@@ -155,14 +184,14 @@ class HttpUpstream:
         url: as the user gave it.
         base: what the protocol's paths follow.
         roots: see `open_upstream`.
+        own: likewise.
     """
 
     stops = translates = False
-    headers: Headers = ()
     tries = 2
 
-    def __init__(self, url: str, base: str, roots: bytes | None = None) -> None:
-        self.url, found = url, urlsplit(base)
+    def __init__(self, url: str, base: str, roots: bytes | None, own: OwnHeaders) -> None:
+        self.url, self.own, found = url, own, urlsplit(base)
         self.prefix, context = quote(found.path, safe="/%"), None
         if found.scheme == "https":
             context = ssl.create_default_context(cadata=None if roots is None else roots.decode())
@@ -183,7 +212,7 @@ class HttpUpstream:
         Raises:
             Unreachable: if there is none in so many seconds.
         """
-        path, headers = self.prefix + path, (*self.headers, *headers)
+        path, headers = self.prefix + path, self.own.beside(headers)
         try:
             return await self._client.ask(method, path, seconds, body, headers, tries=self.tries)
         except asyncio.TimeoutError:
