@@ -195,6 +195,8 @@ def test_a_server_gets_its_token(tmp_path: Path) -> None:
             model.run({"x": x})
         file.write_text("renewed")
         assert model.run({"x": x})["y"] == pytest.approx(x @ WEIGHTS)
+        file.write_text("")  # it is being written
+        assert model.run({"x": x})["y"] == pytest.approx(x @ WEIGHTS)
 
 
 def test_a_token_is_for_a_server(tmp_path: Path) -> None:

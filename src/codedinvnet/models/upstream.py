@@ -91,6 +91,7 @@ class Connection:
             raise UserError(f"{url!r} is no URL: {host!r} is no host's name")
         self.url, self.path = url, parts.path.rstrip("/")
         self.token_file = None if token_file is None else Path(token_file)
+        self._token = ""
         self._connection = (
             http.client.HTTPSConnection(
                 host, port, timeout=TIMEOUT, context=ssl.create_default_context()
@@ -110,12 +111,16 @@ class Connection:
         Raises:
             Unreachable: if there is none.
             Refused: if it is an error.
-            UserError: if the file of the token has none.
+            UserError: if the file of the token never had one.
         """
         headers = dict(headers or {})
         if self.token_file is not None:
-            token = read_token(self.token_file, TOKEN_FLAG)
-            headers["Authorization"] = f"Bearer {token}"
+            try:
+                self._token = read_token(self.token_file, TOKEN_FLAG)
+            except UserError:  # it is being written: the last one may still do
+                if not self._token:
+                    raise
+            headers["Authorization"] = f"Bearer {self._token}"
         for attempt in range(2):
             try:
                 self._connection.request(method, self.path + path, body, headers)

@@ -41,6 +41,9 @@ class Fake:
         self.hangs_up = False
         self.token = ""
         """What must come with all that it is asked, if anything must."""
+        self.guards_all = True
+        """Otherwise it must come with inference requests alone."""
+        self.refused = 0
         self.seen: list[tuple[str, dict[str, str], bytes]] = []
         """Path, headers and body of every inference request."""
         self.probes = 0
@@ -82,8 +85,11 @@ class Fake:
         self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
         given = request.headers.getall("Authorization", [])
-        if self.token and given != [f"Bearer {self.token}"]:
-            return web.Response(status=401, text="who are you?")
+        guarded = self.token and (self.guards_all or request.path.endswith("/infer"))
+        if guarded and given != [f"Bearer {self.token}"]:
+            self.refused += 1
+            told = {"WWW-Authenticate": "Bearer"}
+            return web.Response(status=401, text="who are you?", headers=told)
         return await handler(request)
 
     async def start(self) -> None:
@@ -120,8 +126,8 @@ class GrpcFake:
         self.metadata_code = grpc.StatusCode.OK
         self.delay = 0.0
         self.cancelled = 0
-        self.token = ""
-        """What must come with all that it is asked, if anything must."""
+        self.token, self.guards_all, self.refused = "", True, 0
+        """See `Fake`."""
         self.probes = 0
         self.held = asyncio.Event()
         self.held.set()
@@ -164,7 +170,9 @@ class GrpcFake:
         async def answer(message: bytes, context: Any) -> bytes:
             pairs = context.invocation_metadata()
             given = [value for name, value in pairs if name == "authorization"]
-            if self.token and given != [f"Bearer {self.token}"]:
+            guarded = self.guards_all or method == self._infer
+            if self.token and guarded and given != [f"Bearer {self.token}"]:
+                self.refused += 1
                 await context.abort(grpc.StatusCode.UNAUTHENTICATED, "who are you?")
             return await method(message, context)
 

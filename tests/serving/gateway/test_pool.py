@@ -123,19 +123,45 @@ async def test_what_all_upstreams_fail_is_not_asked_for_ever(kind: type[Fake | G
         assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
-async def test_who_has_answered_nothing_yet_is_no_sign_that_others_are_to_blame() -> None:
-    """Or each would be set aside in turn, and what it had asked again, for nothing."""
-    fakes = [Fake() for _ in range(4)]
+async def test_who_comes_back_is_no_sign_that_others_are_to_blame(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Or each would be set aside in turn, and what was lost with it asked again for nothing."""
+    fakes = first, *others = [Fake() for _ in range(4)]
 
     async with gateway(*fakes, policy="uncoded", deadline_ms=60_000) as (address, relay, _):
         for fake in fakes:
             fake.status = 503
-        for fake in fakes[1:]:
-            fake.delay = 0.5
-        replies = await asyncio.gather(*(ask(address) for _ in range(40)))
+        for fake in others:
+            fake.delay = 0.3
+        asked = [asyncio.create_task(ask(address)) for _ in range(40)]
+        await until(lambda: not is_up(relay)[0])  # it failed, and no other had
+        first.ready = False
+        await asyncio.gather(*asked)
+        first.ready, first.delay = True, 0.3
+        await until(lambda: is_up(relay) == [True] * 4)
+        for fake in others:
+            fake.delay = 0.0
+        caplog.clear()
+        before = sum(len(fake.seen) for fake in fakes)
+        replies = await asyncio.gather(*(ask(address) for _ in range(100)))
         assert {reply.status for reply in replies} == {503}
-        assert is_up(relay) == [True] * 4
-        assert sum(len(fake.seen) for fake in fakes) < 40 + 50 + 0.1 * 100
+        assert "upstream set aside" not in caplog.text
+        assert sum(len(fake.seen) for fake in fakes) - before < 100 + 50 + 0.1 * 160
+
+
+async def test_who_fails_at_once_does_not_draw_what_a_slow_one_answers() -> None:
+    slow, bad = Fake(), Fake()
+
+    options = {"policy": "uncoded", "slots": 64, "deadline_ms": 60_000}
+    async with gateway(slow, bad, **options) as (address, _, _):
+        slow.delay, bad.status = 1.0, 503
+        asked = []
+        for _ in range(120):
+            asked.append(asyncio.create_task(ask(address)))
+            await asyncio.sleep(0.01)
+        assert {reply.status for reply in await asyncio.gather(*asked)} == {200}
+        assert len(bad.seen) < 30
 
 
 async def test_what_may_have_been_the_connection_is_asked_again() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
+import grpc
 import pytest
 
 from codedinvnet.errors import UserError
@@ -62,12 +64,58 @@ async def test_a_new_token_is_taken_from_its_file(
 
 
 @BOTH
+@pytest.mark.parametrize("guards_all", [True, False])
+async def test_who_refuses_the_token_gets_no_requests(
+    kind: type[Fake | GrpcFake], guards_all: bool, tmp_path: Path
+) -> None:
+    """It fails faster than others answer, and would draw most of them."""
+    good, bad, file = kind(), kind(), tmp_path / "token"
+    good.delay, bad.guards_all = 0.02, guards_all
+    file.write_text("old")
+
+    async with gateway(good, bad, upstream_token_file=file) as (address, relay, _):
+        bad.token = "another"
+        for _ in range(15):
+            replies = await asyncio.gather(*(ask(address) for _ in range(8)))
+            assert {reply.status for reply in replies} == {200}
+        assert is_up(relay) == [True, False]
+        assert bad.refused < 60
+        bad.token = ""
+        await until(lambda: all(is_up(relay)))
+
+
+@BOTH
+async def test_a_refused_token_is_no_fault_of_clients(
+    kind: type[Fake | GrpcFake], tmp_path: Path
+) -> None:
+    fake, file = kind(), tmp_path / "token"
+    file.write_text("old")
+
+    options = {"upstream_token_file": file, "grpc_port": 0}
+    async with gateway(fake, **options) as (address, _, port):
+        fake.token, fake.guards_all = "new", False
+        reply = await ask(address)
+        assert (reply.status, reply.headers.get("www-authenticate")) == (503, None)
+        assert b"wants a token, or another one (--upstream-token-file)" in reply.body
+        with pytest.raises(grpc.aio.AioRpcError, match="another one") as refused:
+            await ask_grpc(port, request(bytes(12)))
+        assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+    fake.port, fake.token = 0, ""
+    async with gateway(fake) as (address, _, _):  # clients show their own
+        fake.token = "new"
+        assert (await ask(address)).status == 401
+        assert (await ask(address, authorization="Bearer new")).status == 200
+
+
+@BOTH
 async def test_a_token_that_lacks_is_asked_for(kind: type[Fake | GrpcFake], tmp_path: Path) -> None:
     fake = kind()
     fake.token = "secret"
     await fake.start()
 
-    with pytest.raises(UserError, match=r"it wants a token, or another one: .*who are you"):
+    with pytest.raises(
+        UserError, match=r"it wants a token, or another one \(--upstream-token-file\): .*who are"
+    ):
         async with running(GatewayOptions("m", upstream=(fake.url,), port=0)):
             pass
     missing = tmp_path / "missing"

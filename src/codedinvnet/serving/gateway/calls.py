@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Literal, TypeAlias
@@ -191,6 +192,12 @@ class Reply:
     def __str__(self) -> str:
         said = self.message or self.body[:200].decode(errors="replace")
         return f"{self.transport} status {self.status}: {said}".rstrip(": ")
+
+
+def problem(status: int, message: str) -> Reply:
+    """Return an error as the protocol has it over HTTP."""
+    body = json.dumps({"error": message}).encode()
+    return Reply("http", status, body, (("content-type", "application/json"),))
 
 
 def passed_on(headers: Headers) -> Headers:

@@ -14,8 +14,9 @@ from codedinvnet.serving.gateway.calls import (
     Headers,
     Reply,
     Unreachable,
+    problem,
 )
-from codedinvnet.serving.gateway.translation import problem, through_grpc
+from codedinvnet.serving.gateway.translation import through_grpc
 from codedinvnet.serving.gateway.upstreams import OwnHeaders, no_metadata
 
 UNREACHABLE = frozenset({"UNAVAILABLE"})
@@ -97,17 +98,20 @@ class GrpcUpstream:
             return await self._ask("ModelInfer", message, seconds, headers)
 
         if call.transport == "grpc":
-            return await post(call.body, call.headers)
+            return self.own.taken(await post(call.body, call.headers))
         try:
-            return await through_grpc(call, post)
+            reply = await through_grpc(call, post)
         except Unreachable as error:
             if error.reply is not None:
                 error.reply = problem(http_status(error.reply.status), error.reply.message)
             raise
+        return self.own.taken(reply)
 
     async def is_ready(self, model: str, seconds: float) -> bool:
         request = pb.ModelReadyRequest(name=model).SerializeToString()
         reply = await self._ask("ModelReady", request, seconds)
+        if told := self.own.refusal(reply):
+            raise Unreachable(told)
         ready: bool = reply.status == 0 and pb.ModelReadyResponse.FromString(reply.body).ready
         return ready
 
@@ -115,7 +119,7 @@ class GrpcUpstream:
         request = pb.ModelMetadataRequest(name=model, version=version).SerializeToString()
         reply = await self._ask("ModelMetadata", request, seconds)
         if reply.status != OK["grpc"]:
-            raise no_metadata(model, reply)
+            raise no_metadata(model, reply, self.own)
         found = pb.ModelMetadataResponse.FromString(reply.body)
 
         def tensors(messages: Any) -> list[dict[str, Any]]:

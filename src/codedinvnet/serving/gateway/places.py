@@ -24,7 +24,7 @@ class Place:
         worker: its number in the pool.
         up: whether calls are sent to it.
         on_probation: whether it has answered no call since it was set aside.
-        failures: calls in a row that it failed.
+        failures: calls in a row that it failed, those before it was set aside among them.
         answered: when it last answered anything.
         heard: when it last answered a call.
         newest: when the newest call was sent that it has answered.
@@ -52,11 +52,6 @@ class Place:
         """Whether there is an upstream."""
         return not isinstance(self.upstream, Nobody)
 
-    @property
-    def is_sound(self) -> bool:
-        """Whether it has answered a call, since it was last set aside, and failed none after it."""
-        return bool(self.heard) and not self.on_probation and self.failures == 0
-
     def has_answered(self, sent: float) -> None:
         """Take down its answer to a call that was sent at that time."""
         self.heard = self.answered = time.monotonic()
@@ -73,7 +68,7 @@ class Place:
     def is_to_blame(self, others: Iterable[Place]) -> bool:
         """Take down a failure; return whether to set the upstream aside, as others are sound."""
         self.failures += 1
-        sound = any(other.is_sound for other in others)
+        sound = any(other.failures == 0 for other in others)
         return sound and (self.on_probation or self.failures >= MOST_FAILURES)
 
 

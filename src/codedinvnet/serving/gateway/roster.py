@@ -196,7 +196,7 @@ class Roster:
             raise
         if not place.up and place is self.places[place.worker]:
             place.up = place.on_probation = True
-            place.failures = place.silent = 0
+            place.silent = 0  # its failures stay: that it is ready is no sign against others
             place.answered = time.monotonic()
             self.metrics.up.labels(place.upstream.url).set(1)
             log_event("upstream is back", upstream=place.upstream.url)

@@ -26,6 +26,7 @@ from codedinvnet.serving.gateway.calls import (
     Headers,
     Reply,
     passed_on,
+    problem,
 )
 
 Result = TypeVar("Result")
@@ -116,12 +117,6 @@ def is_metadata(name: str, value: str) -> bool:
     """Return whether gRPC takes a header of HTTP as it is: it refuses the call for any other."""
     taken = NAMES.fullmatch(name) is not None and not name.startswith("grpc-")
     return taken and not name.endswith("-bin") and value.isascii() and value.isprintable()
-
-
-def problem(status: int, message: str) -> Reply:
-    """Return an error as the protocol has it over HTTP."""
-    body = json.dumps({"error": message}).encode()
-    return Reply("http", status, body, (("content-type", "application/json"),))
 
 
 def told(body: bytes) -> str:

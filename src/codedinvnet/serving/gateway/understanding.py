@@ -123,7 +123,7 @@ class AskedModel:
             call = call_of(self.name, inputs, self.signature.inputs, until)
             try:
                 reply = await upstream.infer(call, TIMEOUT)
-                if not reply.fails:
+                if not reply.fails and not upstream.own.refusal(reply):
                     return arrays_of(reply)
                 told.append(f"{upstream.url}: {reply}")
             except Unreachable as error:

@@ -30,7 +30,7 @@ class UpstreamToken:
     """
 
     def __init__(self, path: Path | None) -> None:
-        self.path, self._token, self.own = path, "", OwnHeaders()
+        self.path, self._token, self.own = path, "", OwnHeaders(flag=FLAG)
         self.look()
 
     def look(self) -> bool:

@@ -19,6 +19,7 @@ from codedinvnet.serving.gateway.calls import (
     Reply,
     Unreachable,
     passed_on,
+    problem,
 )
 from codedinvnet.serving.gateway.http_client import Answer, HttpClient
 from codedinvnet.serving.served import OUTCOME
@@ -37,9 +38,11 @@ class OwnHeaders:
 
     Attributes:
         headers: for gRPC their names must be in lower case.
+        flag: the option that a gateway has them from; "": they are the asker's own affair.
     """
 
     headers: Headers = ()
+    flag: str = ""
 
     def beside(self, theirs: Headers) -> Headers:
         """Return them and those of a call, but for what both have."""
@@ -47,6 +50,25 @@ class OwnHeaders:
             return theirs
         names = {name.lower() for name, _ in self.headers}
         return (*self.headers, *(header for header in theirs if header[0].lower() not in names))
+
+    def refusal(self, reply: Reply) -> str:
+        """Return what to tell of an answer that wants a token, or another one; "" of others."""
+        if reply.status not in REFUSALS[reply.transport]:
+            return ""
+        hint = f" ({self.flag})" if self.flag else ""
+        return f"it wants a token, or another one{hint}: {reply}"
+
+    def taken(self, reply: Reply) -> Reply:
+        """Return an answer to a call, unless it refuses what a gateway shows in its clients' place.
+
+        Raises:
+            Unreachable: if it does: that is no client's fault.
+        """
+        told = self.refusal(reply) if self.flag and self.headers else ""
+        if told:
+            http = reply.transport == "http"
+            raise Unreachable(told, problem(503, told) if http else Reply("grpc", 14, message=told))
+        return reply
 
 
 class Upstream(Protocol):
@@ -72,21 +94,22 @@ class Upstream(Protocol):
         """Return its answer to a call.
 
         Raises:
-            Unreachable: if there is none.
+            Unreachable: if there is none, or it refuses the gateway's token.
         """
 
     async def is_ready(self, model: str, seconds: float) -> bool:
         """Tell whether it says that it has the model ready.
 
         Raises:
-            Unreachable: if it says nothing.
+            Unreachable: if it says nothing, or wants another token for that.
         """
 
     async def metadata(self, model: str, version: str, seconds: float) -> Mapping[str, Any]:
         """Return the model's metadata.
 
         Raises:
-            Unreachable: if it says nothing, or fails: a proxy before it, or while it loads.
+            Unreachable: if it says nothing, or fails: a proxy before it, or while it loads; or if
+                it wants another token for that.
             NotProtocol: if it has no such model, or what it says is no metadata.
         """
 
@@ -161,12 +184,12 @@ def model_path(model: str, version: str) -> str:
     return f"/v2/models/{quote(model, safe='')}{versions}"
 
 
-def no_metadata(model: str, reply: Reply) -> Unreachable | NotProtocol:
+def no_metadata(model: str, reply: Reply, own: OwnHeaders) -> Unreachable | NotProtocol:
     """Return what an error means that an upstream answers when asked for a model's metadata."""
+    if told := own.refusal(reply):
+        return Unreachable(told)
     if reply.fails:
         return Unreachable(str(reply))
-    if reply.status in REFUSALS[reply.transport]:
-        return NotProtocol(f"it wants a token, or another one: {reply}")
     return NotProtocol(f"it has no model {model!r}: {reply}")
 
 
@@ -230,17 +253,19 @@ class HttpUpstream:
         if call.transport == "grpc":
             from codedinvnet.serving.gateway.translation import through_http
 
-            return await through_http(call, post)
-        return await post(call.body, call.headers)
+            return self.own.taken(await through_http(call, post))
+        return self.own.taken(await post(call.body, call.headers))
 
     async def is_ready(self, model: str, seconds: float) -> bool:
-        status, _, _ = await self._ask("GET", f"{model_path(model, '')}/ready", seconds)
+        status, _, body = await self._ask("GET", f"{model_path(model, '')}/ready", seconds)
+        if told := self.own.refusal(Reply("http", status, body)):
+            raise Unreachable(told)
         return status == 200
 
     async def metadata(self, model: str, version: str, seconds: float) -> Mapping[str, Any]:
         status, _, body = await self._ask("GET", model_path(model, version), seconds)
         if status != 200:
-            raise no_metadata(model, Reply("http", status, body.strip()))
+            raise no_metadata(model, Reply("http", status, body.strip()), self.own)
         try:
             found: Mapping[str, Any] = json.loads(body)
             for tensor in (*found["inputs"], *found["outputs"]):
