@@ -18,7 +18,7 @@ from tests.data.files import write_npz
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 SHAPES = {"mnist": (1, 28, 28), "fashion": (1, 28, 28), "cifar10": (3, 32, 32)}
-SHAPES["imagenet"] = (3, 224, 224)
+SHAPES |= {"tiny-imagenet": (3, 64, 64), "imagenet": (3, 224, 224)}
 Changes: TypeAlias = dict[str, dict[str, Any]]
 MOSAIC = {"encoder": {"kind": "mosaic", "width": 4}, "latent_weight": 0.0}
 
