@@ -153,11 +153,11 @@ async def test_who_comes_back_is_no_sign_that_others_are_to_blame(
 async def test_who_fails_at_once_does_not_draw_what_a_slow_one_answers() -> None:
     slow, bad = Fake(), Fake()
 
-    options = {"policy": "uncoded", "slots": 64, "deadline_ms": 60_000}
+    options = {"policy": "uncoded", "slots": 256, "deadline_ms": 60_000}
     async with gateway(slow, bad, **options) as (address, _, _):
-        slow.delay, bad.status = 1.0, 503
+        slow.delay, bad.status = 2.0, 503
         asked = []
-        for _ in range(120):
+        for _ in range(200):
             asked.append(asyncio.create_task(ask(address)))
             await asyncio.sleep(0.01)
         assert {reply.status for reply in await asyncio.gather(*asked)} == {200}
