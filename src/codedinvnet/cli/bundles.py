@@ -72,7 +72,11 @@ def add_commands(commands: Commands) -> None:
         "its tensors",
         "codedinvnet info mnist --json",
     )
-    add_bundle_options(sub, ", FILE.onnx, FILE.pt2, or a factory package.module:function")
+    add_bundle_options(
+        sub,
+        ", FILE.onnx, FILE.pt2, a factory package.module:function, "
+        "or a server's model, http://HOST:PORT/v2/models/NAME",
+    )
     add_model_options(sub)
     add_model_token(sub)
     sub.add_argument("--engine", help=f"{' or '.join(ENGINES)} (the kind's own)")

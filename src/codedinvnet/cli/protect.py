@@ -27,7 +27,11 @@ def add_commands(commands: Commands) -> None:
         "train and measure what makes up for a model's late answers, from unlabelled inputs",
         "codedinvnet protect model.onnx --inputs images/ --k 10 --out model-protection",
     )
-    sub.add_argument("model", help="FILE.onnx, FILE.pt2, or a factory package.module:function")
+    sub.add_argument(
+        "model",
+        help="FILE.onnx, FILE.pt2, a factory package.module:function, "
+        "or a server's model, http://HOST:PORT/v2/models/NAME",
+    )
     add_model_options(sub)
     add_model_token(sub)
     add = sub.add_argument

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import aiohttp
 import grpc
 import pytest
 
@@ -14,6 +15,7 @@ from codedinvnet.serving.gateway.run import running
 from tests.observing import until
 from tests.serving.gateway.asking import ask, ask_grpc, is_up, request
 from tests.serving.gateway.fakes import Fake, GrpcFake, gateway
+from tests.serving.gateway.servers import Server
 
 BOTH = pytest.mark.parametrize("kind", [Fake, GrpcFake])
 
@@ -58,6 +60,7 @@ async def test_a_new_token_is_taken_from_its_file(
         for fake in fakes:
             fake.token = "new"
         await until(lambda: not all(is_up(relay)))
+        assert any("wants a token" in str(vars(record)) for record in caplog.records)
         file.write_text("new")
         await until(lambda: all(is_up(relay)))
         assert (await ask(address)).status == 200
@@ -100,6 +103,10 @@ async def test_a_refused_token_is_no_fault_of_clients(
         with pytest.raises(grpc.aio.AioRpcError, match="another one") as refused:
             await ask_grpc(port, request(bytes(12)))
         assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+        fake.guards_all = True
+        path = "/v2/models/m/versions/2/ready"
+        async with aiohttp.ClientSession(address) as session, session.get(path) as answer:
+            assert answer.status == 503  # 404 would say that there is no such version
     fake.port, fake.token = 0, ""
     async with gateway(fake) as (address, _, _):  # clients show their own
         fake.token = "new"
@@ -125,3 +132,17 @@ async def test_a_token_that_lacks_is_asked_for(kind: type[Fake | GrpcFake], tmp_
         ):
             pass
     await fake.stop()
+
+
+async def test_who_wants_a_token_for_a_question_of_the_gateway_has_not_answered_it() -> None:
+    """That it has another model would switch the backup off."""
+    server = Server()
+    server.token, server.guards_all = "secret", False
+    await server.start()
+    url = f"{server.url}/v2/models/m"
+    with pytest.raises(UserError, match=r"none answers: .*401"):
+        async with running(
+            GatewayOptions("m", upstream=(server.url,), port=0, backup_upstream=url)
+        ):
+            pass
+    await server.stop()
