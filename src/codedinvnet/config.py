@@ -13,7 +13,16 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    create_model,
+    model_serializer,
+    model_validator,
+)
 
 from codedinvnet.errors import UserError, nearest
 from codedinvnet.files import read_json
@@ -104,6 +113,18 @@ class PartSettings(Section):
     """Images, or groups."""
     learning_rate: Rate = 2e-3
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4
+    consistent_teacher: bool = False
+    """What is distilled follows the served classifier's answer to the varied image that it sees,
+    not to the image as it is (Beyer et al., "A good teacher is patient and consistent", CVPR 2022).
+    """
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave the teacher out where it is as it always was: rows and parts stay as they are."""
+        told: dict[str, Any] = handler(self)
+        if not self.consistent_teacher:
+            del told["consistent_teacher"]
+        return told
 
 
 class EncoderSettings(Section):

@@ -27,7 +27,7 @@ from codedinvnet.nn.resnet import ResNet
 from codedinvnet.training.classifier import ClassifierStage, all_logits
 from codedinvnet.training.loop import train_stage, warmup_cosine
 from codedinvnet.training.parity import LearnedCodeStage, MembersStage, ParityStage, Taught
-from codedinvnet.training.part import WARMUP
+from codedinvnet.training.part import WARMUP, PartStage
 from tests.codes.linear import made, outputs_of
 
 PART = PartSettings(epochs=2, steps_per_epoch=30, batch_size=16, learning_rate=3e-3)
@@ -251,7 +251,7 @@ def members_stage(name: str, k: int) -> tuple[nn.Module, MembersStage]:
     }
     lessons = Lessons(
         PartSettings(epochs=1, steps_per_epoch=60, batch_size=64, learning_rate=1e-2),
-        *(0, images, *ROWS, logits.__getitem__),
+        *(0, images, *ROWS, logits.__getitem__, lambda: given.classifier),
         *(bundle.info.provenance.settings, torch.device("cpu")),
     )
     stage = method.stage(part, given, lessons)
@@ -259,9 +259,44 @@ def members_stage(name: str, k: int) -> tuple[nn.Module, MembersStage]:
     return part, stage
 
 
-def run_steps(part: nn.Module, stage: MembersStage, steps: int) -> None:
+def run_steps(part: nn.Module, stage: PartStage, steps: int) -> None:
     part.train()
     stage.start_epoch(0, torch.Generator().manual_seed(0))
     for index in range(steps):
         stage.step(0, index)
     part.eval()
+
+
+@pytest.mark.parametrize(("consistent", "followed"), [(False, 1), (True, 0)])
+@pytest.mark.parametrize("name", ["collage", "small-backup"])
+def test_a_consistent_teacher_answers_the_views_that_the_learner_sees(
+    name: str, consistent: bool, followed: int
+) -> None:
+    """It takes everything for a 0; of the images as they are it said 1."""
+    bundle, method, images = load_bundle("mnist"), find_method(name), sample_images("mnist")
+    given, seen = given_by(bundle, 4), []
+
+    class Teacher(nn.Module):
+        def forward(self, views: torch.Tensor) -> torch.Tensor:
+            seen.append(views)
+            return 20.0 * F.one_hot(torch.zeros(len(views), dtype=torch.long), 10)
+
+    said = 20.0 * F.one_hot(torch.ones(600, dtype=torch.long), 10)
+    lessons = Lessons(
+        PartSettings(epochs=1, batch_size=32, learning_rate=1e-2, consistent_teacher=consistent),
+        *(0, images, *ROWS, lambda split: said, Teacher),
+        *(bundle.info.provenance.settings, torch.device("cpu")),
+    )
+    torch.manual_seed(0)
+    part = method.untrained(given, method.made_with(given, None))
+    stage = method.stage(part, given, lessons)
+    assert isinstance(stage, PartStage)
+    run_steps(part, stage, 30)
+    group = images.batch(torch.arange(4))[0].float() / 255
+    answers = part(group[None])[0] if name == "collage" else part(group)
+    assert answers.argmax(-1).tolist() == [followed] * 4
+    if consistent:
+        known = {image.numpy().tobytes() for image in images.batch(ROWS[0])[0].float() / 255}
+        assert any(view.numpy().tobytes() not in known for views in seen for view in views)
+    else:
+        assert not seen

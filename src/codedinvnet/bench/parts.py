@@ -201,6 +201,7 @@ class DataSet:
             self.train_rows,
             self.validation_rows,
             partial(self.logits, base, seed),
+            partial(self.classifier, base, seed),
             self.bundle.info.provenance.settings,
             self.device,
         )

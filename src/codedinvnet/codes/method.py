@@ -92,6 +92,7 @@ class Lessons:
         train_rows: the rows of `train` to train on.
         validation_rows: the rows of `train` to validate on.
         logits: the served classifier's, of "train" or "validation".
+        classifier: returns the served classifier: images (B, C, H, W) to logits.
         served: how the bundle was trained.
         device: the device to compute on.
     """
@@ -102,6 +103,7 @@ class Lessons:
     train_rows: Tensor
     validation_rows: Tensor
     logits: Callable[[str], Tensor]
+    classifier: Callable[[], nn.Module]
     served: Settings
     device: torch.device
 
@@ -137,7 +139,11 @@ class Lessons:
             flip=options.flip,
             shift=options.shift,
             precision=options.precision,
+            asked=self._asked(),
         )
+
+    def _asked(self) -> nn.Module | None:
+        return self.classifier() if self.settings.consistent_teacher else None
 
     def classifier_stage(self, module: nn.Module, teacher: Tensor | None = None) -> Stage:
         """Return the training of a classifier, its images and precision as the bundle's were."""
@@ -154,6 +160,7 @@ class Lessons:
             shift=options.shift,
             precision=options.precision,
             teacher=teacher,
+            asked=None if teacher is None else self._asked(),
         )
 
 

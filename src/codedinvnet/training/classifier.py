@@ -49,6 +49,21 @@ def all_logits(
     return torch.cat(parts)
 
 
+def answers_to(teacher: nn.Module | None, views: Tensor, known: Tensor) -> Tensor:
+    """Return the teacher's logits of varied images, or those known of the images as they are.
+
+    Args:
+        teacher: maps images (B, C, H, W) to logits; None: it is not asked again.
+        views: the images that the learner sees, (B, C, H, W).
+        known: (B, classes), what the teacher said of the images before they were varied.
+    """
+    if teacher is None:
+        return known.to(views.device)
+    with torch.no_grad():
+        logits: Tensor = teacher(views)
+    return logits.float()
+
+
 def distilled(loss: Tensor, logits: Tensor, teacher: Tensor) -> Tensor:
     """Return the loss of logits (N, classes) that follow a teacher's beside the labels.
 
@@ -74,6 +89,7 @@ class ClassifierStage(PartStage):
         shift: shift images by up to so many pixels.
         precision: the precision of training passes, "float32" or "bfloat16".
         teacher: logits (len(train_rows), classes) of the unaugmented images, or None.
+        asked: the teacher itself, which answers the augmented images in place of these logits.
     """
 
     name = "classifier"
@@ -90,8 +106,10 @@ class ClassifierStage(PartStage):
         shift: int,
         precision: str = "float32",
         teacher: Tensor | None = None,
+        asked: nn.Module | None = None,
     ) -> None:
         super().__init__(classifier, part)
+        self.asked = asked
         self.source, self.flip, self.shift, self.teacher = source, flip, shift, teacher
         self.train_rows, self.validation_rows = train_rows, validation_rows
         self.precision = precision
@@ -112,7 +130,7 @@ class ClassifierStage(PartStage):
             logits = self.module(x).float()
         loss = F.cross_entropy(logits, labels.to(self.device))
         if self.teacher is not None:
-            loss = distilled(loss, logits, self.teacher[chosen].to(self.device))
+            loss = distilled(loss, logits, answers_to(self.asked, x, self.teacher[chosen]))
         return loss
 
     def validate(self) -> tuple[float, Mapping[str, float]]:

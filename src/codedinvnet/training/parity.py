@@ -19,7 +19,7 @@ from codedinvnet.config import PartSettings
 from codedinvnet.data import ImageSource, random_groups
 from codedinvnet.errors import UserError
 from codedinvnet.models.coded import prepare
-from codedinvnet.training.classifier import distilled
+from codedinvnet.training.classifier import answers_to, distilled
 from codedinvnet.training.network import augment
 from codedinvnet.training.part import PartStage
 from codedinvnet.training.precision import autocast
@@ -196,6 +196,8 @@ class MembersStage(GroupStage):
         flip: whether half of the views are mirrored.
         shift: the most pixels by which views are shifted.
         precision: the precision of training passes, "float32" or "bfloat16".
+        asked: the served classifier, if it is to answer the augmented images; else its logits of
+            the images as they are count.
     """
 
     name = "all members"
@@ -212,19 +214,22 @@ class MembersStage(GroupStage):
         flip: bool,
         shift: int,
         precision: str,
+        asked: nn.Module | None = None,
     ) -> None:
         super().__init__(module, train, validation, k, part)
+        self.asked = asked
         self.answers, self.flip, self.shift, self.precision = answers, flip, shift, precision
 
     def loss(self, images: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
         views = augment(images.flatten(0, 1), self.flip, self.shift, self.generator)
         with autocast(self.precision, self.device):
             found = self.answers(views.view_as(images))
+        teacher = answers_to(self.asked, views, logits.flatten(0, 1))
         losses = []
         for answer in found:
             own = answer.float().flatten(0, 1)
             loss = F.cross_entropy(own, labels.flatten())
-            losses.append(distilled(loss, own, logits.flatten(0, 1)))
+            losses.append(distilled(loss, own, teacher))
         return torch.stack(losses).sum()
 
     def decoded(self, images: Tensor, logits: Tensor) -> Tensor:
