@@ -10,6 +10,7 @@ from pandas import DataFrame, Series, isna
 
 from codedinvnet.bench import tables
 from codedinvnet.codes.rules import SMALL_BACKUP
+from codedinvnet.quantiles import around
 from codedinvnet.serving.rules.settings import AUTO, CODED, HEDGE, UNCODED, WITH_HEDGE
 from codedinvnet.simulation import sweep
 
@@ -72,7 +73,7 @@ def choosing(path: Path) -> str:
 def beside_hedge(path: Path) -> str:
     """Return the p99.9 of `auto` over that of `hedge`, by load, and its means where tasks straggle.
 
-    A mean is the geometric one over STRAGGLING.
+    A mean is the geometric one over STRAGGLING, with its 95 % interval over these models.
     """
     late = sweep.by_policy(sweep.frame_of(sweep.read_rows(path))).astype(float)
     if not {AUTO.name, HEDGE.name} <= {*late}:
@@ -84,10 +85,20 @@ def beside_hedge(path: Path) -> str:
     ]
     some = ratios[ratios.index.get_level_values("stragglers").isin(STRAGGLING)]
     for batch, own in some.groupby(level="batch"):
-        mean = np.exp(np.log(own).mean())
         named = f"mean of {', '.join(own.index.get_level_values('stragglers'))}"
-        lines.append({"stragglers": named, "images of a request": batch, **_by_load(mean)})
+        lines.append({"stragglers": named, "images of a request": batch, **_means(own)})
     return tables.markdown(DataFrame(lines))
+
+
+def _means(ratios: DataFrame) -> dict[str, str]:
+    """Return the geometric mean of each load's ratios with its interval."""
+    told = {}
+    for load, own in ratios.items():
+        mean = float(np.exp(np.log(own).mean()))
+        low_high = None if isna(mean) else around([*own], mean)
+        extent = "" if low_high is None else f" ({low_high[0]:.2f}–{low_high[1]:.2f})"
+        told[f"{load:.0%}"] = "" if isna(mean) else f"{mean:.2f}{extent}"
+    return told
 
 
 def _by_load(ratios: Series) -> dict[str, str]:

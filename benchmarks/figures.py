@@ -54,6 +54,7 @@ COMMANDS = {
     "auto.jsonl": SIMULATE.format("auto"),
     "off-map.jsonl": SIMULATE.format("off-map"),
     "two-losses.jsonl": SIMULATE.format("two-losses"),
+    "few-workers.jsonl": SIMULATE.format("few-workers"),
     "ablation.jsonl": "python -m benchmarks ablation configs/bench/ablation.json --data-dir data "
     "--out",
     "liars.json": "python -m benchmarks liars --data-dir data --json >",
@@ -208,6 +209,7 @@ FROM_FILE: Mapping[str, tuple[str, Callable[[Path], str]]] = {
     "conditions": ("latency.jsonl", conditions),
     "policies": ("policies.jsonl", lambda path: policies.table(sweep.read_rows(path))),
     "two-losses": ("two-losses.jsonl", lambda path: policies.table(sweep.read_rows(path))),
+    "few-workers": ("few-workers.jsonl", lambda path: policies.by_load(sweep.read_rows(path))),
     "auto": ("auto.jsonl", choosing),
     "beside-hedge": ("auto.jsonl", beside_hedge),
     "off-map": ("off-map.jsonl", choosing),

@@ -53,6 +53,15 @@ def table(rows: Iterable[Mapping[str, Any]]) -> str:
     return tables.markdown(texts.reset_index(names="policy"))
 
 
+def by_load(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Return simulated p99.9 in ms: a line for each straggler model, a column for each load."""
+    late = sweep.by_policy(sweep.frame_of(rows)).unstack("load").map("{:.0f}".format)
+    columns = sorted(late.columns, key=lambda column: column[1])
+    late = late[columns].droplevel("batch")
+    late.columns = [f"{policy}, {load:.0%}" for policy, load in columns]
+    return tables.markdown(late.rename(index=str).reset_index(names="p99.9, ms"))
+
+
 def approximate(frame: DataFrame) -> Series:
     """Return by policy which share of answers is approximate, from the least place to the most."""
     shares = 100 * frame.groupby("policy")["approximate"].agg(["min", "max"])

@@ -66,6 +66,9 @@ def test_auto_is_compared_with_a_hedge_by_load(tmp_path: Path) -> None:
         "| pareto | 10 | 0.90 |  |",
         "| mean of held, pareto | 10 | 0.60 | 0.95 |",
     ]
+    more = at(0.3, "bursts", 100.0, 60.0)  # three models give an interval
+    path.write_text("".join(json.dumps(one) + "\n" for one in [*rows, *more]))
+    assert "| mean of bursts, held, pareto | 10 | 0.60 (0.22–1.64) | 0.95 |" in beside_hedge(path)
     path.write_text(json.dumps(row("hedge", 100.0)) + "\n")
     assert beside_hedge(path) == ""
 
