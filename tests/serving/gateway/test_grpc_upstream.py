@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
 
-from codedinvnet.serving.gateway import pool
+from codedinvnet.serving.gateway import pool, roster
 from codedinvnet.serving.gateway.upstreams import open_upstream
 from tests.observing import until
 from tests.serving.gateway.asking import ask
@@ -31,6 +33,86 @@ class Late(GrpcFake):
             raise
         self.answered += 1
         return await super()._infer(message, context)
+
+
+class Wire:
+    """Passes on what clients and a server say, over connections that may die without a word."""
+
+    def __init__(self, port: int) -> None:
+        self.port, self.url = port, ""
+        self.living: set[asyncio.StreamWriter] = set()
+        """The clients' ends of connections that pass anything on."""
+        self.made = 0
+        self.at_it: set[Any] = set()
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.made += 1
+        self.at_it.add(asyncio.current_task())
+        self.living.add(writer)
+        theirs, ours = await asyncio.open_connection("127.0.0.1", self.port)
+
+        async def pass_on(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+            with suppress(ConnectionError):
+                while data := await source.read(65536):
+                    if writer in self.living:
+                        sink.write(data)
+            ours.close()
+            writer.close()
+
+        await asyncio.gather(pass_on(reader, ours), pass_on(theirs, writer))
+
+    def die(self) -> None:
+        self.living.clear()
+
+
+@asynccontextmanager
+async def wire(fake: GrpcFake) -> AsyncIterator[Wire]:
+    await fake.start()
+    between = Wire(fake.port)
+    listening = await asyncio.start_server(between.serve, "127.0.0.1", 0)
+    between.url = f"grpc://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
+    try:
+        yield between
+    finally:
+        listening.close()
+        await asyncio.gather(*between.at_it)
+
+
+async def test_a_connection_that_died_without_a_word_is_made_anew(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(roster, "PROBE_PERIOD", 0.05)
+    fake = GrpcFake()
+
+    async with (
+        wire(fake) as between,
+        gateway(fake, upstream=(between.url,), deadline_ms=60_000) as (address, *_),
+    ):
+        assert (await ask(address)).status == 200
+        assert between.made == 1
+        between.die()
+        before = fake.probes
+        await until(lambda: fake.probes >= before + 2)
+        assert (await ask(address)).status == 200
+
+
+async def test_what_is_asked_of_an_upstream_that_answers_no_probe_is_answered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(roster, "PROBE_PERIOD", 0.05)
+    monkeypatch.setattr(roster, "PROBE_TIMEOUT", 0.2)
+    late = Late()
+
+    async with gateway(late, deadline_ms=60_000) as (address, *_):
+        asked = asyncio.create_task(ask(address))
+        await until(lambda: late.begun == 1)
+        late.held.clear()
+        before = late.probes
+        await until(lambda: late.probes >= before + 3)
+        late.held.set()
+        late.go.set()
+        assert (await asked).status == 200
+        assert (late.begun, late.cancelled) == (1, 0)
 
 
 async def test_what_a_removed_upstream_is_at_ends_by_itself() -> None:

@@ -104,6 +104,16 @@ class GrpcUpstream:
             self._ending.spawn(self._connection.end())
             self._connection = None
 
+    def _doubt(self, connection: Connection) -> None:
+        """Make another connection, if the one is there over which a question had no answer.
+
+        It may be dead without a word: the kernel tries on for a quarter of an hour. Pings would
+        find that out, too, but Triton closes connections that send many.
+        """
+        is_there = connection.channel.get_state() is grpc.ChannelConnectivity.READY
+        if is_there and connection is self._connection:
+            self._leave()
+
     async def _ask(
         self, method: str, message: bytes, seconds: float, headers: Headers = ()
     ) -> Reply:
@@ -128,6 +138,8 @@ class GrpcUpstream:
             if name in UNREACHABLE:
                 raise Unreachable(reply.message or name, reply) from error
             if name == "DEADLINE_EXCEEDED":
+                if method != INFER:
+                    self._doubt(connection)
                 raise Unreachable(reply.message or name) from error
             return reply
         except (asyncio.CancelledError, grpc.aio.UsageError) as error:
