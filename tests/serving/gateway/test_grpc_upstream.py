@@ -78,6 +78,29 @@ async def wire(fake: GrpcFake) -> AsyncIterator[Wire]:
         await asyncio.gather(*between.at_it)
 
 
+@pytest.mark.parametrize("kind", [Fake, GrpcFake])
+async def test_no_proxy_is_asked(
+    kind: type[Fake | GrpcFake], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bytes] = []
+
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append(await reader.readline())
+        writer.close()
+
+    proxy = await asyncio.start_server(refuse, "127.0.0.1", 0)
+    for name in ("no_proxy", "no_grpc_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("grpc_proxy", "https_proxy", "http_proxy"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.sockets[0].getsockname()[1]}")
+    try:
+        async with gateway(kind()) as (address, *_):
+            assert (await ask(address)).status == 200
+    finally:
+        proxy.close()
+    assert asked == []
+
+
 async def test_a_connection_that_died_without_a_word_is_made_anew(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

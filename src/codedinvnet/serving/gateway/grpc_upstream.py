@@ -31,6 +31,7 @@ OPTIONS = (
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
     ("grpc.enable_retries", 0),
+    ("grpc.enable_http_proxy", 0),  # over HTTP the environment's is not used either
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.max_metadata_size", 1 << 20),  # an error's text is among them; 8 KB is the default
 )
