@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from codedinvnet.serving.gateway import pool, roster
+from codedinvnet.serving.gateway import grpc_upstream, pool, roster
 from codedinvnet.serving.gateway.upstreams import open_upstream
 from tests.observing import until
 from tests.serving.gateway.asking import ask
@@ -117,6 +117,24 @@ async def test_a_connection_that_died_without_a_word_is_made_anew(
         before = fake.probes
         await until(lambda: fake.probes >= before + 2)
         assert (await ask(address)).status == 200
+
+
+async def test_a_connection_is_not_used_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was asked over an old one is answered."""
+    monkeypatch.setattr(grpc_upstream, "OLDEST", 0.2)
+    late = Late()
+
+    async with (
+        wire(late) as between,
+        gateway(late, upstream=(between.url,), deadline_ms=60_000) as (address, *_),
+    ):
+        asked = asyncio.create_task(ask(address))
+        await until(lambda: late.begun == 1)
+        before = between.made
+        await until(lambda: between.made >= before + 2)  # by probes
+        late.go.set()
+        assert (await asked).status == 200
+        assert (late.begun, late.cancelled) == (1, 0)
 
 
 async def test_what_is_asked_of_an_upstream_that_answers_no_probe_is_answered(

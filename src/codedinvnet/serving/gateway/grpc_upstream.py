@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +18,7 @@ from codedinvnet.serving.gateway.calls import (
     Unreachable,
     problem,
 )
+from codedinvnet.serving.gateway.http_client import OLDEST
 from codedinvnet.serving.gateway.translation import through_grpc
 from codedinvnet.serving.gateway.upstreams import OwnHeaders, no_metadata
 
@@ -46,6 +48,7 @@ class Connection:
 
     def __init__(self, channel: Any) -> None:
         self.channel, self.calls = channel, 0
+        self.made = time.monotonic()
         self._quiet = asyncio.Event()
 
     def ended(self) -> None:
@@ -90,6 +93,8 @@ class GrpcUpstream:
 
     def _connected(self) -> Connection:
         """Return its connection, or make one; in the event loop that first asks."""
+        if self._connection is not None and time.monotonic() - self._connection.made >= OLDEST:
+            self._leave()
         if self._connection is None:
             if self.secure:
                 credentials = grpc.ssl_channel_credentials(self.roots)
