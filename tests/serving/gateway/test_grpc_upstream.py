@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
@@ -193,4 +194,5 @@ async def test_a_gateway_that_stops_waits_no_longer_than_the_deadline() -> None:
     async with gateway(late, quick, **options) as (address, *_):
         assert (await ask(address)).status == 200
         await until(lambda: late.begun == 1)
-    await until(lambda: late.cancelled == 1)
+        began = time.monotonic()
+    assert time.monotonic() - began < 30.0  # a call may take a minute
