@@ -123,6 +123,18 @@ async def test_connections_that_are_not_needed_any_more_are_closed(
         await until(lambda: len(server.open) == 1)
 
 
+async def test_a_connection_is_not_used_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though it is always busy."""
+    monkeypatch.setattr(http_client, "OLDEST", 0.3)
+    async with asking(*[WHOLE] * 10_000) as (server, client):
+        end = asyncio.get_running_loop().time() + 20.0
+        while server.connections < 3:
+            assert (await client.ask("GET", "/", 5)).body == b"hi"
+            await asyncio.sleep(0.005)
+            assert asyncio.get_running_loop().time() < end
+        await until(lambda: len(server.open) == 1)
+
+
 @pytest.mark.parametrize("second", [WHOLE.replace(b"hi", b"no"), WHOLE[:-2], WHOLE[:1]])
 async def test_two_answers_in_one_piece(second: bytes) -> None:
     """Though the second may not be whole."""

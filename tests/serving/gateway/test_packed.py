@@ -42,6 +42,7 @@ async def test_packed_requests_hold_what_they_are_unpacked() -> None:
         bomb = await ask(address, gzip.compress(bytes(3 << 20)), content_encoding="gzip")
         assert (bomb.status, b"more than 1048576 bytes" in bomb.body) == (413, True)
         small.cancel()
+        await fake.stop()  # or the gateway would wait for what it is at
 
 
 async def test_packed_requests_are_unpacked_once_and_beside_the_event_loop(

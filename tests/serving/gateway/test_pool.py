@@ -229,6 +229,7 @@ async def test_what_nobody_needs_any_more_is_cancelled_if_that_is_asked_for(canc
             assert slow.cancelled == 0
         assert len(slow.seen) == 1
         assert len(relay.front.times.traffic.tasks) == 1  # what was stopped was not done
+        await slow.stop()  # or the gateway would wait for what it is at
 
 
 async def test_an_upstream_is_at_as_many_requests_as_it_has_slots() -> None:

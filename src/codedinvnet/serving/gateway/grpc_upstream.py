@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping
 from typing import Any
 
+from codedinvnet.serving.background import Background
 from codedinvnet.serving.faces.grpc_stubs import SERVICE, UNLIMITED, grpc, pb
 from codedinvnet.serving.faces.statuses import http_status
 from codedinvnet.serving.gateway.calls import (
@@ -16,9 +18,12 @@ from codedinvnet.serving.gateway.calls import (
     Unreachable,
     problem,
 )
+from codedinvnet.serving.gateway.http_client import OLDEST
 from codedinvnet.serving.gateway.translation import through_grpc
 from codedinvnet.serving.gateway.upstreams import OwnHeaders, no_metadata
 
+INFER = "ModelInfer"
+"""The method of calls that take time; the others are questions."""
 UNREACHABLE = frozenset({"UNAVAILABLE"})
 """Codes that say that there was no connection, unless the upstream has sent them itself."""
 CLOSED = "its connection was closed"
@@ -28,9 +33,37 @@ OPTIONS = (
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
     ("grpc.enable_retries", 0),
+    ("grpc.enable_http_proxy", 0),  # over HTTP the environment's is not used either
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.max_metadata_size", 1 << 20),  # an error's text is among them; 8 KB is the default
 )
+
+
+class Connection:
+    """A channel, and how many calls are under way over it.
+
+    Args:
+        channel: over which nothing was asked yet.
+    """
+
+    def __init__(self, channel: Any) -> None:
+        self.channel, self.calls = channel, 0
+        self.made = time.monotonic()
+        self._quiet = asyncio.Event()
+
+    def ended(self) -> None:
+        """Take down that a call has ended."""
+        self.calls -= 1
+        self._quiet.set()
+
+    async def end(self) -> None:
+        """Close it when its calls have ended: their time is limited. If cancelled, close it now."""
+        try:
+            while self.calls:
+                self._quiet.clear()
+                await self._quiet.wait()
+        finally:
+            await self.channel.close()
 
 
 class GrpcUpstream:
@@ -51,19 +84,41 @@ class GrpcUpstream:
         self, url: str, target: str, secure: bool, roots: bytes | None, own: OwnHeaders
     ) -> None:
         self.url, self.target, self.secure, self.roots, self.own = url, target, secure, roots, own
-        self._channel: Any = None
+        self._connection: Connection | None = None
+        self._questions: set[Any] = set()
+        """Calls that ask for no inference."""
+        self._ending = Background()
+        """Connections that are used no more, and end."""
         self._closed = False
 
-    @property
-    def channel(self) -> Any:
-        """Its connection; in the event loop that first asks."""
-        if self._channel is None:
+    def _connected(self) -> Connection:
+        """Return its connection, or make one; in the event loop that first asks."""
+        if self._connection is not None and time.monotonic() - self._connection.made >= OLDEST:
+            self._leave()
+        if self._connection is None:
             if self.secure:
                 credentials = grpc.ssl_channel_credentials(self.roots)
-                self._channel = grpc.aio.secure_channel(self.target, credentials, OPTIONS)
+                channel = grpc.aio.secure_channel(self.target, credentials, OPTIONS)
             else:
-                self._channel = grpc.aio.insecure_channel(self.target, OPTIONS)
-        return self._channel
+                channel = grpc.aio.insecure_channel(self.target, OPTIONS)
+            self._connection = Connection(channel)
+        return self._connection
+
+    def _leave(self) -> None:
+        """Ask nothing more over the connection; it ends when its calls have."""
+        if self._connection is not None:
+            self._ending.spawn(self._connection.end())
+            self._connection = None
+
+    def _doubt(self, connection: Connection) -> None:
+        """Make another connection, if the one is there over which a question had no answer.
+
+        It may be dead without a word: the kernel tries on for a quarter of an hour. Pings would
+        find that out, too, but Triton closes connections that send many.
+        """
+        is_there = connection.channel.get_state() is grpc.ChannelConnectivity.READY
+        if is_there and connection is self._connection:
+            self._leave()
 
     async def _ask(
         self, method: str, message: bytes, seconds: float, headers: Headers = ()
@@ -75,15 +130,22 @@ class GrpcUpstream:
         """
         if self._closed:
             raise Unreachable(CLOSED)
-        ask = self.channel.unary_unary(f"/{SERVICE}/{method}")
+        connection, call = self._connected(), None
+        ask = connection.channel.unary_unary(f"/{SERVICE}/{method}")
+        connection.calls += 1
         try:
-            body = await ask(message, timeout=seconds, metadata=self.own.beside(headers))
+            call = ask(message, timeout=seconds, metadata=self.own.beside(headers))
+            if method != INFER:
+                self._questions.add(call)
+            body = await call
         except grpc.aio.AioRpcError as error:
             name, code = error.code().name, error.code().value[0]
             reply = Reply("grpc", code, message=error.details() or "")
             if name in UNREACHABLE:
                 raise Unreachable(reply.message or name, reply) from error
             if name == "DEADLINE_EXCEEDED":
+                if method != INFER:
+                    self._doubt(connection)
                 raise Unreachable(reply.message or name) from error
             return reply
         except (asyncio.CancelledError, grpc.aio.UsageError) as error:
@@ -91,11 +153,14 @@ class GrpcUpstream:
             if not self._closed or getattr(asyncio.current_task(), "cancelling", int)():
                 raise
             raise Unreachable(CLOSED) from error
+        finally:
+            self._questions.discard(call)
+            connection.ended()
         return Reply("grpc", OK["grpc"], body)
 
     async def infer(self, call: Call, seconds: float) -> Reply:
         async def post(message: bytes, headers: Headers) -> Reply:
-            return await self._ask("ModelInfer", message, seconds, headers)
+            return await self._ask(INFER, message, seconds, headers)
 
         if call.transport == "grpc":
             return self.own.taken(await post(call.body, call.headers))
@@ -135,7 +200,10 @@ class GrpcUpstream:
             "outputs": tensors(found.outputs),
         }
 
-    async def close(self) -> None:
+    async def close(self, grace: float | None = 0.0) -> None:
         self._closed = True
-        if self._channel is not None:
-            await self._channel.close()
+        for question in tuple(self._questions):
+            question.cancel()
+        self._leave()
+        await self._ending.wait(grace)
+        await self._ending.stop()

@@ -23,6 +23,8 @@ NEXT_ADDRESS = 0.25
 """Seconds after which a name's next address is tried as well."""
 LONGEST_IDLE = 15.0
 """Seconds after which a connection is used no more: the server may be about to close it."""
+OLDEST = 600.0
+"""Seconds after which nothing is asked over a connection: its name may be elsewhere by now."""
 LENGTHS = frozenset({"content-length", "transfer-encoding"})
 """Headers that say where a body ends; without them it ends with the connection."""
 
@@ -55,6 +57,7 @@ class Connection(asyncio.Protocol):
         """Whether another request may be sent."""
         self.since = 0.0
         """When it was used last."""
+        self.made = asyncio.get_running_loop().time()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self.transport = transport
@@ -136,8 +139,9 @@ class Connection(asyncio.Protocol):
 
 def _is_usable(connection: Connection) -> bool:
     """Tell whether an idle connection may be used again."""
-    idle = asyncio.get_running_loop().time() - connection.since
-    return connection.sound and idle < LONGEST_IDLE
+    now = asyncio.get_running_loop().time()
+    is_fresh = now - connection.since < LONGEST_IDLE and now - connection.made < OLDEST
+    return connection.sound and is_fresh
 
 
 class HttpClient:

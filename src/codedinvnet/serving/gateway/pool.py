@@ -37,7 +37,7 @@ CALL, REPLY = "call", "reply"
 LONGEST = 60.0
 """Seconds after which a call that nobody waits for is cut off."""
 LAST_WAIT = 1.0
-"""Seconds for such calls when the gateway stops."""
+"""Seconds for such calls when the gateway stops; over gRPC as long as its patience."""
 
 
 def boxed(content: object) -> np.ndarray:
@@ -301,7 +301,8 @@ class UpstreamPool(Roster):
         await self.close()
         if self._left:
             await asyncio.wait(self._left, timeout=LAST_WAIT)
-        await asyncio.gather(*(place.upstream.close() for place in self.places))
+        upstreams = {*self._going, *(place.upstream for place in self.places)}
+        await asyncio.gather(*(upstream.close(self.patience) for upstream in upstreams))
 
     def pid(self, worker: int) -> int | None:
         return None

@@ -64,6 +64,8 @@ class Roster:
         self.on_death: Death | None = None
         self._calls: list[set[Fate]] = [set() for _ in self.places]
         """The waits for what each is at, of whoever sends calls."""
+        self._going: set[Upstream] = set()
+        """Upstreams that were removed, while they are at calls."""
         self._left_out: set[str] = set()
         """Upstreams for which there is no place."""
         self._changed = asyncio.Event()
@@ -117,6 +119,7 @@ class Roster:
                 self.metrics.up.remove(place.upstream.url)
                 self.metrics.differs.remove(place.upstream.url)
                 place.is_gone = True
+                self._going.add(place.upstream)
                 self._background.spawn(self._gone(place.upstream))
                 place = self.places[i] = Place(Nobody(), i, up=False)
             if new and not place.is_filled:
@@ -128,8 +131,9 @@ class Roster:
         self._changed = asyncio.Event()
 
     async def _gone(self, upstream: Upstream) -> None:
-        """Close an upstream, and forget its figures once they have been seen."""
-        await upstream.close()
+        """Close an upstream when its calls have ended; later forget its figures."""
+        await upstream.close(None)
+        self._going.discard(upstream)
         await asyncio.sleep(FORGOTTEN)
         if all(place.upstream.url != upstream.url for place in self.places):
             self.metrics.forget(upstream.url)

@@ -113,8 +113,12 @@ class Upstream(Protocol):
             NotProtocol: if it has no such model, or what it says is no metadata.
         """
 
-    async def close(self) -> None:
-        """Close its connections."""
+    async def close(self, grace: float | None = 0.0) -> None:
+        """Close its connections, over which nothing new is asked.
+
+        Args:
+            grace: seconds after which calls over gRPC are cancelled; None: they end by themselves.
+        """
 
 
 class Nobody:
@@ -133,7 +137,7 @@ class Nobody:
     async def metadata(self, model: str, version: str, seconds: float) -> Mapping[str, Any]:
         raise Unreachable("no upstream is there")
 
-    async def close(self) -> None:
+    async def close(self, grace: float | None = 0.0) -> None:
         """There is nothing to close."""
 
 
@@ -277,7 +281,7 @@ class HttpUpstream:
             ) from error
         return found
 
-    async def close(self) -> None:
+    async def close(self, grace: float | None = 0.0) -> None:
         self._client.close()
 
 
