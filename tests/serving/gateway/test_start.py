@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ import pytest
 from tritonclient.grpc import service_pb2 as pb
 
 from codedinvnet.errors import UserError
+from codedinvnet.serving.faces.connections import FEWEST_CONNECTIONS
 from tests.observing import until
 from tests.serving.gateway.asking import ask, is_up
 from tests.serving.gateway.fakes import TENSORS, Fake, GrpcFake, gateway
@@ -158,3 +162,17 @@ async def test_bad_options(options: dict[str, Any], flag: str) -> None:
 
 async def test_an_address_of_another_protocol_is_not_asked() -> None:
     assert "'ftp://a:1' is not one of http://HOST:PORT" in await refused(upstream=("ftp://a:1",))
+
+
+async def test_connections_to_upstreams_leave_less_room_for_clients(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, 1024))
+    async with gateway(Fake(), Fake(), slots=500) as (address, _, _):
+        host, port = address.removeprefix("http://").split(":")
+        kept = [await asyncio.open_connection(host, port) for _ in range(FEWEST_CONNECTIONS)]
+        reader, writer = await asyncio.open_connection(host, port)
+        with contextlib.suppress(ConnectionResetError):  # sooner than for its silence
+            assert await asyncio.wait_for(reader.read(), 5) == b""
+        for _, other in (*kept, (reader, writer)):
+            other.close()

@@ -16,7 +16,7 @@ from typing import Any
 from codedinvnet.errors import UserError
 from codedinvnet.serving.background import Background, log_error
 from codedinvnet.serving.gateway.agreement import START_TIMEOUT, Agreement
-from codedinvnet.serving.gateway.calls import Fate, NotProtocol, Unreachable
+from codedinvnet.serving.gateway.calls import Fate, NoFiles, NotProtocol, Unreachable
 from codedinvnet.serving.gateway.places import Place
 from codedinvnet.serving.gateway.upstream_metrics import UpstreamMetrics
 from codedinvnet.serving.gateway.upstreams import Nobody, Upstream
@@ -216,6 +216,8 @@ class Roster:
         try:
             ready = await self._is_ready(place)
             reason = "it is not ready"
+        except NoFiles:
+            return
         except Unreachable as error:
             ready, reason = False, str(error)
         if ready:

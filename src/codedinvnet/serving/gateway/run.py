@@ -15,6 +15,7 @@ from codedinvnet.asking import read_token
 from codedinvnet.codes.rules import is_systematic
 from codedinvnet.errors import UserError
 from codedinvnet.serving.bodies import BodyMemory
+from codedinvnet.serving.faces.connections import allow_files
 from codedinvnet.serving.faces.http import AppOptions, build_app
 from codedinvnet.serving.faces.middleware import LOOPBACK
 from codedinvnet.serving.faces.tls import read_certificate
@@ -234,5 +235,6 @@ async def _run(options: GatewayOptions) -> None:
 def run_gateway(options: GatewayOptions) -> None:
     """Run the gateway until SIGTERM or Ctrl-C, then drain and stop."""
     log_to_stderr()
+    allow_files()
     with contextlib.suppress(asyncio.CancelledError):  # told to stop before it was up
         uvloop.run(_run(options))
