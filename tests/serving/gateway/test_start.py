@@ -117,10 +117,10 @@ async def test_another_is_asked_for_metadata_where_one_fails() -> None:
             async with session.get(f"{address}/v2/models/m/versions/1") as reply:
                 assert reply.status == 200
             good.metadata_status = 502
-            async with session.get(f"{address}/v2/models/m/versions/1") as reply:
+            async with session.get(f"{address}/v2/models/m/versions/2") as reply:
                 assert reply.status == 503
             failing.metadata = None
-            async with session.get(f"{address}/v2/models/m/versions/1") as reply:
+            async with session.get(f"{address}/v2/models/m/versions/3") as reply:
                 assert reply.status == 404
 
 

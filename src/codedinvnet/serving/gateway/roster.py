@@ -20,6 +20,7 @@ from codedinvnet.serving.gateway.calls import Fate, NoFiles, NotProtocol, Unreac
 from codedinvnet.serving.gateway.places import Place
 from codedinvnet.serving.gateway.upstream_metrics import UpstreamMetrics
 from codedinvnet.serving.gateway.upstreams import Nobody, Upstream
+from codedinvnet.serving.gateway.versions import Versions
 from codedinvnet.serving.logs import log_event
 from codedinvnet.serving.supervisor import NOBODY_THERE
 from codedinvnet.serving.workers.pool import Death
@@ -55,6 +56,9 @@ class Roster:
     ) -> None:
         self.model, self.metrics = model, metrics
         self.agreement = Agreement(model, metrics, differs)
+        self.versions = Versions(
+            self._metadata, lambda: self.agreement.metadata.get("versions") or ()
+        )
         self._waits = places is not None
         empty = [Nobody()] * ((places or 0) - len(upstreams))
         self.places = [Place(upstream, i) for i, upstream in enumerate((*upstreams, *empty))]
@@ -232,12 +236,21 @@ class Roster:
 
         Raises:
             NotProtocol: if the first upstream that answers has none.
-            Unreachable: if none answers, or has answered since the start.
+            Unreachable: if none answers, or has answered since the start; or see `Versions`.
         """
-        if not version:
-            if not self.agreement.metadata:
-                raise Unreachable("no upstream has been up yet")
-            return self.agreement.metadata
+        if version:
+            return await self.versions.metadata(version)
+        if not self.agreement.metadata:
+            raise Unreachable("no upstream has been up yet")
+        return self.agreement.metadata
+
+    async def _metadata(self, version: str) -> Mapping[str, Any]:
+        """Ask upstreams for a version's metadata, one after the other.
+
+        Raises:
+            NotProtocol: if the first that answers has none.
+            Unreachable: if none answers.
+        """
         reason = "no upstream is up"
         for place in self.places:
             if place.up:
@@ -250,6 +263,7 @@ class Roster:
     async def close(self) -> None:
         """Look at upstreams no more."""
         await self._background.stop()
+        await self.versions.close()
         probes = [place.probe for place in self.places if place.probe is not None]
         for probe in probes:
             probe.cancel()
