@@ -355,6 +355,26 @@ def test_each_address_of_a_name_is_an_upstream() -> None:
     assert there == ["http://a:1"]
 
 
+@pytest.mark.parametrize("first", [socket.AF_INET, socket.AF_INET6])
+def test_a_server_with_addresses_of_both_families_is_one_upstream(
+    first: socket.AddressFamily, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hosts = {socket.AF_INET: ["10.0.0.1", "10.0.0.2"], socket.AF_INET6: ["fd00::1", "fd00::2"]}
+
+    def look_up(name: str, port: int, *_: Any, **__: Any) -> list[Any]:
+        found = [
+            (family, socket.SOCK_STREAM, 6, "", (host, port))
+            for family, own in hosts.items()
+            for host in own
+        ]
+        return sorted(found, key=lambda address: address[0] != first)
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    there, _ = asyncio.run(Discovery(["dns+http://triton:1"]).urls())
+    named = {socket.AF_INET: "10.0.0.{}", socket.AF_INET6: "[fd00::{}]"}[first]
+    assert there == [f"http://{named.format(i)}:1" for i in (1, 2)]
+
+
 def test_a_name_without_an_address_keeps_no_other_from_changing() -> None:
     places = {"main": ["10.0.0.1"]}
 

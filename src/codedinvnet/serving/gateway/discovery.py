@@ -34,14 +34,15 @@ Resolve = Callable[[str, int], Awaitable[list[str]]]
 
 
 async def addresses(host: str, port: int) -> list[str]:
-    """Return the addresses of a name.
+    """Return the addresses of a name, of the family of the first one: a server may have both.
 
     Raises:
         OSError: if it has none.
     """
     loop = asyncio.get_running_loop()
     found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return [str(address[4][0]) for address in found]
+    family = found[0][0]
+    return [str(address[4][0]) for address in found if address[0] == family]
 
 
 class Discovery:
