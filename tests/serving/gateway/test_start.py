@@ -141,6 +141,10 @@ async def test_another_is_asked_for_metadata_where_one_fails() -> None:
         ({"upstream": ("http://a",), "slots": 0}, "--slots"),
         ({"upstream": ("http://a",), "grpc_port": 70000}, "--grpc-port"),
         ({"upstream": ("http://a",), "deadline_ms": float("nan")}, "--deadline-ms"),
+        ({"upstream": ("http://a",), "deadline_ms": 0}, "--deadline-ms"),
+        ({"upstream": ("http://a",), "method": "nercc", "deadline_ms": 0}, "--deadline-ms"),
+        ({"upstream": ("http://a",), "method": "nercc", "deadline_ms": 20}, "--group-timeout-ms"),
+        ({"upstream": ("http://a",), "group_timeout_ms": 10}, "--group-timeout-ms"),
         ({"upstream": ("http://a",), "k": 3}, "--k"),
         ({"upstream": ("http://a",), "scores": "y"}, "--scores"),
         ({"upstream": ("http://a",), "inputs": ("x:FP32:3",)}, "--input"),
@@ -158,6 +162,14 @@ async def test_another_is_asked_for_metadata_where_one_fails() -> None:
 )
 async def test_bad_options(options: dict[str, Any], flag: str) -> None:
     assert (await refused(**options)).startswith(f"{flag}: ")
+
+
+async def test_no_group_is_waited_for_where_there_is_none() -> None:
+    """A short deadline needs no shorter time for groups."""
+    fake = Fake()
+
+    async with gateway(fake, deadline_ms=20):
+        pass
 
 
 async def test_an_address_of_another_protocol_is_not_asked() -> None:

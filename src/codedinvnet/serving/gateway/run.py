@@ -88,7 +88,7 @@ def make_relay(
     rules = Rules(
         workers=workers + backups,
         policy=policy,
-        group_timeout=options.group_timeout_ms / 1000,
+        group_timeout=options.group_timeout / 1000,
         hang_timeout=2 * deadline + LAST_WORD,  # the pool finds them out, call by call
         max_pending=options.max_pending or pending_limit(workers * options.slots),
         slots=options.slots,
