@@ -197,7 +197,8 @@ class Roster:
                 await self.agreement.check(place, PROBE_TIMEOUT)
         except (Unreachable, NotProtocol) as error:
             self._set_aside(place, str(error))
-            raise
+            kind = NotProtocol if isinstance(error, NotProtocol) else Unreachable
+            raise kind(f"{place.upstream.url}: {error}") from error
         if not place.up and place is self.places[place.worker]:
             place.up = place.on_probation = True
             place.silent = 0  # its failures stay: that it is ready is no sign against others
