@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable
 
+import pytest
 from prometheus_client import Counter, Gauge
 
 
@@ -22,3 +23,11 @@ async def until(condition: Callable[[], bool], timeout: float = 30.0) -> None:
     while not condition():
         assert time.monotonic() < end
         await asyncio.sleep(0.005)
+
+
+def set_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the environment name a proxy for all addresses, at which nobody listens."""
+    for name in ("no_proxy", "NO_PROXY", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")

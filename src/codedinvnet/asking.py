@@ -37,6 +37,23 @@ def read_token(path: Path | None, flag: str = "--token-file") -> str:
     return token
 
 
+def open_directly(request: urllib.request.Request, seconds: float) -> Any:
+    """Return the answer to a request, by no proxy: its token is for the service alone.
+
+    `http_proxy` would lead there even if the service is on this machine.
+
+    Args:
+        request: to a service.
+        seconds: without a byte, after which it is given up.
+
+    Raises:
+        urllib.error.HTTPError: if the service refuses.
+        OSError: if it does not answer.
+    """
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    return opener.open(request, timeout=seconds)
+
+
 def ask(
     url: str, path: str, token: str = "", body: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
@@ -59,7 +76,7 @@ def ask(
         headers["Content-Type"], data = "application/json", json.dumps(body).encode()
     try:
         request = urllib.request.Request(url.rstrip("/") + path, data, headers)
-        with urllib.request.urlopen(request, timeout=PATIENCE) as reply:
+        with open_directly(request, PATIENCE) as reply:
             found = json.load(reply)
     except urllib.error.HTTPError as error:
         raise UserError(f"{url}: {_refusal(error)}") from error

@@ -33,7 +33,7 @@ from codedinvnet.serving.gateway.run import running as gateway_running
 from codedinvnet.serving.listening import DRAIN_TIMEOUT
 from codedinvnet.serving.options import ServeOptions
 from codedinvnet.serving.serve import running as serve_running
-from tests.observing import until
+from tests.observing import set_proxy, until
 from tests.serving.gateway.asking import ask
 from tests.serving.gateway.fakes import Fake, gateway
 from tests.serving.gateway.test_tls import make_pair
@@ -226,27 +226,38 @@ def test_commands_in_the_comments_are_ours() -> None:
         check(settings_of(build_parser().parse_args(shlex.split(command)), GatewayOptions))
 
 
-async def test_the_images_health_check(tmp_path: Path) -> None:
+async def test_the_images_health_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     command = json.loads(last("HEALTHCHECK").partition("CMD ")[2])
     assert command[0] == "python"
 
-    async def code(port: str, scheme: str = "http") -> int | None:
+    (settings,) = (value for name, value in LINES if name == "ENV" and "HEALTHY" in value)
+    own = dict(word.split("=", 1) for word in shlex.split(settings))
+    usual = {name: own[name] for name in ("PORT", "SCHEME", "HEALTHY")}
+    set_proxy(monkeypatch)  # which is not asked
+
+    async def code(port: str, **changed: str) -> int | None:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             *command[1:],
-            env={**os.environ, "PORT": port, "SCHEME": scheme},
+            env={**os.environ, **usual, "PORT": port, **changed},
             stderr=subprocess.DEVNULL,
         )
         return await process.wait()
 
-    async with gateway(Fake()) as (address, _, _):
-        assert await code(address.rpartition(":")[2]) == 0
+    fake = Fake()
+    async with gateway(fake, down_timeout_ms=1) as (address, relay, _):
+        port = address.rpartition(":")[2]
+        assert (await code(port), await code(port, HEALTHY="200")) == (0, 0)
+        await fake.stop()
+        await ask(address)  # which nobody answers
+        await until(lambda: not relay.front.supervisor.is_live)
+        assert (await code(port), await code(port, HEALTHY="200")) == (0, 1)
     assert await code(str(free_port())) != 0
     if shutil.which("openssl"):
         chain, key = make_pair(tmp_path / "pair")
         async with gateway(Fake(), tls_cert=chain, tls_key=key) as (address, _, _):
             port = address.rpartition(":")[2]
-            assert (await code(port), await code(port, "https")) == (1, 0)
+            assert (await code(port), await code(port, SCHEME="https")) == (1, 0)
 
 
 async def _metrics(address: str) -> str:

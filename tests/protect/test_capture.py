@@ -24,6 +24,7 @@ from codedinvnet.serving.options import ServeOptions, check
 from codedinvnet.serving.serve import make_service, running
 from codedinvnet.serving.service import Request
 from tests.conftest import Command
+from tests.observing import set_proxy
 from tests.protect.conftest import PLACE
 from tests.protect.factories import FEATURES
 
@@ -300,7 +301,11 @@ def test_mistakes(words: tuple[str, ...], told: str, call: Command, tmp_path: Pa
     assert told in outcome.err
 
 
-def test_a_service_without_one_says_so(call: Command, tmp_path: Path) -> None:
+def test_a_service_without_one_says_so(
+    call: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_proxy(monkeypatch)  # which is not asked
+
     async def run() -> Any:
         options = ServeOptions(f"{PLACE}:vectors", port=0, workers=2, pool=POOL)
         async with running(options) as (url, _):

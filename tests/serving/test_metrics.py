@@ -229,6 +229,27 @@ def test_a_flood_of_events_is_logged_once_a_second(
     ]
 
 
+def test_a_condition_that_lasts_is_logged_once_a_minute(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr(logs, "time", SimpleNamespace(monotonic=lambda: now))
+    lasting = logs.Lasting()
+
+    def lines(*reasons: str) -> int:
+        for reason in reasons:
+            lasting.log("upstreams are kept", logging.WARNING, reason=reason)
+        return len(caplog.records)
+
+    assert lines(*["a"] * 500) == 1
+    now += 59.0
+    assert lines("a", "b", "a", "b") == 2  # another reason, and both of them again
+    now += 2.0
+    assert lines("a", "b", "a") == 3
+    lasting.end()
+    assert lines("a", "a") == 4
+
+
 def test_an_upstream_is_shown_from_the_start_until_it_is_forgotten() -> None:
     registry = CollectorRegistry()
     metrics, url = UpstreamMetrics(registry), {"upstream": "http://a:1"}

@@ -14,7 +14,7 @@ from starlette.applications import Starlette
 from codedinvnet.asking import read_token
 from codedinvnet.errors import UserError
 from codedinvnet.serving import serve as serving
-from codedinvnet.serving.faces.connections import BoundedHttp, connection_limit
+from codedinvnet.serving.faces.connections import BoundedHttp
 from codedinvnet.serving.listening import bind, log_to_stderr, server_config
 from codedinvnet.serving.options import ServeOptions, check, hang_timeout
 from codedinvnet.serving.serve import _serve, app_options, make_service
@@ -59,11 +59,11 @@ def test_it_runs_on_uvloop(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_connections_are_bounded() -> None:
-    config = server_config(Starlette(), 5000, workers=11)
+    config = server_config(Starlette(), 5000, most=11)
     config.load()
     chosen = config.http_protocol_class
     assert issubclass(chosen, BoundedHttp)
-    assert chosen.most == connection_limit(11) < connection_limit(1)
+    assert chosen.most == 11
 
 
 def test_a_taken_port_is_told() -> None:

@@ -10,6 +10,7 @@ import zipfile
 
 import numpy as np
 
+from codedinvnet.asking import open_directly
 from codedinvnet.errors import UserError, one_line
 from codedinvnet.files import parse_json
 
@@ -33,7 +34,7 @@ def fetch(url: str, token: str) -> dict[str, np.ndarray]:
         url.rstrip("/") + "/capture", headers={"Authorization": f"Bearer {token}"}
     )
     try:
-        with urllib.request.urlopen(request, timeout=SECONDS) as response:
+        with open_directly(request, SECONDS) as response:
             content, kind = response.read(), response.headers.get_content_type()
     except urllib.error.HTTPError as error:
         with error:

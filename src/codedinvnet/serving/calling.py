@@ -115,7 +115,7 @@ class Calling(ABC):
             self._lose(attempts, str(error))
         except WorkerFailed as error:
             self._failed_tasks.log("task failed", logging.WARNING, worker=worker, reason=str(error))
-            self._task_failed(sent, str(error), error.final)
+            self._task_failed(sent, str(error), error.final, error.blamed)
         except Abandoned as error:  # who is slow is known by it all the same
             self._do(self.scheduler.released(time.monotonic(), worker, task.attempt))
             self._lose(attempts, str(error))
@@ -144,13 +144,15 @@ class Calling(ABC):
             for attempt, each in zip(attempts, own, strict=True):
                 self._take(attempt, each)
 
-    def _task_failed(self, sent: Sent, reason: str, final: bool = False) -> None:
+    def _task_failed(
+        self, sent: Sent, reason: str, final: bool = False, blamed: bool = True
+    ) -> None:
         self._alarm.heard(sent.began)
         self.metrics.task_failures.labels(str(sent.worker)).inc(len(sent.attempts))
         at_it = self.scheduler.is_at(sent.worker, sent.task.attempt)
         if final:  # before the loss of its worker lets it be sent again
             self._lose(sent.attempts, reason, final)
-        if at_it and self.supervisor.is_broken(sent.worker, sent.members):
+        if at_it and blamed and self.supervisor.is_broken(sent.worker, sent.members):
             self._worker_died(sent.worker, f"{FAILING}: {reason}")
         self._lose(sent.attempts, reason)
 

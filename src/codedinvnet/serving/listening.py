@@ -110,12 +110,15 @@ def log_to_stderr() -> None:
 
 
 def server_config(
-    app: Starlette, deadline_ms: float, workers: int, certificate: Certificate | None = None
+    app: Starlette,
+    deadline_ms: float,
+    most: int,
+    certificate: Certificate | None = None,
 ) -> uvicorn.Config:
-    """Return how an application is served, before so many workers."""
+    """Return how an application is served, on so many connections at most."""
     return uvicorn.Config(
         app,
-        http=type("Http", (BoundedHttp,), {"most": connection_limit(workers)}),
+        http=type("Http", (BoundedHttp,), {"most": most}),
         ws="none",
         log_config=None,
         access_log=False,
@@ -187,7 +190,8 @@ async def listening(
     """
     listener = bind(host, port)
     try:
-        config = server_config(app, deadline_ms, front.rules.workers, certificate)
+        most = connection_limit(front.rules.workers, front.rules.slots)
+        config = server_config(app, deadline_ms, most, certificate)
         server = Server(config, lambda: front.announced)
         task = asyncio.create_task(server.serve(sockets=[listener]))
         up = asyncio.create_task(server.up.wait())

@@ -10,6 +10,8 @@ from typing import Any
 
 QUIET = 1.0
 """Seconds between two lines of a kind of which there may be thousands."""
+LASTING = 60.0
+"""Seconds between two lines of a condition that lasts."""
 
 
 class JsonLines(logging.Formatter):
@@ -56,3 +58,23 @@ class Quiet:
             fields["left_out"] = self._left_out
         self._next, self._left_out = now + QUIET, 0
         log_event(event, level, **fields)
+
+
+class Lasting:
+    """Logs a condition that lasts: when it begins, for another reason, and once in `LASTING` s."""
+
+    def __init__(self) -> None:
+        self._told: dict[str, float] = {}
+        """Reason -> when it was told last."""
+
+    def log(self, event: str, level: int, *, reason: str, **fields: Any) -> None:
+        """Log that the condition stands, unless its reason was told a short while ago."""
+        now = time.monotonic()
+        self._told = {known: at for known, at in self._told.items() if now < at + LASTING}
+        if reason not in self._told:
+            self._told[reason] = now
+            log_event(event, level, reason=reason, **fields)
+
+    def end(self) -> None:
+        """Take note that the condition is over."""
+        self._told.clear()

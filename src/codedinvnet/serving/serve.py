@@ -17,6 +17,7 @@ from codedinvnet.errors import UserError
 from codedinvnet.serving.bodies import BodyMemory
 from codedinvnet.serving.capture import Capture
 from codedinvnet.serving.choices import objection
+from codedinvnet.serving.faces.connections import allow_files
 from codedinvnet.serving.faces.http import AppOptions, build_app
 from codedinvnet.serving.faces.page import demo_requests
 from codedinvnet.serving.faces.traced import traced
@@ -215,5 +216,6 @@ async def _serve(options: ServeOptions) -> None:
 def serve(options: ServeOptions) -> None:
     """Serve until SIGTERM or Ctrl-C, then drain and stop."""
     log_to_stderr()
+    allow_files()
     with contextlib.suppress(asyncio.CancelledError):  # told to stop before it was up
         uvloop.run(_serve(options))

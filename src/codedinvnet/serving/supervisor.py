@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from codedinvnet.errors import UserError
-from codedinvnet.serving.logs import log_event
+from codedinvnet.serving.logs import Lasting, log_event
 from codedinvnet.serving.metrics import Metrics
 from codedinvnet.serving.workers.pool import WorkerPool
 
@@ -145,7 +145,7 @@ class Supervisor:
         if not absent:
             self.metrics.restarts.labels(kind).inc()
             log_event("worker lost", logging.WARNING, worker=worker, reason=reason)
-        mistakes = 0
+        mistakes, failing = 0, Lasting()
         while True:
             delay = RESTART_DELAYS[min(view.deaths, len(RESTART_DELAYS)) - 1]
             await asyncio.sleep(delay)
@@ -156,7 +156,7 @@ class Supervisor:
                 view.deaths += 1
                 self._start_failed = True
                 reason = f"{type(error).__name__}: {error}"
-                log_event("worker did not start", logging.ERROR, worker=worker, reason=reason)
+                failing.log("worker did not start", logging.ERROR, reason=reason, worker=worker)
                 mistakes = mistakes + 1 if isinstance(error, UserError) else 0
             if mistakes == MOST_STARTS:
                 view.state = GIVEN_UP

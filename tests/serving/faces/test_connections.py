@@ -15,8 +15,9 @@ import uvicorn
 import uvloop
 
 from codedinvnet.serving.faces import connections
-from codedinvnet.serving.faces.connections import BoundedHttp, connection_limit
+from codedinvnet.serving.faces.connections import BoundedHttp, allow_files, connection_limit
 from codedinvnet.serving.listening import Server, bind
+from codedinvnet.serving.logs import Quiet
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: test\r\n"
 
@@ -216,7 +217,10 @@ async def test_a_body_that_comes_after_the_answer_does_not_keep_the_connection()
         await answered(reader)
 
 
-async def test_connections_have_a_limit() -> None:
+async def test_connections_have_a_limit(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(Http, "refused", Quiet())
     async with serving() as connect:
         kept = [await connect() for _ in range(Http.most)]
         for reader, writer in kept:
@@ -224,6 +228,7 @@ async def test_connections_have_a_limit() -> None:
             await answered(reader)
         reader, _ = await connect()
         assert await ended(reader) < 5
+        assert "connection refused" in caplog.messages
         kept[0][1].close()
         await asyncio.sleep(0.1)
         reader, writer = await connect()
@@ -323,11 +328,43 @@ async def test_half_a_request_is_not_waited_for() -> None:
 
 
 @pytest.mark.parametrize(
-    ("files", "workers", "most"),
-    [(1024, 11, 872), (256, 100, 16), (resource.RLIM_INFINITY, 1, 1048504)],
+    ("files", "workers", "slots", "most"),
+    [
+        (1024, 11, 1, 861),
+        (1024, 2, 100, 744),
+        (1024, 2, 500, 16),
+        (256, 100, 1, 16),
+        (1 << 20, 1, 1, 1 << 14),
+        (resource.RLIM_INFINITY, 1, 1, 1 << 14),
+    ],
 )
 def test_workers_keep_room(
-    files: int, workers: int, most: int, monkeypatch: pytest.MonkeyPatch
+    files: int, workers: int, slots: int, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda _: (files, files))
-    assert connection_limit(workers) == most
+    assert connection_limit(workers, slots) == most
+
+
+@pytest.mark.parametrize(
+    ("limits", "wanted"),
+    [
+        ((1024, 4096), (4096, 4096)),
+        ((1024, resource.RLIM_INFINITY), (1 << 20, resource.RLIM_INFINITY)),
+        ((1024, 1 << 30), (1 << 20, 1 << 30)),
+        ((4096, 4096), None),
+        ((resource.RLIM_INFINITY, resource.RLIM_INFINITY), None),
+    ],
+)
+def test_the_limit_on_files_is_raised(
+    limits: tuple[int, int], wanted: tuple[int, int] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def refuses(_: int, limits: tuple[int, int]) -> None:
+        asked.append(limits)
+        raise ValueError("not allowed")  # as macOS may: the limit is left as it is then
+
+    monkeypatch.setattr(resource, "getrlimit", lambda _: limits)
+    monkeypatch.setattr(resource, "setrlimit", refuses)
+    allow_files()
+    assert asked == ([] if wanted is None else [wanted])

@@ -52,12 +52,16 @@ def refuse(queries: int) -> None:
 
 @asynccontextmanager
 async def serving(
-    error: Exception | None = None, *, token: str = "", deadline: float = 20.0
+    error: Exception | None = None,
+    *,
+    token: str = "",
+    deadline: float = 20.0,
+    limit: int = LIMIT,
 ) -> AsyncIterator[grpc.aio.Channel]:
     """Serve; yields a channel."""
     requests = Counter("requests", "of the test", ["code"], registry=CollectorRegistry())
-    memory = BodyMemory(LIMIT, refuse)
-    face = GrpcFace(Echo(error), memory, requests, token=token, max_message=LIMIT)
+    memory = BodyMemory(limit, refuse)
+    face = GrpcFace(Echo(error), memory, requests, token=token, max_message=limit)
     async with (
         face.listening("127.0.0.1", 0, deadline) as port,
         grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
@@ -109,6 +113,12 @@ async def test_a_message_that_is_too_large() -> None:
     async with serving() as channel:
         code, _ = await ended(channel.unary_unary(INFER)(bytes(LIMIT + 1)))
         assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert await channel.unary_unary(INFER)(b"1") == b"1"
+
+
+@pytest.mark.parametrize("limit", [2**31 - 1, 2**31, 2**40])
+async def test_memory_beyond_what_grpc_can_count(limit: int) -> None:
+    async with serving(limit=limit) as channel:
         assert await channel.unary_unary(INFER)(b"1") == b"1"
 
 

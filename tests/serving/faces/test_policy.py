@@ -7,12 +7,15 @@ from typing import Any
 
 import aiohttp
 import numpy as np
+import pytest
 
+from codedinvnet.asking import ask
 from codedinvnet.codes.base import Scheme
 from codedinvnet.models.bundle import Bundle
 from codedinvnet.serving.gateway.relay import Relay
 from codedinvnet.serving.workers.pool import Task
 from codedinvnet.serving.workers.result import Result
+from tests.observing import set_proxy
 from tests.serving.bundles import BundlePool
 from tests.serving.faces.service import TOKEN, Service, error, serving
 from tests.serving.gateway.fakes import Fake, gateway
@@ -112,6 +115,13 @@ async def test_a_gateway_has_the_policies_without_a_code() -> None:
         async with session.post(infer, data=b'{"inputs": []}') as reply:
             assert reply.status == 200
         assert sent_by(relay) == 2
+
+
+async def test_the_command_asks_a_service_by_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_proxy(monkeypatch)
+    async with gateway(Fake(), Fake()) as (address, _, _):
+        shown = await asyncio.to_thread(ask, address, "/policy")
+    assert shown["policy"] == "hedge"
 
 
 async def test_a_gateway_tells_after_which_time_a_call_counts_as_hung() -> None:

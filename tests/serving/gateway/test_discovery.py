@@ -334,6 +334,39 @@ async def test_upstreams_are_looked_for_after_a_mistake(
         await fake.stop()
 
 
+async def test_that_upstreams_are_kept_is_not_told_at_each_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(discovery, "PERIOD", 0.01)
+    fake, file, looks = Fake(), tmp_path / "upstreams", 0
+
+    class Counting(Discovery):
+        async def urls(self) -> tuple[list[str], str]:
+            nonlocal looks
+            looks += 1
+            return await super().urls()
+
+    async def looked() -> None:
+        before = looks
+        await until(lambda: looks > before + 20)
+
+    def told() -> list[str]:
+        found = [vars(r)["fields"] for r in caplog.records if r.message == "upstreams are kept"]
+        return [fields["reason"] for fields in found]
+
+    await fake.start()
+    file.write_text(fake.url)
+    monkeypatch.setattr(run, "Discovery", Counting)
+    async with gateway(upstreams_file=file):
+        for _ in range(2):
+            file.rename(tmp_path / "away")
+            await looked()
+            (tmp_path / "away").rename(file)
+            await looked()
+        assert told() == 2 * [f"--upstreams-file: cannot read {file}: No such file or directory"]
+    await fake.stop()
+
+
 def test_each_address_of_a_name_is_an_upstream() -> None:
     found = ["10.0.0.1", "10.0.0.2", "fd00::1"]
 
@@ -353,6 +386,26 @@ def test_each_address_of_a_name_is_an_upstream() -> None:
     assert lacking == "--upstream: triton has no address: Name or service not known"
     there, _ = asyncio.run(Discovery(found_by.given, resolve=resolve).urls())
     assert there == ["http://a:1"]
+
+
+@pytest.mark.parametrize("first", [socket.AF_INET, socket.AF_INET6])
+def test_a_server_with_addresses_of_both_families_is_one_upstream(
+    first: socket.AddressFamily, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hosts = {socket.AF_INET: ["10.0.0.1", "10.0.0.2"], socket.AF_INET6: ["fd00::1", "fd00::2"]}
+
+    def look_up(name: str, port: int, *_: Any, **__: Any) -> list[Any]:
+        found = [
+            (family, socket.SOCK_STREAM, 6, "", (host, port))
+            for family, own in hosts.items()
+            for host in own
+        ]
+        return sorted(found, key=lambda address: address[0] != first)
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    there, _ = asyncio.run(Discovery(["dns+http://triton:1"]).urls())
+    named = {socket.AF_INET: "10.0.0.{}", socket.AF_INET6: "[fd00::{}]"}[first]
+    assert there == [f"http://{named.format(i)}:1" for i in (1, 2)]
 
 
 def test_a_name_without_an_address_keeps_no_other_from_changing() -> None:

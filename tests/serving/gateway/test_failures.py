@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import resource
+import socket
 from collections import Counter
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import pytest
 
-from codedinvnet.serving.gateway.relay import Relay
+from codedinvnet.models.base import HEADER_LENGTH
+from codedinvnet.models.upstream import described
+from codedinvnet.serving.gateway import roster
+from codedinvnet.serving.gateway.relay import Answer, Relay
 from tests.observing import until
 from tests.protect.conftest import PLACE
-from tests.serving.gateway.asking import ask, is_up
-from tests.serving.gateway.fakes import Fake, gateway
-from tests.serving.gateway.servers import Server, asked, queries, scores
+from tests.serving.gateway.asking import BODY, ask, is_up, request
+from tests.serving.gateway.fakes import Fake, GrpcFake, gateway
+from tests.serving.gateway.servers import MODEL, GrpcServer, Server, asked, message, queries, scores
 
 
 @asynccontextmanager
-async def backed(*servers: Server, **options: Any) -> AsyncIterator[tuple[str, Relay, Server]]:
+async def backed(
+    *servers: Server | GrpcServer, **options: Any
+) -> AsyncIterator[tuple[str, Relay, Server]]:
     """A gateway with a smaller model on a server of its own."""
     small = Server(f"{PLACE}:smaller")
     await small.start()
@@ -123,3 +131,114 @@ async def test_the_backup_answers_what_takes_too_long_for_an_upstream() -> None:
         assert [view.tasks for view in relay.front.workers] == [1, 1]
         assert is_up(relay) == [True]
         server.go()
+
+
+@contextmanager
+def no_more_files() -> Iterator[None]:
+    """Let this process open no more files than it has open."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "upstreams.test"])
+async def test_upstreams_are_not_to_blame_for_want_of_files_here(
+    host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def looked_up(name: str, *arguments: Any, **options: Any) -> Any:
+        try:
+            os.close(os.open(os.devnull, os.O_RDONLY))  # as a file of names is read
+        except OSError:
+            raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure") from None
+        return look_up("127.0.0.1", *arguments, **options)
+
+    look_up = socket.getaddrinfo
+    if host != "127.0.0.1":
+        monkeypatch.setattr(socket, "getaddrinfo", looked_up)
+    monkeypatch.setattr(roster, "PROBE_PERIOD", 0.05)
+    fakes = Fake(), Fake()
+
+    for fake in fakes:
+        await fake.start()
+    urls = tuple(f"http://{host}:{fake.port}" for fake in fakes)
+    options = {"upstream": urls, "policy": "uncoded", "slots": 32, "hang_timeout_ms": 400}
+    async with gateway(*fakes, deadline_ms=60_000, **options) as (address, relay, _):
+
+        def asked() -> asyncio.Task[Any]:
+            return asyncio.create_task(relay.answer("", "http", BODY, ()))
+
+        def seen() -> int:
+            return sum(len(fake.seen) for fake in fakes)
+
+        for fake in fakes:
+            fake.hold()
+        kept = [asked() for _ in range(2)]
+        await until(lambda: seen() == 2)
+        with no_more_files():
+            others = [await asked() for _ in range(12)]
+            await asyncio.sleep(1.0)  # both are late by now, and were looked at again and again
+            assert is_up(relay) == [True, True]
+        assert {(answer.reply.status, answer.outcome) for answer in others} == {(503, "failed")}
+        assert b"more files" in others[0].reply.body
+        assert seen() == 2
+        for fake in fakes:
+            fake.go()
+        assert [(await answer).reply.status for answer in kept] == [200, 200]
+        assert (await ask(address)).status == 200
+        assert [view.deaths for view in relay.front.workers] == [0, 0]
+
+
+async def test_over_grpc_they_are_neither() -> None:
+    gone, steady = GrpcFake(), Fake()
+
+    async with gateway(gone, steady, policy="uncoded", deadline_ms=60_000) as (_, relay, _):
+        with no_more_files():
+            await gone.stop()
+            answers = [await relay.answer("", "grpc", request(bytes(12)), ()) for _ in range(60)]
+            assert is_up(relay)[0]
+            assert relay.front.workers[0].deaths == 0
+        statuses = {answer.reply.status for answer in answers}
+        assert 14 in statuses
+        assert statuses <= {0, 14}
+        await until(lambda: is_up(relay) == [False, True])  # now that it can be looked for
+
+
+async def test_with_a_backup_they_are_neither() -> None:
+    """Nor when all retries are spent."""
+    gone, steady = GrpcServer(), Server()
+    options = {"policy": "small-backup", "group_timeout_ms": 10, "deadline_ms": 60_000}
+
+    async with backed(gone, steady, **options) as (_, relay, small):
+        tasks: list[asyncio.Task[Answer]] = []
+        with no_more_files():
+            await gone.stop()
+            small.hold()
+            for _ in range(8):
+                some = [relay.answer("", "grpc", message(queries(1)), ()) for _ in range(20)]
+                tasks += map(asyncio.create_task, some)
+                await asyncio.sleep(0.2)
+            assert is_up(relay)[0]
+            assert relay.front.workers[0].deaths == 0
+            small.go()
+            replies = [(await task).reply for task in tasks]
+        assert {reply.status for reply in replies} <= {0, 14}
+
+
+async def test_the_backup_answers_what_cannot_be_sent_for_want_of_files() -> None:
+    server = Server()
+    head, blobs = described({"x": queries(1)}, MODEL.signature.inputs)
+    body = b"".join([head, *blobs])
+    headers = ((HEADER_LENGTH.lower(), str(len(head))),)
+
+    async with backed(server, slots=8, deadline_ms=60_000) as (_, relay, _):
+        server.hold()
+        server.seen.clear()  # what it was asked at the start
+        kept = asyncio.create_task(relay.answer("", "http", body, headers))
+        await until(lambda: len(server.seen) == 1)
+        with no_more_files():
+            assert (await relay.answer("", "http", body, headers)).outcome == "decoded"
+        server.go()
+        assert (await kept).outcome == "direct"

@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from pathlib import Path
 from typing import Any
 
 import aiohttp
 import grpc
 import pytest
 import tritonclient.grpc.aio as triton
+from aiohttp import web
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.utils import InferenceServerException
 
 from codedinvnet.serving.answers import DeadlinePassed
 from codedinvnet.serving.faces.grpc_stubs import SERVICE
+from codedinvnet.serving.gateway import versions
 from codedinvnet.serving.gateway.calls import Call
 from codedinvnet.serving.gateway.upstreams import open_upstream
 from tests.observing import until
@@ -63,17 +66,91 @@ async def test_a_version_that_no_upstream_has_is_not_ready() -> None:
         aiohttp.ClientSession(address) as session,
         triton.InferenceServerClient(f"127.0.0.1:{port}") as client,
     ):
-        path = "/v2/models/m/versions/99/ready"
-        async with session.get(path) as reply:
+        path = "/v2/models/m/versions/"
+        async with session.get(f"{path}99/ready") as reply:
             assert (reply.status, (await reply.json())["ready"]) == (200, True)
         assert await client.is_model_ready("m", "99")
         fake.metadata = None
-        async with session.get(path) as reply:
+        async with session.get(f"{path}98/ready") as reply:
             assert (reply.status, list(await reply.json())) == (404, ["error"])
         with pytest.raises(InferenceServerException, match="NOT_FOUND"):
-            await client.is_model_ready("m", "99")
+            await client.is_model_ready("m", "98")
         async with session.get("/v2/models/m/ready") as reply:
             assert (reply.status, (await reply.json())["ready"]) == (200, True)
+
+
+class Counting(Fake):
+    """Tells which versions it was asked for, and answers no sooner than it may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[str] = []
+
+    async def _metadata(self, request: web.Request) -> web.Response:
+        if "v" in request.match_info:
+            self.asked.append(request.match_info["v"])
+            await self.held.wait()
+        return await super()._metadata(request)
+
+
+async def test_an_upstream_is_asked_for_a_version_once_for_all_clients(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody needs a token to ask whether one is ready."""
+    fake, token = Counting(), tmp_path / "token"
+    token.write_text("secret")
+
+    async with (
+        gateway(fake, grpc_port=0, token_file=token) as (address, _, port),
+        aiohttp.ClientSession(address) as session,
+        triton.InferenceServerClient(f"127.0.0.1:{port}") as client,
+    ):
+
+        async def status() -> int:
+            async with session.get("/v2/models/m/versions/99/ready") as reply:
+                return reply.status
+
+        fake.hold()
+        first = asyncio.create_task(status())
+        await until(lambda: fake.asked == ["99"])
+        others = [asyncio.create_task(status()) for _ in range(20)]
+        others_yet = asyncio.create_task(client.is_model_ready("m", "99"))
+        first.cancel()  # which is nothing to the others
+        await asyncio.sleep(0.1)
+        fake.go()
+        assert [await other for other in others] == [200] * 20
+        assert await others_yet
+        assert fake.asked == ["99"]
+        monkeypatch.setattr(versions, "KEPT", 0.0)
+        while len(fake.asked) < 2:  # the answer does not stand for ever
+            assert await status() == 200
+
+
+async def test_upstreams_are_asked_for_few_versions_that_they_do_not_name() -> None:
+    fake, most = Counting(), versions.MOST
+
+    async with (
+        gateway(fake, grpc_port=0) as (address, _, port),
+        aiohttp.ClientSession(address) as session,
+        triton.InferenceServerClient(f"127.0.0.1:{port}") as client,
+    ):
+
+        async def status(version: int) -> int:
+            async with session.get(f"/v2/models/m/versions/{version}/ready") as reply:
+                return reply.status
+
+        fake.hold()
+        few = [asyncio.create_task(status(100 + i)) for i in range(most)]
+        await until(lambda: len(fake.asked) == most)
+        assert {await status(1000 + i) for i in range(5)} == {503}
+        with pytest.raises(InferenceServerException, match="UNAVAILABLE"):
+            await client.is_model_ready("m", "2000")
+        named = asyncio.create_task(status(1))
+        await until(lambda: len(fake.asked) == most + 1)
+        fake.go()
+        assert await named == 200
+        assert [await one for one in few] == [200] * most
+        assert len(fake.asked) == most + 1
 
 
 async def test_what_nobody_asked_for_is_nobodys_answer() -> None:

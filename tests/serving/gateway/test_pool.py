@@ -9,6 +9,7 @@ from typing import Any
 import grpc
 import pytest
 
+from codedinvnet.serving import supervisor
 from codedinvnet.serving.rules.recent import FEWEST
 from tests.observing import until
 from tests.serving.gateway.asking import BODY, ask, ask_grpc, ask_until, is_up, request
@@ -69,6 +70,26 @@ async def test_who_refuses_connections_gets_nothing_but_probes() -> None:
         await dead.start()
         await until(lambda: is_up(relay) == [True, True])
         assert dead.seen == []
+
+
+async def test_one_that_is_away_for_good_is_told_of_by_its_name_now_and_then(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(supervisor, "RESTART_DELAYS", (0.01,))
+    good, away = Fake(), Fake()
+
+    def told(reason: str) -> int:
+        found = [vars(r)["fields"] for r in caplog.records if r.message == "worker did not start"]
+        return sum(reason in fields["reason"] for fields in found)
+
+    async with gateway(good, away) as (_, relay, _):
+        away.ready = False
+        await until(lambda: is_up(relay) == [True, False])
+        before = away.probes
+        await until(lambda: away.probes > before + 20)
+        assert told(f"{away.url}: it is not ready") == 1
+        away.metadata, away.ready = {**away.metadata, "outputs": []}, True
+        await until(lambda: told("have different models") == 1)
 
 
 async def test_who_comes_back_with_another_model_stays_aside() -> None:

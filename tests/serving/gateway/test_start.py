@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ import pytest
 from tritonclient.grpc import service_pb2 as pb
 
 from codedinvnet.errors import UserError
+from codedinvnet.serving.faces.connections import FEWEST_CONNECTIONS
 from tests.observing import until
 from tests.serving.gateway.asking import ask, is_up
 from tests.serving.gateway.fakes import TENSORS, Fake, GrpcFake, gateway
@@ -113,10 +117,10 @@ async def test_another_is_asked_for_metadata_where_one_fails() -> None:
             async with session.get(f"{address}/v2/models/m/versions/1") as reply:
                 assert reply.status == 200
             good.metadata_status = 502
-            async with session.get(f"{address}/v2/models/m/versions/1") as reply:
+            async with session.get(f"{address}/v2/models/m/versions/2") as reply:
                 assert reply.status == 503
             failing.metadata = None
-            async with session.get(f"{address}/v2/models/m/versions/1") as reply:
+            async with session.get(f"{address}/v2/models/m/versions/3") as reply:
                 assert reply.status == 404
 
 
@@ -137,6 +141,10 @@ async def test_another_is_asked_for_metadata_where_one_fails() -> None:
         ({"upstream": ("http://a",), "slots": 0}, "--slots"),
         ({"upstream": ("http://a",), "grpc_port": 70000}, "--grpc-port"),
         ({"upstream": ("http://a",), "deadline_ms": float("nan")}, "--deadline-ms"),
+        ({"upstream": ("http://a",), "deadline_ms": 0}, "--deadline-ms"),
+        ({"upstream": ("http://a",), "method": "nercc", "deadline_ms": 0}, "--deadline-ms"),
+        ({"upstream": ("http://a",), "method": "nercc", "deadline_ms": 20}, "--group-timeout-ms"),
+        ({"upstream": ("http://a",), "group_timeout_ms": 10}, "--group-timeout-ms"),
         ({"upstream": ("http://a",), "k": 3}, "--k"),
         ({"upstream": ("http://a",), "scores": "y"}, "--scores"),
         ({"upstream": ("http://a",), "inputs": ("x:FP32:3",)}, "--input"),
@@ -156,5 +164,27 @@ async def test_bad_options(options: dict[str, Any], flag: str) -> None:
     assert (await refused(**options)).startswith(f"{flag}: ")
 
 
+async def test_no_group_is_waited_for_where_there_is_none() -> None:
+    """A short deadline needs no shorter time for groups."""
+    fake = Fake()
+
+    async with gateway(fake, deadline_ms=20):
+        pass
+
+
 async def test_an_address_of_another_protocol_is_not_asked() -> None:
     assert "'ftp://a:1' is not one of http://HOST:PORT" in await refused(upstream=("ftp://a:1",))
+
+
+async def test_connections_to_upstreams_leave_less_room_for_clients(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, 1024))
+    async with gateway(Fake(), Fake(), slots=500) as (address, _, _):
+        host, port = address.removeprefix("http://").split(":")
+        kept = [await asyncio.open_connection(host, port) for _ in range(FEWEST_CONNECTIONS)]
+        reader, writer = await asyncio.open_connection(host, port)
+        with contextlib.suppress(ConnectionResetError):  # sooner than for its silence
+            assert await asyncio.wait_for(reader.read(), 5) == b""
+        for _, other in (*kept, (reader, writer)):
+            other.close()

@@ -10,8 +10,10 @@ import grpc
 import pytest
 
 from codedinvnet.errors import UserError
+from codedinvnet.serving.gateway import run, upstream_token
 from codedinvnet.serving.gateway.options import GatewayOptions
 from codedinvnet.serving.gateway.run import running
+from codedinvnet.serving.gateway.upstream_token import UpstreamToken
 from tests.observing import until
 from tests.serving.gateway.asking import ask, ask_grpc, is_up, request
 from tests.serving.gateway.fakes import Fake, GrpcFake, gateway
@@ -64,6 +66,33 @@ async def test_a_new_token_is_taken_from_its_file(
         file.write_text("new")
         await until(lambda: all(is_up(relay)))
         assert (await ask(address)).status == 200
+
+
+async def test_that_the_token_is_kept_is_not_told_at_each_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(upstream_token, "PERIOD", 0.01)
+    file, looks = tmp_path / "token", 0
+
+    class Counting(UpstreamToken):
+        def look(self) -> bool:
+            nonlocal looks
+            looks += 1
+            return super().look()
+
+    async def looked() -> None:
+        before = looks
+        await until(lambda: looks > before + 20)
+
+    file.write_text("secret")
+    monkeypatch.setattr(run, "UpstreamToken", Counting)
+    async with gateway(Fake(), upstream_token_file=file):
+        for _ in range(2):
+            file.rename(tmp_path / "away")
+            await looked()
+            (tmp_path / "away").rename(file)
+            await looked()
+        assert caplog.messages.count("upstreams' token is kept") == 2
 
 
 @BOTH

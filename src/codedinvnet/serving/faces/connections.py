@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import resource
 from array import array
 from typing import Any
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from codedinvnet.serving.logs import Quiet
 
 LONGEST_HEAD = 64 * 1024
 """Bytes of a request's line and headers, or of what follows a chunk of its body (extensions,
@@ -18,22 +22,40 @@ HEAD_TIMEOUT = 10.0
 UNREAD = 60.0
 """Seconds for which a client may take nothing of what is sent to it."""
 FILES_OF_A_WORKER = 8
-"""Open files that a worker may take in this process, with the next one that is starting."""
+"""Open files that a worker may take in this process, with the next one that is starting, beside
+one for each of its slots: an upstream's connections."""
 OTHER_FILES = 64
 """Open files beside connections and workers."""
-FEWEST_CONNECTIONS = 16
+FEWEST_CONNECTIONS, MOST_CONNECTIONS = 16, 1 << 14
+MOST_FILES = 1 << 20
+"""Open files that are asked for; each costs nothing before it is open."""
 STILL_THERE = b"HTTP/1.1 100 Continue\r\n\r\n"
 """Said to a client that sends no more. One that has left refuses it, and is noticed."""
 ASKED_AFTER = (0.0, 0.2, 1.0)
 """Seconds after which it is said; the first refusal shows when the next one is sent."""
 
 
-def connection_limit(workers: int) -> int:
-    """Return how many connections there may be, so that workers can still be replaced."""
+def allow_files() -> None:
+    """Let this process open as many files as it may allow itself, up to `MOST_FILES`."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        with contextlib.suppress(ValueError, OSError):  # macOS has limits of its own
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
+def connection_limit(workers: int, slots: int = 1) -> int:
+    """Return how many connections there may be, so that workers can be asked and replaced.
+
+    Args:
+        workers: their number.
+        slots: how many tasks each may be at.
+    """
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if files == resource.RLIM_INFINITY:
-        files = 1 << 20
-    return max(FEWEST_CONNECTIONS, files - OTHER_FILES - FILES_OF_A_WORKER * workers)
+        return MOST_CONNECTIONS
+    left = files - OTHER_FILES - workers * (FILES_OF_A_WORKER + slots)
+    return min(max(FEWEST_CONNECTIONS, left), MOST_CONNECTIONS)
 
 
 class RequestParser(httptools.HttpRequestParser):
@@ -71,8 +93,10 @@ class BoundedHttp(HttpToolsProtocol):
     does not keep the connection open. A client that closes its side after a request is answered.
     """
 
-    most = 1 << 20
+    most = MOST_CONNECTIONS
     """Connections; those beyond are closed at once."""
+    refused = Quiet()
+    """Logs these."""
     again: bytes | None = None
     """The line and headers of a request without its offer of another protocol, to be read next."""
     _in_head = True
@@ -89,6 +113,8 @@ class BoundedHttp(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         if len(self.connections) > self.most:
+            reason = f"{self.most} are open: a proxy may limit those of one client"
+            self.refused.log("connection refused", logging.WARNING, reason=reason)
             transport.abort()
             return
         self._expect_head()

@@ -193,7 +193,7 @@ class GrpcFace:
         last = LAST_REQUESTS + 2 * deadline
         options = {
             **dict(UNLIMITED),
-            "grpc.max_receive_message_length": self.max_message,
+            "grpc.max_receive_message_length": min(self.max_message, INT_MAX),
             "grpc.http2.lookahead_bytes": WINDOW,
             "grpc.http2.bdp_probe": 0,  # it makes the window larger
             "grpc.max_connection_age_ms": round(1000 * LONGEST_CONNECTION),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
+import os
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Literal, TypeAlias
@@ -53,8 +55,27 @@ class Unreachable(Exception):
         self.reply = reply
 
 
+class NoFiles(Unreachable):
+    """This process may open no more files: what the upstream would say, nobody knows."""
+
+    told = "this process may open no more files (ulimit -n)"
+
+    def __init__(self) -> None:
+        super().__init__(self.told)
+
+
 class NotProtocol(Exception):
     """The upstream answered what is not the protocol, or does not have the model."""
+
+
+def lacks_files(error: OSError | None = None) -> bool:
+    """Tell whether this process may open no more files, now or by what an error says."""
+    if error is None:
+        try:
+            os.close(os.open(os.devnull, os.O_RDONLY))
+        except OSError as refused:
+            error = refused
+    return error is not None and error.errno in (errno.EMFILE, errno.ENFILE)
 
 
 class Fate:

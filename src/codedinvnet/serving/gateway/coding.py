@@ -77,7 +77,7 @@ class CodedPool:
         try:
             result = await self.upstreams.call(worker, task._replace(inputs={CALL: boxed(call)}))
         except GivenUp as error:  # one task of several: the code may make up for it
-            raise WorkerFailed(str(error)) from error
+            raise WorkerFailed(str(error), blamed=error.blamed) from error
         try:
             outputs = arrays_of(result.outputs[REPLY][0])
             scores = outputs[self.scores.name].astype(np.float32).reshape(1, -1)

@@ -16,7 +16,7 @@ from codedinvnet.errors import UserError, is_host
 from codedinvnet.serving.answers import described
 from codedinvnet.serving.gateway.pool import UpstreamPool
 from codedinvnet.serving.gateway.upstreams import SCHEMES, Upstream
-from codedinvnet.serving.logs import Quiet
+from codedinvnet.serving.logs import Lasting
 
 DNS = "dns+"
 """Before a URL: each address of its name is an upstream."""
@@ -34,14 +34,15 @@ Resolve = Callable[[str, int], Awaitable[list[str]]]
 
 
 async def addresses(host: str, port: int) -> list[str]:
-    """Return the addresses of a name.
+    """Return the addresses of a name, of the family of the first one: a server may have both.
 
     Raises:
         OSError: if it has none.
     """
     loop = asyncio.get_running_loop()
     found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return [str(address[4][0]) for address in found]
+    family = found[0][0]
+    return [str(address[4][0]) for address in found if address[0] == family]
 
 
 class Discovery:
@@ -123,17 +124,19 @@ async def follow(
     discovery: Discovery, pool: UpstreamPool, open_one: Callable[[str], Upstream]
 ) -> None:
     """Give a pool the upstreams that there are, for ever; those of before if nobody can tell."""
-    quiet = Quiet()
+    kept = Lasting()
     while True:
         await asyncio.sleep(PERIOD)
         try:
             urls, lacking = await discovery.urls()
             if lacking:
-                quiet.log("upstreams are kept", logging.WARNING, reason=lacking)
+                kept.log("upstreams are kept", logging.WARNING, reason=lacking)
             if urls:
                 pool.change(urls, open_one)
+            if not lacking:
+                kept.end()
         except UserError as error:
-            quiet.log("upstreams are kept", logging.WARNING, reason=str(error))
+            kept.log("upstreams are kept", logging.WARNING, reason=str(error))
         except Exception as error:  # our own mistake, of which the next look may know nothing
-            told = {"reason": described(error), "error": error}
-            quiet.log("upstreams are kept", logging.ERROR, **told)
+            reason = described(error)
+            kept.log("upstreams are kept", logging.ERROR, reason=reason, error=error)

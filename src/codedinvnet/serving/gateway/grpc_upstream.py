@@ -14,8 +14,10 @@ from codedinvnet.serving.gateway.calls import (
     OK,
     Call,
     Headers,
+    NoFiles,
     Reply,
     Unreachable,
+    lacks_files,
     problem,
 )
 from codedinvnet.serving.gateway.http_client import OLDEST
@@ -127,6 +129,7 @@ class GrpcUpstream:
 
         Raises:
             Unreachable: if there is none in so many seconds, or maybe no connection.
+            NoFiles: if that may be for want of files here.
         """
         if self._closed:
             raise Unreachable(CLOSED)
@@ -141,6 +144,8 @@ class GrpcUpstream:
         except grpc.aio.AioRpcError as error:
             name, code = error.code().name, error.code().value[0]
             reply = Reply("grpc", code, message=error.details() or "")
+            if name in UNREACHABLE and lacks_files():  # perhaps for a connection
+                raise NoFiles from error
             if name in UNREACHABLE:
                 raise Unreachable(reply.message or name, reply) from error
             if name == "DEADLINE_EXCEEDED":

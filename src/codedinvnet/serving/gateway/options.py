@@ -26,6 +26,8 @@ OFFERED: Mapping[str, Policy] = {
 }
 """The policies by name. A small backup is what `coded` means where there is one."""
 MIB = 2**20
+GROUP_TIMEOUT_MS = 20.0
+"""Until a group is coded that is not full, if nobody says."""
 MOST_K = 10
 """Members of a group, at most, if nobody says."""
 
@@ -50,7 +52,8 @@ class GatewayOptions:
     """None: the protection's, or what suits the upstreams."""
     max_disagreement: float | None = None
     """The share of released approximate answers that may disagree; None: all are released."""
-    group_timeout_ms: float = 20.0
+    group_timeout_ms: float | None = None
+    """None: `GROUP_TIMEOUT_MS`."""
     scores: str | None = None
     inputs: tuple[str, ...] = ()
     host: str = "127.0.0.1"
@@ -84,6 +87,11 @@ class GatewayOptions:
         return int(self.max_body_memory * MIB)
 
     @property
+    def group_timeout(self) -> float:
+        """Milliseconds until a group is coded that is not full."""
+        return GROUP_TIMEOUT_MS if self.group_timeout_ms is None else self.group_timeout_ms
+
+    @property
     def hang_seconds(self) -> float:
         """Seconds without an answer after which another upstream may be asked."""
         return (self.hang_timeout_ms or hang_limit(self.deadline_ms)) / 1000
@@ -113,19 +121,31 @@ def check(options: GatewayOptions) -> None:
         if options.makes_up and not policy.takes_code:
             raise UserError(f"--policy: {options.policy} goes without {needed}")
     check_used(options)
+    check_numbers(options)
     if options.k is not None and (options.protection is not None or options.k < 2):
         raise UserError("--k: must be at least 2, and goes without --protection, which has its own")
     check_limit(options.max_disagreement)
     if options.max_disagreement is not None and options.protection is None:
         raise UserError("--max-disagreement: goes with a calibrated --protection")
-    if options.group_timeout_ms >= options.deadline_ms:
-        raise UserError(f"--group-timeout-ms: must be below --deadline-ms {options.deadline_ms:g}")
+    check_ports(options.port, options.grpc_port)
+
+
+def check_numbers(options: GatewayOptions) -> None:
+    """Refuse sizes and times that are none.
+
+    Raises:
+        UserError: naming the option.
+    """
     numbers = ("slots", "deadline_ms", "hang_timeout_ms", "down_timeout_ms", "max_pending")
     for name in (*numbers, "max_body_memory", "backup_workers", "group_timeout_ms"):
         number = getattr(options, name)
         if number is not None and not 0 < number < math.inf:
             raise UserError(f"--{name.replace('_', '-')}: must be above 0, got {number}")
-    check_ports(options.port, options.grpc_port)
+    if options.makes_up and options.group_timeout >= options.deadline_ms:
+        raise UserError(
+            f"--group-timeout-ms: must be below --deadline-ms {options.deadline_ms:g}, got "
+            f"{options.group_timeout:g}: a group that does not fill would be coded too late"
+        )
 
 
 def check_used(options: GatewayOptions) -> None:
@@ -134,7 +154,8 @@ def check_used(options: GatewayOptions) -> None:
     Raises:
         UserError: naming the option, and what it goes with.
     """
-    for name, value in (("k", options.k), ("scores", options.scores), ("input", options.inputs)):
+    used = {"k": options.k, "scores": options.scores, "input": options.inputs}
+    for name, value in {**used, "group-timeout-ms": options.group_timeout_ms}.items():
         if value and not options.makes_up:
             raise UserError(f"--{name}: goes with a --protection, --backup-upstream or --method")
     if options.scores is not None and options.protection is not None:

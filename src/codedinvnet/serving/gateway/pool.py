@@ -21,8 +21,10 @@ from codedinvnet.serving.gateway.calls import (
     STOPPED,
     Call,
     Fate,
+    NoFiles,
     Reply,
     Unreachable,
+    problem,
 )
 from codedinvnet.serving.gateway.places import Place, Retries
 from codedinvnet.serving.gateway.roster import Roster
@@ -135,7 +137,7 @@ class UpstreamPool(Roster):
             if time.monotonic() >= call.deadline:
                 self._count(place, FAILED)
                 raise Abandoned("its time is over") from None
-            reply, sure = await self._refused(place, error), False
+            reply, sure = await self._refused(place, call, error), False
         self.metrics.seconds.labels(place.upstream.url).observe(seconds)
         place.has_answered(began)
         if reply.fails:
@@ -160,7 +162,7 @@ class UpstreamPool(Roster):
         if fate.how or not place.up:
             raise WorkerDied(fate.how or "it is lost")
         if call.is_over or not self._retries.take():
-            raise WorkerFailed("no more retries: it waits for the small backup")
+            raise WorkerFailed("no more retries: it waits for the small backup", blamed=False)
 
     async def _turn(self, fate: Fate, seconds: float) -> None:
         """Wait for a call's end for so long at most, or until there is something to look at."""
@@ -192,14 +194,16 @@ class UpstreamPool(Roster):
                 await self._turn(fate, min(due, end) - now)
             if fate.how:
                 return
-        ready = False
+        ready: bool | None = None  # nobody knows
 
         async def probe() -> None:
             nonlocal ready
             try:
                 ready = await self._is_ready(place)
-            except Unreachable:
+            except NoFiles:
                 pass
+            except Unreachable:
+                ready = False
             finally:
                 fate.look()
 
@@ -208,11 +212,11 @@ class UpstreamPool(Roster):
         if fate.how:
             return
         told, others = f"no answer within {self.hang_timeout:g} s", self._others(place)
-        if not ready or place.is_to_blame(others):
+        if ready is False or (ready and place.is_to_blame(others)):
             self._blamed(place, told)
         is_alone = call.waits == 1 and not call.has_hung
         is_needed = is_alone and not call.is_over and time.monotonic() < call.deadline
-        if is_needed and others and self._retries.take():
+        if ready and is_needed and others and self._retries.take():
             self._count(place, FAILED)
             call.has_hung = True
             raise WorkerFailed(f"{place.upstream.url}: {told}")
@@ -240,16 +244,20 @@ class UpstreamPool(Roster):
         self.metrics.calls.labels(place.upstream.url, result).inc()
         note(result)
 
-    async def _refused(self, place: Place, error: Unreachable) -> Reply:
+    async def _refused(self, place: Place, call: Call, error: Unreachable) -> Reply:
         """Return what an upstream says that refused a call or broke it off.
 
         Raises:
-            WorkerFailed: if it says nothing, but is ready.
+            WorkerFailed: if it says nothing, but is ready; or if it could not be asked.
             WorkerDied: otherwise, or if it is to blame: it is set aside.
         """
         try:
+            if isinstance(error, NoFiles):
+                raise error
             asked = error.reply is not None or not place.on_probation
             there = asked and await self._is_ready(place)
+        except NoFiles as own:
+            self._not_asked(call, own)
         except Unreachable:
             there = False
         if there and error.reply is not None:
@@ -260,6 +268,21 @@ class UpstreamPool(Roster):
             raise WorkerFailed(reason) from error
         self._set_aside(place, reason)
         raise WorkerDied(reason) from error
+
+    def _not_asked(self, call: Call, error: NoFiles) -> NoReturn:
+        """End a call for which this process had no connection; no upstream is to blame.
+
+        Raises:
+            WorkerFailed: if a small backup may answer it.
+            GivenUp: otherwise.
+        """
+        note(FAILED)
+        told, http = f"overloaded: {error}", call.transport == "http"
+        call.refusal = problem(503, told) if http else Reply("grpc", 14, message=told)
+        if call.backed is not None:
+            call.is_lost = True
+            raise WorkerFailed(str(error), blamed=False) from error
+        raise GivenUp(str(error), blamed=False) from error
 
     def _failed(self, place: Place, call: Call, reply: Reply, sure: bool) -> NoReturn:
         """Take an answer by which an upstream failed.

@@ -16,10 +16,11 @@ from typing import Any
 from codedinvnet.errors import UserError
 from codedinvnet.serving.background import Background, log_error
 from codedinvnet.serving.gateway.agreement import START_TIMEOUT, Agreement
-from codedinvnet.serving.gateway.calls import Fate, NotProtocol, Unreachable
+from codedinvnet.serving.gateway.calls import Fate, NoFiles, NotProtocol, Unreachable
 from codedinvnet.serving.gateway.places import Place
 from codedinvnet.serving.gateway.upstream_metrics import UpstreamMetrics
 from codedinvnet.serving.gateway.upstreams import Nobody, Upstream
+from codedinvnet.serving.gateway.versions import Versions
 from codedinvnet.serving.logs import log_event
 from codedinvnet.serving.supervisor import NOBODY_THERE
 from codedinvnet.serving.workers.pool import Death
@@ -55,6 +56,9 @@ class Roster:
     ) -> None:
         self.model, self.metrics = model, metrics
         self.agreement = Agreement(model, metrics, differs)
+        self.versions = Versions(
+            self._metadata, lambda: self.agreement.metadata.get("versions") or ()
+        )
         self._waits = places is not None
         empty = [Nobody()] * ((places or 0) - len(upstreams))
         self.places = [Place(upstream, i) for i, upstream in enumerate((*upstreams, *empty))]
@@ -197,7 +201,8 @@ class Roster:
                 await self.agreement.check(place, PROBE_TIMEOUT)
         except (Unreachable, NotProtocol) as error:
             self._set_aside(place, str(error))
-            raise
+            kind = NotProtocol if isinstance(error, NotProtocol) else Unreachable
+            raise kind(f"{place.upstream.url}: {error}") from error
         if not place.up and place is self.places[place.worker]:
             place.up = place.on_probation = True
             place.silent = 0  # its failures stay: that it is ready is no sign against others
@@ -220,6 +225,8 @@ class Roster:
         try:
             ready = await self._is_ready(place)
             reason = "it is not ready"
+        except NoFiles:
+            return
         except Unreachable as error:
             ready, reason = False, str(error)
         if ready:
@@ -234,12 +241,21 @@ class Roster:
 
         Raises:
             NotProtocol: if the first upstream that answers has none.
-            Unreachable: if none answers, or has answered since the start.
+            Unreachable: if none answers, or has answered since the start; or see `Versions`.
         """
-        if not version:
-            if not self.agreement.metadata:
-                raise Unreachable("no upstream has been up yet")
-            return self.agreement.metadata
+        if version:
+            return await self.versions.metadata(version)
+        if not self.agreement.metadata:
+            raise Unreachable("no upstream has been up yet")
+        return self.agreement.metadata
+
+    async def _metadata(self, version: str) -> Mapping[str, Any]:
+        """Ask upstreams for a version's metadata, one after the other.
+
+        Raises:
+            NotProtocol: if the first that answers has none.
+            Unreachable: if none answers.
+        """
         reason = "no upstream is up"
         for place in self.places:
             if place.up:
@@ -252,6 +268,7 @@ class Roster:
     async def close(self) -> None:
         """Look at upstreams no more."""
         await self._background.stop()
+        await self.versions.close()
         probes = [place.probe for place in self.places if place.probe is not None]
         for probe in probes:
             probe.cancel()

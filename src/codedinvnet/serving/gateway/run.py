@@ -15,6 +15,7 @@ from codedinvnet.asking import read_token
 from codedinvnet.codes.rules import is_systematic
 from codedinvnet.errors import UserError
 from codedinvnet.serving.bodies import BodyMemory
+from codedinvnet.serving.faces.connections import allow_files
 from codedinvnet.serving.faces.http import AppOptions, build_app
 from codedinvnet.serving.faces.middleware import LOOPBACK
 from codedinvnet.serving.faces.tls import read_certificate
@@ -87,7 +88,7 @@ def make_relay(
     rules = Rules(
         workers=workers + backups,
         policy=policy,
-        group_timeout=options.group_timeout_ms / 1000,
+        group_timeout=options.group_timeout / 1000,
         hang_timeout=2 * deadline + LAST_WORD,  # the pool finds them out, call by call
         max_pending=options.max_pending or pending_limit(workers * options.slots),
         slots=options.slots,
@@ -234,5 +235,6 @@ async def _run(options: GatewayOptions) -> None:
 def run_gateway(options: GatewayOptions) -> None:
     """Run the gateway until SIGTERM or Ctrl-C, then drain and stop."""
     log_to_stderr()
+    allow_files()
     with contextlib.suppress(asyncio.CancelledError):  # told to stop before it was up
         uvloop.run(_run(options))

@@ -9,7 +9,7 @@ from pathlib import Path
 from codedinvnet.asking import read_token
 from codedinvnet.errors import UserError
 from codedinvnet.serving.gateway.upstreams import OwnHeaders
-from codedinvnet.serving.logs import Quiet, log_event
+from codedinvnet.serving.logs import Lasting, log_event
 
 FLAG = "--upstream-token-file"
 PERIOD = 1.0
@@ -48,11 +48,12 @@ class UpstreamToken:
 
     async def follow(self) -> None:
         """Look again and again, for ever. A token that is short-lived is written anew in time."""
-        quiet = Quiet()
+        kept = Lasting()
         while True:
             await asyncio.sleep(PERIOD)
             try:
                 if self.look():
                     log_event("upstreams' token renewed", file=str(self.path))
+                kept.end()
             except UserError as error:
-                quiet.log("upstreams' token is kept", logging.WARNING, reason=str(error))
+                kept.log("upstreams' token is kept", logging.WARNING, reason=str(error))

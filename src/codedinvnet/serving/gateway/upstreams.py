@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import socket
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,9 +16,11 @@ from codedinvnet.errors import UserError, is_host
 from codedinvnet.serving.gateway.calls import (
     Call,
     Headers,
+    NoFiles,
     NotProtocol,
     Reply,
     Unreachable,
+    lacks_files,
     passed_on,
     problem,
 )
@@ -238,6 +241,7 @@ class HttpUpstream:
 
         Raises:
             Unreachable: if there is none in so many seconds.
+            NoFiles: if that is for want of files here.
         """
         path, headers = self.prefix + path, self.own.beside(headers)
         try:
@@ -245,6 +249,9 @@ class HttpUpstream:
         except asyncio.TimeoutError:
             raise Unreachable(f"no answer within {seconds:.3g} s") from None
         except OSError as error:
+            # Who looks a name up has files to read, and says no more than that it failed.
+            if lacks_files(None if isinstance(error, socket.gaierror) else error):
+                raise NoFiles from error
             raise Unreachable(described(error)) from error
 
     async def infer(self, call: Call, seconds: float) -> Reply:

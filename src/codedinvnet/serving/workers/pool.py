@@ -21,10 +21,19 @@ class WorkerDied(Exception):
 
 
 class WorkerFailed(Exception):
-    """The worker raised on this task and is ready for the next."""
+    """The worker raised on this task and is ready for the next.
+
+    Args:
+        reason: why.
+        blamed: whether a worker that fails several tasks in a row for it is replaced.
+    """
 
     final = False
     """Whether no worker is to be given the task again."""
+
+    def __init__(self, reason: str = "", *, blamed: bool = True) -> None:
+        super().__init__(reason)
+        self.blamed = blamed
 
 
 class GivenUp(WorkerFailed):
