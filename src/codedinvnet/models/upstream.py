@@ -55,6 +55,21 @@ def declared_inputs(
     return input_specs(inputs, told, where)
 
 
+def check_server(url: str, flag: str) -> None:
+    """Refuse the URL of a server's model where that of the server is wanted.
+
+    Args:
+        url: of either.
+        flag: the option that has it, for messages.
+
+    Raises:
+        UserError: if it is a model's.
+    """
+    server, of_model, _ = url.partition(PATH)
+    if of_model:
+        raise UserError(f"{flag}: {url!r} is a model's URL: name the server alone: {server}")
+
+
 class Refused(UserError):
     """A server answers with an error.
 

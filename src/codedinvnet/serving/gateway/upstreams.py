@@ -14,7 +14,7 @@ from urllib.parse import quote, urlsplit
 
 from codedinvnet.errors import UserError, is_host
 from codedinvnet.models.base import HEADER_LENGTH
-from codedinvnet.models.upstream import Writes
+from codedinvnet.models.upstream import Writes, check_server
 from codedinvnet.serving.gateway.calls import (
     Call,
     Headers,
@@ -160,7 +160,7 @@ def open_upstream(
         flag: which option has it, for messages.
 
     Raises:
-        UserError: if the URL is none.
+        UserError: if the URL is none, or that of a model.
     """
     try:
         found = urlsplit(url)
@@ -174,6 +174,7 @@ def open_upstream(
         raise UserError(f"{flag}: {url!r} is no URL: {found.hostname!r} is no host's name")
     if found.username is not None:
         raise UserError(f"{flag}: {found.hostname}: a URL with a password is not taken")
+    check_server(url, flag)
     host = f"[{found.hostname}]" if ":" in found.hostname else found.hostname
     own = OwnHeaders() if own is None else own
     if found.scheme in ("http", "https"):
