@@ -88,6 +88,8 @@ def test_outputs_that_decoded_answers_lack_are_answered_directly(
 def test_a_request_is_answered_as_a_whole_or_not_at_all() -> None:
     with pytest.raises(DeadlinePassed, match=r"^1 of 2 queries: deadline passed$"):
         answer(Front(DeadlinePassed("deadline")), "sum")
+    with pytest.raises(DeadlinePassed, match=r"^1 of 2 queries: deadline passed; .*: it refused$"):
+        answer(Front(DeadlinePassed("deadline", "it refused")), "sum")
     with pytest.raises(QueryFailed, match=r"^2 of 2 queries failed: lost 5 times$") as caught:
         answer(Front(DeadlinePassed("deadline"), QueryFailed("lost 5 times")), "sum")
     assert not isinstance(caught.value, DeadlinePassed)

@@ -15,8 +15,8 @@ from codedinvnet.models.bundle import Bundle
 from codedinvnet.serving import supervisor
 from codedinvnet.serving.answers import (
     DeadlinePassed,
+    NoneUp,
     QueryFailed,
-    Starting,
 )
 from codedinvnet.serving.frontend import FrontEnd
 from codedinvnet.serving.logs import logger
@@ -443,7 +443,7 @@ class TestDown:
             assert front.ready  # one is up
             pool.kill(WORKERS - 1)
             await until(lambda: not front.ready)
-            with pytest.raises(Starting):
+            with pytest.raises(NoneUp):
                 await front.ask(images[:1])
             assert front.supervisor.is_live
             front.supervisor.down_timeout = 0.0

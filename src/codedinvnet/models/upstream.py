@@ -8,9 +8,9 @@ import json
 import math
 import ssl
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -27,6 +27,8 @@ TOKEN_FLAG = "--model-token-file"
 """The option with the file of a server's token."""
 TIMEOUT = 60.0
 """Seconds for one answer."""
+Writes: TypeAlias = Callable[[], tuple[bytes, dict[str, str]]]
+"""Returns the body of a request, and its headers about that."""
 
 
 def declared_inputs(
@@ -51,6 +53,21 @@ def declared_inputs(
         for tensor in metadata["inputs"]
     ]
     return input_specs(inputs, told, where)
+
+
+def check_server(url: str, flag: str) -> None:
+    """Refuse the URL of a server's model where that of the server is wanted.
+
+    Args:
+        url: of either.
+        flag: the option that has it, for messages.
+
+    Raises:
+        UserError: if it is a model's.
+    """
+    server, of_model, _ = url.partition(PATH)
+    if of_model:
+        raise UserError(f"{flag}: {url!r} is a model's URL: name the server alone: {server}")
 
 
 class Refused(UserError):

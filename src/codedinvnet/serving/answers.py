@@ -34,27 +34,57 @@ class QueryFailed(Exception):
 
 
 class DeadlinePassed(QueryFailed):
-    """Its time was over."""
+    """Its time was over.
+
+    Args:
+        message: says so.
+        failure: why a worker had no answer to it before ("": none had failed).
+    """
+
+    def __init__(self, message: str, failure: str = "") -> None:
+        super().__init__(f"{message}; last failure: {failure}" if failure else message)
+        self.failure = failure
 
 
-class Overloaded(Exception):
-    """Too many queries are waiting; try again later.
+class NotNow(Exception):
+    """Queries are not taken now, but may be later; the message says why."""
+
+
+class Overloaded(NotNow):
+    """Too many queries are waiting.
 
     Args:
         seconds: in which those will have been answered.
     """
 
     def __init__(self, seconds: int) -> None:
-        super().__init__(seconds)
+        super().__init__("overloaded")
         self.seconds = seconds
 
 
-class Starting(Exception):
-    """The workers are not ready yet; try again later."""
+class Starting(NotNow):
+    """The workers are not ready yet."""
+
+    def __init__(self) -> None:
+        super().__init__("starting")
 
 
-class Draining(Exception):
+class NoneUp(NotNow):
+    """The service has started, and no worker is up.
+
+    Args:
+        worker: what clients know a worker as.
+    """
+
+    def __init__(self, worker: str) -> None:
+        super().__init__(f"no {worker} is up")
+
+
+class Draining(NotNow):
     """The service is about to stop."""
+
+    def __init__(self) -> None:
+        super().__init__("shutting down")
 
 
 def described(error: BaseException) -> str:

@@ -86,7 +86,7 @@ async def read_in_turn(
         gone: done once nobody waits for it.
 
     Raises:
-        Overloaded, Draining, Starting: see `FrontEnd.check_room`.
+        NotNow: see `FrontEnd.check_room`.
         DeadlinePassed: if the turn comes too late.
         ClientDisconnect: if nobody waits for it any more.
     """

@@ -110,10 +110,12 @@ class Calling(ABC):
             self._alarm.heard(sent.began)
             own = [self.outputs.sound(task, each) for each in split(result, len(attempts))]
         except WorkerDied as error:
+            self._note_failure(sent, str(error))
             if self.scheduler.is_at(worker, task.attempt):
                 self._worker_died(worker, str(error))
             self._lose(attempts, str(error))
         except WorkerFailed as error:
+            self._note_failure(sent, str(error))
             self._failed_tasks.log("task failed", logging.WARNING, worker=worker, reason=str(error))
             self._task_failed(sent, str(error), error.final, error.blamed)
         except Abandoned as error:  # who is slow is known by it all the same
@@ -159,6 +161,11 @@ class Calling(ABC):
     def _lose(self, attempts: Sequence[int], reason: str, final: bool = False) -> None:
         for attempt in attempts:
             self._do(self.scheduler.failed(time.monotonic(), attempt, reason, final))
+
+    def _note_failure(self, sent: Sent, reason: str) -> None:
+        """Keep why a worker has no answer to queries, for those whose time will be over."""
+        if sent.task.number < self._k:
+            self.waiting.failed(sent.members, reason)
 
     def _take(self, attempt: int, result: Result) -> None:
         if attempt in self.scheduler.attempts:

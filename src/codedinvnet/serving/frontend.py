@@ -21,6 +21,7 @@ from codedinvnet.serving.answers import (
     Answered,
     DeadlinePassed,
     Draining,
+    NoneUp,
     Overloaded,
     QueryFailed,
     Starting,
@@ -78,6 +79,7 @@ class FrontEnd(Calling):
         metrics: where to count.
         seed: of the sample of groups that are checked.
         reliance: releases approximate answers and finds wrong workers; None: all are believed.
+        worker_is: what clients know a worker as.
 
     Raises:
         ValueError: if the rules do not fit the code.
@@ -97,6 +99,7 @@ class FrontEnd(Calling):
         metrics: Metrics | None = None,
         seed: int = 0,
         reliance: Reliance | None = None,
+        worker_is: str = "worker",
     ) -> None:
         outputs, queue = answering(scheme, served)
         code = None if scheme is None else scheme.rules
@@ -104,7 +107,7 @@ class FrontEnd(Calling):
         super().__init__(pool, outputs, rules, code, metrics, deadline, down_timeout)
         self.served, self._computer = served, computer
         self.choices = Choices(scheme, rules.workers, rules.backups)
-        self.min_confidence, self.reliance = min_confidence, reliance
+        self.min_confidence, self.reliance, self.worker_is = min_confidence, reliance, worker_is
         told = None if reliance is None else reliance.begin(self.metrics, self._worker_died)
         calls = (self._background.spawn, self._computed, log_error)
         wiring = Wiring(self.metrics, *calls, seed, told)
@@ -186,12 +189,15 @@ class FrontEnd(Calling):
         Raises:
             Overloaded: if it could not be answered in time; none of it is accepted then.
             Draining: if the service is about to stop.
-            Starting: if no worker is ready yet, or again.
+            Starting: if no worker is ready yet.
+            NoneUp: if none is any more.
         """
         if self.draining:
             raise Draining
-        if not self.ready:
+        if not self.started:
             raise Starting
+        if not self.ready:
+            raise NoneUp(self.worker_is)
         # Those that wait for nothing but the decoder are over for the rules, but not for us.
         seconds = self.deadline if seconds is None else seconds
         if not self.admission.takes(len(self.waiting), queries, seconds):
@@ -231,7 +237,7 @@ class FrontEnd(Calling):
             For each query its answer, or why there is none.
 
         Raises:
-            Overloaded, Draining, Starting: see `check_room`.
+            NotNow: see `check_room`.
         """
         now = time.monotonic()
         seconds = self.deadline if deadline is None else min(self.deadline, deadline)

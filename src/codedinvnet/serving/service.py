@@ -145,7 +145,7 @@ class Service:
                 from a service without one.
             DeadlinePassed: if the time of all unanswered queries was over.
             QueryFailed: if others failed.
-            Overloaded, Draining, Starting: see `FrontEnd.check_room`.
+            NotNow: see `FrontEnd.check_room`.
         """
         if not request.accept_decoded and not self.front.scheduler.systematic:
             raise BadRequest("parameters.accept_decoded: this method has no direct answers")
@@ -200,4 +200,6 @@ def failure(found: Sequence[Answered | QueryFailed]) -> QueryFailed:
     for problem in problems:
         if not isinstance(problem, DeadlinePassed):
             return QueryFailed(f"{told} failed: {problem}")
-    return DeadlinePassed(f"{told}: deadline passed")
+    late = [problem for problem in problems if isinstance(problem, DeadlinePassed)]
+    last = next((problem.failure for problem in reversed(late) if problem.failure), "")
+    return DeadlinePassed(f"{told}: deadline passed", last)

@@ -42,6 +42,8 @@ class Waiting:
     """What its client calls the request, for the log."""
     limit: float | None = None
     """The limit on disagreement that the request asks for."""
+    failure: str = ""
+    """Why a worker had no answer to it, the last time."""
     trace: RequestSpan | None = field(default_factory=current_request)
     """The span of its request, if that is traced."""
 
@@ -116,14 +118,20 @@ class WaitingQueries(dict[int, Waiting]):
         if (waiting := self._unanswered(query)) is None:
             return
         late = reason == DEADLINE
-        kind = DeadlinePassed if late else QueryFailed
-        waiting.future.set_exception(kind(reason))
+        error = DeadlinePassed(reason, waiting.failure) if late else QueryFailed(reason)
+        waiting.future.set_exception(error)
         del self[query]
         self.admission.note(time.monotonic(), len(self))
         self.metrics.queries.labels("deadline" if late else "failed").inc()
         self._note(query, waiting, "failed")
         told = {} if waiting.request is None else {"id": waiting.request}
-        self._failed.log("query failed", logging.WARNING, query=query, reason=reason, **told)
+        self._failed.log("query failed", logging.WARNING, query=query, reason=str(error), **told)
+
+    def failed(self, queries: Iterable[int], reason: str) -> None:
+        """Take down why a worker had no answer to queries; others may have."""
+        for query in queries:
+            if (waiting := self.get(query)) is not None:
+                waiting.failure = reason
 
     def not_decoded(self, query: int, reason: str) -> None:
         """Log why a query that may get its own answer gets no decoded one."""

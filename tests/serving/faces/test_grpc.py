@@ -13,7 +13,7 @@ import pytest
 from prometheus_client import CollectorRegistry, Counter
 from tritonclient.grpc import service_pb2 as pb
 
-from codedinvnet.serving.answers import Overloaded, QueryFailed
+from codedinvnet.serving.answers import Draining, NoneUp, NotNow, Overloaded, QueryFailed, Starting
 from codedinvnet.serving.bodies import BodyMemory
 from codedinvnet.serving.faces import grpc as faces
 from codedinvnet.serving.faces.grpc import GrpcFace, Headers, Refused
@@ -177,6 +177,21 @@ async def test_a_long_error_keeps_its_code(text: str, own: bool) -> None:
     assert code is internal
     assert told.endswith("...")
     assert text.startswith(told.removesuffix("..."))
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (Starting(), "starting"),
+        (NoneUp("upstream"), "no upstream is up"),
+        (Overloaded(1), "overloaded"),
+        (Draining(), "shutting down"),
+    ],
+)
+async def test_whoever_may_try_again_hears_why(error: NotNow, words: str) -> None:
+    async with serving(error) as channel:
+        code, told = await ended(channel.unary_unary(INFER)(b"1"))
+    assert (code, told) == (grpc.StatusCode.UNAVAILABLE, f"{words}: try again later")
 
 
 async def test_an_error_of_our_own_is_logged_as_one(caplog: pytest.LogCaptureFixture) -> None:

@@ -53,7 +53,7 @@ class TestViews:
                 service.pool.kill(worker)
             while service.front.ready:
                 await asyncio.sleep(0.01)
-            assert error(await service.infer(images[:1]), 503).endswith("try again later")
+            assert error(await service.infer(images[:1]), 503) == "no worker is up: try again later"
             assert (await get("/v2/health/live")).status_code == 200
             service.front.supervisor.down_timeout = 0.0
             response = await get("/v2/health/live")

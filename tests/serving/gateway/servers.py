@@ -11,7 +11,7 @@ from tritonclient.grpc import service_pb2 as pb
 
 from codedinvnet.models import open_model
 from codedinvnet.models.base import HEADER_LENGTH
-from codedinvnet.models.upstream import described, outputs_of
+from codedinvnet.models.upstream import described, json_request, outputs_of
 from tests.protect.conftest import PLACE
 from tests.protect.factories import FEATURES
 from tests.serving.gateway.asking import Got, ask
@@ -29,6 +29,9 @@ class Server(Fake):
     def __init__(self, source: str = f"{PLACE}:vectors") -> None:
         super().__init__()
         self.model = open_model(source)
+        self.takes_binary = True
+        """Otherwise it understands JSON alone, as MLServer does."""
+        self.misunderstood = 0
         signature = self.model.signature
         tensors = {"inputs": signature.inputs, "outputs": signature.outputs}
         self.metadata = {
@@ -45,9 +48,14 @@ class Server(Fake):
         body = await request.read()
         self.seen.append((request.path, {}, body))
         await self.held.wait()
+        length = int(request.headers.get(HEADER_LENGTH, len(body)))
+        if not self.takes_binary and (
+            length < len(body) or request.headers["Content-Type"] != "application/json"
+        ):
+            self.misunderstood += 1
+            return web.json_response({"error": "'utf-8' codec can't decode"}, status=400)
         if self.status != 200:
             return web.json_response({"error": "broken"}, status=self.status)
-        length = int(request.headers.get(HEADER_LENGTH, len(body)))
         (tensor,) = json.loads(body[:length])["inputs"]
         rows = np.array(tensor["data"], np.float32) if length == len(body) else body[length:]
         x = np.frombuffer(rows, np.float32).reshape(tensor["shape"])
@@ -55,6 +63,9 @@ class Server(Fake):
             return web.json_response({"error": "a wrong shape"}, status=400)
         (y,) = self.model.run({"x": x}).values()
         head = {"name": "output", "datatype": "FP32", "shape": list(y.shape)}
+        if not self.takes_binary:
+            outputs = [{**head, "data": y.ravel().tolist()}]
+            return web.json_response({"model_name": "m", "outputs": outputs})
         told = {**head, "parameters": {"binary_data_size": y.nbytes}}
         text = json.dumps({"model_name": "m", "outputs": [told]}).encode()
         headers = {HEADER_LENGTH: str(len(text))}
@@ -100,6 +111,14 @@ async def asked(
     text = json.dumps(told).encode()
     path = f"/v2/models/m{version and f'/versions/{version}'}/infer"
     return await ask(address, b"".join([text, *blobs]), path, **{LENGTH: str(len(text))})
+
+
+async def asked_in_json(address: str, x: np.ndarray) -> tuple[np.ndarray, str]:
+    """Return the scores of an answer in JSON, and its outcome."""
+    body, _ = json_request({"x": x}, MODEL.signature.inputs)
+    got = await ask(address, body, content_type="application/json")
+    assert got.status == 200, got.body
+    return outputs_of(got.body, None)["output"], json.loads(got.body)["parameters"]["outcome"]
 
 
 def scores(got: Got) -> tuple[np.ndarray, str]:

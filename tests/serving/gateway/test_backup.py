@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,8 @@ from aiohttp import web
 from codedinvnet.models.base import HEADER_LENGTH
 from codedinvnet.serving import supervisor
 from codedinvnet.serving.gateway.calls import Call
+from codedinvnet.serving.gateway.understanding import call_of
+from codedinvnet.serving.gateway.upstreams import open_upstream
 from tests.observing import counted, until
 from tests.protect.conftest import PLACE, finished  # noqa: F401
 from tests.serving.gateway.fakes import gateway
@@ -25,6 +28,7 @@ from tests.serving.gateway.servers import (
     GrpcServer,
     Server,
     asked,
+    asked_in_json,
     queries,
     scores,
 )
@@ -85,6 +89,46 @@ async def test_an_upstream_as_the_backup_is_asked_for_no_more_than_it_takes(
             server.go()
     finally:
         await small.stop()
+
+
+async def test_servers_that_take_json_alone_have_a_backup_and_are_one() -> None:
+    """What it takes is found out once, and not with every question."""
+    server, small = Server(), Server(f"{PLACE}:smaller")
+    server.takes_binary = small.takes_binary = False
+    await small.start()
+    try:
+        url = f"{small.url}/v2/models/m"
+        async with gateway(server, backup_upstream=url, policy="small-backup") as (address, _, _):
+            server.hold()
+            misunderstood = []
+            for seed in range(3):
+                x = queries(2, seed)
+                answer, outcome = await asked_in_json(address, x)
+                assert outcome == "decoded"
+                assert answer == pytest.approx(small.model.run({"x": x})["output"], abs=1e-5)
+                misunderstood.append(small.misunderstood)
+            assert misunderstood[0] == misunderstood[-1]
+            server.go()
+    finally:
+        await small.stop()
+
+
+@pytest.mark.parametrize(("takes_binary", "status"), [(False, 503), (False, 401), (True, 404)])
+async def test_a_question_that_is_refused_in_both_forms_ends_with_what_is_wrong(
+    takes_binary: bool, status: int
+) -> None:
+    """A failure, or a token that is wanted, is no refusal of the question."""
+    server = Server()
+    server.takes_binary, server.status = takes_binary, status
+    await server.start()
+    upstream = open_upstream(server.url)
+    try:
+        x = {"x": queries(1)}
+        reply = await upstream.infer(call_of("m", x, MODEL.signature.inputs, math.inf), 9.0)
+        assert reply.status == status
+    finally:
+        await upstream.close()
+        await server.stop()
 
 
 async def test_no_request_stays_once_it_is_answered() -> None:
@@ -166,6 +210,28 @@ async def test_the_backup_of_another_model_does_not_answer(
         assert counted(differs) == 0
         server.hold()
         assert scores(await asked(address, queries(1)))[1] == "decoded"
+        server.go()
+
+
+async def test_an_upstream_that_comes_back_as_another_server_has_the_same_model(
+    finished: Path,  # noqa: F811
+) -> None:
+    server = Server()
+
+    async with gateway(server, protection=finished, deadline_ms=60_000, **SMALL) as (
+        address,
+        relay,
+        _,
+    ):
+        await server.stop()
+        assert (await asked_in_json(address, queries(1)))[1] == "decoded"
+        await until(lambda: not relay.pool.places[0].up)
+        server.takes_binary = False
+        await server.start()
+        await until(lambda: relay.pool.places[0].up)
+        assert counted(relay.pool.metrics.differs.labels(server.url)) == 0
+        server.hold()
+        assert (await asked_in_json(address, queries(1)))[1] == "decoded"
         server.go()
 
 

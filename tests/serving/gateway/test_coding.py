@@ -18,7 +18,15 @@ from tests.observing import until
 from tests.protect.conftest import finished  # noqa: F401
 from tests.serving.faces.requests import share_memory
 from tests.serving.gateway.fakes import gateway
-from tests.serving.gateway.servers import MODEL, GrpcServer, Server, asked, queries, scores
+from tests.serving.gateway.servers import (
+    MODEL,
+    GrpcServer,
+    Server,
+    asked,
+    asked_in_json,
+    queries,
+    scores,
+)
 
 
 @pytest.mark.parametrize("method", ["approxifer", "nercc"])
@@ -37,6 +45,21 @@ async def test_a_code_that_needs_no_training_makes_up_for_an_upstream(method: st
         sent = [body for server in servers for _, _, body in server.seen]
         mixed = [body for body in sent if not any(row.tobytes() in body for row in x)]
         assert len(mixed) > len(x)
+        servers[2].go()
+
+
+async def test_a_code_stands_before_servers_that_take_json_alone() -> None:
+    servers = [Server() for _ in range(4)]
+    for server in servers:
+        server.takes_binary = False
+
+    async with gateway(*servers, method="approxifer", deadline_ms=20000) as (address, _, _):
+        servers[2].hold()
+        x = queries(6)
+        answer, outcome = await asked_in_json(address, x)
+        assert outcome == "decoded"
+        own = MODEL.run({"x": x})["output"]
+        assert np.abs(answer - own).max() < np.abs(own).max()
         servers[2].go()
 
 

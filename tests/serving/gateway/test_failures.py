@@ -74,6 +74,23 @@ async def test_the_only_upstream_that_is_up_stays_so_though_it_fails_everything(
         assert relay.front.workers[0].deaths == 0
 
 
+async def test_clients_hear_what_is_wrong_when_no_upstream_is_up() -> None:
+    fakes = Fake(), Fake()
+
+    async with gateway(*fakes, deadline_ms=1000) as (address, relay, _):
+        assert (await ask(address)).status == 200
+        for fake in fakes:
+            await fake.stop()
+        late = await ask(address)
+        assert late.status == 504
+        assert any(fake.url.encode() in late.body for fake in fakes)
+        assert b"refused" in late.body
+        await until(lambda: relay.front.supervisor.is_down)
+        refused = await ask(address)
+        assert refused.status == 503
+        assert refused.body == b'{"error":"no upstream is up: try again later"}'
+
+
 async def test_one_that_is_still_at_it_may_answer_what_another_fails() -> None:
     bad, slow = Fake(), Fake()
 

@@ -45,6 +45,16 @@ async def test_upstreams_that_do_not_fit_are_refused_at_the_start() -> None:
     assert "none answers" in await refused(upstream=("http://127.0.0.1:1",))
 
 
+@pytest.mark.parametrize(
+    "server", ["http://127.0.0.1:8101", "grpc://a", "http://a:1/prefix", "dns+http://localhost:9"]
+)
+async def test_the_url_of_a_model_is_refused_with_that_of_its_server(server: str) -> None:
+    """Other commands take it."""
+    told = await refused(upstream=(f"{server}/v2/models/m",))
+    assert told.startswith("--upstream: ")
+    assert told.endswith(f"name the server alone: {server}")
+
+
 async def test_one_that_is_away_at_the_start_comes_later() -> None:
     good, late = Fake(), Fake()
 

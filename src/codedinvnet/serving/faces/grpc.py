@@ -19,10 +19,8 @@ from codedinvnet.errors import UserError
 from codedinvnet.serving.answers import (
     BadRequest,
     DeadlinePassed,
-    Draining,
-    Overloaded,
+    NotNow,
     QueryFailed,
-    Starting,
 )
 from codedinvnet.serving.bodies import BodyMemory, TooSlow
 from codedinvnet.serving.faces import connections
@@ -114,7 +112,7 @@ class Backend(Protocol):
 
         Raises:
             Refused: if the answer is an error.
-            BadRequest, QueryFailed, Overloaded, Draining, Starting: see `Service.answer`.
+            BadRequest, QueryFailed, NotNow: see `Service.answer`.
         """
 
 
@@ -123,11 +121,8 @@ CODES: Mapping[type[Exception], str] = {
     DeadlinePassed: "DEADLINE_EXCEEDED",
     TooSlow: "DEADLINE_EXCEEDED",
     QueryFailed: "INTERNAL",
-    Overloaded: "UNAVAILABLE",
-    Draining: "UNAVAILABLE",
-    Starting: "UNAVAILABLE",
+    NotNow: "UNAVAILABLE",
 }
-TOLD = {Overloaded: "overloaded", Draining: "shutting down", Starting: "starting"}
 BY_NUMBER = {code.value[0]: code for code in grpc.StatusCode}
 
 
@@ -142,7 +137,7 @@ def problem(error: Exception, method: str) -> Refused:
             "internal error", logging.ERROR, error, path=f"/{SERVICE}/{method}", reason=reason
         )
         return Refused(grpc.StatusCode.INTERNAL.value[0], f"internal error: {type(error).__name__}")
-    told = f"{TOLD[kind]}: try again later" if kind in TOLD else str(error)
+    told = f"{error}: try again later" if kind is NotNow else str(error)
     return Refused(grpc.StatusCode[CODES[kind]].value[0], told)
 
 

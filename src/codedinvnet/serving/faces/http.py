@@ -27,10 +27,9 @@ from codedinvnet.models.base import HEADER_LENGTH
 from codedinvnet.serving.answers import (
     BadRequest,
     DeadlinePassed,
-    Draining,
+    NotNow,
     Overloaded,
     QueryFailed,
-    Starting,
 )
 from codedinvnet.serving.bodies import BodyMemory, TooSlow, departure, read_body, read_in_turn
 from codedinvnet.serving.faces.middleware import HostCheck, RequestCount, TokenCheck, problem
@@ -108,10 +107,8 @@ def problems() -> dict[Any, Handler]:
         return problem(500, f"internal error: {type(error).__name__}")
 
     async def no_room(_: Request, error: Exception) -> Response:
-        reasons = {Overloaded: "overloaded", Draining: "shutting down", Starting: "starting"}
-        message = f"{reasons[type(error)]}: try again later"
         seconds = error.seconds if isinstance(error, Overloaded) else RETRY_AFTER
-        return problem(503, message, {"Retry-After": str(seconds)})
+        return problem(503, f"{error}: try again later", {"Retry-After": str(seconds)})
 
     async def too_late(_: Request, error: DeadlinePassed) -> Response:
         return problem(504, str(error))
@@ -131,7 +128,7 @@ def problems() -> dict[Any, Handler]:
     return {
         HTTPException: http_problem,
         Exception: internal,
-        **dict.fromkeys((Overloaded, Draining, Starting), no_room),
+        NotNow: no_room,
         DeadlinePassed: too_late,
         QueryFailed: failed,
         ClientDisconnect: client_left,

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Literal, TypeAlias
 
+from codedinvnet.models.upstream import Writes
 from codedinvnet.serving.answers import BadRequest
 from codedinvnet.serving.faces.protobuf import fields
 from codedinvnet.serving.faces.v2 import decompress
@@ -127,6 +128,8 @@ class Call:
         waits: how many upstreams are at it.
         most: bytes that the body may have unpacked.
         plain: the body unpacked, or why that cannot be; None if nobody has tried.
+        in_json: writes a question of the gateway's own without binary tensors, which some upstreams
+            do not take over HTTP; None: a client's request, which is passed on as it is.
     """
 
     model: str
@@ -145,6 +148,7 @@ class Call:
     waits: int = 0
     most: int = UNPACKED
     plain: bytes | BadRequest | None = None
+    in_json: Writes | None = None
 
     @property
     def encoding(self) -> str | None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from codedinvnet.errors import UserError, is_host
+from codedinvnet.models.upstream import check_server
 from codedinvnet.serving.answers import described
 from codedinvnet.serving.gateway.pool import UpstreamPool
 from codedinvnet.serving.gateway.upstreams import SCHEMES, Upstream
@@ -111,6 +112,7 @@ class Discovery:
             raise UserError(f"--upstream: {url!r} is not {known}")
         if not is_host(parts.hostname):
             raise UserError(f"--upstream: {url!r} is no URL: {parts.hostname!r} is no host's name")
+        check_server(url, "--upstream")
         try:
             found = await self.resolve(parts.hostname, port)
         except OSError as error:

@@ -125,7 +125,7 @@ class Relay:
         Raises:
             DeadlinePassed: if none answered in time.
             QueryFailed: if all that were asked failed, and said nothing.
-            Overloaded, Draining, Starting: see `FrontEnd.check_room`.
+            NotNow: see `FrontEnd.check_room`.
         """
         began = time.monotonic() if began is None else began
         limit = self.front.deadline if seconds is None else min(self.front.deadline, seconds)

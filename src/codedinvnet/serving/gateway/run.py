@@ -103,6 +103,7 @@ def make_relay(
         down_timeout=down,
         metrics=metrics[0],
         reliance=_reliance(options, guard, rules.workers),
+        worker_is="upstream",
     )
     plain, most = PassThrough(options.name), options.body_memory
     try:

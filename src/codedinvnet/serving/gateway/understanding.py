@@ -6,13 +6,14 @@ import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
 from codedinvnet.errors import UserError
 from codedinvnet.models.base import DATATYPES, HEADER_LENGTH, Signature, TensorSpec, scores_tensor
 from codedinvnet.models.probe import find_scores, in_turn, probe
-from codedinvnet.models.upstream import declared_inputs, described, outputs_of
+from codedinvnet.models.upstream import binary_request, declared_inputs, json_request, outputs_of
 from codedinvnet.serving.answers import BadRequest
 from codedinvnet.serving.faces.v2 import decompress, parse_request, render_response
 from codedinvnet.serving.gateway.calls import (
@@ -37,7 +38,9 @@ TIMEOUT = 20.0
 def call_of(
     model: str, arrays: Mapping[str, np.ndarray], specs: Sequence[TensorSpec], deadline: float
 ) -> Call:
-    """Return a request of the gateway's own: for binary answers, over whatever transport.
+    """Return a question of the gateway's own: for binary answers, over whatever transport.
+
+    Over HTTP it can be written as JSON alone, too.
 
     Args:
         model: the name of the model that is asked.
@@ -45,13 +48,11 @@ def call_of(
         specs: of these.
         deadline: see `Call`.
     """
-    head, blobs = described(arrays, specs)
-    headers: Headers = (
-        ("content-type", "application/octet-stream"),
-        (LENGTH, str(len(head))),
-    )
-    body = b"".join([head, *blobs])
-    return Call(model, "", "http", body, headers, deadline)
+    body, told = binary_request(arrays, specs)
+    own = tuple((name.lower(), value) for name, value in told.items())
+    headers: Headers = (("content-type", "application/octet-stream"), *own)
+    in_json = partial(json_request, arrays, specs)
+    return Call(model, "", "http", body, headers, deadline, in_json=in_json)
 
 
 def arrays_of(reply: Reply) -> dict[str, np.ndarray]:

@@ -7,12 +7,15 @@ import json
 import os
 import socket
 import ssl
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import quote, urlsplit
 
 from codedinvnet.errors import UserError, is_host
+from codedinvnet.models.base import HEADER_LENGTH
+from codedinvnet.models.upstream import Writes, check_server
 from codedinvnet.serving.gateway.calls import (
     Call,
     Headers,
@@ -27,10 +30,15 @@ from codedinvnet.serving.gateway.calls import (
 from codedinvnet.serving.gateway.http_client import Answer, HttpClient
 from codedinvnet.serving.served import OUTCOME
 
+if TYPE_CHECKING:  # it needs gRPC's package
+    from codedinvnet.serving.gateway.translation import Post
+
 REFUSALS = {"http": (401, 403), "grpc": (16, 7)}
 """Statuses that want a token, or another one."""
 SCHEMES = {"http": 80, "https": 443, "grpc": 8001, "grpcs": 443}
 """Scheme -> the port if the URL names none."""
+ABOUT_TENSORS = ("content-type", HEADER_LENGTH.lower())
+"""Headers about a body with binary tensors."""
 OWN_OUTPUTS = (OUTCOME, f"codedinvnet.{OUTCOME}")
 """Outputs that `codedinvnet serve` adds to those of a model."""
 
@@ -159,7 +167,7 @@ def open_upstream(
         flag: which option has it, for messages.
 
     Raises:
-        UserError: if the URL is none.
+        UserError: if the URL is none, or that of a model.
     """
     try:
         found = urlsplit(url)
@@ -173,6 +181,7 @@ def open_upstream(
         raise UserError(f"{flag}: {url!r} is no URL: {found.hostname!r} is no host's name")
     if found.username is not None:
         raise UserError(f"{flag}: {found.hostname}: a URL with a password is not taken")
+    check_server(url, flag)
     host = f"[{found.hostname}]" if ":" in found.hostname else found.hostname
     own = OwnHeaders() if own is None else own
     if found.scheme in ("http", "https"):
@@ -228,6 +237,8 @@ class HttpUpstream:
         assert found.hostname is not None
         assert found.port is not None
         self._client = HttpClient(found.hostname, found.port, context)
+        self._takes_binary: bool | None = None
+        """Whether it takes binary tensors; None until it has answered a question of our own."""
 
     async def _ask(
         self,
@@ -256,16 +267,43 @@ class HttpUpstream:
 
     async def infer(self, call: Call, seconds: float) -> Reply:
         path = f"{model_path(call.model, call.version)}/infer"
+        until = time.monotonic() + seconds
 
         async def post(body: bytes, headers: Headers) -> Reply:
-            status, found, data = await self._ask("POST", path, seconds, body, headers)
+            left = max(until - time.monotonic(), 0.0)
+            status, found, data = await self._ask("POST", path, left, body, headers)
             return Reply("http", status, data, passed_on(found))
 
         if call.transport == "grpc":
             from codedinvnet.serving.gateway.translation import through_http
 
             return self.own.taken(await through_http(call, post))
-        return self.own.taken(await post(call.body, call.headers))
+        if call.in_json is None:
+            return self.own.taken(await post(call.body, call.headers))
+        return self.own.taken(await self._answer_to_own(call, call.in_json, post))
+
+    async def _answer_to_own(self, call: Call, in_json: Writes, post: Post) -> Reply:
+        """Return the answer to a question of the gateway's own, with binary tensors if it can be.
+
+        A refusal may be for the tensors' form or for what they say: the answer in JSON tells.
+        """
+        refusal = None
+        if self._takes_binary is not False:
+            refusal = await post(call.body, call.headers)
+            if refusal.status == 200:
+                self._takes_binary = True
+            if self._takes_binary or not self._refuses(refusal):
+                return refusal
+        body, told = await asyncio.to_thread(in_json)
+        others = (header for header in call.headers if header[0] not in ABOUT_TENSORS)
+        reply = await post(body, (*others, *told.items()))
+        if reply.status == 200:
+            self._takes_binary = False
+        return refusal if refusal is not None and self._refuses(reply) else reply
+
+    def _refuses(self, reply: Reply) -> bool:
+        """Tell whether an answer is an error of the request's, and not of the token."""
+        return 400 <= reply.status < 500 and not reply.fails and not self.own.refusal(reply)
 
     async def is_ready(self, model: str, seconds: float) -> bool:
         status, _, body = await self._ask("GET", f"{model_path(model, '')}/ready", seconds)
@@ -274,6 +312,7 @@ class HttpUpstream:
         return status == 200
 
     async def metadata(self, model: str, version: str, seconds: float) -> Mapping[str, Any]:
+        self._takes_binary = None  # one that comes back is asked for them: another may be there
         status, _, body = await self._ask("GET", model_path(model, version), seconds)
         if status != 200:
             raise no_metadata(model, Reply("http", status, body.strip()), self.own)
