@@ -117,6 +117,26 @@ def test_wrong_usage(call: Command) -> None:
     assert call("fly", "me").code == 2
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "http://a --token-file F hedge",
+        "http://a hedge --token-file F",
+        "--token-file F http://a hedge",
+    ],
+)
+def test_a_policy_stands_before_or_behind_options(words: str) -> None:
+    found = build_parser().parse_args(["policy", *words.split()])
+    assert (found.url, found.policy, str(found.token_file)) == ("http://a", "hedge", "F")
+
+
+@pytest.mark.parametrize("words", ["http://a hedge --token-file F auto", "http://a hedge auto"])
+def test_of_two_policies_neither_is_taken(words: str, call: Command) -> None:
+    outcome = call("policy", *words.split())
+    assert outcome.code == 2
+    assert outcome.err.splitlines()[-1].endswith(": auto")
+
+
 @pytest.mark.parametrize("words", ["evaluate mnist", "demo"])
 def test_a_seed_that_no_generator_takes_is_wrong_usage(words: str, call: Command) -> None:
     for seed in ("-1", str(2**31), "9" * 23, "1.5"):

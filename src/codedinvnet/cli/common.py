@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
@@ -34,6 +34,26 @@ OF_MODELS = (
 """What the extra `models` installs, as it is imported."""
 SPINS = "10000"
 """Turns for which a thread of GNU OpenMP, PyTorch's, waits for others at full speed."""
+
+
+class CommandParser(argparse.ArgumentParser):
+    """The parser of a command. A positional that may be left out may also stand behind options.
+
+    `argparse` takes such a one for left out as soon as an option follows the positional before it.
+    """
+
+    def parse_known_args(
+        self, args: Iterable[str] | None = None, namespace: Any = None
+    ) -> tuple[Any, list[str]]:
+        """Parse; return what was found, and the words that nothing takes."""
+        found, rest = super().parse_known_args(args, namespace)
+        for action in self._actions:
+            optional = action.nargs == "?" and not action.option_strings
+            empty = optional and getattr(found, action.dest, "") is None
+            if empty and len(rest) == 1 and not rest[0].startswith("-"):
+                action(self, found, self._get_values(action, rest))
+                rest = []
+        return found, rest
 
 
 @contextmanager
