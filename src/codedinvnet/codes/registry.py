@@ -22,7 +22,7 @@ from codedinvnet.codes.superposition import Superposition
 from codedinvnet.codes.weighted import TwoParities
 from codedinvnet.errors import UserError
 from codedinvnet.files import file_digest
-from codedinvnet.user_code import load_file
+from codedinvnet.user_code import user_module
 
 GROUP = "codedinvnet.methods"
 """The entry points in which installed packages name their methods."""
@@ -115,7 +115,7 @@ def _in_file(path: Path, name: str) -> Method:
     if not path.is_file():
         raise UserError(f"there is no file {path} with a method {name}")
     with blamed(f"the method {name}", str(path)):
-        module = load_file(path)
+        module = user_module(str(path))
     if not hasattr(module, name):
         raise UserError(f"{path} has no class {name}")
     return _made(getattr(module, name), str(path), path)
