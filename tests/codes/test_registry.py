@@ -23,7 +23,7 @@ from codedinvnet.codes import base, registry
 from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.build import scheme_for
 from codedinvnet.codes.plain import CopyCode
-from codedinvnet.codes.registry import METHODS, find_method
+from codedinvnet.codes.registry import METHODS, find_method, known_method
 from codedinvnet.codes.rules import SERVED, Uncoded
 from codedinvnet.data import sample_images
 from codedinvnet.errors import UserError
@@ -247,6 +247,19 @@ def test_installed_packages_name_methods(tmp_path: Path, monkeypatch: pytest.Mon
     assert is_foreign("good")
     assert not is_foreign("parm")
     assert not is_foreign("nobody")
+
+
+def test_an_entry_point_has_its_methods_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows carry the method's name, by which a later process looks it up."""
+    (tmp_path / "other_method.py").write_text(BROKEN)
+    monkeypatch.syspath_prepend(tmp_path)
+    point = EntryPoint("better", "other_method:Good", registry.GROUP)
+    monkeypatch.setattr(registry, "entry_points", lambda group: [point])
+    with pytest.raises(UserError, match=r"^other_method:Good: .*'good'.*'better'"):
+        find_method("better")
+    assert known_method("good") is None
 
 
 class Clumsy(CopyCode):

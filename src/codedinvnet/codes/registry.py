@@ -61,7 +61,7 @@ _found: dict[str, Method] = {}
 def find_method(text: str) -> Method:
     """Return a method by its name, by `FILE.py:CLASS`, or by the name of an entry point.
 
-    `NAME@COST` is one of ours at another cost (`Method.at`).
+    `NAME@COST` is one of ours at another cost (`Method.at`). An entry point has its method's name.
 
     Raises:
         UserError: one line, if there is none.
@@ -79,7 +79,13 @@ def find_method(text: str) -> Method:
         if point.name == text:
             with blamed(f"the method {text}", point.value):
                 loaded = point.load()
-            return _keep(text, _made(loaded, point.value, _source_of(loaded)))
+            method = _made(loaded, point.value, _source_of(loaded))
+            if method.name != text:  # rows would name a method that nobody finds
+                raise UserError(
+                    f"{point.value}: its name is {method.name!r}, and its entry point's {text!r}: "
+                    "give both one name"
+                )
+            return _keep(text, method)
     known = (*METHODS, *sorted(point.name for point in entry_points(group=GROUP)))
     raise UserError(
         f"{text!r} is not one of {', '.join(known)}; a method of your own is FILE.py:CLASS"
