@@ -31,6 +31,7 @@ from codedinvnet.files import file_digest
 from codedinvnet.models.bundle import load_bundle
 from codedinvnet.rows import read_rows
 from codedinvnet.serving.options import ServeOptions
+from codedinvnet.serving.policies import served_as
 from codedinvnet.serving.serve import running
 from codedinvnet.serving.served import IMAGES, OUTCOME, PROBABILITIES
 from codedinvnet.serving.service import Request
@@ -257,8 +258,9 @@ def test_an_entry_point_has_its_methods_name(
     monkeypatch.syspath_prepend(tmp_path)
     point = EntryPoint("better", "other_method:Good", registry.GROUP)
     monkeypatch.setattr(registry, "entry_points", lambda group: [point])
-    with pytest.raises(UserError, match=r"^other_method:Good: .*'good'.*'better'"):
-        find_method("better")
+    for find in (find_method, served_as, is_foreign):  # as every command's option does
+        with pytest.raises(UserError, match=r"^other_method:Good: .*'good'.*'better'"):
+            find("better")
     assert known_method("good") is None
 
 

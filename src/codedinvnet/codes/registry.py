@@ -58,13 +58,18 @@ _found: dict[str, Method] = {}
 """Those that were found elsewhere, by the text that named them and by name."""
 
 
+class UnknownMethod(UserError):
+    """A method that neither this package nor an installed one has, and that names no file."""
+
+
 def find_method(text: str) -> Method:
     """Return a method by its name, by `FILE.py:CLASS`, or by the name of an entry point.
 
     `NAME@COST` is one of ours at another cost (`Method.at`). An entry point has its method's name.
 
     Raises:
-        UserError: one line, if there is none.
+        UnknownMethod: one line, if there is none.
+        UserError: one line, if it is no whole method, or cannot be loaded.
     """
     found = METHODS.get(text) or _found.get(text)
     if found is not None:
@@ -87,7 +92,7 @@ def find_method(text: str) -> Method:
                 )
             return _keep(text, method)
     known = (*METHODS, *sorted(point.name for point in entry_points(group=GROUP)))
-    raise UserError(
+    raise UnknownMethod(
         f"{text!r} is not one of {', '.join(known)}; a method of your own is FILE.py:CLASS"
     )
 
