@@ -117,6 +117,48 @@ def test_wrong_usage(call: Command) -> None:
     assert call("fly", "me").code == 2
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "http://a --token-file F hedge",
+        "http://a hedge --token-file F",
+        "--token-file F http://a hedge",
+    ],
+)
+def test_a_policy_stands_before_or_behind_options(words: str) -> None:
+    found = build_parser().parse_args(["policy", *words.split()])
+    assert (found.url, found.policy, str(found.token_file)) == ("http://a", "hedge", "F")
+
+
+@pytest.mark.parametrize("words", ["http://a hedge --token-file F auto", "http://a hedge auto"])
+def test_of_two_policies_neither_is_taken(words: str, call: Command) -> None:
+    outcome = call("policy", *words.split())
+    assert outcome.code == 2
+    assert outcome.err.splitlines()[-1].endswith(": auto")
+
+
+@pytest.mark.parametrize(
+    ("words", "command", "meant"),
+    [
+        ("gateway toy --upsteam http://a", "gateway", "--upstream"),
+        ("gateway toy --upsteam=http://a --upsteam=http://b", "gateway", "--upstream"),
+        ("gateway --slot 2 --canel toy", "gateway", "--cancel"),
+        ("bench accuracy --datasets mnist", "bench accuracy", "--dataset"),
+        ("evaluate mnist --zzz 4", "evaluate", ""),
+        ("evaluate mnist fashion", "evaluate", ""),
+    ],
+)
+def test_unknown_words_are_refused_by_the_command_that_got_them(
+    words: str, command: str, meant: str, call: Command
+) -> None:
+    outcome = call(*words.split())
+    assert outcome.code == 2
+    assert outcome.err.startswith(f"usage: codedinvnet {command} [")
+    told = outcome.err.splitlines()[-1]
+    assert told.startswith(f"codedinvnet {command}: error: ")
+    assert told.partition("did you mean ")[2].rstrip("?") == meant
+
+
 @pytest.mark.parametrize("words", ["evaluate mnist", "demo"])
 def test_a_seed_that_no_generator_takes_is_wrong_usage(words: str, call: Command) -> None:
     for seed in ("-1", str(2**31), "9" * 23, "1.5"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import sys
 from collections.abc import Mapping
 from importlib.metadata import EntryPoint
 from itertools import combinations
@@ -22,7 +23,7 @@ from codedinvnet.codes import base, registry
 from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.build import scheme_for
 from codedinvnet.codes.plain import CopyCode
-from codedinvnet.codes.registry import METHODS, find_method
+from codedinvnet.codes.registry import METHODS, find_method, known_method
 from codedinvnet.codes.rules import SERVED, Uncoded
 from codedinvnet.data import sample_images
 from codedinvnet.errors import UserError
@@ -30,6 +31,7 @@ from codedinvnet.files import file_digest
 from codedinvnet.models.bundle import load_bundle
 from codedinvnet.rows import read_rows
 from codedinvnet.serving.options import ServeOptions
+from codedinvnet.serving.policies import served_as
 from codedinvnet.serving.serve import running
 from codedinvnet.serving.served import IMAGES, OUTCOME, PROBABILITIES
 from codedinvnet.serving.service import Request
@@ -215,6 +217,21 @@ def test_what_a_users_method_raises_is_told_as_its_own(
     assert capsys.readouterr().err.startswith(f"the method Other of {path} raised:\n")
 
 
+def test_a_methods_file_imports_modules_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "beside_my_method.py").write_text("NAME = 'imports'")
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from beside_my_method import NAME\n"
+        "from codedinvnet.codes.plain import Plain\n"
+        "class Imports(Plain):\n"
+        "    name = NAME\n"
+    )
+    assert find_method(f"{path}:Imports").name == "imports"
+
+
 def test_installed_packages_name_methods(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "installed_method.py").write_text(BROKEN)
     monkeypatch.syspath_prepend(tmp_path)
@@ -231,6 +248,20 @@ def test_installed_packages_name_methods(tmp_path: Path, monkeypatch: pytest.Mon
     assert is_foreign("good")
     assert not is_foreign("parm")
     assert not is_foreign("nobody")
+
+
+def test_an_entry_point_has_its_methods_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows carry the method's name, by which a later process looks it up."""
+    (tmp_path / "other_method.py").write_text(BROKEN)
+    monkeypatch.syspath_prepend(tmp_path)
+    point = EntryPoint("better", "other_method:Good", registry.GROUP)
+    monkeypatch.setattr(registry, "entry_points", lambda group: [point])
+    for find in (find_method, served_as, is_foreign):  # as every command's option does
+        with pytest.raises(UserError, match=r"^other_method:Good: .*'good'.*'better'"):
+            find("better")
+    assert known_method("good") is None
 
 
 class Clumsy(CopyCode):

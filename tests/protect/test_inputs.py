@@ -10,12 +10,14 @@ import pytest
 from PIL import Image
 
 from codedinvnet.errors import UserError
-from codedinvnet.models.base import Signature, TensorSpec
+from codedinvnet.models.base import Scores, Signature, TensorSpec
 from codedinvnet.protect.images import Preprocessing
 from codedinvnet.protect.inputs import FEWEST, Inputs, read_inputs, split
 
 IMAGE = Signature((TensorSpec("x", "FP32", (3, 4, 6)),), ())
 VECTOR = Signature((TensorSpec("x", "FP32", (5,)),), ())
+SCORED = Signature(VECTOR.inputs, (TensorSpec("y", "FP32", (4,)),), scores=Scores("y", "logits"))
+"""A classifier of four classes."""
 TOKENS = Signature((TensorSpec("ids", "INT32", (7,)), TensorSpec("mask", "BOOL", (7,))), ())
 
 
@@ -97,6 +99,56 @@ def test_labels_may_come_from_a_file(tmp_path: Path) -> None:
     inputs = read_inputs(tmp_path / "x.npy", VECTOR, Preprocessing(), tmp_path / "labels.txt")
     assert inputs.labels is not None
     assert inputs.labels.tolist() == [3, 1]
+
+
+@pytest.mark.parametrize(
+    ("labels", "told"),
+    [
+        ([1, 2, 3, 4], "from 1 to 4, .* from 0 to 3: do they begin at 1"),
+        ([2, 2, 3, 4], "from 2 to 4, .* from 0 to 3: do they begin at 1"),
+        ([0, 1, 2, 99], "from 0 to 99, .* from 0 to 3$"),
+        ([0, 1, 2, -1], "from -1 to 2, .* from 0 to 3$"),
+    ],
+)
+def test_labels_of_other_classes_than_the_models_are_refused(
+    labels: list[int], told: str, tmp_path: Path
+) -> None:
+    np.save(tmp_path / "x.npy", np.zeros((4, 5)))
+    np.savez(tmp_path / "x.npz", x=np.zeros((4, 5)), labels=np.array(labels))
+    (tmp_path / "labels.txt").write_text("\n".join(map(str, labels)))
+    with pytest.raises(UserError, match=rf"^--labels: .*labels\.txt: .*{told}"):
+        read_inputs(tmp_path / "x.npy", SCORED, Preprocessing(), tmp_path / "labels.txt")
+    with pytest.raises(UserError, match=rf"^--inputs: .*x\.npz: .*{told}"):
+        read_inputs(tmp_path / "x.npz", SCORED, Preprocessing())
+
+
+def test_all_classes_of_the_model_are_labels(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", x=np.zeros((4, 5)), labels=np.arange(4, dtype=np.uint8))
+    inputs = read_inputs(tmp_path / "x.npz", SCORED, Preprocessing())
+    assert inputs.labels is not None
+    assert inputs.labels.tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("labels", ["0", "0\n1\n1", "", "0.5\n1", "a"])
+def test_labels_are_refused_before_images_are_read(labels: str, tmp_path: Path) -> None:
+    write_images(tmp_path / "images")
+    (tmp_path / "images" / "class0" / "0.png").write_bytes(b"damaged")
+    (tmp_path / "labels.txt").write_text(labels)
+    with pytest.raises(UserError, match=r"^--labels: .*labels\.txt"):
+        read_inputs(tmp_path / "images", IMAGE, Preprocessing(), tmp_path / "labels.txt")
+
+
+def test_labels_are_in_the_order_of_the_images_paths(tmp_path: Path) -> None:
+    places = ["a/1.png", "a/10.png", "a/2.png", "a-b/0.png", "b.png"]
+    for value, place in enumerate(places):
+        (tmp_path / place).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (6, 4), (value, value, value)).save(tmp_path / place)
+    np.save(tmp_path / "labels.npy", np.arange(5))
+    how = Preprocessing(scale=1.0)
+    inputs = read_inputs(tmp_path, IMAGE, how, tmp_path / "labels.npy")
+    assert inputs.labels is not None
+    assert whole(inputs)[:, 0, 0, 0].tolist() == inputs.labels.tolist()
+    assert [str(path.relative_to(tmp_path)) for path in sorted(tmp_path.rglob("*.png"))] == places
 
 
 def test_repeated_inputs_are_left_out() -> None:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from codedinvnet.codes.method import Method
-from codedinvnet.codes.registry import METHODS, find_method, known_method
+from codedinvnet.codes.registry import METHODS, UnknownMethod, find_method
 from codedinvnet.config import (
     PartSettings,
     PixelFusionSettings,
@@ -207,8 +207,18 @@ def needs_training_images(trial: Trial) -> bool:
 
 
 def is_foreign(text: str) -> bool:
-    """Tell whether a text names a method that is not this package's: a file's, or installed."""
-    return text not in METHODS and (":" in text or known_method(text) is not None)
+    """Tell whether a text names a method that is not this package's: a file's, or installed.
+
+    Raises:
+        UserError: if it is an installed one that cannot be loaded.
+    """
+    if text in METHODS or ":" in text:
+        return text not in METHODS
+    try:
+        find_method(text)
+    except UnknownMethod:
+        return False
+    return True
 
 
 def with_methods(grid: AccuracyGrid, texts: Iterable[str]) -> AccuracyGrid:

@@ -17,7 +17,7 @@ from codedinvnet.cli import (
     training,
     trust,
 )
-from codedinvnet.cli.common import guarded
+from codedinvnet.cli.common import CommandParser, Commands, guarded
 
 # Here and in the modules of the commands, heavy imports wait until a command runs, so that --help
 # and wrong usage answer at once.
@@ -63,7 +63,10 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    kind: type[argparse.ArgumentParser] = CommandParser
+    commands: Commands = parser.add_subparsers(
+        title="commands", required=True, metavar="COMMAND", parser_class=kind
+    )
     training.add_stages(commands)
     bundles.add_commands(commands)
     trust.add_commands(commands)

@@ -10,13 +10,13 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from codedinvnet.errors import UserError
+from codedinvnet.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from codedinvnet.config import Settings
@@ -34,6 +34,37 @@ OF_MODELS = (
 """What the extra `models` installs, as it is imported."""
 SPINS = "10000"
 """Turns for which a thread of GNU OpenMP, PyTorch's, waits for others at full speed."""
+
+
+class CommandParser(argparse.ArgumentParser):
+    """The parser of a command. It refuses unknown words itself, by its own usage and near names.
+
+    A positional that may be left out may also stand behind options. `argparse` takes it for left
+    out as soon as an option follows the positional before it.
+    """
+
+    def parse_known_args(
+        self, args: Iterable[str] | None = None, namespace: Any = None
+    ) -> tuple[Any, list[str]]:
+        """Parse; return what was found, and no words: what nothing takes is wrong usage."""
+        found, rest = super().parse_known_args(args, namespace)
+        for action in self._actions:
+            optional = action.nargs == "?" and not action.option_strings
+            empty = optional and getattr(found, action.dest, "") is None
+            if empty and len(rest) == 1 and not rest[0].startswith("-"):
+                action(self, found, self._get_values(action, rest))
+                rest = []
+        if rest:
+            self.error(f"unrecognized arguments: {' '.join(rest)}{self._meant(rest)}")
+        return found, rest
+
+    def _meant(self, words: Sequence[str]) -> str:
+        """Say which options were likely meant by unknown ones."""
+        names = [name for action in self._actions for name in action.option_strings]
+        known = [name[2:] for name in names if name.startswith("--")]
+        given = [word[2:].partition("=")[0] for word in words if word.startswith("--")]
+        near = {f"--{name}": None for name in (nearest(word, known) for word in given) if name}
+        return f"; did you mean {', '.join(near)}?" if near else ""
 
 
 @contextmanager

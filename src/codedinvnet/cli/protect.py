@@ -52,7 +52,10 @@ def add_commands(commands: Commands) -> None:
     add("--k", type=int, default=10, help="queries in a group (10)")
     add("--minutes", type=_positive, default=30.0, help="to ask the model and train in (30)")
     add(
-        "--labels", type=Path, help=".npy or text, an integer a line, for an accuracy column (none)"
+        "--labels",
+        type=Path,
+        help=".npy or text, a class a line, counted from 0, in the order of the inputs (for images "
+        "that of their paths), for an accuracy column (none)",
     )
     add("--resize", type=int, help="pixels of images' shorter side (to the model's size)")
     add("--crop", type=int, help="pixels of the middle square (the model's size)")

@@ -22,7 +22,7 @@ from codedinvnet.codes.superposition import Superposition
 from codedinvnet.codes.weighted import TwoParities
 from codedinvnet.errors import UserError
 from codedinvnet.files import file_digest
-from codedinvnet.user_code import load_file
+from codedinvnet.user_code import user_module
 
 GROUP = "codedinvnet.methods"
 """The entry points in which installed packages name their methods."""
@@ -58,13 +58,18 @@ _found: dict[str, Method] = {}
 """Those that were found elsewhere, by the text that named them and by name."""
 
 
+class UnknownMethod(UserError):
+    """A method that neither this package nor an installed one has, and that names no file."""
+
+
 def find_method(text: str) -> Method:
     """Return a method by its name, by `FILE.py:CLASS`, or by the name of an entry point.
 
-    `NAME@COST` is one of ours at another cost (`Method.at`).
+    `NAME@COST` is one of ours at another cost (`Method.at`). An entry point has its method's name.
 
     Raises:
-        UserError: one line, if there is none.
+        UnknownMethod: one line, if there is none.
+        UserError: one line, if it is no whole method, or cannot be loaded.
     """
     found = METHODS.get(text) or _found.get(text)
     if found is not None:
@@ -79,9 +84,15 @@ def find_method(text: str) -> Method:
         if point.name == text:
             with blamed(f"the method {text}", point.value):
                 loaded = point.load()
-            return _keep(text, _made(loaded, point.value, _source_of(loaded)))
+            method = _made(loaded, point.value, _source_of(loaded))
+            if method.name != text:  # rows would name a method that nobody finds
+                raise UserError(
+                    f"{point.value}: its name is {method.name!r}, and its entry point's {text!r}: "
+                    "give both one name"
+                )
+            return _keep(text, method)
     known = (*METHODS, *sorted(point.name for point in entry_points(group=GROUP)))
-    raise UserError(
+    raise UnknownMethod(
         f"{text!r} is not one of {', '.join(known)}; a method of your own is FILE.py:CLASS"
     )
 
@@ -115,7 +126,7 @@ def _in_file(path: Path, name: str) -> Method:
     if not path.is_file():
         raise UserError(f"there is no file {path} with a method {name}")
     with blamed(f"the method {name}", str(path)):
-        module = load_file(path)
+        module = user_module(str(path))
     if not hasattr(module, name):
         raise UserError(f"{path} has no class {name}")
     return _made(getattr(module, name), str(path), path)

@@ -12,6 +12,7 @@ from PIL import Image
 
 from codedinvnet.errors import UserError, one_line
 from codedinvnet.models.base import DATATYPES, TensorSpec
+from codedinvnet.progress import Progress
 from codedinvnet.user_code import user_module
 
 Finish: TypeAlias = Callable[[np.ndarray], np.ndarray]
@@ -140,19 +141,11 @@ def layout(spec: TensorSpec) -> tuple[int, bool]:
     return spec.shape[2 if last else 0], last
 
 
-def read_folder(
-    folder: Path, spec: TensorSpec, how: Preprocessing, progress: Callable[[Sequence[Path]], Any]
-) -> np.ndarray:
-    """Return all images of a folder and the folders in it, (N, *shape), in the paths' order.
-
-    Args:
-        folder: the folder.
-        spec: the model's one input.
-        how: the preprocessing. With a function of the user's own these are finished queries.
-        progress: wraps the paths, to show how far it is.
+def image_paths(folder: Path) -> list[Path]:
+    """Return the images of a folder and the folders in it, sorted.
 
     Raises:
-        UserError: if an image cannot be read, or its query has another shape than the model's.
+        UserError: if there is none.
     """
     Image.init()
     paths = sorted(
@@ -162,12 +155,26 @@ def read_folder(
     )
     if not paths:
         raise UserError(f"--inputs: {folder} has no image that Pillow reads")
+    return paths
+
+
+def read_images(paths: Sequence[Path], spec: TensorSpec, how: Preprocessing) -> np.ndarray:
+    """Return images, (N, *shape), and show how far it is.
+
+    Args:
+        paths: the images.
+        spec: the model's one input.
+        how: the preprocessing. With a function of the user's own these are finished queries.
+
+    Raises:
+        UserError: if an image cannot be read, or its query has another shape than the model's.
+    """
     own = user_function(how.function, "--preprocess") if how.function else None
     if own is None:
         how.size(spec)
     dtype = np.dtype(np.uint8) if own is None else DATATYPES[spec.datatype]
     found = np.empty((len(paths), *spec.shape), dtype)
-    for row, path in enumerate(progress(paths)):
+    for row, path in enumerate(Progress(paths, desc="images", unit="image", leave=False)):
         try:
             with Image.open(path) as image:
                 image.load()

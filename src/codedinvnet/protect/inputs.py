@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from codedinvnet.errors import UserError, nearest, one_line
 from codedinvnet.files import parse_json
-from codedinvnet.models.base import DATATYPES, Signature, TensorSpec
-from codedinvnet.progress import Progress
-from codedinvnet.protect.images import Finish, Preprocessing, is_image, layout, read_folder
+from codedinvnet.models.base import DATATYPES, Signature, TensorSpec, scores_tensor
+from codedinvnet.protect.images import (
+    Finish,
+    Preprocessing,
+    image_paths,
+    is_image,
+    layout,
+    read_images,
+)
 
 LABELS = "labels"
 IMAGES = "images"
@@ -191,31 +197,33 @@ def read_inputs(
         path: a folder of images; `.npz` or `.npy`; or `.jsonl`, a V2 request a line.
         signature: the model's.
         how: how images are prepared.
-        labels: `.npy` or a text file with an integer a line; an `.npz` has its own.
+        labels: `.npy` or a text file with an integer a line, from 0 on, in the inputs' order; an
+            `.npz` has its own.
 
     Raises:
-        UserError: if there is nothing that the model takes.
+        UserError: if there is nothing that the model takes, or labels are no classes of its own.
     """
     specs = {spec.name: spec for spec in signature.inputs}
     if not path.exists():
         raise UserError(f"--inputs: there is no {path}")
     check_preparation(how, path)
     finish: dict[str, Finish] = {}
-    told: np.ndarray | None = None
+    whose = f"--labels: {labels}" if labels else f"--inputs: {path}"
+    told = _checked(_labels(labels), signature, whose) if labels else None
     if path.is_dir():
         if len(specs) > 1:
             raise UserError(f"--inputs: a folder of images does not tell all of {', '.join(specs)}")
         (spec,) = specs.values()
-
-        def progress(paths: Sequence[Path]) -> Any:
-            return Progress(paths, desc="images", unit="image", leave=False)
-
-        arrays = {spec.name: read_folder(path, spec, how, progress)}
+        paths = image_paths(path)
+        _check_count(told, len(paths), whose)  # before all are read
+        arrays = {spec.name: read_images(paths, spec, how)}
         if not how.function:
             finish[spec.name] = how.finish(spec)
     elif path.suffix in (".npz", ".npy"):
         found = _arrays(path, list(specs))
-        told = found.pop(LABELS, None) if LABELS not in specs else None
+        own = found.pop(LABELS, None) if LABELS not in specs else None
+        if told is None and own is not None:
+            told = _checked(own, signature, whose)
         arrays = {}
         for name, spec in specs.items():
             arrays[name], done = _fitted(found[name], spec, how, path)
@@ -230,9 +238,8 @@ def read_inputs(
     counts = {name: len(array) for name, array in arrays.items()}
     if len(set(counts.values())) > 1:
         raise UserError(f"--inputs: {path} has different numbers of queries: {counts}")
-    if labels is not None:
-        told = _labels(labels)
-    return Inputs(arrays, finish, _checked(told, next(iter(counts.values())), labels or path))
+    _check_count(told, next(iter(counts.values())), whose)
+    return Inputs(arrays, finish, told)
 
 
 def _arrays(path: Path, names: list[str]) -> dict[str, np.ndarray]:
@@ -312,18 +319,41 @@ def _labels(path: Path) -> np.ndarray:
     try:
         if path.suffix == ".npy":
             return np.asarray(np.load(path, allow_pickle=False))
-        return np.array([int(word) for word in path.read_text().split()])
+        return np.array([int(word) for word in path.read_text().split()], np.int64)
     except Exception as error:  # NumPy has many for what is damaged
         raise UserError(
             f"--labels: {path} is neither .npy nor an integer a line: {one_line(error)}"
         ) from error
 
 
-def _checked(labels: np.ndarray | None, count: int, where: Path) -> np.ndarray | None:
-    if labels is None:
-        return None
-    if labels.shape != (count,) or labels.dtype.kind not in "iu":
+def _checked(labels: np.ndarray, signature: Signature, where: str) -> np.ndarray:
+    """Return labels (N,) of the model's classes.
+
+    Args:
+        labels: as they were read.
+        signature: the model's; without scores nobody knows its classes.
+        where: what names the labels in errors.
+
+    Raises:
+        UserError: if they are no integers, or other classes than the model's.
+    """
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
         raise UserError(
-            f"{where}: labels are {labels.dtype} {labels.shape}, and {count} integers are wanted"
+            f"{where}: labels are {labels.dtype} {labels.shape}, and one integer an input is wanted"
         )
+    if signature.scores is not None and len(labels):
+        (classes,) = scores_tensor(signature).shape
+        low, high = int(labels.min()), int(labels.max())
+        if low < 0 or high >= classes:
+            hint = ": do they begin at 1?" if low > 0 and high == classes else ""
+            raise UserError(
+                f"{where}: labels go from {low} to {high}, and the model's {classes} classes from "
+                f"0 to {classes - 1}{hint}"
+            )
     return labels.astype(np.int64)
+
+
+def _check_count(labels: np.ndarray | None, count: int, where: str) -> None:
+    """Raise UserError unless there are as many labels as inputs, or none at all."""
+    if labels is not None and len(labels) != count:
+        raise UserError(f"{where}: there are {len(labels)} labels, and {count} inputs")

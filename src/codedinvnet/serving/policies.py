@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from codedinvnet.codes.backup import SmallBackup
-from codedinvnet.codes.registry import METHODS, OURS, find_method
+from codedinvnet.codes.registry import METHODS, OURS, UnknownMethod, find_method
 from codedinvnet.codes.rules import BACKUP
 from codedinvnet.errors import UserError
 from codedinvnet.serving.rules.settings import (
@@ -74,7 +74,7 @@ def served_as(name: str) -> Served:
     `METHOD+hedge` is hedged as well, and `auto+METHOD` has that method at hand (`none`: nothing).
 
     Raises:
-        UserError: if there is neither.
+        UserError: if there is neither, or the method cannot be loaded.
     """
     if name in SERVED:
         return SERVED[name]
@@ -83,7 +83,7 @@ def served_as(name: str) -> Served:
     text = name.removesuffix(WITH_HEDGE)
     try:
         method = find_method(text)
-    except UserError as error:
+    except UnknownMethod as error:
         if ":" in name:
             raise
         raise UserError(f"{name!r} is not one of {', '.join(SERVED)}, nor a method") from error

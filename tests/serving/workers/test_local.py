@@ -8,6 +8,8 @@ import logging
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from importlib import resources
@@ -363,4 +365,17 @@ async def test_workers_neither_pause_nor_interrupt() -> None:
     finally:
         await asyncio.wait_for(pool.stop(), 20)
     assert frozen > 1000  # PyTorch's objects; the collector passes them over
-    assert policy == os.SCHED_BATCH
+    own = os.sched_getscheduler(0)
+    assert policy == (os.SCHED_BATCH if own == os.SCHED_OTHER else own)
+
+
+@needs_proc
+def test_workers_keep_a_scheduling_policy_that_the_user_gave() -> None:
+    code = (
+        "import os\n"
+        "from codedinvnet.serving.workers.process import yield_to_front_end\n"
+        "os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))\n"
+        "yield_to_front_end()\n"
+        "raise SystemExit(os.sched_getscheduler(0))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == os.SCHED_IDLE

@@ -79,11 +79,13 @@ def yield_to_front_end() -> None:
     """Let the kernel not interrupt a process that wakes this one (Linux).
 
     Otherwise the front end, as it hands out a batch's tasks on a machine with few cores, is put
-    aside by the first worker that it wakes, while other cores wait for the rest of the tasks.
+    aside by the first worker that it wakes, while other cores wait for the rest of the tasks. A
+    policy that the user gave the service stands, as that of `chrt --idle`.
     """
     if sys.platform == "linux":
         with contextlib.suppress(OSError):  # a container may forbid it
-            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+            if os.sched_getscheduler(0) == os.SCHED_OTHER:
+                os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
 def worker_main(stream: socket.socket, leash: Connection, spec: WorkerSpec) -> None:
