@@ -223,6 +223,14 @@ def test_it_is_a_model_that_can_be_protected(server: MLServer) -> None:
     assert model.run({"input": X})["output"] == pytest.approx(Y, rel=1e-6)
 
 
+def test_a_small_backup_stands_before_it_and_on_it(server: MLServer) -> None:
+    url = f"http://127.0.0.1:{server.http}"
+    own = {"backup_upstream": f"{url}/v2/models/{NAME}", "policy": "small-backup"}
+    with Gateway(url, name=NAME, **own) as gateway:
+        found = one(triton_http, binary_data=False)(gateway.http)
+    assert found.as_numpy("output") == pytest.approx(Y, rel=1e-6)
+
+
 needs_triton = pytest.mark.skipif(
     not triton.is_installed(), reason="Triton is not installed: make triton"
 )

@@ -198,7 +198,8 @@ def plan(
     """
     batch = batch_size(count)
     steps = max(FEWEST_STEPS, count // batch)
-    part = PartSettings(epochs=1, steps_per_epoch=steps, batch_size=batch, **dict(rates))
+    own = {"epochs": 1, "steps_per_epoch": steps, "batch_size": batch, **rates}
+    part = PartSettings.model_validate(own)
     stage = make(part)
     stage.module.train()
     stage.start_epoch(0, torch.Generator().manual_seed(0))

@@ -31,7 +31,7 @@ class Server(Fake):
         self.model = open_model(source)
         self.takes_binary = True
         """Otherwise it understands JSON alone, as MLServer does."""
-        self.misunderstood = 0
+        self.misunderstood, self.refusal = 0, 500
         signature = self.model.signature
         tensors = {"inputs": signature.inputs, "outputs": signature.outputs}
         self.metadata = {
@@ -53,7 +53,7 @@ class Server(Fake):
             length < len(body) or request.headers["Content-Type"] != "application/json"
         ):
             self.misunderstood += 1
-            return web.json_response({"error": "'utf-8' codec can't decode"}, status=400)
+            return web.json_response({"error": "'utf-8' codec can't decode"}, status=self.refusal)
         if self.status != 200:
             return web.json_response({"error": "broken"}, status=self.status)
         (tensor,) = json.loads(body[:length])["inputs"]

@@ -91,10 +91,12 @@ async def test_an_upstream_as_the_backup_is_asked_for_no_more_than_it_takes(
         await small.stop()
 
 
-async def test_servers_that_take_json_alone_have_a_backup_and_are_one() -> None:
+@pytest.mark.parametrize("refusal", [400, 500])
+async def test_servers_that_take_json_alone_have_a_backup_and_are_one(refusal: int) -> None:
     """What it takes is found out once, and not with every question."""
     server, small = Server(), Server(f"{PLACE}:smaller")
     server.takes_binary = small.takes_binary = False
+    server.refusal = small.refusal = refusal
     await small.start()
     try:
         url = f"{small.url}/v2/models/m"

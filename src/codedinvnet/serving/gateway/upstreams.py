@@ -287,23 +287,26 @@ class HttpUpstream:
 
         A refusal may be for the tensors' form or for what they say: the answer in JSON tells.
         """
-        refusal = None
         if self._takes_binary is not False:
-            refusal = await post(call.body, call.headers)
-            if refusal.status == 200:
+            reply = await post(call.body, call.headers)
+            if reply.status == 200:
                 self._takes_binary = True
-            if self._takes_binary or not self._refuses(refusal):
-                return refusal
+            if self._takes_binary or not self._refuses(reply):
+                return reply
         body, told = await asyncio.to_thread(in_json)
         others = (header for header in call.headers if header[0] not in ABOUT_TENSORS)
         reply = await post(body, (*others, *told.items()))
         if reply.status == 200:
             self._takes_binary = False
-        return refusal if refusal is not None and self._refuses(reply) else reply
+        return reply
 
     def _refuses(self, reply: Reply) -> bool:
-        """Tell whether an answer is an error of the request's, and not of the token."""
-        return 400 <= reply.status < 500 and not reply.fails and not self.own.refusal(reply)
+        """Tell whether an answer may be that of a server that cannot read the request.
+
+        MLServer fails at one with binary tensors, by status 500.
+        """
+        wrong = 400 <= reply.status < 500 and not reply.fails and not self.own.refusal(reply)
+        return wrong or reply.status == 500
 
     async def is_ready(self, model: str, seconds: float) -> bool:
         status, _, body = await self._ask("GET", f"{model_path(model, '')}/ready", seconds)
