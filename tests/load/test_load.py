@@ -6,6 +6,9 @@ import asyncio
 import itertools
 import json
 import math
+import shutil
+import socket
+import ssl
 import struct
 import time
 from collections.abc import Mapping
@@ -30,6 +33,7 @@ from codedinvnet.rows import read_rows
 from codedinvnet.serving.gateway.calls import Headers, Reply, Unreachable
 from tests.conftest import Command
 from tests.serving.gateway.fakes import Fake, GrpcFake, gateway
+from tests.serving.gateway.test_tls import make_pair
 from tests.virtual import VirtualLoop
 
 FAST: dict[str, Any] = {"rate": 200.0, "duration": 0.5, "arrivals": "constant"}
@@ -111,6 +115,26 @@ def test_a_server_that_says_nothing_is_asked_once() -> None:
     with pytest.raises(UserError, match="the first requests failed"):
         load(fake, timeout=0.2)
     assert len(fake.seen) == 1
+
+
+@pytest.mark.skipif(not shutil.which("openssl"), reason="openssl is not installed")
+async def test_a_server_that_stands_still_while_one_connects_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For as long as for an answer: over TLS it takes the server to make a connection."""
+    chain, key = make_pair(tmp_path / "pair")
+    monkeypatch.setenv("SSL_CERT_FILE", str(chain))
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(chain, key)
+    fake, listening = Fake(), socket.create_server(("127.0.0.1", 0))
+    await fake.start()
+    url = f"https://127.0.0.1:{listening.getsockname()[1]}"
+    load = asyncio.create_task(measure(LoadOptions(url, model="m", **FAST)))
+    await asyncio.sleep(1.2)  # longer than a gateway waits for a connection
+    assert fake._runner is not None
+    await web.SockSite(fake._runner, listening, ssl_context=context).start()
+    assert (await load)["answered"] == 100
+    await fake.stop()
 
 
 def test_no_more_requests_are_open_than_there_may_be_files() -> None:

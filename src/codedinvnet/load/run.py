@@ -201,7 +201,8 @@ async def measure(options: LoadOptions) -> dict[str, Any]:
     check(options)
     url, model = server_and_model(options)
     gaps = gaps_of(options)
-    upstream = open_upstream(url, own=OwnHeaders(headers(options)), flag="URL")
+    own = OwnHeaders(headers(options))
+    upstream = open_upstream(url, own=own, flag="URL", connect=options.timeout)
     upstream.tries = 1
     try:
         metadata = await upstream.metadata(model, options.model_version, START_TIMEOUT)
