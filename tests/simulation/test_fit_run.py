@@ -76,13 +76,19 @@ def test_the_rest_is_the_scenarios(tasks: Path, tmp_path: Path, call: Command) -
     assert "--encode-ms" not in outcome.out  # it is the scenario's
     assert json.loads(out.read_text())["trip"] == 0  # or `plan` would add what is usual
     assert "decode" not in json.loads(out.read_text())
-    base.write_text(json.dumps({**raw, "policy": "uncoded", "decode": 0, "encode": 0}))
+    backup = {"small-backup": {"10": 0.9}}
+    raw |= {"decode": 0, "encode": 0, "method_accuracy": backup, "policy": "uncoded"}
+    base.write_text(json.dumps(raw))
     assert call("fit", tasks, "--out", out, "--scenario", base).code == 0
     written = json.loads(out.read_text())
     assert (written["decode"], written["encode"]) == (0, 0)
     assert call("fit", tasks, "--out", out, "--scenario", base, "--bundle", "mnist").code == 0
     with_bundle = load_scenario(out)
     assert (with_bundle.bundle, with_bundle.accuracy) == ("mnist", None)
+    for bundle, kept in (("mnist", {"small-backup": {10: 0.9}}), ("cifar10", {})):
+        base.write_text(json.dumps({**raw, "bundle": "mnist"}))
+        assert call("fit", tasks, "--out", out, "--scenario", base, "--bundle", bundle).code == 0
+        assert load_scenario(out).method_accuracy == kept
 
 
 def test_encoding_that_a_service_does_not_know_is_not_free(tmp_path: Path, call: Command) -> None:

@@ -64,6 +64,8 @@ def scenario_with(
     if bundle is not None:
         changes |= {"bundle": bundle, "accuracy": None}
     if base is not None:
+        if bundle is not None and base.bundle not in (None, bundle):
+            changes["method_accuracy"] = {}  # is the other bundle's
         return base.updated(**changes)
     workers = len(measured.workers) + measured.idle
     qps = round(LOAD * workers * measured.slots / (statistics.fmean(fitted.times) / 1000), 3)
