@@ -191,7 +191,7 @@ async def loaded(
         (found,) = arrays_of(reply).values()
         return np.array_equal(found, 3 * sent[number] + 1)
 
-    upstreams = [open_upstream(url) for url in urls]
+    upstreams = [open_upstream(url, connect=TIMEOUT) for url in urls]
     calls = [call_of(MODEL, {"x": x}, SPECS, TIMEOUT) for x in sent]
     sender, began, times = Sender(upstreams, calls, TIMEOUT, expected), time.perf_counter(), []
     before = processor_time(os.getpid())

@@ -6,6 +6,9 @@ import asyncio
 import itertools
 import json
 import math
+import shutil
+import socket
+import ssl
 import struct
 import time
 from collections.abc import Mapping
@@ -30,6 +33,7 @@ from codedinvnet.rows import read_rows
 from codedinvnet.serving.gateway.calls import Headers, Reply, Unreachable
 from tests.conftest import Command
 from tests.serving.gateway.fakes import Fake, GrpcFake, gateway
+from tests.serving.gateway.test_tls import make_pair
 from tests.virtual import VirtualLoop
 
 FAST: dict[str, Any] = {"rate": 200.0, "duration": 0.5, "arrivals": "constant"}
@@ -111,6 +115,26 @@ def test_a_server_that_says_nothing_is_asked_once() -> None:
     with pytest.raises(UserError, match="the first requests failed"):
         load(fake, timeout=0.2)
     assert len(fake.seen) == 1
+
+
+@pytest.mark.skipif(not shutil.which("openssl"), reason="openssl is not installed")
+async def test_a_server_that_stands_still_while_one_connects_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For as long as for an answer: over TLS it takes the server to make a connection."""
+    chain, key = make_pair(tmp_path / "pair")
+    monkeypatch.setenv("SSL_CERT_FILE", str(chain))
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(chain, key)
+    fake, listening = Fake(), socket.create_server(("127.0.0.1", 0))
+    await fake.start()
+    url = f"https://127.0.0.1:{listening.getsockname()[1]}"
+    load = asyncio.create_task(measure(LoadOptions(url, model="m", **FAST)))
+    await asyncio.sleep(1.2)  # longer than a gateway waits for a connection
+    assert fake._runner is not None
+    await web.SockSite(fake._runner, listening, ssl_context=context).start()
+    assert (await load)["answered"] == 100
+    await fake.stop()
 
 
 def test_no_more_requests_are_open_than_there_may_be_files() -> None:
@@ -425,6 +449,37 @@ def test_arrivals(tmp_path: Path) -> None:
         log.write_text(f"1\n{line}\n")
         with pytest.raises(UserError, match=f"line 2: '{line[:10]}' is no time"):
             gaps_of(options)
+
+
+def test_a_log_in_another_unit_is_told_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = tmp_path / "log"
+    options = LoadOptions("", arrivals=str(log), duration=10)
+    since_1970 = [1_700_000_000_000 + 100 * number for number in range(2000)]
+    log.write_text("\n".join(map(str, since_1970)))
+    with pytest.raises(UserError, match="is no time in seconds: divide by 1000 if it is in ms"):
+        gaps_of(options)
+    scaled = LoadOptions("", arrivals=str(log), duration=10, rate=10.0)
+    assert len(gaps_of(scaled)) == pytest.approx(100, abs=2)  # the unit does not matter
+    assert capsys.readouterr().err == ""
+    for times, told in (
+        ([100 * number for number in range(2000)], "warning: 1 of the 2000 requests"),
+        ([number / 10 for number in range(2000)], ""),
+        ([5.0 * number for number in range(20)], ""),  # few there, too
+    ):
+        log.write_text("\n".join(map(str, times)))
+        gaps_of(options)
+        err = capsys.readouterr().err
+        assert err.startswith(told)
+        assert err.count("\n") == bool(told)
+
+
+def test_requests_that_come_all_at_once_have_no_rate(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_text("5\n" * 3)
+    row = load(Fake(), arrivals=str(log), rate=None)
+    assert (row["answered"], row["settings"]["offered_per_s"]) == (3, None)
 
 
 def test_which_server_and_which_model() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from codedinvnet.models.bundle import weights_digest
+from codedinvnet.models.bundle import load_bundle, weights_digest
 from codedinvnet.rows import append_row
 from codedinvnet.simulation import run
 from codedinvnet.simulation.distributions import Distribution
@@ -241,6 +241,32 @@ def test_plan_tells_whose_times_it_takes(file: Path, call: Command) -> None:
         told = f"{file} is of the bundle mnist: its times are taken for those of cifar10"
         assert [told in note for note in report["notes"]] == [True] * (bundle != "mnist")
     assert told in call("plan", "cifar10", *words[:-1]).out
+
+
+def test_another_bundle_is_not_judged_by_the_scenarios_accuracy(
+    tmp_path: Path, file: Path, call: Command
+) -> None:
+    words = ["--qps", "10", "--p999-ms", "300", "--scenario", file, "--json"]
+    words += ["--policy", "uncoded", "--policy", "small-backup", "--k", "4", "--queries", "2000"]
+    given = {"normal": 0.99, "recovered": {"1": {"4": 0.9}}}
+    file.write_text(
+        json.dumps({**SCENARIO, "accuracy": given, "method_accuracy": {"small-backup": {"4": 0.9}}})
+    )
+    own = json.loads(call("plan", "mnist", *words).out)
+    assert {found["method"] for found in own["ranking"]} == {"uncoded", "small-backup, k = 4"}
+    assert own["ranking"][0]["figures"]["accuracy"] == pytest.approx(0.99, abs=0.001)
+    other = json.loads(call("plan", "cifar10", *words).out)
+    (only,) = other["ranking"]
+    normal = load_bundle("cifar10").info.figures["test_k4"]["normal_accuracy"]
+    assert only["figures"]["accuracy"] == pytest.approx(normal, abs=0.001)
+    assert "small-backup" in other["not_ranked"]
+    rows = tmp_path / "rows.jsonl"
+    append_row(
+        rows,
+        row("small-backup", 0.8, k=4, weights=weights_digest("cifar10"), dataset="cifar10"),
+    )
+    rated = json.loads(call("plan", "cifar10", *words, "--accuracy-rows", rows).out)
+    assert rated["not_ranked"] == {}
 
 
 def test_patience_can_be_had(call: Command) -> None:

@@ -12,8 +12,13 @@ from tests.simulation import recording
 from tests.simulation.scenarios import scenario
 
 
-def traffic(tasks: list[list[float]], workers: int = 3) -> str:
-    return json.dumps({"rules": {"workers": workers, "k": 4}, "encode_share": 0.1, "tasks": tasks})
+def traffic(tasks: list[list[float]], workers: int = 3, **rules: int) -> str:
+    told = {"workers": workers, "k": 4, **rules}
+    return json.dumps({"rules": told, "encode_share": 0.1, "tasks": tasks})
+
+
+FULL: list[list[float]] = [[i, 0, 0, 40.0, 0] for i in range(200)]
+"""Tasks that can be fitted."""
 
 
 def test_what_a_service_says(tmp_path: Path) -> None:
@@ -42,7 +47,7 @@ def test_what_a_run_is_told_to_be(tmp_path: Path) -> None:
 def test_encoding_that_nobody_knows(tmp_path: Path) -> None:
     """An answer says null, or nothing at all; 0 is a code that encodes nothing."""
     path = tmp_path / "traffic.json"
-    raw = json.loads(traffic([[i, 0, 0, 40, 0] for i in range(200)]))
+    raw = json.loads(traffic(FULL, worker_batch=1, backups=0))
     for share in (None, 0.0):
         path.write_text(json.dumps({**raw, "encode_share": share}))
         assert read_measured(path).encode_share == share
@@ -72,6 +77,8 @@ def test_lines(tmp_path: Path) -> None:
         ("t.json", '{"rules": {"workers": 3, "slots": 0}, "tasks": []}', "slots"),
         ("t.json", traffic([]), "0 tasks are too few"),
         ("t.json", traffic([[0, 0, 4, 1, 0]]), "0 tasks are too few"),
+        ("t.json", traffic(FULL, worker_batch=8), "no fit with --worker-batch 8"),
+        ("t.json", traffic(FULL, backups=1), "no fit where a small backup has workers of its own"),
         ("t.csv", "1,0\n" * 60 + "1,5\n" * 50, "more than half of the tasks took 0 ms"),
         ("t.csv", "1,5\n" * 99 + "1,1e307\n", r"a task took 1e\+307 ms, which is more than a day"),
         ("t.csv", "1,5\n" * 99, "99 tasks are too few to fit: 100 at least"),

@@ -56,7 +56,7 @@ def add_commands(commands: Commands) -> None:
         metavar="'NAME: VALUE'",
         help="sent with every request, as 'Authorization: Bearer ...'; repeatable",
     )
-    add("--timeout", type=float, help="seconds for an answer (60)")
+    add("--timeout", type=float, help="seconds for an answer, connecting included (60)")
     add("--max-open", type=int, help="unanswered requests; what is due beyond is not sent (10000)")
     add("--seed", type=seed, help="of the times and of random values (0)")
     add("--out", type=Path, help="add the figures as a row, with the histogram, to this file")

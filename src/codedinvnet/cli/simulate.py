@@ -74,7 +74,8 @@ def _add_plan(commands: Commands) -> None:
     )
     sub.add_argument(
         "bundle",
-        help="name of a shipped bundle, or a folder: its accuracy counts, if --scenario has none",
+        help="name of a shipped bundle, or a folder: its accuracy counts, if --scenario has none, "
+        "or names another bundle",
     )
     add = sub.add_argument
     add("--qps", type=float, required=True, help="images a second")

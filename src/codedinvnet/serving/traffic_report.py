@@ -25,8 +25,8 @@ class Known:
             it is not known.
         normal: the share of direct answers that are right; None if it is not known.
         made_up: size of the group -> the share of answers made up in it that are right.
-        hang_timeout: seconds after which a call counts as hung, of a gateway's pool, to which the
-            rules leave that; None: the rules' own.
+        hang_timeout: seconds after which a gateway may ask another upstream; None: it is no
+            gateway. No worker is replaced for that.
     """
 
     encode_share: float | None = None
@@ -45,6 +45,7 @@ def told(front: FrontEnd, known: Known) -> dict[str, Any]:
     unserved = tuple(traffic.unserved)
     start = min((r.at for r in requests), default=traffic.since)
     code, mains = scheduler.offered, rules.workers - rules.backups
+    hang = known.hang_timeout
     return {
         "schema_version": SCHEMA,
         "kind": KIND,
@@ -58,7 +59,8 @@ def told(front: FrontEnd, known: Known) -> dict[str, Any]:
             "slots": rules.slots,
             "k": 1 if code is None else code.k,
             "group_timeout_ms": 1000 * rules.group_timeout,
-            "hang_timeout_ms": 1000 * (known.hang_timeout or rules.hang_timeout),
+            "hang_timeout_ms": 1000 * rules.hang_timeout,
+            "upstream_hang_timeout_ms": hang and 1000 * hang,
             "deadline_ms": 1000 * front.deadline,
             "max_pending": rules.max_pending,
             "hedge_share": rules.hedge_share,

@@ -90,13 +90,26 @@ def percentile_of(latency: np.ndarray, share: float) -> Estimate:
     return Estimate(percentile(latency, share), bounds)
 
 
-def share_of(values: np.ndarray, sections: int, count: int) -> Estimate:
+def share_of(
+    values: np.ndarray, sections: int, count: int, weights: np.ndarray | None = None
+) -> Estimate:
     """Return the mean of shares (n,) in 0..1, in order of time, of `count` things in all.
 
     Where none or all of these have what is counted, the interval is by the rule of three (Hanley
     and Lippman-Hand, JAMA 1983).
+
+    Args:
+        values: the shares.
+        sections: see `estimate`.
+        count: things in all.
+        weights: (n,) how many things each share is of; None: equally many.
     """
-    found = estimate(values, lambda part: float(part.mean()), sections)
+    weighted = np.column_stack((values, np.ones(len(values)) if weights is None else weights))
+
+    def mean(part: np.ndarray) -> float:
+        return float(np.average(part[:, 0], weights=part[:, 1]))
+
+    found = estimate(weighted, mean, sections)
     if found.value in (0, 1):
         least = min(1.0, 3 / count)
         return Estimate(found.value, (0.0, least) if found.value == 0 else (1 - least, 1.0))
@@ -115,7 +128,8 @@ def counted(records: Records, scenario: Scenario) -> np.ndarray:
 def summarise(records: Records, scenario: Scenario) -> dict[str, Any]:
     """Return the figures of a run; times in ms, None for one that some requests never reached.
 
-    A request with a query that was not answered counts as infinitely late. There is no accuracy
+    A request with a query that was not answered counts as infinitely late. `accuracy` and
+    `decoded_share` are of the answers, `missing_share` is of the requests. There is no accuracy
     with a method whose own the scenario does not say.
     """
     latency = counted(records, scenario)
@@ -130,17 +144,18 @@ def summarise(records: Records, scenario: Scenario) -> dict[str, Any]:
     for name, share in QUANTILES.items():
         put(f"{name}_ms", percentile_of(latency, share), 3)
     stretches = min(SECTIONS, len(latency))
-    answers = int(records.sizes[first:].sum())
-    shares = {
-        "accuracy": (records.right, answers),
-        "decoded_share": (records.decoded / records.sizes, answers),
+    sizes = records.sizes[first:]
+    answers = int(sizes.sum())
+    shares: dict[str, tuple[np.ndarray, int, np.ndarray | None]] = {
+        "accuracy": (records.right, answers, sizes),
+        "decoded_share": (records.decoded / records.sizes, answers, sizes),
         # Lost by the request: of ten images of one no two are lost for themselves.
-        "missing_share": (records.missing / records.sizes, len(latency)),
+        "missing_share": (records.missing / records.sizes, len(latency), None),
     }
     if scenario.coding.coded and scenario.accuracy_is_unknown:
         del shares["accuracy"]
-    for name, (values, count) in shares.items():
-        put(name, share_of(values[first:], stretches, count), 6)
+    for name, (values, count, weights) in shares.items():
+        put(name, share_of(values[first:], stretches, count, weights), 6)
     queries = int(records.sizes.sum())
     ideal = queries * scenario.service.mean_ms / 1000
     utilisation = records.busy / (scenario.workers * scenario.slots * records.seconds)

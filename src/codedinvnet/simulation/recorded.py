@@ -24,7 +24,7 @@ from codedinvnet.serving.traffic import OWN
 from codedinvnet.simulation.distributions import Distribution
 from codedinvnet.simulation.fit import ORDINARY, Fitted, fit
 from codedinvnet.simulation.scenario import Scenario, Straggler, parse_scenario
-from codedinvnet.simulation.task_times import FEWEST_TASKS, WorkerTasks
+from codedinvnet.simulation.task_times import FEWEST_TASKS, WorkerTasks, check_rules
 
 FEWEST_REQUESTS = 200
 """Fewer tell nothing of a tail."""
@@ -153,10 +153,7 @@ def scenario_of(seen: Recorded, queries: int, seed: int) -> Scenario:
             "at least"
         )
     rules = seen.rules
-    if rules.worker_batch > 1:
-        raise UserError(f"no advice with --worker-batch {rules.worker_batch}: it knows no calls")
-    if rules.backups:
-        raise UserError("no advice where a small backup has workers of its own: none is simulated")
+    check_rules("advice", rules.worker_batch, rules.backups)
     found = condition(seen)
     requests = sorted(seen.requests)
     gaps = np.diff([row[0] for row in requests], prepend=requests[0][0]).round(3).tolist()

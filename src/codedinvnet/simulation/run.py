@@ -236,8 +236,10 @@ def run_plan(options: PlanOptions) -> tuple[dict[str, Any], list[str]]:
     if base.bundle not in (None, options.bundle):
         notes.append(
             f"{options.scenario} is of the bundle {base.bundle}: its times are taken for those of "
-            f"{options.bundle}, whose code is planned."
+            f"{options.bundle}, whose code is planned, but not its accuracy."
         )
+        rated = {} if options.accuracy_rows is None else base.method_accuracy
+        base = base.updated(accuracy=None, method_accuracy=rated)
     base = base.updated(bundle=options.bundle)
     accuracy = base.accuracy or bundle_accuracy(options.bundle)
     if (needed := plan.fewest_workers(base)) > (most := base.workers):

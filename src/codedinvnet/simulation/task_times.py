@@ -33,6 +33,8 @@ class SeenLimits(Section):
     hang_timeout_ms: Rate | None = None
     deadline_ms: Rate | None = None
     max_pending: Positive | None = None
+    worker_batch: int = 1
+    backups: int = 0
 
 
 class SeenTasks(Section):
@@ -85,11 +87,29 @@ class Measured:
         return int(self.limits.get("slots", 1))
 
 
+def check_rules(what: str, worker_batch: int, backups: int) -> None:
+    """Refuse the traffic of a service whose tasks a scenario cannot repeat.
+
+    Args:
+        what: would be made of the traffic, for the message.
+        worker_batch: queries that one call may compute.
+        backups: workers that compute a small backup's tasks alone.
+
+    Raises:
+        UserError: if there are several queries, or any such worker.
+    """
+    if worker_batch > 1:
+        raise UserError(f"no {what} with --worker-batch {worker_batch}: it knows no calls")
+    if backups:
+        raise UserError(f"no {what} where a small backup has workers of its own: none is simulated")
+
+
 def read_measured(path: Path) -> Measured:
     """Read what tasks took: the answer of `GET /traffic` (JSON), or lines of `worker,ms` (CSV).
 
     Raises:
-        UserError: if the file is neither, or holds too few tasks.
+        UserError: if the file is neither, holds too few tasks, or is of a service that no
+            scenario repeats.
     """
     found = _read_lines(path) if path.suffix.lower() == ".csv" else _read_served(path)
     count = sum(len(worker.times) for worker in found.workers)
@@ -111,13 +131,18 @@ def _read_served(path: Path) -> Measured:
         raise UserError(
             f"{path} is no answer of GET /traffic: {describe(error, SeenTasks, raw)}"
         ) from error
+    rules = seen.rules
+    try:
+        check_rules("fit", rules.worker_batch, rules.backups)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
     samples: dict[int, list[float]] = {}
     for _, worker, members, occupied, held in (*seen.earlier, *seen.tasks):
         if not members:
             samples.setdefault(worker, []).append(occupied + held)
     workers = tuple(WorkerTasks(str(n), np.array(ms)) for n, ms in sorted(samples.items()))
-    idle = max(0, seen.rules.workers - len(workers))
-    limits = seen.rules.model_dump(exclude={"workers"}, exclude_none=True)
+    idle = max(0, rules.workers - len(workers))
+    limits = rules.model_dump(exclude={"workers", "worker_batch", "backups"}, exclude_none=True)
     return Measured(workers, idle, seen.encode_share, limits)
 
 

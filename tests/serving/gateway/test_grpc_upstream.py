@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from codedinvnet.serving.gateway import grpc_upstream, pool, roster
+from codedinvnet.serving.gateway.calls import Call, Unreachable
 from codedinvnet.serving.gateway.upstreams import open_upstream
 from tests.observing import until
 from tests.serving.gateway.asking import ask
@@ -196,3 +198,15 @@ async def test_a_gateway_that_stops_waits_no_longer_than_the_deadline() -> None:
         await until(lambda: late.begun == 1)
         began = time.monotonic()
     assert time.monotonic() - began < 30.0  # a call may take a minute
+
+
+async def test_a_try_to_connect_takes_no_longer_than_it_may() -> None:
+    """Of itself, gRPC tries for 20 s."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        url = f"grpc://127.0.0.1:{listening.getsockname()[1]}"
+        upstream = open_upstream(url, connect=0.2)
+        with pytest.raises(Unreachable) as error:
+            await upstream.infer(Call("m", "", "grpc", b"", (), 0.0), 5.0)
+        assert error.value.reply is not None  # no answer in time would be none
+        assert error.value.reply.status == 14
+        await upstream.close()

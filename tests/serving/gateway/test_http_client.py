@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -11,7 +12,9 @@ from typing import Any
 import pytest
 
 from codedinvnet.serving.gateway import http_client
+from codedinvnet.serving.gateway.calls import Call, Unreachable
 from codedinvnet.serving.gateway.http_client import HttpClient
+from codedinvnet.serving.gateway.upstreams import open_upstream
 from tests.observing import until
 
 WHOLE = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-A: \xc3\xbc\r\n\r\nhi"
@@ -160,3 +163,19 @@ async def test_a_silent_server_and_a_header_of_two_lines() -> None:
             with pytest.raises(ConnectionError):
                 await client.ask("GET", "/", 5, headers=(("x", value),))
         assert len(server.seen) == 3
+
+
+async def test_who_makes_no_connection_is_told_from_who_does_not_answer() -> None:
+    """A server that stands still: the kernel connects, and nobody shakes hands over TLS."""
+    call = Call("m", "", "http", b"{}", (), 0.0)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+        for scheme, connect, told in (
+            ("https", 0.2, "no connection within 0.2 s"),
+            ("https", 60.0, "no connection within 0.5 s"),
+            ("http", 0.2, "no answer within 0.5 s"),
+        ):
+            upstream = open_upstream(f"{scheme}://127.0.0.1:{port}", connect=connect)
+            with pytest.raises(Unreachable, match=told):
+                await upstream.infer(call, 0.5)
+            await upstream.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -28,6 +29,8 @@ INFER = "ModelInfer"
 """The method of calls that take time; the others are questions."""
 UNREACHABLE = frozenset({"UNAVAILABLE"})
 """Codes that say that there was no connection, unless the upstream has sent them itself."""
+LONGEST = 86_400.0
+"""Seconds for which gRPC may be told to try."""
 CLOSED = "its connection was closed"
 """Why there is no answer from an upstream that was removed."""
 OPTIONS = (
@@ -39,6 +42,16 @@ OPTIONS = (
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.max_metadata_size", 1 << 20),  # an error's text is among them; 8 KB is the default
 )
+
+
+def connecting_within(seconds: float | None) -> tuple[tuple[str, int], ...]:
+    """Return the channel's options that limit how long one try to connect may take.
+
+    gRPC calls that the least time between two tries, and 0.1 s is the least that it takes.
+    """
+    if seconds is None:
+        return ()
+    return (("grpc.min_reconnect_backoff_ms", math.ceil(1000 * min(seconds, LONGEST))),)
 
 
 class Connection:
@@ -77,15 +90,23 @@ class GrpcUpstream:
         secure: whether over TLS.
         roots: certificates to trust, PEM; None: those that gRPC carries.
         own: headers for all that it is asked.
+        connect: seconds in which a connection must be there; None: gRPC's own 20.
     """
 
     stops = translates = True
     tries = 1
 
     def __init__(
-        self, url: str, target: str, secure: bool, roots: bytes | None, own: OwnHeaders
+        self,
+        url: str,
+        target: str,
+        secure: bool,
+        roots: bytes | None,
+        own: OwnHeaders,
+        connect: float | None = None,
     ) -> None:
         self.url, self.target, self.secure, self.roots, self.own = url, target, secure, roots, own
+        self._options = (*OPTIONS, *connecting_within(connect))
         self._connection: Connection | None = None
         self._questions: set[Any] = set()
         """Calls that ask for no inference."""
@@ -100,9 +121,9 @@ class GrpcUpstream:
         if self._connection is None:
             if self.secure:
                 credentials = grpc.ssl_channel_credentials(self.roots)
-                channel = grpc.aio.secure_channel(self.target, credentials, OPTIONS)
+                channel = grpc.aio.secure_channel(self.target, credentials, self._options)
             else:
-                channel = grpc.aio.insecure_channel(self.target, OPTIONS)
+                channel = grpc.aio.insecure_channel(self.target, self._options)
             self._connection = Connection(channel)
         return self._connection
 

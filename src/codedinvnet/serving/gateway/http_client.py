@@ -18,7 +18,7 @@ import httptools
 from codedinvnet.serving.gateway.calls import Headers
 
 CONNECT_TIMEOUT = 1.0
-"""Seconds in which a connection must be there."""
+"""Seconds in which a connection must be there, if nobody says."""
 NEXT_ADDRESS = 0.25
 """Seconds after which a name's next address is tried as well."""
 LONGEST_IDLE = 15.0
@@ -151,10 +151,17 @@ class HttpClient:
         host: name or address.
         port: its.
         context: of TLS; None: without.
+        connect: seconds in which a connection must be there; a request's own may be fewer.
     """
 
-    def __init__(self, host: str, port: int, context: ssl.SSLContext | None) -> None:
-        self.host, self.port, self.context = host, port, context
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        context: ssl.SSLContext | None,
+        connect: float = CONNECT_TIMEOUT,
+    ) -> None:
+        self.host, self.port, self.context, self.connect = host, port, context, connect
         named = f"[{host}]" if ":" in host else host
         self._host = named if port == (80 if context is None else 443) else f"{named}:{port}"
         self._idle: deque[Connection] = deque()
@@ -176,15 +183,17 @@ class HttpClient:
         Args:
             method: of HTTP.
             path: with what precedes the protocol's.
-            seconds: for the answer.
+            seconds: for the answer, connecting included.
             body: None: there is none.
             headers: others than those of the connection.
             tries: how often it is sent, if kept connections turn out to be closed.
 
         Raises:
-            asyncio.TimeoutError: if there is none in time.
+            asyncio.TimeoutError: if there is none in time, or no connection; it says which.
             OSError: if the server cannot be reached, hangs up, or says what is no HTTP.
         """
+        loop = asyncio.get_running_loop()
+        until = loop.time() + seconds
         lines = [f"{method} {path} HTTP/1.1", f"Host: {self._host}"]
         lines += [f"{name}: {value}" for name, value in headers]
         if body is not None:
@@ -195,12 +204,14 @@ class HttpClient:
         request = [head.encode("latin-1", "replace") + b"\r\n\r\n", *([body] if body else ())]
         while True:
             tries -= 1
-            connection = self._kept() or await self._connected(seconds)
+            connection = self._kept() or await self._connected(until - loop.time())
             try:
-                return await connection.ask(request, seconds)
+                return await connection.ask(request, until - loop.time())
             except Closed:
                 if not tries:
                     raise
+            except asyncio.TimeoutError:
+                raise asyncio.TimeoutError(f"no answer within {seconds:.3g} s") from None
             except asyncio.CancelledError:
                 connection.fail(ConnectionError("cancelled"))
                 raise
@@ -227,19 +238,27 @@ class HttpClient:
 
     async def _connected(self, seconds: float) -> Connection:
         loop = asyncio.get_running_loop()
+        limit = min(seconds, self.connect)
 
         async def connected() -> Connection:
             found = await loop.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
             there = await aiohappyeyeballs.start_connection(
                 found, happy_eyeballs_delay=NEXT_ADDRESS
             )
-            name = None if self.context is None else self.host
+            secure = self.context is not None
             _, connection = await loop.create_connection(
-                Connection, sock=there, ssl=self.context, server_hostname=name
+                Connection,
+                sock=there,
+                ssl=self.context,
+                server_hostname=self.host if secure else None,
+                ssl_handshake_timeout=self.connect if secure else None,  # a minute, if not told
             )
             return connection
 
-        return await asyncio.wait_for(connected(), min(seconds, CONNECT_TIMEOUT))
+        try:
+            return await asyncio.wait_for(connected(), limit)
+        except asyncio.TimeoutError:
+            raise asyncio.TimeoutError(f"no connection within {limit:.3g} s") from None
 
     def close(self) -> None:
         """Close its connections; those that are at a request when that ends."""

@@ -27,7 +27,7 @@ from codedinvnet.serving.gateway.calls import (
     passed_on,
     problem,
 )
-from codedinvnet.serving.gateway.http_client import Answer, HttpClient
+from codedinvnet.serving.gateway.http_client import CONNECT_TIMEOUT, Answer, HttpClient
 from codedinvnet.serving.served import OUTCOME
 
 if TYPE_CHECKING:  # it needs gRPC's package
@@ -157,6 +157,7 @@ def open_upstream(
     roots: bytes | None = None,
     own: OwnHeaders | None = None,
     flag: str = "--upstream",
+    connect: float | None = None,
 ) -> Upstream:
     """Return an upstream, not yet connected.
 
@@ -165,6 +166,8 @@ def open_upstream(
         roots: certificates to trust over TLS, PEM; None: those that this machine trusts.
         own: headers for all that it is asked; None: there are none.
         flag: which option has it, for messages.
+        connect: seconds in which a connection must be there; None: 1 over HTTP, over gRPC that
+            package's own.
 
     Raises:
         UserError: if the URL is none, or that of a model.
@@ -186,12 +189,13 @@ def open_upstream(
     own = OwnHeaders() if own is None else own
     if found.scheme in ("http", "https"):
         base = f"{found.scheme}://{host}:{port}{found.path.rstrip('/')}"
-        return HttpUpstream(url, base, roots, own)
+        limit = CONNECT_TIMEOUT if connect is None else connect
+        return HttpUpstream(url, base, roots, own, limit)
     if found.path.strip("/"):
         raise UserError(f"{flag}: {url!r}: a gRPC address has no path")
     from codedinvnet.serving.gateway.grpc_upstream import GrpcUpstream
 
-    return GrpcUpstream(url, f"{host}:{port}", found.scheme == "grpcs", roots, own)
+    return GrpcUpstream(url, f"{host}:{port}", found.scheme == "grpcs", roots, own, connect)
 
 
 def model_path(model: str, version: str) -> str:
@@ -224,19 +228,22 @@ class HttpUpstream:
         base: what the protocol's paths follow.
         roots: see `open_upstream`.
         own: likewise.
+        connect: seconds in which a connection must be there.
     """
 
     stops = translates = False
     tries = 2
 
-    def __init__(self, url: str, base: str, roots: bytes | None, own: OwnHeaders) -> None:
+    def __init__(
+        self, url: str, base: str, roots: bytes | None, own: OwnHeaders, connect: float
+    ) -> None:
         self.url, self.own, found = url, own, urlsplit(base)
         self.prefix, context = quote(found.path, safe="/%"), None
         if found.scheme == "https":
             context = ssl.create_default_context(cadata=None if roots is None else roots.decode())
         assert found.hostname is not None
         assert found.port is not None
-        self._client = HttpClient(found.hostname, found.port, context)
+        self._client = HttpClient(found.hostname, found.port, context, connect)
         self._takes_binary: bool | None = None
         """Whether it takes binary tensors; None until it has answered a question of our own."""
 
@@ -251,14 +258,14 @@ class HttpUpstream:
         """Return an answer.
 
         Raises:
-            Unreachable: if there is none in so many seconds.
+            Unreachable: if there is none in so many seconds, or no connection.
             NoFiles: if that is for want of files here.
         """
         path, headers = self.prefix + path, self.own.beside(headers)
         try:
             return await self._client.ask(method, path, seconds, body, headers, tries=self.tries)
-        except asyncio.TimeoutError:
-            raise Unreachable(f"no answer within {seconds:.3g} s") from None
+        except asyncio.TimeoutError as error:
+            raise Unreachable(str(error)) from None
         except OSError as error:
             # Who looks a name up has files to read, and says no more than that it failed.
             if lacks_files(None if isinstance(error, socket.gaierror) else error):
