@@ -18,6 +18,7 @@ import torch
 from pydantic import TypeAdapter
 
 from codedinvnet.collector import freeze_loaded
+from codedinvnet.errors import UserError
 from codedinvnet.serving.workers.computing import BackupSpec, BundleSpec, ModelSpec, WorkerSpec
 from codedinvnet.serving.workers.result import Computer
 
@@ -50,10 +51,21 @@ def kill_fork_server() -> None:
 
 
 def load(spec: WorkerSpec) -> Computer:
-    """Return what a worker computes with: the fork server's, if that has loaded it, or its own."""
-    if _loaded is not None and _loaded[0] == _key(spec):
-        return _loaded[1]
-    return spec.load()
+    """Return what a worker computes with: the fork server's, if that has loaded it, or its own.
+
+    Raises:
+        UserError: if it set the number of threads as it computed. Those of the fork server are lost
+            in a worker, which would wait for them for ever.
+    """
+    if _loaded is None or _loaded[0] != _key(spec):
+        return spec.load()
+    _, computer, threads = _loaded
+    if threads != spec.threads:
+        raise UserError(
+            f"the model sets PyTorch's threads to {threads} when it computes: take "
+            f"torch.set_num_threads out of it, or say --threads-per-worker {threads}"
+        )
+    return computer
 
 
 def _key(spec: WorkerSpec) -> str:
@@ -61,7 +73,8 @@ def _key(spec: WorkerSpec) -> str:
     return json.dumps([place, asdict(spec)], default=str)
 
 
-def _load_named() -> tuple[str, Computer] | None:
+def _load_named() -> tuple[str, Computer, int] | None:
+    """Return what is loaded: by which key, and how many threads PyTorch has afterwards."""
     key = os.environ.get(VARIABLE)
     if key is None:
         return None
@@ -72,7 +85,7 @@ def _load_named() -> tuple[str, Computer] | None:
     except Exception:  # the workers will meet the same, and can tell
         return None
     freeze_loaded()
-    return key, computer
+    return key, computer, torch.get_num_threads()
 
 
 _loaded = _load_named()
