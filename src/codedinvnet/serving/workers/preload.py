@@ -11,8 +11,9 @@ import contextlib
 import json
 import os
 import signal
+import threading
 from dataclasses import asdict
-from multiprocessing import forkserver
+from multiprocessing import current_process, forkserver
 
 import torch
 from pydantic import TypeAdapter
@@ -25,6 +26,7 @@ from codedinvnet.serving.workers.result import Computer
 SPECS: tuple[type, ...] = (BundleSpec, ModelSpec, BackupSpec)
 """What a fork server can load; workers load any other kind themselves."""
 VARIABLE = "CODEDINVNET_PRELOAD"
+_replacing = threading.Lock()
 
 
 def start_fork_server(spec: WorkerSpec) -> None:
@@ -42,12 +44,36 @@ def start_fork_server(spec: WorkerSpec) -> None:
         os.environ.pop(VARIABLE, None)
 
 
+def fork_server() -> int | None:
+    """Return the number of this process's fork server, which may be dead; None without one."""
+    pid: int | None = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+    return pid
+
+
 def kill_fork_server() -> None:
     """Kill this process's fork server; the next start of a worker starts another."""
-    pid: int | None = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+    pid = fork_server()
     if pid is not None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
+
+
+def replace_fork_server(pid: int | None, spec: WorkerSpec) -> None:
+    """End a fork server that cannot be reached, and start another in a folder of its own.
+
+    Args:
+        pid: its number. If this process has another one by now, that one stays.
+        spec: see `start_fork_server`.
+    """
+    with _replacing:
+        now = fork_server()
+        if now in (None, pid):
+            if now is not None:
+                kill_fork_server()
+                with contextlib.suppress(ChildProcessError):  # multiprocessing asks for it, too
+                    os.waitid(os.P_PID, now, os.WEXITED | os.WNOWAIT)
+            current_process()._config["tempdir"] = None  # type: ignore[attr-defined]
+        start_fork_server(spec)
 
 
 def load(spec: WorkerSpec) -> Computer:
