@@ -112,6 +112,7 @@ def test_what_is_no_token(text: str, tmp_path: Path) -> None:
     [
         (ServeOptions("mnist", ray_address="auto"), "--ray-address: goes with --pool ray"),
         (ServeOptions("mnist", inputs=("x:FP32:3",)), "--input: is for a model of your own"),
+        (ServeOptions("file.py:make", name="team/resnet"), "--name: no URL over HTTP leads to"),
         (
             ServeOptions("mnist", policy="coded", min_confidence=0.5),
             "--min-confidence: goes with a policy that",
