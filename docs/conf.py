@@ -102,7 +102,10 @@ def metrics() -> str:
     """Return a table of the metrics of a service and of a gateway."""
     upstreams = CollectorRegistry()
     UpstreamMetrics(upstreams)
-    parts = ["# Metrics", "`/metrics` has them in Prometheus' text format."]
+    parts = [
+        "# Metrics",
+        "`/metrics` has them in Prometheus' text format. Buckets of histograms reach to 60 s.",
+    ]
     for title, registry in (("A service", Metrics().registry), ("A gateway", upstreams)):
         table = [f"## {title}", "", "| name | kind | meaning |", "| --- | --- | --- |"]
         for family in registry.collect():

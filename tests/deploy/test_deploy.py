@@ -214,7 +214,8 @@ def test_what_the_image_is_made_of_is_there() -> None:
     assert len(asked) == 3
     for names in asked:
         assert set(names.split(",")) <= set(extras)
-    (program,) = json.loads(last("ENTRYPOINT"))
+    first, _, program = json.loads(last("ENTRYPOINT"))
+    assert any(name == "RUN" and f" {first} " in value for name, value in LINES)  # it takes orphans
     assert f"\n{program} = " in PROJECT.split("[project.scripts]")[1]
 
 

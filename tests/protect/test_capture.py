@@ -83,6 +83,14 @@ def test_more_than_the_machine_holds_is_refused() -> None:
         Capture(signature(TensorSpec("x", "FP32", (10,))), 10**12)
 
 
+def test_more_than_its_container_holds_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("codedinvnet.serving.capture.usable_memory", lambda: 4000)
+    specs = signature(TensorSpec("x", "FP32", (10,)))
+    Capture(specs, 100)
+    with pytest.raises(UserError, match="--capture 101: so many inputs take"):
+        Capture(specs, 101)
+
+
 class Fetch:
     """A client of `GET /capture` that reads, or leaves, when it is told to."""
 

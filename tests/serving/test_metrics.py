@@ -38,6 +38,22 @@ def test_answers_are_counted_by_outcome() -> None:
     assert value(metrics, bucket, outcome="direct", le="0.015") == 2
 
 
+def test_slow_work_has_buckets() -> None:
+    """A quantile is never above the last one."""
+    metrics = Metrics()
+    upstreams = UpstreamMetrics(metrics.registry)
+    metrics.answered("direct", 40.0)
+    metrics.worker_time.labels("data").observe(40.0)
+    upstreams.seconds.labels("one").observe(40.0)
+    for name, labels in (
+        ("query_latency_seconds", {"outcome": "direct"}),
+        ("worker_seconds", {"task": "data"}),
+        ("upstream_seconds", {"upstream": "one"}),
+    ):
+        assert value(metrics, f"{name}_bucket", **labels, le="30.0") == 0
+        assert value(metrics, f"{name}_bucket", **labels, le="60.0") == 1
+
+
 def test_two_services_count_for_themselves() -> None:
     one, other = Metrics(), Metrics()
     one.answered("direct", 0.1)

@@ -3,7 +3,10 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import signal
 import socket
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +23,7 @@ from codedinvnet.serving.options import ServeOptions, check, hang_timeout
 from codedinvnet.serving.serve import _serve, app_options, make_service
 from codedinvnet.serving.served import Classifier
 from tests.conftest import Command
+from tests.processes import wait_until
 
 MNIST = Classifier("mnist", (1, 28, 28), tuple("0123456789"), "mnist")
 
@@ -49,7 +53,7 @@ def test_connections_do_not_wait_for_acknowledgements() -> None:
 def test_it_runs_on_uvloop(monkeypatch: pytest.MonkeyPatch) -> None:
     loops = []
 
-    async def serves(_: ServeOptions) -> None:
+    async def serves(*_: object) -> None:
         loops.append(asyncio.get_running_loop())
 
     monkeypatch.setattr(serving, "_serve", serves)
@@ -108,6 +112,7 @@ def test_what_is_no_token(text: str, tmp_path: Path) -> None:
     [
         (ServeOptions("mnist", ray_address="auto"), "--ray-address: goes with --pool ray"),
         (ServeOptions("mnist", inputs=("x:FP32:3",)), "--input: is for a model of your own"),
+        (ServeOptions("file.py:make", name="team/resnet"), "--name: no URL over HTTP leads to"),
         (
             ServeOptions("mnist", policy="coded", min_confidence=0.5),
             "--min-confidence: goes with a policy that",
@@ -202,3 +207,23 @@ def test_who_lets_everybody_in_is_told(
     with pytest.raises(UserError, match="nowhere"):
         asyncio.run(_serve(options))
     assert [r.msg for r in caplog.records] == (["no token"] if told else [])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_while_the_model_is_loaded(number: signal.Signals, tmp_path: Path) -> None:
+    path, begun = tmp_path / "slow.py", tmp_path / "begun"
+    path.write_text(
+        "import pathlib, time\n"
+        f"def make():\n    pathlib.Path({str(begun)!r}).touch()\n    time.sleep(300)\n"
+    )
+    with (tmp_path / "log").open("w") as log:
+        command = [sys.executable, "-m", "codedinvnet", "serve", f"{path}:make", "--port", "0"]
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
+        assert wait_until(begun.exists, 60)
+        process.send_signal(number)
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+        process.wait()
+    assert (tmp_path / "log").read_text() == ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from codedinvnet.errors import UserError, one_line
 from codedinvnet.files import content_digest, file_digest
 from codedinvnet.models.base import TensorSpec
 from codedinvnet.models.probe import Arrays, Compute, Opened
-from codedinvnet.models.runtime import session
+from codedinvnet.models.runtime import session, takes_files
 from codedinvnet.models.specs import Declared, input_specs
 
 PLATFORM = "onnxruntime_onnx"
@@ -35,6 +36,8 @@ _TYPES = {
     "tensor(double)": "FP64",
     "tensor(string)": "BYTES",
 }
+_SMALL = 1 << 16
+"""Bytes of a tensor up to which it counts as small: one that may be a shape."""
 _WHERE = r"^\[ONNXRuntimeError\] : \d+ : \w+ : (/\S+:\d+ [^)]*\) )?"
 """What ONNX Runtime says before a reason: a number, and the place in its own code."""
 
@@ -47,10 +50,19 @@ def open_onnx(path: Path, told: Sequence[TensorSpec], threads: int) -> Opened:
     """
     check_installed(ONNX_RUNTIME)
     content = path.read_bytes()
-    beside = _weights_beside(path, content)
-    digests = [content_digest(content), *map(file_digest, beside)]
+    model = _parsed(path, content)
+    beside = _weights_beside(path, model)
+    files: dict[str, bytes] = {}
+    if not beside or takes_files():  # what is computed with has the digest, whatever files become
+        files = {name: (path.parent / name).read_bytes() for name in beside}
+        digests = [content_digest(file) for file in files.values()]
+    else:
+        digests = [file_digest(path.parent / name) for name in beside]
     try:
-        running = session(str(path) if beside else content, threads)
+        if files:
+            running = session(*_joined(model, files), threads)
+        else:
+            running = session(str(path) if beside else content, {}, threads)
     except Exception as error:  # ONNX Runtime has many
         version = importlib.metadata.version("onnxruntime")
         reason = re.sub(_WHERE, "", one_line(error))
@@ -65,7 +77,9 @@ def open_onnx(path: Path, told: Sequence[TensorSpec], threads: int) -> Opened:
         for value in running.get_inputs()
     ]
     inputs, max_batch = input_specs(declared, told, str(path))
-    digest = digests[0] if not beside else content_digest("".join(digests).encode())
+    digest = content_digest(content)
+    if beside:
+        digest = content_digest("".join([digest, *digests]).encode())
     return Opened(inputs, max_batch, PLATFORM, digest, by_session(running))
 
 
@@ -106,31 +120,61 @@ def whole_onnx(path: Path) -> Any:
         _check_beside(path, told.location)
         with (path.parent / told.location).open("rb") as file:
             file.seek(told.offset or 0)
-            tensor.raw_data = file.read(told.length or -1)
-        tensor.ClearField("external_data")
-        tensor.ClearField("data_location")
+            _fill(tensor, file.read(told.length or -1))
     return model
+
+
+def _joined(model: Any, files: Mapping[str, bytes]) -> tuple[bytes, dict[str, bytes]]:
+    """Return a model's content with all weights but the graph's large ones, and the files of these.
+
+    ONNX Runtime takes such alone from memory: shapes, and what nodes have, it reads before.
+    """
+    from onnx.external_data_helper import ExternalDataInfo
+
+    graph, needed = model.graph, {}
+    elsewhere = (*graph.node, *graph.sparse_initializer, *model.functions)
+    for part in (*graph.initializer, *elsewhere):
+        for tensor in _external(part):
+            told = ExternalDataInfo(tensor)
+            file, begin = files[told.location], told.offset or 0
+            length = len(file) - begin if told.length is None else told.length
+            if tensor is not part or length <= _SMALL:
+                _fill(tensor, file[begin : begin + length])
+                continue
+            name = os.path.normpath(told.location)  # some releases find no other
+            needed[name] = file
+            for entry in tensor.external_data:
+                if entry.key == "location":
+                    entry.value = name
+    return model.SerializeToString(), needed
+
+
+def _fill(tensor: Any, values: bytes) -> None:
+    """Give a tensor the values that it had in another file."""
+    tensor.raw_data = values
+    tensor.ClearField("external_data")
+    tensor.ClearField("data_location")
 
 
 def _axes(shape: Sequence[int | str | None]) -> tuple[int | str, ...]:
     return tuple("?" if size is None else size for size in shape)
 
 
-def _weights_beside(path: Path, content: bytes) -> list[Path]:
-    """Return the files that an ONNX file has its larger tensors in, in their order.
+def _weights_beside(path: Path, model: Any) -> list[str]:
+    """Return the names of the files that an ONNX file has its larger tensors in, in their order.
 
     Raises:
-        UserError: if the file is damaged, or one of them is missing or outside its folder.
+        UserError: if one of them is missing or outside its folder.
     """
     names = {
         entry.value
-        for tensor in _external(_parsed(path, content))
+        for tensor in _external(model)
         for entry in tensor.external_data
         if entry.key == "location"
     }
     for name in sorted(names):
         _check_beside(path, name)
-    return [path.parent / name for name in sorted(names)]
+    return sorted(names)
 
 
 def _parsed(path: Path, content: bytes) -> Any:

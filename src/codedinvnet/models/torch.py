@@ -136,6 +136,8 @@ def open_factory(
 ) -> Opened:
     """Open what a user's function returns: a module, or a module and example inputs.
 
+    PyTorch keeps its number of threads, whatever the user's code sets.
+
     Args:
         name: `package.module:function`, or `path/file.py:function`.
         weights: a safetensors file of all the module's tensors.
@@ -146,11 +148,14 @@ def open_factory(
     Raises:
         UserError: if there is no such function, it fails, or the weights do not fit.
     """
+    threads = torch.get_num_threads()
     home, function = _function(name)
+    torch.set_num_threads(threads)  # the user's code may have set others
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(SEED)
             made = function()
+        torch.set_num_threads(threads)
     except (Exception, SystemExit) as error:  # whatever the user's function raises
         raise UserError(
             f"the factory {name} raised {type(error).__name__}: {one_line(error)}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import zipfile
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +11,7 @@ import numpy as np
 
 from codedinvnet.errors import UserError
 from codedinvnet.models.base import DATATYPES, Signature, TensorSpec
+from codedinvnet.processes import usable_memory
 
 SLICE = 1 << 20
 """Bytes of the file that are made at once, about."""
@@ -33,11 +33,11 @@ class Capture:
         if any(spec.datatype == "BYTES" for spec in self.specs):
             raise UserError("--capture: the model takes texts, which no protection learns from")
         size = sum(DATATYPES[s.datatype].itemsize * math.prod(s.shape) for s in self.specs)
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        memory = usable_memory()
         if count * size > memory:
             raise UserError(
-                f"--capture {count}: so many inputs take {count * size / 2**30:.3g} GiB, and this "
-                f"machine has {memory / 2**30:.3g}"
+                f"--capture {count}: so many inputs take {count * size / 2**30:.3g} GiB, and there "
+                f"are {memory / 2**30:.3g} for this process"
             )
         # What is in a row never changes: files that are being made have it as well.
         self._kept: deque[tuple[np.ndarray, ...]] = deque(maxlen=count)

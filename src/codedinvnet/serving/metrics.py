@@ -24,9 +24,12 @@ from codedinvnet.serving.rules.scheduler import Scheduler
 
 LATENCY_BUCKETS = (
     0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3,
-    0.5, 0.75, 1.0, 2.0, 5.0,
+    0.5, 0.75, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0,
 )  # fmt: skip
-WORK_BUCKETS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5)
+WORK_BUCKETS = (
+    0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0,
+    30.0, 60.0,
+)  # fmt: skip
 SMOOTHING = 0.05
 """Weight of a new value in the running means of parity residuals."""
 WINDOW = 5

@@ -217,6 +217,8 @@ def check_source(options: ServeOptions, own: bool, method: Method | None) -> Non
         if options.inputs:
             raise UserError("--input: is for a model of your own, not for a bundle")
         return
+    if "/" in (options.name or ""):
+        raise UserError(f"--name: no URL over HTTP leads to {options.name!r}: leave out the /")
     if options.protection is not None and options.k is not None:
         raise UserError("--k: goes without --protection, which has its own")
     if options.part is not None:

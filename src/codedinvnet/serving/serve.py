@@ -144,18 +144,36 @@ def app_options(options: ServeOptions, served: Served) -> AppOptions:
     )
 
 
-@asynccontextmanager
-async def running(options: ServeOptions) -> AsyncIterator[tuple[str, Service]]:
-    """Serve while the body runs, then drain and stop; yields the address and the service.
+def open_service(options: ServeOptions) -> Service:
+    """Return the service of options that can work, not yet started.
+
+    The number of PyTorch's threads is set for this whole process.
 
     Raises:
         UserError: if the options cannot work.
     """
-    options = told_apart(options)
-    check(options)
+    check(told_apart(options))
     read_token(options.token_file)  # or it is refused now
     service = make_service(options)
     torch.set_num_threads(1)  # heads are small, and the workers need the cores
+    return service
+
+
+@asynccontextmanager
+async def running(
+    options: ServeOptions, service: Service | None = None
+) -> AsyncIterator[tuple[str, Service]]:
+    """Serve while the body runs, then drain and stop; yields the address and the service.
+
+    Args:
+        options: what is served, and how.
+        service: what `open_service` made of them, if it was called before.
+
+    Raises:
+        UserError: if the options cannot work.
+    """
+    service = service or open_service(options)
+    options = told_apart(options)
     shown = app_options(options, service.served)
     memory = BodyMemory(shown.body_memory, service.front.refuse)
     app = build_app(service, shown, memory=memory, starts=False)
@@ -193,14 +211,14 @@ async def grpc_listening(
         yield
 
 
-async def _serve(options: ServeOptions) -> None:
+async def _serve(options: ServeOptions, service: Service | None = None) -> None:
     if is_open(options):
         tell_open(options.host, options.demo)
 
     @asynccontextmanager
     async def serving() -> AsyncIterator[tuple[str, FrontEnd]]:
-        async with running(options) as (address, service):
-            yield address, service.front
+        async with running(options, service) as (address, found):
+            yield address, found.front
 
     def line(address: str, front: FrontEnd) -> str:
         rules, choices = front.rules, front.choices
@@ -217,5 +235,10 @@ def serve(options: ServeOptions) -> None:
     """Serve until SIGTERM or Ctrl-C, then drain and stop."""
     log_to_stderr()
     allow_files()
-    with contextlib.suppress(asyncio.CancelledError):  # told to stop before it was up
-        uvloop.run(_serve(options))
+    try:
+        # Before the event loop has the signals: it would see none while the model is loaded.
+        service = open_service(options)
+    except KeyboardInterrupt:  # told to stop before it was up
+        return
+    with contextlib.suppress(asyncio.CancelledError):  # likewise
+        uvloop.run(_serve(options, service))

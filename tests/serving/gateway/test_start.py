@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import resource
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from tritonclient.grpc import service_pb2 as pb
 
 from codedinvnet.errors import UserError
 from codedinvnet.serving.faces.connections import FEWEST_CONNECTIONS
+from codedinvnet.serving.gateway.options import GatewayOptions, check
 from tests.observing import until
 from tests.serving.gateway.asking import ask, is_up
 from tests.serving.gateway.fakes import TENSORS, Fake, GrpcFake, gateway
@@ -172,6 +174,13 @@ async def test_another_is_asked_for_metadata_where_one_fails() -> None:
 )
 async def test_bad_options(options: dict[str, Any], flag: str) -> None:
     assert (await refused(**options)).startswith(f"{flag}: ")
+
+
+async def test_a_name_that_no_url_leads_to_is_for_grpc() -> None:
+    options = GatewayOptions("team/resnet", ("grpc://a",))
+    with pytest.raises(UserError, match="NAME: no URL over HTTP leads to 'team/resnet'"):
+        check(options)
+    check(replace(options, grpc_port=0))
 
 
 async def test_no_group_is_waited_for_where_there_is_none() -> None:

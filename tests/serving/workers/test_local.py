@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from importlib import resources
+from multiprocessing.util import get_temp_dir
 from pathlib import Path
 
 import numpy as np
@@ -225,6 +226,26 @@ async def test_a_replacement_that_cannot_be_loaded_is_an_error(tmp_path: Path) -
         (tmp_path / "away").rename(folder)
         await pool.replace(0)
         await pool.call(0, data_task(1, 0))
+
+
+@needs_proc
+@pytest.mark.parametrize("whole", [False, True], ids=["socket", "folder"])
+async def test_a_fork_server_that_cannot_be_reached_is_replaced(whole: bool) -> None:
+    """What cleans /tmp up removes its socket, and then the empty folder."""
+    async with started(2) as (pool, pids):
+        folder = Path(get_temp_dir())
+        sockets = list(folder.iterdir())
+        assert sockets
+        for path in sockets:
+            path.unlink()
+        if whole:
+            folder.rmdir()
+        await asyncio.gather(pool.replace(0), pool.replace(1))
+        assert {pool.pid(0), pool.pid(1)}.isdisjoint(pids)
+        await asyncio.gather(*[pool.call(i, data_task(1 + i, 0)) for i in range(2)])
+        os.kill(pool.pid(0) or 0, signal.SIGKILL)
+        await pool.replace(0)  # by the new one
+    folder.mkdir(exist_ok=True)  # multiprocessing removes it in the end
 
 
 async def test_launches_keep_nobody_from_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,10 +46,43 @@ if __name__ == "__main__":
     asyncio.run(main())
 """
 
+EXAMPLE = Path(__file__).resolve().parents[3] / "examples" / "my_method.py"
+ASKING = """
+import asyncio, sys
+import numpy as np
+from codedinvnet.errors import UserError
+from codedinvnet.serving.workers.computing import BundleSpec, ModelSpec
+from codedinvnet.models.source import ModelSource
+from codedinvnet.serving.workers.local import ProcessPool
+from codedinvnet.serving.workers.pool import Task
 
-def run(tmp_path: Path, *words: str) -> str:
+async def main():
+    kind, place, threads = sys.argv[1:]
+    if kind == "factory":
+        spec = ModelSpec(ModelSource(place, threads=int(threads)))
+        array = np.zeros((1, 3, 64, 64), np.float32)
+    else:
+        spec = BundleSpec("mnist", 2, threads=int(threads), method=place)
+        array = np.zeros((1, 1, 28, 28), np.uint8)
+    pool = ProcessPool(spec)
+    try:
+        await pool.start(1)
+        call = pool.call(0, Task(1, 0, {"x": array}))
+        (found,) = (await asyncio.wait_for(call, 20)).outputs.values()
+        print("answered", len(found))
+    except UserError as error:
+        print("refused:", error)
+    finally:
+        await pool.stop()
+
+if __name__ == "__main__":
+    asyncio.run(main())
+"""
+
+
+def run(tmp_path: Path, *words: str, code: str = SCRIPT) -> str:
     script = tmp_path / "script.py"
-    script.write_text(SCRIPT)
+    script.write_text(code)
     done = subprocess.run(
         [sys.executable, str(script), *words], capture_output=True, text=True, timeout=120
     )
@@ -69,10 +102,55 @@ def test_what_cannot_be_loaded_is_refused_by_the_workers(tmp_path: Path) -> None
     assert run(tmp_path, str(tmp_path / "nowhere"), "1").startswith("refused: worker")
 
 
+NETWORK = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Conv2d(3, 64, 3, padding=1)
+
+    def forward(self, x):
+        {forward}
+        return self.layer(x).mean((2, 3))
+
+{top}
+
+def make():
+    {function}
+    return Net(), torch.zeros(1, 3, 64, 64)
+"""
+SET = "torch.set_num_threads(2)"
+
+
+@pytest.mark.parametrize("where", ["top", "function"])
+def test_a_factory_that_sets_pytorchs_threads_is_answered_for(where: str, tmp_path: Path) -> None:
+    """Two threads in the fork server would be a pool that no worker has."""
+    path = tmp_path / "net.py"
+    path.write_text(NETWORK.format(**{"top": "", "forward": "", "function": "", where: SET}))
+    assert run(tmp_path, "factory", f"{path}:make", "1", code=ASKING) == "answered 1"
+
+
+def test_a_method_whose_file_sets_pytorchs_threads_is_answered_for(tmp_path: Path) -> None:
+    path = tmp_path / "method.py"
+    path.write_text(f"{EXAMPLE.read_text()}\nimport torch\n{SET}\n")
+    assert run(tmp_path, "method", f"{path}:TwoParities", "1", code=ASKING) == "answered 1"
+
+
+def test_a_model_that_sets_pytorchs_threads_when_it_computes(tmp_path: Path) -> None:
+    path = tmp_path / "net.py"
+    path.write_text(NETWORK.format(top="", function="", forward=SET))
+    told = run(tmp_path, "factory", f"{path}:make", "1", code=ASKING)
+    assert told.startswith("refused: worker 0 cannot start")
+    assert "--threads-per-worker 2" in told
+    assert run(tmp_path, "factory", f"{path}:make", "2", code=ASKING) == "answered 1"
+
+
 def test_another_spec_is_loaded_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     spec = BundleSpec("mnist", 4)
     method = object()
-    monkeypatch.setattr(preload, "_loaded", (preload._key(spec), method))
+    monkeypatch.setattr(preload, "_loaded", (preload._key(spec), method, 1))
     assert preload.load(spec) is method
     assert preload.load(BundleSpec(Path("mnist"), 4)) is method
     other = preload.load(BundleSpec("mnist", 5))

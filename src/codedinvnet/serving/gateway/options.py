@@ -107,6 +107,10 @@ def check(options: GatewayOptions) -> None:
         raise UserError(f"--policy: {options.policy!r} is not one of {', '.join(OFFERED)}")
     if not options.name:
         raise UserError("NAME: the model that the upstreams have")
+    if "/" in options.name and options.grpc_port is None:
+        raise UserError(
+            f"NAME: no URL over HTTP leads to {options.name!r}; clients over gRPC need --grpc-port"
+        )
     if not options.upstream and options.upstreams_file is None:
         raise UserError("--upstream: at least one is needed, such as http://127.0.0.1:8000")
     twice = {url for url in options.upstream if options.upstream.count(url) > 1}

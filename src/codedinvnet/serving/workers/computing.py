@@ -163,6 +163,7 @@ class BundleSpec:
         torch.set_num_threads(self.threads)
         use_whole_float32()
         scheme = self._scheme()
+        torch.set_num_threads(self.threads)  # the file of a user's method may have set others
         name = engine_named(self.engine).name
         if name == ONNX_RUNTIME:
             run_by_onnxruntime(scheme.networks())
@@ -245,7 +246,9 @@ class ModelSpec:
         if not self.method:
             return ModelComputer(model)
         tolerance = Tolerance(self.stragglers, self.errors)
-        return ModelComputer(model, scheme_of(model, self.method, self.k, tolerance))
+        scheme = scheme_of(model, self.method, self.k, tolerance)
+        torch.set_num_threads(self.threads)  # as for a bundle
+        return ModelComputer(model, scheme)
 
     def is_prepared(self) -> bool:
         """Return True: whoever knows the source's digest has opened it, which fills the cache."""

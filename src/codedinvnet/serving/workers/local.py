@@ -62,10 +62,18 @@ def deaf() -> Iterator[None]:
 
 
 def launch(process: BaseProcess, spec: WorkerSpec) -> None:
-    """Start a process that will load `spec`; the fork server is deaf as well."""
+    """Start a process that will load `spec`; the fork server is deaf as well.
+
+    A fork server whose socket is gone, as from a /tmp that is cleaned up, is replaced.
+    """
     with deaf():
-        preload.start_fork_server(spec)
-        process.start()
+        server = preload.fork_server()
+        try:
+            preload.start_fork_server(spec)
+            process.start()
+        except (FileNotFoundError, ConnectionRefusedError):
+            preload.replace_fork_server(server, spec)
+            process.start()
 
 
 def prepare(spec: WorkerSpec) -> None:

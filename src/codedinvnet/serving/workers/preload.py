@@ -11,19 +11,22 @@ import contextlib
 import json
 import os
 import signal
+import threading
 from dataclasses import asdict
-from multiprocessing import forkserver
+from multiprocessing import current_process, forkserver
 
 import torch
 from pydantic import TypeAdapter
 
 from codedinvnet.collector import freeze_loaded
+from codedinvnet.errors import UserError
 from codedinvnet.serving.workers.computing import BackupSpec, BundleSpec, ModelSpec, WorkerSpec
 from codedinvnet.serving.workers.result import Computer
 
 SPECS: tuple[type, ...] = (BundleSpec, ModelSpec, BackupSpec)
 """What a fork server can load; workers load any other kind themselves."""
 VARIABLE = "CODEDINVNET_PRELOAD"
+_replacing = threading.Lock()
 
 
 def start_fork_server(spec: WorkerSpec) -> None:
@@ -41,19 +44,54 @@ def start_fork_server(spec: WorkerSpec) -> None:
         os.environ.pop(VARIABLE, None)
 
 
+def fork_server() -> int | None:
+    """Return the number of this process's fork server, which may be dead; None without one."""
+    pid: int | None = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+    return pid
+
+
 def kill_fork_server() -> None:
     """Kill this process's fork server; the next start of a worker starts another."""
-    pid: int | None = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+    pid = fork_server()
     if pid is not None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
 
 
+def replace_fork_server(pid: int | None, spec: WorkerSpec) -> None:
+    """End a fork server that cannot be reached, and start another in a folder of its own.
+
+    Args:
+        pid: its number. If this process has another one by now, that one stays.
+        spec: see `start_fork_server`.
+    """
+    with _replacing:
+        now = fork_server()
+        if now in (None, pid):
+            if now is not None:
+                kill_fork_server()
+                with contextlib.suppress(ChildProcessError):  # multiprocessing asks for it, too
+                    os.waitid(os.P_PID, now, os.WEXITED | os.WNOWAIT)
+            current_process()._config["tempdir"] = None  # type: ignore[attr-defined]
+        start_fork_server(spec)
+
+
 def load(spec: WorkerSpec) -> Computer:
-    """Return what a worker computes with: the fork server's, if that has loaded it, or its own."""
-    if _loaded is not None and _loaded[0] == _key(spec):
-        return _loaded[1]
-    return spec.load()
+    """Return what a worker computes with: the fork server's, if that has loaded it, or its own.
+
+    Raises:
+        UserError: if it set the number of threads as it computed. Those of the fork server are lost
+            in a worker, which would wait for them for ever.
+    """
+    if _loaded is None or _loaded[0] != _key(spec):
+        return spec.load()
+    _, computer, threads = _loaded
+    if threads != spec.threads:
+        raise UserError(
+            f"the model sets PyTorch's threads to {threads} when it computes: take "
+            f"torch.set_num_threads out of it, or say --threads-per-worker {threads}"
+        )
+    return computer
 
 
 def _key(spec: WorkerSpec) -> str:
@@ -61,7 +99,8 @@ def _key(spec: WorkerSpec) -> str:
     return json.dumps([place, asdict(spec)], default=str)
 
 
-def _load_named() -> tuple[str, Computer] | None:
+def _load_named() -> tuple[str, Computer, int] | None:
+    """Return what is loaded: by which key, and how many threads PyTorch has afterwards."""
     key = os.environ.get(VARIABLE)
     if key is None:
         return None
@@ -72,7 +111,7 @@ def _load_named() -> tuple[str, Computer] | None:
     except Exception:  # the workers will meet the same, and can tell
         return None
     freeze_loaded()
-    return key, computer
+    return key, computer, torch.get_num_threads()
 
 
 _loaded = _load_named()

@@ -1,0 +1,134 @@
+"""ONNX files that have weights in other files beside them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from onnx.external_data_helper import set_external_data
+
+from codedinvnet.errors import UserError
+from codedinvnet.models import open_model
+from codedinvnet.models.probe import probe_inputs
+from codedinvnet.models.runtime import takes_files
+from tests.models import factories
+from tests.models.factories import made
+
+
+def by_pytorch(queries: dict[str, np.ndarray]) -> np.ndarray:
+    """Return what PyTorch makes of queries by the model `mlp`."""
+    with torch.inference_mode():
+        found: np.ndarray = made(factories.mlp)[0](*map(torch.from_numpy, queries.values())).numpy()
+    return found
+
+
+def test_weights_beside_an_onnx_file_count(tmp_path: Path) -> None:
+    path = factories.save_onnx(factories.mlp, tmp_path / "mlp.onnx", external=True)
+    model = open_model(path)
+    weights = tmp_path / "mlp.onnx.data"
+    queries = probe_inputs(model.signature.inputs)
+    np.testing.assert_allclose(model.run(queries)["logits"], by_pytorch(queries), rtol=1e-4)
+    content = weights.read_bytes()
+    weights.write_bytes(bytes(len(content)))
+    with pytest.raises(UserError, match="restart the service"):
+        model.source.open()
+    weights.unlink()
+    with pytest.raises(UserError, match=r"weights in mlp\.onnx\.data, which is not in its folder"):
+        open_model(path)
+
+
+def test_links_of_a_cache_to_a_model_and_its_weights(tmp_path: Path) -> None:
+    model = open_model(factories.linked_onnx(factories.mlp, tmp_path, "blobs/bbb"))
+    queries = probe_inputs(model.signature.inputs)
+    np.testing.assert_allclose(model.run(queries)["logits"], by_pytorch(queries), rtol=1e-4)
+
+
+def test_a_link_to_weights_elsewhere_is_refused(tmp_path: Path) -> None:
+    path = factories.linked_onnx(factories.mlp, tmp_path, "elsewhere/bbb")
+    with pytest.raises(
+        UserError, match=r"weights in model\.onnx\.data, which is not in its folder"
+    ):
+        open_model(path)
+
+
+@pytest.mark.parametrize("name", ["../weights", "/etc/passwd"])
+def test_weights_outside_the_folder_are_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    path = constant_elsewhere(tmp_path / "model" / "a.onnx", name, tmp_path / "weights")
+    with pytest.raises(UserError, match="which is not in its folder"):
+        open_model(path)
+
+
+def test_weights_beside_of_a_constant_count(tmp_path: Path) -> None:
+    path = constant_elsewhere(tmp_path / "a.onnx", "weights", tmp_path / "weights")
+    model = open_model(path)
+    found = model.run({"x": np.zeros((2, 4), np.float32)})["sum"]
+    np.testing.assert_array_equal(found, np.tile(np.arange(4, dtype=np.float32), (2, 1)))
+    (tmp_path / "weights").write_bytes(bytes(16))
+    with pytest.raises(UserError, match="restart the service"):
+        model.source.open()
+
+
+@pytest.fixture
+def lookup(tmp_path: Path) -> Path:
+    """A model that has a table, a shape and a Constant in one other file."""
+    arrays = {"table": np.ones((1 << 15, 2), np.float32), "shape": np.array([-1, 2])}
+    tensors = [numpy_helper.from_array(array, name) for name, array in arrays.items()]
+    constant = numpy_helper.from_array(np.full(2, 2.0, np.float32), "constant")
+    with (tmp_path / "weights").open("wb") as file:
+        for tensor in (*tensors, constant):
+            content, begin = tensor.raw_data, file.tell()
+            file.write(content)
+            set_external_data(tensor, "./weights", begin, len(content))
+            tensor.ClearField("raw_data")
+    nodes = [
+        helper.make_node("Constant", [], ["constant"], value=constant),
+        helper.make_node("Gather", ["table", "x"], ["row"]),
+        helper.make_node("Reshape", ["row", "shape"], ["flat"]),
+        helper.make_node("Add", ["flat", "constant"], ["y"]),
+    ]
+    value: list[factories.Value] = [("x", TensorProto.INT64, [None])]
+    outputs: list[factories.Value] = [("y", TensorProto.FLOAT, [None, 2])]
+    path = factories.write_graph(tmp_path / "a.onnx", nodes, value, outputs)
+    whole = onnx.load(path, load_external_data=False)
+    whole.graph.initializer.extend(tensors)
+    path.write_bytes(whole.SerializeToString())
+    return path
+
+
+@pytest.mark.skipif(not takes_files(), reason="ONNX Runtime maps the files")
+def test_weights_beside_may_change_once_a_model_is_open(lookup: Path) -> None:
+    model, beside = open_model(lookup), lookup.parent / "weights"
+    with beside.open("r+b") as file:  # in place, as `cp` and `rsync --inplace` write
+        file.write(bytes(beside.stat().st_size))
+    found = model.run({"x": np.arange(1 << 15)})["y"]
+    np.testing.assert_array_equal(found, np.full((1 << 15, 2), 3.0, np.float32))
+
+
+def test_an_onnx_runtime_that_takes_no_files_from_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = factories.save_onnx(factories.mlp, tmp_path / "mlp.onnx", external=True)
+    model = open_model(path)
+    monkeypatch.setattr("codedinvnet.models.onnx.takes_files", lambda: False)
+    other = open_model(path)
+    assert other.source.digest == model.source.digest
+    queries = probe_inputs(model.signature.inputs)
+    np.testing.assert_array_equal(other.run(queries)["logits"], model.run(queries)["logits"])
+
+
+def constant_elsewhere(path: Path, name: str, weights: Path) -> Path:
+    """Write a model that adds 0, 1, 2, 3, which a Constant node has in another file."""
+    tensor = numpy_helper.from_array(np.arange(4, dtype=np.float32), "w")
+    weights.write_bytes(tensor.raw_data)
+    set_external_data(tensor, name)
+    tensor.ClearField("raw_data")
+    nodes = [helper.make_node("Constant", [], ["w"], value=tensor)]
+    nodes.append(helper.make_node("Add", ["x", "w"], ["sum"]))
+    value: list[factories.Value] = [("x", TensorProto.FLOAT, [None, 4])]
+    outputs: list[factories.Value] = [("sum", TensorProto.FLOAT, [None, 4])]
+    return factories.write_graph(path, nodes, value, outputs)
