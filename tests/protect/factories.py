@@ -91,6 +91,11 @@ def times() -> tuple[nn.Module, dict[str, Tensor]]:
     return Times(4, 3), {"seconds": torch.zeros(1, 4, dtype=torch.int64)}
 
 
+def signed() -> tuple[nn.Module, dict[str, Tensor]]:
+    """Integers whose sign counts."""
+    return Applied(4, 3), {"x": torch.zeros(1, 4, dtype=torch.int64)}
+
+
 def odd() -> tuple[nn.Module, Tensor]:
     """`vectors` with an operator that nobody makes a module of."""
 

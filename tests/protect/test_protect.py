@@ -355,6 +355,20 @@ def test_large_integers_are_numbers_and_no_words(call: Command, tmp_path: Path) 
     assert description(tmp_path / "out")["settings"]["kind"] == "vectors"
 
 
+@pytest.mark.parametrize("highest", [-1, 50])
+def test_negative_integers_are_numbers_and_no_words(
+    highest: int, call: Command, tmp_path: Path
+) -> None:
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).integers(-50, highest + 1, (COUNT, 4)))
+    words = arguments("signed", tmp_path / "x.npy", tmp_path / "out", "--methods", "small-backup")
+    outcome = call(*words)
+    assert outcome.code == 0, outcome.err
+    student = load_part(tmp_path / "out" / WEIGHTS)
+    with torch.inference_mode():
+        one, other = student(torch.tensor([[-50] * 4, [-1] * 4]))
+    assert not torch.equal(one, other)
+
+
 def test_texts_are_refused(call: Command, tmp_path: Path) -> None:
     values: list[Value] = [
         ("x", TensorProto.FLOAT, ["batch", 4]),

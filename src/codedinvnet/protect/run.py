@@ -44,7 +44,7 @@ from codedinvnet.protect.measure import Candidate
 from codedinvnet.protect.parts import Trainer
 from codedinvnet.protect.picture import draw
 from codedinvnet.protect.setting import WORK, ProtectOptions, Setting
-from codedinvnet.protect.students import MOST_WORDS, Student, kind_of, words_of
+from codedinvnet.protect.students import Student, are_words, kind_of
 from codedinvnet.protect.teacher import (
     agreement_when_shifted,
     check_scores,
@@ -278,7 +278,7 @@ def _settings(options: ProtectOptions, setting: Setting) -> dict[str, Any]:
     specs, scores = setting.model.signature.inputs, setting.model.signature.scores
     assert scores is not None
     kind = kind_of(specs)
-    if kind == "tokens" and words_of(setting.inputs.arrays) > MOST_WORDS:
+    if kind == "tokens" and not are_words(setting.inputs.arrays):
         kind = "vectors"
     shift = options.shift
     if shift is None:
