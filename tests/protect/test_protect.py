@@ -369,6 +369,16 @@ def test_negative_integers_are_numbers_and_no_words(
     assert not torch.equal(one, other)
 
 
+def test_the_notes_tell_of_inputs_that_repeat_others(call: Command, tmp_path: Path) -> None:
+    once = np.load(queries(tmp_path))
+    np.save(tmp_path / "x.npy", np.concatenate([once, np.repeat(once[:1], COUNT, axis=0)]))
+    words = arguments("vectors", tmp_path / "x.npy", tmp_path / "out", "--methods", "approxifer")
+    outcome = call(*words)
+    assert outcome.code == 0, outcome.err
+    notes = description(tmp_path / "out")["notes"]
+    assert any(f"{COUNT} of {2 * COUNT} inputs (50.0 %) repeat others" in note for note in notes)
+
+
 def test_texts_are_refused(call: Command, tmp_path: Path) -> None:
     values: list[Value] = [
         ("x", TensorProto.FLOAT, ["batch", 4]),

@@ -87,7 +87,7 @@ def protect(options: ProtectOptions) -> dict[str, Any]:
     setting = _asked(options, model)
     settings = _settings(options, setting)
     candidates: list[Candidate] = []
-    notes: list[str] = []
+    notes = [setting.repetition] if setting.repetition else []
     measured = Measured(options, setting)
     smoothing: dict[str, list[float]] = {}
     exports: list[str] = []
@@ -250,7 +250,7 @@ def _asked(options: ProtectOptions, model: OpenModel) -> Setting:
     scores = teacher_scores(model, inputs, asked)
     check_scores(scores)
     macs = costs.model_macs(model, inputs.batch(np.arange(1)))
-    return Setting(model, inputs, rows, scores, macs, asked)
+    return Setting(model, inputs, rows, scores, macs, asked, count - len(inputs))
 
 
 def _inputs(options: ProtectOptions, model: OpenModel) -> Inputs:
