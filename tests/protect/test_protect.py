@@ -31,6 +31,7 @@ from codedinvnet.protect.folder import (
     EXPORTS,
     PARTS,
     WEIGHTS,
+    export_part,
     load_part,
     open_backup,
     save_part,
@@ -327,6 +328,21 @@ def test_a_backup_is_served_without_onnx_runtime_as_well(
     monkeypatch.setattr(runtime, "session", None)  # nobody may open one
     found = load_protection(finished, model, "small-backup").compute(4, x).output
     torch.testing.assert_close(found, exported, rtol=1e-4, atol=1e-4)
+
+
+def test_nothing_is_left_of_an_export_that_gives_other_scores(tmp_path: Path) -> None:
+    class Uneven(VectorStudent):
+        """An exporter sees another network than PyTorch computes."""
+
+        def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+            found = super().forward(*inputs)
+            return found if torch.compiler.is_exporting() else found + 1
+
+    specs = (TensorSpec("x", "FP32", (FEATURES,)),)
+    student = Uneven(Shape("vectors", 4, 3, specs)).eval()
+    with pytest.raises(UserError, match="other scores"):
+        export_part(tmp_path, "small-backup", student)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_missing_values_are_protected(call: Command, tmp_path: Path) -> None:
