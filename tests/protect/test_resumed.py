@@ -159,3 +159,18 @@ def test_a_training_that_goes_on_has_no_other_mirrored_images(
     assert asked == []
     assert call(*words[:5], str(tmp_path / "fast"), *words[6:]).code == 0
     assert len(asked) == 1  # without the slow start there are some
+
+
+def test_what_was_asked_for_takes_no_minutes_again(
+    call: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = arguments("vectors", queries(tmp_path), tmp_path / "out", "--methods", "approxifer")
+    monkeypatch.setattr("codedinvnet.protect.run.check_teacher", lambda *_: 10.0)
+    refused = call(*words)  # 400 inputs, 5 minutes
+    assert refused.code == 2
+    assert "the model needs about 66.7 minutes for 400 inputs" in refused.err
+    with monkeypatch.context() as changed:
+        changed.setattr("codedinvnet.protect.run.check_scores", killed)  # all were asked for
+        assert call(*words, "--minutes", "100").code == 130
+    outcome = call(*words)
+    assert outcome.code == 0, outcome.err

@@ -50,6 +50,7 @@ from codedinvnet.protect.teacher import (
     check_scores,
     check_teacher,
     teacher_scores,
+    unasked,
 )
 from codedinvnet.provenance import describe_command, describe_commit, describe_machine
 from codedinvnet.training.loop import differing_keys
@@ -237,16 +238,16 @@ def _asked(options: ProtectOptions, model: OpenModel) -> Setting:
     rows = split(len(inputs), options.seed, "--inputs" if options.capture is None else "--capture")
     if options.k > len(rows.test):
         raise UserError(f"--k {options.k}: of {len(inputs)} inputs {len(rows.test)} are for tests")
-    seconds = check_teacher(model, inputs) * len(inputs)
-    if seconds > 60 * options.minutes:
-        raise UserError(
-            f"--minutes: the model needs about {seconds / 60:.1f} minutes for {len(inputs)} inputs "
-            "alone: give more minutes, or fewer inputs"
-        )
-    work = options.out / WORK
     assert model.signature.scores is not None
     output = content_digest(model.signature.scores.output.encode())
-    asked = work / f"asked-{model.source.digest}-{output}-{inputs.digest()}"
+    asked = options.out / WORK / f"asked-{model.source.digest}-{output}-{inputs.digest()}"
+    left = unasked(asked, len(inputs))
+    seconds = check_teacher(model, inputs) * left
+    if seconds > 60 * options.minutes:
+        raise UserError(
+            f"--minutes: the model needs about {seconds / 60:.1f} minutes for {left} inputs "
+            "alone: give more minutes, or fewer inputs"
+        )
     scores = teacher_scores(model, inputs, asked)
     check_scores(scores)
     macs = costs.model_macs(model, inputs.batch(np.arange(1)))
