@@ -232,7 +232,7 @@ def test_numbers_that_are_infinite_already_stay(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.array([[np.inf, np.nan]]))
     signature = Signature((TensorSpec("x", "FP16", (2,)),), ())
     found = read_inputs(tmp_path / "x.npy", signature, Preprocessing())
-    np.testing.assert_array_equal(found.arrays["x"], np.float16([[np.inf, np.nan]]))
+    np.testing.assert_array_equal(found.arrays["x"], np.array([[np.inf, np.nan]], np.float16))
 
 
 @pytest.mark.parametrize(

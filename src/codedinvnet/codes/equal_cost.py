@@ -28,7 +28,8 @@ HEAVY = re.compile(
 
 
 def _of_attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    return 2 * math.prod(query.shape[:-1]) * key.shape[-2] * (query.shape[-1] + value.shape[-1])
+    work = math.prod(query.shape[:-1]) * key.shape[-2] * (query.shape[-1] + value.shape[-1])
+    return 2 * int(work)
 
 
 FORMULAS: dict[Any, Callable[..., int]] = {

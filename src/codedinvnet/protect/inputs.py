@@ -301,7 +301,7 @@ def _converted(array: np.ndarray, spec: TensorSpec, where: str) -> np.ndarray:
     """
     dtype = DATATYPES[spec.datatype]
     if dtype.kind in "iu" and array.size:
-        bounds = np.iinfo(dtype)
+        bounds = np.iinfo(str(dtype))
         if array.min() < bounds.min or array.max() > bounds.max:
             raise UserError(
                 f"{where} has values from {array.min()} to {array.max()}, and {spec.datatype} "
@@ -310,8 +310,9 @@ def _converted(array: np.ndarray, spec: TensorSpec, where: str) -> np.ndarray:
     with np.errstate(over="ignore"):
         found = np.ascontiguousarray(array, dtype)
     if dtype.kind == "f" and (np.isinf(found) & np.isfinite(array)).any():
+        largest = np.finfo(str(dtype)).max
         raise UserError(
-            f"{where} has values beyond {np.finfo(dtype).max:.6g}, the largest of {spec.datatype}: "
+            f"{where} has values beyond {largest:.6g}, the largest of {spec.datatype}: "
             "convert them as clients do"
         )
     return found
