@@ -91,6 +91,11 @@ def times() -> tuple[nn.Module, dict[str, Tensor]]:
     return Times(4, 3), {"seconds": torch.zeros(1, 4, dtype=torch.int64)}
 
 
+def signed() -> tuple[nn.Module, dict[str, Tensor]]:
+    """Integers whose sign counts."""
+    return Applied(4, 3), {"x": torch.zeros(1, 4, dtype=torch.int64)}
+
+
 def odd() -> tuple[nn.Module, Tensor]:
     """`vectors` with an operator that nobody makes a module of."""
 
@@ -146,6 +151,75 @@ def tokens() -> tuple[nn.Module, dict[str, Tensor]]:
             return found
 
     return Words(), {"ids": torch.zeros(1, 20, dtype=torch.int64)}
+
+
+class Sequences(nn.Module):
+    """Scores of 20 tokens, by a layer of (B, 20, 8) between a table and a head."""
+
+    def __init__(self, layer: nn.Module, features: int) -> None:
+        super().__init__()
+        self.table, self.layer, self.head = nn.Embedding(9, 8), layer, nn.Linear(features, 3)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        found = self.layer(self.table(ids))
+        maps = found[0] if isinstance(found, tuple) else found
+        scores: Tensor = self.head(maps.mean(1))
+        return scores
+
+
+def recurrent() -> tuple[nn.Module, dict[str, Tensor]]:
+    layer = nn.LSTM(8, 16, batch_first=True)
+    return Sequences(layer, 16), {"ids": torch.zeros(1, 20, dtype=torch.int64)}
+
+
+def attentive() -> tuple[nn.Module, dict[str, Tensor]]:
+    layer = nn.TransformerEncoderLayer(8, 2, 32, batch_first=True)
+    encoder = nn.TransformerEncoder(layer, 2)
+    return Sequences(encoder, 8), {"ids": torch.zeros(1, 20, dtype=torch.int64)}
+
+
+@torch.library.custom_op("codedinvnet_tests::product", mutates_args=())
+def product(x: Tensor, weights: Tensor) -> Tensor:
+    """A matrix product that PyTorch knows nothing of."""
+    return x @ weights
+
+
+def custom() -> tuple[nn.Module, Tensor]:
+    class Custom(Applied):
+        def forward(self, x: Tensor) -> Tensor:
+            found: Tensor = product(x, self.first)
+            return found.relu() @ self.second
+
+    return Custom(FEATURES, 3), torch.zeros(1, FEATURES)
+
+
+def bilinear() -> tuple[nn.Module, Tensor]:
+    class Pairs(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.pairs, self.head = nn.Bilinear(FEATURES, FEATURES, 40), nn.Linear(40, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            found: Tensor = self.head(self.pairs(x, x))
+            return found
+
+    return Pairs(), torch.zeros(1, FEATURES)
+
+
+def chosen() -> tuple[nn.Module, Tensor]:
+    """One of two products, as an exported `torch.cond` has them."""
+
+    class Chosen(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.other = Applied(FEATURES, 3), Applied(FEATURES, 3, 1.0)
+
+        def forward(self, x: Tensor) -> Tensor:
+            branches = self.one.forward, self.other.forward
+            found: Tensor = torch.ops.higher_order.cond(x.sum() > 0, *branches, (x,))
+            return found
+
+    return Chosen(), torch.zeros(1, FEATURES)
 
 
 def at_random() -> tuple[nn.Module, Tensor]:

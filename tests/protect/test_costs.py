@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,9 @@ from codedinvnet.protect import costs
 from codedinvnet.protect.students import Kind, Shape, kind_of, tensors
 from tests.models import factories
 from tests.models.factories import PLACE, made
+from tests.protect import factories as protected
 
+PROTECTED = "tests.protect.factories"
 IMAGE = (TensorSpec("x", "FP32", (3, 32, 32)),)
 LAST = (TensorSpec("x", "UINT8", (20, 30, 1)),)
 VECTORS = (TensorSpec("x", "FP32", (16,)), TensorSpec("flag", "BOOL", (2, 2)))
@@ -32,6 +35,28 @@ def test_onnx_files_cost_what_their_modules_do(tmp_path: Path) -> None:
     module, (example, *_) = made(factories.mlp)
     factory = open_model(f"{PLACE}:mlp")
     assert costs.model_macs(factory, {"input": np.zeros((1, 16), np.float32)}) == 16 * 8 + 8 * 3
+
+
+RECURRENT = 20 * 4 * 16 * (8 + 16) + 16 * 3
+ATTENTIVE = 2 * (20 * 8 * 32 + 2 * 20 * 20 * 8 + 2 * 20 * 8 * 32) + 8 * 3
+
+
+@pytest.mark.parametrize(("name", "wanted"), [("recurrent", RECURRENT), ("attentive", ATTENTIVE)])
+def test_layers_that_pytorch_fuses_cost_what_their_products_do(
+    name: str, wanted: int, tmp_path: Path
+) -> None:
+    batch = {"ids": np.zeros((1, 20), np.int64)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's own, of an LSTM's weights
+        path = factories.save_pt2(getattr(protected, name), tmp_path / "model.pt2")
+    for source in (f"{PROTECTED}:{name}", path):
+        assert costs.model_macs(open_model(source), batch) == wanted
+
+
+@pytest.mark.parametrize("name", ["custom", "bilinear", "chosen"])
+def test_what_pytorch_has_no_formula_for_is_not_guessed(name: str) -> None:
+    batch = {"x": np.ones((1, protected.FEATURES), np.float32)}
+    assert costs.model_macs(open_model(f"{PROTECTED}:{name}"), batch) is None
 
 
 def test_products_by_hand(tmp_path: Path) -> None:

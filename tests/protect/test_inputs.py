@@ -205,6 +205,37 @@ def test_other_arrays_are_refused(
 
 
 @pytest.mark.parametrize(
+    ("datatype", "values", "message"),
+    [
+        ("INT8", [300, -1], "'x'.* from -1 to 300, and INT8 .* -128 to 127"),
+        ("UINT8", [0, -1], "from -1 to 0, and UINT8"),
+        ("FP16", [1e6, 1.0], "'x'.* 65504, the largest of FP16"),
+        ("FP16", [100_000, 1], "65504"),
+    ],
+)
+@pytest.mark.parametrize("ending", ["npy", "jsonl"])
+def test_numbers_that_the_models_datatype_has_not_are_refused(
+    ending: str, datatype: str, values: list[float], message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / f"x.{ending}"
+    if ending == "npy":
+        np.save(path, np.array([values]))
+    else:
+        tensor = {"name": "x", "datatype": datatype, "shape": [1, 2], "data": values}
+        path.write_text(json.dumps({"inputs": [tensor]}) + "\n")
+    signature = Signature((TensorSpec("x", datatype, (2,)),), ())
+    with pytest.raises(UserError, match=message):
+        read_inputs(path, signature, Preprocessing())
+
+
+def test_numbers_that_are_infinite_already_stay(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.array([[np.inf, np.nan]]))
+    signature = Signature((TensorSpec("x", "FP16", (2,)),), ())
+    found = read_inputs(tmp_path / "x.npy", signature, Preprocessing())
+    np.testing.assert_array_equal(found.arrays["x"], np.array([[np.inf, np.nan]], np.float16))
+
+
+@pytest.mark.parametrize(
     ("name", "content", "message"),
     [
         ("x.npz", b"PK damaged", "damaged"),

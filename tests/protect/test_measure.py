@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from codedinvnet.protect import measure
+from codedinvnet.protect import calibration, measure
 from codedinvnet.protect.measure import (
     CLOSE,
     Answers,
@@ -21,6 +22,8 @@ from codedinvnet.protect.measure import (
     sureness,
     threshold,
 )
+from codedinvnet.trust.calibration import load_calibration
+from codedinvnet.trust.confidence import log_probabilities
 
 
 def made(agrees: np.ndarray, confidence: np.ndarray | None = None) -> Answers:
@@ -199,6 +202,25 @@ def test_differences_are_paired_on_the_inputs_of_both() -> None:
         groups=other.groups[10:],
     )
     assert measure.difference(one, half).value == 0
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_scores_that_are_not_finite_agree_with_nothing(bad: float, tmp_path: Path) -> None:
+    served = np.zeros(200, np.int64)  # what argmax makes of NaN
+    scores = np.tile(np.float32([3, 0, 1]), (200, 1))
+    scores[:50] = bad
+    scores[50:100, 2] = -np.inf  # a class that a model rules out
+    answers = measure.answers_of(log_probabilities(scores, "logits"), np.arange(200), served, None)
+    assert answers.agrees.tolist() == [False] * 50 + [True] * 150
+    assert (threshold(answers, 0.95), threshold(answers, 0.75)) == (answers.confidence[199], 0)
+    found = Candidate("code", 0.1, answers, answers, 10)
+    assert measure.report(found)["agreement"].value == 0.75
+    assert "25.0 %" in measure.report(found)["note"]
+    calibration.save(tmp_path, [found], "digest")
+    curve = load_calibration(tmp_path, "digest", "").curve("code", 10)
+    assert curve is not None
+    assert np.isfinite(curve.thresholds).all()
+    assert (curve.released[-1], curve.disagreed[-1]) == (200, 50)
 
 
 def test_the_table_has_accuracies_only_where_labels_are() -> None:

@@ -31,6 +31,7 @@ from codedinvnet.protect.folder import (
     EXPORTS,
     PARTS,
     WEIGHTS,
+    export_part,
     load_part,
     open_backup,
     save_part,
@@ -329,6 +330,21 @@ def test_a_backup_is_served_without_onnx_runtime_as_well(
     torch.testing.assert_close(found, exported, rtol=1e-4, atol=1e-4)
 
 
+def test_nothing_is_left_of_an_export_that_gives_other_scores(tmp_path: Path) -> None:
+    class Uneven(VectorStudent):
+        """An exporter sees another network than PyTorch computes."""
+
+        def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+            found = super().forward(*inputs)
+            return found if torch.compiler.is_exporting() else found + 1
+
+    specs = (TensorSpec("x", "FP32", (FEATURES,)),)
+    student = Uneven(Shape("vectors", 4, 3, specs)).eval()
+    with pytest.raises(UserError, match="other scores"):
+        export_part(tmp_path, "small-backup", student)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_missing_values_are_protected(call: Command, tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     x = np.load(queries(tmp_path))
@@ -353,6 +369,30 @@ def test_large_integers_are_numbers_and_no_words(call: Command, tmp_path: Path) 
     outcome = call(*arguments("times", tmp_path / "x.npy", tmp_path / "out"))
     assert outcome.code == 0, outcome.err
     assert description(tmp_path / "out")["settings"]["kind"] == "vectors"
+
+
+@pytest.mark.parametrize("highest", [-1, 50])
+def test_negative_integers_are_numbers_and_no_words(
+    highest: int, call: Command, tmp_path: Path
+) -> None:
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).integers(-50, highest + 1, (COUNT, 4)))
+    words = arguments("signed", tmp_path / "x.npy", tmp_path / "out", "--methods", "small-backup")
+    outcome = call(*words)
+    assert outcome.code == 0, outcome.err
+    student = load_part(tmp_path / "out" / WEIGHTS)
+    with torch.inference_mode():
+        one, other = student(torch.tensor([[-50] * 4, [-1] * 4]))
+    assert not torch.equal(one, other)
+
+
+def test_the_notes_tell_of_inputs_that_repeat_others(call: Command, tmp_path: Path) -> None:
+    once = np.load(queries(tmp_path))
+    np.save(tmp_path / "x.npy", np.concatenate([once, np.repeat(once[:1], COUNT, axis=0)]))
+    words = arguments("vectors", tmp_path / "x.npy", tmp_path / "out", "--methods", "approxifer")
+    outcome = call(*words)
+    assert outcome.code == 0, outcome.err
+    notes = description(tmp_path / "out")["notes"]
+    assert any(f"{COUNT} of {2 * COUNT} inputs (50.0 %) repeat others" in note for note in notes)
 
 
 def test_texts_are_refused(call: Command, tmp_path: Path) -> None:

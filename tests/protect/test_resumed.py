@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from codedinvnet.checkpoint import load_checkpoint
-from codedinvnet.protect import distil
+from codedinvnet.protect import distil, teacher
 from codedinvnet.protect.folder import DESCRIPTION, WEIGHTS
 from tests.conftest import Command
 from tests.models.factories import save_pt2
@@ -22,7 +22,7 @@ from tests.protect import factories
 from tests.protect.conftest import COUNT, arguments, description, queries
 
 
-def killed(*_: Any) -> None:
+def killed(*_: Any, **__: Any) -> None:
     raise KeyboardInterrupt
 
 
@@ -134,3 +134,43 @@ def test_more_minutes_are_taken_where_there_was_no_time_for_an_epoch(
     outcome = call(*words, "--minutes", "30")
     assert outcome.code == 0, outcome.err
     assert description(tmp_path / "out")["settings"]["minutes"] == 30
+
+
+def test_a_training_that_goes_on_has_no_other_mirrored_images(
+    call: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = np.random.default_rng(0)
+    np.save(tmp_path / "x.npy", generator.integers(0, 256, (COUNT, 16, 16, 3), dtype=np.uint8))
+    words = arguments("images", tmp_path / "x.npy", tmp_path / "out", "--methods", "small-backup")
+    with monkeypatch.context() as changed:  # no time for them, it seems
+        changed.setattr("codedinvnet.protect.parts.check_teacher", lambda *_: 1000.0)
+        changed.setattr("codedinvnet.protect.parts.train_stage", killed)  # it is planned
+        assert call(*words).code == 130
+    asked = []
+    ask = teacher.teacher_scores
+
+    def asking(*given: Any, **named: Any) -> np.ndarray:
+        asked.append(named)
+        return ask(*given, **named)
+
+    monkeypatch.setattr("codedinvnet.protect.parts.teacher_scores", asking)
+    outcome = call(*words)
+    assert outcome.code == 0, outcome.err
+    assert asked == []
+    assert call(*words[:5], str(tmp_path / "fast"), *words[6:]).code == 0
+    assert len(asked) == 1  # without the slow start there are some
+
+
+def test_what_was_asked_for_takes_no_minutes_again(
+    call: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = arguments("vectors", queries(tmp_path), tmp_path / "out", "--methods", "approxifer")
+    monkeypatch.setattr("codedinvnet.protect.run.check_teacher", lambda *_: 10.0)
+    refused = call(*words)  # 400 inputs, 5 minutes
+    assert refused.code == 2
+    assert "the model needs about 66.7 minutes for 400 inputs" in refused.err
+    with monkeypatch.context() as changed:
+        changed.setattr("codedinvnet.protect.run.check_scores", killed)  # all were asked for
+        assert call(*words, "--minutes", "100").code == 130
+    outcome = call(*words)
+    assert outcome.code == 0, outcome.err

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
+from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
@@ -14,6 +17,26 @@ from codedinvnet.codes.base import Scheme
 from codedinvnet.devices import first_tensor
 from codedinvnet.models.coded import CodedModel
 from codedinvnet.nn.resnet import ResNet, width_of_cost
+
+LIGHT_NAMESPACES = ("aten", "prims")
+"""The operators of all others may do any work."""
+HEAVY = re.compile(
+    r"attention|transformer|rnn|lstm|gru|conv(?!ert)|mm(_|$)|matmul|linear$|[cp]dist|euclidean_dist"
+    r"|linalg_(?!cross|vector_norm)|cholesky|triangular_solve|geqrf|ormqr|(mv|dot)_?$"
+)
+"""Names of operators whose work is not little; that of all others is."""
+
+
+def _of_attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    work = math.prod(query.shape[:-1]) * key.shape[-2] * (query.shape[-1] + value.shape[-1])
+    return 2 * int(work)
+
+
+FORMULAS: dict[Any, Callable[..., int]] = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _of_attention,
+    torch.ops.aten.mv: lambda matrix, *_, **__: 2 * int(matrix.numel()),
+}
+"""Those that PyTorch has none for: operator -> operations, of its arguments."""
 
 
 class _Flops(TorchDispatchMode):
@@ -23,9 +46,13 @@ class _Flops(TorchDispatchMode):
     would wait for it.
     """
 
+    supports_higher_order_operators = True  # their bodies are not counted
+
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.count = 0
+        self.complete = True
+        """Whether no operator was seen whose work is not little, and is not counted."""
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -35,22 +62,38 @@ class _Flops(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         named = kwargs or {}
+        if not isinstance(func, OpOverload):  # a loop, or a choice
+            self.complete = False
+            return func(*args, **named)
         with self:  # what is made of other operations is counted by these
             found = func.decompose(*args, **named)
         if found is not NotImplemented:
             return found
         found = func(*args, **named)
-        if (formula := flop_registry.get(func.overloadpacket)) is not None:
+        packet = func.overloadpacket
+        if (formula := flop_registry.get(packet) or FORMULAS.get(packet)) is not None:
             self.count += int(formula(*args, **named, out_val=found))
+        elif func.namespace not in LIGHT_NAMESPACES or HEAVY.search(packet.__name__):
+            self.complete = False
         return found
 
 
 def count_macs(call: Callable[[], Any]) -> int:
     """Count the multiply-adds of convolutions and matrix products in a call."""
+    return _counted(call).count // 2
+
+
+def all_macs(call: Callable[[], Any]) -> int | None:
+    """Count those of anybody's network; None if an operator does work that is not counted."""
+    counter = _counted(call)
+    return counter.count // 2 if counter.complete else None
+
+
+def _counted(call: Callable[[], Any]) -> _Flops:
     counter = _Flops()
     with counter, torch.no_grad():
         call()
-    return counter.count // 2
+    return counter
 
 
 def macs(network: nn.Module, model: CodedModel) -> int:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from codedinvnet.codes.equal_cost import count_macs
+from codedinvnet.codes.equal_cost import all_macs, count_macs
 from codedinvnet.engines import PYTORCH
 from codedinvnet.models import OpenModel
 from codedinvnet.nn.resnet import width_of_cost
@@ -77,8 +78,22 @@ def model_macs(model: OpenModel, batch: dict[str, np.ndarray]) -> int | None:
     if source.kind == "onnx":
         return onnx_macs(Path(source.source), {n: array.shape for n, array in batch.items()})
     if source.engine == PYTORCH:
-        return count_macs(lambda: model.run(batch)) or None
+        with _no_fused_layers():
+            return all_macs(lambda: model.run(batch)) or None
     return None
+
+
+@contextmanager
+def _no_fused_layers() -> Iterator[None]:
+    """Let recurrent layers and attention be made of matrix products, which are counted."""
+    mkldnn, fast = torch.backends.mkldnn.enabled, torch.backends.mha.get_fastpath_enabled()
+    try:
+        torch.backends.mkldnn.enabled = False
+        torch.backends.mha.set_fastpath_enabled(False)
+        yield
+    finally:
+        torch.backends.mkldnn.enabled = mkldnn
+        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def onnx_macs(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> int | None:

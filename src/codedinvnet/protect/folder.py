@@ -288,7 +288,7 @@ def _exported(folder: Path, name: str) -> ModelSource:
 
 
 def export_part(folder: Path, name: str, student: Student) -> OpenModel:
-    """Write a small backup for ONNX Runtime, and open it.
+    """Write a small backup for ONNX Runtime, and open it; nothing is left of one that is not fit.
 
     Raises:
         UserError: if it cannot be exported, or gives other scores then.
@@ -304,12 +304,16 @@ def export_part(folder: Path, name: str, student: Student) -> OpenModel:
         dynamic_shapes=any_batch(len(examples)),
     )
     write_atomically(folder / EXPORTS[name], content)
-    found = _exported(folder, name).open()
-    with torch.inference_mode():
-        wanted = student(*examples).numpy()
-    scores = found.run(batch)["logits"]
-    if not np.allclose(scores, wanted, rtol=0, atol=CLOSE * float(np.abs(wanted).max())):
-        raise UserError("ONNX Runtime gives other scores than PyTorch")
+    try:
+        found = _exported(folder, name).open()
+        with torch.inference_mode():
+            wanted = student(*examples).numpy()
+        scores = found.run(batch)["logits"]
+        if not np.allclose(scores, wanted, rtol=0, atol=CLOSE * float(np.abs(wanted).max())):
+            raise UserError("ONNX Runtime gives other scores than PyTorch")
+    except Exception:
+        (folder / EXPORTS[name]).unlink()
+        raise
     return found
 
 

@@ -290,7 +290,32 @@ def _fitted(
     if dtype.kind == "O":
         texts = [v if isinstance(v, bytes) else str(v).encode() for v in array.ravel().tolist()]
         return np.array(texts, object).reshape(array.shape), None
-    return np.ascontiguousarray(array, dtype), None
+    return _converted(array, spec, f"--inputs: {spec.name!r} of {path}"), None
+
+
+def _converted(array: np.ndarray, spec: TensorSpec, where: str) -> np.ndarray:
+    """Return numbers in a model's datatype.
+
+    Raises:
+        UserError: if it has no such numbers.
+    """
+    dtype = DATATYPES[spec.datatype]
+    if dtype.kind in "iu" and array.size:
+        bounds = np.iinfo(str(dtype))
+        if array.min() < bounds.min or array.max() > bounds.max:
+            raise UserError(
+                f"{where} has values from {array.min()} to {array.max()}, and {spec.datatype} "
+                f"has those from {bounds.min} to {bounds.max}: convert them as clients do"
+            )
+    with np.errstate(over="ignore"):
+        found = np.ascontiguousarray(array, dtype)
+    if dtype.kind == "f" and (np.isinf(found) & np.isfinite(array)).any():
+        largest = np.finfo(str(dtype)).max
+        raise UserError(
+            f"{where} has values beyond {largest:.6g}, the largest of {spec.datatype}: "
+            "convert them as clients do"
+        )
+    return found
 
 
 def _requests(path: Path, specs: Mapping[str, TensorSpec]) -> dict[str, np.ndarray]:

@@ -16,6 +16,8 @@ import numpy as np
 
 AGREEMENTS = (0.95, 0.99, 0.995)
 """Agreements at which coverage is told."""
+NONE = -1
+"""The answer of scores that are not finite: it agrees with nothing, and has the confidence 0."""
 Z = 1.96
 DEAREST = 0.5
 """Work for a query from which on the served model's own copy is the better backup."""
@@ -37,7 +39,7 @@ class Answers:
 
     Attributes:
         rows: the rows of the inputs, (N,).
-        answers: the classes, (N,).
+        answers: the classes, (N,); NONE where scores were not finite.
         confidence: the highest probability, (N,).
         served: the served model's own answers, (N,).
         groups: the group of each; answers of one group were decoded together, (N,).
@@ -97,10 +99,12 @@ def answers_of(
         labels: the right classes of all inputs; None if nobody knows them.
         groups: see `Answers`; None: each answer is alone.
     """
+    highest = log_probabilities.max(axis=1)
+    finite = np.isfinite(highest)
     return Answers(
         rows,
-        log_probabilities.argmax(axis=1),
-        np.exp(log_probabilities.max(axis=1)),
+        np.where(finite, log_probabilities.argmax(axis=1), NONE),
+        np.exp(np.where(finite, highest, -np.inf)),
         served[rows],
         np.arange(len(rows)) if groups is None else groups,
         None if labels is None else labels[rows],
@@ -168,8 +172,14 @@ def report(candidate: Candidate) -> dict[str, Any]:
             if released.any()
             else None,
         }
-    if candidate.note:
-        row["note"] = candidate.note
+    notes = [candidate.note] if candidate.note else []
+    if share := float((test.answers == NONE).mean()):
+        notes.append(
+            f"{100 * share:.1f} % of the test inputs' scores by {candidate.name} are not finite: "
+            "they count as disagreeing"
+        )
+    if notes:
+        row["note"] = "; ".join(notes)
     return row
 
 

@@ -239,9 +239,7 @@ class Trainer:
         if settings["flip"]:
             (spec,) = setting.model.signature.inputs
             axis = 2 if layout(spec)[1] else 3
-            seconds = check_teacher(setting.model, setting.inputs) * len(setting.inputs)
-            there = any(setting.work.glob("mirrored-*"))
-            if there or seconds < 60 * self.options.minutes * MIRRORED_SHARE:
+            if self._takes_mirrored():
                 scores = teacher_scores(setting.model, setting.inputs, setting.work, mirrored=axis)
                 mirrored = log_probabilities(scores, setting.kind)
         return Lesson(
@@ -253,6 +251,21 @@ class Trainer:
             settings["flip"],
             settings["shift"],
         )
+
+    def _takes_mirrored(self) -> bool:
+        """Tell whether the model is asked for mirrored images; once a part is planned, that stays.
+
+        A training that goes on learns the same then, however fast the model answers now.
+        """
+        setting, work = self.setting, self.options.out / WORK
+        path = work / "mirrored.json"
+        if path.is_file() and any(work.glob("*/plan.json")):
+            return bool(read_json(path))
+        seconds = check_teacher(setting.model, setting.inputs) * len(setting.inputs)
+        there = any(setting.work.glob("mirrored-*"))
+        taken = there or seconds < 60 * self.options.minutes * MIRRORED_SHARE
+        write_json(path, taken)
+        return taken
 
     def _shape(self, name: str, work: float) -> Shape:
         """Return the largest student that costs no more than so many services for a query."""

@@ -44,12 +44,13 @@ from codedinvnet.protect.measure import Candidate
 from codedinvnet.protect.parts import Trainer
 from codedinvnet.protect.picture import draw
 from codedinvnet.protect.setting import WORK, ProtectOptions, Setting
-from codedinvnet.protect.students import MOST_WORDS, Student, kind_of, words_of
+from codedinvnet.protect.students import Student, are_words, kind_of
 from codedinvnet.protect.teacher import (
     agreement_when_shifted,
     check_scores,
     check_teacher,
     teacher_scores,
+    unasked,
 )
 from codedinvnet.provenance import describe_command, describe_commit, describe_machine
 from codedinvnet.training.loop import differing_keys
@@ -87,7 +88,7 @@ def protect(options: ProtectOptions) -> dict[str, Any]:
     setting = _asked(options, model)
     settings = _settings(options, setting)
     candidates: list[Candidate] = []
-    notes: list[str] = []
+    notes = [setting.repetition] if setting.repetition else []
     measured = Measured(options, setting)
     smoothing: dict[str, list[float]] = {}
     exports: list[str] = []
@@ -237,20 +238,20 @@ def _asked(options: ProtectOptions, model: OpenModel) -> Setting:
     rows = split(len(inputs), options.seed, "--inputs" if options.capture is None else "--capture")
     if options.k > len(rows.test):
         raise UserError(f"--k {options.k}: of {len(inputs)} inputs {len(rows.test)} are for tests")
-    seconds = check_teacher(model, inputs) * len(inputs)
-    if seconds > 60 * options.minutes:
-        raise UserError(
-            f"--minutes: the model needs about {seconds / 60:.1f} minutes for {len(inputs)} inputs "
-            "alone: give more minutes, or fewer inputs"
-        )
-    work = options.out / WORK
     assert model.signature.scores is not None
     output = content_digest(model.signature.scores.output.encode())
-    asked = work / f"asked-{model.source.digest}-{output}-{inputs.digest()}"
+    asked = options.out / WORK / f"asked-{model.source.digest}-{output}-{inputs.digest()}"
+    left = unasked(asked, len(inputs))
+    seconds = check_teacher(model, inputs) * left
+    if seconds > 60 * options.minutes:
+        raise UserError(
+            f"--minutes: the model needs about {seconds / 60:.1f} minutes for {left} inputs "
+            "alone: give more minutes, or fewer inputs"
+        )
     scores = teacher_scores(model, inputs, asked)
     check_scores(scores)
     macs = costs.model_macs(model, inputs.batch(np.arange(1)))
-    return Setting(model, inputs, rows, scores, macs, asked)
+    return Setting(model, inputs, rows, scores, macs, asked, count - len(inputs))
 
 
 def _inputs(options: ProtectOptions, model: OpenModel) -> Inputs:
@@ -278,7 +279,7 @@ def _settings(options: ProtectOptions, setting: Setting) -> dict[str, Any]:
     specs, scores = setting.model.signature.inputs, setting.model.signature.scores
     assert scores is not None
     kind = kind_of(specs)
-    if kind == "tokens" and words_of(setting.inputs.arrays) > MOST_WORDS:
+    if kind == "tokens" and not are_words(setting.inputs.arrays):
         kind = "vectors"
     shift = options.shift
     if shift is None:

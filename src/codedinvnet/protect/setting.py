@@ -69,6 +69,7 @@ class Setting:
         scores: the model's, (N, classes).
         macs: the model's multiply-adds for a query; None if they cannot be counted.
         work: folder for what is not finished.
+        repeated: inputs that were left out, since they repeat others.
     """
 
     model: OpenModel
@@ -77,12 +78,25 @@ class Setting:
     scores: np.ndarray
     macs: int | None
     work: Path
+    repeated: int = 0
 
     @property
     def kind(self) -> str:
         """What the scores are."""
         assert self.model.signature.scores is not None
         return self.model.signature.scores.kind
+
+    @property
+    def repetition(self) -> str:
+        """What a reader must know of inputs that repeat others; "" if there are none."""
+        if not self.repeated:
+            return ""
+        count = self.repeated + len(self.inputs)
+        return (
+            f"{self.repeated} of {count} inputs ({100 * self.repeated / count:.1f} %) repeat "
+            "others: each different one counts once here, so where traffic repeats a few of them, "
+            "agreement may be lower, and a limit on disagreement exceeded"
+        )
 
     def spread(self, count: int) -> np.ndarray:
         """Return so many training rows, evenly spread: the first ones may be of few classes."""

@@ -22,7 +22,7 @@ Kind: TypeAlias = Literal["images", "vectors", "tokens"]
 FINE, COARSE = 16, 112
 """Sides of images: smaller ones keep their resolution, larger ones are averaged down to it."""
 MOST_WORDS = 2**18
-"""Integers of a larger vocabulary are numbers or times, and no words."""
+"""Integers of a larger vocabulary, or below 0, are numbers or times, and no words."""
 DEEP = 48
 """From this width on a small network for vectors has two hidden layers."""
 SEGMENTS = 8
@@ -97,6 +97,11 @@ def kind_of(inputs: tuple[TensorSpec, ...]) -> Kind:
     integers = all(DATATYPES[spec.datatype].kind in "iub" for spec in inputs)
     lengths = {spec.shape for spec in inputs}
     return "tokens" if integers and len(lengths) == 1 and len(inputs[0].shape) == 1 else "vectors"
+
+
+def are_words(arrays: Mapping[str, np.ndarray]) -> bool:
+    """Tell whether integers, name -> (N, *shape), may be tokens, and not numbers or times."""
+    return min(int(a.min()) for a in arrays.values()) >= 0 and words_of(arrays) <= MOST_WORDS
 
 
 def words_of(arrays: Mapping[str, np.ndarray]) -> int:

@@ -83,7 +83,7 @@ def teacher_scores(
 
     parts = []
     name = "scores" if mirrored is None else "mirrored"
-    paths = {begin: folder / f"{name}-{begin:08}.npy" for begin in range(0, len(inputs), SHARD)}
+    paths = _shards(folder, name, len(inputs))
     kept = {begin: np.load(path) for begin, path in paths.items() if path.is_file()}
     if kept:
         _check_kept(kept, asked, folder)
@@ -108,6 +108,17 @@ def teacher_scores(
             write_atomically(path, content.getvalue())
             parts.append(scores)
     return np.concatenate(parts)
+
+
+def unasked(folder: Path, count: int) -> int:
+    """Return for how many of so many inputs a folder keeps no scores."""
+    paths = _shards(folder, "scores", count)
+    return sum(min(SHARD, count - begin) for begin, path in paths.items() if not path.is_file())
+
+
+def _shards(folder: Path, name: str, count: int) -> dict[int, Path]:
+    """Return the files that keep the scores of so many inputs, by the first row of each."""
+    return {begin: folder / f"{name}-{begin:08}.npy" for begin in range(0, count, SHARD)}
 
 
 def _check_kept(

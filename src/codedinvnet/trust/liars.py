@@ -73,7 +73,7 @@ class Liars:
     def seen(self, members: Sequence[Member], extra: int) -> int | None:
         """Take a complete group; return the worker that is found to lie, if there is one.
 
-        The sums begin anew when one is found.
+        The sums begin anew when one is found. A single worker has nobody to stand out from.
 
         Args:
             members: the group's members.
@@ -103,6 +103,8 @@ class Liars:
             sums *= MEMORIES
             np.add.at(sums, (slice(None), workers, bins), values)  # type: ignore[arg-type]
         highest = self.sums.max(0)
+        if len(highest) < 2:
+            return None
         second, first = np.partition(highest, -2)[-2:]
         if first - second < self.limit:
             return None
