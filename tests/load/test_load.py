@@ -451,6 +451,38 @@ def test_arrivals(tmp_path: Path) -> None:
             gaps_of(options)
 
 
+def test_a_log_in_another_unit_is_told_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = tmp_path / "log"
+    options = LoadOptions("", arrivals=str(log), duration=10)
+    since_1970 = [1_700_000_000_000 + 100 * number for number in range(2000)]
+    log.write_text("\n".join(map(str, since_1970)))
+    with pytest.raises(UserError, match="is no time in seconds: divide by 1000 if it is in ms"):
+        gaps_of(options)
+    scaled = LoadOptions("", arrivals=str(log), duration=10, rate=10.0)
+    assert len(gaps_of(scaled)) == pytest.approx(100, abs=2)  # the unit does not matter
+    assert capsys.readouterr().err == ""
+    cases: list[tuple[list[float], str]] = [
+        ([100.0 * number for number in range(2000)], "warning: 1 of the 2000 requests"),
+        ([number / 10 for number in range(2000)], ""),
+        ([5.0 * number for number in range(20)], ""),  # few there, too
+    ]
+    for times, told in cases:
+        log.write_text("\n".join(map(str, times)))
+        gaps_of(options)
+        err = capsys.readouterr().err
+        assert err.startswith(told)
+        assert err.count("\n") == bool(told)
+
+
+def test_requests_that_come_all_at_once_have_no_rate(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_text("5\n" * 3)
+    row = load(Fake(), arrivals=str(log), rate=None)
+    assert (row["answered"], row["settings"]["offered_per_s"]) == (3, None)
+
+
 def test_which_server_and_which_model() -> None:
     assert server_and_model(LoadOptions("http://a:1/p/v2/models/a%20b")) == ("http://a:1/p", "a b")
     assert server_and_model(LoadOptions("grpc://a:1", model="m")) == ("grpc://a:1", "m")

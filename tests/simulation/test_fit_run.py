@@ -152,6 +152,32 @@ def test_no_stragglers_are_said_to_be_none(tmp_path: Path, call: Command) -> Non
     assert f"codedinvnet plan BUNDLE --scenario {out} --encode-ms MS --qps" in outcome.out
 
 
+def test_a_log_in_seconds_is_told_of(tasks: Path, tmp_path: Path, call: Command) -> None:
+    """Its figures are told all the same, in as many digits as they need."""
+    head, *lines = tasks.read_text().splitlines()
+    split = [line.split(",") for line in lines]
+    seconds = tmp_path / "seconds.csv"
+    rows = (f"{worker},{float(ms) / 1000:.6f}" for worker, ms in split)
+    seconds.write_text("\n".join([head, *rows]))
+    medians = {}
+    for path, unit in ((tasks, 1.0), (seconds, 1000.0)):
+        outcome = call("fit", path, "--out", tmp_path / "out.json")
+        assert outcome.code == 0, outcome.err
+        assert ("are these seconds?" in outcome.out) == (unit > 1)
+        (told,) = (line for line in outcome.out.splitlines() if line.startswith("0.5 "))
+        medians[unit] = float(told.split()[1]) * unit
+    assert medians[1000.0] == pytest.approx(medians[1.0], rel=0.01)
+
+
+def test_quick_tasks_of_a_service_are_in_ms(tmp_path: Path, call: Command) -> None:
+    times = tmp_path / "traffic.json"
+    quick = [[i, i % 2, 0, 0.02 + 1e-4 * (i % 7), 0] for i in range(300)]
+    times.write_text(json.dumps({"rules": {"workers": 2}, "tasks": quick}))
+    outcome = call("fit", times, "--out", tmp_path / "out.json")
+    assert outcome.code == 0, outcome.err
+    assert "seconds" not in outcome.out
+
+
 def test_refusals_leave_nothing(tasks: Path, tmp_path: Path, call: Command) -> None:
     out, base = tmp_path / "out.json", tmp_path / "base.json"
     base.write_text("{}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import math
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,10 @@ FRACTION = re.compile(r"^(\d{4}-\d\d-\d\d[T,\s]+\d\d:\d\d:\d\d),(?=\d{3}(?:\d{3}
 """A date and a time with a fraction of a second behind a comma, as Python's logs have it."""
 RATE = 10.0
 """Requests a second, if nobody says."""
+LATEST = 1e11
+"""Of a log, in seconds: three thousand years. Milliseconds since 1970 are more."""
+FEW = 10
+"""With fewer requests due, of a log that has ten times as many, something may be wrong."""
 
 
 @dataclass(frozen=True)
@@ -101,12 +106,13 @@ def headers(options: LoadOptions) -> tuple[tuple[str, str], ...]:
 
 
 def gaps_of(options: LoadOptions) -> list[float]:
-    """Return the seconds before each request.
+    """Return the seconds before each request. Tell if these are few of a log's.
 
     Raises:
-        UserError: if they are in a file that cannot be read.
+        UserError: if they are in a file that cannot be read, or in no seconds.
     """
-    if options.arrivals in (POISSON, CONSTANT):
+    is_log = options.arrivals not in (POISSON, CONSTANT)
+    if not is_log:
         rate = options.rate or RATE
         count = math.ceil(rate * options.duration)
         if options.arrivals == CONSTANT:
@@ -115,12 +121,20 @@ def gaps_of(options: LoadOptions) -> list[float]:
         gaps = np.array(poisson_gaps(rate, count + math.ceil(6 * math.sqrt(count)), options.seed))
     else:
         times = np.sort(read_times(Path(options.arrivals)))
+        if options.rate is None and max(-times[0], times[-1]) > LATEST:
+            told = f"--arrivals: {options.arrivals}: {times[-1]:.0f} is no time in seconds"
+            raise UserError(f"{told}: divide by 1000 if it is in ms, or say --rate")
         gaps = np.diff(times, prepend=times[0])
         if options.rate is not None and times[-1] > times[0]:
             gaps *= (len(times) - 1) / (times[-1] - times[0]) / options.rate
     within = np.cumsum(gaps) <= options.duration
-    if not within.any():
+    due = int(within.sum())
+    if not due:
         raise UserError("--duration: no request is due in it")
+    if is_log and options.rate is None and due < FEW and len(gaps) >= 10 * due:
+        told = f"warning: {due} of the {len(gaps)} requests of {options.arrivals} are due within"
+        told += f" {options.duration:g} s (--duration): are its times in seconds?"
+        print(told, file=sys.stderr)
     return [float(gap) for gap in gaps[within]]
 
 

@@ -201,6 +201,7 @@ async def measure(options: LoadOptions) -> dict[str, Any]:
     check(options)
     url, model = server_and_model(options)
     gaps = gaps_of(options)
+    rate = len(gaps) / sum(gaps) if any(gaps) else None
     own = OwnHeaders(headers(options))
     upstream = open_upstream(url, own=own, flag="URL", connect=options.timeout)
     upstream.tries = 1
@@ -215,7 +216,7 @@ async def measure(options: LoadOptions) -> dict[str, Any]:
             requests = from_file(options.inputs, signature, options.batch, options.seed)
         calls, written_as = await first_calls(upstream, options, requests, batched)
         sender, began = Sender([upstream], calls, options.timeout), time.perf_counter()
-        label = f"{len(gaps) / max(sum(gaps), 1e-9):.4g} requests/s"
+        label = f"{len(gaps)} at once" if rate is None else f"{rate:.4g} requests/s"
         unsent = await open_loop(sender.send, gaps, label, most=open_at_most(options))
         seconds = time.perf_counter() - began
     except (Unreachable, NotProtocol) as error:
@@ -231,7 +232,7 @@ async def measure(options: LoadOptions) -> dict[str, Any]:
         "model": model,
         "tensors": written_as,
         "arrivals": options.arrivals,
-        "offered_per_s": round(len(gaps) / max(sum(gaps), 1e-9), 3),
+        "offered_per_s": rate and round(rate, 3),
         "batch": options.batch,
         "inputs": None if options.inputs is None else str(options.inputs),
         "seed": options.seed,

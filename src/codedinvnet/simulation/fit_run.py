@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from scipy.stats import ks_2samp
 
 from codedinvnet.errors import UserError
@@ -32,6 +34,10 @@ ASSUMED = (
     "taken for granted: a time is from when the worker began to when it ended, without waiting;",
     "a delay is the worker's and not the input's, so that a copy has a draw of its own",
 )
+QUICK_MS = 0.1
+"""Half of a log's tasks take less: its times may be in seconds."""
+DIGITS = 3
+"""Of what is shown, significant ones of the median."""
 LOAD = 0.5
 """Of capacity, where no scenario says the load."""
 
@@ -117,6 +123,8 @@ def run_fit(
         draw_fit(fitted.times, drawn, picture)
     late = delays[delays >= fitted.delays.min()] if len(fitted.delays) else delays
     compared = len(fitted.delays) and len(late)
+    median = float(np.median(fitted.times))
+    places = min(9, max(1, DIGITS - 1 - math.floor(math.log10(median))))
     report = {
         "schema_version": 1,
         "kind": "fit",
@@ -124,11 +132,13 @@ def run_fit(
         "workers": {name: number for number, name in enumerate(fitted.workers)},
         "idle": measured.idle,
         "slots": measured.slots,
-        "service_ms": round(fitted.service.mean_ms, 4),
+        "service_ms": round(fitted.service.mean_ms, max(4, places)),
         "encode_ms": round(found.encode.mean_ms, 4) if measured.encode_share is not None else None,
         "stragglers": [s.model_dump(mode="json", exclude_defaults=True) for s in fitted.stragglers],
         "quantiles_ms": {
-            f"{share:g}": [round(percentile(times, share), 3) for times in (fitted.times, drawn)]
+            f"{share:g}": [
+                round(percentile(times, share), max(3, places)) for times in (fitted.times, drawn)
+            ]
             for share in SHOWN
         },
         "late_share": [
@@ -138,22 +148,26 @@ def run_fit(
         "late_distance": round(float(ks_2samp(fitted.delays, late).statistic), 5)
         if compared
         else 0.0,
+        "notes": [f"half of the tasks took less than {QUICK_MS:g} ms: are these seconds?"]
+        if median < QUICK_MS and times.suffix.lower() == ".csv"
+        else [],
         "out": str(out),
     }
     encode = "" if "encode" in said else " --encode-ms MS"
     return report, [
-        *_lines(report),
+        *_lines(report, places),
         f"wrote {out}: codedinvnet plan {bundle or 'BUNDLE'} --scenario "
         f"{out}{encode} --qps QPS --p999-ms MS",
     ]
 
 
-def _lines(report: Mapping[str, Any]) -> list[str]:
+def _lines(report: Mapping[str, Any], places: int) -> list[str]:
     names = list(report["workers"])
     idle = f", {report['idle']} more did none" if report["idle"] else ""
     lines = [
         f"{report['tasks']} tasks of {len(names)} workers{idle}; "
-        f"{report['service_ms']:.2f} ms in the mean without stragglers",
+        f"{report['service_ms']:.{max(2, places)}f} ms in the mean without stragglers",
+        *report["notes"],
         "",
     ]
     for straggler in report["stragglers"]:
@@ -169,7 +183,7 @@ def _lines(report: Mapping[str, Any]) -> list[str]:
                 {"share of tasks": share, "measured ms": measured, "fitted ms": fitted}
                 for share, (measured, fitted) in report["quantiles_ms"].items()
             ),
-            {"measured ms": ".1f", "fitted ms": ".1f"},
+            {"measured ms": f".{places}f", "fitted ms": f".{places}f"},
         ),
         "",
         f"late: {was:.2%} measured, {comes:.2%} fitted; the distribution functions of the delays "
