@@ -463,11 +463,12 @@ def test_a_log_in_another_unit_is_told_of(
     scaled = LoadOptions("", arrivals=str(log), duration=10, rate=10.0)
     assert len(gaps_of(scaled)) == pytest.approx(100, abs=2)  # the unit does not matter
     assert capsys.readouterr().err == ""
-    for times, told in (
-        ([100 * number for number in range(2000)], "warning: 1 of the 2000 requests"),
+    cases: list[tuple[list[float], str]] = [
+        ([100.0 * number for number in range(2000)], "warning: 1 of the 2000 requests"),
         ([number / 10 for number in range(2000)], ""),
         ([5.0 * number for number in range(20)], ""),  # few there, too
-    ):
+    ]
+    for times, told in cases:
         log.write_text("\n".join(map(str, times)))
         gaps_of(options)
         err = capsys.readouterr().err

@@ -207,7 +207,7 @@ def test_differences_are_paired_on_the_inputs_of_both() -> None:
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_scores_that_are_not_finite_agree_with_nothing(bad: float, tmp_path: Path) -> None:
     served = np.zeros(200, np.int64)  # what argmax makes of NaN
-    scores = np.tile(np.float32([3, 0, 1]), (200, 1))
+    scores = np.tile(np.array([3, 0, 1], np.float32), (200, 1))
     scores[:50] = bad
     scores[50:100, 2] = -np.inf  # a class that a model rules out
     answers = measure.answers_of(log_probabilities(scores, "logits"), np.arange(200), served, None)

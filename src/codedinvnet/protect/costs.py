@@ -86,13 +86,12 @@ def model_macs(model: OpenModel, batch: dict[str, np.ndarray]) -> int | None:
 @contextmanager
 def _no_fused_layers() -> Iterator[None]:
     """Let recurrent layers and attention be made of matrix products, which are counted."""
-    mkldnn, fast = torch.backends.mkldnn.enabled, torch.backends.mha.get_fastpath_enabled()
+    fast = torch.backends.mha.get_fastpath_enabled()
     try:
-        torch.backends.mkldnn.enabled = False
         torch.backends.mha.set_fastpath_enabled(False)
-        yield
+        with torch.backends.mkldnn.flags(enabled=False):
+            yield
     finally:
-        torch.backends.mkldnn.enabled = mkldnn
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
