@@ -325,6 +325,7 @@ def test_limits_that_cannot_be_kept_are_refused(options: dict[str, Any], message
         ({"on_corruption": "replace"}, False),
         ({"policy": "hedge"}, False),
         ({"method": "nercc"}, True),
+        ({"workers": 1}, True),
     ],
 )
 def test_a_start_tells_if_wrong_workers_are_not_noticed(

@@ -213,6 +213,8 @@ def unnoticed(scheme: Scheme | None, policy: Policy, relied: Reliance | None) ->
         return f"no calibration says what the extra task of {scheme.name} alone answers at k = {k}"
     if len(scheme.rules.tasks(k)) != k + 1:
         return f"groups of {scheme.name} have several extra tasks, and one is compared with"
+    if len(relied.lately) < 2:
+        return "one worker has nobody to be compared with"
     return ""
 
 
