@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -86,12 +86,14 @@ def model_macs(model: OpenModel, batch: dict[str, np.ndarray]) -> int | None:
 @contextmanager
 def _no_fused_layers() -> Iterator[None]:
     """Let recurrent layers and attention be made of matrix products, which are counted."""
-    fast = torch.backends.mha.get_fastpath_enabled()
+    mkldnn: Any = torch.backends.mkldnn  # its `flags` would set others, too, and warn of them
+    enabled, fast = mkldnn.enabled, torch.backends.mha.get_fastpath_enabled()
     try:
+        mkldnn.enabled = False
         torch.backends.mha.set_fastpath_enabled(False)
-        with torch.backends.mkldnn.flags(enabled=False):
-            yield
+        yield
     finally:
+        mkldnn.enabled = enabled
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
