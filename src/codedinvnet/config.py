@@ -114,17 +114,13 @@ class PartSettings(Section):
     learning_rate: Rate = 2e-3
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4
     consistent_teacher: bool = False
-    """What is distilled follows the served classifier's answer to the varied image that it sees,
-    not to the image as it is (Beyer et al., "A good teacher is patient and consistent", CVPR 2022).
-    """
+    """What is distilled learns from the served answer to each augmented image, not to the original
+    (Beyer et al., CVPR 2022)."""
 
     @model_serializer(mode="wrap")
     def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave the teacher out where it is as it always was: rows and parts stay as they are."""
-        told: dict[str, Any] = handler(self)
-        if not self.consistent_teacher:
-            del told["consistent_teacher"]
-        return told
+        """Leave out a teacher that is not consistent, as rows and parts of before do."""
+        return {k: v for k, v in handler(self).items() if v or k != "consistent_teacher"}
 
 
 class EncoderSettings(Section):
