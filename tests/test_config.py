@@ -371,6 +371,16 @@ def test_settings_cannot_be_changed() -> None:
         settings.seed = 5
 
 
+def test_an_option_that_is_newer_than_rows_is_told_only_where_it_is_used() -> None:
+    """A row's key is made of its settings: a new default would have every row measured again."""
+    raw = tiny_settings("pixels")
+    assert "precision" not in parse_settings(raw, "here").model_dump()["fusion"]
+    raw["fusion"]["precision"] = "bfloat16"
+    told = parse_settings(raw, "here").model_dump(mode="json")
+    assert told["fusion"]["precision"] == "bfloat16"
+    assert parse_settings(told, "here").model_dump(mode="json") == told
+
+
 @pytest.mark.parametrize("objective", ["recovery", "pixels"])
 def test_stored_settings_are_filled_with_defaults(objective: str) -> None:
     wanted = parse_settings(tiny_settings(objective), "here").model_dump(mode="json")

@@ -7,11 +7,9 @@ one; the published code's own nested files are recognised and translated.
 from __future__ import annotations
 
 import inspect
-import re
-import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args
 
 from pydantic import (
     BaseModel,
@@ -26,6 +24,7 @@ from pydantic import (
 
 from codedinvnet.errors import UserError, nearest
 from codedinvnet.files import read_json
+from codedinvnet.published import translate_published
 
 Positive = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0)]
@@ -38,6 +37,13 @@ class Section(BaseModel):
     """A section of a settings file: unknown keys are refused, values are not changed later."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    newer: ClassVar[frozenset[str]] = frozenset()
+    """Left out where they have their default: rows and checkpoints of before do not name them."""
+
+    @model_serializer(mode="wrap")
+    def _without_newer(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        kept = {k: f.default for k, f in type(self).model_fields.items() if k in self.newer}
+        return {k: v for k, v in handler(self).items() if k not in kept or v != kept[k]}
 
 
 class DataSettings(Section):
@@ -97,7 +103,7 @@ class TrainSettings(Section):
     shift: Annotated[int, Field(ge=0)] = 0
     """Augmentation: mirror images, and shift them by up to so many pixels."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Of f's passes while it trains; weights and losses stay in float32. bfloat16 takes 0.6
+    """Of f's passes while it trains; weights and losses stay in float32. bfloat16 takes 0.4 to 0.6
     of the time on some processors; where a short trial finds none saved, f trains in float32."""
     init_batch: Positive = 1024
     series_terms: Positive = 5
@@ -117,10 +123,7 @@ class PartSettings(Section):
     """What is distilled learns from the served answer to each augmented image, not to the original
     (Beyer et al., CVPR 2022)."""
 
-    @model_serializer(mode="wrap")
-    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out a teacher that is not consistent, as rows and parts of before do."""
-        return {k: v for k, v in handler(self).items() if v or k != "consistent_teacher"}
+    newer: ClassVar[frozenset[str]] = frozenset({"consistent_teacher"})
 
 
 class EncoderSettings(Section):
@@ -170,7 +173,10 @@ class PixelFusionSettings(Section):
     discriminator_steps: Positive = 5
     discriminator_filters: Positive = 64
     discriminator_layers: Positive = 3
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of E's passes and the discriminator's, as in the training section."""
     encoder: EncoderSettings = EncoderSettings(kind="unet", width=64)
+    newer: ClassVar[frozenset[str]] = frozenset({"precision"})
 
     @model_validator(mode="after")
     def _images_alone(self) -> PixelFusionSettings:
@@ -284,7 +290,7 @@ def load_settings(path: Path) -> Settings:
     if not isinstance(raw, dict):
         raise UserError(f"{path}: the settings must be one JSON object")
     if "data_processing" in raw:
-        raw = _translate_published(raw, path)
+        raw = translate_published(raw, path)
     return parse_settings(raw, str(path))
 
 
@@ -417,83 +423,3 @@ def _section(annotation: Any) -> type[BaseModel] | None:
             model: type[BaseModel] = candidate
             return model
     return None
-
-
-_PUBLISHED_DATA = {
-    "mnist": DataSettings(name="mnist", padding=2),
-    "fashion": DataSettings(name="fashion", padding=2),
-    "cifar10": DataSettings(name="cifar10"),
-    "imagenet": DataSettings(name="imagenet", image_size=224),
-}
-
-
-def _translate_published(raw: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Translate a settings file of the published code; warn once of the keys not used."""
-    used: set[tuple[str, ...]] = set()
-
-    def get(*keys: str, default: Any) -> Any:
-        value: Any = raw
-        for key in keys:
-            if not isinstance(value, dict) or key not in value:
-                return default
-            value = value[key]
-        used.add(keys)
-        return value
-
-    dataset = str(get("data_processing", "dataset", default="mnist"))
-    if dataset not in _PUBLISHED_DATA:
-        known = ", ".join(_PUBLISHED_DATA)
-        raise UserError(f"{path}: data_processing.dataset: unknown {dataset!r} (known: {known})")
-    data = _PUBLISHED_DATA[dataset]
-    kind = get("name", "iname", default="iresnet")
-    inet, optimization = ("train", "inet"), ("train", "optimization")
-    setting = ("train", "training_setting")
-    if get(*inet, "mixup_hidden", default=True):
-        mixup = "manifold"
-    else:
-        mixup = "input" if get(*inet, "mixup", default=False) else "none"
-    translated = {
-        "name": re.sub(r"[^\w.-]", "-", f"{path.stem}-published").lstrip("-."),
-        "seed": get("train", "initialization", "seed", default=0),
-        "data": data.model_dump(),
-        "network": {
-            "kind": kind,
-            "blocks": get(*inet, "nBlocks", default=[7, 7, 7]),
-            "strides": get(*inet, "nStrides", default=[1, 2, 2]),
-            "hidden": get(*inet, "nChannels", default=[32, 64, 128]),
-            "coefficient": get(*inet, "coeff", default=0.9),
-            "initial_squeeze": get(*inet, "init_ds", default=2),
-            "injective_padding": get(*inet, "inj_pad", default=0),
-            "nonlinearity": get(*inet, "nonlin", default="elu"),
-        },
-        "training": {
-            "epochs": get(*setting, "epochs", default=100),
-            "weight_decay": get(*optimization, "weight_decay", default=5e-4),
-            "mixup": mixup,
-            "mixup_alpha": get(*inet, "mixup_alpha", default=1.0),
-            "init_batch": get(*inet, "init_batch", default=1024),
-            "series_terms": get(*setting, "numSeriesTerms", default=5),
-            "trace_samples": get(*setting, "numTraceSamples", default=1),
-        },
-        "fusion": {
-            "objective": "pixels",
-            "members": get("train", "model", "nactors", default=2),
-            "groups": 25000,
-            "epochs": get(*setting, "n_epochs", default=100),
-            "discriminator_filters": get("train", "fnet", "ndf", default=64),
-            "encoder": {"kind": "unet", "width": get("train", "fnet", "ngf", default=64)},
-        },
-    }
-    unused = sorted(".".join(keys) for keys in _leaves(raw) if keys not in used)
-    if unused:
-        warnings.warn(
-            f"{path} is a settings file of the published code; not used: {', '.join(unused)}",
-            stacklevel=3,
-        )
-    return translated
-
-
-def _leaves(value: Any, prefix: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
-    if isinstance(value, dict):
-        return [leaf for key, sub in value.items() for leaf in _leaves(sub, (*prefix, str(key)))]
-    return [prefix]

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codedinvnet.nn.layers import space_to_depth
+from codedinvnet.nn.small_maps import SmallMapConv2d, SmallMapConvTranspose2d
 
 
 class Encoding(NamedTuple):
@@ -337,13 +338,15 @@ class UNetFusion(FusionEncoder):
             outer, inner = level == 0, level == depth - 1
             kernel = 2 if inner else 4
             down: list[nn.Module] = [] if outer else [nn.LeakyReLU(0.2)]
-            down.append(nn.Conv2d(before, width, kernel, 2, 1, bias=False))
+            down.append(SmallMapConv2d(before, width, kernel, 2, 1, bias=False))
             if not outer and not inner:
                 down.append(nn.BatchNorm2d(width))
             self.downs.append(nn.Sequential(*down))
             up: list[nn.Module] = [
                 nn.PReLU(),
-                nn.ConvTranspose2d(width if inner else 2 * width, before, kernel, 2, 1, bias=outer),
+                SmallMapConvTranspose2d(
+                    width if inner else 2 * width, before, kernel, 2, 1, bias=outer
+                ),
             ]
             if not outer:
                 up.append(nn.BatchNorm2d(before))
@@ -389,7 +392,7 @@ class PatchDiscriminator(nn.Module):
             after = filters * min(2**level, 8)
             stride = 2 if level < layers else 1
             modules += [
-                nn.Conv2d(width, after, 4, stride, 1, bias=False),
+                SmallMapConv2d(width, after, 4, stride, 1, bias=False),
                 nn.BatchNorm2d(after),
                 nn.LeakyReLU(0.2),
             ]

@@ -23,6 +23,7 @@ from codedinvnet.nn.fusion import PatchDiscriminator, UNetFusion
 from codedinvnet.progress import Progress
 from codedinvnet.training.fusion_data import FusionData, draw_groups, invert_means
 from codedinvnet.training.loop import set_rate, warmup_cosine
+from codedinvnet.training.precision import autocast
 from codedinvnet.training.recovered import embed_all, recovered_accuracy
 
 VERSION = 2
@@ -120,6 +121,18 @@ class PixelStage:
         x = self.model.prepare(images.to(self.device)).unflatten(0, tuple(groups.shape))
         return x, self.data.targets[rows].to(self.device)
 
+    def parity(self, x: Tensor) -> Tensor:
+        """Return the parity images (B, C, H, W) of groups (B, k, C, H, W), in training."""
+        with autocast(self.fusion.precision, self.device):
+            fake: Tensor = self.model.encoder(x).parity
+        return fake.float()
+
+    def score(self, x: Tensor, parity: Tensor) -> Tensor:
+        """Return the discriminator's scores of groups and parities, in training."""
+        with autocast(self.fusion.precision, self.device):
+            scores: Tensor = self.discriminator(x, parity)
+        return scores.float()
+
     def step(self, epoch: int, index: int) -> Mapping[str, float]:
         """Do the discriminator's steps, then one of the generator on the last batch."""
         done = epoch * self.steps_per_epoch + index
@@ -130,15 +143,15 @@ class PixelStage:
         for turn in range(count):
             x, target = self.batch(index * count + turn)
             with torch.no_grad():
-                fake = self.model.encoder(x).parity
-            real_score, fake_score = self.discriminator(x, target), self.discriminator(x, fake)
+                fake = self.parity(x)
+            real_score, fake_score = self.score(x, target), self.score(x, fake)
             discriminator_loss = F.relu(1 - real_score).mean() + F.relu(1 + fake_score).mean()
             self.discriminator_optimizer.zero_grad(set_to_none=True)
             discriminator_loss.backward()
             self.discriminator_optimizer.step()
-        fake = self.model.encoder(x).parity
+        fake = self.parity(x)
         pixel_loss = torch.cosh(fake - target).mean()
-        loss = pixel_loss - self.discriminator(x, fake).mean()
+        loss = pixel_loss - self.score(x, fake).mean()
         self.generator_optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.generator_optimizer.step()

@@ -1,0 +1,96 @@
+"""Settings files of the paper's published code, translated into ours."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+from codedinvnet.errors import UserError
+
+DATA: dict[str, dict[str, Any]] = {
+    "mnist": {"name": "mnist", "padding": 2},
+    "fashion": {"name": "fashion", "padding": 2},
+    "cifar10": {"name": "cifar10"},
+    "imagenet": {"name": "imagenet", "image_size": 224},
+}
+
+
+def translate_published(raw: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Return a settings file of the published code as one of ours; warn once of keys not used.
+
+    Args:
+        raw: what the file holds.
+        path: the file, for messages and for the run's name.
+
+    Raises:
+        UserError: if its image set is not one of the paper's.
+    """
+    used: set[tuple[str, ...]] = set()
+
+    def get(*keys: str, default: Any) -> Any:
+        value: Any = raw
+        for key in keys:
+            if not isinstance(value, dict) or key not in value:
+                return default
+            value = value[key]
+        used.add(keys)
+        return value
+
+    dataset = str(get("data_processing", "dataset", default="mnist"))
+    if dataset not in DATA:
+        known = ", ".join(DATA)
+        raise UserError(f"{path}: data_processing.dataset: unknown {dataset!r} (known: {known})")
+    kind = get("name", "iname", default="iresnet")
+    inet, optimization = ("train", "inet"), ("train", "optimization")
+    setting = ("train", "training_setting")
+    if get(*inet, "mixup_hidden", default=True):
+        mixup = "manifold"
+    else:
+        mixup = "input" if get(*inet, "mixup", default=False) else "none"
+    translated = {
+        "name": re.sub(r"[^\w.-]", "-", f"{path.stem}-published").lstrip("-."),
+        "seed": get("train", "initialization", "seed", default=0),
+        "data": DATA[dataset],
+        "network": {
+            "kind": kind,
+            "blocks": get(*inet, "nBlocks", default=[7, 7, 7]),
+            "strides": get(*inet, "nStrides", default=[1, 2, 2]),
+            "hidden": get(*inet, "nChannels", default=[32, 64, 128]),
+            "coefficient": get(*inet, "coeff", default=0.9),
+            "initial_squeeze": get(*inet, "init_ds", default=2),
+            "injective_padding": get(*inet, "inj_pad", default=0),
+            "nonlinearity": get(*inet, "nonlin", default="elu"),
+        },
+        "training": {
+            "epochs": get(*setting, "epochs", default=100),
+            "weight_decay": get(*optimization, "weight_decay", default=5e-4),
+            "mixup": mixup,
+            "mixup_alpha": get(*inet, "mixup_alpha", default=1.0),
+            "init_batch": get(*inet, "init_batch", default=1024),
+            "series_terms": get(*setting, "numSeriesTerms", default=5),
+            "trace_samples": get(*setting, "numTraceSamples", default=1),
+        },
+        "fusion": {
+            "objective": "pixels",
+            "members": get("train", "model", "nactors", default=2),
+            "groups": 25000,
+            "epochs": get(*setting, "n_epochs", default=100),
+            "discriminator_filters": get("train", "fnet", "ndf", default=64),
+            "encoder": {"kind": "unet", "width": get("train", "fnet", "ngf", default=64)},
+        },
+    }
+    unused = sorted(".".join(keys) for keys in _leaves(raw) if keys not in used)
+    if unused:
+        warnings.warn(
+            f"{path} is a settings file of the published code; not used: {', '.join(unused)}",
+            stacklevel=3,
+        )
+    return translated
+
+
+def _leaves(value: Any, prefix: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    if isinstance(value, dict):
+        return [leaf for key, sub in value.items() for leaf in _leaves(sub, (*prefix, str(key)))]
+    return [prefix]
