@@ -11,6 +11,7 @@ import pytest
 
 from codedinvnet.config import (
     LARGEST_MOSAIC,
+    WHOLE,
     NetworkSettings,
     PixelFusionSettings,
     RecoveryFusionSettings,
@@ -21,6 +22,7 @@ from codedinvnet.config import (
     with_defaults,
 )
 from codedinvnet.errors import UserError
+from codedinvnet.training.loop import changed_settings
 from tests.conftest import tiny_settings, write_settings
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -379,11 +381,16 @@ def test_an_option_that_is_newer_than_rows_is_told_only_where_it_is_used() -> No
     told = parse_settings(raw, "here").model_dump(mode="json")
     assert told["fusion"]["precision"] == "bfloat16"
     assert parse_settings(told, "here").model_dump(mode="json") == told
+    before = parse_settings(tiny_settings("pixels"), "here").model_dump(mode="json")
+    assert changed_settings(before, told) == ["fusion.precision 'float32' -> 'bfloat16'"]
+    assert changed_settings(told, before) == ["fusion.precision 'bfloat16' -> 'float32'"]
+    assert not changed_settings(before, before)
 
 
 @pytest.mark.parametrize("objective", ["recovery", "pixels"])
 def test_stored_settings_are_filled_with_defaults(objective: str) -> None:
-    wanted = parse_settings(tiny_settings(objective), "here").model_dump(mode="json")
+    settings = parse_settings(tiny_settings(objective), "here")
+    wanted = settings.model_dump(mode="json", context=WHOLE)
     stored = {**deepcopy(wanted), "members": 4}
     del stored["training"]["precision"], stored["fusion"]["encoder"]["cell_width"]
     del stored["network"], wanted["network"]  # of a part that is stored alone

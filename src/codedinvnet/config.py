@@ -15,6 +15,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    SerializationInfo,
     SerializerFunctionWrapHandler,
     ValidationError,
     create_model,
@@ -32,6 +33,9 @@ Rate = Annotated[float, Field(gt=0)]
 LARGEST_MOSAIC = 16
 """Cells of the finest mosaic (`nn.fusion.GRIDS`)."""
 
+WHOLE = "whole"
+"""The context of a dump that has `Section.newer` options in any case."""
+
 
 class Section(BaseModel):
     """A section of a settings file: unknown keys are refused, values are not changed later."""
@@ -41,9 +45,16 @@ class Section(BaseModel):
     """Left out where they have their default: rows and checkpoints of before do not name them."""
 
     @model_serializer(mode="wrap")
-    def _without_newer(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        kept = {k: f.default for k, f in type(self).model_fields.items() if k in self.newer}
-        return {k: v for k, v in handler(self).items() if k not in kept or v != kept[k]}
+    def _without_newer(
+        self, handler: SerializerFunctionWrapHandler, info: SerializationInfo
+    ) -> dict[str, Any]:
+        told: dict[str, Any] = handler(self)
+        if info.context != WHOLE:
+            for name in self.newer:
+                default = type(self).model_fields[name].get_default(call_default_factory=True)
+                if getattr(self, name) == default:
+                    told.pop(name, None)
+        return told
 
 
 class DataSettings(Section):
@@ -324,7 +335,7 @@ PARTS: dict[str, Any] = {
 
 
 def with_defaults(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """Fill stored settings, or a part of them, with the defaults of options that are newer.
+    """Fill stored settings, or a part of them, with the defaults of options that they do not name.
 
     Args:
         stored: as an older release wrote them; keys that are no settings stay as they are.
@@ -342,7 +353,7 @@ def with_defaults(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[
         filled = part.model_validate({k: v for k, v in stored.items() if k in fields})
     except ValidationError:
         return dict(stored)
-    return {**stored, **filled.model_dump(mode="json")}
+    return {**stored, **filled.model_dump(mode="json", context=WHOLE)}
 
 
 def parse_settings(raw: dict[str, Any], where: str) -> Settings:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -88,3 +90,35 @@ def test_elsewhere_they_are_the_convolution_itself(
         SmallMapConv2d(channels, channels, 4, 2, 1)(x)
         SmallMapConvTranspose2d(channels, channels, 4, 2, 1)(x)
     assert asked == ["conv2d", "conv_transpose2d"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"groups": 4},
+        {"dilation": 2},
+        {"padding_mode": "circular"},
+        {"kernel_size": 3, "padding": "same", "stride": 1},
+        {"kernel_size": (4, 3)},
+        {"stride": (2, 1)},
+    ],
+)
+def test_what_products_do_not_do_is_left_to_the_convolution(options: dict[str, Any]) -> None:
+    shape: dict[str, Any] = {"kernel_size": 4, "stride": 2, "padding": 1, **options}
+    x = sparse((2, WIDE, 8, 8), 0)
+    layers = [kind(WIDE, WIDE, **shape) for kind in (SmallMapConv2d, nn.Conv2d)]
+    layers[0].load_state_dict(layers[1].state_dict())
+    with torch.autocast("cpu", torch.bfloat16):
+        found, wanted = (layer(x) for layer in layers)
+    assert torch.equal(found, wanted)
+
+
+@pytest.mark.parametrize("options", [{"groups": 4}, {"dilation": 2}, {"output_padding": 1}])
+def test_nor_of_a_transposed_one(options: dict[str, Any]) -> None:
+    x = sparse((2, WIDE, 4, 4), 0)
+    kinds = (SmallMapConvTranspose2d, nn.ConvTranspose2d)
+    layers = [kind(WIDE, WIDE, 4, 2, 1, **options) for kind in kinds]
+    layers[0].load_state_dict(layers[1].state_dict())
+    with torch.autocast("cpu", torch.bfloat16):
+        found, wanted = (layer(x) for layer in layers)
+    assert torch.equal(found, wanted)

@@ -103,12 +103,18 @@ class _ConvolveTransposed(torch.autograd.Function):
         return of_x, of_weight, None, None
 
 
-def _pays(x: Tensor, side: int, channels: int) -> bool:
+def _pays(layer: nn.Conv2d | nn.ConvTranspose2d, x: Tensor, side: int) -> bool:
+    """Return whether a layer is one that products can compute, and faster."""
+    pairs = (layer.kernel_size, layer.stride, layer.padding)
+    plain = (layer.groups, layer.dilation, layer.output_padding) == (1, (1, 1), (0, 0))
     return (
         x.device.type == "cpu"
         and torch.is_autocast_enabled("cpu")
         and side <= LARGEST_SIDE
-        and channels >= FEWEST_CHANNELS
+        and min(layer.in_channels, layer.out_channels) >= FEWEST_CHANNELS
+        and plain
+        and layer.padding_mode == "zeros"
+        and all(pair[0] == pair[1] for pair in pairs)
     )
 
 
@@ -117,13 +123,13 @@ def _biased(maps: Tensor, bias: Tensor | None) -> Tensor:
 
 
 class SmallMapConv2d(nn.Conv2d):
-    """PyTorch's convolution, for square kernels of one stride and padding."""
+    """PyTorch's convolution."""
 
     def forward(self, x: Tensor) -> Tensor:
-        (kernel, _), (stride, _) = self.kernel_size, self.stride
-        padding = int(self.padding[0])
-        side = (max(x.shape[2:]) + 2 * padding - kernel) // stride + 1
-        if not _pays(x, side, min(self.in_channels, self.out_channels)):
+        (kernel, _), (stride, _), padding = self.kernel_size, self.stride, self.padding[0]
+        if not isinstance(padding, int) or not _pays(
+            self, x, (max(x.shape[2:]) + 2 * padding - kernel) // stride + 1
+        ):
             return super().forward(x)
         dtype = torch.get_autocast_dtype("cpu")
         weight = self.weight.to(dtype)
@@ -132,15 +138,13 @@ class SmallMapConv2d(nn.Conv2d):
 
 
 class SmallMapConvTranspose2d(nn.ConvTranspose2d):
-    """PyTorch's transposed convolution, for square kernels of one stride and padding."""
+    """PyTorch's transposed convolution."""
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
-        padding = int(self.padding[0])
-        pays = _pays(x, max(x.shape[2:]), min(self.in_channels, self.out_channels))
-        if output_size is not None or not pays:
+        if output_size is not None or not _pays(self, x, max(x.shape[2:])):
             return super().forward(x, output_size)
         dtype = torch.get_autocast_dtype("cpu")
         weight = self.weight.to(dtype)
-        options = self.stride[0], padding
+        options = self.stride[0], self.padding[0]
         maps: Tensor = _ConvolveTransposed.apply(x.to(dtype), weight, *options)  # type: ignore[no-untyped-call]
         return _biased(maps, self.bias)

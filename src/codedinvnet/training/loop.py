@@ -265,7 +265,7 @@ def changed_settings(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> li
     Options that the stored ones are too old to have count as left at their defaults, and a network
     and images that older releases did not name as those that are wanted.
     """
-    filled = with_defaults(_renamed(stored, wanted), wanted)
+    filled, wanted = with_defaults(_renamed(stored, wanted), wanted), with_defaults(wanted, wanted)
     for name in (NETWORK_WEIGHTS, IMAGES):
         if filled.get(name) is None:
             filled[name] = wanted.get(name)

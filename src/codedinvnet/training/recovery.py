@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from codedinvnet.config import RecoveryFusionSettings, Settings
 from codedinvnet.data import ImageSource, split_indices, spread_rows
-from codedinvnet.evaluation.accuracy import KEPT_BYTES
 from codedinvnet.models.coded import CodedModel
 from codedinvnet.nn.fusion import mosaic_grid
 from codedinvnet.nn.lipschitz import project
@@ -31,6 +30,8 @@ from codedinvnet.training.recovered import embed_all, recovered_accuracy
 
 WARMUP = 0.1
 GRADIENT_NORM = 5.0  # the first parity queries are far off, and their losses large
+KEPT_BYTES = 4 << 30
+"""Latents of all training images are kept if they take at most so much."""
 SETTLED = 0.8
 """From this share of joint training on, batch statistics are those that will be served."""
 
