@@ -158,6 +158,26 @@ def test_a_folder_of_somebodys_runs_no_code(
     assert not (tmp_path / "mine.py.ran").exists()
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("model", None, r"missing key 'model'"),
+        ("model", {"digest": "0af1"}, r"missing key 'model\.(source|scores)'"),
+        ("table", [{"method": "small-backup"}], r"missing key 'table\.0\.(work|k)'"),
+        ("recommended", 3, "recommended: "),
+    ],
+)
+def test_a_damaged_description_is_told(
+    finished: Path, tmp_path: Path, key: str, value: object, told: str
+) -> None:
+    changed = {**description(finished), key: value}
+    if value is None:
+        del changed[key]
+    (tmp_path / DESCRIPTION).write_text(json.dumps(changed))
+    with pytest.raises(UserError, match=rf"protection\.json is damaged: {told}"):
+        load_protection(tmp_path, open_model(f"{PLACE}:vectors"))
+
+
 def test_what_recommends_nothing_serves_nothing(finished: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(finished, copy)

@@ -15,6 +15,7 @@ from codedinvnet.devices import whole_float32
 from codedinvnet.errors import UserError
 from codedinvnet.evaluation.outputs import BATCH, Outputs, group_outputs, task_outputs
 from codedinvnet.trust.calibration import DECODED, GUESSED
+from codedinvnet.trust.confidence import confidences
 
 
 @dataclass(frozen=True)
@@ -26,9 +27,10 @@ class Answered:
 
     @classmethod
     def of(cls, scores: Tensor) -> Answered:
-        """Make them of scores (G, k, classes)."""
-        confidences, labels = scores.float().softmax(2).max(2)
-        return cls(labels.numpy(), confidences.double().numpy())
+        """Make them of logits (G, k, classes), as the service tells them."""
+        labels = scores.argmax(2).numpy()
+        found = confidences(scores.flatten(0, 1).numpy(), "logits")
+        return cls(labels, found.astype(np.float64).reshape(labels.shape))
 
 
 @dataclass(frozen=True)

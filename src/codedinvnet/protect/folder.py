@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from pydantic import BaseModel
 from torch import Tensor, nn
 
 from codedinvnet.checkpoint import load_checkpoint, load_modules, module_tensors, save_checkpoint
@@ -16,6 +17,7 @@ from codedinvnet.codes.backup import BackupCode, SmallBackup
 from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.registry import UNTRAINED
 from codedinvnet.codes.rules import BACKUP, SERVED, AnswersAll, Costs
+from codedinvnet.config import validated
 from codedinvnet.engines import ONNX_RUNTIME, check_installed, is_installed
 from codedinvnet.errors import UserError
 from codedinvnet.files import file_digest, read_json, write_atomically, write_json
@@ -111,17 +113,43 @@ def write_description(folder: Path, description: Mapping[str, Any]) -> None:
     write_json(folder / DESCRIPTION, {"format_version": FORMAT, **description})
 
 
+class _Protected(BaseModel):
+    """What every description says of its model."""
+
+    digest: str
+    source: str
+    scores: str
+
+
+class _Offered(BaseModel):
+    """What every line of a description's table says."""
+
+    method: str
+    work: float
+    k: int
+
+
+class _Described(BaseModel):
+    """What every description has; the rest is looked for by who needs it."""
+
+    model: _Protected
+    recommended: str | None
+    reason: str
+    table: list[_Offered]
+
+
 def read_description(folder: Path) -> dict[str, Any]:
     """Return what a protection is.
 
     Raises:
-        UserError: if the folder holds none, or one of another release.
+        UserError: if the folder holds none, one of another release, or a damaged one.
     """
     if not (folder / DESCRIPTION).is_file():
         raise UserError(f"{folder} holds no protection: it has no {DESCRIPTION}")
     found = read_json(folder / DESCRIPTION, "the protection")
     if not isinstance(found, dict) or found.get("format_version") != FORMAT:
         raise UserError(f"{folder / DESCRIPTION} is of another release: make the protection anew")
+    validated(_Described, found, f"{folder / DESCRIPTION} is damaged")
     return found
 
 
