@@ -117,6 +117,7 @@ bench-page:
 	$(BIN)/python -m benchmarks.figures
 
 wheel: .venv/.installed-dev  ## build dist/*.whl
+	rm -rf build  # of before: modules that are gone would be in the wheel
 	$(BIN)/python -m build --wheel
 
 clean:  ## delete caches and build products; keeps .venv, data and runs

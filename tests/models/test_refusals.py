@@ -129,6 +129,7 @@ def test_sources_and_engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     lacking = replace(ENGINES[ONNX_RUNTIME], needed=("nowhere_to_be_found",))
     monkeypatch.setitem(ENGINES, ONNX_RUNTIME, lacking)
     refused(r"needs nowhere_to_be_found: pip install 'codedinvnet\[onnx\]'", file)
+    refused("there is no file .*a.onnx", tmp_path / "a.onnx")  # said first: it is the nearer mend
     refused("needs nowhere_to_be_found", f"{PLACE}:mlp", engine="onnxruntime")
 
 

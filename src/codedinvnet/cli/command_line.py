@@ -29,8 +29,19 @@ EXAMPLES = """examples:
   codedinvnet serve mnist --k 10
   codedinvnet reproduce configs/mnist-recovery.json --data-dir data
 
-the paper's four commands are those of main.py: python main.py --help
+configs/, examples/ and docs/ are in the repository, and not in an installed package; so are
+the paper's four commands: python main.py --help
 """
+
+
+class _Version(argparse.Action):
+    """Prints the version and ends; it is looked up only then."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from importlib.metadata import version
+
+        print(f"codedinvnet {version('codedinvnet')}")
+        parser.exit()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,6 +73,13 @@ def build_parser() -> argparse.ArgumentParser:
         description="Prediction serving that survives slow and dead workers (Coded-InvNet).",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--version",
+        action=_Version,
+        nargs=0,
+        default=argparse.SUPPRESS,  # no command has it among its options
+        help="print the version and exit",
     )
     kind: type[argparse.ArgumentParser] = CommandParser
     commands: Commands = parser.add_subparsers(

@@ -225,11 +225,11 @@ def _open(source: ModelSource, engine: str) -> Opened:
         raise UserError(f"--weights: {source.source} has its own; only a factory takes others")
     if kind == "bundle" and source.inputs:
         raise UserError("--input: a bundle tells its inputs")
-    check_engine(engine, source.device)
-    check_installed(engine)
     for path in (Path(source.weights or "."), Path(source.source if kind != "factory" else ".")):
         if kind != "bundle" and not path.exists():
             raise UserError(f"there is no file {path}")
+    check_engine(engine, source.device)
+    check_installed(engine)
     device = usable_device(source.device)
     torch.set_num_threads(source.threads)
     if kind == "onnx":

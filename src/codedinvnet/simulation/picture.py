@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch, Rectangle
 from pandas import DataFrame
 
 from codedinvnet.errors import UserError
@@ -56,6 +54,9 @@ def draw_map(frame: DataFrame, path: Path) -> None:
         frame: of a sweep.
         path: its ending is one of FORMATS.
     """
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch, Rectangle
+
     best = winners(frame)
     models, loads = list(best["stragglers"].unique()), sorted(best["load"].unique())
     batches = sorted(best["batch"].unique())
@@ -95,6 +96,8 @@ def draw_fit(measured: np.ndarray, drawn: np.ndarray, path: Path) -> None:
         drawn: (m,) in ms.
         path: its ending is one of FORMATS.
     """
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(5, 3.4), layout="constrained")
     axis = figure.subplots()
     for times, words, style in ((drawn, "fitted", "-"), (measured, "measured", ".")):
