@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from codedinvnet.codes.method import PARTS
 from codedinvnet.errors import UserError
 from codedinvnet.rows import (
+    OWN,
     PLACES,
     SCHEMA_VERSION,
     agreeing,
@@ -255,6 +257,28 @@ def test_quick_latencies_count_where_a_data_set_has_no_others() -> None:
     rows = [canned.latency_row("coded", MS), canned.latency_row("coded", MS, run=2, quick=True)]
     assert current_latency(rows) == rows[:1]
     assert current_latency(rows[1:]) == rows[1:]
+
+
+def test_rows_of_methods_with_parts_of_different_kinds_belong_together() -> None:
+    rows = [canned.latency_row(label, MS) for label in ("coded", "small-backup", "parm", "mine")]
+    rows[2]["settings"]["parity"] = {"epochs": 1}
+    rows[3]["settings"]["method"] = {"digest": "0af1"}
+    assert current_latency(rows) == rows
+
+
+def test_every_kind_of_part_is_a_methods_own_setting() -> None:
+    assert {*PARTS} <= {*OWN}
+
+
+def test_a_table_has_a_method_of_ones_own_as_its_file_is_now() -> None:
+    before, now = (
+        [canned.row("mine", 0.9, k=k) | {"key": f"{digest}{k}"} for k in (2, 4)]
+        for digest in ("a", "b")
+    )
+    for digest, rows in (("a", before), ("b", now)):
+        for row in rows:
+            row["settings"] = {**row["settings"], "method": digest}
+    assert current_accuracy([*before, now[1]]) == [now[1]]
 
 
 def test_rows_of_somebody_else_are_told_apart() -> None:

@@ -204,9 +204,9 @@ def current_accuracy(rows: Iterable[Row]) -> list[Row]:
     A row that was written again replaces the old one. Rows of another version of a method that is
     known here do not count, nor those of other weights of a bundle that ships. Of a data set only
     rows count that were made as its last one was, as far as SHARED goes; of a setting those with as
-    many patterns as its last one; of a base model those with its last weights; of a line those with
-    its last settings. Quick rows count where a data set has no others. A failed row decides this of
-    failed rows alone.
+    many patterns as its last one; of a base model those with its last weights; of a method of one's
+    own those of its last file; of a line those with its last settings. Quick rows count where a
+    data set has no others. A failed row decides this of failed rows alone.
     """
     kept = sorted(_of_today(newest(rows).values()), key=lambda row: not row["settings"]["quick"])
     good = _comparable([row for row in kept if row["error"] is None])
@@ -216,7 +216,7 @@ def current_accuracy(rows: Iterable[Row]) -> list[Row]:
 
 
 def _comparable(rows: Sequence[Row]) -> list[Row]:
-    """Return the rows that were made as the last one of their data set, setting, base and line."""
+    """Return the rows made as the last one of their data set, setting, base, method and line."""
     kept = agreeing(
         rows,
         lambda row: row["dataset"],
@@ -231,6 +231,11 @@ def _comparable(rows: Sequence[Row]) -> list[Row]:
         kept,
         lambda row: (row["dataset"], row["bundle"], row["base"]),
         lambda row: [row["settings"].get(name) for name in ("bundle", "plain")],
+    )
+    kept = agreeing(
+        kept,
+        lambda row: (row["dataset"], row["label"]),
+        lambda row: row["settings"].get("method"),  # of one's own: the digest of its file
     )
     return agreeing(kept, accuracy_place, lambda row: row["settings"])
 
@@ -263,8 +268,9 @@ def latency_place(row: Mapping[str, Any]) -> tuple[str, int, float, str, str]:
     return row["dataset"], row["batch"], row["load"], row["straggler_model"], row["label"]
 
 
-OWN = ("backup", "parity_wait_ms")
-"""Settings that some methods' rows alone have: those with a part, and those with parities."""
+OWN = ("classifier", "backup", "parity", "parities", "paper", "parity_wait_ms", "method")
+"""Settings that some methods' rows alone have: how a part was trained, how long parities wait, and
+what tells a method from an earlier one of its name."""
 
 
 def is_latency_row(row: Mapping[str, Any]) -> bool:

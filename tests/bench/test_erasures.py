@@ -67,7 +67,9 @@ def scored(method: Scheme, source: ImageSet, k: int, missing: int = 1, **more: i
 
 
 @pytest.mark.parametrize("k", [2, 4, 10])
-def test_exact_codes_lose_nothing(source: ImageSet, k: int) -> None:
+def test_exact_codes_lose_nothing(
+    source: ImageSet, k: int, capsys: pytest.CaptureFixture[str]
+) -> None:
     classifier = Brightness()
     for method in (
         made(ParM, classifier, k, part=Brightness(factor=k)),
@@ -77,6 +79,7 @@ def test_exact_codes_lose_nothing(source: ImageSet, k: int) -> None:
         found = scored(method, source, k)
         assert (found.complete, found.recovered, found.answered) == (1.0, 1.0, 1.0), method.name
         assert set(found.counts) == {(N, N)}
+    assert capsys.readouterr().err == ""  # a log has a line a minute
 
 
 @pytest.mark.parametrize("k", [2, 4])
@@ -86,6 +89,18 @@ def test_a_missing_answer_counts_as_the_majority_class(source: ImageSet, k: int)
     assert found.recovered == pytest.approx(share)
     assert found.answered == 0.0
     assert found.complete == 1.0
+
+
+def test_an_answer_that_is_not_finite_is_none(source: ImageSet) -> None:
+    class Broken(Brightness):
+        def forward(self, images: Tensor) -> Tensor:
+            logits = super().forward(images)
+            return logits.where(logits.argmax(1, keepdim=True) != 2, torch.nan)
+
+    found = scored(made(SmallBackup, Brightness(), 4, part=Broken()), source, 4)
+    share = float((source.labels == 2).float().mean())
+    assert found.answered == pytest.approx(1 - share)
+    assert found.recovered == pytest.approx(1 - share)  # the majority's class is another
 
 
 def test_the_backups_own_accuracy_is_what_is_recovered(source: ImageSet) -> None:

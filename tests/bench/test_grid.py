@@ -192,6 +192,19 @@ def test_every_part_has_a_key_of_a_data_set() -> None:
     assert {*PARTS, "bundle"} == {*DataSetSettings.model_fields}
 
 
+@pytest.mark.parametrize("key", ["classifier", "parity", "parities"])
+def test_what_has_no_teacher_has_none_that_is_consistent(key: str, tmp_path: Path) -> None:
+    grid = raw({"methods": ["none"]})
+    own = {**PART, "consistent_teacher": True}
+    grid["datasets"]["mnist"] = {**grid["datasets"]["mnist"], "backup": own}
+    (tmp_path / "grid.json").write_text(json.dumps(grid))
+    load_grid(tmp_path / "grid.json")
+    grid["datasets"]["mnist"] = {**grid["datasets"]["mnist"], key: own}
+    (tmp_path / "grid.json").write_text(json.dumps(grid))
+    with pytest.raises(UserError, match=rf"{key}\.consistent_teacher: only the backup has"):
+        load_grid(tmp_path / "grid.json")
+
+
 def test_a_data_sets_bundle_is_a_name_as_it_stands(tmp_path: Path) -> None:
     grid = raw({"methods": ["none"], "datasets": ["mnist"], "k": [2]})
     grid["datasets"]["mnist"] = {**grid["datasets"]["mnist"], "bundle": "runs/{x}"}

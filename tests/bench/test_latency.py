@@ -18,6 +18,7 @@ from codedinvnet.config import EncoderSettings
 from codedinvnet.engines import ENGINES, ONNX_RUNTIME
 from codedinvnet.errors import UserError
 from codedinvnet.evaluation.cost import encoder_share
+from codedinvnet.files import file_digest
 from codedinvnet.models.coded import build_encoder, with_encoder
 from codedinvnet.quantiles import Histogram
 from codedinvnet.rows import newest, read_rows
@@ -170,6 +171,18 @@ def test_parities_wait_as_long_as_they_cost(
     assert waited["coded-invnet-paper"] == pytest.approx(paper, abs=1e-3)
     first, *_, last = waited["parm-learned"]
     assert (first, last > 20) == (10, True)  # its encoder costs more than what it encodes for
+
+
+def test_a_run_depends_on_the_methods_version_and_file(
+    bundle_folder: Path, data_dir: Path, tmp_path: Path
+) -> None:
+    own = tmp_path / "mine.py"
+    own.write_text((ROOT / "examples" / "my_method.py").read_text())
+    labels = ["coded", "collage", f"{own}:TwoParities"]
+    grid = load_latency_grid(write_grid(tmp_path, bundle_folder, labels, workers=6))
+    bench = latency.LatencyBench(grid, False, tmp_path, data_dir, False, tmp_path / "log")
+    found = [bench.settings(arm).get("method") for arm in arms(grid)]
+    assert found == [None, {"version": 2}, {"digest": f"{file_digest(own)}:TwoParities"}]
 
 
 def test_finished_runs_and_parts_are_kept(

@@ -159,3 +159,14 @@ def test_files_that_are_no_grid(tmp_path: Path) -> None:
     path.write_text("{oops")
     with pytest.raises(UserError, match="is not JSON"):
         load_latency_grid(path)
+
+
+def test_what_is_wrong_with_a_methods_file_is_told(tmp_path: Path) -> None:
+    own = tmp_path / "mine.py"
+    block = {"batches": [1], "loads": [0.4], "stragglers": ["held"]}
+    grid = write(tmp_path, blocks=[{**block, "methods": [f"{own}:TwoParities"]}])
+    with pytest.raises(UserError, match=r"blocks\.0\.methods: there is no file .*mine\.py"):
+        load_latency_grid(grid)
+    own.write_text("class TwoParities: ...")
+    with pytest.raises(UserError, match=r"methods: .*'TwoParities' is no subclass of Method"):
+        load_latency_grid(grid)

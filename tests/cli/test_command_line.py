@@ -4,6 +4,7 @@ import argparse
 import shlex
 import subprocess
 import sys
+from importlib.metadata import version
 
 import pytest
 
@@ -102,6 +103,18 @@ def test_a_service_imports_what_it_needs() -> None:
     assert not {"torchvision", "scipy", "pandas", "matplotlib", "torch._dynamo"} & set(loaded)
 
 
+def test_a_simulation_that_draws_nothing_imports_no_pictures() -> None:
+    """Where nobody can write in the home directory, matplotlib says so on every import."""
+    loaded = imported("import codedinvnet.simulation.fit_run, codedinvnet.simulation.run")
+    assert "codedinvnet.simulation.picture" in loaded
+    assert "matplotlib" not in loaded
+
+
+def test_the_version_is_told(call: Command) -> None:
+    outcome = call("--version")
+    assert (outcome.code, outcome.out) == (0, f"codedinvnet {version('codedinvnet')}\n")
+
+
 def test_help_needs_no_heavy_imports() -> None:
     loaded = imported("from codedinvnet.cli.command_line import build_parser; build_parser()")
     assert "codedinvnet.cli.bench" in loaded
@@ -157,6 +170,12 @@ def test_unknown_words_are_refused_by_the_command_that_got_them(
     told = outcome.err.splitlines()[-1]
     assert told.startswith(f"codedinvnet {command}: error: ")
     assert told.partition("did you mean ")[2].rstrip("?") == meant
+
+
+def test_of_two_policies_none_is_taken_silently(call: Command) -> None:
+    outcome = call("simulate", "scenario.json", "--policy", "hedge", "--policy", "coded")
+    assert outcome.code == 2
+    assert "argument --policy: one at a time, got hedge and coded" in outcome.err
 
 
 @pytest.mark.parametrize("words", ["evaluate mnist", "demo"])

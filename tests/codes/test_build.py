@@ -51,6 +51,7 @@ def saved(path: Path, mnist: Bundle, name: str, **changed: Any) -> tuple[Path, t
         "bundle": weights_digest("mnist"),
         "width": 5,
         "encoder": {"kind": "lean", "width": 4},
+        **METHODS[name].identity(),
         **changed,
     }
     part = METHODS[name].untrained(given_by(mnist, K), made_with)
@@ -130,6 +131,8 @@ def test_a_small_backup_ships_with_every_bundle(name: str) -> None:
         ({"base": "resnet"}, "trained for base 'resnet', not 'invertible'"),
         ({"bundle": "other"}, "trained for bundle 'other'"),
         ({"method": "parm-concat"}, "trained for method 'parm-concat', not 'parm'"),
+        ({"version": 2}, "trained for version 2, not 1"),
+        ({"digest": "0af1"}, "trained for digest '0af1', not None"),
     ],
 )
 def test_parts_of_something_else_are_refused(

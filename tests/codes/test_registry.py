@@ -95,8 +95,29 @@ class Mine(SmallBackup):
 """
 
 
+def test_two_methods_of_one_name_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows are told apart by names: one of them would be taken for the other, and not measured."""
+    text = Path(MINE.removesuffix(":TwoParities")).read_text()
+    first, second = (tmp_path / f"v{number}.py" for number in (1, 2))
+    first.write_text(f"{text}\n\nclass Heir(TwoParities):\n    pass\n")
+    second.write_text(f"{text}# another\n")
+    assert find_method(f"{first}:TwoParities") is find_method("two-parities")
+    for other in (f"{second}:TwoParities", f"{first}:Heir"):
+        told = r"its name is 'two-parities', as that of .* in .*v1\.py"
+        with pytest.raises(UserError, match=told):
+            find_method(other)
+    monkeypatch.chdir(tmp_path)  # one file by another path is no other method
+    assert find_method("v1.py:TwoParities").digest == find_method("two-parities").digest
+
+
 def test_the_part_of_a_method_whose_file_changed_is_trained_anew(
-    bundle_folder: Path, data_dir: Path, tmp_path: Path, call: Command
+    bundle_folder: Path,
+    data_dir: Path,
+    tmp_path: Path,
+    call: Command,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The file says how it is trained: weights of the old one are not those of the new one."""
     grid = write_grid(tmp_path / "grid.json", bundle_folder, [{"methods": ["none"]}])
@@ -105,6 +126,7 @@ def test_the_part_of_a_method_whose_file_changed_is_trained_anew(
     words += ("--save-dir", tmp_path / "runs", "--json")
     folder = tmp_path / "runs" / "bench" / "tiny" / "mnist" / "mine-of-invertible-k4"
     for state, trained in (("first", 1), ("second", 2), ("second", 2)):
+        monkeypatch.setattr(registry, "_found", {})  # each is a process of its own
         path = tmp_path / state / "mine.py"  # a process reads a file once
         path.parent.mkdir(exist_ok=True)
         path.write_text(TRAINED.replace("{}", state))
@@ -244,7 +266,7 @@ def test_installed_packages_name_methods(tmp_path: Path, monkeypatch: pytest.Mon
     found = find_method("good")
     assert (found.name, found.file) == ("good", "installed_method:Good")
     assert find_method("good") is found
-    assert found.digest == file_digest(tmp_path / "installed_method.py")
+    assert found.digest.startswith(f"{file_digest(tmp_path / 'installed_method.py')}:")
     assert is_foreign("good")
     assert not is_foreign("parm")
     assert not is_foreign("nobody")

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from codedinvnet.codes import registry
 from codedinvnet.errors import UserError
 from codedinvnet.files import read_json
 from codedinvnet.simulation import sweep as module
@@ -96,6 +97,22 @@ def test_rows_are_kept_and_the_rest_is_simulated(tmp_path: Path) -> None:
     assert out.read_text().splitlines()[:10] == lines[:10]
     wider = SWEEP.model_copy(update={"loads": (0.2, 0.5, 0.7)})
     assert len(run_sweep(wider, out)) == len(read_rows(out)) == 24
+
+
+def test_a_method_of_ones_own_whose_file_changed_is_simulated_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, out = tmp_path / "mine.py", tmp_path / "rows.jsonl"
+    text = (Path(__file__).parents[2] / "examples" / "my_method.py").read_text()
+    for changed, rows in (("", 2), ("", 2), ("# otherwise", 3)):
+        own.write_text(text + changed)
+        monkeypatch.setattr(registry, "_found", {})  # each is a process of its own
+        accuracy = {"two-parities": {4: 0.9}}
+        base = scenario(workers=8, k=4, queries=300, method_accuracy=accuracy)
+        policies = ("uncoded", f"{own}:TwoParities")
+        sweep = Sweep(base=base, loads=(0.2,), policies=policies, stragglers=("none",))
+        assert len(run_sweep(sweep, out)) == 2
+        assert len(read_rows(out)) == rows
 
 
 def test_a_cell_that_fails_is_a_row_and_is_tried_again(

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.patterns import erasure_patterns
 from codedinvnet.codes.rules import is_systematic
 from codedinvnet.data import Groups, ImageSource, random_groups
 from codedinvnet.evaluation.outputs import BATCH, Outputs, group_outputs, task_outputs
+from codedinvnet.progress import Progress
 
 CORRUPTION = 10.0
 """Noise on a corrupt worker's output, in standard deviations of that task's outputs."""
@@ -41,13 +41,17 @@ class Score:
 
 
 def answers(scheme: Scheme, outputs: Mapping[int, Outputs], k: int) -> Tensor:
-    """Return the classes (G, k) that these outputs (G, n) decode to; −1: no answer."""
+    """Return the classes (G, k) that these outputs (G, n) decode to; −1: no answer.
+
+    Scores that are not all finite are none, as in the service.
+    """
     groups = len(next(iter(outputs.values())))
     found = torch.full((groups, k), -1)
     for rows in torch.arange(groups).split(max(1, 4 * BATCH // k)):
         batch = {task: output[rows].to(scheme.device) for task, output in outputs.items()}
         for member, logits in scheme.decode(batch, k).items():
-            found[rows, member] = logits.argmax(1).cpu()
+            sound = logits.isfinite().all(dim=1)
+            found[rows, member] = torch.where(sound, logits.argmax(1), -1).cpu()
     return found
 
 
@@ -110,31 +114,30 @@ def score(
     by_pattern = {lost: [0, 0] for lost in lost_sets}
     noise = torch.Generator().manual_seed(seed)
     complete = answered = 0
-    bar = tqdm(
+    with Progress(
         total=groupings * len(lost_sets),
         desc=f"erase, k={k}",
         unit="pattern",
         leave=False,
         dynamic_ncols=True,
-    )
-    for _ in range(groupings):
-        groups = random_groups(count, k, generator)
-        labels = truth[groups.members]
-        outputs = group_outputs(scheme, source, groups.members, own if systematic else None)
-        whole = answers(scheme, outputs, k)
-        complete += int(((whole == labels) & groups.counted).sum())
-        before = [sum(column) for column in zip(*by_pattern.values(), strict=True)]
-        for lost, concerned in _concerned(lost_sets, groups, systematic and not corrupt):
-            rest = {task: output for task, output in outputs.items() if task not in lost}
-            found = answers(scheme, corrupt_some(rest, corrupt, noise) if corrupt else rest, k)
-            answered += int(((found >= 0) & concerned).sum())
-            found = torch.where(found < 0, majority, found)
-            by_pattern[lost][0] += int(((found == labels) & concerned).sum())
-            by_pattern[lost][1] += int(concerned.sum())
-            bar.update()
-        after = [sum(column) for column in zip(*by_pattern.values(), strict=True)]
-        counts.append((after[0] - before[0], after[1] - before[1]))
-    bar.close()
+    ) as bar:
+        for _ in range(groupings):
+            groups = random_groups(count, k, generator)
+            labels = truth[groups.members]
+            outputs = group_outputs(scheme, source, groups.members, own if systematic else None)
+            whole = answers(scheme, outputs, k)
+            complete += int(((whole == labels) & groups.counted).sum())
+            before = [sum(column) for column in zip(*by_pattern.values(), strict=True)]
+            for lost, concerned in _concerned(lost_sets, groups, systematic and not corrupt):
+                rest = {task: output for task, output in outputs.items() if task not in lost}
+                found = answers(scheme, corrupt_some(rest, corrupt, noise) if corrupt else rest, k)
+                answered += int(((found >= 0) & concerned).sum())
+                found = torch.where(found < 0, majority, found)
+                by_pattern[lost][0] += int(((found == labels) & concerned).sum())
+                by_pattern[lost][1] += int(concerned.sum())
+                bar.update()
+            after = [sum(column) for column in zip(*by_pattern.values(), strict=True)]
+            counts.append((after[0] - before[0], after[1] - before[1]))
     right, total = (sum(column) for column in zip(*counts, strict=True))
     return Score(
         complete=complete / (count * groupings),

@@ -8,7 +8,7 @@ from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from codedinvnet.codes.method import Method
 from codedinvnet.codes.registry import METHODS, UnknownMethod, find_method
@@ -49,6 +49,14 @@ class DataSetSettings(Section):
     """E and g' for two parities."""
     paper: PixelFusionSettings | None = None
     """The paper's encoder; for every k of the grid alike, whatever `members` says."""
+
+    @model_validator(mode="after")
+    def _taught(self) -> DataSetSettings:
+        for key in ("classifier", "parity", "parities"):
+            part: PartSettings | None = getattr(self, key)
+            if part is not None and part.consistent_teacher:
+                raise ValueError(f"{key}.consistent_teacher: only the backup has a teacher")
+        return self
 
 
 class Block(Section):

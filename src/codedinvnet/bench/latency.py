@@ -213,6 +213,8 @@ class LatencyBench:
         method = find_method(arm.served.method)
         if (own := self._settings_of(method)) is not None:
             found[method.part] = own.model_dump(mode="json")
+        if identity := dict(method.identity()):
+            found["method"] = identity
         if (wait := self.parity_wait(arm)) is not None:
             found["parity_wait_ms"] = list(wait)
         return found

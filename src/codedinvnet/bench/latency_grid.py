@@ -132,9 +132,8 @@ def load_latency_grid(path: Path) -> LatencyGrid:
             try:
                 served = served_as(name)
             except UserError as error:
-                known = meant(name, SERVED)
-                told = f"{path}: blocks.{number}.methods: unknown {name!r}: {known}"
-                raise UserError(told) from error
+                told = str(error) if ".py:" in name else f"unknown {name!r}: {meant(name, SERVED)}"
+                raise UserError(f"{path}: blocks.{number}.methods: {told}") from error
             if served.rules.coded:
                 needed = len(find_method(served.method).rules(grid.k).tasks(grid.k))
                 if grid.workers < needed:

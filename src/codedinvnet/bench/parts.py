@@ -304,13 +304,11 @@ class DataSet:
             "base": trial.base,
             "k": trial.k,
             **self._images(trial.base),
-            **method.versions(),
+            **method.identity(),
             **method.made_with(given, settings),
         }
         if trial.base == "resnet":
             depends["classifier"] = self.settings.classifier.model_dump(mode="json")
-        if method.digest:
-            depends["digest"] = method.digest
 
         def make() -> nn.Module:
             return method.untrained(given, depends)

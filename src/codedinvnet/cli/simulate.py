@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from codedinvnet.cli.common import Commands, add_command
+from codedinvnet.cli.common import Commands, Once, add_command
 
 
 def add_commands(commands: Commands) -> None:
@@ -30,6 +30,7 @@ def _add_simulate(commands: Commands) -> None:
     add = sub.add_argument
     add(
         "--policy",
+        action=Once,
         help="uncoded, replicate, hedge, coded, coded+hedge, coded+guess, coded by a method: its "
         "name, or FILE.py:CLASS, METHOD+hedge, auto, or auto+METHOD (the scenario's)",
     )

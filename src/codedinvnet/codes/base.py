@@ -54,7 +54,9 @@ class Code(ABC):
 
         Args:
             task: its number.
-            queries: (B, members, *input), the members that the task needs.
+            queries: (B, members, *input), the members that the task needs, as clients sent them:
+                images are uint8 in 0..255, or floats in 0..1. `codedinvnet.models.coded.prepare`
+                makes floats of both.
         """
         raise ValueError(f"task {task} is not encoded")
 

@@ -86,9 +86,10 @@ def scheme_for(
     tensors, header = load_checkpoint(part)
     made_with = header.get("settings", {})
     wanted = {"method": method.name, "base": "invertible", "k": k, "bundle": bundle.digest()}
+    wanted |= {"version": 1, "digest": None, **method.identity()}
     for key, value in wanted.items():
-        if made_with.get(key) != value:
-            found = made_with.get(key)
+        found = made_with.get(key, 1 if key == "version" else None)
+        if found != value:
             raise UserError(f"--part: {part} was trained for {key} {found!r}, not {value!r}")
     module = method.untrained(given, made_with)
     load_modules({PART: module}, tensors, part)

@@ -217,7 +217,7 @@ class Method(ABC):
     file: str = ""
     """The file of a user's own method."""
     digest: str = ""
-    """The digest of that file, so that a method that was changed is trained and measured anew."""
+    """Of that file, with the class: a method that was changed is trained and measured anew."""
 
     @property
     def label(self) -> str:
@@ -274,6 +274,13 @@ class Method(ABC):
     def versions(self) -> Mapping[str, Any]:
         """Return what a row's settings, and a part's, state of versions; nothing of the first."""
         return {"version": self.version} if self.version > 1 else {}
+
+    def identity(self) -> Mapping[str, Any]:
+        """Return what tells it from what had its name before: its versions, and its file's digest.
+
+        It is empty for a method of ours that never changed.
+        """
+        return {**self.versions(), **({"digest": self.digest} if self.digest else {})}
 
     def made_with(self, given: Given, settings: Any) -> Mapping[str, Any]:
         """Return what else its part depends on, for the header of the part's file."""

@@ -108,6 +108,12 @@ def known_method(name: str) -> Method | None:
 def _keep(text: str, method: Method) -> Method:
     if method.name in METHODS:
         raise UserError(f"{text}: this package has a method {method.name!r}: choose another name")
+    other = _found.get(method.name, method)
+    if other.digest != method.digest:
+        raise UserError(
+            f"{text}: its name is {method.name!r}, as that of another method in {other.file}: rows "
+            "are told apart by names, so give it another one"
+        )
     _found[text] = _found[method.name] = method
     return method
 
@@ -160,5 +166,7 @@ def _made(kind: object, whose: str, source: Path | None) -> Method:
         )
     with blamed(f"the method {kind.__name__}", whose):
         method = kind()
-    method.file, method.digest = whose, file_digest(source) if source else ""
+    method.file = whose
+    if source:
+        method.digest = f"{file_digest(source)}:{kind.__qualname__}"
     return method

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 from pydantic import ValidationError
-from tqdm import tqdm
 
 from codedinvnet.codes.rules import CodeRules, Uncoded, from_json
 from codedinvnet.config import describe
 from codedinvnet.errors import UserError
+from codedinvnet.progress import Progress
 from codedinvnet.quantiles import percentile, rank_of, rounded
 from codedinvnet.serving.rules.sending import code_for
 from codedinvnet.serving.rules.settings import POLICIES
@@ -91,7 +91,7 @@ def advise(raw: Any, options: AdviseOptions, *, progress: bool = False) -> dict[
         left |= {name: unknown for name, policy in offered.items() if policy.takes_code}
     wanted = [name for name in offered if name not in left]
     rows = []
-    for name in tqdm(wanted, desc="advise", unit="policy", disable=not progress, leave=False):
+    for name in Progress(wanted, desc="advise", unit="policy", disable=not progress, leave=False):
         try:
             rows.append(simulated(under(base, name, code), code, seen))
         except UserError as error:

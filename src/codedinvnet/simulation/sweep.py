@@ -16,6 +16,7 @@ from pydantic import Field, field_validator
 
 from codedinvnet import rows as results
 from codedinvnet import study
+from codedinvnet.codes.registry import find_method
 from codedinvnet.config import Positive, Section, validated
 from codedinvnet.errors import UserError
 from codedinvnet.files import check_writable
@@ -144,19 +145,22 @@ def run_sweep(sweep: Sweep, out: Path) -> list[dict[str, Any]]:
         scenario.check_accuracy(accuracy)
         name = f"{cell.stragglers}, {cell.policy} at {cell.load:.0%}"
         dumped = scenario.model_dump(mode="json", exclude_defaults=True)
-        header = {"cell": cell._asdict(), "scenario": dumped}
+        header: dict[str, Any] = {"cell": cell._asdict(), "scenario": dumped}
+        if digest := find_method(scenario.method).digest:
+            header["method_digest"] = digest  # its rules may be others one day
         job = study.Job(name, header, partial(simulate, scenario, accuracy))
-        jobs[_key(cell._asdict(), dumped)] = job
-    done = {_key(row["cell"], row["scenario"]) for row in read_rows(out) if study.finished(row)}
+        jobs[_key(header)] = job
+    done = {_key(row) for row in read_rows(out) if study.finished(row)}
     check_writable(out)
     counts = study.run([job for key, job in jobs.items() if key not in done], out, "sweep")
     study.refuse_failures(counts["failed"], "of the runs", out)
-    found = {_key(row["cell"], row["scenario"]): row for row in read_rows(out)}
+    found = {_key(row): row for row in read_rows(out)}
     return [found[key] for key in jobs]
 
 
-def _key(cell: Mapping[str, Any], scenario: Mapping[str, Any]) -> str:
-    return json.dumps([cell, scenario], sort_keys=True)
+def _key(row: Mapping[str, Any]) -> str:
+    known = ("cell", "scenario", "method_digest")
+    return json.dumps([row.get(name) for name in known], sort_keys=True)
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
