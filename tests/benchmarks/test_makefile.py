@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 BENCHMARKS = (
     *("accuracy", "latency", "ablation", "auto"),
     *("policies", "off-map", "validation", "equal-cost"),
+    *("backup-long", "backup-consistent"),
 )
 
 
