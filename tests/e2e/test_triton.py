@@ -281,7 +281,7 @@ def test_a_strangers_path(by: str, tmp_path: Path) -> None:
         return re.sub("|".join(moved), lambda found: str(moved[found[0]]), text)
 
     if by == "options":
-        command = shlex.split(here(printed("bash", "pip install").splitlines()[1]))
+        command = shlex.split(here(printed("bash", "pip install").splitlines()[-1]))
     else:
         (tmp_path / "gateway.json").write_text(here(printed("json", '"resnet"')))
         command = shlex.split(printed("bash", "--config"))
