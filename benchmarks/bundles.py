@@ -31,6 +31,11 @@ BUNDLES = ("mnist", "fashion", "cifar10")
 SIZES = (2, 4, 10)
 HARD = 10
 """The group size of short tables: the hard case, an overhead of a tenth."""
+PAPER_FILES = {
+    "configs/mnist.json": "paper-mnist-k2.json",
+    "configs/paper/mnist-tenth.json": "paper-mnist-tenth-k2.json",
+}
+"""Settings of the paper's four commands -> the file with what they reached."""
 OWN = ("name", "seed")
 """Settings in which a training from another seed differs."""
 EVIDENCE: tuple[Evidence, ...] = ("both", "latent", "side")
@@ -241,13 +246,15 @@ def rivals(folder: Path) -> str:
 
 
 def paper(folder: Path) -> str:
-    """Return what the paper's four commands reached, and the minutes that each took."""
-    found = read(folder / "paper-mnist-k2.json")
-    if not found:
-        return ""
+    """Return what the paper's four commands reached by each settings file, and in which minutes."""
     names = ("normal_accuracy", "recovered_accuracy", "worst_position_accuracy", "agreement")
-    line = {"k": found["k"]} | {
-        name.replace("_accuracy", "").replace("_", " "): percent(found[name]) for name in names
-    }
-    minutes = {f"{stage}, min": f"{s / 60:.1f}" for stage, s in found["seconds"].items()}
-    return tables.markdown(DataFrame([line | minutes | {"machine": found["machine"]}]))
+    lines = []
+    for settings, file in PAPER_FILES.items():
+        if found := read(folder / file):
+            line = {"settings": f"`{settings}`", "k": found["k"]} | {
+                name.replace("_accuracy", "").replace("_", " "): percent(found[name])
+                for name in names
+            }
+            minutes = {f"{stage}, min": f"{s / 60:.1f}" for stage, s in found["seconds"].items()}
+            lines.append(line | minutes | {"machine": found["machine"]})
+    return tables.markdown(DataFrame(lines)) if lines else ""
