@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from codedinvnet.nn.small_maps import SmallMapConv2d, SmallMapConvTranspose2d
 
@@ -67,6 +68,30 @@ def test_products_answer_and_learn_as_the_convolution(
     for ours, wanted in zip(found, expected, strict=True):
         assert torch.equal(ours.float(), wanted)
     assert expected[1].any()
+
+
+class Asked(TorchDispatchMode):
+    """Notes the names of the operators that are asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> object:
+        self.names.add(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kind", [SmallMapConv2d, SmallMapConvTranspose2d])
+def test_the_kernel_is_not_copied_for_each_map(kind: type[nn.Module]) -> None:
+    """A product of a batch does, and takes four times as long as all else."""
+    layer, x = kind(WIDE, WIDE, 4, 2, 1), torch.ones(8, WIDE, 4, 4)
+    with torch.autocast("cpu", torch.bfloat16), Asked() as asked:
+        passes(layer, x)
+    assert "aten.mm.default" in asked.names
+    assert "aten.bmm.default" not in asked.names
 
 
 @pytest.mark.parametrize(

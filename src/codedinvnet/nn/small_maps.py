@@ -48,6 +48,15 @@ def _matrix(weight: Tensor) -> Tensor:
     return weight.permute(0, 2, 3, 1).flatten(1)
 
 
+def _product(pixels: Tensor, matrix: Tensor) -> Tensor:
+    """Return the products of pixels (B, h, w, n) and a matrix (n, m), as one of matrices.
+
+    PyTorch would copy the matrix for each of the B maps where pixels do not lie one after another.
+    """
+    product: Tensor = (pixels.flatten(0, 2) @ matrix).unflatten(0, pixels.shape[:3])
+    return product
+
+
 def _kernel(matrix: Tensor, shape: torch.Size) -> Tensor:
     """Return a matrix (A, k² C) as the kernel (A, C, k, k) that it was."""
     return matrix.view(shape[0], shape[2], shape[3], shape[1]).permute(0, 3, 1, 2)
@@ -62,7 +71,7 @@ class _Convolve(torch.autograd.Function):
         matrix = _matrix(weight)
         ctx.save_for_backward(patches, matrix)
         ctx.size, ctx.shape, ctx.options = x.shape[2:], weight.shape, (stride, padding)
-        return (patches @ matrix.T).permute(0, 3, 1, 2)
+        return _product(patches, matrix.T).permute(0, 3, 1, 2)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
@@ -71,7 +80,7 @@ class _Convolve(torch.autograd.Function):
         of_x = of_weight = None
         if ctx.needs_input_grad[0]:
             stride, padding = ctx.options
-            of_x = _add_patches(slope @ matrix, ctx.shape[2], stride, padding, ctx.size)
+            of_x = _add_patches(_product(slope, matrix), ctx.shape[2], stride, padding, ctx.size)
         if ctx.needs_input_grad[1]:
             product = slope.flatten(0, 2).T @ patches.flatten(0, 2)
             of_weight = _kernel(product, ctx.shape)
@@ -88,7 +97,7 @@ class _ConvolveTransposed(torch.autograd.Function):
         ctx.save_for_backward(pixels, matrix)
         ctx.shape, ctx.options = weight.shape, (stride, padding)
         rows, columns = ((side - 1) * stride - 2 * padding + kernel for side in x.shape[2:])
-        return _add_patches(pixels @ matrix, kernel, stride, padding, (rows, columns))
+        return _add_patches(_product(pixels, matrix), kernel, stride, padding, (rows, columns))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
@@ -96,7 +105,7 @@ class _ConvolveTransposed(torch.autograd.Function):
         slope = _patches(gradients[0], ctx.shape[2], *ctx.options)
         of_x = of_weight = None
         if ctx.needs_input_grad[0]:
-            of_x = (slope @ matrix.T).permute(0, 3, 1, 2)
+            of_x = _product(slope, matrix.T).permute(0, 3, 1, 2)
         if ctx.needs_input_grad[1]:
             product = pixels.flatten(0, 2).T @ slope.flatten(0, 2)
             of_weight = _kernel(product, ctx.shape)
