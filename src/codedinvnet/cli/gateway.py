@@ -27,7 +27,7 @@ def add_commands(commands: Commands) -> None:
         action="append",
         metavar="URL",
         help="a server: http://HOST:PORT, https://..., grpc://HOST:PORT or grpcs://...; each "
-        "address of a name, resolved again and again: dns+http://NAME:PORT, dns+grpc://... May be "
+        "address of a name, resolved again and again: dns+http://NAME:PORT, dns+grpcs://... May be "
         "repeated",
     )
     add("--upstreams-file", type=Path, help="others, one a line; looked at while it runs (none)")
@@ -101,6 +101,11 @@ def add_commands(commands: Commands) -> None:
         type=Path,
         help="the token in this file goes to all upstreams, as 'Authorization: Bearer ...'; it is "
         "read again when it changes (none: what clients send)",
+    )
+    add(
+        "--max-body",
+        type=float,
+        help="MiB of one request, at most (64)",
     )
     add_face_options(sub)
     add_config(sub)

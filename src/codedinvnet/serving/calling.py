@@ -137,7 +137,7 @@ class Calling(ABC):
                 self.metrics.encode_time.observe(result.encode_seconds)
                 how = (worker, task.members, self.scheduler.systematic)
                 self.times.add_parity(result, occupied, *how)
-            else:
+            elif result.is_usual:
                 self.times.add_data(result, occupied, worker, len(attempts))
             if result.held > 0:
                 for attempt in attempts:
@@ -170,7 +170,7 @@ class Calling(ABC):
     def _take(self, attempt: int, result: Result) -> None:
         if attempt in self.scheduler.attempts:
             self._outputs[attempt] = result.outputs
-        self._do(self.scheduler.result(time.monotonic(), attempt))
+        self._do(self.scheduler.result(time.monotonic(), attempt, result.is_usual))
 
     def late(self, attempt: int) -> None:
         """Take note that an attempt is late, though nobody may know what is normal for its kind."""

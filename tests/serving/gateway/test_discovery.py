@@ -388,6 +388,20 @@ def test_each_address_of_a_name_is_an_upstream() -> None:
     assert there == ["http://a:1"]
 
 
+@pytest.mark.parametrize(("url", "name"), [("https://a:8443/p", "a"), ("grpcs://a#b.c", "b.c")])
+def test_over_tls_an_addresss_certificate_is_that_of_its_name(url: str, name: str) -> None:
+    async def resolve(*_: Any) -> list[str]:
+        return ["10.0.0.1", "fd00::1"]
+
+    there, _ = asyncio.run(Discovery([f"dns+{url}"], resolve=resolve).urls())
+    scheme, port = url.partition(":")[0], 8443 if name == "a" else 443
+    path = "/p" if name == "a" else ""
+    assert there == [
+        f"{scheme}://10.0.0.1:{port}{path}#{name}",
+        f"{scheme}://[fd00::1]:{port}{path}#{name}",
+    ]
+
+
 @pytest.mark.parametrize("first", [socket.AF_INET, socket.AF_INET6])
 def test_a_server_with_addresses_of_both_families_is_one_upstream(
     first: socket.AddressFamily, monkeypatch: pytest.MonkeyPatch
@@ -426,7 +440,14 @@ def test_a_name_without_an_address_keeps_no_other_from_changing() -> None:
 
 @pytest.mark.parametrize(
     "url",
-    ["dns+https://a", "dns+http://", "dns+http://a:b", "dns+ftp://a", "dns+", "dns+http://a..b:8"],
+    [
+        "dns+ftp://a",
+        "dns+http://",
+        "dns+https://a#b..c",
+        "dns+http://a:b",
+        "dns+",
+        "dns+http://a..b:8",
+    ],
 )
 def test_urls_that_are_none(url: str) -> None:
     with pytest.raises(UserError, match="--upstream: "):
@@ -437,6 +458,8 @@ def test_files_without_upstreams(tmp_path: Path) -> None:
     file = tmp_path / "upstreams"
     with pytest.raises(UserError, match="--upstreams-file: cannot read"):
         asyncio.run(Discovery([], file).urls())
+    file.write_text("https://10.0.0.3#a # the third\n\t# none\n")
+    assert asyncio.run(Discovery([], file).urls()) == (["https://10.0.0.3#a"], "")
     file.write_text("# none\n")
     there, lacking = asyncio.run(Discovery([], file).urls())
     assert there == []

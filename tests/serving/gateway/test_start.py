@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import resource
 from dataclasses import replace
 from pathlib import Path
@@ -37,14 +38,64 @@ async def test_upstreams_that_do_not_fit_are_refused_at_the_start() -> None:
     wide.metadata = {**TENSORS, "name": "m", "inputs": inputs}
     lacking.metadata = None
     other.metadata = "<html>"
-    told = await refused(Fake(), wide)
-    assert "inputs 'x'" in told
-    assert "[-1, 4]" in told
-    assert "[-1, 3]" in told
-    assert wide.url in told
-    assert "no model 'm'" in await refused(Fake(), lacking)
+    assert "no model 'm'" in await refused(lacking)
     assert "Open Inference Protocol" in await refused(other)
     assert "none answers" in await refused(upstream=("http://127.0.0.1:1",))
+
+
+@pytest.mark.parametrize("first", [0, 1, 2])
+async def test_who_has_another_model_than_most_is_not_asked(
+    first: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One bad server, or a rolling update, must not keep a gateway from its start."""
+    good, wide, _, lacking = fakes = [Fake() for _ in range(4)]
+    inputs = [{"name": "x", "datatype": "FP32", "shape": [-1, 4]}]
+    wide.metadata = {**TENSORS, "name": "m", "inputs": inputs}
+    lacking.metadata = None
+    fakes = [*fakes[first:], *fakes[:first]]
+
+    async with gateway(*fakes) as (address, relay, _):
+        await until(lambda: is_up(relay).count(False) == 2)
+        for _ in range(20):
+            assert (await ask(address)).status == 200
+        assert len(wide.seen) == len(lacking.seen) == 0
+        told = "\n".join(json.dumps(vars(record), default=str) for record in caplog.records)
+        assert "inputs 'x': FP32 [-1, 4] and FP32 [-1, 3]" in told
+        assert "no model 'm'" in told
+        wide.metadata = lacking.metadata = good.metadata
+        await until(lambda: is_up(relay) == [True] * 4)
+
+
+async def test_a_rolling_update_to_another_model_ends_well(tmp_path: Path) -> None:
+    """Those that have it wait until none of before is left, and serve then."""
+    old, new = [Fake(), Fake()], [Fake(), Fake()]
+    for fake in new:
+        fake.metadata = {**TENSORS, "name": "m", "versions": ["2"], "outputs": TENSORS["inputs"]}
+    file = tmp_path / "upstreams"
+    for fake in (*old, *new):
+        await fake.start()
+    file.write_text("\n".join(fake.url for fake in old))
+
+    options: dict[str, Any] = {"upstreams_file": file, "deadline_ms": 1000}
+    async with gateway(**options) as (address, relay, _), aiohttp.ClientSession() as web:
+        file.write_text("\n".join(fake.url for fake in (old[0], *new)))
+        await until(lambda: all(fake.probes > 1 for fake in new))
+        await old[0].stop()  # for a while: it still has what is right
+        assert (await ask(address)).status == 504
+        assert not any(is_up(relay))
+        await until(lambda: all(fake.probes > 3 for fake in new))
+        assert not any(is_up(relay))
+        await old[0].start()
+        await until(lambda: any(is_up(relay)))
+        assert (await ask(address)).status == 200
+        file.write_text("\n".join(fake.url for fake in new))
+        await until(lambda: is_up(relay).count(True) == 2)
+        assert (await ask(address)).status == 200
+        async with web.get(f"{address}/v2/models/m") as reply:
+            assert (await reply.json())["versions"] == ["2"]
+        assert sum(len(fake.seen) for fake in new) == 1
+    for fake in (*old, *new):
+        await fake.stop()
 
 
 @pytest.mark.parametrize(

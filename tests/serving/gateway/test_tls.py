@@ -9,6 +9,7 @@ import subprocess
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
@@ -25,13 +26,13 @@ from tests.serving.gateway.fakes import Fake, gateway
 pytestmark = pytest.mark.skipif(not shutil.which("openssl"), reason="openssl is not installed")
 
 
-def make_pair(folder: Path, *options: str) -> tuple[Path, Path]:
-    """Return a certificate of 127.0.0.1, signed by itself, and its key."""
+def make_pair(folder: Path, *options: str, name: str = "IP:127.0.0.1") -> tuple[Path, Path]:
+    """Return a certificate of 127.0.0.1, or of a name, signed by itself, and its key."""
     folder.mkdir()
     chain, key = folder / "cert.pem", folder / "key.pem"
     command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-days", "2", "-keyout", str(key)]
     command += ["-out", str(chain), "-subj", "/CN=here", *(options or ("-nodes",))]
-    command += ["-addext", "subjectAltName=IP:127.0.0.1"]
+    command += ["-addext", f"subjectAltName={name}"]
     subprocess.run(command, check=True, capture_output=True, timeout=60)
     return chain, key
 
@@ -62,6 +63,25 @@ async def test_both_sides(pair: tuple[Path, Path]) -> None:
             async with running(options):
                 pass
     assert len(fake.seen) == 2
+
+
+async def test_an_upstreams_certificate_may_be_that_of_another_name(tmp_path: Path) -> None:
+    """That of a service, where upstreams are its addresses."""
+    chain, key = make_pair(tmp_path / "named", "-nodes", name="DNS:models.test")
+
+    theirs: dict[str, Any] = {"tls_cert": chain, "tls_key": key, "allowed_host": ("models.test",)}
+    async with gateway(Fake(), grpc_port=0, **theirs) as (url, _, port):
+        for upstream in (url, f"grpcs://127.0.0.1:{port}"):
+            for end in ("#models.test", "", "#other.test"):
+                told = (f"{upstream}{end}",)
+                options = GatewayOptions("m", upstream=told, port=0, upstream_ca=chain)
+                if end == "#models.test":
+                    async with running(options) as (address, *_rest):
+                        assert (await ask(address)).status == 200
+                else:
+                    with pytest.raises(UserError, match="none answers"):
+                        async with running(options):
+                            pass
 
 
 async def test_a_renewed_certificate_is_served(

@@ -39,7 +39,7 @@ FEWEST_REQUESTS, MOST_REQUESTS = 64, 4096
 """Requests at once, whatever their size."""
 WINDOW = 64 * 1024
 """Bytes that gRPC takes of a message that is not read yet."""
-FEWEST_READ = 8
+FEWEST_READ = 32
 """Messages that are read at once, at least, however long they may be."""
 LONGEST_CONNECTION = 600.0
 """Seconds after which a connection takes no more requests; its client opens another."""

@@ -1,10 +1,10 @@
-"""The model that all upstreams have: what they say of it, and whether they say the same."""
+"""The model that upstreams have: what they say of it, and whether they say the same."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from codedinvnet.errors import UserError
@@ -25,9 +25,12 @@ class Agreement:
         model: its name.
         metrics: tell whose model is another one than the small backup stands for.
         differs: see `UpstreamPool`.
+        others: returns all places but one.
+        follows: whether another model is taken for the right one, once no upstream has that of
+            before any more, as after a rolling update.
 
     Attributes:
-        metadata: the model's, on which all upstreams agree; empty before the first said so.
+        metadata: the model's, on which upstreams agree; empty before the first said so.
     """
 
     def __init__(
@@ -35,37 +38,63 @@ class Agreement:
         model: str,
         metrics: UpstreamMetrics,
         differs: Callable[[Upstream], Awaitable[str]] | None,
+        others: Callable[[Place], Iterable[Place]],
+        follows: bool,
     ) -> None:
         self.model, self.metrics, self._differs = model, metrics, differs
+        self._others, self._follows = others, follows
         self.metadata: Mapping[str, Any] = {}
         self._first = ""
-        """The upstream that said so first."""
+        """An upstream that says so."""
 
-    async def begin(self, places: Sequence[Place]) -> list[tuple[Place, str]]:
-        """Ask all for the model, and return who did not answer, and why.
+    async def begin(self, places: Sequence[Place], waits: bool) -> list[tuple[Place, str]]:
+        """Ask all for the model, and return who is not to be asked yet, and why.
+
+        That of most upstreams is the right one, or the first of as many.
+
+        Args:
+            places: of the upstreams.
+            waits: whether others may come, if none of them has the model.
 
         Raises:
-            UserError: if one does not have the model, or theirs differ.
+            UserError: if none has the model; or, where it is to stay the same, if one has it not.
         """
         asked = [place.upstream.metadata(self.model, "", START_TIMEOUT) for place in places]
         found = await asyncio.gather(*asked, return_exceptions=True)
-        silent = {}
+        said = {}
+        silent: dict[str, tuple[Place, str]] = {}
+        wrong: dict[str, tuple[Place, str]] = {}
         for place, answer in zip(places, found, strict=True):
+            url = place.upstream.url
             if isinstance(answer, Unreachable):
-                silent[place.upstream.url] = (place, str(answer))
+                silent[url] = (place, str(answer))
             elif isinstance(answer, NotProtocol):
-                raise UserError(f"--upstream: {place.upstream.url}: {answer}")
+                wrong[url] = (place, f"{url}: {answer}")
             elif isinstance(answer, BaseException):
                 raise answer
-            elif told := self._compare(place, answer):
-                raise UserError(f"--upstream: {told}")
+            else:
+                said[url] = (place, answer)
+        votes = {
+            url: sum(not difference(mine, other) for _, other in said.values())
+            for url, (_, mine) in said.items()
+        }
+        if votes:
+            self._first = max(votes, key=votes.__getitem__)
+            self.metadata = said[self._first][1]
+        for url, (place, answer) in said.items():
+            told = self._compare(place, answer)
+            place.agrees = not told
+            if told:
+                wrong[url] = (place, told)
+        if wrong and not ((said or waits) and self._follows):
+            raise UserError(f"--upstream: {next(iter(wrong.values()))[1]}")
         for place in places:
-            if place.upstream.url not in silent:
+            if place.agrees:
                 try:
                     await self._check(place)
                 except Unreachable as error:
                     silent[place.upstream.url] = (place, str(error))
-        return list(silent.values())
+        return [*silent.values(), *wrong.values()]
 
     async def check(self, place: Place, seconds: float) -> None:
         """Ask an upstream that comes, or is back, for its model.
@@ -74,16 +103,25 @@ class Agreement:
             Unreachable: if it does not answer.
             NotProtocol: if it has the model no longer, or another one.
         """
-        metadata = await place.upstream.metadata(self.model, "", seconds)
-        if told := self._compare(place, metadata):
+        try:
+            metadata = await place.upstream.metadata(self.model, "", seconds)
+        except NotProtocol:
+            place.agrees = False
+            raise
+        told = self._compare(place, metadata)
+        nobody_has_it = not any(other.agrees for other in self._others(place))
+        if told and self._follows and nobody_has_it:
+            log_event("upstreams have another model", logging.WARNING, reason=told)
+            told = ""
+        place.agrees = not told
+        if told:
             raise NotProtocol(told)
+        self.metadata, self._first = metadata, place.upstream.url
         await self._check(place)
 
     def _compare(self, place: Place, metadata: Mapping[str, Any]) -> str:
-        """Take an upstream's metadata for the model's, or say how they differ from others' ("")."""
-        if not self.metadata:
-            self.metadata, self._first = metadata, place.upstream.url
-        told = difference(self.metadata, metadata)
+        """Say how an upstream's metadata differ from those of the others ("")."""
+        told = difference(self.metadata, metadata) if self.metadata else ""
         both = f"{place.upstream.url} and {self._first} have different models"
         return f"{both}: {told}" if told else ""
 

@@ -6,10 +6,12 @@ import asyncio
 import errno
 import json
 import os
+import re
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Literal, TypeAlias
 
+from codedinvnet.models.base import HEADER_LENGTH
 from codedinvnet.models.upstream import Writes
 from codedinvnet.serving.answers import BadRequest
 from codedinvnet.serving.faces.protobuf import fields
@@ -25,10 +27,21 @@ STOPPED = "stopped"
 """The result of a call whose answer nobody needs."""
 ANSWERED, OVER = "answered", "over"
 """How a wait for an upstream ends as well; otherwise why the upstream is lost."""
+MOST_BREAKS = 2
+"""Connections that may break over a request: what kills two servers is sent to no third."""
 MOST_FIELDS = 4096
 """Fields of a message that are looked at for the model's name."""
+SEQUENCE_KEY = b'"sequence_id"'
+SEQUENCE = re.compile(SEQUENCE_KEY + rb'\s*:(?!\s*(?:0\s*[,}]|""))')
+"""A request's parameter in JSON, unless it is that of no sequence."""
+PARAMETERS = 4
+"""The field of a ModelInferRequest."""
+SEQUENCE_ENTRY, NO_SEQUENCE = b"\x0a\x0bsequence_id", (b"\x12\x02\x10\x00", b"\x12\x02\x1a\x00")
+"""How that parameter's entry begins, and how it ends of no sequence: with 0, or an empty text."""
 OK = {"http": 200, "grpc": 0}
 """The status of success."""
+ABSENT = {"http": 404, "grpc": 5}
+"""The status of a server that has no such model, or no such version of it."""
 BLAMED_HTTP = frozenset({408, 429})
 """HTTP statuses below 500 that tell of the upstream and not of the request."""
 OWN_GRPC = frozenset({3, 5, 6, 7, 9, 11, 12, 16})
@@ -49,11 +62,12 @@ class Unreachable(Exception):
     Args:
         reason: what is known of it.
         reply: the upstream's answer after all, if it says that it is ready.
+        sent: whether the request had been sent, so that the upstream may have been at it.
     """
 
-    def __init__(self, reason: str, reply: Reply | None = None) -> None:
+    def __init__(self, reason: str, reply: Reply | None = None, sent: bool = False) -> None:
         super().__init__(reason)
-        self.reply = reply
+        self.reply, self.sent = reply, sent
 
 
 class NoFiles(Unreachable):
@@ -125,6 +139,7 @@ class Call:
         running: waits for upstreams that can be told to stop.
         is_over: whether nobody needs another answer.
         has_hung: whether it was sent to another upstream because one did not answer in time.
+        breaks: how many connections broke while an upstream may have been at it.
         waits: how many upstreams are at it.
         most: bytes that the body may have unpacked.
         plain: the body unpacked, or why that cannot be; None if nobody has tried.
@@ -145,6 +160,7 @@ class Call:
     running: set[Fate] = field(default_factory=set)
     is_over: bool = False
     has_hung: bool = False
+    breaks: int = 0
     waits: int = 0
     most: int = UNPACKED
     plain: bytes | BadRequest | None = None
@@ -214,6 +230,11 @@ class Reply:
             return self.status >= 500 or self.status in BLAMED_HTTP
         return self.status != OK["grpc"] and self.status not in OWN_GRPC
 
+    @property
+    def is_ok(self) -> bool:
+        """Whether it is a success."""
+        return self.status == OK[self.transport]
+
     def __str__(self) -> str:
         said = self.message or self.body[:200].decode(errors="replace")
         return f"{self.transport} status {self.status}: {said}".rstrip(": ")
@@ -231,6 +252,23 @@ def passed_on(headers: Headers) -> Headers:
     if named is not None:
         dropped = dropped.union(name.strip() for name in named.lower().split(","))
     return tuple((name, value) for name, value in headers if name not in dropped)
+
+
+def is_of_sequence(transport: Transport, body: bytes, headers: Headers) -> bool:
+    """Tell whether a request is one of a sequence: its server keeps a state between them.
+
+    What is packed is not looked into.
+    """
+    if transport == "http":
+        length = dict(headers).get(HEADER_LENGTH.lower(), "")
+        head = body[: int(length)] if length.isdecimal() else body
+        return SEQUENCE_KEY in head and SEQUENCE.search(head) is not None
+    for number, begin, end in islice(fields(body), MOST_FIELDS):
+        if number > PARAMETERS:  # every implementation writes fields in their order
+            return False
+        if number == PARAMETERS and body[begin : begin + len(SEQUENCE_ENTRY)] == SEQUENCE_ENTRY:
+            return not body[begin:end].endswith(NO_SEQUENCE)
+    return False
 
 
 def model_of(message: bytes) -> tuple[str, str]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import socket
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -16,13 +17,13 @@ from codedinvnet.errors import UserError, is_host
 from codedinvnet.models.upstream import check_server
 from codedinvnet.serving.answers import described
 from codedinvnet.serving.gateway.pool import UpstreamPool
-from codedinvnet.serving.gateway.upstreams import SCHEMES, Upstream
+from codedinvnet.serving.gateway.upstreams import SCHEMES, SECURE, Upstream
 from codedinvnet.serving.logs import Lasting
 
+COMMENT = re.compile(r"(^|\s)#.*")
+"""What a file of upstreams may say beside them."""
 DNS = "dns+"
 """Before a URL: each address of its name is an upstream."""
-RESOLVED = ("http", "grpc")
-"""Schemes that such a URL may have: over TLS an address has no certificate."""
 PERIOD = 1.0
 """Seconds between two looks."""
 
@@ -98,7 +99,7 @@ class Discovery:
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
             raise UserError(f"--upstreams-file: cannot read {self.file}: {reason}") from error
-        stripped = (line.partition("#")[0].strip() for line in lines)
+        stripped = (COMMENT.sub("", line).strip() for line in lines)  # a URL may have a fragment
         return [line for line in stripped if line]
 
     async def _resolved(self, url: str) -> list[str]:
@@ -107,11 +108,12 @@ class Discovery:
             port = parts.port or SCHEMES.get(parts.scheme)
         except ValueError as error:
             raise UserError(f"--upstream: {url!r} is no URL: {error}") from error
-        if parts.scheme not in RESOLVED or parts.hostname is None or port is None:
-            known = " or ".join(f"{DNS}{scheme}://NAME:PORT" for scheme in RESOLVED)
-            raise UserError(f"--upstream: {url!r} is not {known}")
-        if not is_host(parts.hostname):
-            raise UserError(f"--upstream: {url!r} is no URL: {parts.hostname!r} is no host's name")
+        if parts.scheme not in SCHEMES or parts.hostname is None or port is None:
+            known = ", ".join(f"{DNS}{scheme}://NAME:PORT" for scheme in SCHEMES)
+            raise UserError(f"--upstream: {url!r} is not one of {known}")
+        for name in filter(None, (parts.hostname, parts.fragment)):
+            if not is_host(name):
+                raise UserError(f"--upstream: {url!r} is no URL: {name!r} is no host's name")
         check_server(url, "--upstream")
         try:
             found = await self.resolve(parts.hostname, port)
@@ -119,7 +121,9 @@ class Discovery:
             told = f"--upstream: {parts.hostname} has no address: {error.strerror}"
             raise NoneYet(told) from error
         hosts = [f"[{host}]" if ":" in host else host for host in found]
-        return [f"{parts.scheme}://{host}:{port}{parts.path}" for host in hosts]
+        certified = parts.fragment or parts.hostname  # addresses have no certificates
+        end = f"#{certified}" if parts.scheme in SECURE else ""
+        return [f"{parts.scheme}://{host}:{port}{parts.path}{end}" for host in hosts]
 
 
 async def follow(

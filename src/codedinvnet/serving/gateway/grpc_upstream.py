@@ -29,6 +29,8 @@ INFER = "ModelInfer"
 """The method of calls that take time; the others are questions."""
 UNREACHABLE = frozenset({"UNAVAILABLE"})
 """Codes that say that there was no connection, unless the upstream has sent them itself."""
+NOT_CONNECTED = ("failed to connect", "DNS resolution failed")
+"""How gRPC begins to tell that nothing was sent."""
 LONGEST = 86_400.0
 """Seconds for which gRPC may be told to try."""
 CLOSED = "its connection was closed"
@@ -91,6 +93,7 @@ class GrpcUpstream:
         roots: certificates to trust, PEM; None: those that gRPC carries.
         own: headers for all that it is asked.
         connect: seconds in which a connection must be there; None: gRPC's own 20.
+        certified: the name that its certificate must have; "": its host's.
     """
 
     stops = translates = True
@@ -104,9 +107,11 @@ class GrpcUpstream:
         roots: bytes | None,
         own: OwnHeaders,
         connect: float | None = None,
+        certified: str = "",
     ) -> None:
         self.url, self.target, self.secure, self.roots, self.own = url, target, secure, roots, own
-        self._options = (*OPTIONS, *connecting_within(connect))
+        named = (("grpc.ssl_target_name_override", certified),) if certified else ()
+        self._options = (*OPTIONS, *connecting_within(connect), *named)
         self._connection: Connection | None = None
         self._questions: set[Any] = set()
         """Calls that ask for no inference."""
@@ -168,7 +173,8 @@ class GrpcUpstream:
             if name in UNREACHABLE and lacks_files():  # perhaps for a connection
                 raise NoFiles from error
             if name in UNREACHABLE:
-                raise Unreachable(reply.message or name, reply) from error
+                sent = not reply.message.startswith(NOT_CONNECTED)
+                raise Unreachable(reply.message or name, reply, sent) from error
             if name == "DEADLINE_EXCEEDED":
                 if method != INFER:
                     self._doubt(connection)

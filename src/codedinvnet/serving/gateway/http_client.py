@@ -38,7 +38,11 @@ class Answer(NamedTuple):
     body: bytes
 
 
-class Closed(ConnectionError):
+class Broken(ConnectionError):
+    """A connection broke while a request was under way: the server may have been at it."""
+
+
+class Closed(Broken):
     """A kept connection was closed before anything of the answer came: the request may be new."""
 
 
@@ -96,14 +100,14 @@ class Connection(asyncio.Protocol):
         try:
             self.parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-            self.fail(ConnectionError(f"its answer is not HTTP: {error}"))
+            self.fail(Broken(f"its answer is not HTTP: {error}"))
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self.endless and exc is None:
             self.on_message_complete()
         gone = "it hung up" if exc is None else str(exc)
         fresh = self.begun or not self.kept
-        self.fail(ConnectionError(gone) if fresh else Closed(gone))
+        self.fail(Broken(gone) if fresh else Closed(gone))
 
     # What the parser finds
 
@@ -152,6 +156,7 @@ class HttpClient:
         port: its.
         context: of TLS; None: without.
         connect: seconds in which a connection must be there; a request's own may be fewer.
+        certified: the name that its certificate must have, and that it is asked by; "": the host.
     """
 
     def __init__(
@@ -160,9 +165,11 @@ class HttpClient:
         port: int,
         context: ssl.SSLContext | None,
         connect: float = CONNECT_TIMEOUT,
+        certified: str = "",
     ) -> None:
         self.host, self.port, self.context, self.connect = host, port, context, connect
-        named = f"[{host}]" if ":" in host else host
+        self.certified = name = certified or host
+        named = f"[{name}]" if ":" in name else name
         self._host = named if port == (80 if context is None else 443) else f"{named}:{port}"
         self._idle: deque[Connection] = deque()
         """The one that was used last is the last."""
@@ -250,7 +257,7 @@ class HttpClient:
                 Connection,
                 sock=there,
                 ssl=self.context,
-                server_hostname=self.host if secure else None,
+                server_hostname=self.certified if secure else None,
                 ssl_handshake_timeout=self.connect if secure else None,  # a minute, if not told
             )
             return connection

@@ -25,6 +25,7 @@ from codedinvnet.serving.traffic_report import Known, told
 def build_gateway_app(
     relay: Relay,
     memory: BodyMemory,
+    most: int,
     *,
     token: str = "",
     hosts: tuple[str, ...] = (),
@@ -35,6 +36,7 @@ def build_gateway_app(
     Args:
         relay: answers calls; the caller starts its front end.
         memory: bounds the bytes of all bodies that are here.
+        most: bytes of one.
         token: see `AppOptions`.
         hosts: likewise.
         guarded: see `policy_routes`.
@@ -68,7 +70,7 @@ def build_gateway_app(
         model_version, began = check_model(request), time.monotonic()
         front.check_room(1)  # before its body takes any
         with memory.holding() as hold:
-            body = await read_body(request, memory.most, front.deadline, hold)
+            body = await read_body(request, most, front.deadline, hold)
             headers = passed_on(tuple(request.headers.items()))
             if token:  # it is the gateway's own
                 headers = tuple(h for h in headers if h[0] != "authorization")

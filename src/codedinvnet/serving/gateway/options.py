@@ -67,8 +67,10 @@ class GatewayOptions:
     cancel: bool = False
     max_pending: int | None = None
     """None: what suits the upstreams (`pending_limit`)."""
+    max_body: float = 64.0
+    """MiB of one request."""
     max_body_memory: float = 512.0
-    """MiB."""
+    """MiB of all that are here."""
     token_file: Path | None = None
     tls_cert: Path | None = None
     tls_key: Path | None = None
@@ -80,6 +82,11 @@ class GatewayOptions:
     def makes_up(self) -> bool:
         """Whether there is something that answers in place of an upstream."""
         return any((self.protection, self.method, self.backup_upstream))
+
+    @property
+    def body(self) -> int:
+        """Bytes of one request."""
+        return min(int(self.max_body * MIB), self.body_memory)
 
     @property
     def body_memory(self) -> int:
@@ -141,7 +148,7 @@ def check_numbers(options: GatewayOptions) -> None:
         UserError: naming the option.
     """
     numbers = ("slots", "deadline_ms", "hang_timeout_ms", "down_timeout_ms", "max_pending")
-    for name in (*numbers, "max_body_memory", "backup_workers", "group_timeout_ms"):
+    for name in (*numbers, "max_body", "max_body_memory", "backup_workers", "group_timeout_ms"):
         number = getattr(options, name)
         if number is not None and not 0 < number < math.inf:
             raise UserError(f"--{name.replace('_', '-')}: must be above 0, got {number}")

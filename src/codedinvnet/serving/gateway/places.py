@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from codedinvnet.serving.gateway.upstreams import Nobody, Upstream
@@ -25,10 +25,12 @@ class Place:
         up: whether calls are sent to it.
         on_probation: whether it has answered no call since it was set aside.
         failures: calls in a row that it failed, those before it was set aside among them.
-        answered: when it last answered anything.
+        answered: when it last said that it is ready, or answered a call as a sound one does.
+        vouched: when it last said that it has the model, though it had answered that it has none.
         heard: when it last answered a call.
         newest: when the newest call was sent that it has answered.
         silent: probes in a row that it did not answer.
+        agrees: whether it said last that it has the model that others have.
         differs: whether its model is another one than the small backup stands for.
         is_gone: whether another has its place by now.
         probe: the question whether it is ready, while it is asked.
@@ -40,9 +42,11 @@ class Place:
     on_probation: bool = False
     failures: int = 0
     answered: float = 0.0
+    vouched: float = 0.0
     heard: float = 0.0
     newest: float = 0.0
     silent: int = 0
+    agrees: bool = False
     differs: bool = False
     is_gone: bool = False
     probe: asyncio.Task[None] | None = None
@@ -52,10 +56,14 @@ class Place:
         """Whether there is an upstream."""
         return not isinstance(self.upstream, Nobody)
 
-    def has_answered(self, sent: float) -> None:
-        """Take down its answer to a call that was sent at that time."""
-        self.heard = self.answered = time.monotonic()
-        self.newest, self.silent = max(self.newest, sent), 0
+    def has_answered(self, sent: float, is_ok: bool) -> None:
+        """Take down its answer to a call that was sent at that time; an error is no sign of life.
+
+        A server without its model is quick to say so, and would draw all requests.
+        """
+        self.heard, self.newest = time.monotonic(), max(self.newest, sent)
+        if is_ok:
+            self.answered, self.silent = self.heard, 0
 
     def due(self, sent: float, limit: float) -> float:
         """Return when an answer to a call that was sent then is late.
@@ -65,7 +73,7 @@ class Place:
         in_turn = self.newest <= sent < self.heard
         return limit + (self.heard if in_turn else sent)
 
-    def is_to_blame(self, others: Iterable[Place]) -> bool:
+    def is_to_blame(self, others: Collection[Place]) -> bool:
         """Take down a failure; return whether to set the upstream aside, as others are sound."""
         self.failures += 1
         sound = any(other.failures == 0 for other in others)

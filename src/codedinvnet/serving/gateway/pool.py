@@ -16,7 +16,9 @@ import numpy as np
 
 from codedinvnet.serving.alarm import CatchUp
 from codedinvnet.serving.gateway.calls import (
+    ABSENT,
     ANSWERED,
+    MOST_BREAKS,
     OVER,
     STOPPED,
     Call,
@@ -27,7 +29,7 @@ from codedinvnet.serving.gateway.calls import (
     problem,
 )
 from codedinvnet.serving.gateway.places import Place, Retries
-from codedinvnet.serving.gateway.roster import Roster
+from codedinvnet.serving.gateway.roster import PROBE_PERIOD, Roster
 from codedinvnet.serving.gateway.upstream_metrics import ERROR, FAILED, OK, UpstreamMetrics
 from codedinvnet.serving.gateway.upstreams import Upstream
 from codedinvnet.serving.tracing import note, outgoing
@@ -40,6 +42,7 @@ LONGEST = 60.0
 """Seconds after which a call that nobody waits for is cut off."""
 LAST_WAIT = 1.0
 """Seconds for such calls when the gateway stops; over gRPC as long as its patience."""
+BREAKS = f"{MOST_BREAKS} connections broke over it: no other upstream gets it"
 
 
 def boxed(content: object) -> np.ndarray:
@@ -63,6 +66,7 @@ class UpstreamPool(Roster):
             Triton crash when requests are cancelled.
         places: see `Roster`.
         differs: likewise.
+        follows: likewise.
     """
 
     def __init__(
@@ -76,8 +80,9 @@ class UpstreamPool(Roster):
         cancels: bool = False,
         places: int | None = None,
         differs: Callable[[Upstream], Awaitable[str]] | None = None,
+        follows: bool = True,
     ) -> None:
-        super().__init__(upstreams, model, metrics, places, differs)
+        super().__init__(upstreams, model, metrics, places, differs, follows)
         self.hang_timeout, self.patience, self.cancels = hang_timeout, patience, cancels
         self.on_late: Callable[[int], None] | None = None
         """Called with an attempt that a small backup may answer, and has no answer in time."""
@@ -93,6 +98,8 @@ class UpstreamPool(Roster):
 
     async def call(self, worker: int, task: Task) -> Result:
         place, call = self.places[worker], task.inputs[CALL][0]
+        if call.breaks >= MOST_BREAKS:  # sent anew with all that its last upstream was at
+            self._broken(call, call.refusal, BREAKS)
         if call.is_lost:
             await self._backup_first(place, call)
         began = time.monotonic()
@@ -139,12 +146,32 @@ class UpstreamPool(Roster):
                 raise Abandoned("its time is over") from None
             reply, sure = await self._refused(place, call, error), False
         self.metrics.seconds.labels(place.upstream.url).observe(seconds)
-        place.has_answered(began)
+        place.has_answered(began, reply.is_ok)
         if reply.fails:
             self._failed(place, call, reply, sure)
+        if reply.status == ABSENT[reply.transport] and not await self._has_model(place):
+            call.refusal = reply
+            self._blamed(place, str(reply))
         place.failures, place.on_probation = 0, False
-        self._count(place, OK if reply.status in (0, 200) else ERROR)
-        return Result({REPLY: boxed(reply)}, seconds)
+        self._count(place, OK if reply.is_ok else ERROR)
+        return Result({REPLY: boxed(reply)}, seconds, is_usual=reply.is_ok)
+
+    async def _has_model(self, place: Place) -> bool:
+        """Tell whether an upstream is ready though it says that it has no such model, or version.
+
+        It is asked once a second at most. The last one that is up is believed.
+        """
+        if time.monotonic() - place.vouched < PROBE_PERIOD or not self._others(place):
+            return True
+        try:
+            ready = await self._is_ready(place)
+        except NoFiles:
+            return True
+        except Unreachable:
+            return False
+        if ready:
+            place.vouched = time.monotonic()
+        return ready
 
     async def _backup_first(self, place: Place, call: Call) -> None:
         """Let the small backup answer a lost call; return if the upstream is to be asked after all.
@@ -161,7 +188,7 @@ class UpstreamPool(Roster):
             calls.discard(fate)
         if fate.how or not place.up:
             raise WorkerDied(fate.how or "it is lost")
-        if call.is_over or not self._retries.take():
+        if call.is_over or call.breaks >= MOST_BREAKS or not self._retries.take():
             raise WorkerFailed("no more retries: it waits for the small backup", blamed=False)
 
     async def _turn(self, fate: Fate, seconds: float) -> None:
@@ -250,7 +277,9 @@ class UpstreamPool(Roster):
         Raises:
             WorkerFailed: if it says nothing, but is ready; or if it could not be asked.
             WorkerDied: otherwise, or if it is to blame: it is set aside.
+            GivenUp: if it may have been at the call, and no other is to be.
         """
+        call.breaks += error.sent  # at once: others may send the call anew
         try:
             if isinstance(error, NoFiles):
                 raise error
@@ -264,10 +293,36 @@ class UpstreamPool(Roster):
             return error.reply
         self._count(place, FAILED)
         reason = f"{place.upstream.url}: {error}"
-        if there and not place.is_to_blame(self._others(place)):
+        is_lost = not there or place.is_to_blame(self._others(place))
+        if error.sent and (call.breaks >= MOST_BREAKS or not self._retries.take()):
+            if is_lost:  # once this call has ended, which would be sent anew with the others
+                asyncio.get_running_loop().call_soon(self._set_aside, place, reason)
+            self._broken(call, error.reply, reason)
+        if not is_lost:
             raise WorkerFailed(reason) from error
         self._set_aside(place, reason)
         raise WorkerDied(reason) from error
+
+    def _broken(self, call: Call, said: Reply | None, reason: str) -> NoReturn:
+        """End a call over which connections broke: it may be what upstreams break by.
+
+        Args:
+            call: the client's.
+            said: what it gets; None: 502, or UNAVAILABLE over gRPC.
+            reason: why.
+
+        Raises:
+            WorkerFailed: if a small backup may answer it.
+            GivenUp: otherwise.
+        """
+        note(FAILED)
+        http = call.transport == "http"
+        own = problem(502, reason) if http else Reply("grpc", 14, message=reason)
+        call.refusal = own if said is None else said
+        if call.backed is not None:
+            call.is_lost = True
+            raise WorkerFailed(reason, blamed=False)
+        raise GivenUp(reason, blamed=False)
 
     def _not_asked(self, call: Call, error: NoFiles) -> NoReturn:
         """End a call for which this process had no connection; no upstream is to blame.

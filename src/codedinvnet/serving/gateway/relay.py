@@ -15,7 +15,7 @@ from codedinvnet.serving.answers import BadRequest, DeadlinePassed, QueryFailed
 from codedinvnet.serving.faces.http import LARGE_BODY
 from codedinvnet.serving.frontend import FrontEnd
 from codedinvnet.serving.gateway.backup import SCORES
-from codedinvnet.serving.gateway.calls import Call, Headers, Reply, Transport
+from codedinvnet.serving.gateway.calls import Call, Headers, Reply, Transport, is_of_sequence
 from codedinvnet.serving.gateway.pool import CALL, REPLY, UpstreamPool, boxed
 from codedinvnet.serving.gateway.understanding import Understanding
 from codedinvnet.serving.listening import body_limit
@@ -25,6 +25,10 @@ from codedinvnet.serving.service import AGREEMENT, LIMIT, Request, Service
 if TYPE_CHECKING:
     from torch import Tensor
 
+STATEFUL = (
+    "sequence_id: all requests of a sequence must go to one server, and each once: ask that itself"
+)
+"""Why such a request is refused."""
 FAILED = "failed"
 """The outcome of an answer by which the last upstream failed."""
 
@@ -123,10 +127,13 @@ class Relay:
             hold: is told how many bytes the request holds, as a body and as tensors, and may raise.
 
         Raises:
+            BadRequest: if it is one of a sequence.
             DeadlinePassed: if none answered in time.
             QueryFailed: if all that were asked failed, and said nothing.
             NotNow: see `FrontEnd.check_room`.
         """
+        if is_of_sequence(transport, body, headers):
+            raise BadRequest(STATEFUL)
         began = time.monotonic() if began is None else began
         limit = self.front.deadline if seconds is None else min(self.front.deadline, seconds)
         until = began + limit

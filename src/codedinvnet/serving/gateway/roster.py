@@ -44,6 +44,7 @@ class Roster:
             gateway starts even if none answers yet.
         differs: says how an upstream's model differs from the one that a small backup stands for
             (""); it raises Unreachable if nobody can tell. None: nobody asks.
+        follows: whether the model may become another one, once all upstreams have that.
     """
 
     def __init__(
@@ -53,9 +54,10 @@ class Roster:
         metrics: UpstreamMetrics,
         places: int | None = None,
         differs: Callable[[Upstream], Awaitable[str]] | None = None,
+        follows: bool = True,
     ) -> None:
         self.model, self.metrics = model, metrics
-        self.agreement = Agreement(model, metrics, differs)
+        self.agreement = Agreement(model, metrics, differs, self._all_but, follows)
         self.versions = Versions(
             self._metadata, lambda: self.agreement.metadata.get("versions") or ()
         )
@@ -86,11 +88,11 @@ class Roster:
         """Ask all upstreams for the model.
 
         Raises:
-            UserError: if one does not have the model, theirs differ, or none answers and no
-                others may come.
+            UserError: if none has the model, or none answers, and no others may come; or, where
+                the model is to stay the same, if one has it not.
         """
         there = [place for place in self.places if place.is_filled]
-        silent = await self.agreement.begin(there)
+        silent = await self.agreement.begin(there, self._waits)
         if len(silent) == len(there) and not self._waits:
             told = "; ".join(f"{place.upstream.url}: {reason}" for place, reason in silent)
             raise UserError(f"--upstream: none answers: {told}")
@@ -142,9 +144,13 @@ class Roster:
         if all(place.upstream.url != upstream.url for place in self.places):
             self.metrics.forget(upstream.url)
 
+    def _all_but(self, place: Place) -> list[Place]:
+        """Return the other places."""
+        return [other for other in self.places if other is not place]
+
     def _others(self, place: Place) -> list[Place]:
         """Return what else is up."""
-        return [other for other in self.places if other is not place and other.up]
+        return [other for other in self._all_but(place) if other.up]
 
     def _set_aside(self, place: Place, reason: str) -> None:
         """Send nothing more to an upstream until it is ready again.

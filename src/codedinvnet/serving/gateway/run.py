@@ -80,6 +80,7 @@ def make_relay(
         cancels=options.cancel,
         places=places,
         differs=guard.differs if isinstance(guard, Backup) else None,
+        follows=guard is None,
     )
     usual = AUTO if isinstance(guard, Backup) else HEDGE if guard is None else CODED
     policy = usual if options.policy is None else OFFERED[options.policy]
@@ -172,10 +173,10 @@ async def running(options: GatewayOptions) -> AsyncIterator[tuple[str, Relay, in
     hosts = (options.host, *options.allowed_host)
     guarded = bool(token) or options.host in LOOPBACK
     if relay.service is None:
-        most = memory.most
-        app = build_gateway_app(relay, memory, token=token, hosts=hosts, guarded=guarded)
+        most = options.body
+        app = build_gateway_app(relay, memory, most, token=token, hosts=hosts, guarded=guarded)
     else:
-        most = body_limit(relay.service.served, MAX_BATCH, memory.most)
+        most = body_limit(relay.service.served, MAX_BATCH, options.body)
         how = AppOptions(MAX_BATCH, most, memory.most, token, hosts=hosts, guarded=guarded)
         app = build_app(relay.service, how, memory=memory, starts=False)
     deadline = options.deadline_ms

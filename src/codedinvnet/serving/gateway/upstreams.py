@@ -27,7 +27,7 @@ from codedinvnet.serving.gateway.calls import (
     passed_on,
     problem,
 )
-from codedinvnet.serving.gateway.http_client import CONNECT_TIMEOUT, Answer, HttpClient
+from codedinvnet.serving.gateway.http_client import CONNECT_TIMEOUT, Answer, Broken, HttpClient
 from codedinvnet.serving.served import OUTCOME
 
 if TYPE_CHECKING:  # it needs gRPC's package
@@ -37,6 +37,8 @@ REFUSALS = {"http": (401, 403), "grpc": (16, 7)}
 """Statuses that want a token, or another one."""
 SCHEMES = {"http": 80, "https": 443, "grpc": 8001, "grpcs": 443}
 """Scheme -> the port if the URL names none."""
+SECURE = frozenset({"https", "grpcs"})
+"""Those over TLS."""
 ABOUT_TENSORS = ("content-type", HEADER_LENGTH.lower())
 """Headers about a body with binary tensors."""
 OWN_OUTPUTS = (OUTCOME, f"codedinvnet.{OUTCOME}")
@@ -162,7 +164,8 @@ def open_upstream(
     """Return an upstream, not yet connected.
 
     Args:
-        url: http://HOST[:PORT][/PREFIX], https://..., grpc://HOST[:PORT] or grpcs://...
+        url: http://HOST[:PORT][/PREFIX], https://..., grpc://HOST[:PORT] or grpcs://...; over TLS
+            it may end with #NAME, if the certificate is not the host's but that name's.
         roots: certificates to trust over TLS, PEM; None: those that this machine trusts.
         own: headers for all that it is asked; None: there are none.
         flag: which option has it, for messages.
@@ -177,11 +180,14 @@ def open_upstream(
         port = found.port or SCHEMES.get(found.scheme)
     except ValueError as error:
         raise UserError(f"{flag}: {url!r} is no URL: {error}") from error
-    if found.scheme not in SCHEMES or not found.hostname or found.query or found.fragment:
+    secure = found.scheme in SECURE
+    alien = found.query or (found.fragment and not secure)
+    if found.scheme not in SCHEMES or not found.hostname or alien:
         known = ", ".join(f"{scheme}://HOST:PORT" for scheme in SCHEMES)
         raise UserError(f"{flag}: {url!r} is not one of {known}")
-    if not is_host(found.hostname):
-        raise UserError(f"{flag}: {url!r} is no URL: {found.hostname!r} is no host's name")
+    for name in filter(None, (found.hostname, found.fragment)):
+        if not is_host(name):
+            raise UserError(f"{flag}: {url!r} is no URL: {name!r} is no host's name")
     if found.username is not None:
         raise UserError(f"{flag}: {found.hostname}: a URL with a password is not taken")
     check_server(url, flag)
@@ -190,12 +196,13 @@ def open_upstream(
     if found.scheme in ("http", "https"):
         base = f"{found.scheme}://{host}:{port}{found.path.rstrip('/')}"
         limit = CONNECT_TIMEOUT if connect is None else connect
-        return HttpUpstream(url, base, roots, own, limit)
+        return HttpUpstream(url, base, roots, own, limit, found.fragment)
     if found.path.strip("/"):
         raise UserError(f"{flag}: {url!r}: a gRPC address has no path")
     from codedinvnet.serving.gateway.grpc_upstream import GrpcUpstream
 
-    return GrpcUpstream(url, f"{host}:{port}", found.scheme == "grpcs", roots, own, connect)
+    target = f"{host}:{port}"
+    return GrpcUpstream(url, target, secure, roots, own, connect, found.fragment)
 
 
 def model_path(model: str, version: str) -> str:
@@ -229,13 +236,20 @@ class HttpUpstream:
         roots: see `open_upstream`.
         own: likewise.
         connect: seconds in which a connection must be there.
+        certified: the name that its certificate must have; "": its host's.
     """
 
     stops = translates = False
     tries = 2
 
     def __init__(
-        self, url: str, base: str, roots: bytes | None, own: OwnHeaders, connect: float
+        self,
+        url: str,
+        base: str,
+        roots: bytes | None,
+        own: OwnHeaders,
+        connect: float,
+        certified: str = "",
     ) -> None:
         self.url, self.own, found = url, own, urlsplit(base)
         self.prefix, context = quote(found.path, safe="/%"), None
@@ -243,7 +257,7 @@ class HttpUpstream:
             context = ssl.create_default_context(cadata=None if roots is None else roots.decode())
         assert found.hostname is not None
         assert found.port is not None
-        self._client = HttpClient(found.hostname, found.port, context, connect)
+        self._client = HttpClient(found.hostname, found.port, context, connect, certified)
         self._takes_binary: bool | None = None
         """Whether it takes binary tensors; None until it has answered a question of our own."""
 
@@ -270,7 +284,7 @@ class HttpUpstream:
             # Who looks a name up has files to read, and says no more than that it failed.
             if lacks_files(None if isinstance(error, socket.gaierror) else error):
                 raise NoFiles from error
-            raise Unreachable(described(error)) from error
+            raise Unreachable(described(error), sent=isinstance(error, Broken)) from error
 
     async def infer(self, call: Call, seconds: float) -> Reply:
         path = f"{model_path(call.model, call.version)}/infer"

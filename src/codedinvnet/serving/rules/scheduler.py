@@ -100,11 +100,17 @@ class Scheduler(Settling):
             self._release(now, found)
         return self._flush(now)
 
-    def result(self, now: float, attempt: int) -> list[Action]:
-        """An attempt's output is here."""
+    def result(self, now: float, attempt: int, is_usual: bool = True) -> list[Action]:
+        """An attempt's output is here.
+
+        Args:
+            now: the time.
+            attempt: its number.
+            is_usual: whether its time tells how long such tasks take.
+        """
         found = self.attempts.pop(attempt, None)
         if found is not None:
-            self._release(now, found)
+            self._release(now, found, is_usual)
             self._result(now, found)
         return self._flush(now)
 

@@ -274,9 +274,9 @@ class Sending:
             self._watch_early(now, attempt)
         return Send(attempt.worker, identity, attempt.number, (query.identity,), 1)
 
-    def _release(self, now: float, attempt: Attempt) -> None:
+    def _release(self, now: float, attempt: Attempt, is_usual: bool = True) -> None:
         """A worker has done a task's work."""
-        if not self.binding.release(attempt) or attempt.started is None:
+        if not self.binding.release(attempt) or attempt.started is None or not is_usual:
             return
         if self.rules.worker_batch > 1 and self.binding.workers[attempt.worker].running:
             return  # the last of a call tells how long it took

@@ -25,6 +25,8 @@ class Result(NamedTuple):
     """For how many seconds an injected fault keeps the answer back; the worker is free."""
     blocked: float = 0.0
     """For how many seconds injected faults kept the worker from the task."""
+    is_usual: bool = True
+    """Whether its time tells how long such tasks take; a refusal's does not."""
 
 
 class Abandoned(Exception):
