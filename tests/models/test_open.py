@@ -329,10 +329,14 @@ def test_a_bundle() -> None:
     assert model.signature.inputs == (TensorSpec("images", "UINT8", (1, 28, 28)),)
     bundle = load_bundle("mnist")
     latent = TensorSpec("latent", "FP32", tuple(bundle.model.latent_shape))
-    assert (model.signature.outputs, model.signature.scores) == ((latent,), None)
+    assert model.signature.outputs == (latent, TensorSpec("scores", "FP32", (10,)))
+    assert model.signature.scores == Scores("scores", "logits")
     queries = probe_inputs(model.signature.inputs)
-    wanted = bundle.embed(torch.from_numpy(queries["images"])).numpy()
-    np.testing.assert_array_equal(model.run(queries)["latent"], wanted)
+    found = model.run(queries)
+    wanted = bundle.embed(torch.from_numpy(queries["images"]))
+    np.testing.assert_array_equal(found["latent"], wanted.numpy())
+    probabilities = torch.from_numpy(found["scores"]).softmax(1)
+    torch.testing.assert_close(probabilities, bundle.classify(wanted))
 
 
 def test_a_source_travels_as_json_and_refuses_other_files(tmp_path: Path) -> None:

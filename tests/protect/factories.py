@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from codedinvnet.models.bundle import load_bundle
+
 FEATURES = 12
 DAY = 86_400
 
@@ -116,6 +118,21 @@ def smaller() -> tuple[nn.Module, Tensor]:
 
 def slower() -> tuple[nn.Module, Tensor]:
     return vectors()
+
+
+def digits() -> tuple[nn.Module, dict[str, Tensor]]:
+    """The scores of the bundle `mnist`, at twice the cost."""
+
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = load_bundle("mnist").model
+
+        def forward(self, images: Tensor) -> Tensor:
+            once = [self.model.classify(self.model.embed(images)) for _ in range(2)]
+            return torch.stack(once).mean(0)
+
+    return Twice(), {"images": torch.zeros(1, 1, 28, 28, dtype=torch.uint8)}
 
 
 def other_inputs() -> tuple[nn.Module, Tensor]:

@@ -21,11 +21,13 @@ from codedinvnet.checkpoint import load_checkpoint, module_tensors, save_checkpo
 from codedinvnet.codes.nercc import NeRCC
 from codedinvnet.codes.rules import BACKUP
 from codedinvnet.config import PartSettings
+from codedinvnet.data.load import sample_images
 from codedinvnet.engines import ENGINES, ONNX_RUNTIME
 from codedinvnet.errors import UserError
 from codedinvnet.models import open_model, runtime
 from codedinvnet.models.base import TensorSpec
-from codedinvnet.protect import coding, distil, load_protection
+from codedinvnet.models.graph import Unsupported
+from codedinvnet.protect import coding, distil, load_protection, parts
 from codedinvnet.protect.folder import (
     DESCRIPTION,
     EXPORTS,
@@ -132,6 +134,33 @@ def test_a_backup_that_costs_as_much_as_the_model_is_no_backup(
     assert found["recommended"] != "own-backup"
     with pytest.raises(UserError, match=r"costs 1\.00 of the model"):
         load_protection(tmp_path / "out", open_model(f"{PLACE}:vectors"), "own-backup")
+
+
+def test_a_backup_may_be_a_bundle(
+    call: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def not_exported(*_: Any) -> None:  # it takes seconds
+        raise Unsupported("not here")
+
+    lacking = replace(ENGINES[ONNX_RUNTIME], needed=("no_such_module",))
+    monkeypatch.setitem(ENGINES, ONNX_RUNTIME, lacking)
+    monkeypatch.setattr(parts, "graph_of", not_exported)
+    images = sample_images("mnist").images[:200].numpy()
+    np.save(tmp_path / "x.npy", images)
+    more = ("--methods", "small-backup", "--backup", "mnist")
+    outcome = call(*arguments("digits", tmp_path / "x.npy", tmp_path / "out", *more))
+    assert outcome.code == 0, outcome.err
+    row = description(tmp_path / "out")["table"][1]
+    assert (row["method"], row["work"], row["agreement"][0]) == ("own-backup", 0.5, 1.0)
+    served = open_model(f"{PLACE}:digits")
+    scheme = load_protection(tmp_path / "out", served, "own-backup")
+    outputs = {
+        number: scheme.compute(number, torch.from_numpy(images[list(task.members)])[None]).output
+        for number, task in scheme.rules.tasks(4).items()
+        if number != 1
+    }
+    wanted = served.run({"images": images[1:2]})["output"]
+    np.testing.assert_allclose(scheme.decode(outputs, 4)[1], wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_a_backup_of_other_inputs_is_refused(call: Command, tmp_path: Path) -> None:

@@ -281,26 +281,27 @@ def _factory_inputs(
     return input_specs(declared, (), where)[0]
 
 
-class _Embedding(nn.Module):
-    """The network f of a bundle, from images as they are sent."""
+class _Classifier(nn.Module):
+    """The network f of a bundle and its head g, from images as they are sent."""
 
     def __init__(self, bundle: Bundle) -> None:
         super().__init__()
         self.model = bundle.model
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        return {"latent": self.model.embed(images)}
+        latent = self.model.embed(images)
+        return {"latent": latent, "scores": self.model.classify(latent)}
 
 
 def open_bundle(name: str, engine: str, device: torch.device) -> Opened:
-    """Open a bundle: the model is f, which its workers run.
+    """Open a bundle: the model is f, which its workers run, with the class scores that g gives.
 
     Raises:
         UserError: if it is none, or damaged.
     """
     bundle = load_bundle(name, device)
     images = TensorSpec("images", bundle.info.input.datatype, bundle.info.input.shape)
-    network = Network(_Embedding(bundle).eval(), lambda tensors: (tensors, {}))
+    network = Network(_Classifier(bundle).eval(), lambda tensors: (tensors, {}))
     digest = weights_digest(bundle_folder(name))
     return _opened(network, (images,), None, digest, engine, device, f"the bundle {name}")
 
