@@ -51,10 +51,8 @@ def test_table(bundle: Bundle, held_out: ImageSet) -> None:
     for line, (_, found), overhead in zip(lines, rows, ("50%", "25%"), strict=True):
         words = line.split()
         assert words[:3] == ["mnist", str(found.k), overhead]
-        assert words[3] == f"{100 * found.normal_accuracy:.1f}"
-        assert words[4] == f"{100 * found.recovered_accuracy:.1f}"
-        assert words[-2] == f"{100 * found.worst_position_accuracy:.1f}"
-        assert words[-1] == f"{100 * found.agreement:.1f}"
+        shares = (found.normal_accuracy, found.recovered_accuracy, found.worst_position_accuracy)
+        assert words[3:] == [f"{100 * share:.1f}" for share in (*shares, found.agreement)]
 
 
 def test_demo_runs_on_shipped_bundles(

@@ -45,14 +45,14 @@ def table(rows: Sequence[tuple[str, Evaluation]]) -> str:
     """Return the evaluations as a text table."""
     lines = [
         "Every worker erased in turn; accuracy in % of the shipped 1,000 test images, 5 groupings",
-        f"{'bundle':<9}{'k':>3}  {'overhead':>8}  {'normal':>7}  {'recovered':>14}  "
+        f"{'bundle':<9}{'k':>3}  {'overhead':>8}  {'normal':>7}  {'recovered':>9}  "
         f"{'worst position':>14}  {'agreement':>9}",
     ]
     for name, e in rows:
-        recovered = f"{100 * e.recovered_accuracy:.1f} ± {100 * e.recovered_accuracy_std:.1f}"
         lines.append(
             f"{name:<9}{e.k:>3}  {100 / e.k:>7.0f}%  {100 * e.normal_accuracy:>7.1f}  "
-            f"{recovered:>14}  {100 * e.worst_position_accuracy:>14.1f}  {100 * e.agreement:>9.1f}"
+            f"{100 * e.recovered_accuracy:>9.1f}  {100 * e.worst_position_accuracy:>14.1f}  "
+            f"{100 * e.agreement:>9.1f}"
         )
     return "\n".join(lines)
 

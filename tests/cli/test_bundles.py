@@ -32,7 +32,6 @@ def test_evaluate(call: Command, bundle_folder: Path, data_dir: Path) -> None:
         "k",
         "normal_accuracy",
         "recovered_accuracy",
-        "recovered_accuracy_std",
         "worst_position_accuracy",
         "agreement",
         "groupings",

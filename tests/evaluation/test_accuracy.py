@@ -13,7 +13,7 @@ from codedinvnet.codes.rules import SERVED, AnyOf, CodeRules, Parities
 from codedinvnet.data import Groups, ImageSet, random_groups
 from codedinvnet.errors import UserError
 from codedinvnet.evaluation import accuracy
-from codedinvnet.evaluation.accuracy import Evaluation, bootstrap_std, evaluate, figures
+from codedinvnet.evaluation.accuracy import Evaluation, evaluate, figures
 
 CLASSES = 5
 
@@ -157,7 +157,6 @@ def test_a_perfect_method_is_perfect(count: int) -> None:
         groupings=3,
         normal_accuracy=1.0,
         recovered_accuracy=1.0,
-        recovered_accuracy_std=0.0,
         position_accuracies=(1.0,) * 4,
         agreement=1.0,
     )
@@ -211,7 +210,6 @@ def test_a_position_that_decodes_wrongly_is_seen(position: int) -> None:
     assert found.worst_position_accuracy == 0.0
     assert found.recovered_accuracy == pytest.approx(0.75)
     assert found.agreement == pytest.approx(0.75)
-    assert found.recovered_accuracy_std == pytest.approx(0.0, abs=1e-12)
     assert found.normal_accuracy == 1.0
 
 
@@ -295,45 +293,10 @@ def test_groupings_differ_and_are_averaged() -> None:
     assert len({round(single) for single in singles}) > 1
 
 
-def test_reported_std_is_that_of_one_grouping() -> None:
-    labels = image_set(200).labels
-    for groupings in (1, 4):
-        found = run(ParityIgnored(4), 200, groupings=groupings, seed=5)
-        each = [
-            bootstrap_std(
-                (labels[g.members.roll(-1, 1)] == labels[g.members]) & g.counted, g.counted, 5
-            )
-            for g in drawn(200, 4, groupings, seed=5)
-        ]
-        assert found.recovered_accuracy_std == pytest.approx(sum(each) / groupings)
-        assert found.recovered_accuracy_std > 0
-
-
 def test_smaller_groups_than_k_are_evaluated() -> None:
     found = evaluate(scheme_of(ParityTells(10)), image_set(20), k=3, progress=False)
     assert (found.k, found.groupings, found.images) == (3, 5, 20)
     assert found.position_accuracies == (1.0, 1.0, 1.0)
-
-
-@pytest.mark.parametrize(("width", "alike"), [(10, False), (10, True), (2, False)])
-def test_bootstrap_std_is_the_analytic_one(width: int, alike: bool) -> None:
-    generator = torch.Generator().manual_seed(0)
-    rows, share = 400, 0.3
-    hits = torch.rand(rows, 1 if alike else width, generator=generator) < share
-    hits = hits.expand(rows, width)
-    mask = torch.ones(rows, width, dtype=torch.bool)
-    independent = rows if alike else rows * width
-    analytic = (share * (1 - share) / independent) ** 0.5
-    assert bootstrap_std(hits, mask, 0) == pytest.approx(analytic, rel=0.15)
-    assert bootstrap_std(hits, mask, 0) == bootstrap_std(hits, mask, 0)
-    assert bootstrap_std(hits, mask, 1) != bootstrap_std(hits, mask, 0)
-
-
-def test_bootstrap_divides_by_what_counts() -> None:
-    mask = torch.rand(50, 4, generator=torch.Generator().manual_seed(0)) < 0.5
-    mask[:, 0] = True
-    assert bootstrap_std(mask, mask, 0) == pytest.approx(0.0, abs=1e-12)
-    assert bootstrap_std(torch.zeros_like(mask), mask, 0) == 0.0
 
 
 def test_worst_position_is_the_lowest() -> None:
@@ -374,14 +337,13 @@ def test_a_method_that_cannot_be_compared_or_decoded_is_the_users_error() -> Non
 
 
 def test_report_of_evaluation_needs_every_field() -> None:
-    result = Evaluation(10, 2, 5, 0.9, 0.8, 0.01, (0.7, 0.9), 0.85)
+    result = Evaluation(10, 2, 5, 0.9, 0.8, (0.7, 0.9), 0.85)
     assert figures(result) == {
         "images": 10,
         "k": 2,
         "groupings": 5,
         "normal_accuracy": 0.9,
         "recovered_accuracy": 0.8,
-        "recovered_accuracy_std": 0.01,
         "worst_position_accuracy": 0.7,
         "agreement": 0.85,
     }

@@ -21,7 +21,6 @@ from codedinvnet.progress import Progress
 from codedinvnet.provenance import describe_machine
 
 BATCH = 250
-BOOTSTRAP_SAMPLES = 1000
 KEPT_BYTES = 4 << 30
 """Outputs of data tasks that are kept in memory. Of more, as of many large images, none is, and
 each is computed again wherever it is needed."""
@@ -37,8 +36,6 @@ class Evaluation:
         groupings: how many random groupings were averaged.
         normal_accuracy: the accuracy of g(f(x)).
         recovered_accuracy: of decoded answers against the labels, mean over erasure positions.
-        recovered_accuracy_std: of one grouping's recovered accuracy, by a bootstrap over groups
-            (members of a group share one parity, so they are not independent).
         position_accuracies: recovered accuracy by erased position.
         agreement: share of decoded answers equal to the direct one.
     """
@@ -48,7 +45,6 @@ class Evaluation:
     groupings: int
     normal_accuracy: float
     recovered_accuracy: float
-    recovered_accuracy_std: float
     position_accuracies: tuple[float, ...]
     agreement: float
 
@@ -140,10 +136,6 @@ def evaluate(
         groupings=groupings,
         normal_accuracy=float((direct == truth).float().mean()),
         recovered_accuracy=float(hit.sum() / erased),
-        recovered_accuracy_std=sum(
-            bootstrap_std(h & m, m, seed) for h, m in zip(hits, masks, strict=True)
-        )
-        / groupings,
         position_accuracies=tuple((hit.sum(0) / mask.sum(0)).tolist()),
         agreement=float(agree.sum() / erased),
     )
@@ -187,16 +179,6 @@ def _decoded_predictions(
         found.append(torch.stack(columns, dim=1))
         bar.update()
     return torch.cat(found)
-
-
-def bootstrap_std(hits: Tensor, mask: Tensor, seed: int) -> float:
-    """Return the standard deviation of the mean of hits[mask] when groups (rows) are redrawn."""
-    generator = torch.Generator().manual_seed(seed)
-    count = len(hits)
-    redrawn = torch.randint(count, (BOOTSTRAP_SAMPLES, count), generator=generator)
-    per_group, sizes = hits.sum(1).double(), mask.sum(1).double()
-    means = per_group[redrawn].sum(1) / sizes[redrawn].sum(1)
-    return float(means.std())
 
 
 def evaluation_report(
@@ -251,7 +233,6 @@ def figures(result: Evaluation) -> dict[str, Any]:
         "groupings": result.groupings,
         "normal_accuracy": round(result.normal_accuracy, 6),
         "recovered_accuracy": round(result.recovered_accuracy, 6),
-        "recovered_accuracy_std": round(result.recovered_accuracy_std, 6),
         "worst_position_accuracy": round(result.worst_position_accuracy, 6),
         "agreement": round(result.agreement, 6),
     }
