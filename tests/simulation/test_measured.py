@@ -73,7 +73,7 @@ def test_rows_become_scenarios(tmp_path: Path) -> None:
     assert found.stragglers[0].probability == 0.01
     assert (found.trip.ms, found.front_end.ms) == (0.5, 2)  # the run does not say
     assert scenario_of(run, base.updated(queries=100_000)).queries == 1_000_000
-    assert scenario_of(run_of(backup=True), base).method == "small-backup"
+    assert scenario_of(run_of(method="small-backup"), base).method == "small-backup"
 
 
 def test_known_arrivals_are_repeated_with_other_draws() -> None:

@@ -148,11 +148,11 @@ def test_what_is_simulated_of_a_mosaic_is_its_own_code(
 
 def test_there_is_no_accuracy_of_a_backup_that_nobody_gave(tmp_path: Path, call: Command) -> None:
     path = tmp_path / "backup.json"
-    path.write_text(json.dumps({**SCENARIO, "backup": True}))
+    path.write_text(json.dumps({**SCENARIO, "method": "small-backup"}))
     report = json.loads(call("simulate", path, "--json").out)
     assert not {"accuracy", "accuracy_95"} & set(report)
     assert report["decoded_share"] is not None
-    known = {"policy": "hedge", "backup_accuracy": {"4": 0.5, "10": 0.1}}
+    known = {"policy": "hedge", "method_accuracy": {"small-backup": {"4": 0.5, "10": 0.1}}}
     path.write_text(json.dumps({**SCENARIO, **known}))
     words = ("--policy", "small-backup", "--stragglers", "exponential", "--json")
     report = json.loads(call("simulate", path, *words).out)

@@ -121,7 +121,7 @@ def test_plan_takes_a_scenario_and_times_the_bundle_without_one(file: Path) -> N
     assert base.arrivals.qps == 50
     assert base.stragglers == ()
     assert base.code is None
-    file.write_text(json.dumps({**SCENARIO, "backup": True}))  # of which nothing is kept
+    file.write_text(json.dumps({**SCENARIO, "method": "small-backup"}))  # of which nothing is kept
     assert run._plan_base(options).method == "coded-invnet"
     assert base.encode.mean_ms > 0  # measured, since the scenario does not say it
     assert (base.trip.ms, base.front_end.ms, base.decode.ms) == (0.3, 1.7, 0.6)

@@ -321,9 +321,12 @@ BURST = {"kind": "burst", "factor": 2, "delay": 1, "every_s": 1, "workers": 1}
     [
         ({"policy": "prayer"}, "policy: not one of uncoded, replicate"),
         ({"method": "nercc"}, "nercc goes with the policies that have a code"),
-        ({"backup": True, "policy": "coded", "workers": 12, "r": 2}, "small-backup has r = 1"),
+        (
+            {"method": "small-backup", "policy": "coded", "workers": 12, "r": 2},
+            "small-backup has r = 1",
+        ),
         ({"method": "magic"}, "method: 'magic' is not one of coded-invnet"),
-        ({"apart": True}, "apart: the bundle says it now"),
+        ({"backup": True}, "backup"),
         (
             {"method": "nercc", "policy": "coded+hedge", "workers": 12},
             "nercc has no direct answers: it goes with policy coded only",
@@ -392,13 +395,3 @@ def test_the_code_is_the_methods_and_the_bundles() -> None:
     assert given.updated(bundle="mnist").code == Parities(4)
     with pytest.raises(UserError, match="no bundle 'nothing'"):
         _ = given.updated(bundle="nothing").code
-
-
-def test_scenarios_of_before_are_read() -> None:
-    given = scenario(policy="coded", k=4, workers=6)
-    old = given.model_dump() | {"backup": True, "backup_accuracy": {4: 0.5}}
-    del old["method"], old["method_accuracy"]
-    found = parse_scenario(old, "old")
-    assert (found.method, found.method_accuracy) == ("small-backup", {"small-backup": {4: 0.5}})
-    mosaic = parse_scenario(given.model_dump() | {"apart": True, "bundle": "cifar10"}, "old")
-    assert mosaic == given.updated(bundle="cifar10")

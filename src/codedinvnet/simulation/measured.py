@@ -71,8 +71,6 @@ class MeasuredRun(Section):
     k: Positive
     r: Positive = 1
     method: str = OURS
-    backup: bool = False
-    """Rows of before say so, and not by the method."""
     apart: bool = False
     """Whether the code of the bundle keeps the members apart."""
     bundle: str | None = None
@@ -137,7 +135,7 @@ class MeasuredArm:
         return reduce(add, (run.latencies for run in self.runs))
 
 
-SETTINGS = ("name", "policy", "workers", "k", "r", "method", "backup", "stragglers")
+SETTINGS = ("name", "policy", "workers", "k", "r", "method", "stragglers")
 RULES = ("deadline_ms", "group_timeout_ms", "hang_timeout_ms")
 LOAD = ("qps", "batch", "requests")
 TIMES = ("service", "encode", "trip", "front_end", "decode")
@@ -236,7 +234,7 @@ def scenario_of(run: MeasuredRun, base: Scenario) -> Scenario:
     raw = run.model_dump()
     changes = {key: raw[key] for key in (*SETTINGS, *RULES)}
     changes |= {key: raw[key] for key in TIMES if raw[key] is not None}
-    changes |= {"apart": run.apart, "bundle": run.bundle if run.apart else None}
+    changes["bundle"] = run.bundle if run.apart else None
     queries = run.batch * max(base.queries, run.requests)
     if run.seed is not None:
         queries = run.batch * run.requests

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,7 +10,6 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field, field_validator, model_validator
 
-from codedinvnet.codes.backup import SmallBackup
 from codedinvnet.codes.method import Tolerance
 from codedinvnet.codes.registry import OURS, find_method
 from codedinvnet.codes.rules import CodeRules, Parities, Uncoded, is_systematic
@@ -189,15 +187,6 @@ class Scenario(Section):
     """Of direct answers, and of what the bundle's own code makes up."""
     method_accuracy: dict[str, dict[int, Share]] = Field({})
     """Method -> k -> of the answers that it makes up."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _as_before(cls, raw: Any) -> Any:
-        if not isinstance(raw, dict):
-            return raw
-        if raw.get("apart") and raw.get("bundle") is None:
-            raise ValueError("apart: the bundle says it now: name the bundle in its place")
-        return as_now(raw)
 
     @field_validator("method")
     @classmethod
@@ -391,16 +380,6 @@ class Scenario(Section):
             if key in changes:
                 raw["arrivals"][key] = changes.pop(key)
         return parse_scenario({**raw, **changes}, self.name)
-
-
-def as_now(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a scenario that was written before a scenario named its method with today's keys."""
-    now = {key: value for key, value in raw.items() if key not in ("apart", "backup")}
-    if raw.get("backup"):
-        now["method"] = SmallBackup.name
-    if "backup_accuracy" in now:
-        now["method_accuracy"] = {SmallBackup.name: now.pop("backup_accuracy")}
-    return now
 
 
 def parse_scenario(raw: Any, where: str) -> Scenario:

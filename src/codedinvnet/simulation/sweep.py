@@ -23,7 +23,7 @@ from codedinvnet.files import check_writable
 from codedinvnet.serving.policies import SERVED, in_order, served_as
 from codedinvnet.simulation.engine import accuracy_of
 from codedinvnet.simulation.figures import SAME, latency_of, simulate
-from codedinvnet.simulation.scenario import Scenario, as_now, can_guess, check_code
+from codedinvnet.simulation.scenario import Scenario, can_guess, check_code
 from codedinvnet.simulation.stragglers import stragglers
 
 NOBODY = "none"
@@ -173,7 +173,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     for number, row in enumerate(rows, start=1):
         if "cell" not in row or not isinstance(row.get("scenario"), dict):
             raise UserError(f"{path}, line {number} is no row of a sweep")
-    return [{**row, "scenario": as_now(row["scenario"])} for row in rows]
+    return rows
 
 
 PLACE = ["stragglers", "batch", "load"]
