@@ -12,8 +12,9 @@ from codedinvnet.serving.frontend import FrontEnd
 from codedinvnet.serving.rules.settings import Rules
 from codedinvnet.serving.served import IMAGES, PROBABILITIES, Classifier
 from codedinvnet.serving.workers.computing import SchemeComputer
-from codedinvnet.serving.workers.pool import InProcessPool, WorkerPool
+from codedinvnet.serving.workers.pool import WorkerPool
 from codedinvnet.serving.workers.result import OUTPUT, Result
+from tests.serving.in_process import InProcessPool
 
 CLASSES = tuple("0123456789")
 

@@ -1,4 +1,4 @@
-"""The interface of a worker pool, and the in-process fake that tests run on.
+"""The interface of a worker pool.
 
 A pool knows no coding: it runs numbered tasks on numbered workers. A pool of a user's own is a
 class that takes a `WorkerSpec` and has these methods; `examples/my_pool.py` is one.
@@ -6,14 +6,13 @@ class that takes a `WorkerSpec` and has these methods; `examples/my_pool.py` is 
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from codedinvnet.serving.workers.result import Computer, Result, run_task
+from codedinvnet.serving.workers.result import Result
 
 
 class WorkerDied(Exception):
@@ -100,67 +99,3 @@ class WorkerPool(Protocol):
 
     def pid(self, worker: int) -> int | None:
         """Return a worker's process, if it is one of this machine."""
-
-
-class InProcessPool:
-    """Workers that are threads of this process, for tests: they die and hang on request.
-
-    Args:
-        computer: what they compute with.
-    """
-
-    def __init__(self, computer: Computer) -> None:
-        self.computer = computer
-        self.on_death: Death | None = None
-        self.dead: list[asyncio.Event] = []
-        self.hung: list[asyncio.Event] = []
-        self.calls: list[tuple[int, int]] = []
-        """(worker, task number) of every call."""
-        self.broken: set[int] = set()
-        """Workers whose forward pass raises."""
-
-    async def start(self, size: int) -> None:
-        self.dead = [asyncio.Event() for _ in range(size)]
-        self.hung = [asyncio.Event() for _ in range(size)]
-
-    async def call(self, worker: int, task: Task) -> Result:
-        self.calls.append((worker, task.number))
-        if worker in self.broken:
-            raise WorkerFailed("this worker is broken")
-        dead = asyncio.create_task(self.dead[worker].wait())
-        work = asyncio.create_task(self._work(worker, task))
-        await asyncio.wait({dead, work}, return_when=asyncio.FIRST_COMPLETED)
-        dead.cancel()
-        if not work.done() or self.dead[worker].is_set():
-            work.cancel()
-            raise WorkerDied("killed")
-        return await work
-
-    async def _work(self, worker: int, task: Task) -> Result:
-        if self.hung[worker].is_set():
-            await self.dead[worker].wait()
-        return await asyncio.to_thread(run_task, self.computer, task.number, task.inputs)
-
-    def kill(self, worker: int) -> None:
-        """Let a worker die."""
-        self.dead[worker].set()
-        if self.on_death is not None:
-            self.on_death(worker, "killed")
-
-    def hang(self, worker: int) -> None:
-        """Let a worker hang from its next task on."""
-        self.hung[worker].set()
-
-    async def replace(self, worker: int) -> None:
-        self.dead[worker].set()
-        await asyncio.sleep(0)
-        self.dead[worker], self.hung[worker] = asyncio.Event(), asyncio.Event()
-        self.broken.discard(worker)
-
-    async def stop(self) -> None:
-        for event in self.dead:
-            event.set()
-        await asyncio.sleep(0)
-
-    def pid(self, worker: int) -> int | None:
-        return None
