@@ -22,7 +22,7 @@ from codedinvnet.protect.measure import answers_of
 from codedinvnet.serving import decoder, decoding
 from codedinvnet.serving.answers import QueryFailed
 from codedinvnet.serving.decoder import compute, compute_apart
-from codedinvnet.serving.decoding import Job
+from codedinvnet.serving.decoding import Check, Job
 from codedinvnet.serving.logs import logger
 from codedinvnet.serving.rules.actions import Complete
 from codedinvnet.serving.rules.group import FILLER
@@ -302,9 +302,9 @@ def note_checks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Return the members that are decoded for a check, as they come."""
     chosen: list[int] = []
 
-    def checked(*arguments: Any) -> tuple[bool, None]:
+    def checked(*arguments: Any) -> decoder.Checked:
         chosen.append(arguments[-1])
-        return True, None
+        return decoder.Checked(None, True, None)
 
     monkeypatch.setattr(decoder, "check_group", checked)
     return chosen
@@ -346,10 +346,10 @@ async def test_answers_do_not_wait_for_checks(
 
     async with running(method) as (front, _):
 
-        def slowly(*_: Any) -> tuple[bool, None]:
+        def slowly(*_: Any) -> decoder.Checked:
             waiting.append(len(front.waiting))
             assert go_on.wait(30)
-            return True, None
+            return decoder.Checked(None, True, None)
 
         monkeypatch.setattr(decoder, "check_group", slowly)
         answered(await front.ask(images[:K]))
@@ -390,6 +390,28 @@ async def test_a_check_that_fails_is_logged_and_answers_go_on(
         await until(lambda: "internal error" in caplog.text)
         answered(await front.ask(images[:K]))
     assert caplog.records[-1].__dict__["fields"]["reason"] == "ZeroDivisionError: of the check"
+
+
+async def test_a_check_decodes_its_member_once(
+    method: Scheme, outputs: dict[int, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decode = Scheme.decode
+    seen: list[set[int]] = []
+    told: list[Any] = []
+
+    def noted(scheme: Scheme, given: Mapping[int, torch.Tensor], size: int) -> Any:
+        seen.append(set(given))
+        return decode(scheme, given, size)
+
+    monkeypatch.setattr(Scheme, "decode", noted)
+    (wanted,) = compute(method, MNIST, [Job(K, {t: outputs[t] for t in outputs if t != 1}, {0: 1})])
+    del seen[:]
+    async with running(method) as (front, _):
+        checked = queue(front)
+        checked.wiring = checked.wiring._replace(compared=lambda _, facts: told.append(facts))
+        await checked.check(Check(K, outputs, {task: task for task in outputs}, 1))
+    assert seen.count(set(outputs) - {1}) == 1
+    assert told[0].decoded == (pytest.approx(wanted[0].confidence), True)
 
 
 def parity_workers(residuals: Mapping[tuple[int, str], float]) -> set[int]:

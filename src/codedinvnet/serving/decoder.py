@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -62,17 +62,15 @@ class Decoder(Decoding):
 
     async def check(self, check: Check) -> None:
         metrics, compared, facts = self.wiring.metrics, self.wiring.compared, Facts()
-        agrees, residual = await self._apart(
-            check_group, self.scheme, check.outputs, check.size, check.member
-        )
+        found = await self._apart(check_group, self.scheme, check.outputs, check.size, check.member)
         if compared is not None:
-            facts = await self._apart(facts_of, self.scheme, self.served, check)
-        if agrees is not None:
-            metrics.checked(agrees)
-        if residual is not None:
+            facts = await self._apart(facts_of, self.scheme, self.served, check, found.decoded)
+        if found.agrees is not None:
+            metrics.checked(found.agrees)
+        if found.residual is not None:
             for task, worker in check.workers.items():
                 role = "parity" if task >= self.scheme.rules.k else "data"
-                metrics.residual_seen(worker, role, residual)
+                metrics.residual_seen(worker, role, found.residual)
         if compared is not None:
             compared(check, facts)
 
@@ -125,24 +123,41 @@ def answers(served: Served, scores: Tensor) -> list[Found]:
     return [Found(*row) for row in zip(served.answer(scores), sure, strict=True)]
 
 
+class Checked(NamedTuple):
+    """What a complete group shows; None: it does not."""
+
+    decoded: Tensor | None
+    """Scores (1, classes) of a member that has a direct answer, as if that were missing."""
+    agrees: bool | None
+    """Whether their label is the direct one."""
+    residual: float | None
+
+
 def check_group(
     scheme: Scheme, outputs: Mapping[int, np.ndarray], size: int, member: int
-) -> tuple[bool | None, float | None]:
-    """Return whether a member's decoded label is its direct one, and the group's residual."""
+) -> Checked:
+    """Decode a member of a complete group, and measure the group's residual."""
     complete = {task: torch.from_numpy(output)[None] for task, output in outputs.items()}
     residual = scheme.residual(complete, size)
-    agrees: bool | None = None
+    decoded, agrees = None, None
     direct = scheme.direct(complete[member]) if member in complete else None
     if direct is not None:
         rest = {task: output for task, output in complete.items() if task != member}
         decoded = scheme.decode(rest, size).get(member)
         if decoded is not None:
             agrees = int(decoded.argmax(1)) == int(direct.argmax(1))
-    return agrees, None if residual is None else float(residual[0])
+    return Checked(decoded, agrees, None if residual is None else float(residual[0]))
 
 
-def facts_of(scheme: Scheme, served: Served, check: Check) -> Facts:
-    """Compare approximate answers of a complete group with the direct ones."""
+def facts_of(scheme: Scheme, served: Served, check: Check, decoded: Tensor | None) -> Facts:
+    """Compare approximate answers of a complete group with the direct ones.
+
+    Args:
+        scheme: guesses.
+        served: makes answers of scores.
+        check: the group.
+        decoded: what `check_group` found of the check's member.
+    """
     complete = {task: torch.from_numpy(output)[None] for task, output in check.outputs.items()}
     labels = {}
     for task in check.workers:
@@ -153,8 +168,6 @@ def facts_of(scheme: Scheme, served: Served, check: Check) -> Facts:
         (found,) = answers(served, scores)
         return found.confidence, int(scores.argmax(1)) == labels[member]
 
-    rest = {task: output for task, output in complete.items() if task != check.member}
-    decoded = scheme.decode(rest, check.size).get(check.member)
     extra = {task: output for task, output in complete.items() if task >= scheme.rules.k}
     guesses: Mapping[int, Tensor] = {}
     if scheme.rules.guesses or scheme.rules.recoverable(frozenset(extra), check.size):
