@@ -9,9 +9,8 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.stats import t as student
 
-from codedinvnet.quantiles import percentile, rounded
+from codedinvnet.quantiles import around, half_width, percentile, rounded
 from codedinvnet.simulation.doubts import drifts
 from codedinvnet.simulation.engine import Records, Simulation
 from codedinvnet.simulation.scenario import Accuracy, Scenario
@@ -47,14 +46,17 @@ def estimate(
     around the whole run's (Asmussen and Glynn, Stochastic Simulation, 2007, section III.5a).
     """
     whole = statistic(values)
-    if sections < FEWEST_SECTIONS or not math.isfinite(whole):
-        return Estimate(whole, None)
-    parts = np.array([statistic(part) for part in np.array_split(values, sections)])
-    if not np.isfinite(parts).all():
-        return Estimate(whole, None)
-    scatter = math.sqrt(((parts - whole) ** 2).sum() / (sections - 1) / sections)
-    half = float(student.ppf(0.975, sections - 1)) * scatter
-    return Estimate(whole, (whole - half, whole + half))
+    half = half_width(_by_section(values, statistic, sections), whole)
+    return Estimate(whole, None if half is None else (whole - half, whole + half))
+
+
+def _by_section(
+    values: np.ndarray, statistic: Callable[[np.ndarray], float], sections: int
+) -> list[float]:
+    """Return a statistic of each section; [] if there are too few for an interval."""
+    if sections < FEWEST_SECTIONS:
+        return []
+    return [statistic(part) for part in np.array_split(values, sections)]
 
 
 def latency_of(value: float | None) -> float:
@@ -80,14 +82,10 @@ def percentile_of(latency: np.ndarray, share: float) -> Estimate:
     The interval is by sectioning on the logarithm: a tail is off by a factor, and never below 0.
     There is none around a percentile of 0.
     """
-
-    def logarithm(part: np.ndarray) -> float:
-        value = percentile(part, share)
-        return math.log(value) if value > 0 else -math.inf
-
-    interval = estimate(latency, logarithm, sections_for(len(latency), share)).interval
-    bounds = None if interval is None else (math.exp(interval[0]), math.exp(interval[1]))
-    return Estimate(percentile(latency, share), bounds)
+    whole = percentile(latency, share)
+    sections = sections_for(len(latency), share)
+    parts = _by_section(latency, lambda part: percentile(part, share), sections)
+    return Estimate(whole, around(parts, whole))
 
 
 def share_of(
