@@ -15,16 +15,21 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from pydantic import ConfigDict
 from scipy.stats import poisson
 
-from codedinvnet.config import Section
+from codedinvnet.config import Positive, Rate, Section
 from codedinvnet.errors import UserError
 from codedinvnet.serving.traffic import OWN
 from codedinvnet.simulation.distributions import Distribution
 from codedinvnet.simulation.fit import ORDINARY, Fitted, fit
 from codedinvnet.simulation.scenario import Scenario, Straggler, parse_scenario
-from codedinvnet.simulation.task_times import FEWEST_TASKS, WorkerTasks, check_rules
+from codedinvnet.simulation.task_times import (
+    FEWEST_TASKS,
+    SeenLimits,
+    SeenTasks,
+    WorkerTasks,
+    check_rules,
+)
 
 FEWEST_REQUESTS = 200
 """Fewer tell nothing of a tail."""
@@ -36,23 +41,17 @@ FEWEST_EXTRA = 5
 """So many extra tasks of a size must have been seen to say what they take."""
 
 
-class SeenRules(Section):
+class SeenRules(SeenLimits):
     """The settings of a running service; see `Rules`."""
 
-    model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
-
-    workers: int
-    slots: int
+    slots: Positive
     k: int
-    group_timeout_ms: float
-    hang_timeout_ms: float
-    deadline_ms: float
-    max_pending: int
+    group_timeout_ms: Rate
+    hang_timeout_ms: Rate
+    deadline_ms: Rate
+    max_pending: Positive
     hedge_share: float
     extra: float | None
-    worker_batch: int = 1
-    backups: int = 0
-    """Workers that compute a small backup's tasks alone; `workers` are the others."""
 
 
 class Right(Section):
@@ -64,10 +63,8 @@ class Right(Section):
     made_up: dict[int, float]
 
 
-class Recorded(Section):
+class Recorded(SeenTasks):
     """The answer of `GET /traffic`."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
 
     schema_version: int
     kind: str
@@ -81,17 +78,12 @@ class Recorded(Section):
     seconds: float
     rules: SeenRules
     code: dict[str, Any] | None
-    encode_share: float | None = None
     right: Right | None
     requests: tuple[tuple[float, int, float | None, float, int], ...]
     """When it came, its queries, how long it took, what of it the front end did, answers made up;
     times in ms."""
     unserved: tuple[tuple[float, str], ...] = ()
     """When a request came that was refused or cancelled, in ms, and which of these it was."""
-    tasks: tuple[tuple[float, int, int, float, float], ...]
-    """When it began, its worker, members (0: a data task), occupied and held; times in ms."""
-    earlier: tuple[tuple[float, int, int, float, float], ...] = ()
-    """The newest data tasks of workers that have few among `tasks`: they are older than these."""
     losses: tuple[tuple[float, int, str, float], ...]
     """When it was lost, the worker, why, and until another was up; times in ms."""
 

@@ -35,6 +35,7 @@ class SeenLimits(Section):
     max_pending: Positive | None = None
     worker_batch: int = 1
     backups: int = 0
+    """Workers that compute a small backup's tasks alone; `workers` are the others."""
 
 
 class SeenTasks(Section):
@@ -48,7 +49,7 @@ class SeenTasks(Section):
     tasks: tuple[tuple[float, int, int, Time, Time], ...]
     """When it began, its worker, members (0: a data task), occupied and held; times in ms."""
     earlier: tuple[tuple[float, int, int, Time, Time], ...] = ()
-    """Likewise, of workers that have few among these."""
+    """The newest data tasks of workers that have few among `tasks`: they are older than these."""
 
 
 @dataclass(frozen=True)
