@@ -30,6 +30,7 @@ from codedinvnet.protect.codes import build
 from codedinvnet.protect.frozen import Evidence, FrozenCode, FrozenCoder
 from codedinvnet.protect.measure import Candidate
 from codedinvnet.protect.students import Student, shape_of, tensors
+from codedinvnet.trust.confidence import LEAST
 
 FORMAT = 1
 DESCRIPTION = "protection.json"
@@ -66,7 +67,9 @@ class Answering(nn.Module):
         scores: Tensor = self.module(*queries)
         if self.given == self.wanted:
             return scores
-        return scores.softmax(1) if self.wanted == "probabilities" else scores.clamp_min(1e-7).log()
+        return (
+            scores.softmax(1) if self.wanted == "probabilities" else scores.clamp_min(LEAST).log()
+        )
 
 
 def save_part(path: Path, part: nn.Module) -> None:

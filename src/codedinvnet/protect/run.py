@@ -18,6 +18,7 @@ from codedinvnet.codes.registry import UNTRAINED
 from codedinvnet.errors import UserError
 from codedinvnet.files import check_folder, content_digest, read_json, write_atomically, write_json
 from codedinvnet.models import ModelSource, OpenModel
+from codedinvnet.models.base import scores_tensor
 from codedinvnet.models.graph import Unsupported
 from codedinvnet.protect import calibration, codes, costs, measure
 from codedinvnet.protect.candidates import Measured
@@ -201,11 +202,7 @@ def _own_backup(options: ProtectOptions, model: OpenModel) -> OpenModel | None:
         raise UserError(f"--backup: {options.backup} takes {its}, and the model {mine}")
     if other.signature.scores is None:
         raise UserError(f"--backup: {options.backup} has no output that is surely class scores")
-    sizes = [
-        next(spec.shape for spec in m.signature.outputs if spec.name == m.signature.scores.output)
-        for m in (model, other)
-        if m.signature.scores is not None
-    ]
+    sizes = [scores_tensor(m.signature).shape for m in (model, other)]
     if sizes[0] != sizes[1]:
         raise UserError(
             f"--backup: {options.backup} has {sizes[1]} scores, and the model {sizes[0]}"

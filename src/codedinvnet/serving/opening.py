@@ -16,6 +16,7 @@ from codedinvnet.engines import PYTORCH
 from codedinvnet.errors import UserError
 from codedinvnet.evaluation.cost import encoder_share
 from codedinvnet.files import file_digest
+from codedinvnet.models.base import scores_tensor
 from codedinvnet.models.bundle import Bundle, bundle_folder, load_bundle, weights_digest
 from codedinvnet.processes import usable_processors
 from codedinvnet.protect.calibration import calibration_if_any
@@ -151,9 +152,7 @@ def _open_model(options: ServeOptions) -> Opened:
     scheme = computer.scheme
     assert scheme is not None
     if not is_systematic(scheme.rules):  # no answer has any other output
-        assert signature.scores is not None
-        scores = [spec for spec in signature.outputs if spec.name == signature.scores.output]
-        signature = replace(signature, outputs=tuple(scores))
+        signature = replace(signature, outputs=(scores_tensor(signature),))
     workers = len(scheme.rules.tasks(scheme.rules.k))
     calibration = None
     if options.protection is not None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from codedinvnet.models.base import DATATYPES, Scores, Signature, TensorSpec
+from codedinvnet.models.base import DATATYPES, Scores, Signature, TensorSpec, scores_tensor
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -109,10 +109,9 @@ class OwnModel:
 
     def answer(self, scores: Tensor) -> list[Mapping[str, np.ndarray]]:
         """Return scores under the name, and in the datatype, that the model has for them."""
-        (name,) = self.decoded
-        datatype = next(spec.datatype for spec in self.signature.outputs if spec.name == name)
-        rows = scores.cpu().numpy().astype(DATATYPES[datatype])
-        return [{name: row[None]} for row in rows]
+        tensor = scores_tensor(self.signature)
+        rows = scores.cpu().numpy().astype(DATATYPES[tensor.datatype])
+        return [{tensor.name: row[None]} for row in rows]
 
 
 @dataclass(frozen=True)
