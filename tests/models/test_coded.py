@@ -16,6 +16,7 @@ from codedinvnet.models.coded import (
     ModelSettings,
     build_encoder,
     build_network,
+    decode_each,
     decode_missing,
     model_settings,
     prepare,
@@ -118,6 +119,12 @@ def test_decoding_amplifies_the_parity_error_by_the_group_size() -> None:
     z, error = noise(2, 7, 5), noise(2, 5, seed=1)
     decoded = decode_missing(z.mean(1) + error, without(z, 3))
     torch.testing.assert_close(decoded - z[:, 3], 7 * error)
+
+
+def test_each_is_decoded_as_if_it_alone_were_missing() -> None:
+    z, parity = noise(2, 5, 3, 2, 2), noise(2, 3, 2, 2, seed=1)
+    wanted = [decode_missing(parity, without(z, erased)) for erased in range(5)]
+    torch.testing.assert_close(decode_each(parity, z), torch.stack(wanted, dim=1))
 
 
 def test_a_group_of_one_decodes_to_its_parity() -> None:

@@ -18,7 +18,7 @@ from codedinvnet.codes.rules import SERVED, CodeRules, Costs, Parities
 from codedinvnet.data import spread_rows
 from codedinvnet.errors import UserError
 from codedinvnet.models.bundle import BundleInfo
-from codedinvnet.models.coded import CodedModel, with_encoder
+from codedinvnet.models.coded import CodedModel, decode_each, with_encoder
 from codedinvnet.models.network import embedding_of
 from codedinvnet.nn.fusion import Encoding, FusionEncoder, weighted_mean
 from codedinvnet.nn.head import RecoveryHead
@@ -125,9 +125,7 @@ def answer_all(model: CodedModel, images: Tensor) -> tuple[Tensor, Tensor]:
         both = torch.cat([images.flatten(0, 1), images.mean(dim=1)])
         embedded = model.network(model.prepare(both)).flatten(1)
         latents, parity = embedded[: batch * k].unflatten(0, (batch, k)), embedded[batch * k :]
-        # All members share one error: decoded z_i = z_i + (k·z_p − Σ z_j).
-        error = k * parity - latents.sum(dim=1)
-        decoded = (latents + error[:, None]).view(batch * k, *model.latent_shape)
+        decoded = decode_each(parity, latents).view(batch * k, *model.latent_shape)
     with torch.autocast(images.device.type, enabled=False):
         found = model.recover(decoded, side, k), model.recover_from_side(side)
     return found[0].unflatten(0, (batch, k)), found[1].unflatten(0, (batch, k))

@@ -90,6 +90,26 @@ def decode_missing(parity: Tensor, others: Tensor) -> Tensor:
     return (others.shape[1] + 1) * parity - others.sum(dim=1)
 
 
+def shared_error(parity: Tensor, latents: Tensor) -> Tensor:
+    """Return m·z_p − Σ z_j, (B, ...): the error of every member that is decoded.
+
+    Args:
+        parity: z_p, (B, ...).
+        latents: of all m members, (B, m, ...).
+    """
+    return latents.shape[1] * parity - latents.sum(dim=1)
+
+
+def decode_each(parity: Tensor, latents: Tensor) -> Tensor:
+    """Decode every member's latent as if it alone were missing, (B, m, ...).
+
+    Args:
+        parity: z_p, (B, ...).
+        latents: of all m members, (B, m, ...).
+    """
+    return latents + shared_error(parity, latents)[:, None]
+
+
 @torch.no_grad()
 def empty_latent(model: CodedModel) -> Tensor:
     """Return f of the black image, *latent_shape.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import cast
 
 import numpy as np
 import torch
@@ -11,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from codedinvnet.config import PartSettings
+from codedinvnet.models.coded import decode_each, shared_error
 from codedinvnet.protect.distil import BudgetStage, Lesson
 from codedinvnet.protect.frozen import Evidence, FrozenCoder
 from codedinvnet.protect.inputs import Inputs
@@ -68,7 +68,7 @@ class CodingStage(BudgetStage):
             parity = self.scores(encoding.parity).float()
         soft = torch.from_numpy(wanted)
         own = self.level(soft).unflatten(0, (-1, size))
-        error = size * self.coder.level(parity) - own.sum(1)
+        error = shared_error(self.coder.level(parity), own)
         decoded = (own + error[:, None]).flatten(0, 1)
         side = encoding.side.flatten(0, 1)
         soft = soft.softmax(1)
@@ -78,7 +78,7 @@ class CodingStage(BudgetStage):
             alone = self.coder.answer(decoded, side, size, evidence)
             loss = loss + ALONE * F.cross_entropy(alone, soft)
         loss = loss + LATENT * error.square().mean() / size
-        return cast(Tensor, loss)
+        return loss
 
     def level(self, logs: Tensor) -> Tensor:
         """Return the coder's level of the model's log-probabilities."""
@@ -118,7 +118,6 @@ def decoded_logits(
         (array,) = inputs.batch(part).values()
         encoding = coder.encode(torch.from_numpy(array).unflatten(0, (-1, k)))
         own = levels[torch.from_numpy(part)].unflatten(0, (-1, k))
-        error = k * coder.level(scores(encoding.parity)) - own.sum(1)
-        decoded = (own + error[:, None]).flatten(0, 1)
+        decoded = decode_each(coder.level(scores(encoding.parity)), own).flatten(0, 1)
         found.append(coder.answer(decoded, encoding.side.flatten(0, 1), k, evidence).numpy())
     return np.concatenate(found)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from codedinvnet.data import random_groups
-from codedinvnet.models.coded import CodedModel
+from codedinvnet.models.coded import CodedModel, decode_each
 
 BATCH = 250
 
@@ -34,9 +34,7 @@ def recovered_accuracy(
     correct = 0
     for rows, counted in zip(groups.members.split(BATCH), groups.counted.split(BATCH), strict=True):
         parity = model.encode(images[rows])
-        z = latents[rows]
-        # All members share one error: decoded z_i = m·z_p − Σ_{j≠i} z_j = z_i + (m·z_p − Σ z_j).
-        decoded = z + (members * parity.latent - z.sum(dim=1))[:, None]
+        decoded = decode_each(parity.latent, latents[rows])
         logits = model.recover(decoded.flatten(0, 1), parity.side.flatten(0, 1), members)
         hits = logits.argmax(1) == labels[rows.flatten()]
         correct += int(hits[counted.flatten().to(hits.device)].sum())

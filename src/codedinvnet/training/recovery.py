@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from codedinvnet.config import RecoveryFusionSettings, Settings
 from codedinvnet.data import ImageSource, split_indices, spread_rows
-from codedinvnet.models.coded import CodedModel
+from codedinvnet.models.coded import CodedModel, shared_error
 from codedinvnet.nn.fusion import mosaic_grid
 from codedinvnet.nn.lipschitz import project
 from codedinvnet.training.loop import make_optimizer, set_rate, warmup_cosine
@@ -203,7 +203,6 @@ class RecoveryStage:
 
     def _mean_pass(self, x: Tensor, order: Tensor) -> Passed:
         """Pass groups x (G, m, C, H, W), places `order` in `train_rows`, through E and f."""
-        members = x.shape[1]
         if self.joint:
             x = self._varied(x)
         encoding = self.model.encoder(x)
@@ -217,8 +216,7 @@ class RecoveryStage:
                     flat = self.model.network(x.flatten(0, 1))
             parity = self.model.network(encoding.parity)
         z = flat.unflatten(0, x.shape[:2])
-        # All members share one error: decoded z_i = z_i + (m·z_p − Σ z_j).
-        error = members * parity - z.sum(dim=1)
+        error = shared_error(parity, z)
         return Passed(flat, z + error[:, None], encoding.side, error)
 
     def _apart_pass(self, x: Tensor) -> Passed:
