@@ -45,7 +45,7 @@ from codedinvnet.codes.equal_cost import macs
 from codedinvnet.codes.method import Method, given_by
 from codedinvnet.codes.registry import OURS, find_method
 from codedinvnet.data import ImageSource, Split
-from codedinvnet.engines import PYTORCH, check_installed
+from codedinvnet.engines import check_installed
 from codedinvnet.errors import UserError
 from codedinvnet.files import check_folder, check_writable
 from codedinvnet.models.bundle import (
@@ -208,8 +208,6 @@ class LatencyBench:
             "test_images": len(self.test),
             "quick": self.quick,
         }
-        if grid.engine == PYTORCH:
-            del found["engine"]  # rows of before there was a choice are of it, too
         method = find_method(arm.served.method)
         if (own := self._settings_of(method)) is not None:
             found[method.part] = own.model_dump(mode="json")

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -44,6 +44,7 @@ class LatencyBlock(Section):
 class LatencyGrid(Section):
     """A settings file of `bench latency`."""
 
+    newer: ClassVar[frozenset[str]] = frozenset({"engine"})
     name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
     bundle: str
     """A shipped bundle's name, or a folder."""
