@@ -64,8 +64,12 @@ class LatentCode(Code):
     def encode(self, task: int, queries: Tensor) -> Encoded:
         """Run E on the members (B, m, C, H, W)."""
         x = self.model.prepare(queries)
-        parity, *side = self.holder["fusing"](x, uniform_weights(x))
+        parity, *side = self.holder["fusing"](x, self.mixture(task, x))
         return Encoded(parity, side[0].flatten(1) if side else None)
+
+    def mixture(self, task: int, x: Tensor) -> Tensor:
+        """Return the weights (B, m) of prepared members x that a parity task stands for."""
+        return uniform_weights(x)
 
     def networks(self) -> Iterator[Network]:
         """Yield E with one full group as an example."""
@@ -85,8 +89,8 @@ class LatentCode(Code):
         return dict(zip(here, logits.chunk(len(here)), strict=True))
 
     def sides(self, outputs: Mapping[int, Tensor], size: int) -> Tensor:
-        """Return the members' side features (B, size, n); n may be 0."""
-        side = outputs[self.rules.k][:, self.latent_size :]
+        """Return the members' side features (B, size, n), by the first parity; n may be 0."""
+        side = outputs[min(task for task in outputs if task >= self.rules.k)][:, self.latent_size :]
         return side.reshape(len(side), size, side.shape[1] // size)
 
     def recovered(self, latent: Tensor, side: Tensor, size: int) -> Tensor:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from codedinvnet.codes.base import Encoded, Scheme
+from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.coefficients import coefficients, solving
 from codedinvnet.codes.invnet import CodedInvNet
 from codedinvnet.codes.mean import LatentCode, has_side
@@ -50,11 +50,9 @@ class WeightedCode(LatentCode):
         """Return the coefficients of a group, (r, size)."""
         return coefficients(size, self.rules.r)
 
-    def encode(self, task: int, queries: Tensor) -> Encoded:
-        x = self.model.prepare(queries)
-        row = x.new_tensor(self.weights(x.shape[1])[task - self.rules.k])
-        parity, *side = self.holder["fusing"](x, row.expand(len(x), -1))
-        return Encoded(parity, side[0].flatten(1) if side else None)
+    def mixture(self, task: int, x: Tensor) -> Tensor:
+        """Return the parity's own weights (B, m)."""
+        return x.new_tensor(self.weights(x.shape[1])[task - self.rules.k]).expand(len(x), -1)
 
     def decode(self, outputs: Mapping[int, Tensor], size: int) -> Mapping[int, Tensor]:
         answers = self.here(outputs, size)
@@ -62,8 +60,7 @@ class WeightedCode(LatentCode):
         parities = [j for j in range(self.rules.r) if self.rules.k + j in outputs]
         if not missing or not parities:
             return answers
-        side = outputs[self.rules.k + parities[0]][:, self.latent_size :]
-        sides = side.reshape(len(side), size, -1)
+        sides = self.sides(outputs, size)
         if len(missing) <= len(parities):
             rests = torch.stack([-self.error(outputs, size, j) for j in parities], 1)
             solved = solving(self.weights(size), parities, missing)
