@@ -9,14 +9,14 @@ import asyncio
 import math
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
 from codedinvnet.exhaustive import assert_never
 from codedinvnet.serving.alarm import LAG_PERIOD, watch
-from codedinvnet.serving.answering import answering
 from codedinvnet.serving.answers import (
     Answered,
     DeadlinePassed,
@@ -30,9 +30,10 @@ from codedinvnet.serving.answers import (
 from codedinvnet.serving.background import log_error
 from codedinvnet.serving.calling import Calling
 from codedinvnet.serving.choices import Choices
-from codedinvnet.serving.decoding import Answerer, Answers, Job, Wiring
+from codedinvnet.serving.decoding import Answerer, Answers, Decoding, Job, Wiring
 from codedinvnet.serving.logs import log_event
 from codedinvnet.serving.metrics import Metrics
+from codedinvnet.serving.outputs import Outputs
 from codedinvnet.serving.rules.actions import (
     DEADLINE,
     Action,
@@ -101,7 +102,7 @@ class FrontEnd(Calling):
         reliance: Reliance | None = None,
         worker_is: str = "worker",
     ) -> None:
-        outputs, queue = answering(scheme, served)
+        outputs, queue = _answering(scheme, served)
         code = None if scheme is None else scheme.rules
         metrics = metrics or Metrics()
         super().__init__(pool, outputs, rules, code, metrics, deadline, down_timeout)
@@ -398,3 +399,16 @@ class FrontEnd(Calling):
         """Set the gauges that are read off, not counted."""
         self.metrics.read_off(self.scheduler, len(self.waiting))
         self.supervisor.update_gauges()
+
+
+def _answering(
+    scheme: Scheme | Answerer | None, served: Served
+) -> tuple[Outputs, Callable[[Wiring], Decoding] | None]:
+    """Return what knows workers' outputs, and what makes answers of them, if anything does."""
+    if scheme is None:
+        return Outputs(served), None
+    if isinstance(scheme, Answerer):
+        return scheme.reads(served), scheme.queue
+    from codedinvnet.serving.decoder import Decoder  # which needs PyTorch
+
+    return Outputs(served, scheme), partial(Decoder, scheme, served)
