@@ -70,6 +70,11 @@ class BundleInfo(Section):
     provenance: Provenance
     figures: dict[str, Any]
 
+    def tested(self) -> dict[int, dict[str, Any]]:
+        """Return group size -> the figures of the test images, of the sizes that were measured."""
+        found = {size: self.figures.get(f"test_k{size}") for size in self.group_sizes}
+        return {size: figures for size, figures in found.items() if isinstance(figures, dict)}
+
     def check_size(self, letter: str, size: int) -> None:
         """Raise UserError if the bundle does not serve groups of a size, named by its letter."""
         sizes = self.group_sizes

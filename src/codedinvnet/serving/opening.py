@@ -108,12 +108,7 @@ def known_of(bundle: Bundle, method: str, k: int) -> Known:
     """
     if method != OURS:
         return Known()
-    figures = bundle.info.figures
-    measured = {
-        size: found
-        for size in bundle.info.group_sizes
-        if isinstance(found := figures.get(f"test_k{size}"), dict)
-    }
+    measured = bundle.info.tested()
     largest = min((size for size in measured if size >= k), default=k)
     told = {size: found for size, found in measured.items() if size <= largest}
     normal = next((found.get("normal_accuracy") for found in told.values()), None)

@@ -430,11 +430,7 @@ def bundle_accuracy(name: str) -> Accuracy:
         UserError: if there is no such bundle, or no figures in it.
     """
     info = bundle_info(name)
-    found = {
-        figures.get("k"): figures
-        for key, figures in info.figures.items()
-        if key.startswith("test_k") and isinstance(figures, dict)
-    }
+    found = info.tested()
     if not found:
         raise UserError(f"bundle {name!r} has no test figures: give the scenario an accuracy")
     guessed = info.figures.get("test_guessed")
