@@ -19,21 +19,17 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
-from pandas import DataFrame
 from pydantic import ConfigDict, Field, model_validator
 
 from codedinvnet.codes.registry import OURS
 from codedinvnet.config import Positive, Section, validated
 from codedinvnet.errors import UserError
-from codedinvnet.models.bundle import weights_digest
 from codedinvnet.quantiles import Histogram, percentile, rounded
-from codedinvnet.rows import current_accuracy, current_latency, is_latency_row, read_rows
+from codedinvnet.rows import current_latency, is_latency_row, read_rows
 from codedinvnet.simulation.distributions import Distribution
 from codedinvnet.simulation.figures import QUANTILES, TAIL, aligned, latency_of
 from codedinvnet.simulation.scenario import Scenario, Straggler
 
-LINE = ("invertible", 1, 0)
-"""Base model, missing and corrupt workers of the rows that tell a method's accuracy."""
 SCHEMA = 4
 """Version of the comparison that `simulate --measured` writes."""
 COMPARED = ("p50", "p99", "p999")
@@ -377,41 +373,4 @@ def told(figures: Mapping[str, Any]) -> dict[str, Any]:
             for key, title in titles.items()
             for suffix, of in (("", figures), (", wrong policy", wrong))
         },
-    }
-
-
-def accuracy_of_methods(rows: Path, bundle: str) -> dict[str, dict[int, float]]:
-    """Return method -> k -> what rows of `bench accuracy` say of the answers that it makes up.
-
-    Args:
-        rows: JSONL.
-        bundle: whose classifier the methods protect; of other weights no row counts.
-
-    Raises:
-        UserError: if there is no such file or bundle, or no row of it.
-    """
-    if not rows.is_file():
-        raise UserError(f"--accuracy-rows: there is no file {rows}")
-    weights = weights_digest(bundle)
-    own = [
-        row
-        for row in read_rows(rows, "accuracy")
-        if row["settings"].get("bundle") == weights and not row["settings"].get("quick")
-    ]
-    told = DataFrame(
-        {"method": row["method"], "k": row["k"], "recovered": row["recovered"]}
-        for row in current_accuracy(own)
-        if row["error"] is None
-        and (row["base"], row["missing"], row["corrupt"]) == LINE
-        and row["label"] == row["method"]
-        and row["recovered"] is not None
-    )
-    if told.empty:
-        raise UserError(
-            f"--accuracy-rows: {rows} holds no method of the bundle {bundle!r} that was measured "
-            "in full (not by --quick)"
-        )
-    return {
-        str(name): own.groupby("k")["recovered"].mean().to_dict()
-        for name, own in told.groupby("method")
     }

@@ -5,12 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
+
+from pandas import DataFrame
 
 from codedinvnet.codes.method import Tolerance
 from codedinvnet.codes.registry import find_method
 from codedinvnet.errors import UserError
+from codedinvnet.models.bundle import weights_digest
 from codedinvnet.quantiles import rank_of
+from codedinvnet.rows import current_accuracy, read_rows
 from codedinvnet.serving.policies import SERVED, served_as
 from codedinvnet.serving.rules.auto import workers_for
 from codedinvnet.simulation.engine import Simulation
@@ -28,6 +33,8 @@ FINE = 0.02
 """The search ends when the number is known to this share of it, or to one worker."""
 SEARCH_SHARE = 1 / 3
 """The part of the requests that a step of the search simulates."""
+LINE = ("invertible", 1, 0)
+"""Base model, missing and corrupt workers of the rows that tell a method's accuracy."""
 DRIFT = "requests seem to wait ever longer"
 """What is said of a load that is too high, though the run ends before too many are late."""
 
@@ -417,3 +424,40 @@ def check_target(target: Target) -> None:
         raise UserError(f"--p999-ms: must be above 0, got {target.p999_ms}")
     if not 0 <= target.accuracy <= 1:
         raise UserError(f"--min-accuracy: must lie in 0..1, got {target.accuracy}")
+
+
+def accuracy_of_methods(rows: Path, bundle: str) -> dict[str, dict[int, float]]:
+    """Return method -> k -> what rows of `bench accuracy` say of the answers that it makes up.
+
+    Args:
+        rows: JSONL.
+        bundle: whose classifier the methods protect; of other weights no row counts.
+
+    Raises:
+        UserError: if there is no such file or bundle, or no row of it.
+    """
+    if not rows.is_file():
+        raise UserError(f"--accuracy-rows: there is no file {rows}")
+    weights = weights_digest(bundle)
+    own = [
+        row
+        for row in read_rows(rows, "accuracy")
+        if row["settings"].get("bundle") == weights and not row["settings"].get("quick")
+    ]
+    told = DataFrame(
+        {"method": row["method"], "k": row["k"], "recovered": row["recovered"]}
+        for row in current_accuracy(own)
+        if row["error"] is None
+        and (row["base"], row["missing"], row["corrupt"]) == LINE
+        and row["label"] == row["method"]
+        and row["recovered"] is not None
+    )
+    if told.empty:
+        raise UserError(
+            f"--accuracy-rows: {rows} holds no method of the bundle {bundle!r} that was measured "
+            "in full (not by --quick)"
+        )
+    return {
+        str(name): own.groupby("k")["recovered"].mean().to_dict()
+        for name, own in told.groupby("method")
+    }

@@ -392,7 +392,7 @@ def _plan_base(options: PlanOptions) -> Scenario:
     if "queries" not in said:
         changes["queries"] = DEFAULT_REQUESTS * batch
     if options.accuracy_rows is not None:
-        rows = runs_of.accuracy_of_methods(options.accuracy_rows, options.bundle)
+        rows = plan.accuracy_of_methods(options.accuracy_rows, options.bundle)
         changes["method_accuracy"] = rows
     for key, mean in (("service", service), ("encode", encode)):
         if mean is not None:
