@@ -46,7 +46,7 @@ def paper_main(argv: Sequence[str] | None = None) -> int:
         "-densityEstimation",
         "--densityEstimation",
         action="store_true",
-        help="train the network by maximum likelihood",
+        help="train the network by maximum likelihood; without a head no fusion takes it",
     )
     add("--device", default="auto", help="cpu, cuda, cuda:1 (auto)")
     arguments = parser.parse_args(argv)
