@@ -69,6 +69,11 @@ def approximate(frame: DataFrame) -> Series:
     return Series(texts, index=shares.index)
 
 
+def percents(shares: Iterable[float | None]) -> str:
+    """Return shares of an image set each, "–" for what was not measured."""
+    return ", ".join("–" if share is None else f"{share:.1f}" for share in shares)
+
+
 def choice(folder: Path, k: int = HARD) -> str:
     """Return what policies gain and cost: the tail, work, approximate answers, and training.
 
@@ -82,7 +87,7 @@ def choice(folder: Path, k: int = HARD) -> str:
     accuracy = tables.accuracy_frame(read_rows(folder / "accuracy.jsonl", "accuracy"))
     here = (accuracy["k"] == k) & (accuracy["missing"] == 1) & (accuracy["corrupt"] == 0)
     direct = accuracy[here].groupby("dataset")["normal"].max()
-    recovered = tables.best_bases(accuracy[here]).set_index(["method", "dataset"])["recovered"]
+    best = tables.best_bases(accuracy[here]).set_index(["method", "dataset"])
     names = [name for name in BUNDLES if name in direct]
     late = sweep.by_policy(frame)
     ratios = late.div(late[UNCODED.name], axis="index")
@@ -93,7 +98,10 @@ def choice(folder: Path, k: int = HARD) -> str:
         served, own = served_as(policy), ratios[policy]
         method = find_method(served.method)
         exact = not served.by_name and not served.rules.coded
-        right = [direct[n] if exact else recovered.get((served.method, n)) for n in names]
+        late_right, direct_right = (
+            [direct[n] if exact else best[column].get((served.method, n)) for n in names]
+            for column in ("recovered", "normal")
+        )
         trained = "f, g and E" if method.of_bundle else "a small network"
         mean = math.prod(own) ** (1 / len(own))
         lines.append(
@@ -102,9 +110,8 @@ def choice(folder: Path, k: int = HARD) -> str:
                 "p99.9, without = 1": f"{mean:.2f} ({own.min():.2f} to {own.max():.2f})",
                 "extra work, %": "{:.1f} to {:.1f}".format(*work.loc[policy]),
                 APPROXIMATE: made_up[policy],
-                f"late answers right, %: {', '.join(names)}": ", ".join(
-                    "–" if share is None else f"{share:.1f}" for share in right
-                ),
+                f"late answers right, %: {', '.join(names)}": percents(late_right),
+                "direct answers right, %": percents(direct_right),
                 "to be trained": "nothing" if exact else trained,
             }
         )

@@ -220,6 +220,12 @@ def test_the_table_to_choose_by_has_the_best_base_of_each_policy(tmp_path: Path)
     assert right["`hedge`"] == "97.0, 95.0"
     assert right["`auto`"] == "82.0, 70.0"
     assert right["`coded`"] == "90.0, –"
+    direct = {
+        line["policy"]: line["direct answers right, %"]
+        for line in rows_of(section("choice", tmp_path))
+    }
+    assert direct["`hedge`"] == "97.0, 95.0"
+    assert direct["`coded`"] == "95.0, –"  # of the base that its late answers are of
 
 
 def test_the_table_of_places_has_what_all_places_cost(tmp_path: Path) -> None:
