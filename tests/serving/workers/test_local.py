@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 from importlib import resources
@@ -20,10 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.build import scheme_for
-from codedinvnet.codes.plain import CopyCode
-from codedinvnet.codes.rules import SERVED, Uncoded
 from codedinvnet.errors import UserError
 from codedinvnet.models import open_model
 from codedinvnet.models.bundle import WEIGHTS, load_bundle
@@ -32,13 +26,16 @@ from codedinvnet.serving.workers import local as process_pool
 from codedinvnet.serving.workers.computing import BundleSpec, ModelSpec, SchemeComputer
 from codedinvnet.serving.workers.local import Connection, ProcessPool
 from codedinvnet.serving.workers.pool import Task, WorkerDied, WorkerFailed
-from codedinvnet.serving.workers.result import Computer, run_task
+from codedinvnet.serving.workers.process import yield_to_front_end
+from codedinvnet.serving.workers.result import run_task
 from tests.models.factories import PLACE, faint, save_onnx
 from tests.observing import until
 from tests.processes import needs_proc, state, survivors
 from tests.serving.bundles import output
 from tests.serving.workers.worker_processes import (
     NOTICED,
+    TelltaleSpec,
+    Unloadable,
     data_task,
     images,
     kill_in_mid_request,
@@ -320,29 +317,6 @@ async def test_ten_answers_of_eleven_are_enough() -> None:
         calls[3].cancel()
 
 
-class Telltale(torch.nn.Module):
-    """Its output says what its process has done to itself."""
-
-    def forward(self, queries: torch.Tensor) -> torch.Tensor:
-        return torch.tensor([[float(gc.get_freeze_count()), float(os.sched_getscheduler(0))]])
-
-
-class TelltaleSpec(BundleSpec):
-    def load(self) -> Computer:
-        return SchemeComputer(Scheme("telltale", CopyCode(Uncoded(4)), {SERVED: Telltale()}, ()))
-
-
-class Unloadable(BundleSpec):
-    """Cannot be loaded while there is a file."""
-
-    def load(self) -> Computer:
-        assert self.part is not None
-        if self.part.exists():
-            kinds = {"memory": MemoryError, "mistake": UserError}
-            raise kinds[self.part.read_text()]("no room")
-        return SchemeComputer(Scheme("telltale", CopyCode(Uncoded(4)), {SERVED: Telltale()}, ()))
-
-
 @pytest.mark.parametrize(("kind", "error"), [("memory", WorkerDied), ("mistake", UserError)])
 async def test_only_a_users_mistake_is_one(
     kind: str, error: type[Exception], tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -391,12 +365,12 @@ async def test_workers_neither_pause_nor_interrupt() -> None:
 
 
 @needs_proc
-def test_workers_keep_a_scheduling_policy_that_the_user_gave() -> None:
-    code = (
-        "import os\n"
-        "from codedinvnet.serving.workers.process import yield_to_front_end\n"
-        "os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))\n"
-        "yield_to_front_end()\n"
-        "raise SystemExit(os.sched_getscheduler(0))"
-    )
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == os.SCHED_IDLE
+def test_workers_keep_a_scheduling_policy_that_the_user_gave(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(os, "sched_setscheduler", lambda _, policy, __: asked.append(policy))
+    for own in (os.SCHED_IDLE, os.SCHED_OTHER):
+        monkeypatch.setattr(os, "sched_getscheduler", lambda _, own=own: own)
+        yield_to_front_end()
+    assert asked == [os.SCHED_BATCH]  # of the second, who gave none

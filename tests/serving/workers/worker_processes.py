@@ -1,8 +1,9 @@
-"""Real worker processes, for the tests."""
+"""Real worker processes, for the tests; and what some of them load, who import this file."""
 
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import time
@@ -12,12 +13,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from codedinvnet.codes.base import Scheme
+from codedinvnet.codes.plain import CopyCode
+from codedinvnet.codes.rules import SERVED, Uncoded
 from codedinvnet.data import sample_images
+from codedinvnet.errors import UserError
 from codedinvnet.serving.served import IMAGES
-from codedinvnet.serving.workers.computing import BundleSpec
+from codedinvnet.serving.workers.computing import BundleSpec, SchemeComputer
 from codedinvnet.serving.workers.local import ProcessPool
 from codedinvnet.serving.workers.pool import Task, WorkerDied
+from codedinvnet.serving.workers.result import Computer
 from tests.processes import survivors
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -63,3 +70,26 @@ async def kill_in_mid_request(pool: ProcessPool, pid: int) -> tuple[str, float]:
     with pytest.raises(WorkerDied) as caught:
         await asyncio.wait_for(call, 20)
     return str(caught.value), time.perf_counter() - began
+
+
+class Telltale(torch.nn.Module):
+    """Its output says what its process has done to itself."""
+
+    def forward(self, queries: torch.Tensor) -> torch.Tensor:
+        return torch.tensor([[float(gc.get_freeze_count()), float(os.sched_getscheduler(0))]])
+
+
+class TelltaleSpec(BundleSpec):
+    def load(self) -> Computer:
+        return SchemeComputer(Scheme("telltale", CopyCode(Uncoded(4)), {SERVED: Telltale()}, ()))
+
+
+class Unloadable(BundleSpec):
+    """Cannot be loaded while there is a file."""
+
+    def load(self) -> Computer:
+        assert self.part is not None
+        if self.part.exists():
+            kinds = {"memory": MemoryError, "mistake": UserError}
+            raise kinds[self.part.read_text()]("no room")
+        return SchemeComputer(Scheme("telltale", CopyCode(Uncoded(4)), {SERVED: Telltale()}, ()))
