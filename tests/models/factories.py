@@ -13,7 +13,6 @@ import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
-from torchvision.models import mobilenet_v3_small
 
 from codedinvnet.nn.resnet import ResNet
 
@@ -26,6 +25,8 @@ def resnet() -> tuple[nn.Module, Tensor]:
 
 
 def mobilenet() -> tuple[nn.Module, Tensor]:
+    from torchvision.models import mobilenet_v3_small  # takes as long to import as PyTorch
+
     torch.manual_seed(5)
     return mobilenet_v3_small(num_classes=20), torch.zeros(1, 3, 224, 224)
 
