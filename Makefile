@@ -28,9 +28,10 @@ test: lint pytest  ## every check: lint, types, tests
 
 # Several files at once, each on one thread: threads of two tests would wait for each other. Three, since a third
 # of the time is spent waiting for what runs elsewhere. In their order: otherwise the files with few and long tests
-# come last, and one process does them alone.
+# come last, and one process does them alone. Bytecode is written whatever the environment says: hundreds of
+# processes import PyTorch, and each would compile it anew.
 pytest: .venv/.installed-dev  ## the tests alone
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/.installed-dev  ## style and types, changes nothing
 	$(BIN)/ruff check
@@ -125,7 +126,7 @@ wheel: .venv/.installed-dev  ## build dist/*.whl
 
 clean:  ## delete caches and build products; keeps .venv, data and runs
 	rm -rf build dist site src/*.egg-info demo-out .hypothesis .mypy_cache .pytest_cache .ruff_cache
-	find src benchmarks tests tools -name __pycache__ -prune -exec rm -rf {} +
+	find src benchmarks examples tests tools -name __pycache__ -prune -exec rm -rf {} +
 
 # The virtual environment in steps: what the demo needs, with what benchmarks need beside it, or with
 # the developer's tools.
