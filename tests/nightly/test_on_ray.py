@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,7 @@ from codedinvnet.processes import free_port, server
 from codedinvnet.protect import load_protection
 from codedinvnet.serving.options import ServeOptions
 from codedinvnet.serving.workers.faults import Fault
-from tests.e2e.test_ray import NODE, raylet
-from tests.e2e.test_ray import cluster as cluster
+from tests.e2e.test_ray import NODE, raylet, three_nodes
 from tests.processes import needs_proc
 from tests.protect.conftest import PLACE
 from tests.protect.conftest import finished as finished
@@ -60,6 +60,13 @@ finally:
     serve.shutdown()
     ray.shutdown()
 """
+
+
+@pytest.fixture
+def cluster() -> Iterator[Any]:
+    """Three nodes of a test's own, which may kill them."""
+    with three_nodes() as found:
+        yield found
 
 
 @needs_proc
