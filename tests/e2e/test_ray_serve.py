@@ -11,7 +11,10 @@ import pytest
 
 from codedinvnet.errors import UserError
 
-pytest.importorskip("ray.serve", reason="ray[serve] is not installed")
+
+@pytest.fixture(scope="module", autouse=True)
+def _installed() -> None:
+    pytest.importorskip("ray.serve", reason="ray[serve] is not installed")
 
 
 def test_options_that_the_example_could_not_heed(tmp_path: Path) -> None:
