@@ -34,7 +34,7 @@ from codedinvnet.processes import descendants
 from codedinvnet.serving.opening import make_pool, open_served
 from codedinvnet.serving.options import ServeOptions, check
 from codedinvnet.serving.served import IMAGES
-from codedinvnet.serving.workers import exported, preload
+from codedinvnet.serving.workers import exported
 from codedinvnet.serving.workers.computing import BundleSpec, SchemeComputer
 from codedinvnet.serving.workers.exported import (
     Exported,
@@ -45,6 +45,7 @@ from codedinvnet.serving.workers.local import ProcessPool
 from codedinvnet.serving.workers.pool import Task
 from tests.processes import needs_proc, survivors, wait_until
 from tests.serving.bundles import output
+from tests.serving.workers.worker_processes import end_fork_server
 
 K = 4
 
@@ -232,7 +233,7 @@ def test_workers_share_what_was_exported_once(
 ) -> None:
     """In a cache of its own, which a process fills; the fork server then has the sessions."""
     monkeypatch.setenv("CODEDINVNET_CACHE", str(tmp_path))
-    preload.kill_fork_server()  # of earlier tests
+    end_fork_server()  # of earlier tests
     images = sample_images("mnist").images[:K].numpy()
     plain = loaded(BundleSpec("mnist", K))
     wanted = plain.compute(0, torch.from_numpy(images[:1])[None]).output.numpy()[0]
@@ -265,7 +266,7 @@ def test_workers_share_what_was_exported_once(
 
     asyncio.run(asyncio.wait_for(main(), 200))
     assert len(list((tmp_path / "onnx").iterdir())) == 2  # f and E
-    preload.kill_fork_server()  # which has the sessions, and this test's cache
+    end_fork_server()  # which has the sessions, and this test's cache
 
 
 @needs_proc

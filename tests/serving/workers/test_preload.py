@@ -1,105 +1,85 @@
-"""What the fork server loads; each test in an interpreter of its own, whose fork server is new."""
+"""What the fork server loads; each test of workers has a fork server of its own."""
 
 from __future__ import annotations
 
+import asyncio
 import os
-import subprocess
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from codedinvnet.errors import UserError
 from codedinvnet.models import open_model
+from codedinvnet.models.source import ModelSource
 from codedinvnet.serving.workers import preload
 from codedinvnet.serving.workers.computing import (
     BundleSpec,
     ModelComputer,
     ModelSpec,
     SchemeComputer,
+    WorkerSpec,
 )
+from codedinvnet.serving.workers.local import ProcessPool
+from codedinvnet.serving.workers.pool import Task
 from tests.models.factories import PLACE
 from tests.processes import needs_proc
+from tests.serving.workers.worker_processes import end_fork_server
 
-SCRIPT = """
-import asyncio, sys
-from codedinvnet.errors import UserError
-from codedinvnet.serving.workers.computing import BundleSpec, ModelComputer, ModelSpec
-from codedinvnet.serving.workers.computing import SchemeComputer
-from codedinvnet.serving.workers.local import ProcessPool
+EXAMPLE = Path(__file__).resolve().parents[3] / "examples" / "my_method.py"
 
-def shared(pid):
-    lines = open(f"/proc/{pid}/smaps_rollup").read().splitlines()[1:]
+
+@pytest.fixture(autouse=True)
+def _no_fork_server_stays() -> Iterator[None]:
+    """Have no later test meet a fork server in which a model has set PyTorch's threads."""
+    yield
+    end_fork_server()
+
+
+def shared(pid: int | None) -> float:
+    """Return the share of a process's memory that others have as well."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
     found = {line.split(":")[0]: int(line.split()[1]) for line in lines}
     return 1 - found["Pss"] / found["Rss"]
 
-async def main():
-    pool = ProcessPool(BundleSpec(sys.argv[1], 4, threads=int(sys.argv[2])))
+
+async def least_shared(threads: int) -> float:
+    """Return what four workers of a new fork server share at least."""
+    end_fork_server()
+    pool = ProcessPool(BundleSpec("mnist", 4, threads=threads))
+    await pool.start(4)
     try:
-        await pool.start(4)
-        print(min(shared(pool.pid(worker)) for worker in range(4)))
-    except UserError as error:
-        print("refused:", error)
+        return min(shared(pool.pid(worker)) for worker in range(4))
     finally:
         await pool.stop()
 
-if __name__ == "__main__":
-    asyncio.run(main())
-"""
 
-EXAMPLE = Path(__file__).resolve().parents[3] / "examples" / "my_method.py"
-ASKING = """
-import asyncio, sys
-import numpy as np
-from codedinvnet.errors import UserError
-from codedinvnet.serving.workers.computing import BundleSpec, ModelSpec
-from codedinvnet.models.source import ModelSource
-from codedinvnet.serving.workers.local import ProcessPool
-from codedinvnet.serving.workers.pool import Task
-
-async def main():
-    kind, place, threads = sys.argv[1:]
-    if kind == "factory":
-        spec = ModelSpec(ModelSource(place, threads=int(threads)))
-        array = np.zeros((1, 3, 64, 64), np.float32)
-    else:
-        spec = BundleSpec("mnist", 2, threads=int(threads), method=place)
-        array = np.zeros((1, 1, 28, 28), np.uint8)
+async def answered(spec: WorkerSpec, array: np.ndarray) -> int:
+    """Return how many rows a worker of a new fork server answers with."""
+    end_fork_server()
     pool = ProcessPool(spec)
+    await pool.start(1)
     try:
-        await pool.start(1)
         call = pool.call(0, Task(1, 0, {"x": array}))
         (found,) = (await asyncio.wait_for(call, 20)).outputs.values()
-        print("answered", len(found))
-    except UserError as error:
-        print("refused:", error)
+        return len(found)
     finally:
         await pool.stop()
-
-if __name__ == "__main__":
-    asyncio.run(main())
-"""
-
-
-def run(tmp_path: Path, *words: str, code: str = SCRIPT) -> str:
-    script = tmp_path / "script.py"
-    script.write_text(code)
-    done = subprocess.run(
-        [sys.executable, str(script), *words], capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
 
 
 @needs_proc
-def test_workers_share_what_the_fork_server_has_loaded(tmp_path: Path) -> None:
-    together = float(run(tmp_path, "mnist", "1"))
-    apart = float(run(tmp_path, "mnist", "2"))  # several threads: each loads for itself
+async def test_workers_share_what_the_fork_server_has_loaded() -> None:
+    together = await least_shared(1)
+    apart = await least_shared(2)  # several threads: each loads for itself
     assert together > apart + 0.05
     assert together > 0.6
 
 
-def test_what_cannot_be_loaded_is_refused_by_the_workers(tmp_path: Path) -> None:
-    assert run(tmp_path, str(tmp_path / "nowhere"), "1").startswith("refused: worker")
+async def test_what_cannot_be_loaded_is_refused_by_the_workers(tmp_path: Path) -> None:
+    end_fork_server()
+    with pytest.raises(UserError, match=r"^worker \d cannot start"):
+        await ProcessPool(BundleSpec(tmp_path / "nowhere", 4)).start(4)
 
 
 NETWORK = """
@@ -124,27 +104,33 @@ def make():
 SET = "torch.set_num_threads(2)"
 
 
+IMAGE = np.zeros((1, 3, 64, 64), np.float32)
+
+
 @pytest.mark.parametrize("where", ["top", "function"])
-def test_a_factory_that_sets_pytorchs_threads_is_answered_for(where: str, tmp_path: Path) -> None:
+async def test_a_factory_that_sets_pytorchs_threads_is_answered_for(
+    where: str, tmp_path: Path
+) -> None:
     """Two threads in the fork server would be a pool that no worker has."""
     path = tmp_path / "net.py"
     path.write_text(NETWORK.format(**{"top": "", "forward": "", "function": "", where: SET}))
-    assert run(tmp_path, "factory", f"{path}:make", "1", code=ASKING) == "answered 1"
+    assert await answered(ModelSpec(ModelSource(f"{path}:make", threads=1)), IMAGE) == 1
 
 
-def test_a_method_whose_file_sets_pytorchs_threads_is_answered_for(tmp_path: Path) -> None:
+async def test_a_method_whose_file_sets_pytorchs_threads_is_answered_for(tmp_path: Path) -> None:
     path = tmp_path / "method.py"
     path.write_text(f"{EXAMPLE.read_text()}\nimport torch\n{SET}\n")
-    assert run(tmp_path, "method", f"{path}:TwoParities", "1", code=ASKING) == "answered 1"
+    spec = BundleSpec("mnist", 2, threads=1, method=f"{path}:TwoParities")
+    assert await answered(spec, np.zeros((1, 1, 28, 28), np.uint8)) == 1
 
 
-def test_a_model_that_sets_pytorchs_threads_when_it_computes(tmp_path: Path) -> None:
+async def test_a_model_that_sets_pytorchs_threads_when_it_computes(tmp_path: Path) -> None:
     path = tmp_path / "net.py"
     path.write_text(NETWORK.format(top="", function="", forward=SET))
-    told = run(tmp_path, "factory", f"{path}:make", "1", code=ASKING)
-    assert told.startswith("refused: worker 0 cannot start")
-    assert "--threads-per-worker 2" in told
-    assert run(tmp_path, "factory", f"{path}:make", "2", code=ASKING) == "answered 1"
+    told = "^worker 0 cannot start.*--threads-per-worker 2"
+    with pytest.raises(UserError, match=told):
+        await answered(ModelSpec(ModelSource(f"{path}:make", threads=1)), IMAGE)
+    assert await answered(ModelSpec(ModelSource(f"{path}:make", threads=2)), IMAGE) == 1
 
 
 def test_another_spec_is_loaded_anew(monkeypatch: pytest.MonkeyPatch) -> None:

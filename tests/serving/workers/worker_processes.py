@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import os
 import signal
@@ -21,6 +22,7 @@ from codedinvnet.codes.rules import SERVED, Uncoded
 from codedinvnet.data import sample_images
 from codedinvnet.errors import UserError
 from codedinvnet.serving.served import IMAGES
+from codedinvnet.serving.workers import preload
 from codedinvnet.serving.workers.computing import BundleSpec, SchemeComputer
 from codedinvnet.serving.workers.local import ProcessPool
 from codedinvnet.serving.workers.pool import Task, WorkerDied
@@ -32,6 +34,15 @@ ROOT = Path(__file__).resolve().parents[3]
 
 NOTICED = 3.0
 """Seconds in which a death must be noticed; an idle machine takes some milliseconds."""
+
+
+def end_fork_server() -> None:
+    """End this process's fork server, if there is one: the next worker is another one's."""
+    pid = preload.fork_server()
+    if pid is not None:
+        preload.kill_fork_server()
+        with contextlib.suppress(ChildProcessError):  # multiprocessing has asked for it already
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
 
 
 @asynccontextmanager
