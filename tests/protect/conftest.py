@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from codedinvnet.cli import main
+from codedinvnet.errors import UserError
 from codedinvnet.models import open_model
 from codedinvnet.protect import distil
-from codedinvnet.protect.folder import DESCRIPTION
+from codedinvnet.protect.folder import DESCRIPTION, export_part
 from tests.conftest import once
 from tests.models.factories import save_pt2
 from tests.protect import factories
@@ -20,12 +21,25 @@ from tests.protect.factories import FEATURES
 
 PLACE = "tests.protect.factories"
 COUNT = 400
+EXPORT = "codedinvnet.protect.run.export_part"
 
 
 @pytest.fixture(autouse=True)
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have parts trained for a moment; none is exported, which takes longer than that."""
+
+    def refused(*_: Any) -> None:
+        raise UserError("not exported")
+
     monkeypatch.setattr(distil, "MOST_ROUNDS", 6)
     monkeypatch.setattr(distil, "FEWEST_STEPS", 8)
+    monkeypatch.setattr(EXPORT, refused)
+
+
+@pytest.fixture
+def exported(_short: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have small backups exported for ONNX Runtime after all."""
+    monkeypatch.setattr(EXPORT, export_part)
 
 
 def queries(folder: Path) -> Path:
@@ -39,6 +53,11 @@ def arguments(model: str, inputs: Path, out: Path, *more: str) -> list[str]:
     """Return a command line, with k = 4."""
     base = ["protect", f"{PLACE}:{model}", "--inputs", str(inputs), "--out", str(out), "--k", "4"]
     return [*base, "--minutes", "5", *more]
+
+
+def killed(*_: Any, **__: Any) -> None:
+    """Stand for what a user stops with Ctrl-C."""
+    raise KeyboardInterrupt
 
 
 def description(folder: Path) -> dict[str, Any]:
@@ -62,6 +81,7 @@ def protect(folder: Path) -> None:
     np.save(labels, model.run({"x": np.load(inputs)})["output"].argmax(1))
     with pytest.MonkeyPatch.context() as changed:
         changed.setattr(distil, "MOST_ROUNDS", 60)
+        changed.setattr(EXPORT, export_part)
         methods = ("--methods", "small-backup,code,approxifer,nercc")
         smaller = save_pt2(factories.smaller, folder / "smaller.pt2")
         more = ("--labels", str(labels), "--backup", str(smaller), "--json", *methods)

@@ -45,7 +45,7 @@ from codedinvnet.trust.calibration import FILE
 from tests.conftest import Command
 from tests.models.factories import Value, save_pt2, write_graph
 from tests.protect import factories
-from tests.protect.conftest import COUNT, PLACE, arguments, description, queries
+from tests.protect.conftest import COUNT, PLACE, arguments, description, killed, queries
 from tests.protect.factories import DAY, FEATURES
 
 ROWS = ("small-backup", "code", "code-scores", "code-side", "equal-backup")
@@ -216,6 +216,7 @@ def test_what_recommends_nothing_serves_nothing(finished: Path, tmp_path: Path) 
         load_protection(copy, open_model(f"{PLACE}:vectors"))
 
 
+@pytest.mark.usefixtures("exported")
 def test_images_and_tokens_are_protected(call: Command, tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     np.save(tmp_path / "x.npy", generator.integers(0, 256, (COUNT, 16, 16, 3), dtype=np.uint8))
@@ -227,27 +228,30 @@ def test_images_and_tokens_are_protected(call: Command, tmp_path: Path) -> None:
     outcome = call(*arguments("tokens", tmp_path / "ids.npy", tmp_path / "b"))
     assert outcome.code == 0, outcome.err
     assert "approxifer is left out: " in outcome.out
-    found = description(tmp_path / "b")
-    assert [row["method"] for row in found["table"]] == ["small-backup"]
-    if found["recommended"] is None:
-        return
-    scheme = load_protection(tmp_path / "b", open_model(f"{PLACE}:tokens"))
+    assert [row["method"] for row in description(tmp_path / "b")["table"]] == ["small-backup"]
+    scheme = load_protection(tmp_path / "b", open_model(f"{PLACE}:tokens"), "small-backup")
     scores = scheme.compute(4, torch.zeros(1, 4, 20)).output  # as floats, which a worker makes
     assert scores.view(4, 3).sum(1) == pytest.approx(1.0)  # probabilities, as the model's own
 
 
-def test_images_are_shifted_if_the_model_does_not_mind(call: Command, tmp_path: Path) -> None:
+def test_images_are_shifted_if_the_model_does_not_mind(
+    call: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     generator = np.random.default_rng(0)
     x = np.repeat(generator.integers(0, 256, (COUNT, 1, 1, 3), dtype=np.uint8), 256, 1)
     np.save(tmp_path / "x.npy", x.reshape(COUNT, 16, 16, 3))
-    shifts = {}
+    shifts: list[tuple[int, int]] = []
+
+    def planned(stage: distil.DistilStage, *_: Any, settings: dict[str, Any], **__: Any) -> None:
+        shifts.append((stage.lesson.shift, settings["shift"]))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("codedinvnet.protect.parts.train_stage", planned)
     for model, more in {"colours": (), "images": (), "told": ("--shift", "1")}.items():
         source = "images" if more else model
         words = arguments(source, tmp_path / "x.npy", tmp_path / model, *more)
-        outcome = call(*words, "--methods", "small-backup")
-        assert outcome.code == 0, outcome.err
-        shifts[model] = description(tmp_path / model)["settings"]["shift"]
-    assert shifts == {"colours": 2, "images": 0, "told": 1}
+        assert call(*words, "--methods", "small-backup").code == 130
+    assert shifts == [(2, 2), (0, 0), (1, 1)]
 
 
 def test_a_small_backup_of_before_the_parts_of_an_image_is_read(tmp_path: Path) -> None:
@@ -311,9 +315,9 @@ def test_asking_for_mirrored_images_takes_of_the_minutes(
     monkeypatch.setattr("codedinvnet.protect.parts.time", clock)
     monkeypatch.setattr("codedinvnet.protect.parts.teacher_scores", slow)
     monkeypatch.setattr("codedinvnet.protect.parts.plan", noted)
+    monkeypatch.setattr("codedinvnet.protect.parts.train_stage", killed)
     words = arguments("colours", tmp_path / "x.npy", tmp_path / "out")  # within 300 seconds
-    outcome = call(*words, "--methods", "small-backup")
-    assert outcome.code == 0, outcome.err
+    assert call(*words, "--methods", "small-backup").code == 130
     assert asking == [100.0]
     assert 100 < planned[0] <= 200
 
@@ -394,6 +398,7 @@ def test_nothing_is_left_of_an_export_that_gives_other_scores(tmp_path: Path) ->
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.usefixtures("exported")
 def test_missing_values_are_protected(call: Command, tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     x = np.load(queries(tmp_path))
