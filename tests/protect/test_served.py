@@ -36,7 +36,7 @@ POOL = "examples/my_pool.py:Pool"
 
 LATE = 1
 """The late worker, and its member."""
-HELD = Fault(kind="hold", worker=LATE, delay=Delay(ms=1000))
+HELD = Fault(kind="hold", worker=LATE, delay=Delay(ms=2000))
 
 
 class ExtraLast(FaultyPool):
@@ -142,6 +142,7 @@ def test_the_size_of_a_group_is_that_of_the_code(
     assert shares == [share]
 
 
+@pytest.mark.usefixtures("exported")
 def test_a_model_of_several_inputs_is_protected(call: Command, tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     numbers = generator.random((COUNT, 5), np.float32)
