@@ -39,7 +39,7 @@ lint: .venv/.installed-dev  ## style and types, changes nothing
 	$(BIN)/mypy
 
 # Every command that rows in docs/results are made by runs here in short, or with small settings in `make test`.
-nightly: | .venv/.installed-dev  ## what takes longer than `make test`: harm from outside, every order of events, and every benchmark in short
+nightly: | .venv/.installed-dev  ## what takes longer than `make test`: harm from outside, every order of events, further cases, and every benchmark in short
 	$(BIN)/pytest tests/nightly -s
 	@$(MAKE) --no-print-directory bench-quick
 

@@ -6,8 +6,9 @@ import asyncio
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import TypeAlias
 
 import aiohttp
 import numpy as np
@@ -97,33 +98,45 @@ async def load(url: str, harmed: list[int]) -> list[tuple[np.ndarray, np.ndarray
     return found
 
 
-@pytest.fixture(params=["serve", "triton"])
-def servers(
-    request: pytest.FixtureRequest, tmp_path: Path
-) -> Iterator[tuple[list[str], list[int]]]:
-    """Two servers of one model: their addresses, and the processes of the second one."""
+Servers: TypeAlias = tuple[list[str], list[int]]
+"""Two servers of one model: their addresses, and the processes of the second one."""
+
+
+@contextmanager
+def ours(folder: Path) -> Iterator[Servers]:
+    """Run two services."""
+    options = (SOURCE, "--name", "m", "--workers", "1")
+    with (
+        served(*options, log=folder / "a.log") as first,
+        served(*options, log=folder / "b.log") as second,
+    ):
+        yield [first.address, second.address], family(second.process.pid)
+
+
+@contextmanager
+def theirs(folder: Path) -> Iterator[Servers]:
+    """Run two Tritons."""
+    found = [Triton(folder / name, "m", TRITON_CONFIG, TRITON_MODEL) for name in "ab"]
     with ExitStack() as stack:
-        if request.param == "serve":
-            options = (SOURCE, "--name", "m", "--workers", "1")
-            ours = [stack.enter_context(served(*options, log=tmp_path / f"{i}.log")) for i in "ab"]
-            yield [one.address for one in ours], family(ours[1].process.pid)
-            return
-        if not is_installed():
-            pytest.skip("Triton is not installed: tools/get_triton.sh")
-        theirs = [Triton(tmp_path / i, "m", TRITON_CONFIG, TRITON_MODEL) for i in "ab"]
-        for one in theirs:
+        for one in found:
             stack.callback(one.kill)
             one.start()
-        assert theirs[1].process is not None
-        yield [f"http://127.0.0.1:{one.http}" for one in theirs], [theirs[1].process.pid]
+        assert found[1].process is not None
+        yield [f"http://127.0.0.1:{one.http}" for one in found], [found[1].process.pid]
 
 
 async def test_a_protection_made_of_a_running_server(
-    servers: tuple[list[str], list[int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(distil, "MOST_ROUNDS", 20)
+    with (theirs if is_installed() else ours)(tmp_path) as servers:  # at night, ours always
+        await check_protection(servers, tmp_path)
+
+
+async def check_protection(servers: Servers, folder: Path) -> None:
+    """Protect the model of the first server, and ask both while the second one stands still."""
     addresses, second = servers
-    inputs, out = queries(tmp_path), tmp_path / "protection"
+    inputs, out = queries(folder), folder / "protection"
     teacher = f"{addresses[0]}{PATH}m"
     words = ["protect", teacher, "--inputs", str(inputs), "--out", str(out), "--k", "4"]
     words += ["--minutes", "1", "--methods", "small-backup"]

@@ -1,0 +1,42 @@
+"""Further cases of what `make test` tries, which go the same way and take as long."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from codedinvnet.protect import distil
+from tests.e2e.test_gateway_protection import check_protection, ours
+from tests.e2e.test_serve import check_stop
+from tests.processes import needs_proc
+from tests.simulation.test_front_end import FAULTS, FAULTY, check_fault
+from tests.training.test_objectives import check_training
+
+
+@pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.parametrize("policy", ["uncoded", "coded+hedge"])
+def test_injected_faults_mean_the_same(
+    policy: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if (policy, name) in FAULTY:
+        pytest.skip("is tried by `make test`")
+    check_fault(policy, FAULTS[name], monkeypatch)
+
+
+def test_training_a_mosaic_on_the_shipped_images_beats_chance_by_far(tmp_path: Path) -> None:
+    check_training("mosaic", tmp_path)
+
+
+async def test_a_protection_made_of_our_own_service(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distil, "MOST_ROUNDS", 20)
+    with ours(tmp_path) as servers:
+        await check_protection(servers, tmp_path)
+
+
+@needs_proc
+def test_a_managers_stop_while_a_service_starts(tmp_path: Path) -> None:
+    check_stop(signal.SIGTERM, tmp_path)
