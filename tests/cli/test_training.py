@@ -68,7 +68,7 @@ def test_reproduce_with_another_seed_and_group_size(
 
 def test_train_kill_resume(call: Command, data_dir: Path, tmp_path: Path) -> None:
     raw = tiny_settings()
-    raw["training"]["epochs"] = 12
+    raw["training"]["epochs"] = 6
     config = write_settings(tmp_path / "own.json", raw)
     words = ["train", str(config), "--data-dir", str(data_dir), "--save-dir"]
     broken, unbroken = tmp_path / "broken", tmp_path / "unbroken"
@@ -92,12 +92,12 @@ def test_train_kill_resume(call: Command, data_dir: Path, tmp_path: Path) -> Non
         process.kill()
         process.wait()
     reached = load_checkpoint(last)[1]["epoch"]
-    assert 1 <= reached < 12
+    assert 1 <= reached < 6
     assert not (last.parent / "network.safetensors").exists()
     resumed = call(*words, broken, "--resume")
     assert resumed.code == 0, resumed.err
-    assert "epoch 12/12" in resumed.err + resumed.out
-    assert f"epoch {reached}/12" not in resumed.err + resumed.out
+    assert "epoch 6/6" in resumed.err + resumed.out
+    assert f"epoch {reached}/6" not in resumed.err + resumed.out
     assert call(*words, unbroken).code == 0
     for name in ("network.safetensors", "best.safetensors", "last.safetensors"):
         expected, _ = load_checkpoint(unbroken / raw["name"] / "network" / name)

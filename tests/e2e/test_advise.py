@@ -14,7 +14,8 @@ from codedinvnet.data import sample_images
 from tests.conftest import Command
 from tests.processes import served
 
-REQUESTS, TOGETHER = 300, 6
+REQUESTS, TOGETHER = 210, 6
+"""Some more than advice needs, and so many at once."""
 FAULTS = {
     "faults": [
         {"kind": "slow", "delay": {"ms": 10}},
@@ -30,14 +31,14 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
         pass
 
 
-def load(address: str) -> int:
+def load(address: str, requests: int = REQUESTS) -> int:
     """Send requests; return how many were answered."""
     images = sample_images("mnist").images.numpy()
 
     async def run() -> int:
         answered = 0
         async with connect(address, "mnist", images) as client:
-            for start in range(0, REQUESTS, TOGETHER):
+            for start in range(0, requests, TOGETHER):
                 calls = (client.infer(str(i), [i]) for i in range(start, start + TOGETHER))
                 answered += sum(reply.ok for reply in await asyncio.gather(*calls))
         return answered
@@ -73,7 +74,7 @@ def test_what_a_service_is_advised_and_goes_over_to(tmp_path: Path, call: Comman
         assert "measured now" in told.out
         switched = call("policy", address, "coded+hedge")
         assert switched.out == "policy coded+hedge, before uncoded\n"
-        assert load(address) == REQUESTS
+        assert load(address, 30) == 30
         offered = call("policy", address).out
         assert "* coded+hedge" in offered
         assert "method: coded-invnet" in offered

@@ -38,7 +38,7 @@ pytestmark = pytest.mark.skipif(
 )
 X = np.random.default_rng(0).random((3, 50), np.float32)
 WORDS = np.array([[b"one"], [b""], ["ä".encode()]], object)
-REQUESTS, CLIENTS = 250, 4
+REQUESTS, CLIENTS = 120, 4
 
 
 class Gateway:
