@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 import shutil
 import subprocess
 import sys
@@ -136,11 +137,11 @@ def test_bad_input_of_the_papers_command_line(
     assert digests(tmp_path, data_dir) == before
 
 
-def test_no_traceback_from_a_real_process(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "main.py", "--config_file", str(tmp_path / "no.json")],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    check_refusal(done.returncode, done.stdout, done.stderr, "cannot read the settings file")
+def test_no_traceback_from_the_script(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["main.py", "--config_file", str(tmp_path / "no.json")])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(ROOT / "main.py"), run_name="__main__")
+    assert isinstance(stop.value.code, int)
+    check_refusal(stop.value.code, *capsys.readouterr(), "cannot read the settings file")

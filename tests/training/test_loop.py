@@ -282,10 +282,9 @@ def tensors_of(path: Path) -> dict[str, Tensor]:
     return load_checkpoint(path)[0]
 
 
-@pytest.mark.parametrize("kind", ["iresnet", "irevnet"])
-@pytest.mark.parametrize("resume", [LATEST, 2])
+@pytest.mark.parametrize(("kind", "resume"), [("iresnet", LATEST), ("irevnet", 2)])
 def test_resumed_training_equals_an_unbroken_one(
-    resume: int, kind: str, data_dir: Path, tmp_path: Path
+    kind: str, resume: int, data_dir: Path, tmp_path: Path
 ) -> None:
     raw = tiny_settings(kind=kind)
     raw["training"].update(flip=True, shift=2)  # every source of randomness
