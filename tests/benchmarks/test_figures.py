@@ -198,8 +198,9 @@ def test_the_table_to_choose_by_compares_with_no_redundancy(tmp_path: Path) -> N
         assert line["extra work, %"] == "11.0 to 20.0"
         backup = line["policy"] == "`small-backup`"
         assert line["approximate answers, %"] == ("9.0 to 90.0" if backup else "none")
-    right, trained = ([line[name] for line in lines.values()] for name in list(line)[4:])
+    right, direct, trained = ([line[name] for line in lines.values()] for name in list(line)[4:])
     assert right == ["80.0", "95.0", "80.0", "80.0", "90.0"]
+    assert direct == ["95.0"] * 5
     assert trained[1] == "nothing"
     assert trained[4] == "f, g and E"
 
