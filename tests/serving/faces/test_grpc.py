@@ -57,11 +57,14 @@ async def serving(
     token: str = "",
     deadline: float = 20.0,
     limit: int = LIMIT,
+    ready: bool = True,
 ) -> AsyncIterator[grpc.aio.Channel]:
     """Serve; yields a channel."""
     requests = Counter("requests", "of the test", ["code"], registry=CollectorRegistry())
     memory = BodyMemory(limit, refuse)
-    face = GrpcFace(Echo(error), memory, requests, token=token, max_message=limit)
+    echo = Echo(error)
+    echo.is_ready = ready
+    face = GrpcFace(echo, memory, requests, token=token, max_message=limit)
     async with (
         face.listening("127.0.0.1", 0, deadline) as port,
         grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
@@ -202,3 +205,14 @@ async def test_an_error_of_our_own_is_logged_as_one(caplog: pytest.LogCaptureFix
     assert record.levelno == logging.ERROR
     fields = record.__dict__["fields"]
     assert fields == {"path": INFER, "reason": "RuntimeError: why"}
+
+
+async def test_health_is_told_as_kubernetes_asks_for_it() -> None:
+    """It needs no token; whether a service is meant is nothing to it."""
+    async with serving(token="secret") as channel:
+        check = channel.unary_unary("/grpc.health.v1.Health/Check")
+        assert await check(b"", timeout=20) == b"\x08\x01"  # SERVING
+        assert await check(b"\x0a\x01m", timeout=20) == b"\x08\x01"
+    async with serving(ready=False) as channel:
+        check = channel.unary_unary("/grpc.health.v1.Health/Check")
+        assert await check(b"", timeout=20) == b"\x08\x02"  # NOT_SERVING

@@ -31,7 +31,12 @@ from codedinvnet.serving.faces.v2 import server_metadata
 from codedinvnet.serving.faces.v2_grpc import parsed
 from codedinvnet.serving.logs import log_event
 
-OPEN = frozenset({"ServerLive", "ServerReady", "ModelReady"})
+HEALTH, CHECK = "grpc.health.v1.Health", "Check"
+"""The service by which Kubernetes, Envoy and others ask servers over gRPC whether they are ready,
+and its one method here."""
+HEALTHY, NOT_SERVING = b"\x08\x01", b"\x08\x02"
+"""Its answers, serialized."""
+OPEN = frozenset({"ServerLive", "ServerReady", "ModelReady", CHECK})
 """Methods that need no token."""
 WITH_MESSAGE = frozenset({"ModelReady", "ModelMetadata", "ModelInfer"})
 """Methods whose messages say something; others' are not read."""
@@ -199,7 +204,9 @@ class GrpcFace:
         most = min(max(FEWEST_REQUESTS, self.memory.most // WINDOW), MOST_REQUESTS)
         server = grpc.aio.server(options=tuple(options.items()), maximum_concurrent_rpcs=most)
         handlers = grpc.method_handlers_generic_handler(SERVICE, self._handlers(deadline))
-        server.add_generic_rpc_handlers((handlers,))
+        health = grpc.stream_unary_rpc_method_handler(self._guarded(CHECK, self._health, deadline))
+        checks = grpc.method_handlers_generic_handler(HEALTH, {CHECK: health})
+        server.add_generic_rpc_handlers((handlers, checks))
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         try:
             bound: int
@@ -276,6 +283,9 @@ class GrpcFace:
 
     async def _live(self, _: bytes, __: Any) -> bytes:
         return serialized(pb.ServerLiveResponse(live=self.backend.is_live))
+
+    async def _health(self, _: bytes, __: Any) -> bytes:
+        return HEALTHY if self.backend.is_ready else NOT_SERVING
 
     async def _ready(self, _: bytes, __: Any) -> bytes:
         return serialized(pb.ServerReadyResponse(ready=self.backend.is_ready))

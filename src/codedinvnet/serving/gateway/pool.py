@@ -290,6 +290,7 @@ class UpstreamPool(Roster):
         except Unreachable:
             there = False
         if there and error.reply is not None:
+            call.breaks -= error.sent  # nothing broke: the upstream said so
             return error.reply
         self._count(place, FAILED)
         reason = f"{place.upstream.url}: {error}"
