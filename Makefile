@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Image sets: from data/ if it is there, else downloaded into the cache.
 DATA := $(if $(wildcard data),--data-dir data)
 # `validation` stands behind `latency`, whose rows it repeats.
-BENCHMARKS := accuracy backup-long backup-consistent equal-cost latency ablation policies auto off-map validation
+BENCHMARKS := accuracy backup-long backup-consistent equal-cost latency ablation policies spread auto off-map validation
 
 # What README's first table shows, a file each: one that is there is kept, whatever it depends on.
 BUNDLES := mnist fashion cifar10
@@ -60,7 +60,7 @@ format: .venv/.installed-dev  ## repair the style
 # The quick version starts from nothing: rows that were kept would check nothing.
 bench-quick: .venv/.installed-bench  ## every benchmark in short and anew, into results/quick
 	rm -rf results/quick runs/quick
-	@$(MAKE) --no-print-directory -j1 -k $(filter-out quick-ablation quick-policies quick-off-map,$(BENCHMARKS:%=quick-%))
+	@$(MAKE) --no-print-directory -j1 -k $(filter-out quick-ablation quick-policies quick-spread quick-off-map,$(BENCHMARKS:%=quick-%))
 
 bench: .venv/.installed-bench  ## every benchmark in full, into docs/results: many hours; goes on where it stopped
 	@$(MAKE) --no-print-directory -j1 -k $(BENCHMARKS:%=bench-%) bench-page
@@ -87,6 +87,7 @@ RUN_equal-cost = codedinvnet bench accuracy configs/bench/equal-cost.json $(QUIC
 RUN_latency = codedinvnet bench latency configs/bench/latency.json $(QUICK) $(DATA) $(SAVE) --out $(TO)/latency.jsonl
 RUN_ablation = python -m benchmarks ablation configs/bench/ablation.json $(DATA) $(SAVE) --out $(TO)/ablation.jsonl
 RUN_policies = codedinvnet simulate configs/bench/simulate-policies.json --out $(TO)/policies.jsonl
+RUN_spread = codedinvnet simulate configs/bench/simulate-spread.json --out $(TO)/spread.jsonl
 RUN_auto = codedinvnet simulate configs/bench/simulate-auto$(QUICK:-%=%).json --out $(TO)/auto.jsonl
 RUN_off-map = codedinvnet simulate configs/bench/simulate-off-map.json --out $(TO)/off-map.jsonl
 RUN_validation = codedinvnet simulate configs/bench/simulate-measured.json $(if $(QUICK),--queries 3000) \

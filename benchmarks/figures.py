@@ -55,6 +55,7 @@ COMMANDS = {
     "off-map.jsonl": SIMULATE.format("off-map"),
     "two-losses.jsonl": SIMULATE.format("two-losses"),
     "few-workers.jsonl": SIMULATE.format("few-workers"),
+    "spread.jsonl": SIMULATE.format("spread"),
     "ablation.jsonl": "python -m benchmarks ablation configs/bench/ablation.json --data-dir data "
     "--out",
     "liars.json": "python -m benchmarks liars --data-dir data --json >",
@@ -210,6 +211,7 @@ FROM_FILE: Mapping[str, tuple[str, Callable[[Path], str]]] = {
     "policies": ("policies.jsonl", lambda path: policies.table(sweep.read_rows(path))),
     "two-losses": ("two-losses.jsonl", lambda path: policies.table(sweep.read_rows(path))),
     "few-workers": ("few-workers.jsonl", lambda path: policies.by_load(sweep.read_rows(path))),
+    "spread": ("spread.jsonl", lambda path: policies.by_place(sweep.read_rows(path))),
     "auto": ("auto.jsonl", choosing),
     "beside-hedge": ("auto.jsonl", beside_hedge),
     "off-map": ("off-map.jsonl", choosing),

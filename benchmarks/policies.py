@@ -62,6 +62,26 @@ def by_load(rows: Iterable[Mapping[str, Any]]) -> str:
     return tables.markdown(late.rename(index=str).reset_index(names="p99.9, ms"))
 
 
+def by_place(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Return simulated p99.9 in ms: a line for each place, a column for each policy.
+
+    The last lines have what the policies cost in all places, from the least to the most.
+    """
+    frame = sweep.frame_of(rows)
+    late = sweep.by_policy(frame).droplevel("load").map("{:.0f}".format)
+    lines = [
+        {"p99.9, ms": f"{model}; {batch} image{'s' if batch > 1 else ''}", **dict(line)}
+        for (model, batch), line in late.iterrows()
+    ]
+    work = frame.groupby("policy")["work"].agg(["min", "max"])
+    spent = {policy: f"{low:.2f} to {high:.2f}" for policy, (low, high) in work.T.items()}
+    lines += [
+        {"p99.9, ms": "work", **spent},
+        {"p99.9, ms": APPROXIMATE, **approximate(frame)},
+    ]
+    return tables.markdown(DataFrame(lines))
+
+
 def approximate(frame: DataFrame) -> Series:
     """Return by policy which share of answers is approximate, from the least place to the most."""
     shares = 100 * frame.groupby("policy")["approximate"].agg(["min", "max"])
