@@ -192,6 +192,11 @@ COSTS: Mapping[str, tuple[str, Callable[[Any], str]]] = {
     ),
     "embedding f, time": ("info", lambda i: f"{i['embedding_ms']:.1f} ms"),
     "encoder E, ten images, time": ("info", lambda i: f"{i['encoder_ms_k10']:.1f} ms"),
+    "small backup for groups of ten, one image, time": (
+        "info",
+        lambda i: f"{i['small_backup_one_ms_k10']:.1f} ms",
+    ),
+    "small backup, ten images, time": ("info", lambda i: f"{i['small_backup_ms_k10']:.1f} ms"),
     "training": ("info", lambda i: f"{i['provenance']['seconds'] / 60:.0f} min"),
     "largest inversion error (pixels in 0..1)": ("invert", lambda i: f"{i['largest_error']:.1e}"),
     "fixed-point iterations, mean": (

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from codedinvnet.codes.equal_cost import count_macs
+from codedinvnet.codes.equal_cost import count_macs, served_macs
 from codedinvnet.config import EncoderSettings
 from codedinvnet.evaluation import cost
 from codedinvnet.evaluation.cost import encoder_share, info_report
@@ -22,6 +22,10 @@ def test_info_of_a_bundle_with_one_size(bundle: Bundle) -> None:
     found = info_report(one)
     assert [key for key in found if key.startswith("encoder_macs")] == ["encoder_macs_k4"]
     assert found["recovery_head_macs"] == info_report(bundle)["recovery_head_macs"] > 0
+    assert found["small_backup_macs_k4"] == 4 * found["small_backup_one_macs_k4"] > 0
+    served = served_macs(bundle.model)
+    assert 0.5 * served < found["small_backup_macs_k4"] <= served  # one query's, for all four
+    assert found["small_backup_one_ms_k4"] > 0
 
 
 def test_what_a_mosaic_reads_from_a_parity_is_counted_beside_its_encoder(bundle: Bundle) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from codedinvnet.codes.backup import backup_network, backup_width
 from codedinvnet.codes.equal_cost import count_macs, encoder_macs, macs
 from codedinvnet.devices import first_tensor
 from codedinvnet.models.bundle import Bundle
@@ -43,7 +44,8 @@ def median_ms(call: Callable[[], Any], repeats: int = REPEATS) -> float:
 def info_report(bundle: Bundle, sizes: tuple[int, ...] = (2, 4, 10)) -> dict[str, Any]:
     """Return a bundle's description, parameters, multiply-adds and times of one query each.
 
-    `reading` is what decoding does first with the z_p of a mosaic, for the recovery head.
+    `reading` is what decoding does first with the z_p of a mosaic, for the recovery head. The small
+    backup's figures are of a network of its size: of one image, and of a group.
     """
     model, info = bundle.model, bundle.info
     device = first_tensor(model).device
@@ -83,6 +85,11 @@ def info_report(bundle: Bundle, sizes: tuple[int, ...] = (2, 4, 10)) -> dict[str
         "encoder_parameters": count(model.encoder),
         "recovery_head_parameters": count(model.recovery_head),
     }
+    for m in served:
+        backup = backup_network(model, backup_width(model, m)).to(device).eval()
+        alone, group = noise(1, *model.input_shape), noise(m, *model.input_shape)
+        parts[f"small_backup_one_k{m}"] = lambda net=backup, x=alone: net(x)  # type: ignore[misc]
+        parts[f"small_backup_k{m}"] = lambda net=backup, x=group: net(x)  # type: ignore[misc]
     for name, call in parts.items():
         stem, _, size = name.partition("_k")
         suffix = f"_k{size}" if size else ""
