@@ -66,6 +66,7 @@ def test_the_folder_is_whole(finished: Path) -> None:
     assert rows["small-backup"]["agreement"][0] > found["most_frequent"][0]
     for row in rows.values():
         assert row["accuracy"] == row["agreement"]  # the labels are the model's answers
+    assert any("the model itself is right in 100.0%" in note for note in found["notes"])
     assert found["recommended"] in rows
     assert found["split"] == {"train": 240, "validation": 40, "calibration": 60, "test": 60}
     tensors, header = load_checkpoint(finished / "calibration.safetensors")

@@ -196,6 +196,8 @@ def test_what_a_model_of_ones_own_cannot_have(options: dict[str, Any], told: str
         serve()
     with pytest.raises(UserError, match="--name: is for a model of your own, not for a bundle"):
         check(ServeOptions("mnist", name="numbers"))
+    with pytest.raises(UserError, match=r"not on cuda: give a \.pt2"):
+        check(ServeOptions("model.onnx", device="cuda"))
 
 
 async def test_bytes_that_are_no_text_are_refused_by_a_model_of_strings(tmp_path: Path) -> None:

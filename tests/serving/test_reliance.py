@@ -22,7 +22,7 @@ from codedinvnet.serving.decoding import Check, Facts, Found
 from codedinvnet.serving.faces.v2 import render_response
 from codedinvnet.serving.metrics import Metrics
 from codedinvnet.serving.options import ServeOptions, check
-from codedinvnet.serving.reliance import Reliance
+from codedinvnet.serving.reliance import Reliance, reliance_of
 from codedinvnet.serving.rules.settings import POLICIES, Rules
 from codedinvnet.serving.serve import make_service
 from codedinvnet.serving.service import Request, Response, Service, output_specs
@@ -47,6 +47,17 @@ def reliance(limit: float | None = 0.01, **options: Any) -> Reliance:
     made = Reliance(calibration, "coded-invnet", K, WORKERS, limit, **options)
     made.begin(Metrics(), lambda worker, reason: None)
     return made
+
+
+def test_a_limit_that_lets_nothing_through_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    bundle = load_bundle("mnist")
+    calibration = load_calibration(bundle.folder, bundle.digest())
+    whose = (calibration, "coded-invnet", K, WORKERS)
+    for limit, told in ((0.02, 0), (1e-5, 1)):
+        assert reliance_of(*whose, limit, "mnist") is not None
+        assert [r.message for r in caplog.records] == told * [
+            "no approximate answer keeps the limit"
+        ]
 
 
 def waiting(outcome: str = DECODED, limit: float | None = None) -> Waiting:

@@ -69,8 +69,11 @@ def open_onnx(path: Path, told: Sequence[TensorSpec], threads: int) -> Opened:
         raise UserError(f"{path}: ONNX Runtime {version} cannot run it: {reason}") from error
     for value in running.get_outputs():
         if value.type not in _TYPES:
+            hint = ""
+            if value.type.startswith("seq(map("):
+                hint = ": export it without ZipMap (skl2onnx: options={'zipmap': False})"
             raise UserError(
-                f"{path}: output {value.name!r} is {value.type}, which the protocol lacks"
+                f"{path}: output {value.name!r} is {value.type}, which the protocol lacks{hint}"
             )
     declared = [
         Declared(value.name, _TYPES.get(value.type, value.type), _axes(value.shape))

@@ -194,11 +194,7 @@ def find_scores(told: str | None, probed: Probed, where: str) -> Scores | None:
             f"--scores: output {name!r} of {where} is {spec.datatype} ({shape}), and scores are "
             "floats (B, classes), of two classes or more"
         )
-    answers = probed.answers[name]
-    if _is_constant(answers):
-        raise UserError(
-            f"--scores: output {name!r} of {where} is constant: it is the same for {ROWS} inputs"
-        )
+    answers = probed.answers[name]  # the same for all, perhaps: of trees that split beyond 0..1
     if kind == "probabilities" and _kind(answers) != kind:
         raise UserError(
             f"--scores: output {name!r} of {where} holds no probabilities: its rows do not sum to "

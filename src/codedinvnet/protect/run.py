@@ -89,7 +89,7 @@ def protect(options: ProtectOptions) -> dict[str, Any]:
     setting = _asked(options, model)
     settings = _settings(options, setting)
     candidates: list[Candidate] = []
-    notes = [setting.repetition] if setting.repetition else []
+    notes = [note for note in (setting.repetition, setting.correctness) if note]
     measured = Measured(options, setting)
     smoothing: dict[str, list[float]] = {}
     exports: list[str] = []

@@ -11,7 +11,7 @@ import torch
 
 from codedinvnet.codes.method import Method, Tolerance
 from codedinvnet.codes.registry import METHODS, OURS, UNTRAINED, find_method
-from codedinvnet.engines import ENGINES, PYTORCH, check_engine, check_installed
+from codedinvnet.engines import ENGINES, ONNX_RUNTIME, PYTORCH, check_engine, check_installed
 from codedinvnet.errors import UserError
 from codedinvnet.models.source import ModelSource
 from codedinvnet.serving.faces.middleware import LOOPBACK
@@ -168,7 +168,8 @@ def check(options: ServeOptions) -> None:
         device = torch.device(options.device)
     except RuntimeError as error:
         raise UserError(f"--device: {str(error).splitlines()[0]}") from error
-    check_engine(options.engine or PYTORCH, options.device)
+    usual = ONNX_RUNTIME if model_source(options).kind == "onnx" else PYTORCH
+    check_engine(options.engine or usual, options.device)
     if options.pool == "local":  # of Ray's nodes each tells for itself
         check_installed(options.engine or PYTORCH)
         if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():

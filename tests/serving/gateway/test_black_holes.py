@@ -100,13 +100,34 @@ async def test_times_of_errors_are_not_those_of_answers() -> None:
         assert value("codedinvnet_hedges_total") == 0
 
 
+async def test_nor_do_they_tell_that_nothing_straggles() -> None:
+    """What is known of stragglers tells `auto` how early to make up for them."""
+    fakes = Fake(), Fake()
+
+    async with gateway(*fakes, slots=1) as (address, relay, _):
+        for fake in fakes:
+            fake.delay = 0.02
+        for _ in range(20):
+            await ask(address)
+        before = relay.front.scheduler.pace.excess
+        for fake in fakes:
+            fake.status, fake.delay = 400, 0.0
+        for _ in range(30):
+            await ask(address)
+        assert relay.front.scheduler.pace.excess == before
+
+
 class Mortal(Fake):
     """Hangs up on one request, as who dies by it; the others it answers."""
+
+    stays_dead = False
 
     async def _infer(self, request: web.Request) -> web.Response:
         if request.path.endswith("/versions/13/infer") and request.transport is not None:
             self.deadly = getattr(self, "deadly", 0) + 1
             request.transport.abort()
+            if self.stays_dead:
+                self.dying = asyncio.create_task(self.stop())
         return await super()._infer(request)
 
 
@@ -122,6 +143,22 @@ async def test_what_kills_two_upstreams_is_sent_to_no_third(ready: bool) -> None
         assert b"it hung up" in reply.body or b"broke" in reply.body
         assert sum(getattr(fake, "deadly", 0) for fake in fakes) <= 4  # each twice if it was kept
         assert sum(is_up(relay)) >= 3
+
+
+@pytest.mark.parametrize("kept", [True, False])
+async def test_nor_is_what_kills_two_that_stay_dead(kept: bool) -> None:
+    """Whether over a connection that was kept, and is tried once more, or a fresh one."""
+    fakes = [Mortal() for _ in range(5)]
+
+    async with gateway(*fakes) as (address, relay, _):
+        for _ in range(20 * kept):
+            assert (await ask(address)).status == 200
+        for fake in fakes:
+            fake.stays_dead = True
+        assert (await ask(address, path="/v2/models/m/versions/13/infer")).status == 502
+        assert sum(hasattr(fake, "deadly") for fake in fakes) == 2
+        await until(lambda: sum(is_up(relay)) == 3)
+        assert (await ask(address)).status == 200
 
 
 async def test_broken_connections_are_paid_for_as_other_failures_are(
@@ -140,9 +177,8 @@ async def test_broken_connections_are_paid_for_as_other_failures_are(
         assert 50 <= seen <= 2 * (50 + 5 + 0.1 * 60)  # each twice: a probe's connection is kept
 
 
-async def test_over_grpc_they_are_likewise(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(places, "MOST_RETRIES", 5.0)
-
+@pytest.mark.parametrize("ready", [True, False])
+async def test_over_grpc_they_are_likewise(ready: bool) -> None:
     class Dying(GrpcFake):
         async def _infer(self, message: bytes, context: Any) -> bytes:
             self.seen.append((message, {}, 0.0))
@@ -152,7 +188,7 @@ async def test_over_grpc_they_are_likewise(monkeypatch: pytest.MonkeyPatch) -> N
     fakes = [Dying() for _ in range(5)]
     async with gateway(*fakes, grpc_port=0) as (_, _, port):
         for fake in fakes:
-            fake.ready = b""
+            fake.ready = fake.ready if ready else b""
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await ask_grpc(port, request(b"abc"))
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE

@@ -66,6 +66,20 @@ async def test_who_has_another_model_than_most_is_not_asked(
         await until(lambda: is_up(relay) == [True] * 4)
 
 
+async def test_where_others_may_come_none_need_have_the_model_yet(tmp_path: Path) -> None:
+    fake, file = Fake(), tmp_path / "upstreams"
+    fake.metadata, mine = None, fake.metadata
+    await fake.start()
+    file.write_text(fake.url)
+
+    async with gateway(upstreams_file=file) as (address, relay, _):
+        await until(lambda: relay.front.scheduler.workers_up == 0)
+        fake.metadata = mine
+        await until(lambda: relay.front.scheduler.workers_up == 1)
+        assert (await ask(address)).status == 200
+    await fake.stop()
+
+
 async def test_a_rolling_update_to_another_model_ends_well(tmp_path: Path) -> None:
     """Those that have it wait until none of before is left, and serve then."""
     old, new = [Fake(), Fake()], [Fake(), Fake()]

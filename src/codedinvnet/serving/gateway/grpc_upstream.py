@@ -29,8 +29,8 @@ INFER = "ModelInfer"
 """The method of calls that take time; the others are questions."""
 UNREACHABLE = frozenset({"UNAVAILABLE"})
 """Codes that say that there was no connection, unless the upstream has sent them itself."""
-NOT_CONNECTED = ("failed to connect", "DNS resolution failed")
-"""How gRPC begins to tell that nothing was sent."""
+BROKEN = ("Socket closed", "onnection reset", "recvmsg", "GOAWAY")
+"""By what words gRPC tells that a connection broke while a call was under way."""
 LONGEST = 86_400.0
 """Seconds for which gRPC may be told to try."""
 CLOSED = "its connection was closed"
@@ -173,7 +173,7 @@ class GrpcUpstream:
             if name in UNREACHABLE and lacks_files():  # perhaps for a connection
                 raise NoFiles from error
             if name in UNREACHABLE:
-                sent = not reply.message.startswith(NOT_CONNECTED)
+                sent = any(words in reply.message for words in BROKEN)
                 raise Unreachable(reply.message or name, reply, sent) from error
             if name == "DEADLINE_EXCEEDED":
                 if method != INFER:

@@ -198,6 +198,7 @@ class HttpClient:
         Raises:
             asyncio.TimeoutError: if there is none in time, or no connection; it says which.
             OSError: if the server cannot be reached, hangs up, or says what is no HTTP.
+            Broken: likewise, if it may have been at the request.
         """
         loop = asyncio.get_running_loop()
         until = loop.time() + seconds
@@ -209,12 +210,19 @@ class HttpClient:
         if max(head.count("\r"), head.count("\n")) >= len(lines):
             raise ConnectionError("a header has several lines")
         request = [head.encode("latin-1", "replace") + b"\r\n\r\n", *([body] if body else ())]
+        broke = False
         while True:
             tries -= 1
-            connection = self._kept() or await self._connected(until - loop.time())
+            try:
+                connection = self._kept() or await self._connected(until - loop.time())
+            except OSError as error:  # a time-out among them
+                if not broke:
+                    raise
+                raise Broken(f"it hung up, and then: {error}") from error
             try:
                 return await connection.ask(request, until - loop.time())
             except Closed:
+                broke = True
                 if not tries:
                     raise
             except asyncio.TimeoutError:

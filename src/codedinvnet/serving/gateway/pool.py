@@ -159,16 +159,14 @@ class UpstreamPool(Roster):
     async def _has_model(self, place: Place) -> bool:
         """Tell whether an upstream is ready though it says that it has no such model, or version.
 
-        It is asked once a second at most. The last one that is up is believed.
+        Once it says that it is, nobody asks for a second. The last one that is up is believed.
         """
         if time.monotonic() - place.vouched < PROBE_PERIOD or not self._others(place):
             return True
         try:
             ready = await self._is_ready(place)
-        except NoFiles:
+        except Unreachable:  # which the watch finds out
             return True
-        except Unreachable:
-            return False
         if ready:
             place.vouched = time.monotonic()
         return ready
@@ -289,8 +287,7 @@ class UpstreamPool(Roster):
             self._not_asked(call, own)
         except Unreachable:
             there = False
-        if there and error.reply is not None:
-            call.breaks -= error.sent  # nothing broke: the upstream said so
+        if there and error.reply is not None and not error.sent:
             return error.reply
         self._count(place, FAILED)
         reason = f"{place.upstream.url}: {error}"

@@ -111,7 +111,7 @@ class Scheduler(Settling):
         found = self.attempts.pop(attempt, None)
         if found is not None:
             self._release(now, found, is_usual)
-            self._result(now, found)
+            self._result(now, found, is_usual)
         return self._flush(now)
 
     def failed(self, now: float, attempt: int, reason: str, final: bool = False) -> list[Action]:
@@ -355,14 +355,14 @@ class Scheduler(Settling):
 
     # Outputs and losses
 
-    def _result(self, now: float, attempt: Attempt) -> None:
+    def _result(self, now: float, attempt: Attempt, is_usual: bool) -> None:
         identity, query, group = attempt.identity, attempt.query, attempt.group
         if query is not None:
             query.attempts.pop(identity, None)
-            if attempt.started is not None:
+            if attempt.started is not None and is_usual:
                 seconds = now - attempt.started
                 self.pace.answered(attempt.worker, seconds, attempt.kind, attempt.bulk)
-            if self.policy.guessing:
+            if self.policy.guessing and is_usual:
                 self.latencies.add(now - attempt.queued)
             if query.identity not in group.members:
                 self._actions.append(Forget((identity,)))
