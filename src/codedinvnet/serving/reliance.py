@@ -243,9 +243,9 @@ def reliance_of(
     """
     if calibration is not None and (curve := calibration.curve(method, k)) is not None:
         if limit is not None and curve.coverage(limit).share == 0:
+            event = "no approximate answer keeps the limit"
             reason = "too few inputs calibrated it, or too many answers disagree"
-            told = {"method": method, "max_disagreement": limit, "reason": reason}
-            log_event("no approximate answer keeps the limit", logging.WARNING, **told)
+            log_event(event, logging.WARNING, method=method, max_disagreement=limit, reason=reason)
         return Reliance(calibration, method, k, workers, limit, on_corruption)
     if limit is not None:
         raise UserError(f"--max-disagreement: {whose} is not calibrated for {method} with k = {k}")

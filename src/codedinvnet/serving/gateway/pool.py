@@ -42,7 +42,7 @@ LONGEST = 60.0
 """Seconds after which a call that nobody waits for is cut off."""
 LAST_WAIT = 1.0
 """Seconds for such calls when the gateway stops; over gRPC as long as its patience."""
-BREAKS = f"{MOST_BREAKS} connections broke over it: no other upstream gets it"
+BREAKS = f"connections broke over it: {MOST_BREAKS} upstreams get it at most"
 
 
 def boxed(content: object) -> np.ndarray:
@@ -98,7 +98,8 @@ class UpstreamPool(Roster):
 
     async def call(self, worker: int, task: Task) -> Result:
         place, call = self.places[worker], task.inputs[CALL][0]
-        if call.breaks >= MOST_BREAKS:  # sent anew with all that its last upstream was at
+        if call.breaks + (call.breaks > 0) * call.waits >= MOST_BREAKS:
+            # It is sent anew with all that its last upstream was at, or as a copy.
             self._broken(call, call.refusal, BREAKS)
         if call.is_lost:
             await self._backup_first(place, call)
@@ -292,7 +293,9 @@ class UpstreamPool(Roster):
         self._count(place, FAILED)
         reason = f"{place.upstream.url}: {error}"
         is_lost = not there or place.is_to_blame(self._others(place))
-        if error.sent and (call.breaks >= MOST_BREAKS or not self._retries.take()):
+        # Where another is at it, that one's answer or end decides.
+        enough = call.breaks >= MOST_BREAKS or call.waits > 0
+        if error.sent and (enough or not self._retries.take()):
             if is_lost:  # once this call has ended, which would be sent anew with the others
                 asyncio.get_running_loop().call_soon(self._set_aside, place, reason)
             self._broken(call, error.reply, reason)
