@@ -18,7 +18,6 @@ import torch
 from onnx import TensorProto, helper
 
 from codedinvnet.checkpoint import load_checkpoint, module_tensors, save_checkpoint
-from codedinvnet.codes.nercc import NeRCC
 from codedinvnet.codes.rules import BACKUP
 from codedinvnet.config import PartSettings
 from codedinvnet.data.load import sample_images
@@ -27,7 +26,7 @@ from codedinvnet.errors import UserError
 from codedinvnet.models import open_model, runtime
 from codedinvnet.models.base import TensorSpec
 from codedinvnet.models.graph import Unsupported
-from codedinvnet.protect import coding, distil, load_protection, parts
+from codedinvnet.protect import distil, load_protection, parts
 from codedinvnet.protect.folder import (
     DESCRIPTION,
     EXPORTS,
@@ -469,60 +468,3 @@ def test_texts_are_refused(call: Command, tmp_path: Path) -> None:
     assert outcome.code == 2
     (line,) = [line for line in outcome.err.splitlines() if line.startswith("error: ")]
     assert "texts" in line
-
-
-def test_inputs_that_come_by_class_are_mixed_and_spread(
-    call: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Those of a folder of class folders do."""
-    x = np.load(queries(tmp_path))
-    answers = open_model(f"{PLACE}:vectors").run({"x": x})["output"].argmax(1)
-    np.save(tmp_path / "x.npy", x[np.argsort(answers, kind="stable")])
-    groups: list[np.ndarray] = []
-    samples: list[np.ndarray] = []
-    tune, decoded, scale = NeRCC.tune, coding.decoded_logits, VectorStudent.learn_scale
-
-    def tuned(code: NeRCC, given: Any, members: Any, labels: torch.Tensor, tried: Any) -> Any:
-        groups.append(labels.numpy())
-        return tune(code, given, members, labels, tried)
-
-    def validated(coder: Any, scores: Any, inputs: Inputs, rows: np.ndarray, *more: Any) -> Any:
-        (batch,) = inputs.batch(rows).values()
-        groups.append(scores(torch.from_numpy(batch)).argmax(1).numpy().reshape(-1, 4))
-        return decoded(coder, scores, inputs, rows, *more)
-
-    def scaled(student: VectorStudent, batch: dict[str, np.ndarray]) -> None:
-        samples.append(batch["x"])
-        scale(student, batch)
-
-    monkeypatch.setattr(NeRCC, "tune", tuned)
-    monkeypatch.setattr(coding, "decoded_logits", validated)
-    monkeypatch.setattr(VectorStudent, "learn_scale", scaled)
-    monkeypatch.setattr("codedinvnet.protect.parts.SAMPLE", 60)
-    words = arguments("vectors", tmp_path / "x.npy", tmp_path / "out")
-    outcome = call(*words, "--methods", "small-backup,code,nercc")
-    assert outcome.code == 0, outcome.err
-    assert len(groups) > 2
-    for found in groups:
-        assert (np.ptp(found, axis=1) > 0).mean() > 0.5
-    for sample in samples:
-        seen = open_model(f"{PLACE}:vectors").run({"x": sample})["output"].argmax(1)
-        assert set(seen) == set(answers)
-
-
-def test_images_by_which_shifting_is_decided_are_spread(
-    call: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    generator = np.random.default_rng(0)
-    x = generator.integers(0, 256, (COUNT, 16, 16, 3), dtype=np.uint8)
-    np.save(tmp_path / "x.npy", x[np.argsort(x.mean((1, 2)).argmax(1), kind="stable")])
-    seen: list[set[int]] = []
-
-    def shifted(model: Any, inputs: Any, rows: np.ndarray, answers: np.ndarray, _: int) -> float:
-        seen.append(set(answers[rows].tolist()))
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("codedinvnet.protect.run.agreement_when_shifted", shifted)
-    monkeypatch.setattr("codedinvnet.protect.run.SHIFTED", 60)
-    call(*arguments("colours", tmp_path / "x.npy", tmp_path / "out"))
-    assert seen == [{0, 1, 2}]

@@ -84,37 +84,25 @@ async def test_one_that_answers_nothing_but_errors_is_looked_at() -> None:
 
 
 async def test_times_of_errors_are_not_those_of_answers() -> None:
-    """Otherwise most answers would be late, beside clients whose requests are bad."""
+    """Or most answers would be late, and nothing straggle, beside clients with bad requests."""
     fakes = Fake(), Fake()
 
     async with gateway(*fakes, slots=1) as (address, relay, _):
-        for fake in fakes:
-            fake.status = 400
-        for _ in range(60):
-            await ask(address)
-        assert relay.front.scheduler.pace.normal == 0.0  # nothing is known
-        for fake in fakes:
-            fake.status, fake.delay = 200, 0.05
-        for _ in range(30):
-            assert (await ask(address)).status == 200
-        assert relay.front.scheduler.pace.normal >= 0.05
 
+        async def asked(count: int, status: int, delay: float) -> None:
+            for fake in fakes:
+                fake.status, fake.delay = status, delay
+            for _ in range(count):
+                assert (await ask(address)).status == status
 
-async def test_nor_do_they_tell_that_nothing_straggles() -> None:
-    """What is known of stragglers tells `auto` how early to make up for them."""
-    fakes = Fake(), Fake()
-
-    async with gateway(*fakes, slots=1) as (address, relay, _):
-        for fake in fakes:
-            fake.delay = 0.02
-        for _ in range(20):
-            await ask(address)
-        before = relay.front.scheduler.pace.excess
-        for fake in fakes:
-            fake.status, fake.delay = 400, 0.0
-        for _ in range(30):
-            await ask(address)
-        assert relay.front.scheduler.pace.excess == before
+        pace = relay.front.scheduler.pace
+        await asked(60, 400, 0.0)
+        assert pace.normal == 0.0  # nothing is known
+        await asked(30, 200, 0.05)
+        before = pace.excess
+        await asked(30, 400, 0.0)
+        assert pace.normal >= 0.05
+        assert pace.excess == before
 
 
 class Mortal(Fake):

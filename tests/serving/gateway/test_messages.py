@@ -26,7 +26,7 @@ from codedinvnet.serving.faces.v2_grpc import (
     response_from_http,
     response_to_http,
 )
-from codedinvnet.serving.gateway.calls import Reply, model_of, passed_on
+from codedinvnet.serving.gateway.calls import Reply, is_of_sequence, model_of, passed_on
 from codedinvnet.serving.gateway.outcome import outcome_field, with_outcome
 from codedinvnet.serving.gateway.translation import beside
 from tests.serving.faces.requests import at_most
@@ -346,3 +346,15 @@ async def test_one_request_may_be_so_large_and_no_larger() -> None:
         with pytest.raises(grpc.aio.AioRpcError):
             await ask_grpc(port, request(bytes(12_000)))
     assert len(fake.seen) == 2
+
+
+async def test_a_damaged_request_is_for_its_server_to_refuse() -> None:
+    """Looking for a sequence must not end in an error of the gateway's own."""
+    fake = Fake()
+    cut = pb.ModelInferRequest(model_name="m").SerializeToString() + b"\x22\x40\x0a"
+    assert not is_of_sequence("grpc", cut, ())
+
+    async with gateway(fake) as (address, _, _):
+        reply = await ask(address, BODY, inference_header_content_length="9" * 5000)
+        assert reply.status == 200
+    assert len(fake.seen) == 1

@@ -167,6 +167,11 @@ class Call:
     in_json: Writes | None = None
 
     @property
+    def is_suspect(self) -> bool:
+        """Whether no other upstream is to get it: it may be what connections break by."""
+        return self.breaks >= MOST_BREAKS or (self.breaks > 0 and self.waits > 0)
+
+    @property
     def encoding(self) -> str | None:
         """The Content-Encoding of an HTTP body; None if it is not packed."""
         found = dict(self.headers).get("content-encoding", "identity")
@@ -257,12 +262,19 @@ def passed_on(headers: Headers) -> Headers:
 def is_of_sequence(transport: Transport, body: bytes, headers: Headers) -> bool:
     """Tell whether a request is one of a sequence: its server keeps a state between them.
 
-    What is packed is not looked into.
+    What is packed is not looked into, and what is damaged is for its server to refuse.
     """
-    if transport == "http":
+    try:
+        if transport == "grpc":
+            return _message_is_of_sequence(body)
         length = dict(headers).get(HEADER_LENGTH.lower(), "")
         head = body[: int(length)] if length.isdecimal() else body
-        return SEQUENCE_KEY in head and SEQUENCE.search(head) is not None
+    except ValueError:
+        return False
+    return SEQUENCE_KEY in head and SEQUENCE.search(head) is not None
+
+
+def _message_is_of_sequence(body: bytes) -> bool:
     for number, begin, end in islice(fields(body), MOST_FIELDS):
         if number > PARAMETERS:  # every implementation writes fields in their order
             return False

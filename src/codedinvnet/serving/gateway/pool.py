@@ -98,8 +98,7 @@ class UpstreamPool(Roster):
 
     async def call(self, worker: int, task: Task) -> Result:
         place, call = self.places[worker], task.inputs[CALL][0]
-        if call.breaks + (call.breaks > 0) * call.waits >= MOST_BREAKS:
-            # It is sent anew with all that its last upstream was at, or as a copy.
+        if call.is_suspect:  # sent anew with all that its last upstream was at, or as a copy
             self._broken(call, call.refusal, BREAKS)
         if call.is_lost:
             await self._backup_first(place, call)
@@ -293,9 +292,7 @@ class UpstreamPool(Roster):
         self._count(place, FAILED)
         reason = f"{place.upstream.url}: {error}"
         is_lost = not there or place.is_to_blame(self._others(place))
-        # Where another is at it, that one's answer or end decides.
-        enough = call.breaks >= MOST_BREAKS or call.waits > 0
-        if error.sent and (enough or not self._retries.take()):
+        if error.sent and (call.is_suspect or not self._retries.take()):
             if is_lost:  # once this call has ended, which would be sent anew with the others
                 asyncio.get_running_loop().call_soon(self._set_aside, place, reason)
             self._broken(call, error.reply, reason)
