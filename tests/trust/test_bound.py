@@ -93,3 +93,21 @@ def test_probabilities_of_agreement_rise_with_confidence_and_are_calibrated() ->
         assert told[there].mean() == pytest.approx(agrees[there].mean(), abs=0.01)
     below = curve.probability(np.array([-1.0, curve.thresholds[-1]]))
     assert below[0] == below[1]
+
+
+@pytest.mark.parametrize(
+    ("limit", "inputs"), [(0.05, 1_300), (0.02, 3_200), (0.01, 6_500), (0.005, 13_200)]
+)
+def test_so_many_inputs_a_limit_takes_as_the_page_on_protecting_says(
+    limit: float, inputs: int
+) -> None:
+    """Of a backup that always agrees; 15 % of the inputs calibrate it."""
+
+    def releases(count: int) -> bool:
+        calibration = round(0.15 * count)
+        confidences = np.linspace(0.5, 1.0, calibration)[:, None]
+        agrees = np.ones((calibration, 1), bool)
+        return not math.isinf(Curve.of(confidences, agrees).threshold(limit))
+
+    assert releases(inputs)
+    assert not releases(round(0.9 * inputs))
