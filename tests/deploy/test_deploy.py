@@ -9,10 +9,11 @@ import os
 import re
 import shlex
 import shutil
-import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
@@ -28,7 +29,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from codedinvnet.cli.command_line import build_parser
 from codedinvnet.cli.options import settings_of
 from codedinvnet.processes import free_port
-from codedinvnet.serving.gateway.options import GatewayOptions, check
+from codedinvnet.serving import supervisor
+from codedinvnet.serving.faces.grpc import FEWEST_READ
+from codedinvnet.serving.gateway.options import MIB, GatewayOptions, check
 from codedinvnet.serving.gateway.run import running as gateway_running
 from codedinvnet.serving.listening import DRAIN_TIMEOUT
 from codedinvnet.serving.options import ServeOptions
@@ -42,11 +45,13 @@ ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 PROJECT = (ROOT / "pyproject.toml").read_text()
 NEWEST = kubernetes_validate.latest_version()
-MANIFESTS = list(yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text()))
+TEXT = (DEPLOY / "kubernetes.yaml").read_text()
+MANIFESTS = list(yaml.safe_load_all(TEXT))
+WITH_TOKEN = list(yaml.safe_load_all(TEXT.replace("#token ", "")))
 
 
-def found(kind: str, name: str) -> Any:
-    (manifest,) = (m for m in MANIFESTS if (m["kind"], m["metadata"]["name"]) == (kind, name))
+def found(kind: str, name: str, among: Any = MANIFESTS) -> Any:
+    (manifest,) = (m for m in among if (m["kind"], m["metadata"]["name"]) == (kind, name))
     return manifest
 
 
@@ -69,8 +74,16 @@ def config(tmp_path: Path) -> GatewayOptions:
     return settings_of(build_parser().parse_args(words), GatewayOptions)
 
 
+async def status(address: str, path: str, **headers: str) -> int:
+    async with (
+        aiohttp.ClientSession() as session,
+        session.get(address + path, headers=headers) as reply,
+    ):
+        return reply.status
+
+
 @pytest.mark.parametrize(
-    "manifest", MANIFESTS, ids=lambda m: f"{m['kind']} {m['metadata']['name']}"
+    "manifest", MANIFESTS + WITH_TOKEN, ids=lambda m: f"{m['kind']} {m['metadata']['name']}"
 )
 def test_kubernetes_takes_each_manifest(manifest: Any) -> None:
     kubernetes_validate.validate(manifest, NEWEST, strict=True)
@@ -107,13 +120,6 @@ async def test_probes_names_and_metrics_really_answer(config: GatewayOptions) ->
     assert PORTS[readiness["port"]] == 8000
     metrics = POD["metadata"]["annotations"]["prometheus.io/path"]
 
-    async def status(address: str, path: str, **headers: str) -> int:
-        async with (
-            aiohttp.ClientSession() as session,
-            session.get(address + path, headers=headers) as reply,
-        ):
-            return reply.status
-
     fake = Fake()
     await fake.start()
     fake.metadata = {**fake.metadata, "name": "resnet"}
@@ -131,20 +137,44 @@ async def test_probes_names_and_metrics_really_answer(config: GatewayOptions) ->
 
 
 async def test_no_pod_is_killed_for_want_of_upstreams(
-    config: GatewayOptions, tmp_path: Path
+    config: GatewayOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "upstreams"
     file.write_text("")
-    options = dataclasses.replace(
-        config, upstream=(), upstreams_file=file, port=0, grpc_port=0, down_timeout_ms=1
-    )
+    options = dataclasses.replace(config, upstream=(), upstreams_file=file, port=0, grpc_port=0)
     async with gateway_running(options) as (address, relay, _):
+        address = address.replace("0.0.0.0", "127.0.0.1")
         await until(lambda: relay.front.scheduler.workers_up == 0)
+        a_year = 365 * 86_400
+        clock = SimpleNamespace(monotonic=lambda: time.monotonic() + a_year)
+        monkeypatch.setattr(supervisor, "time", clock)
         for name in ("startup", "liveness"):
-            probe = CONTAINER[f"{name}Probe"]
-            assert PORTS[probe["tcpSocket"]["port"]] == 8000
-            with socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2]))):
-                pass
+            probe = CONTAINER[f"{name}Probe"]["httpGet"]
+            assert PORTS[probe["port"]] == 8000
+            assert await status(address, probe["path"]) == 200
+
+
+def test_messages_of_strangers_leave_memory(config: GatewayOptions) -> None:
+    limit = re.fullmatch(r"(\d+)Gi", CONTAINER["resources"]["limits"]["memory"])
+    assert limit is not None
+    messages = max(FEWEST_READ, config.body_memory // config.body) * config.body
+    assert int(limit[1]) * 1024 * MIB > messages + config.body_memory + 256 * MIB
+
+
+def test_the_token_of_the_manifest_is_where_the_gateway_looks() -> None:
+    pod = found("Deployment", "resnet-gateway", WITH_TOKEN)["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    file = build_parser().parse_args(container["args"]).token_file
+    (volume,) = (v for v in pod["volumes"] if "secret" in v)
+    (mount,) = (m for m in container["volumeMounts"] if m["name"] == volume["name"])
+    name, key = volume["secret"]["secretName"], file.name
+    assert str(file.parent) == mount["mountPath"]
+    assert f"kubectl create secret generic {name} --from-file={key}=" in TEXT
+
+
+def test_nodes_can_be_drained_while_all_upstreams_are_away() -> None:
+    budget = found("PodDisruptionBudget", "resnet-gateway")["spec"]
+    assert budget["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
 
 
 def test_a_pod_may_drain_before_it_is_killed(config: GatewayOptions) -> None:
@@ -163,9 +193,19 @@ def test_rays_pods_are_pods() -> None:
     for group in groups:
         meta = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"}}
         kubernetes_validate.validate({**meta, **group["template"]}, NEWEST, strict=True)
+        pod = group["template"]["spec"]
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        for container in pod["containers"]:
+            assert container["securityContext"]["allowPrivilegeEscalation"] is False
+            assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
     head = groups[0]["template"]["spec"]["containers"][0]
     ports = {port["name"]: port["containerPort"] for port in head["ports"]}
     assert ports["serve"] == yaml.safe_load(RAY["serveConfigV2"])["http_options"]["port"]
+
+
+def test_the_image_of_ray_has_the_version_that_is_named() -> None:
+    (version,) = re.findall(r"ray\[serve\]==([\d.]+)", (DEPLOY / "kuberay.yaml").read_text())
+    assert version == RAY["rayClusterConfig"]["rayVersion"]
 
 
 def test_ray_serve_takes_the_application() -> None:
