@@ -106,10 +106,17 @@ def metrics() -> str:
         "# Metrics",
         "`/metrics` has them in Prometheus' text format. Buckets of histograms reach to 60 s.",
     ]
-    for title, registry in (("A service", Metrics().registry), ("A gateway", upstreams)):
-        table = [f"## {title}", "", "| name | kind | meaning |", "| --- | --- | --- |"]
-        for family in registry.collect():
-            ending = "_total" if family.type == "counter" else ""
-            table.append(f"| `{family.name}{ending}` | {family.type} | {family.documentation} |")
+    both = ("A service", Metrics().registry), ("A gateway", upstreams)
+    for title, registry in both:
+        parts.append(f"## {title}")
+        if registry is upstreams:
+            parts.append("It has those of a service, and these for each upstream.")
+        table = ["| name | kind | labels | meaning |", "| --- | --- | --- | --- |"]
+        for collector in registry._collector_to_names:
+            labels = ", ".join(f"`{name}`" for name in getattr(collector, "_labelnames", ()))
+            for family in collector.collect():
+                name = family.name + ("_total" if family.type == "counter" else "")
+                meaning = family.documentation.replace("|", r"\|")
+                table.append(f"| `{name}` | {family.type} | {labels} | {meaning} |")
         parts.append("\n".join(table))
     return "\n\n".join(parts) + "\n"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -20,3 +22,16 @@ def test_site_is_built_without_a_warning(tmp_path: Path) -> None:
     assert built.returncode == 0, built.stderr
     page = (tmp_path / "site" / "reference" / "metrics.html").read_text(encoding="utf-8")
     assert "codedinvnet_queries_total" in page
+
+
+def test_the_page_of_metrics_has_labels_and_whole_rows() -> None:
+    page = runpy.run_path(str(ROOT / "docs" / "conf.py"))["metrics"]()
+    rows = [
+        re.split(r"(?<!\\)\|", line)[1:-1] for line in page.splitlines() if line.startswith("|")
+    ]
+    assert {len(row) for row in rows} == {4}
+    labels = {row[0].strip(): row[2].strip() for row in rows}
+    assert labels["`codedinvnet_parity_residual`"] == "`worker`, `role`"
+    assert labels["`codedinvnet_upstream_calls_total`"] == "`upstream`, `result`"
+    assert labels["`codedinvnet_pending_queries`"] == ""
+    assert "those of a service" in page.split("## A gateway")[1]

@@ -350,6 +350,24 @@ def test_the_dashboard_names_only_what_there_is(metrics: dict[str, dict[str, set
         grouped = ", ".join(re.findall(r"by \(([^)]*)\)", query))
         shown = re.findall(r"\{\{(\w+)\}\}", target["legendFormat"])
         assert {*filter(None, grouped.split(", ")), *shown} <= set(known), query
-        for label, values in re.findall(r'(\w+)=~?"([^"]*)"', query):
+        for label, values in re.findall(r'(\w+)=~?"([^"$]*)"', query):
             assert set(values.split("|")) <= known[label], query
     assert {"codedinvnet_upstream_up", "codedinvnet_upstream_calls_total"} <= asked
+
+
+def test_the_dashboard_shows_the_jobs_and_instances_that_are_chosen(
+    metrics: dict[str, dict[str, set[str]]],
+) -> None:
+    dashboard = json.loads((DEPLOY / "grafana.json").read_text())
+    variables = {one["name"]: one["query"] for one in dashboard["templating"]["list"]}
+    for label in ("job", "instance"):
+        values = re.fullmatch(
+            rf"label_values\((\w+)(?:{{.+}})?, {label}\)", variables[label]["query"]
+        )
+        assert values is not None
+        assert values[1] in metrics
+    for panel in dashboard["panels"]:
+        for target in panel.get("targets", ()):
+            queried = r"(?:codedinvnet|process)_\w+(\{.*?\})?"
+            for selector in re.findall(queried, target["expr"]):
+                assert selector.endswith('job=~"$job",instance=~"$instance"}'), target["expr"]

@@ -40,7 +40,7 @@ OUTCOMES = ("direct", "decoded", "guessed", "failed", "deadline", "rejected", "c
 """How queries end."""
 ANSWERS = OUTCOMES[:3]
 """Those that are answers."""
-CODES = (200, 400, 401, 404, 405, 408, 413, 421, 499, 500, 503, 504)
+CODES = (200, 400, 401, 404, 405, 408, 413, 421, 499, 500, 502, 503, 504)
 """Status codes of inference requests."""
 REASONS = ("died", "hung", "failing", "wrong")
 """Why workers are replaced."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from functools import partial
 from typing import Any
 
 import grpc
@@ -14,6 +15,8 @@ from codedinvnet.serving.gateway import places
 from tests.observing import until
 from tests.serving.gateway.asking import ask, ask_grpc, is_up, request
 from tests.serving.gateway.fakes import ANSWER, Fake, GrpcFake, gateway
+
+REQUESTS = "codedinvnet_requests_total"
 
 
 async def test_one_that_has_lost_its_model_gets_no_more_requests() -> None:
@@ -124,10 +127,12 @@ async def test_what_kills_two_upstreams_is_sent_to_no_third(ready: bool) -> None
     fakes = [Mortal() for _ in range(5)]
 
     async with gateway(*fakes) as (address, relay, _):
+        counted = partial(relay.front.metrics.registry.get_sample_value, REQUESTS, {"code": "502"})
         for fake in fakes:
             fake.ready = ready
+        assert counted() == 0  # and not missing: an alert on its increase would not see the first
         reply = await ask(address, path="/v2/models/m/versions/13/infer")
-        assert reply.status == 502
+        assert (reply.status, counted()) == (502, 1)
         assert b"it hung up" in reply.body or b"broke" in reply.body
         assert sum(getattr(fake, "deadly", 0) for fake in fakes) <= 4  # each twice if it was kept
         assert sum(is_up(relay)) >= 3
