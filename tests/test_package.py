@@ -1,9 +1,14 @@
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
 import codedinvnet
 from codedinvnet.models import bundle
+
+ROOT = Path(__file__).parents[1]
 
 
 def test_public_names_are_listed_and_load() -> None:
@@ -16,3 +21,15 @@ def test_public_names_are_listed_and_load() -> None:
 def test_a_name_that_is_not_there() -> None:
     with pytest.raises(AttributeError, match=r"'codedinvnet' has no attribute 'load_bundel'"):
         codedinvnet.load_bundel  # type: ignore[attr-defined]  # noqa: B018
+
+
+def test_what_has_changed_since_a_release_does_not_go_by_its_version() -> None:
+    version = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    changes = (ROOT / "CHANGELOG.md").read_text().split("\n## [")[1:]
+    cited = re.search(r"^version: (.+)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
+    assert version is not None
+    assert cited is not None
+    names, texts = zip(*(change.split("]", 1) for change in changes), strict=True)
+    assert names[:2] == ("Unreleased", cited[1])
+    assert version[1].endswith(".dev0") == ("\n- " in texts[0])
+    assert version[1].endswith(".dev0") != (version[1] == cited[1])

@@ -259,9 +259,31 @@ def test_what_the_image_is_made_of_is_there() -> None:
     assert f"\n{program} = " in PROJECT.split("[project.scripts]")[1]
 
 
+def test_the_image_keeps_to_constraints(tmp_path: Path) -> None:
+    (command,) = (value for name, value in LINES if name == "RUN" and "pip install" in value)
+    file = str(tmp_path / "constraints")
+    command = command.replace("/tmp/constraints", file).replace("/opt/codedinvnet", str(tmp_path))
+    pip, words = tmp_path / "bin" / "pip", ["torch==2.9.1+cpu", "numpy==2.4.0"]
+    pip.parent.mkdir()
+    (tmp_path / "bin" / "python").symlink_to("/bin/true")
+    pip.write_text("#!/bin/sh\nprintf '%s\\n' \"$@\"\n")
+    pip.chmod(0o755)
+    known = {name: "" for name in ("TORCH_INDEX", "EXTRAS", "PACKAGES")}
+    path = f"{pip.parent}:{os.environ['PATH']}"
+    asked = subprocess.run(
+        ["sh", "-c", command],
+        env={**known, "CONSTRAINTS": "\n".join(words), "PATH": path},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
+    assert asked[asked.index("--constraint") + 1] == file
+    assert Path(file).read_text().splitlines() == words
+
+
 def test_commands_in_the_comments_are_ours() -> None:
     text = (DEPLOY / "Dockerfile").read_text()
-    found = re.findall(r"docker run .*? codedinvnet (.+)", text)
+    found = re.findall(r"docker run (?!.*--entrypoint).*? codedinvnet (.+)", text)
     assert found
     for command in found:
         check(settings_of(build_parser().parse_args(shlex.split(command)), GatewayOptions))

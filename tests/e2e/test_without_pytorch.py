@@ -16,12 +16,14 @@ from tests.serving.gateway.fakes import Fake
 from tests.serving.gateway.servers import Server
 
 PROJECT = Path(__file__).parents[2] / "pyproject.toml"
+OF_UVICORN = ("watchfiles", "websockets", "dotenv", "yaml")
+"""What its extra `standard` has beside the parser and the event loop."""
 PROGRAM = f"""
 import sys
 
 class Missing:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {OF_MODELS}:
+        if name.partition(".")[0] in {(*OF_MODELS, *OF_UVICORN)}:
             raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
 
 sys.meta_path.insert(0, Missing())
@@ -117,6 +119,14 @@ def test_what_needs_it_says_how_it_is_installed() -> None:
     extra = re.search(r"codedinvnet\[(\w+)\]", line)
     assert extra, line
     assert f"\n{extra[1]} = [" in PROJECT.read_text()
+
+
+def test_nothing_is_installed_that_no_gateway_imports() -> None:
+    """Those of uvicorn's extra cannot be imported here, and the gateway runs without them."""
+    base = PROJECT.read_text().split("\ndependencies = [")[1].split("\n]")[0]
+    names = re.findall(r'^ +"([^>=]+)>=', base, re.MULTILINE)
+    assert "uvicorn" in names
+    assert not any("[" in name for name in names)
 
 
 def test_the_extra_installs_what_is_missing_here() -> None:
