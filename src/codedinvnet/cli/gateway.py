@@ -91,7 +91,8 @@ def add_commands(commands: Commands) -> None:
     add(
         "--max-pending",
         type=int,
-        help="unanswered requests before 503 (200 a slot, at least 2000)",
+        help="unanswered requests before 503 (200 a slot, at least 2000; with dns+ or "
+        "--upstreams-file the slots of 32 upstreams count, or of as many as start)",
     )
     add("--tls-cert", type=Path, help="certificate of both ports, PEM (none: without TLS)")
     add("--tls-key", type=Path, help="its key, PEM, without a password")
