@@ -24,6 +24,7 @@ from codedinvnet.protect import costs, load_protection
 from codedinvnet.protect.folder import DESCRIPTION, WEIGHTS, load_part, save_part
 from codedinvnet.protect.shrunk import graph_of, shrunk_shape
 from codedinvnet.protect.students import ImageStudent, Shape, ShrunkStudent
+from codedinvnet.protect.teacher import scores_of
 from tests.conftest import Command
 from tests.models import factories
 from tests.protect.conftest import PLACE, arguments
@@ -76,6 +77,18 @@ def test_the_graph_of_a_file_with_its_weights_behind_links(tmp_path: Path) -> No
     with torch.inference_mode():
         found = graph_of(model, batch)(torch.from_numpy(array)).softmax(1).numpy()
     np.testing.assert_allclose(found, model.run(batch)["logits"], rtol=1e-4)
+
+
+def test_a_graph_whose_scores_are_not_finite_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The served model knows what to do without a value."""
+    model = open_model(f"{PLACE}:picture")
+    batch = queries(model, 2)
+    batch[model.signature.inputs[0].name][0] = np.nan
+    monkeypatch.setattr(
+        "codedinvnet.protect.shrunk.scores_of", lambda *of: np.nan_to_num(scores_of(*of))
+    )
+    with pytest.raises(Unsupported, match="other scores here"):
+        graph_of(model, batch)
 
 
 def test_a_model_of_one_size_is_refused() -> None:
