@@ -72,6 +72,15 @@ def test_a_group_goes_by_the_next_larger_size(tmp_path: Path) -> None:
     assert stored.curve("code", 2, GUESSED) is None
 
 
+def test_thresholds_come_back_as_they_were(tmp_path: Path) -> None:
+    """One that was rounded down would release what no test has seen."""
+    confidences = 1 - np.random.default_rng(0).random((400, 1), np.float32) / 1000
+    kind, curve = Kind("code", 2, DECODED), Curve.of(confidences, confidences > 0)
+    Calibration("weights", 400, {kind: curve}).save(tmp_path / FILE)
+    stored = load_calibration(tmp_path, "weights").curves[kind]
+    assert stored.thresholds.tolist() == curve.thresholds.tolist()
+
+
 def test_a_calibration_that_is_missing_damaged_or_of_other_weights_is_refused(
     tmp_path: Path,
 ) -> None:

@@ -16,8 +16,6 @@ from codedinvnet.trust.bound import Coverage, Curve
 FILE = "calibration.json"
 """The file beside a bundle's weights, or in a protection."""
 VERSION = 1
-DIGITS = 7
-"""Significant digits of a confidence, which is a float of single precision."""
 DECODED, GUESSED = "decoded", "guessed"
 """Kinds of approximate answers: of one missing member, and of the extra tasks alone."""
 
@@ -66,7 +64,7 @@ class Calibration:
             {
                 **kind._asdict(),
                 "spread": round(curve.spread, 4),
-                "thresholds": [float(f"{value:.{DIGITS}g}") for value in curve.thresholds],
+                "thresholds": curve.thresholds.tolist(),
                 "released": curve.released.tolist(),
                 "disagreed": curve.disagreed.tolist(),
             }
