@@ -24,7 +24,7 @@ from codedinvnet.trust.calibration import (
     Kind,
     load_calibration,
 )
-from tests.conftest import Command
+from tests.conftest import Command, Outcome
 
 
 @pytest.fixture
@@ -144,6 +144,22 @@ def test_calibrate_then_trust(call: Command, copy: Path, data_dir: Path) -> None
         )
         error = np.average(np.abs(means[:, 0] - means[:, 1]), weights=means[:, 2])
         assert error == pytest.approx(row["calibration_error"], abs=1e-3)
+
+
+def test_the_largest_size_is_calibrated_and_a_larger_one_refused(
+    call: Command, copy: Path, data_dir: Path
+) -> None:
+    def trusted(k: int, *served: int) -> Outcome:
+        info = json.loads((copy / "bundle.json").read_text())
+        (copy / "bundle.json").write_text(json.dumps({**info, "group_sizes": served}))
+        if not (copy / FILE).is_file():
+            assert call("calibrate", copy, "--data-dir", data_dir).code == 0
+        return call("trust", copy, "--data-dir", data_dir, "--k", str(k), "--splits", "2")
+
+    assert trusted(3, 2, 3).out.count("splits_above_limit") == 3
+    refused = trusted(4, 2, 3, 4)
+    assert refused.code == 2
+    assert f"{copy} is not calibrated for k = 4: " in refused.err
 
 
 def test_a_place_that_takes_no_calibration_is_refused_before_the_work(

@@ -118,6 +118,10 @@ def _trust(arguments: argparse.Namespace) -> None:
         seed=arguments.seed,
         splits=arguments.splits,
     )
+    if not rows:
+        raise UserError(
+            f"{arguments.bundle} is not calibrated for k = {k}: `codedinvnet calibrate` does that"
+        )
     reliability = reliability_rows(bundle, test, k=k, seed=arguments.seed)
     _tell(rows, reliability, as_json=arguments.json)
 

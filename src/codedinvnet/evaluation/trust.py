@@ -20,12 +20,13 @@ from codedinvnet.trust.calibration import DECODED, Calibration, Kind, load_calib
 
 BACKUP = SmallBackup.name
 SIZES = (2, 4, 10)
-"""Group sizes that are calibrated; groups of another size go by the next larger one."""
+"""Group sizes that are calibrated, besides the largest that a bundle serves; groups of another size
+go by the next larger one."""
 SPLITS = 200
 """Random splits of the check."""
 
 
-def schemes(bundle: Bundle, sizes: Iterable[int] = SIZES) -> Iterator[tuple[str, int, Scheme]]:
+def schemes(bundle: Bundle, sizes: Iterable[int]) -> Iterator[tuple[str, int, Scheme]]:
     """Yield the method, group size and scheme of all that a bundle is calibrated for."""
     for k in sizes:
         if k in bundle.info.group_sizes:
@@ -37,7 +38,7 @@ def schemes(bundle: Bundle, sizes: Iterable[int] = SIZES) -> Iterator[tuple[str,
 def calibrate(bundle: Bundle, held_out: ImageSource, seed: int = 0) -> Calibration:
     """Make the curves of a bundle of images that it was not trained on."""
     curves = {}
-    for method, k, scheme in schemes(bundle):
+    for method, k, scheme in schemes(bundle, sorted({*SIZES, max(bundle.info.group_sizes)})):
         compared = compare(scheme, held_out, k=k, seed=seed)
         for answer, (confidences, agrees) in compared.kinds().items():
             curves[Kind(method, k, answer)] = Curve.of(confidences, agrees)
