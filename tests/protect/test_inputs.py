@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -226,6 +227,67 @@ def test_numbers_that_the_models_datatype_has_not_are_refused(
     signature = Signature((TensorSpec("x", datatype, (2,)),), ())
     with pytest.raises(UserError, match=message):
         read_inputs(path, signature, Preprocessing())
+
+
+@pytest.mark.parametrize(
+    ("datatype", "how", "message"),
+    [
+        ("INT8", Preprocessing(), "'x', made of images in bytes, .* 0.* to 200.*, and INT8"),
+        ("UINT8", Preprocessing(mean=(0.0, 0.0, 100.0)), "from -100.* to 200.*, and UINT8"),
+        ("UINT8", Preprocessing(scale=math.nan), "UINT8"),
+        ("FP16", Preprocessing(scale=1e6), "65504"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["folder", "npy"])
+def test_pixels_that_the_models_datatype_has_not_are_refused(
+    kind: str, datatype: str, how: Preprocessing, message: str, tmp_path: Path
+) -> None:
+    pixels = np.zeros((1, 4, 6, 3), np.uint8)
+    pixels[0, 0, 0] = 200
+    np.save(tmp_path / "x.npy", pixels)
+    Image.fromarray(pixels[0]).save(tmp_path / "x.png")
+    signature = Signature((TensorSpec("x", datatype, (3, 4, 6)),), ())
+    with pytest.raises(UserError, match=message):
+        read_inputs(tmp_path if kind == "folder" else tmp_path / "x.npy", signature, how)
+
+
+def test_pixels_become_the_nearest_whole_numbers(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.full((1, 4, 6, 3), [3, 100, 127], np.uint8))
+    signature = Signature((TensorSpec("x", "INT8", (4, 6, 3)),), ())
+    found = whole(read_inputs(tmp_path / "x.npy", signature, Preprocessing(std=(0.9, 3.0, 1.01))))
+    assert found.dtype == np.int8
+    assert found[0, 0, 0].tolist() == [3, 33, 126]
+    found = whole(read_inputs(tmp_path / "x.npy", signature, Preprocessing(mean=(3.7, 2.0, 0.0))))
+    assert found[0, 0, 0].tolist() == [-1, 98, 127]
+
+
+@pytest.mark.parametrize(
+    ("datatype", "made", "message"),
+    [
+        ("INT8", "[300, -1]", "it made of .*x.png has values from -1 to 300, and INT8"),
+        ("INT8", "[0.5, 1.0]", "it made of .*x.png is float64, not INT8"),
+        ("FP16", "[1e6, 1.0]", "it made of .*x.png .* 65504"),
+        ("FP32", "['a', 'b']", "it made of .*x.png is <U1, not FP32"),
+    ],
+)
+def test_what_a_users_own_function_makes_is_checked(
+    datatype: str, made: str, message: str, tmp_path: Path
+) -> None:
+    Image.fromarray(np.zeros((4, 6, 3), np.uint8)).save(tmp_path / "x.png")
+    (tmp_path / "mine.py").write_text(f"def f(image):\n    return {made}\n")
+    signature = Signature((TensorSpec("x", datatype, (2,)),), ())
+    with pytest.raises(UserError, match=f"^--preprocess: what {message}"):
+        read_inputs(tmp_path, signature, Preprocessing(function=f"{tmp_path / 'mine.py'}:f"))
+
+
+@pytest.mark.parametrize("shape", [(), (1,)])
+def test_a_users_own_function_may_make_a_text(shape: tuple[int, ...], tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((4, 6, 3), np.uint8)).save(tmp_path / "x.png")
+    text = "'\u00e4'" if not shape else "['\u00e4']"
+    (tmp_path / "mine.py").write_text(f"def f(image):\n    return {text}\n")
+    signature = Signature((TensorSpec("x", "BYTES", shape),), ())
+    how = Preprocessing(function=f"{tmp_path / 'mine.py'}:f")
+    assert whole(read_inputs(tmp_path, signature, how)).ravel().tolist() == ["\u00e4".encode()]
 
 
 def test_numbers_that_are_infinite_already_stay(tmp_path: Path) -> None:

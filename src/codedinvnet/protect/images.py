@@ -45,11 +45,12 @@ class Preprocessing:
     std: tuple[float, ...] = ()
     function: str = ""
 
-    def finish(self, spec: TensorSpec) -> Finish:
-        """Return what makes the model's input of images in bytes.
+    def finish(self, spec: TensorSpec, images: np.ndarray) -> Finish:
+        """Return what makes the model's input of images in bytes; whole numbers are rounded.
 
         Raises:
-            UserError: if there are neither one mean and std nor one a channel, or a std is 0.
+            UserError: if there are neither one mean and std nor one a channel, a std is 0, or some
+                of these images become numbers that the model's datatype does not have.
         """
         channels, last = layout(spec)
         floating = DATATYPES[spec.datatype].kind == "f"
@@ -66,10 +67,16 @@ class Preprocessing:
         std = np.array(self.std or (1.0,), np.float32).reshape(shape)
         dtype = DATATYPES[spec.datatype]
 
-        def finished(pixels: np.ndarray) -> np.ndarray:
-            return ((pixels.astype(np.float32) * np.float32(scale) - mean) / std).astype(dtype)
+        def scaled(pixels: np.ndarray) -> np.ndarray:
+            found = (pixels.astype(np.float32) * np.float32(scale) - mean) / std
+            return np.rint(found) if dtype.kind in "iu" else found
 
-        return finished
+        if images.size:
+            axes = (0, 1, 2) if last else (0, 2, 3)
+            ends = [end(images, axis=axes, keepdims=True) for end in (np.min, np.max)]
+            where = f"--inputs: {spec.name!r}, made of images in bytes,"
+            converted(scaled(np.concatenate(ends)), spec, where)
+        return lambda pixels: scaled(pixels).astype(dtype)
 
     def size(self, spec: TensorSpec) -> tuple[int, int]:
         """Return the model's height and width.
@@ -167,7 +174,7 @@ def read_images(paths: Sequence[Path], spec: TensorSpec, how: Preprocessing) -> 
         how: the preprocessing. With a function of the user's own these are finished queries.
 
     Raises:
-        UserError: if an image cannot be read, or its query has another shape than the model's.
+        UserError: if an image cannot be read, or its query is none that the model takes.
     """
     own = user_function(how.function, "--preprocess") if how.function else None
     if own is None:
@@ -196,7 +203,48 @@ def read_images(paths: Sequence[Path], spec: TensorSpec, how: Preprocessing) -> 
             raise UserError(
                 f"--preprocess made {query.shape} of {path}, and the model takes {spec.shape}"
             )
-        found[row] = query
+        found[row] = taken(query, spec, f"--preprocess: what it made of {path}")
+    return found
+
+
+def taken(array: np.ndarray, spec: TensorSpec, where: str) -> np.ndarray:
+    """Return numbers or texts in a model's datatype.
+
+    Raises:
+        UserError: if they are of another kind, or it has no such numbers; `where` names them.
+    """
+    dtype = DATATYPES[spec.datatype]
+    kinds = {"f": "fiu", "i": "iu", "u": "iu", "b": "b"}.get(dtype.kind, "SUO")
+    if array.dtype.kind not in kinds:
+        raise UserError(f"{where} is {array.dtype}, not {spec.datatype}")
+    if dtype.kind == "O":
+        texts = [v if isinstance(v, bytes) else str(v).encode() for v in array.ravel().tolist()]
+        return np.array(texts, object).reshape(array.shape)
+    return converted(array, spec, where)
+
+
+def converted(array: np.ndarray, spec: TensorSpec, where: str) -> np.ndarray:
+    """Return numbers in a model's datatype.
+
+    Raises:
+        UserError: if it has no such numbers; `where` names them.
+    """
+    dtype = DATATYPES[spec.datatype]
+    if dtype.kind in "iu" and array.size:
+        bounds = np.iinfo(str(dtype))
+        if not (bounds.min <= array.min() and array.max() <= bounds.max):  # NaN neither
+            raise UserError(
+                f"{where} has values from {array.min()} to {array.max()}, and {spec.datatype} "
+                f"has those from {bounds.min} to {bounds.max}: convert them as clients do"
+            )
+    with np.errstate(over="ignore"):
+        found = np.asarray(array, dtype, order="C")
+    if dtype.kind == "f" and (np.isinf(found) & np.isfinite(array)).any():
+        largest = np.finfo(str(dtype)).max
+        raise UserError(
+            f"{where} has values beyond {largest:.6g}, the largest of {spec.datatype}: "
+            "convert them as clients do"
+        )
     return found
 
 

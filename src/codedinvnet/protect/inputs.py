@@ -12,7 +12,7 @@ import numpy as np
 
 from codedinvnet.errors import UserError, nearest, one_line
 from codedinvnet.files import parse_json
-from codedinvnet.models.base import DATATYPES, Signature, TensorSpec, scores_tensor
+from codedinvnet.models.base import Signature, TensorSpec, scores_tensor
 from codedinvnet.protect.images import (
     Finish,
     Preprocessing,
@@ -20,6 +20,7 @@ from codedinvnet.protect.images import (
     is_image,
     layout,
     read_images,
+    taken,
 )
 
 LABELS = "labels"
@@ -218,7 +219,7 @@ def read_inputs(
         _check_count(told, len(paths), whose)  # before all are read
         arrays = {spec.name: read_images(paths, spec, how)}
         if not how.function:
-            finish[spec.name] = how.finish(spec)
+            finish[spec.name] = how.finish(spec, arrays[spec.name])
     elif path.suffix in (".npz", ".npy"):
         found = _arrays(path, list(specs))
         own = found.pop(LABELS, None) if LABELS not in specs else None
@@ -268,54 +269,21 @@ def _fitted(
     array: np.ndarray, spec: TensorSpec, how: Preprocessing, path: Path | str
 ) -> tuple[np.ndarray, Finish | None]:
     """Return an array in the model's shape, and what is still to be done to its batches."""
-    dtype = DATATYPES[spec.datatype]
-    finish = None
-    if is_image(spec) and array.ndim in (3, 4) and array.dtype == np.uint8:
+    pixels = is_image(spec) and array.ndim in (3, 4) and array.dtype == np.uint8
+    if pixels:
         channels, last = layout(spec)
         if array.ndim == 3 and channels == 1:
             array = array[..., None]
         if array.ndim == 4 and array.shape[1:] != spec.shape and not last:
             array = array.transpose(0, 3, 1, 2)
-        finish = how.finish(spec)
     if array.shape[1:] != spec.shape or array.ndim == 0:
         raise UserError(
             f"--inputs: {spec.name!r} of {path} has queries of shape {array.shape[1:]}, and the "
             f"model takes {spec.shape}"
         )
-    if finish is not None:
-        return np.ascontiguousarray(array), finish
-    kinds = {"f": "fiu", "i": "iu", "u": "iu", "b": "b"}.get(dtype.kind, "SUO")
-    if array.dtype.kind not in kinds:
-        raise UserError(f"--inputs: {spec.name!r} of {path} is {array.dtype}, not {spec.datatype}")
-    if dtype.kind == "O":
-        texts = [v if isinstance(v, bytes) else str(v).encode() for v in array.ravel().tolist()]
-        return np.array(texts, object).reshape(array.shape), None
-    return _converted(array, spec, f"--inputs: {spec.name!r} of {path}"), None
-
-
-def _converted(array: np.ndarray, spec: TensorSpec, where: str) -> np.ndarray:
-    """Return numbers in a model's datatype.
-
-    Raises:
-        UserError: if it has no such numbers.
-    """
-    dtype = DATATYPES[spec.datatype]
-    if dtype.kind in "iu" and array.size:
-        bounds = np.iinfo(str(dtype))
-        if array.min() < bounds.min or array.max() > bounds.max:
-            raise UserError(
-                f"{where} has values from {array.min()} to {array.max()}, and {spec.datatype} "
-                f"has those from {bounds.min} to {bounds.max}: convert them as clients do"
-            )
-    with np.errstate(over="ignore"):
-        found = np.ascontiguousarray(array, dtype)
-    if dtype.kind == "f" and (np.isinf(found) & np.isfinite(array)).any():
-        largest = np.finfo(str(dtype)).max
-        raise UserError(
-            f"{where} has values beyond {largest:.6g}, the largest of {spec.datatype}: "
-            "convert them as clients do"
-        )
-    return found
+    if pixels:
+        return np.ascontiguousarray(array), how.finish(spec, array)
+    return taken(array, spec, f"--inputs: {spec.name!r} of {path}"), None
 
 
 def _requests(path: Path, specs: Mapping[str, TensorSpec]) -> dict[str, np.ndarray]:
