@@ -26,7 +26,7 @@ from codedinvnet.serving.service import Request
 from codedinvnet.serving.workers.faults import Delay, Fault, FaultyPool, Schedule
 from codedinvnet.serving.workers.pool import Task, WorkerPool
 from codedinvnet.serving.workers.result import Result
-from codedinvnet.trust.calibration import DECODED, FILE
+from codedinvnet.trust.calibration import DECODED, FILE, GUESSED
 from tests.conftest import Command
 from tests.protect.conftest import COUNT, PLACE, arguments
 from tests.protect.factories import FEATURES
@@ -180,6 +180,20 @@ def test_a_protection_releases_what_keeps_the_limit(finished: Path) -> None:
         assert reliance.thresholds[limit, 4, DECODED] == curve.threshold(limit)
         told[limit] = answers(options, {"x": x})["outcome"].tolist().count(b"decoded")
     assert told == {0.999: 1, 1e-9: 0}
+
+
+def test_a_codes_guesses_go_by_what_side_features_alone_answered(finished: Path) -> None:
+    """So they are released under a limit, and workers that answer wrongly are noticed."""
+    stored = protection_calibration(finished)
+    side = stored.curve("code-side", 4)
+    assert side is not None
+    options = ServeOptions(f"{PLACE}:vectors", protection=finished, pool=POOL, demo=True)
+    for method in ("code", "code-side"):
+        kept = replace(options, method=method, max_disagreement=0.999, on_corruption="replace")
+        reliance = make_service(kept).front.reliance
+        assert reliance is not None
+        assert reliance.thresholds[0.999, 4, GUESSED] == side.threshold(0.999) < 1
+    assert stored.curve("code-scores", 4, GUESSED) is None
 
 
 def test_trust_checks_a_protection(finished: Path, call: Command) -> None:

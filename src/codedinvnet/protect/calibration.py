@@ -1,7 +1,8 @@
 """What a protection's approximate answers may be relied on, from inputs that nothing saw.
 
 Its calibration is one like a bundle's, of the *model's* digest. A backup answers for each query by
-itself, so that its answers are alike however many members are missing.
+itself, so that its answers are alike however many members are missing. A code's guesses rest on the
+side features alone, and so do the answers of its row for these.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 from codedinvnet.checkpoint import load_checkpoint
 from codedinvnet.errors import UserError
 from codedinvnet.evaluation.trust import reliability, split_row
-from codedinvnet.protect.folder import CALIBRATION, read_description
+from codedinvnet.protect.folder import CALIBRATION, EVIDENCE, read_description
 from codedinvnet.protect.measure import Candidate
 from codedinvnet.trust.bound import Curve
 from codedinvnet.trust.calibration import (
@@ -48,6 +49,9 @@ def save(folder: Path, candidates: Sequence[Candidate], digest: str) -> None:
         curves[Kind(candidate.name, candidate.k, DECODED)] = curve
         if agrees.shape[1] == 1:
             curves[Kind(candidate.name, candidate.k, GUESSED)] = curve
+        if EVIDENCE.get(candidate.name) == "side":
+            guessing = (name for name, evidence in EVIDENCE.items() if evidence != "scores")
+            curves |= {Kind(name, candidate.k, GUESSED): curve for name in guessing}
     images = max((len(c.calibration.agrees) for c in candidates), default=0)
     Calibration(digest, images, curves).save(folder / FILE)
 
