@@ -245,6 +245,11 @@ def test_a_protection_without_calibration_keeps_no_limit(finished: Path, tmp_pat
             {"method": "nercc", "on_corruption": "replace"},
             "--on-corruption replace: wrong workers are not noticed: no calibration says",
         ),
+        (
+            f"{PLACE}:vectors",
+            {"method": "nercc", "max_disagreement": 0.1},
+            "--max-disagreement: nercc has no direct answers, so that nothing stands in",
+        ),
         (f"{PLACE}:vectors", {"k": 4}, "--k: goes without --protection, which has its own"),
     ],
 )

@@ -49,10 +49,12 @@ def reliance(limit: float | None = 0.01, **options: Any) -> Reliance:
     return made
 
 
-def test_a_limit_that_lets_nothing_through_is_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_limit_that_lets_nothing_through_is_told(
+    scheme: Scheme, caplog: pytest.LogCaptureFixture
+) -> None:
     bundle = load_bundle("mnist")
     calibration = load_calibration(bundle.folder, bundle.digest())
-    whose = (calibration, "coded-invnet", K, WORKERS)
+    whose = (calibration, "coded-invnet", scheme.rules, WORKERS)
     for limit, told in ((0.02, 0), (1e-5, 1)):
         assert reliance_of(*whose, limit, "mnist") is not None
         assert [r.message for r in caplog.records] == told * [

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
+from codedinvnet.codes.rules import CodeRules, is_systematic
 from codedinvnet.errors import UserError
 from codedinvnet.serving.decoding import Check, Compared, Facts, Found
 from codedinvnet.serving.logs import log_event
@@ -221,7 +222,7 @@ def unnoticed(scheme: Scheme | None, policy: Policy, relied: Reliance | None) ->
 def reliance_of(
     calibration: Calibration | None,
     method: str,
-    k: int,
+    rules: CodeRules,
     workers: int,
     limit: float | None,
     whose: str,
@@ -232,8 +233,8 @@ def reliance_of(
     Args:
         calibration: see `Reliance`; None if there is none.
         method: likewise.
-        k: likewise.
-        workers: likewise.
+        rules: of the code.
+        workers: see `Reliance`.
         limit: likewise.
         whose: what should have the calibration, for messages.
         on_corruption: see `Reliance`.
@@ -241,6 +242,12 @@ def reliance_of(
     Raises:
         UserError: if a limit on disagreement is asked for that could not be kept.
     """
+    k = rules.k
+    if limit is not None and not is_systematic(rules):
+        raise UserError(
+            f"--max-disagreement: {method} has no direct answers, so that nothing stands in for "
+            "what is withheld, and nothing is compared: give no limit, or another --method"
+        )
     if calibration is not None and (curve := calibration.curve(method, k)) is not None:
         if limit is not None and curve.coverage(limit).share == 0:
             event = "no approximate answer keeps the limit"

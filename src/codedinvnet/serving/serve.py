@@ -87,7 +87,7 @@ def make_service(options: ServeOptions) -> Service:
         relied = reliance_of(
             opened.calibration,
             scheme.name,
-            scheme.rules.k,
+            scheme.rules,
             workers,
             options.max_disagreement,
             str(options.protection or options.source),

@@ -207,6 +207,17 @@ async def test_limits_that_cannot_be_kept_are_refused(
             raise AssertionError("it started")
 
 
+async def test_without_direct_answers_no_limit_is_kept(finished: Path) -> None:  # noqa: F811
+    code = {"protection": finished, "method": "approxifer"}
+    with pytest.raises(UserError, match="--max-disagreement: approxifer has no direct answers"):
+        async with gateway(*(Server() for _ in range(5)), max_disagreement=0.1, **code) as _:
+            raise AssertionError("it started")
+    async with gateway(*(Server() for _ in range(5)), **code) as (address, _, _):
+        got = await asked(address, queries(4), max_disagreement=0.1)
+        assert got.status == 400
+        assert b"keeps no limit" in got.body
+
+
 async def test_a_code_of_a_protection_tells_the_probability_over_both_faces(finished: Path) -> None:  # noqa: F811
     servers = [Server() for _ in range(5)]
 

@@ -134,11 +134,11 @@ def _reliance(
     if guard is None:
         return None
     if isinstance(guard, Backup):
-        method, k = guard.method, guard.rules.k
+        method, rules = guard.method, guard.rules
     else:
-        method, k = guard.scheme.name, guard.scheme.rules.k
+        method, rules = guard.scheme.name, guard.scheme.rules
     limit, whose = options.max_disagreement, str(options.protection)
-    return reliance_of(guard.calibration, method, k, workers, limit, whose)
+    return reliance_of(guard.calibration, method, rules, workers, limit, whose)
 
 
 @asynccontextmanager
