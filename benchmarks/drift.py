@@ -21,13 +21,13 @@ from codedinvnet.bench.tables import markdown
 from codedinvnet.data import ImageSet, ImageSource
 from codedinvnet.errors import UserError
 from codedinvnet.evaluation.comparisons import Comparisons, compare
-from codedinvnet.evaluation.trust import schemes
+from codedinvnet.evaluation.trust import calibration_of, schemes
 from codedinvnet.files import read_json
 from codedinvnet.models.bundle import load_bundle
 from codedinvnet.provenance import describe_commit, describe_machine
 from codedinvnet.stages import evaluation_images
 from codedinvnet.trust.bound import Curve
-from codedinvnet.trust.calibration import DECODED, GUESSED, load_calibration
+from codedinvnet.trust.calibration import DECODED, GUESSED
 from codedinvnet.trust.watch import Watch
 
 K = 10
@@ -187,10 +187,10 @@ def run(bundles: Sequence[str], data_dir: Path | None, *, runs: int, seed: int) 
 
 def _rows(name: str, data_dir: Path | None, runs: int, seed: int) -> Iterator[dict[str, Any]]:
     bundle = load_bundle(name)
-    stored = load_calibration(bundle.folder, bundle.digest())
     source = evaluation_images(bundle, "test", data_dir)
     sets = dict(drifts(name, source, data_dir, seed))
     for method, k, scheme in schemes(bundle, (K,)):
+        stored = calibration_of(bundle.folder, bundle.digest(), method, k)
         curves = {answer: stored.curve(method, k, answer) for answer in (DECODED, GUESSED)}
         known = {answer: curve for answer, curve in curves.items() if curve is not None}
         answers = {}

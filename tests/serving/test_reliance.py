@@ -6,16 +6,20 @@ import asyncio
 import json
 import logging
 import math
+import shutil
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
 import numpy as np
 import pytest
 
+from codedinvnet.checkpoint import load_checkpoint, save_checkpoint
 from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.build import scheme_for
 from codedinvnet.errors import UserError
-from codedinvnet.models.bundle import load_bundle
+from codedinvnet.models.bundle import bundle_folder, load_bundle
 from codedinvnet.serving import decoding
 from codedinvnet.serving.answers import Answered, DeadlinePassed
 from codedinvnet.serving.decoding import Check, Facts, Found
@@ -357,3 +361,16 @@ def test_a_method_without_calibration_is_refused_a_limit() -> None:
     service = make_service(ServeOptions("mnist", max_disagreement=0.01))
     assert service.front.reliance is not None
     assert service.front.reliance.limit == 0.01
+
+
+def test_another_part_than_the_calibrated_one_is_refused_a_limit(tmp_path: Path) -> None:
+    part = tmp_path / "part.safetensors"
+    shutil.copy(bundle_folder("mnist") / "small-backup-k10.safetensors", part)
+    options = ServeOptions("mnist", method="small-backup", k=10, part=part, max_disagreement=0.01)
+    assert make_service(options).front.reliance is not None
+    tensors, header = load_checkpoint(part)
+    name = next(iter(tensors))
+    save_checkpoint(part, {**tensors, name: tensors[name] + 1}, header)
+    with pytest.raises(UserError, match=rf"mnist with {part} is not calibrated for small-backup"):
+        make_service(options)
+    assert make_service(replace(options, max_disagreement=None)).front.reliance is None

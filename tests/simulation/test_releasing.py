@@ -55,7 +55,9 @@ def test_what_is_released_is_as_right_as_what_it_agrees_with() -> None:
 
 
 def test_a_code_that_is_not_calibrated_has_no_coverage() -> None:
-    for changes in ({"bundle": None}, {"method": "parm"}, {"r": 2, "workers": 6}):
+    small = {"method": "small-backup"}  # that of groups of ten is another network
+    assert coverages(limited(0.01, **small, k=10, workers=11))[4].share > 0
+    for changes in ({"bundle": None}, {"method": "parm"}, {"r": 2, "workers": 6}, small):
         with pytest.raises(UserError, match="calibrated"):
             coverages(limited(0.01, **changes))
     assert {one.share for one in coverages(limited(None, method="parm")).values()} == {1.0}

@@ -10,10 +10,14 @@ import numpy as np
 import pytest
 import torch
 
+from codedinvnet.checkpoint import PART, module_tensors, save_checkpoint
+from codedinvnet.codes.backup import SmallBackup
 from codedinvnet.codes.build import scheme_for
+from codedinvnet.codes.method import given_by
 from codedinvnet.data import ImageSet
 from codedinvnet.errors import UserError
 from codedinvnet.evaluation.comparisons import compare
+from codedinvnet.files import file_digest
 from codedinvnet.models.bundle import Bundle, load_bundle, shipped_bundles
 from codedinvnet.trust.bound import Curve
 from codedinvnet.trust.calibration import (
@@ -81,6 +85,24 @@ def test_thresholds_come_back_as_they_were(tmp_path: Path) -> None:
     assert stored.thresholds.tolist() == curve.thresholds.tolist()
 
 
+def test_a_trained_part_has_the_curves_that_it_made(tmp_path: Path) -> None:
+    curve = Curve.of(np.ones((9, 1)), np.ones((9, 1), bool))
+    curves = {Kind(name, k, DECODED): curve for name in ("backup", "code") for k in (4, 10)}
+    Calibration("weights", 9, curves, {"backup-k4": "a", "backup-k10": "b"}).save(tmp_path / FILE)
+    stored = load_calibration(tmp_path, "weights")
+    for k, digest, sizes in ((10, "b", range(1, 11)), (4, "a", range(1, 5)), (10, "a", ())):
+        found = stored.of_part("backup", k, digest)
+        assert [n for n in range(1, 11) if found.curve("backup", n) is not None] == [*sizes]
+        assert {kind.k for kind in found.curves if kind.method == "backup"} <= {k}
+        assert found.curve("code", 3) is not None
+    old = json.loads((tmp_path / FILE).read_text())
+    del old["parts"]
+    (tmp_path / FILE).write_text(json.dumps(old))
+    older = load_calibration(tmp_path, "weights").of_part("backup", 10, "b")
+    assert older.curve("backup", 10) is None
+    assert older.curve("code", 10) is not None
+
+
 def test_a_calibration_that_is_missing_damaged_or_of_other_weights_is_refused(
     tmp_path: Path,
 ) -> None:
@@ -101,6 +123,8 @@ def test_shipped_bundles_are_calibrated_for_their_weights(name: str) -> None:
     bundle = load_bundle(name)
     stored = load_calibration(bundle.folder, bundle.digest())
     assert stored.images == 5000
+    beside = bundle.folder.glob("*-k*.safetensors")
+    assert stored.parts == {part.stem: file_digest(part) for part in beside}
     for method, answer in (
         ("coded-invnet", DECODED),
         ("coded-invnet", GUESSED),
@@ -160,6 +184,36 @@ def test_the_largest_size_is_calibrated_and_a_larger_one_refused(
     refused = trusted(4, 2, 3, 4)
     assert refused.code == 2
     assert f"{copy} is not calibrated for k = 4: " in refused.err
+
+
+def save_backup(bundle: Bundle, k: int) -> None:
+    """Put an untrained small backup beside a bundle's weights."""
+    settings = {"method": "small-backup", "base": "invertible", "k": k, "width": 4}
+    part = SmallBackup().untrained(given_by(bundle, k), settings)
+    header = {"settings": {**settings, "bundle": bundle.digest()}}
+    path = bundle.folder / f"small-backup-k{k}.safetensors"
+    save_checkpoint(path, module_tensors({PART: part}), header)
+
+
+def test_a_part_that_was_exchanged_is_not_calibrated(
+    call: Command, copy: Path, data_dir: Path
+) -> None:
+    bundle = load_bundle(copy)
+    for k in (3, 4):
+        save_backup(bundle, k)
+    assert call("calibrate", copy, "--data-dir", data_dir).code == 0
+
+    def trusted(k: int) -> set[str]:
+        more = ("--k", str(k), "--splits", "2", "--max-disagreement", "0.9", "--json")
+        report = json.loads(call("trust", copy, "--data-dir", data_dir, *more).out)
+        methods = [{row["method"] for row in report[name]} for name in ("rows", "reliability")]
+        assert methods[0] == methods[1]
+        return methods[0]
+
+    assert trusted(3) == trusted(4) == {"coded-invnet", "small-backup"}
+    save_backup(bundle, 3)
+    assert trusted(3) == {"coded-invnet"}
+    assert trusted(4) == {"coded-invnet", "small-backup"}
 
 
 def test_a_place_that_takes_no_calibration_is_refused_before_the_work(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -14,14 +15,15 @@ from codedinvnet.codes.build import part_beside, scheme_for
 from codedinvnet.codes.registry import OURS, find_method
 from codedinvnet.data import ImageSource
 from codedinvnet.evaluation.comparisons import compare
+from codedinvnet.files import file_digest
 from codedinvnet.models.bundle import Bundle
 from codedinvnet.trust.bound import Curve, oracle_coverage
 from codedinvnet.trust.calibration import DECODED, Calibration, Kind, load_calibration
 
 BACKUP = SmallBackup.name
 SIZES = (2, 4, 10)
-"""Group sizes that are calibrated, besides the largest that a bundle serves; groups of another size
-go by the next larger one."""
+"""Group sizes that are calibrated, besides the largest that a bundle serves and those of its small
+backups; groups of another size go by the next larger one."""
 SPLITS = 200
 """Random splits of the check."""
 
@@ -37,12 +39,38 @@ def schemes(bundle: Bundle, sizes: Iterable[int]) -> Iterator[tuple[str, int, Sc
 
 def calibrate(bundle: Bundle, held_out: ImageSource, seed: int = 0) -> Calibration:
     """Make the curves of a bundle of images that it was not trained on."""
-    curves = {}
-    for method, k, scheme in schemes(bundle, sorted({*SIZES, max(bundle.info.group_sizes)})):
+    served, backup = bundle.info.group_sizes, find_method(BACKUP)
+    sizes = {k for k in served if part_beside(bundle.folder, backup, k) is not None}
+    curves, parts = {}, {}
+    for method, k, scheme in schemes(bundle, sorted({*SIZES, max(served), *sizes})):
         compared = compare(scheme, held_out, k=k, seed=seed)
         for answer, (confidences, agrees) in compared.kinds().items():
             curves[Kind(method, k, answer)] = Curve.of(confidences, agrees)
-    return Calibration(bundle.digest(), len(held_out), curves)
+        if (part := part_beside(bundle.folder, find_method(method), k)) is not None:
+            parts[part.stem] = file_digest(part)
+    return Calibration(bundle.digest(), len(held_out), curves, parts)
+
+
+def calibration_of(
+    folder: Path, weights: str, method: str, k: int, part: Path | None = None
+) -> Calibration:
+    """Read a bundle's calibration, without curves that another trained part of the method made.
+
+    Args:
+        folder: the bundle's.
+        weights: the digest of its weights.
+        method: the name of the method that is asked about.
+        k: the most members of its groups.
+        part: the file with the method's trained part; None: the one beside the weights, if any.
+
+    Raises:
+        UserError: see `load_calibration`.
+    """
+    stored, found = load_calibration(folder, weights), find_method(method)
+    if not found.part:
+        return stored
+    part = part or part_beside(folder, found, k)
+    return stored.of_part(found.name, k, "" if part is None else file_digest(part))
 
 
 def trust_rows(
@@ -65,9 +93,9 @@ def trust_rows(
     Raises:
         UserError: if the bundle has no calibration.
     """
-    stored = load_calibration(bundle.folder, bundle.digest())
     rows = []
     for method, _, scheme in schemes(bundle, (k,)):
+        stored = calibration_of(bundle.folder, bundle.digest(), method, k)
         curve = stored.curve(method, k)
         if curve is None:
             continue
@@ -116,9 +144,9 @@ def reliability_rows(
     Raises:
         UserError: if the bundle has no calibration.
     """
-    stored = load_calibration(bundle.folder, bundle.digest())
     rows = []
     for method, _, scheme in schemes(bundle, (k,)):
+        stored = calibration_of(bundle.folder, bundle.digest(), method, k)
         for answer, answers in compare(scheme, test, k=k, seed=seed).kinds().items():
             curve = stored.curve(method, k, answer)
             if curve is not None:

@@ -15,6 +15,7 @@ from codedinvnet.codes.rules import is_systematic
 from codedinvnet.engines import PYTORCH
 from codedinvnet.errors import UserError
 from codedinvnet.evaluation.cost import encoder_share
+from codedinvnet.evaluation.trust import calibration_of
 from codedinvnet.files import file_digest
 from codedinvnet.models.base import scores_tensor
 from codedinvnet.models.bundle import Bundle, bundle_folder, load_bundle, weights_digest
@@ -30,7 +31,7 @@ from codedinvnet.serving.workers.faults import FaultyPool, Schedule, load_schedu
 from codedinvnet.serving.workers.local import ProcessPool
 from codedinvnet.serving.workers.pool import WorkerPool
 from codedinvnet.serving.workers.result import Computer
-from codedinvnet.trust.calibration import FILE, Calibration, load_calibration
+from codedinvnet.trust.calibration import FILE, Calibration
 from codedinvnet.user_code import user_module
 
 POOL_METHODS = ("start", "call", "replace", "stop", "pid")
@@ -96,7 +97,8 @@ def _open_bundle(options: ServeOptions) -> Opened:
     tasks = scheme.rules.tasks(options.members)
     calibration = None
     if options.max_disagreement is not None or (bundle.folder / FILE).is_file():
-        calibration = load_calibration(bundle.folder, bundle.digest())
+        whose = bundle.folder, bundle.digest()
+        calibration = calibration_of(*whose, name, options.members, part)
     computer, known = SchemeComputer(scheme), known_of(bundle, name, options.members)
     return Opened(served, spec, scheme, computer, len(tasks), calibration, known)
 

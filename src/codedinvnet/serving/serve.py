@@ -84,13 +84,14 @@ def make_service(options: ServeOptions) -> Service:
     )
     relied = None
     if scheme is not None:
+        whose = str(options.protection or options.source)
         relied = reliance_of(
             opened.calibration,
             scheme.name,
             scheme.rules,
             workers,
             options.max_disagreement,
-            str(options.protection or options.source),
+            whose if options.part is None else f"{whose} with {options.part}",
             options.on_corruption,
         )
     why = unnoticed(scheme, policy, relied)

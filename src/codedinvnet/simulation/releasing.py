@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from codedinvnet.codes.registry import find_method
 from codedinvnet.errors import UserError
+from codedinvnet.evaluation.trust import calibration_of
 from codedinvnet.models.bundle import bundle_folder, weights_digest
 from codedinvnet.simulation.scenario import Scenario
 from codedinvnet.trust.bound import Coverage
-from codedinvnet.trust.calibration import GUESSED, load_calibration
+from codedinvnet.trust.calibration import GUESSED
 
 ALL = Coverage(1.0, 1.0, 0.0)
 """Without a limit everything is released."""
@@ -25,8 +26,8 @@ def coverages(scenario: Scenario) -> dict[int, Coverage]:
     if scenario.bundle is None:
         raise UserError(f"{scenario.name}: max_disagreement needs a bundle that is calibrated")
     folder = bundle_folder(scenario.bundle)
-    stored = load_calibration(folder, weights_digest(folder))
     method = find_method(scenario.method).name
+    stored = calibration_of(folder, weights_digest(folder), method, scenario.k)
     found = {size: stored.coverage(method, size, limit) for size in sizes if size}
     if scenario.r > 1 or None in found.values():
         raise UserError(

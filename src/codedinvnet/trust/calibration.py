@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,11 +36,26 @@ class Calibration:
         weights: the digest of the bundle's weights, or of the protected model.
         images: how many held-out inputs there were.
         curves: the curves, by method, group size and kind of answer.
+        parts: the digests of the files with a bundle's trained parts, by `METHOD-kK`.
     """
 
     weights: str
     images: int
     curves: Mapping[Kind, Curve]
+    parts: Mapping[str, str] = field(default_factory=dict)
+
+    def of_part(self, method: str, k: int, digest: str) -> Calibration:
+        """Return it with no curve of a method but those that a trained part for groups of k made.
+
+        Of an older calibration, which names no parts, none is left.
+        """
+        known = self.parts.get(f"{method}-k{k}") == digest
+        curves = {
+            kind: curve
+            for kind, curve in self.curves.items()
+            if kind.method != method or (known and kind.k == k)
+        }
+        return replace(self, curves=curves)
 
     def curve(self, method: str, size: int, answer: str = DECODED) -> Curve | None:
         """Return the curve for a group of a size, or of the next larger size; None without one."""
@@ -71,7 +86,7 @@ class Calibration:
             for kind, curve in self.curves.items()
         ]
         content = {"format_version": VERSION, "weights": self.weights, "images": self.images}
-        write_json(path, {**content, "curves": curves}, indent=None)
+        write_json(path, {**content, "parts": self.parts, "curves": curves}, indent=None)
 
 
 def load_calibration(
@@ -111,4 +126,5 @@ def _parsed(raw: Any) -> Calibration:
             raise ValueError("columns of different lengths")
         kind = Kind(row["method"], int(row["k"]), row["answer"])
         curves[kind] = Curve(thresholds, released, disagreed, float(row["spread"]))
-    return Calibration(str(raw["weights"]), int(raw["images"]), curves)
+    parts = dict(raw.get("parts", {}))
+    return Calibration(str(raw["weights"]), int(raw["images"]), curves, parts)
