@@ -30,6 +30,7 @@ from codedinvnet.codes.joined import BackupAndCode
 from codedinvnet.codes.nercc import ClosedNeRCC, NeRCC
 from codedinvnet.codes.parm import ConcatParM, ParM
 from codedinvnet.codes.plain import Plain
+from codedinvnet.codes.registry import METHODS
 from codedinvnet.codes.superposition import Superposition
 from codedinvnet.data.names import KNOWN
 from codedinvnet.rows import Row, current_accuracy, read_rows
@@ -113,10 +114,8 @@ class Results:
 
         NaN if that was not measured, or if the row is of before rows told it.
         """
-        row = self.rows.get((dataset, method, k), {})
-        if "extra_macs" not in row:
-            return math.nan
-        return float(row["extra_macs"] / row["served_macs"])
+        row = self.rows.get((dataset, method, k))
+        return tables.spent([row] if row else [])
 
     def spends(self, dataset: str, k: int, rival: str) -> str:
         """Return what the code and a rival of it spend, for a table's cell; "" if not known."""
@@ -166,12 +165,15 @@ def table(folder: Path) -> str:
     """Return what methods spend and recover at each group size, and over how many trainings.
 
     A ± is half of a 95 % interval over the trainings, whose number stands in brackets. Methods of
-    which nothing was measured are left out.
+    which nothing was measured are left out. Those that are not this package's come last.
     """
     results = Results(folder)
+    known = {*METHODS, *(name for methods in GROUPS.values() for name in methods)}
+    others = dict.fromkeys(name for _, name, _ in results.recovered if name not in known)
+    groups = {f"{cost:g}": methods for cost, methods in GROUPS.items()} | {"–": (*others,)}
     lines = []
     for dataset in results.datasets:
-        for cost, methods in GROUPS.items():
+        for cost, methods in groups.items():
             for method in methods:
                 own = [results.recovered.get((dataset, method, k)) for k in SIZES]
                 if not any(own):
@@ -179,7 +181,7 @@ def table(folder: Path) -> str:
                 spent = [results.spent(dataset, method, k) for k in SIZES]
                 lines.append(
                     {
-                        **{"data set": dataset, "may spend": f"{cost:g}", "method": method},
+                        **{"data set": dataset, "may spend": cost, "method": method},
                         SPENDS: " / ".join("–" if math.isnan(s) else f"{s:.2f}" for s in spent),
                         **{f"k = {k}": _cell(v) for k, v in zip(SIZES, own, strict=True)},
                     }

@@ -78,6 +78,19 @@ def test_what_a_figure_is_of_decides_which_columns_a_line_has() -> None:
     assert math.isnan(code["answered"])
 
 
+def test_tables_tell_what_extra_workers_spend(tmp_path: Path) -> None:
+    """In queries of the base model, as the newest row has it that does: older ones do not."""
+    out = tmp_path / "rows.jsonl"
+    counts = [{"extra_macs": 100}, {"extra_macs": 350}, {}]
+    for seed, own in enumerate(counts, start=1):
+        append_row(out, row("mine", 0.5, seed=seed) | (own and own | {"served_macs": 200}))
+    append_row(out, row("older", 0.5))
+    page, table = tables.write_accuracy(out)
+    shown = cells(page.read_text().partition("\n\n")[2])
+    assert {cell["method"]: cell["spends"] for cell in shown} == {"mine": "1.75", "older": ""}
+    assert line(pd.read_csv(table), method="mine")["spends"] == 1.75
+
+
 def test_methods_are_in_the_order_of_the_registry_and_others_behind() -> None:
     frame = tables.accuracy_frame([row("mine", 0.5), *ACCURACY[:5], row("oracle", 0.9)])
     names = ["coded-invnet", "parm", "oracle", "mine"]

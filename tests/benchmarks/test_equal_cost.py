@@ -215,6 +215,19 @@ def test_a_row_says_what_its_method_spends(tmp_path: Path) -> None:
     assert "1.65 against 0.94" in margin[2]
 
 
+def test_a_method_of_ones_own_comes_last_with_what_it_spends(tmp_path: Path) -> None:
+    counts = {"extra_macs": 130, "served_macs": 100}
+    for label in ("replication", "mine", "small-backup", "small-backup@2"):
+        append_row(tmp_path / "equal-cost.jsonl", row(label, 0.9) | counts)
+    found = lines(equal_cost.table(tmp_path), "mnist")
+    assert [line[1:3] for line in found] == [
+        ["1", "small-backup"],
+        ["–", "mine"],
+        ["–", "small-backup@2"],
+    ]
+    assert found[1][3:] == ["– / – / 1.30", "not measured", "not measured", "90.00 (1)"]
+
+
 def test_whoever_keeps_the_resnet_has_a_backup_of_it(tmp_path: Path) -> None:
     """It decides where the code pays, as soon as it was measured: each training has its own."""
     code, backup = (0.93, 0.931, 0.929), (0.90, 0.901, 0.899)

@@ -111,6 +111,7 @@ def accuracy_frame(rows: Iterable[Row]) -> DataFrame:
 
     `complete` is what codes without direct answers give when nobody is missing; for others, and
     where workers are corrupt, it is not there. `answered` is there where some answers were not.
+    `spends` is what the extra workers compute for a full group, in queries of the base model.
     """
     found: dict[tuple[Any, ...], list[Row]] = {}
     for row in current_accuracy(rows):
@@ -120,6 +121,7 @@ def accuracy_frame(rows: Iterable[Row]) -> DataFrame:
     lines = []
     for place, own in found.items():
         line = dict(zip(PLACE, place, strict=True)) | {"extra": 100 * own[0]["r"] / own[0]["k"]}
+        line["spends"] = spent(own)
         for name in SHARES:
             values = [math.nan if row[name] is None else 100 * row[name] for row in own]
             line |= {name: sum(values) / len(values), f"{name} ±": spread(values)}
@@ -131,10 +133,19 @@ def accuracy_frame(rows: Iterable[Row]) -> DataFrame:
         if line["answered"] == 100:
             line["answered"] = math.nan
         lines.append({**line, "seeds": len(own)})
-    columns = [*PLACE, "extra", *(f"{name}{end}" for name in SHARES for end in ("", " ±"))]
-    frame = DataFrame(lines, columns=[*columns, "seeds"])
+    shares = [f"{name}{end}" for name in SHARES for end in ("", " ±")]
+    frame = DataFrame(lines, columns=[*PLACE, "extra", "spends", *shares, "seeds"])
     order = {"dataset": KNOWN, "k": (), "missing": (), "corrupt": (), "method": METHODS}
     return in_order(frame, **order, base=())
+
+
+def spent(rows: Sequence[Row]) -> float:
+    """Return what the extra workers compute for a full group, in queries of the base model.
+
+    The newest row tells that does; NaN if all are older than such counts.
+    """
+    counts = (row["extra_macs"] / row["served_macs"] for row in rows[::-1] if "extra_macs" in row)
+    return float(next(counts, math.nan))
 
 
 def best_bases(frame: DataFrame) -> DataFrame:
@@ -148,6 +159,7 @@ def accuracy_table(frame: DataFrame) -> str:
     """Return the Markdown table of lines of one data set or several."""
     table = frame[PLACE].assign(
         extra=frame["extra"].map("{:.0f} %".format),
+        spends=frame["spends"].map("{:.2f}".format, na_action="ignore"),
         **{name: plus_minus(frame[name], frame[f"{name} ±"]) for name in SHARES},
         seeds=frame["seeds"],
     )
