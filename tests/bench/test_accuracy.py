@@ -102,6 +102,39 @@ def test_rows_say_what_a_method_costs(finished: tuple[Path, Path], bundle_folder
     assert 0.7 * queries["invertible"] < extra["small-backup", "invertible"] < queries["invertible"]
 
 
+SERVES_ANOTHER = """
+import torch
+from torch import nn
+from codedinvnet.codes.plain import Replication
+
+class Mine(Replication):
+    name = "serves-another"
+
+    def build(self, given):
+        negated = nn.Linear(given.classes, given.classes, bias=False)
+        negated.weight.data = -torch.eye(given.classes)
+        served = nn.Sequential(given.classifier, negated)
+        return self.scheme(super().build(given).code, given, served=served)
+"""
+
+
+def test_a_method_is_scored_by_the_model_that_it_serves(
+    bundle_folder: Path, data_dir: Path, tmp_path: Path
+) -> None:
+    """Which is no base model, though its data tasks send scores as well."""
+    (tmp_path / "mine.py").write_text(SERVES_ANOTHER)
+    methods = ["replication", f"{tmp_path / 'mine.py'}:Mine"]
+    run(
+        write_grid(tmp_path / "grid.json", bundle_folder, [{"methods": methods}]),
+        tmp_path,
+        data_dir,
+    )
+    base, mine = read_rows(tmp_path / "rows.jsonl")
+    assert mine["error"] is None
+    assert mine["normal"] == mine["recovered"] < 0.3 < base["normal"]  # the least likely class
+    assert mine["served_macs"] == base["served_macs"] + 10 * 10
+
+
 def test_a_finished_grid_is_kept_and_its_parts_are_not_trained_again(
     finished: tuple[Path, Path], data_dir: Path
 ) -> None:

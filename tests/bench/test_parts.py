@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from codedinvnet.bench.grid import DataSetSettings
+from codedinvnet.bench.grid import DataSetSettings, Trial
 from codedinvnet.bench.parts import DataSet, Scored, _set_aside
 from codedinvnet.checkpoint import save_checkpoint
 from codedinvnet.codes.method import given_by
@@ -183,3 +183,22 @@ def test_images_of_other_classes_than_a_bundles_are_refused(tmp_path: Path) -> N
     for train, test in ((None, other), (other, images)):
         with pytest.raises(UserError, match=told):
             data_set("mnist", train, test, tmp_path)
+
+
+def test_another_bundles_block_has_the_classifier_of_that_bundle(
+    bundle_folder: Path, tmp_path: Path
+) -> None:
+    """All that a method is given is of one bundle."""
+    images = sample_images("mnist")
+    data = data_set("mnist", None, images, tmp_path)
+    trial = Trial("mine", "average-image", "mnist", "invertible", 4, 1, 0, 1, str(bundle_folder), 1)
+    found, some = data.given(trial), images.images[:20]
+    other = load_bundle(bundle_folder)
+    expected = given_by(other, 4).classifier(some)
+    torch.testing.assert_close(found.classifier(some), expected)
+    assert found.bundle == other.info
+    given = data.given(replace(trial, bundle="mnist"))
+    assert given.classifier is data.classifier("invertible", 1) is not found.classifier
+    torch.testing.assert_close(
+        data.logits("invertible", 1, "test", str(bundle_folder))[:20], expected
+    )

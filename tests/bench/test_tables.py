@@ -79,7 +79,7 @@ def test_what_a_figure_is_of_decides_which_columns_a_line_has() -> None:
 
 
 def test_tables_tell_what_extra_workers_spend(tmp_path: Path) -> None:
-    """In queries of the base model, as the newest row has it that does: older ones do not."""
+    """In queries of the served model, as the newest row has it that does: older ones do not."""
     out = tmp_path / "rows.jsonl"
     counts = [{"extra_macs": 100}, {"extra_macs": 350}, {}]
     for seed, own in enumerate(counts, start=1):

@@ -25,8 +25,7 @@ from codedinvnet.bench.grid import (
     with_methods,
 )
 from codedinvnet.bench.parts import DataSet, Scored
-from codedinvnet.codes.base import ScoresCode
-from codedinvnet.codes.equal_cost import extra_macs
+from codedinvnet.codes.equal_cost import direct_macs, extra_macs
 from codedinvnet.codes.registry import find_method
 from codedinvnet.codes.rules import is_systematic
 from codedinvnet.config import PartSettings, PixelFusionSettings
@@ -255,15 +254,13 @@ class _Bench:
         scheme = data.scheme(trial)
         prepared = time.monotonic()
         systematic = is_systematic(scheme.rules)
+        base_logits = partial(data.logits, trial.base, trial.seed, "test", trial.bundle)
         own = None
-        if isinstance(scheme.code, ScoresCode):
-            own = data.logits(trial.base, trial.seed, "test")
-        elif systematic:
-            own = task_outputs(scheme, data.test)
-        if own is not None:
-            logits = direct_answers(scheme, own, data.device)
-        else:
-            logits = data.logits(trial.base, trial.seed, "test")
+        if systematic:
+            served = scheme.models[scheme.rules.tasks(trial.k)[0].model]
+            known = served is data.classifier(trial.base, trial.seed, trial.bundle)
+            own = base_logits() if known else task_outputs(scheme, data.test)
+        logits = base_logits() if own is None else direct_answers(scheme, own, data.device)
         result = score(
             scheme,
             data.test,
@@ -283,7 +280,7 @@ class _Bench:
             "r": scheme.rules.r,
             "parameters": scheme.parameters,
             "extra_macs": extra_macs(scheme),
-            "served_macs": data.served_macs(trial),
+            "served_macs": direct_macs(scheme) if systematic else data.served_macs(trial),
             **({"chosen": dict(scheme.chosen)} if scheme.chosen else {}),
             "preparing_seconds": round(prepared - began, 1),
             "training_seconds": data.training_seconds(trial),

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from codedinvnet.bench.grid import Base, DataSetSettings, Trial, check_possible
 from codedinvnet.checkpoint import PART, load_checkpoint, load_modules
 from codedinvnet.codes.base import Scheme
-from codedinvnet.codes.equal_cost import macs, plain_network, plain_width, served_macs
+from codedinvnet.codes.equal_cost import macs, plain_network, plain_width
 from codedinvnet.codes.method import Given, Lessons, Tolerance
 from codedinvnet.codes.registry import find_method
 from codedinvnet.config import PartSettings, PixelFusionSettings
@@ -94,7 +94,8 @@ class DataSet:
             self.test = ImageRows(self.train, self.validation_rows, "the validation images")
         self._majority: int | None = None
         self._parts: dict[Path, nn.Module] = {}
-        self._logits: dict[tuple[Base, int, str], Tensor] = {}
+        self._classifiers: dict[str, ImageNetwork] = {}
+        self._logits: dict[tuple[nn.Module, str], Tensor] = {}
 
     def load(self, name: str) -> Bundle:
         """Load a bundle, once.
@@ -158,11 +159,20 @@ class DataSet:
 
     # Base models
 
-    def classifier(self, base: Base, seed: int) -> ImageNetwork:
-        """Return a base model; the plain one is trained on the first use."""
-        if base == "invertible":
-            return classifier_of(self.bundle.model)
-        return cast(ImageNetwork, self._resnet(seed))
+    def classifier(self, base: Base, seed: int, bundle: str | None = None) -> ImageNetwork:
+        """Return a base model, always the same module; the plain one is trained on the first use.
+
+        Args:
+            base: which.
+            seed: of the plain one's training.
+            bundle: whose g(f(x)) the invertible one is; None: the data set's.
+        """
+        if base == "resnet":
+            return cast(ImageNetwork, self._resnet(seed))
+        name = bundle or self.settings.bundle
+        if name not in self._classifiers:
+            self._classifiers[name] = classifier_of(self.load(name).model)
+        return self._classifiers[name]
 
     @cached_property
     def resnet_width(self) -> int:
@@ -185,10 +195,8 @@ class DataSet:
 
     def served_macs(self, trial: Trial) -> int:
         """Return the multiply-adds of a query that a trial's base model answers directly."""
-        model = self.given(trial).coded
-        if trial.base == "invertible":
-            return served_macs(model)
-        return macs(self.classifier(trial.base, trial.seed).network, model)
+        classifier = self.classifier(trial.base, trial.seed, trial.bundle)
+        return macs(classifier.network, self.load(trial.bundle).model)
 
     # Trained parts
 
@@ -263,9 +271,10 @@ class DataSet:
             self._parts[folder] = module.eval().requires_grad_(False)
         return self._parts[folder]
 
-    def logits(self, base: Base, seed: int, split: str) -> Tensor:
+    def logits(self, base: Base, seed: int, split: str, bundle: str | None = None) -> Tensor:
         """Return a base model's logits (N, classes) of the train, validation or test images."""
-        key = (base, seed if base == "resnet" else 0, split)
+        classifier = self.classifier(base, seed, bundle)
+        key = (classifier, split)
         if key not in self._logits:
             source = self.test if split == "test" else self.train
             rows = {
@@ -274,20 +283,16 @@ class DataSet:
                 "test": torch.arange(len(self.test)),
             }[split]
             self._logits[key] = all_logits(
-                self.classifier(base, seed),
-                source,
-                rows,
-                description=f"{self.name}, {base}: {split} logits",
+                classifier, source, rows, description=f"{self.name}, {base}: {split} logits"
             )
         return self._logits[key]
 
     def given(self, trial: Trial) -> Given:
         """Return what a trial's method is made of, but for its part."""
-        method = find_method(trial.method)
-        bundle = self.load(trial.bundle) if method.of_bundle else self.bundle
+        bundle = self.load(trial.bundle)
         return Given(
             trial.k,
-            self.classifier(trial.base, trial.seed),
+            self.classifier(trial.base, trial.seed, trial.bundle),
             self.test.shape,
             len(bundle.info.classes),
             bundle.model,

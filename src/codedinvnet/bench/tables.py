@@ -111,7 +111,7 @@ def accuracy_frame(rows: Iterable[Row]) -> DataFrame:
 
     `complete` is what codes without direct answers give when nobody is missing; for others, and
     where workers are corrupt, it is not there. `answered` is there where some answers were not.
-    `spends` is what the extra workers compute for a full group, in queries of the base model.
+    `spends` is what the extra workers compute for a full group, in queries of the served model.
     """
     found: dict[tuple[Any, ...], list[Row]] = {}
     for row in current_accuracy(rows):
@@ -140,7 +140,7 @@ def accuracy_frame(rows: Iterable[Row]) -> DataFrame:
 
 
 def spent(rows: Sequence[Row]) -> float:
-    """Return what the extra workers compute for a full group, in queries of the base model.
+    """Return what the extra workers compute for a full group, in queries of the served model.
 
     The newest row tells that does; NaN if all are older than such counts.
     """

@@ -124,6 +124,12 @@ def extra_macs(scheme: Scheme) -> int:
     return count_macs(lambda: [scheme.compute(number, group) for number, group in groups.items()])
 
 
+def direct_macs(scheme: Scheme) -> int:
+    """Return the multiply-adds of a query that a systematic code's data task answers."""
+    query = torch.zeros(1, 1, *scheme.shape)
+    return count_macs(lambda: scheme.direct(scheme.compute(0, query).output))
+
+
 def width_within(make: Callable[[int], nn.Module], model: CodedModel, budget: int) -> int:
     """Return the largest width of a network that costs no more than so many multiply-adds."""
     return width_of_cost(lambda width: macs(make(width).eval(), model), budget)
