@@ -202,3 +202,53 @@ def test_another_bundles_block_has_the_classifier_of_that_bundle(
     torch.testing.assert_close(
         data.logits("invertible", 1, "test", str(bundle_folder))[:20], expected
     )
+
+
+OWN = """
+from codedinvnet.codes.backup import SmallBackup
+from codedinvnet.codes.plain import Plain
+
+class Trained(SmallBackup):
+    name = "trained"
+    def stage(self, part, given, lessons):
+        raise RuntimeError("my own mistake")
+
+class Tuned(Plain):
+    name, tuned = "tuned", True
+    def tune(self, given, groups, labels):
+        raise RuntimeError("my own mistake")
+
+class Misplaced(SmallBackup):
+    name = "misplaced"
+    def stage(self, part, given, lessons):
+        made = super().stage(part, given, lessons)
+        made.modules = lambda: {"encoder": part}
+        return made
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Callable[[str], str]:
+    """Return the name of a class of a user's file."""
+    path = tmp_path / "mine.py"
+    path.write_text(OWN)
+    return lambda name: find_method(f"{path}:{name}").name
+
+
+@pytest.fixture
+def data(bundle_folder: Path, data_dir: Path, tmp_path: Path) -> DataSet:
+    train, test = (load_images("mnist", split, data_dir=data_dir) for split in ("train", "test"))
+    return data_set(bundle_folder, train, test, tmp_path / "runs")
+
+
+def trial_of(method: str, bundle: Path) -> Trial:
+    return Trial(method, method, "mnist", "invertible", 4, 1, 0, 1, str(bundle), 1)
+
+
+def test_a_training_keeps_its_module_where_it_is_looked_for(
+    data: DataSet, own: Callable[[str], str], bundle_folder: Path, tmp_path: Path
+) -> None:
+    """Before hours of it, which the next command would not find."""
+    with pytest.raises(UserError, match=r"modules\(\) must return the module .* under 'part'"):
+        data.scheme(trial_of(own("Misplaced"), bundle_folder))
+    assert not list(tmp_path.rglob("*.safetensors"))

@@ -252,6 +252,9 @@ class DataSet:
         """Return a part; train it, or what is left of its training, if it is not finished.
 
         What was trained with other settings is trained anew, and the old training set aside.
+
+        Raises:
+            UserError: if the training would not keep the part where it is looked for.
         """
         folder = folder / f"seed{seed}"
         if folder not in self._parts:
@@ -260,8 +263,14 @@ class DataSet:
             settings = {"part": part.model_dump(mode="json"), "seed": seed, **depends}
             _set_aside(folder, settings)
             if not _load_finished(module, folder, part.epochs):
+                training = stage(module)
+                if training.modules().get(PART) is not module:
+                    raise UserError(
+                        f"{training.name}: modules() must return the module that `untrained` made "
+                        f"under {PART!r}: the next command looks for it there"
+                    )
                 train_stage(
-                    stage(module),
+                    training,
                     folder,
                     epochs=part.epochs,
                     seed=seed,
