@@ -252,3 +252,21 @@ def test_a_training_keeps_its_module_where_it_is_looked_for(
     with pytest.raises(UserError, match=r"modules\(\) must return the module .* under 'part'"):
         data.scheme(trial_of(own("Misplaced"), bundle_folder))
     assert not list(tmp_path.rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("name", "made"), [("Trained", "scheme"), ("Trained", "part_file"), ("Tuned", "scheme")]
+)
+def test_what_a_method_raises_before_it_is_built_is_told_as_its_own(
+    data: DataSet,
+    own: Callable[[str], str],
+    bundle_folder: Path,
+    name: str,
+    made: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(UserError, match=r"mine\.py raised RuntimeError: my own mistake$"):
+        getattr(data, made)(trial_of(own(name), bundle_folder))
+    told = capsys.readouterr().err
+    assert f"the method {name.lower()} of " in told
+    assert 'RuntimeError("my own mistake")' in told
