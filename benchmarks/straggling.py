@@ -190,7 +190,8 @@ async def _measured(
     wait = max(0.0, service - compute)
     coded = arm != "hedge"
     # What the extra task waits goes by its cost, for each of its queries.
-    parity = ParityWait(0.0, wait * extra.cost / len(extra.members)) if coded else None
+    members = len(extra.members)
+    parity = ParityWait(0.0, wait * extra.cost / members, members / k) if coded else None
     words = [place.model.source.source, "--policy", arm, "--workers", str(place.workers)]
     words += ["--group-timeout-ms", "50"]
     if coded:

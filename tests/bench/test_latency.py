@@ -12,7 +12,7 @@ import pytest
 from codedinvnet.bench import latency
 from codedinvnet.bench.client import Reply
 from codedinvnet.bench.latency_grid import Arm, arms, load_latency_grid
-from codedinvnet.bench.service import ParityWait, Run, latency_figures, work_figures
+from codedinvnet.bench.service import ParityWait, latency_figures
 from codedinvnet.codes.registry import METHODS
 from codedinvnet.config import EncoderSettings
 from codedinvnet.engines import ENGINES, ONNX_RUNTIME
@@ -172,6 +172,38 @@ def test_parities_wait_as_long_as_they_cost(
     assert waited["coded-invnet-paper"] == pytest.approx(paper, abs=1e-3)
     first, *_, last = waited["parm-learned"]
     assert (first, last > 20) == (10, True)  # its encoder costs more than what it encodes for
+
+
+TWO = """
+from codedinvnet.codes.backup import SmallBackup
+from codedinvnet.codes.rules import BACKUP, AnswersAll, Costs
+class Shared(SmallBackup):
+    name = "shared"
+    def rules(self, k, tolerance=None, bundle=None):
+        return AnswersAll(k, BACKUP, cost=Costs(member=1 / k), r=2)
+"""
+
+
+def test_groups_with_two_extra_tasks_are_what_the_simulator_repeats(
+    bundle_folder: Path, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = tmp_path / "two.py"
+    own.write_text(TWO)
+    labels = [f"{ROOT / 'examples' / 'my_method.py'}:TwoParities", f"{own}:Shared"]
+    path = write_grid(tmp_path, bundle_folder, labels, workers=6)
+    grid = load_latency_grid(path)
+    bench = latency.LatencyBench(grid, False, tmp_path, data_dir, False, tmp_path / "log")
+    waits = [bench.parity_wait(arm) for arm in arms(grid)]
+    assert waits == [ParityWait(10.0, 0.0), ParityWait(0.0, 2.5, 0.5)]  # of four images, and of two
+
+    async def measured(*_: Any) -> dict[str, Any]:
+        return latency_figures([reply(12, [0], ["direct"])])
+
+    monkeypatch.setattr(latency.LatencyBench, "_measure", measured)
+    assert run(path, tmp_path, data_dir)["done"] == 2
+    base = load_scenario(ROOT / "configs" / "bench" / "simulate-measured.json")
+    runs = read_runs(tmp_path / "rows.jsonl")
+    assert [scenario_of(each, base).r for each in runs] == [2, 2]
 
 
 def test_a_run_depends_on_the_methods_version_and_file(
@@ -447,31 +479,3 @@ def test_a_query_without_an_answer_is_wrong_and_infinitely_late() -> None:
     assert times["histogram"]["lost"] == 1
     nobody = latency.answer_figures([reply(9, [0], [], status=503)], truth)
     assert (nobody["missing_share"], nobody["decoded_accuracy"]) == (1, None)
-
-
-def test_work_is_in_service_times_of_a_query() -> None:
-    def metrics(data: int, parity: int, data_s: float, parity_s: float) -> dict[str, float]:
-        kinds = {"data": (data, data_s), "parity": (parity, parity_s)}
-        found = {"codedinvnet_encode_seconds_sum": 0.1 * parity_s}
-        for kind, (count, seconds) in kinds.items():
-            found[f'codedinvnet_worker_seconds_sum{{task="{kind}"}}'] = seconds
-            found[f'codedinvnet_worker_seconds_count{{task="{kind}"}}'] = count
-            found[f'codedinvnet_tasks_total{{task="{kind}"}}'] = count
-        return found
-
-    def run(before: dict[str, float], after: dict[str, float]) -> Run:
-        return Run([Reply("", tuple(range(100)), 0.1, 200)], before, after, {}, {})
-
-    wait = ParityWait(36.0, 2.0)
-    after = metrics(110, 10, 1.2, 0.05)
-    after |= {'codedinvnet_groups_total{size="10"}': 5, 'codedinvnet_groups_total{size="4"}': 5}
-    found = work_figures(run(metrics(10, 0, 1.0, 0.0), after), 38.0, wait)
-    assert found["mean_service_ms"] == pytest.approx(40)  # 38 and 2 of computing
-    assert found["work_per_query"] == pytest.approx(
-        (100 * 40 + 10 * (36 + 5) + 70 * 2) / (100 * 40), abs=1e-4
-    )
-    assert found["data_tasks_per_query"] == 1
-    assert found["extra_tasks_per_query"] == 0.1
-    assert found["encode_ms_per_query"] == pytest.approx(0.05)
-    nothing_extra = work_figures(run({}, metrics(100, 0, 0.2, 0.0)), 38.0)
-    assert nothing_extra["work_per_query"] == 1

@@ -214,7 +214,7 @@ class LatencyBench:
         if identity := dict(method.identity()):
             found["method"] = identity
         if (wait := self.parity_wait(arm)) is not None:
-            found["parity_wait_ms"] = list(wait)
+            found["parity_wait_ms"] = [wait.task, wait.image]
         return found
 
     def parity_wait(self, arm: Arm) -> ParityWait | None:
@@ -231,10 +231,12 @@ class LatencyBench:
         extra = rules.tasks(grid.k).get(grid.k)
         if extra is None:
             return None
+        share = len(extra.members) / grid.k
         if not extra.encoded:
-            return ParityWait(0.0, round(extra.cost * grid.wait_ms / grid.k, 4))
-        share = self.encode_shares[method.name]
-        return ParityWait(extra.cost * grid.wait_ms, round(share * grid.wait_ms / grid.k, 4))
+            image = extra.cost * grid.wait_ms / len(extra.members)
+            return ParityWait(0.0, round(image, 4), share)
+        image = self.encode_shares[method.name] * grid.wait_ms / grid.k
+        return ParityWait(extra.cost * grid.wait_ms, round(image, 4), share)
 
     def schedule(self, arm: Arm, faults: Sequence[Fault]) -> list[Fault]:
         """Return the waits of an arm's tasks, and what else goes wrong."""
@@ -312,7 +314,7 @@ class LatencyBench:
             "bundle": grid.bundle,
             "workers": grid.workers,
             "k": grid.k,
-            "r": 1,
+            "r": arm.served.scenario.get("r", 1),
             "apart": self.bundle.model.encoder.keeps_apart,
             "group_timeout_ms": grid.group_timeout_ms,
             "hang_timeout_ms": grid.hang_timeout_ms,

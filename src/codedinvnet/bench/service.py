@@ -33,7 +33,9 @@ class ParityWait(NamedTuple):
 
     task: float
     image: float
-    """Besides, for each image of its group."""
+    """Besides, for each image that it takes."""
+    share: float = 1.0
+    """Of its group's images, those that it takes."""
 
 
 def schedule(
@@ -54,7 +56,7 @@ def schedule(
     data = Fault(kind="slow", delay=Delay(ms=wait_ms), spread=True, until_task=until)
     if parity is None:
         return [data, *faults]
-    task, image = (Delay(ms=ms) for ms in parity)
+    task, image = Delay(ms=parity.task), Delay(ms=parity.image)
     others = [
         Fault(kind="slow", delay=task, spread=True, from_task=k),
         Fault(kind="slow", delay=image, spread=True, from_task=k, each_image=True),
@@ -177,9 +179,12 @@ def work_figures(run: Run, wait_ms: float, parity_wait: ParityWait | None = None
     mean = wait_ms + 1000 * seconds["data"] / finished["data"]
     work = 1000 * sum(seconds.values()) + wait_ms * finished["data"]
     if parity_wait is not None:
-        sizes = (re.fullmatch(r'codedinvnet_groups_total\{size="(\d+)"\}', key) for key in after)
-        images = sum(int(m[1]) * grown("groups_total", m[1], "size") for m in sizes if m)
-        work += parity_wait.task * finished["parity"] + parity_wait.image * images
+        found = (re.fullmatch(r'codedinvnet_groups_total\{size="(\d+)"\}', key) for key in after)
+        groups = {int(m[1]): grown("groups_total", m[1], "size") for m in found if m}
+        images = sum(size * count for size, count in groups.items()) * parity_wait.share
+        # A group counts by its first parity; the others take as many images.
+        each = grown("tasks_total", "parity") / (sum(groups.values()) or 1)
+        work += parity_wait.task * finished["parity"] + parity_wait.image * images * each
     encode = "codedinvnet_encode_seconds_sum"
     return {
         "mean_service_ms": round(mean, 3),
