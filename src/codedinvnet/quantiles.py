@@ -57,7 +57,7 @@ def quantiles(values: Sequence[float] | np.ndarray, digits: int = 3) -> list[flo
 def half_width(values: Sequence[float], centre: float | None = None) -> float | None:
     """Return half of the 95 % interval (Student's t) that independent repetitions give.
 
-    Every ± of a table is one. None if there are fewer than three, or one is not finite.
+    Every ± of a frame is one. None if there are fewer than three, or one is not finite.
 
     Args:
         values: one of each repetition.

@@ -1,8 +1,9 @@
 """Frames of the benchmarks' rows, from which all tables and pictures are made.
 
 A frame has a line for each method in each setting. A ± is half of the 95 % interval over
-repetitions (trainings from other seeds, or runs); without three of them there is none. Nor has one
-what no repetition can change: the direct answers of f, or which answers there are.
+repetitions (trainings from other seeds, or runs); without three of them there is none. At equal
+cost (`benchmarks`) two trainings do, and in ratios of latencies two runs of each load. What no
+repetition can change has none: the direct answers of f, or which answers there are.
 """
 
 from __future__ import annotations
