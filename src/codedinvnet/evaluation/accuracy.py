@@ -16,11 +16,11 @@ from codedinvnet.codes.rules import is_systematic
 from codedinvnet.data import Groups, ImageSource, random_groups
 from codedinvnet.devices import whole_float32
 from codedinvnet.errors import UserError
+from codedinvnet.evaluation.outputs import BATCH, each_missing, group_outputs
 from codedinvnet.models.bundle import Bundle
 from codedinvnet.progress import Progress
 from codedinvnet.provenance import describe_machine
 
-BATCH = 250
 KEPT_BYTES = 4 << 30
 """Outputs of data tasks that are kept in memory. Of more, as of many large images, none is, and
 each is computed again wherever it is needed."""
@@ -115,7 +115,7 @@ def evaluate(
             answers.append(logits.argmax(1).cpu())
             labels.append(truth)
             if count * outputs[0].nbytes <= KEPT_BYTES:
-                kept.append(outputs)
+                kept.append(outputs.cpu())
             bar.update()
         data_outputs = torch.cat(kept) if kept else None
         direct, truth = torch.cat(answers), torch.cat(labels)
@@ -151,32 +151,20 @@ def _decoded_predictions(
     bar: Progress,
 ) -> Tensor:
     """Return the decoded class of every member when it alone is erased, (G, k)."""
-    tasks = scheme.rules.tasks(k)
-    own = {task: spec.members[0] for task, spec in tasks.items() if len(spec.members) == 1}
-    size = max(1, BATCH // k)
     encoded = groups.members.roll(1, 0) if shuffle_parity else groups.members
+    size = max(1, BATCH // k)
     found = []
-    for rows, encoded_rows in zip(groups.members.split(size), encoded.split(size), strict=True):
-        flat = rows.flatten()
-        if data_outputs is None:
-            outputs = scheme.compute(0, source.batch(flat)[0][:, None]).output
-        else:
-            outputs = data_outputs[flat]
-        outputs = outputs.unflatten(0, tuple(rows.shape))
-        queries = source.batch(encoded_rows.flatten())[0].unflatten(0, tuple(rows.shape))
-        parities = {
-            task: scheme.compute(task, queries[:, list(spec.members)]).output
-            for task, spec in tasks.items()
-            if task not in own
+    for rows, others in zip(groups.members.split(size), encoded.split(size), strict=True):
+        own, places = data_outputs, rows
+        if own is None:
+            own = scheme.compute(0, source.batch(rows.flatten())[0][:, None]).output.cpu()
+            places = torch.arange(rows.numel()).view_as(rows)
+        everyone = torch.arange(len(rows))
+        outputs = {
+            task: output[everyone].to(scheme.device)
+            for task, output in group_outputs(scheme, source, places, own, others).items()
         }
-        columns = []
-        for erased in range(k):
-            available = {task: outputs[:, member] for task, member in own.items() if task != erased}
-            answers = scheme.decode({**available, **parities}, k)
-            if erased not in answers:
-                raise UserError(f"{scheme.name} cannot decode member {erased} of a group of {k}")
-            columns.append(answers[erased].argmax(1).cpu())
-        found.append(torch.stack(columns, dim=1))
+        found.append(each_missing(scheme, outputs, k).argmax(2))
         bar.update()
     return torch.cat(found)
 

@@ -13,7 +13,7 @@ from codedinvnet.codes.rules import is_systematic
 from codedinvnet.data import ImageSource, random_groups
 from codedinvnet.devices import whole_float32
 from codedinvnet.errors import UserError
-from codedinvnet.evaluation.outputs import BATCH, Outputs, group_outputs, task_outputs
+from codedinvnet.evaluation.outputs import BATCH, Outputs, each_missing, group_outputs, task_outputs
 from codedinvnet.trust.calibration import DECODED, GUESSED
 from codedinvnet.trust.confidence import confidences
 
@@ -109,11 +109,7 @@ def answered_both_ways(
         own = [scheme.direct(here[i]) for i in range(k)]
         labels = [scores.argmax(1).cpu() for scores in own if scores is not None]
         direct.append(torch.stack(labels, 1))
-        missed = []
-        for i in range(k):
-            rest = {task: output for task, output in here.items() if task != i}
-            missed.append(scheme.decode(rest, k)[i].cpu())
-        decoded.append(torch.stack(missed, 1))
+        decoded.append(each_missing(scheme, here, k))
         if guesses_all:
             guesses = scheme.decode({task: here[task] for task in extra}, k)
             guessed.append(torch.stack([guesses[i].cpu() for i in range(k)], 1))

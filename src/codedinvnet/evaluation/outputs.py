@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from codedinvnet.codes.base import Scheme
 from codedinvnet.data import ImageSource
+from codedinvnet.errors import UserError
 
 BATCH = 250
 """Images in one forward pass."""
@@ -89,17 +90,23 @@ def _filled(count: int, parts: Iterator[tuple[Tensor, Tensor]]) -> Tensor:
 
 
 def group_outputs(
-    scheme: Scheme, source: ImageSource, members: Tensor, own: Tensor | None
+    scheme: Scheme,
+    source: ImageSource,
+    members: Tensor,
+    own: Tensor | None,
+    encoded: Tensor | None = None,
 ) -> dict[int, Outputs]:
     """Return the outputs (G, n) of all tasks of groups (G, k).
 
     Args:
         scheme: the code and its models.
         source: the images.
-        members: rows of the source.
+        members: rows of the source, and of `own` if that is there.
         own: the outputs of the images' own tasks, if the code is systematic. All workers run the
             same network, so a copy's output is the same. They are not copied.
+        encoded: rows of the source (G, k) that the other tasks are of; None: the members.
     """
+    encoded = members if encoded is None else encoded
     needs = {t: spec.members for t, spec in scheme.rules.tasks(members.shape[1]).items()}
     outputs: dict[int, Outputs] = {}
     joint = []
@@ -109,7 +116,7 @@ def group_outputs(
         else:
             joint.append(task)
     parts: dict[int, list[Tensor]] = {task: [] for task in joint}
-    for rows in members.split(GROUP_BATCH) if joint else ():
+    for rows in encoded.split(GROUP_BATCH) if joint else ():
         images, _ = source.batch(rows.flatten())
         queries = images.unflatten(0, tuple(rows.shape))
         for task in joint:
@@ -118,3 +125,23 @@ def group_outputs(
     for task in joint:
         outputs[task] = torch.cat(parts.pop(task))
     return outputs
+
+
+def each_missing(scheme: Scheme, outputs: Mapping[int, Tensor], k: int) -> Tensor:
+    """Return the scores (B, k, classes) of each member as if it alone were missing.
+
+    Args:
+        scheme: the code and its models.
+        outputs: task -> (B, n), of all tasks.
+        k: members of a group.
+
+    Raises:
+        UserError: if the method cannot decode a member.
+    """
+    found = []
+    for member in range(k):
+        answers = scheme.decode({t: output for t, output in outputs.items() if t != member}, k)
+        if member not in answers:
+            raise UserError(f"{scheme.name} cannot decode member {member} of a group of {k}")
+        found.append(answers[member].cpu())
+    return torch.stack(found, 1)
