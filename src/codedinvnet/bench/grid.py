@@ -161,7 +161,7 @@ def load_grid(path: Path) -> AccuracyGrid:
                 raise UserError(f"{where}.bundle: {name} runs on the data set's base models")
             for dataset in block.datasets or grid.datasets:
                 check_part(grid, method, dataset, path)
-            label, means = block.label or method.label, (method.name, block.bundle)
+            label, means = block.label or method.name, (method.name, block.bundle)
             if labels.setdefault(label, means) != means:
                 raise UserError(
                     f"{where}.label: {label!r} stands for {_described(*labels[label])} in the "
@@ -262,7 +262,7 @@ def trials(grid: AccuracyGrid) -> Iterator[Trial]:
             choices = product(seeds, block.k, block.missing, block.corrupt)
             for seed, k, missing, corrupt in choices:
                 trial = Trial(
-                    label=block.label or method.label,
+                    label=block.label or method.name,
                     method=method.name,
                     dataset=dataset,
                     base=base,

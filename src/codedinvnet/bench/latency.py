@@ -280,7 +280,7 @@ class LatencyBench:
             accuracy.QUICK_TRAINING_IMAGES if self.quick else None,
         )
         trial = Trial(
-            label=method.label,
+            label=method.name,
             method=method.name,
             dataset=self.dataset,
             base="invertible",

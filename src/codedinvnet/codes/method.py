@@ -219,11 +219,6 @@ class Method(ABC):
     digest: str = ""
     """Of that file, with the class: a method that was changed is trained and measured anew."""
 
-    @property
-    def label(self) -> str:
-        """What tables call it, unless a grid says otherwise."""
-        return self.name
-
     @abstractmethod
     def rules(
         self, k: int, tolerance: Tolerance = ONE, bundle: BundleInfo | None = None
