@@ -87,10 +87,10 @@ def made(
     return kind().build(given)
 
 
-def around(kind: type[Method], model: CodedModel, k: int, **options: Any) -> Scheme:
+def around(kind: type[Method], model: CodedModel, k: int) -> Scheme:
     """Return the scheme of a method around a coded model."""
     shape, classes = model.settings.image_shape, len(model.settings.classes)
-    return kind().build(Given(k, classifier_of(model), shape, classes, model), **options)
+    return kind().build(Given(k, classifier_of(model), shape, classes, model))
 
 
 def members_of(scheme: Scheme, size: int) -> dict[int, tuple[int, ...]]:

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
 from codedinvnet.codes.base import Scheme
-from codedinvnet.codes.invnet import AverageImage, CodedInvNet
+from codedinvnet.codes.invnet import AverageImage, CodedInvNet, own_code
 from codedinvnet.codes.mean import Evidence, LatentCode
 from codedinvnet.codes.rules import AnswersAll, Parities
 from codedinvnet.errors import UserError
@@ -18,6 +19,10 @@ K = 4
 SIZES = range(1, K + 1)
 LATENT = 16 * 2 * 2
 VARIANTS = {"recovery-head": (4, 16), "side-only": (4, 0), "head-only": (0, 16), "plain": (0, 0)}
+
+
+def resting_on(evidence: Evidence, model: CodedModel) -> Scheme:
+    return replace(around(CodedInvNet, model, K), code=own_code(model, K, evidence))
 
 
 @pytest.fixture(params=VARIANTS.values(), ids=list(VARIANTS))
@@ -177,7 +182,7 @@ def test_of_several_missing_only_side_features_tell(method: Scheme, size: int) -
 
 
 def test_the_decoded_latent_alone_guesses_nothing(method: Scheme) -> None:
-    alone, group = around(CodedInvNet, model_of(method), K, evidence="latent"), images(K)
+    alone, group = resting_on("latent", model_of(method)), images(K)
     assert not alone.rules.guesses
     assert set(alone.decode(without(outputs_of(method, group), 0, 1), K)) == {2, 3}
 
@@ -193,7 +198,7 @@ def test_a_complete_group_has_direct_answers_only(method: Scheme, size: int) -> 
 @pytest.mark.parametrize("size", SIZES)
 def test_the_decoded_latent_answers_alone(method: Scheme, size: int) -> None:
     model, group = model_of(method), images(size)
-    alone = around(CodedInvNet, model, K, evidence="latent")
+    alone = resting_on("latent", model)
     for erased in range(size):
         answers = alone.decode(without(exactly(method, group), erased), size)
         side = model.encode(group).side[:, erased]
@@ -207,9 +212,9 @@ def test_side_features_answer_alone(method: Scheme, size: int) -> None:
     model, group = model_of(method), images(size)
     if model.recovery_head is None or not model.encoder.side_features:
         with pytest.raises(UserError, match="no side features to answer from"):
-            around(CodedInvNet, model, K, evidence="side")
+            resting_on("side", model)
         return
-    alone, side = around(CodedInvNet, model, K, evidence="side"), model.encode(group).side
+    alone, side = resting_on("side", model), model.encode(group).side
     for erased in range(size):
         answers = alone.decode(without(outputs_of(method, group), erased), size)
         assert set(answers) == set(range(size))
@@ -282,7 +287,7 @@ def large_images(size: int) -> Tensor:
 def test_a_mosaic_makes_up_for_every_set_of_missing_members(
     mosaic: CodedModel, evidence: Evidence, size: int
 ) -> None:
-    method, group = around(CodedInvNet, mosaic, K, evidence=evidence), large_images(size)
+    method, group = resting_on(evidence, mosaic), large_images(size)
     outputs, parity = outputs_of(method, group), mosaic.encode(group)
     answer = {
         "both": lambda side: mosaic.recover(side, side, size),

@@ -96,14 +96,12 @@ def add_commands(commands: Commands) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    from codedinvnet.codes.invnet import CodedInvNet
-    from codedinvnet.codes.method import given_by
-    from codedinvnet.evaluation.accuracy import evaluation_report
+    from codedinvnet.evaluation.accuracy import evaluation_report, scheme_resting_on
     from codedinvnet.models.bundle import load_bundle
     from codedinvnet.stages import choose_device, evaluation_images
 
     bundle = load_bundle(arguments.bundle, choose_device(arguments.device))
-    CodedInvNet().build(given_by(bundle, arguments.k), arguments.evidence)  # or is refused now
+    scheme_resting_on(arguments.evidence, bundle, arguments.k)  # or is refused now
     source = evaluation_images(bundle, arguments.split, arguments.data_dir, arguments.download)
     report = evaluation_report(
         bundle,

@@ -9,19 +9,25 @@ from torch import nn
 
 from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.equal_cost import encoder_macs
-from codedinvnet.codes.mean import Evidence, MeanCode
+from codedinvnet.codes.mean import Evidence, LatentCode, MeanCode
 from codedinvnet.codes.method import ONE, Given, Lessons, Method, Published, Tolerance
 from codedinvnet.codes.mosaic import MosaicCode, mosaic_rules
 from codedinvnet.codes.rules import SERVED, CodeRules, Parities
 from codedinvnet.config import EncoderSettings
 from codedinvnet.data import ImageSource
 from codedinvnet.models.bundle import BundleInfo
-from codedinvnet.models.coded import build_encoder, with_encoder
+from codedinvnet.models.coded import CodedModel, build_encoder, with_encoder
 from codedinvnet.models.network import embedding_of
 from codedinvnet.nn.fusion import PixelMean
 
 if TYPE_CHECKING:
     from codedinvnet.training.loop import Stage
+
+
+def own_code(model: CodedModel, k: int, evidence: Evidence = "both") -> LatentCode:
+    """Return the code of a bundle's model; its decoded answers may rest on less than `both`."""
+    kind = MosaicCode if model.encoder.keeps_apart else MeanCode
+    return kind(model, k, evidence)
 
 
 class CodedInvNet(Method):
@@ -47,12 +53,10 @@ class CodedInvNet(Method):
     def encoding_macs(self, given: Given, settings: Any) -> int:
         return encoder_macs(given.coded, given.k)
 
-    def build(self, given: Given, evidence: Evidence = "both") -> Scheme:
+    def build(self, given: Given) -> Scheme:
         self.check(given.k, given.shape, given.bundle)
-        model = given.coded
-        kind = MosaicCode if model.encoder.keeps_apart else MeanCode
-        served = {SERVED: embedding_of(model)}
-        return self.scheme(kind(model, given.k, evidence), given, **served)
+        served = {SERVED: embedding_of(given.coded)}
+        return self.scheme(own_code(given.coded, given.k), given, **served)
 
 
 class PaperInvNet(Method):

@@ -137,7 +137,7 @@ class TwoParities(CodedInvNet):
         model, settings = self._model(given, part), lessons.settings
         return ParitiesStage(part, model, lessons.train, *rows, given.k, self.r, settings)
 
-    def build(self, given: Given, evidence: Any = "both") -> Scheme:
+    def build(self, given: Given) -> Scheme:
         self.check(given.k, given.shape, given.bundle)
         assert given.part is not None
         model = self._model(given, given.part)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from codedinvnet.codes.base import Scheme
-from codedinvnet.codes.invnet import CodedInvNet
+from codedinvnet.codes.invnet import CodedInvNet, own_code
 from codedinvnet.codes.mean import Evidence
 from codedinvnet.codes.method import given_by
 from codedinvnet.codes.rules import is_systematic
@@ -169,6 +169,16 @@ def _decoded_predictions(
     return torch.cat(found)
 
 
+def scheme_resting_on(evidence: Evidence, bundle: Bundle, k: int) -> Scheme:
+    """Return the scheme of a bundle's own code, whose decoded answers rest on some evidence.
+
+    Raises:
+        UserError: if the bundle does not serve groups of k, or has no such evidence.
+    """
+    scheme = CodedInvNet().build(given_by(bundle, k))
+    return replace(scheme, code=own_code(bundle.model, k, evidence))
+
+
 def evaluation_report(
     bundle: Bundle,
     source: ImageSource,
@@ -191,7 +201,7 @@ def evaluation_report(
         raise UserError("the average image has no side features, so that nothing would be left")
     used = bundle.with_pixel_mean() if pixel_mean else bundle
     result = evaluate(
-        CodedInvNet().build(given_by(used, k), evidence),
+        scheme_resting_on(evidence, used, k),
         source,
         k=k,
         groupings=groupings,
