@@ -59,7 +59,33 @@ class CodedInvNet(Method):
         return self.scheme(own_code(given.coded, given.k), given, **served)
 
 
-class PaperInvNet(Method):
+class AverageImage(Method):
+    """The average image in place of E, around a bundle's f and g: what an encoder must beat.
+
+    It is what the mean of the latents would be for a linear f (Dinh & Lee, section 3.2, motivate E
+    by f's not being so). Its parity costs next to nothing to make.
+    """
+
+    name = "average-image"
+    in_brief = False
+    of_bundle = True
+
+    def rules(
+        self, k: int, tolerance: Tolerance = ONE, bundle: BundleInfo | None = None
+    ) -> CodeRules:
+        return Parities(k)
+
+    def encoder(self, given: Given) -> nn.Module:
+        """Return E."""
+        return PixelMean()
+
+    def build(self, given: Given) -> Scheme:
+        model = with_encoder(given.coded, self.encoder(given))
+        served = {SERVED: embedding_of(model)}
+        return self.scheme(MeanCode(model, given.k), given, **served)
+
+
+class PaperInvNet(AverageImage):
     """Coded-InvNet as it was published, around a bundle's f and g (sections 3.2 and 3.3).
 
     E was trained for groups of k on the pixels of f⁻¹(mean z), against a discriminator. A missing
@@ -68,22 +94,15 @@ class PaperInvNet(Method):
     """
 
     name = "coded-invnet-paper"
-    in_brief = False
     published: ClassVar[tuple[Published, ...]] = (
         Published("", 10, None, 85.9, "Dinh & Lee, ICML 2021, abstract", beside="mnist"),
     )
-    of_bundle = True
-    part: ClassVar[str] = "paper"
-
-    def rules(
-        self, k: int, tolerance: Tolerance = ONE, bundle: BundleInfo | None = None
-    ) -> CodeRules:
-        return Parities(k)
+    part = "paper"
 
     def versions(self) -> Mapping[str, Any]:
         from codedinvnet.training.pixels import VERSION
 
-        return {"paper_training": VERSION} if self.part else {}
+        return {"paper_training": VERSION}
 
     def made_with(self, given: Given, settings: Any) -> Mapping[str, Any]:
         return {"encoder": settings.encoder.model_dump(mode="json")}
@@ -118,29 +137,5 @@ class PaperInvNet(Method):
         )
 
     def encoder(self, given: Given) -> nn.Module:
-        """Return E."""
         assert given.part is not None
         return given.part
-
-    def build(self, given: Given) -> Scheme:
-        model = with_encoder(given.coded, self.encoder(given))
-        served = {SERVED: embedding_of(model)}
-        return self.scheme(MeanCode(model, given.k), given, **served)
-
-
-class AverageImage(PaperInvNet):
-    """The average image in place of E, around a bundle's f and g: what an encoder must beat.
-
-    It is what the mean of the latents would be for a linear f (Dinh & Lee, section 3.2, motivate E
-    by f's not being so). Its parity costs next to nothing to make.
-    """
-
-    name = "average-image"
-    published = ()
-    part = ""
-
-    def encoding_macs(self, given: Given, settings: Any) -> int:
-        return 0
-
-    def encoder(self, given: Given) -> nn.Module:
-        return PixelMean()
