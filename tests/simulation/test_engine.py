@@ -165,6 +165,21 @@ def test_a_small_backup_computes_a_share_for_each_member() -> None:
     assert half.computing == pytest.approx(800 * 0.030 + 400 * 0.015)
 
 
+@pytest.mark.parametrize(
+    ("method", "group_ms"),
+    [
+        *(("coded-invnet", 50 + 4 * 5), ("coded-invnet-paper", 50 + 4 * 5)),
+        *(("parm-learned", 50 + 4 * 5), ("average-image", 50), ("parm", 50)),
+        *(("backup-and-code", 54), ("collage@1.4", 54), ("approxifer", 50)),
+    ],
+)
+def test_encoding_takes_time_where_a_network_does_it(method: str, group_ms: float) -> None:
+    """What the cost of a task has in it, or what only mixes pixels, is not charged E's time."""
+    settings = {"workers": 5, "k": 4, "queries": 40, "policy": "coded", "encode": 5}
+    found = run(**settings, method=method, arrivals={"kind": "uniform", "qps": 4, "batch": 4})
+    assert 1000 * found.computing == pytest.approx(10 * group_ms)
+
+
 def test_two_parities_answer_for_two() -> None:
     slow = [
         {"kind": "slow", "probability": 0.1, "per_request": True, "delay": 100} for _ in range(2)

@@ -300,6 +300,11 @@ class Method(ABC):
         """
         return 0
 
+    @property
+    def encodes(self) -> bool:
+        """Whether `encoding_macs` counts a network, whose time a scenario's `encode` is."""
+        return type(self).encoding_macs is not Method.encoding_macs
+
     def untrained(self, given: Given, made_with: Mapping[str, Any]) -> nn.Module:
         """Return its part before the training."""
         raise NotImplementedError(f"{self.name} has no trained part")

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from codedinvnet.codes.registry import find_method
 from codedinvnet.codes.rules import CodeRules, Task
 from codedinvnet.errors import UserError
 from codedinvnet.progress import Progress
@@ -103,7 +104,8 @@ class Simulation:
     ) -> None:
         self.scenario = scenario
         self.scheduler = Scheduler(scenario.rules, code or scenario.code)
-        self._specs = _specs(self.scheduler.code, scenario.extra_cost)
+        encodes = code is not None or find_method(scenario.method).encodes
+        self._specs = _specs(self.scheduler.code, scenario.extra_cost, encodes)
         self.clock = Clock()
         self.requests = scenario.requests
         self._limit, self._late = limit, 0
@@ -368,12 +370,15 @@ def _costs_no_time(action: Complete | Decided | Forget) -> None:
     """Pass by a free check, what is told, and what is forgotten."""
 
 
-def _specs(code: CodeRules, measured: Mapping[int, float]) -> dict[tuple[int, int], Task]:
+def _specs(
+    code: CodeRules, measured: Mapping[int, float], encodes: bool
+) -> dict[tuple[int, int], Task]:
     """Return a code's tasks by their numbers and how many members they need.
 
     Args:
         code: the rules.
         measured: see `Scenario.extra_cost`.
+        encodes: whether encoding takes time that is not in the tasks' cost.
     """
     sizes = (code.k,) if code.fixed_size else range(1, code.k + 1)
     tasks = (numbered for size in sizes for numbered in code.tasks(size).items())
@@ -381,6 +386,8 @@ def _specs(code: CodeRules, measured: Mapping[int, float]) -> dict[tuple[int, in
     for (number, size), task in found.items():
         if number >= code.k and size in measured:
             found[number, size] = task._replace(cost=measured[size], encoded=False)
+        elif not encodes:
+            found[number, size] = task._replace(encoded=False)
     return {**{(i, 1): Task((i,)) for i in range(code.k)}, **found}
 
 

@@ -127,9 +127,9 @@ class Accuracy(Section):
 class Scenario(Section):
     """One simulation. Times of the rules are in ms, as on `serve`'s command line.
 
-    A task takes trip + service times its cost on its worker, an encoded one of m images m times
-    encode besides, and what stragglers add. A request's latency is that of its last answer, plus
-    `front_end`.
+    A task takes trip + service times its cost on its worker, one of m images that a network encodes
+    m times encode besides, and what stragglers add. A request's latency is that of its last answer,
+    plus `front_end`.
     """
 
     name: str = "scenario"
@@ -167,7 +167,7 @@ class Scenario(Section):
     """Size of the group -> what its extra tasks take, in services, encoding and all, if that was
     measured."""
     encode: Distribution = Distribution()
-    """Encoding a parity query, for each image of its group."""
+    """Encoding a parity query, for each image of its group, of a method that `encodes`."""
     trip: Distribution = Distribution()
     """A task's way to its worker and back, during which the worker does nothing else."""
     front_end: Distribution = Distribution()
