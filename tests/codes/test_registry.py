@@ -191,6 +191,9 @@ class Bare(Method):
 class Own(Plain):
     name, part = "own", "own"
     stage = untrained = Plain.build
+class Torn(Plain):
+    name, part, tuned = "torn", "backup", True
+    stage = untrained = tune = Plain.build
 class Half(Plain):
     name, part = "half", "backup"
     def stage(self, part, given, lessons):
@@ -211,6 +214,7 @@ class Half(Plain):
         ("{}:Nameless", "mine.py: 'Nameless' is no subclass of Method"),
         ("{}:Bare", "mine.py: Bare lacks build, name, rules, stage, tune, untrained"),
         ("{}:Half", "mine.py: Half lacks untrained"),
+        ("{}:Torn", "mine.py: Torn has a part and is tuned"),
         ("{}:Own", "Own.part is 'own'; a grid has classifier, backup, parity, parities, paper"),
         ("{}:Taken", "this package has a method 'none': choose another name"),
     ],

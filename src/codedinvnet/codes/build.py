@@ -14,29 +14,35 @@ from codedinvnet.codes.registry import OURS, find_method
 from codedinvnet.devices import first_tensor
 from codedinvnet.errors import UserError
 from codedinvnet.models.bundle import Bundle
-from codedinvnet.rows import read_rows
+from codedinvnet.rows import key_of, read_rows
 
 
-def _chosen(rows: Path, name: str, weights: str, k: int, stragglers: int) -> Mapping[str, Any]:
+def _chosen(rows: Path, method: Method, weights: str, k: int, stragglers: int) -> Mapping[str, Any]:
     """Return what a method chose on validation images, from rows of `bench accuracy`.
 
     Raises:
-        UserError: if there is no such file, or none of its rows is of these weights, k and S.
+        UserError: if there is no such file, or none of its rows is of the method as it is now, and
+            of these weights, k and S.
     """
     if not rows.is_file():
         raise UserError(f"--part: there is no file {rows}")
+    made_with: dict[str, Any] = {"bundle": weights, "method": method.digest or None}
+    made_with |= {"version": None, **method.versions()}
     found: list[Mapping[str, Any]] = [
         row["chosen"]
         for row in read_rows(rows, "accuracy")
         if row["error"] is None
         and not row["settings"].get("quick")
-        and (row["method"], row["base"]) == (name, "invertible")
+        and (row["method"], row["base"]) == (method.name, "invertible")
         and (row["k"], row["missing"], row["corrupt"]) == (k, stragglers, 0)
-        and row["settings"].get("bundle") == weights
+        and key_of({name: row["settings"].get(name) for name in made_with}) == key_of(made_with)
     ]
     if not found:
         many = "" if stragglers == 1 else f" and {stragglers} missing"
-        raise UserError(f"--part: {rows} holds no row of {name} with k = {k}{many} for this bundle")
+        raise UserError(
+            f"--part: {rows} holds no row of {method.name} as it is now, with k = {k}{many} for "
+            "this bundle"
+        )
     return found[-1]
 
 
@@ -73,7 +79,7 @@ def scheme_for(
         if part is not None:
             if not method.tuned:
                 raise UserError(f"--part: {method.name} needs no trained part")
-            chosen = _chosen(part, method.name, bundle.digest(), k, tolerance.stragglers)
+            chosen = _chosen(part, method, bundle.digest(), k, tolerance.stragglers)
             given = replace(given, chosen=chosen)
         return method.made(given)
     part = part or part_beside(bundle.folder, method, k)

@@ -164,6 +164,11 @@ def _made(kind: object, whose: str, source: Path | None) -> Method:
         raise UserError(
             f"{whose}: {kind.__name__}.part is {kind.part!r}; a grid has {', '.join(PARTS)}"
         )
+    if kind.part and kind.tuned:  # --part is one file: the part, or the rows with what it chose
+        raise UserError(
+            f"{whose}: {kind.__name__} has a part and is tuned, and would be served without what "
+            "it chose: choose in its training, and keep that in the part"
+        )
     with blamed(f"the method {kind.__name__}", whose):
         method = kind()
     method.file = whose
