@@ -60,6 +60,25 @@ def test_a_method_at_another_cost_is_one_object_whatever_it_is_called() -> None:
     assert find_method("collage@1") is find_method("collage")
 
 
+def test_a_method_of_ones_own_is_found_at_another_cost(tmp_path: Path) -> None:
+    path = tmp_path / "of@home" / "spends.py"
+    path.parent.mkdir()
+    path.write_text(
+        "from codedinvnet.codes.backup import SmallBackup\n"
+        "class Spends(SmallBackup):\n"
+        "    name = 'spends'\n"
+    )
+    usual, other = (find_method(f"{path}:Spends{cost}") for cost in ("", "@1.4"))
+    assert (usual.name, other.name) == ("spends", "spends@1.4")
+    assert other.rules(K).tasks(K)[K].cost == pytest.approx(1.4)
+    assert (other.file, other.digest) == (usual.file, usual.digest) == (str(path), usual.digest)
+    assert usual.digest
+    assert find_method("spends@1.4") is other
+    assert is_foreign("spends@1.4")
+    with pytest.raises(UserError, match="spends: a cost lies between 0 and 100, got 0"):
+        find_method(f"{path}:Spends@0")
+
+
 @pytest.mark.parametrize("size", [2, 3, K])
 def test_the_example_solves_for_any_two_of_a_linear_model(size: int) -> None:
     method = made(type(find_method(MINE)), Linear(), K)

@@ -261,6 +261,7 @@ class Method(ABC):
             raise UserError(f"{self.name}: a cost lies between 0 and {MOST_COST}, got {cost:g}")
         kind, name = type(self), f"{self.name}@{cost:g}"
         found: Method = type(kind.__name__, (kind,), {"name": name, "cost": cost})()
+        found.file, found.digest = self.file, self.digest
         return found
 
     # A method with a `part` must define `untrained` and `stage`, and one that is `tuned` `tune`;

@@ -65,7 +65,8 @@ class UnknownMethod(UserError):
 def find_method(text: str) -> Method:
     """Return a method by its name, by `FILE.py:CLASS`, or by the name of an entry point.
 
-    `NAME@COST` is one of ours at another cost (`Method.at`). An entry point has its method's name.
+    `@COST` behind it makes the same method for another cost (`Method.at`). An entry point has its
+    method's name.
 
     Raises:
         UnknownMethod: one line, if there is none.
@@ -74,10 +75,10 @@ def find_method(text: str) -> Method:
     found = METHODS.get(text) or _found.get(text)
     if found is not None:
         return found
-    stem, at, cost = text.partition("@")
-    if at and stem in METHODS:
-        return _at(METHODS[stem], cost)
     path, colon, name = text.rpartition(":")
+    stem, at, cost = name.partition("@")
+    if at:
+        return _at(find_method(f"{path}{colon}{stem}"), cost)
     if colon and path.endswith(".py"):
         return _keep(text, _in_file(Path(path), name))
     for point in entry_points(group=GROUP):
