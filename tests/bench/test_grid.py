@@ -8,7 +8,14 @@ from typing import Any
 
 import pytest
 
-from codedinvnet.bench.grid import DataSetSettings, check_possible, load_grid, trained, trials
+from codedinvnet.bench.grid import (
+    DataSetSettings,
+    check_possible,
+    load_grid,
+    trained,
+    trials,
+    with_methods,
+)
 from codedinvnet.codes.method import PARTS
 from codedinvnet.codes.registry import METHODS, find_method
 from codedinvnet.errors import UserError
@@ -174,6 +181,25 @@ def test_a_label_stands_for_one_thing_in_the_whole_grid(tmp_path: Path) -> None:
     load_grid(written(tmp_path, block, {**block, "k": [2]}))
     with pytest.raises(UserError, match=r"blocks\.1\.label: 'other' stands for .* bundle 'x' in"):
         load_grid(written(tmp_path, block, {**block, "bundle": "y"}))
+
+
+def test_each_method_of_ones_own_is_tried_on_its_own_bases(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from codedinvnet.codes.plain import Plain\n"
+        "class Any(Plain):\n    name = 'any-base'\n"
+        "class Bundles(Plain):\n    name, of_bundle = 'bundles-alone', True\n"
+    )
+    block = {"methods": ["none"], "datasets": ["mnist"], "bases": ["invertible", "resnet"]}
+    grid = load_grid(written(tmp_path, {**block, "k": [2]}))
+    texts = ("none", f"{path}:Any", f"{path}:Bundles")
+    found = [(trial.method, trial.base) for trial in trials(with_methods(grid, texts))]
+    assert found == [
+        *(("none", "invertible"), ("none", "resnet")),
+        *(("any-base", "invertible"), ("any-base", "resnet")),
+        ("bundles-alone", "invertible"),
+    ]
+    assert with_methods(grid, ("none",)) == grid
 
 
 def test_the_papers_encoder_needs_its_settings(tmp_path: Path) -> None:

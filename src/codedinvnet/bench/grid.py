@@ -232,22 +232,22 @@ def is_foreign(text: str) -> bool:
 def with_methods(grid: AccuracyGrid, texts: Iterable[str]) -> AccuracyGrid:
     """Return a grid with methods of others, tried in the places of its first block.
 
-    They are named as `FILE.py:CLASS`, or by an installed entry point.
+    They are named as `FILE.py:CLASS`, or by an installed entry point. Each has a block of its own,
+    without the plain base model if it is made around a bundle.
 
     Raises:
         UserError: if there is no such method.
     """
     there = {find_method(name).name for block in grid.blocks for name in block.methods}
-    own = [text for text in texts if is_foreign(text)]
-    new = tuple(text for text in own if find_method(text).name not in there)
-    if not new:
-        return grid
-    changes = {"methods": new, "label": None, "bundle": None}
-    if any(find_method(text).of_bundle for text in new):
-        changes["bases"] = ("invertible",)
-    return grid.model_copy(
-        update={"blocks": (*grid.blocks, grid.blocks[0].model_copy(update=changes))}
-    )
+    blocks = list(grid.blocks)
+    for text in filter(is_foreign, texts):
+        method = find_method(text)
+        if method.name not in there:
+            changes: dict[str, Any] = {"methods": (text,), "label": None, "bundle": None}
+            if method.of_bundle:
+                changes["bases"] = ("invertible",)
+            blocks.append(grid.blocks[0].model_copy(update=changes))
+    return grid.model_copy(update={"blocks": tuple(blocks)})
 
 
 def trials(grid: AccuracyGrid) -> Iterator[Trial]:
