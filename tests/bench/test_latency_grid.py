@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,19 @@ def write(folder: Path, **changes: Any) -> Path:
     path = folder / "grid.json"
     path.write_text(json.dumps({**GRID, **changes}))
     return path
+
+
+def test_the_grid_with_a_method_of_ones_own_in_the_docs_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    docs = ROOT / "docs" / "how-to" / "compare-methods.md"
+    blocks = re.findall(r"```json\n(.*?)```", docs.read_text(encoding="utf-8"), re.DOTALL)
+    (text,) = [block for block in blocks if '"service_ms"' in block]
+    path = tmp_path / "mine.json"
+    path.write_text(text)
+    monkeypatch.chdir(ROOT)
+    found = [arm.label for arm in arms(load_latency_grid(path))]
+    assert found == ["hedge", "coded", "examples/my_method.py:TwoParities"]
 
 
 def test_every_run_has_its_turn_before_the_next(tmp_path: Path) -> None:
