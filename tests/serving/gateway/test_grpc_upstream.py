@@ -210,3 +210,19 @@ async def test_a_try_to_connect_takes_no_longer_than_it_may() -> None:
         assert error.value.reply is not None  # no answer in time would be none
         assert error.value.reply.status == 14
         await upstream.close()
+
+
+async def test_an_answer_may_be_so_large_and_no_larger(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise the upstream has failed."""
+    monkeypatch.setattr(grpc_upstream, "LARGEST", 100_000)
+    fake = GrpcFake()
+    fake.answer.raw_output_contents[0] = bytes(90_000)
+    await fake.start()
+    upstream, call = open_upstream(fake.url), Call("m", "", "grpc", b"", (), 0.0)
+    assert len((await upstream.infer(call, 5.0)).body) > 90_000
+    fake.answer.raw_output_contents[0] = bytes(110_000)
+    reply = await upstream.infer(call, 5.0)
+    assert reply.fails
+    assert "larger than max" in reply.message
+    await upstream.close()
+    await fake.stop()

@@ -13,7 +13,7 @@ import pytest
 
 from codedinvnet.serving.gateway import http_client
 from codedinvnet.serving.gateway.calls import Call, Unreachable
-from codedinvnet.serving.gateway.http_client import HttpClient
+from codedinvnet.serving.gateway.http_client import Broken, HttpClient
 from codedinvnet.serving.gateway.upstreams import open_upstream
 from tests.observing import until
 
@@ -102,6 +102,43 @@ async def test_what_is_no_answer(answer: bytes) -> None:
             await client.ask("GET", "/", 5, tries=2)
         assert server.connections == 1  # asked anew only if a kept connection was closed
         assert (await client.ask("GET", "/", 5)).body == b"hi"
+
+
+def of(size: int) -> bytes:
+    return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size + bytes(size)
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (of(990_000), "its answer took more than 600000 bytes"),
+        (CHUNKED[:-5] + 60_000 * b"1\r\nx\r\n" + CHUNKED[-5:], "its answer took more than 600000"),
+        (b"HTTP/1.1 200 OK\r\nX-B: " + 990_000 * b"b", "its headers took more than 300000"),
+        (b"HTTP/1.1 100 Continue\r\n\r\n" * 40_000 + WHOLE, "its headers took more than 300000"),
+    ],
+    ids=["body", "chunks", "header", "interim answers"],
+)
+async def test_an_answer_may_be_so_large_and_no_larger(
+    answer: bytes, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long the server goes on; the next one counts anew."""
+    async with asking(answer, *[of(400_000)] * 3) as (server, client):
+        monkeypatch.setattr(http_client, "LARGEST", 600_000)
+        monkeypatch.setattr(http_client, "MOST_HEAD", 300_000)
+        with pytest.raises(Broken, match=told):
+            await client.ask("GET", "/", 5)
+        for _ in range(3):
+            assert len((await client.ask("GET", "/", 5)).body) == 400_000
+        assert server.connections == 2
+
+
+async def test_what_follows_a_body_is_no_header() -> None:
+    """It would say another length of the JSON part."""
+    sent = CHUNKED.replace(b"\r\n\r\n2", b"\r\nX-Length: 2\r\n\r\n2")
+    async with asking(sent[:-2] + b"X-Length: 1\r\nX-More: 1\r\n\r\n") as (_, client):
+        _, headers, body = await client.ask("GET", "/", 5)
+    assert body == b"hi!"
+    assert headers == (("transfer-encoding", "chunked"), ("x-length", "2"))
 
 
 async def test_a_kept_connection_that_is_closed_is_asked_anew() -> None:

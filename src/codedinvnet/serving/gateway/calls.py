@@ -21,8 +21,8 @@ from codedinvnet.serving.service import Request
 Transport: TypeAlias = Literal["http", "grpc"]
 Headers: TypeAlias = tuple[tuple[str, str], ...]
 
-UNPACKED = 1 << 30
-"""Bytes that a compressed body may become."""
+LARGEST = 1 << 30
+"""Bytes that an upstream's answer may have, and that a compressed body may become."""
 STOPPED = "stopped"
 """The result of a call whose answer nobody needs."""
 ANSWERED, OVER = "answered", "over"
@@ -162,7 +162,7 @@ class Call:
     has_hung: bool = False
     breaks: int = 0
     waits: int = 0
-    most: int = UNPACKED
+    most: int = LARGEST
     plain: bytes | BadRequest | None = None
     in_json: Writes | None = None
 

@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from codedinvnet.serving.background import Background
-from codedinvnet.serving.faces.grpc_stubs import SERVICE, UNLIMITED, grpc, pb
+from codedinvnet.serving.faces.grpc_stubs import SERVICE, grpc, pb
 from codedinvnet.serving.faces.statuses import http_status
 from codedinvnet.serving.gateway.calls import (
+    LARGEST,
     OK,
     Call,
     Headers,
@@ -36,7 +37,7 @@ LONGEST = 86_400.0
 CLOSED = "its connection was closed"
 """Why there is no answer from an upstream that was removed."""
 OPTIONS = (
-    *UNLIMITED,
+    ("grpc.max_send_message_length", -1),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
     ("grpc.enable_retries", 0),
@@ -111,7 +112,8 @@ class GrpcUpstream:
     ) -> None:
         self.url, self.target, self.secure, self.roots, self.own = url, target, secure, roots, own
         named = (("grpc.ssl_target_name_override", certified),) if certified else ()
-        self._options = (*OPTIONS, *connecting_within(connect), *named)
+        most = ("grpc.max_receive_message_length", LARGEST)
+        self._options = (*OPTIONS, most, *connecting_within(connect), *named)
         self._connection: Connection | None = None
         self._questions: set[Any] = set()
         """Calls that ask for no inference."""

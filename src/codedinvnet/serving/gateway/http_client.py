@@ -15,7 +15,7 @@ from typing import NamedTuple
 import aiohappyeyeballs
 import httptools
 
-from codedinvnet.serving.gateway.calls import Headers
+from codedinvnet.serving.gateway.calls import LARGEST, Headers
 
 CONNECT_TIMEOUT = 1.0
 """Seconds in which a connection must be there, if nobody says."""
@@ -25,6 +25,10 @@ LONGEST_IDLE = 15.0
 """Seconds after which a connection is used no more: the server may be about to close it."""
 OLDEST = 600.0
 """Seconds after which nothing is asked over a connection: its name may be elsewhere by now."""
+MOST_HEAD = 1 << 20
+"""Bytes that an answer may have until its headers are here; with its body they are `LARGEST`."""
+PIECE = 64
+"""Bytes that a piece of a body takes here besides its own, roughly."""
 LENGTHS = frozenset({"content-length", "transfer-encoding"})
 """Headers that say where a body ends; without them it ends with the connection."""
 
@@ -54,7 +58,11 @@ class Connection(asyncio.Protocol):
         self.answer: asyncio.Future[Answer] | None = None
         """What is waited for; None between two requests."""
         self.headers: list[tuple[str, str]] = []
+        self.headed = False
+        """Whether all headers are here: what follows a body in chunks is none."""
         self.body: list[bytes] = []
+        self.size = 0
+        """Bytes of the answer that are here."""
         self.kept = self.begun = self.endless = False
         """Whether it was used before, an answer has begun, and that ends with the connection."""
         self.sound = True
@@ -75,7 +83,7 @@ class Connection(asyncio.Protocol):
             OSError: if the server hangs up, or says what is no HTTP.
         """
         loop = asyncio.get_running_loop()
-        self.answer, self.begun = loop.create_future(), False
+        self.answer, self.begun, self.size = loop.create_future(), False, 0
         timer = loop.call_later(seconds, self.fail, asyncio.TimeoutError())
         self.transport.writelines(request)
         try:
@@ -97,6 +105,12 @@ class Connection(asyncio.Protocol):
         if self.answer is None:
             self.fail(ConnectionError("nobody had asked"))
             return
+        self.size += len(data)
+        most = LARGEST if self.headed else MOST_HEAD
+        if self.size > most:
+            what = "answer" if self.headed else "headers"
+            self.fail(Broken(f"its {what} took more than {most} bytes"))
+            return
         try:
             self.parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
@@ -115,17 +129,20 @@ class Connection(asyncio.Protocol):
         if self.answer is None or self.answer.done():  # nobody had asked for more
             self.sound = False
         self.headers, self.body = [], []
-        self.begun, self.endless = True, False
+        self.begun, self.headed, self.endless = True, False, False
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self.headers.append((name.decode("latin-1").lower(), value.decode("latin-1")))
+        if not self.headed:
+            self.headers.append((name.decode("latin-1").lower(), value.decode("latin-1")))
 
     def on_headers_complete(self) -> None:
+        self.headed = True
         lasts = self.parser.should_keep_alive()
         self.endless = not lasts and LENGTHS.isdisjoint(dict(self.headers))
 
     def on_body(self, body: bytes) -> None:
         self.body.append(body)
+        self.size += PIECE
 
     def on_message_complete(self) -> None:
         status = self.parser.get_status_code()

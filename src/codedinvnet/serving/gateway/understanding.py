@@ -17,8 +17,8 @@ from codedinvnet.models.upstream import binary_request, declared_inputs, json_re
 from codedinvnet.serving.answers import BadRequest
 from codedinvnet.serving.faces.v2 import decompress, parse_request, render_response
 from codedinvnet.serving.gateway.calls import (
+    LARGEST,
     OK,
-    UNPACKED,
     Call,
     Headers,
     NotProtocol,
@@ -70,7 +70,7 @@ def arrays_of(reply: Reply) -> dict[str, np.ndarray]:
         translated = response_to_http(body, Wanted({}, True))
         body, length = translated.data, str(translated.header_length)
     else:
-        body = decompress(body, dict(reply.headers).get("content-encoding"), UNPACKED)
+        body = decompress(body, dict(reply.headers).get("content-encoding"), LARGEST)
     try:
         return outputs_of(body, length)
     except (ValueError, TypeError, LookupError, AttributeError) as error:
