@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+import uvloop
 
 from codedinvnet.serving.gateway import http_client
 from codedinvnet.serving.gateway.calls import Call, Unreachable
@@ -139,6 +142,36 @@ async def test_what_follows_a_body_is_no_header() -> None:
         _, headers, body = await client.ask("GET", "/", 5)
     assert body == b"hi!"
     assert headers == (("transfer-encoding", "chunked"), ("x-length", "2"))
+
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
+def test_who_hangs_up_before_it_was_asked_has_refused(run: Callable[..., None]) -> None:
+    """Nothing was sent: the request is none that connections break by."""
+    url = ""
+
+    def hang_up(listening: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                listening.accept()[0].close()
+
+    async def ask() -> None:
+        refused, began = [], time.monotonic()
+        for _ in range(20):  # it may be asked before it has hung up
+            upstream = open_upstream(url)
+            with pytest.raises(Unreachable) as error:
+                await upstream.infer(Call("m", "", "http", b"{}", (), 0.0), 10.0)
+            refused.append(not error.value.sent)
+            await upstream.close()
+        assert any(refused)
+        assert time.monotonic() - began < 10.0
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        thread = threading.Thread(target=hang_up, args=(listening,), daemon=True)
+        thread.start()
+        run(ask())
+        listening.shutdown(socket.SHUT_RDWR)
+    thread.join()
 
 
 async def test_a_kept_connection_that_is_closed_is_asked_anew() -> None:

@@ -232,6 +232,8 @@ class HttpClient:
             tries -= 1
             try:
                 connection = self._kept() or await self._connected(until - loop.time())
+                if not connection.sound:  # nothing was sent yet
+                    raise ConnectionError("it hung up")
             except OSError as error:  # a time-out among them
                 if not broke:
                     raise
