@@ -69,6 +69,12 @@ def test_who_is_to_blame(status: int, fails: int) -> None:
     assert http_status(grpc_status(status)) == status
 
 
+def without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    assert len(found) == len(pairs)
+    return found
+
+
 @pytest.mark.parametrize(
     ("body", "parameters"),
     [
@@ -86,6 +92,9 @@ def test_who_is_to_blame(status: int, fails: int) -> None:
         (b'{"outputs":[{"parameters":{"b":1}}],"id":"parameters"}', {"outcome": "direct"}),
         (b'{"id":"parameters","outputs":[]}', {"outcome": "direct"}),
         (b'{"id":"\\"outputs\\":","outputs":[{"parameters":{"b":1}}]}', {"outcome": "direct"}),
+        (b'{"parameters" : null,"outputs":[{"parameters":null}]}', {"outcome": "direct"}),
+        (b'{"outputs":[{"parameters":null}],"parameters":null}', {"outcome": "direct"}),
+        (b'{"outputs":[{"parameters":null,"data":["null"]}]}', {"outcome": "direct"}),
     ],
 )
 def test_the_outcome_is_a_parameter(body: bytes, parameters: dict[str, Any]) -> None:
@@ -94,11 +103,20 @@ def test_the_outcome_is_a_parameter(body: bytes, parameters: dict[str, Any]) -> 
     reply = with_outcome(Reply("http", 200, body + binary, (length,)), "direct")
     size = int(dict(reply.headers)[length[0]])
     assert reply.body[size:] == binary
-    found = json.loads(reply.body[:size])
+    found = json.loads(reply.body[:size], object_pairs_hook=without_twins)
     assert found.pop("parameters") == parameters
     expected = json.loads(body)
     expected.pop("parameters", None)
     assert found == expected
+
+
+@pytest.mark.parametrize("size", ["\u00b2", "9" * 5000, "-1", ""])
+def test_a_size_that_is_none_is_passed_on(size: str) -> None:
+    """It is for the client to refuse."""
+    length = HEADER_LENGTH.lower()
+    reply = with_outcome(Reply("http", 200, b'{"outputs":[]}', ((length, size),)), "direct")
+    assert dict(reply.headers)[length] == size
+    assert json.loads(reply.body)["parameters"] == {"outcome": "direct"}
 
 
 def test_null_says_nothing() -> None:

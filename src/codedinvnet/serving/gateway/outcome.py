@@ -13,9 +13,12 @@ from codedinvnet.serving.faces.v2 import OUTCOME_HEADER
 from codedinvnet.serving.gateway.calls import Headers, Reply
 
 OUTPUTS = re.compile(rb'(?<!\\)"outputs"\s*:')
-PARAMETERS = re.compile(rb'(?<!\\)"parameters"\s*:\s*\{\s*')
+PARAMETERS = re.compile(rb'(?<!\\)"parameters"\s*:\s*(?:\{\s*|null)')
+"""Up to where an answer's own begin; or with null, which KServe's server writes in their place."""
 TOKENS = re.compile(rb'"(?:[^"\\]|\\.)*"|[][{}]', re.DOTALL)
 """What tells the depth of a place in JSON."""
+SIZE = re.compile("[0-9]{1,18}")
+"""What a header may say of the size of the JSON part."""
 
 
 def with_outcome(reply: Reply, outcome: str, told: Mapping[str, float] = {}) -> Reply:
@@ -34,21 +37,20 @@ def with_outcome(reply: Reply, outcome: str, told: Mapping[str, float] = {}) -> 
     if reply.status != 200 or packed:
         return Reply("http", reply.status, reply.body, headers)
     length = HEADER_LENGTH.lower()
-    size = int(found[length]) if found.get(length, "").isdigit() else len(reply.body)
-    place, text = _insertion(reply.body, size, {"outcome": outcome, **told})
+    stated = SIZE.fullmatch(found.get(length, ""))
+    size = int(stated.group()) if stated else len(reply.body)
+    begin, end, text = _insertion(reply.body, size, {"outcome": outcome, **told})
     if not text:
         return Reply("http", reply.status, reply.body, headers)
-    body = b"".join([reply.body[:place], text, reply.body[place:]])
-    if found.get(length, "").isdigit():
-        headers = tuple(
-            (name, str(int(value) + len(text)) if name == length else value)
-            for name, value in headers
-        )
+    body = b"".join([reply.body[:begin], text, reply.body[end:]])
+    if stated:
+        grown = str(size + len(body) - len(reply.body))
+        headers = tuple((name, grown if name == length else value) for name, value in headers)
     return Reply("http", reply.status, body, headers)
 
 
-def _insertion(body: bytes, size: int, told: Mapping[str, Any]) -> tuple[int, bytes]:
-    """Return where text is inserted into an answer's JSON, and which; "" if it is none.
+def _insertion(body: bytes, size: int, told: Mapping[str, Any]) -> tuple[int, int, bytes]:
+    """Return which part of an answer's JSON gives way to a text, and that; "" if it is no JSON.
 
     Args:
         body: the JSON, and maybe tensors behind it.
@@ -57,13 +59,15 @@ def _insertion(body: bytes, size: int, told: Mapping[str, Any]) -> tuple[int, by
     """
     outputs = OUTPUTS.search(body)
     if outputs is None or not body.startswith(b"{"):
-        return 0, b""
+        return 0, 0, b""
     own = PARAMETERS.search(body, 0, outputs.start()) or _behind(body, outputs.end(), size)
     entry = b",".join(b'"%b":%b' % (name.encode(), to_json(value)) for name, value in told.items())
     if own is None:
-        return 1, b'"parameters":{%b},' % entry
-    following = b"" if body[own.end() : own.end() + 1] == b"}" else b","
-    return own.end(), entry + following
+        return 1, 1, b'"parameters":{%b},' % entry
+    end = own.end()
+    if own.group().endswith(b"null"):
+        return end - len(b"null"), end, b"{%b}" % entry
+    return end, end, entry + (b"" if body[end : end + 1] == b"}" else b",")
 
 
 def _behind(body: bytes, begin: int, end: int) -> re.Match[bytes] | None:
