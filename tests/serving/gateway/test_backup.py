@@ -6,9 +6,10 @@ import asyncio
 import gc
 import json
 import math
+import time
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -16,9 +17,13 @@ from aiohttp import web
 
 from codedinvnet.models.base import HEADER_LENGTH
 from codedinvnet.serving import supervisor
+from codedinvnet.serving.gateway.backup import UpstreamBackup
 from codedinvnet.serving.gateway.calls import Call
+from codedinvnet.serving.gateway.pool import UpstreamPool
 from codedinvnet.serving.gateway.understanding import call_of
 from codedinvnet.serving.gateway.upstreams import open_upstream
+from codedinvnet.serving.workers.pool import Task, WorkerFailed
+from codedinvnet.serving.workers.result import Abandoned, Result
 from tests.observing import counted, until
 from tests.protect.conftest import PLACE, finished  # noqa: F401
 from tests.serving.gateway.fakes import gateway
@@ -42,12 +47,17 @@ class Bounded(Server):
         super().__init__(f"{PLACE}:smaller")
         self.most = most
         self.sizes: list[int] = []
+        self.at_once, self.most_at_once = 0, 0
 
     async def _infer(self, request: web.Request) -> web.Response:
         head = (await request.read())[: int(request.headers[HEADER_LENGTH])]
         self.sizes.append(json.loads(head)["inputs"][0]["shape"][0])
         if self.sizes[-1] > self.most:
             return web.json_response({"error": "the batch is too large"}, status=400)
+        self.at_once += 1
+        self.most_at_once = max(self.most_at_once, self.at_once)
+        await asyncio.sleep(self.delay)
+        self.at_once -= 1
         return await super()._infer(request)
 
 
@@ -89,6 +99,51 @@ async def test_an_upstream_as_the_backup_is_asked_for_no_more_than_it_takes(
             server.go()
     finally:
         await small.stop()
+
+
+async def test_an_upstream_as_the_backup_is_at_no_more_questions_than_its_slots() -> None:
+    """A task of many queries is several; once one fails, the rest is of no use."""
+    server, small = Server(), Bounded(4)
+    await small.start()
+    small.delay = 0.02
+    options = {"policy": "small-backup", "k": 4, "slots": 2, "deadline_ms": 60_000}
+    try:
+        url = f"{small.url}/v2/models/m"
+        async with gateway(server, backup_upstream=url, **options) as (address, _, _):
+            server.hold()
+            found = await asyncio.gather(*(asked(address, queries(40, i)) for i in range(2)))
+            assert {scores(got)[1] for got in found} == {"decoded"}
+            assert small.most_at_once == 2
+            small.delay, small.status, before = 0.0, 500, len(small.sizes)
+            late = asyncio.create_task(asked(address, queries(256)))
+            await until(lambda: len(small.sizes) > before)
+            await asyncio.sleep(0.3)
+            server.go()
+            assert scores(await late)[1] == "direct"
+            assert len(small.sizes) - before < 20
+    finally:
+        await small.stop()
+
+
+async def test_what_has_had_no_slot_until_its_time_was_over_is_not_asked() -> None:
+    begun = []
+
+    class Held:
+        model = "m"
+
+        async def call(self, worker: int, task: Task) -> Result:
+            begun.append(task.attempt)
+            await asyncio.sleep(0.2)
+            raise WorkerFailed
+
+    pool = cast("UpstreamPool", Held())
+    backup = UpstreamBackup(pool, MODEL.signature.inputs, "output", lambda found: found, 4, 1)
+    x, now = {"x": queries(1)}, time.monotonic()
+    calls = [backup.call(0, Task(i, 4, x, until=now + end)) for i, end in enumerate((9.0, 0.1))]
+    failed, late = await asyncio.gather(*calls, return_exceptions=True)
+    assert isinstance(failed, WorkerFailed)
+    assert isinstance(late, Abandoned)
+    assert begun == [0]
 
 
 @pytest.mark.parametrize("refusal", [400, 500])

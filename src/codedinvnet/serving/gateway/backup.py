@@ -7,6 +7,7 @@ one batch. It has workers of its own: local processes, or one upstream that has 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -21,7 +22,7 @@ from codedinvnet.serving.gateway.pool import CALL, REPLY, UpstreamPool, boxed
 from codedinvnet.serving.gateway.understanding import Understanding, arrays_of, call_of
 from codedinvnet.serving.outputs import Outputs
 from codedinvnet.serving.workers.pool import Death, Task, WorkerFailed, WorkerPool
-from codedinvnet.serving.workers.result import OUTPUT, Computer, Result
+from codedinvnet.serving.workers.result import OUTPUT, Abandoned, Computer, Result
 from codedinvnet.trust.confidence import LEAST, confidences
 
 SCORES = "scores"
@@ -50,6 +51,7 @@ class UpstreamBackup:
         scores: its output that has them.
         convert: makes them scores of the served model's kind.
         most: queries that it takes at once.
+        slots: questions that it is at, at most: a task of many queries is several.
     """
 
     def __init__(
@@ -59,9 +61,11 @@ class UpstreamBackup:
         scores: str,
         convert: Callable[[np.ndarray], np.ndarray],
         most: int,
+        slots: int,
     ) -> None:
         self.upstream, self.inputs, self.scores = upstream, inputs, scores
         self.convert, self.most = convert, most
+        self._slots = asyncio.Semaphore(slots)
 
     @property
     def on_death(self) -> Death | None:
@@ -77,15 +81,23 @@ class UpstreamBackup:
 
     async def call(self, worker: int, task: Task) -> Result:
         begins = range(0, task.members, self.most)
-        found = await asyncio.gather(*(self._part(worker, task, begin) for begin in begins))
+        parts = [asyncio.ensure_future(self._part(worker, task, begin)) for begin in begins]
+        try:
+            found = await asyncio.gather(*parts)
+        finally:  # without one of them the others are of no use
+            for part in parts:
+                part.cancel()
         seconds = max(result.seconds for result, _ in found)
         return Result({OUTPUT: np.concatenate([scores for _, scores in found])}, seconds)
 
     async def _part(self, worker: int, task: Task, begin: int) -> tuple[Result, np.ndarray]:
         """Ask for so many queries' scores as the model takes at once."""
-        arrays = {n: array[begin : begin + self.most] for n, array in task.inputs.items()}
-        call = call_of(self.upstream.model, arrays, self.inputs, task.until)
-        result = await self.upstream.call(worker, task._replace(inputs={CALL: boxed(call)}))
+        async with self._slots:
+            if time.monotonic() > task.until:
+                raise Abandoned("its time is over")
+            arrays = {n: array[begin : begin + self.most] for n, array in task.inputs.items()}
+            call = call_of(self.upstream.model, arrays, self.inputs, task.until)
+            result = await self.upstream.call(worker, task._replace(inputs={CALL: boxed(call)}))
         try:
             return result, self.convert(arrays_of(result.outputs[REPLY][0])[self.scores])
         except (BadRequest, LookupError, AttributeError) as error:

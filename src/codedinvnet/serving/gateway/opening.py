@@ -180,7 +180,7 @@ async def _upstream_backup(
     pool = UpstreamPool(
         [upstream], name, options.hang_seconds, metrics, patience=deadline, cancels=options.cancel
     )
-    backup = UpstreamBackup(pool, its.inputs, its.scores.output, convert, most)
+    backup = UpstreamBackup(pool, its.inputs, its.scores.output, convert, most, options.slots)
     rules = AnswersAll(k, BACKUP)
     return Backup(rules, reads, backup, 1, options.slots)
 
