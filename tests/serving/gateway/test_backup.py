@@ -19,9 +19,15 @@ from codedinvnet.models.base import HEADER_LENGTH
 from codedinvnet.serving import supervisor
 from codedinvnet.serving.gateway.backup import UpstreamBackup
 from codedinvnet.serving.gateway.calls import Call
+from codedinvnet.serving.gateway.guard import Backup
+from codedinvnet.serving.gateway.opening import open_guard
+from codedinvnet.serving.gateway.options import GatewayOptions
 from codedinvnet.serving.gateway.pool import UpstreamPool
+from codedinvnet.serving.gateway.run import make_relay
 from codedinvnet.serving.gateway.understanding import call_of
+from codedinvnet.serving.gateway.upstream_metrics import UpstreamMetrics
 from codedinvnet.serving.gateway.upstreams import open_upstream
+from codedinvnet.serving.metrics import Metrics
 from codedinvnet.serving.workers.pool import Task, WorkerFailed
 from codedinvnet.serving.workers.result import Abandoned, Result
 from tests.observing import counted, until
@@ -268,6 +274,34 @@ async def test_the_backup_of_another_model_does_not_answer(
         server.hold()
         assert scores(await asked(address, queries(1)))[1] == "decoded"
         server.go()
+
+
+@pytest.mark.parametrize("backup", ["trained", "upstream"])
+async def test_a_worker_of_the_backup_is_taken_for_hung_once_nobody_waits(
+    backup: str,
+    finished: Path,  # noqa: F811
+) -> None:
+    """An upstream may be busy with others, and finds that out itself."""
+    server = Server()
+    await server.start()
+    own: dict[str, Any] = {"protection": finished, **SMALL}
+    if backup == "upstream":
+        own = {"backup_upstream": f"{server.url}/v2/models/m"}
+    options = GatewayOptions("m", upstream=(server.url,), deadline_ms=1000, **own)
+    upstreams, metrics = [open_upstream(server.url)], Metrics()
+    both = metrics, UpstreamMetrics(metrics.registry)
+    guard = await open_guard(options, upstreams, open_upstream, both[1])
+    rules = make_relay(options, upstreams, None, guard, both).front.rules
+    assert rules.workers == 2
+    assert (rules.hang_timeout_of(0), rules.hang_timeout_of(1)) == (
+        rules.hang_timeout,
+        1.0 if backup == "trained" else rules.hang_timeout,
+    )
+    assert rules.hang_timeout > 2.0
+    assert isinstance(guard, Backup)
+    await asyncio.gather(*(each.close() for each in upstreams))
+    await guard.pool.stop()
+    await server.stop()
 
 
 async def test_an_upstream_that_comes_back_as_another_server_has_the_same_model(

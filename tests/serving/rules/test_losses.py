@@ -11,7 +11,7 @@ from codedinvnet.serving.rules.actions import (
     Send,
 )
 from codedinvnet.serving.rules.scheduler import PARITY_RETRIES
-from tests.serving.rules.model import FINAL, Model, only
+from tests.serving.rules.model import FINAL, ErasureCode, Model, only
 from tests.serving.rules.situations import coded
 
 # Losses
@@ -196,6 +196,19 @@ def test_a_hung_worker_is_replaced() -> None:
     assert (send.worker, send.members) == (1, (first,))
     model.result(hung)  # late: nobody asks for it
     assert first not in model.ended
+    model.drain()
+
+
+def test_a_backups_worker_may_have_a_limit_of_its_own() -> None:
+    model = Model("coded", 3, ErasureCode(2, backup=True), backup_hang_timeout=1.0)
+    model.submit(2)
+    model.new()
+    model.wait(0.9)
+    assert not only(model.new(), Replace)
+    model.wait(0.2)
+    assert only(model.new(), Replace) == [Replace(2, "hung")]
+    model.wait(2.0)  # the others' is 3 s
+    assert only(model.new(), Replace) == [Replace(0, "hung"), Replace(1, "hung")]
     model.drain()
 
 

@@ -31,6 +31,7 @@ class Backup:
         method: what the protection calls it.
         calibration: of the protection; None if it has none.
         differs: see `UpstreamPool`.
+        hang_timeout: seconds that a worker may be at one task; None: its pool finds that out.
     """
 
     rules: CodeRules
@@ -41,6 +42,7 @@ class Backup:
     method: str = SMALL_BACKUP
     calibration: Calibration | None = None
     differs: Callable[[Upstream], Awaitable[str]] | None = None
+    hang_timeout: float | None = None
 
 
 @dataclass(frozen=True)

@@ -123,8 +123,8 @@ async def _protected(
             return described(error)
         return ""
 
-    workers = options.backup_workers or 1
-    return Backup(rules, reads, pool, workers, 1, row.name, calibration, differs)
+    workers, longest = options.backup_workers or 1, options.deadline_ms / 1000  # then nobody waits
+    return Backup(rules, reads, pool, workers, 1, row.name, calibration, differs, longest)
 
 
 def _coded(

@@ -95,6 +95,7 @@ def make_relay(
         slots=options.slots,
         backups=backups,
         backup_slots=guard.slots if isinstance(guard, Backup) else 1,
+        backup_hang_timeout=guard.hang_timeout if isinstance(guard, Backup) else None,
     )
     down = options.down_timeout_ms / 1000
     front = partial(

@@ -256,7 +256,7 @@ class Sending:
         """Return what lets a worker begin a task."""
         self.sent += 1
         identity, query, group = attempt.identity, attempt.query, attempt.group
-        self.timers.set(now + self.rules.hang_timeout, "hang", identity)
+        self.timers.set(now + self.rules.hang_timeout_of(attempt.worker), "hang", identity)
         if query is None:
             if self.policy.rescued:
                 self._watch(now, attempt)

@@ -107,6 +107,7 @@ class Rules:
         backups: the last so many workers compute a small backup's tasks, and nothing else, and the
             others no such task; 0: every worker computes every task.
         backup_slots: how many tasks one of these may be at.
+        backup_hang_timeout: how long one of these may spend on one task; None: as the others.
         worker_batch: how many data tasks a worker computes in one call, at most; more than 1 goes
             with one slot.
     """
@@ -122,7 +123,13 @@ class Rules:
     slots: int = 1
     backups: int = 0
     backup_slots: int = 1
+    backup_hang_timeout: float | None = None
     worker_batch: int = 1
+
+    def hang_timeout_of(self, worker: int) -> float:
+        """Return how long a worker may spend on one task before it is replaced."""
+        is_backup, own = worker >= self.workers - self.backups, self.backup_hang_timeout
+        return own if is_backup and own is not None else self.hang_timeout
 
     def extra_of(self, policy: Policy) -> float | None:
         """Return the extra work per query of a policy, at most; None if copies alone are bound."""
