@@ -6,6 +6,7 @@ import asyncio
 import gc
 import json
 import math
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +18,8 @@ from aiohttp import web
 
 from codedinvnet.models.base import HEADER_LENGTH
 from codedinvnet.serving import supervisor
+from codedinvnet.serving.answers import BadRequest
+from codedinvnet.serving.faces.http import LARGE_BODY
 from codedinvnet.serving.gateway.backup import UpstreamBackup
 from codedinvnet.serving.gateway.calls import Call
 from codedinvnet.serving.gateway.guard import Backup
@@ -24,7 +27,7 @@ from codedinvnet.serving.gateway.opening import open_guard
 from codedinvnet.serving.gateway.options import GatewayOptions
 from codedinvnet.serving.gateway.pool import UpstreamPool
 from codedinvnet.serving.gateway.run import make_relay
-from codedinvnet.serving.gateway.understanding import call_of
+from codedinvnet.serving.gateway.understanding import Understanding, call_of
 from codedinvnet.serving.gateway.upstream_metrics import UpstreamMetrics
 from codedinvnet.serving.gateway.upstreams import open_upstream
 from codedinvnet.serving.metrics import Metrics
@@ -32,6 +35,8 @@ from codedinvnet.serving.workers.pool import Task, WorkerFailed
 from codedinvnet.serving.workers.result import Abandoned, Result
 from tests.observing import counted, until
 from tests.protect.conftest import PLACE, finished  # noqa: F401
+from tests.protect.factories import FEATURES
+from tests.serving.gateway.asking import ask_grpc
 from tests.serving.gateway.fakes import gateway
 from tests.serving.gateway.servers import (
     MODEL,
@@ -40,6 +45,7 @@ from tests.serving.gateway.servers import (
     Server,
     asked,
     asked_in_json,
+    message,
     queries,
     scores,
 )
@@ -192,6 +198,37 @@ async def test_a_question_that_is_refused_in_both_forms_ends_with_what_is_wrong(
     finally:
         await upstream.close()
         await server.stop()
+
+
+async def test_one_large_request_is_read_at_a_time_though_its_client_is_gone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    server, small = Server(), Server(f"{PLACE}:smaller")
+    at_it, may_end = [], threading.Event()
+
+    def read(*_: Any) -> None:
+        at_it.append(threading.get_ident())
+        may_end.wait(30.0)
+        raise BadRequest("it does not matter")
+
+    await small.start()
+    try:
+        own = {"backup_upstream": f"{small.url}/v2/models/m", "grpc_port": 0}
+        async with gateway(server, **own) as (_, _, port):
+            monkeypatch.setattr(Understanding, "request", read)
+            large = message(queries(LARGE_BODY // FEATURES))
+            leaves = asyncio.create_task(ask_grpc(port, large))
+            await until(lambda: len(at_it) == 1)
+            leaves.cancel()
+            stays = asyncio.create_task(ask_grpc(port, large))
+            await asyncio.sleep(0.2)
+            assert len(at_it) == 1
+            may_end.set()
+            assert (await stays)[1]["codedinvnet-outcome"] == "direct"
+            assert len(at_it) == 2
+    finally:
+        may_end.set()
+        await small.stop()
 
 
 async def test_no_request_stays_once_it_is_answered() -> None:

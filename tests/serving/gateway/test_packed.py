@@ -65,6 +65,29 @@ async def test_packed_requests_are_unpacked_once_and_beside_the_event_loop(
         assert threading.get_ident() not in threads
 
 
+async def test_who_leaves_while_a_request_is_unpacked_waits_for_the_thread(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its turn is had until then, and its memory taken."""
+    begun, may_end = threading.Event(), threading.Event()
+
+    def unpacked(*_: Any) -> bytes:
+        begun.set()
+        may_end.wait(30.0)
+        return b""
+
+    monkeypatch.setattr(calls, "decompress", unpacked)
+    call = calls.Call("m", "", "http", b"", (("content-encoding", "gzip"),), 0.0)
+    waits = asyncio.create_task(call.unpacked())
+    await asyncio.to_thread(begun.wait, 30.0)
+    waits.cancel()
+    await asyncio.sleep(0.05)
+    assert not waits.done()
+    may_end.set()
+    with pytest.raises(asyncio.CancelledError):
+        await waits
+
+
 async def test_packed_requests_are_read_and_hold_what_they_are_unpacked(finished: Path) -> None:  # noqa: F811
     server, rows = Server(), 200
     head, blobs = described({"x": np.zeros((rows, FEATURES), np.float32)}, MODEL.signature.inputs)

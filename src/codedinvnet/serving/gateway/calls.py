@@ -14,6 +14,7 @@ from typing import Literal, TypeAlias
 from codedinvnet.models.base import HEADER_LENGTH
 from codedinvnet.models.upstream import Writes
 from codedinvnet.serving.answers import BadRequest
+from codedinvnet.serving.background import in_thread
 from codedinvnet.serving.faces.protobuf import fields
 from codedinvnet.serving.faces.v2 import decompress
 from codedinvnet.serving.service import Request
@@ -194,9 +195,8 @@ class Call:
             return self.body
         if self.plain is None:
             try:
-                self.plain = await asyncio.to_thread(
-                    decompress, self.body, self.encoding, self.most
-                )
+                body, encoding, most = self.body, self.encoding, self.most
+                self.plain = await in_thread(lambda: decompress(body, encoding, most))
             except BadRequest as error:
                 self.plain = error
         if isinstance(self.plain, BadRequest):

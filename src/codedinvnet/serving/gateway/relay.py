@@ -12,6 +12,7 @@ import numpy as np
 
 from codedinvnet.models.base import Signature, TensorSpec
 from codedinvnet.serving.answers import BadRequest, DeadlinePassed, QueryFailed
+from codedinvnet.serving.background import in_thread
 from codedinvnet.serving.faces.http import LARGE_BODY
 from codedinvnet.serving.frontend import FrontEnd
 from codedinvnet.serving.gateway.backup import SCORES
@@ -185,7 +186,7 @@ class Relay:
                 if (gone is not None and gone.done()) or time.monotonic() > call.deadline:
                     return False  # nobody waits for it any more
                 body = await call.unpacked()
-                return await asyncio.to_thread(self._accepts, call, body)
+                return await in_thread(lambda: self._accepts(call, body))
         except BadRequest:
             return False
         finally:
