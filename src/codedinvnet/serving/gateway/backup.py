@@ -16,6 +16,7 @@ import numpy as np
 from codedinvnet.codes.rules import SMALL_BACKUP, CodeRules
 from codedinvnet.models.base import TensorSpec
 from codedinvnet.serving.answers import BadRequest
+from codedinvnet.serving.background import in_thread
 from codedinvnet.serving.decoding import Answers, Check, Decoding, Facts, Found, Job, Wiring
 from codedinvnet.serving.gateway.calls import Reply
 from codedinvnet.serving.gateway.pool import CALL, REPLY, UpstreamPool, boxed
@@ -232,18 +233,27 @@ class BackupAnswers(Decoding):
         compared, members = self.wiring.compared, [check.member]
         if compared is not None:
             members = [task for task in check.workers if task < check.size]
-        found = {i: self._compare(check.outputs, i) for i in members}
-        seen = {i: facts for i, facts in found.items() if facts is not None}
+        chances = [self._random.random() for _ in members]
+
+        def look() -> dict[int, tuple[float, bool]]:
+            pairs = zip(members, chances, strict=True)
+            found = {i: self._compare(check.outputs, i, chance) for i, chance in pairs}
+            return {i: facts for i, facts in found.items() if facts is not None}
+
+        seen = await in_thread(look)  # answers may be large
         if check.member in seen:
             self.wiring.metrics.checked(seen[check.member][1])
         if compared is not None and seen:
             told = tuple((i, *facts) for i, facts in seen.items())
             compared(check, Facts(seen.get(check.member), told))
 
-    def _compare(self, outputs: Mapping[int, np.ndarray], member: int) -> tuple[float, bool] | None:
+    def _compare(
+        self, outputs: Mapping[int, np.ndarray], member: int, chance: float
+    ) -> tuple[float, bool] | None:
         """Return the confidence for a request, and whether one of its answers agrees.
 
-        None if the upstream's answer or the backup's has no scores.
+        None if the upstream's answer or the backup's has no scores. The chance, below 1, says
+        which answer is looked at.
         """
         reply: Reply = outputs[member][0]
         scores = self._scores(outputs, member)
@@ -253,7 +263,7 @@ class BackupAnswers(Decoding):
             own = self.backing.understanding.scores_of(reply)
         except BadRequest:  # an error of the model's own
             return None
-        query = self._random.randrange(len(scores))
+        query = int(chance * len(scores))
         return self._confidence(scores), bool(own[query].argmax() == scores[query].argmax())
 
     def _answered(self, job: Job) -> Answers:
