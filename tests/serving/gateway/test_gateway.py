@@ -6,6 +6,7 @@ import asyncio
 import json
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
@@ -20,8 +21,9 @@ from codedinvnet.serving.answers import DeadlinePassed
 from codedinvnet.serving.faces.grpc_stubs import SERVICE
 from codedinvnet.serving.gateway import versions
 from codedinvnet.serving.gateway.calls import Call
+from codedinvnet.serving.gateway.upstream_metrics import ERROR, FAILED
 from codedinvnet.serving.gateway.upstreams import open_upstream
-from tests.observing import until
+from tests.observing import counted, until
 from tests.serving.gateway.asking import BODY, ask, ask_grpc, request
 from tests.serving.gateway.fakes import ANSWER, Fake, GrpcFake, gateway
 
@@ -253,6 +255,33 @@ async def test_one_transport_stands_for_the_other() -> None:
         reply = await ask(address)
         assert (reply.status, json.loads(reply.body)) == (400, {"error": "x is wrong"})
         assert (await ask(address, b"{")).status == 400
+
+
+@pytest.mark.parametrize(
+    ("datatype", "raw", "status", "told"),
+    [
+        ("FP32", b"\x07", 502, "the upstream's answer: outputs: 'y': has 1 bytes"),
+        ("BYTES", b"\x07", 502, "the upstream's answer: outputs: 'y': element 0"),
+        ("FP32", b"", 502, "the upstream's answer: outputs: 'y': has 0 bytes"),
+        ("FP32", b"\0\0\xc0\x7f", 400, "not finite, which JSON cannot carry: ask for binary_data"),
+        ("BF16", b"\0\0", 400, "'BF16': ask for binary_data"),
+    ],
+)
+async def test_an_answer_that_cannot_be_read_is_its_upstreams_fault(
+    datatype: str, raw: bytes, status: int, told: str
+) -> None:
+    """What JSON alone cannot carry is its client's."""
+    rpc = GrpcFake()
+    rpc.answer.outputs[0].datatype, rpc.answer.raw_output_contents[0] = datatype, raw
+
+    async with gateway(rpc) as (address, relay, _):
+        reply = await ask(address)
+        assert reply.status == status
+        assert told in json.loads(reply.body)["error"]
+        result = FAILED if status == 502 else ERROR
+        assert counted(relay.pool.metrics.calls.labels(rpc.url, result)) == 1
+        rpc.answer = SimpleNamespace(SerializeToString=lambda: b"\xff")
+        assert (await ask(address)).status == 502
 
 
 async def test_a_long_error_of_an_upstream_over_grpc_is_still_its_own() -> None:

@@ -37,6 +37,10 @@ TYPED = {
 """Datatype -> where typed contents have it, and the format of one element's bytes."""
 
 
+class NotInJson(BadRequest):
+    """JSON cannot carry an output that is wanted in it."""
+
+
 class Body(NamedTuple):
     """A body over HTTP."""
 
@@ -219,7 +223,8 @@ def response_to_http(message: bytes, wanted: Wanted) -> Body:
     """Return a serialized ModelInferResponse as the body of an answer.
 
     Raises:
-        BadRequest: if JSON cannot carry an output that is wanted in it.
+        NotInJson: if JSON cannot carry an output that is wanted in it.
+        BadRequest: if it is none, or an output is not what it says.
     """
     response = parsed(pb.ModelInferResponse, message)
     outputs, blobs = [], []
@@ -235,12 +240,17 @@ def response_to_http(message: bytes, wanted: Wanted) -> Body:
             parameters[SIZE] = len(blob)
             blobs.append(blob)
         else:
+            told = f"outputs: {tensor.name!r}: "
             try:
                 array = from_bytes(blob, tensor.datatype, tuple(tensor.shape))
+            except (BadTensor, ValueError) as error:
+                raise BadRequest(f"{told}{error}") from error
+            except KeyError as error:
+                raise NotInJson(f"{told}{error}: ask for binary_data") from error
+            try:
                 entry["data"] = to_json(array)
-            except (BadTensor, KeyError) as error:
-                why = f"outputs: {tensor.name!r}: {error}: ask for binary_data"
-                raise BadRequest(why) from error
+            except BadTensor as error:
+                raise NotInJson(f"{told}{error}: ask for binary_data") from error
         if parameters:
             entry["parameters"] = parameters
         outputs.append(entry)

@@ -15,6 +15,7 @@ from codedinvnet.serving.faces.http import LARGE_BODY
 from codedinvnet.serving.faces.statuses import grpc_status, http_status
 from codedinvnet.serving.faces.v2 import TooLarge
 from codedinvnet.serving.faces.v2_grpc import (
+    NotInJson,
     request_from_http,
     request_to_http,
     response_from_http,
@@ -102,8 +103,10 @@ async def through_grpc(call: Call, post: Post) -> Reply:
         return problem(http_status(reply.status), reply.message)
     try:
         body = await beside(len(reply.body), response_to_http, reply.body, wanted)
-    except BadRequest as error:
+    except NotInJson as error:
         return problem(400, str(error))
+    except BadRequest as error:
+        return problem(502, f"the upstream's answer: {error}")
     headers: Headers = (("content-type", "application/json"),)
     if body.header_length is not None:
         headers = (
