@@ -60,6 +60,8 @@ def test_what_is_no_message(broken: bytes) -> None:
 def test_headers_of_one_connection_stay_behind() -> None:
     headers = (("connection", "keep-alive, X-Hop"), ("x-hop", "1"), ("host", "a"), ("x", "2"))
     assert passed_on(headers) == (("x", "2"),)
+    again = (("connection", "close"), ("x-too", "3"), ("connection", "x-too"))
+    assert passed_on((*headers, *again)) == (("x", "2"),)
 
 
 @pytest.mark.parametrize(("status", "fails"), [(200, 0), (400, 0), (404, 0), (429, 1), (503, 1)])

@@ -253,9 +253,9 @@ def problem(status: int, message: str) -> Reply:
 
 def passed_on(headers: Headers) -> Headers:
     """Return the headers without those that are of one connection, in lower case."""
-    dropped, named = HOP_BY_HOP, dict(headers).get("connection")
-    if named is not None:
-        dropped = dropped.union(name.strip() for name in named.lower().split(","))
+    dropped, named = HOP_BY_HOP, [value for name, value in headers if name == "connection"]
+    if named:
+        dropped = dropped.union(name.strip() for name in ",".join(named).lower().split(","))
     return tuple((name, value) for name, value in headers if name not in dropped)
 
 
