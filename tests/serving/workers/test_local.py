@@ -7,15 +7,20 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import threading
 import time
+from collections.abc import Callable
 from importlib import resources
 from multiprocessing.util import get_temp_dir
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import uvloop
 
 from codedinvnet.codes.build import scheme_for
 from codedinvnet.errors import UserError
@@ -94,6 +99,32 @@ async def test_a_killed_worker_is_noticed_at_once(caplog: pytest.LogCaptureFixtu
         assert {pool.pid(0), pool.pid(1)}.isdisjoint(pids)
         await asyncio.gather(*[pool.call(i, data_task(4 + i, 0)) for i in range(2)])
         assert len(deaths) == 2
+
+
+@pytest.mark.parametrize("turns", range(4))
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
+def test_a_worker_that_is_asked_while_it_ends_has_died(
+    run: Callable[..., None], turns: int
+) -> None:
+    """However far its end is known in the event loop."""
+
+    async def ask() -> None:
+        ours, theirs = socket.socketpair()
+        pool = ProcessPool(BundleSpec("mnist", 4))
+        reader, writer = await asyncio.open_connection(sock=ours)
+        gone: Any = SimpleNamespace()
+        pool.connections = [Connection(gone, gone, reader, writer)]
+        listening = asyncio.create_task(pool._listen(0, pool.connections[0]))
+        writer.write(b"what it has not read")
+        await asyncio.sleep(0.01)
+        theirs.close()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        with pytest.raises(WorkerDied, match="its process ended"):
+            await pool.call(0, data_task(1, 0))
+        await listening
+
+    run(ask())
 
 
 async def test_a_death_while_others_start_is_not_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:

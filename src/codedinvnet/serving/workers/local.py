@@ -42,6 +42,8 @@ STOP_POLL = 0.01
 UNREAD = 255
 """multiprocessing's exit code of a process whose own it missed, as when another one's start, in a
 thread, has asked for it at the same moment."""
+ENDED = "its process ended"
+"""Why a worker is dead whose stream is closed."""
 PATIENCE = 10.0
 """Seconds that the fork server is given when a start is over or no longer wanted."""
 
@@ -250,7 +252,7 @@ class ProcessPool:
             raise kind(f"worker {worker} cannot start: {' '.join(message.split())}")
 
     async def _listen(self, worker: int, connection: Connection) -> None:
-        reader, reason = connection.reader, "its process ended"
+        reader, reason = connection.reader, ENDED
         try:
             while True:
                 head = await reader.readexactly(REPLY.size)
@@ -289,7 +291,11 @@ class ProcessPool:
         request = pack_request(task)
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         connection.waiting[task.attempt] = future
-        connection.writer.write(request)
+        try:
+            connection.writer.write(request)
+        except RuntimeError as error:  # of uvloop: the listener is about to find it out
+            del connection.waiting[task.attempt]
+            raise WorkerDied(ENDED) from error
         return await future
 
     async def replace(self, worker: int) -> None:
