@@ -7,7 +7,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from codedinvnet.errors import UserError
 
@@ -37,8 +37,18 @@ def read_token(path: Path | None, flag: str = "--token-file") -> str:
     return token
 
 
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """Goes nowhere else: the token would go along, to whatever host."""
+
+    def redirect_request(
+        self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
+    ) -> NoReturn:
+        told = f"it redirects to {newurl}: give that address"
+        raise urllib.error.HTTPError(req.full_url, code, told, headers, fp)
+
+
 def open_directly(request: urllib.request.Request, seconds: float) -> Any:
-    """Return the answer to a request, by no proxy: its token is for the service alone.
+    """Return the answer to a request, by no proxy and no redirect: its token is for it alone.
 
     `http_proxy` would lead there even if the service is on this machine.
 
@@ -47,10 +57,10 @@ def open_directly(request: urllib.request.Request, seconds: float) -> Any:
         seconds: without a byte, after which it is given up.
 
     Raises:
-        urllib.error.HTTPError: if the service refuses.
+        urllib.error.HTTPError: if the service refuses, or redirects.
         OSError: if it does not answer.
     """
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirect())
     return opener.open(request, timeout=seconds)
 
 
@@ -94,6 +104,8 @@ def _refusal(error: urllib.error.HTTPError) -> str:
     """Return in words why a service refused."""
     if error.code == 401:
         return "the service needs its token, or another one: --token-file FILE"
+    if 300 <= error.code < 400:
+        return f"{error.reason} (status {error.code})"
     try:
         told = str(json.loads(error.read())["error"])
     except (OSError, ValueError, KeyError, TypeError):
