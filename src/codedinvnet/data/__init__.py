@@ -8,7 +8,13 @@ groups.
 
 from __future__ import annotations
 
-from codedinvnet.data.groups import Groups, random_groups, split_indices, spread_rows
+from codedinvnet.data.groups import (
+    Groups,
+    random_groups,
+    settings_split,
+    split_indices,
+    spread_rows,
+)
 from codedinvnet.data.load import SAMPLES, load_images, sample_images
 from codedinvnet.data.sources import ImageFolder, ImageRows, ImageSet, ImageSource, Split
 
@@ -23,6 +29,7 @@ __all__ = [
     "load_images",
     "random_groups",
     "sample_images",
+    "settings_split",
     "split_indices",
     "spread_rows",
 ]

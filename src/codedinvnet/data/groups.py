@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from codedinvnet.errors import UserError
+
+if TYPE_CHECKING:
+    from codedinvnet.config import Settings
+    from codedinvnet.data.sources import ImageSource
 
 
 def split_indices(count: int, validation: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -31,6 +36,11 @@ def split_indices(count: int, validation: int, seed: int) -> tuple[Tensor, Tenso
         )
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     return order[validation:].sort().values, order[:validation].sort().values
+
+
+def settings_split(settings: Settings, source: ImageSource) -> tuple[Tensor, Tensor]:
+    """Return the rows that a training takes and those that it sets aside (`split_indices`)."""
+    return split_indices(len(source), settings.data.validation, settings.seed)
 
 
 def spread_rows(rows: Tensor, count: int) -> Tensor:

@@ -7,7 +7,7 @@ from itertools import zip_longest
 import torch
 
 from codedinvnet.config import PixelFusionSettings, Settings, with_members
-from codedinvnet.data import ImageSource, split_indices
+from codedinvnet.data import ImageSource, settings_split
 from codedinvnet.errors import UserError
 from codedinvnet.models.coded import CodedModel, model_settings
 
@@ -25,7 +25,7 @@ def check_settings(settings: Settings, source: ImageSource, members: int) -> Non
             and images do not fit each other, or if the pixels' data set or discriminator do not.
     """
     fusion = with_members(settings, members).fusion
-    train, validation = split_indices(len(source), settings.data.validation, settings.seed)
+    train, validation = settings_split(settings, source)
     for rows, part in ((train, "training"), (validation, "validation")):
         if len(rows) < members:
             raise UserError(

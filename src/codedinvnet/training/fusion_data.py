@@ -12,7 +12,7 @@ from torch import Tensor
 
 from codedinvnet.checkpoint import load_checkpoint, save_checkpoint
 from codedinvnet.config import PixelFusionSettings, Settings
-from codedinvnet.data import ImageSource, split_indices
+from codedinvnet.data import ImageSource, settings_split
 from codedinvnet.devices import first_tensor
 from codedinvnet.errors import UserError
 from codedinvnet.models.coded import prepare
@@ -92,7 +92,7 @@ def sample_fusion_data(
     check_network_images(source, header)
     settings = as_trained(settings, network_folder, header)
     fold(network)
-    train, _ = split_indices(len(source), settings.data.validation, settings.seed)
+    train, _ = settings_split(settings, source)
     generator = torch.Generator().manual_seed(settings.seed + members)
     groups = draw_groups(train, fusion.groups, members, generator)
     stamp = _stamp(settings, members, header.get(NETWORK_WEIGHTS))

@@ -21,7 +21,7 @@ from codedinvnet.checkpoint import (
     tensors_digest,
 )
 from codedinvnet.config import Settings, parse_settings
-from codedinvnet.data import ImageSource, split_indices, spread_rows
+from codedinvnet.data import ImageSource, settings_split, spread_rows
 from codedinvnet.errors import UserError
 from codedinvnet.models.coded import build_head, build_network, prepare
 from codedinvnet.nn.head import Head
@@ -85,9 +85,7 @@ class NetworkStage:
         self.network = build_network(settings.network, shape).to(device)
         head = build_head(settings.network, self.network.latent_shape, len(source.classes))
         self.head = head.to(device)
-        self.train_rows, self.validation_rows = split_indices(
-            len(source), settings.data.validation, settings.seed
-        )
+        self.train_rows, self.validation_rows = settings_split(settings, source)
         if len(self.train_rows) < self.options.batch_size:
             raise UserError(
                 f"training.batch_size {self.options.batch_size} is more than the "

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from codedinvnet.checkpoint import PART
 from codedinvnet.config import PixelFusionSettings, Settings
-from codedinvnet.data import ImageSource, split_indices
+from codedinvnet.data import ImageSource, settings_split
 from codedinvnet.errors import UserError
 from codedinvnet.models.coded import CodedModel
 from codedinvnet.nn.fusion import PatchDiscriminator, UNetFusion
@@ -91,7 +91,7 @@ class PixelStage:
         batches = len(data.groups) // fusion.batch_size
         self.steps_per_epoch = batches // fusion.discriminator_steps
         self.total_steps = self.steps_per_epoch * fusion.epochs
-        _, rows = split_indices(len(source), settings.data.validation, settings.seed)
+        _, rows = settings_split(settings, source)
         images, labels = source.batch(rows)
         self.validation_images, self.validation_labels = images.to(device), labels.to(device)
         self.validation_latents = embed_all(model, self.validation_images)

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codedinvnet.config import RecoveryFusionSettings, Settings
-from codedinvnet.data import ImageSource, split_indices, spread_rows
+from codedinvnet.data import ImageSource, settings_split, spread_rows
 from codedinvnet.models.coded import CodedModel, shared_error
 from codedinvnet.nn.fusion import mosaic_grid
 from codedinvnet.nn.lipschitz import project
@@ -83,9 +83,7 @@ class RecoveryStage:
         self.rate = fusion.joint_learning_rate if joint else fusion.learning_rate
         self.steps_per_epoch = fusion.steps_per_epoch
         self.total_steps = self.steps_per_epoch * (fusion.joint_epochs if joint else fusion.epochs)
-        self.train_rows, validation = split_indices(
-            len(source), settings.data.validation, settings.seed
-        )
+        self.train_rows, validation = settings_split(settings, source)
         model.requires_grad_(joint)
         model.encoder.requires_grad_(True)
         if model.recovery_head is not None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from codedinvnet.config import Settings
-from codedinvnet.data import ImageSource, split_indices
+from codedinvnet.data import ImageSource, settings_split
 from codedinvnet.errors import UserError
 from codedinvnet.models.bundle import Bundle
 from codedinvnet.training.check import check_same_images
@@ -14,11 +14,6 @@ from codedinvnet.training.check import check_same_images
 LEAST_FOUND = 0.95
 """Share of the images set aside that a source must have. Copies of CIFAR-10 differ in one image of
 600."""
-
-
-def settings_split(settings: Settings, source: ImageSource) -> tuple[Tensor, Tensor]:
-    """Return the rows that a training takes and those that it sets aside (`split_indices`)."""
-    return split_indices(len(source), settings.data.validation, settings.seed)
 
 
 def validation_digests(settings: Settings, source: ImageSource) -> Tensor:
