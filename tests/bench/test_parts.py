@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from codedinvnet.bench import parts
 from codedinvnet.bench.grid import DataSetSettings, Trial
 from codedinvnet.bench.parts import DataSet, Scored, _set_aside
 from codedinvnet.checkpoint import save_checkpoint
@@ -26,7 +27,8 @@ from codedinvnet.data import (
 )
 from codedinvnet.errors import UserError
 from codedinvnet.models.bundle import VALIDATION, Bundle, load_bundle, save_bundle
-from codedinvnet.training.pixels import VERSION, fusion_targets
+from codedinvnet.training.pixels import VERSION, PaperStage, fusion_targets
+from tests.bench.grids import PAPER
 from tests.data.files import Unread
 
 
@@ -87,7 +89,10 @@ def data_set(
     split: Scored = "test",
 ) -> DataSet:
     part = PartSettings(epochs=1)
-    settings = DataSetSettings(bundle=str(bundle), classifier=part, backup=part, parity=part)
+    paper = PixelFusionSettings.model_validate(PAPER)
+    settings = DataSetSettings(
+        bundle=str(bundle), classifier=part, backup=part, parity=part, paper=paper
+    )
     device = torch.device("cpu")
     return DataSet("mnist", settings, train, test, folder, device, split=split)
 
@@ -173,6 +178,30 @@ def test_images_in_another_order_are_split_by_content(
         here.load(str(older))
     with pytest.raises(UserError, match=r"other training images than bundle .*older"):
         data_set(older, backwards, test, tmp_path)
+
+
+def test_the_papers_encoder_is_chosen_on_the_images_set_aside_whatever_their_order(
+    bundle_folder: Path, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = load_images("mnist", "train", data_dir=data_dir)
+    backwards = ImageRows(train, torch.arange(len(train)).flip(0), "backwards")
+    data = data_set(
+        bundle_folder, backwards, load_images("mnist", "test", data_dir=data_dir), tmp_path
+    )
+    begun: list[PaperStage] = []
+
+    def begins(stage: PaperStage, *_: Any, **__: Any) -> None:
+        begun.append(stage)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(parts, "train_stage", begins)
+    name = "coded-invnet-paper"
+    with pytest.raises(KeyboardInterrupt):
+        data.part(Trial(name, name, "mnist", "invertible", 2, 1, 0, 1, str(bundle_folder), 1))
+    (stage,) = begun
+    aside = ImageSet("aside", train.classes, stage.validation_images, stage.validation_labels, "")
+    _, rows = split_indices(len(train), 100, seed=3)
+    assert same_images(aside, ImageRows(train, rows, "there"))
 
 
 def test_images_of_other_classes_than_a_bundles_are_refused(tmp_path: Path) -> None:

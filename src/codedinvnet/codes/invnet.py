@@ -133,7 +133,15 @@ class PaperInvNet(AverageImage):
         served = lessons.served.model_copy(update={"fusion": fusion})
         train, rows, seed = lessons.train, lessons.train_rows, lessons.seed
         return paper_stage(
-            served, fusion, train, model, rows, given.k, device=lessons.device, seed=seed
+            served,
+            fusion,
+            train,
+            model,
+            rows,
+            given.k,
+            device=lessons.device,
+            seed=seed,
+            validation_rows=lessons.validation_rows,
         )
 
     def encoder(self, given: Given) -> nn.Module:

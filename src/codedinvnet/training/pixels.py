@@ -35,7 +35,7 @@ class PixelStage:
     """Train E on the pixels of the generated data set (Dinh & Lee, section 3.3).
 
     Args:
-        settings: of the run; its seed tells validation images from the others.
+        settings: of the run.
         fusion: its fusion stage's.
         source: the images.
         model: f, E and g, of which E trains.
@@ -43,6 +43,7 @@ class PixelStage:
         members: k.
         device: where all this is.
         initial_seed: of the weights that training begins with; None is the run's.
+        validation_rows: of the source; None are those that the settings set aside.
 
     Raises:
         UserError: if the targets are so far from the images' range that their cosh overflows.
@@ -60,6 +61,7 @@ class PixelStage:
         members: int,
         device: torch.device,
         initial_seed: int | None = None,
+        validation_rows: Tensor | None = None,
     ) -> None:
         farthest = data.targets.abs().max()
         if not farthest.cosh().isfinite():
@@ -91,8 +93,9 @@ class PixelStage:
         batches = len(data.groups) // fusion.batch_size
         self.steps_per_epoch = batches // fusion.discriminator_steps
         self.total_steps = self.steps_per_epoch * fusion.epochs
-        _, rows = settings_split(settings, source)
-        images, labels = source.batch(rows)
+        if validation_rows is None:
+            _, validation_rows = settings_split(settings, source)
+        images, labels = source.batch(validation_rows)
         self.validation_images, self.validation_labels = images.to(device), labels.to(device)
         self.validation_latents = embed_all(model, self.validation_images)
         self.order = torch.arange(len(data.groups))
@@ -207,11 +210,12 @@ def paper_stage(
     *,
     device: torch.device,
     seed: int,
+    validation_rows: Tensor,
 ) -> PaperStage:
     """Return the training of E on freshly drawn groups of training images (rows)."""
     groups = draw_groups(rows, fusion.groups, members, torch.Generator().manual_seed(seed))
     data = fusion_targets(model, train, groups)
-    return PaperStage(settings, fusion, train, model, data, members, device, seed)
+    return PaperStage(settings, fusion, train, model, data, members, device, seed, validation_rows)
 
 
 def fusion_targets(model: CodedModel, source: ImageSource, groups: Tensor) -> FusionData:
