@@ -25,6 +25,7 @@ from codedinvnet.config import (
     validated,
 )
 from codedinvnet.data import Split, load_images
+from codedinvnet.devices import denormals_flushed
 from codedinvnet.evaluation.accuracy import evaluation_report
 from codedinvnet.files import check_folder, check_writable, read_json
 from codedinvnet.models.bundle import load_bundle
@@ -159,6 +160,7 @@ def trials(grid: Grid, path: Path) -> list[Trial]:
     return found
 
 
+@denormals_flushed()
 def run(
     grid: Path,
     out: Path | None = None,

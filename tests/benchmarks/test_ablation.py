@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from benchmarks import ablation
 from codedinvnet import stages
@@ -211,3 +212,20 @@ def test_without_images_no_trial_is_begun(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no train images"):
         run(grid_file(tmp_path), tmp_path, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["grid.json"]
+
+
+def test_denormal_numbers_are_flushed_before_anything_is_computed(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Choosing the device computes already, and PyTorch's threads inherit what is set then."""
+    seen = []
+
+    def first(_: str) -> None:
+        seen.append(float(torch.full((8,), 1e-30).mul(1e-10).sum()))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stages, "choose_device", first)
+    supported = torch.set_flush_denormal(False)
+    with pytest.raises(KeyboardInterrupt):
+        run(grid_file(tmp_path), tmp_path, data_dir)
+    assert seen == [0] or (not supported and len(seen) == 1)

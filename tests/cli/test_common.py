@@ -91,6 +91,7 @@ FLUSHED: dict[str, list[str]] = {
     "codedinvnet.stages.fuse": ["fuse", "CONFIG"],
     "codedinvnet.stages.reproduce": ["reproduce", "CONFIG"],
     "codedinvnet.bench.accuracy.run": ["bench", "accuracy", "CONFIG", "--out", "rows.jsonl"],
+    "codedinvnet.bench.latency.run": ["bench", "latency", "CONFIG", "--out", "rows.jsonl"],
     "codedinvnet.protect.run.protect": ["protect", "m:f", "--inputs", "x.npy", "--out", "o"],
 }
 PAPERS = ("codedinvnet.stages.train", ["--config_file", "CONFIG"])

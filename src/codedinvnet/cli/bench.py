@@ -122,6 +122,7 @@ def _add_latency(benches: Commands) -> None:
     _add_shared(sub, "latency", "minutes: one setting, 3,000 queries a method")
 
 
+@flushing_denormals
 def _latency(arguments: argparse.Namespace) -> None:
     from codedinvnet.bench import latency, tables
 
