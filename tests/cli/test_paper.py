@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -96,6 +97,29 @@ class TestPaper:
         assert outcome.code == 0
         assert "validation_bits_per_dimension" in outcome.out
         assert [path.name for path in (tmp_path / "runs").iterdir()] == ["tiny-recovery-density"]
+
+
+def test_what_a_data_folder_lacks_is_downloaded_into_it_unless_it_was_asked_for(
+    data_dir: Path, tmp_path: Path, call_paper: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "data").mkdir()
+    monkeypatch.chdir(tmp_path)
+
+    def downloads(name: str, split: str, root: Path) -> None:
+        shutil.copytree(data_dir / name, root / name)
+
+    def trains(run: stages.Run) -> dict[str, Any]:
+        return {"validation": {"images": len(run.images("train"))}}
+
+    monkeypatch.setattr("codedinvnet.data.load.download_images", downloads)
+    monkeypatch.setattr(stages, "train", trains)
+    words = ("--config_file", write_settings(tmp_path / "own.json", tiny_settings()))
+    for option in ("--data_dir", "--data-dir"):  # as messages name it
+        refused = call_paper(*words, option, "data")
+        check_refusal(refused.code, refused.out, refused.err, "leave --data-dir out to download")
+    done = call_paper(*words)
+    assert done.code == 0, done.err
+    assert [path.name for path in Path("data").iterdir()] == ["mnist"]
 
 
 BAD_PAPER: dict[str, tuple[list[str], str]] = {

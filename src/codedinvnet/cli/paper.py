@@ -31,7 +31,8 @@ def paper_main(argv: Sequence[str] | None = None) -> int:
     )
     add = parser.add_argument
     add("--config_file", type=Path, required=True, help="settings file (JSON)")
-    add("--data_dir", type=Path, help="image sets (data, if it is there; else the usual places)")
+    places = "data, if it is there; else the cache; what is missing is downloaded"
+    add("--data_dir", "--data-dir", type=Path, help=f"folder of image sets ({places})")
     add("--save_dir", type=Path, default=Path("runs"), help="where run folders lie (runs)")
     add("--batch_size", type=int, help="of the stage that runs (its settings')")
     add("--lr", type=float, help="learning rate of the stage that runs (its settings')")
@@ -75,6 +76,7 @@ def _paper(arguments: argparse.Namespace) -> None:
         save_dir=arguments.save_dir,
         data_dir=arguments.data_dir or (Path("data") if Path("data").is_dir() else None),
         device=stages.choose_device(arguments.device),
+        download=arguments.data_dir is None,
         resume=arguments.resume,
     )
     members = members_of(run.settings, arguments.nactors)
