@@ -32,6 +32,8 @@ OF_MODELS = (
     *("tensorboard", "aiohttp"),
 )
 """What the extra `models` installs, as it is imported."""
+ALLOCATOR = "DefaultCPUAllocator"
+"""Behind a place in its own code, PyTorch's word for too little memory, which is of no own type."""
 SPINS = "10000"
 """Turns for which a thread of GNU OpenMP, PyTorch's, waits for others at full speed."""
 
@@ -174,8 +176,13 @@ def guarded(call: Callable[[], None], kept: str = "") -> int:
         where = f"{error.filename}: " if error.filename else ""
         print(f"error: {where}{error.strerror or error}", file=sys.stderr)
         return 2
-    except MemoryError as error:  # numpy says how much was asked for
-        print(f"error: too little memory: {error}".rstrip(": "), file=sys.stderr)
+    except (MemoryError, RuntimeError) as error:  # numpy and PyTorch say how much was asked for
+        said = str(error)
+        of_gpu, of_cpu = type(error).__name__ == "OutOfMemoryError", said.find(ALLOCATOR)
+        if not (isinstance(error, MemoryError) or of_gpu or of_cpu >= 0):
+            raise
+        told = said[max(0, of_cpu) :].partition("\n")[0]
+        print(f"error: too little memory: {told}".rstrip(": "), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted" + (f"; {kept}" if kept else ""), file=sys.stderr)
