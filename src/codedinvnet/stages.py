@@ -66,6 +66,7 @@ from codedinvnet.training.loop import (
     Stage,
     changed_settings,
     set_aside,
+    starts_over,
     train_stage,
 )
 from codedinvnet.training.network import (
@@ -235,7 +236,7 @@ def fuse(run: Run, members: int) -> dict[str, Any]:
     origin: dict[str, str] = {}
     phases = _phases(run, fusion, model, source, weights)
     for number, (place, epochs, resume, stage) in enumerate(phases):
-        if number == 0 and not (resume and (place / LAST).is_file()):  # it starts over
+        if number == 0 and starts_over(place, resume):
             _set_bundle_aside(folder / "bundle")
         header = train_stage(
             stage, place, epochs=epochs, seed=settings.seed, settings=stamp, resume=resume

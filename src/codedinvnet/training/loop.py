@@ -99,9 +99,19 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate
 
 
-def set_aside(folder: Path) -> None:
-    """Move the checkpoints of a training that starts over: its hours may be wanted after all."""
-    found = [path for path in (folder / LAST, folder / BEST) if path.is_file()]
+def starts_over(folder: Path, resume: int) -> bool:
+    """Tell whether a training begins anew; one whose epoch to resume is not there does not."""
+    return not resume or (resume == LATEST and not (folder / LAST).is_file())
+
+
+def set_aside(folder: Path, *more: str) -> None:
+    """Move the checkpoints of a training that starts over: its hours may be wanted after all.
+
+    Args:
+        folder: the training's.
+        more: names of what else it left there.
+    """
+    found = [path for name in (LAST, BEST, *more) if (path := folder / name).is_file()]
     if found:
         kept = free_backup_name(folder / "checkpoints")
         kept.mkdir()
@@ -149,14 +159,14 @@ def train_stage(
         "commit": describe_commit(),
         "machine": describe_machine(),
     }
-    if resume and (resume != LATEST or last.is_file()):
+    if starts_over(folder, resume):
+        set_aside(folder)
+    else:
         tensors, header = load_checkpoint(last)
         _check_resumable(header, settings, last, resume)
         load_modules(stage.modules(), tensors, last)
         load_optimizers(stage.optimizers(), tensors)
         start, seconds, best_score = header["epoch"], header["seconds"], header["best_score"]
-    else:
-        set_aside(folder)
     writer = None
     if replan and start:
         epochs = replan(start, seconds)

@@ -38,7 +38,9 @@ from codedinvnet.training.loop import (
     changed_settings,
     differing_keys,
     make_optimizer,
+    set_aside,
     set_rate,
+    starts_over,
     train_stage,
     warmup_cosine,
 )
@@ -227,7 +229,8 @@ def train_network(
     """Train f and g, constrain f exactly, and leave `network.safetensors` in the folder.
 
     Its header names the weights as they were before the exact constraint, which rounds otherwise on
-    another machine: a finished training that is resumed there leaves the same network.
+    another machine: a finished training that is resumed there leaves the same network. Until one
+    that starts over has ended, there is no network.
 
     Returns:
         The header of the finished checkpoint.
@@ -239,6 +242,8 @@ def train_network(
         _, last = load_checkpoint(folder / LAST)
         check_same_images(source, last.get("settings", {}).get(IMAGES) or "", "the network")
     stage = NetworkStage(settings, source, device)
+    if starts_over(folder, resume):
+        set_aside(folder, NETWORK)
     header = train_stage(
         stage,
         folder,
