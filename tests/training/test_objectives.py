@@ -57,6 +57,9 @@ def test_density_estimation_learns(data_dir: Path, tmp_path: Path) -> None:
     for refuses in (stages.fuse, stages.reproduce):  # reproduce before it trains
         with pytest.raises(UserError, match="'density' trains no head"):
             refuses(run, 2)
+    raw["fusion"] = tiny_settings("pixels")["fusion"]
+    with pytest.raises(UserError, match="'density' trains no head"):
+        stages.sample(make_run(raw, tmp_path, data_dir), 2)
 
 
 def load_bits(run: stages.Run, raw: dict[str, Any], data_dir: Path) -> float:
