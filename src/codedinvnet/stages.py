@@ -42,9 +42,11 @@ from codedinvnet.models.bundle import (
     BundleInfo,
     InputDescription,
     Provenance,
+    bundle_info,
     load_bundle,
     save_bundle,
     usable_device,
+    weights_digest,
     write_description,
 )
 from codedinvnet.models.coded import CodedModel, model_settings
@@ -264,8 +266,21 @@ def fuse(run: Run, members: int) -> dict[str, Any]:
         ),
         figures={"validation": figures},
     )
-    save_bundle(folder / "bundle", info, model, validation_digests(settings, source))
-    return {"bundle": str(folder / "bundle"), **figures}
+    bundle = folder / "bundle"
+    tested, before = _tested(bundle)
+    save_bundle(bundle, info, model, validation_digests(settings, source))
+    if before == weights_digest(bundle):
+        write_description(bundle, info.model_copy(update={"figures": {**info.figures, **tested}}))
+    return {"bundle": str(bundle), **figures}
+
+
+def _tested(bundle: Path) -> tuple[dict[str, Any], str]:
+    """Return the figures of the test images that a bundle has, and what names its weights."""
+    try:
+        figures = bundle_info(bundle).figures
+        return {k: v for k, v in figures.items() if k.startswith("test_")}, weights_digest(bundle)
+    except (UserError, OSError):  # there is none, or it is damaged
+        return {}, ""
 
 
 def _set_bundle_aside(folder: Path) -> None:

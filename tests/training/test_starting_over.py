@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from codedinvnet import stages
+from codedinvnet.checkpoint import load_checkpoint, save_checkpoint
 from codedinvnet.errors import UserError
+from codedinvnet.models.bundle import WEIGHTS, bundle_info, load_bundle
 from codedinvnet.training import network
 from codedinvnet.training.loop import LAST, LATEST
 from tests.conftest import digests
@@ -53,3 +55,20 @@ def test_an_epoch_that_is_not_there_to_resume_leaves_all_as_it_is(own: stages.Ru
         with pytest.raises(UserError, match="no checkpoint at"):
             stage(replace(own, resume=2), 2)
         assert digests(own.folder) == before
+
+
+def test_test_figures_stay_as_long_as_the_weights_do(own: stages.Run) -> None:
+    run = replace(own, resume=LATEST)
+    path = Path(stages.reproduce(run, 2)["bundle"])
+    before = bundle_info(path).figures
+    assert before.keys() == {"validation", "test_k2"}
+    stages.fuse(run, 2)
+    assert bundle_info(path).figures == before
+    weights = path / WEIGHTS
+    tensors, header = load_checkpoint(weights)
+    save_checkpoint(weights, {key: tensor + 1 for key, tensor in tensors.items()}, header)
+    stages.fuse(run, 2)  # of what the weights were, nobody knows
+    assert bundle_info(path).figures.keys() == {"validation"}
+    weights.unlink()
+    stages.fuse(run, 2)
+    assert load_bundle(path).info.figures.keys() == {"validation"}
