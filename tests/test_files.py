@@ -8,7 +8,14 @@ import pytest
 from matplotlib.figure import Figure
 
 from codedinvnet.errors import UserError
-from codedinvnet.files import check_writable, parse_json, read_json, write_atomically, write_picture
+from codedinvnet.files import (
+    check_folder,
+    check_writable,
+    parse_json,
+    read_json,
+    write_atomically,
+    write_picture,
+)
 
 
 def test_a_file_comes_back(tmp_path: Path) -> None:
@@ -54,6 +61,14 @@ def test_a_place_that_cannot_be_written_is_told(
     monkeypatch.setattr(os, "access", lambda path, mode: path != file)
     with pytest.raises(UserError, match=f"cannot write to {file}: it may not be changed"):
         check_writable(file)
+
+
+def test_a_folder_is_judged_whatever_it_holds(tmp_path: Path) -> None:
+    (tmp_path / "any").mkdir()
+    (tmp_path / "file").touch()
+    check_folder(tmp_path, "--save-dir")
+    with pytest.raises(UserError, match=r"--save-dir: cannot write into .*: .*file is no folder"):
+        check_folder(tmp_path / "file", "--save-dir")
 
 
 @pytest.mark.parametrize("path", [Path("/dev/null"), Path("/")])

@@ -100,7 +100,7 @@ def check_folder(path: Path, option: str) -> None:
         UserError: saying why they cannot.
     """
     try:
-        check_writable(path / "any")
+        check_writable(path / ".any")
     except UserError as error:
         reason = str(error).partition(": ")[2]
         raise UserError(f"{option}: cannot write into {path}: {reason}") from error
