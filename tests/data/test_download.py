@@ -27,17 +27,23 @@ def test_failed_download(cache: Path, name: str) -> None:
 
 def working_download(url: str, download_root: str, **_: Any) -> None:
     """Stand in for torchvision's: the packed file, and beside it the plain one."""
+    print(f"Downloading {url}")  # as older releases do
     folder = Path(download_root)
     write_idx(folder, "train")
     write_idx(folder, "t10k")
     (folder / url.rpartition("/")[2]).write_bytes(b"packed")
 
 
-def test_download_into_the_cache_once(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_download_into_the_cache_once(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     target = "torchvision.datasets.mnist.download_and_extract_archive"
     with monkeypatch.context() as patch:
         patch.setattr(target, working_download)
         images, _ = everything(load_images("mnist", "train"))
+    printed = capsys.readouterr()
+    assert printed.out == ""  # where a command prints its report, with --json one object
+    assert "Downloading " in printed.err
     assert np.array_equal(images[:, 0], GREY)
     assert [entry.name for entry in cache.iterdir()] == ["MNIST"]
     assert not list(cache.rglob("*.gz"))

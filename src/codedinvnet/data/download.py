@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import socket
+import sys
 import tarfile
 import tempfile
 import time
@@ -33,7 +35,8 @@ def download_images(name: str, split: Split, root: Path) -> None:
         socket.setdefaulttimeout(_NETWORK_TIMEOUT)
         # A download that breaks off leaves nothing behind: files are moved only at the end.
         with tempfile.TemporaryDirectory(prefix=".partial-", dir=root) as partial:
-            getattr(datasets, known.dataset)(partial, download=True)
+            with contextlib.redirect_stdout(sys.stderr):  # older releases of torchvision print
+                getattr(datasets, known.dataset)(partial, download=True)
             _move_files(Path(partial) / known.folder, root / known.folder, skip=(".gz",))
     except (OSError, RuntimeError, EOFError, HTTPException, tarfile.TarError, zlib.error) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
