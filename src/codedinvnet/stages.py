@@ -342,6 +342,7 @@ def test_fusion(run: Run, members: int) -> dict[str, Any]:
             f"{folder} was trained with other settings ({', '.join(changed)}): train it anew "
             "(main.py -fusion)"
         )
+    _check_network(run, wanted.fusion, network)
     source = run.images("test")
     check_images(source, bundle.info.input.shape, bundle.info.classes, "the fusion encoder")
     began = time.monotonic()
@@ -354,6 +355,25 @@ def test_fusion(run: Run, members: int) -> dict[str, Any]:
     report["seconds"] = {stage: round(value) for stage, value in seconds.items()}
     write_json(run.fusion_folder(members) / "evaluation.json", report)
     return report
+
+
+def _check_network(run: Run, fusion: FusionSettings, header: dict[str, Any]) -> None:
+    """Refuse a fusion encoder of another network than the one with this header, as far as is told.
+
+    Raises:
+        UserError: if it is one.
+    """
+    phase = ""
+    if isinstance(fusion, RecoveryFusionSettings):
+        phase = "joint" if fusion.joint_epochs else "recovery"
+    last = run.fusion_folder(fusion.members) / phase / LAST
+    stored = load_checkpoint(last)[1].get("settings", {}) if last.is_file() else {}
+    weights = header.get(NETWORK_WEIGHTS)
+    if stored.get(NETWORK_WEIGHTS) not in (None, weights) and weights is not None:
+        raise UserError(
+            f"{last.parent} was trained for another network than {run.network_folder / NETWORK}: "
+            "train it anew (main.py -fusion)"
+        )
 
 
 def test_inversion(run: Run) -> dict[str, Any]:

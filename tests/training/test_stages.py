@@ -436,7 +436,10 @@ def test_nothing_goes_on_with_targets_of_another_network(
     pixels: stages.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = fused(pixels, tmp_path)
+    assert stages.test_fusion(run, 2)["k"] == 2
     train_otherwise(run, monkeypatch)
+    with pytest.raises(UserError, match="was trained for another network than"):
+        stages.test_fusion(run, 2)
     with pytest.raises(UserError, match=r"train-00000.* \(network_weights .*: generate it anew"):
         stages.fuse(run, 2)
     before = load_checkpoint(shards(run)[0])[0]["targets"]
@@ -447,6 +450,7 @@ def test_nothing_goes_on_with_targets_of_another_network(
     # What states no network is of an older release, and taken.
     for path in (shards(run)[0], run.fusion_folder(2) / "last.safetensors"):
         forget_network(path)
+    stages.test_fusion(run, 2)
     stages.fuse(run, 2)
 
 
@@ -458,6 +462,8 @@ def test_no_encoder_goes_on_with_another_network(
     last = run.fusion_folder(4) / "joint" / "last.safetensors"
     assert network_weights(last) == network_weights(run.network_folder / "network.safetensors")
     train_otherwise(run, monkeypatch)
+    with pytest.raises(UserError, match="joint was trained for another network than"):
+        stages.test_fusion(run, 4)
     with pytest.raises(UserError, match=r"recovery/last.* \(network_weights .*: start over"):
         stages.fuse(run, 4)
     for phase in ("recovery", "joint"):
