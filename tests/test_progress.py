@@ -46,3 +46,15 @@ def test_a_terminal_has_a_bar() -> None:
     with Progress(total=5, file=screen, mininterval=0) as bar:
         bar.update(5)
     assert screen.getvalue().count("\r") > 1
+
+
+def test_what_an_earlier_run_has_done_is_no_speed_of_this_one() -> None:
+    screen = Terminal()
+    with Progress(total=2000, file=screen, mininterval=0) as bar:
+        bar.skip(1000)
+        time.sleep(0.05)
+        bar.update(1)
+        told = bar.format_dict
+    assert "1001/2000" in screen.getvalue()
+    assert told["rate"] < 50
+    Progress(total=5, file=screen, disable=True).skip(5)
