@@ -332,6 +332,10 @@ def a_null(path: Path) -> None:
     path.write_text("null", encoding="utf-8")
 
 
+def twice(path: Path) -> None:
+    path.write_text('{"training": {"epochs": 1, "batch_size": 2, "epochs": 3}}', encoding="utf-8")
+
+
 def binary(path: Path) -> None:
     path.write_bytes(bytes(range(256)) * 4)
 
@@ -352,6 +356,7 @@ def a_folder(path: Path) -> None:
         (empty, "is not JSON"),
         (a_list, "must be one JSON object"),
         (a_null, "must be one JSON object"),
+        (twice, "'epochs' is there twice"),
         (binary, "it is not text"),
         (nothing, "No such file"),
         (a_folder, "Is a directory"),

@@ -15,6 +15,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    ModelWrapValidatorHandler,
     SerializationInfo,
     SerializerFunctionWrapHandler,
     ValidationError,
@@ -22,6 +23,7 @@ from pydantic import (
     model_serializer,
     model_validator,
 )
+from pydantic_core import InitErrorDetails
 
 from codedinvnet.errors import UserError, nearest
 from codedinvnet.files import read_json
@@ -37,12 +39,46 @@ WHOLE = "whole"
 """The context of a dump that has `Section.newer` options in any case."""
 
 
+def _mistaken(given: Any, found: Any) -> str:
+    """Return what is wrong with a value that pydantic took for one of another kind; "" if nothing.
+
+    Args:
+        given: as it stands in JSON.
+        found: what pydantic has made of it.
+    """
+    if isinstance(given, Mapping) and isinstance(found, Mapping):
+        return next(filter(None, map(_mistaken, given.values(), found.values())), "")
+    if isinstance(given, (list, tuple)) and isinstance(found, (list, tuple)):
+        return next(filter(None, map(_mistaken, given, found)), "")
+    if isinstance(found, bool):
+        return "" if isinstance(given, bool) else "must be true or false"
+    if isinstance(given, bool):
+        return "true and false are no numbers"
+    return "text is no number" if isinstance(given, str) and isinstance(found, (int, float)) else ""
+
+
 class Section(BaseModel):
-    """A section of a settings file: unknown keys are refused, values are not changed later."""
+    """A section of a settings file: unknown keys are refused, values are not changed later.
+
+    A number is a number there, as in the options of `--config`, and neither text nor true.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     newer: ClassVar[frozenset[str]] = frozenset()
     """Left out where they have their default: rows and checkpoints of before do not name them."""
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _values_of_their_kind(cls, raw: Any, handler: ModelWrapValidatorHandler[Any]) -> Any:
+        made = handler(raw)
+        faults: list[InitErrorDetails] = [
+            {"type": "value_error", "loc": (name,), "input": value, "ctx": {"error": wrong}}
+            for name, value in (raw.items() if isinstance(raw, Mapping) else ())
+            if name in cls.model_fields and (wrong := _mistaken(value, getattr(made, name)))
+        ]
+        if faults:
+            raise ValidationError.from_exception_data(cls.__name__, faults)
+        return made
 
     @model_serializer(mode="wrap")
     def _without_newer(

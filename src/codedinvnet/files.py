@@ -10,6 +10,7 @@ import json
 import os
 import secrets
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -144,6 +145,19 @@ def free_backup_name(path: Path) -> Path:
     return next(name for name in numbered if not name.exists())
 
 
+def each_once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object of JSON, whose last value of a name would silently be taken.
+
+    Raises:
+        ValueError: if a name is there twice.
+    """
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(n for n in names if names.count(n) > 1)!r} is there twice")
+    return found
+
+
 def parse_json(text: str | bytes, where: str) -> Any:
     """Return what JSON says.
 
@@ -152,11 +166,12 @@ def parse_json(text: str | bytes, where: str) -> Any:
         where: what it is or where it stands, for errors.
 
     Raises:
-        UserError: one line, if it is no JSON, or one that Python cannot hold (nested too deeply, or
-            with a number of thousands of digits).
+        UserError: one line, if it is no JSON, has a name twice in an object, or is one that Python
+            cannot hold (nested too deeply, or with a number of thousands of digits).
     """
     try:
-        return json.loads(text.decode() if isinstance(text, bytes) else text)
+        read = text.decode() if isinstance(text, bytes) else text
+        return json.loads(read, object_pairs_hook=each_once)
     except json.JSONDecodeError as error:
         raise UserError(f"{where} is not JSON: line {error.lineno}: {error.msg}") from error
     except UnicodeDecodeError as error:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from codedinvnet.cli.common import seed
 from codedinvnet.errors import UserError, nearest
+from codedinvnet.files import each_once
 
 Settings = TypeVar("Settings")
 
@@ -80,7 +81,7 @@ def read_config(path: Path, known: Mapping[str, argparse.Action]) -> dict[str, A
     """
     where = f"--config: {path}"
     try:
-        found = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_each_once)
+        found = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=each_once)
     except OSError as error:
         raise UserError(f"{where}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:  # of JSON and UTF-8
@@ -95,13 +96,6 @@ def read_config(path: Path, known: Mapping[str, argparse.Action]) -> dict[str, A
             raise UserError(f"{where}: {name!r} is no option{hint}")
         values[known[name].dest] = _value(f"{where}: {name}", value, known[name])
     return values
-
-
-def _each_once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a name is there twice")
-    return found
 
 
 def _value(where: str, value: Any, action: argparse.Action) -> Any:
