@@ -14,8 +14,9 @@ from benchmarks.choosing import beside_hedge, choosing
 def row(policy: str, late: float | None, stragglers: str = "held", **more: Any) -> dict[str, Any]:
     cell = {"stragglers": stragglers, "batch": 10, "load": 0.5, "policy": policy}
     figures = {"p50_ms": 50.0, "p99_ms": 90.0, "p999_ms": late, "p999_ms_95": None}
-    figures |= {"work_per_query": 1.0, "decoded_share": 0.0}
-    return {"schema_version": 1, "cell": cell, "scenario": {}, **figures, **more}
+    figures |= {"work_per_query": 1.0, "decoded_share": 0.0, "drifting": False}
+    given = {"arrivals": {"qps": 10}, "service": 42, "policy": "uncoded"}
+    return {"schema_version": 1, "cell": cell, "scenario": given, **figures, **more}
 
 
 ROWS = [
@@ -50,6 +51,17 @@ def test_policies_beside_the_lowest_fixed_one(tmp_path: Path) -> None:
     assert "in 1 places at most: p50 1.000, p99 1.030, work 1.010" in found
 
 
+def test_places_that_say_nothing_are_left_out_or_named(tmp_path: Path) -> None:
+    hung = [row("uncoded", 3000.0, "hung"), row("hedge", 100.0, "hung")]
+    found = section(tmp_path, [*ROWS, *hung])
+    assert found == section(tmp_path, ROWS)
+    assert "too short" not in found
+    burst = {"kind": "burst", "factor": 5, "workers": 3, "every_s": 1e6, "delay": 840}
+    short = [{**one, "scenario": {**one["scenario"], "stragglers": [burst]}} for one in ROWS]
+    last = section(tmp_path, short).splitlines()[-1]
+    assert last.startswith("- none, 10, 50%: The run lasts 10000.0 s, and the rarest event (burst)")
+
+
 def test_auto_is_compared_with_a_hedge_by_load(tmp_path: Path) -> None:
     def at(load: float, stragglers: str, hedge: float, auto: float) -> list[dict[str, Any]]:
         rows = [row("hedge", hedge, stragglers), row("auto", auto, stragglers)]
@@ -64,11 +76,11 @@ def test_auto_is_compared_with_a_hedge_by_load(tmp_path: Path) -> None:
         "| held | 10 | 0.40 | 0.95 |",
         "| none | 10 | 1.02 |  |",
         "| pareto | 10 | 0.90 |  |",
-        "| mean of held, pareto | 10 | 0.60 | 0.95 |",
+        "| mean of held, pareto | 10 | 0.60 (0.40 to 0.90) | 0.95 (0.95 to 0.95) |",
     ]
-    more = at(0.3, "bursts", 100.0, 60.0)  # three models give an interval
+    more = at(0.3, "hung", 100.0, 10.0)  # a coin toss
     path.write_text("".join(json.dumps(one) + "\n" for one in [*rows, *more]))
-    assert "| mean of bursts, held, pareto | 10 | 0.60 (0.22–1.64) | 0.95 |" in beside_hedge(path)
+    assert beside_hedge(path).strip().splitlines()[2:] == lines
     path.write_text(json.dumps(row("hedge", 100.0)) + "\n")
     assert beside_hedge(path) == ""
 

@@ -186,9 +186,13 @@ def test_a_sweep_writes_rows_and_a_map(
     assert [label.get_text() for label in axis.get_yticklabels()] == ["none", "hung"]
     assert [label.get_text() for label in axis.get_xticklabels()] == ["30%", "60%"]
     assert "winner" in outcome.out
+    assert "hung, 1, 30%: The run lasts 1.8 s" in outcome.out  # the same under every policy
+    legend = [text.get_text() for text in figures[0].legends[0].get_texts()]
+    assert legend[-1] == "contested, within 5 % (no intervals)"
     report = json.loads(call("simulate", path, "--out", out, "--json").out)
     assert report["rows"] == 12
     assert len(report["wins"]) == 4
+    assert [note.split(":")[0] for note in report["notes"]] == ["hung, 1, 30%", "hung, 1, 60%"]
     assert call("simulate", path).code == 2
     assert call("simulate", path, "--out", out, "--seed", "1").code == 2
 

@@ -13,9 +13,11 @@ from codedinvnet.simulation import sweep as module
 from codedinvnet.simulation.figures import simulate
 from codedinvnet.simulation.picture import draw_map
 from codedinvnet.simulation.sweep import (
+    BY_CLOSENESS,
     NOBODY,
     Sweep,
     by_policy,
+    doubts_of,
     frame_of,
     lines_of,
     parse_sweep,
@@ -69,6 +71,7 @@ def test_who_wins_and_where_it_is_contested() -> None:
     ]
     short = [one | {"p999_ms_95": None} for one in ROWS]  # too short for intervals
     assert list(winners(frame_of(short))["contested"]) == [True, False, False]
+    assert [BY_CLOSENESS in lines_of(frame_of(rows)) for rows in (ROWS, short)] == [False, True]
     never = frame_of([row(0.2, "uncoded", None), row(0.2, "coded", None)])
     assert list(winners(never)["policy"]) == [NOBODY]
     newer = frame_of([*ROWS, row(0.5, "coded", 1.0)])  # of one cell the last row counts
@@ -80,6 +83,26 @@ def test_who_wins_and_where_it_is_contested() -> None:
     assert len(lines) == 4
     assert lines[1].split()[-2:] == ["hedge", "contested"]
     assert "inf" in lines[3]
+
+
+def test_what_the_runs_of_a_place_cannot_be_trusted_for() -> None:
+    def run(policy: str, stragglers: str, qps: float, drifting: bool = False) -> dict[str, Any]:
+        cause = [{"kind": "hang", "probability": 0.001}] if stragglers == "hung" else []
+        given = {"queries": 2000, "arrivals": {"qps": qps}, "service": 10, "policy": "uncoded"}
+        told = {"scenario": given | {"stragglers": cause, "hang_timeout_ms": 900}}
+        return row(0.2, policy, 50.0, stragglers=stragglers) | told | {"drifting": drifting}
+
+    policies = ("uncoded", "hedge")
+    rows = [run(policy, "hung", 500) for policy in policies]  # for 4 s, with a hang each 2 s
+    rows += [run(policy, "none", 500, policy == "hedge") for policy in policies]
+    rows += [run(policy, "held", 5000) for policy in policies]
+    rows += [run("hedge", "slower", 500, True), run("hedge", "slower", 500)]  # simulated again
+    short, drifts, over = doubts_of(rows)
+    assert short.startswith("hung, 1, 20%: The run lasts 4.0 s, and the rarest event (hang) comes")
+    assert short.endswith("longer.")
+    assert drifts.startswith("none, 1, 20%: Requests seem to wait ever longer")
+    assert drifts.endswith("(hedge)")
+    assert over.startswith("held, 1, 20%: Overloaded")
 
 
 def test_rows_are_kept_and_the_rest_is_simulated(tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def too_short(seconds: float, rare: Rare | None, what: str = "The run lasts") ->
         return []
     return [
         f"{what} {seconds:.1f} s, and the rarest event ({rare.what}) comes every "
-        f"{rare.every_s:.4g} s: too short to judge by; --queries makes it longer."
+        f"{rare.every_s:.4g} s: too short to judge by; more `queries` make it longer."
     ]
 
 

@@ -10,7 +10,7 @@ from pandas import DataFrame
 from codedinvnet.errors import UserError
 from codedinvnet.files import write_picture
 from codedinvnet.serving.policies import SERVED, in_order
-from codedinvnet.simulation.sweep import NOBODY, winners
+from codedinvnet.simulation.sweep import NOBODY, lacks_intervals, winners
 
 PALETTE = (
     "#777777",
@@ -83,7 +83,8 @@ def draw_map(frame: DataFrame, path: Path) -> None:
         axis.tick_params(length=0, labelsize=8)
         axis.set_title("single images" if batch == 1 else f"requests of {batch}", fontsize=9)
     handles = [Patch(color=colour(p), label=p) for p in in_order(best["policy"]) if p != NOBODY]
-    handles.append(Patch(facecolor="white", edgecolor="grey", hatch="///", label="contested"))
+    hatched = "contested, within 5 % (no intervals)" if lacks_intervals(frame) else "contested"
+    handles.append(Patch(facecolor="white", edgecolor="grey", hatch="///", label=hatched))
     figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
     write_picture(path, figure)
 

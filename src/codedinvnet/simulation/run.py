@@ -38,7 +38,15 @@ from codedinvnet.simulation.scenario import (
     parse_scenario,
 )
 from codedinvnet.simulation.stragglers import stragglers
-from codedinvnet.simulation.sweep import Sweep, frame_of, lines_of, parse_sweep, run_sweep, winners
+from codedinvnet.simulation.sweep import (
+    Sweep,
+    doubts_of,
+    frame_of,
+    lines_of,
+    parse_sweep,
+    run_sweep,
+    winners,
+)
 
 REPEATED = ("queries", "seed")
 """What may be asked for of measured runs, too."""
@@ -120,11 +128,13 @@ def _sweep(sweep: Sweep, out: Path, picture: Path | None) -> tuple[dict[str, Any
     if picture is not None:
         check_format(picture)
         check_writable(picture)
-    frame = frame_of(run_sweep(sweep, out))
+    rows = run_sweep(sweep, out)
+    frame, notes = frame_of(rows), doubts_of(rows)
     if picture is not None:
         draw_map(frame, picture)
     wins = winners(frame).to_dict("records")
-    return {"schema_version": 1, "kind": "map", "rows": len(frame), "wins": wins}, lines_of(frame)
+    report = {"schema_version": 1, "kind": "map", "rows": len(frame), "wins": wins, "notes": notes}
+    return report, [*lines_of(frame), *([""] if notes else []), *notes]
 
 
 def _changes(asked: dict[str, Any], scenario: Scenario) -> dict[str, Any]:

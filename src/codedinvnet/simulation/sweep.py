@@ -21,11 +21,13 @@ from codedinvnet.config import Positive, Section, validated
 from codedinvnet.errors import UserError
 from codedinvnet.files import check_writable
 from codedinvnet.serving.policies import SERVED, in_order, served_as
+from codedinvnet.simulation.doubts import overload, rarest, too_short
 from codedinvnet.simulation.engine import accuracy_of
 from codedinvnet.simulation.figures import SAME, latency_of, simulate
-from codedinvnet.simulation.scenario import Scenario, can_guess, check_code
+from codedinvnet.simulation.scenario import Scenario, can_guess, check_code, parse_scenario
 from codedinvnet.simulation.stragglers import stragglers
 
+BY_CLOSENESS = "Intervals are missing: places are contested by a p99.9 within 5 % alone."
 NOBODY = "none"
 """Wins where one answer in a thousand never comes, whatever the policy."""
 
@@ -176,6 +178,25 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def doubts_of(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return a line for what a place's runs cannot be trusted for: overload, or few rare events."""
+    cells = {Cell(**row["cell"]): row for row in rows}
+    found: dict[str, list[str]] = {}
+    for cell, row in cells.items():
+        scenario = parse_scenario(row["scenario"], "a row's scenario")
+        seconds = scenario.queries / scenario.arrivals.qps  # the same for all policies
+        place = f"{cell.stragglers}, {cell.batch}, {cell.load:.0%}: "
+        for note in (
+            *overload(scenario, row["drifting"]),
+            *too_short(seconds, rarest(scenario, scenario.workers)),
+        ):
+            found.setdefault(place + note, []).append(cell.policy)
+    every = {cell.policy for cell in cells}
+    return [
+        line if {*own} == every else f"{line} ({', '.join(own)})" for line, own in found.items()
+    ]
+
+
 PLACE = ["stragglers", "batch", "load"]
 
 
@@ -204,6 +225,7 @@ def winners(frame: DataFrame) -> DataFrame:
 
     It may be higher by 5 %. NOBODY wins where no policy has a finite one. `contested` tells whether
     another policy comes within 5 % of the lowest, or its 95 % interval overlaps that of the lowest.
+    Where there is no interval the 5 % decide alone: see `lacks_intervals`.
     """
     found = []
     for place, here in frame.groupby(PLACE, sort=False):
@@ -222,6 +244,11 @@ def winners(frame: DataFrame) -> DataFrame:
     return DataFrame(found)
 
 
+def lacks_intervals(frame: DataFrame) -> bool:
+    """Tell whether there is a finite p99.9 without an interval, of a run that was too short."""
+    return bool(frame.loc[frame["p999"] < math.inf, "low"].isna().any())
+
+
 def by_policy(frame: DataFrame, column: str = "p999") -> DataFrame:
     """Return a figure by place and policy: a row a place, a column a policy."""
     table = frame.pivot(index=PLACE, columns="policy", values=column)
@@ -237,4 +264,5 @@ def lines_of(frame: DataFrame) -> list[str]:
     table = by_policy(frame).reset_index(drop=True)
     table = concat([best[PLACE], table, best["policy"].rename("winner")], axis="columns")
     table["contested"] = best["contested"].map({True: "contested", False: ""})
-    return str(table.to_string(index=False, float_format="%.4g")).splitlines()
+    lines = str(table.to_string(index=False, float_format="%.4g")).splitlines()
+    return [*lines, "", BY_CLOSENESS] if lacks_intervals(frame) else lines
