@@ -305,13 +305,15 @@ def test_every_code_is_the_same_after_a_trip() -> None:
         assert found.guesses == rules.guesses
 
 
-def test_recorded_arrivals_come_in_stretches() -> None:
-    gaps, sizes = [float(i + 1) for i in range(200)], [i + 1 for i in range(200)]
+@pytest.mark.parametrize(("count", "share"), [(200, 0.97), (2000, 0.99)])
+def test_recorded_arrivals_come_in_stretches(count: int, share: float) -> None:
+    """So long that a rush is not torn apart."""
+    gaps, sizes = [float(i + 1) for i in range(count)], [i + 1 for i in range(count)]
     raw = {"kind": "recorded", "qps": 1000, "gaps_ms": gaps, "sizes": sizes}
     times, images = Arrivals.model_validate(raw).draw(np.random.default_rng(0), 1000)
     assert (np.diff(times) * 1000).round(6).tolist() == images[1:].tolist()
     following = np.diff(images)
-    assert ((following == 1) | (following == -199)).mean() > 0.97
+    assert ((following == 1) | (following == 1 - count)).mean() > share
     for wrong in ({"sizes": ()}, {"kind": "poisson"}):
         with pytest.raises(ValueError, match="recorded"):
             Arrivals.model_validate({**raw, **wrong})

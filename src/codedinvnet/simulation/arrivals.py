@@ -12,7 +12,7 @@ from codedinvnet.arrivals import poisson_gaps
 from codedinvnet.config import Positive, Section
 
 BLOCK = 50
-"""Recorded requests that are drawn together."""
+"""Recorded requests that are drawn together, unless a tenth of all are more."""
 
 
 class Arrivals(Section):
@@ -22,8 +22,8 @@ class Arrivals(Section):
     rate is `burst_factor` times the calm one, and the mean over both is `qps`. `uneven` has gaps of
     the coefficient of variation `cv`, of two exponential laws with balanced means. `steps` changes
     the rate in mid-run: it is `qps` times each of `steps` for as many requests. `recorded` draws
-    stretches of BLOCK requests that a service has seen, as they came, but faster or slower so that
-    `qps` is their mean. `batch` states that of their sizes then.
+    stretches of the requests that a service has seen (see BLOCK), as they came, but
+    faster or slower so that `qps` is their mean. `batch` states that of their sizes then.
     """
 
     kind: Literal["poisson", "uniform", "bursts", "uneven", "steps", "recorded"] = "poisson"
@@ -53,8 +53,9 @@ class Arrivals(Section):
         """Return the times in seconds at which requests come, and their images, each (count,)."""
         if self.kind != "recorded":
             return self.times(generator, count), np.full(count, self.batch)
-        starts = generator.integers(len(self.sizes), size=math.ceil(count / BLOCK))
-        places = (starts[:, None] + np.arange(BLOCK)).ravel()[:count] % len(self.sizes)
+        block = max(BLOCK, len(self.sizes) // 10)  # a rush shall not be torn apart
+        starts = generator.integers(len(self.sizes), size=math.ceil(count / block))
+        places = (starts[:, None] + np.arange(block)).ravel()[:count] % len(self.sizes)
         recorded = 1000 * sum(self.sizes) / max(1e-3, sum(self.gaps_ms))
         gaps = np.array(self.gaps_ms)[places] * (recorded / self.qps)
         return np.cumsum(gaps) / 1000, np.array(self.sizes)[places]
