@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from benchmarks.advised import (
     late_of,
     lines,
     predicted,
+    switches,
 )
 from codedinvnet.bench.latency_grid import injected
 from codedinvnet.errors import UserError
@@ -101,6 +103,22 @@ def test_advice_that_is_refused_predicts_nothing() -> None:
 def test_twenty_switches_under_models_that_the_service_can_inject() -> None:
     assert sum(SWITCHES[model] for model in MODELS) == 20
     assert all(len(injected(model, 42.0, 10)) == (model != "none") for model in MODELS)
+
+
+def test_each_straggler_model_meets_draws_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds: list[int] = []
+
+    def serving(*_: Any, seed: int, **__: Any) -> None:
+        seeds.append(seed)
+        raise UserError("enough is known")
+
+    monkeypatch.setattr(advised, "serving", serving)
+    for model in (*MODELS, MODELS[0]):
+        with pytest.raises(UserError, match="enough"):
+            asyncio.run(switches(model, True, 0, Path("log")))
+    assert len(set(seeds)) == len(MODELS)
+    assert seeds[0] == seeds[-1]
+    assert max(seeds) < 2**31  # a scenario takes no more
 
 
 def test_finished_models_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
