@@ -9,6 +9,8 @@ machines of their own (docs/explanation/protocol.md).
 from __future__ import annotations
 
 import asyncio
+import json
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,12 +35,12 @@ from codedinvnet.codes.rules import is_systematic
 from codedinvnet.errors import UserError
 from codedinvnet.models import OpenModel, open_model
 from codedinvnet.processes import usable_processors
-from codedinvnet.protect.folder import load_protection, read_description
+from codedinvnet.protect.folder import description_digest, load_protection, read_description
 from codedinvnet.protect.images import Preprocessing
 from codedinvnet.protect.inputs import Inputs, read_inputs, split
 from codedinvnet.protect.teacher import scores_of
 from codedinvnet.provenance import describe_commit, describe_machine
-from codedinvnet.rows import SCHEMA_VERSION, append_row, read_rows
+from codedinvnet.rows import SCHEMA_VERSION, append_row, key_of, read_rows
 from codedinvnet.serving.opening import called
 
 KIND = "straggling"
@@ -108,7 +110,7 @@ def run(
     out: Path,
     log: Path,
 ) -> dict[str, Any]:
-    """Do all runs, and return a report of them; rows that `out` has are kept.
+    """Do all runs, and return a report of them; rows of the same settings that `out` has are kept.
 
     Args:
         protection: the folder that `codedinvnet protect` wrote.
@@ -128,8 +130,12 @@ def run(
         log: the servers'.
 
     Raises:
-        UserError: if the model or its protection cannot be served, or the inputs are others.
+        UserError: if the model or its protection cannot be served, or the inputs are others, or
+            `out` holds rows of something else.
     """
+    rows = read_rows(out)
+    if any(row.get("kind") != KIND for row in rows):
+        raise UserError(f"{out} holds other rows: name another file, or move it away")
     opened = open_model(model)
     scheme = load_protection(protection, opened, method)
     if not is_systematic(scheme.rules):
@@ -148,15 +154,28 @@ def run(
     place = Place(opened, protection, scheme, queries, wanted, *sizes, log)
     compute = described["parts"]["the model: a query"]["ms"][0]
     service = _service_ms(compute, workers, load)
-    rows = read_rows(out)
-    done = {(row["stragglers"], row["policy"]) for row in rows}
-    todo = [(s, arm) for s in stragglers for arm in ARMS if (s, arm) not in done]
-    for straggler, arm in tqdm(todo, unit="run"):
-        figures = asyncio.run(_measured(place, straggler, arm, service, compute))
-        head = {"schema_version": SCHEMA_VERSION, "kind": KIND, "stragglers": straggler}
-        rows.append({**head, "policy": arm, "method": scheme.name, **figures})
-        append_row(out, rows[-1])
-    return {"rows": rows, "table": table(rows)}
+    settings = {
+        "model": opened.source.digest,
+        "protection": description_digest(protection),
+        "method": scheme.name,
+        "workers": workers,
+        "load": load,
+        "batch": batch,
+        "requests": requests,
+        "seed": seed,
+        "service_ms": service,
+    }
+    done = {row["key"]: row for row in rows if "key" in row}
+    told = []
+    for straggler, arm in tqdm([(s, arm) for s in stragglers for arm in ARMS], unit="run"):
+        key = key_of(KIND, straggler, arm, settings)
+        if (row := done.get(key)) is None:
+            figures = asyncio.run(_measured(place, straggler, arm, service, compute))
+            row = {"schema_version": SCHEMA_VERSION, "kind": KIND, "key": key, "settings": settings}
+            row |= {"stragglers": straggler, "policy": arm, **figures}
+            append_row(out, row)
+        told.append(row)
+    return {"rows": told, "table": table(told)}
 
 
 def unseen(inputs: Inputs, described: Mapping[str, Any]) -> np.ndarray:
@@ -198,13 +217,15 @@ async def _measured(
         words += ["--protection", str(place.protection), "--method", place.scheme.name]
     else:
         words += ["--k", str(k)]  # as many copies as the protection allows
-    drawn = np.random.default_rng(place.seed).integers(
+    # The same for all arms under one straggler model.
+    seed = zlib.crc32(json.dumps([place.seed, straggler]).encode()) // 2
+    drawn = np.random.default_rng(seed).integers(
         len(place.wanted), size=(place.requests, place.batch)
     )
     async with serving(
         words,
         schedule(wait, k, parity, injected(straggler, service, place.batch)),
-        seed=place.seed,
+        seed=seed,
         model=called(place.model.source.source),
         inputs=place.inputs,
         scores=scores.output,
@@ -213,13 +234,8 @@ async def _measured(
     ) as served:
         rate = place.load * place.workers / (service / 1000) / place.batch
         label = f"{straggler} {arm}"
-        run = await served.load(drawn.tolist(), rate=rate, seed=place.seed, label=label)
+        run = await served.load(drawn.tolist(), rate=rate, seed=seed, label=label)
     return {
-        "workers": place.workers,
-        "load": place.load,
-        "batch": place.batch,
-        "requests": place.requests,
-        "service_ms": service,
         **latency_figures(run.replies),
         **answers(run.replies, place.wanted),
         **work_figures(run, wait, parity),

@@ -106,6 +106,39 @@ def test_a_protected_model_is_served_under_stragglers(
     before = out.read_text()
     assert main(words) == 0  # nothing is done twice
     assert out.read_text() == before
+    figures = {name: value for name, value in rows[0].items() if name not in ("key", "settings")}
+
+    async def measured(*_: Any) -> dict[str, Any]:
+        return figures
+
+    monkeypatch.setattr(straggling, "_measured", measured)
+    assert main([*words, "--load", "0.4"]) == 0
+    assert [found["settings"]["load"] for found in read_rows(out)] == [0.3, 0.4]
+    out.write_text(json.dumps({"schema_version": 1, "kind": "latency"}) + "\n")
+    assert main(words) == 2
+
+
+def test_all_arms_meet_the_draws_of_their_straggler_model(
+    made: Made, row: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds: list[int] = []
+
+    def serving(*_: Any, seed: int, **__: Any) -> None:
+        seeds.append(seed)
+        raise UserError("enough is known")
+
+    monkeypatch.setattr(straggling, "serving", serving)
+    words = ["straggling", str(made.path.parent / "protection"), str(made.path), "--workers", "4"]
+    words += ["--inputs", str(made.path.parent / "inputs.npy"), "--method", "small-backup"]
+    words += ["--out", str(tmp_path / "rows.jsonl"), "--log", str(tmp_path / "log")]
+    for straggler in ("held", "pareto", "held"):
+        for arm in ("hedge", "coded"):
+            monkeypatch.setattr(straggling, "ARMS", (arm,))
+            assert main([*words, "--stragglers", straggler]) == 2
+    held, _, pareto, *again = seeds
+    assert seeds[:2] == [held, held] == again[1:]
+    assert seeds[2:4] == [pareto, pareto]
+    assert held != pareto
 
 
 @pytest.mark.parametrize("smaller", [False, True])
