@@ -15,6 +15,11 @@ def test_arrivals(tmp_path: Path) -> None:
     assert len(gaps) == pytest.approx(10_000, rel=0.05)
     assert 99 < sum(gaps) <= 100
     assert gaps == gaps_of(LoadOptions("", rate=100, duration=100, seed=1))
+    for rate, duration, count in ((10, 30, 300), (100, 0.7, 70), (3, 0.5, 1), (4, 0.9, 3)):
+        equal = gaps_of(LoadOptions("", rate=rate, duration=duration, arrivals="constant"))
+        assert equal == pytest.approx(count * [1 / rate])  # none later than the duration
+    with pytest.raises(UserError, match="--duration: no request is due in it"):
+        gaps_of(LoadOptions("", rate=1, duration=0.5, arrivals="constant"))
     log = tmp_path / "log"
     log.write_text("time,status\n12.5,200\n10.0,200  # the first\n\n11,500\n99,200\n")
     options = LoadOptions("", arrivals=str(log))

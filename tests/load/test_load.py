@@ -420,11 +420,19 @@ def test_inputs_of_every_kind() -> None:
             load(fake, shapes=(told,))
 
 
-def test_requests_that_come_all_at_once_have_no_rate(tmp_path: Path) -> None:
+def test_the_rate_of_a_log_is_that_of_its_gaps(tmp_path: Path) -> None:
+    """Requests that come all at once have none."""
     log = tmp_path / "log"
-    log.write_text("5\n" * 3)
-    row = load(Fake(), arrivals=str(log), rate=None)
-    assert (row["answered"], row["settings"]["offered_per_s"]) == (3, None)
+    for text, count, rate in (("5\n" * 3, 3, None), ("5\n5.1\n5.2\n", 3, 10.0)):
+        log.write_text(text)
+        row = load(Fake(), arrivals=str(log), rate=None)
+        assert (row["answered"], row["settings"]["offered_per_s"]) == (count, rate)
+
+
+def test_loads_that_are_asked_for_otherwise_have_other_keys() -> None:
+    changes: list[dict[str, Any]] = [{"model_version": "2"}, {"timeout": 7.0}, {"max_open": 70}]
+    rows = [exactly(Still(), **change) for change in ({}, *changes)]
+    assert len({row["key"] for row in rows}) == 4
 
 
 def test_which_server_and_which_model() -> None:

@@ -109,16 +109,17 @@ def gaps_of(options: LoadOptions) -> list[float]:
     """Return the seconds before each request. Tell if these are few of a log's.
 
     Raises:
-        UserError: if they are in a file that cannot be read, or in no seconds.
+        UserError: if they are in a file that cannot be read, or in no seconds, or none is due.
     """
     is_log = options.arrivals not in (POISSON, CONSTANT)
     if not is_log:
         rate = options.rate or RATE
         count = math.ceil(rate * options.duration)
         if options.arrivals == CONSTANT:
-            return [1 / rate] * count
-        # So many that they last for longer, all but certainly.
-        gaps = np.array(poisson_gaps(rate, count + math.ceil(6 * math.sqrt(count)), options.seed))
+            gaps = np.full(count, 1 / rate)
+        else:  # so many that they last for longer, all but certainly
+            count += math.ceil(6 * math.sqrt(count))
+            gaps = np.array(poisson_gaps(rate, count, options.seed))
     else:
         times = np.sort(read_times(Path(options.arrivals)))
         if options.rate is None and max(-times[0], times[-1]) > LATEST:
@@ -127,7 +128,7 @@ def gaps_of(options: LoadOptions) -> list[float]:
         gaps = np.diff(times, prepend=times[0])
         if options.rate is not None and times[-1] > times[0]:
             gaps *= (len(times) - 1) / (times[-1] - times[0]) / options.rate
-    within = np.cumsum(gaps) <= options.duration
+    within = np.cumsum(gaps) <= (1 + 1e-9) * options.duration  # sums are not exact
     due = int(within.sum())
     if not due:
         raise UserError("--duration: no request is due in it")

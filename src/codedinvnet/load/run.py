@@ -201,7 +201,8 @@ async def measure(options: LoadOptions) -> dict[str, Any]:
     check(options)
     url, model = server_and_model(options)
     gaps = gaps_of(options)
-    rate = len(gaps) / sum(gaps) if any(gaps) else None
+    # The first request of a log is due at once, and no interval goes before it.
+    rate = (len(gaps) - (gaps[0] == 0)) / sum(gaps) if any(gaps) else None
     own = OwnHeaders(headers(options))
     upstream = open_upstream(url, own=own, flag="URL", connect=options.timeout)
     upstream.tries = 1
@@ -217,7 +218,8 @@ async def measure(options: LoadOptions) -> dict[str, Any]:
         calls, written_as = await first_calls(upstream, options, requests, batched)
         sender, began = Sender([upstream], calls, options.timeout), time.perf_counter()
         label = f"{len(gaps)} at once" if rate is None else f"{rate:.4g} requests/s"
-        unsent = await open_loop(sender.send, gaps, label, most=open_at_most(options))
+        most = open_at_most(options)
+        unsent = await open_loop(sender.send, gaps, label, most=most)
         seconds = time.perf_counter() - began
     except (Unreachable, NotProtocol) as error:
         raise UserError(f"{options.url}: {error}") from error
@@ -230,12 +232,15 @@ async def measure(options: LoadOptions) -> dict[str, Any]:
     settings = {
         "url": url,
         "model": model,
+        "model_version": options.model_version,
         "tensors": written_as,
         "arrivals": options.arrivals,
         "offered_per_s": rate and round(rate, 3),
         "batch": options.batch,
         "inputs": None if options.inputs is None else str(options.inputs),
         "seed": options.seed,
+        "timeout_s": options.timeout,
+        "max_open": most,
     }
     return {
         "schema_version": SCHEMA_VERSION,
