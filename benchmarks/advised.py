@@ -38,8 +38,8 @@ from codedinvnet.errors import UserError
 from codedinvnet.files import check_writable, read_json, write_json
 from codedinvnet.provenance import describe_commit, describe_machine
 from codedinvnet.quantiles import percentile, rounded
-from codedinvnet.simulation.advise import CLOSE, AdviseOptions, advise
-from codedinvnet.simulation.figures import latency_of
+from codedinvnet.simulation.advise import AdviseOptions, advise
+from codedinvnet.simulation.figures import SAME, latency_of
 
 SERVED, K, WORKERS = "mnist", 10, 11
 WAIT, SERVICE, ENCODE = 40.0, 42.0, 1.6
@@ -115,7 +115,7 @@ def _kept(out: Path, head: Mapping[str, Any]) -> list[dict[str, Any]]:
 def judged(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     """Return how many switches there were, and how many predictions of them held.
 
-    The best policy has the lowest p99 of those that were measured under the model; one within CLOSE
+    The best policy has the lowest p99 of those that were measured under the model; one within SAME
     of it is as good. Two policies are compared with it: the one with the lowest predicted p99, and
     the advice that was printed. What was not predicted, or never ended, is not near. The same is
     told of what first halves of the loads foretell of second ones, and of naming one policy always.
@@ -146,7 +146,7 @@ def _near(predicted: float, then: float) -> bool:
 
 def _as_good(named: str | None, measured: Mapping[str, float]) -> bool:
     late = math.inf if named is None else measured.get(named, math.inf)
-    return late < math.inf and late <= (1 + CLOSE) * min(measured.values())
+    return late < math.inf and late <= (1 + SAME) * min(measured.values())
 
 
 def order_of(model: str) -> list[str]:
@@ -277,7 +277,7 @@ def lines(report: Mapping[str, Any]) -> list[str]:
         tables.markdown(DataFrame(shown), formats).strip(),
         "",
         f"p99 came within {TOLERANCE:.0%} of its prediction in {near} of {count} switches. A "
-        f"policy is right if it was the best, or within {CLOSE:.0%} of it. The policy with the "
+        f"policy is right if it was the best, or within {SAME:.0%} of it. The policy with the "
         f"lowest prediction was right in {lowest} of {count}, and the advice in {advice}. Naming "
         f"one policy always is right in {report[ONE_POLICY]} at most. One half of a load foretold "
         f"the p99 of its other half in {halves}, and the best policy in {halves_named}.",

@@ -15,9 +15,10 @@ from codedinvnet.errors import UserError
 from codedinvnet.models.bundle import load_bundle
 from codedinvnet.serving.opening import known_of
 from codedinvnet.serving.rules.settings import POLICIES
-from codedinvnet.simulation.advise import AdviseOptions, advise, lines
+from codedinvnet.simulation import advise as module
+from codedinvnet.simulation.advise import AdviseOptions, advise, chosen, lines
 from codedinvnet.simulation.arrivals import Arrivals
-from codedinvnet.simulation.figures import simulate
+from codedinvnet.simulation.figures import simulate, summarise
 from codedinvnet.simulation.recorded import Took, told_apart
 from codedinvnet.simulation.scenario import Scenario, parse_scenario
 from codedinvnet.simulation.stragglers import stragglers
@@ -163,6 +164,42 @@ def test_what_to_switch_to_and_how() -> None:
     assert advise(stay, OPTIONS)["advice"] == "hedge"
 
 
+def test_a_policy_under_which_requests_wait_ever_longer_is_not_advised(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    drifting = {"hedge"}
+
+    def drifts(records: Any, given: Scenario) -> dict[str, Any]:
+        return {**summarise(records, given), "drifting": given.policy in drifting}
+
+    monkeypatch.setattr(module, "summarise", drifts)
+    seen = traffic(served("uncoded", "exponential", 5), offered=("uncoded", "hedge"))
+    report = advise(seen, OPTIONS)
+    assert [found["drifting"] for found in report["simulated"]] == [False, True]
+    assert report["advice"] == "uncoded"
+    assert any("ever longer under hedge" in note for note in report["notes"])
+    drifting.add("uncoded")
+    report = advise(seen, OPTIONS)
+    assert report["advice"] is None
+    assert lines(report, OPTIONS)[-1].startswith("No policy has a p99")
+
+
+def test_of_policies_as_late_as_each_other_those_that_lose_more_are_left() -> None:
+    def found(policy: str, lost: tuple[float, float, float], work: float) -> dict[str, Any]:
+        share, *interval = lost
+        told = {"policy": policy, "p99_ms": 100.0, "work": work, "drifting": False}
+        return {**told, "missing_share": share, "missing_share_95": interval}
+
+    none, chance, many = (0.0, 0.0, 1e-4), (1e-4, 0.0, 3e-4), (0.008, 0.007, 0.009)
+    rows = [found("uncoded", many, 1.0), found("hedge", chance, 1.01), found("coded", none, 1.1)]
+    for now in ("uncoded", "hedge"):
+        best = chosen(rows, now, "p99")
+        assert best is not None
+        assert best["policy"] == "hedge"
+    alone = chosen([{**rows[0], "missing_share_95": None}], "hedge", "p99")
+    assert alone is not None
+
+
 def test_answers_that_are_made_up_cost_accuracy() -> None:
     report = advise(traffic(served("coded", "exponential", 5), offered=("hedge", "coded")), OPTIONS)
     hedge, coded = row(report, "hedge"), row(report, "coded")
@@ -180,6 +217,10 @@ def test_the_budget_is_the_services_own_or_another_that_is_asked_for() -> None:
     assert row(more, "hedge")["work"] > 1.015
     (note,) = more["notes"]
     assert "--extra 0.1" in note
+    seen["rules"]["upstream_hang_timeout_ms"] = 3000.0
+    assert advise(seen, OPTIONS)["advice"] == report["advice"]
+    with pytest.raises(UserError, match="--extra: a gateway has none"):
+        advise(seen, replace(OPTIONS, extra=0.1))
 
 
 def test_advice_needs_no_word_of_what_encoding_takes() -> None:

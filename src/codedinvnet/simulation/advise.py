@@ -19,13 +19,11 @@ from codedinvnet.serving.rules.settings import POLICIES
 from codedinvnet.serving.traffic_report import KIND, SCHEMA
 from codedinvnet.simulation.doubts import left_out, overload
 from codedinvnet.simulation.engine import Simulation
-from codedinvnet.simulation.figures import aligned, counted, latency_of, summarise
+from codedinvnet.simulation.figures import SAME, aligned, counted, latency_of, summarise
 from codedinvnet.simulation.recorded import FEWEST_REQUESTS, Recorded, scenario_of
 from codedinvnet.simulation.scenario import Accuracy, Scenario
 
 QUANTILES = {"p50": 0.5, "p99": 0.99, "p999": 0.999}
-CLOSE = 0.05
-"""A policy whose percentile is within so much of the lowest is as good; the least work decides."""
 OFF = 0.25
 """A simulation of the policy of now that is off by more is told to be doubtful."""
 
@@ -69,9 +67,12 @@ def advise(raw: Any, options: AdviseOptions, *, progress: bool = False) -> dict[
         progress: show a bar.
 
     Raises:
-        UserError: if it is another program's answer, or too little was seen.
+        UserError: if it is another program's answer, or too little was seen; or if a gateway shall
+            have another budget.
     """
     seen = read_traffic(raw, options.url)
+    if options.extra is not None and seen.rules.upstream_hang_timeout_ms is not None:
+        raise UserError("--extra: a gateway has none")
     if options.seconds is not None:
         seen = seen.after(seen.seconds - options.seconds)
     try:
@@ -100,6 +101,11 @@ def advise(raw: Any, options: AdviseOptions, *, progress: bool = False) -> dict[
     own = next((row for row in rows if row["policy"] == seen.policy), None)
     best = None if own is None else chosen(rows, seen.policy, options.by)
     notes = overload(base, drifting=False)
+    if drifting := [row["policy"] for row in rows if row["drifting"]]:
+        notes.append(
+            f"Requests seem to wait ever longer under {', '.join(drifting)}: the workers are too "
+            "few for that, and it is not advised."
+        )
     notes += left_out(len(seen.requests), [why for _, why in seen.unserved])
     if own is None:
         why = left.get(seen.policy, "the service does not offer it")
@@ -162,7 +168,7 @@ def simulated(scenario: Scenario, code: CodeRules | None, seen: Recorded) -> dic
         "policy": scenario.policy,
         **percentiles(counted(records, scenario)),
         "p99_ms_95": figures["p99_ms_95"],
-        "missing_share": figures["missing_share"],
+        **{name: figures[name] for name in ("missing_share", "missing_share_95", "drifting")},
         "made_up_share": figures["decoded_share"],
         "work": figures["work_per_query"],
         "right": None if right is None else figures["accuracy"],
@@ -176,16 +182,21 @@ def measured(seen: Recorded) -> dict[str, Any]:
 
 
 def chosen(rows: Sequence[Mapping[str, Any]], now: str, by: str) -> Mapping[str, Any] | None:
-    """Return the row of the policy to go by; None if every one loses too many requests.
+    """Return the row of the policy to go by; None if every one drifts, or loses too many requests.
 
-    Of those as good as the lowest it is that of now, or else the one with the least work.
+    As good as the lowest are those that are within SAME of it, and do not lose more requests than
+    another of them, as far as their intervals tell. Of these it is that of now, or else the one
+    with the least work.
     """
     key = f"{by}_ms"
-    told = [row for row in rows if row[key] is not None]
+    told = [row for row in rows if row[key] is not None and not row["drifting"]]
     if not told:
         return None
     lowest = min(row[key] for row in told)
-    good = [row for row in told if row[key] <= (1 + CLOSE) * lowest]
+    good = [row for row in told if row[key] <= (1 + SAME) * lowest]
+    lost = [row["missing_share_95"] or 2 * [row["missing_share"]] for row in good]
+    most = min(high for _, high in lost)
+    good = [row for row, (low, _) in zip(good, lost, strict=True) if low <= most]
     stay = next((row for row in good if row["policy"] == now), None)
     return stay or min(good, key=lambda row: float(row["work"]))
 
@@ -227,9 +238,10 @@ def _advice(report: Mapping[str, Any], options: AdviseOptions) -> list[str]:
     if now not in rows:
         return [f"No advice: what {now}, the policy of now, would give is not known."]
     if best is None:
-        return [f"No policy has a {by}: too many requests are lost, or too few were simulated."]
+        why = "too many requests are lost or wait ever longer, or too few were simulated"
+        return [f"No policy has a {by}: {why}."]
     if best == now:
-        return [f"Stay with {now}: none has a {by} that is lower by more than {CLOSE:.0%}."]
+        return [f"Stay with {now}: none has a {by} that is lower by more than {SAME:.0%}."]
     new, old = rows[best], rows[now]
     key = f"{by}_ms"
     than = ""

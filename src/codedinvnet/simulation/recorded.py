@@ -52,6 +52,8 @@ class SeenRules(SeenLimits):
     max_pending: Positive
     hedge_share: float
     extra: float | None
+    upstream_hang_timeout_ms: Rate | None = None
+    """None: it is no gateway."""
 
 
 class Right(Section):
@@ -158,7 +160,7 @@ def scenario_of(seen: Recorded, queries: int, seed: int) -> Scenario:
     workers = max(rules.workers, len(found.fitted.workers))
     qps = 1000 * sum(sizes) / max(1e-3, sum(gaps))
     raw: dict[str, Any] = {
-        **rules.model_dump(exclude={"hedge_share", "backups"}),
+        **rules.model_dump(exclude={"hedge_share", "backups", "upstream_hang_timeout_ms"}),
         "name": "recorded",
         "seed": seed,
         "queries": queries,
