@@ -315,6 +315,15 @@ def test_plan_tells_of_what_is_rare_and_hits_few(call: Command) -> None:
     assert report["front_ends"] == {"busy": 3.4, "needed": 5}
 
 
+def test_what_is_rare_is_so_by_the_workers_that_were_found(call: Command) -> None:
+    words = ["plan", "mnist", "--qps", "200", "--p999-ms", "45", "--policy", "uncoded"]
+    words += ["--service-ms", "24", "--encode-ms", "1", "--stragglers", "hung"]
+    report = json.loads(call(*words, "--queries", "2000", "--json").out)
+    workers = report["ranking"][0]["workers"]
+    assert workers > 6  # the load needs five
+    assert any(f"(hang) comes every {workers / 0.2:.4g} s" in note for note in report["notes"])
+
+
 def test_plan_ranks_a_policy_once(file: Path, call: Command) -> None:
     raw = {**SCENARIO, "accuracy": {"normal": 0.99, "missing": 0.1}}
     file.write_text(json.dumps(raw))

@@ -272,7 +272,9 @@ def run_plan(options: PlanOptions) -> tuple[dict[str, Any], list[str]]:
         verdicts = plan.Planner(base, accuracy, target, step).rank(wanted)
         bar.total = bar.n
     longest = base.queries / base.arrivals.qps
-    rare = rarest(base, plan.fewest_workers(base))
+    fewest = plan.fewest_workers(base)
+    # Of more workers one that straggles gets fewer tasks.
+    rare = rarest(base, max((v.workers for v in verdicts if v.workers), default=fewest))
     notes += too_short(longest, rare, "The longest runs last")
     notes += few_hit(base.stragglers, verdicts[0].workers or 0)
     busy = base.arrivals.qps / base.arrivals.batch * base.front_end.mean_ms / 1000
