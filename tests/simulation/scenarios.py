@@ -7,9 +7,7 @@ from typing import Any
 from codedinvnet.simulation.engine import Simulation
 from codedinvnet.simulation.scenario import Accuracy, Scenario, parse_scenario
 
-ACCURACY = Accuracy(
-    normal=0.98, recovered={1: {2: 0.97, 4: 0.96, 10: 0.90}, 2: {4: 0.95}}, missing=0.1
-)
+ACCURACY = Accuracy(normal=0.98, recovered={1: {2: 0.97, 4: 0.96, 10: 0.90}, 2: {4: 0.95}})
 
 
 def scenario(**changes: Any) -> Scenario:

@@ -315,7 +315,7 @@ def test_overload_refuses_and_ends() -> None:
     assert found.busy / found.seconds == pytest.approx(1, abs=0.01)
     late = run(qps=200, queries=4000, deadline_ms=50)
     assert late.missing.sum() > 1000
-    assert found.right.mean() == pytest.approx(0.5 * 0.98 + 0.5 * 0.1, abs=0.05)
+    assert found.right.mean() == pytest.approx(0.5 * 0.98, abs=0.05)
 
 
 def test_a_request_with_an_image_that_is_missing_has_no_answer() -> None:
@@ -326,7 +326,7 @@ def test_a_request_with_an_image_that_is_missing_has_no_answer() -> None:
     assert set(found.missing) == {0, 10}
     assert np.isinf(found.latency[lost]).all()
     assert np.isfinite(found.latency[~lost]).all()
-    assert set(found.right[lost].round(6)) == {0.1}
+    assert set(found.right[lost]) == {0}
     assert set(found.right[~lost].round(6)) == {0.98}
 
 

@@ -49,7 +49,7 @@ def test_what_is_withheld_is_copied_where_copies_are_sent() -> None:
 
 
 def test_what_is_released_is_as_right_as_what_it_agrees_with() -> None:
-    accuracy = {"normal": 0.9, "recovered": {1: {4: 0.5}}, "missing": 0.0}
+    accuracy = {"normal": 0.9, "recovered": {1: {4: 0.5}}}
     free, kept = (run(limit, accuracy=accuracy).right.mean() for limit in (None, 0.02))
     assert free < kept < 0.9
 

@@ -103,7 +103,7 @@ def test_plan_tells_which_of_several_k_a_policy_lacks(file: Path, call: Command)
 
 def test_plan_needs_something_to_rank(tmp_path: Path, call: Command) -> None:
     path = tmp_path / "scenario.json"
-    path.write_text(json.dumps({**SCENARIO, "accuracy": {"normal": 0.99, "missing": 0.1}}))
+    path.write_text(json.dumps({**SCENARIO, "accuracy": {"normal": 0.99}}))
     words = ["plan", "mnist", "--qps", "10", "--p999-ms", "60", "--scenario", path]
     outcome = call(*words, "--policy", "coded")
     assert (outcome.code, outcome.out) == (2, "")
@@ -282,7 +282,7 @@ def test_patience_can_be_had(call: Command) -> None:
 
 def test_plan_knows_its_bundles(file: Path, call: Command) -> None:
     times = ("--service-ms", "10", "--encode-ms", "1")
-    given = {"normal": 0.99, "recovered": {"1": {"4": 0.9}}, "missing": 0.1}
+    given = {"normal": 0.99, "recovered": {"1": {"4": 0.9}}}
     file.write_text(json.dumps({**SCENARIO, "accuracy": given}))
     for more in (times, ("--scenario", file)):
         outcome = call("plan", "nothing", "--qps", "10", "--p999-ms", "60", *more)
@@ -325,7 +325,7 @@ def test_what_is_rare_is_so_by_the_workers_that_were_found(call: Command) -> Non
 
 
 def test_plan_ranks_a_policy_once(file: Path, call: Command) -> None:
-    raw = {**SCENARIO, "accuracy": {"normal": 0.99, "missing": 0.1}}
+    raw = {**SCENARIO, "accuracy": {"normal": 0.99}}
     file.write_text(json.dumps(raw))
     words = ["plan", "mnist", "--qps", "10", "--p999-ms", "200", "--scenario", file]
     words += ["--policy", "hedge", "--policy", "hedge", "--k", "10", "--queries", "1000"]

@@ -111,7 +111,7 @@ class Simulation:
         self._limit, self._late = limit, 0
         self._first = self.requests - scenario.counted
         accuracy = accuracy or accuracy_of(scenario)
-        self._right_direct, self._right_missing = accuracy.normal, accuracy.missing
+        self._right_direct = accuracy.normal
         sizes = range(1, self.scheduler.code.k + 1) if scenario.coding.takes_code else ()
         self._right_decoded = {m: scenario.recovered(accuracy, m) for m in sizes}
         self._right_guessed = math.nan if accuracy.guessed is None else accuracy.guessed
@@ -336,7 +336,7 @@ class Simulation:
         request = self._request_of[action.query]
         self._missing[request] += 1
         self._latency[request] = math.inf
-        self._finish(action.query, self._right_missing)
+        self._finish(action.query, 0.0)
 
     def _finish(self, query: int, right: float) -> None:
         request = self._request_of.pop(query)
@@ -352,7 +352,7 @@ class Simulation:
         if self._missing[request]:  # one error is the whole request's answer
             batch = self._sizes[request]
             self._missing[request], self._decoded[request] = batch, 0
-            self._right[request] = batch * self._right_missing
+            self._right[request] = 0.0
         if self._limit is not None and request >= self._first:
             seconds, most = self._limit
             self._late += self._latency[request] > seconds

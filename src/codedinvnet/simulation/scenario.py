@@ -93,7 +93,7 @@ class Straggler(FaultWindow):
 
 
 class Accuracy(Section):
-    """How often answers are right, by how they were made."""
+    """How often answers are right, by how they were made. Missing ones are wrong."""
 
     normal: Share
     """Of direct answers."""
@@ -102,9 +102,6 @@ class Accuracy(Section):
     guessed: Share | None = None
     """Of answers that a parity alone gives where more are missing than it makes up for. None: it is
     not known, nor is the accuracy of a run in which there are any."""
-    missing: Share = 0.0
-    """Of what stands in for a missing answer. It is lost and so wrong, as in `bench latency`; where
-    something is guessed instead, the share of its guesses that are right."""
 
     def decoded(self, r: int, size: int) -> float:
         """Return the accuracy of an answer decoded in a group of `size` with r parities.
