@@ -21,9 +21,10 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.scheduling import processor_seconds
 from benchmarks.triton import MODEL, Triton, is_installed
 from codedinvnet.errors import UserError
-from codedinvnet.processes import Running, free_port, process_stat, running
+from codedinvnet.processes import Running, free_port, running
 from codedinvnet.provenance import describe_machine
 
 SIZES = {"image": 3 * 32 * 32, "600 KB": 150_000}
@@ -53,12 +54,6 @@ http {{
 """
 BOTH = r"on http://(\S+) and gRPC port (\d+)"
 """What the gateway's first line says of where it is."""
-
-
-def processor_seconds(pid: int) -> float:
-    """Return the processor time that a process has taken so far."""
-    stat = process_stat(pid)
-    return (int(stat[11]) + int(stat[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def gateway_to(url: str) -> AbstractContextManager[Running]:

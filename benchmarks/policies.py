@@ -22,12 +22,12 @@ from codedinvnet.rows import read_rows
 from codedinvnet.serving.policies import served_as
 from codedinvnet.serving.rules.settings import UNCODED
 from codedinvnet.simulation import sweep
-from codedinvnet.simulation.figures import latency_of
+from codedinvnet.simulation.figures import QUANTILES, latency_of
 from codedinvnet.simulation.picture import colour
 
 PLACE = ("pareto", 10)
 """Stragglers and images of a request, of the tail that is drawn."""
-SHARES = {"p50_ms": 0.5, "p99_ms": 0.01, "p995_ms": 0.005, "p999_ms": 0.001}
+SHARES = {f"{name}_ms": round(1 - share, 6) for name, share in QUANTILES.items()}
 """Percentile of a row -> the share of requests that take longer."""
 CHOICE = ("auto", "hedge", "small-backup", "small-backup+hedge", "coded")
 """The policies of the table to choose by."""

@@ -171,7 +171,7 @@ async def over_http(litserve: Path | None, share: int = 1) -> list[dict[str, Any
         spent = 0.0
         for number in range(ROUNDS + 1):
             if number == 1:
-                spent = _processor(process.pid)
+                spent = processor_seconds(process.pid)
             for name, ask in arms.items():
                 for _ in range(REQUESTS // share):
                     began = time.perf_counter()
@@ -179,7 +179,7 @@ async def over_http(litserve: Path | None, share: int = 1) -> list[dict[str, Any
                     if number:  # the first round only warms
                         latencies[name].append(1000 * (time.perf_counter() - began))
                         passes[name].append(1000 * forward)
-        spent = _processor(process.pid) - spent
+        spent = processor_seconds(process.pid) - spent
         service = (await client.get("times"))["service"]
     median = float(np.interp(0.5, service["shares"], service["values_ms"]))
     passes["codedinvnet"] = [median]
@@ -191,7 +191,7 @@ async def over_http(litserve: Path | None, share: int = 1) -> list[dict[str, Any
     return rows
 
 
-def _processor(pid: int) -> float:
+def processor_seconds(pid: int) -> float:
     """Return the seconds of processor time that a process has taken; NaN if nobody says it."""
     found = processor_time(pid)
     return math.nan if found is None else found.first

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
 
 from codedinvnet.collector import sparing_collector
 from codedinvnet.progress import Progress
@@ -15,7 +16,7 @@ AHEAD = 0.05
 
 
 async def open_loop(
-    call: Callable[[int, float], Awaitable[object]],
+    call: Callable[[int, float], Coroutine[Any, Any, object]],
     gaps: Sequence[float],
     label: str,
     *,
@@ -32,7 +33,7 @@ async def open_loop(
         most: requests that may be unanswered at once.
         leave: whether the progress bar stays when all is done.
     """
-    pending: set[asyncio.Task[None]] = set()
+    pending: set[asyncio.Task[object]] = set()
     errors: list[BaseException] = []
     unsent = 0
     bar = Progress(
@@ -44,14 +45,11 @@ async def open_loop(
         leave=leave,
     )
 
-    def ended(task: asyncio.Task[None]) -> None:
+    def ended(task: asyncio.Task[object]) -> None:
         pending.discard(task)
         bar.update()
         if not task.cancelled() and (error := task.exception()) is not None:
             errors.append(error)
-
-    async def sent(number: int, due: float) -> None:
-        await call(number, due)
 
     with bar, sparing_collector():
         due = time.perf_counter() + AHEAD
@@ -62,7 +60,7 @@ async def open_loop(
                 unsent += 1
                 bar.update()
                 continue
-            task = asyncio.create_task(sent(number, due))
+            task = asyncio.create_task(call(number, due))
             pending.add(task)
             task.add_done_callback(ended)
         while pending:
