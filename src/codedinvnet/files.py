@@ -145,7 +145,7 @@ def free_backup_name(path: Path) -> Path:
     return next(name for name in numbered if not name.exists())
 
 
-def each_once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+def _each_once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     """Return an object of JSON, whose last value of a name would silently be taken.
 
     Raises:
@@ -171,7 +171,7 @@ def parse_json(text: str | bytes, where: str) -> Any:
     """
     try:
         read = text.decode() if isinstance(text, bytes) else text
-        return json.loads(read, object_pairs_hook=each_once)
+        return json.loads(read, object_pairs_hook=_each_once)
     except json.JSONDecodeError as error:
         raise UserError(f"{where} is not JSON: line {error.lineno}: {error.msg}") from error
     except UnicodeDecodeError as error:

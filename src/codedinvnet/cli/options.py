@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 
 from codedinvnet.cli.common import seed
 from codedinvnet.errors import UserError, nearest
-from codedinvnet.files import each_once
 
 Settings = TypeVar("Settings")
 
@@ -79,13 +78,9 @@ def read_config(path: Path, known: Mapping[str, argparse.Action]) -> dict[str, A
     Raises:
         UserError: naming the file and the option.
     """
-    where = f"--config: {path}"
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=each_once)
-    except OSError as error:
-        raise UserError(f"{where}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:  # of JSON and UTF-8
-        raise UserError(f"{where}: is no JSON: {error}") from error
+    from codedinvnet.files import read_json
+
+    found, where = read_json(path, "--config:"), f"--config: {path}"
     if not isinstance(found, dict):
         raise UserError(f"{where}: must be a JSON object of options")
     values = {}
