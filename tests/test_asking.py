@@ -49,7 +49,7 @@ def test_no_redirect_is_followed(code: int) -> None:
         redirecting("http://127.0.0.1:1/", 302) as (other, others),
         redirecting(f"{other}/there", code) as (url, tokens),
     ):
-        told = f"{url}.*it redirects to {other}/there: give that address"
+        told = f"{url}.*it redirects to {other}/there: give an address that leads there itself"
         for body in (None, {"policy": "hedge"}):
             with pytest.raises(UserError, match=told):
                 ask(url, "/policy", "secret", body)

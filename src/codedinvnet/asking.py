@@ -43,7 +43,7 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
     def redirect_request(
         self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
     ) -> NoReturn:
-        told = f"it redirects to {newurl}: give that address"
+        told = f"it redirects to {newurl}: give an address that leads there itself"
         raise urllib.error.HTTPError(req.full_url, code, told, headers, fp)
 
 

@@ -158,6 +158,31 @@ async def test_what_has_had_no_slot_until_its_time_was_over_is_not_asked() -> No
     assert begun == [0]
 
 
+async def test_questions_of_a_task_that_failed_keep_their_slots_until_they_end() -> None:
+    begun, at_once = [], [0]
+
+    class Uneven:
+        model = "m"
+
+        async def call(self, worker: int, task: Task) -> Result:
+            begun.append(task.attempt)
+            at_once.append(at_once[-1] + 1)
+            try:
+                await asyncio.sleep(0.01 if len(begun) == 1 else 0.2)
+                raise WorkerFailed
+            finally:
+                at_once.append(at_once[-1] - 1)
+
+    pool = cast("UpstreamPool", Uneven())
+    backup = UpstreamBackup(pool, MODEL.signature.inputs, "output", lambda found: found, 1, 2)
+    until = time.monotonic() + 9.0
+    for i in range(2):
+        with pytest.raises(WorkerFailed):
+            await backup.call(0, Task(i, 4, {"x": queries(4)}, until=until))
+    assert max(at_once) == 2
+    assert begun == [0, 0, 1, 1]
+
+
 @pytest.mark.parametrize("refusal", [400, 500])
 async def test_servers_that_take_json_alone_have_a_backup_and_are_one(refusal: int) -> None:
     """What it takes is found out once, and not with every question."""
@@ -313,9 +338,11 @@ async def test_the_backup_of_another_model_does_not_answer(
         server.go()
 
 
+@pytest.mark.parametrize("deadline_ms", [500.0, 2000.0])
 @pytest.mark.parametrize("backup", ["trained", "upstream"])
 async def test_a_worker_of_the_backup_is_taken_for_hung_once_nobody_waits(
     backup: str,
+    deadline_ms: float,
     finished: Path,  # noqa: F811
 ) -> None:
     """An upstream may be busy with others, and finds that out itself."""
@@ -324,7 +351,7 @@ async def test_a_worker_of_the_backup_is_taken_for_hung_once_nobody_waits(
     own: dict[str, Any] = {"protection": finished, **SMALL}
     if backup == "upstream":
         own = {"backup_upstream": f"{server.url}/v2/models/m"}
-    options = GatewayOptions("m", upstream=(server.url,), deadline_ms=1000, **own)
+    options = GatewayOptions("m", upstream=(server.url,), deadline_ms=deadline_ms, **own)
     upstreams, metrics = [open_upstream(server.url)], Metrics()
     both = metrics, UpstreamMetrics(metrics.registry)
     guard = await open_guard(options, upstreams, open_upstream, both[1])
@@ -332,9 +359,9 @@ async def test_a_worker_of_the_backup_is_taken_for_hung_once_nobody_waits(
     assert rules.workers == 2
     assert (rules.hang_timeout_of(0), rules.hang_timeout_of(1)) == (
         rules.hang_timeout,
-        1.0 if backup == "trained" else rules.hang_timeout,
+        max(1.0, deadline_ms / 1000) if backup == "trained" else rules.hang_timeout,
     )
-    assert rules.hang_timeout > 2.0
+    assert rules.hang_timeout > 2 * deadline_ms / 1000
     assert isinstance(guard, Backup)
     await asyncio.gather(*(each.close() for each in upstreams))
     await guard.pool.stop()

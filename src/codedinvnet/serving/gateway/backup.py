@@ -18,6 +18,7 @@ from codedinvnet.models.base import TensorSpec
 from codedinvnet.serving.answers import BadRequest
 from codedinvnet.serving.background import in_thread
 from codedinvnet.serving.decoding import Answers, Check, Decoding, Facts, Found, Job, Wiring
+from codedinvnet.serving.faces.http import LARGE_BODY
 from codedinvnet.serving.gateway.calls import Reply
 from codedinvnet.serving.gateway.pool import CALL, REPLY, UpstreamPool, boxed
 from codedinvnet.serving.gateway.understanding import Understanding, arrays_of, call_of
@@ -82,23 +83,25 @@ class UpstreamBackup:
 
     async def call(self, worker: int, task: Task) -> Result:
         begins = range(0, task.members, self.most)
-        parts = [asyncio.ensure_future(self._part(worker, task, begin)) for begin in begins]
-        try:
-            found = await asyncio.gather(*parts)
-        finally:  # without one of them the others are of no use
-            for part in parts:
-                part.cancel()
+        useless = asyncio.Event()
+        found = await asyncio.gather(*(self._part(worker, task, i, useless) for i in begins))
         seconds = max(result.seconds for result, _ in found)
         return Result({OUTPUT: np.concatenate([scores for _, scores in found])}, seconds)
 
-    async def _part(self, worker: int, task: Task, begin: int) -> tuple[Result, np.ndarray]:
+    async def _part(
+        self, worker: int, task: Task, begin: int, useless: asyncio.Event
+    ) -> tuple[Result, np.ndarray]:
         """Ask for so many queries' scores as the model takes at once."""
         async with self._slots:
-            if time.monotonic() > task.until:
-                raise Abandoned("its time is over")
+            if useless.is_set() or time.monotonic() > task.until:
+                raise Abandoned("nobody waits for it any more")
             arrays = {n: array[begin : begin + self.most] for n, array in task.inputs.items()}
             call = call_of(self.upstream.model, arrays, self.inputs, task.until)
-            result = await self.upstream.call(worker, task._replace(inputs={CALL: boxed(call)}))
+            try:
+                result = await self.upstream.call(worker, task._replace(inputs={CALL: boxed(call)}))
+            except BaseException:  # without this part the others are of no use
+                useless.set()
+                raise
         try:
             return result, self.convert(arrays_of(result.outputs[REPLY][0])[self.scores])
         except (BadRequest, LookupError, AttributeError) as error:
@@ -240,7 +243,12 @@ class BackupAnswers(Decoding):
             found = {i: self._compare(check.outputs, i, chance) for i, chance in pairs}
             return {i: facts for i, facts in found.items() if facts is not None}
 
-        seen = await in_thread(look)  # answers may be large
+        replies: list[Reply] = [check.outputs[i][0] for i in members]
+        large = any(
+            len(reply.body) >= LARGE_BODY or "content-encoding" in dict(reply.headers)
+            for reply in replies
+        )
+        seen = await in_thread(look) if large else look()
         if check.member in seen:
             self.wiring.metrics.checked(seen[check.member][1])
         if compared is not None and seen:

@@ -71,6 +71,10 @@ class Connection(asyncio.Protocol):
         """When it was used last."""
         self.made = asyncio.get_running_loop().time()
 
+    def is_open(self) -> bool:
+        """Tell whether another request may be sent, as far as is known."""
+        return self.sound and not self.transport.is_closing()
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self.transport = transport
 
@@ -162,7 +166,7 @@ def _is_usable(connection: Connection) -> bool:
     """Tell whether an idle connection may be used again."""
     now = asyncio.get_running_loop().time()
     is_fresh = now - connection.since < LONGEST_IDLE and now - connection.made < OLDEST
-    return connection.sound and is_fresh
+    return connection.is_open() and is_fresh
 
 
 class HttpClient:
@@ -232,7 +236,7 @@ class HttpClient:
             tries -= 1
             try:
                 connection = self._kept() or await self._connected(until - loop.time())
-                if not connection.sound:  # nothing was sent yet
+                if not connection.is_open():  # nothing was sent yet
                     raise ConnectionError("it hung up")
             except OSError as error:  # a time-out among them
                 if not broke:

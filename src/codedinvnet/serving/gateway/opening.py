@@ -30,6 +30,7 @@ from codedinvnet.serving.gateway.understanding import (
 )
 from codedinvnet.serving.gateway.upstream_metrics import UpstreamMetrics
 from codedinvnet.serving.gateway.upstreams import Upstream
+from codedinvnet.serving.rules.settings import SHORTEST_HANG
 from codedinvnet.serving.served import OwnModel
 
 if TYPE_CHECKING:  # a gateway without a code does without PyTorch
@@ -123,7 +124,8 @@ async def _protected(
             return described(error)
         return ""
 
-    workers, longest = options.backup_workers or 1, options.deadline_ms / 1000  # then nobody waits
+    workers = options.backup_workers or 1
+    longest = max(SHORTEST_HANG, options.deadline_ms) / 1000  # then nobody waits any more
     return Backup(rules, reads, pool, workers, 1, row.name, calibration, differs, longest)
 
 
