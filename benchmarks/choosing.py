@@ -28,9 +28,9 @@ STRAGGLING = ("held", "exponential", "pareto", "bursts")
 QUIET = "none"
 """The straggler model in which nobody straggles."""
 AT_THE_EDGE = "hung"
-"""The straggler model that says nothing of a p99.9. Of the requests of ten to eleven workers 0.09 %
-have a task that never ends: whether p99.9 is one of these is a coin toss. Of single images 0.009 %
-have one."""
+"""A straggler model whose places are left out. Of the requests of ten to eleven workers 0.09 % have
+a task that never ends: whether p99.9 is one of these is a coin toss. Of single images 0.009 % have
+one, and a run has two of them."""
 
 
 def fixed(policies: Series) -> Series:
@@ -39,7 +39,7 @@ def fixed(policies: Series) -> Series:
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of places that tell something of policies."""
+    """Return the rows of places of which p99.9 tells how policies differ."""
     rows = sweep.read_rows(path)
     return [row for row in rows if row["cell"]["stragglers"] != AT_THE_EDGE]
 

@@ -165,7 +165,7 @@ def table(folder: Path) -> str:
     """Return what methods spend and recover at each group size, and over how many trainings.
 
     A ± is half of a 95 % interval over the trainings, whose number stands in brackets. Methods of
-    which nothing was measured are left out. Those that are not this package's come last.
+    which nothing was measured are left out. Others, such as methods of one's own, come last.
     """
     results = Results(folder)
     known = {*METHODS, *(name for methods in GROUPS.values() for name in methods)}

@@ -201,8 +201,8 @@ async def loaded(
 
     await open_loop(send, gaps, label)
     ends = sender.ends
-    # Until the last answer: the client waits for those that never come, but the servers do not.
-    goodput = ends.answered / (ends.last - began) if ends.answered else 0.0
+    # Until the load's end, or the last answer: waiting for what never comes is the client's alone.
+    goodput = ends.answered / max(ends.last - began, sum(gaps))
     after = processor_time(os.getpid())
     await asyncio.gather(*(upstream.close() for upstream in upstreams))
     told: dict[str, Any] = {"answered": ends.answered, "wrong": ends.wrong}

@@ -372,7 +372,7 @@ def _check_network(run: Run, fusion: FusionSettings, header: dict[str, Any]) -> 
     if stored.get(NETWORK_WEIGHTS) not in (None, weights) and weights is not None:
         raise UserError(
             f"{last.parent} was trained for another network than {run.network_folder / NETWORK}: "
-            "train it anew (main.py -fusion)"
+            "train it anew (main.py -fusion, and before it -sample_fusion if it needs that)"
         )
 
 

@@ -33,7 +33,7 @@ async def test_waiting_for_what_is_never_answered_is_no_time_of_the_load(
         async def infer(self, *_: Any) -> Reply:
             self.seen += 1
             if self.seen >= good:
-                await asyncio.sleep(1.0)
+                await asyncio.sleep(2.0)
                 raise Unreachable("no answer")
             values = [3.0 * self.seen + 1] * 4
             output = {"name": "y", "datatype": "FP32", "shape": [1, 4], "data": values}
@@ -44,4 +44,4 @@ async def test_waiting_for_what_is_never_answered_is_no_time_of_the_load(
     monkeypatch.setattr(gateway_faults, "open_upstream", lambda *_, **__: Upstream())
     found = await loaded(["http://a"], [0.005] * 25, "some")
     assert (found["answered"], found["wrong"]) == (good, 0)
-    assert (found["goodput"] > 25) == (good > 0)  # 20 in 0.15 s, and not in 1.2
+    assert (found["goodput"] > 12) == (good > 0)  # 20 in 0.15 s, and not in 2.2

@@ -196,6 +196,9 @@ def test_of_policies_as_late_as_each_other_those_that_lose_more_are_left() -> No
         best = chosen(rows, now, "p99")
         assert best is not None
         assert best["policy"] == "hedge"
+    told: dict[str, Any] = {"notes": [], "right_by": None, "not_simulated": {}, "measured": {}}
+    switch = {**told, "policy": "uncoded", "simulated": rows, "advice": "hedge"}
+    assert "0.80%" in "\n".join(lines(switch, OPTIONS))  # the one reason to leave it
     alone = chosen([{**rows[0], "missing_share_95": None}], "hedge", "p99")
     assert alone is not None
 

@@ -77,7 +77,7 @@ def find_method(text: str) -> Method:
         return found
     path, colon, name = text.rpartition(":")
     stem, at, cost = name.partition("@")
-    if at:
+    if at and "/" not in stem:
         return _at(find_method(f"{path}{colon}{stem}"), cost)
     if colon and path.endswith(".py"):
         return _keep(text, _in_file(Path(path), name))

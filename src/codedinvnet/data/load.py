@@ -60,7 +60,7 @@ def load_images(
     found = look_in(root, name, split, image_size)
     if found is not None:
         return found
-    if data_dir is not None and not download:
+    if data_dir is not None and (not download or name not in KNOWN):
         raise UserError(nothing_found(root, name, split))
     if data_dir is None and name == "fashion" and DEBIAN_FASHION.is_dir():
         found = read_idx_pair(DEBIAN_FASHION, name, split)

@@ -104,7 +104,7 @@ def advise(raw: Any, options: AdviseOptions, *, progress: bool = False) -> dict[
     if drifting := [row["policy"] for row in rows if row["drifting"]]:
         notes.append(
             f"Requests seem to wait ever longer under {', '.join(drifting)}: the workers are too "
-            "few for that, and it is not advised."
+            "few, and no such policy is advised."
         )
     notes += left_out(len(seen.requests), [why for _, why in seen.unserved])
     if own is None:
@@ -220,6 +220,8 @@ def lines(report: Mapping[str, Any], options: AdviseOptions) -> list[str]:
     formats = {**dict.fromkeys((f"{name}_ms" for name in QUANTILES), ".1f"), "work": ".2f"}
     if report["right_by"] is not None:
         formats["right"] = ".4f"
+    if any(row.get("missing_share") for row in rows):
+        formats["missing_share"] = ".2%"
     told = [{name: row.get(name) for name in ("policy", *formats)} for row in rows]
     return [
         *report["notes"],
@@ -241,7 +243,8 @@ def _advice(report: Mapping[str, Any], options: AdviseOptions) -> list[str]:
         why = "too many requests are lost or wait ever longer, or too few were simulated"
         return [f"No policy has a {by}: {why}."]
     if best == now:
-        return [f"Stay with {now}: none has a {by} that is lower by more than {SAME:.0%}."]
+        why = f"has a {by} that is lower by more than {SAME:.0%}"
+        return [f"Stay with {now}: none that lasts, and does not lose more requests, {why}."]
     new, old = rows[best], rows[now]
     key = f"{by}_ms"
     than = ""

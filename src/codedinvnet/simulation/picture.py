@@ -83,7 +83,7 @@ def draw_map(frame: DataFrame, path: Path) -> None:
         axis.tick_params(length=0, labelsize=8)
         axis.set_title("single images" if batch == 1 else f"requests of {batch}", fontsize=9)
     handles = [Patch(color=colour(p), label=p) for p in in_order(best["policy"]) if p != NOBODY]
-    hatched = "contested, within 5 % (no intervals)" if lacks_intervals(frame) else "contested"
+    hatched = "contested" + " (by 5 % where no interval is)" * lacks_intervals(frame)
     handles.append(Patch(facecolor="white", edgecolor="grey", hatch="///", label=hatched))
     figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
     write_picture(path, figure)

@@ -164,7 +164,8 @@ class Scenario(Section):
     """Size of the group -> what its extra tasks take, in services, encoding and all, if that was
     measured."""
     encode: Distribution = Distribution()
-    """Encoding a parity query, for each image of its group, of a method that `encodes`."""
+    """Encoding a parity query, for each image of its group, of a method that `encodes`. What
+    `plan` measures is that of the bundle's E, whatever the method."""
     trip: Distribution = Distribution()
     """A task's way to its worker and back, during which the worker does nothing else."""
     front_end: Distribution = Distribution()

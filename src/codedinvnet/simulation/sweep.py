@@ -27,7 +27,7 @@ from codedinvnet.simulation.figures import SAME, latency_of, simulate
 from codedinvnet.simulation.scenario import Scenario, can_guess, check_code, parse_scenario
 from codedinvnet.simulation.stragglers import stragglers
 
-BY_CLOSENESS = "Intervals are missing: places are contested by a p99.9 within 5 % alone."
+BY_CLOSENESS = "Where intervals are missing, a p99.9 within 5 % alone makes a place contested."
 NOBODY = "none"
 """Wins where one answer in a thousand never comes, whatever the policy."""
 
@@ -245,7 +245,7 @@ def winners(frame: DataFrame) -> DataFrame:
 
 
 def lacks_intervals(frame: DataFrame) -> bool:
-    """Tell whether there is a finite p99.9 without an interval, of a run that was too short."""
+    """Tell whether there is a finite p99.9 without an interval, as of a run that was too short."""
     return bool(frame.loc[frame["p999"] < math.inf, "low"].isna().any())
 
 
