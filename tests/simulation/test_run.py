@@ -188,7 +188,7 @@ def test_a_sweep_writes_rows_and_a_map(
     assert "winner" in outcome.out
     assert "hung, 1, 30%: The run lasts 1.8 s" in outcome.out  # the same under every policy
     legend = [text.get_text() for text in figures[0].legends[0].get_texts()]
-    assert legend[-1] == "contested, within 5 % (no intervals)"
+    assert legend[-1] == "contested (by 5 % where no interval is)"
     report = json.loads(call("simulate", path, "--out", out, "--json").out)
     assert report["rows"] == 12
     assert len(report["wins"]) == 4
