@@ -441,27 +441,27 @@ def test_which_server_and_which_model() -> None:
 
 
 @pytest.mark.parametrize(
-    "words",
+    ("words", "told"),
     [
-        ["http://127.0.0.1:1"],
-        ["http://127.0.0.1:1/v2/models/m/versions/2"],
-        ["http://127.0.0.1:1/v2/models/m", "--model", "n"],
-        ["http://127.0.0.1:1/v2/models/m"],
-        ["ftp://127.0.0.1:1/v2/models/m"],
-        ["http://[::1/v2/models/m"],
-        ["http://127.0.0.1:1/v2/models/m", "--rate", "0"],
-        ["http://127.0.0.1:1/v2/models/m", "--rate", "nan"],
-        ["http://127.0.0.1:1/v2/models/m", "--duration", "-1"],
-        ["http://127.0.0.1:1/v2/models/m", "--header", "none"],
-        ["http://127.0.0.1:1/v2/models/m", "--arrivals", "nowhere"],
-        [],
+        (["http://127.0.0.1:1"], "URL: which model?"),
+        (["http://127.0.0.1:1/v2/models/m/versions/2"], "URL: "),
+        (["http://127.0.0.1:1/v2/models/m", "--model", "n"], "--model: 'n'"),
+        (["http://127.0.0.1:1/v2/models/m"], "http://127.0.0.1:1/v2/models/m: "),
+        (["ftp://127.0.0.1:1/v2/models/m"], "URL: 'ftp://127.0.0.1:1'"),
+        (["http://[::1/v2/models/m"], "URL: "),
+        (["http://127.0.0.1:1/v2/models/m", "--rate", "0"], "--rate: must be above 0"),
+        (["http://127.0.0.1:1/v2/models/m", "--rate", "nan"], "--rate: must be above 0"),
+        (["http://127.0.0.1:1/v2/models/m", "--duration", "-1"], "--duration: must be above 0"),
+        (["http://127.0.0.1:1/v2/models/m", "--header", "none"], "--header: 'none'"),
+        (["http://127.0.0.1:1/v2/models/m", "--arrivals", "nowhere"], "--arrivals: "),
+        ([], "URL: is needed"),
     ],
 )
-def test_mistakes_are_one_line(words: list[str], call: Command) -> None:
+def test_mistakes_are_one_line(words: list[str], told: str, call: Command) -> None:
     outcome = call("load", *words)
     assert outcome.code == 2
     (line,) = outcome.err.splitlines()
-    assert line.startswith("error: ")
+    assert line.startswith(f"error: {told}")
     assert "--upstream" not in line
 
 

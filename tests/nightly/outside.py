@@ -437,10 +437,10 @@ async def probing(address: str) -> AsyncIterator[Callable[[], Any]]:
 def _probe(address: str, stop: Connection) -> None:
     place = urlsplit(address)
     question = b"GET /v2/health/live HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
-    longest, stream = 0.0, None
+    longest, stream, began = 0.0, None, 0.0
     stop.send(None)
     while not stop.poll(PROBE_PERIOD):
-        began = time.monotonic()
+        began = began or time.monotonic()  # without an answer the question stands
         try:
             if stream is None:
                 stream = socket.create_connection((place.hostname, place.port), timeout=30)
@@ -449,7 +449,7 @@ def _probe(address: str, stop: Connection) -> None:
                 raise ConnectionResetError
         except OSError:
             stream = None  # an idle connection may be closed; the next question opens another
-            continue
         longest = max(longest, time.monotonic() - began)
+        began = began if stream is None else 0.0
     stop.recv()
     stop.send(longest)

@@ -36,9 +36,9 @@ def test_nonsense_is_refused_and_harms_nobody(counts: dict[str, outside.Count]) 
     assert malformed.sent == outside.Sizes().malformed
     assert (malformed.server_errors, malformed.lost) == (0, 0)
     assert malformed.client_errors > malformed.sent / 2
-    assert slow.answered == slow.sent
+    assert slow.answered == slow.sent > 0
     assert slow.wrong == 0
-    assert (bombs.answered, bombs.server_errors) == (0, 0)
+    assert bombs.sent == bombs.client_errors + bombs.refused + bombs.lost > bombs.lost
 
 
 def test_an_overloaded_service_does_what_it_can(counts: dict[str, outside.Count]) -> None:
