@@ -122,6 +122,8 @@ def main() -> None:
 
     images, labels = read(arguments.data / "train.npz")
     train = len(images) - len(images) // 10
+    if set(labels.tolist()) != set(labels[:train].tolist()):
+        parser.error("the last tenth of the images has classes that the rest lacks: mix them first")
     model = ResNet(arguments.width, arguments.blocks, int(labels.max()) + 1)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.SGD(

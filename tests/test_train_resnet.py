@@ -29,6 +29,9 @@ def test_the_example_leaves_a_model_that_can_be_protected(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PyTorch's of its exporter
         runpy.run_path(str(EXAMPLE), run_name="__main__")
+    np.savez(tmp_path / "train.npz", images=images, labels=np.arange(40) // 36)
+    with pytest.raises(SystemExit, match="2"):  # all of one class would validate
+        runpy.run_path(str(EXAMPLE), run_name="__main__")
     signature = open_model(tmp_path / "out" / "resnet.onnx").signature
     assert [(spec.name, spec.shape) for spec in signature.inputs] == [("pixels", (3, 8, 8))]
     assert signature.scores is not None

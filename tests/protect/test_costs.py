@@ -121,3 +121,11 @@ def test_where_time_decides_a_student_that_is_free_is_wide() -> None:
     batch = {"x": np.zeros((10, 16), np.float32)}
     assert costs.width_by_time(shape, batch, 1000.0) == costs.WIDTHS[-1]
     assert costs.width_by_time(shape, batch, 0.0) < costs.WIDTHS[-1]
+
+
+def test_a_number_a_query_is_a_vector_of_one() -> None:
+    specs = (TensorSpec("age", "FP32", ()), TensorSpec("income", "FP32", ()))
+    assert kind_of(specs) == "vectors"
+    student = Shape("vectors", 4, 3, specs).build().eval()
+    assert costs.student_macs(student) > 0
+    assert student(torch.ones(5), torch.ones(5)).shape == (5, 3)

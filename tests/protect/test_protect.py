@@ -122,14 +122,35 @@ def test_a_backup_leaves_the_model_its_threads(finished: Path, method: str) -> N
         torch.set_num_threads(before)
 
 
-def test_a_backup_that_costs_as_much_as_the_model_is_no_backup(
+def test_a_bundle_needs_no_protection(call: Command, tmp_path: Path) -> None:
+    words = ("--inputs", str(queries(tmp_path)), "--out", str(tmp_path / "out"))
+    outcome = call("protect", "mnist", *words)
+    assert outcome.code == 2
+    assert "mnist is a bundle" in outcome.err
+
+
+def test_beside_a_servers_model_there_are_the_threads_that_were_asked_for(
     call: Command, tmp_path: Path
 ) -> None:
+    words = ("--inputs", str(queries(tmp_path)), "--out", str(tmp_path / "out"), "--threads", "3")
+    before = torch.get_num_threads()
+    try:
+        assert call("protect", "http://127.0.0.1:9/v2/models/m", *words).code == 2
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_backup_that_costs_as_much_as_the_model_is_no_backup(
+    call: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     slower = save_pt2(factories.slower, tmp_path / "slower.pt2")
-    more = ("--methods", "approxifer", "--backup", str(slower))
+    monkeypatch.chdir(tmp_path)
+    more = ("--methods", "approxifer", "--backup", slower.name)
     outcome = call(*arguments("vectors", queries(tmp_path), tmp_path / "out", *more))
     assert outcome.code == 0, outcome.err
     found = description(tmp_path / "out")
+    assert found["own_backup"]["source"] == str(slower)  # it is opened from elsewhere
     assert found["table"][0]["agreement"][0] == 1.0
     assert found["recommended"] != "own-backup"
     with pytest.raises(UserError, match=r"costs 1\.00 of the model"):
@@ -161,6 +182,15 @@ def test_a_backup_may_be_a_bundle(
     }
     wanted = served.run({"images": images[1:2]})["output"]
     np.testing.assert_allclose(scheme.decode(outputs, 4)[1], wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_a_backup_that_was_replaced_is_told(finished: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(finished, tmp_path / "copy")
+    changed = description(copy)
+    changed["own_backup"]["digest"] = "0" * 16
+    (copy / DESCRIPTION).write_text(json.dumps(changed))
+    with pytest.raises(UserError, match=r"smaller\.pt2 is another file than .*copy was made with"):
+        load_protection(copy, open_model(f"{PLACE}:vectors"), "own-backup")
 
 
 def test_a_backup_of_other_inputs_is_refused(call: Command, tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def add_commands(commands: Commands) -> None:
     add("--keep-inputs", type=Path, metavar="FILE", help="write those inputs, .npz (memory alone)")
     add("--out", type=Path, required=True, help="folder of the protection")
     add("--k", type=int, default=10, help="queries in a group (10)")
-    add("--minutes", type=_positive, default=30.0, help="to ask the model and train in (30)")
+    add("--minutes", type=_positive, default=30.0, help="to ask about the inputs and train in (30)")
     add(
         "--labels",
         type=Path,

@@ -123,7 +123,7 @@ def whole_onnx(path: Path) -> Any:
         _check_beside(path, told.location)
         with (path.parent / told.location).open("rb") as file:
             file.seek(told.offset or 0)
-            _fill(tensor, file.read(told.length or -1))
+            _fill(tensor, file.read(-1 if told.length is None else told.length))
     return model
 
 

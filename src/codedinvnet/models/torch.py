@@ -115,7 +115,7 @@ def open_program(
         return arguments, keywords
 
     digest = content_digest(content)
-    network = Network(program.module(), bind, digest)
+    network = Network(program.module().requires_grad_(False), bind, digest)
     return _opened(network, inputs, max_batch, digest, engine, device, str(path))
 
 
@@ -362,8 +362,10 @@ def _exported(network: Network, opened: Opened, where: str) -> Opened:
 def _differing(answers: Arrays, wanted: Arrays) -> str | None:
     """Return the first output whose values are others than PyTorch's; None if all agree."""
     for name, values in wanted.items():
-        scale = float(np.abs(values).max(initial=0.0)) if values.dtype.kind == "f" else 0.0
-        if not np.allclose(answers[name], values, rtol=0, atol=_CLOSE * scale + 1e-6):
+        real = values.dtype.kind == "f"
+        scale = float(np.abs(values[np.isfinite(values)]).max(initial=0.0)) if real else 0.0
+        close = _CLOSE * scale + 1e-6
+        if not np.allclose(answers[name], values, rtol=0, atol=close, equal_nan=real):
             return name
     return None
 

@@ -301,13 +301,20 @@ def open_backup(folder: Path, found: Mapping[str, Any], name: str, kind: str) ->
     Raises:
         UserError: if it cannot be opened, or is a model that a description may not name.
     """
+    wanted = ""
     if name == OWN:
-        source = replace(own_backup(folder, found), threads=torch.get_num_threads())
+        named = own_backup(folder, found)
+        source, wanted = replace(named, digest="", threads=torch.get_num_threads()), named.digest
     elif name in found.get("exports", ()) and is_installed(ONNX_RUNTIME):
         source = _exported(folder, name)
     else:
         return Answering(load_part(folder / PARTS[name]), "logits", kind)
     other = source.open()
+    if wanted and other.source.digest != wanted:
+        raise UserError(
+            f"{source.source} is another file than {folder} was made with: put that one back, or "
+            "make the protection anew"
+        )
     assert other.signature.scores is not None
     return Answering(ScoresOf(other), other.signature.scores.kind, kind)
 

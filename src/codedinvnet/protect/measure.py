@@ -308,7 +308,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
     labelled = any("accuracy" in row for row in rows)
     heads = ["method", "work a query", "agreement %", *(["accuracy %"] if labelled else [])]
-    heads += [f"coverage at {agreement} %" for agreement in AGREEMENTS]
+    heads += [f"coverage at {agreement}, %" for agreement in AGREEMENTS]
     lines = [heads, ["---"] * len(heads)]
     for row in rows:
         cells = [row["method"], f"{row['work']:.3f}", percent(row["agreement"])]

@@ -8,9 +8,11 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from codedinvnet.codes.base import check_k
@@ -77,6 +79,12 @@ def protect(options: ProtectOptions) -> dict[str, Any]:
     check_folder(options.out, "--out")
     if (options.out / DESCRIPTION).exists():
         raise UserError(f"--out: {options.out} holds a protection already: name another folder")
+    if options.source.kind == "bundle":
+        raise UserError(
+            f"{options.source.source} is a bundle, which has a code of its own: it needs no "
+            "protection, and is served by codedinvnet serve"
+        )
+    torch.set_num_threads(options.source.threads)  # also beside a server's model
     model = options.source.open()
     if model.signature.scores is None:
         raise UserError(
@@ -187,7 +195,9 @@ def _own_backup(options: ProtectOptions, model: OpenModel) -> OpenModel | None:
     """
     if options.backup is None:
         return None
-    source = ModelSource(options.backup, threads=options.source.threads)
+    beside = Path(options.backup)  # a protection is opened from elsewhere
+    place = str(beside.absolute()) if beside.exists() else options.backup
+    source = ModelSource(place, threads=options.source.threads)
     if source.kind not in PLAIN:
         raise UserError(
             f"--backup: {options.backup} is no file: give .onnx, .pt2 or a bundle, since whoever "

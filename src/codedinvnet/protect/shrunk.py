@@ -108,12 +108,12 @@ def shrunk_shape(full: Shape, graph: Graph, budget: int) -> Shape:
         size = (side, max(1, round(width * side / height)))
         return replace(full, graph=graph.described, size=size)
 
-    side = height
+    side, least = height, SMALLEST * max(1.0, height / width)
     try:
-        while side >= SMALLEST and (macs := costs.student_macs(at(side).build().eval())) > budget:
+        while side >= least and (macs := costs.student_macs(at(side).build().eval())) > budget:
             side = min(side - 1, int(side * (budget / macs) ** 0.5) + 2)  # never too far
     except (RuntimeError, IndexError, ValueError) as error:
         raise Unsupported("it takes images of one size only") from error
-    if side < SMALLEST:
+    if side < least:
         raise Unsupported(f"images would have fewer than {SMALLEST} pixels a side")
     return at(side)

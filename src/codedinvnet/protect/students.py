@@ -244,7 +244,7 @@ class VectorStudent(Student):
 
     def flat(self, *inputs: Tensor) -> Tensor:
         """Return all inputs in one vector, (B, features)."""
-        return torch.cat([x.flatten(1).float() for x in inputs], dim=1)
+        return torch.cat([x.unsqueeze(-1).flatten(1).float() for x in inputs], dim=1)
 
     def forward(self, *inputs: Tensor) -> Tensor:
         x = (self.flat(*inputs) - self.mean) / self.std

@@ -24,10 +24,9 @@ SHARD = 2048
 """Inputs whose scores are kept in one file: what a kill costs at most."""
 TWICE = 16
 """Inputs that a model is asked twice: at first, and those whose scores were kept."""
-_CLOSE = 1e-4
-"""Share of the largest score by which two answers to one query may differ."""
 _SAME = 1e-2
-"""Likewise of a kept answer, which may be of another batch, and of before a restart."""
+"""Share of the largest score by which two answers to one query may differ: they may be of other
+batches, of coarse arithmetic, or from before and after a restart."""
 
 
 def scores_of(model: Model, batch: dict[str, np.ndarray]) -> np.ndarray:
@@ -49,7 +48,7 @@ def check_teacher(model: Model, inputs: Inputs) -> float:
     seconds = (time.perf_counter() - began) / len(first)
     if not np.isfinite(first).all():
         raise UserError("the model's scores of the first inputs are not finite")
-    if np.abs(first - second).max() > _CLOSE * max(float(np.abs(first).max()), 1e-6):
+    if np.abs(first - second).max() > _SAME * max(float(np.abs(first).max()), 1e-6):
         raise UserError(
             "the model is not deterministic: asked twice, it gave other scores for the same inputs"
         )

@@ -168,7 +168,7 @@ async def test_questions_of_a_task_that_failed_keep_their_slots_until_they_end()
             begun.append(task.attempt)
             at_once.append(at_once[-1] + 1)
             try:
-                await asyncio.sleep(0.01 if len(begun) == 1 else 0.2)
+                await asyncio.sleep((0.01, 0.2, 1.0, 1.0)[len(begun) - 1])
                 raise WorkerFailed
             finally:
                 at_once.append(at_once[-1] - 1)
