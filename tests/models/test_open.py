@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Callable
@@ -24,7 +25,7 @@ from codedinvnet.models.base import Scores, TensorSpec
 from codedinvnet.models.bundle import load_bundle
 from codedinvnet.models.probe import probe_inputs
 from tests.models import factories
-from tests.models.factories import PLACE, made
+from tests.models.factories import PLACE, made, save_pt2
 
 FACTORIES: dict[str, tuple[list[TensorSpec], list[TensorSpec], Scores | None]] = {
     "resnet": (
@@ -215,6 +216,27 @@ def test_an_export_of_a_network_that_holds_its_batch_fast() -> None:
     assert model.signature.max_batch == 1
     queries = probe_inputs(model.signature.inputs)
     np.testing.assert_array_equal(model.run(queries)["output"], queries["x"])
+
+
+def test_an_output_that_is_not_finite_is_compared(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "import torch\nfrom torch import nn\n"
+        "class Masked(nn.Module):\n"
+        "    def forward(self, x):\n"
+        "        mask = torch.where(x > 0.5, 0.0, -torch.inf)\n"
+        "        return {'scores': 2 * x, 'mask': mask, 'odd': 0 * (mask - 1) * torch.inf}\n"
+        "def make():\n    return Masked(), torch.zeros(1, 4)\n"
+    )
+    model = open_model(f"{tmp_path / 'mine.py'}:make", engine="onnxruntime")
+    found = model.run({"x": np.array([[1.0, -1.0, 2.0, 0.0]], np.float32)})
+    assert found["mask"].tolist() == [[0.0, -math.inf, 0.0, -math.inf]]
+
+
+def test_a_program_is_served_without_gradients_of_its_weights(tmp_path: Path) -> None:
+    """A code that is trained around it would fill and keep them."""
+    network = open_model(save_pt2(factories.mlp, tmp_path / "mlp.pt2")).network
+    assert network is not None
+    assert not any(weight.requires_grad for weight in network.parameters())
 
 
 def test_an_export_that_answers_otherwise_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -144,7 +144,7 @@ def _check_pair(
             f"{where}: output {spec.name!r} {found} for two queries, and {alone.shape} for one: "
             "its first axis must be the batch"
         )
-    if alone.dtype.kind == "f" and _differs(alone[0], pair[0]):
+    if alone.dtype.kind == "f" and differ(alone[0], pair[0], _TOLERANCE):
         again = compute(one)[spec.name]
         if not np.array_equal(alone, again, equal_nan=True):  # it draws at random
             return
@@ -153,9 +153,10 @@ def _check_pair(
         )
 
 
-def _differs(one: np.ndarray, other: np.ndarray) -> bool:
-    scale = float(np.nanmax(np.abs(one), initial=0.0)) if one.size else 0.0
-    return not np.allclose(one, other, rtol=0, atol=_TOLERANCE * scale + 1e-6, equal_nan=True)
+def differ(wanted: np.ndarray, found: np.ndarray, tolerance: float) -> bool:
+    """Tell whether numbers differ by more than a share of the largest finite one that is wanted."""
+    scale = float(np.abs(wanted[np.isfinite(wanted)]).max(initial=0.0))
+    return not np.allclose(wanted, found, rtol=0, atol=tolerance * scale + 1e-6, equal_nan=True)
 
 
 def find_scores(told: str | None, probed: Probed, where: str) -> Scores | None:

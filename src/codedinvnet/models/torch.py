@@ -25,7 +25,16 @@ from codedinvnet.models.base import DATATYPES, TensorSpec
 from codedinvnet.models.bundle import Bundle, bundle_folder, load_bundle, weights_digest
 from codedinvnet.models.onnx import PLATFORM as ONNX_PLATFORM
 from codedinvnet.models.onnx import by_session
-from codedinvnet.models.probe import Arrays, Compute, Opened, Probed, in_turn, probe, probe_inputs
+from codedinvnet.models.probe import (
+    Arrays,
+    Compute,
+    Opened,
+    Probed,
+    differ,
+    in_turn,
+    probe,
+    probe_inputs,
+)
 from codedinvnet.models.program import load_program
 from codedinvnet.models.runtime import any_batch, exported_session, forget_export
 from codedinvnet.models.specs import Declared, check_told, input_specs
@@ -362,10 +371,8 @@ def _exported(network: Network, opened: Opened, where: str) -> Opened:
 def _differing(answers: Arrays, wanted: Arrays) -> str | None:
     """Return the first output whose values are others than PyTorch's; None if all agree."""
     for name, values in wanted.items():
-        real = values.dtype.kind == "f"
-        scale = float(np.abs(values[np.isfinite(values)]).max(initial=0.0)) if real else 0.0
-        close = _CLOSE * scale + 1e-6
-        if not np.allclose(answers[name], values, rtol=0, atol=close, equal_nan=real):
+        found, is_real = answers[name], values.dtype.kind == "f"
+        if differ(values, found, _CLOSE) if is_real else not np.array_equal(values, found):
             return name
     return None
 
