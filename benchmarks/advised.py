@@ -19,10 +19,8 @@ much better. On a quiet machine it takes 45 minutes, and 5 with --quick. Finishe
 from __future__ import annotations
 
 import asyncio
-import json
 import math
 import random
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,6 +36,7 @@ from codedinvnet.errors import UserError
 from codedinvnet.files import check_writable, read_json, write_json
 from codedinvnet.provenance import describe_commit, describe_machine
 from codedinvnet.quantiles import percentile, rounded
+from codedinvnet.rows import seed_of
 from codedinvnet.simulation.advise import AdviseOptions, advise
 from codedinvnet.simulation.figures import SAME, latency_of
 
@@ -201,7 +200,7 @@ def completed(
 
 async def switches(model: str, quick: bool, seed: int, log: Path) -> list[dict[str, Any]]:
     """Return a row for each switch under a straggler model, whose draws are its own."""
-    seed = zlib.crc32(json.dumps([seed, model]).encode()) // 2  # below 2³¹
+    seed = seed_of(seed, model)
     faults = schedule(WAIT, K, ParityWait(WAIT, ENCODE), injected(model, SERVICE, BATCH))
     images = sample_images(SERVED).images.numpy()
     order = order_of(model)

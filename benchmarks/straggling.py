@@ -9,8 +9,6 @@ machines of their own (docs/explanation/protocol.md).
 from __future__ import annotations
 
 import asyncio
-import json
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +38,7 @@ from codedinvnet.protect.images import Preprocessing
 from codedinvnet.protect.inputs import Inputs, read_inputs, split
 from codedinvnet.protect.teacher import scores_of
 from codedinvnet.provenance import describe_commit, describe_machine
-from codedinvnet.rows import SCHEMA_VERSION, append_row, key_of, read_rows
+from codedinvnet.rows import SCHEMA_VERSION, append_row, key_of, read_rows, seed_of
 from codedinvnet.serving.opening import called
 
 KIND = "straggling"
@@ -218,7 +216,7 @@ async def _measured(
     else:
         words += ["--k", str(k)]  # as many copies as the protection allows
     # The same for all arms under one straggler model.
-    seed = zlib.crc32(json.dumps([place.seed, straggler]).encode()) // 2
+    seed = seed_of(place.seed, straggler)
     drawn = np.random.default_rng(seed).integers(
         len(place.wanted), size=(place.requests, place.batch)
     )

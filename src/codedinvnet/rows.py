@@ -12,6 +12,7 @@ import json
 import os
 import re
 import time
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
@@ -30,6 +31,11 @@ def key_of(*parts: Any) -> str:
     """Return a short name of JSON values that differs when they do."""
     text = json.dumps(parts, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def seed_of(*parts: Any) -> int:
+    """Return a seed below 2³¹ for what JSON values name, so that each has draws of its own."""
+    return zlib.crc32(json.dumps(parts).encode()) // 2
 
 
 TRIAL: Mapping[str, tuple[type, ...]] = {

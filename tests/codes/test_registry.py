@@ -228,6 +228,7 @@ class Half(Plain):
         ("small-backup@much", "small-backup@much: 'much' is no cost"),
         ("collage@0", "collage: a cost lies between 0 and 100, got 0"),
         ("collage@nan", "collage: a cost lies between 0 and 100, got nan"),
+        ("/home/u@x/mine.py", "'/home/u@x/mine.py' is not one of"),
         ("nercc@1.4", "nercc has no cost that can be chosen"),
         ("{}:Missing", "mine.py has no class Missing"),
         ("{}:Nameless", "mine.py: 'Nameless' is no subclass of Method"),

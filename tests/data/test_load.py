@@ -35,6 +35,14 @@ def test_name_that_cannot_be_downloaded() -> None:
         load_images("cifar100", "train")
 
 
+def test_a_folder_that_was_given_is_named_though_the_name_cannot_be_downloaded(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "mnist").mkdir()
+    with pytest.raises(UserError, match=f"{tmp_path} holds no train images of 'birds'"):
+        load_images("birds", "train", data_dir=tmp_path, download=True)
+
+
 # --- samples
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -96,6 +97,17 @@ def test_a_model_of_one_size_is_refused() -> None:
     batch = {"x": np.zeros((2, 3, 64, 64), np.float32)}
     with pytest.raises(Unsupported, match="one size"):
         shrunk_shape(full_shape(model), graph_of(model, batch), 250_000)
+
+
+def test_neither_side_gets_too_small() -> None:
+    model = open_model(f"{PLACE}:picture")
+    (spec,) = model.signature.inputs
+    full = replace(full_shape(model), inputs=(replace(spec, shape=(3, 96, 32)),))
+    graph = graph_of(model, queries(model, 2))
+    whole = costs.student_macs(replace(full, graph=graph.described, size=(96, 32)).build().eval())
+    assert shrunk_shape(full, graph, whole).size == (96, 32)
+    with pytest.raises(Unsupported, match="24 pixels a side"):
+        shrunk_shape(full, graph, whole // 3)
 
 
 @pytest.mark.parametrize("name", ["picture", "likely_picture"])
