@@ -222,23 +222,49 @@ def test_an_answer_survives_both_ways() -> None:
     assert pb.ModelInferResponse.FromString(again) == response
 
 
+OTHER_KIND = "a list, object, text or number stands where it has another kind"
+
+
 @pytest.mark.parametrize(
-    "body",
+    ("body", "told"),
     [
-        b"{", b"[]", b"{}", b'{"inputs":1}', b'{"inputs":[{}]}', b'{"inputs":[1]}',
-        b'{"inputs":[{"name":"x","datatype":"FP32","shape":[2],"data":[1]}]}',
-        b'{"inputs":[{"name":"x","datatype":"FP99","shape":[1],"data":[1]}]}',
-        b'{"inputs":[{"name":"x","shape":[1],"parameters":{"binary_data_size":9}}]}',
-        b'{"inputs":[{"name":"x","shape":[1],"parameters":{"binary_data_size":"1"}}]}',
-        b'{"inputs":[{"name":"x","datatype":"INT8","shape":["a"],"data":[1]}]}',
-        b'{"inputs":[],"parameters":{"a":[1]}}', b'{"inputs":[],"parameters":[1]}',
-        b'{"inputs":[],"outputs":[1]}', b'{"inputs":[]}more',
-        b'{"inputs":[{"name":1,"datatype":"INT8","shape":[1],"data":[1]}]}',
+        (b"{", "EOF while parsing"),
+        (b"[]", OTHER_KIND),
+        (b"{}", "'inputs' is missing"),
+        (b'{"inputs":1}', OTHER_KIND),
+        (b'{"inputs":[{}]}', "'datatype' is missing"),
+        (b'{"inputs":[1]}', OTHER_KIND),
+        (b'{"inputs":[{"name":"x","datatype":"FP32","shape":[2]}]}', "'data' is missing"),
+        (
+            b'{"inputs":[{"name":"x","datatype":"FP32","shape":[2],"data":[1]}]}',
+            r"has shape \[1\], not \[2\]",
+        ),
+        (
+            b'{"inputs":[{"name":"x","datatype":"FP99","shape":[1],"data":[1]}]}',
+            "'x': datatype 'FP99' is none that JSON can carry",
+        ),
+        (
+            b'{"inputs":[{"name":"x","shape":[1],"parameters":{"binary_data_size":9}}]}',
+            "x: 0 bytes are left, not 9",
+        ),
+        (
+            b'{"inputs":[{"name":"x","shape":[1],"parameters":{"binary_data_size":"1"}}]}',
+            OTHER_KIND,
+        ),
+        (b'{"inputs":[{"name":"x","datatype":"INT8","shape":["a"],"data":[1]}]}', OTHER_KIND),
+        (b'{"inputs":[],"parameters":{"a":[1]}}', "parameters.a: gRPC has no such value"),
+        (b'{"inputs":[],"parameters":[1]}', OTHER_KIND),
+        (b'{"inputs":[],"outputs":[1]}', OTHER_KIND),
+        (b'{"inputs":[]}more', "4 bytes follow the last tensor"),
+        (
+            b'{"inputs":[{"name":1,"datatype":"INT8","shape":[1],"data":[1]}]}',
+            OTHER_KIND,
+        ),
     ],
-)  # fmt: skip
-def test_bad_bodies(body: bytes) -> None:
+)
+def test_bad_bodies(body: bytes, told: str) -> None:
     length = str(body.rindex(b"}") + 1) if b"}" in body else None
-    with pytest.raises(BadRequest):
+    with pytest.raises(BadRequest, match=told):
         request_from_http(body, length, "m", "")
 
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import pydantic_core
 from google.protobuf.message import DecodeError
 
+from codedinvnet.models.base import DATATYPES
 from codedinvnet.serving.answers import BadRequest
 from codedinvnet.serving.faces.grpc_stubs import pb
 from codedinvnet.serving.faces.protobuf import fields
@@ -63,8 +64,13 @@ def reading() -> Iterator[None]:
     """Turn what a strange body raises into BadRequest."""
     try:
         yield
-    except (BadTensor, ValueError, TypeError, LookupError, AttributeError) as error:
+    except (BadTensor, ValueError) as error:
         raise BadRequest(f"body: it is not the protocol's: {error}") from error
+    except LookupError as error:
+        raise BadRequest(f"body: it is not the protocol's: {error} is missing") from error
+    except (TypeError, AttributeError) as error:
+        told = "a list, object, text or number stands where it has another kind"
+        raise BadRequest(f"body: it is not the protocol's: {told}") from error
 
 
 def typed_bytes(tensor: Any) -> bytes:
@@ -351,6 +357,9 @@ def _with_bytes(
     for tensor in tensors:
         size = (tensor.get("parameters") or {}).get(SIZE)
         if size is None:
+            if tensor["datatype"] not in DATATYPES:
+                told = f"datatype {short(tensor['datatype'])} is none that JSON can carry"
+                raise BadTensor(f"{short(tensor['name'])}: {told}")
             array = from_json(tensor["data"], tensor["datatype"], tuple(tensor["shape"]))
             yield tensor, to_bytes(array)
             continue
