@@ -444,16 +444,22 @@ def test_which_server_and_which_model() -> None:
     ("words", "told"),
     [
         (["http://127.0.0.1:1"], "URL: which model?"),
-        (["http://127.0.0.1:1/v2/models/m/versions/2"], "URL: "),
+        (
+            ["http://127.0.0.1:1/v2/models/m/versions/2"],
+            "URL: 'http://127.0.0.1:1/v2/models/m/versions/2': say a version by --model-version",
+        ),
         (["http://127.0.0.1:1/v2/models/m", "--model", "n"], "--model: 'n'"),
-        (["http://127.0.0.1:1/v2/models/m"], "http://127.0.0.1:1/v2/models/m: "),
+        (["http://127.0.0.1:1/v2/models/m"], "http://127.0.0.1:1/v2/models/m: Connection refused"),
         (["ftp://127.0.0.1:1/v2/models/m"], "URL: 'ftp://127.0.0.1:1'"),
-        (["http://[::1/v2/models/m"], "URL: "),
+        (["http://[::1/v2/models/m"], "URL: 'http://[::1/v2/models/m' is none: "),
         (["http://127.0.0.1:1/v2/models/m", "--rate", "0"], "--rate: must be above 0"),
         (["http://127.0.0.1:1/v2/models/m", "--rate", "nan"], "--rate: must be above 0"),
         (["http://127.0.0.1:1/v2/models/m", "--duration", "-1"], "--duration: must be above 0"),
         (["http://127.0.0.1:1/v2/models/m", "--header", "none"], "--header: 'none'"),
-        (["http://127.0.0.1:1/v2/models/m", "--arrivals", "nowhere"], "--arrivals: "),
+        (
+            ["http://127.0.0.1:1/v2/models/m", "--arrivals", "nowhere"],
+            "--arrivals: cannot read nowhere: ",
+        ),
         ([], "URL: is needed"),
     ],
 )
