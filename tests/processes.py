@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -56,6 +57,16 @@ def write_faults(folder: Path, *faults: dict[str, Any]) -> str:
 
 def slow(ms: float, **where: float) -> dict[str, Any]:
     return {"kind": "slow", "delay": {"distribution": "constant", "ms": ms}, **where}
+
+
+@contextmanager
+def ended(process: subprocess.Popen[Any]) -> Iterator[None]:
+    """Kill a process at the end, if the test that waits for it failed."""
+    with process:
+        try:
+            yield
+        finally:
+            process.kill()
 
 
 @contextmanager

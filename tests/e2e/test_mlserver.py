@@ -25,7 +25,7 @@ from benchmarks import triton
 from codedinvnet.models import open_model
 from codedinvnet.processes import free_port
 from tests.e2e.test_triton import Gateway, calls
-from tests.processes import served, wait_until
+from tests.processes import ended, served, wait_until
 
 INSTALLED = Path(__file__).parents[2] / ".mlserver"
 pytestmark = pytest.mark.skipif(
@@ -114,7 +114,7 @@ class MLServer:
         with (folder / "log").open("wb") as log:
             command = [str(INSTALLED / "server" / "bin" / "mlserver"), "start", str(folder)]
             self.process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder)
-        assert wait_until(self.is_ready, 120), (folder / "log").read_text()[-2000:]
+        self.log = folder / "log"
 
     def is_ready(self) -> bool:
         url = f"http://127.0.0.1:{self.http}/v2/models/{NAME}/ready"
@@ -128,11 +128,9 @@ class MLServer:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MLServer]:
     found = MLServer(tmp_path_factory.mktemp("mlserver"))
-    try:
+    with ended(found.process):
+        assert wait_until(found.is_ready, 120), found.log.read_text()[-2000:]
         yield found
-    finally:
-        found.process.kill()
-        found.process.wait()
 
 
 @pytest.fixture(scope="module")

@@ -28,6 +28,7 @@ from codedinvnet.serving.logs import logger
 from tests.conftest import Command
 from tests.processes import (
     alive,
+    ended,
     needs_proc,
     served,
     slow,
@@ -359,7 +360,7 @@ def test_it_is_alive_before_it_is_ready(tmp_path: Path) -> None:
     with (tmp_path / "log").open("w") as log:
         command = [sys.executable, "-m", "codedinvnet", "serve", "mnist", "--port", str(port)]
         process = subprocess.Popen(command, stdout=log, stderr=log)
-    with process:
+    with ended(process):
         assert wait_until(lambda: status("live") == 200, 60)
         assert status("ready") == 503  # its workers take seconds
         assert "serving mnist" not in (tmp_path / "log").read_text()

@@ -14,8 +14,9 @@ from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.rules import SERVED
 from codedinvnet.config import PartSettings
 from codedinvnet.models import open_model
-from codedinvnet.models.base import TensorSpec
+from codedinvnet.models.base import DATATYPES, TensorSpec
 from codedinvnet.models.scores import ScoresOf
+from codedinvnet.protect import codes
 from codedinvnet.protect.coding import CodingStage, decoded_logits
 from codedinvnet.protect.distil import Lesson
 from codedinvnet.protect.folder import CODE, EVIDENCE, PARTS, load_part, load_protection
@@ -23,6 +24,7 @@ from codedinvnet.protect.frozen import FrozenCode, FrozenCoder, frozen_scores
 from codedinvnet.protect.inputs import Inputs
 from codedinvnet.protect.students import Shape
 from codedinvnet.protect.teacher import scores_of
+from tests.codes.decodings import assert_is_decoded
 from tests.conftest import Command
 from tests.models.factories import save_onnx, save_pt2
 from tests.protect import factories
@@ -173,6 +175,19 @@ def test_a_model_of_another_precision_gets_a_code(name: str, call: Command, tmp_
         if number != 1
     }
     assert scheme.decode(outputs, K)[1].isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["vectors", "half", "double"])
+def test_a_code_without_training_is_measured_as_it_is_served(name: str) -> None:
+    """Workers encode and decode in float32, whatever the model takes and returns."""
+    model = open_model(f"{PLACE}:{name}")
+    dtype = DATATYPES[model.signature.inputs[0].datatype]
+    x = np.random.default_rng(1).random((3 * K, FEATURES), np.float32).astype(dtype)
+    scheme = codes.build("approxifer", model, K)
+    rows, scores, groups = codes.decoded(scheme, Inputs({"x": x}, {}), np.arange(3 * K), seed=0)
+    for group in range(3):
+        own = groups == group
+        assert_is_decoded(scores[own], model, "approxifer", x[rows[own]].astype(np.float32))
 
 
 def test_a_model_that_takes_one_query_gets_no_code(call: Command, tmp_path: Path) -> None:

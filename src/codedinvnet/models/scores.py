@@ -25,9 +25,12 @@ class ScoresOf(nn.Module):
         self.output = scores_tensor(model.signature).name
 
     def forward(self, *queries: Tensor) -> Tensor:
-        """Map queries (B, *shape), of each input in the model's order, to scores (B, classes)."""
+        """Map queries (B, *shape), of each input in the model's order, to scores (B, classes).
+
+        Whatever type the model has them in, they are float32: so workers hand them on.
+        """
         arrays = {
             spec.name: np.ascontiguousarray(tensor.numpy().astype(DATATYPES[spec.datatype]))
             for spec, tensor in zip(self.inputs, queries, strict=True)
         }
-        return torch.from_numpy(self.model.run(arrays)[self.output])
+        return torch.from_numpy(self.model.run(arrays)[self.output]).float()

@@ -6,6 +6,7 @@ import warnings
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.method import Given
@@ -70,13 +71,18 @@ def tuned(
     if not method.tuned or len(rows) < k:
         return build(name, model, k)
     rows = np.random.default_rng(seed).permutation(rows)[: min(len(rows), TUNED) // k * k]
-    (batch,) = inputs.batch(rows).values()
-    groups = torch.from_numpy(batch).unflatten(0, (-1, k))
+    groups = _floats(inputs, rows).unflatten(0, (-1, k))
     labels = torch.from_numpy(answers[rows]).unflatten(0, (-1, k))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a regulariser at the end of few candidates
         chosen = method.tune(_given(model, k), groups, labels, CANDIDATES)  # type: ignore[call-arg]
     return build(name, model, k, tuple(chosen["smoothing"]))
+
+
+def _floats(inputs: Inputs, rows: np.ndarray) -> Tensor:
+    """Return queries (N, *shape) as a worker encodes them: float32, whatever the model takes."""
+    (batch,) = inputs.batch(rows).values()
+    return torch.from_numpy(batch.astype(np.float32))
 
 
 def decoded(
@@ -102,8 +108,7 @@ def decoded(
     bar = Progress(total=len(rows), desc=scheme.name, unit="group", leave=False)
     for begin in range(0, len(rows), GROUPS):
         part = rows[begin : begin + GROUPS]
-        (batch,) = inputs.batch(part.ravel()).values()
-        queries = torch.from_numpy(batch).unflatten(0, part.shape)
+        queries = _floats(inputs, part.ravel()).unflatten(0, part.shape)
         outputs = {task: scheme.compute(task, queries).output for task in tasks}
         for place in range(len(part)):
             rest = {
@@ -116,4 +121,4 @@ def decoded(
         bar.update(len(part))
     bar.close()
     groups = np.repeat(np.arange(len(rows)), k)
-    return rows.ravel(), torch.cat(found).float().numpy(), groups
+    return rows.ravel(), torch.cat(found).numpy(), groups

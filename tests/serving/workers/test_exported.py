@@ -43,7 +43,7 @@ from codedinvnet.serving.workers.exported import (
 )
 from codedinvnet.serving.workers.local import ProcessPool
 from codedinvnet.serving.workers.pool import Task
-from tests.processes import needs_proc, survivors, wait_until
+from tests.processes import ended, needs_proc, survivors, wait_until
 from tests.serving.bundles import output
 from tests.serving.workers.worker_processes import end_fork_server
 
@@ -282,7 +282,7 @@ def test_a_stop_while_the_cache_is_filled_ends_at_once(tmp_path: Path) -> None:
             start_new_session=True,
         )
     text = (tmp_path / "log").read_text
-    with process:
+    with ended(process):
         assert wait_until(lambda: "preparing the engine" in text(), 60)
         below = descendants(process.pid)
         os.killpg(process.pid, signal.SIGINT)

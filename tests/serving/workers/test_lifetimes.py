@@ -20,7 +20,7 @@ from codedinvnet.serving.workers.computing import BundleSpec
 from codedinvnet.serving.workers.local import Connection, ProcessPool
 from codedinvnet.serving.workers.pool import WorkerDied
 from tests.observing import until
-from tests.processes import alive, needs_proc, parent, state, survivors, wait_until
+from tests.processes import alive, ended, needs_proc, parent, state, survivors, wait_until
 from tests.serving.workers.worker_processes import ROOT, data_task, started
 
 
@@ -124,15 +124,12 @@ def front_end(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], list[int]
         cwd=ROOT,
         start_new_session=True,
     )
-    with process:
-        try:
-            assert process.stdout is not None
-            workers = [int(word) for word in process.stdout.readline().split()]
-            assert len(workers) == 3
-            assert all(alive(pid) for pid in workers)
-            yield process, workers
-        finally:
-            process.kill()
+    with ended(process):
+        assert process.stdout is not None
+        workers = [int(word) for word in process.stdout.readline().split()]
+        assert len(workers) == 3
+        assert all(alive(pid) for pid in workers)
+        yield process, workers
 
 
 @needs_proc
