@@ -8,6 +8,7 @@ import json
 import math
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -371,6 +372,7 @@ async def test_a_worker_of_the_backup_is_taken_for_hung_once_nobody_waits(
 async def test_an_upstream_that_comes_back_as_another_server_has_the_same_model(
     finished: Path,  # noqa: F811
 ) -> None:
+    """Its check holds no thread of those that writing in JSON needs."""
     server = Server()
 
     async with gateway(server, protection=finished, deadline_ms=60_000, **SMALL) as (
@@ -378,6 +380,7 @@ async def test_an_upstream_that_comes_back_as_another_server_has_the_same_model(
         relay,
         _,
     ):
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
         await server.stop()
         assert (await asked_in_json(address, queries(1)))[1] == "decoded"
         await until(lambda: not relay.pool.places[0].up)

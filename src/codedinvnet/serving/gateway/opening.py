@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -111,11 +113,14 @@ async def _protected(
     rules = AnswersAll(row.k, BACKUP, cost=Costs(member=row.work), r=row.backups)
     reads = Understanding(served, model.version)
     pool = ProcessPool(spec)
+    # Of its own: what they wait for needs a thread of the others.
+    checks = ThreadPoolExecutor(thread_name_prefix="check")
 
     async def differs(upstream: Upstream) -> str:
         asked = AskedModel([upstream], options.name, model.signature, "--upstream")
+        check = partial(check_fingerprint, folder, found, asked, options.name)
         try:
-            await asyncio.to_thread(check_fingerprint, folder, found, asked, options.name)
+            await asyncio.get_running_loop().run_in_executor(checks, check)
         except NoAnswer as error:
             raise Unreachable(str(error)) from error
         except UserError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
+from concurrent import futures
 from dataclasses import replace
 from functools import partial
 
@@ -33,6 +34,8 @@ from codedinvnet.serving.service import Request, Response, outcome_name
 LENGTH = HEADER_LENGTH.lower()
 TIMEOUT = 20.0
 """Seconds for an answer while the gateway starts."""
+LEEWAY = 1.0
+"""Seconds beyond that in which the event loop has handed it on."""
 
 
 def call_of(
@@ -114,8 +117,19 @@ class AskedModel:
         return in_turn(self.compute, inputs, self.signature.max_batch)
 
     def compute(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Return the outputs of a batch that the model takes at once."""
-        return asyncio.run_coroutine_threadsafe(self._asked(inputs), self._loop).result()
+        """Return the outputs of a batch that the model takes at once.
+
+        Raises:
+            NoAnswer: see `run`.
+            UserError: likewise.
+        """
+        seconds = TIMEOUT * len(self.upstreams) + LEEWAY
+        answer = asyncio.run_coroutine_threadsafe(self._asked(inputs), self._loop)
+        try:
+            return answer.result(seconds)
+        except futures.TimeoutError:
+            answer.cancel()
+            raise NoAnswer(f"{self.flag}: none answers in {seconds:g} s") from None
 
     async def _asked(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         told = []
