@@ -11,11 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from starlette.types import Receive
 
 from codedinvnet.models.upstream import described
+from codedinvnet.serving.bodies import departure
 from codedinvnet.serving.faces.v2 import decompress
-from codedinvnet.serving.gateway import calls
-from tests.observing import until
+from codedinvnet.serving.gateway import calls, http_face
+from tests.observing import counted, until
 from tests.protect.conftest import finished  # noqa: F401
 from tests.protect.factories import FEATURES
 from tests.serving.gateway.asking import BODY, ask
@@ -86,6 +88,38 @@ async def test_who_leaves_while_a_request_is_unpacked_waits_for_the_thread(
     may_end.set()
     with pytest.raises(asyncio.CancelledError):
         await waits
+
+
+async def test_what_its_client_has_left_before_its_turn_is_sent_to_nobody(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fake, may_go_on = GrpcFake(), threading.Event()
+    here: list[bytes] = []
+    gone: list[bytes] = []
+
+    def unpacked(*words: Any) -> bytes:
+        assert may_go_on.wait(30.0)
+        return decompress(*words)
+
+    async def leaves(receive: Receive) -> None:
+        here.append(b"")
+        await departure(receive)
+        gone.append(b"")
+
+    monkeypatch.setattr(calls, "decompress", unpacked)
+    monkeypatch.setattr(http_face, "departure", leaves)
+    async with gateway(fake) as (address, relay, _):
+        body = gzip.compress(BODY)
+        stays = asyncio.create_task(ask(address, body, content_encoding="gzip"))
+        await until(lambda: len(here) == 1)
+        leaver = asyncio.create_task(ask(address, body, content_encoding="gzip"))
+        await until(lambda: len(here) == 2)
+        leaver.cancel()
+        await until(lambda: len(gone) == 1)
+        may_go_on.set()
+        assert (await stays).status == 200
+        await until(lambda: counted(relay.front.metrics.requests.labels("499")) == 1)
+        assert len(fake.seen) == 1
 
 
 async def test_packed_requests_are_read_and_hold_what_they_are_unpacked(finished: Path) -> None:  # noqa: F811

@@ -130,7 +130,8 @@ class Relay:
         Raises:
             BadRequest: if it is one of a sequence.
             DeadlinePassed: if none answered in time.
-            QueryFailed: if all that were asked failed, and said nothing.
+            QueryFailed: if all that were asked failed, and said nothing; or if nobody waits for it
+                any more.
             NotNow: see `FrontEnd.check_room`.
         """
         if is_of_sequence(transport, body, headers):
@@ -140,6 +141,8 @@ class Relay:
         until = began + limit
         call = Call(self.pool.model, version, transport, body, headers, until, most=self.most)
         accepts = await self._read(call, gone)
+        if gone is not None and gone.done():
+            raise QueryFailed("cancelled")
         call.backed = self._backed() if accepts else None
         hold(call.size)
         query, request = {CALL: boxed(call)}, call.request
