@@ -122,6 +122,7 @@ class AskedModel:
         Raises:
             NoAnswer: see `run`.
             UserError: likewise.
+            CancelledError: if the event loop ends.
         """
         seconds = TIMEOUT * len(self.upstreams) + LEEWAY
         answer = asyncio.run_coroutine_threadsafe(self._asked(inputs), self._loop)
@@ -130,6 +131,8 @@ class AskedModel:
         except futures.TimeoutError:
             answer.cancel()
             raise NoAnswer(f"{self.flag}: none answers in {seconds:g} s") from None
+        except futures.CancelledError:  # the loop ends: that is no word of the model
+            raise asyncio.CancelledError from None
 
     async def _asked(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         told = []
