@@ -275,12 +275,18 @@ async def test_a_client_that_sends_no_more_is_answered(version: bytes) -> None:
         assert set(asked) == ({b"HTTP/1.1 100 Continue", b""} if version == b"1.1" else {b""})
 
 
+PATIENT = REQUEST.replace(b"/ ", b"/patient ") + b"\r\n"
+
+
+@pytest.mark.parametrize("sent", [PATIENT, REQUEST + b"\r\n" + 2 * PATIENT + CHUNKED])
 @pytest.mark.parametrize("runner", [asyncio.run, uvloop.run])
-def test_a_client_that_leaves_is_noticed(runner: Callable[[Any], None]) -> None:
+def test_a_client_that_leaves_is_noticed(runner: Callable[[Any], None], sent: bytes) -> None:
+    """It may have sent other requests by then, or half of one."""
+
     async def run() -> None:
         async with serving() as connect:
             _, writer = await connect()
-            writer.write(REQUEST.replace(b"/ ", b"/patient ") + b"\r\n")
+            writer.write(sent)
             await asyncio.sleep(0.1)
             writer.close()
             for _ in range(40):

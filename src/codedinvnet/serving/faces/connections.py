@@ -10,7 +10,7 @@ from array import array
 from typing import Any
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from codedinvnet.serving.logs import Quiet
 
@@ -105,6 +105,8 @@ class BoundedHttp(HttpToolsProtocol):
     """Bytes since a request began, its headers were complete, or a part of its body came."""
     _timer: asyncio.TimerHandle | None = None
     _asking: tuple[asyncio.TimerHandle, ...] = ()
+    _earlier: tuple[RequestResponseCycle, ...] = ()
+    """Requests that were not answered yet when the next one came (pipelining)."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -123,6 +125,10 @@ class BoundedHttp(HttpToolsProtocol):
         self._end_head()
         for timer in self._asking:
             timer.cancel()
+        for cycle in self._earlier:  # uvicorn tells the last one alone
+            if not cycle.response_complete:
+                cycle.disconnected = True
+                cycle.message_event.set()
         super().connection_lost(exc)
 
     def eof_received(self) -> bool:  # type: ignore[override]
@@ -172,6 +178,8 @@ class BoundedHttp(HttpToolsProtocol):
             self.again = b"\r\n".join(lines)
             return
         self._end_head()
+        there = self._earlier if self.cycle is None else (*self._earlier, self.cycle)
+        self._earlier = tuple(cycle for cycle in there if not cycle.response_complete)
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
