@@ -69,6 +69,11 @@ def test_a_request_is_split_and_its_answers_are_joined() -> None:
     assert (front.asked["name"], front.asked["deadline"], front.asked["began"]) == ("q", 2.0, 5.0)
 
 
+def test_a_long_text_is_a_large_answer() -> None:
+    texts = np.array([b"", b"abc"], object)
+    assert Response({"text": texts, "sum": np.zeros((2, 2))}, 0.0).values == 2 + 3 + 4
+
+
 @pytest.mark.parametrize(
     ("outputs", "accept", "taken"),
     [

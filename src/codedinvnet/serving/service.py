@@ -87,8 +87,10 @@ class Response:
 
     @property
     def values(self) -> int:
-        """How many values the outputs hold."""
-        return sum(array.size for array in self.outputs.values())
+        """How many values the outputs hold; each byte of a text counts as one more."""
+        texts = [array for array in self.outputs.values() if array.dtype == object]
+        letters = sum(sum(map(len, array.ravel())) for array in texts)
+        return letters + sum(array.size for array in self.outputs.values())
 
 
 def output_specs(signature: Signature) -> tuple[TensorSpec, ...]:
