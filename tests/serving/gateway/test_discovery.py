@@ -281,8 +281,26 @@ async def test_the_figures_of_an_upstream_that_is_gone_are_forgotten(
         await are_asked()
         calls = f'codedinvnet_upstream_calls_total{{result="ok",upstream="{first.url}"}}'
         assert calls in told()
+        file.write_text(second.url)
+        await until(lambda: first.url not in told())
     for fake in (first, second):
         await fake.stop()
+
+
+async def test_figures_are_forgotten_a_while_after_the_last_removal(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first, second = Fake(), Fake()
+
+    async with gateway(first, second) as (_, relay, _):
+        monkeypatch.setattr(roster, "FORGOTTEN", 0.3)
+        relay.pool.change([second.url], open_upstream)
+        await asyncio.sleep(0.1)  # it has begun to wait
+        monkeypatch.setattr(roster, "FORGOTTEN", 3600.0)
+        relay.pool.change([first.url, second.url], open_upstream)
+        relay.pool.change([second.url], open_upstream)
+        await asyncio.sleep(0.5)
+        assert first.url in relay.front.metrics.render().decode()
 
 
 async def test_what_upstreams_cannot_do_in_time_is_refused(tmp_path: Path) -> None:

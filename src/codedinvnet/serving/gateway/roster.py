@@ -72,6 +72,8 @@ class Roster:
         """The waits for what each is at, of whoever sends calls."""
         self._going: set[Upstream] = set()
         """Upstreams that were removed, while they are at calls."""
+        self._removed: dict[str, Upstream] = {}
+        """URL -> the upstream that was removed last, until its figures are forgotten."""
         self._left_out: set[str] = set()
         """Upstreams for which there is no place."""
         self._changed = asyncio.Event()
@@ -126,6 +128,7 @@ class Roster:
                 self.metrics.differs.remove(place.upstream.url)
                 place.is_gone = True
                 self._going.add(place.upstream)
+                self._removed[place.upstream.url] = place.upstream
                 self._background.spawn(self._gone(place.upstream))
                 place = self.places[i] = Place(Nobody(), i, up=False)
             if new and not place.is_filled:
@@ -141,6 +144,9 @@ class Roster:
         await upstream.close(None)
         self._going.discard(upstream)
         await asyncio.sleep(FORGOTTEN)
+        if self._removed.get(upstream.url) is not upstream:  # it came back, and was removed again
+            return
+        del self._removed[upstream.url]
         if all(place.upstream.url != upstream.url for place in self.places):
             self.metrics.forget(upstream.url)
 
