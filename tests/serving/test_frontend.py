@@ -225,6 +225,25 @@ def test_too_few_workers(method: Scheme) -> None:
         BundleFront(method, BundlePool(method), Rules(K, POLICIES["coded"]))
 
 
+async def test_who_dies_while_the_service_stops_is_not_replaced(method: Scheme) -> None:
+    replaced: list[int] = []
+
+    class Dying(BundlePool):
+        async def replace(self, worker: int) -> None:
+            replaced.append(worker)
+            try:
+                await asyncio.Event().wait()
+            finally:
+                self.kill(worker + 1)
+
+    async with running(method, pool=Dying(method)) as (front, pool):
+        pool.kill(0)
+        await until(lambda: replaced == [0])
+        await front.stop()
+        await asyncio.sleep(0.05)
+        assert replaced == [0]
+
+
 @pytest.mark.parametrize("action", ["Send", "Answer", "Decode"])
 async def test_an_action_that_cannot_be_carried_out_ends_its_queries(
     action: str, method: Scheme, images: np.ndarray, monkeypatch: pytest.MonkeyPatch

@@ -328,7 +328,8 @@ class FrontEnd(Calling):
         elif isinstance(action, Fail):
             self.waiting.fail(action.query, action.reason)
         elif isinstance(action, Replace):
-            self._background.spawn(self._replace(action.worker, action.reason))
+            if not self._ending:
+                self._background.spawn(self._replace(action.worker, action.reason))
         elif isinstance(action, Complete):
             if self.decoding is not None:
                 self.decoding.offer(action.size, self._mixed(action.outputs), action.workers)
