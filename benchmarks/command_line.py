@@ -185,20 +185,8 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     ),
     "scheduling": Benchmark(
         "measure what the front end costs a query, and the simulator a million",
-        "--part processor",
-        {
-            "--part": {
-                "choices": ["processor", "http"],
-                "help": "processor time, which a busy machine hardly changes, or the time of a "
-                "request (both)",
-            },
-            "--litserve": {
-                "type": Path,
-                "metavar": "FOLDER",
-                "help": "compare with LitServe, as `pip install --target FOLDER litserve` has it",
-            },
-            **QUICK,
-        },
+        "--quick",
+        QUICK,
     ),
 }
 

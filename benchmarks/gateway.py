@@ -7,6 +7,7 @@ that is installed.
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import statistics
@@ -21,10 +22,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.scheduling import processor_seconds
 from benchmarks.triton import MODEL, Triton, is_installed
 from codedinvnet.errors import UserError
-from codedinvnet.processes import Running, free_port, running
+from codedinvnet.processes import Running, free_port, processor_time, running
 from codedinvnet.provenance import describe_machine
 
 SIZES = {"image": 3 * 32 * 32, "600 KB": 150_000}
@@ -98,6 +98,12 @@ def times(ask: Callable[[], Any]) -> list[float]:
         ask()
         found.append(1000 * (time.perf_counter() - began))
     return found
+
+
+def processor_seconds(pid: int) -> float:
+    """Return the seconds of processor time that a process has taken; NaN if nobody says it."""
+    found = processor_time(pid)
+    return math.nan if found is None else found.first
 
 
 def compared(

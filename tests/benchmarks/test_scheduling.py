@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import pytest
 
 from benchmarks import scheduling
-from codedinvnet.errors import UserError
 from codedinvnet.serving.rules.scheduler import Scheduler
 from codedinvnet.simulation.engine import Simulation
 
@@ -29,14 +26,3 @@ def test_costs_are_of_a_query() -> None:
     rules, simulated = scheduling.costs(scheduling.scenario("coded", 11, 1, 1000))
     assert 1 < rules < 10_000
     assert 1 < simulated < 10_000
-
-
-def test_a_server_that_does_not_start_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scheduling, "BUNDLE", "nobody")
-
-    async def start() -> None:
-        async with scheduling._plain("litserve", None):
-            pass
-
-    with pytest.raises(UserError, match="does not start"):
-        asyncio.run(start())
