@@ -10,11 +10,10 @@ BENCHMARKS := accuracy backup-long backup-consistent equal-cost latency ablation
 BUNDLES := mnist fashion cifar10
 SEED := 2
 BUNDLE_FILES := $(BUNDLES:%=docs/results/%.json)
-PIXEL_FILES := $(foreach k,2 4 10,$(BUNDLES:%=docs/results/pixels-%-k$(k).json))
 SEED_FILES := $(BUNDLES:%=docs/results/seed-%.json)
 
 .PHONY: help setup demo test pytest lint nightly docs triton mlserver format wheel clean bench bench-quick
-.PHONY: bench-bundles bench-pixels bench-seeds bench-page $(BENCHMARKS:%=bench-%) $(BENCHMARKS:%=quick-%)
+.PHONY: bench-bundles bench-seeds bench-page $(BENCHMARKS:%=bench-%) $(BENCHMARKS:%=quick-%)
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -68,9 +67,6 @@ bench: .venv/.installed-bench  ## every benchmark in full, into docs/results: ma
 bench-bundles: .venv/.installed  ## the bundles' accuracy and costs where they are missing: half an hour
 	@$(MAKE) --no-print-directory -j1 -k $(BUNDLE_FILES)
 
-bench-pixels: .venv/.installed  ## train the bundles by the paper's objective: many hours; goes on where it stopped
-	@$(MAKE) --no-print-directory -j1 -k $(PIXEL_FILES) bench-page
-
 bench-seeds: .venv/.installed  ## train the bundles from another seed: many hours; goes on where it stopped
 	@$(MAKE) --no-print-directory -j1 -k $(SEED_FILES) bench-page
 
@@ -100,23 +96,16 @@ endef
 $(foreach name,$(BENCHMARKS),$(eval $(call benchmark,$(name))))
 
 bench-page: | .venv/.installed
-$(BUNDLE_FILES) $(PIXEL_FILES) $(SEED_FILES): | .venv/.installed
+$(BUNDLE_FILES) $(SEED_FILES): | .venv/.installed
 
 $(BUNDLE_FILES): docs/results/%.json:
 	$(BIN)/python -m benchmarks.figures --measure $(DATA) $*
 
 # A training that is cut off must not leave a file that would be kept.
-define reproduce
-	@mkdir -p runs
-	$(BIN)/codedinvnet reproduce $(1) $(DATA) --json > runs/$(@F)
-	mv runs/$(@F) $@
-endef
-
-$(PIXEL_FILES): docs/results/pixels-%.json:
-	$(call reproduce,configs/$(firstword $(subst -k, ,$*))-pixels.json --k $(lastword $(subst -k, ,$*)))
-
 $(SEED_FILES): docs/results/seed-%.json:
-	$(call reproduce,configs/$*-recovery.json --seed $(SEED))
+	@mkdir -p runs
+	$(BIN)/codedinvnet reproduce configs/$*-recovery.json --seed $(SEED) $(DATA) --json > runs/$(@F)
+	mv runs/$(@F) $@
 
 bench-page:
 	$(BIN)/python -m benchmarks.figures

@@ -111,8 +111,7 @@ def table(folder: Path) -> str:
         for place, report in enumerate(found.get("evaluate", ())):
             k = report["k"]
             again = another_seed(folder, name).get(f"test_k{k}", {})
-            pixels = read(folder / f"pixels-{name}-k{k}.json").get(f"test_k{k}", {})
-            own = pixels.get("recovered_accuracy", _paper(folder, name, k))
+            paper = _paper(folder, name, k)
             lines.append(
                 {
                     "bundle": name,
@@ -126,7 +125,7 @@ def table(folder: Path) -> str:
                     "agreement": report["agreement"],
                     "latent alone": found["latent"][place]["recovered_accuracy"],
                     "side alone": found["side"][place]["recovered_accuracy"],
-                    "paper's objective": own if isinstance(own, str) else percent(own),
+                    "paper's objective": paper if isinstance(paper, str) else percent(paper),
                 }
             )
     frame = DataFrame(lines)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import command_line
-from benchmarks.bundles import BUNDLES, SIZES
+from benchmarks.bundles import BUNDLES
 from codedinvnet.cli.command_line import build_parser
 from codedinvnet.config import load_settings
 
@@ -114,23 +114,10 @@ def results(target: str, folder: Path) -> dict[str, list[str]]:
     return found
 
 
-@pytest.mark.parametrize("data", [[], ["--data-dir", "data"]])
-def test_the_papers_objective_is_trained_for_each_bundle_and_k(data: list[str], bare: Path) -> None:
-    if data:
-        (bare / "data").mkdir()
-    found = results("bench-pixels", bare)
-    assert set(found) == {f"pixels-{name}-k{k}.json" for name in BUNDLES for k in SIZES}
-    for name in BUNDLES:
-        for k in SIZES:
-            config = f"configs/{name}-pixels.json"
-            words = ["reproduce", config, "--k", str(k), *data, "--json"]
-            assert found[f"pixels-{name}-k{k}.json"] == words
-            assert (ROOT / config).is_file()
-    arguments = build_parser().parse_args(words)
-    assert (arguments.k, arguments.json) == (SIZES[-1], True)
-
-
-def test_each_bundle_is_trained_from_another_seed(bare: Path) -> None:
+@pytest.mark.parametrize("data", [None, Path("data")])
+def test_each_bundle_is_trained_from_another_seed(data: Path | None, bare: Path) -> None:
+    if data is not None:
+        (bare / data).mkdir()
     found = results("bench-seeds", bare)
     assert set(found) == {f"seed-{name}.json" for name in BUNDLES}
     for name in BUNDLES:
@@ -138,6 +125,7 @@ def test_each_bundle_is_trained_from_another_seed(bare: Path) -> None:
         settings = load_settings(ROOT / arguments.config)
         assert settings == load_settings(ROOT / "configs" / f"{name}-recovery.json")
         assert arguments.seed != settings.seed
+        assert (arguments.data_dir, arguments.json) == (data, True)
 
 
 def test_each_bundle_is_measured(bare: Path) -> None:
@@ -150,7 +138,6 @@ def test_each_bundle_is_measured(bare: Path) -> None:
     ("target", "name"),
     [
         ("bench-bundles", "fashion.json"),
-        ("bench-pixels", "pixels-cifar10-k4.json"),
         ("bench-seeds", "seed-mnist.json"),
     ],
 )
