@@ -226,7 +226,7 @@ def fuse(run: Run, members: int) -> dict[str, Any]:
     model.head.load_state_dict(head.state_dict())
     model.eval()
     folder = run.fusion_folder(members)
-    weights = trained.get(NETWORK_WEIGHTS)
+    weights = trained[NETWORK_WEIGHTS]
     stamp = {
         **named.model_dump(mode="json"),
         "members": members,
@@ -292,7 +292,7 @@ def _set_bundle_aside(folder: Path) -> None:
 
 
 def _phases(
-    run: Run, fusion: FusionSettings, model: CodedModel, source: ImageSource, weights: str | None
+    run: Run, fusion: FusionSettings, model: CodedModel, source: ImageSource, weights: str
 ) -> Iterator[tuple[Path, int, int, Stage]]:
     """Yield folder, epochs, epoch to resume and stage of each phase of the fusion training.
 
@@ -358,7 +358,9 @@ def test_fusion(run: Run, members: int) -> dict[str, Any]:
 
 
 def _check_network(run: Run, fusion: FusionSettings, header: dict[str, Any]) -> None:
-    """Refuse a fusion encoder of another network than the one with this header, as far as is told.
+    """Refuse a fusion encoder of another network than the one with this header.
+
+    Without the checkpoint of its training nobody knows which network it is of, and it is taken.
 
     Raises:
         UserError: if it is one.
@@ -367,9 +369,9 @@ def _check_network(run: Run, fusion: FusionSettings, header: dict[str, Any]) -> 
     if isinstance(fusion, RecoveryFusionSettings):
         phase = "joint" if fusion.joint_epochs else "recovery"
     last = run.fusion_folder(fusion.members) / phase / LAST
-    stored = load_checkpoint(last)[1].get("settings", {}) if last.is_file() else {}
-    weights = header.get(NETWORK_WEIGHTS)
-    if stored.get(NETWORK_WEIGHTS) not in (None, weights) and weights is not None:
+    if not last.is_file():
+        return
+    if load_checkpoint(last)[1]["settings"][NETWORK_WEIGHTS] != header[NETWORK_WEIGHTS]:
         raise UserError(
             f"{last.parent} was trained for another network than {run.network_folder / NETWORK}: "
             "train it anew (main.py -fusion, and before it -sample_fusion if it needs that)"

@@ -101,17 +101,6 @@ def test_resumed_sampling_keeps_whole_shards_and_mends_others(
     assert third["largest_latent_error"] == report["largest_latent_error"]
 
 
-def test_a_shard_that_states_no_error_is_made_anew(pixels: stages.Run, tmp_path: Path) -> None:
-    stages.sample(shared_network(pixels, tmp_path), 2)
-    run = shared_network(pixels, tmp_path, resume=-1)
-    (path,) = shards(run)
-    tensors, header = load_checkpoint(path)
-    del header["largest_latent_error"]  # as an older release left it
-    save_checkpoint(path, tensors, header)
-    assert stages.sample(run, 2)["largest_latent_error"] > 0
-    assert load_checkpoint(path)[1]["largest_latent_error"] > 0
-
-
 def test_sampling_without_resume_makes_every_shard_anew(pixels: stages.Run, tmp_path: Path) -> None:
     run = shared_network(pixels, tmp_path, **SHARDED)
     stages.sample(run, 2, shard_batches=1)

@@ -392,14 +392,6 @@ def train_otherwise(run: stages.Run, monkeypatch: pytest.MonkeyPatch) -> None:
         stages.train(replace(run, resume=0))
 
 
-def forget_network(path: Path) -> None:
-    """Leave out what older releases did not state of a checkpoint."""
-    tensors, header = load_checkpoint(path)
-    header.pop("network_weights", None)
-    header["settings"].pop("network_weights", None)
-    save_checkpoint(path, tensors, header)
-
-
 def test_a_network_is_named_by_its_weights(
     pixels: stages.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -449,11 +441,6 @@ def test_nothing_goes_on_with_targets_of_another_network(
     assert not torch.equal(load_checkpoint(shards(run)[0])[0]["targets"], before)
     with pytest.raises(UserError, match=r"last.* \(network_weights .*: start over"):
         stages.fuse(run, 2)
-    # What states no network is of an older release, and taken.
-    for path in (shards(run)[0], run.fusion_folder(2) / "last.safetensors"):
-        forget_network(path)
-    stages.test_fusion(run, 2)
-    stages.fuse(run, 2)
 
 
 def test_no_encoder_goes_on_with_another_network(
@@ -468,9 +455,6 @@ def test_no_encoder_goes_on_with_another_network(
         stages.test_fusion(run, 4)
     with pytest.raises(UserError, match=r"recovery/last.* \(network_weights .*: start over"):
         stages.fuse(run, 4)
-    for phase in ("recovery", "joint"):
-        forget_network(run.fusion_folder(4) / phase / "last.safetensors")
-    stages.fuse(run, 4)
 
 
 def test_a_network_of_other_settings_is_refused(recovery_run: stages.Run) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -122,6 +122,9 @@ class _Protected(BaseModel):
     digest: str
     source: str
     scores: str
+    kind: Literal["logits", "probabilities"]
+    tensors: list[list[Any]]
+    probe: list[list[float]]
 
 
 class _Offered(BaseModel):
@@ -381,8 +384,6 @@ def check_fingerprint(folder: Path, found: Mapping[str, Any], model: Model, wher
         UserError: saying what differs.
     """
     own = found["model"]
-    if "probe" not in own:
-        raise UserError(f"{folder} is of an older release, and names its model's files alone")
     seen = fingerprint(model)
     if seen["tensors"] != own["tensors"]:
         both = f"{own['tensors']}, and {where} has {seen['tensors']}"

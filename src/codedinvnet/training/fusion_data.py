@@ -100,7 +100,7 @@ def sample_fusion_data(
     train, _ = settings_split(settings, source)
     generator = torch.Generator().manual_seed(settings.seed + members)
     groups = draw_groups(train, fusion.groups, members, generator)
-    stamp = _stamp(settings, members, header.get(NETWORK_WEIGHTS))
+    stamp = _stamp(settings, members, header[NETWORK_WEIGHTS])
     per_shard = shard_batches * INVERSION_BATCH
     written: set[Path] = set()
     worst, seconds = 0.0, 0.0
@@ -186,12 +186,12 @@ def _current(path: Path, stamp: dict[str, Any], groups: Tensor) -> dict[str, flo
     except UserError:
         return None
     same = not changed_settings(header.get("settings", {}), stamp)
-    if not (same and ERROR in header and torch.equal(tensors["groups"], groups)):
-        return None  # older releases did not state the error
-    return {ERROR: header[ERROR], SECONDS: header.get(SECONDS, 0.0)}
+    if not (same and torch.equal(tensors["groups"], groups)):
+        return None
+    return {key: header[key] for key in (ERROR, SECONDS)}
 
 
-def _stamp(settings: Settings, members: int, weights: str | None) -> dict[str, Any]:
+def _stamp(settings: Settings, members: int, weights: str) -> dict[str, Any]:
     """Return what a shard depends on."""
     return {
         **network_settings(settings),
@@ -201,16 +201,14 @@ def _stamp(settings: Settings, members: int, weights: str | None) -> dict[str, A
     }
 
 
-def load_fusion_data(
-    settings: Settings, folder: Path, members: int, weights: str | None
-) -> FusionData:
+def load_fusion_data(settings: Settings, folder: Path, members: int, weights: str) -> FusionData:
     """Read all shards.
 
     Args:
         settings: the run's settings.
         folder: what `sample_fusion_data` was given.
         members: k.
-        weights: the digest that the network's header states, if it does.
+        weights: the digest that the network's header states.
 
     Raises:
         UserError: if there are none, or they were made with other settings or another network.

@@ -272,13 +272,12 @@ def _check_resumable(
 def changed_settings(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
     """Name the keys in which stored settings differ from those wanted, with both values.
 
-    Options that the stored ones are too old to have count as left at their defaults, and a network
-    and images that older releases did not name as those that are wanted.
+    Options that the stored ones are too old to have count as left at their defaults, and images
+    that older releases did not name as those that are wanted.
     """
     filled, wanted = with_defaults(_renamed(stored, wanted), wanted), with_defaults(wanted, wanted)
-    for name in (NETWORK_WEIGHTS, IMAGES):
-        if filled.get(name) is None:
-            filled[name] = wanted.get(name)
+    if filled.get(IMAGES) is None:
+        filled[IMAGES] = wanted.get(IMAGES)
     return differing_keys(filled, wanted)
 
 

@@ -333,10 +333,10 @@ async def test_the_protection_of_another_model_is_refused(
     differs = "is another model: its scores of the same inputs differ"
     await refused(differs, smaller, protection=finished)
     await refused("with the tensors", other, protection=finished)
-    old = read_json(finished / DESCRIPTION)
-    del old["model"]["probe"]
-    write_json(tmp_path / DESCRIPTION, old)
-    await refused("older release", Server(), protection=tmp_path)
+    damaged = read_json(finished / DESCRIPTION)
+    del damaged["model"]["probe"]
+    write_json(tmp_path / DESCRIPTION, damaged)
+    await refused(r"is damaged: missing key 'model\.probe'", Server(), protection=tmp_path)
 
 
 async def test_a_code_of_a_protection_has_no_backup_workers(finished: Path) -> None:  # noqa: F811
