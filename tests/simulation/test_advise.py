@@ -307,7 +307,7 @@ def test_a_simulation_that_does_not_fit_says_so() -> None:
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"kind": "other"}, "not a service"),
+        ({"kind": "other"}, "no answer of GET /traffic"),
         ({"schema_version": 0}, "another release"),
         ({"policy": 7}, "policy"),
         ({"code": {"kind": "Magic"}}, "another release"),
@@ -323,7 +323,7 @@ def test_what_is_refused(changes: dict[str, Any], told: str) -> None:
         advise({**seen, **changes}, OPTIONS)
     others: list[Any] = [None, [], "text", {}]
     for wrong in others:
-        with pytest.raises(UserError, match="not a service"):
+        with pytest.raises(UserError, match="no answer of GET /traffic"):
             advise(wrong, OPTIONS)
 
 

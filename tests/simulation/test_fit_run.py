@@ -126,10 +126,6 @@ def test_slots_and_limits_are_the_services_own(tmp_path: Path, call: Command) ->
     times.write_text(json.dumps(raw))
     alone = call("fit", times, "--out", out)
     assert plain.out.count("\n") == alone.out.count("\n") + 1  # of what may be in the times
-    raw["rules"] = {"workers": 6}
-    times.write_text(json.dumps(raw))
-    assert call("fit", times, "--out", out).code == 0
-    assert load_scenario(out).deadline_ms == 5000
 
 
 def test_a_scenario_with_fewer_workers(tasks: Path, tmp_path: Path, call: Command) -> None:
@@ -172,7 +168,7 @@ def test_a_log_in_seconds_is_told_of(tasks: Path, tmp_path: Path, call: Command)
 def test_quick_tasks_of_a_service_are_in_ms(tmp_path: Path, call: Command) -> None:
     times = tmp_path / "traffic.json"
     quick = [[i, i % 2, 0, 0.02 + 1e-4 * (i % 7), 0] for i in range(300)]
-    times.write_text(json.dumps({"rules": {"workers": 2}, "tasks": quick}))
+    times.write_text(json.dumps(traffic(scenario(workers=11), tasks=quick)))
     outcome = call("fit", times, "--out", tmp_path / "out.json")
     assert outcome.code == 0, outcome.err
     assert "seconds" not in outcome.out
@@ -183,10 +179,13 @@ def test_refusals_leave_nothing(tasks: Path, tmp_path: Path, call: Command) -> N
     base.write_text("{}")
     instant = tmp_path / "instant.csv"
     instant.write_text("a,0\n" * 100)
+    seen, old = traffic(scenario(workers=11)), tmp_path / "old.json"
+    old.write_text(json.dumps({**seen, "schema_version": seen["schema_version"] - 1}))
     for words, told in (
         ((tmp_path / "none.csv", "--out", out), "cannot read"),
         ((tasks, "--out", out, "--picture", tmp_path / "fit.foo"), "--picture"),
         ((tasks, "--out", tmp_path), "is a folder"),
+        ((old, "--out", out), "no answer of GET /traffic, or one of another release"),
         ((instant, "--out", out), "more than half of the tasks took 0 ms"),
         ((tasks, "--out", tasks), "fit: what is written may not be what is read"),
         ((tasks, "--out", out, "--picture", tmp_path / "." / "out.json"), "--picture"),

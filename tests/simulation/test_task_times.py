@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,10 +12,13 @@ from codedinvnet.simulation.task_times import read_measured
 from tests.simulation import recording
 from tests.simulation.scenarios import scenario
 
+SEEN = recording.traffic(scenario(workers=5, k=4, queries=4))
 
-def traffic(tasks: list[list[float]], workers: int = 3, **rules: int) -> str:
-    told = {"workers": workers, "k": 4, **rules}
-    return json.dumps({"rules": told, "encode_share": 0.1, "tasks": tasks})
+
+def traffic(tasks: list[list[float]], rules: dict[str, Any] | None = None, **changes: Any) -> str:
+    """Return what a service says that has done these tasks, and whose settings are others."""
+    told = {**SEEN["rules"], "workers": 3, **(rules or {})}
+    return json.dumps({**SEEN, "rules": told, "encode_share": 0.1, "tasks": tasks, **changes})
 
 
 FULL: list[list[float]] = [[i, 0, 0, 40.0, 0] for i in range(200)]
@@ -47,7 +51,7 @@ def test_what_a_run_is_told_to_be(tmp_path: Path) -> None:
 def test_encoding_that_nobody_knows(tmp_path: Path) -> None:
     """An answer says null, or nothing at all; 0 is a code that encodes nothing."""
     path = tmp_path / "traffic.json"
-    raw = json.loads(traffic(FULL, worker_batch=1, backups=0))
+    raw = json.loads(traffic(FULL))
     for share in (None, 0.0):
         path.write_text(json.dumps({**raw, "encode_share": share}))
         assert read_measured(path).encode_share == share
@@ -71,14 +75,17 @@ def test_lines(tmp_path: Path) -> None:
     [
         ("t.json", "{", "not JSON"),
         ("t.json", "[]", "no answer of GET /traffic"),
-        ("t.json", '{"service": {}}', "rules"),
+        ("t.json", '{"service": {}}', "no answer of GET /traffic, or one of another release"),
+        ("t.json", traffic(FULL, schema_version=1), "or one of another release"),
+        ("t.json", traffic(FULL, kind="times"), "no answer of GET /traffic"),
+        ("t.json", traffic(FULL, rules={"workers": "x"}), r"GET /traffic: rules\.workers"),
         ("t.json", traffic([[0, 0, 0, -1, 0]]), "tasks"),
         ("t.json", traffic([[0, 0, 0, 1]]), "tasks"),
-        ("t.json", '{"rules": {"workers": 3, "slots": 0}, "tasks": []}', "slots"),
+        ("t.json", traffic([], rules={"slots": 0}), "slots"),
         ("t.json", traffic([]), "0 tasks are too few"),
         ("t.json", traffic([[0, 0, 4, 1, 0]]), "0 tasks are too few"),
-        ("t.json", traffic(FULL, worker_batch=8), "no fit with --worker-batch 8"),
-        ("t.json", traffic(FULL, backups=1), "no fit where a small backup has workers of its own"),
+        ("t.json", traffic(FULL, rules={"worker_batch": 8}), "no fit with --worker-batch 8"),
+        ("t.json", traffic(FULL, rules={"backups": 1}), "no fit where a small backup has workers"),
         ("t.csv", "1,0\n" * 60 + "1,5\n" * 50, "more than half of the tasks took 0 ms"),
         ("t.csv", "1,5\n" * 99 + "1,1e307\n", r"a task took 1e\+307 ms, which is more than a day"),
         ("t.csv", "1,5\n" * 99, "99 tasks are too few to fit: 100 at least"),

@@ -7,21 +7,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from pydantic import ValidationError
 
 from codedinvnet.codes.rules import CodeRules, Uncoded, from_json
-from codedinvnet.config import describe
 from codedinvnet.errors import UserError
 from codedinvnet.progress import Progress
 from codedinvnet.quantiles import percentile, rank_of, rounded
 from codedinvnet.serving.rules.sending import code_for
 from codedinvnet.serving.rules.settings import POLICIES
-from codedinvnet.serving.traffic_report import KIND, SCHEMA
 from codedinvnet.simulation.doubts import left_out, overload
 from codedinvnet.simulation.engine import Simulation
 from codedinvnet.simulation.figures import SAME, aligned, counted, latency_of, summarise
-from codedinvnet.simulation.recorded import FEWEST_REQUESTS, Recorded, scenario_of
+from codedinvnet.simulation.recorded import FEWEST_REQUESTS, scenario_of
 from codedinvnet.simulation.scenario import Accuracy, Scenario
+from codedinvnet.simulation.traffic import Recorded, read_traffic
 
 QUANTILES = {"p50": 0.5, "p99": 0.99, "p999": 0.999}
 OFF = 0.25
@@ -41,21 +39,6 @@ class AdviseOptions:
     """As it goes into the command that is printed; "": none."""
     extra: float | None = None
     """The budget of every policy; None: the service's own."""
-
-
-def read_traffic(raw: Any, url: str) -> Recorded:
-    """Return what a service has seen.
-
-    Raises:
-        UserError: if it is no service of this release.
-    """
-    told = (raw.get("kind"), raw.get("schema_version")) if isinstance(raw, Mapping) else None
-    if told != (KIND, SCHEMA):
-        raise UserError(f"{url}: this is not a service of codedinvnet, or one of another release")
-    try:
-        return Recorded.model_validate(raw)
-    except ValidationError as error:
-        raise UserError(f"{url}: GET /traffic: {describe(error, Recorded, raw)}") from error
 
 
 def advise(raw: Any, options: AdviseOptions, *, progress: bool = False) -> dict[str, Any]:

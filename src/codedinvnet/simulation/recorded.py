@@ -17,19 +17,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.stats import poisson
 
-from codedinvnet.config import Positive, Rate, Section
 from codedinvnet.errors import UserError
-from codedinvnet.serving.traffic import OWN
 from codedinvnet.simulation.distributions import Distribution
 from codedinvnet.simulation.fit import ORDINARY, Fitted, fit
 from codedinvnet.simulation.scenario import Scenario, Straggler, parse_scenario
-from codedinvnet.simulation.task_times import (
-    FEWEST_TASKS,
-    SeenLimits,
-    SeenTasks,
-    WorkerTasks,
-    check_rules,
-)
+from codedinvnet.simulation.task_times import FEWEST_TASKS, WorkerTasks
+from codedinvnet.simulation.traffic import Recorded, check_rules
 
 FEWEST_REQUESTS = 200
 """Fewer tell nothing of a tail."""
@@ -39,69 +32,6 @@ MIXED = 0.2
 """No bursts are told from single delays that would make so many pairs for each by chance."""
 FEWEST_EXTRA = 5
 """So many extra tasks of a size must have been seen to say what they take."""
-
-
-class SeenRules(SeenLimits):
-    """The settings of a running service; see `Rules`."""
-
-    slots: Positive
-    k: int
-    group_timeout_ms: Rate
-    hang_timeout_ms: Rate
-    deadline_ms: Rate
-    max_pending: Positive
-    hedge_share: float
-    extra: float | None
-    upstream_hang_timeout_ms: Rate | None = None
-    """None: it is no gateway."""
-
-
-class Right(Section):
-    """How often answers are right."""
-
-    by: str
-    """What they are compared with."""
-    normal: float
-    made_up: dict[int, float]
-
-
-class Recorded(SeenTasks):
-    """The answer of `GET /traffic`."""
-
-    schema_version: int
-    kind: str
-    model: str
-    policy: str
-    method: str | None
-    offered: tuple[str, ...]
-    refused: dict[str, str]
-    since_s: float
-    """When the policy was changed last, since the first request that is told."""
-    seconds: float
-    rules: SeenRules
-    code: dict[str, Any] | None
-    right: Right | None
-    requests: tuple[tuple[float, int, float | None, float, int], ...]
-    """When it came, its queries, how long it took, what of it the front end did, answers made up;
-    times in ms."""
-    unserved: tuple[tuple[float, str], ...] = ()
-    """When a request came that was refused or cancelled, in ms, and which of these it was."""
-    losses: tuple[tuple[float, int, str, float], ...]
-    """When it was lost, the worker, why, and until another was up; times in ms."""
-
-    def after(self, seconds: float) -> Recorded:
-        """Return what was seen later than that, and each worker's newest OWN data tasks."""
-        late = 1000 * seconds
-        kept = {
-            name: tuple(row for row in getattr(self, name) if row[0] >= late)
-            for name in ("requests", "unserved", "tasks", "losses")
-        }
-        own: dict[int, list[Any]] = {}
-        for row in sorted([*self.earlier, *(row for row in self.tasks if not row[2])]):
-            own.setdefault(row[1], []).append(row)
-        newest = (row for rows in own.values() for row in rows[-OWN:])
-        kept["earlier"] = tuple(row for row in newest if row[0] < late)
-        return self.model_copy(update=kept)
 
 
 class Took(NamedTuple):
@@ -147,7 +77,7 @@ def scenario_of(seen: Recorded, queries: int, seed: int) -> Scenario:
             "at least"
         )
     rules = seen.rules
-    check_rules("advice", rules.worker_batch, rules.backups)
+    check_rules("advice", rules)
     found = condition(seen)
     requests = sorted(seen.requests)
     gaps = np.diff([row[0] for row in requests], prepend=requests[0][0]).round(3).tolist()

@@ -8,48 +8,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from pydantic import ConfigDict, ValidationError
 
-from codedinvnet.config import Positive, Rate, Section, describe
 from codedinvnet.errors import UserError
 from codedinvnet.files import read_json
-from codedinvnet.simulation.distributions import Time
+from codedinvnet.simulation.traffic import check_rules, read_traffic
 
 FEWEST_TASKS = 100
 """Of all workers, to fit anything; of one, to tell whether it is slower than others."""
 LONGEST = 86_400_000.0
 """Of a task, in ms."""
 HEADER = "worker,ms"
-
-
-class SeenLimits(Section):
-    """Of a running service's settings those that a scenario has, too. None: it does not say."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
-
-    workers: int
-    slots: Positive | None = None
-    group_timeout_ms: Rate | None = None
-    hang_timeout_ms: Rate | None = None
-    deadline_ms: Rate | None = None
-    max_pending: Positive | None = None
-    worker_batch: int = 1
-    backups: int = 0
-    """Workers that compute a small backup's tasks alone; `workers` are the others."""
-
-
-class SeenTasks(Section):
-    """The answer of `GET /traffic`, as far as it is needed."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
-
-    rules: SeenLimits
-    encode_share: Time | None = None
-    """None: it is not known, as of a gateway or of another code than a bundle's own."""
-    tasks: tuple[tuple[float, int, int, Time, Time], ...]
-    """When it began, its worker, members (0: a data task), occupied and held; times in ms."""
-    earlier: tuple[tuple[float, int, int, Time, Time], ...] = ()
-    """The newest data tasks of workers that have few among `tasks`: they are older than these."""
+LIMITS = {"slots", "group_timeout_ms", "hang_timeout_ms", "deadline_ms", "max_pending"}
+"""Of a running service's settings those that a scenario without a base takes."""
 
 
 @dataclass(frozen=True)
@@ -88,23 +58,6 @@ class Measured:
         return int(self.limits.get("slots", 1))
 
 
-def check_rules(what: str, worker_batch: int, backups: int) -> None:
-    """Refuse the traffic of a service whose tasks a scenario cannot repeat.
-
-    Args:
-        what: would be made of the traffic, for the message.
-        worker_batch: queries that one call may compute.
-        backups: workers that compute a small backup's tasks alone.
-
-    Raises:
-        UserError: if there are several queries, or any such worker.
-    """
-    if worker_batch > 1:
-        raise UserError(f"no {what} with --worker-batch {worker_batch}: it knows no calls")
-    if backups:
-        raise UserError(f"no {what} where a small backup has workers of its own: none is simulated")
-
-
 def read_measured(path: Path) -> Measured:
     """Read what tasks took: the answer of `GET /traffic` (JSON), or lines of `worker,ms` (CSV).
 
@@ -125,16 +78,9 @@ def read_measured(path: Path) -> Measured:
 
 
 def _read_served(path: Path) -> Measured:
-    raw = read_json(path)
+    seen = read_traffic(read_json(path), path)
     try:
-        seen = SeenTasks.model_validate(raw)
-    except ValidationError as error:
-        raise UserError(
-            f"{path} is no answer of GET /traffic: {describe(error, SeenTasks, raw)}"
-        ) from error
-    rules = seen.rules
-    try:
-        check_rules("fit", rules.worker_batch, rules.backups)
+        check_rules("fit", seen.rules)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     samples: dict[int, list[float]] = {}
@@ -142,9 +88,8 @@ def _read_served(path: Path) -> Measured:
         if not members:
             samples.setdefault(worker, []).append(occupied + held)
     workers = tuple(WorkerTasks(str(n), np.array(ms)) for n, ms in sorted(samples.items()))
-    idle = max(0, rules.workers - len(workers))
-    limits = rules.model_dump(exclude={"workers", "worker_batch", "backups"}, exclude_none=True)
-    return Measured(workers, idle, seen.encode_share, limits)
+    idle = max(0, seen.rules.workers - len(workers))
+    return Measured(workers, idle, seen.encode_share, seen.rules.model_dump(include=LIMITS))
 
 
 def _read_lines(path: Path) -> Measured:
