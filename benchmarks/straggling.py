@@ -9,15 +9,17 @@ machines of their own (docs/explanation/protocol.md).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from pandas import DataFrame
-from tqdm import tqdm
 
+from codedinvnet import study
 from codedinvnet.bench import tables
 from codedinvnet.bench.client import Reply
 from codedinvnet.bench.latency_grid import injected
@@ -31,15 +33,16 @@ from codedinvnet.bench.service import (
 from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.rules import is_systematic
 from codedinvnet.errors import UserError
+from codedinvnet.files import check_writable
 from codedinvnet.models import OpenModel, open_model
 from codedinvnet.processes import usable_processors
 from codedinvnet.protect.folder import description_digest, load_protection, read_description
 from codedinvnet.protect.images import Preprocessing
 from codedinvnet.protect.inputs import Inputs, read_inputs, split
 from codedinvnet.protect.teacher import scores_of
-from codedinvnet.provenance import describe_commit, describe_machine
-from codedinvnet.rows import SCHEMA_VERSION, append_row, key_of, read_rows, seed_of
+from codedinvnet.rows import Row, key_of, newest, read_rows, seed_of
 from codedinvnet.serving.opening import called
+from codedinvnet.serving.workers.faults import Fault
 
 KIND = "straggling"
 STRAGGLERS = ("pareto", "held", "slower")
@@ -110,6 +113,8 @@ def run(
 ) -> dict[str, Any]:
     """Do all runs, and return a report of them; rows of the same settings that `out` has are kept.
 
+    A run that fails is a row with its error. The others go on, and the same command tries it again.
+
     Args:
         protection: the folder that `codedinvnet protect` wrote.
         model: of which it is the protection.
@@ -129,11 +134,9 @@ def run(
 
     Raises:
         UserError: if the model or its protection cannot be served, or the inputs are others, or
-            `out` holds rows of something else.
+            there is no such straggler model, or `out` holds rows of something else.
     """
-    rows = read_rows(out)
-    if any(row.get("kind") != KIND for row in rows):
-        raise UserError(f"{out} holds other rows: name another file, or move it away")
+    done = _newest(out)
     opened = open_model(model)
     scheme = load_protection(protection, opened, method)
     if not is_systematic(scheme.rules):
@@ -163,17 +166,32 @@ def run(
         "seed": seed,
         "service_ms": service,
     }
-    done = {row["key"]: row for row in rows if "key" in row}
-    told = []
-    for straggler, arm in tqdm([(s, arm) for s in stragglers for arm in ARMS], unit="run"):
+    faults = {name: injected(name, service, batch) for name in stragglers}
+    jobs = {}
+    for straggler, arm in itertools.product(faults, ARMS):
         key = key_of(KIND, straggler, arm, settings)
-        if (row := done.get(key)) is None:
-            figures = asyncio.run(_measured(place, straggler, arm, service, compute))
-            row = {"schema_version": SCHEMA_VERSION, "kind": KIND, "key": key, "settings": settings}
-            row |= {"stragglers": straggler, "policy": arm, **figures}
-            append_row(out, row)
-        told.append(row)
+        header = {"kind": KIND, "key": key, "settings": settings}
+        header |= {"stragglers": straggler, "policy": arm}
+        measured = partial(_measured, place, straggler, faults[straggler], arm, service, compute)
+        jobs[key] = study.Job(f"{straggler} {arm}", header, partial(_awaited, measured))
+    check_writable(out)
+    todo = [job for key, job in jobs.items() if not study.finished(done.get(key))]
+    study.run(todo, out, KIND)
+    rows = _newest(out)
+    told = [rows[key] for key in jobs]
     return {"rows": told, "table": table(told)}
+
+
+def _newest(path: Path) -> dict[str, Row]:
+    """Return the last row of every run, by its key; rows of before have none, and are left out.
+
+    Raises:
+        UserError: if the file holds rows of something else.
+    """
+    rows = read_rows(path)
+    if any(row.get("kind") != KIND for row in rows):
+        raise UserError(f"{path} holds other rows: name another file, or move it away")
+    return newest(row for row in rows if "key" in row)
 
 
 def unseen(inputs: Inputs, described: Mapping[str, Any]) -> np.ndarray:
@@ -197,8 +215,17 @@ def _service_ms(compute: float, workers: int, load: float) -> float:
     return max(SERVICE_MS, round(workers * load * compute / busy, 1))
 
 
+def _awaited(measured: Callable[[], Coroutine[Any, Any, dict[str, Any]]]) -> dict[str, Any]:
+    return asyncio.run(measured())
+
+
 async def _measured(
-    place: Place, straggler: str, arm: str, service: float, compute: float
+    place: Place,
+    straggler: str,
+    faults: Sequence[Fault],
+    arm: str,
+    service: float,
+    compute: float,
 ) -> dict[str, Any]:
     """Return the figures of one run."""
     k, scores = place.scheme.rules.k, place.model.signature.scores
@@ -222,7 +249,7 @@ async def _measured(
     )
     async with serving(
         words,
-        schedule(wait, k, parity, injected(straggler, service, place.batch)),
+        schedule(wait, k, parity, faults),
         seed=seed,
         model=called(place.model.source.source),
         inputs=place.inputs,
@@ -237,8 +264,6 @@ async def _measured(
         **latency_figures(run.replies),
         **answers(run.replies, place.wanted),
         **work_figures(run, wait, parity),
-        "commit": describe_commit(),
-        "machine": describe_machine(),
     }
 
 
@@ -260,10 +285,10 @@ def answers(replies: Sequence[Reply], wanted: np.ndarray) -> dict[str, Any]:
     }
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return the rows for a reader, as Markdown."""
+def table(rows: Iterable[Row]) -> str:
+    """Return the rows for a reader, as Markdown, without those of runs that failed."""
     lines = []
-    for row in rows:
+    for row in filter(study.finished, rows):
         line = {"stragglers": row["stragglers"], "policy": row["policy"]}
         line |= {f"{tables.TITLES[name]} ms": row[f"{name}_ms"] for name in PERCENTILES}
         line["work"] = row["work_per_query"]

@@ -118,6 +118,45 @@ def test_a_protected_model_is_served_under_stragglers(
     assert main(words) == 2
 
 
+def test_a_run_that_fails_keeps_no_other_from_being_done(
+    made: Made,
+    row: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arms: list[str] = []
+    figures = dict.fromkeys([f"{name}_ms" for name in straggling.PERCENTILES], 50.0)
+    figures |= dict.fromkeys(["work_per_query", *straggling.SHARES.values()], 1.0)
+
+    async def measured(
+        place: object, straggler: str, faults: object, arm: str, *_: Any
+    ) -> dict[str, float]:
+        arms.append(arm)
+        if len(arms) <= 2:
+            raise UserError("no luck")
+        return figures
+
+    monkeypatch.setattr(straggling, "_measured", measured)
+    out = tmp_path / "rows.jsonl"
+    old = {"schema_version": 1, "kind": "straggling", "stragglers": "held"}  # has no key
+    out.write_text(json.dumps(old) + "\n")
+    words = ["straggling", str(made.path.parent / "protection"), str(made.path), "--workers", "4"]
+    words += ["--inputs", str(made.path.parent / "inputs.npy"), "--method", "small-backup"]
+    words += ["--out", str(out), "--stragglers", "held"]
+    assert main(words) == 2
+    told = capsys.readouterr()
+    assert told.out.count("| held |") == 1
+    assert "2 of the trials failed" in told.err
+    assert main(words) == 0
+    assert capsys.readouterr().out.count("| held |") == 3
+    assert arms == [*straggling.ARMS, *straggling.ARMS[:2]]
+    assert read_rows(out)[0] == old
+    before = out.read_text()
+    assert main([*words, "typo"]) == 2
+    assert out.read_text() == before
+
+
 def test_all_arms_meet_the_draws_of_their_straggler_model(
     made: Made, row: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
