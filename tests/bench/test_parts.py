@@ -28,7 +28,7 @@ from codedinvnet.data import (
 from codedinvnet.errors import UserError
 from codedinvnet.models.bundle import VALIDATION, Bundle, load_bundle, save_bundle
 from codedinvnet.training.pixels import VERSION, PaperStage, fusion_targets
-from tests.bench.grids import PAPER
+from tests.bench.grids import PAPER, PART
 from tests.data.files import Unread
 
 
@@ -81,14 +81,17 @@ def test_the_papers_targets_have_the_mean_latent(bundle: Bundle, held_out: Image
     torch.testing.assert_close(bundle.model.network(data.targets), mean, atol=1e-3, rtol=0)
 
 
+ONE_EPOCH = PartSettings(epochs=1)
+
+
 def data_set(
     bundle: Path | str,
     train: ImageSource | None,
     test: ImageSource,
     folder: Path,
     split: Scored = "test",
+    part: PartSettings = ONE_EPOCH,
 ) -> DataSet:
-    part = PartSettings(epochs=1)
     paper = PixelFusionSettings.model_validate(PAPER)
     settings = DataSetSettings(
         bundle=str(bundle), classifier=part, backup=part, parity=part, paper=paper
@@ -247,6 +250,13 @@ class Tuned(Plain):
     def tune(self, given, groups, labels):
         raise RuntimeError("my own mistake")
 
+class Tolerant(SmallBackup):
+    name = "tolerant"
+    def made_with(self, given, settings):
+        return {**super().made_with(given, settings), "missing": given.tolerance.stragglers}
+    def untrained(self, given, made_with):
+        return super().untrained(given, {**made_with, "width": 1 + made_with["missing"]})
+
 class Misplaced(SmallBackup):
     name = "misplaced"
     def stage(self, part, given, lessons):
@@ -281,6 +291,19 @@ def test_a_training_keeps_its_module_where_it_is_looked_for(
     with pytest.raises(UserError, match=r"modules\(\) must return the module .* under 'part'"):
         data.scheme(trial_of(own("Misplaced"), bundle_folder))
     assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_a_part_that_depends_on_the_tolerance_is_that_of_its_trial(
+    own: Callable[[str], str], bundle_folder: Path, data_dir: Path, tmp_path: Path
+) -> None:
+    """Trials that differ in their missing workers alone share a folder, and no part."""
+    train, test = (load_images("mnist", split, data_dir=data_dir) for split in ("train", "test"))
+    short = PartSettings.model_validate(PART)
+    data = data_set(bundle_folder, train, test, tmp_path / "runs", part=short)
+    trial = trial_of(own("Tolerant"), bundle_folder)
+    one, two, again = (data.part(replace(trial, missing=missing)) for missing in (1, 2, 1))
+    assert sum(p.numel() for p in one.parameters()) < sum(p.numel() for p in two.parameters())
+    assert again is one
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ an interrupted training goes on from its newest checkpoint, one with other setti
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -93,7 +94,7 @@ class DataSet:
         if split == "validation":
             self.test = ImageRows(self.train, self.validation_rows, "the validation images")
         self._majority: int | None = None
-        self._parts: dict[Path, nn.Module] = {}
+        self._parts: dict[tuple[Path, str], nn.Module] = {}
         self._classifiers: dict[str, ImageNetwork] = {}
         self._logits: dict[tuple[nn.Module, str], Tensor] = {}
 
@@ -257,10 +258,11 @@ class DataSet:
             UserError: if the training would not keep the part where it is looked for.
         """
         folder = folder / f"seed{seed}"
-        if folder not in self._parts:
+        settings = {"part": part.model_dump(mode="json"), "seed": seed, **depends}
+        known = (folder, json.dumps(settings, sort_keys=True))
+        if known not in self._parts:
             torch.manual_seed(seed)
             module = make().to(self.device)
-            settings = {"part": part.model_dump(mode="json"), "seed": seed, **depends}
             _set_aside(folder, settings)
             if not _load_finished(module, folder, part.epochs):
                 training = stage(module)
@@ -277,8 +279,8 @@ class DataSet:
                     settings=settings,
                     resume=LATEST,
                 )
-            self._parts[folder] = module.eval().requires_grad_(False)
-        return self._parts[folder]
+            self._parts[known] = module.eval().requires_grad_(False)
+        return self._parts[known]
 
     def logits(self, base: Base, seed: int, split: str, bundle: str | None = None) -> Tensor:
         """Return a base model's logits (N, classes) of the train, validation or test images."""
