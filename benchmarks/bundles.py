@@ -83,14 +83,16 @@ def info_of(folder: Path, name: str) -> dict[str, Any]:
 def another_seed(folder: Path, name: str) -> dict[str, Any]:
     """Return what a bundle's training from another seed reached; nothing if there is none.
 
-    Where both state their settings, these may differ in name and seed alone. Older files state
-    none.
+    Its settings may differ from the bundle's in name and seed alone. A file that states none is
+    left out: nobody knows what it was trained with.
     """
     found = read(folder / f"seed-{name}.json")
+    others = found.get("settings")
+    if not others:
+        return {}
     settings = info_of(folder, name).get("provenance", {}).get("settings", {})
     if settings and settings["seed"] == found.get("training_seed"):
         return {}  # the bundle itself
-    others = found.get("settings", settings)
     if settings and any(
         value != settings.get(key) for key, value in others.items() if key not in OWN
     ):

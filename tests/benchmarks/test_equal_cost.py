@@ -24,6 +24,8 @@ AGAIN = {
     **{"images": 1000, "groupings": 5, "seed": 0, "recovered_accuracy": 0.92},
 }
 """What evaluating a training from another seed found, measured as the rows were."""
+SECOND = {"training_seed": 2, "settings": {"name": "a-seed2", "seed": 2}}
+"""What the file of such a training states of it."""
 
 
 def write(folder: Path, **seeds: tuple[float, ...]) -> None:
@@ -63,8 +65,7 @@ def test_intervals_are_over_the_trainings(tmp_path: Path) -> None:
 
 def test_a_bundle_from_another_seed_is_a_training_too(tmp_path: Path) -> None:
     write(tmp_path, code=(0.9,))
-    other = {"test_k10": AGAIN}
-    (tmp_path / "seed-mnist.json").write_text(json.dumps(other))
+    (tmp_path / "seed-mnist.json").write_text(json.dumps(SECOND | {"test_k10": AGAIN}))
     (code,) = lines(equal_cost.table(tmp_path), "coded-invnet")
     half = stats.t.ppf(0.975, 1) * 1.0
     assert code[1] == "1.4"
@@ -143,13 +144,13 @@ def test_another_seed_counts_if_it_was_measured_as_the_rows_were(
     tmp_path: Path, other: dict[str, Any]
 ) -> None:
     write(tmp_path, code=(0.9,))
-    (tmp_path / "seed-mnist.json").write_text(json.dumps({"test_k10": AGAIN | other}))
+    (tmp_path / "seed-mnist.json").write_text(json.dumps(SECOND | {"test_k10": AGAIN | other}))
     assert lines(equal_cost.table(tmp_path), "coded-invnet")[0][-1] == "90.00 (1)"
 
 
 def test_the_bundles_own_seed_is_no_second_training(tmp_path: Path) -> None:
     write(tmp_path, code=(0.9,))
-    (tmp_path / "seed-mnist.json").write_text(json.dumps({"training_seed": 2, "test_k10": AGAIN}))
+    (tmp_path / "seed-mnist.json").write_text(json.dumps(SECOND | {"test_k10": AGAIN}))
     for seed, trainings in ((2, "90.00 (1)"), (1, "(2)")):
         own = {"info": {"provenance": {"settings": {"seed": seed}}}}
         (tmp_path / "mnist.json").write_text(json.dumps(own))
@@ -167,6 +168,16 @@ def test_a_training_with_other_settings_is_no_second_one(
     other = {"training_seed": 2, "settings": settings, "test_k10": AGAIN}
     (tmp_path / "seed-mnist.json").write_text(json.dumps(other))
     assert lines(equal_cost.table(tmp_path), "coded-invnet")[0][-1].endswith(trainings)
+
+
+@pytest.mark.parametrize("settings", [{}, {"settings": {}}])
+def test_a_training_of_unknown_settings_is_no_second_one(
+    tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    write(tmp_path, code=(0.9,))
+    other = {"training_seed": 2, **settings, "test_k10": AGAIN}
+    (tmp_path / "seed-mnist.json").write_text(json.dumps(other))
+    assert lines(equal_cost.table(tmp_path), "coded-invnet")[0][-1] == "90.00 (1)"
 
 
 def test_codes_without_training_have_their_better_points(tmp_path: Path) -> None:

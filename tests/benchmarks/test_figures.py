@@ -76,7 +76,8 @@ def test_what_was_measured_of_a_bundle_is_of_the_weights_that_ship(name: str) ->
 
 def test_a_bundles_lines_have_the_other_seed_and_the_papers_objective(tmp_path: Path) -> None:
     shutil.copy(RESULTS / "mnist.json", tmp_path)
-    again = {"test_k4": {"recovered_accuracy": 0.98}}
+    own = json.loads((RESULTS / "mnist.json").read_text())["info"]["provenance"]["settings"]
+    again = {"settings": {**own, "seed": 2}, "test_k4": {"recovered_accuracy": 0.98}}
     (tmp_path / "seed-mnist.json").write_text(json.dumps(again))
     append_row(tmp_path / "accuracy.jsonl", row("coded-invnet-paper", 0.7))
     append_row(tmp_path / "accuracy.jsonl", row("coded-invnet-paper", 0, k=4, error="No: luck"))
