@@ -75,6 +75,39 @@ def test_a_method_of_ones_own_needs_settings_of_its_part_where_it_is_tried(
     assert run(grid, tmp_path, data_dir, methods=mine, only=["mnist"])["done"] == 1
 
 
+def without_settings(path: Path, bundle: Path, block: dict[str, Any]) -> Path:
+    """Write a grid that says how to train a small backup, and nothing else."""
+    raw = json.loads(write_grid(path, bundle, [block]).read_text())
+    mnist = raw["datasets"]["mnist"]
+    raw["datasets"]["mnist"] = {key: mnist[key] for key in ("bundle", "backup")}
+    path.write_text(json.dumps(raw))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("block", "told"),
+    [
+        ({"methods": ["none"], "bases": ["resnet"]}, "classifier' for the base resnet"),
+        ({"methods": ["parm"]}, "parity' for parm"),
+    ],
+)
+def test_settings_that_a_trial_needs_are_asked_for(
+    bundle_folder: Path, data_dir: Path, tmp_path: Path, block: dict[str, Any], told: str
+) -> None:
+    grid = without_settings(tmp_path / "grid.json", bundle_folder, block)
+    with pytest.raises(UserError, match=rf"missing key 'datasets\.mnist\.{told}"):
+        run(grid, tmp_path, data_dir)
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_settings_that_no_trial_needs_may_be_left_out(
+    bundle_folder: Path, data_dir: Path, tmp_path: Path, quick: bool
+) -> None:
+    block = {"methods": ["none", "small-backup"]}
+    grid = without_settings(tmp_path / "grid.json", bundle_folder, block)
+    assert run(grid, tmp_path, data_dir, quick=quick)["done"] == 2
+
+
 def test_a_training_of_the_papers_encoder_that_takes_no_step_is_told_before_any_work(
     bundle_folder: Path, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -64,9 +64,9 @@ def quick_grid(grid: AccuracyGrid) -> AccuracyGrid:
     datasets = {
         name: settings.model_copy(
             update={
-                "classifier": shorter(settings.classifier),
+                "classifier": settings.classifier and shorter(settings.classifier),
                 "backup": shorter(settings.backup),
-                "parity": shorter(settings.parity),
+                "parity": settings.parity and shorter(settings.parity),
                 "parities": settings.parities and shorter(settings.parities),
                 "paper": settings.paper and fewer(settings.paper),
             }

@@ -40,10 +40,10 @@ class DataSetSettings(Section):
 
     bundle: str
     """A shipped bundle's name, or a folder."""
-    classifier: PartSettings
-    """The plain base model."""
     backup: PartSettings
-    parity: PartSettings
+    classifier: PartSettings | None = None
+    """The plain base model."""
+    parity: PartSettings | None = None
     """Parity models and learned codes."""
     parities: PartSettings | None = None
     """E and g' for two parities."""
@@ -160,7 +160,8 @@ def load_grid(path: Path) -> AccuracyGrid:
             if not _takes_bundle(method) and block.bundle is not None:
                 raise UserError(f"{where}.bundle: {name} runs on the data set's base models")
             for dataset in block.datasets or grid.datasets:
-                check_part(grid, method, dataset, path)
+                for base in block.bases:
+                    check_part(grid, method, dataset, path, base)
             label, means = block.label or method.name, (method.name, block.bundle)
             if labels.setdefault(label, means) != means:
                 raise UserError(
@@ -171,7 +172,7 @@ def load_grid(path: Path) -> AccuracyGrid:
 
 
 def check_parts(grid: AccuracyGrid, wanted: Iterable[Trial], path: Path) -> None:
-    """Refuse trials of methods whose part the grid does not say how to train.
+    """Refuse trials of methods or base models that the grid does not say how to train.
 
     `load_grid` did so for the grid's own methods; these may have come by `with_methods`.
 
@@ -179,18 +180,22 @@ def check_parts(grid: AccuracyGrid, wanted: Iterable[Trial], path: Path) -> None
         UserError: one line, with the key that is missing.
     """
     for trial in wanted:
-        check_part(grid, find_method(trial.method), trial.dataset, path)
+        check_part(grid, find_method(trial.method), trial.dataset, path, trial.base)
 
 
-def check_part(grid: AccuracyGrid, method: Method, dataset: str, path: Path) -> None:
-    """Refuse a method whose part a data set of the grid does not say how to train.
+def check_part(
+    grid: AccuracyGrid, method: Method, dataset: str, path: Path, base: Base = "invertible"
+) -> None:
+    """Refuse a method whose part, or base model, a data set of the grid does not say how to train.
 
     Raises:
         UserError: one line, with the key that is missing.
     """
-    if method.part and getattr(grid.datasets[dataset], method.part) is None:
-        key = f"datasets.{dataset}.{method.part}"
-        raise UserError(f"{path}: missing key {key!r} for {method.name}")
+    needed = {method.part: method.name, "classifier" if base == "resnet" else "": "the base resnet"}
+    for part, reason in needed.items():
+        if part and getattr(grid.datasets[dataset], part) is None:
+            key = f"datasets.{dataset}.{part}"
+            raise UserError(f"{path}: missing key {key!r} for {reason}")
 
 
 def _described(method: str, bundle: str | None) -> str:

@@ -180,9 +180,15 @@ class DataSet:
         """Width of the plain base model."""
         return plain_width(self.bundle.model)
 
+    @property
+    def _plain(self) -> PartSettings:
+        """How the plain base model is trained."""
+        assert self.settings.classifier is not None  # `check_part` refused the trial
+        return self.settings.classifier
+
     def _resnet(self, seed: int) -> nn.Module:
         """Return the plain base model, of about the served one's cost."""
-        part = self.settings.classifier
+        part = self._plain
         depends = self._images("resnet")
 
         def make() -> nn.Module:
@@ -324,7 +330,7 @@ class DataSet:
             **method.made_with(given, settings),
         }
         if trial.base == "resnet":
-            depends["classifier"] = self.settings.classifier.model_dump(mode="json")
+            depends["classifier"] = self._plain.model_dump(mode="json")
 
         def make() -> nn.Module:
             return method.untrained(given, depends)
@@ -402,7 +408,7 @@ class DataSet:
             if method.rules(trial.k, bundle=bundle).guesses:
                 found["guesses"] = True  # rows of before had no answer there
         if trial.base == "resnet":
-            found["classifier"] = settings.classifier.model_dump(mode="json")
+            found["classifier"] = self._plain.model_dump(mode="json")
         if method.part:
             found[method.part] = getattr(settings, method.part).model_dump(mode="json")
         if method.tuned:
