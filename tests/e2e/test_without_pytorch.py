@@ -10,6 +10,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import numpy as np
+import pytest
+
 from codedinvnet.cli.common import OF_MODELS
 from tests.protect.conftest import PLACE
 from tests.serving.gateway.fakes import Fake
@@ -82,6 +85,49 @@ def test_a_gateway_and_its_load() -> None:
         finally:
             for fake in fakes:
                 await fake.stop()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("kind", [".npz", ".npy", ".jsonl"])
+def test_a_load_of_inputs_of_ones_own(kind: str, tmp_path: Path) -> None:
+    wanted = np.arange(6, dtype=np.float32).reshape(2, 3)
+    path = tmp_path / f"inputs{kind}"
+    if kind == ".jsonl":
+        tensor = {"name": "x", "datatype": "FP32", "shape": [1, 3]}
+        lines = [json.dumps({"inputs": [{**tensor, "data": row}]}) for row in wanted.tolist()]
+        path.write_text("\n".join(lines))
+    elif kind == ".npz":
+        np.savez(path, x=wanted)
+    else:
+        np.save(path, wanted)
+
+    async def run() -> None:
+        fake = Fake()
+        await fake.start()
+        try:
+            words = ("load", f"{fake.url}/v2/models/m", "--rate", "50", "--duration", "1")
+            code, _, err = await ran(*words, "--inputs", str(path))
+            assert code == 0, err
+        finally:
+            await fake.stop()
+        sent = {body[-wanted[0].nbytes :] for _, _, body in fake.seen}
+        assert sent == {row.tobytes() for row in wanted}
+
+    asyncio.run(run())
+
+
+def test_a_load_of_images_says_what_is_missing(tmp_path: Path) -> None:
+    async def run() -> None:
+        fake = Fake()
+        fake.metadata["inputs"] = [{"name": "x", "datatype": "FP32", "shape": [-1, 3, 8, 8]}]
+        await fake.start()
+        try:
+            words = ("load", f"{fake.url}/v2/models/m", "--inputs", str(tmp_path))
+            code, _, err = await ran(*words)
+        finally:
+            await fake.stop()
+        assert (code, err) == (2, "error: this needs PIL: pip install 'codedinvnet[models]'\n")
 
     asyncio.run(run())
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-from PIL import Image
 
 from codedinvnet.errors import UserError, one_line
 from codedinvnet.models.base import DATATYPES, TensorSpec
 from codedinvnet.progress import Progress
 from codedinvnet.user_code import user_module
+
+if TYPE_CHECKING:  # where it is needed it is imported: `load` reads other inputs without
+    from PIL import Image
 
 Finish: TypeAlias = Callable[[np.ndarray], np.ndarray]
 """Makes a batch of the model's input of a batch that is kept."""
@@ -101,6 +103,8 @@ class Preprocessing:
         Raises:
             UserError: if it is smaller than what is cut out, or its pixels are no bytes.
         """
+        from PIL import Image
+
         channels, last = layout(spec)
         height, width = self.size(spec)
         if image.mode.startswith(DEEP):
@@ -157,6 +161,8 @@ def image_paths(folder: Path) -> list[Path]:
     Raises:
         UserError: if there is none.
     """
+    from PIL import Image
+
     Image.init()
     paths = sorted(
         path
@@ -179,6 +185,8 @@ def read_images(paths: Sequence[Path], spec: TensorSpec, how: Preprocessing) -> 
     Raises:
         UserError: if an image cannot be read, or its query is none that the model takes.
     """
+    from PIL import Image
+
     own = user_function(how.function, "--preprocess") if how.function else None
     if own is None:
         how.size(spec)
