@@ -25,6 +25,7 @@ SETTINGS_FILES = ("config", "config_file", "grid", "scenario")
 README = ROOT / "README.md"
 DOCS = sorted((ROOT / "docs").rglob("*.md"))
 PAGES = [README, *DOCS]
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 _FENCE = re.compile(r"^```(\w+)[^\n]*\n(.*?)^```\s*$", re.MULTILINE | re.DOTALL)
 TEXT = README.read_text(encoding="utf-8") if README.is_file() else ""
 
@@ -141,6 +142,36 @@ def test_every_benchmark_that_a_page_names_is_there(page: Path) -> None:
 def test_a_benchmark_that_is_gone_would_be_noticed() -> None:
     assert benchmarks_named("`benchmarks inverse` has both") == ["inverse"]
     assert "inverse" not in command_line.BENCHMARKS
+
+
+def installs(text: str) -> list[tuple[str, list[str]]]:
+    """Return the options of each `pip install` of the repository that a text has, and the extras.
+
+    They are those of `.[EXTRAS]`.
+    """
+    found = re.findall(r"pip install ([^`\n'\"]*)['\"]?\.\[([\w,]+)\]", text)
+    return [(options.strip(), extras.split(",")) for options, extras in found]
+
+
+EXTRAS = re.findall(
+    r"^(\w+) = \[",
+    (ROOT / "pyproject.toml")
+    .read_text(encoding="utf-8")
+    .split("[project.optional-dependencies]")[1],
+    re.MULTILINE,
+)
+
+
+@pytest.mark.parametrize(
+    "page",
+    [path for path in [*PAGES, *EXAMPLES] if installs(path.read_text(encoding="utf-8"))],
+    ids=lambda page: str(page.relative_to(ROOT)),
+)
+def test_a_clone_is_installed_as_it_stands(page: Path) -> None:
+    """A copy would take the place of what `make setup` or another page has installed so."""
+    for options, extras in installs(page.read_text(encoding="utf-8")):
+        assert options == "-e"
+        assert set(extras) <= set(EXTRAS)
 
 
 METHOD_PAGE = DOCUMENTED["how-to/add-a-method.md"]
