@@ -33,8 +33,9 @@ def add_commands(commands: Commands) -> None:
         commands,
         "calibrate",
         _calibrate,
-        "measure on held-out images how far a bundle's approximate answers can be relied on",
-        "codedinvnet calibrate mnist --data-dir data",
+        "measure on held-out images how far a bundle's approximate answers can be relied on; the "
+        "shipped bundles are calibrated",
+        "codedinvnet calibrate runs/mine/fusion-k10/bundle --data-dir data",
     )
     add_bundle_options(sub)
     add_data_options(sub)
