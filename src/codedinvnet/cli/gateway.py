@@ -34,8 +34,8 @@ def add_commands(commands: Commands) -> None:
     add("--slots", type=int, help="requests that an upstream is at, at most (4)")
     add(
         "--policy",
-        help="uncoded, replicate or hedge; with a backup auto, METHOD or METHOD+hedge; with a code "
-        "auto, coded or coded+hedge (hedge; auto with a backup; coded with a code)",
+        help="uncoded, replicate or hedge; with a backup auto, small-backup or small-backup+hedge; "
+        "with a code auto, coded or coded+hedge (hedge; auto with a backup; coded with a code)",
     )
     add(
         "--protection",

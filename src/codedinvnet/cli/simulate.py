@@ -50,7 +50,7 @@ def _add_simulate(commands: Commands) -> None:
     add(
         "--stragglers",
         help="none, held, exponential, pareto, slower, bursts, hung, or a faults file without "
-        "corrupt faults",
+        "corrupt, from_task, until_task and each_image",
     )
     add("--max-disagreement", type=float, help="as serve's, by the bundle's calibration (none)")
     add("--measured", type=Path, help="repeat these measured runs (JSONL) and compare")
@@ -89,7 +89,7 @@ def _add_plan(commands: Commands) -> None:
     add(
         "--stragglers",
         help="none, held, exponential, pareto, slower, bursts, hung, or a faults file without "
-        "corrupt faults (the scenario's, else pareto)",
+        "corrupt, from_task, until_task and each_image (the scenario's, else pareto)",
     )
     add("--batch", type=int, help="images of a request (the scenario's, else 1)")
     add(
