@@ -78,7 +78,7 @@ def test_the_folder_is_whole(finished: Path) -> None:
 @pytest.mark.parametrize("method", [*ROWS, "own-backup", "approxifer", "nercc", None])
 def test_a_missing_answer_is_made_up_for(finished: Path, method: str | None) -> None:
     model = open_model(f"{PLACE}:vectors")
-    scheme = load_protection(finished, model, method)
+    scheme = load_protection(str(finished), model, method)
     k = scheme.rules.k
     assert k == 4
     x = np.random.default_rng(5).random((k, FEATURES), np.float32)

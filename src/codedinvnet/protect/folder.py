@@ -183,7 +183,7 @@ def checked_description(folder: Path, digest: str) -> dict[str, Any]:
 
 
 def load_protection(
-    folder: Path, model: OpenModel, method: str | None = None, digest: str = ""
+    folder: str | Path, model: OpenModel, method: str | None = None, digest: str = ""
 ) -> Scheme:
     """Return the scheme that protects a model.
 
@@ -196,6 +196,7 @@ def load_protection(
     Raises:
         UserError: if the protection is another model's, is damaged, or recommends nothing.
     """
+    folder = Path(folder)
     found = checked_description(folder, digest)
     own = found["model"]
     if own["digest"] != model.source.digest:
