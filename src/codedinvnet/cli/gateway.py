@@ -7,6 +7,7 @@ from pathlib import Path
 
 from codedinvnet.cli.common import Commands, add_command, add_face_options
 from codedinvnet.cli.options import add_config, settings_of
+from codedinvnet.codes.rules import SMALL_BACKUP
 
 
 def add_commands(commands: Commands) -> None:
@@ -34,8 +35,9 @@ def add_commands(commands: Commands) -> None:
     add("--slots", type=int, help="requests that an upstream is at, at most (4)")
     add(
         "--policy",
-        help="uncoded, replicate or hedge; with a backup auto, small-backup or small-backup+hedge; "
-        "with a code auto, coded or coded+hedge (hedge; auto with a backup; coded with a code)",
+        help=f"uncoded, replicate or hedge; with a backup auto, {SMALL_BACKUP} or "
+        f"{SMALL_BACKUP}+hedge; with a code auto, coded or coded+hedge (hedge; auto with a backup; "
+        "coded with a code)",
     )
     add(
         "--protection",
