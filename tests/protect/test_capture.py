@@ -298,6 +298,10 @@ def test_what_is_no_file_of_arrays_is_told_in_one_line(
         (("--inputs", "x.npy", "--token-file", "t"), "--token-file: goes with --capture"),
         (("--capture", "http://127.0.0.1:9", "--labels", "y"), "--labels: goes with --inputs"),
         (
+            ("--capture", "http://127.0.0.1:9", "--keep-inputs", "kept"),
+            "--keep-inputs: kept: --inputs reads such files as .npz alone",
+        ),
+        (
             ("--capture", "http://127.0.0.1:9", "--scale", "2", "--crop", "3"),
             "--crop, --scale: goes with images",
         ),

@@ -115,6 +115,8 @@ def _protect(arguments: argparse.Namespace) -> None:
         if wrong and getattr(arguments, option) is not None:
             other = "--inputs" if option == "labels" else "--capture"
             raise UserError(f"--{option.replace('_', '-')}: goes with {other}")
+    if (kept := arguments.keep_inputs) is not None and kept.suffix != ".npz":
+        raise UserError(f"--keep-inputs: {kept}: --inputs reads such files as .npz alone")
     source = ModelSource(
         arguments.model,
         arguments.weights,
