@@ -84,6 +84,7 @@ def shapes(app: Sphinx, *arguments: object) -> None:
 def command_line() -> str:
     """Return what `--help` says of each command."""
     os.environ["COLUMNS"] = "100"
+    os.environ["NO_COLOR"] = "1"  # from Python 3.14 on help has colours on a terminal
     parts = ["# Command line", "This page is what `--help` says.", *_commands(build_parser())]
     return "\n\n".join(parts) + "\n"
 

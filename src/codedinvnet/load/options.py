@@ -180,8 +180,9 @@ def _time(words: Sequence[str]) -> float:
             word = "T".join(words[:2])
             if ":" not in word:
                 raise
-        # Python 3.10 reads fractions of three or six digits alone.
+        # Python 3.10 reads fractions of three or six digits alone, and offsets with a colon.
         word = re.sub(r"\.(\d+)", lambda found: f".{found[1][:6]:0<6}", word)
+        word = re.sub(r"([+-]\d\d)(\d\d)$", r"\1:\2", word)
         value = datetime.datetime.fromisoformat(word.replace("Z", "+00:00")).timestamp()
     if not math.isfinite(value):
         raise ValueError(word)
