@@ -32,6 +32,8 @@ def test_arrivals(tmp_path: Path) -> None:
     assert gaps_of(options) == pytest.approx([0, 2.5])
     log.write_text("2026-01-31 12:00:00,123 INFO a\n2026-01-31 12:00:01,623 INFO b\n")
     assert gaps_of(options) == pytest.approx([0, 1.5])  # as Python's logging writes it
+    log.write_text("2026-01-31T12:00:00+0000 a\n2026-01-31T14:00:02.5+02:00\n")
+    assert gaps_of(options) == pytest.approx([0, 2.5])
     log.write_text("2026-01-31T12:00:00,100Z a\n2026-01-31T12:00:00,900Z\n")
     assert gaps_of(options) == pytest.approx([0, 0.8])
     log.write_text("2026-01-31T12:00:00,200,GET\n2026-01-31T12:00:02,404,GET\n")

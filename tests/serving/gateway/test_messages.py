@@ -112,6 +112,30 @@ def test_the_outcome_is_a_parameter(body: bytes, parameters: dict[str, Any]) -> 
     assert found == expected
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"id":"%b","outputs":[]}' % (b"a" * (1 << 24)),
+        b'{"outputs":[{"data":["%b"],"parameters":{}}],"parameters":{"a":1}}' % (b"a" * (1 << 22)),
+        b'{"outputs":[%b"parameters"]}' % (b"[" * (1 << 22)),
+    ],
+)
+def test_long_answers_have_the_header_alone_and_take_no_time(body: bytes) -> None:
+    """Clients choose the id, and the event loop reads each answer."""
+    began = time.process_time()
+    reply = with_outcome(Reply("http", 200, body), "direct")
+    assert time.process_time() - began < 0.5
+    assert (reply.body, reply.headers) == (body, (("codedinvnet-outcome", "direct"),))
+
+
+def test_parameters_are_found_behind_texts_of_any_kind() -> None:
+    text = rb"a\n\"}]\\" * 1000
+    outputs = b'[{"data":["%b"],"parameters":{}}]' % text
+    body = b'{"outputs":%b,"parameters":{"a":1}}' % outputs
+    reply = with_outcome(Reply("http", 200, body), "direct")
+    assert json.loads(reply.body)["parameters"] == {"outcome": "direct", "a": 1}
+
+
 @pytest.mark.parametrize("size", ["\u00b2", "9" * 5000, "-1", ""])
 def test_a_size_that_is_none_is_passed_on(size: str) -> None:
     """It is for the client to refuse."""

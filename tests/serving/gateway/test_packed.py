@@ -47,6 +47,14 @@ async def test_packed_requests_hold_what_they_are_unpacked() -> None:
         await fake.stop()  # or the gateway would wait for what it is at
 
 
+async def test_a_request_may_become_no_larger_than_one_may_be() -> None:
+    """Each of several is translated in copies, of which no bound on all of them knows."""
+    async with gateway(fake := GrpcFake(), max_body=1, max_body_memory=64) as (address, *_):
+        bomb = await ask(address, gzip.compress(bytes(3 << 20)), content_encoding="gzip")
+        assert (bomb.status, b"more than 1048576 bytes" in bomb.body) == (413, True)
+        assert not fake.seen
+
+
 async def test_packed_requests_are_unpacked_once_and_beside_the_event_loop(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

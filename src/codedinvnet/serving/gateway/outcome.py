@@ -15,8 +15,12 @@ from codedinvnet.serving.gateway.calls import Headers, Reply
 OUTPUTS = re.compile(rb'(?<!\\)"outputs"\s*:')
 PARAMETERS = re.compile(rb'(?<!\\)"parameters"\s*:\s*(?:\{\s*|null)')
 """Up to where an answer's own begin; or with null, which KServe's server writes in their place."""
-TOKENS = re.compile(rb'"(?:[^"\\]|\\.)*"|[][{}]', re.DOTALL)
+TOKENS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[][{}]', re.DOTALL)
 """What tells the depth of a place in JSON."""
+NEAR = 1 << 16
+"""Bytes in which an answer's outputs must begin: a long id, which clients choose, takes long."""
+MOST_BEHIND = 1 << 20
+"""Bytes of outputs in JSON behind which parameters are looked for: so does long JSON."""
 SIZE = re.compile("[0-9]{1,18}")
 """What a header may say of the size of the JSON part."""
 
@@ -24,7 +28,8 @@ SIZE = re.compile("[0-9]{1,18}")
 def with_outcome(reply: Reply, outcome: str, told: Mapping[str, float] = {}) -> Reply:
     """Return a successful HTTP answer with its outcome as a header and as a parameter.
 
-    A compressed answer, and one that is no JSON object, has the header alone.
+    The header alone has an answer that is compressed or no JSON object, whose outputs begin far
+    behind, or that has parameters behind long outputs in JSON.
 
     Args:
         reply: the answer.
@@ -57,10 +62,14 @@ def _insertion(body: bytes, size: int, told: Mapping[str, Any]) -> tuple[int, in
         size: of the JSON.
         told: what the text tells.
     """
-    outputs = OUTPUTS.search(body)
+    outputs = OUTPUTS.search(body, 0, NEAR)
     if outputs is None or not body.startswith(b"{"):
         return 0, 0, b""
-    own = PARAMETERS.search(body, 0, outputs.start()) or _behind(body, outputs.end(), size)
+    own = PARAMETERS.search(body, 0, outputs.start())
+    if own is None and body.find(b'"parameters"', outputs.end(), size) >= 0:
+        if size - outputs.end() > MOST_BEHIND:
+            return 0, 0, b""
+        own = _behind(body, outputs.end(), size)
     entry = b",".join(b'"%b":%b' % (name.encode(), to_json(value)) for name, value in told.items())
     if own is None:
         return 1, 1, b'"parameters":{%b},' % entry
@@ -72,8 +81,6 @@ def _insertion(body: bytes, size: int, told: Mapping[str, Any]) -> tuple[int, in
 
 def _behind(body: bytes, begin: int, end: int) -> re.Match[bytes] | None:
     """Return the beginning of an answer's own parameters behind its outputs, which have others."""
-    if body.find(b'"parameters"', begin, end) < 0:
-        return None
     depth = 1
     for token in TOKENS.finditer(body, begin, end):
         found = token.group()

@@ -107,7 +107,7 @@ def make_relay(
         reliance=_reliance(options, guard, rules.workers),
         worker_is="upstream",
     )
-    plain, most = PassThrough(options.name), options.body_memory
+    plain, most = PassThrough(options.name), options.body
     try:
         if guard is None:
             return Relay(front(served=plain, pool=pool), pool, most=most)
