@@ -1,4 +1,7 @@
-"""A client of the protocol that shares no code with the server, and its load in an open loop."""
+"""A client of the protocol, and its load in an open loop.
+
+It shares nothing with the server but the table of datatypes.
+"""
 
 from __future__ import annotations
 

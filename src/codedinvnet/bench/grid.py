@@ -93,7 +93,7 @@ class Block(Section):
 
 
 class AccuracyGrid(Section):
-    """A settings file of `bench accuracy`."""
+    """A grid file of `bench accuracy`."""
 
     name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
     datasets: Annotated[dict[str, DataSetSettings], Field(min_length=1)]

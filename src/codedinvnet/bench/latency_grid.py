@@ -42,7 +42,7 @@ class LatencyBlock(Section):
 
 
 class LatencyGrid(Section):
-    """A settings file of `bench latency`."""
+    """A grid file of `bench latency`."""
 
     newer: ClassVar[frozenset[str]] = frozenset({"engine"})
     name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")]

@@ -1,4 +1,4 @@
-"""Frames of the benchmarks' rows, from which all tables and pictures are made.
+"""Frames of the rows of `bench accuracy` and `bench latency`, and what all tables share.
 
 A frame has a line for each method in each setting. A ± is half of the 95 % interval over
 repetitions (trainings from other seeds, or runs); without three of them there is none. At equal

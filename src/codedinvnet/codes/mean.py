@@ -44,7 +44,7 @@ class LatentCode(Code):
 
     Args:
         model: f, g, E and g', in evaluation mode.
-        rules: the rules of a code of one parity.
+        rules: the rules of the code.
         evidence: what decoded answers rest on; less than both is for measuring what each is worth.
 
     Raises:

@@ -91,7 +91,8 @@ class Lessons:
         train: the training images.
         train_rows: the rows of `train` to train on.
         validation_rows: the rows of `train` to validate on.
-        logits: the served classifier's, of "train" or "validation".
+        logits: the served classifier's (N, classes) of "train" or "validation", in the order of
+            `train_rows` or `validation_rows`.
         classifier: returns the served classifier: images (B, C, H, W) to logits.
         served: how the bundle was trained.
         device: the device to compute on.
@@ -240,7 +241,7 @@ class Method(ABC):
         """
 
     def check(self, k: int, shape: tuple[int, ...], bundle: BundleInfo | None) -> None:
-        """Refuse a group size that it cannot serve.
+        """Refuse a group size, an image shape or a bundle that it cannot serve.
 
         Raises:
             UserError: one line.
@@ -307,7 +308,13 @@ class Method(ABC):
         return type(self).encoding_macs is not Method.encoding_macs
 
     def untrained(self, given: Given, made_with: Mapping[str, Any]) -> nn.Module:
-        """Return its part before the training."""
+        """Return its part before the training.
+
+        Args:
+            given: what the method is made of, without a part.
+            made_with: what `made_with` returned, beside what else the part's header says (method,
+                base, k, digests).
+        """
         raise NotImplementedError(f"{self.name} has no trained part")
 
     def stage(self, part: nn.Module, given: Given, lessons: Lessons) -> Stage:
@@ -319,8 +326,8 @@ class Method(ABC):
 
         Args:
             given: what the method is made of.
-            groups: images (G, k, C, H, W).
-            labels: (G, k).
+            groups: images (G, k, C, H, W), uint8 in 0 to 255.
+            labels: (G, k) int64.
         """
         raise NotImplementedError(f"{self.name} chooses nothing")
 

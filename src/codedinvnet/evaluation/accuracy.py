@@ -1,4 +1,4 @@
-"""Evaluation of a coding method: every erasure position, against labels and direct answers."""
+"""Evaluation of a method: every erasure position, against labels and direct answers."""
 
 from __future__ import annotations
 

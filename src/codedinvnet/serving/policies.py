@@ -1,4 +1,7 @@
-"""The policies, and codes by name: what is compared, and what a service can go by."""
+"""How policies and methods are served by their names, and which are compared if nobody says.
+
+`rules/settings.py` has the policies, `choices.py` those that a running service can change to.
+"""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ class Records:
 
     Attributes:
         latency: (requests,) seconds until the last answer; infinite if one is missing.
-        decoded: (requests,) decoded answers.
+        decoded: (requests,) decoded or guessed answers.
         missing: (requests,) queries without an answer.
         right: (requests,) expected share of right answers; NaN if a method gave one whose
             accuracy is not known.

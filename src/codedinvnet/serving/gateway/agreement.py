@@ -24,7 +24,7 @@ class Agreement:
     Args:
         model: its name.
         metrics: tell whose model is another one than the small backup stands for.
-        differs: see `UpstreamPool`.
+        differs: see `Roster`.
         others: returns all places but one.
         follows: whether another model is taken for the right one, once no upstream has that of
             before any more, as after a rolling update.

@@ -30,7 +30,7 @@ class Backup:
         slots: how many tasks each of them may be at.
         method: what the protection calls it.
         calibration: of the protection; None if it has none.
-        differs: see `UpstreamPool`.
+        differs: see `Roster`.
         hang_timeout: seconds that a worker may be at one task; None: its pool finds that out.
     """
 

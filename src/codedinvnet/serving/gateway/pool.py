@@ -1,7 +1,8 @@
 """Upstreams as the workers of a pool: what is their own error, what is a failure, who is set aside.
 
 An upstream is set aside when it refuses connections, stays silent, or fails several calls in a row
-while others do not. What it says about a request (a status below 500) is an answer.
+while others do not. What it says about a request (`Reply.fails` tells) is an answer, unless it says
+that it has no such model and is not ready.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Answers calls through the front end, without a look into them."""
+"""Answers calls through the front end.
+
+It looks into them only for a sequence's id, and where a small backup must read them.
+"""
 
 from __future__ import annotations
 

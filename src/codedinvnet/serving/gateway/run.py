@@ -64,7 +64,7 @@ def make_relay(
     Args:
         options: checked.
         upstreams: those of now.
-        places: see `UpstreamPool`.
+        places: see `Roster`.
         guard: what makes up for late answers.
         metrics: of the front end, and of upstreams.
 

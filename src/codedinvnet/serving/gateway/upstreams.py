@@ -1,4 +1,7 @@
-"""One upstream: a server that speaks the protocol, reached over HTTP or gRPC."""
+"""The interface of an upstream, how one is opened, and one that is reached over HTTP.
+
+`grpc_upstream` has the other.
+"""
 
 from __future__ import annotations
 

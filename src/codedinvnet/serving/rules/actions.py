@@ -8,7 +8,7 @@ from codedinvnet.serving.rules.auto import Decision
 
 
 class Send(NamedTuple):
-    """Give a worker a task; it has nothing else to do."""
+    """Give a worker a task; it has a free slot."""
 
     worker: int
     attempt: int
@@ -38,7 +38,10 @@ class Answer(NamedTuple):
 
 
 class Decode(NamedTuple):
-    """Compute the logits of these members from these outputs, and report with `decoded`."""
+    """Compute the logits of these members from these outputs.
+
+    Report each with `decoded` or `withheld`.
+    """
 
     group: int
     size: int

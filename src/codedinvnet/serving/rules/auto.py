@@ -2,7 +2,7 @@
 
 1. It has what the model has: a code whose extra task is cheap (a small backup), another code, or
    none.
-2. With a cheap extra task it *rescues*: a query that is late gets one of its own, for a tenth of a
+2. With a cheap extra task it *rescues*: a query that is late gets one of its own, for a k-th of a
    service time. If that is late as well, by what such tasks normally take, it is sent once more,
    and a copy of the query. If no worker was free for it, a copy is sent after as long again.
    Where stragglers cost something and many workers are idle, it is sent before the query is late

@@ -47,7 +47,8 @@ class Scheduler(Settling):
         code: the rules of a code; unused by policies without one.
 
     Raises:
-        ValueError: if there is no code, or too few workers for it.
+        ValueError: if the policy needs a code and there is none, there are too few workers, or
+            `worker_batch` goes with several slots.
     """
 
     def __init__(self, rules: Rules, code: CodeRules | None = None) -> None:

@@ -58,7 +58,7 @@ class Sending:
 
     Args:
         rules: see `Rules`.
-        code: the coding method; unused by policies without one.
+        code: the rules of a code; unused by policies without one.
 
     Attributes:
         chosen: the policy that was asked for; `Scheduler.change_policy` takes another.
@@ -68,7 +68,8 @@ class Sending:
         decision: what `auto` decided last; None before, and of other policies.
 
     Raises:
-        ValueError: if there is no code, or too few workers for it.
+        ValueError: if the policy needs a code and there is none, there are too few workers, or
+            `worker_batch` goes with several slots.
     """
 
     def __init__(self, rules: Rules, code: CodeRules | None = None) -> None:

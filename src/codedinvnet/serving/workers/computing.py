@@ -131,7 +131,7 @@ class BundleSpec:
         k: the most members of a group.
         device: what to compute on.
         threads: that a worker computes with.
-        method: the coding method, as `find_method` takes it.
+        method: the method, as `find_method` takes it.
         part: the checkpoint of the part that it needs beside the bundle, if it does.
         stragglers: see `Tolerance`.
         errors: likewise.
@@ -200,7 +200,7 @@ class ModelSpec:
 
     Attributes:
         source: the model.
-        method: the coding method, as `find_method` takes it; "" for none. With a protection it is
+        method: the method, as `find_method` takes it; "" for none. With a protection it is
             one of its table; "" for the recommended one.
         k: the most members of a group.
         stragglers: see `Tolerance`.

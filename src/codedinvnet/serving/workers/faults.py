@@ -78,7 +78,7 @@ class Fault(FaultWindow):
     answers; crash: it dies; corrupt: noise is added to its output."""
     from_task: Annotated[int, Field(ge=0)] = 0
     until_task: Annotated[int, Field(gt=0)] | None = None
-    """Numbers of tasks in the coding method that are hit: k is that of the first parity."""
+    """Numbers of tasks in the method that are hit: k is that of the first parity."""
     probability: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Of each task to be hit; with `per_request`, of each request."""
     per_request: bool = False

@@ -1,7 +1,8 @@
 """The interface of a worker pool.
 
-A pool knows no coding: it runs numbered tasks on numbered workers. A pool of a user's own is a
-class that takes a `WorkerSpec` and has these methods; `examples/my_pool.py` is one.
+A pool knows no coding: it runs numbered tasks on numbered workers. The gateway's `CodedPool` and
+`ProtectedPool` know it, since their upstreams can run nothing but a model. A pool of a user's own
+is a class that takes a `WorkerSpec` and has these methods; `examples/my_pool.py` is one.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class Task(NamedTuple):
 
     attempt: int
     number: int
-    """The task's number in its coding group."""
+    """The task's number in its coding group; of a call of several data tasks, that of the first."""
     inputs: Mapping[str, np.ndarray]
     """Name -> (members, *shape), of the members that the task needs."""
     origins: tuple[Origin, ...] = ()
@@ -82,7 +83,9 @@ class WorkerPool(Protocol):
         """Start that many workers and return when all are ready."""
 
     async def call(self, worker: int, task: Task) -> Result:
-        """Run a task; one at a time on each worker.
+        """Run a task; as many at a time on each worker as `Rules.slots` says.
+
+        That is one, but for upstreams.
 
         Raises:
             WorkerDied: if the worker is gone.
