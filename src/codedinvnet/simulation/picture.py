@@ -28,8 +28,8 @@ OTHER = "#332288"
 
 
 def colour(label: str) -> str:
-    """Return a label's colour: it has the same one in every picture."""
-    return dict(zip(SERVED, PALETTE, strict=True)).get(label, OTHER)
+    """Return a label's colour, the same in every picture; OTHER if PALETTE has none for it."""
+    return dict(zip(SERVED, PALETTE, strict=False)).get(label, OTHER)
 
 
 FORMATS = (".png", ".pdf", ".svg")
