@@ -23,15 +23,16 @@ from pandas import DataFrame
 from benchmarks.bundles import another_seed
 from codedinvnet.bench import tables
 from codedinvnet.codes.backup import SmallBackup
-from codedinvnet.codes.berrut import ApproxIFER, ClosedApproxIFER
+from codedinvnet.codes.berrut import ApproxIFER, ClosedApproxIFER, RobustApproxIFER
 from codedinvnet.codes.collage import Collage
 from codedinvnet.codes.invnet import AverageImage, CodedInvNet, PaperInvNet
 from codedinvnet.codes.joined import BackupAndCode
 from codedinvnet.codes.nercc import ClosedNeRCC, NeRCC
-from codedinvnet.codes.parm import ConcatParM, ParM
-from codedinvnet.codes.plain import Plain
-from codedinvnet.codes.registry import METHODS
+from codedinvnet.codes.oracle import Oracle
+from codedinvnet.codes.parm import ConcatParM, LearnedParM, ParM
+from codedinvnet.codes.plain import Plain, Replication
 from codedinvnet.codes.superposition import Superposition
+from codedinvnet.codes.weighted import TwoParities
 from codedinvnet.data.names import KNOWN
 from codedinvnet.rows import Row, current_accuracy, read_rows
 
@@ -59,8 +60,15 @@ GROUPS: Mapping[float, tuple[str, ...]] = {
         *(BackupAndCode.name, CodedInvNet.name, PaperInvNet.name),
     ),
 }
-"""The methods by what they may spend. A learned ParM is in neither: its encoder costs several
-queries."""
+"""The methods by what they may spend."""
+LEFT_OUT = frozenset(
+    {
+        *(Plain.name, Replication.name, Oracle.name),
+        *(TwoParities.name, LearnedParM.name, RobustApproxIFER.name),
+    }
+)
+"""Those that the table does not show: bounds, what needs more than one extra worker, and a learned
+ParM, whose encoder costs several queries."""
 
 
 class Results:
@@ -165,10 +173,11 @@ def table(folder: Path) -> str:
     """Return what methods spend and recover at each group size, and over how many trainings.
 
     A ± is half of a 95 % interval over the trainings, whose number stands in brackets. Methods of
-    which nothing was measured are left out. Others, such as methods of one's own, come last.
+    which nothing was measured are left out, and so are those of LEFT_OUT. Others, such as methods
+    of one's own, come last.
     """
     results = Results(folder)
-    known = {*METHODS, *(name for methods in GROUPS.values() for name in methods)}
+    known = LEFT_OUT.union(*GROUPS.values())
     others = dict.fromkeys(name for _, name, _ in results.recovered if name not in known)
     groups = {f"{cost:g}": methods for cost, methods in GROUPS.items()} | {"–": (*others,)}
     lines = []

@@ -15,6 +15,7 @@ from benchmarks.equal_cost import half_width
 from benchmarks.figures import RESULTS
 from codedinvnet.codes.backup import backup_network, backup_width
 from codedinvnet.codes.equal_cost import macs, served_macs
+from codedinvnet.codes.registry import METHODS
 from codedinvnet.models.bundle import load_bundle
 from codedinvnet.rows import append_row
 from tests.bench.canned import row
@@ -237,6 +238,22 @@ def test_a_method_of_ones_own_comes_last_with_what_it_spends(tmp_path: Path) -> 
         ["–", "small-backup@2"],
     ]
     assert found[1][3:] == ["– / – / 1.30", "not measured", "not measured", "90.00 (1)"]
+
+
+def test_a_method_of_ours_without_a_group_comes_last_but_for_those_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for label in (*equal_cost.LEFT_OUT, "superposition", "collage"):
+        append_row(tmp_path / "equal-cost.jsonl", row(label, 0.9))
+    monkeypatch.setattr(equal_cost, "GROUPS", {1.0: ("collage",)})
+    found = lines(equal_cost.table(tmp_path), "mnist")
+    assert [line[1:3] for line in found] == [["1", "collage"], ["–", "superposition"]]
+
+
+def test_every_method_of_ours_has_a_group_or_is_left_out() -> None:
+    grouped = {name for methods in equal_cost.GROUPS.values() for name in methods}
+    assert {*METHODS} <= grouped | equal_cost.LEFT_OUT
+    assert not grouped & equal_cost.LEFT_OUT
 
 
 def test_whoever_keeps_the_resnet_has_a_backup_of_it(tmp_path: Path) -> None:
