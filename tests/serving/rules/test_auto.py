@@ -9,6 +9,7 @@ import pytest
 from codedinvnet.codes.rules import AnswersAll, Parities, Uncoded
 from codedinvnet.serving.rules.actions import AnswerDecoded, Decided, Decode, Send
 from codedinvnet.serving.rules.auto import CODES, LOOK, Auto, Seen, workers_for
+from codedinvnet.serving.rules.binding import MEMORY
 from codedinvnet.serving.rules.pace import Pace
 from codedinvnet.serving.rules.recent import FEWEST
 from codedinvnet.serving.rules.scheduler import Scheduler
@@ -365,3 +366,18 @@ def test_a_task_is_late_where_many_straggle(often: int, late: float) -> None:
     for i in range(500):
         pace.took(0.0, i % 3, 0, 1.0 if i % often == often - 1 else 0.01)
     assert pace.late(0, 1) == pytest.approx(late)
+
+
+def test_a_backups_tasks_take_no_slots_of_the_others() -> None:
+    """Neither while they run nor when they end, or are lost."""
+    model = Model("coded", 3, ErasureCode(3, backup=True))
+    model.submit(3)
+    assert model.loads == [1, 1, 1], "the last worker is the backup's"
+    binding = model.scheduler.binding
+    assert (binding.running, binding.slots_up, binding.load) == (2, 2, 0.0)
+    model.submit()
+    assert binding.load == pytest.approx(1 / MEMORY), "all slots are busy, and no more"
+    model.kill(2)
+    assert binding.running == 2
+    model.drain()
+    assert binding.running == 0

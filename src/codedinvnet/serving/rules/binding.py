@@ -61,7 +61,7 @@ class Binding:
         workers: all of them.
         waiting: how many tasks no worker is at.
         needed: how many of them are not extra; those of rule 5 left out.
-        running: how many tasks workers are at.
+        running: how many tasks workers are at; those of rule 5 left out.
         load: the share of the slots that queries found busy, of about MEMORY of them.
         up: the workers that are up.
         recheck: when a task that was passed by is to be offered again; None if none was.
@@ -150,7 +150,7 @@ class Binding:
                 return None
             self.needed -= not attempt.extra
         self.waiting -= 1
-        self.running += 1
+        self.running += attempt.worker < self._mains
         attempt.started = now
         running = self.workers[attempt.worker].running
         running[attempt.identity] = attempt
@@ -167,7 +167,7 @@ class Binding:
         worker = self.workers[attempt.worker]
         if worker.running.pop(attempt.identity, None) is None:
             return False
-        self.running -= 1
+        self.running -= attempt.worker < self._mains
         attempt.group.left(attempt.worker)
         self.reorder(attempt.worker)
         return True
@@ -179,7 +179,8 @@ class Binding:
         self._mains_up.discard(index)
         self._pace.renew(index)
         lost, worker.running = list(worker.running.values()), {}
-        self.running -= len(lost)
+        if index < self._mains:
+            self.running -= len(lost)
         self.reorder(index)
         for attempt in lost:
             attempt.group.left(index)
