@@ -10,6 +10,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from codedinvnet.serving.answers import BadRequest
+from codedinvnet.serving.bodies import read_body
 from codedinvnet.serving.frontend import FrontEnd
 
 LONGEST_BODY = 4096
@@ -36,11 +37,7 @@ def policy_routes(front: FrontEnd, *, guarded: bool) -> list[Route]:
         # Pages of other sites can send other kinds of content alone.
         if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
             raise HTTPException(415, "the content type must be application/json")
-        body = b""
-        async for part in request.stream():
-            body += part
-            if len(body) > LONGEST_BODY:
-                raise HTTPException(413, f"more than {LONGEST_BODY} bytes")
+        body = await read_body(request, LONGEST_BODY, front.deadline, lambda _: None)
         try:
             asked = json.loads(body)
         except (ValueError, RecursionError) as error:
