@@ -18,6 +18,7 @@ from codedinvnet.serving.faces.v2 import (
     model_metadata,
     parse_request,
     render_response,
+    short,
 )
 from codedinvnet.serving.faces.v2_grpc import request_to_http, response_from_http
 from codedinvnet.serving.served import OUTCOME
@@ -50,7 +51,8 @@ class ServiceBackend:
     def _check(self, model: str, version: str) -> None:
         name = self.service.served.name
         if model != name or version not in ("", VERSION):
-            told = f"no model {model!r} version {version or VERSION!r}; there is {name!r} 1"
+            asked = f"{short(model)} version {short(version or VERSION)}"
+            told = f"no model {asked}; there is {name!r} 1"
             raise Refused(grpc.StatusCode.NOT_FOUND.value[0], told)
 
     def _parsed(self, message: bytes) -> Request:

@@ -119,6 +119,14 @@ async def test_a_message_that_is_too_large() -> None:
         assert await channel.unary_unary(INFER)(b"1") == b"1"
 
 
+@pytest.mark.parametrize("method", [READY, f"/{SERVICE}/ModelMetadata"])
+async def test_only_inference_has_long_messages(method: str) -> None:
+    async with serving() as channel:
+        code, told = await ended(channel.unary_unary(method)(bytes((64 << 10) + 1)))
+        assert (code, told) == (grpc.StatusCode.INVALID_ARGUMENT, "message: more than 64 KiB")
+        assert len(await channel.unary_unary(INFER)(bytes((64 << 10) + 1))) == (64 << 10) + 1
+
+
 @pytest.mark.parametrize("limit", [2**31 - 1, 2**31, 2**40])
 async def test_memory_beyond_what_grpc_can_count(limit: int) -> None:
     async with serving(limit=limit) as channel:

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import quote
 
 import aiohttp
 import grpc
@@ -16,6 +17,7 @@ import tritonclient.grpc.aio as triton
 from aiohttp import web
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.utils import InferenceServerException
+from yarl import URL
 
 from codedinvnet.serving.answers import DeadlinePassed
 from codedinvnet.serving.faces.grpc_stubs import SERVICE
@@ -79,6 +81,39 @@ async def test_a_version_that_no_upstream_has_is_not_ready() -> None:
             await client.is_model_ready("m", "98")
         async with session.get("/v2/models/m/ready") as reply:
             assert (reply.status, (await reply.json())["ready"]) == (200, True)
+
+
+@pytest.mark.parametrize("version", [".", "..", "../../other", "a\\b", "9" * 257])
+async def test_what_is_no_version_is_asked_of_no_upstream(version: str) -> None:
+    """A proxy before an upstream may resolve a path that leads elsewhere."""
+    fake = Counting()
+    over_http = quote(version, safe="").replace(".", "%2e")
+
+    async with (
+        gateway(fake, grpc_port=0) as (address, _, port),
+        aiohttp.ClientSession() as session,
+        triton.InferenceServerClient(f"127.0.0.1:{port}") as client,
+    ):
+        message = pb.ModelInferRequest(model_name="m", model_version=version)
+        for asked in (
+            client.is_model_ready("m", version),
+            client.get_model_metadata("m", version),
+            ask_grpc(port, message.SerializeToString()),
+        ):
+            with pytest.raises((InferenceServerException, grpc.aio.AioRpcError)) as refused:
+                await asked
+            assert "INVALID_ARGUMENT" in str(refused.value)
+            assert len(str(refused.value)) < 1000
+        path = f"{address}/v2/models/m/versions/{over_http}"
+        for method, rest in (("GET", "/ready"), ("GET", ""), ("POST", "/infer")):
+            url = URL(path + rest, encoded=True)
+            async with session.request(method, url, data=BODY) as reply:
+                assert reply.status == (404 if "/" in version else 400)  # that is another path
+        assert (fake.asked, fake.seen) == ([], [])
+        for name in ("n" * 5000, "n" * 50_000):
+            with pytest.raises(InferenceServerException, match="NOT_FOUND") as unknown:
+                await client.is_model_ready(name)
+            assert len(str(unknown.value)) < 1000
 
 
 class Counting(Fake):

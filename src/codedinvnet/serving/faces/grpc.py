@@ -257,6 +257,9 @@ class GrpcFace:
                     self._check_token(context)
                 if name in WITH_MESSAGE:
                     message = await read_message(context, turns, deadline)
+                    if name != "ModelInfer" and len(message) > connections.LONGEST_HEAD:
+                        most = connections.LONGEST_HEAD // 1024
+                        raise BadRequest(f"message: more than {most} KiB")
                 said = await answer(message, context)
             except Exception as error:
                 found = problem(error, name)

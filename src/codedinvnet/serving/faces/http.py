@@ -45,6 +45,7 @@ from codedinvnet.serving.faces.v2 import (
     parse_request,
     render_response,
     server_metadata,
+    short,
 )
 from codedinvnet.serving.frontend import FrontEnd
 from codedinvnet.serving.logs import log_event
@@ -254,9 +255,8 @@ def build_app(
         name = request.path_params["name"]
         model_version = request.path_params.get("model_version", VERSION)
         if name != served.name or model_version != VERSION:
-            raise HTTPException(
-                404, f"no model {name!r} version {model_version!r}; there is {served.name!r} 1"
-            )
+            asked = f"{short(name)} version {short(model_version)}"
+            raise HTTPException(404, f"no model {asked}; there is {served.name!r} 1")
 
     async def check_ready(request: Request) -> None:
         check_model(request)

@@ -200,6 +200,8 @@ def check_depth(parameters: Mapping[str, Any]) -> None:
 
 def short(value: Any) -> str:
     """Return what a client sent, for a message: its beginning, if it is long."""
+    if isinstance(value, str | bytes):
+        value = value[:LONGEST_SHOWN]  # with its quotes it is still too long, if it was
     text = repr(value)
     return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
 

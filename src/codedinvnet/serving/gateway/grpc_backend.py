@@ -8,7 +8,7 @@ from typing import Any
 from codedinvnet.serving.answers import BadRequest
 from codedinvnet.serving.faces.grpc import Refused
 from codedinvnet.serving.faces.statuses import grpc_status
-from codedinvnet.serving.faces.v2 import OUTCOME_HEADER
+from codedinvnet.serving.faces.v2 import OUTCOME_HEADER, short
 from codedinvnet.serving.gateway.calls import (
     OK,
     Headers,
@@ -18,6 +18,7 @@ from codedinvnet.serving.gateway.calls import (
 )
 from codedinvnet.serving.gateway.outcome import outcome_field
 from codedinvnet.serving.gateway.relay import Relay
+from codedinvnet.serving.gateway.versions import check_version
 
 NOT_FOUND, UNAVAILABLE = grpc_status(404), grpc_status(503)
 
@@ -43,13 +44,14 @@ class RelayBackend:
         """Whether calls are taken."""
         return self.relay.is_ready
 
-    def _check(self, model: str) -> None:
+    def _check(self, model: str, version: str) -> None:
         if model != self.relay.pool.model:
-            told = f"no model {model!r}; there is {self.relay.pool.model!r}"
+            told = f"no model {short(model)}; there is {self.relay.pool.model!r}"
             raise Refused(NOT_FOUND, told)
+        check_version(version)
 
     async def metadata(self, model: str, version: str) -> Mapping[str, Any]:
-        self._check(model)
+        self._check(model, version)
         try:
             return await self.relay.pool.model_metadata(version)
         except NotProtocol as error:
@@ -68,7 +70,7 @@ class RelayBackend:
             model, version = model_of(message)
         except ValueError as error:  # of text that is no UTF-8, too
             raise BadRequest(f"ModelInferRequest: {error}") from error
-        self._check(model)
+        self._check(model, version)
         reply, outcome, told = await self.relay.answer(
             version, "grpc", message, headers, seconds=seconds, hold=hold
         )

@@ -16,9 +16,11 @@ from starlette.routing import Route
 from codedinvnet.serving.answers import QueryFailed
 from codedinvnet.serving.bodies import BodyMemory, departure, read_body
 from codedinvnet.serving.faces.http import protocol_app, written_in_a_thread
+from codedinvnet.serving.faces.v2 import short
 from codedinvnet.serving.gateway.calls import NotProtocol, Reply, Unreachable, passed_on
 from codedinvnet.serving.gateway.outcome import with_outcome
 from codedinvnet.serving.gateway.relay import Relay
+from codedinvnet.serving.gateway.versions import check_version
 from codedinvnet.serving.traffic_report import Known, told
 
 
@@ -47,8 +49,9 @@ def build_gateway_app(
         """Return the version that is asked for."""
         name = request.path_params["name"]
         if name != pool.model:
-            raise HTTPException(404, f"no model {name!r}; there is {pool.model!r}")
+            raise HTTPException(404, f"no model {short(name)}; there is {pool.model!r}")
         found: str = request.path_params.get("model_version", "")
+        check_version(found)
         return found
 
     async def found(model_version: str) -> Mapping[str, Any]:

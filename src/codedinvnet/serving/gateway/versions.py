@@ -7,13 +7,31 @@ import math
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Any
 
+from codedinvnet.serving.answers import BadRequest
+from codedinvnet.serving.faces.v2 import short
 from codedinvnet.serving.gateway.calls import NotProtocol, Unreachable
 
 KEPT = 1.0
 """Seconds for which an answer stands."""
 MOST = 16
 """Other versions than those that upstreams name are asked for within that time, at most."""
+LONGEST_VERSION = 256
+"""Characters of a version's name."""
+PARENTS, SEPARATORS = frozenset({".", ".."}), frozenset("/\\")
+"""What leads to another path than the model's, at a server or proxy that resolves paths."""
 Answer = Mapping[str, Any] | NotProtocol | Unreachable
+
+
+def check_version(version: str) -> None:
+    """Refuse what is no version's name before an upstream is asked for it.
+
+    Raises:
+        BadRequest: if it is long, or could lead to another path than the model's.
+    """
+    if len(version) > LONGEST_VERSION:
+        raise BadRequest(f"version {short(version)}: more than {LONGEST_VERSION} characters")
+    if version in PARENTS or not SEPARATORS.isdisjoint(version):
+        raise BadRequest(f"version {short(version)}: it is a path")
 
 
 class Question:
