@@ -23,6 +23,7 @@ from codedinvnet.errors import UserError
 from codedinvnet.models import open_model
 from codedinvnet.processes import free_port
 from codedinvnet.serving import serve, service_grpc
+from codedinvnet.serving.faces import v2_grpc
 from codedinvnet.serving.faces.grpc_stubs import SERVICE
 from codedinvnet.serving.faces.v2 import parse_request, render_response
 from codedinvnet.serving.frontend import FrontEnd
@@ -189,6 +190,19 @@ async def test_http_and_grpc_share_the_memory_for_requests() -> None:
     message.inputs.add(name="input", datatype="FP32", shape=ROWS.shape)
     async with asking(deadline_ms=60_000, max_body_memory=1 / 16) as (_, address, url):
         await share_memory(url, int(address.split(":")[1]), message)
+
+
+async def test_typed_contents_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(v2_grpc, "MOST_JSON", ROWS.size - 1)
+    message = pb.ModelInferRequest(model_name="mlp")
+    entry = message.inputs.add(name="input", datatype="FP32", shape=ROWS.shape)
+    entry.contents.fp32_contents.extend(ROWS.ravel().tolist())
+    async with asking() as (client, address, _), grpc.aio.insecure_channel(address) as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await channel.unary_unary(f"/{SERVICE}/ModelInfer")(message.SerializeToString())
+        assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert "send raw contents" in (refused.value.details() or "")
+        await client.infer("mlp", [tensor()])
 
 
 async def test_what_a_request_becomes_counts() -> None:

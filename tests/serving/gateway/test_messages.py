@@ -347,6 +347,26 @@ def test_json_of_very_many_values_is_not_read(part: str, monkeypatch: pytest.Mon
         request_from_http(body, None, "m", "")
 
 
+def test_typed_contents_of_very_many_values_are_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of a message's tensors count together."""
+    monkeypatch.setattr(v2_grpc, "MOST_JSON", 10_000)
+
+    def typed(*counts: int) -> bytes:
+        request = pb.ModelInferRequest(model_name="m")
+        for i, count in enumerate(counts):
+            entry = request.inputs.add(name=f"x{i}", datatype="INT64", shape=[count])
+            entry.contents.int64_contents.extend([1] * count)
+        found: bytes = request.SerializeToString()
+        return found
+
+    body, *_ = request_to_http(typed(5000, 5000))
+    assert len(body.data) > 10_000 * 8
+    for counts, last in (((10_001,), "x0"), ((5000, 5001), "x1")):
+        found = typed(*counts)
+        with at_most(200_000), pytest.raises(TooLarge, match=f"'{last}'.*send raw contents"):
+            request_to_http(found)
+
+
 async def test_one_large_body_is_translated_at_a_time() -> None:
     alone = threading.Lock()
 

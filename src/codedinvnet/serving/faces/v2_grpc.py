@@ -26,7 +26,8 @@ MOST_PARTS = 4096
 """Tensors, contents, parameters and sizes of a request. Of a message each takes two bytes, and
 hundreds once it is translated."""
 MOST_JSON = 1 << 22
-"""Values, lists, objects and keys of a request's JSON: reading them holds the interpreter."""
+"""Values, lists, objects and keys of a request's JSON, or values of typed contents: reading them
+holds the interpreter."""
 TYPED = {
     "BOOL": ("bool_contents", "?"), "UINT8": ("uint_contents", "B"),
     "UINT16": ("uint_contents", "H"), "UINT32": ("uint_contents", "I"),
@@ -91,6 +92,21 @@ def typed_bytes(tensor: Any) -> bytes:
         raise BadRequest(f"{short(tensor.name)}: {error}") from error
 
 
+def check_typed(tensors: Sequence[Any]) -> None:
+    """Refuse typed contents that take long to read: each value becomes an object.
+
+    Raises:
+        TooLarge: naming the bound, and the tensor that passes it.
+    """
+    values = 0
+    for tensor in tensors:
+        if tensor.datatype in TYPED:
+            values += len(getattr(tensor.contents, TYPED[tensor.datatype][0]))
+        if values > MOST_JSON:
+            told = f"more than {MOST_JSON} values in typed contents"
+            raise TooLarge(f"{short(tensor.name)}: {told}; send raw contents")
+
+
 def parameters_of(message: Mapping[str, Any]) -> dict[str, Any]:
     """Return the parameters of a message as JSON has them."""
     return {name: getattr(value, value.WhichOneof("parameter_choice"))
@@ -123,8 +139,10 @@ def contents(tensors: Sequence[Any], raw: Sequence[bytes]) -> list[bytes]:
 
     Raises:
         BadRequest: if there are not as many raw contents as tensors.
+        TooLarge: if typed contents have very many values.
     """
     if not raw:
+        check_typed(tensors)
         return [typed_bytes(tensor) for tensor in tensors]
     if len(raw) != len(tensors):
         raise BadRequest(f"raw contents: {len(tensors)} tensors, got {len(raw)}")
@@ -138,7 +156,7 @@ def request_to_http(message: bytes) -> tuple[Body, str, str]:
 
     Raises:
         BadRequest: if it is none.
-        TooLarge: if it has very many parts.
+        TooLarge: if it has very many parts, or values in typed contents.
     """
     request = parsed_request(message)
     blobs = contents(request.inputs, request.raw_input_contents)
