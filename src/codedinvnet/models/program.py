@@ -1,9 +1,10 @@
 """Reads a `torch.export` program so that loading and running it can do nothing but compute.
 
 `torch.export.load` trusts its file. It unpickles example inputs, and weights and constants that are
-marked so; it evaluates sizes as Python text; a node may name any function that can be reached from
-`torch`, the operating system's among them; and a shared library in the file is loaded. Here a copy
-of the file is loaded that has been looked through before, without example inputs and guards.
+marked so; it evaluates sizes as Python text; it pastes names unescaped into Python text that it
+runs; a node may name any function that can be reached from `torch`, the operating system's among
+them; and a shared library in the file is loaded. Here a copy of the file is loaded that has been
+looked through before, without example inputs and guards.
 """
 
 from __future__ import annotations
@@ -33,6 +34,10 @@ _PLAIN_FILES = re.compile(
 )
 _CONFIGS = ("data/weights/model_weights_config.json", "data/constants/model_constants_config.json")
 _CALLED = ("target", "as_operator")
+_NAMES = ("name", "as_name", "forward_arg_names")
+"""What becomes names of variables, arguments and subgraphs in the Python text of the program."""
+_PATHS = ("parameter_name", "buffer_name", "tensor_constant_name", "custom_obj_name")
+"""What becomes paths of attributes there, some of them in quotes."""
 _LIBRARIES = ("aten", "prims")
 _FILES = ("from_file",)
 """Operators of theirs that read or write files."""
@@ -42,6 +47,10 @@ _OPERATORS = re.compile(
 )
 _SYMBOLIC = re.compile(r"torch\.(_sym_\w+|sym_\w+)")
 _CONTAINERS = ("builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict")
+_NUMBERS = ("as_int", "as_float", "as_bool", "min_val", "max_val")
+"""What SymPy would read as Python text if it were text."""
+_ON_ONE_LINE = re.compile(r"[\w +*/%()<>=.,'-]*", re.ASCII)
+"""Sizes, which SymPy reads without line breaks: comments and continuations would then change."""
 _ARITHMETIC = (
     *(ast.Expression, ast.Call, ast.Name, ast.Load, ast.Constant, ast.keyword, ast.UnaryOp),
     *(ast.USub, ast.BinOp, ast.Add, ast.Sub, ast.Mult, ast.Div, ast.FloorDiv, ast.Mod, ast.Pow),
@@ -143,8 +152,17 @@ def _check(description: dict[str, Any], files: dict[str, bytes]) -> None:
             raise _Refused(f"a size is {str(value)[:80]!r}")
         if key in _CALLED and isinstance(value, str) and not _is_computation(value):
             raise _Refused(f"it calls {value}")
+        if key in _NAMES and not _are_names(value):
+            raise _Refused(f"a name is {str(value)[:80]!r}")
+        if key in _NUMBERS and not isinstance(value, (int, float, type(None))):
+            raise _Refused(f"a number is {str(value)[:80]!r}")
+        if key in _PATHS and not _is_path(value):
+            raise _Refused(f"a weight's name is {str(value)[:80]!r}")
         if key in ("in_spec", "out_spec") and isinstance(value, str) and value:
-            _check_containers(json.loads(value)[1])
+            spec = json.loads(value)[1]
+            _check_containers(spec)
+            if key == "in_spec":
+                _check_keywords(spec)
 
 
 def _items(value: Any) -> Iterator[tuple[str, Any]]:
@@ -158,7 +176,32 @@ def _items(value: Any) -> Iterator[tuple[str, Any]]:
             yield from _items(inner)
 
 
+def _are_names(value: Any) -> bool:
+    """Tell whether a name, or all names of a list, can be nothing else in Python text.
+
+    Keywords are let through: operators have arguments of such names, and one that is pasted is no
+    more than a syntax error. The tables of a graph have names as keys, and objects as values.
+    """
+    if isinstance(value, list):
+        return all(isinstance(name, str) and name.isidentifier() for name in value)
+    return not value or isinstance(value, dict) or (isinstance(value, str) and value.isidentifier())
+
+
+def _is_path(value: Any) -> bool:
+    """Tell whether it ends at an attribute of the program's, in quotes or not."""
+    if isinstance(value, dict):  # the table of a graph has a tensor of that name
+        return True
+    return isinstance(value, str) and all(
+        step.isprintable()
+        and not set(step) & set("\"'\\")
+        and not (step.startswith("__") and step.endswith("__"))
+        for step in value.split(".")
+    )
+
+
 def _is_arithmetic(text: Any) -> bool:
+    if not isinstance(text, str) or not _ON_ONE_LINE.fullmatch(text):
+        return False
     try:
         nodes = list(ast.walk(ast.parse(text, mode="eval")))
     except (SyntaxError, TypeError, ValueError, RecursionError):
@@ -207,3 +250,11 @@ def _check_containers(spec: dict[str, Any]) -> None:
         raise _Refused(f"its inputs or outputs are in a {kind}: take and return tensors or dicts")
     for inner in spec["children_spec"]:
         _check_containers(inner)
+
+
+def _check_keywords(spec: dict[str, Any]) -> None:
+    """Refuse keyword arguments that are no names: the second of the arguments and these."""
+    for inner in spec["children_spec"][1:]:
+        keys = json.loads(inner["context"] or "null")
+        if not _are_names(keys):
+            raise _Refused(f"a keyword argument is {str(keys)[:80]!r}")
