@@ -29,13 +29,14 @@ from codedinvnet.data import sample_images
 from codedinvnet.errors import UserError
 from codedinvnet.files import file_digest
 from codedinvnet.models.bundle import load_bundle
-from codedinvnet.rows import read_rows
+from codedinvnet.rows import current_accuracy, read_rows
 from codedinvnet.serving.options import ServeOptions
 from codedinvnet.serving.policies import served_as
 from codedinvnet.serving.serve import running
 from codedinvnet.serving.served import IMAGES, OUTCOME, PROBABILITIES
 from codedinvnet.serving.service import Request
 from codedinvnet.serving.workers.computing import BundleSpec
+from tests.bench import canned
 from tests.bench.grids import write_grid
 from tests.codes.linear import SHAPE, Linear, assert_answers, images, made, outputs_of, without
 from tests.conftest import Command
@@ -308,6 +309,23 @@ def test_an_entry_point_has_its_methods_name(
         with pytest.raises(UserError, match=r"^other_method:Good: .*'good'.*'better'"):
             find("better")
     assert known_method("good") is None
+
+
+def test_a_row_runs_no_file_that_it_names(tmp_path: Path) -> None:
+    path, ran = tmp_path / "named.py", tmp_path / "ran"
+    path.write_text(f"from pathlib import Path\nPath({str(ran)!r}).touch()\n{BROKEN}")
+    for text in (f"{path}:Good", f"{path}:Good@1.4"):
+        rows = [canned.row(text, 0.9)]
+        assert current_accuracy(rows) == rows
+        assert known_method(text) is None
+    assert not ran.exists()
+    find_method(f"{path}:Good")
+    assert ran.exists()
+
+
+def test_a_row_has_the_method_of_a_file_that_somebody_named() -> None:
+    found = find_method(MINE)
+    assert known_method(MINE) is found
 
 
 class Clumsy(CopyCode):

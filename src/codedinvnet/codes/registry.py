@@ -99,7 +99,12 @@ def find_method(text: str) -> Method:
 
 
 def known_method(name: str) -> Method | None:
-    """Return a method that a row names; None for one whose file nobody named here."""
+    """Return a method that a row names; None for one whose file nobody named here.
+
+    Rows may be anybody's, so no file is run that they name.
+    """
+    if ":" in name:
+        return _found.get(name)
     try:
         return find_method(name)
     except UserError:
