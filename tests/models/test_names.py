@@ -185,6 +185,21 @@ def test_text_of_a_program_is_not_run(
     assert not Path("ran").exists()
 
 
+@pytest.mark.parametrize("spec", ["[1]", "[" * 100_000, '[1, {"type": null}]'])
+def test_a_description_of_another_form_is_told_in_one_line(
+    spec: str, tmp_path: Path, choosing_pt2: Path
+) -> None:
+    def write(files: dict[str, bytes]) -> None:
+        description = json.loads(files[MODEL])
+        signature = description["graph_module"]["module_call_graph"][0]["signature"]
+        assert signature["in_spec"]
+        signature["in_spec"] = spec
+        files[MODEL] = json.dumps(description).encode()
+
+    path = edited(choosing_pt2, tmp_path / "b.pt2", write)
+    refused("is truncated or no .pt2 file: ", path)
+
+
 def test_legal_names_are_loaded(choosing_pt2: Path) -> None:
     program = load_program(choosing_pt2.read_bytes(), "a.pt2")
     module, batch = program.module(), torch.ones(3, 4)

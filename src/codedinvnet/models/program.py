@@ -38,6 +38,8 @@ _NAMES = ("name", "as_name", "forward_arg_names")
 """What becomes names of variables, arguments and subgraphs in the Python text of the program."""
 _PATHS = ("parameter_name", "buffer_name", "tensor_constant_name", "custom_obj_name")
 """What becomes paths of attributes there, some of them in quotes."""
+_STRANGE = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
+"""What looking through a description of another form raises."""
 _LIBRARIES = ("aten", "prims")
 _FILES = ("from_file",)
 """Operators of theirs that read or write files."""
@@ -91,7 +93,7 @@ def load_program(content: bytes, where: str) -> torch.export.ExportedProgram:
         raise UserError(
             f"{where} is not loaded, since it could do more than compute: {refused}"
         ) from refused
-    except (zipfile.BadZipFile, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (zipfile.BadZipFile, *_STRANGE) as error:
         raise UserError(f"{where} is truncated or no .pt2 file: {one_line(error)}") from error
     description["guards_code"] = []  # Python text; `Signature` has what the inputs must be
     files[_MODEL] = json.dumps(description).encode()
