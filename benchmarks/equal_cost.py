@@ -62,10 +62,8 @@ GROUPS: Mapping[float, tuple[str, ...]] = {
 }
 """The methods by what they may spend."""
 LEFT_OUT = frozenset(
-    {
-        *(Plain.name, Replication.name, Oracle.name),
-        *(TwoParities.name, LearnedParM.name, RobustApproxIFER.name),
-    }
+    method.name
+    for method in (Plain, Replication, Oracle, TwoParities, LearnedParM, RobustApproxIFER)
 )
 """Those that the table does not show: bounds, what needs more than one extra worker, and a learned
 ParM, whose encoder costs several queries."""

@@ -27,7 +27,7 @@ class ScoresOf(nn.Module):
     def forward(self, *queries: Tensor) -> Tensor:
         """Map queries (B, *shape), of each input in the model's order, to scores (B, classes).
 
-        Whatever type the model has them in, they are float32: so workers hand them on.
+        They are float32, whatever type the model has them in. Workers hand them on so, too.
         """
         arrays = {
             spec.name: np.ascontiguousarray(tensor.numpy().astype(DATATYPES[spec.datatype]))

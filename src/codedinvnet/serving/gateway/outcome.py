@@ -18,9 +18,9 @@ PARAMETERS = re.compile(rb'(?<!\\)"parameters"\s*:\s*(?:\{\s*|null)')
 TOKENS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[][{}]', re.DOTALL)
 """What tells the depth of a place in JSON."""
 NEAR = 1 << 16
-"""Bytes in which an answer's outputs must begin: a long id, which clients choose, takes long."""
+"""Bytes in which an answer's outputs must begin. Clients choose the id before them."""
 MOST_BEHIND = 1 << 20
-"""Bytes of outputs in JSON behind which parameters are looked for: so does long JSON."""
+"""Bytes of outputs in JSON behind which parameters are looked for, on the event loop."""
 SIZE = re.compile("[0-9]{1,18}")
 """What a header may say of the size of the JSON part."""
 
@@ -28,8 +28,8 @@ SIZE = re.compile("[0-9]{1,18}")
 def with_outcome(reply: Reply, outcome: str, told: Mapping[str, float] = {}) -> Reply:
     """Return a successful HTTP answer with its outcome as a header and as a parameter.
 
-    The header alone has an answer that is compressed or no JSON object, whose outputs begin far
-    behind, or that has parameters behind long outputs in JSON.
+    An answer has the header alone if it is compressed, or no JSON object. So has one whose outputs
+    begin late, or whose parameters stand behind long outputs.
 
     Args:
         reply: the answer.
