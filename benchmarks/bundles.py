@@ -34,6 +34,7 @@ HARD = 10
 PAPER_FILES = {
     "configs/mnist.json": "paper-mnist-k2.json",
     "configs/paper/mnist-tenth.json": "paper-mnist-tenth-k2.json",
+    "configs/paper/mnist.json": "paper-mnist-full-k2.json",
 }
 """Settings of the paper's four commands -> the file with what they reached."""
 OWN = ("name", "seed")
