@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import math
@@ -54,6 +55,13 @@ def test_slow_work_has_buckets() -> None:
         assert value(metrics, f"{name}_bucket", **labels, le="60.0") == 1
 
 
+def test_quantiles_are_exact_enough_where_the_defaults_lie() -> None:
+    """They are guesses within a bucket: limits of 2 to 5 s, and deadlines of workers."""
+    for buckets, ends in ((module.LATENCY_BUCKETS, (1.0, 5.0)), (module.WORK_BUCKETS, (0.1, 0.5))):
+        between = [end for end in buckets if ends[0] <= end <= ends[1]]
+        assert all(high <= 2 * low for low, high in itertools.pairwise(between))
+
+
 def test_two_services_count_for_themselves() -> None:
     one, other = Metrics(), Metrics()
     one.answered("direct", 0.1)
@@ -71,7 +79,7 @@ def test_what_can_be_known_begins_at_zero() -> None:
         *(("tasks_total", {"task": kind}) for kind in ("data", "parity")),
         *(("task_failures_total", {"worker": worker}) for worker in "01"),
         *(("groups_total", {"size": size}) for size in "123"),
-        ("query_latency_seconds_count", {"outcome": "guessed"}),
+        *(("query_latency_seconds_count", {"outcome": outcome}) for outcome in module.TAKEN),
         ("hedges_total", {}),
     ):
         assert value(metrics, name, **labels) == 0, (name, labels)

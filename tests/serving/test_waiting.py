@@ -51,6 +51,15 @@ async def test_deadline(per_request: bool, method: Scheme, images: np.ndarray) -
         assert 0.3 <= time.monotonic() - began < 20
         assert all(isinstance(problem, DeadlinePassed) for problem in found)
         assert counted(front.metrics.queries.labels("deadline")) == K + 1
+        count, seconds = latencies(front, "deadline")
+        assert (count, seconds >= 0.3 * count) == (K + 1, True)
+
+
+def latencies(front: BundleFront, outcome: str) -> tuple[float, float]:
+    """Return how many queries that ended so are among the latencies, and their seconds."""
+    name, labels = "codedinvnet_query_latency_seconds", {"outcome": outcome}
+    value = front.metrics.registry.get_sample_value
+    return value(f"{name}_count", labels) or 0.0, value(f"{name}_sum", labels) or 0.0
 
 
 async def refused(front: BundleFront, batch: np.ndarray) -> None:
@@ -131,7 +140,8 @@ async def test_drain(method: Scheme, images: np.ndarray) -> None:
         assert not front.ready
         assert not drained.done()
         with pytest.raises(Draining):
-            await front.ask(images[:1])
+            await front.ask(images[:2])
+        assert counted(front.metrics.queries.labels("rejected")) == 2
         pool.kill(0)
         pool.kill(1)
         await drained
@@ -219,6 +229,8 @@ async def test_what_is_too_late_already_is_not_computed(method: Scheme, images: 
         found = await front.ask(images[:K], deadline=0.9, began=began)
         assert [type(one) for one in found] == [DeadlinePassed] * K
         assert counted(front.metrics.queries.labels("deadline")) == K
+        count, seconds = latencies(front, "deadline")
+        assert (count, seconds >= count) == (K, True)
         assert pool.calls == []
 
 
@@ -290,7 +302,7 @@ async def test_what_is_answered_is_not_cancelled(method: Scheme, images: np.ndar
         assert [type(answer) for answer in found] == [QueryFailed, Answered, Answered]
         counts = front.metrics.queries.labels
         assert counted(counts("direct")) == 2
-        assert counted(counts("cancelled")) == 1
+        assert counted(counts("cancelled")) == latencies(front, "cancelled")[0] == 1
         pool.kill(0)
         again = asyncio.get_running_loop().create_future()
         answered(await front.ask(images[:3], gone=again))

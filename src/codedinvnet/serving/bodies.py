@@ -94,8 +94,8 @@ async def read_in_turn(
         if gone is not None and gone.done():
             raise ClientDisconnect
         front.check_room(1)
-        if time.monotonic() - began > front.deadline:
-            front.metrics.queries.labels("deadline").inc()
+        if (passed := time.monotonic() - began) > front.deadline:
+            front.metrics.ended("deadline", passed)
             raise DeadlinePassed("deadline passed")
         return await in_thread(parse)
 

@@ -193,12 +193,11 @@ class FrontEnd(Calling):
             Starting: if no worker is ready yet.
             NoneUp: if none is any more.
         """
-        if self.draining:
-            raise Draining
-        if not self.started:
-            raise Starting
         if not self.ready:
-            raise NoneUp(self.worker_is)
+            self.metrics.queries.labels("rejected").inc(queries)
+            if self.draining:
+                raise Draining
+            raise NoneUp(self.worker_is) if self.started else Starting()
         # Those that wait for nothing but the decoder are over for the rules, but not for us.
         seconds = self.deadline if seconds is None else seconds
         if not self.admission.takes(len(self.waiting), queries, seconds):
@@ -242,10 +241,12 @@ class FrontEnd(Calling):
         """
         now = time.monotonic()
         seconds = self.deadline if deadline is None else min(self.deadline, deadline)
-        until = (now if began is None else began) + seconds
+        came = now if began is None else began
+        until = came + seconds
         self.check_room(len(queries), until - now if until > now else None)
         if until <= now:  # nothing is computed for what is answered with an error
-            self.metrics.queries.labels("deadline").inc(len(queries))
+            for _ in queries:
+                self.metrics.ended("deadline", now - came)
             return [DeadlinePassed(DEADLINE) for _ in queries]
         taken = self.scheduler.submit(now, len(queries), until, accept_decoded, bulk)
         if taken is None:
@@ -268,7 +269,7 @@ class FrontEnd(Calling):
         self.admission.note(now, len(self.waiting))
         self._do(actions)
         ending = ends(futures, lambda: self._cancel(numbers), gone)
-        return await self.times.traffic.follow(now, ending, 0.0 if began is None else now - began)
+        return await self.times.traffic.follow(now, ending, now - came)
 
     def _cancel(self, queries: Sequence[int]) -> None:
         """End those of a batch that are unanswered, and have nothing more done for them."""

@@ -24,11 +24,11 @@ from codedinvnet.serving.rules.scheduler import Scheduler
 
 LATENCY_BUCKETS = (
     0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3,
-    0.5, 0.75, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0,
+    0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 10.0, 20.0, 30.0, 60.0,
 )  # fmt: skip
 WORK_BUCKETS = (
-    0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0,
-    30.0, 60.0,
+    0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0,
+    5.0, 10.0, 30.0, 60.0,
 )  # fmt: skip
 SMOOTHING = 0.05
 """Weight of a new value in the running means of parity residuals."""
@@ -36,10 +36,10 @@ WINDOW = 5
 """Seconds that the throughput is of."""
 RECENT = 2000
 """Latencies of each outcome that the page's percentiles come from."""
-OUTCOMES = ("direct", "decoded", "guessed", "failed", "deadline", "rejected", "cancelled")
+TAKEN = ("direct", "decoded", "guessed", "failed", "deadline", "cancelled")
+"""How queries end that are taken."""
+OUTCOMES = (*TAKEN, "rejected")
 """How queries end."""
-ANSWERS = OUTCOMES[:3]
-"""Those that are answers."""
 CODES = (200, 400, 401, 404, 405, 408, 413, 421, 499, 500, 502, 503, 504)
 """Status codes of inference requests."""
 REASONS = ("died", "hung", "failing", "wrong")
@@ -72,7 +72,7 @@ class Metrics:
         self.queries = counter(
             "queries",
             "Queries by outcome: direct, decoded, guessed, cancelled, or why they failed. A "
-            "request that was turned away unparsed counts as one.",
+            "request that was turned away unparsed (rejected) counts as one.",
             ["outcome"],
         )
         self.requests = counter(
@@ -86,7 +86,7 @@ class Metrics:
         )
         self.latency = histogram(
             "query_latency_seconds",
-            "From a query's acceptance to its answer, by outcome.",
+            "From a query's acceptance to its end, by outcome; none is of those rejected.",
             ["outcome"],
             buckets=LATENCY_BUCKETS,
         )
@@ -184,7 +184,7 @@ class Metrics:
         """Create what labels are known: Prometheus sees no increase in what begins above 0."""
         for outcome in OUTCOMES:
             self.queries.labels(outcome)
-        for outcome in ANSWERS:
+        for outcome in TAKEN:
             self.latency.labels(outcome)
         for code in CODES:
             self.requests.labels(str(code))
@@ -221,10 +221,14 @@ class Metrics:
         if name is not None:
             gauge.labels(name).set(1)
 
-    def answered(self, outcome: str, latency: float) -> None:
-        """Count a query that was answered (latency in seconds)."""
+    def ended(self, outcome: str, latency: float) -> None:
+        """Count a query that was taken and has ended (latency in seconds)."""
         self.queries.labels(outcome).inc()
         self.latency.labels(outcome).observe(latency)
+
+    def answered(self, outcome: str, latency: float) -> None:
+        """Count a query that was answered (latency in seconds)."""
+        self.ended(outcome, latency)
         self.recent.setdefault(outcome, deque(maxlen=RECENT)).append(latency)
         second = int(time.monotonic())
         if second not in self._answered:

@@ -121,8 +121,9 @@ class WaitingQueries(dict[int, Waiting]):
         error = DeadlinePassed(reason, waiting.failure) if late else QueryFailed(reason)
         waiting.future.set_exception(error)
         del self[query]
-        self.admission.note(time.monotonic(), len(self))
-        self.metrics.queries.labels("deadline" if late else "failed").inc()
+        now = time.monotonic()
+        self.admission.note(now, len(self))
+        self.metrics.ended("deadline" if late else "failed", now - waiting.began)
         self._note(query, waiting, "failed")
         told = {} if waiting.request is None else {"id": waiting.request}
         self._failed.log("query failed", logging.WARNING, query=query, reason=str(error), **told)
@@ -141,14 +142,15 @@ class WaitingQueries(dict[int, Waiting]):
 
     def cancel(self, queries: Iterable[int]) -> None:
         """End those that are unanswered."""
+        now = time.monotonic()
         for query in queries:
             if (waiting := self.pop(query, None)) is None:
                 continue
             if not waiting.future.done():
                 waiting.future.set_exception(QueryFailed("cancelled"))
-            self.metrics.queries.labels("cancelled").inc()
+            self.metrics.ended("cancelled", now - waiting.began)
             self._note(query, waiting, "cancelled")
-        self.admission.note(time.monotonic(), len(self))
+        self.admission.note(now, len(self))
 
     def _note(self, query: int, waiting: Waiting, outcome: str) -> None:
         """Show how a query ended, on the page and in its request's trace."""

@@ -89,6 +89,7 @@ async def test_clients_hear_what_is_wrong_when_no_upstream_is_up() -> None:
         refused = await ask(address)
         assert refused.status == 503
         assert refused.body == b'{"error":"no upstream is up: try again later"}'
+        assert counted(relay, "rejected") == 1
 
 
 async def test_one_that_is_still_at_it_may_answer_what_another_fails() -> None:
