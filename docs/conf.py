@@ -111,7 +111,7 @@ def metrics() -> str:
     for title, registry in both:
         parts.append(f"## {title}")
         if registry is upstreams:
-            parts.append("It has those of a service, and these for each upstream.")
+            parts.append("It has those of a service, and these of upstreams.")
         table = ["| name | kind | labels | meaning |", "| --- | --- | --- | --- |"]
         for collector in registry._collector_to_names:
             labels = ", ".join(f"`{name}`" for name in getattr(collector, "_labelnames", ()))

@@ -82,7 +82,9 @@ class Metrics:
             ["code"],
         )
         self.hedges = counter(
-            "hedges", "Copies of late queries, and of decoded answers that were not sure."
+            "hedges",
+            "Copies of late queries, and of decoded answers that were not sure: put in line, sent "
+            "or not.",
         )
         self.latency = histogram(
             "query_latency_seconds",

@@ -31,7 +31,14 @@ from codedinvnet.serving.gateway.calls import (
 )
 from codedinvnet.serving.gateway.places import Place, Retries
 from codedinvnet.serving.gateway.roster import PROBE_PERIOD, Roster
-from codedinvnet.serving.gateway.upstream_metrics import ERROR, FAILED, OK, UpstreamMetrics
+from codedinvnet.serving.gateway.upstream_metrics import (
+    ERROR,
+    FAILED,
+    OK,
+    REFUSED,
+    SENT,
+    UpstreamMetrics,
+)
 from codedinvnet.serving.gateway.upstreams import Upstream
 from codedinvnet.serving.tracing import note, outgoing
 from codedinvnet.serving.workers.pool import GivenUp, Task, WorkerDied, WorkerFailed
@@ -126,6 +133,8 @@ class UpstreamPool(Roster):
             call.waits -= 1
             call.running.discard(fate)
             self._calls[worker].discard(fate)
+            seconds = time.monotonic() - began
+            self.metrics.seconds.labels(place.upstream.url).observe(seconds)
             if not work.done():
                 self._leave(work)
         if work.done() and fate.how in ("", ANSWERED):
@@ -134,11 +143,11 @@ class UpstreamPool(Roster):
             self._count(place, STOPPED)
             raise Abandoned("it was stopped")
         else:
-            self._count(place, FAILED)
+            self._count(place, STOPPED if place.is_gone else FAILED)
             if fate.how == OVER:
                 raise Abandoned("its time is over")
             raise WorkerDied(fate.how)
-        seconds, sure = time.monotonic() - began, True
+        sure = True
         try:
             reply = work.result()
         except Unreachable as error:
@@ -146,7 +155,6 @@ class UpstreamPool(Roster):
                 self._count(place, FAILED)
                 raise Abandoned("its time is over") from None
             reply, sure = await self._refused(place, call, error), False
-        self.metrics.seconds.labels(place.upstream.url).observe(seconds)
         place.has_answered(began, reply.is_ok)
         if reply.fails:
             self._failed(place, call, reply, sure)
@@ -187,7 +195,7 @@ class UpstreamPool(Roster):
             calls.discard(fate)
         if fate.how or not place.up:
             raise WorkerDied(fate.how or "it is lost")
-        if call.is_over or call.breaks >= MOST_BREAKS or not self._retries.take():
+        if call.is_over or call.breaks >= MOST_BREAKS or not self._may_retry():
             raise WorkerFailed("no more retries: it waits for the small backup", blamed=False)
 
     async def _turn(self, fate: Fate, seconds: float) -> None:
@@ -242,7 +250,7 @@ class UpstreamPool(Roster):
             self._blamed(place, told)
         is_alone = call.waits == 1 and not call.has_hung
         is_needed = is_alone and not call.is_over and time.monotonic() < call.deadline
-        if ready and is_needed and others and self._retries.take():
+        if ready and is_needed and others and self._may_retry():
             self._count(place, FAILED)
             call.has_hung = True
             raise WorkerFailed(f"{place.upstream.url}: {told}")
@@ -270,6 +278,12 @@ class UpstreamPool(Roster):
         self.metrics.calls.labels(place.upstream.url, result).inc()
         note(result)
 
+    def _may_retry(self) -> bool:
+        """Use up a retry, and count whether there was one."""
+        taken = self._retries.take()
+        self.metrics.retries.labels(SENT if taken else REFUSED).inc()
+        return taken
+
     async def _refused(self, place: Place, call: Call, error: Unreachable) -> Reply:
         """Return what an upstream says that refused a call or broke it off.
 
@@ -293,7 +307,7 @@ class UpstreamPool(Roster):
         self._count(place, FAILED)
         reason = f"{place.upstream.url}: {error}"
         is_lost = not there or place.is_to_blame(self._others(place))
-        if error.sent and (call.is_suspect or not self._retries.take()):
+        if error.sent and (call.is_suspect or not self._may_retry()):
             if is_lost:  # once this call has ended, which would be sent anew with the others
                 asyncio.get_running_loop().call_soon(self._set_aside, place, reason)
             self._broken(call, error.reply, reason)
@@ -359,7 +373,7 @@ class UpstreamPool(Roster):
         if call.backed is not None:
             call.is_lost = True
             raise WorkerFailed(reason)
-        if (others or not sure) and self._retries.take():
+        if (others or not sure) and self._may_retry():
             raise WorkerFailed(reason)
         raise GivenUp(reason)
 

@@ -10,6 +10,8 @@ from codedinvnet.serving.metrics import LATENCY_BUCKETS, forget_labels, remember
 OK, ERROR, FAILED = "ok", "error", "failed"
 RESULTS = (OK, ERROR, FAILED, STOPPED)
 """How calls end, for the metrics."""
+SENT, REFUSED = "sent", "refused"
+"""What the budget of retries says to a call that an upstream failed."""
 
 
 class UpstreamMetrics:
@@ -19,17 +21,26 @@ class UpstreamMetrics:
         self.calls = Counter(
             "codedinvnet_upstream_calls",
             "Calls by upstream and result: ok, error (its answer to a bad request), failed, "
-            "stopped.",
+            "stopped (nobody needs its answer, or the upstream was removed).",
             ["upstream", "result"],
             registry=registry,
         )
         self.seconds = Histogram(
             "codedinvnet_upstream_seconds",
-            "From sending a call to an upstream until its answer.",
+            "From sending a call to an upstream until its answer, or until it was waited for no "
+            "more.",
             ["upstream"],
             buckets=LATENCY_BUCKETS,
             registry=registry,
         )
+        self.retries = Counter(
+            "codedinvnet_upstream_retries",
+            "Calls that an upstream failed: sent again, or refused that by the budget of retries.",
+            ["result"],
+            registry=registry,
+        )
+        for result in (SENT, REFUSED):
+            self.retries.labels(result)
         self.up = Gauge(
             "codedinvnet_upstream_up",
             "1 if calls are sent to the upstream, 0 if it is set aside.",

@@ -1,0 +1,80 @@
+"""What operators see of a gateway's upstreams: metrics, and lines of the log."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from codedinvnet.serving.gateway import places
+from codedinvnet.serving.gateway.relay import Relay
+from codedinvnet.serving.gateway.upstream_metrics import RESULTS
+from codedinvnet.serving.gateway.upstreams import open_upstream
+from tests.observing import until
+from tests.serving.gateway.asking import ask, is_up
+from tests.serving.gateway.fakes import Fake, gateway
+
+
+def figure(relay: Relay, name: str, **labels: str) -> float:
+    value = relay.front.metrics.registry.get_sample_value(f"codedinvnet_{name}", labels)
+    assert value is not None, (name, labels)
+    return value
+
+
+def results(relay: Relay, fake: Fake) -> dict[str, float]:
+    """Return how many calls of an upstream ended how, if any did."""
+    found = {
+        result: figure(relay, "upstream_calls_total", upstream=fake.url, result=result)
+        for result in RESULTS
+    }
+    return {result: count for result, count in found.items() if count}
+
+
+async def test_what_an_upstream_never_answers_is_among_its_seconds() -> None:
+    """Or its p99 would be best when it hangs."""
+    fake = Fake()
+
+    async with gateway(fake, deadline_ms=300) as (address, relay, _):
+        fake.hold()
+        assert (await ask(address)).status == 504
+        await until(lambda: results(relay, fake) == {"failed": 1})
+        assert figure(relay, "upstream_seconds_count", upstream=fake.url) == 1
+        assert figure(relay, "upstream_seconds_sum", upstream=fake.url) >= 0.25
+        fake.go()
+        assert (await ask(address)).status == 200
+        assert figure(relay, "upstream_seconds_count", upstream=fake.url) == 2
+
+
+async def test_calls_at_an_upstream_that_is_removed_have_not_failed() -> None:
+    steady, going = Fake(), Fake()
+
+    async with gateway(steady, going, policy="uncoded", deadline_ms=60_000) as (address, relay, _):
+        for fake in (steady, going):
+            fake.hold()
+        asked = [asyncio.create_task(ask(address)) for _ in range(2)]
+        await until(lambda: bool(steady.seen and going.seen))
+        relay.pool.change([steady.url], open_upstream)
+        await until(lambda: results(relay, going) == {"stopped": 1})
+        for fake in (steady, going):
+            fake.go()
+        assert {reply.status for reply in await asyncio.gather(*asked)} == {200}
+        assert results(relay, steady) == {"ok": 2}
+
+
+async def test_retries_are_counted_and_so_are_those_that_the_budget_refuses(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(places, "MOST_RETRIES", 3.0)
+    fakes = Fake(), Fake()
+
+    async with gateway(*fakes, policy="uncoded", deadline_ms=60_000) as (address, relay, _):
+        assert figure(relay, "upstream_retries_total", result="refused") == 0
+        for fake in fakes:
+            fake.status = 500
+        for _ in range(20):
+            assert (await ask(address)).status == 500
+        sent = figure(relay, "upstream_retries_total", result="sent")
+        assert sum(len(fake.seen) for fake in fakes) == 20 + sent
+        assert 3 <= sent <= 7
+        assert figure(relay, "upstream_retries_total", result="refused") == 20
+        assert is_up(relay) == [True, True]
