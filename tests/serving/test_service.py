@@ -95,6 +95,8 @@ def test_a_request_is_answered_as_a_whole_or_not_at_all() -> None:
         answer(Front(DeadlinePassed("deadline")), "sum")
     with pytest.raises(DeadlinePassed, match=r"^1 of 2 queries: deadline passed; .*: it refused$"):
         answer(Front(DeadlinePassed("deadline", "it refused")), "sum")
+    with pytest.raises(DeadlinePassed, match=r"^1 of 2 queries: deadline passed; at worker 3$"):
+        answer(Front(DeadlinePassed("deadline", where="at worker 3")), "sum")
     with pytest.raises(QueryFailed, match=r"^2 of 2 queries failed: lost 5 times$") as caught:
         answer(Front(DeadlinePassed("deadline"), QueryFailed("lost 5 times")), "sum")
     assert not isinstance(caught.value, DeadlinePassed)

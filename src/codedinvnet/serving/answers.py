@@ -39,11 +39,13 @@ class DeadlinePassed(QueryFailed):
     Args:
         message: says so.
         failure: why a worker had no answer to it before ("": none had failed).
+        where: who was given it; "" if that is told elsewhere.
     """
 
-    def __init__(self, message: str, failure: str = "") -> None:
-        super().__init__(f"{message}; last failure: {failure}" if failure else message)
-        self.failure = failure
+    def __init__(self, message: str, failure: str = "", where: str = "") -> None:
+        last = failure and f"last failure: {failure}"
+        super().__init__("; ".join(filter(None, (message, where, last))))
+        self.failure, self.where = failure, where
 
 
 class NotNow(Exception):

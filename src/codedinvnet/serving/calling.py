@@ -29,7 +29,7 @@ from codedinvnet.serving.supervisor import FAILING, Supervisor
 from codedinvnet.serving.times import Times
 from codedinvnet.serving.views import GroupViews
 from codedinvnet.serving.waiting import WaitingQueries
-from codedinvnet.serving.workers.pool import Task, WorkerDied, WorkerFailed, WorkerPool
+from codedinvnet.serving.workers.pool import Names, Task, WorkerDied, WorkerFailed, WorkerPool
 from codedinvnet.serving.workers.result import Abandoned, Result
 
 
@@ -44,6 +44,7 @@ class Calling(ABC):
         metrics: where to count.
         deadline: see `FrontEnd`.
         down_timeout: likewise.
+        names: likewise.
 
     Raises:
         ValueError: if the rules do not fit the code.
@@ -58,6 +59,7 @@ class Calling(ABC):
         metrics: Metrics,
         deadline: float,
         down_timeout: float,
+        names: Names,
     ) -> None:
         self.pool, self.outputs, self.rules, self.metrics = pool, outputs, rules, metrics
         self.deadline = deadline
@@ -69,7 +71,7 @@ class Calling(ABC):
         self.workers = self.supervisor.workers
         self.admission = Admission(rules.workers * rules.slots, rules.max_pending)
         self.groups = GroupViews(outputs.served.image_shape is not None)
-        self.waiting = WaitingQueries(metrics, self.groups, self.admission)
+        self.waiting = WaitingQueries(metrics, self.groups, self.admission, names)
         self._inputs: dict[int, Mapping[str, np.ndarray]] = {}
         """Query -> name -> (1, *shape)."""
         self._outputs: dict[int, Mapping[str, np.ndarray]] = {}
@@ -94,6 +96,7 @@ class Calling(ABC):
         until = max(self.scheduler.wanted_until(send.attempt, latest) for send in sends)
         task = Task(first.attempt, first.task, inputs, origins, until)
         self.workers[first.worker].tasks += len(sends)
+        self.waiting.given(members, first.worker)
         if first.task == self._k:
             self.metrics.groups.labels(str(first.group_size)).inc()
         attempts = tuple(send.attempt for send in sends)

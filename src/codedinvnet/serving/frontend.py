@@ -53,7 +53,7 @@ from codedinvnet.serving.rules.settings import Policy, Rules
 from codedinvnet.serving.rules.settling import OVERTIME
 from codedinvnet.serving.served import Served
 from codedinvnet.serving.waiting import Waiting, ends
-from codedinvnet.serving.workers.pool import Origin, WorkerPool
+from codedinvnet.serving.workers.pool import Names, Origin, WorkerPool
 from codedinvnet.serving.workers.result import OUTPUT, Computer
 
 if TYPE_CHECKING:  # a gateway without a code does without PyTorch
@@ -80,7 +80,7 @@ class FrontEnd(Calling):
         metrics: where to count.
         seed: of the sample of groups that are checked.
         reliance: releases approximate answers and finds wrong workers; None: all are believed.
-        worker_is: what clients know a worker as.
+        names: what clients and operators know workers as.
 
     Raises:
         ValueError: if the rules do not fit the code.
@@ -100,15 +100,16 @@ class FrontEnd(Calling):
         metrics: Metrics | None = None,
         seed: int = 0,
         reliance: Reliance | None = None,
-        worker_is: str = "worker",
+        names: Names | None = None,
     ) -> None:
         outputs, queue = _answering(scheme, served)
         code = None if scheme is None else scheme.rules
         metrics = metrics or Metrics()
-        super().__init__(pool, outputs, rules, code, metrics, deadline, down_timeout)
+        self.names = names or Names()
+        super().__init__(pool, outputs, rules, code, metrics, deadline, down_timeout, self.names)
         self.served, self._computer = served, computer
         self.choices = Choices(scheme, rules.workers, rules.backups)
-        self.min_confidence, self.reliance, self.worker_is = min_confidence, reliance, worker_is
+        self.min_confidence, self.reliance = min_confidence, reliance
         told = None if reliance is None else reliance.begin(self.metrics, self._worker_died)
         calls = (self._background.spawn, self._computed, log_error)
         wiring = Wiring(self.metrics, *calls, seed, told)
@@ -197,7 +198,7 @@ class FrontEnd(Calling):
             self.metrics.queries.labels("rejected").inc(queries)
             if self.draining:
                 raise Draining
-            raise NoneUp(self.worker_is) if self.started else Starting()
+            raise NoneUp(self.names.kind) if self.started else Starting()
         # Those that wait for nothing but the decoder are over for the rules, but not for us.
         seconds = self.deadline if seconds is None else seconds
         if not self.admission.takes(len(self.waiting), queries, seconds):

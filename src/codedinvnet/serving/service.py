@@ -203,5 +203,5 @@ def failure(found: Sequence[Answered | QueryFailed]) -> QueryFailed:
         if not isinstance(problem, DeadlinePassed):
             return QueryFailed(f"{told} failed: {problem}")
     late = [problem for problem in problems if isinstance(problem, DeadlinePassed)]
-    last = next((problem.failure for problem in reversed(late) if problem.failure), "")
-    return DeadlinePassed(f"{told}: deadline passed", last)
+    last = next((problem for problem in reversed(late) if problem.failure), late[-1])
+    return DeadlinePassed(f"{told}: deadline passed", last.failure, last.where)

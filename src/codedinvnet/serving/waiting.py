@@ -19,7 +19,7 @@ from codedinvnet.serving.rules.actions import DEADLINE
 from codedinvnet.serving.rules.admission import Admission
 from codedinvnet.serving.tracing import RequestSpan, Tracing, current_request
 from codedinvnet.serving.views import GroupViews
-from codedinvnet.serving.workers.pool import Origin, Task
+from codedinvnet.serving.workers.pool import Names, Origin, Task
 from codedinvnet.serving.workers.result import Result
 
 
@@ -44,6 +44,8 @@ class Waiting:
     """The limit on disagreement that the request asks for."""
     failure: str = ""
     """Why a worker had no answer to it, the last time."""
+    at: list[int | str] = field(default_factory=list)
+    """Who was given a task for it, by `Names.of`, in that order."""
     trace: RequestSpan | None = field(default_factory=current_request)
     """The span of its request, if that is traced."""
 
@@ -55,11 +57,14 @@ class WaitingQueries(dict[int, Waiting]):
         metrics: where their ends are counted.
         groups: where the page finds them.
         admission: is told of answers, and of queries that end without one.
+        names: what workers are called.
     """
 
-    def __init__(self, metrics: Metrics, groups: GroupViews, admission: Admission) -> None:
+    def __init__(
+        self, metrics: Metrics, groups: GroupViews, admission: Admission, names: Names
+    ) -> None:
         super().__init__()
-        self.metrics, self.groups, self.admission = metrics, groups, admission
+        self.metrics, self.groups, self.admission, self.names = metrics, groups, admission, names
         self.tracing: Tracing | None = None
         """Traces every task that is for them."""
         self._failed, self._undecoded = Quiet(), Quiet()
@@ -92,6 +97,13 @@ class WaitingQueries(dict[int, Waiting]):
                 waiting.origin = None
         return tuple(found)
 
+    def given(self, queries: Iterable[int], worker: int) -> None:
+        """Take down that a worker gets a task for queries."""
+        name = self.names.of(worker)
+        for query in queries:
+            if (waiting := self.get(query)) is not None:
+                waiting.at.append(name)
+
     def made_ready(self, queries: Iterable[int], outcome: str) -> None:
         """Take down that all is here that their answers are made of."""
         now = time.monotonic()
@@ -117,16 +129,24 @@ class WaitingQueries(dict[int, Waiting]):
         """End a query with an error."""
         if (waiting := self._unanswered(query)) is None:
             return
-        late = reason == DEADLINE
-        error = DeadlinePassed(reason, waiting.failure) if late else QueryFailed(reason)
+        told: dict[str, Any] = {} if waiting.request is None else {"id": waiting.request}
+        error = QueryFailed(reason)
+        if late := reason == DEADLINE:
+            told["at"] = waiting.at
+            error = DeadlinePassed(reason, waiting.failure, self._where(waiting))
         waiting.future.set_exception(error)
         del self[query]
         now = time.monotonic()
         self.admission.note(now, len(self))
         self.metrics.ended("deadline" if late else "failed", now - waiting.began)
         self._note(query, waiting, "failed")
-        told = {} if waiting.request is None else {"id": waiting.request}
         self._failed.log("query failed", logging.WARNING, query=query, reason=str(error), **told)
+
+    def _where(self, waiting: Waiting) -> str:
+        """Tell who was given a query."""
+        if not waiting.at:
+            return f"no {self.names.kind} was free"
+        return f"at {self.names.kind} {', '.join(map(str, waiting.at))}"
 
     def failed(self, queries: Iterable[int], reason: str) -> None:
         """Take down why a worker had no answer to queries; others may have."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+from typing import Any
 
 import pytest
 
@@ -78,3 +80,25 @@ async def test_retries_are_counted_and_so_are_those_that_the_budget_refuses(
         assert 3 <= sent <= 7
         assert figure(relay, "upstream_retries_total", result="refused") == 20
         assert is_up(relay) == [True, True]
+
+
+def lines(caplog: pytest.LogCaptureFixture, event: str) -> list[dict[str, Any]]:
+    """Return what was logged with an event."""
+    return [vars(record)["fields"] for record in caplog.records if record.message == event]
+
+
+async def test_a_request_whose_time_is_over_tells_where_it_was(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    fake, options = Fake(), {"policy": "uncoded", "slots": 1, "deadline_ms": 500}
+
+    async with gateway(fake, **options) as (address, _, _):
+        fake.hold()
+        first, second = await asyncio.gather(ask(address), ask(address))
+        assert {first.status, second.status} == {504}
+        hung, queued = f"deadline; at upstream {fake.url}", "deadline; no upstream was free"
+        bodies = sorted(json.loads(reply.body)["error"] for reply in (first, second))
+        assert bodies == [hung, queued]
+        (told,) = lines(caplog, "query failed")  # of two in a second
+        assert (told["reason"], told["at"]) in ((hung, [fake.url]), (queued, []))
+        fake.go()

@@ -45,6 +45,7 @@ from codedinvnet.serving.reliance import Reliance, reliance_of
 from codedinvnet.serving.rules.settings import AUTO, CODED, HEDGE, MAX_BATCH, Rules, pending_limit
 from codedinvnet.serving.service import Service
 from codedinvnet.serving.traffic_report import Known
+from codedinvnet.serving.workers.pool import Names
 
 LAST_WORD = 5.0
 """Seconds that the pool has to find out about a late call, before the rules do."""
@@ -105,7 +106,7 @@ def make_relay(
         down_timeout=down,
         metrics=metrics[0],
         reliance=_reliance(options, guard, rules.workers),
-        worker_is="upstream",
+        names=Names("upstream", partial(_name, pool)),
     )
     plain, most = PassThrough(options.name), options.body
     try:
@@ -127,6 +128,12 @@ def make_relay(
         return Relay(made, pool, service=service, most=most)
     except ValueError as error:
         raise UserError(f"--upstream: {error}") from error
+
+
+def _name(pool: UpstreamPool, worker: int) -> str:
+    """Return what the log calls a worker: an upstream by its URL."""
+    mains = len(pool.places)
+    return pool.places[worker].upstream.url if worker < mains else "the small backup"
 
 
 def _reliance(

@@ -70,6 +70,14 @@ class Task(NamedTuple):
         return len(next(iter(self.inputs.values())))
 
 
+class Names(NamedTuple):
+    """What clients and operators know workers as."""
+
+    kind: str = "worker"
+    of: Callable[[int], int | str] = int
+    """What the log calls one, by its number; "" where nobody is."""
+
+
 Death = Callable[[int, str], None]
 """Called with a worker's number and a reason when it dies, busy or not."""
 
