@@ -136,7 +136,12 @@ class FrontEnd(Calling):
         await self.supervisor.start()
         self.started = True
         self._background.spawn(watch(self.metrics.loop_lag, lambda: self._do(())))
-        log_event("ready", workers=self.rules.workers, seconds=round(time.monotonic() - began, 3))
+        await asyncio.sleep(0)  # in which the pool tells who is not up
+        mains = range(self.supervisor.mains)
+        up = sum(map(self.scheduler.is_up, mains))
+        there = sum(self.names.of(worker) != "" for worker in mains)
+        told: dict[str, Any] = {"up": up, f"{self.names.kind}s": there}
+        log_event("ready" if up else "started", **told, seconds=round(time.monotonic() - began, 3))
 
     def announce_draining(self) -> None:
         """Log, once, that a started service is about to stop, and for how many queries it waits."""

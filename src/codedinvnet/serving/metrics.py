@@ -104,7 +104,9 @@ class Metrics:
         self.queue_depth = gauge("queue_depth", "Tasks that wait for a worker.")
         self.pending = gauge("pending_queries", "Unanswered queries.")
         self.workers = gauge("workers", "Workers by state.", ["state"])
-        self.restarts = counter("worker_restarts", "Workers replaced.", ["reason"])
+        self.restarts = counter(
+            "worker_restarts", "Workers replaced; silent upstreams are hung.", ["reason"]
+        )
         self.groups = counter(
             "groups",
             "First parity tasks sent, by the size of their group; again for one that was lost.",

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from codedinvnet.errors import UserError
 from codedinvnet.serving.logs import Lasting, log_event
 from codedinvnet.serving.metrics import Metrics
-from codedinvnet.serving.workers.pool import WorkerPool
+from codedinvnet.serving.workers.pool import SILENT, WorkerPool
 
 RESTART_DELAYS = (0.0, 0.0, 0.5, 1.0, 2.0, 5.0)
 """Seconds before a worker is started again, by its deaths in a row."""
@@ -66,7 +66,7 @@ class Loss(NamedTuple):
     at: float
     worker: int
     kind: str
-    """Why: `died`, `hung`, `failing` or `wrong`."""
+    """Why: `died`, `hung` (for `Rules.hang_timeout`), `failing` or `wrong`."""
     seconds: float
     """Until another was in its place."""
 
@@ -133,17 +133,19 @@ class Supervisor:
         now = time.monotonic()
         view.deaths = view.deaths + 1 if now - view.since < STEADY else 1
         absent = reason == NOBODY_THERE
-        view.state = ABSENT if absent else HUNG if reason == "hung" else DOWN
+        kind = {"hung": "hung", WRONG: "wrong"}.get(reason, "died")
+        kind = "failing" if reason.startswith(FAILING) else kind
+        is_silent = reason.partition(": ")[2].startswith(SILENT)  # behind an upstream's URL
+        seen_as = "hung" if is_silent else kind
+        view.state = ABSENT if absent else HUNG if seen_as == "hung" else DOWN
         view.since = now
         view.failed.clear()
         none_left = all(view.state not in (STARTING, UP) for view in self.workers)
         if self._down_since is None and none_left:
             self._down_since, self._start_failed = now, False
             log_event("no worker is up", logging.ERROR)
-        kind = {"hung": "hung", WRONG: "wrong"}.get(reason, "died")
-        kind = "failing" if reason.startswith(FAILING) else kind
         if not absent:
-            self.metrics.restarts.labels(kind).inc()
+            self.metrics.restarts.labels(seen_as).inc()
             log_event("worker lost", logging.WARNING, worker=worker, reason=reason)
         mistakes, failing = 0, Lasting()
         while True:

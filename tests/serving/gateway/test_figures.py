@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -102,3 +104,66 @@ async def test_a_request_whose_time_is_over_tells_where_it_was(
         (told,) = lines(caplog, "query failed")  # of two in a second
         assert (told["reason"], told["at"]) in ((hung, [fake.url]), (queued, []))
         fake.go()
+
+
+async def test_all_that_a_silent_upstream_was_at_tells_its_name_and_what_it_did(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Not that something was lost. The other one is away."""
+    silent, away = Fake(), Fake()
+
+    options = {"policy": "uncoded", "deadline_ms": 2500, "hang_timeout_ms": 800}
+    async with gateway(silent, away, **options) as (address, relay, _):
+        await away.stop()
+        await until(lambda: is_up(relay) == [True, False])
+        silent.hold()
+        silent.ready = False
+        first = asyncio.create_task(ask(address))
+        await asyncio.sleep(0.5)
+        later = await ask(address)  # which was not late itself when the first was
+        told = f"{silent.url}: no answer within 0.8 s"
+        for reply in (await first, later):
+            assert reply.status == 504
+            assert json.loads(reply.body)["error"].endswith(f"last failure: {told}")
+        assert figure(relay, "worker_restarts_total", reason="hung") == 1
+        assert figure(relay, "worker_restarts_total", reason="died") == 1
+        assert [line["reason"] for line in lines(caplog, "worker lost") if not line["worker"]] == [
+            told
+        ]
+        silent.go()
+
+
+async def test_the_log_tells_which_upstream_has_which_place(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, "codedinvnet.serving")
+    steady, away, later = Fake(), Fake(), Fake()
+
+    for fake in (away, later):
+        await fake.start()
+    await away.stop()
+    async with gateway(steady, away) as (_, relay, _):
+        (ready,) = lines(caplog, "ready")
+        assert (ready["up"], ready["upstreams"]) == (1, 2)
+        relay.pool.change([steady.url, later.url], open_upstream)
+        await until(lambda: is_up(relay) == [True, True])
+    places = {"upstream": steady.url, "worker": 0}, {"upstream": away.url, "worker": 1}
+    new = {"upstream": later.url, "worker": 1}
+    assert lines(caplog, "upstream added") == [*places, new]
+    assert lines(caplog, "upstream is back") == [new]
+    (aside,) = lines(caplog, "upstream set aside")
+    assert {name: aside[name] for name in places[1]} == places[1]
+
+
+async def test_a_gateway_without_upstreams_is_not_called_ready(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "codedinvnet.serving")
+    file, away = tmp_path / "upstreams", Fake()
+    await away.start()
+    file.write_text(away.url)
+    await away.stop()
+    async with gateway(upstreams_file=file):
+        (started,) = lines(caplog, "started")
+        assert (started["up"], started["upstreams"]) == (0, 1)
+        assert lines(caplog, "ready") == []

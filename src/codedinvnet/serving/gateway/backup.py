@@ -133,6 +133,8 @@ class ProtectedPool:
     ) -> None:
         self.upstreams, self.backup, self.scores = upstreams, backup, scores
         self.mains = len(upstreams.places)
+        if isinstance(backup, UpstreamBackup):
+            backup.upstream.first = self.mains
         self.on_death: Death | None = None
 
     async def start(self, size: int) -> None:

@@ -25,6 +25,7 @@ from codedinvnet.serving.gateway.calls import (
 from codedinvnet.serving.gateway.http_client import OLDEST
 from codedinvnet.serving.gateway.translation import through_grpc
 from codedinvnet.serving.gateway.upstreams import OwnHeaders, no_metadata
+from codedinvnet.serving.workers.pool import SILENT
 
 INFER = "ModelInfer"
 """The method of calls that take time; the others are questions."""
@@ -180,7 +181,7 @@ class GrpcUpstream:
             if name == "DEADLINE_EXCEEDED":
                 if method != INFER:
                     self._doubt(connection)
-                raise Unreachable(reply.message or name) from error
+                raise Unreachable(f"{SILENT} {seconds:.3g} s") from error
             return reply
         except (asyncio.CancelledError, grpc.aio.UsageError) as error:
             # gRPC cancels what is asked over a channel that is closed, and so would its asker be.

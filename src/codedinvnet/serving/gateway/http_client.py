@@ -16,6 +16,7 @@ import aiohappyeyeballs
 import httptools
 
 from codedinvnet.serving.gateway.calls import LARGEST, Headers
+from codedinvnet.serving.workers.pool import SILENT
 
 CONNECT_TIMEOUT = 1.0
 """Seconds in which a connection must be there, if nobody says."""
@@ -249,7 +250,7 @@ class HttpClient:
                 if not tries:
                     raise
             except asyncio.TimeoutError:
-                raise asyncio.TimeoutError(f"no answer within {seconds:.3g} s") from None
+                raise asyncio.TimeoutError(f"{SILENT} {seconds:.3g} s") from None
             except asyncio.CancelledError:
                 connection.fail(ConnectionError("cancelled"))
                 raise

@@ -41,7 +41,7 @@ from codedinvnet.serving.gateway.upstream_metrics import (
 )
 from codedinvnet.serving.gateway.upstreams import Upstream
 from codedinvnet.serving.tracing import note, outgoing
-from codedinvnet.serving.workers.pool import GivenUp, Task, WorkerDied, WorkerFailed
+from codedinvnet.serving.workers.pool import SILENT, GivenUp, Task, WorkerDied, WorkerFailed
 from codedinvnet.serving.workers.result import Abandoned, Result
 
 CALL, REPLY = "call", "reply"
@@ -194,7 +194,7 @@ class UpstreamPool(Roster):
         finally:
             calls.discard(fate)
         if fate.how or not place.up:
-            raise WorkerDied(fate.how or "it is lost")
+            raise WorkerDied(fate.how or self._why(place.worker))
         if call.is_over or call.breaks >= MOST_BREAKS or not self._may_retry():
             raise WorkerFailed("no more retries: it waits for the small backup", blamed=False)
 
@@ -222,7 +222,7 @@ class UpstreamPool(Roster):
         while (now := time.monotonic()) < (due := place.due(began, self.hang_timeout)):
             if now >= end:
                 if place.heard < began and place.is_to_blame(self._others(place)):
-                    self._blamed(place, f"no answer within {self.patience:g} s")
+                    self._blamed(place, f"{SILENT} {self.patience:g} s")
                 fate.end(OVER)
             else:
                 await self._turn(fate, min(due, end) - now)
@@ -245,7 +245,7 @@ class UpstreamPool(Roster):
         await fate.turn()
         if fate.how:
             return
-        told, others = f"no answer within {self.hang_timeout:g} s", self._others(place)
+        told, others = f"{SILENT} {self.hang_timeout:g} s", self._others(place)
         if ready is False or (ready and place.is_to_blame(others)):
             self._blamed(place, told)
         is_alone = call.waits == 1 and not call.has_hung

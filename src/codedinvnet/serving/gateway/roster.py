@@ -74,6 +74,10 @@ class Roster:
         """Upstreams that were removed, while they are at calls."""
         self._removed: dict[str, Upstream] = {}
         """URL -> the upstream that was removed last, until its figures are forgotten."""
+        self.first = 0
+        """The number of the first place among all workers, for the log."""
+        self._lost: dict[int, str] = {}
+        """Place -> why its upstream was set aside last, with its URL."""
         self._left_out: set[str] = set()
         """Upstreams for which there is no place."""
         self._changed = asyncio.Event()
@@ -98,6 +102,8 @@ class Roster:
         if len(silent) == len(there) and not self._waits:
             told = "; ".join(f"{place.upstream.url}: {reason}" for place, reason in silent)
             raise UserError(f"--upstream: none answers: {told}")
+        for place in there:
+            log_event("upstream added", **self._told(place))
         loop = asyncio.get_running_loop()
         for place, reason in silent:  # once they count as started
             loop.call_soon(self._set_aside, place, reason)
@@ -135,7 +141,7 @@ class Roster:
                 upstream = new.popleft()
                 self.places[i] = Place(upstream, i, up=False)
                 self.metrics.expect(upstream.url)
-                log_event("upstream added", upstream=upstream.url)
+                log_event("upstream added", **self._told(self.places[i]))
         self._changed.set()
         self._changed = asyncio.Event()
 
@@ -165,13 +171,22 @@ class Roster:
         """
         if not place.up and reason != NOBODY_THERE:
             return
-        was_up, place.up = place.up, False
+        was_up, place.up, url = place.up, False, place.upstream.url
+        told = reason if url in reason else f"{url}: {reason}"
         if was_up and place.is_filled:
-            url = place.upstream.url
+            self._lost[place.worker] = told
             self.metrics.up.labels(url).set(0)
-            log_event("upstream set aside", logging.WARNING, upstream=url, reason=reason)
+            log_event("upstream set aside", logging.WARNING, **self._told(place), reason=reason)
         if self.on_death is not None:
-            self.on_death(place.worker, reason)
+            self.on_death(place.worker, reason if reason == NOBODY_THERE else told)
+
+    def _told(self, place: Place) -> dict[str, Any]:
+        """Return what the log tells of a place."""
+        return {"upstream": place.upstream.url, "worker": self.first + place.worker}
+
+    def _why(self, worker: int) -> str:
+        """Return why what a worker is at is lost."""
+        return self._lost.get(worker, "it is lost")
 
     def _give_up(self, worker: int, reason: str) -> None:
         """Wait no longer for what a worker is at."""
@@ -195,7 +210,7 @@ class Roster:
         """
         if self.places[worker].up:  # not found out here, but by others
             self._set_aside(self.places[worker], "it failed, or was silent for too long")
-        self._give_up(worker, "it is lost")
+        self._give_up(worker, self._why(worker))
         while not self.places[worker].is_filled:
             await self._changed.wait()
         place = self.places[worker]
@@ -220,7 +235,7 @@ class Roster:
             place.silent = 0  # its failures stay: that it is ready is no sign against others
             place.answered = time.monotonic()
             self.metrics.up.labels(place.upstream.url).set(1)
-            log_event("upstream is back", upstream=place.upstream.url)
+            log_event("upstream is back", **self._told(place))
 
     async def _watch_all(self) -> None:
         while True:

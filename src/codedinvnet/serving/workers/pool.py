@@ -15,6 +15,9 @@ import numpy as np
 
 from codedinvnet.serving.workers.result import Result
 
+SILENT = "no answer within"
+"""What follows an upstream's URL in the reason why it is lost, if it is silent; before seconds."""
+
 
 class WorkerDied(Exception):
     """The worker is gone, with the task that it had."""
