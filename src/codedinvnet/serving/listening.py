@@ -232,7 +232,7 @@ async def tracing_of(front: FrontEnd, app: Starlette, collector: str | None) -> 
 async def until_told(
     serving: AbstractAsyncContextManager[tuple[str, FrontEnd]], line: Callable[[str, FrontEnd], str]
 ) -> None:
-    """Serve until SIGTERM or Ctrl-C.
+    """Serve until SIGTERM, Ctrl-C, or SIGHUP, unless that is ignored (`nohup`).
 
     Args:
         serving: yields the address and the front end.
@@ -249,6 +249,8 @@ async def until_told(
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, told)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
+        loop.add_signal_handler(signal.SIGHUP, told)
     async with serving as (address, front):
         starting = None
         freeze_loaded()

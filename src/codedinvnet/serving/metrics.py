@@ -139,9 +139,10 @@ class Metrics:
         )
         self.releasing = gauge(
             "releasing",
-            "Whether approximate answers are released: 0 while traffic breaks --max-disagreement.",
+            "Whether approximate answers are released: 0 while traffic breaks --max-disagreement; "
+            "NaN without a calibration.",
         )
-        self.releasing.set(1)
+        self.releasing.set(math.nan)
         self.drifting = gauge(
             "drifting",
             "Whether guesses disagree far more often than the calibration expects: inputs drift.",

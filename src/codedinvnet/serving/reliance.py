@@ -93,6 +93,7 @@ class Reliance:
             lost: called with a worker that is to be replaced, and the reason.
         """
         self.metrics, self.lost = metrics, lost
+        metrics.releasing.set(1)
         return self.compared
 
     def kept(self, asked: float | None) -> float | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from codedinvnet.serving.gateway.upstreams import open_upstream
 from tests.observing import until
 from tests.serving.gateway.asking import ask, is_up
 from tests.serving.gateway.fakes import Fake, gateway
+from tests.serving.gateway.servers import Server, asked, queries
 
 
 def figure(relay: Relay, name: str, **labels: str) -> float:
@@ -55,14 +57,36 @@ async def test_calls_at_an_upstream_that_is_removed_have_not_failed() -> None:
     async with gateway(steady, going, policy="uncoded", deadline_ms=60_000) as (address, relay, _):
         for fake in (steady, going):
             fake.hold()
-        asked = [asyncio.create_task(ask(address)) for _ in range(2)]
+        both = [asyncio.create_task(ask(address)) for _ in range(2)]
         await until(lambda: bool(steady.seen and going.seen))
         relay.pool.change([steady.url], open_upstream)
         await until(lambda: results(relay, going) == {"stopped": 1})
         for fake in (steady, going):
             fake.go()
-        assert {reply.status for reply in await asyncio.gather(*asked)} == {200}
+        assert {reply.status for reply in await asyncio.gather(*both)} == {200}
         assert results(relay, steady) == {"ok": 2}
+
+
+async def test_a_backup_on_an_upstreams_server_has_figures_of_its_own(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, "codedinvnet.serving")
+    server = Server()
+    await server.start()
+
+    url = f"{server.url}/v2/models/m"
+    options: dict[str, Any] = {"backup_upstream": url, "deadline_ms": 60_000}
+    async with gateway(server, **options) as (address, relay, _):
+        assert (await asked(address, queries(1))).status == 200
+        for name, calls in ((server.url, 1), (url, 0)):
+            assert figure(relay, "upstream_seconds_count", upstream=name) == calls
+        added = [(line["upstream"], line["worker"]) for line in lines(caplog, "upstream added")]
+        assert added == [(server.url, 0), (url, 1)]
+
+
+async def test_nothing_is_said_to_be_released_where_nothing_can_be() -> None:
+    async with gateway(Fake()) as (_, relay, _):
+        assert math.isnan(figure(relay, "releasing"))
 
 
 async def test_retries_are_counted_and_so_are_those_that_the_budget_refuses(

@@ -183,6 +183,7 @@ async def _upstream_backup(
     def convert(scores: np.ndarray) -> np.ndarray:
         return converted(scores.astype(np.float32), kind, served.kind)
 
+    upstream.url = url  # its server may be an upstream as well
     deadline = options.deadline_ms / 1000
     pool = UpstreamPool(
         [upstream], name, options.hang_seconds, metrics, patience=deadline, cancels=options.cancel

@@ -90,13 +90,11 @@ class OwnHeaders:
 class Upstream(Protocol):
     """A server that answers calls."""
 
+    url: str
+    """Its address, as the user gave it; metrics and the log call it so."""
     own: OwnHeaders
     tries: int
     """How often a request is written to a kept connection that turns out to be closed."""
-
-    @property
-    def url(self) -> str:
-        """Its address, as the user gave it."""
 
     @property
     def translates(self) -> bool:

@@ -50,13 +50,14 @@ PATIENCE = 10.0
 
 @contextlib.contextmanager
 def deaf() -> Iterator[None]:
-    """Let processes be born deaf to SIGTERM and SIGINT.
+    """Let processes be born deaf to SIGTERM, SIGINT and SIGHUP.
 
-    A service manager's stop and a terminal's Ctrl-C reach every process of a group; when those that
-    we started end is for us to say.
+    A service manager's stop and a terminal's Ctrl-C or end reach every process of a group; when
+    those that we started end is for us to say.
     """
     resource_tracker.ensure_running()  # which unblocks the signals
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+    deaf_to = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, deaf_to)
     try:
         yield
     finally:

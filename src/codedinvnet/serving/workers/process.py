@@ -92,10 +92,10 @@ def worker_main(stream: socket.socket, leash: Connection, spec: WorkerSpec) -> N
     """Serve tasks until the other end closes the stream, or lets go of the leash."""
     hold_to(leash)
     yield_to_front_end()
-    # A terminal's Ctrl-C and a service manager's stop reach every process: the front end drains
-    # first, then closes the streams.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # A terminal's Ctrl-C, its end, and a service manager's stop reach every process: the front end
+    # drains first, then closes the streams.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     flush_denormals()  # for the threads that PyTorch starts while it loads
     try:
         computer = preload.load(spec)
