@@ -285,6 +285,10 @@ def outputs_of(data: bytes, length: str | None) -> dict[str, np.ndarray]:
         place += size or 0
         if datatype == "BYTES":
             continue
+        if datatype not in DATATYPES:
+            name = tensor["name"]
+            told = "which is not read here: let the server return FP32"
+            raise ValueError(f"output {name!r} is {datatype}, {told}")
         dtype = DATATYPES[datatype]
         if size is None:
             found[tensor["name"]] = np.array(tensor["data"], dtype).reshape(shape)
