@@ -94,6 +94,16 @@ def test_logged_requests_are_read(tmp_path: Path) -> None:
     assert batch["mask"].all()
 
 
+def test_a_logged_request_of_another_length_is_named(tmp_path: Path) -> None:
+    lines = [
+        json.dumps({"inputs": [{"name": "x", "shape": [1, n], "data": [0.5] * n}]}) for n in (5, 3)
+    ]
+    path = tmp_path / "log.jsonl"
+    path.write_text("\n".join(lines))
+    with pytest.raises(UserError, match=r"log\.jsonl, line 2 has .*\(3,\).* pad or cut it, do so"):
+        read_inputs(path, VECTOR, Preprocessing())
+
+
 def test_labels_may_come_from_a_file(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.zeros((2, 5)))
     (tmp_path / "labels.txt").write_text("3\n1\n")

@@ -277,9 +277,11 @@ def _fitted(
         if array.ndim == 4 and array.shape[1:] != spec.shape and not last:
             array = array.transpose(0, 3, 1, 2)
     if array.shape[1:] != spec.shape or array.ndim == 0:
+        one_axis = array.ndim == 2 and len(spec.shape) == 1
+        hint = ": if clients pad or cut it, do so here" if one_axis else ""
         raise UserError(
             f"--inputs: {spec.name!r} of {path} has queries of shape {array.shape[1:]}, and the "
-            f"model takes {spec.shape}"
+            f"model takes {spec.shape}{hint}"
         )
     if pixels:
         return np.ascontiguousarray(array), how.finish(spec, array)
@@ -302,7 +304,8 @@ def _requests(path: Path, specs: Mapping[str, TensorSpec]) -> dict[str, np.ndarr
         except (TypeError, KeyError, ValueError) as error:
             raise UserError(f"{where} is no request with {', '.join(specs)}: {error}") from error
         for name, spec in specs.items():
-            parts[name].append(_fitted(found[name], spec, Preprocessing(), path)[0])
+            place = f"{path}, line {number}"
+            parts[name].append(_fitted(found[name], spec, Preprocessing(), place)[0])
     if not next(iter(parts.values())):
         raise UserError(f"--inputs: {path} has no request")
     return {name: np.concatenate(found) for name, found in parts.items()}
