@@ -239,6 +239,10 @@ def chosen() -> tuple[nn.Module, Tensor]:
     return Chosen(), torch.zeros(1, FEATURES)
 
 
+def regression() -> tuple[nn.Module, Tensor]:
+    return Applied(FEATURES, 1), torch.zeros(1, FEATURES)
+
+
 def at_random() -> tuple[nn.Module, Tensor]:
     return Random(FEATURES, 3), torch.zeros(1, FEATURES)
 

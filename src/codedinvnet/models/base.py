@@ -101,6 +101,21 @@ class Model(Protocol):
         """
 
 
+def can_be_scores(spec: TensorSpec) -> bool:
+    """Tell whether an output can be class scores: floats, of two classes or more."""
+    return spec.datatype in FLOATING and len(spec.shape) == 1 and spec.shape[0] > 1
+
+
+def lacking_scores(signature: Signature) -> str:
+    """Return what helps where nobody knows which output has the class scores."""
+    if any(can_be_scores(spec) for spec in signature.outputs):
+        return "tell which output has the class scores: --scores NAME"
+    return (
+        "no output is class scores, floats (B, classes) of two classes or more: a regression is "
+        "hedged, and not protected; with one column of a sigmoid return concat(1 - p, p)"
+    )
+
+
 def scores_tensor(signature: Signature) -> TensorSpec:
     """Return the output that has the class scores.
 
@@ -108,7 +123,7 @@ def scores_tensor(signature: Signature) -> TensorSpec:
         UserError: if nobody knows which.
     """
     if signature.scores is None:
-        raise UserError("a code decodes class scores: tell which output has them, --scores NAME")
+        raise UserError(lacking_scores(signature))
     output = signature.scores.output
     return next(spec for spec in signature.outputs if spec.name == output)
 

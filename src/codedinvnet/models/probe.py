@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias, cast
 import numpy as np
 
 from codedinvnet.errors import UserError, nearest, one_line
-from codedinvnet.models.base import DATATYPE_OF, DATATYPES, Scores, TensorSpec
+from codedinvnet.models.base import DATATYPE_OF, DATATYPES, Scores, TensorSpec, can_be_scores
 
 Arrays: TypeAlias = "dict[str, np.ndarray]"
 Compute: TypeAlias = Callable[[Mapping[str, np.ndarray]], Arrays]
@@ -173,7 +173,7 @@ def find_scores(told: str | None, probed: Probed, where: str) -> Scores | None:
     Raises:
         UserError: if what was told are no scores.
     """
-    candidates = [spec.name for spec in probed.outputs if _can_be_scores(spec)]
+    candidates = [spec.name for spec in probed.outputs if can_be_scores(spec)]
     if told is None:
         if len(candidates) != 1 or _is_constant(probed.answers[candidates[0]]):
             return None
@@ -202,10 +202,6 @@ def find_scores(told: str | None, probed: Probed, where: str) -> Scores | None:
             "1, or leave 0..1"
         )
     return Scores(name, cast(Literal["logits", "probabilities"], kind or _kind(answers)))
-
-
-def _can_be_scores(spec: TensorSpec) -> bool:
-    return spec.datatype in ("FP16", "FP32", "FP64") and len(spec.shape) == 1 and spec.shape[0] > 1
 
 
 def _is_constant(answers: np.ndarray) -> bool:

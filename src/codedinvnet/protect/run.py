@@ -20,7 +20,7 @@ from codedinvnet.codes.registry import UNTRAINED
 from codedinvnet.errors import UserError
 from codedinvnet.files import check_folder, content_digest, read_json, write_atomically, write_json
 from codedinvnet.models import ModelSource, OpenModel
-from codedinvnet.models.base import scores_tensor
+from codedinvnet.models.base import lacking_scores, scores_tensor
 from codedinvnet.models.graph import Unsupported
 from codedinvnet.protect import calibration, codes, costs, measure
 from codedinvnet.protect.candidates import Measured
@@ -87,9 +87,7 @@ def protect(options: ProtectOptions) -> dict[str, Any]:
     torch.set_num_threads(options.source.threads)  # also beside a server's model
     model = options.source.open()
     if model.signature.scores is None:
-        raise UserError(
-            f"tell which output of {options.source.source} has the class scores: --scores"
-        )
+        raise UserError(f"{options.source.source}: {lacking_scores(model.signature)}")
     if any(spec.datatype == "BYTES" for spec in model.signature.inputs):
         raise UserError(f"{options.source.source} takes texts, which no protection learns from")
     _check_shift(options, model)
