@@ -86,7 +86,7 @@ def test_what_is_not_counted_is_not_guessed(tmp_path: Path) -> None:
 )
 def test_students_are_as_wide_as_they_may_cost(inputs: tuple[TensorSpec, ...], kind: Kind) -> None:
     assert kind_of(inputs) == kind
-    words = 50 if kind == "tokens" else 0
+    words = (50,) * len(inputs) if kind == "tokens" else ()
 
     def shape(width: int) -> Shape:
         return Shape(kind, width, 7, inputs, words)

@@ -271,10 +271,11 @@ class Trainer:
         """Return the largest student that costs no more than so many services for a query."""
         setting = self.setting
         path = self.options.out / WORK / f"width-{name}.json"
-        words, kind = 0, self.settings["kind"]
+        words: tuple[int, ...] = ()
+        kind, specs = self.settings["kind"], setting.model.signature.inputs
+        classes = setting.scores.shape[1]
         if kind == "tokens":
-            words = words_of(setting.inputs.arrays)
-        classes, specs = setting.scores.shape[1], setting.model.signature.inputs
+            words = words_of(setting.inputs.arrays[spec.name] for spec in specs)
 
         def shape(width: int) -> Shape:
             return Shape(kind, width, classes, specs, words)

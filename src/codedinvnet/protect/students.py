@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -38,7 +38,7 @@ class Shape:
         width: the width of its layers.
         classes: how many there are.
         inputs: the model's inputs, name, datatype and shape, in their order.
-        words: the size of the vocabulary, one more than the largest token that was seen.
+        words: the size of each input's vocabulary, one more than the largest token that was seen.
         quarters: parts of an image's side whose averages are kept apart; where a thing stands
             matters to a model that was not trained with shifted images.
         graph: the served model's own network, as `Graph.described` has it; None: a fresh one.
@@ -49,7 +49,7 @@ class Shape:
     width: int
     classes: int
     inputs: tuple[TensorSpec, ...]
-    words: int = 0
+    words: tuple[int, ...] = ()
     quarters: int = 2
     graph: Mapping[str, Any] | None = None
     size: tuple[int, int] = (0, 0)
@@ -77,13 +77,15 @@ def shape_of(value: Mapping[str, Any]) -> Shape:
         TensorSpec(spec["name"], spec["datatype"], tuple(spec["shape"])) for spec in value["inputs"]
     )
     kept = value.get("quarters", 1)  # those of before there was a choice have one
+    words = value["words"]  # older ones have one number for all inputs
+    words = (words,) * len(inputs) if isinstance(words, int) else tuple(words)
     height, width = value.get("size", (0, 0))
     return Shape(
         value["kind"],
         value["width"],
         value["classes"],
         inputs,
-        value["words"],
+        words,
         kept,
         value.get("graph"),
         (height, width),
@@ -101,12 +103,14 @@ def kind_of(inputs: tuple[TensorSpec, ...]) -> Kind:
 
 def are_words(arrays: Mapping[str, np.ndarray]) -> bool:
     """Tell whether integers, name -> (N, *shape), may be tokens, and not numbers or times."""
-    return min(int(a.min()) for a in arrays.values()) >= 0 and words_of(arrays) <= MOST_WORDS
+    return min(int(a.min()) for a in arrays.values()) >= 0 and (
+        max(words_of(arrays.values())) <= MOST_WORDS
+    )
 
 
-def words_of(arrays: Mapping[str, np.ndarray]) -> int:
-    """Return the size of the vocabulary of some integers, name -> (N, *shape)."""
-    return 1 + max(int(array.max()) for array in arrays.values())
+def words_of(arrays: Iterable[np.ndarray]) -> tuple[int, ...]:
+    """Return the size of the vocabulary of each of some inputs of integers, (N, *shape)."""
+    return tuple(1 + int(array.max()) for array in arrays)
 
 
 class Student(nn.Module, ABC):
@@ -259,7 +263,7 @@ class TokenStudent(Student):
     def __init__(self, shape: Shape) -> None:
         super().__init__(shape)
         width, length = shape.width, shape.inputs[0].shape[0]
-        self.embeddings = nn.ModuleList(nn.Embedding(shape.words, width) for _ in shape.inputs)
+        self.embeddings = nn.ModuleList(nn.Embedding(words, width) for words in shape.words)
         kernel = 8 if length >= 256 else 3
         step = max(1, kernel // 2)
         self.layers = nn.Sequential(
@@ -273,9 +277,8 @@ class TokenStudent(Student):
         self.classify = nn.Linear(4 * width * (SEGMENTS + 1), shape.classes)
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        words = self.shape.words
-        pairs = zip(self.embeddings, inputs, strict=True)
-        h = torch.stack([table(x.long().clamp(0, words - 1)) for table, x in pairs]).sum(0)
+        known = zip(self.embeddings, inputs, self.shape.words, strict=True)
+        h = torch.stack([table(x.long().clamp(0, n - 1)) for table, x, n in known]).sum(0)
         h = self.layers(h.transpose(1, 2))
         parts = F.adaptive_avg_pool1d(h, SEGMENTS).flatten(1)
         logits: Tensor = self.classify(torch.cat([parts, h.amax(dim=2)], dim=1))
