@@ -9,6 +9,8 @@ from codedinvnet.models.bundle import load_bundle
 
 FEATURES = 12
 DAY = 86_400
+LARGE = 2.0**40
+"""A number beside which float32 does not see fractions."""
 
 
 class Applied(nn.Module):
@@ -46,6 +48,16 @@ def half() -> tuple[nn.Module, Tensor]:
 
 def double() -> tuple[nn.Module, Tensor]:
     return Applied(FEATURES, 3).double(), torch.zeros(1, FEATURES, dtype=torch.float64)
+
+
+def precise() -> tuple[nn.Module, Tensor]:
+    """`double` of numbers that float32 does not tell apart."""
+
+    class Precise(Applied):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x - LARGE)
+
+    return Precise(FEATURES, 3).double(), torch.zeros(1, FEATURES, dtype=torch.float64)
 
 
 class TwoInputs(nn.Module):

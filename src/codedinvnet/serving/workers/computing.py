@@ -15,7 +15,7 @@ from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.build import scheme_for
 from codedinvnet.codes.method import Given, Tolerance
 from codedinvnet.codes.registry import OURS, find_method
-from codedinvnet.codes.rules import SERVED
+from codedinvnet.codes.rules import BACKUP, SERVED
 from codedinvnet.devices import use_whole_float32
 from codedinvnet.engines import ONNX_RUNTIME, PYTORCH, check_engine, check_installed, engine_named
 from codedinvnet.errors import UserError
@@ -26,7 +26,7 @@ from codedinvnet.models.bundle import load_bundle
 from codedinvnet.models.scores import ScoresOf
 from codedinvnet.models.source import ModelSource, OpenModel
 from codedinvnet.serving.workers.exported import is_kept, run_by_onnxruntime
-from codedinvnet.serving.workers.result import OUTPUT, Computer, floated
+from codedinvnet.serving.workers.result import OUTPUT, Computer, copied, floated
 
 
 class SchemeComputer:
@@ -70,10 +70,10 @@ class ModelComputer:
         task = self.scheme.rules.tasks(self.scheme.rules.k)[number]
         if task.model == SERVED and not task.encoded:
             return self.model.run(inputs), 0.0
-        floats = floated(inputs)
+        taken = copied(inputs) if task.model == BACKUP else floated(inputs)
         if len(inputs) == 1:
-            return self.coding.compute(number, floats)
-        output = run_module(self.scheme.models[task.model], floats, self.model.signature.inputs)
+            return self.coding.compute(number, taken)
+        output = run_module(self.scheme.models[task.model], taken, self.model.signature.inputs)
         return {OUTPUT: output.reshape(1, -1)}, 0.0
 
 
@@ -91,7 +91,7 @@ class BackupComputer:
     def compute(
         self, number: int, inputs: Mapping[str, np.ndarray]
     ) -> tuple[Mapping[str, np.ndarray], float]:
-        return {OUTPUT: run_module(self.backup, floated(inputs), self.inputs)}, 0.0
+        return {OUTPUT: run_module(self.backup, copied(inputs), self.inputs)}, 0.0
 
 
 def run_module(

@@ -55,8 +55,13 @@ def run_task(computer: Computer, number: int, inputs: Mapping[str, np.ndarray]) 
 
 
 def floated(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return inputs as backups take them: all floats as float32."""
+    """Return inputs as codes take them: all floats as float32."""
     return {
         name: array.astype(np.float32) if array.dtype.kind == "f" else array.copy()
         for name, array in inputs.items()
     }
+
+
+def copied(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return inputs as backups take them: what `protect` measured them on, and writable."""
+    return {name: array.copy() for name, array in inputs.items()}
