@@ -7,7 +7,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from codedinvnet.codes.registry import UNTRAINED
 from codedinvnet.errors import UserError
 from codedinvnet.files import check_folder, content_digest, read_json, write_atomically, write_json
 from codedinvnet.models import ModelSource, OpenModel
-from codedinvnet.models.base import lacking_scores, scores_tensor
+from codedinvnet.models.base import can_be_scores, lacking_scores, scores_tensor
 from codedinvnet.models.graph import Unsupported
 from codedinvnet.protect import calibration, codes, costs, measure
 from codedinvnet.protect.candidates import Measured
@@ -201,6 +201,8 @@ def _own_backup(options: ProtectOptions, model: OpenModel) -> OpenModel | None:
             f"--backup: {options.backup} is no file: give .onnx, .pt2 or a bundle, since whoever "
             "opens the protection runs no code that it names"
         )
+    if source.kind != "bundle":  # which tells its inputs
+        source = replace(source, inputs=options.source.inputs)
     other = source.open()
     mine, its = (
         [(spec.name, spec.datatype, spec.shape) for spec in m.signature.inputs]
@@ -209,7 +211,14 @@ def _own_backup(options: ProtectOptions, model: OpenModel) -> OpenModel | None:
     if mine != its:
         raise UserError(f"--backup: {options.backup} takes {its}, and the model {mine}")
     if other.signature.scores is None:
-        raise UserError(f"--backup: {options.backup} has no output that is surely class scores")
+        assert model.signature.scores is not None
+        name = model.signature.scores.output
+        if name not in [s.name for s in other.signature.outputs if can_be_scores(s)]:
+            raise UserError(
+                f"--backup: {options.backup} has no output that is surely class scores, and none "
+                f"that is called {name!r} as the model's"
+            )
+        other = replace(source, scores=name).open()
     sizes = [scores_tensor(m.signature).shape for m in (model, other)]
     if sizes[0] != sizes[1]:
         raise UserError(
