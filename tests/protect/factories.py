@@ -251,6 +251,26 @@ def chosen() -> tuple[nn.Module, Tensor]:
     return Chosen(), torch.zeros(1, FEATURES)
 
 
+def narrow(least: float) -> tuple[nn.Module, Tensor]:
+    """Probabilities of inputs beyond a bound, on which nothing below it has any."""
+
+    class Narrow(Applied):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward((x - least).sqrt() - 1.5).softmax(1)
+
+    return Narrow(FEATURES, 3), torch.zeros(1, FEATURES)
+
+
+def beyond_the_probe() -> tuple[nn.Module, Tensor]:
+    """No input of a probe is finite."""
+    return narrow(1.0)
+
+
+def partly_beyond() -> tuple[nn.Module, Tensor]:
+    """Some inputs of a probe are finite."""
+    return narrow(0.01)
+
+
 def regression() -> tuple[nn.Module, Tensor]:
     return Applied(FEATURES, 1), torch.zeros(1, FEATURES)
 

@@ -1,19 +1,25 @@
-"""Which models are protected as classifiers, and which are not."""
+"""Which models are protected as classifiers, by which scores, and which are not."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from codedinvnet.protect.folder import DESCRIPTION
+from codedinvnet.errors import UserError
+from codedinvnet.models import open_model
+from codedinvnet.protect.folder import DESCRIPTION, check_fingerprint
 from tests.conftest import Command
-from tests.protect.conftest import arguments, queries
+from tests.protect.conftest import COUNT, PLACE, arguments, description, queries
+from tests.protect.factories import FEATURES
 
 
 @pytest.mark.parametrize(
     ("model", "message"),
-    [("regression", "a regression is hedged, and not protected; with one column of a sigmoid ")],
+    [
+        ("regression", "a regression is hedged, and not protected; with one column of a sigmoid "),
+    ],
 )
 def test_what_is_no_classifier_is_refused(
     model: str, message: str, call: Command, tmp_path: Path
@@ -23,3 +29,28 @@ def test_what_is_no_classifier_is_refused(
     line = next(line for line in outcome.err.splitlines() if line.startswith("error: "))
     assert message in line
     assert not (tmp_path / "out" / DESCRIPTION).exists()
+
+
+@pytest.mark.parametrize("model", ["beyond_the_probe", "partly_beyond"])
+def test_a_model_may_have_no_scores_of_the_inputs_of_a_probe(
+    model: str, call: Command, tmp_path: Path
+) -> None:
+    """What they are is learnt from those of real inputs, and no model is known by what is not."""
+    x = 1 + 4 * np.random.default_rng(0).random((COUNT, FEATURES), np.float32)
+    np.save(tmp_path / "x.npy", x)
+    more = ("--methods", "approxifer")
+    outcome = call(*arguments(model, tmp_path / "x.npy", tmp_path / "out", *more))
+    assert outcome.code == 0, outcome.err
+    found = description(tmp_path / "out")
+    assert found["model"]["kind"] == "probabilities"
+    served = open_model(f"{PLACE}:{model}", scores="output:probabilities")
+    if model == "beyond_the_probe":
+        assert any("no gateway takes this protection" in note for note in found["notes"])
+        with pytest.raises(UserError, match="nothing tells whether m is the model"):
+            check_fingerprint(tmp_path / "out", found, served, "m")
+        return
+    assert not any("gateway" in note for note in found["notes"])
+    check_fingerprint(tmp_path / "out", found, served, "m")
+    found["model"]["probe"] = [row[::-1] for row in found["model"]["probe"]]
+    with pytest.raises(UserError, match="m is another model"):
+        check_fingerprint(tmp_path / "out", found, served, "m")

@@ -177,7 +177,7 @@ def find_scores(told: str | None, probed: Probed, where: str) -> Scores | None:
     if told is None:
         if len(candidates) != 1 or _is_constant(probed.answers[candidates[0]]):
             return None
-        return Scores(candidates[0], _kind(probed.answers[candidates[0]]))
+        return Scores(candidates[0], kind_of_scores(probed.answers[candidates[0]]))
     name, kind = told, ""
     if told.rpartition(":")[2] in _KINDS and ":" in told:
         name, _, kind = told.rpartition(":")
@@ -196,19 +196,28 @@ def find_scores(told: str | None, probed: Probed, where: str) -> Scores | None:
             "floats (B, classes), of two classes or more"
         )
     answers = probed.answers[name]  # the same for all, perhaps: of trees that split beyond 0..1
-    if kind == "probabilities" and _kind(answers) != kind:
+    known = len(finite_rows(answers)) > 0
+    if kind == "probabilities" and known and kind_of_scores(answers) != kind:
         raise UserError(
             f"--scores: output {name!r} of {where} holds no probabilities: its rows do not sum to "
             "1, or leave 0..1"
         )
-    return Scores(name, cast(Literal["logits", "probabilities"], kind or _kind(answers)))
+    return Scores(name, cast(Literal["logits", "probabilities"], kind or kind_of_scores(answers)))
 
 
 def _is_constant(answers: np.ndarray) -> bool:
     return bool((answers == answers[:1]).all())
 
 
-def _kind(answers: np.ndarray) -> Literal["logits", "probabilities"]:
-    rows = answers.astype(np.float64)
+def finite_rows(answers: np.ndarray) -> np.ndarray:
+    """Return the answers (B, n) that are finite as a whole, as float64."""
+    rows: np.ndarray = answers[np.isfinite(answers).all(axis=1)].astype(np.float64)
+    return rows
+
+
+def kind_of_scores(answers: np.ndarray) -> Literal["logits", "probabilities"]:
+    """Return what scores (B, classes) are, by the finite ones; without any they are logits."""
+    rows = finite_rows(answers)
     sums = np.allclose(rows.sum(1), 1, atol=1e-2 if answers.dtype == np.float16 else 1e-3)
-    return "probabilities" if sums and rows.min() >= 0 and rows.max() <= 1 else "logits"
+    likely = len(rows) > 0 and sums and rows.min() >= 0 and rows.max() <= 1
+    return "probabilities" if likely else "logits"

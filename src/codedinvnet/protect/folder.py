@@ -23,7 +23,7 @@ from codedinvnet.errors import UserError
 from codedinvnet.files import file_digest, read_json, write_atomically, write_json
 from codedinvnet.models import ModelSource, OpenModel
 from codedinvnet.models.base import Model, Signature, scores_tensor
-from codedinvnet.models.probe import probe_inputs
+from codedinvnet.models.probe import differ, probe_inputs
 from codedinvnet.models.runtime import any_batch, export
 from codedinvnet.models.scores import ScoresOf
 from codedinvnet.protect.codes import build
@@ -366,6 +366,11 @@ def fingerprint(model: Model) -> dict[str, Any]:
     return {"tensors": tensors_of(signature), "probe": scores.astype(np.float64).tolist()}
 
 
+def tells_nothing(known_by: Mapping[str, Any]) -> bool:
+    """Tell whether a fingerprint has no finite score by which a model is known."""
+    return not np.isfinite(np.array(known_by["probe"])).any()
+
+
 def tensors_of(signature: Signature) -> list[Any]:
     """Return a model's inputs, and the output with its scores, as JSON has them."""
     specs = (*signature.inputs, scores_tensor(signature))
@@ -389,8 +394,12 @@ def check_fingerprint(folder: Path, found: Mapping[str, Any], model: Model, wher
     if seen["tensors"] != own["tensors"]:
         both = f"{own['tensors']}, and {where} has {seen['tensors']}"
         raise UserError(f"{folder} protects {own['source']} with the tensors {both}")
-    mine, theirs = np.array(own["probe"]), np.array(seen["probe"])
-    if not np.allclose(mine, theirs, rtol=0, atol=CLOSE * float(np.abs(mine).max())):
+    if tells_nothing(own):
+        raise UserError(
+            f"{folder}: nothing tells whether {where} is the model that it protects: the scores of "
+            f"{own['source']} are not finite for the few inputs that it was asked about"
+        )
+    if differ(np.array(own["probe"]), np.array(seen["probe"]), CLOSE):
         raise UserError(
             f"{folder} protects {own['source']}, and {where} is another model: its scores of the "
             "same inputs differ"

@@ -20,8 +20,9 @@ from codedinvnet.codes.registry import UNTRAINED
 from codedinvnet.errors import UserError
 from codedinvnet.files import check_folder, content_digest, read_json, write_atomically, write_json
 from codedinvnet.models import ModelSource, OpenModel
-from codedinvnet.models.base import can_be_scores, lacking_scores, scores_tensor
+from codedinvnet.models.base import DATATYPES, can_be_scores, lacking_scores, scores_tensor
 from codedinvnet.models.graph import Unsupported
+from codedinvnet.models.probe import finite_rows, kind_of_scores
 from codedinvnet.protect import calibration, codes, costs, measure
 from codedinvnet.protect.candidates import Measured
 from codedinvnet.protect.capture import fetch
@@ -38,6 +39,7 @@ from codedinvnet.protect.folder import (
     export_part,
     fingerprint,
     save_calibration,
+    tells_nothing,
     write_description,
 )
 from codedinvnet.protect.frozen import frozen_scores
@@ -93,9 +95,16 @@ def protect(options: ProtectOptions) -> dict[str, Any]:
     _check_shift(options, model)
     other = _own_backup(options, model)
     setting = _asked(options, model)
+    model, known_by = setting.model, fingerprint(setting.model)
+    assert model.signature.scores is not None
     settings = _settings(options, setting)
     candidates: list[Candidate] = []
     notes = [note for note in (setting.repetition, setting.correctness) if note]
+    if tells_nothing(known_by):
+        notes.append(
+            "no gateway takes this protection: by the few inputs that it asks about it would not "
+            "know the model, whose scores of them are not finite"
+        )
     measured = Measured(options, setting)
     smoothing: dict[str, list[float]] = {}
     exports: list[str] = []
@@ -138,7 +147,7 @@ def protect(options: ProtectOptions) -> dict[str, Any]:
             "scores": model.signature.scores.output,
             "kind": setting.kind,
             "macs": setting.macs,
-            **fingerprint(model),
+            **known_by,
         },
         "k": options.k,
         "recommended": advice.method,
@@ -264,8 +273,19 @@ def _asked(options: ProtectOptions, model: OpenModel) -> Setting:
         )
     scores = teacher_scores(model, inputs, asked)
     check_scores(scores)
+    model = _with_kind(options, model, scores)
     macs = costs.model_macs(model, inputs.batch(np.arange(1)))
     return Setting(model, inputs, rows, scores, macs, asked, count - len(inputs))
+
+
+def _with_kind(options: ProtectOptions, model: OpenModel, scores: np.ndarray) -> OpenModel:
+    """Return the model with the kind of its scores of the inputs, if the probe's are not finite."""
+    spec = scores_tensor(model.signature)
+    known = options.source.scores not in (None, spec.name)  # the user told it
+    if known or len(finite_rows(np.array(fingerprint(model)["probe"]))):
+        return model
+    kind = kind_of_scores(scores.astype(DATATYPES[spec.datatype]))
+    return replace(model.source, scores=f"{spec.name}:{kind}").open()
 
 
 def _inputs(options: ProtectOptions, model: OpenModel) -> Inputs:
