@@ -164,7 +164,7 @@ def colours() -> tuple[nn.Module, Tensor]:
 
     class Most(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            return x.mean((2, 3))
+            return 4 * x.mean((2, 3))
 
     return Most(), torch.zeros(1, 3, 16, 16)
 
@@ -249,6 +249,30 @@ def chosen() -> tuple[nn.Module, Tensor]:
             return found
 
     return Chosen(), torch.zeros(1, FEATURES)
+
+
+def embedding() -> tuple[nn.Module, Tensor]:
+    class Unit(Applied):
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.normalize(super().forward(x - 0.5))
+
+    return Unit(FEATURES, 8), torch.zeros(1, FEATURES)
+
+
+def tags() -> tuple[nn.Module, Tensor]:
+    class Tags(Applied):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).sigmoid()
+
+    return Tags(FEATURES, 5), torch.zeros(1, FEATURES)
+
+
+def likely() -> tuple[nn.Module, Tensor]:
+    class Likely(Applied):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).log_softmax(1)
+
+    return Likely(FEATURES, 3), torch.zeros(1, FEATURES)
 
 
 def narrow(least: float) -> tuple[nn.Module, Tensor]:

@@ -10,6 +10,7 @@ import pytest
 from codedinvnet.errors import UserError
 from codedinvnet.models import open_model
 from codedinvnet.protect.folder import DESCRIPTION, check_fingerprint
+from codedinvnet.protect.teacher import check_classes
 from tests.conftest import Command
 from tests.protect.conftest import COUNT, PLACE, arguments, description, queries
 from tests.protect.factories import FEATURES
@@ -19,6 +20,8 @@ from tests.protect.factories import FEATURES
     ("model", "message"),
     [
         ("regression", "a regression is hedged, and not protected; with one column of a sigmoid "),
+        ("tags", "looks like independent labels (all lie in 0..1, and rows do not sum to 1)"),
+        ("embedding", "if they are class scores, say --scores output:logits"),
     ],
 )
 def test_what_is_no_classifier_is_refused(
@@ -29,6 +32,25 @@ def test_what_is_no_classifier_is_refused(
     line = next(line for line in outcome.err.splitlines() if line.startswith("error: "))
     assert message in line
     assert not (tmp_path / "out" / DESCRIPTION).exists()
+
+
+def test_what_the_user_calls_scores_is_protected(call: Command, tmp_path: Path) -> None:
+    more = ("--methods", "approxifer", "--scores", "output:logits")
+    outcome = call(*arguments("tags", queries(tmp_path), tmp_path / "out", *more))
+    assert outcome.code == 0, outcome.err
+    assert description(tmp_path / "out")["model"]["kind"] == "logits"
+
+
+def test_scores_of_classes_look_like_nothing_else() -> None:
+    """Logits, their logarithms as probabilities, these themselves, and those of one class."""
+    logits = np.random.default_rng(0).normal(0, 3, (300, 7))
+    likely = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    for scores in (logits, np.log(likely), likely, np.eye(7)[logits.argmax(1)], 30 * likely):
+        check_classes(scores.astype(np.float32), "y")
+    unit = logits / np.linalg.norm(logits, axis=1, keepdims=True)
+    for scores in (unit, 20 * unit, 1 / (1 + np.exp(-logits))):
+        with pytest.raises(UserError, match="say --scores y:logits"):
+            check_classes(scores.astype(np.float32), "y")
 
 
 @pytest.mark.parametrize("model", ["beyond_the_probe", "partly_beyond"])

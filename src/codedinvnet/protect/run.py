@@ -52,6 +52,7 @@ from codedinvnet.protect.setting import WORK, ProtectOptions, Setting
 from codedinvnet.protect.students import Student, are_words, kind_of
 from codedinvnet.protect.teacher import (
     agreement_when_shifted,
+    check_classes,
     check_scores,
     check_teacher,
     teacher_scores,
@@ -274,6 +275,9 @@ def _asked(options: ProtectOptions, model: OpenModel) -> Setting:
     scores = teacher_scores(model, inputs, asked)
     check_scores(scores)
     model = _with_kind(options, model, scores)
+    told = model.signature.scores
+    if options.source.scores is None and told is not None and told.kind == "logits":
+        check_classes(scores, told.output)
     macs = costs.model_macs(model, inputs.batch(np.arange(1)))
     return Setting(model, inputs, rows, scores, macs, asked, count - len(inputs))
 

@@ -14,6 +14,7 @@ import torch
 from codedinvnet.errors import UserError
 from codedinvnet.files import write_atomically
 from codedinvnet.models.base import Model
+from codedinvnet.models.probe import kind_of_scores
 from codedinvnet.progress import Progress
 from codedinvnet.protect.images import layout
 from codedinvnet.protect.inputs import Inputs
@@ -27,6 +28,8 @@ TWICE = 16
 _SAME = 1e-2
 """Share of the largest score by which two answers to one query may differ: they may be of other
 batches, of coarse arithmetic, or from before and after a restart."""
+_SAME_NORM = 1e-3
+"""Share of the largest norm by which those of embeddings of unit norm differ at most."""
 
 
 def scores_of(model: Model, batch: dict[str, np.ndarray]) -> np.ndarray:
@@ -178,3 +181,28 @@ def check_scores(scores: np.ndarray) -> None:
         raise UserError(
             f"the model answers class {answers[0]} to all inputs: there is nothing to learn"
         )
+
+
+def check_classes(scores: np.ndarray, output: str) -> None:
+    """Refuse what looks like no class scores, where nobody said that it is.
+
+    Args:
+        scores: (N, classes), of many inputs.
+        output: which has them.
+
+    Raises:
+        UserError: saying how they are protected after all.
+    """
+    norms = np.linalg.norm(scores, axis=1)
+    if kind_of_scores(scores) == "probabilities":
+        return
+    if scores.min() >= 0 and scores.max() <= 1:
+        looks = "independent labels (all lie in 0..1, and rows do not sum to 1)"
+    elif np.ptp(norms) <= _SAME_NORM * norms.max():
+        looks = "an embedding (all rows have the same norm)"
+    else:
+        return
+    raise UserError(
+        f"output {output!r} of the model looks like {looks}, and not like classes: if they are "
+        f"class scores, say --scores {output}:logits"
+    )
