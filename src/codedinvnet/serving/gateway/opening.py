@@ -137,11 +137,22 @@ async def _protected(
 def _coded(
     model: AskedModel, served: OwnModel, scheme: Scheme, calibration: Calibration | None = None
 ) -> Coded:
+    """Return a code around the upstreams' model.
+
+    Raises:
+        UserError: if answers would lack an output of texts, which the gateway does not read.
+    """
     from codedinvnet.serving.workers.computing import ModelComputer
 
+    texts = [spec.name for spec in served.signature.outputs if spec.datatype == "BYTES"]
     if not is_systematic(scheme.rules):  # no answer has any other output
         scores = (scores_tensor(served.signature),)
         served = replace(served, signature=replace(served.signature, outputs=scores))
+    elif texts:
+        raise UserError(
+            f"{served.name} answers with texts ({', '.join(texts)}), which answers around "
+            f"{scheme.name} would lack: take a small backup, which leaves the model's as they are"
+        )
     return Coded(served, scheme, ModelComputer(model, scheme), calibration)
 
 

@@ -26,7 +26,7 @@ from codedinvnet.serving.gateway.calls import (
     Reply,
     Unreachable,
 )
-from codedinvnet.serving.gateway.upstreams import Upstream
+from codedinvnet.serving.gateway.upstreams import OWN_OUTPUTS, Upstream
 from codedinvnet.serving.rules.settings import MAX_BATCH
 from codedinvnet.serving.served import OwnModel
 from codedinvnet.serving.service import Request, Response, outcome_name
@@ -190,7 +190,13 @@ async def understand(
     probed = await asyncio.to_thread(probe, bare.compute, inputs, most, where)
     found = find_scores(scores, probed, where)
     platform = str(metadata.get("platform") or "")
-    signature = Signature(inputs, probed.outputs, probed.max_batch, found, platform)
+    texts = [  # which `arrays_of` leaves out, though clients may want them
+        TensorSpec(str(tensor["name"]), "BYTES", tuple(map(int, tensor["shape"][1:])))
+        for tensor in metadata["outputs"]
+        if tensor["datatype"] == "BYTES" and tensor["name"] not in OWN_OUTPUTS
+    ]
+    outputs = (*probed.outputs, *texts)
+    signature = Signature(inputs, outputs, probed.max_batch, found, platform)
     scores_tensor(signature)
     versions = list(metadata.get("versions") or ())
     version = str(versions[0]) if len(versions) == 1 else ""

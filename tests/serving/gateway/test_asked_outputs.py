@@ -1,0 +1,95 @@
+"""Requests that a gateway's small backup does not answer, for what they ask for."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from aiohttp import web
+
+from codedinvnet.models.base import HEADER_LENGTH
+from codedinvnet.models.upstream import described
+from tests.protect.conftest import finished  # noqa: F401
+from tests.serving.gateway.asking import Got, ask
+from tests.serving.gateway.fakes import gateway
+from tests.serving.gateway.servers import (
+    LENGTH,
+    MODEL,
+    SMALL,
+    Server,
+    queries,
+    scores,
+)
+from tests.serving.gateway.test_protection import refused
+
+TEXTS = {"name": "label", "datatype": "BYTES", "shape": [-1, 1]}
+OWN = {"name": "outcome", "datatype": "BYTES", "shape": [-1]}
+
+
+class Labels(Server):
+    """Tells a label as a text beside the scores, as classifiers of scikit-learn do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.metadata["outputs"].append(TEXTS)
+
+    async def _infer(self, request: web.Request) -> web.Response:
+        found = await super()._infer(request)
+        assert isinstance(found.body, bytes)
+        length = int(found.headers[HEADER_LENGTH])
+        told = json.loads(found.body[:length])
+        rows = told["outputs"][0]["shape"][0]
+        words = b"\x01\0\0\0a" * rows
+        size = {"binary_data_size": len(words)}
+        told["outputs"].append({**TEXTS, "shape": [rows, 1], "parameters": size})
+        text = json.dumps(told).encode()
+        body = text + found.body[length:] + words
+        return web.Response(body=body, headers={HEADER_LENGTH: str(len(text))})
+
+
+async def asked_for(address: str, x: np.ndarray, *names: str) -> Got:
+    """Ask for some outputs alone, or for all."""
+    head, blobs = described({"x": x}, MODEL.signature.inputs)
+    told: dict[str, Any] = json.loads(head)
+    if names:
+        told["outputs"] = [{"name": name} for name in names]
+    text = json.dumps(told).encode()
+    return await ask(address, text + b"".join(blobs), **{LENGTH: str(len(text))})
+
+
+async def test_texts_are_outputs_as_others_are(finished: Path) -> None:  # noqa: F811
+    """Who asks for them waits for an upstream, and who names no outputs asks for all."""
+    server = Labels()
+    async with gateway(server, protection=finished, **SMALL) as (address, _, _):
+        server.hold()
+        assert scores(await asked_for(address, queries(1), "output"))[1] == "decoded"
+        for names in ((), ("output", "label")):
+            asking = asyncio.create_task(asked_for(address, queries(1), *names))
+            done, _ = await asyncio.wait({asking}, timeout=0.3)
+            assert not done
+            server.go()
+            got = await asking
+            assert scores(got)[1] == "direct"
+            assert b'"label"' in got.body
+            server.hold()
+        server.go()
+
+
+async def test_the_outcome_of_a_service_is_no_output_of_its_model(finished: Path) -> None:  # noqa: F811
+    server = Server()
+    server.metadata["outputs"].append(OWN)
+    async with gateway(server, protection=finished, **SMALL) as (address, _, _):
+        server.hold()
+        assert scores(await asked_for(address, queries(1)))[1] == "decoded"
+        server.go()
+
+
+async def test_a_code_does_not_answer_for_texts(finished: Path) -> None:  # noqa: F811
+    """One without direct answers has no other outputs than the scores anyway."""
+    told = r"m answers with texts \(label\), which answers around code would lack"
+    await refused(told, *(Labels() for _ in range(5)), protection=finished, method="code")
+    async with gateway(*(Labels() for _ in range(5)), method="approxifer") as (address, _, _):
+        assert scores(await asked_for(address, queries(4)))[1] == "decoded"
