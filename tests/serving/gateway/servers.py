@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -70,6 +71,36 @@ class Server(Fake):
         text = json.dumps({"model_name": "m", "outputs": [told]}).encode()
         headers = {HEADER_LENGTH: str(len(text))}
         return web.Response(body=text + y.tobytes(), headers=headers)
+
+
+class Beside(Server):
+    """Has another output beside that of its model.
+
+    Args:
+        other: as metadata have it.
+        row: its bytes for a query.
+        source: of the model.
+    """
+
+    def __init__(
+        self, other: Mapping[str, Any], row: bytes, source: str = f"{PLACE}:vectors"
+    ) -> None:
+        super().__init__(source)
+        self.other, self.row = other, row
+        self.metadata["outputs"].append(other)
+
+    async def _infer(self, request: web.Request) -> web.Response:
+        found = await super()._infer(request)
+        assert isinstance(found.body, bytes)
+        length = int(found.headers[HEADER_LENGTH])
+        told = json.loads(found.body[:length])
+        rows = told["outputs"][0]["shape"][0]
+        size = {"binary_data_size": rows * len(self.row)}
+        shape = [rows, *self.other["shape"][1:]]
+        told["outputs"].append({**self.other, "shape": shape, "parameters": size})
+        text = json.dumps(told).encode()
+        body = text + found.body[length:] + rows * self.row
+        return web.Response(body=body, headers={HEADER_LENGTH: str(len(text))})
 
 
 class GrpcServer(GrpcFake):

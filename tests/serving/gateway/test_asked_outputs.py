@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from aiohttp import web
 
-from codedinvnet.models.base import HEADER_LENGTH
 from codedinvnet.models.upstream import described
 from tests.protect.conftest import finished  # noqa: F401
 from tests.serving.gateway.asking import Got, ask
@@ -19,6 +17,7 @@ from tests.serving.gateway.servers import (
     LENGTH,
     MODEL,
     SMALL,
+    Beside,
     Server,
     queries,
     scores,
@@ -29,25 +28,9 @@ TEXTS = {"name": "label", "datatype": "BYTES", "shape": [-1, 1]}
 OWN = {"name": "outcome", "datatype": "BYTES", "shape": [-1]}
 
 
-class Labels(Server):
+def labels() -> Server:
     """Tells a label as a text beside the scores, as classifiers of scikit-learn do."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.metadata["outputs"].append(TEXTS)
-
-    async def _infer(self, request: web.Request) -> web.Response:
-        found = await super()._infer(request)
-        assert isinstance(found.body, bytes)
-        length = int(found.headers[HEADER_LENGTH])
-        told = json.loads(found.body[:length])
-        rows = told["outputs"][0]["shape"][0]
-        words = b"\x01\0\0\0a" * rows
-        size = {"binary_data_size": len(words)}
-        told["outputs"].append({**TEXTS, "shape": [rows, 1], "parameters": size})
-        text = json.dumps(told).encode()
-        body = text + found.body[length:] + words
-        return web.Response(body=body, headers={HEADER_LENGTH: str(len(text))})
+    return Beside(TEXTS, b"\x01\0\0\0a")
 
 
 async def asked_for(address: str, x: np.ndarray, *names: str) -> Got:
@@ -62,7 +45,7 @@ async def asked_for(address: str, x: np.ndarray, *names: str) -> Got:
 
 async def test_texts_are_outputs_as_others_are(finished: Path) -> None:  # noqa: F811
     """Who asks for them waits for an upstream, and who names no outputs asks for all."""
-    server = Labels()
+    server = labels()
     async with gateway(server, protection=finished, **SMALL) as (address, _, _):
         server.hold()
         assert scores(await asked_for(address, queries(1), "output"))[1] == "decoded"
@@ -90,6 +73,6 @@ async def test_the_outcome_of_a_service_is_no_output_of_its_model(finished: Path
 async def test_a_code_does_not_answer_for_texts(finished: Path) -> None:  # noqa: F811
     """One without direct answers has no other outputs than the scores anyway."""
     told = r"m answers with texts \(label\), which answers around code would lack"
-    await refused(told, *(Labels() for _ in range(5)), protection=finished, method="code")
-    async with gateway(*(Labels() for _ in range(5)), method="approxifer") as (address, _, _):
+    await refused(told, *(labels() for _ in range(5)), protection=finished, method="code")
+    async with gateway(*(labels() for _ in range(5)), method="approxifer") as (address, _, _):
         assert scores(await asked_for(address, queries(4)))[1] == "decoded"

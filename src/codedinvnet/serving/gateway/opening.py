@@ -174,10 +174,11 @@ async def _upstream_backup(
     upstream = open_one(server, flag="--backup-upstream")
     try:
         told = [parse_input(text) for text in options.inputs]
-        small = await understand([upstream], name, None, told, "--backup-upstream")
+        flag, usual = "--backup-upstream", reads.scores.name
+        small = await understand([upstream], name, None, told, flag, usual)
         mine, its = served.signature, small.signature
         sizes = scores_tensor(mine).shape, scores_tensor(its).shape
-        if (mine.inputs, sizes[0]) != (its.inputs, sizes[1]):
+        if (by_name(mine.inputs), sizes[0]) != (by_name(its.inputs), sizes[1]):
             raise UserError(
                 f"--backup-upstream: {url} takes {its.inputs} for {sizes[1]} scores, and "
                 f"{options.name} {mine.inputs} for {sizes[0]}"
@@ -202,6 +203,11 @@ async def _upstream_backup(
     backup = UpstreamBackup(pool, its.inputs, its.scores.output, convert, most, options.slots)
     rules = AnswersAll(k, BACKUP)
     return Backup(rules, reads, backup, 1, options.slots)
+
+
+def by_name(specs: Sequence[TensorSpec]) -> list[TensorSpec]:
+    """Return tensors in the order of their names: calls are written by these."""
+    return sorted(specs, key=lambda spec: spec.name)
 
 
 def _taken(model: AskedModel, most: int) -> int:

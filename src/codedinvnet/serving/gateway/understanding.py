@@ -12,7 +12,15 @@ from functools import partial
 import numpy as np
 
 from codedinvnet.errors import UserError
-from codedinvnet.models.base import DATATYPES, HEADER_LENGTH, Signature, TensorSpec, scores_tensor
+from codedinvnet.models.base import (
+    DATATYPES,
+    HEADER_LENGTH,
+    Signature,
+    TensorSpec,
+    can_be_scores,
+    lacking_scores,
+    scores_tensor,
+)
 from codedinvnet.models.probe import find_scores, in_turn, probe
 from codedinvnet.models.upstream import binary_request, declared_inputs, json_request, outputs_of
 from codedinvnet.serving.answers import BadRequest
@@ -157,6 +165,7 @@ async def understand(
     scores: str | None,
     told: Sequence[TensorSpec],
     flag: str = "--upstream",
+    usual: str = "",
 ) -> AskedModel:
     """Ask upstreams for a model's metadata, and for answers to a few queries.
 
@@ -166,9 +175,11 @@ async def understand(
         scores: see `find_scores`.
         told: see `input_specs`.
         flag: see `AskedModel`.
+        usual: the output that has the scores where they are not found.
 
     Raises:
-        UserError: if none answers, or the model is none that queries can be made for.
+        UserError: if none answers, the model is none that queries can be made for, or nobody knows
+            where its class scores are.
     """
     silent = []
     for upstream in upstreams:
@@ -189,6 +200,8 @@ async def understand(
 
     probed = await asyncio.to_thread(probe, bare.compute, inputs, most, where)
     found = find_scores(scores, probed, where)
+    if found is None and usual in [spec.name for spec in probed.outputs if can_be_scores(spec)]:
+        found = find_scores(usual, probed, where)
     platform = str(metadata.get("platform") or "")
     texts = [  # which `arrays_of` leaves out, though clients may want them
         TensorSpec(str(tensor["name"]), "BYTES", tuple(map(int, tensor["shape"][1:])))
@@ -197,7 +210,13 @@ async def understand(
     ]
     outputs = (*probed.outputs, *texts)
     signature = Signature(inputs, outputs, probed.max_batch, found, platform)
-    scores_tensor(signature)
+    if found is None:
+        lacking = lacking_scores(signature)
+        if usual:
+            lacking = (
+                f"no output is surely class scores, and none is called {usual!r} as the model's"
+            )
+        raise UserError(f"{flag}: {where}: {lacking}")
     versions = list(metadata.get("versions") or ())
     version = str(versions[0]) if len(versions) == 1 else ""
     return AskedModel(upstreams, name, signature, flag, version)
