@@ -233,17 +233,18 @@ def test_events_carry_fields(caplog: pytest.LogCaptureFixture) -> None:
     assert (lost.levelname, json.loads(JsonLines().format(lost))["worker"]) == ("WARNING", 1)
 
 
-def test_a_flood_of_events_is_logged_once_a_second(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("seconds", [logs.QUIET, logs.LASTING])
+def test_a_flood_of_events_is_logged_once_in_a_while(
+    seconds: float, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 100.0
     monkeypatch.setattr(logs, "time", SimpleNamespace(monotonic=lambda: now))
-    quiet = logs.Quiet()
+    quiet = logs.Quiet(seconds)
     for _ in range(500):
         quiet.log("query failed", logging.WARNING, query=1)
-    now += logs.QUIET
+    now += seconds
     quiet.log("query failed", logging.WARNING, query=2)
-    now += logs.QUIET
+    now += seconds
     quiet.log("query failed", logging.WARNING, query=3)
     told = [vars(record)["fields"] for record in caplog.records]
     assert [(line["query"], line.get("left_out")) for line in told] == [

@@ -42,9 +42,14 @@ def log_event(
 
 
 class Quiet:
-    """Logs an event at most once in `QUIET` seconds, with how many were left out since the last."""
+    """Logs an event once in a while at most, with how many were left out since the last.
 
-    def __init__(self) -> None:
+    Args:
+        seconds: between two lines.
+    """
+
+    def __init__(self, seconds: float = QUIET) -> None:
+        self.seconds = seconds
         self._next = -math.inf
         self._left_out = 0
 
@@ -56,7 +61,7 @@ class Quiet:
             return
         if self._left_out:
             fields["left_out"] = self._left_out
-        self._next, self._left_out = now + QUIET, 0
+        self._next, self._left_out = now + self.seconds, 0
         log_event(event, level, **fields)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from codedinvnet.models.upstream import described
 from tests.protect.conftest import finished  # noqa: F401
@@ -19,6 +20,7 @@ from tests.serving.gateway.servers import (
     SMALL,
     Beside,
     Server,
+    asked,
     queries,
     scores,
 )
@@ -76,3 +78,27 @@ async def test_a_code_does_not_answer_for_texts(finished: Path) -> None:  # noqa
     await refused(told, *(labels() for _ in range(5)), protection=finished, method="code")
     async with gateway(*(labels() for _ in range(5)), method="approxifer") as (address, _, _):
         assert scores(await asked_for(address, queries(4)))[1] == "decoded"
+
+
+async def test_the_log_says_why_the_backup_answers_nobody(
+    finished: Path,  # noqa: F811
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Once, however many such requests there are, and not for those that want no such answer."""
+
+    def reasons() -> list[str]:
+        told = [vars(record) for record in caplog.records]
+        return [line["fields"]["reason"] for line in told if "small backup" in line["msg"]]
+
+    for names, x, reason in (
+        ((), queries(1), "outputs: it lacks label: name output alone"),
+        (("output",), queries(1)[:, :5], "'x' must be [B, 12] with B >= 1, got [1, 5]"),
+    ):
+        caplog.clear()
+        async with gateway(labels(), protection=finished, **SMALL) as (address, _, _):
+            await asked(address, queries(1), accept_decoded=False)
+            assert not reasons()
+            for _ in range(3):
+                await asked_for(address, x, *names)
+            (told,) = reasons()
+            assert reason in told

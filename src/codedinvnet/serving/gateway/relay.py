@@ -6,6 +6,7 @@ It looks into them only for a sequence's id, and where a small backup must read 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from codedinvnet.serving.gateway.calls import Call, Headers, Reply, Transport, i
 from codedinvnet.serving.gateway.pool import CALL, REPLY, UpstreamPool, boxed
 from codedinvnet.serving.gateway.understanding import Understanding
 from codedinvnet.serving.listening import body_limit
+from codedinvnet.serving.logs import LASTING, Quiet
 from codedinvnet.serving.rules.settings import MAX_BATCH
 from codedinvnet.serving.service import AGREEMENT, LIMIT, Request, Service
 
@@ -100,6 +102,7 @@ class Relay:
         pool.on_late = front.late
         # Reading what is large holds the interpreter for a while, and takes memory.
         self._large = asyncio.Semaphore(1)
+        self._unanswered = Quiet(LASTING)
 
     @property
     def is_ready(self) -> bool:
@@ -193,7 +196,10 @@ class Relay:
                     return False  # nobody waits for it any more
                 body = await call.unpacked()
                 return await in_thread(lambda: self._accepts(call, body))
-        except BadRequest:
+        except BadRequest as error:
+            if self.understanding is not None:
+                told = "the small backup does not answer"
+                self._unanswered.log(told, logging.WARNING, reason=str(error))
             return False
         finally:
             if not translated:
@@ -203,16 +209,21 @@ class Relay:
         """Read a call for the backup, if there is one; return whether that may answer.
 
         Raises:
-            BadRequest: if it is not understood.
+            BadRequest: if it is not understood, or asks for more than the backup has.
         """
         if self.understanding is None:
             return True
         if not self.pool.is_protected:
             return False
-        call.request = self.understanding.request(call, body)
-        if call.request.max_disagreement is not None and self._limit is None:
+        request = call.request = self.understanding.request(call, body)
+        if not request.accept_decoded:
+            return False
+        if request.max_disagreement is not None and self._limit is None:
             return False  # a limit that nobody keeps is kept by the model's own answer alone
-        return self.understanding.accepts(call.request)
+        if lacking := self.understanding.lacking(request):
+            scores = self.understanding.scores.name
+            raise BadRequest(f"outputs: it lacks {', '.join(lacking)}: name {scores} alone")
+        return True
 
     def _backed(self) -> float | None:
         """Return in how many seconds the small backup is asked about a lost call; None: it is not.

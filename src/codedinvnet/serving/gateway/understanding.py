@@ -256,10 +256,10 @@ class Understanding:
             return parse_request(found.data, length, self.served, MAX_BATCH)
         return parse_request(body, dict(call.headers).get(LENGTH), self.served, MAX_BATCH)
 
-    def accepts(self, request: Request) -> bool:
-        """Tell whether an approximate answer will do: it has nothing but scores."""
+    def lacking(self, request: Request) -> list[str]:
+        """Return what a request asks for beside the scores: no approximate answer has it."""
         known = (*self.served.decoded, self.outcome)
-        return request.accept_decoded and all(name in known for name, _ in request.outputs)
+        return [name for name, _ in request.outputs if name not in known]
 
     def scores_of(self, reply: Reply) -> np.ndarray:
         """Return the scores (B, classes) in an answer.
