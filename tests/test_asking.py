@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,6 +41,44 @@ def redirecting(to: str, code: int) -> Iterator[tuple[str, list[str]]]:
         finally:
             server.shutdown()
             thread.join()
+
+
+@contextmanager
+def saying(words: bytes) -> Iterator[str]:
+    """Yield the address of a program that answers everybody so, and hangs up."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def answer() -> None:
+            connection, _ = listening.accept()
+            with connection:
+                connection.recv(2**16)
+                connection.sendall(words)
+
+        thread = threading.Thread(target=answer, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (b"SSH-2.0\r\n", "this is not a service of codedinvnet (SSH-2.0)"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{", "this is not a service of codedinvnet"),
+        (b"HTTP/1.1 500 Oh\r\nContent-Length: 9\r\n\r\n{", "codedinvnet (status 500)"),
+    ],
+)
+def test_what_speaks_no_whole_http_is_told_in_one_line(words: bytes, told: str) -> None:
+    with saying(words) as url, pytest.raises(UserError) as caught:
+        ask(url, "/policy")
+    assert told in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_port_that_is_no_number_is_told_in_one_line() -> None:
+    url = "http://localhost:80x"
+    with pytest.raises(UserError, match=rf"^{url}: this is not a service.*nonnumeric port: '80x'"):
+        ask(url, "/policy")
 
 
 @pytest.mark.parametrize("code", [301, 302, 303, 307, 308])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import urllib.error
 import urllib.request
@@ -9,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-from codedinvnet.errors import UserError
+from codedinvnet.errors import UserError, one_line
 
 PATIENCE = 60.0
 """Seconds that an answer may take."""
@@ -90,11 +91,12 @@ def ask(
             found = json.load(reply)
     except urllib.error.HTTPError as error:
         raise UserError(f"{url}: {_refusal(error)}") from error
-    except (OSError, ValueError) as error:  # ValueError: no JSON, or no address
-        if isinstance(error, ValueError):
-            raise UserError(f"{url}: this is not a service of codedinvnet ({error})") from error
+    except OSError as error:
         reason = getattr(error, "reason", None) or error
         raise UserError(f"{url}: no service answers: {reason}") from error
+    except (ValueError, http.client.HTTPException) as error:  # no address, no HTTP, or no JSON
+        told = one_line(error)
+        raise UserError(f"{url}: this is not a service of codedinvnet ({told})") from error
     if not isinstance(found, dict):
         raise UserError(f"{url}: this is not a service of codedinvnet")
     return found
@@ -108,7 +110,7 @@ def _refusal(error: urllib.error.HTTPError) -> str:
         return f"{error.reason} (status {error.code})"
     try:
         told = str(json.loads(error.read())["error"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, http.client.HTTPException):
         told = f"this is not a service of codedinvnet (status {error.code})"
     if error.code == 404:
         told = "this is not a service of codedinvnet, or one of another release"
