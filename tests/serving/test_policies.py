@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
 from codedinvnet.errors import UserError
 from codedinvnet.serving.policies import SERVED, Served, served_as
 from codedinvnet.serving.rules.settings import POLICIES
+
+MINE = f"{Path(__file__).parents[2] / 'examples' / 'my_method.py'}:TwoParities"
 
 
 def test_there_is_every_policy_and_the_small_backup() -> None:
@@ -46,5 +49,6 @@ def test_auto_has_something_at_hand() -> None:
     assert served_as("auto") == Served("auto", "small-backup")
     assert served_as("auto+coded-invnet") == Served("auto", "coded-invnet")
     assert served_as("auto+none").scenario == {"policy": "auto", "method": "none", "r": 1}
+    assert served_as(f"auto+{MINE}") == Served("auto", MINE)  # other processes load it by that
     with pytest.raises(UserError, match=r"^'magic'"):
         served_as("auto+magic")

@@ -82,7 +82,9 @@ def served_as(name: str) -> Served:
     if name in SERVED:
         return SERVED[name]
     if name.startswith(AUTO_WITH):
-        return Served(AUTO.name, find_method(name.removeprefix(AUTO_WITH)).name)
+        text = name.removeprefix(AUTO_WITH)
+        find_method(text)
+        return Served(AUTO.name, text)
     text = name.removesuffix(WITH_HEDGE)
     try:
         method = find_method(text)
