@@ -9,10 +9,12 @@ from collections.abc import Awaitable
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 from tritonclient.grpc import service_pb2 as pb
 
 from codedinvnet.codes.base import Encoded
+from codedinvnet.errors import UserError
 from tests.codes.decodings import assert_is_decoded
 from tests.observing import until
 from tests.protect.conftest import finished  # noqa: F401
@@ -142,6 +144,27 @@ async def test_a_protections_code_runs_beside_the_gateway(finished: Path) -> Non
     ):
         assert relay.front.scheduler.code.k == 4
         assert scores(await asked(address, queries(4)))[1] == "decoded"
+
+
+async def test_over_a_code_copies_are_for_one_query_of_a_group(finished: Path) -> None:  # noqa: F811
+    """As in `serve`, and as `advise` counts."""
+    servers = [Server() for _ in range(5)]
+    options: dict[str, Any] = {"protection": finished, "method": "code", "policy": "coded+hedge"}
+
+    async with (
+        gateway(*servers, **options) as (address, _, _),
+        aiohttp.ClientSession(address) as session,
+        session.get("/traffic") as got,
+    ):
+        rules = (await got.json())["rules"]
+    assert (rules["k"], rules["hedge_share"]) == (4, 1 / 4)
+
+
+async def test_a_code_without_direct_answers_goes_with_coded_alone() -> None:
+    servers = [Server() for _ in range(3)]
+    with pytest.raises(UserError, match=r"^--policy: nercc has no direct answers.*not with auto"):
+        async with gateway(*servers, method="nercc", policy="auto"):
+            raise AssertionError("it runs")
 
 
 async def test_what_cannot_be_encoded_ends_with_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

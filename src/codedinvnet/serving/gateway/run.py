@@ -7,14 +7,15 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from functools import partial
 
 import uvloop
 
 from codedinvnet.asking import read_token
-from codedinvnet.codes.rules import is_systematic
 from codedinvnet.errors import UserError
 from codedinvnet.serving.bodies import BodyMemory
+from codedinvnet.serving.choices import objection
 from codedinvnet.serving.faces.connections import allow_files
 from codedinvnet.serving.faces.http import AppOptions, build_app
 from codedinvnet.serving.faces.middleware import LOOPBACK
@@ -98,6 +99,8 @@ def make_relay(
         backup_slots=guard.slots if isinstance(guard, Backup) else 1,
         backup_hang_timeout=guard.hang_timeout if isinstance(guard, Backup) else None,
     )
+    if isinstance(guard, Coded):
+        rules = replace(rules, hedge_share=1 / guard.scheme.rules.k)
     down = options.down_timeout_ms / 1000
     front = partial(
         FrontEnd,
@@ -117,8 +120,8 @@ def make_relay(
             both = ProtectedPool(pool, guard.pool, reads.scores.shape)
             backing = Backing(guard.rules, reads)
             return Relay(front(served=plain, pool=both, scheme=backing), pool, reads, most=most)
-        if not is_systematic(guard.scheme.rules) and policy != CODED:
-            raise UserError(f"--policy: {guard.scheme.name} has no direct answers: it needs coded")
+        if why := objection(policy, guard.scheme):
+            raise UserError(f"--policy: {why}")
         from codedinvnet.serving.gateway.coding import CodedPool  # which needs PyTorch
 
         coding = CodedPool(pool, guard.scheme, guard.computer.model.signature)
