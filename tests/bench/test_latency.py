@@ -371,7 +371,7 @@ def test_the_command_writes_rows_and_tables(
     [
         ({"k": 5, "workers": 6}, [], "serves groups of 2 to 4"),
         ({"parts": "missing.json"}, [], "cannot read the grid"),
-        ({"group_timeout_ms": 5000}, [], "group_timeout_ms must be below the deadline_ms 5000"),
+        ({"group_timeout_ms": 5000}, [], "group_timeout_ms must be below the deadline of 5000 ms"),
         (
             {"blocks": [{"batches": [257], "loads": [0.3], "methods": ["coded"]}]},
             [],

@@ -435,7 +435,7 @@ class TestRefused:
             (["mnist", "--deadline-ms", "nan"], "--deadline-ms"),
             (["mnist", "--deadline-ms", "inf"], "--deadline-ms"),
             (["mnist", "--group-timeout-ms", "-1"], "--group-timeout-ms"),
-            (["mnist", "--group-timeout-ms", "5000"], "must be below --deadline-ms 5000, got 5000"),
+            (["mnist", "--group-timeout-ms", "5000"], "below the deadline of 5000 ms, got 5000"),
             (["mnist", "--hang-timeout-ms", "-1"], "--hang-timeout-ms"),
             (["mnist", "--min-confidence", "2"], "--min-confidence"),
             (["mnist", "--max-pending", "0"], "--max-pending"),

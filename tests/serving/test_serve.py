@@ -128,6 +128,14 @@ def test_options_that_would_do_nothing(options: ServeOptions, told: str) -> None
         check(options)
 
 
+def test_groups_are_coded_before_the_deadline_where_there_are_any() -> None:
+    own = ServeOptions("model.onnx", deadline_ms=20)
+    check(own)
+    for coded in (replace(own, source="mnist"), replace(own, method="approxifer")):
+        with pytest.raises(UserError, match=r"^--group-timeout-ms: must be below .* 20 ms, got 20"):
+            check(coded)
+
+
 def test_a_batch_that_could_never_be_taken() -> None:
     """Of two workers 2,000 queries may wait; the client would be told to try again for ever."""
     options = ServeOptions("mnist", k=2, workers=3, max_batch=2001)

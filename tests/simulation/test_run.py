@@ -219,7 +219,7 @@ def test_groups_are_coded_before_the_deadline(file: Path, call: Command) -> None
     file.write_text(json.dumps({**SCENARIO, "deadline_ms": 20}))
     outcome = call("simulate", file)
     assert outcome.code == 2
-    assert "group_timeout_ms 20 is not below deadline_ms 20" in outcome.err
+    assert "group_timeout_ms must be below the deadline of 20 ms, got 20" in outcome.err
     file.write_text(json.dumps({**SCENARIO, "deadline_ms": 20, "policy": "uncoded"}))
     assert call("simulate", file).code == 0
 

@@ -169,7 +169,11 @@ def test_plan_takes_a_scenario_and_times_the_bundle_without_one(file: Path) -> N
         (["--service-ms", "1e308"], "not with a service of 1e+308 ms"),
         (
             ["--p999-ms", "14", "--deadline-ms", "15"],
-            "--deadline-ms: 15 is not above the 20 ms after",
+            "--deadline-ms: group_timeout_ms (of a --scenario) must be below the deadline of 15 ms",
+        ),
+        (
+            ["--policy", "hedge", "--p999-ms", "14", "--deadline-ms", "15", "--service-ms", "1001"],
+            "raise --hang-timeout-ms",  # without a code there are no groups
         ),
         (["--batch", "-5"], "--batch: must be at least 1, got -5"),
         (["--queries", "0"], "--queries: must be at least 1, got 0"),

@@ -17,7 +17,7 @@ from codedinvnet.engines import PYTORCH, EngineName
 from codedinvnet.errors import UserError
 from codedinvnet.files import read_json
 from codedinvnet.serving.policies import SERVED, Served, served_as
-from codedinvnet.serving.rules.settings import MAX_BATCH
+from codedinvnet.serving.rules.settings import MAX_BATCH, coded_too_late
 from codedinvnet.serving.workers.faults import Fault, check_workers
 from codedinvnet.simulation.scenario import Straggler
 from codedinvnet.simulation.stragglers import stragglers
@@ -74,8 +74,8 @@ class LatencyGrid(Section):
             raise ValueError(
                 f"service_ms must be above the wait_ms of {self.wait_ms:g} that it has in it"
             )
-        if self.group_timeout_ms >= self.deadline_ms:
-            raise ValueError(f"group_timeout_ms must be below the deadline_ms {self.deadline_ms:g}")
+        if why := coded_too_late(self.group_timeout_ms, self.deadline_ms):
+            raise ValueError(f"group_timeout_ms {why}")
         return self
 
     @property

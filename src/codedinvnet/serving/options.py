@@ -23,6 +23,7 @@ from codedinvnet.serving.rules.settings import (
     CODED,
     MAX_BATCH,
     POLICIES,
+    coded_too_late,
     hang_limit,
 )
 
@@ -149,11 +150,9 @@ def check(options: ServeOptions) -> None:
     if options.k is not None and options.k < 1:
         raise UserError(f"--k: must be at least 1, got {options.k}")
     check_extra(options.extra)
-    if options.group_timeout_ms >= options.deadline_ms:
-        raise UserError(
-            f"--group-timeout-ms: must be below --deadline-ms {options.deadline_ms:g}, got "
-            f"{options.group_timeout_ms:g}: a group that does not fill would be coded too late"
-        )
+    groups = method is not None or options.protection is not None
+    if groups and (why := coded_too_late(options.group_timeout_ms, options.deadline_ms)):
+        raise UserError(f"--group-timeout-ms: {why}")
     if options.capture is not None and options.capture < 1:
         raise UserError(f"--capture: must be at least 1, got {options.capture}")
     if options.capture is not None and options.token_file is None:

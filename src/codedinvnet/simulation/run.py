@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from codedinvnet.models.bundle import load_bundle
 from codedinvnet.progress import Progress
 from codedinvnet.provenance import describe_commit, describe_machine
 from codedinvnet.serving.policies import SERVED, check_extra, served_as
+from codedinvnet.serving.rules.settings import coded_too_late
 from codedinvnet.simulation import measured as runs_of
 from codedinvnet.simulation import plan
 from codedinvnet.simulation.distributions import Distribution
@@ -241,7 +242,7 @@ def run_plan(options: PlanOptions) -> tuple[dict[str, Any], list[str]]:
     plan.check_target(target)
     _check_policies(options.policy)
     base = _plan_base(options)
-    _check_patience(base, target)
+    _check_patience(base, target, options.policy)
     notes = []
     if base.bundle not in (None, options.bundle):
         notes.append(
@@ -308,7 +309,7 @@ def run_plan(options: PlanOptions) -> tuple[dict[str, Any], list[str]]:
     return found, lines
 
 
-def _check_patience(base: Scenario, target: plan.Target) -> None:
+def _check_patience(base: Scenario, target: plan.Target, policies: Sequence[str]) -> None:
     """Refuse what the service would give up in the ordinary course of things.
 
     Raises:
@@ -319,11 +320,9 @@ def _check_patience(base: Scenario, target: plan.Target) -> None:
             f"--p999-ms: {target.p999_ms:g} is beyond the deadline of {base.deadline_ms:g} ms, at "
             "which queries are given up: raise --deadline-ms"
         )
-    if base.group_timeout_ms >= base.deadline_ms:
-        raise UserError(
-            f"--deadline-ms: {base.deadline_ms:g} is not above the {base.group_timeout_ms:g} ms "
-            "after which groups that do not fill are coded (group_timeout_ms of a --scenario)"
-        )
+    coded = any(served_as(policy).rules.takes_code for policy in policies or SERVED)
+    if coded and (why := coded_too_late(base.group_timeout_ms, base.deadline_ms)):
+        raise UserError(f"--deadline-ms: group_timeout_ms (of a --scenario) {why}")
     if base.service.mean_ms >= base.hang_ms:
         raise UserError(
             f"a task takes {base.service.mean_ms:g} ms in the mean, and a worker that is at one "

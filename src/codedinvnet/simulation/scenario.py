@@ -23,6 +23,7 @@ from codedinvnet.serving.rules.settings import (
     POLICIES,
     Policy,
     Rules,
+    coded_too_late,
     hang_limit,
     pending_limit,
 )
@@ -238,11 +239,8 @@ class Scenario(Section):
             raise ValueError("service must take some time, and a finite one in the mean")
         if self.worker_batch > 1 and self.slots > 1:
             raise ValueError("worker_batch goes with one slot")
-        if coded and self.group_timeout_ms >= self.deadline_ms:
-            raise ValueError(
-                f"group_timeout_ms {self.group_timeout_ms:g} is not below deadline_ms "
-                f"{self.deadline_ms:g}: a group that does not fill would be coded too late"
-            )
+        if coded and (why := coded_too_late(self.group_timeout_ms, self.deadline_ms)):
+            raise ValueError(f"group_timeout_ms {why}")
         for name in ("trip", "encode", "front_end", "decode"):
             if not math.isfinite(getattr(self, name).mean_ms):
                 raise ValueError(f"{name} must take a finite time in the mean")

@@ -16,6 +16,7 @@ from codedinvnet.serving.rules.settings import (
     POLICIES,
     WITH_HEDGE,
     Policy,
+    coded_too_late,
     hang_limit,
 )
 
@@ -152,11 +153,8 @@ def check_numbers(options: GatewayOptions) -> None:
         number = getattr(options, name)
         if number is not None and not 0 < number < math.inf:
             raise UserError(f"--{name.replace('_', '-')}: must be above 0, got {number}")
-    if options.makes_up and options.group_timeout >= options.deadline_ms:
-        raise UserError(
-            f"--group-timeout-ms: must be below --deadline-ms {options.deadline_ms:g}, got "
-            f"{options.group_timeout:g}: a group that does not fill would be coded too late"
-        )
+    if options.makes_up and (why := coded_too_late(options.group_timeout, options.deadline_ms)):
+        raise UserError(f"--group-timeout-ms: {why}")
 
 
 def check_used(options: GatewayOptions) -> None:

@@ -88,6 +88,16 @@ def hang_limit(deadline_ms: float) -> float:
     return max(SHORTEST_HANG, HANG_SHARE * deadline_ms)
 
 
+def coded_too_late(group_timeout_ms: float, deadline_ms: float) -> str:
+    """Return why groups cannot wait so long for members; "" if they can."""
+    if group_timeout_ms < deadline_ms:
+        return ""
+    return (
+        f"must be below the deadline of {deadline_ms:g} ms, got {group_timeout_ms:g}: a group that "
+        "does not fill would be coded too late"
+    )
+
+
 @dataclass(frozen=True)
 class Rules:
     """What the scheduler goes by. Times are in seconds.
