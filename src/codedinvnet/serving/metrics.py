@@ -18,6 +18,7 @@ from prometheus_client import (
     generate_latest,
 )
 
+from codedinvnet.quantiles import rank_of
 from codedinvnet.serving.logs import log_event
 from codedinvnet.serving.rules.auto import Decision
 from codedinvnet.serving.rules.scheduler import Scheduler
@@ -265,7 +266,7 @@ class Metrics:
         for outcome, latencies in self.recent.items():
             ordered = sorted(latencies)
             found[outcome] = {
-                name: round(1000 * ordered[min(len(ordered) - 1, int(q * len(ordered)))], 2)
+                name: round(1000 * ordered[rank_of(len(ordered), q)], 2)
                 for name, q in (("p50", 0.5), ("p99", 0.99), ("p999", 0.999))
             }
         return found
