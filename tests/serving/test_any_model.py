@@ -9,14 +9,19 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+import torch
 from onnx import TensorProto
+from torch import Tensor, nn
 
+from codedinvnet.devices import whole_float32
 from codedinvnet.errors import UserError
 from codedinvnet.models import open_model
+from codedinvnet.models.source import ModelSource
 from codedinvnet.serving.answers import BadRequest
 from codedinvnet.serving.options import ServeOptions, check
 from codedinvnet.serving.serve import make_service, running
 from codedinvnet.serving.service import Request, output_specs
+from codedinvnet.serving.workers.computing import ModelSpec
 from codedinvnet.serving.workers.faults import FaultyPool
 from tests.codes.decodings import assert_is_decoded
 from tests.models import factories
@@ -61,6 +66,35 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_onnx(factories.resnet, made / "resnet.onnx")
     save_pt2(factories.resnet, made / "resnet.pt2")
     return made
+
+
+class Noting(nn.Linear):
+    """Notes which batches are not all zeros."""
+
+    def __init__(self) -> None:
+        super().__init__(16, 3)
+        self.seen: list[bool] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append(bool(x.any()))
+        return super().forward(x)
+
+
+def test_a_worker_has_computed_an_extra_task_before_the_first_query(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And in whole float32, as what is decoded of it needs."""
+    noting = Noting()
+    monkeypatch.setattr(factories, "mlp", lambda: (noting, torch.zeros(1, 16)))
+    source = ModelSource(f"{PLACE}:mlp")
+    with whole_float32():
+        torch.backends.cudnn.allow_tf32 = True
+        ModelSpec(source).load()
+        assert all(noting.seen)
+        assert torch.backends.cudnn.allow_tf32
+        ModelSpec(source, "approxifer", 2).load()
+        assert noting.seen.count(False) == 1
+        assert not torch.backends.cudnn.allow_tf32
 
 
 def place(source: str, folder: Path) -> str:

@@ -103,6 +103,11 @@ def run_module(
     return output.float().numpy()
 
 
+def zeros_for(inputs: Sequence[TensorSpec], rows: int) -> dict[str, np.ndarray]:
+    """Return a batch of queries for a task that is computed for its own sake."""
+    return {s.name: np.zeros((rows, *s.shape), DATATYPES[s.datatype]) for s in inputs}
+
+
 def scheme_of(model: Model, method: str, k: int, tolerance: Tolerance) -> Scheme:
     """Return a method's scheme for a user's own model.
 
@@ -233,8 +238,16 @@ class ModelSpec:
         return self.source.threads
 
     def load(self) -> Computer:
-        """See `BundleSpec.load`."""
-        return self.computer(self.source.open())
+        """See `BundleSpec.load`; the model's own task is computed as it is opened."""
+        model = self.source.open()
+        computer = self.computer(model)
+        if computer.scheme is not None:
+            use_whole_float32()
+            rules = computer.scheme.rules
+            extra = rules.tasks(rules.k).get(rules.k)
+            if extra is not None:
+                computer.compute(rules.k, zeros_for(model.signature.inputs, len(extra.members)))
+        return computer
 
     def computer(self, model: OpenModel) -> ModelComputer:
         """Return what computes tasks with the model, once it is open."""
@@ -285,8 +298,7 @@ class BackupSpec:
         found = checked_description(self.protection, self.protection_digest)
         backup = open_backup(self.protection, found, self.method, self.kind)
         computer = BackupComputer(backup.eval(), self.inputs)
-        zeros = {s.name: np.zeros((1, *s.shape), DATATYPES[s.datatype]) for s in self.inputs}
-        computer.compute(0, zeros)
+        computer.compute(0, zeros_for(self.inputs, 1))
         return computer
 
     def is_prepared(self) -> bool:
