@@ -14,7 +14,6 @@ from codedinvnet.codes.registry import METHODS, OURS, UNTRAINED, find_method
 from codedinvnet.engines import ENGINES, ONNX_RUNTIME, PYTORCH, check_engine, check_installed
 from codedinvnet.errors import UserError
 from codedinvnet.models.source import ModelSource
-from codedinvnet.serving.faces.middleware import LOOPBACK
 from codedinvnet.serving.listening import check_limit, check_ports
 from codedinvnet.serving.logs import log_event
 from codedinvnet.serving.policies import check_extra, served_as
@@ -287,11 +286,6 @@ def hang_timeout(options: ServeOptions) -> float:
         why = f"--hang-timeout-ms {given:g} is not below --deadline-ms {options.deadline_ms:g}"
         log_event("queries on hung workers are not sent again", logging.WARNING, reason=why)
     return given / 1000
-
-
-def is_open(options: ServeOptions) -> bool:
-    """Tell whether others than this machine's reach the port, and need no token."""
-    return options.token_file is None and options.host not in LOOPBACK
 
 
 def tell_open(host: str, demo: bool = False) -> None:

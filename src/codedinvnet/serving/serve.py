@@ -19,6 +19,7 @@ from codedinvnet.serving.capture import Capture
 from codedinvnet.serving.choices import objection
 from codedinvnet.serving.faces.connections import allow_files
 from codedinvnet.serving.faces.http import AppOptions, build_app
+from codedinvnet.serving.faces.middleware import is_open
 from codedinvnet.serving.faces.page import demo_requests
 from codedinvnet.serving.faces.traced import traced
 from codedinvnet.serving.frontend import FrontEnd
@@ -35,7 +36,6 @@ from codedinvnet.serving.options import (
     ServeOptions,
     check,
     hang_timeout,
-    is_open,
     policy_of,
     tell_open,
     told_apart,
@@ -141,7 +141,7 @@ def app_options(options: ServeOptions, served: Served) -> AppOptions:
         token=read_token(options.token_file),
         demo=requests,
         hosts=(options.host, *options.allowed_host),
-        guarded=not is_open(options),
+        guarded=not is_open(options.host, options.token_file),
     )
 
 
@@ -213,7 +213,7 @@ async def grpc_listening(
 
 
 async def _serve(options: ServeOptions, service: Service | None = None) -> None:
-    if is_open(options):
+    if is_open(options.host, options.token_file):
         tell_open(options.host, options.demo)
 
     @asynccontextmanager

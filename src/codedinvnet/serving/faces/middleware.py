@@ -5,6 +5,7 @@ from __future__ import annotations
 import hmac
 import ipaddress
 import re
+from pathlib import Path
 
 from prometheus_client import Counter
 from starlette.responses import JSONResponse
@@ -15,6 +16,11 @@ from codedinvnet.serving.faces.v2 import short
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 ANY_ADDRESS = ("0.0.0.0", "::")
 """Hosts to listen on that mean every address of this machine."""
+
+
+def is_open(host: str, token_file: Path | None) -> bool:
+    """Tell whether others than this machine's reach the port, and need no token."""
+    return token_file is None and host not in LOOPBACK
 
 
 class HostCheck:

@@ -18,7 +18,7 @@ from codedinvnet.serving.bodies import BodyMemory
 from codedinvnet.serving.choices import objection
 from codedinvnet.serving.faces.connections import allow_files
 from codedinvnet.serving.faces.http import AppOptions, build_app
-from codedinvnet.serving.faces.middleware import LOOPBACK
+from codedinvnet.serving.faces.middleware import is_open
 from codedinvnet.serving.faces.tls import read_certificate
 from codedinvnet.serving.faces.traced import traced
 from codedinvnet.serving.frontend import FrontEnd
@@ -182,7 +182,7 @@ async def running(options: GatewayOptions) -> AsyncIterator[tuple[str, Relay, in
         raise
     memory = BodyMemory(options.body_memory, relay.front.refuse)
     hosts = (options.host, *options.allowed_host)
-    guarded = bool(token) or options.host in LOOPBACK
+    guarded = not is_open(options.host, options.token_file)
     if relay.service is None:
         most = options.body
         app = build_gateway_app(relay, memory, most, token=token, hosts=hosts, guarded=guarded)
@@ -223,7 +223,7 @@ async def running(options: GatewayOptions) -> AsyncIterator[tuple[str, Relay, in
 
 
 async def _run(options: GatewayOptions) -> None:
-    if options.token_file is None and options.host not in LOOPBACK:
+    if is_open(options.host, options.token_file):
         why = "whoever reaches the port may send requests"
         log_event("no token", logging.WARNING, host=options.host, reason=why)
     about = ""
