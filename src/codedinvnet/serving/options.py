@@ -17,6 +17,7 @@ from codedinvnet.models.source import ModelSource
 from codedinvnet.serving.listening import check_limit, check_ports
 from codedinvnet.serving.logs import log_event
 from codedinvnet.serving.policies import check_extra, served_as
+from codedinvnet.serving.reliance import CORRUPTION, REPLACE, REPORT
 from codedinvnet.serving.rules.settings import (
     AUTO,
     CODED,
@@ -71,7 +72,7 @@ class ServeOptions:
     min_confidence: float = 0.0
     max_disagreement: float | None = None
     """None: approximate answers are released whatever their confidence."""
-    on_corruption: str = "report"
+    on_corruption: str = REPORT
     max_pending: int | None = None
     """None: what suits the workers (`pending_limit`)."""
     max_batch: int = MAX_BATCH
@@ -127,7 +128,7 @@ def check(options: ServeOptions) -> None:
     method = _method(options)
     choices = (
         ("--engine", options.engine, ENGINES),
-        ("--on-corruption", options.on_corruption, ("replace", "report")),
+        ("--on-corruption", options.on_corruption, CORRUPTION),
     )
     for flag, value, known in choices:
         if value is not None and value not in known:
@@ -191,7 +192,7 @@ def check(options: ServeOptions) -> None:
     calibrated = not own or options.protection is not None
     relies = {
         "--max-disagreement": limit is not None,
-        "--on-corruption replace": options.on_corruption == "replace",
+        "--on-corruption replace": options.on_corruption == REPLACE,
     }
     for flag, asked in relies.items():
         if asked and not (calibrated and policy.takes_code):
