@@ -17,6 +17,7 @@ from codedinvnet.simulation.picture import draw_map
 from codedinvnet.simulation.sweep import (
     BY_CLOSENESS,
     NOBODY,
+    Cell,
     Sweep,
     by_policy,
     doubts_of,
@@ -122,6 +123,16 @@ def test_rows_are_kept_and_the_rest_is_simulated(tmp_path: Path) -> None:
     assert out.read_text().splitlines()[:10] == lines[:10]
     wider = SWEEP.model_copy(update={"loads": (0.2, 0.5, 0.7)})
     assert len(run_sweep(wider, out)) == len(read_rows(out)) == 24
+
+
+def test_the_places_of_shipped_rows_have_the_draws_that_they_had() -> None:
+    root = Path(__file__).parents[2]
+    path = root / "configs" / "bench" / "simulate-two-losses.json"
+    sweep = parse_sweep(read_json(path), path)
+    assert sweep is not None
+    seeds = {cell: found.seed for cell, found in sweep.scenarios()}
+    rows = read_rows(root / "docs" / "results" / "two-losses.jsonl")
+    assert {Cell(**row["cell"]): row["scenario"]["seed"] for row in rows} == seeds
 
 
 def test_a_method_of_ones_own_whose_file_changed_is_simulated_anew(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -85,10 +84,9 @@ class Sweep(Section):
             base = bases.get(variant, self.base)
             causes = stragglers(model, base.service.mean_ms, batch)
             named = f"{model}, {variant}" if variant else model
-            place = json.dumps([base.seed, named, batch, load])
             scenario = base.updated(
                 **served_as(policy).scenario,
-                seed=zlib.crc32(place.encode()) // 2,  # below 2³¹
+                seed=results.seed_of(base.seed, named, batch, load),
                 batch=batch,
                 queries=max(base.queries, self.requests * batch),
                 qps=load * base.capacity_qps,
