@@ -107,6 +107,14 @@ def test_losses_from_before_what_is_remembered_are_no_stragglers() -> None:
     }
 
 
+def test_of_requests_at_one_time_one_may_have_no_answer() -> None:
+    seen = traffic(served("uncoded", "none", 5), offered=("uncoded",))
+    at, *_ = seen["requests"][0]
+    twins = [(at, 1, latency, 0.0, 0) for latency in (40.0, None)]
+    report = advise({**seen, "requests": [*twins, *seen["requests"]]}, OPTIONS)
+    assert row(report, "uncoded")["p50_ms"] > SERVICE / 2
+
+
 def test_requests_that_were_refused_or_cancelled_are_told_of() -> None:
     seen = traffic(served("uncoded", "none", 5), offered=("uncoded",))
     times = [at for at, *_ in seen["requests"]]

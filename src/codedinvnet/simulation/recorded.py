@@ -79,7 +79,7 @@ def scenario_of(seen: Recorded, queries: int, seed: int) -> Scenario:
     rules = seen.rules
     check_rules("advice", rules)
     found = condition(seen)
-    requests = sorted(seen.requests)
+    requests = sorted(seen.requests, key=lambda row: row[0])
     gaps = np.diff([row[0] for row in requests], prepend=requests[0][0]).round(3).tolist()
     gaps[0] = statistics.fmean(gaps[1:])  # since nothing is known of the one before
     sizes = [row[1] for row in requests]
