@@ -203,7 +203,7 @@ class Backing(NamedTuple):
     reads: type[Outputs] = RelayOutputs
 
     def queue(self, wiring: Wiring) -> BackupAnswers:
-        """Return what answers in place of a `DecodingQueue`."""
+        """Return what answers in place of a `Decoder`."""
         return BackupAnswers(self, wiring)
 
 
