@@ -73,9 +73,6 @@ class Watch:
         strict: whether the strict threshold decides what is released.
         drifting: whether inputs drift; None while nothing tells.
         comparisons: how many comparisons have been seen.
-        counted: those of them that would have been released.
-        disagreed: those of these that disagreed.
-        stops: how often releasing was stopped.
     """
 
     limit: float
@@ -83,9 +80,6 @@ class Watch:
     strict: bool = False
     drifting: bool | None = None
     comparisons: int = 0
-    counted: int = 0
-    disagreed: int = 0
-    stops: int = 0
     _sum: float = 0.0
     _above: float = 0.0
     _wrong: float = 0.0
@@ -118,8 +112,6 @@ class Watch:
             self.strict = self._above >= STRICT or (self.strict and self._above > 0)
         if not released:
             return False
-        self.counted += 1
-        self.disagreed += not agrees
         bars, wrong = BARS[self.drifting], float(not agrees)
         allowed = self.limit * (bars.excess if self.releasing else bars.credit)
         change = wrong - allowed if self.releasing else allowed - wrong
@@ -127,6 +119,5 @@ class Watch:
         if self._sum < (bars.stop if self.releasing else bars.resume):
             return False
         self.releasing = not self.releasing
-        self.stops += not self.releasing
         self._sum = 0.0
         return True
