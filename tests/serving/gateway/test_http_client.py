@@ -185,6 +185,14 @@ async def test_a_kept_connection_that_is_closed_is_asked_anew() -> None:
             await client.ask("GET", "/", 5)
 
 
+async def test_a_request_may_have_come_where_no_second_connection_is_made_in_time() -> None:
+    async with asking(WHOLE, HUNG_UP) as (_, client):
+        await client.ask("GET", "/", 5)
+        client.connect = 0.0
+        with pytest.raises(Broken, match=r"^it hung up, and then: no connection within 0 s$"):
+            await client.ask("GET", "/", 5, tries=2)
+
+
 async def test_connections_that_are_not_needed_any_more_are_closed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -239,7 +239,7 @@ class HttpClient:
                 connection = self._kept() or await self._connected(until - loop.time())
                 if not connection.is_open():  # nothing was sent yet
                     raise ConnectionError("it hung up")
-            except OSError as error:  # a time-out among them
+            except (OSError, asyncio.TimeoutError) as error:  # two in Python 3.10
                 if not broke:
                     raise
                 raise Broken(f"it hung up, and then: {error}") from error
