@@ -335,6 +335,7 @@ class ProcessPool:
         finally:  # when cancelled, too: this process's end waits for theirs
             for connection in self.connections:
                 self._kill(connection)
+            self.launcher.shutdown(wait=False)  # launches go on: `_settle` waits for each
         for listener in listeners:
             listener.cancel()
         await asyncio.gather(*listeners, return_exceptions=True)
