@@ -39,6 +39,9 @@ if TYPE_CHECKING:  # a gateway without a code does without PyTorch
     from codedinvnet.codes.base import Scheme
     from codedinvnet.trust.calibration import Calibration
 
+CHECKS = ThreadPoolExecutor(thread_name_prefix="check")
+"""Of their own: what checks of upstreams wait for needs a thread of the others."""
+
 
 async def open_guard(
     options: GatewayOptions,
@@ -113,14 +116,12 @@ async def _protected(
     rules = AnswersAll(row.k, BACKUP, cost=Costs(member=row.work), r=row.backups)
     reads = Understanding(served, model.version)
     pool = ProcessPool(spec)
-    # Of its own: what they wait for needs a thread of the others.
-    checks = ThreadPoolExecutor(thread_name_prefix="check")
 
     async def differs(upstream: Upstream) -> str:
         asked = AskedModel([upstream], options.name, model.signature, "--upstream")
         check = partial(check_fingerprint, folder, found, asked, options.name)
         try:
-            await asyncio.get_running_loop().run_in_executor(checks, check)
+            await asyncio.get_running_loop().run_in_executor(CHECKS, check)
         except NoAnswer as error:
             raise Unreachable(str(error)) from error
         except UserError as error:
