@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
+import grpc
 import pytest
 
 from codedinvnet.models.base import HEADER_LENGTH
@@ -19,7 +20,7 @@ from codedinvnet.serving.gateway import roster
 from codedinvnet.serving.gateway.relay import Answer, Relay
 from tests.observing import until
 from tests.protect.conftest import PLACE
-from tests.serving.gateway.asking import BODY, ask, is_up, request
+from tests.serving.gateway.asking import BODY, ask, ask_grpc, is_up, request
 from tests.serving.gateway.fakes import Fake, GrpcFake, gateway
 from tests.serving.gateway.servers import MODEL, GrpcServer, Server, asked, message, queries, scores
 
@@ -100,6 +101,29 @@ async def test_one_that_is_still_at_it_may_answer_what_another_fails() -> None:
         replies = [await ask(address) for _ in range(60)]
         assert {reply.status for reply in replies} == {200}
         assert counted(relay, "failed") == 0
+
+
+@pytest.mark.parametrize("status", [201, 302])
+async def test_no_client_over_grpc_is_told_ok_of_an_upstream_that_is_not(status: int) -> None:
+    """What has no outputs must not look like an answer."""
+    fake = Fake()
+    fake.status, fake.body = status, b'{"error":"elsewhere"}'
+
+    async with gateway(fake, grpc_port=0) as (_, _, port):
+        with pytest.raises(grpc.aio.AioRpcError, match="elsewhere") as caught:
+            await ask_grpc(port, request(bytes(12)))
+        assert caught.value.code() is grpc.StatusCode.INTERNAL
+
+
+async def test_one_that_redirects_draws_no_requests() -> None:
+    """It is quick, and always idle; its redirect is followed by nobody."""
+    gone, steady = Fake(), Fake()
+
+    async with gateway(gone, steady, policy="uncoded") as (address, relay, _):
+        gone.status, gone.ready = 302, False
+        gone.headers["Location"] = steady.url
+        assert {(await ask(address)).status for _ in range(20)} == {200}
+        assert is_up(relay) == [False, True]
 
 
 @pytest.mark.parametrize("policy", ["auto", "small-backup"])

@@ -71,6 +71,11 @@ def test_who_is_to_blame(status: int, fails: int) -> None:
     assert http_status(grpc_status(status)) == status
 
 
+@pytest.mark.parametrize("status", [301, 304, 307])
+def test_a_redirect_is_no_answer(status: int) -> None:
+    assert Reply("http", status).fails
+
+
 def without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     assert len(found) == len(pairs)

@@ -45,6 +45,8 @@ BODY_HEADERS = frozenset(
 """Headers of HTTP about bodies, which are others over the other transport."""
 NAMES = re.compile("[0-9a-z_.-]+")
 """Names that metadata of gRPC may have; `grpc-` is its own, and `-bin` is for bytes."""
+INTERNAL = 13
+"""The gRPC code of an answer that is none."""
 ONE_AT_A_TIME = ThreadPoolExecutor(1, "translation")
 """Reading what is large holds the interpreter for a while, and takes memory."""
 
@@ -78,12 +80,13 @@ async def through_http(call: Call, post: Post) -> Reply:
         headers = (*headers, (length, str(body.header_length)))
     reply = await post(body.data, headers)
     if reply.status != 200:
-        return Reply("grpc", grpc_status(reply.status), message=told(reply.body))
+        code = grpc_status(reply.status) or INTERNAL  # a redirect, or no content, is no answer
+        return Reply("grpc", code, message=told(reply.body) or f"HTTP status {reply.status}")
     try:
         own_length = dict(reply.headers).get(length)
         message = await beside(len(reply.body), response_from_http, reply.body, own_length)
     except BadRequest as error:
-        return Reply("grpc", 13, message=f"the upstream's answer: {error}")
+        return Reply("grpc", INTERNAL, message=f"the upstream's answer: {error}")
     return Reply("grpc", OK["grpc"], message)
 
 
