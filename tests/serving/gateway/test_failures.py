@@ -115,6 +115,21 @@ async def test_no_client_over_grpc_is_told_ok_of_an_upstream_that_is_not(status:
         assert caught.value.code() is grpc.StatusCode.INTERNAL
 
 
+async def test_what_an_upstream_itself_calls_too_late_is_sent_again_as_other_failures_are() -> None:
+    """It is an answer, and no silence: what all upstreams say reaches the client."""
+    fakes = GrpcFake(), GrpcFake()
+
+    async with gateway(*fakes, grpc_port=0, policy="uncoded") as (_, relay, port):
+        for fake in fakes:
+            fake.code, fake.details = grpc.StatusCode.DEADLINE_EXCEEDED, "its queue was full"
+        for _ in range(70):  # more than all retries that are saved up
+            with pytest.raises(grpc.aio.AioRpcError, match="its queue was full") as caught:
+                await ask_grpc(port, request(bytes(12)))
+            assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert sum(len(fake.seen) for fake in fakes) < 140
+        assert is_up(relay) == [True, True]
+
+
 async def test_one_that_redirects_draws_no_requests() -> None:
     """It is quick, and always idle; its redirect is followed by nobody."""
     gone, steady = Fake(), Fake()

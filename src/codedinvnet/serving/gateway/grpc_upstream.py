@@ -33,6 +33,9 @@ UNREACHABLE = frozenset({"UNAVAILABLE"})
 """Codes that say that there was no connection, unless the upstream has sent them itself."""
 BROKEN = ("Socket closed", "onnection reset", "recvmsg", "GOAWAY")
 """By what words gRPC tells that a connection broke while a call was under way."""
+LEEWAY = 0.05
+"""Seconds before its time is over from which on DEADLINE_EXCEEDED is gRPC's own word for silence;
+sooner it is the upstream's."""
 LONGEST = 86_400.0
 """Seconds for which gRPC may be told to try."""
 CLOSED = "its connection was closed"
@@ -165,6 +168,7 @@ class GrpcUpstream:
         connection, call = self._connected(), None
         ask = connection.channel.unary_unary(f"/{SERVICE}/{method}")
         connection.calls += 1
+        began = time.monotonic()
         try:
             call = ask(message, timeout=seconds, metadata=self.own.beside(headers))
             if method != INFER:
@@ -178,7 +182,7 @@ class GrpcUpstream:
             if name in UNREACHABLE:
                 sent = any(words in reply.message for words in BROKEN)
                 raise Unreachable(reply.message or name, reply, sent) from error
-            if name == "DEADLINE_EXCEEDED":
+            if name == "DEADLINE_EXCEEDED" and time.monotonic() - began >= seconds - LEEWAY:
                 if method != INFER:
                     self._doubt(connection)
                 raise Unreachable(f"{SILENT} {seconds:.3g} s") from error
