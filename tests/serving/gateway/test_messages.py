@@ -26,7 +26,7 @@ from codedinvnet.serving.faces.v2_grpc import (
     response_from_http,
     response_to_http,
 )
-from codedinvnet.serving.gateway.calls import Reply, is_of_sequence, model_of, passed_on
+from codedinvnet.serving.gateway.calls import Reply, model_of, passed_on
 from codedinvnet.serving.gateway.outcome import outcome_field, with_outcome
 from codedinvnet.serving.gateway.translation import beside
 from tests.serving.faces.requests import at_most
@@ -383,54 +383,6 @@ async def test_one_large_body_is_translated_at_a_time() -> None:
     await asyncio.gather(*(beside(LARGE_BODY, translate) for _ in range(4)))
 
 
-@pytest.mark.parametrize(
-    ("parameters", "refused"),
-    [
-        ({"sequence_id": 7, "sequence_start": True}, True),
-        ({"sequence_id": "a"}, True),
-        ({"sequence_id": 0}, False),
-        ({"sequence_id": ""}, False),
-        ({"priority": 1}, False),
-    ],
-)
-async def test_requests_of_a_sequence_are_refused(
-    parameters: dict[str, Any], refused: bool
-) -> None:
-    """Its server keeps a state between them: a copy, or another server, would spoil it."""
-    fake = Fake()
-    text = json.dumps({"parameters": parameters, **json.loads(BODY)}, indent=1).encode()
-    message = pb.ModelInferRequest(model_name="m", raw_input_contents=[b"\x12\x02\x10\x00"])
-    message.inputs.add(name="x", datatype="UINT8", shape=[4])
-    for name, value in parameters.items():
-        kinds = {bool: "bool_param", int: "int64_param", str: "string_param"}
-        setattr(message.parameters[name], kinds[type(value)], value)
-
-    async with gateway(fake, grpc_port=0) as (address, _, port):
-        binary = await ask(address, text + b"raw", inference_header_content_length=str(len(text)))
-        for reply in (await ask(address, text), binary):
-            assert reply.status == (400 if refused else 200)
-            assert (b"sequence_id: all requests" in reply.body) == refused
-        asked = ask_grpc(port, message.SerializeToString())
-        if refused:
-            with pytest.raises(grpc.aio.AioRpcError, match="sequence_id: all requests") as caught:
-                await asked
-            assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-        else:
-            await asked
-    assert len(fake.seen) == (0 if refused else 3)
-
-
-async def test_the_word_alone_makes_no_sequence() -> None:
-    fake = Fake()
-    words = b'{"inputs":[{"name":"x","datatype":"BYTES","shape":[2],"data":["sequence_id",":7"]}]}'
-
-    async with gateway(fake) as (address, _, _):
-        assert (await ask(address, words)).status == 200
-        tensor = b'"sequence_id": 7'
-        reply = await ask(address, BODY + tensor, inference_header_content_length=str(len(BODY)))
-        assert reply.status == 200
-
-
 async def test_one_request_may_be_so_large_and_no_larger() -> None:
     fake = Fake()
 
@@ -441,15 +393,3 @@ async def test_one_request_may_be_so_large_and_no_larger() -> None:
         with pytest.raises(grpc.aio.AioRpcError):
             await ask_grpc(port, request(bytes(12_000)))
     assert len(fake.seen) == 2
-
-
-async def test_a_damaged_request_is_for_its_server_to_refuse() -> None:
-    """Looking for a sequence must not end in an error of the gateway's own."""
-    fake = Fake()
-    cut = pb.ModelInferRequest(model_name="m").SerializeToString() + b"\x22\x40\x0a"
-    assert not is_of_sequence("grpc", cut, ())
-
-    async with gateway(fake) as (address, _, _):
-        reply = await ask(address, BODY, inference_header_content_length="9" * 5000)
-        assert reply.status == 200
-    assert len(fake.seen) == 1

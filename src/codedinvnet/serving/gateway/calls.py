@@ -6,12 +6,10 @@ import asyncio
 import errno
 import json
 import os
-import re
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Literal, TypeAlias
 
-from codedinvnet.models.base import HEADER_LENGTH
 from codedinvnet.models.upstream import Writes
 from codedinvnet.serving.answers import BadRequest
 from codedinvnet.serving.background import in_thread
@@ -32,13 +30,6 @@ MOST_BREAKS = 2
 """Connections that may break over a request: what kills two servers is sent to no third."""
 MOST_FIELDS = 4096
 """Fields of a message that are looked at for the model's name."""
-SEQUENCE_KEY = b'"sequence_id"'
-SEQUENCE = re.compile(SEQUENCE_KEY + rb'\s*:(?!\s*(?:0\s*[,}]|""))')
-"""A request's parameter in JSON, unless it is that of no sequence."""
-PARAMETERS = 4
-"""The field of a ModelInferRequest."""
-SEQUENCE_ENTRY, NO_SEQUENCE = b"\x0a\x0bsequence_id", (b"\x12\x02\x10\x00", b"\x12\x02\x1a\x00")
-"""How that parameter's entry begins, and how it ends of no sequence: with 0, or an empty text."""
 OK = {"http": 200, "grpc": 0}
 """The status of success."""
 ABSENT = {"http": 404, "grpc": 5}
@@ -258,30 +249,6 @@ def passed_on(headers: Headers) -> Headers:
     if named:
         dropped = dropped.union(name.strip() for name in ",".join(named).lower().split(","))
     return tuple((name, value) for name, value in headers if name not in dropped)
-
-
-def is_of_sequence(transport: Transport, body: bytes, headers: Headers) -> bool:
-    """Tell whether a request is one of a sequence: its server keeps a state between them.
-
-    What is packed is not looked into, and what is damaged is for its server to refuse.
-    """
-    try:
-        if transport == "grpc":
-            return _message_is_of_sequence(body)
-        length = dict(headers).get(HEADER_LENGTH.lower(), "")
-        head = body[: int(length)] if length.isdecimal() else body
-    except ValueError:
-        return False
-    return SEQUENCE_KEY in head and SEQUENCE.search(head) is not None
-
-
-def _message_is_of_sequence(body: bytes) -> bool:
-    for number, begin, end in islice(fields(body), MOST_FIELDS):
-        if number > PARAMETERS:  # every implementation writes fields in their order
-            return False
-        if number == PARAMETERS and body[begin : begin + len(SEQUENCE_ENTRY)] == SEQUENCE_ENTRY:
-            return not body[begin:end].endswith(NO_SEQUENCE)
-    return False
 
 
 def model_of(message: bytes) -> tuple[str, str]:

@@ -1,6 +1,6 @@
 """Answers calls through the front end.
 
-It looks into them only for a sequence's id, and where a small backup must read them.
+It looks into them only for what must not be sent twice, and where a small backup must read them.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from codedinvnet.serving.background import in_thread
 from codedinvnet.serving.faces.http import LARGE_BODY
 from codedinvnet.serving.frontend import FrontEnd
 from codedinvnet.serving.gateway.backup import SCORES
-from codedinvnet.serving.gateway.calls import Call, Headers, Reply, Transport, is_of_sequence
+from codedinvnet.serving.gateway.calls import Call, Headers, Reply, Transport
 from codedinvnet.serving.gateway.pool import CALL, REPLY, UpstreamPool, boxed
 from codedinvnet.serving.gateway.understanding import Understanding
+from codedinvnet.serving.gateway.unrepeatable import Unrepeatable, check_repeatable
 from codedinvnet.serving.listening import body_limit
 from codedinvnet.serving.logs import LASTING, Quiet
 from codedinvnet.serving.rules.settings import MAX_BATCH
@@ -31,10 +32,6 @@ from codedinvnet.serving.service import AGREEMENT, LIMIT, Request, Service
 if TYPE_CHECKING:
     from torch import Tensor
 
-STATEFUL = (
-    "sequence_id: all requests of a sequence must go to one server, and each once: ask that itself"
-)
-"""Why such a request is refused."""
 FAILED = "failed"
 """The outcome of an answer by which the last upstream failed."""
 
@@ -134,14 +131,13 @@ class Relay:
             hold: is told how many bytes the request holds, as a body and as tensors, and may raise.
 
         Raises:
-            BadRequest: if it is one of a sequence.
+            BadRequest: if it must not be sent twice.
             DeadlinePassed: if none answered in time.
             QueryFailed: if all that were asked failed, and said nothing; or if nobody waits for it
                 any more.
             NotNow: see `FrontEnd.check_room`.
         """
-        if is_of_sequence(transport, body, headers):
-            raise BadRequest(STATEFUL)
+        check_repeatable(transport, body, headers)
         began = time.monotonic() if began is None else began
         limit = self.front.deadline if seconds is None else min(self.front.deadline, seconds)
         until = began + limit
@@ -182,6 +178,9 @@ class Relay:
 
         What is not understood is for the upstreams alone to judge. What is large or packed is read
         in a thread, one request at a time.
+
+        Raises:
+            Unrepeatable: if it must not be sent twice, which may show once it is unpacked.
         """
         translated = call.encoding is not None and self.pool.translates
         if self.understanding is None and not translated:
@@ -196,6 +195,8 @@ class Relay:
                     return False  # nobody waits for it any more
                 body = await call.unpacked()
                 return await in_thread(lambda: self._accepts(call, body))
+        except Unrepeatable:
+            raise
         except BadRequest as error:
             if self.understanding is not None:
                 told = "the small backup does not answer"
@@ -210,7 +211,10 @@ class Relay:
 
         Raises:
             BadRequest: if it is not understood, or asks for more than the backup has.
+            Unrepeatable: see `_read`.
         """
+        if call.encoding is not None:
+            check_repeatable(call.transport, body, call.headers)
         if self.understanding is None:
             return True
         if not self.pool.is_protected:
