@@ -37,6 +37,7 @@ class Request:
         timeout: seconds from the request's arrival; None: the service's own deadline.
         outputs: the name of each output that is wanted, and whether it is sent in binary.
         max_disagreement: the share of released approximate answers that may disagree.
+        unknown: names of parameters that mean nothing here, but maybe to the model's own server.
     """
 
     inputs: Mapping[str, np.ndarray]
@@ -46,6 +47,7 @@ class Request:
     timeout: float | None = None
     outputs: tuple[tuple[str, bool], ...] = ()
     max_disagreement: float | None = None
+    unknown: tuple[str, ...] = ()
 
     def within(self, seconds: float) -> Request:
         """Return the request with a timeout of at most so many seconds."""

@@ -11,8 +11,8 @@ import pytest
 
 from codedinvnet.models.base import Signature, TensorSpec
 from codedinvnet.serving.answers import BadRequest
+from codedinvnet.serving.faces.parameters import MOST_PARAMETERS
 from codedinvnet.serving.faces.v2 import (
-    MOST_PARAMETERS,
     model_metadata,
     render_response,
     server_metadata,
@@ -163,6 +163,29 @@ def test_parameters() -> None:
     assert request.parameters == given
     assert not request.accept_decoded
     assert request.timeout == pytest.approx(1.5)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "unknown"),
+    [
+        ({"accept_decoded": True, "timeout": 5, "priority": 1}, ()),
+        ({"content_type": "np", "binary_data_output": False, "more": None}, ()),
+        ({"sequence_id": 0, "sequence_start": False}, ()),
+        ({"content_type": "str"}, ("content_type",)),
+        ({"threshold": 0, "sequence_id": 7}, ("threshold", "sequence_id")),
+    ],
+)
+def test_parameters_that_only_another_server_may_know(
+    parameters: dict[str, Any], unknown: tuple[str, ...]
+) -> None:
+    """What clients write by default is none."""
+    assert parse(body(parameters=parameters)).unknown == unknown
+
+
+def test_those_of_inputs_and_outputs_count_as_well() -> None:
+    output = {"name": "label", "parameters": {"binary_data": False, "top": 5}}
+    made = tensor(parameters={"content_type": "np", "dictionary": "a"})
+    assert parse(body(made, outputs=[output])).unknown == ("dictionary", "top")
 
 
 @pytest.mark.parametrize("timeout", [0, -1, "5", True, [5], 0.0])

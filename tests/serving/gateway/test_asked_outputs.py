@@ -80,6 +80,30 @@ async def test_a_code_does_not_answer_for_texts(finished: Path) -> None:  # noqa
         assert scores(await asked_for(address, queries(4)))[1] == "decoded"
 
 
+async def test_who_has_parameters_that_the_backup_does_not_know_waits_for_an_upstream(
+    finished: Path,  # noqa: F811
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """They may change what the model says."""
+    server = Server()
+    async with gateway(server, protection=finished, **SMALL) as (address, _, _):
+        server.hold()
+        usual: dict[str, Any] = {
+            "priority": 1,
+            "timeout": 10**7,
+            "sequence_id": 0,
+            "content_type": "np",
+        }
+        assert scores(await asked(address, queries(1), **usual))[1] == "decoded"
+        waits = asyncio.create_task(asked(address, queries(1), threshold=0.8))
+        done, _ = await asyncio.wait({waits}, timeout=0.3)
+        assert not done
+        server.go()
+        assert scores(await waits)[1] == "direct"
+    told = [vars(record)["fields"] for record in caplog.records if "backup" in record.msg]
+    assert ["parameters: 'threshold': the mod" in line["reason"] for line in told] == [True]
+
+
 async def test_the_log_says_why_the_backup_answers_nobody(
     finished: Path,  # noqa: F811
     caplog: pytest.LogCaptureFixture,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import grpc
 import pytest
 from tritonclient.grpc import service_pb2 as pb
 
@@ -19,6 +20,7 @@ from tests.codes.decodings import assert_is_decoded
 from tests.observing import until
 from tests.protect.conftest import finished  # noqa: F401
 from tests.serving.faces.requests import share_memory
+from tests.serving.gateway.asking import ask_grpc
 from tests.serving.gateway.fakes import gateway
 from tests.serving.gateway.servers import (
     MODEL,
@@ -26,6 +28,7 @@ from tests.serving.gateway.servers import (
     Server,
     asked,
     asked_in_json,
+    message,
     queries,
     scores,
 )
@@ -183,3 +186,19 @@ async def test_what_cannot_be_encoded_ends_with_an_error(monkeypatch: pytest.Mon
         assert "cannot encode: ArithmeticError: no such point" in json.loads(got.body)["error"]
         monkeypatch.undo()
         assert (await asked(address, queries(1))).status == 200
+
+
+async def test_a_code_mixes_no_requests_of_a_sequence() -> None:
+    servers = [GrpcServer() for _ in range(3)]
+
+    async with gateway(*servers, method="approxifer", grpc_port=0) as (address, _, port):
+        for server in servers:
+            server.seen.clear()
+        got = await asked(address, queries(1), sequence_id=7)
+        assert (got.status, b"sequence_id: all requests" in got.body) == (400, True)
+        x = pb.ModelInferRequest.FromString(message(queries(1)))
+        x.parameters["sequence_id"].string_param = "a"
+        with pytest.raises(grpc.aio.AioRpcError, match="sequence_id: all requests"):
+            await ask_grpc(port, x.SerializeToString())
+        assert not any(server.seen for server in servers)
+        assert (await asked(address, queries(1), sequence_id=0)).status == 200

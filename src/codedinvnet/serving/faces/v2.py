@@ -6,7 +6,6 @@ and the tensors' bytes follow it in the order of the inputs.
 
 from __future__ import annotations
 
-import json
 import math
 import zlib
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from codedinvnet.models.base import DATATYPES, HEADER_LENGTH, TensorSpec
 from codedinvnet.serving.answers import BadRequest
+from codedinvnet.serving.faces.parameters import check_repeated, unknown
 from codedinvnet.serving.served import Served
 from codedinvnet.serving.service import Request, Response, output_specs
 from codedinvnet.serving.tensors import BadTensor, from_bytes, from_json, to_bytes, to_json
@@ -28,12 +28,8 @@ OUTCOME_HEADER = "codedinvnet-outcome"
 MICROSECONDS = 1e-6
 LONGEST_SHOWN = 100
 """Characters of a client's value in a message."""
-DEEPEST = 32
-"""Levels of lists and objects in what an answer repeats."""
 LONGEST = 1e12
 """Microseconds; a longer timeout is none."""
-MOST_PARAMETERS = 64 * 1024
-"""Characters of a request's parameters, which its answer repeats."""
 JSON_VALUES = 1 << 18
 """Values that a request's JSON may have, or one query's: reading them holds the interpreter."""
 VALUE_LENGTH, TEXT_LENGTH = 24, 4096
@@ -164,13 +160,8 @@ def parse_request(
         raise BadRequest(
             f"parameters.max_disagreement: must lie between 0 and 1, got {short(limit)}"
         )
-    check_depth(parsed.parameters)
-    try:
-        repeated = json.dumps(parsed.parameters, allow_nan=False)  # the answer repeats them
-    except ValueError as error:
-        raise BadRequest(f"parameters: {error}") from error
-    if len(repeated) > MOST_PARAMETERS:
-        raise BadRequest(f"parameters: more than {MOST_PARAMETERS} characters")
+    check_repeated(parsed.parameters)
+    tensors = (*parsed.inputs, *(parsed.outputs or ()))
     return Request(
         inputs=inputs,
         identity=parsed.id,
@@ -179,23 +170,8 @@ def parse_request(
         timeout=None if timeout is None else min(timeout, LONGEST) * MICROSECONDS,
         outputs=wanted_outputs(parsed, served),
         max_disagreement=limit,
+        unknown=unknown(parsed.parameters, (tensor.parameters for tensor in tensors)),
     )
-
-
-def check_depth(parameters: Mapping[str, Any]) -> None:
-    """Refuse parameters that are nested so deeply that writing them again could fail.
-
-    Raises:
-        BadRequest: naming how deep they may be.
-    """
-    level: list[Any] = [parameters]
-    for _ in range(DEEPEST):
-        nested = [value for value in level if isinstance(value, dict | list)]
-        if not nested:
-            return
-        level = [x for v in nested for x in (v.values() if isinstance(v, dict) else v)]
-    if any(isinstance(value, dict | list) for value in level):
-        raise BadRequest(f"parameters: nested more than {DEEPEST} deep")
 
 
 def short(value: Any) -> str:

@@ -18,6 +18,7 @@ from codedinvnet.models.base import Signature, TensorSpec
 from codedinvnet.serving.answers import BadRequest, DeadlinePassed, QueryFailed
 from codedinvnet.serving.background import in_thread
 from codedinvnet.serving.faces.http import LARGE_BODY
+from codedinvnet.serving.faces.v2 import short
 from codedinvnet.serving.frontend import FrontEnd
 from codedinvnet.serving.gateway.backup import SCORES
 from codedinvnet.serving.gateway.calls import Call, Headers, Reply, Transport
@@ -219,11 +220,16 @@ class Relay:
             return True
         if not self.pool.is_protected:
             return False
-        request = call.request = self.understanding.request(call, body)
+        request = self.understanding.request(call, body)
+        if not request.unknown:  # otherwise an upstream's answer is nothing to compare with
+            call.request = request
         if not request.accept_decoded:
             return False
         if request.max_disagreement is not None and self._limit is None:
             return False  # a limit that nobody keeps is kept by the model's own answer alone
+        if request.unknown:
+            told = short(", ".join(request.unknown))
+            raise BadRequest(f"parameters: {told}: the model's own server may know them")
         if lacking := self.understanding.lacking(request):
             scores = self.understanding.scores.name
             raise BadRequest(f"outputs: it lacks {', '.join(lacking)}: name {scores} alone")

@@ -44,7 +44,6 @@ from codedinvnet.serving.logs import log_event
 from codedinvnet.serving.metrics import Metrics
 from codedinvnet.serving.reliance import Reliance, reliance_of
 from codedinvnet.serving.rules.settings import AUTO, CODED, HEDGE, MAX_BATCH, Rules, pending_limit
-from codedinvnet.serving.service import Service
 from codedinvnet.serving.traffic_report import Known
 from codedinvnet.serving.workers.pool import Names
 
@@ -122,12 +121,12 @@ def make_relay(
             return Relay(front(served=plain, pool=both, scheme=backing), pool, reads, most=most)
         if why := objection(policy, guard.scheme):
             raise UserError(f"--policy: {why}")
-        from codedinvnet.serving.gateway.coding import CodedPool  # which needs PyTorch
+        from codedinvnet.serving.gateway.coding import CodedPool, CodedService  # they need PyTorch
 
         coding = CodedPool(pool, guard.scheme, guard.computer.model.signature)
         made = front(served=guard.served, pool=coding, scheme=guard.scheme, computer=guard.computer)
         known = Known(hang_timeout=pool.hang_timeout)
-        service = Service(made, guard.served, known, tells=True)
+        service = CodedService(made, guard.served, known, tells=True)
         return Relay(made, pool, service=service, most=most)
     except ValueError as error:
         raise UserError(f"--upstream: {error}") from error

@@ -21,6 +21,7 @@ SHARED = (
     "tensors themselves"
 )
 """Why such requests are refused."""
+SEQUENCE_ID = "sequence_id"
 SEQUENCE_KEY, REGION_KEY = b'"sequence_id"', b'"shared_memory_region"'
 SEQUENCE = re.compile(SEQUENCE_KEY + rb'\s*:(?!\s*(?:0\s*[,}]|""))')
 """A request's parameter in JSON, unless it is that of no sequence."""
