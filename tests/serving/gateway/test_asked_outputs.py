@@ -104,6 +104,19 @@ async def test_who_has_parameters_that_the_backup_does_not_know_waits_for_an_ups
     assert ["parameters: 'threshold': the mod" in line["reason"] for line in told] == [True]
 
 
+async def test_so_does_who_has_a_query_in_the_url(finished: Path) -> None:  # noqa: F811
+    server = Server()
+    head, blobs = described({"x": queries(1)}, MODEL.signature.inputs)
+    body, path = head + b"".join(blobs), "/v2/models/m/infer?threshold=0.8"
+    async with gateway(server, protection=finished, **SMALL) as (address, _, _):
+        server.hold()
+        waits = asyncio.create_task(ask(address, body, path, **{LENGTH: str(len(head))}))
+        done, _ = await asyncio.wait({waits}, timeout=0.3)
+        assert not done
+        server.go()
+        assert scores(await waits)[1] == "direct"
+
+
 async def test_the_log_says_why_the_backup_answers_nobody(
     finished: Path,  # noqa: F811
     caplog: pytest.LogCaptureFixture,

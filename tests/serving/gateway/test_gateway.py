@@ -61,6 +61,24 @@ async def test_over_http_all_is_passed_on_as_it_came() -> None:
         assert reply.headers["codedinvnet-outcome"] == "direct"
 
 
+@pytest.mark.parametrize("kind", [Fake, GrpcFake])
+async def test_so_is_the_query_of_its_url(kind: type[Fake | GrpcFake]) -> None:
+    """A proxy before an upstream may want a key there; over gRPC there is no such thing."""
+    found: list[str] = []
+
+    class Asked(Fake):
+        async def _infer(self, request: web.Request) -> web.Response:
+            found.append(request.rel_url.raw_query_string)
+            return await super()._infer(request)
+
+    async with gateway(Asked() if kind is Fake else kind()) as (address, _, _):
+        for query in ("?key=a%20b&x=%2f", ""):
+            url = URL(f"{address}/v2/models/m/infer{query}", encoded=True)
+            async with aiohttp.ClientSession() as session, session.post(url, data=BODY) as reply:
+                assert reply.status == 200
+    assert found == (["key=a%20b&x=%2f", ""] if kind is Fake else [])
+
+
 async def test_a_version_that_no_upstream_has_is_not_ready() -> None:
     """Over both faces."""
     fake = Fake()

@@ -137,6 +137,7 @@ class Call:
         plain: the body unpacked, or why that cannot be; None if nobody has tried.
         in_json: writes a question of the gateway's own without binary tensors, which some upstreams
             do not take over HTTP; None: a client's request, which is passed on as it is.
+        url_query: what follows the path in the client's URL; upstreams over gRPC have none.
     """
 
     model: str
@@ -157,6 +158,7 @@ class Call:
     most: int = LARGEST
     plain: bytes | BadRequest | None = None
     in_json: Writes | None = None
+    url_query: str = ""
 
     @property
     def is_suspect(self) -> bool:

@@ -80,7 +80,14 @@ def build_gateway_app(
             gone = asyncio.create_task(departure(request.receive))
             try:
                 answer = await relay.answer(
-                    model_version, "http", body, headers, began=began, gone=gone, hold=hold
+                    model_version,
+                    "http",
+                    body,
+                    headers,
+                    began=began,
+                    gone=gone,
+                    hold=hold,
+                    url_query=request.scope["query_string"].decode("latin-1"),
                 )
             except QueryFailed:
                 if gone.done():

@@ -118,6 +118,7 @@ class Relay:
         seconds: float | None = None,
         gone: asyncio.Future[Any] | None = None,
         hold: Callable[[int], None] = lambda _: None,
+        url_query: str = "",
     ) -> Answer:
         """Return what an upstream says to a request.
 
@@ -130,6 +131,7 @@ class Relay:
             seconds: until the client waits no longer; at most the gateway's own deadline.
             gone: see `FrontEnd.infer`.
             hold: is told how many bytes the request holds, as a body and as tensors, and may raise.
+            url_query: see `Call`.
 
         Raises:
             BadRequest: if it must not be sent twice.
@@ -142,7 +144,16 @@ class Relay:
         began = time.monotonic() if began is None else began
         limit = self.front.deadline if seconds is None else min(self.front.deadline, seconds)
         until = began + limit
-        call = Call(self.pool.model, version, transport, body, headers, until, most=self.most)
+        call = Call(
+            self.pool.model,
+            version,
+            transport,
+            body,
+            headers,
+            until,
+            most=self.most,
+            url_query=url_query,
+        )
         accepts = await self._read(call, gone)
         if gone is not None and gone.done():
             raise QueryFailed("cancelled")

@@ -244,8 +244,10 @@ class Understanding:
 
         Raises:
             BadRequest: if the model has no such tensors, it is not the protocol's, or it is for a
-                version of which nothing is known.
+                version, or has a query in its URL, of which nothing is known.
         """
+        if call.url_query:
+            raise BadRequest("its URL has a query: nothing is known of it")
         if call.version not in ("", self.version):
             raise BadRequest(f"version {call.version!r}: nothing is known of it")
         if call.transport == "grpc":

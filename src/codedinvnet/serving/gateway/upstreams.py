@@ -288,7 +288,9 @@ class HttpUpstream:
             raise Unreachable(described(error), sent=isinstance(error, Broken)) from error
 
     async def infer(self, call: Call, seconds: float) -> Reply:
-        path = f"{model_path(call.model, call.version)}/infer"
+        path = (
+            f"{model_path(call.model, call.version)}/infer{call.url_query and f'?{call.url_query}'}"
+        )
         until = time.monotonic() + seconds
 
         async def post(body: bytes, headers: Headers) -> Reply:
