@@ -31,7 +31,7 @@ from codedinvnet.serving.gateway.outcome import outcome_field, with_outcome
 from codedinvnet.serving.gateway.translation import beside
 from tests.serving.faces.requests import at_most
 from tests.serving.gateway.asking import BODY, ask, ask_grpc, request
-from tests.serving.gateway.fakes import Fake, gateway
+from tests.serving.gateway.fakes import Fake, GrpcFake, gateway
 
 
 def message(**raw: bytes) -> pb.ModelInferRequest:
@@ -176,6 +176,34 @@ def test_the_outcome_is_appended_to_a_message() -> None:
     found = pb.ModelInferResponse.FromString(response.SerializeToString() + outcome_field("direct"))
     assert found.parameters.pop("outcome").string_param == "direct"
     assert found == response
+
+
+@pytest.mark.parametrize("kind", [Fake, GrpcFake])
+async def test_an_outcome_that_an_upstream_tells_is_the_one(kind: type[Fake | GrpcFake]) -> None:
+    """What another gateway has made up must not be called direct."""
+
+    class Told(GrpcFake):
+        async def _infer(self, message: bytes, context: Any) -> bytes:
+            context.set_trailing_metadata((("codedinvnet-outcome", "decoded"),))
+            return await super()._infer(message, context)
+
+    over_http, over_grpc = Fake(), Told()
+    over_http.headers["codedinvnet-outcome"] = "decoded"
+    over_http.body = b'{"parameters":{"outcome":"decoded"},' + over_http.body[1:]
+    over_grpc.answer.parameters["outcome"].string_param = "decoded"
+    fake = over_http if kind is Fake else over_grpc
+
+    async with gateway(fake, grpc_port=0) as (address, _, port):
+        reply = await ask(address)
+        assert reply.headers.getall("codedinvnet-outcome") == ["decoded"]
+        told = json.loads(reply.body, object_pairs_hook=without_twins)
+        assert told["parameters"] == {"outcome": "decoded"}
+        found, trailers = await ask_grpc(port, request(bytes(12)))
+        assert trailers["codedinvnet-outcome"] == "decoded"
+        parameters = pb.ModelInferResponse.FromString(found).parameters
+        assert {name: value.string_param for name, value in parameters.items()} == {
+            "outcome": "decoded"
+        }
 
 
 def tensor_of(datatype: str, values: np.ndarray, contents: str) -> bytes:

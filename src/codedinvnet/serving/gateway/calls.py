@@ -211,7 +211,7 @@ class Reply:
         transport: how it is to be read.
         status: the HTTP status, or the gRPC code.
         body: the HTTP body, or the serialized ModelInferResponse.
-        headers: HTTP headers to pass on.
+        headers: HTTP headers to pass on; over gRPC the outcome alone, if the upstream tells one.
         message: what a gRPC error says.
     """
 

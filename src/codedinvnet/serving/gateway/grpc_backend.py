@@ -16,7 +16,7 @@ from codedinvnet.serving.gateway.calls import (
     Unreachable,
     model_of,
 )
-from codedinvnet.serving.gateway.outcome import outcome_field
+from codedinvnet.serving.gateway.outcome import outcome_field, own_outcome
 from codedinvnet.serving.gateway.relay import Relay
 from codedinvnet.serving.gateway.versions import check_version
 
@@ -74,9 +74,12 @@ class RelayBackend:
         reply, outcome, told = await self.relay.answer(
             version, "grpc", message, headers, seconds=seconds, hold=hold
         )
-        trailers: Headers = ((OUTCOME_HEADER, outcome),)
+        theirs = own_outcome(reply.headers)
+        trailers: Headers = theirs or ((OUTCOME_HEADER, outcome),)
         if reply.status != OK["grpc"]:
             raise Refused(reply.status, reply.message, trailers)
+        if theirs:  # another gateway's answer tells it already
+            return reply.body, trailers
         if told:
             return reply.body + outcome_field(outcome, told), trailers
         if outcome not in self._fields:

@@ -23,6 +23,7 @@ from codedinvnet.serving.gateway.calls import (
     problem,
 )
 from codedinvnet.serving.gateway.http_client import OLDEST
+from codedinvnet.serving.gateway.outcome import own_outcome
 from codedinvnet.serving.gateway.translation import through_grpc
 from codedinvnet.serving.gateway.upstreams import OwnHeaders, no_metadata
 from codedinvnet.serving.workers.pool import SILENT
@@ -174,6 +175,7 @@ class GrpcUpstream:
             if method != INFER:
                 self._questions.add(call)
             body = await call
+            told = own_outcome(await call.trailing_metadata() or ())
         except grpc.aio.AioRpcError as error:
             name, code = error.code().name, error.code().value[0]
             reply = Reply("grpc", code, message=error.details() or "")
@@ -195,7 +197,7 @@ class GrpcUpstream:
         finally:
             self._questions.discard(call)
             connection.ended()
-        return Reply("grpc", OK["grpc"], body)
+        return Reply("grpc", OK["grpc"], body, told)
 
     async def infer(self, call: Call, seconds: float) -> Reply:
         async def post(message: bytes, headers: Headers) -> Reply:

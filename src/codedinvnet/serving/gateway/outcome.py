@@ -29,15 +29,18 @@ def with_outcome(reply: Reply, outcome: str, told: Mapping[str, float] = {}) -> 
     """Return a successful HTTP answer with its outcome as a header and as a parameter.
 
     An answer has the header alone if it is compressed, or no JSON object. So has one whose outputs
-    begin late, or whose parameters stand behind long outputs.
+    begin late, or whose parameters stand behind long outputs. An answer that tells its outcome
+    already, as another gateway's, stays as it is.
 
     Args:
         reply: the answer.
         outcome: how it came about.
         told: further parameters.
     """
-    headers: Headers = (*reply.headers, (OUTCOME_HEADER, outcome))
     found = dict(reply.headers)
+    if OUTCOME_HEADER in found:
+        return reply
+    headers: Headers = (*reply.headers, (OUTCOME_HEADER, outcome))
     packed = found.get("content-encoding", "identity") != "identity"
     if reply.status != 200 or packed:
         return Reply("http", reply.status, reply.body, headers)
@@ -91,6 +94,11 @@ def _behind(body: bytes, begin: int, end: int) -> re.Match[bytes] | None:
         elif depth == 1 and (own := PARAMETERS.match(body, token.start(), end)):
             return own
     return None
+
+
+def own_outcome(headers: Headers) -> Headers:
+    """Return, of headers or metadata, what an upstream says of its answer's outcome."""
+    return tuple(header for header in headers if header[0] == OUTCOME_HEADER)
 
 
 def outcome_field(outcome: str, told: Mapping[str, float] = {}) -> bytes:

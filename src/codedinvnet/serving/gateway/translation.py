@@ -29,6 +29,7 @@ from codedinvnet.serving.gateway.calls import (
     passed_on,
     problem,
 )
+from codedinvnet.serving.gateway.outcome import own_outcome
 
 Result = TypeVar("Result")
 Post = Callable[[bytes, Headers], Awaitable[Reply]]
@@ -87,7 +88,7 @@ async def through_http(call: Call, post: Post) -> Reply:
         message = await beside(len(reply.body), response_from_http, reply.body, own_length)
     except BadRequest as error:
         return Reply("grpc", INTERNAL, message=f"the upstream's answer: {error}")
-    return Reply("grpc", OK["grpc"], message)
+    return Reply("grpc", OK["grpc"], message, own_outcome(reply.headers))
 
 
 async def through_grpc(call: Call, post: Post) -> Reply:
@@ -116,7 +117,7 @@ async def through_grpc(call: Call, post: Post) -> Reply:
             ("content-type", "application/octet-stream"),
             (HEADER_LENGTH.lower(), str(body.header_length)),
         )
-    return Reply("http", 200, body.data, headers)
+    return Reply("http", 200, body.data, (*headers, *own_outcome(reply.headers)))
 
 
 def is_metadata(name: str, value: str) -> bool:
