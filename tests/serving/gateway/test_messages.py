@@ -64,7 +64,9 @@ def test_headers_of_one_connection_stay_behind() -> None:
     assert passed_on((*headers, *again)) == (("x", "2"),)
 
 
-@pytest.mark.parametrize(("status", "fails"), [(200, 0), (400, 0), (404, 0), (429, 1), (503, 1)])
+@pytest.mark.parametrize(
+    ("status", "fails"), [(200, 0), (400, 0), (404, 0), (429, 1), (501, 0), (503, 1)]
+)
 def test_who_is_to_blame(status: int, fails: int) -> None:
     assert Reply("http", status).fails == bool(fails)
     assert Reply("grpc", grpc_status(status)).fails == bool(fails)

@@ -36,6 +36,8 @@ ABSENT = {"http": 404, "grpc": 5}
 """The status of a server that has no such model, or no such version of it."""
 BLAMED_HTTP = frozenset({408, 429})
 """HTTP statuses of 400 to 499 that tell of the upstream and not of the request."""
+UNIMPLEMENTED = 501
+"""The HTTP status above that tells of the request: Triton answers so for decoupled models."""
 OWN_GRPC = frozenset({3, 5, 6, 7, 9, 11, 12, 16})
 """gRPC statuses that tell of the request: INVALID_ARGUMENT, NOT_FOUND, ALREADY_EXISTS,
 PERMISSION_DENIED, FAILED_PRECONDITION, OUT_OF_RANGE, UNIMPLEMENTED, UNAUTHENTICATED."""
@@ -225,7 +227,7 @@ class Reply:
     def fails(self) -> bool:
         """Whether the upstream failed; otherwise this is its answer, maybe an error of its own."""
         if self.transport == "http":
-            is_own = self.status < 300 or 400 <= self.status < 500
+            is_own = self.status < 300 or 400 <= self.status < 500 or self.status == UNIMPLEMENTED
             return not is_own or self.status in BLAMED_HTTP
         return self.status != OK["grpc"] and self.status not in OWN_GRPC
 
