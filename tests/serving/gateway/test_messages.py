@@ -26,7 +26,7 @@ from codedinvnet.serving.faces.v2_grpc import (
     response_from_http,
     response_to_http,
 )
-from codedinvnet.serving.gateway.calls import Reply, model_of, passed_on
+from codedinvnet.serving.gateway.calls import LARGEST, Reply, model_of, passed_on
 from codedinvnet.serving.gateway.outcome import outcome_field, with_outcome
 from codedinvnet.serving.gateway.translation import beside
 from tests.serving.faces.requests import at_most
@@ -71,6 +71,41 @@ def test_who_is_to_blame(status: int, fails: int) -> None:
     assert Reply("http", status).fails == bool(fails)
     assert Reply("grpc", grpc_status(status)).fails == bool(fails)
     assert http_status(grpc_status(status)) == status
+
+
+@pytest.mark.parametrize(
+    "details",
+    [
+        "SERVER: Received message larger than max (200 vs. 100)",
+        "grpc: received message larger than max (200 vs. 100)",
+        "gRPC message exceeds maximum size 100: 200",
+    ],
+)
+async def test_what_is_too_large_for_an_upstream_is_its_clients_fault(details: str) -> None:
+    """It is no overload: nobody else is asked, and trying again later does not help."""
+    fakes = GrpcFake(), GrpcFake()
+
+    async with gateway(*fakes, grpc_port=0) as (address, _, port):
+        for fake in fakes:
+            fake.code, fake.details = grpc.StatusCode.RESOURCE_EXHAUSTED, details
+        reply = await ask(address)
+        assert (reply.status, json.loads(reply.body)) == (413, {"error": details})
+        with pytest.raises(grpc.aio.AioRpcError, match="100") as caught:
+            await ask_grpc(port, request(bytes(12)))
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert sum(len(fake.seen) for fake in fakes) == 2
+
+
+@pytest.mark.parametrize(
+    "details",
+    [
+        "",
+        "CLIENT: Received message larger than max (2 vs. 1)",
+        f"Received message larger than max (2000000000 vs. {LARGEST})",
+    ],
+)
+def test_other_wants_of_an_upstream_are_its_own(details: str) -> None:
+    assert Reply("grpc", 8, message=details).fails
 
 
 @pytest.mark.parametrize("status", [301, 304, 307])

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import json
 import os
+import re
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Literal, TypeAlias
@@ -41,6 +42,14 @@ UNIMPLEMENTED = 501
 OWN_GRPC = frozenset({3, 5, 6, 7, 9, 11, 12, 16})
 """gRPC statuses that tell of the request: INVALID_ARGUMENT, NOT_FOUND, ALREADY_EXISTS,
 PERMISSION_DENIED, FAILED_PRECONDITION, OUT_OF_RANGE, UNIMPLEMENTED, UNAUTHENTICATED."""
+EXHAUSTED = 8
+"""The gRPC status of an overload, and of a message that is too large."""
+OF_ANSWERS = rf" \(\d+ vs\. {LARGEST}\)"
+TOO_LARGE = re.compile(
+    rf"(?<!CLIENT: )received message larger than max(?!{OF_ANSWERS})|exceeds maximum size",
+    re.IGNORECASE,
+)
+"""How servers say that a request is too large for them; of an answer this client says it itself."""
 HOP_BY_HOP = frozenset(
     {
         "connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailer",
@@ -229,7 +238,14 @@ class Reply:
         if self.transport == "http":
             is_own = self.status < 300 or 400 <= self.status < 500 or self.status == UNIMPLEMENTED
             return not is_own or self.status in BLAMED_HTTP
-        return self.status != OK["grpc"] and self.status not in OWN_GRPC
+        is_own = self.status in OWN_GRPC or self.asks_too_much
+        return self.status != OK["grpc"] and not is_own
+
+    @property
+    def asks_too_much(self) -> bool:
+        """Whether the request is larger than a server over gRPC takes."""
+        is_exhausted = self.transport == "grpc" and self.status == EXHAUSTED
+        return is_exhausted and TOO_LARGE.search(self.message) is not None
 
     @property
     def is_ok(self) -> bool:

@@ -104,7 +104,8 @@ async def through_grpc(call: Call, post: Post) -> Reply:
     own = tuple(h for h in call.headers if h[0] not in BODY_HEADERS and is_metadata(*h))
     reply = await post(message, own)
     if reply.status != OK["grpc"]:
-        return problem(http_status(reply.status), reply.message)
+        status = 413 if reply.asks_too_much else http_status(reply.status)
+        return problem(status, reply.message)
     try:
         body = await beside(len(reply.body), response_to_http, reply.body, wanted)
     except NotInJson as error:
