@@ -18,9 +18,12 @@ from tritonclient.grpc import service_pb2 as pb
 from codedinvnet.errors import UserError
 from codedinvnet.serving.faces.connections import FEWEST_CONNECTIONS
 from codedinvnet.serving.gateway.options import GatewayOptions, check
+from codedinvnet.serving.gateway.run import _run
 from tests.observing import until
 from tests.serving.gateway.asking import ask, is_up
 from tests.serving.gateway.fakes import TENSORS, Fake, GrpcFake, gateway
+
+NOBODY = "http://127.0.0.1:1"
 
 
 async def refused(*fakes: Fake | GrpcFake, **options: Any) -> str:
@@ -40,7 +43,7 @@ async def test_upstreams_that_do_not_fit_are_refused_at_the_start() -> None:
     other.metadata = "<html>"
     assert "no model 'm'" in await refused(lacking)
     assert "Open Inference Protocol" in await refused(other)
-    assert "none answers" in await refused(upstream=("http://127.0.0.1:1",))
+    assert "none answers" in await refused(upstream=(NOBODY,))
 
 
 @pytest.mark.parametrize("first", [0, 1, 2])
@@ -254,6 +257,19 @@ async def test_no_group_is_waited_for_where_there_is_none() -> None:
 
     async with gateway(fake, deadline_ms=20):
         pass
+
+
+@pytest.mark.parametrize(
+    ("makes_up", "told"), [({}, [False]), ({"backup_upstream": f"{NOBODY}/v2/models/m"}, [True])]
+)
+async def test_who_lets_everybody_have_approximate_answers_is_told(
+    makes_up: dict[str, Any], told: list[bool], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Upstreams that want a token of each client are not asked for these."""
+    with pytest.raises(UserError, match="none answers"):
+        await _run(GatewayOptions("m", upstream=(NOBODY,), host="0.0.0.0", **makes_up))
+    reasons = [vars(r)["fields"]["reason"] for r in caplog.records if r.msg == "no token"]
+    assert ["approximate" in reason for reason in reasons] == told
 
 
 async def test_an_address_of_another_protocol_is_not_asked() -> None:

@@ -224,6 +224,8 @@ async def running(options: GatewayOptions) -> AsyncIterator[tuple[str, Relay, in
 async def _run(options: GatewayOptions) -> None:
     if is_open(options.host, options.token_file):
         why = "whoever reaches the port may send requests"
+        if options.makes_up:  # upstreams may want a token of each client
+            why += ", and gets approximate answers though no upstream was asked who may"
         log_event("no token", logging.WARNING, host=options.host, reason=why)
     about = ""
 
