@@ -7,6 +7,7 @@ import contextlib
 import logging
 import resource
 from array import array
+from collections import deque
 from typing import Any
 
 import httptools
@@ -29,6 +30,8 @@ OTHER_FILES = 64
 FEWEST_CONNECTIONS, MOST_CONNECTIONS = 16, 1 << 14
 MOST_FILES = 1 << 20
 """Open files that are asked for; each costs nothing before it is open."""
+MOST_PIPELINED = 64
+"""Requests of one connection that may wait for their turn, behind the one that is at work."""
 STILL_THERE = b"HTTP/1.1 100 Continue\r\n\r\n"
 """Said to a client that sends no more. One that has left refuses it, and is noticed."""
 ASKED_AFTER = (0.0, 0.2, 1.0)
@@ -56,6 +59,10 @@ def connection_limit(workers: int, slots: int = 1) -> int:
         return MOST_CONNECTIONS
     left = files - OTHER_FILES - workers * (FILES_OF_A_WORKER + slots)
     return min(max(FEWEST_CONNECTIONS, left), MOST_CONNECTIONS)
+
+
+class TooManyAtOnce(Exception):
+    """More requests than may wait for their turn came at once; what else came is not parsed."""
 
 
 class RequestParser(httptools.HttpRequestParser):
@@ -91,6 +98,7 @@ class BoundedHttp(HttpToolsProtocol):
 
     Trailers are counted and dropped. What comes of a request that was answered before it was here
     does not keep the connection open. A client that closes its side after a request is answered.
+    One of whose requests more than `MOST_PIPELINED` wait for their turn is cut off.
     """
 
     most = MOST_CONNECTIONS
@@ -105,12 +113,12 @@ class BoundedHttp(HttpToolsProtocol):
     """Bytes since a request began, its headers were complete, or a part of its body came."""
     _timer: asyncio.TimerHandle | None = None
     _asking: tuple[asyncio.TimerHandle, ...] = ()
-    _earlier: tuple[RequestResponseCycle, ...] = ()
-    """Requests that were not answered yet when the next one came (pipelining)."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.parser = RequestParser(self)
+        self._earlier: deque[RequestResponseCycle] = deque()
+        """Requests that were not answered yet when the next one came (pipelining)."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -178,9 +186,26 @@ class BoundedHttp(HttpToolsProtocol):
             self.again = b"\r\n".join(lines)
             return
         self._end_head()
-        there = self._earlier if self.cycle is None else (*self._earlier, self.cycle)
-        self._earlier = tuple(cycle for cycle in there if not cycle.response_complete)
+        self._queue()
         super().on_headers_complete()
+
+    def _queue(self) -> None:
+        """Take note of the request before one whose headers are here, if it is not answered yet.
+
+        Raises:
+            TooManyAtOnce: if too many are not.
+        """
+        earlier = self._earlier
+        while earlier and earlier[0].response_complete:  # they are answered in their order
+            earlier.popleft()
+        if self.cycle is None or self.cycle.response_complete:
+            return
+        if len(earlier) == MOST_PIPELINED:
+            reason = f"{MOST_PIPELINED} of its requests wait for their turn already"
+            self.refused.log("connection refused", logging.WARNING, reason=reason)
+            self.transport.abort()
+            raise TooManyAtOnce
+        earlier.append(self.cycle)
 
     def on_message_complete(self) -> None:
         if self.again is None:
