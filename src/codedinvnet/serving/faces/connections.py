@@ -213,6 +213,11 @@ class BoundedHttp(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         self._unread = 0
+        held = self.cycle.body
+        if not held:  # the first part is handed over as it is, if it is taken before the next one
+            self.cycle.body = b""  # type: ignore[assignment]
+        elif isinstance(held, bytes):
+            self.cycle.body = bytearray(held)
         super().on_body(body)
 
     def _expect_head(self) -> None:
