@@ -7,6 +7,7 @@ import base64
 import os
 import re
 import signal
+import threading
 
 import numpy as np
 import pytest
@@ -108,6 +109,29 @@ class TestViews:
             assert model["inputs"][0]["shape"] == [-1, 1, 28, 28]
             names = [output["name"] for output in model["outputs"]]
             assert names == ["probabilities", "label", "outcome"]
+
+    async def test_figures_are_written_while_others_are_answered(
+        self, mnist: Bundle, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Those of 200 upstreams take a tenth of a second; two who ask are served in turn."""
+        begun: list[str] = []
+        go_on = threading.Event()
+
+        def slowly() -> bytes:
+            begun.append("text")
+            assert go_on.wait(10)
+            return b"text"
+
+        async with serving(mnist) as service:
+            get = service.client.get
+            monkeypatch.setattr(service.front.metrics, "render", slowly)
+            asked = [asyncio.create_task(get("/metrics")) for _ in range(2)]
+            while not begun:
+                await asyncio.sleep(0.01)
+            assert (await get("/v2/health/live")).status_code == 200
+            assert len(begun) == 1
+            go_on.set()
+            assert [(await task).text for task in asked] == ["text", "text"]
 
     async def test_metrics(self, mnist: Bundle, images: np.ndarray) -> None:
         async with serving(mnist) as service:

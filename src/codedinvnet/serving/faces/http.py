@@ -31,6 +31,7 @@ from codedinvnet.serving.answers import (
     Overloaded,
     QueryFailed,
 )
+from codedinvnet.serving.background import in_thread
 from codedinvnet.serving.bodies import BodyMemory, TooSlow, departure, read_body, read_in_turn
 from codedinvnet.serving.faces.middleware import HostCheck, RequestCount, TokenCheck, problem
 from codedinvnet.serving.faces.page import demo_routes, page_state
@@ -193,9 +194,13 @@ def protocol_app(
     async def server(_: Request) -> Response:
         return JSONResponse(server_metadata(version("codedinvnet")))
 
+    rendering = asyncio.Lock()
+
     async def metrics(_: Request) -> Response:
-        front.update_gauges()
-        return Response(front.metrics.render(), media_type="text/plain; version=0.0.4")
+        async with rendering:  # one at a time; those of many upstreams take a while
+            front.update_gauges()
+            text = await in_thread(front.metrics.render)
+        return Response(text, media_type="text/plain; version=0.0.4")
 
     of_model = [
         Route(f"/v2/models/{{name}}{version_part}{path}", endpoint, methods=[verb])
