@@ -27,6 +27,9 @@ from codedinvnet.serving.workers.pool import Death
 
 PROBE_PERIOD, PROBE_TIMEOUT = 1.0, 1.0
 """Seconds between two looks at upstreams that have not answered since, and for an answer."""
+AT_ONCE, SPREAD = 10, 0.5
+"""Upstreams that are looked at in one turn, and the part of the period that has these turns: a
+request waits for one of them at most."""
 FORGOTTEN = 300.0
 """Seconds after which the figures of an upstream that is gone are told no more."""
 MOST_SILENT = 2
@@ -238,14 +241,25 @@ class Roster:
             log_event("upstream is back", **self._told(place))
 
     async def _watch_all(self) -> None:
+        pause = PROBE_PERIOD
         while True:
-            await asyncio.sleep(PROBE_PERIOD)
-            now = time.monotonic()
-            quiet = [p for p in self.places if p.up and now - p.answered > PROBE_PERIOD]
-            looks = await asyncio.gather(*map(self._look, quiet), return_exceptions=True)
-            for error in looks:  # the others are looked at all the same
-                if error is not None:
-                    log_error(error)
+            await asyncio.sleep(pause)
+            up = [place for place in self.places if place.up]
+            groups = [up[first : first + AT_ONCE] for first in range(0, len(up), AT_ONCE)]
+            delays = [SPREAD * PROBE_PERIOD * i / len(groups) for i in range(len(groups))]
+            pause = PROBE_PERIOD - max(delays, default=0.0)
+            looks = (self._look_at(*each, pause) for each in zip(groups, delays, strict=True))
+            await asyncio.gather(*looks)
+
+    async def _look_at(self, group: Sequence[Place], delay: float, pause: float) -> None:
+        """After a delay, look at those upstreams that have not answered for so many seconds."""
+        await asyncio.sleep(delay)
+        now = time.monotonic()
+        quiet = [place for place in group if place.up and now - place.answered > pause]
+        looks = await asyncio.gather(*map(self._look, quiet), return_exceptions=True)
+        for error in looks:  # the others are looked at all the same
+            if error is not None:
+                log_error(error)
 
     async def _look(self, place: Place) -> None:
         """Ask an upstream that has not answered for a while whether it is ready."""
