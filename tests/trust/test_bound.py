@@ -65,6 +65,15 @@ def test_the_strict_threshold_is_half_the_limits_where_that_leaves_enough(
     assert curve.strict_threshold(0.01) == (half if stricter else 0.5)
 
 
+def test_answers_of_one_confidence_are_released_together() -> None:
+    """The first of them agree, and yet no threshold releases these alone."""
+    confidences = np.array([[0.9, 0.5, 0.5, 0.5]])
+    agrees = np.array([[True, True, True, False]])
+    assert oracle_coverage(confidences, agrees, 0.1) == 0.25
+    assert oracle_coverage(confidences, agrees, 0.25) == 1.0
+    assert oracle_coverage(np.full((1, 4), 0.5), agrees, 0.1) == 0.0
+
+
 def test_a_share_over_few_later_answers_needs_more_room_than_an_expectation() -> None:
     curve = Curve.of(*draw(np.random.default_rng(4), 1000))
     assert curve.threshold(0.01, horizon=2000) > curve.threshold(0.01, horizon=None)

@@ -199,7 +199,8 @@ def spread_of(disagrees: np.ndarray) -> float:
 def oracle_coverage(confidences: np.ndarray, agrees: np.ndarray, limit: float) -> float:
     """Return the largest share of these very answers that a threshold can release."""
     order = np.argsort(-confidences, axis=None, kind="stable")
-    wrong = np.cumsum(~agrees.ravel()[order])
+    found, wrong = confidences.ravel()[order], np.cumsum(~agrees.ravel()[order])
     count = np.arange(1, order.size + 1)
-    kept = np.flatnonzero(wrong <= limit * count)
+    last = np.append(found[1:] != found[:-1], True)  # equal ones are released together
+    kept = np.flatnonzero((wrong <= limit * count) & last)
     return float(count[kept[-1]] / order.size) if kept.size else 0.0
