@@ -259,3 +259,14 @@ def test_fold_puts_batch_normalisation_into_the_convolution_before_it() -> None:
     assert isinstance(folded, nn.Sequential)
     assert [type(layer) for layer in folded] == [nn.BatchNorm2d, nn.Conv2d, nn.ReLU, nn.Conv2d]
     torch.testing.assert_close(folded(x), before, rtol=0.0, atol=1e-12)
+
+
+def test_fold_reaches_the_constrained_convolutions_of_nested_sequences() -> None:
+    inner = nn.Sequential(conv(3, 4), nn.BatchNorm2d(4), nn.ReLU())
+    module = nn.ModuleDict({"outer": nn.Sequential(conv(3, 3), inner)}).double().eval()
+    x = torch.randn(2, 3, 5, 4, dtype=torch.float64)
+    before = module["outer"](x)
+    fold(module)
+    assert not constrained_layers(module)
+    assert not [part for part in module.modules() if isinstance(part, nn.BatchNorm2d)]
+    torch.testing.assert_close(module["outer"](x), before, rtol=0.0, atol=1e-12)

@@ -178,7 +178,7 @@ def fold(module: nn.Module) -> None:
     before a convolution, or behind a transposed one, stays. What is left is what is served, without
     a projection. Outputs in evaluation mode do not change.
     """
-    for parent in list(module.modules()):
+    for parent in reversed(list(module.modules())):  # the inner ones first: sequences are copied
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.Sequential):
                 setattr(parent, name, _without_normalisation(child))
