@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -75,6 +76,16 @@ def test_samples_that_converge_early_stop(monkeypatch: pytest.MonkeyPatch) -> No
     torch.testing.assert_close(together, torch.cat(alone), rtol=0.0, atol=1e-13)
     assert transform.iterations == max(spent)
     assert sizes == [sum(s > i for s in spent) for i in range(max(spent))]
+
+
+def test_an_empty_batch_takes_no_iteration(monkeypatch: pytest.MonkeyPatch) -> None:
+    transform, z = easy_and_hard()
+    transform.inverse(z)
+    branch = Mock(side_effect=transform.branch)
+    monkeypatch.setattr(transform, "branch", branch)
+    assert transform.inverse(z[:0]).shape == (0, 2, 3, 4)
+    assert transform.iterations == 0
+    branch.assert_not_called()
 
 
 def test_too_few_iterations_raise() -> None:

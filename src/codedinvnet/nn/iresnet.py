@@ -151,6 +151,9 @@ class IResNetBlock(InvertibleTransform):
             if not self.conv1.weight.is_contiguous():  # one layout for all that is added
                 z = z.contiguous(memory_format=torch.channels_last)
             solution = torch.empty_like(z)
+            if z.shape[0] == 0:
+                self.iterations = 0
+                return solution
             open_rows = torch.arange(z.shape[0], device=z.device)
             x, target, residual = z, z, z.new_zeros(0)
             before: tuple[Tensor, Tensor] | None = None
@@ -171,8 +174,6 @@ class IResNetBlock(InvertibleTransform):
                     residual, before = residual[is_open], (mapped[is_open], step[is_open])
                     if open_rows.numel() == 0:
                         return solution
-            if z.shape[0] == 0:
-                return solution
             raise NotConverged(
                 "an i-ResNet block", float(residual.max()), open_rows.numel(), max_iterations
             )
