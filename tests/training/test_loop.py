@@ -17,6 +17,7 @@ from codedinvnet.data import load_images
 from codedinvnet.errors import UserError
 from codedinvnet.training.loop import LATEST, differing_keys, train_stage, warmup_cosine
 from codedinvnet.training.network import NetworkStage, network_settings
+from codedinvnet.training.part import batch_places
 from tests.conftest import tiny_settings
 
 CPU = torch.device("cpu")
@@ -301,3 +302,9 @@ def test_resumed_training_equals_an_unbroken_one(
         assert found.keys() == expected.keys()
         different = [key for key in expected if not torch.equal(expected[key], found[key])]
         assert different == []
+
+
+def test_the_batches_of_an_epoch_go_round_its_order() -> None:
+    found = [batch_places(range(5), index, 4).tolist() for index in range(3)]
+    assert found == [[0, 1, 2, 3], [4, 0, 1, 2], [3, 4, 0, 1]]
+    assert batch_places(range(2), 0, 5).tolist() == [0, 1, 0, 1, 0]

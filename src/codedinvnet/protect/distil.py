@@ -19,7 +19,7 @@ from codedinvnet.errors import UserError
 from codedinvnet.protect.inputs import Inputs
 from codedinvnet.protect.students import Student, tensors
 from codedinvnet.training.network import augment
-from codedinvnet.training.part import PartStage
+from codedinvnet.training.part import PartStage, batch_places
 from codedinvnet.training.precision import autocast, judge_bfloat16
 
 TEMPERATURES = (2.0, 1.5, 1.0)
@@ -95,8 +95,8 @@ class BudgetStage(PartStage):
 
     def rows(self, index: int) -> np.ndarray:
         """Return the rows of the epoch's batch of this index."""
-        size = self.part.batch_size
-        found: np.ndarray = self.order[(index * size + np.arange(size)) % len(self.order)]
+        places = batch_places(self.order, index, self.part.batch_size)
+        found: np.ndarray = self.order[places.numpy()]
         return found
 
     def mirrored(

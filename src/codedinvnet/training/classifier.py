@@ -15,7 +15,7 @@ from codedinvnet.devices import first_tensor
 from codedinvnet.models.coded import prepare
 from codedinvnet.progress import Progress
 from codedinvnet.training.network import augment
-from codedinvnet.training.part import PartStage
+from codedinvnet.training.part import PartStage, batch_places
 from codedinvnet.training.precision import autocast
 
 EVALUATION_BATCH = 250
@@ -121,8 +121,7 @@ class ClassifierStage(PartStage):
         self.order = torch.randperm(len(self.train_rows), generator=generator)
 
     def batch_loss(self, index: int) -> Tensor:
-        size = self.part.batch_size
-        chosen = self.order[(index * size + torch.arange(size)) % len(self.order)]
+        chosen = self.order[batch_places(self.order, index, self.part.batch_size)]
         images, labels = self.source.batch(self.train_rows[chosen])
         x = prepare(images.to(self.device), 0)
         x = augment(x, self.flip, self.shift, self.generator)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,17 @@ from codedinvnet.devices import first_tensor
 from codedinvnet.training.loop import set_rate, warmup_cosine
 
 WARMUP = 0.1
+
+
+def batch_places(order: Sized, index: int, size: int) -> Tensor:
+    """Return the places of an epoch's batch in its order, which is gone round as often as needed.
+
+    Args:
+        order: of all that the epoch may draw.
+        index: the batch's in the epoch.
+        size: the batch's.
+    """
+    return (index * size + torch.arange(size)) % len(order)
 
 
 class PartStage(ABC):
