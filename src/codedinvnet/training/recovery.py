@@ -103,10 +103,13 @@ class RecoveryStage:
         return {"optimizer": self.optimizer}
 
     def initialise(self) -> None:
-        """Normalise the recovery head's input."""
+        """Normalise the recovery head's input, by latents as they are served."""
         if self.model.recovery_head is not None:
-            rows = spread_rows(self.train_rows, 1024)
+            rows, network = spread_rows(self.train_rows, 1024), self.model.network
+            training = network.training
+            network.eval()  # batch statistics stay as they were trained
             z = embed_all(self.model, self.source.batch(rows)[0].to(self.device))
+            network.train(training)
             self.model.recovery_head.norm.initialise(z)
 
     def latents_fit(self) -> bool:
