@@ -241,11 +241,15 @@ def test_what_only_a_mosaic_has_is_refused(kind: str, key: str, value: int) -> N
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "told"),
-    [("mirrored", True, "set cell_width"), ("few_width", 4, "set it, too")],
+    ("options", "told"),
+    [
+        ({"mirrored": True}, "set cell_width"),
+        ({"few_width": 4}, "set it, too"),
+        ({"more_for_few": True, "cell_width": 4}, "set side_features, or leave cell_width out"),
+    ],
 )
-def test_options_of_stages_that_there_are_not_are_refused(key: str, value: int, told: str) -> None:
-    encoder = {"kind": "mosaic", "width": 4, key: value}
+def test_options_of_stages_that_do_nothing_are_refused(options: dict[str, Any], told: str) -> None:
+    encoder = {"kind": "mosaic", "width": 4, **options}
     assert told in complaint(put(tiny_settings(), "fusion.encoder", encoder))
 
 

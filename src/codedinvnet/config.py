@@ -183,7 +183,8 @@ class EncoderSettings(Section):
     depth: Annotated[int, Field(ge=0)] = 0
     """Further convolutions of the small encoders at 1/4 and 1/8 of the images' size."""
     more_for_few: bool = False
-    """Mosaic: further stages for members of groups of up to 4, of which there are few."""
+    """Mosaic: further stages for members of groups of up to 4, of which there are few. They add to
+    the side features, and, where `cell_width` is 0, draw the cells, too."""
     few_width: Annotated[int, Field(ge=0)] = 0
     """Mosaic: their width; 0: as `width`."""
     cell_width: Annotated[int, Field(ge=0)] = 0
@@ -201,6 +202,10 @@ class EncoderSettings(Section):
                 raise ValueError(f"the {self.kind} encoder has no {key}; use the mosaic")
         if self.few_width and not self.more_for_few:
             raise ValueError("few_width is that of the stages of more_for_few: set it, too")
+        if self.more_for_few and self.cell_width and not self.side_features:
+            raise ValueError(
+                "more_for_few adds to side features: set side_features, or leave cell_width out"
+            )
         if self.mirrored and not self.cell_width:
             raise ValueError("mirrored cells need stages of their own: set cell_width")
         return self

@@ -205,7 +205,8 @@ class MosaicFusion(_SharedStages):
         side_features: length of the side vector of a member (0: none).
         depth: further convolutions at 1/4 and at 1/8 of the size, each added to its input.
         more_for_few: whether members of groups of up to 4, of which there are few to encode, go
-            through four further stages behind the second, which add to their side features.
+            through four further stages behind the second, which add to their side features, and,
+            without a `cell_width`, draw the cells, too.
         few_width: width of these stages, 4 and 6 times as many channels; 0: as `width`.
         cell_width: channels of the first of three stages that draw the cells alone, as deep as the
             others, which are left to the side features; 0: the same stages do both.
