@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import NamedTuple, cast
 
 import torch
@@ -75,6 +76,12 @@ def prepare(images: Tensor, padding: int) -> Tensor:
     """Scale uint8 images (..., C, H, W) to 0..1 (floats stay) and pad them with zeros."""
     x = images if images.is_floating_point() else images.float() / 255.0
     return F.pad(x, (padding,) * 4) if padding else x
+
+
+def padded_shape(shape: Sequence[int], padding: int) -> tuple[int, int, int]:
+    """Return the shape (C, H, W) that images of a shape (C, H, W) have when they are padded."""
+    channels, height, width = shape
+    return channels, height + 2 * padding, width + 2 * padding
 
 
 def decode_missing(parity: Tensor, others: Tensor) -> Tensor:
@@ -207,9 +214,7 @@ class CodedModel(nn.Module):
     def __init__(self, settings: ModelSettings) -> None:
         super().__init__()
         self.settings = settings
-        channels, height, width = settings.image_shape
-        pad = settings.padding
-        self.input_shape = (channels, height + 2 * pad, width + 2 * pad)
+        self.input_shape = padded_shape(settings.image_shape, settings.padding)
         self.network = build_network(settings.network, self.input_shape)
         self.latent_shape = self.network.latent_shape
         self.head = build_head(settings.network, self.latent_shape, len(settings.classes))

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from codedinvnet.models.coded import CodedModel, prepare
+from codedinvnet.models.coded import CodedModel, padded_shape, prepare
 
 
 class Network(NamedTuple):
@@ -38,8 +38,7 @@ class ImageNetwork(nn.Module):
     def __init__(self, network: nn.Module, shape: tuple[int, int, int], padding: int = 0) -> None:
         super().__init__()
         self.network, self.padding = network, padding
-        channels, height, width = shape
-        self.input_shape = (channels, height + 2 * padding, width + 2 * padding)
+        self.input_shape = padded_shape(shape, padding)
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images (B, C, H, W), uint8 or floats (queries of a code may leave 0..1).

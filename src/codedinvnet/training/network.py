@@ -23,7 +23,7 @@ from codedinvnet.checkpoint import (
 from codedinvnet.config import Settings, parse_settings
 from codedinvnet.data import ImageSource, settings_split, spread_rows
 from codedinvnet.errors import UserError
-from codedinvnet.models.coded import build_head, build_network, prepare
+from codedinvnet.models.coded import build_head, build_network, padded_shape, prepare
 from codedinvnet.nn.head import Head
 from codedinvnet.nn.iresnet import IResNet, initialise_actnorm, mixup_points
 from codedinvnet.nn.irevnet import IRevNet
@@ -49,12 +49,6 @@ from codedinvnet.training.precision import autocast
 NETWORK = "network.safetensors"
 """The trained f and g, in a network's folder."""
 EVALUATION_BATCH = 250
-
-
-def padded_shape(source: ImageSource, padding: int) -> tuple[int, int, int]:
-    """Return the network's input shape (C, H, W) for images of a source."""
-    channels, height, width = source.shape
-    return channels, height + 2 * padding, width + 2 * padding
 
 
 def augment(x: Tensor, flip: bool, shift: int, generator: torch.Generator) -> Tensor:
@@ -83,7 +77,7 @@ class NetworkStage:
         self.settings, self.source, self.device = settings, source, device
         self.options = settings.training
         torch.manual_seed(settings.seed)
-        shape = padded_shape(source, settings.data.padding)
+        shape = padded_shape(source.shape, settings.data.padding)
         self.network = build_network(settings.network, shape).to(device)
         head = build_head(settings.network, self.network.latent_shape, len(source.classes))
         self.head = head.to(device)
@@ -286,9 +280,8 @@ def load_trained_network(
         raise UserError(
             f"{path} was trained with other settings ({', '.join(changed)}): train it anew"
         )
-    shape = tuple(header["image_shape"])
-    pad = settings.data.padding
-    network = build_network(settings.network, (shape[0], shape[1] + 2 * pad, shape[2] + 2 * pad))
+    shape = padded_shape(header["image_shape"], settings.data.padding)
+    network = build_network(settings.network, shape)
     head = build_head(settings.network, network.latent_shape, len(header["classes"]))
     load_modules({"network": network, "head": head}, tensors, path)
     return network.to(device).eval(), head.to(device).eval(), header
