@@ -142,16 +142,20 @@ class TrainSettings(Section):
     batch_size: Annotated[int, Field(ge=2)] = 128
     learning_rate: Rate = 1e-3
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4
+    """Of f and g, and of all that the recovery objective trains in both phases: E and g', too."""
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of the steps in which the rate rises, before its cosine decay."""
     mixup: Literal["manifold", "input", "none"] = "manifold"
     mixup_alpha: Rate = 1.0
     flip: bool = False
+    """Augmentation: mirror half of the images. `flip` and `shift` hold in the recovery objective,
+    too, where f trains or E is a mosaic, and for rivals without a parity model."""
     shift: Annotated[int, Field(ge=0)] = 0
-    """Augmentation: mirror images, and shift them by up to so many pixels."""
+    """Augmentation: shift images by up to so many pixels, in the same trainings."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of f's passes while it trains; weights and losses stay in float32. bfloat16 takes 0.4 to 0.6
-    of the time on some processors; where a short trial finds none saved, f trains in float32."""
+    of the time on some processors; where a short trial finds none saved, f trains in float32. A
+    mosaic's E, and rivals without a parity model, train as f does."""
     init_batch: Positive = 1024
     series_terms: Positive = 5
     trace_samples: Positive = 1
