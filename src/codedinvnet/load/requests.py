@@ -16,7 +16,7 @@ from codedinvnet.serving.gateway.calls import Headers
 from codedinvnet.serving.tensors import BadTensor, to_bytes, to_json
 
 DIFFERENT = 64
-"""Requests that are generated; they are sent in turn."""
+"""Requests that are generated, or fewer large ones; they are sent in turn."""
 MOST_BYTES = 256 * 2**20
 """Of all requests that are kept."""
 SMALL = 10
@@ -76,7 +76,17 @@ def generated(signature: Signature, batch: int, seed: int) -> list[Arrays]:
         most = {"b": 2}.get(dtype.kind, 256 if spec.datatype == "UINT8" else SMALL)
         return random.integers(most, size=shape).astype(dtype)
 
-    return [{spec.name: values(spec) for spec in signature.inputs} for _ in range(DIFFERENT)]
+    def request() -> Arrays:
+        return {spec.name: values(spec) for spec in signature.inputs}
+
+    first = request()
+    return [first, *(request() for _ in range(1, _kept(first, DIFFERENT)))]
+
+
+def _kept(first: Arrays, wanted: int) -> int:
+    """Return how many of so many requests are kept, all as large as the first: one at least."""
+    size = sum(array.nbytes for array in first.values())
+    return max(1, min(wanted, MOST_BYTES // max(1, size)))
 
 
 def from_file(path: Path, signature: Signature, batch: int, seed: int) -> list[Arrays]:
@@ -92,8 +102,7 @@ def from_file(path: Path, signature: Signature, batch: int, seed: int) -> list[A
     if len(found) < batch:
         raise UserError(f"--inputs: {path} has {len(found)} queries, --batch {batch} needs more")
     order = np.random.default_rng(seed).permutation(len(found))
-    size = sum(array.nbytes for array in found.batch(order[:batch]).values())
-    most = max(1, min(len(found) // batch, MOST_BYTES // max(1, size)))
+    most = _kept(found.batch(order[:batch]), len(found) // batch)
     return [found.batch(rows) for rows in order[: most * batch].reshape(most, batch)]
 
 
