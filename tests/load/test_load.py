@@ -60,7 +60,7 @@ def test_a_load_over_http() -> None:
     fake.delay = 0.03
     row = load(fake, batch=2, header=("Authorization: Bearer x",))
     assert (row["requests"], row["answered"], row["unsent"], row["errors"]) == (100, 100, 0, {})
-    assert row["settings"]["offered_per_s"] == pytest.approx(200)
+    assert row["offered_per_s"] == pytest.approx(200)
     assert 30 <= row["p50_ms"] <= row["p99_ms"] <= row["max_ms"]
     assert len(fake.seen) == 110  # some come first, and do not count
     bodies = set()
@@ -426,13 +426,7 @@ def test_the_rate_of_a_log_is_that_of_its_gaps(tmp_path: Path) -> None:
     for text, count, rate in (("5\n" * 3, 3, None), ("5\n5.1\n5.2\n", 3, 10.0)):
         log.write_text(text)
         row = load(Fake(), arrivals=str(log), rate=None)
-        assert (row["answered"], row["settings"]["offered_per_s"]) == (count, rate)
-
-
-def test_loads_that_are_asked_for_otherwise_have_other_keys() -> None:
-    changes: list[dict[str, Any]] = [{"model_version": "2"}, {"timeout": 7.0}, {"max_open": 70}]
-    rows = [exactly(Still(), **change) for change in ({}, *changes)]
-    assert len({row["key"] for row in rows}) == 4
+        assert (row["answered"], row["offered_per_s"]) == (count, rate)
 
 
 def test_which_server_and_which_model() -> None:

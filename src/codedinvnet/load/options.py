@@ -54,6 +54,11 @@ class LoadOptions:
     out: Path | None = None
     json: bool = False
 
+    @property
+    def is_log(self) -> bool:
+        """Whether `arrivals` names a file."""
+        return self.arrivals not in (POISSON, CONSTANT)
+
 
 def check(options: LoadOptions) -> None:
     """Refuse what cannot work.
@@ -111,8 +116,7 @@ def gaps_of(options: LoadOptions) -> list[float]:
     Raises:
         UserError: if they are in a file that cannot be read, or in no seconds, or none is due.
     """
-    is_log = options.arrivals not in (POISSON, CONSTANT)
-    if not is_log:
+    if not options.is_log:
         rate = options.rate or RATE
         count = math.ceil(rate * options.duration)
         if options.arrivals == CONSTANT:
@@ -132,7 +136,7 @@ def gaps_of(options: LoadOptions) -> list[float]:
     due = int(within.sum())
     if not due:
         raise UserError("--duration: no request is due in it")
-    if is_log and options.rate is None and due < FEW and len(gaps) >= 10 * due:
+    if options.is_log and options.rate is None and due < FEW and len(gaps) >= 10 * due:
         told = f"warning: {due} of the {len(gaps)} requests of {options.arrivals} are due within"
         told += f" {options.duration:g} s (--duration): are its times in seconds?"
         print(told, file=sys.stderr)

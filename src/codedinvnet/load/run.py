@@ -22,7 +22,7 @@ from typing import Any
 from codedinvnet.errors import UserError
 from codedinvnet.files import check_writable
 from codedinvnet.load.loop import open_loop
-from codedinvnet.load.options import LoadOptions, check, gaps_of, headers, server_and_model
+from codedinvnet.load.options import RATE, LoadOptions, check, gaps_of, headers, server_and_model
 from codedinvnet.load.requests import Arrays, from_file, generated, signature_of, written
 from codedinvnet.provenance import describe_machine
 from codedinvnet.quantiles import Histogram, percentile, rounded
@@ -203,7 +203,8 @@ async def measure(options: LoadOptions) -> dict[str, Any]:
     gaps = gaps_of(options)
     # The first request of a log is due at once, and no interval goes before it.
     rate = (len(gaps) - (gaps[0] == 0)) / sum(gaps) if any(gaps) else None
-    own = OwnHeaders(headers(options))
+    own_headers = headers(options)
+    own = OwnHeaders(own_headers)
     upstream = open_upstream(url, own=own, flag="URL", connect=options.timeout)
     upstream.tries = 1
     try:
@@ -235,9 +236,12 @@ async def measure(options: LoadOptions) -> dict[str, Any]:
         "model_version": options.model_version,
         "tensors": written_as,
         "arrivals": options.arrivals,
-        "offered_per_s": rate and round(rate, 3),
+        "rate_per_s": options.rate or (None if options.is_log else RATE),
+        "duration_s": options.duration,
         "batch": options.batch,
         "inputs": None if options.inputs is None else str(options.inputs),
+        "shapes": list(options.shapes),
+        "headers": [name for name, _ in own_headers],  # values may be tokens
         "seed": options.seed,
         "timeout_s": options.timeout,
         "max_open": most,
@@ -250,6 +254,7 @@ async def measure(options: LoadOptions) -> dict[str, Any]:
         "client": describe_machine(),
         "began": time.strftime("%Y-%m-%dT%H:%M:%S"),
         "requests": len(gaps),
+        "offered_per_s": rate and round(rate, 3),
         "seconds": round(seconds, 3),
         "answered": ends.answered,
         "answered_per_s": round(ends.answered / (ends.last - began), 3),
@@ -292,5 +297,5 @@ def _tell(row: Mapping[str, Any], options: LoadOptions) -> None:
         del shown[name]
     width = max(map(len, shown))
     for name, value in shown.items():
-        if value not in (None, {}, ""):
+        if value not in (None, {}, [], ""):
             print(f"{name:<{width}}  {value if isinstance(value, str) else json.dumps(value)}")
