@@ -70,6 +70,6 @@ def test_images_by_which_shifting_is_decided_are_spread(
         raise KeyboardInterrupt
 
     monkeypatch.setattr("codedinvnet.protect.run.agreement_when_shifted", shifted)
-    monkeypatch.setattr("codedinvnet.protect.run.SHIFTED", 60)
+    monkeypatch.setattr("codedinvnet.protect.run.CHANGED", 60)
     call(*arguments("colours", tmp_path / "x.npy", tmp_path / "out"))
     assert seen == [{0, 1, 2}]

@@ -24,7 +24,13 @@ from codedinvnet.protect.images import layout
 from codedinvnet.protect.setting import WORK, ProtectOptions, Setting
 from codedinvnet.protect.shrunk import graph_of, shrunk_shape
 from codedinvnet.protect.students import Shape, ShrunkStudent, Student, words_of
-from codedinvnet.protect.teacher import check_teacher, teacher_scores
+from codedinvnet.protect.teacher import (
+    CHANGED,
+    STEADY,
+    agreement_when_mirrored,
+    check_teacher,
+    teacher_scores,
+)
 from codedinvnet.training.loop import LATEST, train_stage
 from codedinvnet.trust.confidence import log_probabilities
 
@@ -235,37 +241,53 @@ class Trainer:
 
     def _made(self) -> Lesson:
         setting, settings = self.setting, self.settings
-        mirrored = None
-        if settings["flip"]:
+        mirrored, flip = None, settings["flip"]
+        if flip:
             (spec,) = setting.model.signature.inputs
             axis = 2 if layout(spec)[1] else 3
-            if self._takes_mirrored():
+            if self._decided("mirrored", self._has_time_for_mirrored):
                 scores = teacher_scores(setting.model, setting.inputs, setting.work, mirrored=axis)
                 mirrored = log_probabilities(scores, setting.kind)
+            elif not self._decided("flip", lambda: self._is_steady_when_mirrored(axis)):
+                flip = False
+                self._note(
+                    "images are not mirrored in training: the model gives too many of them other "
+                    "answers then, and asking for all takes too much of --minutes"
+                )
         return Lesson(
             setting.inputs,
             setting.rows.train,
             np.random.default_rng(self.options.seed).permutation(setting.rows.validation),
             log_probabilities(setting.scores, setting.kind),
             mirrored,
-            settings["flip"],
+            flip,
             settings["shift"],
         )
 
-    def _takes_mirrored(self) -> bool:
-        """Tell whether the model is asked for mirrored images; once a part is planned, that stays.
+    def _decided(self, name: str, decide: Callable[[], bool]) -> bool:
+        """Decide something of all trainings; once a part is planned, that stays.
 
         A training that goes on learns the same then, however fast the model answers now.
         """
-        setting, work = self.setting, self.options.out / WORK
-        path = work / "mirrored.json"
-        if path.is_file() and any(work.glob("*/plan.json")):
-            return bool(read_json(path))
+        work = self.options.out / WORK
+        path = work / f"{name}.json"
+        if not (path.is_file() and any(work.glob("*/plan.json"))):
+            write_json(path, decide())
+        return bool(read_json(path))
+
+    def _has_time_for_mirrored(self) -> bool:
+        """Tell whether the model can be asked for all mirrored images."""
+        setting = self.setting
         seconds = check_teacher(setting.model, setting.inputs) * len(setting.inputs)
         there = any(setting.work.glob("mirrored-*"))
-        taken = there or seconds < 60 * self.options.minutes * MIRRORED_SHARE
-        write_json(path, taken)
-        return taken
+        return there or seconds < 60 * self.options.minutes * MIRRORED_SHARE
+
+    def _is_steady_when_mirrored(self, axis: int) -> bool:
+        """Tell whether the model keeps its answers of a few images that are mirrored."""
+        setting = self.setting
+        rows = setting.spread(min(CHANGED, int(MIRRORED_SHARE * len(setting.inputs))))
+        model, inputs, answers = setting.model, setting.inputs, setting.answers
+        return agreement_when_mirrored(model, inputs, rows, answers, axis) >= STEADY
 
     def _shape(self, name: str, work: float) -> Shape:
         """Return the largest student that costs no more than so many services for a query."""

@@ -51,6 +51,8 @@ from codedinvnet.protect.picture import draw
 from codedinvnet.protect.setting import WORK, ProtectOptions, Setting
 from codedinvnet.protect.students import Student, are_words, kind_of
 from codedinvnet.protect.teacher import (
+    CHANGED,
+    STEADY,
     agreement_when_shifted,
     check_classes,
     check_scores,
@@ -60,9 +62,6 @@ from codedinvnet.protect.teacher import (
 )
 from codedinvnet.provenance import describe_command, describe_commit, describe_machine
 from codedinvnet.training.loop import differing_keys
-
-SHIFTED, STEADY = 256, 0.9
-"""Images are shifted in training if so many that are shifted keep so many of their answers."""
 
 
 def protect(options: ProtectOptions) -> dict[str, Any]:
@@ -324,7 +323,7 @@ def _settings(options: ProtectOptions, setting: Setting) -> dict[str, Any]:
         height = specs[0].shape[0 if layout(specs[0])[1] else 1] if kind == "images" else 0
         shift = height // 8 if height >= 16 else 0
         if shift and {SMALL, CODE} & set(options.methods):
-            rows = setting.spread(SHIFTED)
+            rows = setting.spread(CHANGED)
             kept = agreement_when_shifted(
                 setting.model, setting.inputs, rows, setting.answers, shift
             )

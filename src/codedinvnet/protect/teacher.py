@@ -30,6 +30,9 @@ _SAME = 1e-2
 batches, of coarse arithmetic, or from before and after a restart."""
 _SAME_NORM = 1e-3
 """Share of the largest norm by which those of embeddings of unit norm differ at most."""
+CHANGED, STEADY = 256, 0.9
+"""Images are shifted in training if so many that are shifted keep so many of their answers. So they
+are mirrored if the model cannot be asked for all mirrored ones."""
 
 
 def scores_of(model: Model, batch: dict[str, np.ndarray]) -> np.ndarray:
@@ -155,16 +158,45 @@ def agreement_when_shifted(
     """
     (spec,) = model.signature.inputs
     last = layout(spec)[1]
-    hits = []
     generator = torch.Generator().manual_seed(0)
-    for part in np.split(rows, range(BATCH, len(rows), BATCH)):
-        (batch,) = inputs.batch(part).values()
+
+    def shifted(batch: np.ndarray) -> np.ndarray:
         images = torch.from_numpy(batch)
         images = images.permute(0, 3, 1, 2) if last else images
         images = augment(images, False, shift, generator)
-        images = images.permute(0, 2, 3, 1) if last else images
-        scores = scores_of(model, {spec.name: np.ascontiguousarray(images.numpy())})
-        hits.append(scores.argmax(1) == answers[part])
+        return (images.permute(0, 2, 3, 1) if last else images).numpy()
+
+    return _agreement_when(shifted, model, inputs, rows, answers)
+
+
+def agreement_when_mirrored(
+    model: Model, inputs: Inputs, rows: np.ndarray, answers: np.ndarray, axis: int
+) -> float:
+    """Return how often a model gives images the same answers when they are mirrored.
+
+    Args:
+        model: a model of one image input.
+        inputs: the images.
+        rows: some of them.
+        answers: the model's to all inputs.
+        axis: of batches, along which images are mirrored.
+    """
+    return _agreement_when(lambda batch: np.flip(batch, axis), model, inputs, rows, answers)
+
+
+def _agreement_when(
+    changed: Callable[[np.ndarray], np.ndarray],
+    model: Model,
+    inputs: Inputs,
+    rows: np.ndarray,
+    answers: np.ndarray,
+) -> float:
+    hits = []
+    for part in np.split(rows, range(BATCH, len(rows), BATCH)):
+        batch = {
+            name: np.ascontiguousarray(changed(array)) for name, array in inputs.batch(part).items()
+        }
+        hits.append(scores_of(model, batch).argmax(1) == answers[part])
     return float(np.concatenate(hits).mean())
 
 
