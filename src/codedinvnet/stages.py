@@ -78,7 +78,7 @@ from codedinvnet.training.network import (
     load_trained_network,
     train_network,
 )
-from codedinvnet.training.pixels import VERSION, PixelStage
+from codedinvnet.training.pixels import UNET_VERSION, VERSION, PixelStage
 from codedinvnet.training.recovery import RecoveryStage
 from codedinvnet.training.split import bundle_split, validation_digests
 
@@ -232,6 +232,7 @@ def fuse(run: Run, members: int) -> dict[str, Any]:
         "members": members,
         NETWORK_WEIGHTS: weights,
         **({} if recovery else {"objective_version": VERSION}),
+        **({"unet_version": UNET_VERSION} if fusion.encoder.kind == "unet" else {}),
     }
     seconds = float(trained["seconds"])
     figures: dict[str, float] = {}

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from codedinvnet.config import LARGEST_MOSAIC
@@ -362,3 +363,17 @@ def test_a_mosaic_for_colour_images_costs_at_most_half_of_its_bundles_embedding(
     for members in range(2, 11):
         cost = multiply_adds(mosaic.eval(), torch.zeros(1, members, 3, 32, 32))
         assert cost <= 0.5 * 82.3e6
+
+
+def test_skips_of_the_unet_are_averaged_behind_their_activation() -> None:
+    # In the published code the activation works in place, on what is averaged later.
+    unet = encoder("unet")
+    assert isinstance(unet, UNetFusion)
+    last, first = unet.ups[0], unet.downs[0]
+    assert isinstance(first, nn.Sequential)
+    seen: list[Tensor] = []
+    last.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    x = torch.randn(2, 3, CHANNELS, 16, 16, dtype=torch.float64)
+    unet(x)
+    skips = [F.leaky_relu(first[0](x[:, member]), 0.2) for member in range(3)]
+    torch.testing.assert_close(seen[0][:, :3], torch.stack(skips).mean(0))

@@ -321,12 +321,13 @@ class UNetFusion(FusionEncoder):
     """The paper's encoder: pix2pix's U-Net with shared, averaged encoders (section 3.3).
 
     The down path is shared by the images; skips and bottleneck are averaged over them. As in the
-    published code there is no final activation and the innermost kernels are 2×2.
+    published code skips are averaged behind the activation, there is no final activation, and the
+    innermost kernels are 2×2.
 
     Args:
         channels: image channels.
         filters: channels after the first convolution (the paper: 64).
-        depth: number of halvings (32 pixels: 5).
+        depth: number of levels, of which all but the innermost halve the image (32 pixels: 5).
     """
 
     def __init__(self, channels: int, *, filters: int = 64, depth: int = 5) -> None:
@@ -338,10 +339,11 @@ class UNetFusion(FusionEncoder):
         for level, width in enumerate(widths):
             outer, inner = level == 0, level == depth - 1
             kernel = 2 if inner else 4
-            down: list[nn.Module] = [] if outer else [nn.LeakyReLU(0.2)]
-            down.append(SmallMapConv2d(before, width, kernel, 2, 1, bias=False))
+            down: list[nn.Module] = [SmallMapConv2d(before, width, kernel, 2, 1, bias=False)]
             if not outer and not inner:
                 down.append(nn.BatchNorm2d(width))
+            if not inner:  # behind which skips begin: in the published code it works in place
+                down.append(nn.LeakyReLU(0.2))
             self.downs.append(nn.Sequential(*down))
             up: list[nn.Module] = [
                 nn.PReLU(),

@@ -9,6 +9,7 @@ step here, by epoch there).
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +30,8 @@ from codedinvnet.training.recovered import embed_all, recovered_accuracy
 VERSION = 2
 """Of this training: raised with a change that no setting tells of, since figures of before are then
 not those of now. 1 had a constant rate."""
+UNET_VERSION = 2
+"""Likewise of the U-Net's: 1 averaged skips in front of their activation, and had other biases."""
 
 
 class PixelStage:
@@ -81,9 +84,10 @@ class PixelStage:
         ).to(device)
         model.requires_grad_(False)
         model.encoder.requires_grad_(True)
-        self.discriminator.apply(_initialise)
-        if isinstance(model.encoder, UNetFusion):  # others have an initialisation of their own
-            model.encoder.apply(_initialise)
+        unet = isinstance(model.encoder, UNetFusion)
+        self.discriminator.apply(partial(_initialise, biases=unet))
+        if unet:  # others have an initialisation of their own
+            model.encoder.apply(partial(_initialise, biases=True))
         betas = (0.0, 0.9)
         rate = fusion.learning_rate
         self.generator_optimizer = torch.optim.Adam(model.encoder.parameters(), rate, betas)
@@ -184,10 +188,15 @@ class PixelStage:
         return {"parity": torch.cat(rows, dim=1).clamp(0, 1).cpu()}
 
 
-def _initialise(module: nn.Module) -> None:
-    """Normal(0, 0.02) weights, as in pix2pix."""
+def _initialise(module: nn.Module, *, biases: bool) -> None:
+    """Normal(0, 0.02) weights, as in pix2pix, and biases of 0 if those are wanted as well.
+
+    Figures of other encoders than the U-Net are of a discriminator with PyTorch's biases.
+    """
     if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
         nn.init.normal_(module.weight, 0.0, 0.02)
+        if biases and module.bias is not None:
+            nn.init.zeros_(module.bias)
     elif isinstance(module, nn.BatchNorm2d):
         nn.init.normal_(module.weight, 1.0, 0.02)
 
