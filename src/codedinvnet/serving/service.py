@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -115,6 +115,7 @@ class Service:
         known: what is known of it before anything is measured.
         tells: whether answers tell their outcome among their parameters as well.
         capture: keeps inputs; None: they are forgotten.
+        check: raises `BadRequest` of requests that are refused besides.
     """
 
     def __init__(
@@ -125,8 +126,10 @@ class Service:
         *,
         tells: bool = False,
         capture: Capture | None = None,
+        check: Callable[[Request], None] = lambda request: None,
     ) -> None:
         self.front, self.served, self.tells, self.capture = front, served, tells, capture
+        self.check = check
         self.known = known or Known()
         self.outcome = outcome_name(served.signature)
 
@@ -151,6 +154,7 @@ class Service:
             QueryFailed: if others failed.
             NotNow: see `FrontEnd.check_room`.
         """
+        self.check(request)
         if not request.accept_decoded and not self.front.scheduler.systematic:
             raise BadRequest("parameters.accept_decoded: this method has no direct answers")
         told: dict[str, Any] = {}

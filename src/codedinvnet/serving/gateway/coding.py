@@ -10,7 +10,6 @@ import asyncio
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,8 +21,6 @@ from codedinvnet.models.base import DATATYPES, Signature, mixed_tensor, scores_t
 from codedinvnet.serving.answers import BadRequest, described
 from codedinvnet.serving.gateway.pool import CALL, REPLY, UpstreamPool, boxed
 from codedinvnet.serving.gateway.understanding import arrays_of, call_of
-from codedinvnet.serving.gateway.unrepeatable import SEQUENCE_ID, STATEFUL, Unrepeatable
-from codedinvnet.serving.service import Request, Response, Service
 from codedinvnet.serving.workers.pool import Death, GivenUp, Task, WorkerFailed
 from codedinvnet.serving.workers.result import OUTPUT, Result, floated
 
@@ -110,23 +107,3 @@ class CodedPool:
 
     def pid(self, worker: int) -> int | None:
         return None
-
-
-class CodedService(Service):
-    """Answers requests by a code: queries of a sequence would be mixed with others'."""
-
-    async def answer(
-        self,
-        request: Request,
-        *,
-        began: float | None = None,
-        gone: asyncio.Future[Any] | None = None,
-    ) -> Response:
-        """See `Service.answer`.
-
-        Raises:
-            Unrepeatable: if the request is one of a sequence.
-        """
-        if request.parameters.get(SEQUENCE_ID):
-            raise Unrepeatable(STATEFUL)
-        return await super().answer(request, began=began, gone=gone)

@@ -30,6 +30,7 @@ from codedinvnet.serving.gateway.opening import open_guard
 from codedinvnet.serving.gateway.options import OFFERED, GatewayOptions, check, read_roots
 from codedinvnet.serving.gateway.pool import UpstreamPool
 from codedinvnet.serving.gateway.relay import PassThrough, Relay
+from codedinvnet.serving.gateway.unrepeatable import refuse_sequences
 from codedinvnet.serving.gateway.upstream_metrics import UpstreamMetrics
 from codedinvnet.serving.gateway.upstream_token import UpstreamToken
 from codedinvnet.serving.gateway.upstreams import Upstream, open_upstream
@@ -44,6 +45,7 @@ from codedinvnet.serving.logs import log_event
 from codedinvnet.serving.metrics import Metrics
 from codedinvnet.serving.reliance import Reliance, reliance_of
 from codedinvnet.serving.rules.settings import AUTO, CODED, HEDGE, MAX_BATCH, Rules, pending_limit
+from codedinvnet.serving.service import Service
 from codedinvnet.serving.traffic_report import Known
 from codedinvnet.serving.workers.pool import Names
 
@@ -121,12 +123,12 @@ def make_relay(
             return Relay(front(served=plain, pool=both, scheme=backing), pool, reads, most=most)
         if why := objection(policy, guard.scheme):
             raise UserError(f"--policy: {why}")
-        from codedinvnet.serving.gateway.coding import CodedPool, CodedService  # they need PyTorch
+        from codedinvnet.serving.gateway.coding import CodedPool  # which needs PyTorch
 
         coding = CodedPool(pool, guard.scheme, guard.computer.model.signature)
         made = front(served=guard.served, pool=coding, scheme=guard.scheme, computer=guard.computer)
         known = Known(hang_timeout=pool.hang_timeout)
-        service = CodedService(made, guard.served, known, tells=True)
+        service = Service(made, guard.served, known, tells=True, check=refuse_sequences)
         return Relay(made, pool, service=service, most=most)
     except ValueError as error:
         raise UserError(f"--upstream: {error}") from error

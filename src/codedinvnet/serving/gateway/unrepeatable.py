@@ -12,6 +12,7 @@ from codedinvnet.models.base import HEADER_LENGTH
 from codedinvnet.serving.answers import BadRequest
 from codedinvnet.serving.faces.protobuf import fields
 from codedinvnet.serving.gateway.calls import MOST_FIELDS, Headers, Transport
+from codedinvnet.serving.service import Request
 
 STATEFUL = (
     "sequence_id: all requests of a sequence must go to one server, and each once: ask that itself"
@@ -82,3 +83,13 @@ def _in_message(body: bytes) -> str:
         elif number in (INPUTS, OUTPUTS) and body.find(REGION_ENTRY, begin, end) >= 0:
             return SHARED  # or a text has these bytes, of typed contents: nobody writes such
     return ""
+
+
+def refuse_sequences(request: Request) -> None:
+    """Refuse a request of a sequence, whose queries a code would mix with others'.
+
+    Raises:
+        Unrepeatable: if it is one.
+    """
+    if request.parameters.get(SEQUENCE_ID):
+        raise Unrepeatable(STATEFUL)
