@@ -50,7 +50,7 @@ def test_a_training_that_goes_on_mirrors_as_it_did(
     with monkeypatch.context() as changed:
         changed.setattr("codedinvnet.protect.parts.train_stage", killed)  # it is planned
         assert call(*words).code == 130
-    asked = "codedinvnet.protect.parts.agreement_when_mirrored"
+    asked = "codedinvnet.protect.parts.agreement_when"
     monkeypatch.setattr(asked, lambda *_: pytest.fail("asked again"))
     monkeypatch.setattr(BudgetStage, "mirrored", lambda *_: pytest.fail("mirrored"))
     outcome = call(*words)

@@ -65,11 +65,11 @@ def test_images_by_which_shifting_is_decided_are_spread(
     np.save(tmp_path / "x.npy", x[np.argsort(x.mean((1, 2)).argmax(1), kind="stable")])
     seen: list[set[int]] = []
 
-    def shifted(model: Any, inputs: Any, rows: np.ndarray, answers: np.ndarray, _: int) -> float:
+    def agreement(_: Any, model: Any, inputs: Any, rows: np.ndarray, answers: np.ndarray) -> float:
         seen.append(set(answers[rows].tolist()))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("codedinvnet.protect.run.agreement_when_shifted", shifted)
+    monkeypatch.setattr("codedinvnet.protect.run.agreement_when", agreement)
     monkeypatch.setattr("codedinvnet.protect.run.CHANGED", 60)
     call(*arguments("colours", tmp_path / "x.npy", tmp_path / "out"))
     assert seen == [{0, 1, 2}]

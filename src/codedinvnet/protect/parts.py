@@ -27,7 +27,7 @@ from codedinvnet.protect.students import Shape, ShrunkStudent, Student, words_of
 from codedinvnet.protect.teacher import (
     CHANGED,
     STEADY,
-    agreement_when_mirrored,
+    agreement_when,
     check_teacher,
     teacher_scores,
 )
@@ -287,7 +287,11 @@ class Trainer:
         setting = self.setting
         rows = setting.spread(min(CHANGED, int(MIRRORED_SHARE * len(setting.inputs))))
         model, inputs, answers = setting.model, setting.inputs, setting.answers
-        return agreement_when_mirrored(model, inputs, rows, answers, axis) >= STEADY
+
+        def mirrored(batch: np.ndarray) -> np.ndarray:
+            return np.flip(batch, axis)
+
+        return agreement_when(mirrored, model, inputs, rows, answers) >= STEADY
 
     def _shape(self, name: str, work: float) -> Shape:
         """Return the largest student that costs no more than so many services for a query."""

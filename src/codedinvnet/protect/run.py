@@ -53,10 +53,11 @@ from codedinvnet.protect.students import Student, are_words, kind_of
 from codedinvnet.protect.teacher import (
     CHANGED,
     STEADY,
-    agreement_when_shifted,
+    agreement_when,
     check_classes,
     check_scores,
     check_teacher,
+    shifted,
     teacher_scores,
     unasked,
 )
@@ -324,9 +325,8 @@ def _settings(options: ProtectOptions, setting: Setting) -> dict[str, Any]:
         shift = height // 8 if height >= 16 else 0
         if shift and {SMALL, CODE} & set(options.methods):
             rows = setting.spread(CHANGED)
-            kept = agreement_when_shifted(
-                setting.model, setting.inputs, rows, setting.answers, shift
-            )
+            model, inputs = setting.model, setting.inputs
+            kept = agreement_when(shifted(model, shift), model, inputs, rows, setting.answers)
             shift = shift if kept >= STEADY else 0
     settings = {
         "model": setting.model.source.digest,

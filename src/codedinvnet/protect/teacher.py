@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -19,6 +20,9 @@ from codedinvnet.progress import Progress
 from codedinvnet.protect.images import layout
 from codedinvnet.protect.inputs import Inputs
 from codedinvnet.training.network import augment
+
+Changed: TypeAlias = "Callable[[np.ndarray], np.ndarray]"
+"""Changes a batch of images, as a model takes them."""
 
 BATCH = 32
 SHARD = 2048
@@ -144,53 +148,33 @@ def _check_kept(
         )
 
 
-def agreement_when_shifted(
-    model: Model, inputs: Inputs, rows: np.ndarray, answers: np.ndarray, shift: int
-) -> float:
-    """Return how often a model gives images the same answers when they are shifted.
-
-    Args:
-        model: a model of one image input.
-        inputs: the images.
-        rows: some of them.
-        answers: the model's to all inputs.
-        shift: pixels by which each is shifted at most, as in training.
-    """
+def shifted(model: Model, shift: int) -> Changed:
+    """Return what shifts a batch of a model's images by up to so many pixels, as in training."""
     (spec,) = model.signature.inputs
     last = layout(spec)[1]
     generator = torch.Generator().manual_seed(0)
 
-    def shifted(batch: np.ndarray) -> np.ndarray:
+    def change(batch: np.ndarray) -> np.ndarray:
         images = torch.from_numpy(batch)
         images = images.permute(0, 3, 1, 2) if last else images
         images = augment(images, False, shift, generator)
         return (images.permute(0, 2, 3, 1) if last else images).numpy()
 
-    return _agreement_when(shifted, model, inputs, rows, answers)
+    return change
 
 
-def agreement_when_mirrored(
-    model: Model, inputs: Inputs, rows: np.ndarray, answers: np.ndarray, axis: int
+def agreement_when(
+    changed: Changed, model: Model, inputs: Inputs, rows: np.ndarray, answers: np.ndarray
 ) -> float:
-    """Return how often a model gives images the same answers when they are mirrored.
+    """Return how often a model gives images the same answers when they are changed.
 
     Args:
+        changed: what is done to them.
         model: a model of one image input.
         inputs: the images.
         rows: some of them.
         answers: the model's to all inputs.
-        axis: of batches, along which images are mirrored.
     """
-    return _agreement_when(lambda batch: np.flip(batch, axis), model, inputs, rows, answers)
-
-
-def _agreement_when(
-    changed: Callable[[np.ndarray], np.ndarray],
-    model: Model,
-    inputs: Inputs,
-    rows: np.ndarray,
-    answers: np.ndarray,
-) -> float:
     hits = []
     for part in np.split(rows, range(BATCH, len(rows), BATCH)):
         batch = {
