@@ -36,7 +36,7 @@ from codedinvnet.training.loop import LATEST
 from codedinvnet.training.network import NETWORK, network_settings
 
 SPLITS: tuple[Split, ...] = ("train", "test")
-TRAINING = {"mosaic": 2, "pixels": pixels.VERSION}
+TRAINING = {"mosaic": 2, "pixels": pixels.OBJECTIVE_VERSION}
 """Versions of the training code: of f and g ("network"), of an objective, of a kind of encoder. One
 that is not here is 1.
 

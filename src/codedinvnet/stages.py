@@ -78,7 +78,7 @@ from codedinvnet.training.network import (
     load_trained_network,
     train_network,
 )
-from codedinvnet.training.pixels import UNET_VERSION, VERSION, PixelStage
+from codedinvnet.training.pixels import OBJECTIVE_VERSION, UNET_VERSION, PixelStage
 from codedinvnet.training.recovery import RecoveryStage
 from codedinvnet.training.split import bundle_split, validation_digests
 
@@ -231,7 +231,7 @@ def fuse(run: Run, members: int) -> dict[str, Any]:
         **named.model_dump(mode="json"),
         "members": members,
         NETWORK_WEIGHTS: weights,
-        **({} if recovery else {"objective_version": VERSION}),
+        **({} if recovery else {"objective_version": OBJECTIVE_VERSION}),
         **({"unet_version": UNET_VERSION} if fusion.encoder.kind == "unet" else {}),
     }
     seconds = float(trained["seconds"])

@@ -27,7 +27,7 @@ from codedinvnet.data import (
 )
 from codedinvnet.errors import UserError
 from codedinvnet.models.bundle import VALIDATION, Bundle, load_bundle, save_bundle
-from codedinvnet.training.pixels import VERSION, PaperStage, fusion_targets
+from codedinvnet.training.pixels import OBJECTIVE_VERSION, PaperStage, fusion_targets
 from tests.bench.grids import PAPER, PART
 from tests.data.files import Unread
 
@@ -65,7 +65,7 @@ def test_the_papers_encoder_outlives_new_options(tmp_path: Path, key: str) -> No
         "part": {k: v for k, v in settings["part"].items() if k != "discriminator_layers"},
         "encoder": {k: v for k, v in settings["encoder"].items() if k != "cell_width"},
     }
-    for version, kept in ((VERSION, True), (VERSION - 1, False)):
+    for version, kept in ((OBJECTIVE_VERSION, True), (OBJECTIVE_VERSION - 1, False)):
         stored = {"settings": {**old, key: version}}
         save_checkpoint(folder / "last.safetensors", {}, stored)
         _set_aside(folder, settings)

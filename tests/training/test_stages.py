@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from codedinvnet import stages, training
 from codedinvnet.checkpoint import load_checkpoint, save_checkpoint
@@ -27,7 +28,7 @@ from codedinvnet.nn.iresnet import IResNet
 from codedinvnet.nn.lipschitz import constrained_layers
 from codedinvnet.training.loop import LATEST, train_stage
 from codedinvnet.training.network import NetworkStage, load_trained_network
-from codedinvnet.training.pixels import VERSION, PixelStage
+from codedinvnet.training.pixels import PixelStage
 from codedinvnet.training.recovery import RecoveryStage
 from tests.conftest import digests, make_run, tiny_settings
 from tests.data.files import Unread
@@ -51,6 +52,16 @@ def test_all_stages_of_the_papers_objective(pixels: stages.Run) -> None:
     torch.testing.assert_close(bundle.classify(bundle.embed(images)), expected, rtol=0, atol=1e-5)
 
 
+def starts_without_biases(module: nn.Module) -> bool:
+    biases = [
+        layer.bias
+        for layer in module.modules()
+        if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)) and layer.bias is not None
+    ]
+    assert biases
+    return not any(bias.any() for bias in biases)
+
+
 @pytest.mark.parametrize("kind", ["unet", "lean"])
 def test_only_a_unet_starts_as_pix2pix_does(
     kind: str, pixels: stages.Run, bundle_folder: Path
@@ -65,10 +76,12 @@ def test_only_a_unet_starts_as_pix2pix_does(
     stage = PixelStage(pixels.settings, fusion, source, model, data, 2, CPU)
     first = next(stage.discriminator.parameters()).detach()
     assert float(first.std()) == pytest.approx(0.02, rel=0.2)
+    assert starts_without_biases(stage.discriminator) == (kind == "unet")
     x, _ = stage.batch(0)
     if kind == "lean":  # its correction to the average image starts at nothing
         assert torch.equal(model.encoder(x).parity, x.mean(dim=1))
     else:
+        assert starts_without_biases(model.encoder)
         first = next(model.encoder.parameters()).detach()
         assert float(first.std()) == pytest.approx(0.02, rel=0.3)  # of 64 weights
 
@@ -416,13 +429,16 @@ def fused(pixels: stages.Run, save_dir: Path) -> stages.Run:
     return run
 
 
-def test_a_training_of_an_older_objective_is_not_gone_on_with(
-    pixels: stages.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("version", ["OBJECTIVE_VERSION", "UNET_VERSION"])
+def test_a_training_of_an_older_objective_or_unet_is_not_gone_on_with(
+    version: str, pixels: stages.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = fused(pixels, tmp_path)
     stages.fuse(run, 2)  # finished, and kept
-    monkeypatch.setattr("codedinvnet.stages.VERSION", VERSION + 1)
-    with pytest.raises(UserError, match=r"last.* \(objective_version 2 -> 3\): start over"):
+    newer = getattr(stages, version) + 1
+    monkeypatch.setattr(stages, version, newer)
+    differs = rf"last.* \({version.lower()} {newer - 1} -> {newer}\): start over"
+    with pytest.raises(UserError, match=differs):
         stages.fuse(run, 2)
 
 

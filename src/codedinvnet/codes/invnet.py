@@ -100,9 +100,9 @@ class PaperInvNet(AverageImage):
     part = "paper"
 
     def versions(self) -> Mapping[str, Any]:
-        from codedinvnet.training.pixels import VERSION
+        from codedinvnet.training.pixels import OBJECTIVE_VERSION
 
-        return {"paper_training": VERSION}
+        return {"paper_training": OBJECTIVE_VERSION}
 
     def made_with(self, given: Given, settings: Any) -> Mapping[str, Any]:
         return {"encoder": settings.encoder.model_dump(mode="json")}

@@ -27,7 +27,7 @@ from codedinvnet.training.loop import set_rate, warmup_cosine
 from codedinvnet.training.precision import autocast
 from codedinvnet.training.recovered import embed_all, recovered_accuracy
 
-VERSION = 2
+OBJECTIVE_VERSION = 2
 """Of this training: raised with a change that no setting tells of, since figures of before are then
 not those of now. 1 had a constant rate."""
 UNET_VERSION = 2
