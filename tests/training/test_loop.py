@@ -1,5 +1,10 @@
 from __future__ import annotations
 
+import errno
+import fcntl
+import signal
+import subprocess
+import sys
 from collections.abc import Mapping
 from copy import deepcopy
 from itertools import pairwise
@@ -247,6 +252,56 @@ def test_resume_of_another_epoch_names_it(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"cannot resume epoch 7: .* is of epoch 2"):
         run(Scripted([0.1, 0.2, 0.3]), tmp_path, resume=7)
     assert weight(tmp_path / "last.safetensors") == 4
+
+
+class Meeting(Scripted):
+    """A stage in whose step another one starts in the same folder."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__([0.5])
+        self.folder = folder
+
+    def step(self, epoch: int, index: int) -> Mapping[str, float]:
+        with pytest.raises(UserError, match="another process trains here"):
+            run(Scripted([0.1]), self.folder, resume=LATEST)
+        return super().step(epoch, index)
+
+
+def test_two_trainings_do_not_mix_in_a_folder(tmp_path: Path) -> None:
+    run(Meeting(tmp_path), tmp_path)
+    assert weight(tmp_path / "last.safetensors") == 2
+    run(Scripted([0.1, 0.2]), tmp_path, resume=LATEST)  # the first has ended
+    assert weight(tmp_path / "last.safetensors") == 4
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from tests.training.test_loop import Scripted, run
+
+class Dying(Scripted):
+    def step(self, epoch, index):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+run(Dying([0.5]), Path(sys.argv[1]))
+"""
+
+
+def test_a_killed_training_keeps_nobody_out(tmp_path: Path) -> None:
+    ended = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], check=False)
+    assert ended.returncode == -signal.SIGKILL
+    run(Scripted([0.1]), tmp_path, resume=LATEST)
+
+
+def test_training_where_files_cannot_be_locked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuses)
+    run(Scripted([0.1]), tmp_path)
+    assert weight(tmp_path / "last.safetensors") == 2
 
 
 def test_resume_without_a_checkpoint(tmp_path: Path) -> None:

@@ -10,11 +10,13 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
@@ -35,6 +37,8 @@ from codedinvnet.provenance import describe_command, describe_commit, describe_m
 
 LAST, BEST = "last.safetensors", "best.safetensors"
 """A stage's checkpoints: of its last epoch, and of the one that validated best."""
+LOCK = ".lock"
+"""What the process that trains in a folder has locked."""
 LATEST = -1
 """As `resume`: go on from the newest checkpoint, if there is one."""
 ORIGIN = "origin"
@@ -120,6 +124,25 @@ def set_aside(folder: Path, *more: str) -> None:
         Progress.write(f"{folder}: starts over; the old checkpoints are in {kept}", file=sys.stderr)
 
 
+@contextmanager
+def _sole_writer(folder: Path) -> Iterator[None]:
+    """Keep other processes out of a training's folder; one that was killed keeps nobody out.
+
+    Raises:
+        UserError: if another one trains there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as held:
+        try:
+            held.enter_context(FileLock(folder / LOCK, blocking=False))
+        except Timeout as error:
+            message = f"{folder}: another process trains here: wait for it, or end it"
+            raise UserError(message) from error
+        except (NotImplementedError, OSError):
+            pass  # this file system has no locks
+        yield
+
+
 @denormals_flushed()
 def train_stage(
     stage: Stage,
@@ -149,9 +172,23 @@ def train_stage(
         The header of the best checkpoint, with the seconds of all epochs, those behind it, too.
 
     Raises:
-        UserError: if the checkpoint to resume is missing or does not fit, or if the loss is not
-            finite in some epoch.
+        UserError: if the checkpoint to resume is missing or does not fit, if another process
+            trains in the folder, or if the loss is not finite in some epoch.
     """
+    with _sole_writer(folder):
+        return _train_stage(stage, folder, epochs, seed, settings, resume, keep, replan)
+
+
+def _train_stage(
+    stage: Stage,
+    folder: Path,
+    epochs: int,
+    seed: int,
+    settings: Mapping[str, Any],
+    resume: int,
+    keep: Mapping[str, Any] | None,
+    replan: Callable[[int, float], int] | None,
+) -> dict[str, Any]:
     last, best = folder / LAST, folder / BEST
     start, seconds, best_score = 0, 0.0, -math.inf
     origin = {
