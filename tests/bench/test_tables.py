@@ -99,13 +99,23 @@ def test_methods_are_in_the_order_of_the_registry_and_others_behind() -> None:
     assert list(tables.accuracy_frame(sets)["dataset"]) == ["mnist", "cifar10", "other"]
 
 
-def test_published_figures_stand_beside_ours_on_the_best_base() -> None:
-    found = tables.published(tables.accuracy_frame(ACCURACY))
+def test_published_figures_stand_beside_ours_on_a_base_model_of_their_kind() -> None:
+    parm = [row("parm", 0.4, base="resnet"), row("parm", 0.5)]
+    codes = [row("approxifer", 0.86, base="resnet"), row("approxifer", 0.88)]
+    found = tables.published(tables.accuracy_frame([*parm, *codes]))
     code = line(found, method="approxifer")
-    assert (code["published"], code["here"]) == (87.2, pytest.approx(88))
-    assert code["difference"] == pytest.approx(0.8)
-    assert list(found[found["method"] == "parm"]["dataset"]) == ["mnist", "not named (here mnist)"]
+    assert (code["published"], code["here"]) == (87.2, pytest.approx(86))
+    assert code["difference"] == pytest.approx(-1.2)
+    bars, abstract = found[found["method"] == "parm"].to_dict("records")
+    assert (bars["dataset"], bars["here"]) == ("mnist", pytest.approx(40))
+    assert (abstract["dataset"], abstract["here"]) == ("not named (here mnist)", pytest.approx(50))
+    assert [own["base here"].split(",")[0] for own in (bars, abstract)] == ["resnet", "invertible"]
     assert set(found["method"]) == {"approxifer", "parm"}  # what was measured
+
+
+def test_published_figures_stand_beside_ours_on_the_other_base_where_none_is_alike() -> None:
+    found = tables.published(tables.accuracy_frame([row("approxifer", 0.88)]))
+    assert list(found["base here"].str.split(",").str[0]) == ["invertible"]
 
 
 def test_failures_are_a_table_of_their_own(tmp_path: Path) -> None:

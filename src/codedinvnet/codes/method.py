@@ -178,6 +178,11 @@ class Published(NamedTuple):
     beside: str = ""
     """The image set on which ours is compared with it, if the paper names none."""
 
+    @property
+    def base(self) -> str | None:
+        """Which of our base models is of the kind of its own, as far as that is known."""
+        return "resnet" if self.source == BARS else None
+
 
 BARS = "ApproxIFER's repository, Bar_plots.py"
 """The source of what its authors measured of their code and of a rival."""
