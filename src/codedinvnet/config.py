@@ -173,8 +173,11 @@ class PartSettings(Section):
     consistent_teacher: bool = False
     """What is distilled learns from the served answer to each augmented image, not to the original
     (Beyer et al., CVPR 2022)."""
+    augment: bool = False
+    """A parity model sees images that are mirrored and shifted as the bundle's training's are, and
+    learns the logits of the originals, as ParM's published one does on CIFAR-10."""
 
-    newer: ClassVar[frozenset[str]] = frozenset({"consistent_teacher"})
+    newer: ClassVar[frozenset[str]] = frozenset({"consistent_teacher", "augment"})
 
 
 class EncoderSettings(Section):

@@ -231,6 +231,20 @@ def test_what_has_no_teacher_has_none_that_is_consistent(key: str, tmp_path: Pat
         load_grid(tmp_path / "grid.json")
 
 
+@pytest.mark.parametrize("key", ["backup", "classifier", "parities"])
+def test_a_parity_model_alone_is_asked_whether_it_sees_augmented_images(
+    key: str, tmp_path: Path
+) -> None:
+    grid = raw({"methods": ["none"]})
+    grid["datasets"]["mnist"]["parity"] = {**PART, "augment": True}
+    (tmp_path / "grid.json").write_text(json.dumps(grid))
+    load_grid(tmp_path / "grid.json")
+    grid["datasets"]["mnist"][key] = {**PART, "augment": True}
+    (tmp_path / "grid.json").write_text(json.dumps(grid))
+    with pytest.raises(UserError, match=rf"{key}\.augment: it sees such images in any case"):
+        load_grid(tmp_path / "grid.json")
+
+
 def test_a_data_sets_bundle_is_a_name_as_it_stands(tmp_path: Path) -> None:
     grid = raw({"methods": ["none"], "datasets": ["mnist"], "k": [2]})
     grid["datasets"]["mnist"] = {**grid["datasets"]["mnist"], "bundle": "runs/{x}"}

@@ -97,6 +97,10 @@ def test_a_superposition_tells_its_members_apart_by_their_keys() -> None:
     swapped = group[:, [1, 0, 2, 3]]
     assert not torch.allclose(answers(swapped), before)
     with torch.no_grad():
-        for key in (part.bind, part.unbind):
-            key[[0, 1]] = key[[1, 0]]
+        part.bind[[0, 1]] = part.bind[[1, 0]]
+    torch.testing.assert_close(answers(swapped), before)  # the sum has not changed
+    with torch.no_grad():
+        for own in part.unbind[0].parameters():
+            members = own.unflatten(0, (K, -1))
+            members[[0, 1]] = members[[1, 0]]
     torch.testing.assert_close(answers(swapped), before[:, [1, 0, 2, 3]])

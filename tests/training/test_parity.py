@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -31,6 +32,8 @@ from codedinvnet.training.part import WARMUP, PartStage
 from tests.codes.linear import made, outputs_of
 
 PART = PartSettings(epochs=2, steps_per_epoch=30, batch_size=16, learning_rate=3e-3)
+CPU = torch.device("cpu")
+PLAIN: dict[str, Any] = {"flip": False, "shift": 0}
 ROWS = (torch.arange(600), torch.arange(600, 700))
 
 
@@ -120,7 +123,7 @@ def test_a_parity_model_learns_the_sum(
 ) -> None:
     k = 2
     model = ParityModel(copy.deepcopy(classifier).requires_grad_(True), k)
-    stage = ParityStage(model, SumCode.mix, *taught(classifier, source), k, PART)
+    stage = ParityStage(model, SumCode.mix, *taught(classifier, source), k, PART, **PLAIN)
     model.eval()
     before, _ = stage.validate()
     header = train_stage(stage, tmp_path, epochs=2, seed=1, settings={})
@@ -140,12 +143,56 @@ def test_a_parity_model_learns_the_sum(
     assert hits / 100 == pytest.approx(header["score"])
 
 
+@pytest.mark.parametrize("augment", [False, True])
+def test_a_parity_model_sees_shifted_images_and_learns_the_logits_of_the_originals(
+    augment: bool, source: ImageSet
+) -> None:
+    bundle = load_bundle("mnist")
+    options = bundle.info.provenance.settings.training
+    assert options.shift
+    logits = torch.randn(600, 10)
+    part = PartSettings(epochs=1, batch_size=8, augment=augment)
+    lessons = Lessons(
+        *(part, 0, source, *ROWS, lambda split: logits, nn.Identity),
+        *(bundle.info.provenance.settings, CPU),
+    )
+    given = given_by(bundle, 2)
+    stage = ParM().stage(ParM().untrained(given, {}), given, lessons)
+    assert isinstance(stage, ParityStage)
+    groups = source.batch(ROWS[0][:16])[0].unflatten(0, (8, 2)).float() / 255
+    stage.start_epoch(0, torch.Generator().manual_seed(0))
+    seen = []
+    stage.encode = lambda images: seen.append(images) or images.mean(dim=1)  # type: ignore[func-returns-value]
+    loss = stage.loss(groups, logits[:16].unflatten(0, (8, 2)), torch.zeros(8, 2))
+    [views] = seen
+    wanted = F.mse_loss(
+        stage.module(views.mean(dim=1)), logits[:16].unflatten(0, (8, 2)).sum(dim=1)
+    )
+    torch.testing.assert_close(loss, wanted)
+    if not augment:
+        assert torch.equal(views, groups)
+        return
+    for view, image in zip(views.flatten(0, 1), groups.flatten(0, 1), strict=True):
+        assert any(  # of all the shifts one
+            torch.equal(view, F.pad(image, (x, -x, y, -y)))
+            for x in range(-options.shift, options.shift + 1)
+            for y in range(-options.shift, options.shift + 1)
+        )
+    assert not torch.equal(views, groups)
+
+
+def test_a_learned_code_refuses_augmented_images(source: ImageSet) -> None:
+    part = PartSettings(epochs=1, augment=True)
+    with pytest.raises(UserError, match="parm-learned learns from images as they are"):
+        LearnedParM().check_training(part, load_bundle("mnist").info, 2, source)
+
+
 def test_gradients_of_a_parity_model_are_clipped(
     classifier: ImageNetwork, source: ImageSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     k = 2
     model = ParityModel(copy.deepcopy(classifier).requires_grad_(True), k)
-    stage = ParityStage(model, SumCode.mix, *taught(classifier, source), k, PART)
+    stage = ParityStage(model, SumCode.mix, *taught(classifier, source), k, PART, **PLAIN)
     assert stage.gradient_norm == 5
     monkeypatch.setattr(stage, "gradient_norm", 1e-6)
     monkeypatch.setattr("codedinvnet.training.part.set_rate", lambda *_: None)
@@ -203,7 +250,7 @@ def test_too_few_images_for_a_group(classifier: ImageNetwork, source: ImageSet) 
     train, validation = taught(classifier, source)
     few = Taught(source, validation.rows[:3], validation.logits[:3])
     with pytest.raises(UserError, match="k=4 cannot be drawn from 3 validation images"):
-        ParityStage(ParityModel(classifier, 4), SumCode.mix, train, few, 4, PART)
+        ParityStage(ParityModel(classifier, 4), SumCode.mix, train, few, 4, PART, **PLAIN)
 
 
 def test_a_bundles_network_may_become_a_parity_model() -> None:
@@ -252,7 +299,7 @@ def members_stage(name: str, k: int) -> tuple[nn.Module, MembersStage]:
     lessons = Lessons(
         PartSettings(epochs=1, steps_per_epoch=60, batch_size=64, learning_rate=1e-2),
         *(0, images, *ROWS, logits.__getitem__, lambda: given.classifier),
-        *(bundle.info.provenance.settings, torch.device("cpu")),
+        *(bundle.info.provenance.settings, CPU),
     )
     stage = method.stage(part, given, lessons)
     assert isinstance(stage, MembersStage)
@@ -285,7 +332,7 @@ def test_a_consistent_teacher_answers_the_views_that_the_learner_sees(
     lessons = Lessons(
         PartSettings(epochs=1, batch_size=32, learning_rate=1e-2, consistent_teacher=consistent),
         *(0, images, *ROWS, lambda split: said, Teacher),
-        *(bundle.info.provenance.settings, torch.device("cpu")),
+        *(bundle.info.provenance.settings, CPU),
     )
     torch.manual_seed(0)
     part = method.untrained(given, method.made_with(given, None))

@@ -56,6 +56,10 @@ class DataSetSettings(Section):
             part: PartSettings | None = getattr(self, key)
             if part is not None and part.consistent_teacher:
                 raise ValueError(f"{key}.consistent_teacher: only the backup has a teacher")
+        for key in ("backup", "classifier", "parities"):
+            part = getattr(self, key)
+            if part is not None and part.augment:
+                raise ValueError(f"{key}.augment: it sees such images in any case; leave it out")
         return self
 
 

@@ -30,9 +30,9 @@ class CollageNetwork(GroupNetwork):
     """A residual network over the collage, which classifies every cell of its last maps.
 
     A collage is larger than an image, as the published ones are. Pixels become channels first, as
-    in the small backup, so that the network has about as many places as one image has pixels. A
-    cell's side is then twice that of an image over √k, rounded up to what the last maps can tell
-    apart; it is at most the image's own. Cells without a member are black.
+    in the small backup. A cell's side is twice that of an image over √k, rounded up to what the
+    last maps can tell apart, and at most the image's own. So the first layer has 0.6 to 2.2 times
+    as many places as one image has pixels. Cells without a member are black.
 
     Args:
         k: members of a group.
@@ -70,8 +70,8 @@ class CollageNetwork(GroupNetwork):
 class Collage(GroupMethod):
     """One network reads a collage of the group and answers for everybody.
 
-    The published network is a detector, much larger than the served one. This one is built as the
-    small backup, and as wide as its cost allows.
+    The published network is a detector. This one is built as the small backup, and as wide as its
+    cost allows.
     """
 
     name = "collage"

@@ -23,6 +23,7 @@ from codedinvnet.models.bundle import BundleInfo
 from codedinvnet.models.coded import prepare
 
 if TYPE_CHECKING:
+    from codedinvnet.data import ImageSource
     from codedinvnet.training.loop import Stage
 
 
@@ -233,7 +234,16 @@ class ParM(Method):
     def stage(self, part: nn.Module, given: Given, lessons: Lessons) -> Stage:
         from codedinvnet.training.parity import ParityStage
 
-        return ParityStage(part, self.code.mix, *lessons.taught(), given.k, lessons.settings)
+        options, taught = lessons.served.training, lessons.taught()
+        return ParityStage(
+            part,
+            self.code.mix,
+            *taught,
+            given.k,
+            lessons.settings,
+            flip=options.flip,
+            shift=options.shift,
+        )
 
     def build(self, given: Given) -> Scheme:
         assert given.part is not None
@@ -263,6 +273,13 @@ class LearnedParM(ParM):
     def encoding_macs(self, given: Given, settings: Any) -> int:
         encoder, group = ConvEncoder(given.k), torch.zeros(1, given.k, *given.shape)
         return count_macs(lambda: encoder(group))
+
+    def check_training(
+        self, settings: Any, bundle: BundleInfo, k: int, train: ImageSource | None
+    ) -> None:
+        super().check_training(settings, bundle, k, train)
+        if settings.augment:
+            raise UserError(f"{self.name} learns from images as they are: set no parity.augment")
 
     def untrained(self, given: Given, made_with: Mapping[str, Any]) -> nn.Module:
         decoder = LinearDecoder(given.k, given.classes)

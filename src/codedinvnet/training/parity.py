@@ -113,6 +113,8 @@ class ParityStage(GroupStage):
         validation: the validation images.
         k: members of a group.
         part: how to train.
+        flip: whether half of the images are mirrored, if `part.augment`.
+        shift: the most pixels by which images are shifted, if `part.augment`.
     """
 
     name = "parity model"
@@ -125,11 +127,17 @@ class ParityStage(GroupStage):
         validation: Taught,
         k: int,
         part: PartSettings,
+        *,
+        flip: bool,
+        shift: int,
     ) -> None:
         super().__init__(parity_model, train, validation, k, part)
-        self.encode = encode
+        self.encode, self.flip, self.shift = encode, flip, shift
 
     def loss(self, images: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+        if self.part.augment:
+            views = augment(images.flatten(0, 1), self.flip, self.shift, self.generator)
+            images = views.view_as(images)
         return F.mse_loss(self.module(self.encode(images)), logits.sum(dim=1))
 
     def decoded(self, images: Tensor, logits: Tensor) -> Tensor:
