@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Image sets: from data/ if it is there, else downloaded into the cache.
 DATA := $(if $(wildcard data),--data-dir data)
 # `validation` stands behind `latency`, whose rows it repeats.
-BENCHMARKS := accuracy backup-long backup-consistent equal-cost latency ablation policies spread auto off-map validation
+BENCHMARKS := accuracy backup-long backup-consistent equal-cost superposition latency ablation policies spread auto off-map validation
 
 # What README's first table shows, a file each: one that is there is kept, whatever it depends on.
 BUNDLES := mnist fashion cifar10
@@ -80,6 +80,8 @@ RUN_backup-long = codedinvnet bench accuracy configs/bench/backup-long.json $(QU
 RUN_backup-consistent = codedinvnet bench accuracy configs/bench/backup-consistent.json $(QUICK) $(DATA) $(SAVE) \
   --out $(TO)/backup-training.jsonl
 RUN_equal-cost = codedinvnet bench accuracy configs/bench/equal-cost.json $(QUICK) $(DATA) $(SAVE) --out $(TO)/equal-cost.jsonl
+RUN_superposition = codedinvnet bench accuracy configs/bench/superposition.json $(QUICK) $(DATA) $(SAVE) \
+  --out $(TO)/equal-cost.jsonl
 RUN_latency = codedinvnet bench latency configs/bench/latency.json $(QUICK) $(DATA) $(SAVE) --out $(TO)/latency.jsonl
 RUN_ablation = python -m benchmarks ablation configs/bench/ablation.json $(DATA) $(SAVE) --out $(TO)/ablation.jsonl
 RUN_policies = codedinvnet simulate configs/bench/simulate-policies.json --out $(TO)/policies.jsonl

@@ -54,13 +54,15 @@ GRIDS = ROOT / "configs" / "bench"
 
 
 def test_the_grids_that_ship_have_every_method_and_train_alike() -> None:
-    one, other = (load_grid(GRIDS / f"{name}.json") for name in ("accuracy", "equal-cost"))
-    both = {t.method for grid in (one, other) for t in trials(grid)}
-    assert {find_method(name.partition("@")[0]).name for name in both} == set(METHODS)
+    names = ("accuracy", "equal-cost", "superposition")
+    one, other, last = (load_grid(GRIDS / f"{name}.json") for name in names)
+    every = {t.method for grid in (one, other, last) for t in trials(grid)}
+    assert {find_method(name.partition("@")[0]).name for name in every} == set(METHODS)
     assert set(one.datasets) == set(other.datasets)
     for name, data in one.datasets.items():
         assert data.backup == other.datasets[name].backup
-    for trial in trials(other):
+        assert last.datasets[name].backup == data.backup.model_copy(update={"batch_size": 1280})
+    for trial in [*trials(other), *trials(last)]:
         check_possible(trial, bundle_info(trial.bundle), 10_000)
 
 

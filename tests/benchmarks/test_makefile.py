@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 BENCHMARKS = (
     *("accuracy", "latency", "ablation", "auto"),
     *("policies", "off-map", "validation", "equal-cost"),
-    *("backup-long", "backup-consistent"),
+    *("backup-long", "backup-consistent", "superposition", "spread"),
 )
 
 
