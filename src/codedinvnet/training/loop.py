@@ -7,7 +7,9 @@ of an epoch comes from the seed and the epoch's number, so a resumed run repeats
 
 from __future__ import annotations
 
+import fcntl
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -16,7 +18,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from filelock import FileLock, Timeout
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
@@ -37,8 +38,6 @@ from codedinvnet.provenance import describe_command, describe_commit, describe_m
 
 LAST, BEST = "last.safetensors", "best.safetensors"
 """A stage's checkpoints: of its last epoch, and of the one that validated best."""
-LOCK = ".lock"
-"""What the process that trains in a folder has locked."""
 LATEST = -1
 """As `resume`: go on from the newest checkpoint, if there is one."""
 ORIGIN = "origin"
@@ -131,15 +130,16 @@ def _sole_writer(folder: Path) -> Iterator[None]:
     Raises:
         UserError: if another one trains there.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as held:
         try:
-            held.enter_context(FileLock(folder / LOCK, blocking=False))
-        except Timeout as error:
+            entry = os.open(folder, os.O_RDONLY)
+            held.callback(os.close, entry)
+            fcntl.flock(entry, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
             message = f"{folder}: another process trains here: wait for it, or end it"
             raise UserError(message) from error
-        except (NotImplementedError, OSError):
-            pass  # this file system has no locks
+        except OSError:
+            pass  # there is no folder, or its file system has no locks
         yield
 
 
@@ -175,6 +175,8 @@ def train_stage(
         UserError: if the checkpoint to resume is missing or does not fit, if another process
             trains in the folder, or if the loss is not finite in some epoch.
     """
+    if starts_over(folder, resume):
+        folder.mkdir(parents=True, exist_ok=True)
     with _sole_writer(folder):
         return _train_stage(stage, folder, epochs, seed, settings, resume, keep, replan)
 
