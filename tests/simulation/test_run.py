@@ -289,6 +289,7 @@ def test_what_cannot_be_written_or_is_not_known_is_told_before_measured_runs_are
         (["--queries", "1000000000000"], "queries: input should be less than or equal to 10"),
         (["--measured", "missing.jsonl"], "measured runs missing.jsonl: No such file"),
         (["--picture", "map.png"], "--picture belongs to a sweep"),
+        (["--quick"], "--quick belongs to a sweep"),
         (
             ["--out", "report.json"],
             "--out belongs to a sweep (see configs/bench), or to --measured",

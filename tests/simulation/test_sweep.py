@@ -24,6 +24,7 @@ from codedinvnet.simulation.sweep import (
     frame_of,
     lines_of,
     parse_sweep,
+    quick_sweep,
     read_rows,
     run_sweep,
     winners,
@@ -173,6 +174,15 @@ def test_cells_have_as_many_requests_as_was_asked_for() -> None:
     wide = SWEEP.model_copy(update={"requests": 200})
     found = {cell.batch: given.queries for cell, given in wide.scenarios()}
     assert found == {1: 300, 4: 800}
+
+
+def test_a_quick_sweep_has_every_place_and_few_queries() -> None:
+    long = SWEEP.model_copy(update={"requests": 60_000, "base": SWEEP.base.updated(queries=50_000)})
+    short = dict(quick_sweep(long).scenarios())
+    assert short.keys() == dict(long.scenarios()).keys()
+    assert {given.queries for given in short.values()} == {2000}
+    kept = dict(quick_sweep(SWEEP.model_copy(update={"requests": 9000})).scenarios())
+    assert kept == dict(SWEEP.scenarios())  # of 300 queries anyway
     for cell, given in SWEEP.scenarios():
         assert (given.policy, given.arrivals.batch) == (cell.policy, cell.batch)
         assert bool(given.stragglers) == (cell.stragglers == "held")

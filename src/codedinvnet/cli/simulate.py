@@ -61,6 +61,7 @@ def _add_simulate(commands: Commands) -> None:
         "the comparison (JSON)",
     )
     add("--picture", type=Path, help="of a sweep: draw the map of p99.9 by load")
+    add("--quick", action="store_true", help="of a sweep: 2,000 images a place at most")
     add("--json", action="store_true", help="print one JSON object")
 
 

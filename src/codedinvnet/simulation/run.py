@@ -45,6 +45,7 @@ from codedinvnet.simulation.sweep import (
     frame_of,
     lines_of,
     parse_sweep,
+    quick_sweep,
     run_sweep,
     winners,
 )
@@ -72,6 +73,7 @@ def run_simulate(
     measured: Path | None = None,
     out: Path | None = None,
     picture: Path | None = None,
+    quick: bool = False,
     **changes: Any,
 ) -> tuple[dict[str, Any], list[str]]:
     """Simulate a scenario, repeat measured runs, or run a sweep; return a report and its lines.
@@ -81,6 +83,7 @@ def run_simulate(
         measured: runs to repeat.
         out: file of a sweep's rows, or of the comparison with measured runs.
         picture: of a sweep.
+        quick: simulate few queries in each place of a sweep.
         changes: of the scenario; None leaves its value.
 
     Raises:
@@ -93,9 +96,10 @@ def run_simulate(
             raise UserError(f"{scenario} is a sweep: its file alone says what is simulated")
         if out is None:
             raise UserError(f"{scenario} is a sweep: name the file of its rows with --out")
-        return _sweep(sweep, out, picture)
-    if picture is not None:
-        raise UserError("--picture belongs to a sweep (see configs/bench)")
+        return _sweep(quick_sweep(sweep) if quick else sweep, out, picture)
+    for option, given in (("--picture", picture is not None), ("--quick", quick)):
+        if given:
+            raise UserError(f"{option} belongs to a sweep (see configs/bench)")
     if out is not None and measured is None:
         raise UserError("--out belongs to a sweep (see configs/bench), or to --measured")
     useless = [key for key in asked if key not in REPEATED]
