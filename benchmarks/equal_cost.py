@@ -49,18 +49,19 @@ OWN = (
 """The methods that are for these tables alone, whichever file has their rows."""
 ON_ONE_F = ", on one f"
 """What a verdict says if the backups' trainings share one f: their interval is too narrow then."""
-GROUPS: Mapping[float, tuple[str, ...]] = {
-    1.0: (
+GROUPS: Mapping[str, tuple[str, ...]] = {
+    "1": (
         *(BACKUPS[1.0], Collage.name, Superposition.name, ParM.name, ConcatParM.name),
         *(AverageImage.name, ApproxIFER.name, ClosedApproxIFER.name),
         *(NeRCC.name, ClosedNeRCC.name),
     ),
-    DEAR: (
+    f"{DEAR:g}": (
         *(BACKUPS[DEAR], f"{Collage.name}@{DEAR}", f"{Superposition.name}@{DEAR}"),
-        *(BackupAndCode.name, CodedInvNet.name, PaperInvNet.name),
+        BackupAndCode.name,
     ),
+    "its own": (CodedInvNet.name, PaperInvNet.name),
 }
-"""The methods by what they may spend."""
+"""The methods by what they may spend: a code's f and E cost what they cost."""
 LEFT_OUT = frozenset(
     method.name
     for method in (Plain, Replication, Oracle, TwoParities, LearnedParM, RobustApproxIFER)
@@ -177,10 +178,9 @@ def table(folder: Path) -> str:
     results = Results(folder)
     known = LEFT_OUT.union(*GROUPS.values())
     others = dict.fromkeys(name for _, name, _ in results.recovered if name not in known)
-    groups = {f"{cost:g}": methods for cost, methods in GROUPS.items()} | {"–": (*others,)}
     lines = []
     for dataset in results.datasets:
-        for cost, methods in groups.items():
+        for cost, methods in {**GROUPS, "–": (*others,)}.items():
             for method in methods:
                 own = [results.recovered.get((dataset, method, k)) for k in SIZES]
                 if not any(own):
@@ -253,7 +253,8 @@ def _margin(ours: Sequence[float], theirs: Sequence[float]) -> str:
     """Return how far the code is ahead of a backup, whose trainings all have the bundle's f."""
     margin, half = _difference(ours, theirs), half_width(ours, theirs)
     if math.isnan(half):
-        return f"{margin:+.2f} (one training)"
+        once = [name for name, values in (("code", ours), ("backup", theirs)) if len(values) < 2]
+        return f"{margin:+.2f} ({once[0] if len(once) == 1 else 'each'} trained once)"
     verdict = "ahead" if margin > half else "behind" if margin < -half else "open"
     shared = "" if verdict == "open" else ON_ONE_F
     return f"{margin:+.2f} ± {half:.2f} ({verdict}{shared})"

@@ -69,7 +69,7 @@ def test_a_bundle_from_another_seed_is_a_training_too(tmp_path: Path) -> None:
     (tmp_path / "seed-mnist.json").write_text(json.dumps(SECOND | {"test_k10": AGAIN}))
     (code,) = lines(equal_cost.table(tmp_path), "coded-invnet")
     half = stats.t.ppf(0.975, 1) * 1.0
-    assert code[1] == "1.4"
+    assert code[1] == "its own"
     assert code[-1] == f"91.00 ± {half:.2f} (2)"
 
 
@@ -245,7 +245,7 @@ def test_a_method_of_ours_without_a_group_comes_last_but_for_those_left_out(
 ) -> None:
     for label in (*equal_cost.LEFT_OUT, "superposition", "collage"):
         append_row(tmp_path / "equal-cost.jsonl", row(label, 0.9))
-    monkeypatch.setattr(equal_cost, "GROUPS", {1.0: ("collage",)})
+    monkeypatch.setattr(equal_cost, "GROUPS", {"1": ("collage",)})
     found = lines(equal_cost.table(tmp_path), "mnist")
     assert [line[1:3] for line in found] == [["1", "collage"], ["–", "superposition"]]
 
@@ -277,8 +277,17 @@ def test_whoever_keeps_the_resnet_has_a_backup_of_it(tmp_path: Path) -> None:
 def test_one_training_of_each_settles_nothing(tmp_path: Path, backup: float, margin: str) -> None:
     write(tmp_path, code=(0.93,), backup=(backup,))
     (line,) = lines(equal_cost.margins(tmp_path), "mnist")
-    assert line[2].startswith(f"{margin} (one training)")
+    assert line[2].startswith(f"{margin} (each trained once)")
     assert line[-1] == "open"
+
+
+def test_a_margin_says_which_of_the_two_was_trained_once(tmp_path: Path) -> None:
+    write(tmp_path, code=(0.93, 0.931), backup=(0.90,), dear=(0.96,))
+    (line,) = lines(equal_cost.margins(tmp_path), "mnist")
+    assert [cell.split(";")[0] for cell in line[2:4]] == [
+        "+3.05 (backup trained once)",
+        "-2.95 (backup trained once)",
+    ]
 
 
 def test_a_price_that_was_not_measured(tmp_path: Path) -> None:
