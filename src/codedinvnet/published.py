@@ -17,6 +17,10 @@ DATA: dict[str, dict[str, Any]] = {
 }
 
 
+PASSES = 5
+"""Over the groups in one epoch of the published code: one for each step of its discriminator."""
+
+
 def translate_published(raw: dict[str, Any], path: Path) -> dict[str, Any]:
     """Return a settings file of the published code as one of ours; warn once of keys not used.
 
@@ -45,6 +49,7 @@ def translate_published(raw: dict[str, Any], path: Path) -> dict[str, Any]:
     kind = get("name", "iname", default="iresnet")
     inet, optimization = ("train", "inet"), ("train", "optimization")
     setting = ("train", "training_setting")
+    epochs = get(*setting, "epochs", default=100)
     if get(*inet, "mixup_hidden", default=True):
         mixup = "manifold"
     else:
@@ -64,7 +69,7 @@ def translate_published(raw: dict[str, Any], path: Path) -> dict[str, Any]:
             "nonlinearity": get(*inet, "nonlin", default="elu"),
         },
         "training": {
-            "epochs": get(*setting, "epochs", default=100),
+            "epochs": epochs,
             "weight_decay": get(*optimization, "weight_decay", default=5e-4),
             "mixup": mixup,
             "mixup_alpha": get(*inet, "mixup_alpha", default=1.0),
@@ -76,7 +81,7 @@ def translate_published(raw: dict[str, Any], path: Path) -> dict[str, Any]:
             "objective": "pixels",
             "members": get("train", "model", "nactors", default=2),
             "groups": 25000,
-            "epochs": get(*setting, "n_epochs", default=100),
+            "epochs": PASSES * epochs if isinstance(epochs, int) else epochs,
             "discriminator_filters": get("train", "fnet", "ndf", default=64),
             "encoder": {"kind": "unet", "width": get("train", "fnet", "ngf", default=64)},
         },
