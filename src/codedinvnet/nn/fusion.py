@@ -357,6 +357,7 @@ class UNetFusion(FusionEncoder):
                 up.append(nn.Dropout(0.5))
             self.ups.append(nn.Sequential(*up))
             before = width
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def encode(self, x: Tensor, weights: Tensor) -> Encoding:
         batch, members = x.shape[:2]
@@ -402,6 +403,7 @@ class PatchDiscriminator(nn.Module):
             width = after
         modules.append(nn.Conv2d(width, 1, 4, 1, 1))
         self.model = nn.Sequential(*modules)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, x: Tensor, parity: Tensor) -> Tensor:
         """Score groups x (B, k, C, H, W) with parities (B, C, H, W), as (B, 1, h, w)."""

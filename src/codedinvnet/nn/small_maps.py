@@ -59,7 +59,7 @@ def _product(pixels: Tensor, matrix: Tensor) -> Tensor:
 
 def _kernel(matrix: Tensor, shape: torch.Size) -> Tensor:
     """Return a matrix (A, k² C) as the kernel (A, C, k, k) that it was."""
-    return matrix.view(shape[0], shape[2], shape[3], shape[1]).permute(0, 3, 1, 2)
+    return matrix.reshape(shape[0], shape[2], shape[3], shape[1]).permute(0, 3, 1, 2)
 
 
 class _Convolve(torch.autograd.Function):
