@@ -159,7 +159,7 @@ def test_each_seed_of_the_papers_encoder_begins_with_weights_of_its_own(
     class Noted(pixels.PaperStage):
         def __init__(self, *words: Any) -> None:
             super().__init__(*words)
-            weights = torch.nn.utils.parameters_to_vector(self.discriminator.parameters())
+            weights = torch.cat([own.flatten() for own in self.discriminator.parameters()])
             begun.append(weights.detach().clone())
 
     monkeypatch.setattr(pixels, "PaperStage", Noted)
