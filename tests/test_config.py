@@ -68,12 +68,14 @@ PUBLISHED_UNUSED = [
     "train.fnet.lambda_L1",
     "train.fnet.netG",
     "train.inet.fixedPrior",
+    "train.inet.mixup",
     "train.inet.multiScale",
     "train.inet.noActnorm",
     "train.initialization.cuda",
     "train.model.bottleneck_mult",
     "train.model.reduction",
     "train.optimization.optimizer",
+    "train.optimization.weight_decay",
     "train.training_setting.n_epochs",
     "train.training_setting.save_steps",
 ]
@@ -436,15 +438,16 @@ def test_published_settings_are_translated(tmp_path: Path) -> None:
     assert sorted(unused) == PUBLISHED_UNUSED
     assert settings.seed == 42
     assert settings.data.name == "fashion"
-    assert settings.data.padding == 2
+    assert (settings.data.padding, settings.data.validation) == (2, 12_000)
     network = settings.network
+    assert network.head_pooled
     assert (network.kind, network.blocks, network.strides) == ("iresnet", (3, 4), (1, 2))
     assert (network.hidden, network.coefficient) == ((16, 24), 0.8)
     assert (network.initial_squeeze, network.injective_padding) == (1, 5)
     assert network.nonlinearity == "softplus"
     training = settings.training
-    assert (training.epochs, training.weight_decay, training.init_batch) == (12, 0.001, 512)
-    assert (training.mixup, training.mixup_alpha) == ("input", 0.7)
+    assert (training.epochs, training.weight_decay, training.init_batch) == (12, 0.0, 512)
+    assert (training.mixup, training.mixup_alpha) == ("none", 0.7)
     assert (training.series_terms, training.trace_samples) == (7, 2)
     fusion = settings.fusion
     assert isinstance(fusion, PixelFusionSettings)
@@ -454,12 +457,34 @@ def test_published_settings_are_translated(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("hidden", "plain", "expected"),
-    [(True, True, "manifold"), (False, True, "input"), (False, False, "none")],
+    [(True, True, "manifold"), (False, True, "none"), (False, False, "none")],
 )
 def test_published_mixup(hidden: bool, plain: bool, expected: str, tmp_path: Path) -> None:
     raw = put(put(PUBLISHED, "train.inet.mixup_hidden", hidden), "train.inet.mixup", plain)
     settings, _ = load_published(tmp_path / "theirs.json", raw)
     assert settings.training.mixup == expected
+
+
+def test_published_groups_are_those_of_one_pass_over_four_fifths(tmp_path: Path) -> None:
+    found = []
+    for dataset, members in (("mnist", 2), ("mnist", 10), ("cifar10", 2), ("imagenet", 4)):
+        raw = put(
+            put(PUBLISHED, "data_processing.dataset", dataset), "train.model.nactors", members
+        )
+        settings, _ = load_published(tmp_path / "theirs.json", raw)
+        assert isinstance(settings.fusion, PixelFusionSettings)
+        found.append((settings.fusion.groups, settings.training.flip, settings.training.shift))
+    assert found == [(24_000, False, 0), (4500, False, 0), (19_968, True, 4), (12_800, False, 0)]
+
+
+@pytest.mark.parametrize(("key", "value"), [("nactors", "two"), ("nactors", 0), ("epochs", "x")])
+def test_published_settings_with_a_wrong_value_are_refused(
+    key: str, value: Any, tmp_path: Path
+) -> None:
+    place = {"nactors": "train.model.nactors", "epochs": "train.training_setting.epochs"}[key]
+    write_settings(tmp_path / "theirs.json", put(PUBLISHED, place, value))
+    with pytest.warns(match="not used"), pytest.raises(UserError, match=r"members|epochs"):
+        load_settings(tmp_path / "theirs.json")
 
 
 @pytest.mark.parametrize(
