@@ -20,11 +20,11 @@ DATA: dict[str, dict[str, Any]] = {
     "imagenet": {"name": "imagenet", "image_size": 224},
 }
 AUGMENTED: dict[str, dict[str, Any]] = {"cifar10": {"flip": True, "shift": 4}}
-BATCHES = {"mnist": 375, "fashion": 375, "cifar10": 312}
-"""Whole batches of 128 training images, each of which is cut into groups once."""
+"""How the training images vary: its files have no key for that."""
 BATCH = 128
-
-
+BATCHES = {"mnist": 375, "fashion": 375, "cifar10": 312, "imagenet": 400}
+"""Whole batches of training images, each of which is cut into groups once; ImageNet's are cut
+short."""
 PASSES = 5
 """Over the groups in one epoch of the published code: one for each step of its discriminator."""
 
@@ -59,7 +59,7 @@ def translate_published(raw: dict[str, Any], path: Path) -> dict[str, Any]:
     setting = ("train", "training_setting")
     epochs = get(*setting, "epochs", default=100)
     members = get("train", "model", "nactors", default=2)
-    groups = BATCHES.get(dataset, 400) * (BATCH // members if _counts(members) else 1)
+    groups = BATCHES[dataset] * (BATCH // members if _counts(members) else 1)
     translated = {
         "name": re.sub(r"[^\w.-]", "-", f"{path.stem}-published").lstrip("-."),
         "seed": get("train", "initialization", "seed", default=0),
