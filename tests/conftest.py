@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -96,6 +97,17 @@ def tiny_settings(objective: str = "recovery", kind: str = "iresnet") -> dict[st
         "training": {"epochs": 3, "batch_size": 50, "learning_rate": 0.003, "init_batch": 200},
         "fusion": fusion,
     }
+
+
+def put(raw: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
+    """Return settings with another value of a key, as `data.name`."""
+    changed = deepcopy(raw)
+    *sections, last = key.split(".")
+    place = changed
+    for section in sections:
+        place = place[section]
+    place[last] = value
+    return changed
 
 
 def write_settings(path: Path, raw: dict[str, Any]) -> Path:
