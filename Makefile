@@ -37,9 +37,8 @@ lint: .venv/.installed-dev  ## style and types, changes nothing
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-# Every command that rows in docs/results are made by runs here in short, or with small settings in `make test`. The
-# grids of Tiny-ImageNet and of late binding do not: they are of the same commands, and need a bundle that does not ship,
-# and a commit of before.
+# Every command that rows in docs/results are made by runs here in short, or with small settings in `make test`. Two
+# grids do not: that of Tiny-ImageNet needs a bundle that does not ship, and that of late binding an older commit.
 nightly: | .venv/.installed-dev  ## what takes longer than `make test`: harm from outside, every order of events, further cases, and every benchmark in short
 	$(BIN)/pytest tests/nightly -s
 	@$(MAKE) --no-print-directory bench-quick

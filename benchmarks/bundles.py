@@ -37,7 +37,7 @@ PAPER_FILES = {
     "`configs/paper/mnist-small-batches.json`": "paper-mnist-small-batches-k2.json",
     "`configs/paper/mnist.json`, a fifth of E": "paper-mnist-fifth-k2.json",
 }
-"""Settings of the paper's four commands -> the file with what they reached."""
+"""Settings of the paper's four commands, as a table names them -> the file of what they reached."""
 OWN = ("name", "seed")
 """Settings in which a training from another seed differs."""
 EVIDENCE: tuple[Evidence, ...] = ("both", "latent", "side")
