@@ -64,10 +64,14 @@ def row(report: dict[str, Any], policy: str) -> dict[str, Any]:
     [
         ("none", "uncoded", "coded", QUERIES),
         ("slower", "hedge", "coded", QUERIES),
-        ("exponential", "coded", "hedge", 3 * QUERIES),
     ],
 )
 def test_another_policy_is_predicted(model: str, now: str, other: str, queries: int) -> None:
+    check_prediction(model, now, other, queries)
+
+
+def check_prediction(model: str, now: str, other: str, queries: int) -> None:
+    """Both policies' figures must be what runs of theirs come to; more of it is tried at night."""
     seen = served(now, model, 5).updated(queries=queries)
     report = advise(traffic(seen, offered=(now, other)), AdviseOptions(URL, queries=queries))
     for policy in (now, other):
@@ -126,19 +130,6 @@ def test_requests_that_were_refused_or_cancelled_are_told_of() -> None:
     lately = replace(OPTIONS, seconds=seen["seconds"] - late / 1000)
     for few, options in ((early, lately), (lost[:50], OPTIONS)):
         assert advise({**seen, "unserved": few}, options)["notes"] == []
-
-
-def test_held_answers_are_told_from_slow_workers() -> None:
-    queries = 5 * QUERIES  # requests of ten: p99 is of 30 requests then
-    held = served("coded", "held", 5, 10).updated(queries=queries)
-    report = advise(
-        traffic(held, offered=("uncoded", "coded")), AdviseOptions(URL, queries=queries)
-    )
-    kinds = [straggler["kind"] for straggler in report["stragglers"]]
-    assert "hold" in kinds
-    for policy in ("uncoded", "coded"):
-        true = simulate(served(policy, "held", 77, 10).updated(queries=queries))
-        assert row(report, policy)["p99_ms"] == pytest.approx(true["p99_ms"], rel=0.15)
 
 
 def test_bursts_are_told_from_single_delays() -> None:

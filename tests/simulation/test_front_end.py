@@ -180,12 +180,7 @@ FAULTS: dict[str, dict[str, Any]] = {
     "hung": {"kind": "hang", "probability": 0.01},
     "crashed": {"kind": "crash", "probability": 0.04},
 }
-FAULTY = [
-    ("uncoded", "blocked"),
-    ("uncoded", "hung"),
-    ("coded+hedge", "held"),
-    ("coded+hedge", "crashed"),
-]
+FAULTY = [("uncoded", "hung"), ("coded+hedge", "crashed")]
 """Pairs of a policy and a fault; the others come at night."""
 
 

@@ -209,7 +209,7 @@ def test_what_no_number_of_workers_mends() -> None:
 
 
 def test_the_ranking_is_by_workers_then_by_work() -> None:
-    base = scenario(workers=100, qps=400, batch=4, queries=12_000, stragglers=HELD)
+    base = scenario(workers=100, qps=400, batch=4, queries=6000, stragglers=HELD)
     steps: list[str] = []
     planner = Planner(base, ACCURACY, Target(p999_ms=60, accuracy=0.9), steps.append)
     ways = [UNCODED, Candidate("replicate", 10, 1), Candidate("coded", 4, 1)]
