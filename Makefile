@@ -49,8 +49,8 @@ docs: .venv/.installed-dev  ## build the documents' site into site/, and check i
 triton: .venv/.installed  ## install Triton into .triton/, for the tests that run it (no GPU)
 	PYTHON=$(BIN)/python tools/get_triton.sh
 
-mlserver: .venv/.installed  ## install MLServer and KServe's client into .mlserver/, for the tests that run them
-	PYTHON=$(BIN)/python tools/get_mlserver.sh
+mlserver:  ## install MLServer and KServe's client into .mlserver/, for the tests that run them
+	PYTHON="$(PYTHON)" tools/get_mlserver.sh
 
 format: .venv/.installed-dev  ## repair the style
 	$(BIN)/ruff check --fix

@@ -5,13 +5,16 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-python=${PYTHON:-.venv/bin/python}
+python=${PYTHON:-python3}
 target=.mlserver
 [[ -e $target/installed ]] && exit
 
+install() { # into an environment: what
+  "$python" -m venv "$target/$1"
+  "$target/$1/bin/python" -m pip install -q "$2"
+}
 rm -rf "$target"
-"$python" -m venv "$target/server"
-"$target/server/bin/python" -m pip install -q 'mlserver==1.7.*'
-"$python" -m venv "$target/client"
-"$target/client/bin/python" -m pip install -q 'kserve==0.21.*'
+install server 'mlserver==1.7.*' &
+install client 'kserve==0.21.*'
+wait $!
 touch "$target/installed"
