@@ -94,12 +94,23 @@ def percents(shares: Iterable[float | None]) -> str:
     return ", ".join("–" if share is None else f"{share:.1f}" for share in shares)
 
 
+def best_bases(accuracy: DataFrame, share: float) -> DataFrame:
+    """Keep of each method and data set the base model on which most answers are right.
+
+    So large a share of all answers is approximate. The lines are found by method and data set.
+    """
+    known = accuracy[accuracy["recovered"].notna()]
+    known = known.assign(right=(1 - share) * known["normal"] + share * known["recovered"])
+    ranked = known.sort_values(["right", "recovered"])
+    return ranked.groupby(["method", "dataset"]).tail(1).set_index(["method", "dataset"])
+
+
 def choice(folder: Path, k: int = HARD) -> str:
     """Return what policies gain and cost: the tail, work, approximate answers, and training.
 
     The tail is p99.9 over that of `uncoded`: the geometric mean of all places, and its range. Late
-    answers are of the image sets whose bundles ship, each policy on the base model that is best for
-    it; what was not measured is "–".
+    answers are of the image sets whose bundles ship, each policy on the base model on which most of
+    its answers are right, late or not; what was not measured is "–".
     """
     if not (folder / "policies.jsonl").is_file() or not (folder / "accuracy.jsonl").is_file():
         return ""
@@ -107,17 +118,17 @@ def choice(folder: Path, k: int = HARD) -> str:
     accuracy = tables.accuracy_frame(read_rows(folder / "accuracy.jsonl", "accuracy"))
     here = (accuracy["k"] == k) & (accuracy["missing"] == 1) & (accuracy["corrupt"] == 0)
     direct = accuracy[here].groupby("dataset")["normal"].max()
-    best = tables.best_bases(accuracy[here]).set_index(["method", "dataset"])
     names = [name for name in BUNDLES if name in direct]
     late = sweep.by_policy(frame)
     ratios = late.div(late[UNCODED.name], axis="index")
     work = 100 * (frame.groupby("policy")["work"].agg(["min", "max"]) - 1)
-    made_up = approximate(frame)
+    made_up, most = approximate(frame), frame.groupby("policy")["approximate"].max()
     lines = []
     for policy in CHOICE:
         served, own = served_as(policy), ratios[policy]
         method = find_method(served.method)
         exact = not served.by_name and not served.rules.coded
+        best = best_bases(accuracy[here], most[policy])
         late_right, direct_right = (
             [direct[n] if exact else best[column].get((served.method, n)) for n in names]
             for column in ("recovered", "normal")

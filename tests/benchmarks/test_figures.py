@@ -211,6 +211,19 @@ def test_the_table_to_choose_by_has_the_best_base_of_each_policy(tmp_path: Path)
     assert direct["`coded`"] == "95.0, –"  # of the base that its late answers are of
 
 
+def test_the_best_base_is_that_on_which_most_answers_are_right(tmp_path: Path) -> None:
+    """Few answers are approximate, but for those of the small backup: nine of ten."""
+    write_policies(tmp_path)
+    plain = {**row("small-backup", 0.7, base="resnet"), "normal": 0.97}
+    for one in (row("small-backup", 0.8), plain):
+        append_row(tmp_path / "accuracy.jsonl", one)
+    lines = {line["policy"]: line for line in rows_of(section("choice", tmp_path))}
+    for policy, late, direct in (("auto", "70.0", "97.0"), ("small-backup", "80.0", "95.0")):
+        line = lines[f"`{policy}`"]
+        assert line["late answers right, %: mnist"] == late
+        assert line["direct answers right, %"] == direct
+
+
 def test_the_table_of_places_has_what_all_places_cost(tmp_path: Path) -> None:
     shared: dict[str, Any] = {
         "schema_version": 1,
