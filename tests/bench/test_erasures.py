@@ -18,13 +18,15 @@ from codedinvnet.codes.backup import SmallBackup
 from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.berrut import ApproxIFER, RobustApproxIFER
 from codedinvnet.codes.build import scheme_for
+from codedinvnet.codes.method import ONE, Tolerance
 from codedinvnet.codes.nercc import NeRCC
 from codedinvnet.codes.parm import ParM
 from codedinvnet.codes.plain import Plain, Replication
+from codedinvnet.codes.rules import BACKUP, AnswersAll, CodeRules
 from codedinvnet.data import Groups, ImageSet, random_groups
 from codedinvnet.evaluation.accuracy import evaluate
 from codedinvnet.evaluation.outputs import group_outputs, task_outputs
-from codedinvnet.models.bundle import Bundle
+from codedinvnet.models.bundle import Bundle, BundleInfo
 from codedinvnet.training.recovered import embed_all, recovered_accuracy
 from tests.codes.linear import made, outputs_of
 from tests.data.files import Unread
@@ -103,10 +105,22 @@ def test_an_answer_that_is_not_finite_is_none(source: ImageSet) -> None:
     assert found.recovered == pytest.approx(1 - share)  # the majority's class is another
 
 
-def test_the_backups_own_accuracy_is_what_is_recovered(source: ImageSet) -> None:
+class Shared(SmallBackup):
+    """Two backups of half of the group each: of pairs each has one member."""
+
+    def rules(
+        self, k: int, tolerance: Tolerance = ONE, bundle: BundleInfo | None = None
+    ) -> CodeRules:
+        return AnswersAll(k, BACKUP, r=2)
+
+
+@pytest.mark.parametrize(("kind", "k"), [(SmallBackup, 4), (Shared, 4), (Shared, 2)])
+def test_the_backups_own_accuracy_is_what_is_recovered(
+    kind: type[SmallBackup], k: int, source: ImageSet
+) -> None:
     backup = Brightness(shift=0.6)
     right = (backup(source.images).argmax(1) == source.labels).float().mean()
-    found = scored(made(SmallBackup, Brightness(), 4, part=backup), source, 4)
+    found = scored(made(kind, Brightness(), k, part=backup), source, k)
     assert 0 < float(right) < 1
     assert found.recovered == pytest.approx(float(right))
 

@@ -102,17 +102,17 @@ def group_outputs(
         scheme: the code and its models.
         source: the images.
         members: rows of the source, and of `own` if that is there.
-        own: the outputs of the images' own tasks, if the code is systematic. All workers run the
-            same network, so a copy's output is the same. They are not copied.
+        own: the outputs of the images' own tasks, if the code is systematic. A task that is the
+            same as a member's own has the same output. They are not copied.
         encoded: rows of the source (G, k) that the other tasks are of; None: the members.
     """
     encoded = members if encoded is None else encoded
-    needs = {t: spec.members for t, spec in scheme.rules.tasks(members.shape[1]).items()}
+    tasks = scheme.rules.tasks(members.shape[1])
     outputs: dict[int, Outputs] = {}
     joint = []
-    for task, wanted in needs.items():
-        if own is not None and len(wanted) == 1:
-            outputs[task] = Picked(own, members[:, wanted[0]])
+    for task, spec in tasks.items():
+        if own is not None and spec == tasks[spec.members[0]]:
+            outputs[task] = Picked(own, members[:, spec.members[0]])
         else:
             joint.append(task)
     parts: dict[int, list[Tensor]] = {task: [] for task in joint}
@@ -120,7 +120,7 @@ def group_outputs(
         images, _ = source.batch(rows.flatten())
         queries = images.unflatten(0, tuple(rows.shape))
         for task in joint:
-            computed = scheme.compute(task, queries[:, list(needs[task])])
+            computed = scheme.compute(task, queries[:, list(tasks[task].members)])
             parts[task].append(computed.output.cpu())
     for task in joint:
         outputs[task] = torch.cat(parts.pop(task))
