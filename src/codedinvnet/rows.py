@@ -211,8 +211,8 @@ def current_accuracy(rows: Iterable[Row]) -> list[Row]:
     known here do not count, nor those of other weights of a bundle that ships. Of a data set only
     rows count that were made as its last one was, as far as SHARED goes; of a setting those with as
     many patterns as its last one; of a base model those with its last weights; of a method of one's
-    own those of its last file; of a line those with its last settings. Quick rows count where a
-    data set has no others. A failed row decides this of failed rows alone.
+    own those of its last file; of a line those with its last settings, one a seed. Quick rows
+    count where a data set has no others. A failed row decides this of failed rows alone.
     """
     kept = sorted(_of_today(newest(rows).values()), key=lambda row: not row["settings"]["quick"])
     good = _comparable([row for row in kept if row["error"] is None])
@@ -243,7 +243,9 @@ def _comparable(rows: Sequence[Row]) -> list[Row]:
         lambda row: (row["dataset"], row["label"]),
         lambda row: row["settings"].get("method"),  # of one's own: the digest of its file
     )
-    return agreeing(kept, accuracy_place, lambda row: row["settings"])
+    kept = agreeing(kept, accuracy_place, lambda row: row["settings"])
+    # A bundle that was named by another path is no further training.
+    return list({(accuracy_place(row), row["seed"]): row for row in kept}.values())
 
 
 def _of_today(rows: Iterable[Row]) -> list[Row]:

@@ -96,6 +96,13 @@ def test_a_block_is_a_product_and_trials_come_once(tmp_path: Path) -> None:
     assert {t.seed for t in found if t.method == "parm"} == {1, 2}
 
 
+def test_blocks_of_other_seeds_do_not_repeat_what_is_not_trained(tmp_path: Path) -> None:
+    block = {"methods": ["none", "parm"], "datasets": ["mnist"], "k": [2]}
+    grid = load_grid(written(tmp_path, *({**block, "seeds": [seed]} for seed in (1, 2))))
+    found = [(trial.method, trial.seed) for trial in trials(grid)]
+    assert found == [("none", 1), ("parm", 1), ("parm", 2)]
+
+
 def test_seeds_matter_where_something_is_trained() -> None:
     assert trained(METHODS["approxifer"], "resnet")
     assert not trained(METHODS["approxifer"], "invertible")

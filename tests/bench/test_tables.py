@@ -53,6 +53,15 @@ def test_seeds_are_one_line_with_half_of_a_95_percent_interval() -> None:
     assert "nercc" not in set(frame["method"])
 
 
+def test_a_bundle_by_another_path_is_no_further_training() -> None:
+    rows = [row("parm", 0.5 + seed / 50, base="resnet", seed=seed) for seed in (1, 2, 3)]
+    again = [{**own, "bundle": "/elsewhere", "key": f"again {own['seed']}"} for own in rows]
+    for order in (rows + again, again + rows):
+        (found,) = tables.accuracy_frame(order).to_dict("records")
+        assert (found["seeds"], found["recovered"]) == (3, pytest.approx(54))
+        assert found["recovered ±"] == pytest.approx(half_width([52.0, 54.0, 56.0]))
+
+
 def test_what_no_training_changes_has_no_interval() -> None:
     """The direct answers of f, and which answers there are; each seed has a plain ResNet."""
     rows = [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -283,8 +283,9 @@ def trials(grid: AccuracyGrid) -> Iterator[Trial]:
                     groupings=min(block.groupings or grid.groupings, grid.groupings),
                     patterns=block.patterns or grid.patterns,
                 )
-                if trial not in seen:
-                    seen.add(trial)
+                alike = trial if trained(method, base) else replace(trial, seed=0)
+                if alike not in seen:
+                    seen.add(alike)
                     yield trial
 
 
