@@ -27,6 +27,7 @@ from codedinvnet.data import (
 )
 from codedinvnet.errors import UserError
 from codedinvnet.models.bundle import VALIDATION, Bundle, load_bundle, save_bundle
+from codedinvnet.training.loop import sole_writer
 from codedinvnet.training.pixels import OBJECTIVE_VERSION, PaperStage, fusion_targets
 from tests.bench.grids import PAPER, PART
 from tests.data.files import Unread
@@ -50,6 +51,10 @@ def test_what_is_set_aside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         )
         folder.mkdir()
         save_checkpoint(folder / "last.safetensors", {}, {"settings": settings})
+    # Another process that trains there would go on by the folder's name.
+    with sole_writer(folder), pytest.raises(UserError, match="another process trains here"):
+        _set_aside(folder, {**settings, "images": 53})
+    assert folder.is_dir()
 
 
 @pytest.mark.parametrize("key", ["training", "paper_training"])

@@ -264,6 +264,20 @@ def test_what_a_users_method_raises_is_told_as_its_own(
     assert capsys.readouterr().err.startswith(f"the method Other of {path} raised:\n")
 
 
+@pytest.mark.parametrize("asked", registry.ASKED)
+def test_whoever_asks_a_users_method_is_told_whose_error_it_is(asked: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from codedinvnet.codes.plain import Plain\n"
+        "class Mine(Plain):\n"
+        f"    name, cost = 'refuses-{asked}', 1.0\n"
+        f"    def {asked}(self, *_, **__): raise ValueError('k must be 4')\n"
+    )
+    for text in (f"{path}:Mine", f"{path}:Mine@2"):
+        with pytest.raises(UserError, match=r"mine\.py raised ValueError: k must be 4$"):
+            getattr(find_method(text), asked)(2)
+
+
 def test_a_methods_file_imports_modules_beside_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

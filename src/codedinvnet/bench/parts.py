@@ -38,6 +38,7 @@ from codedinvnet.training.loop import (
     LATEST,
     Stage,
     changed_settings,
+    sole_writer,
     train_stage,
 )
 from codedinvnet.training.split import bundle_split
@@ -419,7 +420,11 @@ class DataSet:
 
 
 def _set_aside(folder: Path, settings: dict[str, Any]) -> None:
-    """Rename the folder of a training with other settings: it is neither finished nor resumed."""
+    """Rename the folder of a training with other settings: it is neither finished nor resumed.
+
+    Raises:
+        UserError: if another process trains there.
+    """
     for path in (folder / LAST, folder / BEST):
         if not path.is_file():
             continue
@@ -427,7 +432,8 @@ def _set_aside(folder: Path, settings: dict[str, Any]) -> None:
         different = changed_settings(before, settings)
         if different:
             kept = free_backup_name(folder)
-            folder.rename(kept)
+            with sole_writer(folder):
+                folder.rename(kept)
             told = (
                 f"{folder}: trained anew, with {', '.join(different)}; the old one is {kept.name}"
             )

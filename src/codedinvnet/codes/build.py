@@ -81,7 +81,7 @@ def scheme_for(
                 raise UserError(f"--part: {method.name} needs no trained part")
             chosen = _chosen(part, method, bundle.digest(), k, tolerance.stragglers)
             given = replace(given, chosen=chosen)
-        return method.made(given)
+        return method.build(given)
     part = part or part_beside(bundle.folder, method, k)
     if part is None:
         raise UserError(
@@ -101,4 +101,4 @@ def scheme_for(
     load_modules({PART: module}, tensors, part)
     device = first_tensor(bundle.model).device
     module = module.to(device).eval().requires_grad_(False)
-    return method.made(replace(given, part=module))
+    return method.build(replace(given, part=module))

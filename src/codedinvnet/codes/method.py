@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from codedinvnet.codes.base import Code, Scheme, blamed, check_k
+from codedinvnet.codes.base import Code, Scheme, check_k
 from codedinvnet.codes.rules import SERVED, CodeRules
 from codedinvnet.config import Settings
 from codedinvnet.data import ImageSource
@@ -352,8 +352,3 @@ class Method(ABC):
         return Scheme(
             self.name, code, own, given.shape, given.chosen, self.file, classes=given.classes
         )
-
-    def made(self, given: Given) -> Scheme:
-        """Return `build`'s scheme; what a user's own method raises is told as its own."""
-        with blamed(f"the method {self.name}", self.file):
-            return self.build(given)

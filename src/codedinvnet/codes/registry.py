@@ -130,7 +130,7 @@ def _at(method: Method, text: str) -> Method:
     except ValueError as error:
         raise UserError(f"{method.name}@{text}: {text!r} is no cost") from error
     found = method.at(cost)
-    return found if found is method else _found.setdefault(found.name, found)
+    return found if found is method else _found.setdefault(found.name, _owned(found))
 
 
 def _in_file(path: Path, name: str) -> Method:
@@ -180,4 +180,20 @@ def _made(kind: object, whose: str, source: Path | None) -> Method:
     method.file = whose
     if source:
         method.digest = f"{file_digest(source)}:{kind.__qualname__}"
+    return _owned(method)
+
+
+ASKED = (
+    *("rules", "build", "check", "versions", "made_with", "check_training", "encoding_macs"),
+    *("untrained", "stage", "tune"),
+)
+"""What a user's own method may be asked."""
+
+
+def _owned(method: Method) -> Method:
+    """Have what a user's own method raises told as its own, whoever asks it."""
+    if method.file:
+        for name in ASKED:
+            asked = getattr(method, name)
+            setattr(method, name, blamed(f"the method {method.name}", method.file)(asked))
     return method

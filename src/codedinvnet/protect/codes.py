@@ -38,7 +38,7 @@ def refusal(signature: Signature) -> str:
 
 def build(name: str, model: Model, k: int, smoothing: tuple[float, float] | None = None) -> Scheme:
     """Return the scheme of an untrained method around a model."""
-    return find_method(name).made(_given(model, k, smoothing))
+    return find_method(name).build(_given(model, k, smoothing))
 
 
 def _given(model: Model, k: int, smoothing: tuple[float, float] | None = None) -> Given:

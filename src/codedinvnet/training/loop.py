@@ -124,7 +124,7 @@ def set_aside(folder: Path, *more: str) -> None:
 
 
 @contextmanager
-def _sole_writer(folder: Path) -> Iterator[None]:
+def sole_writer(folder: Path) -> Iterator[None]:
     """Keep other processes out of a training's folder; one that was killed keeps nobody out.
 
     Raises:
@@ -177,7 +177,7 @@ def train_stage(
     """
     if starts_over(folder, resume):
         folder.mkdir(parents=True, exist_ok=True)
-    with _sole_writer(folder):
+    with sole_writer(folder):
         return _train_stage(stage, folder, epochs, seed, settings, resume, keep, replan)
 
 

@@ -124,7 +124,7 @@ def scheme_of(model: Model, method: str, k: int, tolerance: Tolerance) -> Scheme
     if found.of_bundle or found.part or found.is_policy:
         raise UserError(f"--method: {found.name} is trained together with a bundle")
     shape, classes = mixed_tensor(model.signature).shape, scores_tensor(model.signature).shape[0]
-    return found.made(Given(k, ScoresOf(model).eval(), shape, classes, tolerance=tolerance))
+    return found.build(Given(k, ScoresOf(model).eval(), shape, classes, tolerance=tolerance))
 
 
 @dataclass(frozen=True)
