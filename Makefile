@@ -12,7 +12,7 @@ SEED := 2
 BUNDLE_FILES := $(BUNDLES:%=docs/results/%.json)
 SEED_FILES := $(BUNDLES:%=docs/results/seed-%.json)
 
-.PHONY: help setup demo test pytest lint nightly docs triton mlserver format wheel clean bench bench-quick
+.PHONY: help setup demo test pytest lint nightly nightly-tests docs triton mlserver format wheel clean bench bench-quick
 .PHONY: bench-bundles bench-seeds bench-page $(BENCHMARKS:%=bench-%) $(BENCHMARKS:%=quick-%)
 
 help:  ## list the targets
@@ -39,9 +39,12 @@ lint: .venv/.installed-dev  ## style and types, changes nothing
 
 # Every command that rows in docs/results are made by runs here in short, or with small settings in `make test`. Two
 # grids do not: that of Tiny-ImageNet needs a bundle that does not ship, and that of late binding an older commit.
-nightly: | .venv/.installed-dev  ## what takes longer than `make test`: harm from outside, every order of events, further cases, and every benchmark in short
+# What fails does not keep the rest from running.
+nightly:  ## what takes longer than `make test`: harm from outside, every order of events, further cases, and every benchmark in short
+	@$(MAKE) --no-print-directory -j1 -k nightly-tests bench-quick
+
+nightly-tests: .venv/.installed-dev
 	$(BIN)/pytest tests/nightly -s
-	@$(MAKE) --no-print-directory bench-quick
 
 docs: .venv/.installed-dev  ## build the documents' site into site/, and check its links
 	$(BIN)/python -m sphinx -q -W --keep-going -b html docs site

@@ -222,11 +222,14 @@ def test_accuracy_of_other_weights_than_those_that_ship_does_not_count() -> None
     assert current_accuracy([other]) == []
 
 
-def test_a_settings_number_of_patterns_concerns_that_setting_alone() -> None:
+def test_a_settings_number_of_patterns_concerns_samples_of_that_setting_alone() -> None:
     one = [canned.row("coded-invnet", 0.93), canned.row("parm", 0.5, k=4)]
-    two = [canned.row(label, 0.71, missing=2) for label in ("coded-invnet", "nercc")]
-    new = canned.row("coded-invnet", 0.75, missing=2, patterns=300)
-    assert current_accuracy([*one, *two, new]) == [*one, new]
+    three = [canned.row(label, 0.71, missing=3) for label in ("coded-invnet", "nercc")]
+    new = canned.row("coded-invnet", 0.75, missing=3, patterns=300)  # all of them
+    newest = canned.row("parm", 0.5, missing=3, patterns=100)
+    assert current_accuracy([*one, *three]) == [*one, *three]
+    assert current_accuracy([*one, *three, new]) == [*one, three[1], new]
+    assert current_accuracy([*one, *three, new, newest]) == [*one, new, newest]
 
 
 def test_a_trial_that_was_run_again_counts_once() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 import time
@@ -210,9 +211,10 @@ def current_accuracy(rows: Iterable[Row]) -> list[Row]:
     A row that was written again replaces the old one. Rows of another version of a method that is
     known here do not count, nor those of other weights of a bundle that ships. Of a data set only
     rows count that were made as its last one was, as far as SHARED goes; of a setting those with as
-    many patterns as its last one; of a base model those with its last weights; of a method of one's
-    own those of its last file; of a line those with its last settings, one a seed. Quick rows
-    count where a data set has no others. A failed row decides this of failed rows alone.
+    large a sample of patterns as its last one, and all that tried every pattern; of a base model
+    those with its last weights; of a method of one's own those of its last file; of a line those
+    with its last settings, one a seed. Quick rows count where a data set has no others. A failed
+    row decides this of failed rows alone.
     """
     kept = sorted(_of_today(newest(rows).values()), key=lambda row: not row["settings"]["quick"])
     good = _comparable([row for row in kept if row["error"] is None])
@@ -230,8 +232,8 @@ def _comparable(rows: Sequence[Row]) -> list[Row]:
     )
     kept = agreeing(
         kept,
-        lambda row: tuple(row[name] for name in SETTING),
-        lambda row: row["settings"]["patterns"],
+        lambda row: (*(row[name] for name in SETTING), _sampled(row)),
+        lambda row: _sampled(row) and row["settings"]["patterns"],
     )
     kept = agreeing(
         kept,
@@ -246,6 +248,16 @@ def _comparable(rows: Sequence[Row]) -> list[Row]:
     kept = agreeing(kept, accuracy_place, lambda row: row["settings"])
     # A bundle that was named by another path is no further training.
     return list({(accuracy_place(row), row["seed"]): row for row in kept}.values())
+
+
+def _sampled(row: Row) -> bool:
+    """Return whether more erasure patterns are possible than were to be tried.
+
+    A row that failed does not say how many workers there are: it may be no more than two for each
+    member.
+    """
+    possible = math.comb(row["k"] + row.get("r", row["k"]), row["missing"])
+    return bool(possible > row["settings"]["patterns"])
 
 
 def _of_today(rows: Iterable[Row]) -> list[Row]:
