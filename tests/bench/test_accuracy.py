@@ -193,6 +193,20 @@ def test_a_trial_that_raises_is_a_row_and_is_tried_again(
     assert all(r["error"] is None for r in newest(read_rows(tmp_path / "rows.jsonl")).values())
 
 
+def test_a_kept_row_that_newer_ones_replace_is_told_of(
+    bundle_folder: Path, data_dir: Path, tmp_path: Path
+) -> None:
+    grid = write_grid(tmp_path / "grid.json", bundle_folder, [{"methods": ["none"]}])
+    raw = json.loads(grid.read_text())
+    for seed in (0, 1):
+        grid.write_text(json.dumps({**raw, "grouping_seed": seed}))
+        assert run(grid, tmp_path, data_dir)["done"] == 1
+    assert run(grid, tmp_path, data_dir)["kept"] == 1
+    grid.write_text(json.dumps({**raw, "grouping_seed": 0}))
+    with pytest.warns(UserWarning, match=r"rows\.jsonl: 1 of the kept rows are in no table"):
+        assert run(grid, tmp_path, data_dir)["kept"] == 1
+
+
 def test_the_papers_encoder_is_trained_beside_a_base_model_that_stays(
     finished: tuple[Path, Path], bundle_folder: Path
 ) -> None:

@@ -41,7 +41,7 @@ from codedinvnet.errors import UserError
 from codedinvnet.evaluation.outputs import direct_answers, task_outputs
 from codedinvnet.files import check_folder, check_writable
 from codedinvnet.models.bundle import Bundle, load_bundle
-from codedinvnet.rows import key_of, newest, read_rows
+from codedinvnet.rows import current_accuracy, key_of, newest, read_rows
 
 QUICK_TEST_IMAGES = 1000
 QUICK_TRAINING_IMAGES = 2000
@@ -171,7 +171,15 @@ def run(
     jobs = [bench.job(trial, datasets[trial.dataset]) for trial in wanted]
     todo = [job for job in jobs if not study.finished(done.get(job.header["key"]))]
     counts = study.run(todo, out, "accuracy")
-    return {"trials": len(jobs), "kept": len(jobs) - len(todo), **counts}
+    kept = {job.header["key"] for job in jobs} - {job.header["key"] for job in todo}
+    replaced = kept - {row["key"] for row in current_accuracy(read_rows(out))}
+    if replaced:
+        warnings.warn(
+            f"{out}: {len(replaced)} of the kept rows are in no table, since newer ones were made "
+            "with other settings; another --out keeps them apart",
+            stacklevel=2,
+        )
+    return {"trials": len(jobs), "kept": len(kept), **counts}
 
 
 def check_trials(grid: AccuracyGrid, wanted: Iterable[Trial]) -> None:
