@@ -339,6 +339,34 @@ async def test_the_backup_of_another_model_does_not_answer(
         server.go()
 
 
+async def test_the_backup_of_a_model_with_other_tensors_does_not_answer(
+    finished: Path,  # noqa: F811
+) -> None:
+    """As after an update: the upstream is asked for nothing then, and the backup neither."""
+    server = Server()
+    before = server.metadata
+    (output,) = before["outputs"]
+    async with gateway(server, protection=finished, deadline_ms=60_000, **SMALL) as (
+        address,
+        relay,
+        _,
+    ):
+        differs = relay.pool.metrics.differs.labels(server.url)
+        await server.stop()
+        assert scores(await asked(address, queries(1)))[1] == "decoded"
+        server.metadata = {**before, "outputs": [output, {**output, "name": "more"}]}
+        await server.start()
+        await until(lambda: counted(differs) == 1)
+        late = asyncio.create_task(asked(address, queries(1)))
+        done, _ = await asyncio.wait({late}, timeout=0.7)
+        assert not done
+        await server.stop()
+        server.metadata = before
+        await server.start()
+        assert scores(await late)[1] == "direct"
+        assert counted(differs) == 0
+
+
 @pytest.mark.parametrize("deadline_ms", [500.0, 2000.0])
 @pytest.mark.parametrize("backup", ["trained", "upstream"])
 async def test_a_worker_of_the_backup_is_taken_for_hung_once_nobody_waits(

@@ -115,6 +115,8 @@ class Agreement:
             told = ""
         place.agrees = not told
         if told:
+            if self._differs is not None:
+                self._mark(place, told)
             raise NotProtocol(told)
         self.metadata, self._first = metadata, place.upstream.url
         await self._check(place)
@@ -131,7 +133,10 @@ class Agreement:
         Raises:
             Unreachable: if it does not answer.
         """
-        told = "" if self._differs is None else await self._differs(place.upstream)
+        self._mark(place, "" if self._differs is None else await self._differs(place.upstream))
+
+    def _mark(self, place: Place, told: str) -> None:
+        """Keep whether an upstream has another model than the small backup stands for, and how."""
         if bool(told) != place.differs and not place.is_gone:
             place.differs = bool(told)
             url, event = place.upstream.url, "upstream has the protected model again"
