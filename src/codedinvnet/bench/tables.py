@@ -64,13 +64,11 @@ def markdown(frame: DataFrame, formats: Mapping[str, str] = {}) -> str:
     return "".join("| " + " | ".join(row) + " |\n" for row in rows)
 
 
-def plus_minus(values: Series, spreads: Series, form: str = ".2f") -> Series:
+def plus_minus(values: Series, spreads: Series) -> Series:
     """Return values as text, each with its ± if there is one."""
     pairs = zip(values, spreads, strict=True)
     texts = [
-        None
-        if pd.isna(value)
-        else f"{value:{form}}" + ("" if pd.isna(spread) else f" ± {spread:{form}}")
+        None if pd.isna(value) else f"{value:.2f}" + ("" if pd.isna(spread) else f" ± {spread:.2f}")
         for value, spread in pairs
     ]
     return Series(texts, index=values.index, dtype=object)

@@ -25,11 +25,11 @@ def encoder_share(model: CodedModel, k: int) -> float:
     return encoder_macs(model, k) / macs(model.network, model)
 
 
-def median_ms(call: Callable[[], Any], repeats: int = REPEATS) -> float:
+def median_ms(call: Callable[[], Any]) -> float:
     """Return the median wall time of a call, in ms, after three calls to warm up."""
     times = []
     with torch.inference_mode():
-        for turn in range(repeats + 3):
+        for turn in range(REPEATS + 3):
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             began = time.perf_counter()

@@ -79,8 +79,6 @@ class Wiring(NamedTuple):
     finished: Finished
     failed: Callable[[Exception], None]
     """Called with what went wrong with a check."""
-    seed: int = 0
-    """The seed of the sample of groups that are checked."""
     compared: Compared | None = None
     """Called with each check, and what it says of answers; None: it is not asked for."""
 
@@ -96,7 +94,7 @@ class Decoding(ABC):
         self.wiring = wiring
         self._jobs: list[Job] = []
         self._checks: deque[Check] = deque(maxlen=WAITING_CHECKS)
-        self._random = random.Random(wiring.seed)
+        self._random = random.Random(0)
         self._running = False
 
     def add(self, job: Job) -> None:

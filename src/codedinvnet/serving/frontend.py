@@ -78,7 +78,6 @@ class FrontEnd(Calling):
         min_confidence: decoded answers below it are checked by a copy, if the policy has copies.
         down_timeout: seconds without any worker after which the service is no longer live.
         metrics: where to count.
-        seed: of the sample of groups that are checked.
         reliance: releases approximate answers and finds wrong workers; None: all are believed.
         names: what clients and operators know workers as.
 
@@ -98,7 +97,6 @@ class FrontEnd(Calling):
         min_confidence: float = 0.0,
         down_timeout: float = 30.0,
         metrics: Metrics | None = None,
-        seed: int = 0,
         reliance: Reliance | None = None,
         names: Names | None = None,
     ) -> None:
@@ -112,7 +110,7 @@ class FrontEnd(Calling):
         self.min_confidence, self.reliance = min_confidence, reliance
         told = None if reliance is None else reliance.begin(self.metrics, self._worker_died)
         calls = (self._background.spawn, self._computed, log_error)
-        wiring = Wiring(self.metrics, *calls, seed, told)
+        wiring = Wiring(self.metrics, *calls, told)
         self.decoding = None if queue is None else queue(wiring)
         self.started = self.draining = self.announced = self.stopped = False
         self._requests = 0

@@ -20,14 +20,13 @@ class Reservoir:
 
     Args:
         size: how many values are kept.
-        seed: of the choice.
     """
 
-    def __init__(self, size: int = RESERVOIR, seed: int = 0) -> None:
+    def __init__(self, size: int = RESERVOIR) -> None:
         self.size = size
         self.seen = 0
         self.values: list[float] = []
-        self._random = random.Random(seed)
+        self._random = random.Random(0)
 
     def add(self, value: float) -> None:
         """Take a value in."""

@@ -58,13 +58,12 @@ class Liars:
 
     Args:
         workers: how many there are.
-        false_alarms: see `FALSE_ALARMS`.
     """
 
-    def __init__(self, workers: int, false_alarms: float = FALSE_ALARMS) -> None:
+    def __init__(self, workers: int) -> None:
         self.sums = np.zeros((2, workers))
         """Of its own members' answers, and of its extra tasks."""
-        self.limit = math.log(1 / false_alarms)
+        self.limit = math.log(1 / FALSE_ALARMS)
         self._counts = np.zeros((2, workers, len(BINS) + 1))
         self._wrong = np.zeros_like(self._counts)
         self._expected = np.zeros_like(self._counts)
