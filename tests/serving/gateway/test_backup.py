@@ -8,9 +8,7 @@ import json
 import math
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -34,7 +32,7 @@ from codedinvnet.serving.gateway.upstreams import open_upstream
 from codedinvnet.serving.metrics import Metrics
 from codedinvnet.serving.workers.pool import Task, WorkerFailed
 from codedinvnet.serving.workers.result import Abandoned, Result
-from tests.observing import counted, until
+from tests.observing import until
 from tests.protect.conftest import PLACE, finished  # noqa: F401
 from tests.protect.factories import FEATURES
 from tests.serving.gateway.asking import ask_grpc
@@ -291,82 +289,6 @@ def calls() -> list[Call]:
     return [thing for thing in gc.get_objects() if type(thing) is Call]
 
 
-def other(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Another model with the tensors of `vectors`."""
-    return {"output": np.roll(MODEL.run(inputs)["output"], 1, axis=1)}
-
-
-CHANGED = SimpleNamespace(signature=MODEL.signature, run=other)
-
-
-async def test_the_backup_of_another_model_does_not_answer(
-    finished: Path,  # noqa: F811
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    """An upstream is checked again whenever it comes back."""
-    server = Server()
-
-    async with gateway(server, protection=finished, deadline_ms=60_000, **SMALL) as (
-        address,
-        relay,
-        _,
-    ):
-
-        async def come_back(model: Any) -> None:
-            await server.stop()
-            meanwhile = asyncio.create_task(asked(address, queries(1)))
-            await until(lambda: not relay.pool.places[0].up)
-            server.model = model
-            await server.start()
-            await until(lambda: relay.pool.places[0].up)
-            scores(await meanwhile)
-
-        differs = relay.pool.metrics.differs.labels(server.url)
-        assert counted(differs) == 0
-        await come_back(CHANGED)
-        assert counted(differs) == 1
-        assert "upstream has another model: the small backup does not answer" in caplog.messages
-        server.hold()
-        late = asyncio.create_task(asked(address, queries(1)))
-        done, _ = await asyncio.wait({late}, timeout=0.7)
-        assert not done
-        server.go()
-        assert scores(await late)[1] == "direct"
-        await come_back(MODEL)
-        assert counted(differs) == 0
-        server.hold()
-        assert scores(await asked(address, queries(1)))[1] == "decoded"
-        server.go()
-
-
-async def test_the_backup_of_a_model_with_other_tensors_does_not_answer(
-    finished: Path,  # noqa: F811
-) -> None:
-    """As after an update: the upstream is asked for nothing then, and the backup neither."""
-    server = Server()
-    before = server.metadata
-    (output,) = before["outputs"]
-    async with gateway(server, protection=finished, deadline_ms=60_000, **SMALL) as (
-        address,
-        relay,
-        _,
-    ):
-        differs = relay.pool.metrics.differs.labels(server.url)
-        await server.stop()
-        assert scores(await asked(address, queries(1)))[1] == "decoded"
-        server.metadata = {**before, "outputs": [output, {**output, "name": "more"}]}
-        await server.start()
-        await until(lambda: counted(differs) == 1)
-        late = asyncio.create_task(asked(address, queries(1)))
-        done, _ = await asyncio.wait({late}, timeout=0.7)
-        assert not done
-        await server.stop()
-        server.metadata = before
-        await server.start()
-        assert scores(await late)[1] == "direct"
-        assert counted(differs) == 0
-
-
 @pytest.mark.parametrize("deadline_ms", [500.0, 2000.0])
 @pytest.mark.parametrize("backup", ["trained", "upstream"])
 async def test_a_worker_of_the_backup_is_taken_for_hung_once_nobody_waits(
@@ -395,51 +317,6 @@ async def test_a_worker_of_the_backup_is_taken_for_hung_once_nobody_waits(
     await asyncio.gather(*(each.close() for each in upstreams))
     await guard.pool.stop()
     await server.stop()
-
-
-async def test_an_upstream_that_comes_back_as_another_server_has_the_same_model(
-    finished: Path,  # noqa: F811
-) -> None:
-    """Its check holds no thread of those that writing in JSON needs."""
-    server = Server()
-
-    async with gateway(server, protection=finished, deadline_ms=60_000, **SMALL) as (
-        address,
-        relay,
-        _,
-    ):
-        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
-        await server.stop()
-        assert (await asked_in_json(address, queries(1)))[1] == "decoded"
-        await until(lambda: not relay.pool.places[0].up)
-        server.takes_binary = False
-        await server.start()
-        await until(lambda: relay.pool.places[0].up)
-        assert counted(relay.pool.metrics.differs.labels(server.url)) == 0
-        server.hold()
-        assert (await asked_in_json(address, queries(1)))[1] == "decoded"
-        server.go()
-
-
-async def test_each_upstream_is_checked_at_the_start(finished: Path) -> None:  # noqa: F811
-    servers = [Server(), Server()]
-    servers[1].model = CHANGED  # type: ignore[assignment]
-
-    async with gateway(*servers, protection=finished, deadline_ms=60_000, **SMALL) as (
-        address,
-        relay,
-        _,
-    ):
-        differs = [relay.pool.metrics.differs.labels(server.url) for server in servers]
-        assert [counted(gauge) for gauge in differs] == [0, 1]
-        for server in servers:
-            server.hold()
-        late = asyncio.create_task(asked(address, queries(1)))
-        done, _ = await asyncio.wait({late}, timeout=0.7)
-        assert not done
-        for server in servers:
-            server.go()
-        assert scores(await late)[1] == "direct"
 
 
 async def test_an_upstream_that_takes_one_query_at_a_time_is_no_backup() -> None:
