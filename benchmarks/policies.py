@@ -94,17 +94,6 @@ def percents(shares: Iterable[float | None]) -> str:
     return ", ".join("–" if share is None else f"{share:.1f}" for share in shares)
 
 
-def best_bases(accuracy: DataFrame, share: float) -> DataFrame:
-    """Keep of each method and data set the base model on which most answers are right.
-
-    So large a share of all answers is approximate. The lines are found by method and data set.
-    """
-    known = accuracy[accuracy["recovered"].notna()]
-    known = known.assign(right=(1 - share) * known["normal"] + share * known["recovered"])
-    ranked = known.sort_values(["right", "recovered"])
-    return ranked.groupby(["method", "dataset"]).tail(1).set_index(["method", "dataset"])
-
-
 def choice(folder: Path, k: int = HARD) -> str:
     """Return what policies gain and cost: the tail, work, approximate answers, and training.
 
@@ -128,7 +117,7 @@ def choice(folder: Path, k: int = HARD) -> str:
         served, own = served_as(policy), ratios[policy]
         method = find_method(served.method)
         exact = not served.by_name and not served.rules.coded
-        best = best_bases(accuracy[here], most[policy])
+        best = tables.best_bases(accuracy[here], most[policy]).set_index(["method", "dataset"])
         late_right, direct_right = (
             [direct[n] if exact else best[column].get((served.method, n)) for n in names]
             for column in ("recovered", "normal")

@@ -147,11 +147,18 @@ def spent(rows: Sequence[Row]) -> float:
     return float(next(counts, math.nan))
 
 
-def best_bases(frame: DataFrame) -> DataFrame:
-    """Keep the base model of every method and setting on which it recovers most."""
+def best_bases(frame: DataFrame, approximate: float = 1.0) -> DataFrame:
+    """Keep the base model of every method and setting on which most answers are right.
+
+    Args:
+        frame: of `accuracy_frame`.
+        approximate: the share of answers that are recovered; of all, late answers alone count.
+    """
     known = frame[frame["recovered"].notna()]
-    best = known.groupby([*SETTING, "method"], sort=False)["recovered"].idxmax()
-    return known.loc[sorted(best)]
+    right = (1 - approximate) * known["normal"] + approximate * known["recovered"]
+    order = {"by": ["right", "recovered"], "ascending": False, "kind": "stable"}
+    best = known.assign(right=right).sort_values(**order).groupby([*SETTING, "method"]).head(1)
+    return known.loc[sorted(best.index)]
 
 
 def accuracy_table(frame: DataFrame) -> str:
