@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Image sets: from data/ if it is there, else downloaded into the cache.
 DATA := $(if $(wildcard data),--data-dir data)
 # `validation` stands behind `latency`, whose rows it repeats.
-BENCHMARKS := accuracy backup-long backup-consistent equal-cost superposition latency ablation policies spread auto off-map two-losses few-workers validation
+BENCHMARKS := accuracy backup-long backup-consistent equal-cost equal-cost-long superposition latency ablation policies spread auto off-map two-losses few-workers validation
 
 # What README's first table shows, a file each: one that is there is kept, whatever it depends on.
 BUNDLES := mnist fashion cifar10
@@ -84,6 +84,8 @@ RUN_backup-long = codedinvnet bench accuracy configs/bench/backup-long.json $(QU
 RUN_backup-consistent = codedinvnet bench accuracy configs/bench/backup-consistent.json $(QUICK) $(DATA) $(SAVE) \
   --out $(TO)/backup-training.jsonl
 RUN_equal-cost = codedinvnet bench accuracy configs/bench/equal-cost.json $(QUICK) $(DATA) $(SAVE) --out $(TO)/equal-cost.jsonl
+RUN_equal-cost-long = codedinvnet bench accuracy configs/bench/equal-cost-long.json $(QUICK) $(DATA) $(SAVE) \
+  --out $(TO)/equal-cost.jsonl
 RUN_superposition = codedinvnet bench accuracy configs/bench/superposition.json $(QUICK) $(DATA) $(SAVE) \
   --out $(TO)/equal-cost.jsonl
 RUN_latency = codedinvnet bench latency configs/bench/latency.json $(QUICK) $(DATA) $(SAVE) --out $(TO)/latency.jsonl

@@ -18,7 +18,7 @@ from codedinvnet.config import load_settings
 ROOT = Path(__file__).resolve().parents[2]
 BENCHMARKS = (
     *("accuracy", "latency", "ablation", "auto"),
-    *("policies", "off-map", "validation", "equal-cost"),
+    *("policies", "off-map", "validation", "equal-cost", "equal-cost-long"),
     *("backup-long", "backup-consistent", "superposition", "spread"),
 )
 
