@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -16,12 +17,7 @@ from codedinvnet.cli.command_line import build_parser
 from codedinvnet.config import load_settings
 
 ROOT = Path(__file__).resolve().parents[2]
-BENCHMARKS = (
-    *("accuracy", "latency", "ablation", "auto"),
-    *("policies", "off-map", "validation", "equal-cost", "equal-cost-long"),
-    *("backup-long", "backup-consistent", "superposition", "spread"),
-)
-
+BENCHMARKS = re.findall("^BENCHMARKS := (.+)$", (ROOT / "Makefile").read_text(), re.M)[0].split()
 
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
 
