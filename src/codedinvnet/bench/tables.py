@@ -152,7 +152,7 @@ def best_bases(frame: DataFrame, approximate: float = 1.0) -> DataFrame:
 
     Args:
         frame: of `accuracy_frame`.
-        approximate: the share of answers that are recovered; of all, late answers alone count.
+        approximate: the share of answers that are recovered; at 1, only these count.
     """
     known = frame[frame["recovered"].notna()]
     right = (1 - approximate) * known["normal"] + approximate * known["recovered"]
