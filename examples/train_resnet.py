@@ -20,6 +20,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+NARROW = 16
+BUG = "https://github.com/uxlfoundation/oneDNN/issues/6035"
+"""Strided 1×1 convolutions of fewer channels, in the memory format that is used here."""
+
 
 class Block(nn.Module):
     """Two 3×3 convolutions beside a shortcut."""
@@ -117,6 +121,8 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=0.4)
     parser.add_argument("--bfloat16", action="store_true")
     arguments = parser.parse_args()
+    if arguments.width < NARROW:
+        parser.error(f"--width is at least {NARROW}: fewer channels can crash PyTorch ({BUG})")
     arguments.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
 

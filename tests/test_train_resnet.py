@@ -24,7 +24,7 @@ def test_the_example_leaves_a_model_that_can_be_protected(
         images = generator.integers(0, 256, (40, 8, 8, 3), dtype=np.uint8)
         np.savez(tmp_path / f"{split}.npz", images=images, labels=np.arange(40) % 3)
     words = [str(EXAMPLE), "--data", str(tmp_path), "--out", str(tmp_path / "out")]
-    words += ["--epochs", "1", "--width", "4", "--blocks", "1", "1", "--batch-size", "4"]
+    words += ["--epochs", "1", "--width", "16", "--blocks", "1", "1", "--batch-size", "4"]
     monkeypatch.setattr(sys, "argv", words)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PyTorch's of its exporter

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from codedinvnet.nn.convolution import conv2d
+
 Value: TypeAlias = Any
 """A tensor, or a plain value: integers in a list, one number, or None for what is not given."""
 Attributes: TypeAlias = Mapping[str, Any]
@@ -66,7 +68,7 @@ def _conv(given: Sequence[Value], told: Attributes) -> Value:
         raise Unsupported("a convolution that is not of images")
     x, padding = _padded(x, _layer_pads(x, weight.shape[2:], told))
     strides, dilations = (tuple(told.get(n) or (1, 1)) for n in ("strides", "dilations"))
-    return F.conv2d(x, weight, bias, strides, padding, dilations, told.get("group", 1))
+    return conv2d(x, weight, bias, strides, padding, dilations, told.get("group", 1))
 
 
 def _pool(given: Sequence[Value], told: Attributes, largest: bool) -> Value:

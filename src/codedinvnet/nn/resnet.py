@@ -10,10 +10,22 @@ from collections.abc import Callable, Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from codedinvnet.nn.convolution import conv2d
 from codedinvnet.nn.layers import space_to_depth
 
 WIDEST = 2**16
 """A search for a width ends here."""
+
+
+class Shortcut(nn.Conv2d):
+    """A 1×1 convolution, maybe with a stride, without a bias."""
+
+    def __init__(self, before: int, channels: int, stride: int) -> None:
+        super().__init__(before, channels, 1, stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, before, H, W) to (B, channels, H / stride, W / stride)."""
+        return conv2d(x, self.weight, stride=self.stride)
 
 
 class BasicBlock(nn.Module):
@@ -28,7 +40,7 @@ class BasicBlock(nn.Module):
         self.shortcut: nn.Module = nn.Identity()
         if stride > 1 or before != channels:
             self.shortcut = nn.Sequential(
-                nn.Conv2d(before, channels, 1, stride, bias=False), nn.BatchNorm2d(channels)
+                Shortcut(before, channels, stride), nn.BatchNorm2d(channels)
             )
 
     def forward(self, x: Tensor) -> Tensor:

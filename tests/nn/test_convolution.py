@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from codedinvnet.nn.convolution import NARROW, conv2d
+from codedinvnet.nn.resnet import Shortcut
+
+
+@pytest.mark.parametrize("channels", [1, 4, 7, 8, 12, 15, 16, 20])
+@pytest.mark.parametrize(("size", "stride"), [((16, 16), (2, 2)), ((15, 9), (3, 2))])
+def test_outputs_and_gradients_are_those_of_double_precision(
+    channels: int, size: tuple[int, int], stride: tuple[int, int]
+) -> None:
+    """On some processors PyTorch's own gradients are wrong here, or the process ends."""
+    generator = torch.Generator().manual_seed(channels)
+    weight = torch.randn(2 * channels, channels, 1, 1, generator=generator)
+    images = torch.randn(32, channels, *size, generator=generator)
+
+    def learned(dtype: torch.dtype, layout: torch.memory_format) -> list[Tensor]:
+        x, w = (
+            a.to(dtype, memory_format=layout).detach().requires_grad_() for a in (images, weight)
+        )
+        y = (conv2d if dtype == torch.float32 else F.conv2d)(x, w, stride=stride)
+        y.square().sum().backward()
+        assert x.grad is not None
+        assert w.grad is not None
+        return [y.detach(), x.grad, w.grad]
+
+    wanted = learned(torch.float64, torch.contiguous_format)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        for found, exact in zip(learned(torch.float32, layout), wanted, strict=True):
+            torch.testing.assert_close(found.double(), exact, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("channels", [4, NARROW])
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize(
+    ("stride", "padding", "dilation", "groups"),
+    [
+        ((2, 2), (0, 0), (1, 1), 2),
+        ((2, 2), (1, 1), (1, 1), 1),
+        ((1, 1), (0, 0), (1, 1), 1),
+        ((2, 1), (0, 0), (2, 2), 1),
+    ],
+)
+def test_other_convolutions_are_those_of_pytorch(
+    channels: int,
+    kernel: int,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+    groups: int,
+) -> None:
+    x, bias = torch.randn(2, channels, 9, 8), torch.randn(6)
+    weight = torch.randn(6, channels // groups, kernel, kernel)
+    wanted = F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+    found = conv2d(x, weight, bias, stride, padding, dilation, groups)
+    torch.testing.assert_close(found, wanted)
+
+
+def test_a_shortcut_has_the_weights_of_a_convolution() -> None:
+    layer = Shortcut(3, 5, 2)
+    assert [(name, p.shape) for name, p in layer.named_parameters()] == [("weight", (5, 3, 1, 1))]
+    assert layer(torch.rand(2, 3, 8, 6)).shape == (2, 5, 4, 3)
