@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 NARROW = 16
+"""Strided 1×1 convolutions of fewer channels can crash in the memory format that is used here."""
 BUG = "https://github.com/uxlfoundation/oneDNN/issues/6035"
-"""Strided 1×1 convolutions of fewer channels, in the memory format that is used here."""
 
 
 class Block(nn.Module):

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 NARROW = 16
-"""So many channels oneDNN's 1×1 convolutions take at once with AVX-512; with AVX2 it is half."""
+"""oneDNN's block of input channels in 1×1 convolutions with AVX-512; with AVX2 it is half."""
 
 
 def conv2d(
@@ -20,10 +20,18 @@ def conv2d(
 ) -> Tensor:
     """Convolve images (B, C, H, W), as `torch.nn.functional.conv2d` does.
 
-    A 1×1 convolution of few channels with a stride is done without one, on the pixels that it
-    reads. Where channels are the last axis in memory, oneDNN would write past the end of a buffer
-    for the gradient of its weights (https://github.com/uxlfoundation/oneDNN/issues/6035). That ends
-    the process, or makes the gradient wrong.
+    A strided 1×1 convolution of fewer channels than a block subsamples the image first. In the
+    channels-last format oneDNN computes the gradient of its weights wrong, or ends the process: it
+    writes past the end of a buffer (https://github.com/uxlfoundation/oneDNN/issues/6035).
+
+    Args:
+        x: images.
+        weight: kernels (C', C / groups, rows, columns).
+        bias: (C',).
+        stride: rows and columns of a step.
+        padding: zeros at each side, in rows and columns.
+        dilation: distance of a kernel's rows and columns.
+        groups: parts of the channels that do not mix.
     """
     pointwise = weight.shape[2:] == (1, 1) and padding == (0, 0)
     if pointwise and stride != (1, 1) and weight.shape[1] < NARROW:
