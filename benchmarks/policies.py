@@ -19,8 +19,8 @@ from codedinvnet.bench.plots import STYLE
 from codedinvnet.codes.registry import find_method
 from codedinvnet.files import write_picture
 from codedinvnet.rows import read_rows
+from codedinvnet.scheduler.settings import UNCODED
 from codedinvnet.serving.policies import served_as
-from codedinvnet.serving.rules.settings import UNCODED
 from codedinvnet.simulation import sweep
 from codedinvnet.simulation.figures import QUANTILES, latency_of
 from codedinvnet.simulation.picture import colour

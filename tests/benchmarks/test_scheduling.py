@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from benchmarks import scheduling
-from codedinvnet.serving.rules.scheduler import Scheduler
+from codedinvnet.scheduler.scheduler import Scheduler
 from codedinvnet.simulation.engine import Simulation
 
 

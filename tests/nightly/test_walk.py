@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.serving.rules.walk import Left, service, walk
+from tests.scheduler.walk import Left, service, walk
 
 pytestmark = pytest.mark.timeout(1200)
 

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from codedinvnet.codes.base import Scheme
+from codedinvnet.scheduler.settings import Rules
 from codedinvnet.serving.answers import Answered, QueryFailed
 from codedinvnet.serving.frontend import FrontEnd
-from codedinvnet.serving.rules.settings import Rules
 from codedinvnet.serving.served import IMAGES, PROBABILITIES, Classifier
 from codedinvnet.serving.workers.computing import SchemeComputer
 from codedinvnet.serving.workers.pool import WorkerPool

@@ -15,13 +15,13 @@ import torch
 from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.rules import Parities
 from codedinvnet.models.bundle import Bundle
+from codedinvnet.scheduler.settings import POLICIES, Rules
 from codedinvnet.serving import decoder
 from codedinvnet.serving.answers import (
     Answered,
     QueryFailed,
 )
 from codedinvnet.serving.frontend import FrontEnd
-from codedinvnet.serving.rules.settings import POLICIES, Rules
 from codedinvnet.serving.workers.faults import FaultyPool, Schedule
 from codedinvnet.serving.workers.pool import Task
 from codedinvnet.serving.workers.result import Result, run_task

@@ -13,11 +13,11 @@ import pytest
 import uvloop
 
 from codedinvnet.models.base import Signature, TensorSpec
+from codedinvnet.scheduler.settings import POLICIES, Rules
 from codedinvnet.serving import alarm
 from codedinvnet.serving.alarm import TURNS, Alarm
 from codedinvnet.serving.answers import Answered
 from codedinvnet.serving.frontend import FrontEnd
-from codedinvnet.serving.rules.settings import POLICIES, Rules
 from codedinvnet.serving.served import OwnModel
 from codedinvnet.serving.workers.pool import Death, Task
 from codedinvnet.serving.workers.result import Result

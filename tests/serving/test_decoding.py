@@ -19,13 +19,13 @@ from codedinvnet.data import sample_images
 from codedinvnet.models.base import Scores, Signature, TensorSpec
 from codedinvnet.models.bundle import Bundle
 from codedinvnet.protect.measure import answers_of
+from codedinvnet.scheduler.actions import Complete
+from codedinvnet.scheduler.group import FILLER
 from codedinvnet.serving import decoder, decoding
 from codedinvnet.serving.answers import QueryFailed
 from codedinvnet.serving.decoder import compute, compute_apart
 from codedinvnet.serving.decoding import Check, Job
 from codedinvnet.serving.logs import logger
-from codedinvnet.serving.rules.actions import Complete
-from codedinvnet.serving.rules.group import FILLER
 from codedinvnet.serving.served import PROBABILITIES, Classifier, OwnModel, Served
 from codedinvnet.serving.workers.faults import Delay, Fault, Schedule
 from codedinvnet.serving.workers.pool import Task

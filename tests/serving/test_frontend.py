@@ -13,13 +13,13 @@ import pytest
 
 from codedinvnet.codes.base import Scheme
 from codedinvnet.models.bundle import Bundle
+from codedinvnet.scheduler.actions import Action
+from codedinvnet.scheduler.settings import POLICIES, Rules
 from codedinvnet.serving import views
 from codedinvnet.serving.answers import (
     QueryFailed,
 )
 from codedinvnet.serving.frontend import FrontEnd
-from codedinvnet.serving.rules.actions import Action
-from codedinvnet.serving.rules.settings import POLICIES, Rules
 from codedinvnet.serving.workers.faults import Delay, Fault, Schedule
 from codedinvnet.serving.workers.pool import Origin, Task
 from codedinvnet.serving.workers.result import Result

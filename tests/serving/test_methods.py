@@ -24,12 +24,12 @@ from codedinvnet.data import sample_images
 from codedinvnet.errors import UserError
 from codedinvnet.models.bundle import WEIGHTS, Bundle, bundle_folder, load_bundle
 from codedinvnet.models.network import classifier_of
+from codedinvnet.scheduler.recent import FEWEST
+from codedinvnet.scheduler.settings import POLICIES, Rules
 from codedinvnet.serving.answers import Answered
 from codedinvnet.serving.frontend import FrontEnd
 from codedinvnet.serving.opening import open_served
 from codedinvnet.serving.options import ServeOptions, check
-from codedinvnet.serving.rules.recent import FEWEST
-from codedinvnet.serving.rules.settings import POLICIES, Rules
 from codedinvnet.serving.serve import make_service
 from codedinvnet.serving.workers.computing import BundleSpec, SchemeComputer
 from codedinvnet.serving.workers.pool import Task

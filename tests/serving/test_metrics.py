@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
+from codedinvnet.scheduler.auto import Decision, Seen
+from codedinvnet.scheduler.settings import HEDGE
 from codedinvnet.serving import logs
 from codedinvnet.serving import metrics as module
 from codedinvnet.serving.gateway.upstream_metrics import OK, UpstreamMetrics
 from codedinvnet.serving.logs import JsonLines, log_event
 from codedinvnet.serving.metrics import SMOOTHING, Metrics
-from codedinvnet.serving.rules.auto import Decision, Seen
-from codedinvnet.serving.rules.settings import HEDGE
 
 
 def value(metrics: Metrics, name: str, **labels: str) -> float | None:

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from codedinvnet.errors import UserError
+from codedinvnet.scheduler.settings import POLICIES
 from codedinvnet.serving.policies import SERVED, Served, served_as
-from codedinvnet.serving.rules.settings import POLICIES
 
 MINE = f"{Path(__file__).parents[2] / 'examples' / 'my_method.py'}:TwoParities"
 

@@ -20,6 +20,7 @@ from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.build import scheme_for
 from codedinvnet.errors import UserError
 from codedinvnet.models.bundle import bundle_folder, load_bundle
+from codedinvnet.scheduler.settings import POLICIES, Rules
 from codedinvnet.serving import decoding
 from codedinvnet.serving.answers import Answered, DeadlinePassed
 from codedinvnet.serving.decoding import Check, Facts, Found
@@ -27,7 +28,6 @@ from codedinvnet.serving.faces.v2 import render_response
 from codedinvnet.serving.metrics import Metrics
 from codedinvnet.serving.options import ServeOptions, check
 from codedinvnet.serving.reliance import Reliance, reliance_of
-from codedinvnet.serving.rules.settings import POLICIES, Rules
 from codedinvnet.serving.serve import make_service
 from codedinvnet.serving.service import Request, Response, Service, output_specs
 from codedinvnet.serving.waiting import Waiting

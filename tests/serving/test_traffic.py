@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from codedinvnet.models.base import Signature, TensorSpec
+from codedinvnet.scheduler.settings import POLICIES, Rules
 from codedinvnet.serving.answers import Answered, Overloaded, QueryFailed
 from codedinvnet.serving.frontend import FrontEnd
-from codedinvnet.serving.rules.settings import POLICIES, Rules
 from codedinvnet.serving.served import OwnModel
 from codedinvnet.serving.supervisor import ABSENT, GIVEN_UP, STATES, Loss
 from codedinvnet.serving.traffic import CANCELLED, OWN, REFUSED, REQUESTS, TASKS, Traffic

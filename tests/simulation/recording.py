@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from codedinvnet.codes.rules import as_json
-from codedinvnet.serving.rules.actions import Replace, Send
+from codedinvnet.scheduler.actions import Replace, Send
 from codedinvnet.serving.traffic_report import KIND, SCHEMA
 from codedinvnet.simulation.engine import Simulation
 from codedinvnet.simulation.scenario import Scenario

@@ -13,8 +13,8 @@ from codedinvnet.codes.registry import METHODS, OURS
 from codedinvnet.codes.rules import as_json, from_json
 from codedinvnet.errors import UserError
 from codedinvnet.models.bundle import load_bundle
+from codedinvnet.scheduler.settings import POLICIES
 from codedinvnet.serving.opening import known_of
-from codedinvnet.serving.rules.settings import POLICIES
 from codedinvnet.simulation import advise as module
 from codedinvnet.simulation.advise import AdviseOptions, advise, chosen, lines
 from codedinvnet.simulation.arrivals import Arrivals

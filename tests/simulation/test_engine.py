@@ -11,8 +11,8 @@ import pytest
 from scipy.optimize import brentq
 
 from codedinvnet.errors import UserError
-from codedinvnet.serving.rules.scheduler import Scheduler
-from codedinvnet.serving.rules.settings import POLICIES
+from codedinvnet.scheduler.scheduler import Scheduler
+from codedinvnet.scheduler.settings import POLICIES
 from codedinvnet.simulation.engine import Records, Simulation
 from codedinvnet.simulation.scenario import Accuracy, Scenario
 from tests.simulation.scenarios import ACCURACY, Watched, scenario
@@ -383,7 +383,7 @@ def test_the_rules_are_the_services_own(monkeypatch: pytest.MonkeyPatch) -> None
         submitted.append(count)
         return original(self, now, count, deadline)
 
-    monkeypatch.setattr("codedinvnet.serving.rules.scheduler.Scheduler.submit", submit)
+    monkeypatch.setattr("codedinvnet.scheduler.scheduler.Scheduler.submit", submit)
     simulation = Simulation(scenario(queries=100, batch=4))
     assert type(simulation.scheduler) is Scheduler
     simulation.run()

@@ -16,8 +16,8 @@ from codedinvnet.config import Positive, Section, describe, meant, validated
 from codedinvnet.engines import PYTORCH, EngineName
 from codedinvnet.errors import UserError
 from codedinvnet.files import read_json
+from codedinvnet.scheduler.settings import MAX_BATCH, coded_too_late
 from codedinvnet.serving.policies import SERVED, Served, served_as
-from codedinvnet.serving.rules.settings import MAX_BATCH, coded_too_late
 from codedinvnet.serving.workers.faults import Fault, check_workers
 from codedinvnet.simulation.scenario import Straggler
 from codedinvnet.simulation.stragglers import stragglers

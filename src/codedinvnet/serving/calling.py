@@ -14,16 +14,16 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from codedinvnet.codes.rules import CodeRules
+from codedinvnet.scheduler.actions import Action, Send
+from codedinvnet.scheduler.admission import Admission
+from codedinvnet.scheduler.scheduler import Scheduler
+from codedinvnet.scheduler.settings import Rules
 from codedinvnet.serving.alarm import Alarm
 from codedinvnet.serving.answers import described
 from codedinvnet.serving.background import Background
 from codedinvnet.serving.logs import Quiet
 from codedinvnet.serving.metrics import Metrics
 from codedinvnet.serving.outputs import Outputs
-from codedinvnet.serving.rules.actions import Action, Send
-from codedinvnet.serving.rules.admission import Admission
-from codedinvnet.serving.rules.scheduler import Scheduler
-from codedinvnet.serving.rules.settings import Rules
 from codedinvnet.serving.sent import Sent, split
 from codedinvnet.serving.supervisor import FAILING, Supervisor
 from codedinvnet.serving.times import Times

@@ -5,10 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from codedinvnet.codes.rules import is_systematic
-from codedinvnet.serving.answers import BadRequest
-from codedinvnet.serving.decoding import Answerer
-from codedinvnet.serving.rules.sending import code_for
-from codedinvnet.serving.rules.settings import (
+from codedinvnet.scheduler.sending import code_for
+from codedinvnet.scheduler.settings import (
     AUTO,
     AUTO_WITH,
     CODED,
@@ -17,6 +15,8 @@ from codedinvnet.serving.rules.settings import (
     WITH_HEDGE,
     Policy,
 )
+from codedinvnet.serving.answers import BadRequest
+from codedinvnet.serving.decoding import Answerer
 
 if TYPE_CHECKING:
     from codedinvnet.codes.base import Scheme

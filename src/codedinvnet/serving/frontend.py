@@ -16,6 +16,23 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 
 from codedinvnet.exhaustive import assert_never
+from codedinvnet.scheduler.actions import (
+    DEADLINE,
+    Action,
+    Answer,
+    AnswerDecoded,
+    Call,
+    Complete,
+    Decided,
+    Decode,
+    Fail,
+    Forget,
+    Replace,
+    Send,
+)
+from codedinvnet.scheduler.group import FILLER
+from codedinvnet.scheduler.settings import Policy, Rules
+from codedinvnet.scheduler.settling import OVERTIME
 from codedinvnet.serving.alarm import LAG_PERIOD, watch
 from codedinvnet.serving.answers import (
     Answered,
@@ -34,23 +51,6 @@ from codedinvnet.serving.decoding import Answerer, Answers, Decoding, Job, Wirin
 from codedinvnet.serving.logs import log_event
 from codedinvnet.serving.metrics import Metrics
 from codedinvnet.serving.outputs import Outputs
-from codedinvnet.serving.rules.actions import (
-    DEADLINE,
-    Action,
-    Answer,
-    AnswerDecoded,
-    Call,
-    Complete,
-    Decided,
-    Decode,
-    Fail,
-    Forget,
-    Replace,
-    Send,
-)
-from codedinvnet.serving.rules.group import FILLER
-from codedinvnet.serving.rules.settings import Policy, Rules
-from codedinvnet.serving.rules.settling import OVERTIME
 from codedinvnet.serving.served import Served
 from codedinvnet.serving.waiting import Waiting, ends
 from codedinvnet.serving.workers.pool import Names, Origin, WorkerPool

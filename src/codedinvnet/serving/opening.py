@@ -22,8 +22,8 @@ from codedinvnet.models.bundle import Bundle, bundle_folder, load_bundle, weight
 from codedinvnet.processes import usable_processors
 from codedinvnet.protect.calibration import calibration_if_any
 from codedinvnet.protect.folder import description_digest
+from codedinvnet.scheduler.settings import POLICIES
 from codedinvnet.serving.options import ServeOptions, model_source, policy_of
-from codedinvnet.serving.rules.settings import POLICIES
 from codedinvnet.serving.served import Classifier, OwnModel, Served
 from codedinvnet.serving.traffic_report import Known
 from codedinvnet.serving.workers.computing import BundleSpec, ModelSpec, SchemeComputer, WorkerSpec

@@ -14,11 +14,7 @@ from codedinvnet.codes.registry import METHODS, OURS, UNTRAINED, find_method
 from codedinvnet.engines import ENGINES, ONNX_RUNTIME, PYTORCH, check_engine, check_installed
 from codedinvnet.errors import UserError
 from codedinvnet.models.source import ModelSource
-from codedinvnet.serving.listening import check_limit, check_ports
-from codedinvnet.serving.logs import log_event
-from codedinvnet.serving.policies import check_extra, served_as
-from codedinvnet.serving.reliance import CORRUPTION, REPLACE, REPORT
-from codedinvnet.serving.rules.settings import (
+from codedinvnet.scheduler.settings import (
     AUTO,
     CODED,
     MAX_BATCH,
@@ -26,6 +22,10 @@ from codedinvnet.serving.rules.settings import (
     coded_too_late,
     hang_limit,
 )
+from codedinvnet.serving.listening import check_limit, check_ports
+from codedinvnet.serving.logs import log_event
+from codedinvnet.serving.policies import check_extra, served_as
+from codedinvnet.serving.reliance import CORRUPTION, REPLACE, REPORT
 
 OFFERED = tuple(name for name, method in METHODS.items() if not method.is_policy)
 """The methods that a server is started with."""

@@ -12,10 +12,10 @@ import numpy as np
 
 from codedinvnet.codes.rules import CodeRules, is_systematic
 from codedinvnet.errors import UserError
+from codedinvnet.scheduler.settings import Policy
 from codedinvnet.serving.decoding import Check, Compared, Facts, Found
 from codedinvnet.serving.logs import log_event
 from codedinvnet.serving.metrics import Metrics
-from codedinvnet.serving.rules.settings import Policy
 from codedinvnet.serving.supervisor import WRONG
 from codedinvnet.serving.waiting import Waiting
 from codedinvnet.trust.bound import Curve

@@ -14,6 +14,7 @@ from codedinvnet.asking import read_token
 from codedinvnet.codes.rules import is_systematic
 from codedinvnet.data import SAMPLES, sample_images
 from codedinvnet.errors import UserError
+from codedinvnet.scheduler.settings import CODED, POLICIES, Rules, pending_limit
 from codedinvnet.serving.bodies import BodyMemory
 from codedinvnet.serving.capture import Capture
 from codedinvnet.serving.choices import objection
@@ -41,7 +42,6 @@ from codedinvnet.serving.options import (
     told_apart,
 )
 from codedinvnet.serving.reliance import REPLACE, reliance_of, unnoticed
-from codedinvnet.serving.rules.settings import CODED, POLICIES, Rules, pending_limit
 from codedinvnet.serving.served import Classifier, Served
 from codedinvnet.serving.service import Service
 from codedinvnet.serving.workers.faults import FaultyPool, check_per_request

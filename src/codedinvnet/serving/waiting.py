@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from codedinvnet.scheduler.actions import DEADLINE
+from codedinvnet.scheduler.admission import Admission
 from codedinvnet.serving.answers import Answered, DeadlinePassed, QueryFailed
 from codedinvnet.serving.decoding import Found
 from codedinvnet.serving.logs import Quiet
 from codedinvnet.serving.metrics import Metrics
-from codedinvnet.serving.rules.actions import DEADLINE
-from codedinvnet.serving.rules.admission import Admission
 from codedinvnet.serving.tracing import RequestSpan, Tracing, current_request
 from codedinvnet.serving.views import GroupViews
 from codedinvnet.serving.workers.pool import Names, Origin, Task

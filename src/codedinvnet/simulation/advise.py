@@ -12,8 +12,8 @@ from codedinvnet.codes.rules import CodeRules, Uncoded, from_json
 from codedinvnet.errors import UserError
 from codedinvnet.progress import Progress
 from codedinvnet.quantiles import percentile, rank_of, rounded
-from codedinvnet.serving.rules.sending import code_for
-from codedinvnet.serving.rules.settings import POLICIES
+from codedinvnet.scheduler.sending import code_for
+from codedinvnet.scheduler.settings import POLICIES
 from codedinvnet.simulation.doubts import left_out, overload
 from codedinvnet.simulation.engine import Simulation
 from codedinvnet.simulation.figures import SAME, aligned, counted, latency_of, summarise

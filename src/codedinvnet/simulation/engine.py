@@ -20,7 +20,7 @@ from codedinvnet.codes.registry import find_method
 from codedinvnet.codes.rules import CodeRules, Task
 from codedinvnet.errors import UserError
 from codedinvnet.progress import Progress
-from codedinvnet.serving.rules.actions import (
+from codedinvnet.scheduler.actions import (
     Action,
     Answer,
     AnswerDecoded,
@@ -33,7 +33,7 @@ from codedinvnet.serving.rules.actions import (
     Replace,
     Send,
 )
-from codedinvnet.serving.rules.scheduler import Scheduler
+from codedinvnet.scheduler.scheduler import Scheduler
 from codedinvnet.simulation.clock import Clock
 from codedinvnet.simulation.distributions import uniforms
 from codedinvnet.simulation.fates import Cause, Fates

@@ -16,8 +16,8 @@ from codedinvnet.errors import UserError
 from codedinvnet.models.bundle import weights_digest
 from codedinvnet.quantiles import rank_of
 from codedinvnet.rows import current_accuracy, read_rows
+from codedinvnet.scheduler.auto import workers_for
 from codedinvnet.serving.policies import SERVED, served_as
-from codedinvnet.serving.rules.auto import workers_for
 from codedinvnet.simulation.engine import Simulation
 from codedinvnet.simulation.figures import QUANTILES, aligned, no_interval, summarise
 from codedinvnet.simulation.releasing import coverages

@@ -19,8 +19,8 @@ from codedinvnet.files import check_writable, file_digest, read_json, write_json
 from codedinvnet.models.bundle import load_bundle
 from codedinvnet.progress import Progress
 from codedinvnet.provenance import describe_commit, describe_machine
+from codedinvnet.scheduler.settings import coded_too_late
 from codedinvnet.serving.policies import SERVED, check_extra, served_as
-from codedinvnet.serving.rules.settings import coded_too_late
 from codedinvnet.simulation import measured as runs_of
 from codedinvnet.simulation import plan
 from codedinvnet.simulation.distributions import Distribution

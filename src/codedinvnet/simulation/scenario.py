@@ -17,8 +17,8 @@ from codedinvnet.config import Positive, Section, validated
 from codedinvnet.errors import UserError
 from codedinvnet.files import read_json
 from codedinvnet.models.bundle import bundle_info
-from codedinvnet.serving.rules.auto import workers_for
-from codedinvnet.serving.rules.settings import (
+from codedinvnet.scheduler.auto import workers_for
+from codedinvnet.scheduler.settings import (
     MAX_BATCH,
     POLICIES,
     Policy,

@@ -15,10 +15,10 @@ import torch
 
 from codedinvnet.codes.build import scheme_for
 from codedinvnet.models.bundle import Bundle
+from codedinvnet.scheduler.settings import POLICIES, Rules
 from codedinvnet.serving.faces.http import AppOptions, build_app
 from codedinvnet.serving.faces.page import DEMO_HEADER, demo_requests
 from codedinvnet.serving.frontend import FrontEnd
-from codedinvnet.serving.rules.settings import POLICIES, Rules
 from codedinvnet.serving.service import Service as Answering
 from codedinvnet.serving.workers.faults import FaultyPool, Schedule
 from tests.serving.bundles import BundleFront, BundlePool

@@ -9,8 +9,8 @@ from typing import Any
 import grpc
 import pytest
 
+from codedinvnet.scheduler.recent import FEWEST
 from codedinvnet.serving import supervisor
-from codedinvnet.serving.rules.recent import FEWEST
 from tests.observing import until
 from tests.serving.gateway.asking import BODY, ask, ask_grpc, ask_until, is_up, request
 from tests.serving.gateway.fakes import ANSWER, Fake, GrpcFake, gateway

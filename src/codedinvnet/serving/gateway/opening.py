@@ -18,6 +18,7 @@ from codedinvnet.models.base import TensorSpec, scores_tensor
 from codedinvnet.models.probe import ROWS, probe_inputs
 from codedinvnet.models.specs import parse_input
 from codedinvnet.models.upstream import PATH
+from codedinvnet.scheduler.settings import SHORTEST_HANG
 from codedinvnet.serving.answers import described
 from codedinvnet.serving.gateway.backup import UpstreamBackup, converted
 from codedinvnet.serving.gateway.calls import Unreachable
@@ -32,7 +33,6 @@ from codedinvnet.serving.gateway.understanding import (
 )
 from codedinvnet.serving.gateway.upstream_metrics import UpstreamMetrics
 from codedinvnet.serving.gateway.upstreams import Upstream
-from codedinvnet.serving.rules.settings import SHORTEST_HANG
 from codedinvnet.serving.served import OwnModel
 
 if TYPE_CHECKING:  # a gateway without a code does without PyTorch

@@ -9,8 +9,7 @@ from pathlib import Path
 
 from codedinvnet.codes.rules import SMALL_BACKUP
 from codedinvnet.errors import UserError
-from codedinvnet.serving.listening import check_limit, check_ports
-from codedinvnet.serving.rules.settings import (
+from codedinvnet.scheduler.settings import (
     CODED,
     HEDGE,
     POLICIES,
@@ -19,6 +18,7 @@ from codedinvnet.serving.rules.settings import (
     coded_too_late,
     hang_limit,
 )
+from codedinvnet.serving.listening import check_limit, check_ports
 
 OFFERED: Mapping[str, Policy] = {
     **{name: policy for name, policy in POLICIES.items() if not policy.guessing},

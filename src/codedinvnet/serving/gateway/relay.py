@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from codedinvnet.models.base import Signature, TensorSpec
+from codedinvnet.scheduler.settings import MAX_BATCH
 from codedinvnet.serving.answers import BadRequest, DeadlinePassed, QueryFailed
 from codedinvnet.serving.background import in_thread
 from codedinvnet.serving.faces.http import LARGE_BODY
@@ -27,7 +28,6 @@ from codedinvnet.serving.gateway.understanding import Understanding
 from codedinvnet.serving.gateway.unrepeatable import Unrepeatable, check_repeatable
 from codedinvnet.serving.listening import body_limit
 from codedinvnet.serving.logs import LASTING, Quiet
-from codedinvnet.serving.rules.settings import MAX_BATCH
 from codedinvnet.serving.service import AGREEMENT, LIMIT, Request, Service
 
 if TYPE_CHECKING:

@@ -14,6 +14,7 @@ import uvloop
 
 from codedinvnet.asking import read_token
 from codedinvnet.errors import UserError
+from codedinvnet.scheduler.settings import AUTO, CODED, HEDGE, MAX_BATCH, Rules, pending_limit
 from codedinvnet.serving.bodies import BodyMemory
 from codedinvnet.serving.choices import objection
 from codedinvnet.serving.faces.connections import allow_files
@@ -44,7 +45,6 @@ from codedinvnet.serving.listening import (
 from codedinvnet.serving.logs import log_event
 from codedinvnet.serving.metrics import Metrics
 from codedinvnet.serving.reliance import Reliance, reliance_of
-from codedinvnet.serving.rules.settings import AUTO, CODED, HEDGE, MAX_BATCH, Rules, pending_limit
 from codedinvnet.serving.service import Service
 from codedinvnet.serving.traffic_report import Known
 from codedinvnet.serving.workers.pool import Names

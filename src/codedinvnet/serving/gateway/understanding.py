@@ -23,6 +23,7 @@ from codedinvnet.models.base import (
 )
 from codedinvnet.models.probe import find_scores, in_turn, probe
 from codedinvnet.models.upstream import binary_request, declared_inputs, json_request, outputs_of
+from codedinvnet.scheduler.settings import MAX_BATCH
 from codedinvnet.serving.answers import BadRequest
 from codedinvnet.serving.faces.v2 import decompress, parse_request, render_response
 from codedinvnet.serving.gateway.calls import (
@@ -35,7 +36,6 @@ from codedinvnet.serving.gateway.calls import (
     Unreachable,
 )
 from codedinvnet.serving.gateway.upstreams import OWN_OUTPUTS, Upstream
-from codedinvnet.serving.rules.settings import MAX_BATCH
 from codedinvnet.serving.served import OwnModel
 from codedinvnet.serving.service import Request, Response, outcome_name
 

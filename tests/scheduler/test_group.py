@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from codedinvnet.codes.build import scheme_for
 from codedinvnet.codes.rules import Task, Uncoded, is_systematic
 from codedinvnet.models.bundle import Bundle
-from codedinvnet.serving.rules.group import FILLER, CodingGroup
-from tests.serving.rules.model import ErasureCode
+from codedinvnet.scheduler.group import FILLER, CodingGroup
+from tests.scheduler.model import ErasureCode
 
 
 def group(k: int = 3, r: int = 1, *, members: int = 0, **code: bool) -> CodingGroup:

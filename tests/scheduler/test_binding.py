@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from codedinvnet.serving.rules.actions import Answer, Call, Replace, Send
-from codedinvnet.serving.rules.hedging import COPIES, MOST, WORTH, yields
-from codedinvnet.serving.rules.pace import LATE_FACTOR
-from codedinvnet.serving.rules.recent import FEWEST, KEPT
-from codedinvnet.serving.rules.tasks import NOBODY
-from tests.serving.rules.model import ErasureCode, Model, only
+from codedinvnet.scheduler.actions import Answer, Call, Replace, Send
+from codedinvnet.scheduler.hedging import COPIES, MOST, WORTH, yields
+from codedinvnet.scheduler.pace import LATE_FACTOR
+from codedinvnet.scheduler.recent import FEWEST, KEPT
+from codedinvnet.scheduler.tasks import NOBODY
+from tests.scheduler.model import ErasureCode, Model, only
 
 NORMAL = 0.01
 LATE = 1.001 * LATE_FACTOR * NORMAL

@@ -20,8 +20,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from codedinvnet.codes.rules import CodeRules
-from codedinvnet.serving.rules.pace import Pace
-from codedinvnet.serving.rules.settings import CODED, HEDGE, RESCUE, Policy
+from codedinvnet.scheduler.pace import Pace
+from codedinvnet.scheduler.settings import CODED, HEDGE, RESCUE, Policy
 
 LOOK = 50
 """Queries between two looks."""

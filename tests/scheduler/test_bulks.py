@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from codedinvnet.serving.rules.actions import Action, Send
-from codedinvnet.serving.rules.pace import LATE_FACTOR, Pace
-from codedinvnet.serving.rules.recent import FEWEST
-from codedinvnet.serving.rules.scheduler import Scheduler
-from codedinvnet.serving.rules.settings import HEDGE, Rules
-from tests.serving.rules.model import Model
+from codedinvnet.scheduler.actions import Action, Send
+from codedinvnet.scheduler.pace import LATE_FACTOR, Pace
+from codedinvnet.scheduler.recent import FEWEST
+from codedinvnet.scheduler.scheduler import Scheduler
+from codedinvnet.scheduler.settings import HEDGE, Rules
+from tests.scheduler.model import Model
 
 ROW = 0.01
 SMALL, LARGE = 1, 32

@@ -14,7 +14,7 @@ from typing import Literal
 
 from codedinvnet.codes.rules import CodeRules, is_systematic
 from codedinvnet.exhaustive import assert_never
-from codedinvnet.serving.rules.actions import (
+from codedinvnet.scheduler.actions import (
     DEADLINE,
     Action,
     Answer,
@@ -22,13 +22,13 @@ from codedinvnet.serving.rules.actions import (
     Forget,
     Replace,
 )
-from codedinvnet.serving.rules.group import FILLER, CodingGroup
-from codedinvnet.serving.rules.hedging import yields
-from codedinvnet.serving.rules.recent import Recent
-from codedinvnet.serving.rules.sending import code_for
-from codedinvnet.serving.rules.settings import Policy, Rules
-from codedinvnet.serving.rules.settling import Settling
-from codedinvnet.serving.rules.tasks import Attempt, Query, State
+from codedinvnet.scheduler.group import FILLER, CodingGroup
+from codedinvnet.scheduler.hedging import yields
+from codedinvnet.scheduler.recent import Recent
+from codedinvnet.scheduler.sending import code_for
+from codedinvnet.scheduler.settings import Policy, Rules
+from codedinvnet.scheduler.settling import Settling
+from codedinvnet.scheduler.tasks import Attempt, Query, State
 
 GUESS_QUANTILE = 0.95
 """A query that takes longer than this share of recent ones may be guessed."""

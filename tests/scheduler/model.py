@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 from codedinvnet.codes.rules import CodeRules
-from codedinvnet.serving.rules.actions import (
+from codedinvnet.scheduler.actions import (
     DEADLINE,
     Action,
     Answer,
@@ -21,13 +21,13 @@ from codedinvnet.serving.rules.actions import (
     Replace,
     Send,
 )
-from codedinvnet.serving.rules.group import FILLER, CodingGroup
-from codedinvnet.serving.rules.hedging import BUCKET
-from codedinvnet.serving.rules.settings import POLICIES, Rules
-from codedinvnet.serving.rules.settling import OVERTIME
-from codedinvnet.serving.rules.tasks import NOBODY, Attempt, State
-from tests.serving.rules.watched import ErasureCode as ErasureCode
-from tests.serving.rules.watched import Watched
+from codedinvnet.scheduler.group import FILLER, CodingGroup
+from codedinvnet.scheduler.hedging import BUCKET
+from codedinvnet.scheduler.settings import POLICIES, Rules
+from codedinvnet.scheduler.settling import OVERTIME
+from codedinvnet.scheduler.tasks import NOBODY, Attempt, State
+from tests.scheduler.watched import ErasureCode as ErasureCode
+from tests.scheduler.watched import Watched
 
 LONG = 1e6
 """A deadline that no test reaches unless it wants to."""

@@ -8,10 +8,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from codedinvnet.codes.rules import AnswersAll, CodeRules
-from codedinvnet.serving.rules.recent import FEWEST
-from codedinvnet.serving.rules.settings import POLICIES
-from tests.serving.rules.model import ErasureCode, Model
-from tests.serving.rules.situations import know_times
+from codedinvnet.scheduler.recent import FEWEST
+from codedinvnet.scheduler.settings import POLICIES
+from tests.scheduler.model import ErasureCode, Model
+from tests.scheduler.situations import know_times
 
 # Every order of everything
 
@@ -152,7 +152,7 @@ def test_every_query_ends_once_whatever_happens(
             for _ in range(FEWEST):
                 model.scheduler.pace.took(0.0, 0, 0, 0.015 * 10**bulk, bulk)
         know_times(model, slow)
-    with patch("codedinvnet.serving.rules.auto.LOOK", 3):
+    with patch("codedinvnet.scheduler.auto.LOOK", 3):
         for event, n in events:
             happen(model, event, n, bulks)
         model.drain()

@@ -20,10 +20,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias, cast
 
-from codedinvnet.serving.rules.recent import FEWEST
-from codedinvnet.serving.rules.tasks import Attempt
-from codedinvnet.serving.rules.timers import Kind, Timers
-from tests.serving.rules.model import ErasureCode, Model
+from codedinvnet.scheduler.recent import FEWEST
+from codedinvnet.scheduler.tasks import Attempt
+from codedinvnet.scheduler.timers import Kind, Timers
+from tests.scheduler.model import ErasureCode, Model
 
 WORKERS, K = 3, 2
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple, TypeAlias
 
-from codedinvnet.serving.rules.auto import Decision
+from codedinvnet.scheduler.auto import Decision
 
 
 class Send(NamedTuple):

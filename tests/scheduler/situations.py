@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from codedinvnet.serving.rules.recent import FEWEST
-from codedinvnet.serving.rules.tasks import NOBODY, Attempt
-from tests.serving.rules.model import ErasureCode, Model
+from codedinvnet.scheduler.recent import FEWEST
+from codedinvnet.scheduler.tasks import NOBODY, Attempt
+from tests.scheduler.model import ErasureCode, Model
 
 
 def coded(k: int = 3, r: int = 1, *, spare: int = 0, policy: str = "coded", **rules: Any) -> Model:

@@ -31,10 +31,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from codedinvnet.codes.rules import BACKUP
-from codedinvnet.serving.rules.order import WorkerOrder
-from codedinvnet.serving.rules.pace import MOST_AT_ONCE, SLOW, Pace
-from codedinvnet.serving.rules.settings import Rules
-from codedinvnet.serving.rules.tasks import NOBODY, Attempt
+from codedinvnet.scheduler.order import WorkerOrder
+from codedinvnet.scheduler.pace import MOST_AT_ONCE, SLOW, Pace
+from codedinvnet.scheduler.settings import Rules
+from codedinvnet.scheduler.tasks import NOBODY, Attempt
 
 MEMORY = 500
 """Queries that the load is an average of."""

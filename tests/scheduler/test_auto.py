@@ -7,15 +7,15 @@ from unittest.mock import patch
 import pytest
 
 from codedinvnet.codes.rules import AnswersAll, Parities, Uncoded
-from codedinvnet.serving.rules.actions import AnswerDecoded, Decided, Decode, Send
-from codedinvnet.serving.rules.auto import CODES, LOOK, Auto, Seen, workers_for
-from codedinvnet.serving.rules.binding import MEMORY
-from codedinvnet.serving.rules.pace import Pace
-from codedinvnet.serving.rules.recent import FEWEST
-from codedinvnet.serving.rules.scheduler import Scheduler
-from codedinvnet.serving.rules.settings import AUTO, CODED, HEDGE, RESCUE, Rules
-from tests.serving.rules.model import ErasureCode, Model, only
-from tests.serving.rules.situations import know_times
+from codedinvnet.scheduler.actions import AnswerDecoded, Decided, Decode, Send
+from codedinvnet.scheduler.auto import CODES, LOOK, Auto, Seen, workers_for
+from codedinvnet.scheduler.binding import MEMORY
+from codedinvnet.scheduler.pace import Pace
+from codedinvnet.scheduler.recent import FEWEST
+from codedinvnet.scheduler.scheduler import Scheduler
+from codedinvnet.scheduler.settings import AUTO, CODED, HEDGE, RESCUE, Rules
+from tests.scheduler.model import ErasureCode, Model, only
+from tests.scheduler.situations import know_times
 
 LATE = 0.02
 """Later than tasks of 10 to 15 ms normally are."""
@@ -247,7 +247,7 @@ def test_it_begins_to_code_when_stragglers_come() -> None:
     know_times(model)
     assert model.scheduler.decision is None
     model.scheduler.pace.excess = 0.0
-    with patch("codedinvnet.serving.rules.auto.LOOK", 3):
+    with patch("codedinvnet.scheduler.auto.LOOK", 3):
         model.submit(3)
         assert len(model.at) == 3
         model.result(*list(model.at))

@@ -7,16 +7,16 @@ from typing import Any
 import pytest
 
 from codedinvnet.codes.rules import AnswersAll
-from codedinvnet.serving.rules.actions import (
+from codedinvnet.scheduler.actions import (
     Answer,
     AnswerDecoded,
     Fail,
     Forget,
     Send,
 )
-from codedinvnet.serving.rules.hedging import BUCKET
-from tests.serving.rules.model import ErasureCode, Model, only
-from tests.serving.rules.situations import coded, hedging, know_times
+from codedinvnet.scheduler.hedging import BUCKET
+from tests.scheduler.model import ErasureCode, Model, only
+from tests.scheduler.situations import coded, hedging, know_times
 
 # Copies
 

@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import pytest
 
-from codedinvnet.serving.rules.pace import LATE_FACTOR, MOST_EXCESS, RETRY, SLOW, Pace
-from codedinvnet.serving.rules.recent import FEWEST, KEPT, Recent
-from codedinvnet.serving.rules.scheduler import Scheduler
-from codedinvnet.serving.rules.settings import POLICIES, Rules
-from codedinvnet.serving.rules.timers import FEW, Timers
+from codedinvnet.scheduler.pace import LATE_FACTOR, MOST_EXCESS, RETRY, SLOW, Pace
+from codedinvnet.scheduler.recent import FEWEST, KEPT, Recent
+from codedinvnet.scheduler.scheduler import Scheduler
+from codedinvnet.scheduler.settings import POLICIES, Rules
+from codedinvnet.scheduler.timers import FEW, Timers
 
 
 def steady(workers: int = 3) -> Pace:

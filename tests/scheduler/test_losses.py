@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from codedinvnet.serving.rules.actions import (
+from codedinvnet.scheduler.actions import (
     DEADLINE,
     Answer,
     AnswerDecoded,
@@ -10,9 +10,9 @@ from codedinvnet.serving.rules.actions import (
     Replace,
     Send,
 )
-from codedinvnet.serving.rules.scheduler import PARITY_RETRIES
-from tests.serving.rules.model import FINAL, ErasureCode, Model, only
-from tests.serving.rules.situations import coded
+from codedinvnet.scheduler.scheduler import PARITY_RETRIES
+from tests.scheduler.model import FINAL, ErasureCode, Model, only
+from tests.scheduler.situations import coded
 
 # Losses
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from codedinvnet.codes.rules import BACKUP, CodeRules
 from codedinvnet.codes.rules import Task as CodeTask
-from codedinvnet.serving.rules.actions import Action, Send
-from codedinvnet.serving.rules.scheduler import Scheduler
-from codedinvnet.serving.rules.settings import Rules
-from codedinvnet.serving.rules.tasks import NOBODY, Attempt
+from codedinvnet.scheduler.actions import Action, Send
+from codedinvnet.scheduler.scheduler import Scheduler
+from codedinvnet.scheduler.settings import Rules
+from codedinvnet.scheduler.tasks import NOBODY, Attempt
 
 
 @dataclass(frozen=True)

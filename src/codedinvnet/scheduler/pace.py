@@ -24,8 +24,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from codedinvnet.serving.rules.recent import Recent
-from codedinvnet.serving.rules.tasks import NOBODY
+from codedinvnet.scheduler.recent import Recent
+from codedinvnet.scheduler.tasks import NOBODY
 
 NORMAL, LATE = 0.75, 0.95
 """The shares of tasks that do not take longer than is normal, and than is late."""

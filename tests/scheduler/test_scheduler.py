@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from codedinvnet.codes.rules import AnswersAll
-from codedinvnet.serving.rules.actions import (
+from codedinvnet.scheduler.actions import (
     DEADLINE,
     Answer,
     AnswerDecoded,
@@ -15,12 +15,12 @@ from codedinvnet.serving.rules.actions import (
     Forget,
     Send,
 )
-from codedinvnet.serving.rules.group import FILLER
-from codedinvnet.serving.rules.scheduler import PATIENCE, Scheduler
-from codedinvnet.serving.rules.settings import POLICIES, Rules
-from codedinvnet.serving.rules.timers import FEW
-from tests.serving.rules.model import ErasureCode, Model, only
-from tests.serving.rules.situations import coded, hedging
+from codedinvnet.scheduler.group import FILLER
+from codedinvnet.scheduler.scheduler import PATIENCE, Scheduler
+from codedinvnet.scheduler.settings import POLICIES, Rules
+from codedinvnet.scheduler.timers import FEW
+from tests.scheduler.model import ErasureCode, Model, only
+from tests.scheduler.situations import coded, hedging
 
 # Timers
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from codedinvnet.serving.rules.order import SLACK, Key, WorkerOrder
+from codedinvnet.scheduler.order import SLACK, Key, WorkerOrder
 
 WORKERS = 6
 KEYS = st.one_of(

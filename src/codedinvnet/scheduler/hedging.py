@@ -30,7 +30,7 @@ from __future__ import annotations
 
 import math
 
-from codedinvnet.serving.rules.tasks import Query, State
+from codedinvnet.scheduler.tasks import Query, State
 
 COPIES = 2
 """The most copies of one query."""

@@ -9,11 +9,11 @@ from collections.abc import Iterable, Sequence
 
 from codedinvnet.codes.rules import CodeRules, Uncoded, is_systematic
 from codedinvnet.exhaustive import assert_never
-from codedinvnet.serving.rules.actions import Action, Call, Decided, Forget, Send
-from codedinvnet.serving.rules.auto import Auto, Decision, workers_for
-from codedinvnet.serving.rules.binding import Binding
-from codedinvnet.serving.rules.group import FILLER, CodingGroup
-from codedinvnet.serving.rules.hedging import (
+from codedinvnet.scheduler.actions import Action, Call, Decided, Forget, Send
+from codedinvnet.scheduler.auto import Auto, Decision, workers_for
+from codedinvnet.scheduler.binding import Binding
+from codedinvnet.scheduler.group import FILLER, CodingGroup
+from codedinvnet.scheduler.hedging import (
     RESCUES,
     RESCUES_EARLY,
     RESERVE,
@@ -21,10 +21,10 @@ from codedinvnet.serving.rules.hedging import (
     has_idle,
     wants_copy,
 )
-from codedinvnet.serving.rules.pace import Pace
-from codedinvnet.serving.rules.settings import Policy, Rules
-from codedinvnet.serving.rules.tasks import NOBODY, Attempt, Query, State
-from codedinvnet.serving.rules.timers import Kind, Timers
+from codedinvnet.scheduler.pace import Pace
+from codedinvnet.scheduler.settings import Policy, Rules
+from codedinvnet.scheduler.tasks import NOBODY, Attempt, Query, State
+from codedinvnet.scheduler.timers import Kind, Timers
 
 
 def code_for(

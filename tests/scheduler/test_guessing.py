@@ -6,17 +6,17 @@ from typing import Any
 
 import pytest
 
-from codedinvnet.serving.rules.actions import (
+from codedinvnet.scheduler.actions import (
     DEADLINE,
     Answer,
     AnswerDecoded,
     Decode,
     Fail,
 )
-from codedinvnet.serving.rules.scheduler import PATIENCE
-from codedinvnet.serving.rules.settling import OVERTIME
-from tests.serving.rules.model import ErasureCode, Model, only
-from tests.serving.rules.situations import coded, hedging
+from codedinvnet.scheduler.scheduler import PATIENCE
+from codedinvnet.scheduler.settling import OVERTIME
+from tests.scheduler.model import ErasureCode, Model, only
+from tests.scheduler.situations import coded, hedging
 
 
 def guessing(policy: str = "coded", **rules: Any) -> tuple[Model, list[int]]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from codedinvnet.serving.rules.actions import (
+from codedinvnet.scheduler.actions import (
     Decode,
     Forget,
     Send,
 )
-from tests.serving.rules.model import ErasureCode, Model, only
-from tests.serving.rules.situations import (
+from tests.scheduler.model import ErasureCode, Model, only
+from tests.scheduler.situations import (
     busy,
     coded,
     finish,

@@ -15,9 +15,9 @@ import pytest
 from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.build import scheme_for
 from codedinvnet.models.bundle import Bundle, load_bundle
+from codedinvnet.scheduler.admission import Admission
+from codedinvnet.scheduler.settings import POLICIES, Rules
 from codedinvnet.serving.answers import Answered, Overloaded
-from codedinvnet.serving.rules.admission import Admission
-from codedinvnet.serving.rules.settings import POLICIES, Rules
 from codedinvnet.serving.served import IMAGES
 from codedinvnet.serving.workers.pool import Task
 from codedinvnet.serving.workers.result import Result, run_task

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from codedinvnet.serving.rules.actions import AnswerDecoded, Send
-from tests.serving.rules.model import ErasureCode, Model, only
-from tests.serving.rules.situations import coded, know_times
+from codedinvnet.scheduler.actions import AnswerDecoded, Send
+from tests.scheduler.model import ErasureCode, Model, only
+from tests.scheduler.situations import coded, know_times
 
 
 def test_the_open_group_ends_by_the_code_that_it_began_with() -> None:

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from codedinvnet.serving.rules.actions import (
+from codedinvnet.scheduler.actions import (
     DEADLINE,
     Action,
     AnswerDecoded,
     Decode,
     Fail,
 )
-from codedinvnet.serving.rules.group import CodingGroup
-from codedinvnet.serving.rules.sending import Sending
-from codedinvnet.serving.rules.tasks import Query, State
+from codedinvnet.scheduler.group import CodingGroup
+from codedinvnet.scheduler.sending import Sending
+from codedinvnet.scheduler.tasks import Query, State
 
 OVERTIME = 0.5
 """Seconds beyond its deadline for which what is being decoded for a query is waited for."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
-from codedinvnet.serving.rules.group import CodingGroup
+from codedinvnet.scheduler.group import CodingGroup
 
 NOBODY = -1
 """Stands in place of a worker."""
