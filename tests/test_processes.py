@@ -17,7 +17,6 @@ from codedinvnet.processes import (
     descendants,
     processor_time,
     server,
-    usable_memory,
     usable_processors,
 )
 from tests.processes import needs_proc, survivors, wait_until
@@ -43,19 +42,6 @@ def test_processors_are_those_that_a_container_has(
     assert usable_processors(tmp_path / "nowhere") == 8
     monkeypatch.delattr(os, "sched_getaffinity")
     assert usable_processors(tmp_path / "nowhere") == 64
-
-
-@pytest.mark.parametrize(
-    ("told", "size"),
-    [("max", 1 << 20), ("4096", 4096), (str(1 << 40), 1 << 20), ("", 1 << 20)],
-)
-def test_memory_is_that_which_a_container_has(
-    told: str, size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(os, "sysconf", {"SC_PHYS_PAGES": 256, "SC_PAGE_SIZE": 4096}.__getitem__)
-    (tmp_path / "memory.max").write_text(f"{told}\n")
-    assert usable_memory(tmp_path / "memory.max") == size
-    assert usable_memory(tmp_path / "nowhere") == 1 << 20
 
 
 def test_a_server_that_cannot_start_is_reported() -> None:

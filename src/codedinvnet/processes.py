@@ -27,8 +27,6 @@ ADDRESS = r"(http://\S+?)(?=:? |: )"
 
 QUOTA = Path("/sys/fs/cgroup/cpu.max")
 """Linux's file of a container's processor time: microseconds, or `max`, in a period of others."""
-MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")
-"""Linux's file of a container's memory: bytes, or `max`."""
 
 
 def usable_processors(quota: Path = QUOTA) -> int:
@@ -45,18 +43,6 @@ def usable_processors(quota: Path = QUOTA) -> int:
         allowed, period = quota.read_text(encoding="ascii").split()
         count = min(count, math.ceil(int(allowed) / int(period)))  # "max" is no number
     return max(1, count)
-
-
-def usable_memory(limit: Path = MEMORY_LIMIT) -> int:
-    """Return how many bytes of memory this process may use; a container's may be the fewer.
-
-    Args:
-        limit: Linux's file.
-    """
-    whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    with suppress(OSError, ValueError):
-        whole = min(whole, int(limit.read_text(encoding="ascii")))  # "max" is no number
-    return whole
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import time
 from pathlib import Path
@@ -21,7 +20,6 @@ from tests.models.factories import save_pt2
 from tests.models.test_upstream import server
 from tests.protect import factories
 from tests.protect.conftest import COUNT, arguments, description, killed, queries
-from tests.protect.factories import FEATURES
 
 
 def test_a_killed_training_goes_on_as_if_it_had_not_been(
@@ -61,38 +59,6 @@ def test_a_killed_training_goes_on_as_if_it_had_not_been(
     whole, again = (load_checkpoint(tmp_path / name / WEIGHTS)[0] for name in ("whole", "killed"))
     assert all(torch.equal(whole[key], again[key]) for key in whole)
     assert epochs[0] == 2
-
-
-def test_fetched_inputs_go_on_from_the_file_that_keeps_them(
-    call: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The service has newer inputs when it is asked again."""
-    newest = np.random.default_rng(0)
-
-    def fetch(*_: str) -> dict[str, np.ndarray]:
-        return {"x": newest.random((COUNT, FEATURES), np.float32)}
-
-    monkeypatch.setattr("codedinvnet.protect.run.fetch", fetch)
-    kept = tmp_path / "inputs.npz"
-
-    def words(out: str, *inputs: str) -> list[str]:
-        found = arguments("vectors", kept, tmp_path / out, "--methods", "small-backup")
-        return [*found[:2], *inputs, *found[4:]]
-
-    capture = ("--capture", "http://127.0.0.1:9")
-    with monkeypatch.context() as changed:
-        changed.setattr("codedinvnet.protect.run.draw", killed)
-        outcome = call(*words("lost", *capture))
-        assert (outcome.code, outcome.err.splitlines()[-1]) == (130, "interrupted")
-        outcome = call(*words("kept", *capture, "--keep-inputs", str(kept)))
-    assert outcome.code == 130
-    assert f"--inputs {kept} goes on" in outcome.err
-    assert "the same command" not in outcome.err
-    again = call(*words("kept", *capture))
-    assert again.code == 2
-    assert re.search(r"inputs '\w+' -> '\w+'", again.err), again.err
-    outcome = call(*words("kept", "--inputs", str(kept)))
-    assert outcome.code == 0, outcome.err
 
 
 def test_what_another_protection_has_left_is_not_taken(

@@ -60,12 +60,7 @@ def _kept(arguments: argparse.Namespace) -> str:
     if hasattr(arguments, "measured") and arguments.out and not arguments.measured:  # a sweep
         return "finished rows are kept: the same command goes on"
     if hasattr(arguments, "minutes"):
-        kept = "what the model was asked and finished epochs are kept"
-        if arguments.capture is None:
-            return f"{kept}: the same command goes on"
-        if arguments.keep_inputs is None:
-            return ""  # the service will have newer inputs
-        return f"{kept}: --inputs {arguments.keep_inputs} goes on, once that is written"
+        return "what the model was asked and finished epochs are kept: the same command goes on"
     if hasattr(arguments, "save_dir"):
         return "finished epochs and rows are kept: the same command goes on"
     return ""

@@ -39,15 +39,9 @@ def add_commands(commands: Commands) -> None:
         "--inputs",
         dest="queries",
         type=Path,
+        required=True,
         help="folder of images, .npz or .npy arrays, or .jsonl with a V2 request a line",
     )
-    add(
-        "--capture",
-        metavar="URL",
-        help="take the inputs that a service keeps, which was started with --capture (none)",
-    )
-    add("--token-file", type=Path, help="the token of that service")
-    add("--keep-inputs", type=Path, metavar="FILE", help="write those inputs, .npz (memory alone)")
     add("--out", type=Path, required=True, help="folder of the protection")
     add("--k", type=int, default=10, help="queries in a group (10)")
     add("--minutes", type=_positive, default=30.0, help="to ask about the inputs and train in (30)")
@@ -99,7 +93,6 @@ def _positive(text: str) -> float:
 
 @flushing_denormals
 def _protect(arguments: argparse.Namespace) -> None:
-    from codedinvnet.asking import read_token
     from codedinvnet.models import ModelSource
     from codedinvnet.protect.images import Preprocessing
     from codedinvnet.protect.measure import table
@@ -108,15 +101,6 @@ def _protect(arguments: argparse.Namespace) -> None:
 
     if arguments.threads < 1:
         raise UserError(f"--threads: must be at least 1, got {arguments.threads}")
-    if (arguments.queries is None) == (arguments.capture is None):
-        raise UserError("name the inputs: either --inputs or --capture")
-    for option in ("token_file", "keep_inputs", "labels"):
-        wrong = arguments.capture is None if option != "labels" else arguments.capture is not None
-        if wrong and getattr(arguments, option) is not None:
-            other = "--inputs" if option == "labels" else "--capture"
-            raise UserError(f"--{option.replace('_', '-')}: goes with {other}")
-    if (kept := arguments.keep_inputs) is not None and kept.suffix != ".npz":
-        raise UserError(f"--keep-inputs: {kept}: --inputs reads such files as .npz alone")
     source = ModelSource(
         arguments.model,
         arguments.weights,
@@ -143,9 +127,6 @@ def _protect(arguments: argparse.Namespace) -> None:
             arguments.shift,
             arguments.backup,
             tuple(arguments.methods.split(",")) if arguments.methods else ProtectOptions.methods,
-            arguments.capture,
-            read_token(arguments.token_file),
-            arguments.keep_inputs,
         )
     )
     if arguments.json:

@@ -122,11 +122,6 @@ def add_commands(commands: Commands) -> None:
         "at least 2000)",
     )
     add("--max-batch", type=int, help="queries of one request (256)")
-    add(
-        "--capture",
-        type=int,
-        help="inputs to keep in memory for `codedinvnet protect`, with --token-file (none)",
-    )
     add("--faults", type=Path, help="inject the faults of this file (JSON), for experiments (none)")
     add("--demo", action="store_true", help="let the page send images and hurt workers")
     add_face_options(sub)

@@ -98,20 +98,19 @@ class Split(NamedTuple):
     test: np.ndarray
 
 
-def split(count: int, seed: int, option: str = "--inputs") -> Split:
+def split(count: int, seed: int) -> Split:
     """Return a random split of so many inputs.
 
     Args:
         count: how many there are.
         seed: of the split.
-        option: that named them, for errors.
 
     Raises:
         UserError: if they are too few.
     """
     if count < FEWEST:
         raise UserError(
-            f"{option}: {count} different inputs are too few: at least {FEWEST} are needed"
+            f"--inputs: {count} different inputs are too few: at least {FEWEST} are needed"
         )
     order = np.random.default_rng((seed, STREAM)).permutation(count)
     sizes = [min(most, round(share * count)) for share, most in SHARES.values()]
@@ -145,48 +144,25 @@ def check_given(how: Preprocessing, options: Mapping[str, str], why: str) -> Non
         raise UserError(f"{', '.join(given)}: {why}")
 
 
-def check_preparation(how: Preprocessing, path: Path | None) -> None:
+def check_preparation(how: Preprocessing, path: Path) -> None:
     """Refuse options for images that this kind of inputs has no use for, before they are read.
 
     Args:
         how: what was asked for.
-        path: see `read_inputs`; None: they are those of a service.
+        path: see `read_inputs`.
 
     Raises:
         UserError: naming the options.
     """
-    if path is not None and path.is_dir():
+    if path.is_dir():
         if how.function:
             why = "goes without --preprocess, which makes the whole query"
             check_given(replace(how, function=""), {**OF_FOLDERS, **OF_BYTES}, why)
         return
-    where = "those of --capture" if path is None else f"those of {path}"
-    if path is None or path.suffix == ".jsonl":
-        why = f"goes with images, and {where} are queries as the model takes them"
+    if path.suffix == ".jsonl":
+        why = f"goes with images, and those of {path} are queries as the model takes them"
         check_given(how, {**OF_FOLDERS, **OF_BYTES}, why)
     check_given(how, OF_FOLDERS, f"goes with a folder of images, and {path} is none")
-
-
-def captured(arrays: Mapping[str, np.ndarray], signature: Signature, where: str) -> Inputs:
-    """Return the inputs that a service has kept.
-
-    Args:
-        arrays: name -> (N, *shape), as they were sent.
-        signature: the model's.
-        where: the service.
-
-    Raises:
-        UserError: if they are another model's, or none.
-    """
-    kept: dict[str, np.ndarray] = {}
-    finish: dict[str, Finish] = {}
-    for spec in signature.inputs:
-        if spec.name not in arrays:
-            raise UserError(f"--capture: {where} has no input {spec.name!r}: it serves another")
-        array = arrays[spec.name]
-        kept[spec.name], done = _fitted(array, spec, Preprocessing(), where)
-        finish.update({spec.name: done} if done else {})
-    return Inputs(kept, finish)
 
 
 def read_inputs(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import shutil
 import sys
 import time
@@ -25,7 +24,6 @@ from codedinvnet.models.graph import Unsupported
 from codedinvnet.models.probe import finite_rows, kind_of_scores
 from codedinvnet.protect import calibration, codes, costs, measure
 from codedinvnet.protect.candidates import Measured
-from codedinvnet.protect.capture import fetch
 from codedinvnet.protect.distil import batch_size
 from codedinvnet.protect.folder import (
     CALIBRATION,
@@ -44,7 +42,7 @@ from codedinvnet.protect.folder import (
 )
 from codedinvnet.protect.frozen import frozen_scores
 from codedinvnet.protect.images import layout
-from codedinvnet.protect.inputs import Inputs, captured, check_preparation, read_inputs, split
+from codedinvnet.protect.inputs import read_inputs, split
 from codedinvnet.protect.measure import Candidate
 from codedinvnet.protect.parts import Trainer
 from codedinvnet.protect.picture import draw
@@ -254,12 +252,12 @@ def _check_shift(options: ProtectOptions, model: OpenModel) -> None:
 
 def _asked(options: ProtectOptions, model: OpenModel) -> Setting:
     """Read the inputs, and ask the model for its scores of them."""
-    inputs = _inputs(options, model)
+    inputs = read_inputs(options.inputs, model.signature, options.how, options.labels)
     count = len(inputs)
     inputs = inputs.distinct()
     if len(inputs) < count:
         print(f"{count - len(inputs)} of {count} inputs are repetitions: left out", file=sys.stderr)
-    rows = split(len(inputs), options.seed, "--inputs" if options.capture is None else "--capture")
+    rows = split(len(inputs), options.seed)
     if options.k > len(rows.test):
         raise UserError(f"--k {options.k}: of {len(inputs)} inputs {len(rows.test)} are for tests")
     assert model.signature.scores is not None
@@ -290,20 +288,6 @@ def _with_kind(options: ProtectOptions, model: OpenModel, scores: np.ndarray) ->
         return model
     kind = kind_of_scores(scores.astype(DATATYPES[spec.datatype]))
     return replace(model.source, scores=f"{spec.name}:{kind}").open()
-
-
-def _inputs(options: ProtectOptions, model: OpenModel) -> Inputs:
-    if options.capture is None:
-        assert options.inputs is not None
-        return read_inputs(options.inputs, model.signature, options.how, options.labels)
-    check_preparation(options.how, None)
-    arrays = fetch(options.capture, options.token)
-    found = captured(arrays, model.signature, options.capture)
-    if options.keep is not None:
-        content = io.BytesIO()
-        np.savez(content, allow_pickle=False, **arrays)
-        write_atomically(options.keep, content.getvalue(), 0o600)  # they are clients' own
-    return found
 
 
 def _settings(options: ProtectOptions, setting: Setting) -> dict[str, Any]:

@@ -25,7 +25,7 @@ class ProtectOptions:
 
     Attributes:
         source: the served model.
-        inputs: see `read_inputs`; None: they are those of `capture`.
+        inputs: see `read_inputs`.
         out: the folder of the protection.
         k: queries in a group.
         minutes: the time for asking the model and training together.
@@ -36,13 +36,10 @@ class ProtectOptions:
         shift: pixels by which images may be shifted in training.
         backup: the user's own smaller model; None: there is none.
         methods: the names of the methods that are measured.
-        capture: the address of a service whose last inputs are taken.
-        token: that service's token.
-        keep: where those inputs are written, an `.npz`; None: they are in memory alone.
     """
 
     source: ModelSource
-    inputs: Path | None
+    inputs: Path
     out: Path
     k: int = 10
     minutes: float = 30.0
@@ -53,9 +50,6 @@ class ProtectOptions:
     shift: int | None = None
     backup: str | None = None
     methods: tuple[str, ...] = (SMALL, *UNTRAINED)
-    capture: str | None = None
-    token: str = ""
-    keep: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -79,8 +79,6 @@ class ServeOptions:
     max_body_memory: float = 512.0
     """MiB."""
     token_file: Path | None = None
-    capture: int | None = None
-    """Inputs that are kept in memory for `codedinvnet protect`; None: none."""
     traces: str | None = None
     faults: Path | None = None
     demo: bool = False
@@ -153,12 +151,6 @@ def check(options: ServeOptions) -> None:
     groups = method is not None or options.protection is not None
     if groups and (why := coded_too_late(options.group_timeout_ms, options.deadline_ms)):
         raise UserError(f"--group-timeout-ms: {why}")
-    if options.capture is not None and options.capture < 1:
-        raise UserError(f"--capture: must be at least 1, got {options.capture}")
-    if options.capture is not None and options.token_file is None:
-        raise UserError(
-            "--capture: needs --token-file, since whoever has the token gets clients' inputs"
-        )
     if not 0 <= options.min_confidence <= 1:
         raise UserError(f"--min-confidence: must lie in 0..1, got {options.min_confidence}")
     limit = options.max_disagreement

@@ -16,7 +16,6 @@ from codedinvnet.data import SAMPLES, sample_images
 from codedinvnet.errors import UserError
 from codedinvnet.scheduler.settings import CODED, POLICIES, Rules, pending_limit
 from codedinvnet.serving.bodies import BodyMemory
-from codedinvnet.serving.capture import Capture
 from codedinvnet.serving.choices import objection
 from codedinvnet.serving.faces.connections import allow_files
 from codedinvnet.serving.faces.http import AppOptions, build_app
@@ -116,9 +115,7 @@ def make_service(options: ServeOptions) -> Service:
         )
     except ValueError as error:
         raise UserError(f"--workers: {error}") from error
-    count = options.capture
-    capture = None if count is None else Capture(opened.served.signature, count)
-    return Service(front, opened.served, opened.known, capture=capture)
+    return Service(front, opened.served, opened.known)
 
 
 def app_options(options: ServeOptions, served: Served) -> AppOptions:

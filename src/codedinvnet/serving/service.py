@@ -11,7 +11,6 @@ import numpy as np
 
 from codedinvnet.models.base import Signature, TensorSpec
 from codedinvnet.serving.answers import Answered, BadRequest, DeadlinePassed, QueryFailed
-from codedinvnet.serving.capture import Capture
 from codedinvnet.serving.frontend import FrontEnd
 from codedinvnet.serving.served import OUTCOME, Served
 from codedinvnet.serving.traffic_report import Known
@@ -114,7 +113,6 @@ class Service:
         served: the model, as clients see it.
         known: what is known of it before anything is measured.
         tells: whether answers tell their outcome among their parameters as well.
-        capture: keeps inputs; None: they are forgotten.
         check: raises `BadRequest` of requests that are refused besides.
     """
 
@@ -125,10 +123,9 @@ class Service:
         known: Known | None = None,
         *,
         tells: bool = False,
-        capture: Capture | None = None,
         check: Callable[[Request], None] = lambda request: None,
     ) -> None:
-        self.front, self.served, self.tells, self.capture = front, served, tells, capture
+        self.front, self.served, self.tells = front, served, tells
         self.check = check
         self.known = known or Known()
         self.outcome = outcome_name(served.signature)
@@ -180,8 +177,6 @@ class Service:
         answers = [answer for answer in found if isinstance(answer, Answered)]
         if len(answers) < len(found):
             raise failure(found)
-        if self.capture is not None:
-            self.capture.keep(request.inputs)
         if self.tells:
             told[OUTCOME] = ",".join(sorted({answer.outcome for answer in answers}))
         agreements = [one.agreement for one in answers if one.agreement is not None]

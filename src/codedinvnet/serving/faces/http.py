@@ -8,7 +8,7 @@ import json
 import logging
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from importlib import resources
@@ -19,9 +19,8 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import Message, Receive, Scope, Send
 
 from codedinvnet.models.base import HEADER_LENGTH
 from codedinvnet.serving.answers import (
@@ -64,8 +63,6 @@ LARGE_BODY = 64 * 1024
 """Bytes from which a request is parsed in a thread, so that others are served meanwhile."""
 LARGE_ANSWER = 4096
 """Values of an answer from which it is written in a thread."""
-TAKEN_WITHIN = 60.0
-"""Seconds in which a client must take a slice of the kept inputs."""
 NO_FRAMES = {"X-Frame-Options": "DENY", "Content-Security-Policy": "frame-ancestors 'none'"}
 """Of the page: another site's page shows it in no frame, where clicks could be led to it."""
 
@@ -252,7 +249,6 @@ def build_app(
             and until then queries are refused.
     """
     front, served = service.front, service.served
-    fetching = asyncio.Lock()
     memory = memory or BodyMemory(options.body_memory, front.refuse)
     large = memory.large
 
@@ -336,15 +332,6 @@ def build_app(
     async def traffic(_: Request) -> Response:
         return await written_in_a_thread(lambda: told(front, service.known))
 
-    async def captured(_: Request) -> Response:
-        if service.capture is None:
-            raise HTTPException(404, "this service keeps no inputs: serve it with --capture")
-        if fetching.locked():
-            message = "another client fetches the kept inputs: try again later"
-            raise HTTPException(409, message, {"Retry-After": str(RETRY_AFTER)})
-        await fetching.acquire()
-        return KeptInputs(service.capture.file(), fetching)
-
     page = (resources.files("codedinvnet.serving.faces") / "page.html").read_text(encoding="utf-8")
 
     async def index(_: Request) -> Response:
@@ -356,7 +343,6 @@ def build_app(
     routes = [
         Route("/times", times),
         Route("/traffic", traffic),
-        Route("/capture", captured),
         Route("/", index),
         Route("/page/state", state),
         *(() if options.demo is None else demo_routes(front, options.demo)),
@@ -373,42 +359,6 @@ def build_app(
         guarded=options.guarded,
         starts=starts,
     )
-
-
-class NotTaken(Exception):
-    """A client does not read what is sent to it."""
-
-
-class KeptInputs(StreamingResponse):
-    """Sends the inputs that a service keeps; slices are made in a thread, as the client reads.
-
-    A client that does not read is given up: what it was to get takes memory beside what is kept.
-
-    Args:
-        slices: the file.
-        turn: released in the end, even if the client has left, or does not read.
-    """
-
-    def __init__(self, slices: Iterator[bytes], turn: asyncio.Lock) -> None:
-        kind = "application/octet-stream"
-        super().__init__(slices, media_type=kind, headers={"Cache-Control": "no-store"})
-        self.turn = turn
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it."""
-
-        async def in_time(message: Message) -> None:
-            try:
-                await asyncio.wait_for(send(message), TAKEN_WITHIN)
-            except asyncio.TimeoutError:
-                raise NotTaken from None
-
-        try:
-            await super().__call__(scope, receive, in_time)
-        except NotTaken:
-            log_event("kept inputs are not read", logging.WARNING, seconds=TAKEN_WITHIN)
-        finally:
-            self.turn.release()
 
 
 async def written_in_a_thread(report: Callable[[], Mapping[str, Any]]) -> Response:
