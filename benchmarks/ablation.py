@@ -16,7 +16,6 @@ from pandas import DataFrame
 from pydantic import Field, field_validator
 
 from codedinvnet import stages, study
-from codedinvnet.bench import tables
 from codedinvnet.config import (
     PixelFusionSettings,
     Section,
@@ -26,10 +25,11 @@ from codedinvnet.config import (
 )
 from codedinvnet.data import Split, load_images
 from codedinvnet.devices import denormals_flushed
+from codedinvnet.evaluation import tables
 from codedinvnet.evaluation.accuracy import evaluation_report
+from codedinvnet.evaluation.quantiles import half_width
 from codedinvnet.files import check_folder, check_writable, read_json
 from codedinvnet.models.bundle import load_bundle
-from codedinvnet.quantiles import half_width
 from codedinvnet.rows import Row, key_of, newest, read_rows
 from codedinvnet.training import pixels
 from codedinvnet.training.loop import LATEST

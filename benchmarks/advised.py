@@ -27,15 +27,15 @@ from typing import Any, NamedTuple
 
 from pandas import DataFrame
 
-from codedinvnet.bench import tables
-from codedinvnet.bench.client import Client
-from codedinvnet.bench.latency_grid import injected
-from codedinvnet.bench.service import WARM_REQUESTS, ParityWait, schedule, serving
 from codedinvnet.data import sample_images
 from codedinvnet.errors import UserError
+from codedinvnet.evaluation import tables
+from codedinvnet.evaluation.client import Client
+from codedinvnet.evaluation.latency_grid import injected
+from codedinvnet.evaluation.quantiles import percentile, rounded
+from codedinvnet.evaluation.service import WARM_REQUESTS, ParityWait, schedule, serving
 from codedinvnet.files import check_writable, read_json, write_json
 from codedinvnet.provenance import describe_commit, describe_machine
-from codedinvnet.quantiles import percentile, rounded
 from codedinvnet.rows import seed_of
 from codedinvnet.simulation.advise import AdviseOptions, advise
 from codedinvnet.simulation.figures import SAME, latency_of

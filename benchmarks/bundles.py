@@ -13,11 +13,11 @@ from typing import Any
 
 from pandas import DataFrame
 
-from codedinvnet.bench import tables
 from codedinvnet.codes.backup import backup_network, backup_width
 from codedinvnet.codes.equal_cost import macs, plain_network, plain_width, served_macs
 from codedinvnet.codes.invnet import PaperInvNet
 from codedinvnet.codes.mean import Evidence
+from codedinvnet.evaluation import tables
 from codedinvnet.evaluation.accuracy import evaluation_report
 from codedinvnet.evaluation.cost import info_report
 from codedinvnet.evaluation.inversion import inversion_report

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from pandas import DataFrame, Series, isna
 
-from codedinvnet.bench import tables
 from codedinvnet.codes.rules import SMALL_BACKUP
+from codedinvnet.evaluation import tables
 from codedinvnet.scheduler.settings import AUTO, CODED, HEDGE, UNCODED, WITH_HEDGE
 from codedinvnet.simulation import sweep
 

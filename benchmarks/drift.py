@@ -17,10 +17,10 @@ from pandas import DataFrame
 from torch import Tensor
 from torchvision.transforms.functional import InterpolationMode, rotate
 
-from codedinvnet.bench.tables import markdown
 from codedinvnet.data import ImageSet, ImageSource
 from codedinvnet.errors import UserError
 from codedinvnet.evaluation.comparisons import Comparisons, compare
+from codedinvnet.evaluation.tables import markdown
 from codedinvnet.evaluation.trust import calibration_of, schemes
 from codedinvnet.files import read_json
 from codedinvnet.models.bundle import load_bundle

@@ -21,7 +21,6 @@ from typing import Any
 from pandas import DataFrame
 
 from benchmarks.bundles import another_seed
-from codedinvnet.bench import tables
 from codedinvnet.codes.backup import SmallBackup
 from codedinvnet.codes.berrut import ApproxIFER, ClosedApproxIFER, RobustApproxIFER
 from codedinvnet.codes.collage import Collage
@@ -34,6 +33,7 @@ from codedinvnet.codes.plain import Plain, Replication
 from codedinvnet.codes.superposition import Superposition
 from codedinvnet.codes.weighted import TwoParities
 from codedinvnet.data.names import KNOWN
+from codedinvnet.evaluation import tables
 from codedinvnet.rows import Row, current_accuracy, read_rows
 
 SIZES = (2, 4, 10)

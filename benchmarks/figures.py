@@ -26,10 +26,10 @@ from pandas import DataFrame
 from benchmarks import ablation, advised, bundles, drift, equal_cost, liars, policies
 from benchmarks.bundles import BUNDLES, HARD
 from benchmarks.choosing import beside_hedge, choosing, fixed
-from codedinvnet.bench import plots, tables
 from codedinvnet.cli.common import guarded
 from codedinvnet.codes.registry import known_method
 from codedinvnet.errors import UserError
+from codedinvnet.evaluation import plots, tables
 from codedinvnet.files import read_json, write_text
 from codedinvnet.models.bundle import shipped_bundles
 from codedinvnet.rows import current_accuracy, current_latency, read_rows

@@ -18,7 +18,6 @@ import torch
 from pandas import DataFrame
 from torch import Tensor
 
-from codedinvnet.bench.tables import markdown
 from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.build import scheme_for
 from codedinvnet.codes.registry import OURS
@@ -27,6 +26,7 @@ from codedinvnet.data import ImageSource
 from codedinvnet.errors import UserError
 from codedinvnet.evaluation.comparisons import Comparisons, compare
 from codedinvnet.evaluation.outputs import task_outputs
+from codedinvnet.evaluation.tables import markdown
 from codedinvnet.files import read_json
 from codedinvnet.models.bundle import Bundle, load_bundle
 from codedinvnet.provenance import describe_commit, describe_machine

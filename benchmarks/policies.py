@@ -14,9 +14,9 @@ from matplotlib.transforms import Bbox
 from pandas import DataFrame, Series
 
 from benchmarks.bundles import BUNDLES, HARD
-from codedinvnet.bench import tables
-from codedinvnet.bench.plots import STYLE
 from codedinvnet.codes.registry import find_method
+from codedinvnet.evaluation import tables
+from codedinvnet.evaluation.plots import STYLE
 from codedinvnet.files import write_picture
 from codedinvnet.rows import read_rows
 from codedinvnet.scheduler.settings import UNCODED

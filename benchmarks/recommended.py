@@ -20,11 +20,11 @@ import torch.nn.functional as F
 from pandas import DataFrame
 from torch import Tensor, nn
 
-from codedinvnet.bench import tables
 from codedinvnet.cli import main
 from codedinvnet.codes.rules import is_systematic
 from codedinvnet.data import load_images
 from codedinvnet.errors import UserError
+from codedinvnet.evaluation import tables
 from codedinvnet.files import read_json, write_json
 from codedinvnet.models import OpenModel, open_model
 from codedinvnet.protect.codes import decoded

@@ -14,7 +14,7 @@ from typing import Any
 
 from pandas import DataFrame
 
-from codedinvnet.bench import tables
+from codedinvnet.evaluation import tables
 from codedinvnet.scheduler.scheduler import Scheduler
 from codedinvnet.serving.policies import served_as
 from codedinvnet.simulation.engine import Simulation

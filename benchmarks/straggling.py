@@ -20,19 +20,19 @@ import numpy as np
 from pandas import DataFrame
 
 from codedinvnet import study
-from codedinvnet.bench import tables
-from codedinvnet.bench.client import Reply
-from codedinvnet.bench.latency_grid import injected
-from codedinvnet.bench.service import (
+from codedinvnet.codes.base import Scheme
+from codedinvnet.codes.rules import is_systematic
+from codedinvnet.errors import UserError
+from codedinvnet.evaluation import tables
+from codedinvnet.evaluation.client import Reply
+from codedinvnet.evaluation.latency_grid import injected
+from codedinvnet.evaluation.service import (
     ParityWait,
     latency_figures,
     schedule,
     serving,
     work_figures,
 )
-from codedinvnet.codes.base import Scheme
-from codedinvnet.codes.rules import is_systematic
-from codedinvnet.errors import UserError
 from codedinvnet.files import check_writable
 from codedinvnet.models import OpenModel, open_model
 from codedinvnet.processes import usable_processors

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from codedinvnet.bench.client import connect
 from codedinvnet.errors import UserError
+from codedinvnet.evaluation.client import connect
 from codedinvnet.processes import (
     descendants,
     processor_time,

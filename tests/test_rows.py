@@ -23,7 +23,7 @@ from codedinvnet.rows import (
     newest,
     read_rows,
 )
-from tests.bench import canned
+from tests.evaluation import canned
 
 
 def row(key: str, value: int = 0) -> dict[str, object]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from codedinvnet import serving_demo
-from codedinvnet.bench.client import Reply
+from codedinvnet.evaluation.client import Reply
 from codedinvnet.serving_demo import table
 from tests.processes import needs_proc
 

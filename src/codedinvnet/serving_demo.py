@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from codedinvnet.bench.client import Client, Reply, connect
 from codedinvnet.data import sample_images
+from codedinvnet.evaluation.client import Client, Reply, connect
+from codedinvnet.evaluation.quantiles import percentile
 from codedinvnet.processes import server
-from codedinvnet.quantiles import percentile
 
 RATE = 100.0
 """Queries a second."""

@@ -21,8 +21,8 @@ from benchmarks.advised import (
     predicted,
     switches,
 )
-from codedinvnet.bench.latency_grid import injected
 from codedinvnet.errors import UserError
+from codedinvnet.evaluation.latency_grid import injected
 from tests.simulation.recording import traffic
 from tests.simulation.scenarios import scenario
 

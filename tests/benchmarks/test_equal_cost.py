@@ -18,7 +18,7 @@ from codedinvnet.codes.equal_cost import macs, served_macs
 from codedinvnet.codes.registry import METHODS
 from codedinvnet.models.bundle import load_bundle
 from codedinvnet.rows import append_row
-from tests.bench.canned import row
+from tests.evaluation.canned import row
 
 AGAIN = {
     **{"dataset": "mnist", "split": "test", "evidence": "both", "parity": "encoder", "k": 10},

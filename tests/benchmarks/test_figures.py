@@ -16,7 +16,7 @@ from benchmarks.figures import FROM_FILE, FROM_FOLDER, RESULTS, pages, render, s
 from codedinvnet.errors import UserError
 from codedinvnet.models.bundle import Bundle, shipped_bundles, weights_digest
 from codedinvnet.rows import append_row
-from tests.bench.canned import row
+from tests.evaluation.canned import row
 
 
 def rows_of(table: str) -> list[dict[str, str]]:

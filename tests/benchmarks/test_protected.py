@@ -13,8 +13,8 @@ import torch
 from benchmarks import protected, recommended, straggling
 from benchmarks.command_line import main
 from benchmarks.recommended import Made
-from codedinvnet.bench.client import Reply
 from codedinvnet.errors import UserError
+from codedinvnet.evaluation.client import Reply
 from codedinvnet.models import open_model
 from codedinvnet.protect import distil
 from codedinvnet.protect.folder import DESCRIPTION, WEIGHTS, load_part

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from codedinvnet.bench import accuracy, latency
+from codedinvnet.evaluation import latency, methods
 from tests.conftest import Command
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "bench"
@@ -14,7 +14,7 @@ COUNTS = {"kept": 0, "done": 1, "failed": 2}
 
 
 @pytest.mark.parametrize(
-    ("module", "name", "what"), [(accuracy, "accuracy", "trials"), (latency, "latency", "runs")]
+    ("module", "name", "what"), [(methods, "accuracy", "trials"), (latency, "latency", "runs")]
 )
 def test_failures_are_told_after_the_report(
     module: Any, name: str, what: str, call: Command, tmp_path: Path, monkeypatch: Any

@@ -108,8 +108,8 @@ FLUSHED: dict[str, list[str]] = {
     "codedinvnet.stages.sample": ["sample", "CONFIG"],
     "codedinvnet.stages.fuse": ["fuse", "CONFIG"],
     "codedinvnet.stages.reproduce": ["reproduce", "CONFIG"],
-    "codedinvnet.bench.accuracy.run": ["bench", "accuracy", "CONFIG", "--out", "rows.jsonl"],
-    "codedinvnet.bench.latency.run": ["bench", "latency", "CONFIG", "--out", "rows.jsonl"],
+    "codedinvnet.evaluation.methods.run": ["bench", "accuracy", "CONFIG", "--out", "rows.jsonl"],
+    "codedinvnet.evaluation.latency.run": ["bench", "latency", "CONFIG", "--out", "rows.jsonl"],
     "codedinvnet.protect.run.protect": ["protect", "m:f", "--inputs", "x.npy", "--out", "o"],
 }
 PAPERS = ("codedinvnet.stages.train", ["--config_file", "CONFIG"])

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 import codedinvnet
-from codedinvnet.bench.grid import is_foreign
 from codedinvnet.codes import base, registry
 from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.build import scheme_for
@@ -27,6 +26,7 @@ from codedinvnet.codes.registry import METHODS, find_method, known_method
 from codedinvnet.codes.rules import SERVED, Uncoded
 from codedinvnet.data import sample_images
 from codedinvnet.errors import UserError
+from codedinvnet.evaluation.trials import is_foreign
 from codedinvnet.files import file_digest
 from codedinvnet.models.bundle import load_bundle
 from codedinvnet.rows import current_accuracy, read_rows
@@ -36,10 +36,10 @@ from codedinvnet.serving.serve import running
 from codedinvnet.serving.served import IMAGES, OUTCOME, PROBABILITIES
 from codedinvnet.serving.service import Request
 from codedinvnet.serving.workers.computing import BundleSpec
-from tests.bench import canned
-from tests.bench.grids import write_grid
 from tests.codes.linear import SHAPE, Linear, assert_answers, images, made, outputs_of, without
 from tests.conftest import Command
+from tests.evaluation import canned
+from tests.evaluation.grids import write_grid
 
 ROOT = Path(__file__).resolve().parents[2]
 MINE = f"{ROOT / 'examples' / 'my_method.py'}:TwoParities"

@@ -9,8 +9,8 @@ import socketserver
 import threading
 from pathlib import Path
 
-from codedinvnet.bench.client import connect
 from codedinvnet.data import sample_images
+from codedinvnet.evaluation.client import connect
 from tests.conftest import Command
 from tests.processes import served
 

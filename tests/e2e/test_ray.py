@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from codedinvnet.bench.client import Client, connect
 from codedinvnet.data import sample_images
 from codedinvnet.errors import UserError
+from codedinvnet.evaluation.client import Client, connect
 from codedinvnet.models import open_model
 from codedinvnet.processes import descendants, free_port, server
 from codedinvnet.serving.workers.computing import BundleSpec, ModelSpec

@@ -20,8 +20,8 @@ import numpy as np
 import pytest
 import torch
 
-from codedinvnet.bench.client import Client, connect
 from codedinvnet.data import sample_images
+from codedinvnet.evaluation.client import Client, connect
 from codedinvnet.models.bundle import Bundle, load_bundle
 from codedinvnet.processes import descendants, free_port, server
 from codedinvnet.serving.logs import logger

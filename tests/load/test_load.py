@@ -25,10 +25,10 @@ from aiohttp import web
 from tritonclient.grpc import service_pb2 as pb
 
 from codedinvnet.errors import UserError
+from codedinvnet.evaluation.quantiles import Histogram
 from codedinvnet.load.loop import AHEAD, open_loop
 from codedinvnet.load.options import LoadOptions, check, server_and_model
 from codedinvnet.load.run import FIRST, OTHER_FILES, Sender, measure, open_at_most
-from codedinvnet.quantiles import Histogram
 from codedinvnet.rows import read_rows
 from codedinvnet.serving.gateway.calls import Headers, Reply, Unreachable
 from tests.conftest import Command

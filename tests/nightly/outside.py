@@ -27,8 +27,8 @@ from urllib.parse import urlsplit
 import aiohttp
 import torch
 
-from codedinvnet.bench.client import Client, Reply, connect
 from codedinvnet.data import sample_images
+from codedinvnet.evaluation.client import Client, Reply, connect
 from codedinvnet.models.bundle import Bundle, load_bundle
 from codedinvnet.processes import descendants, server
 

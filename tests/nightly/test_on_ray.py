@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 import torch
 
-from codedinvnet.bench.client import connect
 from codedinvnet.data import sample_images
+from codedinvnet.evaluation.client import connect
 from codedinvnet.models import open_model
 from codedinvnet.processes import free_port, server
 from codedinvnet.protect import load_protection

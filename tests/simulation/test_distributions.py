@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 from scipy import stats
 
-from codedinvnet.quantiles import SHARES, quantiles
+from codedinvnet.evaluation.quantiles import SHARES, quantiles
 from codedinvnet.simulation.distributions import CHUNK, Distribution, uniforms
 
 EMPIRICAL: dict[str, Any] = {"distribution": "empirical", "values_ms": [1, 2, 3]}

@@ -26,7 +26,7 @@ from codedinvnet.simulation.measured import (
     tally,
     with_others_times,
 )
-from tests.bench.canned import latency_row
+from tests.evaluation.canned import latency_row
 from tests.simulation.scenarios import scenario
 
 TIMES = np.random.default_rng(0).exponential(20, (3, 1000))

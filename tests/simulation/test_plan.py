@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from codedinvnet.errors import UserError
-from codedinvnet.quantiles import percentile
+from codedinvnet.evaluation.quantiles import percentile
 from codedinvnet.simulation.engine import Simulation
 from codedinvnet.simulation.figures import summarise
 from codedinvnet.simulation.plan import (

@@ -14,8 +14,8 @@ from codedinvnet.models.bundle import load_bundle, weights_digest
 from codedinvnet.rows import append_row
 from codedinvnet.simulation import run
 from codedinvnet.simulation.distributions import Distribution
-from tests.bench.canned import row
 from tests.conftest import Command
+from tests.evaluation.canned import row
 from tests.simulation.test_run import SCENARIO
 from tests.simulation.test_run import file as file
 

@@ -82,13 +82,13 @@ def _shared(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
 
 @flushing_denormals
 def _accuracy(arguments: argparse.Namespace) -> None:
-    from codedinvnet.bench import accuracy, plots, tables
+    from codedinvnet.evaluation import methods, plots, tables
     from codedinvnet.stages import choose_device
 
     validation = arguments.split == "validation"
     shared = _shared(arguments, "accuracy-validation" if validation else "accuracy")
     out = shared["out"]
-    report = accuracy.run(
+    report = methods.run(
         arguments.grid,
         device=choose_device(arguments.device),
         only=arguments.dataset,
@@ -124,7 +124,7 @@ def _add_latency(benches: Commands) -> None:
 
 @flushing_denormals
 def _latency(arguments: argparse.Namespace) -> None:
-    from codedinvnet.bench import latency, tables
+    from codedinvnet.evaluation import latency, tables
 
     shared = _shared(arguments, "latency")
     out = shared["out"]

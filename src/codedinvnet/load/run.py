@@ -20,12 +20,12 @@ from statistics import fmean
 from typing import Any
 
 from codedinvnet.errors import UserError
+from codedinvnet.evaluation.quantiles import Histogram, percentile, rounded
 from codedinvnet.files import check_writable
 from codedinvnet.load.loop import open_loop
 from codedinvnet.load.options import RATE, LoadOptions, check, gaps_of, headers, server_and_model
 from codedinvnet.load.requests import Arrays, from_file, generated, signature_of, written
 from codedinvnet.provenance import describe_machine
-from codedinvnet.quantiles import Histogram, percentile, rounded
 from codedinvnet.rows import SCHEMA_VERSION, append_row, key_of, read_rows
 from codedinvnet.serving.faces.v2 import OUTCOME_HEADER
 from codedinvnet.serving.gateway.calls import OK, Call, NotProtocol, Reply, Unreachable

@@ -18,7 +18,7 @@ from prometheus_client import (
     generate_latest,
 )
 
-from codedinvnet.quantiles import rank_of
+from codedinvnet.evaluation.quantiles import rank_of
 from codedinvnet.scheduler.auto import Decision
 from codedinvnet.scheduler.scheduler import Scheduler
 from codedinvnet.serving.logs import log_event

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING, Any
 
-from codedinvnet.quantiles import SHARES, quantiles
+from codedinvnet.evaluation.quantiles import SHARES, quantiles
 from codedinvnet.serving.traffic import Traffic
 
 if TYPE_CHECKING:  # a simulation does without what computes

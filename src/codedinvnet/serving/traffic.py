@@ -12,7 +12,7 @@ from collections import defaultdict, deque
 from collections.abc import Awaitable
 from typing import NamedTuple, TypeVar
 
-from codedinvnet.quantiles import rank_of
+from codedinvnet.evaluation.quantiles import rank_of
 from codedinvnet.serving.answers import Answered, QueryFailed
 
 REQUESTS, TASKS = 10_000, 20_000

@@ -10,8 +10,8 @@ import numpy as np
 
 from codedinvnet.codes.rules import CodeRules, Uncoded, from_json
 from codedinvnet.errors import UserError
+from codedinvnet.evaluation.quantiles import percentile, rank_of, rounded
 from codedinvnet.progress import Progress
-from codedinvnet.quantiles import percentile, rank_of, rounded
 from codedinvnet.scheduler.sending import code_for
 from codedinvnet.scheduler.settings import POLICIES
 from codedinvnet.simulation.doubts import left_out, overload

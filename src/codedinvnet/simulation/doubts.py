@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from codedinvnet.quantiles import percentile
+from codedinvnet.evaluation.quantiles import percentile
 from codedinvnet.serving.traffic import CANCELLED, REFUSED
 from codedinvnet.simulation.scenario import Scenario, Straggler
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from codedinvnet.quantiles import around, half_width, percentile, rounded
+from codedinvnet.evaluation.quantiles import around, half_width, percentile, rounded
 from codedinvnet.simulation.doubts import drifts
 from codedinvnet.simulation.engine import Records, Simulation
 from codedinvnet.simulation.scenario import Accuracy, Scenario

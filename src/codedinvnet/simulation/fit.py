@@ -27,7 +27,7 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.stats import binom, norm
 
-from codedinvnet.quantiles import SHARES, quantiles
+from codedinvnet.evaluation.quantiles import SHARES, quantiles
 from codedinvnet.simulation.distributions import Distribution
 from codedinvnet.simulation.scenario import Straggler
 from codedinvnet.simulation.task_times import FEWEST_TASKS, WorkerTasks

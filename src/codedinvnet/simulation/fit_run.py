@@ -13,8 +13,8 @@ import numpy as np
 from scipy.stats import ks_2samp
 
 from codedinvnet.errors import UserError
+from codedinvnet.evaluation.quantiles import percentile
 from codedinvnet.files import check_writable, write_json
-from codedinvnet.quantiles import percentile
 from codedinvnet.simulation.figures import aligned
 from codedinvnet.simulation.fit import Fitted, draws, fit
 from codedinvnet.simulation.picture import check_format, draw_fit

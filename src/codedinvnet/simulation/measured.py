@@ -24,7 +24,7 @@ from pydantic import ConfigDict, Field, model_validator
 from codedinvnet.codes.registry import OURS
 from codedinvnet.config import Positive, Section, validated
 from codedinvnet.errors import UserError
-from codedinvnet.quantiles import Histogram, percentile, rounded
+from codedinvnet.evaluation.quantiles import Histogram, percentile, rounded
 from codedinvnet.rows import current_latency, is_latency_row, read_rows
 from codedinvnet.simulation.distributions import Distribution
 from codedinvnet.simulation.figures import QUANTILES, TAIL, aligned, latency_of

@@ -13,8 +13,8 @@ from pandas import DataFrame
 from codedinvnet.codes.method import Tolerance
 from codedinvnet.codes.registry import find_method
 from codedinvnet.errors import UserError
+from codedinvnet.evaluation.quantiles import rank_of
 from codedinvnet.models.bundle import weights_digest
-from codedinvnet.quantiles import rank_of
 from codedinvnet.rows import current_accuracy, read_rows
 from codedinvnet.scheduler.auto import workers_for
 from codedinvnet.serving.policies import SERVED, served_as

@@ -21,10 +21,15 @@ import numpy as np
 import torch
 
 from codedinvnet import study
-from codedinvnet.bench import accuracy
-from codedinvnet.bench.client import Reply
-from codedinvnet.bench.grid import AccuracyGrid, Trial, check_part, load_grid
-from codedinvnet.bench.latency_grid import (
+from codedinvnet.codes.equal_cost import macs
+from codedinvnet.codes.method import Method, given_by
+from codedinvnet.codes.registry import OURS, find_method
+from codedinvnet.data import ImageSource, Split
+from codedinvnet.engines import check_installed
+from codedinvnet.errors import UserError
+from codedinvnet.evaluation import methods
+from codedinvnet.evaluation.client import Reply
+from codedinvnet.evaluation.latency_grid import (
     Arm,
     LatencyGrid,
     arms,
@@ -33,27 +38,22 @@ from codedinvnet.bench.latency_grid import (
     load_latency_grid,
     quick_grid,
 )
-from codedinvnet.bench.parts import DataSet
-from codedinvnet.bench.service import (
+from codedinvnet.evaluation.parts import DataSet
+from codedinvnet.evaluation.quantiles import SHARES, quantiles
+from codedinvnet.evaluation.service import (
     ParityWait,
     latency_figures,
     schedule,
     serving,
     work_figures,
 )
-from codedinvnet.codes.equal_cost import macs
-from codedinvnet.codes.method import Method, given_by
-from codedinvnet.codes.registry import OURS, find_method
-from codedinvnet.data import ImageSource, Split
-from codedinvnet.engines import check_installed
-from codedinvnet.errors import UserError
+from codedinvnet.evaluation.trials import AccuracyGrid, Trial, check_part, load_grid
 from codedinvnet.files import check_folder, check_writable
 from codedinvnet.models.bundle import (
     Bundle,
     load_bundle,
     weights_digest,
 )
-from codedinvnet.quantiles import SHARES, quantiles
 from codedinvnet.rows import Row, key_of, newest, read_rows
 from codedinvnet.serving.policies import served_as
 from codedinvnet.serving.workers.faults import Fault
@@ -161,17 +161,17 @@ class LatencyBench:
         images, labels = self.test.batch(torch.arange(len(self.test)))
         self.images, self.labels = images.numpy(), labels.numpy()
         self.parts: dict[str, Path] = {}
-        methods = {find_method(served_as(name).method) for name in names}
-        with_parts = [method for method in methods if method.part]
-        self.part_settings = self._part_settings(with_parts) if with_parts else None
-        self.encode_shares = {method.name: self._encode_share(method) for method in methods}
+        needed = {find_method(served_as(name).method) for name in names}
+        parts = [method for method in needed if method.part]
+        self.part_settings = self._part_settings(parts) if parts else None
+        self.encode_shares = {method.name: self._encode_share(method) for method in needed}
 
     def _load(self, split: Split) -> ImageSource:
         """Read the bundle's image set, as large as it was trained on."""
         data = self.bundle.info.provenance.settings.data
         return images_of(data, split, self.data_dir, self.download)
 
-    def _part_settings(self, methods: Iterable[Method]) -> AccuracyGrid:
+    def _part_settings(self, wanted: Iterable[Method]) -> AccuracyGrid:
         """Return the grid of `bench accuracy` that trains the parts of methods.
 
         Raises:
@@ -184,9 +184,9 @@ class LatencyBench:
                 f"{self.grid.parts}: datasets.{self.dataset} must have the bundle "
                 f"{self.grid.bundle!r}, for parts to be trained by it"
             )
-        for method in methods:
+        for method in wanted:
             check_part(grid, method, self.dataset, self.grid.parts)
-        return accuracy.quick_grid(grid) if self.quick else grid
+        return methods.quick_grid(grid) if self.quick else grid
 
     def _settings_of(self, method: Method) -> Any:
         """Return how a method's part is trained; None without one."""
@@ -277,7 +277,7 @@ class LatencyBench:
             self.test,
             self.save_dir / "bench" / (grid.name + ("-quick" if self.quick else "")),
             torch.device("cpu"),
-            accuracy.QUICK_TRAINING_IMAGES if self.quick else None,
+            methods.QUICK_TRAINING_IMAGES if self.quick else None,
         )
         trial = Trial(
             label=method.name,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from codedinvnet.arrivals import poisson_gaps
-from codedinvnet.bench.client import Client, Reply
+from codedinvnet.evaluation.client import Client, Reply
 
 
 class Clock(Client):

@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from codedinvnet.bench.client import Client, Reply, connect
+from codedinvnet.evaluation.client import Client, Reply, connect
+from codedinvnet.evaluation.quantiles import Histogram, percentile, rounded
 from codedinvnet.processes import ProcessorTime, processor_time, server
-from codedinvnet.quantiles import Histogram, percentile, rounded
 from codedinvnet.serving.workers.faults import Delay, Fault
 from codedinvnet.simulation.figures import QUANTILES
 

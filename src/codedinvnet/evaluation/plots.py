@@ -12,8 +12,8 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 from pandas import DataFrame
 
-from codedinvnet.bench.tables import accuracy_frame, best_bases
 from codedinvnet.codes.registry import OURS, known_method
+from codedinvnet.evaluation.tables import accuracy_frame, best_bases
 from codedinvnet.files import write_picture
 from codedinvnet.rows import read_rows
 

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from codedinvnet.bench.grid import Base, DataSetSettings, Trial, check_possible
 from codedinvnet.checkpoint import PART, load_checkpoint, load_modules
 from codedinvnet.codes.base import Scheme, blamed
 from codedinvnet.codes.equal_cost import macs, plain_network, plain_width
@@ -27,6 +26,7 @@ from codedinvnet.codes.registry import find_method
 from codedinvnet.config import PartSettings, PixelFusionSettings
 from codedinvnet.data import ImageRows, ImageSource, random_groups, spread_rows
 from codedinvnet.errors import UserError
+from codedinvnet.evaluation.trials import Base, DataSetSettings, Trial, check_possible
 from codedinvnet.files import free_backup_name
 from codedinvnet.models.bundle import Bundle, load_bundle, weights_digest
 from codedinvnet.models.network import ImageNetwork, classifier_of

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from codedinvnet.bench.client import Reply
-from codedinvnet.bench.service import latency_figures
 from codedinvnet.codes.registry import known_method
+from codedinvnet.evaluation.client import Reply
+from codedinvnet.evaluation.service import latency_figures
 from codedinvnet.models.bundle import shipped_bundles, weights_digest
 from codedinvnet.rows import SCHEMA_VERSION, key_of
 

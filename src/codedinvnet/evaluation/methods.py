@@ -12,19 +12,6 @@ from typing import Any
 import torch
 
 from codedinvnet import study
-from codedinvnet.bench.erasures import Score, score
-from codedinvnet.bench.grid import (
-    AccuracyGrid,
-    Trial,
-    check_parts,
-    check_possible,
-    is_foreign,
-    load_grid,
-    needs_training_images,
-    trials,
-    with_methods,
-)
-from codedinvnet.bench.parts import DataSet, Scored
 from codedinvnet.codes.equal_cost import direct_macs, extra_macs
 from codedinvnet.codes.registry import find_method
 from codedinvnet.codes.rules import is_systematic
@@ -38,7 +25,20 @@ from codedinvnet.data import (
     spread_rows,
 )
 from codedinvnet.errors import UserError
+from codedinvnet.evaluation.erasures import Score, score
 from codedinvnet.evaluation.outputs import direct_answers, task_outputs
+from codedinvnet.evaluation.parts import DataSet, Scored
+from codedinvnet.evaluation.trials import (
+    AccuracyGrid,
+    Trial,
+    check_parts,
+    check_possible,
+    is_foreign,
+    load_grid,
+    needs_training_images,
+    trials,
+    with_methods,
+)
 from codedinvnet.files import check_folder, check_writable
 from codedinvnet.models.bundle import Bundle, load_bundle
 from codedinvnet.rows import current_accuracy, key_of, newest, read_rows

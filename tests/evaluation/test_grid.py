@@ -8,7 +8,10 @@ from typing import Any
 
 import pytest
 
-from codedinvnet.bench.grid import (
+from codedinvnet.codes.method import PARTS
+from codedinvnet.codes.registry import METHODS, find_method
+from codedinvnet.errors import UserError
+from codedinvnet.evaluation.trials import (
     DataSetSettings,
     check_possible,
     load_grid,
@@ -16,9 +19,6 @@ from codedinvnet.bench.grid import (
     trials,
     with_methods,
 )
-from codedinvnet.codes.method import PARTS
-from codedinvnet.codes.registry import METHODS, find_method
-from codedinvnet.errors import UserError
 from codedinvnet.models.bundle import bundle_info
 
 ROOT = Path(__file__).resolve().parents[2]

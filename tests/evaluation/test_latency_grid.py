@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from codedinvnet.bench.latency_grid import (
+from codedinvnet.errors import UserError
+from codedinvnet.evaluation.latency_grid import (
     arms,
     chosen,
     injected,
     load_latency_grid,
     quick_grid,
 )
-from codedinvnet.errors import UserError
 from codedinvnet.serving.policies import SERVED
 from codedinvnet.simulation.stragglers import stragglers
 

@@ -9,23 +9,23 @@ from typing import Any
 import numpy as np
 import pytest
 
-from codedinvnet.bench import latency
-from codedinvnet.bench.client import Reply
-from codedinvnet.bench.latency_grid import Arm, arms, load_latency_grid
-from codedinvnet.bench.service import ParityWait, latency_figures
 from codedinvnet.codes.registry import METHODS
 from codedinvnet.config import EncoderSettings
 from codedinvnet.engines import ENGINES, ONNX_RUNTIME
 from codedinvnet.errors import UserError
+from codedinvnet.evaluation import latency
+from codedinvnet.evaluation.client import Reply
 from codedinvnet.evaluation.cost import encoder_share
+from codedinvnet.evaluation.latency_grid import Arm, arms, load_latency_grid
+from codedinvnet.evaluation.quantiles import Histogram
+from codedinvnet.evaluation.service import ParityWait, latency_figures
 from codedinvnet.files import file_digest
 from codedinvnet.models.coded import build_encoder, with_encoder
-from codedinvnet.quantiles import Histogram
 from codedinvnet.rows import newest, read_rows
 from codedinvnet.simulation.measured import read_runs, scenario_of
 from codedinvnet.simulation.scenario import load_scenario
-from tests.bench.grids import PAPER, PART
 from tests.conftest import Command
+from tests.evaluation.grids import PAPER, PART
 
 ROOT = Path(__file__).resolve().parents[2]
 REAL = ["coded", "small-backup"]

@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from codedinvnet.bench import plots, tables
-from codedinvnet.quantiles import half_width
+from codedinvnet.evaluation import plots, tables
+from codedinvnet.evaluation.quantiles import half_width
 from codedinvnet.rows import append_row
-from tests.bench.canned import latency_row, row
+from tests.evaluation.canned import latency_row, row
 
 
 def line(frame: pd.DataFrame, **place: Any) -> Any:

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from codedinvnet.quantiles import (
+from codedinvnet.evaluation.quantiles import (
     SHARES,
     Histogram,
     around,

@@ -7,13 +7,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from codedinvnet.bench import erasures
-from codedinvnet.bench.erasures import (
-    CORRUPTION,
-    Score,
-    corrupt_some,
-    score,
-)
 from codedinvnet.codes.backup import SmallBackup
 from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.berrut import ApproxIFER, RobustApproxIFER
@@ -24,7 +17,14 @@ from codedinvnet.codes.parm import ParM
 from codedinvnet.codes.plain import Plain, Replication
 from codedinvnet.codes.rules import BACKUP, AnswersAll, CodeRules
 from codedinvnet.data import Groups, ImageSet, random_groups
+from codedinvnet.evaluation import erasures
 from codedinvnet.evaluation.accuracy import evaluate
+from codedinvnet.evaluation.erasures import (
+    CORRUPTION,
+    Score,
+    corrupt_some,
+    score,
+)
 from codedinvnet.evaluation.outputs import group_outputs, task_outputs
 from codedinvnet.models.bundle import Bundle, BundleInfo
 from codedinvnet.training.recovered import embed_all, recovered_accuracy

@@ -21,8 +21,14 @@ from pandas import DataFrame, Series
 
 from codedinvnet.codes.registry import METHODS, known_method
 from codedinvnet.data.names import KNOWN
+from codedinvnet.evaluation.quantiles import (
+    Histogram,
+    around,
+    half_width,
+    half_width_within,
+    rank_of,
+)
 from codedinvnet.files import write_atomically, write_text
-from codedinvnet.quantiles import Histogram, around, half_width, half_width_within, rank_of
 from codedinvnet.rows import Row, current_accuracy, current_latency, read_rows
 from codedinvnet.serving.policies import SERVED
 from codedinvnet.simulation.figures import QUANTILES, SAME

@@ -10,11 +10,11 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, ValidationError, model_validator
 
-from codedinvnet.bench.grid import Count, GroupSize
 from codedinvnet.codes.registry import find_method
 from codedinvnet.config import Positive, Section, describe, meant, validated
 from codedinvnet.engines import PYTORCH, EngineName
 from codedinvnet.errors import UserError
+from codedinvnet.evaluation.trials import Count, GroupSize
 from codedinvnet.files import read_json
 from codedinvnet.scheduler.settings import MAX_BATCH, coded_too_late
 from codedinvnet.serving.policies import SERVED, Served, served_as

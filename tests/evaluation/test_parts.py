@@ -10,9 +10,6 @@ from typing import Any
 import pytest
 import torch
 
-from codedinvnet.bench import parts
-from codedinvnet.bench.grid import DataSetSettings, Trial
-from codedinvnet.bench.parts import DataSet, Scored, _set_aside
 from codedinvnet.checkpoint import save_checkpoint
 from codedinvnet.codes.method import given_by
 from codedinvnet.codes.registry import find_method
@@ -26,11 +23,14 @@ from codedinvnet.data import (
     split_indices,
 )
 from codedinvnet.errors import UserError
+from codedinvnet.evaluation import parts
+from codedinvnet.evaluation.parts import DataSet, Scored, _set_aside
+from codedinvnet.evaluation.trials import DataSetSettings, Trial
 from codedinvnet.models.bundle import VALIDATION, Bundle, load_bundle, save_bundle
 from codedinvnet.training.loop import sole_writer
 from codedinvnet.training.pixels import OBJECTIVE_VERSION, PaperStage, fusion_targets
-from tests.bench.grids import PAPER, PART
 from tests.data.files import Unread
+from tests.evaluation.grids import PAPER, PART
 
 
 def test_what_is_set_aside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

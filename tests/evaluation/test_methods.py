@@ -10,7 +10,6 @@ import pytest
 import torch
 from PIL import Image
 
-from codedinvnet.bench import accuracy
 from codedinvnet.checkpoint import load_checkpoint, save_checkpoint
 from codedinvnet.codes.build import scheme_for
 from codedinvnet.codes.equal_cost import (
@@ -23,6 +22,7 @@ from codedinvnet.codes.equal_cost import (
 from codedinvnet.codes.mean import MeanCode
 from codedinvnet.codes.registry import METHODS
 from codedinvnet.errors import UserError
+from codedinvnet.evaluation import methods
 from codedinvnet.evaluation.accuracy import evaluate
 from codedinvnet.models.bundle import bundle_folder as shipped_folder
 from codedinvnet.models.bundle import load_bundle
@@ -31,8 +31,8 @@ from codedinvnet.stages import evaluation_images
 from codedinvnet.training import pixels
 from codedinvnet.training.parity import ParityStage
 from codedinvnet.training.pixels import PixelStage
-from tests.bench.grids import PAPER, PART, TRIALS, run, write_grid
 from tests.conftest import Command
+from tests.evaluation.grids import PAPER, PART, TRIALS, run, write_grid
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +176,7 @@ def test_a_trial_that_raises_is_a_row_and_is_tried_again(
 ) -> None:
     blocks = [{"methods": ["none", "replication", "coded-invnet"]}]
     grid = write_grid(tmp_path / "grid.json", bundle_folder, blocks)
-    figures = accuracy._Bench.figures
+    figures = methods._Bench.figures
 
     def breaks(self: Any, trial: Any, data: Any) -> dict[str, Any]:
         if trial.method == "replication":
@@ -184,7 +184,7 @@ def test_a_trial_that_raises_is_a_row_and_is_tried_again(
         return figures(self, trial, data)
 
     with monkeypatch.context() as patch:
-        patch.setattr(accuracy._Bench, "figures", breaks)
+        patch.setattr(methods._Bench, "figures", breaks)
         assert run(grid, tmp_path, data_dir)["failed"] == 1
     rows = read_rows(tmp_path / "rows.jsonl")
     assert [row["error"] for row in rows] == [None, "RuntimeError: out of luck", None]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from codedinvnet.bench.client import Reply
-from codedinvnet.bench.service import ParityWait, Run, work_figures
+from codedinvnet.evaluation.client import Reply
+from codedinvnet.evaluation.service import ParityWait, Run, work_figures
 
 
 def test_work_is_in_service_times_of_a_query() -> None:

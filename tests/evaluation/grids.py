@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from codedinvnet.bench import accuracy
+from codedinvnet.evaluation import methods
 
 PAPER = {
     "objective": "pixels",
@@ -57,7 +57,7 @@ def write_grid(path: Path, bundle: Path, blocks: list[dict[str, Any]] | None = N
 
 
 def run(grid: Path, folder: Path, data_dir: Path, **more: Any) -> dict[str, Any]:
-    return accuracy.run(
+    return methods.run(
         grid,
         out=folder / "rows.jsonl",
         save_dir=folder / "runs",

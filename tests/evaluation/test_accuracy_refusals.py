@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from codedinvnet.bench import accuracy
 from codedinvnet.errors import UserError
+from codedinvnet.evaluation import methods
 from codedinvnet.rows import append_row
-from tests.bench.canned import latency_row
-from tests.bench.grids import run, write_grid
 from tests.conftest import Command
+from tests.evaluation.canned import latency_row
+from tests.evaluation.grids import run, write_grid
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_mistakes_are_told_before_any_work(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """And before an image set is looked for, which may mean a download."""
-    monkeypatch.setattr(accuracy, "load_images", None)
+    monkeypatch.setattr(methods, "load_images", None)
     grid = write_grid(tmp_path / "grid.json", bundle_folder, blocks)
     out = tmp_path / "rows.jsonl"
     outcome = call("bench", "accuracy", grid, "--data-dir", data_dir, "--out", out)
@@ -116,7 +116,7 @@ def test_a_training_of_the_papers_encoder_that_takes_no_step_is_told_before_any_
     raw = json.loads(grid.read_text())
     raw["datasets"]["mnist"]["paper"]["groups"] = 7
     grid.write_text(json.dumps(raw))
-    monkeypatch.setattr(accuracy, "load_images", None)
+    monkeypatch.setattr(methods, "load_images", None)
     with pytest.raises(UserError, match=r"groups 7 do not make one step: one needs .* = 8"):
         run(grid, tmp_path, data_dir)
 
@@ -149,7 +149,7 @@ def test_a_place_for_rows_that_cannot_be_used_is_told_before_any_work(
     if told != "cannot write to":
         out.parent.mkdir()
     spoil(out)
-    monkeypatch.setattr(accuracy, "load_images", None)
+    monkeypatch.setattr(methods, "load_images", None)
     with pytest.raises(UserError, match=told):
         run(grid, out.parent, data_dir)
 

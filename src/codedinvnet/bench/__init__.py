@@ -1,1 +1,0 @@
-"""Comparisons of all methods: their accuracy, and their latency on the real service."""
