@@ -9,46 +9,30 @@ from typing import Literal, Protocol
 import numpy as np
 
 from codedinvnet.errors import UserError
+from codedinvnet.protocol.messages import HEADER_LENGTH
+from codedinvnet.protocol.tensors import DATATYPE_OF, DATATYPES, TensorSpec
 
-DATATYPES: Mapping[str, np.dtype[np.generic]] = {
-    "BOOL": np.dtype(np.bool_),
-    "UINT8": np.dtype(np.uint8),
-    "UINT16": np.dtype(np.uint16),
-    "UINT32": np.dtype(np.uint32),
-    "UINT64": np.dtype(np.uint64),
-    "INT8": np.dtype(np.int8),
-    "INT16": np.dtype(np.int16),
-    "INT32": np.dtype(np.int32),
-    "INT64": np.dtype(np.int64),
-    "FP16": np.dtype(np.float16),
-    "FP32": np.dtype(np.float32),
-    "FP64": np.dtype(np.float64),
-    "BYTES": np.dtype(object),
-}
-"""Datatypes of the Open Inference Protocol V2, and numpy's; elements of BYTES are `bytes`."""
-DATATYPE_OF: Mapping[np.dtype[np.generic], str] = {own: name for name, own in DATATYPES.items()}
-HEADER_LENGTH = "Inference-Header-Content-Length"
-"""The header that says how many bytes of a body are JSON, where binary tensors follow."""
+__all__ = [
+    "DATATYPES",
+    "DATATYPE_OF",
+    "FLOATING",
+    "HEADER_LENGTH",
+    "Model",
+    "Scores",
+    "Signature",
+    "TensorSpec",
+    "Unreachable",
+    "can_be_scores",
+    "lacking_scores",
+    "mixed_tensor",
+    "scores_tensor",
+]
+
 FLOATING = ("FP16", "FP32", "FP64")
 
 
 class Unreachable(UserError):
     """A server does not answer: it makes no difference how much it is asked for."""
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """A tensor that a model takes or returns.
-
-    Attributes:
-        name: the model's own name of it.
-        datatype: one of DATATYPES.
-        shape: the shape of one query, without the batch axis, which comes first.
-    """
-
-    name: str
-    datatype: str
-    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from codedinvnet.protocol.messages import ProtocolError
+
 
 class Answered(NamedTuple):
     """One query's answer."""
@@ -25,8 +27,8 @@ class Answered(NamedTuple):
     direct answer, and without a calibration."""
 
 
-class BadRequest(Exception):
-    """The request cannot be understood, or not be answered; the message names the field."""
+BadRequest = ProtocolError
+"""The request cannot be understood, or not be answered; the message names the field."""
 
 
 class QueryFailed(Exception):
