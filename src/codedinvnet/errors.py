@@ -37,3 +37,8 @@ def one_line(error: BaseException) -> str:
     """Return what an error of a library says, as one line; its kind if it says nothing."""
     lines = re.sub(r"\x1b\[[\d;]*m", "", str(error)).strip().splitlines()  # PyTorch's have colours
     return lines[0].strip() if lines else type(error).__name__
+
+
+def described(error: BaseException) -> str:
+    """Return an error's kind and message."""
+    return f"{type(error).__name__}: {error}"

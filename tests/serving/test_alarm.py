@@ -13,9 +13,9 @@ import pytest
 import uvloop
 
 from codedinvnet.models.base import Signature, TensorSpec
+from codedinvnet.net import alarm
+from codedinvnet.net.alarm import TURNS, Alarm
 from codedinvnet.scheduler.settings import POLICIES, Rules
-from codedinvnet.serving import alarm
-from codedinvnet.serving.alarm import TURNS, Alarm
 from codedinvnet.serving.answers import Answered
 from codedinvnet.serving.frontend import FrontEnd
 from codedinvnet.serving.served import OwnModel

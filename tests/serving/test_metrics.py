@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
+from codedinvnet.net import logs
 from codedinvnet.scheduler.auto import Decision, Seen
 from codedinvnet.scheduler.settings import HEDGE
-from codedinvnet.serving import logs
 from codedinvnet.serving import metrics as module
 from codedinvnet.serving.gateway.upstream_metrics import OK, UpstreamMetrics
 from codedinvnet.serving.logs import JsonLines, log_event

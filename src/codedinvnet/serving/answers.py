@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from codedinvnet.errors import described as described
 from codedinvnet.protocol.messages import ProtocolError
 
 
@@ -89,8 +90,3 @@ class Draining(NotNow):
 
     def __init__(self) -> None:
         super().__init__("shutting down")
-
-
-def described(error: BaseException) -> str:
-    """Return an error's kind and message."""
-    return f"{type(error).__name__}: {error}"

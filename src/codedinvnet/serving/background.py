@@ -1,63 +1,11 @@
-"""Tasks that nobody waits for: they end with their owner, and none fails unseen."""
+"""Moved to `codedinvnet.net.background`."""
 
-from __future__ import annotations
-
-import asyncio
-import logging
-from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
-
-from codedinvnet.serving.answers import described
-from codedinvnet.serving.logs import log_event
-
-Found = TypeVar("Found")
-
-
-async def in_thread(function: Callable[[], Found]) -> Found:
-    """Return what a function returns in a thread.
-
-    Whoever is cancelled meanwhile still waits until the thread has ended: what it holds for it, a
-    turn or memory, is taken until then.
-    """
-    work = asyncio.ensure_future(asyncio.to_thread(function))
-    try:
-        return await asyncio.shield(work)
-    except asyncio.CancelledError:
-        await asyncio.wait({work})
-        if not work.cancelled():
-            work.exception()  # nobody asks for it
-        raise
-
-
-def log_error(error: BaseException) -> None:
-    """Log a mistake of our own."""
-    log_event("internal error", logging.ERROR, error, reason=described(error))
-
-
-class Background:
-    """What its owner has under way."""
-
-    def __init__(self) -> None:
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        """Begin something; what it raises is logged."""
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._ended)
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log_error(error)
-
-    async def wait(self, seconds: float | None) -> None:
-        """Wait until all of it has ended, for so many seconds at most; None: however long."""
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=seconds)
-
-    async def stop(self) -> None:
-        """Cancel all of it, and wait until it has ended."""
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+from codedinvnet.net.background import (
+    Background as Background,
+)
+from codedinvnet.net.background import (
+    in_thread as in_thread,
+)
+from codedinvnet.net.background import (
+    log_error as log_error,
+)

@@ -1,0 +1,503 @@
+"""An HTTP/1.1 client on kept connections: whole answers, or streams with back-pressure.
+
+A connection on which something came that nobody had asked for is never used again: the next
+request would take it for its answer. To cancel a request is to close its connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import select
+import ssl
+from collections import deque
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+from urllib.parse import quote, urlsplit
+
+import aiohappyeyeballs
+
+from codedinvnet.errors import UserError, is_host
+from codedinvnet.net.http1 import (
+    END,
+    MOST_HEAD,
+    BadMessage,
+    Chunks,
+    Fields,
+    ResponseHead,
+    read_response,
+    write_fields,
+)
+from codedinvnet.net.resolve import Resolver
+
+CONNECT_TIMEOUT = 1.0
+"""Seconds in which a connection must be there, name lookup and TLS included."""
+NEXT_ADDRESS = 0.25
+"""Seconds after which a name's next address is tried as well."""
+LONGEST_IDLE = 15.0
+"""Seconds after which an idle connection is closed: the server may be about to close it."""
+OLDEST = 600.0
+"""Seconds after which a connection gets no other request: its name may be elsewhere by now."""
+MOST_ANSWER = 1 << 30
+"""Bytes of an answer that is read as a whole."""
+
+
+class Broken(ConnectionError):
+    """A connection broke after a request was written: the server may have handled it.
+
+    Args:
+        reason: why.
+        stale: whether a kept connection closed before anything of the answer came.
+    """
+
+    def __init__(self, reason: str, stale: bool = False) -> None:
+        super().__init__(reason)
+        self.stale = stale
+
+
+class Receiver(Protocol):
+    """Takes an answer, part by part. `on_end` or `on_lost` comes last, once."""
+
+    def on_head(self, head: ResponseHead) -> None:
+        """Take the status and the fields."""
+
+    def on_body(self, data: bytes) -> None:
+        """Take a part of the body."""
+
+    def on_end(self, trailers: Fields) -> None:
+        """Take note that the answer is complete."""
+
+    def on_lost(self, error: Exception) -> None:
+        """Take note that the rest of the answer will not come."""
+
+
+class Origin(NamedTuple):
+    """Where a server is."""
+
+    scheme: str
+    host: str
+    port: int
+    path: str
+    """What precedes the path of every request."""
+    name: str
+    """The name that its certificate must have, and that it is asked by."""
+
+    @property
+    def authority(self) -> str:
+        """Return the value of the Host field."""
+        name = f"[{self.name}]" if ":" in self.name else self.name
+        usual = 443 if self.scheme == "https" else 80
+        return name if self.port == usual else f"{name}:{self.port}"
+
+
+def parse_origin(url: str, flag: str = "--upstream") -> Origin:
+    """Return the origin that a URL names: http://HOST[:PORT][/PATH] or https://...
+
+    A URL over TLS may end with #NAME: its certificate then must have that name.
+
+    Raises:
+        UserError: naming the option, if it is no such URL.
+    """
+    try:
+        parts = urlsplit(url)
+        port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+    except ValueError as error:
+        raise UserError(f"{flag}: {url!r} is not a URL: {error}") from error
+    if port is None or not parts.hostname or parts.query:
+        raise UserError(f"{flag}: {url!r} is not http://HOST:PORT or https://HOST:PORT")
+    if parts.fragment and parts.scheme != "https":
+        raise UserError(f"{flag}: {url!r}: only https:// takes #NAME")
+    if parts.username is not None:
+        raise UserError(f"{flag}: {parts.hostname}: a URL may not contain a password")
+    for name in filter(None, (parts.hostname, parts.fragment)):
+        if not is_host(name):
+            raise UserError(f"{flag}: {url!r}: {name!r} is not a host name")
+    path = quote(parts.path.rstrip("/"), safe="/%~!$&'()*+,;=:@")
+    return Origin(parts.scheme, parts.hostname, port, path, parts.fragment or parts.hostname)
+
+
+class Connection(asyncio.Protocol):
+    """One connection, at one request at a time.
+
+    Args:
+        client: keeps it when an answer is complete.
+    """
+
+    transport: asyncio.Transport
+
+    def __init__(self, client: HttpClient) -> None:
+        self.client = client
+        self.receiver: Receiver | None = None
+        """Takes the answer; None between two requests."""
+        self.used = 0
+        """Requests that were sent."""
+        self.made = self.since = client.loop.time()
+        """When it was made, and used last."""
+        self.sound = True
+        """Whether it may be kept."""
+        self._poll: select.poll | None = None
+        self._method = b""
+        self._held = b""
+        """The beginning of a head."""
+        self._heard = False
+        """Whether anything of the answer is here."""
+        self._head: ResponseHead | None = None
+        self._chunks: Chunks | None = None
+        self._left: int | None = 0
+        """Bytes of the body that are to come; None: until the connection closes."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        self.transport = transport
+        descriptor = transport.get_extra_info("socket").fileno()
+        if descriptor >= 0 and hasattr(select, "poll"):
+            self._poll = select.poll()
+            self._poll.register(descriptor, select.POLLIN)
+
+    def is_quiet(self) -> bool:
+        """Tell whether another request may be written: nothing came that is not read yet."""
+        if not self.sound or self.transport.is_closing():
+            return False
+        return self._poll is None or not self._poll.poll(0)
+
+    def send(self, receiver: Receiver, method: bytes, request: Sequence[bytes]) -> None:
+        """Write a request; its answer goes to a receiver.
+
+        Args:
+            receiver: of the answer.
+            method: the request's.
+            request: its bytes, in parts.
+        """
+        self.receiver, self._method, self._heard = receiver, method, False
+        self.used += 1
+        self.transport.writelines(request)
+
+    def pause(self) -> None:
+        """Read nothing more for now."""
+        if not self.transport.is_closing():
+            self.transport.pause_reading()
+
+    def resume(self) -> None:
+        """Read on."""
+        if not self.transport.is_closing():
+            self.transport.resume_reading()
+
+    def abort(self) -> None:
+        """Cancel what is under way, and close; the receiver hears nothing more."""
+        self.receiver, self.sound = None, False
+        self.transport.abort()
+
+    def _fail(self, error: Exception) -> None:
+        receiver, self.receiver, self.sound = self.receiver, None, False
+        self.transport.abort()
+        if receiver is not None:
+            receiver.on_lost(error)
+
+    # What the server sends
+
+    def data_received(self, data: bytes) -> None:
+        if self.receiver is None:
+            self._fail(ConnectionError("it sent what nobody had asked for"))
+            return
+        self._heard = True
+        try:
+            while data and self.receiver is not None:
+                data = self._read_body(data) if self._head is not None else self._read_head(data)
+        except BadMessage as error:
+            self._fail(Broken(f"its answer is not HTTP/1.1: {error}"))
+            return
+        if data and self.sound:  # more than the answer
+            self.sound = False
+            self.transport.abort()
+
+    def _read_head(self, data: bytes) -> bytes:
+        if self._held:
+            data, self._held = self._held + data, b""
+        end = data.find(END, 0, MOST_HEAD)
+        if end < 0:
+            if len(data) >= MOST_HEAD:
+                raise BadMessage(f"its headers take more than {MOST_HEAD} bytes")
+            self._held = data
+            return b""
+        end += len(END)
+        head = read_response(data[:end])
+        if head.status < 200:
+            if head.status == 101:
+                raise BadMessage("it switched to another protocol")
+            return data[end:]
+        self._head, self._chunks, self._left = head, None, 0
+        if head.has_body(self._method):
+            if head.chunked:
+                self._chunks = Chunks()
+            else:
+                self._left = head.length
+                if head.length is None:
+                    self.sound = False
+        assert self.receiver is not None
+        self.receiver.on_head(head)
+        if self._left == 0 and self._chunks is None:
+            self._finish([], data[end:])
+            return b""
+        return data[end:]
+
+    def _read_body(self, data: bytes) -> bytes:
+        receiver = self.receiver
+        assert receiver is not None
+        if self._chunks is not None:
+            chunks = self._chunks
+            for piece in chunks.feed(data):
+                if self.receiver is receiver:  # it may have cancelled meanwhile
+                    receiver.on_body(piece)
+            if chunks.done:
+                self._finish(chunks.trailers, chunks.rest)
+            return b""
+        if self._left is None:
+            receiver.on_body(data)
+            return b""
+        piece, rest = data[: self._left], data[self._left :]
+        self._left -= len(piece)
+        receiver.on_body(piece)
+        if not self._left:
+            self._finish([], rest)
+            return b""
+        return rest
+
+    def _finish(self, trailers: Fields, rest: bytes) -> None:
+        """End an answer, and keep the connection if another request may be sent."""
+        receiver, head = self.receiver, self._head
+        self.receiver = self._head = self._chunks = None
+        if receiver is None or head is None:
+            return
+        self.since = self.client.loop.time()
+        unread = self.transport.get_write_buffer_size() > 0  # answered before it was read
+        self.sound = self.sound and head.keeps and not rest and not unread
+        if self.sound:
+            self.client.keep(self)
+        else:
+            self.transport.abort()
+        receiver.on_end(trailers)
+
+    def eof_received(self) -> None:
+        """Close, as the server does; `connection_lost` follows."""
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.client.gone(self)
+        if self._left is None and self._head is not None and exc is None:
+            self._finish([], b"")
+        said = "the connection was closed" if exc is None else described(exc)
+        self._fail(Broken(said, stale=self.used > 1 and not self._heard))
+
+
+class Answer(NamedTuple):
+    """A whole answer."""
+
+    status: int
+    head: ResponseHead
+    body: bytes
+
+    def field(self, name: str) -> str:
+        """Return a field's value; "" if there is none."""
+        return self.head.known.get(name.lower().encode(), b"").decode("latin-1")
+
+
+class Whole:
+    """Receives an answer as a whole.
+
+    Args:
+        most: bytes of its body.
+    """
+
+    def __init__(self, connection: Connection, most: int) -> None:
+        self.connection, self.most, self.size = connection, most, 0
+        self.done: asyncio.Future[Answer] = connection.client.loop.create_future()
+        self.body: list[bytes] = []
+
+    def on_head(self, head: ResponseHead) -> None:
+        self.head = head
+
+    def on_body(self, data: bytes) -> None:
+        self.body.append(data)
+        self.size += len(data)
+        if self.size > self.most:
+            self.connection.abort()
+            self.on_lost(Broken(f"its answer takes more than {self.most} bytes"))
+
+    def on_end(self, trailers: Fields) -> None:
+        if not self.done.done():
+            self.done.set_result(Answer(self.head.status, self.head, b"".join(self.body)))
+
+    def on_lost(self, error: Exception) -> None:
+        if not self.done.done():
+            self.done.set_exception(error)
+
+
+class HttpClient:
+    """Sends requests to one server, on connections that it keeps.
+
+    Args:
+        origin: where the server is.
+        context: of TLS; None: the origin's scheme decides, with this machine's certificates.
+        resolver: finds the addresses of its name; None: one of its own.
+        connect: seconds in which a connection must be there.
+    """
+
+    def __init__(
+        self,
+        origin: Origin,
+        context: ssl.SSLContext | None = None,
+        resolver: Resolver | None = None,
+        connect: float = CONNECT_TIMEOUT,
+    ) -> None:
+        if origin.scheme == "https" and context is None:
+            context = ssl.create_default_context()
+        self.origin, self.connect_timeout = origin, connect
+        self.context = context if origin.scheme == "https" else None
+        self.resolver = resolver or Resolver()
+        self.loop = asyncio.get_running_loop()
+        self.authority, self.path = origin.authority.encode(), origin.path.encode()
+        self._idle: deque[Connection] = deque()
+        """The one that was used last is the last."""
+        self._closed = False
+
+    @property
+    def idle(self) -> int:
+        """How many idle connections there are."""
+        return len(self._idle)
+
+    def keep(self, connection: Connection) -> None:
+        """Keep a connection for another request, and close those that were idle for too long."""
+        if self._closed:
+            connection.transport.close()
+            return
+        self._idle.append(connection)
+        oldest = self._idle[0]
+        if self.loop.time() - oldest.since > LONGEST_IDLE:
+            self._idle.popleft().transport.close()
+
+    def gone(self, connection: Connection) -> None:
+        """Forget a connection that was closed."""
+        if connection.receiver is None:
+            with contextlib.suppress(ValueError):
+                self._idle.remove(connection)
+
+    def kept(self, longest_idle: float = LONGEST_IDLE) -> Connection | None:
+        """Take an idle connection out, to be written on at once; None: there is none.
+
+        Args:
+            longest_idle: seconds that it may have been idle.
+        """
+        now = self.loop.time()
+        while self._idle:
+            if now - self._idle[-1].since > longest_idle:
+                return None
+            connection = self._idle.pop()
+            if now - connection.made < OLDEST and connection.is_quiet():
+                return connection
+            connection.transport.abort()
+        return None
+
+    async def connect(self, seconds: float | None = None) -> Connection:
+        """Return a new connection.
+
+        Raises:
+            OSError: if there is none in time.
+        """
+        limit = self.connect_timeout if seconds is None else min(seconds, self.connect_timeout)
+        try:
+            return await asyncio.wait_for(self._connect(), limit)
+        except asyncio.TimeoutError:
+            raise OSError(f"no connection within {limit:.3g} s") from None
+
+    async def _connect(self) -> Connection:
+        origin = self.origin
+        found = await self.resolver.resolve(origin.host, origin.port)
+        there = await aiohappyeyeballs.start_connection(found, happy_eyeballs_delay=NEXT_ADDRESS)
+        secure = self.context is not None
+        _, connection = await self.loop.create_connection(
+            lambda: Connection(self),
+            sock=there,
+            ssl=self.context,
+            server_hostname=origin.name if secure else None,
+            ssl_handshake_timeout=self.connect_timeout if secure else None,
+        )
+        return connection
+
+    async def ask(
+        self,
+        method: str,
+        path: str,
+        seconds: float,
+        body: bytes | None = None,
+        headers: Sequence[tuple[str, str]] = (),
+        *,
+        most: int = MOST_ANSWER,
+    ) -> Answer:
+        """Return the whole answer to a request that may be repeated.
+
+        It is written once more if a kept connection turns out to be closed.
+
+        Args:
+            method: of HTTP.
+            path: behind that of the origin.
+            seconds: for all of it.
+            body: None: there is none.
+            headers: other fields than Host and Content-Length.
+            most: bytes that its body may have.
+
+        Raises:
+            Broken: if the connection broke while the server may have handled it.
+            OSError: if the server cannot be reached, or there is no answer in time.
+        """
+        fields = [(b"Host", b" " + self.authority)]
+        fields += [
+            (name.encode("latin-1"), b" " + text.encode("latin-1")) for name, text in headers
+        ]
+        if body is not None:
+            fields.append((b"Content-Length", b" %d" % len(body)))
+        verb = method.encode()
+        start = b"%b %b%b HTTP/1.1\r\n" % (verb, self.path, path.encode("latin-1"))
+        if any(b"\r" in line or b"\n" in line for field in fields for line in field):
+            raise OSError("a header has several lines")
+        request = [start + write_fields(fields) + b"\r\n", *([body] if body else ())]
+        until = self.loop.time() + seconds
+        connection = self.kept()
+        while True:
+            again = connection is not None
+            if connection is None:
+                connection = await self.connect(until - self.loop.time())
+            whole = Whole(connection, most)
+            timer = self.loop.call_at(until, self._late, whole, seconds)
+            try:
+                connection.send(whole, verb, request)
+                return await whole.done
+            except Broken as error:
+                if not (again and error.stale):
+                    raise
+                connection = None
+            finally:
+                timer.cancel()
+                if connection is not None and connection.receiver is whole:  # cancelled
+                    connection.abort()
+
+    def _late(self, whole: Whole, seconds: float) -> None:
+        whole.connection.abort()
+        whole.on_lost(Broken(f"no answer within {seconds:.3g} s"))
+
+    def close_idle(self) -> None:
+        """Close the connections that nobody uses."""
+        while self._idle:
+            self._idle.pop().transport.abort()
+
+    def close(self) -> None:
+        """Close its connections; those that are at a request when that ends."""
+        self._closed = True
+        self.close_idle()
+
+
+def described(error: BaseException) -> str:
+    """Return what is wrong with a connection, in a few words."""
+    if isinstance(error, OSError):
+        if error.errno and error.errno > 0 and not isinstance(error, ssl.SSLError):
+            return os.strerror(error.errno)
+        return error.strerror or str(error) or type(error).__name__
+    return str(error) or type(error).__name__

@@ -1,0 +1,101 @@
+"""What is read of HTTP/1.1, what is refused, and that a message may come in any parts."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from codedinvnet.net.http1 import BadMessage, Chunks, read_request, read_response
+
+HOST = b"Host: a\r\n"
+GET = b"GET / HTTP/1.1\r\n"
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET /\r\nHost: a\r\n\r\n",
+        b"GET / HTTP/2.0\r\nHost: a\r\n\r\n",
+        b"GET  / HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"G(T / HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"GET /\x01 HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"GET / HTTP/1.1\nHost: a\r\n\r\n",
+        GET + b"\r\n",
+        GET + HOST + HOST + b"\r\n",
+        GET + HOST + b"A: b\nC: d\r\n\r\n",
+        GET + HOST + b"A: b\rC: d\r\n\r\n",
+        GET + HOST + b"A: b\r\n folded\r\n\r\n",
+        GET + HOST + b"A : b\r\n\r\n",
+        GET + HOST + b": b\r\n\r\n",
+        GET + HOST + b"A\r\n\r\n",
+        GET + HOST + b"A: \0\r\n\r\n",
+        GET + HOST + b"Content-Length: 1\r\nContent-Length: 1\r\n\r\n",
+        GET + HOST + b"Content-Length: 1, 1\r\n\r\n",
+        GET + HOST + b"Content-Length: +1\r\n\r\n",
+        GET + HOST + b"Content-Length: -1\r\n\r\n",
+        GET + HOST + b"Content-Length: 0x1\r\n\r\n",
+        GET + HOST + b"Content-Length:\r\n\r\n",
+        GET + HOST + b"Content-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
+        GET + HOST + b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n",
+        GET + HOST + b"Transfer-Encoding: gzip, chunked\r\n\r\n",
+        GET + HOST + b"Transfer-Encoding: identity\r\n\r\n",
+        b"GET / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n",
+    ],
+)
+def test_what_two_readers_could_understand_differently_is_refused(head: bytes) -> None:
+    with pytest.raises(BadMessage):
+        read_request(head)
+
+
+def test_a_request_is_read_as_it_came() -> None:
+    head = read_request(GET + HOST + b"X-A:  b \r\nx-a: c\r\nConnection: close, X-A\r\n\r\n")
+
+    assert (head.method, head.target, head.keeps, head.length) == (b"GET", b"/", False, None)
+    assert head.fields[1:3] == [(b"X-A", b"  b "), (b"x-a", b" c")]
+    assert head.known[b"x-a"] == b"b,c"
+    assert head.end_to_end(b"host") == []
+
+
+@pytest.mark.parametrize(
+    "head", [b"HTTP/1.1 2000 OK\r\n\r\n", b"HTTP/1.1 OK\r\n\r\n", b"ICY 200 OK\r\n\r\n"]
+)
+def test_an_answer_without_a_status_is_refused(head: bytes) -> None:
+    with pytest.raises(BadMessage):
+        read_response(head)
+
+
+def test_which_answers_have_a_body() -> None:
+    for status, body in ((200, True), (204, False), (304, False), (404, True)):
+        assert read_response(b"HTTP/1.1 %d\r\n\r\n" % status).has_body(b"GET") is body
+    assert not read_response(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n").has_body(b"HEAD")
+
+
+@given(
+    st.lists(st.binary(min_size=1, max_size=20)),
+    st.lists(st.integers(0, 200)),
+    st.sampled_from([b"", b"X-Sum: 1\r\n"]),
+)
+def test_chunks_may_come_in_any_parts(
+    pieces: list[bytes], cuts: list[int], trailers: bytes
+) -> None:
+    message = b"".join(b"%x;a=b\r\n%b\r\n" % (len(piece), piece) for piece in pieces)
+    message += b"0\r\n" + trailers + b"\r\n" + b"next"
+    chunks, found = Chunks(), b""
+    for begin, end in zip([0, *sorted(cuts)], [*sorted(cuts), len(message)], strict=True):
+        if chunks.done:
+            chunks.rest += message[begin:end]
+        else:
+            found += b"".join(chunks.feed(message[begin:end]))
+
+    assert (chunks.done, found, chunks.rest) == (True, b"".join(pieces), b"next")
+    assert chunks.trailers == ([(b"X-Sum", b" 1")] if trailers else [])
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"x\r\n", b"-1\r\n", b"1\nab", b"1\r\nab\r\n", b"0\r\na\n\r\n\r\n", b"1" * 2000, b"\r\n0\r\n"],
+)
+def test_malformed_chunks_are_refused(body: bytes) -> None:
+    with pytest.raises(BadMessage):
+        Chunks().feed(body)
