@@ -73,11 +73,6 @@ BENCHMARKS: Mapping[str, Benchmark] = {
         "--quick",
         QUICK,
     ),
-    "advised": Benchmark(
-        "compare what advise predicts before switches of policy with what is measured after them",
-        "--quick --out advised.json",
-        {**out("the report (JSON)", required=True), **QUICK, **SEED},
-    ),
     "gateway-faults": Benchmark(
         "harm one upstream of a gateway after another, and count what clients see",
         "--quick",

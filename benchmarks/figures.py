@@ -23,7 +23,7 @@ from pathlib import Path
 
 from pandas import DataFrame
 
-from benchmarks import ablation, advised, bundles, drift, equal_cost, liars, policies
+from benchmarks import ablation, bundles, drift, equal_cost, liars, policies
 from benchmarks.bundles import BUNDLES, HARD
 from benchmarks.choosing import beside_hedge, choosing, fixed
 from codedinvnet.cli.common import guarded
@@ -60,7 +60,6 @@ COMMANDS = {
     "--out",
     "liars.json": "python -m benchmarks liars --data-dir data --json >",
     "drift.json": "python -m benchmarks drift --data-dir data --json >",
-    "advised.json": "python -m benchmarks advised --out",
     "paper-mnist-k2.json": "python ./main.py --config_file configs/mnist.json -fusion --nactors 2 "
     "-test_fusion && cp runs/mnist/fusion-k2/evaluation.json",
 }
@@ -218,7 +217,6 @@ FROM_FILE: Mapping[str, tuple[str, Callable[[Path], str]]] = {
     "validation": ("validation.json", validation),
     "liars": ("liars.json", liars.table),
     "drift": ("drift.json", drift.table),
-    "advised": ("advised.json", advised.table),
     "ablation": (
         "ablation.jsonl",
         lambda path: ablation.table(read_rows(path), ablation.load_grid(ABLATION_GRID)),

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 
 import numpy as np
 import pytest
@@ -10,15 +9,8 @@ from codedinvnet.codes.registry import METHODS
 from codedinvnet.codes.rules import (
     BACKUP,
     AnswersAll,
-    AnyOf,
-    CodeRules,
-    Costs,
     Parities,
-    Replicated,
     Task,
-    Uncoded,
-    as_json,
-    from_json,
 )
 
 
@@ -61,24 +53,6 @@ def test_tasks_that_share_a_group_answer_for_their_own_members(k: int, r: int) -
             theirs = {m for number in available & extra.keys() for m in extra[number].members}
             assert code.recoverable(available, size) == theirs | (available - extra.keys())
     assert code.r == r
-
-
-def of_every_kind() -> list[CodeRules]:
-    found: list[CodeRules] = [Uncoded(), Uncoded(4), Replicated(4), AnyOf(4, 7, 5)]
-    cost = Costs(group=0.1, member=0.2)
-    for k, r in itertools.product((3, 7, 10), (1, 2, 3)):
-        found += [Parities(k, r), Parities(k, r, cost=cost), Parities(k, r, True, True)]
-        found += [AnswersAll(k, r=r), AnswersAll(k, cost=cost, r=r)]
-        found += [AnswersAll(k, encoded=True, r=r)]
-    return found
-
-
-@pytest.mark.parametrize("rules", of_every_kind(), ids=str)
-def test_rules_are_the_same_after_a_trip_through_json(rules: CodeRules) -> None:
-    found = from_json(json.loads(json.dumps(as_json(rules))))
-    for size in (rules.k,) if rules.fixed_size else range(1, rules.k + 1):
-        assert found.tasks(size) == rules.tasks(size)
-    assert (found.r, found.guesses) == (rules.r, rules.guesses)
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -9,13 +9,9 @@ from pathlib import Path
 import pytest
 
 from codedinvnet.protect import distil
-from codedinvnet.simulation.advise import AdviseOptions, advise
-from codedinvnet.simulation.figures import simulate
 from tests.e2e.test_gateway_protection import check_protection, ours
 from tests.e2e.test_serve import check_stop
 from tests.processes import needs_proc
-from tests.simulation.recording import traffic
-from tests.simulation.test_advise import QUERIES, URL, check_prediction, row, served
 from tests.simulation.test_front_end import FAULTS, FAULTY, check_fault
 from tests.training.test_objectives import check_training
 
@@ -28,23 +24,6 @@ def test_injected_faults_mean_the_same(
     policy: str, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     check_fault(policy, FAULTS[name], monkeypatch)
-
-
-def test_another_policy_is_predicted() -> None:
-    check_prediction("exponential", "coded", "hedge", 3 * QUERIES)
-
-
-def test_held_answers_are_told_from_slow_workers() -> None:
-    queries = 5 * QUERIES  # requests of ten: p99 is of 30 requests then
-    held = served("coded", "held", 5, 10).updated(queries=queries)
-    report = advise(
-        traffic(held, offered=("uncoded", "coded")), AdviseOptions(URL, queries=queries)
-    )
-    kinds = [straggler["kind"] for straggler in report["stragglers"]]
-    assert "hold" in kinds
-    for policy in ("uncoded", "coded"):
-        true = simulate(served(policy, "held", 77, 10).updated(queries=queries))
-        assert row(report, policy)["p99_ms"] == pytest.approx(true["p99_ms"], rel=0.15)
 
 
 def test_training_a_mosaic_on_the_shipped_images_beats_chance_by_far(tmp_path: Path) -> None:

@@ -154,19 +154,7 @@ async def test_a_held_answer_leaves_the_worker_free(
         assert not slow.done()
         (answer,) = answered(await slow)
         assert answer.seconds >= 1.5
-        (task,) = front.times.traffic.tasks
-        assert task.occupied + task.held >= 1.5  # until its answer was here
         np.testing.assert_allclose(probabilities(answer), direct(mnist, images[:1])[0], atol=1e-5)
-
-
-async def test_traffic_counts_a_request_from_its_coming(method: Scheme, images: np.ndarray) -> None:
-    """What reading it took is no time of a worker."""
-    async with running(method, policy="uncoded") as (front, _):
-        (answer,) = answered(await front.ask(images[:1], began=time.monotonic() - 0.2))
-        (request,) = front.times.traffic.requests
-        assert request.seconds is not None
-        assert request.seconds >= answer.seconds + 0.2
-        assert request.seconds - request.besides == pytest.approx(answer.work_seconds)
 
 
 async def test_times_are_split_as_a_scenario_splits_them(
@@ -186,9 +174,6 @@ async def test_times_are_split_as_a_scenario_splits_them(
         encode = measured("codedinvnet_encode_seconds_sum")
         assert times.encode.values == [pytest.approx((encode or 0.0) / K)]
         assert min(times.trip.values) < 0.2
-        tasks = [task.occupied for task in times.traffic.tasks if not task.members]
-        assert len(tasks) == K
-        assert min(tasks) > 0.2  # all that made them late
 
 
 async def test_the_page_shows_the_last_groups(method: Scheme, images: np.ndarray) -> None:
@@ -317,10 +302,10 @@ async def test_the_work_of_calls_of_several_counts(method: Scheme, images: np.nd
     async with running(method, schedule=slow, **rules) as (front, pool):
         answered(await front.ask(images[:9]))
         assert len(pool.calls) == 3
-        found = front.times.traffic.lately(PATIENCE, 0.2 / 9)
+        found = front.recent.summary(PATIENCE, 0.2 / 9)
         assert found is not None
         assert found["work"] >= 3
-        assert front.times.service.seen == len(front.times.traffic.tasks) == 1  # of one query
+        assert front.times.service.seen == 1  # of one query
 
 
 async def test_each_query_of_a_call_meets_the_fate_of_its_request_once(

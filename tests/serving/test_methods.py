@@ -18,7 +18,7 @@ from codedinvnet.codes.backup import SmallBackup
 from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.build import scheme_for
 from codedinvnet.codes.method import Tolerance, given_by
-from codedinvnet.codes.registry import METHODS, OURS, find_method
+from codedinvnet.codes.registry import METHODS, find_method
 from codedinvnet.codes.rules import AnyOf
 from codedinvnet.data import sample_images
 from codedinvnet.errors import UserError
@@ -159,18 +159,6 @@ def test_front_ends_and_workers_have_the_tolerance_that_was_asked_for(
         assert isinstance(computer, SchemeComputer)
         assert computer.scheme.rules == AnyOf(K, workers, workers - stragglers)
     assert opened.workers == workers
-
-
-def test_encoding_is_known_of_a_bundles_own_code_alone() -> None:
-    known = open_served(ServeOptions("mnist", k=K, method=OURS)).known
-    assert known.encode_share is not None
-    assert 0 < known.encode_share < 1
-    for options in (
-        ServeOptions("mnist", k=K, method="approxifer"),
-        ServeOptions("mnist", k=10),  # `auto`, by the small backup that lies beside it
-        ServeOptions(f"{PLACE}:mlp", policy="uncoded"),
-    ):
-        assert open_served(options).known.encode_share is None
 
 
 @pytest.mark.parametrize(("threads", "workers"), [(1, 7), (2, 3), (8, 2)])

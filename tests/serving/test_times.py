@@ -3,6 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from codedinvnet.serving.answers import Answered, QueryFailed
+from codedinvnet.serving.recent import Recent
 from codedinvnet.serving.times import Reservoir, Times
 from codedinvnet.simulation.distributions import Distribution
 
@@ -35,3 +37,17 @@ def test_times_are_distributions_of_a_scenario() -> None:
     service = Distribution.model_validate(found["service"])
     assert service.mean_ms == pytest.approx(3)
     assert Distribution.model_validate(found["trip"]).mean_ms == 0
+
+
+def test_recent_requests_and_work() -> None:
+    recent = Recent()
+    assert recent.summary(5.0, 0.1) is None
+    for seconds in [*([0.1] * 98), 0.2, 3.0]:
+        recent.request([Answered({}, "direct", 0.05), Answered({}, "decoded", seconds)])
+    recent.request([Answered({}, "direct", 0.1), QueryFailed("lost")], read=0.5)
+    recent.request([QueryFailed("cancelled")])  # it says nothing of the service
+    for _ in range(202):
+        recent.task(0.1)
+    assert recent.summary(5.0, 0.1) == {"p50": 100.0, "p99": 200.0, "work": 1.0}
+    assert recent.summary(5.0, 0.0) is None  # what a task takes is not known yet
+    assert recent.summary(-1.0, 0.1) is None

@@ -127,7 +127,7 @@ async def test_a_copy_is_linked_to_the_first_attempt(exporter: InMemorySpanExpor
         for fake in fakes:
             fake.go()
         await asking
-        await until(lambda: len(relay.front.times.traffic.tasks) == 2)
+        await until(lambda: relay.front.times.service.seen == 2)
     (whole,), (first, copy) = split(exporter)
     assert names([first, copy]) == ["attempt", "hedge"]
     assert linked(copy) == [identity(first)[1]]

@@ -9,8 +9,6 @@ import pytest
 
 from codedinvnet.simulation.scenario import Accuracy, load_scenario
 from tests.conftest import Command
-from tests.simulation.recording import traffic
-from tests.simulation.scenarios import scenario
 
 
 @pytest.fixture
@@ -91,43 +89,6 @@ def test_the_rest_is_the_scenarios(tasks: Path, tmp_path: Path, call: Command) -
         assert load_scenario(out).method_accuracy == kept
 
 
-def test_encoding_that_a_service_does_not_know_is_not_free(tmp_path: Path, call: Command) -> None:
-    times, base, out = (tmp_path / name for name in ("traffic.json", "base.json", "out.json"))
-    given = scenario(workers=6, k=4, queries=400, qps=50, service=20)
-    base.write_text(json.dumps(given.model_dump(mode="json") | {"encode": 0.5}))
-    for share, alone, kept in ((None, None, 0.5), (0.1, 2.0, 2.0), (0.0, 0.0, 0.0)):
-        times.write_text(json.dumps(traffic(given, encode_share=share)))
-        outcome = call("fit", times, "--out", out, "--json")
-        assert json.loads(outcome.out)["encode_ms"] == alone, outcome.err
-        assert ("encode" in json.loads(out.read_text())) == (alone is not None)
-        assert call("fit", times, "--out", out, "--scenario", base).code == 0
-        assert load_scenario(out).encode.mean_ms == pytest.approx(kept)
-
-
-def test_slots_and_limits_are_the_services_own(tmp_path: Path, call: Command) -> None:
-    times, base, out = (tmp_path / name for name in ("traffic.json", "base.json", "out.json"))
-    given = scenario(workers=6, k=4, queries=400, qps=50, service=20)
-    base.write_text(json.dumps(given.model_dump(mode="json")))
-    raw = traffic(given)
-    raw["rules"] |= {"slots": 4, "max_pending": 70, "deadline_ms": 900.0}
-    raw["rules"] |= {"hang_timeout_ms": 700.0, "group_timeout_ms": 15.0}
-    times.write_text(json.dumps(raw))
-    plain = call("fit", times, "--out", out)
-    assert plain.code == 0, plain.err
-    found = load_scenario(out)
-    assert (found.workers, found.slots, found.max_pending) == (6, 4, 70)
-    limits = (found.deadline_ms, found.hang_timeout_ms, found.group_timeout_ms)
-    assert limits == (900, 700, 15)
-    assert found.arrivals.qps == pytest.approx(found.capacity_qps / 2)
-    assert call("fit", times, "--out", out, "--scenario", base).code == 0
-    kept = load_scenario(out)
-    assert (kept.slots, kept.deadline_ms) == (given.slots, given.deadline_ms)
-    raw["rules"]["slots"] = 1
-    times.write_text(json.dumps(raw))
-    alone = call("fit", times, "--out", out)
-    assert plain.out.count("\n") == alone.out.count("\n") + 1  # of what may be in the times
-
-
 def test_a_scenario_with_fewer_workers(tasks: Path, tmp_path: Path, call: Command) -> None:
     """Which of the workers is the slow one makes no difference."""
     base, out = tmp_path / "base.json", tmp_path / "out.json"
@@ -165,27 +126,15 @@ def test_a_log_in_seconds_is_told_of(tasks: Path, tmp_path: Path, call: Command)
     assert medians[1000.0] == pytest.approx(medians[1.0], rel=0.01)
 
 
-def test_quick_tasks_of_a_service_are_in_ms(tmp_path: Path, call: Command) -> None:
-    times = tmp_path / "traffic.json"
-    quick = [[i, i % 2, 0, 0.02 + 1e-4 * (i % 7), 0] for i in range(300)]
-    times.write_text(json.dumps(traffic(scenario(workers=11), tasks=quick)))
-    outcome = call("fit", times, "--out", tmp_path / "out.json")
-    assert outcome.code == 0, outcome.err
-    assert "seconds" not in outcome.out
-
-
 def test_refusals_leave_nothing(tasks: Path, tmp_path: Path, call: Command) -> None:
     out, base = tmp_path / "out.json", tmp_path / "base.json"
     base.write_text("{}")
     instant = tmp_path / "instant.csv"
     instant.write_text("a,0\n" * 100)
-    seen, old = traffic(scenario(workers=11)), tmp_path / "old.json"
-    old.write_text(json.dumps({**seen, "schema_version": seen["schema_version"] - 1}))
     for words, told in (
         ((tmp_path / "none.csv", "--out", out), "cannot read"),
         ((tasks, "--out", out, "--picture", tmp_path / "fit.foo"), "--picture"),
         ((tasks, "--out", tmp_path), "is a folder"),
-        ((old, "--out", out), "no answer of GET /traffic, or one of another release"),
         ((instant, "--out", out), "more than half of the tasks took 0 ms"),
         ((tasks, "--out", tasks), "fit: what is written may not be what is read"),
         ((tasks, "--out", out, "--picture", tmp_path / "." / "out.json"), "--picture"),

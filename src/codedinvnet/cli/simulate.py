@@ -135,23 +135,21 @@ def _add_fit(commands: Commands) -> None:
         "fit",
         _fit,
         "fit a scenario's service times and stragglers to what a service's tasks took",
-        "codedinvnet fit traffic.json --out scenario.json --bundle mnist --picture fit.png",
+        "codedinvnet fit log.csv --out scenario.json --bundle mnist --picture fit.png",
     )
     add = sub.add_argument
     add(
         "times",
         type=Path,
-        help="the answer of GET /traffic (JSON), or lines of worker,ms (a name that ends in .csv): "
-        "ms is from when the worker began to when it ended, without waiting; a delay is taken to "
-        "be the worker's and not the input's",
+        help="latency log, CSV with a line worker,ms for each task: ms is from when the worker "
+        "began it to when it ended, without waiting",
     )
     add("--out", type=Path, required=True, help="the scenario, for simulate and plan --scenario")
     add("--bundle", help="whose code and accuracy the scenario has (those of --scenario)")
     add(
         "--scenario",
         type=Path,
-        help="what else the scenario says (JSON; see configs/bench); without it, slots and limits "
-        "are those of GET /traffic",
+        help="scenario whose other settings are kept (JSON; see configs/bench)",
     )
     add("--picture", type=Path, help="draw measured and fitted times (.png, .pdf or .svg)")
     add("--json", action="store_true", help="print one JSON object")

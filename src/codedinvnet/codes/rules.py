@@ -11,9 +11,9 @@ needs, which model computes it, and what it costs.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cache
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 SERVED, BACKUP, PARITY_MODEL = "served", "backup", "parity"
 """Roles of models: the served one, a small backup, and a model that was trained for parities."""
@@ -234,47 +234,6 @@ class AnyOf:
         """Return everybody if enough outputs are here, else nobody."""
         enough = sum(task < self.workers for task in available) >= self.needed
         return _everyone(size) if enough else frozenset()
-
-
-KINDS: Mapping[str, type] = {
-    kind.__name__: kind for kind in (Uncoded, Replicated, Parities, AnswersAll, AnyOf)
-}
-
-
-def as_json(rules: CodeRules) -> dict[str, Any] | None:
-    """Return rules as a JSON object; None of a kind that is not this file's.
-
-    Its `costs` are of the first extra task of a group of each size.
-    """
-    if type(rules) not in KINDS.values():
-        return None
-    sizes = (rules.k,) if rules.fixed_size else range(1, rules.k + 1)
-    found: dict[str, Any] = {"kind": type(rules).__name__}
-    for part in fields(rules):  # type: ignore[arg-type]  # all of them are dataclasses
-        if part.name == "cost":
-            costs = [rules.tasks(size)[rules.k].cost for size in sizes]
-            found["costs"] = dict(zip(map(str, sizes), costs, strict=True))
-        else:
-            found[part.name] = getattr(rules, part.name)
-    return found
-
-
-def from_json(raw: Mapping[str, Any]) -> CodeRules:
-    """Return the rules that `as_json` made an object of.
-
-    Raises:
-        KeyError, TypeError, ValueError: if it is none.
-    """
-    options = {key: value for key, value in raw.items() if key not in ("kind", "costs")}
-    if "costs" in raw:
-        costs = {int(size): float(cost) for size, cost in raw["costs"].items()}
-        options["cost"] = costs.__getitem__
-        if raw["kind"] == AnswersAll.__name__:
-            k, r = int(raw["k"]), int(raw.get("r", 1))
-            # It asks by the task's members, and the first of r tasks has size / r, rounded up.
-            options["cost"] = lambda count: costs[min(k, count * r)]
-    rules: CodeRules = KINDS[raw["kind"]](**options)
-    return rules
 
 
 def check_size(k: int, size: int, fixed: bool) -> None:

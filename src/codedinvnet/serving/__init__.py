@@ -13,6 +13,6 @@ A query's way, module by module:
 
 `serve` starts all this: `options` refuses what cannot work, `opening` loads the model and makes the
 pool, `choices` lists the policies it can change to, and `listening` opens the port. `metrics`,
-`times`, `traffic`, `tracing` and `views` note what happens; `traffic_report` tells it. In a
-`gateway` the pool of workers is the upstreams, and requests may pass through it as they are.
+`times`, `recent`, `tracing` and `views` record what happens. In a `gateway` the pool of workers is
+the upstreams, and requests may pass through it as they are.
 """

@@ -24,6 +24,7 @@ from codedinvnet.serving.background import Background
 from codedinvnet.serving.logs import Quiet
 from codedinvnet.serving.metrics import Metrics
 from codedinvnet.serving.outputs import Outputs
+from codedinvnet.serving.recent import Recent
 from codedinvnet.serving.sent import Sent, split
 from codedinvnet.serving.supervisor import FAILING, Supervisor
 from codedinvnet.serving.times import Times
@@ -66,7 +67,7 @@ class Calling(ABC):
         self._k = 1 if code is None else code.k  # from this number on tasks are parities
         metrics.expect(rules.workers, self._k)
         metrics.policy_is(rules.policy.name)
-        self.times, self.scheduler = Times(), Scheduler(rules, code)
+        self.times, self.recent, self.scheduler = Times(), Recent(), Scheduler(rules, code)
         self.supervisor = Supervisor(pool, rules.workers, metrics, down_timeout, rules.backups)
         self.workers = self.supervisor.workers
         self.admission = Admission(rules.workers * rules.slots, rules.max_pending)
@@ -138,10 +139,13 @@ class Calling(ABC):
             occupied = time.monotonic() - sent.began
             if kind == "parity":
                 self.metrics.encode_time.observe(result.encode_seconds)
-                how = (worker, task.members, self.scheduler.systematic)
-                self.times.add_parity(result, occupied, *how)
+                systematic = self.scheduler.systematic
+                self.times.add_parity(result, occupied, task.members, systematic)
+                self.recent.task(occupied)
             elif result.is_usual:
-                self.times.add_data(result, occupied, worker, len(attempts))
+                self.recent.task(occupied)
+                if len(attempts) == 1:  # a call of several says nothing of one task
+                    self.times.add_data(result, occupied)
             if result.held > 0:
                 for attempt in attempts:
                     self._do(self.scheduler.released(time.monotonic(), worker, attempt))

@@ -179,7 +179,6 @@ class FrontEnd(Calling):
         before = self.scheduler.chosen.name
         self._do(self.scheduler.change_policy(time.monotonic(), policy))
         self.metrics.policy_is(policy.name)
-        self.times.traffic.since = time.monotonic()
         log_event("policy changed", policy=policy.name, before=before)
 
     # Queries
@@ -210,7 +209,6 @@ class FrontEnd(Calling):
     def refuse(self, queries: int) -> NoReturn:
         """Count the queries of a request as rejected, and raise Overloaded."""
         self.metrics.queries.labels("rejected").inc(queries)
-        self.times.traffic.refused()
         raise Overloaded(self.admission.retry_after(len(self.waiting)))
 
     async def infer(
@@ -272,8 +270,9 @@ class FrontEnd(Calling):
             raise
         self.admission.note(now, len(self.waiting))
         self._do(actions)
-        ending = ends(futures, lambda: self._cancel(numbers), gone)
-        return await self.times.traffic.follow(now, ending, now - came)
+        found = await ends(futures, lambda: self._cancel(numbers), gone)
+        self.recent.request(found, now - came)
+        return found
 
     def _cancel(self, queries: Sequence[int]) -> None:
         """End those of a batch that are unanswered, and have nothing more done for them."""

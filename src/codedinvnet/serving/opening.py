@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from codedinvnet.codes.backup import SmallBackup
@@ -14,18 +14,16 @@ from codedinvnet.codes.registry import METHODS, OURS, find_method
 from codedinvnet.codes.rules import is_systematic
 from codedinvnet.engines import PYTORCH
 from codedinvnet.errors import UserError
-from codedinvnet.evaluation.cost import encoder_share
 from codedinvnet.evaluation.trust import calibration_of
 from codedinvnet.files import file_digest
 from codedinvnet.models.base import scores_tensor
-from codedinvnet.models.bundle import Bundle, bundle_folder, load_bundle, weights_digest
+from codedinvnet.models.bundle import bundle_folder, load_bundle, weights_digest
 from codedinvnet.processes import usable_processors
 from codedinvnet.protect.calibration import calibration_if_any
 from codedinvnet.protect.folder import description_digest
 from codedinvnet.scheduler.settings import POLICIES
 from codedinvnet.serving.options import ServeOptions, model_source, policy_of
 from codedinvnet.serving.served import Classifier, OwnModel, Served
-from codedinvnet.serving.traffic_report import Known
 from codedinvnet.serving.workers.computing import BundleSpec, ModelSpec, SchemeComputer, WorkerSpec
 from codedinvnet.serving.workers.faults import FaultyPool, Schedule, load_schedule
 from codedinvnet.serving.workers.local import ProcessPool
@@ -48,7 +46,6 @@ class Opened:
         computer: likewise.
         workers: how many there are if nobody says.
         calibration: of the bundle, or of the protection; None if it has none.
-        known: of the model before anything is measured.
     """
 
     served: Served
@@ -57,7 +54,6 @@ class Opened:
     computer: Computer | None
     workers: int
     calibration: Calibration | None = None
-    known: Known = field(default_factory=Known)
 
 
 def open_served(options: ServeOptions) -> Opened:
@@ -99,23 +95,7 @@ def _open_bundle(options: ServeOptions) -> Opened:
     if options.max_disagreement is not None or (bundle.folder / FILE).is_file():
         whose = bundle.folder, bundle.digest()
         calibration = calibration_of(*whose, name, options.members, part)
-    computer, known = SchemeComputer(scheme), known_of(bundle, name, options.members)
-    return Opened(served, spec, scheme, computer, len(tasks), calibration, known)
-
-
-def known_of(bundle: Bundle, method: str, k: int) -> Known:
-    """Return what a bundle says of itself: of its own code alone, how often it is right.
-
-    Where groups of k were not measured, the next larger size is told: it bounds those between.
-    """
-    if method != OURS:
-        return Known()
-    measured = bundle.info.tested()
-    largest = min((size for size in measured if size >= k), default=k)
-    told = {size: found for size, found in measured.items() if size <= largest}
-    normal = next((found.get("normal_accuracy") for found in told.values()), None)
-    made_up = {size: found["recovered_accuracy"] for size, found in told.items()}
-    return Known(encoder_share(bundle.model, k) / k, normal, made_up)
+    return Opened(served, spec, scheme, SchemeComputer(scheme), len(tasks), calibration)
 
 
 def method_of(options: ServeOptions) -> str:

@@ -115,7 +115,7 @@ def make_service(options: ServeOptions) -> Service:
         )
     except ValueError as error:
         raise UserError(f"--workers: {error}") from error
-    return Service(front, opened.served, opened.known)
+    return Service(front, opened.served)
 
 
 def app_options(options: ServeOptions, served: Served) -> AppOptions:

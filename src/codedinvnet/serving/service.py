@@ -13,7 +13,6 @@ from codedinvnet.models.base import Signature, TensorSpec
 from codedinvnet.serving.answers import Answered, BadRequest, DeadlinePassed, QueryFailed
 from codedinvnet.serving.frontend import FrontEnd
 from codedinvnet.serving.served import OUTCOME, Served
-from codedinvnet.serving.traffic_report import Known
 
 LONGEST_NAME = 100
 """Characters of a request's name in the log."""
@@ -111,7 +110,6 @@ class Service:
     Args:
         front: answers queries.
         served: the model, as clients see it.
-        known: what is known of it before anything is measured.
         tells: whether answers tell their outcome among their parameters as well.
         check: raises `BadRequest` of requests that are refused besides.
     """
@@ -120,14 +118,12 @@ class Service:
         self,
         front: FrontEnd,
         served: Served,
-        known: Known | None = None,
         *,
         tells: bool = False,
         check: Callable[[Request], None] = lambda request: None,
     ) -> None:
         self.front, self.served, self.tells = front, served, tells
         self.check = check
-        self.known = known or Known()
         self.outcome = outcome_name(served.signature)
 
     async def answer(

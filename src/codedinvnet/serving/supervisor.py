@@ -7,7 +7,6 @@ import logging
 import time
 from collections import deque
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from codedinvnet.errors import UserError
 from codedinvnet.serving.logs import Lasting, log_event
@@ -32,8 +31,6 @@ NOBODY_THERE = "it is not among the upstreams"
 """The reason why a worker is absent that may come later: nothing was lost with it."""
 WRONG = "answers wrongly"
 """The reason why a worker is replaced whose answers do not stand up to the code's."""
-LOSSES = 500
-"""Of the last losses so many are kept."""
 FAILING = f"failed {MOST_FAILURES} tasks in a row"
 """The reason why a failing worker is replaced."""
 
@@ -44,8 +41,6 @@ class WorkerView:
 
     state: str = STARTING
     since: float = 0.0
-    filled: float = 0.0
-    """When it came to a place that had been empty; 0 if that was so from the beginning."""
     deaths: int = 0
     restarts: int = 0
     tasks: int = 0
@@ -58,17 +53,6 @@ class WorkerView:
         """Take down that it has done a task."""
         self.has_worked = True
         self.failed.clear()
-
-
-class Loss(NamedTuple):
-    """A worker that was lost. Times are in seconds."""
-
-    at: float
-    worker: int
-    kind: str
-    """Why: `died`, `hung` (for `Rules.hang_timeout`), `failing` or `wrong`."""
-    seconds: float
-    """Until another was in its place."""
 
 
 class Supervisor:
@@ -93,8 +77,6 @@ class Supervisor:
         self.pool, self.metrics, self.down_timeout = pool, metrics, down_timeout
         self.mains = size - backups
         self.workers = [WorkerView() for _ in range(size)]
-        self.losses: deque[Loss] = deque(maxlen=LOSSES)
-        """The last workers that were lost, and are up again."""
         self._down_since: float | None = None
         self._start_failed = False
         """Whether a start has failed since the last worker was up."""
@@ -114,11 +96,6 @@ class Supervisor:
         hopeless = all(view.state == GIVEN_UP for view in self.workers)
         return not hopeless and time.monotonic() - self._down_since <= self.down_timeout
 
-    def is_here(self, worker: int, at: float) -> bool:
-        """Tell whether the worker of a time still is one; one that is being replaced is."""
-        view = self.workers[worker]
-        return view.state not in (ABSENT, GIVEN_UP) and at >= view.filled
-
     async def start(self) -> None:
         """Start all workers, and return when all are ready, but for those lost meanwhile."""
         await self.pool.start(len(self.workers))
@@ -133,11 +110,10 @@ class Supervisor:
         now = time.monotonic()
         view.deaths = view.deaths + 1 if now - view.since < STEADY else 1
         absent = reason == NOBODY_THERE
-        kind = {"hung": "hung", WRONG: "wrong"}.get(reason, "died")
-        kind = "failing" if reason.startswith(FAILING) else kind
         is_silent = reason.partition(": ")[2].startswith(SILENT)  # behind an upstream's URL
-        seen_as = "hung" if is_silent else kind
-        view.state = ABSENT if absent else HUNG if seen_as == "hung" else DOWN
+        kind = "hung" if is_silent else {"hung": "hung", WRONG: "wrong"}.get(reason, "died")
+        kind = "failing" if reason.startswith(FAILING) and not is_silent else kind
+        view.state = ABSENT if absent else HUNG if kind == "hung" else DOWN
         view.since = now
         view.failed.clear()
         none_left = all(view.state not in (STARTING, UP) for view in self.workers)
@@ -145,7 +121,7 @@ class Supervisor:
             self._down_since, self._start_failed = now, False
             log_event("no worker is up", logging.ERROR)
         if not absent:
-            self.metrics.restarts.labels(seen_as).inc()
+            self.metrics.restarts.labels(kind).inc()
             log_event("worker lost", logging.WARNING, worker=worker, reason=reason)
         mistakes, failing = 0, Lasting()
         while True:
@@ -167,11 +143,8 @@ class Supervisor:
         absent = view.state == ABSENT  # perhaps only since it was lost
         view.state, view.since, view.has_worked = UP, time.monotonic(), False
         self._down_since = None
-        if absent:
-            view.filled = view.since
-        else:
+        if not absent:
             view.restarts += 1
-            self.losses.append(Loss(now, worker, kind, view.since - now))
         log_event("worker up", worker=worker, seconds=round(view.since - now, 3))
         return True
 

@@ -6,7 +6,6 @@ import random
 from typing import TYPE_CHECKING, Any
 
 from codedinvnet.evaluation.quantiles import SHARES, quantiles
-from codedinvnet.serving.traffic import Traffic
 
 if TYPE_CHECKING:  # a simulation does without what computes
     from codedinvnet.serving.workers.result import Result
@@ -59,27 +58,18 @@ class Times:
             as part of `service`.
         trip: what a worker was occupied beyond computing and injected delays: the way there and
             back, and waits for a processor.
-        traffic: the last requests and tasks; `codedinvnet fit` finds the stragglers in them.
     """
 
     def __init__(self) -> None:
         self.service, self.encode, self.trip = Reservoir(), Reservoir(), Reservoir()
-        self.traffic = Traffic()
 
-    def add_data(self, result: Result, occupied: float, worker: int, tasks: int) -> None:
-        """Take in the result of data tasks, and for how many seconds their worker was occupied."""
-        if tasks > 1:  # what larger calls take says nothing of one task
-            self.traffic.did_several(worker, occupied, result.held)
-            return
+    def add_data(self, result: Result, occupied: float) -> None:
+        """Add a data task's times; `occupied` is the seconds that its worker was busy."""
         self.trip.add(occupied - result.seconds - result.blocked)
         self.service.add(result.seconds)
-        self.traffic.did(worker, 0, occupied, result.held)
 
-    def add_parity(
-        self, result: Result, occupied: float, worker: int, members: int, encodes: bool
-    ) -> None:
-        """Take in a parity's; `encodes` says whether no other kind of task encodes."""
-        self.traffic.did(worker, members, occupied, result.held)
+    def add_parity(self, result: Result, occupied: float, members: int, encodes: bool) -> None:
+        """Add a parity task's times; `encodes` says whether no other kind of task encodes."""
         self.trip.add(occupied - result.seconds - result.blocked)
         if encodes and result.encode_seconds > 0:
             self.encode.add(result.encode_seconds / members)

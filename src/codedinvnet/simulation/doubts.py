@@ -1,4 +1,4 @@
-"""What a simulated run cannot be trusted for: overload, what is rare, hits few or is left out."""
+"""What a simulated run cannot be trusted for: overload, what is rare or hits few."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import NamedTuple
 import numpy as np
 
 from codedinvnet.evaluation.quantiles import percentile
-from codedinvnet.serving.traffic import CANCELLED, REFUSED
 from codedinvnet.simulation.scenario import Scenario, Straggler
 
 FEWEST = 3
@@ -19,8 +18,6 @@ FULL = 0.97
 """Workers that are busy for less of their time can do the load."""
 FEW_HIT = 0.1
 """The share of the workers from which stragglers of a fixed number of them matter."""
-LEFT_OUT = 0.01
-"""The share of requests from which it is told that they are left out."""
 
 
 class Rare(NamedTuple):
@@ -103,21 +100,4 @@ def few_hit(stragglers: Sequence[Straggler], workers: int) -> list[str]:
     return [
         f"Stragglers are {hit} of {workers} workers, however many there are: if more of a larger "
         "service straggle, a scenario with more of them says so."
-    ]
-
-
-def left_out(ended: int, unserved: Sequence[str]) -> list[str]:
-    """Return a sentence, if many requests of a service are in no simulation.
-
-    Args:
-        ended: how many are simulated.
-        unserved: why each of the others is not: `refused` or `cancelled`.
-    """
-    count = ended + len(unserved)
-    if not unserved or len(unserved) < LEFT_OUT * count:
-        return []
-    refused, cancelled = unserved.count(REFUSED), unserved.count(CANCELLED)
-    return [
-        f"{refused} of {count} requests were refused, and {cancelled} were cancelled. They are not "
-        "simulated: the advice is for the load of the others."
     ]

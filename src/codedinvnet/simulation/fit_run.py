@@ -24,7 +24,7 @@ from codedinvnet.simulation.scenario import (
     load_scenario,
     parse_scenario,
 )
-from codedinvnet.simulation.task_times import Measured, read_measured
+from codedinvnet.simulation.task_times import read_measured
 
 SHOWN = (0.5, 0.9, 0.99, 0.995, 0.999)
 """Quantiles that the report compares."""
@@ -42,18 +42,14 @@ LOAD = 0.5
 """Of capacity, where no scenario says the load."""
 
 
-def scenario_with(
-    fitted: Fitted, measured: Measured, base: Scenario | None, bundle: str | None, name: str
-) -> Scenario:
+def scenario_with(fitted: Fitted, base: Scenario | None, bundle: str | None, name: str) -> Scenario:
     """Return a scenario with the fitted times.
 
     The way to a worker and back is in the times of its tasks.
 
     Args:
         fitted: times and stragglers.
-        measured: what they were fitted to.
-        base: what else is simulated; None takes an uncoded service of as many workers, half busy,
-            with the slots and limits of the one that was measured.
+        base: what else is simulated; None takes an uncoded service of as many workers, half busy.
         bundle: whose code and accuracy are simulated; None takes the base's.
         name: of the scenario, if there is no base.
 
@@ -65,18 +61,16 @@ def scenario_with(
         "stragglers": [straggler.model_dump() for straggler in fitted.stragglers],
         "trip": 0.0,
     }
-    if measured.encode_share is not None:
-        changes["encode"] = measured.encode_share * fitted.service.mean_ms
     if bundle is not None:
         changes |= {"bundle": bundle, "accuracy": None}
     if base is not None:
         if bundle is not None and base.bundle not in (None, bundle):
             changes["method_accuracy"] = {}  # is the other bundle's
         return base.updated(**changes)
-    workers = len(measured.workers) + measured.idle
-    qps = round(LOAD * workers * measured.slots / (statistics.fmean(fitted.times) / 1000), 3)
+    workers = len(fitted.workers)
+    qps = round(LOAD * workers / (statistics.fmean(fitted.times) / 1000), 3)
     raw = {"name": name, "arrivals": {"qps": qps}, "workers": workers, "policy": "uncoded"}
-    return parse_scenario({**raw, **measured.limits, **changes}, name)
+    return parse_scenario({**raw, **changes}, name)
 
 
 def run_fit(
@@ -110,12 +104,9 @@ def run_fit(
     if bundle is not None:
         bundle_accuracy(bundle)  # there must be one, or nothing can be simulated
     base = None if scenario is None else load_scenario(scenario)
-    measured = read_measured(times)
-    fitted = fit(measured.workers)
-    found = scenario_with(fitted, measured, base, bundle, times.stem)
+    fitted = fit(read_measured(times))
+    found = scenario_with(fitted, base, bundle, times.stem)
     said = {"trip"} if base is None else {"trip", *(base.model_fields_set & MAY_BE_ZERO)}
-    if measured.encode_share is not None:
-        said.add("encode")
     zeros = {key: 0.0 for key in sorted(said) if not getattr(found, key).mean_ms}
     write_json(out, found.model_dump(mode="json", exclude_defaults=True) | zeros)
     drawn, delays = draws(fitted)
@@ -130,10 +121,7 @@ def run_fit(
         "kind": "fit",
         "tasks": len(fitted.times),
         "workers": {name: number for number, name in enumerate(fitted.workers)},
-        "idle": measured.idle,
-        "slots": measured.slots,
         "service_ms": round(fitted.service.mean_ms, max(4, places)),
-        "encode_ms": round(found.encode.mean_ms, 4) if measured.encode_share is not None else None,
         "stragglers": [s.model_dump(mode="json", exclude_defaults=True) for s in fitted.stragglers],
         "quantiles_ms": {
             f"{share:g}": [
@@ -149,7 +137,7 @@ def run_fit(
         if compared
         else 0.0,
         "notes": [f"half of the tasks took less than {QUICK_MS:g} ms: are these seconds?"]
-        if median < QUICK_MS and times.suffix.lower() == ".csv"
+        if median < QUICK_MS
         else [],
         "out": str(out),
     }
@@ -163,9 +151,8 @@ def run_fit(
 
 def _lines(report: Mapping[str, Any], places: int) -> list[str]:
     names = list(report["workers"])
-    idle = f", {report['idle']} more did none" if report["idle"] else ""
     lines = [
-        f"{report['tasks']} tasks of {len(names)} workers{idle}; "
+        f"{report['tasks']} tasks of {len(names)} workers; "
         f"{report['service_ms']:.{max(2, places)}f} ms in the mean without stragglers",
         *report["notes"],
         "",
@@ -174,7 +161,6 @@ def _lines(report: Mapping[str, Any], places: int) -> list[str]:
         whose = f"  (worker {names[straggler['worker']]})" if "worker" in straggler else ""
         lines.append(f"straggler  {json.dumps(straggler)}{whose}")
     was, comes = report["late_share"]
-    waiting = f"times may hold waiting at the upstream: each is at {report['slots']} tasks, at most"
     return [
         *(lines if report["stragglers"] else [*lines, "no stragglers"]),
         "",
@@ -189,5 +175,4 @@ def _lines(report: Mapping[str, Any], places: int) -> list[str]:
         f"late: {was:.2%} measured, {comes:.2%} fitted; the distribution functions of the delays "
         f"differ by {report['late_distance']:.3f} at most",
         *ASSUMED,
-        *([waiting] if report["slots"] > 1 else []),
     ]

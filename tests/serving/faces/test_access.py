@@ -34,7 +34,6 @@ class TestToken:
         "/demo/requests",
         "/times",
         "/policy",
-        "/traffic",
         "/nowhere",
     )
 

@@ -138,20 +138,5 @@ async def test_the_command_asks_a_service_by_no_proxy(monkeypatch: pytest.Monkey
     assert shown["policy"] == "hedge"
 
 
-async def test_a_gateway_tells_when_it_asks_another_upstream_and_that_none_is_replaced() -> None:
-    """What reads the traffic would else simulate that a silent upstream is lost with all its calls.
-
-    The pool alone goes by that limit; by the rules' a worker is replaced.
-    """
-    async with (
-        gateway(Fake(), deadline_ms=8000, hang_timeout_ms=2500) as (address, _, _),
-        aiohttp.ClientSession() as session,
-        session.get(f"{address}/traffic") as reply,
-    ):
-        rules = (await reply.json())["rules"]
-    assert (rules["deadline_ms"], rules["upstream_hang_timeout_ms"]) == (8000, 2500)
-    assert rules["hang_timeout_ms"] > 2 * rules["deadline_ms"]
-
-
 def sent_by(relay: Relay) -> int:
     return relay.front.scheduler.sent

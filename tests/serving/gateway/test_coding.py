@@ -9,7 +9,6 @@ from collections.abc import Awaitable
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import grpc
 import pytest
 from tritonclient.grpc import service_pb2 as pb
@@ -147,20 +146,6 @@ async def test_a_protections_code_runs_beside_the_gateway(finished: Path) -> Non
     ):
         assert relay.front.scheduler.code.k == 4
         assert scores(await asked(address, queries(4)))[1] == "decoded"
-
-
-async def test_over_a_code_copies_are_for_one_query_of_a_group(finished: Path) -> None:  # noqa: F811
-    """As in `serve`, and as `advise` counts."""
-    servers = [Server() for _ in range(5)]
-    options: dict[str, Any] = {"protection": finished, "method": "code", "policy": "coded+hedge"}
-
-    async with (
-        gateway(*servers, **options) as (address, _, _),
-        aiohttp.ClientSession(address) as session,
-        session.get("/traffic") as got,
-    ):
-        rules = (await got.json())["rules"]
-    assert (rules["k"], rules["hedge_share"]) == (4, 1 / 4)
 
 
 async def test_a_code_without_direct_answers_goes_with_coded_alone() -> None:

@@ -53,7 +53,6 @@ from codedinvnet.serving.served import OUTCOME, Served
 from codedinvnet.serving.service import Request as Asked
 from codedinvnet.serving.service import Response as Answer
 from codedinvnet.serving.service import Service
-from codedinvnet.serving.traffic_report import told
 
 RETRY_AFTER = 1
 """Seconds that clients are asked to wait while the service starts or stops."""
@@ -329,9 +328,6 @@ def build_app(
     async def times(_: Request) -> Response:
         return await written_in_a_thread(front.times.report)
 
-    async def traffic(_: Request) -> Response:
-        return await written_in_a_thread(lambda: told(front, service.known))
-
     page = (resources.files("codedinvnet.serving.faces") / "page.html").read_text(encoding="utf-8")
 
     async def index(_: Request) -> Response:
@@ -342,7 +338,6 @@ def build_app(
 
     routes = [
         Route("/times", times),
-        Route("/traffic", traffic),
         Route("/", index),
         Route("/page/state", state),
         *(() if options.demo is None else demo_routes(front, options.demo)),

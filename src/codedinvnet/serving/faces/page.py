@@ -51,7 +51,7 @@ def page_state(service: Service, *, demo: bool) -> dict[str, Any]:
         "answers": {
             outcome: int(front.metrics.queries.labels(outcome)._value.get()) for outcome in OUTCOMES
         },
-        "lately": front.times.traffic.lately(LATELY, scheduler.pace.normal),
+        "lately": front.recent.summary(LATELY, scheduler.pace.normal),
         "decision": None if scheduler.decision is None else scheduler.decision.told,
         "agreement": front.metrics.live_agreement(),
         "releasing": None if front.reliance is None else front.reliance.releasing,

@@ -11,17 +11,15 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
 
 from codedinvnet.serving.answers import QueryFailed
 from codedinvnet.serving.bodies import BodyMemory, departure, read_body
-from codedinvnet.serving.faces.http import protocol_app, written_in_a_thread
+from codedinvnet.serving.faces.http import protocol_app
 from codedinvnet.serving.faces.v2 import short
 from codedinvnet.serving.gateway.calls import NotProtocol, Reply, Unreachable, passed_on
 from codedinvnet.serving.gateway.outcome import with_outcome
 from codedinvnet.serving.gateway.relay import Relay
 from codedinvnet.serving.gateway.versions import check_version
-from codedinvnet.serving.traffic_report import Known, told
 
 
 def build_gateway_app(
@@ -99,16 +97,13 @@ def build_gateway_app(
                 raise ClientDisconnect
         return response(with_outcome(*answer))
 
-    async def traffic(_: Request) -> Response:
-        return await written_in_a_thread(lambda: told(front, Known(hang_timeout=pool.hang_timeout)))
-
     return protocol_app(
         front,
         pool.model,
         check_ready,
         infer,
         metadata,
-        (Route("/traffic", traffic),),
+        (),
         token=token,
         hosts=hosts,
         guarded=guarded,

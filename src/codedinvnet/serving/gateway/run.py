@@ -46,7 +46,6 @@ from codedinvnet.serving.logs import log_event
 from codedinvnet.serving.metrics import Metrics
 from codedinvnet.serving.reliance import Reliance, reliance_of
 from codedinvnet.serving.service import Service
-from codedinvnet.serving.traffic_report import Known
 from codedinvnet.serving.workers.pool import Names
 
 LAST_WORD = 5.0
@@ -127,8 +126,7 @@ def make_relay(
 
         coding = CodedPool(pool, guard.scheme, guard.computer.model.signature)
         made = front(served=guard.served, pool=coding, scheme=guard.scheme, computer=guard.computer)
-        known = Known(hang_timeout=pool.hang_timeout)
-        service = Service(made, guard.served, known, tells=True, check=refuse_sequences)
+        service = Service(made, guard.served, tells=True, check=refuse_sequences)
         return Relay(made, pool, service=service, most=most)
     except ValueError as error:
         raise UserError(f"--upstream: {error}") from error
