@@ -178,6 +178,17 @@ BENCHMARKS: Mapping[str, Benchmark] = {
             },
         },
     ),
+    "load": Benchmark(
+        "send an HTTP server requests at Poisson times, and report the percentiles of its latency",
+        "http://127.0.0.1:8000/v2/models/mnist/infer --body request.json --rate 50",
+        {
+            "url": {"help": "URL of every request"},
+            "--body": {"type": Path, "help": "file with the JSON to POST (GET without it)"},
+            "--rate": {"type": float, "default": 10.0, "help": "requests a second (10)"},
+            "--seconds": {"type": float, "default": 30.0, "help": "duration of the load (30)"},
+            **SEED,
+        },
+    ),
     "scheduling": Benchmark(
         "measure what the front end costs a query, and the simulator a million",
         "--quick",

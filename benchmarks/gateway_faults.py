@@ -10,6 +10,7 @@ came, and what share of the processors was busy: where all are, capacity is thei
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import re
@@ -31,19 +32,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from codedinvnet.arrivals import poisson_gaps
 from codedinvnet.errors import UserError
-from codedinvnet.load.loop import open_loop
-from codedinvnet.load.run import Sender, percentiles
-from codedinvnet.models.base import TensorSpec
+from codedinvnet.evaluation.load import Ended, Load, percentiles
+from codedinvnet.net.client import Answer, HttpClient, parse_origin
 from codedinvnet.processes import Running, descendants, free_port, processor_time, running
+from codedinvnet.protocol.http import parse_response, render_request
+from codedinvnet.protocol.messages import HEADER_LENGTH, InferRequest
 from codedinvnet.provenance import describe_machine
 from codedinvnet.serving.gateway import discovery
 from codedinvnet.serving.gateway import run as gateways
-from codedinvnet.serving.gateway.calls import Reply, Unreachable
 from codedinvnet.serving.gateway.options import GatewayOptions
-from codedinvnet.serving.gateway.understanding import arrays_of, call_of
-from codedinvnet.serving.gateway.upstreams import open_upstream
+from codedinvnet.simulation.arrivals import poisson_gaps
 
 UPSTREAMS, MODEL, NAME = 5, "waiting", "upstreams.test"
 SERVICE = 0.02
@@ -53,7 +52,7 @@ SLOWER = 10
 FOLDER = "CODEDINVNET_FAULTS_FOLDER"
 """The variable that names the folder in which an upstream finds what it suffers from."""
 CAPACITY = UPSTREAMS / SERVICE
-SPECS = (TensorSpec("x", "FP32", (4,)),)
+INFER = f"/v2/models/{MODEL}/infer"
 TIMEOUT = 10.0
 START_TIMEOUT = 300.0
 TOLD = "p99_ms", "max_ms"
@@ -166,7 +165,7 @@ class Harms(list[tuple[float, str]]):
         place = bisect(self, (due, "")) - 1
         return self[place][1] if place >= 0 else "nothing"
 
-    def report(self, ends: Sequence[tuple[float, float]]) -> dict[str, Any]:
+    def report(self, ends: Sequence[Ended]) -> dict[str, Any]:
         """Return p99 and the slowest during each harm, and when the slowest of all came.
 
         Args:
@@ -186,34 +185,27 @@ async def loaded(
 ) -> dict[str, Any]:
     """Send requests to servers in turn, check each answer, and report counts and percentiles."""
     sent = [np.full((1, 4), number, np.float32) for number in range(len(gaps))]
+    bodies = [render_request(InferRequest({"x": x}), binary=False) for x in sent]
 
-    def expected(number: int, reply: Reply) -> bool:
-        (found,) = arrays_of(reply).values()
+    def good(number: int, answer: Answer) -> bool:
+        response = parse_response(answer.body, answer.field(HEADER_LENGTH) or None)
+        (found,) = response.outputs.values()
         return np.array_equal(found, 3 * sent[number] + 1)
 
-    upstreams = [open_upstream(url, connect=TIMEOUT) for url in urls]
-    calls = [call_of(MODEL, {"x": x}, SPECS, TIMEOUT) for x in sent]
-    sender, began, times = Sender(upstreams, calls, TIMEOUT, expected), time.perf_counter(), []
+    load = Load(
+        [f"{url}{INFER}" for url in urls],
+        [body.data for body in bodies],
+        tuple(bodies[0].headers.items()),
+        TIMEOUT,
+        good,
+    )
     before = processor_time(os.getpid())
-
-    async def send(number: int, due: float) -> None:
-        times.append((due, await sender.send(number, due)))
-
-    await open_loop(send, gaps, label)
-    ends = sender.ends
-    # Until the load's end, or the last answer: waiting for what never comes is the client's alone.
-    goodput = ends.answered / max(ends.last - began, sum(gaps))
+    found = await load.run(gaps, label)
     after = processor_time(os.getpid())
-    await asyncio.gather(*(upstream.close() for upstream in upstreams))
-    told: dict[str, Any] = {"answered": ends.answered, "wrong": ends.wrong}
-    told |= {"errors": dict(ends.errors)}
-    told |= {"first error": ends.example, "goodput": round(goodput, 1)}
     if before is not None and after is not None:
         share = (after.busy - before.busy) / max(after.whole - before.whole, 1e-9)
-        told["processors busy"] = round(share, 2)
-    if harms is not None:
-        told |= harms.report(times)
-    return {**told, **percentiles(ends.latency)}
+        found["processors busy"] = round(share, 2)
+    return found if harms is None else {**found, **harms.report(load.ended)}
 
 
 async def calls(gateway_url: str) -> dict[str, float]:
@@ -232,16 +224,13 @@ async def ready(url: str) -> None:
     Raises:
         UserError: if it is not in time.
     """
-    upstream, end = open_upstream(url), time.monotonic() + START_TIMEOUT
-    try:
-        while time.monotonic() < end:
-            try:
-                if await upstream.is_ready(MODEL, 1.0):
-                    return
-            except Unreachable:
-                await asyncio.sleep(0.2)
-    finally:
-        await upstream.close()
+    client, end = HttpClient(parse_origin(url)), time.monotonic() + START_TIMEOUT
+    while time.monotonic() < end:
+        with contextlib.suppress(OSError):
+            if (await client.ask("GET", f"/v2/models/{MODEL}/ready", 1.0)).status == 200:
+                client.close()
+                return
+        await asyncio.sleep(0.2)
     raise UserError(f"{url} does not start")
 
 
@@ -354,7 +343,7 @@ def shown(report: dict[str, Any], requests: int) -> dict[str, bool]:
         "nothing is sent to the dead": not any(report["calls while dead"].values()),
         "at most 1.1 attempts a request under overload": over["attempts"] <= 1.1,
         "no less is done under overload than without the gateway": (
-            over["through"]["goodput"] >= 0.98 * over["straight"]["goodput"]
+            over["through"]["goodput_per_s"] >= 0.98 * over["straight"]["goodput_per_s"]
         ),
     }
 

@@ -63,7 +63,6 @@ def test_every_command_is_there(call: Command) -> None:
         "serve",
         "gateway",
         "policy",
-        "load",
         "protect",
         "bench",
         "simulate",

@@ -1,4 +1,4 @@
-"""The gateway and the load generator in processes that have no PyTorch, nor what comes with it."""
+"""The gateway in processes that have no PyTorch, nor what comes with it."""
 
 from __future__ import annotations
 
@@ -10,10 +10,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import numpy as np
-import pytest
-
 from codedinvnet.cli.common import OF_MODELS
+from codedinvnet.evaluation.load import Load
 from tests.protect.conftest import PLACE
 from tests.serving.gateway.fakes import Fake
 from tests.serving.gateway.servers import Server
@@ -21,6 +19,8 @@ from tests.serving.gateway.servers import Server
 PROJECT = Path(__file__).parents[2] / "pyproject.toml"
 OF_UVICORN = ("watchfiles", "websockets", "dotenv", "yaml")
 """What its extra `standard` has beside the parser and the event loop."""
+TENSOR = {"name": "x", "datatype": "FP32", "shape": [1, 3], "data": [1, 2, 3]}
+JSON = (("Content-Type", "application/json"),)
 PROGRAM = f"""
 import sys
 
@@ -67,67 +67,22 @@ async def gateway(upstreams: list[str], *words: str) -> AsyncIterator[str]:
     assert process.returncode == 0
 
 
-def test_a_gateway_and_its_load() -> None:
+def test_a_gateway_under_load() -> None:
     async def run() -> None:
         fakes = [Fake(), Fake()]
         for fake in fakes:
             await fake.start()
         try:
             async with gateway([fake.url for fake in fakes]) as address:
-                load = ("--rate", "100", "--duration", "1", "--json")
-                code, out, err = await ran("load", f"{address}/v2/models/m", *load)
-                assert code == 0, err
-                row = json.loads(out)
-                assert row["outcomes"] == {"direct": row["requests"]}
+                bodies = [json.dumps({"inputs": [TENSOR]}).encode()]
+                load = Load([f"{address}/v2/models/m/infer"], bodies, JSON)
+                assert (await load.run([0.01] * 100))["answered"] == 100
                 assert all(fake.seen for fake in fakes)
                 code, out, err = await ran("policy", address, "uncoded")
                 assert (code, out) == (0, "policy uncoded, before hedge\n"), err
         finally:
             for fake in fakes:
                 await fake.stop()
-
-    asyncio.run(run())
-
-
-@pytest.mark.parametrize("kind", [".npz", ".npy", ".jsonl"])
-def test_a_load_of_inputs_of_ones_own(kind: str, tmp_path: Path) -> None:
-    wanted = np.arange(6, dtype=np.float32).reshape(2, 3)
-    path = tmp_path / f"inputs{kind}"
-    if kind == ".jsonl":
-        tensor = {"name": "x", "datatype": "FP32", "shape": [1, 3]}
-        lines = [json.dumps({"inputs": [{**tensor, "data": row}]}) for row in wanted.tolist()]
-        path.write_text("\n".join(lines))
-    elif kind == ".npz":
-        np.savez(path, x=wanted)
-    else:
-        np.save(path, wanted)
-
-    async def run() -> None:
-        fake = Fake()
-        await fake.start()
-        try:
-            words = ("load", f"{fake.url}/v2/models/m", "--rate", "50", "--duration", "1")
-            code, _, err = await ran(*words, "--inputs", str(path))
-            assert code == 0, err
-        finally:
-            await fake.stop()
-        sent = {body[-wanted[0].nbytes :] for _, _, body in fake.seen}
-        assert sent == {row.tobytes() for row in wanted}
-
-    asyncio.run(run())
-
-
-def test_a_load_of_images_says_what_is_missing(tmp_path: Path) -> None:
-    async def run() -> None:
-        fake = Fake()
-        fake.metadata["inputs"] = [{"name": "x", "datatype": "FP32", "shape": [-1, 3, 8, 8]}]
-        await fake.start()
-        try:
-            words = ("load", f"{fake.url}/v2/models/m", "--inputs", str(tmp_path))
-            code, _, err = await ran(*words)
-        finally:
-            await fake.stop()
-        assert (code, err) == (2, "error: this needs PIL: pip install 'codedinvnet[models]'\n")
 
     asyncio.run(run())
 

@@ -7,8 +7,8 @@ import aiohttp
 import numpy as np
 import pytest
 
-from codedinvnet.arrivals import poisson_gaps
 from codedinvnet.evaluation.client import Client, Reply
+from codedinvnet.simulation.arrivals import poisson_gaps
 
 
 class Clock(Client):

@@ -125,45 +125,6 @@ def test_losses_are_by_the_request_and_hedges_by_the_query() -> None:
     assert found["tasks_per_query"] == pytest.approx(records.tasks / 6000, abs=1e-4)
 
 
-def test_accuracy_is_of_answers_and_losses_are_of_requests() -> None:
-    """Of requests as they came, one with 20 images counts as much as 20 with one."""
-    generator = np.random.default_rng(1)
-    sizes = np.where(generator.random(500) < 0.9, 1, 20)
-    arrivals = {
-        "kind": "recorded",
-        "qps": 300,
-        "batch": 3,
-        "gaps_ms": generator.exponential(1, 500).tolist(),
-        "sizes": sizes.tolist(),
-    }
-    slow = {
-        "kind": "slow",
-        "probability": 0.05,
-        "delay": {"distribution": "exponential", "ms": 100},
-    }
-    given = scenario(
-        policy="coded",
-        workers=8,
-        k=2,
-        arrivals=arrivals,
-        queries=9000,
-        warmup=0,
-        deadline_ms=50,
-        stragglers=[slow],
-    )
-    records = Simulation(given).run()
-    found = summarise(records, given)
-    answers = records.sizes.sum()
-    right = (records.right * records.sizes).sum() / answers
-    assert right < records.right.mean() - 0.1  # large requests are lost more often
-    assert found["accuracy"] == pytest.approx(right, abs=1e-6)
-    assert found["decoded_share"] == pytest.approx(records.decoded.sum() / answers, abs=1e-6)
-    for name in ("accuracy", "decoded_share"):
-        low, high = found[f"{name}_95"]
-        assert low < found[name] < high
-    assert found["missing_share"] == pytest.approx(np.isinf(records.latency).mean(), abs=1e-6)
-
-
 def test_a_share_of_many_weighs_more_in_an_interval_as_well() -> None:
     """Each stretch has as many of the many as of the few: there is nothing to be unsure of."""
     values, weights = np.tile([0.0, 1.0], 300), np.tile([1.0, 3.0], 300)

@@ -115,22 +115,6 @@ def test_arrivals_of_a_seed_of_their_own_are_the_same_whoever_draws() -> None:
         Arrivals(kind="uniform", qps=400, gaps_seed=5)
 
 
-def test_recorded_arrivals_come_at_the_rate_that_is_asked_for_in_their_own_sizes() -> None:
-    gaps, sizes = [5.0, 15.0, 30.0, 50.0], [1, 2, 3, 2]
-    seen = {"kind": "recorded", "qps": 80, "batch": 2, "gaps_ms": gaps, "sizes": sizes}
-    given = scenario(arrivals=seen)
-    drawn = [
-        one.arrivals.draw(np.random.default_rng(0), 4000) for one in (given, given.updated(qps=240))
-    ]
-    (times, images), (faster, same) = drawn
-    assert images.sum() / times[-1] == pytest.approx(80, rel=0.02)
-    assert 3 * faster == pytest.approx(times)
-    assert (same == images).all()
-    assert given.updated(batch=2) == given
-    with pytest.raises(UserError, match="batch 10: the recorded requests"):
-        given.updated(batch=10)
-
-
 def test_uneven_arrivals_have_the_spread_that_was_asked_for() -> None:
     arrivals = Arrivals(kind="uneven", qps=1000, cv=5.0)
     gaps = np.diff(arrivals.times(np.random.default_rng(0), 400_000))

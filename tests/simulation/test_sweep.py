@@ -55,17 +55,6 @@ ROWS = [
 ]
 
 
-def test_recorded_requests_keep_their_sizes_in_a_sweep() -> None:
-    arrivals = {"kind": "recorded", "qps": 80, "batch": 2, "gaps_ms": [10, 40], "sizes": [1, 3]}
-    base = scenario(workers=6, k=4, queries=300, arrivals=arrivals)
-    swept = Sweep(base=base, loads=(0.2,), policies=("uncoded",), stragglers=("none",))
-    ((cell, found),) = swept.scenarios()
-    assert cell.batch == found.arrivals.batch == 2
-    asked = swept.model_copy(update={"batches": (1,)})
-    with pytest.raises(UserError, match="batch 1: the recorded requests"):
-        list(asked.scenarios())
-
-
 def test_who_wins_and_where_it_is_contested() -> None:
     best = winners(frame_of(ROWS))
     assert list(zip(best["load"], best["policy"], best["contested"], strict=True)) == [

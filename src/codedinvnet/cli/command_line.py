@@ -9,7 +9,6 @@ from codedinvnet.cli import (
     bench,
     bundles,
     gateway,
-    load,
     protect,
     running,
     serve,
@@ -91,7 +90,6 @@ def build_parser() -> argparse.ArgumentParser:
     serve.add_commands(commands)
     gateway.add_commands(commands)
     running.add_commands(commands)
-    load.add_commands(commands)
     protect.add_commands(commands)
     bench.add_commands(commands)
     simulate.add_commands(commands)

@@ -18,10 +18,10 @@ from typing import Any
 import aiohttp
 import numpy as np
 
-from codedinvnet.arrivals import poisson_gaps
 from codedinvnet.errors import UserError
-from codedinvnet.load.loop import open_loop
+from codedinvnet.evaluation.load import open_loop
 from codedinvnet.models.base import DATATYPE_OF, DATATYPES
+from codedinvnet.simulation.arrivals import poisson_gaps
 
 
 @dataclass(frozen=True)
@@ -189,7 +189,7 @@ class Client:
         return {name: float(value) for name, value in lines}
 
     async def get(self, path: str) -> dict[str, Any]:
-        """Return the JSON of a path: `times`, `traffic`, `page/state`."""
+        """Return the JSON of a path: `times`, `page/state`."""
         async with self.session.get(f"{self.address}/{path}") as response:
             found: dict[str, Any] = await response.json()
         return found

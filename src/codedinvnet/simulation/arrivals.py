@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import math
+import random
 from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
 
-from codedinvnet.arrivals import poisson_gaps
 from codedinvnet.config import Positive, Section
 
-BLOCK = 50
-"""Recorded requests that are drawn together, unless a tenth of all are more."""
+
+def poisson_gaps(rate: float, count: int, seed: int) -> list[float]:
+    """Return the gaps in seconds before each of `count` requests; a seed repeats them.
+
+    Args:
+        rate: requests a second.
+        count: of requests.
+        seed: of Python's `random.Random`.
+    """
+    generator = random.Random(seed)
+    return [generator.expovariate(rate) for _ in range(count)]
 
 
 class Arrivals(Section):
@@ -21,12 +30,10 @@ class Arrivals(Section):
     `bursts` alternates between calm and busy times of exponential length: while it is busy the
     rate is `burst_factor` times the calm one, and the mean over both is `qps`. `uneven` has gaps of
     the coefficient of variation `cv`, of two exponential laws with balanced means. `steps` changes
-    the rate in mid-run: it is `qps` times each of `steps` for as many requests. `recorded` draws
-    stretches of the requests that a service has seen (see BLOCK), as they came, but
-    faster or slower so that `qps` is their mean. `batch` states that of their sizes then.
+    the rate in mid-run: it is `qps` times each of `steps` for as many requests.
     """
 
-    kind: Literal["poisson", "uniform", "bursts", "uneven", "steps", "recorded"] = "poisson"
+    kind: Literal["poisson", "uniform", "bursts", "uneven", "steps"] = "poisson"
     qps: Annotated[float, Field(gt=0)]
     batch: Positive = 1
     burst_factor: Annotated[float, Field(ge=1)] = 3.0
@@ -37,28 +44,9 @@ class Arrivals(Section):
     gaps_seed: Annotated[int, Field(ge=0)] | None = None
     """Of `poisson_gaps`: the arrivals of a measured run again. None: the scenario's seed draws."""
 
-    gaps_ms: tuple[Annotated[float, Field(ge=0)], ...] = ()
-    """Of recorded requests: the time since the one before."""
-    sizes: tuple[Positive, ...] = ()
-    """Of recorded requests: their images."""
-
-    @model_validator(mode="after")
-    def _is_recorded(self) -> Arrivals:
-        recorded = self.kind == "recorded"
-        if len(self.gaps_ms) != len(self.sizes) or bool(self.sizes) != recorded:
-            raise ValueError("recorded arrivals have as many gaps_ms as sizes; no others have any")
-        return self
-
     def draw(self, generator: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the times in seconds at which requests come, and their images, each (count,)."""
-        if self.kind != "recorded":
-            return self.times(generator, count), np.full(count, self.batch)
-        block = max(BLOCK, len(self.sizes) // 10)  # a rush shall not be torn apart
-        starts = generator.integers(len(self.sizes), size=math.ceil(count / block))
-        places = (starts[:, None] + np.arange(block)).ravel()[:count] % len(self.sizes)
-        recorded = 1000 * sum(self.sizes) / max(1e-3, sum(self.gaps_ms))
-        gaps = np.array(self.gaps_ms)[places] * (recorded / self.qps)
-        return np.cumsum(gaps) / 1000, np.array(self.sizes)[places]
+        return self.times(generator, count), np.full(count, self.batch)
 
     @model_validator(mode="after")
     def _gaps_are_poisson(self) -> Arrivals:

@@ -360,17 +360,11 @@ class Scenario(Section):
         return self.arrivals.qps * call / size / self.slots / 1000
 
     def updated(self, **changes: Any) -> Scenario:
-        """Return a copy with some values changed, validated anew; of `arrivals`, too.
+        """Return a validated copy with some values changed, those of `arrivals` included.
 
         Raises:
-            UserError: if they do not fit, or recorded requests would have another `batch`.
+            UserError: if they do not fit.
         """
-        batch = changes.get("batch", self.arrivals.batch)
-        if self.arrivals.kind == "recorded" and batch != self.arrivals.batch:
-            raise UserError(
-                f"batch {batch}: the recorded requests of {self.name} have sizes of their own, "
-                f"{self.arrivals.batch} in the mean: leave it out"
-            )
         raw = self.model_dump()
         for key in ("qps", "batch", "kind", "gaps_seed"):
             if key in changes:

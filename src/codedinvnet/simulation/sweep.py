@@ -77,10 +77,7 @@ class Sweep(Section):
             UserError: if one cannot be simulated.
         """
         bases = {name: self.base.updated(**changes) for name, changes in self.variants.items()}
-        batches = self.batches
-        if self.base.arrivals.kind == "recorded" and "batches" not in self.model_fields_set:
-            batches = (self.base.arrivals.batch,)
-        places = itertools.product(self.stragglers, bases or [""], batches, self.loads)
+        places = itertools.product(self.stragglers, bases or [""], self.batches, self.loads)
         for (model, variant, batch, load), policy in itertools.product(places, self.policies):
             base = bases.get(variant, self.base)
             causes = stragglers(model, base.service.mean_ms, batch)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from codedinvnet.arrivals import poisson_gaps
+from codedinvnet.simulation.arrivals import poisson_gaps
 
 
 def test_gaps_are_exponential_and_of_their_seed() -> None:
