@@ -11,7 +11,7 @@ from pandas import DataFrame, Series, isna
 
 from codedinvnet.codes.rules import SMALL_BACKUP
 from codedinvnet.evaluation import tables
-from codedinvnet.scheduler.settings import AUTO, CODED, HEDGE, UNCODED, WITH_HEDGE
+from codedinvnet.scheduler.policies import AUTO, CODED, HEDGE, UNCODED, WITH_HEDGE
 from codedinvnet.simulation import sweep
 
 NOTHING = f"{AUTO.name}+none"

@@ -19,7 +19,7 @@ from codedinvnet.evaluation import tables
 from codedinvnet.evaluation.plots import STYLE
 from codedinvnet.files import write_picture
 from codedinvnet.rows import read_rows
-from codedinvnet.scheduler.settings import UNCODED
+from codedinvnet.scheduler.policies import UNCODED
 from codedinvnet.serving.policies import served_as
 from codedinvnet.simulation import sweep
 from codedinvnet.simulation.figures import QUANTILES, latency_of

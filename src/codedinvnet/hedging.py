@@ -23,9 +23,10 @@ from typing import Any
 import httpx
 
 from codedinvnet.scheduler.actions import DEADLINE, Action, Answer, Fail, Forget, Replace, Send
-from codedinvnet.scheduler.hedging import BUCKET, Budget
+from codedinvnet.scheduler.budget import BUCKET, Budget
+from codedinvnet.scheduler.policies import HEDGE
 from codedinvnet.scheduler.scheduler import Scheduler
-from codedinvnet.scheduler.settings import HEDGE, Rules
+from codedinvnet.scheduler.settings import Rules
 
 REPEATABLE = (
     "GET *",
@@ -154,7 +155,7 @@ class HedgingTransport(httpx.AsyncBaseTransport):
         call = _Call(request, content, repeatable, asyncio.get_running_loop().create_future())
         wait, now = request.extensions.get("timeout", {}).get("read"), time.monotonic()
         size = len(content).bit_length()
-        taken = self._scheduler.submit(now, 1, now + (wait or LONGEST), bulk=size)
+        taken = self._scheduler.submit(now, 1, now + (wait or LONGEST), size_class=size)
         assert taken is not None
         (query,), actions = taken
         self.stats["requests"] += 1

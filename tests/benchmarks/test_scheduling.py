@@ -18,7 +18,7 @@ def test_a_scheduler_that_is_told_the_same_does_the_same(policy: str) -> None:
     records = run.run()
     for name, arguments in recorder.events:
         getattr(told, name)(*arguments)
-    assert told.sent == records.tasks >= 500
+    assert told.dispatcher.sent == records.tasks >= 500
     assert told.budget.queries == 500
 
 

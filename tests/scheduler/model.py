@@ -21,11 +21,12 @@ from codedinvnet.scheduler.actions import (
     Replace,
     Send,
 )
+from codedinvnet.scheduler.budget import BUCKET
+from codedinvnet.scheduler.completion import GRACE_PERIOD
 from codedinvnet.scheduler.group import FILLER, CodingGroup
-from codedinvnet.scheduler.hedging import BUCKET
-from codedinvnet.scheduler.settings import POLICIES, Rules
-from codedinvnet.scheduler.settling import OVERTIME
-from codedinvnet.scheduler.tasks import NOBODY, Attempt, State
+from codedinvnet.scheduler.policies import POLICIES
+from codedinvnet.scheduler.queries import Accepts, Attempt, State
+from codedinvnet.scheduler.settings import Rules
 from tests.scheduler.watched import ErasureCode as ErasureCode
 from tests.scheduler.watched import Watched
 
@@ -182,16 +183,24 @@ class Model:
 
     def change(self, policy: str) -> bool:
         """Change the policy; return whether the rules do."""
-        before = self.scheduler.chosen, self.scheduler.code, self.scheduler.open_group
+        before = (
+            self.scheduler.chosen,
+            self.scheduler.dispatcher.code,
+            self.scheduler.flying.open_group,
+        )
         try:
             actions = self.scheduler.change_policy(self.now, POLICIES[policy])
         except ValueError:
-            now = self.scheduler.chosen, self.scheduler.code, self.scheduler.open_group
+            now = (
+                self.scheduler.chosen,
+                self.scheduler.dispatcher.code,
+                self.scheduler.flying.open_group,
+            )
             assert now == before, "it was refused, and changed"
             return False
         assert self.scheduler.chosen.name == policy
         self.bounded = False  # tasks may have been sent before
-        assert self.scheduler.open_group is None, "nobody would join it"
+        assert self.scheduler.flying.open_group is None, "nobody would join it"
         self.do(actions)
         return True
 
@@ -228,11 +237,11 @@ class Model:
         scheduler = self.scheduler
         assert set(self.ended) == set(self.asked)
         assert not scheduler.queries
-        assert not scheduler.groups
+        assert not scheduler.flying.groups
         assert not scheduler.attempts
-        assert not scheduler.computed_by
+        assert not scheduler.flying.computed_by
         assert not scheduler.waiting
-        assert scheduler.open_group is None
+        assert scheduler.flying.open_group is None
         assert scheduler.next_timer() is None
         assert not any(map(scheduler.load, range(self.rules.workers)))
         assert not self.outputs
@@ -382,7 +391,7 @@ class Model:
                 assert max(action.outputs) >= code.k, "nothing to guess from"
                 assert action.guess
                 known = self.scheduler.queries.get(query)  # it may be over by now
-                late = known is not None and known.late and query in self.guessing
+                late = known is not None and known.speculates and query in self.guessing
                 lost = known is not None and known.losses >= self.rules.max_losses
                 over = self.now >= self.deadlines[query] or query in self.final
                 assert late or lost or over, "a better one may come"
@@ -401,7 +410,7 @@ class Model:
         self._unanswered(action.query)
         if action.reason == DEADLINE:
             decoding = action.query in self.decoding
-            assert self.now >= self.deadlines[action.query] + decoding * OVERTIME
+            assert self.now >= self.deadlines[action.query] + decoding * GRACE_PERIOD
         elif action.reason != FINAL:
             assert action.reason.startswith("lost ")
             assert int(action.reason.split()[1]) >= self.rules.max_losses
@@ -442,39 +451,39 @@ class Model:
     # Invariants
 
     def check(self) -> None:
-        scheduler, workers = self.scheduler, self.scheduler.binding.workers
+        scheduler, workers = self.scheduler, self.scheduler.assigner.workers
         assert set(scheduler.queries) == set(self.asked) - set(self.ended)
         at = {a: i for i, worker in enumerate(workers) for a in worker.running}
         assert at == self.at
-        assert scheduler.binding.up == set(range(self.rules.workers)) - self.down
+        assert scheduler.assigner.up == set(range(self.rules.workers)) - self.down
         waiting = [a for a in scheduler.attempts.values() if a.started is None]
         assert scheduler.waiting == len(waiting)
-        assert all(map(scheduler._needed, waiting)), "nobody needs it"
-        assert {a.worker for a in waiting} <= {NOBODY}, "it was bound before it could begin"
+        assert all(map(scheduler.flying.is_needed, waiting)), "nobody needs it"
+        assert {a.worker for a in waiting} <= {None}, "it was bound before it could begin"
         self.check_idle(waiting)
-        assert scheduler.sent == len(self.sent)
+        assert scheduler.dispatcher.sent == len(self.sent)
         self.dearest = max([self.dearest, *(a.paid for a in scheduler.attempts.values())])
         overdrawn = self.dearest - BUCKET + 1e-6  # by one task that costs more than can be saved
         assert -overdrawn <= scheduler.budget.tokens <= BUCKET
         assert self.extra_work <= self.earned + overdrawn, "more than the budget"
-        assert self.outputs >= set(scheduler.computed_by)
-        for group in scheduler.groups.values():
+        assert self.outputs >= set(scheduler.flying.computed_by)
+        for group in scheduler.flying.groups.values():
             own = [a for a in scheduler.attempts.values() if a.group is group]
             assert group.at == Counter(a.worker for a in own if a.identity in at)
             assert group.members, "nobody is in it"
         for query in scheduler.queries.values():
             group = query.group
-            if query.state is State.DECODING:
+            if not query.is_waiting:
                 assert query.identity in self.decoding
                 continue
             assert scheduler.next_timer() is not None
-            assert group.identity in scheduler.groups
+            assert group.identity in scheduler.flying.groups
             hopeful = not group.is_open and query.member in group.hopeful()
-            if query.fallback:
+            if query.state is State.FALLBACK:
                 assert query.attempts, "the decoded answer should be taken"
-            elif query.accept_decoded and not group.is_open:
+            elif query.accepts is not Accepts.OWN and not group.is_open:
                 assert query.member not in group.determined(), "it can be decoded"
-                assert not (query.late and group.guessable()), "it can be guessed"
+                assert not (query.speculates and group.guessable()), "it can be guessed"
                 assert query.attempts or hopeful, "nothing is under way for it"
             elif self.systematic:
                 assert query.attempts, "nothing is under way for it"
@@ -482,15 +491,15 @@ class Model:
     def check_idle(self, waiting: list[Attempt]) -> None:
         """No worker is idle while a task waits that it may take, unless it is too slow for it."""
         scheduler = self.scheduler
-        for index, worker in enumerate(scheduler.binding.workers):
-            backup = index in scheduler.backups
+        for index, worker in enumerate(scheduler.assigner.workers):
+            backup = index in scheduler.assigner.backups
             slots = self.rules.backup_slots if backup else self.rules.slots
             if index in self.down or len(worker.running) >= slots:
                 continue
             for attempt in waiting:
-                if scheduler.binding.is_apart(attempt):
+                if scheduler.assigner.is_apart(attempt):
                     assert not backup, "idle, yet a task for it waits"
-                elif scheduler.may_take(index, attempt):
+                elif scheduler.assigner.may_take(index, attempt):
                     assert scheduler.is_passed_by(self.now, index, attempt), "idle, yet tasks wait"
                     at = scheduler.next_timer()
                     assert at is not None, "nobody will look at it again"

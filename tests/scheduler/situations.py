@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from codedinvnet.scheduler.recent import FEWEST
-from codedinvnet.scheduler.tasks import NOBODY, Attempt
+from codedinvnet.scheduler.quantiles import FEWEST
+from codedinvnet.scheduler.queries import Attempt
 from tests.scheduler.model import ErasureCode, Model
 
 
@@ -33,11 +33,11 @@ def know_times(model: Model, slow: float = 1.0) -> None:
     scheduler = model.scheduler
     for i in range(FEWEST):
         for worker in range(model.rules.workers):
-            scheduler.pace.took(0.0, worker, 0, 0.015 if i % 2 else 0.010)
-        scheduler.latencies.add(0.015)
+            scheduler.stats.took(0.0, worker, 0, 0.015 if i % 2 else 0.010)
+        scheduler.stats.answers.add(0.015)
     for _ in range(2 * (slow > 1)):
-        scheduler.pace.took(0.0, 0, 0, 0.015 * slow)
-    scheduler.binding.reorder(0)
+        scheduler.stats.took(0.0, 0, 0, 0.015 * slow)
+    scheduler.assigner.reorder(0)
 
 
 def busy(k: int, policy: str = "coded", **rules: Any) -> Model:
@@ -66,7 +66,7 @@ def reach(model: Model, *attempts: Attempt) -> None:
     """Let workers finish what is before these attempts, the oldest first."""
     for attempt in attempts:
         while attempt.started is None:
-            model.result(next(a for a, i in model.at.items() if attempt.worker in (NOBODY, i)))
+            model.result(next(a for a, i in model.at.items() if attempt.worker in (None, i)))
 
 
 def finish(model: Model, *attempts: Attempt) -> None:

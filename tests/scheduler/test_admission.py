@@ -16,7 +16,8 @@ from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.build import scheme_for
 from codedinvnet.models.bundle import Bundle, load_bundle
 from codedinvnet.scheduler.admission import Admission
-from codedinvnet.scheduler.settings import POLICIES, Rules
+from codedinvnet.scheduler.policies import POLICIES
+from codedinvnet.scheduler.settings import Rules
 from codedinvnet.serving.answers import Answered, Overloaded
 from codedinvnet.serving.served import IMAGES
 from codedinvnet.serving.workers.pool import Task

@@ -8,12 +8,13 @@ import pytest
 
 from codedinvnet.codes.rules import AnswersAll, Parities, Uncoded
 from codedinvnet.scheduler.actions import AnswerDecoded, Decided, Decode, Send
-from codedinvnet.scheduler.auto import CODES, LOOK, Auto, Seen, workers_for
-from codedinvnet.scheduler.binding import MEMORY
-from codedinvnet.scheduler.pace import Pace
-from codedinvnet.scheduler.recent import FEWEST
+from codedinvnet.scheduler.assigner import MEMORY
+from codedinvnet.scheduler.auto import CODES, LOOK, Decider, Seen, workers_for
+from codedinvnet.scheduler.policies import AUTO, BACK_LATE, CODED, HEDGE
+from codedinvnet.scheduler.quantiles import FEWEST
 from codedinvnet.scheduler.scheduler import Scheduler
-from codedinvnet.scheduler.settings import AUTO, CODED, HEDGE, RESCUE, Rules
+from codedinvnet.scheduler.settings import Rules
+from codedinvnet.scheduler.stats import LatencyStats
 from tests.scheduler.model import ErasureCode, Model, only
 from tests.scheduler.situations import know_times
 
@@ -29,7 +30,7 @@ RESCUE_TIME = 0.003
 def know_rescues(model: Model) -> None:
     """Let the rules know how long such tasks take."""
     for _ in range(FEWEST):
-        model.scheduler.pace.took(0.0, 0, 1, RESCUE_TIME)
+        model.scheduler.stats.took(0.0, 0, 1, RESCUE_TIME)
 
 
 def seen(excess: float, load: float = 0.4) -> Seen:
@@ -38,20 +39,20 @@ def seen(excess: float, load: float = 0.4) -> Seen:
 
 def test_without_a_code_it_hedges() -> None:
     for code in (None, Uncoded(4)):
-        auto = Auto(code)
+        auto = Decider(code)
         assert auto.policy == HEDGE
         assert auto.decide(0.0, seen(5.0)).policy == HEDGE
 
 
 def test_with_a_small_backup_it_rescues() -> None:
-    auto = Auto(AnswersAll(10))
-    assert auto.policy == RESCUE | HEDGE
-    assert auto.decide(0.0, seen(0.0)).policy == RESCUE | HEDGE
+    auto = Decider(AnswersAll(10))
+    assert auto.policy == BACK_LATE
+    assert auto.decide(0.0, seen(0.0)).policy == BACK_LATE
 
 
 @pytest.mark.parametrize("code", [Parities(10), AnswersAll(2, cost=lambda size: 1.0)])
 def test_with_a_costly_code_it_codes_while_stragglers_cost_much(code: Parities) -> None:
-    auto = Auto(code)
+    auto = Decider(code)
     assert auto.policy == HEDGE
     wanted = [
         (0.9 * CODES, HEDGE),
@@ -67,7 +68,7 @@ def test_with_a_costly_code_it_codes_while_stragglers_cost_much(code: Parities) 
 
 
 def test_busy_workers_are_not_given_parities() -> None:
-    auto = Auto(Parities(10))
+    auto = Decider(Parities(10))
     for load, coded in ((0.9, False), (0.51, False), (0.49, True), (0.59, True), (0.61, False)):
         assert auto.decide(0.0, seen(5 * CODES, load)).policy.coded == coded
 
@@ -129,7 +130,7 @@ def straggling(workers: int = 12, extra: float = 2.0) -> Model:
     model = Model("auto", workers, AnswersAll(3), extra=extra)
     know_times(model)
     know_rescues(model)
-    model.scheduler.pace.excess = 1.0
+    model.scheduler.stats.overhead = 1.0
     return model
 
 
@@ -172,7 +173,7 @@ def test_a_query_is_rescued_early_only_if_many_workers_are_idle(
     workers: int, excess: float, queries: int, early: bool
 ) -> None:
     model = straggling(workers)
-    model.scheduler.pace.excess = excess
+    model.scheduler.stats.overhead = excess
     model.submit(queries)
     model.wait(IN_TIME)
     assert bool(model.parities()) == early
@@ -238,15 +239,15 @@ def test_nobody_is_rescued_who_is_in_time() -> None:
         model.submit()
         model.wait(0.012)
         model.result(*list(model.at))
-    assert model.scheduler.sent == 20
+    assert model.scheduler.dispatcher.sent == 20
     model.drain()
 
 
 def test_it_begins_to_code_when_stragglers_come() -> None:
     model = Model("auto", 5, ErasureCode(3), max_pending=1000, extra=1.0)
     know_times(model)
-    assert model.scheduler.decision is None
-    model.scheduler.pace.excess = 0.0
+    assert model.scheduler.dispatcher.decision is None
+    model.scheduler.stats.overhead = 0.0
     with patch("codedinvnet.scheduler.auto.LOOK", 3):
         model.submit(3)
         assert len(model.at) == 3
@@ -255,10 +256,10 @@ def test_it_begins_to_code_when_stragglers_come() -> None:
         assert decided.decision.policy == HEDGE
         for worker in range(5):
             for _ in range(30):
-                model.scheduler.pace.answered(worker, 0.5)
+                model.scheduler.stats.answered(worker, 0.5)
         model.submit(3)
         (decided,) = only(model.new(), Decided)
-        assert model.scheduler.decision == decided.decision
+        assert model.scheduler.dispatcher.decision == decided.decision
         assert decided.decision.policy == CODED | HEDGE
         assert decided.decision.seen.excess > CODES
         assert len(model.at) == 4  # with a parity
@@ -266,7 +267,7 @@ def test_it_begins_to_code_when_stragglers_come() -> None:
 
 
 def test_it_looks_again_after_so_many_queries() -> None:
-    auto = Auto(None)
+    auto = Decider(None)
     assert not auto.is_due(LOOK - 1)
     assert auto.is_due(1)
     assert not auto.is_due(1)
@@ -274,7 +275,7 @@ def test_it_looks_again_after_so_many_queries() -> None:
 
 def test_the_extra_work_that_it_tells_is_of_the_last_queries() -> None:
     scheduler = Scheduler(Rules(5, AUTO), ErasureCode(3))
-    scheduler.pace.excess = 0.0
+    scheduler.stats.overhead = 0.0
 
     def serve(queries: int) -> None:
         for _ in range(queries):
@@ -284,13 +285,13 @@ def test_the_extra_work_that_it_tells_is_of_the_last_queries() -> None:
                 scheduler.result(0.0, send.attempt)
 
     serve(LOOK)
-    assert scheduler.decision is not None
+    assert scheduler.dispatcher.decision is not None
     assert all(scheduler.budget.pay(1.0) for _ in range(8))
     serve(3000)
-    scheduler.pace.excess = 2 * CODES
+    scheduler.stats.overhead = 2 * CODES
     serve(LOOK)
-    assert scheduler.decision.policy == CODED | HEDGE
-    assert scheduler.decision.seen.extra < 0.001
+    assert scheduler.dispatcher.decision.policy == CODED | HEDGE
+    assert scheduler.dispatcher.decision.seen.extra < 0.001
 
 
 def test_one_budget_binds_copies_and_parities() -> None:
@@ -314,7 +315,7 @@ def test_an_extra_task_costs_what_it_takes() -> None:
     model.submit(2)
     assert model.scheduler.budget.spent == 1.0  # as the code says
     for worker in range(20):
-        model.scheduler.pace.took(0.0, worker, 2, 0.0075)
+        model.scheduler.stats.took(0.0, worker, 2, 0.0075)
     model.submit(2)
     assert model.scheduler.budget.spent == 1.5
     model.drain()
@@ -323,7 +324,7 @@ def test_an_extra_task_costs_what_it_takes() -> None:
 def test_rescues_are_sent_though_all_that_were_timed_took_long() -> None:
     model = Model("auto", 4, AnswersAll(3), extra=0.2)
     know_times(model)
-    pace = model.scheduler.pace
+    pace = model.scheduler.stats
     for worker in [0, 1, 2, 3] * 5:
         pace.took(0.0, worker, 1, 30 * 0.015)
     for _ in range(60):  # the budget is full
@@ -362,7 +363,7 @@ def test_what_no_worker_was_given_is_paid_back() -> None:
 @pytest.mark.parametrize(("often", "late"), [(20, 0.0105), (10, 0.03)])
 def test_a_task_is_late_where_many_straggle(often: int, late: float) -> None:
     """One of `often` takes a second; the others 10 ms."""
-    pace = Pace(3)
+    pace = LatencyStats(3)
     for i in range(500):
         pace.took(0.0, i % 3, 0, 1.0 if i % often == often - 1 else 0.01)
     assert pace.late(0, 1) == pytest.approx(late)
@@ -373,7 +374,7 @@ def test_a_backups_tasks_take_no_slots_of_the_others() -> None:
     model = Model("coded", 3, ErasureCode(3, backup=True))
     model.submit(3)
     assert model.loads == [1, 1, 1], "the last worker is the backup's"
-    binding = model.scheduler.binding
+    binding = model.scheduler.assigner
     assert (binding.running, binding.slots_up, binding.load) == (2, 2, 0.0)
     model.submit()
     assert binding.load == pytest.approx(1 / MEMORY), "all slots are busy, and no more"

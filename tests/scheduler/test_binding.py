@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 
 from codedinvnet.scheduler.actions import Answer, Call, Replace, Send
-from codedinvnet.scheduler.hedging import COPIES, MOST, WORTH, yields
-from codedinvnet.scheduler.pace import LATE_FACTOR
-from codedinvnet.scheduler.recent import FEWEST, KEPT
-from codedinvnet.scheduler.tasks import NOBODY
+from codedinvnet.scheduler.policies import COPIES
+from codedinvnet.scheduler.quantiles import FEWEST, KEPT
+from codedinvnet.scheduler.stats import LATE_FACTOR
 from tests.scheduler.model import ErasureCode, Model, only
 
 NORMAL = 0.01
@@ -19,14 +18,14 @@ def timed(policy: str = "uncoded", workers: int = 3, slow: float = 1.0, **rules:
     """Return a model that knows data tasks of 10 ms, and worker 0 to take `slow` times as long."""
     code = ErasureCode(2) if policy.startswith("coded") else None
     model = Model(policy, workers, code, **{"hang_timeout": 100.0, "hedge_share": 1.0, **rules})
-    pace = model.scheduler.pace
+    pace = model.scheduler.stats
     for _ in range(FEWEST):
         pace.took(0.0, workers - 1, 0, NORMAL)
     for _ in range(2 * (slow > 1)):
         until = pace.took(0.0, 0, 0, slow * NORMAL)
         if until is not None:
             model.scheduler.timers.set(until, "retry", 0)
-    model.scheduler.binding.reorder(0)
+    model.scheduler.assigner.reorder(0)
     return model
 
 
@@ -181,7 +180,7 @@ def test_a_copy_waits_first_in_the_line() -> None:
     model = timed("hedge", workers=2)
     slow, quick, *_ = model.submit(5)
     model.wait(LATE)
-    assert model.scheduler.hedges == 2
+    assert model.scheduler.dispatcher.hedges == 2
     model.new()
     model.result(*model.data(quick))
     assert [send.members for send in only(model.new(), Send)] == [(slow,)]
@@ -192,7 +191,7 @@ def test_what_waits_for_a_worker_is_not_copied() -> None:
     model = timed("hedge", workers=1)
     model.submit(3)
     model.wait(LATE)
-    assert model.scheduler.hedges == 1
+    assert model.scheduler.dispatcher.hedges == 1
     model.drain()
 
 
@@ -218,7 +217,7 @@ def test_a_copy_that_is_late_is_copied_and_the_next_is_not() -> None:
         assert len(model.data(query)) == 1 + copies
     model.wait(3 * LATE)
     assert len(model.data(query)) == 1 + COPIES
-    assert model.scheduler.hedges == COPIES
+    assert model.scheduler.dispatcher.hedges == COPIES
     model.drain()
 
 
@@ -226,10 +225,10 @@ def test_a_late_query_without_a_budget_is_looked_at_again() -> None:
     model = timed("hedge", workers=4, hedge_share=0.5)
     (query,) = model.submit()
     model.wait(LATE)
-    assert model.scheduler.hedges == 0
+    assert model.scheduler.dispatcher.hedges == 0
     model.submit()
     model.wait(LATE)
-    assert model.scheduler.hedges == 1
+    assert model.scheduler.dispatcher.hedges == 1
     assert len(model.data(query)) == 2
     model.drain()
 
@@ -237,25 +236,12 @@ def test_a_late_query_without_a_budget_is_looked_at_again() -> None:
 # Extra tasks
 
 
-def test_extra_tasks_yield_by_what_stragglers_cost() -> None:
-    assert not yields(0, 10, 0.0, 0.0)
-    assert yields(1, 10, 0.0, 0.0)
-    excess = 1 / WORTH
-    assert not yields(10, 10, excess, 0.0)
-    assert yields(11, 10, excess, 0.0)
-    assert not yields(5, 10, excess, 0.5)  # the busier the workers, the sooner
-    assert yields(6, 10, excess, 0.5)
-    assert yields(1, 10, excess, 1.0)
-    assert not yields(int(10 * MOST), 10, 100.0, 0.0)
-    assert yields(int(10 * MOST) + 1, 10, 100.0, 0.0)
-
-
 @pytest.mark.parametrize(("excess", "parities"), [(0.0, 0), (1.0, 1)])
 def test_a_parity_yields_where_others_wait_and_nobody_straggles(
     excess: float, parities: int
 ) -> None:
     model = Model("coded", 3, ErasureCode(2))
-    model.scheduler.pace.excess = excess
+    model.scheduler.stats.overhead = excess
     model.submit(2)
     model.submit(2)  # the first has its parity: nothing waited for a worker then
     model.submit()
@@ -269,7 +255,7 @@ def test_a_parity_yields_where_others_wait_and_nobody_straggles(
 @pytest.mark.parametrize("excess", [0.0, 1.0])
 def test_a_query_that_hoped_for_what_yields_is_sent_again(excess: float) -> None:
     model = Model("coded", 3, ErasureCode(2))
-    model.scheduler.pace.excess = excess
+    model.scheduler.stats.overhead = excess
     model.kill(1, 2)
     first, _, _, _ = model.submit(4)
     model.fail(*model.data(first))
@@ -319,14 +305,14 @@ def test_one_late_query_alone_is_the_backups() -> None:
 
 def test_a_backup_does_not_yield_to_those_who_wait_for_others() -> None:
     model = backed()
-    model.scheduler.pace.excess = 0.0
+    model.scheduler.stats.overhead = 0.0
     model.submit(9)
     assert [send.worker for send in only(model.new(), Send)].count(2) == 1
     model.drain()
 
 
 def test_a_backup_asks_for_no_more_workers_than_there_are_backups() -> None:
-    assert backed().scheduler.binding.slots_up == 2
+    assert backed().scheduler.assigner.slots_up == 2
     with pytest.raises(ValueError, match="1 are too few"):
         Model("coded", 1, ErasureCode(3, backup=True))
 
@@ -335,7 +321,7 @@ def test_a_backup_asks_for_no_more_workers_than_there_are_backups() -> None:
 def test_auto_asks_a_backup_for_those_who_wait_for_its_others(slow: bool) -> None:
     code = ErasureCode(3, backup=True)
     model = Model("auto", 2, code, hang_timeout=100.0)
-    pace = model.scheduler.pace
+    pace = model.scheduler.stats
     for _ in range(FEWEST):
         pace.took(0.0, 0, 0, NORMAL)
         pace.took(0.0, 1, 1, NORMAL / 10)
@@ -355,14 +341,14 @@ def test_a_late_task_stays_late_when_it_would_have_waited_for_long() -> None:
     """Tasks became much faster since it came; its query gets a copy beside a rescue that lasts."""
     code = ErasureCode(3, backup=True)
     model = Model("auto", 3, code, hang_timeout=100.0, extra=2.0)
-    pace = model.scheduler.pace
+    pace = model.scheduler.stats
     for _ in range(FEWEST):
         pace.took(0.0, 0, 0, 10 * NORMAL)
-    waits = pace.late(0, NOBODY)
+    waits = pace.late(0, None)
     *others, query = model.submit(3)
     for _ in range(KEPT):
         pace.took(0.0, 0, 0, NORMAL)
-    late = pace.late(0, NOBODY)
+    late = pace.late(0, None)
     assert waits is not None
     assert late is not None
     model.wait(waits - 1.5 * late)
@@ -446,7 +432,7 @@ def test_what_was_lost_with_a_call_is_computed_alone() -> None:
 
 def test_a_call_of_which_all_yielded_keeps_nothing_away_from_its_worker() -> None:
     model = Model("uncoded", 3, worker_batch=2)
-    model.scheduler.pace.excess = 0.0
+    model.scheduler.stats.overhead = 0.0
     first, second = model.submit(2)
     assert model.change("replicate")
     model.submit(1)  # whose copy waits
@@ -482,7 +468,7 @@ def test_no_call_is_so_long_that_its_worker_would_soon_count_as_hung() -> None:
     model.result(*list(model.at))
     model.new()
     for _ in range(FEWEST):
-        model.scheduler.pace.took(0.0, 0, -4, 0.03)  # five take so long
+        model.scheduler.stats.took(0.0, 0, -4, 0.03)  # five take so long
     model.result(*list(model.at))
     assert calls_of(model) == [queries[10:]]
     model.drain()

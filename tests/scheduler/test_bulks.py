@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from codedinvnet.scheduler.actions import Action, Send
-from codedinvnet.scheduler.pace import LATE_FACTOR, Pace
-from codedinvnet.scheduler.recent import FEWEST
+from codedinvnet.scheduler.policies import HEDGE
+from codedinvnet.scheduler.quantiles import FEWEST
 from codedinvnet.scheduler.scheduler import Scheduler
-from codedinvnet.scheduler.settings import HEDGE, Rules
+from codedinvnet.scheduler.settings import Rules
+from codedinvnet.scheduler.stats import LATE_FACTOR, LatencyStats
 from tests.scheduler.model import Model
 
 ROW = 0.01
@@ -47,12 +48,12 @@ class Upstreams:
         for _ in range(requests):
             self._pass(self._random.expovariate(LOAD * WORKERS / mean))
             rows = LARGE if self._random.random() < 0.1 else SMALL
-            taken = scheduler.submit(self.now, 1, self.now + 60.0, bulk=rows.bit_length())
+            taken = scheduler.submit(self.now, 1, self.now + 60.0, size_class=rows.bit_length())
             assert taken is not None
             self._rows[taken[0][0]] = rows
             self.asked += ROW * rows
             self._carry_out(taken[1])
-            self.called_slow += len(scheduler.pace.slow)
+            self.called_slow += len(scheduler.stats.slow)
 
     def _pass(self, seconds: float) -> None:
         """Let time pass, and what is due happen."""
@@ -85,16 +86,16 @@ class Upstreams:
 def test_large_requests_among_small_ones_are_not_late(slots: int, in_turn: bool) -> None:
     upstreams = Upstreams(slots, in_turn)
     upstreams.serve(LEARNT)
-    copies, upstreams.called_slow = upstreams.scheduler.hedges, 0
+    copies, upstreams.called_slow = upstreams.scheduler.dispatcher.hedges, 0
     upstreams.serve(1000)
-    copies = upstreams.scheduler.hedges - copies
+    copies = upstreams.scheduler.dispatcher.hedges - copies
     assert copies <= 10 * in_turn, "a hundredth of what a fixed budget would send"
     assert upstreams.called_slow <= 0.02 * 1000 * WORKERS * in_turn
     assert upstreams.work <= 1.02 * upstreams.asked
 
 
 def test_a_bulk_is_timed_as_the_next_larger_until_it_is_known() -> None:
-    pace = Pace(2)
+    pace = LatencyStats(2)
     for _ in range(FEWEST):
         pace.took(0.0, 0, 0, 0.02, 2)
     assert pace.late(0, 1, 3) is None, "nobody knows how long it takes"
@@ -115,7 +116,7 @@ def knowing(large: float, **rules: Any) -> Model:
     model.unequal = True
     for _ in range(FEWEST):
         for bulk, seconds in ((1, 0.01), (9, large)):
-            model.scheduler.pace.took(0.0, 0, 0, seconds, bulk)
+            model.scheduler.stats.took(0.0, 0, 0, seconds, bulk)
     return model
 
 
@@ -135,7 +136,7 @@ def test_a_copy_that_costs_more_than_can_be_saved_up_is_paid_off_before_others()
     model = knowing(0.5, hedge_share=1.0)
     for _ in range(100):
         for bulk, seconds in ((1, 0.01),) * 29 + ((9, 0.5),):
-            model.scheduler.pace.took(0.0, 0, 0, seconds, bulk)
+            model.scheduler.stats.took(0.0, 0, 0, seconds, bulk)
 
     def answer(requests: int) -> None:
         for _ in range(requests):

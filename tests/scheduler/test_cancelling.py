@@ -70,7 +70,7 @@ def test_a_cancelled_query_is_not_copied() -> None:
     model.new()
     model.wait(1)
     assert not only(model.new(), Send)
-    assert model.scheduler.hedges == 0
+    assert model.scheduler.dispatcher.hedges == 0
     model.drain()
 
 
@@ -78,7 +78,7 @@ def test_a_cancelled_querys_copy_is_dropped_from_the_queue() -> None:
     model = hedging("coded+hedge", workers=3, code=ErasureCode(2))
     queries = model.submit(2)
     model.wait(0.03)
-    assert model.scheduler.hedges == model.scheduler.waiting == 2
+    assert model.scheduler.dispatcher.hedges == model.scheduler.waiting == 2
     model.cancel(queries[0])
     (left,) = [a for a in model.scheduler.attempts.values() if a.started is None]
     assert left.query is not None
@@ -122,9 +122,9 @@ def test_it_is_not_computed_when_nobody_of_its_group_waits_any_more() -> None:
     gone, quick = model.submit(2)
     model.cancel(gone)
     finish(model, *own(model, quick))
-    sent = model.scheduler.sent
+    sent = model.scheduler.dispatcher.sent
     model.drain()
-    assert model.scheduler.sent == sent
+    assert model.scheduler.dispatcher.sent == sent
 
 
 def test_a_cancelled_member_that_is_lost_lets_nobody_wait() -> None:
@@ -229,11 +229,11 @@ def test_a_group_that_nobody_is_left_in_is_no_more() -> None:
     model.wait(0.015)
     model.cancel(*gone)
     assert only(model.new(), Forget)[-2:] == [Forget((), (query,)) for query in gone]
-    assert model.scheduler.open_group is None
+    assert model.scheduler.flying.open_group is None
     late = model.submit(2)  # with a time of its own
     model.wait(0.015)
-    assert model.scheduler.open_group is not None
+    assert model.scheduler.flying.open_group is not None
     model.wait(0.006)
-    assert model.scheduler.open_group is None
+    assert model.scheduler.flying.open_group is None
     assert parity(model, late[0]).group.members == late
     model.drain()

@@ -8,8 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from codedinvnet.codes.rules import AnswersAll, CodeRules
-from codedinvnet.scheduler.recent import FEWEST
-from codedinvnet.scheduler.settings import POLICIES
+from codedinvnet.scheduler.policies import POLICIES
+from codedinvnet.scheduler.quantiles import FEWEST
 from tests.scheduler.model import ErasureCode, Model
 from tests.scheduler.situations import know_times
 
@@ -150,7 +150,7 @@ def test_every_query_ends_once_whatever_happens(
     if timed:
         for bulk in range(1, bulks):
             for _ in range(FEWEST):
-                model.scheduler.pace.took(0.0, 0, 0, 0.015 * 10**bulk, bulk)
+                model.scheduler.stats.took(0.0, 0, 0, 0.015 * 10**bulk, bulk)
         know_times(model, slow)
     with patch("codedinvnet.scheduler.auto.LOOK", 3):
         for event, n in events:

@@ -13,8 +13,7 @@ from codedinvnet.scheduler.actions import (
     Decode,
     Fail,
 )
-from codedinvnet.scheduler.scheduler import PATIENCE
-from codedinvnet.scheduler.settling import OVERTIME
+from codedinvnet.scheduler.completion import GRACE_PERIOD, PATIENCE
 from tests.scheduler.model import ErasureCode, Model, only
 from tests.scheduler.situations import coded, hedging
 
@@ -56,7 +55,7 @@ def test_late_queries_are_guessed_when_the_parity_is_here() -> None:
     assert model.decoding == queries[1:]
     model.decoded(queries[1], sure=False)
     assert model.ended[queries[1]] == AnswerDecoded(queries[1])
-    assert model.scheduler.hedges == 0
+    assert model.scheduler.dispatcher.hedges == 0
     model.drain()
 
 
@@ -94,7 +93,7 @@ def test_an_output_overtakes_a_guess() -> None:
 
 def test_a_guess_that_takes_too_long_is_not_waited_for() -> None:
     model, missing = guessing()
-    model.wait(1 + OVERTIME)
+    model.wait(1 + GRACE_PERIOD)
     assert {model.ended[query] for query in missing} == {Fail(q, DEADLINE) for q in missing}
     model.drain()
 
@@ -116,7 +115,7 @@ def test_a_guess_after_losses_has_until_the_deadline() -> None:
     query = model.decoding[0]
     model.wait(0.9)
     assert query not in model.ended
-    model.wait(0.1 + OVERTIME)
+    model.wait(0.1 + GRACE_PERIOD)
     assert model.ended[query] == Fail(query, DEADLINE)
     model.drain()
 

@@ -14,7 +14,7 @@ from codedinvnet.scheduler.actions import (
     Forget,
     Send,
 )
-from codedinvnet.scheduler.hedging import BUCKET
+from codedinvnet.scheduler.budget import BUCKET
 from tests.scheduler.model import ErasureCode, Model, only
 from tests.scheduler.situations import coded, hedging, know_times
 
@@ -43,7 +43,7 @@ def test_a_copy_leaves_when_a_task_has_run_for_longer_than_most() -> None:
     model.wait(0.001)
     _, copy = model.data(query)
     assert model.worker(copy) != model.worker(first)
-    assert model.scheduler.hedges == 1
+    assert model.scheduler.dispatcher.hedges == 1
     model.wait(1)
     assert model.data(query) == [first, copy]
     model.result(copy)
@@ -63,7 +63,7 @@ def test_a_lost_copy_is_followed_by_another_at_once(how: str) -> None:
         model.kill(model.worker(copy))
     _, again = model.data(query)
     assert len({model.worker(attempt) for attempt in (first, copy, again)}) == 3
-    assert model.scheduler.hedges == 2
+    assert model.scheduler.dispatcher.hedges == 2
     model.result(again)
     assert model.ended[query] == Answer(query, again, model.worker(again))
     model.drain()
@@ -95,7 +95,7 @@ def test_no_hedge_for_an_answered_query_nor_before_latencies_are_known() -> None
     (query,) = model.submit()
     model.result(*model.data(query))
     model.wait(1)
-    assert model.scheduler.hedges == 0
+    assert model.scheduler.dispatcher.hedges == 0
     model.drain()
 
 
@@ -170,10 +170,10 @@ def test_an_unsure_decoding_waits_for_the_copy_that_there_is() -> None:
     model = hedging("coded+hedge", workers=4, code=ErasureCode(2), hang_timeout=100.0)
     first, second = model.submit(2)
     model.wait(0.03)
-    assert model.scheduler.hedges == 2
+    assert model.scheduler.dispatcher.hedges == 2
     model.result(*model.parities(), model.data(first)[0])
     model.decoded(second, sure=False)
-    assert model.scheduler.hedges == 2
+    assert model.scheduler.dispatcher.hedges == 2
     assert second not in model.ended
     model.drain()
 

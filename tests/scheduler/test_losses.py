@@ -10,7 +10,7 @@ from codedinvnet.scheduler.actions import (
     Replace,
     Send,
 )
-from codedinvnet.scheduler.scheduler import PARITY_RETRIES
+from codedinvnet.scheduler.completion import EXTRA_RETRIES
 from tests.scheduler.model import FINAL, ErasureCode, Model, only
 from tests.scheduler.situations import coded
 
@@ -91,9 +91,9 @@ def test_a_lost_task_of_an_open_group_is_sent_again_at_once() -> None:
 
 
 def test_a_lost_parity_is_sent_again_but_not_for_ever() -> None:
-    model = coded(2, spare=PARITY_RETRIES, max_losses=100)
+    model = coded(2, spare=EXTRA_RETRIES, max_losses=100)
     model.submit(2)
-    for _ in range(PARITY_RETRIES):
+    for _ in range(EXTRA_RETRIES):
         model.fail(*model.parities())
         assert len(model.parities()) == 1
     model.fail(*model.parities())
@@ -147,10 +147,10 @@ def test_where_every_worker_failed_any_will_do() -> None:
 
 
 def test_a_lost_member_is_sent_again_when_its_parity_is_given_up() -> None:
-    model = coded(2, spare=PARITY_RETRIES + 1)
+    model = coded(2, spare=EXTRA_RETRIES + 1)
     first, _ = model.submit(2)
     model.fail(*model.data(first))
-    for _ in range(PARITY_RETRIES + 1):
+    for _ in range(EXTRA_RETRIES + 1):
         assert not model.data(first)
         model.fail(*model.parities())
     assert len(model.data(first)) == 1

@@ -2,23 +2,24 @@ from __future__ import annotations
 
 import pytest
 
-from codedinvnet.scheduler.pace import LATE_FACTOR, MOST_EXCESS, RETRY, SLOW, Pace
-from codedinvnet.scheduler.recent import FEWEST, KEPT, Recent
+from codedinvnet.scheduler.policies import POLICIES
+from codedinvnet.scheduler.quantiles import FEWEST, KEPT, RecentQuantiles
 from codedinvnet.scheduler.scheduler import Scheduler
-from codedinvnet.scheduler.settings import POLICIES, Rules
+from codedinvnet.scheduler.settings import Rules
+from codedinvnet.scheduler.stats import LATE_FACTOR, MOST_OVERHEAD, RETRY, SLOW, LatencyStats
 from codedinvnet.scheduler.timers import FEW, Timers
 
 
-def steady(workers: int = 3) -> Pace:
+def steady(workers: int = 3) -> LatencyStats:
     """Return what has seen data tasks of 10 ms alone."""
-    pace = Pace(workers)
+    pace = LatencyStats(workers)
     for i in range(2 * FEWEST):
         assert pace.took(0.0, i % workers, 0, 0.01) is None
     return pace
 
 
 def test_nothing_is_known_before_enough_has_come() -> None:
-    pace = Pace(1)
+    pace = LatencyStats(1)
     for _ in range(FEWEST - 1):
         pace.took(0.0, 0, 0, 0.01)
         assert (pace.normal, pace.late(0, 0)) == (0.0, None)
@@ -28,7 +29,7 @@ def test_nothing_is_known_before_enough_has_come() -> None:
 
 
 def test_the_quantiles_are_of_the_last_values() -> None:
-    recent = Recent(0.95, 0.5)
+    recent = RecentQuantiles(0.95, 0.5)
     for i in range(1, 121):
         recent.add(i / 1000)
     assert recent.quantiles == (0.115, 0.061)
@@ -49,7 +50,7 @@ def test_kinds_are_timed_apart() -> None:
 
 
 def test_a_task_that_began_among_others_is_compared_with_those_that_had_as_many_or_more() -> None:
-    pace = Pace(2, slots=4)
+    pace = LatencyStats(2, slots=4)
     for _ in range(2 * FEWEST):
         pace.took(0.0, 0, 0, 0.01)
         pace.took(0.0, 0, -1, 0.02)
@@ -61,7 +62,7 @@ def test_a_task_that_began_among_others_is_compared_with_those_that_had_as_many_
 
 
 def test_a_slow_worker_is_found_whose_tasks_alone_begin_alone() -> None:
-    pace = Pace(2, slots=4)
+    pace = LatencyStats(2, slots=4)
     for i in range(10 * FEWEST):
         pace.took(0.0, 0, -1, 0.01)
         if i % 10 == 0:
@@ -70,7 +71,7 @@ def test_a_slow_worker_is_found_whose_tasks_alone_begin_alone() -> None:
 
 
 def test_what_a_worker_was_at_when_it_was_found_slow_counts_once() -> None:
-    pace = Pace(3, slots=4)
+    pace = LatencyStats(3, slots=4)
     for i in range(2 * FEWEST):
         pace.took(0.0, i % 3, 0, 0.01)
     pace.took(1.0, 1, 0, 0.05)
@@ -131,22 +132,22 @@ def test_the_excess_is_what_stragglers_cost() -> None:
     pace = steady()
     for i in range(4000):
         pace.answered(0, 0.05 if i % 10 == 0 else 0.01 * 0.99 * SLOW)
-    assert pace.excess == pytest.approx(0.4, rel=0.05)  # four normal times of every tenth
+    assert pace.overhead == pytest.approx(0.4, rel=0.05)  # four normal times of every tenth
     for _ in range(4000):
         pace.answered(0, 0.01)
-    assert pace.excess == pytest.approx(0, abs=1e-3)
+    assert pace.overhead == pytest.approx(0, abs=1e-3)
     for _ in range(4000):
         pace.answered(0, 60.0)
-    assert pace.excess == pytest.approx(MOST_EXCESS, rel=0.01)
+    assert pace.overhead == pytest.approx(MOST_OVERHEAD, rel=0.01)
 
 
 def test_a_slow_workers_usual_time_is_no_excess() -> None:
     pace = steady()
     pace.took(0.0, 1, 0, 0.05)
     pace.took(0.0, 1, 0, 0.05)
-    before = pace.excess
+    before = pace.overhead
     pace.answered(1, 0.05)
-    assert pace.excess < before
+    assert pace.overhead < before
 
 
 def test_timers_come_in_order_and_dead_ones_not_at_all() -> None:

@@ -13,7 +13,7 @@ def test_the_open_group_ends_by_the_code_that_it_began_with() -> None:
     model = coded(3)
     lost, other = model.submit(2)
     model.change("hedge")
-    assert model.scheduler.code.k == 1
+    assert model.scheduler.dispatcher.code.k == 1
     (parity_task,) = model.parities()
     model.kill(model.worker(*model.data(lost)))
     model.result(*model.data(other), parity_task)

@@ -15,9 +15,11 @@ from codedinvnet.scheduler.actions import (
     Forget,
     Send,
 )
+from codedinvnet.scheduler.completion import PATIENCE
 from codedinvnet.scheduler.group import FILLER
-from codedinvnet.scheduler.scheduler import PATIENCE, Scheduler
-from codedinvnet.scheduler.settings import POLICIES, Rules
+from codedinvnet.scheduler.policies import POLICIES
+from codedinvnet.scheduler.scheduler import Scheduler
+from codedinvnet.scheduler.settings import Rules
 from codedinvnet.scheduler.timers import FEW
 from tests.scheduler.model import ErasureCode, Model, only
 from tests.scheduler.situations import coded, hedging
@@ -51,8 +53,8 @@ def test_a_batch_fills_groups_at_once() -> None:
     ]
     data = [s for s in sends if s.size == 1]
     assert [s.members for s in data] == [(query,) for query in queries][: len(data)]
-    assert model.scheduler.open_group is not None
-    assert model.scheduler.open_group.members == queries[6:]
+    assert model.scheduler.flying.open_group is not None
+    assert model.scheduler.flying.open_group.members == queries[6:]
     model.drain()
 
 
@@ -64,7 +66,7 @@ def test_single_queries_fill_the_open_group() -> None:
     assert [send.task for send in only(model.new(), Send)] == [2, 3]
     parity = model.sent[model.parities()[0]]
     assert parity.members == (*first, *second, *third)
-    assert model.scheduler.open_group is None
+    assert model.scheduler.flying.open_group is None
     model.drain()
 
 
@@ -84,8 +86,8 @@ def test_the_remainder_of_a_batch_fills_the_open_group_and_opens_the_next() -> N
     two = model.submit(2)
     two_more = model.submit(2)
     assert model.sent[model.parities()[0]].members == (*two, two_more[0])
-    assert model.scheduler.open_group is not None
-    assert model.scheduler.open_group.members == two_more[1:]
+    assert model.scheduler.flying.open_group is not None
+    assert model.scheduler.flying.open_group.members == two_more[1:]
     model.drain()
 
 
@@ -128,7 +130,7 @@ def test_after_the_timeout_nothing_happens_if_all_are_answered() -> None:
     model.new()
     model.wait(0.021)
     assert [type(action) for action in model.new()] == [Forget]
-    assert not model.scheduler.groups
+    assert not model.scheduler.flying.groups
     model.drain()
 
 
@@ -197,7 +199,7 @@ def test_the_tasks_of_a_group_go_to_workers_of_their_own() -> None:
     model = coded(4, 2, spare=3, slots=3)
     for _ in range(4):
         model.submit(4)
-    for group in model.scheduler.groups.values():
+    for group in model.scheduler.flying.groups.values():
         tasks = [a for a in model.scheduler.attempts.values() if a.group is group]
         assert len(tasks) == len({attempt.worker for attempt in tasks}) == 6
     model.drain()
@@ -236,9 +238,9 @@ def test_queued_tasks_of_answered_queries_never_start() -> None:
     model.result(model.data(first)[0])  # starts the first copy of the second
     model.result(*model.data(second))  # its other copy is behind the first's other copy
     assert set(model.ended) == {first, second}
-    sent = model.scheduler.sent
+    sent = model.scheduler.dispatcher.sent
     model.drain()
-    assert model.scheduler.sent == sent == 3
+    assert model.scheduler.dispatcher.sent == sent == 3
 
 
 def test_a_queued_parity_is_dropped_when_its_group_is_answered() -> None:
@@ -247,8 +249,8 @@ def test_a_queued_parity_is_dropped_when_its_group_is_answered() -> None:
     first, second = model.submit(2)  # the parity waits behind them
     model.result(*model.data(first))
     model.result(*model.data(second))
-    assert model.scheduler.sent == 2
-    assert not model.scheduler.groups
+    assert model.scheduler.dispatcher.sent == 2
+    assert not model.scheduler.flying.groups
     model.drain()
 
 
@@ -496,5 +498,5 @@ def test_the_work_of_a_policy_is_counted() -> None:
     for policy, work in (("uncoded", 12), ("replicate", 24), ("coded", 16)):
         model = Model(policy, 30, ErasureCode(3))
         model.submit(12)
-        assert model.scheduler.sent == work
+        assert model.scheduler.dispatcher.sent == work
         model.drain()

@@ -20,8 +20,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias, cast
 
-from codedinvnet.scheduler.recent import FEWEST
-from codedinvnet.scheduler.tasks import Attempt
+from codedinvnet.scheduler.quantiles import FEWEST
+from codedinvnet.scheduler.queries import Attempt
 from codedinvnet.scheduler.timers import Kind, Timers
 from tests.scheduler.model import ErasureCode, Model
 
@@ -77,8 +77,8 @@ def service(policy: str, worker_batch: int = 1) -> Model:
     model = Model(policy, WORKERS, code, **rules)
     scheduler = model.scheduler
     for _ in range(FEWEST):
-        scheduler.pace.took(0.0, 0, 0, 1.0)
-    scheduler.timers = AnyOrder(scheduler._is_dead)
+        scheduler.stats.took(0.0, 0, 0, 1.0)
+    scheduler.timers = scheduler.dispatcher.timers = AnyOrder(scheduler.dispatcher.is_dead)
     return model
 
 
@@ -107,7 +107,7 @@ def events(model: Model, left: Left) -> Iterator[tuple[Event, Left]]:
             yield ("cancel", query), replace(left, cancellations=left.cancellations - 1)
     for kind, identity in dict.fromkeys(timers_of(model).live):
         if kind != "hang":
-            if kind not in ("deadline", "guess"):
+            if kind not in ("deadline", "speculate"):
                 yield (kind, identity), left
         elif left.hangs:
             yield (kind, identity), replace(left, hangs=left.hangs - 1)
@@ -148,16 +148,16 @@ def fingerprint(model: Model, left: Left) -> str:
     Left out is what cannot matter before a hundred queries have come: the load, what stragglers
     cost, and running times.
     """
-    scheduler, binding = model.scheduler, model.scheduler.binding
+    scheduler, binding = model.scheduler, model.scheduler.assigner
     turns = sorted(range(WORKERS), key=lambda worker: binding.workers[worker].turn)
-    places = {worker: place for place, worker in enumerate(turns)} | {-1: -1}
-    tasks: dict[int, list[Attempt]] = {identity: [] for identity in scheduler.groups}
+    places = {worker: place for place, worker in enumerate(turns)}
+    tasks: dict[int, list[Attempt]] = {identity: [] for identity in scheduler.flying.groups}
     for attempt in scheduler.attempts.values():
         tasks[attempt.group.identity].append(attempt)
 
     def told(a: Attempt) -> tuple[int, ...]:
         own = a.query is not None
-        place = places[a.worker]
+        place = -1 if a.worker is None else places[a.worker]
         return (
             a.number,
             own,
@@ -171,11 +171,11 @@ def fingerprint(model: Model, left: Left) -> str:
         )
 
     groups = []
-    for group in scheduler.groups.values():
+    for group in scheduler.flying.groups.values():
         members: list[object] = []
         for identity in group.members:
             q = scheduler.queries.get(identity)
-            state = q and (q.state.value, q.losses, q.copies, q.fallback, q.accept_decoded)
+            state = q and (q.state.value, q.losses, q.copies, q.accepts.value, q.speculates)
             members.append(state)
         groups.append(
             (
@@ -191,8 +191,8 @@ def fingerprint(model: Model, left: Left) -> str:
     line = [a.group.identity for a in waiting]
     groups.sort(key=lambda g: (repr(g[:-1]), line.index(g[-1]) if g[-1] in line else -1))
     names: dict[int, tuple[int, ...]] = {group[-1]: (place,) for place, group in enumerate(groups)}
-    for identity in scheduler.groups:
-        for member, query in enumerate(scheduler.groups[identity].members):
+    for identity in scheduler.flying.groups:
+        for member, query in enumerate(scheduler.flying.groups[identity].members):
             names[query] = (*names[identity], member)
         for a in tasks[identity]:
             names[a.identity] = (*names[identity], *told(a))
@@ -201,7 +201,7 @@ def fingerprint(model: Model, left: Left) -> str:
         (
             [group[:-1] for group in groups],
             [names[a.identity] for a in waiting],
-            sorted((k, names[n]) for k, n in live if k not in ("deadline", "guess", "hang")),
+            sorted((k, names[n]) for k, n in live if k not in ("deadline", "speculate", "hang")),
             sorted(places[worker] for worker in model.down),
             round(scheduler.budget.tokens, 6),
             (len(model.outputs), len(model.images), len(model.decoding)),

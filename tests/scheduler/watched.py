@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from codedinvnet.codes.rules import BACKUP, CodeRules
 from codedinvnet.codes.rules import Task as CodeTask
-from codedinvnet.scheduler.actions import Action, Send
+from codedinvnet.scheduler.assigner import TaskAssigner
+from codedinvnet.scheduler.queries import Attempt
 from codedinvnet.scheduler.scheduler import Scheduler
 from codedinvnet.scheduler.settings import Rules
-from codedinvnet.scheduler.tasks import NOBODY, Attempt
 
 
 @dataclass(frozen=True)
@@ -42,54 +42,54 @@ class ErasureCode:
         return frozenset(t for t in available if t < size and self.systematic)
 
 
-class Watched(Scheduler):
-    """The rules; which worker takes a task is checked."""
+class WatchedAssigner(TaskAssigner):
+    """Assigns tasks; which worker takes one is checked."""
 
-    def __init__(self, rules: Rules, code: CodeRules | None = None) -> None:
-        super().__init__(rules, code)
-        self.failed_on: dict[int, set[int]] = {}
-        """Group -> workers that failed a task of it."""
-
-    def failed(self, now: float, attempt: int, reason: str, final: bool = False) -> list[Action]:
-        if (found := self.attempts.get(attempt)) is not None:
-            self.failed_on.setdefault(found.group.identity, set()).add(found.worker)
-        return super().failed(now, attempt, reason, final)
-
-    def _begin(self, now: float, attempt: Attempt) -> Send:
-        assert self.may_take(attempt.worker, attempt), "another worker should take it"
-        return super()._begin(now, attempt)
+    def take(self, now: float) -> tuple[int, Attempt] | None:
+        if (taken := super().take(now)) is not None:
+            assert self.may_take(*taken), "another worker should take it"
+        return taken
 
     def may_take(self, worker: int, attempt: Attempt) -> bool:
         """Tell whether a worker keeps apart what must be kept apart, as far as workers allow it."""
-        workers = self.binding.workers
-        apart = self.binding.is_apart(attempt)
+        apart = self.is_apart(attempt)
         if apart or worker in self.backups:
             return apart and worker in self.backups
-        up = self.binding.up - self.backups
+        up = self.up - self.backups
         busy = {
             i
-            for i, found in enumerate(workers)
+            for i, found in enumerate(self.workers)
             for other in found.running.values()
             if other.group is attempt.group and other is not attempt
         }
         own = attempt.query.attempts.values() if attempt.query is not None else ()
         held = {other.worker for other in own if other is not attempt}
-        sound = up - held - self.failed_on.get(attempt.group.identity, set())
+        sound = up - held - attempt.group.failed
         return worker in (sound - busy or sound or up)
 
     @property
     def backups(self) -> set[int]:
         """The workers for a backup's tasks."""
-        return set(range(self.rules.workers - self.rules.backups, self.rules.workers))
+        return set(range(self._mains, len(self.workers)))
+
+
+class Watched(Scheduler):
+    """The scheduler; which worker takes a task is checked."""
+
+    assigner: WatchedAssigner
+
+    def __init__(self, rules: Rules, code: CodeRules | None = None) -> None:
+        super().__init__(rules, code)
+        self.assigner.__class__ = WatchedAssigner
 
     def is_passed_by(self, now: float, worker: int, attempt: Attempt) -> bool:
         """Tell whether a worker is too slow for a task that waits."""
-        slowness = self.pace.slowness(worker)
-        fast = self.rules.slots * len(self.binding.up - self.pace.slow - self.backups)
-        free = (other for other in self.attempts.values() if other.worker == NOBODY)
+        assigner, slowness = self.assigner, self.stats.slowness(worker)
+        fast = self.rules.slots * len(assigner.up - self.stats.slow - assigner.backups)
+        free = (other for other in self.attempts.values() if other.worker is None)
         waiting = sorted(
-            (other for other in free if not self.binding.is_apart(other)),
+            (other for other in free if not assigner.is_apart(other)),
             key=lambda other: (not other.first, other.identity),
         )
         near = waiting.index(attempt) < (slowness - 1) * fast
-        return near and now < attempt.queued + (slowness - 1) * self.pace.normal
+        return near and now < attempt.queued + (slowness - 1) * self.stats.normal

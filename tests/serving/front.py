@@ -15,7 +15,8 @@ import torch
 from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.rules import Parities
 from codedinvnet.models.bundle import Bundle
-from codedinvnet.scheduler.settings import POLICIES, Rules
+from codedinvnet.scheduler.policies import POLICIES
+from codedinvnet.scheduler.settings import Rules
 from codedinvnet.serving import decoder
 from codedinvnet.serving.answers import (
     Answered,
@@ -87,8 +88,8 @@ def leftovers(front: BundleFront) -> dict[str, Any]:
         "queries": scheduler.queries,
         "attempts": scheduler.attempts,
         "tasks": scheduler.waiting,
-        "groups": scheduler.groups,
-        "computed_by": scheduler.computed_by,
+        "groups": scheduler.flying.groups,
+        "computed_by": scheduler.flying.computed_by,
     }
     return {name: things for name, things in kept.items() if things}
 

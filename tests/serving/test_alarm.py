@@ -15,7 +15,8 @@ import uvloop
 from codedinvnet.models.base import Signature, TensorSpec
 from codedinvnet.net import alarm
 from codedinvnet.net.alarm import TURNS, Alarm
-from codedinvnet.scheduler.settings import POLICIES, Rules
+from codedinvnet.scheduler.policies import POLICIES
+from codedinvnet.scheduler.settings import Rules
 from codedinvnet.serving.answers import Answered
 from codedinvnet.serving.frontend import FrontEnd
 from codedinvnet.serving.served import OwnModel

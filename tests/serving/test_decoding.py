@@ -250,11 +250,11 @@ class TestConfidence:
             expected = direct(mnist, images[[2]])[0]
             np.testing.assert_allclose(probabilities(answers[2]), expected, atol=1e-5)
             assert sum(number == 2 for _, number in pool.calls) == 2
-            assert front.scheduler.hedges >= 1
+            assert front.scheduler.dispatcher.hedges >= 1
             for _ in range(2):
                 front.update_gauges()
             count = front.metrics.registry.get_sample_value("codedinvnet_hedges_total")
-            assert count == front.scheduler.hedges
+            assert count == front.scheduler.dispatcher.hedges
 
     @pytest.mark.parametrize(
         ("policy", "share", "threshold"),

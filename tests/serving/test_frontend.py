@@ -14,7 +14,8 @@ import pytest
 from codedinvnet.codes.base import Scheme
 from codedinvnet.models.bundle import Bundle
 from codedinvnet.scheduler.actions import Action
-from codedinvnet.scheduler.settings import POLICIES, Rules
+from codedinvnet.scheduler.policies import POLICIES
+from codedinvnet.scheduler.settings import Rules
 from codedinvnet.serving import views
 from codedinvnet.serving.answers import (
     QueryFailed,

@@ -24,8 +24,9 @@ from codedinvnet.data import sample_images
 from codedinvnet.errors import UserError
 from codedinvnet.models.bundle import WEIGHTS, Bundle, bundle_folder, load_bundle
 from codedinvnet.models.network import classifier_of
-from codedinvnet.scheduler.recent import FEWEST
-from codedinvnet.scheduler.settings import POLICIES, Rules
+from codedinvnet.scheduler.policies import POLICIES
+from codedinvnet.scheduler.quantiles import FEWEST
+from codedinvnet.scheduler.settings import Rules
 from codedinvnet.serving.answers import Answered
 from codedinvnet.serving.frontend import FrontEnd
 from codedinvnet.serving.opening import open_served
@@ -320,10 +321,10 @@ def test_a_late_query_is_rescued_by_the_small_backup_of_a_bundle() -> None:
         front = BundleFront(method, pool, rules, deadline=60.0)
         await front.start()
         for _ in range(FEWEST):
-            front.scheduler.pace.took(0.0, 1, 0, 0.5)
+            front.scheduler.stats.took(0.0, 1, 0, 0.5)
         pool.hang(0)
         found = [answer for answer in await front.ask(images) if isinstance(answer, Answered)]
-        sent = front.scheduler.sent
+        sent = front.scheduler.dispatcher.sent
         pool.kill(0)
         await front.stop()
         return found, sent

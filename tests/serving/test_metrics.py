@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry
 
 from codedinvnet.net import logs
 from codedinvnet.scheduler.auto import Decision, Seen
-from codedinvnet.scheduler.settings import HEDGE
+from codedinvnet.scheduler.policies import HEDGE
 from codedinvnet.serving import metrics as module
 from codedinvnet.serving.gateway.upstream_metrics import OK, UpstreamMetrics
 from codedinvnet.serving.logs import JsonLines, log_event

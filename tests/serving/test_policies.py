@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from codedinvnet.errors import UserError
-from codedinvnet.scheduler.settings import POLICIES
+from codedinvnet.scheduler.policies import POLICIES
 from codedinvnet.serving.policies import SERVED, Served, served_as
 
 MINE = f"{Path(__file__).parents[2] / 'examples' / 'my_method.py'}:TwoParities"

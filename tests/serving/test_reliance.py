@@ -20,7 +20,8 @@ from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.build import scheme_for
 from codedinvnet.errors import UserError
 from codedinvnet.models.bundle import bundle_folder, load_bundle
-from codedinvnet.scheduler.settings import POLICIES, Rules
+from codedinvnet.scheduler.policies import POLICIES
+from codedinvnet.scheduler.settings import Rules
 from codedinvnet.serving import decoding
 from codedinvnet.serving.answers import Answered, DeadlinePassed
 from codedinvnet.serving.decoding import Check, Facts, Found

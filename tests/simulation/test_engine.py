@@ -11,8 +11,8 @@ import pytest
 from scipy.optimize import brentq
 
 from codedinvnet.errors import UserError
+from codedinvnet.scheduler.policies import POLICIES
 from codedinvnet.scheduler.scheduler import Scheduler
-from codedinvnet.scheduler.settings import POLICIES
 from codedinvnet.simulation.engine import Records, Simulation
 from codedinvnet.simulation.scenario import Accuracy, Scenario
 from tests.simulation.scenarios import ACCURACY, Watched, scenario

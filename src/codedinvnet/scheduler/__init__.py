@@ -1,1 +1,1 @@
-"""The rules of the service: no I/O, no clock; the front end and the simulator drive them."""
+"""The rules of the service, without I/O or clock; services and the simulator drive them."""

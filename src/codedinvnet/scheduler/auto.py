@@ -20,8 +20,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from codedinvnet.codes.rules import CodeRules
-from codedinvnet.scheduler.pace import Pace
-from codedinvnet.scheduler.settings import CODED, HEDGE, RESCUE, Policy
+from codedinvnet.scheduler.policies import BACK_LATE, CODED, HEDGE, Policy
+from codedinvnet.scheduler.stats import LatencyStats
 
 LOOK = 50
 """Queries between two looks."""
@@ -77,7 +77,7 @@ class Decision:
         return {"does": self.policy.name, "why": self.reason, **numbers}
 
 
-class Auto:
+class Decider:
     """Decides what is done.
 
     Args:
@@ -89,8 +89,8 @@ class Auto:
 
     def __init__(self, code: CodeRules | None) -> None:
         self._has_code = code is not None and code.r > 0
-        self._rescues = code is not None and rescues(code)
-        self.policy = RESCUE | HEDGE if self._rescues else HEDGE
+        self._backs_late = code is not None and has_cheap_task(code)
+        self.policy = BACK_LATE if self._backs_late else HEDGE
         self._fill = 0.0
         self._since = 0
 
@@ -106,14 +106,14 @@ class Auto:
         """Take in how full a group was when it was coded."""
         self._fill += (fill - self._fill) * (1.0 / GROUPS if self._fill else 1.0)
 
-    def seen(self, pace: Pace, load: float, extra: float) -> Seen:
+    def seen(self, stats: LatencyStats, load: float, extra: float) -> Seen:
         """Return what was measured."""
-        return Seen(pace.normal, pace.excess, load, self._fill, extra)
+        return Seen(stats.normal, stats.overhead, load, self._fill, extra)
 
     def decide(self, now: float, seen: Seen) -> Decision:
         """Return what is to be done."""
-        if self._rescues:
-            policy, reason = RESCUE | HEDGE, "late answers are made up by the small backup"
+        if self._backs_late:
+            policy, reason = BACK_LATE, "late answers are made up by the small backup"
         elif not self._has_code:
             policy, reason = HEDGE, "there is no code"
         else:
@@ -131,7 +131,7 @@ class Auto:
         return CODED | HEDGE, "stragglers cost much, and workers are idle"
 
 
-def rescues(code: CodeRules) -> bool:
+def has_cheap_task(code: CodeRules) -> bool:
     """Tell whether a code has a cheap extra task for a single query."""
     if code.fixed_size or code.r < 1:
         return False
@@ -141,5 +141,5 @@ def rescues(code: CodeRules) -> bool:
 
 def workers_for(policy: Policy, code: CodeRules) -> int:
     """Return the fewest workers: one a task of a group, unless the late alone get an extra one."""
-    alone = policy.adapts and (rescues(code) or not code.r)
+    alone = policy.adapts and (has_cheap_task(code) or not code.r)
     return 1 if alone else max(policy.copies, len(code.tasks(code.k)))

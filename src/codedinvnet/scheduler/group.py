@@ -46,8 +46,8 @@ class CodingGroup:
         """Whether the output of an extra task is here."""
         self.failed: set[int] = set()
         """Workers that failed a task of this group."""
-        self.bulk = 0
-        """Of the largest member, see `Query`."""
+        self.size_class = 0
+        """The largest of its members', see `Query`."""
         self.retries = 0
         """Lost parity tasks that were sent again."""
 
@@ -71,12 +71,12 @@ class CodingGroup:
         """Whether no attempt may still answer."""
         return not any(self.live.values())
 
-    def join(self, query: int, bulk: int = 0) -> int:
+    def join(self, query: int, size_class: int = 0) -> int:
         """Add a query and return its member number."""
         if not self.is_open or self.is_full:
             raise ValueError(f"group {self.identity} takes no more members")
         self.members.append(query)
-        self.bulk = max(self.bulk, bulk)
+        self.size_class = max(self.size_class, size_class)
         self.pending += 1
         return len(self.members) - 1
 

@@ -1,75 +1,13 @@
-"""What the front end goes by: policies, and the numbers of one service."""
+"""The numbers that a service is started with."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-
-@dataclass(frozen=True)
-class Policy:
-    """How missing answers are made up for. `a | b` does both.
-
-    Attributes:
-        name: on the command line.
-        coded: by a code, whose extra tasks are sent with every group.
-        copies: by so many copies at once.
-        hedged: by a copy of late ones.
-        guessing: late ones are guessed as soon as a parity is here, by a code that can.
-        rescued: late ones get an extra task of a code each, which is sent when they are late.
-        adapts: by what is measured while it runs, with or without a code (`auto`).
-    """
-
-    name: str
-    coded: bool = False
-    copies: int = 1
-    hedged: bool = False
-    guessing: bool = False
-    rescued: bool = False
-    adapts: bool = False
-
-    def __or__(self, other: Policy) -> Policy:
-        return Policy(
-            f"{self.name}+{other.name}",
-            self.coded or other.coded,
-            max(self.copies, other.copies),
-            self.hedged or other.hedged,
-            self.guessing or other.guessing,
-            self.rescued or other.rescued,
-            self.adapts or other.adapts,
-        )
-
-    @property
-    def takes_code(self) -> bool:
-        """Whether a code is of any use to it."""
-        return self.coded or self.adapts
-
-
-UNCODED = Policy("uncoded")
-CODED = Policy("coded", coded=True)
-HEDGE = Policy("hedge", hedged=True)
-GUESS = Policy("guess", guessing=True)
-RESCUE = Policy("rescue", rescued=True)
-AUTO = Policy("auto", hedged=True, adapts=True)
-POLICIES = {
-    policy.name: policy
-    for policy in (
-        UNCODED,
-        Policy("replicate", copies=2),
-        HEDGE,
-        CODED,
-        CODED | HEDGE,
-        CODED | GUESS,
-        AUTO,
-    )
-}
-"""What a service is started with, by name."""
-AUTO_WITH = "auto+"
-"""The beginning of the name of `auto` with a method at hand."""
-WITH_HEDGE = "+hedge"
-"""The end of the name of a method that is hedged as well."""
+from codedinvnet.scheduler.policies import Policy
 
 AUTO_EXTRA = 0.2
-"""Extra work per query that `auto` may do, if nobody says."""
+"""Extra work per query that `auto` may do by default."""
 SHORTEST_HANG, HANG_SHARE = 1000.0, 0.6
 """Milliseconds on one task after which a worker is taken for hung, if nobody says: a share of the
 deadline, so that there is time to send its query again, and no less than these. The machine itself
@@ -104,7 +42,7 @@ class Rules:
 
     Attributes:
         workers: how many there are.
-        policy: see POLICIES.
+        policy: see `policies.POLICIES`.
         group_timeout: how long an open group waits for members.
         hang_timeout: how long a worker may spend on one task before it is replaced.
         hedge_share: copies of late queries per query, at most, if `extra` does not say.

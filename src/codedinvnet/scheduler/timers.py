@@ -7,9 +7,18 @@ from collections.abc import Callable
 from typing import Literal, TypeAlias
 
 Kind: TypeAlias = Literal[
-    "deadline", "early", "group", "guess", "hang", "late", "recheck", "resend", "retry", "waits"
+    "deadline",
+    "early",
+    "group",
+    "hang",
+    "late",
+    "recheck",
+    "resend",
+    "retry",
+    "speculate",
+    "waits",
 ]
-"""What is due: `Scheduler.on_timer` does it, and `Sending` tells when it has become needless."""
+"""What is due: `Scheduler.on_timer` does it, `Dispatcher.is_dead` says when it is needless."""
 FEW = 256
 """The heap is rebuilt only when it holds this many dead entries."""
 

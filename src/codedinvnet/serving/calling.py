@@ -94,7 +94,7 @@ class Calling(ABC):
         inputs = self.outputs.joined([self._inputs[query] for query in members], first.size)
         origins = () if first.group_size else self.waiting.origins(members)
         latest = time.monotonic() + self.rules.group_timeout + self.deadline
-        until = max(self.scheduler.wanted_until(send.attempt, latest) for send in sends)
+        until = max(self.scheduler.flying.wanted_until(send.attempt, latest) for send in sends)
         task = Task(first.attempt, first.task, inputs, origins, until)
         self.workers[first.worker].tasks += len(sends)
         self.waiting.given(members, first.worker)

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from codedinvnet.codes.rules import is_systematic
-from codedinvnet.scheduler.sending import code_for
-from codedinvnet.scheduler.settings import (
+from codedinvnet.scheduler.policies import (
     AUTO,
     AUTO_WITH,
     CODED,
@@ -15,6 +14,7 @@ from codedinvnet.scheduler.settings import (
     WITH_HEDGE,
     Policy,
 )
+from codedinvnet.scheduler.scheduler import code_for
 from codedinvnet.serving.answers import BadRequest
 from codedinvnet.serving.decoding import Answerer
 

@@ -30,9 +30,10 @@ from codedinvnet.scheduler.actions import (
     Replace,
     Send,
 )
+from codedinvnet.scheduler.completion import GRACE_PERIOD
 from codedinvnet.scheduler.group import FILLER
-from codedinvnet.scheduler.settings import Policy, Rules
-from codedinvnet.scheduler.settling import OVERTIME
+from codedinvnet.scheduler.policies import Policy
+from codedinvnet.scheduler.settings import Rules
 from codedinvnet.serving.alarm import LAG_PERIOD, watch
 from codedinvnet.serving.answers import (
     Answered,
@@ -153,7 +154,7 @@ class FrontEnd(Calling):
         self.announce_draining()
         futures = [waiting.future for waiting in self.waiting.values()]
         if futures:
-            await asyncio.wait(futures, timeout=self.deadline + OVERTIME + GRACE)
+            await asyncio.wait(futures, timeout=self.deadline + GRACE_PERIOD + GRACE)
         left = list(self.waiting)
         for query in left:
             self.waiting.fail(query, "the service stops")
@@ -294,7 +295,7 @@ class FrontEnd(Calling):
             except Exception as error:
                 log_error(error)
                 queue.extend(self._give_up(action, described(error)))
-        self.admission.resize(self.scheduler.binding.slots_up)
+        self.admission.resize(self.scheduler.assigner.slots_up)
         try:
             if self.decoding is not None:
                 self.decoding.run()

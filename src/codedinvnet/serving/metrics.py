@@ -280,8 +280,8 @@ class Metrics:
         """Set what is read off: of the rules, and how many queries are unanswered."""
         self.queue_depth.set(scheduler.waiting)
         self.pending.set(pending)
-        self.hedges.inc(scheduler.hedges - self._hedges)
-        self._hedges = scheduler.hedges
+        self.hedges.inc(scheduler.dispatcher.hedges - self._hedges)
+        self._hedges = scheduler.dispatcher.hedges
         self.asyncio_tasks.set(len(asyncio.all_tasks()))
 
     def render(self) -> bytes:

@@ -21,7 +21,7 @@ from codedinvnet.models.bundle import bundle_folder, load_bundle, weights_digest
 from codedinvnet.processes import usable_processors
 from codedinvnet.protect.calibration import calibration_if_any
 from codedinvnet.protect.folder import description_digest
-from codedinvnet.scheduler.settings import POLICIES
+from codedinvnet.scheduler.policies import POLICIES
 from codedinvnet.serving.options import ServeOptions, model_source, policy_of
 from codedinvnet.serving.served import Classifier, OwnModel, Served
 from codedinvnet.serving.workers.computing import BundleSpec, ModelSpec, SchemeComputer, WorkerSpec

@@ -14,14 +14,8 @@ from codedinvnet.codes.registry import METHODS, OURS, UNTRAINED, find_method
 from codedinvnet.engines import ENGINES, ONNX_RUNTIME, PYTORCH, check_engine, check_installed
 from codedinvnet.errors import UserError
 from codedinvnet.models.source import ModelSource
-from codedinvnet.scheduler.settings import (
-    AUTO,
-    CODED,
-    MAX_BATCH,
-    POLICIES,
-    coded_too_late,
-    hang_limit,
-)
+from codedinvnet.scheduler.policies import AUTO, CODED, POLICIES
+from codedinvnet.scheduler.settings import MAX_BATCH, coded_too_late, hang_limit
 from codedinvnet.serving.listening import check_limit, check_ports
 from codedinvnet.serving.logs import log_event
 from codedinvnet.serving.policies import check_extra, served_as

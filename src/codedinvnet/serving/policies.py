@@ -14,7 +14,7 @@ from codedinvnet.codes.backup import SmallBackup
 from codedinvnet.codes.registry import METHODS, OURS, UnknownMethod, find_method
 from codedinvnet.codes.rules import BACKUP
 from codedinvnet.errors import UserError
-from codedinvnet.scheduler.settings import (
+from codedinvnet.scheduler.policies import (
     AUTO,
     AUTO_WITH,
     CODED,

@@ -12,7 +12,7 @@ import numpy as np
 
 from codedinvnet.codes.rules import CodeRules, is_systematic
 from codedinvnet.errors import UserError
-from codedinvnet.scheduler.settings import Policy
+from codedinvnet.scheduler.policies import Policy
 from codedinvnet.serving.decoding import Check, Compared, Facts, Found
 from codedinvnet.serving.logs import log_event
 from codedinvnet.serving.metrics import Metrics

@@ -14,7 +14,8 @@ from codedinvnet.asking import read_token
 from codedinvnet.codes.rules import is_systematic
 from codedinvnet.data import SAMPLES, sample_images
 from codedinvnet.errors import UserError
-from codedinvnet.scheduler.settings import CODED, POLICIES, Rules, pending_limit
+from codedinvnet.scheduler.policies import CODED, POLICIES
+from codedinvnet.scheduler.settings import Rules, pending_limit
 from codedinvnet.serving.bodies import BodyMemory
 from codedinvnet.serving.choices import objection
 from codedinvnet.serving.faces.connections import allow_files

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from codedinvnet.scheduler.tasks import Query
+from codedinvnet.scheduler.queries import Query
 
 SHOWN_GROUPS = 6
 """Groups that the page shows."""

@@ -105,14 +105,14 @@ class Simulation:
         self.scenario = scenario
         self.scheduler = Scheduler(scenario.rules, code or scenario.code)
         encodes = code is not None or find_method(scenario.method).encodes
-        self._specs = _specs(self.scheduler.code, scenario.extra_cost, encodes)
+        self._specs = _specs(self.scheduler.dispatcher.code, scenario.extra_cost, encodes)
         self.clock = Clock()
         self.requests = scenario.requests
         self._limit, self._late = limit, 0
         self._first = self.requests - scenario.counted
         accuracy = accuracy or accuracy_of(scenario)
         self._right_direct = accuracy.normal
-        sizes = range(1, self.scheduler.code.k + 1) if scenario.coding.takes_code else ()
+        sizes = range(1, self.scheduler.dispatcher.code.k + 1) if scenario.coding.takes_code else ()
         self._right_decoded = {m: scenario.recovered(accuracy, m) for m in sizes}
         self._right_guessed = math.nan if accuracy.guessed is None else accuracy.guessed
         self._released = coverages(scenario)
@@ -191,8 +191,8 @@ class Simulation:
             seconds=self._seconds or self.clock.now,
             busy=self._busy,
             computing=self._computing,
-            tasks=self.scheduler.sent,
-            hedges=self.scheduler.hedges,
+            tasks=self.scheduler.dispatcher.sent,
+            hedges=self.scheduler.dispatcher.hedges,
             replaced=sum(self._lives),
             complete=self._open == 0,
         )

@@ -18,10 +18,9 @@ from codedinvnet.errors import UserError
 from codedinvnet.files import read_json
 from codedinvnet.models.bundle import bundle_info
 from codedinvnet.scheduler.auto import workers_for
+from codedinvnet.scheduler.policies import POLICIES, Policy
 from codedinvnet.scheduler.settings import (
     MAX_BATCH,
-    POLICIES,
-    Policy,
     Rules,
     coded_too_late,
     hang_limit,

@@ -15,7 +15,8 @@ import torch
 
 from codedinvnet.codes.build import scheme_for
 from codedinvnet.models.bundle import Bundle
-from codedinvnet.scheduler.settings import POLICIES, Rules
+from codedinvnet.scheduler.policies import POLICIES
+from codedinvnet.scheduler.settings import Rules
 from codedinvnet.serving.faces.http import AppOptions, build_app
 from codedinvnet.serving.faces.page import DEMO_HEADER, demo_requests
 from codedinvnet.serving.frontend import FrontEnd

@@ -139,4 +139,4 @@ async def test_the_command_asks_a_service_by_no_proxy(monkeypatch: pytest.Monkey
 
 
 def sent_by(relay: Relay) -> int:
-    return relay.front.scheduler.sent
+    return relay.front.scheduler.dispatcher.sent

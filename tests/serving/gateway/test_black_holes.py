@@ -98,14 +98,14 @@ async def test_times_of_errors_are_not_those_of_answers() -> None:
             for _ in range(count):
                 assert (await ask(address)).status == status
 
-        pace = relay.front.scheduler.pace
+        pace = relay.front.scheduler.stats
         await asked(60, 400, 0.0)
         assert pace.normal == 0.0  # nothing is known
         await asked(30, 200, 0.05)
-        before = pace.excess
+        before = pace.overhead
         await asked(30, 400, 0.0)
         assert pace.normal >= 0.05
-        assert pace.excess == before
+        assert pace.overhead == before
 
 
 class Mortal(Fake):

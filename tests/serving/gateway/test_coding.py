@@ -144,7 +144,7 @@ async def test_a_protections_code_runs_beside_the_gateway(finished: Path) -> Non
         relay,
         _,
     ):
-        assert relay.front.scheduler.code.k == 4
+        assert relay.front.scheduler.dispatcher.code.k == 4
         assert scores(await asked(address, queries(4)))[1] == "decoded"
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 import pytest
 
-from codedinvnet.scheduler.recent import FEWEST
+from codedinvnet.scheduler.quantiles import FEWEST
 from codedinvnet.serving import supervisor
 from tests.observing import until
 from tests.serving.gateway.asking import BODY, ask, ask_grpc, ask_until, is_up, request

@@ -105,7 +105,7 @@ async def test_two_backup_workers_give_each_request_its_own_answer(finished: Pat
         relay,
         _,
     ):
-        assert relay.front.scheduler.code.r == 2
+        assert relay.front.scheduler.dispatcher.code.r == 2
         server.hold()
         for sizes in ((1, 3, 2), (2, 1, 4, 3)):  # a group of three, and a full one
             many = [queries(size, size) for size in sizes]
@@ -189,7 +189,7 @@ async def test_what_no_upstream_answered_is_not_compared(
     ):
         server.hold()
         assert scores(await asked(address, queries(1)))[1] == "decoded"
-        await until(lambda: not relay.front.scheduler.groups)  # it is given up
+        await until(lambda: not relay.front.scheduler.flying.groups)  # it is given up
         server.go()
     assert "internal error" not in caplog.messages
 

@@ -230,7 +230,7 @@ async def test_a_code_of_a_protection_tells_the_probability_over_both_faces(fini
         assert found["outcome"] == "decoded,direct"
         assert 0 < found["agreement_probability"] < 1
         servers[2].go()
-        await until(lambda: not relay.front.scheduler.groups)
+        await until(lambda: not relay.front.scheduler.flying.groups)
         servers[2].hold()
         body, _ = await ask_grpc(port, message(x))
         parameters = pb.ModelInferResponse.FromString(body).parameters

@@ -44,20 +44,24 @@ def page_state(service: Service, *, demo: bool) -> dict[str, Any]:
         "model": served.name,
         "image_shape": served.image_shape,
         "policy": scheduler.chosen.name,
-        "k": scheduler.code.k,
+        "k": scheduler.dispatcher.code.k,
         "demo": demo,
         "throughput": round(front.metrics.throughput(), 1),
         "percentiles": front.metrics.percentiles(),
         "answers": {
             outcome: int(front.metrics.queries.labels(outcome)._value.get()) for outcome in OUTCOMES
         },
-        "lately": front.recent.summary(LATELY, scheduler.pace.normal),
-        "decision": None if scheduler.decision is None else scheduler.decision.told,
+        "lately": front.recent.summary(LATELY, scheduler.stats.normal),
+        "decision": None
+        if scheduler.dispatcher.decision is None
+        else scheduler.dispatcher.decision.told,
         "agreement": front.metrics.live_agreement(),
         "releasing": None if front.reliance is None else front.reliance.releasing,
         "workers": [
             {
-                "state": "silent" if silent(scheduler.busy_since(i), now) else view.state,
+                "state": "silent"
+                if silent(scheduler.assigner.workers[i].busy_since, now)
+                else view.state,
                 "queue": scheduler.load(i),
                 "tasks": view.tasks,
                 "restarts": view.restarts,

@@ -9,15 +9,8 @@ from pathlib import Path
 
 from codedinvnet.codes.rules import SMALL_BACKUP
 from codedinvnet.errors import UserError
-from codedinvnet.scheduler.settings import (
-    CODED,
-    HEDGE,
-    POLICIES,
-    WITH_HEDGE,
-    Policy,
-    coded_too_late,
-    hang_limit,
-)
+from codedinvnet.scheduler.policies import CODED, HEDGE, POLICIES, WITH_HEDGE, Policy
+from codedinvnet.scheduler.settings import coded_too_late, hang_limit
 from codedinvnet.serving.listening import check_limit, check_ports
 
 OFFERED: Mapping[str, Policy] = {

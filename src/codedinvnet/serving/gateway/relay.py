@@ -257,7 +257,7 @@ class Relay:
             return None
         if policy.coded:
             return rules.group_timeout
-        return 0.0 if policy.rescued else None
+        return 0.0 if policy.backs_late else None
 
     @property
     def _limit(self) -> float | None:

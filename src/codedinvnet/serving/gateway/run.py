@@ -14,7 +14,8 @@ import uvloop
 
 from codedinvnet.asking import read_token
 from codedinvnet.errors import UserError
-from codedinvnet.scheduler.settings import AUTO, CODED, HEDGE, MAX_BATCH, Rules, pending_limit
+from codedinvnet.scheduler.policies import AUTO, CODED, HEDGE
+from codedinvnet.scheduler.settings import MAX_BATCH, Rules, pending_limit
 from codedinvnet.serving.bodies import BodyMemory
 from codedinvnet.serving.choices import objection
 from codedinvnet.serving.faces.connections import allow_files

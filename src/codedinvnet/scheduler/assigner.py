@@ -32,9 +32,9 @@ from dataclasses import dataclass, field
 
 from codedinvnet.codes.rules import BACKUP
 from codedinvnet.scheduler.order import WorkerOrder
-from codedinvnet.scheduler.pace import MOST_AT_ONCE, SLOW, Pace
+from codedinvnet.scheduler.queries import Attempt
 from codedinvnet.scheduler.settings import Rules
-from codedinvnet.scheduler.tasks import NOBODY, Attempt
+from codedinvnet.scheduler.stats import MOST_AT_ONCE, SLOW, LatencyStats
 
 MEMORY = 500
 """Queries that the load is an average of."""
@@ -49,13 +49,18 @@ class Worker:
     turn: int = 0
     """When it was last given a task, for ties."""
 
+    @property
+    def busy_since(self) -> float | None:
+        """When it began the oldest task that it is at; None if it is at none."""
+        return next((attempt.started for attempt in self.running.values()), None)
 
-class Binding:
+
+class TaskAssigner:
     """The workers, and the tasks that wait for one.
 
     Args:
         rules: how many workers and slots there are.
-        pace: which workers are slow.
+        stats: which workers are slow.
 
     Attributes:
         workers: all of them.
@@ -67,7 +72,7 @@ class Binding:
         recheck: when a task that was passed by is to be offered again; None if none was.
     """
 
-    def __init__(self, rules: Rules, pace: Pace) -> None:
+    def __init__(self, rules: Rules, stats: LatencyStats) -> None:
         count = rules.workers
         self.workers = [Worker(turn=i - count) for i in range(count)]
         self.up = set(range(count))
@@ -83,7 +88,7 @@ class Binding:
         self._mains = count - rules.backups
         """The workers before this one are no backups."""
         self._mains_up = set(range(self._mains))
-        self._pace = pace
+        self._stats = stats
         self._first: OrderedDict[int, Attempt] = OrderedDict()
         self._rest: OrderedDict[int, Attempt] = OrderedDict()
         self._order = WorkerOrder(count)
@@ -103,7 +108,7 @@ class Binding:
     @property
     def _normal_slots(self) -> int:
         """How many slots the workers have that are up and not slow."""
-        slow = self._mains_up & self._pace.slow
+        slow = self._mains_up & self._stats.slow
         return self._slots * (len(self._mains_up) - len(slow))
 
     def is_apart(self, attempt: Attempt) -> bool:
@@ -138,31 +143,32 @@ class Binding:
         self.needed -= not attempt.extra
         del (self._first if attempt.first else self._rest)[attempt.identity]
 
-    def take(self, now: float) -> Attempt | None:
-        """Return a task that its worker begins now; None if no worker can take any."""
+    def take(self, now: float) -> tuple[int, Attempt] | None:
+        """Return a worker and the task that it begins now; None if no worker can take any."""
         self.recheck = None
         if not self.waiting:
             return None
-        attempt = self._for_backup()
-        if attempt is None:
-            attempt = self._choose(now)
-            if attempt is None:
-                return None
-            self.needed -= not attempt.extra
+        chosen = self._for_backup() or self._choose(now)
+        if chosen is None:
+            return None
+        index, attempt = chosen
+        worker = self.workers[index]
+        self._turn += 1
+        worker.turn = self._turn
+        worker.running[attempt.identity] = attempt
+        attempt.worker, attempt.started = index, now
+        attempt.together = min(len(worker.running), MOST_AT_ONCE)
+        attempt.group.given(index)
         self.waiting -= 1
-        self.running += attempt.worker < self._mains
-        attempt.started = now
-        running = self.workers[attempt.worker].running
-        running[attempt.identity] = attempt
-        attempt.together = min(len(running), MOST_AT_ONCE)
+        self.running += index < self._mains
         if self._batch > 1 and _shares(attempt):
-            self._composing.add(attempt.worker)
-        self.reorder(attempt.worker)
-        return attempt
+            self._composing.add(index)
+        self.reorder(index)
+        return index, attempt
 
     def release(self, attempt: Attempt) -> bool:
         """A worker is no longer at a task; return whether it was."""
-        if attempt.worker == NOBODY:
+        if attempt.worker is None:
             return False
         worker = self.workers[attempt.worker]
         if worker.running.pop(attempt.identity, None) is None:
@@ -177,7 +183,7 @@ class Binding:
         worker = self.workers[index]
         self.up.discard(index)
         self._mains_up.discard(index)
-        self._pace.renew(index)
+        self._stats.renew(index)
         lost, worker.running = list(worker.running.values()), {}
         if index < self._mains:
             self.running -= len(lost)
@@ -203,16 +209,21 @@ class Binding:
         elif index in self.up and (load < self._slots or self._takes_more(index, load)):
             late = any(attempt.late for attempt in worker.running.values())
             load += self._slots * late
-            self._order.update(index, (self._pace.slowness(index), load, worker.turn))
+            self._order.update(index, (self._stats.slowness(index), load, worker.turn))
         else:
             self._order.update(index, None)
+
+    def is_running(self, attempt: Attempt) -> bool:
+        """Tell whether a worker is at an attempt; if not, another may be in its place by now."""
+        worker = attempt.worker
+        return worker is not None and attempt.identity in self.workers[worker].running
 
     # Rule 6
 
     def _takes_more(self, index: int, load: int) -> bool:
-        if index not in self._composing or self._pace.slowness(index) > 1.0:
+        if index not in self._composing or self._stats.slowness(index) > 1.0:
             return False
-        return load < self._batch and SLOW * self._pace.call_time(load + 1) <= self._hang_timeout
+        return load < self._batch and SLOW * self._stats.call_time(load + 1) <= self._hang_timeout
 
     def close_calls(self) -> None:
         """Let the calls begin that were put together."""
@@ -220,29 +231,21 @@ class Binding:
         for worker in closed:
             self.reorder(worker)
 
-    def _bind(self, attempt: Attempt, worker: int) -> None:
-        self._turn += 1
-        self.workers[worker].turn = self._turn
-        attempt.worker = worker
-        attempt.group.given(worker)
-
     # Rule 5
 
-    def _for_backup(self) -> Attempt | None:
+    def _for_backup(self) -> tuple[int, Attempt] | None:
         if not self._apart or (worker := self._backups.first()) is None:
             return None
-        attempt = self._apart.popitem(last=False)[1]
-        self._bind(attempt, worker)
-        return attempt
+        return worker, self._apart.popitem(last=False)[1]
 
     # Rules 2 to 4
 
-    def _choose(self, now: float) -> Attempt | None:
+    def _choose(self, now: float) -> tuple[int, Attempt] | None:
         passed: set[int] = set()
         while (worker := self._order.first(passed)) is not None:
-            slowness = self._pace.slowness(worker)
+            slowness = self._stats.slowness(worker)
             if slowness > 1.0 and (others := self._normal_slots) > 0:
-                wait = (slowness - 1.0) * self._pace.normal
+                wait = (slowness - 1.0) * self._stats.normal
                 offered = self._offered(now, wait, math.ceil((slowness - 1.0) * others))
             else:
                 wait = 0.0
@@ -250,9 +253,9 @@ class Binding:
             attempt = None
             for attempt in offered:
                 if self._may(worker, attempt):
+                    self.needed -= not attempt.extra
                     del (self._first if attempt.first else self._rest)[attempt.identity]
-                    self._bind(attempt, worker)
-                    return attempt
+                    return worker, attempt
             if wait:
                 self._look_again(now, wait)
                 if attempt is None:
@@ -303,4 +306,5 @@ def _holders(attempt: Attempt) -> set[int]:
     query = attempt.query
     if query is None or len(query.attempts) < 2:
         return set()
-    return {other.worker for other in query.attempts.values() if other is not attempt} - {NOBODY}
+    others = (other.worker for other in query.attempts.values() if other is not attempt)
+    return {worker for worker in others if worker is not None}

@@ -3,18 +3,18 @@
 1. Tasks are timed by kind: data tasks by how many are in their call, every other task by the size
    of its group. Before times are known of calls of n tasks, n times those of one are. A worker with
    several slots may compute them in turn. There a data task that began as one of n is compared with
-   those that began as one of n or more. Queries of another *bulk* (how large they are, as a class)
-   are timed apart. Before times of a bulk are known, those of the next larger one are that is. What
-   is larger than all that are known is never late.
+   those that began as one of n or more. Queries of another *size class* are timed apart. Before
+   times of a class are known, those of the next larger one are used. What is larger than all that
+   are known is never late.
 2. What is *normal* for a kind is the upper quartile of its recent running times, on all workers. A
    task is *late* that has run longer than nearly all of them, or LATEST times as long as normal:
    where many straggle, nearly all is too many.
 3. A worker is slow if each of its last two tasks took SLOW times as long as normal, or more: the
    smaller of the two ratios says how slow. One late task alone shows nothing.
-4. The *excess* is what stragglers cost: how much longer than normal answers of data tasks took, in
-   normal times a task. It is an average over about MEMORY answers, in which those count that took
-   SLOW times as long or longer. What is normal for a slow worker is as much longer. Where bulks
-   differ, a normal time in general is the average over about MEMORY data tasks.
+4. The *overhead* is what stragglers cost: how much longer than normal answers of data tasks took,
+   in normal times a task. It is an average over about MEMORY answers, in which those count that
+   took SLOW times as long or longer. What is normal for a slow worker is as much longer. Where
+   sizes differ, a normal time in general is the average over about MEMORY data tasks.
 5. A slow worker is tried again, as if it were not slow, after RETRY times as long as its last task
    took. Each further slow task doubles that time; a task in normal time ends it. Tasks that a
    worker was at when it was found slow are of one trial, and count once.
@@ -24,8 +24,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from codedinvnet.scheduler.recent import Recent
-from codedinvnet.scheduler.tasks import NOBODY
+from codedinvnet.scheduler.quantiles import RecentQuantiles
 
 NORMAL, LATE = 0.75, 0.95
 """The shares of tasks that do not take longer than is normal, and than is late."""
@@ -36,10 +35,10 @@ LATEST = 3.0
 SLOW = 2.0
 """How many times as long as normal a slow worker takes."""
 MEMORY = 500
-"""How many answers the excess is an average of, and how many tasks the normal time."""
-FIRST_EXCESS = 0.03
-"""The excess before anything is known."""
-MOST_EXCESS = 10.0
+"""How many answers the overhead is an average of, and how many tasks the normal time."""
+FIRST_OVERHEAD = 0.03
+"""The overhead before anything is known."""
+MOST_OVERHEAD = 10.0
 """One answer counts for no more."""
 RETRY = 2.0
 """A slow worker is tried again after this many times its last running time."""
@@ -47,6 +46,8 @@ MOST_AT_ONCE = 8
 """A task that began as one of more counts as one of so many."""
 MOMENT = 1e-6
 """Seconds; times that differ by less are the same."""
+SPECULATE = 0.95
+"""A query that takes longer than this share of recent ones takes a speculative answer."""
 MOST_STRIKES = 9
 """The time until a slow worker is tried again is doubled so often at most."""
 
@@ -65,7 +66,7 @@ class _Seen:
     """When a task last showed that it is slow."""
 
 
-class Pace:
+class LatencyStats:
     """Running times.
 
     Args:
@@ -75,33 +76,34 @@ class Pace:
 
     def __init__(self, workers: int, slots: int = 1) -> None:
         self._slots = slots
-        self._kinds: dict[tuple[int, int], Recent] = {}
-        """By bulk and kind."""
-        self._bulks: set[int] = set()
+        self._kinds: dict[tuple[int, int], RecentQuantiles] = {}
+        """By size_class and kind."""
+        self._size_classes: set[int] = set()
         """Those of data tasks."""
         self._mean = 0.0
-        """What is normal for the bulk of a data task, on average."""
+        """What is normal for the size_class of a data task, on average."""
         self._tasks = 0
         self._workers = [_Seen() for _ in range(workers)]
         self.slow: set[int] = set()
-        self.excess = FIRST_EXCESS
+        self.overhead = FIRST_OVERHEAD
+        self.answers = RecentQuantiles(SPECULATE)
 
     def took(
-        self, now: float, worker: int, kind: int, seconds: float, bulk: int = 0
+        self, now: float, worker: int, kind: int, seconds: float, size_class: int = 0
     ) -> float | None:
         """Take a running time in; return when the worker is to be tried again if it is slow."""
         seen = self._workers[worker]
-        known = self._known(kind, bulk)
+        known = self._known(kind, size_class)
         ratio = seconds / known[0] if known and known[0] > 0 else 1.0
         for each in range(kind, 1) if kind < 0 and self._slots > 1 else (kind,):
-            times = self._kinds.get((bulk, each))
+            times = self._kinds.get((size_class, each))
             if times is None:
-                times = self._kinds[bulk, each] = Recent(NORMAL, LATE)
+                times = self._kinds[size_class, each] = RecentQuantiles(NORMAL, LATE)
             times.add(seconds)
         if kind <= 0:
-            self._bulks.add(bulk)
+            self._size_classes.add(size_class)
             self._tasks += 1
-            own = self._kinds.get((bulk, 0))
+            own = self._kinds.get((size_class, 0))
             usual = own.quantiles[0] if own is not None and own.quantiles else seconds
             self._mean += (usual - self._mean) / min(self._tasks, MEMORY)
         slowness = min(seen.ratio, ratio)
@@ -120,13 +122,13 @@ class Pace:
         self.slow.add(worker)
         return seen.until
 
-    def answered(self, worker: int, seconds: float, kind: int = 0, bulk: int = 0) -> None:
+    def answered(self, worker: int, seconds: float, kind: int = 0, size_class: int = 0) -> None:
         """Take in how long after its beginning a data task's answer was here."""
-        known = self._known(kind, bulk)
+        known = self._known(kind, size_class)
         if known and (normal := known[0] * self.slowness(worker)) > 0:
             ratio = seconds / normal
-            excess = min(ratio - 1.0, MOST_EXCESS) if ratio >= SLOW else 0.0
-            self.excess += (excess - self.excess) / MEMORY
+            overhead = min(ratio - 1.0, MOST_OVERHEAD) if ratio >= SLOW else 0.0
+            self.overhead += (overhead - self.overhead) / MEMORY
 
     def retry(self, now: float, worker: int) -> bool:
         """Let a slow worker be tried again if its time has come; tell whether it has."""
@@ -152,20 +154,20 @@ class Pace:
     @property
     def normal(self) -> float:
         """The seconds that a data task normally runs; 0 before that is known."""
-        if len(self._bulks) != 1:
+        if len(self._size_classes) != 1:
             return self._mean
-        (bulk,) = self._bulks
-        times = self._kinds.get((bulk, 0))
+        (size_class,) = self._size_classes
+        times = self._kinds.get((size_class, 0))
         return times.quantiles[0] if times is not None and times.quantiles else 0.0
 
-    def price(self, bulk: int) -> float:
-        """Return what a data task of a bulk normally takes, in data tasks of all bulks."""
-        known = self._known(0, bulk) if len(self._bulks) > 1 else ()
+    def price(self, size_class: int) -> float:
+        """Return what a data task of a class normally takes, in data tasks of all classes."""
+        known = self._known(0, size_class) if len(self._size_classes) > 1 else ()
         return known[0] / self._mean if known and self._mean > 0 else 1.0
 
-    def cost(self, kind: int, bulk: int = 0) -> float | None:
+    def cost(self, kind: int, size_class: int = 0) -> float | None:
         """Return what a kind of task normally takes, in data tasks; None before that is known."""
-        known = self._known(kind, bulk)
+        known = self._known(kind, size_class)
         return known[0] / self.normal if known and self.normal else None
 
     def call_time(self, tasks: int) -> float:
@@ -181,24 +183,24 @@ class Pace:
         )
         return min(known, default=0.0)
 
-    def late(self, kind: int, worker: int, bulk: int = 0) -> float | None:
+    def late(self, kind: int, worker: int | None, size_class: int = 0) -> float | None:
         """Return the seconds after which a worker's task is late; None before that is known.
 
-        Of NOBODY's task it is what it would be on a worker that is not slow.
+        Without a worker it is what it would be on one that is not slow.
         """
-        if not (known := self._known(kind, bulk)):
+        if not (known := self._known(kind, size_class)):
             return None
         normal, most = known
-        slowness = 1.0 if worker == NOBODY else self.slowness(worker)
+        slowness = 1.0 if worker is None else self.slowness(worker)
         return min(LATE_FACTOR * most, LATEST * normal) * slowness
 
-    def _known(self, kind: int, bulk: int) -> tuple[float, ...]:
+    def _known(self, kind: int, size_class: int) -> tuple[float, ...]:
         """Return what is normal for a kind, and what nearly all do not exceed; empty if unknown."""
-        times = self._kinds.get((bulk, kind))
+        times = self._kinds.get((size_class, kind))
         if times is not None and times.quantiles:
             return times.quantiles
         if kind < 0:
-            return tuple((1 - kind) * each for each in self._known(0, bulk))
+            return tuple((1 - kind) * each for each in self._known(0, size_class))
         same = {other: times for (other, each), times in self._kinds.items() if each == kind}
-        larger = [other for other, times in same.items() if other > bulk and times.quantiles]
+        larger = [other for other, times in same.items() if other > size_class and times.quantiles]
         return same[min(larger)].quantiles if larger else ()

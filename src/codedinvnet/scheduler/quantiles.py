@@ -10,10 +10,10 @@ KEPT = 1000
 FEWEST = 20
 """Nothing is known before so many values are here."""
 REFRESH = 50
-"""The quantiles are computed anew after so many values."""
+"""The quantiles are computed again after so many values."""
 
 
-class Recent:
+class RecentQuantiles:
     """Quantiles of the last values.
 
     Args:

@@ -1,0 +1,56 @@
+"""The budget of extra work.
+
+Extra work is paid from one budget, in service times of the served model. Every query adds
+`Rules.extra` to it, and it holds BUCKET at most. What costs more than BUCKET is sent when that is
+full, and paid off before anything else is. What is dropped before a worker has it is paid back.
+"""
+
+from __future__ import annotations
+
+BUCKET = 10.0
+"""The most extra work that may be saved up, in service times."""
+MEMORY = 500
+"""How many queries the reported extra work is an average of."""
+RESERVE = 1.0
+"""What extra tasks that may yield leave in the budget for late queries."""
+
+
+class Budget:
+    """What extra work may cost, in service times of the served model.
+
+    Attributes:
+        share: what each query adds.
+        tokens: what may be spent now; below 0 if something that cost more than BUCKET was sent.
+        spent: what was spent in all.
+        queries: those that came.
+        recent: what was spent for each query, of about MEMORY of them.
+    """
+
+    def __init__(self) -> None:
+        self.share = 0.0
+        self.tokens = 0.0
+        self.spent = 0.0
+        self.queries = 0
+        self.recent = 0.0
+        self._counted = 0.0
+        """What of `spent` is in `recent`."""
+
+    def earn(self) -> None:
+        """Count a query that has come."""
+        self.queries += 1
+        self.recent += (self.spent - self._counted - self.recent) / min(self.queries, MEMORY)
+        self._counted = self.spent
+        self.tokens = min(BUCKET, self.tokens + self.share)
+
+    def pay(self, work: float, left: float = 0.0) -> bool:
+        """Spend `work` if the budget then still holds `left`, or is full; tell whether it did."""
+        if self.tokens < min(work + left, BUCKET):
+            return False
+        self.tokens -= work
+        self.spent += work
+        return True
+
+    def refund(self, work: float) -> None:
+        """Take back what was paid for work that was not done."""
+        self.tokens = min(BUCKET, self.tokens + work)
+        self.spent -= work

@@ -1,0 +1,255 @@
+"""How queries end: by their own answer, a decoded one, or an error.
+
+Here is also what becomes of outputs that arrive and of attempts that are lost, and what is sent
+again for queries that have no hope left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from codedinvnet.scheduler.actions import (
+    DEADLINE,
+    Action,
+    Answer,
+    AnswerDecoded,
+    Complete,
+    Decode,
+    Fail,
+    Forget,
+    Replace,
+)
+from codedinvnet.scheduler.dispatch import Dispatcher
+from codedinvnet.scheduler.group import FILLER, CodingGroup
+from codedinvnet.scheduler.policies import Launch
+from codedinvnet.scheduler.queries import Accepts, Attempt, Query, State
+
+GRACE_PERIOD = 0.5
+"""Seconds beyond its deadline that a query waits for what is being decoded for it."""
+EXTRA_RETRIES = 2
+"""How often a group's lost extra tasks are sent again."""
+PATIENCE = 0.1
+"""Seconds that a lost query hopes to be decoded; then it is sent again. What it waits for may be on
+a worker that hangs."""
+
+
+class Completion:
+    """Ends queries.
+
+    Args:
+        dispatcher: sends tasks, and knows all that is in flight.
+    """
+
+    def __init__(self, dispatcher: Dispatcher) -> None:
+        self._on = dispatcher
+        self._flying = dispatcher.flying
+
+    def flush(self) -> list[Action]:
+        """Let workers begin what waits for them, and return what is to be done."""
+        for group in self._on.assign():
+            self.settle(group)  # its dropped task may have been a hope
+        actions, self._on.actions = self._on.actions, []
+        return actions
+
+    def settle(self, group: CodingGroup) -> None:
+        """Decode what can be decoded, and send again what has no hope left."""
+        waiting = [query for query in self._flying.pending(group) if query.is_waiting]
+        if not waiting:
+            return
+        if self._determines(group):
+            determined = group.determined()
+            able = [q for q in waiting if q.member in determined and q.wants_decoded]
+            self._decode(able)
+            self._speculate([query for query in waiting if query.speculates])
+        stranded = [query for query in waiting if query.is_waiting and not query.attempts]
+        hopeful = group.hopeful() if stranded and not group.is_open else frozenset()
+        for query in stranded:
+            accepts = query.accepts is not Accepts.OWN
+            if not group.is_open and query.member in hopeful and accepts:
+                if query.state is State.FALLBACK:
+                    self.accept_decoded(query)
+            elif self._on.systematic:
+                self._on.send_own(query, first=True)
+            elif not group.is_open:
+                for task in group.missing():
+                    self._on.send(group, task, first=True)
+                break
+
+    def _determines(self, group: CodingGroup) -> bool:
+        """Tell whether outputs may determine members that have no answer of their own."""
+        return not group.is_open and (group.has_extra or not self._on.systematic)
+
+    def _decode(self, queries: Sequence[Query], guess: bool = False) -> None:
+        """Let some queries of one group be decoded."""
+        if queries:
+            for query in queries:
+                query.state = State.DECODING
+            group, wanted = queries[0].group, {query.identity: query.member for query in queries}
+            outputs = dict(group.outputs)
+            self._on.actions.append(Decode(group.identity, group.size, outputs, wanted, guess))
+
+    def _speculate(self, queries: Sequence[Query]) -> None:
+        """Get speculative answers for those of a group's queries that wait and can have one."""
+        able = [query for query in queries if query.wants_decoded and query.group.guessable()]
+        for query in able:
+            query.accepts = Accepts.ANY
+        self._decode(able, guess=True)
+
+    def speculate(self, query: Query) -> None:
+        """Let a late query take a speculative answer."""
+        query.speculates = True
+        self.settle(query.group)
+
+    def time_over(self, query: Query) -> None:
+        """End a query at its deadline, or wait a little for what is being decoded for it."""
+        if query.state is not State.GRACE:
+            pending = self._flying.pending(query.group)
+            over = [each for each in pending if each.deadline <= self._on.now]
+            self._speculate(over)  # together: that costs no more
+        if query.state is State.DECODING:
+            query.state, query.accepts = State.GRACE, Accepts.ANY
+            self._on.timers.set(self._on.now + GRACE_PERIOD, "deadline", query.identity)
+        else:
+            self._give_up(query, DEADLINE)
+        self.settle(query.group)  # its dropped task may have been a hope
+
+    def decoded(self, query: Query, confident: bool) -> None:
+        """Use what was decoded for a query, or keep it as a fallback."""
+        if confident or query.accepts is Accepts.ANY or not self._on.policy.hedged:
+            self.accept_decoded(query)
+            if query.group.identity in self._flying.groups:
+                self.settle(query.group)  # after a speculative answer, others may have lost a hope
+            return
+        query.state = State.FALLBACK
+        if not self._on.policy.unsure(self._on, query):
+            self.accept_decoded(query)
+
+    def withheld(self, query: Query) -> None:
+        """Let a query wait for its own answer."""
+        over = query.state is State.GRACE
+        query.state, query.accepts = State.WAITING, Accepts.OWN
+        if over:
+            self._give_up(query, DEADLINE)
+            self.settle(query.group)
+        elif not query.attempts:
+            self._on.send_own(query, first=True)
+        elif len(query.attempts) > 1 or not self._on.policy.unsure(self._on, query):
+            self._on.policy.weakened(self._on, query)
+
+    def _give_up(self, query: Query, reason: str) -> None:
+        """End a query with its fallback, if there is one, or an error."""
+        if query.state is State.FALLBACK:
+            self.accept_decoded(query)
+        else:
+            self._end(query, Fail(query.identity, reason))
+
+    def accept_decoded(self, query: Query) -> None:
+        """Answer a query with what was decoded for it."""
+        self._end(query, AnswerDecoded(query.identity))
+
+    def _end(self, query: Query, action: Action) -> None:
+        self._on.actions.append(action)
+        self._finish(query)
+
+    def _finish(self, query: Query) -> None:
+        """Strike a query off, and drop what is queued for it."""
+        query.state = State.DONE
+        del self._flying.queries[query.identity]
+        group, drop = query.group, self._on.drop_queued
+        group.pending -= 1
+        if not group.pending:
+            drop(a for attempts in group.live.values() for a in attempts)
+        elif not group.is_open and group.code.r > 1:  # some extra tasks may need few members
+            drop([a for task, found in group.live.items() if task >= group.code.k for a in found])
+        drop(query.attempts)
+        self._on.close_if_over(group)
+
+    def cancel(self, query: Query) -> None:
+        """Strike a query off that nobody waits for, at no loss to the others of its group.
+
+        What a worker is at goes on. If none was given the query, it leaves its group while that
+        is open; once sealed, the group may be decoded only with its output, so that one of its
+        tasks stays queued for as long as another member waits.
+        """
+        group, attempts = query.group, list(query.attempts.values())
+        unsent = all(attempt.started is None for attempt in attempts)
+        if attempts and unsent and not group.is_open:
+            attempts[0].shared = True
+        self._finish(query)
+        if unsent and group.is_open:
+            self._on.actions.append(Forget((), (query.identity,)))
+            self._flying.leave(query)
+
+    # Outputs and losses
+
+    def arrived(self, attempt: Attempt, is_usual: bool) -> None:
+        """Use an attempt's output."""
+        identity, query, group, on = attempt.identity, attempt.query, attempt.group, self._on
+        if query is not None:
+            query.attempts.pop(identity, None)
+            if is_usual:
+                on.note_answer(attempt)
+            if query.identity not in group.members:
+                on.actions.append(Forget((identity,)))
+                return
+        first = group.arrived(attempt.number, identity)
+        if first and attempt.worker is not None:
+            computed_by = self._flying.computed_by
+            computed_by[identity] = attempt.worker
+            if group.is_complete and group.code.r:
+                outputs = dict(group.outputs)
+                workers = {t: computed_by[a] for t, a in outputs.items() if a != FILLER}
+                on.actions.append(Complete(group.identity, group.size, outputs, workers))
+        if query is not None and query.state is not State.DONE and attempt.worker is not None:
+            self._end(query, Answer(query.identity, identity, attempt.worker))
+        if not first:
+            on.actions.append(Forget((identity,)))
+        if group.identity in self._flying.groups:
+            if self._determines(group):
+                self.settle(group)
+            on.close_if_over(group)
+
+    def lost(self, attempt: Attempt, reason: str, final: bool = False) -> None:
+        """Do without an attempt that will never answer; see `Scheduler.failed`."""
+        on, query, group = self._on, attempt.query, attempt.group
+        self._flying.attempts.pop(attempt.identity, None)
+        group.lost(attempt.number, attempt.identity)
+        if query is not None:
+            query.attempts.pop(attempt.identity, None)
+            on.policy.lost(on, attempt)
+            self._record_loss(query, reason, final)
+        elif not on.systematic:
+            hopeful = group.hopeful()  # the code makes up for these
+            for each in list(self._flying.pending(group)):
+                if each.member not in hopeful:
+                    self._record_loss(each, reason)
+        elif self._flying.is_needed(attempt) and group.retries < EXTRA_RETRIES:
+            group.retries += 1
+            on.launch(Launch(group, attempt.task, first=True, urgent=not attempt.extra))
+        self.settle(group)
+        if query is not None and query.attempts:
+            on.policy.weakened(on, query)
+        elif query is not None and query.is_waiting:
+            on.timers.set(on.now + PATIENCE, "resend", query.identity)
+        on.close_if_over(group)
+
+    def _record_loss(self, query: Query, reason: str, final: bool = False) -> None:
+        """Count a loss; give up a query that workers keep failing on, or at once if it is final."""
+        query.losses += 1
+        if not query.is_waiting or not (final or query.losses >= self._on.rules.max_losses):
+            return
+        group = query.group
+        accepts = query.accepts is not Accepts.OWN
+        hopeful = accepts and not group.is_open and query.member in group.hopeful()
+        if query.attempts or hopeful:
+            return
+        self._speculate([query])
+        if query.is_waiting:
+            self._give_up(query, reason if final else f"lost {query.losses} times: {reason}")
+
+    def worker_lost(self, worker: int, reason: str) -> None:
+        """Do without a worker, and have it replaced."""
+        if worker in self._on.assigner.up:
+            self._on.actions.append(Replace(worker, reason))
+            for attempt in self._on.assigner.lose(worker):
+                self.lost(attempt, reason)

@@ -1,0 +1,300 @@
+"""How tasks get to workers: from being wanted until a worker is done with them or they are dropped.
+
+A *needed* task is the only one that can answer somebody; a task that is *extra* yields: it is
+dropped when its turn comes if many needed tasks wait behind it. How many depends on what
+stragglers cost (`LatencyStats.overhead`) and on the share of the slots that is idle
+(`TaskAssigner.load`): WORTH times both for every slot, and MOST at most. Where nobody straggles,
+extra tasks are computed only while none waits.
+
+What a policy launches is paid from the budget here, and nowhere else. A copy costs one service
+time, or its share of it if queries differ in size. Another extra task costs what such tasks take,
+or what its code says before that is known; a backup for a late query costs no more than a copy:
+when all workers stall, only slow ones are measured, and none would ever be paid again. Without
+`Rules.extra` only copies of late queries are paid for, and tasks of a backup's own workers never
+are: they take nothing from the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from codedinvnet.codes.rules import CodeRules, Uncoded, is_systematic
+from codedinvnet.exhaustive import assert_never
+from codedinvnet.scheduler.actions import Action, Call, Decided, Forget, Send
+from codedinvnet.scheduler.assigner import TaskAssigner
+from codedinvnet.scheduler.auto import Decider, Decision
+from codedinvnet.scheduler.budget import RESERVE, Budget
+from codedinvnet.scheduler.group import FILLER, CodingGroup
+from codedinvnet.scheduler.policies import Launch, Policy, Then
+from codedinvnet.scheduler.queries import Attempt, InFlight, Query
+from codedinvnet.scheduler.settings import Rules
+from codedinvnet.scheduler.stats import LatencyStats
+from codedinvnet.scheduler.timers import Kind, Timers
+
+WORTH, MOST = 130.0, 4.0
+"""How many needed tasks may wait for each slot behind an extra one, and at most."""
+
+
+class Dispatcher:
+    """Sends tasks to workers.
+
+    Args:
+        rules: see `Rules`.
+        code: the rules by which the policy makes groups.
+
+    Attributes:
+        now: the time of the event that is being handled.
+        actions: what is to be done about it.
+        policy: what is done about late answers now; that of `auto` changes by itself.
+        decider: what decides for `auto`; None of other policies.
+        decision: what it decided last.
+        hedges: how many copies of late queries were sent.
+        sent: how many tasks workers were given.
+    """
+
+    def __init__(self, rules: Rules, code: CodeRules) -> None:
+        self.rules = rules
+        self.now = 0.0
+        self.actions: list[Action] = []
+        self.flying = InFlight()
+        self.timers = Timers(self.is_dead)
+        self.stats = LatencyStats(rules.workers, rules.slots)
+        self.assigner = TaskAssigner(rules, self.stats)
+        self.budget = Budget()
+        self.systematic = is_systematic(code)
+        self.hedges = self.sent = 0
+        self.recheck: float | None = None
+        """When tasks that a slow worker passed by are offered again."""
+        self.go_by(rules.policy, code)
+
+    def go_by(self, policy: Policy, code: CodeRules) -> None:
+        """Begin to go by a policy."""
+        self.code = code
+        self.decider = Decider(None if isinstance(code, Uncoded) else code)
+        self.decides = policy.adapts
+        self.policy = self.decider.policy if policy.adapts else policy
+        self.decision: Decision | None = None
+        extra = self.rules.extra_of(policy)
+        self.budget.share = self.rules.hedge_share if extra is None else extra
+        self._pays_all = extra is not None
+
+    def meet(self, queries: int) -> None:
+        """Take in what a request of so many queries finds; decide again if it is time."""
+        self.assigner.meets(queries)
+        if not self.decides or not self.decider.is_due(queries):
+            return
+        seen = self.decider.seen(self.stats, self.assigner.load, self.budget.recent)
+        decision = self.decider.decide(self.now, seen)
+        if self.decision is None or decision.policy != self.policy:
+            self.policy, self.decision = decision.policy, decision
+            self.actions.append(Decided(decision))
+
+    # To the line
+
+    def launch(self, launch: Launch) -> bool:
+        """Send what a policy wants to be sent if the budget allows; tell whether it does."""
+        group, task, query, first, urgent, hedge = launch
+        work = self._price(launch)
+        if hedge and not self.systematic:
+            return False
+        if work is not None and not self.budget.pay(work, 0.0 if urgent else RESERVE):
+            return False
+        if hedge and query is not None:
+            query.copies += 1
+            self.hedges += 1
+        self.send(group, task, query, first=first, extra=not urgent, paid=work or 0.0)
+        return True
+
+    def _price(self, launch: Launch) -> float | None:
+        """Return what a launch costs, in service times; None if nobody pays for it."""
+        group, query = launch.group, launch.query
+        if not launch.hedge and (not self._pays_all or (query is None and self.rules.backups)):
+            return None
+        if query is not None:
+            return self.stats.price(query.size_class)
+        cost = self.cost(group, launch.task)
+        return min(cost, self.stats.price(group.size_class)) if self.policy.backs_late else cost
+
+    def cost(self, group: CodingGroup, task: int) -> float:
+        """Return what an extra task of a code costs, in service times."""
+        said = group.tasks[task].cost * self.stats.price(group.size_class)
+        return self.stats.cost(group.size, group.size_class) or said
+
+    def send(
+        self,
+        group: CodingGroup,
+        task: int,
+        query: Query | None = None,
+        *,
+        first: bool = False,
+        extra: bool = False,
+        paid: float = 0.0,
+    ) -> None:
+        """Let a task wait for a worker."""
+        number = self.flying.number()
+        attempt = Attempt(number, group, query, task, self.now, first, extra, paid=paid)
+        self.flying.attempts[number] = attempt
+        if query is not None:
+            query.attempts[number] = attempt
+        group.sent(attempt.number, number)
+        self.assigner.add(attempt)
+        if query is not None:
+            self.policy.queued(self, attempt)
+
+    def send_own(self, query: Query, first: bool = False) -> None:
+        """Let a query's own task wait for a worker, if its code has one."""
+        if self.systematic:
+            self.send(query.group, query.member, query, first=first)
+
+    # To the workers
+
+    def assign(self) -> Iterator[CodingGroup]:
+        """Let workers begin what waits for them; yield the group of each task that is dropped."""
+        assigner, batch = self.assigner, self.rules.worker_batch
+        if not assigner.waiting:
+            return
+        calls: dict[int, list[Attempt]] = {}
+        while (taken := assigner.take(self.now)) is not None:
+            worker, attempt = taken
+            if self._yields(attempt):
+                assigner.release(attempt)
+                self.drop(attempt)
+                yield attempt.group
+            elif batch > 1:
+                calls.setdefault(worker, []).append(attempt)
+            else:
+                self.actions.append(self._begin(worker, attempt))
+        if batch > 1:
+            self._begin_calls(calls)
+        at = assigner.recheck
+        if at is not None and (self.recheck is None or at < self.recheck):
+            self.recheck = at
+            self.timers.set(at, "recheck", 0)
+
+    def _yields(self, attempt: Attempt) -> bool:
+        """Tell whether a task would lengthen a line of needed ones too much."""
+        assigner = self.assigner
+        if not attempt.extra or assigner.is_apart(attempt):
+            return False
+        idle = 1.0 - assigner.load
+        return assigner.needed > min(MOST, WORTH * self.stats.overhead * idle) * assigner.slots_up
+
+    def _begin_calls(self, calls: Mapping[int, Sequence[Attempt]]) -> None:
+        """Let workers compute in one call what each was given."""
+        for worker, own in calls.items():
+            for attempt in own:
+                attempt.together = len(own)
+            sends = tuple(self._begin(worker, attempt) for attempt in own)
+            self.actions.append(sends[0] if len(sends) == 1 else Call(sends))
+        self.assigner.close_calls()
+
+    def _begin(self, worker: int, attempt: Attempt) -> Send:
+        """Return what lets a worker begin a task."""
+        self.sent += 1
+        identity, query, group = attempt.identity, attempt.query, attempt.group
+        self.timers.set(self.now + self.rules.hang_timeout_of(worker), "hang", identity)
+        self.policy.begun(self, attempt)
+        if query is not None:
+            return Send(worker, identity, attempt.number, (query.identity,), 1)
+        size = len(group.tasks[attempt.number].members)
+        members = group.needs(attempt.number)
+        return Send(worker, identity, attempt.number, members, size, group.size)
+
+    def watch(self, attempt: Attempt, since: float | None = None) -> None:
+        """Look at a task again when it is late, counted from when it began, or from `since`."""
+        late = self.stats.late(attempt.kind, attempt.worker, attempt.size_class)
+        if late is not None:
+            self.timers.set((self.now if since is None else since) + late, "late", attempt.identity)
+
+    def late(self, identity: int, runs: bool = True) -> None:
+        """Let the policy see an attempt that has run, or only waited, for long."""
+        attempt = self.flying.attempts.get(identity)
+        if attempt is None or not self.policy.hedged:
+            return
+        again, attempt.late = attempt.late, attempt.late or runs
+        if runs and attempt.worker is not None:
+            self.assigner.reorder(attempt.worker)
+        if self.policy.late(self, attempt, again, runs) is Then.WATCH and runs:
+            self.watch(attempt)
+
+    def release(self, attempt: Attempt, is_usual: bool = True) -> None:
+        """Take note that a worker has done a task's work."""
+        worker, began = attempt.worker, attempt.started
+        if not self.assigner.release(attempt) or worker is None or began is None or not is_usual:
+            return
+        if self.rules.worker_batch > 1 and self.assigner.workers[worker].running:
+            return  # the last of a call tells how long it took
+        before = self.stats.slowness(worker)
+        retry = self.stats.took(
+            self.now, worker, attempt.kind, self.now - began, attempt.size_class
+        )
+        if self.stats.slowness(worker) != before:
+            self.assigner.reorder(worker)
+        if retry is not None:
+            self.timers.set(retry, "retry", worker)
+
+    def note_answer(self, attempt: Attempt) -> None:
+        """Take in how long a data task's answer took."""
+        if attempt.started is not None and attempt.worker is not None:
+            seconds = self.now - attempt.started
+            self.stats.answered(attempt.worker, seconds, attempt.kind, attempt.size_class)
+        if self.policy.guessing:
+            self.stats.answers.add(self.now - attempt.queued)
+
+    # Not needed any more
+
+    def drop(self, attempt: Attempt) -> None:
+        """Forget a task that no worker was given."""
+        del self.flying.attempts[attempt.identity]
+        self.budget.refund(attempt.paid)
+        if attempt.query is not None:
+            attempt.query.attempts.pop(attempt.identity, None)
+        attempt.group.lost(attempt.number, attempt.identity)
+        self.close_if_over(attempt.group)
+
+    def drop_queued(self, attempts: Iterable[int]) -> None:
+        """Forget those of these tasks that no worker was given and nobody needs."""
+        for identity in list(attempts):
+            attempt = self.flying.attempts.get(identity)
+            if attempt is None or attempt.started is not None or self.flying.is_needed(attempt):
+                continue
+            self.assigner.remove(attempt)
+            self.drop(attempt)
+
+    def close_if_over(self, group: CodingGroup) -> None:
+        """Forget a group that waits for nothing."""
+        if group.pending or not group.is_idle or group.identity not in self.flying.groups:
+            return
+        if group.is_open and not group.is_full:
+            return
+        del self.flying.groups[group.identity]
+        self.forget(group, group.members)
+
+    def forget(self, group: CodingGroup, queries: Sequence[int]) -> None:
+        """Let a group's outputs, and the images of queries, be forgotten."""
+        used = tuple(a for a in group.outputs.values() if a != FILLER)
+        for attempt in used:
+            self.flying.computed_by.pop(attempt, None)
+        if used or queries:
+            self.actions.append(Forget(used, tuple(queries)))
+
+    def is_dead(self, kind: Kind, identity: int) -> bool:
+        """Tell whether a timer has nothing to do, whatever happens until it is due."""
+        flying = self.flying
+        match kind:
+            case "deadline" | "speculate" | "resend":  # most are
+                return identity not in flying.queries
+            case "group":
+                group = flying.groups.get(identity)
+                return group is None or not group.is_open
+            case "hang":
+                attempt = flying.attempts.get(identity)
+                return attempt is None or not self.assigner.is_running(attempt)
+            case "late" | "waits" | "early":
+                return identity not in flying.attempts
+            case "retry":
+                return identity not in self.stats.slow
+            case "recheck":
+                return False
+            case _:
+                assert_never(kind)

@@ -1,0 +1,173 @@
+"""What the scheduler knows of a query, and of each attempt at a task."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import Enum
+
+from codedinvnet.scheduler.group import CodingGroup
+
+
+class State(Enum):
+    """Where a query stands."""
+
+    WAITING = "waiting"
+    """For its own answer, or for enough of its group to decode one."""
+    FALLBACK = "fallback"
+    """For its own answer; a decoded one of low confidence is at hand."""
+    DECODING = "decoding"
+    GRACE = "grace"
+    """Its deadline has passed, and what is being decoded for it may still come."""
+    DONE = "done"
+
+
+class Accepts(Enum):
+    """Which answers a query takes."""
+
+    OWN = "own"
+    """Only the output of its own task."""
+    CONFIDENT = "confident"
+    """Decoded ones as well; one of low confidence is a fallback if the policy hedges."""
+    ANY = "any"
+    """Whatever is decoded next."""
+
+
+@dataclass(slots=True)
+class Query:
+    """A query that is not over."""
+
+    identity: int
+    accepts: Accepts
+    deadline: float
+    group: CodingGroup
+    member: int
+    size_class: int = 0
+    """Queries of one class take about as long; 0 if all are alike."""
+    state: State = State.WAITING
+    attempts: dict[int, Attempt] = field(default_factory=dict)
+    """The live attempts at its own data task."""
+    copies: int = 0
+    """How many copies were sent because it was late."""
+    speculates: bool = False
+    """It takes a speculative answer, because it is late."""
+    losses: int = 0
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether it waits, and nothing is being decoded for it."""
+        return self.state is State.WAITING or self.state is State.FALLBACK
+
+    @property
+    def wants_decoded(self) -> bool:
+        """Whether it waits, and a decoded answer would help."""
+        return self.state is State.WAITING and self.accepts is not Accepts.OWN
+
+
+@dataclass(slots=True)
+class Attempt:
+    """One sending of a task."""
+
+    identity: int
+    group: CodingGroup
+    query: Query | None
+    """The query of a systematic code's data task; None for every other task."""
+    task: int
+    queued: float
+    first: bool = False
+    """It waits ahead of those that are not first."""
+    extra: bool = False
+    """Another attempt may make it needless: it yields where the line is long."""
+    worker: int | None = None
+    started: float | None = None
+    paid: float = 0.0
+    """What the budget paid for it."""
+    late: bool = False
+    """It has run longer than its kind normally does."""
+    shared: bool = False
+    """Its query was cancelled, but the others of its group may be decoded with its output."""
+    together: int = 1
+    """How many tasks its worker had when it began, or computes in the same call."""
+
+    @property
+    def number(self) -> int:
+        """The task's number in its group, which changes when a group is renumbered."""
+        return self.task if self.query is None else self.query.member
+
+    @property
+    def kind(self) -> int:
+        """What it is timed with: 0 for a data task, -n for one of n + 1, else the group's size."""
+        return 1 - self.together if self.query is not None else self.group.size
+
+    @property
+    def size_class(self) -> int:
+        """The class of its query, or of the largest in its group."""
+        return self.query.size_class if self.query is not None else self.group.size_class
+
+
+@dataclass
+class InFlight:
+    """The queries, attempts and groups that are not over."""
+
+    queries: dict[int, Query] = field(default_factory=dict)
+    attempts: dict[int, Attempt] = field(default_factory=dict)
+    groups: dict[int, CodingGroup] = field(default_factory=dict)
+    open_group: CodingGroup | None = None
+    computed_by: dict[int, int] = field(default_factory=dict)
+    """Attempt -> worker, of the outputs in use."""
+    count: int = 0
+
+    def number(self) -> int:
+        """Return a number that no query, attempt or group has."""
+        self.count += 1
+        return self.count
+
+    def pending(self, group: CodingGroup) -> Iterator[Query]:
+        """Yield the members of a group that are not over."""
+        for identity in group.members:
+            if (query := self.queries.get(identity)) is not None:
+                yield query
+
+    def wanted_until(self, attempt: int, latest: float) -> float:
+        """Return the last deadline of those in an attempt's group who wait; 0 if nobody does.
+
+        Args:
+            attempt: its number.
+            latest: the last deadline of who may yet join the group while it is open.
+        """
+        found = self.attempts.get(attempt)
+        if found is not None and found.group.is_open:
+            return latest
+        members = () if found is None else self.pending(found.group)
+        return max((query.deadline for query in members), default=0.0)
+
+    def is_wanted(self, group: CodingGroup, task: int) -> bool:
+        """Tell whether a member that a sealed group's task needs has no answer yet."""
+        return any(member in self.queries for member in group.needs(task))
+
+    def is_needed(self, attempt: Attempt) -> bool:
+        """Tell whether the output of an attempt may still be of use."""
+        if attempt.query is None:
+            return self.is_wanted(attempt.group, attempt.number)
+        if not attempt.shared:
+            return attempt.query.state is not State.DONE
+        return any(member in self.queries for member in attempt.group.members)
+
+    def has_backup(self, group: CodingGroup) -> bool:
+        """Tell whether a group's first extra task is under way and not late."""
+        live = () if group.is_open else group.live.get(group.code.k, ())
+        return any(not self.attempts[each].late for each in live)
+
+    def leave(self, query: Query) -> None:
+        """Take a query that no worker was given out of its open group."""
+        group = query.group
+        group.leave(query.identity)
+        if not group.members:
+            del self.groups[group.identity]
+            self.open_group = None
+            return
+        live = [self.attempts[a] for attempts in group.live.values() for a in attempts]
+        members = [*self.pending(group)]
+        members += [a.query for a in live if a.query is not None]  # copies of answered ones, too
+        for member in members:
+            member.member = group.members.index(member.identity)
