@@ -12,7 +12,7 @@ SEED := 2
 BUNDLE_FILES := $(BUNDLES:%=docs/results/%.json)
 SEED_FILES := $(BUNDLES:%=docs/results/seed-%.json)
 
-.PHONY: help setup demo test pytest lint nightly nightly-tests docs triton mlserver format wheel clean bench bench-quick
+.PHONY: help setup demo test pytest lint nightly nightly-tests docs triton mlserver servers format wheel clean bench bench-quick
 .PHONY: bench-bundles bench-seeds bench-page $(BENCHMARKS:%=bench-%) $(BENCHMARKS:%=quick-%)
 
 help:  ## list the targets
@@ -51,6 +51,9 @@ docs: .venv/.installed-dev  ## build the documents' site into site/, and check i
 
 triton: .venv/.installed  ## install Triton into .triton/, for the tests that run it (no GPU)
 	PYTHON=$(BIN)/python tools/get_triton.sh
+
+servers:  ## install LitServe and `transformers serve` into .servers/, for the nightly tests that run them
+	PYTHON="$(PYTHON)" tools/get_servers.sh
 
 mlserver:  ## install MLServer and KServe's client into .mlserver/, for the tests that run them
 	PYTHON="$(PYTHON)" tools/get_mlserver.sh
