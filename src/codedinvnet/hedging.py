@@ -131,9 +131,9 @@ class HedgingTransport(httpx.AsyncBaseTransport):
         self._hedge, self._no_hedge = (*REPEATABLE, *hedge), tuple(no_hedge)
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=slots * len(urls))
         self._inner = transport or httpx.AsyncHTTPTransport(limits=limits)
-        limitless = {"max_pending": 10**9, "max_losses": 10**9}  # what hangs is ejected here
-        rules = Rules(len(urls), HEDGE, hang_timeout=1e9, slots=slots, **limitless)
-        self._scheduler = Scheduler(replace(rules, hedge_share=budget))
+        rules = Rules(len(urls), HEDGE, hedge_share=budget, slots=slots)
+        limitless = replace(rules, hang_timeout=1e9, max_pending=10**9, max_losses=10**9)
+        self._scheduler = Scheduler(limitless)  # what hangs is ejected here
         self._retries = Budget()
         self._retries.share, self._retries.tokens = RETRY_SHARE, BUCKET
         self._calls: dict[int, _Call] = {}

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from codedinvnet.scheduler.actions import Action, Send
+from codedinvnet.scheduler.group import Traffic
 from codedinvnet.scheduler.policies import HEDGE
 from codedinvnet.scheduler.quantiles import FEWEST
 from codedinvnet.scheduler.scheduler import Scheduler
@@ -97,17 +98,17 @@ def test_large_requests_among_small_ones_are_not_late(slots: int, in_turn: bool)
 def test_a_bulk_is_timed_as_the_next_larger_until_it_is_known() -> None:
     pace = LatencyStats(2)
     for _ in range(FEWEST):
-        pace.took(0.0, 0, 0, 0.02, 2)
-    assert pace.late(0, 1, 3) is None, "nobody knows how long it takes"
+        pace.took(0.0, 0, 0, 0.02, Traffic("", 2))
+    assert pace.late(0, 1, Traffic("", 3)) is None, "nobody knows how long it takes"
     for bulk in (1, 2):
-        assert pace.late(0, 1, bulk) == pytest.approx(LATE_FACTOR * 0.02)
+        assert pace.late(0, 1, Traffic("", bulk)) == pytest.approx(LATE_FACTOR * 0.02)
     for _ in range(2):
-        pace.took(0.0, 1, 0, 0.01, 1)
-        pace.took(0.0, 1, 0, 0.5, 3)
+        pace.took(0.0, 1, 0, 0.01, Traffic("", 1))
+        pace.took(0.0, 1, 0, 0.5, Traffic("", 3))
     assert not pace.slow
     for _ in range(FEWEST):
-        pace.took(0.0, 0, 0, 0.01, 1)
-    assert pace.late(0, 1, 1) == pytest.approx(LATE_FACTOR * 0.01)
+        pace.took(0.0, 0, 0, 0.01, Traffic("", 1))
+    assert pace.late(0, 1, Traffic("", 1)) == pytest.approx(LATE_FACTOR * 0.01)
 
 
 def knowing(large: float, **rules: Any) -> Model:
@@ -116,7 +117,7 @@ def knowing(large: float, **rules: Any) -> Model:
     model.unequal = True
     for _ in range(FEWEST):
         for bulk, seconds in ((1, 0.01), (9, large)):
-            model.scheduler.stats.took(0.0, 0, 0, seconds, bulk)
+            model.scheduler.stats.took(0.0, 0, 0, seconds, Traffic("", bulk))
     return model
 
 
@@ -136,7 +137,7 @@ def test_a_copy_that_costs_more_than_can_be_saved_up_is_paid_off_before_others()
     model = knowing(0.5, hedge_share=1.0)
     for _ in range(100):
         for bulk, seconds in ((1, 0.01),) * 29 + ((9, 0.5),):
-            model.scheduler.stats.took(0.0, 0, 0, seconds, bulk)
+            model.scheduler.stats.took(0.0, 0, 0, seconds, Traffic("", bulk))
 
     def answer(requests: int) -> None:
         for _ in range(requests):

@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from codedinvnet.codes.rules import AnswersAll, CodeRules
+from codedinvnet.scheduler.group import Traffic
 from codedinvnet.scheduler.policies import POLICIES
 from codedinvnet.scheduler.quantiles import FEWEST
 from tests.scheduler.model import ErasureCode, Model
@@ -150,7 +151,7 @@ def test_every_query_ends_once_whatever_happens(
     if timed:
         for bulk in range(1, bulks):
             for _ in range(FEWEST):
-                model.scheduler.stats.took(0.0, 0, 0, 0.015 * 10**bulk, bulk)
+                model.scheduler.stats.took(0.0, 0, 0, 0.015 * 10**bulk, Traffic("", bulk))
         know_times(model, slow)
     with patch("codedinvnet.scheduler.auto.LOOK", 3):
         for event, n in events:

@@ -201,6 +201,7 @@ class Completion:
                 workers = {t: computed_by[a] for t, a in outputs.items() if a != FILLER}
                 on.actions.append(Complete(group.identity, group.size, outputs, workers))
         if query is not None and query.state is not State.DONE and attempt.worker is not None:
+            on.copies[query.traffic.route].won += attempt.hedge
             self._end(query, Answer(query.identity, identity, attempt.worker))
         if not first:
             on.actions.append(Forget((identity,)))
@@ -209,7 +210,9 @@ class Completion:
                 self.settle(group)
             on.close_if_over(group)
 
-    def lost(self, attempt: Attempt, reason: str, final: bool = False) -> None:
+    def lost(
+        self, attempt: Attempt, reason: str, final: bool = False, unsent: bool = False
+    ) -> None:
         """Do without an attempt that will never answer; see `Scheduler.failed`."""
         on, query, group = self._on, attempt.query, attempt.group
         self._flying.attempts.pop(attempt.identity, None)
@@ -217,7 +220,8 @@ class Completion:
         if query is not None:
             query.attempts.pop(attempt.identity, None)
             on.policy.lost(on, attempt)
-            self._record_loss(query, reason, final)
+            over = final or not (query.repeatable or unsent)
+            self._record_loss(query, reason, over)
         elif not on.systematic:
             hopeful = group.hopeful()  # the code makes up for these
             for each in list(self._flying.pending(group)):
@@ -252,4 +256,5 @@ class Completion:
         if worker in self._on.assigner.up:
             self._on.actions.append(Replace(worker, reason))
             for attempt in self._on.assigner.lose(worker):
-                self.lost(attempt, reason)
+                if attempt.identity in self._flying.attempts:  # otherwise it has answered
+                    self.lost(attempt, reason)

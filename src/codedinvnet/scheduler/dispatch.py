@@ -16,7 +16,9 @@ are: they take nothing from the others.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from codedinvnet.codes.rules import CodeRules, Uncoded, is_systematic
 from codedinvnet.exhaustive import assert_never
@@ -24,7 +26,7 @@ from codedinvnet.scheduler.actions import Action, Call, Decided, Forget, Send
 from codedinvnet.scheduler.assigner import TaskAssigner
 from codedinvnet.scheduler.auto import Decider, Decision
 from codedinvnet.scheduler.budget import RESERVE, Budget
-from codedinvnet.scheduler.group import FILLER, CodingGroup
+from codedinvnet.scheduler.group import FILLER, CodingGroup, Traffic
 from codedinvnet.scheduler.policies import Launch, Policy, Then
 from codedinvnet.scheduler.queries import Attempt, InFlight, Query
 from codedinvnet.scheduler.settings import Rules
@@ -33,6 +35,17 @@ from codedinvnet.scheduler.timers import Kind, Timers
 
 WORTH, MOST = 130.0, 4.0
 """How many needed tasks may wait for each slot behind an extra one, and at most."""
+
+
+@dataclass
+class CopyCounts:
+    """Copies of a route's late queries."""
+
+    sent: int = 0
+    won: int = 0
+    """Those that answered first."""
+    refused: int = 0
+    """Those that the budget did not pay for."""
 
 
 class Dispatcher:
@@ -48,7 +61,7 @@ class Dispatcher:
         policy: what is done about late answers now; that of `auto` changes by itself.
         decider: what decides for `auto`; None of other policies.
         decision: what it decided last.
-        hedges: how many copies of late queries were sent.
+        copies: copies of late queries, by route.
         sent: how many tasks workers were given.
     """
 
@@ -62,7 +75,8 @@ class Dispatcher:
         self.assigner = TaskAssigner(rules, self.stats)
         self.budget = Budget()
         self.systematic = is_systematic(code)
-        self.hedges = self.sent = 0
+        self.copies: defaultdict[str, CopyCounts] = defaultdict(CopyCounts)
+        self.sent = 0
         self.recheck: float | None = None
         """When tasks that a slow worker passed by are offered again."""
         self.go_by(rules.policy, code)
@@ -95,15 +109,22 @@ class Dispatcher:
         """Send what a policy wants to be sent if the budget allows; tell whether it does."""
         group, task, query, first, urgent, hedge = launch
         work = self._price(launch)
-        if hedge and not self.systematic:
+        if query is not None and not (self.systematic and query.repeatable):
             return False
         if work is not None and not self.budget.pay(work, 0.0 if urgent else RESERVE):
+            self.copies[group.traffic.route].refused += hedge
             return False
+        attempt = self.send(group, task, query, first=first, extra=not urgent)
+        attempt.hedge, attempt.paid = hedge, work or 0.0
         if hedge and query is not None:
             query.copies += 1
-            self.hedges += 1
-        self.send(group, task, query, first=first, extra=not urgent, paid=work or 0.0)
+            self.copies[query.traffic.route].sent += 1
         return True
+
+    @property
+    def hedges(self) -> int:
+        """How many copies of late queries were sent."""
+        return sum(counts.sent for counts in self.copies.values())
 
     def _price(self, launch: Launch) -> float | None:
         """Return what a launch costs, in service times; None if nobody pays for it."""
@@ -111,14 +132,14 @@ class Dispatcher:
         if not launch.hedge and (not self._pays_all or (query is None and self.rules.backups)):
             return None
         if query is not None:
-            return self.stats.price(query.size_class)
+            return self.stats.price(query.traffic)
         cost = self.cost(group, launch.task)
-        return min(cost, self.stats.price(group.size_class)) if self.policy.backs_late else cost
+        return min(cost, self.stats.price(group.traffic)) if self.policy.backs_late else cost
 
     def cost(self, group: CodingGroup, task: int) -> float:
         """Return what an extra task of a code costs, in service times."""
-        said = group.tasks[task].cost * self.stats.price(group.size_class)
-        return self.stats.cost(group.size, group.size_class) or said
+        said = group.tasks[task].cost * self.stats.price(group.traffic)
+        return self.stats.cost(group.size, group.traffic) or said
 
     def send(
         self,
@@ -128,11 +149,10 @@ class Dispatcher:
         *,
         first: bool = False,
         extra: bool = False,
-        paid: float = 0.0,
-    ) -> None:
+    ) -> Attempt:
         """Let a task wait for a worker."""
         number = self.flying.number()
-        attempt = Attempt(number, group, query, task, self.now, first, extra, paid=paid)
+        attempt = Attempt(number, group, query, task, self.now, first, extra)
         self.flying.attempts[number] = attempt
         if query is not None:
             query.attempts[number] = attempt
@@ -140,6 +160,7 @@ class Dispatcher:
         self.assigner.add(attempt)
         if query is not None:
             self.policy.queued(self, attempt)
+        return attempt
 
     def send_own(self, query: Query, first: bool = False) -> None:
         """Let a query's own task wait for a worker, if its code has one."""
@@ -201,10 +222,26 @@ class Dispatcher:
         return Send(worker, identity, attempt.number, members, size, group.size)
 
     def watch(self, attempt: Attempt, since: float | None = None) -> None:
-        """Look at a task again when it is late, counted from when it began, or from `since`."""
-        late = self.stats.late(attempt.kind, attempt.worker, attempt.size_class)
+        """Look at a task again when it is late, counted from now, or from `since`."""
+        if attempt.query is None:
+            late = self.stats.late(attempt.kind, attempt.worker, attempt.traffic)
+        elif attempt.query.repeatable:
+            late = self._delay(attempt.kind, attempt.worker, attempt.traffic)
+        else:
+            return
         if late is not None:
             self.timers.set((self.now if since is None else since) + late, "late", attempt.identity)
+
+    def hedge_delay(self, route: str = "", size_class: int = 0) -> float | None:
+        """Return how long a query runs until it is late; None before that is known."""
+        return self._delay(0, None, Traffic(route, size_class))
+
+    def _delay(self, kind: int, worker: int | None, traffic: Traffic) -> float | None:
+        late = self.stats.late(kind, worker, traffic)
+        if self.rules.hedge_delay is None:
+            return late
+        least, most = self.rules.hedge_delay
+        return most if late is None else min(max(late, least), most)
 
     def late(self, identity: int, runs: bool = True) -> None:
         """Let the policy see an attempt that has run, or only waited, for long."""
@@ -217,17 +254,16 @@ class Dispatcher:
         if self.policy.late(self, attempt, again, runs) is Then.WATCH and runs:
             self.watch(attempt)
 
-    def release(self, attempt: Attempt, is_usual: bool = True) -> None:
-        """Take note that a worker has done a task's work."""
-        worker, began = attempt.worker, attempt.started
-        if not self.assigner.release(attempt) or worker is None or began is None or not is_usual:
+    def release(self, attempt: Attempt, is_usual: bool = True, keeps_slot: bool = False) -> None:
+        """Take note that a worker has done a task's work, or has answered and goes on with it."""
+        worker, began, assigner = attempt.worker, attempt.started, self.assigner
+        ran = assigner.is_running(attempt) if keeps_slot else assigner.release(attempt)
+        if not ran or worker is None or began is None or not is_usual:
             return
-        if self.rules.worker_batch > 1 and self.assigner.workers[worker].running:
+        if self.rules.worker_batch > 1 and assigner.workers[worker].running:
             return  # the last of a call tells how long it took
         before = self.stats.slowness(worker)
-        retry = self.stats.took(
-            self.now, worker, attempt.kind, self.now - began, attempt.size_class
-        )
+        retry = self.stats.took(self.now, worker, attempt.kind, self.now - began, attempt.traffic)
         if self.stats.slowness(worker) != before:
             self.assigner.reorder(worker)
         if retry is not None:
@@ -237,7 +273,7 @@ class Dispatcher:
         """Take in how long a data task's answer took."""
         if attempt.started is not None and attempt.worker is not None:
             seconds = self.now - attempt.started
-            self.stats.answered(attempt.worker, seconds, attempt.kind, attempt.size_class)
+            self.stats.answered(attempt.worker, seconds, attempt.kind, attempt.traffic)
         if self.policy.guessing:
             self.stats.answers.add(self.now - attempt.queued)
 

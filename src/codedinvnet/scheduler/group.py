@@ -7,11 +7,23 @@ test drives it through every order of arrival, loss and lateness.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from codedinvnet.codes.rules import CodeRules, Task, Uncoded
 
 FILLER = -1
 """Stands for the attempt that computed a filler's output: it was known before the group began."""
+
+
+class Traffic(NamedTuple):
+    """What queries are like that take about as long."""
+
+    route: str = ""
+    size_class: int = 0
+    """How large they are; 0 if all are alike."""
+
+
+ALIKE = Traffic()
 
 
 class CodingGroup:
@@ -46,8 +58,8 @@ class CodingGroup:
         """Whether the output of an extra task is here."""
         self.failed: set[int] = set()
         """Workers that failed a task of this group."""
-        self.size_class = 0
-        """The largest of its members', see `Query`."""
+        self.traffic = ALIKE
+        """That of the largest member."""
         self.retries = 0
         """Lost parity tasks that were sent again."""
 
@@ -71,12 +83,12 @@ class CodingGroup:
         """Whether no attempt may still answer."""
         return not any(self.live.values())
 
-    def join(self, query: int, size_class: int = 0) -> int:
+    def join(self, query: int, traffic: Traffic = ALIKE) -> int:
         """Add a query and return its member number."""
         if not self.is_open or self.is_full:
             raise ValueError(f"group {self.identity} takes no more members")
         self.members.append(query)
-        self.size_class = max(self.size_class, size_class)
+        self.traffic = max(self.traffic, traffic)
         self.pending += 1
         return len(self.members) - 1
 

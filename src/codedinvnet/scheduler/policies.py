@@ -188,7 +188,7 @@ class Hedge(Policy):
 
     def _wants(self, query: Query) -> bool:
         """Tell whether all that is under way for a query is late, and a copy may be sent."""
-        waits = query.is_waiting and query.copies < COPIES
+        waits = query.is_waiting and query.repeatable and query.copies < COPIES
         return waits and all(attempt.late for attempt in query.attempts.values())
 
     def _copy(self, on: Dispatcher, query: Query) -> bool:
@@ -219,7 +219,7 @@ class Backup(Policy):
             Parity().sealed(on, group, extra)
 
     def queued(self, on: Dispatcher, attempt: Attempt) -> None:
-        late = on.stats.late(attempt.kind, None, attempt.size_class) if on.rules.backups else None
+        late = on.stats.late(attempt.kind, None, attempt.traffic) if on.rules.backups else None
         if late is not None:
             on.timers.set(on.now + late, "waits", attempt.identity)
 
@@ -228,7 +228,7 @@ class Backup(Policy):
         if attempt.query is None:
             on.watch(attempt)
         elif on.stats.overhead > EARLY and not on.rules.backups and not group.is_open:
-            late = on.stats.late(attempt.kind, attempt.worker, attempt.size_class)
+            late = on.stats.late(attempt.kind, attempt.worker, attempt.traffic)
             if late is not None and group.code.r:
                 takes = on.cost(group, group.code.k) * on.stats.normal
                 on.timers.set(on.now + max(0.0, late - takes), "early", attempt.identity)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 
-from codedinvnet.scheduler.group import CodingGroup
+from codedinvnet.scheduler.group import ALIKE, CodingGroup, Traffic
 
 
 class State(Enum):
@@ -42,8 +42,9 @@ class Query:
     deadline: float
     group: CodingGroup
     member: int
-    size_class: int = 0
-    """Queries of one class take about as long; 0 if all are alike."""
+    traffic: Traffic = ALIKE
+    repeatable: bool = True
+    """Whether it may be computed twice."""
     state: State = State.WAITING
     attempts: dict[int, Attempt] = field(default_factory=dict)
     """The live attempts at its own data task."""
@@ -82,6 +83,8 @@ class Attempt:
     started: float | None = None
     paid: float = 0.0
     """What the budget paid for it."""
+    hedge: bool = False
+    """It is a copy that was sent because its query was late."""
     late: bool = False
     """It has run longer than its kind normally does."""
     shared: bool = False
@@ -100,9 +103,9 @@ class Attempt:
         return 1 - self.together if self.query is not None else self.group.size
 
     @property
-    def size_class(self) -> int:
-        """The class of its query, or of the largest in its group."""
-        return self.query.size_class if self.query is not None else self.group.size_class
+    def traffic(self) -> Traffic:
+        """That of its query, or of the largest in its group."""
+        return self.query.traffic if self.query is not None else self.group.traffic
 
 
 @dataclass

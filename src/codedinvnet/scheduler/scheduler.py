@@ -19,6 +19,7 @@ from codedinvnet.scheduler.actions import Action
 from codedinvnet.scheduler.auto import workers_for
 from codedinvnet.scheduler.completion import Completion
 from codedinvnet.scheduler.dispatch import Dispatcher
+from codedinvnet.scheduler.group import Traffic
 from codedinvnet.scheduler.grouping import Grouping
 from codedinvnet.scheduler.policies import Policy
 from codedinvnet.scheduler.queries import Accepts, Query, State
@@ -87,6 +88,8 @@ class Scheduler:
         deadline: float,
         accept_decoded: bool = True,
         size_class: int = 0,
+        route: str = "",
+        repeatable: bool = True,
     ) -> tuple[list[int], list[Action]] | None:
         """Take the queries of one request; None if there are too many already.
 
@@ -95,7 +98,10 @@ class Scheduler:
             count: how many.
             deadline: when they take a speculative answer or fail, absolute.
             accept_decoded: whether a decoded answer will do.
-            size_class: how large each is, see `Query`.
+            size_class: how large each is, as a class; times are learned for each class.
+            route: what it asks; times are learned for each route.
+            repeatable: whether a query may be computed twice. If not, it is not copied, and a lost
+                attempt ends it unless it was never sent.
 
         Returns:
             The queries' numbers and what to do.
@@ -106,6 +112,7 @@ class Scheduler:
         on.now = now
         on.meet(count)
         accepts = Accepts.CONFIDENT if accept_decoded else Accepts.OWN
+        traffic = Traffic(route, size_class)
         k = on.code.k if on.policy.coded else 1
         numbers: list[int] = []
         for start in range(0, count, k):
@@ -115,8 +122,9 @@ class Scheduler:
                 group = own or grouping.joinable()
                 number = on.flying.number()
                 numbers.append(number)
-                member = group.join(number, size_class)
-                grouping.joined(Query(number, accepts, deadline, group, member, size_class))
+                member = group.join(number, traffic)
+                query = Query(number, accepts, deadline, group, member, traffic, repeatable)
+                grouping.joined(query)
                 if own is None and group.is_full:
                     grouping.seal(group)
             if own is not None:
@@ -124,29 +132,34 @@ class Scheduler:
         return numbers, self.completion.flush()
 
     def released(self, now: float, worker: int, attempt: int) -> list[Action]:
-        """A worker has done an attempt's work; its answer may still be on the way."""
+        """A worker has done an attempt's work; its answer may still be on the way, or here."""
         self.dispatcher.now = now
-        found = self.attempts.get(attempt)
-        if found is not None and found.worker == worker:
-            self.dispatcher.release(found)
+        found = self.assigner.workers[worker].running.get(attempt)
+        if found is not None:
+            self.dispatcher.release(found, is_usual=attempt in self.attempts)
         return self.completion.flush()
 
-    def result(self, now: float, attempt: int, is_usual: bool = True) -> list[Action]:
+    def result(
+        self, now: float, attempt: int, is_usual: bool = True, keeps_slot: bool = False
+    ) -> list[Action]:
         """An attempt's output is here.
 
         Args:
             now: the time.
             attempt: its number.
             is_usual: whether its time tells how long such tasks take.
+            keeps_slot: its worker goes on with it, such as a stream, until `released`.
         """
         self.dispatcher.now = now
         found = self.attempts.pop(attempt, None)
         if found is not None:
-            self.dispatcher.release(found, is_usual)
+            self.dispatcher.release(found, is_usual, keeps_slot)
             self.completion.arrived(found, is_usual)
         return self.completion.flush()
 
-    def failed(self, now: float, attempt: int, reason: str, final: bool = False) -> list[Action]:
+    def failed(
+        self, now: float, attempt: int, reason: str, final: bool = False, unsent: bool = False
+    ) -> list[Action]:
         """An attempt raised on its worker, or its answer was lost on the way.
 
         Args:
@@ -154,13 +167,14 @@ class Scheduler:
             attempt: its number.
             reason: why.
             final: whether its query ends, unless something under way may answer it.
+            unsent: whether the worker saw nothing of it.
         """
         self.dispatcher.now = now
         found = self.attempts.get(attempt)
         if found is not None and found.worker is not None:
             found.group.failed.add(found.worker)
             self.assigner.release(found)
-            self.completion.lost(found, reason, final)
+            self.completion.lost(found, reason, final, unsent)
         return self.completion.flush()
 
     def late(self, now: float, attempt: int) -> list[Action]:

@@ -46,6 +46,8 @@ class Rules:
         group_timeout: how long an open group waits for members.
         hang_timeout: how long a worker may spend on one task before it is replaced.
         hedge_share: copies of late queries per query, at most, if `extra` does not say.
+        hedge_delay: the least and the most seconds after which a query is late; before times are
+            known it is the most. None: as measured.
         extra: extra work per query, at most, in service times: copies, parities and backups
             together. None: a policy's own copies and extra tasks, but for those of `hedge_share`,
             are all sent; `auto` has AUTO_EXTRA.
@@ -65,6 +67,7 @@ class Rules:
     group_timeout: float = 0.02
     hang_timeout: float = 3.0
     hedge_share: float = 0.1
+    hedge_delay: tuple[float, float] | None = None
     extra: float | None = None
     max_pending: int = 1000
     max_losses: int = 5

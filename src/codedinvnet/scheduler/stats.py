@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from codedinvnet.scheduler.group import ALIKE, Traffic
 from codedinvnet.scheduler.quantiles import RecentQuantiles
 
 NORMAL, LATE = 0.75, 0.95
@@ -76,12 +77,12 @@ class LatencyStats:
 
     def __init__(self, workers: int, slots: int = 1) -> None:
         self._slots = slots
-        self._kinds: dict[tuple[int, int], RecentQuantiles] = {}
-        """By size_class and kind."""
-        self._size_classes: set[int] = set()
+        self._kinds: dict[tuple[Traffic, int], RecentQuantiles] = {}
+        """By traffic and kind."""
+        self._traffics: set[Traffic] = set()
         """Those of data tasks."""
         self._mean = 0.0
-        """What is normal for the size_class of a data task, on average."""
+        """What is normal for a data task, on average."""
         self._tasks = 0
         self._workers = [_Seen() for _ in range(workers)]
         self.slow: set[int] = set()
@@ -89,21 +90,21 @@ class LatencyStats:
         self.answers = RecentQuantiles(SPECULATE)
 
     def took(
-        self, now: float, worker: int, kind: int, seconds: float, size_class: int = 0
+        self, now: float, worker: int, kind: int, seconds: float, traffic: Traffic = ALIKE
     ) -> float | None:
         """Take a running time in; return when the worker is to be tried again if it is slow."""
         seen = self._workers[worker]
-        known = self._known(kind, size_class)
+        known = self._known(kind, traffic)
         ratio = seconds / known[0] if known and known[0] > 0 else 1.0
         for each in range(kind, 1) if kind < 0 and self._slots > 1 else (kind,):
-            times = self._kinds.get((size_class, each))
+            times = self._kinds.get((traffic, each))
             if times is None:
-                times = self._kinds[size_class, each] = RecentQuantiles(NORMAL, LATE)
+                times = self._kinds[traffic, each] = RecentQuantiles(NORMAL, LATE)
             times.add(seconds)
         if kind <= 0:
-            self._size_classes.add(size_class)
+            self._traffics.add(traffic)
             self._tasks += 1
-            own = self._kinds.get((size_class, 0))
+            own = self._kinds.get((traffic, 0))
             usual = own.quantiles[0] if own is not None and own.quantiles else seconds
             self._mean += (usual - self._mean) / min(self._tasks, MEMORY)
         slowness = min(seen.ratio, ratio)
@@ -122,9 +123,11 @@ class LatencyStats:
         self.slow.add(worker)
         return seen.until
 
-    def answered(self, worker: int, seconds: float, kind: int = 0, size_class: int = 0) -> None:
+    def answered(
+        self, worker: int, seconds: float, kind: int = 0, traffic: Traffic = ALIKE
+    ) -> None:
         """Take in how long after its beginning a data task's answer was here."""
-        known = self._known(kind, size_class)
+        known = self._known(kind, traffic)
         if known and (normal := known[0] * self.slowness(worker)) > 0:
             ratio = seconds / normal
             overhead = min(ratio - 1.0, MOST_OVERHEAD) if ratio >= SLOW else 0.0
@@ -154,20 +157,20 @@ class LatencyStats:
     @property
     def normal(self) -> float:
         """The seconds that a data task normally runs; 0 before that is known."""
-        if len(self._size_classes) != 1:
+        if len(self._traffics) != 1:
             return self._mean
-        (size_class,) = self._size_classes
-        times = self._kinds.get((size_class, 0))
+        (traffic,) = self._traffics
+        times = self._kinds.get((traffic, 0))
         return times.quantiles[0] if times is not None and times.quantiles else 0.0
 
-    def price(self, size_class: int) -> float:
+    def price(self, traffic: Traffic) -> float:
         """Return what a data task of a class normally takes, in data tasks of all classes."""
-        known = self._known(0, size_class) if len(self._size_classes) > 1 else ()
+        known = self._known(0, traffic) if len(self._traffics) > 1 else ()
         return known[0] / self._mean if known and self._mean > 0 else 1.0
 
-    def cost(self, kind: int, size_class: int = 0) -> float | None:
+    def cost(self, kind: int, traffic: Traffic = ALIKE) -> float | None:
         """Return what a kind of task normally takes, in data tasks; None before that is known."""
-        known = self._known(kind, size_class)
+        known = self._known(kind, traffic)
         return known[0] / self.normal if known and self.normal else None
 
     def call_time(self, tasks: int) -> float:
@@ -183,24 +186,27 @@ class LatencyStats:
         )
         return min(known, default=0.0)
 
-    def late(self, kind: int, worker: int | None, size_class: int = 0) -> float | None:
+    def late(self, kind: int, worker: int | None, traffic: Traffic = ALIKE) -> float | None:
         """Return the seconds after which a worker's task is late; None before that is known.
 
         Without a worker it is what it would be on one that is not slow.
         """
-        if not (known := self._known(kind, size_class)):
+        if not (known := self._known(kind, traffic)):
             return None
         normal, most = known
         slowness = 1.0 if worker is None else self.slowness(worker)
         return min(LATE_FACTOR * most, LATEST * normal) * slowness
 
-    def _known(self, kind: int, size_class: int) -> tuple[float, ...]:
+    def _known(self, kind: int, traffic: Traffic) -> tuple[float, ...]:
         """Return what is normal for a kind, and what nearly all do not exceed; empty if unknown."""
-        times = self._kinds.get((size_class, kind))
+        times = self._kinds.get((traffic, kind))
         if times is not None and times.quantiles:
             return times.quantiles
         if kind < 0:
-            return tuple((1 - kind) * each for each in self._known(0, size_class))
-        same = {other: times for (other, each), times in self._kinds.items() if each == kind}
-        larger = [other for other, times in same.items() if other > size_class and times.quantiles]
-        return same[min(larger)].quantiles if larger else ()
+            return tuple((1 - kind) * each for each in self._known(0, traffic))
+        larger = {
+            other: times.quantiles
+            for (other, each), times in self._kinds.items()
+            if each == kind and other.route == traffic.route and other > traffic
+        }
+        return larger[min(known)] if (known := [t for t in larger if larger[t]]) else ()

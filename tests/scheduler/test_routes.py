@@ -1,0 +1,111 @@
+"""Routes, clamps of the delay, and requests that may not be computed twice or keep their slot."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from codedinvnet.scheduler.actions import Action, Answer, Fail, Replace, Send
+from codedinvnet.scheduler.policies import POLICIES
+from codedinvnet.scheduler.quantiles import FEWEST
+from codedinvnet.scheduler.scheduler import Scheduler
+from codedinvnet.scheduler.settings import Rules
+
+FAST, SLOW = 0.01, 0.5
+
+
+def service(policy: str = "hedge", workers: int = 6, **rules: Any) -> Scheduler:
+    """Return a scheduler that knows the route "fast", whose requests take 10 ms."""
+    scheduler = Scheduler(Rules(workers, POLICIES[policy], hedge_share=1.0, **rules))
+    for i in range(FEWEST):
+        (attempt,) = begin(scheduler, float(i), "fast")
+        scheduler.result(i + FAST, attempt)
+    return scheduler
+
+
+def begin(scheduler: Scheduler, now: float, route: str, **asked: Any) -> list[int]:
+    taken = scheduler.submit(now, 1, now + 60, route=route, **asked)
+    assert taken is not None
+    return sent(taken[1])
+
+
+def sent(actions: list[Action]) -> list[int]:
+    return [action.attempt for action in actions if isinstance(action, Send)]
+
+
+def copied_at(scheduler: Scheduler, now: float, until: float) -> float | None:
+    """Return when the next copy is sent."""
+    while (at := scheduler.next_timer()) is not None and at <= until:
+        if sent(scheduler.on_timer(max(now, at))):
+            return at - now
+    return None
+
+
+def test_times_are_learned_for_each_route() -> None:
+    scheduler = service()
+    for i in range(FEWEST):
+        (attempt,) = begin(scheduler, 100.0 + i, "slow")
+        assert copied_at(scheduler, 100.0 + i, 100.0 + i + SLOW) is None
+        scheduler.result(100.0 + i + SLOW, attempt)
+    fast, slow = (scheduler.dispatcher.hedge_delay(route) for route in ("fast", "slow"))
+    assert fast is not None
+    assert slow is not None
+    assert FAST < fast < 2 * FAST < SLOW < slow < 2 * SLOW
+    assert scheduler.dispatcher.hedge_delay("unknown") is None
+    for now, route, late in ((200.0, "slow", slow), (300.0, "fast", fast)):
+        (attempt,) = begin(scheduler, now, route)
+        assert copied_at(scheduler, now, now + 1) == pytest.approx(late)
+        scheduler.result(now + 1, attempt)
+    assert scheduler.dispatcher.copies["fast"].sent == 1
+    assert scheduler.dispatcher.copies["slow"].sent == 1
+
+
+@pytest.mark.parametrize(
+    ("clamps", "route", "late"),
+    [((0.1, 1.0), "fast", 0.1), ((0.0, 0.005), "fast", 0.005), ((0.001, 0.3), "unknown", 0.3)],
+)
+def test_the_delay_is_clamped(clamps: tuple[float, float], route: str, late: float) -> None:
+    scheduler = service(hedge_delay=clamps)
+    begin(scheduler, 200.0, route)
+    assert copied_at(scheduler, 200.0, 202.0) == pytest.approx(late)
+
+
+@pytest.mark.parametrize("policy", ["hedge", "replicate"])
+def test_what_is_not_repeatable_is_sent_once(policy: str) -> None:
+    scheduler = service(policy) if policy == "hedge" else Scheduler(Rules(3, POLICIES[policy]))
+    (attempt,) = begin(scheduler, 100.0, "fast", repeatable=False)
+    assert copied_at(scheduler, 100.0, 100.1) is None or policy != "hedge"
+    assert sent(scheduler.late(100.1, attempt)) == []
+    (again,) = sent(scheduler.failed(100.2, attempt, "refused", unsent=True))
+    (end,) = (a for a in scheduler.failed(100.3, again, "reset") if isinstance(a, Fail))
+    assert end.reason == "reset"
+    begin(scheduler, 100.4, "fast", repeatable=False)
+    busy = next(i for i in range(scheduler.rules.workers) if scheduler.load(i))
+    actions = scheduler.worker_lost(100.5, busy, "died")
+    assert [type(action) for action in actions[:2]] == [Replace, Fail]
+
+
+def test_an_answer_may_keep_its_slot() -> None:
+    scheduler = Scheduler(Rules(1, POLICIES["hedge"]))
+    (stream,) = begin(scheduler, 0.0, "")
+    answers = scheduler.result(0.1, stream, keeps_slot=True)
+    assert isinstance(answers[0], Answer)
+    assert begin(scheduler, 0.2, "") == [], "it goes on"
+    assert sent(scheduler.released(0.3, 0, stream)) != []
+    assert not [a for a in scheduler.worker_lost(0.4, 0, "died") if isinstance(a, Fail)]
+
+
+def test_copies_are_counted() -> None:
+    scheduler = service(extra=0.05)
+    for i in range(2):
+        begin(scheduler, 100.0 + i, "fast")
+        at = copied_at(scheduler, 100.0 + i, 100.9 + i)
+        assert (at is None) == (i == 1)
+        attempts = sorted(scheduler.attempts)
+        scheduler.result(100.95 + i, attempts[-1])
+        if i == 0:
+            scheduler.result(100.96, attempts[0])
+    counts = scheduler.dispatcher.copies["fast"]
+    assert (counts.sent, counts.won) == (1, 1)
+    assert counts.refused >= 1
