@@ -22,16 +22,14 @@ from pandas import DataFrame
 
 from benchmarks.bundles import another_seed
 from codedinvnet.codes.backup import SmallBackup
-from codedinvnet.codes.berrut import ApproxIFER, ClosedApproxIFER, RobustApproxIFER
+from codedinvnet.codes.berrut import ApproxIFER, RobustApproxIFER
 from codedinvnet.codes.collage import Collage
 from codedinvnet.codes.invnet import AverageImage, CodedInvNet, PaperInvNet
-from codedinvnet.codes.joined import BackupAndCode
-from codedinvnet.codes.nercc import ClosedNeRCC, NeRCC
+from codedinvnet.codes.nercc import NeRCC
 from codedinvnet.codes.oracle import Oracle
-from codedinvnet.codes.parm import ConcatParM, LearnedParM, ParM
+from codedinvnet.codes.parm import ParM
 from codedinvnet.codes.plain import Plain, Replication
 from codedinvnet.codes.superposition import Superposition
-from codedinvnet.codes.weighted import TwoParities
 from codedinvnet.data.names import KNOWN
 from codedinvnet.evaluation import tables
 from codedinvnet.rows import Row, current_accuracy, read_rows
@@ -44,30 +42,22 @@ DEAR = 1.4
 BACKUPS = {1.0: SmallBackup.name, DEAR: f"{SmallBackup.name}@{DEAR}"}
 OWN = (
     *(BACKUPS[DEAR], Collage.name, f"{Collage.name}@{DEAR}"),
-    *(Superposition.name, f"{Superposition.name}@{DEAR}", BackupAndCode.name),
+    *(Superposition.name, f"{Superposition.name}@{DEAR}"),
 )
 """The methods that are for these tables alone, whichever file has their rows."""
 ON_ONE_F = ", on one f"
 """What a verdict says if the backups' trainings share one f: their interval is too narrow then."""
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "1": (
-        *(BACKUPS[1.0], Collage.name, Superposition.name, ParM.name, ConcatParM.name),
-        *(AverageImage.name, ApproxIFER.name, ClosedApproxIFER.name),
-        *(NeRCC.name, ClosedNeRCC.name),
+        *(BACKUPS[1.0], Collage.name, Superposition.name, ParM.name),
+        *(AverageImage.name, ApproxIFER.name, NeRCC.name),
     ),
-    f"{DEAR:g}": (
-        *(BACKUPS[DEAR], f"{Collage.name}@{DEAR}", f"{Superposition.name}@{DEAR}"),
-        BackupAndCode.name,
-    ),
+    f"{DEAR:g}": (*(BACKUPS[DEAR], f"{Collage.name}@{DEAR}", f"{Superposition.name}@{DEAR}"),),
     "its own": (CodedInvNet.name, PaperInvNet.name),
 }
 """The methods by what they may spend: a code's f and E cost what they cost."""
-LEFT_OUT = frozenset(
-    method.name
-    for method in (Plain, Replication, Oracle, TwoParities, LearnedParM, RobustApproxIFER)
-)
-"""Those that the table does not show: bounds, what needs more than one extra worker, and a learned
-ParM, whose encoder costs several queries."""
+LEFT_OUT = frozenset(method.name for method in (Plain, Replication, Oracle, RobustApproxIFER))
+"""Those that the table does not show: bounds, and what needs more than one extra worker."""
 
 
 class Results:

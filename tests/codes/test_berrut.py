@@ -12,7 +12,6 @@ from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.berrut import (
     ApproxIFER,
     BerrutCode,
-    ClosedApproxIFER,
     RobustApproxIFER,
     berrut_matrix,
     locate_errors,
@@ -81,13 +80,7 @@ def test_points_lie_where_the_paper_puts_them() -> None:
         [math.cos(math.pi / 6), 0.0, math.cos(5 * math.pi / 6)]
     )
     assert second_kind(4).tolist() == pytest.approx([1, 0.5**0.5, 0, -(0.5**0.5)])
-    assert second_kind(4, closed=True).tolist() == pytest.approx([1, 0.5, -0.5, -1])
-    assert second_kind(1, closed=True).tolist() == [1]
     assert code_of(made(ApproxIFER, Linear(), 3)).nodes.tolist() == second_kind(4).tolist()
-    assert (
-        code_of(made(ClosedApproxIFER, Linear(), 3)).nodes.tolist()
-        == second_kind(4, closed=True).tolist()
-    )
 
 
 def collides(k: int, workers: int) -> bool:
@@ -104,11 +97,8 @@ def test_the_known_collisions() -> None:
 
 @pytest.mark.parametrize("stragglers", [0, 1, 2, 3])
 @pytest.mark.parametrize("k", range(2, 12))
-@pytest.mark.parametrize("kind", [ApproxIFER, ClosedApproxIFER])
-def test_weights_are_finite_and_sum_to_one_at_every_pattern(
-    kind: type[ApproxIFER], k: int, stragglers: int
-) -> None:
-    method = made(kind, Linear(), k, stragglers=stragglers)
+def test_weights_are_finite_and_sum_to_one_at_every_pattern(k: int, stragglers: int) -> None:
+    method = made(ApproxIFER, Linear(), k, stragglers=stragglers)
     assert (method.rules.r, len(members_of(method, k))) == (stragglers, k + stragglers)
     ones = torch.ones(k + stragglers, dtype=torch.float64)
     torch.testing.assert_close(code_of(method).encoding.sum(1), ones)
@@ -120,13 +110,12 @@ def test_weights_are_finite_and_sum_to_one_at_every_pattern(
 
 
 @pytest.mark.parametrize(("k", "stragglers"), [(2, 1), (3, 1), (4, 1), (3, 3), (6, 2), (10, 1)])
-@pytest.mark.parametrize("kind", [ApproxIFER, ClosedApproxIFER])
 def test_every_pattern_is_the_interpolant_of_a_linear_models_outputs(
-    kind: type[ApproxIFER], k: int, stragglers: int
+    k: int, stragglers: int
 ) -> None:
     """A linear model of a mixture is the mixture of its outputs: two matrix products."""
     classifier = Linear()
-    method = made(kind, classifier, k, stragglers=stragglers)
+    method = made(ApproxIFER, classifier, k, stragglers=stragglers)
     assert not is_systematic(method.rules)
     group = images(k)
     direct = torch.stack([classifier(group[:, i]) for i in range(k)], dim=1).detach()

@@ -130,7 +130,7 @@ def test_a_small_backup_ships_with_every_bundle(name: str) -> None:
         ({"k": 3}, "trained for k 3, not 4"),
         ({"base": "resnet"}, "trained for base 'resnet', not 'invertible'"),
         ({"bundle": "other"}, "trained for bundle 'other'"),
-        ({"method": "parm-concat"}, "trained for method 'parm-concat', not 'parm'"),
+        ({"method": "parm-2"}, "trained for method 'parm-2', not 'parm'"),
         ({"version": 2}, "trained for version 2, not 1"),
         ({"digest": "0af1"}, "trained for digest '0af1', not None"),
     ],
@@ -160,7 +160,7 @@ def test_regularisers_of_nercc_come_from_its_rows(mnist: Bundle, tmp_path: Path)
     path = tmp_path / "accuracy.jsonl"
     unlike = {"bundle": "another", "quick": True, "method": "0af1", "version": 2}
     others: list[dict[str, Any]] = [
-        *({"k": 5}, {"base": "resnet"}, {"missing": 2}, {"method": "nercc-closed"}),
+        *({"k": 5}, {"base": "resnet"}, {"missing": 2}, {"method": "nercc-2"}),
         {"error": "no"},
         *({"settings": settings | {key: value}} for key, value in unlike.items()),
     ]
@@ -175,8 +175,6 @@ def test_regularisers_of_nercc_come_from_its_rows(mnist: Bundle, tmp_path: Path)
     append_row(path, row("ours", [0.25, 1e-4]))
     method = scheme_for(mnist, K, "nercc", path)
     assert smoothing_of(method) == (0.25, 1e-4)
-    closed = scheme_for(mnist, K, "nercc-closed", path)
-    assert smoothing_of(closed) == (9.0, 9.0)
     plain = scheme_for(mnist, K, "nercc", None)
     assert smoothing_of(plain) == (1e-6, 1e-6)
 
@@ -184,8 +182,6 @@ def test_regularisers_of_nercc_come_from_its_rows(mnist: Bundle, tmp_path: Path)
 def test_files_that_are_no_parts(mnist: Bundle, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no checkpoint at"):
         scheme_for(mnist, K, "parm", tmp_path / "none.safetensors")
-    with pytest.raises(UserError, match=r"cannot tile k = 10"):
-        scheme_for(mnist, 10, "parm-concat", tmp_path / "none.safetensors")
 
 
 def test_another_encoder_leaves_the_bundles_model_as_it_is(mnist: Bundle) -> None:

@@ -12,7 +12,6 @@ from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.interpolation import first_kind, second_kind
 from codedinvnet.codes.method import Given, Tolerance
 from codedinvnet.codes.nercc import (
-    ClosedNeRCC,
     NeRCC,
     SplineCode,
     natural_spline_matrix,
@@ -100,13 +99,10 @@ def test_the_order_of_the_knots_does_not_matter() -> None:
 
 
 @pytest.mark.parametrize(("k", "stragglers"), [(2, 1), (3, 2), (4, 1), (10, 1)])
-@pytest.mark.parametrize("kind", [NeRCC, ClosedNeRCC])
-def test_queries_on_a_line_are_answered_exactly_at_every_pattern(
-    kind: type[NeRCC], k: int, stragglers: int
-) -> None:
+def test_queries_on_a_line_are_answered_exactly_at_every_pattern(k: int, stragglers: int) -> None:
     """The splines keep lines, and a linear model maps a line to a line."""
     classifier = Linear()
-    method = made(kind, classifier, k, stragglers=stragglers, smoothing=(0.3, 1e-6))
+    method = made(NeRCC, classifier, k, stragglers=stragglers, smoothing=(0.3, 1e-6))
     assert not is_systematic(method.rules)
     start, end = images(2).unbind(1)
     group = torch.stack([start + float(a) * (end - start) for a in first_kind(k)], dim=1)
@@ -142,7 +138,6 @@ def test_every_pattern_is_two_splines_of_a_linear_models_outputs(k: int) -> None
 
 def test_points_are_those_of_approxifer() -> None:
     assert nodes_of(made(NeRCC, Linear(), 4)).tolist() == second_kind(5).tolist()
-    assert nodes_of(made(ClosedNeRCC, Linear(), 4)).tolist() == second_kind(5, closed=True).tolist()
 
 
 class Steps(nn.Module):
@@ -161,10 +156,7 @@ class Steps(nn.Module):
 
 
 @pytest.mark.parametrize("stragglers", [0, 1, 2])
-@pytest.mark.parametrize("kind", [NeRCC, ClosedNeRCC])
-def test_tuning_finds_the_best_pair_on_the_groups_it_is_given(
-    kind: type[NeRCC], stragglers: int
-) -> None:
+def test_tuning_finds_the_best_pair_on_the_groups_it_is_given(stragglers: int) -> None:
     generator = torch.Generator().manual_seed(3)
     group = torch.rand(40, 4, 1, 1, 1, dtype=torch.float64, generator=generator)
     group = group.expand(-1, -1, 2, 4, 4)
@@ -183,12 +175,12 @@ def test_tuning_finds_the_best_pair_on_the_groups_it_is_given(
         return sum(int((f == labels).sum()) for f in found)
 
     def make(encoder: float, decoder: float) -> Scheme:
-        return made(kind, classifier, 4, stragglers=stragglers, smoothing=(encoder, decoder))
+        return made(NeRCC, classifier, 4, stragglers=stragglers, smoothing=(encoder, decoder))
 
     given = Given(4, classifier, SHAPE, classifier.classes, tolerance=Tolerance(stragglers))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the next test looks at it
-        chosen = kind().tune(given, group, labels, candidates)
+        chosen = NeRCC().tune(given, group, labels, candidates)
     all_pairs = {(e, d): accuracy(make(e, d)) for e in candidates for d in candidates}
     assert len(set(all_pairs.values())) > 1
     assert all_pairs[tuple(chosen["smoothing"])] == max(all_pairs.values())

@@ -236,7 +236,7 @@ class Half(Plain):
         ("{}:Bare", "mine.py: Bare lacks build, name, rules, stage, tune, untrained"),
         ("{}:Half", "mine.py: Half lacks untrained"),
         ("{}:Torn", "mine.py: Torn has a part and is tuned"),
-        ("{}:Own", "Own.part is 'own'; a grid has classifier, backup, parity, parities, paper"),
+        ("{}:Own", "Own.part is 'own'; a grid has classifier, backup, parity, paper"),
         ("{}:Taken", "this package has a method 'none': choose another name"),
     ],
 )

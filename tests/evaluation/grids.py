@@ -24,15 +24,12 @@ PART = {"epochs": 1, "steps_per_epoch": 3, "batch_size": 16}
 BLOCKS: list[dict[str, Any]] = [
     {"methods": ["none", "replication", "approxifer", "nercc"], "bases": ["invertible", "resnet"]},
     {"methods": ["coded-invnet", "oracle", "small-backup", "parm", "approxifer-byzantine"]},
-    {"methods": ["parm-concat"]},
-    {"methods": ["parm-learned"], "k": [2]},
-    {"methods": ["collage", "superposition", "backup-and-code", "collage@1.4"]},
-    {"methods": ["coded-invnet-paper", "average-image", "approxifer-closed", "nercc-closed"]},
-    {"methods": ["coded-invnet-r2"]},
+    {"methods": ["collage", "superposition", "collage@1.4"]},
+    {"methods": ["coded-invnet-paper", "average-image"]},
     {"methods": ["coded-invnet", "small-backup"], "missing": [2]},
     {"methods": ["approxifer-byzantine"], "corrupt": [2], "groupings": 2},
 ]
-TRIALS = 27
+TRIALS = 21
 
 
 def write_grid(path: Path, bundle: Path, blocks: list[dict[str, Any]] | None = None) -> Path:
@@ -44,7 +41,6 @@ def write_grid(path: Path, bundle: Path, blocks: list[dict[str, Any]] | None = N
                 "classifier": PART,
                 "backup": PART,
                 "parity": PART,
-                "parities": PART,
                 "paper": PAPER,
             }
         },

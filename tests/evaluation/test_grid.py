@@ -227,7 +227,7 @@ def test_every_part_has_a_key_of_a_data_set() -> None:
     assert {*PARTS, "bundle"} == {*DataSetSettings.model_fields}
 
 
-@pytest.mark.parametrize("key", ["classifier", "parity", "parities"])
+@pytest.mark.parametrize("key", ["classifier", "parity"])
 def test_what_has_no_teacher_has_none_that_is_consistent(key: str, tmp_path: Path) -> None:
     grid = raw({"methods": ["none"]})
     own = {**PART, "consistent_teacher": True}
@@ -240,7 +240,7 @@ def test_what_has_no_teacher_has_none_that_is_consistent(key: str, tmp_path: Pat
         load_grid(tmp_path / "grid.json")
 
 
-@pytest.mark.parametrize("key", ["backup", "classifier", "parities"])
+@pytest.mark.parametrize("key", ["backup", "classifier"])
 def test_a_parity_model_alone_is_asked_whether_it_sees_augmented_images(
     key: str, tmp_path: Path
 ) -> None:
@@ -282,7 +282,6 @@ def test_files_that_are_no_grids(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("block", "told"),
     [
-        ({"methods": ["parm-concat"], "k": [10]}, "cannot tile k = 10"),
         ({"methods": ["coded-invnet"], "k": [12]}, "serves groups of 2 to 10"),
         ({"methods": ["parm"], "k": [500]}, "only 200 test images"),
         ({"methods": ["parm"], "k": [2], "missing": [2]}, "one of the k must be left"),

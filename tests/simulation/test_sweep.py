@@ -122,7 +122,8 @@ def test_the_places_of_shipped_rows_have_the_draws_that_they_had() -> None:
     assert sweep is not None
     seeds = {cell: found.seed for cell, found in sweep.scenarios()}
     rows = read_rows(root / "docs" / "results" / "two-losses.jsonl")
-    assert {Cell(**row["cell"]): row["scenario"]["seed"] for row in rows} == seeds
+    kept = {Cell(**row["cell"]): row["scenario"]["seed"] for row in rows}
+    assert kept.items() >= seeds.items()
 
 
 def test_a_method_of_ones_own_whose_file_changed_is_simulated_anew(

@@ -11,9 +11,6 @@ from torch import nn
 
 from codedinvnet.codes.method import Lessons, given_by
 from codedinvnet.codes.parm import (
-    ConvEncoder,
-    LearnedParM,
-    LinearDecoder,
     ParityModel,
     ParM,
     SumCode,
@@ -27,7 +24,7 @@ from codedinvnet.models.network import ImageNetwork, classifier_of
 from codedinvnet.nn.resnet import ResNet
 from codedinvnet.training.classifier import ClassifierStage, all_logits
 from codedinvnet.training.loop import train_stage, warmup_cosine
-from codedinvnet.training.parity import LearnedCodeStage, MembersStage, ParityStage, Taught
+from codedinvnet.training.parity import MembersStage, ParityStage, Taught
 from codedinvnet.training.part import WARMUP, PartStage
 from tests.codes.linear import made, outputs_of
 
@@ -187,12 +184,6 @@ def test_a_parity_model_sees_varied_images_and_learns_the_logits_of_the_original
     assert not torch.equal(views, groups)
 
 
-def test_a_learned_code_refuses_augmented_images(source: ImageSet) -> None:
-    part = PartSettings(epochs=1, augment=True)
-    with pytest.raises(UserError, match="parm-learned learns from images as they are"):
-        LearnedParM().check_training(part, load_bundle("mnist").info, 2, source)
-
-
 def test_gradients_of_a_parity_model_are_clipped(
     classifier: ImageNetwork, source: ImageSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -210,46 +201,6 @@ def test_gradients_of_a_parity_model_are_clipped(
         (now - was).norm() for was, now in zip(before.parameters(), model.parameters(), strict=True)
     ]
     assert 0 < float(torch.stack(moved).norm().detach()) < 2e-6
-
-
-def test_the_served_classifier_stays_as_it_is(classifier: ImageNetwork, source: ImageSet) -> None:
-    before = {key: value.clone() for key, value in classifier.state_dict().items()}
-    k = 2
-    torch.manual_seed(1)
-    coder = nn.ModuleDict({"encoder": ConvEncoder(k, 4), "decoder": LinearDecoder(k, 10, 1)})
-    stage = LearnedCodeStage(coder, classifier, *taught(classifier, source), k, PART)
-    stage.start_epoch(0, torch.Generator().manual_seed(0))
-    first = {key: value.clone() for key, value in coder.state_dict().items()}
-    losses = [stage.step(0, index)["loss"] for index in range(30)]
-    assert sum(losses[-6:]) < sum(losses[:6])
-    for key, value in classifier.state_dict().items():
-        assert torch.equal(value, before[key]), key
-    changed = {
-        key.split(".")[0] for key, v in coder.state_dict().items() if (v != first[key]).any()
-    }
-    assert changed == {"encoder", "decoder"}
-
-
-def test_decoded_is_what_the_learned_code_decodes(
-    classifier: ImageNetwork, source: ImageSet
-) -> None:
-    k = 3
-    torch.manual_seed(1)
-    coder = nn.ModuleDict({"encoder": ConvEncoder(k, 2), "decoder": LinearDecoder(k, 10, 1)})
-    for parameter in coder.parameters():
-        nn.init.normal_(parameter, std=0.1)
-    stage = LearnedCodeStage(coder, classifier, *taught(classifier, source), k, PART)
-    places = torch.arange(9).view(3, k)
-    images, logits, _ = stage.validation.groups(places, stage.device)
-    with torch.no_grad():
-        decoded = stage.decoded(images, logits)
-    method = made(LearnedParM, classifier, k, part=coder, classes=10)
-    outputs = outputs_of(method, images)
-    for lost in range(k):
-        rest = {t: o for t, o in outputs.items() if t != lost}
-        torch.testing.assert_close(
-            method.decode(rest, k)[lost], decoded[:, lost], rtol=1e-4, atol=1e-4
-        )
 
 
 def test_too_few_images_for_a_group(classifier: ImageNetwork, source: ImageSet) -> None:
@@ -276,20 +227,6 @@ def test_a_network_learns_to_answer_for_a_group(name: str, k: int) -> None:
     run_steps(part, stage, 60)
     recovered, scalars = stage.validate()
     assert recovered == scalars["validation_recovered"] > max(0.3, first)
-
-
-def test_a_head_learns_from_a_backup_beside_a_latent_that_stays() -> None:
-    model = load_bundle("mnist").model
-    before = copy.deepcopy(model.state_dict())
-    part, stage = members_stage("backup-and-code", 10)
-    weights = copy.deepcopy(part.state_dict())
-    first, _ = stage.validate()
-    run_steps(part, stage, 30)
-    recovered, _ = stage.validate()
-    assert recovered > first + 0.05
-    torch.testing.assert_close(load_bundle("mnist").model.state_dict(), before, rtol=0, atol=0)
-    moved = {key for key, value in part.state_dict().items() if not value.equal(weights[key])}
-    assert {key.partition(".")[0] for key in moved} == {"encoder", "head"}
 
 
 def members_stage(name: str, k: int) -> tuple[nn.Module, MembersStage]:

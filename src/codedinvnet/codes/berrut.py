@@ -96,11 +96,10 @@ class BerrutCode(Interpolating):
     Args:
         rules: k, and how many outputs there are and are needed.
         errors: E, the outputs that may be wrong.
-        closed: whether both ends of −1..1 are among the β.
     """
 
-    def __init__(self, rules: AnyOf, *, errors: int = 0, closed: bool = False) -> None:
-        super().__init__(rules, closed=closed)
+    def __init__(self, rules: AnyOf, *, errors: int = 0) -> None:
+        super().__init__(rules)
         self.errors = errors
 
     def encoding_matrix(self) -> Tensor:
@@ -126,9 +125,8 @@ class BerrutCode(Interpolating):
 class ApproxIFER(Method):
     """ApproxIFER without errors, on k + S workers.
 
-    The points are those of the published code, β_i = cos(iπ / workers); for those of the paper's
-    text see `ClosedApproxIFER`. For some k and S they meet the α, where the interpolant is the
-    node's value.
+    The points are those of the published code, β_i = cos(iπ / workers), not the text's.
+    For some k and S they meet the α, where the interpolant is the node's value.
     """
 
     name = "approxifer"
@@ -138,23 +136,13 @@ class ApproxIFER(Method):
         Published("cifar10", 10, 94.0, 77.4, BARS),
     )
     chooses: ClassVar[tuple[str, ...]] = ("stragglers",)
-    closed = False
 
     def rules(self, k: int, tolerance: Tolerance = ONE, bundle: BundleInfo | None = None) -> AnyOf:
         return any_of(self.name, k, k + tolerance.stragglers, tolerance.stragglers)
 
     def build(self, given: Given) -> Scheme:
         rules = self.rules(given.k, given.tolerance)
-        return self.scheme(BerrutCode(rules, closed=self.closed), given)
-
-
-class ClosedApproxIFER(ApproxIFER):
-    """ApproxIFER with the points of its paper's text, which end at −1 (section 3)."""
-
-    name = "approxifer-closed"
-    in_brief = False
-    published = ()
-    closed = True
+        return self.scheme(BerrutCode(rules), given)
 
 
 class RobustApproxIFER(ApproxIFER):

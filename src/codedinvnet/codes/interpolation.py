@@ -24,14 +24,9 @@ def first_kind(count: int) -> Tensor:
     return torch.cos((2 * torch.arange(count, dtype=torch.float64) + 1) * math.pi / (2 * count))
 
 
-def second_kind(count: int, *, closed: bool = False) -> Tensor:
-    """Return Chebyshev points of the second kind, falling, float64.
-
-    They begin at 1. Without `closed` −1, where they would end, is left out: cos(iπ / n) for
-    i = 0 … n − 1; else they are cos(iπ / (n − 1)).
-    """
-    intervals = max(1, count - 1) if closed else count
-    return torch.cos(torch.arange(count, dtype=torch.float64) * math.pi / intervals)
+def second_kind(count: int) -> Tensor:
+    """Return Chebyshev points of the second kind without −1, cos(iπ / n), falling, float64."""
+    return torch.cos(torch.arange(count, dtype=torch.float64) * math.pi / count)
 
 
 def any_of(name: str, k: int, workers: int, stragglers: int) -> AnyOf:
@@ -51,15 +46,14 @@ class Interpolating(Code):
 
     Args:
         rules: k, and how many outputs there are and are needed.
-        closed: whether both ends of −1..1 are among the β.
     """
 
     rules: AnyOf
 
-    def __init__(self, rules: AnyOf, *, closed: bool) -> None:
+    def __init__(self, rules: AnyOf) -> None:
         self.rules = rules
         self.points = first_kind(rules.k)
-        self.nodes = second_kind(rules.workers, closed=closed)
+        self.nodes = second_kind(rules.workers)
         self.encoding = self.encoding_matrix()
         self._decodings: dict[tuple[int, ...], Tensor] = {}
 

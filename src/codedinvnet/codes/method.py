@@ -34,7 +34,7 @@ class Tolerance(NamedTuple):
 
 
 ONE = Tolerance()
-PARTS = ("classifier", "backup", "parity", "parities", "paper")
+PARTS = ("classifier", "backup", "parity", "paper")
 """The keys by which a grid of `bench accuracy` says how a part is trained, for each data set."""
 MOST_COST = 100
 """The most that an extra worker may spend on a group, in queries of the served model."""

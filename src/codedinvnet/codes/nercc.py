@@ -122,7 +122,6 @@ class SplineCode(Interpolating):
     Args:
         rules: k, and how many outputs there are and are needed.
         smoothing: λ of the encoder and of the decoder.
-        closed: whether both ends of −1..1 are among the β.
 
     Raises:
         UserError: if a λ is below 0.
@@ -133,14 +132,13 @@ class SplineCode(Interpolating):
         rules: AnyOf,
         *,
         smoothing: tuple[float, float] = (ENCODER_SMOOTHING, DECODER_SMOOTHING),
-        closed: bool = False,
     ) -> None:
         if not min(smoothing) >= 0:
             raise UserError(
                 f"both smoothings must be at least 0, got {smoothing[0]} and {smoothing[1]}"
             )
         self.encoder_smoothing, self.decoder_smoothing = smoothing
-        super().__init__(rules, closed=closed)
+        super().__init__(rules)
 
     def encoding_matrix(self) -> Tensor:
         return smoothing_spline_matrix(self.nodes, self.points, self.encoder_smoothing)
@@ -156,7 +154,6 @@ class NeRCC(Method):
     name = "nercc"
     tuned = True
     chooses = ("stragglers",)
-    closed = False
 
     def versions(self) -> Mapping[str, Any]:
         tuning = {"candidates": [*CANDIDATES], "patterns": TUNING_PATTERNS}
@@ -168,7 +165,7 @@ class NeRCC(Method):
     def build(self, given: Given) -> Scheme:
         encoder, decoder = given.chosen.get("smoothing", (ENCODER_SMOOTHING, DECODER_SMOOTHING))
         rules = self.rules(given.k, given.tolerance)
-        code = SplineCode(rules, smoothing=(encoder, decoder), closed=self.closed)
+        code = SplineCode(rules, smoothing=(encoder, decoder))
         return self.scheme(code, given)
 
     def tune(
@@ -216,11 +213,3 @@ class NeRCC(Method):
                     stacklevel=2,
                 )
         return {"smoothing": list(best[1:])}
-
-
-class ClosedNeRCC(NeRCC):
-    """NeRCC with both ends of −1..1 among its β."""
-
-    name = "nercc-closed"
-    in_brief = False
-    closed = True

@@ -9,17 +9,15 @@ from pathlib import Path
 
 from codedinvnet.codes.backup import SmallBackup
 from codedinvnet.codes.base import blamed
-from codedinvnet.codes.berrut import ApproxIFER, ClosedApproxIFER, RobustApproxIFER
+from codedinvnet.codes.berrut import ApproxIFER, RobustApproxIFER
 from codedinvnet.codes.collage import Collage
 from codedinvnet.codes.invnet import AverageImage, CodedInvNet, PaperInvNet
-from codedinvnet.codes.joined import BackupAndCode
 from codedinvnet.codes.method import PARTS, Method
-from codedinvnet.codes.nercc import ClosedNeRCC, NeRCC
+from codedinvnet.codes.nercc import NeRCC
 from codedinvnet.codes.oracle import Oracle
-from codedinvnet.codes.parm import ConcatParM, LearnedParM, ParM
+from codedinvnet.codes.parm import ParM
 from codedinvnet.codes.plain import Plain, Replication
 from codedinvnet.codes.superposition import Superposition
-from codedinvnet.codes.weighted import TwoParities
 from codedinvnet.errors import UserError
 from codedinvnet.files import file_digest
 from codedinvnet.user_code import user_module
@@ -29,17 +27,11 @@ GROUP = "codedinvnet.methods"
 OWN: tuple[type[Method], ...] = (
     CodedInvNet,
     SmallBackup,
-    BackupAndCode,
-    TwoParities,
     Collage,
     Superposition,
     ApproxIFER,
-    ClosedApproxIFER,
     NeRCC,
-    ClosedNeRCC,
     ParM,
-    ConcatParM,
-    LearnedParM,
     RobustApproxIFER,
     PaperInvNet,
     AverageImage,

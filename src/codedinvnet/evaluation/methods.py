@@ -67,7 +67,6 @@ def quick_grid(grid: AccuracyGrid) -> AccuracyGrid:
                 "classifier": settings.classifier and shorter(settings.classifier),
                 "backup": shorter(settings.backup),
                 "parity": settings.parity and shorter(settings.parity),
-                "parities": settings.parities and shorter(settings.parities),
                 "paper": settings.paper and fewer(settings.paper),
             }
         )

@@ -44,19 +44,17 @@ class DataSetSettings(Section):
     classifier: PartSettings | None = None
     """The plain base model."""
     parity: PartSettings | None = None
-    """Parity models and learned codes."""
-    parities: PartSettings | None = None
-    """E and g' for two parities."""
+    """Parity models."""
     paper: PixelFusionSettings | None = None
     """The paper's encoder; for every k of the grid alike, whatever `members` says."""
 
     @model_validator(mode="after")
     def _taught(self) -> DataSetSettings:
-        for key in ("classifier", "parity", "parities"):
+        for key in ("classifier", "parity"):
             part: PartSettings | None = getattr(self, key)
             if part is not None and part.consistent_teacher:
                 raise ValueError(f"{key}.consistent_teacher: only the backup has a teacher")
-        for key in ("backup", "classifier", "parities"):
+        for key in ("backup", "classifier"):
             part = getattr(self, key)
             if part is not None and part.augment:
                 raise ValueError(f"{key}.augment: it sees such images in any case; leave it out")

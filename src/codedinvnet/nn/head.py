@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import math
 from typing import TypeAlias
 
 import torch
@@ -147,35 +145,6 @@ class RecoveryHead(nn.Module):
         h = F.gelu(self.hidden_norm(self.expand(torch.cat([features, side], dim=1))))
         logits: Tensor = self.classify(torch.cat([h, side], dim=1))
         return logits
-
-
-class DoubtingHead(RecoveryHead):
-    """g' for latents whose errors have grown by different factors.
-
-    The normalised latent and the logits of g count 1 / (1 + (growth / `bearable`)²), which for a
-    signal and an error of that ratio is the best linear estimate.
-
-    Args:
-        like: the recovery head whose shapes, or weights, it begins with.
-    """
-
-    BEARABLE = 30.0
-
-    def __init__(self, like: RecoveryHead) -> None:
-        nn.Module.__init__(self)
-        for name, module in like.named_children():
-            self.add_module(name, copy.deepcopy(module))
-        self.side_features, self.pooled = like.side_features, like.pooled
-        self.trust = nn.Parameter(like.trust.detach().clone())
-        self.bearable = nn.Parameter(torch.tensor(math.log(self.BEARABLE)))
-
-    def forward(self, z: Tensor, side: Tensor, direct: Tensor, members: Growth) -> Tensor:
-        growth = torch.as_tensor(members, dtype=z.dtype, device=z.device).reshape(-1, 1)
-        counts = 1 / (1 + (growth / self.bearable.exp()) ** 2)
-        features = self.norm(z)
-        flat = F.elu(features).mean(dim=(2, 3)) if self.pooled else features.flatten(1)
-        own = self._classified(counts * flat, side)
-        return own + counts * (self.trust[0] + self.trust[1] / growth) * direct
 
 
 class MosaicHead(nn.Module):

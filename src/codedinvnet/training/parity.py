@@ -1,8 +1,7 @@
-"""What is trained on groups: ParM's parts, and networks that answer for all members at once.
+"""What is trained on groups: ParM's parity model, and networks that answer for all members at once.
 
-ParM's are a parity model by distillation, and a learned encoder and decoder: Kosaian et al., SOSP
-2019, section 3.3; IEEE JSAIT 2020, section III. Groups are drawn anew in every step, and the
-classifier's logits of all images are computed once.
+The parity model is distilled (Kosaian et al., SOSP 2019, section 3.3). Each step draws new groups;
+the classifier's logits of all images are computed once.
 """
 
 from __future__ import annotations
@@ -144,49 +143,6 @@ class ParityStage(GroupStage):
         # All members share one error: decoded y_i = P − Σ_{j≠i} y_j = y_i + (P − Σ y_j).
         error: Tensor = self.module(self.encode(images)) - logits.sum(dim=1)
         return logits + error[:, None]
-
-
-class LearnedCodeStage(GroupStage):
-    """Train an encoder and a decoder around a classifier that stays as it is.
-
-    The loss is the cross-entropy of the decoded answers against the labels, over all positions.
-
-    Args:
-        coder: its `encoder` maps groups to parity images, its `decoder` outputs to logits.
-        classifier: images to logits, in evaluation mode; gradients flow through it, none into it.
-        train: the training images.
-        validation: the validation images.
-        k: members of a group.
-        part: how to train.
-    """
-
-    name = "learned code"
-
-    def __init__(
-        self,
-        coder: nn.ModuleDict,
-        classifier: nn.Module,
-        train: Taught,
-        validation: Taught,
-        k: int,
-        part: PartSettings,
-    ) -> None:
-        super().__init__(coder, train, validation, k, part)
-        self.coder, self.classifier = coder, classifier.requires_grad_(False)
-
-    def loss(self, images: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
-        decoded = self.decoded(images, logits)
-        return F.cross_entropy(decoded.flatten(0, 1), labels.flatten())
-
-    def decoded(self, images: Tensor, logits: Tensor) -> Tensor:
-        parity = self.classifier(self.coder["encoder"](images))
-        outputs = torch.cat([logits, parity[:, None]], dim=1)
-        answers = []
-        for i in range(self.k):
-            kept = torch.ones(self.k + 1, 1, dtype=outputs.dtype, device=outputs.device)
-            kept[i] = 0
-            answers.append(self.coder["decoder"](outputs * kept)[:, i])
-        return torch.stack(answers, dim=1)
 
 
 class MembersStage(GroupStage):
