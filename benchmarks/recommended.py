@@ -239,11 +239,8 @@ def _trained(network: nn.Module, x: Tensor, y: Tensor) -> nn.Module:
 
 
 def _saved(network: nn.Module, x: Tensor, path: Path) -> Path:
-    """Write a network as a `torch.export` program, or as ONNX."""
+    """Write a network as ONNX."""
     free = ({0: torch.export.Dim.DYNAMIC},)
-    if path.suffix == ".pt2":
-        torch.export.save(torch.export.export(network, (x[:2],), dynamic_shapes=free), path)
-        return path
     torch.onnx.export(
         network, (x[:2],), path, input_names=["x"], dynamic_shapes=free, external_data=False
     )
@@ -319,7 +316,7 @@ def _sequences(folder: Path, data_dir: Path) -> Made:
     met = (x[:, None, :-1] == first) & (x[:, None, 1:] == second)
     y = met.sum(2).argmax(1)
     network = _trained(_Reader(), x[:10_000], y[:10_000])
-    return Made(_saved(network, x, folder / "model.pt2"), x[10_000:].numpy(), 8000)
+    return Made(_saved(network, x, folder / "model.onnx"), x[10_000:].numpy(), 8000)
 
 
 MODELS: Mapping[str, Callable[[Path, Path], Made]] = {
@@ -340,8 +337,8 @@ MODELS: Mapping[str, Callable[[Path, Path], Made]] = {
         "sklearn.ensemble:AdaBoostClassifier", "synthetic", random_state=SEED
     ),
     "MNIST, MLP": _network(_mlp, "mnist", "model.onnx"),
-    "MNIST, strided convolutions": _network(_strided, "mnist", "model.pt2"),
-    "Fashion-MNIST, linear": _network(_linear, "fashion", "model.pt2"),
+    "MNIST, strided convolutions": _network(_strided, "mnist", "model.onnx"),
+    "Fashion-MNIST, linear": _network(_linear, "fashion", "model.onnx"),
     "sequences, pairs": _sequences,
 }
 

@@ -154,8 +154,8 @@ class TrainSettings(Section):
     """Augmentation: shift images by up to so many pixels, in the same trainings."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of f's passes while it trains; weights and losses stay in float32. bfloat16 takes 0.4 to 0.6
-    of the time on some processors; where a short trial finds none saved, f trains in float32. A
-    mosaic's E, and rivals without a parity model, train as f does."""
+    of the time on some processors; one without instructions for it trains in float32. A mosaic's E,
+    and rivals without a parity model, train as f does."""
     init_batch: Positive = 1024
     series_terms: Positive = 5
     trace_samples: Positive = 1

@@ -70,8 +70,8 @@ def check_engine(name: str, device: str) -> None:
     """
     if engine_named(name).on_cpu_only and device.partition(":")[0] != "cpu":
         raise UserError(
-            f"the engine {name} computes on processors only, not on {device}: give a .pt2 file or "
-            "a factory, which PyTorch computes, or leave the model in its server, behind a gateway"
+            f"the engine {name} computes on processors only, not on {device}: give a "
+            "factory, which PyTorch computes, or leave the model in its server, behind a gateway"
         )
 
 

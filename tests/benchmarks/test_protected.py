@@ -30,10 +30,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     folder = tmp_path_factory.mktemp("model")
     module, example = vectors()
     free = ({0: torch.export.Dim.DYNAMIC},)
-    program = torch.export.export(module.eval(), (example.repeat(2, 1),), dynamic_shapes=free)
-    torch.export.save(program, folder / "model.pt2")
+    example = example.repeat(2, 1)
+    path = folder / "model.onnx"
+    torch.onnx.export(module.eval(), (example,), path, dynamic_shapes=free, external_data=False)
     x = np.random.default_rng(0).random((700, FEATURES), np.float32)
-    return Made(folder / "model.pt2", x, 400)
+    return Made(path, x, 400)
 
 
 @pytest.fixture(scope="module")

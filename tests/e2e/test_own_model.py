@@ -29,14 +29,14 @@ def test_an_onnx_file_is_served_through_a_worker_that_is_killed(tmp_path: Path) 
     path = save_onnx(factories.resnet, tmp_path / "resnet.onnx")
     model = open_model(path)
     images = np.random.default_rng(3).random((8, 3, 32, 32), np.float32)
-    own = [model.run({"images": images[i : i + 1]})["logits"] for i in range(len(images))]
+    own = [model.run({"x": images[i : i + 1]})["logits"] for i in range(len(images))]
     options = ("--workers", "3", "--policy", "hedge", "--deadline-ms", "30000")
     with served(str(path), *options, log=tmp_path / "log") as process:
         address = process.address.removeprefix("http://")
         with triton.InferenceServerClient(address, network_timeout=60.0) as client:
             (tensor,) = client.get_model_metadata("resnet")["inputs"]
-            assert tensor == {"name": "images", "datatype": "FP32", "shape": [-1, 3, 32, 32]}
-            asked = triton.InferInput("images", list(images.shape), "FP32")
+            assert tensor == {"name": "x", "datatype": "FP32", "shape": [-1, 3, 32, 32]}
+            asked = triton.InferInput("x", list(images.shape), "FP32")
             asked.set_data_from_numpy(images)
             os.kill(state(process.address)["workers"][0]["pid"], signal.SIGKILL)
             for _ in range(10):

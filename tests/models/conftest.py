@@ -10,11 +10,6 @@ from tests.models import factories
 
 
 @pytest.fixture(scope="session")
-def resnet_pt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return factories.save_pt2(factories.resnet, tmp_path_factory.mktemp("pt2") / "resnet.pt2")
-
-
-@pytest.fixture(scope="session")
 def resnet_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return factories.save_onnx(factories.resnet, tmp_path_factory.mktemp("onnx") / "resnet.onnx")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -165,19 +166,8 @@ def made(factory: Callable[[], Any]) -> tuple[nn.Module, list[Tensor]]:
     return module.eval(), list(values)
 
 
-def save_pt2(factory: Callable[[], Any], path: Path, batch: Any = torch.export.Dim.DYNAMIC) -> Path:
-    """Write a factory's model by `torch.export.save`; a batch of None stays at 1."""
-    module, examples = made(factory)
-    size = 1 if batch is None else 2
-    inputs = tuple(example[:1].repeat(size, *[1] * (example.ndim - 1)) for example in examples)
-    axes = None if batch is None else tuple({0: batch} for _ in inputs)
-    program = torch.export.export(module, inputs, dynamic_shapes=axes)
-    torch.export.save(program, path)
-    return path
-
-
 def save_onnx(factory: Callable[[], Any], path: Path, external: bool = False) -> Path:
-    """Write a factory's model by `torch.onnx.export`."""
+    """Write a factory's model by `torch.onnx.export`, its inputs named as `forward` names them."""
     module, examples = made(factory)
     inputs = tuple(torch.cat([example[:1]] * 2) for example in examples)
     with warnings.catch_warnings():
@@ -188,7 +178,7 @@ def save_onnx(factory: Callable[[], Any], path: Path, external: bool = False) ->
             dynamo=True,
             verbose=False,
             dynamic_shapes=tuple({0: torch.export.Dim.DYNAMIC} for _ in inputs),
-            input_names=["images"],
+            input_names=[*inspect.signature(module.forward).parameters],
             output_names=["logits"],
         )
     assert program is not None

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import io
-import json
-import pickle
-import zipfile
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from onnx import TensorProto, helper
 
 from codedinvnet.engines import ENGINES, ONNX_RUNTIME
@@ -220,131 +214,3 @@ def test_a_classifier_of_scikit_learn_with_a_zipmap(tmp_path: Path) -> None:
     path = tmp_path / "zipped.onnx"
     path.write_bytes(helper.make_model(graph, opset_imports=opsets).SerializeToString())
     refused(r"output 'y' is seq\(map.*without ZipMap \(skl2onnx: options=", path)
-
-
-def edited(path: Path, target: Path, change: Callable[[dict[str, bytes]], Any]) -> Path:
-    """Write an archive anew after a change to its files, by their names below its folder."""
-    with zipfile.ZipFile(path) as archive:
-        files = {name.partition("/")[2]: archive.read(name) for name in archive.namelist()}
-    change(files)
-    with zipfile.ZipFile(target, "w") as archive:
-        for name, content in files.items():
-            archive.writestr(f"m/{name}", content)
-    return target
-
-
-def replaced(file: str, old: str, new: str) -> Callable[[dict[str, bytes]], Any]:
-    def change(files: dict[str, bytes]) -> None:
-        text = files[file].decode()
-        assert old in text
-        files[file] = text.replace(old, new).encode()
-
-    return change
-
-
-def returns(kind: str, context: str | None) -> Callable[[dict[str, bytes]], Any]:
-    """Put a program's output into a container."""
-
-    def change(files: dict[str, bytes]) -> None:
-        description = json.loads(files[MODEL])
-        inner: dict[str, Any] = {"type": None, "context": None, "children_spec": []}
-        spec = [1, {"type": kind, "context": context, "children_spec": [inner]}]
-        signature = description["graph_module"]["module_call_graph"][0]["signature"]
-        signature["out_spec"] = json.dumps(spec)
-        files[MODEL] = json.dumps(description).encode()
-
-    return change
-
-
-class Trap:
-    """Runs code where it is unpickled."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (pytest.fail, ("this was unpickled",))
-
-
-MODEL, WEIGHTS = "models/model.json", "data/weights/model_weights_config.json"
-SAMPLES = "data/sample_inputs/model.pt"
-TRAP = pickle.dumps(Trap())
-
-
-@pytest.mark.parametrize(
-    ("change", "told"),
-    [
-        (replaced(MODEL, "torch.ops.aten.relu.default", "torch.os.system"), "it calls torch.os.sy"),
-        (replaced(MODEL, "aten.relu.default", "aten.from_file.default"), "it calls .*from_file"),
-        (replaced(MODEL, "aten.relu.default", "load_library.__func__.__call__"), "it calls"),
-        (replaced(MODEL, "torch.ops.aten.relu.default", "_operator.call"), "it calls _operator.c"),
-        (replaced(MODEL, "torch.ops.aten.relu.default", "math.__loader__"), "it calls math"),
-        (replaced(MODEL, "Symbol('", "exit('"), "a size is .exit"),
-        (replaced(MODEL, "positive=True", "positive=(0).real"), "a size is "),
-        (replaced(MODEL, "positive=True", "positive='a b'"), "a size is "),
-        (
-            returns("collections.defaultdict", None),
-            "its inputs or outputs are in a collections.def",
-        ),
-        (
-            returns("builtins.dict", '[{"__enum__": true, "fqn": "this:x", "name": "a"}]'),
-            "are in a",
-        ),
-        (replaced(WEIGHTS, '"use_pickle": false', '"use_pickle": true'), "is pickled"),
-        (replaced(WEIGHTS, '"weight_0"', '"../evil"'), "is pickled"),
-        (lambda files: files.update({"data/aotinductor/model/a.so": b""}), "it holds data/aoti"),
-        (lambda files: files.update({"data/weights/model.pt": TRAP}), "it holds data/weights/mo"),
-        (lambda files: files.update({"data/constants/custom_obj_0": TRAP}), "it holds data/const"),
-        (lambda files: files.update({SAMPLES: TRAP}), None),
-        (replaced(MODEL, '"guards_code": []', '"guards_code": ["exit()"]'), None),
-    ],
-)
-def test_a_program_that_could_do_more_than_compute(
-    change: Callable[[dict[str, bytes]], Any], told: str | None, tmp_path: Path, resnet_pt2: Path
-) -> None:
-    path = edited(resnet_pt2, tmp_path / "a.pt2", change)
-    if told is None:  # it is not read at all
-        assert open_model(path).signature.inputs[0].shape == (3, 32, 32)
-    else:
-        refused(f"is not loaded, since it could do more than compute: .*{told}", path)
-
-
-def test_programs_of_other_releases(tmp_path: Path, resnet_pt2: Path) -> None:
-    def newer(files: dict[str, bytes]) -> None:
-        description = json.loads(files[MODEL])
-        description.update(torch_version="9.8.7", schema_version={"major": 99, "minor": 0})
-        files[MODEL] = json.dumps(description).encode()
-
-    path = edited(resnet_pt2, tmp_path / "a.pt2", newer)
-    refused(
-        rf"exported by PyTorch 9\.8\.7, and PyTorch {torch.__version__[:4]}.* cannot load", path
-    )
-    path = edited(resnet_pt2, tmp_path / "b.pt2", lambda files: files.pop(WEIGHTS))
-    refused("is no program as torch.export.save of this release .* writes it", path)
-    kept = io.BytesIO()
-    torch.save({"a": torch.ones(1)}, kept)
-    (tmp_path / "c.pt2").write_bytes(kept.getvalue())
-    refused("is no program as torch.export.save", tmp_path / "c.pt2")
-
-
-def test_damaged_programs(tmp_path: Path, resnet_pt2: Path) -> None:
-    path = tmp_path / "a.pt2"
-    content = resnet_pt2.read_bytes()
-    for size in (0, 1000, len(content) - 10):
-        path.write_bytes(content[:size])
-        refused("a.pt2 is truncated or no .pt2 file", path)
-    edited(resnet_pt2, path, lambda files: files.update({MODEL: b"[3"}))
-    refused("is truncated or no .pt2 file", path)
-    edited(resnet_pt2, path, lambda files: files.update({"data/weights/weight_0": b"1"}))
-    refused("cannot load it", path)
-
-
-def test_axes_of_a_program(tmp_path: Path) -> None:
-    module = factories.Applied(torch.relu)
-    free = torch.export.Dim.DYNAMIC
-    program = torch.export.export(
-        module, (torch.zeros(2, 4),), dynamic_shapes=({0: free, 1: free},)
-    )
-    torch.export.save(program, tmp_path / "a.pt2")
-    refused("several axes of no fixed size", tmp_path / "a.pt2")
-    assert open_model(tmp_path / "a.pt2", inputs=["x:FP32:9"]).signature.outputs[0].shape == (9,)
-    program = torch.export.export(factories.Applied(lambda x: x + x.shape[0]), (torch.zeros(2, 4),))
-    torch.export.save(program, tmp_path / "b.pt2")
-    refused("a free batch, or a batch of 1, not 2", tmp_path / "b.pt2")

@@ -15,7 +15,7 @@ from codedinvnet.models import open_model
 from codedinvnet.protect import distil
 from codedinvnet.protect.folder import DESCRIPTION, export_part
 from tests.conftest import once
-from tests.models.factories import save_pt2
+from tests.models.factories import save_onnx
 from tests.protect import factories
 from tests.protect.factories import FEATURES
 
@@ -83,6 +83,6 @@ def protect(folder: Path) -> None:
         changed.setattr(distil, "MOST_ROUNDS", 60)
         changed.setattr(EXPORT, export_part)
         methods = ("--methods", "small-backup,code,approxifer,nercc")
-        smaller = save_pt2(factories.smaller, folder / "smaller.pt2")
+        smaller = save_onnx(factories.smaller, folder / "smaller.onnx")
         more = ("--labels", str(labels), "--backup", str(smaller), "--json", *methods)
         assert main(arguments("vectors", inputs, folder / "out", *more)) == 0

@@ -26,7 +26,7 @@ from codedinvnet.protect.students import Shape
 from codedinvnet.protect.teacher import scores_of
 from tests.codes.decodings import assert_is_decoded
 from tests.conftest import Command
-from tests.models.factories import save_onnx, save_pt2
+from tests.models.factories import save_onnx
 from tests.protect import factories
 from tests.protect.conftest import PLACE, arguments, queries
 from tests.protect.factories import FEATURES
@@ -188,15 +188,6 @@ def test_a_code_without_training_is_measured_as_it_is_served(name: str) -> None:
     for group in range(3):
         own = groups == group
         assert_is_decoded(scores[own], model, "approxifer", x[rows[own]].astype(np.float32))
-
-
-def test_a_model_that_takes_one_query_gets_no_code(call: Command, tmp_path: Path) -> None:
-    model = save_pt2(factories.vectors, tmp_path / "model.pt2", batch=None)
-    words = arguments("", queries(tmp_path), tmp_path / "out", "--methods", "code,approxifer")
-    words[1] = str(model)
-    outcome = call(*words)
-    assert outcome.code == 0, outcome.err
-    assert "code is left out: " in outcome.out
 
 
 def test_groups_that_fill_no_batch_get_no_code(call: Command, tmp_path: Path) -> None:

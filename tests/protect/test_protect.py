@@ -42,7 +42,7 @@ from codedinvnet.protect.students import Shape, VectorStudent
 from codedinvnet.protect.teacher import teacher_scores
 from codedinvnet.trust.calibration import FILE
 from tests.conftest import Command
-from tests.models.factories import Value, save_pt2, write_graph
+from tests.models.factories import Value, save_onnx, write_graph
 from tests.protect import factories
 from tests.protect.conftest import COUNT, PLACE, arguments, description, killed, queries
 from tests.protect.factories import DAY, FEATURES
@@ -144,7 +144,7 @@ def test_beside_a_servers_model_there_are_the_threads_that_were_asked_for(
 def test_a_backup_that_costs_as_much_as_the_model_is_no_backup(
     call: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    slower = save_pt2(factories.slower, tmp_path / "slower.pt2")
+    slower = save_onnx(factories.slower, tmp_path / "slower.onnx")
     monkeypatch.chdir(tmp_path)
     more = ("--methods", "approxifer", "--backup", slower.name)
     outcome = call(*arguments("vectors", queries(tmp_path), tmp_path / "out", *more))
@@ -189,12 +189,12 @@ def test_a_backup_that_was_replaced_is_told(finished: Path, tmp_path: Path) -> N
     changed = description(copy)
     changed["own_backup"]["digest"] = "0" * 16
     (copy / DESCRIPTION).write_text(json.dumps(changed))
-    with pytest.raises(UserError, match=r"smaller\.pt2 is another file than .*copy was made with"):
+    with pytest.raises(UserError, match=r"smaller\.onnx is another file than .*copy was made with"):
         load_protection(copy, open_model(f"{PLACE}:vectors"), "own-backup")
 
 
 def test_a_backup_of_other_inputs_is_refused(call: Command, tmp_path: Path) -> None:
-    other = save_pt2(factories.other_inputs, tmp_path / "other.pt2")
+    other = save_onnx(factories.other_inputs, tmp_path / "other.onnx")
     words = arguments("vectors", queries(tmp_path), tmp_path / "out", "--backup", str(other))
     outcome = call(*words)
     assert outcome.code == 2

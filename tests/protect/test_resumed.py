@@ -16,7 +16,7 @@ from codedinvnet.checkpoint import load_checkpoint
 from codedinvnet.protect import distil, teacher
 from codedinvnet.protect.folder import DESCRIPTION, WEIGHTS
 from tests.conftest import Command
-from tests.models.factories import save_pt2
+from tests.models.factories import save_onnx
 from tests.models.test_upstream import server
 from tests.protect import factories
 from tests.protect.conftest import COUNT, arguments, description, killed, queries
@@ -80,7 +80,7 @@ def test_an_unfinished_protection_of_another_output_does_not_go_on(
     call: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = arguments("two_answers", queries(tmp_path), tmp_path / "out", "--methods", "approxifer")
-    words += ["--backup", str(save_pt2(factories.slower, tmp_path / "slower.pt2")), "--scores"]
+    words += ["--backup", str(save_onnx(factories.slower, tmp_path / "slower.onnx")), "--scores"]
     with monkeypatch.context() as changed:
         changed.setattr("codedinvnet.protect.run.check_scores", killed)  # all were asked for
         assert call(*words, "aux").code == 130

@@ -25,7 +25,7 @@ from codedinvnet.serving.workers.computing import ModelSpec
 from codedinvnet.serving.workers.faults import FaultyPool
 from tests.codes.decodings import assert_is_decoded
 from tests.models import factories
-from tests.models.factories import PLACE, TOKENS, WORDS, save_onnx, save_pt2
+from tests.models.factories import PLACE, TOKENS, WORDS, save_onnx
 from tests.protect.test_served import HELD, ExtraLast
 
 triton = pytest.importorskip("tritonclient.http")
@@ -52,7 +52,6 @@ def tokens(generator: np.random.Generator) -> np.ndarray:
 
 MODELS: dict[str, Callable[[np.random.Generator], np.ndarray]] = {
     "resnet.onnx": images(32),
-    "resnet.pt2": images(32),
     f"{PLACE}:resnet": images(32),
     f"{PLACE}:mobilenet": images(224),
     f"{PLACE}:mlp": vectors,
@@ -64,7 +63,6 @@ MODELS: dict[str, Callable[[np.random.Generator], np.ndarray]] = {
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("models")
     save_onnx(factories.resnet, made / "resnet.onnx")
-    save_pt2(factories.resnet, made / "resnet.pt2")
     return made
 
 
@@ -231,7 +229,7 @@ def test_what_a_model_of_ones_own_cannot_have(options: dict[str, Any], told: str
         serve()
     with pytest.raises(UserError, match="--name: is for a model of your own, not for a bundle"):
         check(ServeOptions("mnist", name="numbers"))
-    with pytest.raises(UserError, match=r"not on cuda: give a \.pt2"):
+    with pytest.raises(UserError, match=r"not on cuda: give a factory"):
         check(ServeOptions("model.onnx", device="cuda"))
 
 

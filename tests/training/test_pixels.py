@@ -97,7 +97,7 @@ def test_the_encoder_follows_the_cosh_of_its_pixels_and_the_discriminator(
 def test_both_learn_nearly_the_same_in_bfloat16(
     held_out: ImageSet, model: CodedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(precision, "judge_bfloat16", lambda _: precision.Verdict(True, ""))
+    monkeypatch.setattr(precision, "computes_bfloat16", lambda _: True)
     steps = []
     for asked in ("float32", "bfloat16"):
         learner = copy.deepcopy(model)

@@ -74,7 +74,7 @@ def add_commands(commands: Commands) -> None:
     )
     add_bundle_options(
         sub,
-        ", FILE.onnx, FILE.pt2, a factory package.module:function, "
+        ", FILE.onnx, a factory package.module:function, "
         "or a server's model, http://HOST:PORT/v2/models/NAME",
     )
     add_model_options(sub)

@@ -29,7 +29,7 @@ def add_commands(commands: Commands) -> None:
     )
     sub.add_argument(
         "model",
-        help="FILE.onnx, FILE.pt2, a factory package.module:function, "
+        help="FILE.onnx, a factory package.module:function, "
         "or a server's model, http://HOST:PORT/v2/models/NAME",
     )
     add_model_options(sub)

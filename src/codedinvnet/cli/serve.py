@@ -22,7 +22,7 @@ def add_commands(commands: Commands) -> None:
     sub.add_argument(
         "source",
         nargs="?",
-        help="name of a shipped bundle, a bundle's folder, FILE.onnx, FILE.pt2, or "
+        help="name of a shipped bundle, a bundle's folder, FILE.onnx, or "
         "package.module:function, which makes a torch.nn.Module",
     )
     add = sub.add_argument

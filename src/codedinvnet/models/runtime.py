@@ -16,31 +16,32 @@ import torch
 from torch import Tensor, nn
 
 from codedinvnet import nn as nn_code
+from codedinvnet.checkpoint import module_tensors, tensors_digest
 from codedinvnet.data.finding import cache_dir
 from codedinvnet.devices import denormals_kept
 from codedinvnet.engines import ENGINES, ONNX_RUNTIME
 from codedinvnet.errors import UserError, one_line
 from codedinvnet.files import file_digest, write_atomically
-from codedinvnet.models.fingerprint import module_digest
+
+_KEPT = ("codedinvnet.", "torch.nn.")
+_PLAIN = (bool, int, float, str, tuple)
+"""Types of attributes that say what a module computes."""
 
 
-def exported_session(
-    module: nn.Module, examples: Sequence[Tensor], *, identity: str = "", **options: Any
-) -> Any:
+def exported_session(module: nn.Module, examples: Sequence[Tensor], **options: Any) -> Any:
     """Return the ONNX Runtime session of a module's forward pass, for inputs of certain shapes.
 
-    The export takes seconds and is kept in the cache folder, named by what it depends on.
+    The export takes seconds. A bundle's is kept in the cache folder, named by what it depends on.
 
     Args:
         module: the network, in evaluation mode.
         examples: inputs of these shapes, on the processor.
-        identity: the digest of the file that says all of the module; "" if none does.
         options: the options of `torch.onnx.export`.
 
     Raises:
         UserError: if the module cannot be exported, or ONNX Runtime cannot run the export.
     """
-    path = kept_at(module, examples, identity=identity, **options)
+    path = kept_at(module, examples, **options)
     if path is not None:
         with suppress(Exception):  # not there, cut short, or too new: ONNX Runtime has many
             return session(path.read_bytes(), {}, torch.get_num_threads())
@@ -56,22 +57,6 @@ def exported_session(
         with suppress(OSError):  # without a cache it is exported every time
             write_atomically(path, content)
     return found
-
-
-def forget_export(
-    module: nn.Module, examples: Sequence[Tensor], *, identity: str = "", **options: Any
-) -> bool:
-    """Delete the export that `exported_session` would take from the cache; tell if there was one.
-
-    The arguments are those of `exported_session`.
-    """
-    path = kept_at(module, examples, identity=identity, **options)
-    try:
-        if path is not None:
-            path.unlink()
-    except OSError:
-        return False
-    return path is not None
 
 
 def takes_files() -> bool:
@@ -157,24 +142,26 @@ def _version(name: str) -> str:
         return str(importlib.import_module(name).__version__)
 
 
-def kept_at(
-    module: nn.Module, examples: Sequence[Tensor], *, identity: str = "", **options: Any
-) -> Path | None:
-    """Return where the cache has an export, or would; None without a cache.
+def kept_at(module: nn.Module, examples: Sequence[Tensor], **options: Any) -> Path | None:
+    """Return where the cache keeps an export, or would; None if it keeps none.
 
-    The name says what it depends on: the module and its code, shapes, options, this package and
-    the libraries that export. What cannot be told by a name is not kept. The arguments are those
-    of `exported_session`.
+    The name is a digest of the module's weights and plain attributes, shapes, options, and the code
+    of this package and the libraries that export. Modules of a user's own classes are not kept,
+    because their code may depend on anything. The arguments are those of `exported_session`.
     """
+    parts = [*module.modules()]
+    if not all(type(part).__module__.startswith(_KEPT) for part in parts):
+        return None
     try:
         folder = cache_dir() / "onnx"
     except RuntimeError:  # this user has no home
         return None
-    told = identity or module_digest(module)
-    if told is None:
-        return None
     words = (
-        told,
+        tensors_digest(module_tensors({"module": module})),
+        [
+            (type(part), sorted((k, v) for k, v in vars(part).items() if type(v) in _PLAIN))
+            for part in parts
+        ],
         [(tuple(example.shape), str(example.dtype)) for example in examples],
         options,
         [file_digest(path) for path in sorted(Path(nn_code.__file__).parent.glob("*.py"))],

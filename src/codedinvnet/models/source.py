@@ -23,9 +23,9 @@ from codedinvnet.models.probe import ROWS, Compute, Opened, find_scores, in_turn
 from codedinvnet.models.specs import parse_input
 from codedinvnet.models.upstream import TOKEN_FLAG, open_upstream_model
 
-Kind: TypeAlias = Literal["bundle", "onnx", "pt2", "factory", "upstream"]
+Kind: TypeAlias = Literal["bundle", "onnx", "factory", "upstream"]
 
-_PICKLES = (".pt", ".pth", ".bin", ".pkl", ".ckpt")
+_PICKLES = (".pt", ".pt2", ".pth", ".bin", ".pkl", ".ckpt")
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class ModelSource:
     """What it takes to open one model again, in another process: plain values, as JSON has them.
 
     Attributes:
-        source: a bundle's name or folder, FILE.onnx, FILE.pt2, or `package.module:function`, or
+        source: a bundle's name or folder, FILE.onnx, or `package.module:function`, or
             `path/file.py:function`, which makes a `torch.nn.Module`; or the URL of a model that a
             server has, `http://HOST:PORT/v2/models/NAME`.
         weights: the safetensors file of a factory's module.
@@ -73,12 +73,10 @@ class ModelSource:
         suffix = path.suffix.lower()
         if suffix == ".onnx":
             return "onnx"
-        if suffix == ".pt2":
-            return "pt2"
         if suffix in _PICKLES:
             raise UserError(
                 f"{self.source} may be a pickle, which is not read, since unpickling runs code: "
-                "give a .pt2 file, or a factory with --weights FILE.safetensors"
+                "give an ONNX file, or a factory with --weights FILE.safetensors"
             )
         if suffix == ".safetensors":
             raise UserError(
@@ -92,7 +90,7 @@ class ModelSource:
             return "bundle"
         raise UserError(
             f"no model {self.source!r}: neither a folder with {DESCRIPTION} nor a shipped bundle "
-            f"({', '.join(shipped_bundles()) or 'none ship'}), nor FILE.onnx, FILE.pt2 or "
+            f"({', '.join(shipped_bundles()) or 'none ship'}), nor FILE.onnx or "
             "package.module:function, nor http://HOST:PORT/v2/models/NAME"
         )
 
@@ -234,8 +232,6 @@ def _open(source: ModelSource, engine: str) -> Opened:
     torch.set_num_threads(source.threads)
     if kind == "onnx":
         return onnx.open_onnx(Path(source.source), told, source.threads)
-    if kind == "pt2":
-        return modules.open_program(Path(source.source), told, engine, device)
     if kind == "bundle":
         return modules.open_bundle(source.source, engine, device)
     weights = None if source.weights is None else Path(source.weights)

@@ -1,4 +1,4 @@
-"""PyTorch's models: `torch.export` programs, and modules that a user's function makes."""
+"""PyTorch's models: bundles, and modules that a user's function makes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from codedinvnet.checkpoint import module_tensors, tensors_digest
 from codedinvnet.engines import ONNX_RUNTIME, PYTORCH, check_installed, engine_named
@@ -35,8 +34,7 @@ from codedinvnet.models.probe import (
     probe,
     probe_inputs,
 )
-from codedinvnet.models.program import load_program
-from codedinvnet.models.runtime import any_batch, exported_session, forget_export
+from codedinvnet.models.runtime import any_batch, exported_session
 from codedinvnet.models.specs import Declared, check_told, input_specs
 from codedinvnet.user_code import user_module
 
@@ -59,12 +57,11 @@ class Network(nn.Module):
     Args:
         module: the module.
         bind: makes its arguments.
-        identity: the digest of the file that says all of it; "" if none does.
     """
 
-    def __init__(self, module: nn.Module, bind: Bind, identity: str = "") -> None:
+    def __init__(self, module: nn.Module, bind: Bind) -> None:
         super().__init__()
-        self.module, self.bind, self.identity = module, bind, identity
+        self.module, self.bind = module, bind
 
     def named(self, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
         """Return the outputs by their names."""
@@ -88,52 +85,6 @@ def _named(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
             yield from _named(f"{name or 'output'}_{index}", inner)
     elif value is not None:
         raise UserError(f"output {name or 'output'!r} is a {type(value).__name__}, and no tensor")
-
-
-def open_program(
-    path: Path, told: Sequence[TensorSpec], engine: str, device: torch.device
-) -> Opened:
-    """Open a file of `torch.export.save`.
-
-    Raises:
-        UserError: if it is damaged, another release's, or takes what the protocol lacks.
-    """
-    content = path.read_bytes()
-    program = load_program(content, str(path))
-    if device.type != "cpu":
-        from torch.export.passes import move_to_device_pass
-
-        program = move_to_device_pass(program, str(device))
-    values = {node.name: node.meta.get("val") for node in program.graph.nodes}
-    names = list(program.graph_signature.user_inputs)
-    declared = []
-    for name in names:
-        value = values.get(name) if isinstance(name, str) else name
-        if not isinstance(value, Tensor):
-            raise UserError(f"{path} takes a {type(value).__name__}, and no tensor")
-        axes = tuple(size if isinstance(size, int) else str(size) for size in value.shape)
-        datatype = _NUMPY_TYPES.get(value.dtype, str(value.dtype))
-        declared.append(Declared(name, datatype, axes))
-    inputs, max_batch = input_specs(declared, told, str(path))
-    if max_batch is None:
-        max_batch = _most(program, values[names[0]])
-    in_spec = program.call_spec.in_spec
-
-    def bind(tensors: Sequence[Tensor]) -> tuple[Sequence[Any], Mapping[str, Any]]:
-        arguments, keywords = pytree.tree_unflatten(list(tensors), in_spec)
-        return arguments, keywords
-
-    digest = content_digest(content)
-    network = Network(program.module().requires_grad_(False), bind, digest)
-    return _opened(network, inputs, max_batch, digest, engine, device, str(path))
-
-
-def _most(program: torch.export.ExportedProgram, value: Any) -> int | None:
-    """Return the largest batch that a program was exported for; None if there is none."""
-    symbol = value.shape[0].node.expr
-    bounds = program.range_constraints.get(symbol)
-    upper = None if bounds is None else bounds.upper
-    return int(upper) if upper is not None and upper < 2**31 else None
 
 
 def open_factory(
@@ -358,9 +309,6 @@ def _exported(network: Network, opened: Opened, where: str) -> Opened:
     queries = probe_inputs(opened.inputs)
     compute, at_once = _by_export(network, queries, probed)
     wrong = _differing(in_turn(compute, queries, at_once), probed.answers)
-    if wrong and _forget(network, queries, probed):  # what was kept may be another network's
-        compute, at_once = _by_export(network, queries, probed)
-        wrong = _differing(in_turn(compute, queries, at_once), probed.answers)
     if wrong:
         raise UserError(
             f"{where}: output {wrong!r} differs between PyTorch and its export to ONNX Runtime"
@@ -387,19 +335,12 @@ def _by_export(network: Network, queries: Arrays, probed: Probed) -> tuple[Compu
     return by_session(exported_session(network, examples, **options)), 1
 
 
-def _forget(network: Network, queries: Arrays, probed: Probed) -> bool:
-    """Delete a network's exports from the cache; tell if there were any."""
-    each = [_export_options(network, queries, probed, free) for free in (True, False)]
-    return any([forget_export(network, examples, **options) for examples, options in each])
-
-
 def _export_options(
     network: Network, queries: Arrays, probed: Probed, free: bool
 ) -> tuple[list[Tensor], dict[str, Any]]:
     """Return examples and options of an export for one query at a time, or for any number."""
     examples = [torch.from_numpy(array[: 2 if free else 1]) for array in queries.values()]
     return examples, {
-        "identity": network.identity,
         "dynamic_shapes": any_batch(len(examples)) if free else None,
         "input_names": list(queries),
         "output_names": [spec.name for spec in probed.outputs],

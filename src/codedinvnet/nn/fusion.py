@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codedinvnet.nn.layers import space_to_depth
-from codedinvnet.nn.small_maps import SmallMapConv2d, SmallMapConvTranspose2d
 
 
 class Encoding(NamedTuple):
@@ -339,7 +338,7 @@ class UNetFusion(FusionEncoder):
         for level, width in enumerate(widths):
             outer, inner = level == 0, level == depth - 1
             kernel = 2 if inner else 4
-            down: list[nn.Module] = [SmallMapConv2d(before, width, kernel, 2, 1, bias=False)]
+            down: list[nn.Module] = [nn.Conv2d(before, width, kernel, 2, 1, bias=False)]
             if not outer and not inner:
                 down.append(nn.BatchNorm2d(width))
             if not inner:  # behind which skips begin: in the published code it works in place
@@ -347,9 +346,7 @@ class UNetFusion(FusionEncoder):
             self.downs.append(nn.Sequential(*down))
             up: list[nn.Module] = [
                 nn.PReLU(),
-                SmallMapConvTranspose2d(
-                    width if inner else 2 * width, before, kernel, 2, 1, bias=outer
-                ),
+                nn.ConvTranspose2d(width if inner else 2 * width, before, kernel, 2, 1, bias=outer),
             ]
             if not outer:
                 up.append(nn.BatchNorm2d(before))
@@ -396,7 +393,7 @@ class PatchDiscriminator(nn.Module):
             after = filters * min(2**level, 8)
             stride = 2 if level < layers else 1
             modules += [
-                SmallMapConv2d(width, after, 4, stride, 1, bias=False),
+                nn.Conv2d(width, after, 4, stride, 1, bias=False),
                 nn.BatchNorm2d(after),
                 nn.LeakyReLU(0.2),
             ]

@@ -20,7 +20,7 @@ from codedinvnet.protect.inputs import Inputs
 from codedinvnet.protect.students import Student, tensors
 from codedinvnet.training.network import augment
 from codedinvnet.training.part import PartStage, batch_places
-from codedinvnet.training.precision import autocast, judge_bfloat16
+from codedinvnet.training.precision import autocast, computes_bfloat16
 
 TEMPERATURES = (2.0, 1.5, 1.0)
 """By which scores are divided before they are compared: so more than one class counts."""
@@ -85,7 +85,7 @@ class BudgetStage(PartStage):
     ) -> None:
         super().__init__(module, part)
         self.lesson, self.seconds = lesson, seconds
-        self.precision = "bfloat16" if reduced and judge_bfloat16("cpu").faster else "float32"
+        self.precision = "bfloat16" if reduced and computes_bfloat16("cpu") else "float32"
         self.order = lesson.train
 
     def start_epoch(self, epoch: int, generator: torch.Generator) -> None:

@@ -43,7 +43,7 @@ EXPORTS = {SMALL: "backup.onnx", EQUAL: "equal-backup.onnx"}
 """The small backups as ONNX Runtime computes them, which is faster than PyTorch."""
 EVIDENCE: Mapping[str, Evidence] = {CODE: "both", "code-scores": "scores", "code-side": "side"}
 """Rows of the code around the frozen model, by what their answers rest on."""
-PLAIN = ("onnx", "pt2", "bundle")
+PLAIN = ("onnx", "bundle")
 """Kinds of models that a description may name: files that run no code of anybody's."""
 CLOSE = 1e-2
 """Share of the largest score by which another machine's answers may differ."""
@@ -260,7 +260,7 @@ def own_backup(folder: Path, found: Mapping[str, Any]) -> ModelSource:
     if kind not in PLAIN:
         raise UserError(
             f"{folder / DESCRIPTION} names {source.source!r} as its backup, which is not opened, "
-            "since a folder may be anybody's: make the protection anew with a file (.onnx, .pt2)"
+            "since a folder may be anybody's: make the protection anew with a file (.onnx)"
         )
     return source
 

@@ -206,7 +206,7 @@ def _own_backup(options: ProtectOptions, model: OpenModel) -> OpenModel | None:
     source = ModelSource(place, threads=options.source.threads)
     if source.kind not in PLAIN:
         raise UserError(
-            f"--backup: {options.backup} is no file: give .onnx, .pt2 or a bundle, since whoever "
+            f"--backup: {options.backup} is no file: give .onnx or a bundle, since whoever "
             "opens the protection runs no code that it names"
         )
     if source.kind != "bundle":  # which tells its inputs

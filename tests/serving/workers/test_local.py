@@ -175,12 +175,11 @@ async def test_a_stopped_worker_is_replaced() -> None:
 async def test_numbers_that_a_processor_is_slow_with_are_zero(kind: str, tmp_path: Path) -> None:
     module = kind == "module"
     place = f"{PLACE}:faint" if module else str(save_onnx(faint, tmp_path / "faint.onnx"))
-    name = "x" if module else "images"
     pool = ProcessPool(ModelSpec(open_model(place).source))
     await pool.start(1)
     try:
         x = np.array([[1e-30, 1e-20, -1e-30, 1]], np.float32)
-        (found,) = (await pool.call(0, Task(1, 0, {name: x}))).outputs.values()
+        (found,) = (await pool.call(0, Task(1, 0, {"x": x}))).outputs.values()
     finally:
         await pool.stop()
     assert found == pytest.approx(np.array([[0, 1e-30, 0, 1e-10]]), rel=1e-6, abs=0)
