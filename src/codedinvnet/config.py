@@ -7,23 +7,18 @@ one; the published code's own nested files are recognised and translated.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
+import json
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args
 
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    ModelWrapValidatorHandler,
-    SerializationInfo,
-    SerializerFunctionWrapHandler,
     ValidationError,
-    create_model,
-    model_serializer,
     model_validator,
 )
-from pydantic_core import InitErrorDetails
 
 from codedinvnet.errors import UserError, nearest
 from codedinvnet.files import read_json
@@ -35,62 +30,11 @@ Rate = Annotated[float, Field(gt=0)]
 LARGEST_MOSAIC = 16
 """Cells of the finest mosaic (`nn.fusion.GRIDS`)."""
 
-WHOLE = "whole"
-"""The context of a dump that has `Section.newer` options in any case."""
-
-
-def _mistaken(given: Any, found: Any) -> str:
-    """Return what is wrong with a value that pydantic took for one of another kind; "" if nothing.
-
-    Args:
-        given: as it stands in JSON.
-        found: what pydantic has made of it.
-    """
-    if isinstance(given, Mapping) and isinstance(found, Mapping):
-        return next(filter(None, map(_mistaken, given.values(), found.values())), "")
-    if isinstance(given, (list, tuple)) and isinstance(found, (list, tuple)):
-        return next(filter(None, map(_mistaken, given, found)), "")
-    if isinstance(found, bool):
-        return "" if isinstance(given, bool) else "must be true or false"
-    if isinstance(given, bool):
-        return "true and false are no numbers"
-    return "text is no number" if isinstance(given, str) and isinstance(found, (int, float)) else ""
-
 
 class Section(BaseModel):
-    """A section of a settings file: unknown keys are refused, values are not changed later.
-
-    A number is a number there, as in the options of `--config`, and neither text nor true.
-    """
+    """A section of a settings file: unknown keys are refused, values are not changed later."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-    newer: ClassVar[frozenset[str]] = frozenset()
-    """Left out where they have their default: rows and checkpoints of before do not name them."""
-
-    @model_validator(mode="wrap")
-    @classmethod
-    def _values_of_their_kind(cls, raw: Any, handler: ModelWrapValidatorHandler[Any]) -> Any:
-        made = handler(raw)
-        faults: list[InitErrorDetails] = [
-            {"type": "value_error", "loc": (name,), "input": value, "ctx": {"error": wrong}}
-            for name, value in (raw.items() if isinstance(raw, Mapping) else ())
-            if name in cls.model_fields and (wrong := _mistaken(value, getattr(made, name)))
-        ]
-        if faults:
-            raise ValidationError.from_exception_data(cls.__name__, faults)
-        return made
-
-    @model_serializer(mode="wrap")
-    def _without_newer(
-        self, handler: SerializerFunctionWrapHandler, info: SerializationInfo
-    ) -> dict[str, Any]:
-        told: dict[str, Any] = handler(self)
-        if info.context != WHOLE:
-            for name in self.newer:
-                default = type(self).model_fields[name].get_default(call_default_factory=True)
-                if getattr(self, name) == default:
-                    told.pop(name, None)
-        return told
 
 
 class DataSettings(Section):
@@ -177,8 +121,6 @@ class PartSettings(Section):
     """A parity model sees images that are mirrored and shifted as the bundle's training's are, and
     learns the logits of the originals, as ParM's published one does on CIFAR-10."""
 
-    newer: ClassVar[frozenset[str]] = frozenset({"consistent_teacher", "augment"})
-
 
 class EncoderSettings(Section):
     """The fusion encoder E."""
@@ -235,7 +177,6 @@ class PixelFusionSettings(Section):
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of E's passes and the discriminator's, as in the training section."""
     encoder: EncoderSettings = EncoderSettings(kind="unet", width=64)
-    newer: ClassVar[frozenset[str]] = frozenset({"precision"})
 
     @model_validator(mode="after")
     def _images_alone(self) -> PixelFusionSettings:
@@ -359,7 +300,7 @@ def with_seed(settings: Settings, seed: int) -> Settings:
     Raises:
         UserError: if the seed is out of range.
     """
-    raw = settings.model_dump()
+    raw = settings.model_dump(mode="json")
     return parse_settings({**raw, "name": f"{settings.name}-seed{seed}", "seed": seed}, "--seed")
 
 
@@ -369,39 +310,9 @@ def with_members(settings: Settings, members: int) -> Settings:
     Raises:
         UserError: if they do not allow groups of that size.
     """
-    raw = settings.model_dump()
+    raw = settings.model_dump(mode="json")
     raw["fusion"]["members"] = members
     return parse_settings(raw, f"k = {members}")
-
-
-PARTS: dict[str, Any] = {
-    "part": PartSettings | PixelFusionSettings,
-    "classifier": PartSettings,
-    "encoder": EncoderSettings,
-}
-"""What a rival's training stores beside keys of `Settings`."""
-
-
-def with_defaults(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """Fill stored settings, or a part of them, with the defaults of options that they do not name.
-
-    Args:
-        stored: as an older release wrote them; keys that are no settings stay as they are.
-        wanted: whose settings are filled in.
-
-    Returns:
-        The stored values as JSON has them; unchanged if they are no settings of this release.
-    """
-    fields: dict[str, Any] = {
-        k: (f.annotation, f) for k, f in Settings.model_fields.items() if k in wanted
-    }
-    fields |= {k: (kind, ...) for k, kind in PARTS.items() if k in wanted and k in stored}
-    part = create_model("Part", __base__=Section, **fields)
-    try:
-        filled = part.model_validate({k: v for k, v in stored.items() if k in fields})
-    except ValidationError:
-        return dict(stored)
-    return {**stored, **filled.model_dump(mode="json", context=WHOLE)}
 
 
 def parse_settings(raw: dict[str, Any], where: str) -> Settings:
@@ -417,20 +328,20 @@ Validated = TypeVar("Validated", bound=BaseModel)
 
 
 def validated(model: type[Validated], raw: Any, where: object) -> Validated:
-    """Return what was read, as a model.
+    """Return JSON values as a model; a number is neither text nor true there.
 
     Args:
         model: what it should be.
-        raw: what was read.
+        raw: JSON values.
         where: its origin, for errors.
 
     Raises:
         UserError: one line that names the key, what is wrong, and the nearest right key.
     """
     try:
-        return model.model_validate(raw)
+        return model.model_validate_json(json.dumps(raw), strict=True)
     except ValidationError as error:
-        raise UserError(f"{where}: {describe(error, model, raw)}") from error
+        raise UserError(f"{where}: {describe(error, model)}") from error
 
 
 def meant(given: str, known: Iterable[str]) -> str:
@@ -440,7 +351,7 @@ def meant(given: str, known: Iterable[str]) -> str:
     return f"did you mean {near!r}?" if near is not None else f"known: {', '.join(names)}"
 
 
-def describe(error: ValidationError, model: type[BaseModel], raw: Any) -> str:
+def describe(error: ValidationError, model: type[BaseModel]) -> str:
     """Put the first fault of a validation error into one line."""
     faults = error.errors()
     # An unknown key is often a misspelt required one: say that first.

@@ -66,7 +66,7 @@ from codedinvnet.training.loop import (
     NETWORK_WEIGHTS,
     ORIGIN,
     Stage,
-    changed_settings,
+    differing_keys,
     set_aside,
     starts_over,
     train_stage,
@@ -338,7 +338,7 @@ def test_fusion(run: Run, members: int) -> dict[str, Any]:
     now["name"] = before["name"]
     for key in ("batch_size", "learning_rate"):  # which flags of main.py may have changed
         now["fusion"][key] = before["fusion"].get(key)
-    if changed := changed_settings(before, now):
+    if changed := differing_keys(before, now):
         raise UserError(
             f"{folder} was trained with other settings ({', '.join(changed)}): train it anew "
             "(main.py -fusion)"

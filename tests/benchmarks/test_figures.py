@@ -114,7 +114,6 @@ def test_a_short_table_leaves_out_what_failed_and_what_nobody_measured(tmp_path:
         row("approxifer", 0.7, systematic=False),
         row("nercc", 0.5),
         row("nercc", 0.5, dataset="cifar10", error="no luck"),
-        {**row("coded-invnet-r2", 0.6), "r": 2},
         row("parm", 0.4, k=4),
     ):
         append_row(path, one)
@@ -123,12 +122,11 @@ def test_a_short_table_leaves_out_what_failed_and_what_nobody_measured(tmp_path:
     assert late == {
         "direct, f": ("95.00", "95.00"),
         "coded-invnet": ("90.00", "80.00"),
-        "coded-invnet-r2": ("60.00", ""),
         "approxifer": ("70.00", ""),
         "nercc": ("50.00", ""),
     }
     workers = {line["answer, % right"]: line["extra workers"] for line in lines}
-    assert workers == dict.fromkeys(late, "1") | {"direct, f": "none", "coded-invnet-r2": "2"}
+    assert workers == dict.fromkeys(late, "1") | {"direct, f": "none"}
 
 
 def test_a_set_whose_bundle_does_not_ship_has_its_tables_as_rows_come_in(tmp_path: Path) -> None:

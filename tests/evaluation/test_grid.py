@@ -138,7 +138,7 @@ def test_patterns_stand_in_the_settings_and_not_in_the_name_of_a_trial(tmp_path:
     ("block", "told"),
     [
         ({"methods": ["pram"]}, r"blocks\.0\.methods: unknown 'pram': did you mean 'parm'"),
-        ({"methods": ["zzz"]}, "unknown 'zzz': known: coded-invnet, small-backup, backup"),
+        ({"methods": ["zzz"]}, "unknown 'zzz': known: coded-invnet, small-backup, collage"),
         ({"methods": ["parm"], "datasets": ["mnits"]}, "datasets: unknown 'mnits'.*'mnist'"),
         ({"methods": ["oracle"], "bases": ["resnet"]}, "oracle needs the invertible base"),
         (

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -44,7 +44,6 @@ class LatencyBlock(Section):
 class LatencyGrid(Section):
     """A grid file of `bench latency`."""
 
-    newer: ClassVar[frozenset[str]] = frozenset({"engine"})
     name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
     bundle: str
     """A shipped bundle's name, or a folder."""
@@ -248,5 +247,5 @@ def _fault(model: str, straggler: Straggler, service_ms: float) -> Fault:
     except ValidationError as error:
         raise UserError(
             f"{model!r}: the service cannot inject {straggler.kind!r} like this "
-            f"({describe(error, Fault, raw)}): use `codedinvnet simulate`"
+            f"({describe(error, Fault)}): use `codedinvnet simulate`"
         ) from error

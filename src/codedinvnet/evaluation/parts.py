@@ -37,7 +37,7 @@ from codedinvnet.training.loop import (
     LAST,
     LATEST,
     Stage,
-    changed_settings,
+    differing_keys,
     sole_writer,
     train_stage,
 )
@@ -429,7 +429,7 @@ def _set_aside(folder: Path, settings: dict[str, Any]) -> None:
         if not path.is_file():
             continue
         before = load_checkpoint(path)[1].get("settings", {})
-        different = changed_settings(before, settings)
+        different = differing_keys(before, settings)
         if different:
             kept = free_backup_name(folder)
             with sole_writer(folder):

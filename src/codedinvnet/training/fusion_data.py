@@ -20,7 +20,7 @@ from codedinvnet.nn.lipschitz import fold
 from codedinvnet.nn.transform import NotConverged, TransformSequence
 from codedinvnet.progress import Progress
 from codedinvnet.training.check import check_head
-from codedinvnet.training.loop import NETWORK_WEIGHTS, changed_settings
+from codedinvnet.training.loop import NETWORK_WEIGHTS, differing_keys
 from codedinvnet.training.network import (
     as_trained,
     check_network_images,
@@ -185,7 +185,7 @@ def _current(path: Path, stamp: dict[str, Any], groups: Tensor) -> dict[str, flo
         tensors, header = load_checkpoint(path)
     except UserError:
         return None
-    same = not changed_settings(header.get("settings", {}), stamp)
+    same = not differing_keys(header.get("settings", {}), stamp)
     if not (same and torch.equal(tensors["groups"], groups)):
         return None
     return {key: header[key] for key in (ERROR, SECONDS)}
@@ -224,7 +224,7 @@ def load_fusion_data(settings: Settings, folder: Path, members: int, weights: st
     groups, targets = [], []
     for path in paths:
         tensors, header = load_checkpoint(path)
-        changed = changed_settings(header.get("settings", {}), stamp)
+        changed = differing_keys(header.get("settings", {}), stamp)
         if changed:
             raise UserError(
                 f"{path} was generated with other settings ({', '.join(changed)}): generate it anew"

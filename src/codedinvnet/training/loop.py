@@ -29,7 +29,6 @@ from codedinvnet.checkpoint import (
     optimizer_tensors,
     save_checkpoint,
 )
-from codedinvnet.config import with_defaults
 from codedinvnet.devices import denormals_flushed
 from codedinvnet.errors import UserError
 from codedinvnet.files import free_backup_name
@@ -47,8 +46,6 @@ NETWORK_WEIGHTS = "network_weights"
 """In headers, and in settings of what depends on a trained network: the digest of its weights."""
 IMAGES = "images"
 """In settings of a trained network: the digest of its training images, in their order."""
-PAPER_TRAINING = "paper_training"
-"""In settings of the paper's encoder for a bundle: the version of its training."""
 
 
 class Stage(Protocol):
@@ -291,7 +288,7 @@ def _train_stage(
 def _check_resumable(
     header: Mapping[str, Any], settings: Mapping[str, Any], path: Path, resume: int
 ) -> None:
-    changed = changed_settings(header.get("settings", {}), settings)
+    changed = differing_keys(header.get("settings", {}), settings)
     if changed:
         raise UserError(
             f"{path} was trained with other settings ({', '.join(changed)}): "
@@ -306,29 +303,6 @@ def _check_resumable(
         raise UserError(
             f"cannot resume epoch {resume}: the checkpoint in {path} is of epoch {header['epoch']}"
         )
-
-
-def changed_settings(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    """Name the keys in which stored settings differ from those wanted, with both values.
-
-    Options that the stored ones are too old to have count as left at their defaults, and images
-    that older releases did not name as those that are wanted.
-    """
-    filled, wanted = with_defaults(_renamed(stored, wanted), wanted), with_defaults(wanted, wanted)
-    if filled.get(IMAGES) is None:
-        filled[IMAGES] = wanted.get(IMAGES)
-    return differing_keys(filled, wanted)
-
-
-def _renamed(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return stored settings with the version of the paper's training under its key of now.
-
-    It was stored as "training", which is a section of a run's settings.
-    """
-    if PAPER_TRAINING not in wanted or not isinstance(stored.get("training"), int):
-        return stored
-    rest = {key: value for key, value in stored.items() if key != "training"}
-    return {PAPER_TRAINING: stored["training"], **rest}
 
 
 def differing_keys(a: Any, b: Any, prefix: str = "") -> list[str]:

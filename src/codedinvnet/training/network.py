@@ -35,7 +35,6 @@ from codedinvnet.training.loop import (
     IMAGES,
     LAST,
     NETWORK_WEIGHTS,
-    changed_settings,
     differing_keys,
     make_optimizer,
     set_aside,
@@ -275,7 +274,7 @@ def load_trained_network(
     tensors, header = load_checkpoint(path)
     # The split, too: no validation image was trained on.
     wanted = settings.model_dump(mode="json", include={"seed", "data", "network"})
-    changed = changed_settings({k: v for k, v in header["settings"].items() if k in wanted}, wanted)
+    changed = differing_keys({k: v for k, v in header["settings"].items() if k in wanted}, wanted)
     if changed:
         raise UserError(
             f"{path} was trained with other settings ({', '.join(changed)}): train it anew"
