@@ -30,7 +30,7 @@ from codedinvnet.codes.oracle import Oracle
 from codedinvnet.codes.parm import ParM
 from codedinvnet.codes.plain import Plain, Replication
 from codedinvnet.codes.superposition import Superposition
-from codedinvnet.data.names import KNOWN
+from codedinvnet.data.load import KNOWN
 from codedinvnet.evaluation import tables
 from codedinvnet.rows import Row, current_accuracy, read_rows
 

@@ -321,25 +321,31 @@ def parse_settings(raw: dict[str, Any], where: str) -> Settings:
     Raises:
         UserError: one line that names the key, what is wrong, and the nearest right key.
     """
-    return validated(Settings, raw, where)
+    return validated(Settings, raw, where, strict=True)
 
 
 Validated = TypeVar("Validated", bound=BaseModel)
 
 
-def validated(model: type[Validated], raw: Any, where: object) -> Validated:
-    """Return JSON values as a model; a number is neither text nor true there.
+def validated(
+    model: type[Validated], raw: Any, where: object, *, strict: bool = False
+) -> Validated:
+    """Return JSON values as a model.
 
     Args:
         model: what it should be.
         raw: JSON values.
         where: its origin, for errors.
+        strict: refuse a number that is text or a truth value, as "3" or true; of models without
+            validators that run before their fields'.
 
     Raises:
         UserError: one line that names the key, what is wrong, and the nearest right key.
     """
     try:
-        return model.model_validate_json(json.dumps(raw), strict=True)
+        if strict:
+            return model.model_validate_json(json.dumps(raw), strict=True)
+        return model.model_validate(raw)
     except ValidationError as error:
         raise UserError(f"{where}: {describe(error, model)}") from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     free = ({0: torch.export.Dim.DYNAMIC},)
     example = example.repeat(2, 1)
     path = folder / "model.onnx"
-    torch.onnx.export(module.eval(), (example,), path, dynamic_shapes=free, external_data=False)
+    named: dict[str, Any] = {"output_names": ["output"], "external_data": False}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of PyTorch, about itself
+        torch.onnx.export(module.eval(), (example,), path, dynamic_shapes=free, **named)
     x = np.random.default_rng(0).random((700, FEATURES), np.float32)
     return Made(path, x, 400)
 

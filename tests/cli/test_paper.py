@@ -111,12 +111,12 @@ def test_what_a_data_folder_lacks_is_downloaded_into_it_unless_it_was_asked_for(
     def trains(run: stages.Run) -> dict[str, Any]:
         return {"validation": {"images": len(run.images("train"))}}
 
-    monkeypatch.setattr("codedinvnet.data.load.download_images", downloads)
+    monkeypatch.setattr("codedinvnet.data.load._download", downloads)
     monkeypatch.setattr(stages, "train", trains)
     words = ("--config_file", write_settings(tmp_path / "own.json", tiny_settings()))
     for option in ("--data_dir", "--data-dir"):  # as messages name it
         refused = call_paper(*words, option, "data")
-        check_refusal(refused.code, refused.out, refused.err, "leave --data-dir out to download")
+        check_refusal(refused.code, refused.out, refused.err, "name no data folder to download")
     done = call_paper(*words)
     assert done.code == 0, done.err
     assert [path.name for path in Path("data").iterdir()] == ["mnist"]

@@ -96,7 +96,6 @@ def test_a_row_tells_what_was_served_and_what_came_out(finished: tuple[Path, Pat
         (fault,) = row["stragglers"]
         assert (fault["kind"], fault["per_request"], fault["probability"]) == ("hold", True, 0.04)
         assert row["apart"] is False
-        assert "engine" not in row["settings"]  # as of rows from before there was a choice
         if sys.platform == "linux":
             assert 0 < row["processors_own"] < 1
             assert 0 < row["front_ms_per_query"] < 1000 * row["seconds"] / row["queries"]

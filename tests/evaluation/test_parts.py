@@ -28,19 +28,18 @@ from codedinvnet.evaluation.parts import DataSet, Scored, _set_aside
 from codedinvnet.evaluation.trials import DataSetSettings, Trial
 from codedinvnet.models.bundle import VALIDATION, Bundle, load_bundle, save_bundle
 from codedinvnet.training.loop import sole_writer
-from codedinvnet.training.pixels import OBJECTIVE_VERSION, PaperStage, fusion_targets
+from codedinvnet.training.pixels import PaperStage, fusion_targets
 from tests.data.files import Unread
 from tests.evaluation.grids import PAPER, PART
 
 
 def test_what_is_set_aside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A training of other settings; an option that it is too old to have is no other setting."""
+    """A training of other settings."""
     folder = tmp_path / "seed1"
     folder.mkdir()
     part = PartSettings(epochs=3).model_dump(mode="json")
     settings = {"part": part, "seed": 1, "images": 50}
-    old = {**settings, "part": {k: v for k, v in part.items() if k != "weight_decay"}}
-    save_checkpoint(folder / "last.safetensors", {}, {"settings": old})
+    save_checkpoint(folder / "last.safetensors", {}, {"settings": settings})
     _set_aside(folder, settings)
     assert folder.is_dir()
     for number, images in enumerate((51, 52), start=1):
@@ -55,26 +54,6 @@ def test_what_is_set_aside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     with sole_writer(folder), pytest.raises(UserError, match="another process trains here"):
         _set_aside(folder, {**settings, "images": 53})
     assert folder.is_dir()
-
-
-@pytest.mark.parametrize("key", ["training", "paper_training"])
-def test_the_papers_encoder_outlives_new_options(tmp_path: Path, key: str) -> None:
-    """Its training of before the key of its version was renamed is taken as well."""
-    folder = tmp_path / "seed1"
-    folder.mkdir()
-    method = find_method("coded-invnet-paper")
-    paper = PixelFusionSettings(objective="pixels", groups=40, epochs=2)
-    made_with = method.made_with(given_by(load_bundle("mnist"), 2), paper)
-    settings = {"part": paper.model_dump(mode="json"), **method.versions(), **made_with}
-    old = {
-        "part": {k: v for k, v in settings["part"].items() if k != "discriminator_layers"},
-        "encoder": {k: v for k, v in settings["encoder"].items() if k != "cell_width"},
-    }
-    for version, kept in ((OBJECTIVE_VERSION, True), (OBJECTIVE_VERSION - 1, False)):
-        stored = {"settings": {**old, key: version}}
-        save_checkpoint(folder / "last.safetensors", {}, stored)
-        _set_aside(folder, settings)
-        assert folder.exists() == kept
 
 
 def test_the_papers_targets_have_the_mean_latent(bundle: Bundle, held_out: ImageSet) -> None:

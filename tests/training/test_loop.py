@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping
-from copy import deepcopy
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -233,18 +232,6 @@ def test_resume_of_other_settings_names_them(tmp_path: Path) -> None:
             settings={"training": {"rate": 0.2}, "same": 1},
             resume=1,
         )
-
-
-def test_an_option_that_is_newer_than_a_checkpoint_does_not_make_it_strange(tmp_path: Path) -> None:
-    wanted = parse_settings(tiny_settings(), "here").model_dump(mode="json")
-    stored = deepcopy(wanted)
-    del stored["fusion"]["encoder"]["cell_width"]
-    run(Scripted([0.1]), tmp_path, settings=stored)
-    assert run(Scripted([0.1, 0.2]), tmp_path, settings=wanted, resume=1)["epoch"] == 2
-    run(Scripted([0.1]), tmp_path, settings=stored)
-    wanted["fusion"]["encoder"]["cell_width"] = 4
-    with pytest.raises(UserError, match=r"other settings \(fusion.encoder.cell_width 0 -> 4\)"):
-        run(Scripted([0.1, 0.2]), tmp_path, settings=wanted, resume=1)
 
 
 def test_resume_of_another_epoch_names_it(tmp_path: Path) -> None:

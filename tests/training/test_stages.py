@@ -203,24 +203,6 @@ def test_resumed_fusion_equals_an_unbroken_one(
     assert [key for key in expected if not torch.equal(expected[key], found[key])] == []
 
 
-def test_what_was_made_before_an_option_was_there_is_used(
-    pixels: stages.Run, tmp_path: Path
-) -> None:
-    run = shared_network(pixels, tmp_path)
-    stages.sample(run, 2)
-    older = tmp_path / "older"
-    shutil.copytree(pixels.network_folder, older)
-    for path in (older / "network.safetensors", *shards(run)):
-        tensors, header = load_checkpoint(path)
-        del header["settings"]["network"]["head_pooled"], header["settings"]["data"]["image_size"]
-        save_checkpoint(path, tensors, header)
-    load_trained_network(run.settings, older, CPU)
-    kept = [path.stat().st_mtime_ns for path in shards(run)]
-    stages.sample(replace(run, resume=LATEST, shared_network=older), 2)
-    assert [path.stat().st_mtime_ns for path in shards(run)] == kept
-    fusion_data(run)
-
-
 def test_the_networks_own_training_section_counts(pixels: stages.Run, tmp_path: Path) -> None:
     run = shared_network(pixels, tmp_path)
     training = run.settings.training.model_copy(update={"epochs": 5, "weight_decay": 0.1})

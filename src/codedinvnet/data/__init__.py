@@ -1,9 +1,6 @@
-"""Image sets: where they are found, how they are read, and how they are split and grouped.
+"""Image sets: `load.py` finds them by name, `formats.py` reads their files into `sources.py`.
 
-`load.py` opens them by name: `finding.py` looks for them, `download.py` fetches them, and
-`formats.py` reads .npz, idx and CIFAR-10 files. `sources.py` holds what they are read into,
-`names.py` what is known of a set by its name, and `groups.py` the validation split and the coding
-groups.
+`groups.py` has the validation split and the coding groups.
 """
 
 from __future__ import annotations
@@ -15,7 +12,7 @@ from codedinvnet.data.groups import (
     split_indices,
     spread_rows,
 )
-from codedinvnet.data.load import SAMPLES, load_images, sample_images
+from codedinvnet.data.load import SAMPLES, cache_dir, load_images, sample_images
 from codedinvnet.data.sources import ImageFolder, ImageRows, ImageSet, ImageSource, Split
 
 __all__ = [
@@ -26,6 +23,7 @@ __all__ = [
     "ImageSet",
     "ImageSource",
     "Split",
+    "cache_dir",
     "load_images",
     "random_groups",
     "sample_images",

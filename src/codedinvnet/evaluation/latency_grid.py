@@ -126,7 +126,7 @@ def load_latency_grid(path: Path) -> LatencyGrid:
             model is unknown, or there are too few workers.
     """
     raw = read_json(path, "the grid")
-    grid = validated(LatencyGrid, raw, path)
+    grid = validated(LatencyGrid, raw, path, strict=True)
     for number, block in enumerate(grid.blocks):
         for name in block.methods:
             try:

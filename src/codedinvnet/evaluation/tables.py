@@ -20,7 +20,7 @@ import pandas as pd
 from pandas import DataFrame, Series
 
 from codedinvnet.codes.registry import METHODS, known_method
-from codedinvnet.data.names import KNOWN
+from codedinvnet.data.load import KNOWN
 from codedinvnet.evaluation.quantiles import (
     Histogram,
     around,

@@ -145,7 +145,7 @@ def load_grid(path: Path) -> AccuracyGrid:
             is unknown, or a label stands for two things.
     """
     raw = read_json(path, "the grid")
-    grid = validated(AccuracyGrid, raw, path)
+    grid = validated(AccuracyGrid, raw, path, strict=True)
     labels: dict[str, tuple[str, str | None]] = {name: (name, None) for name in METHODS}
     for number, block in enumerate(grid.blocks):
         where = f"{path}: blocks.{number}"

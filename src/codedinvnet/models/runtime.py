@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from codedinvnet import nn as nn_code
 from codedinvnet.checkpoint import module_tensors, tensors_digest
-from codedinvnet.data.finding import cache_dir
+from codedinvnet.data import cache_dir
 from codedinvnet.devices import denormals_kept
 from codedinvnet.engines import ENGINES, ONNX_RUNTIME
 from codedinvnet.errors import UserError, one_line
