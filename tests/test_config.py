@@ -68,22 +68,6 @@ def test_unknown_key_names_the_nearest(objective: str, key: str, nearest: str) -
     assert f"did you mean {nearest!r}" in message
 
 
-def test_misspelt_required_key_is_reported_as_unknown() -> None:
-    raw = tiny_settings()
-    raw["training"]["epoch"] = raw["training"].pop("epochs")
-    message = complaint(raw)
-    assert "unknown key 'training.epoch': did you mean 'epochs'?" in message
-
-
-def test_unknown_key_like_no_other_lists_the_known() -> None:
-    message = complaint(put(tiny_settings(), "data.zzzzzz", 1))
-    assert "known: image_size, name, padding, validation" in message
-
-
-def test_key_of_the_other_objective_is_unknown() -> None:
-    assert "unknown key 'fusion.groups'" in complaint(put(tiny_settings(), "fusion.groups", 5))
-
-
 def test_missing_key() -> None:
     raw = tiny_settings()
     del raw["training"]
@@ -130,19 +114,10 @@ def test_bad_value_names_the_key(objective: str, key: str, value: Any) -> None:
     assert key.removesuffix(".objective") in message
 
 
-def test_bad_element_is_located() -> None:
-    assert "network.strides.1" in complaint(put(tiny_settings(), "network.strides", [1, 3]))
-
-
 @pytest.mark.parametrize("key", ["blocks", "strides", "hidden"])
 def test_stage_lists_must_agree(key: str) -> None:
     message = complaint(put(tiny_settings(), f"network.{key}", [1, 1, 1]))
     assert "network: blocks, strides and hidden must have one entry per stage" in message
-
-
-def test_nothing_to_train_is_refused() -> None:
-    raw = put(put(tiny_settings(), "fusion.epochs", 0), "fusion.joint_epochs", 0)
-    assert "nothing would be trained" in complaint(raw)
 
 
 @pytest.mark.parametrize("key", ["side_features", "depth"])

@@ -32,14 +32,6 @@ def test_group_is_drawn(k: int, bundle: Bundle, tmp_path: Path) -> None:
     assert path.stat().st_size > 15_000  # a blank figure of that size has 3 kB
 
 
-def test_seed_chooses_the_group(bundle: Bundle, tmp_path: Path) -> None:
-    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        draw_group(bundle, sample_images("mnist"), tmp_path / f"{name}.png", k=4, seed=seed)
-    a, b, c = ((tmp_path / f"{name}.png").read_bytes() for name in "abc")
-    assert a == b
-    assert a != c
-
-
 def test_table(bundle: Bundle, held_out: ImageSet) -> None:
     rows = [
         ("mnist", evaluate(scheme_for(bundle, k), held_out, k=k, progress=False)) for k in (2, 4)

@@ -2,10 +2,8 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import NoReturn
 
 import pytest
-from matplotlib.figure import Figure
 
 from codedinvnet.errors import UserError
 from codedinvnet.files import (
@@ -14,7 +12,6 @@ from codedinvnet.files import (
     parse_json,
     read_json,
     write_atomically,
-    write_picture,
 )
 
 
@@ -71,12 +68,6 @@ def test_a_folder_is_judged_whatever_it_holds(tmp_path: Path) -> None:
         check_folder(tmp_path / "file", "--save-dir")
 
 
-@pytest.mark.parametrize("path", [Path("/dev/null"), Path("/")])
-def test_devices_and_roots_are_not_written(path: Path) -> None:
-    with pytest.raises(UserError, match=f"cannot write to {path}: it is "):
-        check_writable(path)
-
-
 def test_a_link_leads_to_what_is_written(tmp_path: Path) -> None:
     target, link = tmp_path / "there" / "file", tmp_path / "link"
     target.parent.mkdir()
@@ -84,22 +75,6 @@ def test_a_link_leads_to_what_is_written(tmp_path: Path) -> None:
     write_atomically(link, b"new")
     assert link.is_symlink()
     assert target.read_bytes() == b"new"
-
-
-def test_a_picture_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "new" / "picture.png"
-    write_picture(path, Figure())
-    drawn = path.read_bytes()
-    assert drawn.startswith(b"\x89PNG")
-
-    def killed(*_: object) -> NoReturn:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(os, "replace", killed)
-    with pytest.raises(KeyboardInterrupt):
-        write_picture(path, Figure(figsize=(1, 1)))
-    assert path.read_bytes() == drawn
-    assert list(path.parent.iterdir()) == [path]
 
 
 def test_content_is_synced_before_it_takes_the_name(
@@ -122,26 +97,3 @@ def test_content_is_synced_before_it_takes_the_name(
     write_atomically(tmp_path / "x", b"content")
     assert done[:2] == ["fsync", "replace"]
     assert (tmp_path / "x").read_bytes() == b"content"
-
-
-@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
-def test_the_umask_says_who_may_read(umask: int, mode: int, tmp_path: Path) -> None:
-    before = os.umask(umask)
-    try:
-        write_atomically(tmp_path / "x", b"content")
-    finally:
-        os.umask(before)
-    assert (tmp_path / "x").stat().st_mode & 0o777 == mode
-
-
-def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
-    path = tmp_path / "a[1].json"
-    names = (".a[1].json-00000001", ".a[1].json-00000002", ".a[1].json-mine")
-    old, new, other = (tmp_path / name for name in names)
-    for part in (old, new, other):
-        part.write_text("a part")
-    for part in (old, other):
-        os.utime(part, (0, 0))
-    write_atomically(path, b"whole")
-    assert path.read_bytes() == b"whole"
-    assert sorted(tmp_path.iterdir()) == [new, other, path]

@@ -68,36 +68,3 @@ def test_tiny_imagenet_is_read_as_it_is_published(
     listed.write_text("val_0.png\tn02\nval_1.png\n")
     assert main([str(source), str(tmp_path / "other")]) == 2
     assert f"{listed}, line 2: not FILE, tab, CLASS: val_1.png" in capsys.readouterr().err
-
-
-def test_mistakes_are_one_line_and_leave_nothing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    source, target = tmp_path / "source", tmp_path / "target"
-    words = [str(source), str(target)]
-
-    def told() -> str:
-        assert main(words) == 2
-        assert not target.exists()
-        return capsys.readouterr().err.splitlines()[-1]
-
-    assert told() == f"error: there is no folder {source / 'train'}"
-    (source / "train").mkdir(parents=True)
-    assert told() == f"error: {source / 'train'} has no folders of images, one for each class"
-    write(source / "train" / "cat" / "a.png", (32, 32, 3), 0)
-    write(source / "train" / "cat" / "b.png", (30, 32, 3), 0)
-    assert "b.png has the shape (30, 32, 3), the first (32, 32, 3)" in told()
-    (source / "train" / "cat" / "b.png").write_text("no picture")
-    assert "b.png: no image: " in told()
-    write(source / "train" / "cat" / "b.png", (32, 32, 3), 0)
-    write(source / "test" / "dog" / "a.png", (32, 32, 3), 0)
-    assert told() == f"error: {source}: train and test have other classes: cat, dog"
-
-
-def test_a_target_that_cannot_be_written_is_told_before_images_are_read(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "target").write_text("a file")
-    assert main([str(tmp_path / "missing"), str(tmp_path / "target")]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"error: cannot write to {tmp_path / 'target' / 'train.npz'}: ")

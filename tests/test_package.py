@@ -4,8 +4,10 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 import codedinvnet
+from codedinvnet.data import sample_images
 from codedinvnet.models import bundle
 
 ROOT = Path(__file__).parents[1]
@@ -16,6 +18,21 @@ def test_public_names_are_listed_and_load() -> None:
     for name in codedinvnet.__all__:
         assert getattr(codedinvnet, name).__name__ == name
     assert codedinvnet.load_bundle is bundle.load_bundle
+
+
+def test_the_first_example_runs_as_it_is_documented() -> None:
+    bundle = codedinvnet.load_bundle("mnist")
+    assert repr(bundle).startswith("Bundle('mnist': 10 classes, images 1x28x28, latents ")
+    samples = sample_images("mnist")
+    assert repr(samples) == "ImageSet('mnist': 1000 images 1x28x28 of 10 classes)"
+    images = samples.batch(torch.arange(4))[0]
+    latents = bundle.embed(images)
+    parity = bundle.encode(images[None])
+    lost = bundle.decode(parity, latents[None, 1:], missing=0)
+    assert int(lost.argmax()) == int(samples.labels[0])
+    again = bundle.invert(latents)
+    assert not again.requires_grad
+    assert torch.allclose(again, images / 255, atol=1e-2)
 
 
 def test_a_name_that_is_not_there() -> None:

@@ -30,31 +30,8 @@ def test_a_log_has_a_line_now_and_then_and_one_in_the_end(monkeypatch: pytest.Mo
     assert "\r" not in log.getvalue()
 
 
-def test_short_work_has_its_end_alone_and_what_does_not_stay_nothing() -> None:
-    log = io.StringIO()
-    assert list(Progress(range(5), file=log)) == list(range(5))
-    assert len(log.getvalue().splitlines()) == 1
-    log = io.StringIO()
-    for _ in Progress(range(5), file=log, leave=False):
-        pass
-    Progress(total=5, file=log, disable=True).close()
-    assert log.getvalue() == ""
-
-
 def test_a_terminal_has_a_bar() -> None:
     screen = Terminal()
     with Progress(total=5, file=screen, mininterval=0) as bar:
         bar.update(5)
     assert screen.getvalue().count("\r") > 1
-
-
-def test_what_an_earlier_run_has_done_is_no_speed_of_this_one() -> None:
-    screen = Terminal()
-    with Progress(total=2000, file=screen, mininterval=0) as bar:
-        bar.skip(1000)
-        time.sleep(0.05)
-        bar.update(1)
-        told = bar.format_dict
-    assert "1001/2000" in screen.getvalue()
-    assert told["rate"] < 50
-    Progress(total=5, file=screen, disable=True).skip(5)

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -9,29 +8,9 @@ import pytest
 from codedinvnet import provenance
 from codedinvnet.provenance import (
     describe_command,
-    describe_commit,
     describe_machine,
     processor_name,
 )
-
-
-def test_an_installed_package_does_not_take_anothers_commit_for_its_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A virtual environment often lies in a repository of its user's."""
-    (tmp_path / "lib" / "site-packages" / "x").mkdir(parents=True)
-    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
-    words = ["-c", "user.name=a", "-c", "user.email=b", "commit", "-q", "--allow-empty", "-m", "c"]
-    subprocess.run(["git", "-C", str(tmp_path), *words], check=True)
-    monkeypatch.setattr(
-        "codedinvnet.provenance.__file__",
-        str(tmp_path / "lib" / "site-packages" / "x" / "provenance.py"),
-    )
-    assert describe_commit().startswith("codedinvnet ")
-    monkeypatch.setattr(
-        "codedinvnet.provenance.__file__", str(tmp_path / "src" / "x" / "provenance.py")
-    )
-    assert len(describe_commit()) == 40
 
 
 def test_a_machine_has_the_name_of_its_processor(

@@ -98,60 +98,6 @@ def test_published_settings_are_translated(tmp_path: Path) -> None:
     assert (fusion.discriminator_filters, fusion.encoder.width) == (16, 32)
 
 
-@pytest.mark.parametrize(
-    ("hidden", "plain", "expected"),
-    [(True, True, "manifold"), (False, True, "none"), (False, False, "none")],
-)
-def test_published_mixup(hidden: bool, plain: bool, expected: str, tmp_path: Path) -> None:
-    raw = put(put(PUBLISHED, "train.inet.mixup_hidden", hidden), "train.inet.mixup", plain)
-    settings, _ = load_published(tmp_path / "theirs.json", raw)
-    assert settings.training.mixup == expected
-
-
-def test_published_groups_are_those_of_one_pass_over_four_fifths(tmp_path: Path) -> None:
-    found = []
-    for dataset, members in (("mnist", 2), ("mnist", 10), ("cifar10", 2), ("imagenet", 4)):
-        raw = put(
-            put(PUBLISHED, "data_processing.dataset", dataset), "train.model.nactors", members
-        )
-        settings, _ = load_published(tmp_path / "theirs.json", raw)
-        assert isinstance(settings.fusion, PixelFusionSettings)
-        found.append((settings.fusion.groups, settings.training.flip, settings.training.shift))
-    assert found == [(24_000, False, 0), (4500, False, 0), (19_968, True, 4), (12_800, False, 0)]
-
-
-@pytest.mark.parametrize(("key", "value"), [("nactors", "two"), ("nactors", 0), ("epochs", "x")])
-def test_published_settings_with_a_wrong_value_are_refused(
-    key: str, value: Any, tmp_path: Path
-) -> None:
-    place = {"nactors": "train.model.nactors", "epochs": "train.training_setting.epochs"}[key]
-    write_settings(tmp_path / "theirs.json", put(PUBLISHED, place, value))
-    with pytest.warns(match="not used"), pytest.raises(UserError, match=r"members|epochs"):
-        load_settings(tmp_path / "theirs.json")
-
-
-@pytest.mark.parametrize(
-    ("file", "name"),
-    [
-        ("theirs.json", "theirs-published"),
-        ("my config (2).json", "my-config--2--published"),
-        ("-a.json", "a-published"),
-    ],
-)
-def test_published_settings_are_named_after_their_file(
-    file: str, name: str, tmp_path: Path
-) -> None:
-    settings, _ = load_published(tmp_path / file, PUBLISHED)
-    assert settings.name == name
-
-
-def test_published_defaults(tmp_path: Path) -> None:
-    raw = {"data_processing": {"dataset": "mnist", "nClasses": 10}}
-    settings, _ = load_published(tmp_path / "theirs.json", raw)
-    assert settings.network.blocks == (7, 7, 7)
-    assert settings.training.mixup == "manifold"
-
-
 def test_published_unknown_data_set(tmp_path: Path) -> None:
     path = write_settings(tmp_path / "x.json", put(PUBLISHED, "data_processing.dataset", "svhn"))
     with pytest.raises(UserError, match=r"data_processing\.dataset: unknown 'svhn'"):

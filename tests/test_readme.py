@@ -123,12 +123,6 @@ def check_rows(line: str) -> None:
         assert arguments.out is not None, f"{line} needs --out"
 
 
-def test_a_sweep_without_a_file_for_its_rows_would_be_noticed() -> None:
-    check_rows("codedinvnet simulate configs/bench/simulate-pareto.json")
-    with pytest.raises(AssertionError, match="needs --out"):
-        check_rows("codedinvnet simulate configs/bench/simulate-policies.json")
-
-
 def benchmarks_named(text: str) -> list[str]:
     """Return the benchmarks that a text names, in blocks or between its words."""
     return re.findall(r"(?:`|^|python -m )benchmarks ([a-z][a-z-]*)", text, re.MULTILINE)
@@ -137,11 +131,6 @@ def benchmarks_named(text: str) -> list[str]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_benchmark_that_a_page_names_is_there(page: Path) -> None:
     assert set(benchmarks_named(page.read_text(encoding="utf-8"))) <= set(command_line.BENCHMARKS)
-
-
-def test_a_benchmark_that_is_gone_would_be_noticed() -> None:
-    assert benchmarks_named("`benchmarks inverse` has both") == ["inverse"]
-    assert "inverse" not in command_line.BENCHMARKS
 
 
 def installs(text: str) -> list[tuple[str, list[str]]]:
@@ -208,17 +197,3 @@ def check_files(arguments: argparse.Namespace) -> None:
         path = getattr(arguments, key, None)
         if path is not None and path.parts[0] == "configs":
             assert (ROOT / path).is_file(), f"{path} is not in the repository"
-
-
-def test_a_settings_file_that_is_not_there_would_be_noticed() -> None:
-    for line in ("reproduce {}", "bench accuracy {}", "simulate {}", "plan mnist --scenario {}"):
-        words = line.format("configs/missing.json").split()
-        words += ["--qps", "1", "--p999-ms", "1"] if words[0] == "plan" else []
-        with pytest.raises(AssertionError, match=r"configs/missing\.json is not in the repository"):
-            check_files(build_parser().parse_args(words))
-
-
-def test_a_wrong_command_would_be_noticed(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        parse("codedinvnet evaluate mnist --kk 10")
-    assert "unrecognized arguments" in capsys.readouterr().err

@@ -36,14 +36,3 @@ def test_the_example_leaves_a_model_that_can_be_protected(
     assert [(spec.name, spec.shape) for spec in signature.inputs] == [("pixels", (3, 8, 8))]
     assert signature.scores is not None
     assert 0 <= json.loads((tmp_path / "out" / "accuracy.json").read_text())["test_accuracy"] <= 1
-
-
-def test_a_width_that_may_crash_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = ["--data", str(tmp_path), "--out", str(tmp_path / "out"), "--width", "15"]
-    monkeypatch.setattr(sys, "argv", [str(EXAMPLE), *words])
-    with pytest.raises(SystemExit, match="2"):
-        runpy.run_path(str(EXAMPLE), run_name="__main__")
-    assert "--width is at least 16" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()

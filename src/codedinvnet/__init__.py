@@ -1,4 +1,16 @@
-"""Coded-InvNet: prediction serving that survives slow and dead workers (Dinh & Lee, ICML 2021)."""
+"""Coded-InvNet: prediction serving that survives slow and dead workers (Dinh & Lee, ICML 2021).
+
+A bundle is a trained model with everything that coding needs::
+
+    import codedinvnet
+
+    bundle = codedinvnet.load_bundle("mnist")
+    images = codedinvnet.load_images("mnist", "test").batch(torch.arange(4))[0]  # (4, 1, 28, 28)
+    latents = bundle.embed(images)  # what the data workers send, (4, 64, 4, 4)
+    parity = bundle.encode(images[None])  # what the parity worker sends for one group of four
+    lost = bundle.decode(parity, latents[None, 1:], missing=0)  # class probabilities, (1, 10)
+    again = bundle.invert(latents)  # the images, (4, 1, 28, 28)
+"""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -8,23 +20,30 @@ from codedinvnet.errors import UserError
 if TYPE_CHECKING:
     from codedinvnet.codes.base import Scheme
     from codedinvnet.codes.build import scheme_for
+    from codedinvnet.data.load import load_images
     from codedinvnet.evaluation.accuracy import Evaluation, evaluate
     from codedinvnet.models.bundle import Bundle, load_bundle
     from codedinvnet.models.coded import CodedModel, Parity, decode_missing
+    from codedinvnet.models.source import OpenModel, open_model
+    from codedinvnet.nn.iresnet import IResNet
     from codedinvnet.nn.transform import InvertibleTransform, NotConverged
 
 __all__ = [
     "Bundle",
     "CodedModel",
     "Evaluation",
+    "IResNet",
     "InvertibleTransform",
     "NotConverged",
+    "OpenModel",
     "Parity",
     "Scheme",
     "UserError",
     "decode_missing",
     "evaluate",
     "load_bundle",
+    "load_images",
+    "open_model",
     "scheme_for",
 ]
 
@@ -33,8 +52,11 @@ _HOMES = {
     "models.bundle": ("Bundle", "load_bundle"),
     "codes.base": ("Scheme",),
     "codes.build": ("scheme_for",),
+    "data.load": ("load_images",),
     "evaluation.accuracy": ("Evaluation", "evaluate"),
     "models.coded": ("CodedModel", "Parity", "decode_missing"),
+    "models.source": ("OpenModel", "open_model"),
+    "nn.iresnet": ("IResNet",),
     "nn.transform": ("InvertibleTransform", "NotConverged"),
 }
 

@@ -1,10 +1,8 @@
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -48,35 +46,6 @@ def test_what_the_system_refuses_is_one_line(
 
     assert guarded(refused) == 2
     assert capsys.readouterr().err == f"error: {told}\n"
-
-
-def raises(error: Exception) -> Callable[[], None]:
-    def fills_up() -> None:
-        raise error
-
-    return fills_up
-
-
-@pytest.mark.parametrize(
-    ("call", "told"),
-    [
-        (raises(MemoryError("Unable to allocate 7 TiB")), "Unable to allocate 7 TiB"),
-        (raises(MemoryError()), ""),
-        (raises(torch.cuda.OutOfMemoryError("CUDA: tried 2 MiB\nand more")), "CUDA: tried 2 MiB"),
-        (lambda: torch.empty(2**60), r"DefaultCPUAllocator: .* 4611686018427387904 bytes.*"),
-    ],
-)
-def test_too_little_memory_is_one_line(
-    call: Callable[[], None], told: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert guarded(call) == 2
-    said = ": ".join(part for part in ("error: too little memory", told) if part)
-    assert re.fullmatch(f"{said}\n", capsys.readouterr().err)
-
-
-def test_what_is_no_lack_of_memory_keeps_its_traceback() -> None:
-    with pytest.raises(RuntimeError, match="a mistake of ours"):
-        guarded(raises(RuntimeError("a mistake of ours")))
 
 
 @pytest.mark.parametrize(

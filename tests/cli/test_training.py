@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -127,34 +126,3 @@ def test_interrupt_is_not_a_traceback(
     monkeypatch.setattr(bundles, "_info", interrupted)
     outcome = call("info", "mnist")
     assert (outcome.code, outcome.err) == (130, "interrupted\n")
-
-
-def test_device_reaches_the_stages(
-    call: Command, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[stages.Run] = []
-
-    def fake(run: stages.Run) -> dict[str, Any]:
-        seen.append(run)
-        return {"validation": {"x": 1.0}}
-
-    monkeypatch.setattr(stages, "train", fake)
-    config = write_settings(tmp_path / "own.json", tiny_settings())
-    outcome = call("train", config, "--data-dir", data_dir, "--device", "cpu", "--resume")
-    assert outcome.code == 0
-    (run,) = seen
-    assert (run.device, run.resume, run.save_dir) == (torch.device("cpu"), -1, Path("runs"))
-    assert outcome.out.splitlines() == [
-        "network  runs/tiny-recovery/network",
-        "x        1.0",
-    ]
-
-
-def test_save_dir_that_is_a_file(call: Command, data_dir: Path, tmp_path: Path) -> None:
-    config = write_settings(tmp_path / "own.json", tiny_settings())
-    outcome = call("train", config, "--data-dir", data_dir, "--save-dir", config)
-    assert outcome.code == 2
-    last = outcome.err.splitlines()[-1]  # the progress bar has begun above it
-    assert last.startswith("error: ")
-    assert str(config) in last
-    assert "Traceback" not in outcome.err

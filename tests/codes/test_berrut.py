@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-from fractions import Fraction
 from itertools import combinations
 
 import pytest
@@ -17,10 +16,8 @@ from codedinvnet.codes.berrut import (
     locate_errors,
 )
 from codedinvnet.codes.interpolation import first_kind, second_kind
-from codedinvnet.codes.rules import AnyOf, is_systematic
-from codedinvnet.errors import UserError
+from codedinvnet.codes.rules import is_systematic
 from tests.codes.linear import (
-    SHAPE,
     Linear,
     computed,
     images,
@@ -75,26 +72,6 @@ def test_signs_follow_the_rank_among_the_nodes_that_are_there() -> None:
     )
 
 
-def test_points_lie_where_the_paper_puts_them() -> None:
-    assert first_kind(3).tolist() == pytest.approx(
-        [math.cos(math.pi / 6), 0.0, math.cos(5 * math.pi / 6)]
-    )
-    assert second_kind(4).tolist() == pytest.approx([1, 0.5**0.5, 0, -(0.5**0.5)])
-    assert code_of(made(ApproxIFER, Linear(), 3)).nodes.tolist() == second_kind(4).tolist()
-
-
-def collides(k: int, workers: int) -> bool:
-    """Tell whether some (2j + 1) / 2k is some i / workers."""
-    odd = {Fraction(2 * j + 1, 2 * k) for j in range(k)}
-    return bool(odd & {Fraction(i, workers) for i in range(workers)})
-
-
-def test_the_known_collisions() -> None:
-    assert all(collides(k, k + s) for k in (3, 5, 9) for s in (1, 3))
-    assert all(collides(k, k + 2) for k in (2, 6, 10))
-    assert not any(collides(k, k + 1) for k in (2, 4, 10))
-
-
 @pytest.mark.parametrize("stragglers", [0, 1, 2, 3])
 @pytest.mark.parametrize("k", range(2, 12))
 def test_weights_are_finite_and_sum_to_one_at_every_pattern(k: int, stragglers: int) -> None:
@@ -137,29 +114,6 @@ def test_every_pattern_is_the_interpolant_of_a_linear_models_outputs(
             torch.testing.assert_close(found, expected, rtol=0.0, atol=1e-9)
 
 
-def test_equal_queries_are_answered_exactly() -> None:
-    """The interpolant of a constant is the constant, whoever is missing."""
-    method = made(ApproxIFER, Linear(), 4)
-    group = images(1).expand(-1, 4, -1, -1, -1)
-    right = Linear()(group[:, 0])
-    outputs = outputs_of(method, group)
-    for lost in range(5):
-        for answer in method.decode(without(outputs, lost), 4).values():
-            torch.testing.assert_close(answer, right)
-
-
-def test_where_a_worker_meets_a_query_it_computes_that_query() -> None:
-    method = made(ApproxIFER, Linear(), 3)
-    (worker, member) = next(
-        (i, j)
-        for i in range(4)
-        for j in range(3)
-        if abs(float(code_of(method).nodes[i] - code_of(method).points[j])) < 1e-12
-    )
-    group = images(3)
-    torch.testing.assert_close(computed(method, worker, group), Linear()(group[:, member]))
-
-
 def test_it_has_no_direct_answers_and_needs_everybody() -> None:
     method = made(ApproxIFER, Linear(), 4)
     group = images(4)
@@ -167,15 +121,6 @@ def test_it_has_no_direct_answers_and_needs_everybody() -> None:
     assert all(needs == (0, 1, 2, 3) for needs in members_of(method, 4).values())
     with pytest.raises(ValueError, match="a group has 4 members, got 3"):
         members_of(method, 3)
-
-
-def test_bytes_are_mixed_like_the_floats_they_stand_for() -> None:
-    classifier = Linear()
-    method = made(ApproxIFER, classifier, 4)
-    group = torch.randint(0, 256, (2, 4, *SHAPE), dtype=torch.uint8)
-    torch.testing.assert_close(
-        computed(method, 1, group), computed(method, 1, group.double() / 255), atol=1e-5, rtol=0
-    )
 
 
 def test_a_corrupt_worker_moves_the_answers() -> None:
@@ -239,24 +184,3 @@ def test_an_absurd_output_is_found_and_hides_no_other(worst: float) -> None:
     values = torch.stack([outputs[t] for t in honest], dim=1)
     found = torch.stack([answers[i] for i in range(k)], dim=1)
     torch.testing.assert_close(found, torch.einsum("kn,bnc->bkc", matrix, values))
-
-
-def test_an_output_that_is_not_finite_is_wrong_whatever_the_others_are() -> None:
-    values = torch.zeros(1, 9, 3)
-    values[0, 5, 1] = math.nan
-    assert locate_errors(values, second_kind(9), 3, 1).nonzero().tolist() == [[0, 5]]
-
-
-def test_the_byzantine_variant_has_the_workers_of_the_paper() -> None:
-    method = made(RobustApproxIFER, Linear(), 4)
-    assert (method.name, code_of(method).errors) == ("approxifer-byzantine", 1)
-    assert method.rules == AnyOf(4, 11, 10)
-
-
-def test_wrong_numbers_are_the_users_error() -> None:
-    with pytest.raises(UserError, match="k must be at least 2, got 1"):
-        made(ApproxIFER, Linear(), 1)
-    with pytest.raises(UserError, match="stragglers must be at least 0, got -1"):
-        made(ApproxIFER, Linear(), 4, stragglers=-1)
-    with pytest.raises(UserError, match="errors must be at least 0, got -1"):
-        made(RobustApproxIFER, Linear(), 4, errors=-1)

@@ -26,8 +26,6 @@ from codedinvnet.models.bundle import (
     shipped_bundles,
     weights_digest,
 )
-from codedinvnet.models.coded import with_encoder
-from codedinvnet.nn.fusion import PixelMean
 from codedinvnet.rows import append_row
 from codedinvnet.serving.opening import open_served
 from codedinvnet.serving.options import ServeOptions
@@ -177,18 +175,3 @@ def test_regularisers_of_nercc_come_from_its_rows(mnist: Bundle, tmp_path: Path)
     assert smoothing_of(method) == (0.25, 1e-4)
     plain = scheme_for(mnist, K, "nercc", None)
     assert smoothing_of(plain) == (1e-6, 1e-6)
-
-
-def test_files_that_are_no_parts(mnist: Bundle, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no checkpoint at"):
-        scheme_for(mnist, K, "parm", tmp_path / "none.safetensors")
-
-
-def test_another_encoder_leaves_the_bundles_model_as_it_is(mnist: Bundle) -> None:
-    found = with_encoder(mnist.model, PixelMean())
-    assert mnist.model.recovery_head is not None
-    assert not isinstance(mnist.model.encoder, PixelMean)
-    latents, side = torch.rand(2, *mnist.model.latent_shape), torch.zeros(2, 0)
-    torch.testing.assert_close(found.recover(latents, side, 4), mnist.model.classify(latents))
-    found.network.train()
-    assert not mnist.model.network.training

@@ -13,7 +13,7 @@ from codedinvnet.codes.mean import Evidence, LatentCode
 from codedinvnet.codes.rules import AnswersAll, Parities
 from codedinvnet.errors import UserError
 from codedinvnet.models.coded import CodedModel
-from tests.codes.linear import around, computed, members_of, outputs_of, tiny_model, without
+from tests.codes.linear import around, computed, outputs_of, tiny_model, without
 
 K = 4
 SIZES = range(1, K + 1)
@@ -65,24 +65,6 @@ def test_it_is_a_code_with_one_parity(method: Scheme, mosaic: CodedModel) -> Non
     apart = around(CodedInvNet, mosaic, K).rules
     assert isinstance(apart, AnswersAll)
     assert [apart.tasks(size)[K].cost for size in SIZES] == [1.0] * K
-
-
-def test_data_tasks_are_their_members_and_the_parity_is_task_k(method: Scheme) -> None:
-    assert members_of(method, 1) == {0: (0,), 4: (0,)}
-    assert members_of(method, 2) == {0: (0,), 1: (1,), 4: (0, 1)}
-    assert members_of(method, 4) == {0: (0,), 1: (1,), 2: (2,), 3: (3,), 4: (0, 1, 2, 3)}
-
-
-@pytest.mark.parametrize("size", [-1, 0, K + 1])
-def test_other_sizes_are_refused(method: Scheme, size: int) -> None:
-    with pytest.raises(ValueError, match=f"1 to {K} members, got {size}"):
-        members_of(method, size)
-
-
-@pytest.mark.parametrize("k", [-1, 0, 1])
-def test_k_below_two_is_the_users_error(method: Scheme, k: int) -> None:
-    with pytest.raises(UserError, match=f"k must be at least 2, got {k}"):
-        around(CodedInvNet, model_of(method), k)
 
 
 def test_data_tasks_embed_and_direct_classifies(method: Scheme) -> None:
@@ -141,25 +123,6 @@ def test_what_is_decoded_follows_the_encoder(method: Scheme, size: int) -> None:
         torch.testing.assert_close(answer, expected, rtol=0.0, atol=1e-10)
 
 
-def test_a_lone_member_is_decoded_from_the_parity_alone(method: Scheme) -> None:
-    group = images(1)
-    parity = model_of(method).encode(group)
-    answers = method.decode({K: computed(method, K, group)}, 1)
-    assert set(answers) == {0}
-    expected = model_of(method).recover(parity.latent, parity.side[:, 0], 1)
-    torch.testing.assert_close(answers[0], expected)
-
-
-@pytest.mark.parametrize("size", SIZES)
-def test_nothing_is_decoded_without_the_parity(method: Scheme, size: int) -> None:
-    group = images(size)
-    outputs = outputs_of(method, group)
-    for erased in range(size):
-        answers = method.decode(without(outputs, erased, K), size)
-        assert set(answers) == set(range(size)) - {erased}
-        assert_direct(method, answers, group, set(answers))
-
-
 @pytest.mark.parametrize("size", range(2, K + 1))
 def test_of_several_missing_only_side_features_tell(method: Scheme, size: int) -> None:
     model, group = model_of(method), images(size)
@@ -179,20 +142,6 @@ def test_of_several_missing_only_side_features_tell(method: Scheme, size: int) -
             expected = model.recover_from_side(side[:, member])
             torch.testing.assert_close(answers[member], expected)
         assert set(method.decode(without(here, K), size)) == set(range(size)) - missing
-
-
-def test_the_decoded_latent_alone_guesses_nothing(method: Scheme) -> None:
-    alone, group = resting_on("latent", model_of(method)), images(K)
-    assert not alone.rules.guesses
-    assert set(alone.decode(without(outputs_of(method, group), 0, 1), K)) == {2, 3}
-
-
-@pytest.mark.parametrize("size", SIZES)
-def test_a_complete_group_has_direct_answers_only(method: Scheme, size: int) -> None:
-    group = images(size)
-    answers = method.decode(outputs_of(method, group), size)
-    assert set(answers) == set(range(size))
-    assert_direct(method, answers, group, set(range(size)))
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -221,10 +170,6 @@ def test_side_features_answer_alone(method: Scheme, size: int) -> None:
         torch.testing.assert_close(answers[erased], model.recover_from_side(side[:, erased]))
 
 
-def test_no_outputs_give_no_answers(method: Scheme) -> None:
-    assert method.decode({}, 3) == {}
-
-
 @pytest.mark.parametrize("size", SIZES)
 def test_an_exact_parity_leaves_no_residual(method: Scheme, size: int) -> None:
     residual = method.residual(exactly(method, images(size)), size)
@@ -243,33 +188,6 @@ def test_residual_is_the_root_mean_square_of_the_fusion_error(method: Scheme, si
     assert residual is not None
     torch.testing.assert_close(residual, error.norm(dim=1) / LATENT**0.5)
     assert float(residual.min()) > 1e-4
-
-
-@pytest.mark.parametrize("size", SIZES)
-def test_a_corrupt_worker_shows_up_in_the_residual(method: Scheme, size: int) -> None:
-    outputs = exactly(method, images(size))
-    for task, share in [*((i, 1 / size) for i in range(size)), (K, 1.0)]:
-        corrupt = {**outputs, task: outputs[task].clone()}
-        corrupt[task][1, :LATENT] += 0.5
-        residual = method.residual(corrupt, size)
-        assert residual is not None
-        assert residual.tolist() == pytest.approx([0.0, 0.5 * share, 0.0], abs=1e-9)
-
-
-@pytest.mark.parametrize("size", SIZES)
-def test_an_incomplete_group_has_no_residual(method: Scheme, size: int) -> None:
-    outputs = outputs_of(method, images(size))
-    for task in outputs:
-        assert method.residual(without(outputs, task), size) is None
-
-
-def test_bytes_are_computed_like_the_floats_they_stand_for(method: Scheme) -> None:
-    model_of(method).float()
-    group = torch.randint(0, 256, (2, 3, 1, 8, 8), dtype=torch.uint8)
-    for task, members in ((1, group[:, :1]), (K, group)):
-        output = computed(method, task, members)
-        assert output.dtype == torch.float32
-        torch.testing.assert_close(output, computed(method, task, members / 255))
 
 
 @pytest.fixture(scope="module")

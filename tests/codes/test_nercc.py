@@ -18,7 +18,6 @@ from codedinvnet.codes.nercc import (
     smoothing_spline_matrix,
 )
 from codedinvnet.codes.rules import is_systematic
-from codedinvnet.errors import UserError
 from tests.codes.linear import SHAPE, Linear, images, made, outputs_of, without
 
 
@@ -77,18 +76,6 @@ def test_lines_are_reproduced_exactly(n: int, smoothing: float) -> None:
     torch.testing.assert_close(found, 3.0 - 2.0 * POINTS)
 
 
-def test_one_knot_gives_a_constant_and_much_smoothing_a_line() -> None:
-    one = smoothing_spline_matrix(POINTS, torch.tensor([0.3], dtype=torch.float64), 0.1)
-    torch.testing.assert_close(one, torch.ones_like(one))
-    knots = rising(6)
-    values = knots**2
-    line = smoothing_spline_matrix(POINTS, knots, 1e8) @ values
-    torch.testing.assert_close(line.diff(n=2), torch.zeros(39, dtype=torch.float64))
-    design = torch.stack([torch.ones_like(knots), knots], dim=1)
-    solution = torch.linalg.lstsq(design, values[:, None]).solution[:, 0]
-    torch.testing.assert_close(line, solution[0] + solution[1] * POINTS, rtol=1e-5, atol=1e-5)
-
-
 def test_the_order_of_the_knots_does_not_matter() -> None:
     knots = rising(6)
     order = torch.randperm(6, generator=torch.Generator().manual_seed(0))
@@ -136,10 +123,6 @@ def test_every_pattern_is_two_splines_of_a_linear_models_outputs(k: int) -> None
         torch.testing.assert_close(found, expected, rtol=0.0, atol=1e-9)
 
 
-def test_points_are_those_of_approxifer() -> None:
-    assert nodes_of(made(NeRCC, Linear(), 4)).tolist() == second_kind(5).tolist()
-
-
 class Steps(nn.Module):
     """A classifier with sharp steps, for which smoothing matters."""
 
@@ -184,19 +167,3 @@ def test_tuning_finds_the_best_pair_on_the_groups_it_is_given(stragglers: int) -
     all_pairs = {(e, d): accuracy(make(e, d)) for e in candidates for d in candidates}
     assert len(set(all_pairs.values())) > 1
     assert all_pairs[tuple(chosen["smoothing"])] == max(all_pairs.values())
-
-
-def test_a_best_regulariser_at_the_end_of_the_candidates_is_told() -> None:
-    group = torch.rand(40, 4, 1, 1, 1, dtype=torch.float64).expand(-1, -1, 2, 4, 4)
-    classifier = Steps()
-    labels = torch.stack([classifier(group[:, i]).argmax(1) for i in range(4)], dim=1)
-    given = Given(4, classifier, SHAPE, classifier.classes)
-    with pytest.warns(UserWarning, match=r"of the .*coder, 1, is at the end .*\(1 to 10\)"):
-        chosen = NeRCC().tune(given, group, labels, (1.0, 10.0))
-    assert 1.0 in chosen["smoothing"]
-    NeRCC().tune(given, group, labels, (0.0,))  # nothing lies below 0
-
-
-def test_negative_smoothing_is_the_users_error() -> None:
-    with pytest.raises(UserError, match="smoothings must be at least 0, got -1"):
-        made(NeRCC, Linear(), 4, smoothing=(-1.0, 0.0))

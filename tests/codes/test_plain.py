@@ -3,13 +3,10 @@ from __future__ import annotations
 from itertools import chain, combinations
 
 import pytest
-import torch
 
 from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.plain import Plain, Replication
 from codedinvnet.codes.rules import is_systematic
-from codedinvnet.errors import UserError
-from codedinvnet.models.network import ImageNetwork
 from tests.codes.linear import (
     Linear,
     assert_answers,
@@ -86,28 +83,3 @@ def test_a_corrupt_copy_shows_up_in_the_residual() -> None:
     assert residual is not None
     assert residual.tolist() == pytest.approx([0, 0, 0.5, 0, 0], abs=1e-9)
     assert method.residual(without(outputs, 0), K) is None
-
-
-def test_parameters_are_those_a_worker_holds(method: Scheme) -> None:
-    assert method.parameters == 32 * 3 + 3
-
-
-@pytest.mark.parametrize("size", [-1, 0, K + 1])
-def test_other_sizes_are_refused(method: Scheme, size: int) -> None:
-    with pytest.raises(ValueError, match=f"has 1 to {K} members, got {size}"):
-        members_of(method, size)
-
-
-@pytest.mark.parametrize("k", [-1, 0, 1])
-@pytest.mark.parametrize("kind", [Plain, Replication])
-def test_k_below_two_is_the_users_error(kind: type[Plain], k: int) -> None:
-    with pytest.raises(UserError, match=f"k must be at least 2, got {k}"):
-        made(kind, Linear(), k)
-
-
-def test_bytes_are_classified_like_the_floats_they_stand_for() -> None:
-    torch.manual_seed(0)
-    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(2 * 6 * 6, 3))
-    method = made(Plain, ImageNetwork(network, (2, 4, 4), padding=1), K)
-    group = torch.randint(0, 256, (2, 1, 2, 4, 4), dtype=torch.uint8)
-    torch.testing.assert_close(computed(method, 0, group), computed(method, 0, group / 255))

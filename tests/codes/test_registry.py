@@ -17,7 +17,6 @@ import pytest
 import torch
 from torch import Tensor
 
-import codedinvnet
 from codedinvnet.codes import base, registry
 from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.build import scheme_for
@@ -31,7 +30,6 @@ from codedinvnet.files import file_digest
 from codedinvnet.models.bundle import load_bundle
 from codedinvnet.rows import current_accuracy, read_rows
 from codedinvnet.serving.options import ServeOptions
-from codedinvnet.serving.policies import served_as
 from codedinvnet.serving.serve import running
 from codedinvnet.serving.served import IMAGES, OUTCOME, PROBABILITIES
 from codedinvnet.serving.service import Request
@@ -44,7 +42,6 @@ from tests.evaluation.grids import write_grid
 ROOT = Path(__file__).resolve().parents[2]
 MINE = f"{ROOT / 'examples' / 'my_method.py'}:TwoParities"
 K = 4
-WORDS = ("none", "oracle", "replication")
 """Names of methods that have another meaning, too."""
 
 
@@ -59,25 +56,6 @@ def test_a_method_at_another_cost_is_one_object_whatever_it_is_called() -> None:
     assert found is find_method("collage@1.4") is find_method(found.name)
     assert found.rules(K).tasks(K)[K].cost == 1.4
     assert find_method("collage@1") is find_method("collage")
-
-
-def test_a_method_of_ones_own_is_found_at_another_cost(tmp_path: Path) -> None:
-    path = tmp_path / "of@home" / "spends.py"
-    path.parent.mkdir()
-    path.write_text(
-        "from codedinvnet.codes.backup import SmallBackup\n"
-        "class Spends(SmallBackup):\n"
-        "    name = 'spends'\n"
-    )
-    usual, other = (find_method(f"{path}:Spends{cost}") for cost in ("", "@1.4"))
-    assert (usual.name, other.name) == ("spends", "spends@1.4")
-    assert other.rules(K).tasks(K)[K].cost == pytest.approx(1.4)
-    assert (other.file, other.digest) == (usual.file, usual.digest) == (str(path), usual.digest)
-    assert usual.digest
-    assert find_method("spends@1.4") is other
-    assert is_foreign("spends@1.4")
-    with pytest.raises(UserError, match="spends: a cost lies between 0 and 100, got 0"):
-        find_method(f"{path}:Spends@0")
 
 
 @pytest.mark.parametrize("size", [2, 3, K])
@@ -264,20 +242,6 @@ def test_what_a_users_method_raises_is_told_as_its_own(
     assert capsys.readouterr().err.startswith(f"the method Other of {path} raised:\n")
 
 
-@pytest.mark.parametrize("asked", registry.ASKED)
-def test_whoever_asks_a_users_method_is_told_whose_error_it_is(asked: str, tmp_path: Path) -> None:
-    path = tmp_path / "mine.py"
-    path.write_text(
-        "from codedinvnet.codes.plain import Plain\n"
-        "class Mine(Plain):\n"
-        f"    name, cost = 'refuses-{asked}', 1.0\n"
-        f"    def {asked}(self, *_, **__): raise ValueError('k must be 4')\n"
-    )
-    for text in (f"{path}:Mine", f"{path}:Mine@2"):
-        with pytest.raises(UserError, match=r"mine\.py raised ValueError: k must be 4$"):
-            getattr(find_method(text), asked)(2)
-
-
 def test_a_methods_file_imports_modules_beside_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -311,20 +275,6 @@ def test_installed_packages_name_methods(tmp_path: Path, monkeypatch: pytest.Mon
     assert not is_foreign("nobody")
 
 
-def test_an_entry_point_has_its_methods_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Rows carry the method's name, by which a later process looks it up."""
-    (tmp_path / "other_method.py").write_text(BROKEN)
-    monkeypatch.syspath_prepend(tmp_path)
-    point = EntryPoint("better", "other_method:Good", registry.GROUP)
-    monkeypatch.setattr(registry, "entry_points", lambda group: [point])
-    for find in (find_method, served_as, is_foreign):  # as every command's option does
-        with pytest.raises(UserError, match=r"^other_method:Good: .*'good'.*'better'"):
-            find("better")
-    assert known_method("good") is None
-
-
 def test_a_row_runs_no_file_that_it_names(tmp_path: Path) -> None:
     path, ran = tmp_path / "named.py", tmp_path / "ran"
     path.write_text(f"from pathlib import Path\nPath({str(ran)!r}).touch()\n{BROKEN}")
@@ -335,28 +285,6 @@ def test_a_row_runs_no_file_that_it_names(tmp_path: Path) -> None:
     assert not ran.exists()
     find_method(f"{path}:Good")
     assert ran.exists()
-
-
-def test_a_row_has_the_method_of_a_file_that_somebody_named() -> None:
-    found = find_method(MINE)
-    assert known_method(MINE) is found
-
-
-class Clumsy(CopyCode):
-    def decode(self, outputs: Mapping[int, Tensor], size: int) -> Mapping[int, Tensor]:
-        raise KeyError("no such member")
-
-
-@pytest.mark.parametrize(("whose", "told"), [("mine.py", 1), ("", 0)])
-def test_what_decoding_raises_is_told_once(
-    whose: str, told: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(base, "_told", set())
-    scheme = Scheme("clumsy", Clumsy(Uncoded(2)), {SERVED: Linear()}, SHAPE, whose=whose)
-    for _ in range(3):
-        with pytest.raises(UserError if whose else KeyError):
-            scheme.decode({}, 2)
-    assert capsys.readouterr().err.count("the method clumsy of mine.py raised:") == told
 
 
 class Misshapen(CopyCode):
@@ -384,12 +312,3 @@ def test_answers_of_another_shape_are_the_methods_mistake(
         scheme.decode(outputs, 2)
     whole = Scheme("odd", Misshapen((5, 3)), models, SHAPE, whose="mine.py", classes=3)
     assert whole.decode(outputs, 2)[0].shape == (5, 3)
-
-
-def test_methods_are_named_in_their_own_files_alone() -> None:
-    package = Path(codedinvnet.__file__).parent
-    named = re.compile(rf"\b({'|'.join(name for name in METHODS if name not in WORDS)})\b")
-    others = [path for path in package.rglob("*.py") if path.parent.name != "codes"]
-    assert others
-    found = {path: set(named.findall(path.read_text(encoding="utf-8"))) for path in others}
-    assert {path: names for path, names in found.items() if names} == {}

@@ -109,21 +109,6 @@ def test_image_folder_of_grey_images_is_rgb(tmp_path: Path) -> None:
     assert images.unique().tolist() == [77]
 
 
-def test_labels_take_no_decoding(tmp_path: Path) -> None:
-    write_folder(tmp_path)
-    for path in tmp_path.rglob("*.png"):
-        path.write_bytes(b"not an image")
-    source = ImageFolder("own", tmp_path)
-    assert source.labels.tolist() == [0, 1, 1]
-    assert ImageRows(source, torch.tensor([2, 0]), "some").labels.tolist() == [1, 0]
-
-
-def test_image_folder_default_size_and_empty_batch(tmp_path: Path) -> None:
-    write_folder(tmp_path / "own" / "train")
-    source = load_images("own", "train", data_dir=tmp_path)
-    assert source.batch(torch.tensor([], dtype=torch.int64))[0].shape == (0, 3, 224, 224)
-
-
 @pytest.mark.parametrize("content", [b"", b"not an image", None])
 def test_unreadable_image_is_named(tmp_path: Path, content: bytes | None) -> None:
     write_folder(tmp_path / "own" / "train", size=(64, 64))
@@ -141,24 +126,6 @@ def test_image_folder_without_images(tmp_path: Path, class_folder: bool) -> None
     (folder / "cat" if class_folder else folder).mkdir(parents=True)
     with pytest.raises(UserError, match=re.escape(str(folder)) + ": not an image folder"):
         load_images("own", "train", data_dir=tmp_path)
-
-
-def test_image_size_below_one(tmp_path: Path) -> None:
-    write_folder(tmp_path / "own" / "train")
-    with pytest.raises(UserError, match="image size 0"):
-        load_images("own", "train", data_dir=tmp_path, image_size=0)
-
-
-def test_digests_of_a_folders_images(tmp_path: Path) -> None:
-    """They go by the files' names, wherever the folder lies; nothing is decoded."""
-    write_folder(tmp_path / "one")
-    shutil.copytree(tmp_path / "one", tmp_path / "two")
-    (tmp_path / "two" / "cat" / "more.png").write_bytes(b"no image")
-    one, two = (ImageFolder("own", tmp_path / name) for name in ("one", "two"))
-    assert len(two) == len(one) + 1
-    first, second = one.image_digests().tolist(), two.image_digests().tolist()
-    assert len(set(second)) == len(two)
-    assert second == [first[0], second[1], *first[1:]]
 
 
 # --- ImageRows

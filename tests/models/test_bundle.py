@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -11,20 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from codedinvnet.checkpoint import FORMAT_VERSION, load_checkpoint, save_checkpoint
-from codedinvnet.codes.base import Computed, Scheme
-from codedinvnet.codes.berrut import ApproxIFER
+from codedinvnet.checkpoint import load_checkpoint
 from codedinvnet.codes.build import scheme_for
-from codedinvnet.codes.method import given_by
-from codedinvnet.codes.plain import Plain
 from codedinvnet.config import load_settings
 from codedinvnet.data import ImageSet
 from codedinvnet.errors import UserError
-from codedinvnet.evaluation.accuracy import evaluate, evaluation_report
 from codedinvnet.models import bundle as bundle_module
 from codedinvnet.models.bundle import (
     DESCRIPTION,
-    VALIDATION,
     WEIGHTS,
     Bundle,
     bundle_folder,
@@ -33,8 +26,6 @@ from codedinvnet.models.bundle import (
     shipped_bundles,
 )
 from codedinvnet.models.coded import CodedModel
-from codedinvnet.serving.workers.computing import BundleSpec
-from codedinvnet.stages import choose_device
 
 
 @pytest.fixture
@@ -107,23 +98,6 @@ def test_digests_of_the_images_set_aside_are_kept(copied: Path) -> None:
     assert load_bundle(copied).validation_digests() is None
 
 
-def test_damaged_digests(copied: Path) -> None:
-    bundle, path = load_bundle(copied), copied / VALIDATION
-    content = path.read_bytes()
-    damaged: list[dict[str, torch.Tensor]] = [
-        {},
-        {"digests": torch.zeros(3)},
-        {"digests": torch.arange(0)},
-    ]
-    for tensors in damaged:
-        save_checkpoint(path, tensors, {})
-        with pytest.raises(UserError, match="is damaged: it has no row of digests of images"):
-            bundle.validation_digests()
-    path.write_bytes(content[: len(content) // 2])
-    with pytest.raises(UserError, match="is truncated"):
-        bundle.validation_digests()
-
-
 def test_a_kill_while_a_bundle_is_replaced_leaves_none(
     copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -136,57 +110,6 @@ def test_a_kill_while_a_bundle_is_replaced_leaves_none(
     with pytest.raises(KeyboardInterrupt):
         save_bundle(copied, bundle.info, bundle.model)
     assert "no bundle" in refusal(copied)
-
-
-def test_loading_twice_is_bit_identical(bundle_folder: Path, held_out: ImageSet) -> None:
-    one, two = load_bundle(bundle_folder), load_bundle(str(bundle_folder))
-    assert torch.equal(one.embed(held_out.images), two.embed(held_out.images))
-
-
-def test_loaded_model_is_frozen_and_in_evaluation_mode(bundle: Bundle) -> None:
-    assert not any(module.training for module in bundle.model.modules())
-    assert not any(p.requires_grad for p in bundle.model.parameters())
-
-
-def test_description_says_where_it_comes_from(bundle: Bundle) -> None:
-    info = bundle.info
-    assert info.format_version == FORMAT_VERSION
-    assert info.group_sizes == (2, 3, 4)
-    assert info.input.shape == (1, 28, 28)
-    assert info.input.padding == 2
-    assert info.classes == tuple("0123456789")
-    assert info.provenance.settings.name == "tiny-recovery"
-    assert "800 training images" in info.provenance.data
-    assert info.provenance.commit
-    assert info.provenance.seconds > 0
-    assert 0 <= info.figures["validation"]["validation_recovered_k4"] <= 1
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
-def test_floats_of_any_type_are_images(
-    dtype: torch.dtype, bundle: Bundle, held_out: ImageSet
-) -> None:
-    group = (held_out.images[:4].float() / 255)[None]
-    given = given_by(bundle, 4)
-    for method in (scheme_for(bundle, 4), Plain().build(given), ApproxIFER().build(given)):
-        queries = group[:, list(method.rules.tasks(4)[0].members)]
-        found, expected = (
-            method.compute(0, queries.to(dtype)).output,
-            method.compute(0, queries).output,
-        )
-        torch.testing.assert_close(found, expected, rtol=0.1, atol=0.1)
-
-
-def test_an_empty_batch_stays_empty(bundle: Bundle, held_out: ImageSet) -> None:
-    none = held_out.images[:0]
-    assert bundle.classify(bundle.embed(none)).shape == (0, 10)
-    parity = bundle.encode(none.reshape(0, 4, *none.shape[1:]))
-    assert parity.latent.shape == (0, *bundle.model.latent_shape)
-
-
-def test_floats_and_bytes_are_the_same_image(bundle: Bundle, held_out: ImageSet) -> None:
-    images = held_out.images[:4]
-    assert torch.equal(bundle.embed(images), bundle.embed(images.float() / 255))
 
 
 def test_shapes_of_every_step(bundle: Bundle, held_out: ImageSet) -> None:
@@ -236,15 +159,6 @@ def test_pixel_mean_sends_the_average_image(bundle: Bundle, held_out: ImageSet) 
     assert torch.equal(plain.embed(images), bundle.embed(images))
 
 
-def test_the_average_image_is_not_read_by_cells_nor_from_nothing(
-    bundle: Bundle, held_out: ImageSet
-) -> None:
-    with pytest.raises(UserError, match="recovery head that reads each member's own cell"):
-        load_bundle("cifar10").with_pixel_mean()
-    with pytest.raises(UserError, match="the average image has no side features"):
-        evaluation_report(bundle, held_out, split="test", k=4, pixel_mean=True, evidence="side")
-
-
 @pytest.mark.parametrize(
     ("k", "fits"), [(2, True), (3, True), (4, True), (0, False), (1, False), (5, False)]
 )
@@ -254,12 +168,6 @@ def test_method_serves_the_trained_sizes(k: int, fits: bool, bundle: Bundle) -> 
     else:
         with pytest.raises(UserError, match=f"serves groups of 2 to 4, got k = {k}"):
             scheme_for(bundle, k)
-
-
-def test_method_of_a_bundle_with_one_size(bundle: Bundle) -> None:
-    one = Bundle(bundle.info.model_copy(update={"group_sizes": (3,)}), bundle.model)
-    with pytest.raises(UserError, match="serves groups of 3 only, got k = 2"):
-        scheme_for(one, 2)
 
 
 def images_with(value: float) -> torch.Tensor:
@@ -291,19 +199,6 @@ def test_wrong_images_are_refused(images: torch.Tensor, said: str, bundle: Bundl
             bundle.encode(images[None])
 
 
-def test_groups_need_a_group_dimension(bundle: Bundle) -> None:
-    with pytest.raises(UserError, match=r"\(B, m, 1, 28, 28\), got \(2, 1, 28, 28\)"):
-        bundle.encode(torch.zeros(2, 1, 28, 28, dtype=torch.uint8))
-
-
-@pytest.mark.parametrize("members", [0, 1, 5, 20])
-def test_groups_of_other_sizes_are_not_encoded(
-    members: int, bundle: Bundle, held_out: ImageSet
-) -> None:
-    with pytest.raises(UserError, match=f"serves groups of 2 to 4, got m = {members}"):
-        bundle.encode(held_out.images[None, :members])
-
-
 @pytest.mark.parametrize("missing", [-1, -4, 4, 10])
 def test_a_member_that_the_group_has_not_is_not_decoded(
     missing: int, bundle: Bundle, held_out: ImageSet
@@ -326,66 +221,6 @@ def test_decoding_needs_all_others(count: int, bundle: Bundle, held_out: ImageSe
         bundle.decode(parity, latents[1:], 0)  # no group dimension
 
 
-def test_a_host_programs_precision_is_its_own(bundle_folder: Path, held_out: ImageSet) -> None:
-    """Processes of ours compute in whole float32 on a GPU; evaluating does, and puts it back."""
-
-    def rounds() -> tuple[bool, bool]:
-        return torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-
-    before = rounds()
-    try:
-        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
-        with suppress(UserError):  # there may be no GPU
-            load_bundle(bundle_folder, "cuda")
-        seen = []
-
-        class Seen(Scheme):
-            def compute(self, task: int, queries: torch.Tensor) -> Computed:
-                seen.append(rounds())
-                return super().compute(task, queries)
-
-        scheme = Seen(**vars(scheme_for(load_bundle(bundle_folder), 4)))
-        evaluate(scheme, held_out, k=4, groupings=1, progress=False)
-        assert set(seen) == {(False, False)}
-        assert rounds() == (True, True)
-        BundleSpec(bundle_folder, 4).load()
-        assert rounds() == (False, False)
-        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
-        choose_device("cpu")
-        assert rounds() == (False, False)
-    finally:
-        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
-
-
-def test_a_device_without_values_is_refused(bundle_folder: Path) -> None:
-    with pytest.raises(UserError, match="cannot use the device 'meta': it keeps no values"):
-        load_bundle(bundle_folder, "meta")
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_gpu_that_is_not_there_is_refused(bundle_folder: Path) -> None:
-    with pytest.raises(UserError, match="cannot use the device 'cuda': "):
-        load_bundle(bundle_folder, "cuda")
-
-
-def test_a_bundle_that_serves_no_groups_is_damaged(bundle_folder: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "bundle"
-    shutil.copytree(bundle_folder, folder)
-    raw = json.loads((folder / "bundle.json").read_text())
-    (folder / "bundle.json").write_text(json.dumps({**raw, "group_sizes": []}))
-    with pytest.raises(UserError, match="group_sizes"):
-        load_bundle(folder)
-
-
-def test_what_is_no_device_is_refused(bundle_folder: Path) -> None:
-    with pytest.raises(UserError, match="cannot use the device 'abacus': "):
-        load_bundle(bundle_folder, "abacus")
-
-
-def test_limits_of_the_range_are_taken(bundle: Bundle) -> None:
-    assert bundle.embed(torch.stack([torch.zeros(1, 28, 28), torch.ones(1, 28, 28)])).shape[0] == 2
-
-
 def test_shipped_bundles_are_found_by_name(
     bundle_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -399,13 +234,6 @@ def test_shipped_bundles_are_found_by_name(
         load_bundle("gamma")
 
 
-def test_no_bundles_ship(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resources, "files", lambda package: tmp_path)
-    assert bundle_module.shipped_bundles() == ()
-    with pytest.raises(UserError, match="none ship"):
-        load_bundle("mnist")
-
-
 def test_every_shipped_bundle_loads() -> None:
     for name in bundle_module.shipped_bundles():
         loaded = load_bundle(name)
@@ -415,11 +243,6 @@ def test_every_shipped_bundle_loads() -> None:
         assert kept is not None
         assert len(kept) == made.settings.data.validation
         assert made.images  # the digest without which the order is not checked
-
-
-def test_unknown_bundle(tmp_path: Path) -> None:
-    assert "neither a folder with bundle.json" in refusal(tmp_path / "nothing")
-    assert "neither a folder with bundle.json" in refusal(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -436,13 +259,6 @@ def test_unknown_bundle(tmp_path: Path) -> None:
 def test_damaged_description(content: bytes, said: str, copied: Path) -> None:
     (copied / DESCRIPTION).write_bytes(content)
     assert said in refusal(copied)
-
-
-def test_unknown_key_in_the_description(copied: Path) -> None:
-    edit(copied, lambda raw: raw["provenance"]["settings"]["fusion"].update(epoch=3))
-    assert "unknown key 'provenance.settings.fusion.epoch': did you mean 'epochs'?" in refusal(
-        copied
-    )
 
 
 @pytest.mark.parametrize("version", [0, 2, "1", None])
@@ -469,20 +285,6 @@ def test_weights_of_another_architecture(
 ) -> None:
     edit(copied, change)
     assert "holds another architecture" in refusal(copied)
-
-
-def test_settings_that_fit_no_image(copied: Path) -> None:
-    edit(copied, lambda raw: raw["model"].update(image_shape=[1, 27, 28]))
-    with pytest.raises(UserError, match="do not fit"):
-        load_bundle(copied)
-
-
-def test_weights_that_are_no_numbers(copied: Path) -> None:
-    tensors, header = load_checkpoint(copied / WEIGHTS)
-    name = next(iter(tensors))
-    tensors[name].view(-1)[0] = float("nan")
-    save_checkpoint(copied / WEIGHTS, tensors, header)
-    assert f"is damaged: {name} has values that are not finite" in refusal(copied)
 
 
 def test_truncated_and_missing_weights(copied: Path) -> None:

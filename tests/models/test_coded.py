@@ -21,10 +21,7 @@ from codedinvnet.models.coded import (
     model_settings,
     prepare,
 )
-from codedinvnet.nn.fusion import LeanFusion, MosaicFusion, UNetFusion
 from codedinvnet.nn.head import MosaicHead
-from codedinvnet.nn.iresnet import IResNet
-from codedinvnet.nn.irevnet import IRevNet
 from codedinvnet.nn.lipschitz import constrain_exactly, constrained_layers
 from tests.conftest import tiny_settings
 
@@ -86,14 +83,6 @@ def test_prepare_scales_bytes_and_pads_with_zeros(shape: tuple[int, ...]) -> Non
     assert float(x.sum()) == pytest.approx(float(inner.sum()))
 
 
-def test_prepare_leaves_floats_as_they_are() -> None:
-    images = noise(2, 1, 3, 3)
-    assert torch.equal(prepare(images, 0), images)
-    padded = prepare(images, 1)
-    assert padded.dtype == torch.float64
-    assert torch.equal(padded[..., 1:-1, 1:-1], images)
-
-
 @settings(max_examples=60, deadline=None)
 @given(size=st.integers(2, 10), seed=st.integers(0, 2**31), data=st.data())
 def test_decoding_is_exact_for_an_exact_parity(size: int, seed: int, data: st.DataObject) -> None:
@@ -107,29 +96,10 @@ def test_decoding_is_exact_for_an_exact_parity(size: int, seed: int, data: st.Da
     torch.testing.assert_close(shuffled, z[:, erased], rtol=0.0, atol=1e-13)
 
 
-@pytest.mark.parametrize("size", range(2, 11))
-def test_every_erasure_position_decodes(size: int) -> None:
-    z = noise(2, size, 3, 2, 2)
-    for erased in range(size):
-        decoded = decode_missing(z.mean(1), without(z, erased))
-        torch.testing.assert_close(decoded, z[:, erased], rtol=0.0, atol=1e-13)
-
-
-def test_decoding_amplifies_the_parity_error_by_the_group_size() -> None:
-    z, error = noise(2, 7, 5), noise(2, 5, seed=1)
-    decoded = decode_missing(z.mean(1) + error, without(z, 3))
-    torch.testing.assert_close(decoded - z[:, 3], 7 * error)
-
-
 def test_each_is_decoded_as_if_it_alone_were_missing() -> None:
     z, parity = noise(2, 5, 3, 2, 2), noise(2, 3, 2, 2, seed=1)
     wanted = [decode_missing(parity, without(z, erased)) for erased in range(5)]
     torch.testing.assert_close(decode_each(parity, z), torch.stack(wanted, dim=1))
-
-
-def test_a_group_of_one_decodes_to_its_parity() -> None:
-    z = noise(2, 1, 5)
-    torch.testing.assert_close(decode_missing(z[:, 0], z[:, :0]), z[:, 0])
 
 
 @pytest.mark.parametrize("kind", ["iresnet", "irevnet"])
@@ -154,31 +124,6 @@ def test_the_inverse_of_the_mean_latent_is_a_perfect_parity_image(kind: str, siz
             torch.testing.assert_close(found, x[:, erased], rtol=0.0, atol=1e-8)
 
 
-def test_build_network_obeys_its_settings() -> None:
-    network = build_network(
-        NetworkSettings(
-            blocks=(1, 2),
-            strides=(1, 2),
-            hidden=(3, 5),
-            coefficient=0.6,
-            initial_squeeze=4,
-            injective_padding=2,
-            nonlinearity="softplus",
-        ),
-        (1, 8, 8),
-    )
-    assert isinstance(network, IResNet)
-    assert network.latent_shape == (72, 1, 1)
-    assert network.coefficient == 0.6
-    layers = constrained_layers(network)
-    assert [layer.out_channels for layer in layers] == [3, 3, 18, 5, 5, 72, 5, 5, 72]
-    assert {layer.coefficient for layer in layers} == {0.6}
-    assert {getattr(b, "nonlinearity", "softplus") for b in network.steps()} == {"softplus"}
-    reversible = build_network(NetworkSettings(kind="irevnet", **SMALL), (1, 8, 8))
-    assert isinstance(reversible, IRevNet)
-    assert reversible.latent_shape == (16, 2, 2)
-
-
 @pytest.mark.parametrize(
     ("change", "shape", "reason"),
     [
@@ -197,20 +142,6 @@ def test_a_network_that_does_not_fit_is_the_users_error(
         build_network(NetworkSettings(**{**SMALL, **change}), shape)
 
 
-def test_build_encoder_obeys_its_settings() -> None:
-    lean = build_encoder(EncoderSettings(kind="lean", width=5, side_features=3), (2, 16, 8))
-    assert isinstance(lean, LeanFusion)
-    assert lean.down1[0].out_channels == 5
-    assert lean.side_features == 3
-    mosaic = build_encoder(EncoderSettings(kind="mosaic", width=5, side_features=3), (2, 16, 8))
-    assert isinstance(mosaic, MosaicFusion)
-    assert mosaic.down1[0].out_channels == 5
-    assert mosaic.side_features == 3
-    unet = build_encoder(EncoderSettings(kind="unet", width=6), (3, 32, 32))
-    assert isinstance(unet, UNetFusion)
-    assert len(unet.downs) == 5
-
-
 @pytest.mark.parametrize("shape", [(1, 12, 8), (1, 8, 12), (1, 28, 28)])
 @pytest.mark.parametrize("kind", ["lean", "mosaic"])
 def test_small_encoders_refuse_what_they_cannot_divide(
@@ -220,39 +151,6 @@ def test_small_encoders_refuse_what_they_cannot_divide(
     message = f"the {kind} encoder needs sides divisible by 8, got {shape[1]}x{shape[2]}"
     with pytest.raises(UserError, match=message):
         build_encoder(settings, shape)
-
-
-@pytest.mark.parametrize("shape", [(1, 30, 30), (1, 32, 16), (1, 16, 32), (3, 7, 7)])
-def test_the_unet_refuses_what_it_cannot_halve(shape: tuple[int, int, int]) -> None:
-    with pytest.raises(UserError, match=f"got {shape[1]}x{shape[2]}"):
-        build_encoder(EncoderSettings(kind="unet", width=2), shape)
-
-
-@pytest.mark.parametrize("kind", ["lean", "unet", "mosaic"])
-def test_an_encoder_that_is_built_can_encode(kind: str) -> None:
-    served = []
-    for side in range(2, 101, 2):
-        try:
-            encoder = build_encoder(
-                EncoderSettings.model_validate({"kind": kind, "width": 1}), (1, side, side)
-            ).eval()
-        except UserError:
-            continue
-        x = torch.zeros(1, 2, 1, side, side)
-        assert encoder(x).parity.shape == (1, 1, side, side), side
-        served.append(side)
-    assert {8, 16, 24, 32, 40, 48, 64, 96} <= set(served)
-
-
-def test_a_model_embeds_prepared_images() -> None:
-    coded = model()
-    images = torch.randint(0, 256, (3, 1, 6, 6), dtype=torch.uint8)
-    z = coded.embed(images)
-    assert z.shape == (3, *coded.latent_shape) == (3, 16, 2, 2)
-    assert torch.equal(z, coded.network(prepare(images, 1)))
-    assert torch.equal(coded.embed(images / 255), z)
-    assert torch.equal(coded.classify(z), coded.head(z))
-    assert coded.classify(z).shape == (3, 3)
 
 
 def test_a_model_embeds_its_parity_image() -> None:

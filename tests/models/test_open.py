@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import subprocess
 import sys
 from collections.abc import Callable
@@ -139,27 +138,6 @@ def test_the_export_of_a_bundle_is_kept(monkeypatch: pytest.MonkeyPatch) -> None
         open_model("fashion", engine="onnxruntime")
 
 
-def test_an_export_of_a_network_that_holds_its_batch_fast() -> None:
-    model = open_model(f"{PLACE}:one_at_a_time", engine="onnxruntime")
-    assert model.signature.max_batch == 1
-    queries = probe_inputs(model.signature.inputs)
-    np.testing.assert_array_equal(model.run(queries)["output"], queries["x"])
-
-
-def test_an_output_that_is_not_finite_is_compared(tmp_path: Path) -> None:
-    (tmp_path / "mine.py").write_text(
-        "import torch\nfrom torch import nn\n"
-        "class Masked(nn.Module):\n"
-        "    def forward(self, x):\n"
-        "        mask = torch.where(x > 0.5, 0.0, -torch.inf)\n"
-        "        return {'scores': 2 * x, 'mask': mask, 'odd': 0 * (mask - 1) * torch.inf}\n"
-        "def make():\n    return Masked(), torch.zeros(1, 4)\n"
-    )
-    model = open_model(f"{tmp_path / 'mine.py'}:make", engine="onnxruntime")
-    found = model.run({"x": np.array([[1.0, -1.0, 2.0, 0.0]], np.float32)})
-    assert found["mask"].tolist() == [[0.0, -math.inf, 0.0, -math.inf]]
-
-
 def test_an_export_that_answers_otherwise_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     class Other:
         def get_inputs(self) -> list[Any]:
@@ -238,32 +216,6 @@ def test_a_factory_in_a_file_with_inputs_that_are_told(tmp_path: Path) -> None:
     path.write_text(path.read_text() + "\n")
     with pytest.raises(UserError, match=r"the front end has \w{16}: restart the service"):
         again.source.open()
-
-
-def test_a_factory_file_with_a_dataclass(tmp_path: Path) -> None:
-    path = tmp_path / "mine.py"
-    path.write_text(
-        "from __future__ import annotations\nfrom dataclasses import dataclass\n"
-        "import torch\nfrom torch import nn\n"
-        "@dataclass\nclass Sizes:\n    width: int = 5\n"
-        "def make():\n    return nn.Linear(4, Sizes().width), torch.zeros(1, 4)\n"
-    )
-    assert open_model(f"{path}:make").signature.outputs == (TensorSpec("output", "FP32", (5,)),)
-
-
-@pytest.mark.parametrize("made", ["functools.partial(build, 5)", "Builder()"])
-def test_a_factory_that_is_no_function(made: str, tmp_path: Path) -> None:
-    path = tmp_path / "mine.py"
-    path.write_text(
-        "import functools\nimport torch\nfrom torch import nn\n"
-        "def build(width):\n    return nn.Linear(4, width), torch.zeros(1, 4)\n"
-        f"class Builder:\n    def __call__(self):\n        return build(5)\nmake = {made}\n"
-    )
-    model = open_model(f"{path}:make")
-    assert model.signature.outputs == (TensorSpec("output", "FP32", (5,)),)
-    path.write_text(path.read_text() + "\n")
-    with pytest.raises(UserError, match="restart the service"):
-        model.source.open()
 
 
 def test_a_bundle() -> None:

@@ -16,7 +16,6 @@ from tests.models import factories
 from tests.models.factories import PLACE, identity_onnx
 
 FLOAT = helper.make_tensor_type_proto(TensorProto.FLOAT, [])
-ZIPPED = helper.make_map_type_proto(TensorProto.INT64, FLOAT)
 """A map from a class to its score."""
 
 
@@ -80,11 +79,6 @@ def test_inputs_that_are_told(text: str, told: str) -> None:
     refused(told, f"{PLACE}:plain_mlp", inputs=[text])
 
 
-def test_inputs_that_are_told_twice() -> None:
-    refused("returns example inputs, which tell them", f"{PLACE}:mlp", inputs=["input:FP32:16"])
-    refused("--input: a bundle tells its inputs", "mnist", inputs=["images:FP32:16"])
-
-
 @pytest.mark.parametrize(
     ("name", "scores", "told"),
     [
@@ -109,14 +103,6 @@ def test_scores_that_are_told() -> None:
         scores = open_model(f"{PLACE}:pair", scores=told).signature.scores
         assert scores is not None
         assert (scores.output, scores.kind) == (told.partition(":")[0], kind)
-
-
-def test_scores_that_are_told_may_be_the_same_for_a_few_inputs() -> None:
-    """As those of trees that split far from the few numbers that are tried."""
-    told = open_model(f"{PLACE}:constant", scores="output").signature.scores
-    assert told is not None
-    assert told.output == "output"
-    assert open_model(f"{PLACE}:constant").signature.scores is None
 
 
 def test_sources_and_engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,20 +183,3 @@ def test_types_that_the_protocol_lacks(tmp_path: Path) -> None:
         [("y", TensorProto.FLOAT, ["n", 3])],
     )
     refused(r"input 'x' is tensor\(bfloat16\), which the protocol lacks", path)
-
-
-def test_a_classifier_of_scikit_learn_with_a_zipmap(tmp_path: Path) -> None:
-    """As skl2onnx exports one, if nobody says otherwise."""
-    nodes = [
-        helper.make_node("ZipMap", ["x"], ["y"], domain="ai.onnx.ml", classlabels_int64s=[0, 1, 2])
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "zipped",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3])],
-        [helper.make_value_info("y", helper.make_sequence_type_proto(ZIPPED))],
-    )
-    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("ai.onnx.ml", 1)]
-    path = tmp_path / "zipped.onnx"
-    path.write_bytes(helper.make_model(graph, opset_imports=opsets).SerializeToString())
-    refused(r"output 'y' is seq\(map.*without ZipMap \(skl2onnx: options=", path)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
@@ -14,7 +13,6 @@ from onnx.external_data_helper import set_external_data
 from codedinvnet.errors import UserError
 from codedinvnet.models import open_model
 from codedinvnet.models.probe import probe_inputs
-from codedinvnet.models.runtime import takes_files
 from tests.models import factories
 from tests.models.factories import made
 
@@ -61,52 +59,6 @@ def test_weights_outside_the_folder_are_refused(name: str, tmp_path: Path) -> No
     path = constant_elsewhere(tmp_path / "model" / "a.onnx", name, tmp_path / "weights")
     with pytest.raises(UserError, match="which is not in its folder"):
         open_model(path)
-
-
-def test_weights_beside_of_a_constant_count(tmp_path: Path) -> None:
-    path = constant_elsewhere(tmp_path / "a.onnx", "weights", tmp_path / "weights")
-    model = open_model(path)
-    found = model.run({"x": np.zeros((2, 4), np.float32)})["sum"]
-    np.testing.assert_array_equal(found, np.tile(np.arange(4, dtype=np.float32), (2, 1)))
-    (tmp_path / "weights").write_bytes(bytes(16))
-    with pytest.raises(UserError, match="restart the service"):
-        model.source.open()
-
-
-@pytest.fixture
-def lookup(tmp_path: Path) -> Path:
-    """A model that has a table, a shape and a Constant in one other file."""
-    arrays = {"table": np.ones((1 << 15, 2), np.float32), "shape": np.array([-1, 2])}
-    tensors = [numpy_helper.from_array(array, name) for name, array in arrays.items()]
-    constant = numpy_helper.from_array(np.full(2, 2.0, np.float32), "constant")
-    with (tmp_path / "weights").open("wb") as file:
-        for tensor in (*tensors, constant):
-            content, begin = tensor.raw_data, file.tell()
-            file.write(content)
-            set_external_data(tensor, "./weights", begin, len(content))
-            tensor.ClearField("raw_data")
-    nodes = [
-        helper.make_node("Constant", [], ["constant"], value=constant),
-        helper.make_node("Gather", ["table", "x"], ["row"]),
-        helper.make_node("Reshape", ["row", "shape"], ["flat"]),
-        helper.make_node("Add", ["flat", "constant"], ["y"]),
-    ]
-    value: list[factories.Value] = [("x", TensorProto.INT64, [None])]
-    outputs: list[factories.Value] = [("y", TensorProto.FLOAT, [None, 2])]
-    path = factories.write_graph(tmp_path / "a.onnx", nodes, value, outputs)
-    whole = onnx.load(path, load_external_data=False)
-    whole.graph.initializer.extend(tensors)
-    path.write_bytes(whole.SerializeToString())
-    return path
-
-
-@pytest.mark.skipif(not takes_files(), reason="ONNX Runtime maps the files")
-def test_weights_beside_may_change_once_a_model_is_open(lookup: Path) -> None:
-    model, beside = open_model(lookup), lookup.parent / "weights"
-    with beside.open("r+b") as file:  # in place, as `cp` and `rsync --inplace` write
-        file.write(bytes(beside.stat().st_size))
-    found = model.run({"x": np.arange(1 << 15)})["y"]
-    np.testing.assert_array_equal(found, np.full((1 << 15, 2), 3.0, np.float32))
 
 
 def test_an_onnx_runtime_that_takes_no_files_from_memory(

@@ -4,11 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.flop_counter import FlopCounterMode
 
 from codedinvnet.config import LARGEST_MOSAIC
 from codedinvnet.nn.fusion import (
-    FEW,
     GRIDS,
     FusionEncoder,
     LeanFusion,
@@ -17,10 +15,8 @@ from codedinvnet.nn.fusion import (
     PixelMean,
     UNetFusion,
     mosaic_grid,
-    uniform_weights,
     weighted_mean,
 )
-from codedinvnet.nn.iresnet import IResNet
 
 CHANNELS = 2
 SIDE = {"lean": 0, "lean-side": 3, "unet": 0, "unet-5": 0, "mean": 0, "mean-side": 3}
@@ -133,15 +129,6 @@ def test_all_weight_on_one_member_is_that_member_alone(name: str, member: int) -
 
 
 @EVERY
-def test_a_duplicate_counts_as_often_as_it_is_there(name: str) -> None:
-    network = encoder(name)
-    x = groups(name, 2)
-    torch.testing.assert_close(network(x[:, [0, 0]]).parity, network(x[:, [0]]).parity)
-    thirds = torch.tensor([[2 / 3, 1 / 3]] * 2, dtype=torch.float64)
-    torch.testing.assert_close(network(x[:, [0, 1, 0]]).parity, network.encode(x, thirds).parity)
-
-
-@EVERY
 def test_groups_of_a_batch_do_not_mix(name: str) -> None:
     network = encoder(name)
     x, w = groups(name, 3, batch=4), weights(3, batch=4)
@@ -150,12 +137,6 @@ def test_groups_of_a_batch_do_not_mix(name: str) -> None:
         alone = network.encode(x[row : row + 1], w[row : row + 1])
         torch.testing.assert_close(together.parity[row : row + 1], alone.parity)
         torch.testing.assert_close(together.side[row : row + 1], alone.side)
-
-
-@pytest.mark.parametrize("name", ["lean", "lean-side", "unet", "unet-5"])
-def test_a_network_is_not_the_average_image(name: str) -> None:
-    x = groups(name, 3)
-    assert not torch.allclose(encoder(name)(x).parity, x.mean(1), atol=0.05)
 
 
 def test_side_features_belong_to_their_member_alone() -> None:
@@ -182,12 +163,6 @@ def test_pixel_mean_is_the_weighted_average_of_images() -> None:
     torch.testing.assert_close(PixelMean()(x).parity, x.mean(1))
 
 
-def test_uniform_weights_sum_to_one() -> None:
-    w = uniform_weights(groups("mean", 7))
-    assert w.dtype == torch.float64
-    torch.testing.assert_close(w, torch.full((2, 7), 1 / 7, dtype=torch.float64))
-
-
 @pytest.mark.parametrize("members", [2, 5])
 def test_discriminator_scores_patches_of_group_and_parity(members: int) -> None:
     torch.manual_seed(0)
@@ -198,21 +173,6 @@ def test_discriminator_scores_patches_of_group_and_parity(members: int) -> None:
     assert PatchDiscriminator(1, members, filters=4, layers=2)(x, parity).shape == (2, 1, 6, 6)
     assert not torch.equal(discriminator(x, parity.flip(0)), score)
     assert not torch.equal(discriminator(x.flip(1), parity), score)
-
-
-@torch.no_grad()
-def multiply_adds(module: nn.Module, x: Tensor) -> float:
-    with FlopCounterMode(display=False) as counter:
-        module(x)
-    return float(counter.get_total_flops()) / 2
-
-
-@pytest.mark.parametrize("side_features", [0, 64])
-def test_a_lean_encoder_costs_at_most_half_an_embedding(side_features: int) -> None:
-    lean = LeanFusion(1, width=16, side_features=side_features)
-    cost = multiply_adds(lean, torch.zeros(1, 10, 1, 32, 32))
-    assert 1e6 < cost <= 20e6
-    assert cost <= 0.5 * multiply_adds(IResNet((1, 32, 32)), torch.zeros(1, 1, 32, 32))
 
 
 def mosaic_groups(members: int) -> Tensor:
@@ -261,13 +221,6 @@ def test_members_of_a_mosaic_change_places_with_their_order() -> None:
         torch.testing.assert_close(new[place], old[member])
 
 
-def test_weights_scale_the_cells_of_a_mosaic() -> None:
-    network, x, w = encoder("mosaic"), mosaic_groups(3), weights(3)
-    plain, scaled = cells(network(x).parity, 3), cells(network.encode(x, w).parity, 3)
-    for i in range(3):
-        torch.testing.assert_close(scaled[i], 3 * w[:, i].view(2, 1, 1, 1) * plain[i])
-
-
 @pytest.mark.parametrize("members", [2, 4, 8, 16])
 def test_a_fresh_mosaic_draws_thumbnails(members: int) -> None:
     network = MosaicFusion(CHANNELS, width=4).double()
@@ -283,29 +236,6 @@ def test_a_fresh_mosaic_draws_thumbnails(members: int) -> None:
     for member, cell in enumerate(cells(network(x).parity, members)):
         expected = nn.functional.avg_pool2d(x[:, member], mosaic_grid(members))
         torch.testing.assert_close(cell, expected)
-
-
-def test_a_mosaic_is_full_at_some_size() -> None:
-    assert GRIDS[-1][0] * GRIDS[-1][1] == LARGEST_MOSAIC
-    with pytest.raises(ValueError, match=f"at most {LARGEST_MOSAIC} cells, got 17 members"):
-        mosaic_grid(LARGEST_MOSAIC + 1)
-
-
-@pytest.mark.parametrize("name", ["mosaic-more", "mosaic-more-wide", "mosaic-own-more-wide"])
-@pytest.mark.parametrize("members", [1, 4, 5, 10])
-def test_a_mosaic_does_more_for_few_members_only(name: str, members: int) -> None:
-    network = encoder(name)
-    assert isinstance(network, MosaicFusion)
-    before = network(mosaic_groups(members))
-    assert network.few is not None
-    assert network.few_to_side is not None
-    for parameter in [*network.few.parameters()]:
-        parameter.mul_(-1)
-    after = network(mosaic_groups(members))
-    few = members <= FEW
-    draws = network.drawing is None
-    assert torch.allclose(after.parity, before.parity) is not (few and draws)
-    assert torch.allclose(after.side, before.side) is not few
 
 
 @pytest.mark.parametrize("members", [2, 10])
@@ -332,37 +262,6 @@ def test_mirrored_cells_are_those_of_the_mirrored_images_and_side_features_are_n
     torch.testing.assert_close(mirrored(groups).parity, plain(groups.flip(-1)).parity)
     assert not torch.allclose(mirrored(groups).parity, plain(groups).parity)
     torch.testing.assert_close(mirrored(groups).side, plain(groups).side)
-
-
-def test_small_groups_stages_have_a_width_of_their_own() -> None:
-    groups = mosaic_groups(2)
-    plain, wide = encoder("mosaic-own-more"), encoder("mosaic-own-more-wide")
-    assert multiply_adds(wide, groups) > multiply_adds(plain, groups)
-    assert multiply_adds(wide, mosaic_groups(10)) == multiply_adds(plain, mosaic_groups(10))
-
-
-def test_mirrored_cells_without_stages_of_their_own_are_refused() -> None:
-    with pytest.raises(ValueError, match="need stages of their own"):
-        MosaicFusion(CHANNELS, mirrored=True)
-
-
-@pytest.mark.parametrize("widths", [(16, 0, 0), (11, 16, 13)])
-def test_a_mosaic_for_colour_images_costs_at_most_half_of_its_bundles_embedding(
-    widths: tuple[int, int, int],
-) -> None:
-    width, few_width, cell_width = widths
-    mosaic = MosaicFusion(
-        3,
-        width=width,
-        side_features=96,
-        depth=2,
-        more_for_few=True,
-        few_width=few_width,
-        cell_width=cell_width,
-    )
-    for members in range(2, 11):
-        cost = multiply_adds(mosaic.eval(), torch.zeros(1, members, 3, 32, 32))
-        assert cost <= 0.5 * 82.3e6
 
 
 def test_skips_of_the_unet_are_averaged_behind_their_activation() -> None:

@@ -3,10 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from codedinvnet.nn.fusion import mosaic_grid
-from codedinvnet.nn.head import LARGEST_FLAT, Head, MosaicHead, RecoveryHead
+from codedinvnet.nn.head import Head, MosaicHead, RecoveryHead
 
 SHAPE = (6, 2, 3)
 
@@ -28,14 +27,6 @@ def test_a_flat_head_tells_places_apart_and_a_pooled_one_does_not(hidden: int) -
     assert not torch.allclose(pooled(mean), pooled(z), atol=1e-3)
 
 
-def test_a_linear_head_is_the_layer_that_it_says() -> None:
-    head = Head(SHAPE, 3)
-    assert isinstance(head.hidden, nn.Identity)
-    head.norm.initialise(latents(50))
-    z = latents()
-    torch.testing.assert_close(head(z), head.linear(F.elu(head.norm(z)).flatten(1)))
-
-
 def test_a_convolution_in_front_sees_neighbours_and_is_averaged() -> None:
     torch.manual_seed(0)
     head = Head(SHAPE, 3, channels=7)
@@ -47,11 +38,6 @@ def test_a_convolution_in_front_sees_neighbours_and_is_averaged() -> None:
     torch.testing.assert_close(head(z), head.linear(maps.mean(dim=(2, 3))))
     shuffled = z[..., [1, 0, 2]]  # other neighbours, the same average
     assert not torch.allclose(head(shuffled), head(z), atol=1e-3)
-
-
-def test_large_latents_are_pooled_unasked() -> None:
-    assert Head((LARGEST_FLAT // 16, 4, 4), 2).pooled is False
-    assert Head((LARGEST_FLAT // 16 + 1, 4, 4), 2).pooled is True
 
 
 @pytest.mark.parametrize("pooled", [False, True])

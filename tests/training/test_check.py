@@ -4,17 +4,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import numpy as np
 import pytest
 import torch
 
 from codedinvnet.config import load_settings, parse_settings
-from codedinvnet.data import ImageSet, ImageSource, Split, load_images
+from codedinvnet.data import ImageSet
 from codedinvnet.errors import UserError
 from codedinvnet.nn.fusion import PatchDiscriminator
 from codedinvnet.training.check import check_images, check_same_images, check_settings
 from tests.conftest import tiny_settings
-from tests.data.files import write_npz
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 SHAPES = {"mnist": (1, 28, 28), "fashion": (1, 28, 28), "cifar10": (3, 32, 32)}
@@ -49,14 +47,6 @@ def test_shipped_settings_pass(path: Path) -> None:
         check_settings(settings, source, members)
 
 
-@pytest.mark.parametrize("path", sorted((CONFIGS / "paper").glob("*.json")), ids=lambda p: p.stem)
-def test_the_papers_own_settings_pass(path: Path) -> None:
-    settings = load_settings(path)
-    source = images(SHAPES[settings.data.name], 60_000)
-    for members in (2, 4, 10):
-        check_settings(settings, source, members)
-
-
 @pytest.mark.parametrize(
     ("shape", "classes", "said"),
     [
@@ -76,29 +66,6 @@ def test_images_of_other_shapes_or_classes_are_refused(
         check_images(source, shape, classes, "the network")
 
 
-@pytest.mark.parametrize("short", ["train", "test"])
-def test_an_array_of_classes_mends_a_split_without_the_highest_label(
-    tmp_path: Path, short: str
-) -> None:
-    pixels = np.zeros((6, 5, 4), np.uint8)
-    labels = np.array([0, 1, 2, 0, 1, 2])
-
-    def read(**more: Any) -> list[ImageSource]:
-        for split in ("train", "test"):
-            here = labels[:2] if split == short else labels
-            write_npz(tmp_path, split=split, images=pixels[: len(here)], labels=here, **more)
-        splits: tuple[Split, ...] = ("train", "test")
-        return [load_images("own", split, data_dir=tmp_path) for split in splits]
-
-    train, test = read()
-    with pytest.raises(UserError, match=r"label 2 is .*write an array 'classes' .* into both"):
-        check_images(test, train.shape, train.classes, "the network")
-    train, test = read(classes=np.array(["0", "1", "2"]))
-    check_images(test, train.shape, train.classes, "the network")
-    with pytest.raises(UserError, match=r"label 0 is 0 instead of a$"):
-        check_images(test, train.shape, ("a", "b", "c"), "the network")
-
-
 def test_images_in_another_order_are_not_the_same() -> None:
     pixels = torch.arange(3, dtype=torch.uint8)[:, None, None, None].expand(3, 1, 2, 2)
     source = ImageSet("own", ("a", "b", "c"), pixels, torch.arange(3), "there")
@@ -109,12 +76,6 @@ def test_images_in_another_order_are_not_the_same() -> None:
     for changed in (other, replace(source, labels=torch.zeros(3, dtype=torch.int64))):
         with pytest.raises(UserError, match="there has other training images than the network"):
             check_same_images(changed, source.digest(), "the network")
-
-
-def test_nothing_is_drawn_from_the_generator() -> None:
-    before = torch.get_rng_state()
-    check({}, 4)
-    assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize(
@@ -140,18 +101,6 @@ def test_nothing_is_drawn_from_the_generator() -> None:
 def test_what_does_not_fit_is_refused(members: int, changes: Changes, told: str) -> None:
     with pytest.raises(UserError, match=told):
         check(changes, members)
-
-
-def test_as_many_members_as_images_and_cells_allow_pass() -> None:
-    check({"fusion": MOSAIC}, 16)
-    check({"data": {"validation": 5}}, 5)
-    check({"data": {"validation": 795}}, 5)
-
-
-def test_a_unet_needs_square_images_that_it_can_halve() -> None:
-    settings = parse_settings(tiny_settings("pixels"), "here")
-    with pytest.raises(UserError, match=r"the U-Net needs square images .* got 32x36"):
-        check_settings(settings, images((1, 28, 32)), 2)
 
 
 @pytest.mark.parametrize("groups", [59, 60])

@@ -7,11 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from codedinvnet import stages
 from codedinvnet.training import network
-from codedinvnet.training.loop import make_optimizer, warmup_cosine
+from codedinvnet.training.loop import warmup_cosine
 from codedinvnet.training.network import NetworkStage, augment
 from tests.conftest import make_run, tiny_settings
 
@@ -53,12 +52,6 @@ def test_the_bound_is_kept_from_before_the_first_step_and_the_rate_follows_its_c
         rates = [group["lr"] for group in stage.optimizer.param_groups]
         assert rates == pytest.approx([options.learning_rate * factor] * len(rates))
     assert calls[1:] == [{}] * 3
-
-
-def test_only_matrices_and_kernels_decay() -> None:
-    groups = make_optimizer([nn.Linear(2, 2)], 1.0, 0.1).param_groups
-    found = [(group["weight_decay"], [p.ndim for p in group["params"]]) for group in groups]
-    assert found == [(0.1, [2]), (0.0, [1])]
 
 
 @pytest.mark.parametrize("point", [0, 2, -1])

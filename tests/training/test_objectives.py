@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +11,6 @@ import torch
 
 from codedinvnet import stages
 from codedinvnet.config import (
-    DataSettings,
     RecoveryFusionSettings,
     parse_settings,
 )
@@ -25,7 +23,6 @@ from codedinvnet.nn.lipschitz import constrained_layers
 from codedinvnet.training.network import NetworkStage, load_trained_network
 from codedinvnet.training.recovery import RecoveryStage
 from tests.conftest import make_run, tiny_settings, write_images
-from tests.data.files import write_folder
 from tests.training.runs import CPU
 
 
@@ -73,43 +70,6 @@ def load_bits(run: stages.Run, raw: dict[str, Any], data_dir: Path) -> float:
     score, scalars = stage.validate()
     assert scalars["validation_bits_per_dimension"] == -score
     return -score
-
-
-def test_density_is_validated_in_the_middle_of_each_grey_level(
-    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    raw = tiny_settings()
-    raw["training"].update(objective="density")
-    run = make_run(raw, tmp_path, data_dir)
-    stage = NetworkStage(run.settings, run.images("train"), CPU)
-    seen: list[torch.Tensor] = []
-
-    def bits(x: torch.Tensor) -> torch.Tensor:
-        seen.append(x)
-        return x.new_zeros(len(x))
-
-    monkeypatch.setattr(stage, "bits_per_dimension", bits)
-    stage.validate()
-    levels = torch.cat(seen) * 256 - 0.5
-    torch.testing.assert_close(levels, levels.round(), rtol=0, atol=1e-4)
-    assert (round(float(levels.min())), round(float(levels.max()))) == (0, 255)
-
-
-def test_more_in_a_batch_than_training_images(data_dir: Path, tmp_path: Path) -> None:
-    raw = tiny_settings()
-    raw["training"]["batch_size"] = 701
-    with pytest.raises(UserError, match="batch_size 701 is more than the 700 training images"):
-        stages.train(make_run(raw, tmp_path, data_dir))
-
-
-def test_no_such_device() -> None:
-    with pytest.raises(UserError, match="cannot use the device 'abacus'"):
-        stages.choose_device("abacus")
-    assert stages.choose_device("cpu") == CPU
-
-
-def test_training_on_the_shipped_images_beats_chance_by_far(tmp_path: Path) -> None:
-    check_training("lean", tmp_path)  # a mosaic is trained at night
 
 
 def check_training(encoder: str, folder: Path) -> None:
@@ -207,55 +167,6 @@ def test_the_network_trains_in_the_precision_that_was_asked_for(
     assert stage.head.linear.weight.dtype == torch.float32
 
 
-@pytest.mark.parametrize("joint", [False, True])
-def test_reduced_precision_is_of_passes_that_train(
-    joint: bool,
-    recovery_run: stages.Run,
-    monkeypatch: pytest.MonkeyPatch,
-    bfloat16_instructions: None,
-) -> None:
-    bundle = load_bundle(recovery_run.fusion_folder(4) / "bundle")
-    settings = recovery_run.settings.model_copy(
-        update={
-            "training": recovery_run.settings.training.model_copy(update={"precision": "bfloat16"})
-        }
-    )
-    assert isinstance(settings.fusion, RecoveryFusionSettings)
-    stage = RecoveryStage(
-        settings, settings.fusion, recovery_run.images("train"), bundle.model, CPU, joint=joint
-    )
-    asked = []
-    forward = bundle.model.network.forward
-
-    def recorded(x: torch.Tensor) -> torch.Tensor:
-        asked.append(torch.is_autocast_enabled("cpu") and torch.is_grad_enabled())
-        return forward(x)
-
-    monkeypatch.setattr(bundle.model.network, "forward", recorded)
-    stage.start_epoch(0, torch.Generator().manual_seed(0))
-    before = len(asked)
-    stage.step(0, 0)
-    assert any(asked[before:]) == joint
-    assert all(p.dtype == torch.float32 for p in bundle.model.parameters())
-
-
-def test_a_step_sees_as_many_images_whatever_the_groups_size(recovery_run: stages.Run) -> None:
-    stage = recovery_stage(recovery_run)
-    seen = []
-    real = stage.source.batch
-
-    def batch(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        seen.append(len(rows))
-        return real(rows)
-
-    stage.source = SimpleNamespace(batch=batch, name="counted")
-    stage.latents = torch.zeros(700, *stage.model.latent_shape)
-    for index in range(12):
-        stage.step(0, index)
-    assert set(seen) <= {32, 30}  # 8 groups of 4, 10 of 3, 16 of 2
-    assert len(set(seen)) == 2
-
-
 @pytest.mark.parametrize(("epoch", "training"), [(0, True), (3, True), (4, False)])
 def test_batch_statistics_settle_before_joint_training_ends(
     recovery_run: stages.Run, epoch: int, training: bool
@@ -273,9 +184,3 @@ def recovery_stage(run: stages.Run, joint: bool = False, **fusion: int) -> Recov
     model.train()
     chosen = settings.fusion.model_copy(update=fusion)
     return RecoveryStage(settings, chosen, run.images("train"), model, CPU, joint=joint)
-
-
-def test_images_in_folders_are_read_at_the_size_of_the_settings(tmp_path: Path) -> None:
-    write_folder(tmp_path / "own" / "train")
-    source = stages.images_of(DataSettings(name="own", image_size=16), "train", tmp_path, False)
-    assert source.shape == (3, 16, 16)

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from codedinvnet.config import PixelFusionSettings, parse_settings
 from codedinvnet.data import ImageSet
-from codedinvnet.errors import UserError
 from codedinvnet.models.bundle import Bundle
 from codedinvnet.models.coded import CodedModel
 from codedinvnet.training import precision
@@ -119,31 +118,6 @@ def test_both_learn_nearly_the_same_in_bfloat16(
         assert F.cosine_similarity(whole, rounded, dim=0) > 0.98
 
 
-def test_targets_whose_cosh_overflows_are_refused(held_out: ImageSet, model: CodedModel) -> None:
-    stage = make_stage(held_out, model)
-    targets = stage.data.targets.clone()
-    targets[3, 0, 5, 5] = -90.0
-    far = FusionData(stage.data.groups, targets)
-    settings = parse_settings(tiny_settings("pixels"), "here")
-    with pytest.raises(UserError, match="reach 90 where images lie in 0"):
-        PixelStage(settings, stage.fusion, held_out, model, far, K, CPU)
-
-
-def test_the_discriminator_begins_with_the_seed_that_is_given(
-    held_out: ImageSet, model: CodedModel
-) -> None:
-    """So that a mean over seeds has other weights of it, too, on the same split."""
-    one = make_stage(held_out, model)
-    settings = parse_settings(tiny_settings("pixels"), "here")
-
-    def begun(seed: int | None) -> Tensor:
-        stage = PixelStage(settings, one.fusion, held_out, model, one.data, K, CPU, seed)
-        return torch.cat([own.detach().flatten() for own in stage.discriminator.parameters()])
-
-    assert torch.equal(begun(None), begun(settings.seed))
-    assert not torch.equal(begun(None), begun(settings.seed + 1))
-
-
 def test_the_discriminator_follows_hinge_losses(held_out: ImageSet, model: CodedModel) -> None:
     stage = make_stage(held_out, model)
     encoder, before = copy.deepcopy(model.encoder), copy.deepcopy(stage.discriminator)
@@ -182,30 +156,3 @@ def test_the_discriminator_has_so_many_steps_and_the_encoder_one(
     stage.step(0, 1)
     turn = "discriminator"
     assert seen == ["3", turn, "4", turn, "5", turn, "encoder"]
-
-
-def test_both_rates_fall_along_a_half_cosine(held_out: ImageSet, model: CodedModel) -> None:
-    stage = make_stage(held_out, model)
-    per_epoch = stage.steps_per_epoch
-    rates = []
-    for epoch in (0, EPOCHS // 2, EPOCHS - 1):
-        stage.start_epoch(epoch, torch.Generator().manual_seed(epoch))
-        stage.step(epoch, 0 if epoch < EPOCHS - 1 else per_epoch - 1)
-        found = [optimizer.param_groups[0]["lr"] for optimizer in stage.optimizers().values()]
-        assert found[0] == found[1]
-        rates.append(found[0])
-    total = EPOCHS * per_epoch
-    assert rates[0] == RATE
-    assert rates[1] == pytest.approx(RATE / 2, rel=3 / total)
-    assert 0 < rates[2] < RATE * 3 / total**2
-
-
-def test_pixels_come_nearer_to_their_targets(held_out: ImageSet, model: CodedModel) -> None:
-    stage = make_stage(held_out, model)
-    errors = []
-    for epoch in range(EPOCHS):
-        stage.start_epoch(epoch, torch.Generator().manual_seed(epoch))
-        losses = [stage.step(epoch, index)["pixel"] - 1 for index in range(stage.steps_per_epoch)]
-        errors.append(sum(losses))
-    assert errors[-1] < 0.7 * errors[0]
-    assert not any(p.requires_grad for p in model.network.parameters())

@@ -13,12 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from codedinvnet.config import RecoveryFusionSettings, parse_settings
-from codedinvnet.data import ImageSet, load_images
+from codedinvnet.data import load_images
 from codedinvnet.models.coded import CodedModel, decode_missing, model_settings
-from codedinvnet.nn.fusion import mosaic_grid
 from codedinvnet.training import recovery
 from codedinvnet.training.loop import warmup_cosine
-from codedinvnet.training.network import NetworkStage
 from codedinvnet.training.recovery import RecoveryStage, draw_size
 from tests.conftest import tiny_settings
 
@@ -39,52 +37,6 @@ def stage_of(raw: dict[str, Any], data_dir: Path, joint: bool) -> RecoveryStage:
 def drawn(largest: int, apart: bool) -> Counter[int]:
     generator = torch.Generator().manual_seed(0)
     return Counter(draw_size(largest, apart, generator) for _ in range(DRAWS))
-
-
-@pytest.mark.parametrize("largest", [2, 10])
-def test_every_size_is_drawn_equally_often(largest: int) -> None:
-    counts = drawn(largest, apart=False)
-    assert sorted(counts) == list(range(2, largest + 1))
-    for count in counts.values():
-        assert count == pytest.approx(DRAWS / (largest - 1), rel=0.15)
-
-
-@pytest.mark.parametrize(("largest", "grids"), [(2, 1), (3, 2), (10, 4)])
-def test_every_grid_of_a_mosaic_is_drawn_equally_often(largest: int, grids: int) -> None:
-    sizes = drawn(largest, apart=True)
-    assert sorted(sizes) == list(range(2, largest + 1))
-    counts: Counter[tuple[int, int]] = Counter()
-    for size, count in sizes.items():
-        counts[mosaic_grid(size)] += count
-    assert len(counts) == grids
-    for count in counts.values():
-        assert count == pytest.approx(DRAWS / grids, rel=0.15)
-
-
-@pytest.mark.parametrize(("share", "answered"), [(0.001, 1), (0.5, 8)])
-def test_some_image_of_a_joint_step_is_answered_directly(
-    share: float, answered: int, data_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    raw = tiny_settings()
-    raw["fusion"] |= {
-        "encoder": {"kind": "mosaic", "width": 4},
-        "latent_weight": 0.0,
-        "normal_share": share,
-    }
-    stage = stage_of(raw, data_dir, joint=True)
-    model = stage.model
-    counts = []
-    classify = model.classify
-
-    def counted(latents: torch.Tensor) -> torch.Tensor:
-        counts.append(len(latents))
-        return classify(latents)
-
-    monkeypatch.setattr(model, "classify", counted)
-    stage.start_epoch(0, torch.Generator().manual_seed(0))
-    scalars = stage.step(0, 0)
-    assert all(math.isfinite(value) for value in scalars.values())
-    assert counts == [answered]  # of 4 groups of 4
 
 
 @pytest.mark.parametrize("distilled", [0.0, 0.6])
@@ -167,28 +119,6 @@ def test_a_step_follows_the_loss(
         torch.testing.assert_close(moved, wanted, rtol=2e-3, atol=2e-4, msg=name)
 
 
-def test_latents_that_do_not_fit_are_computed_in_every_step(
-    data_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    settings = parse_settings(tiny_settings(), "here")
-    assert isinstance(settings.fusion, RecoveryFusionSettings)
-    source = load_images("mnist", "train", data_dir=data_dir)
-    torch.manual_seed(0)
-    model = CodedModel(model_settings(settings, source.shape, source.classes))
-    found = []
-    for spare in (0, -1):  # in bytes
-        stage = RecoveryStage(
-            settings, settings.fusion, source, copy.deepcopy(model), CPU, joint=False
-        )
-        size = 4 * len(stage.train_rows) * math.prod(model.latent_shape)
-        monkeypatch.setattr(recovery, "KEPT_BYTES", size + spare)
-        stage.start_epoch(0, torch.Generator().manual_seed(0))
-        scalars = stage.step(0, 0)
-        assert (stage.latents is None) == (spare < 0)
-        found.append((scalars, stage.model.encoder.state_dict()))
-    torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=1e-5)
-
-
 @pytest.mark.parametrize("joint", [False, True])
 def test_the_rate_follows_its_curve_and_gradients_are_clipped(
     joint: bool, data_dir: Path, monkeypatch: pytest.MonkeyPatch
@@ -242,32 +172,3 @@ def test_batch_statistics_stay_as_they_were_trained_while_a_recovery_head_is_ini
     stage.start_epoch(0, torch.Generator().manual_seed(0))
     torch.testing.assert_close(network.state_dict(), before, rtol=0.0, atol=0.0)
     assert network.training
-
-
-@pytest.mark.parametrize("stage", [NetworkStage, RecoveryStage])
-def test_what_is_initialised_sees_all_classes_of_a_sorted_set(
-    stage: type[NetworkStage | RecoveryStage], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As an image folder is, whose first images are of one class."""
-    raw = tiny_settings()
-    settings = parse_settings(raw, "here")
-    assert isinstance(settings.fusion, RecoveryFusionSettings)
-    labels = torch.arange(10).repeat_interleave(150)
-    images = torch.randint(0, 256, (1500, 1, 28, 28), dtype=torch.uint8)
-    source = ImageSet("sorted", tuple("0123456789"), images, labels, "here")
-    model = CodedModel(model_settings(settings, source.shape, source.classes))
-    made = (
-        NetworkStage(settings, source, CPU)
-        if stage is NetworkStage
-        else RecoveryStage(settings, settings.fusion, source, model, CPU, joint=False)
-    )
-    seen: list[Tensor] = []
-
-    def noted(rows: Tensor) -> tuple[Tensor, Tensor]:
-        seen.append(labels[rows])
-        return images[rows], labels[rows]
-
-    monkeypatch.setattr(made, "source", SimpleNamespace(batch=noted))
-    made.initialise()
-    (classes,) = seen
-    assert min(classes.bincount(minlength=10).tolist()) > 0.08 * len(classes)

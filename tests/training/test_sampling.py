@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 from pathlib import Path
 
 import pytest
@@ -13,9 +11,7 @@ from codedinvnet import stages
 from codedinvnet.checkpoint import load_checkpoint, save_checkpoint
 from codedinvnet.data import split_indices
 from codedinvnet.errors import UserError
-from codedinvnet.models.bundle import load_bundle
 from codedinvnet.models.coded import prepare
-from codedinvnet.nn.iresnet import IResNet
 from codedinvnet.training.fusion_data import draw_groups
 from codedinvnet.training.network import load_trained_network
 from tests.training.runs import CPU, SHARDED, fusion_data, shards, shared_network
@@ -37,28 +33,6 @@ def test_targets_embed_to_the_mean_latent(pixels: stages.Run) -> None:
         trivial = (network(average) - mean).abs().max()
     assert float(found) < 2e-3
     assert float(trivial) > 5 * float(found)  # the average image alone is not the answer
-
-
-def test_reproduce_counts_the_time_of_sampling(pixels: stages.Run, tmp_path: Path) -> None:
-    run = shared_network(pixels, tmp_path, resume=-1)
-    report = stages.reproduce(run, 2)
-    trained = load_bundle(report["bundle"]).info.provenance.seconds
-    sampled = json.loads((run.fusion_folder(2) / "sample.json").read_text())
-    assert report["seconds"] == pytest.approx(trained + sampled["seconds"], abs=0.06)
-    (path,) = shards(run)
-    tensors, header = load_checkpoint(path)
-    save_checkpoint(path, tensors, {**header, "seconds": 70.0})  # as if that had taken longer
-    again = stages.reproduce(run, 2)
-    assert again["seconds"] == pytest.approx(trained + 70, abs=0.06)
-    assert report["test_k2"] == again["test_k2"]
-
-
-@pytest.mark.parametrize("damaged", ["{", "[]", "{}"])
-def test_a_damaged_report_of_sampling(damaged: str, tmp_path: Path) -> None:
-    assert stages.sampling_seconds(tmp_path) == 0
-    (tmp_path / "sample.json").write_text(damaged)
-    with pytest.raises(UserError, match=r"sample\.json"):
-        stages.sampling_seconds(tmp_path)
 
 
 def test_groups_use_all_rows_before_repeating() -> None:
@@ -101,43 +75,6 @@ def test_resumed_sampling_keeps_whole_shards_and_mends_others(
     assert third["largest_latent_error"] == report["largest_latent_error"]
 
 
-def test_sampling_without_resume_makes_every_shard_anew(pixels: stages.Run, tmp_path: Path) -> None:
-    run = shared_network(pixels, tmp_path, **SHARDED)
-    stages.sample(run, 2, shard_batches=1)
-    inodes = [path.stat().st_ino for path in shards(run)]
-    stages.sample(run, 2, shard_batches=1)
-    assert all(path.stat().st_ino != old for path, old in zip(shards(run), inodes, strict=True))
-
-
-@pytest.mark.parametrize("resume", [0, -1])
-@pytest.mark.parametrize(("before", "after"), [(1, 16), (16, 1)])
-def test_another_shard_size_replaces_the_data_set(
-    before: int, after: int, resume: int, pixels: stages.Run, tmp_path: Path
-) -> None:
-    stages.sample(shared_network(pixels, tmp_path, **SHARDED), 2, shard_batches=before)
-    run = shared_network(pixels, tmp_path, resume=resume, **SHARDED)
-    stages.sample(run, 2, shard_batches=after)
-    data = fusion_data(run)
-    assert len(data.groups) == 200
-    groups = draw_groups(
-        split_indices(800, 100, 3)[0], 200, 2, torch.Generator().manual_seed(3 + 2)
-    )
-    assert torch.equal(data.groups, groups)
-
-
-def test_a_smaller_data_set_leaves_no_stale_shards(pixels: stages.Run, tmp_path: Path) -> None:
-    stages.sample(shared_network(pixels, tmp_path, **SHARDED), 2, shard_batches=1)
-    run = shared_network(pixels, tmp_path, groups=50)
-    stages.sample(run, 2, shard_batches=1)
-    assert [path.stem for path in shards(run)] == ["train-00000"]
-
-
-def test_fuse_without_data(pixels: stages.Run, tmp_path: Path) -> None:
-    run = shared_network(pixels, tmp_path)
-    with pytest.raises(UserError, match=r"no fusion data set in .*generate it first"):
-        stages.fuse(run, 2)
-
-
 def test_fuse_with_half_of_the_shards(pixels: stages.Run, tmp_path: Path) -> None:
     run = shared_network(pixels, tmp_path, **SHARDED)
     stages.sample(run, 2, shard_batches=1)
@@ -145,29 +82,3 @@ def test_fuse_with_half_of_the_shards(pixels: stages.Run, tmp_path: Path) -> Non
     with pytest.raises(UserError, match="holds 72 of 200 groups: finish it"):
         stages.fuse(run, 2)
     assert not (run.fusion_folder(2) / "bundle").exists()
-
-
-def test_fuse_with_data_of_other_settings(pixels: stages.Run, tmp_path: Path) -> None:
-    stages.sample(shared_network(pixels, tmp_path), 2)
-    run = shared_network(pixels, tmp_path, groups=41)
-    with pytest.raises(UserError, match=r"generated with other settings \(groups 40 -> 41\)"):
-        stages.fuse(run, 2)
-
-
-def test_recovery_objective_has_no_data_set(recovery_run: stages.Run) -> None:
-    with pytest.raises(UserError, match="has no fusion data set"):
-        stages.sample(recovery_run, 4)
-
-
-def test_an_inverse_that_is_not_finite_is_told(
-    pixels: stages.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = IResNet.inverse
-    monkeypatch.setattr(
-        IResNet, "inverse", lambda *args, **options: real(*args, **options) * math.nan
-    )
-    with pytest.raises(UserError, match="inverse of a mean latent is not finite"):
-        stages.sample(shared_network(pixels, tmp_path), 2)
-    report = stages.test_inversion(pixels)
-    assert (report["measured"], report["not_converged"]) == (0, 200)
-    assert report["largest_error"] is None

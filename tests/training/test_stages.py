@@ -12,18 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from codedinvnet import stages, training
 from codedinvnet.checkpoint import load_checkpoint, save_checkpoint
-from codedinvnet.config import (
-    EncoderSettings,
-    PixelFusionSettings,
-)
-from codedinvnet.data import ImageSet
 from codedinvnet.errors import UserError
 from codedinvnet.models.bundle import VALIDATION, load_bundle
-from codedinvnet.models.coded import CodedModel, prepare
+from codedinvnet.models.coded import prepare
 from codedinvnet.nn.iresnet import IResNet
 from codedinvnet.nn.lipschitz import constrained_layers
 from codedinvnet.training.loop import LATEST, train_stage
@@ -31,8 +25,7 @@ from codedinvnet.training.network import NetworkStage, load_trained_network
 from codedinvnet.training.pixels import PixelStage
 from codedinvnet.training.recovery import RecoveryStage
 from tests.conftest import digests, make_run, tiny_settings
-from tests.data.files import Unread
-from tests.training.runs import CPU, fusion_data, pixel_run, shards, shared_network
+from tests.training.runs import CPU, pixel_run, shared_network
 
 
 def test_all_stages_of_the_papers_objective(pixels: stages.Run) -> None:
@@ -52,40 +45,6 @@ def test_all_stages_of_the_papers_objective(pixels: stages.Run) -> None:
     torch.testing.assert_close(bundle.classify(bundle.embed(images)), expected, rtol=0, atol=1e-5)
 
 
-def starts_without_biases(module: nn.Module) -> bool:
-    biases = [
-        layer.bias
-        for layer in module.modules()
-        if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)) and layer.bias is not None
-    ]
-    assert biases
-    return not any(bias.any() for bias in biases)
-
-
-@pytest.mark.parametrize("kind", ["unet", "lean"])
-def test_only_a_unet_starts_as_pix2pix_does(
-    kind: str, pixels: stages.Run, bundle_folder: Path
-) -> None:
-    fusion = pixels.settings.fusion
-    assert isinstance(fusion, PixelFusionSettings)
-    description = load_bundle(bundle_folder).info.model
-    encoder = EncoderSettings(kind=kind, width=4)  # type: ignore[arg-type]
-    model = CodedModel(description.model_copy(update={"encoder": encoder})).eval()
-    data = fusion_data(pixels)
-    source = pixels.images("train")
-    stage = PixelStage(pixels.settings, fusion, source, model, data, 2, CPU)
-    first = next(stage.discriminator.parameters()).detach()
-    assert float(first.std()) == pytest.approx(0.02, rel=0.2)
-    assert starts_without_biases(stage.discriminator) == (kind == "unet")
-    x, _ = stage.batch(0)
-    if kind == "lean":  # its correction to the average image starts at nothing
-        assert torch.equal(model.encoder(x).parity, x.mean(dim=1))
-    else:
-        assert starts_without_biases(model.encoder)
-        first = next(model.encoder.parameters()).detach()
-        assert float(first.std()) == pytest.approx(0.02, rel=0.3)  # of 64 weights
-
-
 def test_inversion_of_the_trained_network(pixels: stages.Run) -> None:
     report = stages.test_inversion(pixels)
     assert report["images"] == 200
@@ -93,18 +52,6 @@ def test_inversion_of_the_trained_network(pixels: stages.Run) -> None:
     assert report["not_converged"] == 0
     assert report["iterations"] > 1
     assert report["largest_singular_value"] <= report["coefficient"] + 1e-5
-
-
-def test_every_stage_refuses_what_a_later_one_could_not_do(
-    pixels: stages.Run, tmp_path: Path
-) -> None:
-    run = shared_network(pixels, tmp_path, batch_size=30)
-    before = digests(tmp_path)
-    for stage in (stages.train, stages.sample, stages.fuse, stages.reproduce):
-        with pytest.raises(UserError, match=r"do not make one step.* = 60"):
-            stage(run, 2)
-    assert digests(tmp_path) == before
-    assert not run.fusion_folder(2).exists()
 
 
 def test_stages_in_the_wrong_order(pixels: stages.Run, data_dir: Path, tmp_path: Path) -> None:
@@ -203,29 +150,6 @@ def test_resumed_fusion_equals_an_unbroken_one(
     assert [key for key in expected if not torch.equal(expected[key], found[key])] == []
 
 
-def test_the_networks_own_training_section_counts(pixels: stages.Run, tmp_path: Path) -> None:
-    run = shared_network(pixels, tmp_path)
-    training = run.settings.training.model_copy(update={"epochs": 5, "weight_decay": 0.1})
-    run = replace(run, settings=run.settings.model_copy(update={"training": training}))
-    told = r"epochs 5 -> 3, weight_decay 0.1 -> 0.0005"
-    for stage in (stages.sample, stages.fuse):
-        with pytest.warns(UserWarning, match=told):
-            stage(run, 2)
-    info = load_bundle(run.fusion_folder(2) / "bundle").info
-    assert info.provenance.settings == pixels.settings
-    _, header = load_checkpoint(run.fusion_folder(2) / "last.safetensors")
-    assert header["settings"]["training"] == pixels.settings.training.model_dump(mode="json")
-
-
-def test_a_network_of_options_that_are_gone(pixels: stages.Run, tmp_path: Path) -> None:
-    path = Path(shutil.copytree(pixels.network_folder, tmp_path / "n")) / "network.safetensors"
-    tensors, header = load_checkpoint(path)
-    header["settings"]["training"]["momentum"] = 0.9
-    save_checkpoint(path, tensors, header)
-    with pytest.raises(UserError, match=r"n/network.safetensors: unknown key 'training.momentum'"):
-        stages.sample(replace(pixels, save_dir=tmp_path, shared_network=tmp_path / "n"), 2)
-
-
 def network_weights(path: Path) -> str | None:
     """Return the digest of the network that a header states, or that it depends on."""
     _, header = load_checkpoint(path)
@@ -246,10 +170,6 @@ def rewritten(data_dir: Path, root: Path, change: Callable[[dict[str, Any]], Non
 
 def in_another_order(arrays: dict[str, Any]) -> None:
     arrays["images"], arrays["labels"] = arrays["images"][::-1], arrays["labels"][::-1]
-
-
-def with_another_class(arrays: dict[str, Any]) -> None:
-    arrays["classes"] = np.array([*map(str, arrays["classes"]), "none of these"])
 
 
 def test_no_stage_goes_on_with_images_in_another_order(pixels: stages.Run, tmp_path: Path) -> None:
@@ -283,32 +203,6 @@ def test_no_stage_goes_on_with_images_in_another_order(pixels: stages.Run, tmp_p
     stages.sample(run, 2)
 
 
-def test_images_of_a_split_are_read_as_they_are_needed(
-    pixels: stages.Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The training split of image folders is larger than memory."""
-    bundle = load_bundle(pixels.fusion_folder(2) / "bundle")
-    images = pixels.images("train")
-    assert isinstance(images, ImageSet)
-    unread = Unread(images.name, images.classes, images.images, images.labels, images.source)
-    monkeypatch.setattr(stages, "images_of", lambda *_: unread)
-    found = [stages.evaluation_images(bundle, split, None) for split in ("train", "validation")]
-    assert [len(source) for source in found] == [len(images) - 100, 100]
-
-
-def test_no_stage_goes_on_with_images_of_other_classes(pixels: stages.Run, tmp_path: Path) -> None:
-    assert pixels.data_dir is not None
-    other = rewritten(pixels.data_dir, tmp_path / "data", with_another_class)
-    run = replace(shared_network(pixels, tmp_path), data_dir=other)
-    shutil.copytree(pixels.fusion_folder(2), run.fusion_folder(2))
-    told = "has other classes than the (trained network|fusion encoder): label 10 is none of these"
-    for stage in (stages.sample, stages.fuse, stages.test_fusion):
-        with pytest.raises(UserError, match=told):
-            stage(run, 2)
-    with pytest.raises(UserError, match=told):
-        stages.test_inversion(run)
-
-
 def test_a_fusion_that_starts_over_leaves_no_bundle_to_test(
     pixels: stages.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -325,32 +219,6 @@ def test_a_fusion_that_starts_over_leaves_no_bundle_to_test(
     with pytest.raises(UserError, match="no trained fusion encoder at"):
         stages.test_fusion(run, 2)
     assert load_bundle(run.fusion_folder(2) / "bundle-before-1").info.group_sizes == (2,)
-
-
-def test_a_bundle_of_other_settings_is_not_tested(pixels: stages.Run, tmp_path: Path) -> None:
-    run = shared_network(pixels, tmp_path, groups=50)
-    shutil.copytree(pixels.fusion_folder(2), run.fusion_folder(2))
-    with pytest.raises(UserError, match=r"other settings \(fusion.groups 40 -> 50\): train it"):
-        stages.test_fusion(run, 2)
-    flags = shared_network(pixels, tmp_path, batch_size=5, learning_rate=0.5)
-    assert stages.test_fusion(flags, 2)["k"] == 2  # as main.py may have changed them
-
-
-def test_a_bundle_says_what_trained_it_and_not_what_ran_last(
-    pixels: stages.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = shared_network(pixels, tmp_path, resume=LATEST)
-    shutil.copytree(pixels.fusion_folder(2), run.fusion_folder(2))
-    before = load_bundle(run.fusion_folder(2) / "bundle").info.provenance
-    for module in (stages, training.loop):
-        for what in ("commit", "machine", "command"):
-            monkeypatch.setattr(module, f"describe_{what}", lambda what=what: f"another {what}")
-    stages.fuse(run, 2)
-    assert load_bundle(run.fusion_folder(2) / "bundle").info.provenance == before
-    stages.fuse(replace(run, resume=0), 2)
-    after = load_bundle(run.fusion_folder(2) / "bundle").info.provenance
-    found = (after.commit, after.machine, after.command)
-    assert found == ("another commit", "another machine", "another command")
 
 
 def test_a_resumed_fusion_of_the_papers_objective_equals_an_unbroken_one(
@@ -385,60 +253,6 @@ def train_otherwise(run: stages.Run, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patched:
         patched.setattr(training.network, "train_stage", otherwise)
         stages.train(replace(run, resume=0))
-
-
-def test_a_network_is_named_by_its_weights(
-    pixels: stages.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = replace(pixels, save_dir=tmp_path, resume=LATEST)
-    shutil.copytree(pixels.network_folder, run.network_folder)
-    path = run.network_folder / "network.safetensors"
-    before = network_weights(path)
-    assert before
-    monkeypatch.setattr(training.network, "constrain_exactly", lambda network: None)
-    stages.train(run)  # finished long ago; only the last correction comes out otherwise
-    assert network_weights(path) == before
-    train_otherwise(run, monkeypatch)
-    assert network_weights(path) != before
-
-
-def fused(pixels: stages.Run, save_dir: Path) -> stages.Run:
-    """Return a finished run of its own, which goes on."""
-    run = replace(pixels, save_dir=save_dir, resume=LATEST)
-    shutil.copytree(pixels.network_folder, run.network_folder)
-    stages.sample(run, 2)
-    stages.fuse(run, 2)
-    return run
-
-
-@pytest.mark.parametrize("version", ["OBJECTIVE_VERSION", "UNET_VERSION"])
-def test_a_training_of_an_older_objective_or_unet_is_not_gone_on_with(
-    version: str, pixels: stages.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = fused(pixels, tmp_path)
-    stages.fuse(run, 2)  # finished, and kept
-    newer = getattr(stages, version) + 1
-    monkeypatch.setattr(stages, version, newer)
-    differs = rf"last.* \({version.lower()} {newer - 1} -> {newer}\): start over"
-    with pytest.raises(UserError, match=differs):
-        stages.fuse(run, 2)
-
-
-def test_nothing_goes_on_with_targets_of_another_network(
-    pixels: stages.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = fused(pixels, tmp_path)
-    assert stages.test_fusion(run, 2)["k"] == 2
-    train_otherwise(run, monkeypatch)
-    with pytest.raises(UserError, match="was trained for another network than"):
-        stages.test_fusion(run, 2)
-    with pytest.raises(UserError, match=r"train-00000.* \(network_weights .*: generate it anew"):
-        stages.fuse(run, 2)
-    before = load_checkpoint(shards(run)[0])[0]["targets"]
-    stages.sample(run, 2)
-    assert not torch.equal(load_checkpoint(shards(run)[0])[0]["targets"], before)
-    with pytest.raises(UserError, match=r"last.* \(network_weights .*: start over"):
-        stages.fuse(run, 2)
 
 
 def test_no_encoder_goes_on_with_another_network(

@@ -113,6 +113,10 @@ class ImageSet:
                 f"{len(self.classes)} classes of {self.name!r} (0 to {len(self.classes) - 1})"
             )
 
+    def __repr__(self) -> str:
+        size = "x".join(map(str, self.shape))
+        return f"ImageSet({self.name!r}: {len(self)} images {size} of {len(self.classes)} classes)"
+
     @property
     def shape(self) -> tuple[int, int, int]:
         """Size of every image, (channels, height, width)."""

@@ -86,9 +86,10 @@ class BundleInfo(Section):
 
 
 class Bundle:
-    """A loaded bundle: f, g, E and g', folded and in evaluation mode.
+    """A loaded bundle: network f, head g, fusion encoder E and recovery head g', for inference.
 
-    Images are uint8 in 0..255, or floats in 0..1, as they are stored (`info.input.shape`).
+    Images are uint8 in 0..255, or floats in 0..1, of the shape `info.input.shape`. Nothing here
+    keeps gradients.
 
     Args:
         info: its description.
@@ -101,6 +102,16 @@ class Bundle:
         self.folder = folder
         self.model = model.eval()
         self.model.requires_grad_(False)
+
+    def __repr__(self) -> str:
+        info, sizes = self.info, self.info.group_sizes
+        image = "x".join(map(str, info.input.shape))
+        latent = "x".join(map(str, self.model.latent_shape))
+        return (
+            f"Bundle({info.name!r}: {len(info.classes)} classes, images {image}, latents {latent}, "
+            f"{info.model.network.kind}, {info.model.encoder.kind} encoder, "
+            f"groups of {sizes[0]} to {sizes[-1]})"
+        )
 
     def digest(self) -> str:
         """Return what `weights_digest` does."""
@@ -133,8 +144,26 @@ class Bundle:
         return self.model.classify(latents).softmax(1)
 
     @torch.inference_mode()
+    def invert(self, latents: Tensor, tolerance: float = 1e-4) -> Tensor:
+        """Return the images (B, C, H, W), floats about 0..1, of latents (B, *latent_shape).
+
+        Args:
+            latents: `embed`'s, or any mixture of them.
+            tolerance: the largest residual of a block, per element.
+
+        Raises:
+            NotConverged: if f has no inverse there, as where its norm is not bounded.
+        """
+        x = self.model.network.inverse(latents, tolerance=tolerance)
+        border = self.info.input.padding
+        return x[..., border : x.shape[-2] - border, border : x.shape[-1] - border]
+
+    @torch.inference_mode()
     def encode(self, images: Tensor) -> Parity:
         """Do the parity worker's work for groups of images (B, m, C, H, W).
+
+        Returns:
+            The parity's latent (B, *latent_shape), and the members' side features (B, m, n).
 
         Raises:
             UserError: if the bundle takes no such images, or no groups of m.

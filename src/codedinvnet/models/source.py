@@ -18,7 +18,7 @@ from codedinvnet.engines import (
     engine_named,
 )
 from codedinvnet.errors import UserError
-from codedinvnet.models.base import Signature, Unreachable
+from codedinvnet.models.base import Signature, TensorSpec, Unreachable
 from codedinvnet.models.probe import ROWS, Compute, Opened, find_scores, in_turn, probe
 from codedinvnet.models.specs import parse_input
 from codedinvnet.models.upstream import TOKEN_FLAG, open_upstream_model
@@ -140,6 +140,14 @@ class OpenModel:
         self._signature, self._compute = signature, compute
         self._at_once = signature.max_batch
         self._worked = min(ROWS, signature.max_batch or ROWS)  # as the probe has seen
+
+    def __repr__(self) -> str:
+        def tensors(specs: Sequence[TensorSpec]) -> str:
+            each = (f"{s.name}: {s.datatype} {'x'.join(map(str, s.shape)) or '()'}" for s in specs)
+            return ", ".join(each)
+
+        inputs, outputs = tensors(self._signature.inputs), tensors(self._signature.outputs)
+        return f"OpenModel({self.source.source!r} on {self.source.engine}: {inputs} -> {outputs})"
 
     @property
     def signature(self) -> Signature:
