@@ -149,7 +149,7 @@ def test_an_export_that_answers_otherwise_is_refused(monkeypatch: pytest.MonkeyP
         def run(self, _: None, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
             return [np.zeros((len(feeds["input"]), 3), np.float32)]
 
-    monkeypatch.setattr("codedinvnet.models.torch.exported_session", lambda *_, **__: Other())
+    monkeypatch.setattr("codedinvnet.models.pytorch.exported_session", lambda *_, **__: Other())
     with pytest.raises(UserError, match="'output' differs between PyTorch and its export"):
         open_model(f"{PLACE}:mlp", engine="onnxruntime")
 

@@ -66,7 +66,7 @@ def test_an_onnx_runtime_that_takes_no_files_from_memory(
 ) -> None:
     path = factories.save_onnx(factories.mlp, tmp_path / "mlp.onnx", external=True)
     model = open_model(path)
-    monkeypatch.setattr("codedinvnet.models.onnx.takes_files", lambda: False)
+    monkeypatch.setattr("codedinvnet.models.onnx_file.takes_files", lambda: False)
     other = open_model(path)
     assert other.source.digest == model.source.digest
     queries = probe_inputs(model.signature.inputs)

@@ -17,7 +17,7 @@ from codedinvnet.protect import distil, teacher
 from codedinvnet.protect.folder import DESCRIPTION, WEIGHTS
 from tests.conftest import Command
 from tests.models.factories import save_onnx
-from tests.models.test_upstream import server
+from tests.models.test_remote import server
 from tests.protect import factories
 from tests.protect.conftest import COUNT, arguments, description, killed, queries
 

@@ -35,8 +35,29 @@ class Known:
     aliases: tuple[str, ...] = ()
 
 
-_CLOTHES = "T-shirt/top Trouser Pullover Dress Coat Sandal Shirt Sneaker Bag".split()
-_OBJECTS = "airplane automobile bird cat deer dog frog horse ship truck".split()
+_CLOTHES = [
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+]
+_OBJECTS = [
+    "airplane",
+    "automobile",
+    "bird",
+    "cat",
+    "deer",
+    "dog",
+    "frog",
+    "horse",
+    "ship",
+    "truck",
+]
 KNOWN = {
     "mnist": Known(tuple("0123456789"), "MNIST", "MNIST/raw"),
     "fashion": Known(

@@ -20,8 +20,8 @@ from codedinvnet.engines import (
 from codedinvnet.errors import UserError
 from codedinvnet.models.base import Signature, TensorSpec, Unreachable
 from codedinvnet.models.probe import ROWS, Compute, Opened, find_scores, in_turn, probe
+from codedinvnet.models.remote import TOKEN_FLAG, open_remote_model
 from codedinvnet.models.specs import parse_input
-from codedinvnet.models.upstream import TOKEN_FLAG, open_upstream_model
 
 Kind: TypeAlias = Literal["bundle", "onnx", "factory", "upstream"]
 
@@ -129,7 +129,7 @@ class OpenModel:
         source: what opens it again, with its digest.
         signature: its inputs and outputs.
         compute: runs a batch that is not too large for it.
-        network: the module through which gradients flow, a `codedinvnet.models.torch.Network`;
+        network: the module through which gradients flow, a `codedinvnet.models.pytorch.Network`;
             None if there is none.
     """
 
@@ -214,15 +214,14 @@ def _open(source: ModelSource, engine: str) -> Opened:
     if kind == "upstream":
         if source.weights is not None:
             raise UserError(f"--weights: {source.source} has its own")
-        return open_upstream_model(source.source, told, source.token_file)
+        return open_remote_model(source.source, told, source.token_file)
     if source.token_file is not None:
         raise UserError(f"{TOKEN_FLAG}: {source.source} is no server's: http://HOST:PORT/v2/...")
 
     # Imported here: a front end that only names its workers' model needs no PyTorch for that.
     import torch
 
-    from codedinvnet.models import onnx
-    from codedinvnet.models import torch as modules
+    from codedinvnet.models import onnx_file, pytorch
     from codedinvnet.models.bundle import usable_device
 
     if kind == "onnx" and engine_named(engine).name != ONNX_RUNTIME:
@@ -239,8 +238,8 @@ def _open(source: ModelSource, engine: str) -> Opened:
     device = usable_device(source.device)
     torch.set_num_threads(source.threads)
     if kind == "onnx":
-        return onnx.open_onnx(Path(source.source), told, source.threads)
+        return onnx_file.open_onnx(Path(source.source), told, source.threads)
     if kind == "bundle":
-        return modules.open_bundle(source.source, engine, device)
+        return pytorch.open_bundle(source.source, engine, device)
     weights = None if source.weights is None else Path(source.weights)
-    return modules.open_factory(source.source, weights, told, engine, device)
+    return pytorch.open_factory(source.source, weights, told, engine, device)

@@ -16,7 +16,7 @@ import torch
 from codedinvnet.errors import UserError, one_line
 from codedinvnet.models import OpenModel
 from codedinvnet.models.graph import Graph, Unsupported, read_graph
-from codedinvnet.models.onnx import whole_onnx
+from codedinvnet.models.onnx_file import whole_onnx
 from codedinvnet.models.runtime import any_batch, export
 from codedinvnet.protect import costs
 from codedinvnet.protect.images import layout

@@ -20,8 +20,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from typing_extensions import assert_never
+
 from codedinvnet.codes.rules import CodeRules, Uncoded, is_systematic
-from codedinvnet.exhaustive import assert_never
 from codedinvnet.scheduler.actions import Action, Call, Decided, Forget, Send
 from codedinvnet.scheduler.assigner import TaskAssigner
 from codedinvnet.scheduler.auto import Decider, Decision

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from typing_extensions import assert_never
+
 from codedinvnet.codes.rules import CodeRules, Uncoded, is_systematic
-from codedinvnet.exhaustive import assert_never
 from codedinvnet.scheduler.actions import Action
 from codedinvnet.scheduler.auto import workers_for
 from codedinvnet.scheduler.completion import Completion

@@ -14,8 +14,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
+from typing_extensions import assert_never
 
-from codedinvnet.exhaustive import assert_never
 from codedinvnet.scheduler.actions import (
     DEADLINE,
     Action,

@@ -10,6 +10,7 @@ from typing import TypeAlias
 import numpy as np
 import torch
 from torch import Tensor, nn
+from typing_extensions import assert_never
 
 from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.build import scheme_for
@@ -19,7 +20,6 @@ from codedinvnet.codes.rules import BACKUP, SERVED
 from codedinvnet.devices import use_whole_float32
 from codedinvnet.engines import ONNX_RUNTIME, PYTORCH, check_engine, check_installed, engine_named
 from codedinvnet.errors import UserError
-from codedinvnet.exhaustive import assert_never
 from codedinvnet.files import file_digest
 from codedinvnet.models.base import DATATYPES, Model, TensorSpec, mixed_tensor, scores_tensor
 from codedinvnet.models.bundle import load_bundle

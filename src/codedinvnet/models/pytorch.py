@@ -14,16 +14,16 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor, nn
+from typing_extensions import assert_never
 
 from codedinvnet.checkpoint import module_tensors, tensors_digest
 from codedinvnet.engines import ONNX_RUNTIME, PYTORCH, check_installed, engine_named
 from codedinvnet.errors import UserError, nearest, one_line
-from codedinvnet.exhaustive import assert_never
 from codedinvnet.files import content_digest, file_digest
 from codedinvnet.models.base import DATATYPES, TensorSpec
 from codedinvnet.models.bundle import Bundle, bundle_folder, load_bundle, weights_digest
-from codedinvnet.models.onnx import PLATFORM as ONNX_PLATFORM
-from codedinvnet.models.onnx import by_session
+from codedinvnet.models.onnx_file import PLATFORM as ONNX_PLATFORM
+from codedinvnet.models.onnx_file import by_session
 from codedinvnet.models.probe import (
     Arrays,
     Compute,
