@@ -99,8 +99,8 @@ RUN_auto = codedinvnet simulate configs/bench/simulate-auto.json $(QUICK) --out 
 RUN_off-map = codedinvnet simulate configs/bench/simulate-off-map.json $(QUICK) --out $(TO)/off-map.jsonl
 RUN_two-losses = codedinvnet simulate configs/bench/simulate-two-losses.json $(QUICK) --out $(TO)/two-losses.jsonl
 RUN_few-workers = codedinvnet simulate configs/bench/simulate-few-workers.json $(QUICK) --out $(TO)/few-workers.jsonl
-RUN_validation = codedinvnet simulate configs/bench/simulate-measured.json $(if $(QUICK),--queries 3000) \
-  --measured $(TO)/latency.jsonl --out $(TO)/validation.json
+RUN_validation = python -m benchmarks validation configs/bench/simulate-measured.json $(TO)/latency.jsonl \
+  $(if $(QUICK),--queries 3000) --out $(TO)/validation.json
 
 define benchmark
 bench-$(1) quick-$(1): | .venv/.installed-bench

@@ -81,7 +81,7 @@ def choosing(path: Path) -> str:
                 f"`{name}` is lower than each of {those} in {(ratios < 1).sum()} of "
                 f"{len(ratios)}; {ratios.min():.3f} times their lowest at best."
             )
-    doubts = "\n".join(f"- {line}" for line in sweep.doubts_of(rows))
+    doubts = "\n".join(f"- {line}" for line in sweep.warnings_of(rows))
     return "\n\n".join([*text, *_quiet(rows), *([doubts] if doubts else [])])
 
 

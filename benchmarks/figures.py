@@ -23,7 +23,7 @@ from pathlib import Path
 
 from pandas import DataFrame
 
-from benchmarks import ablation, bundles, drift, equal_cost, liars, policies
+from benchmarks import ablation, bundles, drift, equal_cost, liars, policies, validation
 from benchmarks.bundles import BUNDLES, HARD
 from benchmarks.choosing import beside_hedge, choosing, fixed
 from codedinvnet.cli.common import guarded
@@ -33,7 +33,7 @@ from codedinvnet.evaluation import plots, tables
 from codedinvnet.files import read_json, write_text
 from codedinvnet.models.bundle import shipped_bundles
 from codedinvnet.rows import current_accuracy, current_latency, read_rows
-from codedinvnet.simulation import measured, sweep
+from codedinvnet.simulation import sweep
 from codedinvnet.simulation.picture import draw_map
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -48,8 +48,8 @@ COMMANDS = {
     "accuracy.jsonl": BENCH.format("accuracy", "accuracy"),
     "equal-cost.jsonl": BENCH.format("accuracy", "equal-cost"),
     "latency.jsonl": BENCH.format("latency", "latency"),
-    "validation.json": "codedinvnet simulate configs/bench/simulate-measured.json "
-    "--measured docs/results/latency.jsonl --out",
+    "validation.json": "python -m benchmarks validation configs/bench/simulate-measured.json "
+    "docs/results/latency.jsonl --out",
     "policies.jsonl": SIMULATE.format("policies"),
     "auto.jsonl": SIMULATE.format("auto"),
     "off-map.jsonl": SIMULATE.format("off-map"),
@@ -172,18 +172,18 @@ def conditions(path: Path) -> str:
 # Simulation
 
 
-def validation(path: Path) -> str:
+def agreement(path: Path) -> str:
     """Return how well simulated percentiles meet the measured ones.
 
     Raises:
         UserError: if the file is damaged.
     """
     report = read_json(path)
-    if not isinstance(report, dict) or report.get("schema_version") != measured.SCHEMA:
-        raise UserError(f"{path} is no comparison of `simulate --measured`: write it again")
+    if not isinstance(report, dict) or report.get("schema_version") != validation.SCHEMA:
+        raise UserError(f"{path} is not a report of `benchmarks validation`: make it again")
     lines = [
-        {"percentile": tables.TITLES[name], **measured.told(found)}
-        for name, found in measured.tally(report["arms"]).items()
+        {"percentile": tables.TITLES[name], **validation.shown(found)}
+        for name, found in validation.tally(report["arms"]).items()
     ]
     return tables.markdown(DataFrame(lines))
 
@@ -214,7 +214,7 @@ FROM_FILE: Mapping[str, tuple[str, Callable[[Path], str]]] = {
     "auto": ("auto.jsonl", choosing),
     "beside-hedge": ("auto.jsonl", beside_hedge),
     "off-map": ("off-map.jsonl", choosing),
-    "validation": ("validation.json", validation),
+    "validation": ("validation.json", agreement),
     "liars": ("liars.json", liars.table),
     "drift": ("drift.json", drift.table),
     "ablation": (

@@ -10,7 +10,6 @@ from typing import Any
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.transforms import Bbox
 from pandas import DataFrame, Series
 
 from benchmarks.bundles import BUNDLES, HARD
@@ -22,13 +21,10 @@ from codedinvnet.rows import read_rows
 from codedinvnet.scheduler.policies import UNCODED
 from codedinvnet.serving.policies import served_as
 from codedinvnet.simulation import sweep
-from codedinvnet.simulation.figures import QUANTILES, latency_of
 from codedinvnet.simulation.picture import colour
 
 PLACE = ("pareto", 10)
 """Stragglers and images of a request, of the tail that is drawn."""
-SHARES = {f"{name}_ms": round(1 - share, 6) for name, share in QUANTILES.items()}
-"""Percentile of a row -> the share of requests that take longer."""
 CHOICE = ("auto", "hedge", "small-backup", "small-backup+hedge", "coded")
 """The policies of the table to choose by."""
 APPROXIMATE = "approximate answers, %"
@@ -140,98 +136,68 @@ def choice(folder: Path, k: int = HARD) -> str:
 
 def draw(path: Path) -> None:
     """Draw the rows of a study as two pictures beside them."""
-    rows = list(sweep.read_rows(path))
-    here = {
-        row["cell"]["policy"]: [latency_of(row[name]) for name in SHARES]
-        for row in rows
-        if (row["cell"]["stragglers"], row["cell"]["batch"]) == PLACE
-    }
+    frame = sweep.frame_of(sweep.read_rows(path))
     with plt.style.context(STYLE):
-        pictures = {"tail": tail(here), "work": work(sweep.frame_of(rows))}
+        pictures = {"tail": tail(frame), "work": work(frame)}
     for name, figure in pictures.items():
         write_picture(path.with_name(f"{path.stem}-{name}.png"), figure)
         plt.close(figure)
 
 
-def tail(percentiles: dict[str, list[float]]) -> Figure:
-    """Draw the share of requests that take longer than a time, a labelled line a policy."""
-    figure, axis = plt.subplots(figsize=(6.0, 3.4), layout="constrained")
-    for policy, times in percentiles.items():
-        axis.plot(times, list(SHARES.values()), "o-", color=colour(policy), markersize=4)
-    ends = sorted(percentiles, key=lambda policy: -percentiles[policy][-1])
-    for place, policy in enumerate(ends):
-        end = (percentiles[policy][-1], SHARES["p999_ms"])
-        line: dict[str, Any] = {
-            "arrowstyle": "-",
-            "color": colour(policy),
-            "linewidth": 0.6,
-            "relpos": (0, 0.5),
-        }
-        at = (0.62, 0.4 - 0.06 * place) if place else (0.82, 0.46)
-        style: dict[str, Any] = {"color": colour(policy), "va": "center", "fontsize": 9}
-        arrow = line if place else None
-        axis.annotate(policy, end, at, textcoords="axes fraction", arrowprops=arrow, **style)
-    axis.set_ylim(1e-4, 1)
-    axis.set(xscale="log", yscale="log", xlabel="latency, ms", ylabel="requests that take longer")
+def tail(frame: DataFrame) -> Figure:
+    """Draw p99.9 under PLACE, a bar a policy, with the 95 % intervals that are known."""
+    stragglers, batch = PLACE
+    here = frame[(frame["stragglers"] == stragglers) & (frame["batch"] == batch)]
+    here = here.set_index("policy").sort_values("p999", ascending=False)
+    figure, axis = plt.subplots(figsize=(6.0, 2.8), layout="constrained")
+    bars(axis, dict(here["p999"]), "{:.0f}", sides=here[["low", "high"]])
+    title = f"p99.9 latency in ms ({stragglers.title()} stragglers, requests of {batch} images)"
+    axis.set_xlabel(title)
     return figure
 
 
 def work(frame: DataFrame) -> Figure:
-    """Draw extra work against p99.9 over the lowest of its place, the geometric mean of places."""
+    """Draw p99.9 relative to the best policy of each place, and extra work, a bar a policy."""
     table = sweep.by_policy(frame)
     ratios = table.div(table.min(axis="columns"), axis="index")
     means = {policy: math.prod(ratios[policy]) ** (1 / len(ratios)) for policy in ratios}
-    return scatter(means, dict(frame.groupby("policy")["work"].mean()))
-
-
-def scatter(ratios: Mapping[str, float], work: Mapping[str, float]) -> Figure:
-    """Draw a labelled point for each method with a finite ratio.
-
-    Args:
-        ratios: of its tail to the lowest.
-        work: in service times a query.
-    """
-    figure, axis = plt.subplots(figsize=(5.0, 3.6), layout="constrained")
-    places = {
-        m: (100 * (work[m] - 1), ratio) for m, ratio in ratios.items() if math.isfinite(ratio)
-    }
-    for method, place in places.items():
-        axis.plot(*place, "o", color=colour(method))
-    axis.set(xlabel="extra work, %", ylabel="tail, over the lowest of its place")
-    axis.margins(0.15)
-    label_points(figure, axis, places)
+    order = sorted(means, key=means.__getitem__, reverse=True)
+    spent = frame.groupby("policy")["work"].mean()
+    figure, (left, right) = plt.subplots(
+        ncols=2, figsize=(7.5, 2.8), sharey=True, layout="constrained"
+    )
+    bars(left, {policy: means[policy] for policy in order}, "{:.2f}×")
+    left.set_xlabel(
+        f"p99.9 relative to the best policy\n(geometric mean of {len(ratios)} settings)"
+    )
+    bars(right, {policy: abs(round(100 * (spent[policy] - 1), 1)) for policy in order}, "{:.1f} %")
+    right.set_xlabel("extra work in %\n(mean of the same settings)")
     return figure
 
 
-SIDES = (
-    ("left", "center", (7.0, 0.0)),
-    ("right", "center", (-7.0, 0.0)),
-    ("center", "bottom", (0.0, 6.0)),
-    ("center", "top", (0.0, -6.0)),
-)
-"""Where a label may stand by its point: how it is aligned, and its offset in points."""
+def bars(
+    axis: Axes, values: Mapping[str, float], form: str, sides: DataFrame | None = None
+) -> None:
+    """Draw a labelled bar a policy, the last on top; an infinite value has only its label.
 
-
-def label_points(figure: Figure, axis: Axes, places: Mapping[str, tuple[float, float]]) -> None:
-    """Write names beside their points, each on the first side that is free and within the axes."""
-    figure.draw_without_rendering()
-    frame = axis.get_window_extent()
-    points = [
-        Bbox.from_bounds(x - 5, y - 5, 10, 10)
-        for x, y in map(axis.transData.transform, places.values())
-    ]
-    taken: list[Bbox] = []
-    for number, (name, place) in enumerate(places.items()):
-        others = [*taken, *points[:number], *points[number + 1 :]]
-        found = []
-        for across, up, offset in SIDES:
-            style: dict[str, Any] = {"ha": across, "va": up, "fontsize": 8}
-            text = axis.annotate(name, place, offset, textcoords="offset points", **style)
-            box = text.get_window_extent()
-            outside = not (frame.x0 <= box.x0 and box.x1 <= frame.x1)
-            found.append((box.count_overlaps(others) + outside, text, box))
-        _, best, box = min(found, key=lambda one: one[0])
-        taken.append(box)
-        for _, text, _ in found:
-            if text is not best:
-                text.remove()
+    Args:
+        axis: to draw on.
+        values: policy -> the length of its bar.
+        form: of the labels.
+        sides: policy -> `low` and `high` of its interval, NaN where there is none.
+    """
+    names = list(values)
+    finite = [value if math.isfinite(value) else 0.0 for value in values.values()]
+    drawn = axis.barh(names, finite, color=[colour(name) for name in names], height=0.7)
+    ends = finite if sides is None else sides["high"].fillna(0.0).clip(lower=finite)
+    most = max(ends)
+    for name, value, bar in zip(names, finite, drawn, strict=True):
+        end = value
+        if sides is not None and math.isfinite(sides.loc[name, "high"]):
+            low, end = sides.loc[name, ["low", "high"]]
+            axis.plot((low, end), (name, name), color="#333333", linewidth=1)
+        text = form.format(value) if math.isfinite(values[name]) else "too many were lost"
+        middle = bar.get_y() + bar.get_height() / 2
+        axis.text(end + 0.015 * most, middle, text, va="center", fontsize=8)
+    axis.set_xlim(0, 1.2 * most)
+    axis.grid(axis="y", visible=False)

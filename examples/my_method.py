@@ -7,7 +7,7 @@ parity would be the same mean of the members' scores. Missing scores are what fi
     codedinvnet bench accuracy GRID.json --method $METHOD
     codedinvnet serve mnist --k 4 --method $METHOD
     codedinvnet simulate SCENARIO.json --policy $METHOD
-    codedinvnet plan mnist --qps 100 --p999-ms 150 --policy $METHOD --accuracy-rows ROWS.jsonl
+    codedinvnet plan SCENARIO.json --p999-ms 150 --policy $METHOD
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.patches import Rectangle
 
 from benchmarks import bundles, equal_cost, figures, policies
 from benchmarks.bundles import BUNDLES, SIZES
@@ -16,6 +17,7 @@ from benchmarks.figures import FROM_FILE, FROM_FOLDER, RESULTS, pages, render, s
 from codedinvnet.errors import UserError
 from codedinvnet.models.bundle import Bundle, shipped_bundles, weights_digest
 from codedinvnet.rows import append_row
+from codedinvnet.simulation import sweep
 from tests.evaluation.canned import row
 
 
@@ -241,19 +243,46 @@ def test_the_table_of_places_has_what_all_places_cost(tmp_path: Path) -> None:
     assert auto["approximate answers, %"] == "0.6 to 1.8"
 
 
-UNENDING = {"stragglers": "pareto", "batch": 10, "load": 0.4, "policy": "uncoded"}
-
-
-def test_a_policy_that_loses_too_much_is_drawn_as_far_as_it_goes(tmp_path: Path) -> None:
+def test_every_bar_and_its_label_are_those_of_the_policy_at_their_height() -> None:
+    """Compared with the rows, so that no label is swapped, or lies over another."""
     rows = [json.loads(line) for line in (RESULTS / "policies.jsonl").read_text().splitlines()]
-    next(row for row in rows if row["cell"] == UNENDING)["p999_ms"] = None
-    path = tmp_path / "policies.jsonl"
-    path.write_text("\n".join(map(json.dumps, rows)))
-    policies.draw(path)
-    assert {found.name for found in tmp_path.glob("*.png")} == {
-        "policies-tail.png",
-        "policies-work.png",
+    here = [
+        row for row in rows if (row["cell"]["stragglers"], row["cell"]["batch"]) == ("pareto", 10)
+    ]
+    here[0] |= {"p999_ms": None, "p999_ms_95": None}
+    late = {row["cell"]["policy"]: row["p999_ms"] for row in here}
+    frame = sweep.frame_of(rows)
+    extra = {
+        name: abs(round(100 * (own.mean() - 1), 1)) for name, own in frame.groupby("policy")["work"]
     }
+    never = "too many were lost"
+    tail, work = policies.tail(frame), policies.work(frame)
+    work.draw_without_rendering()
+    names = [text.get_text() for text in work.axes[0].get_yticklabels()]
+    for figure, axis, own, lengths, texts in (
+        (
+            tail,
+            tail.axes[0],
+            None,
+            late,
+            {n: f"{ms:.0f}" if ms else never for n, ms in late.items()},
+        ),
+        (work, work.axes[1], names, extra, {n: f"{share:.1f} %" for n, share in extra.items()}),
+    ):
+        figure.draw_without_rendering()
+        shown = own or [text.get_text() for text in axis.get_yticklabels()]
+        labels = {round(text.get_position()[1], 6): text for text in axis.texts}
+        bars = {
+            round(bar.get_y() + bar.get_height() / 2, 6): bar
+            for bar in axis.patches
+            if isinstance(bar, Rectangle)
+        }
+        assert sorted(shown) == sorted(lengths)
+        for name, height in zip(shown, axis.get_yticks(), strict=True):
+            assert labels[height].get_text() == texts[name]
+            assert bars[height].get_width() == pytest.approx(lengths[name] or 0.0)
+        boxes = [text.get_window_extent() for text in axis.texts]
+        assert not any(box.count_overlaps(boxes[:place]) for place, box in enumerate(boxes))
 
 
 @pytest.fixture
@@ -300,19 +329,3 @@ def test_a_mistake_is_one_line(
     assert figures.main([]) == 2
     assert "mnist.json is not JSON" in capsys.readouterr().err
     assert (repository / "README.md").read_text() == before
-
-
-def test_labels_of_points_do_not_overlap() -> None:
-    near = {"small-backup": (1.25, 1.09), "small-backup+hedge": (1.2, 1.095), "far": (5.0, 1.0)}
-    near["coded+hedge"] = (1.3, 1.17)  # at the right edge
-    figure = policies.scatter(
-        {n: r for n, (r, _) in near.items()}, {n: w for n, (_, w) in near.items()}
-    )
-    (axis,) = figure.axes
-    boxes = {text.get_text(): text.get_window_extent() for text in axis.texts}
-    assert boxes.keys() == near.keys()
-    for name, box in boxes.items():
-        assert box.count_overlaps([other for n, other in boxes.items() if n != name]) == 0
-        points = [axis.transData.transform((100 * (w - 1), r)) for r, w in near.values()]
-        assert not any(box.contains(*point) for point in points)
-        assert axis.get_window_extent().x1 >= box.x1

@@ -40,8 +40,8 @@ def commands(target: str, folder: Path = ROOT) -> str:
 def test_the_simulator_is_compared_with_rows_that_were_just_measured() -> None:
     for target, folder in (("bench", "docs/results"), ("bench-quick", "results/quick")):
         lines = commands(target).splitlines()
-        (compared,) = (i for i, line in enumerate(lines) if "--measured" in line)
-        assert f"--measured {folder}/latency.jsonl" in lines[compared]
+        (compared,) = (i for i, line in enumerate(lines) if "benchmarks validation" in line)
+        assert f" {folder}/latency.jsonl" in lines[compared]
         assert any(f"--out {folder}/latency.jsonl" in line for line in lines[:compared])
 
 
@@ -73,7 +73,7 @@ def test_a_benchmarks_command_parses(kind: str, folder: str, name: str) -> None:
         assert words[0] == ".venv/bin/codedinvnet"
         arguments = build_parser().parse_args(words[1:])
     assert arguments.out.parent == Path(folder)  # quick figures never reach the committed ones
-    shortened = "--queries" if "--measured" in words else "--quick"
+    shortened = "--queries" if "validation" in words else "--quick"
     assert (shortened in words) == (kind == "quick" and name != "ablation")
     for key in ("grid", "scenario"):
         if hasattr(arguments, key):

@@ -67,7 +67,6 @@ def test_every_command_is_there(call: Command) -> None:
         "bench",
         "simulate",
         "plan",
-        "fit",
         "reproduce",
     ]
     assert list(commands()) == expected
@@ -103,7 +102,7 @@ def test_a_service_imports_what_it_needs() -> None:
 
 def test_a_simulation_that_draws_nothing_imports_no_pictures() -> None:
     """Where nobody can write in the home directory, matplotlib says so on every import."""
-    loaded = imported("import codedinvnet.simulation.fit_run, codedinvnet.simulation.run")
+    loaded = imported("import codedinvnet.simulation.compare, codedinvnet.simulation.run")
     assert "codedinvnet.simulation.picture" in loaded
     assert "matplotlib" not in loaded
 

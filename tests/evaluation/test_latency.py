@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.validation import arms_of, scenarios_of
 from codedinvnet.codes.registry import METHODS
 from codedinvnet.config import EncoderSettings
 from codedinvnet.engines import ENGINES, ONNX_RUNTIME
@@ -22,7 +23,6 @@ from codedinvnet.evaluation.service import ParityWait, latency_figures
 from codedinvnet.files import file_digest
 from codedinvnet.models.coded import build_encoder, with_encoder
 from codedinvnet.rows import newest, read_rows
-from codedinvnet.simulation.measured import read_runs, scenario_of
 from codedinvnet.simulation.scenario import load_scenario
 from tests.conftest import Command
 from tests.evaluation.grids import PAPER, PART
@@ -120,16 +120,16 @@ def test_a_row_tells_what_was_served_and_what_came_out(finished: tuple[Path, Pat
 
 
 def test_rows_are_what_the_simulator_repeats(finished: tuple[Path, Path]) -> None:
-    runs = read_runs(finished[0] / "rows.jsonl")
+    arms = arms_of(read_rows(finished[0] / "rows.jsonl"))
     base = load_scenario(ROOT / "configs" / "bench" / "simulate-measured.json")
-    for measured in runs:
-        scenario = scenario_of(measured, base)
+    repeated = [scenarios_of(arm, base)[0][0] for arm in arms]
+    for scenario in repeated:
         assert scenario.service.mean_ms > 10  # the wait is a part of it
         assert scenario.front_end.mean_ms > 0
         assert scenario.trip.mean_ms > 0
         assert scenario.decode.mean_ms == 0
         assert scenario.arrivals.batch == 4
-    coded, backup = (scenario_of(r, base) for r in runs if r.policy == "coded")
+    coded, backup = (scenario for scenario in repeated if scenario.policy == "coded")
     assert coded.encode.mean_ms > 1  # E's share of the wait is a part of it
     assert backup.encode.mean_ms < 1
     assert (coded.method, backup.method) == ("coded-invnet", "small-backup")
@@ -198,8 +198,8 @@ def test_groups_with_two_extra_tasks_are_what_the_simulator_repeats(
     monkeypatch.setattr(latency.LatencyBench, "_measure", measured)
     assert run(path, tmp_path, data_dir)["done"] == 2
     base = load_scenario(ROOT / "configs" / "bench" / "simulate-measured.json")
-    runs = read_runs(tmp_path / "rows.jsonl")
-    assert [scenario_of(each, base).r for each in runs] == [2, 2]
+    (arm,) = arms_of(read_rows(tmp_path / "rows.jsonl"))
+    assert [own[0].r for own in scenarios_of(arm, base)] == [2, 2]
 
 
 def test_a_run_depends_on_the_methods_version_and_file(

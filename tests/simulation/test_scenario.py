@@ -22,12 +22,11 @@ from codedinvnet.simulation import scenario as scenario_module
 from codedinvnet.simulation.arrivals import Arrivals
 from codedinvnet.simulation.distributions import Distribution
 from codedinvnet.simulation.scenario import (
-    Straggler,
     bundle_accuracy,
     load_scenario,
     parse_scenario,
 )
-from codedinvnet.simulation.stragglers import STRAGGLERS, stragglers
+from codedinvnet.simulation.stragglers import STRAGGLERS, Straggler, stragglers
 from codedinvnet.simulation.sweep import parse_sweep
 from tests.simulation.scenarios import ACCURACY, scenario
 

@@ -20,13 +20,13 @@ from codedinvnet.simulation.sweep import (
     Cell,
     Sweep,
     by_policy,
-    doubts_of,
     frame_of,
     lines_of,
     parse_sweep,
     quick_sweep,
     read_rows,
     run_sweep,
+    warnings_of,
     winners,
 )
 from tests.simulation.scenarios import scenario
@@ -90,7 +90,7 @@ def test_what_the_runs_of_a_place_cannot_be_trusted_for() -> None:
     rows += [run(policy, "none", 500, policy == "hedge") for policy in policies]
     rows += [run(policy, "held", 5000) for policy in policies]
     rows += [run("hedge", "slower", 500, True), run("hedge", "slower", 500)]  # simulated again
-    short, drifts, over = doubts_of(rows)
+    short, drifts, over = warnings_of(rows)
     assert short.startswith("hung, 1, 20%: The run lasts 4.0 s, and the rarest event (hang) comes")
     assert short.endswith("longer.")
     assert drifts.startswith("none, 1, 20%: Requests seem to wait ever longer")

@@ -19,8 +19,7 @@ from codedinvnet.files import read_json
 from codedinvnet.scheduler.settings import MAX_BATCH, coded_too_late
 from codedinvnet.serving.policies import SERVED, Served, served_as
 from codedinvnet.serving.workers.faults import Fault, check_workers
-from codedinvnet.simulation.scenario import Straggler
-from codedinvnet.simulation.stragglers import stragglers
+from codedinvnet.simulation.stragglers import Straggler, stragglers
 
 QUICK_QUERIES = 3000
 

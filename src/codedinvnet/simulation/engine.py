@@ -1,8 +1,8 @@
 """The simulation: a clock, imagined workers, and the service's own rules.
 
-`Scheduler` is the one that the service runs. Here as there it is told what happens and when, and
-what it says is carried out: a task keeps its worker busy for a drawn time instead of a forward
-pass. Nothing is decided in this module.
+`Scheduler` is the one that the service runs. The simulation feeds it events and carries out its
+actions: a task keeps its worker busy for a drawn time instead of a forward pass. This module makes
+no decisions of its own.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,8 +36,7 @@ from codedinvnet.scheduler.actions import (
 from codedinvnet.scheduler.scheduler import Scheduler
 from codedinvnet.simulation.clock import Clock
 from codedinvnet.simulation.distributions import uniforms
-from codedinvnet.simulation.fates import Cause, Fates
-from codedinvnet.simulation.releasing import coverages
+from codedinvnet.simulation.injector import FaultInjector, Source
 from codedinvnet.simulation.scenario import Accuracy, Scenario, bundle_accuracy
 
 PROGRESS_STEP = 2000
@@ -87,7 +86,6 @@ class Simulation:
     Args:
         scenario: what to simulate.
         accuracy: of direct and decoded answers; by default the scenario's, or its bundle's.
-        code: the rules of the code, where the scenario's method does not tell them.
         limit: (seconds, count): stop as soon as more than `count` requests took longer, the first
             ones, which `warmup` leaves out, not counted.
 
@@ -100,12 +98,11 @@ class Simulation:
         scenario: Scenario,
         accuracy: Accuracy | None = None,
         limit: tuple[float, int] | None = None,
-        code: CodeRules | None = None,
     ) -> None:
         self.scenario = scenario
-        self.scheduler = Scheduler(scenario.rules, code or scenario.code)
-        encodes = code is not None or find_method(scenario.method).encodes
-        self._specs = _specs(self.scheduler.dispatcher.code, scenario.extra_cost, encodes)
+        self.scheduler = Scheduler(scenario.rules, scenario.code)
+        encodes = find_method(scenario.method).encodes
+        self._specs = _specs(self.scheduler.dispatcher.code, encodes)
         self.clock = Clock()
         self.requests = scenario.requests
         self._limit, self._late = limit, 0
@@ -115,13 +112,8 @@ class Simulation:
         sizes = range(1, self.scheduler.dispatcher.code.k + 1) if scenario.coding.takes_code else ()
         self._right_decoded = {m: scenario.recovered(accuracy, m) for m in sizes}
         self._right_guessed = math.nan if accuracy.guessed is None else accuracy.guessed
-        self._released = coverages(scenario)
-        if scenario.max_disagreement is not None:  # what agrees is as right as direct answers
-            for m, right in self._right_decoded.items():
-                agreeing = accuracy.normal - self._released[m].disagreement
-                self._right_decoded[m] = max(right, agreeing)
 
-        seeds = np.random.SeedSequence(scenario.seed).spawn(9)
+        seeds = np.random.SeedSequence(scenario.seed).spawn(8)
         generators = [np.random.default_rng(seed) for seed in seeds]
         drawn = scenario.arrivals.draw(generators[0], self.requests)
         self._arrivals, self._sizes = (values.tolist() for values in drawn)
@@ -131,8 +123,9 @@ class Simulation:
         self._front_end = scenario.front_end.stream(generators[4])
         self._decode = scenario.decode.stream(generators[5])
         self._restart = scenario.restart.stream(generators[6])
-        self._unsure, self._withheld = (uniforms(generator) for generator in generators[7:])
-        self._fates = Fates(scenario, np.random.SeedSequence([scenario.seed, 1]))
+        self._unsure = uniforms(generators[7])
+        faults = np.random.SeedSequence([scenario.seed, 1])
+        self._injector = FaultInjector(scenario.stragglers, scenario.workers, faults)
 
         self._request_of: dict[int, int] = {}
         """Unanswered query -> its request."""
@@ -177,7 +170,7 @@ class Simulation:
         )
         with self._bar, _without_collector():
             self.clock.after(self._arrivals[0], self._arrive, 0)
-            for burst in self._fates.bursts:
+            for burst in self._injector.bursts:
                 self.clock.after(next(burst.gaps), self._burst, burst)
             while not self._over:
                 self.clock.step()
@@ -212,7 +205,7 @@ class Simulation:
             numbers, actions = taken
             for number in numbers:
                 self._request_of[number] = request
-            self._fates.meet(numbers)
+            self._injector.arrive(numbers)
             self._latency[request] = -now
             self._do(actions)
         if request + 1 < self.requests:
@@ -261,19 +254,19 @@ class Simulation:
     def _start(
         self, worker: int, attempts: tuple[int, ...], queries: tuple[int, ...], computing: float
     ) -> None:
-        """Let a worker begin a call, which meets one fate."""
+        """Let a worker begin a call, which faults may hit."""
         self._computing += computing
-        fate = self._fates.of(worker, queries, self.clock.now)
+        effect = self._injector.effect(worker, queries, self.clock.now)
         self._began[worker][attempts[0]] = self.clock.now
         life = self._lives[worker]
-        if fate is None:
+        if effect is None:
             busy = computing + next(self._trip)
             self.clock.after(busy, self._done, worker, life, attempts, 0.0)
-        elif fate.crashes:
+        elif effect.crashes:
             self.clock.after(0.0, self._crash, worker, life)
-        elif not fate.hangs:
-            busy = computing * fate.factor + fate.blocked + next(self._trip)
-            self.clock.after(busy, self._done, worker, life, attempts, fate.held)
+        elif not effect.hangs:
+            busy = computing * effect.factor + effect.blocked + next(self._trip)
+            self.clock.after(busy, self._done, worker, life, attempts, effect.held)
 
     def _done(self, worker: int, life: int, attempts: tuple[int, ...], held: float) -> None:
         if life != self._lives[worker]:
@@ -314,11 +307,6 @@ class Simulation:
 
     def _decoded_all(self, queries: Sequence[int]) -> None:
         for query in queries:
-            size = self._size_of.get(query)  # None if a direct answer came meanwhile
-            released = 1.0 if size is None else self._released[size].share
-            if released < 1 and next(self._withheld) >= released:
-                self._do(self.scheduler.withheld(self.clock.now, query))
-                continue
             sure = not self.scenario.unsure or next(self._unsure) >= self.scenario.unsure
             self._do(self.scheduler.decoded(self.clock.now, query, sure))
 
@@ -361,8 +349,8 @@ class Simulation:
 
     # Stragglers that do not wait for a task
 
-    def _burst(self, burst: Cause) -> None:
-        self._fates.begin(burst, self.clock.now)
+    def _burst(self, burst: Source) -> None:
+        self._injector.begin(burst, self.clock.now)
         self.clock.after(next(burst.gaps), self._burst, burst)
 
 
@@ -370,24 +358,18 @@ def _costs_no_time(action: Complete | Decided | Forget) -> None:
     """Pass by a free check, what is told, and what is forgotten."""
 
 
-def _specs(
-    code: CodeRules, measured: Mapping[int, float], encodes: bool
-) -> dict[tuple[int, int], Task]:
+def _specs(code: CodeRules, encodes: bool) -> dict[tuple[int, int], Task]:
     """Return a code's tasks by their numbers and how many members they need.
 
     Args:
         code: the rules.
-        measured: see `Scenario.extra_cost`.
         encodes: whether encoding takes time that is not in the tasks' cost.
     """
     sizes = (code.k,) if code.fixed_size else range(1, code.k + 1)
     tasks = (numbered for size in sizes for numbered in code.tasks(size).items())
     found = {(number, len(task.members)): task for number, task in tasks}
-    for (number, size), task in found.items():
-        if number >= code.k and size in measured:
-            found[number, size] = task._replace(cost=measured[size], encoded=False)
-        elif not encodes:
-            found[number, size] = task._replace(encoded=False)
+    if not encodes:
+        found = {key: task._replace(encoded=False) for key, task in found.items()}
     return {**{(i, 1): Task((i,)) for i in range(code.k)}, **found}
 
 

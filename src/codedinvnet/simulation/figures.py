@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from codedinvnet.evaluation.quantiles import around, half_width, percentile, rounded
-from codedinvnet.simulation.doubts import drifts
 from codedinvnet.simulation.engine import Records, Simulation
 from codedinvnet.simulation.scenario import Accuracy, Scenario
+from codedinvnet.simulation.warnings import drifts
 
 SCHEMA = 1
 QUANTILES = {"p50": 0.5, "p99": 0.99, "p995": 0.995, "p999": 0.999}

@@ -1,10 +1,10 @@
-"""Pictures: a map of which policy wins where, and a fit of times."""
+"""A map of which policy wins where."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 from pandas import DataFrame
 
 from codedinvnet.errors import UserError
@@ -25,6 +25,7 @@ PALETTE = (
 )
 """Told apart by colour-blind readers, too (after Okabe and Ito), in the order of SERVED."""
 OTHER = "#332288"
+PALE = 0.35
 
 
 def colour(label: str) -> str:
@@ -48,7 +49,7 @@ def check_format(path: Path) -> None:
 def draw_map(frame: DataFrame, path: Path) -> None:
     """Draw which policy wins under each kind of stragglers at each load, a panel a batch size.
 
-    Hatched are contested places.
+    Contested places are pale.
 
     Args:
         frame: of a sweep.
@@ -74,38 +75,21 @@ def draw_map(frame: DataFrame, path: Path) -> None:
                     1,
                     facecolor="white" if line.policy == NOBODY else colour(line.policy),
                     edgecolor="white",
-                    hatch="///" if line.contested else None,
+                    alpha=PALE if line.contested else 1.0,
                 )
             )
-        axis.set(xlim=(0, len(loads)), ylim=(len(models), 0), xlabel="load")
+        axis.set(xlim=(0, len(loads)), ylim=(len(models), 0))
+        axis.set_xlabel("load: share of the workers' time")
         axis.set_xticks([i + 0.5 for i in range(len(loads))], [f"{x:.0%}" for x in loads])
         axis.set_yticks([i + 0.5 for i in range(len(models))], models)
         axis.tick_params(length=0, labelsize=8)
-        axis.set_title("single images" if batch == 1 else f"requests of {batch}", fontsize=9)
+        title = "requests of one image" if batch == 1 else f"requests of {batch} images"
+        axis.set_title(title, fontsize=9)
     handles = [Patch(color=colour(p), label=p) for p in in_order(best["policy"]) if p != NOBODY]
-    hatched = "contested" + " (by 5 % where no interval is)" * lacks_intervals(frame)
-    handles.append(Patch(facecolor="white", edgecolor="grey", hatch="///", label=hatched))
-    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
-    write_picture(path, figure)
-
-
-def draw_fit(measured: np.ndarray, drawn: np.ndarray, path: Path) -> None:
-    """Draw the share of tasks that took longer than a time, as measured and as fitted.
-
-    Args:
-        measured: (n,) in ms.
-        drawn: (m,) in ms.
-        path: its ending is one of FORMATS.
-    """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5, 3.4), layout="constrained")
-    axis = figure.subplots()
-    for times, words, style in ((drawn, "fitted", "-"), (measured, "measured", ".")):
-        ordered = np.sort(times)
-        longer = 1 - (np.arange(len(ordered)) + 0.5) / len(ordered)
-        axis.plot(ordered, longer, style, label=words, markersize=3)
-    axis.set(xscale="log", yscale="log", xlabel="ms", ylabel="share of tasks that took longer")
-    axis.grid(linewidth=0.3, alpha=0.5)
-    axis.legend(frameon=False)
+    within = "another policy comes within 5 %"
+    pale = within if lacks_intervals(frame) else f"{within}, or intervals overlap"
+    handles.append(Patch(color="#777777", alpha=PALE, label=f"pale: {pale}"))
+    legend: dict[str, Any] = {"loc": "outside lower center", "ncols": 4, "frameon": False}
+    title = "least work of the policies whose p99.9 is within 5 % of the lowest"
+    figure.legend(handles=handles, title=title, title_fontsize=8, fontsize=8, **legend)
     write_picture(path, figure)

@@ -4,15 +4,75 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError, model_validator
 
-from codedinvnet.config import Section, validated
+from codedinvnet.config import Positive, Section, validated
 from codedinvnet.errors import UserError
 from codedinvnet.files import read_json
+from codedinvnet.serving.workers.faults import FaultWindow
 from codedinvnet.simulation.distributions import Distribution
-from codedinvnet.simulation.scenario import Straggler
+
+
+class Straggler(FaultWindow):
+    """Why some answers are late. A faults file's `slow`, `hold`, `hang` and `crash` mean the same.
+
+    slow: the worker is blocked before it computes; hold: its answer is held back while it goes on;
+    hang: it never answers; crash: it dies; factor: it computes so many times slower; burst: every
+    now and then `workers` of them, drawn anew, compute `factor` times slower for a while.
+    """
+
+    kind: Literal["slow", "hold", "hang", "crash", "factor", "burst"]
+    probability: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Of each task to be hit; with `per_request`, of each request."""
+    per_request: bool = False
+    """Hit one data task of a request, when it is first sent (Dinh & Lee, section 4.3)."""
+    delay: Distribution | None = None
+    """Of slow and hold; of burst, how long one lasts."""
+    factor: Annotated[float, Field(gt=0)] | None = None
+    """Of factor and burst."""
+    every_s: Annotated[float, Field(gt=0)] | None = None
+    """Of burst: the mean time from one to the next."""
+    workers: Positive | None = None
+    """Of burst."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_the_services(cls, raw: Any) -> Any:
+        """Drop what a fault of the service says besides, and nothing is simulated of.
+
+        That is `scale`, which is of corruption alone, `spread`, and which tasks it hits if it is
+        all. A fault that corrupts, hits some tasks alone, or takes its time for every image is
+        refused.
+        """
+        if not isinstance(raw, dict):
+            return raw
+        if raw.get("kind") == "corrupt":
+            raise ValueError("faults of kind 'corrupt' are not simulated")
+        others = {key for key in ("from_task", "until_task", "each_image") if not raw.get(key)}
+        return {k: value for k, value in raw.items() if k not in {"scale", "spread", *others}}
+
+    @model_validator(mode="after")
+    def _has_what_it_needs(self) -> Straggler:
+        needed = {
+            "slow": ("delay",),
+            "hold": ("delay",),
+            "factor": ("factor",),
+            "burst": ("delay", "factor", "every_s", "workers"),
+        }.get(self.kind, ())
+        given = {"delay", "factor", "every_s", "workers"} & {
+            name for name, value in self if value is not None
+        }
+        if given != set(needed):
+            has = ", ".join(needed) or "none of delay, factor, every_s and workers"
+            raise ValueError(f"a straggler of kind {self.kind!r} has {has}")
+        if self.per_request and self.kind not in ("slow", "hold", "hang", "crash"):
+            raise ValueError(f"a straggler of kind {self.kind!r} is not per_request")
+        if self.kind == "burst" and (self.worker is not None or self.probability != 1):
+            raise ValueError("a burst draws its workers and when it comes: no worker, probability")
+        return self
+
 
 Model = tuple[Straggler, ...]
 

@@ -20,11 +20,11 @@ from codedinvnet.config import Positive, Section, validated
 from codedinvnet.errors import UserError
 from codedinvnet.files import check_writable
 from codedinvnet.serving.policies import SERVED, in_order, served_as
-from codedinvnet.simulation.doubts import overload, rarest, too_short
 from codedinvnet.simulation.engine import accuracy_of
 from codedinvnet.simulation.figures import SAME, latency_of, simulate
 from codedinvnet.simulation.scenario import Scenario, can_guess, check_code, parse_scenario
 from codedinvnet.simulation.stragglers import stragglers
+from codedinvnet.simulation.warnings import overload, rarest, too_short
 
 BY_CLOSENESS = "Where intervals are missing, a p99.9 within 5 % alone makes a place contested."
 QUICK_QUERIES = 2000
@@ -180,7 +180,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def doubts_of(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+def warnings_of(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     """Return a line for what a place's runs cannot be trusted for: overload, or few rare events."""
     cells = {Cell(**row["cell"]): row for row in rows}
     found: dict[str, list[str]] = {}

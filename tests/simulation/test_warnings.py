@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from codedinvnet.simulation.doubts import Rare, drifts, few_hit, overload, rarest, too_short
 from codedinvnet.simulation.figures import simulate
 from codedinvnet.simulation.stragglers import stragglers
+from codedinvnet.simulation.warnings import Rare, drifts, few_hit, overload, rarest, too_short
 from tests.simulation.scenarios import scenario
 
 BURSTS = {"kind": "bursts", "qps": 100, "calm_ms": 9000, "burst_ms": 1000}

@@ -1,0 +1,324 @@
+"""`codedinvnet plan`: compare policies on numbers of machines, by simulation of a measured load.
+
+A latency log is fitted to a scenario, or a scenario is read. All policies meet the same arrivals
+and the same draws, so that they differ by what they do and not by luck.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from codedinvnet.errors import UserError
+from codedinvnet.evaluation.quantiles import percentile, rank_of
+from codedinvnet.files import check_writable, read_json, write_json
+from codedinvnet.progress import Progress
+from codedinvnet.provenance import describe_commit, describe_machine
+from codedinvnet.serving.policies import served_as
+from codedinvnet.simulation.engine import Simulation, accuracy_of
+from codedinvnet.simulation.figures import QUANTILES, aligned, no_interval, summarise
+from codedinvnet.simulation.recording import Fitted, fit, read_log
+from codedinvnet.simulation.scenario import Accuracy, Scenario, parse_scenario
+from codedinvnet.simulation.stragglers import stragglers
+from codedinvnet.simulation.warnings import few_hit, overload, rarest, too_short
+
+POLICIES = ("uncoded", "replicate", "hedge", "small-backup", "small-backup+hedge", "auto")
+WITH_BUNDLE = ("coded", "coded+hedge")
+"""Policies that are compared as well if a bundle says how often its code is right."""
+LOADS = (0.8, 0.6, 0.4, 0.3, 0.2)
+"""Shares of their time that the compared numbers of machines are busy, unless numbers are given."""
+REQUESTS = 53_000
+"""Of a run: enough for an interval of p99.9."""
+BESIDES = {"trip": 0.0, "front_end": 1.7, "decode": 0.6}
+"""Milliseconds of the scenario of a log, whose times include the way to a worker."""
+MOST = 16
+"""Times the machines that the load itself needs: no more are tried to meet a target."""
+FRONT_END_BUSY = 0.7
+"""Share of its time from which a front end, which is one process, has a queue of its own."""
+DRIFT = "requests wait ever longer"
+
+
+def compare(
+    base: Scenario, policies: Iterable[str], workers: Iterable[int]
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Simulate every policy on every number of machines.
+
+    Args:
+        base: load, times, stragglers and accuracy.
+        policies: names as `served_as` takes them.
+        workers: numbers of machines.
+
+    Returns:
+        A row for each pair with `policy`, `workers` and the figures of `simulate`, and why policies
+        were left out.
+    """
+    rows, left = [], {}
+    pairs = [(policy, count) for policy in policies for count in sorted(set(workers))]
+    for policy, count in Progress(pairs, desc="compare", unit="run", leave=False):
+        try:
+            figures, _ = _simulated(base, policy, count)
+        except UserError as error:
+            left[f"{policy} on {count}"] = str(error)
+        else:
+            rows.append({"policy": policy, "workers": count, **figures})
+    return rows, left
+
+
+def fewest(base: Scenario, policy: str, target_ms: float) -> dict[str, Any]:
+    """Find the fewest machines on which a policy keeps p99.9 within a target.
+
+    The search doubles, then bisects. The number is judged by a run with draws that had no part in
+    the search, since the run that chose it would flatter; if that run misses, one more is taken.
+
+    Returns:
+        A row as of `compare`; if the most that were tried miss the target, `workers` is None.
+
+    Raises:
+        UserError: if the policy cannot be simulated.
+    """
+    low = max(1, math.floor(base.busy_workers) + 1, *_named(base))
+    most = max(MOST * low, 64)
+    for least in range(low, most + 1):  # a code needs a worker for each of its tasks
+        try:
+            base.updated(**served_as(policy).scenario, workers=least)
+        except UserError:
+            if least == most:
+                raise
+        else:
+            break
+
+    def meets(workers: int, seed: int = 0) -> dict[str, Any] | None:
+        figures, whole = _simulated(base, policy, workers, base.seed + seed, target_ms)
+        late = figures["p999_ms"] if whole else None
+        good = late is not None and late <= target_ms and not figures["drifting"]
+        return figures if good else None
+
+    bad, good = least - 1, least
+    while meets(good) is None:
+        if good >= most:
+            figures, _ = _simulated(base, policy, most)
+            return {"policy": policy, "workers": None, "tried": most, **figures}
+        bad, good = good, min(2 * good, most)
+    while good - bad > 1:
+        middle = (good + bad) // 2
+        bad, good = (bad, middle) if meets(middle) else (middle, good)
+    while (found := meets(good, seed=1)) is None and good < most:
+        good += 1
+    figures = found or _simulated(base, policy, good)[0]
+    return {"policy": policy, "workers": good if found else None, "tried": good, **figures}
+
+
+def _simulated(
+    base: Scenario,
+    policy: str,
+    workers: int,
+    seed: int | None = None,
+    target_ms: float | None = None,
+) -> tuple[dict[str, Any], bool]:
+    """Simulate a policy; return its figures, and whether the run went to its end.
+
+    A run with a target is stopped as soon as its p99.9 cannot meet it.
+    """
+    seed = base.seed if seed is None else seed
+    scenario = base.updated(**served_as(policy).scenario, workers=workers, seed=seed)
+    limit = None
+    if target_ms is not None:
+        beyond = scenario.counted - 1 - rank_of(scenario.counted, QUANTILES["p999"])
+        limit = target_ms / 1000, beyond
+    records = Simulation(scenario, limit=limit).run()
+    load = scenario.arrivals.qps / scenario.capacity_qps
+    return {"load": round(load, 4), **summarise(records, scenario)}, records.complete
+
+
+def _named(base: Scenario) -> list[int]:
+    """Return the numbers of workers that a scenario's stragglers need."""
+    return [max((s.worker or 0) + 1, s.workers or 0) for s in base.stragglers]
+
+
+def run_plan(
+    source: Path,
+    *,
+    workers: Sequence[int] = (),
+    policy: Sequence[str] = (),
+    p999_ms: float | None = None,
+    bundle: str | None = None,
+    out: Path | None = None,
+    **changes: Any,
+) -> tuple[dict[str, Any], list[str]]:
+    """Compare policies on the load of a latency log or a scenario; return a report and its lines.
+
+    Args:
+        source: the log (.csv) or the scenario (.json).
+        workers: numbers of machines; none: with a target the fewest that meet it, else some.
+        policy: policies; none: those that need nothing but a small backup, and the bundle's.
+        p999_ms: what p99.9 may be.
+        bundle: whose code and accuracy count.
+        out: file for the scenario.
+        changes: fields of the scenario; None leaves its value.
+
+    Raises:
+        UserError: if a file or a value is wrong, before anything is simulated.
+    """
+    for option, values in (("--workers", workers), ("--p999-ms", [p999_ms or 1.0])):
+        if min(values, default=1) <= 0:
+            raise UserError(f"{option}: must be above 0, got {min(values)}")
+    if out is not None:
+        if out.resolve() == source.resolve():
+            raise UserError(f"--out: {out} would overwrite what is read")
+        check_writable(out)
+    for one in policy:
+        served_as(one)
+    base, fitted = read_source(source, bundle, {k: v for k, v in changes.items() if v is not None})
+    known = base.accuracy is not None or base.bundle is not None
+    accuracy = accuracy_of(base) if known else Accuracy(normal=1.0)
+    base = base.updated(accuracy=accuracy.model_dump())
+    wanted = list(dict.fromkeys(policy or (*POLICIES, *(WITH_BUNDLE if known else ()))))
+    if out is not None:
+        dumped = base.model_dump(mode="json", exclude_defaults=True)
+        write_json(out, {key: value for key, value in dumped.items() if known or key != "accuracy"})
+    left: dict[str, str] = {}
+    if p999_ms is not None and not workers:
+        rows = []
+        for one in Progress(wanted, desc="plan", unit="policy", leave=False):
+            try:
+                rows.append(fewest(base, one, p999_ms))
+            except UserError as error:
+                left[one] = str(error)
+        rows.sort(key=lambda row: (row["workers"] or math.inf, row["work_per_query"]))
+    else:
+        counts = workers or {math.ceil(base.busy_workers / load) for load in LOADS}
+        rows, left = compare(base, wanted, {max(count, *_named(base), 1) for count in counts})
+    if not rows:
+        raise UserError(list(left.values())[-1])
+    if not known:
+        rows = [{k: v for k, v in row.items() if not k.startswith("accuracy")} for row in rows]
+    report = {
+        "schema_version": 2,
+        "kind": "plan",
+        "scenario": base.model_dump(mode="json", exclude_defaults=True),
+        "p999_ms": p999_ms,
+        "rows": rows,
+        "left_out": left,
+        "notes": _notes(base, rows),
+        "machine": describe_machine(),
+        "commit": describe_commit(),
+    }
+    return report, [*([] if fitted is None else fit_lines(fitted)), *_lines(report)]
+
+
+def read_source(
+    path: Path, bundle: str | None, changes: dict[str, Any]
+) -> tuple[Scenario, Fitted | None]:
+    """Return the scenario of a log or a scenario file, and the fit of a log.
+
+    Raises:
+        UserError: if the file or a change is wrong.
+    """
+    fitted, raw = None, None
+    if path.suffix.lower() == ".csv":
+        if "qps" not in changes:
+            raise UserError("--qps: a log does not say the load")
+        fitted = fit(read_log(path))
+        causes = [straggler.model_dump() for straggler in fitted.stragglers]
+        raw = {"name": path.stem, "arrivals": {"qps": changes["qps"]}, **BESIDES}
+        raw |= {"service": fitted.service.model_dump(), "stragglers": causes}
+    else:
+        raw = read_json(path)
+        if not isinstance(raw, dict):
+            raise UserError(f"{path}: neither a log (.csv) nor a scenario (.json)")
+    # The policy, and how many machines there are, is what is compared.
+    raw = {**raw, "policy": "uncoded", "method": "coded-invnet", "workers": 10_000}
+    if bundle is not None:
+        raw |= {"bundle": bundle, "accuracy": None}
+    base = parse_scenario(raw, str(path))
+    if "queries" not in base.model_fields_set:
+        batch = changes.get("batch", base.arrivals.batch)
+        changes = {"queries": REQUESTS * batch, **changes}
+    if (encode := changes.pop("encode_ms", None)) is not None:
+        changes["encode"] = encode
+    model = changes.pop("stragglers", None)
+    base = base.updated(**changes)
+    if model is not None:
+        named = stragglers(model, base.service.mean_ms, base.arrivals.batch)
+        base = base.updated(stragglers=[straggler.model_dump() for straggler in named])
+    return base, fitted
+
+
+def _notes(base: Scenario, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return what the runs cannot be trusted for."""
+    most = max((row["workers"] or row["tried"] for row in rows), default=1)
+    notes = [
+        *too_short(base.queries / base.arrivals.qps, rarest(base, most), "The runs last"),
+        *few_hit(base.stragglers, most),
+    ]
+    if all(row["drifting"] for row in rows):
+        notes += overload(base.updated(workers=most), drifting=True)
+    busy = base.arrivals.qps / base.arrivals.batch * base.front_end.mean_ms / 1000
+    if busy > FRONT_END_BUSY:
+        notes.append(
+            f"One front end would be {busy:.0%} busy, and its queue is not simulated: start "
+            f"{math.ceil(busy / FRONT_END_BUSY)}, each with its own workers."
+        )
+    return notes
+
+
+def fit_lines(fitted: Fitted) -> list[str]:
+    """Return the lines that say what was fitted to a log, and how well."""
+    tasks, count, mean = len(fitted.times), len(fitted.workers), fitted.service.mean_ms
+    lines = [f"{tasks} tasks of {count} workers; {mean:.4g} ms on average without stragglers"]
+    for straggler in fitted.stragglers:
+        said = straggler.model_dump(mode="json", exclude_defaults=True)
+        whose = "" if straggler.worker is None else f"  ({fitted.workers[straggler.worker]})"
+        lines.append(f"straggler  {json.dumps(said)}{whose}")
+    drawn = fitted.draw()
+    shares = (0.5, 0.9, 0.99, 0.995, 0.999)
+    pairs = [[percentile(times, share) for times in (fitted.times, drawn)] for share in shares]
+    rows = [
+        {"share of tasks": f"{share:g}", "log ms": log, "fitted ms": own}
+        for share, (log, own) in zip(shares, pairs, strict=True)
+    ]
+    if np.median(fitted.times) < 0.1:
+        lines.append("half of the tasks took less than 0.1 ms: are these times in seconds?")
+    return [*lines, "", *aligned(rows, {"log ms": ".4g", "fitted ms": ".4g"}), ""]
+
+
+def _lines(report: Mapping[str, Any]) -> list[str]:
+    target, table = report["p999_ms"], []
+    for row in report["rows"]:
+        low, high = row["p999_ms_95"] or (None, None)
+        remark = DRIFT if row["drifting"] else ""
+        if target is not None and row["workers"] is None:
+            remark = f"misses {target:g} ms with {row['tried']}, the most tried"
+        elif target is not None and not remark and row["p999_ms"] is not None:
+            if row["p999_ms"] > target:
+                remark = "misses the target"
+            elif high is None:
+                remark = f"unsure: {no_interval(row['requests'], QUANTILES['p999'])}"
+            elif high > target:
+                remark = "unsure: the interval reaches beyond the target"
+        table.append(
+            {
+                "policy": row["policy"],
+                "machines": row["workers"],
+                "load": row["load"],
+                **{name: row[f"{key}_ms"] for key, name in MS.items()},
+                "from": low,
+                "to": high,
+                "work": row["work_per_query"],
+                **({"accuracy": row.get("accuracy")} if "accuracy" in row else {}),
+                "": remark,
+            }
+        )
+    formats = {**dict.fromkeys((*MS.values(), "from", "to"), ".1f"), "work": ".2f"}
+    formats |= {"machines": ".0f", "load": ".0%", "accuracy": ".4f"}
+    left = [f"left out: {name}: {why}" for name, why in report["left_out"].items()]
+    notes = report["notes"]
+    return [*notes, *([""] if notes else []), *aligned(table, formats), *left]
+
+
+MS = {"p50": "p50 ms", "p99": "p99 ms", "p999": "p99.9 ms"}
