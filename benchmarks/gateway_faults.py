@@ -120,7 +120,7 @@ class Server:
     def start(self) -> None:
         """Start it; it is not ready at once."""
         self.folder.mkdir(exist_ok=True)
-        options = ("--name", MODEL, "--workers", "1", "--policy", "uncoded")
+        options = ("--set", f"name={MODEL}", "--workers", "1", "--policy", "uncoded")
         command = [sys.executable, "-m", "codedinvnet", "serve", f"{__name__}:waiting", *options]
         command += ["--host", self.host, "--port", str(self.port)]
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}

@@ -41,7 +41,7 @@ from codedinvnet.protect.images import Preprocessing
 from codedinvnet.protect.inputs import Inputs, read_inputs, split
 from codedinvnet.protect.teacher import scores_of
 from codedinvnet.rows import Row, key_of, newest, read_rows, seed_of
-from codedinvnet.serving.opening import called
+from codedinvnet.serving.opened import called
 from codedinvnet.serving.workers.faults import Fault
 
 KIND = "straggling"
@@ -237,7 +237,7 @@ async def _measured(
     members = len(extra.members)
     parity = ParityWait(0.0, wait * extra.cost / members, members / k) if coded else None
     words = [place.model.source.source, "--policy", arm, "--workers", str(place.workers)]
-    words += ["--group-timeout-ms", "50"]
+    words += ["--set", "group-timeout-ms=50"]
     if coded:
         words += ["--protection", str(place.protection), "--method", place.scheme.name]
     else:

@@ -64,7 +64,7 @@ def test_a_server_ends_at_once_with_a_body_that_was_interrupted(tmp_path: Path) 
         nonlocal began
         words = ("mnist", "--policy", "uncoded", "--workers", "1", "--deadline-ms", "30000")
         async with (
-            server(*words, "--hang-timeout-ms", "30000", log=tmp_path / "log") as process,
+            server(*words, "--set", "hang-timeout-ms=30000", log=tmp_path / "log") as process,
             connect(process.address, "mnist", images) as client,
         ):
             below.extend([process.pid, *descendants(process.pid)])

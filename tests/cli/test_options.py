@@ -10,10 +10,9 @@ import pytest
 from codedinvnet.cli.command_line import build_parser
 from codedinvnet.cli.options import settings_of
 from codedinvnet.serving.gateway.options import GatewayOptions
-from codedinvnet.serving.options import ServeOptions
 from tests.conftest import Command
 
-KINDS: dict[str, Any] = {"gateway": GatewayOptions, "serve": ServeOptions}
+KINDS: dict[str, Any] = {"gateway": GatewayOptions}
 GATEWAY = {
     "name": "resnet",
     "upstream": ["http://a:8000", "grpc://b:8001"],
@@ -56,12 +55,10 @@ def test_a_file_says_what_the_command_line_does_not(tmp_path: Path) -> None:
     found = settings("gateway", *words)
     assert (found.name, found.slots, found.upstream) == ("other", 4, ("http://c:8000",))
     assert found.deadline_ms == 100
-    assert settings("serve", "mnist", "--config", config(tmp_path, {"k": 4})).k == 4
 
 
 def test_without_a_file_there_are_the_defaults() -> None:
     assert settings("gateway", "m") == GatewayOptions("m")
-    assert settings("serve", "mnist", "--demo") == ServeOptions("mnist", demo=True)
 
 
 @pytest.mark.parametrize(

@@ -27,8 +27,8 @@ from codedinvnet.models.bundle import (
     weights_digest,
 )
 from codedinvnet.rows import append_row
-from codedinvnet.serving.opening import open_served
-from codedinvnet.serving.options import ServeOptions
+from codedinvnet.serving.config import ServeOptions
+from codedinvnet.serving.opened import open_served
 from codedinvnet.serving.workers.computing import BundleSpec, SchemeComputer
 
 K = 4
@@ -84,7 +84,7 @@ def test_a_part_comes_back_as_a_method_also_in_a_worker(
     offline = METHODS[name].build(given_by(mnist, K, part=part.eval()))
     expected = offline.compute(K, group).output
     torch.testing.assert_close(method.compute(K, group).output, expected)
-    spec = spec_of(ServeOptions("mnist", k=K, method=name, part=path))
+    spec = spec_of(ServeOptions(source="mnist", k=K, method=name, part=path))
     torch.testing.assert_close(loaded(spec).compute(K, group).output, expected)
     with pytest.raises(UserError, match="the front end has 123: restart the service"):
         replace(spec, part_weights="123").load()
@@ -101,7 +101,7 @@ def test_a_part_beside_the_bundle_is_taken_where_none_is_named(
     named, other = (scheme_for(load_bundle(folder), K, "parm", given) for given in (None, path))
     group = torch.rand(2, K, 1, 28, 28)
     torch.testing.assert_close(named.compute(K, group).output, other.compute(K, group).output)
-    spec = spec_of(ServeOptions(str(folder), k=K, method="parm"))
+    spec = spec_of(ServeOptions(source=str(folder), k=K, method="parm"))
     torch.testing.assert_close(
         loaded(spec).compute(K, group).output, other.compute(K, group).output
     )

@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 import sys
+import time
 from collections.abc import Mapping
 from importlib.metadata import EntryPoint
 from itertools import combinations
@@ -28,11 +29,11 @@ from codedinvnet.errors import UserError
 from codedinvnet.evaluation.trials import is_foreign
 from codedinvnet.files import file_digest
 from codedinvnet.models.bundle import load_bundle
+from codedinvnet.protocol.messages import InferRequest
 from codedinvnet.rows import current_accuracy, read_rows
-from codedinvnet.serving.options import ServeOptions
-from codedinvnet.serving.serve import running
+from codedinvnet.serving.app import running
+from codedinvnet.serving.config import ServeOptions
 from codedinvnet.serving.served import IMAGES, OUTCOME, PROBABILITIES
-from codedinvnet.serving.service import Request
 from codedinvnet.serving.workers.computing import BundleSpec
 from tests.codes.linear import SHAPE, Linear, assert_answers, images, made, outputs_of, without
 from tests.conftest import Command
@@ -159,12 +160,11 @@ def test_the_example_is_served() -> None:
     expected = scheme.compute(0, torch.from_numpy(group[:1])[None]).output.softmax(1)
 
     async def main() -> None:
-        options = ServeOptions("mnist", k=K, method=MINE, port=0, group_timeout_ms=500)
-        wanted = ((PROBABILITIES, False), (OUTCOME, False))
-        async with running(options) as (_, service):
-            assert service.front.rules.workers == K + 2
-            request = Request({IMAGES: group}, outputs=wanted, accept_decoded=False)
-            found = await service.answer(request)
+        options = ServeOptions(source="mnist", k=K, method=MINE, port=0, group_timeout_ms=500)
+        async with running(options) as (_, app):
+            assert app.dispatcher.rules.workers == K + 2
+            request = InferRequest({IMAGES: group}, parameters={"accept_decoded": False})
+            found = (await app.service.answer(request, time.monotonic())).message
         assert found.outputs[OUTCOME].tolist() == [b"direct"] * K
         np.testing.assert_allclose(found.outputs[PROBABILITIES][0], expected[0], atol=1e-5)
 

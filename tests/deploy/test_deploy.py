@@ -30,12 +30,12 @@ from codedinvnet.cli.command_line import build_parser
 from codedinvnet.cli.options import settings_of
 from codedinvnet.processes import free_port
 from codedinvnet.serving import supervisor
+from codedinvnet.serving.app import running as serve_running
+from codedinvnet.serving.config import ServeOptions
 from codedinvnet.serving.faces.grpc import FEWEST_READ
 from codedinvnet.serving.gateway.options import MIB, GatewayOptions, check
 from codedinvnet.serving.gateway.run import running as gateway_running
 from codedinvnet.serving.listening import DRAIN_TIMEOUT
-from codedinvnet.serving.options import ServeOptions
-from codedinvnet.serving.serve import running as serve_running
 from tests.observing import set_proxy, until
 from tests.serving.gateway.asking import ask
 from tests.serving.gateway.fakes import Fake, gateway
@@ -336,7 +336,7 @@ def metrics() -> dict[str, dict[str, set[str]]]:
         async with gateway(Fake()) as (url, _, _):
             await ask(url)
             one = await _metrics(url)
-        options = ServeOptions("mnist", k=2, port=0, deadline_ms=30_000)
+        options = ServeOptions(source="mnist", k=2, port=0, deadline_ms=30_000)
         async with serve_running(options) as (url, _):
             tensor = triton.InferInput("images", [2, 1, 28, 28], "UINT8")
             tensor.set_data_from_numpy(np.zeros((2, 1, 28, 28), np.uint8))

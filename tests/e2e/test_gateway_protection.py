@@ -105,7 +105,7 @@ Servers: TypeAlias = tuple[list[str], list[int]]
 @contextmanager
 def ours(folder: Path) -> Iterator[Servers]:
     """Run two services."""
-    options = (SOURCE, "--name", "m", "--workers", "1")
+    options = (SOURCE, "--set", "name=m", "--workers", "1")
     with (
         served(*options, log=folder / "a.log") as first,
         served(*options, log=folder / "b.log") as second,

@@ -101,8 +101,17 @@ async def test_actors_run_a_model_of_ones_own(cluster: Any) -> None:
 async def test_an_actor_and_a_node_are_lost(cluster: Any, tmp_path: Path) -> None:
     samples = sample_images("mnist")
     images, labels = samples.images.numpy(), samples.labels.numpy()
-    options = ("--k", "3", "--workers", "4", "--pool", "ray", "--ray-address", cluster.address)
-    times = ("--group-timeout-ms", "500", "--deadline-ms", "30000", "--policy", "coded")
+    options = (
+        "--k",
+        "3",
+        "--workers",
+        "4",
+        "--pool",
+        "ray",
+        "--set",
+        f"ray-address={cluster.address}",
+    )
+    times = ("--set", "group-timeout-ms=500", "--deadline-ms", "30000", "--policy", "coded")
     faults = write_faults(tmp_path, slow(500, probability=0.1))
 
     async def workers(client: Client) -> list[dict[str, Any]]:

@@ -203,7 +203,7 @@ async def test_every_query_is_answered_while_workers_fail(
     tmp_path: Path, images: np.ndarray, labels: np.ndarray
 ) -> None:
     options = ("--k", "4", "--workers", "6", "--policy", "coded", *PATIENT)
-    times = ("--group-timeout-ms", "500", "--hang-timeout-ms", "1500")
+    times = ("--set", "group-timeout-ms=500", "--set", "hang-timeout-ms=1500")
     faults = write_faults(tmp_path, slow(1000, probability=0.2))
 
     async with (
@@ -298,7 +298,9 @@ async def test_a_client_that_leaves_takes_its_queries_along(
 async def test_sigterm_drains(tmp_path: Path, images: np.ndarray) -> None:
     options = ("--k", "4", "--workers", "6", "--policy", "coded", *PATIENT)
     async with (
-        server("mnist", *options, "--hang-timeout-ms", "25000", log=tmp_path / "log") as process,
+        server(
+            "mnist", *options, "--set", "hang-timeout-ms=25000", log=tmp_path / "log"
+        ) as process,
         connect(process.address, "mnist", images) as client,
     ):
         below, pids = descendants(process.pid), await worker_pids(client)
@@ -420,6 +422,7 @@ class TestRefused:
         [
             (["nothing"], "no model 'nothing'"),
             (["mnist", "--k", "99"], "k = 99"),
+            (["mnist", "--k", "1000000000"], "--k: input should be less than or equal to 100"),
             (["mnist", "--k", "4", "--workers", "4"], "--workers: 4 are too few"),
             (["mnist", "--workers", "0"], "--workers"),
             (["mnist", "--method", "magic"], "--method: 'magic'"),
@@ -429,20 +432,23 @@ class TestRefused:
                 ["mnist", "--policy", "small-backup+hedge", "--method", "parm"],
                 "--method: parm is not that of --policy small-backup+hedge",
             ),
-            (["mnist", "--extra", "-1"], "--extra"),
+            (["mnist", "--set", "extra=-1"], "--set extra"),
             (["mnist", "--pool", "magic"], "--pool: 'magic'"),
             (["mnist", "--deadline-ms", "0"], "--deadline-ms"),
             (["mnist", "--deadline-ms", "nan"], "--deadline-ms"),
             (["mnist", "--deadline-ms", "inf"], "--deadline-ms"),
-            (["mnist", "--group-timeout-ms", "-1"], "--group-timeout-ms"),
-            (["mnist", "--group-timeout-ms", "5000"], "below the deadline of 5000 ms, got 5000"),
-            (["mnist", "--hang-timeout-ms", "-1"], "--hang-timeout-ms"),
-            (["mnist", "--min-confidence", "2"], "--min-confidence"),
-            (["mnist", "--max-pending", "0"], "--max-pending"),
-            (["mnist", "--max-batch", "0"], "--max-batch"),
-            (["mnist", "--worker-batch", "0"], "--worker-batch: must be above 0"),
-            (["mnist", "--threads-per-worker", "0"], "--threads-per-worker"),
-            (["mnist", "--max-pending", "100"], "--max-batch: a request of 256 queries"),
+            (["mnist", "--set", "group-timeout-ms=-1"], "--set group-timeout-ms"),
+            (
+                ["mnist", "--set", "group-timeout-ms=5000"],
+                "below the deadline of 5000 ms, got 5000",
+            ),
+            (["mnist", "--set", "hang-timeout-ms=-1"], "--set hang-timeout-ms"),
+            (["mnist", "--set", "min-confidence=2"], "--set min-confidence"),
+            (["mnist", "--set", "max-pending=0"], "--set max-pending"),
+            (["mnist", "--set", "max-batch=0"], "--set max-batch"),
+            (["mnist", "--set", "worker-batch=0"], "--set worker-batch: "),
+            (["mnist", "--set", "threads-per-worker=0"], "--set threads-per-worker"),
+            (["mnist", "--set", "max-pending=100"], "--set max-batch: a request of 256 queries"),
             (["mnist", "--device", "abacus"], "--device: "),
             (["mnist", "--device", "cuda:99"], "--device: this machine has no cuda:99"),
             (["mnist", "--port", "99999"], "--port"),
@@ -470,7 +476,7 @@ class TestRefused:
         assert f"cannot listen on 127.0.0.1:{port}: " in message
 
     def test_two_that_start_together(self, call: Command) -> None:
-        from codedinvnet.serving.listening import bind
+        from codedinvnet.serving.app import bind
 
         with bind("127.0.0.1", 0) as other:  # as long as its workers load
             port = other.getsockname()[1]

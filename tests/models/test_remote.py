@@ -15,7 +15,8 @@ import pytest
 
 from codedinvnet.errors import UserError
 from codedinvnet.models import ModelSource, open_model
-from codedinvnet.serving.options import ServeOptions, check
+from codedinvnet.serving.checks import check
+from codedinvnet.serving.config import ServeOptions
 
 TENSORS = {
     "inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 3]}],
@@ -217,5 +218,5 @@ def test_urls_that_are_none() -> None:
 
 
 def test_serve_says_who_stands_before_servers() -> None:
-    with pytest.raises(UserError, match="codedinvnet gateway stands before it"):
-        check(ServeOptions("http://127.0.0.1:9/v2/models/m"))
+    with pytest.raises(UserError, match="codedinvnet gateway stands in front of it"):
+        check(ServeOptions(source="http://127.0.0.1:9/v2/models/m"))

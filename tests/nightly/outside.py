@@ -32,7 +32,7 @@ from codedinvnet.evaluation.client import Client, Reply, connect
 from codedinvnet.models.bundle import Bundle, load_bundle
 from codedinvnet.processes import descendants, server
 
-OPTIONS = ("--k", "4", "--hang-timeout-ms", "1000", "--deadline-ms", "5000")
+OPTIONS = ("--k", "4", "--set", "hang-timeout-ms=1000", "--deadline-ms", "5000")
 OVERLOADED = ("--policy", "uncoded", "--workers", "4", "--deadline-ms", "5000")
 SLOWED = {"kind": "slow", "delay": {"ms": 50}}
 """It keeps workers busy without a processor, which the client of an overloaded service needs."""

@@ -23,7 +23,7 @@ from codedinvnet.evaluation.client import connect
 from codedinvnet.models import open_model
 from codedinvnet.processes import free_port, server
 from codedinvnet.protect import load_protection
-from codedinvnet.serving.options import ServeOptions
+from codedinvnet.serving.config import ServeOptions
 from codedinvnet.serving.workers.faults import Fault
 from tests.e2e.test_ray import NODE, raylet, three_nodes
 from tests.processes import needs_proc
@@ -73,8 +73,17 @@ def cluster() -> Iterator[Any]:
 async def test_the_front_ends_own_node_is_lost(cluster: Any, tmp_path: Path) -> None:
     """All actors end with it; the service says so, and goes on when there is a node again."""
     images = sample_images("mnist").images.numpy()
-    options = ("--k", "2", "--workers", "3", "--pool", "ray", "--ray-address", cluster.address)
-    times = ("--deadline-ms", "30000", "--down-timeout-ms", "3000")
+    options = (
+        "--k",
+        "2",
+        "--workers",
+        "3",
+        "--pool",
+        "ray",
+        "--set",
+        f"ray-address={cluster.address}",
+    )
+    times = ("--deadline-ms", "30000", "--set", "down-timeout-ms=3000")
     log = tmp_path / "log"
 
     async with (
@@ -144,7 +153,7 @@ def test_actors_make_up_for_a_late_one(
     model = open_model(source)
     for method in ("small-backup", "code"):
         options = ServeOptions(
-            source,
+            source=source,
             protection=finished,
             method=method,
             pool="ray",

@@ -6,8 +6,8 @@ import asyncio
 import json
 import re
 import shutil
+import time
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,10 +19,10 @@ from codedinvnet.errors import UserError
 from codedinvnet.models import open_model
 from codedinvnet.protect.calibration import protection_calibration
 from codedinvnet.protect.folder import WEIGHTS, load_part
-from codedinvnet.serving import serve as serving
-from codedinvnet.serving.options import ServeOptions, check
-from codedinvnet.serving.serve import make_service
-from codedinvnet.serving.service import Request
+from codedinvnet.protocol.messages import InferRequest
+from codedinvnet.serving.app import open_app
+from codedinvnet.serving.checks import check
+from codedinvnet.serving.config import ServeOptions
 from codedinvnet.serving.workers.faults import Delay, Fault, FaultyPool, Schedule
 from codedinvnet.serving.workers.pool import Task, WorkerPool
 from codedinvnet.serving.workers.result import Result
@@ -70,23 +70,25 @@ def answers(
     check(options)
 
     async def ask() -> Mapping[str, np.ndarray]:
-        service = make_service(options)
-        faulty = cast(FaultyPool, service.front.pool)
+        app = open_app(options)
+        faulty = cast(FaultyPool, app.dispatcher.pool)
         faulty.pool = ExtraLast(faulty.pool, len(next(iter(inputs.values()))))
-        await service.front.start()
+        await app.dispatcher.start()
         try:
             faulty.add(fault)
-            wanted = (("output", True), ("outcome", True))
-            return (await service.answer(Request(inputs, outputs=wanted))).outputs
+            request = InferRequest(inputs)
+            return (await app.service.answer(request, time.monotonic())).message.outputs
         finally:
-            await service.front.stop()
+            await app.dispatcher.stop()
 
     return asyncio.run(ask())
 
 
 def test_a_late_answer_is_the_small_backups(finished: Path) -> None:
     source = f"{PLACE}:vectors"
-    options = ServeOptions(source, protection=finished, method="small-backup", pool=POOL, demo=True)
+    options = ServeOptions(
+        source=source, protection=finished, method="small-backup", pool=POOL, demo=True
+    )
     x = np.random.default_rng(3).random((4, FEATURES), np.float32)
     found = answers(options, {"x": x})
     assert found["outcome"].tolist() == [b"direct", b"decoded", b"direct", b"direct"]
@@ -100,7 +102,9 @@ def test_a_late_answer_is_the_small_backups(finished: Path) -> None:
 
 def test_a_dear_backup_is_shared_by_workers(finished: Path) -> None:
     source = f"{PLACE}:vectors"
-    options = ServeOptions(source, protection=finished, method="own-backup", pool=POOL, demo=True)
+    options = ServeOptions(
+        source=source, protection=finished, method="own-backup", pool=POOL, demo=True
+    )
     x = np.random.default_rng(3).random((4, FEATURES), np.float32)
     found = answers(options, {"x": x})
     assert found["outcome"].tolist() == [b"direct", b"decoded", b"direct", b"direct"]
@@ -118,28 +122,13 @@ def test_a_dear_backup_is_shared_by_workers(finished: Path) -> None:
     ],
 )
 def test_the_size_of_a_group_is_that_of_the_code(
-    protected: bool,
-    more: dict[str, Any],
-    told: str,
-    share: float,
-    finished: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    protected: bool, more: dict[str, Any], told: str, share: float, finished: Path
 ) -> None:
-    lines, shares = [], []
-
-    async def once(up: Any, line: Any) -> None:
-        async with up as (_, front):
-            lines.append(line("HERE", front))
-            shares.append(front.rules.hedge_share)
-
-    monkeypatch.setattr(serving, "until_told", once)
     more = {"method": "small-backup", "protection": finished} if protected else more
-    options = ServeOptions(f"{PLACE}:vectors", workers=7, pool=POOL, port=0, **more)
-    asyncio.run(serving._serve(options))
-    assert len(lines) == 1
-    policy = more.get("policy", "auto" if not protected else "coded")
-    assert lines[0].endswith(f"on HERE: 7 workers, policy {policy}{told}")
-    assert shares == [share]
+    options = ServeOptions(source=f"{PLACE}:vectors", workers=7, pool=POOL, port=0, **more)
+    app = open_app(options)
+    assert app.choices.size == (int(told.rpartition(" ")[2]) if told else 1)
+    assert app.dispatcher.rules.hedge_share == share
 
 
 @pytest.mark.usefixtures("exported")
@@ -152,7 +141,7 @@ def test_a_model_of_several_inputs_is_protected(call: Command, tmp_path: Path) -
     outcome = call(*arguments("two_inputs", tmp_path / "x.npz", tmp_path / "out", *more))
     assert outcome.code == 0, outcome.err
     options = ServeOptions(
-        f"{PLACE}:two_inputs",
+        source=f"{PLACE}:two_inputs",
         protection=tmp_path / "out",
         method="small-backup",
         pool=POOL,
@@ -174,8 +163,8 @@ def test_a_protection_releases_what_keeps_the_limit(finished: Path) -> None:
     assert curve is not None
     told = {}
     for limit in (0.999, 1e-9):
-        options = ServeOptions(source, protection=finished, max_disagreement=limit, **more)
-        reliance = make_service(options).front.reliance
+        options = ServeOptions(source=source, protection=finished, max_disagreement=limit, **more)
+        reliance = open_app(options).dispatcher.gate
         assert reliance is not None
         assert reliance.thresholds[limit, 4, DECODED] == curve.threshold(limit)
         told[limit] = answers(options, {"x": x})["outcome"].tolist().count(b"decoded")
@@ -187,10 +176,12 @@ def test_a_codes_guesses_go_by_what_side_features_alone_answered(finished: Path)
     stored = protection_calibration(finished)
     side = stored.curve("code-side", 4)
     assert side is not None
-    options = ServeOptions(f"{PLACE}:vectors", protection=finished, pool=POOL, demo=True)
+    options = ServeOptions(source=f"{PLACE}:vectors", protection=finished, pool=POOL, demo=True)
     for method in ("code", "code-side"):
-        kept = replace(options, method=method, max_disagreement=0.999, on_corruption="replace")
-        reliance = make_service(kept).front.reliance
+        kept = options.model_copy(
+            update={"method": method, "max_disagreement": 0.999, "on_corruption": "replace"}
+        )
+        reliance = open_app(kept).dispatcher.gate
         assert reliance is not None
         assert reliance.thresholds[0.999, 4, GUESSED] == side.threshold(0.999) < 1
     assert stored.curve("code-scores", 4, GUESSED) is None
@@ -221,11 +212,11 @@ def test_a_protection_without_calibration_keeps_no_limit(finished: Path, tmp_pat
     folder = shutil.copytree(finished, tmp_path / "old")
     (folder / FILE).unlink()
     options = ServeOptions(
-        f"{PLACE}:vectors", protection=folder, method="small-backup", pool=POOL, demo=True
+        source=f"{PLACE}:vectors", protection=folder, method="small-backup", pool=POOL, demo=True
     )
-    assert make_service(options).front.reliance is None
+    assert open_app(options).dispatcher.gate is None
     with pytest.raises(UserError, match="codedinvnet protect"):
-        make_service(replace(options, max_disagreement=0.01))
+        open_app(options.model_copy(update={"max_disagreement": 0.01}))
 
 
 @pytest.mark.parametrize(
@@ -257,4 +248,4 @@ def test_what_a_protection_does_not_go_with(
     source: str, more: dict[str, Any], told: str, finished: Path
 ) -> None:
     with pytest.raises(UserError, match=re.escape(told)):
-        answers(ServeOptions(source, protection=finished, pool=POOL, **more), {})
+        answers(ServeOptions(source=source, protection=finished, pool=POOL, **more), {})

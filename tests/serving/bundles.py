@@ -9,11 +9,18 @@ import numpy as np
 from codedinvnet.codes.base import Scheme
 from codedinvnet.scheduler.settings import Rules
 from codedinvnet.serving.answers import Answered, QueryFailed
-from codedinvnet.serving.frontend import FrontEnd
+from codedinvnet.serving.codec import TensorCodec
+from codedinvnet.serving.decode import Decoder
+from codedinvnet.serving.dispatch import Dispatcher, Timing
+from codedinvnet.serving.gate import AnswerGate
+from codedinvnet.serving.metrics import Metrics
+from codedinvnet.serving.recent import Recent
 from codedinvnet.serving.served import IMAGES, PROBABILITIES, Classifier
+from codedinvnet.serving.times import Times
 from codedinvnet.serving.workers.computing import SchemeComputer
 from codedinvnet.serving.workers.pool import WorkerPool
 from codedinvnet.serving.workers.result import OUTPUT, Result
+from codedinvnet.serving.workers.supervisor import Worker
 from tests.serving.in_process import InProcessPool
 
 CLASSES = tuple("0123456789")
@@ -26,8 +33,8 @@ class BundlePool(InProcessPool):
         super().__init__(SchemeComputer(scheme))
 
 
-class BundleFront(FrontEnd):
-    """A front end of a scheme for images."""
+class BundleFront(Dispatcher):
+    """A dispatcher of a scheme for images."""
 
     def __init__(
         self,
@@ -35,11 +42,27 @@ class BundleFront(FrontEnd):
         pool: WorkerPool,
         rules: Rules,
         classes: tuple[str, ...] = CLASSES,
-        **options: Any,
+        gate: AnswerGate | None = None,
+        **timing: float,
     ) -> None:
         channels, height, width = scheme.shape
-        served = Classifier("mnist", (channels, height, width), classes)
-        super().__init__(served, pool, rules, scheme, SchemeComputer(scheme), **options)
+        self.served = Classifier("mnist", (channels, height, width), classes)
+        metrics = Metrics()
+        codec = TensorCodec(self.served, scheme, SchemeComputer(scheme))
+        decoder = Decoder(scheme, self.served, metrics)
+        super().__init__(pool, rules, codec, decoder, Timing(**timing), gate, metrics)
+
+    @property
+    def workers(self) -> list[Worker]:
+        return self.supervisor.workers
+
+    @property
+    def times(self) -> Times:
+        return self.calls.times
+
+    @property
+    def recent(self) -> Recent:
+        return self.calls.recent
 
     async def ask(self, images: np.ndarray, **options: Any) -> list[Answered | QueryFailed]:
         """Answer images (B, C, H, W)."""

@@ -17,12 +17,11 @@ from codedinvnet.codes.rules import Parities
 from codedinvnet.models.bundle import Bundle
 from codedinvnet.scheduler.policies import POLICIES
 from codedinvnet.scheduler.settings import Rules
-from codedinvnet.serving import decoder
 from codedinvnet.serving.answers import (
     Answered,
     QueryFailed,
 )
-from codedinvnet.serving.frontend import FrontEnd
+from codedinvnet.serving.decode import Decoder
 from codedinvnet.serving.workers.faults import FaultyPool, Schedule
 from codedinvnet.serving.workers.pool import Task
 from codedinvnet.serving.workers.result import Result, run_task
@@ -73,17 +72,17 @@ async def running(
     await until(lambda: asyncio.all_tasks() <= before)
 
 
-def queue(front: FrontEnd) -> decoder.Decoder:
-    assert isinstance(front.decoding, decoder.Decoder)
-    return front.decoding
+def queue(front: BundleFront) -> Decoder:
+    assert front.decoder is not None
+    return front.decoder
 
 
 def leftovers(front: BundleFront) -> dict[str, Any]:
     scheduler = front.scheduler
     kept = {
-        "waiting": dict(front.waiting),
-        "inputs": front._inputs,
-        "outputs": front._outputs,
+        "waiting": dict(front.queries),
+        "inputs": front._payloads,
+        "outputs": front.calls.outputs,
         "jobs": queue(front)._jobs,
         "queries": scheduler.queries,
         "attempts": scheduler.attempts,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -17,10 +18,10 @@ from codedinvnet.devices import whole_float32
 from codedinvnet.errors import UserError
 from codedinvnet.models import open_model
 from codedinvnet.models.source import ModelSource
-from codedinvnet.serving.answers import BadRequest
-from codedinvnet.serving.options import ServeOptions, check
-from codedinvnet.serving.serve import make_service, running
-from codedinvnet.serving.service import Request, output_specs
+from codedinvnet.protocol.messages import InferRequest, ProtocolError, RequestedOutput
+from codedinvnet.serving.app import open_app, running
+from codedinvnet.serving.checks import check
+from codedinvnet.serving.config import ServeOptions
 from codedinvnet.serving.workers.computing import ModelSpec
 from codedinvnet.serving.workers.faults import FaultyPool
 from tests.codes.decodings import assert_is_decoded
@@ -124,12 +125,14 @@ async def test_a_model_is_served_as_it_computes(source: str, folder: Path) -> No
     inputs = {spec.name: MODELS[source](np.random.default_rng(7))}
     rows = [{name: array[i : i + 1] for name, array in inputs.items()} for i in range(BATCH)]
     own = [model.run(row) for row in rows]
-    options = ServeOptions(place(source, folder), port=0, workers=2, policy="hedge", pool=POOL)
+    options = ServeOptions(
+        source=place(source, folder), port=0, workers=2, policy="hedge", pool=POOL
+    )
 
-    async with running(options) as (address, service):
+    async with running(options) as (address, app):
         client = aio.InferenceServerClient(address.removeprefix("http://"))
         try:
-            name = service.served.name
+            name = app.service.served.name
             metadata = await client.get_model_metadata(name)
             assert metadata["inputs"] == [
                 {"name": spec.name, "datatype": spec.datatype, "shape": [-1, *spec.shape]}
@@ -154,23 +157,24 @@ def answers(options: ServeOptions, inputs: Arrays, late: bool = False, **request
         options: of the service.
         inputs: of the request.
         late: whether the second member is late, and the extra tasks come after the others.
-        request: what else the request has.
+        request: its parameters, and the outputs that it wants.
     """
 
     async def ask() -> Arrays:
-        service = make_service(options)
+        app = open_app(options)
+        dispatcher, outputs = app.dispatcher, request.pop("outputs", ())
         if late:
-            faulty = cast(FaultyPool, service.front.pool)
+            faulty = cast(FaultyPool, dispatcher.pool)
             faulty.pool = ExtraLast(faulty.pool, len(next(iter(inputs.values()))))
-        await service.front.start()
+        await dispatcher.start()
         try:
             if late:
                 faulty.add(HELD)
-            names = [spec.name for spec in output_specs(service.served.signature)]
-            wanted = tuple((name, True) for name in request.pop("outputs", names))
-            return (await service.answer(Request(inputs, outputs=wanted, **request))).outputs
+            wanted = tuple(RequestedOutput(name, True) for name in outputs)
+            asked = InferRequest(inputs, outputs=wanted, parameters=request)
+            return (await app.service.answer(asked, time.monotonic())).message.outputs
         finally:
-            await service.front.stop()
+            await dispatcher.stop()
 
     return asyncio.run(ask())
 
@@ -179,12 +183,12 @@ def answers(options: ServeOptions, inputs: Arrays, late: bool = False, **request
 def test_a_code_without_direct_answers_approximates_the_model(method: str) -> None:
     source = f"{PLACE}:mlp"
     inputs = {"input": np.random.default_rng(1).random((4, 16), np.float32)}
-    options = ServeOptions(source, k=4, method=method, pool=POOL)
+    options = ServeOptions(source=source, k=4, method=method, pool=POOL)
     found = answers(options, inputs)
     assert list(found) == ["output", "outcome"]
     assert set(found["outcome"]) == {b"decoded"}
     assert_is_decoded(found["output"], open_model(source), method, inputs["input"])
-    with pytest.raises(BadRequest, match=r"accept_decoded: this method has no direct answers"):
+    with pytest.raises(ProtocolError, match=r"accept_decoded: this method has no direct answers"):
         answers(options, inputs, accept_decoded=False)
 
 
@@ -194,7 +198,7 @@ METHOD = "examples/my_method.py:TwoParities"
 @pytest.mark.parametrize("outputs", [["scores_0"], ["scores_0", "label"]])
 def test_a_method_of_ones_own_protects_a_model_of_ones_own(outputs: list[str]) -> None:
     """Direct answers stay the model's own; decoded ones have the scores alone."""
-    options = ServeOptions(f"{PLACE}:two_headed", k=3, method=METHOD, pool=POOL, demo=True)
+    options = ServeOptions(source=f"{PLACE}:two_headed", k=3, method=METHOD, pool=POOL, demo=True)
     inputs = {"x": np.random.default_rng(2).random((3, 4), np.float32)}
     model = open_model(options.source)
     own = [model.run({"x": inputs["x"][i : i + 1]}) for i in range(3)]
@@ -215,27 +219,30 @@ def test_a_method_of_ones_own_protects_a_model_of_ones_own(outputs: list[str]) -
         ({"method": "approxifer", "policy": "hedge"}, "--method: approxifer goes with a coded"),
         ({"method": "parm"}, "--method: parm is trained together with a bundle"),
         ({"method": "coded-invnet"}, "--method: coded-invnet is trained together with a bundle"),
-        ({"part": Path("x")}, "--part: is for a bundle, not for a model of your own"),
+        ({"part": Path("x")}, "--set part: is for a bundle, not for a model of your own"),
         ({"scores": "nothing"}, "--scores: .* has no output 'nothing'"),
     ],
 )
 def test_what_a_model_of_ones_own_cannot_have(options: dict[str, Any], told: str) -> None:
     def serve() -> None:
-        asked = ServeOptions(f"{PLACE}:words", pool=POOL, **options)
+        asked = ServeOptions(source=f"{PLACE}:words", pool=POOL, **options)
         check(asked)
-        make_service(asked)
+        open_app(asked)
 
     with pytest.raises(UserError, match=told):
         serve()
-    with pytest.raises(UserError, match="--name: is for a model of your own, not for a bundle"):
-        check(ServeOptions("mnist", name="numbers"))
+    with pytest.raises(UserError, match="--set name: is for a model of your own, not for a bundle"):
+        check(ServeOptions(source="mnist", name="numbers"))
     with pytest.raises(UserError, match=r"not on cuda: give a factory"):
-        check(ServeOptions("model.onnx", device="cuda"))
+        check(ServeOptions(source="model.onnx", device="cuda"))
 
 
 async def test_bytes_that_are_no_text_are_refused_by_a_model_of_strings(tmp_path: Path) -> None:
     path = factories.identity_onnx(tmp_path / "texts.onnx", [None], TensorProto.STRING)
-    async with running(ServeOptions(str(path), port=0, workers=2, pool=POOL)) as (address, _):
+    async with running(ServeOptions(source=str(path), port=0, workers=2, pool=POOL)) as (
+        address,
+        _,
+    ):
         client = aio.InferenceServerClient(address.removeprefix("http://"))
         try:
             right = np.array([b"a", "ä".encode()], object)
@@ -250,7 +257,7 @@ async def test_bytes_that_are_no_text_are_refused_by_a_model_of_strings(tmp_path
 
 
 async def test_a_request_of_a_wrong_tensor_is_told_which(folder: Path) -> None:
-    options = ServeOptions(f"{PLACE}:pair", port=0, workers=2, pool=POOL)
+    options = ServeOptions(source=f"{PLACE}:pair", port=0, workers=2, pool=POOL)
     numbers, mask = np.zeros((2, 6), np.float32), np.ones((2, 6), bool)
 
     async with running(options) as (address, _):

@@ -28,15 +28,16 @@ from codedinvnet.scheduler.policies import POLICIES
 from codedinvnet.scheduler.quantiles import FEWEST
 from codedinvnet.scheduler.settings import Rules
 from codedinvnet.serving.answers import Answered
-from codedinvnet.serving.frontend import FrontEnd
-from codedinvnet.serving.opening import open_served
-from codedinvnet.serving.options import ServeOptions, check
-from codedinvnet.serving.serve import make_service
+from codedinvnet.serving.app import open_app
+from codedinvnet.serving.checks import check
+from codedinvnet.serving.config import ServeOptions
+from codedinvnet.serving.opened import open_served
 from codedinvnet.serving.workers.computing import BundleSpec, SchemeComputer
 from codedinvnet.serving.workers.pool import Task
 from codedinvnet.serving.workers.result import Result
 from tests.models.factories import PLACE
 from tests.serving.bundles import BundleFront, BundlePool, output, probabilities, with_output
+from tests.serving.options import changed
 
 K = 4
 SERVABLE = [name for name, method in METHODS.items() if not method.is_policy]
@@ -127,11 +128,11 @@ def test_a_group_that_is_not_full_is_filled_with_black_images(mnist: Bundle, nam
 
 @pytest.mark.parametrize("name", [n for n in SERVABLE if n not in WITH_PARTS])
 def test_front_ends_and_workers_are_made_for_every_one(name: str, mnist: Bundle) -> None:
-    options = ServeOptions("mnist", k=K, method=name)
+    options = ServeOptions(source="mnist", k=K, method=name)
     check(options)
     scheme = open_served(options).scheme
     assert scheme is not None
-    assert make_service(options).front.rules.workers == len(scheme.rules.tasks(K))
+    assert open_app(options).dispatcher.rules.workers == len(scheme.rules.tasks(K))
     loaded = BundleSpec("mnist", K, method=name).load()
     assert isinstance(loaded, SchemeComputer)
     assert loaded.scheme.name == scheme.name == name
@@ -149,7 +150,7 @@ def test_front_ends_and_workers_are_made_for_every_one(name: str, mnist: Bundle)
 def test_front_ends_and_workers_have_the_tolerance_that_was_asked_for(
     name: str, stragglers: int, errors: int, workers: int, mnist: Bundle
 ) -> None:
-    options = ServeOptions("mnist", k=K, method=name, stragglers=stragglers, errors=errors)
+    options = ServeOptions(source="mnist", k=K, method=name, stragglers=stragglers, errors=errors)
     check(options)
     opened = open_served(options)
     for computer in (opened.computer, opened.spec.load()):
@@ -162,8 +163,8 @@ def test_front_ends_and_workers_have_the_tolerance_that_was_asked_for(
 def test_a_model_without_a_code_has_as_many_workers_as_processors_may_be_used(
     threads: int, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("codedinvnet.serving.opening.usable_processors", lambda: 7)
-    options = ServeOptions(f"{PLACE}:mlp", policy="uncoded", threads_per_worker=threads)
+    monkeypatch.setattr("codedinvnet.serving.opened.usable_processors", lambda: 7)
+    options = ServeOptions(source=f"{PLACE}:mlp", policy="uncoded", threads_per_worker=threads)
     assert open_served(options).workers == workers
 
 
@@ -171,7 +172,7 @@ def test_workers_refuse_weights_that_the_front_end_does_not_have(tmp_path: Path)
     """A bundle that is exchanged in place would answer some of the queries, as `direct`."""
     folder = tmp_path / "deployed"
     shutil.copytree(bundle_folder("mnist"), folder)
-    spec = open_served(ServeOptions(str(folder), k=K)).spec
+    spec = open_served(ServeOptions(source=str(folder), k=K)).spec
     spec.load()
     tensors, header = load_checkpoint(folder / WEIGHTS)
     changed = {name: tensor + 1 for name, tensor in tensors.items()}
@@ -218,12 +219,8 @@ def test_a_worker_that_answers_wrongly_is_found_by_the_byzantine_variant_alone(
 def test_tolerances_that_a_method_does_not_have() -> None:
     none = "makes up for what it can"
     for options, told in (
-        (ServeOptions("mnist", stragglers=2), f"--stragglers: coded-invnet {none}"),
-        (ServeOptions("mnist", method="nercc", errors=2), f"--errors: nercc {none}"),
-        (ServeOptions("mnist", method="nercc", stragglers=0), "--stragglers: must be at least 1"),
-        (ServeOptions("mnist", k=0), "--k: must be at least 1, got 0"),
-        (ServeOptions("model.onnx", k=-5, policy="hedge"), "--k: must be at least 1, got -5"),
-        (ServeOptions("mnist", errors=-1), "--errors: must be at least 1, got -1"),
+        (ServeOptions(source="mnist", stragglers=2), f"--set stragglers: coded-invnet {none}"),
+        (ServeOptions(source="mnist", method="nercc", errors=2), f"--set errors: nercc {none}"),
     ):
         with pytest.raises(UserError, match=told):
             check(options)
@@ -231,12 +228,12 @@ def test_tolerances_that_a_method_does_not_have() -> None:
 
 def test_what_needs_a_trained_part_is_not_made_without_one(mnist: Bundle) -> None:
     for name in WITH_PARTS:
-        options = ServeOptions("mnist", k=K, method=name)
+        options = ServeOptions(source="mnist", k=K, method=name)
         check(options)
         with pytest.raises(UserError, match=f"--part: {name} needs the part that"):
-            make_service(options)
+            open_app(options)
     with pytest.raises(UserError, match="--method: 'none' is not one of coded-invnet"):
-        check(ServeOptions("mnist", method="none"))  # that is a policy
+        check(ServeOptions(source="mnist", method="none"))  # that is a policy
     for k in (0, -3):
         with pytest.raises(UserError, match=f"k must be at least 2, got {k}"):
             scheme_for(mnist, k, "parm", Path("x"))
@@ -248,18 +245,18 @@ def test_what_needs_a_trained_part_is_not_made_without_one(mnist: Bundle) -> Non
 
 def test_the_policy_that_guesses_needs_a_code_that_does() -> None:
     for bundle, method in (("mnist", "average-image"), ("cifar10", "coded-invnet")):
-        options = ServeOptions(bundle, method=method, k=K, policy="coded+guess")
+        options = ServeOptions(source=bundle, method=method, k=K, policy="coded+guess")
         with pytest.raises(UserError, match=r"--policy: coded\+guess needs a code that can guess"):
-            make_service(options)
-    options = ServeOptions("mnist", k=K, policy="coded+guess")
-    assert make_service(options).front.rules.policy.guessing
+            open_app(options)
+    options = ServeOptions(source="mnist", k=K, policy="coded+guess")
+    assert open_app(options).dispatcher.rules.policy.guessing
 
 
 @pytest.mark.parametrize("policy", ["uncoded", "replicate", "hedge", "coded+hedge"])
 def test_codes_without_direct_answers_go_with_the_policy_coded(policy: str, mnist: Bundle) -> None:
     told = re.escape(f"goes with the policy coded only, not with {policy}")
     with pytest.raises(UserError, match=f"--policy: nercc has no direct answers.*{told}"):
-        make_service(ServeOptions("mnist", k=K, method="nercc", policy=policy))
+        open_app(ServeOptions(source="mnist", k=K, method="nercc", policy=policy))
 
 
 @pytest.mark.parametrize("method", ["approxifer", "nercc"])
@@ -267,16 +264,16 @@ def test_faults_of_data_tasks_where_there_are_none_are_told(
     method: str, mnist: Bundle, tmp_path: Path
 ) -> None:
     faults = tmp_path / "faults.json"
-    options = ServeOptions("mnist", k=K, method=method, faults=faults)
+    options = ServeOptions(source="mnist", k=K, method=method, faults=faults)
     for per_request in (False, True):
         fault = {"kind": "hold", "per_request": per_request, "delay": {"ms": 1}}
         faults.write_text(json.dumps({"faults": [fault]}), encoding="utf-8")
-        make_service(replace(options, method="coded-invnet"))
+        open_app(changed(options, method="coded-invnet"))
         if per_request:
             with pytest.raises(UserError, match=rf"\(per_request\); {method} has none"):
-                make_service(options)
+                open_app(options)
         else:
-            make_service(options)
+            open_app(options)
 
 
 @pytest.mark.parametrize(("name", "encodes"), [("oracle", True), ("nercc", False), ("own", False)])
@@ -288,7 +285,7 @@ def test_encoding_is_told_only_where_it_is_the_parities_own(
     method = backup if name == "own" else scheme_for(mnist, K, name)
     images = sample_images("mnist").images[:K].numpy()
 
-    async def run() -> FrontEnd:
+    async def run() -> BundleFront:
         rules = Rules(workers=K + 1, policy=POLICIES["coded"], hang_timeout=60.0)
         front = BundleFront(method, BundlePool(method), rules, deadline=60.0)
         await front.start()

@@ -13,11 +13,11 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from codedinvnet.net import logs
+from codedinvnet.net.logs import JsonLines, log_event
 from codedinvnet.scheduler.auto import Decision, Seen
 from codedinvnet.scheduler.policies import HEDGE
 from codedinvnet.serving import metrics as module
 from codedinvnet.serving.gateway.upstream_metrics import OK, UpstreamMetrics
-from codedinvnet.serving.logs import JsonLines, log_event
 from codedinvnet.serving.metrics import SMOOTHING, Metrics
 
 

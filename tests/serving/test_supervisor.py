@@ -12,21 +12,22 @@ import pytest
 from codedinvnet.codes.base import Scheme
 from codedinvnet.errors import UserError
 from codedinvnet.models.bundle import Bundle
-from codedinvnet.serving import supervisor
+from codedinvnet.net.logs import logger
+from codedinvnet.scheduler.actions import Replace
 from codedinvnet.serving.answers import (
     DeadlinePassed,
     NoneUp,
     QueryFailed,
 )
-from codedinvnet.serving.frontend import FrontEnd
-from codedinvnet.serving.logs import logger
 from codedinvnet.serving.metrics import Metrics
 from codedinvnet.serving.served import IMAGES
+from codedinvnet.serving.workers import supervisor
 from codedinvnet.serving.workers.faults import Fault, Schedule
 from codedinvnet.serving.workers.pool import Task, WorkerDied, WorkerFailed
 from codedinvnet.serving.workers.result import Result, run_task
+from codedinvnet.serving.workers.supervisor import State
 from tests.observing import counted, until
-from tests.serving.bundles import BundleFront, BundlePool, probabilities
+from tests.serving.bundles import BundlePool, probabilities
 from tests.serving.front import (
     PATIENCE,
     WORKERS,
@@ -283,30 +284,18 @@ async def test_where_nobody_gets_anything_done_no_worker_is_to_blame(
         assert not any(blamed)
         front.workers[1].worked()
         assert front.supervisor.is_broken(0, (supervisor.MOST_FAILURES - 1,))
-        front.workers[1].state = supervisor.ABSENT
+        front.workers[1].state = State.DOWN
         assert not front.supervisor.is_broken(0, (supervisor.MOST_FAILURES - 1,))
-        front.workers[1].state = supervisor.UP
+        front.workers[1].state = State.UP
 
 
-def test_what_a_backup_gets_done_says_nothing_of_the_others(method: Scheme) -> None:
-    mains, seen = 2, range(100)
-    view = supervisor.Supervisor(BundlePool(method), mains + 1, Metrics(), backups=1)
-    for worker in view.workers:
-        worker.state = supervisor.UP
-    assert not any(view.is_broken(query % mains, (query,)) for query in seen)
-    view.workers[1].worked()
-    assert view.is_broken(0, (1000,))
-    blamed = [view.is_broken(2, (2000 + query,)) for query in range(supervisor.MOST_FAILURES)]
-    assert blamed[-1]  # the backup, by what the others get done
-
-
-@pytest.mark.parametrize("state", [supervisor.DOWN, supervisor.STARTING, supervisor.UP])
-def test_a_worker_that_is_not_up_says_nothing_of_another(state: str, method: Scheme) -> None:
+@pytest.mark.parametrize("state", [State.DOWN, State.STARTING, State.UP])
+def test_a_worker_that_is_not_up_says_nothing_of_another(state: State, method: Scheme) -> None:
     view = supervisor.Supervisor(BundlePool(method), 2, Metrics())
-    view.workers[0].state, view.workers[1].state = supervisor.UP, state
+    view.workers[0].state, view.workers[1].state = State.UP, state
     view.workers[1].worked()
     blamed = [view.is_broken(0, (query,)) for query in range(supervisor.MOST_FAILURES)]
-    assert blamed[-1] == (state == supervisor.UP)
+    assert blamed[-1] == (state == State.UP)
 
 
 async def test_a_worker_that_has_done_nothing_yet_says_nothing_of_another(method: Scheme) -> None:
@@ -360,19 +349,18 @@ async def test_a_pool_that_raises_is_no_worker_that_hangs(
 
 
 async def test_a_worker_that_could_not_be_replaced_at_once_is_replaced(
-    method: Scheme, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+    method: Scheme, images: np.ndarray
 ) -> None:
-    replace, fails = FrontEnd._replace, [True]
-
-    def replace_or_fail(front: BundleFront, worker: int, reason: str) -> Any:
-        if fails:
-            fails.clear()
-            raise MemoryError
-        return replace(front, worker, reason)
-
-    monkeypatch.setattr(BundleFront, "_replace", replace_or_fail)
-
     async with running(method) as (front, pool):
+        replace, fails = front._carriers[Replace], [True]
+
+        def replace_or_fail(action: Any) -> Any:
+            if fails:
+                fails.clear()
+                raise MemoryError
+            return replace(action)
+
+        front._carriers[Replace] = replace_or_fail
         pool.kill(0)
         await until(lambda: front.workers[0].restarts == 1)
         assert not fails
@@ -406,11 +394,11 @@ async def test_workers_lost_during_the_start_do_not_count_as_up(
     pool = EarlyLoss(method, range(2))
     async with running(method, pool=pool) as (front, _):
         states = [view.state for view in front.workers]
-        assert states == [supervisor.DOWN] * 2 + [supervisor.UP] * (WORKERS - 2)
+        assert states == [State.DOWN] * 2 + [State.UP] * (WORKERS - 2)
         assert front.ready
         answered(await front.ask(images[:K]))
         pool.go.set()
-        await until(lambda: all(view.state == supervisor.UP for view in front.workers))
+        await until(lambda: all(view.state == State.UP for view in front.workers))
 
 
 async def test_a_service_that_lost_all_workers_during_its_start_is_down_until_one_is_back(

@@ -1,6 +1,6 @@
-"""The simulation against the service's real front end, in virtual time.
+"""The simulation against the service's real dispatcher, in virtual time.
 
-`FrontEnd` runs as it is, on an event loop whose clock jumps to the next event instead of waiting,
+`Dispatcher` runs as it is, on an event loop whose clock jumps to the next event instead of waiting,
 over workers that sleep for a drawn time. Both draw arrivals and service times from the same
 generators in the same order, so that without faults every single latency must be the same.
 """
@@ -98,9 +98,10 @@ def serve(
     latency, decoded = np.zeros(simulation.requests), np.zeros(simulation.requests)
     loop = VirtualLoop()
     clock = SimpleNamespace(monotonic=loop.time, perf_counter=loop.time)
-    for module in ("frontend", "calling", "waiting", "alarm", "supervisor"):
-        monkeypatch.setattr(f"codedinvnet.serving.{module}.time", clock)
-    monkeypatch.setattr("codedinvnet.serving.workers.faults.time", clock)
+    for module in ("serving.dispatch", "serving.calls", "serving.queries", "net.alarm"):
+        monkeypatch.setattr(f"codedinvnet.{module}.time", clock)
+    for module in ("faults", "supervisor"):
+        monkeypatch.setattr(f"codedinvnet.serving.workers.{module}.time", clock)
 
     async def request(front: BundleFront, number: int) -> None:
         began = loop.time()
@@ -206,7 +207,7 @@ def check_fault(policy: str, fault: dict[str, Any], monkeypatch: pytest.MonkeyPa
         stragglers=[fault],
     )
     # A worker that dies again and again waits for its place here, and is back in the simulator.
-    monkeypatch.setattr("codedinvnet.serving.supervisor.RESTART_DELAYS", (0.0,))
+    monkeypatch.setattr("codedinvnet.serving.workers.supervisor.RESTART_DELAYS", (0.0,))
     records = Simulation(given).run()
     latency, decoded = serve(given, monkeypatch, Schedule.model_validate({"faults": [fault]}))
     for share, tolerance in ((0.5, 0.03), (0.9, 0.1), (0.99, 0.12)):

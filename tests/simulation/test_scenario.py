@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 from pathlib import Path
@@ -14,9 +13,9 @@ from codedinvnet.codes.rules import AnswersAll, AnyOf, Costs, Parities
 from codedinvnet.errors import UserError
 from codedinvnet.files import read_json
 from codedinvnet.models.bundle import bundle_info, load_bundle
-from codedinvnet.serving.options import ServeOptions, hang_timeout
+from codedinvnet.serving.app import open_app
+from codedinvnet.serving.config import ServeOptions
 from codedinvnet.serving.policies import served_as
-from codedinvnet.serving.serve import make_service
 from codedinvnet.serving.workers.faults import Delay, Fault, Schedule
 from codedinvnet.simulation import scenario as scenario_module
 from codedinvnet.simulation.arrivals import Arrivals
@@ -60,20 +59,22 @@ def test_a_scenario_survives_its_row() -> None:
 def test_the_rules_are_those_of_serve() -> None:
     """Same options, same rules."""
     for pending, meant in ((None, 7400), (500, 500)):
-        options = ServeOptions("mnist", 4, 37, policy="coded+hedge", max_pending=pending)
-        front = make_service(options).front
+        options = ServeOptions(
+            source="mnist", k=4, workers=37, policy="coded+hedge", max_pending=pending
+        )
+        dispatcher = open_app(options).dispatcher
         same = scenario(k=4, workers=37, policy="coded+hedge", max_pending=pending)
-        assert same.rules == front.rules
+        assert same.rules == dispatcher.rules
         assert same.rules.max_pending == meant
 
 
 @pytest.mark.parametrize("deadline", [300.0, 2000.0, 4000.0, 5000.0, 60_000.0])
 def test_the_hang_timeout_is_serves(deadline: float) -> None:
-    options = ServeOptions("mnist", 4, deadline_ms=deadline)
-    assert scenario(deadline_ms=deadline).rules.hang_timeout == hang_timeout(options)
-    given = dataclasses.replace(options, hang_timeout_ms=250.0)
+    options = ServeOptions(source="mnist", k=4, deadline_ms=deadline)
+    assert scenario(deadline_ms=deadline).rules.hang_timeout == options.hang_timeout
+    given = options.model_copy(update={"hang_timeout_ms": 250.0})
     same = scenario(deadline_ms=deadline, hang_timeout_ms=250)
-    assert same.rules.hang_timeout == hang_timeout(given) == 0.25
+    assert same.rules.hang_timeout == given.hang_timeout == 0.25
 
 
 def test_workers_that_the_load_and_the_stragglers_keep_busy() -> None:

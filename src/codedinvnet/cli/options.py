@@ -1,20 +1,27 @@
 """Options that a command takes from its command line, or from a JSON file by the same names.
 
-What neither says is left to the defaults of the command's own settings.
+`add_options` makes a parser of an `Options` model, and `options_of` a model of what was said. What
+nothing says is left to the model's defaults.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_origin
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
 
 from codedinvnet.cli.common import seed
 from codedinvnet.errors import UserError, nearest
+from codedinvnet.options import Help, Options, help_of
 
 Settings = TypeVar("Settings")
+Kind = TypeVar("Kind", bound=Options)
 
 KINDS: Mapping[Any, tuple[str, tuple[type, ...]]] = {
     int: ("a whole number", (int,)),
@@ -113,3 +120,152 @@ def _value(where: str, value: Any, action: argparse.Action) -> Any:
     except (ValueError, OverflowError, argparse.ArgumentTypeError) as error:
         raise UserError(f"{where}: {error}") from error
     return converted if several else converted[0]
+
+
+def add_options(sub: argparse.ArgumentParser, kind: type[Options]) -> None:
+    """Add the options of a model to a command, by groups, with `--config` and `--set`."""
+    groups: dict[str, Any] = {}
+    rare = []
+    for name, flag in kind.names():
+        field = kind.model_fields[name]
+        about = help_of(field)
+        text = f"{about.text} ({_default(field, about)})"
+        if about.rare:
+            rare.append(textwrap.fill(f"  {flag:<20}{text}", 79, subsequent_indent=" " * 22))
+            continue
+        if not about.group:
+            sub.add_argument(name, nargs="?", default=argparse.SUPPRESS, help=about.text)
+            continue
+        if about.group not in groups:
+            groups[about.group] = sub.add_argument_group(about.group)
+        how: dict[str, Any] = {"action": "store_true"} if field.annotation is bool else {}
+        if get_origin(field.annotation) is tuple:
+            how["action"] = "append"
+        if field.annotation is not bool and about.metavar:
+            how["metavar"] = about.metavar
+        groups[about.group].add_argument(
+            f"--{flag}", dest=name, default=argparse.SUPPRESS, help=text, **how
+        )
+    more = sub.add_argument_group("settings")
+    more.add_argument(
+        "--config", metavar="FILE", help="take options from this JSON file; flags come first"
+    )
+    if rare:
+        more.add_argument(
+            "--set",
+            action="append",
+            default=[],
+            metavar="NAME=VALUE",
+            help="one of the settings below; repeatable",
+        )
+        told = "\n".join(rare).replace("%", "%%")
+        sub.epilog = f"settings, for --set and --config:\n{told}\n\n{sub.epilog or ''}"
+
+
+def _default(field: FieldInfo, about: Help) -> str:
+    """Return an option's default in words, with its unit."""
+    if field.is_required():
+        return "needed"
+    if field.default is None or field.default is False or field.default in ("", ()):
+        return f"default: {about.unset or 'none'}"
+    value = f"{field.default:g}" if isinstance(field.default, float) else str(field.default)
+    return f"default: {value} {about.unit}".rstrip()
+
+
+def options_of(arguments: argparse.Namespace, kind: type[Kind]) -> Kind:
+    """Return a command's options: the command line's, then the file's, then the defaults.
+
+    Args:
+        arguments: of a command with `add_options`.
+        kind: its model.
+
+    Raises:
+        UserError: naming the option that is unknown, wrong, or needed.
+    """
+    names = {flag: name for name, flag in kind.names()}
+    flags = {name: flag for flag, name in names.items()}
+    found: dict[str, Any] = {}
+    if arguments.config is not None:
+        where = f"--config: {arguments.config}"
+        for flag, value in _file(Path(arguments.config), where).items():
+            name = _known(flag, names, where)
+            found[name] = _checked(kind, name, f"{where}: {flag}", value, text=False)
+    for word in getattr(arguments, "set", []):
+        flag, equals, value = word.partition("=")
+        if not equals:
+            raise UserError(f"--set: must be NAME=VALUE, got {word!r}")
+        found |= _from_text(kind, {flag: value}, "--set")
+    for name, flag in flags.items():
+        if name in vars(arguments):
+            where = f"--{flag}" if help_of(kind.model_fields[name]).group else flag.upper()
+            found[name] = _checked(kind, name, where, vars(arguments)[name], text=True)
+        elif name not in found and kind.model_fields[name].is_required():
+            raise UserError(f"{flag.upper()}: is needed, on the command line or in --config FILE")
+    return kind(**found)
+
+
+def from_text(kind: type[Kind], given: Mapping[str, str]) -> Kind:
+    """Return options of their names and values as text; several values have commas between them.
+
+    Raises:
+        UserError: naming the option that is unknown or wrong.
+    """
+    return kind(**_from_text(kind, given, "options"))
+
+
+def _from_text(kind: type[Options], given: Mapping[str, str], where: str) -> dict[str, Any]:
+    names = {flag: name for name, flag in kind.names()}
+    found = {}
+    for flag, value in given.items():
+        name = _known(flag.replace("_", "-"), names, where)
+        several = get_origin(kind.model_fields[name].annotation) is tuple
+        text: Any = value.split(",") if several else value
+        found[name] = _checked(kind, name, f"{where} {flag}", text, text=True)
+    return found
+
+
+def _file(path: Path, where: str) -> dict[str, Any]:
+    from codedinvnet.files import read_json
+
+    found = read_json(path, "--config:")
+    if not isinstance(found, dict):
+        raise UserError(f"{where}: must be a JSON object of options")
+    return found
+
+
+def _known(flag: str, names: Mapping[str, str], where: str) -> str:
+    """Return the field of a name in a file or behind `--set`."""
+    if flag not in names:
+        near = nearest(flag, names)
+        hint = f", did you mean {near!r}?" if near else ""
+        raise UserError(f"{where}: {flag!r} is no option{hint}")
+    return names[flag]
+
+
+def _checked(kind: type[Options], name: str, where: str, value: Any, *, text: bool) -> Any:
+    """Return a value as the model has it.
+
+    Args:
+        kind: the model.
+        name: the field's.
+        where: what says it, for errors.
+        value: of JSON, or the command line's text.
+        text: which of the two.
+    """
+    field = kind.model_fields[name]
+    annotation: Any = field.annotation
+    if field.metadata:
+        annotation = Annotated[(annotation, *field.metadata)]
+    adapter: TypeAdapter[Any] = TypeAdapter(annotation)
+    try:
+        if isinstance(value, bool) and text:  # a switch
+            return value
+        if isinstance(value, list) and text:
+            return adapter.validate_python(tuple(value), strict=True)
+        if text:
+            return adapter.validate_strings(value, strict=True)
+        return adapter.validate_json(json.dumps(value), strict=True)
+    except ValidationError as error:
+        message = error.errors()[0]["msg"]
+        shown = json.dumps(value) if not text else value
+        raise UserError(f"{where}: {message[0].lower()}{message[1:]}, got {shown}") from error

@@ -343,14 +343,17 @@ class LatencyBench:
             "--method": served.method,
             "--k": grid.k,
             "--workers": grid.workers,
-            "--group-timeout-ms": grid.group_timeout_ms,
-            "--hang-timeout-ms": grid.hang_timeout_ms,
             "--deadline-ms": grid.deadline_ms,
-            "--engine": grid.engine,
+        }
+        rare: dict[str, Any] = {
+            "group-timeout-ms": grid.group_timeout_ms,
+            "hang-timeout-ms": grid.hang_timeout_ms,
+            "engine": grid.engine,
         }
         if part := self.parts.get(find_method(served.method).name):
-            words["--part"] = part
-        return [grid.bundle, *(str(word) for pair in words.items() for word in pair)]
+            rare["part"] = part
+        pairs = [*words.items(), *(("--set", f"{name}={value}") for name, value in rare.items())]
+        return [grid.bundle, *(str(word) for pair in pairs for word in pair)]
 
     async def _measure(self, arm: Arm, faults: Sequence[Fault], row: Row) -> dict[str, Any]:
         """Serve, load, and return the figures of a run."""

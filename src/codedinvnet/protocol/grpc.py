@@ -32,6 +32,8 @@ try:
 except (ImportError, RuntimeError) as error:  # tritonclient makes the first the second
     raise UserError("gRPC needs an extra: pip install 'codedinvnet[grpc]'") from error
 
+__all__ = ["SERVICE", "parse", "parse_request", "parse_response", "pb", "render_metadata"]
+__all__ += ["render_request", "render_response", "serialized"]
 SERVICE = "inference.GRPCInferenceService"
 MOST_PARTS = 4096
 """Tensors, contents, parameters and sizes of a request. Two bytes of a message make one."""

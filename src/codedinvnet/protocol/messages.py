@@ -153,7 +153,7 @@ class InferRequest:
     @property
     def size(self) -> int:
         """How many bytes the inputs' values take."""
-        return sum(map(size_of, self.inputs.values()))
+        return sum([size_of(array) for array in self.inputs.values()])
 
     def wants_binary(self, output: str) -> bool:
         """Tell whether an output is to be sent in binary."""
@@ -247,7 +247,8 @@ class Limits:
             for spec, size in zip(inputs, sizes, strict=True)
         )
         body = min(max(max_batch * query, head) + MOST_PARAMETERS, memory)
-        return cls(values, int(values * max(shares, default=0)) + OTHER_JSON, head, body)
+        lists = int(values * max(shares, default=0)) + OTHER_JSON
+        return cls(values, lists, min(head, body), body)
 
     def check_counts(self, head: bytes) -> None:
         """Refuse JSON that takes long to read.

@@ -36,6 +36,13 @@ class QueryFailed(Exception):
     """A query ended without an answer; the message says why."""
 
 
+class Cancelled(QueryFailed):
+    """Nobody waits for the query any more."""
+
+    def __init__(self) -> None:
+        super().__init__("cancelled")
+
+
 class DeadlinePassed(QueryFailed):
     """Its time was over.
 

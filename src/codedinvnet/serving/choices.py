@@ -96,3 +96,5 @@ class Choices:
         offered, refused = list(self.offered), self.refused
         own = {"policy": chosen.name, "method": self.method}
         return {**own, "offered": offered, "refused": refused}
+
+    report = told

@@ -232,6 +232,10 @@ class Metrics:
         self.queries.labels(outcome).inc()
         self.latency.labels(outcome).observe(latency)
 
+    def count(self, outcome: str) -> int:
+        """Return how many queries ended so."""
+        return int(self.queries.labels(outcome)._value.get())
+
     def answered(self, outcome: str, latency: float) -> None:
         """Count a query that was answered (latency in seconds)."""
         self.ended(outcome, latency)

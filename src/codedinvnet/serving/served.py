@@ -44,7 +44,7 @@ class Served(Protocol):
     def datatypes(self, tensor: TensorSpec) -> tuple[str, ...]:
         """Return the datatypes that an input may have in a request."""
 
-    def flaw(self, tensor: TensorSpec, values: np.ndarray) -> str:
+    def incompatibility(self, tensor: TensorSpec, values: np.ndarray) -> str:
         """Return what is wrong with an input's values, or "".
 
         Args:
@@ -93,7 +93,7 @@ class OwnModel:
         """Return the model's own."""
         return (tensor.datatype,)
 
-    def flaw(self, tensor: TensorSpec, values: np.ndarray) -> str:
+    def incompatibility(self, tensor: TensorSpec, values: np.ndarray) -> str:
         """Refuse what is no text where it must be; what values mean is for the model to say."""
         if self.texts and tensor.datatype == "BYTES":
             for i, value in enumerate(values.flat):
@@ -150,7 +150,7 @@ class Classifier:
         """Return those of images."""
         return ("UINT8", "FP32")
 
-    def flaw(self, tensor: TensorSpec, values: np.ndarray) -> str:
+    def incompatibility(self, tensor: TensorSpec, values: np.ndarray) -> str:
         """Refuse floats that are no brightness."""
         if values.dtype == np.float32 and not bool(((values >= 0) & (values <= 1)).all()):
             return "FP32 values must lie in 0..1, without NaN"

@@ -60,6 +60,12 @@ class RequestSpan:
 
         self.span.set_status(StatusCode.ERROR, reason)
 
+    def ended(self, status: int) -> None:
+        """Take down the HTTP status of its answer."""
+        self.span.set_attribute("http.response.status_code", status)
+        if status >= 500:
+            self.failed(f"HTTP status {status}")
+
 
 _request: ContextVar[RequestSpan | None] = ContextVar("request", default=None)
 _attempt: ContextVar[tuple[Span, Context] | None] = ContextVar("attempt", default=None)

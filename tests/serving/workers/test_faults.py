@@ -234,7 +234,7 @@ def test_faults_of_other_tasks_leave_those_of_a_worker_as_they_are() -> None:
 def test_a_worker_that_is_replaced_after_it_computed_has_lost_its_answer() -> None:
     async def work(pool: FaultyPool, inner: InnerPool) -> None:
         pool.generators[1] = Late()
-        call = asyncio.create_task(pool.call(1, task(7)))
+        call = asyncio.ensure_future(pool.call(1, task(7)))
         await asyncio.sleep(0.05)
         assert inner.calls == [(1, 7)]
         assert not call.done()
@@ -262,7 +262,7 @@ def test_a_worker_that_is_replaced_has_lost_its_task(fault: dict[str, Any], mess
     """It must not compute it beside the next one's."""
 
     async def work(pool: FaultyPool, inner: InnerPool) -> None:
-        call = asyncio.create_task(pool.call(1, task(7)))
+        call = asyncio.ensure_future(pool.call(1, task(7)))
         for _ in range(5):
             await asyncio.sleep(0)
         assert not call.done()
@@ -274,7 +274,7 @@ def test_a_worker_that_is_replaced_has_lost_its_task(fault: dict[str, Any], mess
             await call
         assert inner.calls == []
         assert inner.deeds == ["start 4", "replace 0", "replace 1"]
-        again = asyncio.create_task(pool.call(1, task(8)))  # the new one is no better
+        again = asyncio.ensure_future(pool.call(1, task(8)))  # the new one is no better
         await asyncio.sleep(0.01)
         assert not again.done()
         again.cancel()

@@ -33,7 +33,7 @@ async def test_stop_ends_a_stopped_worker_too() -> None:
     pool.on_death = lambda worker, _: deaths.append(worker)
     pids = [pid for i in range(3) if (pid := pool.pid(i)) is not None]
     os.kill(pids[1], signal.SIGSTOP)
-    call = asyncio.create_task(pool.call(1, data_task(1, 0)))
+    call = asyncio.ensure_future(pool.call(1, data_task(1, 0)))
     await asyncio.sleep(0.05)
     began = time.perf_counter()
     await pool.stop()

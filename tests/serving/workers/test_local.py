@@ -111,18 +111,18 @@ def test_a_worker_that_is_asked_while_it_ends_has_died(
     async def ask() -> None:
         ours, theirs = socket.socketpair()
         pool = ProcessPool(BundleSpec("mnist", 4))
-        reader, writer = await asyncio.open_connection(sock=ours)
         gone: Any = SimpleNamespace()
-        pool.connections = [Connection(gone, gone, reader, writer)]
-        listening = asyncio.create_task(pool._listen(0, pool.connections[0]))
-        writer.write(b"what it has not read")
+        connection = Connection(gone, gone, lambda *_: None)
+        connection.ready.set_result(None)
+        await asyncio.get_running_loop().create_connection(lambda: connection, sock=ours)
+        pool.connections = [connection]
+        connection.transport.write(b"what it has not read")
         await asyncio.sleep(0.01)
         theirs.close()
         for _ in range(turns):
             await asyncio.sleep(0)
         with pytest.raises(WorkerDied, match="its process ended"):
-            await pool.call(0, data_task(1, 0))
-        await listening
+            await asyncio.wait_for(pool.call(0, data_task(1, 0)), 20)
 
     run(ask())
 
@@ -159,7 +159,7 @@ async def test_a_stopped_worker_is_replaced() -> None:
     async with started(1) as (pool, pids):
         expected = await pool.call(0, data_task(1, 5))
         os.kill(pids[0], signal.SIGSTOP)
-        call = asyncio.create_task(pool.call(0, data_task(2, 5)))
+        call = asyncio.ensure_future(pool.call(0, data_task(2, 5)))
         await asyncio.sleep(0.2)
         assert not call.done()
         assert state(pids[0]) == "T"
@@ -207,7 +207,7 @@ async def test_a_reply_that_cannot_be_read(
         deaths: list[str] = []
         pool.on_death = lambda _, reason: deaths.append(reason)
         with monkeypatch.context() as patch:  # of its content: the next one may be as ever
-            patch.setattr(process_pool, "read_reply", fails)
+            patch.setattr(process_pool, "unpack", fails)
             with pytest.raises(MemoryError, match="no room"):
                 await asyncio.wait_for(pool.call(0, data_task(1, 0)), 20)
         await pool.call(0, data_task(2, 0))
@@ -215,13 +215,12 @@ async def test_a_reply_that_cannot_be_read(
         assert deaths == []
 
         with monkeypatch.context() as patch:  # of its length: nothing is known any more
-            patch.setattr(pool.connections[0].reader, "readexactly", fails)
+            patch.setattr(pool.connections[0], "_hear", fails)
             calls = [pool.call(0, data_task(attempt, 0)) for attempt in (3, 4)]
             with pytest.raises(WorkerDied):
                 await asyncio.wait_for(asyncio.gather(*calls), 20)
         assert deaths == ["its replies cannot be read: MemoryError: no room"]
-        (told,) = [r for r in caplog.records if r.msg == "a worker's listener failed"]
-        assert told.__dict__["fields"] == {"worker": 0}
+        (told,) = [r for r in caplog.records if r.msg == "a worker's replies cannot be read"]
         assert told.exc_info
 
 
@@ -329,10 +328,10 @@ async def test_ten_answers_of_eleven_are_enough() -> None:
     async with started(11, k=10) as (pool, pids):
         os.kill(pids[3], signal.SIGSTOP)
         calls = {
-            i: asyncio.create_task(pool.call(i, Task(i + 1, i, {IMAGES: whole[[i]]})))
+            i: asyncio.ensure_future(pool.call(i, Task(i + 1, i, {IMAGES: whole[[i]]})))
             for i in range(10)
         }
-        calls[10] = asyncio.create_task(pool.call(10, Task(11, 10, {IMAGES: whole})))
+        calls[10] = asyncio.ensure_future(pool.call(10, Task(11, 10, {IMAGES: whole})))
         others = [call for i, call in calls.items() if i != 3]
         results = await asyncio.wait_for(asyncio.gather(*others), 30)
         assert len(results) == 10

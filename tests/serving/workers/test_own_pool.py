@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from codedinvnet.errors import UserError
-from codedinvnet.serving.logs import logger
-from codedinvnet.serving.options import ServeOptions, check
-from codedinvnet.serving.serve import make_service
-from codedinvnet.serving.service import Request
+from codedinvnet.net.logs import logger
+from codedinvnet.protocol.messages import InferRequest
+from codedinvnet.serving.app import open_app
+from codedinvnet.serving.checks import check
+from codedinvnet.serving.config import ServeOptions
 from tests.models.factories import PLACE
 
 EXAMPLE = Path("examples/my_pool.py").resolve()
@@ -26,7 +28,7 @@ def written(folder: Path, text: str) -> str:
 
 
 def options(pool: str) -> ServeOptions:
-    return ServeOptions(f"{PLACE}:mlp", workers=2, policy="uncoded", pool=pool)
+    return ServeOptions(source=f"{PLACE}:mlp", workers=2, policy="uncoded", pool=pool)
 
 
 async def test_a_pool_that_raises_is_told_and_the_service_goes_on(
@@ -44,15 +46,15 @@ class Mine(Pool):
             raise ValueError("my own mistake")
         return await super().call(worker, task)
 """
-    service = make_service(options(written(tmp_path, text)))
+    app = open_app(options(written(tmp_path, text)))
     inputs = {"input": np.random.default_rng(0).random((6, 16), np.float32)}
 
-    await service.front.start()
+    await app.dispatcher.start()
     try:
-        response = await service.answer(Request(inputs, outputs=(("outcome", False),)))
-        assert set(response.outputs["outcome"]) == {b"direct"}
+        response = await app.service.answer(InferRequest(inputs), time.monotonic())
+        assert set(response.message.outputs["outcome"]) == {b"direct"}
     finally:
-        await service.front.stop()
+        await app.dispatcher.stop()
     (told, *_) = [record for record in caplog.records if record.message == "the pool raised"]
     assert told.exc_info is not None
     assert str(told.exc_info[1]) == "my own mistake"
@@ -80,7 +82,7 @@ async def main():
     spec = Hanging()
     pool = Pool(spec)
     await pool.start(1)
-    lost = asyncio.create_task(pool.call(0, Task(0, 0, {})))
+    lost = asyncio.ensure_future(pool.call(0, Task(0, 0, {})))
     assert await asyncio.to_thread(spec.is_at_it.wait, 20)
     lost.cancel()
     await pool.replace(0)
@@ -107,7 +109,7 @@ class Mine:
 """
     place = written(tmp_path, text)
     with pytest.raises(UserError, match=r"Mine of .*mine\.py raised OSError: my cluster is down"):
-        make_service(options(place))
+        open_app(options(place))
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == f"the pool Mine of {place.rpartition(':')[0]} raised:"
     assert any("mine.py" in line for line in lines)
@@ -126,7 +128,7 @@ class Mine:
 def test_a_class_that_is_no_pool(text: str, message: str, tmp_path: Path) -> None:
     place = written(tmp_path, text)
     with pytest.raises(UserError) as caught:
-        make_service(options(place))
+        open_app(options(place))
     assert str(caught.value) == message.format(place=place.rpartition(":")[0])
 
 
@@ -134,4 +136,4 @@ def test_a_pool_that_is_nowhere(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--pool: 'slurm' is not local, ray or FILE.py:CLASS"):
         check(options("slurm"))
     with pytest.raises(UserError, match=r"--pool: there is no file .*nowhere\.py"):
-        make_service(options(f"{tmp_path}/nowhere.py:Mine"))
+        open_app(options(f"{tmp_path}/nowhere.py:Mine"))

@@ -73,7 +73,7 @@ def data_task(attempt: int, row: int) -> Task:
 async def kill_in_mid_request(pool: ProcessPool, pid: int) -> tuple[str, float]:
     """Kill worker 0 while it has a task; return the reason and after how long it is known."""
     os.kill(pid, signal.SIGSTOP)  # so that the task is under way for certain
-    call = asyncio.create_task(pool.call(0, data_task(1, 0)))
+    call = asyncio.ensure_future(pool.call(0, data_task(1, 0)))
     await asyncio.sleep(0.05)
     assert not call.done()
     began = time.perf_counter()

@@ -286,8 +286,8 @@ def read_inputs(
             values, rest = read_values(where, tensor, size, rest)
         except BadTensor as error:
             raise BadRequest(f"{where}.data: {error}") from error
-        if flaw := served.flaw(spec, values):
-            raise BadRequest(f"{where}.data: {flaw}")
+        if why := served.incompatibility(spec, values):
+            raise BadRequest(f"{where}.data: {why}")
         found[tensor.name] = values
     if rest:
         told = [t for t in tensors if "binary_data_size" in t.parameters]

@@ -52,7 +52,7 @@ class PassThrough:
         """Return the one datatype that there is."""
         return (tensor.datatype,)
 
-    def flaw(self, tensor: TensorSpec, values: np.ndarray) -> str:
+    def incompatibility(self, tensor: TensorSpec, values: np.ndarray) -> str:
         """Return "": nothing is looked into."""
         return ""
 

@@ -9,14 +9,16 @@ import multiprocessing
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing import connection as pipes
 from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
+from typing import Any
 
-from codedinvnet.errors import UserError
+from codedinvnet.errors import UserError, described
 from codedinvnet.serving.logs import log_event
 from codedinvnet.serving.tensors import unpack
 from codedinvnet.serving.workers import preload
@@ -107,32 +109,109 @@ async def _exit_of(process: BaseProcess) -> str:
     return signal.Signals(-code).name if code < 0 else f"code {code}"
 
 
-def read_reply(status: int, payload: bytes, seconds: float, encoding: float) -> Result:
-    """Return the result in a worker's reply.
+@dataclass(eq=False)
+class Connection(asyncio.Protocol):
+    """A running worker, and the stream of its replies.
 
-    Raises:
-        WorkerFailed: if the worker raised.
+    Args:
+        process: the worker's.
+        leash: the worker is killed when this is closed, also when the fork server is gone (Linux).
+        buried: called with the reason when the stream ends.
     """
-    if status == FAILED:
-        raise WorkerFailed(payload.decode())
-    return Result(unpack(bytearray(payload)), seconds, encoding)
-
-
-@dataclass
-class Connection:
-    """One running worker."""
 
     process: BaseProcess
     leash: pipes.Connection
-    """The worker is killed when this is closed, also when the fork server is gone (Linux)."""
-    reader: asyncio.StreamReader
-    writer: asyncio.StreamWriter
+    buried: Callable[[Connection, str], None]
     waiting: dict[int, asyncio.Future[Result]] = field(default_factory=dict)
-    listener: asyncio.Task[None] | None = None
+    """Attempt -> its result to come."""
     dead: str = ""
     """Why, once it is."""
     replaced: bool = False
-    """Whether another was to take its place: how it ended is told, or was our doing."""
+    """Whether another was to take its place: how it ended is known, or was our doing."""
+
+    def __post_init__(self) -> None:
+        self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._buffer = bytearray()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport: Any = transport  # uvloop's is no subclass of asyncio's
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer += data
+        buffer, place = self._buffer, 0
+        try:
+            while len(buffer) - place >= REPLY.size:
+                attempt, status, seconds, encoding, size = REPLY.unpack_from(buffer, place)
+                end = place + REPLY.size + size
+                if end > len(buffer):
+                    break
+                self._hear(attempt, status, (seconds, encoding), buffer[place + REPLY.size : end])
+                place = end
+        except Exception as error:  # what follows in the stream is unknown
+            log_event("a worker's replies cannot be read", logging.ERROR, error)
+            self.bury(f"its replies cannot be read: {described(error)}")
+        del buffer[:place]
+
+    def _hear(
+        self, attempt: int, status: int, times: tuple[float, float], payload: bytearray
+    ) -> None:
+        if not self.ready.done():
+            self._greeted(status, payload.decode())
+            return
+        future = self.waiting.pop(attempt, None)
+        if future is None or future.done():
+            return
+        try:
+            if status == FAILED:
+                raise WorkerFailed(payload.decode())
+            future.set_result(Result(unpack(payload), *times))
+        except Exception as error:  # what is no reply fails its task, not the worker
+            future.set_exception(error)
+
+    def _greeted(self, status: int, message: str) -> None:
+        if status == READY:
+            self.ready.set_result(None)
+            return
+        kind = UserError if status == MISTAKEN else WorkerDied
+        self.ready.set_exception(kind(f"cannot start: {' '.join(message.split())}"))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.bury(ENDED)
+
+    def call(self, task: Task) -> asyncio.Future[Result]:
+        """Send a task; return its result to come."""
+        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        if self.dead:
+            future.set_exception(WorkerDied(self.dead))
+            return future
+        self.waiting[task.attempt] = future
+        try:
+            self.transport.write(pack_request(task))
+        except RuntimeError:  # of uvloop: the stream is about to end
+            self.bury(ENDED)
+        return future
+
+    def bury(self, reason: str) -> None:
+        """Take note that the worker is gone: what it had to do is lost."""
+        if self.dead:
+            return
+        self.dead = reason
+        self.transport.close()
+        if not self.ready.done():
+            self.ready.set_exception(WorkerDied("did not start"))
+        for future in self.waiting.values():
+            if not future.done():
+                future.set_exception(WorkerDied(reason))
+        self.waiting.clear()
+        self.buried(self, reason)
+
+    def kill(self) -> None:
+        """End the process at once."""
+        self.transport.close()
+        self.leash.close()
+        if self.process.is_alive():  # its number may be another's by now
+            with contextlib.suppress(ProcessLookupError):
+                self.process.kill()
 
 
 class ProcessPool:
@@ -221,16 +300,17 @@ class ProcessPool:
                 await _settle(launched)  # when cancelled, too: there is a process to end then
                 theirs.close()
                 held.close()
-            connection = Connection(process, leash, *await asyncio.open_connection(sock=ours))
+            connection = Connection(process, leash, partial(self._buried, worker))
+            found = connection  # for the closure
+            await loop.create_connection(lambda: found, sock=ours)
             await self._greet(worker, connection)
         except BaseException:
             if connection is not None:
-                self._kill(connection)
+                connection.kill()
             else:
                 ours.close()  # which the worker ends by
                 leash.close()
             raise
-        connection.listener = asyncio.create_task(self._listen(worker, connection))
         return connection
 
     async def _greet(self, worker: int, connection: Connection) -> None:
@@ -241,63 +321,20 @@ class ProcessPool:
             WorkerDied: if it does not come, or the worker cannot start for another reason, which
                 may pass: memory that the one before has not given back yet, for one.
         """
-        reader = connection.reader
         try:
-            head = await asyncio.wait_for(reader.readexactly(REPLY.size), START_TIMEOUT)
-            _, status, _, _, size = REPLY.unpack(head)
-            message = (await reader.readexactly(size)).decode()
-        except (asyncio.TimeoutError, asyncio.IncompleteReadError) as error:
-            raise WorkerDied(f"worker {worker} did not start") from error
-        if status != READY:
-            kind = UserError if status == MISTAKEN else WorkerDied
-            raise kind(f"worker {worker} cannot start: {' '.join(message.split())}")
+            await asyncio.wait_for(connection.ready, START_TIMEOUT)
+        except asyncio.TimeoutError:
+            raise WorkerDied(f"worker {worker} did not start") from None
+        except (UserError, WorkerDied) as error:
+            raise type(error)(f"worker {worker} {error}") from error
 
-    async def _listen(self, worker: int, connection: Connection) -> None:
-        reader, reason = connection.reader, ENDED
-        try:
-            while True:
-                head = await reader.readexactly(REPLY.size)
-                attempt, status, seconds, encoding, size = REPLY.unpack(head)
-                payload = await reader.readexactly(size)
-                future = connection.waiting.pop(attempt, None)
-                if future is None or future.done():
-                    continue
-                try:
-                    future.set_result(read_reply(status, payload, seconds, encoding))
-                except Exception as error:  # what is no reply fails its task, not the worker
-                    future.set_exception(error)
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass
-        except Exception as error:  # what follows in the stream is not known
-            reason = f"its replies cannot be read: {type(error).__name__}: {error}"
-            log_event("a worker's listener failed", logging.ERROR, error, worker=worker)
-        self._bury(worker, connection, reason)
-
-    def _bury(self, worker: int, connection: Connection, reason: str) -> None:
-        if connection.dead:
-            return
-        connection.dead = reason
-        connection.writer.close()
-        for future in connection.waiting.values():
-            if not future.done():
-                future.set_exception(WorkerDied(reason))
-        connection.waiting.clear()
-        if self.on_death is not None and self.connections and not self.stopping:
+    def _buried(self, worker: int, connection: Connection, reason: str) -> None:
+        known = worker < len(self.connections) and self.connections[worker] is connection
+        if self.on_death is not None and known and not self.stopping:
             self.on_death(worker, reason)
 
-    async def call(self, worker: int, task: Task) -> Result:
-        connection = self.connections[worker]
-        if connection.dead:
-            raise WorkerDied(connection.dead)
-        request = pack_request(task)
-        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        connection.waiting[task.attempt] = future
-        try:
-            connection.writer.write(request)
-        except RuntimeError as error:  # of uvloop: the listener is about to find it out
-            del connection.waiting[task.attempt]
-            raise WorkerDied(ENDED) from error
-        return await future
+    def call(self, worker: int, task: Task) -> asyncio.Future[Result]:
+        return self.connections[worker].call(task)
 
     async def replace(self, worker: int) -> None:
         old = self.connections[worker]
@@ -305,8 +342,8 @@ class ProcessPool:
             how = await _exit_of(old.process)
             log_event("worker ended", logging.WARNING, worker=worker, exit=how)
         old.replaced = True
-        self._kill(old)
-        self._bury(worker, old, "replaced")
+        old.kill()
+        old.bury("replaced")
         self.connections[worker] = await self._spawn(worker)
 
     async def _end(self, connection: Connection) -> None:
@@ -315,30 +352,19 @@ class ProcessPool:
             if not connection.process.is_alive():
                 return
             await asyncio.sleep(STOP_POLL)
-        self._kill(connection)
-
-    def _kill(self, connection: Connection) -> None:
-        connection.writer.close()
-        connection.leash.close()
-        if connection.process.is_alive():  # its number may be another's by now
-            with contextlib.suppress(ProcessLookupError):
-                connection.process.kill()
+        connection.kill()
 
     async def stop(self) -> None:
         self.stopping = True
-        for worker, connection in enumerate(self.connections):
-            self._bury(worker, connection, "stopped")
-        listeners = [c.listener for c in self.connections if c.listener is not None]
+        for connection in self.connections:
+            connection.bury("stopped")
         try:
             await asyncio.gather(*[self._end(c) for c in self.connections])
             await self._see_off()
         finally:  # when cancelled, too: this process's end waits for theirs
             for connection in self.connections:
-                self._kill(connection)
+                connection.kill()
             self.launcher.shutdown(wait=False)  # launches go on: `_settle` waits for each
-        for listener in listeners:
-            listener.cancel()
-        await asyncio.gather(*listeners, return_exceptions=True)
         self.connections = []
 
     async def _see_off(self) -> None:

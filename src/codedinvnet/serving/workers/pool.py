@@ -8,7 +8,7 @@ is a class that takes a `WorkerSpec` and has these methods; `examples/my_pool.py
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -93,7 +93,7 @@ class WorkerPool(Protocol):
     async def start(self, size: int) -> None:
         """Start that many workers and return when all are ready."""
 
-    async def call(self, worker: int, task: Task) -> Result:
+    def call(self, worker: int, task: Task) -> Awaitable[Result]:
         """Run a task; as many at a time on each worker as `Rules.slots` says.
 
         That is one, but for upstreams.

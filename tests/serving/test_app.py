@@ -7,23 +7,21 @@ import signal
 import socket
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import uvloop
-from starlette.applications import Starlette
 
-from codedinvnet.asking import read_token
+from codedinvnet.admin_client import read_token
 from codedinvnet.errors import UserError
-from codedinvnet.serving import serve as serving
-from codedinvnet.serving.faces.connections import BoundedHttp
-from codedinvnet.serving.listening import bind, log_to_stderr, server_config
-from codedinvnet.serving.options import ServeOptions, check, hang_timeout
-from codedinvnet.serving.serve import _serve, app_options, make_service
+from codedinvnet.protocol.messages import Limits
+from codedinvnet.serving import app as serving
+from codedinvnet.serving.app import bind, log_to_stderr, open_app
+from codedinvnet.serving.checks import check
+from codedinvnet.serving.config import ServeOptions
 from codedinvnet.serving.served import Classifier
-from tests.conftest import Command
 from tests.processes import wait_until
+from tests.serving.options import changed
 
 MNIST = Classifier("mnist", (1, 28, 28), tuple("0123456789"), "mnist")
 
@@ -58,16 +56,8 @@ def test_it_runs_on_uvloop(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(serving, "_serve", serves)
     monkeypatch.setattr(serving, "log_to_stderr", lambda: None)
-    serving.serve(ServeOptions("mnist"))
+    serving.serve(ServeOptions(source="mnist"))
     assert [type(loop) for loop in loops] == [uvloop.Loop]
-
-
-def test_connections_are_bounded() -> None:
-    config = server_config(Starlette(), 5000, most=11)
-    config.load()
-    chosen = config.http_protocol_class
-    assert issubclass(chosen, BoundedHttp)
-    assert chosen.most == 11
 
 
 def test_a_taken_port_is_told() -> None:
@@ -80,23 +70,13 @@ def test_a_taken_port_is_told() -> None:
 
 
 def test_a_body_may_be_as_long_as_the_largest_batch() -> None:
-    pixels = 28 * 28
-    small = app_options(ServeOptions("mnist", max_batch=4000), MNIST).max_body
-    large = app_options(ServeOptions("mnist", max_batch=4060), MNIST).max_body
+    pixels, inputs = 28 * 28, MNIST.signature.inputs
+    small, large = (Limits.of(inputs, batch, 1 << 30).body for batch in (4000, 4060))
     assert large - small == 60 * pixels * 4  # of binary tensors
     for batch in (4000, 400_000):  # whatever the model, what the user says
-        options = app_options(ServeOptions("mnist", max_batch=batch, max_body_memory=8), MNIST)
-        assert options.max_body == options.body_memory == 8 * 2**20
-    smallest = app_options(ServeOptions("mnist", max_batch=1), MNIST).max_body
+        assert Limits.of(inputs, batch, 8 << 20).body == 8 << 20
+    smallest = Limits.of(inputs, 1, 1 << 30).head
     assert smallest > len(json.dumps([1.0 / 3.0] * (256 * pixels), indent=2))
-
-
-def test_the_names_of_the_service(monkeypatch: pytest.MonkeyPatch, call: Command) -> None:
-    asked: list[ServeOptions] = []
-    monkeypatch.setattr(serving, "serve", asked.append)
-    call("serve", "mnist", "--host", "10.0.0.1", "--allowed-host", "a.b", "--allowed-host", "c")
-    made = app_options(asked[0], MNIST)
-    assert set(made.hosts) == {"10.0.0.1", "a.b", "c"}
 
 
 @pytest.mark.parametrize("text", ["", " \n", "one\ntwo\n", "schlüssel"])
@@ -110,16 +90,22 @@ def test_what_is_no_token(text: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (ServeOptions("mnist", ray_address="auto"), "--ray-address: goes with --pool ray"),
-        (ServeOptions("mnist", inputs=("x:FP32:3",)), "--input: is for a model of your own"),
-        (ServeOptions("file.py:make", name="team/resnet"), "--name: no URL over HTTP leads to"),
         (
-            ServeOptions("mnist", policy="coded", min_confidence=0.5),
-            "--min-confidence: goes with a policy that",
+            ServeOptions(source="mnist", ray_address="auto"),
+            "--set ray-address: goes with --pool ray",
+        ),
+        (ServeOptions(source="mnist", inputs=("x:FP32:3",)), "--input: is for a model of your own"),
+        (
+            ServeOptions(source="file.py:make", name="team/resnet"),
+            "--set name: must not have a slash",
         ),
         (
-            ServeOptions("mnist", policy="hedge", min_confidence=0.5),
-            "--min-confidence: goes with a policy that",
+            ServeOptions(source="mnist", policy="coded", min_confidence=0.5),
+            "--set min-confidence: goes with a policy that",
+        ),
+        (
+            ServeOptions(source="mnist", policy="hedge", min_confidence=0.5),
+            "--set min-confidence: goes with a policy that",
         ),
     ],
 )
@@ -129,22 +115,26 @@ def test_options_that_would_do_nothing(options: ServeOptions, told: str) -> None
 
 
 def test_groups_are_coded_before_the_deadline_where_there_are_any() -> None:
-    own = ServeOptions("model.onnx", deadline_ms=20)
+    own = ServeOptions(source="model.onnx", deadline_ms=20)
     check(own)
-    for coded in (replace(own, source="mnist"), replace(own, method="approxifer")):
-        with pytest.raises(UserError, match=r"^--group-timeout-ms: must be below .* 20 ms, got 20"):
+    for coded in (changed(own, source="mnist"), changed(own, method="approxifer")):
+        with pytest.raises(
+            UserError, match=r"^--set group-timeout-ms: must be below .* 20 ms, got 20"
+        ):
             check(coded)
 
 
 def test_a_batch_that_could_never_be_taken() -> None:
     """Of two workers 2,000 queries may wait; the client would be told to try again for ever."""
-    options = ServeOptions("mnist", k=2, workers=3, max_batch=2001)
+    options = ServeOptions(source="mnist", k=2, workers=3, max_batch=2001)
     check(options)
-    with pytest.raises(UserError, match="--max-batch: a request of 2001 queries could never be"):
-        make_service(options)
-    make_service(replace(options, max_batch=2000))
-    with pytest.raises(UserError, match="with --max-pending 100"):
-        make_service(replace(options, max_batch=200, max_pending=100))
+    with pytest.raises(
+        UserError, match="--set max-batch: a request of 2001 queries could never be"
+    ):
+        open_app(options)
+    open_app(changed(options, max_batch=2000))
+    with pytest.raises(UserError, match="with max-pending 100"):
+        open_app(changed(options, max_batch=200, max_pending=100))
 
 
 @pytest.mark.parametrize(
@@ -166,14 +156,13 @@ def test_a_hung_query_has_time_to_be_sent_again(
     told: bool,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    options = ServeOptions("mnist", k=2, deadline_ms=deadline, hang_timeout_ms=given)
+    options = ServeOptions(source="mnist", k=2, deadline_ms=deadline, hang_timeout_ms=given)
     check(options)
     caplog.set_level(logging.WARNING, "codedinvnet.serving")
-    assert hang_timeout(options) == pytest.approx(seconds)
+    assert options.hang_timeout == pytest.approx(seconds)
     assert len(caplog.records) == told
     if deadline == 2000:
-        front = make_service(options).front
-        assert front.rules.hang_timeout == pytest.approx(seconds)
+        assert open_app(options).dispatcher.rules.hang_timeout == pytest.approx(seconds)
 
 
 def test_what_clients_send_is_not_logged(capsys: pytest.CaptureFixture[str]) -> None:
@@ -206,14 +195,11 @@ def test_a_token(tmp_path: Path) -> None:
     [("127.0.0.1", False, False), ("0.0.0.0", False, True), ("0.0.0.0", True, False)],
 )
 def test_who_lets_everybody_in_is_told(
-    host: str, token: bool, told: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    host: str, token: bool, told: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    path = tmp_path / "token"
-    path.write_text("secret\n", encoding="utf-8")
     caplog.set_level(logging.WARNING, "codedinvnet.serving")
-    options = ServeOptions("nowhere", host=host, token_file=path if token else None)
-    with pytest.raises(UserError, match="nowhere"):
-        asyncio.run(_serve(options))
+    options = ServeOptions(source="mnist", host=host, token_file=Path("x") if token else None)
+    serving.warn_open(options)
     assert [r.msg for r in caplog.records] == (["no token"] if told else [])
 
 

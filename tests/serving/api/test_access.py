@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from codedinvnet.models.bundle import Bundle
-from tests.serving.faces.service import (
+from tests.serving.api.service import (
     TOKEN,
     error,
     scope,

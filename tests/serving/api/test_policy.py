@@ -1,4 +1,4 @@
-"""Another policy for a running service: over HTTP, before workers and before upstreams."""
+"""Another policy for a running service: over HTTP."""
 
 from __future__ import annotations
 
@@ -6,20 +6,14 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
-import aiohttp
 import numpy as np
-import pytest
 
-from codedinvnet.asking import ask
 from codedinvnet.codes.base import Scheme
 from codedinvnet.models.bundle import Bundle
-from codedinvnet.serving.gateway.relay import Relay
 from codedinvnet.serving.workers.pool import Task
 from codedinvnet.serving.workers.result import Result
-from tests.observing import set_proxy
+from tests.serving.api.service import TOKEN, Service, error, serving
 from tests.serving.bundles import BundlePool
-from tests.serving.faces.service import TOKEN, Service, error, serving
-from tests.serving.gateway.fakes import Fake, gateway
 
 K = 4
 
@@ -109,34 +103,3 @@ async def test_it_cannot_be_changed_by_whoever_reaches_the_port(mnist: Bundle) -
     async with serving(mnist, guarded=False) as service:
         assert "--token-file" in error(await change(service, "hedge"), 403)
         assert (await service.client.get("/policy")).json()["policy"] == "coded"
-
-
-async def test_a_gateway_has_the_policies_without_a_code() -> None:
-    async with (
-        gateway(Fake(), Fake()) as (address, relay, _),
-        aiohttp.ClientSession() as session,
-    ):
-        async with session.get(f"{address}/policy") as reply:
-            shown = await reply.json()
-        assert shown["policy"] == "hedge"
-        assert {"uncoded", "replicate", "hedge"} <= set(shown["offered"])
-        assert "coded" in shown["refused"]
-        for policy, status in (("replicate", 200), ("coded", 400)):
-            async with session.post(f"{address}/policy", json={"policy": policy}) as reply:
-                assert reply.status == status
-        assert sent_by(relay) == 0
-        infer = f"{address}/v2/models/m/infer"
-        async with session.post(infer, data=b'{"inputs": []}') as reply:
-            assert reply.status == 200
-        assert sent_by(relay) == 2
-
-
-async def test_the_command_asks_a_service_by_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    set_proxy(monkeypatch)
-    async with gateway(Fake(), Fake()) as (address, _, _):
-        shown = await asyncio.to_thread(ask, address, "/policy")
-    assert shown["policy"] == "hedge"
-
-
-def sent_by(relay: Relay) -> int:
-    return relay.front.scheduler.dispatcher.sent

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 
 from codedinvnet.models.bundle import Bundle
-from codedinvnet.serving.faces import http as app
-from codedinvnet.serving.faces.v2 import parse_request
+from codedinvnet.protocol import http as app
+from codedinvnet.protocol.http import parse_request
+from codedinvnet.serving.api import bodies
 from tests.observing import counted
-from tests.serving.faces.service import (
+from tests.serving.api.service import (
     INFER,
     MAX_BODY,
     WORKERS,
@@ -66,6 +67,7 @@ class TestFailures:
         length = len(json.dumps({"inputs": [tensor(large)]}, separators=(",", ":")))
         refused = 20 - 8 * MAX_BODY // length
         all_came = threading.Event()
+        monkeypatch.setattr(bodies, "HUGE", 0)  # one at a time
 
         async with serving(mnist, deadline=2.0, max_pending=1000) as service:
 
@@ -87,11 +89,32 @@ class TestFailures:
             late = [response for response in found if response.status_code == 504]
             told = {error(response, 504) for response in late}  # the last one when it was parsed
             assert "deadline passed" in told
-            assert all(words.endswith("deadline passed") for words in told)
+            assert all("deadline passed" in words for words in told)
             assert set(statuses) == {200, 503, 504}
             # All that waited would take four seconds: the last ones are late before their turn.
             assert len(parsed) < len(statuses) - statuses.count(503)
             assert counted(service.front.metrics.queries.labels("deadline")) >= len(late)
+
+    async def test_huge_bodies_do_not_hold_up_large_ones(
+        self, mnist: Bundle, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Those that inflate to a hundred megabytes wait for each other, and others do not."""
+        let_go = threading.Event()
+        large = np.full_like(images[:1], 200).repeat(24, 0)
+        monkeypatch.setattr(bodies, "HUGE", 80_000)
+
+        def slowly(body: bytes, *words: Any) -> Any:
+            assert len(body) < 80_000 or let_go.wait(30)
+            return parse_request(body, *words)
+
+        async with serving(mnist, body_memory=1 << 30, max_pending=1000) as service:
+            monkeypatch.setattr(app, "parse_request", slowly)
+            huge = np.full_like(images[:1], 200).repeat(28, 0)
+            waiting = [asyncio.create_task(service.infer(huge)) for _ in range(4)]
+            await asyncio.sleep(0.1)
+            assert (await asyncio.wait_for(service.infer(large), 20)).status_code == 200
+            let_go.set()
+            assert {reply.status_code for reply in await asyncio.gather(*waiting)} == {200}
 
     async def test_who_finds_no_room_need_not_send_the_body(
         self, mnist: Bundle, images: np.ndarray
@@ -233,7 +256,7 @@ class TestFailures:
 
     async def test_draining(self, mnist: Bundle, images: np.ndarray) -> None:
         async with serving(mnist) as service:
-            await service.front.drain()
+            await service.front.stop()
             response = await service.infer(images[:1])
             assert "shutting down" in error(response, 503)
             assert int(response.headers["retry-after"]) >= 1

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
-from typing import Any
+from typing import Any, cast
 
 import grpc
+import numpy as np
 import pytest
-from prometheus_client import CollectorRegistry, Counter
 from tritonclient.grpc import service_pb2 as pb
 
+from codedinvnet.models.base import Signature, TensorSpec
+from codedinvnet.protocol.grpc import SERVICE
 from codedinvnet.serving.answers import Draining, NoneUp, NotNow, Overloaded, QueryFailed, Starting
-from codedinvnet.serving.bodies import BodyMemory
-from codedinvnet.serving.faces import grpc as faces
-from codedinvnet.serving.faces.grpc import GrpcFace, Headers, Refused
-from codedinvnet.serving.faces.grpc_stubs import SERVICE
+from codedinvnet.serving.api import grpc as api
+from codedinvnet.serving.api.bodies import BodyMemory
+from codedinvnet.serving.api.grpc import GrpcApi
+from codedinvnet.serving.dispatch import Dispatcher
+from codedinvnet.serving.served import OwnModel
+from tests.serving.stub import Stub
 
 LIMIT = 8 << 20
 """Bytes of a message, and of all."""
@@ -25,29 +29,25 @@ INFER = f"/{SERVICE}/ModelInfer"
 READY = f"/{SERVICE}/ModelReady"
 LIVE = f"/{SERVICE}/ServerLive"
 KNOWN = (("authorization", "Bearer secret"),)
+ECHO = OwnModel("echo", Signature((TensorSpec("x", "BYTES", ()),), (TensorSpec("y", "BYTES", ()),)))
 
 
-class Echo:
-    """Answers a message with itself, or with an error."""
-
-    is_live = is_ready = True
-
-    def __init__(self, error: Exception | None = None) -> None:
-        self.error = error
-
-    async def metadata(self, model: str, version: str) -> Mapping[str, Any]:
-        return {}
-
-    async def infer(
-        self, message: bytes, seconds: float | None, headers: Headers, hold: Callable[[int], None]
-    ) -> tuple[bytes, Headers]:
-        if self.error is not None:
-            raise self.error
-        return message, ()
+def echo(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {"y": inputs["x"]}
 
 
-def refuse(queries: int) -> None:
-    raise Overloaded(1)
+def message(text: bytes = b"1") -> bytes:
+    made = pb.ModelInferRequest(model_name="echo")
+    made.inputs.add(name="x", datatype="BYTES", shape=[1])
+    made.outputs.add(name="y")
+    made.raw_input_contents.append(len(text).to_bytes(4, "little") + text)
+    serialized: bytes = made.SerializeToString()
+    return serialized
+
+
+def text_of(answer: bytes) -> bytes:
+    (raw,) = pb.ModelInferResponse.FromString(answer).raw_output_contents
+    return bytes(raw[4:])
 
 
 @asynccontextmanager
@@ -60,13 +60,12 @@ async def serving(
     ready: bool = True,
 ) -> AsyncIterator[grpc.aio.Channel]:
     """Serve; yields a channel."""
-    requests = Counter("requests", "of the test", ["code"], registry=CollectorRegistry())
-    memory = BodyMemory(limit, refuse)
-    echo = Echo(error)
-    echo.is_ready = ready
-    face = GrpcFace(echo, memory, requests, token=token, max_message=limit)
+    stub = Stub(compute=echo, deadline=deadline, ready=ready)
+    stub.error = error
+    memory = BodyMemory(limit, cast(Dispatcher, stub))
+    api = GrpcApi(stub.service(ECHO, 1 << 20, limit), memory, token)
     async with (
-        face.listening("127.0.0.1", 0, deadline) as port,
+        api.listening("127.0.0.1", 0) as port,
         grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
     ):
         yield channel
@@ -94,7 +93,7 @@ async def test_a_token_is_looked_at_before_a_message_is_here() -> None:
         code, told = await ended(channel.stream_unary(INFER)())
         assert code is grpc.StatusCode.UNAUTHENTICATED
         assert "bearer token" in told
-        assert await channel.unary_unary(INFER)(b"1", metadata=KNOWN) == b"1"
+        assert await channel.unary_unary(INFER)(message(), metadata=KNOWN)
 
 
 @pytest.mark.parametrize("method", [INFER, READY])
@@ -116,7 +115,7 @@ async def test_a_message_that_is_too_large() -> None:
     async with serving() as channel:
         code, _ = await ended(channel.unary_unary(INFER)(bytes(LIMIT + 1)))
         assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
-        assert await channel.unary_unary(INFER)(b"1") == b"1"
+        assert text_of(await channel.unary_unary(INFER)(message())) == b"1"
 
 
 @pytest.mark.parametrize("method", [READY, f"/{SERVICE}/ModelMetadata"])
@@ -124,18 +123,19 @@ async def test_only_inference_has_long_messages(method: str) -> None:
     async with serving() as channel:
         code, told = await ended(channel.unary_unary(method)(bytes((64 << 10) + 1)))
         assert (code, told) == (grpc.StatusCode.INVALID_ARGUMENT, "message: more than 64 KiB")
-        assert len(await channel.unary_unary(INFER)(bytes((64 << 10) + 1))) == (64 << 10) + 1
+        found = text_of(await channel.unary_unary(INFER)(message(bytes(64 << 10))))
+        assert len(found) == 64 << 10
 
 
 @pytest.mark.parametrize("limit", [2**31 - 1, 2**31, 2**40])
 async def test_memory_beyond_what_grpc_can_count(limit: int) -> None:
     async with serving(limit=limit) as channel:
-        assert await channel.unary_unary(INFER)(b"1") == b"1"
+        assert text_of(await channel.unary_unary(INFER)(message())) == b"1"
 
 
 async def test_so_many_messages_are_read_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Others wait, and nearly all of them with their clients."""
-    monkeypatch.setattr(faces, "FEWEST_READ", 1)
+    monkeypatch.setattr(api, "FEWEST_READ", 1)
     async with serving() as channel:
         stalled = channel.stream_unary(INFER)()
         await stalled.wait_for_connection()
@@ -143,16 +143,17 @@ async def test_so_many_messages_are_read_at_once(monkeypatch: pytest.MonkeyPatch
         waiting = channel.stream_unary(INFER)()
         assert await taken(waiting) < LIMIT // 16
         await stalled.done_writing()
-        assert len(await waiting) == 1 << 14
-        assert await channel.unary_unary(INFER)(b"1", timeout=20) == b"1"
+        code, _ = await ended(waiting)
+        assert code is grpc.StatusCode.INVALID_ARGUMENT  # it has been read
+        assert await channel.unary_unary(INFER)(message(), timeout=20)
 
 
 async def test_strangers_keep_no_turn_from_who_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(faces, "FEWEST_READ", 1)
+    monkeypatch.setattr(api, "FEWEST_READ", 1)
     async with serving(token="secret") as channel:
         stranger = channel.stream_unary(READY)()
         await stranger.wait_for_connection()
-        assert await channel.unary_unary(INFER)(b"1", metadata=KNOWN, timeout=20) == b"1"
+        assert await channel.unary_unary(INFER)(message(), metadata=KNOWN, timeout=20)
         live = pb.ServerLiveResponse.FromString(await channel.unary_unary(LIVE)(b"", timeout=20))
         assert live.live
         assert not stranger.done()
@@ -161,16 +162,16 @@ async def test_strangers_keep_no_turn_from_who_is_known(monkeypatch: pytest.Monk
 
 
 async def test_an_answer_that_nobody_reads_does_not_stay(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(faces, "FEWEST_REQUESTS", 1)
-    monkeypatch.setattr(faces, "MOST_REQUESTS", 1)
-    monkeypatch.setattr(faces, "LONGEST_CONNECTION", 0.5)
-    monkeypatch.setattr(faces, "LAST_REQUESTS", 0.0)
+    monkeypatch.setattr(api, "FEWEST_REQUESTS", 1)
+    monkeypatch.setattr(api, "MOST_REQUESTS", 1)
+    monkeypatch.setattr(api, "LONGEST_CONNECTION", 0.5)
+    monkeypatch.setattr(api, "LAST_REQUESTS", 0.0)
     async with serving(deadline=0.5) as channel:
-        unread = channel.unary_stream(INFER)(bytes(LIMIT))
+        unread = channel.unary_stream(INFER)(message(bytes(LIMIT - 1000)))
         await unread.wait_for_connection()
         codes: list[grpc.StatusCode] = []
         while not codes or codes[-1] is not grpc.StatusCode.OK:
-            codes.append(await channel.unary_unary(INFER)(b"1", timeout=20).code())
+            codes.append(await channel.unary_unary(INFER)(message(), timeout=20).code())
             await asyncio.sleep(0.02)
             assert len(codes) < 1000
         assert codes[0] is grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -179,12 +180,10 @@ async def test_an_answer_that_nobody_reads_does_not_stay(monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("text", ["x" * 20_000, "\u00e4" * 20_000, "\n" * 20_000])
-@pytest.mark.parametrize("own", [True, False])
-async def test_a_long_error_keeps_its_code(text: str, own: bool) -> None:
+async def test_a_long_error_keeps_its_code(text: str) -> None:
     internal = grpc.StatusCode.INTERNAL
-    error = QueryFailed(text) if own else Refused(internal.value[0], text)
-    async with serving(error) as channel:
-        code, told = await ended(channel.unary_unary(INFER)(b"1"))
+    async with serving(QueryFailed(text)) as channel:
+        code, told = await ended(channel.unary_unary(INFER)(message()))
     assert code is internal
     assert told.endswith("...")
     assert text.startswith(told.removesuffix("..."))
@@ -194,20 +193,20 @@ async def test_a_long_error_keeps_its_code(text: str, own: bool) -> None:
     ("error", "words"),
     [
         (Starting(), "starting"),
-        (NoneUp("upstream"), "no upstream is up"),
+        (NoneUp("worker"), "no worker is up"),
         (Overloaded(1), "overloaded"),
         (Draining(), "shutting down"),
     ],
 )
 async def test_whoever_may_try_again_hears_why(error: NotNow, words: str) -> None:
     async with serving(error) as channel:
-        code, told = await ended(channel.unary_unary(INFER)(b"1"))
+        code, told = await ended(channel.unary_unary(INFER)(message()))
     assert (code, told) == (grpc.StatusCode.UNAVAILABLE, f"{words}: try again later")
 
 
 async def test_an_error_of_our_own_is_logged_as_one(caplog: pytest.LogCaptureFixture) -> None:
     async with serving(RuntimeError("why")) as channel:
-        code, told = await ended(channel.unary_unary(INFER)(b"1"))
+        code, told = await ended(channel.unary_unary(INFER)(message()))
     assert (code, told) == (grpc.StatusCode.INTERNAL, "internal error: RuntimeError")
     (record,) = (r for r in caplog.records if r.getMessage() == "internal error")
     assert record.levelno == logging.ERROR

@@ -17,10 +17,11 @@ from codedinvnet.codes.build import scheme_for
 from codedinvnet.models.bundle import Bundle
 from codedinvnet.scheduler.policies import POLICIES
 from codedinvnet.scheduler.settings import Rules
-from codedinvnet.serving.faces.http import AppOptions, build_app
-from codedinvnet.serving.faces.page import DEMO_HEADER, demo_requests
-from codedinvnet.serving.frontend import FrontEnd
-from codedinvnet.serving.service import Service as Answering
+from codedinvnet.serving.api.bodies import BodyMemory
+from codedinvnet.serving.api.http import ApiOptions, HttpApi
+from codedinvnet.serving.api.page import DEMO_HEADER, demo_requests, page_routes
+from codedinvnet.serving.choices import Choices
+from codedinvnet.serving.inference import InferenceService
 from codedinvnet.serving.workers.faults import FaultyPool, Schedule
 from tests.serving.bundles import BundleFront, BundlePool
 
@@ -41,7 +42,7 @@ class Service:
 
     def __init__(
         self,
-        front: FrontEnd,
+        front: BundleFront,
         pool: BundlePool,
         client: httpx.AsyncClient,
         started: asyncio.Task[None],
@@ -98,12 +99,19 @@ async def serving(
         deadline=deadline,
     )
     requests = None if demo is None else demo_requests(front.served, demo)
-    made = AppOptions(32, max_body, body_memory, token, requests, hosts, guarded)
-    app = build_app(Answering(front, front.served), made)
+    answering = InferenceService(front, front.served, 32, max_body)
+    api = HttpApi(
+        answering,
+        BodyMemory(body_memory, front),
+        Choices(method, WORKERS),
+        ApiOptions(token, hosts, guarded, requests),
+        page_routes(answering, requests),
+        starts=False,
+    )
     started = asyncio.create_task(front.start())
     if wait:
         await started
-    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    transport = httpx.ASGITransport(api, raise_app_exceptions=False)
     headers = {DEMO_HEADER: "1"}
     async with httpx.AsyncClient(
         transport=transport, base_url="http://localhost", headers=headers

@@ -1,0 +1,316 @@
+"""The protocol over gRPC: GRPCInferenceService, and the standard health check."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from typing import Any
+
+from codedinvnet.errors import UserError
+from codedinvnet.net.logs import log_event
+from codedinvnet.net.tls import Certificate, Renewal
+from codedinvnet.protocol import grpc as protocol
+from codedinvnet.protocol.grpc import SERVICE, pb
+from codedinvnet.protocol.messages import Head, InferRequest, ProtocolError, server_metadata, short
+from codedinvnet.serving.api import connections
+from codedinvnet.serving.api.bodies import LARGE, BodyMemory, TooSlow
+from codedinvnet.serving.api.errors import NoModel, Problem, problem
+from codedinvnet.serving.api.guard import Guard
+from codedinvnet.serving.api.http import LARGE_ANSWER
+from codedinvnet.serving.inference import VERSION, InferenceService
+from codedinvnet.serving.tracing import Tracing
+
+try:
+    import grpc
+except ImportError as error:
+    raise UserError("gRPC needs an extra: pip install 'codedinvnet[grpc]'") from error
+
+HEALTH, CHECK = "grpc.health.v1.Health", "Check"
+"""The service by which Kubernetes, Envoy and others ask servers over gRPC whether they are ready,
+and its one method here."""
+HEALTHY, NOT_SERVING = b"\x08\x01", b"\x08\x02"
+"""Its answers, serialized."""
+OPEN = frozenset({"ServerLive", "ServerReady", "ModelReady", CHECK})
+"""Methods that need no token."""
+WITH_MESSAGE = frozenset({"ModelReady", "ModelMetadata", "ModelInfer"})
+"""Methods whose messages say something; others' are not read."""
+FEWEST_REQUESTS, MOST_REQUESTS = 64, 4096
+"""Requests at once, whatever their size."""
+WINDOW = 64 * 1024
+"""Bytes that gRPC takes of a message that is not read yet."""
+FEWEST_READ = 32
+"""Messages that are read at once, at least, however long they may be."""
+LONGEST_CONNECTION = 600.0
+"""Seconds after which a connection takes no more requests; its client opens another."""
+LAST_REQUESTS = 60.0
+"""Seconds, and twice the deadline, in which a client must have the last answers on it."""
+LONGEST_MESSAGE = 2048
+"""Bytes of an error's message. Clients take 8 KB of metadata, and three for some bytes."""
+LEFT, TOO_LATE = 499, 504
+"""The HTTP statuses of a request whose client had left, and of one whose time was over."""
+INT_MAX = 2**31 - 1
+"""The largest number that an option of gRPC may be."""
+FAULTS = frozenset({"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE"})
+"""Codes that tell of the server."""
+
+
+class GrpcApi:
+    """A gRPC server.
+
+    A token is looked at before the message is read. So many messages are read at once as the memory
+    has room for, `FEWEST_READ` at least; of others gRPC takes `WINDOW` bytes, and clients wait.
+
+    Args:
+        service: answers requests.
+        memory: bounds the bytes of all requests that are here, over HTTP as well.
+        token: clients must send it as `authorization: Bearer TOKEN` ("": none).
+        tracing: makes the spans of requests; None: they are not traced.
+    """
+
+    def __init__(
+        self,
+        service: InferenceService,
+        memory: BodyMemory,
+        token: str = "",
+        tracing: Tracing | None = None,
+    ) -> None:
+        self.service, self.memory, self.tracing = service, memory, tracing
+        self.dispatcher, self.guard = service.dispatcher, Guard((), token)
+        self.max_message = service.limits.body
+        turns = max(FEWEST_READ, memory.most // max(1, self.max_message))
+        self._turns, self._strangers_turns = asyncio.Semaphore(turns), asyncio.Semaphore(1)
+        self._deadline = self.dispatcher.timing.deadline
+
+    @asynccontextmanager
+    async def listening(
+        self, host: str, port: int, certificate: Certificate | None = None
+    ) -> AsyncIterator[int]:
+        """Serve while the body runs; yields the port.
+
+        Args:
+            host: address to listen on.
+            port: 0: a free one.
+            certificate: None: without TLS.
+
+        Raises:
+            UserError: if the address is taken or not ours.
+        """
+        last = LAST_REQUESTS + 2 * self._deadline
+        options = {
+            "grpc.max_send_message_length": -1,
+            "grpc.max_receive_message_length": min(self.max_message, INT_MAX),
+            "grpc.http2.lookahead_bytes": WINDOW,
+            "grpc.http2.bdp_probe": 0,  # it makes the window larger
+            "grpc.max_connection_age_ms": round(1000 * LONGEST_CONNECTION),
+            "grpc.max_connection_age_grace_ms": min(round(1000 * last), INT_MAX),
+            "grpc.so_reuseport": 0,
+            "grpc.server_handshake_timeout_ms": round(1000 * connections.HEAD_TIMEOUT),
+        }
+        most = min(max(FEWEST_REQUESTS, self.memory.most // WINDOW), MOST_REQUESTS)
+        server = grpc.aio.server(options=tuple(options.items()), maximum_concurrent_rpcs=most)
+        server.add_generic_rpc_handlers(self._handlers())
+        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        try:
+            bound: int
+            if certificate is None:
+                bound = server.add_insecure_port(address)
+            else:
+                bound = server.add_secure_port(address, renewed_credentials(certificate))
+        except RuntimeError as error:
+            raise UserError(f"--grpc-port: cannot listen on {address}") from error
+        await server.start()
+        log_event("gRPC", host=host, port=bound)
+        try:
+            yield bound
+        finally:
+            await server.stop(self._deadline)
+
+    def _handlers(self) -> tuple[Any, ...]:
+        answers: dict[str, Callable[[bytes, Any], Awaitable[bytes]]] = {
+            "ServerLive": self._live,
+            "ServerReady": self._ready,
+            "ModelReady": self._model_ready,
+            "ServerMetadata": self._server_metadata,
+            "ModelMetadata": self._model_metadata,
+            "ModelInfer": self._infer,
+        }
+        # gRPC reads nothing of a stream before the handler does; a stream of one message is the
+        # same request.
+        unary = grpc.stream_unary_rpc_method_handler
+        handlers = {name: unary(self._guarded(name, answer)) for name, answer in answers.items()}
+        handlers["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(self._no_stream)
+        health = {CHECK: unary(self._guarded(CHECK, self._health))}
+        make = grpc.method_handlers_generic_handler
+        return make(SERVICE, handlers), make(HEALTH, health)
+
+    def _guarded(
+        self, name: str, answer: Callable[[bytes, Any], Awaitable[bytes]]
+    ) -> Callable[[Any, Any], Awaitable[bytes]]:
+        """Return a handler that checks the token, reads the message, and maps errors to codes."""
+        is_open = name in OPEN
+        turns = self._strangers_turns if is_open and self.guard.token else self._turns
+
+        def count(status: int) -> None:
+            if name == "ModelInfer":
+                self.dispatcher.metrics.requests.labels(str(status)).inc()
+
+        async def guarded(_: Any, context: Any) -> bytes:
+            message = b""
+            try:
+                if not is_open:
+                    given = dict(context.invocation_metadata() or ()).get("authorization", "")
+                    self.guard.check_token(str(given).encode())
+                if name in WITH_MESSAGE:
+                    message = await read_message(context, turns, self._deadline)
+                    if name != "ModelInfer" and len(message) > connections.LONGEST_HEAD:
+                        most = connections.LONGEST_HEAD // 1024
+                        raise ProtocolError(f"message: more than {most} KiB")
+                found = await answer(message, context)
+            except Exception as error:
+                refused = problem(error, f"/{SERVICE}/{name}")
+            except asyncio.CancelledError:
+                left = context.time_remaining()
+                count(LEFT if left is None or left > 0 else TOO_LATE)
+                raise
+            else:
+                count(200)
+                return found
+            count(refused.http)
+            await context.abort(grpc.StatusCode[refused.grpc], cut(refused.message))
+            raise AssertionError
+
+        return guarded
+
+    def _check(self, name: str, asked: str) -> None:
+        own = self.service.served.name
+        if name != own or asked not in ("", VERSION):
+            given = f"{short(name)} version {short(asked or VERSION)}"
+            raise NoModel(f"no model {given}; there is {own!r} {VERSION}")
+
+    @property
+    def _is_ready(self) -> bool:
+        return self.dispatcher.ready and self.dispatcher.scheduler.workers_up > 0
+
+    async def _live(self, _: bytes, __: Any) -> bytes:
+        live = self.dispatcher.supervisor.is_live
+        return protocol.serialized(pb.ServerLiveResponse(live=live))
+
+    async def _health(self, _: bytes, __: Any) -> bytes:
+        return HEALTHY if self._is_ready else NOT_SERVING
+
+    async def _ready(self, _: bytes, __: Any) -> bytes:
+        return protocol.serialized(pb.ServerReadyResponse(ready=self._is_ready))
+
+    async def _model_ready(self, message: bytes, _: Any) -> bytes:
+        wanted = protocol.parse(pb.ModelReadyRequest, message)
+        self._check(wanted.name, wanted.version)
+        return protocol.serialized(pb.ModelReadyResponse(ready=self._is_ready))
+
+    async def _server_metadata(self, _: bytes, __: Any) -> bytes:
+        found = server_metadata(version("codedinvnet"))
+        return protocol.serialized(pb.ServerMetadataResponse(**found))
+
+    async def _model_metadata(self, message: bytes, _: Any) -> bytes:
+        wanted = protocol.parse(pb.ModelMetadataRequest, message)
+        self._check(wanted.name, wanted.version)
+        return protocol.render_metadata(self.service.metadata)
+
+    async def _infer(self, message: bytes, context: Any) -> bytes:
+        if self.tracing is None:
+            return await self._answer(message, context.time_remaining())
+        names = [(k, v) for k, v in context.invocation_metadata() or () if isinstance(v, str)]
+        about = {"rpc.system": "grpc", "rpc.method": "ModelInfer"}
+        with self.tracing.request("ModelInfer", names, about) as span:
+            found: Problem | None = None
+            try:
+                return await self._answer(message, context.time_remaining())
+            except Exception as error:
+                found = problem(error, f"/{SERVICE}/ModelInfer")
+                raise
+            finally:
+                code = "OK" if found is None else found.grpc
+                number = grpc.StatusCode[code].value[0]
+                span.span.set_attribute("rpc.grpc.status_code", number)
+                if found is not None and code in FAULTS:
+                    span.failed(found.message)
+
+    async def _answer(self, message: bytes, seconds: float | None) -> bytes:
+        began, service = time.monotonic(), self.service
+        self.dispatcher.check_room(1)
+
+        def check(head: Head) -> None:
+            self._check(*head.model)
+            service.check(head)
+
+        def parse() -> InferRequest:
+            return protocol.parse_request(message, check)
+
+        with self.memory.holding() as hold:
+            hold(len(message))
+            if len(message) < LARGE:
+                request = parse()
+            else:
+                request = await self.memory.parse(len(message), parse, began)
+            hold(max(len(message), request.size))
+            answer = await service.answer(request, began, seconds=seconds)
+        if answer.values < LARGE_ANSWER:
+            return protocol.render_response(answer.message)
+        return await self.memory.write(lambda: protocol.render_response(answer.message))
+
+    async def _no_stream(self, _: Any, context: Any) -> None:
+        why = "ModelStreamInfer is not supported: send each request by ModelInfer"
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, why)
+
+
+async def read_message(context: Any, turns: asyncio.Semaphore, seconds: float) -> bytes:
+    """Return a request's message.
+
+    Args:
+        context: of the request.
+        turns: one is had while it is read.
+        seconds: in which it must be here.
+
+    Raises:
+        TooSlow: if it is not.
+        ProtocolError: if there is none.
+    """
+
+    async def read() -> Any:
+        async with turns:
+            return await context.read()
+
+    try:
+        message = await asyncio.wait_for(read(), seconds)
+    except asyncio.TimeoutError:
+        raise TooSlow(f"message: not here after {seconds:g} s") from None
+    if not isinstance(message, bytes):
+        raise ProtocolError("message: there is none")
+    return message
+
+
+def renewed_credentials(certificate: Certificate) -> Any:
+    """Return a server's credentials: each connection begins with what the files have then."""
+
+    def configuration() -> Any:
+        pair = (certificate.key.read_bytes(), certificate.chain.read_bytes())
+        return grpc.ssl_server_certificate_configuration([pair])
+
+    found: list[Any] = []
+    renewal = Renewal(certificate, lambda: found.append(configuration()), "gRPC")
+
+    def news() -> Any:  # called in threads of gRPC's
+        renewal.look()
+        return found.pop() if found else None
+
+    return grpc.dynamic_ssl_server_credentials(configuration(), news)
+
+
+def cut(message: str) -> str:
+    """Return a message, or the beginning of one that clients would not take."""
+    encoded = message.encode()
+    if len(encoded) <= LONGEST_MESSAGE:
+        return message
+    return encoded[:LONGEST_MESSAGE].decode(errors="ignore") + "..."

@@ -1,0 +1,82 @@
+"""What stands in front of every request: the host's name and the token."""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import re
+
+from starlette.exceptions import HTTPException
+from starlette.types import Scope
+
+from codedinvnet.protocol.messages import short
+from codedinvnet.serving.api.errors import Unauthenticated
+from codedinvnet.serving.config import LOOPBACK
+
+ANY_ADDRESS = ("0.0.0.0", "::")
+"""Hosts to listen on that mean every address of this machine."""
+OPEN = re.compile(r"/|/v2/health/(live|ready)|/v2/models/[^/]+(/versions/[^/]+)?/ready")
+"""Paths that need no token: those of probes, and the bare page."""
+
+
+class Guard:
+    """Lets requests through whose Host header is known and that carry the token.
+
+    A page of another site that has its name lead here (DNS rebinding) would be taken for ours by
+    the browser, and read what the service shows; but the browser says by what name it came.
+
+    Args:
+        hosts: names and addresses that clients may call the service, in addition to this machine's
+            own for itself; "*": any.
+        token: clients must send it as a bearer token ("": none).
+    """
+
+    def __init__(self, hosts: tuple[str, ...], token: str) -> None:
+        self.names = {*LOOPBACK, *(host.lower().strip("[]") for host in hosts)}
+        self.token = token.encode()
+
+    def check(self, scope: Scope) -> None:
+        """Refuse a request over HTTP.
+
+        Raises:
+            HTTPException: if its host is not known.
+            Unauthenticated: if it needs a token.
+        """
+        given = b""
+        for name, value in scope["headers"]:
+            if name == b"host" and not self.knows(value.decode("latin-1")):
+                host = short(value.decode("latin-1"))
+                raise HTTPException(421, f"host {host} is not known here; see allowed-host")
+            if name == b"authorization":
+                given = value
+        if self.token and not OPEN.fullmatch(scope["path"]):
+            self.check_token(given)
+
+    def check_token(self, given: bytes) -> None:
+        """Refuse a request whose Authorization does not carry the token.
+
+        Raises:
+            Unauthenticated: if it does not.
+        """
+        scheme, _, token = given.partition(b" ")
+        right = hmac.compare_digest(token.strip(), self.token)
+        if self.token and (scheme.lower() != b"bearer" or not right):
+            raise Unauthenticated("a bearer token is needed: Authorization: Bearer TOKEN")
+
+    def knows(self, host: str) -> bool:
+        """Tell whether a Host header, with or without a port, names this service."""
+        name = host.lower()
+        if name in self.names:
+            return True
+        name = re.sub(r":\d*$", "", name)
+        if name.startswith("[") and name.endswith("]"):
+            name = name[1:-1]
+        if name in self.names or "*" in self.names:
+            return True
+        if self.names.isdisjoint(ANY_ADDRESS):
+            return False
+        try:  # an address cannot be made to lead elsewhere
+            ipaddress.ip_address(name)
+        except ValueError:
+            return False
+        return True

@@ -1,0 +1,390 @@
+"""`codedinvnet serve`: put model, workers, dispatcher and APIs together, and run them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import uvicorn
+import uvloop
+
+from codedinvnet.admin_client import read_token
+from codedinvnet.codes.base import Scheme
+from codedinvnet.codes.rules import is_systematic
+from codedinvnet.collector import freeze_loaded, keep_freed
+from codedinvnet.data import SAMPLES, sample_images
+from codedinvnet.errors import UserError
+from codedinvnet.net.background import Background
+from codedinvnet.net.logs import JsonLines, log_event, logger
+from codedinvnet.net.tls import Certificate, follow, read_certificate
+from codedinvnet.scheduler.policies import CODED, POLICIES, Policy
+from codedinvnet.scheduler.settings import Rules, pending_limit
+from codedinvnet.serving.api import connections
+from codedinvnet.serving.api.bodies import BodyMemory
+from codedinvnet.serving.api.connections import BoundedHttp, allow_files, connection_limit
+from codedinvnet.serving.api.http import ApiOptions, HttpApi
+from codedinvnet.serving.api.page import demo_requests, page_routes
+from codedinvnet.serving.checks import check, split_policy
+from codedinvnet.serving.choices import Choices, objection
+from codedinvnet.serving.codec import TensorCodec
+from codedinvnet.serving.config import ServeOptions
+from codedinvnet.serving.decode import Decoder
+from codedinvnet.serving.dispatch import Dispatcher, Timing
+from codedinvnet.serving.gate import gate_of, unnoticed
+from codedinvnet.serving.inference import InferenceService
+from codedinvnet.serving.metrics import Metrics
+from codedinvnet.serving.opened import Opened, make_pool, open_served
+from codedinvnet.serving.served import Classifier, Served
+from codedinvnet.serving.tracing import exporting
+from codedinvnet.serving.workers.faults import FaultyPool, check_per_request
+
+DEMO_IMAGES = 100
+DRAIN_TIMEOUT = 10
+"""Seconds that a stopping server waits for open requests beyond their deadline."""
+KEEP_ALIVE = 75
+"""Seconds that an idle connection stays open."""
+STARTED_POLL = 0.01
+
+
+@dataclass(frozen=True)
+class App:
+    """A service and what it is served by, not yet started."""
+
+    options: ServeOptions
+    service: InferenceService
+    choices: Choices
+    token: str
+    certificate: Certificate | None
+
+    @property
+    def dispatcher(self) -> Dispatcher:
+        """What answers queries."""
+        return self.service.dispatcher
+
+    def memory(self) -> BodyMemory:
+        """Return what bounds requests' memory, over HTTP and gRPC together."""
+        return BodyMemory(int(self.options.max_body_memory * 2**20), self.dispatcher)
+
+    def http(self, memory: BodyMemory | None = None, *, starts: bool = True) -> HttpApi:
+        """Return the HTTP API; see `HttpApi`."""
+        options = self.options
+        demo = None
+        if options.demo:
+            demo = demo_requests(self.service.served, demo_images(self.service.served))
+        about = ApiOptions(
+            self.token, (options.host, *options.allowed_host), not options.is_open, demo
+        )
+        routes = page_routes(self.service, demo)
+        memory = memory or self.memory()
+        return HttpApi(self.service, memory, self.choices, about, routes, starts)
+
+
+def demo_images(served: Served) -> np.ndarray | None:
+    """Return images for the page's buttons, if there are some of the served kind."""
+    if not isinstance(served, Classifier) or served.dataset not in SAMPLES:
+        return None
+    images = sample_images(served.dataset).batch(torch.arange(DEMO_IMAGES))[0]
+    return np.asarray(images)
+
+
+def open_app(options: ServeOptions) -> App:
+    """Return the app of options that can work.
+
+    The number of PyTorch's threads is set for this whole process.
+
+    Raises:
+        UserError: if the options cannot work.
+    """
+    check(options)
+    options = split_policy(options)
+    token = read_token(options.token_file)
+    certificate = read_certificate(options.tls_cert, options.tls_key)
+    opened = open_served(options)
+    policy = POLICIES[options.policy_name]
+    scheme = opened.scheme
+    if options.policy is None and scheme is not None and not is_systematic(scheme.rules):
+        policy = CODED  # of a protection, which says itself what its method is
+    if why := objection(policy, scheme):
+        raise options.refuse("policy", why)
+    rules = rules_of(options, opened, policy)
+    metrics = Metrics()
+    served, decoder = opened.served, None
+    gate = None
+    if scheme is not None:
+        decoder = Decoder(scheme, served, metrics)
+        whose = str(options.protection or options.source)
+        gate = gate_of(
+            opened.calibration,
+            scheme.name,
+            scheme.rules,
+            rules.workers,
+            options.max_disagreement,
+            whose if options.part is None else f"{whose} with {options.part}",
+            options.on_corruption,
+        )
+    why = unnoticed(scheme, policy, gate)
+    if why and options.on_corruption == "replace":
+        raise options.refuse("on_corruption", f"wrong workers are not noticed: {why}")
+    if why and scheme is not None and policy.takes_code:  # elsewhere it is not expected
+        log_event("wrong workers are not noticed", reason=why)
+    pool = make_pool(options, opened.spec)
+    if isinstance(pool, FaultyPool) and scheme is not None and not is_systematic(scheme.rules):
+        check_per_request(pool.faults, scheme.name)
+    timing = Timing(
+        options.deadline_ms / 1000, options.down_timeout_ms / 1000, options.min_confidence
+    )
+    codec = TensorCodec(served, scheme, opened.computer)
+    try:
+        dispatcher = Dispatcher(pool, rules, codec, decoder, timing, gate, metrics)
+    except ValueError as error:
+        raise options.refuse("workers", str(error)) from error
+    memory = int(options.max_body_memory * 2**20)
+    service = InferenceService(dispatcher, served, options.max_batch, memory)
+    torch.set_num_threads(1)  # heads are small, and the workers need the cores
+    return App(options, service, Choices(scheme, rules.workers), token, certificate)
+
+
+def rules_of(options: ServeOptions, opened: Opened, policy: Policy) -> Rules:
+    """Return what the scheduler goes by.
+
+    Raises:
+        UserError: if the options do not fit the model or each other.
+    """
+    workers = options.workers or opened.workers
+    most = options.max_pending or pending_limit(workers)
+    if options.max_batch > most:
+        why = f"a request of {options.max_batch} queries could never be taken with max-pending"
+        raise options.refuse("max_batch", f"{why} {most}")
+    limit = opened.served.signature.max_batch
+    if limit is not None and options.worker_batch > limit:
+        raise options.refuse("worker_batch", f"the model takes {limit} at once at most")
+    scheme: Scheme | None = opened.scheme
+    return Rules(
+        workers=workers,
+        policy=policy,
+        group_timeout=options.group_timeout_ms / 1000,
+        hang_timeout=options.hang_timeout,
+        hedge_share=1 / (options.members if scheme is None else scheme.rules.k),
+        extra=options.extra,
+        max_pending=most,
+        worker_batch=options.worker_batch,
+    )
+
+
+# Listening
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Return a listening socket.
+
+    Raises:
+        UserError: if the address is taken or not ours.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # With the protocol named, the event loop knows that it is TCP and switches Nagle's algorithm
+    # off: otherwise a response's body waits for the client's delayed acknowledgement, 40 ms.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    # Its connections inherit it: clients that are gone without a word are found out.
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    if sys.platform == "linux":  # so are those that read nothing: closing waits for them otherwise
+        milliseconds = round(1000 * connections.UNREAD)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
+    try:
+        listener.bind((host, port))
+        listener.listen()  # now, since two that only bind do not notice each other
+    except (OSError, UnicodeError) as error:  # the latter of what can be no host's name
+        listener.close()
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot listen on {host}:{port}: {reason}") from error
+    return listener
+
+
+class Server(uvicorn.Server):
+    """A server that stops with its service, and leaves signals to its caller.
+
+    Args:
+        api: what it serves.
+        deadline: seconds that a request may take.
+        certificate: None: without TLS.
+    """
+
+    def __init__(self, api: HttpApi, deadline: float, certificate: Certificate | None) -> None:
+        most = connection_limit(api.dispatcher.rules.workers)
+        super().__init__(
+            uvicorn.Config(
+                api,
+                http=type("Http", (BoundedHttp,), {"most": most}),
+                ws="none",
+                log_config=None,
+                access_log=False,
+                proxy_headers=False,  # nothing here depends on where a request comes from
+                timeout_graceful_shutdown=math.ceil(deadline) + DRAIN_TIMEOUT,
+                timeout_keep_alive=KEEP_ALIVE,
+                ssl_certfile=None if certificate is None else certificate.chain,
+                ssl_keyfile=None if certificate is None else certificate.key,
+            )
+        )
+        self.dispatcher = api.dispatcher
+
+    async def on_tick(self, counter: int) -> bool:
+        """Return whether to stop: when asked to, or as soon as the service drains."""
+        return await super().on_tick(counter) or self.dispatcher.announced
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+@asynccontextmanager
+async def listening(
+    api: HttpApi, host: str, port: int, certificate: Certificate | None = None
+) -> AsyncIterator[str]:
+    """Serve an API while the body runs, and stop its dispatcher; yields the address.
+
+    Raises:
+        UserError: if it cannot.
+    """
+    dispatcher = api.dispatcher
+    listener = bind(host, port)
+    try:
+        server = Server(api, dispatcher.timing.deadline, certificate)
+        task = asyncio.create_task(server.serve(sockets=[listener]))
+        background = Background()
+        try:
+            while not server.started and not task.done():
+                await asyncio.sleep(STARTED_POLL)
+            if task.done():
+                raise UserError(f"the server on {host}:{port} ended while starting")
+            if certificate is not None and server.config.ssl is not None:
+                background.spawn(follow(certificate, server.config.ssl, "HTTP"))
+            name, number = listener.getsockname()[:2]
+            scheme = "http" if certificate is None else "https"
+            yield f"{scheme}://[{name}]:{number}" if ":" in name else f"{scheme}://{name}:{number}"
+        finally:
+            await background.stop()
+            server.should_exit = True
+            await task
+    finally:
+        await dispatcher.stop()
+        listener.close()
+
+
+@asynccontextmanager
+async def running(options: ServeOptions, app: App | None = None) -> AsyncIterator[tuple[str, App]]:
+    """Serve while the body runs, then drain and stop; yields the address and the app.
+
+    Args:
+        options: what is served, and how.
+        app: what `open_app` made of them, if it was called before.
+
+    Raises:
+        UserError: if the options cannot work.
+    """
+    app = app or open_app(options)
+    options, memory = app.options, app.memory()
+    api = app.http(memory, starts=False)
+    async with exporting(options.traces) as tracing:
+        app.dispatcher.calls.tracing = api.tracing = tracing
+        async with (
+            listening(api, options.host, options.port, app.certificate) as url,
+            grpc_listening(app, memory, api),
+        ):
+            await app.dispatcher.start()  # now that it answers that it is alive, and not ready
+            yield url, app
+
+
+@asynccontextmanager
+async def grpc_listening(app: App, memory: BodyMemory, api: HttpApi) -> AsyncIterator[None]:
+    """Serve over gRPC as well while the body runs, if that is asked for."""
+    options = app.options
+    if options.grpc_port is None:
+        yield
+        return
+    from codedinvnet.serving.api.grpc import GrpcApi
+
+    served = GrpcApi(app.service, memory, app.token, api.tracing)
+    async with served.listening(options.host, options.grpc_port, app.certificate):
+        yield
+
+
+# The command
+
+
+def log_to_stderr() -> None:
+    """Write the service's events as JSON lines to standard error."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines())
+    # uvicorn's warnings are of what clients send, a line for each request.
+    levels = {logger.name: logging.INFO, "uvicorn": logging.ERROR, "asyncio": logging.WARNING}
+    levels["opentelemetry"] = logging.ERROR
+    for name, level in levels.items():
+        chosen = logging.getLogger(name)
+        chosen.handlers = [handler]
+        chosen.setLevel(level)
+        chosen.propagate = False
+
+
+def warn_open(options: ServeOptions) -> None:
+    """Log what others may do who reach the port and need no token."""
+    if options.is_open:
+        why = "any client that reaches the port may send queries"
+        why += " and stop workers" if options.demo else ""
+        log_event("no token", logging.WARNING, host=options.host, reason=why)
+
+
+async def _serve(options: ServeOptions, app: App) -> None:
+    """Serve until SIGTERM, Ctrl-C, or SIGHUP, unless that is ignored (`nohup`)."""
+    warn_open(options)
+    loop, stop = asyncio.get_running_loop(), asyncio.Event()
+    starting = asyncio.current_task()
+
+    def ended() -> None:
+        if starting is not None:
+            starting.cancel()
+        else:
+            stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, ended)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
+        loop.add_signal_handler(signal.SIGHUP, ended)
+    async with running(options, app) as (address, _):
+        starting = None
+        freeze_loaded()
+        keep_freed()
+        rules, choices = app.dispatcher.rules, app.choices
+        size = "" if choices.method is None else f", k = {choices.size}"
+        print(
+            f"serving {options.source} on {address}: {rules.workers} workers, policy "
+            f"{rules.policy.name}{size} (Ctrl-C or SIGTERM drains and stops)",
+            flush=True,
+        )
+        await stop.wait()
+        app.dispatcher.announce_draining()  # connections are waited for first, which takes a while
+        # A second Ctrl-C ends at once. A second SIGTERM does not: timeout(1) sends one to the
+        # process and one to its group.
+        loop.remove_signal_handler(signal.SIGINT)
+
+
+def serve(options: ServeOptions) -> None:
+    """Serve until SIGTERM or Ctrl-C, then drain and stop."""
+    log_to_stderr()
+    allow_files()
+    try:
+        # Before the event loop has the signals: it would see none while the model is loaded.
+        app = open_app(options)
+    except KeyboardInterrupt:  # asked to stop before it was up
+        return
+    with contextlib.suppress(asyncio.CancelledError):  # likewise
+        uvloop.run(_serve(options, app))

@@ -1,0 +1,178 @@
+"""Calls of workers: what they are sent, and what the scheduler hears of it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+from codedinvnet.errors import described
+from codedinvnet.net.logs import Quiet
+from codedinvnet.scheduler.actions import Action, Replace, Send
+from codedinvnet.scheduler.scheduler import Scheduler
+from codedinvnet.serving.codec import Payload, TensorCodec
+from codedinvnet.serving.queries import InFlight
+from codedinvnet.serving.recent import Recent
+from codedinvnet.serving.times import Times
+from codedinvnet.serving.tracing import Tracing
+from codedinvnet.serving.workers.pool import Task, WorkerDied, WorkerFailed
+from codedinvnet.serving.workers.result import Result
+from codedinvnet.serving.workers.supervisor import MOST_FAILURES, Cause, Supervisor
+
+
+class InFlightCall(NamedTuple):
+    """A call of a worker: one task, or several data tasks that are computed together."""
+
+    worker: int
+    task: Task
+    members: tuple[int, ...]
+    """The queries that it needs."""
+    attempts: tuple[int, ...]
+    began: float
+    kind: str
+    """`data` or `parity`."""
+
+
+class Calls:
+    """Gives workers their tasks.
+
+    Args:
+        scheduler: hears what becomes of each.
+        supervisor: of the workers.
+        codec: makes workers' inputs of queries, and checks their outputs.
+        queries: those in flight.
+        do: carries out what the scheduler asks for.
+        heard: is called with the time when a call began that was answered.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        supervisor: Supervisor,
+        codec: TensorCodec,
+        queries: InFlight,
+        do: Callable[[Sequence[Action]], None],
+        heard: Callable[[float], None],
+    ) -> None:
+        self.scheduler, self.supervisor, self.codec = scheduler, supervisor, codec
+        self.queries, self._do, self._heard = queries, do, heard
+        self.metrics = supervisor.metrics
+        self.tracing: Tracing | None = None
+        self.times, self.recent = Times(), Recent()
+        self.outputs: dict[int, Payload] = {}
+        """Attempt -> what its worker sent."""
+        code = scheduler.offered
+        self._k = 1 if code is None else code.k  # from this number on tasks are parities
+        self._quiet = Quiet()
+
+    def send(self, sends: Sequence[Send], payloads: Sequence[Payload], latest: float) -> None:
+        """Give a worker a task, or several data tasks in one call.
+
+        Args:
+            sends: what the scheduler asks for.
+            payloads: the queries that the tasks need.
+            latest: the last deadline of queries that may join an open group.
+        """
+        first, now = sends[0], time.monotonic()
+        members = tuple(number for send in sends for number in send.members)
+        inputs = self.codec.join(payloads, first.size if len(sends) == 1 else len(payloads))
+        until = max(self.scheduler.flying.wanted_until(send.attempt, latest) for send in sends)
+        origins = self.queries.sent(members, first.worker)
+        task = Task(first.attempt, first.task, inputs, () if first.group_size else origins, until)
+        kind = "parity" if first.task >= self._k else "data"
+        self.supervisor.workers[first.worker].tasks += len(sends)
+        self.metrics.tasks.labels(kind).inc(len(sends))
+        if first.task == self._k:
+            self.metrics.groups.labels(str(first.group_size)).inc()
+        attempts = tuple(send.attempt for send in sends)
+        call = InFlightCall(first.worker, task, members, attempts, now, kind)
+        result = self.supervisor.pool.call(first.worker, task)
+        if self.tracing is not None:
+            requests = [q.trace for q in map(self.queries.get, members) if q is not None]
+            where = (kind, first.worker, first.task, members, requests)
+            result = self.tracing.attempt(result, *where)
+        asyncio.ensure_future(result).add_done_callback(partial(self._ended, call))
+
+    def _ended(self, call: InFlightCall, future: asyncio.Future[Result]) -> None:
+        """Take what became of a call."""
+        try:
+            results = self.codec.split(call.task, future.result(), len(call.attempts))
+        except WorkerDied as error:
+            if self.scheduler.is_at(call.worker, call.task.attempt):
+                self.lose_worker(Cause.DIED, call.worker, str(error))
+            self._lost(call, str(error))
+        except WorkerFailed as error:
+            self._quiet.log("task failed", logging.WARNING, worker=call.worker, reason=str(error))
+            self._failed(call, str(error))
+        except (
+            Exception,
+            asyncio.CancelledError,
+        ) as error:  # its own mistake, no hang
+            pool, reason = type(self.supervisor.pool).__name__, described(error)
+            about: dict[str, Any] = {"pool": pool, "worker": call.worker, "reason": reason}
+            self._quiet.log("the pool raised", logging.ERROR, error=error, **about)
+            self._failed(call, reason)
+        else:
+            self._succeeded(call, results)
+
+    def _succeeded(self, call: InFlightCall, results: Sequence[Result]) -> None:
+        first, now = results[0], time.monotonic()
+        self._heard(call.began)
+        self.supervisor.workers[call.worker].worked()
+        self.metrics.worker_time.labels(call.kind).observe(first.seconds)
+        self.recent.task(now - call.began)
+        if call.kind == "parity":
+            self.metrics.encode_time.observe(first.encode_seconds)
+            systematic = self.scheduler.systematic
+            self.times.add_parity(first, now - call.began, call.task.members, systematic)
+        elif len(results) == 1:  # a call of several says nothing of one task
+            self.times.add_data(first, now - call.began)
+        if first.held > 0:
+            for attempt in call.attempts:
+                self._do(self.scheduler.released(now, call.worker, attempt))
+            asyncio.get_running_loop().call_later(first.held, self._take, call, results)
+        else:
+            self._take(call, results)
+
+    def _take(self, call: InFlightCall, results: Sequence[Result]) -> None:
+        """Tell the scheduler of a call's results."""
+        for attempt, result in zip(call.attempts, results, strict=True):
+            if attempt in self.scheduler.attempts:
+                self.outputs[attempt] = result.outputs
+            self._do(self.scheduler.result(time.monotonic(), attempt))
+
+    def _failed(self, call: InFlightCall, reason: str) -> None:
+        """Take a failure of a worker that goes on."""
+        self._heard(call.began)
+        self.metrics.task_failures.labels(str(call.worker)).inc(len(call.attempts))
+        at_it = self.scheduler.is_at(call.worker, call.task.attempt)
+        if at_it and self.supervisor.is_broken(call.worker, call.members):
+            why = f"failed {MOST_FAILURES} tasks in a row: {reason}"
+            self.lose_worker(Cause.FAILING, call.worker, why)
+        self._lost(call, reason)
+
+    def _lost(self, call: InFlightCall, reason: str) -> None:
+        """Tell the scheduler that a call has no results."""
+        if call.kind == "data":
+            self.queries.failed(call.members, reason)
+        for attempt in call.attempts:
+            self._do(self.scheduler.failed(time.monotonic(), attempt, reason))
+
+    def lose_worker(self, cause: Cause, worker: int, reason: str) -> None:
+        """Have a worker replaced; what it had to do is lost."""
+        self.supervisor.lost(worker, cause)
+        self._do(self.scheduler.worker_lost(time.monotonic(), worker, reason))
+        self._resize()
+
+    async def replace(self, action: Replace) -> None:
+        """Replace a worker, and tell the scheduler when it is up again."""
+        self._resize()
+        if await self.supervisor.replace(action.worker, action.reason):
+            self._do(self.scheduler.worker_up(time.monotonic(), action.worker))
+            self._resize()
+
+    def _resize(self) -> None:
+        self.queries.admission.resize(self.scheduler.workers_up * self.scheduler.rules.slots)

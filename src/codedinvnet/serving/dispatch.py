@@ -1,0 +1,431 @@
+"""The dispatcher: queries come in, workers compute, and each query ends in an answer or an error.
+
+What is done about a query the scheduler decides. The dispatcher tells it what happened, and carries
+out what it asks for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple, NoReturn
+
+import numpy as np
+
+from codedinvnet.errors import described
+from codedinvnet.net.alarm import LAG_PERIOD, Alarm, watch
+from codedinvnet.net.background import Background, log_error
+from codedinvnet.net.logs import Quiet, log_event
+from codedinvnet.scheduler.actions import (
+    DEADLINE,
+    Action,
+    Answer,
+    AnswerDecoded,
+    Call,
+    Complete,
+    Decided,
+    Decode,
+    Fail,
+    Forget,
+    Replace,
+    Send,
+)
+from codedinvnet.scheduler.admission import Admission
+from codedinvnet.scheduler.group import FILLER
+from codedinvnet.scheduler.policies import Policy
+from codedinvnet.scheduler.scheduler import Scheduler
+from codedinvnet.scheduler.settings import Rules
+from codedinvnet.serving.answers import (
+    Answered,
+    Cancelled,
+    DeadlinePassed,
+    Draining,
+    NoneUp,
+    Overloaded,
+    QueryFailed,
+    Starting,
+)
+from codedinvnet.serving.calls import Calls
+from codedinvnet.serving.codec import Payload, TensorCodec
+from codedinvnet.serving.decode import Answers, Decoder, Job
+from codedinvnet.serving.gate import AnswerGate
+from codedinvnet.serving.metrics import Metrics
+from codedinvnet.serving.queries import InFlight, InFlightQuery
+from codedinvnet.serving.workers.pool import Origin, WorkerPool
+from codedinvnet.serving.workers.result import OUTPUT
+from codedinvnet.serving.workers.supervisor import Cause, Supervisor
+
+WRONG = "answers wrongly"
+"""The reason why a worker is replaced whose answers do not stand up to the code's."""
+GRACE = 1.0
+"""Seconds beyond their deadline for which draining waits for queries."""
+
+
+class Timing(NamedTuple):
+    """The dispatcher's times, in seconds, and how sure decoded answers must be."""
+
+    deadline: float = 2.0
+    """Until a query is guessed or fails, unless its request says less."""
+    down_timeout: float = 30.0
+    """Without any worker, until the service is no longer live."""
+    min_confidence: float = 0.0
+    """Decoded answers below it are checked by a copy, if the policy has copies."""
+
+
+class Dispatcher:
+    """The service without its network API.
+
+    Args:
+        pool: not yet started.
+        rules: see `Rules`.
+        codec: makes workers' inputs of queries, and checks their outputs.
+        decoder: makes answers of outputs; None where workers' outputs are the answers.
+        timing: see `Timing`.
+        gate: releases approximate answers and finds wrong workers; None: all are believed.
+        metrics: where to count.
+
+    Raises:
+        ValueError: if the rules do not fit the code.
+    """
+
+    def __init__(
+        self,
+        pool: WorkerPool,
+        rules: Rules,
+        codec: TensorCodec,
+        decoder: Decoder | None = None,
+        timing: Timing | None = None,
+        gate: AnswerGate | None = None,
+        metrics: Metrics | None = None,
+    ) -> None:
+        self.pool, self.rules, self.codec, self.decoder = pool, rules, codec, decoder
+        self.timing, self.gate = timing or Timing(), gate
+        self.metrics = metrics = metrics or Metrics()
+        code = None if decoder is None else decoder.scheme.rules
+        metrics.expect(rules.workers, 1 if code is None else code.k)
+        metrics.policy_is(rules.policy.name)
+        self.scheduler = Scheduler(rules, code)
+        self.supervisor = Supervisor(pool, rules.workers, metrics, self.timing.down_timeout)
+        self.admission = Admission(rules.workers * rules.slots, rules.max_pending)
+        self.queries = InFlight(metrics, self.admission)
+        self.started = self.draining = self.announced = self.stopped = False
+        self._requests = 0
+        self._payloads: dict[int, Payload] = {}
+        self._background = Background()
+        self._alarm = Alarm(lambda now: self._do(self.scheduler.on_timer(now)))
+        self.calls = Calls(
+            self.scheduler, self.supervisor, codec, self.queries, self._do, self._alarm.heard
+        )
+        self._quiet = Quiet()
+        self._carriers: dict[type, Callable[[Any], object]] = {
+            Send: lambda action: self._send((action,)),
+            Call: lambda action: self._send(action.sends),
+            Answer: self._answer,
+            Forget: self._forget,
+            Decode: self._decode,
+            AnswerDecoded: self._answer_decoded,
+            Fail: lambda action: self.queries.fail(action.query, action.reason),
+            Replace: self._replace,
+            Complete: self._complete,
+            Decided: lambda action: metrics.decided(action.decision),
+        }
+        if decoder is not None:
+            decoder.finished = self._decoded
+        if decoder is not None and gate is not None:
+            decoder.compared = gate.compared
+            gate.begin(metrics, partial(self.calls.lose_worker, Cause.WRONG, reason=WRONG))
+
+    # Life
+
+    @property
+    def ready(self) -> bool:
+        """Whether queries are taken: it has started, is not about to stop, and has workers."""
+        return self.started and not self.draining and not self.supervisor.is_down
+
+    async def start(self) -> None:
+        """Start the workers, if they do not run yet; returns when all are ready."""
+        if self.started:
+            return
+        began = time.monotonic()
+        self.pool.on_death = partial(self.calls.lose_worker, Cause.DIED)
+        if self.decoder is not None:
+            await self.decoder.apart(self.codec.learn)
+        await self.supervisor.start()
+        self.started = True
+        self._background.spawn(watch(self.metrics.loop_lag, lambda: self._do(())))
+        up, there = self.scheduler.workers_up, self.rules.workers
+        log_event("ready", up=up, workers=there, seconds=round(time.monotonic() - began, 3))
+
+    def announce_draining(self) -> None:
+        """Log, once, that a started service is about to stop, and for how many queries it waits."""
+        if self.started and not self.announced:
+            self.announced = True
+            log_event("draining", pending=len(self.queries))
+
+    async def stop(self) -> None:
+        """Take no more queries, wait for those that are here, and end the workers."""
+        if self.stopped:
+            return
+        self.stopped = self.draining = True
+        self.announce_draining()
+        futures = [query.future for query in self.queries.values()]
+        if futures:
+            await asyncio.wait(futures, timeout=self.timing.deadline + GRACE)
+        left = list(self.queries)
+        for number in left:
+            self.queries.fail(number, "the service stops")
+        self._do(self.scheduler.cancel(left))
+        await self._background.stop()
+        self._alarm.cancel()
+        await self.pool.stop()
+        if self.decoder is not None:
+            await self.decoder.stop()
+        if self.started:  # otherwise a line says why it did not start
+            log_event("stopped")
+
+    def change_policy(self, policy: Policy) -> None:
+        """Go on by another policy; see `Scheduler.change_policy`."""
+        before = self.scheduler.chosen.name
+        self._do(self.scheduler.change_policy(time.monotonic(), policy))
+        self.metrics.policy_is(policy.name)
+        log_event("policy changed", policy=policy.name, before=before)
+
+    def update_gauges(self) -> None:
+        """Set the gauges that are read off, not counted."""
+        self.metrics.read_off(self.scheduler, len(self.queries))
+        self.supervisor.update_gauges()
+
+    # Queries
+
+    def check_room(self, queries: int, seconds: float | None = None) -> None:
+        """Refuse what cannot be taken now.
+
+        Args:
+            queries: of the request.
+            seconds: that it has; None: the service's deadline.
+
+        Raises:
+            Overloaded: if it could not be answered in time; none of it is accepted then.
+            Draining: if the service is about to stop.
+            Starting: if no worker is ready yet.
+            NoneUp: if none is any more.
+        """
+        if not self.ready:
+            self.metrics.queries.labels("rejected").inc(queries)
+            if self.draining:
+                raise Draining
+            raise NoneUp("worker") if self.started else Starting()
+        seconds = self.timing.deadline if seconds is None else seconds
+        if not self.admission.takes(len(self.queries), queries, seconds):
+            self.refuse(queries)
+
+    def refuse(self, queries: int) -> NoReturn:
+        """Count the queries of a request as rejected, and raise Overloaded."""
+        self.metrics.queries.labels("rejected").inc(queries)
+        raise Overloaded(self.admission.retry_after(len(self.queries)))
+
+    async def infer(
+        self,
+        payloads: Sequence[Payload],
+        *,
+        accept_decoded: bool = True,
+        deadline: float | None = None,
+        began: float | None = None,
+        gone: asyncio.Future[Any] | None = None,
+        name: str | None = None,
+        limit: float | None = None,
+    ) -> list[Answered | QueryFailed]:
+        """Answer the queries of a request.
+
+        Args:
+            payloads: its queries, checked by the caller.
+            accept_decoded: whether approximate answers will do.
+            deadline: seconds; at most the service's own.
+            began: when they are counted from (`time.monotonic()`); None: now.
+            gone: done once nobody waits; that cancels what is unanswered, as ending this call does.
+            name: of the request, for the log.
+            limit: on disagreement, if the request has one.
+
+        Returns:
+            For each query its answer, or why there is none.
+
+        Raises:
+            NotNow: see `check_room`.
+        """
+        now, loop = time.monotonic(), asyncio.get_running_loop()
+        came = now if began is None else began
+        until = came + min(self.timing.deadline, math.inf if deadline is None else deadline)
+        self.check_room(len(payloads), until - now if until > now else None)
+        if until <= now:  # nothing is computed for what is answered with an error
+            for _ in payloads:
+                self.metrics.ended("deadline", now - came)
+            return [DeadlinePassed(DEADLINE) for _ in payloads]
+        taken = self.scheduler.submit(now, len(payloads), until, accept_decoded)
+        if taken is None:
+            self.refuse(len(payloads))
+        numbers, actions = taken
+        self._requests += 1
+        futures = []
+        for place, (number, payload) in enumerate(zip(numbers, payloads, strict=True)):
+            self._payloads[number] = payload
+            origin = Origin(self._requests, place, len(payloads))
+            futures.append(loop.create_future())
+            self.queries[number] = InFlightQuery(now, futures[-1], origin, name, limit)
+        self.admission.note(now, len(self.queries))
+        self._do(actions)
+
+        def cancel(_: object = None) -> None:
+            self.queries.cancel(numbers)
+            self._do(self.scheduler.cancel(numbers))
+
+        if gone is not None:
+            gone.add_done_callback(cancel)
+        found: list[Answered | QueryFailed] = []
+        try:
+            for future in futures:
+                try:
+                    found.append(await future)
+                except QueryFailed as error:
+                    found.append(error)
+        except asyncio.CancelledError:
+            for future in futures:
+                future.cancel()
+            cancel()
+            raise
+        finally:
+            if gone is not None:
+                gone.remove_done_callback(cancel)
+        if not any(isinstance(answer, Cancelled) for answer in found):
+            self.calls.recent.request(found, now - came)
+        return found
+
+    # Actions
+
+    def _do(self, actions: Sequence[Action]) -> None:
+        """Carry out what the scheduler asks for, and set the clock for what it wants next.
+
+        The queries of an action that cannot be carried out end with the reason.
+        """
+        queue = deque(actions)
+        while queue:
+            action = queue.popleft()
+            try:
+                self._carriers[type(action)](action)
+            except Exception as error:
+                log_error(error)
+                queue.extend(self._give_up(action, described(error)))
+        try:
+            if self.decoder is not None:
+                self.decoder.run()
+            self._alarm.set(self.scheduler.next_timer())
+        except Exception as error:  # the watch tries again
+            log_error(error)
+
+    def _forget(self, action: Forget) -> None:
+        for attempt in action.attempts:
+            self.calls.outputs.pop(attempt, None)
+        for number in action.queries:
+            self._payloads.pop(number, None)
+
+    def _decode(self, action: Decode) -> None:
+        assert self.decoder is not None
+        self.decoder.add(Job(action.size, self._mixed(action.outputs), action.wanted))
+        self.queries.ready(action.wanted, "guessed" if action.guess else "decoded")
+
+    def _complete(self, action: Complete) -> None:
+        if self.decoder is not None:
+            self.decoder.offer(action.size, self._mixed(action.outputs), action.workers)
+
+    def _answer_decoded(self, action: AnswerDecoded) -> None:
+        query = self.queries.get(action.query)
+        if query is not None and query.decoded is not None:
+            self.queries.answer(action.query, query.decoded)
+
+    def _replace(self, action: Replace) -> None:
+        if not self.stopped:
+            self._background.spawn(self.calls.replace(action))
+
+    def _send(self, sends: Sequence[Send]) -> None:
+        """Give a worker a task, or several data tasks in one call."""
+        latest = time.monotonic() + self.rules.group_timeout + self.timing.deadline
+        members = [number for send in sends for number in send.members]
+        self.calls.send(sends, [self._payloads[number] for number in members], latest)
+
+    def _answer(self, action: Answer) -> None:
+        """Answer a query directly, or have the head of its output computed."""
+        self.queries.ready((action.query,), "direct")
+        if self.gate is not None:
+            self.gate.answered(action.worker, self.queries.get(action.query))
+        outputs = self.calls.outputs[action.attempt]
+        if self.decoder is None or OUTPUT not in outputs:
+            self.queries.answer(action.query, outputs)
+        else:
+            self.decoder.add(Job(0, {0: self.codec.mixed(outputs)}, {action.query: 0}))
+
+    def _give_up(self, action: Action, reason: str) -> list[Action]:
+        """End the queries of an action that was not carried out; return what to do then."""
+        now = time.monotonic()
+        actions: list[Action] = []
+        match action:
+            case Call():
+                return [one for send in action.sends for one in self._give_up(send, reason)]
+            case Send():
+                if not action.group_size:
+                    self.queries.fail(action.members[0], reason)
+                    actions += self.scheduler.cancel(action.members)
+                actions += self.scheduler.failed(now, action.attempt, reason)
+            case Decode():
+                for number in action.wanted:
+                    self.queries.fail(number, reason)
+                    actions += self.scheduler.decoded(now, number, True)
+            case Answer() | AnswerDecoded() | Fail():
+                self.queries.fail(action.query, reason)
+            case Replace():
+                asyncio.get_running_loop().call_later(LAG_PERIOD, self._do, [action])
+        return actions
+
+    def _mixed(self, attempts: Mapping[int, int]) -> dict[int, np.ndarray]:
+        """Return what a code gets of tasks' attempts."""
+        filler, mixed = self.codec.filler_output, self.codec.mixed
+        return {
+            t: filler if a == FILLER else mixed(self.calls.outputs[a]) for t, a in attempts.items()
+        }
+
+    # Heads and decoding
+
+    def _decoded(self, job: Job, answers: Answers) -> None:
+        """Take what was found for a job's queries."""
+        for number in job.wanted:
+            found = answers if isinstance(answers, Exception) else answers[number]
+            query = self.queries.get(number)
+            if isinstance(found, Exception):
+                self._not_decoded(job, number, described(found))
+            elif not math.isfinite(found.confidence):  # an output may be too large for the heads
+                self._not_decoded(job, number, "the result is not finite")
+            elif job.size == 0:
+                self.queries.answer(number, found.outputs)
+            elif self.gate is not None and not self.gate.releases(found, job.size, query):
+                self._do(self.scheduler.withheld(time.monotonic(), number))
+            else:
+                if query is not None:
+                    query.decoded = found.outputs
+                sure = found.confidence >= self.timing.min_confidence
+                self._do(self.scheduler.decoded(time.monotonic(), number, sure))
+
+    def _not_decoded(self, job: Job, number: int, reason: str) -> None:
+        """Let a late query wait for its own answer; end one that has none to wait for."""
+        query, now = self.queries.get(number), time.monotonic()
+        if job.size and self.scheduler.systematic:
+            named = {} if query is None else query.named
+            about = {"query": number, "reason": reason, **named}
+            self._quiet.log("decoding failed", logging.WARNING, **about)
+            self._do(self.scheduler.withheld(now, number))
+        else:
+            self.queries.fail(number, f"decoding failed: {reason}")
+            # Over for the scheduler, too; those answered directly it knows no more.
+            self._do(self.scheduler.decoded(now, number, True))

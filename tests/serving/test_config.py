@@ -1,0 +1,97 @@
+"""The options of `serve`: the command line, `--set` and `--config` say the same things."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from codedinvnet.cli.command_line import build_parser
+from codedinvnet.cli.options import from_text, options_of
+from codedinvnet.errors import UserError
+from codedinvnet.options import help_of
+from codedinvnet.serving.config import ServeOptions
+from tests.conftest import Command
+
+
+def parsed(*words: str) -> ServeOptions:
+    return options_of(build_parser().parse_args(["serve", *words]), ServeOptions)
+
+
+def config(folder: Path, found: Any) -> str:
+    path = folder / "config.json"
+    path.write_text(found if isinstance(found, str) else json.dumps(found))
+    return str(path)
+
+
+def test_flags_a_file_and_set_say_the_same(tmp_path: Path) -> None:
+    given = {"k": 4, "deadline-ms": 100, "demo": True, "token-file": "t", "input": ["a", "b"]}
+    rare = {"group-timeout-ms": 5.5, "allowed-host": ["x", "y"], "engine": "onnxruntime"}
+    by_file = parsed("mnist", "--config", config(tmp_path, {**given, **rare}))
+    words = ["--k", "4", "--deadline-ms", "100", "--demo", "--token-file", "t"]
+    words += ["--input", "a", "--input", "b", "--set", "group-timeout-ms=5.5"]
+    words += ["--set", "allowed_host=x,y", "--set", "engine=onnxruntime"]
+    assert parsed("mnist", *words) == by_file
+    assert by_file.token_file == Path("t")
+    assert by_file.inputs == ("a", "b")
+    assert (by_file.source, by_file.deadline_ms, by_file.allowed_host) == ("mnist", 100, ("x", "y"))
+    text = {**{name: str(value) for name, value in given.items()}, "input": "a,b"}
+    text |= {"source": "mnist", "demo": "true", "engine": "onnxruntime", "allowed-host": "x,y"}
+    assert from_text(ServeOptions, {**text, "group_timeout_ms": "5.5"}) == by_file
+
+
+def test_the_command_line_comes_before_the_file(tmp_path: Path) -> None:
+    path = config(tmp_path, {"source": "mnist", "k": 4, "max-batch": 3})
+    found = parsed("--config", path, "--k", "5", "--set", "max-batch=7")
+    assert (found.source, found.k, found.max_batch) == ("mnist", 5, 7)
+    assert parsed("--config", path).max_batch == 3
+    assert parsed("mnist") == ServeOptions(source="mnist")
+
+
+BAD: list[tuple[list[str], str]] = [
+    ([], "SOURCE: is needed, on the command line or in --config FILE"),
+    (["m", "--k", "0"], "--k: input should be greater than or equal to 1, got 0"),
+    (["m", "--k", "1e9"], "--k: input should be a valid integer"),
+    (["m", "--k", "1000000000"], "--k: input should be less than or equal to 100"),
+    (["m", "--deadline-ms", "nan"], "--deadline-ms: input should be"),
+    (["m", "--port", "65536"], "--port: input should be less than or equal to 65535"),
+    (["m", "--max-disagreement", "1"], "--max-disagreement: input should be less than 1"),
+    (["m", "--set", "engine"], "--set: must be NAME=VALUE, got 'engine'"),
+    (["m", "--set", "engin=x"], "--set: 'engin' is no option, did you mean 'engine'?"),
+    (["m", "--set", "engine=tensorrt"], "--set engine: input should be 'pytorch' or"),
+    (["m", "--set", "extra=inf"], "--set extra: input should be a finite number"),
+]
+BAD_FILES: list[tuple[Any, str]] = [
+    ("{", "is not JSON"),
+    ([], "must be a JSON object of options"),
+    ({"kk": 4}, "'kk' is no option"),
+    ({"k": "4"}, 'k: input should be a valid integer, got "4"'),
+    ({"demo": 1}, "demo: input should be a valid boolean, got 1"),
+    ({"input": "a"}, 'input: input should be a valid array, got "a"'),
+    ({"k": None, "port": True}, "port: input should be a valid integer"),
+]
+
+
+@pytest.mark.parametrize(("words", "message"), BAD)
+def test_wrong_options(words: list[str], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        parsed(*words)
+    assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize(("found", "message"), BAD_FILES)
+def test_wrong_files(found: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        parsed("m", "--config", config(tmp_path, found))
+    assert "--config: " in str(caught.value)
+    assert message in str(caught.value)
+
+
+def test_help_says_each_default_with_its_unit(call: Command) -> None:
+    shown = call("serve", "--help").out
+    for words in ("(default: 5000 ms)", "(default: 20 ms)", "(default: 512 MiB)", "no token"):
+        assert words in " ".join(shown.split())
+    flags = [f for f in ServeOptions.model_fields.values() if not help_of(f).rare]
+    assert len(flags) - 1 + len(("--config", "--set")) <= 22  # without the positional
