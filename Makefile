@@ -82,7 +82,7 @@ bench-%: TO := docs/results
 quick-%: TO := results/quick
 quick-%: QUICK := --quick
 quick-%: SAVE := --save-dir runs/quick
-RUN_accuracy = codedinvnet bench accuracy configs/bench/accuracy.json $(QUICK) $(DATA) $(SAVE) --out $(TO)/accuracy.jsonl
+RUN_accuracy = codedinvnet bench accuracy $(QUICK) $(DATA) $(SAVE) --out $(TO)/accuracy.jsonl
 RUN_backup-long = codedinvnet bench accuracy configs/bench/backup-long.json $(QUICK) $(DATA) $(SAVE) --out $(TO)/accuracy.jsonl
 RUN_backup-consistent = codedinvnet bench accuracy configs/bench/backup-consistent.json $(QUICK) $(DATA) $(SAVE) \
   --out $(TO)/backup-training.jsonl

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 from pandas import DataFrame
 from pydantic import Field, field_validator
 
-from codedinvnet import stages, study
+from codedinvnet import stages
 from codedinvnet.config import (
     PixelFusionSettings,
     Section,
@@ -27,10 +27,10 @@ from codedinvnet.data import Split, load_images
 from codedinvnet.devices import denormals_flushed
 from codedinvnet.evaluation import tables
 from codedinvnet.evaluation.accuracy import evaluation_report
-from codedinvnet.evaluation.quantiles import half_width
+from codedinvnet.evaluation.grid import Cell, Row, failures, key_of, latest, read_rows, resume
+from codedinvnet.evaluation.quantiles import clustered_ci
 from codedinvnet.files import check_folder, check_writable, read_json
 from codedinvnet.models.bundle import load_bundle
-from codedinvnet.rows import Row, key_of, newest, read_rows
 from codedinvnet.training import pixels
 from codedinvnet.training.loop import LATEST
 from codedinvnet.training.network import NETWORK, network_settings
@@ -95,15 +95,20 @@ class Trial(Section):
     """Their name is not looked at."""
 
     @property
-    def key(self) -> str:
-        """What tells it from all others, wherever in the grid it stands.
+    def place(self) -> dict[str, Any]:
+        """Its coordinates in the grid."""
+        sizes = ", ".join(map(str, self.sizes))
+        return {"row": self.row, "data": self.data, "seed": self.settings.seed, "sizes": sizes}
 
-        An option counts where it differs from its default, so that new ones change no key.
-        """
+    @property
+    def depends(self) -> dict[str, Any]:
+        """What else its figures depend on: options that are not the default, and versions."""
         fusion = self.settings.fusion
         words = self._words("network", fusion.objective, fusion.encoder.kind)
-        options = self.settings.model_dump(mode="json", exclude={"name"}, exclude_defaults=True)
-        return key_of(self.row, self.data, list(self.sizes), options, words)
+        options = self.settings.model_dump(
+            mode="json", exclude={"name", "seed"}, exclude_defaults=True
+        )
+        return {"options": options, "training": words}
 
     @property
     def network_name(self) -> str:
@@ -187,22 +192,16 @@ def run(
     kept = Path("runs") / "ablation"
     out, save_dir = out or kept.with_suffix(".jsonl"), save_dir or kept
     read = load_grid(grid)
-    wanted = {trial.key: trial for trial in trials(read, grid)}
+    wanted = trials(read, grid)
     check_writable(out)
     check_folder(save_dir, "--save-dir")
-    splits = ("validation",) if no_test else ("validation", "test")
-    done = {
-        key
-        for key, row in newest(read_rows(out)).items()
-        if study.finished(row) and row.keys() >= {*splits}
-    }
-    todo = {key: trial for key, trial in wanted.items() if key not in done}
-    sizes = {t.settings.data.name: t.settings.data.image_size for t in todo.values()}
-    for name, size in sizes.items():
+    for name, size in {t.settings.data.name: t.settings.data.image_size for t in wanted}.items():
         for split in SPLITS:  # that they are there is known before any trial is begun
             load_images(name, split, data_dir=data_dir, image_size=size)
-    jobs = []
-    for key, trial in todo.items():
+    splits = ("validation",) if no_test else ("validation", "test")
+    cells = []
+    for trial in wanted:
+        key = key_of(trial.place, trial.depends)
         run = stages.Run(
             settings=trial.settings.model_copy(update={"name": f"{trial.data}-{key}"}),
             save_dir=save_dir,
@@ -211,21 +210,15 @@ def run(
             resume=LATEST,
             shared_network=save_dir / "networks" / trial.network_name,
         )
-        header = {
-            "benchmark": "ablation",
-            "key": key,
-            "row": trial.row,
-            "data": trial.data,
-            "seed": trial.settings.seed,
-            "k": list(trial.sizes),
-            "settings": trial.settings.model_dump(mode="json", exclude_defaults=True),
-        }
         name = f"{trial.row}, {trial.data}, seed {trial.settings.seed}"
-        jobs.append(study.Job(name, header, partial(_measured, trial, run, splits)))
-    study.run(jobs, out, "ablation")
-    rows = newest(read_rows(out))
-    found = [rows[key] for key in wanted]
-    return {"rows": found, "table": table(found, read)}
+        settings = {**trial.depends, **({"splits": splits} if no_test else {})}
+        cells.append(
+            Cell("ablation", trial.place, settings, partial(_measured, trial, run, splits), name)
+        )
+    resume(cells, out)
+    keys = {cell.key for cell in cells}
+    rows = [row for row in read_rows(out, "ablation") if row["key"] in keys]
+    return {"rows": rows, "table": table(rows, read)}
 
 
 def _measured(trial: Trial, run: stages.Run, splits: Iterable[str]) -> dict[str, Any]:
@@ -251,53 +244,62 @@ def _measured(trial: Trial, run: stages.Run, splits: Iterable[str]) -> dict[str,
     return found
 
 
+PLACE = ["row", "data", "seed", "sizes"]
+
+
 def table(rows: Iterable[Row], grid: Grid) -> str:
-    """Return the rows of a grid as Markdown, of several with one place and seed the last.
+    """Return the rows of a grid as Markdown.
 
     `margin` is to the row that a row is against, mean over the seeds.
     """
     rows = list(rows)
-    whole = [row for row in rows if study.finished(row)]
-    split = "test" if all("test" in row for row in whole) else "validation"
-    found: dict[tuple[Any, ...], Row] = {}
-    for row in rows:
-        for k in row["k"]:
-            found[row["data"], k, row["row"], row["seed"]] = row
     numbers = {row.name: number for number, row in enumerate(grid.rows, start=1)}
+    frame = latest(rows, PLACE, repeated=["seed"])
+    failed = failures(rows, PLACE)
+    split = "test" if "test" in frame and frame["test"].notna().all() else "validation"
+    scores = DataFrame(
+        [
+            {
+                **{name: line[name] for name in ("row", "data", "seed")},
+                **{"k": int(k), "seconds": line[split]["seconds"]},
+                **{n: 100 * line[split][k][f"{n}_accuracy"] for n in ("normal", "recovered")},
+            }
+            for line in frame.to_dict("records")
+            for k in line["sizes"].split(", ")
+        ],
+        columns=["row", "data", "seed", "k", "seconds", "normal", "recovered"],
+    )
     lines = []
-    for data, k in dict.fromkeys(place[:2] for place in found):
-        recovered: dict[str, dict[int, float]] = {}
+    places = dict.fromkeys((row["data"], int(k)) for row in rows for k in row["sizes"].split(", "))
+    for data, k in places:
+        here = scores[(scores["data"] == data) & (scores["k"] == k)]
+        recovered = here.set_index(["row", "seed"])["recovered"]
         for change in grid.rows:
-            place = (data, k, change.name)
-            own = {at[-1]: trial for at, trial in found.items() if at[:-1] == place}
-            if not own:
-                continue
+            own = here[here["row"] == change.name]
             shown = f"{change.name} ({change.note})" if change.note else change.name
             line = {"data": data, "k": k, "": numbers[change.name], f"row ({split} split)": shown}
-            if failed := [f["error"] for f in own.values() if not study.finished(f)]:
-                lines.append({**line, "recovered": f"failed: {failed[0]}"})
-                continue
-            scores = {seed: f[split][str(k)] for seed, f in own.items()}
-            recovered[change.name] = {s: 100 * f["recovered_accuracy"] for s, f in scores.items()}
-            against = change.against or grid.rows[0].name
-            base = recovered.get(against, {}) if against != change.name else {}
-            margins = [v - base[seed] for seed, v in recovered[change.name].items() if seed in base]
-            seconds = [f[split]["seconds"] for f in own.values()]
-            lines.append(
-                {
-                    **line,
-                    "normal": _mean([100 * f["normal_accuracy"] for f in scores.values()]),
-                    "recovered": _mean([*recovered[change.name].values()]),
-                    "margin": _mean(margins, "+") if margins else None,
-                    "to row": str(numbers[against]) if margins else None,
-                    "seconds": f"{sum(seconds) / len(seconds):.0f}",
-                }
-            )
+            errors = failed[(failed["row"] == change.name) & (failed["data"] == data)]["error"]
+            if len(errors):
+                lines.append({**line, "recovered": f"failed: {errors.iloc[0]}"})
+            elif len(own):
+                against = change.against or grid.rows[0].name
+                base = recovered.get(against) if against != change.name else None
+                margins = [] if base is None else (recovered[change.name] - base).dropna()
+                lines.append(
+                    {
+                        **line,
+                        "normal": _mean(own["normal"]),
+                        "recovered": _mean(own["recovered"]),
+                        "margin": _mean(margins, "+") if len(margins) else None,
+                        "to row": str(numbers[against]) if len(margins) else None,
+                        "seconds": f"{own['seconds'].mean():.0f}",
+                    }
+                )
     return tables.markdown(DataFrame(lines))
 
 
 def _mean(values: Sequence[float], sign: str = "") -> str:
     """Return mean ± half of the 95 % interval over seeds, if there is one."""
-    half = half_width(values)
+    half = clustered_ci(list(values))
     mean = f"{sum(values) / len(values):{sign}.2f}"
     return mean if half is None else f"{mean} ± {half:.2f}"

@@ -20,10 +20,10 @@ from codedinvnet.codes.mean import Evidence
 from codedinvnet.evaluation import tables
 from codedinvnet.evaluation.accuracy import evaluation_report
 from codedinvnet.evaluation.cost import info_report
+from codedinvnet.evaluation.grid import latest, read_rows
 from codedinvnet.evaluation.inversion import inversion_report
 from codedinvnet.files import read_json, write_json
 from codedinvnet.models.bundle import Bundle, load_bundle, shipped_bundles, weights_digest
-from codedinvnet.rows import current_accuracy, read_rows
 from codedinvnet.stages import evaluation_images
 
 BUNDLES = ("mnist", "fashion", "cifar10")
@@ -115,7 +115,6 @@ def table(folder: Path) -> str:
         for place, report in enumerate(found.get("evaluate", ())):
             k = report["k"]
             again = another_seed(folder, name).get(f"test_k{k}", {})
-            paper = _paper(folder, name, k)
             lines.append(
                 {
                     "bundle": name,
@@ -129,11 +128,11 @@ def table(folder: Path) -> str:
                     "agreement": report["agreement"],
                     "latent alone": found["latent"][place]["recovered_accuracy"],
                     "side alone": found["side"][place]["recovered_accuracy"],
-                    "paper's objective": paper if isinstance(paper, str) else percent(paper),
+                    "paper's objective": _paper(folder, name, k),
                 }
             )
     frame = DataFrame(lines)
-    for column in frame.columns[4:-1]:
+    for column in frame.columns[4:]:
         frame[column] = [percent(value) for value in frame[column]]
     return tables.markdown(frame, dict.fromkeys(("extra queries", "extra multiply-adds"), ".0%"))
 
@@ -154,12 +153,11 @@ def extra_queries(info: Mapping[str, Any], k: int) -> float:
     return float(extra / (info["embedding_macs"] + info["head_macs"]))
 
 
-def _paper(folder: Path, name: str, k: int) -> float | str | None:
+def _paper(folder: Path, name: str, k: int) -> float | None:
     """Return what `bench accuracy` has of the paper's encoder for a bundle's own f and g."""
-    for row in current_accuracy(read_rows(folder / "accuracy.jsonl", "accuracy")):
-        if (row["label"], row["bundle"], row["k"]) == (PaperInvNet.name, name, k):
-            return "failed" if row["error"] else float(row["recovered"])
-    return None
+    rows = latest(read_rows(folder / "accuracy.jsonl", "accuracy"), tables.TRIAL, ["seed"])
+    own = rows[(rows["label"] == PaperInvNet.name) & (rows["dataset"] == name) & (rows["k"] == k)]
+    return float(own["recovered"].iloc[-1]) if len(own) else None
 
 
 def checks(folder: Path) -> str:
@@ -232,7 +230,7 @@ def costs(folder: Path) -> str:
         {"": label, **{name: cell(found, *cost) for name, found in files.items()}}
         for label, cost in COSTS.items()
     ]
-    return tables.markdown(DataFrame(lines))
+    return tables.markdown(DataFrame(lines)) if files else ""
 
 
 def rivals(folder: Path) -> str:

@@ -14,8 +14,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from codedinvnet import study
 from codedinvnet.cli.common import add_command, guarded, print_report, seed
+from codedinvnet.evaluation.grid import refuse_failures
 
 Options = Mapping[str, Mapping[str, Any]]
 
@@ -105,6 +105,11 @@ BENCHMARKS: Mapping[str, Benchmark] = {
         "count what a service releases while its inputs are not those of its calibration",
         "--data-dir data --json",
         {**BUNDLES, **DATA, **SEED, "--runs": number(20, "runs of each drift")},
+    ),
+    "trust": Benchmark(
+        "check over random splits that released answers keep a limit on disagreement",
+        "--data-dir data --json",
+        {**BUNDLES, **DATA, **SEED, "--runs": number(200, "random splits")},
     ),
     "protected": Benchmark(
         "protect a model as users have it, and write the row into docs/results/protect",
@@ -262,4 +267,4 @@ def run(arguments: argparse.Namespace) -> None:
             print_report(row, as_json=False)
             print()
     failed = sum(row.get("error") is not None for row in rows)
-    study.refuse_failures(failed, "of the trials", Path(options.get("out") or ""))
+    refuse_failures(failed, "of the trials", Path(options.get("out") or ""))

@@ -29,10 +29,10 @@ from benchmarks.choosing import beside_hedge, choosing, fixed
 from codedinvnet.cli.common import guarded
 from codedinvnet.codes.registry import known_method
 from codedinvnet.errors import UserError
-from codedinvnet.evaluation import plots, tables
+from codedinvnet.evaluation import latency_tables, plots, tables
+from codedinvnet.evaluation.grid import failures, read_rows
 from codedinvnet.files import read_json, write_text
 from codedinvnet.models.bundle import shipped_bundles
-from codedinvnet.rows import current_accuracy, current_latency, read_rows
 from codedinvnet.simulation import sweep
 from codedinvnet.simulation.picture import draw_map
 
@@ -45,7 +45,7 @@ MEASURE = "python -m benchmarks.figures --data-dir data"
 BENCH = "codedinvnet bench {0} configs/bench/{1}.json --data-dir data --out"
 SIMULATE = "codedinvnet simulate configs/bench/simulate-{}.json --out"
 COMMANDS = {
-    "accuracy.jsonl": BENCH.format("accuracy", "accuracy"),
+    "accuracy.jsonl": "codedinvnet bench accuracy --data-dir data --out",
     "equal-cost.jsonl": BENCH.format("accuracy", "equal-cost"),
     "latency.jsonl": BENCH.format("latency", "latency"),
     "validation.json": "python -m benchmarks validation configs/bench/simulate-measured.json "
@@ -75,38 +75,28 @@ def accuracy_frame(path: Path) -> DataFrame:
     return tables.accuracy_frame(read_rows(path, "accuracy"))
 
 
-def hard(frame: DataFrame) -> DataFrame:
-    """Keep the best base model of each method where one of ten workers is missing."""
-    best = tables.best_bases(frame)
-    return best[(best["k"] == HARD) & (best["missing"] == 1) & (best["corrupt"] == 0)]
-
-
 def late(path: Path) -> str:
-    """Return how often direct and late answers are right in the hard case, data sets across.
+    """Return how often direct and late answers are right with one of ten workers missing.
 
-    Direct answers are of f, and of the plain ResNet of its cost. And how many extra workers a group
-    has for that: with two parities there are two. Methods of equal cost have tables of their own.
+    Every method is on f; where it was measured on the plain ResNet, too, it has a second line.
+    Methods of equal cost have tables of their own.
     """
     frame = accuracy_frame(path)
-    best = hard(frame).set_index("dataset")
-    bases = {"direct, f": "invertible", "direct, plain ResNet": "resnet"}
-    own = {
-        title: frame[frame["base"] == base].groupby("dataset")["normal"].first()
-        for title, base in bases.items()
-        if base in set(frame["base"])
-    }
-    columns = own | {
-        name: best[best["method"] == name]["recovered"]
-        for name in best["method"].unique()
-        if _is_brief(name)
-    }
-    table = DataFrame(columns).reindex(best.index.unique()).T
-    table = table.map("{:.2f}".format, na_action="ignore")
-    shares = zip(best["method"], best["extra"], strict=True)
-    workers = dict.fromkeys(own, "none") | {
-        name: f"{share * HARD / 100:.0f}" for name, share in shares
-    }
-    table.insert(0, "extra workers", [workers[name] for name in table.index])
+    one = (frame["k"] == HARD) & (frame["missing"] == 1) & (frame["corrupt"] == 0)
+    here = frame[one & frame["recovered"].notna()]
+    here = here[[_is_brief(name) for name in here["method"]]]
+    lines: dict[str, dict[str, str]] = {}
+    for base, title in (("invertible", "direct, f"), ("resnet", "direct, plain ResNet")):
+        own = frame[frame["base"] == base].groupby("dataset")["normal"].first()
+        if len(own):
+            lines[title] = {"extra workers": "none", **own.map("{:.2f}".format)}
+    for base, end in (("invertible", ""), ("resnet", ", plain ResNet")):
+        for line in here[here["base"] == base].to_dict("records"):
+            workers = f"{line['extra'] * HARD / 100:.0f}"
+            found = lines.setdefault(line["method"] + end, {"extra workers": workers})
+            found[line["dataset"]] = f"{line['recovered']:.2f}"
+    columns = ["extra workers", *here["dataset"].unique()]
+    table = DataFrame.from_dict(lines, orient="index").reindex(columns=columns)
     return tables.markdown(table.reset_index(names="answer, % right"))
 
 
@@ -132,8 +122,7 @@ def published(path: Path) -> str:
 
 def failed(path: Path) -> str:
     """Return the trials that failed."""
-    rows = current_accuracy(read_rows(path, "accuracy"))
-    return tables.markdown(tables.failures(rows, tables.FAILED_TRIAL))
+    return tables.markdown(failures(read_rows(path, "accuracy"), tables.TRIAL))
 
 
 # Latency
@@ -141,17 +130,17 @@ def failed(path: Path) -> str:
 
 def latency_frame(path: Path) -> DataFrame:
     """Return the frame of a file of rows."""
-    return tables.latency_frame(read_rows(path, "latency"))
+    return latency_tables.latency_frame(read_rows(path, "latency"))
 
 
 def paired(path: Path) -> str:
     """Return the tails over those of hedging, which needs no training and costs next to nothing."""
-    return tables.markdown(tables.paired(read_rows(path, "latency"), "hedge"))
+    return tables.markdown(latency_tables.paired(read_rows(path, "latency"), "hedge"))
 
 
 def conditions(path: Path) -> str:
     """Return under which conditions the runs were made."""
-    kept = [row for row in current_latency(read_rows(path, "latency")) if row["error"] is None]
+    kept = latency_tables.runs_of(read_rows(path, "latency")).to_dict("records")
     commits = dict.fromkeys(row["commit"][:7] for row in kept)
     figures = {
         "mean service time, ms": "mean_service_ms",
@@ -182,7 +171,7 @@ def agreement(path: Path) -> str:
     if not isinstance(report, dict) or report.get("schema_version") != validation.SCHEMA:
         raise UserError(f"{path} is not a report of `benchmarks validation`: make it again")
     lines = [
-        {"percentile": tables.TITLES[name], **validation.shown(found)}
+        {"percentile": latency_tables.TITLES[name], **validation.shown(found)}
         for name, found in validation.tally(report["arms"]).items()
     ]
     return tables.markdown(DataFrame(lines))
@@ -203,9 +192,9 @@ FROM_FILE: Mapping[str, tuple[str, Callable[[Path], str]]] = {
     **{f"accuracy-{name}": ("accuracy.jsonl", partial(one_set, name)) for name in DATASETS},
     "published": ("accuracy.jsonl", published),
     "failed": ("accuracy.jsonl", failed),
-    "tails": ("latency.jsonl", lambda path: tables.tails_table(latency_frame(path))),
+    "tails": ("latency.jsonl", lambda path: latency_tables.tails_table(latency_frame(path))),
     "paired": ("latency.jsonl", paired),
-    "latency": ("latency.jsonl", lambda path: tables.latency_table(latency_frame(path))),
+    "latency": ("latency.jsonl", lambda path: latency_tables.latency_table(latency_frame(path))),
     "conditions": ("latency.jsonl", conditions),
     "policies": ("policies.jsonl", lambda path: policies.table(sweep.read_rows(path))),
     "two-losses": ("two-losses.jsonl", lambda path: policies.table(sweep.read_rows(path))),
@@ -275,6 +264,13 @@ def pages() -> Iterable[Path]:
     return (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
 
 
+def shipped(folder: Path = RESULTS) -> str:
+    """Return the frame of the shipped rows, with which `bench accuracy` compares, as CSV."""
+    rows = [row for name in equal_cost.FILES for row in read_rows(folder / name, "accuracy")]
+    frame = tables.accuracy_frame(rows)
+    return str(frame.to_csv(index=False, float_format="%.6g"))
+
+
 def draw(folder: Path = RESULTS) -> None:
     """Draw the pictures of the rows beside them."""
     plots.draw_accuracy(folder / "accuracy.jsonl")
@@ -318,6 +314,7 @@ def run(arguments: argparse.Namespace) -> None:
     for name in arguments.bundle if everything or arguments.costs else ():
         bundles.write(RESULTS, name, arguments.data_dir, costs_alone=not everything)
     draw()
+    write_text(tables.SHIPPED, shipped())
     for path in pages():
         text = path.read_text(encoding="utf-8")
         if (new := render(text)) != text:

@@ -24,8 +24,12 @@ from codedinvnet.codes.registry import OURS
 from codedinvnet.codes.rules import SERVED
 from codedinvnet.data import ImageSource
 from codedinvnet.errors import UserError
-from codedinvnet.evaluation.comparisons import Comparisons, compare
-from codedinvnet.evaluation.outputs import task_outputs
+from codedinvnet.evaluation.erase import (
+    answer_kinds,
+    direct_answers,
+    erase,
+    task_outputs,
+)
 from codedinvnet.evaluation.tables import markdown
 from codedinvnet.files import read_json
 from codedinvnet.models.bundle import Bundle, load_bundle
@@ -61,25 +65,26 @@ class Setting:
         scheme: the bundle's code.
         source: the test images.
         outputs: (N, n), of the images' own tasks.
-        compared: groups, with the answers of sound workers.
-        expected: (G, k), the calibrated probability that an extra task's answer disagrees.
+        members: (G, k), rows of the images in groups.
+        direct: (G, k), their own answers.
+        guessed: (G, k), the answers of the extra task alone.
+        expected: (G, k), the calibrated probability that these disagree.
     """
 
     scheme: Scheme
     source: ImageSource
     outputs: Tensor
-    compared: Comparisons
+    members: np.ndarray
+    direct: np.ndarray
+    guessed: np.ndarray
     expected: np.ndarray
 
-    @torch.inference_mode()
     def labels(self, outputs: Tensor) -> np.ndarray:
         """Return the labels of outputs (B, n)."""
-        scores = self.scheme.direct(outputs)
-        assert scores is not None
-        return scores.argmax(1).numpy()
+        return direct_answers(self.scheme, outputs).argmax(1).numpy()
 
 
-def setting(bundle: Bundle, data_dir: Path | None, seed: int) -> Setting:
+def setting(bundle: Bundle, source: ImageSource, seed: int) -> Setting:
     """Compute what all runs share.
 
     Raises:
@@ -87,13 +92,16 @@ def setting(bundle: Bundle, data_dir: Path | None, seed: int) -> Setting:
     """
     scheme = scheme_for(bundle, K)
     curve = load_calibration(bundle.folder, bundle.digest()).curve(OURS, K, GUESSED)
-    source = evaluation_images(bundle, "test", data_dir)
     outputs = task_outputs(scheme, source)
-    compared = compare(scheme, source, k=K, groupings=4, seed=seed, own=outputs)
-    if curve is None or compared.guessed is None:
-        raise UserError(f"bundle {bundle.info.name!r}: its extra task alone answers for nobody")
-    expected = 1 - curve.probability(compared.guessed.confidences)
-    return Setting(scheme, source, outputs, compared, expected)
+    lost = tuple(range(K))
+    frame = erase(scheme, source, [lost], k=K, groupings=4, seed=seed, own=outputs)
+    found = answer_kinds(frame, K).get(GUESSED)
+    if curve is None or found is None:
+        raise UserError(f"bundle {bundle.info.name!r}: its extra task cannot answer alone")
+    names = ("query", "direct", "prediction", "confidence")
+    members, direct, guessed, sure = (found[n].to_numpy().reshape(-1, K) for n in names)
+    expected = 1 - curve.probability(sure.astype(float))
+    return Setting(scheme, source, outputs, members, direct, guessed, expected)
 
 
 def flipped(at: Setting, random: np.random.Generator) -> Labels:
@@ -179,29 +187,27 @@ def roles(
     at: Setting, workers: int, random: np.random.Generator, count: int
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Yield random groups, and their tasks' workers: the last one's is the extra task."""
-    for group in random.integers(len(at.compared.members), size=count):
+    for group in random.integers(len(at.members), size=count):
         yield int(group), random.permutation(workers)[: K + 1]
 
 
 def until_named(at: Setting, workers: int, fault: str, seed: int) -> tuple[int, int | None]:
     """Return the liar's answers until somebody was named, and by how much it was another."""
     random = np.random.default_rng(seed)
-    guessed = at.compared.guessed
-    assert guessed is not None
     liar = int(random.integers(workers))
     faulty = FAULTS[fault](at, random)
     drawn = list(roles(at, workers, random, MOST_ANSWERS * workers // (K + 1)))
     places = [np.flatnonzero(who[:K] == liar) for _, who in drawn]
-    rows = [at.compared.members[g, p[0]] for (g, _), p in zip(drawn, places, strict=True) if p.size]
+    rows = [at.members[g, p[0]] for (g, _), p in zip(drawn, places, strict=True) if p.size]
     parts = (faulty(np.array(rows[i : i + CHUNK])) for i in range(0, len(rows), CHUNK))
     wrong = (int(label) for part in parts for label in part)
     tests, answers = Liars(workers), 0
     for (group, who), place in zip(drawn, places, strict=True):
-        direct = at.compared.direct[group].copy()
+        direct = at.direct[group].copy()
         if place.size:
             direct[place[0]] = next(wrong)
         answers += bool((who == liar).any())
-        agrees = guessed.labels[group] == direct
+        agrees = at.guessed[group] == direct
         found = tests.seen(members_of(who, at.expected[group], agrees), int(who[K]))
         if found is not None:
             return answers, found - liar
@@ -217,9 +223,7 @@ def members_of(who: np.ndarray, expected: np.ndarray, agrees: np.ndarray) -> lis
 def false_alarms(at: Setting, workers: int, seed: int, clean: int) -> tuple[int, float]:
     """Return how often a sound worker was named in so many answers, and microseconds a query."""
     random = np.random.default_rng(seed)
-    guessed = at.compared.guessed
-    assert guessed is not None
-    agrees = guessed.labels == at.compared.direct
+    agrees = at.guessed == at.direct
     tests, alarms, seconds = Liars(workers), 0, 0.0
     for group, who in roles(at, workers, random, clean // K):
         members = members_of(who, at.expected[group], agrees[group])
@@ -234,11 +238,11 @@ def run(
 ) -> dict[str, Any]:
     """Return a row for each bundle, number of workers and fault."""
     torch.set_num_threads(1)
-    rows = [
-        row
-        for name in bundles
-        for row in _rows(name, setting(load_bundle(name), data_dir, seed), runs, clean, seed)
-    ]
+    rows = []
+    for name in bundles:
+        bundle = load_bundle(name)
+        at = setting(bundle, evaluation_images(bundle, "test", data_dir), seed)
+        rows += list(_rows(name, at, runs, clean, seed))
     return {
         "command": "python -m benchmarks liars --data-dir data --json",
         "rows": rows,
@@ -273,19 +277,23 @@ def _rows(name: str, at: Setting, runs: int, clean: int, seed: int) -> Iterator[
 
 def table(path: Path) -> str:
     """Return the rows for a reader, as Markdown."""
-    lines = [
-        {
-            "bundle, workers": f"{row['bundle']}, {row['workers']}",
-            "fault": row["fault"],
-            "named": f"{row['named']} of {row['runs']}",
-            "answers until then, median": row["answers_median"],
-            "at most": row["answers_most"],
-            "within 500": row["named_within_500"],
-            "within 1,000": row["named_within_1000"],
-            "another named": row["another_named"],
-            "false alarms": f"{row['false_alarms']} in {row['clean_answers']:,}",
-            "µs a query": row["microseconds_per_query"],
-        }
-        for row in read_json(path)["rows"]
-    ]
-    return markdown(DataFrame(lines))
+    rows = DataFrame(read_json(path)["rows"])
+    text = rows.astype(str)
+    return markdown(
+        DataFrame(
+            {
+                "bundle, workers": text["bundle"] + ", " + text["workers"],
+                "fault": rows["fault"],
+                "named": text["named"] + " of " + text["runs"],
+                "answers until then, median": rows["answers_median"],
+                "at most": rows["answers_most"],
+                "within 500": rows["named_within_500"],
+                "within 1,000": rows["named_within_1000"],
+                "another named": rows["another_named"],
+                "false alarms": text["false_alarms"]
+                + " in "
+                + rows["clean_answers"].map("{:,}".format),
+                "µs a query": rows["microseconds_per_query"],
+            }
+        )
+    )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,15 +19,15 @@ from typing import Any
 import numpy as np
 from pandas import DataFrame
 
-from codedinvnet import study
 from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.rules import is_systematic
 from codedinvnet.errors import UserError
-from codedinvnet.evaluation import tables
+from codedinvnet.evaluation import latency_tables, tables
 from codedinvnet.evaluation.client import Reply
-from codedinvnet.evaluation.latency_grid import injected
+from codedinvnet.evaluation.grid import Cell, Row, latest, read_rows, resume, seed_of
 from codedinvnet.evaluation.service import (
     ParityWait,
+    injected,
     latency_figures,
     schedule,
     serving,
@@ -40,7 +40,6 @@ from codedinvnet.protect.folder import description_digest, load_protection, read
 from codedinvnet.protect.images import Preprocessing
 from codedinvnet.protect.inputs import Inputs, read_inputs, split
 from codedinvnet.protect.teacher import scores_of
-from codedinvnet.rows import Row, key_of, newest, read_rows, seed_of
 from codedinvnet.serving.opened import called
 from codedinvnet.serving.workers.faults import Fault
 
@@ -58,6 +57,7 @@ SHARES = {
     "of them agree %": "approximate_agreement",
 }
 """Column of the table -> the share of a row."""
+PLACE = ("stragglers", "policy", "digest")
 INPUTS = 500
 """Inputs that requests choose from."""
 
@@ -136,7 +136,7 @@ def run(
         UserError: if the model or its protection cannot be served, or the inputs are others, or
             there is no such straggler model, or `out` holds rows of something else.
     """
-    done = _newest(out)
+    read_rows(out, KIND)
     opened = open_model(model)
     scheme = load_protection(protection, opened, method)
     if not is_systematic(scheme.rules):
@@ -167,31 +167,21 @@ def run(
         "service_ms": service,
     }
     faults = {name: injected(name, service, batch) for name in stragglers}
-    jobs = {}
-    for straggler, arm in itertools.product(faults, ARMS):
-        key = key_of(KIND, straggler, arm, settings)
-        header = {"kind": KIND, "key": key, "settings": settings}
-        header |= {"stragglers": straggler, "policy": arm}
-        measured = partial(_measured, place, straggler, faults[straggler], arm, service, compute)
-        jobs[key] = study.Job(f"{straggler} {arm}", header, partial(_awaited, measured))
     check_writable(out)
-    todo = [job for key, job in jobs.items() if not study.finished(done.get(key))]
-    study.run(todo, out, KIND)
-    rows = _newest(out)
-    told = [rows[key] for key in jobs]
-    return {"rows": told, "table": table(told)}
-
-
-def _newest(path: Path) -> dict[str, Row]:
-    """Return the last row of every run, by its key; rows of before have none, and are left out.
-
-    Raises:
-        UserError: if the file holds rows of something else.
-    """
-    rows = read_rows(path)
-    if any(row.get("kind") != KIND for row in rows):
-        raise UserError(f"{path} holds other rows: name another file, or move it away")
-    return newest(row for row in rows if "key" in row)
+    cells = [
+        Cell(
+            KIND,
+            {"stragglers": straggler, "policy": arm, "digest": settings["protection"]},
+            settings,
+            partial(_measured, place, straggler, faults[straggler], arm, service, compute),
+            f"{straggler} {arm}",
+        )
+        for straggler, arm in itertools.product(faults, ARMS)
+    ]
+    resume(cells, out)
+    keys = {cell.key for cell in cells}
+    rows = [row for row in read_rows(out, KIND) if row["key"] in keys]
+    return {"rows": rows, "table": table(rows)}
 
 
 def unseen(inputs: Inputs, described: Mapping[str, Any]) -> np.ndarray:
@@ -215,11 +205,7 @@ def _service_ms(compute: float, workers: int, load: float) -> float:
     return max(SERVICE_MS, round(workers * load * compute / busy, 1))
 
 
-def _awaited(measured: Callable[[], Coroutine[Any, Any, dict[str, Any]]]) -> dict[str, Any]:
-    return asyncio.run(measured())
-
-
-async def _measured(
+def _measured(
     place: Place,
     straggler: str,
     faults: Sequence[Fault],
@@ -247,19 +233,20 @@ async def _measured(
     drawn = np.random.default_rng(seed).integers(
         len(place.wanted), size=(place.requests, place.batch)
     )
-    async with serving(
-        words,
-        schedule(wait, k, parity, faults),
-        seed=seed,
-        model=called(place.model.source.source),
-        inputs=place.inputs,
-        scores=scores.output,
-        first=drawn.tolist(),
-        log=place.log,
-    ) as served:
-        rate = place.load * place.workers / (service / 1000) / place.batch
-        label = f"{straggler} {arm}"
-        run = await served.load(drawn.tolist(), rate=rate, seed=seed, label=label)
+    run = asyncio.run(
+        serving(
+            words,
+            schedule(wait, k, parity, faults),
+            seed=seed,
+            model=called(place.model.source.source),
+            inputs=place.inputs,
+            scores=scores.output,
+            requests=drawn.tolist(),
+            rate=place.load * place.workers / (service / 1000) / place.batch,
+            label=f"{straggler} {arm}",
+            log=place.log,
+        )
+    )
     return {
         **latency_figures(run.replies),
         **answers(run.replies, place.wanted),
@@ -288,14 +275,14 @@ def answers(replies: Sequence[Reply], wanted: np.ndarray) -> dict[str, Any]:
 def table(rows: Iterable[Row]) -> str:
     """Return the rows for a reader, as Markdown, without those of runs that failed."""
     lines = []
-    for row in filter(study.finished, rows):
+    for row in latest(rows, PLACE).to_dict("records"):
         line = {"stragglers": row["stragglers"], "policy": row["policy"]}
-        line |= {f"{tables.TITLES[name]} ms": row[f"{name}_ms"] for name in PERCENTILES}
+        line |= {f"{latency_tables.TITLES[name]} ms": row[f"{name}_ms"] for name in PERCENTILES}
         line["work"] = row["work_per_query"]
         for title, name in SHARES.items():
             line[title] = None if row[name] is None else 100 * row[name]
         lines.append(line)
-    formats = {f"{tables.TITLES[name]} ms": ".0f" for name in PERCENTILES}
+    formats = {f"{latency_tables.TITLES[name]} ms": ".0f" for name in PERCENTILES}
     return tables.markdown(
         DataFrame(lines), {**formats, "work": ".3f", **dict.fromkeys(SHARES, ".2f")}
     )

@@ -20,10 +20,11 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 
 from codedinvnet.errors import UserError
+from codedinvnet.evaluation.grid import read_rows
+from codedinvnet.evaluation.latency_tables import runs_of
 from codedinvnet.evaluation.quantiles import Histogram, percentile, rounded
 from codedinvnet.files import check_writable, file_digest, write_json
 from codedinvnet.provenance import describe_commit, describe_machine
-from codedinvnet.rows import current_latency, is_latency_row, read_rows
 from codedinvnet.simulation.engine import accuracy_of
 from codedinvnet.simulation.figures import QUANTILES, TAIL, aligned, latency_of, simulate_requests
 from codedinvnet.simulation.scenario import Scenario, load_scenario
@@ -57,9 +58,11 @@ def arms_of(rows: Iterable[Row]) -> list[Arm]:
     Raises:
         UserError: if there are none.
     """
-    runs = [row for row in current_latency(filter(is_latency_row, rows)) if not row.get("error")]
+    rows = list(rows)
+    shown = set(runs_of(rows).get("key", ()))
+    runs = {row["key"]: row for row in rows if row["error"] is None and row["key"] in shown}
     found: dict[str, list[Row]] = {}
-    for run in runs:
+    for run in runs.values():
         names = (*SETTINGS[1:], *RULES, *LOAD, "settings")
         arm = json.dumps([run.get(name) for name in names], sort_keys=True)
         found.setdefault(arm, []).append(run)
@@ -260,7 +263,7 @@ def run(*, scenario: Path, measured: Path, out: Path | None, queries: int | None
         check_writable(out)
     base = load_scenario(scenario)
     base = base if queries is None else base.updated(queries=queries)
-    arms, accuracy = arms_of(read_rows(measured)), accuracy_of(base)
+    arms, accuracy = arms_of(read_rows(measured, "latency")), accuracy_of(base)
     repeated = [scenarios_of(arm, base) for arm in with_other_times(arms)]
     rows = []
     for arm, runs in zip(arms, repeated, strict=True):

@@ -175,7 +175,7 @@ def test_the_page_on_methods_simulates_and_measures_one(
     ran = call(*shlex.split(line)[1:], "--queries", "2000", "--json")
     assert json.loads(ran.out)["decoded_share"] > 0
     (line, *_) = (line for line in METHOD_PAGE if line.startswith("codedinvnet bench accuracy "))
-    words = [*shlex.split(line)[1:], "--dataset", "mnist", "--out", tmp_path / "rows.jsonl"]
+    words = [*shlex.split(line)[1:], "--only", "dataset=mnist", "--out", tmp_path / "rows.jsonl"]
     with pytest.warns(UserWarning, match="only what needs no training"):
         ran = call(*words, "--data-dir", tmp_path, "--save-dir", tmp_path, "--json")
     assert json.loads(ran.out)["done"] == 3

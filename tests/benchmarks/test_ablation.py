@@ -5,12 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from benchmarks import ablation
 from codedinvnet import stages
 from codedinvnet.errors import UserError
-from codedinvnet.rows import newest, read_rows
+from codedinvnet.evaluation.grid import Cell, read_rows
 from tests.conftest import tiny_settings
 
 MNIST = {"data": {"name": "mnist", "validation": 100, "padding": 2}}
@@ -70,10 +69,11 @@ def test_an_interrupted_grid_goes_on_where_it_stopped(
     assert read_rows(out) == first
     rows = run(path, tmp_path, data_dir)
     assert rows[0] == first[0]  # not done again
-    assert rows[1]["error"] is None
+    rows = [row for row in rows if row["error"] is None]
+    assert len(rows) == 2
     assert len(trained) == 1  # one network of the seed, shared by the rows
     for row in rows:
-        assert row["k"] == [2, 4]
+        assert row["sizes"] == "2, 4"
         assert 0.2 < row["test"]["2"]["normal_accuracy"] <= 1  # chance is 0.1
         assert row["test"]["2"] != row["test"]["4"]
         assert row["test"] != row["validation"]
@@ -84,46 +84,26 @@ def test_an_interrupted_grid_goes_on_where_it_stopped(
     # Another training is another trial; what is not changed is kept.
     shorter = {"name": "shorter", "change": {"fusion": {"epochs": 0}}}
     grid_file(tmp_path, rows=[{"name": "all", "change": {}}, shorter], seeds=[1], k=[2, 4])
-    again = run(path, tmp_path, data_dir, no_test=True)
+    again = run(path, tmp_path, data_dir)
     assert again[0] == rows[0]
-    assert "test" not in again[1]
-
-
-def test_keys_tell_trials_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pixels = {"name": "pixels", "change": {"fusion": tiny_settings("pixels")["fusion"]}}
-    path = grid_file(tmp_path, rows=[{"name": "all", "change": {}}, pixels], seeds=[1], k=[4])
-
-    def names() -> list[tuple[str, str]]:
-        found = ablation.trials(ablation.load_grid(path), path)
-        return [(trial.key, trial.network_name) for trial in found]
-
-    first = names()
-    monkeypatch.setitem(ablation.TRAINING, "recovery", 2)
-    changed = names()
-    assert changed[1] == first[1]
-    assert changed[0][0] != first[0][0]
-    assert changed[0][1] == first[0][1]
-    monkeypatch.setitem(ablation.TRAINING, "network", 2)
-    for old, new in zip(first, names(), strict=True):
-        assert {*old}.isdisjoint(new)
+    assert again[-1]["row"] == "shorter"
 
 
 def test_the_committed_rows_are_those_of_the_shipped_grid() -> None:
     grid = ablation.load_grid(SHIPPED)
-    rows = newest(read_rows(SHIPPED.parents[2] / "docs" / "results" / "ablation.jsonl"))
-    wanted = {trial.key: trial for trial in ablation.trials(grid, SHIPPED)}
-    for key in wanted.keys() & rows.keys():
-        assert (rows[key]["row"], rows[key]["seed"]) == (
-            wanted[key].row,
-            wanted[key].settings.seed,
-        )
-    assert wanted.keys() & rows.keys()
+    rows = read_rows(SHIPPED.parents[2] / "docs" / "results" / "ablation.jsonl", "ablation")
+    wanted = {
+        Cell("ablation", trial.place, trial.depends, dict).key
+        for trial in ablation.trials(grid, SHIPPED)
+    }
+    assert {row["key"] for row in rows} <= wanted
 
 
 def scored(name: str, recovered: float, seed: int = 1) -> dict[str, Any]:
     scores = {"normal_accuracy": 0.98, "recovered_accuracy": recovered}
-    row = {"row": name, "data": "mnist", "seed": seed, "k": [10], "error": None}
-    return {**row, "validation": {"seconds": 60.0, "10": scores}}
+    place = {"row": name, "data": "mnist", "seed": seed, "sizes": "10"}
+    measured = {"validation": {"seconds": 60.0, "10": scores}}
+    return Cell("ablation", place, {}, lambda: measured).row()
 
 
 def test_margins_are_to_the_row_that_is_named_seed_by_seed(tmp_path: Path) -> None:
@@ -191,7 +171,7 @@ def test_the_papers_objective_has_an_encoder_for_each_size(tmp_path: Path) -> No
         ("pixels", (2,)),
         ("pixels", (4,)),
     ]
-    assert len({trial.key for trial in found}) == 3
+    assert len({str(trial.place) for trial in found}) == 3
 
 
 def test_a_section_of_another_objective_replaces_the_base() -> None:
@@ -201,31 +181,7 @@ def test_a_section_of_another_objective_replaces_the_base() -> None:
     assert base["fusion"] == {"objective": "recovery", "epochs": 2}
 
 
-def test_runs_that_cannot_be_kept_are_not_begun(data_dir: Path, tmp_path: Path) -> None:
-    folder = grid_file(tmp_path)  # a file
-    with pytest.raises(UserError, match=r"--save-dir: cannot write into .*: .* is no folder"):
-        ablation.run(folder, tmp_path / "out.jsonl", save_dir=folder, data_dir=data_dir)
-    assert not (tmp_path / "out.jsonl").exists()
-
-
 def test_without_images_no_trial_is_begun(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no train images"):
         run(grid_file(tmp_path), tmp_path, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["grid.json"]
-
-
-def test_denormal_numbers_are_flushed_before_anything_is_computed(
-    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Choosing the device computes already, and PyTorch's threads inherit what is set then."""
-    seen = []
-
-    def first(_: str) -> None:
-        seen.append(float(torch.full((8,), 1e-30).mul(1e-10).sum()))
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(stages, "choose_device", first)
-    supported = torch.set_flush_denormal(False)
-    with pytest.raises(KeyboardInterrupt):
-        run(grid_file(tmp_path), tmp_path, data_dir)
-    assert seen == [0] or (not supported and len(seen) == 1)

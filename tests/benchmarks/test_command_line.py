@@ -49,7 +49,8 @@ def test_failures_of_the_ablation_are_told_after_its_table(
         "row": "all",
         "data": "mnist",
         "seed": 1,
-        "k": [10],
+        "sizes": "10",
+        "version": "",
         "error": "RuntimeError: no",
     }
     grid = Path(__file__).resolve().parents[2] / "configs" / "bench" / "ablation.json"

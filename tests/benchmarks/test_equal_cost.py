@@ -11,13 +11,12 @@ import pytest
 from scipy import stats
 
 from benchmarks import equal_cost
-from benchmarks.equal_cost import half_width
 from benchmarks.figures import RESULTS
 from codedinvnet.codes.backup import backup_network, backup_width
 from codedinvnet.codes.equal_cost import macs, served_macs
 from codedinvnet.codes.registry import METHODS
+from codedinvnet.evaluation.grid import append_row
 from codedinvnet.models.bundle import load_bundle
-from codedinvnet.rows import append_row
 from tests.evaluation.canned import row
 
 AGAIN = {
@@ -92,40 +91,11 @@ def test_the_code_pays_where_its_gain_is_worth_its_f(
     assert (price, share) == ("1.00", pays)
 
 
-def test_a_difference_has_welchs_interval() -> None:
-    ours, theirs = (1.0, 2.0, 4.0), (0.5, 0.6)
-    found = stats.ttest_ind(ours, theirs, equal_var=False).confidence_interval(0.95)
-    assert half_width(ours, theirs) == pytest.approx((found.high - found.low) / 2)
-    assert math.isnan(half_width(ours, (1.0,)))
-    assert half_width((2.0, 2.0)) == 0
-
-
 def test_quick_rows_and_other_bases_are_left_out(tmp_path: Path) -> None:
     append_row(tmp_path / "equal-cost.jsonl", row("collage", 0.5, base="resnet"))
     append_row(tmp_path / "equal-cost.jsonl", row("collage", 0.5, k=4, missing=2))
     append_row(tmp_path / "equal-cost.jsonl", {**row("collage", 0.5, error="no")})
     assert equal_cost.table(tmp_path) == equal_cost.margins(tmp_path) == ""
-
-
-def test_rows_of_both_files_are_of_one_bundle(tmp_path: Path) -> None:
-    """Whichever file the latest one stands in: rows of other weights are not comparable."""
-
-    def append(file: str, label: str, weights: str, day: int) -> None:
-        found = row(label, 0.9, weights=weights, dataset="elsewhere")
-        append_row(tmp_path / f"{file}.jsonl", {**found, "began": f"2026-11-{day}T10:00:00"})
-
-    append("accuracy", "small-backup", "first", 20)
-    append("equal-cost", "collage", "first", 21)
-    assert lines(equal_cost.table(tmp_path), "small-backup")
-    append("accuracy", "coded-invnet", "second", 22)
-    text = equal_cost.table(tmp_path)
-    assert lines(text, "coded-invnet")
-    assert not lines(text, "small-backup")
-    assert not lines(text, "collage")
-    append("equal-cost", "superposition", "third", 23)
-    text = equal_cost.table(tmp_path)
-    assert lines(text, "superposition")
-    assert not lines(text, "coded-invnet")
 
 
 @pytest.mark.parametrize(
@@ -149,15 +119,6 @@ def test_another_seed_counts_if_it_was_measured_as_the_rows_were(
     assert lines(equal_cost.table(tmp_path), "coded-invnet")[0][-1] == "90.00 (1)"
 
 
-def test_the_bundles_own_seed_is_no_second_training(tmp_path: Path) -> None:
-    write(tmp_path, code=(0.9,))
-    (tmp_path / "seed-mnist.json").write_text(json.dumps(SECOND | {"test_k10": AGAIN}))
-    for seed, trainings in ((2, "90.00 (1)"), (1, "(2)")):
-        own = {"info": {"provenance": {"settings": {"seed": seed}}}}
-        (tmp_path / "mnist.json").write_text(json.dumps(own))
-        assert lines(equal_cost.table(tmp_path), "coded-invnet")[0][-1].endswith(trainings)
-
-
 @pytest.mark.parametrize(("epochs", "trainings"), [(3, "(2)"), (4, "(1)")])
 def test_a_training_with_other_settings_is_no_second_one(
     tmp_path: Path, epochs: int, trainings: str
@@ -171,30 +132,6 @@ def test_a_training_with_other_settings_is_no_second_one(
     assert lines(equal_cost.table(tmp_path), "coded-invnet")[0][-1].endswith(trainings)
 
 
-@pytest.mark.parametrize("settings", [{}, {"settings": {}}])
-def test_a_training_of_unknown_settings_is_no_second_one(
-    tmp_path: Path, settings: dict[str, Any]
-) -> None:
-    write(tmp_path, code=(0.9,))
-    other = {"training_seed": 2, **settings, "test_k10": AGAIN}
-    (tmp_path / "seed-mnist.json").write_text(json.dumps(other))
-    assert lines(equal_cost.table(tmp_path), "coded-invnet")[0][-1] == "90.00 (1)"
-
-
-def test_codes_without_training_have_their_better_points(tmp_path: Path) -> None:
-    for label, values in {
-        "approxifer": {2: 0.80, 4: 0.7, 10: 0.6},
-        "approxifer-closed": {2: 0.85, 4: 0.6},
-        "nercc-closed": {2: 0.75},
-    }.items():
-        for k, value in values.items():
-            append_row(tmp_path / "accuracy.jsonl", row(label, value, k=k))
-    text = equal_cost.table(tmp_path)
-    assert lines(text, "approxifer")[0][-3:] == ["80.00 (1)", "70.00 (1)", "60.00 (1)"]
-    assert lines(text, "approxifer-closed")[0][-3:] == ["85.00 (1)", "60.00 (1)", "not measured"]
-    assert lines(text, "nercc-closed")[0][-3:] == ["75.00 (1)", "not measured", "not measured"]
-
-
 def test_rows_say_what_a_network_of_a_whole_width_spends() -> None:
     model = load_bundle("mnist").model
     network = backup_network(model, backup_width(model, 10)).eval()
@@ -204,12 +141,6 @@ def test_rows_say_what_a_network_of_a_whole_width_spends() -> None:
     assert results.spent("mnist", "small-backup", 10) == spent
     assert results.spent("mnist", "small-backup@1.4", 10) == pytest.approx(1.21, abs=0.005)
     assert results.spent("mnist", "approxifer", 10) == pytest.approx(1, abs=0.005)
-
-
-def test_what_an_older_row_spends_is_not_said(tmp_path: Path) -> None:
-    append_row(tmp_path / "accuracy.jsonl", row("small-backup", 0.9))
-    (backup,) = lines(equal_cost.table(tmp_path), "small-backup")
-    assert backup[3] == "– / – / –"
 
 
 def test_a_row_says_what_its_method_spends(tmp_path: Path) -> None:
@@ -240,20 +171,10 @@ def test_a_method_of_ones_own_comes_last_with_what_it_spends(tmp_path: Path) -> 
     assert found[1][3:] == ["– / – / 1.30", "not measured", "not measured", "90.00 (1)"]
 
 
-def test_a_method_of_ours_without_a_group_comes_last_but_for_those_left_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for label in (*equal_cost.LEFT_OUT, "superposition", "collage"):
-        append_row(tmp_path / "equal-cost.jsonl", row(label, 0.9))
-    monkeypatch.setattr(equal_cost, "GROUPS", {"1": ("collage",)})
-    found = lines(equal_cost.table(tmp_path), "mnist")
-    assert [line[1:3] for line in found] == [["1", "collage"], ["–", "superposition"]]
-
-
 def test_every_method_of_ours_has_a_group_or_is_left_out() -> None:
     grouped = {name for methods in equal_cost.GROUPS.values() for name in methods}
-    assert {*METHODS} <= grouped | equal_cost.LEFT_OUT
-    assert not grouped & equal_cost.LEFT_OUT
+    assert {*METHODS} <= grouped | {*equal_cost.LEFT_OUT}
+    assert not grouped & {*equal_cost.LEFT_OUT}
 
 
 def test_whoever_keeps_the_resnet_has_a_backup_of_it(tmp_path: Path) -> None:
@@ -279,23 +200,6 @@ def test_one_training_of_each_settles_nothing(tmp_path: Path, backup: float, mar
     (line,) = lines(equal_cost.margins(tmp_path), "mnist")
     assert line[2].startswith(f"{margin} (each trained once)")
     assert line[-1] == "open"
-
-
-def test_a_margin_says_which_of_the_two_was_trained_once(tmp_path: Path) -> None:
-    write(tmp_path, code=(0.93, 0.931), backup=(0.90,), dear=(0.96,))
-    (line,) = lines(equal_cost.margins(tmp_path), "mnist")
-    assert [cell.split(";")[0] for cell in line[2:4]] == [
-        "+3.05 (backup trained once)",
-        "-2.95 (backup trained once)",
-    ]
-
-
-def test_a_price_that_was_not_measured(tmp_path: Path) -> None:
-    for label, values in (("coded-invnet", (0.93, 0.931)), ("small-backup", (0.90, 0.901))):
-        for seed, value in enumerate(values, start=1):
-            append_row(tmp_path / "accuracy.jsonl", row(label, value, seed=seed, groupings=5))
-    (line,) = lines(equal_cost.margins(tmp_path), "mnist")
-    assert line[-2:] == ["not measured", "not measured"]
 
 
 def test_a_cheap_backup_that_is_ahead_settles_it(tmp_path: Path) -> None:

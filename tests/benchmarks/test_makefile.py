@@ -37,14 +37,6 @@ def commands(target: str, folder: Path = ROOT) -> str:
     return done.stdout.replace("\\\n", " ")
 
 
-def test_the_simulator_is_compared_with_rows_that_were_just_measured() -> None:
-    for target, folder in (("bench", "docs/results"), ("bench-quick", "results/quick")):
-        lines = commands(target).splitlines()
-        (compared,) = (i for i, line in enumerate(lines) if "benchmarks validation" in line)
-        assert f" {folder}/latency.jsonl" in lines[compared]
-        assert any(f"--out {folder}/latency.jsonl" in line for line in lines[:compared])
-
-
 def test_the_quick_benchmarks_start_from_nothing() -> None:
     """And the whole ones do not."""
     lines = commands("bench-quick").splitlines()
@@ -76,7 +68,7 @@ def test_a_benchmarks_command_parses(kind: str, folder: str, name: str) -> None:
     shortened = "--queries" if "validation" in words else "--quick"
     assert (shortened in words) == (kind == "quick" and name != "ablation")
     for key in ("grid", "scenario"):
-        if hasattr(arguments, key):
+        if getattr(arguments, key, None):
             assert (ROOT / getattr(arguments, key)).is_file()
 
 
@@ -87,11 +79,6 @@ def bare(tmp_path: Path) -> Path:
     (tmp_path / "pyproject.toml").touch()
     (tmp_path / "docs" / "results").mkdir(parents=True)
     return tmp_path
-
-
-@pytest.mark.parametrize("target", ["bench-accuracy", "quick-latency", "bench-page", "bench-seeds"])
-def test_any_target_sets_up_what_it_needs(target: str, bare: Path) -> None:
-    assert "pip install" in commands(target, bare)
 
 
 def results(target: str, folder: Path) -> dict[str, list[str]]:
@@ -123,29 +110,3 @@ def test_each_bundle_is_trained_from_another_seed(data: Path | None, bare: Path)
         assert settings == load_settings(ROOT / "configs" / f"{name}-recovery.json")
         assert arguments.seed != settings.seed
         assert (arguments.data_dir, arguments.json) == (data, True)
-
-
-def test_each_bundle_is_measured(bare: Path) -> None:
-    (bare / "data").mkdir()
-    measured = results("bench-bundles", bare)
-    assert measured == {f"{name}.json": ["--data-dir", "data"] for name in BUNDLES}
-
-
-@pytest.mark.parametrize(
-    ("target", "name"),
-    [
-        ("bench-bundles", "fashion.json"),
-        ("bench-seeds", "seed-mnist.json"),
-    ],
-)
-def test_a_result_that_is_there_is_kept(target: str, name: str, bare: Path) -> None:
-    missing = results(target, bare)
-    there = bare / "docs" / "results" / name
-    there.touch()
-    os.utime(there, (0, 0))  # however old
-    del missing[name]
-    assert results(target, bare) == missing
-
-
-def test_training_is_no_part_of_the_benchmarks(bare: Path) -> None:
-    assert "reproduce" not in commands("bench", bare)

@@ -16,11 +16,11 @@ from benchmarks.command_line import main
 from benchmarks.recommended import Made
 from codedinvnet.errors import UserError
 from codedinvnet.evaluation.client import Reply
+from codedinvnet.evaluation.grid import read_rows
 from codedinvnet.models import open_model
 from codedinvnet.protect import distil
 from codedinvnet.protect.folder import DESCRIPTION, WEIGHTS, load_part
 from codedinvnet.protect.inputs import Inputs, split
-from codedinvnet.rows import read_rows
 from tests.conftest import Command
 from tests.protect.factories import FEATURES, vectors
 
@@ -110,55 +110,6 @@ def test_a_protected_model_is_served_under_stragglers(
         assert found["p50_ms"] > 20  # the wait that stands for a machine of its own
     before = out.read_text()
     assert main(words) == 0  # nothing is done twice
-    assert out.read_text() == before
-    figures = {name: value for name, value in rows[0].items() if name not in ("key", "settings")}
-
-    async def measured(*_: Any) -> dict[str, Any]:
-        return figures
-
-    monkeypatch.setattr(straggling, "_measured", measured)
-    assert main([*words, "--load", "0.4"]) == 0
-    assert [found["settings"]["load"] for found in read_rows(out)] == [0.3, 0.4]
-    out.write_text(json.dumps({"schema_version": 1, "kind": "latency"}) + "\n")
-    assert main(words) == 2
-
-
-def test_a_run_that_fails_keeps_no_other_from_being_done(
-    made: Made,
-    row: dict[str, Any],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    arms: list[str] = []
-    figures = dict.fromkeys([f"{name}_ms" for name in straggling.PERCENTILES], 50.0)
-    figures |= dict.fromkeys(["work_per_query", *straggling.SHARES.values()], 1.0)
-
-    async def measured(
-        place: object, straggler: str, faults: object, arm: str, *_: Any
-    ) -> dict[str, float]:
-        arms.append(arm)
-        if len(arms) <= 2:
-            raise UserError("no luck")
-        return figures
-
-    monkeypatch.setattr(straggling, "_measured", measured)
-    out = tmp_path / "rows.jsonl"
-    old = {"schema_version": 1, "kind": "straggling", "stragglers": "held"}  # has no key
-    out.write_text(json.dumps(old) + "\n")
-    words = ["straggling", str(made.path.parent / "protection"), str(made.path), "--workers", "4"]
-    words += ["--inputs", str(made.path.parent / "inputs.npy"), "--method", "small-backup"]
-    words += ["--out", str(out), "--stragglers", "held"]
-    assert main(words) == 2
-    told = capsys.readouterr()
-    assert told.out.count("| held |") == 1
-    assert "2 of the trials failed" in told.err
-    assert main(words) == 0
-    assert capsys.readouterr().out.count("| held |") == 3
-    assert arms == [*straggling.ARMS, *straggling.ARMS[:2]]
-    assert read_rows(out)[0] == old
-    before = out.read_text()
-    assert main([*words, "typo"]) == 2
     assert out.read_text() == before
 
 

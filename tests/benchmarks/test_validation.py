@@ -68,7 +68,7 @@ def test_rows_count_as_in_the_tables_of_the_benchmark() -> None:
     assert len(arm) == 2
     assert "run" not in name_of(arm)
     with pytest.raises(UserError, match="no measured run"):
-        arms_of([{"schema_version": 1}])
+        arms_of([row(error="RuntimeError: no")])
 
 
 def report_row(name: str, measured: float | None, simulated: float | None, place: str = "") -> Any:

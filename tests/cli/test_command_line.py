@@ -57,7 +57,6 @@ def test_every_command_is_there(call: Command) -> None:
         "info",
         "demo",
         "calibrate",
-        "trust",
     ]
     expected += [
         "serve",
@@ -150,7 +149,7 @@ def test_of_two_policies_neither_is_taken(words: str, call: Command) -> None:
         ("gateway toy --upsteam http://a", "gateway", "--upstream"),
         ("gateway toy --upsteam=http://a --upsteam=http://b", "gateway", "--upstream"),
         ("gateway --slot 2 --canel toy", "gateway", "--cancel"),
-        ("bench accuracy --datasets mnist", "bench accuracy", "--dataset"),
+        ("bench accuracy --onyl k=2", "bench accuracy", "--only"),
         ("evaluate mnist --zzz 4", "evaluate", ""),
         ("evaluate mnist fashion", "evaluate", ""),
     ],

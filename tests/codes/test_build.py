@@ -19,6 +19,7 @@ from codedinvnet.codes.rules import AnyOf
 from codedinvnet.data import SAMPLES, sample_images
 from codedinvnet.errors import UserError
 from codedinvnet.evaluation.accuracy import evaluate
+from codedinvnet.evaluation.grid import append_row
 from codedinvnet.models.bundle import (
     Bundle,
     bundle_folder,
@@ -26,7 +27,6 @@ from codedinvnet.models.bundle import (
     shipped_bundles,
     weights_digest,
 )
-from codedinvnet.rows import append_row
 from codedinvnet.serving.config import ServeOptions
 from codedinvnet.serving.opened import open_served
 from codedinvnet.serving.workers.computing import BundleSpec, SchemeComputer
@@ -152,7 +152,8 @@ def test_regularisers_of_nercc_come_from_its_rows(mnist: Bundle, tmp_path: Path)
     def row(key: str, smoothing: list[float], **changed: Any) -> dict[str, Any]:
         trial = {"method": "nercc", "base": "invertible", "k": K, "missing": 1, "corrupt": 0}
         trial |= {"label": "nercc", "dataset": "mnist", "bundle": "mnist"}
-        found = {**trial, "benchmark": "accuracy", "schema_version": 1, "key": key, "error": None}
+        found = {**trial, "experiment": "accuracy", "schema_version": 2, "version": ""}
+        found |= {"key": key, "error": None}
         return {**found, "settings": settings, "chosen": {"smoothing": smoothing}, **changed}
 
     path = tmp_path / "accuracy.jsonl"

@@ -26,11 +26,12 @@ from codedinvnet.codes.registry import METHODS, find_method, known_method
 from codedinvnet.codes.rules import SERVED, Uncoded
 from codedinvnet.data import sample_images
 from codedinvnet.errors import UserError
+from codedinvnet.evaluation.grid import read_rows
+from codedinvnet.evaluation.tables import accuracy_frame
 from codedinvnet.evaluation.trials import is_foreign
 from codedinvnet.files import file_digest
 from codedinvnet.models.bundle import load_bundle
 from codedinvnet.protocol.messages import InferRequest
-from codedinvnet.rows import current_accuracy, read_rows
 from codedinvnet.serving.app import running
 from codedinvnet.serving.config import ServeOptions
 from codedinvnet.serving.served import IMAGES, OUTCOME, PROBABILITIES
@@ -280,7 +281,7 @@ def test_a_row_runs_no_file_that_it_names(tmp_path: Path) -> None:
     path.write_text(f"from pathlib import Path\nPath({str(ran)!r}).touch()\n{BROKEN}")
     for text in (f"{path}:Good", f"{path}:Good@1.4"):
         rows = [canned.row(text, 0.9)]
-        assert current_accuracy(rows) == rows
+        assert list(accuracy_frame(rows)["method"]) == [text]
         assert known_method(text) is None
     assert not ran.exists()
     find_method(f"{path}:Good")

@@ -8,9 +8,9 @@ import numpy as np
 
 from codedinvnet.codes.registry import known_method
 from codedinvnet.evaluation.client import Reply
+from codedinvnet.evaluation.grid import Cell
 from codedinvnet.evaluation.service import latency_figures
 from codedinvnet.models.bundle import shipped_bundles, weights_digest
-from codedinvnet.rows import SCHEMA_VERSION, key_of
 
 K = 10
 MACHINE = "a machine"
@@ -37,7 +37,7 @@ def row(
 
     Args:
         weights: the bundle's; None: those that ship.
-        shared: settings, those of `rows.SHARED` and `patterns`, and others.
+        shared: settings, and others.
     """
     if weights is None:
         weights = weights_digest(dataset) if dataset in shipped_bundles() else "first"
@@ -55,16 +55,19 @@ def row(
         "systematic": systematic,
         "r": 1,
     }
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "benchmark": "accuracy",
-        "key": key_of(trial, settings),
-        **trial,
-        "settings": settings,
-        "machine": MACHINE,
-        **({} if error else figures),
-        "error": error,
-    }
+    return made("accuracy", trial, settings, {} if error else figures, error)
+
+
+def made(
+    experiment: str,
+    place: dict[str, Any],
+    settings: dict[str, Any],
+    figures: dict[str, Any],
+    error: str | None,
+) -> dict[str, Any]:
+    """Return the row of a cell."""
+    cell = Cell(experiment, place, settings, lambda: figures)
+    return {**cell.row(), "machine": MACHINE, "commit": "0123456789abcdef", "error": error}
 
 
 def replies(milliseconds: np.ndarray, lost: int = 0) -> list[Reply]:
@@ -108,23 +111,14 @@ def latency_row(
         "accuracy": accuracy,
         "work_per_query": work,
     }
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "kind": "latency",
-        "key": key_of(arm, settings),
-        "name": f"{label}, run {run}",
-        **arm,
-        "dataset": "mnist",
-        "bundle": "mnist",
-        "workers": 11,
-        "k": 10,
+    arm["dataset"] = "mnist"
+    settings["stragglers"] = [{"kind": "hold", "delay": {"ms": held_ms}}]
+    figures |= {"name": f"{label}, run {run}", "bundle": "mnist", "workers": 11, "k": 10}
+    figures |= {
         "requests": count,
         "seed": run,
-        "commit": "0123456789abcdef",
-        "stragglers": [{"kind": "hold", "delay": {"ms": held_ms}}],
-        "settings": settings,
-        "machine": machine,
+        "stragglers": settings["stragglers"],
         "cores": cores,
-        **({} if error else figures),
-        "error": error,
     }
+    found = made("latency", arm, settings, {} if error else figures, error)
+    return {**found, "machine": machine}

@@ -22,16 +22,16 @@ from codedinvnet.codes.equal_cost import (
 from codedinvnet.codes.mean import MeanCode
 from codedinvnet.codes.registry import METHODS
 from codedinvnet.errors import UserError
-from codedinvnet.evaluation import methods
 from codedinvnet.evaluation.accuracy import evaluate
+from codedinvnet.evaluation.grid import append_row, latest, read_rows
+from codedinvnet.evaluation.tables import TRIAL
 from codedinvnet.models.bundle import bundle_folder as shipped_folder
 from codedinvnet.models.bundle import load_bundle
-from codedinvnet.rows import current_accuracy, newest, read_rows
 from codedinvnet.stages import evaluation_images
-from codedinvnet.training import pixels
 from codedinvnet.training.parity import ParityStage
 from codedinvnet.training.pixels import PixelStage
 from tests.conftest import Command
+from tests.evaluation.canned import latency_row
 from tests.evaluation.grids import PAPER, PART, TRIALS, run, write_grid
 
 
@@ -51,11 +51,8 @@ def test_every_method_has_a_row_with_what_it_depends_on(finished: tuple[Path, Pa
     rows = read_rows(finished[0] / "rows.jsonl")
     assert {row["method"] for row in rows} == {*METHODS, "collage@1.4"}
     assert len({row["key"] for row in rows}) == len(rows) == TRIALS
-    guessed = {(r["method"], r["missing"]) for r in rows if r["settings"].get("guesses")}
-    assert guessed == {("coded-invnet", 2)}
     for row in rows:
         assert row["error"] is None
-        assert row["schema_version"] == 1
         for field in ("commit", "machine", "seed", "seconds", "settings", "began"):
             assert row[field] not in (None, ""), field
         assert 0 <= row["recovered"] <= 1
@@ -148,62 +145,6 @@ def test_a_finished_grid_is_kept_and_its_parts_are_not_trained_again(
     blocks = [{"methods": ["small-backup", "parm"], "missing": [0]}]
     assert run(write_grid(folder / "more.json", bundle, blocks), folder, data_dir)["done"] == 2
     assert before == {p: p.stat().st_mtime_ns for p in (folder / "runs").rglob("*.safetensors")}
-
-
-def test_each_seed_of_the_papers_encoder_begins_with_weights_of_its_own(
-    bundle_folder: Path, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    begun: list[torch.Tensor] = []
-
-    class Noted(pixels.PaperStage):
-        def __init__(self, *words: Any) -> None:
-            super().__init__(*words)
-            weights = torch.cat([own.flatten() for own in self.discriminator.parameters()])
-            begun.append(weights.detach().clone())
-
-    monkeypatch.setattr(pixels, "PaperStage", Noted)
-    blocks = [{"methods": ["coded-invnet-paper"], "seeds": [1, 2]}]
-    assert run(write_grid(tmp_path / "grid.json", bundle_folder, blocks), tmp_path, data_dir)[
-        "done"
-    ]
-    one, two = begun
-    assert not torch.equal(one, two)
-
-
-def test_a_trial_that_raises_is_a_row_and_is_tried_again(
-    bundle_folder: Path, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    blocks = [{"methods": ["none", "replication", "coded-invnet"]}]
-    grid = write_grid(tmp_path / "grid.json", bundle_folder, blocks)
-    figures = methods._Bench.figures
-
-    def breaks(self: Any, trial: Any, data: Any) -> dict[str, Any]:
-        if trial.method == "replication":
-            raise RuntimeError("out of luck")
-        return figures(self, trial, data)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(methods._Bench, "figures", breaks)
-        assert run(grid, tmp_path, data_dir)["failed"] == 1
-    rows = read_rows(tmp_path / "rows.jsonl")
-    assert [row["error"] for row in rows] == [None, "RuntimeError: out of luck", None]
-    counts = run(grid, tmp_path, data_dir)
-    assert (counts["kept"], counts["done"], counts["failed"]) == (2, 1, 0)
-    assert all(r["error"] is None for r in newest(read_rows(tmp_path / "rows.jsonl")).values())
-
-
-def test_a_kept_row_that_newer_ones_replace_is_told_of(
-    bundle_folder: Path, data_dir: Path, tmp_path: Path
-) -> None:
-    grid = write_grid(tmp_path / "grid.json", bundle_folder, [{"methods": ["none"]}])
-    raw = json.loads(grid.read_text())
-    for seed in (0, 1):
-        grid.write_text(json.dumps({**raw, "grouping_seed": seed}))
-        assert run(grid, tmp_path, data_dir)["done"] == 1
-    assert run(grid, tmp_path, data_dir)["kept"] == 1
-    grid.write_text(json.dumps({**raw, "grouping_seed": 0}))
-    with pytest.warns(UserWarning, match=r"rows\.jsonl: 1 of the kept rows are in no table"):
-        assert run(grid, tmp_path, data_dir)["kept"] == 1
 
 
 def test_the_papers_encoder_is_trained_beside_a_base_model_that_stays(
@@ -319,8 +260,7 @@ def test_the_plain_base_outlives_the_weights_of_the_bundle(
     assert (counts["kept"], counts["done"]) == (2, 2)
     rows = read_rows(tmp_path / "rows.jsonl")
     assert {row["base"] for row in rows[4:]} == {"invertible"}
-    assert {row["base"] for row in current_accuracy(rows)} == {"invertible", "resnet"}
-    assert len(current_accuracy(rows)) == 4
+    assert len(latest(rows, TRIAL)) == 4
     assert [path.parent.name for path in (tmp_path / "runs").rglob("seed1-before-1")] == [
         "parm-of-invertible-k4"
     ]
@@ -340,7 +280,7 @@ def test_other_images_are_measured_anew_and_trained_on_anew(
     np.savez(own / "mnist" / f"{split}.npz", **found)
     assert run(grid, tmp_path, own)["done"] == 2
     rows = read_rows(tmp_path / "rows.jsonl")
-    assert current_accuracy(rows) == rows[2:]
+    assert list(latest(rows, TRIAL)["key"]) == [row["key"] for row in rows[2:]]
     before = {path.parent.name for path in (tmp_path / "runs").rglob("seed1-before-1")}
     assert before == ({"resnet", "parm-of-resnet-k4"} if split == "train" else set())
 
@@ -364,7 +304,7 @@ def test_validation_images_are_scored_in_rows_of_their_own(
     assert "# Accuracy on validation images, %" in validation.with_suffix(".md").read_text()
     outcome = call(*words, "--out", validation)
     assert (outcome.code, outcome.err.count("\n")) == (2, 1)
-    assert "has rows of the validation split: name another file (--out)" in outcome.err
+    assert "has rows of another split: name another file (--out)" in outcome.err
 
 
 def test_images_in_folders_are_read_at_the_size_that_the_bundle_takes(tmp_path: Path) -> None:
@@ -437,26 +377,67 @@ def test_the_quick_version_without_images_does_what_needs_no_training(
         run(grid, tmp_path, tmp_path)
 
 
-def test_only_the_methods_that_were_asked_for_are_tried(
+def test_single_rows_of_a_table_are_asked_for(
     bundle_folder: Path, data_dir: Path, tmp_path: Path
 ) -> None:
-    blocks = [{"methods": ["none", "average-image"], "k": [2]}]
+    blocks = [{"methods": ["none", "average-image"], "k": [2, 4]}]
     grid = write_grid(tmp_path / "grid.json", bundle_folder, blocks)
-    counts = run(grid, tmp_path, data_dir, methods=["average-image"])
+    counts = run(grid, tmp_path, data_dir, methods=["average-image"], only=["k=2"])
     assert (counts["trials"], counts["done"]) == (1, 1)
     (row,) = read_rows(tmp_path / "rows.jsonl", "accuracy")
-    assert row["method"] == "average-image"
+    assert (row["method"], row["k"]) == ("average-image", 2)
 
 
-def test_the_quick_version_asks_for_no_images_that_the_package_lacks(
+def test_ones_own_method_is_compared_with_the_shipped_rows(
+    bundle_folder: Path, data_dir: Path, tmp_path: Path, call: Command
+) -> None:
+    own = "from codedinvnet.codes.plain import Plain\nclass Mine(Plain):\n    name = 'mine'\n"
+    (tmp_path / "mine.py").write_text(own)
+    grid = write_grid(tmp_path / "grid.json", bundle_folder, [{"methods": ["none"]}])
+    words = ["bench", "accuracy", grid, "--data-dir", data_dir, "--save-dir", tmp_path / "runs"]
+    words += ["--out", tmp_path / "rows.jsonl", "--method", f"{tmp_path / 'mine.py'}:Mine"]
+    assert call(*words).code == 0
+    (row,) = read_rows(tmp_path / "rows.jsonl")
+    assert row["method"] == "mine"
+    table = (tmp_path / "rows.md").read_text()
+    methods = [line.split(" | ")[3] for line in table.splitlines() if line.startswith("| 4 | 1 |")]
+    assert methods[0] == "mine"
+    assert {"coded-invnet", "small-backup", "parm"} <= {*methods}
+
+
+@pytest.mark.parametrize(
+    ("blocks", "more", "why"),
+    [
+        ([{"methods": ["coded-invnet"], "k": [5]}], {}, "groups of 2 to 4"),
+        ([{"methods": ["none"], "missing": [4]}], {}, "at least one worker must be neither"),
+        (
+            [{"methods": ["oracle"], "bundle": "nowhere/{dataset}", "label": "other"}],
+            {},
+            "no bundle 'nowhere/mnist'",
+        ),
+        ([{"methods": ["none"]}], {"only": ["dataset=fashion"]}, "no dataset=fashion"),
+        ([{"methods": ["none"]}], {"methods": ["parm"]}, "'parm' is not one of"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_before_any_work(
+    blocks: list[dict[str, Any]],
+    more: dict[str, Any],
+    why: str,
+    bundle_folder: Path,
+    tmp_path: Path,
+) -> None:
+    """And before an image set is looked for: there is none here."""
+    grid = write_grid(tmp_path / "grid.json", bundle_folder, blocks)
+    with pytest.raises(UserError) as caught:
+        run(grid, tmp_path, tmp_path / "nothing", **more)
+    assert why in str(caught.value)
+    assert not (tmp_path / "rows.jsonl").exists()
+
+
+def test_rows_of_another_benchmark_are_refused_before_any_work(
     bundle_folder: Path, data_dir: Path, tmp_path: Path
 ) -> None:
     grid = write_grid(tmp_path / "grid.json", bundle_folder, [{"methods": ["none"]}])
-    raw = json.loads(grid.read_text())
-    raw["datasets"]["cifar10"] = raw["datasets"]["mnist"]
-    grid.write_text(json.dumps(raw))
-    assert run(grid, tmp_path, data_dir, quick=True)["trials"] == 1
-    with pytest.raises(UserError, match="cifar10"):
-        run(grid, tmp_path, data_dir, quick=True, only=["cifar10"])
-    with pytest.raises(UserError, match="cifar10"):
+    append_row(tmp_path / "rows.jsonl", latency_row("coded", np.arange(9.0)))
+    with pytest.raises(UserError, match="line 1: a row of 'latency', not of 'accuracy'"):
         run(grid, tmp_path, data_dir)

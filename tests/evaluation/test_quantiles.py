@@ -11,8 +11,7 @@ from codedinvnet.evaluation.quantiles import (
     SHARES,
     Histogram,
     around,
-    half_width,
-    half_width_within,
+    clustered_ci,
     percentile,
     quantiles,
     rank_of,
@@ -78,10 +77,6 @@ def test_histograms_of_runs_add_up() -> None:
     for share in (0.0, 0.5, 0.9, 0.99):
         assert whole.percentile(share) == pytest.approx(percentile(together, share), rel=0.006)
     assert whole.percentile(0.999) == math.inf
-    latency, later = whole.curve()
-    assert later[-1] == 50
-    for place in (10, 100, 300):
-        assert later[place] == (together > latency[place] * 1.005).sum()
 
 
 def test_a_histogram_is_read_as_it_was_written() -> None:
@@ -90,18 +85,29 @@ def test_a_histogram_is_read_as_it_was_written() -> None:
     assert Histogram.of_row(row) == written
 
 
-def test_an_interval_within_groups_leaves_out_what_groups_differ_by() -> None:
-    half = half_width_within([[1.0, 2.0, 3.0], [101.0, 102.0, 103.0]])
+def test_an_interval_of_cluster_means_leaves_out_what_clusters_differ_by() -> None:
+    values, clusters = [1.0, 2.0, 3.0, 101.0, 102.0, 103.0], [1, 1, 1, 2, 2, 2]
+    half = clustered_ci(values, clusters, pooled=True)
     assert half == pytest.approx(2.776445 * math.sqrt(2 / 3) / 2)  # t(0.975, 4), s = 1
-    assert half_width_within([[1.0, 1.0], [5.0, 5.0]]) == 0
-    for nothing in ([], [[1.0], [2.0]], [[1.0, 2.0], [3.0]], [[1.0, math.inf]]):
-        assert half_width_within(nothing) is None
+    assert clustered_ci([1.0, 1.0, 5.0, 5.0], [1, 1, 2, 2], fewest=2) == 0
+    for values, clusters in (([], []), ([1.0, 2.0], [1, 2]), ([1.0, 2.0, 3.0], [1, 1, 2])):
+        assert clustered_ci(values, clusters, fewest=2) is None
+
+
+def test_the_interval_of_a_difference_is_welchs() -> None:
+    from scipy.stats import ttest_ind
+
+    ours, theirs = [1.0, 2.0, 4.0], [0.0, 5.0]
+    expected = ttest_ind(ours, theirs, equal_var=False).confidence_interval()
+    weights = {"a": 1.0, "b": -1.0}
+    half = clustered_ci([*ours, *theirs], [*"aaabb"], weights=weights, fewest=2)
+    assert half == pytest.approx((expected.high - expected.low) / 2)
 
 
 def test_intervals_are_students_over_repetitions() -> None:
-    assert half_width([1.0, 2.0]) is None
-    assert half_width([1.0, math.inf, 2.0]) is None
-    half = half_width([1.0, 2.0, 3.0])
+    assert clustered_ci([1.0, 2.0]) is None
+    assert clustered_ci([1.0, math.inf, 2.0]) is None
+    half = clustered_ci([1.0, 2.0, 3.0])
     assert half == pytest.approx(4.302653 / math.sqrt(3))  # t(0.975, 2) s / sqrt(n), s = 1
     low, high = around([10.0, 20.0, 40.0], 20.0) or (0.0, 0.0)
     assert low * high == pytest.approx(400)

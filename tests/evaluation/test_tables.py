@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from codedinvnet.evaluation import plots, tables
-from codedinvnet.evaluation.quantiles import half_width
-from codedinvnet.rows import append_row
+from codedinvnet.evaluation import latency_tables, plots, tables
+from codedinvnet.evaluation.grid import append_row
+from codedinvnet.evaluation.quantiles import clustered_ci
 from tests.evaluation.canned import latency_row, row
 
 
@@ -45,7 +45,7 @@ def test_seeds_are_one_line_with_half_of_a_95_percent_interval() -> None:
     frame = tables.accuracy_frame(ACCURACY)
     parm = line(frame, method="parm", base="invertible")
     assert parm["recovered"] == pytest.approx(52)
-    assert parm["recovered ±"] == pytest.approx(half_width([50.0, 54.0, 52.0]))
+    assert parm["recovered ±"] == pytest.approx(clustered_ci([50.0, 54.0, 52.0]))
     assert (parm["seeds"], parm["extra"]) == (3, 10)
     assert math.isnan(line(frame, method="coded-invnet")["recovered ±"])  # one seed
     shown = {(c["method"], c["base"]): c for c in cells(tables.accuracy_table(frame))}
@@ -59,7 +59,7 @@ def test_a_bundle_by_another_path_is_no_further_training() -> None:
     for order in (rows + again, again + rows):
         (found,) = tables.accuracy_frame(order).to_dict("records")
         assert (found["seeds"], found["recovered"]) == (3, pytest.approx(54))
-        assert found["recovered ±"] == pytest.approx(half_width([52.0, 54.0, 56.0]))
+        assert found["recovered ±"] == pytest.approx(clustered_ci([52.0, 54.0, 56.0]))
 
 
 def test_what_no_training_changes_has_no_interval() -> None:
@@ -157,7 +157,7 @@ LATENCY = [
 
 
 def test_percentiles_are_of_all_runs_together_with_an_interval_over_runs() -> None:
-    frame = tables.latency_frame(LATENCY)
+    frame = latency_tables.latency_frame(LATENCY)
     assert list(frame["method"]) == ["uncoded", "hedge", "coded"]
     together = np.sort(np.concatenate([sample(run) for run in (1, 2, 3)]))
     coded = line(frame, method="coded")
@@ -167,36 +167,28 @@ def test_percentiles_are_of_all_runs_together_with_an_interval_over_runs() -> No
     assert coded["requests"] == 3000
     hedge = line(frame, method="hedge")
     assert math.isnan(hedge["p50 low"])  # one run
-    (short,) = tables.latency_frame([latency_row("hedge", sample(1, count=500))])["p999"]
+    (short,) = latency_tables.latency_frame([latency_row("hedge", sample(1, count=500))])["p999"]
     assert math.isnan(short)  # none is beyond it
     assert line(frame, method="uncoded")["accuracy"] == pytest.approx(99.3)
 
 
 def test_lost_requests_are_infinitely_late() -> None:
-    frame = tables.latency_frame([latency_row("uncoded", sample(1, count=980), lost=20)])
+    frame = latency_tables.latency_frame([latency_row("uncoded", sample(1, count=980), lost=20)])
     assert math.isfinite(frame["p50"][0])
     assert frame["p99"][0] == math.inf
-    (shown,) = cells(tables.latency_table(frame))
+    (shown,) = cells(latency_tables.latency_table(frame))
     assert (shown["p99"], shown["p99.9"], shown["lost"]) == ("never", "never", "2.00")
 
 
 def test_tails_are_compared_by_what_ten_requests_of_every_method_lie_beyond() -> None:
     single = [*three("coded", batch=1), *three("hedge", 0.5, batch=1)]
     held = [*three("coded", stragglers="held"), *three("hedge", 1.2, stragglers="held")]
-    values = tables.tails(tables.latency_frame([*LATENCY, *single, *held]))
-    assert [index[-1] for index in values.index] == ["p995", "p99", "p995"]  # hedge: one run of it
-    work = values.notna().mul({"coded": 1.1, "hedge": 1.0, "uncoded": 1.0})
-    found = tables.against_lowest(values, work).set_index("method")
-    assert list(found.index) == ["hedge", "coded"]  # uncoded is in one place of three
-    assert found.loc["coded", "within 5% of the lowest"] == "2 of 3"
-    assert float(found.loc["coded", "worst, over the lowest"]) == pytest.approx(2, abs=0.02)
-    assert found.loc["hedge", "work"] == "1.00"
-    alone = [*LATENCY[:3], *three("coded", 5.0, work=9.0, load=0.5)]  # without a rival there
-    shown = cells(tables.tails_table(tables.latency_frame([*alone, *three("hedge", 1.2)])))
-    assert {row["method"]: row["work"] for row in shown} == {"hedge": "1.11", "coded": "1.11"}
-    lost = pd.DataFrame({"a": [10.0, 20.0], "b": [math.inf, 10.0]})
-    told = tables.against_lowest(lost).set_index("method")
-    assert told.loc["b", "worst, over the lowest"] == "never"
+    frame = latency_tables.latency_frame([*LATENCY, *single, *held])
+    shown = {cell["method"]: cell for cell in cells(latency_tables.tails_table(frame))}
+    assert list(shown) == ["hedge", "coded"]  # uncoded is in one place of three
+    assert shown["coded"]["within 5% of the lowest"] == "2 of 3"
+    assert float(shown["coded"]["worst, over the lowest"]) == pytest.approx(2, abs=0.02)
+    assert [latency_tables.farthest(n) for n in (100, 2000, 10_000)] == ["p99", "p995", "p999"]
 
 
 def test_ratios_are_paired_within_runs_of_the_same_arrivals() -> None:
@@ -209,7 +201,7 @@ def test_ratios_are_paired_within_runs_of_the_same_arrivals() -> None:
     rows.append(latency_row("coded", sample(2), run=4, load=0.4))  # whose rival is missing
     rows.append(latency_row("coded", sample(1, count=980), lost=20, stragglers="held"))
     rows.append(latency_row("hedge", sample(1), stragglers="held"))
-    found = tables.paired(rows, "hedge").set_index("method")
+    found = latency_tables.paired(rows, "hedge").set_index("method")
     assert list(found.index) == ["coded", "auto"]
     (batch,) = {row["batch"] for row in rows}
     shown = {m: re.findall(r"[\d.]+", found.loc[m, f"pareto, {batch}"]) for m in ("coded", "auto")}
@@ -227,10 +219,10 @@ def test_a_file_of_rows_becomes_tables(tmp_path: Path) -> None:
     out = tmp_path / "rows.jsonl"
     for one in LATENCY:
         append_row(out, one)
-    page, table = tables.write_latency(out)
-    assert "| replicate, run 1 | RuntimeError: out of luck |" in page.read_text()
+    page, table = latency_tables.write_latency(out)
+    assert "| replicate | 1 | RuntimeError: out of luck |" in page.read_text()
     assert list(pd.read_csv(table)["runs"]) == [3, 1, 3]
     nothing = tmp_path / "failed.jsonl"
     append_row(nothing, LATENCY[-1])
-    assert len(tables.write_latency(nothing)) == 2
-    assert tables.write_latency(tmp_path / "missing.jsonl") == []
+    assert len(latency_tables.write_latency(nothing)) == 2
+    assert latency_tables.write_latency(tmp_path / "missing.jsonl") == []

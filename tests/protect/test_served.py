@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 import shutil
 import time
@@ -185,27 +184,6 @@ def test_a_codes_guesses_go_by_what_side_features_alone_answered(finished: Path)
         assert reliance is not None
         assert reliance.thresholds[0.999, 4, GUESSED] == side.threshold(0.999) < 1
     assert stored.curve("code-scores", 4, GUESSED) is None
-
-
-def test_trust_checks_a_protection(finished: Path, call: Command) -> None:
-    found = call("trust", finished, "--splits", "5", "--max-disagreement", "0.9", "--json")
-    assert found.code == 0, found.err
-    report = json.loads(found.out)
-    methods = {row["method"] for row in report["rows"]}
-    assert methods == {row["method"] for row in report["reliability"]} > {"small-backup"}
-    for row in report["rows"]:
-        assert 0 <= row["coverage"] <= row["oracle_coverage"] <= 1
-
-
-@pytest.mark.parametrize(
-    "words", [("--k", "4"), ("--data-dir", "x"), ("--download",), ("--device", "cpu")]
-)
-def test_trust_asks_no_model_of_a_protection(
-    words: tuple[str, ...], finished: Path, call: Command
-) -> None:
-    outcome = call("trust", finished, *words)
-    assert outcome.code == 2
-    assert f"{words[0]}: is for a bundle" in outcome.err
 
 
 def test_a_protection_without_calibration_keeps_no_limit(finished: Path, tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from codedinvnet.checkpoint import PART, module_tensors, save_checkpoint
 from codedinvnet.codes.backup import SmallBackup
@@ -16,7 +15,7 @@ from codedinvnet.codes.build import scheme_for
 from codedinvnet.codes.method import given_by
 from codedinvnet.data import ImageSet
 from codedinvnet.errors import UserError
-from codedinvnet.evaluation.comparisons import compare
+from codedinvnet.evaluation.trust import approximate, calibration_of
 from codedinvnet.files import file_digest
 from codedinvnet.models.bundle import Bundle, load_bundle, shipped_bundles
 from codedinvnet.trust.bound import Curve
@@ -28,7 +27,7 @@ from codedinvnet.trust.calibration import (
     Kind,
     load_calibration,
 )
-from tests.conftest import Command, Outcome
+from tests.conftest import Command
 
 
 @pytest.fixture
@@ -42,20 +41,20 @@ def test_comparisons_are_of_each_member_as_if_it_were_missing(
 ) -> None:
     k = bundle.info.group_sizes[0]
     scheme = scheme_for(bundle, k)
-    found = compare(scheme, held_out, k=k, seed=3)
-    assert np.unique(found.members).size == found.members.size
-    row = found.members[1]
-    images = held_out.images[torch.from_numpy(row)]
+    found = approximate(scheme, held_out, k, seed=3)[DECODED]
+    assert found["query"].is_unique
+    group = found[found["group"] == 1]
+    images = held_out.images[group["query"].tolist()]
     outputs = {i: scheme.compute(i, images[None, i : i + 1]).output for i in range(k)}
     outputs[k] = scheme.compute(k, images[None]).output
-    for i in range(k):
+    for i, answer in enumerate(group.to_dict("records")):
         direct = scheme.direct(outputs[i])
         assert direct is not None
-        assert found.direct[1, i] == int(direct.argmax(1))
+        assert answer["direct"] == int(direct.argmax(1))
         rest = {task: output for task, output in outputs.items() if task != i}
         decoded = scheme.decode(rest, k)[i].softmax(1)
-        assert found.decoded.labels[1, i] == int(decoded.argmax(1))
-        assert found.decoded.confidences[1, i] == pytest.approx(float(decoded.max()), abs=1e-5)
+        assert answer["prediction"] == int(decoded.argmax(1))
+        assert answer["confidence"] == pytest.approx(float(decoded.max()), abs=1e-5)
 
 
 def test_a_group_goes_by_the_next_larger_size(tmp_path: Path) -> None:
@@ -138,52 +137,17 @@ def test_shipped_bundles_are_calibrated_for_their_weights(name: str) -> None:
         assert thresholds[-1] < 1
 
 
-def test_calibrate_then_trust(call: Command, copy: Path, data_dir: Path) -> None:
-    refused = call("trust", copy, "--data-dir", data_dir, "--k", "2")
-    assert refused.code == 2
-    assert "calibrate" in refused.err
+def test_a_bundle_is_calibrated_for_its_largest_size_and_no_larger_one(
+    call: Command, copy: Path, data_dir: Path
+) -> None:
+    info = json.loads((copy / "bundle.json").read_text())
+    (copy / "bundle.json").write_text(json.dumps({**info, "group_sizes": [2, 3]}))
     made = call("calibrate", copy, "--data-dir", data_dir, "--json")
     assert made.code == 0, made.err
     assert json.loads(made.out)["written"] == str(copy / FILE)
-    trusted = call(
-        *("trust", copy, "--data-dir", data_dir, "--k", "2", "--splits", "5"),
-        *("--max-disagreement", "0.9", "--json"),
-    )
-    assert trusted.code == 0, trusted.err
-    report = json.loads(trusted.out)
-    (row,) = report["rows"]
-    assert 0 <= row["coverage"] <= row["oracle_coverage"] <= 1
-    curve = load_calibration(copy, load_bundle(copy).digest()).curve("coded-invnet", 2)
-    assert curve is not None
-    place = curve.thresholds.tolist().index(row["stored_threshold"])
-    own = curve.disagreed[place] / curve.released[place]
-    assert row["stored_disagreement"] == pytest.approx(own, abs=1e-5)
-    told = {row["answer"]: row for row in report["reliability"]}
-    assert set(told) == {DECODED, GUESSED}
-    for row in told.values():
-        assert sum(count for *_, count in row["steps"]) == row["answers"]
-        means = np.array([[step, share, count] for step, share, count in row["steps"]])
-        assert np.average(means[:, 0], weights=means[:, 2]) == pytest.approx(
-            row["mean_probability"], abs=1e-3
-        )
-        error = np.average(np.abs(means[:, 0] - means[:, 1]), weights=means[:, 2])
-        assert error == pytest.approx(row["calibration_error"], abs=1e-3)
-
-
-def test_the_largest_size_is_calibrated_and_a_larger_one_refused(
-    call: Command, copy: Path, data_dir: Path
-) -> None:
-    def trusted(k: int, *served: int) -> Outcome:
-        info = json.loads((copy / "bundle.json").read_text())
-        (copy / "bundle.json").write_text(json.dumps({**info, "group_sizes": served}))
-        if not (copy / FILE).is_file():
-            assert call("calibrate", copy, "--data-dir", data_dir).code == 0
-        return call("trust", copy, "--data-dir", data_dir, "--k", str(k), "--splits", "2")
-
-    assert trusted(3, 2, 3).out.count("splits_above_limit") == 3
-    refused = trusted(4, 2, 3, 4)
-    assert refused.code == 2
-    assert f"{copy} is not calibrated for k = 4: " in refused.err
+    stored = load_calibration(copy, load_bundle(copy).digest())
+    assert stored.curve("coded-invnet", 3) is not None
+    assert stored.curve("coded-invnet", 4) is None
 
 
 def save_backup(bundle: Bundle, k: int) -> None:
@@ -203,17 +167,15 @@ def test_a_part_that_was_exchanged_is_not_calibrated(
         save_backup(bundle, k)
     assert call("calibrate", copy, "--data-dir", data_dir).code == 0
 
-    def trusted(k: int) -> set[str]:
-        more = ("--k", str(k), "--splits", "2", "--max-disagreement", "0.9", "--json")
-        report = json.loads(call("trust", copy, "--data-dir", data_dir, *more).out)
-        methods = [{row["method"] for row in report[name]} for name in ("rows", "reliability")]
-        assert methods[0] == methods[1]
-        return methods[0]
+    def calibrated(k: int) -> bool:
+        stored = calibration_of(bundle.folder, bundle.digest(), "small-backup", k)
+        return stored.curve("small-backup", k) is not None
 
-    assert trusted(3) == trusted(4) == {"coded-invnet", "small-backup"}
+    assert calibrated(3)
+    assert calibrated(4)
     save_backup(bundle, 3)
-    assert trusted(3) == {"coded-invnet"}
-    assert trusted(4) == {"coded-invnet", "small-backup"}
+    assert not calibrated(3)
+    assert calibrated(4)
 
 
 def test_a_place_that_takes_no_calibration_is_refused_before_the_work(
@@ -229,10 +191,3 @@ def test_a_place_that_takes_no_calibration_is_refused_before_the_work(
     outcome = call("calibrate", copy, "--data-dir", tmp_path / "nowhere", "--out", tmp_path)
     assert outcome.code == 2
     assert f"cannot write to {tmp_path}: it is a folder\n" in outcome.err
-
-
-@pytest.mark.parametrize("limit", ["0", "1", "-0.1", "nan", "x"])
-def test_limits_outside_0_and_1_are_refused(limit: str, call: Command) -> None:
-    refused = call("trust", "mnist", f"--max-disagreement={limit}")
-    assert refused.code == 2
-    assert "--max-disagreement" in refused.err

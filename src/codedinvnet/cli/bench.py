@@ -10,7 +10,7 @@ from typing import Any
 from codedinvnet.cli.common import Commands, add_command, flushing_denormals, print_report
 
 EXAMPLES = """examples:
-  codedinvnet bench accuracy configs/bench/accuracy.json --data-dir data
+  codedinvnet bench accuracy --data-dir data --method mine.py:Mine
   codedinvnet bench latency --data-dir data --quick
 """
 
@@ -36,30 +36,43 @@ def _add_accuracy(benches: Commands) -> None:
         "accuracy",
         _accuracy,
         "erase workers under every method of a grid; rows, tables and figures",
-        "codedinvnet bench accuracy configs/bench/accuracy.json --data-dir data",
+        "codedinvnet bench accuracy --data-dir data --only dataset=mnist --only k=10",
     )
     add = sub.add_argument
-    add("grid", type=Path, help="methods, data sets, k, missing workers (JSON)")
-    add("--dataset", action="append", default=[], help="only this one; repeatable (all)")
+    add(
+        "grid",
+        nargs="?",
+        type=Path,
+        help="methods, data sets, k, missing workers (JSON; default: the grid of the shipped rows)",
+    )
     add(
         "--method",
         action="append",
         default=[],
-        help="only this method of the grid, or one that it does not name; repeatable (all)",
+        help="only this method of the grid; FILE.py:CLASS measures your own, and the table has the "
+        "shipped rows of the others, too; repeatable (all)",
     )
     add(
         "--split",
         choices=("test", "validation"),
         default="test",
-        help="which images to score on (test); while you choose, validation",
+        help="images to score on (test); use validation while you choose",
     )
     add("--device", default="auto", help="cpu, cuda, cuda:1 (auto)")
-    _add_shared(sub, "accuracy", "minutes: short trainings, 1,000 images")
+    keys = "method, dataset, base, k, missing, corrupt or seed"
+    _add_shared(sub, "accuracy", keys, "minutes: short trainings, 1,000 images")
 
 
-def _add_shared(sub: argparse.ArgumentParser, name: str, quick: str) -> None:
-    """Add what both benchmarks take."""
+def _add_shared(sub: argparse.ArgumentParser, name: str, keys: str, quick: str) -> None:
+    """Add the options of both benchmarks."""
     add = sub.add_argument
+    add(
+        "--only",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help=f"only what has this {keys}; repeatable (all)",
+    )
     add("--out", type=Path, help=f"rows; finished ones in it are kept (results/{name}.jsonl)")
     add("--save-dir", type=Path, default=Path("runs"), help="where trained parts lie (runs)")
     add("--quick", action="store_true", help=quick)
@@ -69,7 +82,7 @@ def _add_shared(sub: argparse.ArgumentParser, name: str, quick: str) -> None:
 
 
 def _shared(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
-    """Return what both benchmarks take, as their functions have it."""
+    """Return the options of both benchmarks, by the names of their functions' parameters."""
     name += "-quick" if arguments.quick else ""
     return {
         "out": arguments.out or Path("results") / f"{name}.jsonl",
@@ -77,27 +90,30 @@ def _shared(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
         "data_dir": arguments.data_dir,
         "download": arguments.download,
         "quick": arguments.quick,
+        "only": arguments.only,
     }
 
 
 @flushing_denormals
 def _accuracy(arguments: argparse.Namespace) -> None:
     from codedinvnet.evaluation import methods, plots, tables
+    from codedinvnet.evaluation.trials import GRID, is_foreign
     from codedinvnet.stages import choose_device
 
     validation = arguments.split == "validation"
     shared = _shared(arguments, "accuracy-validation" if validation else "accuracy")
     out = shared["out"]
     report = methods.run(
-        arguments.grid,
+        arguments.grid or GRID,
         device=choose_device(arguments.device),
-        only=arguments.dataset,
         methods=arguments.method,
         split=arguments.split,
         **shared,
     )
-    written = [*tables.write_accuracy(out), *plots.draw_accuracy(out)]
-    _tell(report, "trials", out, written, arguments.json)
+    own = any(map(is_foreign, arguments.method))
+    compare = own and not (arguments.quick or validation)
+    written = [*tables.write_accuracy(out, compare), *plots.draw_accuracy(out)]
+    _report(report, "trials", out, written, arguments.json)
 
 
 def _add_latency(benches: Commands) -> None:
@@ -110,38 +126,32 @@ def _add_latency(benches: Commands) -> None:
     )
     add, grid = sub.add_argument, Path("configs/bench/latency.json")
     add("grid", nargs="?", type=Path, default=grid, help=f"methods, loads, stragglers ({grid})")
-    add(
-        "--only",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="only runs of this method, batch, load, stragglers or run; repeatable (all)",
-    )
     log = Path("bench-latency.log")
     add("--log", type=Path, default=log, help=f"servers' log ({log})")
-    _add_shared(sub, "latency", "minutes: one setting, 3,000 queries a method")
+    keys = "method, batch, load, stragglers or run"
+    _add_shared(sub, "latency", keys, "minutes: one setting, 3,000 queries a method")
 
 
 @flushing_denormals
 def _latency(arguments: argparse.Namespace) -> None:
-    from codedinvnet.evaluation import latency, tables
+    from codedinvnet.evaluation import latency, latency_tables
 
     shared = _shared(arguments, "latency")
     out = shared["out"]
-    report = latency.run(arguments.grid, log=arguments.log, only=arguments.only, **shared)
-    written = tables.write_latency(out)
-    _tell(report, "runs", out, written, arguments.json)
+    report = latency.run(arguments.grid, log=arguments.log, **shared)
+    written = latency_tables.write_latency(out)
+    _report(report, "runs", out, written, arguments.json)
 
 
-def _tell(
+def _report(
     report: dict[str, Any], what: str, out: Path, written: Sequence[Path], as_json: bool
 ) -> None:
-    """Print what was done of so many trials or runs, and what was written.
+    """Print how many trials or runs were done, and what was written.
 
     Raises:
         UserError: then, if something failed.
     """
-    from codedinvnet import study
+    from codedinvnet.evaluation.grid import refuse_failures
 
     print_report({**report, "rows": str(out), "written": [str(p) for p in written]}, as_json)
-    study.refuse_failures(report["failed"], f"of the {what}", out)
+    refuse_failures(report["failed"], f"of the {what}", out)

@@ -13,8 +13,8 @@ from codedinvnet.codes.method import ONE, Method, Tolerance, given_by
 from codedinvnet.codes.registry import OURS, find_method
 from codedinvnet.devices import first_tensor
 from codedinvnet.errors import UserError
+from codedinvnet.evaluation.grid import key_of, read_rows
 from codedinvnet.models.bundle import Bundle
-from codedinvnet.rows import key_of, read_rows
 
 
 def _chosen(rows: Path, method: Method, weights: str, k: int, stragglers: int) -> Mapping[str, Any]:

@@ -1,29 +1,19 @@
-"""Evaluation of a method: every erasure position, against labels and direct answers."""
+"""Evaluation of a bundle: every erasure position, against labels and direct answers."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.invnet import CodedInvNet, own_code
 from codedinvnet.codes.mean import Evidence
 from codedinvnet.codes.method import given_by
 from codedinvnet.codes.rules import is_systematic
-from codedinvnet.data import Groups, ImageSource, random_groups
-from codedinvnet.devices import whole_float32
 from codedinvnet.errors import UserError
-from codedinvnet.evaluation.outputs import BATCH, each_missing, group_outputs
+from codedinvnet.evaluation.erase import NO_ANSWER, Queries, erase, single_losses
 from codedinvnet.models.bundle import Bundle
-from codedinvnet.progress import Progress
 from codedinvnet.provenance import describe_machine
-
-KEPT_BYTES = 4 << 30
-"""Outputs of data tasks that are kept in memory. Of more, as of many large images, none is, and
-each is computed again wherever it is needed."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +46,7 @@ class Evaluation:
 
 def evaluate(
     scheme: Scheme,
-    source: ImageSource,
+    source: Queries,
     *,
     k: int,
     groupings: int = 5,
@@ -91,86 +81,33 @@ def evaluate(
         raise UserError(f"{scheme.name} serves groups {served}, got k = {k}")
     if not is_systematic(rules):
         raise UserError(f"{scheme.name} has no direct answers to compare with")
-    count = len(source)
-    generator = torch.Generator().manual_seed(seed)
-    drawn = [random_groups(count, k, generator) for _ in range(groupings)]
-    per_batch = max(1, BATCH // k)
-    batches = sum(-(-len(g.members) // per_batch) for g in drawn)
-    with (
-        whole_float32(),
-        Progress(
-            total=-(-count // BATCH) + batches,
-            desc=f"evaluate k={k}",
-            unit="batch",
-            dynamic_ncols=True,
-            disable=not progress,
-        ) as bar,
-    ):
-        kept, answers, labels = [], [], []
-        for rows in torch.arange(count).split(BATCH):
-            images, truth = source.batch(rows)
-            outputs = scheme.compute(0, images[:, None]).output
-            logits = scheme.direct(outputs)
-            assert logits is not None
-            answers.append(logits.argmax(1).cpu())
-            labels.append(truth)
-            if count * outputs[0].nbytes <= KEPT_BYTES:
-                kept.append(outputs.cpu())
-            bar.update()
-        data_outputs = torch.cat(kept) if kept else None
-        direct, truth = torch.cat(answers), torch.cat(labels)
-        hits, agrees, masks = [], [], []
-        for groups in drawn:
-            predictions = _decoded_predictions(
-                scheme, source, data_outputs, groups, k, shuffle_parity, bar
-            )
-            hits.append(predictions == truth[groups.members])
-            agrees.append(predictions == direct[groups.members])
-            masks.append(groups.counted)
-    mask = torch.cat(masks)
-    hit, agree = torch.cat(hits) & mask, torch.cat(agrees) & mask
-    erased = mask.sum()
-    return Evaluation(
-        images=count,
+    frame = erase(
+        scheme,
+        source,
+        single_losses(k),
         k=k,
         groupings=groupings,
-        normal_accuracy=float((direct == truth).float().mean()),
-        recovered_accuracy=float(hit.sum() / erased),
-        position_accuracies=tuple((hit.sum(0) / mask.sum(0)).tolist()),
-        agreement=float(agree.sum() / erased),
+        seed=seed,
+        shuffle_parity=shuffle_parity,
+        progress=progress,
+    )
+    answered = frame["prediction"].groupby(frame["member"]).max() != NO_ANSWER
+    for member in answered.index[~answered]:
+        raise UserError(f"{scheme.name} cannot decode member {member} of a group of {k}")
+    hit = frame["prediction"] == frame["label"]
+    return Evaluation(
+        images=len(source),
+        k=k,
+        groupings=groupings,
+        normal_accuracy=float((frame["direct"] == frame["label"]).mean()),
+        recovered_accuracy=float(hit.mean()),
+        position_accuracies=tuple(hit.groupby(frame["member"]).mean()),
+        agreement=float((frame["prediction"] == frame["direct"]).mean()),
     )
 
 
-def _decoded_predictions(
-    scheme: Scheme,
-    source: ImageSource,
-    data_outputs: Tensor | None,
-    groups: Groups,
-    k: int,
-    shuffle_parity: bool,
-    bar: Progress,
-) -> Tensor:
-    """Return the decoded class of every member when it alone is erased, (G, k)."""
-    encoded = groups.members.roll(1, 0) if shuffle_parity else groups.members
-    size = max(1, BATCH // k)
-    found = []
-    for rows, others in zip(groups.members.split(size), encoded.split(size), strict=True):
-        own, places = data_outputs, rows
-        if own is None:
-            own = scheme.compute(0, source.batch(rows.flatten())[0][:, None]).output.cpu()
-            places = torch.arange(rows.numel()).view_as(rows)
-        everyone = torch.arange(len(rows))
-        outputs = {
-            task: output[everyone].to(scheme.device)
-            for task, output in group_outputs(scheme, source, places, own, others).items()
-        }
-        found.append(each_missing(scheme, outputs, k).argmax(2))
-        bar.update()
-    return torch.cat(found)
-
-
 def scheme_resting_on(evidence: Evidence, bundle: Bundle, k: int) -> Scheme:
-    """Return the scheme of a bundle's own code, whose decoded answers rest on some evidence.
+    """Return the scheme of a bundle's own code, whose decoded answers use only some evidence.
 
     Raises:
         UserError: if the bundle does not serve groups of k, or has no such evidence.
@@ -181,7 +118,7 @@ def scheme_resting_on(evidence: Evidence, bundle: Bundle, k: int) -> Scheme:
 
 def evaluation_report(
     bundle: Bundle,
-    source: ImageSource,
+    source: Queries,
     *,
     split: str,
     k: int,
@@ -212,7 +149,7 @@ def evaluation_report(
     arm = "pixel mean" if pixel_mean else "encoder"
     return {
         "bundle": bundle.info.name,
-        "dataset": source.name,
+        "dataset": getattr(source, "name", ""),
         "split": split,
         "evidence": evidence,
         "parity": arm + (", shuffled" if shuffle_parity else ""),

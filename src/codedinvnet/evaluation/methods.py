@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
-from codedinvnet import study
+from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.equal_cost import direct_macs, extra_macs
+from codedinvnet.codes.patterns import erasure_patterns
 from codedinvnet.codes.registry import find_method
 from codedinvnet.codes.rules import is_systematic
 from codedinvnet.config import PartSettings, PixelFusionSettings
@@ -25,56 +26,46 @@ from codedinvnet.data import (
     spread_rows,
 )
 from codedinvnet.errors import UserError
-from codedinvnet.evaluation.erasures import Score, score
-from codedinvnet.evaluation.outputs import direct_answers, task_outputs
+from codedinvnet.evaluation.erase import NO_ANSWER, accuracy, direct_answers, erase, task_outputs
+from codedinvnet.evaluation.grid import Cell, read_rows, resume, select
 from codedinvnet.evaluation.parts import DataSet, Scored
 from codedinvnet.evaluation.trials import (
     AccuracyGrid,
     Trial,
-    check_parts,
+    check_part,
     check_possible,
     is_foreign,
     load_grid,
-    needs_training_images,
     trials,
     with_methods,
 )
 from codedinvnet.files import check_folder, check_writable
-from codedinvnet.models.bundle import Bundle, load_bundle
-from codedinvnet.rows import current_accuracy, key_of, newest, read_rows
+from codedinvnet.models.bundle import load_bundle
 
 QUICK_TEST_IMAGES = 1000
 QUICK_TRAINING_IMAGES = 2000
 QUICK_STEPS = 10
-"""Of each trained part."""
-QUICK_SEEDS = 1
+"""Training steps of each part in the quick version."""
 
 
 def quick_grid(grid: AccuracyGrid) -> AccuracyGrid:
     """Return a grid of the same trials that takes minutes: short trainings, one seed."""
 
-    def shorter(part: PartSettings) -> PartSettings:
-        steps = min(QUICK_STEPS, part.steps_per_epoch)
-        return part.model_copy(update={"epochs": 1, "steps_per_epoch": steps})
+    def shorter(part: PartSettings | None) -> PartSettings | None:
+        steps = QUICK_STEPS if part is None else min(QUICK_STEPS, part.steps_per_epoch)
+        return part and part.model_copy(update={"epochs": 1, "steps_per_epoch": steps})
 
     def fewer(paper: PixelFusionSettings) -> PixelFusionSettings:
         groups = min(QUICK_STEPS * paper.batch_size, paper.groups)
         return paper.model_copy(update={"epochs": 1, "groups": groups})
 
-    datasets = {
-        name: settings.model_copy(
-            update={
-                "classifier": settings.classifier and shorter(settings.classifier),
-                "backup": shorter(settings.backup),
-                "parity": settings.parity and shorter(settings.parity),
-                "paper": settings.paper and fewer(settings.paper),
-            }
-        )
-        for name, settings in grid.datasets.items()
-    }
-    blocks = tuple(
-        block.model_copy(update={"seeds": block.seeds[:QUICK_SEEDS]}) for block in grid.blocks
-    )
+    datasets = {}
+    for name, settings in grid.datasets.items():
+        parts = ("classifier", "backup", "parity")
+        changes: dict[str, Any] = {part: shorter(getattr(settings, part)) for part in parts}
+        changes["paper"] = settings.paper and fewer(settings.paper)
+        datasets[name] = settings.model_copy(update=changes)
+    blocks = tuple(block.model_copy(update={"seeds": block.seeds[:1]}) for block in grid.blocks)
     return grid.model_copy(update={"datasets": datasets, "blocks": blocks, "groupings": 1})
 
 
@@ -99,9 +90,9 @@ def run(
     methods: Collection[str] = (),
     split: Scored = "test",
 ) -> dict[str, Any]:
-    """Do the trials of a grid that are not done yet, one row each.
+    """Do the trials of a grid that have no row yet, one row each.
 
-    A trial that raises becomes a row with its error, and is tried again by the next run.
+    A trial that raises gets a row with its error, and the next run tries it again.
 
     Args:
         grid_file: the grid's settings.
@@ -112,53 +103,45 @@ def run(
         download: download image sets into `data_dir`.
         quick: short trainings on few images, 1,000 test images, one grouping, one seed. Where an
             image set cannot be had, a warning says so, and only what needs no training is done.
-        only: data sets to do. If it is empty, all of the grid's; in the quick version those of
-            which the package has images, if there are any.
-        methods: methods to try. One of a user's own (FILE.py:CLASS) that the grid does not name
-            is tried where its first block's are. If it is empty, all of the grid's.
-        split: what methods are scored on. Rows of another split are others, in another file.
+        only: words `KEY=VALUE` that trials must fit, such as `dataset=mnist` and `k=10`. If none
+            names a data set, the quick version does those of which the package has images.
+        methods: methods to try; all of the grid's if it is empty. A method of a user's own
+            (FILE.py:CLASS) that the grid does not name is tried where its first block's are.
+        split: the images that methods are scored on.
 
     Returns:
-        How many trials the grid has, were done now, were kept, and failed.
+        How many trials were wanted, done now, kept, and failed.
 
     Raises:
-        UserError: one line, before any work, if the grid asks for what cannot be done, or `out`
-            cannot be written or has rows of something else; before any image set is looked for or
-            downloaded, where it does not take the images to tell.
+        UserError: one line, before any work.
     """
     grid = with_methods(load_grid(grid_file), methods)
-    done = newest(read_rows(out, "accuracy"))
-    for row in done.values():
-        if (other := row["settings"].get("split", "test")) != split:
-            raise UserError(f"{out} has rows of the {other} split: name another file (--out)")
+    if any(row["settings"].get("split", "test") != split for row in read_rows(out, "accuracy")):
+        raise UserError(f"{out} has rows of another split: name another file (--out)")
     if quick:
         grid = quick_grid(grid)
-    folder = save_dir / "bench" / (grid.name + ("-quick" if quick else ""))
-    for name in only:
-        if name not in grid.datasets:
-            known = ", ".join(grid.datasets)
-            raise UserError(f"--dataset: {name!r} is not one of {grid_file}'s: {known}")
-    if quick and not only:
-        only = [name for name in grid.datasets if name in SAMPLES]
-    wanted = [trial for trial in trials(grid) if not only or trial.dataset in only]
-    asked = [find_method(text).name if is_foreign(text) else text for text in methods]
-    for name in asked:
-        if name not in (there := dict.fromkeys(trial.method for trial in wanted)):
+    wanted = select(list(trials(grid)), only, lambda trial: trial.place)
+    if quick and not any(word.startswith("dataset=") for word in only):
+        wanted = [t for t in wanted if t.dataset in SAMPLES] or wanted
+    names = [find_method(text).name if is_foreign(text) else text for text in methods]
+    there = dict.fromkeys(trial.method for trial in wanted)
+    for name in names:
+        if name not in there:
             raise UserError(f"--method: {name!r} is not one of {grid_file}'s: {', '.join(there)}")
-    wanted = [trial for trial in wanted if not asked or trial.method in asked]
-    check_parts(grid, wanted, grid_file)
-    check_trials(grid, wanted)
+    wanted = [trial for trial in wanted if not names or trial.method in names]
+    check_trials(grid, wanted, grid_file)
     check_writable(out)
     check_folder(save_dir, "--save-dir")
+    folder = save_dir / "bench" / (grid.name + ("-quick" if quick else ""))
     datasets: dict[str, DataSet] = {}
     for name in dict.fromkeys(trial.dataset for trial in wanted):
         size = load_bundle(grid.datasets[name].bundle).info.provenance.settings.data.image_size
         train, test = _images(name, size, data_dir, download, quick)
         if train is None:
             wanted = [
-                trial
-                for trial in wanted
-                if trial.dataset != name or not needs_training_images(trial)
+                t
+                for t in wanted
+                if t.dataset != name or not (t.trained or find_method(t.method).tuned)
             ]
         limit = QUICK_TRAINING_IMAGES if quick else None
         datasets[name] = DataSet(
@@ -166,49 +149,31 @@ def run(
         )
     for trial in wanted:
         datasets[trial.dataset].check(trial)
-    bench = _Bench(grid, quick)
-    jobs = [bench.job(trial, datasets[trial.dataset]) for trial in wanted]
-    todo = [job for job in jobs if not study.finished(done.get(job.header["key"]))]
-    counts = study.run(todo, out, "accuracy")
-    kept = {job.header["key"] for job in jobs} - {job.header["key"] for job in todo}
-    replaced = kept - {row["key"] for row in current_accuracy(read_rows(out))}
-    if replaced:
-        warnings.warn(
-            f"{out}: {len(replaced)} of the kept rows are in no table, since newer ones were made "
-            "with other settings; another --out keeps them apart",
-            stacklevel=2,
-        )
-    return {"trials": len(jobs), "kept": len(kept), **counts}
+    cells = [cell(trial, datasets[trial.dataset], grid.grouping_seed, quick) for trial in wanted]
+    return {"trials": len(cells), **resume(cells, out)}
 
 
-def check_trials(grid: AccuracyGrid, wanted: Iterable[Trial]) -> None:
-    """Refuse trials that cannot be done, as far as their bundles alone tell.
+def check_trials(grid: AccuracyGrid, wanted: Iterable[Trial], path: Path) -> None:
+    """Refuse trials that cannot be done, as far as their settings and bundles tell.
 
-    What the images have to say, `DataSet.check` asks once they are there: it may take a download.
-
-    Args:
-        grid: that the trials are of.
-        wanted: the trials.
+    `DataSet.check` asks again once the images are there, which may take a download.
 
     Raises:
         UserError: one line.
     """
-    bundles: dict[str, Bundle] = {}
     for trial in wanted:
-        if trial.bundle not in bundles:
-            bundles[trial.bundle] = load_bundle(trial.bundle)
-        bundle = bundles[trial.bundle]
-        check_possible(trial, bundle.info, None)
-        method = find_method(trial.method)
+        method, bundle = find_method(trial.method), load_bundle(trial.bundle).info
+        check_part(grid, method, trial.dataset, path, trial.base)
+        check_possible(trial, bundle, None)
         if method.part:
             settings = getattr(grid.datasets[trial.dataset], method.part)
-            method.check_training(settings, bundle.info, trial.k, None)
+            method.check_training(settings, bundle, trial.k, None)
 
 
 def _images(
     name: str, size: int | None, data_dir: Path | None, download: bool, quick: bool
 ) -> tuple[ImageSource | None, ImageSource]:
-    """Return training and test images; the quick version goes on with those in the package."""
+    """Return training and test images; the quick version makes do with those in the package."""
     load = partial(load_images, name, data_dir=data_dir, download=download, image_size=size)
     try:
         train, test = load("train"), load("test")
@@ -223,87 +188,88 @@ def _images(
     return train, few_images(test, QUICK_TEST_IMAGES) if quick else test
 
 
-class _Bench:
-    """Does trials and makes rows of them.
+def cell(trial: Trial, data: DataSet, grouping_seed: int, quick: bool) -> Cell:
+    """Return a trial as a cell of the grid."""
+    settings = {
+        "groupings": trial.groupings,
+        "grouping_seed": grouping_seed,
+        "patterns": trial.patterns,
+        "quick": quick,
+        **data.depends(trial),
+    }
+    measure = partial(figures, trial, data, grouping_seed)
+    return Cell("accuracy", trial.place, settings, measure, trial.name())
 
-    Args:
-        grid: for the seed of the groupings.
-        quick: noted in the rows.
+
+def figures(trial: Trial, data: DataSet, grouping_seed: int) -> dict[str, Any]:
+    """Make a trial's method, train what it needs, and score it."""
+    began = time.monotonic()
+    scheme = data.scheme(trial)
+    prepared = time.monotonic()
+    systematic = is_systematic(scheme.rules)
+    own = None
+    if systematic:
+        served = scheme.models[scheme.rules.tasks(trial.k)[0].model]
+        known = served is data.classifier(trial.base, trial.seed, trial.bundle)
+        own = data.test_logits(trial) if known else task_outputs(scheme, data.test)
+    logits = data.test_logits(trial) if own is None else direct_answers(scheme, own, data.device)
+    return {
+        **score(scheme, data, trial, grouping_seed, own),
+        "normal": round(float((logits.argmax(1) == data.test.labels).float().mean()), 6),
+        "systematic": systematic,
+        "r": scheme.rules.r,
+        "parameters": scheme.parameters,
+        "extra_macs": extra_macs(scheme),
+        "served_macs": direct_macs(scheme) if systematic else data.served_macs(trial),
+        **({"chosen": dict(scheme.chosen)} if scheme.chosen else {}),
+        "preparing_seconds": round(prepared - began, 1),
+        "training_seconds": data.training_seconds(trial),
+    }
+
+
+def score(
+    scheme: Scheme, data: DataSet, trial: Trial, seed: int, own: torch.Tensor | None = None
+) -> dict[str, Any]:
+    """Erase workers in every pattern, and return what that does to the answers.
+
+    Returns:
+        `recovered`, the accuracy of the answers that erasures concern (of a systematic code the
+        erased members', of another everybody's); `answered`, the share of these answers that there
+        were, the others counting as the majority class; `complete`, the accuracy without erasures
+        of a code that decodes even then; `patterns` with their accuracies; and `counts` of right
+        and of all answers by grouping.
     """
-
-    def __init__(self, grid: AccuracyGrid, quick: bool) -> None:
-        self.grid, self.quick = grid, quick
-
-    def settings(self, trial: Trial, data: DataSet) -> dict[str, Any]:
-        """Return everything that a trial's figures depend on."""
-        return {
-            "groupings": trial.groupings,
-            "grouping_seed": self.grid.grouping_seed,
-            "patterns": trial.patterns,
-            "quick": self.quick,
-            **data.depends(trial),
-        }
-
-    def job(self, trial: Trial, data: DataSet) -> study.Job:
-        """Return a trial as a row to measure."""
-        settings = self.settings(trial, data)
-        header = {
-            "benchmark": "accuracy",
-            "key": key_of(trial.as_dict(), settings),
-            **trial.as_dict(),
-            "settings": settings,
-        }
-        return study.Job(trial.name(), header, lambda: self.figures(trial, data))
-
-    def figures(self, trial: Trial, data: DataSet) -> dict[str, Any]:
-        """Make the method, train what it needs, and score it."""
-        began = time.monotonic()
-        scheme = data.scheme(trial)
-        prepared = time.monotonic()
-        systematic = is_systematic(scheme.rules)
-        base_logits = partial(data.logits, trial.base, trial.seed, "test", trial.bundle)
-        own = None
-        if systematic:
-            served = scheme.models[scheme.rules.tasks(trial.k)[0].model]
-            known = served is data.classifier(trial.base, trial.seed, trial.bundle)
-            own = base_logits() if known else task_outputs(scheme, data.test)
-        logits = base_logits() if own is None else direct_answers(scheme, own, data.device)
-        result = score(
-            scheme,
-            data.test,
-            k=trial.k,
-            missing=trial.missing,
-            corrupt=trial.corrupt,
-            groupings=trial.groupings,
-            seed=self.grid.grouping_seed,
-            patterns=trial.patterns,
-            majority=data.majority(),
-            own=own,
-        )
-        return {
-            **describe_score(result),
-            "normal": round(float((logits.argmax(1) == data.test.labels).float().mean()), 6),
-            "systematic": systematic,
-            "r": scheme.rules.r,
-            "parameters": scheme.parameters,
-            "extra_macs": extra_macs(scheme),
-            "served_macs": direct_macs(scheme) if systematic else data.served_macs(trial),
-            **({"chosen": dict(scheme.chosen)} if scheme.chosen else {}),
-            "preparing_seconds": round(prepared - began, 1),
-            "training_seconds": data.training_seconds(trial),
-        }
-
-
-def describe_score(result: Score) -> dict[str, Any]:
-    """Return a score for a row: figures rounded to what they can carry."""
+    tasks = sorted(scheme.rules.tasks(trial.k))
+    sets = erasure_patterns(trial.k, len(tasks) - trial.k, trial.missing, trial.patterns, seed)
+    patterns = [tuple(tasks[i] for i in lost) for lost in sets]
+    whole = not is_systematic(scheme.rules) and not trial.corrupt and () not in patterns
+    frame = erase(
+        scheme,
+        data.test,
+        [*patterns, *([()] if whole else [])],
+        k=trial.k,
+        groupings=trial.groupings,
+        seed=seed,
+        own=own,
+        corrupt=trial.corrupt,
+    )
+    erased = frame["lost"].map(len).astype(int) == trial.missing
+    complete, frame = frame[~erased], frame[erased]
+    majority = data.majority()
+    answers = frame["prediction"].where(frame["prediction"] != NO_ANSWER, majority)
+    right = answers == frame["label"]
+    counts = right.groupby(frame["grouping"]).agg(["sum", "count"])
+    by_pattern = right.groupby(frame["lost"], observed=True).mean()
 
     def rounded(value: float | None) -> float | None:
         return None if value is None else round(value, 6)
 
     return {
-        "complete": rounded(result.complete),
-        "recovered": rounded(result.recovered),
-        "answered": rounded(result.answered),
-        "patterns": [[list(lost), round(a, 6)] for lost, a in result.patterns.items()],
-        "counts": [list(pair) for pair in result.counts],
+        "complete": rounded(accuracy(complete)),
+        "recovered": rounded(accuracy(frame, majority)),
+        "answered": rounded(
+            float((frame["prediction"] != NO_ANSWER).mean()) if len(frame) else None
+        ),
+        "patterns": [[list(lost), round(float(a), 6)] for lost, a in by_pattern.items()],
+        "counts": [[int(a), int(b)] for a, b in counts.to_numpy()],
     }

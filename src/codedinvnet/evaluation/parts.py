@@ -305,6 +305,10 @@ class DataSet:
             )
         return self._logits[key]
 
+    def test_logits(self, trial: Trial) -> Tensor:
+        """Return the logits (N, classes) of a trial's base model for the images that are scored."""
+        return self.logits(trial.base, trial.seed, "test", trial.bundle)
+
     def given(self, trial: Trial) -> Given:
         """Return what a trial's method is made of, but for its part."""
         bundle = self.load(trial.bundle)
@@ -404,10 +408,6 @@ class DataSet:
         }
         if self.split != "test":
             found["split"] = self.split
-        if trial.missing > 1:
-            bundle = self.load(trial.bundle).info
-            if method.rules(trial.k, bundle=bundle).guesses:
-                found["guesses"] = True  # rows of before had no answer there
         if trial.base == "resnet":
             found["classifier"] = self._plain.model_dump(mode="json")
         if method.part:

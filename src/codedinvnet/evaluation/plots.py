@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 from pandas import DataFrame
 
 from codedinvnet.codes.registry import OURS, known_method
-from codedinvnet.evaluation.tables import accuracy_frame, best_bases
+from codedinvnet.evaluation.grid import read_rows
+from codedinvnet.evaluation.tables import accuracy_frame, on_f
 from codedinvnet.files import write_picture
-from codedinvnet.rows import read_rows
 
 STYLE = "seaborn-v0_8-whitegrid"
 
@@ -23,9 +23,10 @@ STYLE = "seaborn-v0_8-whitegrid"
 def accuracy_bars(frame: DataFrame) -> Figure | None:
     """Draw how often a late answer is right, a panel a data set, of the largest groups.
 
-    The dashed line is the accuracy of direct answers. Bounds and variants are left out.
+    All is on the bundle's f where that was measured. The dashed line is the accuracy of direct
+    answers. Bounds and variants are left out.
     """
-    one = best_bases(frame[(frame["missing"] == 1) & (frame["corrupt"] == 0)])
+    one = on_f(frame[(frame["missing"] == 1) & (frame["corrupt"] == 0)])
     if one.empty:
         return None
     shown = [

@@ -1,11 +1,11 @@
-"""Percentiles, histograms that add up, intervals over repetitions, and quantiles."""
+"""Percentiles, histograms that add up, and confidence intervals over repetitions."""
 
 from __future__ import annotations
 
 import math
 import statistics
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,17 +14,15 @@ import numpy as np
 _BODY = (0.0, 0.01, 0.02, 0.05, *(i / 10 for i in range(1, 9)))
 _TAIL = tuple(round(1 - 10 ** (-1 - i / 8), 6) for i in range(25))  # 0.9 to 0.9999
 SHARES: tuple[float, ...] = (*_BODY, *_TAIL, 1.0)
-"""At which quantiles are taken: eight a decade in the tail."""
+"""The shares at which `quantiles` are taken: eight a decade in the tail."""
 GROWTH = 1.01
-"""A bucket of a histogram ends at so many times the end of the one below."""
-FEWEST = 3
-"""With fewer repetitions there is no interval."""
+"""The ratio of a histogram bucket's upper end to that of the bucket below."""
 
 
 def rank_of(count: int, share: float) -> int:
     """Return the place, from 0, of a percentile among `count` values in ascending order.
 
-    So few values are left behind it that at least `share` of all do not exceed it.
+    At least `share` of all values do not exceed the one in that place.
     """
     return max(0, math.ceil(share * count - 1e-9) - 1)  # 0.07 * 100 is a little more than 7
 
@@ -32,19 +30,19 @@ def rank_of(count: int, share: float) -> int:
 def percentile(values: Sequence[float] | np.ndarray, share: float) -> float:
     """Return the lowest of values (n,) that at least `share` of them do not exceed.
 
-    Values may be infinite, and stand in any order.
+    Values may be infinite, in any order.
     """
     rank = rank_of(len(values), share)
     return float(np.partition(values, rank)[rank])
 
 
 def rounded(value: float, digits: int) -> float | None:
-    """Return a rounded value, or None, as JSON has no other, for one that is not finite."""
+    """Return a rounded value; None, for JSON, if it is not finite."""
     return round(float(value), digits) if math.isfinite(value) else None
 
 
 def quantiles(values: Sequence[float] | np.ndarray, digits: int = 3) -> list[float]:
-    """Return the quantiles of values (n,) at SHARES, interpolated and rounded.
+    """Return the interpolated quantiles of values (n,) at SHARES, rounded.
 
     Raises:
         ValueError: if there are no values.
@@ -54,53 +52,65 @@ def quantiles(values: Sequence[float] | np.ndarray, digits: int = 3) -> list[flo
     return [round(float(q), digits) for q in np.quantile(np.asarray(values), SHARES)]
 
 
-def half_width(values: Sequence[float], centre: float | None = None) -> float | None:
-    """Return half of the 95 % interval (Student's t) that independent repetitions give.
+def clustered_ci(
+    values: Sequence[float],
+    clusters: Sequence[Hashable] | None = None,
+    *,
+    weights: Mapping[Any, float] | None = None,
+    centre: float | None = None,
+    fewest: int = 3,
+    pooled: bool = False,
+) -> float | None:
+    """Return half of the 95 % interval (Student's t) of a mean of cluster means.
 
-    Every ± of a frame is one. None if there are fewer than three, or one is not finite.
+    The values of one cluster are independent repetitions. Clusters are settings chosen to be
+    measured, not a sample of settings, so only what a cluster's repetitions differ by counts.
 
     Args:
-        values: one of each repetition.
-        centre: what the interval is around; None: their mean.
+        values: one for each repetition.
+        clusters: the cluster of each value; None: one cluster.
+        weights: the weight of each cluster's mean, such as {ours: 1, theirs: -1} for a difference;
+            None: 1 / number of clusters.
+        centre: the centre of the interval of a single cluster; None: its mean.
+        fewest: repetitions that each cluster must have.
+        pooled: add up the degrees of freedom, as for clusters of equal variance, instead of
+            Welch's.
+
+    Returns:
+        None if a cluster has too few repetitions, or a value is not finite.
     """
     from scipy.stats import t as student
 
-    n = len(values)
-    centre = math.fsum(values) / n if centre is None and n else centre
-    if n < FEWEST or centre is None or not all(map(math.isfinite, (*values, centre))):
+    groups: dict[Hashable, list[float]] = {}
+    for value, cluster in zip(values, clusters or [None] * len(values), strict=True):
+        groups.setdefault(cluster, []).append(value)
+    known = all(map(math.isfinite, values)) and (centre is None or math.isfinite(centre))
+    if not groups or not known or min(map(len, groups.values())) < max(2, fewest):
         return None
-    scatter = math.sqrt(sum((v - centre) ** 2 for v in values) / (n - 1) / n)
-    return float(student.ppf(0.975, n - 1)) * scatter
-
-
-def half_width_within(groups: Sequence[Sequence[float]]) -> float | None:
-    """Return half of the 95 % interval around the mean of groups' means.
-
-    Only what repetitions of a group differ by counts: groups are what was chosen to be measured,
-    and no sample of others. None if a group has no two repetitions, or a value is not finite.
-
-    Args:
-        groups: the values of each group's repetitions.
-    """
-    from scipy.stats import t as student
-
-    freedom = sum(len(group) - 1 for group in groups)
-    if any(len(group) < 2 for group in groups) or not freedom:
-        return None
-    if not all(math.isfinite(value) for group in groups for value in group):
-        return None
-    variance = math.fsum(statistics.variance(group) / len(group) for group in groups)
-    return float(student.ppf(0.975, freedom)) * math.sqrt(variance) / len(groups)
+    parts = []
+    for cluster, own in groups.items():
+        weight = 1 / len(groups) if weights is None else weights[cluster]
+        middle = statistics.fmean(own) if centre is None else centre
+        variance = math.fsum((value - middle) ** 2 for value in own) / (len(own) - 1)
+        parts.append((weight**2 * variance / len(own), len(own) - 1))
+    total = math.fsum(part for part, _ in parts)
+    if not total:
+        return 0.0
+    welch = total**2 / sum(part**2 / freedom for part, freedom in parts)
+    freedom = sum(freedom for _, freedom in parts) if pooled else welch
+    return float(student.ppf(0.975, freedom)) * math.sqrt(total)
 
 
 def around(values: Sequence[float], centre: float) -> tuple[float, float] | None:
-    """Return the 95 % interval around a latency from those of repetitions, all above 0.
+    """Return the 95 % interval around a latency, on the logarithm: a tail is off by a factor.
 
-    It is taken on the logarithm: a tail is off by a factor. None as for `half_width`.
+    Args:
+        values: the latency in each repetition, above 0.
+        centre: of all repetitions together.
     """
     if centre <= 0 or any(value <= 0 for value in values):
         return None
-    half = half_width([math.log(value) for value in values], math.log(centre))
+    half = clustered_ci([math.log(value) for value in values], centre=math.log(centre))
     return None if half is None else (centre * math.exp(-half), centre * math.exp(half))
 
 
@@ -133,7 +143,7 @@ class Histogram:
         return cls({int(number): count for number, count in found["counts"]}, found["lost"])
 
     def as_json(self) -> dict[str, Any]:
-        """Return what `of_row` reads of a row."""
+        """Return what `of_row` reads."""
         return {"counts": [[n, self.counts[n]] for n in sorted(self.counts)], "lost": self.lost}
 
     def __add__(self, other: Histogram) -> Histogram:
@@ -143,19 +153,13 @@ class Histogram:
 
     @property
     def total(self) -> int:
-        """How many requests there were, answered or not."""
+        """The number of requests, answered or not."""
         return sum(self.counts.values()) + self.lost
 
     def percentile(self, share: float) -> float:
         """Return the percentile in ms, to half a percent; infinite if as many were lost."""
-        latency, later = self.curve()
+        numbers = sorted(self.counts)
+        later = self.total - np.cumsum([self.counts[n] for n in numbers])
         place = self.total - 1 - rank_of(self.total, share)
         reached = np.flatnonzero(later <= place)
-        return float(latency[reached[0]]) if len(reached) else math.inf
-
-    def curve(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return latencies (n,) in ms, and how many requests (n,) took longer than each."""
-        numbers = sorted(self.counts)
-        latency = GROWTH ** (np.array(numbers) - 0.5)
-        later = self.total - np.cumsum([self.counts[n] for n in numbers])
-        return latency, later.astype(int)
+        return float(GROWTH ** (numbers[reached[0]] - 0.5)) if len(reached) else math.inf

@@ -8,28 +8,30 @@ import json
 import math
 import re
 import tempfile
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from pydantic import ValidationError
 
-from codedinvnet.evaluation.client import Client, Reply, connect
-from codedinvnet.evaluation.quantiles import Histogram, percentile, rounded
+from codedinvnet.config import describe
+from codedinvnet.errors import UserError
+from codedinvnet.evaluation.client import Reply, connect
+from codedinvnet.evaluation.quantiles import SHARES, Histogram, percentile, quantiles, rounded
 from codedinvnet.processes import ProcessorTime, processor_time, server
 from codedinvnet.serving.workers.faults import Delay, Fault
 from codedinvnet.simulation.figures import QUANTILES
+from codedinvnet.simulation.stragglers import Straggler, stragglers
 
 WARM_REQUESTS = 30
 """Sent one after another before a measurement: every worker has run then, and hedges know a p95."""
 SETTLE = 0.5
-"""Seconds after the last answer, in which tasks that nobody waits for come to their end."""
+"""Seconds after the last answer, in which the remaining tasks come to their end."""
 
 
 class ParityWait(NamedTuple):
-    """What a parity keeps its worker for without a processor, in ms."""
+    """How long a parity keeps its worker without a processor, in ms."""
 
     task: float
     image: float
@@ -47,7 +49,7 @@ def schedule(
     method.
 
     Args:
-        wait_ms: what a data task waits.
+        wait_ms: how long a data task waits.
         k: members of a group.
         parity: what a parity waits; None without parities.
         faults: what else goes wrong.
@@ -64,6 +66,40 @@ def schedule(
     return [data, *faults, *(wait for wait in others if wait.delay is not None and wait.delay.ms)]
 
 
+def injected(model: str, service_ms: float, batch: int) -> list[Fault]:
+    """Return the faults that make the service's workers straggle as the simulator's do.
+
+    A worker that is slower for good is blocked for the difference, since the service cannot slow
+    its computing.
+
+    Args:
+        model: name of a straggler model, or a faults file.
+        service_ms: the mean service time.
+        batch: images of a request.
+
+    Raises:
+        UserError: if it is neither, or if the service cannot inject it.
+    """
+    return [_fault(model, cause, service_ms) for cause in stragglers(model, service_ms, batch)]
+
+
+def _fault(model: str, straggler: Straggler, service_ms: float) -> Fault:
+    raw = straggler.model_dump(exclude_none=True, exclude={"delay", "factor"})
+    if straggler.kind == "factor":
+        assert straggler.factor is not None
+        raw |= {"kind": "slow", "delay": {"ms": (straggler.factor - 1) * service_ms}}
+    elif straggler.delay is not None:
+        delay = straggler.delay.model_dump(exclude_defaults=True)
+        raw["delay"] = {"ms": straggler.delay.ms, **delay}
+    try:
+        return Fault.model_validate(raw)
+    except ValidationError as error:
+        raise UserError(
+            f"{model!r}: the service cannot inject {straggler.kind!r} like this "
+            f"({describe(error, Fault)}): use `codedinvnet simulate`"
+        ) from error
+
+
 class Run(NamedTuple):
     """What came of a load."""
 
@@ -77,32 +113,6 @@ class Run(NamedTuple):
     """The shares of the processors' time that were used."""
 
 
-@dataclass(frozen=True)
-class Service:
-    """A service of its own, warm.
-
-    Attributes:
-        client: sends it requests.
-        pid: its process.
-    """
-
-    client: Client
-    pid: int
-
-    async def load(
-        self, requests: Sequence[Sequence[int]], *, rate: float, seed: int, label: str
-    ) -> Run:
-        """Send requests, see `Client.load`, and return what came of them."""
-        before, processors = await self.client.metrics(), processor_time(self.pid)
-        replies = await self.client.load(requests, rate=rate, seed=seed, label=label)
-        queries = sum(map(len, requests))
-        busy = busy_shares(processors, processor_time(self.pid), queries)
-        await asyncio.sleep(SETTLE)
-        after, times = await self.client.metrics(), await self.client.get("times")
-        return Run(replies, before, after, times, busy)
-
-
-@asynccontextmanager
 async def serving(
     words: Sequence[str],
     faults: Sequence[Fault],
@@ -111,19 +121,23 @@ async def serving(
     model: str,
     inputs: Mapping[str, np.ndarray],
     scores: str = "probabilities",
-    first: Sequence[Sequence[int]],
+    requests: Sequence[Sequence[int]],
+    rate: float,
+    label: str,
     log: Path,
-) -> AsyncIterator[Service]:
-    """Run `codedinvnet serve` with faults until it is warm, and end it behind the body.
+) -> Run:
+    """Run `codedinvnet serve` with faults, warm it, load it, and return what came of it.
 
     Args:
         words: its command line.
         faults: its schedule of faults.
-        seed: of the faults.
+        seed: of the faults and the arrivals.
         model: the model's name.
         inputs: see `Client`.
         scores: see `Client`.
-        first: requests to begin with.
+        requests: of each the rows of its queries.
+        rate: requests a second.
+        label: of the progress bar.
         log: the service's.
 
     Raises:
@@ -137,17 +151,19 @@ async def serving(
             server(*words, "--faults", str(path), log=log) as process,
             connect(process.address, model, inputs, scores) as client,
         ):
-            await client.warm(itertools.islice(itertools.cycle(first), WARM_REQUESTS), log)
-            yield Service(client, process.pid)
+            await client.warm(itertools.islice(itertools.cycle(requests), WARM_REQUESTS), log)
+            before, processors = await client.metrics(), processor_time(process.pid)
+            replies = await client.load(requests, rate=rate, seed=seed, label=label)
+            queries = sum(map(len, requests))
+            busy = busy_shares(processors, processor_time(process.pid), queries)
+            await asyncio.sleep(SETTLE)
+            return Run(replies, before, await client.metrics(), await client.get("times"), busy)
 
 
 def latency_figures(replies: Sequence[Reply]) -> dict[str, Any]:
     """Return the percentiles of a run's requests in ms, and their histogram.
 
-    A request that was not answered counts as infinitely late; None stands for that.
-
-    Args:
-        replies: of all requests.
+    A request that was not answered counts as infinitely late, which JSON has as null.
     """
     latency = np.array([1000 * reply.latency if reply.ok else math.inf for reply in replies])
     return {
@@ -156,22 +172,41 @@ def latency_figures(replies: Sequence[Reply]) -> dict[str, Any]:
     }
 
 
+def answer_figures(replies: Sequence[Reply], truth: np.ndarray) -> dict[str, Any]:
+    """Return how queries were answered; one without an answer counts as wrong.
+
+    Args:
+        replies: of all requests.
+        truth: (images,) labels.
+    """
+    answered = [reply for reply in replies if reply.ok]
+    queries = sum(len(reply.rows) for reply in replies)
+    rows = np.array([row for reply in answered for row in reply.rows], np.int64)
+    outcomes = np.array([outcome for reply in answered for outcome in reply.outcomes], str)
+    labels = np.array([label for reply in answered for label in reply.labels], np.int64)
+    right, decoded = labels == truth[rows], outcomes != "direct"
+    count = int(decoded.sum())
+    return {
+        "queries": queries,
+        "errors": len(replies) - len(answered),
+        "missing_share": round(1 - len(rows) / queries, 6),
+        "decoded_share": round(count / queries, 6),
+        "accuracy": round(float(right.sum()) / queries, 6),
+        "decoded_accuracy": round(float(right[decoded].mean()), 6) if count else None,
+    }
+
+
 def work_figures(run: Run, wait_ms: float, parity_wait: ParityWait | None = None) -> dict[str, Any]:
     """Return what a run cost, from the server's metrics before and after it.
 
     Work is how long workers were at tasks, the stated waits included and injected delays not, in
     mean service times of a data task: 1 a query is what an uncoded service does.
-
-    Args:
-        run: what came of the load.
-        wait_ms: of a data task.
-        parity_wait: of a parity.
     """
     before, after = run.before, run.after
     queries = sum(len(reply.rows) for reply in run.replies)
 
-    def grown(name: str, kind: str, label: str = "task") -> float:
-        key = f'codedinvnet_{name}{{{label}="{kind}"}}'
+    def grown(name: str, kind: str = "", label: str = "task") -> float:
+        key = f"codedinvnet_{name}" + (f'{{{label}="{kind}"}}' if kind else "")
         return after.get(key, 0.0) - before.get(key, 0.0)
 
     seconds = {kind: grown("worker_seconds_sum", kind) for kind in ("data", "parity")}
@@ -185,16 +220,30 @@ def work_figures(run: Run, wait_ms: float, parity_wait: ParityWait | None = None
         # A group counts by its first parity; the others take as many images.
         each = grown("tasks_total", "parity") / (sum(groups.values()) or 1)
         work += parity_wait.task * finished["parity"] + parity_wait.image * images * each
-    encode = "codedinvnet_encode_seconds_sum"
     return {
         "mean_service_ms": round(mean, 3),
         "work_per_query": round(work / (queries * mean), 4),
         "data_tasks_per_query": round(grown("tasks_total", "data") / queries, 4),
         "extra_tasks_per_query": round(grown("tasks_total", "parity") / queries, 4),
-        "encode_ms_per_query": round(
-            1000 * (after.get(encode, 0.0) - before.get(encode, 0.0)) / queries, 4
-        ),
+        "encode_ms_per_query": round(1000 * grown("encode_seconds_sum") / queries, 4),
     }
+
+
+def fitted_times(run: Run, wait_ms: float, parity_wait: ParityWait | None) -> dict[str, Any]:
+    """Return the times of a run as distributions for the simulator, with the waits in them.
+
+    What the front end costs includes decoding.
+    """
+    names = ("service", "encode", "trip")
+    fitted: dict[str, Any] = {name: dict(run.times[name]) for name in names if name in run.times}
+    fitted["service"]["plus_ms"] = wait_ms
+    if "encode" in fitted and parity_wait:
+        fitted["encode"]["plus_ms"] = parity_wait.image
+    beyond = [max(0.0, 1000 * (r.latency - r.work)) for r in run.replies if r.ok]
+    if beyond:
+        shares = {"values_ms": quantiles(beyond), "shares": list(SHARES)}
+        fitted["front_end"] = {"distribution": "empirical", **shares}
+    return {**fitted, "decode": {"distribution": "constant", "ms": 0.0}}
 
 
 def busy_shares(
@@ -205,8 +254,7 @@ def busy_shares(
     And how many ms of a processor the front end took for each query of the run.
     """
     if before is None or after is None:
-        names = ("processors_busy", "processors_own", "front_ms_per_query")
-        return dict.fromkeys(names)
+        return dict.fromkeys(("processors_busy", "processors_own", "front_ms_per_query"))
     own, front, busy, whole = (b - a for a, b in zip(before, after, strict=True))
     return {
         "front_ms_per_query": round(1000 * front / queries, 4),

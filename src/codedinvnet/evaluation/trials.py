@@ -1,10 +1,9 @@
-"""The grid of `bench accuracy`: what its settings file says, and the trials it stands for."""
+"""The grid of `bench accuracy`: its settings file, and the trials that it stands for."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
-from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,18 +20,17 @@ from codedinvnet.config import (
     validated,
 )
 from codedinvnet.errors import UserError
+from codedinvnet.evaluation.grid import expand
 from codedinvnet.files import read_json
 from codedinvnet.models.bundle import BundleInfo
 
 Base = Literal["invertible", "resnet"]
-
 GroupSize = Annotated[int, Field(ge=2)]
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Patterns = Annotated[int, Field(gt=0, le=1000)]
 """Erasure patterns; a thousand say enough."""
-
-PATTERNS = 30
-"""Most erasure patterns, unless a grid says otherwise: all of them where one worker is missing."""
+GRID = Path(__file__).with_name("accuracy.json")
+"""The grid of the shipped rows."""
 
 
 class DataSetSettings(Section):
@@ -66,20 +64,20 @@ class Block(Section):
 
     methods: Annotated[tuple[str, ...], Field(min_length=1)]
     datasets: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
-    """All of the grid's, if it is missing."""
+    """None: all of the grid's."""
     bases: Annotated[tuple[Base, ...], Field(min_length=1)] = ("invertible",)
     k: Annotated[tuple[GroupSize, ...], Field(min_length=1)] = (2, 4, 10)
     missing: Annotated[tuple[Count, ...], Field(min_length=1)] = (1,)
     corrupt: Annotated[tuple[Count, ...], Field(min_length=1)] = (0,)
     """Of the workers that do answer, those that send noise."""
     seeds: Annotated[tuple[Count, ...], Field(min_length=1)] = (1,)
-    """Of what is trained; a trial in which nothing is uses the first alone."""
+    """Of what is trained; a trial in which nothing is trained uses only the first."""
     groupings: Positive | None = None
     """Fewer than the grid's, for what is slow."""
     patterns: Patterns | None = None
     """In place of the grid's, where several workers are missing."""
     bundle: str | None = None
-    """Of methods that take all of a bundle, in place of the data set's; {dataset} and {k} are the
+    """In place of the data set's, of methods made around a bundle; {dataset} and {k} are the
     trial's."""
     label: Annotated[str, Field(min_length=1)] | None = None
     """The method's name in the tables; a bundle of its own needs one of its own."""
@@ -90,7 +88,7 @@ class Block(Section):
         try:
             (bundle or "").format(dataset="", k=2)
         except (LookupError, ValueError, AttributeError, TypeError) as error:
-            raise ValueError("braces are for {dataset} and {k} alone") from error
+            raise ValueError("braces are for {dataset} and {k} only") from error
         return bundle
 
 
@@ -102,7 +100,7 @@ class AccuracyGrid(Section):
     groupings: Positive = 5
     """Random groupings of the test images; the same for every method at one k."""
     grouping_seed: Count = 0
-    patterns: Patterns = PATTERNS
+    patterns: Patterns = 30
     """Most erasure patterns that are tried; of more, a sample."""
     blocks: Annotated[tuple[Block, ...], Field(min_length=1)]
 
@@ -120,21 +118,26 @@ class Trial:
     corrupt: int
     seed: int
     bundle: str
-    groupings: int
-    patterns: int = PATTERNS
+    groupings: int = 1
+    patterns: int = 30
 
     def name(self) -> str:
         """Return it in words."""
+        noise = f"{self.corrupt} corrupt, " if self.corrupt else ""
         return (
             f"{self.label} on {self.dataset} ({self.base}), k = {self.k}, "
-            f"{self.missing} missing, "
-            + (f"{self.corrupt} corrupt, " if self.corrupt else "")
-            + f"seed {self.seed}"
+            f"{self.missing} missing, {noise}seed {self.seed}"
         )
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return it for a row, in whose settings the number of patterns stands."""
-        return {name: value for name, value in asdict(self).items() if name != "patterns"}
+    @property
+    def place(self) -> dict[str, Any]:
+        """Its coordinates, the columns of its row."""
+        return {n: v for n, v in asdict(self).items() if n not in ("groupings", "patterns")}
+
+    @property
+    def trained(self) -> bool:
+        """Whether it depends on weights that the benchmark trains, and so on a seed."""
+        return self.base == "resnet" or bool(find_method(self.method).part)
 
 
 def load_grid(path: Path) -> AccuracyGrid:
@@ -144,8 +147,7 @@ def load_grid(path: Path) -> AccuracyGrid:
         UserError: one line, if it cannot be read, a key or value is wrong, a method or data set
             is unknown, or a label stands for two things.
     """
-    raw = read_json(path, "the grid")
-    grid = validated(AccuracyGrid, raw, path, strict=True)
+    grid = validated(AccuracyGrid, read_json(path, "the grid"), path, strict=True)
     labels: dict[str, tuple[str, str | None]] = {name: (name, None) for name in METHODS}
     for number, block in enumerate(grid.blocks):
         where = f"{path}: blocks.{number}"
@@ -159,30 +161,15 @@ def load_grid(path: Path) -> AccuracyGrid:
             method = find_method(name)
             if method.of_bundle and "resnet" in block.bases:
                 raise UserError(f"{where}.bases: {name} needs the invertible base model")
-            if not _takes_bundle(method) and block.bundle is not None:
+            if block.bundle is not None and (method.part or not method.of_bundle):
                 raise UserError(f"{where}.bundle: {name} runs on the data set's base models")
             for dataset in block.datasets or grid.datasets:
                 for base in block.bases:
                     check_part(grid, method, dataset, path, base)
             label, means = block.label or method.name, (method.name, block.bundle)
             if labels.setdefault(label, means) != means:
-                raise UserError(
-                    f"{where}.label: {label!r} stands for {_described(*labels[label])} in the "
-                    f"tables: name {_described(*means)} otherwise"
-                )
+                raise UserError(f"{where}.label: {label!r} also stands for {labels[label][0]}")
     return grid
-
-
-def check_parts(grid: AccuracyGrid, wanted: Iterable[Trial], path: Path) -> None:
-    """Refuse trials of methods or base models that the grid does not say how to train.
-
-    `load_grid` did so for the grid's own methods; these may have come by `with_methods`.
-
-    Raises:
-        UserError: one line, with the key that is missing.
-    """
-    for trial in wanted:
-        check_part(grid, find_method(trial.method), trial.dataset, path, trial.base)
 
 
 def check_part(
@@ -196,29 +183,7 @@ def check_part(
     needed = {method.part: method.name, "classifier" if base == "resnet" else "": "the base resnet"}
     for part, reason in needed.items():
         if part and getattr(grid.datasets[dataset], part) is None:
-            key = f"datasets.{dataset}.{part}"
-            raise UserError(f"{path}: missing key {key!r} for {reason}")
-
-
-def _described(method: str, bundle: str | None) -> str:
-    """Return in words what a label stands for."""
-    return f"{method} of bundle {bundle!r}" if bundle else method
-
-
-def _takes_bundle(method: Method) -> bool:
-    """Tell whether a method takes all of a bundle, so that a block may name another one."""
-    return method.of_bundle and not method.part
-
-
-def trained(method: Method | None, base: str) -> bool:
-    """Tell whether a trial depends on weights that the benchmark trains, and so on a seed."""
-    return base == "resnet" or bool(method and method.part)
-
-
-def needs_training_images(trial: Trial) -> bool:
-    """Tell whether something is trained for a trial, or chosen on validation images."""
-    method = find_method(trial.method)
-    return trained(method, trial.base) or method.tuned
+            raise UserError(f"{path}: missing key 'datasets.{dataset}.{part}' for {reason}")
 
 
 def is_foreign(text: str) -> bool:
@@ -261,42 +226,35 @@ def trials(grid: AccuracyGrid) -> Iterator[Trial]:
     """Yield the grid's trials, each once, so that those that share weights follow each other."""
     seen: set[Trial] = set()
     for block in grid.blocks:
-        datasets = block.datasets or tuple(grid.datasets)
-        for dataset, base, text in product(datasets, block.bases, block.methods):
-            method = find_method(text)
-            seeds = block.seeds if trained(method, base) else block.seeds[:1]
-            own = grid.datasets[dataset].bundle
-            choices = product(seeds, block.k, block.missing, block.corrupt)
-            for seed, k, missing, corrupt in choices:
-                trial = Trial(
-                    label=block.label or method.name,
-                    method=method.name,
-                    dataset=dataset,
-                    base=base,
-                    k=k,
-                    missing=missing,
-                    corrupt=corrupt,
-                    seed=seed,
-                    bundle=block.bundle.format(dataset=dataset, k=k) if block.bundle else own,
-                    groupings=min(block.groupings or grid.groupings, grid.groupings),
-                    patterns=block.patterns or grid.patterns,
-                )
-                alike = trial if trained(method, base) else replace(trial, seed=0)
-                if alike not in seen:
-                    seen.add(alike)
-                    yield trial
+        for place in expand(
+            dataset=block.datasets or grid.datasets,
+            base=block.bases,
+            method=[find_method(text).name for text in block.methods],
+            seed=block.seeds,
+            k=block.k,
+            missing=block.missing,
+            corrupt=block.corrupt,
+        ):
+            bundle = block.bundle or grid.datasets[place["dataset"]].bundle
+            trial = Trial(
+                label=block.label or place["method"],
+                bundle=bundle.format(dataset=place["dataset"], k=place["k"]),
+                groupings=min(block.groupings or grid.groupings, grid.groupings),
+                patterns=block.patterns or grid.patterns,
+                **place,
+            )
+            alike = trial if trial.trained else replace(trial, seed=0)
+            if alike not in seen:
+                seen.add(alike)
+                yield trial
 
 
-def check_possible(
-    trial: Trial,
-    bundle: BundleInfo,
-    images: int | None,
-) -> None:
+def check_possible(trial: Trial, bundle: BundleInfo, images: int | None) -> None:
     """Refuse a trial that cannot be done.
 
     Args:
-        trial: what is asked for.
-        bundle: that it names.
+        trial: the trial.
+        bundle: the bundle that it names.
         images: how many test images there are; None if that is not known yet.
 
     Raises:
@@ -309,4 +267,4 @@ def check_possible(
     except UserError as error:
         raise UserError(f"{trial.name()}: {error}") from error
     if trial.missing + trial.corrupt > trial.k - 1:
-        raise UserError(f"{trial.name()}: one of the k must be left that is neither")
+        raise UserError(f"{trial.name()}: at least one worker must be neither")

@@ -7,16 +7,12 @@ side features alone, and so do the answers of its row for these.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from codedinvnet.checkpoint import load_checkpoint
-from codedinvnet.errors import UserError
-from codedinvnet.evaluation.trust import reliability, split_row
-from codedinvnet.protect.folder import CALIBRATION, EVIDENCE, read_description
+from codedinvnet.protect.folder import EVIDENCE, read_description
 from codedinvnet.protect.measure import Candidate
 from codedinvnet.trust.bound import Curve
 from codedinvnet.trust.calibration import (
@@ -72,38 +68,3 @@ def calibration_if_any(folder: Path, needed: bool) -> Calibration | None:
         UserError: see `protection_calibration`.
     """
     return protection_calibration(folder) if needed or (folder / FILE).is_file() else None
-
-
-def protection_rows(
-    folder: Path, limits: Iterable[float], *, seed: int, splits: int
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Check the bound for each method of a protection and limit, and its probabilities.
-
-    Its answers to the calibration and the test inputs are split as `trust_rows` splits groups.
-
-    Raises:
-        UserError: if it has no calibration, or kept no answers.
-    """
-    stored = protection_calibration(folder)
-    tensors, header = load_checkpoint(folder / CALIBRATION)
-    rows, told = [], []
-    ks = {row["method"]: int(row["k"]) for row in read_description(folder)["table"]}
-    for name in header["methods"]:
-        curve = stored.curve(name, ks[name])
-        if curve is None:
-            continue
-        parts = []
-        for part in ("calibration", "test"):
-            columns = [
-                tensors.get(f"{name}.{part}.{key}") for key in ("groups", "confidence", "agrees")
-            ]
-            if any(column is None for column in columns):
-                raise UserError(f"{folder / CALIBRATION} is of another release: {AGAIN} anew")
-            groups, *values = (column.numpy() for column in columns if column is not None)
-            parts.append(by_groups(groups, *values))
-        own = {"protection": folder.name, "method": name, "k": ks[name]}
-        for limit in limits:
-            row = split_row(curve, parts[0], parts[1], limit, seed, splits)
-            rows.append({**own, "limit": limit, "splits": splits, **row})
-        told.append({**own, "answer": DECODED, **reliability(curve, *parts[1])})
-    return rows, told

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from codedinvnet.evaluation.quantiles import around, half_width, percentile, rounded
+from codedinvnet.evaluation.quantiles import around, clustered_ci, percentile, rounded
 from codedinvnet.simulation.engine import Records, Simulation
 from codedinvnet.simulation.scenario import Accuracy, Scenario
 from codedinvnet.simulation.warnings import drifts
@@ -46,7 +46,7 @@ def estimate(
     around the whole run's (Asmussen and Glynn, Stochastic Simulation, 2007, section III.5a).
     """
     whole = statistic(values)
-    half = half_width(_by_section(values, statistic, sections), whole)
+    half = clustered_ci(_by_section(values, statistic, sections), centre=whole)
     return Estimate(whole, None if half is None else (whole - half, whole + half))
 
 

@@ -25,7 +25,7 @@ RISK = 0.04
 
 It bounds the expected share of the chosen threshold as well. The share over the next answers may be
 higher than that, and its bound is of a threshold given beforehand. Choosing one adds about a
-hundredth (`codedinvnet trust` measures it), which is why this is not 0.05.
+hundredth (`python -m benchmarks trust` measures it), which is why this is not 0.05.
 """
 HORIZON = 10_000
 """The limit is kept over so many answers after the calibration, those not released among them."""

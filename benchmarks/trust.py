@@ -1,0 +1,130 @@
+"""`python -m benchmarks trust`: over random splits, do released answers keep a limit?
+
+Groups of the held-out and the test images are split at random into halves: one calibrates, and of
+the other the released answers are counted. What the bundle's own calibration releases is counted as
+well, and how its probabilities of agreement compare with how often test answers agree.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from codedinvnet.errors import UserError
+from codedinvnet.evaluation.trust import approximate, by_group, calibration_of, schemes
+from codedinvnet.models.bundle import load_bundle
+from codedinvnet.provenance import describe_commit, describe_machine
+from codedinvnet.stages import evaluation_images
+from codedinvnet.trust.bound import Curve, oracle_coverage
+from codedinvnet.trust.calibration import DECODED
+
+K = 10
+LIMITS = (0.005, 0.01, 0.02)
+Answers: TypeAlias = Sequence[np.ndarray]
+"""Confidences of approximate answers, and whether they agree, (groups, members) each."""
+
+
+def run(bundles: Sequence[str], data_dir: Path | None, *, runs: int, seed: int) -> dict[str, Any]:
+    """Return the rows of the check, and those of the probabilities.
+
+    Raises:
+        UserError: if a bundle has no calibration.
+    """
+    rows, reliable = [], []
+    for name in bundles:
+        bundle = load_bundle(name)
+        held_out, test = (evaluation_images(bundle, s, data_dir) for s in ("validation", "test"))
+        for method, k, scheme in schemes(bundle, (K,)):
+            stored = calibration_of(bundle.folder, bundle.digest(), method, k)
+            known, later = (approximate(scheme, s, k, seed=seed) for s in (held_out, test))
+            for answer, frame in later.items():
+                curve = stored.curve(method, k, answer)
+                if curve is None:
+                    raise UserError(f"{name} is not calibrated: `codedinvnet calibrate` does that")
+                own = {"bundle": name, "method": method, "k": k}
+                answers = by_group(frame, k)
+                reliable.append({**own, "answer": answer, **reliability(curve, *answers)})
+                for limit in LIMITS if answer == DECODED else ():
+                    own = {"bundle": name, "weights": stored.weights, "method": method, "k": k}
+                    row = split_row(curve, by_group(known[answer], k), answers, limit, seed, runs)
+                    rows.append({**own, "limit": limit, "splits": runs, **row})
+    return {
+        "command": "python -m benchmarks trust --data-dir data --json",
+        "rows": rows,
+        "reliability": reliable,
+        "commit": describe_commit(),
+        "machine": describe_machine(),
+    }
+
+
+def split_row(
+    curve: Curve, held_out: Answers, test: Answers, limit: float, seed: int, splits: int
+) -> dict[str, Any]:
+    """Return how often splits of all groups break a limit, and what a curve releases of `test`."""
+    confidences, agrees = (np.concatenate(pair) for pair in zip(held_out, test, strict=True))
+    tried = list(_splits(confidences, agrees, limit, seed, splits))
+    above, coverage, oracle, shares = np.array(tried).T
+    threshold = curve.threshold(limit)
+    shipped = released(test[0], test[1], threshold)
+    return {
+        "splits_above_limit": round(float(above.mean()), 4),
+        "disagreement": round(float(shares.mean()), 5),
+        "coverage": round(float(coverage.mean()), 4),
+        "oracle_coverage": round(float(oracle.mean()), 4),
+        "stored_threshold": None if math.isinf(threshold) else threshold,
+        "stored_disagreement": round(curve.coverage(limit).disagreement, 5),
+        "test_disagreement": round(shipped[0], 5),
+        "test_coverage": round(shipped[1], 4),
+    }
+
+
+def _splits(
+    confidences: np.ndarray, agrees: np.ndarray, limit: float, seed: int, splits: int
+) -> Iterator[tuple[bool, float, float, float]]:
+    """Yield for each split if it is above the limit, its coverage, an oracle's, and its share."""
+    random = np.random.default_rng(seed)
+    half = len(agrees) // 2
+    for _ in range(splits):
+        order = random.permutation(len(agrees))
+        known, later = order[:half], order[half:]
+        curve = Curve.of(confidences[known], agrees[known])
+        threshold = curve.threshold(limit, horizon=agrees[later].size)
+        share, coverage = released(confidences[later], agrees[later], threshold)
+        oracle = oracle_coverage(confidences[later], agrees[later], limit)
+        yield share > limit, coverage, oracle, share
+
+
+def released(confidences: np.ndarray, agrees: np.ndarray, threshold: float) -> tuple[float, float]:
+    """Return the share of released answers that disagree, and the share that is released."""
+    chosen = confidences >= threshold
+    share = float((~agrees)[chosen].mean()) if chosen.any() else 0.0
+    return share, float(chosen.mean())
+
+
+def reliability(curve: Curve, confidences: np.ndarray, agrees: np.ndarray) -> dict[str, Any]:
+    """Return how a curve's probabilities compare with how often answers agree.
+
+    The calibration error is the mean of |probability − agreement| over the answers, where those of
+    one probability count together. The Brier score of a constant is that of the mean agreement.
+    """
+    expected, agreed = curve.probability(confidences).ravel(), agrees.ravel()
+    steps, places, counts = np.unique(expected, return_inverse=True, return_counts=True)
+    seen = np.bincount(places, agreed) / counts
+    mean = float(agreed.mean())
+    error = float((np.abs(steps - seen) * counts).sum() / expected.size)
+    return {
+        "answers": expected.size,
+        "agreement": round(mean, 5),
+        "mean_probability": round(float(expected.mean()), 5),
+        "calibration_error": round(error, 5),
+        "brier": round(float(np.square(expected - agreed).mean()), 5),
+        "brier_of_a_constant": round(mean * (1 - mean), 5),
+        "steps": [
+            [round(float(step), 4), round(float(share), 4), int(count)]
+            for step, share, count in zip(steps, seen, counts, strict=True)
+        ],
+    }

@@ -1,0 +1,299 @@
+"""Erase workers of coding groups, decode what is left, and count: every accuracy is made of this.
+
+`erase` returns one long frame with a line for each answer; recovered accuracy, agreement, coverage
+and the worst position are groupbys of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from pandas import Categorical, DataFrame, Index
+from torch import Tensor
+
+from codedinvnet.codes.base import Scheme
+from codedinvnet.codes.rules import is_systematic
+from codedinvnet.data import random_groups
+from codedinvnet.devices import whole_float32
+from codedinvnet.progress import Progress
+from codedinvnet.trust.confidence import confidences
+
+BATCH = 250
+"""Queries in one forward pass."""
+GROUPS = 100
+"""Groups of which one task is computed at a time."""
+CORRUPTION = 10.0
+"""Noise on a corrupt worker's output, in standard deviations of that task's outputs."""
+NO_ANSWER = -1
+"""The prediction of an answer that a code does not have, and the direct one of a code without."""
+Pattern = tuple[int, ...]
+"""The tasks of a group that are missing; () where none is."""
+
+
+class Queries(Protocol):
+    """Labelled queries, such as an `ImageSource`."""
+
+    @property
+    def labels(self) -> Tensor:
+        """The labels (N,)."""
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+
+    def batch(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Return queries (B, *shape) and their labels (B,)."""
+
+
+def task_outputs(scheme: Scheme, source: Queries) -> Tensor:
+    """Return the output of every query's own data task, (N, n), of a systematic code."""
+    parts = [
+        scheme.compute(0, source.batch(rows)[0][:, None]).output.cpu()
+        for rows in torch.arange(len(source)).split(BATCH)
+    ]
+    return torch.cat(parts)
+
+
+def direct_answers(scheme: Scheme, own: Tensor, device: torch.device | None = None) -> Tensor:
+    """Return the scores (N, classes) of outputs (N, n) of a systematic code's data tasks.
+
+    Raises:
+        ValueError: if the code is not systematic.
+    """
+    found = []
+    for part in own.split(BATCH):
+        scores = scheme.direct(part.to(device or scheme.device))
+        if scores is None:
+            raise ValueError(f"{scheme.name} is not systematic: it has no direct answers")
+        found.append(scores.cpu())
+    return torch.cat(found)
+
+
+def group_outputs(
+    scheme: Scheme,
+    source: Queries,
+    members: Tensor,
+    own: Tensor | None,
+    encoded: Tensor | None = None,
+) -> dict[int, Tensor]:
+    """Return the outputs (G, n) of all tasks of groups (G, k).
+
+    Args:
+        scheme: the code and its models.
+        source: the queries.
+        members: rows of the source, and of `own`.
+        own: `task_outputs` of a systematic code; a task that is the same as a member's own has the
+            same output.
+        encoded: the rows (G, k) that the other tasks encode; None: the members.
+    """
+    tasks = scheme.rules.tasks(members.shape[1])
+    alike = [t for t, spec in tasks.items() if own is not None and spec == tasks[spec.members[0]]]
+    found: dict[int, list[Tensor]] = {task: [] for task in tasks}
+    encoded = members if encoded is None else encoded
+    for rows in encoded.split(GROUPS) if len(alike) < len(tasks) else ():
+        queries = source.batch(rows.flatten())[0].unflatten(0, tuple(rows.shape))
+        for task, spec in tasks.items():
+            if task not in alike:
+                computed = scheme.compute(task, queries[:, list(spec.members)])
+                found[task].append(computed.output.cpu())
+    for task in alike:
+        assert own is not None
+        found[task].append(own[members[:, tasks[task].members[0]]])
+    return {task: torch.cat(parts) for task, parts in found.items()}
+
+
+def single_losses(k: int) -> list[Pattern]:
+    """Return the patterns in which one member's own task is missing."""
+    return [(member,) for member in range(k)]
+
+
+def erase(
+    scheme: Scheme,
+    source: Queries,
+    patterns: Iterable[Pattern],
+    *,
+    k: int,
+    groupings: int = 1,
+    seed: int = 0,
+    own: Tensor | None = None,
+    corrupt: int = 0,
+    shuffle_parity: bool = False,
+    progress: bool = True,
+) -> DataFrame:
+    """Erase tasks of every group in every pattern, and decode the rest.
+
+    Args:
+        scheme: the code and its models.
+        source: the queries.
+        patterns: the sets of tasks that are missing, one after another; () erases none.
+        k: the members of a group.
+        groupings: how many random groupings; those of a seed are the same for every method.
+        seed: the seed of the groupings, and of the noise of corrupt workers.
+        own: `task_outputs` of a systematic code, if they are known.
+        corrupt: how many of every group's other workers send noise.
+        shuffle_parity: give every group the extra tasks' outputs of another group.
+        progress: show a progress bar.
+
+    Returns:
+        A line for each erased member in each pattern; for every member if the code is not
+        systematic or workers are corrupt. Its columns are `grouping`, `group`, `member`, `lost`
+        (the pattern), `query` (its row), `prediction` and `confidence` of the decoded answer, the
+        `direct` prediction and the `label`. Scores that are not finite are no answer.
+    """
+    patterns = list(patterns)
+    systematic = is_systematic(scheme.rules)
+    if systematic and own is None:
+        own = task_outputs(scheme, source)
+    direct = (
+        direct_answers(scheme, own).argmax(1)
+        if systematic and own is not None
+        else torch.full((len(source),), NO_ANSWER)
+    )
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.Generator().manual_seed(seed)
+    drawn = [random_groups(len(source), k, generator) for _ in range(groupings)]
+    size = len(source) if corrupt else min(GROUPS, max(1, 4 * BATCH // k))
+    lines = _Lines(patterns)
+    with (
+        whole_float32(),
+        Progress(
+            total=sum(-(-len(groups.members) // size) for groups in drawn),
+            desc=f"erase, k={k}",
+            unit="batch",
+            leave=False,
+            dynamic_ncols=True,
+            disable=not progress,
+        ) as bar,
+    ):
+        for grouping, groups in enumerate(drawn):
+            encoded = groups.members.roll(1, 0) if shuffle_parity else groups.members
+            for rows in torch.arange(len(groups.members)).split(size):
+                members = groups.members[rows]
+                outputs = group_outputs(scheme, source, members, own, encoded[rows])
+                for place, lost in enumerate(patterns):
+                    rest = {task: out for task, out in outputs.items() if task not in lost}
+                    if corrupt:
+                        rest = corrupt_some(rest, corrupt, noise)
+                    kept = groups.counted[rows]
+                    if systematic and not corrupt:
+                        kept = kept & torch.tensor([i in lost for i in range(k)])
+                    if kept.any():
+                        answers = _decoded(scheme, rest, k)
+                        lines.add(grouping, rows, place, members, kept, *answers)
+                bar.update()
+    return lines.frame(direct, source.labels)
+
+
+class _Lines:
+    """Collects the lines of a frame, column by column."""
+
+    def __init__(self, patterns: Sequence[Pattern]) -> None:
+        self.patterns = patterns
+        self.columns: dict[str, list[Tensor]] = {
+            name: []
+            for name in ("grouping", "group", "member", "lost", "query", "prediction", "confidence")
+        }
+
+    def add(
+        self,
+        grouping: int,
+        rows: Tensor,
+        lost: int,
+        members: Tensor,
+        kept: Tensor,
+        predictions: Tensor,
+        confidence: Tensor,
+    ) -> None:
+        """Add the answers (G, k) that are kept of groups under one pattern."""
+        group, member = kept.nonzero(as_tuple=True)
+        values = (
+            torch.full_like(group, grouping),
+            rows[group],
+            member,
+            torch.full_like(group, lost),
+            members[group, member],
+            predictions[group, member],
+            confidence[group, member],
+        )
+        for column, value in zip(self.columns.values(), values, strict=True):
+            column.append(value)
+
+    def frame(self, direct: Tensor, labels: Tensor) -> DataFrame:
+        """Return the frame, with the queries' direct predictions (N,) and labels (N,)."""
+        columns = {
+            name: torch.cat(parts) if parts else torch.zeros(0, dtype=torch.int64)
+            for name, parts in self.columns.items()
+        }
+        columns |= {"direct": direct[columns["query"]], "label": labels[columns["query"]]}
+        frame = DataFrame({name: column.numpy() for name, column in columns.items()})
+        names = Index(self.patterns, tupleize_cols=False)
+        return frame.assign(lost=Categorical.from_codes(frame["lost"], names))
+
+
+def _decoded(scheme: Scheme, outputs: Mapping[int, Tensor], k: int) -> tuple[Tensor, Tensor]:
+    """Return the predictions (G, k) and confidences that outputs (G, n) decode to."""
+    groups = len(next(iter(outputs.values())))
+    found = torch.full((groups, k), NO_ANSWER)
+    sure = torch.zeros(groups, k)
+    for rows in torch.arange(groups).split(max(1, 4 * BATCH // k)):
+        batch = {task: output[rows].to(scheme.device) for task, output in outputs.items()}
+        for member, scores in scheme.decode(batch, k).items():
+            scores = scores.cpu()
+            sound = scores.isfinite().all(dim=1)
+            found[rows, member] = torch.where(sound, scores.argmax(1), NO_ANSWER)
+            with np.errstate(invalid="ignore"):
+                sure[rows, member] = torch.from_numpy(confidences(scores.numpy(), "logits"))
+    return found, sure.nan_to_num()
+
+
+def corrupt_some(
+    outputs: Mapping[int, Tensor], count: int, generator: torch.Generator
+) -> dict[int, Tensor]:
+    """Return the outputs (G, n) with Gaussian noise on `count` random tasks of every group."""
+    tasks = sorted(outputs)
+    order = torch.rand(len(outputs[tasks[0]]), len(tasks), generator=generator).argsort(dim=1)
+    found: dict[int, Tensor] = {}
+    for place, task in enumerate(tasks):
+        hit = (order[:, :count] == place).any(dim=1)
+        output = outputs[task].clone()
+        noise = torch.randn(int(hit.sum()), output.shape[1], generator=generator)
+        output[hit] += CORRUPTION * output.std() * noise
+        found[task] = output
+    return {task: found[task] for task in outputs}
+
+
+# Metrics, groupbys of the frame
+
+
+def accuracy(frame: DataFrame, majority: int | None = None) -> float | None:
+    """Return the share of decoded answers that are right; None without any line.
+
+    Args:
+        frame: lines of `erase`.
+        majority: the class that a missing answer counts as; None: it is wrong.
+    """
+    answers = frame["prediction"]
+    if majority is not None:
+        answers = answers.where(answers != NO_ANSWER, majority)
+    return float((answers == frame["label"]).mean()) if len(frame) else None
+
+
+def whole_groups(frame: DataFrame, k: int) -> DataFrame:
+    """Keep the groups whose k members are all counted, sorted by grouping, group and member."""
+    place = ["grouping", "group"]
+    whole = frame[frame.groupby(place)["member"].transform("nunique") == k]
+    return whole.sort_values([*place, "member"], kind="stable", ignore_index=True)
+
+
+def answer_kinds(frame: DataFrame, k: int) -> dict[str, DataFrame]:
+    """Return the lines of each kind of approximate answer of whole groups.
+
+    `decoded` is every member's answer as if it alone were missing, `guessed` the one from the extra
+    tasks alone; a kind that the code cannot give is left out.
+    """
+    whole = whole_groups(frame, k)
+    sizes = whole["lost"].map(len).astype(int)
+    kinds = {"decoded": whole[sizes == 1], "guessed": whole[sizes == k]}
+    return {name: own for name, own in kinds.items() if len(own) and (own["prediction"] >= 0).all()}
