@@ -1,8 +1,8 @@
 """`python -m benchmarks gateway`: what a request costs more through the gateway than without it.
 
 Triton answers a model that costs next to nothing. One connection at a time asks it, directly and
-through the gateway in turn, over HTTP and over gRPC; and through nginx, which only passes on, where
-that is installed.
+through the gateway in turn, over HTTP; and through nginx, which only passes on, where that is
+installed.
 """
 
 from __future__ import annotations
@@ -37,46 +37,42 @@ daemon off; master_process off; pid {folder}/pid; error_log {folder}/error.log;
 events {{ }}
 http {{
     access_log off; client_max_body_size 0; client_body_buffer_size 2m;
-    proxy_buffers 8 256k; proxy_buffer_size 256k; grpc_buffer_size 256k;
+    proxy_buffers 8 256k; proxy_buffer_size 256k;
     client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy;
     fastcgi_temp_path {folder}/fastcgi; uwsgi_temp_path {folder}/uwsgi;
     scgi_temp_path {folder}/scgi;
     upstream over_http {{ server {http}; keepalive 16; }}
-    upstream over_grpc {{ server {grpc}; keepalive 16; }}
     server {{
-        listen 127.0.0.1:{ports[0]};
+        listen 127.0.0.1:{port};
         location / {{
             proxy_pass http://over_http; proxy_http_version 1.1; proxy_set_header Connection "";
         }}
     }}
-    server {{ listen 127.0.0.1:{ports[1]} http2; location / {{ grpc_pass grpc://over_grpc; }} }}
 }}
 """
-BOTH = r"on http://(\S+) and gRPC port (\d+)"
-"""What the gateway's first line says of where it is."""
 
 
 def gateway_to(url: str) -> AbstractContextManager[Running]:
-    """Run `codedinvnet gateway` before an upstream."""
-    words = ("codedinvnet", "gateway", MODEL, "--port", "0", "--grpc-port", "0")
-    return running(sys.executable, "-m", *words, "--upstream", url, ready=BOTH)
+    """Run `codedinvnet gateway` in front of an upstream."""
+    words = ("codedinvnet", "gateway", "--port", "0", "--upstream", url)
+    return running(sys.executable, "-m", *words)
 
 
 @contextmanager
-def nginx(folder: Path, http: str, grpc: str) -> Iterator[tuple[str, str] | None]:
-    """Run nginx before Triton; yields its addresses, for HTTP and gRPC, None if there is none."""
+def nginx(folder: Path, http: str) -> Iterator[str | None]:
+    """Run nginx in front of Triton; yields its address, None if there is no nginx."""
     program = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
     if program is None:
         yield None
         return
-    ports = (free_port(), free_port())
+    port = free_port()
     settings = folder / "nginx.conf"
-    settings.write_text(NGINX.format(folder=folder, http=http, grpc=grpc, ports=ports))
+    settings.write_text(NGINX.format(folder=folder, http=http, port=port))
     command = [program, "-e", str(folder / "nginx.log"), "-c", str(settings)]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
         try:
             time.sleep(1)
-            yield f"127.0.0.1:{ports[0]}", f"127.0.0.1:{ports[1]}"
+            yield f"127.0.0.1:{port}"
         finally:
             process.terminate()
 
@@ -149,7 +145,6 @@ def run(*, quick: bool) -> dict[str, Any]:
     Raises:
         UserError: if there is no Triton.
     """
-    import tritonclient.grpc
     import tritonclient.http
 
     if not is_installed():
@@ -159,24 +154,17 @@ def run(*, quick: bool) -> dict[str, Any]:
         triton = Triton(Path(folder))
         try:
             triton.start()
-            addresses = f"127.0.0.1:{triton.http}", f"127.0.0.1:{triton.grpc}"
-            plain = stack.enter_context(nginx(Path(folder), *addresses))
-            for name, module, port, scheme in (
-                ("http", tritonclient.http, triton.http, "http"),
-                ("grpc", tritonclient.grpc, triton.grpc, "grpc"),
-            ):
-                direct = f"127.0.0.1:{port}"
-                with gateway_to(f"{scheme}://{direct}") as gateway:
-                    http, grpc = gateway.found.groups()
-                    through = http if name == "http" else f"127.0.0.1:{grpc}"
-                    ways = {"direct": direct, "gateway": through}
-                    if plain is not None:
-                        ways["nginx"] = plain[name == "grpc"]
-                    for size, values in SIZES.items():
-                        rounds = QUICK_ROUNDS if quick else ROUNDS
-                        report[f"{name}, {size}"] = compared(
-                            module, ways, gateway.pid, values, rounds
-                        )
+            direct = f"127.0.0.1:{triton.http}"
+            plain = stack.enter_context(nginx(Path(folder), direct))
+            with gateway_to(f"http://{direct}") as gateway:
+                ways = {"direct": direct, "gateway": gateway.address.removeprefix("http://")}
+                if plain is not None:
+                    ways["nginx"] = plain
+                for size, values in SIZES.items():
+                    rounds = QUICK_ROUNDS if quick else ROUNDS
+                    report[f"http, {size}"] = compared(
+                        tritonclient.http, ways, gateway.pid, values, rounds
+                    )
         finally:
             triton.kill()
     return report

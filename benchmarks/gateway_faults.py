@@ -34,14 +34,14 @@ from torch import Tensor, nn
 
 from codedinvnet.errors import UserError
 from codedinvnet.evaluation.load import Ended, Load, percentiles
+from codedinvnet.gateway.options import GatewayOptions
+from codedinvnet.gateway.run import run_gateway
 from codedinvnet.net.client import Answer, HttpClient, parse_origin
+from codedinvnet.net.resolve import Address, Resolver, literal
 from codedinvnet.processes import Running, descendants, free_port, processor_time, running
 from codedinvnet.protocol.http import parse_response, render_request
 from codedinvnet.protocol.messages import HEADER_LENGTH, InferRequest
 from codedinvnet.provenance import describe_machine
-from codedinvnet.serving.gateway import discovery
-from codedinvnet.serving.gateway import run as gateways
-from codedinvnet.serving.gateway.options import GatewayOptions
 from codedinvnet.simulation.arrivals import poisson_gaps
 
 UPSTREAMS, MODEL, NAME = 5, "waiting", "upstreams.test"
@@ -59,7 +59,7 @@ TOLD = "p99_ms", "max_ms"
 """What is said of the requests during each harm."""
 SLOWEST = 1000
 """One request of so many is among the slowest."""
-CALLS = re.compile(r'codedinvnet_upstream_calls_total\{.*upstream="([^"]+)".*\} (\S+)')
+CALLS = re.compile(r'codedinvnet_gateway_attempts_total\{.*upstream="([^"]+)".*\} (\S+)')
 
 
 class Waiting(nn.Module):
@@ -81,19 +81,15 @@ def waiting() -> tuple[nn.Module, Tensor]:
 def gateway(port: int, hosts: Path, policy: str) -> None:
     """Run the gateway in this process; a file says which addresses the upstreams' name has."""
 
-    async def resolve(_: str, __: int) -> list[str]:
+    def lookup(_: str, port: int) -> list[Address]:
         found: list[str] = json.loads(hosts.read_text())
         if not found:
             raise OSError(-2, "Name or service not known")
-        return found
+        return [address for host in found for address in literal(host, port)]
 
-    class ByFile(discovery.Discovery):
-        def __init__(self, given: Sequence[str], file: Path | None = None) -> None:
-            super().__init__(given, file, resolve)
-
-    gateways.Discovery = ByFile  # type: ignore[assignment, attr-defined]
-    upstream = f"dns+http://{NAME}:{port}"
-    gateways.run_gateway(GatewayOptions(MODEL, (upstream,), policy=policy, port=0))
+    upstream = (f"dns+http://{NAME}:{port}",)
+    options = GatewayOptions(upstream=upstream, policy=policy, port=0, deadline_ms=5000.0)
+    run_gateway(options, Resolver(lookup))
 
 
 @dataclass

@@ -11,11 +11,10 @@ import os
 import re
 from pathlib import Path
 
-from prometheus_client import CollectorRegistry
 from sphinx.application import Sphinx
 
 from codedinvnet.cli.command_line import build_parser
-from codedinvnet.serving.gateway.upstream_metrics import UpstreamMetrics
+from codedinvnet.gateway.metrics import GatewayMetrics
 from codedinvnet.serving.metrics import Metrics
 
 HERE = Path(__file__).resolve().parent
@@ -101,21 +100,19 @@ def _commands(parser: argparse.ArgumentParser) -> list[str]:
 
 def metrics() -> str:
     """Return a table of the metrics of a service and of a gateway."""
-    upstreams = CollectorRegistry()
-    UpstreamMetrics(upstreams)
     parts = [
         "# Metrics",
         "`/metrics` has them in Prometheus' text format. Buckets of histograms reach to 60 s.",
     ]
-    both = ("A service", Metrics().registry), ("A gateway", upstreams)
+    both = ("A service", Metrics().registry), ("A gateway", GatewayMetrics().registry)
     for title, registry in both:
         parts.append(f"## {title}")
-        if registry is upstreams:
-            parts.append("It has those of a service, and these of upstreams.")
         table = ["| name | kind | labels | meaning |", "| --- | --- | --- | --- |"]
         for collector in registry._collector_to_names:
             labels = ", ".join(f"`{name}`" for name in getattr(collector, "_labelnames", ()))
             for family in collector.collect():
+                if not family.name.startswith("codedinvnet_"):  # the process's
+                    continue
                 name = family.name + ("_total" if family.type == "counter" else "")
                 meaning = family.documentation.replace("|", r"\|")
                 table.append(f"| `{name}` | {family.type} | {labels} | {meaning} |")

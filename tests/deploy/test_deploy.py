@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import json
 import os
 import re
@@ -11,9 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
@@ -27,19 +24,17 @@ from dockerfile_parse import DockerfileParser
 from prometheus_client.parser import text_string_to_metric_families
 
 from codedinvnet.cli.command_line import build_parser
-from codedinvnet.cli.options import settings_of
+from codedinvnet.cli.options import options_of
+from codedinvnet.gateway.options import MIB, GatewayOptions
+from codedinvnet.gateway.run import GRACE
+from codedinvnet.gateway.run import running as gateway_running
+from codedinvnet.net.client import parse_origin
 from codedinvnet.processes import free_port
-from codedinvnet.serving import supervisor
 from codedinvnet.serving.app import running as serve_running
 from codedinvnet.serving.config import ServeOptions
-from codedinvnet.serving.faces.grpc import FEWEST_READ
-from codedinvnet.serving.gateway.options import MIB, GatewayOptions, check
-from codedinvnet.serving.gateway.run import running as gateway_running
-from codedinvnet.serving.listening import DRAIN_TIMEOUT
-from tests.observing import set_proxy, until
-from tests.serving.gateway.asking import ask
-from tests.serving.gateway.fakes import Fake, gateway
-from tests.serving.gateway.test_tls import make_pair
+from tests.gateway.support import INFER, V2, Upstream, gateway
+from tests.gateway.test_run import make_pair
+from tests.observing import set_proxy
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -71,7 +66,7 @@ def config(tmp_path: Path) -> GatewayOptions:
     path = tmp_path / arguments.config.name
     path.write_text(data[path.name])
     words = [str(path) if word == str(arguments.config) else word for word in CONTAINER["args"]]
-    return settings_of(build_parser().parse_args(words), GatewayOptions)
+    return options_of(build_parser().parse_args(words), GatewayOptions)
 
 
 async def status(address: str, path: str, **headers: str) -> int:
@@ -91,8 +86,7 @@ def test_kubernetes_takes_each_manifest(manifest: Any) -> None:
 
 def test_the_gateways_settings_are_those_of_its_manifest(config: GatewayOptions) -> None:
     options = config
-    check(options)
-    assert {"http": options.port, "grpc": options.grpc_port} == PORTS
+    assert {"http": options.port} == PORTS
     assert options.host == "0.0.0.0"
     (upstream,) = options.upstream
     match = re.fullmatch(r"dns\+http://([\w-]+):(\d+)", upstream)
@@ -110,55 +104,35 @@ def test_services_and_budgets_find_the_gateway() -> None:
     )
     service = found("Service", "resnet")["spec"]
     assert service["selector"] == labels
-    assert {p["port"]: PORTS[p["targetPort"]] for p in service["ports"]} == {8000: 8000, 8001: 8001}
+    assert {p["port"]: PORTS[p["targetPort"]] for p in service["ports"]} == {8000: 8000}
     annotations = POD["metadata"]["annotations"]
     assert int(annotations["prometheus.io/port"]) == PORTS["http"]
 
 
-async def test_probes_names_and_metrics_really_answer(config: GatewayOptions) -> None:
+async def test_probes_and_metrics_really_answer(config: GatewayOptions) -> None:
+    """No pod is killed for want of upstreams; it only gets no traffic."""
     readiness = CONTAINER["readinessProbe"]["httpGet"]
-    assert PORTS[readiness["port"]] == 8000
+    lives = [CONTAINER[f"{name}Probe"]["httpGet"] for name in ("startup", "liveness")]
     metrics = POD["metadata"]["annotations"]["prometheus.io/path"]
+    assert {PORTS[probe["port"]] for probe in (readiness, *lives)} == {8000}
 
-    fake = Fake()
-    await fake.start()
-    fake.metadata = {**fake.metadata, "name": "resnet"}
-    options = dataclasses.replace(config, upstream=(fake.url,), port=0, grpc_port=0, name="m")
-    async with gateway_running(options) as (address, _, _):
-        address = address.replace("0.0.0.0", "127.0.0.1")
-        assert await status(address, readiness["path"]) == 200
-        assert await status(address, metrics) == 200
-        for name in options.allowed_host:
-            assert await status(address, "/v2", Host=f"{name}:8000") == 200
-        assert await status(address, "/v2", Host="elsewhere:8000") == 421
-        await fake.stop()
-        await ask(address)  # which nobody answers
+    upstream = Upstream()
+    await upstream.start()
+    options = config.model_copy(update={"upstream": (upstream.url,), "port": 0})
+    async with gateway_running(options) as found:
+        address = found.url.replace("0.0.0.0", "127.0.0.1")
+        for path in (readiness["path"], metrics, *(probe["path"] for probe in lives)):
+            assert await status(address, path) == 200
+        await upstream.stop()
+        await status(address, "/any")  # which nobody answers
         assert await status(address, readiness["path"]) == 503
+        assert {await status(address, probe["path"]) for probe in lives} == {200}
 
 
-async def test_no_pod_is_killed_for_want_of_upstreams(
-    config: GatewayOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file = tmp_path / "upstreams"
-    file.write_text("")
-    options = dataclasses.replace(config, upstream=(), upstreams_file=file, port=0, grpc_port=0)
-    async with gateway_running(options) as (address, relay, _):
-        address = address.replace("0.0.0.0", "127.0.0.1")
-        await until(lambda: relay.front.scheduler.workers_up == 0)
-        a_year = 365 * 86_400
-        clock = SimpleNamespace(monotonic=lambda: time.monotonic() + a_year)
-        monkeypatch.setattr(supervisor, "time", clock)
-        for name in ("startup", "liveness"):
-            probe = CONTAINER[f"{name}Probe"]["httpGet"]
-            assert PORTS[probe["port"]] == 8000
-            assert await status(address, probe["path"]) == 200
-
-
-def test_messages_of_strangers_leave_memory(config: GatewayOptions) -> None:
+def test_what_requests_hold_leaves_memory(config: GatewayOptions) -> None:
     limit = re.fullmatch(r"(\d+)Gi", CONTAINER["resources"]["limits"]["memory"])
     assert limit is not None
-    messages = max(FEWEST_READ, config.body_memory // config.body) * config.body
-    assert int(limit[1]) * 1024 * MIB > messages + config.body_memory + 256 * MIB
+    assert int(limit[1]) * 1024 * MIB > 1.1 * config.memory + 256 * MIB
 
 
 def test_the_token_of_the_manifest_is_where_the_gateway_looks() -> None:
@@ -180,7 +154,7 @@ def test_nodes_can_be_drained_while_all_upstreams_are_away() -> None:
 def test_a_pod_may_drain_before_it_is_killed(config: GatewayOptions) -> None:
     command = CONTAINER["lifecycle"]["preStop"]["exec"]["command"]
     assert command[0] == "sleep"
-    most = int(command[1]) + config.deadline_ms / 1000 + DRAIN_TIMEOUT
+    most = int(command[1]) + config.deadline + GRACE
     assert POD["spec"]["terminationGracePeriodSeconds"] > most
 
 
@@ -286,7 +260,7 @@ def test_commands_in_the_comments_are_ours() -> None:
     found = re.findall(r"docker run (?!.*--entrypoint).*? codedinvnet (.+)", text)
     assert found
     for command in found:
-        check(settings_of(build_parser().parse_args(shlex.split(command)), GatewayOptions))
+        options_of(build_parser().parse_args(shlex.split(command)), GatewayOptions)
 
 
 async def test_the_images_health_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -295,31 +269,29 @@ async def test_the_images_health_check(tmp_path: Path, monkeypatch: pytest.Monke
 
     (settings,) = (value for name, value in LINES if name == "ENV" and "HEALTHY" in value)
     own = dict(word.split("=", 1) for word in shlex.split(settings))
-    usual = {name: own[name] for name in ("PORT", "SCHEME", "HEALTHY")}
+    usual = {name: own[name] for name in ("PORT", "SCHEME", "LIVE", "HEALTHY")}
     set_proxy(monkeypatch)  # which is not asked
 
-    async def code(port: str, **changed: str) -> int | None:
+    async def code(port: int, **changed: str) -> int | None:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             *command[1:],
-            env={**os.environ, **usual, "PORT": port, **changed},
+            env={**os.environ, **usual, "PORT": str(port), **changed},
             stderr=subprocess.DEVNULL,
         )
         return await process.wait()
 
-    fake = Fake()
-    async with gateway(fake, down_timeout_ms=1) as (address, relay, _):
-        port = address.rpartition(":")[2]
-        assert (await code(port), await code(port, HEALTHY="200")) == (0, 0)
-        await fake.stop()
-        await ask(address)  # which nobody answers
-        await until(lambda: not relay.front.supervisor.is_live)
-        assert (await code(port), await code(port, HEALTHY="200")) == (0, 1)
-    assert await code(str(free_port())) != 0
+    async with gateway(Upstream()) as g:
+        port = g.client.origin.port
+        ready = {"LIVE": "/readyz", "HEALTHY": "200"}
+        assert (await code(port), await code(port, **ready)) == (0, 0)
+        await g.upstreams[0].stop()
+        await g.ask("GET", "/any")  # which nobody answers
+        assert (await code(port), await code(port, **ready)) == (0, 1)
+    assert await code(free_port()) != 0
     if shutil.which("openssl"):
-        chain, key = make_pair(tmp_path / "pair")
-        async with gateway(Fake(), tls_cert=chain, tls_key=key) as (address, _, _):
-            port = address.rpartition(":")[2]
+        async with gateway(Upstream(), **make_pair(tmp_path)) as g:
+            port = parse_origin(g.gateway.url).port
             assert (await code(port), await code(port, SCHEME="https")) == (1, 0)
 
 
@@ -333,9 +305,10 @@ def metrics() -> dict[str, dict[str, set[str]]]:
     """The samples' names of a running gateway and of a running service -> labels -> values."""
 
     async def texts() -> list[str]:
-        async with gateway(Fake()) as (url, _, _):
-            await ask(url)
-            one = await _metrics(url)
+        async with gateway(Upstream(), Upstream()) as g:
+            for _ in range(30):
+                await g.ask("POST", V2, INFER)
+            one = await _metrics(g.gateway.url)
         options = ServeOptions(source="mnist", k=2, port=0, deadline_ms=30_000)
         async with serve_running(options) as (url, _):
             tensor = triton.InferInput("images", [2, 1, 28, 28], "UINT8")
@@ -374,7 +347,7 @@ def test_the_dashboard_names_only_what_there_is(metrics: dict[str, dict[str, set
         assert {*filter(None, grouped.split(", ")), *shown} <= set(known), query
         for label, values in re.findall(r'(\w+)=~?"([^"$]*)"', query):
             assert set(values.split("|")) <= known[label], query
-    assert {"codedinvnet_upstream_up", "codedinvnet_upstream_calls_total"} <= asked
+    assert {"codedinvnet_gateway_hedges_total", "codedinvnet_gateway_hedge_delay_seconds"} <= asked
 
 
 def test_the_dashboard_shows_the_jobs_and_instances_that_are_chosen(

@@ -12,9 +12,7 @@ from pathlib import Path
 
 from codedinvnet.cli.common import OF_MODELS
 from codedinvnet.evaluation.load import Load
-from tests.protect.conftest import PLACE
-from tests.serving.gateway.fakes import Fake
-from tests.serving.gateway.servers import Server
+from tests.gateway.support import Upstream
 
 PROJECT = Path(__file__).parents[2] / "pyproject.toml"
 OF_UVICORN = ("watchfiles", "websockets", "dotenv", "yaml")
@@ -54,7 +52,7 @@ async def ran(*words: str) -> tuple[int, str, str]:
 async def gateway(upstreams: list[str], *words: str) -> AsyncIterator[str]:
     """Yield the address of a gateway, and end it."""
     chosen = [word for url in upstreams for word in ("--upstream", url)]
-    process = await started("gateway", "m", *chosen, "--port", "0", "--grpc-port", "0", *words)
+    process = await started("gateway", *chosen, "--port", "0", *words)
     assert process.stdout is not None
     try:
         line = (await process.stdout.readline()).decode()
@@ -69,7 +67,7 @@ async def gateway(upstreams: list[str], *words: str) -> AsyncIterator[str]:
 
 def test_a_gateway_under_load() -> None:
     async def run() -> None:
-        fakes = [Fake(), Fake()]
+        fakes = [Upstream(), Upstream()]
         for fake in fakes:
             await fake.start()
         try:
@@ -77,37 +75,12 @@ def test_a_gateway_under_load() -> None:
                 bodies = [json.dumps({"inputs": [TENSOR]}).encode()]
                 load = Load([f"{address}/v2/models/m/infer"], bodies, JSON)
                 assert (await load.run([0.01] * 100))["answered"] == 100
-                assert all(fake.seen for fake in fakes)
-                code, out, err = await ran("policy", address, "uncoded")
+                assert all(fake.requests for fake in fakes)
+                code, out, err = await ran("policy", f"{address}/codedinvnet", "uncoded")
                 assert (code, out) == (0, "policy uncoded, before hedge\n"), err
         finally:
             for fake in fakes:
                 await fake.stop()
-
-    asyncio.run(run())
-
-
-def test_the_policies_of_a_backup() -> None:
-    async def run() -> None:
-        servers = [Server(), Server(f"{PLACE}:smaller")]
-        for server in servers:
-            await server.start()
-        try:
-            upstream, backup = (server.url for server in servers)
-            async with gateway([upstream], "--backup-upstream", f"{backup}/v2/models/m") as address:
-                for name, policy in (
-                    ("small-backup", "coded"),
-                    ("small-backup+hedge", "coded+hedge"),
-                    ("auto+small-backup", "auto"),
-                ):
-                    code, out, err = await ran("policy", address, name)
-                    assert (code, out.split(",")[0]) == (0, f"policy {policy}"), err
-                code, out, err = await ran("policy", address, "hedgee")
-                assert (code, out) == (2, "")
-                assert "'hedgee' is not one of" in err
-        finally:
-            for server in servers:
-                await server.stop()
 
     asyncio.run(run())
 

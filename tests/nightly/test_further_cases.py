@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from codedinvnet.protect import distil
-from tests.e2e.test_gateway_protection import check_protection, ours
 from tests.e2e.test_serve import check_stop
 from tests.processes import needs_proc
 from tests.simulation.test_front_end import FAULTS, FAULTY, check_fault
@@ -28,14 +26,6 @@ def test_injected_faults_mean_the_same(
 
 def test_training_a_mosaic_on_the_shipped_images_beats_chance_by_far(tmp_path: Path) -> None:
     check_training("mosaic", tmp_path)
-
-
-async def test_a_protection_made_of_our_own_service(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(distil, "MOST_ROUNDS", 20)
-    with ours(tmp_path) as servers:
-        await check_protection(servers, tmp_path)
 
 
 @needs_proc

@@ -10,14 +10,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from prometheus_client import CollectorRegistry
 
 from codedinvnet.net import logs
 from codedinvnet.net.logs import JsonLines, log_event
 from codedinvnet.scheduler.auto import Decision, Seen
 from codedinvnet.scheduler.policies import HEDGE
 from codedinvnet.serving import metrics as module
-from codedinvnet.serving.gateway.upstream_metrics import OK, UpstreamMetrics
 from codedinvnet.serving.metrics import SMOOTHING, Metrics
 
 
@@ -42,14 +40,11 @@ def test_answers_are_counted_by_outcome() -> None:
 def test_slow_work_has_buckets() -> None:
     """A quantile is never above the last one."""
     metrics = Metrics()
-    upstreams = UpstreamMetrics(metrics.registry)
     metrics.answered("direct", 40.0)
     metrics.worker_time.labels("data").observe(40.0)
-    upstreams.seconds.labels("one").observe(40.0)
     for name, labels in (
         ("query_latency_seconds", {"outcome": "direct"}),
         ("worker_seconds", {"task": "data"}),
-        ("upstream_seconds", {"upstream": "one"}),
     ):
         assert value(metrics, f"{name}_bucket", **labels, le="30.0") == 0
         assert value(metrics, f"{name}_bucket", **labels, le="60.0") == 1
@@ -273,14 +268,3 @@ def test_a_condition_that_lasts_is_logged_once_a_minute(
     assert lines("a", "b", "a") == 3
     lasting.end()
     assert lines("a", "a") == 4
-
-
-def test_an_upstream_is_shown_from_the_start_until_it_is_forgotten() -> None:
-    registry = CollectorRegistry()
-    metrics, url = UpstreamMetrics(registry), {"upstream": "http://a:1"}
-    metrics.expect(url["upstream"])
-    for name, labels in (("calls_total", {"result": OK}), ("seconds_count", {})):
-        assert registry.get_sample_value(f"codedinvnet_upstream_{name}", {**url, **labels}) == 0
-    metrics.forget(url["upstream"])  # which was never asked
-    for name, labels in (("calls_total", {"result": OK}), ("seconds_count", {})):
-        assert registry.get_sample_value(f"codedinvnet_upstream_{name}", {**url, **labels}) is None

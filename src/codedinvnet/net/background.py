@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
@@ -27,6 +29,35 @@ async def in_thread(function: Callable[[], Found]) -> Found:
         if not work.cancelled():
             work.exception()  # nobody asks for it
         raise
+
+
+def apart(function: Callable[[], Found], name: str) -> asyncio.Future[Found]:
+    """Return what a function returns in a daemon thread of its own.
+
+    One that hangs keeps neither other threads nor the end of the process waiting.
+    """
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[Found] = loop.create_future()
+    future.add_done_callback(lambda done: done.cancelled() or done.exception())
+
+    def run() -> None:
+        try:
+            found, error = function(), None
+        except Exception as raised:
+            found, error = None, raised
+        with contextlib.suppress(RuntimeError):  # the loop may be closed by now
+            loop.call_soon_threadsafe(end, found, error)
+
+    def end(found: Any, error: Exception | None) -> None:
+        if future.done():
+            return
+        if error is None:
+            future.set_result(found)
+        else:
+            future.set_exception(error)
+
+    threading.Thread(target=run, name=name, daemon=True).start()
+    return future
 
 
 def log_error(error: BaseException) -> None:

@@ -167,7 +167,12 @@ class Connection(asyncio.Protocol):
             receiver: of the answer.
             method: the request's.
             request: its bytes, in parts.
+
+        Raises:
+            ConnectionError: if the connection is closed; nothing was written then.
         """
+        if self.transport.is_closing():
+            raise ConnectionError("the connection was closed")
         self.receiver, self._method, self._heard = receiver, method, False
         self.used += 1
         self.transport.writelines(request)

@@ -59,16 +59,17 @@ class Head:
         keeps: whether the connection may be used for another message.
         chunked: whether the body comes in chunks.
         length: the body's length; None if no field says it.
+        is_old: whether it is of HTTP/1.0, which has no chunks.
     """
 
-    __slots__ = ("chunked", "fields", "keeps", "known", "length")
+    __slots__ = ("chunked", "fields", "is_old", "keeps", "known", "length")
 
     def __init__(self, fields: Fields, minor: bytes) -> None:
         known: dict[bytes, bytes] = {}
         for name, value in fields:
             name, value = name.lower(), value.strip(b" \t")
             known[name] = known[name] + b"," + value if name in known else value
-        self.fields, self.known = fields, known
+        self.fields, self.known, self.is_old = fields, known, minor == b"0"
         said = known.get(b"connection")
         options = () if said is None else {one.strip(b" \t") for one in said.lower().split(b",")}
         self.keeps = b"close" not in options if minor == b"1" else b"keep-alive" in options

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import threading
 from collections.abc import Callable
 from typing import Any, TypeAlias
+
+from codedinvnet.net.background import apart
 
 SECONDS = 2.0
 """For a lookup."""
@@ -69,43 +70,16 @@ class Resolver:
         if going is None:
             if len(self._going) >= self.most:
                 raise OSError(f"{host}: {self.most} name lookups hang already")
-            going = self._going[key] = loop.create_future()
-            going.add_done_callback(lambda future: future.cancelled() or future.exception())
-            work = threading.Thread(
-                target=self._run, args=(loop, key), name=f"lookup of {host}", daemon=True
-            )
-            work.start()
+            going = self._going[key] = apart(lambda: self._lookup(host, port), f"lookup of {host}")
+            going.add_done_callback(lambda _: self._going.pop(key))
         try:
-            return await asyncio.wait_for(asyncio.shield(going), self.seconds)
+            found = await asyncio.wait_for(asyncio.shield(going), self.seconds)
         except asyncio.TimeoutError:
             raise OSError(f"{host}: its name was not resolved within {self.seconds:g} s") from None
-
-    def _run(self, loop: asyncio.AbstractEventLoop, key: tuple[str, int]) -> None:
-        result: list[Address] | Exception
-        try:
-            result = self._lookup(*key)
-        except Exception as error:
-            result = error
-        try:
-            loop.call_soon_threadsafe(self._done, loop, key, result)
-        except RuntimeError:  # the loop is closed
-            return
-
-    def _done(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        key: tuple[str, int],
-        result: list[Address] | Exception,
-    ) -> None:
-        going = self._going.pop(key)
-        if going.done():
-            return
-        if isinstance(result, Exception):
-            going.set_exception(result)
-        else:
-            self._found = {k: v for k, v in self._found.items() if loop.time() - v[0] < KEPT}
-            self._found[key] = loop.time(), result
-            going.set_result(result)
+        now = loop.time()
+        self._found = {k: v for k, v in self._found.items() if now - v[0] < KEPT}
+        self._found[key] = now, found
+        return found
 
 
 def _lookup(host: str, port: int) -> list[Address]:

@@ -1,0 +1,278 @@
+"""One request to one upstream over HTTP, until its answer is known, passed on, or not needed.
+
+An answer with a length is held until it is complete, so that an upstream that breaks off can be
+made up for. A stream, and what is long, is held until its first content. Errors of an upstream are
+read to their end, since some say that its further answers cannot be trusted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from codedinvnet.gateway.calls import Attempt, Cause, Failure
+from codedinvnet.gateway.cluster import Endpoint
+from codedinvnet.gateway.content import FirstContent
+from codedinvnet.net.client import LONGEST_IDLE, Broken, Connection, described
+from codedinvnet.net.http1 import Fields, ResponseHead
+
+if TYPE_CHECKING:
+    from codedinvnet.gateway.proxy import HttpCall
+
+MOST_HELD = 1 << 20
+"""Bytes of an answer that are held; longer ones are passed on from their first byte."""
+MOST_ERROR = 1 << 16
+"""Bytes of an error that nobody needs which are looked at."""
+FRESH = 1.0
+"""Seconds that a connection may have been idle for a request that must not be repeated: the server
+may close an older one as the request arrives."""
+UNSURE, HOLD = 0.9, 0.02
+"""A V2 answer that took longer is held for so many seconds: its upstream may be found out."""
+SIGNS = (b"Stub process", b"health mutex")
+"""What Triton says when a process of its Python backend stood still. That process goes on with what
+it was asked before, and the next request gets the answer."""
+STREAM = b"text/event-stream"
+
+
+class Stage(Enum):
+    """What becomes of what an upstream sends."""
+
+    HOLD = "hold"
+    """It is kept until the answer is complete."""
+    SEEK = "seek"
+    """It is kept until its first content is here."""
+    DECIDED = "decided"
+    """The answer will do; it is kept until its client takes it."""
+    STREAM = "stream"
+    """It is passed on."""
+    DROP = "drop"
+    """Nobody needs it."""
+
+
+class HttpAttempt(Attempt):
+    """Sends a call to an endpoint, and receives the answer.
+
+    Attributes:
+        head: of the answer; None before.
+        body: what is held of it.
+        trailers: behind it.
+        is_complete: whether all of it is here.
+    """
+
+    call: HttpCall
+    __slots__ = (
+        "_again", "_connection", "_finder", "_stage", "_task", "_timer", "body", "call", "head",
+        "is_complete", "size", "trailers",
+    )  # fmt: skip
+
+    def __init__(self, call: HttpCall, endpoint: Endpoint, number: int) -> None:
+        super().__init__(call, endpoint, number)
+        self._connection: Connection | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._finder: FirstContent | None = None
+        self._stage, self._again, self.is_complete = Stage.HOLD, False, False
+        self.head: ResponseHead | None = None
+        self.body: list[bytes] = []
+        self.size = 0
+        self.trailers: Fields = []
+
+    @property
+    def is_stream(self) -> bool:
+        return self._stage in (Stage.SEEK, Stage.STREAM) or (
+            self._stage is Stage.DECIDED and not self.is_complete
+        )
+
+    # To the upstream
+
+    def start(self) -> None:
+        client = self.endpoint.client
+        connection = client.kept(LONGEST_IDLE if self.call.repeatable else FRESH)
+        if connection is not None:
+            self._write(connection)
+        else:
+            self._task = client.loop.create_task(self._connect())
+
+    async def _connect(self) -> None:
+        try:
+            connection = await self.endpoint.client.connect()
+        except OSError as error:
+            self._task = None
+            files = error.errno in (errno.EMFILE, errno.ENFILE)
+            cause = Cause.NO_FILES if files else Cause.UNSENT
+            self._failed(Cause.BROKEN if self._again else cause, described(error))
+            return
+        self._task = None
+        if self.is_done:
+            connection.abort()
+        elif self.call.written and not self.call.repeatable:
+            connection.abort()
+            self._failed(Cause.LOST, "another upstream has it")
+        else:
+            self._write(connection)
+
+    def _write(self, connection: Connection) -> None:
+        call = self.call
+        try:
+            connection.send(self, call.head.method, call.request(self.endpoint))
+        except ConnectionError as error:
+            self._failed(Cause.BROKEN if self._again else Cause.UNSENT, str(error))
+            return
+        self._connection, self.is_written, call.written = connection, True, True
+
+    def _failed(self, cause: Cause, reason: str, reply: object = None) -> None:
+        self._drop()
+        told = f"{self.endpoint.url}: {reason}"
+        self.call.dispatcher.failed(self, Failure(cause, told, reply))
+
+    # From the upstream
+
+    def on_head(self, head: ResponseHead) -> None:
+        self.head, self.status = head, head.status
+        if head.status >= 600:
+            if self._connection is not None:
+                self._connection.abort()
+            self._failed(Cause.BROKEN, f"its status is {head.status}")
+        elif self._stage is Stage.DROP or self.call.blames(head.status):
+            return
+        elif head.known.get(b"content-type", b"").lower().startswith(STREAM) and head.status < 300:
+            self._stage, self._finder = Stage.SEEK, FirstContent()
+        elif head.has_body(self.call.head.method) and (
+            head.length is None or head.length > MOST_HELD or self.call.memory.is_full
+        ):
+            self._stage = Stage.SEEK
+
+    def on_body(self, data: bytes) -> None:
+        stage = self._stage
+        if stage is Stage.STREAM:
+            self.heard = self.call.dispatcher.loop.time()
+            self.call.send(data)
+            return
+        if stage is Stage.DROP:
+            if self.status >= 400 and self.size < MOST_ERROR:
+                self.body.append(data)
+                self.size += len(data)
+            return
+        self.body.append(data)
+        self.size += len(data)
+        self.call.memory.take(len(data))
+        if stage is Stage.SEEK:
+            if self._finder is None or self._finder.feed(data):
+                self._found()
+        elif stage is Stage.DECIDED:
+            self._hold_back()
+        elif self.size > MOST_HELD:  # an error without a length
+            if self._connection is not None:
+                self._connection.abort()
+            self._failed(Cause.BROKEN, f"status {self.status} with more than {MOST_HELD} bytes")
+
+    def on_end(self, trailers: Fields) -> None:
+        self.trailers, self.is_complete = trailers, True
+        stage, dispatcher = self._stage, self.call.dispatcher
+        self._connection = None
+        if self.status >= 400 and self.call.route.is_v2 and self._tells_of_lost_answers():
+            self.endpoint.distrust(f"it said: {b''.join(self.body)[:200].decode('latin-1')}")
+            if self.is_done:
+                return
+        if stage is Stage.STREAM:
+            dispatcher.ended(self, "ok")
+            self.call.finish(trailers)
+        elif stage is Stage.DECIDED:
+            return  # `_decide` finds it complete
+        elif self.call.blames(self.status):
+            said = b"".join(self.body)[:200].decode("latin-1")
+            reply = (self.head, b"".join(self.body), trailers)
+            self._failed(Cause.STATUS, f"status {self.status}: {said}".rstrip(": "), reply)
+        elif stage is Stage.DROP:
+            dispatcher.answered(self, self.status < 400, True)
+        else:
+            self._found()
+
+    def on_lost(self, error: Exception) -> None:
+        self._connection = None
+        if self.is_done:
+            return
+        if self._stage is Stage.STREAM:
+            self._failed(Cause.BROKEN, f"in mid-stream: {described(error)}")
+            self.call.break_off()
+        elif isinstance(error, Broken) and error.stale and self.call.repeatable and not self._again:
+            self._again = True  # servers close idle connections at any time
+            self._task = self.endpoint.client.loop.create_task(self._connect())
+        else:
+            self._failed(Cause.BROKEN, described(error))
+
+    def _tells_of_lost_answers(self) -> bool:
+        said = b"".join(self.body)
+        return any(sign in said for sign in SIGNS)
+
+    # The answer
+
+    def _found(self) -> None:
+        """The answer is here, or its first content."""
+        self._stage = Stage.DECIDED
+        loop = self.endpoint.client.loop
+        if loop.time() - self.began > UNSURE:
+            if self._connection is not None:
+                self._connection.sound = False  # a second answer may follow
+            self.endpoint.client.close_idle()
+            if self.call.route.is_v2:
+                self._timer = loop.call_later(HOLD, self._decide)
+                return
+        self._decide()
+
+    def _decide(self) -> None:
+        self._timer = None
+        if self.is_done:
+            return
+        complete = self.is_complete
+        self.call.dispatcher.answered(self, self.status < 400, complete)
+        if complete:
+            self._drop()
+
+    def pass_on(self) -> None:
+        """Give the client what is held, and the rest as it comes."""
+        assert self.head is not None
+        body, self.body = self.body, []
+        self.call.memory.give(self.size)
+        self.size = 0
+        self._stage = Stage.STREAM
+        self.call.begin(self.head, body, self.trailers, self.is_complete)
+
+    def pause(self) -> None:
+        """Read no more until the client has taken what it has."""
+        if self._connection is not None:
+            self._connection.pause()
+
+    def resume(self) -> None:
+        """Read on."""
+        if self._connection is not None:
+            self._connection.resume()
+
+    def _hold_back(self) -> None:
+        """Read no more of an answer that its client may not have yet."""
+        if self.size > MOST_HELD:
+            self.pause()
+
+    def _drop(self) -> None:
+        """Let go of what is held."""
+        if self._stage is not Stage.DROP:
+            self.call.memory.give(self.size)
+        self._stage, self.size, self.body = Stage.DROP, 0, []
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def leave(self) -> None:
+        self._drop()
+        self.resume()
+
+    def abort(self) -> None:
+        self._drop()
+        if self._task is not None:
+            self._task.cancel()
+            self._task = None
+        connection, self._connection = self._connection, None
+        if connection is not None and connection.receiver is self:
+            connection.abort()

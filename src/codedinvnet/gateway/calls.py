@@ -1,0 +1,174 @@
+"""Clients' requests, and the attempts to have them answered, as the dispatcher knows them.
+
+The dispatcher looks into neither: HTTP and gRPC have subclasses of their own.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from enum import Enum
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from codedinvnet.gateway.cluster import Endpoint
+    from codedinvnet.gateway.memory import Memory
+    from codedinvnet.gateway.routes import Route
+
+
+class Cause(Enum):
+    """Why an attempt failed."""
+
+    UNSENT = "refused"
+    """No connection: not a byte was written."""
+    NO_FILES = "no files"
+    """This process may open no more files; no upstream is to blame."""
+    BROKEN = "broken"
+    """The connection broke after the request was written."""
+    STATUS = "status"
+    """The upstream answered with a status that tells of a failure of its own."""
+    SILENT = "silent"
+    """No answer in time."""
+    LOST = "lost"
+    """The upstream was ejected or removed, and what it had in hand was given up."""
+
+
+class Failure(NamedTuple):
+    """How an attempt failed."""
+
+    cause: Cause
+    reason: str
+    """In words."""
+    reply: Any = None
+    """The upstream's answer, which the client gets if nobody has a better one; None without one."""
+
+
+class Call(ABC):
+    """A client's request.
+
+    Args:
+        route: its key of learning, and whether it may be copied.
+        repeatable: whether this request may be sent to more than one upstream.
+        size_class: requests of one size class take about as long.
+        deadline: when nobody waits for its first content any longer (`time.monotonic()`).
+        memory: counts what it holds.
+
+    Attributes:
+        query: the scheduler's number; 0 before.
+        attempts: all that were made.
+        written: whether an upstream was sent a byte of it.
+        breaks: connections that broke over it.
+        last: how the last attempt failed; None if none has.
+        winner: the attempt that answers it.
+        is_over: whether the client has an answer, an error, or is gone.
+        size: bytes that it holds until it is over and all attempts have ended.
+    """
+
+    __slots__ = (
+        "attempts", "breaks", "came", "deadline", "is_over", "last", "live", "memory", "query",
+        "repeatable", "route", "size", "size_class", "winner", "written",
+    )  # fmt: skip
+
+    def __init__(
+        self, route: Route, repeatable: bool, size_class: int, deadline: float, memory: Memory
+    ) -> None:
+        self.route, self.repeatable, self.size_class = route, repeatable, size_class
+        self.came, self.deadline, self.memory = time.monotonic(), deadline, memory
+        self.query = self.breaks = self.size = self.live = 0
+        self.written = self.is_over = False
+        self.attempts: list[Attempt] = []
+        self.last: Failure | None = None
+        self.winner: Attempt | None = None
+
+    @abstractmethod
+    def attempt(self, endpoint: Endpoint, number: int) -> Attempt:
+        """Return an attempt at an endpoint, not yet started."""
+
+    @abstractmethod
+    def answer(self, attempt: Attempt) -> None:
+        """Pass an attempt's answer on from now on: it has won."""
+
+    @abstractmethod
+    def fail(self, status: int, reason: str, retry_after: int = 0) -> None:
+        """Answer with an error, or with the upstream's own if `last` has one.
+
+        Args:
+            status: of HTTP.
+            reason: in words.
+            retry_after: seconds after which the client may try again; 0: nobody knows.
+        """
+
+    @abstractmethod
+    def break_off(self) -> None:
+        """End an answer visibly whose rest will not come."""
+
+    def end(self) -> None:
+        """Take note that the client waits no longer."""
+        self.is_over = True
+        self.release()
+
+    def release(self) -> None:
+        """Let its memory go if neither the client nor an attempt needs it."""
+        if self.is_over and not self.live:
+            self.memory.give(self.size)
+            self.size, self.winner = 0, None
+            self.attempts.clear()  # they know the call: collecting such a ring takes a while
+
+
+class Attempt(ABC):
+    """One sending of a call to an upstream.
+
+    Args:
+        call: what is sent.
+        endpoint: the upstream.
+        number: the scheduler's.
+
+    Attributes:
+        began: when it was started.
+        is_done: whether nothing more will come of it.
+        is_held: whether it has answered with its first content, and the rest is to come.
+        is_left: whether nobody needs its answer, and it ends by itself.
+        is_copy: whether it was sent while another was under way.
+        is_written: whether a byte of the request was written.
+        is_blamed: whether its silence was counted as a failure of its endpoint.
+        result: how it ended, for metrics and the log.
+        status: of the answer; 0 before.
+    """
+
+    __slots__ = (
+        "began", "call", "endpoint", "heard", "is_blamed", "is_copy", "is_done", "is_held",
+        "is_left", "is_written", "number", "result", "seconds", "status",
+    )  # fmt: skip
+
+    def __init__(self, call: Call, endpoint: Endpoint, number: int) -> None:
+        self.call, self.endpoint, self.number = call, endpoint, number
+        self.began = self.heard = time.monotonic()
+        self.is_done = self.is_left = self.is_copy = self.is_blamed = self.is_written = False
+        self.is_held = False
+        self.result, self.status, self.seconds = "", 0, 0.0
+
+    @property
+    @abstractmethod
+    def is_stream(self) -> bool:
+        """Whether the answer is known to be a stream."""
+
+    @abstractmethod
+    def start(self) -> None:
+        """Send the request."""
+
+    @abstractmethod
+    def leave(self) -> None:
+        """Let it end by itself: its answer is not needed, and not kept."""
+
+    @abstractmethod
+    def abort(self) -> None:
+        """Cancel it at once; nothing more comes of it."""
+
+    def told(self) -> dict[str, Any]:
+        """Return what the log tells of it."""
+        told: dict[str, Any] = {"upstream": self.endpoint.url, "result": self.result or "waiting"}
+        if self.status:
+            told["status"] = self.status
+        told["after_ms"] = round(1000 * (self.began - self.call.came), 1)
+        told["ms"] = round(1000 * (self.seconds or time.monotonic() - self.began), 1)
+        return told

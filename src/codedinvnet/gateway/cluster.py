@@ -1,0 +1,398 @@
+"""Which upstreams there are, which of them are up, and how ejected ones come back.
+
+An upstream is ejected when it refuses connections, when it does not say that it is ready, or when
+it fails several requests in a row while another fails none. It gets nothing but probes then, and
+comes back when one succeeds; on probation, the first failure ejects it again.
+
+One whose answers cannot be trusted (`Endpoint.distrust`) comes back only after it was seen to
+restart: its connections were closed, or it refused one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+from codedinvnet.gateway.calls import Attempt, Cause, Failure
+from codedinvnet.gateway.metrics import GatewayMetrics, RollingQuantiles
+from codedinvnet.net.background import Background
+from codedinvnet.net.client import Connection, HttpClient, Whole, described
+from codedinvnet.net.logs import Lasting, log_event
+
+MOST_FAILURES = 3
+"""Failed requests in a row that eject an upstream, unless all upstreams fail."""
+PERIOD, PROBE_TIMEOUT = 1.0, 1.0
+"""Seconds between probes of upstreams that have answered nothing since, and for an answer."""
+MOST_SILENT = 2
+"""Probes in a row without success that eject an upstream."""
+DELAYS = (0.1, 0.5, 1.0, 2.0, 5.0)
+"""Seconds until an ejected upstream is probed again, the more the oftener it was ejected."""
+SOON = 0.25
+"""Seconds until then if no upstream is up."""
+STEADY = 30.0
+"""Seconds up, after which earlier ejections are forgotten."""
+START_TIMEOUT = 2.0
+"""Seconds that the start waits for upstreams."""
+PING, MOST_PONG = 0.25, 1 << 20
+"""Seconds between two questions to an upstream that is to restart, and bytes of an answer."""
+FORGOTTEN = 300.0
+"""Seconds after which the metrics of an upstream that was removed are."""
+V2_READY = "/v2/health/ready"
+UNKNOWN = frozenset({301, 302, 303, 307, 308, 401, 403, 404, 405, 501})
+"""Statuses of a server that does not know `V2_READY`."""
+
+
+class Endpoint:
+    """One upstream.
+
+    Args:
+        url: as the user gave it.
+        client: sends requests to it.
+        worker: its place, as the scheduler numbers workers.
+        metrics: where its attempts are counted.
+
+    Attributes:
+        is_up: whether it gets requests.
+        is_trusted: whether its answers are certain to be those of their requests.
+        on_probation: whether it has answered nothing since it was ejected.
+        failures: requests in a row that it failed.
+        heard: when it last answered a request.
+        answered_at: when it last answered as a sound server does, or said that it is ready.
+        live: the attempts that it has in hand.
+    """
+
+    def __init__(self, url: str, client: HttpClient, worker: int, metrics: GatewayMetrics) -> None:
+        self.url, self.client, self.worker, self.metrics = url, client, worker, metrics
+        self.is_up, self.is_trusted, self.on_probation = False, True, False
+        self.failures = self.silent = self.ejections = 0
+        self.heard = self.answered_at = self.since = 0.0
+        self.live: set[Attempt] = set()
+        self.has_v2: bool | None = None
+        """Whether it knows `V2_READY`; None before that is known."""
+        self.reason = ""
+        """Why it is ejected."""
+        self.on_distrust: Callable[[Endpoint, str], None] | None = None
+        self._results = {
+            result: metrics.attempts.labels(url, result)
+            for result in ("ok", "error", *(cause.value for cause in Cause), "cancelled")
+        }
+        for cause in Cause:
+            metrics.ejections.labels(url, cause.value)
+        self._seconds = metrics.attempt_seconds.labels(url)
+        self.latencies = RollingQuantiles()
+
+    def answered(self, began: float, now: float, is_ok: bool) -> None:
+        """Take note of an answer to a request that was sent at a time."""
+        self.heard = now
+        if is_ok:
+            self.answered_at, self.failures, self.silent = now, 0, 0
+            self.on_probation = False
+
+    def count(self, result: str, seconds: float) -> None:
+        """Count an attempt that has ended."""
+        self._results[result].inc()
+        self._seconds.observe(seconds)
+        self.latencies.add(seconds)
+
+    def distrust(self, reason: str) -> None:
+        """Its answers may be those of other requests."""
+        if self.on_distrust is not None:
+            self.on_distrust(self, reason)
+
+    def forget(self) -> None:
+        """Remove its metrics."""
+        for result in self._results:
+            self.metrics.attempts.remove(self.url, result)
+        for cause in Cause:
+            self.metrics.ejections.remove(self.url, cause.value)
+        self.metrics.attempt_seconds.remove(self.url)
+
+
+class Cluster:
+    """The upstreams, each at a place that is a worker of the scheduler.
+
+    Args:
+        open_client: returns what sends requests to the server at a URL.
+        places: how many upstreams there may be.
+        metrics: where ejections are counted.
+        health: the path that is probed; None: V2's readiness where it exists, else a connection.
+        fallback: the URL of a cheaper server, which has the last place; None without one.
+
+    Attributes:
+        endpoints: by place; None where there is none.
+        on_lost: called when an endpoint is ejected, with why, and whether its answers still count.
+        on_vacant: called with a place where no upstream is.
+        on_up: called when one takes requests.
+    """
+
+    def __init__(
+        self,
+        open_client: Callable[[str], HttpClient],
+        places: int,
+        metrics: GatewayMetrics,
+        health: str | None = None,
+        fallback: str | None = None,
+    ) -> None:
+        self.open_client, self.metrics, self.health = open_client, metrics, health
+        self.endpoints: list[Endpoint | None] = [None] * places
+        self.mains = places
+        if fallback is not None:
+            self.endpoints.append(self._open(fallback, places))
+        self.on_lost: Callable[[Endpoint, str, bool], None] = lambda *_: None
+        self.on_vacant: Callable[[int], None] = lambda _: None
+        self.on_up: Callable[[Endpoint], None] = lambda _: None
+        self._left_out: set[str] = set()
+        self._background = Background()
+
+    def _open(self, url: str, worker: int, client: HttpClient | None = None) -> Endpoint:
+        endpoint = Endpoint(url, client or self.open_client(url), worker, self.metrics)
+        endpoint.on_distrust = self._distrust
+        return endpoint
+
+    def __iter__(self) -> Iterator[Endpoint]:
+        return (endpoint for endpoint in self.endpoints if endpoint is not None)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether an upstream is up."""
+        return any(endpoint.is_up for endpoint in self)
+
+    def has_others(self, endpoint: Endpoint) -> bool:
+        """Tell whether another upstream is up."""
+        return any(other.is_up and other is not endpoint for other in self._mains())
+
+    def _mains(self) -> Iterator[Endpoint]:
+        return (endpoint for endpoint in self if endpoint.worker < self.mains)
+
+    # Coming and going
+
+    def fill(self, urls: Sequence[str]) -> None:
+        """Have these upstreams at first; `start` looks at them."""
+        for place, url in enumerate(urls):
+            self.endpoints[place] = self._open(url, place)
+
+    async def start(self) -> None:
+        """Find out which upstreams are up, and watch them from now on."""
+        waiting = [place for place, one in enumerate(self.endpoints) if one is None]
+        for place in waiting:
+            self.on_vacant(place)
+        looks = [asyncio.ensure_future(self._first_look(endpoint)) for endpoint in self]
+        if looks:
+            await asyncio.wait(looks, timeout=START_TIMEOUT + PROBE_TIMEOUT)
+        self._background.spawn(self._watch())
+
+    async def _first_look(self, endpoint: Endpoint) -> None:
+        reason = await self._probe(endpoint)
+        log_event("upstream added", upstream=endpoint.url)
+        if reason:
+            self.on_lost(endpoint, reason, True)
+            self._note_ejection(endpoint, Cause.UNSENT.value, reason)
+        else:
+            endpoint.is_up, endpoint.since = True, time.monotonic()
+            self.metrics.up.labels(endpoint.url).set(1)
+
+    def change(self, urls: Sequence[str]) -> None:
+        """Have these upstreams from now on; the last have no place if there are too many.
+
+        Raises:
+            UserError: if one is no URL; all is left as it was.
+        """
+        here = {endpoint.url: endpoint for endpoint in self._mains()}
+        coming = [url for url in dict.fromkeys(urls) if url not in here]
+        gone = [endpoint for url, endpoint in here.items() if url not in urls]
+        free = self.mains - len(here) + len(gone)
+        opened = [(url, self.open_client(url)) for url in coming[:free]]
+        for url in coming[free:]:
+            if url not in self._left_out:
+                log_event("no place for an upstream", logging.WARNING, upstream=url)
+        self._left_out = set(coming[free:])
+        for endpoint in gone:
+            self._remove(endpoint)
+        for url, client in opened:
+            place = self.endpoints.index(None)
+            endpoint = self.endpoints[place] = self._open(url, place, client)
+            endpoint.reason = "it is new"
+            log_event("upstream added", upstream=url)
+            self._background.spawn(self._recover(endpoint, 0.0))
+
+    def _remove(self, endpoint: Endpoint) -> None:
+        self.endpoints[endpoint.worker] = None
+        endpoint.is_up = False
+        self.on_lost(endpoint, "it was removed", True)
+        endpoint.client.close()
+        self.metrics.up.remove(endpoint.url)
+        log_event("upstream removed", upstream=endpoint.url)
+        asyncio.get_running_loop().call_later(FORGOTTEN, self._forget, endpoint)
+
+    def _forget(self, endpoint: Endpoint) -> None:
+        if all(other.url != endpoint.url for other in self):
+            endpoint.forget()
+
+    def is_here(self, endpoint: Endpoint) -> bool:
+        """Tell whether an endpoint was not removed."""
+        return self.endpoints[endpoint.worker] is endpoint
+
+    # Ejection
+
+    def blame(self, endpoint: Endpoint, failure: Failure) -> None:
+        """Take note of a failure, and eject the endpoint if it is to blame."""
+        if failure.cause in (Cause.LOST, Cause.NO_FILES) or not self.is_here(endpoint):
+            return
+        endpoint.failures += 1
+        if not endpoint.is_up:
+            return
+        if failure.cause is Cause.UNSENT:
+            self.eject(endpoint, failure)
+            return
+        others = [other for other in self._mains() if other is not endpoint and other.is_up]
+        sound = any(other.failures == 0 and other.heard for other in others)
+        if sound and (endpoint.on_probation or endpoint.failures >= MOST_FAILURES):
+            self.eject(endpoint, failure)
+
+    def eject(self, endpoint: Endpoint, failure: Failure) -> None:
+        """Send an endpoint nothing but probes until one succeeds."""
+        if not endpoint.is_up:
+            return
+        endpoint.is_up = False
+        endpoint.client.close_idle()
+        self._note_ejection(endpoint, failure.cause.value, failure.reason)
+        self.on_lost(endpoint, failure.reason, endpoint.is_trusted)
+
+    def _note_ejection(self, endpoint: Endpoint, cause: str, reason: str) -> None:
+        now = time.monotonic()
+        endpoint.ejections = endpoint.ejections + 1 if now - endpoint.since < STEADY else 1
+        endpoint.reason = reason
+        self.metrics.up.labels(endpoint.url).set(0)
+        self.metrics.ejections.labels(endpoint.url, cause).inc()
+        url = endpoint.url
+        log_event("upstream ejected", logging.WARNING, upstream=url, cause=cause, reason=reason)
+        if not any(other.is_up for other in self._mains()):
+            log_event("no upstream is up", logging.ERROR)
+        delay = DELAYS[min(endpoint.ejections, len(DELAYS)) - 1]
+        self._background.spawn(self._recover(endpoint, delay))
+
+    def _distrust(self, endpoint: Endpoint, reason: str) -> None:
+        if not endpoint.is_trusted:
+            return
+        endpoint.is_trusted = False
+        was_up = endpoint.is_up
+        self.eject(endpoint, Failure(Cause.STATUS, reason))
+        if not was_up:  # it was ejected for something else: what it has in hand is lost now
+            endpoint.client.close_idle()
+            self.on_lost(endpoint, reason, False)
+        log_event("upstream must restart", logging.ERROR, upstream=endpoint.url, reason=reason)
+
+    async def _recover(self, endpoint: Endpoint, delay: float) -> None:
+        """Probe an ejected endpoint until it is ready again."""
+        step = max(0, endpoint.ejections - 1)
+        failing = Lasting()
+        while True:
+            await self._pause(delay)
+            if not self.is_here(endpoint):
+                return
+            if not endpoint.is_trusted:
+                await self._until_restart(endpoint)
+                endpoint.is_trusted = True
+            reason = await self._probe(endpoint)
+            if not self.is_here(endpoint):
+                return
+            if not reason and endpoint.is_trusted:
+                break
+            step = min(step + 1, len(DELAYS) - 1)
+            delay, endpoint.reason = DELAYS[step], reason
+            if reason:
+                url = endpoint.url
+                failing.log("upstream is not ready", logging.WARNING, reason=reason, upstream=url)
+        now = time.monotonic()
+        endpoint.is_up = endpoint.on_probation = True
+        endpoint.silent, endpoint.since, endpoint.answered_at = 0, now, now
+        self.metrics.up.labels(endpoint.url).set(1)
+        log_event("upstream is up", upstream=endpoint.url)
+        self.on_up(endpoint)
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait until an endpoint is to be probed again, which is soon if no other is up."""
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            await asyncio.sleep(min(left, SOON))
+            if not any(other.is_up for other in self._mains()):
+                return
+
+    async def _until_restart(self, endpoint: Endpoint) -> None:
+        """Return once an endpoint was seen to restart.
+
+        A connection that is asked something every half second is closed by a server that ends, and
+        never for being idle. One that refuses connections has ended already.
+        """
+        client = endpoint.client
+        path = (self.health or V2_READY).encode()
+        ping = b"GET %b%b HTTP/1.1\r\nHost: %b\r\n\r\n" % (client.path, path, client.authority)
+        while self.is_here(endpoint):
+            try:
+                watched: Connection | None = await client.connect()
+            except ConnectionRefusedError:
+                return
+            except OSError:  # it may be stopped
+                watched = None
+            while watched is not None:
+                whole = Whole(watched, MOST_PONG)
+                watched.send(whole, b"GET", [ping])
+                try:
+                    answer = await whole.done  # however long it takes: it may be stopped
+                except OSError:
+                    return
+                if not answer.head.keeps:
+                    break  # it closes by itself, so that only a refused connection tells
+                await asyncio.sleep(PING)
+                if (watched := client.kept()) is None:
+                    return
+            await asyncio.sleep(PING)
+
+    # Probes
+
+    async def _watch(self) -> None:
+        """Probe upstreams that have not answered for a while, for ever."""
+        while True:
+            await asyncio.sleep(PERIOD)
+            now = time.monotonic()
+            quiet = [one for one in self if one.is_up and now - one.answered_at > PERIOD]
+            await asyncio.gather(*map(self._look, quiet))
+
+    async def _look(self, endpoint: Endpoint) -> None:
+        reason = await self._probe(endpoint)
+        if not endpoint.is_up or not self.is_here(endpoint):
+            return
+        if not reason:
+            endpoint.silent, endpoint.answered_at = 0, time.monotonic()
+            return
+        endpoint.silent += 1
+        if endpoint.silent >= MOST_SILENT:
+            self.eject(endpoint, Failure(Cause.SILENT, reason))
+
+    async def _probe(self, endpoint: Endpoint) -> str:
+        """Return why an endpoint is not ready; "" if it is."""
+        try:
+            if self.health is not None:
+                answer = await endpoint.client.ask("GET", self.health, PROBE_TIMEOUT)
+                return "" if 200 <= answer.status < 300 else f"{self.health}: {answer.status}"
+            if endpoint.has_v2 is not False:
+                answer = await endpoint.client.ask("GET", V2_READY, PROBE_TIMEOUT)
+                if answer.status == 200:
+                    endpoint.has_v2 = True
+                    return ""
+                if endpoint.has_v2 or answer.status not in UNKNOWN:
+                    return f"{V2_READY}: {answer.status}"
+                endpoint.has_v2 = False
+            else:
+                endpoint.client.keep(await endpoint.client.connect())
+        except OSError as error:
+            return described(error)
+        return ""
+
+    async def stop(self) -> None:
+        """Probe no more, and close all connections."""
+        await self._background.stop()
+        for endpoint in self:
+            endpoint.client.close()

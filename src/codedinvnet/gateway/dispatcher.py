@@ -1,0 +1,491 @@
+"""Carries out what the scheduler decides: attempts are started, the first answer wins.
+
+Each call is a query of its own in the scheduler, which knows nothing of what it carries. A call
+that must not be repeated is given to a second upstream only if the first refused the connection.
+What an ejected upstream has in hand is sent to another, and its own answer still counts if it is
+the first, unless the upstream cannot be trusted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Sequence
+
+from codedinvnet.codes.rules import AnswersAll, CodeRules
+from codedinvnet.gateway.calls import Attempt, Call, Cause, Failure
+from codedinvnet.gateway.cluster import Cluster, Endpoint
+from codedinvnet.gateway.metrics import GatewayMetrics
+from codedinvnet.gateway.routes import Route
+from codedinvnet.net.alarm import LAG_PERIOD, Alarm
+from codedinvnet.net.background import Background
+from codedinvnet.scheduler.actions import (
+    DEADLINE,
+    Action,
+    Answer,
+    AnswerDecoded,
+    Decode,
+    Fail,
+    Send,
+)
+from codedinvnet.scheduler.admission import Admission
+from codedinvnet.scheduler.policies import Policy
+from codedinvnet.scheduler.scheduler import Scheduler
+from codedinvnet.scheduler.settings import Rules, hang_limit
+
+RETRY_SHARE, MOST_RETRIES = 0.1, 50.0
+"""Failed requests may be sent again: a share of all requests, saved up to so many."""
+MOST_BREAKS = 2
+"""Connections that may break over a call: what kills two servers is sent to no third."""
+SWEEP = 0.25
+"""Seconds between two looks for attempts that take too long."""
+STREAM_IDLE = 300.0
+"""Seconds without a byte after which a stream is cut off."""
+FALLBACK_COST = 0.1
+"""What a request to the fallback is taken to cost, in requests to an upstream."""
+
+
+class Refused(Exception):
+    """A request is not taken.
+
+    Args:
+        reason: why.
+        retry_after: seconds after which the client may try again.
+    """
+
+    def __init__(self, reason: str, retry_after: int = 1) -> None:
+        super().__init__(reason)
+        self.retry_after = retry_after
+
+
+def fallback_code() -> CodeRules:
+    """Return the scheduler's rules for a cheaper server that is asked about late requests."""
+    return AnswersAll(1, cost=lambda _: FALLBACK_COST)
+
+
+class Dispatcher:
+    """Hands calls to the scheduler, and attempts to endpoints.
+
+    Args:
+        rules: of the scheduler; the workers are the cluster's places.
+        cluster: the upstreams, and the fallback if there is one.
+        metrics: where it counts.
+        deadline: seconds that calls have at most, for attempts that nobody waits for.
+        cancel: whether attempts that lost are closed; None: those of streams are.
+    """
+
+    def __init__(
+        self,
+        rules: Rules,
+        cluster: Cluster,
+        metrics: GatewayMetrics,
+        deadline: float,
+        cancel: bool | None = None,
+    ) -> None:
+        self.rules, self.cluster, self.metrics = rules, cluster, metrics
+        self.deadline, self.cancels = deadline, cancel
+        self.scheduler = Scheduler(rules, fallback_code() if rules.backups else None)
+        self.admission = Admission(rules.workers * rules.slots, rules.max_pending)
+        self.calls: dict[int, Call] = {}
+        """Those that the scheduler knows, by query."""
+        self.attempts: dict[int, Attempt] = {}
+        """Those that the scheduler knows, by its number."""
+        self._detached: set[Call] = set()
+        """Calls that must not be repeated, at an upstream that was ejected meanwhile."""
+        self.loop = asyncio.get_running_loop()
+        self._alarm = Alarm(lambda now: self._do(self.scheduler.on_timer(now)))
+        self._queue: deque[Action] = deque()
+        self._is_busy = False
+        self._retries = MOST_RETRIES
+        self._background = Background()
+        cluster.on_lost, cluster.on_up, cluster.on_vacant = self._lost, self._up, self._vacant
+
+    # Life
+
+    async def start(self) -> None:
+        """Find out which upstreams are up."""
+        await self.cluster.start()
+        self._background.spawn(self._sweep_on())
+
+    async def drain(self, seconds: float) -> None:
+        """Wait until all calls have ended, for so many seconds at most."""
+        until = time.monotonic() + seconds
+        while (self.calls or self._detached) and time.monotonic() < until:
+            await asyncio.sleep(0.02)
+
+    async def stop(self) -> None:
+        """Abort what is under way."""
+        await self._background.stop()
+        self._alarm.cancel()
+        for attempt in self._live():
+            attempt.abort()
+        await self.cluster.stop()
+
+    def change_policy(self, policy: Policy) -> None:
+        """Go on by another policy.
+
+        Raises:
+            ValueError: if it does not fit the upstreams.
+        """
+        self._do(self.scheduler.change_policy(time.monotonic(), policy))
+
+    def delay(self, route: Route) -> float | None:
+        """Return the seconds after which a route's requests are copied now; None: nobody knows.
+
+        It is that of the size class that most of them have.
+        """
+        if not route.is_repeatable or not route.sizes:
+            return None
+        usual = max(route.sizes, key=route.sizes.__getitem__)
+        return self.scheduler.dispatcher.hedge_delay(route.name, usual)
+
+    def refused_copies(self, route: Route) -> int:
+        """Return how many copies of a route's requests the budget refused."""
+        counts = self.scheduler.dispatcher.copies.get(route.name)
+        return 0 if counts is None else counts.refused
+
+    # Calls
+
+    def submit(self, call: Call) -> None:
+        """Take a call; it ends by `Call.answer` or `Call.fail`.
+
+        Raises:
+            Refused: if it is not taken.
+        """
+        now, scheduler = time.monotonic(), self.scheduler
+        if not self.cluster.is_ready:
+            raise Refused("no upstream is up: try again later")
+        pending = len(self.calls)
+        taken = None
+        if self.admission.takes(pending, 1, call.deadline - now):
+            taken = scheduler.submit(
+                now,
+                1,
+                call.deadline,
+                accept_decoded=call.repeatable and self.rules.backups > 0,
+                size_class=call.size_class,
+                route=call.route.name,
+                repeatable=call.repeatable,
+            )
+        if taken is None:
+            raise Refused("overloaded: try again later", self.admission.retry_after(pending))
+        (call.query,), actions = taken
+        self.calls[call.query] = call
+        sizes = call.route.sizes
+        sizes[call.size_class] = sizes.get(call.size_class, 0) + 1
+        self._retries = min(MOST_RETRIES, self._retries + RETRY_SHARE)
+        self.admission.note(now, pending + 1)
+        self._do(actions)
+
+    def cancel(self, call: Call) -> None:
+        """The client is gone: have nothing more done for a call."""
+        if call.winner is not None:
+            self._end_stream(call.winner)
+        self._forget(call)
+        for attempt in call.attempts:
+            self._lose(attempt)
+        call.end()
+
+    def _forget(self, call: Call) -> None:
+        """Take a call out of the scheduler, if it is there."""
+        self._detached.discard(call)
+        if self.calls.pop(call.query, None) is not None:
+            self._do(self.scheduler.cancel([call.query]))
+            self.admission.note(time.monotonic(), len(self.calls))
+
+    # What attempts report
+
+    def answered(self, attempt: Attempt, is_usual: bool, is_complete: bool) -> None:
+        """An attempt has an acceptable answer, or the first content of one.
+
+        Args:
+            attempt: that has it.
+            is_usual: whether its time tells how long such requests take.
+            is_complete: whether all of it is here; otherwise `ended` follows.
+        """
+        now, call, number = time.monotonic(), attempt.call, attempt.number
+        attempt.seconds, attempt.is_held = now - attempt.began, not is_complete
+        self._alarm.heard(attempt.began)
+        attempt.endpoint.answered(attempt.began, now, is_usual)
+        if number in self.attempts:
+            self._do(self.scheduler.result(now, number, is_usual, keeps_slot=not is_complete))
+        elif not call.is_over and call.winner is None:
+            self._forget(call)
+            self._won(call, attempt)
+        if is_complete:
+            self.ended(attempt, "ok" if is_usual else "error")
+        elif call.winner is not attempt and not attempt.is_done:
+            self._lose(attempt)
+
+    def ended(self, attempt: Attempt, result: str) -> None:
+        """Nothing more will come of an attempt."""
+        if attempt.is_done:
+            return
+        attempt.is_done, attempt.result = True, result
+        call, endpoint = attempt.call, attempt.endpoint
+        if not attempt.seconds:
+            attempt.seconds = time.monotonic() - attempt.began
+        known = self.attempts.pop(attempt.number, None)
+        if known is not None and attempt.is_held:
+            now = time.monotonic()
+            self._do(self.scheduler.released(now, endpoint.worker, attempt.number))
+        endpoint.live.discard(attempt)
+        endpoint.count(result, attempt.seconds)
+        call.live -= 1
+        call.release()
+
+    def failed(self, attempt: Attempt, failure: Failure) -> None:
+        """An attempt has no answer, or one by which its upstream failed."""
+        if attempt.is_done:
+            return
+        now, call, endpoint = time.monotonic(), attempt.call, attempt.endpoint
+        self._alarm.heard(attempt.began)
+        self.ended(attempt, failure.cause.value)
+        is_live = not call.is_over and call.winner is None
+        if is_live:
+            call.last = failure
+            call.breaks += failure.cause is Cause.BROKEN
+        final = is_live and not self._may_retry(call, failure, endpoint)
+        if is_live and final and call.query not in self.calls:  # it was detached
+            self._detached.discard(call)
+            self._failed(call, failure.reason)
+        known = attempt.number in self.scheduler.attempts
+        if known:
+            unsent = failure.cause is Cause.UNSENT
+            number, reason = attempt.number, failure.reason
+            self._do(self.scheduler.failed(now, number, reason, final, unsent))
+        if failure.cause is not Cause.STATUS or attempt.status >= 500:
+            self.cluster.blame(endpoint, failure)  # of others it is when another answers
+
+    def _may_retry(self, call: Call, failure: Failure, endpoint: Endpoint) -> bool:
+        """Tell whether a failed call may be sent again."""
+        if failure.cause is Cause.UNSENT:
+            return True
+        if not call.repeatable or failure.cause is Cause.NO_FILES or call.breaks >= MOST_BREAKS:
+            return False
+        if failure.cause is Cause.STATUS and not self.cluster.has_others(endpoint):
+            return False
+        taken = self._retries >= 1.0
+        self._retries -= taken
+        self.metrics.retries.labels("sent" if taken else "refused").inc()
+        return taken
+
+    # Actions
+
+    def _do(self, actions: Sequence[Action]) -> None:
+        """Carry out what the scheduler says, in order, also if more is said meanwhile."""
+        queue = self._queue
+        queue.extend(actions)
+        if self._is_busy:
+            return
+        self._is_busy = True
+        try:
+            while queue:
+                self._carry_out(queue.popleft())
+        finally:
+            self._is_busy = False
+        self._alarm.set(self.scheduler.next_timer())
+
+    def _carry_out(self, action: Action) -> None:
+        if isinstance(action, Send):
+            self._send(action)
+        elif isinstance(action, Answer):
+            call = self.calls.pop(action.query, None)
+            if call is not None:
+                self._won(call, self.attempts[action.attempt])
+        elif isinstance(action, Fail):
+            call = self.calls.pop(action.query, None)
+            if call is not None:
+                self._failed(call, action.reason)
+        elif isinstance(action, Decode):
+            self._fallback(action)
+        elif isinstance(action, AnswerDecoded):
+            call = self.calls.pop(action.query, None)
+            if call is not None and call.winner is not None:
+                self._won(call, call.winner)
+
+    def _send(self, send: Send) -> None:
+        call = self.calls.get(send.members[0]) if send.members else None
+        endpoint = self.cluster.endpoints[send.worker]
+        why = ""
+        if call is None or call.winner is not None or endpoint is None:
+            why = "nobody waits for it"
+        elif call.written and not call.repeatable:
+            why = "it must not be repeated"
+        if why or call is None or endpoint is None:
+            self._do(self.scheduler.failed(time.monotonic(), send.attempt, why, bool(call)))
+            return
+        attempt = call.attempt(endpoint, send.attempt)
+        attempt.is_copy = any(not other.is_done for other in call.attempts)
+        if not call.attempts:
+            self.metrics.queue_seconds.observe(attempt.began - call.came)
+        call.attempts.append(attempt)
+        call.live += 1
+        self.attempts[send.attempt] = attempt
+        endpoint.live.add(attempt)
+        attempt.start()
+
+    def _fallback(self, action: Decode) -> None:
+        """Answer by the fallback, or wait for an upstream if it declined."""
+        now = time.monotonic()
+        for query in action.wanted:
+            call = self.calls.get(query)
+            own = (self.attempts.get(number) for task, number in action.outputs.items() if task)
+            attempt = next((a for a in own if a is not None and a.status < 400), None)
+            if call is None or attempt is None:
+                self._do(self.scheduler.withheld(now, query))
+            else:
+                call.winner = attempt
+                self._do(self.scheduler.decoded(now, query, True))
+
+    # Ends
+
+    def _won(self, call: Call, attempt: Attempt) -> None:
+        """Answer a call by an attempt, and let the others go."""
+        now = time.monotonic()
+        call.winner = attempt
+        self.admission.note(now, len(self.calls), 1)
+        if len(call.attempts) > 1:
+            if any(other.is_copy for other in call.attempts):
+                call.route.hedged("won" if attempt.is_copy else "lost")
+            for other in call.attempts:
+                if other is not attempt:
+                    self._lose(other)
+                if attempt.status < 300 <= other.status < 500 and other.result == "status":
+                    told = f"status {other.status} where another upstream answered"
+                    self.cluster.blame(other.endpoint, Failure(Cause.STATUS, told))
+        call.route.answered(now - call.came)
+        call.answer(attempt)
+
+    def _failed(self, call: Call, reason: str) -> None:
+        """End a call with an error."""
+        self.admission.note(time.monotonic(), len(self.calls))
+        for attempt in call.attempts:
+            self._lose(attempt)
+        if reason == DEADLINE:
+            call.fail(504, self._why_late(call))
+        else:
+            call.fail(502, reason)
+
+    def _why_late(self, call: Call) -> str:
+        where = ", ".join(dict.fromkeys(attempt.endpoint.url for attempt in call.attempts))
+        told = [DEADLINE, f"at upstream {where}" if where else "no upstream was free"]
+        if call.last is not None:
+            told.append(f"last failure: {call.last.reason}")
+        return "; ".join(told)
+
+    def _lose(self, attempt: Attempt) -> None:
+        """Nobody needs an attempt any more: close it, or let it end by itself."""
+        if attempt.is_done or attempt is attempt.call.winner:
+            return
+        closes, winner = self.cancels, attempt.call.winner
+        if closes is None:
+            closes = attempt.is_stream or (winner is not None and winner.is_stream)
+        if not closes and attempt.is_written:
+            attempt.is_left = True
+            attempt.leave()
+            return
+        attempt.abort()
+        self._close(attempt, "cancelled")
+
+    def _close(self, attempt: Attempt, result: str) -> None:
+        """Tell the scheduler that an attempt was closed, and that it was late if it was."""
+        now, number = time.monotonic(), attempt.number
+        known = self.scheduler.attempts.get(number)
+        if known is not None:
+            if known.late:
+                self._do(self.scheduler.released(now, attempt.endpoint.worker, number))
+            self._do(self.scheduler.failed(now, number, result))
+        self.ended(attempt, result)
+
+    def _end_stream(self, attempt: Attempt) -> None:
+        """Close an attempt whose client is gone in mid-stream."""
+        if not attempt.is_done:
+            attempt.abort()
+            self.ended(attempt, "cancelled")
+
+    # Endpoints
+
+    def _lost(self, endpoint: Endpoint, reason: str, trusted: bool) -> None:
+        """An endpoint was ejected: what it has in hand goes to others.
+
+        Args:
+            endpoint: that was ejected.
+            reason: why.
+            trusted: whether answers that it may yet give still count.
+        """
+        for attempt in list(endpoint.live):
+            call = attempt.call
+            waits = not call.is_over and call.winner is None
+            if trusted and not attempt.is_written:
+                attempt.abort()
+                self.ended(attempt, Cause.LOST.value)
+            elif not trusted:
+                attempt.abort()
+                self.attempts.pop(attempt.number, None)
+                if call.winner is attempt:
+                    self.failed(attempt, Failure(Cause.LOST, reason))
+                    call.break_off()
+                    continue
+                if waits:
+                    call.last = Failure(Cause.LOST, f"{endpoint.url}: {reason}")
+                    if not call.repeatable and call.written:
+                        self._forget(call)
+                        self._failed(call, f"{endpoint.url}: {reason}")
+                self.ended(attempt, Cause.LOST.value)
+            elif waits and not call.repeatable and call.written:
+                self._forget(call)
+                self._detached.add(call)
+            self.attempts.pop(attempt.number, None)
+        self._do(self.scheduler.worker_lost(time.monotonic(), endpoint.worker, reason))
+        self.admission.resize(self.scheduler.assigner.slots_up)
+
+    def _vacant(self, place: int) -> None:
+        """Nothing is at a place."""
+        told = "no upstream is there"
+        self._do(self.scheduler.worker_lost(time.monotonic(), place, told))
+        self.admission.resize(self.scheduler.assigner.slots_up)
+
+    def _up(self, endpoint: Endpoint) -> None:
+        """An endpoint takes requests again."""
+        self._do(self.scheduler.worker_up(time.monotonic(), endpoint.worker))
+        self.admission.resize(self.scheduler.assigner.slots_up)
+
+    # What takes too long
+
+    def _live(self) -> list[Attempt]:
+        return [attempt for one in self.cluster.endpoints if one for attempt in one.live]
+
+    async def _sweep_on(self) -> None:
+        looked = time.monotonic()
+        while True:
+            await asyncio.sleep(SWEEP)
+            now = time.monotonic()
+            self.metrics.loop_lag.observe(max(0.0, now - looked - SWEEP))
+            self._sweep(now)
+            if now - looked > LAG_PERIOD:
+                self._do(())
+            looked = now
+
+    def _sweep(self, now: float) -> None:
+        silent = hang_limit(1000 * self.deadline) / 1000
+        for attempt in self._live():
+            call, endpoint = attempt.call, attempt.endpoint
+            if attempt is call.winner:
+                if now - attempt.heard > STREAM_IDLE:
+                    attempt.abort()
+                    self.failed(attempt, Failure(Cause.SILENT, "the stream stood still"))
+                    call.break_off()
+                continue
+            age = now - attempt.began
+            if age > silent and not attempt.is_blamed and endpoint.heard < attempt.began:
+                attempt.is_blamed = True
+                told = f"no answer within {silent:g} s"
+                self.cluster.blame(endpoint, Failure(Cause.SILENT, told))
+            if age > self.deadline and (attempt.is_left or call.is_over) and not attempt.is_done:
+                attempt.abort()
+                self._close(attempt, Cause.SILENT.value)
+        for call in [call for call in self._detached if now >= call.deadline]:
+            self._detached.discard(call)
+            self._failed(call, DEADLINE)

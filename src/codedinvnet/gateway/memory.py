@@ -1,0 +1,34 @@
+"""One bound for what requests hold, from their first byte to the last of their answers."""
+
+from __future__ import annotations
+
+
+class Memory:
+    """Counts the bytes of request bodies and of answers that wait for their readers.
+
+    Args:
+        most: bytes; at the bound new requests are refused, and answers are no longer held back.
+
+    Attributes:
+        used: bytes that are held now.
+        peak: the most that were.
+    """
+
+    __slots__ = ("most", "peak", "used")
+
+    def __init__(self, most: int) -> None:
+        self.most, self.used, self.peak = most, 0, 0
+
+    @property
+    def is_full(self) -> bool:
+        """Whether new requests are to be refused."""
+        return self.used >= self.most
+
+    def take(self, size: int) -> None:
+        """Count bytes that are held from now on."""
+        self.used += size
+        self.peak = max(self.peak, self.used)
+
+    def give(self, size: int) -> None:
+        """Count bytes that are no longer held."""
+        self.used -= size

@@ -1,0 +1,110 @@
+"""What a gateway counts, and quantiles of the last minutes."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+"""Bounds of the buckets of times."""
+WINDOW, STEP = 300.0, 10.0
+"""Seconds that the quantiles are of, and of which each part is kept."""
+FINE = 1.05
+"""The ratio of the bounds of neighbouring buckets of these quantiles."""
+SHORTEST = 1e-4
+"""Seconds; shorter times count as so many."""
+
+
+class RollingQuantiles:
+    """Quantiles of the times of the last minutes, to 5 %."""
+
+    def __init__(self) -> None:
+        self._steps: deque[tuple[float, dict[int, int]]] = deque()
+
+    def add(self, seconds: float) -> None:
+        """Take a time in."""
+        now = time.monotonic()
+        if not self._steps or now - self._steps[-1][0] >= STEP:
+            self._steps.append((now, {}))
+            while now - self._steps[0][0] > WINDOW + STEP:
+                self._steps.popleft()
+        bucket = math.ceil(math.log(max(seconds, SHORTEST) / SHORTEST, FINE))
+        counts = self._steps[-1][1]
+        counts[bucket] = counts.get(bucket, 0) + 1
+
+    def quantiles(self, *shares: float) -> list[float | None]:
+        """Return the seconds that a share of the requests did not exceed; None without any."""
+        now, total = time.monotonic(), dict[int, int]()
+        for at, counts in self._steps:
+            if now - at <= WINDOW + STEP:
+                for bucket, count in counts.items():
+                    total[bucket] = total.get(bucket, 0) + count
+        number = sum(total.values())
+        if not number:
+            return [None] * len(shares)
+        found: list[float | None] = []
+        for share in shares:
+            seen = 0
+            for bucket in sorted(total):
+                seen += total[bucket]
+                if seen >= share * number:
+                    found.append(SHORTEST * FINE**bucket)
+                    break
+        return found
+
+
+class GatewayMetrics:
+    """The gateway's metrics, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+
+        def counter(name: str, what: str, *labels: str) -> Counter:
+            return Counter(f"codedinvnet_gateway_{name}", what, labels, registry=registry)
+
+        def gauge(name: str, what: str, *labels: str) -> Gauge:
+            return Gauge(f"codedinvnet_gateway_{name}", what, labels, registry=registry)
+
+        def histogram(name: str, what: str, *labels: str) -> Histogram:
+            name = f"codedinvnet_gateway_{name}"
+            return Histogram(name, what, labels, buckets=SECONDS, registry=registry)
+
+        self.requests = counter(
+            "requests", "Requests by how they ended: direct, fallback, failed, deadline, refused, "
+            "cancelled or aborted (in mid-stream).", "route", "outcome",
+        )  # fmt: skip
+        self.request_seconds = histogram(
+            "request_seconds", "From a request's arrival to its first content.", "route"
+        )
+        self.queue_seconds = histogram("queue_seconds", "Until a request was given to an upstream.")
+        self.hedges = counter(
+            "hedges", "Copies of late requests: they won, lost, or the budget refused them.",
+            "route", "result",
+        )  # fmt: skip
+        self.hedge_delay = gauge(
+            "hedge_delay_seconds", "After which a request is copied now.", "route"
+        )
+        self.attempts = counter(
+            "attempts", "Requests sent to upstreams, by how they ended: ok, error (the request's "
+            "own), status, broken, refused, silent, lost, cancelled.", "upstream", "result",
+        )  # fmt: skip
+        self.attempt_seconds = histogram(
+            "attempt_seconds", "Until an upstream's first content, or the attempt's end.",
+            "upstream",
+        )  # fmt: skip
+        self.retries = counter("retries", "Failed requests: sent again or refused.", "result")
+        for result in ("sent", "refused"):
+            self.retries.labels(result)
+        self.ejections = counter("ejections", "Upstreams that were ejected.", "upstream", "cause")
+        self.up = gauge("upstream_up", "Whether an upstream takes requests.", "upstream")
+        self.in_flight = gauge("in_flight", "Requests that an upstream has in hand.", "upstream")
+        self.pending = gauge("pending", "Requests that have no answer yet.")
+        self.queued = gauge("queued", "Requests that no upstream was given yet.")
+        self.memory = gauge("memory_bytes", "Held by requests and by answers on their way.")
+        self.memory_limit = gauge("memory_limit_bytes", "The most that may be held.")
+        self.connections = gauge("connections", "Of clients.")
+        self.loop_lag = histogram("loop_lag_seconds", "How late the event loop is.")

@@ -1,0 +1,192 @@
+"""What a gateway can be told."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Literal
+
+from codedinvnet.errors import UserError
+from codedinvnet.gateway.discovery import DNS
+from codedinvnet.net.client import parse_origin
+from codedinvnet.options import Options, option
+from codedinvnet.scheduler.policies import AUTO, HEDGE, POLICIES, Policy
+
+MIB = 1 << 20
+GRPC = ("grpc://", "grpcs://")
+UPSTREAMS, HEDGING, LISTENING = "upstreams", "hedging", "listening and limits"
+SECURITY = "security"
+OFFERED = ("uncoded", "replicate", "hedge")
+"""The policies; with a fallback there is `auto` as well."""
+
+
+class GatewayOptions(Options):
+    """The options of `codedinvnet gateway`."""
+
+    upstream: tuple[str, ...] = option(
+        (), "a server: http://HOST:PORT, https://..., grpc://HOST:PORT or grpcs://...; "
+        "dns+http://NAME:PORT is each address of a name, resolved every second. Repeatable",
+        group=UPSTREAMS, metavar="URL",
+    )  # fmt: skip
+    upstreams_file: Path | None = option(
+        None, "file with more upstreams, one a line; read every second",
+        group=UPSTREAMS, metavar="FILE", unset="none",
+    )  # fmt: skip
+    health: str | None = option(
+        None, "path that answers 2xx while an upstream is ready",
+        group=UPSTREAMS, metavar="PATH",
+        unset="/v2/health/ready where it exists, else a TCP connection",
+    )  # fmt: skip
+    slots: int = option(
+        4, "concurrent requests that each upstream handles at most: one more than it computes at "
+        "once", group=UPSTREAMS, gt=0,
+    )  # fmt: skip
+    policy: str | None = option(
+        None, f"{', '.join(OFFERED)}; with a fallback also auto",
+        group=HEDGING, unset="hedge; auto with a fallback",
+    )  # fmt: skip
+    hedge: tuple[str, ...] = option(
+        (), "requests that are safe to repeat, besides the built-in ones, such as 'POST /predict'. "
+        "Repeatable", group=HEDGING, metavar="'METHOD GLOB'",
+    )  # fmt: skip
+    no_hedge: tuple[str, ...] = option(
+        (), "requests that must not be repeated. Repeatable",
+        group=HEDGING, metavar="'METHOD GLOB'",
+    )  # fmt: skip
+    hedge_delay_ms: str | None = option(
+        None, "clamp the delay of copies, which adapts to what a route's requests take",
+        group=HEDGING, metavar="MIN:MAX", unset="no clamp",
+    )  # fmt: skip
+    cancel: Literal["close", "leave"] | None = option(
+        None, "what becomes of the slower copy: close its connection, or leave it to end by itself",
+        group=HEDGING, unset="close streams, leave others",
+    )  # fmt: skip
+    fallback: str | None = option(
+        None, "a cheaper server that gets late requests that are safe to repeat",
+        group=HEDGING, metavar="URL", unset="none",
+    )  # fmt: skip
+    protection: Path | None = option(
+        None, "folder of `codedinvnet protect`, whose small backup is served as the fallback",
+        group=HEDGING, metavar="DIR", unset="none",
+    )  # fmt: skip
+    host: str = option("127.0.0.1", "address to listen on", group=LISTENING)
+    port: int = option(8000, "port; 0: a free one", group=LISTENING, ge=0, le=65535)
+    grpc_port: int | None = option(
+        None, "port for gRPC clients of gRPC upstreams; 0: a free one",
+        group=LISTENING, unset="none", ge=0, le=65535,
+    )  # fmt: skip
+    admin_port: int | None = option(
+        None, "port of /metrics, /livez, /readyz, the page and /policy, in place of the main one",
+        group=LISTENING, unset="none", ge=0, le=65535,
+    )  # fmt: skip
+    deadline_ms: float = option(
+        30_000.0, "until a request fails that has no first content",
+        group=LISTENING, unit="ms", gt=0, lt=math.inf,
+    )  # fmt: skip
+    max_memory: float = option(
+        512.0, "what requests and answers may hold in all, before 503; one body an eighth of it",
+        group=LISTENING, unit="MiB", gt=0, lt=math.inf,
+    )  # fmt: skip
+    token_file: Path | None = option(
+        None, "clients must send the token in this file, as a bearer token",
+        group=SECURITY, metavar="FILE", unset="none",
+    )  # fmt: skip
+    tls_cert: Path | None = option(
+        None, "certificate, PEM; read again when it changes",
+        group=SECURITY, metavar="FILE", unset="no TLS",
+    )  # fmt: skip
+    tls_key: Path | None = option(
+        None, "its key, PEM, without a password",
+        group=SECURITY, metavar="FILE", unset="in the certificate's file",
+    )  # fmt: skip
+    upstream_ca: Path | None = option(
+        None, "certificates to trust at upstreams, PEM",
+        group=SECURITY, metavar="FILE", unset="this machine's",
+    )  # fmt: skip
+    upstream_token_file: Path | None = option(
+        None, "upstreams get the token in this file; read again when it changes",
+        group=SECURITY, metavar="FILE", unset="what clients send",
+    )  # fmt: skip
+
+    def check(self) -> None:
+        """Refuse what does not fit together.
+
+        Raises:
+            UserError: naming the option.
+        """
+        if not self.upstream and self.upstreams_file is None:
+            raise UserError("--upstream: at least one is needed, such as http://127.0.0.1:8000")
+        twice = [url for url, count in Counter(self.upstream).items() if count > 1]
+        if twice:
+            raise UserError(f"--upstream: {twice[0]} is there twice")
+        grpc = [url for url in self.upstream if url.removeprefix(DNS).startswith(GRPC)]
+        if bool(grpc) != (self.grpc_port is not None):
+            raise UserError("--grpc-port: goes with grpc:// upstreams, which need it")
+        if self.fallback and self.protection:
+            raise UserError("--protection: is a fallback itself; give one of the two")
+        if self.health is not None and not re.fullmatch(r"/[\x21-\x7e]*", self.health):
+            raise UserError(f"--health: must be a path such as /healthz, got {self.health!r}")
+        names = self.policies
+        if self.policy is not None and self.policy not in names:
+            raise UserError(f"--policy: must be one of {', '.join(names)}, got {self.policy!r}")
+        if self.tls_key is not None and self.tls_cert is None:
+            raise UserError("--tls-key: needs --tls-cert")
+        for url in self.http_upstreams:
+            parse_origin(url.removeprefix(DNS))
+        if self.fallback is not None:
+            parse_origin(self.fallback, "--fallback")
+        if self.hedge_delay is not None and self.hedge_delay[1] <= 0:
+            raise UserError("--hedge-delay-ms: MAX must be above 0")
+
+    @property
+    def http_upstreams(self) -> tuple[str, ...]:
+        """The upstreams that are reached over HTTP."""
+        return tuple(url for url in self.upstream if not url.removeprefix(DNS).startswith(GRPC))
+
+    @property
+    def has_fallback(self) -> bool:
+        """Whether late requests are sent to a cheaper server."""
+        return self.fallback is not None or self.protection is not None
+
+    @property
+    def policies(self) -> tuple[str, ...]:
+        """The names of the policies that there are."""
+        return (*OFFERED, AUTO.name) if self.has_fallback else OFFERED
+
+    @property
+    def chosen_policy(self) -> Policy:
+        """The policy to begin with."""
+        usual = AUTO if self.has_fallback else HEDGE
+        return usual if self.policy is None else POLICIES[self.policy]
+
+    @property
+    def hedge_delay(self) -> tuple[float, float] | None:
+        """The clamps of the delay, in seconds; None without."""
+        if self.hedge_delay_ms is None:
+            return None
+        number = r"\d+(?:\.\d+)?"
+        found = re.fullmatch(rf"({number})?:({number})?", self.hedge_delay_ms)
+        least, most = (None, None) if found is None else found.groups()
+        low, high = float(least or 0) / 1000, float(most or "inf") / 1000
+        if (least is None and most is None) or low > high:
+            raise UserError(
+                f"--hedge-delay-ms: must be MIN:MAX, such as 5:50, got {self.hedge_delay_ms!r}"
+            )
+        return low, high
+
+    @property
+    def deadline(self) -> float:
+        """Seconds until a request fails."""
+        return self.deadline_ms / 1000
+
+    @property
+    def memory(self) -> int:
+        """Bytes that requests and answers may hold."""
+        return int(self.max_memory * MIB)
+
+    @property
+    def body(self) -> int:
+        """Bytes of one request's body."""
+        return max(1, self.memory // 8)

@@ -1,0 +1,191 @@
+"""Clients' requests over HTTP: what upstreams are sent, and what clients get."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from codedinvnet.gateway.attempts import HttpAttempt
+from codedinvnet.gateway.calls import Attempt, Call
+from codedinvnet.gateway.cluster import Endpoint
+from codedinvnet.gateway.routes import Route, size_class
+from codedinvnet.net.http1 import Fields, RequestHead, ResponseHead, write_fields
+from codedinvnet.net.logs import Quiet
+
+if TYPE_CHECKING:
+    from codedinvnet.gateway.dispatcher import Dispatcher
+    from codedinvnet.gateway.server import ClientConnection
+    from codedinvnet.gateway.tokens import UpstreamToken
+
+OUTCOME = b"codedinvnet-outcome"
+"""The field that marks answers of the fallback, and errors of the last upstream."""
+SLOW = 1.0
+"""Seconds after which a request is logged with its attempts."""
+NOT_PASSED_ON = (b"host", b"content-length", b"expect", b"x-hedge")
+slow_requests, failed_requests = Quiet(), Quiet()
+
+
+class HttpCall(Call):
+    """A request over HTTP.
+
+    Args:
+        client: the connection that it came on, which gets the answer.
+        head: of the request.
+        body: its parts.
+        trailers: behind it.
+        route: see `Call`.
+        repeatable: likewise.
+        dispatcher: has it answered.
+        token: what upstreams get in place of the client's authorization; None: nothing.
+    """
+
+    __slots__ = (
+        "_rest", "body", "client", "dispatcher", "head", "is_streaming", "token", "trailers",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        client: ClientConnection,
+        head: RequestHead,
+        body: Sequence[bytes],
+        trailers: Fields,
+        route: Route,
+        repeatable: bool,
+        dispatcher: Dispatcher,
+        token: UpstreamToken | None = None,
+    ) -> None:
+        length = sum(map(len, body))
+        deadline = time.monotonic() + dispatcher.deadline
+        super().__init__(route, repeatable, size_class(length), deadline, client.memory)
+        self.client, self.head, self.body, self.trailers = client, head, body, trailers
+        self.dispatcher, self.token, self.is_streaming = dispatcher, token, False
+        dropped = NOT_PASSED_ON if token is None else (*NOT_PASSED_ON, b"authorization")
+        fields = write_fields(head.end_to_end(*dropped))
+        if trailers:
+            fields += b"Transfer-Encoding: chunked\r\n\r\n"
+            chunk = b"%x\r\n%b\r\n" % (length, b"".join(body)) if length else b""
+            self.body = [chunk, b"0\r\n", write_fields(trailers), b"\r\n"]
+        elif length or head.length is not None or head.chunked:
+            fields += b"Content-Length: %d\r\n\r\n" % length
+        else:
+            fields += b"\r\n"
+        self._rest = fields
+
+    def attempt(self, endpoint: Endpoint, number: int) -> HttpAttempt:
+        return HttpAttempt(self, endpoint, number)
+
+    def request(self, endpoint: Endpoint) -> list[bytes]:
+        """Return the request as an endpoint gets it, in parts."""
+        head, client = self.head, endpoint.client
+        start = b"%b %b%b HTTP/1.1\r\nHost: %b\r\n" % (
+            head.method,
+            client.path,
+            head.target,
+            client.authority,
+        )
+        own = b"" if self.token is None else self.token.field
+        return [start + own + self._rest, *self.body]
+
+    def blames(self, status: int) -> bool:
+        """Tell whether a status tells of a failure of the upstream, which another may make up for.
+
+        A client whose request must not be repeated gets whatever its upstream says.
+        """
+        if not self.repeatable:
+            return False
+        if status >= 500:
+            return status != 501
+        if status in (408, 429):
+            return True
+        shown = self.token is not None and bool(self.token.field)
+        if status in (401, 403):
+            return shown
+        reads = self.head.method in (b"GET", b"HEAD")
+        return not reads and (300 <= status < 400 or status == 404)
+
+    # Answers
+
+    def answer(self, attempt: Attempt) -> None:
+        assert isinstance(attempt, HttpAttempt)
+        self.is_streaming = not attempt.is_complete
+        attempt.pass_on()
+
+    def begin(
+        self, head: ResponseHead, body: Sequence[bytes], trailers: Fields, is_complete: bool
+    ) -> None:
+        """Send the client the beginning of an answer, or all of it."""
+        winner = self.winner
+        assert winner is not None
+        mains = self.dispatcher.cluster.mains
+        outcome = "fallback" if winner.endpoint.worker >= mains else "direct"
+        added = [(OUTCOME, b" fallback")] if outcome != "direct" else []
+        self.client.respond(head, added, body, trailers, is_complete)
+        self._note(outcome)
+        if is_complete:
+            self.end()
+
+    def send(self, data: bytes) -> None:
+        """Send the client the next part of a stream."""
+        self.client.send_body(data)
+
+    def finish(self, trailers: Fields) -> None:
+        """The stream is complete."""
+        self.client.end_body(trailers)
+        self.end()
+
+    def break_off(self) -> None:
+        """The upstream failed in mid-stream: end the client's stream visibly."""
+        self.route.count("aborted")
+        self._log("stream broke off")
+        self.end()
+        self.client.abort()
+
+    def fail(self, status: int, reason: str, retry_after: int = 0) -> None:
+        last = None if self.last is None else self.last.reply
+        if status == 502 and last is not None:
+            head, body, trailers = last
+            added = [(OUTCOME, b" failed")]
+            self.client.respond(head, added, [body], trailers, True)
+        else:
+            self.client.refuse(status, reason, retry_after)
+        self._note("deadline" if status == 504 else "failed")
+        self._log("request failed", reason=reason)
+        self.end()
+
+    def pause(self) -> None:
+        """The client is slow: read no more of the answer for now."""
+        if isinstance(self.winner, HttpAttempt):
+            self.winner.pause()
+
+    def resume(self) -> None:
+        """Read on."""
+        if isinstance(self.winner, HttpAttempt):
+            self.winner.resume()
+
+    def gone(self) -> None:
+        """The client hung up."""
+        if not self.is_over:
+            self._note("cancelled")
+            self.dispatcher.cancel(self)
+
+    def _note(self, outcome: str) -> None:
+        self.route.count(outcome)
+        if outcome != "failed" and time.monotonic() - self.came > SLOW:
+            self._log("slow request")
+
+    def _log(self, event: str, **told: object) -> None:
+        path = self.head.target[:200].decode("latin-1")
+        attempts = [attempt.told() for attempt in self.attempts]
+        ms = round(1000 * (time.monotonic() - self.came), 1)
+        method = self.head.method.decode("latin-1")
+        quiet = slow_requests if event == "slow request" else failed_requests
+        told = {"method": method, "path": path, "ms": ms, **told, "attempts": attempts}
+        quiet.log(event, logging.WARNING, **told)
+
+
+def problem(reason: str) -> bytes:
+    """Return the body of an error of the gateway's own."""
+    return json.dumps({"error": reason}).encode()

@@ -1,0 +1,197 @@
+"""Which requests may be sent to two upstreams, and by which key the delay of copies is learnt."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from fnmatch import translate
+from urllib.parse import unquote_to_bytes
+
+from codedinvnet.errors import UserError
+from codedinvnet.gateway.metrics import GatewayMetrics, RollingQuantiles
+from codedinvnet.net.background import in_thread
+from codedinvnet.net.http1 import RequestHead
+
+REPEATABLE = (
+    *("GET *", "HEAD *"),
+    *("POST /v2/models/*/infer", "POST /v1/models/*:predict"),
+    *("POST /predictions/*", "POST /invocations"),
+    *("POST /v1/embeddings", "POST /v1/rerank"),
+)
+"""Built in: these only compute an answer."""
+OTHERS = "other"
+"""The route of requests that must not be repeated."""
+MOST_NAMED = 64
+"""Paths of a glob that have a key of their own; further ones share the glob's."""
+TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+LARGE = 1 << 18
+"""Bytes of JSON from which on it is looked into in a thread, and of each step there."""
+HEADER_LENGTH = b"inference-header-content-length"
+STATEFUL = re.compile(rb'"(?:sequence_id"\s*:(?!\s*(?:0\s*[,}]|""))|shared_memory_region"\s*:)')
+"""What a V2 request must not be repeated with: a sequence, or a region that a copy would write."""
+LONGEST_KEY = 64
+"""Bytes that these may take, blanks included."""
+
+
+class Route:
+    """Requests that take about as long, and are treated alike.
+
+    Args:
+        name: the method and the path or glob.
+        is_repeatable: whether they may be sent to more than one upstream.
+        metrics: where they are counted.
+    """
+
+    __slots__ = (
+        "_hedges", "_outcomes", "_requests", "_seconds", "hedge_counts", "is_repeatable", "is_v2",
+        "latencies", "name", "sizes",
+    )  # fmt: skip
+
+    def __init__(self, name: str, is_repeatable: bool, metrics: GatewayMetrics) -> None:
+        self.name, self.is_repeatable = name, is_repeatable
+        self.is_v2 = name.startswith("POST /v2/models/")
+        self.latencies = RollingQuantiles()
+        self._requests, self._outcomes = metrics.requests, dict[str, object]()
+        self._seconds = metrics.request_seconds.labels(name)
+        self._hedges = {
+            result: metrics.hedges.labels(name, result) for result in ("won", "lost", "refused")
+        }
+        self.hedge_counts = dict.fromkeys(self._hedges, 0)
+        self.sizes: dict[int, int] = {}
+        """Size class -> how many requests were of it."""
+
+    def answered(self, seconds: float) -> None:
+        """Take in how long a request waited for its first content."""
+        self._seconds.observe(seconds)
+        self.latencies.add(seconds)
+
+    def hedged(self, result: str, count: int = 1) -> None:
+        """Count copies that won or lost, or were refused."""
+        self._hedges[result].inc(count)
+        self.hedge_counts[result] += count
+
+    def count(self, outcome: str) -> None:
+        """Count how a request ended."""
+        child = self._outcomes.get(outcome)
+        if child is None:
+            child = self._outcomes[outcome] = self._requests.labels(self.name, outcome)
+        child.inc()  # type: ignore[attr-defined]
+
+
+class Routes:
+    """Finds requests' routes.
+
+    Args:
+        hedge: `METHOD GLOB` of further routes whose requests may be repeated.
+        no_hedge: of routes whose requests must not be, whatever else says.
+        metrics: where they are counted.
+
+    Raises:
+        UserError: naming the option, if one is no such pair.
+    """
+
+    def __init__(
+        self, hedge: Sequence[str], no_hedge: Sequence[str], metrics: GatewayMetrics
+    ) -> None:
+        rules = [(text, False, "--no-hedge") for text in no_hedge]
+        rules += [(text, True, "--hedge") for text in hedge]
+        rules += [(text, True, "") for text in REPEATABLE]
+        self._rules = [(*_pattern(text, flag), text, safe) for text, safe, flag in rules]
+        self._metrics = metrics
+        self._routes: dict[tuple[str, bool], Route] = {}
+        self._found: dict[tuple[bytes, bytes], Route] = {}
+        """What was found lately, by method and path."""
+
+    def all(self) -> list[Route]:
+        """Return the routes that requests came on."""
+        return list(self._routes.values())
+
+    def find(self, method: bytes, target: bytes) -> Route:
+        """Return the route of a request."""
+        path = target.partition(b"?")[0]
+        route = self._found.get((method, path))
+        if route is None:
+            if len(self._found) >= 1024:
+                self._found.clear()
+            route = self._found[method, path] = self._find(method, path)
+        return route
+
+    def _find(self, method: bytes, path: bytes) -> Route:
+        plain = unquote_to_bytes(path).decode("latin-1") if b"%" in path else path.decode("latin-1")
+        verb = method.decode("latin-1")
+        for wanted, glob, text, is_repeatable in self._rules:
+            if wanted in ("*", verb) and glob.fullmatch(plain):
+                if not is_repeatable:
+                    break
+                named = f"{verb} {plain}"
+                few = len(self._routes) < MOST_NAMED or (named, True) in self._routes
+                own = text.startswith("POST /") and text in REPEATABLE and few
+                return self._route(named if own and plain.isprintable() else text, True)
+        return self._route(OTHERS, False)
+
+    def _route(self, name: str, is_repeatable: bool) -> Route:
+        key = name, is_repeatable
+        if key not in self._routes:
+            self._routes[key] = Route(name, is_repeatable, self._metrics)
+        return self._routes[key]
+
+
+def _pattern(text: str, flag: str) -> tuple[str, re.Pattern[str]]:
+    method, _, glob = text.strip().partition(" ")
+    glob = glob.strip()
+    if not TOKEN.fullmatch(method) or not glob.startswith(("/", "*")) or " " in glob:
+        raise UserError(f"{flag}: {text!r} is not 'METHOD GLOB', such as 'POST /predict/*'")
+    return method if method == "*" else method.upper(), re.compile(translate(glob))
+
+
+def is_stateful(head: RequestHead, body: Sequence[bytes]) -> bool | None:
+    """Tell whether a V2 request must not be repeated; None if `is_stateful_later` must look.
+
+    What is packed is not looked into, and not repeated.
+    """
+    if b"content-encoding" in head.known:
+        return True
+    size = _json_size(head, body)
+    return None if size > LARGE else STATEFUL.search(b"".join(body)[:size]) is not None
+
+
+async def is_stateful_later(head: RequestHead, body: Sequence[bytes]) -> bool:
+    """Tell whether a large V2 request must not be repeated."""
+    size = _json_size(head, body)
+    return await in_thread(lambda: _is_stateful(body, size))
+
+
+def _json_size(head: RequestHead, body: Sequence[bytes]) -> int:
+    """Return the bytes of JSON, behind which there may be tensors."""
+    length, size = head.known.get(HEADER_LENGTH, b""), sum(map(len, body))
+    return min(size, int(length)) if length.isdigit() and len(length) < 16 else size
+
+
+def _is_stateful(body: Sequence[bytes], size: int) -> bool:
+    """Look through the first bytes of a body, in steps between which other threads have a turn."""
+    tail = b""
+    for piece in body:
+        for begin in range(0, len(piece), LARGE):
+            part = piece[begin : begin + min(LARGE, size)]
+            step = tail + part
+            if STATEFUL.search(step):
+                return True
+            tail = step[-LONGEST_KEY:]
+            size -= len(part)
+            if size <= 0:
+                return False
+    return False
+
+
+def must_look(route: Route) -> bool:
+    """Tell whether a request's content says whether it may be repeated.
+
+    That is so of V2 inference: requests of a sequence change a state of their server, and a late
+    copy would write into shared memory.
+    """
+    return route.is_v2
+
+
+def size_class(size: int) -> int:
+    """Return the size class of a request with a body of so many bytes."""
+    return size.bit_length()

@@ -1,0 +1,381 @@
+"""`codedinvnet gateway`: put its parts together, and run them until a signal."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import uvloop
+
+from codedinvnet.asking import read_token
+from codedinvnet.collector import freeze_loaded, keep_freed
+from codedinvnet.errors import UserError
+from codedinvnet.gateway.admin import OPEN, PATHS, Admin, error
+from codedinvnet.gateway.cluster import Cluster
+from codedinvnet.gateway.discovery import Discovery, follow
+from codedinvnet.gateway.dispatcher import Dispatcher, Refused
+from codedinvnet.gateway.memory import Memory
+from codedinvnet.gateway.metrics import GatewayMetrics
+from codedinvnet.gateway.options import GatewayOptions
+from codedinvnet.gateway.proxy import HttpCall
+from codedinvnet.gateway.routes import Route, Routes, is_stateful, is_stateful_later, must_look
+from codedinvnet.gateway.server import FULL, ClientConnection, GatewayServer, Reply
+from codedinvnet.gateway.tokens import ClientToken, UpstreamToken
+from codedinvnet.net import tls
+from codedinvnet.net.background import Background
+from codedinvnet.net.client import HttpClient, parse_origin
+from codedinvnet.net.http1 import BadMessage, Fields, RequestHead
+from codedinvnet.net.listening import (
+    LOOPBACK,
+    address,
+    allow_files,
+    bind,
+    log_to_stderr,
+    stop_signals,
+)
+from codedinvnet.net.logs import log_event
+from codedinvnet.net.resolve import Resolver
+from codedinvnet.scheduler.settings import Rules, pending_limit
+
+PLACES = 32
+"""Upstreams that there may be, at least, if they come and go."""
+GRACE = 1.0
+"""Seconds beyond the deadline for which a stopping gateway waits for answers, streams included."""
+HANDSHAKE = 10.0
+"""Seconds for a client's TLS handshake."""
+
+
+class Gateway:
+    """Answers requests: the gateway's own routes itself, all others by upstreams.
+
+    Args:
+        dispatcher: has requests answered.
+        routes: says which may be repeated.
+        memory: bounds what they hold.
+        admin: answers the own routes; None where they are on a port of their own.
+        token: that clients must send.
+        upstream_token: that upstreams get; None: what clients send.
+    """
+
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        routes: Routes,
+        memory: Memory,
+        admin: Admin | None,
+        token: ClientToken,
+        upstream_token: UpstreamToken | None,
+    ) -> None:
+        self.dispatcher, self.routes, self.memory = dispatcher, routes, memory
+        self.admin, self.token, self.upstream_token = admin, token, upstream_token
+
+    def precheck(self, head: RequestHead) -> Reply | None:
+        """Return why a request is refused before its body is read; None if it is not."""
+        target = head.target
+        if not target.startswith(b"/"):
+            head.target = target = origin_form(head.method, target)
+        path = target.partition(b"?")[0]
+        if not self.token.is_needed or (self._is_own(path) and path.decode() in OPEN):
+            return None
+        if self.token.is_right(head.known.get(b"authorization", b"")):
+            return None
+        return error(401, "a bearer token is needed: Authorization: Bearer TOKEN")
+
+    def _is_own(self, path: bytes) -> bool:
+        return self.admin is not None and path.decode("latin-1") in PATHS
+
+    def handle(
+        self, client: ClientConnection, head: RequestHead, body: Sequence[bytes], trailers: Fields
+    ) -> HttpCall | Reply | Awaitable[HttpCall | Reply | None] | None:
+        """Have a request answered."""
+        if self.admin is not None and self._is_own(head.target.partition(b"?")[0]):
+            return self.admin.answer(head, body)
+        route = self.routes.find(head.method, head.target)
+        repeatable = route.is_repeatable
+        if repeatable and head.known.get(b"x-hedge", b"").lower() == b"off":
+            repeatable = False
+        elif repeatable and body and must_look(route):
+            found = is_stateful(head, body)
+            if found is None:
+                return self._look(client, head, body, trailers, route)
+            repeatable = not found
+        return self._submit(client, head, body, trailers, route, repeatable)
+
+    async def _look(
+        self,
+        client: ClientConnection,
+        head: RequestHead,
+        body: Sequence[bytes],
+        trailers: Fields,
+        route: Route,
+    ) -> HttpCall | Reply | None:
+        repeatable = not await is_stateful_later(head, body)
+        return self._submit(client, head, body, trailers, route, repeatable)
+
+    def _submit(
+        self,
+        client: ClientConnection,
+        head: RequestHead,
+        body: Sequence[bytes],
+        trailers: Fields,
+        route: Route,
+        repeatable: bool,
+    ) -> HttpCall | None:
+        if self.memory.is_full:
+            route.count("refused")
+            client.refuse(503, FULL, 1)
+            return None
+        dispatcher, token = self.dispatcher, self.upstream_token
+        call = HttpCall(client, head, body, trailers, route, repeatable, dispatcher, token)
+        try:
+            dispatcher.submit(call)
+        except Refused as refused:
+            route.count("refused")
+            client.refuse(503, str(refused), refused.retry_after)
+            return None
+        return call
+
+
+class AdminPort:
+    """Answers the gateway's own routes on a port of their own.
+
+    Args:
+        admin: has the answers.
+        token: that clients must send.
+    """
+
+    def __init__(self, admin: Admin, token: ClientToken) -> None:
+        self.admin, self.token = admin, token
+
+    def precheck(self, head: RequestHead) -> Reply | None:
+        """Return why a request is refused before its body is read; None if it is not."""
+        path = head.target.partition(b"?")[0].decode("latin-1")
+        if path not in PATHS:
+            return error(404, f"only {', '.join(sorted(PATHS))} are here")
+        if path in OPEN or self.token.is_right(head.known.get(b"authorization", b"")):
+            return None
+        return error(401, "a bearer token is needed: Authorization: Bearer TOKEN")
+
+    def handle(
+        self, client: ClientConnection, head: RequestHead, body: Sequence[bytes], trailers: Fields
+    ) -> Reply:
+        """Answer a request."""
+        return self.admin.answer(head, body)
+
+
+def origin_form(method: bytes, target: bytes) -> bytes:
+    """Return the path and query of a target that names a host, as clients of proxies send it.
+
+    Raises:
+        BadMessage: if it is none.
+    """
+    lower = target[:8].lower()
+    if lower.startswith((b"http://", b"https://")):
+        _, slash, path = target.partition(b"://")[2].partition(b"/")
+        return slash + path if slash else b"/"
+    if target == b"*" and method == b"OPTIONS":
+        return target
+    raise BadMessage("the target must begin with /")
+
+
+def rules_of(options: GatewayOptions, places: int) -> Rules:
+    """Return what the scheduler goes by."""
+    fallback = int(options.has_fallback)
+    return Rules(
+        workers=places + fallback,
+        policy=options.chosen_policy,
+        hang_timeout=2 * options.deadline + 5.0,  # the dispatcher ends attempts before
+        max_pending=pending_limit(places * options.slots),
+        slots=options.slots,
+        backups=fallback,
+        backup_slots=options.slots,
+        hedge_delay=options.hedge_delay,
+    )
+
+
+def trusted(path: Path | None) -> ssl.SSLContext | None:
+    """Return a context that trusts the certificates in a file; None without one.
+
+    Raises:
+        UserError: if there are none.
+    """
+    if path is None:
+        return None
+    try:
+        text = path.read_text(encoding="ascii")
+        return ssl.create_default_context(cadata=text or "none")
+    except (OSError, ValueError) as problem:  # ssl.SSLError is an OSError
+        reason = getattr(problem, "strerror", None) or "it has no certificate (PEM)"
+        raise UserError(f"--upstream-ca: {path}: {reason}") from problem
+
+
+@asynccontextmanager
+async def running(
+    options: GatewayOptions, resolver: Resolver | None = None
+) -> AsyncIterator[RunningGateway]:
+    """Run a gateway while the body runs.
+
+    Args:
+        options: what it is told.
+        resolver: finds the addresses of upstreams' names; None: as this machine does.
+
+    Raises:
+        UserError: if the options cannot work.
+    """
+    gateway = RunningGateway(options, resolver or Resolver())
+    try:
+        await gateway.start()
+        yield gateway
+    finally:
+        await gateway.stop()
+
+
+class RunningGateway:
+    """A gateway with its sockets.
+
+    Args:
+        options: what it is told.
+        resolver: see `running`.
+
+    Attributes:
+        url: of the main port.
+        admin_url: of the port with its own routes.
+
+    Raises:
+        UserError: if a file or an address cannot be used.
+    """
+
+    def __init__(self, options: GatewayOptions, resolver: Resolver) -> None:
+        options.check()
+        self.options, self.loop = options, asyncio.get_running_loop()
+        self.token = ClientToken(read_token(options.token_file))
+        own = options.upstream_token_file
+        replaces = own is not None or self.token.is_needed
+        self.upstream_token = UpstreamToken(own) if replaces else None
+        key = options.tls_cert if options.tls_key is None else options.tls_key
+        self.certificate = tls.read_certificate(options.tls_cert, key)
+        self.context, self.resolver = trusted(options.upstream_ca), resolver
+        self.metrics, self.memory = GatewayMetrics(), Memory(options.memory)
+        self.routes = Routes(options.hedge, options.no_hedge, self.metrics)
+        self.url = self.admin_url = ""
+        self._servers: list[tuple[asyncio.AbstractServer, GatewayServer]] = []
+        self._background = Background()
+        self.dispatcher: Dispatcher | None = None
+        self.admin: Admin | None = None
+
+    def open_client(self, url: str) -> HttpClient:
+        """Return what sends requests to an upstream."""
+        return HttpClient(parse_origin(url), self.context, self.resolver)
+
+    async def start(self) -> None:
+        """Find the upstreams, and listen."""
+        options = self.options
+        most = allow_files()
+        main = bind(options.host, options.port)
+        own = None
+        try:
+            if options.admin_port is not None:
+                own = bind(options.host, options.admin_port, "--admin-port")
+            discovery = Discovery(options.http_upstreams, options.upstreams_file, self.resolver)
+            urls, lacking = await discovery.urls()
+            if lacking:
+                log_event("upstreams are looked for", logging.WARNING, reason=lacking)
+            places = max(PLACES, len(urls)) if discovery.changes else len(urls)
+            self.dispatcher = self._dispatcher(urls, places)
+            await self.dispatcher.start()
+        except BaseException:
+            for each in filter(None, (main, own)):
+                each.close()
+            raise
+        guarded = self.token.is_needed or options.host in LOOPBACK
+        admin = Admin(self.dispatcher, self.routes, self.memory, options.policies, guarded)
+        self.admin = admin
+        shared = None if own is not None else admin
+        handler = Gateway(
+            self.dispatcher, self.routes, self.memory, shared, self.token, self.upstream_token
+        )
+        server = GatewayServer(handler, self.memory, options.body, most)
+        self.url = self.admin_url = await self._listen(main, server)
+        if own is not None:
+            port = GatewayServer(AdminPort(admin, self.token), self.memory, 4096, 256)
+            self.admin_url = await self._listen(own, port)
+        admin.servers = [one for _, one in self._servers]
+        if discovery.changes:
+            self._background.spawn(follow(discovery, self.dispatcher.cluster))
+        if self.upstream_token is not None:
+            self._background.spawn(self.upstream_token.follow())
+        up = sum(endpoint.is_up for endpoint in self.dispatcher.cluster)
+        log_event("ready" if up else "started", up=up, upstreams=len(urls))
+
+    def _dispatcher(self, urls: Sequence[str], places: int) -> Dispatcher:
+        options = self.options
+        cluster = Cluster(self.open_client, places, self.metrics, options.health, options.fallback)
+        cluster.fill(urls)
+        cancel = None if options.cancel is None else options.cancel == "close"
+        rules = rules_of(options, places)
+        return Dispatcher(rules, cluster, self.metrics, options.deadline, cancel)
+
+    async def _listen(self, listener: socket.socket, server: GatewayServer) -> str:
+        context = None
+        if self.certificate is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(self.certificate.chain, self.certificate.key)
+            context.set_alpn_protocols(["http/1.1"])
+            self._background.spawn(tls.follow(self.certificate, context, "HTTP"))
+        listening = await self.loop.create_server(
+            lambda: ClientConnection(server),
+            sock=listener,
+            ssl=context,
+            ssl_handshake_timeout=None if context is None else HANDSHAKE,
+            backlog=2048,
+        )
+        server.start()
+        self._servers.append((listening, server))
+        return address(listener, context is not None)
+
+    async def stop(self) -> None:
+        """Take no more connections, wait for answers that are under way, and close."""
+        if self.admin is not None and not self.admin.is_draining:
+            self.admin.is_draining = True
+            pending = 0 if self.dispatcher is None else len(self.dispatcher.calls)
+            log_event("draining", pending=pending)
+        for listening, server in self._servers:
+            listening.close()
+            server.announce_draining()
+        grace = self.options.deadline + GRACE
+        await asyncio.gather(*(server.stop(grace) for _, server in self._servers))
+        if self.dispatcher is not None:
+            await self.dispatcher.stop()
+        await self._background.stop()
+        if self.url:
+            log_event("stopped")
+
+
+async def serve(options: GatewayOptions, resolver: Resolver | None) -> None:
+    """Run a gateway until a signal."""
+    stop = stop_signals()
+    starting = asyncio.ensure_future(stop.wait())
+    async with running(options, resolver) as gateway:
+        freeze_loaded()
+        keep_freed()
+        count = len(list(gateway.dispatcher.cluster)) if gateway.dispatcher else 0
+        told = (
+            "" if gateway.admin_url == gateway.url else f", its own routes on {gateway.admin_url}"
+        )
+        print(
+            f"gateway to {count} upstreams on {gateway.url}{told} (Ctrl-C or SIGTERM drains and "
+            "stops)",
+            flush=True,
+        )
+        await starting
+
+
+def run_gateway(options: GatewayOptions, resolver: Resolver | None = None) -> None:
+    """Run `codedinvnet gateway`."""
+    log_to_stderr()
+    uvloop.run(serve(options, resolver))

@@ -1,0 +1,99 @@
+"""Sockets to listen on, signals to stop by, and open files."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import resource
+import signal
+import socket
+import sys
+
+from codedinvnet.errors import UserError
+from codedinvnet.net.logs import JsonLines, logger
+
+UNREAD = 60.0
+"""Seconds for which a client's machine may acknowledge nothing."""
+BACKLOG = 2048
+"""Connections that wait until they are accepted."""
+MOST_FILES = 1 << 20
+"""Open files that are asked for; each costs nothing before it is open."""
+OTHER_FILES = 256
+"""Open files that are not clients' connections, at least."""
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+def bind(host: str, port: int, flag: str = "--port") -> socket.socket:
+    """Return a listening socket.
+
+    Raises:
+        UserError: if the address is taken or not ours.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # With the protocol named, the event loop knows that it is TCP and switches Nagle's algorithm
+    # off: otherwise a response's body waits for the client's delayed acknowledgement, 40 ms.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    # Connections inherit these: clients that are gone without a word, or read nothing, are found.
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    if sys.platform == "linux":
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(1000 * UNREAD))
+    try:
+        listener.bind((host, port))
+        listener.listen(BACKLOG)  # now, since two that only bind do not notice each other
+    except (OSError, UnicodeError) as error:  # the latter of what can be no host's name
+        listener.close()
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{flag}: cannot listen on {host}:{port}: {reason}") from error
+    return listener
+
+
+def address(listener: socket.socket, secure: bool = False) -> str:
+    """Return the URL of a listening socket."""
+    name, number = listener.getsockname()[:2]
+    scheme = "https" if secure else "http"
+    return f"{scheme}://[{name}]:{number}" if ":" in name else f"{scheme}://{name}:{number}"
+
+
+def allow_files() -> int:
+    """Let this process open as many files as it may; return how many connections fit."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        with contextlib.suppress(ValueError, OSError):  # macOS has limits of its own
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    found, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if found == resource.RLIM_INFINITY:
+        found = MOST_FILES
+    return max(16, min(found - OTHER_FILES, found // 2))
+
+
+def log_to_stderr() -> None:
+    """Write events as JSON lines to standard error."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines())
+    for name, level in ((logger.name, logging.INFO), ("asyncio", logging.WARNING)):
+        chosen = logging.getLogger(name)
+        chosen.handlers, chosen.propagate = [handler], False
+        chosen.setLevel(level)
+
+
+def stop_signals() -> asyncio.Event:
+    """Return what is set by SIGTERM, Ctrl-C, and SIGHUP unless that is ignored (`nohup`).
+
+    A second Ctrl-C ends the process at once. A second SIGTERM does not: timeout(1) sends one to the
+    process and one to its group.
+    """
+    loop, stop = asyncio.get_running_loop(), asyncio.Event()
+
+    def told(number: int) -> None:
+        stop.set()
+        loop.remove_signal_handler(signal.SIGINT)
+
+    numbers = [signal.SIGTERM, signal.SIGINT]
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
+        numbers.append(signal.SIGHUP)
+    for number in numbers:
+        loop.add_signal_handler(number, told, number)
+    return stop

@@ -1,0 +1,169 @@
+"""Edges of HTTP on the clients' side, and what is refused."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from codedinvnet.gateway import server
+from tests.gateway.support import Request, Upstream, answer, gateway, until
+
+pytestmark = pytest.mark.anyio
+POST = b"POST /any HTTP/1.1\r\nHost: a\r\n"
+GET = b"GET /any HTTP/1.1\r\nHost: a\r\n"
+
+
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        (POST + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\nab", 400),
+        (POST + b"Content-Length: 1\r\nContent-Length: 1\r\n\r\na", 400),
+        (POST + b"Content-Length: 1, 1\r\n\r\na", 400),
+        (POST + b"Content-Length: +1\r\n\r\na", 400),
+        (POST + b"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
+        (POST + b"Transfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n\r\n", 501),
+        (POST + b"Transfer-Encoding: xchunked\r\n\r\n", 501),
+        (POST + b"Transfer-Encoding : chunked\r\n\r\n0\r\n\r\n", 400),
+        (POST + b"Transfer-Encoding:\x0bchunked\r\n\r\n0\r\n\r\n", 400),
+        (POST + b"Transfer-Encoding: chunked\r\n\r\n1\nab0\r\n\r\n", 400),
+        (POST + b"Transfer-Encoding: chunked\r\n\r\n1\r\nab\r\n0\r\n\r\n", 400),
+        (POST + b"Transfer-Encoding: chunked\r\n\r\n-1\r\n\r\n", 400),
+        (POST + b"Transfer-Encoding: chunked\r\n\r\n0\r\nA: b\nC: d\r\n\r\n", 400),
+        (b"POST /any HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
+        (b"GET /any HTTP/1.1\nHost: a\n\n", 400),
+        (GET + b"A: b\nB: c\r\n\r\n", 400),
+        (GET + b"A: b\r\n c\r\n\r\n", 400),
+        (GET + b"A: b\rB: c\r\n\r\n", 400),
+        (GET + b"A\0: b\r\n\r\n", 400),
+        (GET + b"Host: b\r\n\r\n", 400),
+        (b"GET /any HTTP/1.1\r\n\r\n", 400),
+        (b"GET any HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+        (b"GET /any HTTP/3.0\r\nHost: a\r\n\r\n", 400),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400),
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\n", 400),
+        (GET + b"A: " + b"b" * 70_000 + b"\r\n\r\n", 431),
+        (b"GET /" + b"a" * 70_000 + b" HTTP/1.1\r\nHost: a\r\n\r\n", 431),
+        (GET + b"Upgrade: websocket\r\nConnection: Upgrade\r\n\r\n", 501),
+        (b"CONNECT a:443 HTTP/1.1\r\nHost: a\r\n\r\n", 501),
+        (POST + b"Expect: tea\r\nContent-Length: 1\r\n\r\na", 417),
+        (POST + b"Content-Length: 1000000000000\r\n\r\n", 413),
+        (POST + b"Content-Length: 1000000000000000000000\r\n\r\n", 400),
+        (POST + b"Transfer-Encoding: chunked\r\n\r\nfffffff\r\n" + bytes(200_000), 413),
+    ],
+)
+async def test_smuggled_and_malformed_requests_reach_no_upstream(data: bytes, status: int) -> None:
+    """Each is followed by a request that would be another's if the first were read otherwise."""
+    follow = b"GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n"
+    async with gateway(Upstream(), max_memory=1.0) as g:
+        found = await g.raw(data + follow)
+        await asyncio.sleep(0.01)
+
+        assert found.startswith(b"HTTP/1.1 %d " % status)
+        assert found.count(b"HTTP/1.1") == 1
+        assert b'{"error": "' in found
+        assert b"Connection: close" in found
+        assert g.upstreams[0].requests == []
+        assert g.gateway.memory.used == 0
+
+
+async def test_pipelined_requests_are_answered_in_order() -> None:
+    async def serve(request: Request, writer: asyncio.StreamWriter) -> bytes:
+        await asyncio.sleep(0.02 if request.path == "/0" else 0)
+        return answer(request.path.encode())
+
+    data = b"".join(b"GET /%d HTTP/1.1\r\nHost: a\r\n\r\n" % i for i in range(100))
+    async with gateway(Upstream(serve)) as g:
+        found = await g.raw(data)
+
+    bodies = [part.rpartition(b"/")[2] for part in found.split(b"HTTP/1.1 200 Fine")[1:]]
+    assert bodies == [b"%d" % i for i in range(100)]
+
+
+async def test_a_pipelined_body_may_come_in_parts_and_empty_lines_before_a_request() -> None:
+    data = POST + b"Content-Length: 5\r\n\r\nhello\r\n" + POST
+    data += b"Content-Length: 3\r\nConnection: close\r\n\r\nyou"
+    async with gateway(Upstream()) as g:
+        reader, writer = await asyncio.open_connection("127.0.0.1", g.client.origin.port)
+        for begin in range(0, len(data), 7):
+            writer.write(data[begin : begin + 7])
+            await asyncio.sleep(0.001)
+        found = await reader.read()
+        writer.close()
+
+    assert found.count(b"hello") == found.count(b"you") == 1
+
+
+async def test_a_client_that_expects_to_be_told_to_go_on() -> None:
+    async with gateway(Upstream()) as g:
+        reader, writer = await asyncio.open_connection("127.0.0.1", g.client.origin.port)
+        writer.write(POST + b"Content-Length: 2\r\nExpect: 100-continue\r\n\r\n")
+        assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+        writer.write(b"ok")
+        assert b"200" in await reader.readuntil(b"\r\n\r\n")
+        writer.close()
+        assert "expect" not in g.upstreams[0].requests[0].fields
+
+
+async def test_a_half_closed_client_is_answered_and_one_that_left_is_not() -> None:
+    gone = asyncio.Event()
+
+    async def slow(request: Request, writer: asyncio.StreamWriter) -> bytes | None:
+        await asyncio.sleep(0.3)
+        return answer(b"late")
+
+    async def stream(request: Request, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+        try:
+            while True:
+                writer.write(b"x" * 1000)
+                await writer.drain()
+                await asyncio.sleep(0.005)
+        except ConnectionError:
+            gone.set()
+
+    async with gateway(Upstream(slow)) as g:
+        found = await g.raw(GET + b"\r\n")
+        assert found.startswith(b"HTTP/1.1 100 Continue\r\n\r\n")
+        assert found.endswith(b"late")
+        _, writer = await asyncio.open_connection("127.0.0.1", g.client.origin.port)
+        writer.write(GET + b"\r\n")
+        await until(lambda: len(g.upstreams[0].requests) == 2)
+        writer.transport.abort()
+        await until(lambda: g.metric("requests_total", outcome="cancelled") == 1)
+
+    async with gateway(Upstream(stream)) as g:
+        reader, writer = await asyncio.open_connection("127.0.0.1", g.client.origin.port)
+        writer.write(GET + b"\r\n")
+        await reader.readuntil(b"xxx")
+        writer.transport.abort()
+        await asyncio.wait_for(gone.wait(), 5.0)
+
+
+@pytest.mark.parametrize(
+    ("part", "limit", "status"),
+    [(GET, "HEAD_TIMEOUT", 408), (POST + b"Content-Length: 9\r\n\r\nhal", "BODY_TIMEOUT", 408),
+     (b"", "KEEP_ALIVE", None)],
+)  # fmt: skip
+async def test_slow_clients(
+    part: bytes, limit: str, status: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, limit, 0.1)
+    monkeypatch.setattr(server, "SWEEP", 0.05)
+    async with gateway(Upstream()) as g:
+        began = time.monotonic()
+        found = await g.raw(part, closes=False)
+
+        assert time.monotonic() - began < 2.5
+        assert found == b"" if status is None else found.startswith(b"HTTP/1.1 %d" % status)
+        assert g.gateway.memory.used == 0
+
+
+async def test_targets_that_name_a_host() -> None:
+    async with gateway(Upstream()) as g:
+        for target in (b"http://a/x?y", b"HTTP://a:80/x?y"):
+            await g.raw(b"GET " + target + b" HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        await g.raw(b"OPTIONS * HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+
+        assert [r.path for r in g.upstreams[0].requests] == ["/x?y", "/x?y", "*"]

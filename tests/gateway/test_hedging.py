@@ -1,0 +1,225 @@
+"""Which requests are sent to two upstreams, when, and what becomes of the slower answer."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable
+
+import pytest
+
+from codedinvnet.errors import UserError
+from codedinvnet.gateway.content import FirstContent, carries_content
+from codedinvnet.gateway.metrics import GatewayMetrics
+from codedinvnet.gateway.routes import Routes
+from tests.gateway.support import INFER, V2, Handler, Request, Running, Upstream, answer, gateway
+
+pytestmark = pytest.mark.anyio
+STALL = 1.5
+
+
+def taking(seconds: float, stalls: Callable[[], bool] = lambda: False) -> Handler:
+    """Return a handler that answers after some time, and now and then after a stall."""
+
+    async def serve(request: Request, writer: asyncio.StreamWriter) -> bytes:
+        await asyncio.sleep(STALL if stalls() else seconds)
+        return answer(request.body or request.path.encode())
+
+    return serve
+
+
+@pytest.mark.parametrize(
+    ("request_line", "hedged"),
+    [
+        ("GET /any?x", True), ("HEAD /any", True), ("POST /any", False), ("PUT /any", False),
+        ("DELETE /x", False), ("POST /v2/models/m/infer", True),
+        ("POST /v2/models/m/versions/2/infer", True), ("POST /v2/models/m/generate", False),
+        ("POST /v1/models/m:predict", True), ("POST /v1/models/m:explain", False),
+        ("POST /predictions/m", True), ("POST /predictions/m/1.0", True),
+        ("POST /invocations", True), ("POST /v1/embeddings", True), ("POST /v1/rerank", True),
+        ("POST /v1/chat/completions", False), ("POST /v1/completions", False),
+        ("POST /predict", True), ("POST /predict/x", False), ("GET /pay", False),
+        ("GET /p%61y", False), ("PATCH /all/of/it", True),
+    ],
+)  # fmt: skip
+def test_which_routes_are_hedged(request_line: str, hedged: bool) -> None:
+    routes = Routes(["POST /predict", "* /all/*"], ["GET /pay"], GatewayMetrics())
+    method, target = request_line.encode().split(b" ")
+
+    assert routes.find(method, target).is_repeatable is hedged
+
+
+def test_routes_that_are_none_and_paths_without_end() -> None:
+    for text in ("/predict", "POST", "POST predict", "PO(T /x", "POST /a b"):
+        with pytest.raises(UserError, match="--hedge"):
+            Routes([text], [], GatewayMetrics())
+    routes = Routes([], [], GatewayMetrics())
+    for number in range(5000):
+        routes.find(b"POST", b"/v2/models/%d/infer" % number)
+        routes.find(b"GET", b"/%d" % number)
+    assert len(routes.all()) < 70
+
+
+async def learn(g: Running, count: int = 160, path: str = V2, body: bytes | None = INFER) -> None:
+    """Send requests until it is known how long they take."""
+    for begin in range(0, count, 4):
+        method = "GET" if body is None else "POST"
+        await asyncio.gather(*(g.ask(method, path, body) for _ in range(begin, begin + 4)))
+
+
+async def test_a_copy_makes_up_for_a_stall() -> None:
+    stalls: list[bool] = []
+    handler = taking(0.02, lambda: bool(stalls) and stalls.pop())
+    async with gateway(handler, handler) as g:
+        await learn(g)
+        stalls.append(True)
+        began = time.monotonic()
+        assert (await g.ask("POST", V2, INFER)).body == INFER
+        assert time.monotonic() - began < 0.8 * STALL
+        assert g.metric("hedges_total", result="won") >= 1
+        assert g.metric("hedge_delay_seconds") == 0.0  # it is read off on request
+        metrics = (await g.ask("GET", "/metrics")).body.decode()
+
+    assert 'codedinvnet_gateway_hedges_total{result="won"' in metrics
+    delays = [
+        line for line in metrics.splitlines() if line.startswith("codedinvnet_gateway_hedge_")
+    ]
+    assert 0.005 < float(delays[0].rpartition(" ")[2]) < 0.1
+
+
+SHARED = b'{"inputs":[{"parameters":{"shared_memory_region":"r"}}]}'
+SEQUENCE = b'{"parameters":{"sequence_id":7},"inputs":[]}'
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "fields", "copies"),
+    [
+        (V2, INFER, {}, True),
+        (V2, b'{"parameters":{"sequence_id":0},"inputs":[]}', {}, True),
+        (V2, SEQUENCE, {}, False),
+        (V2, b'{"parameters":{"sequence_id" : "a"}}', {}, False),
+        (V2, SHARED, {}, False),
+        (V2, b"[" + b"0," * 300_000 + SHARED + b"]", {}, False),
+        (V2, b"[" + b"0," * 300_000 + INFER + b"]", {}, True),
+        (V2, b"{}" + SHARED, {"Inference_Header_Content_Length": "2"}, True),
+        (V2, INFER, {"content_encoding": "gzip"}, False),
+        (V2, INFER, {"x_hedge": "off"}, False),
+        ("/v1/embeddings", SEQUENCE, {}, True),
+        ("/other", INFER, {}, False),
+    ],
+)
+async def test_which_requests_are_copied(
+    path: str, body: bytes, fields: dict[str, str], copies: bool
+) -> None:
+    stalled: list[Request] = []
+
+    async def serve(request: Request, writer: asyncio.StreamWriter) -> bytes:
+        if "x-stall" in request.fields and not stalled:
+            stalled.append(request)
+            await asyncio.sleep(STALL)
+        await asyncio.sleep(0.02)
+        return answer(request.body)
+
+    async with gateway(serve, serve) as g:
+        await learn(g, path=path, body=body)
+        found = await g.ask("POST", path, body, X_Stall="1", x_id="last", **fields)
+        sent = sum(upstream.seen["last"] for upstream in g.upstreams)
+
+    assert found.body == body
+    assert sent == (2 if copies else 1)
+
+
+@pytest.mark.parametrize(("cancel", "closes"), [(None, False), ("close", True), ("leave", False)])
+async def test_what_becomes_of_the_slower_one(cancel: str | None, closes: bool) -> None:
+    stalls: list[bool] = []
+    handler = taking(0.02, lambda: bool(stalls) and stalls.pop())
+    async with gateway(handler, handler, cancel=cancel) as g:
+        await learn(g)
+        stalls.append(True)
+        await g.ask("POST", V2, INFER)
+        await asyncio.sleep(STALL)
+        sent = sum(len(upstream.requests) for upstream in g.upstreams)
+        assert (g.metric("attempts_total", result="ok") < sent) is closes
+        assert g.gateway.memory.used == 0
+
+
+@pytest.mark.parametrize("count", [300])
+async def test_what_must_not_be_repeated_reaches_one_upstream(count: int) -> None:
+    """Upstreams reset, close and stall; refused connections alone are tried elsewhere."""
+    await unrepeated(count, random.Random(1))
+
+
+async def unrepeated(count: int, chance: random.Random) -> None:
+    async def serve(request: Request, writer: asyncio.StreamWriter) -> bytes | None:
+        kind = chance.random()
+        if kind < 0.1:
+            writer.transport.abort()
+        elif kind < 0.2:
+            return None
+        elif kind < 0.25:
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf")
+            return None
+        elif kind < 0.3:
+            return answer(b"busy", 503)
+        elif kind < 0.32:
+            await asyncio.sleep(0.2)
+        return answer(request.body)
+
+    async with gateway(serve, serve, serve) as g:
+
+        async def ask(number: int) -> None:
+            body = b"%d" % number
+            found = await g.ask("POST", "/orders", body, x_id=str(number))
+            assert (found.status, found.body) == (200, body) or found.status in (502, 503), found
+
+        async def restart() -> None:
+            while True:
+                upstream = chance.choice(g.upstreams)
+                await asyncio.sleep(0.05)
+                await upstream.stop()
+                await asyncio.sleep(0.05)
+                await upstream.start()
+
+        restarting = asyncio.create_task(restart())
+        for begin in range(0, count, 20):
+            await asyncio.gather(*map(ask, range(begin, min(count, begin + 20))))
+        restarting.cancel()
+        total = sum((upstream.seen for upstream in g.upstreams), start=type(g.upstreams[0].seen)())
+
+    assert {key: sent for key, sent in total.items() if sent > 1 and key} == {}
+
+
+async def test_a_refused_connection_is_tried_elsewhere() -> None:
+    down = Upstream()
+    await down.start()
+    async with gateway(down, Upstream()) as g:
+        await down.stop()
+        for number in range(10):
+            found = await g.ask("POST", "/orders", b"%d" % number)
+            assert found.body == b"%d" % number
+
+
+@pytest.mark.parametrize(
+    ("data", "content"),
+    [
+        (b"", False), (b" ", False), (b"hi", True), (b"{", True), (b"[DONE]", True),
+        (b'{"choices":[{"delta":{"role":"assistant"}}]}', False),
+        (b'{"choices":[{"delta":{"role":"assistant","content":""}}]}', False),
+        (b'{"choices":[{"delta":{"content":null,"refusal":null}}]}', False),
+        (b'{"choices":[{"delta":{"content":"a"}}]}', True),
+        (b'{"choices":[{"delta":{"tool_calls":[{"index":0}]}}]}', True),
+        (b'{"choices":[{"delta":{},"finish_reason":"stop"}]}', True),
+        (b'{"choices":[{"text":""}]}', False), (b'{"choices":[{"text":"a"}]}', True),
+        (b'{"choices":[]}', False), (b'{"choices":[],"usage":{"total_tokens":1}}', True),
+        (b'{"type":"message_start"}', False), (b'{"type":"ping"}', False),
+        (b'{"type":"content_block_delta"}', True), (b'{"error":"no"}', True), (b"[1]", True),
+    ],
+)  # fmt: skip
+def test_which_events_are_content(data: bytes, content: bool) -> None:
+    assert carries_content(data) is content
+    for end in (b"\n", b"\r\n"):
+        stream = b": hello" + end + b"event: x" + end * 2 + b"data: " + data + end * 2
+        whole, parts = FirstContent(), FirstContent()
+        assert whole.feed(stream) is content
+        assert any([parts.feed(stream[i : i + 3]) for i in range(0, len(stream), 3)]) is content

@@ -1,0 +1,207 @@
+"""The command: what it refuses, its own routes, TLS, and how it stops."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import ssl
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from codedinvnet.cli import main
+from codedinvnet.errors import UserError
+from codedinvnet.gateway.options import GatewayOptions
+from codedinvnet.net.client import HttpClient, parse_origin
+from tests.gateway.support import INFER, V2, Request, Upstream, answer, gateway, until
+
+pytestmark = pytest.mark.anyio
+URL = "http://127.0.0.1:9"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("", "--upstream: at least one"), ("--upstream a:80", "--upstream"),
+        (f"--upstream {URL} --upstream {URL}", "is there twice"),
+        ("--upstream grpc://a:1", "--grpc-port"),
+        (f"--upstream {URL} --grpc-port 0", "--grpc-port"),
+        (f"--upstream {URL} --slots 0", "--slots: "),
+        (f"--upstream {URL} --policy auto", "--policy"),
+        (f"--upstream {URL} --policy coded", "uncoded, replicate, hedge"),
+        (f"--upstream {URL} --hedge /x", "--hedge: '/x' is not 'METHOD GLOB'"),
+        (f"--upstream {URL} --no-hedge POST", "--no-hedge"),
+        (f"--upstream {URL} --hedge-delay-ms 9:5", "--hedge-delay-ms"),
+        (f"--upstream {URL} --health healthz", "--health"),
+        (f"--upstream {URL} --deadline-ms 0", "--deadline-ms"),
+        (f"--upstream {URL} --deadline-ms inf", "--deadline-ms"),
+        (f"--upstream {URL} --port 70000", "--port"),
+        (f"--upstream {URL} --fallback x", "--fallback"),
+        (f"--upstream {URL} --fallback {URL} --protection x", "--protection"),
+        (f"--upstream {URL} --token-file /none", "--token-file"),
+        (f"--upstream {URL} --upstream-token-file /none", "--upstream-token-file"),
+        (f"--upstream {URL} --tls-key x", "--tls-key"),
+        (f"--upstream {URL} --tls-cert /none", "--tls"),
+        (f"--upstream {URL} --upstream-ca /dev/null", "--upstream-ca"),
+        (f"--upstream {URL} --host 192.0.2.1", "cannot listen on"),
+        ("--upstreams-file /none", "--upstreams-file"), ("--upstreams-file /dev/zero", "regular"),
+        (f"--upstream {URL} --config /none", "--config"),
+    ],
+)  # fmt: skip
+def test_bad_options_end_with_one_line(
+    words: str, said: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["gateway", "--port", "0", *words.split()]) == 2
+    out, err = capfd.readouterr()
+    lines = [line for line in err.splitlines() if not line.startswith("{")]
+    assert out == ""
+    assert len(lines) == 1
+    assert lines[0].startswith("error: ")
+    assert said in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"slot": 1}, "did you mean 'slots'"), ({"deadline_ms": 4}, "'deadline_ms'"),
+        ({"slots": "4"}, "slots"), ({"slots": 1.5}, "slots"), ({"slots": True}, "slots"),
+        ({"deadline-ms": 1e400}, "deadline-ms"), ({"upstream": URL}, "upstream"),
+        ({"upstream": [1]}, "upstream"), ({"cancel": "maybe"}, "cancel"), ([], "object"),
+    ],
+)  # fmt: skip
+def test_mistakes_in_a_file_are_one_line(content: Any, said: str, tmp_path: Path) -> None:
+    (tmp_path / "c.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=said) as error:
+        from_file(tmp_path / "c.json")
+    assert str(error.value).startswith("--config: ")
+
+
+def test_a_file_says_what_the_command_line_does_not(tmp_path: Path) -> None:
+    (tmp_path / "c.json").write_text(json.dumps({"slots": 2, "upstream": [URL], "host": "::1"}))
+    found = from_file(tmp_path / "c.json", "--slots", "4")
+    assert (found.slots, found.upstream, found.host) == (4, (URL,), "::1")
+    assert found.deadline == 30.0
+
+
+def from_file(path: Path, *words: str) -> GatewayOptions:
+    from codedinvnet.cli.command_line import build_parser
+    from codedinvnet.cli.options import options_of
+
+    parsed = build_parser().parse_args(["gateway", "--config", str(path), *words])
+    return options_of(parsed, GatewayOptions)
+
+
+async def test_own_routes_may_have_a_port_of_their_own() -> None:
+    async with gateway(Upstream(), admin_port=0) as g:
+        assert (await g.ask("GET", "/metrics")).body == b"/metrics"
+        admin = HttpClient(parse_origin(g.gateway.admin_url))
+        found = {
+            path: (await admin.ask("GET", path, 5.0)).status
+            for path in ("/metrics", "/livez", "/readyz", "/codedinvnet", "/other")
+        }
+        admin.close()
+
+    assert found == {
+        "/metrics": 200, "/livez": 200, "/readyz": 200, "/codedinvnet": 200, "/other": 404
+    }  # fmt: skip
+
+
+async def test_metrics_are_a_gateways_and_the_page_has_its_data() -> None:
+    async with gateway(Upstream(), Upstream()) as g:
+        for _ in range(30):
+            await g.ask("POST", V2, INFER)
+        text = (await g.ask("GET", "/metrics")).body.decode()
+        names = {line.split(" ")[2] for line in text.splitlines() if line.startswith("# TYPE")}
+        status = json.loads((await g.ask("GET", "/codedinvnet/status")).body)
+        page = (await g.ask("GET", "/codedinvnet")).body
+
+    assert all(name.startswith(("codedinvnet_gateway_", "process_")) for name in names)
+    assert {one["up"] for one in status["upstreams"]} == {True}
+    (route,) = status["routes"]
+    assert route["name"] == f"POST {V2}"
+    assert route["p50_ms"] > 0
+    assert b"/codedinvnet/status" in page
+
+
+@pytest.mark.parametrize(
+    ("host", "body", "kind", "status"),
+    [
+        ("127.0.0.1", '{"policy": "uncoded"}', "application/json", 200),
+        ("127.0.0.1", '{"policy": "coded"}', "application/json", 400),
+        ("127.0.0.1", '{"policy": 1}', "application/json", 400),
+        ("127.0.0.1", "no", "application/json", 400),
+        ("127.0.0.1", '{"policy": "uncoded"}', "text/plain", 415),
+        ("0.0.0.0", '{"policy": "uncoded"}', "application/json", 403),
+    ],
+)
+async def test_changing_the_policy(host: str, body: str, kind: str, status: int) -> None:
+    async with gateway(Upstream(), host=host) as g:
+        found = await g.ask("POST", "/codedinvnet/policy", body.encode(), Content_Type=kind)
+        shown = json.loads((await g.ask("GET", "/codedinvnet/policy")).body)
+
+    assert found.status == status
+    assert shown["policy"] == ("uncoded" if status == 200 else "hedge")
+
+
+def make_pair(folder: Path) -> dict[str, Any]:
+    """Return the options of a certificate of this machine."""
+    key, cert = folder / "key.pem", folder / "cert.pem"
+    words = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost"
+    names = ["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
+    files = ["-keyout", str(key), "-out", str(cert)]
+    subprocess.run([*words.split(), *names, *files], check=True, capture_output=True)
+    return {"tls_cert": cert, "tls_key": key}
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> dict[str, Any]:
+    return make_pair(tmp_path)
+
+
+async def test_tls_on_both_sides(certificate: dict[str, Any]) -> None:
+    context = ssl.create_default_context(cafile=str(certificate["tls_cert"]))
+    async with gateway(Upstream(), **certificate) as back:
+        inner = parse_origin(back.gateway.url)
+        ca = {"upstream_ca": certificate["tls_cert"]}
+        urls = (f"https://127.0.0.1:{inner.port}", f"https://127.0.0.1:{inner.port}/#localhost")
+        async with gateway(upstream=urls, **ca, **certificate) as front:
+            client = HttpClient(parse_origin(front.gateway.url), context)
+            for _ in range(10):
+                found = await client.ask("POST", V2, 5.0, INFER)
+                assert found.body == INFER
+            client.close()
+        async with gateway(upstream=urls, deadline_ms=500.0) as strict:  # it trusts nobody's CA
+            assert (await strict.ask("POST", V2, INFER)).status == 503
+    assert len(back.upstreams[0].requests) == 10
+
+
+async def test_a_stopping_gateway_answers_what_it_has() -> None:
+    async def slow(request: Request, writer: asyncio.StreamWriter) -> bytes:
+        await asyncio.sleep(0.5)
+        return answer(request.body)
+
+    upstream = Upstream(slow)
+    await upstream.start()
+    command = [sys.executable, "-m", "codedinvnet", "gateway", "--port", "0"]
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(
+        *command, "--upstream", upstream.url, stdout=pipe, stderr=pipe
+    )
+    assert process.stdout is not None
+    line = (await asyncio.wait_for(process.stdout.readline(), 20.0)).decode()
+    client = HttpClient(parse_origin(line.split(" on ")[1].split(" ")[0]))
+    asked = [asyncio.create_task(client.ask("POST", V2, 5.0, INFER)) for _ in range(3)]
+    await until(lambda: len(upstream.requests) == 3)
+    process.terminate()
+    found = await asyncio.gather(*asked)
+    _, events = await asyncio.wait_for(process.communicate(), 10.0)
+    client.close()
+    await upstream.stop()
+
+    assert [one.body for one in found] == [INFER] * 3
+    assert {one.field("connection") for one in found} == {"close"}
+    assert process.returncode == 0
+    assert b"Traceback" not in events
