@@ -66,7 +66,6 @@ class Benchmark:
     options: Options
 
 
-ROWS = Path("docs/results/protect/recommended.json")
 BENCHMARKS: Mapping[str, Benchmark] = {
     "gateway": Benchmark(
         "time requests to Triton through the gateway, compared with those without it",
@@ -112,15 +111,16 @@ BENCHMARKS: Mapping[str, Benchmark] = {
         {**BUNDLES, **DATA, **SEED, "--runs": number(200, "random splits")},
     ),
     "protected": Benchmark(
-        "protect a model as users have it, and write the row into docs/results/protect",
+        "protect a model as users have it, and print the table of all rows in docs/results/protect",
         "lite0 --source imagenette --out runs/lite0",
         {
             "row": {
+                "nargs": "?",
                 "choices": [
-                    *("digits-mlp", "digits-boosted", "resnet", "resnet-k4", "resnet-code"),
-                    *("lite0", "lite2", "magika"),
+                    *("digits-mlp", "digits-boosted", "resnet20", "resnet32", "resnet56"),
+                    *("lite0", "magika"),
                 ],
-                "help": "the model: %(choices)s",
+                "help": "the model: %(choices)s (none: the table only)",
                 "metavar": "row",
             },
             "--source": {
@@ -128,22 +128,8 @@ BENCHMARKS: Mapping[str, Benchmark] = {
                 "help": "folder with CIFAR-10's train.npz, a clone of Imagenette, or files (this "
                 "machine's)",
             },
-            **out("folder for model and protection", required=True),
+            **out("folder for model and protection (none)"),
             "--minutes": {"type": float, "default": 30.0, "help": "of codedinvnet protect (30)"},
-        },
-    ),
-    "recommended": Benchmark(
-        "protect ten models, and measure what is recommended on other inputs",
-        "--data-dir data",
-        {
-            "--data-dir": {"type": Path, "default": Path("data"), "help": "of image sets (data)"},
-            "--minutes": {"type": float, "default": 0.8, "help": "for each protection (0.8)"},
-            "--work": {
-                "type": Path,
-                "default": Path("runs/recommended"),
-                "help": "folder for models and protections (%(default)s)",
-            },
-            **out(f"the rows ({ROWS})", default=ROWS),
         },
     ),
     "straggling": Benchmark(
@@ -158,9 +144,6 @@ BENCHMARKS: Mapping[str, Benchmark] = {
                 "help": "those that the protection was made of",
             },
             "--method": {"help": "one of the protection's (the recommended one)"},
-            "--scale": {"type": float, "help": "factor of pixels 0..255, as for `protect`"},
-            "--mean": {"type": float, "nargs": "+", "default": (), "help": "subtracted then"},
-            "--std": {"type": float, "nargs": "+", "default": (), "help": "divides then"},
             "--workers": number(11, "worker processes"),
             "--load": {
                 "type": float,

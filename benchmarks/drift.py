@@ -23,10 +23,10 @@ from codedinvnet.evaluation.tables import markdown
 from codedinvnet.evaluation.trust import approximate, by_group, calibration_of, schemes
 from codedinvnet.files import read_json
 from codedinvnet.models.bundle import load_bundle
+from codedinvnet.protect.calibration import DECODED, GUESSED
+from codedinvnet.protect.watch import Watch
 from codedinvnet.provenance import describe_commit, describe_machine
 from codedinvnet.stages import evaluation_images
-from codedinvnet.trust.calibration import DECODED, GUESSED
-from codedinvnet.trust.watch import Watch
 
 K = 10
 LIMITS = (0.005, 0.01, 0.02)

@@ -33,10 +33,10 @@ from codedinvnet.evaluation.erase import (
 from codedinvnet.evaluation.tables import markdown
 from codedinvnet.files import read_json
 from codedinvnet.models.bundle import Bundle, load_bundle
+from codedinvnet.protect.byzantine import ByzantineDetector, Member
+from codedinvnet.protect.calibration import GUESSED, load_calibration
 from codedinvnet.provenance import describe_commit, describe_machine
 from codedinvnet.stages import evaluation_images
-from codedinvnet.trust.calibration import GUESSED, load_calibration
-from codedinvnet.trust.liars import Liars, Member
 
 K = 10
 WORKERS = (11, 12)
@@ -201,7 +201,7 @@ def until_named(at: Setting, workers: int, fault: str, seed: int) -> tuple[int, 
     rows = [at.members[g, p[0]] for (g, _), p in zip(drawn, places, strict=True) if p.size]
     parts = (faulty(np.array(rows[i : i + CHUNK])) for i in range(0, len(rows), CHUNK))
     wrong = (int(label) for part in parts for label in part)
-    tests, answers = Liars(workers), 0
+    tests, answers = ByzantineDetector(workers), 0
     for (group, who), place in zip(drawn, places, strict=True):
         direct = at.direct[group].copy()
         if place.size:
@@ -224,7 +224,7 @@ def false_alarms(at: Setting, workers: int, seed: int, clean: int) -> tuple[int,
     """Return how often a sound worker was named in so many answers, and microseconds a query."""
     random = np.random.default_rng(seed)
     agrees = at.guessed == at.direct
-    tests, alarms, seconds = Liars(workers), 0, 0.0
+    tests, alarms, seconds = ByzantineDetector(workers), 0, 0.0
     for group, who in roles(at, workers, random, clean // K):
         members = members_of(who, at.expected[group], agrees[group])
         began = time.process_time()

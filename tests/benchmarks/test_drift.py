@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.drift import DRIFTED, Answers, K, one_run
-from codedinvnet.trust.bound import Curve
+from codedinvnet.protect.bound import Curve
 
 
 def answers(decoded: float, guessed: float, seed: int) -> Answers:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks.trust import reliability, split_row
-from codedinvnet.trust.bound import Curve
+from codedinvnet.protect.bound import Curve
 
 
 def answers(seed: int, groups: int = 2000, k: int = 4) -> tuple[np.ndarray, np.ndarray]:

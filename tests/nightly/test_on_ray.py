@@ -146,12 +146,11 @@ def test_actors_make_up_for_a_late_one(
     finished: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """By the small backup and by the code, whose encoder runs in an actor."""
     source = f"{PLACE}:vectors"
     monkeypatch.setenv("PYTHONPATH", f"{Path.cwd()}/src:{Path.cwd()}")
     x = np.random.default_rng(3).random((4, FEATURES), np.float32)
     model = open_model(source)
-    for method in ("small-backup", "code"):
+    for method in ("small-backup",):
         options = ServeOptions(
             source=source,
             protection=finished,

@@ -1,4 +1,4 @@
-"""A finished protection, for all tests of this folder."""
+"""A finished protection, for this folder and for all who serve one."""
 
 from __future__ import annotations
 
@@ -10,36 +10,21 @@ import numpy as np
 import pytest
 
 from codedinvnet.cli import main
-from codedinvnet.errors import UserError
 from codedinvnet.models import open_model
 from codedinvnet.protect import distil
-from codedinvnet.protect.folder import DESCRIPTION, export_part
+from codedinvnet.protect.folder import DESCRIPTION
 from tests.conftest import once
-from tests.models.factories import save_onnx
-from tests.protect import factories
 from tests.protect.factories import FEATURES
 
 PLACE = "tests.protect.factories"
-COUNT = 400
-EXPORT = "codedinvnet.protect.run.export_part"
+COUNT = 1200
 
 
 @pytest.fixture(autouse=True)
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have parts trained for a moment; none is exported, which takes longer than that."""
-
-    def refused(*_: Any) -> None:
-        raise UserError("not exported")
-
+    """Have backups trained for a moment."""
     monkeypatch.setattr(distil, "MOST_ROUNDS", 6)
     monkeypatch.setattr(distil, "FEWEST_STEPS", 8)
-    monkeypatch.setattr(EXPORT, refused)
-
-
-@pytest.fixture
-def exported(_short: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have small backups exported for ONNX Runtime after all."""
-    monkeypatch.setattr(EXPORT, export_part)
 
 
 def queries(folder: Path) -> Path:
@@ -50,14 +35,9 @@ def queries(folder: Path) -> Path:
 
 
 def arguments(model: str, inputs: Path, out: Path, *more: str) -> list[str]:
-    """Return a command line, with k = 4."""
+    """Return a command line, with k = 4 and one size of backups."""
     base = ["protect", f"{PLACE}:{model}", "--inputs", str(inputs), "--out", str(out), "--k", "4"]
-    return [*base, "--minutes", "5", *more]
-
-
-def killed(*_: Any, **__: Any) -> None:
-    """Stand for what a user stops with Ctrl-C."""
-    raise KeyboardInterrupt
+    return [*base, "--minutes", "5", *(() if "--work" in more else ("--work", "0.25")), *more]
 
 
 def description(folder: Path) -> dict[str, Any]:
@@ -68,21 +48,18 @@ def description(folder: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def finished(shared: Path) -> Path:
-    """A protection of `vectors` by all methods, with labels and an own backup."""
+    """A protection of `vectors`, with labels."""
     once(shared / "protect", lambda: protect(shared / "protect"))
     return shared / "protect" / "out"
 
 
 def protect(folder: Path) -> None:
+    """Make a protection in a new folder."""
     folder.mkdir()
-    inputs = queries(folder)
-    labels = folder / "labels.npy"
+    inputs, labels = queries(folder), folder / "labels.npy"
     model = open_model(f"{PLACE}:vectors")
     np.save(labels, model.run({"x": np.load(inputs)})["output"].argmax(1))
     with pytest.MonkeyPatch.context() as changed:
-        changed.setattr(distil, "MOST_ROUNDS", 60)
-        changed.setattr(EXPORT, export_part)
-        methods = ("--methods", "small-backup,code,approxifer,nercc")
-        smaller = save_onnx(factories.smaller, folder / "smaller.onnx")
-        more = ("--labels", str(labels), "--backup", str(smaller), "--json", *methods)
+        changed.setattr(distil, "MOST_ROUNDS", 100)
+        more = ("--labels", str(labels), "--json")
         assert main(arguments("vectors", inputs, folder / "out", *more)) == 0

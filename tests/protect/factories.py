@@ -5,12 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from codedinvnet.models.bundle import load_bundle
-
 FEATURES = 12
 DAY = 86_400
-LARGE = 2.0**40
-"""A number beside which float32 does not see fractions."""
 
 
 class Applied(nn.Module):
@@ -42,24 +38,6 @@ def vectors() -> tuple[nn.Module, Tensor]:
     return Applied(FEATURES, 3), torch.zeros(1, FEATURES)
 
 
-def half() -> tuple[nn.Module, Tensor]:
-    return Applied(FEATURES, 3).half(), torch.zeros(1, FEATURES, dtype=torch.float16)
-
-
-def double() -> tuple[nn.Module, Tensor]:
-    return Applied(FEATURES, 3).double(), torch.zeros(1, FEATURES, dtype=torch.float64)
-
-
-def precise() -> tuple[nn.Module, Tensor]:
-    """`double` of numbers that float32 does not tell apart."""
-
-    class Precise(Applied):
-        def forward(self, x: Tensor) -> Tensor:
-            return super().forward(x - LARGE)
-
-    return Precise(FEATURES, 3).double(), torch.zeros(1, FEATURES, dtype=torch.float64)
-
-
 class TwoInputs(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -72,17 +50,6 @@ class TwoInputs(nn.Module):
 
 def two_inputs() -> tuple[nn.Module, tuple[Tensor, Tensor]]:
     return TwoInputs(), (torch.zeros(1, 5), torch.zeros(1, 3, dtype=torch.bool))
-
-
-def two_answers() -> tuple[nn.Module, Tensor]:
-    """The scores of `vectors`, and those of the classes in the opposite order."""
-
-    class Both(Applied):
-        def forward(self, x: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
-            scores = super().forward(x)
-            return {"main": scores, "aux": scores.flip(1)}
-
-    return Both(FEATURES, 3), torch.zeros(1, FEATURES)
 
 
 def gaps() -> tuple[nn.Module, Tensor]:
@@ -110,53 +77,12 @@ def signed() -> tuple[nn.Module, dict[str, Tensor]]:
     return Applied(4, 3), {"x": torch.zeros(1, 4, dtype=torch.int64)}
 
 
-def odd() -> tuple[nn.Module, Tensor]:
-    """`vectors` with an operator that nobody makes a module of."""
-
-    class Odd(Applied):
-        def forward(self, x: Tensor) -> Tensor:
-            return nn.functional.selu(super().forward(x))
-
-    return Odd(FEATURES, 3), torch.zeros(1, FEATURES)
-
-
 def smaller() -> tuple[nn.Module, Tensor]:
     """`vectors` with 16 of its 40 hidden units."""
     module = Applied(FEATURES, 3)
     module.first = nn.Parameter(module.first[:, :16].detach().clone())
     module.second = nn.Parameter(module.second[:16].detach().clone())
     return module, torch.zeros(1, FEATURES)
-
-
-def slower() -> tuple[nn.Module, Tensor]:
-    return vectors()
-
-
-def digits() -> tuple[nn.Module, dict[str, Tensor]]:
-    """The scores of the bundle `mnist`, at twice the cost."""
-
-    class Twice(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = load_bundle("mnist").model
-
-        def forward(self, images: Tensor) -> Tensor:
-            once = [self.model.classify(self.model.embed(images)) for _ in range(2)]
-            return torch.stack(once).mean(0)
-
-    return Twice(), {"images": torch.zeros(1, 1, 28, 28, dtype=torch.uint8)}
-
-
-def other_inputs() -> tuple[nn.Module, Tensor]:
-    return Applied(FEATURES + 1, 3), torch.zeros(1, FEATURES + 1)
-
-
-def images() -> tuple[nn.Module, Tensor]:
-    return Applied(3 * 16 * 16, 3), torch.zeros(1, 3, 16, 16)
-
-
-def large_images() -> tuple[nn.Module, Tensor]:
-    return Applied(3 * 64 * 64, 3), torch.zeros(1, 3, 64, 64)
 
 
 def colours() -> tuple[nn.Module, Tensor]:
@@ -166,7 +92,18 @@ def colours() -> tuple[nn.Module, Tensor]:
         def forward(self, x: Tensor) -> Tensor:
             return 4 * x.mean((2, 3))
 
-    return Most(), torch.zeros(1, 3, 16, 16)
+    return Most(), torch.zeros(1, 3, 32, 32)
+
+
+def sides() -> tuple[nn.Module, Tensor]:
+    """Whether an image is brighter on its left or on its right, and whether either is dark."""
+
+    class Sides(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            left, right = (part.mean((1, 2, 3)) for part in x.chunk(2, dim=3))
+            return 40 * torch.stack([left, right], dim=1)
+
+    return Sides(), torch.zeros(1, 3, 32, 32)
 
 
 def tokens() -> tuple[nn.Module, dict[str, Tensor]]:
@@ -267,34 +204,6 @@ def tags() -> tuple[nn.Module, Tensor]:
     return Tags(FEATURES, 5), torch.zeros(1, FEATURES)
 
 
-def likely() -> tuple[nn.Module, Tensor]:
-    class Likely(Applied):
-        def forward(self, x: Tensor) -> Tensor:
-            return super().forward(x).log_softmax(1)
-
-    return Likely(FEATURES, 3), torch.zeros(1, FEATURES)
-
-
-def narrow(least: float) -> tuple[nn.Module, Tensor]:
-    """Probabilities of inputs beyond a bound, on which nothing below it has any."""
-
-    class Narrow(Applied):
-        def forward(self, x: Tensor) -> Tensor:
-            return super().forward((x - least).sqrt() - 1.5).softmax(1)
-
-    return Narrow(FEATURES, 3), torch.zeros(1, FEATURES)
-
-
-def beyond_the_probe() -> tuple[nn.Module, Tensor]:
-    """No input of a probe is finite."""
-    return narrow(1.0)
-
-
-def partly_beyond() -> tuple[nn.Module, Tensor]:
-    """Some inputs of a probe are finite."""
-    return narrow(0.01)
-
-
 def regression() -> tuple[nn.Module, Tensor]:
     return Applied(FEATURES, 1), torch.zeros(1, FEATURES)
 
@@ -340,3 +249,34 @@ def likely_picture() -> tuple[nn.Module, Tensor]:
             return found
 
     return Last(), torch.zeros(1, 96, 96, 3)
+
+
+class Residual(nn.Module):
+    """A small residual network of images, with normalisations, whose scores depend on colours."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(7)
+        self.stem = nn.Conv2d(3, 8, 3, 1, 1)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(8, 8, 3, 1, 1), nn.BatchNorm2d(8), nn.ReLU()) for _ in range(4)
+        )
+        self.head = nn.Linear(8, 3)
+        for weights in self.parameters():
+            if weights.ndim > 1:
+                drawn = torch.randn(weights.shape, generator=generator)
+                weights.data = drawn / weights[0].numel() ** 0.5
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d | nn.Linear) and layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+    def forward(self, images: Tensor) -> Tensor:
+        h = self.stem(4 * images - 2).relu()
+        for block in self.blocks:
+            h = (h + 0.3 * block(h)).relu()
+        scores: Tensor = 9 * self.head(h.mean((2, 3)))
+        return scores
+
+
+def residual() -> tuple[nn.Module, dict[str, Tensor]]:
+    return Residual(), {"images": torch.zeros(1, 3, 16, 16)}

@@ -1,28 +1,40 @@
-"""Multiply-adds of ONNX files and of students, whose widths follow from them."""
+"""Multiply-adds of models of all kinds, and times."""
 
 from __future__ import annotations
 
+import time
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from onnx import TensorProto, helper
+from torch import Tensor, nn
 
 from codedinvnet.codes.equal_cost import count_macs
 from codedinvnet.models import open_model
-from codedinvnet.models.base import TensorSpec
 from codedinvnet.protect import costs
-from codedinvnet.protect.students import Kind, Shape, kind_of, tensors
 from tests.models import factories
 from tests.models.factories import PLACE, made
 from tests.protect import factories as protected
 
 PROTECTED = "tests.protect.factories"
-IMAGE = (TensorSpec("x", "FP32", (3, 32, 32)),)
-LAST = (TensorSpec("x", "UINT8", (20, 30, 1)),)
-VECTORS = (TensorSpec("x", "FP32", (16,)), TensorSpec("flag", "BOOL", (2, 2)))
-TOKENS = (TensorSpec("ids", "INT32", (300,)), TensorSpec("mask", "BOOL", (300,)))
+
+
+class Padded(nn.Module):
+    """Has a padding that PyTorch's classic exporter computes by nodes of constants."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3, 1, 1), nn.Conv2d(16, 4, 3, 2, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        h = self.first(images)
+        h = F.pad(h[:, :, ::2, ::2], (0, 0, 0, 0, 4, 4))
+        scores: Tensor = self.second(h).flatten(1)[:, :10]
+        return scores
 
 
 def test_onnx_files_cost_what_their_modules_do(tmp_path: Path) -> None:
@@ -30,10 +42,26 @@ def test_onnx_files_cost_what_their_modules_do(tmp_path: Path) -> None:
     module, (example, *_) = made(factories.resnet)
     wanted = count_macs(lambda: module(example[:1]))
     model = open_model(path)
-    assert costs.model_macs(model, {"x": np.zeros((1, 3, 32, 32), np.float32)}) == wanted
-    module, (example, *_) = made(factories.mlp)
+    (spec,) = model.signature.inputs
+    assert costs.model_macs(model, {spec.name: np.zeros((1, 3, 32, 32), np.float32)}) == wanted
     factory = open_model(f"{PLACE}:mlp")
     assert costs.model_macs(factory, {"input": np.zeros((1, 16), np.float32)}) == 16 * 8 + 8 * 3
+
+
+def test_a_classic_export_is_counted_through_its_constant_nodes(tmp_path: Path) -> None:
+    path = tmp_path / "classic.onnx"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            Padded().eval(),
+            (torch.zeros(1, 3, 32, 32),),
+            path,
+            input_names=["images"],
+            dynamic_axes={"images": {0: "batch"}},
+            dynamo=False,
+        )
+    wanted = 32 * 32 * 8 * 27 + 8 * 8 * 4 * 144
+    assert costs.onnx_macs(path, {"images": (1, 3, 32, 32)}) == wanted
 
 
 RECURRENT = 20 * 4 * 16 * (8 + 16) + 16 * 3
@@ -47,78 +75,38 @@ def test_layers_that_pytorch_fuses_cost_what_their_products_do(name: str, wanted
 
 
 @pytest.mark.parametrize("name", ["custom", "bilinear", "chosen"])
-def test_what_pytorch_has_no_formula_for_is_not_guessed(name: str) -> None:
+def test_what_pytorch_has_no_formula_for_is_timed(name: str) -> None:
     batch = {"x": np.ones((1, protected.FEATURES), np.float32)}
-    assert costs.model_macs(open_model(f"{PROTECTED}:{name}"), batch) is None
+    cost = costs.model_cost(open_model(f"{PROTECTED}:{name}"), batch)
+    assert cost.macs is None
+    assert "PyTorch operators" in cost.why
+    assert 0 < cost.ms.low <= cost.ms.median <= cost.ms.high
 
 
-def test_products_by_hand(tmp_path: Path) -> None:
-    path = factories.words_onnx(tmp_path / "words.onnx")
-    assert costs.onnx_macs(path, {"tokens": (1, factories.TOKENS)}) == 4 * 6
-
-
-def test_what_is_not_counted_is_not_guessed(tmp_path: Path) -> None:
+def test_an_operator_whose_work_is_not_known_is_named(tmp_path: Path) -> None:
     nodes = [
         helper.make_node("MatMul", ["x", "w"], ["h"]),
         helper.make_node("Einsum", ["h", "w"], ["y"], equation="bi,ij->bj"),
     ]
     shape: factories.Value = ("x", TensorProto.FLOAT, ["batch", 4])
-    path = factories.write_graph(
-        tmp_path / "einsum.onnx",
-        nodes,
-        [shape],
-        [("y", TensorProto.FLOAT, ["batch", 4])],
-        {"w": np.eye(4, dtype=np.float32)},
+    weights = {"w": np.eye(4, dtype=np.float32)}
+    out: factories.Value = ("y", TensorProto.FLOAT, ["batch", 4])
+    path = factories.write_graph(tmp_path / "einsum.onnx", nodes, [shape], [out], weights)
+    with pytest.raises(costs.Uncounted, match="operator Einsum"):
+        costs.onnx_macs(path, {"x": (1, 4)})
+    words = factories.words_onnx(tmp_path / "words.onnx")
+    assert costs.onnx_macs(words, {"tokens": (1, factories.TOKENS)}) == 4 * 6
+
+
+def test_calls_are_timed_in_turn_when_warm() -> None:
+    order = []
+
+    def call(name: str, seconds: float) -> None:
+        order.append(name)
+        time.sleep(seconds)
+
+    found = costs.milliseconds(
+        {"slow": lambda: call("slow", 0.004), "quick": lambda: call("quick", 0)}
     )
-    assert costs.onnx_macs(path, {"x": (1, 4)}) is None
-
-
-@pytest.mark.parametrize(
-    ("inputs", "kind"),
-    [(IMAGE, "images"), (LAST, "images"), (VECTORS, "vectors"), (TOKENS, "tokens")],
-)
-def test_students_are_as_wide_as_they_may_cost(inputs: tuple[TensorSpec, ...], kind: Kind) -> None:
-    assert kind_of(inputs) == kind
-    words = (50,) * len(inputs) if kind == "tokens" else ()
-
-    def shape(width: int) -> Shape:
-        return Shape(kind, width, 7, inputs, words)
-
-    budget = 400_000 if kind != "vectors" else 1000
-    width = costs.width_by_macs(shape, budget)
-    assert width > 1
-    student = shape(width).build().eval()
-    assert costs.student_macs(student) <= budget
-    assert costs.student_macs(shape(width + 1).build().eval()) > budget
-    batch = {spec.name: np.ones((5, *spec.shape), np.float32) for spec in inputs}
-    with torch.inference_mode():
-        assert student(*tensors(student.shape, batch)).shape == (5, 7)
-
-
-@pytest.mark.timeout(60)
-def test_of_a_large_model_of_vectors_a_student_is_found_that_has_room_in_memory() -> None:
-    spectrogram = (TensorSpec("x", "FP32", (80, 3000)),)
-
-    def shape(width: int) -> Shape:
-        return Shape("vectors", width, 10, spectrogram)
-
-    width = costs.width_by_macs(shape, 10**9)
-    assert width >= 100
-    assert 80 * 3000 * width <= costs.MOST_WEIGHTS
-
-
-def test_where_time_decides_a_student_that_is_free_is_wide() -> None:
-    def shape(width: int) -> Shape:
-        return Shape("vectors", width, 3, VECTORS[:1])
-
-    batch = {"x": np.zeros((10, 16), np.float32)}
-    assert costs.width_by_time(shape, batch, 1000.0) == costs.WIDTHS[-1]
-    assert costs.width_by_time(shape, batch, 0.0) < costs.WIDTHS[-1]
-
-
-def test_a_number_a_query_is_a_vector_of_one() -> None:
-    specs = (TensorSpec("age", "FP32", ()), TensorSpec("income", "FP32", ()))
-    assert kind_of(specs) == "vectors"
-    student = Shape("vectors", 4, 3, specs).build().eval()
-    assert costs.student_macs(student) > 0
-    assert student(torch.ones(5), torch.ones(5)).shape == (5, 3)
+    assert found["slow"].low > found["quick"].median
+    assert order == ["slow", "quick"] * (costs.TIMED + 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import shutil
 import time
@@ -12,12 +13,11 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
-import torch
 
 from codedinvnet.errors import UserError
 from codedinvnet.models import open_model
-from codedinvnet.protect.calibration import protection_calibration
-from codedinvnet.protect.folder import WEIGHTS, load_part
+from codedinvnet.protect.calibration import DECODED, FILE, protection_calibration
+from codedinvnet.protect.folder import DESCRIPTION, load_protection
 from codedinvnet.protocol.messages import InferRequest
 from codedinvnet.serving.app import open_app
 from codedinvnet.serving.checks import check
@@ -25,14 +25,11 @@ from codedinvnet.serving.config import ServeOptions
 from codedinvnet.serving.workers.faults import Delay, Fault, FaultyPool, Schedule
 from codedinvnet.serving.workers.pool import Task, WorkerPool
 from codedinvnet.serving.workers.result import Result
-from codedinvnet.trust.calibration import DECODED, FILE, GUESSED
 from tests.conftest import Command
-from tests.protect.conftest import COUNT, PLACE, arguments
+from tests.protect.conftest import COUNT, PLACE, arguments, description
 from tests.protect.factories import FEATURES
 
 POOL = "examples/my_pool.py:Pool"
-
-
 LATE = 1
 """The late worker, and its member."""
 HELD = Fault(kind="hold", worker=LATE, delay=Delay(ms=2000))
@@ -63,18 +60,20 @@ class ExtraLast(FaultyPool):
 
 
 def answers(
-    options: ServeOptions, inputs: Mapping[str, np.ndarray], fault: Fault = HELD
+    options: ServeOptions, inputs: Mapping[str, np.ndarray], fault: Fault | None = HELD
 ) -> Mapping[str, np.ndarray]:
-    """Return the outputs of a service for one full group whose second member is late."""
+    """Return the outputs of a service for one full group whose second member may be late."""
     check(options)
 
     async def ask() -> Mapping[str, np.ndarray]:
         app = open_app(options)
         faulty = cast(FaultyPool, app.dispatcher.pool)
-        faulty.pool = ExtraLast(faulty.pool, len(next(iter(inputs.values()))))
+        if fault is not None:
+            faulty.pool = ExtraLast(faulty.pool, len(next(iter(inputs.values()))))
         await app.dispatcher.start()
         try:
-            faulty.add(fault)
+            if fault is not None:
+                faulty.add(fault)
             request = InferRequest(inputs)
             return (await app.service.answer(request, time.monotonic())).message.outputs
         finally:
@@ -83,86 +82,71 @@ def answers(
     return asyncio.run(ask())
 
 
-def test_a_late_answer_is_the_small_backups(finished: Path) -> None:
-    source = f"{PLACE}:vectors"
-    options = ServeOptions(
-        source=source, protection=finished, method="small-backup", pool=POOL, demo=True
-    )
+def served(folder: Path, **more: Any) -> ServeOptions:
+    """Return how a protected model is served."""
+    settings = {"source": f"{PLACE}:vectors", "pool": POOL, "demo": True, **more}
+    return ServeOptions(protection=folder, **settings)
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_late_answer_is_the_backups_and_all_others_are_the_models(
+    named: bool, finished: Path
+) -> None:
     x = np.random.default_rng(3).random((4, FEATURES), np.float32)
-    found = answers(options, {"x": x})
+    model, name = open_model(f"{PLACE}:vectors"), description(finished)["recommended"]
+    found = answers(served(finished, method=name if named else "small-backup"), {"x": x})
     assert found["outcome"].tolist() == [b"direct", b"decoded", b"direct", b"direct"]
-    model, student = open_model(source), load_part(finished / WEIGHTS)
     for i in (0, 2, 3):
         assert found["output"][i].tobytes() == model.run({"x": x[i : i + 1]})["output"].tobytes()
-    with torch.inference_mode():
-        wanted = student(torch.from_numpy(x))[1]
-    assert found["output"][1] == pytest.approx(wanted.numpy(), abs=1e-4)
+    backup = open_model(finished / f"{name}.onnx").run({"x": x[1:2]})["logits"]
+    assert found["output"][1:2] == pytest.approx(backup, abs=1e-4)
 
 
-def test_a_dear_backup_is_shared_by_workers(finished: Path) -> None:
-    source = f"{PLACE}:vectors"
-    options = ServeOptions(
-        source=source, protection=finished, method="own-backup", pool=POOL, demo=True
-    )
-    x = np.random.default_rng(3).random((4, FEATURES), np.float32)
-    found = answers(options, {"x": x})
-    assert found["outcome"].tolist() == [b"direct", b"decoded", b"direct", b"direct"]
-    own = open_model(f"{PLACE}:smaller").run({"x": x[1:2]})["output"]
-    assert found["output"][1:2] == pytest.approx(own, abs=1e-4)
+def test_no_folder_changes_direct_answers(finished: Path, tmp_path: Path) -> None:
+    """Whatever its description says, an answer that is not late is the model's, bit for bit."""
+    folder = shutil.copytree(finished, tmp_path / "changed")
+    found = description(folder)
+    found["recommended"] = found["table"][0]["method"]
+    found["table"][0].update(work=0.9, k=2, backup_workers=1)
+    found["methods"] = found["codes"] = ["nercc"]
+    (folder / DESCRIPTION).write_text(json.dumps(found))
+    x = np.random.default_rng(4).random((40, FEATURES), np.float32)
+    model = open_model(f"{PLACE}:vectors")
+    for each in (finished, folder):
+        outputs = answers(served(each, policy="auto"), {"x": x}, None)
+        direct = outputs["outcome"] == b"direct"
+        assert direct.mean() > 0.5
+        for i in np.flatnonzero(direct):
+            wanted = model.run({"x": x[i : i + 1]})["output"]
+            assert outputs["output"][i].tobytes() == wanted.tobytes()
 
 
-@pytest.mark.parametrize(
-    ("protected", "more", "told", "share"),
-    [
-        (True, {}, ", k = 4", 1 / 4),
-        (False, {"policy": "hedge"}, "", 1 / 10),
-        (False, {"policy": "hedge", "k": 5}, "", 1 / 5),
-        (False, {"method": "nercc", "k": 3, "policy": "coded"}, ", k = 3", 1 / 3),
-    ],
-)
-def test_the_size_of_a_group_is_that_of_the_code(
-    protected: bool, more: dict[str, Any], told: str, share: float, finished: Path
-) -> None:
-    more = {"method": "small-backup", "protection": finished} if protected else more
-    options = ServeOptions(source=f"{PLACE}:vectors", workers=7, pool=POOL, port=0, **more)
-    app = open_app(options)
-    assert app.choices.size == (int(told.rpartition(" ")[2]) if told else 1)
-    assert app.dispatcher.rules.hedge_share == share
-
-
-@pytest.mark.usefixtures("exported")
 def test_a_model_of_several_inputs_is_protected(call: Command, tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     numbers = generator.random((COUNT, 5), np.float32)
     flags = generator.random((COUNT, 3)) < 0.5
     np.savez(tmp_path / "x.npz", numbers=numbers, flags=flags)
-    more = ("--methods", "small-backup")
-    outcome = call(*arguments("two_inputs", tmp_path / "x.npz", tmp_path / "out", *more))
+    out = tmp_path / "out"
+    outcome = call(*arguments("two_inputs", tmp_path / "x.npz", out))
     assert outcome.code == 0, outcome.err
-    options = ServeOptions(
-        source=f"{PLACE}:two_inputs",
-        protection=tmp_path / "out",
-        method="small-backup",
-        pool=POOL,
-        demo=True,
-    )
+    name = description(out)["table"][0]["method"]
+    options = served(out, method=name, source=f"{PLACE}:two_inputs")
     found = answers(options, {"flags": flags[:4], "numbers": numbers[:4]})
     assert found["outcome"].tolist() == [b"direct", b"decoded", b"direct", b"direct"]
-    student = load_part(tmp_path / "out" / WEIGHTS)
-    with torch.inference_mode():
-        wanted = student(torch.from_numpy(numbers[:4]), torch.from_numpy(flags[:4]))[1]
-    assert found["output"][1] == pytest.approx(wanted.numpy(), abs=1e-4)
+    late = {"numbers": numbers[1:2], "flags": flags[1:2]}
+    wanted = open_model(out / f"{name}.onnx").run(late)["logits"]
+    assert found["output"][1:2] == pytest.approx(wanted, abs=1e-4)
 
 
 def test_a_protection_releases_what_keeps_the_limit(finished: Path) -> None:
-    source, x = f"{PLACE}:vectors", np.random.default_rng(3).random((4, FEATURES), np.float32)
-    more: dict[str, Any] = {"method": "small-backup", "pool": POOL, "demo": True}
+    x = np.random.default_rng(3).random((4, FEATURES), np.float32)
     stored = protection_calibration(finished)
-    curve = stored.curve("small-backup", 4)
+    assert stored is not None
+    curve = stored.curve(description(finished)["recommended"], 4)
     assert curve is not None
     told = {}
     for limit in (0.999, 1e-9):
-        options = ServeOptions(source=source, protection=finished, max_disagreement=limit, **more)
+        options = served(finished, method="small-backup", max_disagreement=limit)
         reliance = open_app(options).dispatcher.gate
         assert reliance is not None
         assert reliance.thresholds[limit, 4, DECODED] == curve.threshold(limit)
@@ -170,60 +154,49 @@ def test_a_protection_releases_what_keeps_the_limit(finished: Path) -> None:
     assert told == {0.999: 1, 1e-9: 0}
 
 
-def test_a_codes_guesses_go_by_what_side_features_alone_answered(finished: Path) -> None:
-    """So they are released under a limit, and workers that answer wrongly are noticed."""
-    stored = protection_calibration(finished)
-    side = stored.curve("code-side", 4)
-    assert side is not None
-    options = ServeOptions(source=f"{PLACE}:vectors", protection=finished, pool=POOL, demo=True)
-    for method in ("code", "code-side"):
-        kept = options.model_copy(
-            update={"method": method, "max_disagreement": 0.999, "on_corruption": "replace"}
-        )
-        reliance = open_app(kept).dispatcher.gate
-        assert reliance is not None
-        assert reliance.thresholds[0.999, 4, GUESSED] == side.threshold(0.999) < 1
-    assert stored.curve("code-scores", 4, GUESSED) is None
-
-
 def test_a_protection_without_calibration_keeps_no_limit(finished: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(finished, tmp_path / "old")
     (folder / FILE).unlink()
-    options = ServeOptions(
-        source=f"{PLACE}:vectors", protection=folder, method="small-backup", pool=POOL, demo=True
-    )
-    assert open_app(options).dispatcher.gate is None
+    assert open_app(served(folder)).dispatcher.gate is None
     with pytest.raises(UserError, match="codedinvnet protect"):
-        open_app(options.model_copy(update={"max_disagreement": 0.01}))
+        open_app(served(folder, max_disagreement=0.01))
 
 
 @pytest.mark.parametrize(
-    ("source", "more", "told"),
+    ("change", "why"),
     [
-        (f"{PLACE}:images", {}, "protects tests.protect.factories:vectors with digest"),
-        (f"{PLACE}:vectors", {"method": "oracle"}, "no method 'oracle'"),
+        ({"format_version": 1}, "is of another release: run codedinvnet protect again"),
+        ({"model": {}}, "is damaged"),
+        ({"recommended": None, "reason": "it is too slow"}, "recommends no backup: it is too slow"),
+        ({"work": 1.2}, "policy hedge"),
+        ({"digest": "0"}, "is not the file that this protection was made with"),
+    ],
+)
+def test_a_folder_that_is_no_good_protection_is_refused(
+    change: dict[str, Any], why: str, finished: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(finished, tmp_path / "changed")
+    found = description(folder)
+    for key, value in change.items():
+        (found if key in found else found["table"][0])[key] = value
+    (folder / DESCRIPTION).write_text(json.dumps(found))
+    with pytest.raises(UserError, match=why):
+        load_protection(folder, open_model(f"{PLACE}:vectors"))
+
+
+@pytest.mark.parametrize(
+    ("source", "more", "why"),
+    [
+        (f"{PLACE}:colours", {}, "protects tests.protect.factories:vectors with digest"),
+        (f"{PLACE}:vectors", {"method": "oracle"}, "no backup 'oracle'"),
         (f"{PLACE}:vectors", {"policy": "hedge"}, "--protection: goes with a coded policy"),
         ("mnist", {}, "--protection: is for a model of your own"),
-        (
-            f"{PLACE}:vectors",
-            {"method": "own-backup", "on_corruption": "replace"},
-            "--on-corruption replace: wrong workers are not noticed: groups of own-backup have",
-        ),
-        (
-            f"{PLACE}:vectors",
-            {"method": "nercc", "on_corruption": "replace"},
-            "--on-corruption replace: wrong workers are not noticed: no calibration says",
-        ),
-        (
-            f"{PLACE}:vectors",
-            {"method": "nercc", "max_disagreement": 0.1},
-            "--max-disagreement: nercc has no direct answers, so that nothing stands in",
-        ),
         (f"{PLACE}:vectors", {"k": 4}, "--k: goes without --protection, which has its own"),
     ],
 )
 def test_what_a_protection_does_not_go_with(
-    source: str, more: dict[str, Any], told: str, finished: Path
+    source: str, more: dict[str, Any], why: str, finished: Path
 ) -> None:
-    with pytest.raises(UserError, match=re.escape(told)):
-        answers(ServeOptions(source=source, protection=finished, pool=POOL, **more), {})
+    options = served(finished, **{**more, "source": source})
+    with pytest.raises(UserError, match=re.escape(why)):
+        answers(options, {})

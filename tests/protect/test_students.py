@@ -1,47 +1,173 @@
-"""Small classifiers, as they are built and read again."""
+"""Students: as large as the budget allows, and made of the served model's own graph."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
-from codedinvnet.checkpoint import module_tensors, save_checkpoint
-from codedinvnet.models.base import TensorSpec
-from codedinvnet.protect.folder import load_part, save_part
-from codedinvnet.protect.students import Shape, words_of
+from codedinvnet.models import open_model
+from codedinvnet.protect import costs
+from codedinvnet.protect.inputs import Inputs, split
+from codedinvnet.protect.own import (
+    EarlyExit,
+    FewerBlocks,
+    SmallerImages,
+    graph_of,
+    residual_blocks,
+)
+from codedinvnet.protect.students import STUDENTS, WIDTHS, Budget, Student, Unfit, kind_of
+from codedinvnet.protect.teacher import Teacher, ask, scores_of
+from tests.protect.conftest import PLACE
+from tests.protect.factories import FEATURES
 
-SPECS = (TensorSpec("ids", "INT64", (20,)), TensorSpec("mask", "INT64", (20,)))
+GENERATOR = np.random.default_rng(0)
 
 
-def batch() -> list[np.ndarray]:
-    generator = np.random.default_rng(0)
-    return [generator.integers(0, words, (5, 20)) for words in (1000, 2)]
+def tinted(*shape: int) -> np.ndarray:
+    """Return images (300, *shape) in 0..1, each with a colour of its own."""
+    colours = GENERATOR.random((300, 3), np.float32)
+    colours = colours[:, :, None, None] if shape[0] == 3 else colours[:, None, None]
+    found: np.ndarray = colours * GENERATOR.random((300, *shape), np.float32)
+    return found
 
 
-def test_each_input_has_a_vocabulary_of_its_own(tmp_path: Path) -> None:
-    """A mask needs no table for all the words that may stand beside it."""
-    ids, mask = batch()
-    assert words_of([ids, mask]) == (1 + ids.max(), 2)
-    student, larger = (
-        Shape("tokens", 4, 3, SPECS, w).build().eval() for w in ((1000, 2), (1000,) * 2)
-    )
-    sizes = [sum(weights.numel() for weights in part.parameters()) for part in (student, larger)]
-    assert sizes[1] - sizes[0] == 4 * 998
-    save_part(tmp_path / "part", student)
+ARRAYS: dict[str, dict[str, np.ndarray]] = {
+    "vectors": {"x": GENERATOR.random((300, FEATURES), np.float32)},
+    "gaps": {"x": GENERATOR.random((300, FEATURES), np.float32)},
+    "two_inputs": {
+        "numbers": GENERATOR.random((300, 5), np.float32),
+        "flags": GENERATOR.random((300, 3)) < 0.5,
+    },
+    "tokens": {"ids": GENERATOR.integers(0, 9, (300, 20))},
+    "times": {"seconds": GENERATOR.integers(0, 10**6, (300, 4))},
+    "signed": {"x": GENERATOR.integers(-5, 5, (300, 4))},
+    "colours": {"x": tinted(3, 32, 32)},
+    "residual": {"images": tinted(3, 16, 16)},
+    "picture": {"x": 255 * tinted(3, 96, 96)},
+    "likely_picture": {"x": 255 * tinted(96, 96, 3)},
+}
+ARRAYS["gaps"]["x"][::3, 0] = np.nan
+
+
+def teacher_of(name: str, folder: Path) -> Teacher:
+    """Return a model of the factories with its scores."""
+    model = open_model(f"{PLACE}:{name}")
+    specs = model.signature.inputs
+    arrays = {spec.name: ARRAYS[name][spec.name] for spec in specs}
+    inputs = Inputs(arrays, specs)
+    return ask(model, inputs, split(len(inputs), 0), folder, 5.0)
+
+
+def budget_of(teacher: Teacher, work: float) -> Budget:
+    """Return a share of what a model costs."""
+    return Budget(work, costs.model_cost(teacher.model, teacher.inputs.batch(np.arange(1))))
+
+
+def logits(student: Student, teacher: Teacher, count: int = 5) -> np.ndarray:
+    """Return a student's logits of the first inputs."""
     with torch.inference_mode():
-        wanted = student(torch.from_numpy(ids), torch.from_numpy(mask))
-        found = load_part(tmp_path / "part")(torch.from_numpy(ids), torch.from_numpy(mask))
-        beyond = student(torch.from_numpy(ids), torch.from_numpy(np.where(mask == 1, 7, 0)))
-    assert torch.equal(found, wanted)
-    assert torch.equal(beyond, wanted)  # what was never seen counts as the largest that was
+        found = student.eval()(*student.tensors(teacher.inputs.batch(np.arange(count))))
+    return np.asarray(found.numpy())
 
 
-def test_a_small_backup_of_one_vocabulary_for_all_inputs_is_read(tmp_path: Path) -> None:
-    old = Shape("tokens", 4, 3, SPECS, (1000, 1000)).build().eval()
-    told = {**old.shape.as_json(), "words": 1000}
-    save_checkpoint(tmp_path / "old", module_tensors({"part": old}), {"shape": told})
-    queries = [torch.from_numpy(array) for array in batch()]
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("vectors", "vectors"),
+        ("gaps", "vectors"),
+        ("two_inputs", "vectors"),
+        ("times", "vectors"),
+        ("signed", "vectors"),
+        ("tokens", "tokens"),
+        ("colours", "images"),
+    ],
+)
+def test_a_fresh_network_is_as_wide_as_it_may_cost(name: str, kind: str, tmp_path: Path) -> None:
+    teacher = teacher_of(name, tmp_path)
+    assert kind_of(teacher) == kind
+    family = {"vectors": "mlp", "tokens": "convolutions", "images": "fresh"}[kind]
+    whole = costs.Cost(600_000 if kind != "vectors" else 2000, costs.Milliseconds(1, 1, 1))
+    budget = Budget(0.5, whole)
+    choice = STUDENTS[family].choose(teacher, budget)
+    assert choice["width"] > 1
+    student = STUDENTS[family](teacher, choice).eval()
+    assert budget.macs is not None
+    assert student.macs() <= budget.macs
+    wider = STUDENTS[family](teacher, {"width": choice["width"] + 1}).eval()
+    assert wider.macs() > budget.macs
+    assert np.isfinite(logits(student, teacher)).all()
+
+
+def test_where_only_time_is_known_it_decides(tmp_path: Path) -> None:
+    teacher = teacher_of("vectors", tmp_path)
+    cost = costs.Cost(None, costs.Milliseconds(1000, 1000, 1000), "a forest")
+    assert STUDENTS["mlp"].choose(teacher, Budget(0.5, cost)) == {"width": WIDTHS[-1]}
+    with pytest.raises(Unfit, match="a forest"):
+        FewerBlocks.choose(teacher_of("residual", tmp_path), Budget(0.5, cost))
+
+
+def test_the_graph_computes_what_the_model_does(tmp_path: Path) -> None:
+    teacher = teacher_of("residual", tmp_path)
+    net = graph_of(teacher)
+    batch = teacher.inputs.batch(np.arange(5))
+    x = torch.from_numpy(batch["images"])
     with torch.inference_mode():
-        assert torch.equal(load_part(tmp_path / "old")(*queries), old(*queries))
+        found = net.build().eval()(x).numpy()
+    np.testing.assert_allclose(found, scores_of(teacher.model, batch), rtol=1e-3, atol=1e-4)
+    assert len(residual_blocks(net, x[:1])) == 4
+
+
+@pytest.mark.parametrize(("work", "left"), [(0.8, 3), (0.5, 1)])
+def test_the_residual_blocks_that_matter_least_are_left_out(
+    work: float, left: int, tmp_path: Path
+) -> None:
+    teacher = teacher_of("residual", tmp_path)
+    budget = budget_of(teacher, work)
+    student = FewerBlocks(teacher, FewerBlocks.choose(teacher, budget)).eval()
+    assert budget.macs is not None
+    assert student.macs() <= budget.macs
+    assert 4 - len(student.choice["without"]) == left
+    rows = np.arange(300)
+    agreement = (logits(student, teacher, 300).argmax(1) == teacher.answers[rows]).mean()
+    assert agreement > np.bincount(teacher.answers).max() / 300  # before any training
+    student.train()
+    loss = student(*student.tensors(teacher.inputs.batch(np.arange(32)))).square().mean()
+    loss.backward()
+    assert all(parameter.grad is not None for parameter in student.parameters())
+
+
+def test_an_early_exit_has_the_first_stages_and_a_new_head(tmp_path: Path) -> None:
+    teacher = teacher_of("residual", tmp_path)
+    budget = budget_of(teacher, 0.8)
+    choice = EarlyExit.choose(teacher, budget)
+    student = EarlyExit(teacher, choice).eval()
+    assert budget.macs is not None
+    assert student.macs() <= budget.macs
+    assert logits(student, teacher).shape == (5, 3)
+    with pytest.raises(Unfit, match="first stage"):
+        EarlyExit.choose(teacher, budget_of(teacher, 0.01))
+
+
+@pytest.mark.parametrize("name", ["picture", "likely_picture"])
+def test_the_model_runs_on_smaller_images(name: str, tmp_path: Path) -> None:
+    teacher = teacher_of(name, tmp_path)
+    budget = budget_of(teacher, 0.3)
+    choice = SmallerImages.choose(teacher, budget)
+    assert 24 <= choice["height"] < 96
+    student = SmallerImages(teacher, choice).eval()
+    assert budget.macs is not None
+    assert student.macs() <= budget.macs
+    whole = SmallerImages(teacher, {"height": 96, "width": 96}).eval()
+    answers = logits(whole, teacher, 50).argmax(1)
+    np.testing.assert_array_equal(answers, teacher.answers[:50])
+    with pytest.raises(Unfit, match="fewer than 24 pixels"):
+        SmallerImages.choose(teacher, budget_of(teacher, 0.001))
+
+
+def test_a_model_without_a_graph_has_no_student_of_its_own(tmp_path: Path) -> None:
+    teacher = teacher_of("two_inputs", tmp_path)
+    with pytest.raises(Unfit, match="several inputs"):
+        graph_of(teacher)

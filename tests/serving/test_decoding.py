@@ -19,6 +19,7 @@ from codedinvnet.data import sample_images
 from codedinvnet.models.base import Scores, Signature, TensorSpec
 from codedinvnet.models.bundle import Bundle
 from codedinvnet.net.logs import logger
+from codedinvnet.protect.confidence import log_probabilities
 from codedinvnet.protect.measure import answers_of
 from codedinvnet.scheduler.actions import Complete
 from codedinvnet.scheduler.group import FILLER
@@ -29,7 +30,6 @@ from codedinvnet.serving.served import PROBABILITIES, Classifier, OwnModel, Serv
 from codedinvnet.serving.workers.faults import Delay, Fault, Schedule
 from codedinvnet.serving.workers.pool import Task
 from codedinvnet.serving.workers.result import Result
-from codedinvnet.trust.confidence import log_probabilities
 from tests.observing import counted, until
 from tests.serving.bundles import BundleFront, BundlePool, output, probabilities, with_output
 from tests.serving.front import (
@@ -104,7 +104,7 @@ def test_a_served_confidence_is_the_calibrated_one(kind: ScoreKind) -> None:
     decoded = random / random.sum(1, keepdims=True)
     assert decoded.min() < 0
     assert decoded.max() > 1
-    calibrated = answers_of(log_probabilities(decoded, kind), np.arange(50), np.zeros(50), None)
+    calibrated = answers_of(log_probabilities(decoded, kind), np.zeros(50))
     tensors = TensorSpec("x", "FP32", (3,)), TensorSpec("y", "FP32", (10,))
     served = OwnModel("m", Signature(tensors[:1], tensors[1:], scores=Scores("y", kind)))
     found = [answer.confidence for answer in decode.answers(served, torch.from_numpy(decoded))]

@@ -19,6 +19,7 @@ from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.build import scheme_for
 from codedinvnet.errors import UserError
 from codedinvnet.models.bundle import bundle_folder, load_bundle
+from codedinvnet.protect.calibration import DECODED, GUESSED, load_calibration
 from codedinvnet.protocol.messages import InferRequest, InferResponse
 from codedinvnet.scheduler.policies import POLICIES
 from codedinvnet.scheduler.settings import Rules
@@ -34,7 +35,6 @@ from codedinvnet.serving.metrics import Metrics
 from codedinvnet.serving.queries import InFlightQuery
 from codedinvnet.serving.workers.pool import Task
 from codedinvnet.serving.workers.result import Result
-from codedinvnet.trust.calibration import DECODED, GUESSED, load_calibration
 from tests.observing import counted, until
 from tests.serving.bundles import BundleFront, BundlePool, output, with_output
 from tests.serving.options import changed

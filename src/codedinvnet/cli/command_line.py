@@ -8,13 +8,13 @@ from collections.abc import Callable, Sequence
 from codedinvnet.cli import (
     bench,
     bundles,
+    calibrate,
     gateway,
     protect,
     running,
     serve,
     simulate,
     training,
-    trust,
 )
 from codedinvnet.cli.common import CommandParser, Commands, guarded
 
@@ -86,7 +86,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     training.add_stages(commands)
     bundles.add_commands(commands)
-    trust.add_commands(commands)
+    calibrate.add_commands(commands)
     serve.add_commands(commands)
     gateway.add_commands(commands)
     running.add_commands(commands)

@@ -24,12 +24,12 @@ def add_commands(commands: Commands) -> None:
         commands,
         "protect",
         _protect,
-        "train and measure what makes up for a model's late answers, from unlabelled inputs",
-        "codedinvnet protect model.onnx --inputs images/ --k 10 --out model-protection",
+        "train a small backup that answers while a model is late, from unlabelled inputs",
+        "codedinvnet protect model.onnx --inputs images/ --out model-protection",
     )
     sub.add_argument(
         "model",
-        help="FILE.onnx, a factory package.module:function, "
+        help="FILE.onnx, a factory package.module:function, a bundle, "
         "or a server's model, http://HOST:PORT/v2/models/NAME",
     )
     add_model_options(sub)
@@ -40,48 +40,32 @@ def add_commands(commands: Commands) -> None:
         dest="queries",
         type=Path,
         required=True,
-        help="folder of images, .npz or .npy arrays, or .jsonl with a V2 request a line",
+        help="folder of images, .npz or .npy arrays, or .jsonl with one V2 request a line",
     )
     add("--out", type=Path, required=True, help="folder of the protection")
-    add("--k", type=int, default=10, help="queries in a group (10)")
-    add("--minutes", type=_positive, default=30.0, help="to ask about the inputs and train in (30)")
+    add("--minutes", type=_positive, default=30.0, help="for scoring and training together (30)")
     add(
-        "--labels",
-        type=Path,
-        help=".npy or text, a class a line, counted from 0, in the order of the inputs (for images "
-        "that of their paths), for an accuracy column (none)",
+        "--work",
+        type=_positive,
+        help="train one size only, this share of the model's work (0.1, 0.25 and 0.5)",
     )
-    add("--resize", type=int, help="pixels of images' shorter side (to the model's size)")
-    add("--crop", type=int, help="pixels of the middle square (the model's size)")
-    add("--scale", type=float, help="factor of pixels 0..255 (1/255 for floats)")
-    add("--mean", type=_numbers, default=(), help="subtracted then: a number, or one a channel (0)")
-    add("--std", type=_numbers, default=(), help="divides then: a number, or one a channel (1)")
+    add("--k", type=int, default=10, help="queries in a group under policy small-backup (10)")
     add(
         "--preprocess",
         default="",
-        metavar="FUNCTION",
-        help="package.module:function or FILE.py:function, from a Pillow image to one query (none)",
+        metavar="FILE.py:FUNCTION",
+        help="makes one query of a Pillow image (images are resized, and bytes divided by 255)",
+    )
+    add(
+        "--labels",
+        type=Path,
+        help=".npy, or text with one class a line, counted from 0, in the inputs' order, for an "
+        "accuracy column (none)",
     )
     add("--no-flip", action="store_true", help="do not mirror images in training")
-    add(
-        "--shift",
-        type=int,
-        help="pixels by which images are shifted in training (an eighth of the height if the model "
-        "keeps its answers, else 0)",
-    )
-    add("--backup", metavar="MODEL", help="a smaller model's file, for the same inputs (none)")
-    add(
-        "--methods",
-        help="what is trained and measured, names with commas; there is also code (a small backup "
-        "and the codes that need no training)",
-    )
     add("--threads", type=int, default=1, help="to compute with (1)")
     add("--seed", type=seed, default=0, help="of the split and the training (0)")
     add("--json", action="store_true", help="print one JSON object")
-
-
-def _numbers(text: str) -> tuple[float, ...]:
-    return tuple(float(word) for word in text.split(","))
 
 
 def _positive(text: str) -> float:
@@ -94,10 +78,8 @@ def _positive(text: str) -> float:
 @flushing_denormals
 def _protect(arguments: argparse.Namespace) -> None:
     from codedinvnet.models import ModelSource
-    from codedinvnet.protect.images import Preprocessing
     from codedinvnet.protect.measure import table
-    from codedinvnet.protect.run import protect
-    from codedinvnet.protect.setting import ProtectOptions
+    from codedinvnet.protect.run import ProtectOptions, protect
 
     if arguments.threads < 1:
         raise UserError(f"--threads: must be at least 1, got {arguments.threads}")
@@ -109,24 +91,18 @@ def _protect(arguments: argparse.Namespace) -> None:
         threads=arguments.threads,
         token_file=arguments.model_token_file,
     )
-    fields = ("resize", "crop", "scale", "mean", "std")
-    how = Preprocessing(
-        **{name: getattr(arguments, name) for name in fields}, function=arguments.preprocess
-    )
     found = protect(
         ProtectOptions(
             source,
             arguments.queries,
             arguments.out,
-            arguments.k,
-            arguments.minutes,
-            arguments.seed,
-            arguments.labels,
-            how,
-            not arguments.no_flip,
-            arguments.shift,
-            arguments.backup,
-            tuple(arguments.methods.split(",")) if arguments.methods else ProtectOptions.methods,
+            k=arguments.k,
+            minutes=arguments.minutes,
+            work=arguments.work,
+            seed=arguments.seed,
+            labels=arguments.labels,
+            preprocess=arguments.preprocess,
+            mirror=not arguments.no_flip,
         )
     )
     if arguments.json:
@@ -137,12 +113,11 @@ def _protect(arguments: argparse.Namespace) -> None:
 
 
 def _print_rest(found: dict[str, Any]) -> None:
-    """Print what stands beside the table: costs, notes and the recommendation."""
-    print()
-    for name, part in found["parts"].items():
-        median, low, high = part["ms"]
-        macs = f", {part['macs']:,} multiply-adds" if part.get("macs") else ""
-        print(f"{name}: {median:.3f} ms ({low:.3f} to {high:.3f}){macs}")
+    """Print the model's cost, the notes and the recommendation."""
+    model = found["model"]
+    median, low, high = model["ms"]
+    macs = f", {model['macs']:,} multiply-adds" if model["macs"] else ""
+    print(f"\nthe model: {median:.3f} ms a query ({low:.3f} to {high:.3f}){macs}")
     for note in [*found["notes"], *(row["note"] for row in found["table"] if "note" in row)]:
         print(note)
     print(f"recommended: {found['recommended'] or 'none'}: {found['reason']}")

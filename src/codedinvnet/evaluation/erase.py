@@ -19,7 +19,7 @@ from codedinvnet.codes.rules import is_systematic
 from codedinvnet.data import random_groups
 from codedinvnet.devices import whole_float32
 from codedinvnet.progress import Progress
-from codedinvnet.trust.confidence import confidences
+from codedinvnet.protect.confidence import confidences
 
 BATCH = 250
 """Queries in one forward pass."""

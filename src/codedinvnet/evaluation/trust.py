@@ -15,8 +15,8 @@ from codedinvnet.codes.registry import OURS, find_method
 from codedinvnet.data import ImageSource
 from codedinvnet.files import file_digest
 from codedinvnet.models.bundle import Bundle
-from codedinvnet.trust.bound import Curve
-from codedinvnet.trust.calibration import Calibration, Kind, load_calibration
+from codedinvnet.protect.bound import Curve
+from codedinvnet.protect.calibration import Calibration, Kind, load_calibration
 
 if TYPE_CHECKING:  # a server reads calibrations, and does without pandas
     from pandas import DataFrame

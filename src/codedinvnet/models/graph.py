@@ -87,9 +87,21 @@ def _pool(given: Sequence[Value], told: Attributes, largest: bool) -> Value:
     return F.avg_pool2d(x, kernel, steps, padding, whole, count_include_pad=not inside)
 
 
-def _normalised(given: Sequence[Value], told: Attributes) -> Value:
+def _normalised(given: Sequence[Value], told: Attributes, training: bool = False) -> Value:
     x, scale, bias, mean, variance = given
-    return F.batch_norm(x, mean, variance, scale, bias, eps=told.get("epsilon", 1e-5))
+    return F.batch_norm(x, mean, variance, scale, bias, training, eps=told.get("epsilon", 1e-5))
+
+
+def _sliced(given: Sequence[Value], told: Attributes) -> Value:
+    x, starts, ends, axes, steps = (*given, None, None)[:5]
+    for place, (begin, end) in enumerate(zip(starts, ends, strict=True)):
+        axis, step = axes[place] if axes else place, steps[place] if steps else 1
+        if step < 1 or axis == 0:
+            raise Unsupported("a slice backwards, or of queries")
+        size = x.shape[axis]
+        begin, end = (max(0, v + size) if v < 0 else min(v, size) for v in (begin, end))
+        x = x[(slice(None),) * axis + (slice(begin, end, step),)]
+    return x
 
 
 def _layer_normalised(given: Sequence[Value], told: Attributes) -> Value:
@@ -206,6 +218,7 @@ OPERATORS: Mapping[str, Operator] = {
     "Relu": _of(F.relu),
     "Reshape": _reshape,
     "Sigmoid": _of(torch.sigmoid),
+    "Slice": _sliced,
     "Softmax": _softmax,
     "Sqrt": _of(torch.sqrt),
     "Squeeze": _squeeze,
@@ -243,12 +256,20 @@ class Graph(nn.Module):
         Raises:
             Unsupported: if an operator is used in a way that is not known.
         """
+        result: Tensor = self.tensors(x)[self.described["output"]]
+        return result
+
+    def tensors(self, x: Tensor) -> dict[str, Value]:
+        """Return all values of the graph, by their names."""
         found: dict[str, Value] = {self.described["input"]: x, "": None, **self.plain}
         found |= {name: getattr(self, key) for name, key in self.names.items()}
         for operator, inputs, output, told in self.described["nodes"]:
-            found[output] = OPERATORS[operator]([found[name] for name in inputs], told)
-        result: Tensor = found[self.described["output"]]
-        return result
+            given = [found[name] for name in inputs]
+            if operator == "BatchNormalization":  # in training by the batch's own statistics
+                found[output] = _normalised(given, told, self.training)
+            else:
+                found[output] = OPERATORS[operator](given, told)
+        return found
 
 
 def read_graph(content: Any, output: str, *, logits: bool) -> Graph:

@@ -1,70 +1,144 @@
-"""What a protection's approximate answers may be relied on, from inputs that nothing saw.
-
-Its calibration is one like a bundle's, of the *model's* digest. A backup answers for each query by
-itself, so that its answers are alike however many members are missing. A code's guesses rest on the
-side features alone, and so do the answers of its row for these.
-"""
+"""The curves of approximate answers, stored with a bundle or a protection."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from codedinvnet.protect.folder import EVIDENCE, read_description
-from codedinvnet.protect.measure import Candidate
-from codedinvnet.trust.bound import Curve
-from codedinvnet.trust.calibration import (
-    DECODED,
-    FILE,
-    GUESSED,
-    Calibration,
-    Kind,
-    load_calibration,
-)
+from codedinvnet.errors import UserError
+from codedinvnet.files import read_json, write_json
+from codedinvnet.protect.bound import Coverage, Curve
 
-AGAIN = "`codedinvnet protect` makes it"
+FILE = "calibration.json"
+"""The file beside a bundle's weights, or in a protection."""
+VERSION = 1
+DECODED, GUESSED = "decoded", "guessed"
+"""Kinds of approximate answers: of one missing member, and of the extra tasks alone."""
 
 
-def by_groups(groups: np.ndarray, *values: np.ndarray) -> list[np.ndarray]:
-    """Return values (N,) as (groups, members); in columns of one if groups differ in size."""
-    _, counts = np.unique(groups, return_counts=True)
-    size = int(counts[0]) if len(counts) and (counts == counts[0]).all() else 1
-    order = np.argsort(groups, kind="stable")
-    return [array[order].reshape(-1, size) for array in values]
+class Kind(NamedTuple):
+    """What a curve is of."""
+
+    method: str
+    k: int
+    answer: str
 
 
-def save(folder: Path, candidates: Sequence[Candidate], digest: str) -> None:
-    """Write the curves of methods for a model of a digest."""
-    curves = {}
-    for candidate in candidates:
-        answers = candidate.calibration
-        confidences, agrees = by_groups(answers.groups, answers.confidence, answers.agrees)
-        curve = Curve.of(confidences, agrees)
-        curves[Kind(candidate.name, candidate.k, DECODED)] = curve
-        if agrees.shape[1] == 1:
-            curves[Kind(candidate.name, candidate.k, GUESSED)] = curve
-        if EVIDENCE.get(candidate.name) == "side":
-            guessing = (name for name, evidence in EVIDENCE.items() if evidence != "scores")
-            curves |= {Kind(name, candidate.k, GUESSED): curve for name in guessing}
-    images = max((len(c.calibration.agrees) for c in candidates), default=0)
-    Calibration(digest, images, curves).save(folder / FILE)
+@dataclass(frozen=True)
+class Calibration:
+    """The curves of a bundle, or a protection.
+
+    Attributes:
+        weights: the digest of the bundle's weights, or of the protected model.
+        images: how many held-out inputs there were.
+        curves: the curves, by method, group size and kind of answer.
+        parts: the digests of the files with a bundle's trained parts, by `METHOD-kK`.
+    """
+
+    weights: str
+    images: int
+    curves: Mapping[Kind, Curve]
+    parts: Mapping[str, str] = field(default_factory=dict)
+
+    def of_part(self, method: str, k: int, digest: str) -> Calibration:
+        """Return it with no curve of a method but those that a trained part for groups of k made.
+
+        Of an older calibration, which names no parts, none is left.
+        """
+        known = self.parts.get(f"{method}-k{k}") == digest
+        curves = {
+            kind: curve
+            for kind, curve in self.curves.items()
+            if kind.method != method or (known and kind.k == k)
+        }
+        return replace(self, curves=curves)
+
+    def curve(self, method: str, size: int, answer: str = DECODED) -> Curve | None:
+        """Return the curve for a group of a size, or of the next larger size; None without one."""
+        sizes = [kind.k for kind in self.curves if (kind.method, kind.answer) == (method, answer)]
+        k = min((k for k in sizes if k >= size), default=None)
+        return None if k is None else self.curves[Kind(method, k, answer)]
+
+    def coverage(
+        self, method: str, size: int, limit: float, answer: str = DECODED
+    ) -> Coverage | None:
+        """Return what a limit lets through of a method's answers; None if nothing is known of it.
+
+        It is what plans, simulations and policies ask before they count on approximate answers.
+        """
+        curve = self.curve(method, size, answer)
+        return None if curve is None else curve.coverage(limit)
+
+    def save(self, path: Path) -> None:
+        """Write the file."""
+        curves = [
+            {
+                **kind._asdict(),
+                "spread": round(curve.spread, 4),
+                "thresholds": curve.thresholds.tolist(),
+                "released": curve.released.tolist(),
+                "disagreed": curve.disagreed.tolist(),
+            }
+            for kind, curve in self.curves.items()
+        ]
+        content = {"format_version": VERSION, "weights": self.weights, "images": self.images}
+        write_json(path, {**content, "parts": self.parts, "curves": curves}, indent=None)
 
 
-def protection_calibration(folder: Path) -> Calibration:
-    """Read the calibration of a protection.
+def load_calibration(
+    folder: Path, weights: str, again: str = "`codedinvnet calibrate` makes it"
+) -> Calibration:
+    """Read the calibration in a folder.
+
+    Args:
+        folder: the folder of a bundle or a protection.
+        weights: the digest of the bundle's weights, or of the protected model.
+        again: tells a user, in an error, how a calibration is made.
 
     Raises:
-        UserError: if there is none, it is damaged, or it is of another model.
+        UserError: if there is none, it is damaged, or it is of other weights.
     """
-    return load_calibration(folder, read_description(folder)["model"]["digest"], AGAIN)
+    path = folder / FILE
+    if not path.is_file():
+        raise UserError(f"{folder} has no {FILE}: {again}")
+    raw = read_json(path)
+    try:
+        calibration = _parsed(raw)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is damaged: {again} anew") from error
+    if calibration.weights != weights:
+        raise UserError(f"{path} is of other weights: {again} anew")
+    return calibration
 
 
-def calibration_if_any(folder: Path, needed: bool) -> Calibration | None:
+def _parsed(raw: Any) -> Calibration:
+    if raw["format_version"] != VERSION:
+        raise ValueError(raw["format_version"])
+    curves = {}
+    for row in raw["curves"]:
+        names = ("thresholds", "released", "disagreed")
+        thresholds, released, disagreed = (np.asarray(row[name]) for name in names)
+        if not thresholds.size or not thresholds.shape == released.shape == disagreed.shape:
+            raise ValueError("columns of different lengths")
+        kind = Kind(row["method"], int(row["k"]), row["answer"])
+        curves[kind] = Curve(thresholds, released, disagreed, float(row["spread"]))
+    parts = dict(raw.get("parts", {}))
+    return Calibration(str(raw["weights"]), int(raw["images"]), curves, parts)
+
+
+def protection_calibration(folder: Path, needed: bool = True) -> Calibration | None:
     """Read the calibration of a protection; None if there is none and none is needed.
 
     Raises:
-        UserError: see `protection_calibration`.
+        UserError: if it is missing, damaged, or of another model.
     """
-    return protection_calibration(folder) if needed or (folder / FILE).is_file() else None
+    from codedinvnet.protect.folder import read_description
+
+    if not needed and not (folder / FILE).is_file():
+        return None
+    digest = read_description(folder)["model"]["digest"]
+    return load_calibration(folder, digest, "`codedinvnet protect` makes it")

@@ -1,12 +1,11 @@
-"""What approximate answers are worth: agreement, coverage and accuracy, with 95 % intervals.
+"""What backups are worth: agreement, coverage and accuracy, with 95 % intervals.
 
-Thresholds and the recommended method are chosen on calibration inputs. What is reported was seen on
+Thresholds and the recommendation are chosen on calibration inputs; what is reported was seen on
 test inputs, which had no part in any choice.
 """
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,15 +13,22 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from codedinvnet.protect.costs import Milliseconds
+
 AGREEMENTS = (0.95, 0.99, 0.995)
-"""Agreements at which coverage is told."""
+"""Agreements at which coverage is reported."""
+CHOSEN_AT, CLOSE = 0.99, 0.02
+"""The recommended backup is the quickest whose coverage at 0.99 is within 2 points of the best."""
+NEGLIGIBLE = 1.0
+"""Milliseconds by which a backup may be slower than the model."""
+LATE = (0.01, 0.02, 0.04)
+"""Share of the queries that are late, and so are sent to the backup under `auto`: low, usual,
+high."""
+DISAGREE = 2.0
+"""Multiply-adds and time disagree if a backup's share of one is this times that of the other."""
 NONE = -1
-"""The answer of scores that are not finite: it agrees with nothing, and has the confidence 0."""
+"""The answer of scores that are not finite: it agrees with nothing."""
 Z = 1.96
-DEAREST = 0.5
-"""Work for a query from which on the served model's own copy is the better backup."""
-CLOSE = 0.01
-"""Difference within which two methods agree equally often, or are equally sure: a point."""
 
 
 class Interval(NamedTuple):
@@ -35,22 +41,18 @@ class Interval(NamedTuple):
 
 @dataclass(frozen=True)
 class Answers:
-    """A method's answers to some inputs.
+    """A backup's answers to some inputs.
 
     Attributes:
-        rows: the rows of the inputs, (N,).
-        answers: the classes, (N,); NONE where scores were not finite.
+        answers: the classes, (N,).
         confidence: the highest probability, (N,).
         served: the served model's own answers, (N,).
-        groups: the group of each; answers of one group were decoded together, (N,).
-        labels: the right classes, (N,); None if nobody knows them.
+        labels: the right classes, (N,); None if they are unknown.
     """
 
-    rows: np.ndarray
     answers: np.ndarray
     confidence: np.ndarray
     served: np.ndarray
-    groups: np.ndarray
     labels: np.ndarray | None = None
 
     @property
@@ -62,150 +64,143 @@ class Answers:
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """A method that may be recommended. Each is equal to itself alone.
+    """A measured backup.
 
     Attributes:
-        name: the method's name.
-        cost: work of its extra tasks for one query, in services of the served model.
+        name: of its row.
+        work: share of the served model's work for one query, by what the budget used.
+        ms: of one query.
+        model_ms: of one query to the served model, timed in turn with the backup.
         calibration: its answers to the calibration inputs.
         test: its answers to the test inputs.
-        k: queries in a group that it is served with.
-        backups: workers for a group's extra tasks.
-        note: a line that a reader of the table must know; "" for none.
+        macs: its multiply-adds; None if unknown.
+        macs_work: its share of the served model's multiply-adds; None if unknown.
+        k: queries of a group, for policies that send the backup everything.
+        note: what a reader of the row should know; "" for nothing.
     """
 
     name: str
-    cost: float
+    work: float
+    ms: Milliseconds
+    model_ms: Milliseconds
     calibration: Answers
     test: Answers
+    macs: int | None = None
+    macs_work: float | None = None
     k: int = 10
-    backups: int = 1
     note: str = ""
+
+    @property
+    def backups(self) -> int:
+        """Workers that answer for a whole group in the time of one query to the model."""
+        return max(1, min(self.k, math.ceil(self.work * self.k - 0.01)))
 
 
 def answers_of(
-    log_probabilities: np.ndarray,
-    rows: np.ndarray,
-    served: np.ndarray,
-    labels: np.ndarray | None,
-    groups: np.ndarray | None = None,
+    log_probabilities: np.ndarray, served: np.ndarray, labels: np.ndarray | None = None
 ) -> Answers:
-    """Return the answers that scores give.
-
-    Args:
-        log_probabilities: (N, classes).
-        rows: the rows of the inputs, (N,).
-        served: the served model's answers to all inputs.
-        labels: the right classes of all inputs; None if nobody knows them.
-        groups: see `Answers`; None: each answer is alone.
-    """
+    """Return the answers (N,) that log-probabilities (N, classes) give."""
     highest = log_probabilities.max(axis=1)
     finite = np.isfinite(highest)
-    return Answers(
-        rows,
-        np.where(finite, log_probabilities.argmax(axis=1), NONE),
-        np.exp(np.where(finite, highest, -np.inf)),
-        served[rows],
-        np.arange(len(rows)) if groups is None else groups,
-        None if labels is None else labels[rows],
-    )
+    answers = np.where(finite, log_probabilities.argmax(axis=1), NONE)
+    return Answers(answers, np.exp(np.where(finite, highest, -np.inf)), served, labels)
 
 
-def interval(hits: np.ndarray, groups: np.ndarray) -> Interval:
-    """Return the share of hits with Wilson's interval, for as many values as there really are.
-
-    Answers of one group err together, so that they count for fewer than they are.
-
-    Args:
-        hits: (N,) of bool.
-        groups: the group of each, (N,).
-    """
+def interval(hits: np.ndarray) -> Interval:
+    """Return the share of hits (N,) with Wilson's interval."""
     count = len(hits)
     if not count:
         return Interval(math.nan, 0.0, 1.0)
     share = float(hits.mean())
-    _, which = np.unique(groups, return_inverse=True)
-    sums = np.bincount(which, hits - share)
-    spread = share * (1 - share) * count
-    # If all are alike, nothing tells by how much those of a group are: they count for one.
-    effect = max(1.0, float((sums**2).sum()) / spread) if spread > 0 else count / len(sums)
-    n = count / effect
-    middle = (share + Z**2 / (2 * n)) / (1 + Z**2 / n)
-    half = Z / (1 + Z**2 / n) * math.sqrt(share * (1 - share) / n + Z**2 / (4 * n**2))
+    middle = (share + Z**2 / (2 * count)) / (1 + Z**2 / count)
+    spread = math.sqrt(share * (1 - share) / count + Z**2 / (4 * count**2))
+    half = Z / (1 + Z**2 / count) * spread
     return Interval(share, max(0.0, middle - half), min(1.0, middle + half))
 
 
-def threshold(calibration: Answers, agreement: float) -> float:
-    """Return the lowest confidence from which on the calibration answers agree so often.
-
-    It is infinite if no confidence is enough.
-    """
-    order = np.argsort(-calibration.confidence, kind="stable")
-    confidence = calibration.confidence[order]
-    shares = np.cumsum(calibration.agrees[order]) / np.arange(1, len(order) + 1)
-    last = np.append(confidence[1:] != confidence[:-1], True)  # equal ones are released together
+def threshold(confidence: np.ndarray, agrees: np.ndarray, agreement: float) -> float:
+    """Return the lowest confidence from which answers agree so often; infinity if none does."""
+    order = np.argsort(-confidence, kind="stable")
+    ordered = confidence[order]
+    shares = np.cumsum(agrees[order]) / np.arange(1, len(order) + 1)
+    last = np.append(ordered[1:] != ordered[:-1], True)  # equal ones are released together
     enough = np.flatnonzero((shares >= agreement) & last)
-    return float(confidence[enough[-1]]) if len(enough) else math.inf
+    return float(ordered[enough[-1]]) if len(enough) else math.inf
+
+
+def coverage_at(confidence: np.ndarray, agrees: np.ndarray, agreement: float) -> float:
+    """Return the largest share of these answers that agree so often."""
+    return float((confidence >= threshold(confidence, agrees, agreement)).mean())
 
 
 def report(candidate: Candidate) -> dict[str, Any]:
-    """Return the row of a method in the table, as JSON has it."""
-    test = candidate.test
+    """Return a backup's row of the table, as JSON has it."""
+    test, calibration = candidate.test, candidate.calibration
+    ms, model_ms, work = candidate.ms, candidate.model_ms, candidate.work
     row: dict[str, Any] = {
         "method": candidate.name,
-        "work": candidate.cost,
+        "work": work,
+        "macs": candidate.macs,
+        "ms": ms,
+        "model_ms": model_ms,
         "k": candidate.k,
         "backup_workers": candidate.backups,
-        "agreement": interval(test.agrees, test.groups),
-        "inputs": len(test.rows),
+        "inputs": len(test.answers),
+        "agreement": interval(test.agrees),
+        "coverage": {},
+        "extra_work": {
+            "auto": Interval(LATE[1] * work, LATE[0] * work, LATE[2] * work),
+            "small-backup": _share_of_time(candidate),
+        },
     }
     if test.labels is not None:
-        row["accuracy"] = interval(test.answers == test.labels, test.groups)
-    row["coverage"] = {}
+        row["accuracy"] = interval(test.answers == test.labels)
     for agreement in AGREEMENTS:
-        least = threshold(candidate.calibration, agreement)
+        least = threshold(calibration.confidence, calibration.agrees, agreement)
         released = test.confidence >= least
         row["coverage"][str(agreement)] = {
             "threshold": least if math.isfinite(least) else None,
-            "coverage": interval(released, test.groups),
-            "agreement": interval(test.agrees[released], test.groups[released])
-            if released.any()
-            else None,
+            "coverage": interval(released),
+            "agreement": interval(test.agrees[released]) if released.any() else None,
         }
     notes = [candidate.note] if candidate.note else []
+    if (by_time := _disagreement(candidate)) is not None:
+        notes.append(by_time)
     if share := float((test.answers == NONE).mean()):
-        notes.append(
-            f"{100 * share:.1f} % of the test inputs' scores by {candidate.name} are not finite: "
-            "they count as disagreeing"
-        )
+        notes.append(f"{100 * share:.1f} % of its scores are not finite and count as disagreeing")
     if notes:
-        row["note"] = "; ".join(notes)
+        row["note"] = f"{candidate.name}: {'; '.join(notes)}"
     return row
 
 
-def difference(one: Answers, other: Answers) -> Interval:
-    """Return by how much the first agrees more often, on the inputs of both, in pairs."""
-    _, first, second = np.intersect1d(one.rows, other.rows, return_indices=True)
-    groups = min(one.groups[first], other.groups[second], key=lambda g: len(np.unique(g)))
-    gains = one.agrees[first].astype(float) - other.agrees[second]
-    mean = float(gains.mean())
-    _, which = np.unique(groups, return_inverse=True)
-    half = Z * math.sqrt(float((np.bincount(which, gains - mean) ** 2).sum())) / len(gains)
-    return Interval(mean, mean - half, mean + half)
+def _share_of_time(candidate: Candidate) -> Interval:
+    """Return the work of a backup that answers everything; the interval is that of the times."""
+    ms, whole = candidate.ms, candidate.model_ms
+    if candidate.macs_work is not None:
+        return Interval(candidate.work, candidate.work, candidate.work)
+    return Interval(candidate.work, ms.low / whole.high, ms.high / whole.low)
 
 
-def guesses(answers: Answers, most_frequent: int) -> Answers:
-    """Return the answers of who always names the most frequent class."""
-    named = np.full_like(answers.answers, most_frequent)
-    return Answers(answers.rows, named, np.ones(len(named)), answers.served, answers.groups)
+def _disagreement(candidate: Candidate) -> str | None:
+    """Return what the budget used, if multiply-adds and time disagree."""
+    time = candidate.ms.median / candidate.model_ms.median
+    if candidate.macs_work is None:
+        return None
+    ratio = time / candidate.macs_work
+    if 1 / DISAGREE <= ratio <= DISAGREE:
+        return None
+    return (
+        f"{candidate.macs_work:.2f} of the model's multiply-adds, which the budget used, and "
+        f"{time:.2f} of its time"
+    )
 
 
 @dataclass(frozen=True)
 class Recommendation:
-    """Which method to use.
+    """Which backup to use.
 
     Attributes:
-        method: its name; None if none is worth it.
+        method: the name of its row; None if none is worth it.
         reason: why, in one sentence.
     """
 
@@ -214,107 +209,72 @@ class Recommendation:
 
 
 def recommend(candidates: Sequence[Candidate], most_frequent: int) -> Recommendation:
-    """Choose a method by the calibration inputs, and state what the test inputs show of it.
+    """Choose the backup for `auto`, by the calibration inputs.
 
-    A figure of the inputs that chose the method would be too high. Of the methods whose agreement
-    is within CLOSE of the highest, the surest is taken. Of those whose `sureness` is within CLOSE
-    of the highest, the cheapest is taken. A method that is not surely better than the most frequent
-    class, or costs more than DEAREST, is not recommended.
+    Of the backups whose coverage at CHOSEN_AT is within CLOSE of the best, the quickest is taken,
+    because a late client waits for it; of those that are as quick by their intervals, the one with
+    the best coverage. If no confidence is enough for CHOSEN_AT, agreement takes the place of
+    coverage. A backup must not be slower than the model by more than NEGLIGIBLE, and must agree
+    surely more often than the most frequent class.
 
     Args:
-        candidates: all methods.
+        candidates: all backups.
         most_frequent: the served model's most frequent answer to the training inputs.
     """
     useful = []
     for candidate in candidates:
         own = candidate.calibration
-        gain = difference(own, guesses(own, most_frequent))
-        if gain.low > 0 and candidate.cost <= DEAREST:
+        chance = float((own.served == most_frequent).mean())
+        slower = candidate.ms.low > candidate.model_ms.high + NEGLIGIBLE
+        if not slower and interval(own.agrees).low > chance:
             useful.append(candidate)
     if not useful:
         return Recommendation(
             None,
-            f"no method of at most {DEAREST} of the model's work is better than always answering "
-            f"the most frequent class, {most_frequent}: use none (policy hedge)",
+            "no backup is as quick as the model and better than its most frequent class, "
+            f"{most_frequent}: use policy hedge",
         )
+
+    def coverage(candidate: Candidate) -> float:
+        own = candidate.calibration
+        return coverage_at(own.confidence, own.agrees, CHOSEN_AT)
 
     def agreement(candidate: Candidate) -> float:
         return float(candidate.calibration.agrees.mean())
 
-    best = max(useful, key=agreement)
-
-    def is_as_good(other: Candidate) -> bool:
-        return difference(best.calibration, other.calibration).value <= CLOSE
-
-    good = [c for c in useful if is_as_good(c)]
-    common = functools.reduce(np.intersect1d, [c.calibration.rows for c in good])
-    sure = [sureness(c.calibration, common) for c in good]
-    surest = [c for c, its in zip(good, sure, strict=True) if its >= max(sure) - CLOSE]
-    chosen = min(surest, key=lambda c: (c.cost, -agreement(c)))
-    share = float(chosen.test.agrees.mean())
-    reasons = [f"it agrees with the model on {100 * share:.1f} % of the test inputs"]
-    if unsure := [c.name for c in good if c not in surest]:
-        reasons.append(
-            f"on the inputs that chose it, it agreed about as often as {', '.join(unsure)}, "
-            "and was surer which of its answers agree"
-        )
-    if dearer := [c.name for c in surest if c.cost > chosen.cost]:
-        reasons.append(f"it costs less than {', '.join(dearer)}, which did about as well there")
-    others = [c for c in useful if c is not chosen]
-    if others:
-        rival = max(others, key=agreement)
-        gap = difference(chosen.test, rival.test)
-        reasons.append(
-            f"{100 * gap.value:+.1f} points ({100 * gap.low:+.1f} to {100 * gap.high:+.1f}) "
-            f"compared with {rival.name}"
-        )
-    rejected = [c.name for c in candidates if c not in useful]
-    if rejected:
-        reasons.append(
-            f"left out: {', '.join(rejected)}, no better than always answering class "
-            f"{most_frequent}, or more than {DEAREST} of the model's work"
-        )
-    return Recommendation(chosen.name, "; ".join(reasons))
-
-
-def curve(confidence: np.ndarray, agrees: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return coverage, rising, and the agreement of the most confident answers of that share.
-
-    Answers of equal confidence come in no order: each counts as their mean.
-    """
-    _, which, sizes = np.unique(-confidence, return_inverse=True, return_counts=True)
-    shares = np.bincount(which, agrees) / sizes
-    counts = np.arange(1, len(which) + 1)
-    return counts / len(which), np.cumsum(np.repeat(shares, sizes)) / counts
-
-
-def sureness(answers: Answers, rows: np.ndarray) -> float:
-    """Return the mean agreement over all coverages, for these rows alone.
-
-    It is the area under the `curve`, and needs no threshold. Of two methods that agree equally
-    often, the one whose confidence tells better which answers agree has the higher value.
-    """
-    chosen = np.isin(answers.rows, rows)
-    return float(curve(answers.confidence[chosen], answers.agrees[chosen])[1].mean())
+    value = coverage if any(coverage(c) > 0 for c in useful) else agreement
+    best = max(value(candidate) for candidate in useful)
+    close = [candidate for candidate in useful if value(candidate) >= best - CLOSE]
+    quickest = min(close, key=lambda candidate: candidate.ms.median)
+    chosen = max((c for c in close if c.ms.low <= quickest.ms.high), key=value)
+    what = f"coverage at {CHOSEN_AT}" if value is coverage else "agreement"
+    return Recommendation(
+        chosen.name,
+        f"the quickest within {100 * CLOSE:.0f} points of the best {what}; it agrees with the "
+        f"model on {100 * float(chosen.test.agrees.mean()):.1f} % of the test inputs",
+    )
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return the rows for a reader, as Markdown."""
 
-    def percent(found: Interval | None) -> str:
-        if found is None:
-            return "none"
-        return f"{100 * found[0]:.1f} ({100 * found[1]:.1f} to {100 * found[2]:.1f})"
+    def percent(found: Sequence[float], digits: int = 1) -> str:
+        value, low, high = (f"{100 * share:.{digits}f}" for share in found)
+        return value if low == high else f"{value} ({low} to {high})"
 
     labelled = any("accuracy" in row for row in rows)
-    heads = ["method", "work a query", "agreement %", *(["accuracy %"] if labelled else [])]
+    heads = ["backup", "multiply-adds", "ms of one query", "agreement %"]
+    heads += ["accuracy %"] if labelled else []
     heads += [f"coverage at {agreement}, %" for agreement in AGREEMENTS]
+    heads += ["extra work under `auto`, %", "under `small-backup`, %"]
     lines = [heads, ["---"] * len(heads)]
     for row in rows:
-        cells = [row["method"], f"{row['work']:.3f}", percent(row["agreement"])]
+        median, low, high = row["ms"]
+        cells = [row["method"], f"{row['macs']:,}" if row["macs"] else "unknown"]
+        cells += [f"{median:.3f} ({low:.3f} to {high:.3f})", percent(row["agreement"])]
         if labelled:
-            cells.append(percent(row.get("accuracy")))
-        for found in row["coverage"].values():
-            cells.append(percent(found["coverage"]))
+            cells.append(percent(row["accuracy"]))
+        cells += [percent(found["coverage"]) for found in row["coverage"].values()]
+        cells += [percent(row["extra_work"][policy]) for policy in ("auto", "small-backup")]
         lines.append(cells)
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

@@ -1,358 +1,279 @@
-"""`codedinvnet protect`: ask the model, train parts, measure methods, recommend one."""
+"""`codedinvnet protect`: score the inputs, train backups, measure them, and recommend one."""
 
 from __future__ import annotations
 
 import shutil
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import asdict, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from codedinvnet.codes.base import check_k
-from codedinvnet.codes.registry import UNTRAINED
 from codedinvnet.errors import UserError
-from codedinvnet.files import check_folder, content_digest, read_json, write_atomically, write_json
+from codedinvnet.files import check_folder, read_json, write_json
 from codedinvnet.models import ModelSource, OpenModel
-from codedinvnet.models.base import DATATYPES, can_be_scores, lacking_scores, scores_tensor
-from codedinvnet.models.graph import Unsupported
-from codedinvnet.models.probe import finite_rows, kind_of_scores
-from codedinvnet.protect import calibration, codes, costs, measure
-from codedinvnet.protect.candidates import Measured
-from codedinvnet.protect.distil import batch_size
+from codedinvnet.models.base import scores_tensor
+from codedinvnet.protect import measure
+from codedinvnet.protect.bound import Curve
+from codedinvnet.protect.calibration import DECODED, FILE, GUESSED, Calibration, Kind
+from codedinvnet.protect.confidence import log_probabilities
+from codedinvnet.protect.costs import Cost, milliseconds, model_cost
+from codedinvnet.protect.distil import Lesson
 from codedinvnet.protect.folder import (
-    CALIBRATION,
-    CODE,
     DESCRIPTION,
-    EQUAL,
-    PARTS,
-    PICTURE,
-    PLAIN,
-    SMALL,
-    export_part,
+    export_student,
     fingerprint,
-    save_calibration,
-    tells_nothing,
     write_description,
 )
-from codedinvnet.protect.frozen import frozen_scores
-from codedinvnet.protect.images import layout
 from codedinvnet.protect.inputs import read_inputs, split
-from codedinvnet.protect.measure import Candidate
-from codedinvnet.protect.parts import Trainer
-from codedinvnet.protect.picture import draw
-from codedinvnet.protect.setting import WORK, ProtectOptions, Setting
-from codedinvnet.protect.students import Student, are_words, kind_of
+from codedinvnet.protect.ladder import WORKS, Ladder
+from codedinvnet.protect.measure import Answers, Candidate
+from codedinvnet.protect.students import kind_of
 from codedinvnet.protect.teacher import (
-    CHANGED,
+    BATCH,
+    MIRRORED_SHARE,
     STEADY,
-    agreement_when,
-    check_classes,
-    check_scores,
-    check_teacher,
-    shifted,
-    teacher_scores,
-    unasked,
+    Teacher,
+    ask,
+    check_classifier,
+    scores_of,
 )
 from codedinvnet.provenance import describe_command, describe_commit, describe_machine
 from codedinvnet.training.loop import differing_keys
+
+WORK = "work"
+"""The folder, in an unfinished protection, of scores and checkpoints."""
+MEASURED = 0.05
+"""Share of the minutes that is kept for exports and measurements."""
+
+
+@dataclass(frozen=True)
+class ProtectOptions:
+    """What `codedinvnet protect` is asked for.
+
+    Attributes:
+        source: the served model.
+        inputs: see `read_inputs`.
+        out: the folder of the protection.
+        k: queries of a group, for policies that send the backup everything.
+        minutes: time for scoring and training together.
+        work: the only size of backup, as a share of the model's work; None: a ladder of them.
+        seed: of the split and the trainings.
+        labels: see `read_inputs`.
+        preprocess: see `read_inputs`.
+        mirror: whether images may be mirrored in training.
+    """
+
+    source: ModelSource
+    inputs: Path
+    out: Path
+    k: int = 10
+    minutes: float = 30.0
+    work: float | None = None
+    seed: int = 0
+    labels: Path | None = None
+    preprocess: str = ""
+    mirror: bool = True
 
 
 def protect(options: ProtectOptions) -> dict[str, Any]:
     """Make a protection and return its description.
 
     Raises:
-        UserError: if the model, the inputs or the options are not fit for one.
+        UserError: if the model, the inputs or the options do not allow one.
     """
     began, computed = time.monotonic(), time.process_time()
     check_k(options.k)
-    known = (SMALL, CODE, *UNTRAINED)
-    for name in options.methods:
-        if name not in known:
-            raise UserError(f"--methods: {name!r} is not one of {', '.join(known)}")
-        if options.methods.count(name) > 1:
-            raise UserError(f"--methods: {name} is there twice")
+    if options.work is not None and not 0 < options.work < 1:
+        raise UserError(f"--work: must lie between 0 and 1, got {options.work}")
     check_folder(options.out, "--out")
     if (options.out / DESCRIPTION).exists():
-        raise UserError(f"--out: {options.out} holds a protection already: name another folder")
-    if options.source.kind == "bundle":
-        raise UserError(
-            f"{options.source.source} is a bundle, which has a code of its own: it needs no "
-            "protection, and is served by codedinvnet serve"
-        )
-    torch.set_num_threads(options.source.threads)  # also beside a server's model
+        raise UserError(f"--out: {options.out} already holds a protection: name another folder")
+    torch.set_num_threads(options.source.threads)  # a server's model sets none
     model = options.source.open()
-    if model.signature.scores is None:
-        raise UserError(f"{options.source.source}: {lacking_scores(model.signature)}")
-    if any(spec.datatype == "BYTES" for spec in model.signature.inputs):
-        raise UserError(f"{options.source.source} takes texts, which no protection learns from")
-    _check_shift(options, model)
-    other = _own_backup(options, model)
-    setting = _asked(options, model)
-    model, known_by = setting.model, fingerprint(setting.model)
-    assert model.signature.scores is not None
-    settings = _settings(options, setting)
-    candidates: list[Candidate] = []
-    notes = [note for note in (setting.repetition, setting.correctness) if note]
-    if tells_nothing(known_by):
-        notes.append(
-            "no gateway takes this protection: by the few inputs that it asks about it would not "
-            "know the model, whose scores of them are not finite"
-        )
-    measured = Measured(options, setting)
-    smoothing: dict[str, list[float]] = {}
-    exports: list[str] = []
-    scores = _with_gradients(options, setting, notes)
-    parts = (SMALL in options.methods) + 2 * (scores is not None)
-    trainer = Trainer(options, setting, settings, parts, began)
-    if SMALL in options.methods:
-        student = trainer.student(SMALL, 1 / options.k)
-        exported = _exported(options, SMALL, student, exports, notes)
-        candidates.append(measured.student(SMALL, student, exported))
-    if scores is not None:
-        coded = list(measured.coded(trainer.coder(scores)))
-        rival = trainer.student(EQUAL, coded[0].cost)
-        exported = _exported(options, EQUAL, rival, exports, notes)
-        candidates += [*coded, measured.student(EQUAL, rival, exported)]
-    if other is not None:
-        candidates.append(measured.own(other))
-    for name in options.methods:
-        if name in UNTRAINED:
-            why = codes.refusal(model.signature)
-            if why:
-                notes.append(f"{name} is left out: {why}")
-                continue
-            rows, answers = setting.rows.validation, setting.answers
-            scheme = codes.tuned(
-                name, model, options.k, setting.inputs, rows, answers, options.seed
-            )
-            if "smoothing" in scheme.chosen:
-                smoothing[name] = list(scheme.chosen["smoothing"])
-            candidates.append(measured.untrained(scheme))
-    notes += trainer.notes
-    if not candidates:
-        raise UserError("--methods: none of these can protect this model: " + "; ".join(notes))
-    frequent = int(np.bincount(setting.answers[setting.rows.train]).argmax())
+    check_classifier(model)
+    inputs = read_inputs(options.inputs, model.signature, options.preprocess, options.labels)
+    count, inputs = len(inputs), inputs.distinct()
+    rows = split(len(inputs), options.seed)
+    if options.k > len(rows.test):
+        raise UserError(f"--k {options.k}: only {len(rows.test)} inputs are held out for tests")
+    teacher = ask(model, inputs, rows, options.out / WORK, options.minutes)
+    notes = _notes(teacher, count - len(inputs))
+    lesson, settings = _lesson(options, teacher, notes)
+    cost = _cost(options, teacher, notes)
+    works = WORKS if options.work is None else (options.work,)
+    ladder = Ladder(lesson, cost, works, options.out / WORK / "train", options.seed)
+    entries = ladder.entries()
+    left = (1 - MEASURED) * 60 * options.minutes - (time.monotonic() - began)
+    candidates, exports = [], {}
+    for trained in ladder.train(entries, _once(options, "seconds", left)):
+        name, macs = trained.entry.name, trained.student.macs()
+        exports[name] = export_student(options.out, name, trained.student)
+        note = "stopped early: its trial fell behind" if trained.stopped else ""
+        candidates.append(_measured(teacher, cost, name, exports[name], macs, options.k, note))
+    frequent = int(np.bincount(teacher.answers[rows.train]).argmax())
     advice = measure.recommend(candidates, frequent)
     description = {
         "model": {
-            "source": model.source.source,
-            "digest": model.source.digest,
-            "scores": model.signature.scores.output,
-            "kind": setting.kind,
-            "macs": setting.macs,
-            **known_by,
+            "source": teacher.model.source.source,
+            "digest": teacher.model.source.digest,
+            "scores": scores_tensor(model.signature).name,
+            "kind": teacher.kind,
+            "macs": cost.macs,
+            "ms": cost.ms,
+            **fingerprint(teacher.model),
         },
         "k": options.k,
         "recommended": advice.method,
         "reason": advice.reason,
-        "table": [measure.report(candidate) for candidate in candidates],
-        "most_frequent": measure.interval(
-            setting.answers[setting.rows.test] == frequent, np.arange(len(setting.rows.test))
-        ),
-        "parts": measured.parts,
-        "notes": notes,
-        "smoothing": smoothing,
-        "exports": exports,
+        "table": [_row(candidate, exports[candidate.name]) for candidate in candidates],
+        "most_frequent": measure.interval(teacher.answers[rows.test] == frequent),
+        "notes": [*notes, *ladder.notes],
         "settings": {**settings, "minutes": options.minutes},
-        "split": {part: len(rows) for part, rows in setting.rows._asdict().items()},
+        "split": {part: len(found) for part, found in rows._asdict().items()},
         "seconds": round(time.monotonic() - began, 1),
         "processor_seconds": round(time.process_time() - computed, 1),
         "command": describe_command(),
         "commit": describe_commit(),
         "machine": describe_machine(),
     }
-    if other is not None:
-        description["own_backup"] = asdict(other.source)
-    draw(options.out / PICTURE, candidates)
-    save_calibration(options.out / CALIBRATION, candidates)
-    calibration.save(options.out, candidates, model.source.digest)
-    for name in PARTS.values():
-        if (made := options.out / WORK / name).is_file():
-            write_atomically(options.out / name, made.read_bytes())
+    _calibrate(options.out, teacher, candidates)
     write_description(options.out, description)
     shutil.rmtree(options.out / WORK)
     return description
 
 
-def _exported(
-    options: ProtectOptions, name: str, student: Student, exports: list[str], notes: list[str]
-) -> OpenModel | None:
-    """Export a small backup for ONNX Runtime, and take note; None if that cannot be."""
-    try:
-        found = export_part(options.out, name, student)
-    except UserError as error:
-        notes.append(f"{name} is computed by PyTorch, which takes longer: {error}")
-        return None
-    exports.append(name)
-    return found
+def _once(options: ProtectOptions, name: str, value: Any) -> Any:
+    """Return what was decided first: a run that goes on trains as the one that was killed."""
+    path = options.out / WORK / f"{name}.json"
+    if not path.is_file():
+        write_json(path, value)
+    return read_json(path)
 
 
-def _own_backup(options: ProtectOptions, model: OpenModel) -> OpenModel | None:
-    """Open the user's own smaller model.
+def _notes(teacher: Teacher, repeated: int) -> list[str]:
+    """Return what a reader should know of the inputs."""
+    notes, count = [], repeated + len(teacher.inputs)
+    if repeated:
+        notes.append(
+            f"{repeated} of {count} inputs ({repeated / count:.1%}) repeat others and were left "
+            "out: traffic that repeats some inputs may agree less often"
+        )
+    if teacher.inputs.labels is not None:
+        rows = teacher.rows.test
+        right = (teacher.answers[rows] == teacher.inputs.labels[rows]).mean()
+        notes.append(
+            f"the model itself is right for {right:.1%} of the test inputs: if you expect more, "
+            "check --preprocess"
+        )
+    return notes
+
+
+def _lesson(
+    options: ProtectOptions, teacher: Teacher, notes: list[str]
+) -> tuple[Lesson, Mapping[str, Any]]:
+    """Decide how training inputs may be changed, and check that an unfinished run decided so.
 
     Raises:
-        UserError: if it is no file, or its inputs or classes are others.
+        UserError: if an unfinished protection has other settings.
     """
-    if options.backup is None:
-        return None
-    beside = Path(options.backup)  # a protection is opened from elsewhere
-    place = str(beside.absolute()) if beside.exists() else options.backup
-    source = ModelSource(place, threads=options.source.threads)
-    if source.kind not in PLAIN:
-        raise UserError(
-            f"--backup: {options.backup} is no file: give .onnx or a bundle, since whoever "
-            "opens the protection runs no code that it names"
-        )
-    if source.kind != "bundle":  # which tells its inputs
-        source = replace(source, inputs=options.source.inputs)
-    other = source.open()
-    mine, its = (
-        [(spec.name, spec.datatype, spec.shape) for spec in m.signature.inputs]
-        for m in (model, other)
-    )
-    if mine != its:
-        raise UserError(f"--backup: {options.backup} takes {its}, and the model {mine}")
-    if other.signature.scores is None:
-        assert model.signature.scores is not None
-        name = model.signature.scores.output
-        if name not in [s.name for s in other.signature.outputs if can_be_scores(s)]:
-            raise UserError(
-                f"--backup: {options.backup} has no output that is surely class scores, and none "
-                f"that is called {name!r} as the model's"
-            )
-        other = replace(source, scores=name).open()
-    sizes = [scores_tensor(m.signature).shape for m in (model, other)]
-    if sizes[0] != sizes[1]:
-        raise UserError(
-            f"--backup: {options.backup} has {sizes[1]} scores, and the model {sizes[0]}"
-        )
-    return other
-
-
-def _check_shift(options: ProtectOptions, model: OpenModel) -> None:
-    """Refuse a shift by which nothing of an image is left, or that there is no image for."""
-    if options.shift is None:
-        return
-    if kind_of(model.signature.inputs) != "images":
-        raise UserError(f"--shift: {model.source.source} does not take one image")
-    (spec,) = model.signature.inputs
-    height, width = spec.shape[:2] if layout(spec)[1] else spec.shape[1:]
-    if not 0 <= options.shift < min(height, width):
-        raise UserError(
-            f"--shift: images of {height}x{width} pixels are shifted by 0 to "
-            f"{min(height, width) - 1}, not by {options.shift}"
-        )
-
-
-def _asked(options: ProtectOptions, model: OpenModel) -> Setting:
-    """Read the inputs, and ask the model for its scores of them."""
-    inputs = read_inputs(options.inputs, model.signature, options.how, options.labels)
-    count = len(inputs)
-    inputs = inputs.distinct()
-    if len(inputs) < count:
-        print(f"{count - len(inputs)} of {count} inputs are repetitions: left out", file=sys.stderr)
-    rows = split(len(inputs), options.seed)
-    if options.k > len(rows.test):
-        raise UserError(f"--k {options.k}: of {len(inputs)} inputs {len(rows.test)} are for tests")
-    assert model.signature.scores is not None
-    output = content_digest(model.signature.scores.output.encode())
-    asked = options.out / WORK / f"asked-{model.source.digest}-{output}-{inputs.digest()}"
-    left = unasked(asked, len(inputs))
-    seconds = check_teacher(model, inputs) * left
-    if seconds > 60 * options.minutes:
-        raise UserError(
-            f"--minutes: the model needs about {seconds / 60:.1f} minutes for {left} inputs "
-            "alone: give more minutes, or fewer inputs"
-        )
-    scores = teacher_scores(model, inputs, asked)
-    check_scores(scores)
-    model = _with_kind(options, model, scores)
-    told = model.signature.scores
-    if options.source.scores is None and told is not None and told.kind == "logits":
-        check_classes(scores, told.output)
-    macs = costs.model_macs(model, inputs.batch(np.arange(1)))
-    return Setting(model, inputs, rows, scores, macs, asked, count - len(inputs))
-
-
-def _with_kind(options: ProtectOptions, model: OpenModel, scores: np.ndarray) -> OpenModel:
-    """Return the model with the kind of its scores of the inputs, if the probe's are not finite."""
-    spec = scores_tensor(model.signature)
-    known = options.source.scores not in (None, spec.name)  # the user told it
-    if known or len(finite_rows(np.array(fingerprint(model)["probe"]))):
-        return model
-    kind = kind_of_scores(scores.astype(DATATYPES[spec.datatype]))
-    return replace(model.source, scores=f"{spec.name}:{kind}").open()
-
-
-def _settings(options: ProtectOptions, setting: Setting) -> dict[str, Any]:
-    """Return what the protection depends on; refuse an unfinished one that depends on other things.
-
-    Other minutes count for what is not planned yet: an epoch may have had no time.
-
-    Raises:
-        UserError: naming the differences.
-    """
-    specs, scores = setting.model.signature.inputs, setting.model.signature.scores
-    assert scores is not None
-    kind = kind_of(specs)
-    if kind == "tokens" and not are_words(setting.inputs.arrays):
-        kind = "vectors"
-    shift = options.shift
-    if shift is None:
-        height = specs[0].shape[0 if layout(specs[0])[1] else 1] if kind == "images" else 0
-        shift = height // 8 if height >= 16 else 0
-        if shift and {SMALL, CODE} & set(options.methods):
-            rows = setting.spread(CHANGED)
-            model, inputs = setting.model, setting.inputs
-            kept = agreement_when(shifted(model, shift), model, inputs, rows, setting.answers)
-            shift = shift if kept >= STEADY else 0
+    images = kind_of(teacher) == "images"
+    assert teacher.model.signature.scores is not None
     settings = {
-        "model": setting.model.source.digest,
-        "scores": f"{scores.output}:{scores.kind}",
-        "inputs": setting.inputs.digest(),
+        "model": teacher.model.source.digest,
+        "scores": f"{teacher.model.signature.scores.output}:{teacher.kind}",
+        "inputs": teacher.inputs.digest(),
         "k": options.k,
         "seed": options.seed,
-        "kind": kind,
-        "flip": options.flip and kind == "images",
-        "shift": shift if kind == "images" else 0,
+        "work": options.work,
+        "mirror": options.mirror,
     }
-    path = options.out / WORK / "settings.json"
-    if path.is_file():
-        changed = differing_keys(read_json(path), settings)
-        if changed:
-            raise UserError(
-                f"--out: {options.out} holds an unfinished protection with other settings "
-                f"({', '.join(changed)}): name another folder, or delete {options.out / WORK}"
+    changed = differing_keys(_once(options, "settings", settings), settings)
+    if changed:
+        raise UserError(
+            f"--out: {options.out} holds an unfinished protection with other settings "
+            f"({', '.join(changed)}): name another folder, or delete {options.out / WORK}"
+        )
+    if not images:
+        return Lesson(teacher), settings
+    shift = _once(options, "shift", teacher.largest_shift())
+    mirrored, mirror = None, options.mirror
+    if mirror:
+        mirrored = teacher.mirrored(MIRRORED_SHARE * 60 * options.minutes)
+        steady = mirrored is not None or teacher.agreement_when(teacher.mirror) >= STEADY
+        mirror = _once(options, "mirrored", steady)
+        if not mirror:
+            notes.append(
+                "images are not mirrored in training: the model often answers mirrored images "
+                "differently, and scoring all of them takes too much of --minutes"
             )
-    write_json(path, settings)
-    return settings
+    return Lesson(teacher, mirror, mirrored if mirror else None, shift), {
+        **settings,
+        "shift": shift,
+        "mirrored": mirror,
+    }
 
 
-def _with_gradients(
-    options: ProtectOptions, setting: Setting, notes: list[str]
-) -> Callable[[Tensor], Tensor] | None:
-    """Return the model's scores with gradients if a code is asked for; note why it cannot be."""
-    if CODE not in options.methods:
-        return None
-    why, scores = codes.refusal(setting.model.signature), None
-    if not why and setting.macs is None:
-        why = "nobody can count the model's multiply-adds, which its encoder's cost is set by"
-    batch = batch_size(len(setting.rows.train))
-    most = min(batch, len(setting.rows.validation))
-    if not why and options.k > most:
-        why = f"it learns with groups of at most {most} from so many inputs, and --k is {options.k}"
-    if not why:
-        groups = setting.rows.train[: batch // 2]  # of two at least
-        try:
-            scores = frozen_scores(setting.model, setting.inputs.batch(groups))
-        except Unsupported as error:
-            why = f"it learns through the model, and {error}"
-    if why:
-        notes.append(f"{CODE} is left out: {why}")
-    return scores
+def _cost(options: ProtectOptions, teacher: Teacher, notes: list[str]) -> Cost:
+    cost = model_cost(teacher.model, teacher.inputs.batch(np.arange(1)))
+    if cost.macs is None:
+        notes.append(f"sizes go by measured time, because multiply-adds are not known: {cost.why}")
+    return cost
+
+
+def _measured(
+    teacher: Teacher,
+    cost: Cost,
+    name: str,
+    backup: OpenModel,
+    macs: int,
+    k: int,
+    note: str,
+) -> Candidate:
+    """Measure a backup as it is served: its time in turn with the model's, and its answers."""
+    one = teacher.inputs.batch(np.arange(1))
+    times = milliseconds(
+        {"model": lambda: teacher.model.run(one), "backup": lambda: backup.run(one)}
+    )
+    by_time = times["backup"].median / times["model"].median
+    by_macs = None if cost.macs is None else macs / cost.macs
+    work = by_time if by_macs is None else by_macs
+    calibration, test = (
+        _answers(teacher, backup, rows) for rows in (teacher.rows.calibration, teacher.rows.test)
+    )
+    timed = (times["backup"], times["model"])
+    return Candidate(name, work, *timed, calibration, test, macs, by_macs, k, note)
+
+
+def _answers(teacher: Teacher, backup: OpenModel, rows: np.ndarray) -> Answers:
+    assert backup.signature.scores is not None
+    batches = np.split(rows, range(BATCH, len(rows), BATCH))
+    scores = np.concatenate([scores_of(backup, teacher.inputs.batch(b)) for b in batches])
+    labels = teacher.inputs.labels
+    logs = log_probabilities(scores, backup.signature.scores.kind)
+    return measure.answers_of(logs, teacher.answers[rows], None if labels is None else labels[rows])
+
+
+def _row(candidate: Candidate, backup: OpenModel) -> dict[str, Any]:
+    scores = backup.signature.scores
+    assert scores is not None
+    file = {"digest": backup.source.digest, "scores": f"{scores.output}:{scores.kind}"}
+    return {**measure.report(candidate), **file}
+
+
+def _calibrate(out: Path, teacher: Teacher, candidates: list[Candidate]) -> None:
+    """Write the curves of all backups; their answers do not depend on a group's other members."""
+    curves = {}
+    for candidate in candidates:
+        own = candidate.calibration
+        curve = Curve.of(own.confidence[:, None], own.agrees[:, None])
+        for answer in (DECODED, GUESSED):
+            curves[Kind(candidate.name, candidate.k, answer)] = curve
+    count = len(teacher.rows.calibration)
+    Calibration(teacher.model.source.digest, count, curves).save(out / FILE)
+    print(f"{out}: calibrated with {count} inputs", file=sys.stderr)

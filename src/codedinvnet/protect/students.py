@@ -1,182 +1,202 @@
-"""Small classifiers, by the kind of their inputs, as wide as a cost allows."""
+"""Small classifiers that can stand in for a served model: one registered class each.
+
+A class says which largest network it makes within a budget, as a small `choice` of plain values,
+and builds the untrained network of a choice. Adding a class here adds a candidate to the ladder.
+"""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, TypeAlias
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from codedinvnet.codes.equal_cost import count_macs
 from codedinvnet.models.base import DATATYPES, TensorSpec
-from codedinvnet.models.graph import Graph
-from codedinvnet.nn.resnet import ResNet
-from codedinvnet.protect.images import is_image, layout
+from codedinvnet.nn.resnet import ResNet, width_of_cost
+from codedinvnet.protect.costs import Cost, milliseconds
+from codedinvnet.protect.inputs import image_size, is_image, layout
+from codedinvnet.protect.teacher import Teacher
 
-Kind: TypeAlias = Literal["images", "vectors", "tokens"]
-FINE, COARSE = 16, 112
-"""Sides of images: smaller ones keep their resolution, larger ones are averaged down to it."""
+Kind = Literal["images", "vectors", "tokens"]
+Choice = dict[str, Any]
 MOST_WORDS = 2**18
-"""Integers of a larger vocabulary, or below 0, are numbers or times, and no words."""
-DEEP = 48
-"""From this width on a small network for vectors has two hidden layers."""
+"""Integers from a larger range, or below 0, are numbers and not tokens."""
+FINE, COARSE = 16, 112
+"""Images of a smaller side keep their resolution; larger ones are averaged down to COARSE."""
+QUARTERS = 2
+"""Parts of an image's side that are pooled apart: where a thing stands may matter to the model."""
 SEGMENTS = 8
-"""Parts of a sequence whose averages are kept apart: where a token stands matters."""
+"""Parts of a sequence that are pooled apart."""
+DEEP = 48
+"""From this width on, the network for vectors has two hidden layers."""
+MOST_WEIGHTS = 2**26
+WIDTHS = (4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+"""Widths that are tried where only time can be measured."""
+FREE = 1.25
+"""A network that takes this times as long as the smallest one is never too slow."""
+
+
+class Unfit(Exception):
+    """No network of this kind can stand in for the model; the message says why."""
 
 
 @dataclass(frozen=True)
-class Shape:
-    """What a small classifier is made of, as JSON has it.
+class Budget:
+    """The most that a backup may cost.
 
     Attributes:
-        kind: the kind of its inputs.
-        width: the width of its layers.
-        classes: how many there are.
-        inputs: the model's inputs, name, datatype and shape, in their order.
-        words: the size of each input's vocabulary, one more than the largest token that was seen.
-        quarters: parts of an image's side whose averages are kept apart; where a thing stands
-            matters to a model that was not trained with shifted images.
-        graph: the served model's own network, as `Graph.described` has it; None: a fresh one.
-        size: height and width of the images that this network is given.
+        work: share of the served model's cost for one query.
+        cost: what that model costs.
     """
 
-    kind: Kind
-    width: int
-    classes: int
-    inputs: tuple[TensorSpec, ...]
-    words: tuple[int, ...] = ()
-    quarters: int = 2
-    graph: Mapping[str, Any] | None = None
-    size: tuple[int, int] = (0, 0)
+    work: float
+    cost: Cost
 
-    def build(self) -> Student:
-        """Return the untrained network."""
-        if self.graph is not None:
-            return ShrunkStudent(self)
-        networks: Mapping[Kind, type[Student]] = {
-            "images": ImageStudent,
-            "vectors": VectorStudent,
-            "tokens": TokenStudent,
-        }
-        return networks[self.kind](self)
-
-    def as_json(self) -> dict[str, Any]:
-        """Return plain values."""
-        inputs = [{**asdict(spec), "shape": list(spec.shape)} for spec in self.inputs]
-        return {**asdict(self), "inputs": inputs, "size": list(self.size)}
+    @property
+    def macs(self) -> int | None:
+        """Multiply-adds; None if only time is known."""
+        return None if self.cost.macs is None else int(self.work * self.cost.macs)
 
 
-def shape_of(value: Mapping[str, Any]) -> Shape:
-    """Return the shape that `Shape.as_json` described."""
-    inputs = tuple(
-        TensorSpec(spec["name"], spec["datatype"], tuple(spec["shape"])) for spec in value["inputs"]
-    )
-    kept = value.get("quarters", 1)  # those of before there was a choice have one
-    words = value["words"]  # older ones have one number for all inputs
-    words = (words,) * len(inputs) if isinstance(words, int) else tuple(words)
-    height, width = value.get("size", (0, 0))
-    return Shape(
-        value["kind"],
-        value["width"],
-        value["classes"],
-        inputs,
-        words,
-        kept,
-        value.get("graph"),
-        (height, width),
-    )
-
-
-def kind_of(inputs: tuple[TensorSpec, ...]) -> Kind:
-    """Return the kind of a model's inputs: one image; sequences of integers; or else vectors."""
-    if len(inputs) == 1 and is_image(inputs[0]):
+def kind_of(teacher: Teacher) -> Kind:
+    """Return what the inputs are: an image, sequences of tokens, or else vectors."""
+    specs = teacher.inputs.specs
+    if len(specs) == 1 and is_image(specs[0]):
         return "images"
-    integers = all(DATATYPES[spec.datatype].kind in "iub" for spec in inputs)
-    lengths = {spec.shape for spec in inputs}
-    return "tokens" if integers and len(lengths) == 1 and len(inputs[0].shape) == 1 else "vectors"
-
-
-def are_words(arrays: Mapping[str, np.ndarray]) -> bool:
-    """Tell whether integers, name -> (N, *shape), may be tokens, and not numbers or times."""
-    return min(int(a.min()) for a in arrays.values()) >= 0 and (
-        max(words_of(arrays.values())) <= MOST_WORDS
-    )
-
-
-def words_of(arrays: Iterable[np.ndarray]) -> tuple[int, ...]:
-    """Return the size of the vocabulary of each of some inputs of integers, (N, *shape)."""
-    return tuple(1 + int(array.max()) for array in arrays)
+    integers = all(DATATYPES[spec.datatype].kind in "iub" for spec in specs)
+    if not integers or len(specs[0].shape) != 1 or len({spec.shape for spec in specs}) > 1:
+        return "vectors"
+    arrays = [teacher.inputs.arrays[spec.name] for spec in specs]
+    words = min(int(a.min()) for a in arrays) >= 0 and max(int(a.max()) for a in arrays)
+    return "tokens" if words and words < MOST_WORDS else "vectors"
 
 
 class Student(nn.Module, ABC):
-    """A small classifier of a model's inputs.
+    """A small classifier of a model's inputs, (B, *shape) each, to logits (B, classes).
 
     Args:
-        shape: its kind, sizes and inputs.
+        teacher: the served model with its inputs.
+        choice: what `choose` found.
     """
 
-    title = "small backup"
-    """What its training is called."""
-    last = False
-    """Whether channels are the last axis of its images."""
-    reduced = True
-    """Whether it is trained faster in bfloat16, on processors where convolutions are."""
-    rates: Mapping[str, float] = {}
-    """Its learning rate and weight decay, where they are not those of all parts."""
+    family: ClassVar[str]
+    kinds: ClassVar[tuple[Kind, ...]]
+    reduced: bool = True
+    """Whether training may compute in bfloat16."""
+    rates: ClassVar[Mapping[str, float]] = {}
+    """Learning rate and weight decay, where they differ from the usual ones."""
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, teacher: Teacher, choice: Choice) -> None:
         super().__init__()
-        self.shape = shape
+        self.specs, self.choice = teacher.inputs.specs, choice
 
-    def learn_scale(self, batch: Mapping[str, np.ndarray]) -> None:
-        """Take the inputs' means and deviations from some of them, name -> (N, *shape)."""
-
+    @classmethod
     @abstractmethod
-    def forward(self, *inputs: Tensor) -> Tensor:
-        """Map the inputs (B, *shape), in the model's order, to logits (B, classes)."""
+    def choose(cls, teacher: Teacher, budget: Budget) -> Choice:
+        """Return the largest network within a budget.
+
+        Raises:
+            Unfit: if there is none.
+        """
+
+    def tensors(self, batch: Mapping[str, np.ndarray]) -> list[Tensor]:
+        """Return a batch's tensors in the order of the model's inputs."""
+        return [torch.from_numpy(batch[spec.name]) for spec in self.specs]
+
+    def macs(self) -> int:
+        """Count the multiply-adds of one query."""
+        examples = [example(spec, 1) for spec in self.specs]
+        return count_macs(lambda: self(*examples))
 
 
-def tensors(shape: Shape, batch: Mapping[str, np.ndarray]) -> list[Tensor]:
-    """Return a batch as a student takes it."""
-    found = []
-    for spec in shape.inputs:
-        array = batch[spec.name]
-        found.append(torch.from_numpy(np.require(array, requirements=["C", "W"])))
-    return found
+STUDENTS: dict[str, type[Student]] = {}
 
 
-class ImageStudent(Student):
-    """A residual network of one block a stage, at a reduced resolution."""
+def register(student: type[Student]) -> type[Student]:
+    """Add a class to the ladder's candidates."""
+    STUDENTS[student.family] = student
+    return student
 
-    def __init__(self, shape: Shape) -> None:
-        super().__init__(shape)
-        (spec,) = shape.inputs
+
+def example(spec: TensorSpec, count: int) -> Tensor:
+    """Return zeros of an input."""
+    dtype = DATATYPES[spec.datatype]
+    return torch.from_numpy(np.zeros((count, *spec.shape), dtype))
+
+
+def widest(make: Callable[[int], Student], teacher: Teacher, budget: Budget) -> Choice:
+    """Return the largest width within a budget, by multiply-adds or else by time."""
+    most = budget.macs
+    if most is not None:
+
+        def cost(width: int) -> int:
+            with torch.device("meta"):
+                network = make(width).eval()
+                weights = sum(weight.numel() for weight in network.parameters())
+                inputs = [example(spec, 1).to("meta") for spec in teacher.inputs.specs]
+            return count_macs(lambda: network(*inputs)) if weights <= MOST_WEIGHTS else most + 1
+
+        return {"width": width_of_cost(cost, most)}
+    chosen, free = WIDTHS[0], 0.0
+    batch = teacher.inputs.batch(np.arange(1))
+    for width in WIDTHS:
+        network = make(width).eval()
+        with torch.inference_mode():
+            (found,) = milliseconds({"": partial(network, *network.tensors(batch))}).values()
+        free = free or FREE * found.median
+        if found.median > max(budget.work * budget.cost.ms.median, free):
+            break
+        chosen = width
+    return {"width": chosen}
+
+
+class FreshStudent(Student):
+    """A new network, as wide as the budget allows."""
+
+    family = "fresh"
+
+    @classmethod
+    def choose(cls, teacher: Teacher, budget: Budget) -> Choice:
+        return widest(lambda width: cls(teacher, {"width": width}), teacher, budget)
+
+
+@register
+class FreshImages(FreshStudent):
+    """Three residual blocks on space-to-depth images."""
+
+    kinds = ("images",)
+
+    def __init__(self, teacher: Teacher, choice: Choice) -> None:
+        super().__init__(teacher, choice)
+        (spec,) = self.specs
         channels, self.last = layout(spec)
-        sides = spec.shape[:2] if self.last else spec.shape[1:]
+        sides = image_size(spec)
         self.pool = max(1, math.ceil(max(sides) / COARSE))
         side = max(sides) / self.pool
         squeeze = 1 if side < FINE else 2 if side <= 64 else 4
         self.padding = [-math.ceil(s / self.pool) % squeeze for s in sides]
         self.network = ResNet(
-            channels, shape.classes, width=shape.width, blocks=(1, 1, 1), squeeze=squeeze
+            channels, teacher.classes, width=choice["width"], blocks=(1, 1, 1), squeeze=squeeze
         )
-        self.quarters = shape.quarters
-        if self.quarters > 1:
-            features = self.network.features * self.quarters**2
-            self.network.classify = nn.Linear(features, shape.classes)
-        self.register_buffer("mean", torch.zeros(channels, 1, 1))
-        self.register_buffer("std", torch.ones(channels, 1, 1))
+        self.network.classify = nn.Linear(self.network.features * QUARTERS**2, teacher.classes)
+        mean, std = torch.zeros(channels, 1, 1), torch.ones(channels, 1, 1)
+        if not self.network.stem.weight.is_meta:
+            sample = self.first(*self.tensors(teacher.inputs.batch(teacher.spread(1000))))
+            mean = sample.mean(dim=(0, 2, 3))[:, None, None]
+            std = sample.std(dim=(0, 2, 3))[:, None, None].clamp_min(1e-6)
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", std)
+        self.mean: Tensor
+        self.std: Tensor
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-    def learn_scale(self, batch: Mapping[str, np.ndarray]) -> None:
-        x = self.first(*tensors(self.shape, batch))
-        self.mean = x.mean(dim=(0, 2, 3))[:, None, None]
-        self.std = x.std(dim=(0, 2, 3))[:, None, None].clamp_min(1e-6)
 
     def first(self, images: Tensor) -> Tensor:
         """Return images as floats, channels first."""
@@ -188,63 +208,38 @@ class ImageStudent(Student):
             x = F.avg_pool2d(x, self.pool, ceil_mode=True, count_include_pad=False)
         down, right = self.padding
         x = F.pad(x, (0, right, 0, down)).contiguous(memory_format=torch.channels_last)
-        maps = F.adaptive_avg_pool2d(self.network.maps(x), self.quarters)
+        maps = F.adaptive_avg_pool2d(self.network.maps(x), QUARTERS)
         logits: Tensor = self.network.classify(maps.flatten(1))
         return logits
 
 
-class ShrunkStudent(Student):
-    """The served model's graph, behind a layer that makes images smaller."""
-
-    title = "the model on smaller images"
-    reduced = False  # gradients of depthwise convolutions take twice as long then
-    rates: Mapping[str, float] = {"learning_rate": 5e-4, "weight_decay": 0.01}
-
-    def __init__(self, shape: Shape) -> None:
-        super().__init__(shape)
-        (spec,) = shape.inputs
-        _, self.last = layout(spec)
-        assert shape.graph is not None
-        self.network = Graph(shape.graph)
-        height = spec.shape[0 if self.last else 1]
-        self.pool = max(1, height // shape.size[0])
-        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-    def forward(self, *inputs: Tensor) -> Tensor:
-        x = (inputs[0].permute(0, 3, 1, 2) if self.last else inputs[0]).float()
-        if self.pool > 1:
-            x = F.avg_pool2d(x, self.pool, ceil_mode=True, count_include_pad=False)
-        if x.shape[2:] != self.shape.size:
-            x = F.interpolate(x, self.shape.size, mode="bilinear", align_corners=False)
-        x = x.contiguous(memory_format=torch.channels_last)
-        logits: Tensor = self.network(x.permute(0, 2, 3, 1) if self.last else x)
-        return logits
-
-
-class VectorStudent(Student):
+@register
+class FreshVectors(FreshStudent):
     """An MLP of all inputs, flattened; a missing value (NaN) counts as the mean."""
 
+    family = "mlp"
+    kinds = ("vectors",)
     reduced = False
 
-    def __init__(self, shape: Shape) -> None:
-        super().__init__(shape)
-        features = sum(math.prod(spec.shape) for spec in shape.inputs)
-        width = shape.width
+    def __init__(self, teacher: Teacher, choice: Choice) -> None:
+        super().__init__(teacher, choice)
+        features = sum(math.prod(spec.shape) for spec in self.specs)
+        width = choice["width"]
         layers: list[nn.Module] = [nn.Linear(features, width), nn.GELU()]
         if width >= DEEP:
             layers += [nn.Linear(width, width), nn.GELU()]
-        self.network = nn.Sequential(*layers, nn.Linear(width, shape.classes))
-        self.register_buffer("mean", torch.zeros(features))
-        self.register_buffer("std", torch.ones(features))
-
-    def learn_scale(self, batch: Mapping[str, np.ndarray]) -> None:
-        x = self.flat(*tensors(self.shape, batch))
+        self.network = nn.Sequential(*layers, nn.Linear(width, teacher.classes))
+        x = self.flat(*self.tensors(teacher.inputs.batch(teacher.spread(1000)))).cpu()
         known = x.isfinite()
         counts = known.sum(dim=0)
-        self.mean = x.masked_fill(~known, 0.0).sum(dim=0) / counts.clamp_min(1)
-        squares = (x - self.mean).masked_fill(~known, 0.0).square().sum(dim=0)
+        mean = x.masked_fill(~known, 0.0).sum(dim=0) / counts.clamp_min(1)
+        squares = (x - mean).masked_fill(~known, 0.0).square().sum(dim=0)
         std = (squares / (counts - 1).clamp_min(1)).sqrt()
-        self.std = torch.where(std > 1e-6, std, 1.0)  # of a feature that never changes
+        device = next(self.network.parameters()).device
+        self.register_buffer("mean", mean.to(device))
+        self.register_buffer("std", torch.where(std > 1e-6, std, 1.0).to(device))
+        self.mean: Tensor
+        self.std: Tensor
 
     def flat(self, *inputs: Tensor) -> Tensor:
         """Return all inputs in one vector, (B, features)."""
@@ -252,18 +247,24 @@ class VectorStudent(Student):
 
     def forward(self, *inputs: Tensor) -> Tensor:
         x = (self.flat(*inputs) - self.mean) / self.std
-        x = x.masked_fill(x.isnan(), 0.0).clamp(-10, 10)
+        x = torch.where(x.isnan(), 0.0, x).clamp(-10, 10)
         logits: Tensor = self.network(x)
         return logits
 
 
-class TokenStudent(Student):
-    """Embeddings, added over the inputs, and two 1-D convolutions with steps of their half."""
+@register
+class FreshTokens(FreshStudent):
+    """Embeddings, added over the inputs, and two strided convolutions."""
 
-    def __init__(self, shape: Shape) -> None:
-        super().__init__(shape)
-        width, length = shape.width, shape.inputs[0].shape[0]
-        self.embeddings = nn.ModuleList(nn.Embedding(words, width) for words in shape.words)
+    family = "convolutions"
+    kinds = ("tokens",)
+
+    def __init__(self, teacher: Teacher, choice: Choice) -> None:
+        super().__init__(teacher, choice)
+        width, length = choice["width"], self.specs[0].shape[0]
+        arrays = [teacher.inputs.arrays[spec.name] for spec in self.specs]
+        self.words = [1 + int(array.max()) for array in arrays]
+        self.embeddings = nn.ModuleList(nn.Embedding(words, width) for words in self.words)
         kernel = 8 if length >= 256 else 3
         step = max(1, kernel // 2)
         self.layers = nn.Sequential(
@@ -274,10 +275,10 @@ class TokenStudent(Student):
             nn.BatchNorm1d(4 * width),
             nn.ReLU(),
         )
-        self.classify = nn.Linear(4 * width * (SEGMENTS + 1), shape.classes)
+        self.classify = nn.Linear(4 * width * (SEGMENTS + 1), teacher.classes)
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        known = zip(self.embeddings, inputs, self.shape.words, strict=True)
+        known = zip(self.embeddings, inputs, self.words, strict=True)
         h = torch.stack([table(x.long().clamp(0, n - 1)) for table, x, n in known]).sum(0)
         h = self.layers(h.transpose(1, 2))
         parts = F.adaptive_avg_pool1d(h, SEGMENTS).flatten(1)

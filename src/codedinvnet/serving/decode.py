@@ -21,9 +21,9 @@ from torch import Tensor
 
 from codedinvnet.codes.base import Scheme
 from codedinvnet.net.background import Background, log_error
+from codedinvnet.protect.confidence import confidences
 from codedinvnet.serving.metrics import Metrics
 from codedinvnet.serving.served import Served
-from codedinvnet.trust.confidence import confidences
 
 T = TypeVar("T")
 FEW = 2

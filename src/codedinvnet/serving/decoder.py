@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from codedinvnet.codes.base import Scheme
+from codedinvnet.protect.confidence import confidences
 from codedinvnet.serving.decoding import Check, Decoding, Facts, Found, Job, Wiring
 from codedinvnet.serving.outputs import Outputs
 from codedinvnet.serving.served import Served
 from codedinvnet.serving.workers.result import Computer
-from codedinvnet.trust.confidence import confidences
 
 T = TypeVar("T")
 FEW = 2

@@ -19,7 +19,7 @@ from codedinvnet.files import file_digest
 from codedinvnet.models.base import scores_tensor
 from codedinvnet.models.bundle import bundle_folder, load_bundle, weights_digest
 from codedinvnet.processes import usable_processors
-from codedinvnet.protect.calibration import calibration_if_any
+from codedinvnet.protect.calibration import FILE, Calibration, protection_calibration
 from codedinvnet.protect.folder import description_digest
 from codedinvnet.scheduler.policies import POLICIES
 from codedinvnet.serving.options import ServeOptions, model_source, policy_of
@@ -29,7 +29,6 @@ from codedinvnet.serving.workers.faults import FaultyPool, Schedule, load_schedu
 from codedinvnet.serving.workers.local import ProcessPool
 from codedinvnet.serving.workers.pool import WorkerPool
 from codedinvnet.serving.workers.result import Computer
-from codedinvnet.trust.calibration import FILE, Calibration
 from codedinvnet.user_code import user_module
 
 POOL_METHODS = ("start", "call", "replace", "stop", "pid")
@@ -134,7 +133,7 @@ def _open_model(options: ServeOptions) -> Opened:
     calibration = None
     if options.protection is not None:
         needed = options.max_disagreement is not None
-        calibration = calibration_if_any(options.protection, needed)
+        calibration = protection_calibration(options.protection, needed)
     return Opened(OwnModel(name, signature), spec, scheme, computer, workers, calibration)
 
 

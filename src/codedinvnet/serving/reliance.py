@@ -12,16 +12,16 @@ import numpy as np
 
 from codedinvnet.codes.rules import CodeRules, is_systematic
 from codedinvnet.errors import UserError
+from codedinvnet.protect.bound import Curve
+from codedinvnet.protect.byzantine import ByzantineDetector, Member
+from codedinvnet.protect.calibration import DECODED, GUESSED, Calibration
+from codedinvnet.protect.watch import Watch
 from codedinvnet.scheduler.policies import Policy
 from codedinvnet.serving.decoding import Check, Compared, Facts, Found
 from codedinvnet.serving.logs import log_event
 from codedinvnet.serving.metrics import Metrics
 from codedinvnet.serving.supervisor import WRONG
 from codedinvnet.serving.waiting import Waiting
-from codedinvnet.trust.bound import Curve
-from codedinvnet.trust.calibration import DECODED, GUESSED, Calibration
-from codedinvnet.trust.liars import Liars, Member
-from codedinvnet.trust.watch import Watch
 
 if TYPE_CHECKING:
     from codedinvnet.codes.base import Scheme
@@ -69,7 +69,7 @@ class Reliance:
         self.thresholds = self._least(Curve.threshold)
         self.strict_thresholds = self._least(Curve.strict_threshold)
         self.watch = None if limit is None else Watch(limit)
-        self.liars = Liars(workers)
+        self.liars = ByzantineDetector(workers)
         self.lately: list[deque[str]] = [deque(maxlen=LATELY) for _ in range(workers)]
 
     def _least(self, of: Callable[[Curve, float], float]) -> Thresholds:

@@ -53,7 +53,7 @@ class Member(NamedTuple):
     """Whether it agrees with the direct one."""
 
 
-class Liars:
+class ByzantineDetector:
     """The tests of all workers.
 
     Args:

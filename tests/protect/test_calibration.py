@@ -18,8 +18,8 @@ from codedinvnet.errors import UserError
 from codedinvnet.evaluation.trust import approximate, calibration_of
 from codedinvnet.files import file_digest
 from codedinvnet.models.bundle import Bundle, load_bundle, shipped_bundles
-from codedinvnet.trust.bound import Curve
-from codedinvnet.trust.calibration import (
+from codedinvnet.protect.bound import Curve
+from codedinvnet.protect.calibration import (
     DECODED,
     FILE,
     GUESSED,

@@ -22,8 +22,8 @@ def add_commands(commands: Commands) -> None:
         commands,
         "calibrate",
         _calibrate,
-        "measure on held-out images how far a bundle's approximate answers can be relied on; the "
-        "shipped bundles are calibrated",
+        "measure on held-out images how often a bundle's approximate answers disagree; the shipped "
+        "bundles are calibrated",
         "codedinvnet calibrate runs/mine/fusion-k10/bundle --data-dir data",
     )
     add_bundle_options(sub)
@@ -36,8 +36,8 @@ def _calibrate(arguments: argparse.Namespace) -> None:
     from codedinvnet.evaluation.trust import calibrate
     from codedinvnet.files import check_writable
     from codedinvnet.models.bundle import load_bundle
+    from codedinvnet.protect.calibration import FILE
     from codedinvnet.stages import choose_device, evaluation_images
-    from codedinvnet.trust.calibration import FILE
 
     bundle = load_bundle(arguments.bundle, choose_device(arguments.device))
     path = arguments.out or bundle.folder / FILE

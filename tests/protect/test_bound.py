@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import hypergeom
 
-from codedinvnet.trust.bound import Curve, few_chance, oracle_coverage, spread_of
+from codedinvnet.protect.bound import Curve, few_chance, oracle_coverage, spread_of
 
 
 def draw(random: np.random.Generator, groups: int) -> tuple[np.ndarray, np.ndarray]:

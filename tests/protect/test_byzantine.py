@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from codedinvnet.trust.liars import Liars, Member
+from codedinvnet.protect.byzantine import ByzantineDetector, Member
 
 WORKERS, K = 12, 10
 EXPECTED = np.array([0.002, 0.01, 0.2])
 
 
 def groups(
-    tests: Liars,
+    tests: ByzantineDetector,
     count: int,
     *,
     liar: int = -1,
@@ -45,26 +45,31 @@ def test_a_liar_is_named_and_never_a_neighbour(changed: float, as_extra: bool) -
     for seed in range(20):
         liar = seed % WORKERS
         found, after = groups(
-            Liars(WORKERS), 1000, liar=liar, changed=changed, as_extra=as_extra, seed=seed
+            ByzantineDetector(WORKERS),
+            1000,
+            liar=liar,
+            changed=changed,
+            as_extra=as_extra,
+            seed=seed,
         )
         assert found == liar
         assert after <= 500
 
 
 def test_sound_workers_are_not_named() -> None:
-    assert groups(Liars(WORKERS), 10_000)[0] is None
+    assert groups(ByzantineDetector(WORKERS), 10_000)[0] is None
 
 
 @pytest.mark.parametrize("drift", [3.0, 30.0])
 def test_drift_of_the_inputs_names_nobody(drift: float) -> None:
-    tests = Liars(WORKERS)
+    tests = ByzantineDetector(WORKERS)
     groups(tests, 500)
     assert groups(tests, 3000, drift=drift, seed=1)[0] is None
 
 
 def test_a_worker_that_lies_in_extra_tasks_alone_is_named() -> None:
     random = np.random.default_rng(0)
-    tests = Liars(WORKERS)
+    tests = ByzantineDetector(WORKERS)
     for _ in range(2000):
         who = random.permutation(WORKERS)[: K + 1].tolist()
         agrees = random.random(K) >= (0.9 if who[K] == 3 else 0.01)
@@ -78,7 +83,7 @@ def test_a_worker_that_lies_in_extra_tasks_alone_is_named() -> None:
 @pytest.mark.parametrize("liar", [1, 3])
 def test_groups_of_one_blame_no_neighbour(liar: int) -> None:
     """As of sparse traffic: three workers, and a small backup (3) that does every extra task."""
-    tests, named = Liars(4), []
+    tests, named = ByzantineDetector(4), []
     for number in range(3000):
         agrees = liar not in (number % 3, 3) or number % 10 == 0
         named.append(tests.seen([Member(number % 3, 0.01, agrees)], 3))
@@ -86,12 +91,12 @@ def test_groups_of_one_blame_no_neighbour(liar: int) -> None:
 
 
 def test_the_sums_begin_anew_after_a_worker_was_named() -> None:
-    tests = Liars(WORKERS)
+    tests = ByzantineDetector(WORKERS)
     assert groups(tests, 1000, liar=4, changed=0.9)[0] == 4
     assert not tests.sums.any()
 
 
-def twice(tests: Liars, count: int, wrong: float, liar: int = -1) -> int | None:
+def twice(tests: ByzantineDetector, count: int, wrong: float, liar: int = -1) -> int | None:
     """Feed groups whose workers answer for two members each; return who was named.
 
     Args:
@@ -114,11 +119,11 @@ def twice(tests: Liars, count: int, wrong: float, liar: int = -1) -> int | None:
 
 
 def test_all_answers_of_a_worker_that_takes_a_second_task_of_a_group_count() -> None:
-    assert twice(Liars(WORKERS), 200, 0.0, liar=4) == 4
-    assert twice(Liars(WORKERS), 3000, 0.3) is None  # all disagree as often
+    assert twice(ByzantineDetector(WORKERS), 200, 0.0, liar=4) == 4
+    assert twice(ByzantineDetector(WORKERS), 3000, 0.3) is None  # all disagree as often
 
 
 @pytest.mark.parametrize("size", [1, 3])
 def test_a_single_worker_is_never_named(size: int) -> None:
-    tests = Liars(1)
+    tests = ByzantineDetector(1)
     assert [tests.seen([Member(0, 0.01, False)] * size, 0) for _ in range(100)] == [None] * 100
