@@ -121,6 +121,11 @@ class PartSettings(Section):
     """A parity model sees images that are mirrored and shifted as the bundle's training's are, and
     learns the logits of the originals, as ParM's published one does on CIFAR-10."""
 
+    def quick(self, steps: int) -> PartSettings:
+        """Return the budget of a trial in short."""
+        changes = {"epochs": 1, "steps_per_epoch": min(steps, self.steps_per_epoch)}
+        return self.model_copy(update=changes)
+
 
 class EncoderSettings(Section):
     """The fusion encoder E."""
@@ -177,6 +182,11 @@ class PixelFusionSettings(Section):
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of E's passes and the discriminator's, as in the training section."""
     encoder: EncoderSettings = EncoderSettings(kind="unet", width=64)
+
+    def quick(self, steps: int) -> PixelFusionSettings:
+        """Return the budget of a trial in short."""
+        groups = min(steps * self.batch_size, self.groups)
+        return self.model_copy(update={"epochs": 1, "groups": groups})
 
     @model_validator(mode="after")
     def _images_alone(self) -> PixelFusionSettings:

@@ -90,8 +90,8 @@ TRAINED = """
 from codedinvnet.codes.backup import SmallBackup
 class Mine(SmallBackup):
     name = "mine"
-    def stage(self, part, given, lessons):
-        return super().stage(part, given, lessons)  # {}
+    def fit(self, teacher, data, budget):
+        return super().fit(teacher, data, budget)  # {}
 """
 
 
@@ -187,15 +187,12 @@ class Nameless:
     pass
 class Bare(Method):
     part, tuned = "backup", True
-class Own(Plain):
-    name, part = "own", "own"
-    stage = untrained = Plain.build
 class Torn(Plain):
     name, part, tuned = "torn", "backup", True
-    stage = untrained = tune = Plain.build
+    fit = untrained = tune = Plain.build
 class Half(Plain):
     name, part = "half", "backup"
-    def stage(self, part, given, lessons):
+    def fit(self, teacher, data, budget):
         raise AssertionError
 """
 
@@ -212,10 +209,9 @@ class Half(Plain):
         ("nercc@1.4", "nercc has no cost that can be chosen"),
         ("{}:Missing", "mine.py has no class Missing"),
         ("{}:Nameless", "mine.py: 'Nameless' is no subclass of Method"),
-        ("{}:Bare", "mine.py: Bare lacks build, name, rules, stage, tune, untrained"),
+        ("{}:Bare", "mine.py: Bare lacks build, fit, name, rules, tune, untrained"),
         ("{}:Half", "mine.py: Half lacks untrained"),
         ("{}:Torn", "mine.py: Torn has a part and is tuned"),
-        ("{}:Own", "Own.part is 'own'; a grid has classifier, backup, parity, paper"),
         ("{}:Taken", "this package has a method 'none': choose another name"),
     ],
 )

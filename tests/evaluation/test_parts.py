@@ -23,7 +23,6 @@ from codedinvnet.data import (
     split_indices,
 )
 from codedinvnet.errors import UserError
-from codedinvnet.evaluation import parts
 from codedinvnet.evaluation.parts import DataSet, Scored, _set_aside
 from codedinvnet.evaluation.trials import DataSetSettings, Trial
 from codedinvnet.models.bundle import VALIDATION, Bundle, load_bundle, save_bundle
@@ -77,9 +76,8 @@ def data_set(
     part: PartSettings = ONE_EPOCH,
 ) -> DataSet:
     paper = PixelFusionSettings.model_validate(PAPER)
-    settings = DataSetSettings(
-        bundle=str(bundle), classifier=part, backup=part, parity=part, paper=paper
-    )
+    budgets: dict[str, Any] = {"backup": part, "parity": part, "paper": paper}
+    settings = DataSetSettings(bundle=str(bundle), classifier=part, **budgets)
     device = torch.device("cpu")
     return DataSet("mnist", settings, train, test, folder, device, split=split)
 
@@ -181,7 +179,7 @@ def test_the_papers_encoder_is_chosen_on_the_images_set_aside_whatever_their_ord
         begun.append(stage)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(parts, "train_stage", begins)
+    monkeypatch.setattr("codedinvnet.training.fitting.train_stage", begins)
     name = "coded-invnet-paper"
     with pytest.raises(KeyboardInterrupt):
         data.part(Trial(name, name, "mnist", "invertible", 2, 1, 0, 1, str(bundle_folder), 1))
@@ -226,7 +224,7 @@ from codedinvnet.codes.plain import Plain
 
 class Trained(SmallBackup):
     name = "trained"
-    def stage(self, part, given, lessons):
+    def fit(self, teacher, data, budget):
         raise RuntimeError("my own mistake")
 
 class Tuned(Plain):
@@ -241,12 +239,12 @@ class Tolerant(SmallBackup):
     def untrained(self, given, made_with):
         return super().untrained(given, {**made_with, "width": 1 + made_with["missing"]})
 
-class Misplaced(SmallBackup):
-    name = "misplaced"
-    def stage(self, part, given, lessons):
-        made = super().stage(part, given, lessons)
-        made.modules = lambda: {"encoder": part}
-        return made
+class Alone(SmallBackup):
+    name = "alone"
+    fitted = 0
+    def fit(self, teacher, data, budget):
+        type(self).fitted += 1
+        return self.start(teacher, data)  # no stage at all
 """
 
 
@@ -266,15 +264,6 @@ def data(bundle_folder: Path, data_dir: Path, tmp_path: Path) -> DataSet:
 
 def trial_of(method: str, bundle: Path) -> Trial:
     return Trial(method, method, "mnist", "invertible", 4, 1, 0, 1, str(bundle), 1)
-
-
-def test_a_training_keeps_its_module_where_it_is_looked_for(
-    data: DataSet, own: Callable[[str], str], bundle_folder: Path, tmp_path: Path
-) -> None:
-    """Before hours of it, which the next command would not find."""
-    with pytest.raises(UserError, match=r"modules\(\) must return the module .* under 'part'"):
-        data.scheme(trial_of(own("Misplaced"), bundle_folder))
-    assert not list(tmp_path.rglob("*.safetensors"))
 
 
 def test_a_part_that_depends_on_the_tolerance_is_that_of_its_trial(
@@ -306,3 +295,17 @@ def test_what_a_method_raises_before_it_is_built_is_told_as_its_own(
     told = capsys.readouterr().err
     assert f"the method {name.lower()} of " in told
     assert 'RuntimeError("my own mistake")' in told
+
+
+def test_a_fit_of_its_own_needs_no_stage_and_is_kept(
+    data: DataSet, bundle_folder: Path, own: Callable[[str], str]
+) -> None:
+    trial = trial_of(own("Alone"), bundle_folder)
+    part, file = data.part(trial), data.part_file(trial)
+    train, test = data.train, data.test
+    again = data_set(bundle_folder, train, test, data.folder.parent).part(trial)
+    assert find_method(trial.method).fitted == 1  # type: ignore[attr-defined]
+    assert file.is_file()
+    for before, after in zip(part.parameters(), again.parameters(), strict=True):
+        assert torch.equal(before, after)
+    assert data.training_seconds(trial) is not None

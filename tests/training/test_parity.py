@@ -1,37 +1,40 @@
+"""Training of parts: plain and distilled classifiers, parity models, networks that see a group."""
+
 from __future__ import annotations
 
-import copy
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
-from codedinvnet.codes.method import Lessons, given_by
-from codedinvnet.codes.parm import (
-    ParityModel,
-    ParM,
-    SumCode,
-)
+from codedinvnet.codes.method import given_by
+from codedinvnet.codes.parm import ParityModel, ParM, SumCode
 from codedinvnet.codes.registry import find_method
 from codedinvnet.config import PartSettings
-from codedinvnet.data import ImageSet, sample_images
+from codedinvnet.data import ImageSet, random_groups, sample_images
 from codedinvnet.errors import UserError
-from codedinvnet.models.bundle import load_bundle
+from codedinvnet.models.bundle import Bundle, load_bundle
 from codedinvnet.models.network import ImageNetwork, classifier_of
 from codedinvnet.nn.resnet import ResNet
 from codedinvnet.training.classifier import ClassifierStage, all_logits
-from codedinvnet.training.loop import train_stage, warmup_cosine
-from codedinvnet.training.parity import MembersStage, ParityStage, Taught
-from codedinvnet.training.part import WARMUP, PartStage
-from tests.codes.linear import made, outputs_of
+from codedinvnet.training.fitting import TrainingData
+from codedinvnet.training.parity import ParityStage
+from codedinvnet.training.part import PartStage
+from tests.codes.linear import outputs_of
 
-PART = PartSettings(epochs=2, steps_per_epoch=30, batch_size=16, learning_rate=3e-3)
 CPU = torch.device("cpu")
-PLAIN: dict[str, Any] = {"flip": False, "shift": 0}
-ROWS = (torch.arange(600), torch.arange(600, 700))
+TRAIN, VALIDATION = torch.arange(600), torch.arange(600, 700)
+BUDGET = PartSettings(epochs=1, steps_per_epoch=30, batch_size=16, learning_rate=3e-3)
+
+
+@pytest.fixture(scope="module")
+def bundle() -> Bundle:
+    return load_bundle("mnist")
 
 
 @pytest.fixture(scope="module")
@@ -39,254 +42,200 @@ def source() -> ImageSet:
     return sample_images("mnist")
 
 
-@pytest.fixture(scope="module")
-def classifier(source: ImageSet) -> ImageNetwork:
-    """A small classifier that is right most of the time."""
-    torch.manual_seed(0)
-    small = ImageNetwork(ResNet(1, 10, width=8, blocks=(1, 1, 1), squeeze=2), (1, 28, 28), 2)
-    part = PartSettings(epochs=1, steps_per_epoch=120, batch_size=50, learning_rate=1e-2)
-    stage = ClassifierStage(small, source, *ROWS, part, flip=False, shift=0)
-    stage.start_epoch(0, torch.Generator().manual_seed(0))
-    small.train()
-    for index in range(part.steps_per_epoch):
-        stage.step(0, index)
-    return small.eval().requires_grad_(False)
+@pytest.fixture
+def data(bundle: Bundle, source: ImageSet, tmp_path: Path) -> TrainingData:
+    """600 images with the bundle's own answers, and 100 to validate on."""
+    return make_data(bundle, source, tmp_path)
 
 
-def taught(classifier: ImageNetwork, source: ImageSet) -> tuple[Taught, Taught]:
-    train, validation = (
-        Taught(source, rows, all_logits(classifier, source, rows, description="logits"))
-        for rows in ROWS
+def make_data(
+    bundle: Bundle, source: ImageSet, folder: Path, said: Tensor | None = None, **training: Any
+) -> TrainingData:
+    settings = bundle.info.provenance.settings
+    options = settings.training.model_copy(update=training)
+
+    @cache
+    def logits(split: str) -> Tensor:
+        rows = TRAIN if split == "train" else VALIDATION
+        if said is not None:
+            return said.expand(len(rows), -1)
+        return all_logits(classifier_of(bundle.model), source, rows, description="logits")
+
+    return TrainingData(
+        source,
+        TRAIN,
+        VALIDATION,
+        logits,
+        settings.model_copy(update={"training": options}),
+        0,
+        CPU,
+        {},
+        folder,
     )
-    return train, validation
 
 
-def test_a_plain_classifier_learns(classifier: ImageNetwork, source: ImageSet) -> None:
-    logits = all_logits(classifier, source, ROWS[1], description="logits")
-    labels = source.batch(ROWS[1])[1]
-    assert float((logits.argmax(1) == labels).float().mean()) > 0.6
-    assert not logits.requires_grad
+def pupil(width: int = 3, blocks: tuple[int, ...] = (1,)) -> ImageNetwork:
+    torch.manual_seed(0)
+    return ImageNetwork(ResNet(1, 10, width=width, blocks=blocks, squeeze=2), (1, 28, 28), 2)
+
+
+def steps(stage: PartStage, count: int) -> None:
+    stage.module.train()
+    stage.start_epoch(0, torch.Generator().manual_seed(0))
+    for index in range(count):
+        stage.step(0, index)
+    stage.module.eval()
+
+
+def predicted(network: nn.Module, source: ImageSet) -> Tensor:
+    return all_logits(network, source, VALIDATION, description="logits").argmax(1)
+
+
+def test_a_plain_classifier_learns_the_labels(
+    bundle: Bundle, source: ImageSet, tmp_path: Path
+) -> None:
+    data = make_data(bundle, source, tmp_path, shift=0)
+    budget = PartSettings(epochs=1, steps_per_epoch=120, batch_size=50, learning_rate=1e-2)
+    small = pupil(8, (1, 1, 1))
+    steps(ClassifierStage(small, data, budget), 120)
+    assert float((predicted(small, source) == source.labels[VALIDATION]).float().mean()) > 0.6
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_a_classifier_trains_in_the_precision_that_was_asked_for(
-    precision: str, source: ImageSet, bfloat16_instructions: None
+def test_a_classifier_trains_in_the_precision_of_the_settings(
+    precision: str,
+    bundle: Bundle,
+    source: ImageSet,
+    tmp_path: Path,
+    bfloat16_instructions: None,
 ) -> None:
-    network, seen = ResNet(1, 10, width=3, blocks=(1,), squeeze=2), []
-    network.classify.register_forward_hook(lambda *call: seen.append(call[2].dtype))
-    pupil = ImageNetwork(network, (1, 28, 28), padding=2)
-    stage = ClassifierStage(pupil, source, *ROWS, PART, flip=False, shift=0, precision=precision)
-    stage.start_epoch(0, torch.Generator().manual_seed(0))
-    assert stage.step(0, 0)["loss"] > 0
+    network, seen = pupil(), []
+    network.network.classify.register_forward_hook(  # type: ignore[union-attr]
+        lambda *call: seen.append(call[2].dtype)
+    )
+    data = make_data(bundle, source, tmp_path, precision=precision)
+    steps(ClassifierStage(network, data, BUDGET), 1)
     assert seen == [getattr(torch, precision)]
-    assert all(p.dtype == torch.float32 for p in pupil.parameters())
+    assert all(p.dtype == torch.float32 for p in network.parameters())
 
 
-def test_a_teacher_is_followed_even_where_it_is_wrong(source: ImageSet) -> None:
-    """With a teacher that calls everything 7, so does its pupil."""
-    torch.manual_seed(0)
-    pupil = ImageNetwork(ResNet(1, 10, width=3, blocks=(1,), squeeze=2), (1, 28, 28), 2)
-    teacher = torch.full((600, 10), -20.0)
-    teacher[:, 7] = 20.0
-    stage = ClassifierStage(pupil, source, *ROWS, PART, flip=True, shift=1, teacher=teacher)
-    stage.start_epoch(0, torch.Generator().manual_seed(0))
-    for index in range(20):
-        stage.step(0, index)
-    pupil.eval()
-    found = all_logits(pupil, source, ROWS[1], description="logits").argmax(1)
-    assert float((found == 7).float().mean()) > 0.9
-
-
-def test_a_pupil_follows_its_teacher_and_the_labels(source: ImageSet) -> None:
-    torch.manual_seed(0)
-    pupil = ImageNetwork(ResNet(1, 10, width=3, blocks=(1,), squeeze=2), (1, 28, 28), 2).eval()
-    teacher = torch.randn(600, 10)
-    stage = ClassifierStage(pupil, source, *ROWS, PART, flip=False, shift=0, teacher=teacher)
+def test_a_pupil_follows_its_teacher_and_the_labels(
+    bundle: Bundle, source: ImageSet, tmp_path: Path
+) -> None:
+    said = torch.randn(600, 10, generator=torch.Generator().manual_seed(0))
+    data = make_data(bundle, source, tmp_path, shift=0)
+    data = replace(data, logits=lambda split: said)
+    stage = ClassifierStage(pupil().eval(), data, BUDGET, nn.Identity())
     stage.start_epoch(0, torch.Generator().manual_seed(0))
     loss = stage.batch_loss(1)
-    chosen = stage.order[PART.batch_size : 2 * PART.batch_size]
+    chosen = stage.order[BUDGET.batch_size : 2 * BUDGET.batch_size]
     images, labels = source.batch(chosen)
-    logits = pupil(images.float() / 255)
-    parts = F.cross_entropy(logits, teacher[chosen].softmax(1)), F.cross_entropy(logits, labels)
+    logits = stage.module(images.float() / 255)
+    parts = F.cross_entropy(logits, said[chosen].softmax(1)), F.cross_entropy(logits, labels)
     torch.testing.assert_close(loss, 0.7 * parts[0] + 0.3 * parts[1])
-    for step in (0, PART.epochs * PART.steps_per_epoch - 1):
-        stage.step(*divmod(step, PART.steps_per_epoch))
-        factor = warmup_cosine(step, stage.total_steps, WARMUP)
-        assert stage.optimizer.param_groups[0]["lr"] == PART.learning_rate * factor
 
 
-def test_a_parity_model_learns_the_sum(
-    classifier: ImageNetwork, source: ImageSet, tmp_path: Path
+def test_parm_learns_the_sum_and_its_score_is_the_accuracy_of_its_decoding(
+    bundle: Bundle, data: TrainingData, source: ImageSet
 ) -> None:
-    k = 2
-    model = ParityModel(copy.deepcopy(classifier).requires_grad_(True), k)
-    stage = ParityStage(model, SumCode.mix, *taught(classifier, source), k, PART, **PLAIN)
-    model.eval()
-    before, _ = stage.validate()
-    header = train_stage(stage, tmp_path, epochs=2, seed=1, settings={})
-    assert header["score"] > before
-    assert header["score"] == stage.validate()[0]
-    # The stage's score is the accuracy of the method's own decoding.
-    method = made(ParM, classifier, k, part=model.eval(), classes=10)
-    rows = ROWS[1]
-    order = torch.randperm(100, generator=torch.Generator().manual_seed(k)).view(-1, k)
-    images, labels = source.batch(rows[order.flatten()])
-    group = images.unflatten(0, (-1, k))
-    outputs = outputs_of(method, group)
+    k, method = 2, ParM()
+    given = given_by(bundle, k)
+    before, _ = ParityStage(
+        method.start(given, data).eval(), SumCode.mix, data, k, BUDGET
+    ).validate()
+    part = method.fit(given, data, BUDGET.model_copy(update={"learning_rate": 3e-4}))
+    score, _ = ParityStage(part, SumCode.mix, data, k, BUDGET).validate()
+    assert score > before
+    scheme = method.build(replace(given, part=part))
+    groups = random_groups(100, k, torch.Generator().manual_seed(k)).members
+    images, labels = source.batch(VALIDATION[groups.flatten()])
+    outputs = outputs_of(scheme, images.unflatten(0, (-1, k)))
     hits = 0
     for lost in range(k):
-        rest = {t: o for t, o in outputs.items() if t != lost}
-        hits += int((method.decode(rest, k)[lost].argmax(1) == labels.view(-1, k)[:, lost]).sum())
-    assert hits / 100 == pytest.approx(header["score"])
+        rest = {task: output for task, output in outputs.items() if task != lost}
+        answers = scheme.decode(rest, k)[lost].argmax(1)
+        hits += int((answers == labels.view(-1, k)[:, lost]).sum())
+    assert hits / 100 == pytest.approx(score)
+    assert not any(p.requires_grad for p in bundle.model.parameters())
 
 
 @pytest.mark.parametrize("augment", [False, True])
 def test_a_parity_model_sees_varied_images_and_learns_the_logits_of_the_originals(
-    augment: bool, source: ImageSet
+    augment: bool, bundle: Bundle, source: ImageSet, tmp_path: Path
 ) -> None:
-    bundle = load_bundle("mnist")
-    settings = bundle.info.provenance.settings
-    options = settings.training.model_copy(update={"flip": True})
-    settings = settings.model_copy(update={"training": options})
-    assert options.shift
-    logits = torch.randn(600, 10)
-    part = PartSettings(epochs=1, batch_size=8, augment=augment)
-    lessons = Lessons(
-        *(part, 0, source, *ROWS, lambda split: logits, nn.Identity),
-        *(settings, CPU),
-    )
-    given = given_by(bundle, 2)
-    stage = ParM().stage(ParM().untrained(given, {}), given, lessons)
-    assert isinstance(stage, ParityStage)
-    groups = source.batch(ROWS[0][:16])[0].unflatten(0, (8, 2)).float() / 255
+    data = make_data(bundle, source, tmp_path, flip=True, shift=2)
+    seen: list[Tensor] = []
+
+    def encode(images: Tensor) -> Tensor:
+        seen.append(images)
+        return images.mean(dim=1)
+
+    budget = BUDGET.model_copy(update={"augment": augment})
+    stage = ParityStage(ParityModel(pupil(), 2).eval(), encode, data, 2, budget)
     stage.start_epoch(0, torch.Generator().manual_seed(0))
-    seen = []
-    stage.encode = lambda images: seen.append(images) or images.mean(dim=1)  # type: ignore[func-returns-value]
-    loss = stage.loss(groups, logits[:16].unflatten(0, (8, 2)), torch.zeros(8, 2))
+    groups, logits, labels = data.groups("train", torch.arange(16).view(8, 2))
+    loss = stage.loss(groups, logits, labels)
     [views] = seen
-    wanted = F.mse_loss(
-        stage.module(views.mean(dim=1)), logits[:16].unflatten(0, (8, 2)).sum(dim=1)
-    )
-    torch.testing.assert_close(loss, wanted)
-    if not augment:
-        assert torch.equal(views, groups)
-        return
-    reach = range(-options.shift, options.shift + 1)
-    mirrored = []
+    torch.testing.assert_close(loss, F.mse_loss(stage.module(views.mean(dim=1)), logits.sum(dim=1)))
+    assert torch.equal(views, groups) != augment
+    reach = range(-2, 3)
     for view, image in zip(views.flatten(0, 1), groups.flatten(0, 1), strict=True):
-        as_it_is, backwards = (
-            any(torch.equal(view, F.pad(one, (x, -x, y, -y))) for x in reach for y in reach)
+        shifted = [
+            F.pad(one, (x, -x, y, -y))
             for one in (image, image.flip(2))
-        )
-        assert as_it_is or backwards
-        mirrored.append(not as_it_is)
-    assert 0 < sum(mirrored) < len(mirrored)
-    assert not torch.equal(views, groups)
+            for x in reach
+            for y in reach
+        ]
+        assert any(torch.equal(view, one) for one in shifted)
 
 
-def test_gradients_of_a_parity_model_are_clipped(
-    classifier: ImageNetwork, source: ImageSet, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    k = 2
-    model = ParityModel(copy.deepcopy(classifier).requires_grad_(True), k)
-    stage = ParityStage(model, SumCode.mix, *taught(classifier, source), k, PART, **PLAIN)
-    assert stage.gradient_norm == 5
-    monkeypatch.setattr(stage, "gradient_norm", 1e-6)
-    monkeypatch.setattr("codedinvnet.training.part.set_rate", lambda *_: None)
-    stage.optimizer = torch.optim.SGD(model.parameters(), 1.0)  # type: ignore[assignment]
-    stage.start_epoch(0, torch.Generator().manual_seed(0))
-    before = copy.deepcopy(model)
-    stage.step(0, 0)
-    moved = [
-        (now - was).norm() for was, now in zip(before.parameters(), model.parameters(), strict=True)
-    ]
-    assert 0 < float(torch.stack(moved).norm().detach()) < 2e-6
-
-
-def test_too_few_images_for_a_group(classifier: ImageNetwork, source: ImageSet) -> None:
-    train, validation = taught(classifier, source)
-    few = Taught(source, validation.rows[:3], validation.logits[:3])
+def test_too_few_images_for_a_group(data: TrainingData) -> None:
+    few = replace(data, validation_rows=VALIDATION[:3])
     with pytest.raises(UserError, match="k=4 cannot be drawn from 3 validation images"):
-        ParityStage(ParityModel(classifier, 4), SumCode.mix, train, few, 4, PART, **PLAIN)
-
-
-def test_a_bundles_network_may_become_a_parity_model() -> None:
-    bundle = load_bundle("mnist")
-    own = copy.deepcopy(classifier_of(bundle.model)).requires_grad_(True)
-    model = ParityModel(own, 2)
-    model(torch.rand(2, 1, 28, 28)).sum().backward()
-    gradients = [p.grad is not None for p in model.parameters()]
-    assert all(gradients)
-    assert not any(p.requires_grad for p in bundle.model.parameters())
+        ParityStage(ParityModel(pupil(), 4), SumCode.mix, few, 4, BUDGET)
 
 
 @pytest.mark.parametrize(("name", "k"), [("collage@0.3", 4), ("superposition@0.3", 2)])
-def test_a_network_learns_to_answer_for_a_group(name: str, k: int) -> None:
-    part, stage = members_stage(name, k)
-    first, _ = stage.validate()
-    run_steps(part, stage, 60)
-    recovered, scalars = stage.validate()
-    assert recovered == scalars["validation_recovered"] > max(0.3, first)
-
-
-def members_stage(name: str, k: int) -> tuple[nn.Module, MembersStage]:
-    """Return a method's part around the bundle `mnist`, and its training on 600 images."""
-    bundle, method = load_bundle("mnist"), find_method(name)
-    given, images = given_by(bundle, k), sample_images("mnist")
-    torch.manual_seed(0)
-    part = method.untrained(given, method.made_with(given, None)).eval()
-    logits = {
-        split: all_logits(given.classifier, images, rows, description="logits")
-        for split, rows in zip(("train", "validation"), ROWS, strict=True)
-    }
-    lessons = Lessons(
-        PartSettings(epochs=1, steps_per_epoch=60, batch_size=64, learning_rate=1e-2),
-        *(0, images, *ROWS, logits.__getitem__, lambda: given.classifier),
-        *(bundle.info.provenance.settings, CPU),
-    )
-    stage = method.stage(part, given, lessons)
-    assert isinstance(stage, MembersStage)
-    return part, stage
-
-
-def run_steps(part: nn.Module, stage: PartStage, steps: int) -> None:
-    part.train()
-    stage.start_epoch(0, torch.Generator().manual_seed(0))
-    for index in range(steps):
-        stage.step(0, index)
-    part.eval()
+def test_a_network_learns_to_answer_for_a_group(
+    name: str, k: int, bundle: Bundle, data: TrainingData, source: ImageSet
+) -> None:
+    method, given = find_method(name), given_by(bundle, k)
+    data = replace(data, made_with=method.made_with(given, None))
+    budget = PartSettings(epochs=1, steps_per_epoch=60, batch_size=64, learning_rate=1e-2)
+    part = method.fit(given, data, budget)
+    images, labels = source.batch(VALIDATION)
+    with torch.no_grad():
+        answers = part(images.unflatten(0, (-1, k)).float() / 255).flatten(0, 1).argmax(1)
+    assert float((answers == labels).float().mean()) > 0.3
 
 
 @pytest.mark.parametrize(("consistent", "followed"), [(False, 1), (True, 0)])
 @pytest.mark.parametrize("name", ["collage", "small-backup"])
 def test_a_consistent_teacher_answers_the_views_that_the_learner_sees(
-    name: str, consistent: bool, followed: int
+    name: str, consistent: bool, followed: int, bundle: Bundle, source: ImageSet, tmp_path: Path
 ) -> None:
     """It takes everything for a 0; of the images as they are it said 1."""
-    bundle, method, images = load_bundle("mnist"), find_method(name), sample_images("mnist")
-    given, seen = given_by(bundle, 4), []
+    method, seen = find_method(name), []
 
     class Teacher(nn.Module):
-        def forward(self, views: torch.Tensor) -> torch.Tensor:
+        def forward(self, views: Tensor) -> Tensor:
             seen.append(views)
             return 20.0 * F.one_hot(torch.zeros(len(views), dtype=torch.long), 10)
 
-    said = 20.0 * F.one_hot(torch.ones(600, dtype=torch.long), 10)
-    lessons = Lessons(
-        PartSettings(epochs=1, batch_size=32, learning_rate=1e-2, consistent_teacher=consistent),
-        *(0, images, *ROWS, lambda split: said, Teacher),
-        *(bundle.info.provenance.settings, CPU),
+    given = replace(given_by(bundle, 4), classifier=Teacher())
+    said = 20.0 * F.one_hot(torch.tensor([1]), 10)
+    data = make_data(bundle, source, tmp_path, said)
+    data = replace(data, made_with=method.made_with(given, None))
+    budget = BUDGET.model_copy(
+        update={"batch_size": 32, "learning_rate": 1e-2, "consistent_teacher": consistent}
     )
-    torch.manual_seed(0)
-    part = method.untrained(given, method.made_with(given, None))
-    stage = method.stage(part, given, lessons)
-    assert isinstance(stage, PartStage)
-    run_steps(part, stage, 30)
-    group = images.batch(torch.arange(4))[0].float() / 255
-    answers = part(group[None])[0] if name == "collage" else part(group)
+    part = method.fit(given, data, budget)
+    group = source.batch(torch.arange(4))[0].float() / 255
+    with torch.no_grad():
+        answers = part(group[None])[0] if name == "collage" else part(group)
     assert answers.argmax(-1).tolist() == [followed] * 4
     if consistent:
-        known = {image.numpy().tobytes() for image in images.batch(ROWS[0])[0].float() / 255}
+        known = {image.numpy().tobytes() for image in source.batch(TRAIN)[0].float() / 255}
         assert any(view.numpy().tobytes() not in known for views in seen for view in views)
     else:
         assert not seen

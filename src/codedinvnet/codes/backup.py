@@ -9,15 +9,16 @@ from torch import Tensor, nn
 
 from codedinvnet.codes.base import Scheme, ScoresCode
 from codedinvnet.codes.equal_cost import served_macs, width_within
-from codedinvnet.codes.method import ONE, Given, Lessons, Method, Tolerance
+from codedinvnet.codes.method import ONE, Given, Method, Tolerance
 from codedinvnet.codes.rules import BACKUP, SMALL_BACKUP, AnswersAll, CodeRules, Costs
+from codedinvnet.config import PartSettings
 from codedinvnet.models.bundle import BundleInfo
 from codedinvnet.models.coded import CodedModel
 from codedinvnet.models.network import ImageNetwork
 from codedinvnet.nn.resnet import ResNet
 
 if TYPE_CHECKING:
-    from codedinvnet.training.loop import Stage
+    from codedinvnet.training.fitting import TrainingData
 
 BLOCKS, SQUEEZE = (1, 1, 1), 2
 """Shape of the small backup: at its cost, a shallow network at half size beats a thin deep one."""
@@ -82,8 +83,11 @@ class SmallBackup(Method):
         network = backup_network(model, int(made_with["width"]))
         return ImageNetwork(network, model.settings.image_shape, model.settings.padding)
 
-    def stage(self, part: nn.Module, given: Given, lessons: Lessons) -> Stage:
-        return lessons.classifier_stage(part, lessons.logits("train"))
+    def fit(self, teacher: Given, data: TrainingData, budget: PartSettings) -> nn.Module:
+        from codedinvnet.training.classifier import ClassifierStage
+
+        stage = ClassifierStage(self.start(teacher, data), data, budget, teacher.classifier)
+        return data.train(stage, budget.epochs)
 
     def build(self, given: Given) -> Scheme:
         assert given.part is not None

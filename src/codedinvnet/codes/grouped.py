@@ -12,15 +12,16 @@ from torch import Tensor, nn
 from codedinvnet.codes.backup import BackupCode
 from codedinvnet.codes.base import Encoded, Scheme
 from codedinvnet.codes.equal_cost import count_macs, served_macs
-from codedinvnet.codes.method import ONE, Given, Lessons, Method, Tolerance
+from codedinvnet.codes.method import ONE, Given, Method, Tolerance
 from codedinvnet.codes.rules import PARITY_MODEL, AnswersAll, CodeRules, Costs
+from codedinvnet.config import PartSettings
 from codedinvnet.models.bundle import BundleInfo
 from codedinvnet.models.coded import prepare
 from codedinvnet.models.network import ModelOfGroups
 from codedinvnet.nn.resnet import width_of_cost
 
 if TYPE_CHECKING:
-    from codedinvnet.training.loop import Stage
+    from codedinvnet.training.fitting import TrainingData
 
 
 class GroupNetwork(nn.Module, ABC):
@@ -86,8 +87,11 @@ class GroupMethod(Method):
     def untrained(self, given: Given, made_with: Mapping[str, Any]) -> nn.Module:
         return self.network(given, int(made_with["width"]))
 
-    def stage(self, part: nn.Module, given: Given, lessons: Lessons) -> Stage:
-        return lessons.members_stage(part, lambda views: [part(views)], given.k)
+    def fit(self, teacher: Given, data: TrainingData, budget: PartSettings) -> nn.Module:
+        from codedinvnet.training.parity import MembersStage
+
+        part, classifier = self.start(teacher, data), teacher.classifier
+        return data.train(MembersStage(part, data, teacher.k, budget, classifier), budget.epochs)
 
     def build(self, given: Given) -> Scheme:
         assert given.part is not None

@@ -10,10 +10,10 @@ from torch import nn
 from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.equal_cost import encoder_macs
 from codedinvnet.codes.mean import Evidence, LatentCode, MeanCode
-from codedinvnet.codes.method import ONE, Given, Lessons, Method, Published, Tolerance
+from codedinvnet.codes.method import ONE, Given, Method, Published, Tolerance
 from codedinvnet.codes.mosaic import MosaicCode, mosaic_rules
 from codedinvnet.codes.rules import SERVED, CodeRules, Parities
-from codedinvnet.config import EncoderSettings
+from codedinvnet.config import EncoderSettings, PixelFusionSettings
 from codedinvnet.data import ImageSource
 from codedinvnet.models.bundle import BundleInfo
 from codedinvnet.models.coded import CodedModel, build_encoder, with_encoder
@@ -21,7 +21,7 @@ from codedinvnet.models.network import embedding_of
 from codedinvnet.nn.fusion import PixelMean
 
 if TYPE_CHECKING:
-    from codedinvnet.training.loop import Stage
+    from codedinvnet.training.fitting import TrainingData
 
 
 def own_code(model: CodedModel, k: int, evidence: Evidence = "both") -> LatentCode:
@@ -97,7 +97,7 @@ class PaperInvNet(AverageImage):
     published: ClassVar[tuple[Published, ...]] = (
         Published("", 10, None, 85.9, "Dinh & Lee, ICML 2021, abstract", beside="mnist"),
     )
-    part = "paper"
+    part, budget = "paper", PixelFusionSettings
 
     def versions(self) -> Mapping[str, Any]:
         from codedinvnet.training.pixels import OBJECTIVE_VERSION
@@ -126,23 +126,11 @@ class PaperInvNet(AverageImage):
         settings = EncoderSettings.model_validate(made_with["encoder"])
         return build_encoder(settings, given.coded.input_shape)
 
-    def stage(self, part: nn.Module, given: Given, lessons: Lessons) -> Stage:
+    def fit(self, teacher: Given, data: TrainingData, budget: PixelFusionSettings) -> nn.Module:
         from codedinvnet.training.pixels import paper_stage
 
-        model, fusion = with_encoder(given.coded, part), lessons.settings
-        served = lessons.served.model_copy(update={"fusion": fusion})
-        train, rows, seed = lessons.train, lessons.train_rows, lessons.seed
-        return paper_stage(
-            served,
-            fusion,
-            train,
-            model,
-            rows,
-            given.k,
-            device=lessons.device,
-            seed=seed,
-            validation_rows=lessons.validation_rows,
-        )
+        model = with_encoder(teacher.coded, self.start(teacher, data))
+        return data.train(paper_stage(model, data, teacher.k, budget), budget.epochs)
 
     def encoder(self, given: Given) -> nn.Module:
         assert given.part is not None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from codedinvnet.codes.base import Code, Scheme, check_k
 from codedinvnet.codes.rules import SERVED, CodeRules
-from codedinvnet.config import Settings
+from codedinvnet.config import PartSettings, Section
 from codedinvnet.data import ImageSource
 from codedinvnet.errors import UserError
 from codedinvnet.models.bundle import Bundle, BundleInfo
@@ -20,8 +20,7 @@ from codedinvnet.models.coded import CodedModel
 from codedinvnet.models.network import classifier_of
 
 if TYPE_CHECKING:  # a server does without what trains
-    from codedinvnet.training.loop import Stage
-    from codedinvnet.training.parity import Answers, Taught
+    from codedinvnet.training.fitting import TrainingData
 
 
 class Tolerance(NamedTuple):
@@ -34,8 +33,6 @@ class Tolerance(NamedTuple):
 
 
 ONE = Tolerance()
-PARTS = ("classifier", "backup", "parity", "paper")
-"""The keys by which a grid of `bench accuracy` says how a part is trained, for each data set."""
 MOST_COST = 100
 """The most that an extra worker may spend on a group, in queries of the served model."""
 
@@ -81,90 +78,6 @@ def given_by(bundle: Bundle, k: int, tolerance: Tolerance = ONE, **more: Any) ->
     return Given(k, classifier_of(model), shape, classes, model, info, tolerance, **more)
 
 
-@dataclass(frozen=True)
-class Lessons:
-    """What a part is trained with.
-
-    Attributes:
-        settings: the data set's, in a grid of `bench accuracy`, under the name `Method.part`.
-        seed: the seed of the training.
-        train: the training images.
-        train_rows: the rows of `train` to train on.
-        validation_rows: the rows of `train` to validate on.
-        logits: the served classifier's (N, classes) of "train" or "validation", in the order of
-            `train_rows` or `validation_rows`.
-        classifier: returns the served classifier: images (B, C, H, W) to logits.
-        served: how the bundle was trained.
-        device: the device to compute on.
-    """
-
-    settings: Any
-    seed: int
-    train: ImageSource
-    train_rows: Tensor
-    validation_rows: Tensor
-    logits: Callable[[str], Tensor]
-    classifier: Callable[[], nn.Module]
-    served: Settings
-    device: torch.device
-
-    def taught(self) -> tuple[Taught, Taught]:
-        """Return the training and validation images with the served classifier's logits."""
-        from codedinvnet.training.parity import Taught
-
-        return (
-            Taught(self.train, self.train_rows, self.logits("train")),
-            Taught(self.train, self.validation_rows, self.logits("validation")),
-        )
-
-    def members_stage(self, module: nn.Module, answers: Answers, k: int) -> Stage:
-        """Return the training of what answers for all members at once, as `classifier_stage`'s.
-
-        A step sees as many images as a classifier's, which are 1/k as many groups.
-
-        Args:
-            module: what is trained.
-            answers: see `MembersStage`.
-            k: members of a group.
-        """
-        from codedinvnet.training.parity import MembersStage
-
-        options, part = self.served.training, self.settings
-        part = part.model_copy(update={"batch_size": max(2, part.batch_size // k)})
-        return MembersStage(
-            module,
-            answers,
-            *self.taught(),
-            k,
-            part,
-            flip=options.flip,
-            shift=options.shift,
-            precision=options.precision,
-            asked=self._asked(),
-        )
-
-    def _asked(self) -> nn.Module | None:
-        return self.classifier() if self.settings.consistent_teacher else None
-
-    def classifier_stage(self, module: nn.Module, teacher: Tensor | None = None) -> Stage:
-        """Return the training of a classifier, its images and precision as the bundle's were."""
-        from codedinvnet.training.classifier import ClassifierStage
-
-        options = self.served.training
-        return ClassifierStage(
-            module,
-            self.train,
-            self.train_rows,
-            self.validation_rows,
-            self.settings,
-            flip=options.flip,
-            shift=options.shift,
-            precision=options.precision,
-            teacher=teacher,
-            asked=None if teacher is None else self._asked(),
-        )
-
-
 class Published(NamedTuple):
     """A figure of a paper, in %, of groups with one missing worker."""
 
@@ -200,7 +113,10 @@ class Method(ABC):
     of_bundle: ClassVar[bool] = False
     """Whether it is made around f and g of a bundle, and not around any classifier."""
     part: ClassVar[str] = ""
-    """Which of PARTS says how its part is trained; "" for a method without a trained part."""
+    """The key under which a grid's data set has the budget of its training, such as "backup"; ""
+    for a method without a trained part."""
+    budget: ClassVar[type[Section]] = PartSettings
+    """What that budget holds. Methods with one `part` have one budget."""
     tuned: ClassVar[bool] = False
     """Whether `tune` chooses something on validation images."""
     chooses: ClassVar[tuple[str, ...]] = ()
@@ -270,7 +186,7 @@ class Method(ABC):
         found.file, found.digest = self.file, self.digest
         return found
 
-    # A method with a `part` must define `untrained` and `stage`, and one that is `tuned` `tune`;
+    # A method with a `part` must define `untrained` and `fit`, and one that is `tuned` `tune`;
     # others need not. `lacking` tells which are missing, and the registry refuses such a class.
 
     def versions(self) -> Mapping[str, Any]:
@@ -303,7 +219,7 @@ class Method(ABC):
 
         Args:
             given: what the method is made of, without a part.
-            settings: how its part is trained, see `Lessons`; None for a method without one.
+            settings: the budget of its training; None for a method without a part.
         """
         return 0
 
@@ -322,8 +238,16 @@ class Method(ABC):
         """
         raise NotImplementedError(f"{self.name} has no trained part")
 
-    def stage(self, part: nn.Module, given: Given, lessons: Lessons) -> Stage:
-        """Return the training of its part, which the runner runs, resumes and keeps."""
+    def fit(self, teacher: Given, data: TrainingData, budget: Any) -> nn.Module:
+        """Train its part and return it.
+
+        Most train `self.start(teacher, data)` by a stage that `data.train` runs, resumes and keeps.
+
+        Args:
+            teacher: what the method is made of, without a part: the served classifier, k, a bundle.
+            data: the images, with the teacher's answers to them.
+            budget: how long and how to train, of the type `self.budget`.
+        """
         raise NotImplementedError(f"{self.name} has no trained part")
 
     def tune(self, given: Given, groups: Tensor, labels: Tensor) -> Mapping[str, Any]:
@@ -339,12 +263,17 @@ class Method(ABC):
     @classmethod
     def lacking(cls) -> list[str]:
         """Return the names that the class must still define."""
-        needed = [*(("stage", "untrained") if cls.part else ()), *(("tune",) if cls.tuned else ())]
+        needed = [*(("fit", "untrained") if cls.part else ()), *(("tune",) if cls.tuned else ())]
         names = {name for name in needed if getattr(cls, name) is getattr(Method, name)}
         names |= {"name"} - {*dir(cls)}
         return sorted(names | cls.__abstractmethods__)
 
     # What subclasses and callers use.
+
+    def start(self, teacher: Given, data: TrainingData) -> nn.Module:
+        """Return its part before the training, its weights drawn by the training's seed."""
+        torch.manual_seed(data.seed)
+        return self.untrained(teacher, data.made_with).to(data.device)
 
     def scheme(self, code: Code, given: Given, **models: nn.Module) -> Scheme:
         """Return a scheme of a code and models by role; the served one is the classifier."""

@@ -14,13 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from codedinvnet.codes.base import Encoded, Scheme, ScoresCode
-from codedinvnet.codes.method import BARS, ONE, Given, Lessons, Method, Published, Tolerance
+from codedinvnet.codes.method import BARS, ONE, Given, Method, Published, Tolerance
 from codedinvnet.codes.rules import PARITY_MODEL, CodeRules, Parities
+from codedinvnet.config import PartSettings
 from codedinvnet.models.bundle import BundleInfo
 from codedinvnet.models.coded import prepare
 
 if TYPE_CHECKING:
-    from codedinvnet.training.loop import Stage
+    from codedinvnet.training.fitting import TrainingData
 
 
 class SumCode(ScoresCode):
@@ -77,31 +78,22 @@ class ParM(Method):
         Published("", 10, None, 53.4, "Dinh & Lee, ICML 2021, abstract: 32.5 less", beside="mnist"),
     )
     part = "parity"
-    runs = PARITY_MODEL
-    code: type[SumCode] = SumCode
 
     def rules(
         self, k: int, tolerance: Tolerance = ONE, bundle: BundleInfo | None = None
     ) -> CodeRules:
-        return Parities(k, fixed_size=True, model=self.runs)
+        return Parities(k, fixed_size=True, model=PARITY_MODEL)
 
     def untrained(self, given: Given, made_with: Mapping[str, Any]) -> nn.Module:
         return ParityModel(copy.deepcopy(given.classifier).requires_grad_(True), given.k)
 
-    def stage(self, part: nn.Module, given: Given, lessons: Lessons) -> Stage:
+    def fit(self, teacher: Given, data: TrainingData, budget: PartSettings) -> nn.Module:
         from codedinvnet.training.parity import ParityStage
 
-        options, taught = lessons.served.training, lessons.taught()
-        return ParityStage(
-            part,
-            self.code.mix,
-            *taught,
-            given.k,
-            lessons.settings,
-            flip=options.flip,
-            shift=options.shift,
-        )
+        part = self.start(teacher, data)
+        stage = ParityStage(part, SumCode.mix, data, teacher.k, budget)
+        return data.train(stage, budget.epochs)
 
     def build(self, given: Given) -> Scheme:
         assert given.part is not None
-        return self.scheme(self.code(self.rules(given.k)), given, **{PARITY_MODEL: given.part})
+        return self.scheme(SumCode(self.rules(given.k)), given, **{PARITY_MODEL: given.part})

@@ -12,7 +12,7 @@ from codedinvnet.codes.base import blamed
 from codedinvnet.codes.berrut import ApproxIFER, RobustApproxIFER
 from codedinvnet.codes.collage import Collage
 from codedinvnet.codes.invnet import AverageImage, CodedInvNet, PaperInvNet
-from codedinvnet.codes.method import PARTS, Method
+from codedinvnet.codes.method import Method
 from codedinvnet.codes.nercc import NeRCC
 from codedinvnet.codes.oracle import Oracle
 from codedinvnet.codes.parm import ParM
@@ -158,10 +158,6 @@ def _made(kind: object, whose: str, source: Path | None) -> Method:
         raise UserError(f"{whose}: {getattr(kind, '__name__', kind)!r} is no subclass of Method")
     if lacking := kind.lacking():
         raise UserError(f"{whose}: {kind.__name__} lacks {', '.join(lacking)}")
-    if kind.part and kind.part not in PARTS:
-        raise UserError(
-            f"{whose}: {kind.__name__}.part is {kind.part!r}; a grid has {', '.join(PARTS)}"
-        )
     if kind.part and kind.tuned:  # --part is one file: the part, or the rows with what it chose
         raise UserError(
             f"{whose}: {kind.__name__} has a part and is tuned, and would be served without what "
@@ -177,7 +173,7 @@ def _made(kind: object, whose: str, source: Path | None) -> Method:
 
 ASKED = (
     *("rules", "build", "check", "versions", "made_with", "check_training", "encoding_macs"),
-    *("untrained", "stage", "tune"),
+    *("untrained", "fit", "tune"),
 )
 """What a user's own method may be asked."""
 

@@ -16,7 +16,6 @@ from codedinvnet.codes.equal_cost import direct_macs, extra_macs
 from codedinvnet.codes.patterns import erasure_patterns
 from codedinvnet.codes.registry import find_method
 from codedinvnet.codes.rules import is_systematic
-from codedinvnet.config import PartSettings, PixelFusionSettings
 from codedinvnet.data import (
     SAMPLES,
     ImageSet,
@@ -51,19 +50,13 @@ QUICK_STEPS = 10
 def quick_grid(grid: AccuracyGrid) -> AccuracyGrid:
     """Return a grid of the same trials that takes minutes: short trainings, one seed."""
 
-    def shorter(part: PartSettings | None) -> PartSettings | None:
-        steps = QUICK_STEPS if part is None else min(QUICK_STEPS, part.steps_per_epoch)
-        return part and part.model_copy(update={"epochs": 1, "steps_per_epoch": steps})
-
-    def fewer(paper: PixelFusionSettings) -> PixelFusionSettings:
-        groups = min(QUICK_STEPS * paper.batch_size, paper.groups)
-        return paper.model_copy(update={"epochs": 1, "groups": groups})
+    def shorter(budget: Any) -> Any:
+        return budget.quick(QUICK_STEPS) if hasattr(budget, "quick") else budget
 
     datasets = {}
     for name, settings in grid.datasets.items():
-        parts = ("classifier", "backup", "parity")
-        changes: dict[str, Any] = {part: shorter(getattr(settings, part)) for part in parts}
-        changes["paper"] = settings.paper and fewer(settings.paper)
+        changes = {part: shorter(budget) for part, budget in settings.budgets.items()}
+        changes["classifier"] = shorter(settings.classifier)
         datasets[name] = settings.model_copy(update=changes)
     blocks = tuple(block.model_copy(update={"seeds": block.seeds[:1]}) for block in grid.blocks)
     return grid.model_copy(update={"datasets": datasets, "blocks": blocks, "groupings": 1})
@@ -115,7 +108,7 @@ def run(
     Raises:
         UserError: one line, before any work.
     """
-    grid = with_methods(load_grid(grid_file), methods)
+    grid = with_methods(load_grid(grid_file, filter(is_foreign, methods)), methods)
     if any(row["settings"].get("split", "test") != split for row in read_rows(out, "accuracy")):
         raise UserError(f"{out} has rows of another split: name another file (--out)")
     if quick:
@@ -166,7 +159,7 @@ def check_trials(grid: AccuracyGrid, wanted: Iterable[Trial], path: Path) -> Non
         check_part(grid, method, trial.dataset, path, trial.base)
         check_possible(trial, bundle, None)
         if method.part:
-            settings = getattr(grid.datasets[trial.dataset], method.part)
+            settings = grid.datasets[trial.dataset].budget(method.part)
             method.check_training(settings, bundle, trial.k, None)
 
 

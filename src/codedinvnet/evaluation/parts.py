@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -21,9 +22,9 @@ from tqdm import tqdm
 from codedinvnet.checkpoint import PART, load_checkpoint, load_modules
 from codedinvnet.codes.base import Scheme, blamed
 from codedinvnet.codes.equal_cost import macs, plain_network, plain_width
-from codedinvnet.codes.method import Given, Lessons, Tolerance
+from codedinvnet.codes.method import Given, Tolerance
 from codedinvnet.codes.registry import find_method
-from codedinvnet.config import PartSettings, PixelFusionSettings
+from codedinvnet.config import PartSettings, Section
 from codedinvnet.data import ImageRows, ImageSource, random_groups, spread_rows
 from codedinvnet.errors import UserError
 from codedinvnet.evaluation.trials import Base, DataSetSettings, Trial, check_possible
@@ -31,15 +32,13 @@ from codedinvnet.files import free_backup_name
 from codedinvnet.models.bundle import Bundle, load_bundle, weights_digest
 from codedinvnet.models.network import ImageNetwork, classifier_of
 from codedinvnet.training.check import check_images
-from codedinvnet.training.classifier import all_logits
+from codedinvnet.training.classifier import ClassifierStage, all_logits
+from codedinvnet.training.fitting import TrainingData
 from codedinvnet.training.loop import (
     BEST,
     LAST,
-    LATEST,
-    Stage,
     differing_keys,
     sole_writer,
-    train_stage,
 )
 from codedinvnet.training.split import bundle_split
 
@@ -196,10 +195,12 @@ class DataSet:
             network = plain_network(self.bundle.model, self.resnet_width)
             return ImageNetwork(network, self.test.shape, self.bundle.model.settings.padding)
 
-        def stage(module: nn.Module) -> Stage:
-            return self._lessons(part, "resnet", seed).classifier_stage(module)
+        def fit(data: TrainingData) -> nn.Module:
+            torch.manual_seed(seed)
+            return data.train(ClassifierStage(make().to(self.device), data, part), part.epochs)
 
-        return self._trained(self.folder / "resnet", seed, part, make, stage, depends)
+        folder = self.folder / "resnet"
+        return self._trained(folder, seed, "resnet", part, make, fit, depends)
 
     def served_macs(self, trial: Trial) -> int:
         """Return the multiply-adds of a query that a trial's base model answers directly."""
@@ -207,20 +208,6 @@ class DataSet:
         return macs(classifier.network, self.load(trial.bundle).model)
 
     # Trained parts
-
-    def _lessons(self, part: PartSettings | PixelFusionSettings, base: Base, seed: int) -> Lessons:
-        """Return what a part is trained with."""
-        return Lessons(
-            part,
-            seed,
-            self.train,
-            self.train_rows,
-            self.validation_rows,
-            partial(self.logits, base, seed),
-            partial(self.classifier, base, seed),
-            self.bundle.info.provenance.settings,
-            self.device,
-        )
 
     def _images(self, base: Base) -> dict[str, Any]:
         """Return which images a part is trained on, and for which base model."""
@@ -252,42 +239,52 @@ class DataSet:
         self,
         folder: Path,
         seed: int,
-        part: PartSettings | PixelFusionSettings,
+        base: Base,
+        budget: Section,
         make: Callable[[], nn.Module],
-        stage: Callable[[nn.Module], Stage],
+        fit: Callable[[TrainingData], nn.Module],
         depends: dict[str, Any],
     ) -> nn.Module:
         """Return a part; train it, or what is left of its training, if it is not finished.
 
-        What was trained with other settings is trained anew, and the old training set aside.
+        What was trained with other settings is trained again, and the old training set aside.
 
-        Raises:
-            UserError: if the training would not keep the part where it is looked for.
+        Args:
+            folder: where its trainings lie, by seed.
+            seed: of this training.
+            base: whose answers it learns.
+            budget: how to train.
+            make: returns the untrained part.
+            fit: trains and returns a part.
+            depends: what it depends on besides.
         """
         folder = folder / f"seed{seed}"
-        settings = {"part": part.model_dump(mode="json"), "seed": seed, **depends}
+        settings = {"part": budget.model_dump(mode="json"), "seed": seed, **depends}
         known = (folder, json.dumps(settings, sort_keys=True))
         if known not in self._parts:
-            torch.manual_seed(seed)
-            module = make().to(self.device)
             _set_aside(folder, settings)
-            if not _load_finished(module, folder, part.epochs):
-                training = stage(module)
-                if training.modules().get(PART) is not module:
-                    raise UserError(
-                        f"{training.name}: modules() must return the module that `untrained` made "
-                        f"under {PART!r}: the next command looks for it there"
-                    )
-                train_stage(
-                    training,
-                    folder,
-                    epochs=part.epochs,
-                    seed=seed,
-                    settings=settings,
-                    resume=LATEST,
-                )
+            if _is_finished(folder, getattr(budget, "epochs", 1)):
+                module = make().to(self.device)
+                load_modules({PART: module}, load_checkpoint(folder / BEST)[0], folder / BEST)
+            else:
+                module = fit(self._data(base, seed, settings, folder))
             self._parts[known] = module.eval().requires_grad_(False)
         return self._parts[known]
+
+    def _data(
+        self, base: Base, seed: int, settings: Mapping[str, Any], folder: Path
+    ) -> TrainingData:
+        return TrainingData(
+            self.train,
+            self.train_rows,
+            self.validation_rows,
+            partial(self.logits, base, seed),
+            self.bundle.info.provenance.settings,
+            seed,
+            self.device,
+            settings,
+            folder,
+        )
 
     def logits(self, base: Base, seed: int, split: str, bundle: str | None = None) -> Tensor:
         """Return a base model's logits (N, classes) of the train, validation or test images."""
@@ -325,25 +322,34 @@ class DataSet:
     def part(self, trial: Trial) -> nn.Module:
         """Return the part that a trial's method needs beside its base model."""
         method, given = find_method(trial.method), self.given(trial)
-        settings = getattr(self.settings, method.part)
+        budget = self.settings.budget(method.part)
         depends = {
             "method": trial.method,
             "base": trial.base,
             "k": trial.k,
             **self._images(trial.base),
             **method.identity(),
-            **method.made_with(given, settings),
+            **method.made_with(given, budget),
         }
         if trial.base == "resnet":
             depends["classifier"] = self._plain.model_dump(mode="json")
 
-        def make() -> nn.Module:
-            return method.untrained(given, depends)
+        def fit(data: TrainingData) -> nn.Module:
+            began = time.monotonic()
+            part = method.fit(given, data, budget)
+            if not (data.folder / BEST).is_file():  # a training of its own, without `data.train`
+                data.keep(part, time.monotonic() - began)
+            return part
 
-        def stage(module: nn.Module) -> Stage:
-            return method.stage(module, given, self._lessons(settings, trial.base, trial.seed))
-
-        return self._trained(self._part_folder(trial), trial.seed, settings, make, stage, depends)
+        return self._trained(
+            self._part_folder(trial),
+            trial.seed,
+            trial.base,
+            budget,
+            lambda: method.untrained(given, depends),
+            fit,
+            depends,
+        )
 
     def _part_folder(self, trial: Trial) -> Path:
         return self.folder / f"{trial.method}-of-{trial.base}-k{trial.k}"
@@ -383,8 +389,8 @@ class DataSet:
         method, bundle = find_method(trial.method), self.load(trial.bundle).info
         check_possible(trial, bundle, len(self.test))
         if method.part:
-            settings = getattr(self.settings, method.part)
-            method.check_training(settings, bundle, trial.k, self.train)
+            budget = self.settings.budget(method.part)
+            method.check_training(budget, bundle, trial.k, self.train)
 
     def scheme(self, trial: Trial) -> Scheme:
         """Return a trial's scheme with everything it needs, trained if it was not."""
@@ -411,7 +417,7 @@ class DataSet:
         if trial.base == "resnet":
             found["classifier"] = self._plain.model_dump(mode="json")
         if method.part:
-            found[method.part] = getattr(settings, method.part).model_dump(mode="json")
+            found[method.part] = settings.budget(method.part).model_dump(mode="json")
         if method.tuned:
             found["tuning_images"] = TUNING_IMAGES
         if method.digest:
@@ -441,14 +447,9 @@ def _set_aside(folder: Path, settings: dict[str, Any]) -> None:
             return
 
 
-def _load_finished(module: nn.Module, folder: Path, epochs: int) -> bool:
-    """Fill a module from its finished training; return whether there is one."""
-    last, best = folder / LAST, folder / BEST
-    if not (last.is_file() and best.is_file()):
+def _is_finished(folder: Path, epochs: int) -> bool:
+    """Tell whether a folder has a finished training of so many epochs."""
+    if not ((folder / LAST).is_file() and (folder / BEST).is_file()):
         return False
-    _, header = load_checkpoint(last)
-    if header["epoch"] < epochs:
-        return False
-    tensors, _ = load_checkpoint(best)
-    load_modules({PART: module}, tensors, best)
-    return True
+    done: int = load_checkpoint(folder / LAST)[1]["epoch"]
+    return done >= epochs

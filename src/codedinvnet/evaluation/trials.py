@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator
 
 from codedinvnet.codes.method import Method
 from codedinvnet.codes.registry import METHODS, UnknownMethod, find_method
 from codedinvnet.config import (
     PartSettings,
-    PixelFusionSettings,
     Positive,
     Section,
     meant,
@@ -34,29 +33,27 @@ GRID = Path(__file__).with_name("accuracy.json")
 
 
 class DataSetSettings(Section):
-    """One image set: the bundle that serves it, and how the rivals' parts are trained."""
+    """One image set: the bundle that serves it, and budgets for what is trained.
+
+    Keys besides these are budgets of methods' parts: `backup` of every method with that
+    `Method.part`, of the type `Method.budget`.
+    """
+
+    model_config = ConfigDict(extra="allow")
 
     bundle: str
     """A shipped bundle's name, or a folder."""
-    backup: PartSettings
     classifier: PartSettings | None = None
-    """The plain base model."""
-    parity: PartSettings | None = None
-    """Parity models."""
-    paper: PixelFusionSettings | None = None
-    """The paper's encoder; for every k of the grid alike, whatever `members` says."""
+    """Of the plain base model."""
 
-    @model_validator(mode="after")
-    def _taught(self) -> DataSetSettings:
-        for key in ("classifier", "parity"):
-            part: PartSettings | None = getattr(self, key)
-            if part is not None and part.consistent_teacher:
-                raise ValueError(f"{key}.consistent_teacher: only the backup has a teacher")
-        for key in ("backup", "classifier"):
-            part = getattr(self, key)
-            if part is not None and part.augment:
-                raise ValueError(f"{key}.augment: it sees such images in any case; leave it out")
-        return self
+    def budget(self, part: str) -> Any:
+        """Return the budget of a part, or of the `classifier`; None if there is none."""
+        return self.classifier if part == "classifier" else self.budgets.get(part)
+
+    @property
+    def budgets(self) -> Mapping[str, Any]:
+        """The budgets of methods' parts."""
+        return self.model_extra or {}
 
 
 class Block(Section):
@@ -140,8 +137,12 @@ class Trial:
         return self.base == "resnet" or bool(find_method(self.method).part)
 
 
-def load_grid(path: Path) -> AccuracyGrid:
+def load_grid(path: Path, methods: Iterable[str] = ()) -> AccuracyGrid:
     """Read and validate a grid.
+
+    Args:
+        path: its file.
+        methods: of a user's own, whose budgets it may have besides those of its blocks' methods.
 
     Raises:
         UserError: one line, if it cannot be read, a key or value is wrong, a method or data set
@@ -169,7 +170,28 @@ def load_grid(path: Path) -> AccuracyGrid:
             label, means = block.label or method.name, (method.name, block.bundle)
             if labels.setdefault(label, means) != means:
                 raise UserError(f"{where}.label: {label!r} also stands for {labels[label][0]}")
-    return grid
+    named = [*methods, *(name for block in grid.blocks for name in block.methods)]
+    return _with_budgets(grid, path, [*METHODS.values(), *map(find_method, named)])
+
+
+def _with_budgets(grid: AccuracyGrid, path: Path, methods: Iterable[Method]) -> AccuracyGrid:
+    """Return a grid whose budgets are of the types that methods say.
+
+    Raises:
+        UserError: if a key is no method's, or a value is not of the type.
+    """
+    kinds = {method.part: method.budget for method in methods if method.part}
+    datasets = {}
+    for name, settings in grid.datasets.items():
+        typed = {}
+        for part, raw in settings.budgets.items():
+            key = f"datasets.{name}.{part}"
+            if part not in kinds:
+                known = ("bundle", "classifier", *kinds)
+                raise UserError(f"{path}: unknown key {key!r}: {meant(part, known)}")
+            typed[part] = validated(kinds[part], raw, f"{path}: {key}", strict=True)
+        datasets[name] = settings.model_copy(update=typed)
+    return grid.model_copy(update={"datasets": datasets})
 
 
 def check_part(
@@ -182,7 +204,7 @@ def check_part(
     """
     needed = {method.part: method.name, "classifier" if base == "resnet" else "": "the base resnet"}
     for part, reason in needed.items():
-        if part and getattr(grid.datasets[dataset], part) is None:
+        if part and grid.datasets[dataset].budget(part) is None:
             raise UserError(f"{path}: missing key 'datasets.{dataset}.{part}' for {reason}")
 
 

@@ -14,6 +14,7 @@ from codedinvnet.data import ImageSource
 from codedinvnet.devices import first_tensor
 from codedinvnet.models.coded import prepare
 from codedinvnet.progress import Progress
+from codedinvnet.training.fitting import TrainingData
 from codedinvnet.training.network import augment
 from codedinvnet.training.part import PartStage, batch_places
 from codedinvnet.training.precision import autocast
@@ -77,19 +78,13 @@ def distilled(loss: Tensor, logits: Tensor, teacher: Tensor) -> Tensor:
 
 
 class ClassifierStage(PartStage):
-    """Train a classifier on labels, and on a teacher's logits if there are any.
+    """Train a classifier on labels, and on a teacher's answers if there is one.
 
     Args:
         classifier: maps images (B, C, H, W) to logits; it is trained in place.
-        source: the training images.
-        train_rows: the rows to train on.
-        validation_rows: the rows to score on.
-        part: how to train.
-        flip: mirror half of the images.
-        shift: shift images by up to so many pixels.
-        precision: the precision of training passes, "float32" or "bfloat16".
-        teacher: logits (len(train_rows), classes) of the unaugmented images, or None.
-        asked: the teacher itself, which answers the augmented images in place of these logits.
+        data: the images, and the teacher's logits of them.
+        budget: how to train; with `consistent_teacher` the teacher answers the augmented images.
+        teacher: maps images to logits; None: only labels count.
     """
 
     name = "classifier"
@@ -97,46 +92,37 @@ class ClassifierStage(PartStage):
     def __init__(
         self,
         classifier: nn.Module,
-        source: ImageSource,
-        train_rows: Tensor,
-        validation_rows: Tensor,
-        part: PartSettings,
-        *,
-        flip: bool,
-        shift: int,
-        precision: str = "float32",
-        teacher: Tensor | None = None,
-        asked: nn.Module | None = None,
+        data: TrainingData,
+        budget: PartSettings,
+        teacher: nn.Module | None = None,
     ) -> None:
-        super().__init__(classifier, part)
-        self.asked = asked
-        self.source, self.flip, self.shift, self.teacher = source, flip, shift, teacher
-        self.train_rows, self.validation_rows = train_rows, validation_rows
-        self.precision = precision
-        self.order = torch.arange(len(train_rows))
+        super().__init__(classifier, budget)
+        self.data, self.options = data, data.settings.training
+        self.logits = None if teacher is None else data.logits("train")
+        self.asked = teacher if budget.consistent_teacher else None
+        self.order = torch.arange(len(data.train_rows))
 
     def start_epoch(self, epoch: int, generator: torch.Generator) -> None:
         """Draw the order of the images; an epoch goes round it as often as it must."""
         super().start_epoch(epoch, generator)
-        self.order = torch.randperm(len(self.train_rows), generator=generator)
+        self.order = torch.randperm(len(self.order), generator=generator)
 
     def batch_loss(self, index: int) -> Tensor:
         chosen = self.order[batch_places(self.order, index, self.part.batch_size)]
-        images, labels = self.source.batch(self.train_rows[chosen])
+        images, labels = self.data.images.batch(self.data.train_rows[chosen])
         x = prepare(images.to(self.device), 0)
-        x = augment(x, self.flip, self.shift, self.generator)
-        with autocast(self.precision, self.device):
+        x = augment(x, self.options.flip, self.options.shift, self.generator)
+        with autocast(self.options.precision, self.device):
             logits = self.module(x).float()
         loss = F.cross_entropy(logits, labels.to(self.device))
-        if self.teacher is not None:
-            loss = distilled(loss, logits, answers_to(self.asked, x, self.teacher[chosen]))
+        if self.logits is not None:
+            loss = distilled(loss, logits, answers_to(self.asked, x, self.logits[chosen]))
         return loss
 
     def validate(self) -> tuple[float, Mapping[str, float]]:
         """Score by accuracy on the validation images."""
-        logits = all_logits(
-            self.module, self.source, self.validation_rows, description="validation"
-        )
-        labels = self.source.labels[self.validation_rows]
+        images, rows = self.data.images, self.data.validation_rows
+        logits = all_logits(self.module, images, rows, description="validation")
+        labels = images.labels[rows]
         accuracy = float((logits.argmax(1) == labels).float().mean())
         return accuracy, {"validation_accuracy": accuracy}

@@ -7,42 +7,22 @@ the classifier's logits of all images are computed once.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, TypeAlias
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codedinvnet.config import PartSettings
-from codedinvnet.data import ImageSource, random_groups
+from codedinvnet.data import random_groups
 from codedinvnet.errors import UserError
-from codedinvnet.models.coded import prepare
 from codedinvnet.training.classifier import answers_to, distilled
+from codedinvnet.training.fitting import TrainingData
 from codedinvnet.training.network import augment
 from codedinvnet.training.part import PartStage
 from codedinvnet.training.precision import autocast
 
 BATCH = 250
-Answers: TypeAlias = Callable[[Tensor], Sequence[Tensor]]
-"""Maps groups' images (B, k, C, H, W) to one or more answers for all members, logits
-(B, k, classes)."""
-
-
-class Taught(NamedTuple):
-    """Images with the logits that the served classifier gives them."""
-
-    source: ImageSource
-    rows: Tensor
-    """Rows of the source, (N,)."""
-    logits: Tensor
-    """(N, classes), on the CPU."""
-
-    def groups(self, places: Tensor, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-        """Return images (B, k, C, H, W) as floats, logits and labels of the images at places."""
-        images, labels = self.source.batch(self.rows[places.flatten()])
-        x = prepare(images.to(device), 0).unflatten(0, tuple(places.shape))
-        return x, self.logits[places].to(device), labels.view_as(places).to(device)
 
 
 class GroupStage(PartStage):
@@ -50,10 +30,9 @@ class GroupStage(PartStage):
 
     Args:
         module: the module that is trained, in place.
-        train: the training images.
-        validation: the validation images.
+        data: the images, and the teacher's logits of them.
         k: members of a group.
-        part: how to train.
+        budget: how to train.
 
     Raises:
         UserError: if there are too few images for a group.
@@ -61,14 +40,12 @@ class GroupStage(PartStage):
 
     gradient_norm = 5.0
 
-    def __init__(
-        self, module: nn.Module, train: Taught, validation: Taught, k: int, part: PartSettings
-    ) -> None:
-        for words, there in (("training", train.rows), ("validation", validation.rows)):
+    def __init__(self, module: nn.Module, data: TrainingData, k: int, budget: PartSettings) -> None:
+        for words, there in (("training", data.train_rows), ("validation", data.validation_rows)):
             if len(there) < k:
                 raise UserError(f"groups of k={k} cannot be drawn from {len(there)} {words} images")
-        super().__init__(module, part)
-        self.train, self.validation, self.k = train, validation, k
+        super().__init__(module, budget)
+        self.data, self.k = data, k
 
     @abstractmethod
     def loss(self, images: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
@@ -78,26 +55,32 @@ class GroupStage(PartStage):
     def decoded(self, images: Tensor, logits: Tensor) -> Tensor:
         """Return every member's logits (B, k, classes) as if it alone were missing."""
 
+    def augmented(self, images: Tensor) -> Tensor:
+        """Return images (B, k, C, H, W) mirrored and shifted as the teacher's training's were."""
+        options = self.data.settings.training
+        views = augment(images.flatten(0, 1), options.flip, options.shift, self.generator)
+        return views.view_as(images)
+
     def batch_loss(self, index: int) -> Tensor:
-        count = len(self.train.rows)
+        count = len(self.data.train_rows)
         size = min(self.part.batch_size, count // self.k)
         places = torch.randperm(count, generator=self.generator)[: size * self.k]
-        return self.loss(*self.train.groups(places.view(size, self.k), self.device))
+        return self.loss(*self.data.groups("train", places.view(size, self.k)))
 
     def validate(self) -> tuple[float, Mapping[str, float]]:
         """Score by recovered accuracy in one fixed grouping of the validation images."""
         generator = torch.Generator().manual_seed(self.k)
-        drawn = random_groups(len(self.validation.rows), self.k, generator)
+        total = len(self.data.validation_rows)
+        drawn = random_groups(total, self.k, generator)
         per_batch = max(1, BATCH // self.k)
         correct = 0
         batches = zip(drawn.members.split(per_batch), drawn.counted.split(per_batch), strict=True)
         for members, counted in batches:
-            images, logits, labels = self.validation.groups(members, self.device)
+            images, logits, labels = self.data.groups("validation", members)
             with torch.no_grad():
                 hits = self.decoded(images, logits).argmax(2) == labels
             correct += int((hits.cpu() & counted).sum())
-        accuracy = correct / len(self.validation.rows)
-        return accuracy, {"validation_recovered": accuracy}
+        return correct / total, {"validation_recovered": correct / total}
 
 
 class ParityStage(GroupStage):
@@ -108,12 +91,9 @@ class ParityStage(GroupStage):
     Args:
         parity_model: maps parity images (B, C, H, W) to sums of logits.
         encode: maps groups (B, k, C, H, W) to parity images.
-        train: the training images.
-        validation: the validation images.
+        data: the images, and the teacher's logits of them.
         k: members of a group.
-        part: how to train.
-        flip: whether half of the images are mirrored, if `part.augment`.
-        shift: the most pixels by which images are shifted, if `part.augment`.
+        budget: how to train; with `augment` images are mirrored and shifted.
     """
 
     name = "parity model"
@@ -122,21 +102,16 @@ class ParityStage(GroupStage):
         self,
         parity_model: nn.Module,
         encode: Callable[[Tensor], Tensor],
-        train: Taught,
-        validation: Taught,
+        data: TrainingData,
         k: int,
-        part: PartSettings,
-        *,
-        flip: bool,
-        shift: int,
+        budget: PartSettings,
     ) -> None:
-        super().__init__(parity_model, train, validation, k, part)
-        self.encode, self.flip, self.shift = encode, flip, shift
+        super().__init__(parity_model, data, k, budget)
+        self.encode = encode
 
     def loss(self, images: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
         if self.part.augment:
-            views = augment(images.flatten(0, 1), self.flip, self.shift, self.generator)
-            images = views.view_as(images)
+            images = self.augmented(images)
         return F.mse_loss(self.module(self.encode(images)), logits.sum(dim=1))
 
     def decoded(self, images: Tensor, logits: Tensor) -> Tensor:
@@ -146,55 +121,41 @@ class ParityStage(GroupStage):
 
 
 class MembersStage(GroupStage):
-    """Train what answers for every member of a group at once, on labels and on the served logits.
+    """Train a network that answers for every member of a group at once, on labels and a teacher.
 
-    The loss is that of a distilled classifier (`ClassifierStage`), over all members and answers.
+    The loss is that of a distilled classifier (`ClassifierStage`), over all members. A step sees as
+    many images as a classifier's, which are 1/k as many groups.
 
     Args:
-        module: the module that is trained, in place.
-        answers: the first of its answers is the one that is served.
-        train: the training images.
-        validation: the validation images.
+        network: maps groups (B, k, C, H, W) to logits (B, k, classes); it is trained in place.
+        data: the images, and the teacher's logits of them.
         k: members of a group.
-        part: how to train.
-        flip: whether half of the views are mirrored.
-        shift: the most pixels by which views are shifted.
-        precision: the precision of training passes, "float32" or "bfloat16".
-        asked: the served classifier, if it is to answer the augmented images; else its logits of
-            the images as they are count.
+        budget: how to train a classifier.
+        teacher: maps images (B, C, H, W) to logits; asked if `budget.consistent_teacher`.
     """
 
     name = "all members"
 
     def __init__(
         self,
-        module: nn.Module,
-        answers: Answers,
-        train: Taught,
-        validation: Taught,
+        network: nn.Module,
+        data: TrainingData,
         k: int,
-        part: PartSettings,
-        *,
-        flip: bool,
-        shift: int,
-        precision: str,
-        asked: nn.Module | None = None,
+        budget: PartSettings,
+        teacher: nn.Module,
     ) -> None:
-        super().__init__(module, train, validation, k, part)
-        self.asked = asked
-        self.answers, self.flip, self.shift, self.precision = answers, flip, shift, precision
+        groups = max(2, budget.batch_size // k)
+        super().__init__(network, data, k, budget.model_copy(update={"batch_size": groups}))
+        self.asked = teacher if budget.consistent_teacher else None
 
     def loss(self, images: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
-        views = augment(images.flatten(0, 1), self.flip, self.shift, self.generator)
-        with autocast(self.precision, self.device):
-            found = self.answers(views.view_as(images))
-        teacher = answers_to(self.asked, views, logits.flatten(0, 1))
-        losses = []
-        for answer in found:
-            own = answer.float().flatten(0, 1)
-            loss = F.cross_entropy(own, labels.flatten())
-            losses.append(distilled(loss, own, teacher))
-        return torch.stack(losses).sum()
+        views = self.augmented(images)
+        with autocast(self.data.settings.training.precision, self.device):
+            own: Tensor = self.module(views)
+        teacher = answers_to(self.asked, views.flatten(0, 1), logits.flatten(0, 1))
+        own = own.float().flatten(0, 1)
+        return distilled(F.cross_entropy(own, labels.flatten()), own, teacher)
 
     def decoded(self, images: Tensor, logits: Tensor) -> Tensor:
-        return self.answers(images)[0]
+        found: Tensor = self.module(images)
+        return found

@@ -22,6 +22,7 @@ from codedinvnet.errors import UserError
 from codedinvnet.models.coded import CodedModel
 from codedinvnet.nn.fusion import PatchDiscriminator, UNetFusion
 from codedinvnet.progress import Progress
+from codedinvnet.training.fitting import TrainingData
 from codedinvnet.training.fusion_data import FusionData, draw_groups, invert_means
 from codedinvnet.training.loop import set_rate, warmup_cosine
 from codedinvnet.training.precision import autocast
@@ -210,21 +211,23 @@ class PaperStage(PixelStage):
 
 
 def paper_stage(
-    settings: Settings,
-    fusion: PixelFusionSettings,
-    train: ImageSource,
-    model: CodedModel,
-    rows: Tensor,
-    members: int,
-    *,
-    device: torch.device,
-    seed: int,
-    validation_rows: Tensor,
+    model: CodedModel, data: TrainingData, members: int, fusion: PixelFusionSettings
 ) -> PaperStage:
-    """Return the training of E on freshly drawn groups of training images (rows)."""
-    groups = draw_groups(rows, fusion.groups, members, torch.Generator().manual_seed(seed))
-    data = fusion_targets(model, train, groups)
-    return PaperStage(settings, fusion, train, model, data, members, device, seed, validation_rows)
+    """Return the training of a model's E on freshly drawn groups of training images."""
+    settings = data.settings.model_copy(update={"fusion": fusion})
+    generator = torch.Generator().manual_seed(data.seed)
+    groups = draw_groups(data.train_rows, fusion.groups, members, generator)
+    return PaperStage(
+        settings,
+        fusion,
+        data.images,
+        model,
+        fusion_targets(model, data.images, groups),
+        members,
+        data.device,
+        data.seed,
+        data.validation_rows,
+    )
 
 
 def fusion_targets(model: CodedModel, source: ImageSource, groups: Tensor) -> FusionData:

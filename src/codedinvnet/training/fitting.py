@@ -1,0 +1,84 @@
+"""What `Method.fit` trains with: images, the teacher's answers, and a folder that resumes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from codedinvnet.checkpoint import PART, module_tensors, save_checkpoint
+from codedinvnet.config import Settings
+from codedinvnet.data import ImageSource
+from codedinvnet.errors import UserError
+from codedinvnet.models.coded import prepare
+from codedinvnet.training.loop import BEST, LAST, LATEST, Stage, train_stage
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Images with their teacher's answers, and where the training is kept.
+
+    Attributes:
+        images: the training images.
+        train_rows: the rows of `images` to train on, (N,).
+        validation_rows: the rows of `images` to validate on, (V,).
+        logits: returns the teacher's logits of "train" or "validation", (N or V, classes) on the
+            CPU, in the order of these rows.
+        settings: how the teacher was trained: augmentation, precision.
+        seed: of the training.
+        device: what to compute on.
+        made_with: what the part depends on; see `Method.made_with`. Checkpoints state it.
+        folder: where checkpoints go.
+    """
+
+    images: ImageSource
+    train_rows: Tensor
+    validation_rows: Tensor
+    logits: Callable[[str], Tensor]
+    settings: Settings
+    seed: int
+    device: torch.device
+    made_with: Mapping[str, Any]
+    folder: Path
+
+    def groups(self, split: str, places: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return images (G, k, C, H, W) as floats, teacher's logits (G, k, classes), labels (G, k).
+
+        Args:
+            split: "train" or "validation".
+            places: (G, k), in the rows of the split.
+        """
+        rows = self.train_rows if split == "train" else self.validation_rows
+        images, labels = self.images.batch(rows[places.flatten()])
+        x = prepare(images.to(self.device), 0).unflatten(0, tuple(places.shape))
+        logits = self.logits(split)[places].to(self.device)
+        return x, logits, labels.view_as(places).to(self.device)
+
+    def train(self, stage: Stage, epochs: int) -> nn.Module:
+        """Run a stage, or what is left of it, and return its part in evaluation mode.
+
+        Raises:
+            UserError: if the stage keeps no module under the name that the part is looked for.
+        """
+        part = stage.modules().get(PART)
+        if part is None:
+            raise UserError(
+                f"{stage.name}: modules() must return the part under {PART!r}: the next command "
+                "looks for it there"
+            )
+        settings = self.made_with
+        train_stage(
+            stage, self.folder, epochs=epochs, seed=self.seed, settings=settings, resume=LATEST
+        )
+        return part.eval()
+
+    def keep(self, part: nn.Module, seconds: float) -> None:
+        """Write the checkpoints of a part that was trained without `train`, as finished."""
+        header = {"settings": dict(self.made_with), "epoch": sys.maxsize, "seconds": seconds}
+        for name in (LAST, BEST):
+            save_checkpoint(self.folder / name, module_tensors({PART: part}), header)
