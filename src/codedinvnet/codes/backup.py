@@ -66,6 +66,7 @@ class SmallBackup(Method):
     """
 
     name = SMALL_BACKUP
+    rank = 1
     part = "backup"
     compared = True
     cost = 1.0

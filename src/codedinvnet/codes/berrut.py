@@ -130,6 +130,7 @@ class ApproxIFER(Method):
     """
 
     name = "approxifer"
+    rank = 4
     published: ClassVar[tuple[Published, ...]] = (
         Published("mnist", 10, 99.0, 87.2, BARS),
         Published("fashion", 10, 97.0, 73.0, BARS),
@@ -149,6 +150,7 @@ class RobustApproxIFER(ApproxIFER):
     """ApproxIFER's Byzantine variant: it finds E wrong of 2(k + E) + S outputs (section 4)."""
 
     name = "approxifer-byzantine"
+    rank = 7
     in_brief = False
     published = ()
     chooses = ("stragglers", "errors")

@@ -75,6 +75,7 @@ class Collage(GroupMethod):
     """
 
     name = "collage"
+    rank = 2
     version = 2
 
     def network(self, given: Given, width: int) -> GroupNetwork:

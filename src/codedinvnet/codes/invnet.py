@@ -34,6 +34,7 @@ class CodedInvNet(Method):
     """Coded-InvNet with all of a bundle, which says what its code is: the mean or the mosaic."""
 
     name = "coded-invnet"
+    rank = 0
     of_bundle = True
 
     def rules(
@@ -67,6 +68,7 @@ class AverageImage(Method):
     """
 
     name = "average-image"
+    rank = 9
     in_brief = False
     of_bundle = True
 
@@ -94,6 +96,7 @@ class PaperInvNet(AverageImage):
     """
 
     name = "coded-invnet-paper"
+    rank = 8
     published: ClassVar[tuple[Published, ...]] = (
         Published("", 10, None, 85.9, "Dinh & Lee, ICML 2021, abstract", beside="mnist"),
     )

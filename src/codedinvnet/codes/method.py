@@ -110,6 +110,8 @@ class Method(ABC):
 
     name: ClassVar[str]
     """The method's name on the command line, in grids, rows and tables."""
+    rank: ClassVar[int] = 99
+    """Its place in tables: lower ones come first."""
     of_bundle: ClassVar[bool] = False
     """Whether it is made around f and g of a bundle, and not around any classifier."""
     part: ClassVar[str] = ""

@@ -152,6 +152,7 @@ class NeRCC(Method):
     """Smoothing splines on k + S workers, whose regularisers are chosen on validation images."""
 
     name = "nercc"
+    rank = 5
     tuned = True
     chooses = ("stragglers",)
 

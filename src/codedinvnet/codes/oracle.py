@@ -53,6 +53,7 @@ class Oracle(Method):
     """
 
     name = "oracle"
+    rank = 12
     of_bundle = True
     is_bound = True
 

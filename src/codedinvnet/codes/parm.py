@@ -71,6 +71,7 @@ class ParM(Method):
     """A parity model, distilled from the classifier, on the average image."""
 
     name = "parm"
+    rank = 6
     published: ClassVar[tuple[Published, ...]] = (
         Published("mnist", 10, 99.0, 59.2, BARS),
         Published("fashion", 10, 97.0, 59.0, BARS),

@@ -23,6 +23,7 @@ class Plain(Method):
     """No code: a missing prediction is missing."""
 
     name = "none"
+    rank = 10
     is_policy = True
     is_bound = True
 
@@ -42,6 +43,7 @@ class Replication(Plain):
     """
 
     name = "replication"
+    rank = 11
 
     def rules(
         self, k: int, tolerance: Tolerance = ONE, bundle: BundleInfo | None = None

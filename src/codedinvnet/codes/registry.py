@@ -2,43 +2,38 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
 
-from codedinvnet.codes.backup import SmallBackup
 from codedinvnet.codes.base import blamed
-from codedinvnet.codes.berrut import ApproxIFER, RobustApproxIFER
-from codedinvnet.codes.collage import Collage
-from codedinvnet.codes.invnet import AverageImage, CodedInvNet, PaperInvNet
+from codedinvnet.codes.berrut import ApproxIFER
+from codedinvnet.codes.invnet import CodedInvNet
 from codedinvnet.codes.method import Method
 from codedinvnet.codes.nercc import NeRCC
-from codedinvnet.codes.oracle import Oracle
-from codedinvnet.codes.parm import ParM
-from codedinvnet.codes.plain import Plain, Replication
-from codedinvnet.codes.superposition import Superposition
 from codedinvnet.errors import UserError
 from codedinvnet.files import file_digest
 from codedinvnet.user_code import user_module
 
 GROUP = "codedinvnet.methods"
 """The entry points in which installed packages name their methods."""
-OWN: tuple[type[Method], ...] = (
-    CodedInvNet,
-    SmallBackup,
-    Collage,
-    Superposition,
-    ApproxIFER,
-    NeRCC,
-    ParM,
-    RobustApproxIFER,
-    PaperInvNet,
-    AverageImage,
-    Plain,
-    Replication,
-    Oracle,
-)
+
+
+def _own() -> Iterator[type[Method]]:
+    """Yield the methods of this folder's files."""
+    for info in pkgutil.iter_modules([str(Path(__file__).parent)]):
+        if info.name not in ("registry", "build"):
+            module = importlib.import_module(f"{__package__}.{info.name}")
+            for kind in vars(module).values():
+                is_method = isinstance(kind, type) and issubclass(kind, Method)
+                if is_method and kind.__module__ == module.__name__ and "name" in vars(kind):
+                    yield kind
+
+
+OWN: tuple[type[Method], ...] = tuple(sorted(_own(), key=lambda kind: kind.rank))
 """This package's, in the order of tables: ours, its rivals, other codes, other encoders, bounds."""
 METHODS: Mapping[str, Method] = {kind.name: kind() for kind in OWN}
 """The same by name."""

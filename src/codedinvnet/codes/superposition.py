@@ -54,6 +54,7 @@ class Superposition(GroupMethod):
     """One network computes on the sum of all members and answers for everybody."""
 
     name = "superposition"
+    rank = 3
     version = 2
 
     def network(self, given: Given, width: int) -> GroupNetwork:
