@@ -41,7 +41,7 @@ def fixed(policies: Series) -> Series:
 def _rows(path: Path) -> list[dict[str, Any]]:
     """Return the rows of places of which p99.9 tells how policies differ."""
     rows = sweep.read_rows(path)
-    return [row for row in rows if row["cell"]["stragglers"] != AT_THE_EDGE]
+    return [row for row in rows if row["stragglers"] != AT_THE_EDGE]
 
 
 def choosing(path: Path) -> str:
@@ -124,7 +124,7 @@ def _quiet(found: Iterable[Mapping[str, Any]]) -> list[str]:
     """Return what `auto` costs where nobody straggles."""
     rows = {}
     for row in found:
-        cell = sweep.Cell(**row["cell"])
+        cell = sweep.Point.of(row)
         if cell.stragglers == QUIET and cell.policy in (AUTO.name, UNCODED.name):
             rows[cell] = Series({k: row[k] for k in ("p50_ms", "p99_ms", "work_per_query")})
     ratios = [

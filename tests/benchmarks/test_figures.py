@@ -135,11 +135,9 @@ def test_the_command_measures_a_bundle_and_writes_the_pages(
 def test_every_bar_and_its_label_are_those_of_the_policy_at_their_height() -> None:
     """Compared with the rows, so that no label is swapped, or lies over another."""
     rows = [json.loads(line) for line in (RESULTS / "policies.jsonl").read_text().splitlines()]
-    here = [
-        row for row in rows if (row["cell"]["stragglers"], row["cell"]["batch"]) == ("pareto", 10)
-    ]
+    here = [row for row in rows if (row["stragglers"], row["batch"]) == ("pareto", 10)]
     here[0] |= {"p999_ms": None, "p999_ms_95": None}
-    late = {row["cell"]["policy"]: row["p999_ms"] for row in here}
+    late = {row["policy"]: row["p999_ms"] for row in here}
     frame = sweep.frame_of(rows)
     extra = {
         name: abs(round(100 * (own.mean() - 1), 1)) for name, own in frame.groupby("policy")["work"]

@@ -155,7 +155,7 @@ def test_a_sweep_leaves_out_guesses_that_its_bundle_cannot_make(
     sweep = {"base": base, "loads": [0.3], "stragglers": ["none"]}
     path.write_text(json.dumps(sweep))
     assert call("simulate", path, "--out", out).code == 0
-    found = {json.loads(line)["cell"]["policy"] for line in out.read_text().splitlines()}
+    found = {json.loads(line)["policy"] for line in out.read_text().splitlines()}
     assert found == set(SERVED) - {"coded+guess"}
     path.write_text(json.dumps({**sweep, "policies": ["coded", "coded+guess"]}))
     outcome = call("simulate", path, "--out", out)

@@ -17,7 +17,7 @@ from codedinvnet.simulation.picture import draw_map
 from codedinvnet.simulation.sweep import (
     BY_CLOSENESS,
     NOBODY,
-    Cell,
+    Point,
     Sweep,
     by_policy,
     frame_of,
@@ -45,7 +45,7 @@ def row(load: float, policy: str, late: float | None, **cell: Any) -> dict[str, 
     interval = None if late is None else [0.9 * late, 1.1 * late]
     work = {"uncoded": 1.0, "hedge": 1.05, "coded": 1.1}.get(policy, 2.0)
     figures = {"p999_ms": late, "p999_ms_95": interval, "work_per_query": work}
-    return {"cell": place, **figures, "decoded_share": 0.0, "scenario": {}}
+    return {**place, **figures, "decoded_share": 0.0, "settings": {"scenario": {}}}
 
 
 ROWS = [
@@ -82,8 +82,9 @@ def test_what_the_runs_of_a_place_cannot_be_trusted_for() -> None:
     def run(policy: str, stragglers: str, qps: float, drifting: bool = False) -> dict[str, Any]:
         cause = [{"kind": "hang", "probability": 0.001}] if stragglers == "hung" else []
         given = {"queries": 2000, "arrivals": {"qps": qps}, "service": 10, "policy": "uncoded"}
-        told = {"scenario": given | {"stragglers": cause, "hang_timeout_ms": 900}}
-        return row(0.2, policy, 50.0, stragglers=stragglers) | told | {"drifting": drifting}
+        settings = {"scenario": given | {"stragglers": cause, "hang_timeout_ms": 900}}
+        more = {"settings": settings, "drifting": drifting}
+        return row(0.2, policy, 50.0, stragglers=stragglers) | more
 
     policies = ("uncoded", "hedge")
     rows = [run(policy, "hung", 500) for policy in policies]  # for 4 s, with a hang each 2 s
@@ -105,11 +106,12 @@ def test_rows_are_kept_and_the_rest_is_simulated(tmp_path: Path) -> None:
     assert read_rows(out) == rows
     assert all(row["commit"] and row["machine"] and row["began"] for row in rows)
     for row in rows:
-        assert row["scenario"]["arrivals"]["qps"] == pytest.approx(row["cell"]["load"] * 600)
+        given = row["settings"]["scenario"]
+        assert given["arrivals"]["qps"] == pytest.approx(row["load"] * 600)
     lines = out.read_text().splitlines()
     out.write_text("\n".join(lines[:10]) + "\n" + lines[10][:50])  # and one that was being written
     again = run_sweep(SWEEP, out)
-    assert [(r["cell"], r["p999_ms"]) for r in again] == [(r["cell"], r["p999_ms"]) for r in rows]
+    assert [(r["key"], r["p999_ms"]) for r in again] == [(r["key"], r["p999_ms"]) for r in rows]
     assert out.read_text().splitlines()[:10] == lines[:10]
     wider = SWEEP.model_copy(update={"loads": (0.2, 0.5, 0.7)})
     assert len(run_sweep(wider, out)) == len(read_rows(out)) == 24
@@ -122,7 +124,7 @@ def test_the_places_of_shipped_rows_have_the_draws_that_they_had() -> None:
     assert sweep is not None
     seeds = {cell: found.seed for cell, found in sweep.scenarios()}
     rows = read_rows(root / "docs" / "results" / "two-losses.jsonl")
-    kept = {Cell(**row["cell"]): row["scenario"]["seed"] for row in rows}
+    kept = {Point.of(row): row["settings"]["scenario"]["seed"] for row in rows}
     assert kept.items() >= seeds.items()
 
 
@@ -200,7 +202,7 @@ def test_the_small_backup_is_a_code_of_its_own(tmp_path: Path) -> None:
     found = {cell.policy: (given.policy, given.method) for cell, given in sweep.scenarios()}
     assert found == {"coded": ("coded", "coded-invnet"), "small-backup": ("coded", "small-backup")}
     rows = run_sweep(sweep, tmp_path / "rows.jsonl")
-    assert {row["cell"]["policy"] for row in rows if "accuracy" in row} == {"coded"}
+    assert {row["policy"] for row in rows if "accuracy" in row} == {"coded"}
     with pytest.raises(ValueError, match="'backup' is not one of uncoded"):
         Sweep.model_validate(raw | {"policies": ["backup"]})
 
@@ -232,6 +234,6 @@ def test_files_that_hold_no_sweep(tmp_path: Path) -> None:
     assert parse_sweep(read_json(path), path) is None
     rows = tmp_path / "rows.jsonl"
     rows.write_text(json.dumps({"schema_version": 1, "kind": "latency"}) + "\n")
-    with pytest.raises(UserError, match=r"rows.jsonl, line 1 is no row of a sweep"):
+    with pytest.raises(UserError, match=r"rows.jsonl, line 1: "):
         read_rows(rows)
     assert read_rows(tmp_path / "nothing") == []

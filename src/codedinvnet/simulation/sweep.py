@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
@@ -13,11 +12,10 @@ from typing import Annotated, Any, NamedTuple
 from pandas import DataFrame, concat
 from pydantic import Field, field_validator
 
-from codedinvnet import rows as results
-from codedinvnet import study
 from codedinvnet.codes.registry import find_method
 from codedinvnet.config import Positive, Section, validated
 from codedinvnet.errors import UserError
+from codedinvnet.evaluation import grid
 from codedinvnet.files import check_writable
 from codedinvnet.serving.policies import SERVED, in_order, served_as
 from codedinvnet.simulation.engine import accuracy_of
@@ -32,13 +30,22 @@ NOBODY = "none"
 """Wins where one answer in a thousand never comes, whatever the policy."""
 
 
-class Cell(NamedTuple):
+KIND = "simulation"
+"""The experiment of a sweep's rows."""
+
+
+class Point(NamedTuple):
     """One place in the grid."""
 
     stragglers: str
     batch: int
     load: float
     policy: str
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> Point:
+        """Return the place of a row."""
+        return cls(*(row[name] for name in cls._fields))
 
 
 class Sweep(Section):
@@ -68,7 +75,7 @@ class Sweep(Section):
                 raise ValueError(str(error)) from error
         return policies
 
-    def scenarios(self) -> Iterator[tuple[Cell, Scenario]]:
+    def scenarios(self) -> Iterator[tuple[Point, Scenario]]:
         """Yield every cell with its scenario.
 
         The policies of a place (stragglers, batch, load) meet the same draws, which are its own.
@@ -84,13 +91,13 @@ class Sweep(Section):
             named = f"{model}, {variant}" if variant else model
             scenario = base.updated(
                 **served_as(policy).scenario,
-                seed=results.seed_of(base.seed, named, batch, load),
+                seed=grid.seed_of(base.seed, named, batch, load),
                 batch=batch,
                 queries=max(base.queries, self.requests * batch),
                 qps=load * base.capacity_qps,
                 stragglers=[cause.model_dump() for cause in causes],
             )
-            yield Cell(named, batch, load, policy), scenario
+            yield Point(named, batch, load, policy), scenario
 
 
 def parse_sweep(raw: Any, path: Path) -> Sweep | None:
@@ -144,27 +151,22 @@ def run_sweep(sweep: Sweep, out: Path) -> list[dict[str, Any]]:
     accuracy = accuracy_of(sweep.base)
     # In the rows, too: a bundle of that name may have others one day.
     sweep = sweep.model_copy(update={"base": sweep.base.updated(accuracy=accuracy.model_dump())})
-    jobs = {}
-    for cell, scenario in sweep.scenarios():
+    cells = []
+    for point, scenario in sweep.scenarios():
         scenario.check_accuracy(accuracy)
-        name = f"{cell.stragglers}, {cell.policy} at {cell.load:.0%}"
-        dumped = scenario.model_dump(mode="json", exclude_defaults=True)
-        header: dict[str, Any] = {"cell": cell._asdict(), "scenario": dumped}
+        settings: dict[str, Any] = {
+            "scenario": scenario.model_dump(mode="json", exclude_defaults=True)
+        }
         if digest := find_method(scenario.method).digest:
-            header["method_digest"] = digest  # its rules may be others one day
-        job = study.Job(name, header, partial(simulate, scenario, accuracy))
-        jobs[_key(header)] = job
-    done = {_key(row) for row in read_rows(out) if study.finished(row)}
+            settings["method_digest"] = digest  # its rules may be others one day
+        measure = partial(simulate, scenario, accuracy)
+        name = f"{point.stragglers}, {point.policy} at {point.load:.0%}"
+        cells.append(grid.Cell(KIND, point._asdict(), settings, measure, name))
     check_writable(out)
-    counts = study.run([job for key, job in jobs.items() if key not in done], out, "sweep")
-    study.refuse_failures(counts["failed"], "of the runs", out)
-    found = {_key(row): row for row in read_rows(out)}
-    return [found[key] for key in jobs]
-
-
-def _key(row: Mapping[str, Any]) -> str:
-    known = ("cell", "scenario", "method_digest")
-    return json.dumps([row.get(name) for name in known], sort_keys=True)
+    counts = grid.resume(cells, out)
+    grid.refuse_failures(counts["failed"], "of the runs", out)
+    found = {row["key"]: row for row in read_rows(out)}
+    return [found[cell.key] for cell in cells]
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -173,27 +175,23 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     Raises:
         UserError: if the file holds anything else.
     """
-    rows = results.read_rows(path)
-    for number, row in enumerate(rows, start=1):
-        if "cell" not in row or not isinstance(row.get("scenario"), dict):
-            raise UserError(f"{path}, line {number} is no row of a sweep")
-    return rows
+    return grid.read_rows(path, KIND)
 
 
 def warnings_of(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     """Return a line for what a place's runs cannot be trusted for: overload, or few rare events."""
-    cells = {Cell(**row["cell"]): row for row in rows}
+    points = {Point.of(row): row for row in rows}
     found: dict[str, list[str]] = {}
-    for cell, row in cells.items():
-        scenario = parse_scenario(row["scenario"], "a row's scenario")
+    for point, row in points.items():
+        scenario = parse_scenario(row["settings"]["scenario"], "a row's scenario")
         seconds = scenario.queries / scenario.arrivals.qps  # the same for all policies
-        place = f"{cell.stragglers}, {cell.batch}, {cell.load:.0%}: "
+        place = f"{point.stragglers}, {point.batch}, {point.load:.0%}: "
         for note in (
             *overload(scenario, row["drifting"]),
             *too_short(seconds, rarest(scenario, scenario.workers)),
         ):
-            found.setdefault(place + note, []).append(cell.policy)
-    every = {cell.policy for cell in cells}
+            found.setdefault(place + note, []).append(point.policy)
+    every = {point.policy for point in points}
     return [
         line if {*own} == every else f"{line} ({', '.join(own)})" for line, own in found.items()
     ]
@@ -211,8 +209,8 @@ def frame_of(rows: Iterable[Mapping[str, Any]]) -> DataFrame:
     lines = {}
     for row in rows:
         low, high = row["p999_ms_95"] or (math.nan, math.nan)
-        lines[tuple(row["cell"].items())] = {
-            **row["cell"],
+        lines[Point.of(row)] = {
+            **Point.of(row)._asdict(),
             "p999": latency_of(row["p999_ms"]),
             "low": low,
             "high": high,
