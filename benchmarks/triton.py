@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -161,6 +162,7 @@ class Triton:
     def kill(self) -> None:
         """End it, and its model's processes, as a crash does."""
         if self.process is not None:
-            os.killpg(self.process.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # it may have crashed
+                os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
             self.process = None

@@ -52,7 +52,7 @@ async def main() -> None:
     print("one server:", await measure(None, urls[0]))
     transport = HedgingTransport(urls)
     print("hedged:    ", await measure(transport, "http://model"))
-    print(dict(transport.stats))
+    print("copies:    ", dict(transport.hedges))
     for server in servers:
         server.close()
     await asyncio.sleep(STALL + 0.1)  # what is late ends

@@ -92,7 +92,7 @@ async def load(asking: httpx.AsyncClient, kind: Replica, over: asyncio.Event) ->
     return told
 
 
-@pytest.mark.parametrize("front", ["transport"])
+@pytest.mark.parametrize("front", ["gateway", "transport"])
 async def test_a_stop_and_a_kill_lose_nothing(front: str, replicas: list[Replica]) -> None:
     first, second = replicas
     over = asyncio.Event()

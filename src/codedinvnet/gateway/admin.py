@@ -51,6 +51,8 @@ class Admin:
         self.dispatcher, self.routes, self.memory = dispatcher, routes, memory
         self.names, self.is_guarded = names, is_guarded
         self.servers: list[GatewayServer] = []
+        self.others: list[Dispatcher] = []
+        """Of upstreams over gRPC."""
         self.is_draining = False
         self._page = (files("codedinvnet.gateway") / "page.html").read_bytes()
 
@@ -63,7 +65,8 @@ class Admin:
         if path == "/livez":
             return Reply(200, b'{"live":true}')
         if path == "/readyz":
-            ready = self.dispatcher.cluster.is_ready and not self.is_draining
+            clusters = [self.dispatcher.cluster, *(other.cluster for other in self.others)]
+            ready = any(cluster.is_ready for cluster in clusters) and not self.is_draining
             return Reply(200, b'{"ready":true}') if ready else error(503, "no upstream is up")
         if path == "/metrics":
             self.update_gauges()

@@ -146,6 +146,12 @@ class GatewayOptions(Options):
         return tuple(url for url in self.upstream if not url.removeprefix(DNS).startswith(GRPC))
 
     @property
+    def grpc_upstreams(self) -> tuple[str, ...]:
+        """The upstreams that are reached over gRPC, as if they were over HTTP."""
+        urls = (url for url in self.upstream if url.removeprefix(DNS).startswith(GRPC))
+        return tuple(url.replace("grpc", "http", 1) for url in urls)
+
+    @property
     def has_fallback(self) -> bool:
         """Whether late requests are sent to a cheaper server."""
         return self.fallback is not None or self.protection is not None

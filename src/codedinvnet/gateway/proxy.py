@@ -6,18 +6,18 @@ import json
 import logging
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from codedinvnet.gateway.attempts import HttpAttempt
 from codedinvnet.gateway.calls import Attempt, Call
 from codedinvnet.gateway.cluster import Endpoint
+from codedinvnet.gateway.memory import Memory
 from codedinvnet.gateway.routes import Route, size_class
 from codedinvnet.net.http1 import Fields, RequestHead, ResponseHead, write_fields
 from codedinvnet.net.logs import Quiet
 
 if TYPE_CHECKING:
     from codedinvnet.gateway.dispatcher import Dispatcher
-    from codedinvnet.gateway.server import ClientConnection
     from codedinvnet.gateway.tokens import UpstreamToken
 
 OUTCOME = b"codedinvnet-outcome"
@@ -26,6 +26,34 @@ SLOW = 1.0
 """Seconds after which a request is logged with its attempts."""
 NOT_PASSED_ON = (b"host", b"content-length", b"expect", b"x-hedge")
 slow_requests, failed_requests = Quiet(), Quiet()
+
+
+class Client(Protocol):
+    """Gets the answer to a call."""
+
+    memory: Memory
+
+    def respond(
+        self,
+        head: ResponseHead,
+        added: Fields,
+        body: Sequence[bytes],
+        trailers: Fields,
+        is_complete: bool,
+    ) -> None:
+        """Take an answer's beginning, or all of it; otherwise its other parts follow."""
+
+    def send_body(self, data: bytes) -> None:
+        """Take the next part of the body."""
+
+    def end_body(self, trailers: Fields) -> None:
+        """Take note that the body is complete."""
+
+    def abort(self) -> None:
+        """Take note that the rest will not come."""
+
+    def refuse(self, status: int, reason: str, retry_after: int = 0) -> None:
+        """Take an error of the gateway's own."""
 
 
 class HttpCall(Call):
@@ -48,7 +76,7 @@ class HttpCall(Call):
 
     def __init__(
         self,
-        client: ClientConnection,
+        client: Client,
         head: RequestHead,
         body: Sequence[bytes],
         trailers: Fields,

@@ -8,7 +8,9 @@ import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import uvloop
 
@@ -22,6 +24,7 @@ from codedinvnet.gateway.dispatcher import Dispatcher, Refused
 from codedinvnet.gateway.memory import Memory
 from codedinvnet.gateway.metrics import GatewayMetrics
 from codedinvnet.gateway.options import GatewayOptions
+from codedinvnet.gateway.protection import BackupServer
 from codedinvnet.gateway.proxy import HttpCall
 from codedinvnet.gateway.routes import Route, Routes, is_stateful, is_stateful_later, must_look
 from codedinvnet.gateway.server import FULL, ClientConnection, GatewayServer, Reply
@@ -41,6 +44,9 @@ from codedinvnet.net.listening import (
 from codedinvnet.net.logs import log_event
 from codedinvnet.net.resolve import Resolver
 from codedinvnet.scheduler.settings import Rules, pending_limit
+
+if TYPE_CHECKING:
+    from codedinvnet.gateway.grpc import GrpcServer
 
 PLACES = 32
 """Upstreams that there may be, at least, if they come and go."""
@@ -267,6 +273,9 @@ class RunningGateway:
         self._background = Background()
         self.dispatcher: Dispatcher | None = None
         self.admin: Admin | None = None
+        self.grpc: GrpcServer | None = None
+        self.grpc_port = 0
+        self.backup: BackupServer | None = None
 
     def open_client(self, url: str) -> HttpClient:
         """Return what sends requests to an upstream."""
@@ -282,10 +291,11 @@ class RunningGateway:
             if options.admin_port is not None:
                 own = bind(options.host, options.admin_port, "--admin-port")
             discovery = Discovery(options.http_upstreams, options.upstreams_file, self.resolver)
-            urls, lacking = await discovery.urls()
+            given = options.http_upstreams or options.upstreams_file
+            urls, lacking = await discovery.urls() if given else ([], "")
             if lacking:
                 log_event("upstreams are looked for", logging.WARNING, reason=lacking)
-            places = max(PLACES, len(urls)) if discovery.changes else len(urls)
+            places = max(PLACES, len(urls)) if discovery.changes else max(1, len(urls))
             self.dispatcher = self._dispatcher(urls, places)
             await self.dispatcher.start()
         except BaseException:
@@ -295,6 +305,7 @@ class RunningGateway:
         guarded = self.token.is_needed or options.host in LOOPBACK
         admin = Admin(self.dispatcher, self.routes, self.memory, options.policies, guarded)
         self.admin = admin
+        await self._start_grpc(admin)
         shared = None if own is not None else admin
         handler = Gateway(
             self.dispatcher, self.routes, self.memory, shared, self.token, self.upstream_token
@@ -314,11 +325,50 @@ class RunningGateway:
 
     def _dispatcher(self, urls: Sequence[str], places: int) -> Dispatcher:
         options = self.options
-        cluster = Cluster(self.open_client, places, self.metrics, options.health, options.fallback)
+        fallback = options.fallback
+        if options.protection is not None:
+            self.backup = BackupServer(options.protection, options.deadline_ms)
+            fallback = self.backup.url
+        cluster = Cluster(self.open_client, places, self.metrics, options.health, fallback)
         cluster.fill(urls)
         cancel = None if options.cancel is None else options.cancel == "close"
         rules = rules_of(options, places)
         return Dispatcher(rules, cluster, self.metrics, options.deadline, cancel)
+
+    async def _start_grpc(self, admin: Admin) -> None:
+        """Listen for clients over gRPC, if there is a port for them."""
+        options = self.options
+        if options.grpc_port is None:
+            return
+        from codedinvnet.gateway import grpc
+
+        discovery = grpc.GrpcDiscovery(options.grpc_upstreams, None, self.resolver)
+        urls, lacking = await discovery.urls()
+        if lacking:
+            log_event("upstreams are looked for", logging.WARNING, reason=lacking)
+        places = max(PLACES, len(urls)) if discovery.changes else len(urls)
+        roots = None if options.upstream_ca is None else options.upstream_ca.read_bytes()
+
+        def open_client(url: str) -> Any:
+            return grpc.GrpcClient(url, roots)
+
+        cluster = grpc.GrpcCluster(open_client, places, self.metrics)
+        cluster.fill(urls)
+        rules = replace(rules_of(options, places), workers=places, backups=0)
+        cancels = options.cancel == "close"
+        dispatcher = Dispatcher(rules, cluster, self.metrics, options.deadline, cancels)
+        await dispatcher.start()
+        admin.others.append(dispatcher)
+        routes = Routes((*options.hedge, *grpc.REPEATABLE), options.no_hedge, self.metrics)
+        token, upstream_token = self.token, self.upstream_token
+        self.grpc = grpc.GrpcServer(dispatcher, routes, self.memory, token, upstream_token)
+        certificate = self.certificate
+        self.grpc_port = await self.grpc.start(
+            options.host, options.grpc_port, options.body, certificate
+        )
+        log_event("gRPC", host=options.host, port=self.grpc_port)
+        if discovery.changes:
+            self._background.spawn(follow(discovery, cluster))
 
     async def _listen(self, listener: socket.socket, server: GatewayServer) -> str:
         context = None
@@ -349,8 +399,13 @@ class RunningGateway:
             server.announce_draining()
         grace = self.options.deadline + GRACE
         await asyncio.gather(*(server.stop(grace) for _, server in self._servers))
+        if self.grpc is not None:
+            await self.grpc.stop(grace)
+            await self.grpc.dispatcher.stop()
         if self.dispatcher is not None:
             await self.dispatcher.stop()
+        if self.backup is not None:
+            await self.backup.stop()
         await self._background.stop()
         if self.url:
             log_event("stopped")

@@ -1,0 +1,350 @@
+"""gRPC: unary calls of any method, passed on from clients to upstreams byte for byte.
+
+Calls of the Open Inference Protocol are hedged as over HTTP, and those of other services where
+`--hedge 'POST /package.Service/Method'` names them. Streaming methods are not supported.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+from codedinvnet.errors import UserError, described
+from codedinvnet.gateway.attempts import HOLD, SIGNS, UNSURE
+from codedinvnet.gateway.calls import Attempt, Call, Cause, Failure
+from codedinvnet.gateway.cluster import PERIOD, PROBE_TIMEOUT, Cluster, Endpoint
+from codedinvnet.gateway.discovery import Discovery
+from codedinvnet.gateway.dispatcher import Dispatcher, Refused
+from codedinvnet.gateway.memory import Memory
+from codedinvnet.gateway.routes import Routes, size_class
+from codedinvnet.gateway.tokens import ClientToken, UpstreamToken
+from codedinvnet.net.client import CONNECT_TIMEOUT, parse_origin
+from codedinvnet.net.grpc import grpc, renewed_credentials, settings
+from codedinvnet.net.tls import Certificate
+
+V2 = "/inference.GRPCInferenceService/"
+_COMPUTED = "ModelInfer ModelMetadata ModelReady ServerLive ServerMetadata ServerReady"
+REPEATABLE = tuple(f"POST {V2}{method}" for method in _COMPUTED.split())
+"""Calls that only compute an answer."""
+STREAMING = frozenset({f"{V2}ModelStreamInfer", "/grpc.health.v1.Health/Watch"})
+HEALTH, HEALTHY, NOT_SERVING = "/grpc.health.v1.Health/Check", b"\x08\x01", b"\x08\x02"
+"""The gateway answers this for itself."""
+STATEFUL = b"sequence_id", b"shared_memory_region"
+"""A message with one of these must not be sent twice."""
+FAILURES = frozenset(
+    {"ABORTED", "CANCELLED", "DATA_LOSS", "DEADLINE_EXCEEDED", "INTERNAL", "NOT_FOUND"}
+    | {"RESOURCE_EXHAUSTED", "UNAVAILABLE", "UNKNOWN"}
+)
+"""Codes by which an upstream fails a call that another may answer."""
+BROKEN = ("Socket closed", "onnection reset", "recvmsg", "GOAWAY", "Broken pipe")
+"""How gRPC tells that a connection broke while a call was under way."""
+CODES = {502: grpc.StatusCode.UNAVAILABLE, 504: grpc.StatusCode.DEADLINE_EXCEEDED}
+CHANNEL = settings(
+    max_send_message_length=-1, max_receive_message_length=-1, max_metadata_size=1 << 20,
+    initial_reconnect_backoff_ms=100, min_reconnect_backoff_ms=1000,
+    max_reconnect_backoff_ms=1000, enable_retries=0, enable_http_proxy=0,
+    use_local_subchannel_pool=1,
+)  # fmt: skip
+READ_TIMEOUT, READS = 60.0, 32
+"""Seconds in which a client's message must be here, and messages that are read at once."""
+HANDSHAKE = 60.0
+"""Seconds after which a server may close a connection on which nothing was sent."""
+Metadata: TypeAlias = "Sequence[tuple[str, str | bytes]]"
+
+
+class Answer(NamedTuple):
+    """What an upstream said."""
+
+    code: Any
+    body: bytes = b""
+    details: str = ""
+    initial: Metadata = ()
+    trailing: Metadata = ()
+
+
+def _pairs(metadata: Any) -> Metadata:
+    """Return metadata without gRPC's own."""
+    return tuple(pair for pair in metadata or () if not pair[0].startswith("grpc-"))
+
+
+class GrpcDiscovery(Discovery):
+    """Finds the upstreams' URLs, as over HTTP, whose schemes they have meanwhile."""
+
+    async def urls(self) -> tuple[list[str], str]:
+        found, lacking = await super().urls()
+        return [f"grpc{url.removeprefix('http')}" for url in found], lacking
+
+
+class GrpcClient:
+    """A channel to one upstream, at grpc://HOST:PORT, or grpcs:// for TLS.
+
+    Args:
+        url: of the upstream.
+        roots: certificates to trust, PEM; None: those that gRPC carries.
+    """
+
+    def __init__(self, url: str, roots: bytes | None = None) -> None:
+        self.loop, self.origin = asyncio.get_running_loop(), parse_origin(f"http{url[4:]}")
+        host, port = self.origin.host, self.origin.port
+        target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        if self.origin.scheme == "https":
+            named = (("grpc.ssl_target_name_override", self.origin.name),)
+            credentials = grpc.ssl_channel_credentials(roots)
+            self.channel = grpc.aio.secure_channel(target, credentials, (*CHANNEL, *named))
+        else:
+            self.channel = grpc.aio.insecure_channel(target, CHANNEL)
+
+    async def connected(self) -> None:
+        """Return when a call can be written.
+
+        Raises:
+            OSError: if there is no connection in time.
+        """
+        states, end = grpc.ChannelConnectivity, self.loop.time() + CONNECT_TIMEOUT
+        while (state := self.channel.get_state(try_to_connect=True)) is not states.READY:
+            left = end - self.loop.time()
+            if state is states.TRANSIENT_FAILURE or left <= 0:
+                raise OSError("no connection")
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self.channel.wait_for_state_change(state), left)
+
+    async def ask(
+        self, method: str, message: bytes, metadata: Metadata = (), seconds: float | None = None
+    ) -> Answer:
+        """Return what an upstream says, an error too."""
+        call = self.channel.unary_unary(method)(message, metadata=metadata, timeout=seconds)
+        try:
+            body = await call
+        except grpc.aio.AioRpcError as error:
+            told = error.initial_metadata(), error.trailing_metadata()
+            return Answer(error.code(), b"", error.details() or "", *map(_pairs, told))
+        told = await call.initial_metadata(), await call.trailing_metadata()
+        return Answer(grpc.StatusCode.OK, body, "", *map(_pairs, told))
+
+    def close_idle(self) -> None:
+        """Do nothing: on a shared connection each answer knows its call."""
+
+    def close(self) -> None:
+        """Close the channel once its calls have ended."""
+        self._closing = self.loop.create_task(self.channel.close(grace=READ_TIMEOUT))
+
+
+class GrpcCluster(Cluster):
+    """Upstreams over gRPC."""
+
+    async def _probe(self, endpoint: Endpoint) -> str:
+        client: Any = endpoint.client
+        answer = await client.ask(f"{V2}ServerReady", b"", seconds=PROBE_TIMEOUT)
+        if answer.code is grpc.StatusCode.UNIMPLEMENTED:  # another service
+            return ""
+        if answer.code is not grpc.StatusCode.OK:
+            return str(answer.details or answer.code.name)
+        return "" if answer.body == HEALTHY else "it is not ready"
+
+    async def _until_restart(self, endpoint: Endpoint) -> None:
+        """Return once the server closed a connection on which nothing is sent, or refuses one."""
+        client: Any = endpoint.client
+        host, port = client.origin.host, client.origin.port
+        kept: asyncio.StreamWriter | None = None
+        while self.is_here(endpoint):
+            try:
+                reader, writer = await asyncio.open_connection(host, port)
+            except ConnectionRefusedError:
+                break
+            except OSError:  # it may be stopped
+                await asyncio.sleep(PERIOD)
+                continue
+            if kept is not None:
+                kept.close()
+            kept, until = writer, client.loop.time() + HANDSHAKE  # before the server gives it up
+            try:
+                while await asyncio.wait_for(reader.read(1024), until - client.loop.time()):
+                    pass
+                break
+            except asyncio.TimeoutError:
+                continue
+            except OSError:
+                break
+        if kept is not None:
+            kept.close()
+
+
+class GrpcCall(Call):
+    """A client's unary call: a serialized message, and metadata as upstreams get them."""
+
+    __slots__ = ("answered", "dispatcher", "message", "metadata", "method")
+
+    def __init__(self, server: GrpcServer, method: str, message: bytes, context: Any) -> None:
+        own, sent = server.upstream_token, context.invocation_metadata() or ()
+        hidden = {"x-hedge", "user-agent"} | (set() if own is None else {"authorization"})
+        metadata = [pair for pair in sent if pair[0] not in hidden and pair[0][:5] != "grpc-"]
+        if own is not None and own.field:
+            metadata.append(("authorization", own.field.decode().partition(": ")[2].strip()))
+        route = server.routes.find(b"POST", method.encode())
+        repeatable = route.is_repeatable and ("x-hedge", "off") not in map(tuple, sent)
+        repeatable = repeatable and not any(word in message for word in STATEFUL)
+        left, most = context.time_remaining(), server.dispatcher.deadline
+        deadline = time.monotonic() + (most if left is None else min(left, most))
+        super().__init__(route, repeatable, size_class(len(message)), deadline, server.memory)
+        self.dispatcher, self.method = server.dispatcher, method
+        self.message, self.metadata, self.size = message, metadata, len(message)
+        server.memory.take(self.size)
+        self.answered: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+
+    def attempt(self, endpoint: Endpoint, number: int) -> GrpcAttempt:
+        return GrpcAttempt(self, endpoint, number)
+
+    def answer(self, attempt: Attempt) -> None:
+        assert isinstance(attempt, GrpcAttempt)
+        self._end(attempt.answer, "direct")
+
+    def fail(self, status: int, reason: str, retry_after: int = 0) -> None:
+        last = None if self.last is None else self.last.reply
+        if status == 504 or not isinstance(last, Answer):
+            last = Answer(CODES.get(status, grpc.StatusCode.INTERNAL), details=reason)
+        self._end(last, "deadline" if status == 504 else "failed")
+
+    def _end(self, answer: Answer, outcome: str) -> None:
+        self.route.count(outcome)
+        if not self.answered.done():
+            self.answered.set_result(answer)
+        self.end()
+
+    def break_off(self) -> None:
+        """Do nothing: no unary answer is a stream."""
+
+
+class GrpcAttempt(Attempt):
+    """Sends a call to an endpoint."""
+
+    call: GrpcCall
+    __slots__ = ("_task", "answer", "call")
+    is_stream = False
+
+    def start(self) -> None:
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    async def _run(self) -> None:
+        call, dispatcher = self.call, self.call.dispatcher
+        client: Any = self.endpoint.client
+        try:
+            await client.connected()
+        except OSError as error:
+            self._failed(Cause.UNSENT, described(error))
+            return
+        self.is_written = call.written = True
+        seconds = max(0.001, call.deadline - time.monotonic()) if dispatcher.cancels else None
+        answer = self.answer = await client.ask(call.method, call.message, call.metadata, seconds)
+        name, said, is_ok = answer.code.name, answer.details, answer.code is grpc.StatusCode.OK
+        if any(sign.decode() in said for sign in SIGNS):
+            self.endpoint.distrust(f"it said: {said[:200]}")
+        elif time.monotonic() - self.began > UNSURE:  # its upstream may be found out
+            await asyncio.sleep(HOLD)
+        if self.is_done:
+            return
+        self.status = 200 if is_ok else 400
+        broken = name == "UNAVAILABLE" and any(words in said for words in BROKEN)
+        if name in FAILURES and (call.repeatable or broken):
+            cause = Cause.BROKEN if broken else Cause.STATUS
+            self._failed(cause, f"{name}: {said[:200]}", answer)
+        else:
+            dispatcher.answered(self, is_ok, True)
+
+    def _failed(self, cause: Cause, reason: str, answer: Answer | None = None) -> None:
+        told = f"{self.endpoint.url}: {reason}"
+        self.call.dispatcher.failed(self, Failure(cause, told, answer))
+
+    def leave(self) -> None:
+        """Let it end: some versions of Triton crash when calls are cancelled."""
+
+    def abort(self) -> None:
+        self._task.cancel()
+
+
+class GrpcServer(grpc.GenericRpcHandler):  # type: ignore[misc]
+    """The gateway's side that clients over gRPC see; its arguments are those of `Gateway`."""
+
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        routes: Routes,
+        memory: Memory,
+        token: ClientToken,
+        upstream_token: UpstreamToken | None = None,
+    ) -> None:
+        self.dispatcher, self.routes, self.memory = dispatcher, routes, memory
+        self.token, self.upstream_token = token, upstream_token
+        self._turns = asyncio.Semaphore(READS)
+
+    async def start(
+        self, host: str, port: int, most_body: int, certificate: Certificate | None
+    ) -> int:
+        """Listen, and return the port.
+
+        Raises:
+            UserError: if the address is taken, or not this machine's.
+        """
+        options = settings(
+            max_send_message_length=-1, max_receive_message_length=min(most_body, 2**31 - 1),
+            so_reuseport=0, **{"http2.lookahead_bytes": 1 << 16, "http2.bdp_probe": 0},
+        )  # fmt: skip
+        self._server = grpc.aio.server(handlers=(self,), options=options)
+        where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        try:
+            found: int
+            if certificate is None:
+                found = self._server.add_insecure_port(where)
+            else:
+                found = self._server.add_secure_port(where, renewed_credentials(certificate))
+        except RuntimeError as error:
+            raise UserError(f"--grpc-port: cannot listen on {where}") from error
+        await self._server.start()
+        return found
+
+    async def stop(self, seconds: float) -> None:
+        """Take no more calls, and wait for those that there are."""
+        await self._server.stop(seconds)
+
+    def service(self, details: Any) -> Any:
+        """Return what answers a method; its message is not read before that asks for it."""
+        method: str = details.method
+        if method in STREAMING:
+            return None
+
+        async def answer(_: Any, context: Any) -> bytes:
+            return await self._answer(method, context)
+
+        return grpc.stream_unary_rpc_method_handler(answer)
+
+    async def _answer(self, method: str, context: Any) -> bytes:
+        if method == HEALTH:
+            return HEALTHY if self.dispatcher.cluster.is_ready else NOT_SERVING
+        sent, codes = dict(context.invocation_metadata() or ()), grpc.StatusCode
+        if not self.token.is_right(str(sent.get("authorization", "")).encode()):
+            await context.abort(codes.UNAUTHENTICATED, "a token is needed: Bearer TOKEN")
+        async with self._turns:
+            if self.memory.is_full:
+                await context.abort(codes.UNAVAILABLE, "the gateway's memory is full")
+            message = await asyncio.wait_for(context.read(), READ_TIMEOUT)
+        if not isinstance(message, bytes):
+            await context.abort(codes.INVALID_ARGUMENT, "there is no message")
+        call = GrpcCall(self, method, message, context)
+        try:
+            self.dispatcher.submit(call)
+            answer = await call.answered
+        except Refused as refused:
+            call.end()
+            await context.abort(codes.UNAVAILABLE, str(refused))
+        except asyncio.CancelledError:
+            if not call.is_over:
+                call.route.count("cancelled")
+                self.dispatcher.cancel(call)
+            raise
+        await context.send_initial_metadata(answer.initial)
+        if answer.code is not codes.OK:
+            await context.abort(answer.code, answer.details, answer.trailing)
+        context.set_trailing_metadata(answer.trailing)
+        return answer.body

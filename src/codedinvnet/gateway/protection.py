@@ -1,0 +1,131 @@
+"""Serve a protection's small backup as the gateway's fallback: `codedinvnet serve` in a child.
+
+The gateway itself needs no PyTorch; the child does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from codedinvnet.errors import UserError
+from codedinvnet.net.logs import log_event
+from codedinvnet.processes import free_port
+
+DESCRIPTION = "protection.json"
+PAUSE = 1.0
+"""Seconds until a child that ended is started again."""
+STOP = 10.0
+"""Seconds that it has to stop."""
+LEAST = 1e-12
+"""The least probability of which a logarithm is taken."""
+
+
+def read_protection(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what a protection says of its model, and of the backup that it recommends.
+
+    Raises:
+        UserError: if the folder holds none, or it recommends none.
+    """
+    path = folder / DESCRIPTION
+    try:
+        found = json.loads(path.read_bytes())
+        model, name = found["model"], found["recommended"]
+        rows = {row["method"]: row for row in found["table"]}
+    except OSError as error:
+        raise UserError(f"--protection: cannot read {path}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"--protection: {path} is not a protection's description") from error
+    if name is None:
+        raise UserError(f"--protection: {folder} recommends no backup: {found.get('reason')}")
+    row = rows.get(name)
+    if row is None or not (folder / f"{name}.onnx").is_file():
+        raise UserError(f"--protection: {folder} has no backup {name!r}: run protect again")
+    return model, row
+
+
+def write_backup(folder: Path, out: Path) -> str:
+    """Write a protection's backup with the protected model's output; return the model's name.
+
+    Raises:
+        UserError: if there is none, or the package `onnx` is missing.
+    """
+    try:
+        import onnx
+        from onnx import TensorProto, helper
+    except ImportError as error:
+        raise UserError("--protection: pip install 'codedinvnet[onnx]'") from error
+    model, row = read_protection(folder)
+    given, _, kind = row["scores"].partition(":")
+    graph = (backup := onnx.load(folder / f"{row['method']}.onnx")).graph
+    output = next((each for each in graph.output if each.name == given), graph.output[0])
+    source = output.name
+    if kind == "probabilities" and model["kind"] == "logits":
+        graph.initializer.append(helper.make_tensor("least", TensorProto.FLOAT, (), [LEAST]))
+        graph.node.append(helper.make_node("Clip", [source, "least"], ["clipped"]))
+        graph.node.append(helper.make_node("Log", ["clipped"], [model["scores"]]))
+    else:
+        same = kind != "logits" or model["kind"] == "logits"
+        operation = "Identity" if same else "Softmax"
+        graph.node.append(helper.make_node(operation, [source], [model["scores"]]))
+    output.name = model["scores"]
+    onnx.save(backup, out)
+    name = str(model["source"]).rstrip("/").rpartition("/")[2].rpartition(":")[2]
+    return name.removesuffix(".onnx")
+
+
+class BackupServer:
+    """A child process that serves a protection's backup on loopback, and is started again.
+
+    Args:
+        folder: the protection's.
+        deadline_ms: see `GatewayOptions`.
+
+    Attributes:
+        url: of the server.
+    """
+
+    def __init__(self, folder: Path, deadline_ms: float) -> None:
+        self._scratch = tempfile.TemporaryDirectory()
+        port = free_port()
+        self.url = f"http://127.0.0.1:{port}"
+        try:
+            path = Path(self._scratch.name) / "backup.onnx"
+            name = write_backup(folder, path)
+        except BaseException:
+            self._scratch.cleanup()
+            raise
+        self._command = [sys.executable, "-m", "codedinvnet", "serve", str(path)]
+        self._command += ["--set", f"name={name}"]
+        self._command += ["--policy", "uncoded", "--workers", "1", "--port", str(port)]
+        self._command += ["--deadline-ms", str(deadline_ms)]
+        self._running = asyncio.get_running_loop().create_task(self._run())
+
+    async def _run(self) -> None:
+        while True:
+            child = await asyncio.create_subprocess_exec(
+                *self._command, stdout=asyncio.subprocess.DEVNULL
+            )
+            try:
+                code = await child.wait()
+            finally:
+                if child.returncode is None:
+                    child.terminate()
+                    with contextlib.suppress(asyncio.TimeoutError):
+                        await asyncio.wait_for(child.wait(), STOP)
+                    if child.returncode is None:
+                        child.kill()
+            log_event("the small backup's server ended", logging.ERROR, code=code)
+            await asyncio.sleep(PAUSE)
+
+    async def stop(self) -> None:
+        """End it."""
+        self._running.cancel()
+        await asyncio.gather(self._running, return_exceptions=True)
+        self._scratch.cleanup()

@@ -1,0 +1,98 @@
+"""The gateway in front of real gRPC servers: clients see what they see without it."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from tritonclient.utils import InferenceServerException
+
+from benchmarks.triton import RESNET, RESNET_CONFIG, Triton, is_installed
+from codedinvnet.processes import Running, free_port, running
+from tests.processes import served
+
+grpc = pytest.importorskip("tritonclient.grpc")
+NAME = "resnet"
+MODEL = """
+import torch
+
+class Resnet(torch.nn.Module):
+    def forward(self, input):
+        return input[:, 0, 0, :10] * 3 + 1
+
+def resnet():
+    return Resnet(), torch.zeros(1, 3, 32, 32)
+"""
+
+
+class Server(NamedTuple):
+    address: str
+    kill: Callable[[], None]
+
+
+@pytest.fixture(params=["serve", "triton"])
+def servers(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[list[Server]]:
+    """Two servers of one model."""
+    with ExitStack() as stack:
+        found = []
+        for name in "ab":
+            port = free_port()
+            if request.param == "serve":
+                (tmp_path / "resnet.py").write_text(MODEL)
+                options = ("--workers", "1", "--policy", "uncoded", "--grpc-port", str(port))
+                log = tmp_path / name
+                started: Running = stack.enter_context(
+                    served(f"{tmp_path}/resnet.py:resnet", *options, log=log)
+                )
+                found.append(Server(f"127.0.0.1:{port}", started.process.kill))
+            elif is_installed():
+                triton = Triton(tmp_path / name, NAME, RESNET_CONFIG, RESNET)
+                stack.callback(triton.kill)
+                triton.start()
+                found.append(Server(f"127.0.0.1:{triton.grpc}", triton.kill))
+            else:
+                pytest.skip("Triton is not installed: make triton")
+        yield found
+
+
+def test_a_client_over_grpc_and_a_kill(servers: list[Server], tmp_path: Path) -> None:
+    port = free_port()
+    command = [sys.executable, "-m", "codedinvnet", "gateway", "--port", "0"]
+    command += [word for one in servers for word in ("--upstream", f"grpc://{one.address}")]
+    with running(*command, "--grpc-port", str(port), log=tmp_path / "gateway.log"):
+        direct = grpc.InferenceServerClient(servers[0].address)
+        through = grpc.InferenceServerClient(f"127.0.0.1:{port}")
+
+        def ask(client: object, number: int, **how: object) -> np.ndarray:
+            x = np.full((1, 3, 32, 32), number, np.float32)
+            tensor = grpc.InferInput("input", list(x.shape), "FP32")
+            tensor.set_data_from_numpy(x)
+            found = client.infer(NAME, [tensor], request_id=str(number), **how)  # type: ignore[attr-defined]
+            assert found.get_response().id == str(number)
+            return np.asarray(found.as_numpy("output"))
+
+        with direct, through:
+            assert through.is_server_live()
+            assert through.is_model_ready(NAME)
+            own, other = (each.get_model_metadata(NAME, as_json=True) for each in (direct, through))
+            assert own == other
+            np.testing.assert_array_equal(ask(through, 7), ask(direct, 7))
+            ask(through, 7, compression_algorithm="gzip")
+            errors = []
+            for client in (direct, through):
+                with pytest.raises(InferenceServerException, match="nowhere") as error:
+                    client.infer("nowhere", [])
+                errors.append(error.value.status())
+            assert errors[0] == errors[1]
+            for number in range(100):
+                if number == 30:
+                    servers[1].kill()
+                expected = np.full((1, 10), 3 * number + 1, np.float32)
+                np.testing.assert_array_equal(ask(through, number), expected)
+                time.sleep(0.002)
