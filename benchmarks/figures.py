@@ -26,6 +26,7 @@ from pandas import DataFrame
 from benchmarks import ablation, bundles, drift, equal_cost, liars, policies, validation
 from benchmarks.bundles import BUNDLES, HARD
 from benchmarks.choosing import beside_hedge, choosing, fixed
+from benchmarks.winners import draw_map
 from codedinvnet.cli.common import guarded
 from codedinvnet.codes.registry import known_method
 from codedinvnet.errors import UserError
@@ -34,7 +35,6 @@ from codedinvnet.evaluation.grid import failures, read_rows
 from codedinvnet.files import read_json, write_text
 from codedinvnet.models.bundle import shipped_bundles
 from codedinvnet.simulation import sweep
-from codedinvnet.simulation.picture import draw_map
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results"

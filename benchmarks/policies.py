@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from pandas import DataFrame, Series
 
 from benchmarks.bundles import BUNDLES, HARD
+from benchmarks.winners import colour
 from codedinvnet.codes.registry import find_method
 from codedinvnet.evaluation import tables
 from codedinvnet.evaluation.grid import read_rows
@@ -21,7 +22,6 @@ from codedinvnet.files import write_picture
 from codedinvnet.scheduler.policies import UNCODED
 from codedinvnet.serving.policies import served_as
 from codedinvnet.simulation import sweep
-from codedinvnet.simulation.picture import colour
 
 PLACE = ("pareto", 10)
 """Stragglers and images of a request, of the tail that is drawn."""

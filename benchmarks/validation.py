@@ -25,8 +25,8 @@ from codedinvnet.evaluation.latency_tables import runs_of
 from codedinvnet.evaluation.quantiles import Histogram, percentile, rounded
 from codedinvnet.files import check_writable, file_digest, write_json
 from codedinvnet.provenance import describe_commit, describe_machine
-from codedinvnet.simulation.engine import accuracy_of
-from codedinvnet.simulation.figures import QUANTILES, TAIL, aligned, latency_of, simulate_requests
+from codedinvnet.simulation.engine import Simulation, accuracy_of
+from codedinvnet.simulation.figures import QUANTILES, TAIL, aligned, counted, latency_of
 from codedinvnet.simulation.scenario import Scenario, load_scenario
 
 SCHEMA = 4
@@ -268,7 +268,7 @@ def run(*, scenario: Path, measured: Path, out: Path | None, queries: int | None
     rows = []
     for arm, runs in zip(arms, repeated, strict=True):
         latencies = np.concatenate(
-            [simulate_requests(one, accuracy, progress=True)[0] for own in runs for one in own]
+            [counted(Simulation(one, accuracy).run(True), one) for own in runs for one in own]
         )
         rows.append(
             {

@@ -13,7 +13,8 @@ from benchmarks.validation import with_other_times as lent
 from codedinvnet.codes.mosaic import mosaic_rules
 from codedinvnet.codes.rules import Parities
 from codedinvnet.errors import UserError
-from codedinvnet.simulation.figures import simulate_requests
+from codedinvnet.simulation.engine import Simulation
+from codedinvnet.simulation.figures import counted
 from tests.evaluation.canned import latency_row
 from tests.simulation.scenarios import scenario
 
@@ -107,7 +108,7 @@ def test_a_simulated_run_meets_itself_and_no_slower_one(tmp_path: Path) -> None:
     """The requests of another seed stand in for measured ones."""
     given = scenario(workers=11, k=10, qps=180, service=24, queries=12_000, stragglers=[PARETO])
     given = given.updated(policy="coded", gaps_seed=7, warmup=0.0)
-    truth = simulate_requests(given.updated(seed=7))[0]
+    truth = counted(Simulation(given.updated(seed=7)).run(), given)
     lost = np.append(truth[:-200], np.full(200, np.inf))
     measured, base = tmp_path / "rows.jsonl", tmp_path / "base.json"
     base.write_text(

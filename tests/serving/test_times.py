@@ -3,10 +3,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from codedinvnet.distributions import Distribution
 from codedinvnet.serving.answers import Answered, QueryFailed
 from codedinvnet.serving.recent import Recent
 from codedinvnet.serving.times import Reservoir, Times
-from codedinvnet.simulation.distributions import Distribution
 
 
 def test_a_reservoir_keeps_everything_until_it_is_full() -> None:

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,8 +9,8 @@ import pytest
 from pydantic import ValidationError
 from scipy import stats
 
+from codedinvnet.distributions import CHUNK, Distribution, uniforms
 from codedinvnet.evaluation.quantiles import SHARES, quantiles
-from codedinvnet.simulation.distributions import CHUNK, Distribution, uniforms
 
 EMPIRICAL: dict[str, Any] = {"distribution": "empirical", "values_ms": [1, 2, 3]}
 MODELS: list[tuple[dict[str, Any], Any]] = [
@@ -40,18 +39,6 @@ def test_the_mean_is_that_of_the_draws(raw: dict[str, Any]) -> None:
     assert draws.mean() == pytest.approx(distribution.mean_ms, rel=0.02)
 
 
-@pytest.mark.parametrize("raw", [raw for raw, _ in MODELS])
-def test_another_mean_leaves_the_shape(raw: dict[str, Any]) -> None:
-    given = Distribution(**raw, plus_ms=3)
-    scaled = given.scaled(2 * given.mean_ms)
-    assert scaled.mean_ms == pytest.approx(2 * given.mean_ms)
-    draws = [d.draw(np.random.default_rng(1), 1000) for d in (given, scaled)]
-    assert draws[1] == pytest.approx(2 * draws[0])
-    assert Distribution().scaled(7) == Distribution(ms=7)
-    endless = Distribution(distribution="pareto", ms=1, shape=1)
-    assert endless.scaled(7) == Distribution(ms=7)
-
-
 def test_a_mean_of_times_that_end_at_a_limit() -> None:
     heavy = Distribution(distribution="pareto", ms=1, shape=1)
     assert heavy.mean_within(100) == pytest.approx(1 + math.log(100), rel=0.02)
@@ -61,16 +48,6 @@ def test_a_mean_of_times_that_end_at_a_limit() -> None:
 
 def test_a_heavy_tail_has_no_mean() -> None:
     assert Distribution(distribution="pareto", ms=1, shape=1).mean_ms == math.inf
-
-
-def test_quantiles_of_a_sample_stand_for_the_sample() -> None:
-    sample = np.random.default_rng(2).gamma(3, 5, 50_000)
-    fitted = Distribution(
-        distribution="empirical", values_ms=tuple(np.quantile(sample, np.linspace(0, 1, 501)))
-    )
-    draws = 1000 * fitted.draw(np.random.default_rng(3), 50_000)
-    for share in (0.1, 0.5, 0.9, 0.99):
-        assert np.quantile(draws, share) == pytest.approx(np.quantile(sample, share), rel=0.03)
 
 
 def test_uneven_quantiles_carry_a_tail() -> None:
@@ -105,21 +82,12 @@ def test_streams_go_on_beyond_a_chunk_and_repeat() -> None:
     assert 0.99 < max(shares) < 1
 
 
-@pytest.mark.parametrize("text", ["[1, 2.5, 3]", "1\n2.5\n3\n"])
-def test_values_from_a_file(tmp_path: Path, text: str) -> None:
-    path = tmp_path / "times"
-    path.write_text(text)
-    found = Distribution.model_validate({"distribution": "empirical", "file": str(path)})
-    assert found.values_ms == (1, 2.5, 3)
-
-
 @pytest.mark.parametrize(
     ("raw", "words"),
     [
-        ({"distribution": "empirical"}, "has values_ms or a file"),
+        ({"distribution": "empirical"}, "has values_ms"),
         ({"distribution": "constant", "values_ms": [1]}, "no other has"),
         ({"distribution": "empirical", "values_ms": [-1]}, "greater than or equal to 0"),
-        ({"distribution": "empirical", "file": "missing"}, "cannot read missing"),
         ({"distribution": "pareto", "ms": 1, "shape": 0}, "greater than 0"),
         ({"distribution": "gamma", "ms": 1}, "constant"),
         ({"ms": -1}, "greater than or equal to 0"),
@@ -133,11 +101,3 @@ def test_values_from_a_file(tmp_path: Path, text: str) -> None:
 def test_what_is_no_distribution(raw: Any, words: str) -> None:
     with pytest.raises(ValidationError, match=words):
         Distribution.model_validate(raw)
-
-
-@pytest.mark.parametrize("text", ["", "one two", "[1, null]", "1 -2", "{}"])
-def test_a_file_that_holds_no_times(tmp_path: Path, text: str) -> None:
-    path = tmp_path / "times"
-    path.write_text(text)
-    with pytest.raises(ValidationError, match="times"):
-        Distribution.model_validate({"distribution": "empirical", "file": str(path)})

@@ -57,15 +57,6 @@ def test_neighbours_that_are_alike_widen_an_interval() -> None:
     assert widths[1] > 5 * widths[0]
 
 
-def test_no_interval_for_a_short_run_or_an_endless_wait() -> None:
-    assert sections_for(1000, 0.999) < 5
-    assert estimate(np.arange(1000.0), lambda v: percentile(v, 0.999), 0).interval is None
-    endless = np.array([1.0] * 998 + [math.inf] * 2)
-    found = estimate(endless, lambda v: percentile(v, 0.999), 10)
-    assert found.value == math.inf
-    assert found.interval is None
-
-
 def test_figures_of_a_run() -> None:
     given = scenario(
         policy="coded",
@@ -123,14 +114,6 @@ def test_losses_are_by_the_request_and_hedges_by_the_query() -> None:
     assert 50 < records.hedges < records.tasks / 3
     assert found["hedges_per_query"] == pytest.approx(records.hedges / 6000, abs=1e-4)
     assert found["tasks_per_query"] == pytest.approx(records.tasks / 6000, abs=1e-4)
-
-
-def test_a_share_of_many_weighs_more_in_an_interval_as_well() -> None:
-    """Each stretch has as many of the many as of the few: there is nothing to be unsure of."""
-    values, weights = np.tile([0.0, 1.0], 300), np.tile([1.0, 3.0], 300)
-    found = share_of(values, 30, 1200, weights)
-    assert found.value == pytest.approx(0.75)
-    assert found.interval == pytest.approx((0.75, 0.75))
 
 
 def test_overload_is_told_though_a_run_is_short() -> None:

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from codedinvnet.distributions import Distribution
 from codedinvnet.errors import UserError
-from codedinvnet.simulation.distributions import Distribution
 from codedinvnet.simulation.recording import Fitted, WorkerTasks, fit, fit_delays, read_log
 
 DELAYS = {
@@ -29,7 +29,6 @@ def workers(
     share: float = 0.02,
     delay: Distribution | None = None,
     factor: float = 1.0,
-    last_share: float | None = None,
     seed: int = 3,
 ) -> list[WorkerTasks]:
     """Return tasks of around 40 ms as the simulator has them.
@@ -40,7 +39,6 @@ def workers(
         share: of the tasks that are delayed.
         delay: None: none are.
         factor: of the last worker.
-        last_share: of its tasks; None: as of the others.
         seed: of the draws.
     """
     generator = np.random.default_rng(seed)
@@ -48,7 +46,7 @@ def workers(
     for worker in range(count):
         last = worker == count - 1
         times = 40 * np.exp(0.1 * generator.standard_normal(tasks)) * (factor if last else 1.0)
-        hit = generator.random(tasks) < (last_share if last and last_share is not None else share)
+        hit = generator.random(tasks) < share
         if delay is not None:
             times[hit] += 1000 * delay.draw(generator, int(hit.sum()))
         found.append(WorkerTasks(f"w{worker}", times))
@@ -110,18 +108,6 @@ def test_a_slow_worker_is_known_by_few_tasks(share: float) -> None:
     assert [s.worker for s in others] == [None] * bool(share)
     late = [*workers(delay=DELAYS["constant"]), WorkerTasks("new", np.array([40.0, 140.0, 140.0]))]
     assert not any(s.worker is not None for s in fit(late).stragglers)
-
-
-def test_a_worker_that_is_late_more_often_has_a_straggler_of_its_own() -> None:
-    fitted = fit(workers(last_share=0.2, delay=DELAYS["exponential"]))
-    assert fitted.workers[0] == "w3"
-    own, others = fitted.stragglers
-    assert (own.worker, others.worker) == (0, None)
-    assert own.probability + others.probability == pytest.approx(0.2, rel=0.05)
-    assert others.probability == pytest.approx(0.02, rel=0.1)
-    (alone,) = fit(workers(share=0.0, last_share=0.6, delay=DELAYS["constant"])).stragglers
-    assert (alone.kind, alone.worker) == ("slow", 0)
-    assert alone.probability == pytest.approx(0.6, abs=0.02)
 
 
 def test_few_stragglers_are_kept_as_measured() -> None:

@@ -9,14 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from matplotlib.colors import to_rgba
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 
 from codedinvnet.models.bundle import load_bundle
 from codedinvnet.serving.policies import SERVED
-from codedinvnet.simulation import picture as drawing
-from codedinvnet.simulation.sweep import frame_of, read_rows, winners
 from tests.conftest import Command
 
 SCENARIO: dict[str, Any] = {
@@ -114,31 +109,15 @@ def test_there_is_no_accuracy_of_a_backup_that_nobody_gave(tmp_path: Path, call:
     assert report["accuracy"] == pytest.approx(normal - share * (normal - 0.5), abs=1e-3)
 
 
-def test_a_sweep_writes_rows_and_a_map(
-    tmp_path: Path, call: Command, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path, out, picture = (tmp_path / name for name in ("sweep.json", "rows.jsonl", "map.png"))
+def test_a_sweep_writes_rows_and_says_who_wins(tmp_path: Path, call: Command) -> None:
+    path, out = tmp_path / "sweep.json", tmp_path / "rows.jsonl"
     sweep = {"base": {**SCENARIO, "k": 10}, "loads": [0.3, 0.6], "stragglers": ["none", "hung"]}
     path.write_text(json.dumps({**sweep, "policies": ["uncoded", "coded", "hedge"]}))
-    figures: list[Figure] = []
-    monkeypatch.setattr(drawing, "write_picture", lambda _, figure: figures.append(figure))
-    outcome = call("simulate", path, "--out", out, "--picture", picture)
+    outcome = call("simulate", path, "--out", out)
     assert outcome.code == 0
     assert len(out.read_text().splitlines()) == 12
-    (axis,) = figures[0].axes
-    best = winners(frame_of(read_rows(out)))
-    drawn = {patch.get_xy(): patch for patch in axis.patches if isinstance(patch, Rectangle)}
-    assert len(drawn) == 4
-    for line in best.itertuples():
-        place = ([0.3, 0.6].index(line.load), ["none", "hung"].index(line.stragglers))
-        assert drawn[place].get_facecolor()[:3] == to_rgba(drawing.colour(line.policy))[:3]
-        assert (drawn[place].get_alpha() == drawing.PALE) == line.contested
-    assert [label.get_text() for label in axis.get_yticklabels()] == ["none", "hung"]
-    assert [label.get_text() for label in axis.get_xticklabels()] == ["30%", "60%"]
     assert "winner" in outcome.out
     assert "hung, 1, 30%: The run lasts 1.8 s" in outcome.out  # the same under every policy
-    legend = [text.get_text() for text in figures[0].legends[0].get_texts()]
-    assert legend[-1] == "pale: another policy comes within 5 %"
     report = json.loads(call("simulate", path, "--out", out, "--json").out)
     assert report["rows"] == 12
     assert len(report["wins"]) == 4
@@ -176,18 +155,6 @@ def test_a_scenario_is_read_once_and_may_be_a_pipe(
     assert json.loads(call("simulate", pipe, "--json").out)["scenario"]["name"] == "small"
 
 
-def test_an_accuracy_that_nobody_knows_is_told_before_the_sweep(
-    tmp_path: Path, call: Command
-) -> None:
-    path, out = tmp_path / "sweep.json", tmp_path / "rows.jsonl"
-    sweep = {"base": {**SCENARIO, "r": 2}, "loads": [0.3], "stragglers": ["none"]}
-    path.write_text(json.dumps({**sweep, "policies": ["uncoded", "coded"]}))
-    outcome = call("simulate", path, "--out", out)
-    assert outcome.code == 2
-    assert outcome.err.endswith("no accuracy is known of groups of 4 with r = 2; known: none\n")
-    assert not out.exists()  # the uncoded cell would have come first
-
-
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -199,7 +166,6 @@ def test_an_accuracy_that_nobody_knows_is_told_before_the_sweep(
         (["--batch", "0"], "--batch: must be at least 1, got 0"),
         (["--extra", "-1"], "--extra: must be at least 0, got -1"),
         (["--queries", "1000000000000"], "queries: input should be less than or equal to 10"),
-        (["--picture", "map.png"], "--picture belongs to a sweep"),
         (["--quick"], "--quick belongs to a sweep"),
         (["--out", "report.json"], "--out belongs to a sweep (see configs/bench)"),
         (["--r", "2"], "no accuracy is known of groups of 2 with r = 2; known: none"),

@@ -9,11 +9,8 @@ import pytest
 from codedinvnet.codes import registry
 from codedinvnet.errors import UserError
 from codedinvnet.files import read_json
-from codedinvnet.serving.policies import SERVED
-from codedinvnet.simulation import picture
 from codedinvnet.simulation import sweep as module
 from codedinvnet.simulation.figures import simulate
-from codedinvnet.simulation.picture import draw_map
 from codedinvnet.simulation.sweep import (
     BY_CLOSENESS,
     NOBODY,
@@ -205,24 +202,6 @@ def test_the_small_backup_is_a_code_of_its_own(tmp_path: Path) -> None:
     assert {row["policy"] for row in rows if "accuracy" in row} == {"coded"}
     with pytest.raises(ValueError, match="'backup' is not one of uncoded"):
         Sweep.model_validate(raw | {"policies": ["backup"]})
-
-
-def test_the_map_is_drawn_from_rows(tmp_path: Path) -> None:
-    rows = [*ROWS, row(0.2, "coded+hedge", None, stragglers="none", batch=10)]  # nobody wins there
-    path = tmp_path / "pictures" / "map.png"
-    draw_map(frame_of(rows), path)
-    first = path.read_bytes()
-    assert first.startswith(b"\x89PNG")
-    draw_map(frame_of([*rows, row(0.8, "hedge", 1.0)]), path)
-    assert path.read_bytes() != first
-
-
-def test_a_further_policy_has_a_colour_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    colours = [picture.colour(name) for name in SERVED]
-    assert len({*colours, picture.OTHER}) == len(SERVED) + 1, "each has one of its own"
-    monkeypatch.setattr(picture, "SERVED", {**SERVED, "further": SERVED["hedge"]})
-    assert picture.colour("further") == picture.OTHER
-    assert [picture.colour(name) for name in SERVED] == colours
 
 
 def test_files_that_hold_no_sweep(tmp_path: Path) -> None:

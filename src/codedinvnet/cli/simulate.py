@@ -47,7 +47,6 @@ def _add_simulate(commands: Commands) -> None:
     add("--seed", type=int, help="random seed (the scenario's)")
     add("--stragglers", help=f"{STRAGGLERS} (the scenario's)")
     add("--out", type=Path, help="rows of a sweep (JSONL); finished rows in it are kept")
-    add("--picture", type=Path, help="map of a sweep's p99.9 by load (.png, .pdf or .svg)")
     add("--quick", action="store_true", help="simulate at most 2,000 images in a place of a sweep")
     add("--json", action="store_true", help="print one JSON object")
 

@@ -25,7 +25,7 @@ from codedinvnet.simulation.figures import QUANTILES, aligned, no_interval, summ
 from codedinvnet.simulation.recording import Fitted, fit, read_log
 from codedinvnet.simulation.scenario import Accuracy, Scenario, parse_scenario
 from codedinvnet.simulation.stragglers import stragglers
-from codedinvnet.simulation.warnings import few_hit, overload, rarest, too_short
+from codedinvnet.simulation.warnings import few_hit, rarest, too_short
 
 POLICIES = ("uncoded", "replicate", "hedge", "small-backup", "small-backup+hedge", "auto")
 WITH_BUNDLE = ("coded", "coded+hedge")
@@ -40,7 +40,8 @@ MOST = 16
 """Times the machines that the load itself needs: no more are tried to meet a target."""
 FRONT_END_BUSY = 0.7
 """Share of its time from which a front end, which is one process, has a queue of its own."""
-DRIFT = "requests wait ever longer"
+MS = {"p50": "p50 ms", "p99": "p99 ms", "p999": "p99.9 ms"}
+"""Percentiles of the table, and the titles of their columns."""
 
 
 def compare(
@@ -61,11 +62,9 @@ def compare(
     pairs = [(policy, count) for policy in policies for count in sorted(set(workers))]
     for policy, count in Progress(pairs, desc="compare", unit="run", leave=False):
         try:
-            figures, _ = _simulated(base, policy, count)
+            rows.append({"policy": policy, "workers": count, **_simulated(base, policy, count)})
         except UserError as error:
             left[f"{policy} on {count}"] = str(error)
-        else:
-            rows.append({"policy": policy, "workers": count, **figures})
     return rows, left
 
 
@@ -76,68 +75,60 @@ def fewest(base: Scenario, policy: str, target_ms: float) -> dict[str, Any]:
     the search, since the run that chose it would flatter; if that run misses, one more is taken.
 
     Returns:
-        A row as of `compare`; if the most that were tried miss the target, `workers` is None.
+        A row as of `compare`; `workers` is None if the most that were `tried` miss the target.
 
     Raises:
         UserError: if the policy cannot be simulated.
     """
-    low = max(1, math.floor(base.busy_workers) + 1, *_named(base))
-    most = max(MOST * low, 64)
-    for least in range(low, most + 1):  # a code needs a worker for each of its tasks
+    served = served_as(policy).scenario
+    good = max(math.floor(base.busy_workers) + 1, _named(base))
+    most = max(MOST * good, 64)
+    while good < most:  # a code needs a worker for each of its tasks
         try:
-            base.updated(**served_as(policy).scenario, workers=least)
-        except UserError:
-            if least == most:
-                raise
-        else:
+            base.updated(**served, workers=good)
             break
+        except UserError:
+            good += 1
+    bad = good - 1
 
-    def meets(workers: int, seed: int = 0) -> dict[str, Any] | None:
-        figures, whole = _simulated(base, policy, workers, base.seed + seed, target_ms)
-        late = figures["p999_ms"] if whole else None
+    def meets(workers: int, seed: int) -> dict[str, Any]:
+        """Return the figures of a run; {} if it misses the target."""
+        figures = _simulated(base, policy, workers, seed, target_ms)
+        late = figures["p999_ms"]
         good = late is not None and late <= target_ms and not figures["drifting"]
-        return figures if good else None
+        return figures if good else {}
 
-    bad, good = least - 1, least
-    while meets(good) is None:
-        if good >= most:
-            figures, _ = _simulated(base, policy, most)
-            return {"policy": policy, "workers": None, "tried": most, **figures}
+    while good < most and not meets(good, base.seed):
         bad, good = good, min(2 * good, most)
     while good - bad > 1:
         middle = (good + bad) // 2
-        bad, good = (bad, middle) if meets(middle) else (middle, good)
-    while (found := meets(good, seed=1)) is None and good < most:
+        bad, good = (bad, middle) if meets(middle, base.seed) else (middle, good)
+    while not (found := meets(good, base.seed + 1)) and good < most:
         good += 1
-    figures = found or _simulated(base, policy, good)[0]
+    figures = found or _simulated(base, policy, good)
     return {"policy": policy, "workers": good if found else None, "tried": good, **figures}
 
 
 def _simulated(
-    base: Scenario,
-    policy: str,
-    workers: int,
-    seed: int | None = None,
-    target_ms: float | None = None,
-) -> tuple[dict[str, Any], bool]:
-    """Simulate a policy; return its figures, and whether the run went to its end.
-
-    A run with a target is stopped as soon as its p99.9 cannot meet it.
-    """
+    base: Scenario, policy: str, workers: int, seed: int | None = None, stop_ms: float | None = None
+) -> dict[str, Any]:
+    """Return a policy's figures; a run whose p99.9 cannot be within `stop_ms` ends early."""
     seed = base.seed if seed is None else seed
     scenario = base.updated(**served_as(policy).scenario, workers=workers, seed=seed)
     limit = None
-    if target_ms is not None:
+    if stop_ms is not None:
         beyond = scenario.counted - 1 - rank_of(scenario.counted, QUANTILES["p999"])
-        limit = target_ms / 1000, beyond
+        limit = stop_ms / 1000, beyond
     records = Simulation(scenario, limit=limit).run()
-    load = scenario.arrivals.qps / scenario.capacity_qps
-    return {"load": round(load, 4), **summarise(records, scenario)}, records.complete
+    figures = summarise(records, scenario)
+    if not records.complete:
+        figures["p999_ms"] = None
+    return {"load": round(scenario.arrivals.qps / scenario.capacity_qps, 4), **figures}
 
 
-def _named(base: Scenario) -> list[int]:
-    """Return the numbers of workers that a scenario's stragglers need."""
-    return [max((s.worker or 0) + 1, s.workers or 0) for s in base.stragglers]
+def _named(base: Scenario) -> int:
+    """Return the number of workers that a scenario's stragglers need."""
+    return max((max((s.worker or 0) + 1, s.workers or 0) for s in base.stragglers), default=1)
 
 
 def run_plan(
@@ -175,15 +166,14 @@ def run_plan(
         served_as(one)
     base, fitted = read_source(source, bundle, {k: v for k, v in changes.items() if v is not None})
     known = base.accuracy is not None or base.bundle is not None
+    if out is not None:
+        write_json(out, base.model_dump(mode="json", exclude_defaults=True))
     accuracy = accuracy_of(base) if known else Accuracy(normal=1.0)
     base = base.updated(accuracy=accuracy.model_dump())
     wanted = list(dict.fromkeys(policy or (*POLICIES, *(WITH_BUNDLE if known else ()))))
-    if out is not None:
-        dumped = base.model_dump(mode="json", exclude_defaults=True)
-        write_json(out, {key: value for key, value in dumped.items() if known or key != "accuracy"})
+    rows: list[dict[str, Any]] = []
     left: dict[str, str] = {}
     if p999_ms is not None and not workers:
-        rows = []
         for one in Progress(wanted, desc="plan", unit="policy", leave=False):
             try:
                 rows.append(fewest(base, one, p999_ms))
@@ -192,7 +182,7 @@ def run_plan(
         rows.sort(key=lambda row: (row["workers"] or math.inf, row["work_per_query"]))
     else:
         counts = workers or {math.ceil(base.busy_workers / load) for load in LOADS}
-        rows, left = compare(base, wanted, {max(count, *_named(base), 1) for count in counts})
+        rows, left = compare(base, wanted, {max(count, _named(base)) for count in counts})
     if not rows:
         raise UserError(list(left.values())[-1])
     if not known:
@@ -227,37 +217,30 @@ def read_source(
         causes = [straggler.model_dump() for straggler in fitted.stragglers]
         raw = {"name": path.stem, "arrivals": {"qps": changes["qps"]}, **BESIDES}
         raw |= {"service": fitted.service.model_dump(), "stragglers": causes}
-    else:
-        raw = read_json(path)
-        if not isinstance(raw, dict):
-            raise UserError(f"{path}: neither a log (.csv) nor a scenario (.json)")
+    elif not isinstance(raw := read_json(path), dict):
+        raise UserError(f"{path}: neither a log (.csv) nor a scenario (.json)")
     # The policy, and how many machines there are, is what is compared.
     raw = {**raw, "policy": "uncoded", "method": "coded-invnet", "workers": 10_000}
     if bundle is not None:
         raw |= {"bundle": bundle, "accuracy": None}
     base = parse_scenario(raw, str(path))
     if "queries" not in base.model_fields_set:
-        batch = changes.get("batch", base.arrivals.batch)
-        changes = {"queries": REQUESTS * batch, **changes}
+        changes = {"queries": REQUESTS * changes.get("batch", base.arrivals.batch), **changes}
     if (encode := changes.pop("encode_ms", None)) is not None:
         changes["encode"] = encode
-    model = changes.pop("stragglers", None)
-    base = base.updated(**changes)
-    if model is not None:
-        named = stragglers(model, base.service.mean_ms, base.arrivals.batch)
-        base = base.updated(stragglers=[straggler.model_dump() for straggler in named])
-    return base, fitted
+    if (model := changes.pop("stragglers", None)) is not None:
+        named = stragglers(model, base.service.mean_ms, changes.get("batch", base.arrivals.batch))
+        changes["stragglers"] = [straggler.model_dump() for straggler in named]
+    return base.updated(**changes), fitted
 
 
 def _notes(base: Scenario, rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return what the runs cannot be trusted for."""
-    most = max((row["workers"] or row["tried"] for row in rows), default=1)
+    most = max(row["workers"] or row["tried"] for row in rows)
     notes = [
         *too_short(base.queries / base.arrivals.qps, rarest(base, most), "The runs last"),
         *few_hit(base.stragglers, most),
     ]
-    if all(row["drifting"] for row in rows):
-        notes += overload(base.updated(workers=most), drifting=True)
     busy = base.arrivals.qps / base.arrivals.batch * base.front_end.mean_ms / 1000
     if busy > FRONT_END_BUSY:
         notes.append(
@@ -276,11 +259,13 @@ def fit_lines(fitted: Fitted) -> list[str]:
         whose = "" if straggler.worker is None else f"  ({fitted.workers[straggler.worker]})"
         lines.append(f"straggler  {json.dumps(said)}{whose}")
     drawn = fitted.draw()
-    shares = (0.5, 0.9, 0.99, 0.995, 0.999)
-    pairs = [[percentile(times, share) for times in (fitted.times, drawn)] for share in shares]
     rows = [
-        {"share of tasks": f"{share:g}", "log ms": log, "fitted ms": own}
-        for share, (log, own) in zip(shares, pairs, strict=True)
+        {
+            "share of tasks": f"{share:g}",
+            "log ms": percentile(fitted.times, share),
+            "fitted ms": percentile(drawn, share),
+        }
+        for share in (0.5, 0.9, 0.99, 0.995, 0.999)
     ]
     if np.median(fitted.times) < 0.1:
         lines.append("half of the tasks took less than 0.1 ms: are these times in seconds?")
@@ -288,30 +273,20 @@ def fit_lines(fitted: Fitted) -> list[str]:
 
 
 def _lines(report: Mapping[str, Any]) -> list[str]:
-    target, table = report["p999_ms"], []
+    table = []
     for row in report["rows"]:
         low, high = row["p999_ms_95"] or (None, None)
-        remark = DRIFT if row["drifting"] else ""
-        if target is not None and row["workers"] is None:
-            remark = f"misses {target:g} ms with {row['tried']}, the most tried"
-        elif target is not None and not remark and row["p999_ms"] is not None:
-            if row["p999_ms"] > target:
-                remark = "misses the target"
-            elif high is None:
-                remark = f"unsure: {no_interval(row['requests'], QUANTILES['p999'])}"
-            elif high > target:
-                remark = "unsure: the interval reaches beyond the target"
         table.append(
             {
                 "policy": row["policy"],
                 "machines": row["workers"],
                 "load": row["load"],
-                **{name: row[f"{key}_ms"] for key, name in MS.items()},
+                **{title: row[f"{name}_ms"] for name, title in MS.items()},
                 "from": low,
                 "to": high,
                 "work": row["work_per_query"],
                 **({"accuracy": row.get("accuracy")} if "accuracy" in row else {}),
-                "": remark,
+                "": _remark(row, report["p999_ms"]),
             }
         )
     formats = {**dict.fromkeys((*MS.values(), "from", "to"), ".1f"), "work": ".2f"}
@@ -321,4 +296,17 @@ def _lines(report: Mapping[str, Any]) -> list[str]:
     return [*notes, *([""] if notes else []), *aligned(table, formats), *left]
 
 
-MS = {"p50": "p50 ms", "p99": "p99 ms", "p999": "p99.9 ms"}
+def _remark(row: Mapping[str, Any], target: float | None) -> str:
+    """Return what stands behind a row of the table."""
+    if target is not None and row["workers"] is None:
+        return f"misses {target:g} ms with {row['tried']}, the most tried"
+    if row["drifting"]:
+        return "requests wait ever longer"
+    if target is None or row["p999_ms"] is None:
+        return ""
+    if row["p999_ms"] > target:
+        return "misses the target"
+    if row["p999_ms_95"] is None:
+        return f"unsure: {no_interval(row['requests'], QUANTILES['p999'])}"
+    beyond = row["p999_ms_95"][1] > target
+    return "unsure: the interval reaches beyond the target" if beyond else ""

@@ -18,6 +18,7 @@ import numpy as np
 
 from codedinvnet.codes.registry import find_method
 from codedinvnet.codes.rules import CodeRules, Task
+from codedinvnet.distributions import uniforms
 from codedinvnet.errors import UserError
 from codedinvnet.progress import Progress
 from codedinvnet.scheduler.actions import (
@@ -35,7 +36,6 @@ from codedinvnet.scheduler.actions import (
 )
 from codedinvnet.scheduler.scheduler import Scheduler
 from codedinvnet.simulation.clock import Clock
-from codedinvnet.simulation.distributions import uniforms
 from codedinvnet.simulation.injector import FaultInjector, Source
 from codedinvnet.simulation.scenario import Accuracy, Scenario, bundle_accuracy
 

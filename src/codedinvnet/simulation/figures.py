@@ -26,7 +26,7 @@ TAIL = 10
 SAME = 0.05
 """Percentiles that differ by less count as equal."""
 HIDDEN = ("schema_version", "kind", "scenario", "notes")
-"""What people are not told as a line of its own."""
+"""Keys of a report that get no line of their own."""
 
 
 class Estimate(NamedTuple):
@@ -88,26 +88,13 @@ def percentile_of(latency: np.ndarray, share: float) -> Estimate:
     return Estimate(whole, around(parts, whole))
 
 
-def share_of(
-    values: np.ndarray, sections: int, count: int, weights: np.ndarray | None = None
-) -> Estimate:
+def share_of(values: np.ndarray, sections: int, count: int) -> Estimate:
     """Return the mean of shares (n,) in 0..1, in order of time, of `count` things in all.
 
     Where none or all of these have what is counted, the interval is by the rule of three (Hanley
     and Lippman-Hand, JAMA 1983).
-
-    Args:
-        values: the shares.
-        sections: see `estimate`.
-        count: things in all.
-        weights: (n,) how many things each share is of; None: equally many.
     """
-    weighted = np.column_stack((values, np.ones(len(values)) if weights is None else weights))
-
-    def mean(part: np.ndarray) -> float:
-        return float(np.average(part[:, 0], weights=part[:, 1]))
-
-    found = estimate(weighted, mean, sections)
+    found = estimate(values, lambda part: float(np.mean(part)), sections)
     if found.value in (0, 1):
         least = min(1.0, 3 / count)
         return Estimate(found.value, (0.0, least) if found.value == 0 else (1 - least, 1.0))
@@ -142,18 +129,17 @@ def summarise(records: Records, scenario: Scenario) -> dict[str, Any]:
     for name, share in QUANTILES.items():
         put(f"{name}_ms", percentile_of(latency, share), 3)
     stretches = min(SECTIONS, len(latency))
-    sizes = records.sizes[first:]
-    answers = int(sizes.sum())
-    shares: dict[str, tuple[np.ndarray, int, np.ndarray | None]] = {
-        "accuracy": (records.right, answers, sizes),
-        "decoded_share": (records.decoded / records.sizes, answers, sizes),
+    answers = int(records.sizes[first:].sum())
+    shares: dict[str, tuple[np.ndarray, int]] = {
+        "accuracy": (records.right, answers),
+        "decoded_share": (records.decoded / records.sizes, answers),
         # Lost by the request: of ten images of one no two are lost for themselves.
-        "missing_share": (records.missing / records.sizes, len(latency), None),
+        "missing_share": (records.missing / records.sizes, len(latency)),
     }
     if scenario.coding.coded and scenario.accuracy_is_unknown:
         del shares["accuracy"]
-    for name, (values, count, weights) in shares.items():
-        put(name, share_of(values[first:], stretches, count, weights), 6)
+    for name, (values, count) in shares.items():
+        put(name, share_of(values[first:], stretches, count), 6)
     queries = int(records.sizes.sum())
     ideal = queries * scenario.service.mean_ms / 1000
     utilisation = records.busy / (scenario.workers * scenario.slots * records.seconds)
@@ -179,24 +165,12 @@ def simulate(
     Raises:
         UserError: if the accuracy is not known.
     """
-    return simulate_requests(scenario, accuracy, progress)[1]
-
-
-def simulate_requests(
-    scenario: Scenario, accuracy: Accuracy | None = None, progress: bool = False
-) -> tuple[np.ndarray, dict[str, Any]]:
-    """Simulate a scenario; return the latencies that count, (n,) in ms, and what `simulate` does.
-
-    Raises:
-        UserError: if the accuracy is not known.
-    """
     simulation = Simulation(scenario, accuracy)
     began = time.process_time()
     records = simulation.run(progress)
     seconds = time.process_time() - began
     figures = summarise(records, scenario)
-    per_million = 1e6 * seconds / figures["queries"]
-    return counted(records, scenario), {
+    return {
         "schema_version": SCHEMA,
         "kind": "simulated",
         "scenario": scenario.model_dump(mode="json", exclude_defaults=True),
@@ -204,7 +178,7 @@ def simulate_requests(
         "busy_workers": round(scenario.busy_workers, 2),
         **figures,
         "cpu_seconds": round(seconds, 2),
-        "cpu_seconds_per_million": round(per_million, 1),
+        "cpu_seconds_per_million": round(1e6 * seconds / figures["queries"], 1),
     }
 
 
@@ -226,12 +200,7 @@ def aligned(rows: Iterable[Mapping[str, Any]], formats: Mapping[str, str] = {}) 
 
 
 def figure_lines(row: Mapping[str, Any], scenario: Scenario) -> list[str]:
-    """Return the lines that tell people what `simulate` returned; the scenario as JSON, for a file.
-
-    Args:
-        row: with `notes`, and whatever stands beside.
-        scenario: that was simulated.
-    """
+    """Return the lines of `simulate`'s report: its notes, its figures, and the scenario as JSON."""
     lines = [*row["notes"], *([""] if row["notes"] else [])]
     for key, value in row.items():
         if key in HIDDEN or key.endswith("_95"):

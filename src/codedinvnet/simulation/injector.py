@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from codedinvnet.simulation.distributions import Distribution, uniforms
-from codedinvnet.simulation.stragglers import Straggler
+from codedinvnet.distributions import Distribution, uniforms
+from codedinvnet.faults import Straggler
 
 
 @dataclass(frozen=True)

@@ -20,16 +20,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import binom
 
+from codedinvnet.distributions import Distribution
 from codedinvnet.errors import UserError
 from codedinvnet.evaluation.quantiles import SHARES, quantiles
-from codedinvnet.simulation.distributions import Distribution
-from codedinvnet.simulation.stragglers import Straggler
+from codedinvnet.faults import Straggler
 
 HEADER = "worker,ms"
 FEWEST_TASKS = 100
-"""Of all workers, to fit anything; of one, to tell whether it is slower than the others."""
+"""Of all workers, to fit anything; of one, to compare its times with the others'."""
 LONGEST = 86_400_000.0
 """Of a task, in ms."""
 ORDINARY = 2.0
@@ -38,10 +37,8 @@ LOW = 0.2
 """Share of a worker's tasks that are surely ordinary: the longest of them is compared."""
 UNLIKE = 1.25
 """A worker whose tasks take so many times as long, or as many times less, has a factor."""
-CHANCE = 1e-3
-"""A worker with few tasks is slow if all workers together show one like it less often than this."""
-WORSE = 3.0
-"""A worker that is late so many times as often as the others has a straggler of its own."""
+FEW_TASKS = 4
+"""A worker with so many, none of which is as quick as two medians, is slow: delays are rare."""
 FEWEST_DELAYS = 20
 """Fewer delays get no law: those measured are drawn."""
 NARROW = 0.1
@@ -93,8 +90,8 @@ class Fitted:
 
     Attributes:
         service: of ordinary tasks, without a worker's factor.
-        stragglers: factors of workers, then delays of single workers, then everybody's.
-        workers: their names, by the numbers that the stragglers have: the peculiar ones first.
+        stragglers: factors of workers, then everybody's delays.
+        workers: their names, by the numbers that the stragglers have: the slow ones first.
         shares: of the tasks that each did, (workers,).
         times: of all tasks, (n,) in ms.
     """
@@ -120,111 +117,53 @@ class Fitted:
         return np.concatenate(found)
 
 
-class _Worker(NamedTuple):
-    """A worker's tasks, split into ordinary and late ones."""
-
-    name: str
-    times: np.ndarray
-    factor: float
-    late: np.ndarray
-    """(n,) bool."""
-    median: float
-    """Of an ordinary task, over the factor."""
-
-    @property
-    def delays(self) -> np.ndarray:
-        """Of the late tasks, (m,)."""
-        found: np.ndarray = self.times[self.late] - self.factor * self.median
-        return found
-
-    @property
-    def late_share(self) -> float:
-        return float(self.late.mean())
-
-
 def fit(workers: Sequence[WorkerTasks]) -> Fitted:
     """Fit service times and stragglers to a log."""
-    split = _split(workers)
-    usual = statistics.median_low(worker.late_share for worker in split)
-    own = {
-        place
-        for place, worker in enumerate(split)
-        if worker.late.sum() >= FEWEST_DELAYS
-        and worker.late_share > WORSE * max(usual, 1 / len(worker.late))
-    }
-    odd = {place for place, worker in enumerate(split) if worker.factor != 1} | own
-    order = sorted(range(len(split)), key=lambda place: (place not in odd, place))
-    numbers = {place: number for number, place in enumerate(order)}
+    factors = _factors(workers)
+    alike = [worker.times / factor for worker, factor in zip(workers, factors, strict=True)]
+    median = float(np.median(np.concatenate(alike)))
+    late = [times > ORDINARY * median for times in alike]
+    order = sorted(range(len(workers)), key=lambda place: (factors[place] == 1, place))
     stragglers = [
-        Straggler(kind="factor", worker=numbers[place], factor=float(f"{split[place].factor:.4g}"))
-        for place in sorted(odd)
-        if split[place].factor != 1
+        Straggler(kind="factor", worker=number, factor=float(f"{factors[place]:.4g}"))
+        for number, place in enumerate(order)
+        if factors[place] != 1
     ]
-    # On a slow worker short delays pass for ordinary times: the others tell more, if there are any.
-    plain = [worker for worker in split if worker.factor == 1] or split
-    others = [worker for place, worker in enumerate(split) if place not in own]
-    common = [worker for worker in others if worker.factor == 1]
-    enough = sum(worker.late.sum() for worker in common) >= FEWEST_DELAYS
-    everybodys = _delayed(common if enough else others, None)
-    besides = everybodys[0].probability if everybodys else 0.0
-    for place in sorted(own):
-        stragglers += _delayed([split[place]], numbers[place], besides)
-    ordinary = np.concatenate([w.times[~w.late] / w.factor for w in plain])
-    done = np.array([len(split[place].late) for place in order], dtype=float)
+    # On a slow worker short delays pass for ordinary times: the others tell more, if they can.
+    plain = [place for place in order if factors[place] == 1] or order
+    if sum(late[place].sum() for place in plain) < FEWEST_DELAYS:
+        plain = order
+    delays = [workers[p].times[late[p]] - factors[p] * median for p in plain]
+    hit = np.concatenate([late[place] for place in plain])
+    if hit.any():
+        law, shown = fit_delays(np.concatenate(delays))
+        share = min(1.0, float(hit.mean()) / shown)
+        stragglers.append(Straggler(kind="slow", probability=share, delay=law))
+    done = np.array([len(workers[place].times) for place in order], dtype=float)
     return Fitted(
-        _as_measured(ordinary),
-        (*stragglers, *everybodys),
-        tuple(split[place].name for place in order),
+        _as_measured(np.concatenate([alike[place][~late[place]] for place in plain])),
+        tuple(stragglers),
+        tuple(workers[place].name for place in order),
         done / done.sum(),
-        np.concatenate([worker.times for worker in split]),
+        np.concatenate([worker.times for worker in workers]),
     )
 
 
-def _split(workers: Sequence[WorkerTasks]) -> list[_Worker]:
-    """Find every worker's factor and which of its tasks are late."""
-
-    def own(worker: WorkerTasks) -> float:  # of an ordinary task, even if most are late
-        return float(np.quantile(worker.times, LOW))
-
-    known = [worker for worker in workers if len(worker.times) >= FEWEST_TASKS] or workers
-    usual = statistics.median_low(map(own, known))
-    late = np.concatenate([worker.times for worker in known]) > ORDINARY * usual
-    factors = []
-    for worker in workers:
-        ratio = own(worker) / usual if usual else 1.0
-        if len(worker.times) >= FEWEST_TASKS:
-            unlike = ratio > UNLIKE or 0 < ratio < 1 / UNLIKE
-        else:  # a service avoids slow workers, so these have few tasks to show
-            count, share = int((worker.times > ORDINARY * usual).sum()), float(late.mean())
-            chance = binom.sf(count - 1, len(worker.times), max(share, 1 / len(late)))
-            unlike = ratio > ORDINARY and chance * len(workers) < CHANCE
-        factors.append(ratio if unlike else 1.0)
-    alike = [worker.times / factor for worker, factor in zip(workers, factors, strict=True)]
-    median = float(np.median(np.concatenate(alike)))
-    return [
-        _Worker(*worker, factor, times > ORDINARY * median, median)
-        for worker, factor, times in zip(workers, factors, alike, strict=True)
+def _factors(workers: Sequence[WorkerTasks]) -> list[float]:
+    """Return how many times as long as usual each worker's ordinary tasks take."""
+    own = [float(np.quantile(worker.times, LOW)) for worker in workers]
+    known = [
+        ms for ms, worker in zip(own, workers, strict=True) if len(worker.times) >= FEWEST_TASKS
     ]
-
-
-def _delayed(
-    workers: Sequence[_Worker], number: int | None, besides: float = 0.0
-) -> list[Straggler]:
-    """Return the straggler that delays these workers' tasks, if any does.
-
-    Args:
-        workers: whose tasks are looked at.
-        number: the straggler's worker.
-        besides: share of the tasks that another straggler delays.
-    """
-    late = np.concatenate([worker.late for worker in workers] or [np.zeros(0, bool)])
-    if not late.any():
-        return []
-    law, shown = fit_delays(np.concatenate([worker.delays for worker in workers]))
-    share = min(1.0, float(late.mean()) / shown - besides)
-    if share <= 0:  # the other straggler accounts for all of them
-        return []
-    return [Straggler(kind="slow", worker=number, probability=share, delay=law)]
+    usual = statistics.median_low(known or own)
+    factors = []
+    for ms, worker in zip(own, workers, strict=True):
+        ratio = ms / usual if usual else 1.0
+        unlike = ratio > UNLIKE or 0 < ratio < 1 / UNLIKE
+        if len(worker.times) < FEWEST_TASKS:  # a service avoids slow workers: even their quickest
+            unlike = len(worker.times) >= FEW_TASKS and min(worker.times) > ORDINARY * usual
+        factors.append(ratio if unlike else 1.0)
+    return factors
 
 
 def fit_delays(delays: np.ndarray) -> tuple[Distribution, float]:

@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from codedinvnet.errors import UserError
-from codedinvnet.files import check_writable, read_json
+from codedinvnet.files import read_json
 from codedinvnet.provenance import describe_commit, describe_machine
 from codedinvnet.serving.policies import check_extra, served_as
 from codedinvnet.simulation.figures import figure_lines, simulate
-from codedinvnet.simulation.picture import check_format, draw_map
-from codedinvnet.simulation.scenario import Scenario, check_code, parse_scenario
+from codedinvnet.simulation.scenario import Scenario, can_guess, parse_scenario
 from codedinvnet.simulation.stragglers import stragglers
 from codedinvnet.simulation.sweep import (
     Sweep,
@@ -30,7 +29,6 @@ def run_simulate(
     scenario: Path,
     *,
     out: Path | None = None,
-    picture: Path | None = None,
     quick: bool = False,
     **changes: Any,
 ) -> tuple[dict[str, Any], list[str]]:
@@ -39,7 +37,6 @@ def run_simulate(
     Args:
         scenario: the file of either.
         out: file of a sweep's rows.
-        picture: of a sweep.
         quick: simulate few queries in each place of a sweep.
         changes: fields of the scenario; None leaves its value.
 
@@ -53,13 +50,14 @@ def run_simulate(
             raise UserError(f"{scenario} is a sweep: its file says everything that is simulated")
         if out is None:
             raise UserError(f"{scenario} is a sweep: name the file of its rows with --out")
-        return _sweep(quick_sweep(sweep) if quick else sweep, out, picture)
-    for option, given in (("--picture", picture), ("--quick", quick), ("--out", out)):
+        return _sweep(quick_sweep(sweep) if quick else sweep, out)
+    for option, given in (("--quick", quick), ("--out", out)):
         if given:
             raise UserError(f"{option} belongs to a sweep (see configs/bench)")
     base = parse_scenario(raw, str(scenario))
     base = base.updated(**_changes(asked, base))
-    check_code(base)
+    if base.coding.guessing and base.bundle is not None and not can_guess(base.bundle):
+        raise UserError(f"policy {base.policy} needs a code that can guess, unlike {base.bundle}'s")
     figures = simulate(base, progress=True)
     notes = [
         *overload(base, figures["drifting"]),
@@ -70,15 +68,9 @@ def run_simulate(
     return found, figure_lines(found, base)
 
 
-def _sweep(sweep: Sweep, out: Path, picture: Path | None) -> tuple[dict[str, Any], list[str]]:
-    """Run a sweep, and draw its map if there is to be a picture."""
-    if picture is not None:
-        check_format(picture)
-        check_writable(picture)
+def _sweep(sweep: Sweep, out: Path) -> tuple[dict[str, Any], list[str]]:
     rows = run_sweep(sweep, out)
     frame, notes = frame_of(rows), warnings_of(rows)
-    if picture is not None:
-        draw_map(frame, picture)
     wins = winners(frame).to_dict("records")
     report = {"schema_version": 1, "kind": "map", "rows": len(frame), "wins": wins, "notes": notes}
     return report, [*lines_of(frame), *([""] if notes else []), *notes]

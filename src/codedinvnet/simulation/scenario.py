@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from codedinvnet.codes.method import Tolerance
 from codedinvnet.codes.registry import OURS, find_method
 from codedinvnet.codes.rules import CodeRules, Parities, Uncoded, is_systematic
 from codedinvnet.config import Positive, Section, validated
+from codedinvnet.distributions import Distribution
 from codedinvnet.errors import UserError
+from codedinvnet.faults import Straggler
 from codedinvnet.files import read_json
 from codedinvnet.models.bundle import bundle_info
 from codedinvnet.scheduler.auto import workers_for
@@ -27,8 +29,6 @@ from codedinvnet.scheduler.settings import (
     pending_limit,
 )
 from codedinvnet.simulation.arrivals import Arrivals
-from codedinvnet.simulation.distributions import Distribution
-from codedinvnet.simulation.stragglers import Straggler
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -97,8 +97,6 @@ class Scenario(Section):
     """None: what suits the deadline (`hang_limit`), as of `serve`."""
     max_pending: Positive | None = None
     """None: what suits the workers (`pending_limit`), as of `serve`."""
-    max_batch: Positive = MAX_BATCH
-    """Images of one request, at most: `serve` refuses larger ones."""
     service: Distribution
     """Computing a data task; a parity task's embedding, too."""
     encode: Distribution = Distribution()
@@ -122,20 +120,15 @@ class Scenario(Section):
     method_accuracy: dict[str, dict[int, Share]] = Field({})
     """Method -> k -> of the answers that it makes up."""
 
-    @field_validator("method")
+    @field_validator("policy", "method")
     @classmethod
-    def _exists(cls, value: str) -> str:
+    def _exists(cls, value: str, info: ValidationInfo) -> str:
+        if info.field_name == "policy" and value not in POLICIES:
+            raise ValueError(f"not one of {', '.join(POLICIES)}")
         try:
-            find_method(value)
+            find_method(value if info.field_name == "method" else OURS)
         except UserError as error:
             raise ValueError(str(error)) from error
-        return value
-
-    @field_validator("policy")
-    @classmethod
-    def _known(cls, value: str) -> str:
-        if value not in POLICIES:
-            raise ValueError(f"not one of {', '.join(POLICIES)}")
         return value
 
     @model_validator(mode="after")
@@ -157,10 +150,9 @@ class Scenario(Section):
             raise ValueError(
                 f"{self.workers} workers are too few: policy {self.policy} {what}needs {needed}"
             )
-        batch, pending = self.arrivals.batch, self.rules.max_pending
-        for most, name in ((self.max_batch, "max_batch"), (pending, "max_pending")):
-            if batch > most:
-                raise ValueError(f"requests of {batch} images could never be taken: {name} {most}")
+        batch, most = self.arrivals.batch, min(MAX_BATCH, self.rules.max_pending)
+        if batch > most:
+            raise ValueError(f"requests of {batch} images could never be taken: {most} at most")
         for straggler in self.stragglers:
             named = (straggler.worker or 0) + 1
             if max(named, straggler.workers or 0) > self.workers:
@@ -255,15 +247,6 @@ class Scenario(Section):
         name = find_method(self.method).name
         return name != OURS and self.k not in self.method_accuracy.get(name, {})
 
-    def check_accuracy(self, accuracy: Accuracy) -> None:
-        """Make sure that it is known of every answer that may be decoded.
-
-        Raises:
-            UserError: if it is not.
-        """
-        if self.coding.takes_code:
-            self.recovered(accuracy, self.k)
-
     @property
     def capacity_qps(self) -> float:
         """Images a second at which data tasks, each a call, would keep all workers busy."""
@@ -333,19 +316,6 @@ def can_guess(name: str) -> bool:
     """
     info = bundle_info(name)
     return find_method(OURS).rules(min(info.group_sizes), bundle=info).guesses
-
-
-def check_code(scenario: Scenario) -> None:
-    """Refuse a scenario whose bundle cannot do what its policy asks of the code.
-
-    Raises:
-        UserError: if there is no such bundle, or it has nothing to guess from and shall guess.
-    """
-    if scenario.bundle is not None and not can_guess(scenario.bundle) and scenario.coding.guessing:
-        raise UserError(
-            f"policy {scenario.policy} needs a code that can guess, by side features; that of "
-            f"{scenario.bundle} has none, or does so under coded, too"
-        )
 
 
 def bundle_accuracy(name: str) -> Accuracy:

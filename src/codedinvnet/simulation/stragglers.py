@@ -2,124 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import ValidationError
 
-from codedinvnet.config import Positive, Section, validated
+from codedinvnet.config import Section, validated
+from codedinvnet.distributions import Distribution
 from codedinvnet.errors import UserError
+from codedinvnet.faults import Straggler as Straggler
 from codedinvnet.files import read_json
-from codedinvnet.serving.workers.faults import FaultWindow
-from codedinvnet.simulation.distributions import Distribution
-
-
-class Straggler(FaultWindow):
-    """Why some answers are late. A faults file's `slow`, `hold`, `hang` and `crash` mean the same.
-
-    slow: the worker is blocked before it computes; hold: its answer is held back while it goes on;
-    hang: it never answers; crash: it dies; factor: it computes so many times slower; burst: every
-    now and then `workers` of them, drawn anew, compute `factor` times slower for a while.
-    """
-
-    kind: Literal["slow", "hold", "hang", "crash", "factor", "burst"]
-    probability: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Of each task to be hit; with `per_request`, of each request."""
-    per_request: bool = False
-    """Hit one data task of a request, when it is first sent (Dinh & Lee, section 4.3)."""
-    delay: Distribution | None = None
-    """Of slow and hold; of burst, how long one lasts."""
-    factor: Annotated[float, Field(gt=0)] | None = None
-    """Of factor and burst."""
-    every_s: Annotated[float, Field(gt=0)] | None = None
-    """Of burst: the mean time from one to the next."""
-    workers: Positive | None = None
-    """Of burst."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _as_the_services(cls, raw: Any) -> Any:
-        """Drop what a fault of the service says besides, and nothing is simulated of.
-
-        That is `scale`, which is of corruption alone, `spread`, and which tasks it hits if it is
-        all. A fault that corrupts, hits some tasks alone, or takes its time for every image is
-        refused.
-        """
-        if not isinstance(raw, dict):
-            return raw
-        if raw.get("kind") == "corrupt":
-            raise ValueError("faults of kind 'corrupt' are not simulated")
-        others = {key for key in ("from_task", "until_task", "each_image") if not raw.get(key)}
-        return {k: value for k, value in raw.items() if k not in {"scale", "spread", *others}}
-
-    @model_validator(mode="after")
-    def _has_what_it_needs(self) -> Straggler:
-        needed = {
-            "slow": ("delay",),
-            "hold": ("delay",),
-            "factor": ("factor",),
-            "burst": ("delay", "factor", "every_s", "workers"),
-        }.get(self.kind, ())
-        given = {"delay", "factor", "every_s", "workers"} & {
-            name for name, value in self if value is not None
-        }
-        if given != set(needed):
-            has = ", ".join(needed) or "none of delay, factor, every_s and workers"
-            raise ValueError(f"a straggler of kind {self.kind!r} has {has}")
-        if self.per_request and self.kind not in ("slow", "hold", "hang", "crash"):
-            raise ValueError(f"a straggler of kind {self.kind!r} is not per_request")
-        if self.kind == "burst" and (self.worker is not None or self.probability != 1):
-            raise ValueError("a burst draws its workers and when it comes: no worker, probability")
-        return self
-
 
 Model = tuple[Straggler, ...]
 
 
-def _none(service_ms: float, batch: int) -> Model:
-    return ()
+def _delay(kind: str, ms: float) -> Distribution:
+    return Distribution.model_validate({"distribution": kind, "ms": ms})
 
 
-def _held(service_ms: float, batch: int) -> Model:
-    delay = Distribution(ms=100.0)
-    share = min(1.0, 0.01 * batch)
-    return (Straggler(kind="hold", probability=share, per_request=True, delay=delay),)
-
-
-def _exponential(service_ms: float, batch: int) -> Model:
-    delay = Distribution(distribution="exponential", ms=5 * service_ms)
-    return (Straggler(kind="slow", probability=0.02, delay=delay),)
-
-
-def _pareto(service_ms: float, batch: int) -> Model:
-    delay = Distribution(distribution="pareto", ms=2 * service_ms, shape=1.5)
-    return (Straggler(kind="slow", probability=0.01, delay=delay),)
-
-
-def _slower(service_ms: float, batch: int) -> Model:
-    return (Straggler(kind="factor", worker=0, factor=3.0),)
-
-
-def _bursts(service_ms: float, batch: int) -> Model:
-    lasts = Distribution(distribution="exponential", ms=20 * service_ms)
-    every = service_ms / 5  # seconds: a tenth of the time one is on
-    return (Straggler(kind="burst", factor=5.0, workers=3, every_s=every, delay=lasts),)
-
-
-def _hung(service_ms: float, batch: int) -> Model:
-    # One task of worker 0 in a thousand never ends; the service replaces the worker.
-    return (Straggler(kind="hang", worker=0, probability=0.001),)
-
-
-STRAGGLERS: dict[str, Callable[[float, int], Model]] = {
-    "none": _none,
-    "held": _held,
-    "exponential": _exponential,
-    "pareto": _pareto,
-    "slower": _slower,
-    "bursts": _bursts,
-    "hung": _hung,
+STRAGGLERS: Mapping[str, Callable[[float, int], Model]] = {
+    "none": lambda service_ms, batch: (),
+    "held": lambda service_ms, batch: (
+        Straggler(
+            kind="hold",
+            probability=min(1.0, 0.01 * batch),
+            per_request=True,
+            delay=_delay("constant", 100.0),
+        ),
+    ),
+    "exponential": lambda service_ms, batch: (
+        Straggler(kind="slow", probability=0.02, delay=_delay("exponential", 5 * service_ms)),
+    ),
+    "pareto": lambda service_ms, batch: (
+        Straggler(kind="slow", probability=0.01, delay=_delay("pareto", 2 * service_ms)),
+    ),
+    "slower": lambda service_ms, batch: (Straggler(kind="factor", worker=0, factor=3.0),),
+    "bursts": lambda service_ms, batch: (
+        Straggler(
+            kind="burst",
+            factor=5.0,
+            workers=3,
+            every_s=service_ms / 5,
+            delay=_delay("exponential", 20 * service_ms),
+        ),
+    ),
+    "hung": lambda service_ms, batch: (Straggler(kind="hang", worker=0, probability=0.001),),
 }
 """Name -> model, given the mean service time in ms and the images of a request.
 

@@ -20,7 +20,7 @@ from codedinvnet.files import check_writable
 from codedinvnet.serving.policies import SERVED, in_order, served_as
 from codedinvnet.simulation.engine import accuracy_of
 from codedinvnet.simulation.figures import SAME, latency_of, simulate
-from codedinvnet.simulation.scenario import Scenario, can_guess, check_code, parse_scenario
+from codedinvnet.simulation.scenario import Scenario, can_guess, parse_scenario
 from codedinvnet.simulation.stragglers import stragglers
 from codedinvnet.simulation.warnings import overload, rarest, too_short
 
@@ -146,14 +146,14 @@ def run_sweep(sweep: Sweep, out: Path) -> list[dict[str, Any]]:
         UserError: if a scenario cannot be simulated, or `out` not be written, before any work; in
             the end, if a run failed.
     """
-    check_code(sweep.base)
     sweep = _without_guesses(sweep)
     accuracy = accuracy_of(sweep.base)
     # In the rows, too: a bundle of that name may have others one day.
     sweep = sweep.model_copy(update={"base": sweep.base.updated(accuracy=accuracy.model_dump())})
     cells = []
     for point, scenario in sweep.scenarios():
-        scenario.check_accuracy(accuracy)
+        if scenario.coding.takes_code:
+            scenario.recovered(accuracy, scenario.k)  # before any work, if it is not known
         settings: dict[str, Any] = {
             "scenario": scenario.model_dump(mode="json", exclude_defaults=True)
         }

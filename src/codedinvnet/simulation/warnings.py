@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 
 from codedinvnet.evaluation.quantiles import percentile
+from codedinvnet.faults import Straggler
 from codedinvnet.simulation.scenario import Scenario
-from codedinvnet.simulation.stragglers import Straggler
 
 FEWEST = 3
 """A run must be as long as so many of its rarest events take in the mean."""

@@ -14,11 +14,11 @@ import httpx
 import numpy as np
 import pytest
 
+from codedinvnet.distributions import Distribution
 from codedinvnet.models.base import HEADER_LENGTH
 from codedinvnet.models.bundle import Bundle
 from codedinvnet.serving.answers import Answered
 from codedinvnet.serving.served import LABEL, PROBABILITIES
-from codedinvnet.simulation.distributions import Distribution
 from tests.serving.api.service import (
     INFER,
     MAX_BODY,

@@ -10,107 +10,16 @@ import signal
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import Field, model_validator
 
 from codedinvnet.config import Section, validated
 from codedinvnet.errors import UserError
+from codedinvnet.faults import Delay as Delay
+from codedinvnet.faults import Fault as Fault
 from codedinvnet.files import read_json
 from codedinvnet.serving.workers.pool import Death, Origin, Task, WorkerDied, WorkerPool
 from codedinvnet.serving.workers.result import Result
-
-
-class Delay(Section):
-    """A distribution of delays, in ms."""
-
-    distribution: Literal["constant", "exponential", "pareto"] = "constant"
-    ms: Annotated[float, Field(ge=0)]
-    """The delay, the mean, or the Pareto scale (the least delay)."""
-    shape: Annotated[float, Field(gt=0)] = 1.5
-    """The Pareto shape; the smaller, the heavier the tail."""
-
-    def draw(self, generator: random.Random) -> float:
-        """Return a delay in seconds."""
-        if self.distribution == "exponential":
-            return self.ms * generator.expovariate(1.0) / 1000
-        if self.distribution == "pareto":
-            return self.ms * generator.paretovariate(self.shape) / 1000
-        return self.ms / 1000
-
-
-class FaultWindow(Section):
-    """Where and when something goes wrong."""
-
-    worker: Annotated[int, Field(ge=0)] | None = None
-    """None: every worker."""
-    from_s: Annotated[float, Field(ge=0)] = 0.0
-    until_s: float | None = None
-    """Seconds since the pool started."""
-
-    @model_validator(mode="after")
-    def _ends_after_it_begins(self) -> FaultWindow:
-        if self.until_s is not None and self.until_s <= self.from_s:
-            raise ValueError(f"until_s {self.until_s:g} is not after from_s {self.from_s:g}")
-        return self
-
-    def hits(self, worker: int, now: float) -> bool:
-        """Tell whether it is on for a worker at this time (seconds since the start)."""
-        on = self.from_s <= now and (self.until_s is None or now < self.until_s)
-        return on and self.worker in (None, worker)
-
-
-OPTIONS = {
-    "delay": ("slow", "hold"),
-    "each_image": ("slow",),
-    "spread": ("slow",),
-    "scale": ("corrupt",),
-}
-"""Options of a fault that not every kind has."""
-
-
-class Fault(FaultWindow):
-    """What goes wrong, on which worker, and when."""
-
-    kind: Literal["slow", "hold", "hang", "crash", "corrupt"]
-    """slow: the worker is blocked; hold: its answer is held back while it goes on; hang: it never
-    answers; crash: it dies; corrupt: noise is added to its output."""
-    from_task: Annotated[int, Field(ge=0)] = 0
-    until_task: Annotated[int, Field(gt=0)] | None = None
-    """Numbers of tasks in the method that are hit: k is that of the first parity."""
-    probability: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Of each task to be hit; with `per_request`, of each request."""
-    per_request: bool = False
-    """Hit one data task of a request, not each task for itself (Dinh & Lee, section 4.3)."""
-    delay: Delay | None = None
-    """Of slow and hold."""
-    each_image: bool = False
-    """Of slow: so much for every image of the task, as encoding takes for every one of a group."""
-    spread: bool = False
-    """Of slow: a random part of the delay comes after the computing instead of before it, so that
-    tasks that were given out together do not compute together."""
-    scale: Annotated[float, Field(gt=0)] = 1.0
-    """Of corrupt: the noise's standard deviation."""
-
-    @model_validator(mode="after")
-    def _delayed(self) -> Fault:
-        if self.kind in ("slow", "hold") and self.delay is None:
-            raise ValueError(f"a fault of kind {self.kind!r} needs a delay")
-        for option, kinds in OPTIONS.items():
-            default = type(self).model_fields[option].default
-            if self.kind not in kinds and getattr(self, option) != default:
-                words = " and ".join(map(repr, kinds))
-                raise ValueError(f"{option} is an option of kind {words}, not of {self.kind!r}")
-        if self.until_task is not None and self.until_task <= self.from_task:
-            raise ValueError(
-                f"until_task {self.until_task} is not above from_task {self.from_task}"
-            )
-        return self
-
-    def concerns(self, number: int) -> bool:
-        """Tell whether it can hit the task of this number."""
-        return self.from_task <= number and (self.until_task is None or number < self.until_task)
 
 
 class Schedule(Section):
@@ -255,7 +164,7 @@ class FaultyPool:
 
     def _doomed(self, place: int, fault: Fault, origin: Origin) -> bool:
         """Tell whether a fault hits the query that has this place in its request."""
-        own = f"/{place}" if place else ""  # each has its victims
+        own = f"/{place}" if place else ""  # each has its targets
         fate = random.Random(f"{self.schedule.seed}/request/{origin.request}{own}")
         return fate.random() < fault.probability and fate.randrange(origin.size) == origin.position
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -39,8 +37,7 @@ class Distribution(Section):
     plus_ms: Time = 0.0
     """Added to every draw."""
     values_ms: tuple[Time, ...] = ()
-    """Of an empirical distribution; in a file, `file` may name another that holds them, as a JSON
-    list or one a line."""
+    """Of an empirical distribution."""
     shares: tuple[Annotated[float, Field(ge=0, le=1)], ...] = ()
     """Of an empirical distribution: which quantiles the values are, from 0 to 1; without them
     they are evenly spaced."""
@@ -48,20 +45,16 @@ class Distribution(Section):
     @model_validator(mode="before")
     @classmethod
     def _spelled_out(cls, raw: Any) -> Any:
-        """Take a plain number as a constant time, and read a file of values."""
-        if isinstance(raw, (int, float)) and not isinstance(raw, bool):
-            return {"ms": raw}
-        if isinstance(raw, dict) and isinstance(raw.get("file"), str) and "values_ms" not in raw:
-            rest = {key: value for key, value in raw.items() if key != "file"}
-            return {**rest, "values_ms": read_times(Path(raw["file"]))}
-        return raw
+        """Take a plain number as a constant time."""
+        is_number = isinstance(raw, (int, float)) and not isinstance(raw, bool)
+        return {"ms": raw} if is_number else raw
 
     @model_validator(mode="after")
     def _has_values(self) -> Distribution:
         if self.distribution == "lognormal" and self.shape > LARGEST_DEVIATION:
             raise ValueError(f"shape of a lognormal must be at most {LARGEST_DEVIATION:g}")
         if (self.distribution == "empirical") != bool(self.values_ms):
-            raise ValueError("an empirical distribution has values_ms or a file; no other has")
+            raise ValueError("an empirical distribution has values_ms; no other has")
         if self.shares:
             rising = all(a < b for a, b in itertools.pairwise(self.shares))
             whole = (self.shares[0], self.shares[-1]) == (0.0, 1.0)
@@ -94,15 +87,6 @@ class Distribution(Section):
         draws = 1000 * self.draw(np.random.default_rng(0), 10 * CHUNK)
         return float(np.minimum(draws, limit_ms).mean())
 
-    def scaled(self, mean_ms: float) -> Distribution:
-        """Return one of the same shape with another mean; a constant, if this is 0 or infinite."""
-        factor = mean_ms / self.mean_ms if self.mean_ms else 0.0
-        if not factor:
-            return Distribution(ms=mean_ms)
-        times = {"ms": factor * self.ms, "plus_ms": factor * self.plus_ms}
-        values = tuple(factor * value for value in self.values_ms)
-        return self.model_copy(update={**times, "values_ms": values})
-
     def draw(self, generator: np.random.Generator, count: int) -> np.ndarray:
         """Return draws (count,) in seconds."""
         if self.distribution == "exponential":
@@ -133,23 +117,3 @@ def uniforms(generator: np.random.Generator) -> Iterator[float]:
     """Yield numbers in 0..1, without end."""
     while True:
         yield from generator.random(CHUNK).tolist()
-
-
-def read_times(path: Path) -> tuple[float, ...]:
-    """Read times in ms: a JSON list of numbers, or a number a line.
-
-    Raises:
-        ValueError: if the file cannot be read or holds anything else, or nothing.
-    """
-    try:
-        text = path.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"cannot read {path}: {error}") from error
-    try:
-        raw = json.loads(text if text.startswith("[") else f"[{','.join(text.split())}]")
-        values = tuple(float(value) for value in raw)
-    except (ValueError, TypeError, RecursionError, OverflowError) as error:
-        raise ValueError(f"{path} is not a list of times in ms") from error
-    if not values or any(not 0 <= value < math.inf for value in values):
-        raise ValueError(f"{path} must hold times of at least 0 ms, and at least one")
-    return values

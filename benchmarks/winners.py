@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch, Rectangle
 from pandas import DataFrame
 
-from codedinvnet.errors import UserError
 from codedinvnet.files import write_picture
 from codedinvnet.serving.policies import SERVED, in_order
 from codedinvnet.simulation.sweep import NOBODY, lacks_intervals, winners
@@ -33,19 +34,6 @@ def colour(label: str) -> str:
     return dict(zip(SERVED, PALETTE, strict=False)).get(label, OTHER)
 
 
-FORMATS = (".png", ".pdf", ".svg")
-
-
-def check_format(path: Path) -> None:
-    """Refuse a file that no picture can be drawn into.
-
-    Raises:
-        UserError: if its name ends in none of FORMATS.
-    """
-    if path.suffix not in FORMATS:
-        raise UserError(f"--picture: {path} does not end in one of {', '.join(FORMATS)}")
-
-
 def draw_map(frame: DataFrame, path: Path) -> None:
     """Draw which policy wins under each kind of stragglers at each load, a panel a batch size.
 
@@ -53,11 +41,8 @@ def draw_map(frame: DataFrame, path: Path) -> None:
 
     Args:
         frame: of a sweep.
-        path: its ending is one of FORMATS.
+        path: the picture.
     """
-    from matplotlib.figure import Figure
-    from matplotlib.patches import Patch, Rectangle
-
     best = winners(frame)
     models, loads = list(best["stragglers"].unique()), sorted(best["load"].unique())
     batches = sorted(best["batch"].unique())
