@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -142,17 +140,6 @@ def test_a_sweep_leaves_out_guesses_that_its_bundle_cannot_make(
     assert (
         "policies: coded+guess needs a bundle that guesses, which cifar10 does not" in outcome.err
     )
-
-
-@pytest.mark.timeout(60)
-def test_a_scenario_is_read_once_and_may_be_a_pipe(
-    file: Path, tmp_path: Path, call: Command
-) -> None:
-    pipe = tmp_path / "pipe"
-    os.mkfifo(pipe)
-    write = threading.Thread(target=lambda: pipe.write_bytes(file.read_bytes()), daemon=True)
-    write.start()
-    assert json.loads(call("simulate", pipe, "--json").out)["scenario"]["name"] == "small"
 
 
 @pytest.mark.parametrize(

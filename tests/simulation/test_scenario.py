@@ -13,12 +13,11 @@ from codedinvnet.codes.rules import AnswersAll, AnyOf, Costs, Parities
 from codedinvnet.distributions import Distribution
 from codedinvnet.errors import UserError
 from codedinvnet.files import read_json
-from codedinvnet.models.bundle import bundle_info, load_bundle
+from codedinvnet.models.bundle import load_bundle
 from codedinvnet.serving.app import open_app
 from codedinvnet.serving.config import ServeOptions
 from codedinvnet.serving.policies import served_as
 from codedinvnet.serving.workers.faults import Delay, Fault, Schedule
-from codedinvnet.simulation import scenario as scenario_module
 from codedinvnet.simulation.arrivals import Arrivals
 from codedinvnet.simulation.scenario import (
     bundle_accuracy,
@@ -159,19 +158,6 @@ def test_a_bundles_own_figures() -> None:
         bundle_accuracy("nothing")
 
 
-@pytest.mark.parametrize(
-    "figures", [{"test_k2": {}}, {"test_k2": {"k": 2, "normal_accuracy": "x"}}]
-)
-def test_damaged_figures_of_a_bundle_are_one_line(
-    figures: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    info = bundle_info("mnist").model_copy(update={"figures": figures})
-    monkeypatch.setattr(scenario_module, "bundle_info", lambda _: info)
-    with pytest.raises(UserError, match="the test figures of bundle 'mnist'") as caught:
-        bundle_accuracy("mnist")
-    assert "\n" not in str(caught.value)
-
-
 # Stragglers
 
 
@@ -204,13 +190,6 @@ def test_faults_that_are_not_simulated(fault: Fault, told: str, tmp_path: Path) 
     path.write_text(Schedule(faults=(fault,)).model_dump_json())
     with pytest.raises(UserError, match=told):
         stragglers(str(path), 10, 1)
-
-
-def test_several_models_at_once() -> None:
-    both = stragglers("slower+pareto", 20.0, 1)
-    assert both == (*stragglers("slower", 20.0, 1), *stragglers("pareto", 20.0, 1))
-    with pytest.raises(UserError, match=r"^stragglers 'magic'"):
-        stragglers("pareto+magic", 20.0, 1)
 
 
 def test_models_are_those_of_the_page() -> None:
@@ -305,18 +284,6 @@ BURST = {"kind": "burst", "factor": 2, "delay": 1, "every_s": 1, "workers": 1}
 def test_scenarios_that_cannot_be(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
         scenario(**changes)
-
-
-def test_files_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"cannot read .*: No such file"):
-        load_scenario(tmp_path / "missing.json")
-    path = tmp_path / "scenario.json"
-    path.write_text("{")
-    with pytest.raises(UserError, match="is not JSON"):
-        load_scenario(path)
-    path.write_text("[]")
-    with pytest.raises(UserError, match=r"scenario.json"):
-        load_scenario(path)
 
 
 def test_the_code_is_the_methods_and_the_bundles() -> None:

@@ -20,7 +20,6 @@ from codedinvnet.simulation.sweep import (
     frame_of,
     lines_of,
     parse_sweep,
-    quick_sweep,
     read_rows,
     run_sweep,
     warnings_of,
@@ -111,6 +110,7 @@ def test_rows_are_kept_and_the_rest_is_simulated(tmp_path: Path) -> None:
     assert [(r["key"], r["p999_ms"]) for r in again] == [(r["key"], r["p999_ms"]) for r in rows]
     assert out.read_text().splitlines()[:10] == lines[:10]
     wider = SWEEP.model_copy(update={"loads": (0.2, 0.5, 0.7)})
+    assert [row["load"] for row in run_sweep(wider, out, ["load=0.7", "batch=4"])] == [0.7] * 4
     assert len(run_sweep(wider, out)) == len(read_rows(out)) == 24
 
 
@@ -163,18 +163,6 @@ def test_cells_have_as_many_requests_as_was_asked_for() -> None:
     wide = SWEEP.model_copy(update={"requests": 200})
     found = {cell.batch: given.queries for cell, given in wide.scenarios()}
     assert found == {1: 300, 4: 800}
-
-
-def test_a_quick_sweep_has_every_place_and_few_queries() -> None:
-    long = SWEEP.model_copy(update={"requests": 60_000, "base": SWEEP.base.updated(queries=50_000)})
-    short = dict(quick_sweep(long).scenarios())
-    assert short.keys() == dict(long.scenarios()).keys()
-    assert {given.queries for given in short.values()} == {2000}
-    kept = dict(quick_sweep(SWEEP.model_copy(update={"requests": 9000})).scenarios())
-    assert kept == dict(SWEEP.scenarios())  # of 300 queries anyway
-    for cell, given in SWEEP.scenarios():
-        assert (given.policy, given.arrivals.batch) == (cell.policy, cell.batch)
-        assert bool(given.stragglers) == (cell.stragglers == "held")
 
 
 def test_variants_change_the_base() -> None:

@@ -47,6 +47,13 @@ def _add_simulate(commands: Commands) -> None:
     add("--seed", type=int, help="random seed (the scenario's)")
     add("--stragglers", help=f"{STRAGGLERS} (the scenario's)")
     add("--out", type=Path, help="rows of a sweep (JSONL); finished rows in it are kept")
+    add(
+        "--only",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="simulate only these places of a sweep, such as policy=hedge; repeatable (all)",
+    )
     add("--quick", action="store_true", help="simulate at most 2,000 images in a place of a sweep")
     add("--json", action="store_true", help="print one JSON object")
 

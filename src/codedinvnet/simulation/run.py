@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ def run_simulate(
     *,
     out: Path | None = None,
     quick: bool = False,
+    only: Sequence[str] = (),
     **changes: Any,
 ) -> tuple[dict[str, Any], list[str]]:
     """Simulate a scenario or run a sweep; return a report and its lines.
@@ -38,6 +40,7 @@ def run_simulate(
         scenario: the file of either.
         out: file of a sweep's rows.
         quick: simulate few queries in each place of a sweep.
+        only: words such as `policy=hedge` that choose places of a sweep.
         changes: fields of the scenario; None leaves its value.
 
     Raises:
@@ -50,8 +53,8 @@ def run_simulate(
             raise UserError(f"{scenario} is a sweep: its file says everything that is simulated")
         if out is None:
             raise UserError(f"{scenario} is a sweep: name the file of its rows with --out")
-        return _sweep(quick_sweep(sweep) if quick else sweep, out)
-    for option, given in (("--quick", quick), ("--out", out)):
+        return _sweep(quick_sweep(sweep) if quick else sweep, out, only)
+    for option, given in (("--quick", quick), ("--out", out), ("--only", only)):
         if given:
             raise UserError(f"{option} belongs to a sweep (see configs/bench)")
     base = parse_scenario(raw, str(scenario))
@@ -68,8 +71,8 @@ def run_simulate(
     return found, figure_lines(found, base)
 
 
-def _sweep(sweep: Sweep, out: Path) -> tuple[dict[str, Any], list[str]]:
-    rows = run_sweep(sweep, out)
+def _sweep(sweep: Sweep, out: Path, only: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    rows = run_sweep(sweep, out, only)
     frame, notes = frame_of(rows), warnings_of(rows)
     wins = winners(frame).to_dict("records")
     report = {"schema_version": 1, "kind": "map", "rows": len(frame), "wins": wins, "notes": notes}

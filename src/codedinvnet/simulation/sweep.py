@@ -135,12 +135,13 @@ def _without_guesses(sweep: Sweep) -> Sweep:
     return sweep.model_copy(update={"policies": kept})
 
 
-def run_sweep(sweep: Sweep, out: Path) -> list[dict[str, Any]]:
+def run_sweep(sweep: Sweep, out: Path, only: Iterable[str] = ()) -> list[dict[str, Any]]:
     """Simulate every cell whose row is not in the file yet, and return all rows of the grid.
 
     Args:
         sweep: the grid.
         out: JSONL; each row is appended as soon as it is known.
+        only: words such as `policy=hedge` that choose cells.
 
     Raises:
         UserError: if a scenario cannot be simulated, or `out` not be written, before any work; in
@@ -162,6 +163,7 @@ def run_sweep(sweep: Sweep, out: Path) -> list[dict[str, Any]]:
         measure = partial(simulate, scenario, accuracy)
         name = f"{point.stragglers}, {point.policy} at {point.load:.0%}"
         cells.append(grid.Cell(KIND, point._asdict(), settings, measure, name))
+    cells = grid.select(cells, only, lambda cell: cell.place)
     check_writable(out)
     counts = grid.resume(cells, out)
     grid.refuse_failures(counts["failed"], "of the runs", out)
