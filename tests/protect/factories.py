@@ -138,12 +138,6 @@ def recurrent() -> tuple[nn.Module, dict[str, Tensor]]:
     return Sequences(layer, 16), {"ids": torch.zeros(1, 20, dtype=torch.int64)}
 
 
-def attentive() -> tuple[nn.Module, dict[str, Tensor]]:
-    layer = nn.TransformerEncoderLayer(8, 2, 32, batch_first=True)
-    encoder = nn.TransformerEncoder(layer, 2)
-    return Sequences(encoder, 8), {"ids": torch.zeros(1, 20, dtype=torch.int64)}
-
-
 @torch.library.custom_op("codedinvnet_tests::product", mutates_args=())
 def product(x: Tensor, weights: Tensor) -> Tensor:
     """A matrix product that PyTorch knows nothing of."""
@@ -157,35 +151,6 @@ def custom() -> tuple[nn.Module, Tensor]:
             return found.relu() @ self.second
 
     return Custom(FEATURES, 3), torch.zeros(1, FEATURES)
-
-
-def bilinear() -> tuple[nn.Module, Tensor]:
-    class Pairs(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.pairs, self.head = nn.Bilinear(FEATURES, FEATURES, 40), nn.Linear(40, 3)
-
-        def forward(self, x: Tensor) -> Tensor:
-            found: Tensor = self.head(self.pairs(x, x))
-            return found
-
-    return Pairs(), torch.zeros(1, FEATURES)
-
-
-def chosen() -> tuple[nn.Module, Tensor]:
-    """One of two products, as an exported `torch.cond` has them."""
-
-    class Chosen(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.one, self.other = Applied(FEATURES, 3), Applied(FEATURES, 3, 1.0)
-
-        def forward(self, x: Tensor) -> Tensor:
-            branches = self.one.forward, self.other.forward
-            found: Tensor = torch.ops.higher_order.cond(x.sum() > 0, *branches, (x,))
-            return found
-
-    return Chosen(), torch.zeros(1, FEATURES)
 
 
 def embedding() -> tuple[nn.Module, Tensor]:

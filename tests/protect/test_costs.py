@@ -65,19 +65,16 @@ def test_a_classic_export_is_counted_through_its_constant_nodes(tmp_path: Path) 
 
 
 RECURRENT = 20 * 4 * 16 * (8 + 16) + 16 * 3
-ATTENTIVE = 2 * (20 * 8 * 32 + 2 * 20 * 20 * 8 + 2 * 20 * 8 * 32) + 8 * 3
 
 
-@pytest.mark.parametrize(("name", "wanted"), [("recurrent", RECURRENT), ("attentive", ATTENTIVE)])
-def test_layers_that_pytorch_fuses_cost_what_their_products_do(name: str, wanted: int) -> None:
+def test_layers_that_pytorch_fuses_cost_what_their_products_do() -> None:
     batch = {"ids": np.zeros((1, 20), np.int64)}
-    assert costs.model_macs(open_model(f"{PROTECTED}:{name}"), batch) == wanted
+    assert costs.model_macs(open_model(f"{PROTECTED}:recurrent"), batch) == RECURRENT
 
 
-@pytest.mark.parametrize("name", ["custom", "bilinear", "chosen"])
-def test_what_pytorch_has_no_formula_for_is_timed(name: str) -> None:
+def test_what_pytorch_has_no_formula_for_is_timed() -> None:
     batch = {"x": np.ones((1, protected.FEATURES), np.float32)}
-    cost = costs.model_cost(open_model(f"{PROTECTED}:{name}"), batch)
+    cost = costs.model_cost(open_model(f"{PROTECTED}:custom"), batch)
     assert cost.macs is None
     assert "PyTorch operators" in cost.why
     assert 0 < cost.ms.low <= cost.ms.median <= cost.ms.high

@@ -31,7 +31,7 @@ SMALLEST = 24
 CLOSE = 1e-2
 """The graph's scores may differ from the model's by this share of the largest one."""
 TRIED = 8
-SAMPLE = 256
+SAMPLE = 128
 """Inputs from which statistics and the effects of blocks are taken."""
 EPSILON = 1e-5
 

@@ -106,16 +106,8 @@ def protect(options: ProtectOptions) -> dict[str, Any]:
     notes = _notes(teacher, count - len(inputs))
     lesson, settings = _lesson(options, teacher, notes)
     cost = _cost(options, teacher, notes)
-    works = WORKS if options.work is None else (options.work,)
-    ladder = Ladder(lesson, cost, works, options.out / WORK / "train", options.seed)
-    entries = ladder.entries()
-    left = (1 - MEASURED) * 60 * options.minutes - (time.monotonic() - began)
-    candidates, exports = [], {}
-    for trained in ladder.train(entries, _once(options, "seconds", left)):
-        name, macs = trained.entry.name, trained.student.macs()
-        exports[name] = export_student(options.out, name, trained.student)
-        note = "stopped early: its trial fell behind" if trained.stopped else ""
-        candidates.append(_measured(teacher, cost, name, exports[name], macs, options.k, note))
+    backups = _backups(options, lesson, cost, began, notes)
+    candidates = [candidate for candidate, _ in backups]
     frequent = int(np.bincount(teacher.answers[rows.train]).argmax())
     advice = measure.recommend(candidates, frequent)
     description = {
@@ -131,9 +123,9 @@ def protect(options: ProtectOptions) -> dict[str, Any]:
         "k": options.k,
         "recommended": advice.method,
         "reason": advice.reason,
-        "table": [_row(candidate, exports[candidate.name]) for candidate in candidates],
+        "table": [_row(*backup) for backup in backups],
         "most_frequent": measure.interval(teacher.answers[rows.test] == frequent),
-        "notes": [*notes, *ladder.notes],
+        "notes": notes,
         "settings": {**settings, "minutes": options.minutes},
         "split": {part: len(found) for part, found in rows._asdict().items()},
         "seconds": round(time.monotonic() - began, 1),
@@ -146,6 +138,25 @@ def protect(options: ProtectOptions) -> dict[str, Any]:
     write_description(options.out, description)
     shutil.rmtree(options.out / WORK)
     return description
+
+
+def _backups(
+    options: ProtectOptions, lesson: Lesson, cost: Cost, began: float, notes: list[str]
+) -> list[tuple[Candidate, OpenModel]]:
+    """Train backups in the time that is left, and return them measured and as they are served."""
+    works = WORKS if options.work is None else (options.work,)
+    ladder = Ladder(lesson, cost, works, options.out / WORK / "train", options.seed)
+    entries = ladder.entries()
+    left = (1 - MEASURED) * 60 * options.minutes - (time.monotonic() - began)
+    found = []
+    for trained in ladder.train(entries, _once(options, "seconds", left)):
+        name, macs = trained.entry.name, trained.student.macs()
+        backup = export_student(options.out, name, trained.student)
+        note = "stopped early: its trial fell behind" if trained.stopped else ""
+        measured = _measured(lesson.teacher, cost, name, backup, macs, options.k, note)
+        found.append((measured, backup))
+    notes += ladder.notes
+    return found
 
 
 def _once(options: ProtectOptions, name: str, value: Any) -> Any:

@@ -102,8 +102,7 @@ class Teacher:
     def mirrored(self, seconds: float) -> np.ndarray | None:
         """Return log-probabilities (N, classes) of the mirrored images.
 
-        None if the model has no time for all of them in so many seconds, or if no scores of its
-        own are needed, because it keeps its answers when images are mirrored.
+        None if the model would take longer than so many seconds for all of them.
         """
         kept = any(self.folder.glob("mirrored-*"))
         if not kept and query_seconds(self.model, self.inputs) * len(self.inputs) > seconds:
