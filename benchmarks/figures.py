@@ -31,7 +31,7 @@ from codedinvnet.cli.common import guarded
 from codedinvnet.codes.registry import known_method
 from codedinvnet.errors import UserError
 from codedinvnet.evaluation import latency_tables, plots, tables
-from codedinvnet.evaluation.grid import failures, read_rows
+from codedinvnet.evaluation.grid import read_rows
 from codedinvnet.files import read_json, write_text
 from codedinvnet.models.bundle import shipped_bundles
 from codedinvnet.simulation import sweep
@@ -120,11 +120,6 @@ def published(path: Path) -> str:
     return tables.markdown(tables.published(accuracy_frame(path)), tables.PUBLISHED_FORMATS)
 
 
-def failed(path: Path) -> str:
-    """Return the trials that failed."""
-    return tables.markdown(failures(read_rows(path, "accuracy"), tables.TRIAL))
-
-
 # Latency
 
 
@@ -191,7 +186,6 @@ FROM_FILE: Mapping[str, tuple[str, Callable[[Path], str]]] = {
     "late": ("accuracy.jsonl", late),
     **{f"accuracy-{name}": ("accuracy.jsonl", partial(one_set, name)) for name in DATASETS},
     "published": ("accuracy.jsonl", published),
-    "failed": ("accuracy.jsonl", failed),
     "tails": ("latency.jsonl", lambda path: latency_tables.tails_table(latency_frame(path))),
     "paired": ("latency.jsonl", paired),
     "latency": ("latency.jsonl", lambda path: latency_tables.latency_table(latency_frame(path))),
