@@ -12,11 +12,12 @@ from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from codedinvnet.errors import nearest
+from codedinvnet.gateway.answers import Reply
 from codedinvnet.gateway.dispatcher import Dispatcher
 from codedinvnet.gateway.memory import Memory
 from codedinvnet.gateway.metrics import RollingQuantiles
-from codedinvnet.gateway.routes import Routes
-from codedinvnet.gateway.server import GatewayServer, Reply
+from codedinvnet.gateway.routes import Route, Routes
+from codedinvnet.gateway.server import GatewayServer
 from codedinvnet.net.http1 import RequestHead
 from codedinvnet.net.logs import log_event
 from codedinvnet.scheduler.policies import POLICIES
@@ -100,7 +101,8 @@ class Admin:
             hint = f", did you mean {near!r}?" if near else ""
             return error(400, f"policy: {name[:100]!r} is not one of {', '.join(self.names)}{hint}")
         before = self.dispatcher.scheduler.chosen.name
-        self.dispatcher.change_policy(POLICIES[name])
+        scheduler = self.dispatcher.scheduler
+        self.dispatcher.do(scheduler.change_policy(time.monotonic(), POLICIES[name]))
         log_event("policy changed", policy=name, before=before)
         return self._policy()
 
@@ -116,14 +118,15 @@ class Admin:
             metrics.in_flight.labels(endpoint.url).set(len(endpoint.live))
         self._count_refused()
         for route in self.routes.all():
-            delay = dispatcher.delay(route)
+            delay = delay_of(dispatcher, route)
             if delay is not None:
                 metrics.hedge_delay.labels(route.name).set(delay)
 
     def _count_refused(self) -> None:
         """Take in how many copies the scheduler's budget has refused since the last look."""
         for route in self.routes.all():
-            more = self.dispatcher.refused_copies(route) - route.hedge_counts["refused"]
+            counts = self.dispatcher.scheduler.dispatcher.copies.get(route.name)
+            more = 0 if counts is None else counts.refused - route.hedge_counts["refused"]
             if more > 0:
                 route.hedged("refused", more)
 
@@ -147,7 +150,7 @@ class Admin:
             {
                 "name": route.name,
                 "hedged": route.is_repeatable,
-                "delay_ms": milliseconds(dispatcher.delay(route)),
+                "delay_ms": milliseconds(delay_of(dispatcher, route)),
                 "hedges": route.hedge_counts,
                 **quantiles(route.latencies),
             }
@@ -161,6 +164,17 @@ class Admin:
             "upstreams": upstreams,
             "routes": routes,
         }
+
+
+def delay_of(dispatcher: Dispatcher, route: Route) -> float | None:
+    """Return the seconds after which a route's requests are copied now; None: nobody knows.
+
+    It is that of the size class that most of them have.
+    """
+    if not route.is_repeatable or not route.sizes:
+        return None
+    usual = max(route.sizes, key=route.sizes.__getitem__)
+    return dispatcher.scheduler.dispatcher.hedge_delay(route.name, usual)
 
 
 def quantiles(times: RollingQuantiles) -> dict[str, float | None]:

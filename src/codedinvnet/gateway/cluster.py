@@ -123,7 +123,6 @@ class Cluster:
     Attributes:
         endpoints: by place; None where there is none.
         on_lost: called when an endpoint is ejected, with why, and whether its answers still count.
-        on_vacant: called with a place where no upstream is.
         on_up: called when one takes requests.
     """
 
@@ -141,7 +140,6 @@ class Cluster:
         if fallback is not None:
             self.endpoints.append(self._open(fallback, places))
         self.on_lost: Callable[[Endpoint, str, bool], None] = lambda *_: None
-        self.on_vacant: Callable[[int], None] = lambda _: None
         self.on_up: Callable[[Endpoint], None] = lambda _: None
         self._left_out: set[str] = set()
         self._background = Background()
@@ -175,9 +173,6 @@ class Cluster:
 
     async def start(self) -> None:
         """Find out which upstreams are up, and watch them from now on."""
-        waiting = [place for place, one in enumerate(self.endpoints) if one is None]
-        for place in waiting:
-            self.on_vacant(place)
         looks = [asyncio.ensure_future(self._first_look(endpoint)) for endpoint in self]
         if looks:
             await asyncio.wait(looks, timeout=START_TIMEOUT + PROBE_TIMEOUT)

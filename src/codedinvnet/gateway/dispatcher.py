@@ -17,8 +17,7 @@ from codedinvnet.codes.rules import AnswersAll, CodeRules
 from codedinvnet.gateway.calls import Attempt, Call, Cause, Failure
 from codedinvnet.gateway.cluster import Cluster, Endpoint
 from codedinvnet.gateway.metrics import GatewayMetrics
-from codedinvnet.gateway.routes import Route
-from codedinvnet.net.alarm import LAG_PERIOD, Alarm
+from codedinvnet.net.alarm import Alarm
 from codedinvnet.net.background import Background
 from codedinvnet.scheduler.actions import (
     DEADLINE,
@@ -30,7 +29,6 @@ from codedinvnet.scheduler.actions import (
     Send,
 )
 from codedinvnet.scheduler.admission import Admission
-from codedinvnet.scheduler.policies import Policy
 from codedinvnet.scheduler.scheduler import Scheduler
 from codedinvnet.scheduler.settings import Rules, hang_limit
 
@@ -94,56 +92,31 @@ class Dispatcher:
         self._detached: set[Call] = set()
         """Calls that must not be repeated, at an upstream that was ejected meanwhile."""
         self.loop = asyncio.get_running_loop()
-        self._alarm = Alarm(lambda now: self._do(self.scheduler.on_timer(now)))
+        self._alarm = Alarm(lambda now: self.do(self.scheduler.on_timer(now)))
         self._queue: deque[Action] = deque()
         self._is_busy = False
         self._retries = MOST_RETRIES
         self._background = Background()
-        cluster.on_lost, cluster.on_up, cluster.on_vacant = self._lost, self._up, self._vacant
+        cluster.on_lost, cluster.on_up = self._lost, self._up
 
     # Life
 
     async def start(self) -> None:
         """Find out which upstreams are up."""
+        for place, endpoint in enumerate(self.cluster.endpoints):
+            if endpoint is None:
+                told = "no upstream is there"
+                self.do(self.scheduler.worker_lost(time.monotonic(), place, told))
         await self.cluster.start()
-        self._background.spawn(self._sweep_on())
-
-    async def drain(self, seconds: float) -> None:
-        """Wait until all calls have ended, for so many seconds at most."""
-        until = time.monotonic() + seconds
-        while (self.calls or self._detached) and time.monotonic() < until:
-            await asyncio.sleep(0.02)
+        self._background.spawn(Sweeper(self).run())
 
     async def stop(self) -> None:
         """Abort what is under way."""
         await self._background.stop()
         self._alarm.cancel()
-        for attempt in self._live():
+        for attempt in self.live():
             attempt.abort()
         await self.cluster.stop()
-
-    def change_policy(self, policy: Policy) -> None:
-        """Go on by another policy.
-
-        Raises:
-            ValueError: if it does not fit the upstreams.
-        """
-        self._do(self.scheduler.change_policy(time.monotonic(), policy))
-
-    def delay(self, route: Route) -> float | None:
-        """Return the seconds after which a route's requests are copied now; None: nobody knows.
-
-        It is that of the size class that most of them have.
-        """
-        if not route.is_repeatable or not route.sizes:
-            return None
-        usual = max(route.sizes, key=route.sizes.__getitem__)
-        return self.scheduler.dispatcher.hedge_delay(route.name, usual)
-
-    def refused_copies(self, route: Route) -> int:
-        """Return how many copies of a route's requests the budget refused."""
-        counts = self.scheduler.dispatcher.copies.get(route.name)
-        return 0 if counts is None else counts.refused
 
     # Calls
 
@@ -176,12 +149,14 @@ class Dispatcher:
         sizes[call.size_class] = sizes.get(call.size_class, 0) + 1
         self._retries = min(MOST_RETRIES, self._retries + RETRY_SHARE)
         self.admission.note(now, pending + 1)
-        self._do(actions)
+        self.do(actions)
 
     def cancel(self, call: Call) -> None:
         """The client is gone: have nothing more done for a call."""
-        if call.winner is not None:
-            self._end_stream(call.winner)
+        winner = call.winner
+        if winner is not None and not winner.is_done:
+            winner.abort()
+            self.ended(winner, "cancelled")
         self._forget(call)
         for attempt in call.attempts:
             self._lose(attempt)
@@ -191,7 +166,7 @@ class Dispatcher:
         """Take a call out of the scheduler, if it is there."""
         self._detached.discard(call)
         if self.calls.pop(call.query, None) is not None:
-            self._do(self.scheduler.cancel([call.query]))
+            self.do(self.scheduler.cancel([call.query]))
             self.admission.note(time.monotonic(), len(self.calls))
 
     # What attempts report
@@ -209,7 +184,7 @@ class Dispatcher:
         self._alarm.heard(attempt.began)
         attempt.endpoint.answered(attempt.began, now, is_usual)
         if number in self.attempts:
-            self._do(self.scheduler.result(now, number, is_usual, keeps_slot=not is_complete))
+            self.do(self.scheduler.result(now, number, is_usual, keeps_slot=not is_complete))
         elif not call.is_over and call.winner is None:
             self._forget(call)
             self._won(call, attempt)
@@ -229,7 +204,7 @@ class Dispatcher:
         known = self.attempts.pop(attempt.number, None)
         if known is not None and attempt.is_held:
             now = time.monotonic()
-            self._do(self.scheduler.released(now, endpoint.worker, attempt.number))
+            self.do(self.scheduler.released(now, endpoint.worker, attempt.number))
         endpoint.live.discard(attempt)
         endpoint.count(result, attempt.seconds)
         call.live -= 1
@@ -254,7 +229,7 @@ class Dispatcher:
         if known:
             unsent = failure.cause is Cause.UNSENT
             number, reason = attempt.number, failure.reason
-            self._do(self.scheduler.failed(now, number, reason, final, unsent))
+            self.do(self.scheduler.failed(now, number, reason, final, unsent))
         if failure.cause is not Cause.STATUS or attempt.status >= 500:
             self.cluster.blame(endpoint, failure)  # of others it is when another answers
 
@@ -273,7 +248,7 @@ class Dispatcher:
 
     # Actions
 
-    def _do(self, actions: Sequence[Action]) -> None:
+    def do(self, actions: Sequence[Action]) -> None:
         """Carry out what the scheduler says, in order, also if more is said meanwhile."""
         queue = self._queue
         queue.extend(actions)
@@ -314,7 +289,7 @@ class Dispatcher:
         elif call.written and not call.repeatable:
             why = "it must not be repeated"
         if why or call is None or endpoint is None:
-            self._do(self.scheduler.failed(time.monotonic(), send.attempt, why, bool(call)))
+            self.do(self.scheduler.failed(time.monotonic(), send.attempt, why, bool(call)))
             return
         attempt = call.attempt(endpoint, send.attempt)
         attempt.is_copy = any(not other.is_done for other in call.attempts)
@@ -334,10 +309,10 @@ class Dispatcher:
             own = (self.attempts.get(number) for task, number in action.outputs.items() if task)
             attempt = next((a for a in own if a is not None and a.status < 400), None)
             if call is None or attempt is None:
-                self._do(self.scheduler.withheld(now, query))
+                self.do(self.scheduler.withheld(now, query))
             else:
                 call.winner = attempt
-                self._do(self.scheduler.decoded(now, query, True))
+                self.do(self.scheduler.decoded(now, query, True))
 
     # Ends
 
@@ -364,16 +339,9 @@ class Dispatcher:
         for attempt in call.attempts:
             self._lose(attempt)
         if reason == DEADLINE:
-            call.fail(504, self._why_late(call))
+            call.fail(504, why_late(call))
         else:
             call.fail(502, reason)
-
-    def _why_late(self, call: Call) -> str:
-        where = ", ".join(dict.fromkeys(attempt.endpoint.url for attempt in call.attempts))
-        told = [DEADLINE, f"at upstream {where}" if where else "no upstream was free"]
-        if call.last is not None:
-            told.append(f"last failure: {call.last.reason}")
-        return "; ".join(told)
 
     def _lose(self, attempt: Attempt) -> None:
         """Nobody needs an attempt any more: close it, or let it end by itself."""
@@ -387,23 +355,27 @@ class Dispatcher:
             attempt.leave()
             return
         attempt.abort()
-        self._close(attempt, "cancelled")
+        self.close(attempt, "cancelled")
 
-    def _close(self, attempt: Attempt, result: str) -> None:
+    def close(self, attempt: Attempt, result: str) -> None:
         """Tell the scheduler that an attempt was closed, and that it was late if it was."""
         now, number = time.monotonic(), attempt.number
         known = self.scheduler.attempts.get(number)
         if known is not None:
             if known.late:
-                self._do(self.scheduler.released(now, attempt.endpoint.worker, number))
-            self._do(self.scheduler.failed(now, number, result))
+                self.do(self.scheduler.released(now, attempt.endpoint.worker, number))
+            self.do(self.scheduler.failed(now, number, result))
         self.ended(attempt, result)
 
-    def _end_stream(self, attempt: Attempt) -> None:
-        """Close an attempt whose client is gone in mid-stream."""
-        if not attempt.is_done:
-            attempt.abort()
-            self.ended(attempt, "cancelled")
+    def live(self) -> list[Attempt]:
+        """Return the attempts that upstreams have in hand."""
+        return [attempt for endpoint in self.cluster for attempt in endpoint.live]
+
+    def end_overdue(self, now: float) -> None:
+        """End the calls whose time is over that the scheduler does not know."""
+        for call in [call for call in self._detached if now >= call.deadline]:
+            self._detached.discard(call)
+            self._failed(call, DEADLINE)
 
     # Endpoints
 
@@ -438,54 +410,61 @@ class Dispatcher:
                 self._forget(call)
                 self._detached.add(call)
             self.attempts.pop(attempt.number, None)
-        self._do(self.scheduler.worker_lost(time.monotonic(), endpoint.worker, reason))
-        self.admission.resize(self.scheduler.assigner.slots_up)
-
-    def _vacant(self, place: int) -> None:
-        """Nothing is at a place."""
-        told = "no upstream is there"
-        self._do(self.scheduler.worker_lost(time.monotonic(), place, told))
+        self.do(self.scheduler.worker_lost(time.monotonic(), endpoint.worker, reason))
         self.admission.resize(self.scheduler.assigner.slots_up)
 
     def _up(self, endpoint: Endpoint) -> None:
         """An endpoint takes requests again."""
-        self._do(self.scheduler.worker_up(time.monotonic(), endpoint.worker))
+        self.do(self.scheduler.worker_up(time.monotonic(), endpoint.worker))
         self.admission.resize(self.scheduler.assigner.slots_up)
 
-    # What takes too long
 
-    def _live(self) -> list[Attempt]:
-        return [attempt for one in self.cluster.endpoints if one for attempt in one.live]
+class Sweeper:
+    """Looks for attempts that take too long.
 
-    async def _sweep_on(self) -> None:
-        looked = time.monotonic()
+    Args:
+        dispatcher: has them.
+    """
+
+    def __init__(self, dispatcher: Dispatcher) -> None:
+        self.dispatcher = dispatcher
+        self._silent = hang_limit(1000 * dispatcher.deadline) / 1000
+
+    async def run(self) -> None:
+        """Look again and again, for ever."""
+        dispatcher, looked = self.dispatcher, time.monotonic()
         while True:
             await asyncio.sleep(SWEEP)
             now = time.monotonic()
-            self.metrics.loop_lag.observe(max(0.0, now - looked - SWEEP))
-            self._sweep(now)
-            if now - looked > LAG_PERIOD:
-                self._do(())
+            dispatcher.metrics.loop_lag.observe(max(0.0, now - looked - SWEEP))
+            for attempt in dispatcher.live():
+                self._look(now, attempt)
+            dispatcher.end_overdue(now)
+            dispatcher.do(())
             looked = now
 
-    def _sweep(self, now: float) -> None:
-        silent = hang_limit(1000 * self.deadline) / 1000
-        for attempt in self._live():
-            call, endpoint = attempt.call, attempt.endpoint
-            if attempt is call.winner:
-                if now - attempt.heard > STREAM_IDLE:
-                    attempt.abort()
-                    self.failed(attempt, Failure(Cause.SILENT, "the stream stood still"))
-                    call.break_off()
-                continue
-            age = now - attempt.began
-            if age > silent and not attempt.is_blamed and endpoint.heard < attempt.began:
-                attempt.is_blamed = True
-                told = f"no answer within {silent:g} s"
-                self.cluster.blame(endpoint, Failure(Cause.SILENT, told))
-            if age > self.deadline and (attempt.is_left or call.is_over) and not attempt.is_done:
+    def _look(self, now: float, attempt: Attempt) -> None:
+        dispatcher, call, endpoint = self.dispatcher, attempt.call, attempt.endpoint
+        if attempt is call.winner:
+            if now - attempt.heard > STREAM_IDLE:
                 attempt.abort()
-                self._close(attempt, Cause.SILENT.value)
-        for call in [call for call in self._detached if now >= call.deadline]:
-            self._detached.discard(call)
-            self._failed(call, DEADLINE)
+                dispatcher.failed(attempt, Failure(Cause.SILENT, "the stream stood still"))
+                call.break_off()
+            return
+        age = now - attempt.began
+        if age > self._silent and not attempt.is_blamed and endpoint.heard < attempt.began:
+            attempt.is_blamed = True
+            told = f"no answer within {self._silent:g} s"
+            dispatcher.cluster.blame(endpoint, Failure(Cause.SILENT, told))
+        if age > dispatcher.deadline and (attempt.is_left or call.is_over) and not attempt.is_done:
+            attempt.abort()
+            dispatcher.close(attempt, Cause.SILENT.value)
+
+
+def why_late(call: Call) -> str:
+    """Return why a call's time is over, and where it was."""
+    where = ", ".join(dict.fromkeys(attempt.endpoint.url for attempt in call.attempts))
+    told = [DEADLINE, f"at upstream {where}" if where else "no upstream was free"]
+    if call.last is not None:
+        told.append(f"last failure: {call.last.reason}")
+    return "; ".join(told)

@@ -18,6 +18,7 @@ from codedinvnet.asking import read_token
 from codedinvnet.collector import freeze_loaded, keep_freed
 from codedinvnet.errors import UserError
 from codedinvnet.gateway.admin import OPEN, PATHS, Admin, error
+from codedinvnet.gateway.answers import Answers, Reply
 from codedinvnet.gateway.cluster import Cluster
 from codedinvnet.gateway.discovery import Discovery, follow
 from codedinvnet.gateway.dispatcher import Dispatcher, Refused
@@ -26,8 +27,9 @@ from codedinvnet.gateway.metrics import GatewayMetrics
 from codedinvnet.gateway.options import GatewayOptions
 from codedinvnet.gateway.protection import BackupServer
 from codedinvnet.gateway.proxy import HttpCall
+from codedinvnet.gateway.requests import FULL
 from codedinvnet.gateway.routes import Route, Routes, is_stateful, is_stateful_later, must_look
-from codedinvnet.gateway.server import FULL, ClientConnection, GatewayServer, Reply
+from codedinvnet.gateway.server import ClientConnection, GatewayServer
 from codedinvnet.gateway.tokens import ClientToken, UpstreamToken
 from codedinvnet.net import tls
 from codedinvnet.net.background import Background
@@ -96,7 +98,7 @@ class Gateway:
         return self.admin is not None and path.decode("latin-1") in PATHS
 
     def handle(
-        self, client: ClientConnection, head: RequestHead, body: Sequence[bytes], trailers: Fields
+        self, client: Answers, head: RequestHead, body: Sequence[bytes], trailers: Fields
     ) -> HttpCall | Reply | Awaitable[HttpCall | Reply | None] | None:
         """Have a request answered."""
         if self.admin is not None and self._is_own(head.target.partition(b"?")[0]):
@@ -114,7 +116,7 @@ class Gateway:
 
     async def _look(
         self,
-        client: ClientConnection,
+        client: Answers,
         head: RequestHead,
         body: Sequence[bytes],
         trailers: Fields,
@@ -125,7 +127,7 @@ class Gateway:
 
     def _submit(
         self,
-        client: ClientConnection,
+        client: Answers,
         head: RequestHead,
         body: Sequence[bytes],
         trailers: Fields,
@@ -168,7 +170,7 @@ class AdminPort:
         return error(401, "a bearer token is needed: Authorization: Bearer TOKEN")
 
     def handle(
-        self, client: ClientConnection, head: RequestHead, body: Sequence[bytes], trailers: Fields
+        self, client: Answers, head: RequestHead, body: Sequence[bytes], trailers: Fields
     ) -> Reply:
         """Answer a request."""
         return self.admin.answer(head, body)

@@ -8,26 +8,16 @@ connection.
 from __future__ import annotations
 
 import asyncio
-import socket
-import struct
 import time
 from collections.abc import Awaitable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
+from codedinvnet.gateway.answers import HIGH, LOW, Answers, Reply
 from codedinvnet.gateway.memory import Memory
-from codedinvnet.gateway.proxy import OUTCOME, HttpCall, problem
+from codedinvnet.gateway.proxy import HttpCall
+from codedinvnet.gateway.requests import RequestReader
 from codedinvnet.net.background import Background
-from codedinvnet.net.http1 import (
-    END,
-    MOST_HEAD,
-    BadMessage,
-    Chunks,
-    Fields,
-    RequestHead,
-    ResponseHead,
-    read_request,
-    write_fields,
-)
+from codedinvnet.net.http1 import BadMessage, Fields, RequestHead
 
 HEAD_TIMEOUT, BODY_TIMEOUT = 10.0, 60.0
 """Seconds for a request's head, and without a byte of its body."""
@@ -41,30 +31,10 @@ MOST_AHEAD = 1 << 16
 """Bytes of further requests that wait for the answer to the one before."""
 LINGER = 2.0
 """Seconds for which a client may go on sending after the last answer; nothing of it is read."""
-HIGH, LOW = 1 << 18, 1 << 14
-"""Bytes that wait for a client at which an upstream is no longer read, and is again."""
 STILL_THERE = (0.0, 0.2, 1.0)
 """Seconds after a client has sent its last byte, at which it is told that the gateway goes on. One
 that is gone refuses that, which shows when the next one is sent."""
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-REASONS = {
-    200: b"OK", 400: b"Bad Request", 401: b"Unauthorized", 403: b"Forbidden", 404: b"Not Found",
-    405: b"Method Not Allowed", 408: b"Request Timeout", 411: b"Length Required",
-    413: b"Content Too Large", 417: b"Expectation Failed", 421: b"Misdirected Request",
-    431: b"Request Header Fields Too Large", 500: b"Internal Server Error",
-    501: b"Not Implemented", 502: b"Bad Gateway", 503: b"Service Unavailable",
-    504: b"Gateway Timeout",
-}  # fmt: skip
-FULL = "the gateway's memory is full: try again later"
-WEBSOCKETS = "upgrades are not supported: connect WebSocket clients to an upstream directly"
-
-
-class Reply(NamedTuple):
-    """An answer of the gateway's own."""
-
-    status: int
-    body: bytes
-    kind: str = "application/json"
 
 
 class Handler(Protocol):
@@ -74,7 +44,7 @@ class Handler(Protocol):
         """Return why a request is refused before its body is read; None if it is not."""
 
     def handle(
-        self, client: ClientConnection, head: RequestHead, body: Sequence[bytes], trailers: Fields
+        self, client: Answers, head: RequestHead, body: Sequence[bytes], trailers: Fields
     ) -> HttpCall | Reply | Awaitable[HttpCall | Reply | None] | None:
         """Answer a request: by a reply, or by a call that answers later; None: it has already."""
 
@@ -84,41 +54,30 @@ class ClientConnection(asyncio.Protocol):
 
     Args:
         server: has it among its connections.
+
+    Attributes:
+        call: the request that is being answered by upstreams; None without one.
+        is_answering: whether a request is complete, and its answer is not.
     """
 
     __slots__ = (
-        "_ahead", "_ahead_size", "_body", "_body_size", "_chunks", "_counted", "_eof", "_head",
-        "_held", "_is_chunking", "_is_ending", "_is_paused", "_left", "_progress", "_since",
-        "_task", "_write_left", "call", "is_answering", "memory", "server", "transport",
+        "_ahead", "_ahead_size", "_eof", "_is_ending", "_since", "_task", "answers", "call",
+        "is_answering", "reader", "server", "transport",
     )  # fmt: skip
+    transport: asyncio.Transport
 
     def __init__(self, server: GatewayServer) -> None:
-        self.server, self.memory = server, server.memory
-        self.transport: asyncio.Transport
+        self.server = server
+        self.reader = RequestReader(server.memory, server.most_body, self._accepts)
+        self.answers = Answers(self)
         self.call: HttpCall | None = None
-        self.is_answering = False
-        """Whether a request is complete, and its answer is not."""
-        self._held = b""
-        """The beginning of a head."""
+        self.is_answering = self._is_ending = self._eof = False
         self._ahead: list[bytes] = []
         self._ahead_size = 0
         """What came behind the request that is being answered."""
-        self._head: RequestHead | None = None
-        """Of the request whose body is to come, or that is being answered."""
-        self._body: list[bytes] = []
-        self._body_size = 0
-        self._chunks: Chunks | None = None
-        self._left = 0
-        self._is_chunking = self._is_ending = self._is_paused = self._eof = False
-        self._counted = 0
-        """Bytes that wait for the client, as they were counted last."""
-        self._write_left: int | None = None
-        """Bytes of an answer with a length that are to come."""
-        self._since = self._progress = time.monotonic()
-        """When it became idle or a byte came, and when the client last took a byte."""
+        self._since = time.monotonic()
+        """When it became idle, or a byte of a request came."""
         self._task: asyncio.Task[None] | None = None
-
-    # The connection
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self.transport = transport
@@ -127,69 +86,64 @@ class ClientConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.server.connections.discard(self)
-        self.memory.give(self._counted + self._body_size + self._ahead_size + len(self._held))
-        self._counted = self._body_size = self._ahead_size = 0
-        self._held = b""
+        self.reader.drop()
+        self.answers.count(0)
+        self.server.memory.give(self._ahead_size)
+        self._ahead_size = 0
         call, self.call = self.call, None
         if self._task is not None:
             self._task.cancel()
         if call is not None:
             call.gone()
 
+    def pause_writing(self) -> None:
+        self.answers.pause()
+
+    def resume_writing(self) -> None:
+        self.answers.resume()
+
     def eof_received(self) -> bool:
         """Answer a client that has sent all it has, unless it is gone."""
         self._eof = True
         if not self.is_answering:
             return False
-        for seconds in STILL_THERE if self._head is not None and not self._head.is_old else ():
+        head = self.reader.head
+        for seconds in STILL_THERE if head is not None and not head.is_old else ():
             self.server.loop.call_later(seconds, self._ask_whether_there)
         return self.transport.get_extra_info("ssl_object") is None
 
     def _ask_whether_there(self) -> None:
-        is_waiting = self.is_answering and self._write_left is None and not self._is_chunking
-        if is_waiting and not self.transport.is_closing():
+        if self.is_answering and not self.answers.is_begun and not self.transport.is_closing():
             self.transport.write(CONTINUE)
 
     def abort(self) -> None:
-        """Close at once, so that the client sees that its answer is not complete."""
-        self.call = None
-        self._is_ending = True
-        if not self._is_chunking and not self._write_left and not self.transport.is_closing():
-            # The end of the connection would be that of the body.
-            own = self.transport.get_extra_info("socket")
-            own.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        """Close at once."""
+        self.call, self._is_ending = None, True
         self.transport.abort()
 
-    @property
-    def is_idle(self) -> bool:
-        """Whether no request is on its way."""
-        return not (self.is_answering or self._head or self._held or self._is_ending)
-
     def is_overdue(self, now: float) -> str:
-        """Return which limit the client has exceeded, "" if none; see `GatewayServer.sweep`."""
-        waiting = self.transport.get_write_buffer_size()
-        if waiting < self._counted or not waiting:
-            self._progress = now
-        self._count(waiting)
-        if waiting and now - self._progress > UNREAD:
+        """Return which limit the client has exceeded, "" if none."""
+        waiting, answers = self.transport.get_write_buffer_size(), self.answers
+        if waiting < answers.waiting or not waiting:
+            answers.progress = now
+        answers.count(waiting)
+        if waiting and now - answers.progress > UNREAD:
             return "unread"
-        age = now - self._since
         if self.is_answering or self._is_ending:
             return ""
-        if self._head is not None:
+        age, reader = now - self._since, self.reader
+        if reader.head is not None:
             return "body" if age > BODY_TIMEOUT else ""
-        return (
-            ("head" if self._held else "idle")
-            if age > (HEAD_TIMEOUT if self._held else KEEP_ALIVE)
-            else ""
-        )
+        if reader.is_in_head:
+            return "head" if age > HEAD_TIMEOUT else ""
+        return "idle" if age > KEEP_ALIVE else ""
 
     def close_if_idle(self) -> None:
         """Close unless a request is on its way, which closes it once it is answered."""
-        if self.is_idle:
+        if self.reader.is_idle and not self.is_answering and not self._is_ending:
             self.transport.close()
 
-    # What the client sends
+    # Requests
 
     def data_received(self, data: bytes) -> None:
         if self._is_ending:
@@ -197,101 +151,44 @@ class ClientConnection(asyncio.Protocol):
         if self.is_answering:
             self._wait(data)
             return
-        if self._head is not None or not self._held:
+        if not self.reader.is_in_head:
             self._since = time.monotonic()
         try:
-            while data and not self.is_answering:
-                data = self._read_head(data) if self._head is None else self._read_body(data)
+            while data and not self.is_answering and not self._is_ending:
+                data = self.reader.feed(data)
+                if self.reader.is_complete:
+                    self._complete()
         except BadMessage as error:
-            self.refuse(error.status, str(error), int(error.status == 503), closes=True)
+            wait = int(error.status == 503)
+            self.answers.refuse(error.status, str(error), wait, closes=True)
             return
-        if data and not self.transport.is_closing():
+        if data and not self._is_ending:
             self._wait(data)
 
     def _wait(self, data: bytes) -> None:
         """Keep what came behind the request that is being answered."""
         self._ahead.append(data)
         self._ahead_size += len(data)
-        self.memory.take(len(data))
+        self.server.memory.take(len(data))
         if self._ahead_size > MOST_AHEAD:
             self.transport.pause_reading()
 
-    def _read_head(self, data: bytes) -> bytes:
-        if self._held:
-            self.memory.give(len(self._held))
-            data, self._held = self._held + data, b""
-        if data.startswith(b"\r\n"):  # clients may send an empty line behind a body
-            data = data[2:]
-            if not data:
-                return b""
-        end = data.find(END, 0, MOST_HEAD)
-        if end < 0:
-            if len(data) >= MOST_HEAD:
-                raise BadMessage(f"the headers take more than {MOST_HEAD} bytes", 431)
-            if b"\n" in data[:MOST_HEAD].replace(b"\r\n", b""):
-                raise BadMessage("a line ends with a bare LF")
-            self._held = data
-            self.memory.take(len(data))
-            return b""
-        end += len(END)
-        head = self._head = read_request(data[:end])
-        self._body, self._body_size, self._chunks, self._left = [], 0, None, 0
-        known = head.known
-        if head.method == b"CONNECT" or b"websocket" in known.get(b"upgrade", b"").lower():
-            raise BadMessage(WEBSOCKETS, 501)
-        has_body = head.chunked or bool(head.length)
-        if (refusal := self.server.handler.precheck(head)) is not None:
-            self._answer(refusal, closes=has_body)
-            return b"" if has_body else data[end:]
-        if (head.length or 0) > self.server.most_body:
-            raise BadMessage(f"the body has more than {self.server.most_body} bytes", 413)
-        if has_body and self.memory.is_full:
-            raise BadMessage(FULL, 503)
-        if has_body and b"expect" in known:
-            if known[b"expect"].lower() != b"100-continue":
-                raise BadMessage("only Expect: 100-continue is supported", 417)
-            if len(data) == end:
-                self.transport.write(CONTINUE)
-        if head.chunked:
-            self._chunks = Chunks()
-        elif head.length:
-            self._left = head.length
-        else:
-            self._complete([])
-        return data[end:]
+    def _accepts(self, head: RequestHead, waits: bool) -> bool:
+        """Refuse a request before its body is read, or tell the client to go on."""
+        refusal = self.server.handler.precheck(head)
+        if refusal is not None:
+            self.answers.reply(refusal, closes=head.chunked or bool(head.length))
+            return False
+        if waits:
+            self.transport.write(CONTINUE)
+        return True
 
-    def _read_body(self, data: bytes) -> bytes:
-        if self._chunks is None:
-            piece, rest = data[: self._left], data[self._left :]
-            self._left -= len(piece)
-            self._keep([piece])
-            if not self._left:
-                self._complete([])
-            return rest
-        chunks = self._chunks
-        self._keep(chunks.feed(data))
-        if not chunks.done:
-            return b""
-        self._complete(chunks.trailers)
-        return chunks.rest
-
-    def _keep(self, pieces: list[bytes]) -> None:
-        size = sum(map(len, pieces))
-        self._body += pieces
-        self._body_size += size
-        self.memory.take(size)
-        if self._body_size > self.server.most_body:
-            raise BadMessage(f"the body has more than {self.server.most_body} bytes", 413)
-        if self.memory.used > self.memory.most and size:
-            raise BadMessage(FULL, 503)
-
-    def _complete(self, trailers: Fields) -> None:
+    def _complete(self) -> None:
         """A request is complete: have it answered."""
-        head, body = self._head, self._body
-        assert head is not None
-        self.is_answering, self._body = True, []
-        size, self._body_size = self._body_size, 0
-        found = self.server.handler.handle(self, head, body, trailers)
+        reader, self.is_answering = self.reader, True
+        body, size = reader.take()
+        assert reader.head is not None
+        found = self.server.handler.handle(self.answers, reader.head, body, reader.trailers)
         if isinstance(found, Awaitable):
             self._task = self.server.loop.create_task(self._later(found, size))
         else:
@@ -301,7 +198,7 @@ class ClientConnection(asyncio.Protocol):
         try:
             found = await coming
         except BaseException:
-            self.memory.give(size)
+            self.server.memory.give(size)
             raise
         self._task = None
         self._take(found, size)
@@ -315,154 +212,26 @@ class ClientConnection(asyncio.Protocol):
                 self.call = found
             found.release()
             return
-        self.memory.give(size)
+        self.server.memory.give(size)
         if found is not None:
-            self._answer(found)
+            self.answers.reply(found)
 
-    # What the client gets
+    # Answers
 
-    def _write(self, data: Sequence[bytes]) -> None:
-        transport = self.transport
-        if transport.is_closing():
-            return
-        if len(data) == 1:
-            transport.write(data[0])
-        else:
-            transport.writelines(data)
-        if (waiting := transport.get_write_buffer_size()) or self._counted:
-            self._count(waiting)
-
-    def _count(self, waiting: int) -> None:
-        """Count what waits for the client."""
-        if waiting != self._counted:
-            self.memory.take(waiting - self._counted)
-            if not self._counted:
-                self._progress = time.monotonic()
-            self._counted = waiting
-
-    def pause_writing(self) -> None:
-        self._is_paused = True
-        if self.call is not None:
-            self.call.pause()
-
-    def resume_writing(self) -> None:
-        self._is_paused, self._progress = False, time.monotonic()
-        self._count(self.transport.get_write_buffer_size())
-        if self.call is not None:
-            self.call.resume()
-
-    def _answer(self, reply: Reply, closes: bool = False) -> None:
-        """Give an answer of the gateway's own."""
-        fields = [(b"Content-Type", b" " + reply.kind.encode())]
-        if reply.status == 401:
-            fields.append((b"WWW-Authenticate", b" Bearer"))
-        self._own(reply.status, fields, reply.body, closes)
-
-    def refuse(self, status: int, reason: str, retry_after: int = 0, closes: bool = False) -> None:
-        """Answer with an error.
-
-        Args:
-            status: of it.
-            reason: in words.
-            retry_after: seconds after which the client may try again; 0: nobody knows.
-            closes: whether the connection ends by it.
-        """
-        fields = [(b"Content-Type", b" application/json")]
-        if retry_after:
-            fields.append((b"Retry-After", b" %d" % retry_after))
-        self._own(status, fields, problem(reason), closes)
-
-    def _own(self, status: int, fields: Fields, body: bytes, closes: bool) -> None:
-        if closes:
-            self.memory.give(self._body_size + len(self._held))
-            self._body, self._body_size, self._held = [], 0, b""
-        fields.append((b"Content-Length", b" %d" % len(body)))
-        is_kept = not closes and self._is_kept()
-        if not is_kept:
-            fields.append((b"Connection", b" close"))
-        reason = REASONS.get(status, b"")
-        head = b"HTTP/1.1 %d %b\r\n%b\r\n" % (status, reason, write_fields(fields))
-        is_head = self._head is not None and self._head.method == b"HEAD"
-        self._write([head if is_head else head + body])
-        self._done(is_kept)
-
-    def _is_kept(self) -> bool:
-        head = self._head
+    def is_kept(self) -> bool:
+        """Tell whether the connection stays open behind the answer."""
+        head = self.reader.head
         if head is None or not head.keeps or self.server.is_draining:
             return False
         return not self._eof or bool(self._ahead)
 
-    def respond(
-        self,
-        head: ResponseHead,
-        added: Fields,
-        body: Sequence[bytes],
-        trailers: Fields,
-        is_complete: bool,
-    ) -> None:
-        """Pass an upstream's answer on.
-
-        Args:
-            head: of it.
-            added: further fields.
-            body: what of its body is here.
-            trailers: behind it, if it is complete.
-            is_complete: whether all of it is here; otherwise `send_body` and `end_body` follow.
-        """
-        request = self._head
-        assert request is not None
-        fields, known = head.end_to_end(), head.known
-        if head.length is None and is_complete and not trailers and head.has_body(request.method):
-            length = sum(map(len, body))
-            fields = [*fields, (b"Content-Length", b" %d" % length)]
-        if added and OUTCOME not in known:
-            fields = [*fields, *added]
-        self._write_left = None
-        is_kept = self._is_kept()
-        start = b"HTTP/1.1 %d %b\r\n" % (head.status, head.reason)
-        parts = [start, write_fields(fields)]
-        open_ended = head.length is None and head.has_body(request.method)
-        self._is_chunking = open_ended and (not is_complete or bool(trailers))
-        if self._is_chunking and request.is_old:
-            self._is_chunking = request.keeps = is_kept = False
-        if self._is_chunking:
-            parts.append(b"Transfer-Encoding: chunked\r\n")
-        if not is_kept:
-            parts.append(b"Connection: close\r\n")
-        elif request.is_old:
-            parts.append(b"Connection: keep-alive\r\n")
-        parts.append(b"\r\n")
-        if not self._is_chunking:
-            parts += body
-        elif body:
-            parts.append(chunk(b"".join(body)))
-        if is_complete and self._is_chunking:
-            parts += [b"0\r\n", write_fields(trailers), b"\r\n"]
-        self._write(parts if sum(map(len, body)) > HIGH else [b"".join(parts)])
-        if is_complete:
-            self._done(is_kept)
-        elif head.length is not None:
-            self._write_left = head.length - sum(map(len, body))
-
-    def send_body(self, data: bytes) -> None:
-        """Send the next part of an answer's body."""
-        self._write([chunk(data) if self._is_chunking else data])
-
-    def end_body(self, trailers: Fields) -> None:
-        """The answer's body is complete."""
-        if self._is_chunking:
-            self._write([b"0\r\n" + write_fields(trailers) + b"\r\n"])
-        self._done(self._is_kept())
-
-    def _done(self, is_kept: bool) -> None:
+    def done(self, is_kept: bool) -> None:
         """An answer is complete: read the next request, or close."""
-        self.call = self._head = self._write_left = None
-        self._is_chunking = self.is_answering = False
-        self._since = time.monotonic()
+        self.call, self.is_answering, self._since = None, False, time.monotonic()
+        self.reader.drop()
         if not is_kept:
             self._close()
-            return
-        if self._ahead:
+        elif self._ahead:
             # Not at once: a client with many requests ahead would keep others from their turn.
             self.server.loop.call_soon(self._go_on)
 
@@ -481,16 +250,11 @@ class ClientConnection(asyncio.Protocol):
             return
         data, self._ahead, size = b"".join(self._ahead), [], self._ahead_size
         self._ahead_size = 0
-        self.memory.give(size)
+        self.server.memory.give(size)
         if size > MOST_AHEAD:
             self.transport.resume_reading()
         if data:
             self.data_received(data)
-
-
-def chunk(data: bytes) -> bytes:
-    """Return a part of a body as a chunk."""
-    return b"%x\r\n%b\r\n" % (len(data), data)
 
 
 class GatewayServer:
@@ -539,7 +303,9 @@ class GatewayServer:
                 if overdue == "unread":
                     connection.transport.abort()
                 elif overdue in ("head", "body"):
-                    connection.refuse(408, f"the request's {overdue} took too long", closes=True)
+                    connection.answers.refuse(
+                        408, f"the request's {overdue} took too long", closes=True
+                    )
                 elif overdue:
                     connection.transport.close()
 

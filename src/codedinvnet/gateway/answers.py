@@ -1,0 +1,206 @@
+"""Writes answers to one client: upstreams', byte for byte, and the gateway's own."""
+
+from __future__ import annotations
+
+import socket
+import struct
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from codedinvnet.gateway.proxy import OUTCOME, problem
+from codedinvnet.net.http1 import Fields, ResponseHead, write_fields
+
+if TYPE_CHECKING:
+    from codedinvnet.gateway.server import ClientConnection
+
+HIGH, LOW = 1 << 18, 1 << 14
+"""Bytes that wait for a client at which an upstream is no longer read, and is again."""
+REASONS = {
+    200: b"OK", 400: b"Bad Request", 401: b"Unauthorized", 403: b"Forbidden", 404: b"Not Found",
+    405: b"Method Not Allowed", 408: b"Request Timeout", 411: b"Length Required",
+    413: b"Content Too Large", 417: b"Expectation Failed", 421: b"Misdirected Request",
+    431: b"Request Header Fields Too Large", 500: b"Internal Server Error",
+    501: b"Not Implemented", 502: b"Bad Gateway", 503: b"Service Unavailable",
+    504: b"Gateway Timeout",
+}  # fmt: skip
+
+
+class Reply(NamedTuple):
+    """An answer of the gateway's own."""
+
+    status: int
+    body: bytes
+    kind: str = "application/json"
+
+
+class Answers:
+    """Writes to a client's connection.
+
+    Args:
+        connection: the client's.
+
+    Attributes:
+        waiting: bytes that wait for the client, as they were counted last.
+        progress: when the client last took a byte.
+        is_begun: whether a part of an answer was written, and the rest is to come.
+    """
+
+    __slots__ = (
+        "_connection", "_is_chunking", "_is_paused", "_write_left", "is_begun", "memory",
+        "progress", "waiting",
+    )  # fmt: skip
+
+    def __init__(self, connection: ClientConnection) -> None:
+        self._connection, self.memory = connection, connection.server.memory
+        self._is_chunking = self._is_paused = self.is_begun = False
+        self._write_left: int | None = None
+        """Bytes of an answer with a length that are to come."""
+        self.waiting = 0
+        self.progress = time.monotonic()
+
+    def respond(
+        self,
+        head: ResponseHead,
+        added: Fields,
+        body: Sequence[bytes],
+        trailers: Fields,
+        is_complete: bool,
+    ) -> None:
+        """Pass an upstream's answer on.
+
+        Args:
+            head: of it.
+            added: further fields.
+            body: what of its body is here.
+            trailers: behind it, if it is complete.
+            is_complete: whether all of it is here; otherwise `send_body` and `end_body` follow.
+        """
+        request = self._connection.reader.head
+        assert request is not None
+        fields, known = head.end_to_end(), head.known
+        if head.length is None and is_complete and not trailers and head.has_body(request.method):
+            length = sum(map(len, body))
+            fields = [*fields, (b"Content-Length", b" %d" % length)]
+        if added and OUTCOME not in known:
+            fields = [*fields, *added]
+        self._write_left = None
+        is_kept = self._connection.is_kept()
+        start = b"HTTP/1.1 %d %b\r\n" % (head.status, head.reason)
+        parts = [start, write_fields(fields)]
+        open_ended = head.length is None and head.has_body(request.method)
+        self._is_chunking = open_ended and (not is_complete or bool(trailers))
+        if self._is_chunking and request.is_old:
+            self._is_chunking = request.keeps = is_kept = False
+        if self._is_chunking:
+            parts.append(b"Transfer-Encoding: chunked\r\n")
+        if not is_kept:
+            parts.append(b"Connection: close\r\n")
+        elif request.is_old:
+            parts.append(b"Connection: keep-alive\r\n")
+        parts.append(b"\r\n")
+        if not self._is_chunking:
+            parts += body
+        elif body:
+            parts.append(chunk(b"".join(body)))
+        if is_complete and self._is_chunking:
+            parts += [b"0\r\n", write_fields(trailers), b"\r\n"]
+        self._write(parts if sum(map(len, body)) > HIGH else [b"".join(parts)])
+        if is_complete:
+            self._connection.done(is_kept)
+            return
+        self.is_begun = True
+        if head.length is not None:
+            self._write_left = head.length - sum(map(len, body))
+        if self._is_paused and self._connection.call is not None:
+            self._connection.call.pause()
+
+    def send_body(self, data: bytes) -> None:
+        """Send the next part of an answer's body."""
+        self._write([chunk(data) if self._is_chunking else data])
+
+    def end_body(self, trailers: Fields) -> None:
+        """The answer's body is complete."""
+        if self._is_chunking:
+            self._write([b"0\r\n" + write_fields(trailers) + b"\r\n"])
+        self._is_chunking = self.is_begun = False
+        self._connection.done(self._connection.is_kept())
+
+    def abort(self) -> None:
+        """Close at once, so that the client sees that its answer is not complete."""
+        transport = self._connection.transport
+        if not self._is_chunking and not self._write_left and not transport.is_closing():
+            # The end of the connection would be that of the body.
+            own = transport.get_extra_info("socket")
+            own.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self._connection.abort()
+
+    def reply(self, reply: Reply, closes: bool = False) -> None:
+        """Give an answer of the gateway's own."""
+        fields = [(b"Content-Type", b" " + reply.kind.encode())]
+        if reply.status == 401:
+            fields.append((b"WWW-Authenticate", b" Bearer"))
+        self._own(reply.status, fields, reply.body, closes)
+
+    def refuse(self, status: int, reason: str, retry_after: int = 0, closes: bool = False) -> None:
+        """Answer with an error.
+
+        Args:
+            status: of it.
+            reason: in words.
+            retry_after: seconds after which the client may try again; 0: nobody knows.
+            closes: whether the connection ends by it.
+        """
+        fields = [(b"Content-Type", b" application/json")]
+        if retry_after:
+            fields.append((b"Retry-After", b" %d" % retry_after))
+        self._own(status, fields, problem(reason), closes)
+
+    def _own(self, status: int, fields: Fields, body: bytes, closes: bool) -> None:
+        request = self._connection.reader.head
+        fields.append((b"Content-Length", b" %d" % len(body)))
+        is_kept = not closes and self._connection.is_kept()
+        if not is_kept:
+            fields.append((b"Connection", b" close"))
+        reason = REASONS.get(status, b"")
+        head = b"HTTP/1.1 %d %b\r\n%b\r\n" % (status, reason, write_fields(fields))
+        is_head = request is not None and request.method == b"HEAD"
+        self._write([head if is_head else head + body])
+        self._connection.done(is_kept)
+
+    def _write(self, data: Sequence[bytes]) -> None:
+        transport = self._connection.transport
+        if transport.is_closing():
+            return
+        if len(data) == 1:
+            transport.write(data[0])
+        else:
+            transport.writelines(data)
+        if (waiting := transport.get_write_buffer_size()) or self.waiting:
+            self.count(waiting)
+
+    def count(self, waiting: int) -> None:
+        """Count what waits for the client."""
+        if waiting != self.waiting:
+            self.memory.take(waiting - self.waiting)
+            if not self.waiting:
+                self.progress = time.monotonic()
+            self.waiting = waiting
+
+    def pause(self) -> None:
+        """The client is slow: have its upstream read no further."""
+        self._is_paused = True
+        if (call := self._connection.call) is not None:
+            call.pause()
+
+    def resume(self) -> None:
+        """The client has taken what waited for it."""
+        self._is_paused, self.progress = False, time.monotonic()
+        self.count(self._connection.transport.get_write_buffer_size())
+        if (call := self._connection.call) is not None:
+            call.resume()
+
+
+def chunk(data: bytes) -> bytes:
+    """Return a part of a body as a chunk."""
+    return b"%x\r\n%b\r\n" % (len(data), data)
