@@ -114,18 +114,6 @@ def test_bad_value_names_the_key(objective: str, key: str, value: Any) -> None:
     assert key.removesuffix(".objective") in message
 
 
-@pytest.mark.parametrize("key", ["blocks", "strides", "hidden"])
-def test_stage_lists_must_agree(key: str) -> None:
-    message = complaint(put(tiny_settings(), f"network.{key}", [1, 1, 1]))
-    assert "network: blocks, strides and hidden must have one entry per stage" in message
-
-
-@pytest.mark.parametrize("key", ["side_features", "depth"])
-def test_what_a_unet_has_not_is_refused(key: str) -> None:
-    encoder = {"kind": "unet", "width": 4, key: 3}
-    assert f"no {key}" in complaint(put(tiny_settings("pixels"), "fusion.encoder", encoder))
-
-
 @pytest.mark.parametrize("kind", ["unet", "lean"])
 @pytest.mark.parametrize(
     ("key", "value"),
@@ -147,14 +135,6 @@ def test_what_only_a_mosaic_has_is_refused(kind: str, key: str, value: int) -> N
 def test_options_of_stages_that_do_nothing_are_refused(options: dict[str, Any], told: str) -> None:
     encoder = {"kind": "mosaic", "width": 4, **options}
     assert told in complaint(put(tiny_settings(), "fusion.encoder", encoder))
-
-
-def test_a_sum_cannot_be_decoded_from_some_latents() -> None:
-    assert "normal_share must be 1" in complaint(put(tiny_settings(), "fusion.normal_share", 0.5))
-
-
-def test_side_features_without_a_recovery_head_are_refused() -> None:
-    assert "set head_hidden" in complaint(put(tiny_settings(), "fusion.head_hidden", 0))
 
 
 @pytest.mark.parametrize(
@@ -184,12 +164,6 @@ def test_what_pixels_cannot_train_is_refused(encoder: dict[str, Any], told: str)
     lean = put(raw, "fusion.encoder", {"kind": "lean", "width": 4})
     assert parse_settings(lean, "settings").fusion.encoder.kind == "lean"
     assert told in complaint(put(raw, "fusion.encoder", encoder))
-
-
-def test_pixels_of_a_network_without_an_inverse_are_refused() -> None:
-    raw = put(tiny_settings("pixels"), "network.coefficient", None)
-    assert "set network.coefficient" in complaint(raw)
-    assert parse_settings(put(raw, "network.kind", "irevnet"), "settings").network.kind == "irevnet"
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ import pytest
 
 from codedinvnet.errors import UserError
 from codedinvnet.files import (
-    check_folder,
     check_writable,
     parse_json,
     read_json,
@@ -58,23 +57,6 @@ def test_a_place_that_cannot_be_written_is_told(
     monkeypatch.setattr(os, "access", lambda path, mode: path != file)
     with pytest.raises(UserError, match=f"cannot write to {file}: it may not be changed"):
         check_writable(file)
-
-
-def test_a_folder_is_judged_whatever_it_holds(tmp_path: Path) -> None:
-    (tmp_path / "any").mkdir()
-    (tmp_path / "file").touch()
-    check_folder(tmp_path, "--save-dir")
-    with pytest.raises(UserError, match=r"--save-dir: cannot write into .*: .*file is no folder"):
-        check_folder(tmp_path / "file", "--save-dir")
-
-
-def test_a_link_leads_to_what_is_written(tmp_path: Path) -> None:
-    target, link = tmp_path / "there" / "file", tmp_path / "link"
-    target.parent.mkdir()
-    link.symlink_to(target)
-    write_atomically(link, b"new")
-    assert link.is_symlink()
-    assert target.read_bytes() == b"new"
 
 
 def test_content_is_synced_before_it_takes_the_name(

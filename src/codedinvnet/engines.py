@@ -58,7 +58,7 @@ def engine_named(name: str) -> Engine:
         UserError: if there is none of that name.
     """
     if name not in ENGINES:
-        raise UserError(f"--engine: {name!r} is not one of {', '.join(ENGINES)}")
+        raise UserError(f"engine: {name!r} is not one of {', '.join(ENGINES)}")
     return ENGINES[name]
 
 

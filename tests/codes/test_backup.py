@@ -14,7 +14,6 @@ from tests.codes.linear import (
     images,
     made,
     members_of,
-    outputs_of,
 )
 
 K = 4
@@ -30,24 +29,6 @@ def test_every_erasure_pattern_is_answered_by_the_backup(size: int) -> None:
         extra = torch.stack([backup(group[:, i]) for i in range(size)], 1)
     outputs = assert_extra_task_answers(method, served, group, extra)
     assert outputs[K].shape == (5, 3 * size)
-
-
-def test_residual_is_the_largest_distance_between_the_two_classifiers() -> None:
-    served, backup = Linear(seed=0), Linear(seed=1)
-    method = made(SmallBackup, served, K, part=backup)
-    group = images(K)
-    with torch.no_grad():
-        both = [
-            torch.stack([network(group[:, i]) for i in range(K)]) for network in (served, backup)
-        ]
-    expected = (both[0] - both[1]).square().mean(2).sqrt().amax(0)
-    residual = method.residual(outputs_of(method, group), K)
-    assert residual is not None
-    torch.testing.assert_close(residual, expected)
-
-
-def test_a_worker_holds_both() -> None:
-    assert made(SmallBackup, Linear(), K, part=Linear()).parameters == 2 * (32 * 3 + 3)
 
 
 def spent_by(method: Method, given: Given, width: int) -> int:

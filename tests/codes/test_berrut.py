@@ -19,7 +19,6 @@ from codedinvnet.codes.interpolation import first_kind, second_kind
 from codedinvnet.codes.rules import is_systematic
 from tests.codes.linear import (
     Linear,
-    computed,
     images,
     made,
     members_of,
@@ -112,29 +111,6 @@ def test_every_pattern_is_the_interpolant_of_a_linear_models_outputs(
             expected = torch.einsum("kn,nm,bmc->bkc", decode, encode, direct)
             found = torch.stack([answers[i] for i in range(k)], dim=1)
             torch.testing.assert_close(found, expected, rtol=0.0, atol=1e-9)
-
-
-def test_it_has_no_direct_answers_and_needs_everybody() -> None:
-    method = made(ApproxIFER, Linear(), 4)
-    group = images(4)
-    assert method.direct(computed(method, 0, group)) is None
-    assert all(needs == (0, 1, 2, 3) for needs in members_of(method, 4).values())
-    with pytest.raises(ValueError, match="a group has 4 members, got 3"):
-        members_of(method, 3)
-
-
-def test_a_corrupt_worker_moves_the_answers() -> None:
-    method = made(ApproxIFER, Linear(), 4)
-    outputs = outputs_of(method, images(4))
-    clean = method.residual(outputs, 4)
-    corrupt = {**outputs, 2: outputs[2].clone()}
-    corrupt[2][1] += 100.0
-    found = method.residual(corrupt, 4)
-    assert clean is not None
-    assert found is not None
-    moved = found > 2 * clean
-    assert moved.tolist() == [False, True, False, False, False]
-    assert method.residual(without(outputs, 0), 4) is None
 
 
 @pytest.mark.parametrize("scale", [0.5, 10.0, 1000.0])

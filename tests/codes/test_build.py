@@ -95,7 +95,7 @@ def test_a_part_beside_the_bundle_is_taken_where_none_is_named(
     mnist: Bundle, tmp_path: Path
 ) -> None:
     folder = Path(shutil.copytree(bundle_folder("mnist"), tmp_path / "mnist"))
-    with pytest.raises(UserError, match=r"--part: parm needs the part .* trained for k = 4"):
+    with pytest.raises(UserError, match=r"part: parm needs the part .* trained for k = 4"):
         scheme_for(load_bundle(folder), K, "parm")
     path, _ = saved(folder / f"parm-k{K}.safetensors", mnist, "parm")
     named, other = (scheme_for(load_bundle(folder), K, "parm", given) for given in (None, path))
@@ -165,7 +165,7 @@ def test_regularisers_of_nercc_come_from_its_rows(mnist: Bundle, tmp_path: Path)
     ]
     for number, changed in enumerate(others):
         append_row(path, row(str(number), [9.0, 9.0], **changed))
-    with pytest.raises(UserError, match=r"--part: .* holds no row of nercc .* k = 4 for this"):
+    with pytest.raises(UserError, match=r"part: .* holds no row of nercc .* k = 4 for this"):
         scheme_for(mnist, K, "nercc", path)
     with pytest.raises(UserError, match=r"no row of nercc .* k = 4 and 3 missing for this"):
         scheme_for(mnist, K, "nercc", path, Tolerance(stragglers=3))

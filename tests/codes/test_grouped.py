@@ -37,23 +37,6 @@ def test_every_erasure_pattern_is_answered_by_the_network(
     assert_extra_task_answers(made(kind, served, K, part=part), served, group, extra)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_members_of_a_small_group_take_turns_in_the_places(kind: type[GroupMethod]) -> None:
-    part, group = network(kind), images(3)
-    with torch.no_grad():
-        torch.testing.assert_close(part(group), part(group[:, [0, 1, 2, 0]])[:, :3])
-
-
-def test_a_cell_is_read_for_the_member_that_it_shows() -> None:
-    """Another image in one place changes the answers there more than elsewhere."""
-    part, group = network(Collage, 9, (1, 28, 28)), torch.rand(8, 9, 1, 28, 28).double()
-    other = group.clone()
-    other[:, 4] = 1 - other[:, 4]
-    with torch.no_grad():
-        moved = (part(other) - part(group)).abs().mean(dim=(0, 2))
-    assert int(moved.argmax()) == 4
-
-
 @pytest.mark.parametrize(("k", "grid"), [(2, (1, 2)), (4, (2, 2)), (9, (3, 3)), (10, (3, 4))])
 def test_a_collage_holds_every_member_in_its_cell(k: int, grid: tuple[int, int]) -> None:
     part = CollageNetwork(k, (1, 28, 28), 10, width=2)

@@ -35,16 +35,3 @@ def test_every_erasure_position_is_answered_as_if_nobody_were_missing(
     assert residual is not None
     assert float(residual.max()) < 1e-5
     assert method.compute(K, group).encode_seconds > 0
-
-
-def test_its_parity_is_a_mean_even_if_the_encoder_keeps_the_members_apart() -> None:
-    apart = tiny_model("mosaic")
-    constrain_exactly(apart.network)
-    method = around(Oracle, apart, K)
-    group = torch.rand(3, K, 1, 16, 16, dtype=torch.float64)
-    outputs = outputs_of(method, group)
-    assert method.rules.recoverable(frozenset({0, 1, K}), K) == {0, 1}
-    assert set(method.decode(without(outputs, 0, 1), K)) == {2, 3}
-    answers = method.decode(without(outputs, 2), K)
-    direct = apart.classify(apart.embed(group[:, 2]))
-    torch.testing.assert_close(answers[2], direct, rtol=0.0, atol=1e-3)

@@ -69,17 +69,3 @@ def test_every_erasure_pattern_of_replication(size: int) -> None:
         left = {i for i in range(size) if not {i, K + i} <= set(lost)}
         assert method.rules.recoverable(frozenset(rest), size) == left
         assert_answers(method.decode(rest, size), Linear(), group, left)
-
-
-def test_a_corrupt_copy_shows_up_in_the_residual() -> None:
-    method = made(Replication, Linear(), K)
-    outputs = outputs_of(method, images(K))
-    residual = method.residual(outputs, K)
-    assert residual is not None
-    assert float(residual.max()) < 1e-12
-    corrupt = {**outputs, K + 1: outputs[K + 1].clone()}
-    corrupt[K + 1][2] += 0.5
-    residual = method.residual(corrupt, K)
-    assert residual is not None
-    assert residual.tolist() == pytest.approx([0, 0, 0.5, 0, 0], abs=1e-9)
-    assert method.residual(without(outputs, 0), K) is None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import sys
 import time
 from collections.abc import Mapping
 from importlib.metadata import EntryPoint
@@ -233,21 +232,6 @@ def test_what_a_users_method_raises_is_told_as_its_own(
     with pytest.raises(UserError, match=r"mine\.py raised ZeroDivisionError: division by zero$"):
         find_method(f"{path}:Other")
     assert capsys.readouterr().err.startswith(f"the method Other of {path} raised:\n")
-
-
-def test_a_methods_file_imports_modules_beside_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    (tmp_path / "beside_my_method.py").write_text("NAME = 'imports'")
-    path = tmp_path / "mine.py"
-    path.write_text(
-        "from beside_my_method import NAME\n"
-        "from codedinvnet.codes.plain import Plain\n"
-        "class Imports(Plain):\n"
-        "    name = NAME\n"
-    )
-    assert find_method(f"{path}:Imports").name == "imports"
 
 
 def test_installed_packages_name_methods(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,17 +75,6 @@ def test_image_folder(tmp_path: Path, split: Split, folder: str, below: str) -> 
     assert label.tolist() == [1]
 
 
-@pytest.mark.parametrize(("name", "taken"), [("own", "test"), ("imagenet", "val")])
-def test_of_two_folders_of_held_out_images_one_is_the_test_split(
-    tmp_path: Path, name: str, taken: str
-) -> None:
-    """`val` only fills in for `test`; ImageNet's `test` is published without labels."""
-    for folder in ("train", "val", "test"):
-        write_folder(tmp_path / name / folder)
-    source = load_images(name, "test", data_dir=tmp_path, image_size=8)
-    assert source.source == str(tmp_path / name / taken)
-
-
 def test_image_folder_resizes_and_crops_to_the_centre(tmp_path: Path) -> None:
     pixels = np.zeros((16, 32, 3), dtype=np.uint8)
     pixels[:, 12:20] = 255  # a white bar in the middle of a wide black image
@@ -100,14 +89,6 @@ def test_image_folder_resizes_and_crops_to_the_centre(tmp_path: Path) -> None:
     assert small[0, :, :, 0].max() < 50
 
 
-def test_image_folder_of_grey_images_is_rgb(tmp_path: Path) -> None:
-    (tmp_path / "a").mkdir()
-    Image.new("L", (9, 9), 77).save(tmp_path / "a" / "grey.png")
-    images, _ = ImageFolder("own", tmp_path, image_size=8).batch(torch.tensor([0]))
-    assert images.shape == (1, 3, 8, 8)
-    assert images.unique().tolist() == [77]
-
-
 @pytest.mark.parametrize("content", [b"", b"not an image", None])
 def test_unreadable_image_is_named(tmp_path: Path, content: bytes | None) -> None:
     write_folder(tmp_path / "own" / "train", size=(64, 64))
@@ -117,14 +98,6 @@ def test_unreadable_image_is_named(tmp_path: Path, content: bytes | None) -> Non
     source.batch(torch.tensor([0, 1]))
     with pytest.raises(UserError, match=re.escape(str(path)) + ": unreadable image"):
         source.batch(torch.tensor([0, 1, 2]))
-
-
-@pytest.mark.parametrize("class_folder", [False, True])
-def test_image_folder_without_images(tmp_path: Path, class_folder: bool) -> None:
-    folder = tmp_path / "own" / "train"
-    (folder / "cat" if class_folder else folder).mkdir(parents=True)
-    with pytest.raises(UserError, match=re.escape(str(folder)) + ": not an image folder"):
-        load_images("own", "train", data_dir=tmp_path)
 
 
 # --- ImageRows

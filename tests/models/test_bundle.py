@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from codedinvnet.checkpoint import load_checkpoint
-from codedinvnet.codes.build import scheme_for
 from codedinvnet.config import load_settings
 from codedinvnet.data import ImageSet
 from codedinvnet.errors import UserError
@@ -143,33 +142,6 @@ def test_decode_uses_the_missing_members_side_features(bundle: Bundle, held_out:
         assert not torch.allclose(found, wrong, atol=1e-4)
 
 
-def test_pixel_mean_sends_the_average_image(bundle: Bundle, held_out: ImageSet) -> None:
-    plain = bundle.with_pixel_mean()
-    groups = held_out.images[:8].unflatten(0, (2, 4))
-    average = bundle.model.prepare(groups).mean(dim=1)
-    torch.testing.assert_close(plain.model.parity_images(groups), average)
-    assert not torch.allclose(bundle.model.parity_images(groups), average, atol=1e-4)
-    parity = plain.encode(groups)
-    torch.testing.assert_close(parity.latent, bundle.model.network(average), rtol=1e-4, atol=1e-5)
-    assert parity.side.shape == (2, 4, 4)
-    assert not parity.side.any()
-    assert scheme_for(bundle, 4).rules.guesses
-    assert not scheme_for(plain, 4).rules.guesses, "zeros tell nothing of a member"
-    images = held_out.images
-    assert torch.equal(plain.embed(images), bundle.embed(images))
-
-
-@pytest.mark.parametrize(
-    ("k", "fits"), [(2, True), (3, True), (4, True), (0, False), (1, False), (5, False)]
-)
-def test_method_serves_the_trained_sizes(k: int, fits: bool, bundle: Bundle) -> None:
-    if fits:
-        assert scheme_for(bundle, k).rules.k == k
-    else:
-        with pytest.raises(UserError, match=f"serves groups of 2 to 4, got k = {k}"):
-            scheme_for(bundle, k)
-
-
 def images_with(value: float) -> torch.Tensor:
     images = torch.full((2, 1, 28, 28), 0.5)
     images[1, 0, 3, 4] = value
@@ -197,28 +169,6 @@ def test_wrong_images_are_refused(images: torch.Tensor, said: str, bundle: Bundl
     if images.ndim == 4:
         with pytest.raises(UserError, match=said):
             bundle.encode(images[None])
-
-
-@pytest.mark.parametrize("missing", [-1, -4, 4, 10])
-def test_a_member_that_the_group_has_not_is_not_decoded(
-    missing: int, bundle: Bundle, held_out: ImageSet
-) -> None:
-    images = held_out.images[:4]
-    parity, others = bundle.encode(images[None]), bundle.embed(images[1:])[None]
-    with pytest.raises(UserError, match=rf"missing must be in 0\.\.3, got {missing}"):
-        bundle.decode(parity, others, missing)
-
-
-@pytest.mark.parametrize("count", [0, 2, 4])
-def test_decoding_needs_all_others(count: int, bundle: Bundle, held_out: ImageSet) -> None:
-    images = held_out.images[:4]
-    parity, latents = bundle.encode(images[None]), bundle.embed(images)
-    shape = ", ".join(map(str, bundle.model.latent_shape))
-    said = rf"one of 4 members .* shape \(1, 3, {shape}\), got \(1, {count}, {shape}\)"
-    with pytest.raises(UserError, match=said):
-        bundle.decode(parity, latents[None, :count], 0)
-    with pytest.raises(UserError, match="one of 4 members"):
-        bundle.decode(parity, latents[1:], 0)  # no group dimension
 
 
 def test_shipped_bundles_are_found_by_name(

@@ -9,21 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from codedinvnet.config import EncoderSettings, NetworkSettings, parse_settings
+from codedinvnet.config import EncoderSettings, NetworkSettings
 from codedinvnet.errors import UserError
 from codedinvnet.models.coded import (
     CodedModel,
     ModelSettings,
-    build_encoder,
     build_network,
-    decode_each,
     decode_missing,
-    model_settings,
     prepare,
 )
 from codedinvnet.nn.head import MosaicHead
 from codedinvnet.nn.lipschitz import constrain_exactly, constrained_layers
-from tests.conftest import tiny_settings
 
 SMALL: dict[str, Any] = {"blocks": (1, 1), "strides": (1, 2), "hidden": (8, 8)}
 
@@ -56,19 +52,6 @@ def model(
     ).eval()
 
 
-@pytest.mark.parametrize(("objective", "hidden"), [("recovery", 16), ("pixels", 0)])
-def test_a_runs_model_has_what_its_objective_trains(objective: str, hidden: int) -> None:
-    run = parse_settings(tiny_settings(objective), "here")
-    assert model_settings(run, (3, 8, 8), ("a", "b")) == ModelSettings(
-        image_shape=(3, 8, 8),
-        padding=2,
-        classes=("a", "b"),
-        network=run.network,
-        encoder=run.fusion.encoder,
-        head_hidden=hidden,
-    )
-
-
 @pytest.mark.parametrize("shape", [(2, 1, 3, 4), (2, 5, 3, 3, 4)])
 def test_prepare_scales_bytes_and_pads_with_zeros(shape: tuple[int, ...]) -> None:
     images = torch.randint(0, 256, shape, dtype=torch.uint8)
@@ -94,12 +77,6 @@ def test_decoding_is_exact_for_an_exact_parity(size: int, seed: int, data: st.Da
     order = torch.tensor(data.draw(st.permutations(range(size - 1)), label="order"))
     shuffled = decode_missing(z.mean(1), others[:, order])
     torch.testing.assert_close(shuffled, z[:, erased], rtol=0.0, atol=1e-13)
-
-
-def test_each_is_decoded_as_if_it_alone_were_missing() -> None:
-    z, parity = noise(2, 5, 3, 2, 2), noise(2, 3, 2, 2, seed=1)
-    wanted = [decode_missing(parity, without(z, erased)) for erased in range(5)]
-    torch.testing.assert_close(decode_each(parity, z), torch.stack(wanted, dim=1))
 
 
 @pytest.mark.parametrize("kind", ["iresnet", "irevnet"])
@@ -140,32 +117,6 @@ def test_a_network_that_does_not_fit_is_the_users_error(
     size = "x".join(map(str, shape))
     with pytest.raises(UserError, match=f"do not fit {size} inputs: .*{reason}"):
         build_network(NetworkSettings(**{**SMALL, **change}), shape)
-
-
-@pytest.mark.parametrize("shape", [(1, 12, 8), (1, 8, 12), (1, 28, 28)])
-@pytest.mark.parametrize("kind", ["lean", "mosaic"])
-def test_small_encoders_refuse_what_they_cannot_divide(
-    kind: str, shape: tuple[int, int, int]
-) -> None:
-    settings = EncoderSettings.model_validate({"kind": kind, "width": 2})
-    message = f"the {kind} encoder needs sides divisible by 8, got {shape[1]}x{shape[2]}"
-    with pytest.raises(UserError, match=message):
-        build_encoder(settings, shape)
-
-
-def test_a_model_embeds_its_parity_image() -> None:
-    coded = model()
-    torch.nn.init.normal_(coded.encoder.get_parameter("merge1.weight"))
-    images = torch.randint(0, 256, (2, 3, 1, 6, 6), dtype=torch.uint8)
-    parity = coded.encode(images)
-    assert parity.side.shape == (2, 3, 4)
-    assert coded.parity_images(images).shape == (2, 1, 8, 8)
-    torch.testing.assert_close(parity.latent, coded.network(coded.parity_images(images)))
-    one_hot = torch.tensor([[0.0, 1.0, 0.0]] * 2)
-    torch.testing.assert_close(
-        coded.encode(images, one_hot).latent, coded.encode(images[:, 1:2]).latent
-    )
-    assert not torch.allclose(coded.encode(images, one_hot).latent, parity.latent, atol=1e-3)
 
 
 def test_decoded_latents_go_to_the_recovery_head_if_there_is_one() -> None:
@@ -222,12 +173,3 @@ def test_a_mosaics_members_are_answered_from_what_was_read_of_them() -> None:
     torch.testing.assert_close(
         coded.recover_from_latent(unused, evidence, 3), head(F.pad(readings[:, 1], (5, 0)))
     )
-
-
-def test_a_mosaic_needs_a_latent_that_its_cells_divide() -> None:
-    told = "4x4 cells divide, got 2x2: change data.image_size, data.padding or the network's"
-    with pytest.raises(UserError, match=told):
-        CodedModel(mosaic_settings(blocks=(1, 1, 1), strides=(1, 2, 2), hidden=(8, 8, 8)))
-    settings = mosaic_settings().model_copy(update={"head_hidden": 0})
-    with pytest.raises(UserError, match="set head_hidden"):
-        CodedModel(settings)

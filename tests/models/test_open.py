@@ -166,18 +166,6 @@ def test_an_onnx_file_of_tokens(tmp_path: Path) -> None:
     check_equal(model.run(queries), session.run(None, queries))
 
 
-def test_a_free_axis_is_told(tmp_path: Path) -> None:
-    path = factories.words_onnx(tmp_path / "words.onnx", ("batch", "length"))
-    told = r"--input tokens:INT32:SHAPE"
-    with pytest.raises(UserError, match=rf"any of which may be the batch: .*{told}"):
-        open_model(path)
-    model = open_model(path, inputs=["tokens:INT32:7"])
-    assert model.signature.inputs == (TensorSpec("tokens", "INT32", (7,)),)
-    for text in ("tokens:INT64:7", "tokens:INT32:7x7"):
-        with pytest.raises(UserError, match=r"has INT32 \(batch, length\)"):
-            open_model(path, inputs=[text])
-
-
 def test_two_inputs_of_an_onnx_file(tmp_path: Path) -> None:
     nodes = [helper.make_node("Cast", ["b"], ["c"], to=TensorProto.FLOAT)]
     nodes.append(helper.make_node("Add", ["a", "c"], ["sum"]))
@@ -191,14 +179,6 @@ def test_two_inputs_of_an_onnx_file(tmp_path: Path) -> None:
     assert model.signature.inputs == specs
     queries = probe_inputs(specs)
     np.testing.assert_array_equal(model.run(queries)["sum"], queries["a"] + queries["b"])
-
-
-def test_texts_are_bytes(tmp_path: Path) -> None:
-    path = factories.identity_onnx(tmp_path / "a.onnx", [None, 2], TensorProto.STRING)
-    model = open_model(path)
-    assert model.signature.outputs == (TensorSpec("y", "BYTES", (2,)),)
-    texts = np.array([["ä".encode(), b"b"]], dtype=object)
-    assert model.run({"x": texts})["y"].tolist() == texts.tolist()
 
 
 def test_a_factory_in_a_file_with_inputs_that_are_told(tmp_path: Path) -> None:

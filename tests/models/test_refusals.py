@@ -40,7 +40,7 @@ def refused(told: str, source: Any, **options: Any) -> None:
         ("odd_example", "the example of 'x' is no tensor"),
         ("many_examples", "returned 2 example inputs, and .* takes 1 by name"),
         ("complex_example", r"'x' is torch\.complex64, which the protocol lacks"),
-        ("plain_mlp", "no example inputs: .* --input NAME:DATATYPE:SHAPE of input"),
+        ("plain_mlp", "no example inputs: .* inputs as NAME:DATATYPE:SHAPE of input"),
         ("mobilnet", "has no function 'mobilnet', did you mean 'mobilenet'"),
     ],
 )
@@ -108,7 +108,7 @@ def test_scores_that_are_told() -> None:
 def test_sources_and_engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     refused("no model 'mnits': neither a folder with bundle.json nor a shipped", "mnits")
     refused("may be a pickle, which is not read", "weights.pth")
-    refused("has weights and no model: give a factory, with --weights", "a.safetensors")
+    refused("has weights and no model: give a factory, with weights", "a.safetensors")
     refused("there is no file .*a.onnx", tmp_path / "a.onnx")
     refused("there is no file w$", f"{PLACE}:mlp", weights="w")
     refused("'tensorrt' is not one of pytorch, onnxruntime", f"{PLACE}:mlp", engine="tensorrt")
@@ -133,7 +133,7 @@ def test_damaged_weights(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("axes", "told"),
     [
-        (["n", 3, "m"], r"'x' has several axes .* which may be the batch: \(n, 3, m\); tell"),
+        (["n", 3, "m"], r"'x' has several axes .* which may be the batch: \(n, 3, m\); give"),
         ([3, "n"], r"'x' is \(3, n\): the free axis must come first, and be the batch"),
         ([8, 3], r"its first axis must be a free batch, or a batch of 1, not 8"),
         ([], "'x' is a single value: it has no batch axis"),

@@ -164,7 +164,7 @@ def test_another_model_has_another_digest() -> None:
 def test_shapes_that_a_server_leaves_open_are_told() -> None:
     inputs = [{"name": "x", "datatype": "FP32", "shape": [-1, -1]}]
     with server(metadata={**METADATA, "inputs": inputs}) as (url, _):
-        with pytest.raises(UserError, match="--input"):
+        with pytest.raises(UserError, match="as the input x:FP32:SHAPE"):
             open_model(url)
         assert open_model(url, inputs=("x:FP32:3",)).signature.inputs[0].shape == (3,)
 

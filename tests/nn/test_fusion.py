@@ -15,7 +15,6 @@ from codedinvnet.nn.fusion import (
     PixelMean,
     UNetFusion,
     mosaic_grid,
-    weighted_mean,
 )
 
 CHANNELS = 2
@@ -91,19 +90,6 @@ def test_one_network_serves_every_group_size(name: str) -> None:
 
 
 @EVERY
-def test_forward_weighs_all_members_alike(name: str) -> None:
-    network = encoder(name)
-    x = groups(name, 4)
-    found = network(x)
-    expected = network.encode(x, torch.full((2, 4), 0.25, dtype=torch.float64))
-    assert torch.equal(found.parity, expected.parity)
-    assert torch.equal(found.side, expected.side)
-    skewed = network.encode(x, weights(4))
-    assert not torch.allclose(skewed.parity, expected.parity, atol=1e-3)
-    assert torch.equal(skewed.side, expected.side)
-
-
-@EVERY
 def test_parity_does_not_depend_on_the_order(name: str) -> None:
     network = encoder(name)
     x, w = groups(name, 5), weights(5)
@@ -154,15 +140,6 @@ def test_a_fresh_lean_encoder_starts_at_the_average_image() -> None:
     torch.testing.assert_close(LeanFusion(1, width=4)(x).parity, x.mean(1))
 
 
-def test_pixel_mean_is_the_weighted_average_of_images() -> None:
-    x, w = groups("mean", 3), weights(3)
-    expected = sum(w[:, i].view(2, 1, 1, 1) * x[:, i] for i in range(3))
-    assert isinstance(expected, Tensor)
-    torch.testing.assert_close(PixelMean().encode(x, w).parity, expected)
-    torch.testing.assert_close(weighted_mean(x, w), expected)
-    torch.testing.assert_close(PixelMean()(x).parity, x.mean(1))
-
-
 @pytest.mark.parametrize("members", [2, 5])
 def test_discriminator_scores_patches_of_group_and_parity(members: int) -> None:
     torch.manual_seed(0)
@@ -211,33 +188,6 @@ def test_a_mosaic_has_one_cell_a_member_and_no_member_in_anothers(name: str, mem
         assert moved.tolist() == [place == member for place in range(members)]
 
 
-def test_members_of_a_mosaic_change_places_with_their_order() -> None:
-    network, x, w = encoder("mosaic"), mosaic_groups(5), weights(5)
-    order = torch.tensor([3, 0, 4, 1, 2])
-    before, after = network.encode(x, w), network.encode(x[:, order], w[:, order])
-    torch.testing.assert_close(after.side, before.side[:, order])
-    old, new = cells(before.parity, 5), cells(after.parity, 5)
-    for place, member in enumerate(order):
-        torch.testing.assert_close(new[place], old[member])
-
-
-@pytest.mark.parametrize("members", [2, 4, 8, 16])
-def test_a_fresh_mosaic_draws_thumbnails(members: int) -> None:
-    network = MosaicFusion(CHANNELS, width=4).double()
-    with torch.no_grad():
-        for layer in network.coarse.values():
-            assert isinstance(layer, nn.Conv2d)
-            layer.weight.zero_()
-        for layer in network.fine.values():
-            assert isinstance(layer, nn.Conv2d)
-            assert layer.bias is not None
-            layer.bias.zero_()
-    x = mosaic_groups(members)
-    for member, cell in enumerate(cells(network(x).parity, members)):
-        expected = nn.functional.avg_pool2d(x[:, member], mosaic_grid(members))
-        torch.testing.assert_close(cell, expected)
-
-
 @pytest.mark.parametrize("members", [2, 10])
 def test_a_mosaic_with_stages_for_the_cells_draws_them_from_these_alone(members: int) -> None:
     network = encoder("mosaic-own-more")
@@ -254,14 +204,6 @@ def test_a_mosaic_with_stages_for_the_cells_draws_them_from_these_alone(members:
     last = network(mosaic_groups(members))
     torch.testing.assert_close(last.side, after.side)
     assert not torch.allclose(last.parity, after.parity)
-
-
-def test_mirrored_cells_are_those_of_the_mirrored_images_and_side_features_are_not() -> None:
-    groups = mosaic_groups(10)
-    plain, mirrored = encoder("mosaic-own-more"), encoder("mosaic-own-more-mirrored")
-    torch.testing.assert_close(mirrored(groups).parity, plain(groups.flip(-1)).parity)
-    assert not torch.allclose(mirrored(groups).parity, plain(groups).parity)
-    torch.testing.assert_close(mirrored(groups).side, plain(groups).side)
 
 
 def test_skips_of_the_unet_are_averaged_behind_their_activation() -> None:

@@ -74,22 +74,6 @@ def test_operator_norm_is_the_largest_singular_value(
     assert layer.largest_singular_value() == pytest.approx(3.0, rel=2e-6)
 
 
-def test_large_operators_go_to_arpack_and_small_ones_do_not(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    layer = conv(2, 6, 3, (4, 4))
-
-    def refuse(*args: object, **kwargs: object) -> None:
-        raise AssertionError("ARPACK was called")
-
-    monkeypatch.setattr("scipy.sparse.linalg.eigsh", refuse)
-    monkeypatch.setattr(lipschitz, "DENSE_LIMIT", 32)
-    layer.largest_singular_value()
-    monkeypatch.setattr(lipschitz, "DENSE_LIMIT", 31)
-    with pytest.raises(AssertionError, match="ARPACK"):
-        layer.largest_singular_value()
-
-
 def test_norm_depends_on_the_input_size_through_the_padding() -> None:
     layer = conv(2, 2, 3, (2, 2))
     sizes = [(1, 1), (2, 2), (4, 4), (8, 8)]
@@ -136,13 +120,6 @@ def test_projection_reduces_the_top_direction_alone() -> None:
     wanted = torch.tensor([COEFFICIENT, 0.5, 0.3], dtype=kept.dtype)
     # The first vectors are not yet the top one; scaling would have left 0.225 and 0.135.
     torch.testing.assert_close(kept, wanted, atol=0.05, rtol=0)
-
-
-def test_arpack_constrains_as_exactly_as_the_dense_norm(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lipschitz, "DENSE_LIMIT", 4)
-    layer = conv()
-    layer.constrain_exactly()
-    assert COEFFICIENT - 1e-5 <= dense_norm(layer, (5, 4)) <= COEFFICIENT + 1e-6
 
 
 def test_every_convolution_of_a_network_is_constrained() -> None:

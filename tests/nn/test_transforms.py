@@ -45,14 +45,6 @@ def test_inverse_undoes_forward_and_shape_is_as_announced(case: Case) -> None:
 
 
 @each(ONTO)
-def test_forward_undoes_inverse(case: Case) -> None:
-    transform = case.build()
-    z = noise(2, *case.output_shape)
-    x = transform.inverse(z, tolerance=1e-12, max_iterations=500)
-    torch.testing.assert_close(transform(x), z, rtol=0.0, atol=1e-9)
-
-
-@each(ONTO)
 def test_log_determinant_is_that_of_the_jacobian(case: Case) -> None:
     transform = case.build()
     for part in transform.modules():
@@ -103,17 +95,6 @@ def test_log_determinant_has_the_right_gradient() -> None:
             values.append(float(transform.log_abs_det(x)))
             transform.conv1.weight.sub_(sign * step)
     assert (values[0] - values[1]) / 2e-5 == pytest.approx(float(slope[0, 0, 0, 0]), abs=1e-7)
-
-
-def test_blocks_leave_their_input_alone() -> None:
-    transform = block("elu")
-    x = noise(3, 2, 3, 4)
-    before = x.clone()
-    z = transform(x)
-    after = z.clone()
-    transform.inverse(z)
-    assert torch.equal(x, before)
-    assert torch.equal(z, after)
 
 
 @each(BLOCKS | NETWORKS)

@@ -230,16 +230,16 @@ def test_what_needs_a_trained_part_is_not_made_without_one(mnist: Bundle) -> Non
     for name in WITH_PARTS:
         options = ServeOptions(source="mnist", k=K, method=name)
         check(options)
-        with pytest.raises(UserError, match=f"--part: {name} needs the part that"):
+        with pytest.raises(UserError, match=f"part: {name} needs the part that"):
             open_app(options)
     with pytest.raises(UserError, match="--method: 'none' is not one of coded-invnet"):
         check(ServeOptions(source="mnist", method="none"))  # that is a policy
     for k in (0, -3):
         with pytest.raises(UserError, match=f"k must be at least 2, got {k}"):
             scheme_for(mnist, k, "parm", Path("x"))
-    with pytest.raises(UserError, match="--part: approxifer needs no trained part"):
+    with pytest.raises(UserError, match="part: approxifer needs no trained part"):
         scheme_for(mnist, K, "approxifer", Path("x"))
-    with pytest.raises(UserError, match="--part: there is no file x"):
+    with pytest.raises(UserError, match="part: there is no file x"):
         scheme_for(mnist, K, "nercc", Path("x"))
 
 

@@ -16,7 +16,6 @@ from codedinvnet.config import RecoveryFusionSettings, parse_settings
 from codedinvnet.data import load_images
 from codedinvnet.models.coded import CodedModel, decode_missing, model_settings
 from codedinvnet.training import recovery
-from codedinvnet.training.loop import warmup_cosine
 from codedinvnet.training.recovery import RecoveryStage, draw_size
 from tests.conftest import tiny_settings
 
@@ -117,30 +116,6 @@ def test_a_step_follows_the_loss(
         moved = (was[name] - now[name]).detach() / rate
         wanted = torch.zeros_like(moved) if gradient is None else gradient
         torch.testing.assert_close(moved, wanted, rtol=2e-3, atol=2e-4, msg=name)
-
-
-@pytest.mark.parametrize("joint", [False, True])
-def test_the_rate_follows_its_curve_and_gradients_are_clipped(
-    joint: bool, data_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    stage = stage_of(tiny_settings(), data_dir, joint)
-    fusion, model = stage.fusion, stage.model
-    stage.start_epoch(0, torch.Generator().manual_seed(0))
-    full = fusion.joint_learning_rate if joint else fusion.learning_rate
-    for step in (0, 3, stage.total_steps - 1):
-        stage.step(*divmod(step, stage.steps_per_epoch))
-        factor = warmup_cosine(step, stage.total_steps, recovery.WARMUP)
-        assert stage.optimizer.param_groups[0]["lr"] == pytest.approx(full * factor)
-    monkeypatch.setattr(recovery, "GRADIENT_NORM", 1e-6)
-    monkeypatch.setattr(recovery, "project", lambda _: None)
-    stage.optimizer = torch.optim.SGD(model.parameters(), 1.0)  # type: ignore[assignment]
-    monkeypatch.setattr(recovery, "set_rate", lambda *_: None)
-    before = copy.deepcopy(model)
-    stage.step(0, 0)
-    moved = [
-        (now - was).norm() for was, now in zip(before.parameters(), model.parameters(), strict=True)
-    ]
-    assert 0 < float(torch.stack(moved).norm().detach()) < 2e-6
 
 
 @pytest.mark.parametrize("joint", [False, True])

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 import torch
 
 from codedinvnet import stages
 from codedinvnet.checkpoint import load_checkpoint, save_checkpoint
 from codedinvnet.data import split_indices
-from codedinvnet.errors import UserError
 from codedinvnet.models.coded import prepare
-from codedinvnet.training.fusion_data import draw_groups
 from codedinvnet.training.network import load_trained_network
 from tests.training.runs import CPU, SHARDED, fusion_data, shards, shared_network
 
@@ -33,17 +30,6 @@ def test_targets_embed_to_the_mean_latent(pixels: stages.Run) -> None:
         trivial = (network(average) - mean).abs().max()
     assert float(found) < 2e-3
     assert float(trivial) > 5 * float(found)  # the average image alone is not the answer
-
-
-def test_groups_use_all_rows_before_repeating() -> None:
-    rows = torch.arange(100, 112)
-    groups = draw_groups(rows, 10, 3, torch.Generator().manual_seed(0))
-    assert groups.shape == (10, 3)
-    for first in (0, 4):
-        assert sorted(groups[first : first + 4].flatten().tolist()) == rows.tolist()
-    assert all(len(set(group)) == 3 for group in groups.tolist())
-    with pytest.raises(UserError, match="groups of 13 cannot be drawn from 12"):
-        draw_groups(rows, 1, 13, torch.Generator())
 
 
 def test_resumed_sampling_keeps_whole_shards_and_mends_others(
@@ -73,12 +59,3 @@ def test_resumed_sampling_keeps_whole_shards_and_mends_others(
     third = stages.sample(resumed, 2, shard_batches=1)
     assert 70 <= third["seconds"] < 80
     assert third["largest_latent_error"] == report["largest_latent_error"]
-
-
-def test_fuse_with_half_of_the_shards(pixels: stages.Run, tmp_path: Path) -> None:
-    run = shared_network(pixels, tmp_path, **SHARDED)
-    stages.sample(run, 2, shard_batches=1)
-    shards(run)[0].unlink()
-    with pytest.raises(UserError, match="holds 72 of 200 groups: finish it"):
-        stages.fuse(run, 2)
-    assert not (run.fusion_folder(2) / "bundle").exists()

@@ -18,7 +18,6 @@ from codedinvnet.checkpoint import load_checkpoint, save_checkpoint
 from codedinvnet.errors import UserError
 from codedinvnet.models.bundle import VALIDATION, load_bundle
 from codedinvnet.models.coded import prepare
-from codedinvnet.nn.iresnet import IResNet
 from codedinvnet.nn.lipschitz import constrained_layers
 from codedinvnet.training.loop import LATEST, train_stage
 from codedinvnet.training.network import NetworkStage, load_trained_network
@@ -75,29 +74,6 @@ def test_recovery_run_leaves_its_phases(recovery_run: stages.Run) -> None:
         assert header["score"] == pytest.approx(score)
     figures = ["validation_normal", "validation_recovered_k2", "validation_recovered_k4"]
     assert phases == {"recovery": ("recovery", 2, figures), "joint": ("joint", 2, figures)}
-
-
-def test_figures_are_of_the_weights_that_ship(
-    recovery_run: stages.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def exaggerated(network: IResNet) -> None:
-        with torch.no_grad():
-            for parameter in network.parameters():
-                parameter.add_(1.0)
-
-    shutil.copytree(recovery_run.save_dir, tmp_path, dirs_exist_ok=True)
-    run = replace(recovery_run, save_dir=tmp_path, resume=LATEST)
-    before = stages.fuse(run, 4)
-    monkeypatch.setattr(stages, "constrain_exactly", exaggerated)
-    report = stages.fuse(run, 4)
-    bundle = load_bundle(report.pop("bundle"))
-    assert bundle.info.figures["validation"] == report
-    assert report["validation_normal"] < before["validation_normal"] - 0.3
-    images, labels = stages.evaluation_images(bundle, "validation", run.data_dir).batch(
-        torch.arange(100)
-    )
-    answers = bundle.classify(bundle.embed(images)).argmax(1)
-    assert float((answers == labels).float().mean()) == pytest.approx(report["validation_normal"])
 
 
 def test_frozen_phase_leaves_f_and_g_and_the_joint_phase_trains_them(
@@ -201,24 +177,6 @@ def test_no_stage_goes_on_with_images_in_another_order(pixels: stages.Run, tmp_p
     del header["settings"]["images"]  # as of an older release
     save_checkpoint(path, tensors, header)
     stages.sample(run, 2)
-
-
-def test_a_fusion_that_starts_over_leaves_no_bundle_to_test(
-    pixels: stages.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = shared_network(pixels, tmp_path)
-    shutil.copytree(pixels.fusion_folder(2), run.fusion_folder(2))
-
-    def interrupted(*_: Any, **__: Any) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr(stages, "train_stage", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            stages.fuse(run, 2)
-    with pytest.raises(UserError, match="no trained fusion encoder at"):
-        stages.test_fusion(run, 2)
-    assert load_bundle(run.fusion_folder(2) / "bundle-before-1").info.group_sizes == (2,)
 
 
 def test_a_resumed_fusion_of_the_papers_objective_equals_an_unbroken_one(

@@ -25,7 +25,7 @@ def _chosen(rows: Path, method: Method, weights: str, k: int, stragglers: int) -
             of these weights, k and S.
     """
     if not rows.is_file():
-        raise UserError(f"--part: there is no file {rows}")
+        raise UserError(f"part: there is no file {rows}")
     made_with: dict[str, Any] = {"bundle": weights, "method": method.digest or None}
     made_with |= {"version": None, **method.versions()}
     found: list[Mapping[str, Any]] = [
@@ -40,7 +40,7 @@ def _chosen(rows: Path, method: Method, weights: str, k: int, stragglers: int) -
     if not found:
         many = "" if stragglers == 1 else f" and {stragglers} missing"
         raise UserError(
-            f"--part: {rows} holds no row of {method.name} as it is now, with k = {k}{many} for "
+            f"part: {rows} holds no row of {method.name} as it is now, with k = {k}{many} for "
             "this bundle"
         )
     return found[-1]
@@ -78,14 +78,14 @@ def scheme_for(
     if not method.part:
         if part is not None:
             if not method.tuned:
-                raise UserError(f"--part: {method.name} needs no trained part")
+                raise UserError(f"part: {method.name} needs no trained part")
             chosen = _chosen(part, method, bundle.digest(), k, tolerance.stragglers)
             given = replace(given, chosen=chosen)
         return method.build(given)
     part = part or part_beside(bundle.folder, method, k)
     if part is None:
         raise UserError(
-            f"--part: {method.name} needs the part that `codedinvnet bench accuracy` trained for "
+            f"part: {method.name} needs the part that `codedinvnet bench accuracy` trained for "
             f"k = {k}"
         )
     method.check(k, bundle.info.input.shape, bundle.info)
@@ -96,7 +96,7 @@ def scheme_for(
     for key, value in wanted.items():
         found = made_with.get(key, 1 if key == "version" else None)
         if found != value:
-            raise UserError(f"--part: {part} was trained for {key} {found!r}, not {value!r}")
+            raise UserError(f"part: {part} was trained for {key} {found!r}, not {value!r}")
     module = method.untrained(given, made_with)
     load_modules({PART: module}, tensors, part)
     device = first_tensor(bundle.model).device

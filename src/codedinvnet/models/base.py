@@ -93,7 +93,7 @@ def can_be_scores(spec: TensorSpec) -> bool:
 def lacking_scores(signature: Signature) -> str:
     """Return what helps where nobody knows which output has the class scores."""
     if any(can_be_scores(spec) for spec in signature.outputs):
-        return "tell which output has the class scores: --scores NAME"
+        return "name the output that has the class scores (scores)"
     return (
         "no output is class scores, floats (B, classes) of two classes or more: a regression is "
         "hedged, and not protected; with one column of a sigmoid return concat(1 - p, p)"

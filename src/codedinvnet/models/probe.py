@@ -186,20 +186,20 @@ def find_scores(told: str | None, probed: Probed, where: str) -> Scores | None:
         near = nearest(name, names)
         hint = f", did you mean {near!r}?" if near else ""
         raise UserError(
-            f"--scores: {where} has no output {name!r}{hint} (its outputs: {', '.join(names)})"
+            f"scores: {where} has no output {name!r}{hint} (its outputs: {', '.join(names)})"
         )
     spec = probed.outputs[names.index(name)]
     if name not in candidates:
         shape = ", ".join(map(str, ("B", *spec.shape)))
         raise UserError(
-            f"--scores: output {name!r} of {where} is {spec.datatype} ({shape}), and scores are "
+            f"scores: output {name!r} of {where} is {spec.datatype} ({shape}), and scores are "
             "floats (B, classes), of two classes or more"
         )
     answers = probed.answers[name]  # the same for all, perhaps: of trees that split beyond 0..1
     known = len(finite_rows(answers)) > 0
     if kind == "probabilities" and known and kind_of_scores(answers) != kind:
         raise UserError(
-            f"--scores: output {name!r} of {where} holds no probabilities: its rows do not sum to "
+            f"scores: output {name!r} of {where} holds no probabilities: its rows do not sum to "
             "1, or leave 0..1"
         )
     return Scores(name, cast(Literal["logits", "probabilities"], kind or kind_of_scores(answers)))

@@ -215,13 +215,13 @@ def _factory_inputs(
         if not told:
             raise UserError(
                 f"the factory {name} returned no example inputs: return (module, example_inputs), "
-                f"or tell --input NAME:DATATYPE:SHAPE of {', '.join(named)}"
+                f"or give inputs as NAME:DATATYPE:SHAPE of {', '.join(named)}"
             )
         if not any(p.kind == p.VAR_KEYWORD for p in parameters):
             check_told(told, named, where)
         return tuple(told)
     if told:
-        raise UserError(f"--input: the factory {name} returns example inputs, which tell them")
+        raise UserError(f"inputs: the factory {name} returns example inputs, which tell them")
     if not isinstance(examples, Mapping):
         given = [examples] if isinstance(examples, Tensor) else list(examples)
         if len(given) > len(named):

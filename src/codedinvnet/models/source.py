@@ -76,12 +76,10 @@ class ModelSource:
         if suffix in _PICKLES:
             raise UserError(
                 f"{self.source} may be a pickle, which is not read, since unpickling runs code: "
-                "give an ONNX file, or a factory with --weights FILE.safetensors"
+                "give an ONNX file, or a factory with weights FILE.safetensors"
             )
         if suffix == ".safetensors":
-            raise UserError(
-                f"{self.source} has weights and no model: give a factory, with --weights"
-            )
+            raise UserError(f"{self.source} has weights and no model: give a factory, with weights")
         if ":" in self.source and not path.exists():
             return "factory"
         from codedinvnet.models.bundle import DESCRIPTION, shipped_bundles
@@ -213,7 +211,7 @@ def _open(source: ModelSource, engine: str) -> Opened:
     kind, told = source.kind, [parse_input(text) for text in source.inputs]
     if kind == "upstream":
         if source.weights is not None:
-            raise UserError(f"--weights: {source.source} has its own")
+            raise UserError(f"weights: {source.source} has its own")
         return open_remote_model(source.source, told, source.token_file)
     if source.token_file is not None:
         raise UserError(f"{TOKEN_FLAG}: {source.source} is no server's: http://HOST:PORT/v2/...")
@@ -227,9 +225,9 @@ def _open(source: ModelSource, engine: str) -> Opened:
     if kind == "onnx" and engine_named(engine).name != ONNX_RUNTIME:
         raise UserError(f"{source.source} runs on ONNX Runtime, not on {engine}")
     if source.weights is not None and kind != "factory":
-        raise UserError(f"--weights: {source.source} has its own; only a factory takes others")
+        raise UserError(f"weights: {source.source} has its own; only a factory takes others")
     if kind == "bundle" and source.inputs:
-        raise UserError("--input: a bundle tells its inputs")
+        raise UserError("inputs: a bundle has its own")
     for path in (Path(source.weights or "."), Path(source.source if kind != "factory" else ".")):
         if kind != "bundle" and not path.exists():
             raise UserError(f"there is no file {path}")

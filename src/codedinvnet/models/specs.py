@@ -25,7 +25,7 @@ class Declared:
 
 
 def parse_input(text: str) -> TensorSpec:
-    """Read what `--input NAME:DATATYPE:SHAPE` says, such as `x:FP32:3x32x32`.
+    """Read an input as a user writes it, NAME:DATATYPE:SHAPE, such as `x:FP32:3x32x32`.
 
     Raises:
         UserError: if it is nothing like that.
@@ -33,12 +33,12 @@ def parse_input(text: str) -> TensorSpec:
     name, datatype, shape = [*text.rsplit(":", 2), "", ""][:3]
     if not name or datatype not in DATATYPES:
         raise UserError(
-            f"--input {text!r} is not NAME:DATATYPE:SHAPE, such as images:FP32:3x32x32, with a "
+            f"input {text!r} is not NAME:DATATYPE:SHAPE, such as images:FP32:3x32x32, with a "
             f"datatype of {', '.join(DATATYPES)}"
         )
     sizes = shape.split("x") if shape else []
     if not all(size.isdecimal() and int(size) > 0 for size in sizes):
-        raise UserError(f"--input {text!r}: {shape!r} is no shape of one query, such as 3x32x32")
+        raise UserError(f"input {text!r}: {shape!r} is no shape of one query, such as 3x32x32")
     return TensorSpec(name, datatype, tuple(int(size) for size in sizes))
 
 
@@ -51,7 +51,7 @@ def check_told(told: Sequence[TensorSpec], names: Sequence[str], where: str) -> 
     for spec in told:
         if spec.name not in names:
             raise UserError(
-                f"--input: {where} has no input {spec.name!r}: its inputs are {', '.join(names)}"
+                f"inputs: {where} has no input {spec.name!r}: its inputs are {', '.join(names)}"
             )
 
 
@@ -97,13 +97,13 @@ def _input_spec(value: Declared, told: Mapping[str, TensorSpec], where: str) -> 
             for size, given in zip(rest, spec.shape, strict=True)
         )
         if spec.datatype != value.datatype or not fits:
-            raise UserError(f"--input {spec.name}: {where} has {value.datatype} {shape}")
+            raise UserError(f"input {spec.name}: {where} has {value.datatype} {shape}")
         rest = spec.shape
     free = [size for size in rest if isinstance(size, str)]
     if free and isinstance(first, str):
         raise UserError(
             f"{place} has several axes of no fixed size, any of which may be the batch: {shape}; "
-            f"tell the shape of one query by --input {value.name}:{value.datatype}:SHAPE"
+            f"give the shape of one query as the input {value.name}:{value.datatype}:SHAPE"
         )
     if free:
         raise UserError(f"{place} is {shape}: the free axis must come first, and be the batch")
