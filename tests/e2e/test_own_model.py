@@ -49,5 +49,5 @@ def test_an_onnx_file_is_served_through_a_worker_that_is_killed(tmp_path: Path) 
         assert wait_until(are_up, 60)
         page = state(process.address)
         assert page["answers"]["direct"] == 10 * len(images)
-        assert (page["k"], page["groups"], page["image_shape"]) == (1, [], None)
+        assert page["k"] == 1
         assert page["workers"][0]["restarts"] == 1

@@ -81,7 +81,6 @@ def test_hurt_workers_and_watch(browser: Any, tmp_path: Path) -> None:
             )
         assert page.locator("#n-failed").inner_text() == "0"
         page.wait_for_function("document.getElementById('problem').textContent === ''")
-        page.locator("canvas.direct").first.wait_for()
         assert page.locator("#latency td.decoded").count() == 1
 
         page.wait_for_function(

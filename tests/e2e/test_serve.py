@@ -23,8 +23,8 @@ import torch
 from codedinvnet.data import sample_images
 from codedinvnet.evaluation.client import Client, connect
 from codedinvnet.models.bundle import Bundle, load_bundle
+from codedinvnet.net.logs import logger
 from codedinvnet.processes import descendants, free_port, server
-from codedinvnet.serving.logs import logger
 from tests.conftest import Command
 from tests.processes import (
     alive,
@@ -289,9 +289,6 @@ async def test_a_client_that_leaves_takes_its_queries_along(
         assert sum(n for name, n in metrics.items() if name.startswith(TASKS)) < 100
         reply = await client.infer("patient", range(4))
         assert reply.error == ""
-        last = (await client.get("page/state"))["groups"]
-        assert {m["outcome"] for m in last[-1]["members"]} <= {"direct", "decoded"}
-        assert {m["outcome"] for m in last[-2]["members"]} == {"cancelled"}
 
 
 @needs_proc

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from codedinvnet.serving.background import Background, in_thread
+from codedinvnet.net.background import Background, in_thread
 
 
 async def test_what_fails_is_logged_and_the_rest_goes_on(

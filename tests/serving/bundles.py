@@ -10,7 +10,7 @@ from codedinvnet.codes.base import Scheme
 from codedinvnet.scheduler.settings import Rules
 from codedinvnet.serving.answers import Answered, QueryFailed
 from codedinvnet.serving.codec import TensorCodec
-from codedinvnet.serving.decode import Decoder
+from codedinvnet.serving.decoding import Decoder
 from codedinvnet.serving.dispatch import Dispatcher, Timing
 from codedinvnet.serving.gate import AnswerGate
 from codedinvnet.serving.metrics import Metrics

@@ -21,7 +21,7 @@ from codedinvnet.serving.answers import (
     Answered,
     QueryFailed,
 )
-from codedinvnet.serving.decode import Decoder
+from codedinvnet.serving.decoding import Decoder
 from codedinvnet.serving.workers.faults import FaultyPool, Schedule
 from codedinvnet.serving.workers.pool import Task
 from codedinvnet.serving.workers.result import Result, run_task

@@ -11,9 +11,9 @@ import numpy as np
 from codedinvnet.models.base import Scores, Signature, TensorSpec
 from codedinvnet.serving.answers import Answered, Overloaded, QueryFailed
 from codedinvnet.serving.dispatch import Dispatcher, Timing
-from codedinvnet.serving.inference import InferenceService
 from codedinvnet.serving.metrics import Metrics
 from codedinvnet.serving.served import OwnModel
+from codedinvnet.serving.service import InferenceService
 
 OWN = OwnModel(
     "own",

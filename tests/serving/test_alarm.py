@@ -18,7 +18,8 @@ from codedinvnet.net.alarm import TURNS, Alarm
 from codedinvnet.scheduler.policies import POLICIES
 from codedinvnet.scheduler.settings import Rules
 from codedinvnet.serving.answers import Answered
-from codedinvnet.serving.frontend import FrontEnd
+from codedinvnet.serving.codec import TensorCodec
+from codedinvnet.serving.dispatch import Dispatcher, Timing
 from codedinvnet.serving.served import OwnModel
 from codedinvnet.serving.workers.pool import Death, Task
 from codedinvnet.serving.workers.result import Result
@@ -75,7 +76,7 @@ def test_answers_that_take_long_to_read_come_from_no_hung_workers(
     async def run() -> None:
         pool = Sockets()
         rules = Rules(WORKERS, POLICIES["uncoded"], hang_timeout=0.6)
-        front = FrontEnd(MODEL, pool, rules, deadline=60.0)
+        front = Dispatcher(pool, rules, TensorCodec(MODEL), timing=Timing(60.0))
         await front.start()
         asked = asyncio.create_task(front.infer([QUERY] * WORKERS))
         while sum(map(front.scheduler.load, range(WORKERS))) < WORKERS:
@@ -85,7 +86,9 @@ def test_answers_that_take_long_to_read_come_from_no_hung_workers(
         time.sleep(1.3)  # longer than a worker may be silent
         found = await asyncio.wait_for(asked, 30)
         assert all(isinstance(answer, Answered) for answer in found)
-        assert [(view.state, view.deaths) for view in front.workers] == [("up", 0)] * WORKERS
+        assert [(view.state, view.deaths) for view in front.supervisor.workers] == [
+            ("up", 0)
+        ] * WORKERS
         await front.stop()
 
     runner(run())

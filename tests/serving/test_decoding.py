@@ -23,9 +23,9 @@ from codedinvnet.protect.confidence import log_probabilities
 from codedinvnet.protect.measure import answers_of
 from codedinvnet.scheduler.actions import Complete
 from codedinvnet.scheduler.group import FILLER
-from codedinvnet.serving import decode
+from codedinvnet.serving import decoding
 from codedinvnet.serving.answers import QueryFailed
-from codedinvnet.serving.decode import Check, Job, compute, compute_apart
+from codedinvnet.serving.decoding import Check, Job, compute, compute_apart
 from codedinvnet.serving.served import PROBABILITIES, Classifier, OwnModel, Served
 from codedinvnet.serving.workers.faults import Delay, Fault, Schedule
 from codedinvnet.serving.workers.pool import Task
@@ -107,7 +107,7 @@ def test_a_served_confidence_is_the_calibrated_one(kind: ScoreKind) -> None:
     calibrated = answers_of(log_probabilities(decoded, kind), np.zeros(50))
     tensors = TensorSpec("x", "FP32", (3,)), TensorSpec("y", "FP32", (10,))
     served = OwnModel("m", Signature(tensors[:1], tensors[1:], scores=Scores("y", kind)))
-    found = [answer.confidence for answer in decode.answers(served, torch.from_numpy(decoded))]
+    found = [answer.confidence for answer in decoding.answers(served, torch.from_numpy(decoded))]
     assert found == pytest.approx(calibrated.confidence)
     assert max(found) <= 1
 
@@ -201,7 +201,7 @@ async def test_an_answer_that_comes_while_its_decoding_fails_is_given(
         for number in set(pool.gates) - {1}:
             pool.gates[number].set()
         with monkeypatch.context() as patch:
-            patch.setattr(decode, "compute_apart", fails)
+            patch.setattr(decoding, "compute_apart", fails)
             asked = asyncio.create_task(front.ask(images[:K]))
             await until(begun.is_set)
             pool.gates[1].set()
@@ -301,18 +301,18 @@ def note_checks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Return the members that are decoded for a check, as they come."""
     chosen: list[int] = []
 
-    def checked(*arguments: Any) -> decode.Checked:
+    def checked(*arguments: Any) -> decoding.Checked:
         chosen.append(arguments[-1])
-        return decode.Checked(None, True, None)
+        return decoding.Checked(None, True, None)
 
-    monkeypatch.setattr(decode, "check_group", checked)
+    monkeypatch.setattr(decoding, "check_group", checked)
     return chosen
 
 
 async def test_agreement_is_not_measured_on_fillers(
     method: Scheme, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(decode, "CHECKED_SHARE", 1.0)
+    monkeypatch.setattr(decoding, "CHECKED_SHARE", 1.0)
     chosen = note_checks(monkeypatch)
 
     async with running(fixed_size(method)) as (front, _):
@@ -339,18 +339,18 @@ async def test_at_most_half_of_the_groups_are_checked(
 async def test_answers_do_not_wait_for_checks(
     method: Scheme, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(decode, "CHECKED_SHARE", 1.0)
+    monkeypatch.setattr(decoding, "CHECKED_SHARE", 1.0)
     go_on = threading.Event()
     waiting: list[int] = []
 
     async with running(method) as (front, _):
 
-        def slowly(*_: Any) -> decode.Checked:
+        def slowly(*_: Any) -> decoding.Checked:
             waiting.append(len(front.queries))
             assert go_on.wait(30)
-            return decode.Checked(None, True, None)
+            return decoding.Checked(None, True, None)
 
-        monkeypatch.setattr(decode, "check_group", slowly)
+        monkeypatch.setattr(decoding, "check_group", slowly)
         answered(await front.ask(images[:K]))
         await until(lambda: len(waiting) == 1)  # the decoder is at it
         batch = asyncio.ensure_future(front.ask(images[: 10 * K]))
@@ -358,15 +358,15 @@ async def test_answers_do_not_wait_for_checks(
         # How many of them are complete is a matter of time: a late member is decoded.
         batches = [batch]
         for _ in range(100):
-            if len(queue(front)._checks) == decode.WAITING_CHECKS:
+            if len(queue(front)._checks) == decoding.WAITING_CHECKS:
                 break
             batches.append(asyncio.ensure_future(front.ask(images[:K])))
             await asyncio.sleep(0.1)
-        assert len(queue(front)._checks) == decode.WAITING_CHECKS
+        assert len(queue(front)._checks) == decoding.WAITING_CHECKS
         go_on.set()
         for each in batches:
             answered(await each)
-        await until(lambda: len(waiting) >= 1 + decode.WAITING_CHECKS)
+        await until(lambda: len(waiting) >= 1 + decoding.WAITING_CHECKS)
         assert waiting == [0] * len(waiting)
 
 
@@ -376,12 +376,12 @@ async def test_a_check_that_fails_is_logged_and_answers_go_on(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(decode, "CHECKED_SHARE", 1.0)
+    monkeypatch.setattr(decoding, "CHECKED_SHARE", 1.0)
 
     def fails(*_: Any) -> None:
         raise ZeroDivisionError("of the check")
 
-    monkeypatch.setattr(decode, "check_group", fails)
+    monkeypatch.setattr(decoding, "check_group", fails)
 
     async with running(method) as (front, _):
         for _ in range(3):
@@ -420,7 +420,7 @@ def parity_workers(residuals: Mapping[tuple[int, str], float]) -> set[int]:
 def test_live_agreement_and_the_residual_of_a_corrupt_worker(
     method: Scheme, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(decode, "CHECKED_SHARE", 1.0)
+    monkeypatch.setattr(decoding, "CHECKED_SHARE", 1.0)
 
     async def run(schedule: Schedule) -> BundleFront:
         async with running(method, schedule=schedule) as (front, _):
@@ -478,6 +478,26 @@ async def test_a_front_end_that_cannot_compute_says_so(
         answered(await front.ask(images[:K]))
 
 
+async def test_a_job_whose_answers_cannot_be_taken_does_not_hold_up_the_others(
+    method: Scheme, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoding, "FEW", 0)
+    async with running(method, policy="uncoded") as (front, _):
+        decoder, fails = queue(front), [True]
+        take = decoder.finished
+
+        def take_or_fail(job: Job, found: Any) -> None:
+            if fails:
+                fails.clear()
+                raise MemoryError("no room")
+            take(job, found)
+
+        decoder.finished = take_or_fail
+        found = await asyncio.wait_for(front.ask(images[:3]), 10)
+        problems = [str(problem) for problem in found if isinstance(problem, QueryFailed)]
+        assert problems == ["decoding failed: MemoryError: no room"]
+
+
 async def test_answers_that_could_not_be_computed_together_end(
     method: Scheme, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -486,7 +506,7 @@ async def test_answers_that_could_not_be_computed_together_end(
 
     async with running(method) as (front, _):
         with monkeypatch.context() as patch:
-            patch.setattr(decode, "compute_apart", fails)
+            patch.setattr(decoding, "compute_apart", fails)
             found = await asyncio.wait_for(front.ask(images[:K]), 10)
         reasons = {str(problem) for problem in found}
         assert reasons == {"decoding failed: MemoryError: no room"}

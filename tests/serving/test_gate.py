@@ -23,16 +23,16 @@ from codedinvnet.protect.calibration import DECODED, GUESSED, load_calibration
 from codedinvnet.protocol.messages import InferRequest, InferResponse
 from codedinvnet.scheduler.policies import POLICIES
 from codedinvnet.scheduler.settings import Rules
-from codedinvnet.serving import decode
+from codedinvnet.serving import decoding
 from codedinvnet.serving.answers import Answered, DeadlinePassed
 from codedinvnet.serving.app import open_app
 from codedinvnet.serving.checks import check
 from codedinvnet.serving.config import ServeOptions
-from codedinvnet.serving.decode import Check, Facts, Found
+from codedinvnet.serving.decoding import Check, Facts, Found
 from codedinvnet.serving.gate import AnswerGate, gate_of
-from codedinvnet.serving.inference import InferenceService
 from codedinvnet.serving.metrics import Metrics
 from codedinvnet.serving.queries import InFlightQuery
+from codedinvnet.serving.service import InferenceService
 from codedinvnet.serving.workers.pool import Task
 from codedinvnet.serving.workers.result import Result
 from tests.observing import counted, until
@@ -271,8 +271,8 @@ async def test_a_worker_that_answers_wrongly_is_told_and_replaced(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(decode, "CHECKED_SHARE", 1.0)
-    monkeypatch.setattr(decode, "WAITING_CHECKS", 100)
+    monkeypatch.setattr(decoding, "CHECKED_SHARE", 1.0)
+    monkeypatch.setattr(decoding, "WAITING_CHECKS", 100)
 
     own, pool = gate(None, on_corruption=action), Lying(scheme)
     front = await begun(scheme, own, pool)

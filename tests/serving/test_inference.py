@@ -16,8 +16,8 @@ from codedinvnet.models.base import Signature, TensorSpec
 from codedinvnet.protocol import http
 from codedinvnet.protocol.messages import InferRequest, InferResponse, ProtocolError
 from codedinvnet.serving.answers import DeadlinePassed, QueryFailed
-from codedinvnet.serving.inference import InferenceService, ServedResponse, Terms
 from codedinvnet.serving.served import Classifier, OwnModel
+from codedinvnet.serving.service import InferenceService, ServedResponse, Terms
 from tests.serving.stub import OWN, Stub
 
 IMAGES = Stub().service(Classifier("mnist", (1, 2, 3), ("cat", "dog", "bird")))

@@ -15,7 +15,7 @@ import torch
 from codedinvnet.codes.base import Scheme
 from codedinvnet.models.bundle import Bundle
 from codedinvnet.net.logs import logger
-from codedinvnet.serving import calls, decode, dispatch, queries
+from codedinvnet.serving import calls, decoding, dispatch, queries
 from codedinvnet.serving.answers import (
     Answered,
     Cancelled,
@@ -115,7 +115,7 @@ async def test_idle_time_after_queries_without_an_answer_is_no_slow_work(
 async def test_a_decoder_that_falls_behind_is_overload(
     method: Scheme, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(decode, "FEW", 0)  # not even two answers are made beside its thread
+    monkeypatch.setattr(decoding, "FEW", 0)  # not even two answers are made beside its thread
     async with running(method, max_pending=4) as (front, _):
         busy = threading.Event()
         queue(front).thread.submit(busy.wait)
@@ -314,7 +314,7 @@ async def test_what_is_answered_is_not_cancelled(method: Scheme, images: np.ndar
 async def test_one_that_goes_away_while_its_answer_is_made(
     at: str, method: Scheme, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(decode, "FEW", 0)  # answers are made in the thread, which is busy
+    monkeypatch.setattr(decoding, "FEW", 0)  # answers are made in the thread, which is busy
     async with running(method, policy="uncoded") as (front, _):
         busy = threading.Event()
         queue(front).thread.submit(busy.wait)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from codedinvnet.distributions import Distribution
-from codedinvnet.serving.answers import Answered, QueryFailed
+from codedinvnet.serving.answers import Answered, Cancelled, QueryFailed
 from codedinvnet.serving.recent import Recent
 from codedinvnet.serving.times import Reservoir, Times
 
@@ -45,7 +45,7 @@ def test_recent_requests_and_work() -> None:
     for seconds in [*([0.1] * 98), 0.2, 3.0]:
         recent.request([Answered({}, "direct", 0.05), Answered({}, "decoded", seconds)])
     recent.request([Answered({}, "direct", 0.1), QueryFailed("lost")], read=0.5)
-    recent.request([QueryFailed("cancelled")])  # it says nothing of the service
+    recent.request([Cancelled()])  # it says nothing of the service
     for _ in range(202):
         recent.task(0.1)
     assert recent.summary(5.0, 0.1) == {"p50": 100.0, "p99": 200.0, "work": 1.0}

@@ -280,35 +280,3 @@ def print_report(report: dict[str, Any], as_json: bool) -> None:
     for key, value in report.items():
         text = json.dumps(value) if isinstance(value, (dict, list)) else value
         print(f"{key:<{width}}  {text}")
-
-
-def add_face_options(sub: argparse.ArgumentParser) -> None:
-    """Add what `serve` and `gateway` have in common: where they listen, and whom they answer."""
-    add = sub.add_argument
-    add("--host", help="address to listen on (127.0.0.1)")
-    add("--port", type=int, help="port; 0: a free one (8000)")
-    add("--grpc-port", type=int, help="port of the protocol over gRPC; 0: a free one (none)")
-    add(
-        "--allowed-host",
-        action="append",
-        help="another name that clients may call the service by (Host header), beside --host and "
-        "this machine's own; *: any. May be repeated",
-    )
-    add("--group-timeout-ms", type=float, help="until a group is coded that is not full (20)")
-    add(
-        "--down-timeout-ms",
-        type=float,
-        help="without any worker until /v2/health/live fails (30000)",
-    )
-    add(
-        "--max-body-memory",
-        type=float,
-        help="MiB of all requests that are here, as bodies or tensors, before 503 (512)",
-    )
-    add("--token-file", type=Path, help="clients must send the token in this file (none)")
-    add(
-        "--traces",
-        metavar="URL",
-        help="send OpenTelemetry traces to this collector, http://HOST:4318; OTEL_* variables say "
-        "the rest (none)",
-    )

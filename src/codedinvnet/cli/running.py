@@ -23,7 +23,7 @@ def add_commands(commands: Commands) -> None:
 
 
 def _policy(arguments: argparse.Namespace) -> None:
-    from codedinvnet.asking import ask, read_token
+    from codedinvnet.admin_client import ask, read_token
 
     token = read_token(arguments.token_file)
     before = ask(arguments.url, "/policy", token)

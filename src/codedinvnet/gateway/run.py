@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import uvloop
 
-from codedinvnet.asking import read_token
+from codedinvnet.admin_client import read_token
 from codedinvnet.collector import freeze_loaded, keep_freed
 from codedinvnet.errors import UserError
 from codedinvnet.gateway.admin import OPEN, PATHS, Admin, error

@@ -7,7 +7,7 @@ import hmac
 import logging
 from pathlib import Path
 
-from codedinvnet.asking import read_token
+from codedinvnet.admin_client import read_token
 from codedinvnet.errors import UserError
 from codedinvnet.net.background import apart
 from codedinvnet.net.logs import Lasting

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from codedinvnet.asking import read_token
+from codedinvnet.admin_client import read_token
 from codedinvnet.errors import UserError, is_host, one_line
 from codedinvnet.models.base import DATATYPES, HEADER_LENGTH, TensorSpec, Unreachable
 from codedinvnet.models.probe import Opened

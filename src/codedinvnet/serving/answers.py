@@ -8,7 +8,6 @@ from typing import NamedTuple
 import numpy as np
 
 from codedinvnet.errors import described as described
-from codedinvnet.protocol.messages import ProtocolError
 
 
 class Answered(NamedTuple):
@@ -26,10 +25,6 @@ class Answered(NamedTuple):
     agreement: float | None = None
     """The calibrated probability that an approximate answer agrees with the served model; None of a
     direct answer, and without a calibration."""
-
-
-BadRequest = ProtocolError
-"""The request cannot be understood, or not be answered; the message names the field."""
 
 
 class QueryFailed(Exception):
@@ -82,14 +77,10 @@ class Starting(NotNow):
 
 
 class NoneUp(NotNow):
-    """The service has started, and no worker is up.
+    """The service has started, and no worker is up."""
 
-    Args:
-        worker: what clients know a worker as.
-    """
-
-    def __init__(self, worker: str) -> None:
-        super().__init__(f"no {worker} is up")
+    def __init__(self) -> None:
+        super().__init__("no worker is up")
 
 
 class Draining(NotNow):

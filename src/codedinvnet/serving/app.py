@@ -27,7 +27,7 @@ from codedinvnet.errors import UserError
 from codedinvnet.net.background import Background
 from codedinvnet.net.logs import JsonLines, log_event, logger
 from codedinvnet.net.tls import Certificate, follow, read_certificate
-from codedinvnet.scheduler.policies import CODED, POLICIES, Policy
+from codedinvnet.scheduler.policies import POLICIES, Policy
 from codedinvnet.scheduler.settings import Rules, pending_limit
 from codedinvnet.serving.api import connections
 from codedinvnet.serving.api.bodies import BodyMemory
@@ -38,13 +38,13 @@ from codedinvnet.serving.checks import check, split_policy
 from codedinvnet.serving.choices import Choices, objection
 from codedinvnet.serving.codec import TensorCodec
 from codedinvnet.serving.config import ServeOptions
-from codedinvnet.serving.decode import Decoder
+from codedinvnet.serving.decoding import Decoder
 from codedinvnet.serving.dispatch import Dispatcher, Timing
 from codedinvnet.serving.gate import gate_of, unnoticed
-from codedinvnet.serving.inference import InferenceService
 from codedinvnet.serving.metrics import Metrics
 from codedinvnet.serving.opened import Opened, make_pool, open_served
 from codedinvnet.serving.served import Classifier, Served
+from codedinvnet.serving.service import InferenceService
 from codedinvnet.serving.tracing import exporting
 from codedinvnet.serving.workers.faults import FaultyPool, check_per_request
 
@@ -112,8 +112,6 @@ def open_app(options: ServeOptions) -> App:
     opened = open_served(options)
     policy = POLICIES[options.policy_name]
     scheme = opened.scheme
-    if options.policy is None and scheme is not None and not is_systematic(scheme.rules):
-        policy = CODED  # of a protection, which says itself what its method is
     if why := objection(policy, scheme):
         raise options.refuse("policy", why)
     rules = rules_of(options, opened, policy)

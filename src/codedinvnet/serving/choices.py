@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from codedinvnet.codes.rules import is_systematic
+from codedinvnet.protocol.messages import ProtocolError
 from codedinvnet.scheduler.policies import (
     AUTO,
     AUTO_WITH,
@@ -15,14 +16,12 @@ from codedinvnet.scheduler.policies import (
     Policy,
 )
 from codedinvnet.scheduler.scheduler import code_for
-from codedinvnet.serving.answers import BadRequest
-from codedinvnet.serving.decoding import Answerer
 
 if TYPE_CHECKING:
     from codedinvnet.codes.base import Scheme
 
 
-def objection(policy: Policy, scheme: Scheme | Answerer | None) -> str:
+def objection(policy: Policy, scheme: Scheme | None) -> str:
     """Return why a policy does not go with what the workers know; "" if it does.
 
     Args:
@@ -58,7 +57,7 @@ class Choices:
         offered: their names.
     """
 
-    def __init__(self, scheme: Scheme | Answerer | None, workers: int, backups: int = 0) -> None:
+    def __init__(self, scheme: Scheme | None, workers: int, backups: int = 0) -> None:
         self.method = None if scheme is None else scheme.name
         self.size = 1 if scheme is None else scheme.rules.k
         self.refused: dict[str, str] = {}
@@ -76,7 +75,7 @@ class Choices:
         """Return the policy of a name, which may be the method's, `METHOD+hedge` or `auto+METHOD`.
 
         Raises:
-            BadRequest: if there is none, or the service cannot go by it.
+            ProtocolError: if there is none, or the service cannot go by it.
         """
         if self.method is not None and name not in POLICIES:
             own = {
@@ -86,15 +85,13 @@ class Choices:
             }
             name = own[name].name if name in own else name
         if name not in POLICIES:
-            raise BadRequest(f"policy: {name!r} is not one of {', '.join(POLICIES)}")
+            raise ProtocolError(f"policy: {name!r} is not one of {', '.join(POLICIES)}")
         if name in self.refused:
-            raise BadRequest(f"policy: {self.refused[name]}")
+            raise ProtocolError(f"policy: {self.refused[name]}")
         return POLICIES[name]
 
-    def told(self, chosen: Policy) -> dict[str, Any]:
+    def report(self, chosen: Policy) -> dict[str, Any]:
         """Return what clients are told of them, and of the one that was chosen."""
         offered, refused = list(self.offered), self.refused
         own = {"policy": chosen.name, "method": self.method}
         return {**own, "offered": offered, "refused": refused}
-
-    report = told

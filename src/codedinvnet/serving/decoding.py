@@ -1,23 +1,34 @@
-"""Making answers of workers' outputs, in batches: the loop, whoever computes them.
+"""Answers made of workers' outputs by a scheme: heads of direct answers, and decoding.
 
-What has come in while the last batch was computed is the next batch.
+What comes in while one batch is computed is the next batch. Complete groups are checked while no
+answer waits.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import random
-from abc import ABC, abstractmethod
+import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from codedinvnet.codes.rules import CodeRules
+from codedinvnet.codes.base import Scheme
+from codedinvnet.net.background import Background, log_error
+from codedinvnet.protect.confidence import confidences
 from codedinvnet.serving.metrics import Metrics
-from codedinvnet.serving.outputs import Outputs
-from codedinvnet.serving.workers.result import Computer
+from codedinvnet.serving.served import Served
 
+T = TypeVar("T")
+FEW = 2
+"""Direct answers that are computed on the event loop: the way to the thread and back would add half
+as much processor time again, and two switches of threads."""
 CHECKED_SHARE = 0.5
 """Share of the complete groups that live agreement and residuals are measured on, at most."""
 WAITING_CHECKS = 4
@@ -41,7 +52,7 @@ class Found(NamedTuple):
     outputs: Mapping[str, np.ndarray]
     """See `Answered`."""
     confidence: float
-    """The largest probability; not finite if the scores are none."""
+    """The largest probability; not finite if the scores are not."""
 
 
 class Check(NamedTuple):
@@ -63,35 +74,27 @@ class Facts(NamedTuple):
     """The members that the extra tasks alone answer for: each with confidence and agreement."""
 
 
-Answers: TypeAlias = "Mapping[int, Found | Exception]"
-"""Query -> what was found for it, or why nothing was."""
-Compared: TypeAlias = "Callable[[Check, Facts], None]"
-Finished: TypeAlias = "Callable[[Job, Answers | Exception], None]"
-"""Called with a job, and what was found for each of its queries, or why nothing was."""
+Answers: TypeAlias = "Mapping[int, Found] | Exception"
+"""Query -> what was found for it; or why nothing was."""
 
 
-class Wiring(NamedTuple):
-    """What a `Decoding` counts in, runs by, and tells."""
-
-    metrics: Metrics
-    spawn: Callable[[Coroutine[Any, Any, None]], None]
-    """Starts a task of the event loop."""
-    finished: Finished
-    failed: Callable[[Exception], None]
-    """Called with what went wrong with a check."""
-    compared: Compared | None = None
-    """Called with each check, and what it says of answers; None: it is not asked for."""
-
-
-class Decoding(ABC):
-    """Makes answers of workers' outputs; checks complete groups while no answer waits.
+class Decoder:
+    """Computes answers in a thread of its own, all but a few direct ones.
 
     Args:
-        wiring: see `Wiring`.
+        scheme: decodes.
+        served: makes answers of scores.
+        metrics: where to count.
     """
 
-    def __init__(self, wiring: Wiring) -> None:
-        self.wiring = wiring
+    def __init__(self, scheme: Scheme, served: Served, metrics: Metrics) -> None:
+        self.scheme, self.served, self.metrics = scheme, served, metrics
+        self.finished: Callable[[Job, Answers], None] = lambda job, answers: None
+        """Called with each job, and what was found for its queries."""
+        self.compared: Callable[[Check, Facts], None] | None = None
+        """Called with each check, and what it says of answers."""
+        self.thread = ThreadPoolExecutor(1, thread_name_prefix="decoder")
+        self._background = Background()
         self._jobs: list[Job] = []
         self._checks: deque[Check] = deque(maxlen=WAITING_CHECKS)
         self._random = random.Random(0)
@@ -117,58 +120,174 @@ class Decoding(ABC):
 
     def run(self) -> None:
         """Compute what waits, unless that is under way."""
-        if (self._jobs or self._checks) and not self._running:
-            self.wiring.spawn(self._work())
-            self._running = True
+        if self._running or not (self._jobs or self._checks):
+            return
+        if not self._checks and len(self._jobs) <= FEW and not any(job.size for job in self._jobs):
+            jobs = self._taken()
+            self._finish(jobs, self._computed(jobs))
+            return
+        self._running = True
+        self._background.spawn(self._work())
 
     async def _work(self) -> None:
         """Compute what waits, answers first, until nothing does."""
         try:
             while self._jobs or self._checks:
                 if self._jobs:
-                    jobs, self._jobs = self._jobs, []
-                    for job, found in zip(jobs, await self.answers(jobs), strict=True):
-                        self.wiring.finished(job, found)
-                    continue
-                try:
-                    await self.check(self._checks.popleft())
-                except Exception as error:  # answers wait behind it
-                    self.wiring.failed(error)
+                    jobs = self._taken()
+                    self._finish(jobs, await self.apart(self._computed, jobs))
+                else:
+                    await self._check(self._checks.popleft())
         finally:
             self._running = False
 
-    @abstractmethod
-    async def learn(self, outputs: Outputs, computer: Computer) -> None:
-        """Let what knows the tasks' outputs see one of each kind, before the first job."""
+    def _taken(self) -> list[Job]:
+        jobs, self._jobs = self._jobs, []
+        return jobs
 
-    @abstractmethod
-    async def answers(self, jobs: Sequence[Job]) -> Sequence[Answers | Exception]:
-        """Return for each job what was found for its queries, or why nothing was."""
+    def _computed(self, jobs: Sequence[Job]) -> list[Answers]:
+        began = time.perf_counter()
+        try:
+            return compute_apart(self.scheme, self.served, jobs)
+        except Exception as error:
+            return [error] * len(jobs)
+        finally:
+            self.metrics.decode_time.observe(time.perf_counter() - began)
 
-    @abstractmethod
-    async def check(self, check: Check) -> None:
-        """Compare an approximate answer of a complete group with the direct one."""
+    def _finish(self, jobs: Sequence[Job], answers: Sequence[Answers]) -> None:
+        """Hand on each job's answers; what goes wrong with one does not hold up the others."""
+        for job, found in zip(jobs, answers, strict=True):
+            try:
+                self.finished(job, found)
+            except Exception as error:
+                log_error(error)
+                with contextlib.suppress(Exception):
+                    self.finished(job, error)  # which ends its queries
 
-    @abstractmethod
-    def stop(self) -> None:
-        """Let go of what it holds."""
+    async def _check(self, check: Check) -> None:
+        """Compare approximate answers of a complete group with the direct ones."""
+        try:
+            found = await self.apart(
+                check_group, self.scheme, check.outputs, check.size, check.member
+            )
+            if found.agrees is not None:
+                self.metrics.checked(found.agrees)
+            if found.residual is not None:
+                for task, worker in check.workers.items():
+                    role = "parity" if task >= self.scheme.rules.k else "data"
+                    self.metrics.residual_seen(worker, role, found.residual)
+            if self.compared is not None:
+                facts = await self.apart(facts_of, self.scheme, self.served, check, found.decoded)
+                self.compared(check, facts)
+        except Exception as error:  # answers wait behind it
+            log_error(error)
+
+    async def apart(self, work: Callable[..., T], *arguments: Any) -> T:
+        """Do some work in the thread."""
+        return await asyncio.get_running_loop().run_in_executor(self.thread, work, *arguments)
+
+    async def stop(self) -> None:
+        """Let go of the thread."""
+        await self._background.stop()
+        self.thread.shutdown(wait=False, cancel_futures=True)
 
 
-@runtime_checkable
-class Answerer(Protocol):
-    """What answers for members of a group without a scheme."""
+def compute(scheme: Scheme, served: Served, jobs: Sequence[Job]) -> list[dict[int, Found]]:
+    """Return for each job what was found for the queries that it wants.
 
-    @property
-    def name(self) -> str:
-        """What it is called, as a method is."""
+    Direct answers are computed together, and so are decodings of equal size and with the same
+    outputs at hand.
+    """
+    found: list[dict[int, Found]] = [{} for _ in jobs]
+    direct = [i for i, job in enumerate(jobs) if job.size == 0]
+    if direct:
+        scores = scheme.direct(torch.from_numpy(np.stack([jobs[i].outputs[0] for i in direct])))
+        assert scores is not None
+        for answer, i in zip(answers(served, scores), direct, strict=True):
+            found[i] = dict.fromkeys(jobs[i].wanted, answer)
+    alike: dict[tuple[int, tuple[int, ...]], list[int]] = {}
+    for i, job in enumerate(jobs):
+        if job.size:
+            alike.setdefault((job.size, tuple(sorted(job.outputs))), []).append(i)
+    for (size, tasks), rows in alike.items():
+        outputs = {t: torch.from_numpy(np.stack([jobs[i].outputs[t] for i in rows])) for t in tasks}
+        decoded = scheme.decode(outputs, size)
+        for position, i in enumerate(rows):
+            for query, member in jobs[i].wanted.items():
+                (found[i][query],) = answers(served, decoded[member][position][None])
+    return found
 
-    @property
-    def rules(self) -> CodeRules:
-        """The tasks, and whom their outputs answer for."""
 
-    @property
-    def reads(self) -> type[Outputs]:
-        """What knows the tasks' outputs."""
+def compute_apart(scheme: Scheme, served: Served, jobs: Sequence[Job]) -> list[Answers]:
+    """Compute jobs together; if that fails, each for itself, so that none fails for another."""
+    try:
+        return list(compute(scheme, served, jobs))
+    except Exception:
+        found: list[Answers] = []
+        for job in jobs:
+            try:
+                found += compute(scheme, served, [job])
+            except Exception as error:
+                found.append(error)
+        return found
 
-    def queue(self, wiring: Wiring) -> Decoding:
-        """Return what makes its answers."""
+
+def answers(served: Served, scores: Tensor) -> list[Found]:
+    """Return the answers that rows of scores (B, classes) are."""
+    sure = confidences(scores.float().cpu().numpy(), served.kind).tolist()
+    return [Found(*row) for row in zip(served.answer(scores), sure, strict=True)]
+
+
+class Checked(NamedTuple):
+    """What a complete group shows; None: it does not."""
+
+    decoded: Tensor | None
+    """Scores (1, classes) of a member that has a direct answer, as if that were missing."""
+    agrees: bool | None
+    """Whether their label is the direct one."""
+    residual: float | None
+
+
+def check_group(
+    scheme: Scheme, outputs: Mapping[int, np.ndarray], size: int, member: int
+) -> Checked:
+    """Decode a member of a complete group, and measure the group's residual."""
+    complete = {task: torch.from_numpy(output)[None] for task, output in outputs.items()}
+    residual = scheme.residual(complete, size)
+    decoded, agrees = None, None
+    direct = scheme.direct(complete[member]) if member in complete else None
+    if direct is not None:
+        rest = {task: output for task, output in complete.items() if task != member}
+        decoded = scheme.decode(rest, size).get(member)
+        if decoded is not None:
+            agrees = int(decoded.argmax(1)) == int(direct.argmax(1))
+    return Checked(decoded, agrees, None if residual is None else float(residual[0]))
+
+
+def facts_of(scheme: Scheme, served: Served, check: Check, decoded: Tensor | None) -> Facts:
+    """Compare approximate answers of a complete group with the direct ones.
+
+    Args:
+        scheme: guesses.
+        served: makes answers of scores.
+        check: the group.
+        decoded: what `check_group` found of the check's member.
+    """
+    complete = {task: torch.from_numpy(output)[None] for task, output in check.outputs.items()}
+    labels = {}
+    for task in check.workers:
+        if task < check.size and (direct := scheme.direct(complete[task])) is not None:
+            labels[task] = int(direct.argmax(1))
+
+    def seen(scores: Tensor, member: int) -> tuple[float, bool]:
+        (found,) = answers(served, scores)
+        return found.confidence, int(scores.argmax(1)) == labels[member]
+
+    extra = {task: output for task, output in complete.items() if task >= scheme.rules.k}
+    guesses: Mapping[int, Tensor] = {}
+    if scheme.rules.guesses or scheme.rules.recoverable(frozenset(extra), check.size):
+        guesses = scheme.decode(extra, check.size)
+    return Facts(
+        None if decoded is None or check.member not in labels else seen(decoded, check.member),
+        tuple((i, *seen(scores, i)) for i, scores in guesses.items() if i in labels),
+    )

@@ -52,7 +52,7 @@ from codedinvnet.serving.answers import (
 )
 from codedinvnet.serving.calls import Calls
 from codedinvnet.serving.codec import Payload, TensorCodec
-from codedinvnet.serving.decode import Answers, Decoder, Job
+from codedinvnet.serving.decoding import Answers, Decoder, Job
 from codedinvnet.serving.gate import AnswerGate
 from codedinvnet.serving.metrics import Metrics
 from codedinvnet.serving.queries import InFlight, InFlightQuery
@@ -219,7 +219,7 @@ class Dispatcher:
             self.metrics.queries.labels("rejected").inc(queries)
             if self.draining:
                 raise Draining
-            raise NoneUp("worker") if self.started else Starting()
+            raise NoneUp if self.started else Starting
         seconds = self.timing.deadline if seconds is None else seconds
         if not self.admission.takes(len(self.queries), queries, seconds):
             self.refuse(queries)

@@ -18,7 +18,7 @@ from codedinvnet.protect.byzantine import ByzantineDetector, Member
 from codedinvnet.protect.calibration import DECODED, GUESSED, Calibration
 from codedinvnet.protect.watch import Watch
 from codedinvnet.scheduler.policies import Policy
-from codedinvnet.serving.decode import Check, Facts, Found
+from codedinvnet.serving.decoding import Check, Facts, Found
 from codedinvnet.serving.metrics import Metrics
 from codedinvnet.serving.queries import InFlightQuery
 

@@ -19,9 +19,9 @@ from prometheus_client import (
 )
 
 from codedinvnet.evaluation.quantiles import rank_of
+from codedinvnet.net.logs import log_event
 from codedinvnet.scheduler.auto import Decision
 from codedinvnet.scheduler.scheduler import Scheduler
-from codedinvnet.serving.logs import log_event
 
 LATENCY_BUCKETS = (
     0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3,

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from codedinvnet.evaluation.quantiles import rank_of
-from codedinvnet.serving.answers import Answered, QueryFailed
+from codedinvnet.serving.answers import Answered, Cancelled, QueryFailed
 
 KEPT = 3000
 """Requests and tasks that are kept: enough for a few seconds."""
@@ -30,7 +30,7 @@ class Recent:
             read: seconds that reading and parsing it took.
         """
         answers = [answer.seconds for answer in found if isinstance(answer, Answered)]
-        if answers or not any(str(answer) == "cancelled" for answer in found):
+        if answers or not any(isinstance(answer, Cancelled) for answer in found):
             latency = read + max(answers, default=0.0) if len(answers) == len(found) else None
             self._requests.append((time.monotonic(), len(found), latency))
 

@@ -1,101 +1,256 @@
-"""The service: answers requests. It knows no HTTP; faces make requests of what clients send."""
+"""The inference service: answers requests of the protocol, over whatever network API they came."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from codedinvnet.models.base import Signature, TensorSpec
-from codedinvnet.serving.answers import Answered, BadRequest, DeadlinePassed, QueryFailed
-from codedinvnet.serving.frontend import FrontEnd
+from codedinvnet.models.base import Signature
+from codedinvnet.protocol.messages import (
+    Head,
+    InferRequest,
+    InferResponse,
+    InputTensor,
+    Limits,
+    Metadata,
+    ProtocolError,
+    short,
+)
+from codedinvnet.protocol.tensors import TensorSpec
+from codedinvnet.serving.answers import Answered, DeadlinePassed, QueryFailed
+from codedinvnet.serving.dispatch import Dispatcher
 from codedinvnet.serving.served import OUTCOME, Served
 
+VERSION = "1"
+"""Of the served model."""
 LONGEST_NAME = 100
 """Characters of a request's name in the log."""
+LONGEST_TIMEOUT = 1e12
+"""Microseconds; a longer timeout is none."""
 AGREEMENT = "agreement_probability"
-"""The parameter of an answer by which it tells the lowest probability, over the request's
-approximate answers, that one agrees with the served model; direct answers have none."""
+"""The parameter of an answer that gives the lowest probability, over the request's approximate
+answers, that one agrees with the served model; direct answers have none."""
 LIMIT = "max_disagreement"
-"""The parameter of a request that asks for a limit, and of its answer that tells which stood."""
+"""The parameter of a request that asks for a limit, and of its answer that gives the one in
+force."""
 
 
-@dataclass(frozen=True)
-class Request:
-    """A checked request.
+class ServedResponse(NamedTuple):
+    """An answered request."""
 
-    Attributes:
-        inputs: name -> (B, *shape), every input of the served signature.
-        identity: what the client calls the request.
-        parameters: the client's own; the answer repeats them.
-        accept_decoded: whether approximate answers will do.
-        timeout: seconds from the request's arrival; None: the service's own deadline.
-        outputs: the name of each output that is wanted, and whether it is sent in binary.
-        max_disagreement: the share of released approximate answers that may disagree.
-        unknown: names of parameters that mean nothing here, but maybe to the model's own server.
-    """
-
-    inputs: Mapping[str, np.ndarray]
-    identity: str | None = None
-    parameters: Mapping[str, Any] = field(default_factory=dict)
-    accept_decoded: bool = True
-    timeout: float | None = None
-    outputs: tuple[tuple[str, bool], ...] = ()
-    max_disagreement: float | None = None
-    unknown: tuple[str, ...] = ()
-
-    def within(self, seconds: float) -> Request:
-        """Return the request with a timeout of at most so many seconds."""
-        own = seconds if self.timeout is None else self.timeout
-        return replace(self, timeout=min(seconds, own))
-
-    @property
-    def name(self) -> str | None:
-        """What the log calls the request."""
-        return None if self.identity is None else self.identity[:LONGEST_NAME]
-
-    @property
-    def size(self) -> int:
-        """How many bytes the inputs hold."""
-        return sum(
-            sum(map(len, array.ravel())) if array.dtype == object else array.nbytes
-            for array in self.inputs.values()
-        )
-
-    def queries(self) -> list[dict[str, np.ndarray]]:
-        """Return the request's queries: each has a batch of one of every input."""
-        size = len(next(iter(self.inputs.values())))
-        return [{name: rows[i : i + 1] for name, rows in self.inputs.items()} for i in range(size)]
-
-
-@dataclass(frozen=True)
-class Response:
-    """An answered request.
-
-    Attributes:
-        outputs: name -> (B, *shape), of the outputs that were wanted.
-        work_seconds: see `Answered`; the largest of the queries'.
-        parameters: what the answer tells in place of the request's own.
-    """
-
-    outputs: Mapping[str, np.ndarray]
+    message: InferResponse
     work_seconds: float
-    parameters: Mapping[str, Any] = field(default_factory=dict)
+    """See `Answered`; the largest of the queries'."""
 
     @property
     def values(self) -> int:
-        """How many values the outputs hold; each byte of a text counts as one more."""
-        texts = [array for array in self.outputs.values() if array.dtype == object]
-        letters = sum(sum(map(len, array.ravel())) for array in texts)
-        return letters + sum(array.size for array in self.outputs.values())
+        """How many values its outputs hold; each byte of a text counts as one more."""
+        arrays = self.message.outputs.values()
+        letters = sum(sum(map(len, array.ravel())) for array in arrays if array.dtype == object)
+        return letters + sum(array.size for array in arrays)
 
 
-def output_specs(signature: Signature) -> tuple[TensorSpec, ...]:
-    """Return all outputs of a response: the model's, and the outcome."""
-    return (*signature.outputs, TensorSpec(outcome_name(signature), "BYTES", ()))
+@dataclass(frozen=True)
+class Terms:
+    """What a request's parameters say.
+
+    Attributes:
+        accept_decoded: whether approximate answers will do.
+        timeout: seconds from the request's arrival; None: the service's own deadline.
+        max_disagreement: the share of released approximate answers that may disagree.
+    """
+
+    accept_decoded: bool = True
+    timeout: float | None = None
+    max_disagreement: float | None = None
+
+    @classmethod
+    def of(cls, parameters: Mapping[str, Any]) -> Terms:
+        """Read a request's parameters.
+
+        Raises:
+            ProtocolError: naming the parameter that is wrong.
+        """
+        accept = parameters.get("accept_decoded", True)
+        if not isinstance(accept, bool):
+            why = f"must be true or false, got {short(accept)}"
+            raise ProtocolError(f"parameters.accept_decoded: {why}")
+        timeout = _number(parameters, "timeout")
+        if timeout is not None and not timeout > 0:
+            why = f"must be microseconds above 0, got {short(parameters['timeout'])}"
+            raise ProtocolError(f"parameters.timeout: {why}")
+        limit = _number(parameters, LIMIT)
+        if limit is not None and not 0 < limit < 1:
+            why = f"must lie between 0 and 1, got {short(parameters[LIMIT])}"
+            raise ProtocolError(f"parameters.{LIMIT}: {why}")
+        return cls(accept, None if timeout is None else min(timeout, LONGEST_TIMEOUT) / 1e6, limit)
+
+
+def _number(parameters: Mapping[str, Any], name: str) -> float | None:
+    value = parameters.get(name)
+    if value is None:
+        return None
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else -1.0
+
+
+class InferenceService:
+    """Answers requests to one served model.
+
+    Args:
+        dispatcher: answers queries.
+        served: the model, as clients see it.
+        max_batch: queries of a request.
+        memory: bytes that all requests may hold together.
+    """
+
+    def __init__(self, dispatcher: Dispatcher, served: Served, max_batch: int, memory: int) -> None:
+        self.dispatcher, self.served, self.max_batch = dispatcher, served, max_batch
+        signature = served.signature
+        self.inputs = {spec.name: spec for spec in signature.inputs}
+        self.limits = Limits.of(signature.inputs, max_batch, memory)
+        self.outcome = outcome_name(signature)
+        outcome = TensorSpec(self.outcome, "BYTES", ())
+        self.metadata = Metadata(
+            served.name,
+            signature.inputs,
+            (*signature.outputs, outcome),
+            signature.platform,
+            (VERSION,),
+        )
+        self.outputs = tuple(spec.name for spec in self.metadata.outputs)
+
+    def check(self, head: Head) -> None:
+        """Refuse a request that does not fit the model, before its tensors' values are read.
+
+        Raises:
+            ProtocolError: naming the field.
+            NotNow: see `Dispatcher.check_room`.
+        """
+        if len(head.inputs) != len(self.inputs):
+            names, given = ", ".join(map(repr, self.inputs)), len(head.inputs)
+            raise ProtocolError(
+                f"inputs: the model takes {len(self.inputs)} ({names}), got {given}"
+            )
+        for i, tensor in enumerate(head.inputs):
+            self._check_tensor(f"inputs.{i}", tensor)
+            batch, first = tensor.shape[0], head.inputs[0]
+            if batch != first.shape[0]:
+                why = f"{tensor.name!r} has {batch} queries, {first.name!r} has {first.shape[0]}"
+                raise ProtocolError(f"inputs.{i}.shape: {why}")
+        for i, output in enumerate(head.outputs):
+            if output.name not in self.outputs:
+                why = f"{short(output.name)} is not one of {', '.join(self.outputs)}"
+                raise ProtocolError(f"outputs.{i}.name: {why}")
+            own = output.parameters
+            if own and (own.get("classification") or "shared_memory_region" in own):
+                why = "classification and shared memory are not supported"
+                raise ProtocolError(f"outputs.{i}.parameters: {why}")
+        if head.inputs[0].shape[0] > 1:  # for one there was room when it came
+            self.dispatcher.check_room(head.inputs[0].shape[0])
+
+    def _check_tensor(self, where: str, tensor: InputTensor) -> None:
+        """Refuse an input whose name, datatype or shape is not the model's."""
+        spec = self.inputs.get(tensor.name)
+        if spec is None:
+            names = ", ".join(map(repr, self.inputs))
+            raise ProtocolError(f"{where}.name: must be {names}, got {short(tensor.name)}")
+        datatypes = self.served.datatypes(spec)
+        if tensor.datatype not in datatypes:
+            why = f"{spec.name!r} must be {' or '.join(datatypes)}, got {short(tensor.datatype)}"
+            raise ProtocolError(f"{where}.datatype: {why}")
+        shape = tensor.shape
+        if shape[1:] != spec.shape or not shape or shape[0] < 1:
+            dims = ", ".join(map(str, ("B", *spec.shape)))
+            why = f"{spec.name!r} must be [{dims}] with B >= 1, got {short(list(shape))}"
+            raise ProtocolError(f"{where}.shape: {why}")
+        if shape[0] > self.max_batch:
+            raise ProtocolError(f"{where}.shape: at most {self.max_batch} queries, got {shape[0]}")
+        if "shared_memory_region" in tensor.parameters:
+            raise ProtocolError(f"{where}.parameters: shared memory is not supported")
+
+    async def answer(
+        self,
+        request: InferRequest,
+        began: float,
+        gone: asyncio.Future[Any] | None = None,
+        seconds: float | None = None,
+    ) -> ServedResponse:
+        """Answer a request that `check` let through: all of its queries, or none.
+
+        Args:
+            request: of the served model.
+            began: see `Dispatcher.infer`.
+            gone: likewise.
+            seconds: for which the client waits; None: it does not say.
+
+        Raises:
+            ProtocolError: if it wants direct answers and there are none, or a limit on
+                disagreement from a service without one, or its values are wrong.
+            DeadlinePassed: if the time of all unanswered queries was over.
+            QueryFailed: if others failed.
+            NotNow: see `Dispatcher.check_room`.
+        """
+        dispatcher, gate = self.dispatcher, self.dispatcher.gate
+        for i, (name, values) in enumerate(request.inputs.items()):
+            if why := self.served.incompatibility(self.inputs[name], values):
+                raise ProtocolError(f"inputs.{i}.data: {why}")
+        terms = Terms.of(request.parameters) if request.parameters else Terms()
+        if not terms.accept_decoded and not dispatcher.scheduler.systematic:
+            raise ProtocolError("parameters.accept_decoded: this method has no direct answers")
+        more: dict[str, Any] = {}
+        if terms.max_disagreement is not None:
+            if gate is None or gate.limit is None:
+                why = "this service keeps no limit; it needs --max-disagreement"
+                raise ProtocolError(f"parameters.{LIMIT}: {why}")
+            more[LIMIT] = gate.kept(terms.max_disagreement)
+        wanted = tuple(output.name for output in request.outputs) or self.outputs
+        known = (*self.served.decoded, self.outcome)
+        timeouts = [t for t in (terms.timeout, seconds) if t is not None]
+        found = await dispatcher.infer(
+            queries_of(request.inputs),
+            accept_decoded=terms.accept_decoded and all(name in known for name in wanted),
+            deadline=min(timeouts, default=None),
+            began=began,
+            gone=gone,
+            name=None if request.id is None else request.id[:LONGEST_NAME],
+            limit=terms.max_disagreement,
+        )
+        answers = [answer for answer in found if isinstance(answer, Answered)]
+        if len(answers) < len(found):
+            raise failure(found)
+        agreements = [one.agreement for one in answers if one.agreement is not None]
+        if agreements:
+            more[AGREEMENT] = min(agreements)
+        message = InferResponse(
+            {name: self._joined(name, answers) for name in wanted},
+            self.served.name,
+            VERSION,
+            request.id,
+            {**request.parameters, **more},
+        )
+        return ServedResponse(message, max(answer.work_seconds for answer in answers))
+
+    def _joined(self, name: str, answers: Sequence[Answered]) -> np.ndarray:
+        """Return an output of a request's queries as one batch."""
+        if name == self.outcome:
+            outcomes = np.empty(len(answers), object)
+            outcomes[:] = [answer.outcome.encode() for answer in answers]
+            return outcomes
+        if len(answers) == 1:
+            return answers[0].outputs[name]
+        return np.concatenate([answer.outputs[name] for answer in answers])
+
+
+def queries_of(inputs: Mapping[str, np.ndarray]) -> list[Mapping[str, np.ndarray]]:
+    """Return a request's queries: each has a batch of one of every input."""
+    size = len(next(iter(inputs.values())))
+    if size == 1:
+        return [inputs]
+    return [{name: rows[i : i + 1] for name, rows in inputs.items()} for i in range(size)]
 
 
 def outcome_name(signature: Signature) -> str:
@@ -104,101 +259,13 @@ def outcome_name(signature: Signature) -> str:
     return f"codedinvnet.{OUTCOME}" if taken else OUTCOME
 
 
-class Service:
-    """Answers requests to one served model.
-
-    Args:
-        front: answers queries.
-        served: the model, as clients see it.
-        tells: whether answers tell their outcome among their parameters as well.
-        check: raises `BadRequest` of requests that are refused besides.
-    """
-
-    def __init__(
-        self,
-        front: FrontEnd,
-        served: Served,
-        *,
-        tells: bool = False,
-        check: Callable[[Request], None] = lambda request: None,
-    ) -> None:
-        self.front, self.served, self.tells = front, served, tells
-        self.check = check
-        self.outcome = outcome_name(served.signature)
-
-    async def answer(
-        self,
-        request: Request,
-        *,
-        began: float | None = None,
-        gone: asyncio.Future[Any] | None = None,
-    ) -> Response:
-        """Answer a request: all of its queries, or none.
-
-        Args:
-            request: of the served model.
-            began: see `FrontEnd.infer`.
-            gone: likewise.
-
-        Raises:
-            BadRequest: if it wants direct answers, and there are none, or a limit on disagreement
-                from a service without one.
-            DeadlinePassed: if the time of all unanswered queries was over.
-            QueryFailed: if others failed.
-            NotNow: see `FrontEnd.check_room`.
-        """
-        self.check(request)
-        if not request.accept_decoded and not self.front.scheduler.systematic:
-            raise BadRequest("parameters.accept_decoded: this method has no direct answers")
-        told: dict[str, Any] = {}
-        asked, reliance = request.max_disagreement, self.front.reliance
-        if asked is not None:
-            if reliance is None or reliance.limit is None:
-                raise BadRequest(
-                    "parameters.max_disagreement: this service keeps no limit; it needs "
-                    "--max-disagreement"
-                )
-            told[LIMIT] = reliance.kept(asked)
-        known = (*self.served.decoded, self.outcome)
-        found = await self.front.infer(
-            request.queries(),
-            accept_decoded=request.accept_decoded
-            and all(name in known for name, _ in request.outputs),
-            deadline=request.timeout,
-            began=began,
-            gone=gone,
-            name=request.name,
-            limit=request.max_disagreement,
-        )
-        answers = [answer for answer in found if isinstance(answer, Answered)]
-        if len(answers) < len(found):
-            raise failure(found)
-        if self.tells:
-            told[OUTCOME] = ",".join(sorted({answer.outcome for answer in answers}))
-        agreements = [one.agreement for one in answers if one.agreement is not None]
-        if agreements:
-            told[AGREEMENT] = min(agreements)
-        return replace(self._joined(request, answers), parameters=told)
-
-    def _joined(self, request: Request, answers: Sequence[Answered]) -> Response:
-        outputs: dict[str, np.ndarray] = {}
-        for name, _ in request.outputs:
-            if name == self.outcome:
-                outcomes = np.empty(len(answers), object)
-                outcomes[:] = [answer.outcome.encode() for answer in answers]
-                outputs[name] = outcomes
-            else:
-                outputs[name] = np.concatenate([answer.outputs[name] for answer in answers])
-        return Response(outputs, max(answer.work_seconds for answer in answers))
-
-
 def failure(found: Sequence[Answered | QueryFailed]) -> QueryFailed:
     """Return the error of a request of which not every query was answered."""
     problems = [problem for problem in found if isinstance(problem, QueryFailed)]
-    told = f"{len(problems)} of {len(found)} queries"
+    share = f"{len(problems)} of {len(found)} queries"
     for problem in problems:
         if not isinstance(problem, DeadlinePassed):
-            return QueryFailed(f"{told} failed: {problem}")
+            return QueryFailed(f"{share} failed: {problem}")
     late = [problem for problem in problems if isinstance(problem, DeadlinePassed)]
     last = next((problem for problem in reversed(late) if problem.failure), late[-1])
-    return DeadlinePassed(f"{told}: deadline passed", last.failure, last.where)
+    return DeadlinePassed(f"{share}: deadline passed", last.failure, last.where)

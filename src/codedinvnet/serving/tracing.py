@@ -13,11 +13,10 @@ from collections.abc import AsyncIterator, Awaitable, Iterable, Iterator, Mappin
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from codedinvnet.errors import UserError
-from codedinvnet.serving.workers.result import Abandoned
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
 
     from codedinvnet.serving.workers.result import Result
 
-Headers: TypeAlias = tuple[tuple[str, str], ...]
 PATH = "/v1/traces"
 """Where a collector takes traces (OTLP over HTTP)."""
 NAME = "codedinvnet"
@@ -35,7 +33,7 @@ NAME = "codedinvnet"
 LAST_WAIT = 2.0
 """Seconds for the last spans when the service stops, though the collector does not answer."""
 OUTCOME, RESULT = "codedinvnet.outcome", "codedinvnet.result"
-WORKER, UPSTREAM = "codedinvnet.worker", "codedinvnet.upstream"
+WORKER = "codedinvnet.worker"
 
 
 @dataclass
@@ -68,34 +66,11 @@ class RequestSpan:
 
 
 _request: ContextVar[RequestSpan | None] = ContextVar("request", default=None)
-_attempt: ContextVar[tuple[Span, Context] | None] = ContextVar("attempt", default=None)
 
 
 def current_request() -> RequestSpan | None:
     """Return the request that is being answered, if it is traced."""
     return _request.get()
-
-
-def note(result: str) -> None:
-    """Say how the attempt of now has ended, if it is traced."""
-    found = _attempt.get()
-    if found is not None:
-        found[0].set_attribute(RESULT, result)
-
-
-def outgoing(headers: Headers, upstream: str) -> Headers:
-    """Return what an attempt sends to an upstream: the client's headers, and the attempt's own."""
-    found = _attempt.get()
-    if found is None:
-        return headers
-    from opentelemetry import propagate
-
-    span, context = found
-    span.set_attribute(UPSTREAM, upstream)
-    own: dict[str, str] = {}
-    propagate.inject(own, context)
-    replaced = propagate.get_global_textmap().fields
-    return (*(header for header in headers if header[0] not in replaced), *own.items())
 
 
 class Tracing:
@@ -149,7 +124,7 @@ class Tracing:
             queries: that it is for.
             requests: theirs; None: not traced, or over.
         """
-        from opentelemetry.trace import Link, SpanKind, StatusCode, set_span_in_context
+        from opentelemetry.trace import Link, SpanKind, StatusCode
 
         known = list({id(request): request for request in requests if request}.values())
         if not known:
@@ -167,17 +142,13 @@ class Tracing:
             [Link(other.get_span_context()) for other in linked],
         )
         earlier.append(span)
-        token = _attempt.set((span, set_span_in_context(span, known[0].context)))
         try:
             return await call
-        except Abandoned:  # the pool has noted how it ended
-            raise
         except BaseException as error:  # the pool's, and its being stopped
             span.set_attribute(RESULT, "failed")
             span.set_status(StatusCode.ERROR, str(error) or type(error).__name__)
             raise
         finally:
-            _attempt.reset(token)
             span.end()
 
 
@@ -196,7 +167,9 @@ async def exporting(collector: str | None) -> AsyncIterator[Tracing | None]:
         return
     parts = urlsplit(collector)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise UserError(f"--traces: {collector!r} is not http://HOST:4318, a collector's address")
+        raise UserError(
+            f"--set traces: {collector!r} is not http://HOST:4318, a collector's address"
+        )
     try:
         from opentelemetry.sdk.resources import SERVICE_NAME, Resource
         from opentelemetry.sdk.trace import TracerProvider
@@ -204,7 +177,7 @@ async def exporting(collector: str | None) -> AsyncIterator[Tracing | None]:
 
         exporter = exporter_to(collector)
     except ImportError as error:
-        told = f"--traces: needs OpenTelemetry: pip install 'codedinvnet[otel]' ({error})"
+        told = f"--set traces: needs OpenTelemetry: pip install 'codedinvnet[otel]' ({error})"
         raise UserError(told) from error
     resource = Resource.create()  # of the environment
     if "OTEL_SERVICE_NAME" not in os.environ and "service.name=" not in os.environ.get(

@@ -21,7 +21,7 @@ from codedinvnet.serving.api.bodies import BodyMemory
 from codedinvnet.serving.api.http import ApiOptions, HttpApi
 from codedinvnet.serving.api.page import DEMO_HEADER, demo_requests, page_routes
 from codedinvnet.serving.choices import Choices
-from codedinvnet.serving.inference import InferenceService
+from codedinvnet.serving.service import InferenceService
 from codedinvnet.serving.workers.faults import FaultyPool, Schedule
 from tests.serving.bundles import BundleFront, BundlePool
 

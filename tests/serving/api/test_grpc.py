@@ -193,7 +193,7 @@ async def test_a_long_error_keeps_its_code(text: str) -> None:
     ("error", "words"),
     [
         (Starting(), "starting"),
-        (NoneUp("worker"), "no worker is up"),
+        (NoneUp(), "no worker is up"),
         (Overloaded(1), "overloaded"),
         (Draining(), "shutting down"),
     ],

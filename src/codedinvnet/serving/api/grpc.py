@@ -20,7 +20,7 @@ from codedinvnet.serving.api.bodies import LARGE, BodyMemory, TooSlow
 from codedinvnet.serving.api.errors import NoModel, Problem, problem
 from codedinvnet.serving.api.guard import Guard
 from codedinvnet.serving.api.http import LARGE_ANSWER
-from codedinvnet.serving.inference import VERSION, InferenceService
+from codedinvnet.serving.service import VERSION, InferenceService
 from codedinvnet.serving.tracing import Tracing
 
 try:

@@ -32,7 +32,7 @@ from codedinvnet.serving.api.bodies import GONE, LARGE, BodyMemory, departure, r
 from codedinvnet.serving.api.errors import NoModel, problem
 from codedinvnet.serving.api.guard import Guard
 from codedinvnet.serving.choices import Choices
-from codedinvnet.serving.inference import VERSION, InferenceService, ServedResponse
+from codedinvnet.serving.service import VERSION, InferenceService, ServedResponse
 from codedinvnet.serving.tracing import Tracing
 
 MODEL = r"/v2/models/(?P<name>[^/]+)(/versions/(?P<version>[^/]+))?"

@@ -21,9 +21,9 @@ from codedinvnet.net.logs import log_event
 from codedinvnet.protocol.tensors import datatype_of, to_json
 from codedinvnet.serving.codec import zeros
 from codedinvnet.serving.dispatch import Dispatcher
-from codedinvnet.serving.inference import InferenceService
 from codedinvnet.serving.metrics import OUTCOMES
 from codedinvnet.serving.served import IMAGES, Served
+from codedinvnet.serving.service import InferenceService
 from codedinvnet.serving.workers.faults import Delay, Fault, FaultyPool
 from codedinvnet.serving.workers.supervisor import State
 

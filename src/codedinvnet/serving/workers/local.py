@@ -19,8 +19,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from codedinvnet.errors import UserError, described
-from codedinvnet.serving.logs import log_event
-from codedinvnet.serving.tensors import unpack
+from codedinvnet.net.logs import log_event
 from codedinvnet.serving.workers import preload
 from codedinvnet.serving.workers.computing import WorkerSpec
 from codedinvnet.serving.workers.pool import Death, Task, WorkerDied, WorkerFailed
@@ -33,6 +32,7 @@ from codedinvnet.serving.workers.process import (
     worker_main,
 )
 from codedinvnet.serving.workers.result import Result
+from codedinvnet.serving.workers.wire import unpack
 
 START_TIMEOUT = 120.0
 """Seconds that a worker may take to load."""

@@ -20,11 +20,11 @@ from multiprocessing.connection import Connection
 from codedinvnet.collector import freeze_loaded
 from codedinvnet.devices import flush_denormals
 from codedinvnet.errors import UserError
-from codedinvnet.serving.tensors import pack, unpack
 from codedinvnet.serving.workers import preload
 from codedinvnet.serving.workers.computing import WorkerSpec
 from codedinvnet.serving.workers.pool import Task
 from codedinvnet.serving.workers.result import run_task
+from codedinvnet.serving.workers.wire import pack, unpack
 
 REQUEST = struct.Struct("<QIQ")
 """attempt, task number, bytes of the inputs' message that follows."""

@@ -27,7 +27,7 @@ from codedinvnet.collector import freeze_loaded
 from codedinvnet.devices import flush_denormals
 from codedinvnet.engines import engine_named
 from codedinvnet.errors import UserError
-from codedinvnet.serving.logs import Quiet, log_event
+from codedinvnet.net.logs import Quiet, log_event
 from codedinvnet.serving.workers.computing import WorkerSpec
 from codedinvnet.serving.workers.pool import Death, Task, WorkerDied, WorkerFailed
 from codedinvnet.serving.workers.result import Result, run_task

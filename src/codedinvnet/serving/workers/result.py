@@ -25,12 +25,6 @@ class Result(NamedTuple):
     """For how many seconds an injected fault keeps the answer back; the worker is free."""
     blocked: float = 0.0
     """For how many seconds injected faults kept the worker from the task."""
-    is_usual: bool = True
-    """Whether its time tells how long such tasks take; a refusal's does not."""
-
-
-class Abandoned(Exception):
-    """There is no result, and nobody waits for one any more: the worker is not to blame."""
 
 
 class Computer(Protocol):

@@ -10,28 +10,8 @@ from typing import TypeAlias
 
 import numpy as np
 
-from codedinvnet.protocol.tensors import (
-    DATATYPES,
-    LENGTH,
-    BadTensor,
-    datatype_of,
-    from_bytes,
-    from_json,
-    to_bytes,
-    to_json,
-)
+from codedinvnet.protocol.tensors import DATATYPES, LENGTH, datatype_of, from_bytes, to_bytes
 
-__all__ = [
-    "LENGTH",
-    "BadTensor",
-    "datatype_of",
-    "from_bytes",
-    "from_json",
-    "pack",
-    "to_bytes",
-    "to_json",
-    "unpack",
-]
 ALIGNMENT = 64
 """Each array of a message begins at a multiple of so many bytes."""
 

@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from codedinvnet.asking import ask
+from codedinvnet.admin_client import ask
 from codedinvnet.errors import UserError
 
 
