@@ -10,14 +10,14 @@
    task is *late* that has run longer than nearly all of them, or LATEST times as long as normal:
    where many straggle, nearly all is too many.
 3. A worker is slow if each of its last two tasks took SLOW times as long as normal, or more: the
-   smaller of the two ratios says how slow. One late task alone shows nothing.
+   smaller of the two ratios says how slow. One late task alone shows nothing, and what a worker was
+   at together is one observation: a block delays all of it, and says nothing about what comes next.
 4. The *overhead* is what stragglers cost: how much longer than normal answers of data tasks took,
    in normal times a task. It is an average over about MEMORY answers, in which those count that
    took SLOW times as long or longer. What is normal for a slow worker is as much longer. Where
    sizes differ, a normal time in general is the average over about MEMORY data tasks.
 5. A slow worker is tried again, as if it were not slow, after RETRY times as long as its last task
-   took. Each further slow task doubles that time; a task in normal time ends it. Tasks that a
-   worker was at when it was found slow are of one trial, and count once.
+   took. Each further slow task doubles that time; a task in normal time ends it.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ class _Seen:
     until: float = 0.0
     """When it is tried again."""
     strikes: int = 0
-    found: float = 0.0
-    """When a task last showed that it is slow."""
+    found: float = -1e9
+    """When a slow task last ended; slow ones that began before are of the same observation."""
 
 
 class LatencyStats:
@@ -107,6 +107,10 @@ class LatencyStats:
             own = self._kinds.get((traffic, 0))
             usual = own.quantiles[0] if own is not None and own.quantiles else seconds
             self._mean += (usual - self._mean) / min(self._tasks, MEMORY)
+        if ratio >= SLOW:
+            if now - seconds < seen.found - MOMENT:
+                return seen.until if worker in self.slow else None  # seen before
+            seen.found = now
         slowness = min(seen.ratio, ratio)
         seen.ratio = ratio
         if slowness < SLOW:
@@ -115,9 +119,6 @@ class LatencyStats:
             self.forgive(worker)
             return None
         seen.slowness = slowness
-        if worker in self.slow and now - seconds < seen.found - MOMENT:
-            return seen.until  # of the same trial
-        seen.found = now
         seen.until = now + RETRY * seconds * 2**seen.strikes
         seen.strikes = min(seen.strikes + 1, MOST_STRIKES)
         self.slow.add(worker)
