@@ -99,6 +99,7 @@ class Model:
     def offer(
         self, count: int = 1, timeout: float = LONG, accept: bool = True, bulk: int = 0
     ) -> list[int] | None:
+        mean = max(1.0, self.scheduler.stats.mean)
         taken = self.scheduler.submit(self.now, count, self.now + timeout, accept, bulk)
         full = len(self.asked) - len(self.ended) + count > self.rules.max_pending
         assert (taken is None) == full
@@ -113,7 +114,7 @@ class Model:
             self.asked[number] = accept
             self.deadlines[number] = self.now + timeout
         extra = self.rules.extra_of(self.scheduler.chosen)
-        self.earned += count * (self.rules.hedge_share if extra is None else extra)
+        self.earned += count * mean * (self.rules.hedge_share if extra is None else extra)
         self.guessing |= set(numbers) if self.scheduler.policy.guessing else set()
         self.do(actions)
         return numbers
@@ -462,10 +463,9 @@ class Model:
         assert {a.worker for a in waiting} <= {None}, "it was bound before it could begin"
         self.check_idle(waiting)
         assert scheduler.dispatcher.sent == len(self.sent)
-        self.dearest = max([self.dearest, *(a.paid for a in scheduler.attempts.values())])
-        overdrawn = self.dearest - BUCKET + 1e-6  # by one task that costs more than can be saved
-        assert -overdrawn <= scheduler.budget.tokens <= BUCKET
-        assert self.extra_work <= self.earned + overdrawn, "more than the budget"
+        budget = scheduler.budget
+        assert budget.tokens <= BUCKET
+        assert budget.tokens + budget.spent <= self.earned + 1e-6, "more than the budget"
         assert self.outputs >= set(scheduler.flying.computed_by)
         for group in scheduler.flying.groups.values():
             own = [a for a in scheduler.attempts.values() if a.group is group]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from codedinvnet.scheduler.budget import BUCKET
 from codedinvnet.scheduler.quantiles import FEWEST
 from codedinvnet.scheduler.queries import Attempt
+from codedinvnet.scheduler.races import Races
 from tests.scheduler.model import ErasureCode, Model
 
 
@@ -24,6 +26,9 @@ def hedging(policy: str = "hedge", **options: Any) -> Model:
         while model.running:
             model.result(next(iter(model.running.values())))
     model.wait(1)  # the open group is over
+    model.scheduler.dispatcher.races = Races()
+    model.earned += BUCKET
+    model.scheduler.budget.tokens = min(BUCKET, FEWEST * model.rules.hedge_share)
     model.new()
     return model
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.scheduler.upstreams import Cell, Found, Run
+from tests.scheduler.upstreams import Cell, Fault, Found, Run
 
 
 def run(cell: Cell, policy: str = "hedge") -> Found:
@@ -22,3 +22,41 @@ def test_a_server_that_was_blocked_is_used_again(busy: float, slots: int) -> Non
     assert hedge.quantile(0.9) < 1.15 * queue.quantile(0.9)
     assert hedge.quantile(0.99) < 0.5 * queue.quantile(0.99)
     assert hedge.quantile(0.999) < 0.2 * queue.quantile(0.999)
+
+
+@pytest.mark.parametrize(("busy", "slots"), [(0.4, 1), (0.7, 1), (0.7, 2)])
+def test_requests_that_are_long_by_themselves_are_not_copied(busy: float, slots: int) -> None:
+    cell = Cell("long", busy, slots=slots)
+    hedge, uncoded = run(cell), run(cell, "uncoded")
+    assert hedge.work <= 1.02
+    for share in (0.5, 0.9, 0.99):
+        assert hedge.quantile(share) < 1.06 * uncoded.quantile(share)
+
+
+@pytest.mark.parametrize(("busy", "slots"), [(0.2, 1), (0.4, 2)])
+def test_where_all_servers_are_slow_at_once_hedging_does_not_make_it_worse(
+    busy: float, slots: int
+) -> None:
+    cell = Cell("all-slow", busy, slots=slots, seed=2)
+    hedge, uncoded = run(cell), run(cell, "uncoded")
+    assert hedge.work < 1.02 * uncoded.work
+    for share in (0.5, 0.9, 0.99):
+        assert hedge.quantile(share) < 1.03 * uncoded.quantile(share)
+
+
+@pytest.mark.parametrize("fault", ["none", "exponential"])
+def test_busy_servers_get_no_extra_work_when_nobody_is_slow(fault: Fault) -> None:
+    cell = Cell(fault, 0.9, slots=2)
+    hedge, uncoded = run(cell), run(cell, "uncoded")
+    assert hedge.work <= 1.01
+    assert hedge.quantile(0.99) < 1.05 * uncoded.quantile(0.99)
+
+
+def test_a_slow_server_does_not_take_the_others_down() -> None:
+    """Three upstreams, one of them 10 times slower, at 90 % of what the two others can do."""
+    cell = Cell("slow", 0.6, slots=2, upstreams=3)
+    hedge, queue = run(cell), run(cell, "queue")
+    assert hedge.work < 1.1
+    assert hedge.quantile(0.5) < 40
+    assert hedge.quantile(0.99) < 0.6 * queue.quantile(0.99)
+    assert hedge.quantile(0.999) < 0.6 * queue.quantile(0.999)

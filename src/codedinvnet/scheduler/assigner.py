@@ -36,6 +36,9 @@ from codedinvnet.scheduler.queries import Attempt
 from codedinvnet.scheduler.settings import Rules
 from codedinvnet.scheduler.stats import MOST_AT_ONCE, SLOW, LatencyStats
 
+FULL, FEW = 0.95, 0.25
+"""Where so large a share of the slots is busy, copies come first only if no more tasks wait for
+each slot."""
 MEMORY = 500
 """Queries that the load is an average of."""
 
@@ -48,6 +51,8 @@ class Worker:
     """The tasks that it is at."""
     turn: int = 0
     """When it was last given a task, for ties."""
+    stuck: bool = False
+    """A task that it has is late, and it has done none since."""
 
     @property
     def busy_since(self) -> float | None:
@@ -89,6 +94,7 @@ class TaskAssigner:
         """The workers before this one are no backups."""
         self._mains_up = set(range(self._mains))
         self._stats = stats
+        self._copies: OrderedDict[int, Attempt] = OrderedDict()
         self._first: OrderedDict[int, Attempt] = OrderedDict()
         self._rest: OrderedDict[int, Attempt] = OrderedDict()
         self._order = WorkerOrder(count)
@@ -131,17 +137,31 @@ class TaskAssigner:
         if self.is_apart(attempt):
             self._apart[attempt.identity] = attempt
             return
-        self.needed += not attempt.extra
-        line = self._first if attempt.first else self._rest
-        line[attempt.identity] = attempt
+        self.needed += not (attempt.extra or attempt.hedge)
+        self._line(attempt)[attempt.identity] = attempt
 
     def remove(self, attempt: Attempt) -> None:
         """Take a task that waits out of the line."""
         self.waiting -= 1
         if self._apart.pop(attempt.identity, None) is not None:
             return
-        self.needed -= not attempt.extra
-        del (self._first if attempt.first else self._rest)[attempt.identity]
+        self._leave(attempt)
+
+    def _line(self, attempt: Attempt) -> OrderedDict[int, Attempt]:
+        if attempt.hedge:
+            return self._copies
+        return self._first if attempt.first else self._rest
+
+    def _leave(self, attempt: Attempt) -> None:
+        self.needed -= not (attempt.extra or attempt.hedge)
+        del self._line(attempt)[attempt.identity]
+
+    def _lines(self) -> tuple[Iterable[Attempt], ...]:
+        """Return what waits; copies come first if few others wait, and last otherwise."""
+        copies, first, rest = self._copies.values(), self._first.values(), self._rest.values()
+        if self.load < FULL or self.needed <= FEW * self.slots_up:
+            return copies, first, rest
+        return first, rest, copies
 
     def take(self, now: float) -> tuple[int, Attempt] | None:
         """Return a worker and the task that it begins now; None if no worker can take any."""
@@ -173,6 +193,7 @@ class TaskAssigner:
         worker = self.workers[attempt.worker]
         if worker.running.pop(attempt.identity, None) is None:
             return False
+        worker.stuck = False
         self.running -= attempt.worker < self._mains
         attempt.group.left(attempt.worker)
         self.reorder(attempt.worker)
@@ -185,6 +206,7 @@ class TaskAssigner:
         self._mains_up.discard(index)
         self._stats.renew(index)
         lost, worker.running = list(worker.running.values()), {}
+        worker.stuck = False
         if index < self._mains:
             self.running -= len(lost)
         self.reorder(index)
@@ -207,11 +229,15 @@ class TaskAssigner:
             free = index in self.up and load < self._backup_slots
             self._backups.update(index, (1.0, load, worker.turn) if free else None)
         elif index in self.up and (load < self._slots or self._takes_more(index, load)):
-            late = any(attempt.late for attempt in worker.running.values())
-            load += self._slots * late
+            load += self._slots * worker.stuck
             self._order.update(index, (self._stats.slowness(index), load, worker.turn))
         else:
             self._order.update(index, None)
+
+    def late(self, worker: int) -> None:
+        """Take note that a task of a worker is late: others may be behind it."""
+        self.workers[worker].stuck = True
+        self.reorder(worker)
 
     def is_running(self, attempt: Attempt) -> bool:
         """Tell whether a worker is at an attempt; if not, another may be in its place by now."""
@@ -249,12 +275,11 @@ class TaskAssigner:
                 offered = self._offered(now, wait, math.ceil((slowness - 1.0) * others))
             else:
                 wait = 0.0
-                offered = itertools.chain(self._first.values(), self._rest.values())
+                offered = itertools.chain(*self._lines())
             attempt = None
             for attempt in offered:
                 if self._may(worker, attempt):
-                    self.needed -= not attempt.extra
-                    del (self._first if attempt.first else self._rest)[attempt.identity]
+                    self._leave(attempt)
                     return worker, attempt
             if wait:
                 self._look_again(now, wait)
@@ -269,17 +294,15 @@ class TaskAssigner:
         def waited(attempt: Attempt) -> bool:
             return now >= attempt.queued + wait
 
-        first, rest = self._first.values(), self._rest.values()
+        lines = self._lines()
         back: Iterable[Attempt] = ()
         if self.waiting > place:
-            back = itertools.islice(itertools.chain(first, rest), place, None)
-        return itertools.chain(
-            itertools.takewhile(waited, first), itertools.takewhile(waited, rest), back
-        )
+            back = itertools.islice(itertools.chain(*lines), place, None)
+        return itertools.chain(*(itertools.takewhile(waited, line) for line in lines), back)
 
     def _look_again(self, now: float, wait: float) -> None:
-        for line in (self._first, self._rest):
-            at = next((a.queued + wait for a in line.values() if a.queued + wait > now), None)
+        for line in self._lines():
+            at = next((a.queued + wait for a in line if a.queued + wait > now), None)
             if at is not None and (self.recheck is None or at < self.recheck):
                 self.recheck = at
 

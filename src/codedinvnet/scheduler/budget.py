@@ -35,12 +35,12 @@ class Budget:
         self._counted = 0.0
         """What of `spent` is in `recent`."""
 
-    def earn(self) -> None:
-        """Count a query that has come."""
+    def earn(self, work: float = 1.0) -> None:
+        """Count a query that has come; such queries take `work` service times on average."""
         self.queries += 1
         self.recent += (self.spent - self._counted - self.recent) / min(self.queries, MEMORY)
         self._counted = self.spent
-        self.tokens = min(BUCKET, self.tokens + self.share)
+        self.tokens = min(BUCKET, self.tokens + self.share * work)
 
     def pay(self, work: float, left: float = 0.0) -> bool:
         """Spend `work` if the budget then still holds `left`, or is full; tell whether it did."""
@@ -49,6 +49,11 @@ class Budget:
         self.tokens -= work
         self.spent += work
         return True
+
+    def correct(self, paid: float, work: float) -> None:
+        """Charge what was done in place of what was paid for it in advance."""
+        self.tokens = min(BUCKET, self.tokens + paid - work)
+        self.spent += work - paid
 
     def refund(self, work: float) -> None:
         """Take back what was paid for work that was not done."""

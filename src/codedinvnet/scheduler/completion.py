@@ -187,6 +187,7 @@ class Completion:
         identity, query, group, on = attempt.identity, attempt.query, attempt.group, self._on
         if query is not None:
             query.attempts.pop(identity, None)
+            on.note_race(attempt)
             if is_usual:
                 on.note_answer(attempt)
             if query.identity not in group.members:
@@ -202,6 +203,7 @@ class Completion:
                 on.actions.append(Complete(group.identity, group.size, outputs, workers))
         if query is not None and query.state is not State.DONE and attempt.worker is not None:
             on.copies[query.traffic.route].won += attempt.hedge
+            query.answered, query.by_copy = on.now, attempt.hedge
             self._end(query, Answer(query.identity, identity, attempt.worker))
         if not first:
             on.actions.append(Forget((identity,)))

@@ -30,10 +30,13 @@ from codedinvnet.scheduler.budget import RESERVE, Budget
 from codedinvnet.scheduler.group import FILLER, CodingGroup, Traffic
 from codedinvnet.scheduler.policies import Launch, Policy, Then
 from codedinvnet.scheduler.queries import Attempt, InFlight, Query
+from codedinvnet.scheduler.races import Races
 from codedinvnet.scheduler.settings import Rules
 from codedinvnet.scheduler.stats import LatencyStats
 from codedinvnet.scheduler.timers import Kind, Timers
 
+MOST_WORK = 10.0
+"""No copy is charged more, in service times: a server that hangs does no work."""
 WORTH, MOST = 130.0, 4.0
 """How many needed tasks may wait for each slot behind an extra one, and at most."""
 
@@ -74,7 +77,7 @@ class Dispatcher:
         self.timers = Timers(self.is_dead)
         self.stats = LatencyStats(rules.workers, rules.slots)
         self.assigner = TaskAssigner(rules, self.stats)
-        self.budget = Budget()
+        self.budget, self.races = Budget(), Races()
         self.systematic = is_systematic(code)
         self.copies: defaultdict[str, CopyCounts] = defaultdict(CopyCounts)
         self.sent = 0
@@ -112,11 +115,13 @@ class Dispatcher:
         work = self._price(launch)
         if query is not None and not (self.systematic and query.repeatable):
             return False
+        if hedge and not self.races.allows(group.traffic, self.assigner.load):
+            return False
         if work is not None and not self.budget.pay(work, 0.0 if urgent else RESERVE):
             self.copies[group.traffic.route].refused += hedge
             return False
-        attempt = self.send(group, task, query, first=first, extra=not urgent)
-        attempt.hedge, attempt.paid = hedge, work or 0.0
+        attempt = self.send(group, task, query, first=first, extra=not urgent, hedge=hedge)
+        attempt.paid = work or 0.0
         if hedge and query is not None:
             query.copies += 1
             self.copies[query.traffic.route].sent += 1
@@ -150,10 +155,11 @@ class Dispatcher:
         *,
         first: bool = False,
         extra: bool = False,
+        hedge: bool = False,
     ) -> Attempt:
         """Let a task wait for a worker."""
         number = self.flying.number()
-        attempt = Attempt(number, group, query, task, self.now, first, extra)
+        attempt = Attempt(number, group, query, task, self.now, first, extra, hedge)
         self.flying.attempts[number] = attempt
         if query is not None:
             query.attempts[number] = attempt
@@ -251,7 +257,7 @@ class Dispatcher:
             return
         again, attempt.late = attempt.late, attempt.late or runs
         if runs and attempt.worker is not None:
-            self.assigner.reorder(attempt.worker)
+            self.assigner.late(attempt.worker)
         if self.policy.late(self, attempt, again, runs) is Then.WATCH and runs:
             self.watch(attempt)
 
@@ -263,12 +269,31 @@ class Dispatcher:
             return
         if self.rules.worker_batch > 1 and assigner.workers[worker].running:
             return  # the last of a call tells how long it took
+        if attempt.paid and attempt.query is not None:
+            self._account(attempt, self.now - began)
         before = self.stats.slowness(worker)
         retry = self.stats.took(self.now, worker, attempt.kind, self.now - began, attempt.traffic)
         if self.stats.slowness(worker) != before:
             self.assigner.reorder(worker)
         if retry is not None:
             self.timers.set(retry, "retry", worker)
+
+    def _account(self, attempt: Attempt, seconds: float) -> None:
+        """Charge what a copy really took, in service times."""
+        work = self.stats.ratio(seconds, attempt.kind, attempt.traffic)
+        work *= self.stats.price(attempt.traffic)
+        self.budget.correct(attempt.paid, min(work, MOST_WORK))
+        query = attempt.query
+        if attempt.hedge and query is not None and (query.is_pending or query.answered is not None):
+            self.races.ended(attempt.traffic, work)
+
+    def note_race(self, attempt: Attempt) -> None:
+        """Take in what a copy saved, once both it and its original have ended."""
+        query = attempt.query
+        if query is None or attempt.hedge:
+            return
+        if query.by_copy and query.answered is not None and self.stats.normal > 0:
+            self.races.won(query.traffic, (self.now - query.answered) / self.stats.normal)
 
     def note_answer(self, attempt: Attempt) -> None:
         """Take in how long a data task's answer took."""

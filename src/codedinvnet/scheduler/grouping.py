@@ -42,7 +42,7 @@ class Grouping:
         on = self._on
         self._flying.queries[query.identity] = query
         on.timers.set(query.deadline, "deadline", query.identity)
-        on.budget.earn()
+        on.budget.earn(max(1.0, on.stats.mean))
         on.send_own(query)
         on.policy.taken(on, query)
 

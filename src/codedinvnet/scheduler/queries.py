@@ -53,11 +53,20 @@ class Query:
     speculates: bool = False
     """It takes a speculative answer, because it is late."""
     losses: int = 0
+    answered: float | None = None
+    """When one of its own attempts answered it."""
+    by_copy: bool = False
+    """Whether that was a copy."""
 
     @property
     def is_waiting(self) -> bool:
         """Whether it waits, and nothing is being decoded for it."""
         return self.state is State.WAITING or self.state is State.FALLBACK
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether it has no answer yet."""
+        return self.state is not State.DONE
 
     @property
     def wants_decoded(self) -> bool:
@@ -79,12 +88,12 @@ class Attempt:
     """It waits ahead of those that are not first."""
     extra: bool = False
     """Another attempt may make it needless: it yields where the line is long."""
+    hedge: bool = False
+    """It is a copy that was sent because its query was late."""
     worker: int | None = None
     started: float | None = None
     paid: float = 0.0
     """What the budget paid for it."""
-    hedge: bool = False
-    """It is a copy that was sent because its query was late."""
     late: bool = False
     """It has run longer than its kind normally does."""
     shared: bool = False

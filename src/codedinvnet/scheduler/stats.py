@@ -87,6 +87,7 @@ class LatencyStats:
         self._workers = [_Seen() for _ in range(workers)]
         self.slow: set[int] = set()
         self.overhead = FIRST_OVERHEAD
+        self.mean = 1.0
         self.answers = RecentQuantiles(SPECULATE)
 
     def took(
@@ -94,14 +95,15 @@ class LatencyStats:
     ) -> float | None:
         """Take a running time in; return when the worker is to be tried again if it is slow."""
         seen = self._workers[worker]
-        known = self._known(kind, traffic)
-        ratio = seconds / known[0] if known and known[0] > 0 else 1.0
+        ratio = self.ratio(seconds, kind, traffic)
         for each in range(kind, 1) if kind < 0 and self._slots > 1 else (kind,):
             times = self._kinds.get((traffic, each))
             if times is None:
                 times = self._kinds[traffic, each] = RecentQuantiles(NORMAL, LATE)
             times.add(seconds)
         if kind <= 0:
+            work = min(ratio, MOST_OVERHEAD) * self.price(traffic)
+            self.mean += (work - self.mean) / MEMORY
             self._traffics.add(traffic)
             self._tasks += 1
             own = self._kinds.get((traffic, 0))
@@ -123,6 +125,11 @@ class LatencyStats:
         seen.strikes = min(seen.strikes + 1, MOST_STRIKES)
         self.slow.add(worker)
         return seen.until
+
+    def ratio(self, seconds: float, kind: int, traffic: Traffic = ALIKE) -> float:
+        """Return how many times as long as its kind normally does a task took; 1 if unknown."""
+        known = self._known(kind, traffic)
+        return seconds / known[0] if known and known[0] > 0 else 1.0
 
     def answered(
         self, worker: int, seconds: float, kind: int = 0, traffic: Traffic = ALIKE

@@ -1,0 +1,60 @@
+"""Whether copies win: what they save and what they cost, learned for each traffic.
+
+A copy that answers first saves the time until its original would have answered. One that does not
+saves nothing. Both take a server's time, which is the cost: others wait for it, the longer the
+busier the servers are. Where requests take long by themselves, copies take as long, and cost more
+than they save; there they stop, and one in PROBE shows whether that is still so.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from codedinvnet.scheduler.group import Traffic
+
+WORTH = 0.1
+"""A copy must save this share of its cost, divided by the idle share of the servers."""
+MEMORY = 20
+"""How many copies the savings and the costs are averages of."""
+PROBE = 200
+"""Where copies do not pay, one of so many is sent."""
+MOST = 100.0
+"""No copy saves or costs more, in service times: what is longer is a hang."""
+
+
+@dataclass(slots=True)
+class _Race:
+    saved: float = 1.0
+    cost: float = 1.0
+    copies: int = 1
+    wanted: int = 0
+    """Copies since the last that was sent."""
+
+
+class Races:
+    """What copies save and cost, in service times."""
+
+    def __init__(self) -> None:
+        self._races: dict[Traffic, _Race] = {}
+
+    def allows(self, traffic: Traffic, busy: float) -> bool:
+        """Tell whether a copy pays where so large a share of the servers is busy, or is a probe."""
+        race = self._races.setdefault(traffic, _Race())
+        race.wanted += 1
+        pays = race.saved * max(0.0, 1.0 - busy) >= WORTH * race.cost
+        if not pays and race.wanted < PROBE:
+            return False
+        race.wanted = 0
+        return True
+
+    def ended(self, traffic: Traffic, cost: float) -> None:
+        """Take in what a copy cost."""
+        race = self._races.setdefault(traffic, _Race())
+        race.copies = min(MEMORY, race.copies + 1)
+        race.cost += (min(MOST, cost) - race.cost) / race.copies
+        race.saved -= race.saved / race.copies
+
+    def won(self, traffic: Traffic, saved: float) -> None:
+        """Take in what a copy saved."""
+        race = self._races.setdefault(traffic, _Race())
+        race.saved += min(MOST, saved) / race.copies
