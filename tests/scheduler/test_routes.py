@@ -98,13 +98,10 @@ def test_an_answer_may_keep_its_slot() -> None:
 
 def test_copies_are_counted() -> None:
     scheduler = service()
-    for i in range(2):
-        begin(scheduler, 100.0 + i, "fast")
-        at = copied_at(scheduler, 100.0 + i, 100.9 + i)
-        assert (at is None) == (i == 1)
-        attempts = sorted(scheduler.attempts)
-        scheduler.result(100.95 + i, attempts[-1])
-        if i == 0:
-            scheduler.result(100.96, attempts[0])
+    begin(scheduler, 100.0, "fast")
+    assert copied_at(scheduler, 100.0, 100.9) is not None
+    original, copy = sorted(scheduler.attempts)
+    scheduler.result(100.02, copy)
+    scheduler.result(100.96, original)
     counts = scheduler.dispatcher.copies["fast"]
     assert (counts.sent, counts.won) == (1, 1)

@@ -28,7 +28,7 @@ def test_a_server_that_was_blocked_is_used_again(busy: float, slots: int) -> Non
 def test_requests_that_are_long_by_themselves_are_not_copied(busy: float, slots: int) -> None:
     cell = Cell("long", busy, slots=slots)
     hedge, uncoded = run(cell), run(cell, "uncoded")
-    assert hedge.work <= 1.02
+    assert hedge.work <= 1.03
     for share in (0.5, 0.9, 0.99):
         assert hedge.quantile(share) < 1.06 * uncoded.quantile(share)
 

@@ -221,6 +221,7 @@ class Completion:
         group.lost(attempt.number, attempt.identity)
         if query is not None:
             query.attempts.pop(attempt.identity, None)
+            on.note_race(attempt, lost=True)
             on.policy.lost(on, attempt)
             over = final or not (query.repeatable or unsent)
             self._record_loss(query, reason, over)

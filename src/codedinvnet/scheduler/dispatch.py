@@ -115,8 +115,10 @@ class Dispatcher:
         work = self._price(launch)
         if query is not None and not (self.systematic and query.repeatable):
             return False
-        if hedge and not self.races.allows(group.traffic, self.assigner.load):
-            return False
+        if hedge and query is not None:
+            query.level = self._level(query)
+            if not self.races.allows(query.traffic, query.level, self.assigner.load):
+                return False
         if work is not None and not self.budget.pay(work, 0.0 if urgent else RESERVE):
             self.copies[group.traffic.route].refused += hedge
             return False
@@ -131,6 +133,14 @@ class Dispatcher:
     def hedges(self) -> int:
         """How many copies of late queries were sent."""
         return sum(counts.sent for counts in self.copies.values())
+
+    def _level(self, query: Query) -> int:
+        """Return how late a query is: 1 from 4 times the time on, 2 from 32 times on."""
+        began = [each.started for each in query.attempts.values() if each.started is not None]
+        late = self.stats.late(0, None, query.traffic)
+        if not began or not late:
+            return 0
+        return min(2, int((self.now - min(began)) / late).bit_length() // 3)
 
     def _price(self, launch: Launch) -> float | None:
         """Return what a launch costs, in service times; None if nobody pays for it."""
@@ -285,15 +295,19 @@ class Dispatcher:
         self.budget.correct(attempt.paid, min(work, MOST_WORK))
         query = attempt.query
         if attempt.hedge and query is not None and (query.is_pending or query.answered is not None):
-            self.races.ended(attempt.traffic, work)
+            self.races.ended(attempt.traffic, query.level, work)
 
-    def note_race(self, attempt: Attempt) -> None:
-        """Take in what a copy saved, once both it and its original have ended."""
-        query = attempt.query
-        if query is None or attempt.hedge:
+    def note_race(self, attempt: Attempt, lost: bool = False) -> None:
+        """Take in what a copy saved, once both it and its original have ended.
+
+        An original that is lost or cancelled would have run as long again.
+        """
+        query, since = attempt.query, attempt.started if lost else None
+        if query is None or attempt.hedge or not query.by_copy or query.answered is None:
             return
-        if query.by_copy and query.answered is not None and self.stats.normal > 0:
-            self.races.won(query.traffic, (self.now - query.answered) / self.stats.normal)
+        saved = self.now - (query.answered if since is None else since)
+        if self.stats.normal > 0:
+            self.races.won(query.traffic, query.level, saved / self.stats.normal)
 
     def note_answer(self, attempt: Attempt) -> None:
         """Take in how long a data task's answer took."""

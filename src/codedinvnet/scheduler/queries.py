@@ -55,6 +55,8 @@ class Query:
     losses: int = 0
     answered: float | None = None
     """When one of its own attempts answered it."""
+    level: int = 0
+    """How late it was when it was last copied, see `Races`."""
     by_copy: bool = False
     """Whether that was a copy."""
 

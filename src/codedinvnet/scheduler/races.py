@@ -3,17 +3,19 @@
 A copy that answers first saves the time until its original would have answered. One that does not
 saves nothing. Both take a server's time, which is the cost: others wait for it, the longer the
 busier the servers are. Where requests take long by themselves, copies take as long, and cost more
-than they save; there they stop, and one in PROBE shows whether that is still so.
+than they save; there they stop, and one in PROBE shows whether that is still so. What is many
+times as late is learned apart: a server may begin to stall where copies never won before.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass
 
 from codedinvnet.scheduler.group import Traffic
 
 WORTH = 0.1
-"""A copy must save this share of its cost, divided by the idle share of the servers."""
+"""A copy must save this share of its cost, times the busy share of the servers by the idle one."""
 MEMORY = 20
 """How many copies the savings and the costs are averages of."""
 PROBE = 200
@@ -35,26 +37,32 @@ class Races:
     """What copies save and cost, in service times."""
 
     def __init__(self) -> None:
-        self._races: dict[Traffic, _Race] = {}
+        self._races: defaultdict[tuple[Traffic, int], _Race] = defaultdict(_Race)
 
-    def allows(self, traffic: Traffic, busy: float) -> bool:
-        """Tell whether a copy pays where so large a share of the servers is busy, or is a probe."""
-        race = self._races.setdefault(traffic, _Race())
+    def allows(self, traffic: Traffic, level: int, busy: float) -> bool:
+        """Tell whether a copy pays where so large a share of the servers is busy, or is a probe.
+
+        Args:
+            traffic: of the query.
+            level: how late it is.
+            busy: that share.
+        """
+        race = self._races[traffic, level]
         race.wanted += 1
-        pays = race.saved * max(0.0, 1.0 - busy) >= WORTH * race.cost
+        pays = race.saved * max(0.0, 1.0 - busy) >= WORTH * busy * race.cost
         if not pays and race.wanted < PROBE:
             return False
         race.wanted = 0
         return True
 
-    def ended(self, traffic: Traffic, cost: float) -> None:
+    def ended(self, traffic: Traffic, level: int, cost: float) -> None:
         """Take in what a copy cost."""
-        race = self._races.setdefault(traffic, _Race())
+        race = self._races[traffic, level]
         race.copies = min(MEMORY, race.copies + 1)
         race.cost += (min(MOST, cost) - race.cost) / race.copies
         race.saved -= race.saved / race.copies
 
-    def won(self, traffic: Traffic, saved: float) -> None:
+    def won(self, traffic: Traffic, level: int, saved: float) -> None:
         """Take in what a copy saved."""
-        race = self._races.setdefault(traffic, _Race())
+        race = self._races[traffic, level]
         race.saved += min(MOST, saved) / race.copies
