@@ -141,6 +141,7 @@ class Cluster:
             self.endpoints.append(self._open(fallback, places))
         self.on_lost: Callable[[Endpoint, str, bool], None] = lambda *_: None
         self.on_up: Callable[[Endpoint], None] = lambda _: None
+        self.watch = Watch(self)
         self._left_out: set[str] = set()
         self._background = Background()
 
@@ -152,6 +153,10 @@ class Cluster:
     def __iter__(self) -> Iterator[Endpoint]:
         return (endpoint for endpoint in self.endpoints if endpoint is not None)
 
+    def live(self) -> list[Attempt]:
+        """Return the attempts that upstreams have in hand."""
+        return [attempt for endpoint in self for attempt in endpoint.live]
+
     @property
     def is_ready(self) -> bool:
         """Whether an upstream is up."""
@@ -159,9 +164,10 @@ class Cluster:
 
     def has_others(self, endpoint: Endpoint) -> bool:
         """Tell whether another upstream is up."""
-        return any(other.is_up and other is not endpoint for other in self._mains())
+        return any(other.is_up and other is not endpoint for other in self.mains_here())
 
-    def _mains(self) -> Iterator[Endpoint]:
+    def mains_here(self) -> Iterator[Endpoint]:
+        """Return the upstreams, without the fallback."""
         return (endpoint for endpoint in self if endpoint.worker < self.mains)
 
     # Coming and going
@@ -173,20 +179,10 @@ class Cluster:
 
     async def start(self) -> None:
         """Find out which upstreams are up, and watch them from now on."""
-        looks = [asyncio.ensure_future(self._first_look(endpoint)) for endpoint in self]
+        looks = [asyncio.ensure_future(self.watch.first_look(endpoint)) for endpoint in self]
         if looks:
             await asyncio.wait(looks, timeout=START_TIMEOUT + PROBE_TIMEOUT)
-        self._background.spawn(self._watch())
-
-    async def _first_look(self, endpoint: Endpoint) -> None:
-        reason = await self._probe(endpoint)
-        log_event("upstream added", upstream=endpoint.url)
-        if reason:
-            self.on_lost(endpoint, reason, True)
-            self._note_ejection(endpoint, Cause.UNSENT.value, reason)
-        else:
-            endpoint.is_up, endpoint.since = True, time.monotonic()
-            self.metrics.up.labels(endpoint.url).set(1)
+        self._background.spawn(self.watch.watch())
 
     def change(self, urls: Sequence[str]) -> None:
         """Have these upstreams from now on; the last have no place if there are too many.
@@ -194,7 +190,7 @@ class Cluster:
         Raises:
             UserError: if one is no URL; all is left as it was.
         """
-        here = {endpoint.url: endpoint for endpoint in self._mains()}
+        here = {endpoint.url: endpoint for endpoint in self.mains_here()}
         coming = [url for url in dict.fromkeys(urls) if url not in here]
         gone = [endpoint for url, endpoint in here.items() if url not in urls]
         free = self.mains - len(here) + len(gone)
@@ -210,7 +206,7 @@ class Cluster:
             endpoint = self.endpoints[place] = self._open(url, place, client)
             endpoint.reason = "it is new"
             log_event("upstream added", upstream=url)
-            self._background.spawn(self._recover(endpoint, 0.0))
+            self._background.spawn(self.watch.recover(endpoint, 0.0))
 
     def _remove(self, endpoint: Endpoint) -> None:
         self.endpoints[endpoint.worker] = None
@@ -241,7 +237,7 @@ class Cluster:
         if failure.cause is Cause.UNSENT:
             self.eject(endpoint, failure)
             return
-        others = [other for other in self._mains() if other is not endpoint and other.is_up]
+        others = [other for other in self.mains_here() if other is not endpoint and other.is_up]
         sound = any(other.failures == 0 and other.heard for other in others)
         if sound and (endpoint.on_probation or endpoint.failures >= MOST_FAILURES):
             self.eject(endpoint, failure)
@@ -252,10 +248,10 @@ class Cluster:
             return
         endpoint.is_up = False
         endpoint.client.close_idle()
-        self._note_ejection(endpoint, failure.cause.value, failure.reason)
+        self.note_ejection(endpoint, failure.cause.value, failure.reason)
         self.on_lost(endpoint, failure.reason, endpoint.is_trusted)
 
-    def _note_ejection(self, endpoint: Endpoint, cause: str, reason: str) -> None:
+    def note_ejection(self, endpoint: Endpoint, cause: str, reason: str) -> None:
         now = time.monotonic()
         endpoint.ejections = endpoint.ejections + 1 if now - endpoint.since < STEADY else 1
         endpoint.reason = reason
@@ -263,10 +259,10 @@ class Cluster:
         self.metrics.ejections.labels(endpoint.url, cause).inc()
         url = endpoint.url
         log_event("upstream ejected", logging.WARNING, upstream=url, cause=cause, reason=reason)
-        if not any(other.is_up for other in self._mains()):
+        if not any(other.is_up for other in self.mains_here()):
             log_event("no upstream is up", logging.ERROR)
         delay = DELAYS[min(endpoint.ejections, len(DELAYS)) - 1]
-        self._background.spawn(self._recover(endpoint, delay))
+        self._background.spawn(self.watch.recover(endpoint, delay))
 
     def _distrust(self, endpoint: Endpoint, reason: str) -> None:
         if not endpoint.is_trusted:
@@ -279,43 +275,7 @@ class Cluster:
             self.on_lost(endpoint, reason, False)
         log_event("upstream must restart", logging.ERROR, upstream=endpoint.url, reason=reason)
 
-    async def _recover(self, endpoint: Endpoint, delay: float) -> None:
-        """Probe an ejected endpoint until it is ready again."""
-        step = max(0, endpoint.ejections - 1)
-        failing = Lasting()
-        while True:
-            await self._pause(delay)
-            if not self.is_here(endpoint):
-                return
-            if not endpoint.is_trusted:
-                await self._until_restart(endpoint)
-                endpoint.is_trusted = True
-            reason = await self._probe(endpoint)
-            if not self.is_here(endpoint):
-                return
-            if not reason and endpoint.is_trusted:
-                break
-            step = min(step + 1, len(DELAYS) - 1)
-            delay, endpoint.reason = DELAYS[step], reason
-            if reason:
-                url = endpoint.url
-                failing.log("upstream is not ready", logging.WARNING, reason=reason, upstream=url)
-        now = time.monotonic()
-        endpoint.is_up = endpoint.on_probation = True
-        endpoint.silent, endpoint.since, endpoint.answered_at = 0, now, now
-        self.metrics.up.labels(endpoint.url).set(1)
-        log_event("upstream is up", upstream=endpoint.url)
-        self.on_up(endpoint)
-
-    async def _pause(self, seconds: float) -> None:
-        """Wait until an endpoint is to be probed again, which is soon if no other is up."""
-        end = time.monotonic() + seconds
-        while (left := end - time.monotonic()) > 0:
-            await asyncio.sleep(min(left, SOON))
-            if not any(other.is_up for other in self._mains()):
-                return
-
-    async def _until_restart(self, endpoint: Endpoint) -> None:
+    async def until_restart(self, endpoint: Endpoint) -> None:
         """Return once an endpoint was seen to restart.
 
         A connection that is asked something every half second is closed by a server that ends, and
@@ -347,26 +307,7 @@ class Cluster:
 
     # Probes
 
-    async def _watch(self) -> None:
-        """Probe upstreams that have not answered for a while, for ever."""
-        while True:
-            await asyncio.sleep(PERIOD)
-            now = time.monotonic()
-            quiet = [one for one in self if one.is_up and now - one.answered_at > PERIOD]
-            await asyncio.gather(*map(self._look, quiet))
-
-    async def _look(self, endpoint: Endpoint) -> None:
-        reason = await self._probe(endpoint)
-        if not endpoint.is_up or not self.is_here(endpoint):
-            return
-        if not reason:
-            endpoint.silent, endpoint.answered_at = 0, time.monotonic()
-            return
-        endpoint.silent += 1
-        if endpoint.silent >= MOST_SILENT:
-            self.eject(endpoint, Failure(Cause.SILENT, reason))
-
-    async def _probe(self, endpoint: Endpoint) -> str:
+    async def probe(self, endpoint: Endpoint) -> str:
         """Return why an endpoint is not ready; "" if it is."""
         try:
             if self.health is not None:
@@ -391,3 +332,86 @@ class Cluster:
         await self._background.stop()
         for endpoint in self:
             endpoint.client.close()
+
+
+class Watch:
+    """Looks at upstreams: when the gateway starts, while they are quiet, and until they are back.
+
+    Args:
+        cluster: has them.
+    """
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+
+    async def first_look(self, endpoint: Endpoint) -> None:
+        """Find out whether an endpoint is up when the gateway starts."""
+        cluster = self.cluster
+        reason = await cluster.probe(endpoint)
+        log_event("upstream added", upstream=endpoint.url)
+        if reason:
+            cluster.on_lost(endpoint, reason, True)
+            cluster.note_ejection(endpoint, Cause.UNSENT.value, reason)
+        else:
+            endpoint.is_up, endpoint.since = True, time.monotonic()
+            cluster.metrics.up.labels(endpoint.url).set(1)
+
+    async def recover(self, endpoint: Endpoint, delay: float) -> None:
+        """Probe an ejected endpoint until it is ready again."""
+        cluster = self.cluster
+        step = max(0, endpoint.ejections - 1)
+        failing = Lasting()
+        while True:
+            await self.pause(delay)
+            if not cluster.is_here(endpoint):
+                return
+            if not endpoint.is_trusted:
+                await cluster.until_restart(endpoint)
+                endpoint.is_trusted = True
+            reason = await cluster.probe(endpoint)
+            if not cluster.is_here(endpoint):
+                return
+            if not reason and endpoint.is_trusted:
+                break
+            step = min(step + 1, len(DELAYS) - 1)
+            delay, endpoint.reason = DELAYS[step], reason
+            if reason:
+                url = endpoint.url
+                failing.log("upstream is not ready", logging.WARNING, reason=reason, upstream=url)
+        now = time.monotonic()
+        endpoint.is_up = endpoint.on_probation = True
+        endpoint.silent, endpoint.since, endpoint.answered_at = 0, now, now
+        cluster.metrics.up.labels(endpoint.url).set(1)
+        log_event("upstream is up", upstream=endpoint.url)
+        cluster.on_up(endpoint)
+
+    async def pause(self, seconds: float) -> None:
+        """Wait until an endpoint is to be probed again, which is soon if no other is up."""
+        cluster = self.cluster
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            await asyncio.sleep(min(left, SOON))
+            if not any(other.is_up for other in cluster.mains_here()):
+                return
+
+    async def watch(self) -> None:
+        """Probe upstreams that have not answered for a while, for ever."""
+        cluster = self.cluster
+        while True:
+            await asyncio.sleep(PERIOD)
+            now = time.monotonic()
+            quiet = [one for one in cluster if one.is_up and now - one.answered_at > PERIOD]
+            await asyncio.gather(*map(self.look, quiet))
+
+    async def look(self, endpoint: Endpoint) -> None:
+        """Probe an endpoint that is up, and eject it if it was silent too often."""
+        cluster = self.cluster
+        reason = await cluster.probe(endpoint)
+        if not endpoint.is_up or not cluster.is_here(endpoint):
+            return
+        if not reason:
+            endpoint.silent, endpoint.answered_at = 0, time.monotonic()
+            return
+        endpoint.silent += 1
+        if endpoint.silent >= MOST_SILENT:
+            cluster.eject(endpoint, Failure(Cause.SILENT, reason))

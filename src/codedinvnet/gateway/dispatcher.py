@@ -89,7 +89,7 @@ class Dispatcher:
         """Those that the scheduler knows, by query."""
         self.attempts: dict[int, Attempt] = {}
         """Those that the scheduler knows, by its number."""
-        self._detached: set[Call] = set()
+        self.detached: set[Call] = set()
         """Calls that must not be repeated, at an upstream that was ejected meanwhile."""
         self.loop = asyncio.get_running_loop()
         self._alarm = Alarm(lambda now: self.do(self.scheduler.on_timer(now)))
@@ -114,7 +114,7 @@ class Dispatcher:
         """Abort what is under way."""
         await self._background.stop()
         self._alarm.cancel()
-        for attempt in self.live():
+        for attempt in self.cluster.live():
             attempt.abort()
         await self.cluster.stop()
 
@@ -164,7 +164,7 @@ class Dispatcher:
 
     def _forget(self, call: Call) -> None:
         """Take a call out of the scheduler, if it is there."""
-        self._detached.discard(call)
+        self.detached.discard(call)
         if self.calls.pop(call.query, None) is not None:
             self.do(self.scheduler.cancel([call.query]))
             self.admission.note(time.monotonic(), len(self.calls))
@@ -223,8 +223,8 @@ class Dispatcher:
             call.breaks += failure.cause is Cause.BROKEN
         final = is_live and not self._may_retry(call, failure, endpoint)
         if is_live and final and call.query not in self.calls:  # it was detached
-            self._detached.discard(call)
-            self._failed(call, failure.reason)
+            self.detached.discard(call)
+            self.give_up(call, failure.reason)
         known = attempt.number in self.scheduler.attempts
         if known:
             unsent = failure.cause is Cause.UNSENT
@@ -272,7 +272,7 @@ class Dispatcher:
         elif isinstance(action, Fail):
             call = self.calls.pop(action.query, None)
             if call is not None:
-                self._failed(call, action.reason)
+                self.give_up(call, action.reason)
         elif isinstance(action, Decode):
             self._fallback(action)
         elif isinstance(action, AnswerDecoded):
@@ -333,7 +333,7 @@ class Dispatcher:
         call.route.answered(now - call.came)
         call.answer(attempt)
 
-    def _failed(self, call: Call, reason: str) -> None:
+    def give_up(self, call: Call, reason: str) -> None:
         """End a call with an error."""
         self.admission.note(time.monotonic(), len(self.calls))
         for attempt in call.attempts:
@@ -367,16 +367,6 @@ class Dispatcher:
             self.do(self.scheduler.failed(now, number, result))
         self.ended(attempt, result)
 
-    def live(self) -> list[Attempt]:
-        """Return the attempts that upstreams have in hand."""
-        return [attempt for endpoint in self.cluster for attempt in endpoint.live]
-
-    def end_overdue(self, now: float) -> None:
-        """End the calls whose time is over that the scheduler does not know."""
-        for call in [call for call in self._detached if now >= call.deadline]:
-            self._detached.discard(call)
-            self._failed(call, DEADLINE)
-
     # Endpoints
 
     def _lost(self, endpoint: Endpoint, reason: str, trusted: bool) -> None:
@@ -404,11 +394,11 @@ class Dispatcher:
                     call.last = Failure(Cause.LOST, f"{endpoint.url}: {reason}")
                     if not call.repeatable and call.written:
                         self._forget(call)
-                        self._failed(call, f"{endpoint.url}: {reason}")
+                        self.give_up(call, f"{endpoint.url}: {reason}")
                 self.ended(attempt, Cause.LOST.value)
             elif waits and not call.repeatable and call.written:
                 self._forget(call)
-                self._detached.add(call)
+                self.detached.add(call)
             self.attempts.pop(attempt.number, None)
         self.do(self.scheduler.worker_lost(time.monotonic(), endpoint.worker, reason))
         self.admission.resize(self.scheduler.assigner.slots_up)
@@ -437,9 +427,11 @@ class Sweeper:
             await asyncio.sleep(SWEEP)
             now = time.monotonic()
             dispatcher.metrics.loop_lag.observe(max(0.0, now - looked - SWEEP))
-            for attempt in dispatcher.live():
+            for attempt in dispatcher.cluster.live():
                 self._look(now, attempt)
-            dispatcher.end_overdue(now)
+            for call in [call for call in dispatcher.detached if now >= call.deadline]:
+                dispatcher.detached.discard(call)
+                dispatcher.give_up(call, DEADLINE)
             dispatcher.do(())
             looked = now
 

@@ -135,7 +135,7 @@ class GrpcClient:
 class GrpcCluster(Cluster):
     """Upstreams over gRPC."""
 
-    async def _probe(self, endpoint: Endpoint) -> str:
+    async def probe(self, endpoint: Endpoint) -> str:
         client: Any = endpoint.client
         answer = await client.ask(f"{V2}ServerReady", b"", seconds=PROBE_TIMEOUT)
         if answer.code is grpc.StatusCode.UNIMPLEMENTED:  # another service
@@ -144,7 +144,7 @@ class GrpcCluster(Cluster):
             return str(answer.details or answer.code.name)
         return "" if answer.body == HEALTHY else "it is not ready"
 
-    async def _until_restart(self, endpoint: Endpoint) -> None:
+    async def until_restart(self, endpoint: Endpoint) -> None:
         """Return once the server closed a connection on which nothing is sent, or refuses one."""
         client: Any = endpoint.client
         host, port = client.origin.host, client.origin.port
