@@ -17,10 +17,12 @@ from codedinvnet.admin_client import read_token
 from codedinvnet.errors import UserError, is_host, one_line
 from codedinvnet.models.base import DATATYPES, HEADER_LENGTH, TensorSpec, Unreachable
 from codedinvnet.models.probe import Opened
-from codedinvnet.models.upstream import PATH, declared_inputs
+from codedinvnet.models.specs import Declared, input_specs
 from codedinvnet.protocol.http import parse_response, render_request
 from codedinvnet.protocol.messages import InferRequest, ProtocolError
 
+PATH = "/v2/models/"
+"""What a model's URL has behind the server's address."""
 TOKEN_FLAG = "--model-token-file"
 """The option with the file of a server's token."""
 TIMEOUT = 60.0
@@ -162,17 +164,21 @@ def open_remote_model(
     try:
         metadata = json.loads(body)
         tensors = [
-            [(t["name"], t["datatype"], [int(n) for n in t["shape"]]) for t in metadata[key]]
+            [(str(t["name"]), str(t["datatype"]), [*map(int, t["shape"])]) for t in metadata[key]]
             for key in ("inputs", "outputs")
         ]
-        name = str(metadata["name"])
+        model_name = str(metadata["name"])
         platform = str(metadata.get("platform") or "")
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{url} does not speak the Open Inference Protocol V2") from error
-    inputs, most = declared_inputs(metadata, told, url)
+    declared = [
+        Declared(name, datatype, tuple("?" if size < 0 else size for size in shape))
+        for name, datatype, shape in tensors[0]
+    ]
+    inputs, most = input_specs(declared, told, url)
     if any(spec.datatype == "BYTES" for spec in inputs):
         raise UserError(f"{url}: string inputs are not supported")
-    digest = hashlib.sha256(json.dumps([name, *tensors]).encode()).hexdigest()[:16]
+    digest = hashlib.sha256(json.dumps([model_name, *tensors]).encode()).hexdigest()[:16]
 
     def compute(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         return model.infer(
