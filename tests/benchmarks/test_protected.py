@@ -43,6 +43,11 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "out"
 
 
+def test_the_page_has_the_table_of_all_rows() -> None:
+    page = Path("docs/results/protected.md").read_text()
+    assert protected.table(protected.RESULTS) in page
+
+
 def test_a_protected_model_is_served_under_stragglers(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
