@@ -67,6 +67,8 @@ class Calls:
         code = scheduler.offered
         self._k = 1 if code is None else code.k  # from this number on tasks are parities
         self._quiet = Quiet()
+        self.stopped = False
+        """Whether lost workers are not replaced any more."""
 
     def send(self, sends: Sequence[Send], payloads: Sequence[Payload], latest: float) -> None:
         """Give a worker a task, or several data tasks in one call.
@@ -170,7 +172,7 @@ class Calls:
     async def replace(self, action: Replace) -> None:
         """Replace a worker, and tell the scheduler when it is up again."""
         self._resize()
-        if await self.supervisor.replace(action.worker, action.reason):
+        if not self.stopped and await self.supervisor.replace(action.worker, action.reason):
             self._do(self.scheduler.worker_up(time.monotonic(), action.worker))
             self._resize()
 

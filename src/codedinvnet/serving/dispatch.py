@@ -130,12 +130,14 @@ class Dispatcher:
             Decode: self._decode,
             AnswerDecoded: self._answer_decoded,
             Fail: lambda action: self.queries.fail(action.query, action.reason),
-            Replace: self._replace,
-            Complete: self._complete,
+            Replace: lambda action: self._background.spawn(self.calls.replace(action)),
             Decided: lambda action: metrics.decided(action.decision),
         }
         if decoder is not None:
-            decoder.finished = self._decoded
+            decoder.finished, offer = self._decoded, decoder.offer
+            self._carriers[Complete] = lambda action: offer(
+                action.size, self._mixed(action.outputs), action.workers
+            )
         if decoder is not None and gate is not None:
             decoder.compared = gate.compared
             gate.begin(metrics, partial(self.calls.lose_worker, Cause.WRONG, reason=WRONG))
@@ -171,7 +173,7 @@ class Dispatcher:
         """Take no more queries, wait for those that are here, and end the workers."""
         if self.stopped:
             return
-        self.stopped = self.draining = True
+        self.stopped = self.draining = self.calls.stopped = True
         self.announce_draining()
         futures = [query.future for query in self.queries.values()]
         if futures:
@@ -283,23 +285,7 @@ class Dispatcher:
             self.queries.cancel(numbers)
             self._do(self.scheduler.cancel(numbers))
 
-        if gone is not None:
-            gone.add_done_callback(cancel)
-        found: list[Answered | QueryFailed] = []
-        try:
-            for future in futures:
-                try:
-                    found.append(await future)
-                except QueryFailed as error:
-                    found.append(error)
-        except asyncio.CancelledError:
-            for future in futures:
-                future.cancel()
-            cancel()
-            raise
-        finally:
-            if gone is not None:
-                gone.remove_done_callback(cancel)
+        found = await ended(futures, cancel, gone)
         if not any(isinstance(answer, Cancelled) for answer in found):
             self.calls.recent.request(found, now - came)
         return found
@@ -337,18 +323,10 @@ class Dispatcher:
         self.decoder.add(Job(action.size, self._mixed(action.outputs), action.wanted))
         self.queries.ready(action.wanted, "guessed" if action.guess else "decoded")
 
-    def _complete(self, action: Complete) -> None:
-        if self.decoder is not None:
-            self.decoder.offer(action.size, self._mixed(action.outputs), action.workers)
-
     def _answer_decoded(self, action: AnswerDecoded) -> None:
         query = self.queries.get(action.query)
         if query is not None and query.decoded is not None:
             self.queries.answer(action.query, query.decoded)
-
-    def _replace(self, action: Replace) -> None:
-        if not self.stopped:
-            self._background.spawn(self.calls.replace(action))
 
     def _send(self, sends: Sequence[Send]) -> None:
         """Give a worker a task, or several data tasks in one call."""
@@ -429,3 +407,35 @@ class Dispatcher:
             self.queries.fail(number, f"decoding failed: {reason}")
             # Over for the scheduler, too; those answered directly it knows no more.
             self._do(self.scheduler.decoded(now, number, True))
+
+
+async def ended(
+    futures: Sequence[asyncio.Future[Answered]],
+    cancel: Callable[[object], None],
+    gone: asyncio.Future[Any] | None,
+) -> list[Answered | QueryFailed]:
+    """Wait for all queries of a request, and return how each ended.
+
+    Args:
+        futures: of the queries.
+        cancel: called when nobody waits for them any more: this call is cancelled, or `gone` done.
+        gone: see `Dispatcher.infer`.
+    """
+    if gone is not None:
+        gone.add_done_callback(cancel)
+    found: list[Answered | QueryFailed] = []
+    try:
+        for future in futures:
+            try:
+                found.append(await future)
+            except QueryFailed as error:
+                found.append(error)
+    except asyncio.CancelledError:
+        for future in futures:
+            future.cancel()
+        cancel(None)
+        raise
+    finally:
+        if gone is not None:
+            gone.remove_done_callback(cancel)
+    return found
