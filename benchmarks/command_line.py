@@ -72,6 +72,21 @@ BENCHMARKS: Mapping[str, Benchmark] = {
         "--quick",
         QUICK,
     ),
+    "peers": Benchmark(
+        "measure the tail latency of proxies in front of the same slow, stopped and killed servers",
+        "--quick",
+        {
+            **QUICK,
+            "--peer": {"nargs": "+", "help": "contenders (all; four with --quick)"},
+            "--fault": {"nargs": "+", "help": "faults (all; five with --quick)"},
+            "--load": {"type": float, "nargs": "+", "help": "shares of capacity (0.4 0.7)"},
+            "--slots": {"type": int, "nargs": "+", "default": [1], "help": "for each server (1)"},
+            "--servers": {"type": int, "nargs": "+", "default": [8], "help": "how many (8)"},
+            "--seeds": {"type": count, "help": "how many seeds (3; 1 with --quick)"},
+            "--bursty": {"action": "store_true", "help": "arrivals in bursts"},
+            **out("rows, JSON Lines; finished ones in it are kept", default=Path("peers.jsonl")),
+        },
+    ),
     "gateway-faults": Benchmark(
         "harm one upstream of a gateway after another, and count what clients see",
         "--quick",

@@ -26,6 +26,7 @@ from pandas import DataFrame
 from benchmarks import ablation, bundles, drift, equal_cost, liars, policies, validation
 from benchmarks.bundles import BUNDLES, HARD
 from benchmarks.choosing import beside_hedge, choosing, fixed
+from benchmarks.peers import pages as peers
 from benchmarks.winners import draw_map
 from codedinvnet.cli.common import guarded
 from codedinvnet.codes.registry import known_method
@@ -50,6 +51,7 @@ COMMANDS = {
     "latency.jsonl": BENCH.format("latency", "latency"),
     "validation.json": "python -m benchmarks validation configs/bench/simulate-measured.json "
     "docs/results/latency.jsonl --out",
+    "peers.jsonl": "python -m benchmarks peers --out",
     "policies.jsonl": SIMULATE.format("policies"),
     "auto.jsonl": SIMULATE.format("auto"),
     "off-map.jsonl": SIMULATE.format("off-map"),
@@ -190,6 +192,8 @@ FROM_FILE: Mapping[str, tuple[str, Callable[[Path], str]]] = {
     "paired": ("latency.jsonl", paired),
     "latency": ("latency.jsonl", lambda path: latency_tables.latency_table(latency_frame(path))),
     "conditions": ("latency.jsonl", conditions),
+    "peers": ("peers.jsonl", peers.readme),
+    "peers-all": ("peers.jsonl", lambda path: peers.table(peers.read(path))),
     "policies": ("policies.jsonl", lambda path: policies.table(sweep.read_rows(path))),
     "two-losses": ("two-losses.jsonl", lambda path: policies.table(sweep.read_rows(path))),
     "few-workers": ("few-workers.jsonl", lambda path: policies.by_load(sweep.read_rows(path))),
@@ -271,6 +275,8 @@ def draw(folder: Path = RESULTS) -> None:
     if (folder / "auto.jsonl").is_file():
         frame = sweep.frame_of(sweep.read_rows(folder / "auto.jsonl"))
         draw_map(frame[fixed(frame["policy"])], folder / "map.png")
+    if (folder / "peers.jsonl").is_file():
+        peers.draw(folder / "peers.jsonl", folder / "peers.png")
     if (folder / "policies.jsonl").is_file():
         policies.draw(folder / "policies.jsonl")
 

@@ -1,0 +1,99 @@
+"""`python -m benchmarks peers`: tail latency of proxies in front of the same faulty servers.
+
+Eight servers work on one request at a time, for ten milliseconds. Every contender gets the same
+arrivals, service times and faults, one after the other, in random order. What has a setting to be
+tuned gets the best of a sweep, chosen on a seed that is not reported; ours runs on its defaults.
+Finished cells in the file of rows are kept, so that a run that was cut off can go on.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from benchmarks.peers.contenders import CONTENDERS, TUNED, TUNINGS
+from benchmarks.peers.pages import SWEEP_SEED, read, table
+from benchmarks.peers.trials import Trial, measure, shuffled
+from codedinvnet.evaluation.grid import Cell, refuse_failures, resume
+
+ROWS = Path("docs/results/peers.jsonl")
+SEEDS, QUICK_SEEDS = (1, 2, 3), (1,)
+LOADS = (0.4, 0.7)
+QUICK_FAULTS = ("none", "pareto", "slow", "held", "silent")
+FAULTS = (*QUICK_FAULTS, "exponential", "sizes", "all-slow", "killed", "refused", "garbage")
+QUICK_PEERS = ("envoy-hedge", "haproxy-leastconn", "nginx", "ours-hedge")
+REQUESTS, QUICK_REQUESTS = 8000, 3000
+
+
+def run(
+    *,
+    quick: bool,
+    peer: Sequence[str] | None,
+    fault: Sequence[str] | None,
+    load: Sequence[float] | None,
+    slots: Sequence[int],
+    servers: Sequence[int],
+    seeds: int | None,
+    bursty: bool,
+    out: Path,
+) -> dict[str, Any]:
+    """Measure what is missing, and return the table.
+
+    Args:
+        quick: whether few contenders, faults and requests will do.
+        peer: contenders; None: all, or those of the quick version.
+        fault: faults; None: likewise.
+        load: shares of the servers' capacity; None: LOADS, or the first of them.
+        slots: requests that a proxy may have at a server at a time.
+        servers: how many servers there are.
+        seeds: how many; None: three, or one.
+        bursty: whether arrivals are.
+        out: file of rows.
+    """
+    peers = peer or (QUICK_PEERS if quick else tuple(CONTENDERS))
+    faults = fault or (QUICK_FAULTS if quick else FAULTS)
+    loads = load or (LOADS[:1] if quick else LOADS)
+    numbers = range(1, seeds + 1) if seeds else QUICK_SEEDS if quick else SEEDS
+    requests = QUICK_REQUESTS if quick else REQUESTS
+    trials = [
+        Trial(name, trouble, share, count, slot, seed, requests, bursty)
+        for name, trouble, share, count, slot, seed in itertools.product(
+            peers, faults, loads, servers, slots, numbers
+        )
+    ]
+    sweeps = {
+        replace(trial, seed=SWEEP_SEED, requests=requests // 2, tuning=tuning)
+        for trial in trials
+        if trial.peer in TUNED
+        for tuning in TUNINGS
+    }
+    failed = _measure(sorted(sweeps, key=repr), out)
+    rows = read(out)
+    failed += _measure([replace(one, tuning=best_tuning(rows, one)) for one in trials], out)
+    refuse_failures(failed, "of the trials", out)
+    return {"rows": [], "table": table(read(out))}
+
+
+def best_tuning(rows: pd.DataFrame, trial: Trial) -> float:
+    """Return the setting with the lowest p99.9 in the sweep of a trial's situation, or 0."""
+    if trial.peer not in TUNED:
+        return 0.0
+    same = rows[rows.seed == SWEEP_SEED]
+    for column in ("peer", "fault", "load", "servers", "slots", "bursty"):
+        same = same[same[column] == getattr(trial, column)]
+    return float(same.loc[same["p99.9"].idxmin(), "tuning"])
+
+
+def _measure(trials: Sequence[Trial], out: Path) -> int:
+    """Measure the trials that a file lacks, in random order; return how many failed."""
+    cells = [
+        Cell("peers", asdict(trial), {}, partial(measure, trial), trial.name, trial.seconds)
+        for trial in shuffled(trials, seed=0)
+    ]
+    return resume(cells, out)["failed"]

@@ -1,0 +1,83 @@
+"""The benchmark of proxies: its servers and arrivals, and a short run of each proxy."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from benchmarks.peers import best_tuning, run
+from benchmarks.peers.client import arrivals
+from benchmarks.peers.contenders import program
+from benchmarks.peers.trials import Trial, measure
+from benchmarks.peers.upstreams import BLOCK, FAULTS, SERVICE, SHARE, Server, Spec, mean_service
+from codedinvnet.errors import UserError
+from codedinvnet.evaluation.grid import Cell, append_row
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_work_of_a_server_is_what_capacity_counts_on(fault: str) -> None:
+    server = Server(1, Spec([1], 0, fault, seed=3))
+    seconds = [server.take(request, now=3.0)[0] for request in range(20_000)]
+    usual = np.minimum(seconds, BLOCK) if fault == "pareto" else np.array(seconds)
+    blocks = SHARE * BLOCK if fault == "pareto" else 0.0
+    assert usual.mean() == pytest.approx(mean_service(fault) + blocks, rel=0.1)
+    assert server.busy == pytest.approx(sum(seconds))
+
+
+def test_the_first_server_alone_is_slow() -> None:
+    slow, usual = (Server(n, Spec([1], 0, "slow")) for n in (0, 1))
+    assert slow.take(0, 0.0)[0] > 5 * usual.take(0, 0.0)[0]
+
+
+@pytest.mark.parametrize("bursty", [False, True])
+def test_arrivals_have_the_rate_and_repeat(bursty: bool) -> None:
+    times = arrivals(300, 20_000, 1, bursty=bursty)
+    assert (np.diff(times) >= 0).all()
+    assert len(times) / times[-1] == pytest.approx(300, rel=0.1)
+    assert (times == arrivals(300, 20_000, 1, bursty=bursty)).all()
+
+
+@pytest.mark.parametrize(
+    "peer", ["haproxy-leastconn", "nginx", "envoy-least-request", "ours-hedge"]
+)
+def test_a_proxy_answers_all_requests(peer: str) -> None:
+    name = peer.split("-")[0]
+    try:
+        program({"ours": "python3"}.get(name, name))
+    except UserError as error:
+        pytest.skip(str(error))
+    row = measure(Trial(peer, "none", 0.5, requests=200))
+    assert (row["errors"], row["wrong"]) == (0, 0)
+    assert row["p50"] >= 1000 * SERVICE * 0.9
+    assert row["busy"] == pytest.approx(SERVICE, rel=0.15)
+
+
+def test_finished_cells_are_kept_and_tuned_ones_take_the_best_of_their_sweep(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "rows.jsonl"
+    situation = {"fault": "slow", "load": 0.4, "servers": 8, "slots": 1, "bursty": False}
+    swept = [
+        {"peer": "envoy-hedge", **situation, "seed": 101, "tuning": tuning, "p99.9": p999}
+        for tuning, p999 in ((0.015, 90.0), (0.05, 60.0))
+    ]
+    assert best_tuning(pd.DataFrame(swept), Trial("envoy-hedge", "slow", 0.4)) == 0.05
+    for peer, p999 in (("nginx", 20.0), ("ours-hedge", 10.0)):
+        trial = Trial(peer, "slow", 0.4, requests=3000)
+        append_row(file, Cell("peers", asdict(trial), {}, lambda: {"p99.9": p999}).row())  # noqa: B023
+    report = run(
+        quick=True,
+        peer=["nginx", "ours-hedge"],
+        fault=["slow"],
+        load=None,
+        slots=[1],
+        servers=[8],
+        seeds=None,
+        bursty=False,
+        out=file,
+    )
+    assert "| slow, 40 % | 20 | **10** |" in report["table"]
