@@ -73,7 +73,11 @@ async def ask(asking: Client, requests: int = 60, path: str = "/predict") -> Non
 
 
 async def test_a_late_answer_is_hedged_and_the_loser_closed() -> None:
-    async with Toy(echo) as a, Toy(echo) as b, client(a, b, hedge=["POST /predict"]) as asking:
+    async with (
+        Toy(echo) as a,
+        Toy(echo) as b,
+        client(a, b, hedge=["POST /predict"], budget=0.2) as asking,
+    ):
         await ask(asking)
         a.handle = stalls(5)
         async with timeout(STALL):

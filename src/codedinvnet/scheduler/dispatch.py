@@ -35,7 +35,7 @@ from codedinvnet.scheduler.settings import Rules
 from codedinvnet.scheduler.stats import LatencyStats
 from codedinvnet.scheduler.timers import Kind, Timers
 
-MOST_WORK = 10.0
+MOST_WORK = 3.0
 """No copy is charged more, in service times: a server that hangs does no work."""
 WORTH, MOST = 130.0, 4.0
 """How many needed tasks may wait for each slot behind an extra one, and at most."""
@@ -289,10 +289,9 @@ class Dispatcher:
             self.timers.set(retry, "retry", worker)
 
     def _account(self, attempt: Attempt, seconds: float) -> None:
-        """Charge what a copy really took, in service times."""
+        """Take in what a copy really took, in service times."""
         work = self.stats.ratio(seconds, attempt.kind, attempt.traffic)
-        work *= self.stats.price(attempt.traffic)
-        self.budget.correct(attempt.paid, min(work, MOST_WORK))
+        attempt.work = work = work * self.stats.price(attempt.traffic)
         query = attempt.query
         if attempt.hedge and query is not None and (query.is_pending or query.answered is not None):
             self.races.ended(attempt.traffic, query.level, work)
@@ -310,7 +309,12 @@ class Dispatcher:
             self.races.won(query.traffic, query.level, saved / self.stats.normal)
 
     def note_answer(self, attempt: Attempt) -> None:
-        """Take in how long a data task's answer took."""
+        """Take in how long a data task's answer took, and charge a copy what it took.
+
+        A loser that is cancelled gives no answer: it keeps its price.
+        """
+        if attempt.work is not None:
+            self.budget.correct(attempt.paid, min(attempt.work, MOST_WORK))
         if attempt.started is not None and attempt.worker is not None:
             seconds = self.now - attempt.started
             self.stats.answered(attempt.worker, seconds, attempt.kind, attempt.traffic)

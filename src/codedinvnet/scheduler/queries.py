@@ -96,6 +96,8 @@ class Attempt:
     started: float | None = None
     paid: float = 0.0
     """What the budget paid for it."""
+    work: float | None = None
+    """What it took, in service times; known of copies that were computed."""
     late: bool = False
     """It has run longer than its kind normally does."""
     shared: bool = False
