@@ -61,11 +61,11 @@ def config(tmp_path: Path) -> GatewayOptions:
     (volume,) = (v for v in POD["spec"]["volumes"] if "configMap" in v)
     (mount,) = (m for m in CONTAINER["volumeMounts"] if m["name"] == volume["name"])
     data = found("ConfigMap", volume["configMap"]["name"])["data"]
-    arguments = build_parser().parse_args(CONTAINER["args"])
-    assert str(arguments.config.parent) == mount["mountPath"]
-    path = tmp_path / arguments.config.name
+    named = build_parser().parse_args(CONTAINER["args"]).config
+    assert str(Path(named).parent) == mount["mountPath"]
+    path = tmp_path / Path(named).name
     path.write_text(data[path.name])
-    words = [str(path) if word == str(arguments.config) else word for word in CONTAINER["args"]]
+    words = [str(path) if word == named else word for word in CONTAINER["args"]]
     return options_of(build_parser().parse_args(words), GatewayOptions)
 
 
@@ -138,7 +138,7 @@ def test_what_requests_hold_leaves_memory(config: GatewayOptions) -> None:
 def test_the_token_of_the_manifest_is_where_the_gateway_looks() -> None:
     pod = found("Deployment", "resnet-gateway", WITH_TOKEN)["spec"]["template"]["spec"]
     (container,) = pod["containers"]
-    file = build_parser().parse_args(container["args"]).token_file
+    file = Path(build_parser().parse_args(container["args"]).token_file)
     (volume,) = (v for v in pod["volumes"] if "secret" in v)
     (mount,) = (m for m in container["volumeMounts"] if m["name"] == volume["name"])
     name, key = volume["secret"]["secretName"], file.name
