@@ -1,6 +1,6 @@
-"""How policies and methods are served by their names, and which are compared if nobody says.
+"""How policies and methods are served by their names, and which are compared by default.
 
-`rules/settings.py` has the policies, `choices.py` those that a running service can change to.
+`scheduler/policies.py` has the policies, `choices.py` those that a running service can change to.
 """
 
 from __future__ import annotations
