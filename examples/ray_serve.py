@@ -12,9 +12,10 @@ from typing import Any
 from ray import serve
 
 from codedinvnet import UserError
+from codedinvnet.admin_client import read_token
 from codedinvnet.cli.options import from_text
 from codedinvnet.collector import freeze_loaded
-from codedinvnet.serving.app import log_to_stderr, open_app
+from codedinvnet.serving.app import log_to_stderr, open_app, warn_open
 from codedinvnet.serving.checks import check
 from codedinvnet.serving.config import ServeOptions
 
@@ -30,9 +31,11 @@ def app(arguments: dict[str, Any]) -> serve.Application:
         raise UserError(f"{unused.pop()}: it is nothing that this example passes on to Ray Serve")
     if options.demo and options.token_file is None:
         raise UserError("demo: needs token_file, or whoever reaches the port could stop workers")
+    read_token(options.token_file)  # or it is refused now
 
     def make() -> Any:  # in the replica's process
         log_to_stderr()
+        warn_open(options)
         made = open_app(options).http()
         freeze_loaded()
         return made

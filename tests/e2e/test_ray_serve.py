@@ -21,9 +21,9 @@ def test_options_that_the_example_could_not_heed(tmp_path: Path) -> None:
     """Refused, or looked at, before Ray is asked for anything."""
     from examples.ray_serve import app
 
-    with pytest.raises(UserError, match="token_fiel: no option of serve: did you mean"):
+    with pytest.raises(UserError, match=r"token-fiel.* did you mean .*token-file"):
         app({"token_fiel": "secret"})
-    with pytest.raises(UserError, match=r"^k: Input should be a valid integer.*, got 'many'$"):
+    with pytest.raises(UserError, match=r"k: input should be a valid integer.* got many"):
         app({"k": "many"})
     for option in ("host", "port"):
         with pytest.raises(UserError, match=f"{option}: Ray Serve listens"):

@@ -74,7 +74,7 @@ async def test_a_server_that_stands_still_holds_up_nobodys_departure(
     found = await load.run(GAPS)
     assert found["answered"] == good
     assert found["sent_late_p99_ms"] < 500
-    assert (found["goodput_per_s"] > 50) == (good > 0)  # 20 in 0.2 s, and not in 1.2
+    assert (found["goodput_per_s"] > 18) == (good > 0)  # 20 in 0.2 s, and not in 1.2
     assert found["p99_ms"] is None
 
 

@@ -76,6 +76,7 @@ CASES: Sequence[tuple[str, Sequence[np.ndarray], dict[str, Any]]] = [
     ("Reshape", [integers(0, -1, 9)], {}),
     ("Reshape", [integers(-1, 252)], {"allowzero": 1}),
     ("Sigmoid", [], {}),
+    ("Slice", [integers(1, -7), integers(9, -2), integers(1, 3), integers(1, 2)], {}),
     ("Softmax", [], {"axis": 1}),
     ("Sub", [weights(1, 4, 1, 1)], {}),
     ("Tanh", [], {}),
@@ -98,7 +99,7 @@ def both(content: Any, output: str, *, logits: bool = False) -> tuple[np.ndarray
     x = RANDOM.normal(size=SHAPE).astype(np.float32)
     session = onnxruntime.InferenceSession(content.SerializeToString())
     (wanted,) = session.run(None, {"x": x})
-    graph = read_graph(content, output, logits=logits)
+    graph = read_graph(content, output, logits=logits).eval()
     with torch.no_grad():
         return wanted, graph, graph(torch.from_numpy(x)).numpy()
 

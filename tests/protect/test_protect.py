@@ -168,7 +168,7 @@ def test_models_that_cannot_be_learnt_from_are_refused(
         (("--k", "300"), "--k 300"),
         (("--threads", "0"), "--threads"),
         (("--labels", "nowhere.txt"), "--labels"),
-        (("--scores", "other"), "--scores"),
+        (("--scores", "other"), "scores: "),
     ],
 )
 def test_options_that_do_not_fit_are_refused(
