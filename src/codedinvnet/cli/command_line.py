@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
 
 from codedinvnet.cli import (
     bench,
@@ -31,6 +32,14 @@ EXAMPLES = """examples:
 configs/, examples/ and docs/ are in the repository, and not in an installed package; so are
 the paper's four commands: python main.py --help
 """
+
+GROUPS = {
+    "serve": ("serve", "gateway", "policy", "demo"),
+    "protect": ("protect", "calibrate", "info"),
+    "compare": ("bench", "simulate", "plan", "evaluate", "invert"),
+    "paper": ("train", "sample", "fuse", "reproduce"),
+}
+"""The commands as `--help` lists them."""
 
 
 class _Version(argparse.Action):
@@ -69,6 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Build the parser of `codedinvnet` with all its commands."""
     parser = argparse.ArgumentParser(
         prog="codedinvnet",
+        usage="%(prog)s [-h] [--version] COMMAND ...",
         description="Prediction serving that survives slow and dead workers (Coded-InvNet).",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -82,7 +92,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     kind: type[argparse.ArgumentParser] = CommandParser
     commands: Commands = parser.add_subparsers(
-        title="commands", required=True, metavar="COMMAND", parser_class=kind
+        title="commands",
+        prog="codedinvnet",
+        required=True,
+        metavar="COMMAND",
+        parser_class=kind,
+        help=argparse.SUPPRESS,  # the description lists them in groups
     )
     training.add_stages(commands)
     bundles.add_commands(commands)
@@ -94,4 +109,18 @@ def build_parser() -> argparse.ArgumentParser:
     bench.add_commands(commands)
     simulate.add_commands(commands)
     training.add_reproduce(commands)
+    parser.description = f"{parser.description}\n\n{_listed(commands.choices)}"
     return parser
+
+
+def _listed(parsers: Mapping[str, argparse.ArgumentParser]) -> str:
+    """Return the commands in their groups, with what each does."""
+    lines = []
+    for group, names in GROUPS.items():
+        lines.append(f"{group}:")
+        for name in names:
+            summary = (parsers[name].description or "").partition("\n")[0].rstrip(".")
+            text = textwrap.wrap(summary[:1].lower() + summary[1:], 64)
+            first, *rest = text or [""]
+            lines += [f"  {name:<11}{first}", *(" " * 13 + more for more in rest)]
+    return "\n".join(lines)
