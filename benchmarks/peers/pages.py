@@ -14,7 +14,7 @@ SWEEP_SEED = 101
 TITLES = {
     "envoy-round-robin": "Envoy, round robin",
     "envoy-least-request": "Envoy, least request",
-    "envoy-hedge": "Envoy, hedging, tuned for each column",
+    "envoy-hedge": "Envoy, hedging, tuned for each fault",
     "haproxy-leastconn": "HAProxy, `leastconn`, `maxconn`",
     "haproxy-round-robin": "HAProxy, round robin",
     "nginx": "nginx, `least_conn`",
@@ -118,6 +118,7 @@ def draw(path: Path, picture: Path) -> None:
     bars = axes.barh(names, medians.to_numpy(), color=colours)
     axes.bar_label(bars, [f"{value:.0f} ms" for value in medians], padding=4)
     axes.set_xlim(0, 1.15 * float(medians.max()))
-    axes.set_xlabel("p99.9 in milliseconds; 1 % of requests block their server, 40 % load")
+    axes.set_xlabel("p99.9 in milliseconds")
+    figure.suptitle("1 % of requests block their server; servers 40 % busy", fontsize=11)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(picture, dpi=120)
