@@ -77,7 +77,7 @@ BENCHMARKS: Mapping[str, Benchmark] = {
         "--quick",
         {
             **QUICK,
-            "--peer": {"nargs": "+", "help": "contenders (all; four with --quick)"},
+            "--peer": {"nargs": "+", "help": "contenders (all; five with --quick)"},
             "--fault": {"nargs": "+", "help": "faults (all; five with --quick)"},
             "--load": {"type": float, "nargs": "+", "help": "shares of capacity (0.4 0.7)"},
             "--slots": {"type": int, "nargs": "+", "default": [1], "help": "for each server (1)"},

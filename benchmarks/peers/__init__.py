@@ -27,7 +27,13 @@ SEEDS, QUICK_SEEDS = (1, 2, 3), (1,)
 LOADS = (0.4, 0.7)
 QUICK_FAULTS = ("none", "pareto", "slow", "held", "silent")
 FAULTS = (*QUICK_FAULTS, "exponential", "sizes", "all-slow", "killed", "refused", "garbage")
-QUICK_PEERS = ("envoy-hedge", "haproxy-leastconn", "nginx", "ours-hedge")
+QUICK_PEERS = (
+    "envoy-least-request",
+    "envoy-hedge",
+    "haproxy-leastconn",
+    "nginx",
+    "ours-hedge",
+)
 REQUESTS, QUICK_REQUESTS = 8000, 3000
 
 
