@@ -388,7 +388,7 @@ async def test_a_check_that_fails_is_logged_and_answers_go_on(
             answered(await front.ask(images[:K]))
         await until(lambda: "internal error" in caplog.text)
         answered(await front.ask(images[:K]))
-    assert caplog.records[-1].__dict__["fields"]["reason"] == "ZeroDivisionError: of the check"
+    assert "ZeroDivisionError: of the check" in caplog.text
 
 
 async def test_a_check_decodes_its_member_once(
