@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Image sets: from data/ if it is there, else downloaded into the cache.
 DATA := $(if $(wildcard data),--data-dir data)
 # `validation` stands behind `latency`, whose rows it repeats.
-BENCHMARKS := accuracy backup-long backup-consistent equal-cost equal-cost-long superposition latency ablation policies spread auto off-map two-losses few-workers validation
+BENCHMARKS := accuracy backup-long equal-cost equal-cost-long superposition latency policies spread auto off-map two-losses few-workers validation
 
 # What README's first table shows, a file each: one that is there is kept, whatever it depends on.
 BUNDLES := mnist fashion cifar10
@@ -66,7 +66,7 @@ format: .venv/.installed-dev  ## repair the style
 # The quick version starts from nothing: rows that were kept would check nothing.
 bench-quick: .venv/.installed-bench  ## every benchmark in short and anew, into results/quick
 	rm -rf results/quick runs/quick
-	@$(MAKE) --no-print-directory -j1 -k $(filter-out quick-ablation,$(BENCHMARKS:%=quick-%))
+	@$(MAKE) --no-print-directory -j1 -k $(BENCHMARKS:%=quick-%)
 
 bench: .venv/.installed-bench  ## every benchmark in full, into docs/results: many hours; goes on where it stopped
 	@$(MAKE) --no-print-directory -j1 -k $(BENCHMARKS:%=bench-%) bench-page
@@ -84,15 +84,12 @@ quick-%: QUICK := --quick
 quick-%: SAVE := --save-dir runs/quick
 RUN_accuracy = codedinvnet bench accuracy $(QUICK) $(DATA) $(SAVE) --out $(TO)/accuracy.jsonl
 RUN_backup-long = codedinvnet bench accuracy configs/bench/backup-long.json $(QUICK) $(DATA) $(SAVE) --out $(TO)/accuracy.jsonl
-RUN_backup-consistent = codedinvnet bench accuracy configs/bench/backup-consistent.json $(QUICK) $(DATA) $(SAVE) \
-  --out $(TO)/backup-training.jsonl
 RUN_equal-cost = codedinvnet bench accuracy configs/bench/equal-cost.json $(QUICK) $(DATA) $(SAVE) --out $(TO)/equal-cost.jsonl
 RUN_equal-cost-long = codedinvnet bench accuracy configs/bench/equal-cost-long.json $(QUICK) $(DATA) $(SAVE) \
   --out $(TO)/equal-cost.jsonl
 RUN_superposition = codedinvnet bench accuracy configs/bench/superposition.json $(QUICK) $(DATA) $(SAVE) \
   --out $(TO)/equal-cost.jsonl
 RUN_latency = codedinvnet bench latency configs/bench/latency.json $(QUICK) $(DATA) $(SAVE) --out $(TO)/latency.jsonl
-RUN_ablation = python -m benchmarks ablation configs/bench/ablation.json $(DATA) $(SAVE) --out $(TO)/ablation.jsonl
 RUN_policies = codedinvnet simulate configs/bench/simulate-policies.json $(QUICK) --out $(TO)/policies.jsonl
 RUN_spread = codedinvnet simulate configs/bench/simulate-spread.json $(QUICK) --out $(TO)/spread.jsonl
 RUN_auto = codedinvnet simulate configs/bench/simulate-auto.json $(QUICK) --out $(TO)/auto.jsonl

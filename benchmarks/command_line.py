@@ -92,34 +92,6 @@ BENCHMARKS: Mapping[str, Benchmark] = {
         "--quick",
         {"--policy": {"default": "auto", "help": "the gateway's (auto)"}, **QUICK},
     ),
-    "ablation": Benchmark(
-        "measure what each part of the design is worth, one change at a time",
-        "configs/bench/ablation.json --data-dir data",
-        {
-            "grid": {"type": Path, "help": "grid file (JSON): base settings, rows, seeds"},
-            **out("a line a trial; finished ones in it are kept (runs/ablation.jsonl)"),
-            "--save-dir": {"type": Path, "help": "for runs (runs/ablation)"},
-            **DATA,
-            "--device": {"default": "auto", "help": "cpu, cuda, cuda:1 (auto)"},
-            "--no-test": {"action": "store_true", "help": "leave the test split unread"},
-        },
-    ),
-    "liars": Benchmark(
-        "count the answers after which a worker that answers wrongly is named",
-        "--data-dir data --json",
-        {
-            **BUNDLES,
-            **DATA,
-            **SEED,
-            "--runs": number(20, "runs of each fault"),
-            "--clean": number(1_000_000, "sound answers"),
-        },
-    ),
-    "drift": Benchmark(
-        "count what a service releases while its inputs are not those of its calibration",
-        "--data-dir data --json",
-        {**BUNDLES, **DATA, **SEED, "--runs": number(20, "runs of each drift")},
-    ),
     "trust": Benchmark(
         "check over random splits that released answers keep a limit on disagreement",
         "--data-dir data --json",
@@ -145,40 +117,6 @@ BENCHMARKS: Mapping[str, Benchmark] = {
             },
             **out("folder for model and protection (none)"),
             "--minutes": {"type": float, "default": 30.0, "help": "of codedinvnet protect (30)"},
-        },
-    ),
-    "straggling": Benchmark(
-        "serve a protected model under straggler models, and compare it with hedging",
-        "protection/ model.onnx --inputs x.npy --out out.jsonl",
-        {
-            "protection": {"type": Path, "help": "folder that `codedinvnet protect` wrote"},
-            "model": {"type": Path, "help": "the model that it protects"},
-            "--inputs": {
-                "type": Path,
-                "required": True,
-                "help": "those that the protection was made of",
-            },
-            "--method": {"help": "one of the protection's (the recommended one)"},
-            "--workers": number(11, "worker processes"),
-            "--load": {
-                "type": float,
-                "default": 0.4,
-                "help": "share of the workers' time that direct answers take (0.4)",
-            },
-            "--batch": number(1, "queries of a request"),
-            "--requests": number(10_000, "requests of a run"),
-            "--stragglers": {
-                "nargs": "+",
-                "default": ["pareto", "held", "slower"],
-                "help": "straggler models (pareto held slower)",
-            },
-            **SEED,
-            **out("the rows, JSON Lines; finished runs in it are kept", required=True),
-            "--log": {
-                "type": Path,
-                "default": Path("runs/straggling.log"),
-                "help": "of the servers (%(default)s)",
-            },
         },
     ),
     "load": Benchmark(

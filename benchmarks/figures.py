@@ -23,11 +23,10 @@ from pathlib import Path
 
 from pandas import DataFrame
 
-from benchmarks import ablation, bundles, drift, equal_cost, liars, policies, validation
+from benchmarks import bundles, equal_cost, policies, validation
 from benchmarks.bundles import BUNDLES, HARD
-from benchmarks.choosing import beside_hedge, choosing, fixed
+from benchmarks.choosing import beside_hedge, choosing
 from benchmarks.peers import pages as peers
-from benchmarks.winners import draw_map
 from codedinvnet.cli.common import guarded
 from codedinvnet.codes.registry import known_method
 from codedinvnet.errors import UserError
@@ -39,7 +38,6 @@ from codedinvnet.simulation import sweep
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results"
-ABLATION_GRID = ROOT / "configs" / "bench" / "ablation.json"
 DATASETS = (*BUNDLES, "tiny-imagenet")
 """The image sets that have a table of accuracy. The last one's bundle does not ship."""
 MEASURE = "python -m benchmarks.figures --data-dir data"
@@ -58,10 +56,6 @@ COMMANDS = {
     "two-losses.jsonl": SIMULATE.format("two-losses"),
     "few-workers.jsonl": SIMULATE.format("few-workers"),
     "spread.jsonl": SIMULATE.format("spread"),
-    "ablation.jsonl": "python -m benchmarks ablation configs/bench/ablation.json --data-dir data "
-    "--out",
-    "liars.json": "python -m benchmarks liars --data-dir data --json >",
-    "drift.json": "python -m benchmarks drift --data-dir data --json >",
     "paper-mnist-k2.json": "python ./main.py --config_file configs/mnist.json -fusion --nactors 2 "
     "-test_fusion && cp runs/mnist/fusion-k2/evaluation.json",
 }
@@ -202,12 +196,6 @@ FROM_FILE: Mapping[str, tuple[str, Callable[[Path], str]]] = {
     "beside-hedge": ("auto.jsonl", beside_hedge),
     "off-map": ("off-map.jsonl", choosing),
     "validation": ("validation.json", agreement),
-    "liars": ("liars.json", liars.table),
-    "drift": ("drift.json", drift.table),
-    "ablation": (
-        "ablation.jsonl",
-        lambda path: ablation.table(read_rows(path), ablation.load_grid(ABLATION_GRID)),
-    ),
 }
 """Name of a place in the pages -> the file that its table is made of, and how."""
 NEEDS: Mapping[str, Sequence[str]] = {
@@ -272,9 +260,6 @@ def shipped(folder: Path = RESULTS) -> str:
 def draw(folder: Path = RESULTS) -> None:
     """Draw the pictures of the rows beside them."""
     plots.draw_accuracy(folder / "accuracy.jsonl")
-    if (folder / "auto.jsonl").is_file():
-        frame = sweep.frame_of(sweep.read_rows(folder / "auto.jsonl"))
-        draw_map(frame[fixed(frame["policy"])], folder / "map.png")
     if (folder / "peers.jsonl").is_file():
         peers.draw(folder / "peers.jsonl", folder / "peers.png")
     if (folder / "policies.jsonl").is_file():

@@ -13,16 +13,21 @@ from matplotlib.figure import Figure
 from pandas import DataFrame, Series
 
 from benchmarks.bundles import BUNDLES, HARD
-from benchmarks.winners import colour
 from codedinvnet.codes.registry import find_method
 from codedinvnet.evaluation import tables
 from codedinvnet.evaluation.grid import read_rows
 from codedinvnet.evaluation.plots import STYLE
 from codedinvnet.files import write_picture
 from codedinvnet.scheduler.policies import UNCODED
-from codedinvnet.serving.policies import served_as
+from codedinvnet.serving.policies import SERVED, served_as
 from codedinvnet.simulation import sweep
 
+PALETTE = (
+    *("#777777", "#0072b2", "#e69f00", "#cc3311", "#009e73"),
+    *("#cc79a7", "#56b4e9", "#999933", "#000000"),
+)
+"""Colours that colour-blind readers can distinguish (Okabe and Ito), in the order of SERVED."""
+OTHER = "#332288"
 PLACE = ("pareto", 10)
 """Stragglers and images of a request, of the tail that is drawn."""
 CHOICE = ("auto", "hedge", "small-backup", "small-backup+hedge", "coded")
@@ -132,6 +137,11 @@ def choice(folder: Path, k: int = HARD) -> str:
             }
         )
     return tables.markdown(DataFrame(lines))
+
+
+def colour(policy: str) -> str:
+    """Return a policy's colour, the same in every picture; OTHER if PALETTE has none for it."""
+    return dict(zip(SERVED, PALETTE, strict=False)).get(policy, OTHER)
 
 
 def draw(path: Path) -> None:

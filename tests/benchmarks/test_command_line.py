@@ -3,12 +3,9 @@ from __future__ import annotations
 import inspect
 import shlex
 from importlib import import_module
-from pathlib import Path
-from typing import Any
 
 import pytest
 
-from benchmarks import ablation
 from benchmarks.command_line import BENCHMARKS, build_parser
 from tests.cli.test_command_line import commands
 from tests.conftest import Command
@@ -39,25 +36,4 @@ def test_options_are_the_parameters_of_a_function(call_benchmarks: Command) -> N
         words = shlex.split(BENCHMARKS[name].example)
         given = set(vars(build_parser().parse_args([name, *words])))
         assert given - {"run", "benchmark", "json"} == parameters
-    assert call_benchmarks("liars", "--runs", "0").code == 2
-
-
-def test_failures_of_the_ablation_are_told_after_its_table(
-    call_benchmarks: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    row: dict[str, Any] = {
-        "row": "all",
-        "data": "mnist",
-        "seed": 1,
-        "sizes": "10",
-        "version": "",
-        "error": "RuntimeError: no",
-    }
-    grid = Path(__file__).resolve().parents[2] / "configs" / "bench" / "ablation.json"
-    row["row"] = ablation.load_grid(grid).rows[0].name
-    report = {"rows": [row], "table": ablation.table([row], ablation.load_grid(grid))}
-    monkeypatch.setattr(ablation, "run", lambda *_, **__: report)
-    outcome = call_benchmarks("ablation", grid, "--out", tmp_path / "rows.jsonl")
-    assert outcome.code == 2
-    assert "failed: RuntimeError: no" in outcome.out
-    assert outcome.err.startswith("error: 1 of the trials failed; the errors are in ")
+    assert call_benchmarks("trust", "--runs", "0").code == 2
