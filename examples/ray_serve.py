@@ -15,7 +15,8 @@ from codedinvnet import UserError
 from codedinvnet.admin_client import read_token
 from codedinvnet.cli.options import from_text
 from codedinvnet.collector import freeze_loaded
-from codedinvnet.serving.app import log_to_stderr, open_app, warn_open
+from codedinvnet.net.listening import log_to_stderr
+from codedinvnet.serving.app import NOISY, open_app, warn_open
 from codedinvnet.serving.checks import check
 from codedinvnet.serving.config import ServeOptions
 
@@ -34,7 +35,7 @@ def app(arguments: dict[str, Any]) -> serve.Application:
     read_token(options.token_file)  # or it is refused now
 
     def make() -> Any:  # in the replica's process
-        log_to_stderr()
+        log_to_stderr(*NOISY)
         warn_open(options)
         made = open_app(options).http()
         freeze_loaded()

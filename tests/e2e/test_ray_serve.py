@@ -72,7 +72,7 @@ async def test_strangers_do_not_change_the_policy(
     """The application does not know on which addresses Ray Serve listens."""
     from examples import ray_serve
 
-    monkeypatch.setattr(ray_serve, "log_to_stderr", lambda: None)
+    monkeypatch.setattr(ray_serve, "log_to_stderr", lambda *_: None)
     arguments, headers = {"k": "2", "allowed_host": "a.example"}, {}
     if guarded:
         file = tmp_path / "token"
@@ -97,7 +97,7 @@ def test_the_examples_events_are_told_as_serve_tells_them(
 
     called: list[str] = []
     for name in ("log_to_stderr", "freeze_loaded"):
-        monkeypatch.setattr(ray_serve, name, lambda name=name: called.append(name))
+        monkeypatch.setattr(ray_serve, name, lambda *_, name=name: called.append(name))
     ray_serve.app({"source": "mnist", "k": "2", "allowed_host": "a.example,b.example"})
     assert called == []  # here is not where it runs
     makers[0]()

@@ -23,7 +23,6 @@ import torch
 from codedinvnet.data import sample_images
 from codedinvnet.evaluation.client import Client, connect
 from codedinvnet.models.bundle import Bundle, load_bundle
-from codedinvnet.net.logs import logger
 from codedinvnet.processes import descendants, free_port, server
 from tests.conftest import Command
 from tests.processes import (
@@ -399,12 +398,6 @@ def check_stop(number: signal.Signals, folder: Path) -> None:
 class TestRefused:
     """What cannot work is one line and exit code 2."""
 
-    @pytest.fixture(autouse=True)
-    def _logging(self) -> Iterator[None]:
-        before = (logger.handlers, logger.level, logger.propagate)
-        yield
-        logger.handlers, logger.level, logger.propagate = before
-
     def refused(self, call: Command, *words: str) -> str:
         outcome = call("serve", *words)
         assert outcome.code == 2
@@ -473,7 +466,7 @@ class TestRefused:
         assert f"cannot listen on 127.0.0.1:{port}: " in message
 
     def test_two_that_start_together(self, call: Command) -> None:
-        from codedinvnet.serving.app import bind
+        from codedinvnet.net.listening import bind
 
         with bind("127.0.0.1", 0) as other:  # as long as its workers load
             port = other.getsockname()[1]

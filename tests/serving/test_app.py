@@ -14,12 +14,14 @@ import uvloop
 
 from codedinvnet.admin_client import read_token
 from codedinvnet.errors import UserError
+from codedinvnet.net.listening import bind, log_to_stderr
 from codedinvnet.protocol.messages import Limits
 from codedinvnet.serving import app as serving
-from codedinvnet.serving.app import bind, log_to_stderr, open_app
+from codedinvnet.serving.app import NOISY, open_app
 from codedinvnet.serving.checks import check
 from codedinvnet.serving.config import ServeOptions
 from codedinvnet.serving.served import Classifier
+from tests.conftest import Command
 from tests.processes import wait_until
 from tests.serving.options import changed
 
@@ -55,7 +57,6 @@ def test_it_runs_on_uvloop(monkeypatch: pytest.MonkeyPatch) -> None:
         loops.append(asyncio.get_running_loop())
 
     monkeypatch.setattr(serving, "_serve", serves)
-    monkeypatch.setattr(serving, "log_to_stderr", lambda: None)
     serving.serve(ServeOptions(source="mnist"))
     assert [type(loop) for loop in loops] == [uvloop.Loop]
 
@@ -167,20 +168,23 @@ def test_a_hung_query_has_time_to_be_sent_again(
 
 def test_what_clients_send_is_not_logged(capsys: pytest.CaptureFixture[str]) -> None:
     """uvicorn warns of every invalid request, whoever sends it; its errors are ours to know."""
-    names = ("codedinvnet.serving", "uvicorn", "asyncio")
-    before = [
-        (log, log.handlers, log.level, log.propagate) for log in map(logging.getLogger, names)
-    ]
-    try:
-        log_to_stderr()
-        logging.getLogger("uvicorn.error").warning("Invalid HTTP request received.")
-        assert capsys.readouterr().err == ""
-        logging.getLogger("uvicorn.error").error("Exception in ASGI application")
-        assert "Exception in ASGI application" in capsys.readouterr().err
-    finally:
-        for log, handlers, level, propagate in before:
-            log.handlers, log.propagate = handlers, propagate
-            log.setLevel(level)
+    undo, errors = log_to_stderr(*NOISY), logging.getLogger("uvicorn.error")
+    errors.warning("Invalid HTTP request received.")
+    assert capsys.readouterr().err == ""
+    errors.error("Exception in ASGI application")
+    assert "Exception in ASGI application" in capsys.readouterr().err
+    undo()
+    errors.error("after the service")
+    assert capsys.readouterr().err == ""
+
+
+def test_a_command_that_is_refused_leaves_no_handler(call: Command) -> None:
+    """What is logged later in this process would go to a stream that is closed by then."""
+    loggers = [logging.getLogger(name) for name in ("codedinvnet.serving", "asyncio", *NOISY)]
+    before = [(list(log.handlers), log.level, log.propagate) for log in loggers]
+    assert call("serve", "nothing").code == 2
+    assert call("gateway", "--upstream", "nothing", "--port", "0").code == 2
+    assert [(log.handlers, log.level, log.propagate) for log in loggers] == before
 
 
 def test_a_token(tmp_path: Path) -> None:

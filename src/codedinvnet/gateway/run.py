@@ -434,5 +434,8 @@ async def serve(options: GatewayOptions, resolver: Resolver | None) -> None:
 
 def run_gateway(options: GatewayOptions, resolver: Resolver | None = None) -> None:
     """Run `codedinvnet gateway`."""
-    log_to_stderr()
-    uvloop.run(serve(options, resolver))
+    stop_logging = log_to_stderr()
+    try:
+        uvloop.run(serve(options, resolver))
+    finally:
+        stop_logging()

@@ -9,6 +9,7 @@ import resource
 import signal
 import socket
 import sys
+from collections.abc import Callable
 
 from codedinvnet.errors import UserError
 from codedinvnet.net.logs import JsonLines, logger
@@ -69,14 +70,29 @@ def allow_files() -> int:
     return max(16, min(found - OTHER_FILES, found // 2))
 
 
-def log_to_stderr() -> None:
-    """Write events as JSON lines to standard error."""
+def log_to_stderr(*errors_of: str) -> Callable[[], None]:
+    """Write events as JSON lines to standard error; return a function that undoes this.
+
+    Args:
+        errors_of: names of loggers of which only errors are written.
+    """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
-    for name, level in ((logger.name, logging.INFO), ("asyncio", logging.WARNING)):
+    levels = {logger.name: logging.INFO, "asyncio": logging.WARNING}
+    levels |= dict.fromkeys(errors_of, logging.ERROR)
+    before = []
+    for name, level in levels.items():
         chosen = logging.getLogger(name)
+        before.append((chosen, chosen.handlers, chosen.level, chosen.propagate))
         chosen.handlers, chosen.propagate = [handler], False
         chosen.setLevel(level)
+
+    def undo() -> None:
+        for chosen, handlers, level, propagate in before:
+            chosen.handlers, chosen.propagate = handlers, propagate
+            chosen.setLevel(level)
+
+    return undo
 
 
 def stop_signals() -> asyncio.Event:

@@ -6,9 +6,6 @@ import asyncio
 import contextlib
 import logging
 import math
-import signal
-import socket
-import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -25,13 +22,13 @@ from codedinvnet.collector import freeze_loaded, keep_freed
 from codedinvnet.data import SAMPLES, sample_images
 from codedinvnet.errors import UserError
 from codedinvnet.net.background import Background
-from codedinvnet.net.logs import JsonLines, log_event, logger
+from codedinvnet.net.listening import address, allow_files, bind, log_to_stderr, stop_signals
+from codedinvnet.net.logs import log_event
 from codedinvnet.net.tls import Certificate, follow, read_certificate
 from codedinvnet.scheduler.policies import POLICIES, Policy
 from codedinvnet.scheduler.settings import Rules, pending_limit
-from codedinvnet.serving.api import connections
 from codedinvnet.serving.api.bodies import BodyMemory
-from codedinvnet.serving.api.connections import BoundedHttp, allow_files, connection_limit
+from codedinvnet.serving.api.connections import BoundedHttp
 from codedinvnet.serving.api.http import ApiOptions, HttpApi
 from codedinvnet.serving.api.page import demo_requests, page_routes
 from codedinvnet.serving.checks import check, split_policy
@@ -54,6 +51,8 @@ DRAIN_TIMEOUT = 10
 KEEP_ALIVE = 75
 """Seconds that an idle connection stays open."""
 STARTED_POLL = 0.01
+NOISY = ("uvicorn", "opentelemetry")
+"""Loggers of which only errors are written."""
 
 
 @dataclass(frozen=True)
@@ -182,32 +181,6 @@ def rules_of(options: ServeOptions, opened: Opened, policy: Policy) -> Rules:
 # Listening
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """Return a listening socket.
-
-    Raises:
-        UserError: if the address is taken or not ours.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # With the protocol named, the event loop knows that it is TCP and switches Nagle's algorithm
-    # off: otherwise a response's body waits for the client's delayed acknowledgement, 40 ms.
-    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    # Its connections inherit it: clients that are gone without a word are found out.
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    if sys.platform == "linux":  # so are those that read nothing: closing waits for them otherwise
-        milliseconds = round(1000 * connections.UNREAD)
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
-    try:
-        listener.bind((host, port))
-        listener.listen()  # now, since two that only bind do not notice each other
-    except (OSError, UnicodeError) as error:  # the latter of what can be no host's name
-        listener.close()
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"cannot listen on {host}:{port}: {reason}") from error
-    return listener
-
-
 class Server(uvicorn.Server):
     """A server that stops with its service, and leaves signals to its caller.
 
@@ -218,11 +191,10 @@ class Server(uvicorn.Server):
     """
 
     def __init__(self, api: HttpApi, deadline: float, certificate: Certificate | None) -> None:
-        most = connection_limit(api.dispatcher.rules.workers)
         super().__init__(
             uvicorn.Config(
                 api,
-                http=type("Http", (BoundedHttp,), {"most": most}),
+                http=type("Http", (BoundedHttp,), {"most": allow_files()}),
                 ws="none",
                 log_config=None,
                 access_log=False,
@@ -266,9 +238,7 @@ async def listening(
                 raise UserError(f"the server on {host}:{port} ended while starting")
             if certificate is not None and server.config.ssl is not None:
                 background.spawn(follow(certificate, server.config.ssl, "HTTP"))
-            name, number = listener.getsockname()[:2]
-            scheme = "http" if certificate is None else "https"
-            yield f"{scheme}://[{name}]:{number}" if ":" in name else f"{scheme}://{name}:{number}"
+            yield address(listener, certificate is not None)
         finally:
             await background.stop()
             server.should_exit = True
@@ -319,20 +289,6 @@ async def grpc_listening(app: App, memory: BodyMemory, api: HttpApi) -> AsyncIte
 # The command
 
 
-def log_to_stderr() -> None:
-    """Write the service's events as JSON lines to standard error."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonLines())
-    # uvicorn's warnings are of what clients send, a line for each request.
-    levels = {logger.name: logging.INFO, "uvicorn": logging.ERROR, "asyncio": logging.WARNING}
-    levels["opentelemetry"] = logging.ERROR
-    for name, level in levels.items():
-        chosen = logging.getLogger(name)
-        chosen.handlers = [handler]
-        chosen.setLevel(level)
-        chosen.propagate = False
-
-
 def warn_open(options: ServeOptions) -> None:
     """Log what others may do who reach the port and need no token."""
     if options.is_open:
@@ -342,47 +298,45 @@ def warn_open(options: ServeOptions) -> None:
 
 
 async def _serve(options: ServeOptions, app: App) -> None:
-    """Serve until SIGTERM, Ctrl-C, or SIGHUP, unless that is ignored (`nohup`)."""
+    """Serve until a signal; see `stop_signals`."""
     warn_open(options)
-    loop, stop = asyncio.get_running_loop(), asyncio.Event()
-    starting = asyncio.current_task()
+    stop = stop_signals()
+    up = False
 
-    def ended() -> None:
-        if starting is not None:
-            starting.cancel()
-        else:
-            stop.set()
+    async def run() -> None:
+        nonlocal up
+        async with running(options, app) as (address, _):
+            up = True
+            freeze_loaded()
+            keep_freed()
+            rules, choices = app.dispatcher.rules, app.choices
+            size = "" if choices.method is None else f", k = {choices.size}"
+            print(
+                f"serving {options.source} on {address}: {rules.workers} workers, policy "
+                f"{rules.policy.name}{size} (Ctrl-C or SIGTERM drains and stops)",
+                flush=True,
+            )
+            await stop.wait()
+            app.dispatcher.announce_draining()  # closing the connections first takes a while
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, ended)
-    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
-        loop.add_signal_handler(signal.SIGHUP, ended)
-    async with running(options, app) as (address, _):
-        starting = None
-        freeze_loaded()
-        keep_freed()
-        rules, choices = app.dispatcher.rules, app.choices
-        size = "" if choices.method is None else f", k = {choices.size}"
-        print(
-            f"serving {options.source} on {address}: {rules.workers} workers, policy "
-            f"{rules.policy.name}{size} (Ctrl-C or SIGTERM drains and stops)",
-            flush=True,
-        )
-        await stop.wait()
-        app.dispatcher.announce_draining()  # connections are waited for first, which takes a while
-        # A second Ctrl-C ends at once. A second SIGTERM does not: timeout(1) sends one to the
-        # process and one to its group.
-        loop.remove_signal_handler(signal.SIGINT)
+    running_task, stopped = asyncio.ensure_future(run()), asyncio.ensure_future(stop.wait())
+    await asyncio.wait({running_task, stopped}, return_when=asyncio.FIRST_COMPLETED)
+    if not up:  # asked to stop before it was up, or it cannot start
+        running_task.cancel()
+    stopped.cancel()
+    await running_task
 
 
 def serve(options: ServeOptions) -> None:
     """Serve until SIGTERM or Ctrl-C, then drain and stop."""
-    log_to_stderr()
-    allow_files()
+    # uvicorn's warnings are about what clients send, a line for each request.
+    stop_logging = log_to_stderr(*NOISY)
     try:
         # Before the event loop has the signals: it would see none while the model is loaded.
         app = open_app(options)
-    except KeyboardInterrupt:  # asked to stop before it was up
+        with contextlib.suppress(asyncio.CancelledError):  # asked to stop before it was up
+            uvloop.run(_serve(options, app))
+    except KeyboardInterrupt:  # likewise
         return
-    with contextlib.suppress(asyncio.CancelledError):  # likewise
-        uvloop.run(_serve(options, app))
+    finally:
+        stop_logging()

@@ -14,11 +14,12 @@ import pytest
 import uvicorn
 import uvloop
 
+from codedinvnet.net import listening
+from codedinvnet.net.listening import allow_files, bind
 from codedinvnet.net.logs import Quiet
 from codedinvnet.serving.api import connections
 from codedinvnet.serving.api.bodies import GONE
-from codedinvnet.serving.api.connections import BoundedHttp, allow_files, connection_limit
-from codedinvnet.serving.app import bind
+from codedinvnet.serving.api.connections import BoundedHttp
 from tests.observing import until
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: test\r\n"
@@ -334,38 +335,25 @@ def test_a_client_that_does_not_read_keeps_no_connection(
             writer.write(head + b"Content-Length: 32000000\r\n\r\n" + bytes(32_000_000))
             await asyncio.wait_for(lost.wait(), 30)
 
-    monkeypatch.setattr(connections, "UNREAD", 0.5)
+    monkeypatch.setattr(listening, "UNREAD", 0.5)
     runner(run())
 
 
 @pytest.mark.parametrize(
-    ("files", "workers", "most"),
+    ("limits", "wanted", "most"),
     [
-        (1024, 11, 861),
-        (256, 100, 16),
-        (1 << 20, 1, 1 << 14),
-        (resource.RLIM_INFINITY, 1, 1 << 14),
+        ((1024, 4096), (4096, 4096), 512),
+        ((1024, resource.RLIM_INFINITY), (1 << 20, resource.RLIM_INFINITY), 512),
+        ((1024, 1 << 30), (1 << 20, 1 << 30), 512),
+        ((256, 256), None, 16),
+        ((resource.RLIM_INFINITY, resource.RLIM_INFINITY), None, 1 << 19),
     ],
 )
-def test_workers_keep_room(
-    files: int, workers: int, most: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(resource, "getrlimit", lambda _: (files, files))
-    assert connection_limit(workers) == most
-
-
-@pytest.mark.parametrize(
-    ("limits", "wanted"),
-    [
-        ((1024, 4096), (4096, 4096)),
-        ((1024, resource.RLIM_INFINITY), (1 << 20, resource.RLIM_INFINITY)),
-        ((1024, 1 << 30), (1 << 20, 1 << 30)),
-        ((4096, 4096), None),
-        ((resource.RLIM_INFINITY, resource.RLIM_INFINITY), None),
-    ],
-)
-def test_the_limit_on_files_is_raised(
-    limits: tuple[int, int], wanted: tuple[int, int] | None, monkeypatch: pytest.MonkeyPatch
+def test_the_limit_on_files_is_raised_and_half_of_them_are_connections(
+    limits: tuple[int, int],
+    wanted: tuple[int, int] | None,
+    most: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     asked = []
 
@@ -375,5 +363,5 @@ def test_the_limit_on_files_is_raised(
 
     monkeypatch.setattr(resource, "getrlimit", lambda _: limits)
     monkeypatch.setattr(resource, "setrlimit", refuses)
-    allow_files()
+    assert allow_files() == most
     assert asked == ([] if wanted is None else [wanted])

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import resource
 from array import array
 from typing import Any
 
@@ -20,36 +18,8 @@ LONGEST_HEAD = 64 * 1024
 trailers), in addition to those that come together with the first one."""
 HEAD_TIMEOUT = 10.0
 """Seconds in which they must be here."""
-UNREAD = 60.0
-"""Seconds for which a client may take nothing of what is sent to it."""
-FILES_OF_A_WORKER = 8
-"""Open files that a worker may take in this process, with the next one that is starting, in
-addition to one for each of its slots."""
-OTHER_FILES = 64
-"""Open files that are neither connections nor workers."""
-FEWEST_CONNECTIONS, MOST_CONNECTIONS = 16, 1 << 14
-MOST_FILES = 1 << 20
-"""Open files that are asked for; each costs nothing before it is open."""
 MOST_PIPELINED = 64
 """Requests of one connection that may wait for their turn."""
-
-
-def allow_files() -> None:
-    """Let this process open as many files as it may allow itself, up to `MOST_FILES`."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
-    if soft != resource.RLIM_INFINITY and soft < most:
-        with contextlib.suppress(ValueError, OSError):  # macOS has limits of its own
-            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-
-
-def connection_limit(workers: int) -> int:
-    """Return how many connections there may be, so that workers can be called and replaced."""
-    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if files == resource.RLIM_INFINITY:
-        return MOST_CONNECTIONS
-    left = files - OTHER_FILES - workers * (FILES_OF_A_WORKER + 1)
-    return min(max(FEWEST_CONNECTIONS, left), MOST_CONNECTIONS)
 
 
 class TooManyAtOnce(Exception):
@@ -125,7 +95,7 @@ class BoundedHttp(HttpToolsProtocol):
     does not keep the connection open. Requests find in their scope what ends with the connection.
     """
 
-    most = MOST_CONNECTIONS
+    most = 1 << 14
     """Connections; those beyond are closed at once."""
     refused = Quiet()
     """Logs these."""
