@@ -117,7 +117,7 @@ def test_bad_value_names_the_key(objective: str, key: str, value: Any) -> None:
 @pytest.mark.parametrize("kind", ["unet", "lean"])
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("more_for_few", True), ("few_width", 4), ("cell_width", 4), ("mirrored", True)],
+    [("more_for_few", True), ("few_width", 4), ("cell_width", 4)],
 )
 def test_what_only_a_mosaic_has_is_refused(kind: str, key: str, value: int) -> None:
     encoder = {"kind": kind, "width": 4, key: value}
@@ -127,7 +127,6 @@ def test_what_only_a_mosaic_has_is_refused(kind: str, key: str, value: int) -> N
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"mirrored": True}, "set cell_width"),
         ({"few_width": 4}, "set it, too"),
         ({"more_for_few": True, "cell_width": 4}, "set side_features, or leave cell_width out"),
     ],
@@ -164,21 +163,6 @@ def test_what_pixels_cannot_train_is_refused(encoder: dict[str, Any], told: str)
     lean = put(raw, "fusion.encoder", {"kind": "lean", "width": 4})
     assert parse_settings(lean, "settings").fusion.encoder.kind == "lean"
     assert told in complaint(put(raw, "fusion.encoder", encoder))
-
-
-@pytest.mark.parametrize(
-    ("network", "told"),
-    [
-        ({"kind": "irevnet"}, "needs a bounded i-ResNet"),
-        ({"coefficient": None}, "needs a bounded i-ResNet"),
-        ({"injective_padding": 4}, "set network.injective_padding to 0"),
-    ],
-)
-def test_networks_without_a_density_are_refused(network: dict[str, Any], told: str) -> None:
-    raw = put(tiny_settings(), "training.objective", "density")
-    assert parse_settings(raw, "settings").training.objective == "density"
-    raw["network"] |= network
-    assert told in complaint(raw)
 
 
 def not_json(path: Path) -> None:

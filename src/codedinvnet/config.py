@@ -55,12 +55,9 @@ class NetworkSettings(Section):
     blocks: Annotated[tuple[Positive, ...], Field(min_length=1)] = (7, 7, 7)
     strides: tuple[Literal[1, 2], ...] = (1, 2, 2)
     hidden: tuple[Positive, ...] = (32, 64, 128)
-    coefficient: Annotated[float, Field(gt=0, lt=1)] | None = 0.9
-    """Bound on the norm of an i-ResNet's convolutions; null: none, an ordinary residual network
-    without an inverse, which shows what the bound costs."""
+    coefficient: Annotated[float, Field(gt=0, lt=1)] = 0.9
+    """Bound on the norm of an i-ResNet's convolutions."""
     initial_squeeze: Positive = 2
-    injective_padding: Annotated[int, Field(ge=0)] = 0
-    nonlinearity: Literal["elu", "relu", "softplus"] = "elu"
     head_hidden: Annotated[int, Field(ge=0)] = 0
     """Width of a hidden layer in the head g (0: none)."""
     head_channels: Annotated[int, Field(ge=0)] = 0
@@ -81,7 +78,6 @@ class NetworkSettings(Section):
 class TrainSettings(Section):
     """How f and g are trained."""
 
-    objective: Literal["classification", "density"] = "classification"
     epochs: Positive
     batch_size: Annotated[int, Field(ge=2)] = 128
     learning_rate: Rate = 1e-3
@@ -89,7 +85,7 @@ class TrainSettings(Section):
     """Of f and g, and of all that the recovery objective trains in both phases: E and g', too."""
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of the steps in which the rate rises, before its cosine decay."""
-    mixup: Literal["manifold", "input", "none"] = "manifold"
+    mixup: Literal["manifold", "none"] = "manifold"
     mixup_alpha: Rate = 1.0
     flip: bool = False
     """Augmentation: mirror half of the images. `flip` and `shift` hold in the recovery objective,
@@ -101,8 +97,6 @@ class TrainSettings(Section):
     of the time on some processors; one without instructions for it trains in float32. A mosaic's E,
     and rivals without a parity model, train as f does."""
     init_batch: Positive = 1024
-    series_terms: Positive = 5
-    trace_samples: Positive = 1
 
 
 class PartSettings(Section):
@@ -143,15 +137,13 @@ class EncoderSettings(Section):
     """Mosaic: their width; 0: as `width`."""
     cell_width: Annotated[int, Field(ge=0)] = 0
     """Mosaic: channels of the first stage of those that draw the cells alone; 0: there are none."""
-    mirrored: bool = False
-    """Mosaic: these stages see the mirrored images, so that latent and side features err apart."""
 
     @model_validator(mode="after")
     def _small_only(self) -> EncoderSettings:
         for key in ("side_features", "depth"):
             if self.kind == "unet" and getattr(self, key):
                 raise ValueError(f"the U-Net has no {key}; use the lean or mosaic encoder")
-        for key in ("more_for_few", "few_width", "cell_width", "mirrored"):
+        for key in ("more_for_few", "few_width", "cell_width"):
             if self.kind != "mosaic" and getattr(self, key):
                 raise ValueError(f"the {self.kind} encoder has no {key}; use the mosaic")
         if self.few_width and not self.more_for_few:
@@ -160,8 +152,6 @@ class EncoderSettings(Section):
             raise ValueError(
                 "more_for_few adds to side features: set side_features, or leave cell_width out"
             )
-        if self.mirrored and not self.cell_width:
-            raise ValueError("mirrored cells need stages of their own: set cell_width")
         return self
 
 
@@ -212,8 +202,6 @@ class RecoveryFusionSettings(Section):
     joint_batch_size: Annotated[int, Field(ge=2)] = 48
     joint_epochs: Annotated[int, Field(ge=0)]
     joint_learning_rate: Rate = 3e-4
-    decoded_weight: Annotated[float, Field(ge=0)] = 1.0
-    """Weight of the cross-entropy of the decoded answers; 0: E learns from latents alone."""
     distilled_share: Annotated[float, Field(ge=0, le=1)] = 0.0
     """How far decoded answers follow the direct answers' probabilities rather than the labels, of
     images that are answered directly, too (Hinton et al., 2015, section 2)."""
@@ -264,30 +252,6 @@ class Settings(Section):
     network: NetworkSettings = NetworkSettings()
     training: TrainSettings
     fusion: FusionSettings
-
-    @model_validator(mode="after")
-    def _inverse_if_needed(self) -> Settings:
-        bounded = self.network.kind != "iresnet" or self.network.coefficient is not None
-        if not bounded and isinstance(self.fusion, PixelFusionSettings):
-            raise ValueError("the targets of the pixels need f's inverse: set network.coefficient")
-        return self
-
-    @model_validator(mode="after")
-    def _density_if_it_means_one(self) -> Settings:
-        """Refuse networks for which the change of variables does not hold."""
-        if self.training.objective != "density":
-            return self
-        if self.network.kind != "iresnet" or self.network.coefficient is None:
-            raise ValueError(
-                "density estimation needs a bounded i-ResNet: set network.kind to 'iresnet' and "
-                "network.coefficient"
-            )
-        if self.network.injective_padding:
-            raise ValueError(
-                "density estimation needs a latent of the image's size: set "
-                "network.injective_padding to 0"
-            )
-        return self
 
 
 def load_settings(path: Path) -> Settings:

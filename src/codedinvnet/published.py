@@ -71,8 +71,6 @@ def translate_published(raw: dict[str, Any], path: Path) -> dict[str, Any]:
             "hidden": get(*inet, "nChannels", default=[32, 64, 128]),
             "coefficient": get(*inet, "coeff", default=0.9),
             "initial_squeeze": get(*inet, "init_ds", default=2),
-            "injective_padding": get(*inet, "inj_pad", default=0),
-            "nonlinearity": get(*inet, "nonlin", default="elu"),
             "head_pooled": True,
         },
         "training": {
@@ -81,8 +79,6 @@ def translate_published(raw: dict[str, Any], path: Path) -> dict[str, Any]:
             "mixup": "manifold" if get(*inet, "mixup_hidden", default=True) else "none",
             "mixup_alpha": get(*inet, "mixup_alpha", default=1.0),
             "init_batch": get(*inet, "init_batch", default=1024),
-            "series_terms": get(*setting, "numSeriesTerms", default=5),
-            "trace_samples": get(*setting, "numTraceSamples", default=1),
             **AUGMENTED.get(dataset, {}),
         },
         "fusion": {

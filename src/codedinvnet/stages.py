@@ -55,7 +55,6 @@ from codedinvnet.nn.lipschitz import constrain_exactly
 from codedinvnet.progress import Progress
 from codedinvnet.provenance import describe_command, describe_commit, describe_machine
 from codedinvnet.training.check import (
-    check_head,
     check_images,
     check_settings,
 )
@@ -216,7 +215,6 @@ def fuse(run: Run, members: int) -> dict[str, Any]:
     check_network_images(source, trained)
     named = as_trained(run.settings, run.network_folder, trained)
     settings = with_members(named, members)
-    check_head(settings)
     run = replace(run, settings=settings)
     fusion = settings.fusion
     recovery = isinstance(fusion, RecoveryFusionSettings)
@@ -403,7 +401,6 @@ def reproduce(run: Run, members: int) -> dict[str, Any]:
     check_images(source, trained_on.shape, trained_on.classes, "the network")
     if len(source) < members:
         raise UserError(f"groups of {members} cannot be drawn from {len(source)} test images")
-    check_head(run.settings)
     train(run, members)
     pixels = isinstance(run.settings.fusion, PixelFusionSettings)
     sampling = sample(run, members)["seconds"] if pixels else 0.0

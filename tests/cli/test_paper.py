@@ -86,18 +86,6 @@ class TestPaper:
         assert refused.code == 2
         assert "training.batch_size 350 -> 50" in refused.err
 
-    def test_density_has_a_folder_of_its_own(
-        self, data_dir: Path, tmp_path: Path, call_paper: Command
-    ) -> None:
-        raw = tiny_settings()
-        raw["training"].update(epochs=1, batch_size=350)
-        config = write_settings(tmp_path / "own.json", raw)
-        words = ["--config_file", config, "--data_dir", data_dir, "--save_dir", tmp_path / "runs"]
-        outcome = call_paper(*words, "-densityEstimation")
-        assert outcome.code == 0
-        assert "validation_bits_per_dimension" in outcome.out
-        assert [path.name for path in (tmp_path / "runs").iterdir()] == ["tiny-recovery-density"]
-
 
 def test_what_a_data_folder_lacks_is_downloaded_into_it_unless_it_was_asked_for(
     data_dir: Path, tmp_path: Path, call_paper: Command, monkeypatch: pytest.MonkeyPatch
@@ -138,7 +126,6 @@ BAD_PAPER: dict[str, tuple[list[str], str]] = {
     "fusion batch of none": (["-fusion", "--batch_size", "0"], "fusion.batch_size"),
     "rate not a number": (["--lr", "nan"], "training.learning_rate"),
     "no encoder": (["-fusion", "--nactors", "2", "-test_fusion"], "no trained fusion encoder"),
-    "no checkpoint": (["-densityEstimation", "--resume", "2"], "no checkpoint"),
     "another epoch": (["--resume", "2"], "is of epoch 3"),
     "runs that cannot be kept": (
         ["--save_dir", "/dev/null/runs"],

@@ -108,7 +108,7 @@ def test_the_inverse_of_the_mean_latent_is_a_perfect_parity_image(kind: str, siz
         ({}, (1, 8, 6), "squeeze by 2 cannot divide an image of 4x3"),
         ({"initial_squeeze": 3}, (1, 8, 8), "squeeze by 3 cannot divide an image of 8x8"),
         ({"kind": "irevnet"}, (1, 8, 7), "squeeze by 2 cannot divide an image of 8x7"),
-        ({"kind": "irevnet", "injective_padding": 3}, (1, 8, 8), "cannot halve 7 channels"),
+        ({"kind": "irevnet", "initial_squeeze": 1}, (3, 8, 8), "cannot halve 3 channels"),
     ],
 )
 def test_a_network_that_does_not_fit_is_the_users_error(

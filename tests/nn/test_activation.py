@@ -1,14 +1,12 @@
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from codedinvnet.nn import activation
-from codedinvnet.nn.activation import NONLINEARITIES, elu, elu_
+from codedinvnet.nn.activation import elu, elu_
 
 SHAPES = [(1, 3, 4, 5), (7, 16, 16, 16), (40, 32, 16, 16)]
 """Below the smallest, in one piece, in several."""
@@ -53,13 +51,11 @@ def test_elu_passes_nan_and_infinity_on(shape: tuple[int, ...]) -> None:
         assert int(found.isnan().sum()) == 1
 
 
-@pytest.mark.parametrize("name", NONLINEARITIES)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_gradients_are_those_of_the_plain_function(name: str, shape: tuple[int, ...]) -> None:
-    plain: Callable[[Tensor], Tensor] = getattr(F, name)
+def test_gradients_are_those_of_the_plain_function(shape: tuple[int, ...]) -> None:
     x = values(shape, torch.float64).requires_grad_()
-    (expected,) = torch.autograd.grad(plain(x).square().sum(), x)
-    for act in NONLINEARITIES[name]:
+    (expected,) = torch.autograd.grad(F.elu(x).square().sum(), x)
+    for act in (elu, elu_):
         (found,) = torch.autograd.grad(act(x * 1.0).square().sum(), x)
         torch.testing.assert_close(found, expected, rtol=0.0, atol=1e-12)
 
@@ -67,5 +63,5 @@ def test_gradients_are_those_of_the_plain_function(name: str, shape: tuple[int, 
 def test_gradients_of_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(activation, "SMALLEST", 0)
     x = torch.randn(2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    for act in NONLINEARITIES["elu"]:
+    for act in (elu, elu_):
         assert torch.autograd.gradgradcheck(lambda v, act=act: act(v * 1.0), (x.requires_grad_(),))

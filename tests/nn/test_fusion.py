@@ -38,7 +38,6 @@ def encoder(name: str) -> FusionEncoder:
             more_for_few=more,
             cell_width=cell_width,
             few_width=5 if "wide" in name else 0,
-            mirrored="mirrored" in name,
         )
     elif name.startswith("unet"):
         made = UNetFusion(CHANNELS, filters=3, depth=5 if name == "unet-5" else 3)
@@ -163,9 +162,7 @@ def cells(parity: Tensor, members: int) -> list[Tensor]:
     return [cell for row in parity.chunk(rows, 2) for cell in row.chunk(columns, 3)]
 
 
-@pytest.mark.parametrize(
-    "name", ["mosaic", "mosaic-more", "mosaic-own", "mosaic-own-more-mirrored"]
-)
+@pytest.mark.parametrize("name", ["mosaic", "mosaic-more", "mosaic-own", "mosaic-own-more"])
 @pytest.mark.parametrize("members", range(1, LARGEST_MOSAIC + 1))
 def test_a_mosaic_has_one_cell_a_member_and_no_member_in_anothers(name: str, members: int) -> None:
     network, x = encoder(name), mosaic_groups(members)

@@ -21,7 +21,7 @@ from tests.nn.transforms import (
 
 @pytest.mark.parametrize("tolerance", [1e-2, 1e-4, 1e-6])
 def test_error_of_an_inverse_is_bounded_by_its_tolerance(tolerance: float) -> None:
-    transform = block("elu")
+    transform = block()
     x = 3 * noise(4, 2, 3, 4)
     back = transform.inverse(transform(x), tolerance=tolerance)
     error = (back - x).flatten(1).norm(dim=1)
@@ -35,7 +35,7 @@ def easy_and_hard() -> tuple[IResNetBlock, Tensor]:
 
     Its x and z are so far below 0 that the leading ReLU makes the branch constant there.
     """
-    transform = block("relu")
+    transform = block()
     x = noise(3, 2, 3, 4, seed=5).abs()
     x[1] = -50.0
     return transform, transform(x)
@@ -89,7 +89,7 @@ def test_a_secant_step_solves_what_is_linear_for_each_sample() -> None:
 
 
 def test_misled_secant_steps_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    transform = block("elu")
+    transform = block()
     x = 3 * noise(4, 2, 3, 4)
     misled: list[Tensor] = []
 
@@ -127,7 +127,7 @@ def test_a_network_passes_the_limits_of_an_inverse_on() -> None:
 def test_a_branch_that_is_too_coarse_for_the_tolerance_gets_finer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    exact = block("elu")
+    exact = block()
     narrow = copy.deepcopy(exact).float()
     whole, calls = IResNetBlock.branch, 0
 

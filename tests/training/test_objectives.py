@@ -1,10 +1,8 @@
-"""What the trainings learn: density, encoders, precision, steps and batch statistics."""
+"""What the trainings learn: encoders, precision, steps and batch statistics."""
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -12,10 +10,7 @@ import torch
 from codedinvnet import stages
 from codedinvnet.config import (
     RecoveryFusionSettings,
-    parse_settings,
 )
-from codedinvnet.data import load_images
-from codedinvnet.errors import UserError
 from codedinvnet.evaluation.accuracy import evaluation_report
 from codedinvnet.models.bundle import load_bundle
 from codedinvnet.training.network import NetworkStage
@@ -38,36 +33,6 @@ def test_irevnet_run(
     inversion = stages.test_inversion(run)
     assert inversion["largest_error"] < 1e-4
     assert "largest_singular_value" not in inversion
-
-
-def test_density_estimation_learns(data_dir: Path, tmp_path: Path) -> None:
-    raw = tiny_settings()
-    raw["training"].update(objective="density", epochs=3, batch_size=100)
-    run = make_run(raw, tmp_path, data_dir)
-    header = stages.train(run)
-    first = load_bits(run, raw, data_dir)
-    after = header["validation"]["validation_bits_per_dimension"]
-    assert math.isfinite(after)
-    assert after < first - 0.1
-    for refuses in (stages.fuse, stages.reproduce):  # reproduce before it trains
-        with pytest.raises(UserError, match="'density' trains no head"):
-            refuses(run, 2)
-    raw["fusion"] = tiny_settings("pixels")["fusion"]
-    with pytest.raises(UserError, match="'density' trains no head"):
-        stages.sample(make_run(raw, tmp_path, data_dir), 2)
-
-
-def load_bits(run: stages.Run, raw: dict[str, Any], data_dir: Path) -> float:
-    """Return the bits per dimension of the untrained, initialised network."""
-
-    stage = NetworkStage(
-        parse_settings(raw, "here"), load_images("mnist", "train", data_dir=data_dir), CPU
-    )
-    stage.initialise()
-    torch.manual_seed(0)
-    score, scalars = stage.validate()
-    assert scalars["validation_bits_per_dimension"] == -score
-    return -score
 
 
 def check_training(encoder: str, folder: Path) -> None:
@@ -104,30 +69,6 @@ def check_training(encoder: str, folder: Path) -> None:
         assert report["agreement"] > 0.6
         assert shuffled["normal_accuracy"] == report["normal_accuracy"]
         assert shuffled["recovered_accuracy"] < 0.3
-
-
-def test_the_encoder_alone_learns_from_latents(data_dir: Path, tmp_path: Path) -> None:
-    raw = tiny_settings()
-    raw["fusion"] |= {
-        "decoded_weight": 0.0,
-        "latent_weight": 1.0,
-        "joint_epochs": 0,
-        "epochs": 4,
-        "steps_per_epoch": 30,
-        "learning_rate": 0.005,
-        "head_hidden": 0,
-        "encoder": {"kind": "lean", "width": 4},
-    }
-    run = make_run(raw, tmp_path, data_dir)
-    stages.train(run)
-    stages.fuse(run, 4)
-    bundle = load_bundle(run.fusion_folder(4) / "bundle")
-    assert bundle.model.recovery_head is None
-    images = run.images("test").batch(torch.arange(200))[0].unflatten(0, (50, 4))
-    mean = bundle.embed(images.flatten(0, 1)).unflatten(0, (50, 4)).mean(1)
-    trained = (bundle.encode(images).latent - mean).square().mean()
-    average = (bundle.with_pixel_mean().encode(images).latent - mean).square().mean()
-    assert float(trained) < float(average)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

@@ -46,7 +46,7 @@ def test_a_step_follows_the_loss(
 ) -> None:
     """Every member is decoded as it would be served; all terms have weights of their own."""
     members, rate = 3, 0.1
-    weights = {"decoded_weight": 0.7, "evidence_weight": 0.3, "normal_weight": 1.7}
+    weights = {"evidence_weight": 0.3, "normal_weight": 1.7}
     raw = tiny_settings()
     raw["fusion"] |= {
         **weights,
@@ -96,8 +96,8 @@ def test_a_step_follows_the_loss(
     direct = before.classify(z.flatten(0, 1)[:answered])
     answers = before.recover(latents, side, members)
     alike = F.cross_entropy(answers[:answered], direct.detach().softmax(1))
+    decoded = (1 - distilled) * F.cross_entropy(answers, labels) + distilled * alike
     terms = {
-        "decoded_weight": (1 - distilled) * F.cross_entropy(answers, labels) + distilled * alike,
         "evidence_weight": F.cross_entropy(
             before.recover_from_latent(latents, side, members), labels
         )
@@ -105,7 +105,7 @@ def test_a_step_follows_the_loss(
     }
     if joint:
         terms["normal_weight"] = F.cross_entropy(direct, labels[:answered])
-    loss = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
+    loss = decoded + torch.stack([weights[name] * term for name, term in terms.items()]).sum()
     if kind == "lean":
         loss = loss + 0.4 * (members * sent.latent - z.sum(dim=1)).square().mean()
     trained = [name for name, p in before.named_parameters() if p.requires_grad]

@@ -43,12 +43,6 @@ def paper_main(argv: Sequence[str] | None = None) -> int:
     add("-sample_fusion", action="store_true", help="with -fusion: generate the data set")
     add("-test_fusion", action="store_true", help="with -fusion: evaluate on the test split")
     add("-test_inversion", action="store_true", help="invert the trained network on the test split")
-    add(
-        "-densityEstimation",
-        "--densityEstimation",
-        action="store_true",
-        help="train the network by maximum likelihood; without a head no fusion takes it",
-    )
     add("--device", default="auto", help="cpu, cuda, cuda:1 (auto)")
     arguments = parser.parse_args(argv)
     kept = "finished epochs and shards are kept: --resume goes on"
@@ -120,9 +114,6 @@ def _paper_settings(arguments: argparse.Namespace) -> Settings:
     from codedinvnet.config import load_settings, parse_settings
 
     raw = load_settings(arguments.config_file).model_dump(mode="json")
-    if arguments.densityEstimation:
-        raw["name"] += "-density"
-        raw["training"]["objective"] = "density"
     section = raw["fusion" if arguments.fusion else "training"]
     for flag, value, key in (
         ("--batch_size", arguments.batch_size, "batch_size"),

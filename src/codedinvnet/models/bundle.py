@@ -31,6 +31,13 @@ VALIDATION = "validation.safetensors"
 _DIGESTS = "digests"
 
 
+RETIRED: dict[str, Any] = {
+    **{"injective_padding": 0, "nonlinearity": "elu", "mirrored": False, "decoded_weight": 1.0},
+    **{"objective": "classification", "series_terms": 5, "trace_samples": 1},
+}
+"""Settings that bundles of older releases state, with the only values that still hold."""
+
+
 class InputDescription(Section):
     """What the model takes."""
 
@@ -300,7 +307,15 @@ def bundle_info(name: str | Path) -> BundleInfo:
         raise UserError(
             f"{path} has format version {version}; this release reads version {FORMAT_VERSION}"
         )
-    return validated(BundleInfo, raw, path)
+    return validated(BundleInfo, _current(raw), path)
+
+
+def _current(raw: Any) -> Any:
+    """Return JSON values without settings that are RETIRED."""
+    if not isinstance(raw, dict):
+        return raw
+    kept = {k: v for k, v in raw.items() if k not in RETIRED or v != RETIRED[k]}
+    return {k: _current(v) for k, v in kept.items()}
 
 
 def load_bundle(name: str | Path, device: torch.device | str = "cpu") -> Bundle:

@@ -140,7 +140,6 @@ def build_network(
         "strides": settings.strides,
         "hidden": settings.hidden,
         "initial_squeeze": settings.initial_squeeze,
-        "injective_padding": settings.injective_padding,
     }
     try:
         if settings.kind == "irevnet":
@@ -149,7 +148,6 @@ def build_network(
             input_shape,
             **shared,  # type: ignore[arg-type]
             coefficient=settings.coefficient,
-            nonlinearity=settings.nonlinearity,
         )
     except ValueError as error:
         size = "x".join(map(str, input_shape))
@@ -192,7 +190,6 @@ def build_encoder(settings: EncoderSettings, input_shape: tuple[int, int, int]) 
                 more_for_few=settings.more_for_few,
                 few_width=settings.few_width,
                 cell_width=settings.cell_width,
-                mirrored=settings.mirrored,
             )
         return LeanFusion(channels, **sizes)
     halvings = (height & -height).bit_length() - 1

@@ -1,4 +1,4 @@
-"""Nonlinearities of contracting branches, and a fast ELU for CPUs.
+"""A fast ELU for CPUs.
 
 PyTorch's ELU kernel spends most of its time on an expm1 that is exact in relative terms. Here
 ELU(x) = max(x, 2^(log2 e · min(x, 0)) - 1) is computed in five passes of simple vectorised kernels
@@ -9,7 +9,6 @@ power of 2, since PyTorch takes `exp` from a library that is slow on some proces
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -69,12 +68,3 @@ def elu_(x: Tensor) -> Tensor:
         return result
     _fill(x, x)
     return x
-
-
-NONLINEARITIES: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
-    # Each with its version for inputs that nobody else needs. All have slopes in [0, 1], so they
-    # keep a branch's bound; ELU's derivative is continuous, which density estimation needs.
-    "elu": (elu, elu_),
-    "relu": (F.relu, F.relu_),
-    "softplus": (F.softplus, F.softplus),
-}

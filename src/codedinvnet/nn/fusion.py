@@ -209,11 +209,6 @@ class MosaicFusion(_SharedStages):
         few_width: width of these stages, 4 and 6 times as many channels; 0: as `width`.
         cell_width: channels of the first of three stages that draw the cells alone, as deep as the
             others, which are left to the side features; 0: the same stages do both.
-        mirrored: whether the cells' own stages see the images from the other side, left for right,
-            so that the latents err apart from the side features.
-
-    Raises:
-        ValueError: if mirrored cells have no stages of their own.
     """
 
     keeps_apart = True
@@ -228,12 +223,8 @@ class MosaicFusion(_SharedStages):
         more_for_few: bool = False,
         few_width: int = 0,
         cell_width: int = 0,
-        mirrored: bool = False,
     ) -> None:
-        if mirrored and not cell_width:
-            raise ValueError("mirrored cells need stages of their own: a cell_width")
         super().__init__(channels, width=width, side_features=side_features, depth=depth)
-        self.mirrored = mirrored
         squeezed, drawn, few = 4 * channels, cell_width or width, few_width or width
         self.drawing = _Stages(channels, width=cell_width, depth=depth) if cell_width else None
         self.few = (
@@ -277,8 +268,6 @@ class MosaicFusion(_SharedStages):
                 pooled = F.adaptive_avg_pool2d(maps[-1], 2).flatten(1)
                 side = side + self.few_to_side(pooled).unflatten(0, (batch, members))
         if self.drawing is not None:
-            if self.mirrored:
-                squeezed = space_to_depth(x.flatten(0, 1).flip(-1), 2)
             h1, *maps = self.drawing.stages(squeezed)
         rows, columns = grid = mosaic_grid(members)
         tiles = self.fine[_key(grid)](torch.cat([squeezed, h1], dim=1))

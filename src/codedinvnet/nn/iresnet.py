@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from codedinvnet.nn.activation import NONLINEARITIES
-from codedinvnet.nn.layers import ActNorm, InjectivePad, Squeeze
+from codedinvnet.nn.activation import elu, elu_
+from codedinvnet.nn.layers import ActNorm, Squeeze
 from codedinvnet.nn.lipschitz import LipschitzConv2d, operator_norm
 from codedinvnet.nn.transform import InvertibleTransform, NotConverged, TransformSequence
 
@@ -55,8 +55,6 @@ class IResNetBlock(InvertibleTransform):
         hidden: channels between the convolutions.
         size: (H, W) of the input.
         coefficient: bound on each convolution; the branch's Lipschitz constant is at most its cube.
-            None: no bound, an ordinary residual block, which has no inverse (for comparisons).
-        nonlinearity: a key of NONLINEARITIES.
         first: leave out the leading nonlinearity (the network's first block sees pixels).
     """
 
@@ -66,26 +64,20 @@ class IResNetBlock(InvertibleTransform):
         hidden: int,
         size: tuple[int, int],
         *,
-        coefficient: float | None,
-        nonlinearity: str = "elu",
+        coefficient: float,
         first: bool = False,
     ) -> None:
         super().__init__()
-        self.nonlinearity = nonlinearity
         self.first = first
         self.size = size
 
         def conv(a: int, b: int, kernel: int) -> nn.Conv2d:
-            if coefficient is None:
-                return nn.Conv2d(a, b, kernel, padding=kernel // 2)
             return LipschitzConv2d(a, b, kernel, input_size=size, coefficient=coefficient)
 
         self.conv1 = conv(channels, hidden, 3)
         self.conv2 = conv(hidden, hidden, 1)
         self.conv3 = conv(hidden, channels, 3)
         self.rows = max(1, CACHED_BYTES // (4 * hidden * size[0] * size[1]))
-        self.series_terms = 5
-        self.trace_samples = 1
         self.iterations = 0
         """Iterations that the last inverse spent on its slowest sample."""
 
@@ -96,41 +88,12 @@ class IResNetBlock(InvertibleTransform):
         return self._branch(x)
 
     def _branch(self, x: Tensor) -> Tensor:
-        act, act_ = NONLINEARITIES[self.nonlinearity]
-        h = convolve(self.conv1, x if self.first else act(x))
-        h = convolve(self.conv2, act_(h))
-        return convolve(self.conv3, act_(h))
+        h = convolve(self.conv1, x if self.first else elu(x))
+        h = convolve(self.conv2, elu_(h))
+        return convolve(self.conv3, elu_(h))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.branch(x).add_(x)
-
-    def log_abs_det(self, x: Tensor) -> Tensor:
-        """Return log det (I + J_F) = Σ_n (-1)^(n+1) tr(J_F^n) / n, truncated (paper, section 3.1).
-
-        `series_terms` sets the truncation; the traces are Hutchinson estimates from
-        `trace_samples` random vectors, or exact (one pass per input element, for small maps and
-        tests) if that is 0. Differentiable when gradients are enabled.
-        """
-        with torch.enable_grad():
-            needs_graph = x.requires_grad or any(p.requires_grad for p in self.parameters())
-            if not x.requires_grad:
-                x = x.detach().requires_grad_(True)
-            y = self.branch(x)
-            if self.trace_samples:
-                probes = [torch.randn_like(x) for _ in range(self.trace_samples)]
-                weight = 1.0 / self.trace_samples
-            else:
-                basis = torch.eye(x[0].numel(), dtype=x.dtype, device=x.device)
-                probes = [e.view_as(x[0]).expand_as(x) for e in basis]
-                weight = 1.0
-            total = x.new_zeros(x.shape[0])
-            for v in probes:
-                w = v
-                for n in range(1, self.series_terms + 1):
-                    (w,) = torch.autograd.grad(y, x, w, create_graph=needs_graph, retain_graph=True)
-                    term = (w * v).flatten(1).sum(1) * (weight / n)
-                    total = total + term if n % 2 else total - term
-        return total if torch.is_grad_enabled() else total.detach()
 
     def inverse(self, z: Tensor, *, tolerance: float = 1e-5, max_iterations: int = 200) -> Tensor:
         """Solve x + F(x) = z by fixed-point iteration (paper, algorithm 1), with secant steps.
@@ -187,10 +150,8 @@ class IResNet(TransformSequence):
         blocks: blocks per stage.
         strides: 1, or 2 for a squeeze in front of the stage.
         hidden: branch channels per stage.
-        coefficient: bound on every convolution's norm; None: none, and no inverse.
+        coefficient: bound on every convolution's norm.
         initial_squeeze: factor of the first squeeze (1: none).
-        injective_padding: zero channels appended after the first squeeze.
-        nonlinearity: a key of NONLINEARITIES.
 
     Raises:
         ValueError: if a squeeze cannot divide the image.
@@ -203,10 +164,8 @@ class IResNet(TransformSequence):
         blocks: Sequence[int] = (7, 7, 7),
         strides: Sequence[int] = (1, 2, 2),
         hidden: Sequence[int] = (32, 64, 128),
-        coefficient: float | None = 0.9,
+        coefficient: float = 0.9,
         initial_squeeze: int = 2,
-        injective_padding: int = 0,
-        nonlinearity: str = "elu",
     ) -> None:
         transforms: list[InvertibleTransform] = []
         shape = input_shape
@@ -218,8 +177,6 @@ class IResNet(TransformSequence):
 
         if initial_squeeze > 1:
             add(Squeeze(initial_squeeze))
-        if injective_padding:
-            add(InjectivePad(injective_padding))
         first = True
         for count, stride, width in zip(blocks, strides, hidden, strict=True):
             if stride > 1:
@@ -232,7 +189,6 @@ class IResNet(TransformSequence):
                         width,
                         shape[1:],
                         coefficient=coefficient,
-                        nonlinearity=nonlinearity,
                         first=first,
                     )
                 )
@@ -262,13 +218,6 @@ class IResNet(TransformSequence):
             if isinstance(block, IResNetBlock)
             for conv in (block.conv1, block.conv2, block.conv3)
         )
-
-    def set_trace(self, *, series_terms: int, trace_samples: int) -> None:
-        """Set how `log_abs_det` estimates the traces of every block."""
-        for block in self.modules():
-            if isinstance(block, IResNetBlock):
-                block.series_terms = series_terms
-                block.trace_samples = trace_samples
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from codedinvnet.nn.layers import InjectivePad, Squeeze
+from codedinvnet.nn.layers import Squeeze
 from codedinvnet.nn.transform import InvertibleTransform, TransformSequence
 
 
@@ -45,16 +45,13 @@ class CouplingBlock(InvertibleTransform):
         a, b = x.chunk(2, dim=1)
         return torch.cat([b, a + self.branch(b)], dim=1)
 
-    def log_abs_det(self, x: Tensor) -> Tensor:
-        return x.new_zeros(x.shape[0])
-
     def inverse(self, z: Tensor, *, tolerance: float = 1e-5, max_iterations: int = 200) -> Tensor:
         b, c = z.chunk(2, dim=1)
         return torch.cat([c - self.branch(b), b], dim=1)
 
 
 class IRevNet(TransformSequence):
-    """A squeeze, optional injective padding, then stages of coupling blocks.
+    """A squeeze, then stages of coupling blocks.
 
     Args:
         input_shape: (C, H, W).
@@ -62,7 +59,6 @@ class IRevNet(TransformSequence):
         strides: 1, or 2 for a squeeze in front of the stage.
         hidden: channels inside the branches, per stage.
         initial_squeeze: factor of the first squeeze (1: none).
-        injective_padding: zero channels appended after the first squeeze.
 
     Raises:
         ValueError: if a squeeze cannot divide the image, or channels cannot be halved.
@@ -76,14 +72,11 @@ class IRevNet(TransformSequence):
         strides: Sequence[int],
         hidden: Sequence[int],
         initial_squeeze: int = 2,
-        injective_padding: int = 0,
     ) -> None:
         transforms: list[InvertibleTransform] = []
         shape = input_shape
         if initial_squeeze > 1:
             transforms.append(Squeeze(initial_squeeze))
-        if injective_padding:
-            transforms.append(InjectivePad(injective_padding))
         for transform in transforms:
             shape = transform.output_shape(shape)
         first = True
@@ -93,8 +86,7 @@ class IRevNet(TransformSequence):
                 shape = transforms[-1].output_shape(shape)
             if shape[0] % 2:
                 raise ValueError(
-                    f"a coupling block cannot halve {shape[0]} channels: "
-                    "change the squeezes or the injective padding"
+                    f"a coupling block cannot halve {shape[0]} channels: change the squeezes"
                 )
             for _ in range(count):
                 transforms.append(CouplingBlock(shape[0], width, first=first))

@@ -1,4 +1,4 @@
-"""Small invertible layers: squeeze, activation normalisation, injective padding."""
+"""Small invertible layers: squeeze and activation normalisation."""
 
 from __future__ import annotations
 
@@ -30,9 +30,6 @@ class Squeeze(InvertibleTransform):
     def forward(self, x: Tensor) -> Tensor:
         return space_to_depth(x, self.factor)
 
-    def log_abs_det(self, x: Tensor) -> Tensor:
-        return x.new_zeros(x.shape[0])
-
     def inverse(self, z: Tensor, *, tolerance: float = 1e-5, max_iterations: int = 200) -> Tensor:
         return F.pixel_shuffle(z, self.factor)
 
@@ -43,30 +40,6 @@ class Squeeze(InvertibleTransform):
                 f"a squeeze by {self.factor} cannot divide an image of {height}x{width} pixels"
             )
         return channels * self.factor**2, height // self.factor, width // self.factor
-
-
-class InjectivePad(InvertibleTransform):
-    """Append zero channels (Jacobsen et al., i-RevNet, ICLR 2018).
-
-    The map is injective but not onto: the inverse drops the channels, whatever is in them, so a
-    mean of latents has a preimage only approximately.
-    """
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.channels = channels
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.pad(x, (0, 0, 0, 0, 0, self.channels))
-
-    def log_abs_det(self, x: Tensor) -> Tensor:
-        return x.new_zeros(x.shape[0])
-
-    def inverse(self, z: Tensor, *, tolerance: float = 1e-5, max_iterations: int = 200) -> Tensor:
-        return z[:, : z.shape[1] - self.channels]
-
-    def output_shape(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
-        return shape[0] + self.channels, shape[1], shape[2]
 
 
 class ActNorm(InvertibleTransform):
@@ -93,9 +66,6 @@ class ActNorm(InvertibleTransform):
     def forward(self, x: Tensor) -> Tensor:
         scale = self.log_scale.exp().view(-1, 1, 1)
         return torch.addcmul(self.shift.view(-1, 1, 1), x, scale)
-
-    def log_abs_det(self, x: Tensor) -> Tensor:
-        return (self.log_scale.sum() * x.shape[2] * x.shape[3]).expand(x.shape[0])
 
     def inverse(self, z: Tensor, *, tolerance: float = 1e-5, max_iterations: int = 200) -> Tensor:
         return (z - self.shift[:, None, None]) * (-self.log_scale).exp()[:, None, None]

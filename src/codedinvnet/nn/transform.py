@@ -40,10 +40,6 @@ class InvertibleTransform(nn.Module, ABC):
         """Map x (B, C, H, W) to the transform's output (B, C', H', W')."""
 
     @abstractmethod
-    def log_abs_det(self, x: Tensor) -> Tensor:
-        """Return the logarithm of abs(det J(x)) of the forward map, in nats, as (B,)."""
-
-    @abstractmethod
     def inverse(self, z: Tensor, *, tolerance: float = 1e-5, max_iterations: int = 200) -> Tensor:
         """Return x with forward(x) = z.
 
@@ -76,13 +72,6 @@ class TransformSequence(InvertibleTransform):
         for transform in self.transforms:
             x = transform(x)
         return x
-
-    def log_abs_det(self, x: Tensor) -> Tensor:
-        total = x.new_zeros(x.shape[0])
-        for transform in self.steps():
-            total = total + transform.log_abs_det(x)
-            x = transform(x)
-        return total
 
     def inverse(self, z: Tensor, *, tolerance: float = 1e-5, max_iterations: int = 200) -> Tensor:
         with torch.no_grad():

@@ -94,19 +94,6 @@ def check_same_images(source: ImageSource, digest: str, whose: str) -> None:
         )
 
 
-def check_head(settings: Settings) -> None:
-    """Refuse to make a bundle of a network whose training leaves the head g as it began.
-
-    Raises:
-        UserError: if the training objective is the density, which needs no head.
-    """
-    if settings.training.objective == "density":
-        raise UserError(
-            "training.objective 'density' trains no head, and without one nothing is predicted: "
-            "train with 'classification' before the fusion"
-        )
-
-
 def check_pixels(fusion: PixelFusionSettings, side: int) -> None:
     """Refuse a training by the paper's objective that takes no step or has no discriminator.
 

@@ -19,7 +19,6 @@ from codedinvnet.models.coded import prepare
 from codedinvnet.nn.lipschitz import fold
 from codedinvnet.nn.transform import NotConverged, TransformSequence
 from codedinvnet.progress import Progress
-from codedinvnet.training.check import check_head
 from codedinvnet.training.loop import NETWORK_WEIGHTS, differing_keys
 from codedinvnet.training.network import (
     as_trained,
@@ -89,13 +88,12 @@ def sample_fusion_data(
         that its shards took, whenever they were made.
 
     Raises:
-        UserError: if the network cannot be used, or inverted, or has no trained head.
+        UserError: if the network cannot be used, or inverted.
     """
     fusion = pixel_settings(settings)
     network, _, header = load_trained_network(settings, network_folder, device)
     check_network_images(source, header)
     settings = as_trained(settings, network_folder, header)
-    check_head(settings)
     fold(network)
     train, _ = settings_split(settings, source)
     generator = torch.Generator().manual_seed(settings.seed + members)

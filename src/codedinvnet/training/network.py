@@ -1,8 +1,7 @@
-"""Stage 1: the invertible network f and its head g, by classification or density estimation."""
+"""Stage 1: the invertible network f and its head g."""
 
 from __future__ import annotations
 
-import math
 import sys
 import warnings
 from collections.abc import Mapping
@@ -86,11 +85,6 @@ class NetworkStage:
                 f"training.batch_size {self.options.batch_size} is more than the "
                 f"{len(self.train_rows)} training images"
             )
-        self.density = self.options.objective == "density"
-        if isinstance(self.network, IResNet):
-            self.network.set_trace(
-                series_terms=self.options.series_terms, trace_samples=self.options.trace_samples
-            )
         self.steps_per_epoch = len(self.train_rows) // self.options.batch_size
         self.total_steps = self.options.epochs * self.steps_per_epoch
         self.optimizer = make_optimizer(
@@ -134,12 +128,12 @@ class NetworkStage:
         images, labels = self.source.batch(rows)
         x = prepare(images.to(self.device), self.settings.data.padding)
         x = augment(x, options.flip, options.shift, self.generator)
-        loss = self.density_loss(x) if self.density else self.mixup_loss(x, labels.to(self.device))
+        loss = self.mixup_loss(x, labels.to(self.device))
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
         project(self.network)
-        return {"bits_per_dimension" if self.density else "loss": float(loss.detach())}
+        return {"loss": float(loss.detach())}
 
     def mixup_loss(self, x: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy with manifold mixup (Verma et al., ICML 2019) at a random layer."""
@@ -149,8 +143,8 @@ class NetworkStage:
             with autocast(self.options.precision, self.device):
                 z = self.network(x)
             return F.cross_entropy(self.head(z.float()), labels)
-        points = self.points if options.mixup == "manifold" else [0]
-        point = points[int(torch.randint(len(points), (), generator=self.generator))]
+        chosen = int(torch.randint(len(self.points), (), generator=self.generator))
+        point = self.points[chosen]
         share = float(
             torch._sample_dirichlet(
                 torch.full((2,), options.mixup_alpha, dtype=torch.float64), self.generator
@@ -167,33 +161,15 @@ class NetworkStage:
         loss: Tensor = share * own + (1 - share) * other
         return loss
 
-    def density_loss(self, x: Tensor) -> Tensor:
-        """Negative log-likelihood of dequantised images under a standard normal, in bits/dim."""
-        noise = torch.rand(x.shape, generator=self.generator).to(x.device)
-        return self.bits_per_dimension((x * 255 + noise) / 256).mean()
-
-    def bits_per_dimension(self, x: Tensor) -> Tensor:
-        """Return (B,) bits per dimension of images x in 0..1 with 256 levels."""
-        z: Tensor = self.network(x)
-        log_prior = (-0.5 * (z**2 + math.log(2 * math.pi))).flatten(1).sum(1)
-        log_likelihood = log_prior + self.network.log_abs_det(x)
-        return 8.0 - log_likelihood / (x[0].numel() * math.log(2))
-
     def validate(self) -> tuple[float, Mapping[str, float]]:
-        """Score the validation images: accuracy, or minus the bits per dimension."""
-        correct, bits, total = 0, 0.0, len(self.validation_rows)
+        """Score by accuracy on the validation images."""
+        correct, total = 0, len(self.validation_rows)
         for rows in self.validation_rows.split(EVALUATION_BATCH):
             images, labels = self.source.batch(rows)
             x = prepare(images.to(self.device), self.settings.data.padding)
             with torch.no_grad():
-                if self.density:
-                    middle = (x * 255 + 0.5) / 256  # of the noise that training adds
-                    bits += float(self.bits_per_dimension(middle).sum())
-                else:
-                    logits = self.head(self.network(x))
-                    correct += int((logits.argmax(1).cpu() == labels).sum())
-        if self.density:
-            return -bits / total, {"validation_bits_per_dimension": bits / total}
+                logits = self.head(self.network(x))
+                correct += int((logits.argmax(1).cpu() == labels).sum())
         return correct / total, {"validation_accuracy": correct / total}
 
     def pictures(self) -> Mapping[str, Tensor]:

@@ -159,7 +159,7 @@ class RecoveryStage:
             recovered = torch.lerp(
                 recovered, self._distilled(answers, passed.direct), self.fusion.distilled_share
             )
-        loss = self.fusion.decoded_weight * recovered
+        loss = recovered
         scalars["recovered"] = float(recovered.detach())
         if passed.error is not None:
             latent = passed.error.square().mean()
