@@ -142,7 +142,7 @@ class Dispatcher:
                 repeatable=call.repeatable,
             )
         if taken is None:
-            raise Refused("overloaded: try again later", self.admission.retry_after(pending))
+            raise Refused("overloaded: try again later", self.admission.refuse(pending, 1))
         (call.query,), actions = taken
         self.calls[call.query] = call
         sizes = call.route.sizes

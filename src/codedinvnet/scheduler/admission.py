@@ -8,7 +8,8 @@ SHARE = 0.5
 """Share of a query's time that may pass with those before it. The rest is for what takes longer
 than the last seconds' work did: dead workers, lost tasks."""
 MEMORY = 2.0
-"""Seconds of full work that the rate of answers is of; what is longer ago fades."""
+"""Seconds of full work that the rate of answers is of, and seconds that a refused query counts;
+what is longer ago fades."""
 SHORTEST = 0.05
 """Seconds of full work that it is of at least, in the beginning."""
 LONGEST_WAIT = 60
@@ -31,6 +32,8 @@ class Admission:
         self.workers, self.most = workers, most
         self._time, self._answers = 0.0, float(workers)
         """Of full work, and what was answered in it, both faded."""
+        self._refused = 0.0
+        """Queries of the last seconds, faded."""
         self._at, self._full = 0.0, False
 
     def resize(self, workers: int) -> None:
@@ -41,8 +44,9 @@ class Admission:
 
     def note(self, now: float, pending: int, answered: int = 0) -> None:
         """Take in how many queries are unanswered from now on, and how many just were answered."""
+        kept = math.exp((self._at - now) / MEMORY)
+        self._refused *= kept
         if self._full:
-            kept = math.exp((self._at - now) / MEMORY)
             self._time = self._time * kept + MEMORY * (1 - kept)
             self._answers = self._answers * kept + answered
         self._at, self._full = now, pending > self.workers
@@ -64,6 +68,12 @@ class Admission:
             return False
         return pending <= self.workers or pending + queries <= self.rate * seconds * SHARE
 
-    def retry_after(self, pending: int) -> int:
-        """Return the whole seconds in which so many queries will have been answered."""
-        return math.ceil(min(max(1.0, pending / max(self.rate, 1e-9)), LONGEST_WAIT))
+    def refuse(self, pending: int, queries: int) -> int:
+        """Count queries that are refused; return the whole seconds after which to try again.
+
+        In that time all that are pending, and all that were refused lately, could be answered: the
+        more clients are to come back, the later each does.
+        """
+        self._refused += queries
+        seconds = (pending + self._refused) / max(self.rate, 1e-9)
+        return math.ceil(min(max(1.0, seconds), LONGEST_WAIT))

@@ -229,7 +229,7 @@ class Dispatcher:
     def refuse(self, queries: int) -> NoReturn:
         """Count the queries of a request as rejected, and raise Overloaded."""
         self.metrics.queries.labels("rejected").inc(queries)
-        raise Overloaded(self.admission.retry_after(len(self.queries)))
+        raise Overloaded(self.admission.refuse(len(self.queries), queries))
 
     async def infer(
         self,
