@@ -23,7 +23,7 @@ def decodings(model: Model, method: str, group: np.ndarray) -> Iterator[np.ndarr
         group: the k members' inputs, (k, ...).
     """
     k, tolerance = len(group), Tolerance()
-    scheme = scheme_of(model, method, k, tolerance)
+    scheme = scheme_of(model, method, k)
     with torch.inference_mode():
         outputs = outputs_of(scheme, torch.from_numpy(group)[None])
         for count in range(tolerance.stragglers + 1):

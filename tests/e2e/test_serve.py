@@ -433,7 +433,6 @@ class TestRefused:
                 "below the deadline of 5000 ms, got 5000",
             ),
             (["mnist", "--set", "hang-timeout-ms=-1"], "--set hang-timeout-ms"),
-            (["mnist", "--set", "min-confidence=2"], "--set min-confidence"),
             (["mnist", "--set", "max-pending=0"], "--set max-pending"),
             (["mnist", "--set", "max-batch=0"], "--set max-batch"),
             (["mnist", "--set", "worker-batch=0"], "--set worker-batch: "),

@@ -16,7 +16,6 @@ from codedinvnet.serving.gate import AnswerGate
 from codedinvnet.serving.metrics import Metrics
 from codedinvnet.serving.recent import Recent
 from codedinvnet.serving.served import IMAGES, PROBABILITIES, Classifier
-from codedinvnet.serving.times import Times
 from codedinvnet.serving.workers.computing import SchemeComputer
 from codedinvnet.serving.workers.pool import WorkerPool
 from codedinvnet.serving.workers.result import OUTPUT, Result
@@ -55,10 +54,6 @@ class BundleFront(Dispatcher):
     @property
     def workers(self) -> list[Worker]:
         return self.supervisor.workers
-
-    @property
-    def times(self) -> Times:
-        return self.calls.times
 
     @property
     def recent(self) -> Recent:

@@ -43,7 +43,6 @@ async def running(
     schedule: Schedule | None = None,
     policy: str = "coded",
     deadline: float = PATIENCE,
-    min_confidence: float = 0.0,
     down_timeout: float = PATIENCE,
     **rules: Any,
 ) -> AsyncIterator[tuple[BundleFront, BundlePool]]:
@@ -56,7 +55,6 @@ async def running(
         pool if schedule is None else FaultyPool(pool, schedule),
         Rules(policy=POLICIES[policy], **rules),
         deadline=deadline,
-        min_confidence=min_confidence,
         down_timeout=down_timeout,
     )
     await front.start()

@@ -100,14 +100,6 @@ def test_what_is_no_token(text: str, tmp_path: Path) -> None:
             ServeOptions(source="file.py:make", name="team/resnet"),
             "--set name: must not have a slash",
         ),
-        (
-            ServeOptions(source="mnist", policy="coded", min_confidence=0.5),
-            "--set min-confidence: goes with a policy that",
-        ),
-        (
-            ServeOptions(source="mnist", policy="hedge", min_confidence=0.5),
-            "--set min-confidence: goes with a policy that",
-        ),
     ],
 )
 def test_options_that_would_do_nothing(options: ServeOptions, told: str) -> None:

@@ -33,13 +33,10 @@ from codedinvnet.serving.workers.result import Result
 from tests.observing import counted, until
 from tests.serving.bundles import BundleFront, BundlePool, output, probabilities, with_output
 from tests.serving.front import (
-    PATIENCE,
     WORKERS,
     K,
     Released,
     answered,
-    assert_decoded,
-    decoded,
     direct,
     fixed_size,
     queue,
@@ -232,69 +229,6 @@ async def test_a_parity_of_another_shape_is_lost_and_computed_again(
         tasks = front.metrics.registry.get_sample_value
         assert tasks("codedinvnet_tasks_total", {"task": "parity"}) == 2
     assert foreign
-
-
-class TestConfidence:
-    """Decoded answers below `min_confidence` are checked by a copy, if the policy has copies."""
-
-    NEVER_SURE = 1.01
-
-    async def test_copy(self, mnist: Bundle, method: Scheme, images: np.ndarray) -> None:
-        async with running(
-            method, policy="coded+hedge", min_confidence=self.NEVER_SURE, hedge_share=1.0
-        ) as (front, pool):
-            pool.hang(2)
-            answers = answered(await front.ask(images[:K]))
-            assert [answer.outcome for answer in answers] == ["direct"] * K
-            expected = direct(mnist, images[[2]])[0]
-            np.testing.assert_allclose(probabilities(answers[2]), expected, atol=1e-5)
-            assert sum(number == 2 for _, number in pool.calls) == 2
-            assert front.scheduler.dispatcher.hedges >= 1
-            for _ in range(2):
-                front.update_gauges()
-            count = front.metrics.registry.get_sample_value("codedinvnet_hedges_total")
-            assert count == front.scheduler.dispatcher.hedges
-
-    @pytest.mark.parametrize(
-        ("policy", "share", "threshold"),
-        [("coded", 1.0, NEVER_SURE), ("coded+hedge", 0.0, NEVER_SURE), ("coded+hedge", 1.0, 0.0)],
-        ids=["no copies", "no budget", "sure"],
-    )
-    async def test_no_copy(
-        self,
-        policy: str,
-        share: float,
-        threshold: float,
-        mnist: Bundle,
-        method: Scheme,
-        images: np.ndarray,
-    ) -> None:
-        async with running(method, policy=policy, min_confidence=threshold, hedge_share=share) as (
-            front,
-            pool,
-        ):
-            pool.hang(2)
-            answers = answered(await front.ask(images[:K]))
-            assert_decoded(answers[2], decoded(mnist, images[:K], 2))
-            assert sum(number == 2 for _, number in pool.calls) == 1
-
-    @pytest.mark.parametrize("end", ["deadline", "death"])
-    async def test_the_copy_is_lost_too(
-        self, end: str, mnist: Bundle, method: Scheme, images: np.ndarray
-    ) -> None:
-        async with running(
-            method, policy="coded+hedge", min_confidence=self.NEVER_SURE, hedge_share=1.0
-        ) as (front, pool):
-            pool.hang(2)
-            pool.hang(5)  # where the copy goes: no other worker is new to the group
-            deadline = 3.0 if end == "deadline" else PATIENCE
-            query = asyncio.create_task(front.ask(images[:K], deadline=deadline))
-            await until(lambda: (5, 2) in pool.calls)
-            if end == "death":
-                pool.kill(2)
-                pool.kill(5)
-            answers = answered(await query)
-            assert_decoded(answers[2], decoded(mnist, images[:K], 2))
 
 
 def note_checks(monkeypatch: pytest.MonkeyPatch) -> list[int]:

@@ -14,16 +14,13 @@ import pytest
 import torch
 
 from codedinvnet.checkpoint import load_checkpoint, save_checkpoint
-from codedinvnet.codes.backup import SmallBackup
 from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.build import scheme_for
 from codedinvnet.codes.method import Tolerance, given_by
 from codedinvnet.codes.registry import METHODS, find_method
-from codedinvnet.codes.rules import AnyOf
 from codedinvnet.data import sample_images
 from codedinvnet.errors import UserError
 from codedinvnet.models.bundle import WEIGHTS, Bundle, bundle_folder, load_bundle
-from codedinvnet.models.network import classifier_of
 from codedinvnet.scheduler.policies import POLICIES
 from codedinvnet.scheduler.quantiles import FEWEST
 from codedinvnet.scheduler.settings import Rules
@@ -138,27 +135,6 @@ def test_front_ends_and_workers_are_made_for_every_one(name: str, mnist: Bundle)
     assert loaded.scheme.name == scheme.name == name
 
 
-@pytest.mark.parametrize(
-    ("name", "stragglers", "errors", "workers"),
-    [
-        ("approxifer", 2, 1, K + 2),
-        ("nercc", 3, 1, K + 3),
-        ("approxifer-byzantine", 1, 2, 2 * (K + 2) + 1),
-        ("approxifer-byzantine", 2, 3, 2 * (K + 3) + 2),
-    ],
-)
-def test_front_ends_and_workers_have_the_tolerance_that_was_asked_for(
-    name: str, stragglers: int, errors: int, workers: int, mnist: Bundle
-) -> None:
-    options = ServeOptions(source="mnist", k=K, method=name, stragglers=stragglers, errors=errors)
-    check(options)
-    opened = open_served(options)
-    for computer in (opened.computer, opened.spec.load()):
-        assert isinstance(computer, SchemeComputer)
-        assert computer.scheme.rules == AnyOf(K, workers, workers - stragglers)
-    assert opened.workers == workers
-
-
 @pytest.mark.parametrize(("threads", "workers"), [(1, 7), (2, 3), (8, 2)])
 def test_a_model_without_a_code_has_as_many_workers_as_processors_may_be_used(
     threads: int, workers: int, monkeypatch: pytest.MonkeyPatch
@@ -216,16 +192,6 @@ def test_a_worker_that_answers_wrongly_is_found_by_the_byzantine_variant_alone(
     assert (right >= 0.85 * len(images)) == finds
 
 
-def test_tolerances_that_a_method_does_not_have() -> None:
-    none = "makes up for what it can"
-    for options, told in (
-        (ServeOptions(source="mnist", stragglers=2), f"--set stragglers: coded-invnet {none}"),
-        (ServeOptions(source="mnist", method="nercc", errors=2), f"--set errors: nercc {none}"),
-    ):
-        with pytest.raises(UserError, match=told):
-            check(options)
-
-
 def test_what_needs_a_trained_part_is_not_made_without_one(mnist: Bundle) -> None:
     for name in WITH_PARTS:
         options = ServeOptions(source="mnist", k=K, method=name)
@@ -274,32 +240,6 @@ def test_faults_of_data_tasks_where_there_are_none_are_told(
                 open_app(options)
         else:
             open_app(options)
-
-
-@pytest.mark.parametrize(("name", "encodes"), [("oracle", True), ("nercc", False), ("own", False)])
-def test_encoding_is_told_only_where_it_is_the_parities_own(
-    name: str, encodes: bool, mnist: Bundle
-) -> None:
-    """Every task of a non-systematic code encodes, as part of its computing; a backup does not."""
-    backup = SmallBackup().build(given_by(mnist, K, part=classifier_of(mnist.model)))
-    method = backup if name == "own" else scheme_for(mnist, K, name)
-    images = sample_images("mnist").images[:K].numpy()
-
-    async def run() -> BundleFront:
-        rules = Rules(workers=K + 1, policy=POLICIES["coded"], hang_timeout=60.0)
-        front = BundleFront(method, BundlePool(method), rules, deadline=60.0)
-        await front.start()
-        await front.ask(images)
-        for _ in range(500):
-            if front.times.trip.seen == K + 1:
-                break
-            await asyncio.sleep(0.01)
-        await front.stop()
-        return front
-
-    front = asyncio.run(run())
-    assert front.times.trip.seen == K + 1
-    assert ("encode" in front.times.report()) == encodes
 
 
 def test_a_late_query_is_rescued_by_the_small_backup_of_a_bundle() -> None:

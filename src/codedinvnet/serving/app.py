@@ -137,9 +137,7 @@ def open_app(options: ServeOptions) -> App:
     pool = make_pool(options, opened.spec)
     if isinstance(pool, FaultyPool) and scheme is not None and not is_systematic(scheme.rules):
         check_per_request(pool.faults, scheme.name)
-    timing = Timing(
-        options.deadline_ms / 1000, options.down_timeout_ms / 1000, options.min_confidence
-    )
+    timing = Timing(options.deadline_ms / 1000, options.down_timeout_ms / 1000)
     codec = TensorCodec(served, scheme, opened.computer)
     try:
         dispatcher = Dispatcher(pool, rules, codec, decoder, timing, gate, metrics)

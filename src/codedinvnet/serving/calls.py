@@ -16,7 +16,6 @@ from codedinvnet.scheduler.scheduler import Scheduler
 from codedinvnet.serving.codec import Payload, TensorCodec
 from codedinvnet.serving.queries import InFlight
 from codedinvnet.serving.recent import Recent
-from codedinvnet.serving.times import Times
 from codedinvnet.serving.tracing import Tracing
 from codedinvnet.serving.workers.pool import Task, WorkerDied, WorkerFailed
 from codedinvnet.serving.workers.result import Result
@@ -61,7 +60,7 @@ class Calls:
         self.queries, self._do, self._heard = queries, do, heard
         self.metrics = supervisor.metrics
         self.tracing: Tracing | None = None
-        self.times, self.recent = Times(), Recent()
+        self.recent = Recent()
         self.outputs: dict[int, Payload] = {}
         """Attempt -> what its worker sent."""
         code = scheduler.offered
@@ -128,10 +127,6 @@ class Calls:
         self.recent.task(now - call.began)
         if call.kind == "parity":
             self.metrics.encode_time.observe(first.encode_seconds)
-            systematic = self.scheduler.systematic
-            self.times.add_parity(first, now - call.began, call.task.members, systematic)
-        elif len(results) == 1:  # a call of several says nothing of one task
-            self.times.add_data(first, now - call.began)
         if first.held > 0:
             for attempt in call.attempts:
                 self._do(self.scheduler.released(now, call.worker, attempt))

@@ -6,7 +6,7 @@ import logging
 
 import torch
 
-from codedinvnet.codes.method import Method, Tolerance
+from codedinvnet.codes.method import Method
 from codedinvnet.codes.registry import METHODS, OURS, UNTRAINED, find_method
 from codedinvnet.engines import ONNX_RUNTIME, PYTORCH, check_engine, check_installed
 from codedinvnet.errors import UserError
@@ -58,7 +58,6 @@ def check(options: ServeOptions) -> None:
     if groups and (why := coded_too_late(options.group_timeout_ms, options.deadline_ms)):
         raise refuse("group_timeout_ms", why)
     check_device(options)
-    check_tolerance(options, method)
     if kind == "bundle":
         for name in ("weights", "scores", "inputs", "name", "protection"):
             if getattr(options, name):
@@ -66,8 +65,6 @@ def check(options: ServeOptions) -> None:
     else:
         check_own_model(options, method)
     policy = POLICIES[options.policy_name]
-    if options.min_confidence > 0 and not (policy.hedged and policy.takes_code):
-        raise refuse("min_confidence", "goes with a policy that can send a copy, coded+hedge")
     calibrated = kind == "bundle" or options.protection is not None
     for name, given in (
         ("max_disagreement", options.max_disagreement is not None),
@@ -93,16 +90,6 @@ def check_device(options: ServeOptions) -> None:
         check_installed(options.engine or PYTORCH)
         if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
             raise options.refuse("device", f"this machine has no {options.device}")
-
-
-def check_tolerance(options: ServeOptions, method: Method | None) -> None:
-    """Refuse numbers of missing or wrong outputs that a method does not choose."""
-    for name in Tolerance._fields:
-        if getattr(options, name) > 1 and (method is None or name not in method.chooses):
-            chosen = (known for known in OFFERED if name in METHODS[known].chooses)
-            whose = "no method" if method is None else method.name
-            why = f"{whose} makes up for what it can; it is of {', '.join(chosen)}"
-            raise options.refuse(name, why)
 
 
 def check_own_model(options: ServeOptions, method: Method | None) -> None:

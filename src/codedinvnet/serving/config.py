@@ -101,30 +101,8 @@ class ServeOptions(Options):
         ANSWERS,
         rare=True,
     )
-    stragglers: int = option(
-        1,
-        "outputs of a group that may be missing, of methods for any number",
-        ANSWERS,
-        rare=True,
-        ge=1,
-    )
-    errors: int = option(
-        1,
-        "outputs of a group that may be wrong, of methods that find them",
-        ANSWERS,
-        rare=True,
-        ge=1,
-    )
     group_timeout_ms: float = option(
         20.0, "until a group that is not full is coded", ANSWERS, rare=True, gt=0, unit="ms"
-    )
-    min_confidence: float = option(
-        0.0,
-        "coded+hedge checks decoded answers below it by a copy",
-        ANSWERS,
-        rare=True,
-        ge=0,
-        le=1,
     )
     on_corruption: Literal["report", "replace"] = option(
         "report",

@@ -67,14 +67,12 @@ GRACE = 1.0
 
 
 class Timing(NamedTuple):
-    """The dispatcher's times, in seconds, and how sure decoded answers must be."""
+    """The dispatcher's times, in seconds."""
 
     deadline: float = 2.0
     """Until a query is guessed or fails, unless its request says less."""
     down_timeout: float = 30.0
     """Without any worker, until the service is no longer live."""
-    min_confidence: float = 0.0
-    """Decoded answers below it are checked by a copy, if the policy has copies."""
 
 
 class Dispatcher:
@@ -392,8 +390,7 @@ class Dispatcher:
             else:
                 if query is not None:
                     query.decoded = found.outputs
-                sure = found.confidence >= self.timing.min_confidence
-                self._do(self.scheduler.decoded(time.monotonic(), number, sure))
+                self._do(self.scheduler.decoded(time.monotonic(), number, True))
 
     def _not_decoded(self, job: Job, number: int, reason: str) -> None:
         """Let a late query wait for its own answer; end one that has none to wait for."""

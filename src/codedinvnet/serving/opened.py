@@ -14,7 +14,6 @@ from pathlib import Path
 from codedinvnet.codes.backup import SmallBackup
 from codedinvnet.codes.base import Scheme, blamed
 from codedinvnet.codes.build import part_beside, scheme_for
-from codedinvnet.codes.method import Tolerance
 from codedinvnet.codes.registry import METHODS, OURS, find_method
 from codedinvnet.codes.rules import is_systematic
 from codedinvnet.engines import PYTORCH
@@ -101,10 +100,9 @@ def open_served(options: ServeOptions) -> Opened:
 
 
 def _open_bundle(options: ServeOptions) -> Opened:
-    tolerance = Tolerance(options.stragglers, options.errors)
     name = method_of(options)
     bundle = load_bundle(options.source)
-    scheme = scheme_for(bundle, options.members, name, options.part, tolerance)
+    scheme = scheme_for(bundle, options.members, name, options.part)
     part = options.part
     if part is None:
         part = part_beside(bundle_folder(options.source), find_method(name), options.members)
@@ -115,8 +113,6 @@ def _open_bundle(options: ServeOptions) -> Opened:
         options.threads_per_worker,
         name,
         part,
-        options.stragglers,
-        options.errors,
         weights_digest(options.source),
         "" if part is None else file_digest(part),
         options.engine or PYTORCH,
@@ -151,8 +147,7 @@ def _open_model(options: ServeOptions) -> Opened:
         processors = usable_processors() // options.threads_per_worker
         served = OwnModel(name, signature, texts=model.source.kind == "onnx")
         return Opened(served, ModelSpec(model.source), None, None, max(2, processors))
-    tolerance = (options.stragglers, options.errors)
-    spec = ModelSpec(model.source, options.method or "", options.members, *tolerance)
+    spec = ModelSpec(model.source, options.method or "", options.members)
     if options.protection is not None:
         spec = replace(
             spec,

@@ -32,7 +32,6 @@ class TestToken:
         "/metrics",
         "/page/state",
         "/demo/requests",
-        "/times",
         "/policy",
         "/nowhere",
     )

@@ -217,7 +217,6 @@ class HttpApi:
             Route("/v2/health/ready", self._ready),
             Route("/v2", self._server),
             Route("/metrics", self._metrics),
-            Route("/times", self._times),
             Route("/policy", self._policy),
             Route("/policy", self._change_policy, methods=["POST"]),
         ]
@@ -252,11 +251,6 @@ class HttpApi:
             self.dispatcher.update_gauges()
             text = await in_thread(self.dispatcher.metrics.render)
         return Response(text, media_type="text/plain; version=0.0.4")
-
-    async def _times(self, _: Request) -> Response:
-        report = self.dispatcher.calls.times.report
-        data = await in_thread(lambda: json.dumps(report()).encode())
-        return Response(data, media_type="application/json")
 
     async def _policy(self, _: Request) -> Response:
         return JSONResponse(self.choices.report(self.dispatcher.scheduler.chosen))

@@ -14,7 +14,7 @@ from typing_extensions import assert_never
 
 from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.build import scheme_for
-from codedinvnet.codes.method import Given, Tolerance
+from codedinvnet.codes.method import Given
 from codedinvnet.codes.registry import OURS, find_method
 from codedinvnet.codes.rules import BACKUP, SERVED
 from codedinvnet.devices import use_whole_float32
@@ -77,23 +77,6 @@ class ModelComputer:
         return {OUTPUT: output.reshape(1, -1)}, 0.0
 
 
-class BackupComputer:
-    """Computes the scores of a small backup alone.
-
-    Args:
-        backup: maps queries to scores (B, classes).
-        inputs: in the order in which it takes them.
-    """
-
-    def __init__(self, backup: nn.Module, inputs: Sequence[TensorSpec]) -> None:
-        self.backup, self.inputs = backup, inputs
-
-    def compute(
-        self, number: int, inputs: Mapping[str, np.ndarray]
-    ) -> tuple[Mapping[str, np.ndarray], float]:
-        return {OUTPUT: run_module(self.backup, copied(inputs), self.inputs)}, 0.0
-
-
 def run_module(
     module: nn.Module, inputs: Mapping[str, np.ndarray], specs: Sequence[TensorSpec]
 ) -> np.ndarray:
@@ -108,14 +91,13 @@ def zeros_for(inputs: Sequence[TensorSpec], rows: int) -> dict[str, np.ndarray]:
     return {s.name: np.zeros((rows, *s.shape), DATATYPES[s.datatype]) for s in inputs}
 
 
-def scheme_of(model: Model, method: str, k: int, tolerance: Tolerance) -> Scheme:
+def scheme_of(model: Model, method: str, k: int) -> Scheme:
     """Return a method's scheme for a user's own model.
 
     Args:
         model: a classifier.
         method: as `find_method` takes it.
         k: members of a group.
-        tolerance: of a method that can be made for any.
 
     Raises:
         UserError: if the method is not made for any classifier, or the model is none for it.
@@ -124,7 +106,7 @@ def scheme_of(model: Model, method: str, k: int, tolerance: Tolerance) -> Scheme
     if found.of_bundle or found.part or found.is_policy:
         raise UserError(f"--method: {found.name} is trained together with a bundle")
     shape, classes = mixed_tensor(model.signature).shape, scores_tensor(model.signature).shape[0]
-    return found.build(Given(k, ScoresOf(model).eval(), shape, classes, tolerance=tolerance))
+    return found.build(Given(k, ScoresOf(model).eval(), shape, classes))
 
 
 @dataclass(frozen=True)
@@ -138,8 +120,6 @@ class BundleSpec:
         threads: that a worker computes with.
         method: the method, as `find_method` takes it.
         part: the checkpoint of the part that it needs beside the bundle, if it does.
-        stragglers: see `Tolerance`.
-        errors: likewise.
         weights: digest of the bundle's weights that the front end has ("": any will do).
         part_weights: likewise of the part's file.
         engine: what computes the networks, one of `codedinvnet.engines.ENGINES`.
@@ -151,8 +131,6 @@ class BundleSpec:
     threads: int = 1
     method: str = OURS
     part: Path | None = None
-    stragglers: int = 1
-    errors: int = 1
     weights: str = ""
     part_weights: str = ""
     engine: str = PYTORCH
@@ -190,8 +168,7 @@ class BundleSpec:
         check_engine(self.engine, self.device)
         check_installed(self.engine)
         bundle = load_bundle(self.bundle, self.device)
-        tolerance = Tolerance(self.stragglers, self.errors)
-        scheme = scheme_for(bundle, self.k, self.method, self.part, tolerance)
+        scheme = scheme_for(bundle, self.k, self.method, self.part)
         if self.weights:
             check_weights(self.bundle, bundle.digest(), self.weights)
         if self.part_weights and self.part is not None:
@@ -208,8 +185,6 @@ class ModelSpec:
         method: the method, as `find_method` takes it; "" for none. With a protection it is
             one of its table; "" for the recommended one.
         k: the most members of a group.
-        stragglers: see `Tolerance`.
-        errors: likewise.
         protection: the folder of the model's protection; None without one.
         protection_digest: that of its description which the front end has ("": any will do).
     """
@@ -217,8 +192,6 @@ class ModelSpec:
     source: ModelSource
     method: str = ""
     k: int = 1
-    stragglers: int = 1
-    errors: int = 1
     protection: Path | None = None
     protection_digest: str = ""
 
@@ -258,8 +231,7 @@ class ModelSpec:
             return ModelComputer(model, scheme)
         if not self.method:
             return ModelComputer(model)
-        tolerance = Tolerance(self.stragglers, self.errors)
-        scheme = scheme_of(model, self.method, self.k, tolerance)
+        scheme = scheme_of(model, self.method, self.k)
         torch.set_num_threads(self.threads)  # as for a bundle
         return ModelComputer(model, scheme)
 
@@ -268,45 +240,7 @@ class ModelSpec:
         return True
 
 
-@dataclass(frozen=True)
-class BackupSpec:
-    """The small backup of a protection, without the model that it stands in for.
-
-    Attributes:
-        protection: its folder.
-        method: one of its backups.
-        kind: what the scores are to be, "logits" or "probabilities".
-        inputs: the model's, in their order.
-        protection_digest: that of its description which the front end has.
-        threads: that a worker computes with.
-    """
-
-    protection: Path
-    method: str
-    kind: str
-    inputs: tuple[TensorSpec, ...]
-    protection_digest: str
-    threads: int = 1
-    engine = PYTORCH
-    device = "cpu"
-
-    def load(self) -> Computer:
-        """See `BundleSpec.load`."""
-        from codedinvnet.protect.folder import checked_description, open_backup
-
-        torch.set_num_threads(self.threads)
-        found = checked_description(self.protection, self.protection_digest)
-        backup = open_backup(self.protection, found, self.method, self.kind)
-        computer = BackupComputer(backup.eval(), self.inputs)
-        computer.compute(0, zeros_for(self.inputs, 1))
-        return computer
-
-    def is_prepared(self) -> bool:
-        """Return True: nothing is exported."""
-        return True
-
-
-WorkerSpec: TypeAlias = BundleSpec | ModelSpec | BackupSpec
+WorkerSpec: TypeAlias = BundleSpec | ModelSpec
 """What every worker loads; plain values, for another process."""
 
 

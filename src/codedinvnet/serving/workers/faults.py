@@ -107,7 +107,7 @@ class FaultyPool:
         self.began = time.monotonic()
 
     async def call(self, worker: int, task: Task) -> Result:
-        generator, held, before, after = self.generators[worker], 0.0, 0.0, 0.0
+        generator, held, after = self.generators[worker], 0.0, 0.0
         now = time.monotonic() - self.began
         hit = [
             fault
@@ -120,7 +120,7 @@ class FaultyPool:
             if fault.kind == "slow" and fault.delay is not None:
                 delay = fault.delay.draw(generator) * (task.members if fault.each_image else 1)
                 early = delay * generator.random() if fault.spread else delay
-                before, after = before + early, after + delay - early
+                after += delay - early
                 await self._block(worker, early)
             elif fault.kind == "hold" and fault.delay is not None:
                 held += fault.delay.draw(generator)
@@ -147,7 +147,7 @@ class FaultyPool:
                 result = result._replace(outputs=outputs)
         if after > 0:
             await self._block(worker, after)
-        return result._replace(held=held, blocked=before + after)
+        return result._replace(held=held)
 
     async def _block(self, worker: int, seconds: float) -> None:
         """Sleep; a worker that is replaced meanwhile has lost its task."""

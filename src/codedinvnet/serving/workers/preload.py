@@ -20,10 +20,10 @@ from pydantic import TypeAdapter
 
 from codedinvnet.collector import freeze_loaded
 from codedinvnet.errors import UserError
-from codedinvnet.serving.workers.computing import BackupSpec, BundleSpec, ModelSpec, WorkerSpec
+from codedinvnet.serving.workers.computing import BundleSpec, ModelSpec, WorkerSpec
 from codedinvnet.serving.workers.result import Computer
 
-SPECS: tuple[type, ...] = (BundleSpec, ModelSpec, BackupSpec)
+SPECS: tuple[type, ...] = (BundleSpec, ModelSpec)
 """What a fork server can load; workers load any other kind themselves."""
 VARIABLE = "CODEDINVNET_PRELOAD"
 _replacing = threading.Lock()

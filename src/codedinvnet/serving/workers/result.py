@@ -23,8 +23,6 @@ class Result(NamedTuple):
     """The part of `seconds` that went into encoding; 0 for tasks that are not encoded."""
     held: float = 0.0
     """For how many seconds an injected fault keeps the answer back; the worker is free."""
-    blocked: float = 0.0
-    """For how many seconds injected faults kept the worker from the task."""
 
 
 class Computer(Protocol):
