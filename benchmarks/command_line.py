@@ -87,10 +87,13 @@ BENCHMARKS: Mapping[str, Benchmark] = {
             **out("rows, JSON Lines; finished ones in it are kept", default=Path("peers.jsonl")),
         },
     ),
-    "gateway-faults": Benchmark(
-        "harm one upstream of a gateway after another, and count what clients see",
+    "outside": Benchmark(
+        "harm a service and a gateway in every way known, and count what clients see",
         "--quick",
-        {"--policy": {"default": "auto", "help": "the gateway's (auto)"}, **QUICK},
+        {
+            "--only": {"choices": ("serve", "gateway"), "help": "one of the two (both)"},
+            **QUICK,
+        },
     ),
     "trust": Benchmark(
         "check over random splits that released answers keep a limit on disagreement",
