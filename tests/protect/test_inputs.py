@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -74,20 +73,6 @@ def test_a_function_of_the_users_own_makes_queries(kind: str, tmp_path: Path) ->
     np.testing.assert_array_equal(found, pixels[:, 0, :5, 0] * np.float32(2))
 
 
-def test_logged_requests_are_read(tmp_path: Path) -> None:
-    lines = []
-    for number in (0, 1):
-        ids = {"name": "ids", "shape": [2, 7], "datatype": "INT32", "data": [number] * 14}
-        mask = {"name": "mask", "shape": [2, 7], "datatype": "BOOL", "data": [[True] * 7] * 2}
-        lines.append(json.dumps({"id": "a", "inputs": [mask, ids]}))
-    path = tmp_path / "log.jsonl"
-    path.write_text("\n".join(lines) + "\n")
-    batch = read_inputs(path, TOKENS).batch(np.arange(4))
-    assert batch["ids"].dtype == np.int32
-    assert batch["ids"][:, 0].tolist() == [0, 0, 1, 1]
-    assert batch["mask"].all()
-
-
 def test_labels_may_come_from_a_file(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.zeros((2, 5)))
     (tmp_path / "labels.txt").write_text("3\n1\n")
@@ -123,10 +108,6 @@ def test_arrays_that_the_model_does_not_take_are_refused(case: str, tmp_path: Pa
         ("nothing", None, VECTOR, "", "there is no"),
         ("x.csv", "1", VECTOR, "", "not a folder of images"),
         ("x.npy", "damaged", VECTOR, "", "cannot read"),
-        ("x.jsonl", "{", VECTOR, "", "line 1"),
-        ("x.jsonl", "\n", VECTOR, "", "no requests"),
-        ("x.jsonl", '{"inputs": [{"name": "y"}]}', VECTOR, "", "line 1 is not a request"),
-        ("x.jsonl", '{"inputs": []}', VECTOR, "math:floor", "finished queries"),
         ("empty", "folder", IMAGE, "", "no images"),
         ("deep", "folder", IMAGE, "", r"unsupported image mode I.* \(need 8-bit\): --preprocess"),
         ("broken", "folder", IMAGE, "", r"cannot read .*a\.png"),

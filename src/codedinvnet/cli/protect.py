@@ -40,7 +40,7 @@ def add_commands(commands: Commands) -> None:
         dest="queries",
         type=Path,
         required=True,
-        help="folder of images, .npz or .npy arrays, or .jsonl with one V2 request a line",
+        help="folder of images, or .npz or .npy arrays",
     )
     add("--out", type=Path, required=True, help="folder of the protection")
     add("--minutes", type=_positive, default=30.0, help="for scoring and training together (30)")
@@ -63,7 +63,7 @@ def add_commands(commands: Commands) -> None:
         "accuracy column (none)",
     )
     add("--no-flip", action="store_true", help="do not mirror images in training")
-    add("--threads", type=int, default=1, help="to compute with (1)")
+    add("--threads", type=int, help="threads to score and train with (all cores)")
     add("--seed", type=seed, default=0, help="of the split and the training (0)")
     add("--json", action="store_true", help="print one JSON object")
 
@@ -77,18 +77,20 @@ def _positive(text: str) -> float:
 
 @flushing_denormals
 def _protect(arguments: argparse.Namespace) -> None:
+    import torch
+
     from codedinvnet.models import ModelSource
     from codedinvnet.protect.measure import table
     from codedinvnet.protect.run import ProtectOptions, protect
 
-    if arguments.threads < 1:
+    if arguments.threads is not None and arguments.threads < 1:
         raise UserError(f"--threads: must be at least 1, got {arguments.threads}")
     source = ModelSource(
         arguments.model,
         arguments.weights,
         arguments.scores,
         inputs=tuple(arguments.inputs),
-        threads=arguments.threads,
+        threads=arguments.threads or torch.get_num_threads(),
         token_file=arguments.model_token_file,
     )
     found = protect(

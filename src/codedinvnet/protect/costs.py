@@ -54,6 +54,17 @@ class Cost(NamedTuple):
     """Why multiply-adds cannot be counted; "" if they can."""
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Have PyTorch compute on one thread, as servers do, while something is measured."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def milliseconds(calls: Mapping[str, Callable[[], object]]) -> dict[str, Milliseconds]:
     """Time warm calls in turn, so that a slow moment of the machine meets all of them."""
     times: dict[str, list[float]] = {name: [] for name in calls}

@@ -12,7 +12,6 @@ import numpy as np
 from PIL import Image
 
 from codedinvnet.errors import UserError, nearest, one_line
-from codedinvnet.files import parse_json
 from codedinvnet.models.base import DATATYPES, Signature, TensorSpec, scores_tensor
 from codedinvnet.progress import Progress
 from codedinvnet.user_code import user_module
@@ -125,7 +124,7 @@ def split(count: int, seed: int) -> Split:
 def read_inputs(
     path: Path, signature: Signature, preprocess: str = "", labels: Path | None = None
 ) -> Inputs:
-    """Read a folder of images, `.npz`, `.npy`, or `.jsonl` with one V2 request a line.
+    """Read a folder of images, `.npz` or `.npy`.
 
     Args:
         path: where they are.
@@ -154,12 +153,8 @@ def read_inputs(
         if all(spec.name != LABELS for spec in specs) and known is None:
             known = found.get(LABELS)
         arrays = {s.name: _fitted(found[s.name], s, f"{path}: {s.name!r}", function) for s in specs}
-    elif path.suffix == ".jsonl":
-        if function is not None:
-            raise UserError("--preprocess: works for images; a .jsonl holds finished queries")
-        arrays = _requests(path, specs)
     else:
-        raise UserError(f"--inputs: {path} is not a folder of images, .npz, .npy or .jsonl")
+        raise UserError(f"--inputs: {path} is not a folder of images, .npz or .npy")
     counts = {name: len(array) for name, array in arrays.items()}
     if len(set(counts.values())) > 1:
         raise UserError(f"--inputs: {path} has different numbers of queries: {counts}")
@@ -281,26 +276,6 @@ def _fitted(
             f"--inputs: {where} has queries of shape {array.shape[1:]}, not {spec.shape}"
         )
     return np.ascontiguousarray(array) if pixels else taken(array, spec, f"--inputs: {where}")
-
-
-def _requests(path: Path, specs: Sequence[TensorSpec]) -> dict[str, np.ndarray]:
-    parts: dict[str, list[np.ndarray]] = {spec.name: [] for spec in specs}
-    for number, line in enumerate(path.read_bytes().splitlines(), 1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        request = parse_json(line, f"--inputs: {where}")
-        try:
-            tensors = {tensor["name"]: tensor for tensor in request["inputs"]}
-            for spec in specs:
-                own = tensors[spec.name]
-                array = np.array(own["data"]).reshape(own["shape"])
-                parts[spec.name].append(_fitted(array, spec, where))
-        except (TypeError, KeyError, ValueError) as error:
-            raise UserError(f"--inputs: {where} is not a request of this model: {error}") from error
-    if not parts[specs[0].name]:
-        raise UserError(f"--inputs: {path} has no requests")
-    return {name: np.concatenate(found) for name, found in parts.items()}
 
 
 def _read_labels(path: Path | None) -> np.ndarray | None:

@@ -6,7 +6,7 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from codedinvnet.protect import measure
 from codedinvnet.protect.bound import Curve
 from codedinvnet.protect.calibration import DECODED, FILE, GUESSED, Calibration, Kind
 from codedinvnet.protect.confidence import log_probabilities
-from codedinvnet.protect.costs import Cost, milliseconds, model_cost
+from codedinvnet.protect.costs import Cost, milliseconds, model_cost, one_thread
 from codedinvnet.protect.distil import Lesson
 from codedinvnet.protect.folder import (
     DESCRIPTION,
@@ -57,7 +57,8 @@ class ProtectOptions:
     """What `codedinvnet protect` is asked for.
 
     Attributes:
-        source: the served model.
+        source: the served model, on as many threads as training may take; times are measured on
+            one.
         inputs: see `read_inputs`.
         out: the folder of the protection.
         k: queries of a group, for policies that send the backup everything.
@@ -105,8 +106,10 @@ def protect(options: ProtectOptions) -> dict[str, Any]:
     teacher = ask(model, inputs, rows, options.out / WORK, options.minutes)
     notes = _notes(teacher, count - len(inputs))
     lesson, settings = _lesson(options, teacher, notes)
-    cost = _cost(options, teacher, notes)
-    backups = _backups(options, lesson, cost, began, notes)
+    with one_thread():
+        single = replace(teacher.model.source, threads=1).open()
+        cost = _cost(single, teacher, notes)
+    backups = _backups(options, lesson, single, cost, began, notes)
     candidates = [candidate for candidate, _ in backups]
     frequent = int(np.bincount(teacher.answers[rows.train]).argmax())
     advice = measure.recommend(candidates, frequent)
@@ -141,19 +144,26 @@ def protect(options: ProtectOptions) -> dict[str, Any]:
 
 
 def _backups(
-    options: ProtectOptions, lesson: Lesson, cost: Cost, began: float, notes: list[str]
+    options: ProtectOptions,
+    lesson: Lesson,
+    single: OpenModel,
+    cost: Cost,
+    began: float,
+    notes: list[str],
 ) -> list[tuple[Candidate, OpenModel]]:
     """Train backups in the time that is left, and return them measured and as they are served."""
     works = WORKS if options.work is None else (options.work,)
     ladder = Ladder(lesson, cost, works, options.out / WORK / "train", options.seed)
-    entries = ladder.entries()
+    with one_thread():
+        entries = ladder.entries()
     left = (1 - MEASURED) * 60 * options.minutes - (time.monotonic() - began)
     found = []
     for trained in ladder.train(entries, _once(options, "seconds", left)):
         name, macs = trained.entry.name, trained.student.macs()
-        backup = export_student(options.out, name, trained.student)
         note = "stopped early: its trial fell behind" if trained.stopped else ""
-        measured = _measured(lesson.teacher, cost, name, backup, macs, options.k, note)
+        with one_thread():
+            backup = export_student(options.out, name, trained.student)
+            measured = _measured(lesson.teacher, single, cost, name, backup, macs, options.k, note)
         found.append((measured, backup))
     notes += ladder.notes
     return found
@@ -230,8 +240,8 @@ def _lesson(
     }
 
 
-def _cost(options: ProtectOptions, teacher: Teacher, notes: list[str]) -> Cost:
-    cost = model_cost(teacher.model, teacher.inputs.batch(np.arange(1)))
+def _cost(single: OpenModel, teacher: Teacher, notes: list[str]) -> Cost:
+    cost = model_cost(single, teacher.inputs.batch(np.arange(1)))
     if cost.macs is None:
         notes.append(f"sizes go by measured time, because multiply-adds are not known: {cost.why}")
     return cost
@@ -239,6 +249,7 @@ def _cost(options: ProtectOptions, teacher: Teacher, notes: list[str]) -> Cost:
 
 def _measured(
     teacher: Teacher,
+    single: OpenModel,
     cost: Cost,
     name: str,
     backup: OpenModel,
@@ -248,9 +259,7 @@ def _measured(
 ) -> Candidate:
     """Measure a backup as it is served: its time in turn with the model's, and its answers."""
     one = teacher.inputs.batch(np.arange(1))
-    times = milliseconds(
-        {"model": lambda: teacher.model.run(one), "backup": lambda: backup.run(one)}
-    )
+    times = milliseconds({"model": lambda: single.run(one), "backup": lambda: backup.run(one)})
     by_time = times["backup"].median / times["model"].median
     by_macs = None if cost.macs is None else macs / cost.macs
     work = by_time if by_macs is None else by_macs
