@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import time
-from collections import Counter
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -15,7 +15,9 @@ from tests.gateway.test_hedging import unrepeated
 from tests.gateway.test_streams import HEAD, ROLE, chunk, stream, token, unchunked, whole
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(1800)]
-STREAMS, SAFE = 20_000, 20_000
+STREAMS, TOKENS, SAFE = int(os.environ.get("STREAMS", "20000")), 3, 20_000
+WARM_UP = 200
+"""Streams before those that are measured."""
 HEDGED = ("POST /chat",)
 
 
@@ -44,34 +46,38 @@ async def poisson(
     return list(await asyncio.gather(*tasks))
 
 
-def tokens(first: Callable[[], float], count: int = 3) -> Handler:
-    """Return a handler whose first token takes some time; headers and a role come at once."""
+def tokens(first: Callable[[], float]) -> Handler:
+    """Return a handler that says who it is; headers and a role come before the first token."""
+    names.append(name := f"upstream{len(names)}")
 
     async def serve(request: Request, writer: asyncio.StreamWriter) -> bytes:
         writer.write(HEAD + chunk(b": ping\n\n") + chunk(ROLE))
         await asyncio.sleep(first())
-        for number in range(count):
-            writer.write(chunk(token(request.body.decode(), number)))
+        for number in range(TOKENS):
+            writer.write(chunk(token(f"{name}/{request.body.decode()}", number)))
+            await asyncio.sleep(0.002)
         return b"0\r\n\r\n"
 
     return serve
 
 
-async def streamed(
-    handlers: list[Handler], policy: str, count: int, rate: float
-) -> tuple[list[float], int]:
-    """Return the times to the first content, and how many requests upstreams were sent."""
-    async with gateway(*handlers, policy=policy, slots=16, hedge=HEDGED) as g:
+names: list[str] = []
+
+
+async def streamed(handlers: list[Handler], count: int, rate: float) -> tuple[list[float], float]:
+    """Return the times to the first content, and how many requests were sent for each stream."""
+    async with gateway(*handlers, slots=16, hedge=HEDGED) as g:
 
         async def ask(number: int) -> float:
-            name = f"n{number}"
-            data, seconds = await stream(g, name)
-            assert unchunked(data) == whole(name, 3)
+            data, seconds = await stream(g, f"n{number}")
+            assert unchunked(data) in {whole(f"{name}/n{number}", TOKENS) for name in names}
             return seconds
 
+        await poisson(rate, WARM_UP, ask, seed=1)
         times = await poisson(rate, count, ask)
         assert g.metric("requests_total", outcome="aborted") == 0
-        return times, sum(len(upstream.requests) for upstream in g.upstreams)
+        sent = sum(len(upstream.requests) for upstream in g.upstreams)
+        return times, sent / (count + WARM_UP)
 
 
 async def round_robin(handlers: list[Handler], count: int, rate: float) -> list[float]:
@@ -85,7 +91,7 @@ async def round_robin(handlers: list[Handler], count: int, rate: float) -> list[
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         began = time.monotonic()
         writer.write(b"POST /chat HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\nx")
-        await reader.readuntil(b'content":"x ')
+        await reader.readuntil(b'content":"up')
         seconds = time.monotonic() - began
         writer.close()
         return seconds
@@ -96,26 +102,28 @@ async def round_robin(handlers: list[Handler], count: int, rate: float) -> list[
     return times
 
 
-@pytest.mark.parametrize("count", [STREAMS])
-async def test_streams_with_one_slow_upstream(count: int) -> None:
+async def test_streams_with_one_slow_upstream() -> None:
     chance = random.Random(0)
-    fast = tokens(lambda: 0.05 * chance.uniform(0.8, 1.2))
-    slow = tokens(lambda: 0.2 * chance.uniform(0.8, 1.2))
-    handlers = [fast, fast, fast, slow]
-    usual = await round_robin(handlers, 2000, 100.0)
-    times, sent = await streamed(handlers, "hedge", count, 100.0)
+    fast = [tokens(lambda: 0.05 * chance.uniform(0.8, 1.2)) for _ in range(3)]
+    handlers = [*fast, tokens(lambda: 0.2 * chance.uniform(0.8, 1.2))]
+    usual = await round_robin(handlers, STREAMS // 10, 100.0)
+    times, sent = await streamed(handlers, STREAMS, 100.0)
 
     assert quantile(times, 0.99) <= quantile(usual, 0.99) / 2
-    assert sent <= 1.1 * count + 10
+    assert sent <= 1.1
 
 
 async def test_streams_of_which_some_stall() -> None:
     chance = random.Random(0)
-    handler = tokens(lambda: 3.0 if chance.random() < 0.02 else 0.08 * chance.uniform(0.9, 1.1))
-    times, _ = await streamed([handler] * 4, "hedge", 3000, 50.0)
 
-    assert quantile(times, 0.5) < 0.12
+    def first() -> float:
+        return 3.0 if chance.random() < 0.02 else 0.08 * chance.uniform(0.9, 1.1)
+
+    times, sent = await streamed([tokens(first) for _ in range(4)], STREAMS // 4, 50.0)
+
+    assert quantile(times, 0.5) < 0.1
     assert quantile(times, 0.99) < 0.3
+    assert sent <= 1.1
 
 
 class Server:
@@ -130,27 +138,25 @@ class Server:
         return answer(request.body)
 
 
-async def loaded(seconds: list[float], policy: str, rate: float, count: int) -> list[float]:
-    async with gateway(*map(Server, seconds), policy=policy, slots=2) as g:
+async def test_one_upstream_that_is_slow_for_good_brings_no_collapse() -> None:
+    """ScyllaDB #7342: its times drag the delay up, copies come late, and the rest is overloaded.
+
+    At 90 % of what the two sound upstreams can do, the median and p99 are 2.5 and 9 service times
+    in virtual time. Where copies overload the two, the line grows for as long as the load lasts.
+    """
+    service = 0.05
+    servers = [Server(service), Server(service), Server(10 * service)]
+    async with gateway(*servers, slots=2, deadline_ms=30_000.0) as g:
 
         async def ask(number: int) -> float:
             began = time.monotonic()
-            statuses[(await g.ask("POST", V2, INFER)).status] += 1
+            assert (await g.ask("POST", V2, INFER)).status == 200
             return time.monotonic() - began
 
-        statuses: Counter[int] = Counter()
-        times = await poisson(rate, count, ask)
-        assert set(statuses) == {200}
-        return times[count // 5 :]
+        times = (await poisson(0.9 * 2 / service, 2500, ask))[500:]
 
-
-async def test_one_upstream_that_is_slow_for_good_brings_no_collapse() -> None:
-    """ScyllaDB #7342: its times drag the delay up, copies come late, and the rest is overloaded."""
-    healthy = 2 / 0.02
-    times = await loaded([0.02, 0.02, 0.2], "hedge", 0.9 * healthy, 3000)
-
-    assert quantile(times, 0.5) < 0.4
-    assert quantile(times, 0.99) < 1.5
+    assert quantile(times, 0.5) < 6 * service
+    assert quantile(times, 0.99) < 20 * service
 
 
 async def test_when_all_upstreams_are_slow_hedging_costs_little() -> None:

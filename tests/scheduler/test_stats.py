@@ -57,6 +57,15 @@ def test_kinds_are_timed_apart() -> None:
     assert not stats.slow
 
 
+def test_a_cancelled_task_tells_nothing_in_favour_of_its_worker() -> None:
+    stats = Observed()
+    for seconds in (0.012, 0.013):  # late, and overtaken by their copies
+        stats.now += seconds
+        stats.took(stats.now, 0, 0, seconds, is_cut=True)
+    assert stats.slow == {0}
+    assert stats.slowness(0) == SLOW
+
+
 @pytest.mark.parametrize(
     ("seconds", "slowness"),
     [

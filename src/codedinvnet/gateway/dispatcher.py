@@ -363,7 +363,8 @@ class Dispatcher:
         known = self.scheduler.attempts.get(number)
         if known is not None:
             if known.late:
-                self.do(self.scheduler.released(now, attempt.endpoint.worker, number))
+                worker = attempt.endpoint.worker
+                self.do(self.scheduler.released(now, worker, number, is_cut=True))
             self.do(self.scheduler.failed(now, number, result))
         self.ended(attempt, result)
 

@@ -271,7 +271,13 @@ class Dispatcher:
         if self.policy.late(self, attempt, again, runs) is Then.WATCH and runs:
             self.watch(attempt)
 
-    def release(self, attempt: Attempt, is_usual: bool = True, keeps_slot: bool = False) -> None:
+    def release(
+        self,
+        attempt: Attempt,
+        is_usual: bool = True,
+        keeps_slot: bool = False,
+        is_cut: bool = False,
+    ) -> None:
         """Take note that a worker has done a task's work, or has answered and goes on with it."""
         worker, began, assigner = attempt.worker, attempt.started, self.assigner
         ran = assigner.is_running(attempt) if keeps_slot else assigner.release(attempt)
@@ -282,7 +288,8 @@ class Dispatcher:
         if attempt.paid and attempt.query is not None:
             self._account(attempt, self.now - began)
         before = self.stats.slowness(worker)
-        retry = self.stats.took(self.now, worker, attempt.kind, self.now - began, attempt.traffic)
+        seconds = self.now - began
+        retry = self.stats.took(self.now, worker, attempt.kind, seconds, attempt.traffic, is_cut)
         if self.stats.slowness(worker) != before:
             self.assigner.reorder(worker)
         if retry is not None:

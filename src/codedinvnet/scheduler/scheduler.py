@@ -132,12 +132,19 @@ class Scheduler:
                 grouping.seal(own)
         return numbers, self.completion.flush()
 
-    def released(self, now: float, worker: int, attempt: int) -> list[Action]:
-        """A worker has done an attempt's work; its answer may still be on the way, or here."""
+    def released(self, now: float, worker: int, attempt: int, is_cut: bool = False) -> list[Action]:
+        """A worker has done an attempt's work; its answer may still be on the way, or here.
+
+        Args:
+            now: the time.
+            worker: that has it.
+            attempt: its number.
+            is_cut: whether it was late and is cancelled before its end.
+        """
         self.dispatcher.now = now
         found = self.assigner.workers[worker].running.get(attempt)
         if found is not None:
-            self.dispatcher.release(found, is_usual=attempt in self.attempts)
+            self.dispatcher.release(found, attempt in self.attempts, is_cut=is_cut)
         return self.completion.flush()
 
     def result(

@@ -12,6 +12,7 @@
 3. A worker is slow if each of its last two tasks took SLOW times as long as normal, or more: the
    smaller of the two ratios says how slow. One late task alone shows nothing, and what a worker was
    at together is one observation: a block delays all of it, and says nothing about what comes next.
+   A late task that was cancelled when its copy answered counts as SLOW times as long at least.
 4. The *overhead* is what stragglers cost: how much longer than normal answers of data tasks took,
    in normal times a task. It is an average over about MEMORY answers, in which those count that
    took SLOW times as long or longer. What is normal for a slow worker is as much longer. Where
@@ -91,11 +92,28 @@ class LatencyStats:
         self.answers = RecentQuantiles(SPECULATE)
 
     def took(
-        self, now: float, worker: int, kind: int, seconds: float, traffic: Traffic = ALIKE
+        self,
+        now: float,
+        worker: int,
+        kind: int,
+        seconds: float,
+        traffic: Traffic = ALIKE,
+        is_cut: bool = False,
     ) -> float | None:
-        """Take a running time in; return when the worker is to be tried again if it is slow."""
+        """Take a running time in; return when the worker is to be tried again if it is slow.
+
+        Args:
+            now: the time.
+            worker: that ran the task.
+            kind: of the task.
+            seconds: for which it ran.
+            traffic: of its query.
+            is_cut: whether it was late and then cancelled, so that nobody knows its whole time.
+        """
         seen = self._workers[worker]
         ratio = self.ratio(seconds, kind, traffic)
+        if is_cut:
+            ratio = max(SLOW, ratio)
         for each in range(kind, 1) if kind < 0 and self._slots > 1 else (kind,):
             times = self._kinds.get((traffic, each))
             if times is None:
