@@ -3,8 +3,7 @@ BIN := .venv/bin
 
 # Image sets: from data/ if it is there, else downloaded into the cache.
 DATA := $(if $(wildcard data),--data-dir data)
-# `validation` stands behind `latency`, whose rows it repeats.
-BENCHMARKS := accuracy backup-long equal-cost equal-cost-long superposition latency policies spread auto off-map two-losses few-workers validation
+BENCHMARKS := accuracy backup-long equal-cost equal-cost-long latency policies spread auto off-map two-losses few-workers
 
 # What README's first table shows, a file each: one that is there is kept, whatever it depends on.
 BUNDLES := mnist fashion cifar10
@@ -87,8 +86,6 @@ RUN_backup-long = codedinvnet bench accuracy configs/bench/backup-long.json $(QU
 RUN_equal-cost = codedinvnet bench accuracy configs/bench/equal-cost.json $(QUICK) $(DATA) $(SAVE) --out $(TO)/equal-cost.jsonl
 RUN_equal-cost-long = codedinvnet bench accuracy configs/bench/equal-cost-long.json $(QUICK) $(DATA) $(SAVE) \
   --out $(TO)/equal-cost.jsonl
-RUN_superposition = codedinvnet bench accuracy configs/bench/superposition.json $(QUICK) $(DATA) $(SAVE) \
-  --out $(TO)/equal-cost.jsonl
 RUN_latency = codedinvnet bench latency configs/bench/latency.json $(QUICK) $(DATA) $(SAVE) --out $(TO)/latency.jsonl
 RUN_policies = codedinvnet simulate configs/bench/simulate-policies.json $(QUICK) --out $(TO)/policies.jsonl
 RUN_spread = codedinvnet simulate configs/bench/simulate-spread.json $(QUICK) --out $(TO)/spread.jsonl
@@ -96,8 +93,6 @@ RUN_auto = codedinvnet simulate configs/bench/simulate-auto.json $(QUICK) --out 
 RUN_off-map = codedinvnet simulate configs/bench/simulate-off-map.json $(QUICK) --out $(TO)/off-map.jsonl
 RUN_two-losses = codedinvnet simulate configs/bench/simulate-two-losses.json $(QUICK) --out $(TO)/two-losses.jsonl
 RUN_few-workers = codedinvnet simulate configs/bench/simulate-few-workers.json $(QUICK) --out $(TO)/few-workers.jsonl
-RUN_validation = python -m benchmarks validation configs/bench/simulate-measured.json $(TO)/latency.jsonl \
-  $(if $(QUICK),--queries 3000) --out $(TO)/validation.json
 
 define benchmark
 bench-$(1) quick-$(1): | .venv/.installed-bench

@@ -38,8 +38,6 @@ PAPER_FILES = {
     "`configs/paper/mnist.json`, a fifth of E": "paper-mnist-fifth-k2.json",
 }
 """Settings of the paper's four commands, as a table names them -> the file of what they reached."""
-OWN = ("name", "seed")
-"""Settings in which a training from another seed differs."""
 EVIDENCE: tuple[Evidence, ...] = ("both", "latent", "side")
 
 
@@ -76,32 +74,6 @@ def read(path: Path) -> dict[str, Any]:
     return found
 
 
-def info_of(folder: Path, name: str) -> dict[str, Any]:
-    """Return what `info` says of a bundle; nothing if that is not known."""
-    found: dict[str, Any] = read(folder / f"{name}.json").get("info", {})
-    return found
-
-
-def another_seed(folder: Path, name: str) -> dict[str, Any]:
-    """Return what a bundle's training from another seed reached; nothing if there is none.
-
-    Its settings may differ from the bundle's in name and seed alone. A file that states none is
-    left out: nobody knows what it was trained with.
-    """
-    found = read(folder / f"seed-{name}.json")
-    others = found.get("settings")
-    if not others:
-        return {}
-    settings = info_of(folder, name).get("provenance", {}).get("settings", {})
-    if settings and settings["seed"] == found.get("training_seed"):
-        return {}  # the bundle itself
-    if settings and any(
-        value != settings.get(key) for key, value in others.items() if key not in OWN
-    ):
-        return {}
-    return found
-
-
 def bundle_files(folder: Path) -> dict[str, dict[str, Any]]:
     """Return what was measured of each bundle that ships, and of others of a known name."""
     names = dict.fromkeys((*BUNDLES, *shipped_bundles()))
@@ -114,7 +86,7 @@ def table(folder: Path) -> str:
     for name, found in bundle_files(folder).items():
         for place, report in enumerate(found.get("evaluate", ())):
             k = report["k"]
-            again = another_seed(folder, name).get(f"test_k{k}", {})
+            again = read(folder / f"seed-{name}.json").get(f"test_k{k}", {})
             lines.append(
                 {
                     "bundle": name,

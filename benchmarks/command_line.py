@@ -133,19 +133,6 @@ BENCHMARKS: Mapping[str, Benchmark] = {
             **SEED,
         },
     ),
-    "validation": Benchmark(
-        "simulate the measured runs of `bench latency`, and compare their percentiles",
-        "configs/bench/simulate-measured.json docs/results/latency.jsonl --out validation.json",
-        {
-            "scenario": {"type": Path, "help": "what the rows do not say (JSON)"},
-            "measured": {"type": Path, "help": "rows of `bench latency` (JSONL)"},
-            **out("the report (JSON)"),
-            "--queries": {
-                "type": count,
-                "help": "requests to simulate of each run (the scenario's)",
-            },
-        },
-    ),
     "scheduling": Benchmark(
         "measure what the front end costs a query, and the simulator a million",
         "--quick",

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from pandas import DataFrame
 
-from benchmarks import bundles, equal_cost, policies, validation
+from benchmarks import bundles, equal_cost, policies
 from benchmarks.bundles import BUNDLES, HARD
 from benchmarks.choosing import beside_hedge, choosing
 from benchmarks.peers import pages as peers
@@ -32,7 +32,7 @@ from codedinvnet.codes.registry import known_method
 from codedinvnet.errors import UserError
 from codedinvnet.evaluation import latency_tables, plots, tables
 from codedinvnet.evaluation.grid import read_rows
-from codedinvnet.files import read_json, write_text
+from codedinvnet.files import write_text
 from codedinvnet.models.bundle import shipped_bundles
 from codedinvnet.simulation import sweep
 
@@ -47,8 +47,6 @@ COMMANDS = {
     "accuracy.jsonl": "codedinvnet bench accuracy --data-dir data --out",
     "equal-cost.jsonl": BENCH.format("accuracy", "equal-cost"),
     "latency.jsonl": BENCH.format("latency", "latency"),
-    "validation.json": "python -m benchmarks validation configs/bench/simulate-measured.json "
-    "docs/results/latency.jsonl --out",
     "peers.jsonl": "python -m benchmarks peers --out",
     "policies.jsonl": SIMULATE.format("policies"),
     "auto.jsonl": SIMULATE.format("auto"),
@@ -149,25 +147,6 @@ def conditions(path: Path) -> str:
     return tables.markdown(frame)
 
 
-# Simulation
-
-
-def agreement(path: Path) -> str:
-    """Return how well simulated percentiles meet the measured ones.
-
-    Raises:
-        UserError: if the file is damaged.
-    """
-    report = read_json(path)
-    if not isinstance(report, dict) or report.get("schema_version") != validation.SCHEMA:
-        raise UserError(f"{path} is not a report of `benchmarks validation`: make it again")
-    lines = [
-        {"percentile": latency_tables.TITLES[name], **validation.shown(found)}
-        for name, found in validation.tally(report["arms"]).items()
-    ]
-    return tables.markdown(DataFrame(lines))
-
-
 # The pages
 
 
@@ -195,7 +174,6 @@ FROM_FILE: Mapping[str, tuple[str, Callable[[Path], str]]] = {
     "auto": ("auto.jsonl", choosing),
     "beside-hedge": ("auto.jsonl", beside_hedge),
     "off-map": ("off-map.jsonl", choosing),
-    "validation": ("validation.json", agreement),
 }
 """Name of a place in the pages -> the file that its table is made of, and how."""
 NEEDS: Mapping[str, Sequence[str]] = {

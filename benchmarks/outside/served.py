@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import aiohttp
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -113,7 +112,7 @@ class Harm:
         count.notes |= Counter(outcome for reply in replies for outcome in reply.outcomes)
 
     async def _load(self, label: str, rate: float, count: int) -> list[Reply]:
-        rows = [[self.draw.randrange(self.client.count)] for _ in range(count)]
+        rows = [[self.draw.randrange(len(self.client.images))] for _ in range(count)]
         return await self.client.load(rows, rate=rate, seed=0, label=label, leave=True)
 
     async def workers(self) -> Count:
@@ -159,7 +158,7 @@ class Harm:
 
     def _spoilt(self) -> tuple[bytes, dict[str, str]]:
         """Return a request that was right before something was done to it."""
-        draw, image = self.draw, self.client.inputs["images"][:1]
+        draw, image = self.draw, self.client.images[:1]
         tensor: dict[str, Any] = {
             "name": "images",
             "shape": list(image.shape),
@@ -203,12 +202,13 @@ class Harm:
 
     async def _dawdle(self) -> bool:
         """Send a request a byte at a time; return whether the service closed the connection."""
-        place = urlsplit(self.client.url)
+        place = urlsplit(self.client.address)
         try:
             reader, writer = await asyncio.open_connection(place.hostname, place.port)
         except OSError:
             return True
-        head = f"POST {place.path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 4000\r\n\r\n"
+        path, more = self.client.path, "Host: 127.0.0.1\r\nContent-Length: 4000\r\n\r\n"
+        head = f"POST {path} HTTP/1.1\r\n{more}"
         end = time.monotonic() + SLOW_SECONDS
         try:
             for byte in head.encode() + b" " * 4000:
@@ -328,10 +328,8 @@ JUNK: tuple[Any, ...] = (
 async def _post(client: Client, body: bytes, headers: dict[str, str]) -> int:
     """Return the status of a request; 0 without a response."""
     try:
-        async with client.session.post(client.url, data=body, headers=headers) as response:
-            await response.read()
-            return response.status
-    except (aiohttp.ClientError, asyncio.TimeoutError):
+        return (await client.post(body, headers)).status
+    except OSError:
         return 0
 
 

@@ -131,12 +131,7 @@ def test_demo_names_only_what_ships(
     call: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[Sequence[str]] = []
-    served: list[str] = []
     monkeypatch.setattr("codedinvnet.models.bundle.shipped_bundles", lambda: ("fashion", "other"))
     monkeypatch.setattr("codedinvnet.demo.run_demo", lambda names, out, seed: asked.append(names))
-    monkeypatch.setattr(
-        "codedinvnet.serving_demo.run_serving_demo", lambda name, out, seed: served.append(name)
-    )
     assert call("demo", "--out", tmp_path).code == 0
     assert asked == [["fashion"]]
-    assert served == ["fashion"]

@@ -12,14 +12,11 @@ from codedinvnet.checkpoint import PART, module_tensors, save_checkpoint
 from codedinvnet.codes.backup import SmallBackup
 from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.build import scheme_for
-from codedinvnet.codes.method import Tolerance, given_by
-from codedinvnet.codes.nercc import SplineCode
+from codedinvnet.codes.method import given_by
 from codedinvnet.codes.registry import METHODS
-from codedinvnet.codes.rules import AnyOf
 from codedinvnet.data import SAMPLES, sample_images
 from codedinvnet.errors import UserError
 from codedinvnet.evaluation.accuracy import evaluate
-from codedinvnet.evaluation.grid import append_row
 from codedinvnet.models.bundle import (
     Bundle,
     bundle_folder,
@@ -139,40 +136,3 @@ def test_parts_of_something_else_are_refused(
     path, _ = saved(tmp_path / "best.safetensors", mnist, "parm", **changed)
     with pytest.raises(UserError, match=told):
         scheme_for(mnist, K, "parm", path)
-
-
-def smoothing_of(scheme: Scheme) -> tuple[float, float]:
-    assert isinstance(scheme.code, SplineCode)
-    return scheme.code.encoder_smoothing, scheme.code.decoder_smoothing
-
-
-def test_regularisers_of_nercc_come_from_its_rows(mnist: Bundle, tmp_path: Path) -> None:
-    settings = {"bundle": weights_digest("mnist"), "quick": False, **METHODS["nercc"].versions()}
-
-    def row(key: str, smoothing: list[float], **changed: Any) -> dict[str, Any]:
-        trial = {"method": "nercc", "base": "invertible", "k": K, "missing": 1, "corrupt": 0}
-        trial |= {"label": "nercc", "dataset": "mnist", "bundle": "mnist"}
-        found = {**trial, "experiment": "accuracy", "schema_version": 2, "version": ""}
-        found |= {"key": key, "error": None}
-        return {**found, "settings": settings, "chosen": {"smoothing": smoothing}, **changed}
-
-    path = tmp_path / "accuracy.jsonl"
-    unlike = {"bundle": "another", "quick": True, "method": "0af1", "version": 2}
-    others: list[dict[str, Any]] = [
-        *({"k": 5}, {"base": "resnet"}, {"missing": 2}, {"method": "nercc-2"}),
-        {"error": "no"},
-        *({"settings": settings | {key: value}} for key, value in unlike.items()),
-    ]
-    for number, changed in enumerate(others):
-        append_row(path, row(str(number), [9.0, 9.0], **changed))
-    with pytest.raises(UserError, match=r"part: .* holds no row of nercc .* k = 4 for this"):
-        scheme_for(mnist, K, "nercc", path)
-    with pytest.raises(UserError, match=r"no row of nercc .* k = 4 and 3 missing for this"):
-        scheme_for(mnist, K, "nercc", path, Tolerance(stragglers=3))
-    two = scheme_for(mnist, K, "nercc", path, Tolerance(stragglers=2))
-    assert (two.rules, smoothing_of(two)) == (AnyOf(K, K + 2, K), (9.0, 9.0))
-    append_row(path, row("ours", [0.25, 1e-4]))
-    method = scheme_for(mnist, K, "nercc", path)
-    assert smoothing_of(method) == (0.25, 1e-4)
-    plain = scheme_for(mnist, K, "nercc", None)
-    assert smoothing_of(plain) == (1e-6, 1e-6)

@@ -1,40 +1,30 @@
-"""Methods whose extra worker runs one network on a whole group: Collage and superposition."""
+"""Methods whose extra worker runs one network on a whole group: Collage."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
 
 from codedinvnet.codes.collage import Collage, CollageNetwork, collage_grid
 from codedinvnet.codes.equal_cost import count_macs, served_macs
-from codedinvnet.codes.grouped import GroupMethod, GroupNetwork
+from codedinvnet.codes.grouped import GroupMethod
 from codedinvnet.codes.method import Given, given_by
 from codedinvnet.codes.registry import find_method
-from codedinvnet.codes.superposition import SuperposedNetwork, Superposition
 from codedinvnet.models.bundle import load_bundle
 from tests.codes.linear import CLASSES, SHAPE, Linear, assert_extra_task_answers, images, made
 
 K = 4
-KINDS = (Collage, Superposition)
-
-
-def network(kind: type[GroupMethod], k: int = K, shape: tuple[int, ...] = SHAPE) -> GroupNetwork:
-    torch.manual_seed(0)
-    found = kind().network(Given(k, Linear(), shape, CLASSES), width=4)
-    return found.eval().double()
 
 
 @pytest.mark.parametrize("size", range(1, K + 1))
-@pytest.mark.parametrize("kind", KINDS)
-def test_every_erasure_pattern_is_answered_by_the_network(
-    kind: type[GroupMethod], size: int
-) -> None:
-    served, part = Linear(), network(kind)
+def test_every_erasure_pattern_is_answered_by_the_network(size: int) -> None:
+    torch.manual_seed(0)
+    served = Linear()
+    part = Collage().network(Given(K, served, SHAPE, CLASSES), width=4).eval().double()
     group = images(size)
     with torch.no_grad():
         extra = part(group)
-    assert_extra_task_answers(made(kind, served, K, part=part), served, group, extra)
+    assert_extra_task_answers(made(Collage, served, K, part=part), served, group, extra)
 
 
 @pytest.mark.parametrize(("k", "grid"), [(2, (1, 2)), (4, (2, 2)), (9, (3, 3)), (10, (3, 4))])
@@ -51,7 +41,7 @@ def test_a_collage_holds_every_member_in_its_cell(k: int, grid: tuple[int, int])
     torch.testing.assert_close(cells, expected[:, None, None].expand_as(cells))
 
 
-@pytest.mark.parametrize("name", ["collage", "superposition", "collage@1.4", "superposition@1.4"])
+@pytest.mark.parametrize("name", ["collage", "collage@1.4"])
 def test_a_network_is_as_wide_as_its_cost_allows(name: str) -> None:
     method, given = find_method(name), given_by(load_bundle("mnist"), K)
     assert isinstance(method, GroupMethod)
@@ -64,26 +54,3 @@ def test_a_network_is_as_wide_as_its_cost_allows(name: str) -> None:
     cost = 1.4 if name.endswith("1.4") else 1.0
     assert spent(width) <= cost * served_macs(given.coded) < spent(width + 1)
     assert [method.rules(K).tasks(size)[K].cost for size in (1, K)] == [cost, cost]
-
-
-def test_a_superposition_tells_its_members_apart_by_their_keys() -> None:
-    part, group = network(Superposition), images(K)
-    assert isinstance(part, SuperposedNetwork)
-
-    def answers(x: Tensor) -> Tensor:
-        with torch.no_grad():
-            found: Tensor = part(x)
-        return found
-
-    before = answers(group)
-    assert not torch.allclose(before[:, 0], before[:, 1])
-    swapped = group[:, [1, 0, 2, 3]]
-    assert not torch.allclose(answers(swapped), before)
-    with torch.no_grad():
-        part.bind[[0, 1]] = part.bind[[1, 0]]
-    torch.testing.assert_close(answers(swapped), before)  # the sum has not changed
-    with torch.no_grad():
-        for own in part.unbind[0].parameters():
-            members = own.unflatten(0, (K, -1))
-            members[[0, 1]] = members[[1, 0]]
-    torch.testing.assert_close(answers(swapped), before[:, [1, 0, 2, 3]])

@@ -3,7 +3,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-import aiohttp
 import numpy as np
 import pytest
 
@@ -24,10 +23,9 @@ def test_requests_are_due_as_the_simulator_repeats_them() -> None:
     """And replies are in the order of the requests."""
 
     async def load(seed: int) -> list[Reply]:
-        async with aiohttp.ClientSession() as session:
-            client = Clock(session, "http://nowhere", "m", {"x": np.zeros((60, 1))})
-            requests = [[60 - i] for i in range(50)]
-            return await client.load(requests, rate=2000, seed=seed, label="test")
+        client = Clock("http://nowhere", "m", np.zeros((60, 1)))
+        requests = [[60 - i] for i in range(50)]
+        return await client.load(requests, rate=2000, seed=seed, label="test")
 
     replies = asyncio.run(load(1))
     assert [(r.identity, r.rows) for r in replies] == [(f"test {i}", (60 - i,)) for i in range(50)]

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from benchmarks.validation import arms_of, scenarios_of
 from codedinvnet.errors import UserError
 from codedinvnet.evaluation import latency
 from codedinvnet.evaluation.cost import encoder_share
@@ -19,7 +18,6 @@ from codedinvnet.evaluation.quantiles import Histogram
 from codedinvnet.evaluation.service import ParityWait, injected, schedule
 from codedinvnet.evaluation.trials import GRID
 from codedinvnet.files import file_digest
-from codedinvnet.simulation.scenario import load_scenario
 from tests.conftest import Command
 from tests.evaluation.grids import PAPER, PART
 
@@ -111,18 +109,6 @@ def test_a_row_tells_what_was_served_and_what_came_out(finished: tuple[Path, Pat
     waits = (task + 4 * image) / rows["coded"]["mean_service_ms"]
     work = 1 + rows["coded"]["extra_tasks_per_query"] * waits
     assert work < rows["coded"]["work_per_query"] < 1.5 * work  # others compute here, too
-
-
-def test_rows_are_what_the_simulator_repeats(finished: tuple[Path, Path]) -> None:
-    arms_there = arms_of(read_rows(finished[0] / "rows.jsonl"))
-    base = load_scenario(ROOT / "configs" / "bench" / "simulate-measured.json")
-    coded, backup = (scenarios_of(arm, base)[0][0] for arm in arms_there)
-    for scenario in (coded, backup):
-        assert scenario.service.mean_ms > 10  # the wait is a part of it
-        assert scenario.front_end.mean_ms > 0
-        assert scenario.arrivals.batch == 4
-    assert coded.encode.mean_ms > 1  # E's share of the wait is a part of it
-    assert (coded.method, backup.method) == ("coded-invnet", "small-backup")
 
 
 def test_finished_runs_and_their_parts_are_kept(

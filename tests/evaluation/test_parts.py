@@ -10,8 +10,6 @@ from typing import Any
 import pytest
 import torch
 
-from codedinvnet.checkpoint import save_checkpoint
-from codedinvnet.codes.method import given_by
 from codedinvnet.codes.registry import find_method
 from codedinvnet.config import PartSettings, PixelFusionSettings
 from codedinvnet.data import (
@@ -23,36 +21,12 @@ from codedinvnet.data import (
     split_indices,
 )
 from codedinvnet.errors import UserError
-from codedinvnet.evaluation.parts import DataSet, Scored, _set_aside
+from codedinvnet.evaluation.parts import DataSet, Scored
 from codedinvnet.evaluation.trials import DataSetSettings, Trial
-from codedinvnet.models.bundle import VALIDATION, Bundle, load_bundle, save_bundle
-from codedinvnet.training.loop import sole_writer
+from codedinvnet.models.bundle import VALIDATION, Bundle
 from codedinvnet.training.pixels import PaperStage, fusion_targets
 from tests.data.files import Unread
 from tests.evaluation.grids import PAPER, PART
-
-
-def test_what_is_set_aside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A training of other settings."""
-    folder = tmp_path / "seed1"
-    folder.mkdir()
-    part = PartSettings(epochs=3).model_dump(mode="json")
-    settings = {"part": part, "seed": 1, "images": 50}
-    save_checkpoint(folder / "last.safetensors", {}, {"settings": settings})
-    _set_aside(folder, settings)
-    assert folder.is_dir()
-    for number, images in enumerate((51, 52), start=1):
-        _set_aside(folder, {**settings, "images": images})
-        assert not folder.exists()
-        assert f"images 50 -> {images}; the old one is seed1-before-{number}" in (
-            capsys.readouterr().err
-        )
-        folder.mkdir()
-        save_checkpoint(folder / "last.safetensors", {}, {"settings": settings})
-    # Another process that trains there would go on by the folder's name.
-    with sole_writer(folder), pytest.raises(UserError, match="another process trains here"):
-        _set_aside(folder, {**settings, "images": 53})
-    assert folder.is_dir()
 
 
 def test_the_papers_targets_have_the_mean_latent(bundle: Bundle, held_out: ImageSet) -> None:
@@ -106,33 +80,6 @@ def described(bundle: Path, to: Path, change: Callable[[dict[str, Any]], None]) 
     return to
 
 
-@pytest.mark.parametrize(
-    ("change", "told"),
-    [
-        (lambda made: made["settings"].update(seed=4), r"\d\d"),
-        (lambda made: made["settings"]["data"].update(validation=50), "50"),
-    ],
-    ids=["seed", "validation"],
-)
-def test_a_bundle_that_may_have_seen_the_validation_images_is_not_scored_on_them(
-    bundle_folder: Path,
-    data_dir: Path,
-    tmp_path: Path,
-    change: Callable[[dict[str, Any]], None],
-    told: str,
-) -> None:
-    other = described(bundle_folder, tmp_path / "other", lambda made: change(made["provenance"]))
-    same = described(bundle_folder, tmp_path / "same", lambda made: None)
-    train = load_images("mnist", "train", data_dir=data_dir)
-    test = load_images("mnist", "test", data_dir=data_dir)
-    data_set(bundle_folder, train, test, tmp_path).load(str(other))
-    data = data_set(bundle_folder, train, test, tmp_path, split="validation")
-    data.load(str(same))
-    told = f"'{other}' did not set aside {told} of the 100 validation images of '{bundle_folder}'"
-    with pytest.raises(UserError, match=told):
-        data.load(str(other))
-
-
 def same_images(one: ImageSource, other: ImageSource) -> bool:
     found, expected = (source.image_digests().sort().values for source in (one, other))
     return torch.equal(found, expected)
@@ -141,7 +88,7 @@ def same_images(one: ImageSource, other: ImageSource) -> bool:
 def test_images_in_another_order_are_split_by_content(
     bundle_folder: Path, data_dir: Path, tmp_path: Path
 ) -> None:
-    """Two bundles with the same images set aside are compared, others are refused."""
+    """Without the digests of its validation images a bundle takes no other order."""
     train = load_images("mnist", "train", data_dir=data_dir)
     test = load_images("mnist", "test", data_dir=data_dir)
     backwards = ImageRows(train, torch.arange(len(train)).flip(0), "backwards")
@@ -151,16 +98,8 @@ def test_images_in_another_order_are_split_by_content(
     assert same_images(
         ImageRows(train, there.train_rows, "there"), ImageRows(backwards, here.train_rows, "here")
     )
-    here.load(str(described(bundle_folder, tmp_path / "same", lambda made: None)))
-    bundle = load_bundle(bundle_folder)
-    _, rows = split_indices(len(train), 100, seed=4)
-    save_bundle(tmp_path / "other", bundle.info, bundle.model, train.image_digests()[rows])
-    with pytest.raises(UserError, match=r"other' did not set aside \d\d of the 100 validation"):
-        here.load(str(tmp_path / "other"))
     older = described(bundle_folder, tmp_path / "older", lambda made: None)
     (older / VALIDATION).unlink()
-    with pytest.raises(UserError, match=r"other training images than bundle .*older"):
-        here.load(str(older))
     with pytest.raises(UserError, match=r"other training images than bundle .*older"):
         data_set(older, backwards, test, tmp_path)
 
@@ -197,25 +136,6 @@ def test_images_of_other_classes_than_a_bundles_are_refused(tmp_path: Path) -> N
     for train, test in ((None, other), (other, images)):
         with pytest.raises(UserError, match=told):
             data_set("mnist", train, test, tmp_path)
-
-
-def test_another_bundles_block_has_the_classifier_of_that_bundle(
-    bundle_folder: Path, tmp_path: Path
-) -> None:
-    """All that a method is given is of one bundle."""
-    images = sample_images("mnist")
-    data = data_set("mnist", None, images, tmp_path)
-    trial = Trial("mine", "average-image", "mnist", "invertible", 4, 1, 0, 1, str(bundle_folder), 1)
-    found, some = data.given(trial), images.images[:20]
-    other = load_bundle(bundle_folder)
-    expected = given_by(other, 4).classifier(some)
-    torch.testing.assert_close(found.classifier(some), expected)
-    assert found.bundle == other.info
-    given = data.given(replace(trial, bundle="mnist"))
-    assert given.classifier is data.classifier("invertible", 1) is not found.classifier
-    torch.testing.assert_close(
-        data.logits("invertible", 1, "test", str(bundle_folder))[:20], expected
-    )
 
 
 OWN = """

@@ -19,7 +19,7 @@ def test_work_is_in_service_times_of_a_query() -> None:
         return found
 
     def run(before: dict[str, float], after: dict[str, float]) -> Run:
-        return Run([Reply("", tuple(range(100)), 0.1, 200)], before, after, {}, {})
+        return Run([Reply("", tuple(range(100)), 0.1, 200)], before, after, {})
 
     wait = ParityWait(36.0, 2.0)
     after = metrics(110, 10, 1.2, 0.05)

@@ -61,18 +61,6 @@ def test_weights_outside_the_folder_are_refused(name: str, tmp_path: Path) -> No
         open_model(path)
 
 
-def test_an_onnx_runtime_that_takes_no_files_from_memory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = factories.save_onnx(factories.mlp, tmp_path / "mlp.onnx", external=True)
-    model = open_model(path)
-    monkeypatch.setattr("codedinvnet.models.onnx_file.takes_files", lambda: False)
-    other = open_model(path)
-    assert other.source.digest == model.source.digest
-    queries = probe_inputs(model.signature.inputs)
-    np.testing.assert_array_equal(other.run(queries)["logits"], model.run(queries)["logits"])
-
-
 def constant_elsewhere(path: Path, name: str, weights: Path) -> Path:
     """Write a model that adds 0, 1, 2, 3, which a Constant node has in another file."""
     tensor = numpy_helper.from_array(np.arange(4, dtype=np.float32), "w")

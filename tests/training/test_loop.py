@@ -82,9 +82,6 @@ class Scripted:
         assert not self.module.training
         return self.scores[self.epoch], {"score": self.scores[self.epoch]}
 
-    def pictures(self) -> Mapping[str, Tensor]:
-        return {"grey": torch.full((1, 4, 4), 0.5)}
-
 
 def run(stage: Scripted, folder: Path, **options: Any) -> dict[str, Any]:
     chosen: dict[str, Any] = {"epochs": len(stage.scores), "seed": 1, "settings": {"a": 1}}

@@ -195,7 +195,7 @@ def test_too_few_images_for_a_group(data: TrainingData) -> None:
         ParityStage(ParityModel(pupil(), 4), SumCode.mix, few, 4, BUDGET)
 
 
-@pytest.mark.parametrize(("name", "k"), [("collage@0.3", 4), ("superposition@0.3", 2)])
+@pytest.mark.parametrize(("name", "k"), [("collage@0.3", 4)])
 def test_a_network_learns_to_answer_for_a_group(
     name: str, k: int, bundle: Bundle, data: TrainingData, source: ImageSet
 ) -> None:

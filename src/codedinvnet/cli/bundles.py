@@ -86,7 +86,7 @@ def add_commands(commands: Commands) -> None:
         commands,
         "demo",
         _demo,
-        "recover erased predictions on shipped images, draw a group, serve through failures",
+        "recover erased predictions on shipped images, and draw a group",
         "codedinvnet demo --out demo-out",
     )
     sub.add_argument(
@@ -169,8 +169,6 @@ def _demo(arguments: argparse.Namespace) -> None:
     from codedinvnet.data import SAMPLES
     from codedinvnet.demo import run_demo
     from codedinvnet.models.bundle import shipped_bundles
-    from codedinvnet.serving_demo import run_serving_demo
 
     names = [name for name in SAMPLES if name in shipped_bundles()]
     run_demo(names, arguments.out, arguments.seed)
-    run_serving_demo(names[0], arguments.out, arguments.seed)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from codedinvnet.checkpoint import PART, load_checkpoint, load_modules
 from codedinvnet.codes.base import Scheme
@@ -13,37 +11,7 @@ from codedinvnet.codes.method import ONE, Method, Tolerance, given_by
 from codedinvnet.codes.registry import OURS, find_method
 from codedinvnet.devices import first_tensor
 from codedinvnet.errors import UserError
-from codedinvnet.evaluation.grid import key_of, read_rows
 from codedinvnet.models.bundle import Bundle
-
-
-def _chosen(rows: Path, method: Method, weights: str, k: int, stragglers: int) -> Mapping[str, Any]:
-    """Return what a method chose on validation images, from rows of `bench accuracy`.
-
-    Raises:
-        UserError: if there is no such file, or none of its rows is of the method as it is now, and
-            of these weights, k and S.
-    """
-    if not rows.is_file():
-        raise UserError(f"part: there is no file {rows}")
-    made_with: dict[str, Any] = {"bundle": weights, "method": method.digest or None}
-    made_with |= {"version": None, **method.versions()}
-    found: list[Mapping[str, Any]] = [
-        row["chosen"]
-        for row in read_rows(rows, "accuracy")
-        if row["error"] is None
-        and not row["settings"].get("quick")
-        and (row["method"], row["base"]) == (method.name, "invertible")
-        and (row["k"], row["missing"], row["corrupt"]) == (k, stragglers, 0)
-        and key_of({name: row["settings"].get(name) for name in made_with}) == key_of(made_with)
-    ]
-    if not found:
-        many = "" if stragglers == 1 else f" and {stragglers} missing"
-        raise UserError(
-            f"part: {rows} holds no row of {method.name} as it is now, with k = {k}{many} for "
-            "this bundle"
-        )
-    return found[-1]
 
 
 def part_beside(folder: Path, method: Method, k: int) -> Path | None:
@@ -66,8 +34,7 @@ def scheme_for(
         k: members of a group.
         name: the method's name, as `find_method` takes it.
         part: what `bench accuracy` left, `best.safetensors` in the part's folder; None: the one
-            beside the bundle, if there is one. Of a method that chooses on validation images its
-            rows, for what it chose.
+            in the bundle's folder, if there is one.
         tolerance: the tolerance of a method that can be made for any.
 
     Raises:
@@ -77,10 +44,7 @@ def scheme_for(
     given = given_by(bundle, k, tolerance)
     if not method.part:
         if part is not None:
-            if not method.tuned:
-                raise UserError(f"part: {method.name} needs no trained part")
-            chosen = _chosen(part, method, bundle.digest(), k, tolerance.stragglers)
-            given = replace(given, chosen=chosen)
+            raise UserError(f"part: {method.name} needs no trained part")
         return method.build(given)
     part = part or part_beside(bundle.folder, method, k)
     if part is None:

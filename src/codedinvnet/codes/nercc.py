@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -62,26 +63,14 @@ def natural_spline_matrix(points: Tensor, knots: Tensor) -> Tensor:
     Returns:
         (P, n) float64.
     """
-    n = len(knots)
-    if n == 1:
+    from scipy.interpolate import CubicSpline  # takes long to import
+
+    if len(knots) == 1:
         return points.new_ones(len(points), 1)
-    second = knots.new_zeros(n, n)
-    if n > 2:
-        q, r = _curvature(knots)
-        second[1:-1] = torch.linalg.solve(r, q.T)
-    value = torch.eye(n, dtype=knots.dtype)
-    h = knots.diff()[:, None]
-    slope = value.diff(dim=0) / h
+    spline = CubicSpline(knots.numpy(), np.eye(len(knots)), bc_type="natural")
     inside = points.clamp(knots[0], knots[-1])
-    i = (torch.searchsorted(knots, inside.contiguous(), right=True) - 1).clamp(0, n - 2)
-    left, right = (inside - knots[i])[:, None], (knots[i + 1] - inside)[:, None]
-    line = (left * value[i + 1] + right * value[i]) / h[i]
-    bend = (1 + left / h[i]) * second[i + 1] + (1 + right / h[i]) * second[i]
-    spline = line - left * right / 6 * bend
-    before = slope[0] - h[0] * second[1] / 6
-    behind = slope[-1] + h[-1] * second[-2] / 6
-    beyond = (points - inside)[:, None]
-    return spline + beyond * torch.where(beyond < 0, before, behind)
+    value, slope = (torch.from_numpy(spline(inside.numpy(), order)) for order in (0, 1))
+    return value + (points - inside)[:, None] * slope
 
 
 def smoothing_spline_matrix(points: Tensor, knots: Tensor, smoothing: float) -> Tensor:

@@ -1,12 +1,10 @@
-"""All methods by name: this package's, a user's own file's, and those of installed packages."""
+"""All methods by name: this package's, and those of a user's own files."""
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
-import sys
 from collections.abc import Iterator, Mapping
-from importlib.metadata import entry_points
 from pathlib import Path
 
 from codedinvnet.codes.base import blamed
@@ -17,9 +15,6 @@ from codedinvnet.codes.nercc import NeRCC
 from codedinvnet.errors import UserError
 from codedinvnet.files import file_digest
 from codedinvnet.user_code import user_module
-
-GROUP = "codedinvnet.methods"
-"""The entry points in which installed packages name their methods."""
 
 
 def _own() -> Iterator[type[Method]]:
@@ -46,14 +41,13 @@ _found: dict[str, Method] = {}
 
 
 class UnknownMethod(UserError):
-    """A method that neither this package nor an installed one has, and that names no file."""
+    """A method that this package does not have, and that names no file."""
 
 
 def find_method(text: str) -> Method:
-    """Return a method by its name, by `FILE.py:CLASS`, or by the name of an entry point.
+    """Return a method by its name, or by `FILE.py:CLASS`.
 
-    `@COST` behind it makes the same method for another cost (`Method.at`). An entry point has its
-    method's name.
+    `@COST` behind it makes the same method for another cost (`Method.at`).
 
     Raises:
         UnknownMethod: one line, if there is none.
@@ -68,20 +62,8 @@ def find_method(text: str) -> Method:
         return _at(find_method(f"{path}{colon}{stem}"), cost)
     if colon and path.endswith(".py"):
         return _keep(text, _in_file(Path(path), name))
-    for point in entry_points(group=GROUP):
-        if point.name == text:
-            with blamed(f"the method {text}", point.value):
-                loaded = point.load()
-            method = _made(loaded, point.value, _source_of(loaded))
-            if method.name != text:  # rows would name a method that nobody finds
-                raise UserError(
-                    f"{point.value}: its name is {method.name!r}, and its entry point's {text!r}: "
-                    "give both one name"
-                )
-            return _keep(text, method)
-    known = (*METHODS, *sorted(point.name for point in entry_points(group=GROUP)))
     raise UnknownMethod(
-        f"{text!r} is not one of {', '.join(known)}; a method of your own is FILE.py:CLASS"
+        f"{text!r} is not one of {', '.join(METHODS)}; a method of your own is FILE.py:CLASS"
     )
 
 
@@ -128,41 +110,24 @@ def _in_file(path: Path, name: str) -> Method:
         module = user_module(str(path))
     if not hasattr(module, name):
         raise UserError(f"{path} has no class {name}")
-    return _made(getattr(module, name), str(path), path)
+    return _made(getattr(module, name), path)
 
 
-def _source_of(loaded: object) -> Path | None:
-    """Return the file that an installed class stands in; None if there is no such file."""
-    module = sys.modules.get(getattr(loaded, "__module__", ""))
-    path = getattr(module, "__file__", None)
-    return Path(path) if path and Path(path).is_file() else None
-
-
-def _made(kind: object, whose: str, source: Path | None) -> Method:
-    """Make a user's own method.
-
-    Args:
-        kind: what was loaded.
-        whose: what names it in errors.
-        source: the file whose changes make it another method.
+def _made(kind: object, path: Path) -> Method:
+    """Make a user's own method of what was loaded from a file.
 
     Raises:
         UserError: if it is no whole subclass of `Method`, or cannot be made.
     """
+    whose = str(path)
     if not (isinstance(kind, type) and issubclass(kind, Method)):
         raise UserError(f"{whose}: {getattr(kind, '__name__', kind)!r} is no subclass of Method")
     if lacking := kind.lacking():
         raise UserError(f"{whose}: {kind.__name__} lacks {', '.join(lacking)}")
-    if kind.part and kind.tuned:  # --part is one file: the part, or the rows with what it chose
-        raise UserError(
-            f"{whose}: {kind.__name__} has a part and is tuned, and would be served without what "
-            "it chose: choose in its training, and keep that in the part"
-        )
     with blamed(f"the method {kind.__name__}", whose):
         method = kind()
     method.file = whose
-    if source:
-        method.digest = f"{file_digest(source)}:{kind.__qualname__}"
+    method.digest = f"{file_digest(path)}:{kind.__qualname__}"
     return _owned(method)
 
 

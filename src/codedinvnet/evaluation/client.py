@@ -1,27 +1,29 @@
-"""A client of the protocol, and its load in an open loop.
-
-It shares nothing with the server but the table of datatypes.
-"""
+"""A client of a service: requests of the Open Inference Protocol, one by one or in an open loop."""
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import numpy as np
 
 from codedinvnet.errors import UserError
 from codedinvnet.evaluation.load import open_loop
-from codedinvnet.models.base import DATATYPE_OF, DATATYPES
+from codedinvnet.net.client import Answer, HttpClient, described, parse_origin
+from codedinvnet.protocol.http import parse_response, render_request
+from codedinvnet.protocol.messages import HEADER_LENGTH, InferRequest, RequestedOutput
 from codedinvnet.simulation.arrivals import poisson_gaps
+
+TIMEOUT = 60.0
+"""Seconds for an answer, connecting included."""
+SCORES, OUTCOME = "probabilities", "outcome"
+WANTED = (RequestedOutput(OUTCOME), RequestedOutput(SCORES, binary=True))
 
 
 @dataclass(frozen=True)
@@ -32,12 +34,12 @@ class Reply:
         identity: the request's `id`, as it was sent.
         returned: the `id` in the response.
         status: the HTTP status; 0 if there was no response.
-        rows: which inputs were sent.
+        rows: which images were sent.
         outcomes: `direct`, `decoded` or `guessed` for each query.
         labels: the classes with the highest scores, (B,) int64.
         latency: seconds from when the request was due.
         error: what went wrong.
-        work: seconds of it that the server says it waited for workers (its `Server-Timing`).
+        work: seconds of it that the server waited for workers (its `Server-Timing`).
     """
 
     identity: str
@@ -57,84 +59,56 @@ class Reply:
 
 
 class Client:
-    """Sends batches of queries with the binary extension.
+    """Sends a bundle's images to its service.
 
     Args:
-        session: open HTTP session.
-        address: the server's.
+        address: the service's, http://HOST:PORT.
         model: the model's name.
-        inputs: the queries that requests choose from, (N, *shape) by the input's name.
-        scores: the output with the scores of the classes.
+        images: those that requests choose from, (N, C, H, W).
     """
 
-    def __init__(
-        self,
-        session: aiohttp.ClientSession,
-        address: str,
-        model: str,
-        inputs: Mapping[str, np.ndarray],
-        scores: str = "probabilities",
-    ) -> None:
-        self.session = session
-        self.url = f"{address}/v2/models/{model}/infer"
-        self.address = address
-        self.inputs, self.scores = inputs, scores
-        self.count = len(next(iter(inputs.values())))
+    def __init__(self, address: str, model: str, images: np.ndarray) -> None:
+        self.address, self.images = address, images
+        self.path = f"/v2/models/{model}/infer"
+        self.http = HttpClient(parse_origin(address, "address"), connect=TIMEOUT)
+
+    async def post(self, body: bytes, headers: dict[str, str]) -> Answer:
+        """Return the answer to a request for inference.
+
+        Raises:
+            OSError: if there is none.
+        """
+        return await self.http.ask("POST", self.path, TIMEOUT, body, [*headers.items()])
 
     async def infer(self, identity: str, rows: Sequence[int], due: float | None = None) -> Reply:
         """Send one request and read its answer.
 
         Args:
             identity: the request's id.
-            rows: which queries.
+            rows: which images.
             due: when it should have been sent (`time.perf_counter`); latency counts from there.
         """
-        began = time.perf_counter() if due is None else due
-        rows = tuple(rows)
-        batch = {name: array[list(rows)] for name, array in self.inputs.items()}
-        head = json.dumps(
-            {
-                "id": identity,
-                "inputs": [
-                    {
-                        "name": name,
-                        "shape": list(array.shape),
-                        "datatype": DATATYPE_OF[array.dtype],
-                        "parameters": {"binary_data_size": array.nbytes},
-                    }
-                    for name, array in batch.items()
-                ],
-                "outputs": [
-                    {"name": "outcome"},
-                    {"name": self.scores, "parameters": {"binary_data": True}},
-                ],
-            }
-        ).encode()
-        sent = head + b"".join(array.tobytes() for array in batch.values())
-        headers = {"Inference-Header-Content-Length": str(len(head))}
+        began, rows = time.perf_counter() if due is None else due, tuple(rows)
+        request = InferRequest({"images": self.images[list(rows)]}, identity, outputs=WANTED)
+        body = render_request(request)
         try:
-            async with self.session.post(self.url, data=sent, headers=headers) as response:
-                body = await response.read()
-        except (aiohttp.ClientError, asyncio.TimeoutError) as error:
-            elapsed = time.perf_counter() - began
-            return Reply(identity, rows, elapsed, error=f"{type(error).__name__}: {error}")
+            answer = await self.post(body.data, body.headers)
+        except OSError as error:
+            return Reply(identity, rows, time.perf_counter() - began, error=described(error))
         latency = time.perf_counter() - began
-        if response.status != 200:
-            return Reply(identity, rows, latency, response.status, error=body.decode())
-        length = int(response.headers["Inference-Header-Content-Length"])
-        reply = json.loads(body[:length])
-        outputs = {output["name"]: output for output in reply["outputs"]}
-        told = outputs[self.scores]
-        scores = np.frombuffer(body[length:], DATATYPES[told["datatype"]]).reshape(told["shape"])
-        work = re.search(r"\bwork;dur=([\d.]+)", response.headers.get("Server-Timing", ""))
+        if answer.status != 200:
+            told = answer.body.decode(errors="replace")
+            return Reply(identity, rows, latency, answer.status, error=told)
+        response = parse_response(answer.body, answer.field(HEADER_LENGTH) or None)
+        work = re.search(r"\bwork;dur=([\d.]+)", answer.field("Server-Timing"))
         return Reply(
             identity,
             rows,
             latency,
             200,
-            reply.get("id", ""),
-            scores.argmax(1),
-            tuple(outputs["outcome"]["data"]),
+            response.id or "",
+            response.outputs[SCORES].argmax(1),
+            tuple(outcome.decode() for outcome in response.outputs[OUTCOME]),
             work=float(work[1]) / 1000 if work else 0.0,
         )
 
@@ -150,7 +124,7 @@ class Client:
         """Send requests at Poisson times, whether or not earlier ones were answered.
 
         Args:
-            requests: of each the rows of its queries.
+            requests: the rows of each one's images.
             rate: requests a second.
             seed: of the arrival times.
             label: of the progress bar, and the beginning of the requests' ids.
@@ -169,7 +143,7 @@ class Client:
         """Send requests, one after another, so that every worker and path has run once.
 
         Args:
-            requests: of each the rows of its queries.
+            requests: the rows of each one's images.
             log: the service's, for the error.
 
         Raises:
@@ -183,28 +157,21 @@ class Client:
 
     async def metrics(self) -> dict[str, float]:
         """Return the server's metrics, by name with labels."""
-        async with self.session.get(f"{self.address}/metrics") as response:
-            text = await response.text()
+        text = (await self.http.ask("GET", "/metrics", TIMEOUT)).body.decode()
         lines = (line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
         return {name: float(value) for name, value in lines}
 
     async def get(self, path: str) -> dict[str, Any]:
-        """Return the JSON of a path: `times`, `page/state`."""
-        async with self.session.get(f"{self.address}/{path}") as response:
-            found: dict[str, Any] = await response.json()
+        """Return the JSON of a path, such as `page/state`."""
+        found: dict[str, Any] = json.loads((await self.http.ask("GET", f"/{path}", TIMEOUT)).body)
         return found
 
 
 @asynccontextmanager
-async def connect(
-    address: str,
-    model: str,
-    inputs: np.ndarray | Mapping[str, np.ndarray],
-    scores: str = "probabilities",
-) -> AsyncIterator[Client]:
-    """Open a client with as many connections as the load needs; an array is a bundle's images."""
-    arrays = {"images": inputs} if isinstance(inputs, np.ndarray) else inputs
-    connector = aiohttp.TCPConnector(limit=0)
-    timeout = aiohttp.ClientTimeout(total=60)
-    async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
-        yield Client(session, address, model, arrays, scores)
+async def connect(address: str, model: str, images: np.ndarray) -> AsyncIterator[Client]:
+    """Open a client with as many connections as the load needs."""
+    client = Client(address, model, images)
+    try:
+        yield client
+    finally:
+        client.http.close()

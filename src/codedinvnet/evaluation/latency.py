@@ -36,7 +36,6 @@ from codedinvnet.evaluation.parts import DataSet
 from codedinvnet.evaluation.service import (
     ParityWait,
     answer_figures,
-    fitted_times,
     injected,
     latency_figures,
     schedule,
@@ -397,7 +396,7 @@ class LatencyBench:
                 schedule(grid.wait_ms, grid.k, wait, faults),
                 seed=seed,
                 model=self.bundle.info.name,
-                inputs={"images": self.images},
+                images=self.images,
                 requests=requests,
                 rate=rate / arm.batch,
                 label=arm.label,
@@ -422,6 +421,5 @@ class LatencyBench:
             **latency_figures(run.replies),
             **answer_figures(run.replies, self.labels),
             **work_figures(run, grid.wait_ms, wait),
-            **fitted_times(run, grid.wait_ms, wait),
             **run.busy,
         }

@@ -203,7 +203,7 @@ def figures(trial: Trial, data: DataSet, grouping_seed: int) -> dict[str, Any]:
     own = None
     if systematic:
         served = scheme.models[scheme.rules.tasks(trial.k)[0].model]
-        known = served is data.classifier(trial.base, trial.seed, trial.bundle)
+        known = served is data.classifier(trial.base, trial.seed)
         own = data.test_logits(trial) if known else task_outputs(scheme, data.test)
     logits = data.test_logits(trial) if own is None else direct_answers(scheme, own, data.device)
     return {

@@ -7,7 +7,6 @@ an interrupted training goes on from its newest checkpoint, one with other setti
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -17,7 +16,6 @@ from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from codedinvnet.checkpoint import PART, load_checkpoint, load_modules
 from codedinvnet.codes.base import Scheme, blamed
@@ -28,8 +26,7 @@ from codedinvnet.config import PartSettings, Section
 from codedinvnet.data import ImageRows, ImageSource, random_groups, spread_rows
 from codedinvnet.errors import UserError
 from codedinvnet.evaluation.trials import Base, DataSetSettings, Trial, check_possible
-from codedinvnet.files import free_backup_name
-from codedinvnet.models.bundle import Bundle, load_bundle, weights_digest
+from codedinvnet.models.bundle import load_bundle, weights_digest
 from codedinvnet.models.network import ImageNetwork, classifier_of
 from codedinvnet.training.check import check_images
 from codedinvnet.training.classifier import ClassifierStage, all_logits
@@ -38,7 +35,6 @@ from codedinvnet.training.loop import (
     BEST,
     LAST,
     differing_keys,
-    sole_writer,
 )
 from codedinvnet.training.split import bundle_split
 
@@ -79,11 +75,14 @@ class DataSet:
     ) -> None:
         self.name, self.settings, self.device, self.split = name, settings, device, split
         self._train, self.test, self.folder = train, test, folder / name
-        self.bundles: dict[str, Bundle] = {}
-        self.bundle = self.load(settings.bundle)
+        self.bundle = load_bundle(settings.bundle, device)
+        info = self.bundle.info
+        for source in (test, train):
+            if source is not None:
+                whose = f"bundle {settings.bundle!r}"
+                check_images(source, info.input.shape, info.classes, whose)
         self.train_rows = self.validation_rows = torch.arange(0)
         if train is not None:
-            self._check_fit(train, settings.bundle, self.bundle)
             # The bundle's own split: no validation image was trained on.
             self.train_rows, self.validation_rows = bundle_split(
                 self.bundle, train, f"bundle {settings.bundle!r}"
@@ -95,39 +94,7 @@ class DataSet:
             self.test = ImageRows(self.train, self.validation_rows, "the validation images")
         self._majority: int | None = None
         self._parts: dict[tuple[Path, str], nn.Module] = {}
-        self._classifiers: dict[str, ImageNetwork] = {}
         self._logits: dict[tuple[nn.Module, str], Tensor] = {}
-
-    def load(self, name: str) -> Bundle:
-        """Load a bundle, once.
-
-        Raises:
-            UserError: if there is none of that name, it takes images of another shape or of other
-                classes, or it may have been trained on validation images that are scored.
-        """
-        if name not in self.bundles:
-            bundle = load_bundle(name, self.device)
-            self._check_fit(self.test, name, bundle)
-            if self.split == "validation" and name != self.settings.bundle:
-                self._check_split(name, bundle)
-            self.bundles[name] = bundle
-        return self.bundles[name]
-
-    def _check_fit(self, source: ImageSource, name: str, bundle: Bundle) -> None:
-        info = bundle.info
-        check_images(source, info.input.shape, info.classes, f"bundle {name!r}")
-
-    def _check_split(self, name: str, bundle: Bundle) -> None:
-        """Refuse a bundle that did not set aside all images that are scored."""
-        _, kept = bundle_split(bundle, self.train, f"bundle {name!r}")
-        others = int((~torch.isin(self.validation_rows, kept)).sum())
-        if others:
-            raise UserError(
-                f"bundle {name!r} did not set aside {others} of the {len(self.validation_rows)} "
-                f"validation images of {self.settings.bundle!r}, the bundle of data set "
-                f"{self.name!r}: it may have trained on them; score it on the test images "
-                "(--split test)"
-            )
 
     @property
     def train(self) -> ImageSource:
@@ -160,20 +127,18 @@ class DataSet:
 
     # Base models
 
-    def classifier(self, base: Base, seed: int, bundle: str | None = None) -> ImageNetwork:
+    def classifier(self, base: Base, seed: int) -> ImageNetwork:
         """Return a base model, always the same module; the plain one is trained on the first use.
 
         Args:
             base: which.
             seed: of the plain one's training.
-            bundle: whose g(f(x)) the invertible one is; None: the data set's.
         """
-        if base == "resnet":
-            return cast(ImageNetwork, self._resnet(seed))
-        name = bundle or self.settings.bundle
-        if name not in self._classifiers:
-            self._classifiers[name] = classifier_of(self.load(name).model)
-        return self._classifiers[name]
+        return cast(ImageNetwork, self._resnet(seed)) if base == "resnet" else self._invertible
+
+    @cached_property
+    def _invertible(self) -> ImageNetwork:
+        return classifier_of(self.bundle.model)
 
     @cached_property
     def resnet_width(self) -> int:
@@ -204,8 +169,7 @@ class DataSet:
 
     def served_macs(self, trial: Trial) -> int:
         """Return the multiply-adds of a query that a trial's base model answers directly."""
-        classifier = self.classifier(trial.base, trial.seed, trial.bundle)
-        return macs(classifier.network, self.load(trial.bundle).model)
+        return macs(self.classifier(trial.base, trial.seed).network, self.bundle.model)
 
     # Trained parts
 
@@ -214,17 +178,17 @@ class DataSet:
         return {
             "images": len(self.train_rows),
             "train_digest": self._train_digest,
-            **self._base(base, self.settings.bundle),
+            **self._base(base),
         }
 
-    def _base(self, base: Base, bundle: str) -> dict[str, Any]:
+    def _base(self, base: Base) -> dict[str, Any]:
         """Return what a base model depends on, beside its own training.
 
         The plain one has the cost, the split and the augmentation of the bundle's, not its weights:
         another bundle of the same network leaves it, and what is trained for it, as they are.
         """
         if base == "invertible":
-            return {"bundle": weights_digest(bundle)}
+            return {"bundle": weights_digest(self.settings.bundle)}
         served = self.bundle.info.provenance.settings
         made = {
             "width": self.resnet_width,
@@ -247,7 +211,7 @@ class DataSet:
     ) -> nn.Module:
         """Return a part; train it, or what is left of its training, if it is not finished.
 
-        What was trained with other settings is trained again, and the old training set aside.
+        What was trained with other settings is trained again.
 
         Args:
             folder: where its trainings lie, by seed.
@@ -262,8 +226,7 @@ class DataSet:
         settings = {"part": budget.model_dump(mode="json"), "seed": seed, **depends}
         known = (folder, json.dumps(settings, sort_keys=True))
         if known not in self._parts:
-            _set_aside(folder, settings)
-            if _is_finished(folder, getattr(budget, "epochs", 1)):
+            if _is_finished(folder, getattr(budget, "epochs", 1), settings):
                 module = make().to(self.device)
                 load_modules({PART: module}, load_checkpoint(folder / BEST)[0], folder / BEST)
             else:
@@ -286,9 +249,9 @@ class DataSet:
             folder,
         )
 
-    def logits(self, base: Base, seed: int, split: str, bundle: str | None = None) -> Tensor:
+    def logits(self, base: Base, seed: int, split: str) -> Tensor:
         """Return a base model's logits (N, classes) of the train, validation or test images."""
-        classifier = self.classifier(base, seed, bundle)
+        classifier = self.classifier(base, seed)
         key = (classifier, split)
         if key not in self._logits:
             source = self.test if split == "test" else self.train
@@ -304,14 +267,14 @@ class DataSet:
 
     def test_logits(self, trial: Trial) -> Tensor:
         """Return the logits (N, classes) of a trial's base model for the images that are scored."""
-        return self.logits(trial.base, trial.seed, "test", trial.bundle)
+        return self.logits(trial.base, trial.seed, "test")
 
     def given(self, trial: Trial) -> Given:
         """Return what a trial's method is made of, but for its part."""
-        bundle = self.load(trial.bundle)
+        bundle = self.bundle
         return Given(
             trial.k,
-            self.classifier(trial.base, trial.seed, trial.bundle),
+            self.classifier(trial.base, trial.seed),
             self.test.shape,
             len(bundle.info.classes),
             bundle.model,
@@ -386,7 +349,7 @@ class DataSet:
         Raises:
             UserError: one line.
         """
-        method, bundle = find_method(trial.method), self.load(trial.bundle).info
+        method, bundle = find_method(trial.method), self.bundle.info
         check_possible(trial, bundle, len(self.test))
         if method.part:
             budget = self.settings.budget(method.part)
@@ -406,7 +369,7 @@ class DataSet:
         """Return what a trial's result depends on beside the grid: its key in the results."""
         method, settings = find_method(trial.method), self.settings
         found: dict[str, Any] = {
-            **self._base(trial.base, trial.bundle),
+            **self._base(trial.base),
             "test_images": len(self.test),
             "test_digest": self._test_digest,
             "train_images": len(self.train_rows),
@@ -425,31 +388,9 @@ class DataSet:
         return {**found, **method.versions()}
 
 
-def _set_aside(folder: Path, settings: dict[str, Any]) -> None:
-    """Rename the folder of a training with other settings: it is neither finished nor resumed.
-
-    Raises:
-        UserError: if another process trains there.
-    """
-    for path in (folder / LAST, folder / BEST):
-        if not path.is_file():
-            continue
-        before = load_checkpoint(path)[1].get("settings", {})
-        different = differing_keys(before, settings)
-        if different:
-            kept = free_backup_name(folder)
-            with sole_writer(folder):
-                folder.rename(kept)
-            told = (
-                f"{folder}: trained anew, with {', '.join(different)}; the old one is {kept.name}"
-            )
-            tqdm.write(told, file=sys.stderr)
-            return
-
-
-def _is_finished(folder: Path, epochs: int) -> bool:
-    """Tell whether a folder has a finished training of so many epochs."""
+def _is_finished(folder: Path, epochs: int, settings: Mapping[str, Any]) -> bool:
+    """Tell whether a folder has a finished training of so many epochs with these settings."""
     if not ((folder / LAST).is_file() and (folder / BEST).is_file()):
         return False
-    done: int = load_checkpoint(folder / LAST)[1]["epoch"]
-    return done >= epochs
+    header = load_checkpoint(folder / LAST)[1]
+    return header["epoch"] >= epochs and not differing_keys(header["settings"], settings)

@@ -8,7 +8,7 @@ import json
 import math
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from codedinvnet.config import describe
 from codedinvnet.errors import UserError
 from codedinvnet.evaluation.client import Reply, connect
-from codedinvnet.evaluation.quantiles import SHARES, Histogram, percentile, quantiles, rounded
+from codedinvnet.evaluation.quantiles import Histogram, percentile, rounded
 from codedinvnet.processes import ProcessorTime, processor_time, server
 from codedinvnet.serving.workers.faults import Delay, Fault
 from codedinvnet.simulation.figures import QUANTILES
@@ -107,8 +107,6 @@ class Run(NamedTuple):
     before: dict[str, float]
     """The metrics before it, by name with labels."""
     after: dict[str, float]
-    times: dict[str, Any]
-    """What the tasks took, as distributions of a scenario."""
     busy: dict[str, Any]
     """The shares of the processors' time that were used."""
 
@@ -119,8 +117,7 @@ async def serving(
     *,
     seed: int,
     model: str,
-    inputs: Mapping[str, np.ndarray],
-    scores: str = "probabilities",
+    images: np.ndarray,
     requests: Sequence[Sequence[int]],
     rate: float,
     label: str,
@@ -133,8 +130,7 @@ async def serving(
         faults: its schedule of faults.
         seed: of the faults and the arrivals.
         model: the model's name.
-        inputs: see `Client`.
-        scores: see `Client`.
+        images: those that requests choose from, (N, C, H, W).
         requests: of each the rows of its queries.
         rate: requests a second.
         label: of the progress bar.
@@ -149,7 +145,7 @@ async def serving(
         path.write_text(json.dumps(dumped), encoding="utf-8")
         async with (
             server(*words, "--faults", str(path), log=log) as process,
-            connect(process.address, model, inputs, scores) as client,
+            connect(process.address, model, images) as client,
         ):
             await client.warm(itertools.islice(itertools.cycle(requests), WARM_REQUESTS), log)
             before, processors = await client.metrics(), processor_time(process.pid)
@@ -157,7 +153,7 @@ async def serving(
             queries = sum(map(len, requests))
             busy = busy_shares(processors, processor_time(process.pid), queries)
             await asyncio.sleep(SETTLE)
-            return Run(replies, before, await client.metrics(), await client.get("times"), busy)
+            return Run(replies, before, await client.metrics(), busy)
 
 
 def latency_figures(replies: Sequence[Reply]) -> dict[str, Any]:
@@ -227,23 +223,6 @@ def work_figures(run: Run, wait_ms: float, parity_wait: ParityWait | None = None
         "extra_tasks_per_query": round(grown("tasks_total", "parity") / queries, 4),
         "encode_ms_per_query": round(1000 * grown("encode_seconds_sum") / queries, 4),
     }
-
-
-def fitted_times(run: Run, wait_ms: float, parity_wait: ParityWait | None) -> dict[str, Any]:
-    """Return the times of a run as distributions for the simulator, with the waits in them.
-
-    What the front end costs includes decoding.
-    """
-    names = ("service", "encode", "trip")
-    fitted: dict[str, Any] = {name: dict(run.times[name]) for name in names if name in run.times}
-    fitted["service"]["plus_ms"] = wait_ms
-    if "encode" in fitted and parity_wait:
-        fitted["encode"]["plus_ms"] = parity_wait.image
-    beyond = [max(0.0, 1000 * (r.latency - r.work)) for r in run.replies if r.ok]
-    if beyond:
-        shares = {"values_ms": quantiles(beyond), "shares": list(SHARES)}
-        fitted["front_end"] = {"distribution": "empirical", **shares}
-    return {**fitted, "decode": {"distribution": "constant", "ms": 0.0}}
 
 
 def busy_shares(

@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, field_validator
+from pydantic import ConfigDict, Field
 
 from codedinvnet.codes.method import Method
-from codedinvnet.codes.registry import METHODS, UnknownMethod, find_method
+from codedinvnet.codes.registry import METHODS, find_method
 from codedinvnet.config import (
     PartSettings,
     Positive,
@@ -73,20 +73,6 @@ class Block(Section):
     """Fewer than the grid's, for what is slow."""
     patterns: Patterns | None = None
     """In place of the grid's, where several workers are missing."""
-    bundle: str | None = None
-    """In place of the data set's, of methods made around a bundle; {dataset} and {k} are the
-    trial's."""
-    label: Annotated[str, Field(min_length=1)] | None = None
-    """The method's name in the tables; a bundle of its own needs one of its own."""
-
-    @field_validator("bundle")
-    @classmethod
-    def _can_be_filled_in(cls, bundle: str | None) -> str | None:
-        try:
-            (bundle or "").format(dataset="", k=2)
-        except (LookupError, ValueError, AttributeError, TypeError) as error:
-            raise ValueError("braces are for {dataset} and {k} only") from error
-        return bundle
 
 
 class AccuracyGrid(Section):
@@ -145,11 +131,10 @@ def load_grid(path: Path, methods: Iterable[str] = ()) -> AccuracyGrid:
         methods: of a user's own, whose budgets it may have besides those of its blocks' methods.
 
     Raises:
-        UserError: one line, if it cannot be read, a key or value is wrong, a method or data set
-            is unknown, or a label stands for two things.
+        UserError: one line, if it cannot be read, a key or value is wrong, or a method or data set
+            is unknown.
     """
     grid = validated(AccuracyGrid, read_json(path, "the grid"), path, strict=True)
-    labels: dict[str, tuple[str, str | None]] = {name: (name, None) for name in METHODS}
     for number, block in enumerate(grid.blocks):
         where = f"{path}: blocks.{number}"
         for name in block.datasets or ():
@@ -162,14 +147,9 @@ def load_grid(path: Path, methods: Iterable[str] = ()) -> AccuracyGrid:
             method = find_method(name)
             if method.of_bundle and "resnet" in block.bases:
                 raise UserError(f"{where}.bases: {name} needs the invertible base model")
-            if block.bundle is not None and (method.part or not method.of_bundle):
-                raise UserError(f"{where}.bundle: {name} runs on the data set's base models")
             for dataset in block.datasets or grid.datasets:
                 for base in block.bases:
                     check_part(grid, method, dataset, path, base)
-            label, means = block.label or method.name, (method.name, block.bundle)
-            if labels.setdefault(label, means) != means:
-                raise UserError(f"{where}.label: {label!r} also stands for {labels[label][0]}")
     named = [*methods, *(name for block in grid.blocks for name in block.methods)]
     return _with_budgets(grid, path, [*METHODS.values(), *map(find_method, named)])
 
@@ -209,25 +189,15 @@ def check_part(
 
 
 def is_foreign(text: str) -> bool:
-    """Tell whether a text names a method that is not this package's: a file's, or installed.
-
-    Raises:
-        UserError: if it is an installed one that cannot be loaded.
-    """
-    if text in METHODS or ":" in text:
-        return text not in METHODS
-    try:
-        find_method(text)
-    except UnknownMethod:
-        return False
-    return True
+    """Tell whether a text names a method of a user's file."""
+    return ":" in text
 
 
 def with_methods(grid: AccuracyGrid, texts: Iterable[str]) -> AccuracyGrid:
     """Return a grid with methods of others, tried in the places of its first block.
 
-    They are named as `FILE.py:CLASS`, or by an installed entry point. Each has a block of its own,
-    without the plain base model if it is made around a bundle.
+    They are named as `FILE.py:CLASS`. Each has a block of its own, without the plain base model if
+    it is made around a bundle.
 
     Raises:
         UserError: if there is no such method.
@@ -237,7 +207,7 @@ def with_methods(grid: AccuracyGrid, texts: Iterable[str]) -> AccuracyGrid:
     for text in filter(is_foreign, texts):
         method = find_method(text)
         if method.name not in there:
-            changes: dict[str, Any] = {"methods": (text,), "label": None, "bundle": None}
+            changes: dict[str, Any] = {"methods": (text,)}
             if method.of_bundle:
                 changes["bases"] = ("invertible",)
             blocks.append(grid.blocks[0].model_copy(update=changes))
@@ -257,10 +227,9 @@ def trials(grid: AccuracyGrid) -> Iterator[Trial]:
             missing=block.missing,
             corrupt=block.corrupt,
         ):
-            bundle = block.bundle or grid.datasets[place["dataset"]].bundle
             trial = Trial(
-                label=block.label or place["method"],
-                bundle=bundle.format(dataset=place["dataset"], k=place["k"]),
+                label=place["method"],
+                bundle=grid.datasets[place["dataset"]].bundle,
                 groupings=min(block.groupings or grid.groupings, grid.groupings),
                 patterns=block.patterns or grid.patterns,
                 **place,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from codedinvnet.errors import UserError, one_line
 from codedinvnet.files import content_digest, file_digest
 from codedinvnet.models.base import TensorSpec
 from codedinvnet.models.probe import Arrays, Compute, Opened
-from codedinvnet.models.runtime import session, takes_files
+from codedinvnet.models.runtime import session
 from codedinvnet.models.specs import Declared, input_specs
 
 PLATFORM = "onnxruntime_onnx"
@@ -36,8 +35,6 @@ _TYPES = {
     "tensor(double)": "FP64",
     "tensor(string)": "BYTES",
 }
-_SMALL = 1 << 16
-"""Bytes of a tensor up to which it counts as small: one that may be a shape."""
 _WHERE = r"^\[ONNXRuntimeError\] : \d+ : \w+ : (/\S+:\d+ [^)]*\) )?"
 """What ONNX Runtime says before a reason: a number, and the place in its own code."""
 
@@ -50,19 +47,9 @@ def open_onnx(path: Path, told: Sequence[TensorSpec], threads: int) -> Opened:
     """
     check_installed(ONNX_RUNTIME)
     content = path.read_bytes()
-    model = _parsed(path, content)
-    beside = _weights_beside(path, model)
-    files: dict[str, bytes] = {}
-    if not beside or takes_files():  # what is computed with has the digest, whatever files become
-        files = {name: (path.parent / name).read_bytes() for name in beside}
-        digests = [content_digest(file) for file in files.values()]
-    else:
-        digests = [file_digest(path.parent / name) for name in beside]
+    beside = _weights_beside(path, _parsed(path, content))
     try:
-        if files:
-            running = session(*_joined(model, files), threads)
-        else:
-            running = session(str(path) if beside else content, {}, threads)
+        running = session(str(path) if beside else content, threads)
     except Exception as error:  # ONNX Runtime has many
         version = importlib.metadata.version("onnxruntime")
         reason = re.sub(_WHERE, "", one_line(error))
@@ -82,6 +69,7 @@ def open_onnx(path: Path, told: Sequence[TensorSpec], threads: int) -> Opened:
     inputs, max_batch = input_specs(declared, told, str(path))
     digest = content_digest(content)
     if beside:
+        digests = [file_digest(path.parent / name) for name in beside]
         digest = content_digest("".join([digest, *digests]).encode())
     return Opened(inputs, max_batch, PLATFORM, digest, by_session(running))
 
@@ -125,31 +113,6 @@ def whole_onnx(path: Path) -> Any:
             file.seek(told.offset or 0)
             _fill(tensor, file.read(-1 if told.length is None else told.length))
     return model
-
-
-def _joined(model: Any, files: Mapping[str, bytes]) -> tuple[bytes, dict[str, bytes]]:
-    """Return a model's content with all weights but the graph's large ones, and the files of these.
-
-    ONNX Runtime takes such alone from memory: shapes, and what nodes have, it reads before.
-    """
-    from onnx.external_data_helper import ExternalDataInfo
-
-    graph, needed = model.graph, {}
-    elsewhere = (*graph.node, *graph.sparse_initializer, *model.functions)
-    for part in (*graph.initializer, *elsewhere):
-        for tensor in _external(part):
-            told = ExternalDataInfo(tensor)
-            file, begin = files[told.location], told.offset or 0
-            length = len(file) - begin if told.length is None else told.length
-            if tensor is not part or length <= _SMALL:
-                _fill(tensor, file[begin : begin + length])
-                continue
-            name = os.path.normpath(told.location)  # some releases find no other
-            needed[name] = file
-            for entry in tensor.external_data:
-                if entry.key == "location":
-                    entry.value = name
-    return model.SerializeToString(), needed
 
 
 def _fill(tensor: Any, values: bytes) -> None:

@@ -7,7 +7,7 @@ import importlib.metadata
 import os
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
@@ -44,10 +44,10 @@ def exported_session(module: nn.Module, examples: Sequence[Tensor], **options: A
     path = kept_at(module, examples, **options)
     if path is not None:
         with suppress(Exception):  # not there, cut short, or too new: ONNX Runtime has many
-            return session(path.read_bytes(), {}, torch.get_num_threads())
+            return session(path.read_bytes(), torch.get_num_threads())
     content = export(module, examples, **options)
     try:
-        found = session(content, {}, torch.get_num_threads())
+        found = session(content, torch.get_num_threads())
     except Exception as error:  # ONNX Runtime has many, one for a release that is too old
         reason = str(error).strip().splitlines()[-1]
         raise UserError(
@@ -59,20 +59,18 @@ def exported_session(module: nn.Module, examples: Sequence[Tensor], **options: A
     return found
 
 
-def takes_files() -> bool:
-    """Tell whether ONNX Runtime takes the files of a model's weights from memory, as since 1.24."""
-    return hasattr(_onnxruntime().SessionOptions, "add_external_initializers_from_files_in_memory")
-
-
-def session(model: bytes | str, files: Mapping[str, bytes], threads: int) -> Any:
+def session(model: bytes | str, threads: int) -> Any:
     """Return what runs an ONNX model.
 
     Args:
         model: its content, or its file.
-        files: the content of files that have its weights, by the names that it has for them.
         threads: how many it computes with.
     """
-    onnxruntime = _onnxruntime()
+    # The official builds report to their makers, and keep a thread and a database for it, which
+    # workers would inherit.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     # With one thread there is no pool of them, so that a session outlives the fork of a worker.
     options.intra_op_num_threads = threads
@@ -81,20 +79,8 @@ def session(model: bytes | str, files: Mapping[str, bytes], threads: int) -> Any
     # For threads of its own; the calling one decides for itself (`devices.flush_denormals`).
     options.add_session_config_entry("session.set_denormal_as_zero", "1")
     options.log_severity_level = 4  # what goes wrong is raised
-    if files:
-        sizes = [len(content) for content in files.values()]
-        options.add_external_initializers_from_files_in_memory([*files], [*files.values()], sizes)
     with denormals_kept():
         return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-
-
-def _onnxruntime() -> Any:
-    # The official builds report to their makers, and keep a thread and a database for it, which
-    # workers would inherit.
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    import onnxruntime
-
-    return onnxruntime
 
 
 def any_batch(inputs: int) -> tuple[Any, ...]:

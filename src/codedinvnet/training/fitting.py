@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from codedinvnet.checkpoint import PART, module_tensors, save_checkpoint
+from codedinvnet.checkpoint import PART, load_checkpoint, module_tensors, save_checkpoint
 from codedinvnet.config import Settings
 from codedinvnet.data import ImageSource
 from codedinvnet.errors import UserError
 from codedinvnet.models.coded import prepare
-from codedinvnet.training.loop import BEST, LAST, LATEST, Stage, train_stage
+from codedinvnet.training.loop import BEST, LAST, LATEST, Stage, differing_keys, train_stage
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,8 @@ class TrainingData:
     def train(self, stage: Stage, epochs: int) -> nn.Module:
         """Run a stage, or what is left of it, and return its part in evaluation mode.
 
+        It starts over if the folder has a training with other settings.
+
         Raises:
             UserError: if the stage keeps no module under the name that the part is looked for.
         """
@@ -71,9 +73,11 @@ class TrainingData:
                 f"{stage.name}: modules() must return the part under {PART!r}: the next command "
                 "looks for it there"
             )
-        settings = self.made_with
+        resume, last, settings = 0, self.folder / LAST, self.made_with
+        if last.is_file() and not differing_keys(load_checkpoint(last)[1]["settings"], settings):
+            resume = LATEST
         train_stage(
-            stage, self.folder, epochs=epochs, seed=self.seed, settings=settings, resume=LATEST
+            stage, self.folder, epochs=epochs, seed=self.seed, settings=settings, resume=resume
         )
         return part.eval()
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
 from codedinvnet.checkpoint import (
@@ -68,9 +68,6 @@ class Stage(Protocol):
 
     def validate(self) -> tuple[float, Mapping[str, float]]:
         """Return a score, higher is better, and scalars to show, from the validation split."""
-
-    def pictures(self) -> Mapping[str, Tensor]:
-        """Return images (3 or 1, H, W) in 0..1 for TensorBoard."""
 
 
 def warmup_cosine(step: int, total: int, warmup: float) -> float:
@@ -247,8 +244,6 @@ def _train_stage(
                 )
             for key, value in [*mean.items(), *scalars.items()]:
                 writer.add_scalar(f"{stage.name}/{key}", value, epoch + 1)
-            for key, picture in stage.pictures().items():
-                writer.add_image(f"{stage.name}/{key}", picture, epoch + 1)
             writer.flush()
             shown = ", ".join(f"{k} {v:.4f}" for k, v in [*mean.items(), *scalars.items()])
             bar.write(

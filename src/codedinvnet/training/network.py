@@ -27,7 +27,6 @@ from codedinvnet.nn.head import Head
 from codedinvnet.nn.iresnet import IResNet, initialise_actnorm, mixup_points
 from codedinvnet.nn.irevnet import IRevNet
 from codedinvnet.nn.lipschitz import constrain_exactly, project
-from codedinvnet.nn.transform import NotConverged
 from codedinvnet.progress import Progress
 from codedinvnet.training.check import check_images, check_same_images
 from codedinvnet.training.loop import (
@@ -171,19 +170,6 @@ class NetworkStage:
                 logits = self.head(self.network(x))
                 correct += int((logits.argmax(1).cpu() == labels).sum())
         return correct / total, {"validation_accuracy": correct / total}
-
-    def pictures(self) -> Mapping[str, Tensor]:
-        """Return images and their round trip through f and its inverse, above each other."""
-        images, _ = self.source.batch(self.validation_rows[:8])
-        x = prepare(images.to(self.device), self.settings.data.padding)
-        with torch.no_grad():
-            z = self.network(x)
-            try:
-                parts = [x, self.network.inverse(z, tolerance=1e-3)]
-            except NotConverged:  # while it trains, the bound holds only nearly
-                parts = [x]
-        rows = [torch.cat(list(part), dim=2) for part in parts]
-        return {"inverse": torch.cat(rows, dim=1).clamp(0, 1).cpu()}
 
 
 def network_settings(settings: Settings) -> dict[str, Any]:

@@ -80,7 +80,3 @@ class PartStage(ABC):
             nn.utils.clip_grad_norm_(self.module.parameters(), self.gradient_norm)
         self.optimizer.step()
         return {"loss": float(loss.detach())}
-
-    def pictures(self) -> Mapping[str, Tensor]:
-        """Return none."""
-        return {}

@@ -180,14 +180,6 @@ class PixelStage:
         )
         return accuracy, {"validation_recovered": accuracy}
 
-    def pictures(self) -> Mapping[str, Tensor]:
-        """Return one group a row: its images, the target, the parity image."""
-        x, target = self.batch(0)
-        with torch.no_grad():
-            fake = self.model.encoder(x[:4]).parity
-        rows = [torch.cat([*x[i], target[i], fake[i]], dim=2) for i in range(min(4, len(fake)))]
-        return {"parity": torch.cat(rows, dim=1).clamp(0, 1).cpu()}
-
 
 def _initialise(module: nn.Module, *, biases: bool) -> None:
     """Normal(0, 0.02) weights, as in pix2pix, and biases of 0 if those are wanted as well.

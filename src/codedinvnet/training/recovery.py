@@ -255,14 +255,3 @@ class RecoveryStage:
                 self.model, images, labels, latents, members
             )
         return normal + scalars[f"validation_recovered_k{self.fusion.members}"], scalars
-
-    def pictures(self) -> Mapping[str, Tensor]:
-        """Return one group a row: some of its images and the parity image."""
-        members = self.fusion.members
-        count = min(4, len(self.validation_images) // members)
-        groups = self.validation_images[: count * members].unflatten(0, (count, members))
-        with torch.no_grad():
-            parity = self.model.parity_images(groups)
-        x = self.model.prepare(groups)
-        rows = [torch.cat([*x[i], parity[i]], dim=2) for i in range(count)]
-        return {"parity": torch.cat(rows, dim=1).clamp(0, 1).cpu()}
