@@ -23,7 +23,7 @@ from codedinvnet.serving.policies import served_as
 from codedinvnet.simulation.engine import Simulation, accuracy_of
 from codedinvnet.simulation.figures import QUANTILES, aligned, no_interval, summarise
 from codedinvnet.simulation.recording import Fitted, fit, read_log
-from codedinvnet.simulation.scenario import Accuracy, Scenario, parse_scenario
+from codedinvnet.simulation.scenario import Scenario, parse_scenario
 from codedinvnet.simulation.stragglers import stragglers
 from codedinvnet.simulation.warnings import few_hit, rarest, too_short
 
@@ -165,11 +165,10 @@ def run_plan(
     for one in policy:
         served_as(one)
     base, fitted = read_source(source, bundle, {k: v for k, v in changes.items() if v is not None})
-    known = base.accuracy is not None or base.bundle is not None
     if out is not None:
         write_json(out, base.model_dump(mode="json", exclude_defaults=True))
-    accuracy = accuracy_of(base) if known else Accuracy(normal=1.0)
-    base = base.updated(accuracy=accuracy.model_dump())
+    if known := base.states_accuracy:
+        base = base.updated(accuracy=accuracy_of(base).model_dump())
     wanted = list(dict.fromkeys(policy or (*POLICIES, *(WITH_BUNDLE if known else ()))))
     rows: list[dict[str, Any]] = []
     left: dict[str, str] = {}
@@ -185,8 +184,6 @@ def run_plan(
         rows, left = compare(base, wanted, {max(count, _named(base)) for count in counts})
     if not rows:
         raise UserError(list(left.values())[-1])
-    if not known:
-        rows = [{k: v for k, v in row.items() if not k.startswith("accuracy")} for row in rows]
     report = {
         "schema_version": 2,
         "kind": "plan",

@@ -19,7 +19,6 @@ import numpy as np
 from codedinvnet.codes.registry import find_method
 from codedinvnet.codes.rules import CodeRules, Task
 from codedinvnet.distributions import uniforms
-from codedinvnet.errors import UserError
 from codedinvnet.progress import Progress
 from codedinvnet.scheduler.actions import (
     Action,
@@ -386,13 +385,13 @@ def _without_collector() -> Iterator[None]:
 
 
 def accuracy_of(scenario: Scenario) -> Accuracy:
-    """Return the accuracy that a scenario says, or its bundle's.
+    """Return the accuracy that a scenario states, or its bundle's; 1 if it has neither.
 
     Raises:
-        UserError: if it says neither, or if the bundle has none.
+        UserError: if the bundle has none.
     """
     if scenario.accuracy is not None:
         return scenario.accuracy
     if scenario.bundle is None:
-        raise UserError(f"{scenario.name}: give the scenario a bundle or an accuracy")
+        return Accuracy(normal=1.0)  # no figure of the run shows it
     return bundle_accuracy(scenario.bundle)

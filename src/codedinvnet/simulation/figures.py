@@ -136,7 +136,7 @@ def summarise(records: Records, scenario: Scenario) -> dict[str, Any]:
         # Lost by the request: of ten images of one no two are lost for themselves.
         "missing_share": (records.missing / records.sizes, len(latency)),
     }
-    if scenario.coding.coded and scenario.accuracy_is_unknown:
+    if not scenario.states_accuracy or (scenario.coding.coded and scenario.accuracy_is_unknown):
         del shares["accuracy"]
     for name, (values, count) in shares.items():
         put(name, share_of(values[first:], stretches, count), 6)

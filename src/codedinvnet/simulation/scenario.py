@@ -242,6 +242,11 @@ class Scenario(Section):
         return self.method_accuracy[find_method(self.method).name][self.k]
 
     @property
+    def states_accuracy(self) -> bool:
+        """Whether it has an accuracy, or a bundle that has one."""
+        return self.accuracy is not None or self.bundle is not None
+
+    @property
     def accuracy_is_unknown(self) -> bool:
         """Whether nothing is known of what its method makes up."""
         name = find_method(self.method).name

@@ -150,7 +150,9 @@ def run_sweep(sweep: Sweep, out: Path, only: Iterable[str] = ()) -> list[dict[st
     sweep = _without_guesses(sweep)
     accuracy = accuracy_of(sweep.base)
     # In the rows, too: a bundle of that name may have others one day.
-    sweep = sweep.model_copy(update={"base": sweep.base.updated(accuracy=accuracy.model_dump())})
+    if sweep.base.states_accuracy:
+        base = sweep.base.updated(accuracy=accuracy.model_dump())
+        sweep = sweep.model_copy(update={"base": base})
     cells = []
     for point, scenario in sweep.scenarios():
         if scenario.coding.takes_code:
