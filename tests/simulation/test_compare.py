@@ -87,6 +87,8 @@ def test_a_log_is_planned_for(log: Path, tmp_path: Path, call: Command) -> None:
     assert [s.kind for s in found.stragglers] == ["factor", "slow"]
     assert (found.arrivals.qps, found.trip.ms) == (60, 0)
     assert found.service.mean_ms == pytest.approx(20, rel=0.01)
+    run = call("simulate", out, "--policy", "hedge", "--workers", "8", "--json")
+    assert json.loads(run.out)["work_per_query"] > 1
     lines = call("plan", log, *words, "--policy", "hedge").out.splitlines()
     assert lines[0].startswith("6000 tasks of 3 workers")
     assert '"factor": ' in lines[1]
