@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import multiprocessing
 import os
 import re
@@ -166,6 +167,21 @@ def _probe(address: str, path: str, stop: Connection) -> None:
         began = began if stream is None else 0.0
     stop.recv()
     stop.send(longest)
+
+
+def long_json() -> list[bytes]:
+    """Return JSON that takes long to read: 1 MiB that is valid, and 60 MiB that are not."""
+    tensor = {
+        "name": "x",
+        "datatype": "FP32",
+        "shape": [1, 60_000],
+        "data": [0.1234567890123] * 60_000,
+    }
+    fills = ('"sequence_id"', '"sequence_id": ', "[", '{"a":', '"\\\\', "1", "1e9,", " ")
+    return [
+        json.dumps({"id": "long", "inputs": [tensor]}).encode(),
+        *(f'{{"inputs":[{fill * ((60 << 20) // len(fill))}'.encode() for fill in fills),
+    ]
 
 
 def table(counts: Sequence[Count]) -> str:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.outside.counts import Count, counting
+from benchmarks.outside.counts import Count, counting, long_json
 from codedinvnet.gateway.options import GatewayOptions
 from codedinvnet.gateway.run import run_gateway
 from codedinvnet.net.client import HttpClient, parse_origin
@@ -325,6 +325,19 @@ async def hard_replies(sizes: Sizes, log: Path) -> Count:
     return count
 
 
+async def long_requests(sizes: Sizes, log: Path) -> Count:
+    """Send JSON that takes long to read."""
+
+    async def handler(asked: Asked) -> None:
+        asked.write(200, b"{}")
+
+    async with harmed("long JSON", log, Upstream(handler)) as (client, count):
+        for body in long_json():
+            for headers in ((), (("Inference-Header-Content-Length", str(len(body))),)):
+                count.take((await client.ask("POST", INFER, 30.0, body, headers)).status)
+    return count
+
+
 # 4: memory
 
 
@@ -380,5 +393,5 @@ def _slow_readers(client: HttpClient) -> Iterator[Callable[[float], Awaitable[No
 
 async def run(sizes: Sizes, log: Path) -> list[Count]:
     """Harm a gateway in one part after another."""
-    parts = (another_answer, hanging_lookup, hard_replies, full_memory, fifo)
+    parts = (another_answer, hanging_lookup, hard_replies, long_requests, full_memory, fifo)
     return [await part(sizes, log) for part in parts]

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.outside.counts import Count, counting
+from benchmarks.outside.counts import Count, counting, long_json
 from codedinvnet.data import sample_images
 from codedinvnet.evaluation.client import Client, Reply, connect
 from codedinvnet.evaluation.load import Load
@@ -80,6 +80,7 @@ async def run(sizes: Sizes, log: Path) -> list[Count]:
             await harm.malformed(),
             await harm.slow(),
             await harm.bombs(),
+            await harm.long(),
             await overloaded(sizes.overload_seconds, log),
         ]
 
@@ -242,6 +243,14 @@ class Harm:
             await asyncio.gather(*tasks)
             self._check(count, await large)
             count.notes |= {f"bombs with {status}": n for status, n in statuses.items()}
+        return count
+
+    async def long(self) -> Count:
+        """Send JSON that takes long to read."""
+        async with self._counting("long JSON") as count:
+            for body in long_json():
+                for headers in ({}, {"Inference-Header-Content-Length": str(len(body))}):
+                    count.take(await _post(self.client, body, headers))
         return count
 
     async def _large(self, end: float) -> list[Reply]:

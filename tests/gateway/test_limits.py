@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -114,6 +115,37 @@ async def test_a_deadline_says_where_the_request_was() -> None:
             assert found.status == 504
             assert g.upstreams[0].url.encode() in found.body
         assert g.metric("requests_total", outcome="deadline") == 2
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"inputs":[{"name":"x","datatype":"FP32","shape":[1,%d],"data":[%b1]}]}'
+        % (MIB // 4, b"1.5," * (MIB // 4)),
+        b'"sequence_id"' * (4 * MIB),
+        b'{"inputs":[{"data":"' + b'\\"' * (25 * MIB),
+        b'"sequence_id": 0 ' + b" " * (50 * MIB),
+    ],
+    ids=["valid", "keys", "string", "spaces"],
+)
+async def test_json_that_takes_long_to_read_holds_nobody_up(body: bytes) -> None:
+    """No turn of the event loop takes long, in seconds of its own thread."""
+    turns, over = [time.thread_time()], asyncio.Event()
+
+    async def beat() -> None:
+        while not over.is_set():
+            turns.append(time.thread_time())
+            await asyncio.sleep(0.002)
+
+    async def serve(request: Request, writer: asyncio.StreamWriter) -> bytes:
+        return answer(b"%d" % len(request.body))
+
+    async with gateway(serve) as g:
+        beating = asyncio.create_task(beat())
+        assert int((await g.ask("POST", V2, body)).body) == len(body)
+        over.set()
+        await beating
+    assert max(after - before for before, after in itertools.pairwise(turns)) < 0.1
 
 
 async def test_an_idle_connection_is_cheap() -> None:

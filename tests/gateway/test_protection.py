@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
 import pytest
 
-from codedinvnet.errors import UserError
+from codedinvnet.cli import main
 from codedinvnet.gateway.options import GatewayOptions
-from codedinvnet.gateway.protection import read_protection
 from codedinvnet.gateway.run import running
 from tests.toys import Reply, Request, Toy
 
@@ -74,14 +74,30 @@ async def test_late_requests_get_the_backups_answer(tmp_path: Path) -> None:
             assert told.count("fallback") == 3
 
 
+ROW = {"method": "ghost", "scores": "logits:logits"}
+
+
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
         ({"recommended": None, "reason": "none is better"}, "none is better"),
         ({"recommended": "other"}, "no backup 'other'"),
+        ({"recommended": "ghost", "table": [ROW]}, "no backup 'ghost'"),
         ({"table": 7}, "not a protection"),
+        ({"table": [{"method": "small"}]}, "not a protection"),
+        ({"model": {"source": "models/resnet.onnx"}}, "not a protection"),
+        (None, "cannot read"),
     ],
 )
-def test_what_is_no_protection(changed: dict[str, object], said: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=said):
-        read_protection(write(tmp_path / "protection", **changed))
+def test_what_is_no_protection(
+    changed: dict[str, Any] | None, said: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = write(tmp_path / "protection", **(changed or {}))
+    if changed is None:
+        (folder / "small.onnx").write_bytes(b"no graph")
+    words = ("--port", "0", "--upstream", "http://127.0.0.1:1", "--protection", str(folder))
+    assert main(["gateway", *words]) == 2
+    lines = [line for line in capfd.readouterr().err.splitlines() if not line.startswith("{")]
+    assert len(lines) == 1
+    assert lines[0].startswith("error: --protection: ")
+    assert said in lines[0]

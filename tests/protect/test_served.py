@@ -170,6 +170,13 @@ def test_a_protection_without_calibration_keeps_no_limit(finished: Path, tmp_pat
         ({"recommended": None, "reason": "it is too slow"}, "recommends no backup: it is too slow"),
         ({"work": 1.2}, "policy hedge"),
         ({"digest": "0"}, "is not the file that this protection was made with"),
+        ({"recommended": "ghost"}, "has no backup 'ghost'"),
+        ({"recommended": "ghost", "method": "ghost"}, "ghost.onnx"),
+        ({"recommended": "../x", "method": "../x"}, "is damaged"),
+        ({"k": 10**9}, "is damaged"),
+        ({"k": 0}, "is damaged"),
+        ({"backup_workers": 10**9}, "is damaged"),
+        ({"work": -1.0}, "is damaged"),
     ],
 )
 def test_a_folder_that_is_no_good_protection_is_refused(
@@ -178,7 +185,7 @@ def test_a_folder_that_is_no_good_protection_is_refused(
     folder = shutil.copytree(finished, tmp_path / "changed")
     found = description(folder)
     for key, value in change.items():
-        (found if key in found else found["table"][0])[key] = value
+        (row if key in (row := found["table"][0]) else found)[key] = value
     (folder / DESCRIPTION).write_text(json.dumps(found))
     with pytest.raises(UserError, match=why):
         load_protection(folder, open_model(f"{PLACE}:vectors"))

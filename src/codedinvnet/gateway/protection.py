@@ -37,7 +37,9 @@ def read_protection(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     try:
         found = json.loads(path.read_bytes())
         model, name = found["model"], found["recommended"]
-        rows = {row["method"]: row for row in found["table"]}
+        rows = {row["method"]: row for row in found["table"] if row["scores"]}
+        if not all(isinstance(model[key], str) for key in ("source", "scores", "kind")):
+            raise TypeError
     except OSError as error:
         raise UserError(f"--protection: cannot read {path}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError) as error:
@@ -63,7 +65,15 @@ def write_backup(folder: Path, out: Path) -> str:
         raise UserError("--protection: pip install 'codedinvnet[onnx]'") from error
     model, row = read_protection(folder)
     given, _, kind = row["scores"].partition(":")
-    graph = (backup := onnx.load(folder / f"{row['method']}.onnx")).graph
+    path = folder / f"{row['method']}.onnx"
+    try:
+        backup = onnx.load(path)
+        onnx.checker.check_model(backup)
+    except Exception as error:  # of several libraries
+        raise UserError(
+            f"--protection: cannot read {path}: {' '.join(str(error).split())}"
+        ) from error
+    graph = backup.graph
     output = next((each for each in graph.output if each.name == given), graph.output[0])
     source = output.name
     if kind == "probabilities" and model["kind"] == "logits":

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
 from codedinvnet.codes.backup import BackupCode, SmallBackup
@@ -30,6 +30,8 @@ FORMAT = 2
 DESCRIPTION = "protection.json"
 """Written last: a folder without it holds no protection."""
 SMALL = SmallBackup.name
+MOST = 100
+"""Queries of a group, and workers for its extra tasks, at most."""
 CLOSE = 1e-2
 """Scores on another machine may differ by this share of the largest one."""
 
@@ -48,10 +50,10 @@ class _Protected(BaseModel):
 class _Offered(BaseModel):
     """What a description says of a backup."""
 
-    method: str
-    work: float
-    k: int
-    backup_workers: int
+    method: str = Field(pattern=r"^[\w.+-]+$")
+    work: float = Field(gt=0, allow_inf_nan=False)
+    k: int = Field(ge=1, le=MOST)
+    backup_workers: int = Field(ge=1, le=MOST)
     digest: str
     scores: str
 
