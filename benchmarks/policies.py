@@ -18,8 +18,8 @@ from codedinvnet.evaluation import tables
 from codedinvnet.evaluation.grid import read_rows
 from codedinvnet.evaluation.plots import STYLE
 from codedinvnet.files import write_picture
+from codedinvnet.named_policies import SERVED, served_as
 from codedinvnet.scheduler.policies import UNCODED
-from codedinvnet.serving.policies import SERVED, served_as
 from codedinvnet.simulation import sweep
 
 PALETTE = (

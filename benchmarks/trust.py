@@ -15,10 +15,10 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from codedinvnet.errors import UserError
-from codedinvnet.evaluation.trust import approximate, by_group, calibration_of, schemes
+from codedinvnet.evaluation.trust import approximate, by_group, schemes
 from codedinvnet.models.bundle import load_bundle
 from codedinvnet.protect.bound import Curve, oracle_coverage
-from codedinvnet.protect.calibration import DECODED
+from codedinvnet.protect.calibration import DECODED, calibration_of
 from codedinvnet.provenance import describe_commit, describe_machine
 from codedinvnet.stages import evaluation_images
 

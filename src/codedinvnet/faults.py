@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from codedinvnet.config import Positive, Section
 from codedinvnet.distributions import Distribution
+from codedinvnet.errors import UserError
 
 
 class Delay(Section):
@@ -155,3 +157,14 @@ class Straggler(Cause):
         if self.kind == "burst" and (self.worker is not None or self.probability != 1):
             raise ValueError("a burst draws its workers and when it comes: no worker, probability")
         return self
+
+
+def check_workers(faults: Iterable[Fault], size: int) -> None:
+    """Make sure that faults name none but the workers that there are.
+
+    Raises:
+        UserError: if one does.
+    """
+    for fault in faults:
+        if fault.worker is not None and fault.worker >= size:
+            raise UserError(f"the faults name worker {fault.worker}; there are {size}")

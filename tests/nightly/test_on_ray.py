@@ -20,11 +20,11 @@ import torch
 
 from codedinvnet.data import sample_images
 from codedinvnet.evaluation.client import connect
+from codedinvnet.faults import Fault
 from codedinvnet.models import open_model
 from codedinvnet.processes import free_port, server
 from codedinvnet.protect import load_protection
 from codedinvnet.serving.config import ServeOptions
-from codedinvnet.serving.workers.faults import Fault
 from tests.e2e.test_ray import NODE, raylet, three_nodes
 from tests.processes import needs_proc
 from tests.protect.conftest import PLACE

@@ -15,7 +15,7 @@ from codedinvnet.codes.build import scheme_for
 from codedinvnet.codes.method import given_by
 from codedinvnet.data import ImageSet
 from codedinvnet.errors import UserError
-from codedinvnet.evaluation.trust import approximate, calibration_of
+from codedinvnet.evaluation.trust import approximate
 from codedinvnet.files import file_digest
 from codedinvnet.models.bundle import Bundle, load_bundle, shipped_bundles
 from codedinvnet.protect.bound import Curve
@@ -25,6 +25,7 @@ from codedinvnet.protect.calibration import (
     GUESSED,
     Calibration,
     Kind,
+    calibration_of,
     load_calibration,
 )
 from tests.conftest import Command

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from codedinvnet.errors import UserError
+from codedinvnet.faults import Delay, Fault
 from codedinvnet.models import open_model
 from codedinvnet.protect.calibration import DECODED, FILE, protection_calibration
 from codedinvnet.protect.folder import DESCRIPTION, load_protection
@@ -22,7 +23,7 @@ from codedinvnet.protocol.messages import InferRequest
 from codedinvnet.serving.app import open_app
 from codedinvnet.serving.checks import check
 from codedinvnet.serving.config import ServeOptions
-from codedinvnet.serving.workers.faults import Delay, Fault, FaultyPool, Schedule
+from codedinvnet.serving.workers.faults import FaultyPool, Schedule
 from codedinvnet.serving.workers.pool import Task, WorkerPool
 from codedinvnet.serving.workers.result import Result
 from tests.conftest import Command

@@ -19,7 +19,7 @@ from codedinvnet.models.bundle import Bundle, load_bundle
 from codedinvnet.scheduler.admission import Admission
 from codedinvnet.scheduler.policies import POLICIES
 from codedinvnet.scheduler.settings import Rules
-from codedinvnet.serving.answers import Answered, Overloaded
+from codedinvnet.serving.answers import Answered, NotNow
 from codedinvnet.serving.served import IMAGES
 from codedinvnet.serving.workers.pool import Task
 from codedinvnet.serving.workers.result import Result, run_task
@@ -175,7 +175,7 @@ class Asked:
     async def ask(self) -> None:
         try:
             (answer,) = await self.front.ask(self.image)
-        except Overloaded as refusal:
+        except NotNow as refusal:
             self.waits.add(refusal.seconds)
             self.refused += 1
             return

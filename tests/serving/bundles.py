@@ -57,7 +57,7 @@ class BundleFront(Dispatcher):
 
     @property
     def recent(self) -> Recent:
-        return self.calls.recent
+        return self.metrics.recent
 
     async def ask(self, images: np.ndarray, **options: Any) -> list[Answered | QueryFailed]:
         """Answer images (B, C, H, W)."""

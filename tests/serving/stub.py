@@ -9,7 +9,7 @@ from typing import Any, NoReturn, cast
 import numpy as np
 
 from codedinvnet.models.base import Scores, Signature, TensorSpec
-from codedinvnet.serving.answers import Answered, Overloaded, QueryFailed
+from codedinvnet.serving.answers import Answered, NotNow, QueryFailed
 from codedinvnet.serving.dispatch import Dispatcher, Timing
 from codedinvnet.serving.metrics import Metrics
 from codedinvnet.serving.served import OwnModel
@@ -45,7 +45,7 @@ class Stub:
         self.scheduler = SimpleNamespace(systematic=True, workers_up=1)
         self.supervisor = SimpleNamespace(is_live=True)
         self.gate: Any = None
-        self.metrics, self.ready = Metrics(), ready
+        self.metrics, self.is_up = Metrics(), ready
         self.error: Exception | None = None
         self.asked: dict[str, Any] = {}
 
@@ -54,7 +54,7 @@ class Stub:
             raise self.error
 
     def refuse(self, queries: int) -> NoReturn:
-        raise Overloaded(1)
+        raise NotNow("overloaded")
 
     async def infer(
         self, queries: Sequence[Mapping[str, np.ndarray]], **asked: Any

@@ -16,6 +16,7 @@ from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.build import scheme_for
 from codedinvnet.codes.mean import MeanCode
 from codedinvnet.data import sample_images
+from codedinvnet.faults import Delay, Fault
 from codedinvnet.models.base import Scores, Signature, TensorSpec
 from codedinvnet.models.bundle import Bundle
 from codedinvnet.net.logs import logger
@@ -25,9 +26,9 @@ from codedinvnet.scheduler.actions import Complete
 from codedinvnet.scheduler.group import FILLER
 from codedinvnet.serving import decoding
 from codedinvnet.serving.answers import QueryFailed
-from codedinvnet.serving.decoding import Check, Job, compute, compute_apart
+from codedinvnet.serving.decoding import Check, Facts, Job, compare, compute, compute_apart
 from codedinvnet.serving.served import PROBABILITIES, Classifier, OwnModel, Served
-from codedinvnet.serving.workers.faults import Delay, Fault, Schedule
+from codedinvnet.serving.workers.faults import Schedule
 from codedinvnet.serving.workers.pool import Task
 from codedinvnet.serving.workers.result import Result
 from tests.observing import counted, until
@@ -235,11 +236,11 @@ def note_checks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Return the members that are decoded for a check, as they come."""
     chosen: list[int] = []
 
-    def checked(*arguments: Any) -> decoding.Checked:
-        chosen.append(arguments[-1])
-        return decoding.Checked(None, True, None)
+    def compared(_: Scheme, __: Served, check: Check) -> Facts:
+        chosen.append(check.member)
+        return Facts()
 
-    monkeypatch.setattr(decoding, "check_group", checked)
+    monkeypatch.setattr(decoding, "compare", compared)
     return chosen
 
 
@@ -279,12 +280,12 @@ async def test_answers_do_not_wait_for_checks(
 
     async with running(method) as (front, _):
 
-        def slowly(*_: Any) -> decoding.Checked:
+        def slowly(*_: Any) -> Facts:
             waiting.append(len(front.queries))
             assert go_on.wait(30)
-            return decoding.Checked(None, True, None)
+            return Facts()
 
-        monkeypatch.setattr(decoding, "check_group", slowly)
+        monkeypatch.setattr(decoding, "compare", slowly)
         answered(await front.ask(images[:K]))
         await until(lambda: len(waiting) == 1)  # the decoder is at it
         batch = asyncio.ensure_future(front.ask(images[: 10 * K]))
@@ -315,7 +316,7 @@ async def test_a_check_that_fails_is_logged_and_answers_go_on(
     def fails(*_: Any) -> None:
         raise ZeroDivisionError("of the check")
 
-    monkeypatch.setattr(decoding, "check_group", fails)
+    monkeypatch.setattr(decoding, "compare", fails)
 
     async with running(method) as (front, _):
         for _ in range(3):
@@ -325,26 +326,17 @@ async def test_a_check_that_fails_is_logged_and_answers_go_on(
     assert "ZeroDivisionError: of the check" in caplog.text
 
 
-async def test_a_check_decodes_its_member_once(
-    method: Scheme, outputs: dict[int, np.ndarray], monkeypatch: pytest.MonkeyPatch
+def test_a_check_compares_the_answer_that_a_client_would_get(
+    method: Scheme, outputs: dict[int, np.ndarray]
 ) -> None:
-    decode = Scheme.decode
-    seen: list[set[int]] = []
-    told: list[Any] = []
-
-    def noted(scheme: Scheme, given: Mapping[int, torch.Tensor], size: int) -> Any:
-        seen.append(set(given))
-        return decode(scheme, given, size)
-
-    monkeypatch.setattr(Scheme, "decode", noted)
     (wanted,) = compute(method, MNIST, [Job(K, {t: outputs[t] for t in outputs if t != 1}, {0: 1})])
-    del seen[:]
-    async with running(method) as (front, _):
-        checked = queue(front)
-        checked.compared = lambda _, facts: told.append(facts)
-        await checked._check(Check(K, outputs, {task: task for task in outputs}, 1))
-    assert seen.count(set(outputs) - {1}) == 1
-    assert told[0].decoded == (pytest.approx(wanted[0].confidence), True)
+    facts = compare(method, MNIST, Check(K, outputs, {task: task for task in outputs}, 1))
+    assert facts.decoded is not None
+    assert facts.decoded[0] == pytest.approx(wanted[0].confidence)
+    assert facts.decoded[1]
+    assert {member for member, _, _ in facts.guessed} == set(range(K))
+    assert facts.residual is not None
+    assert facts.residual > 0
 
 
 def parity_workers(residuals: Mapping[tuple[int, str], float]) -> set[int]:

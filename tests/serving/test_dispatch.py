@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from codedinvnet.codes.base import Scheme
+from codedinvnet.faults import Delay, Fault
 from codedinvnet.models.bundle import Bundle
 from codedinvnet.scheduler.actions import Answer, Decode, Send
 from codedinvnet.scheduler.policies import POLICIES
@@ -17,7 +18,7 @@ from codedinvnet.scheduler.settings import Rules
 from codedinvnet.serving.answers import (
     QueryFailed,
 )
-from codedinvnet.serving.workers.faults import Delay, Fault, Schedule
+from codedinvnet.serving.workers.faults import Schedule
 from codedinvnet.serving.workers.pool import Origin, Task
 from codedinvnet.serving.workers.result import Result
 from tests.observing import counted, until

@@ -132,40 +132,6 @@ def test_residuals_are_running_means_by_worker_and_role() -> None:
     assert value(metrics, "parity_residual", worker="1", role="parity") == pytest.approx(4)
 
 
-def test_percentiles_of_recent_latencies() -> None:
-    metrics = Metrics()
-    assert metrics.percentiles() == {}
-    metrics.answered("decoded", 0.03)
-    for i in range(1000):
-        metrics.answered("direct", (999 - i) / 1000)
-    assert metrics.percentiles() == {
-        "decoded": {"p50": 30.0, "p99": 30.0, "p999": 30.0},
-        "direct": {"p50": 499.0, "p99": 989.0, "p999": 998.0},
-    }
-    for _ in range(module.RECENT):
-        metrics.answered("direct", 0.001)
-    assert metrics.percentiles()["direct"] == {"p50": 1.0, "p99": 1.0, "p999": 1.0}
-
-
-def test_throughput_counts_the_last_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 100.0
-    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now))
-    metrics = Metrics()
-    for _ in range(30_000):
-        metrics.answered("direct", 0.1)
-    now = 104.5
-    for _ in range(5):
-        metrics.answered("decoded", 0.1)
-    assert metrics.throughput() == 6000  # the second that is not over does not count
-    now = 105.5
-    assert metrics.throughput() == 6001
-    now = 106.5
-    assert metrics.throughput() == 1
-    now = 120.0
-    metrics.answered("direct", 0.1)
-    assert list(metrics._answered) == [120]
-
-
 def test_the_text_has_every_figure_and_no_creation_times() -> None:
     metrics = Metrics()
     metrics.answered("direct", 0.1)

@@ -20,8 +20,7 @@ from codedinvnet.serving.answers import (
     Answered,
     Cancelled,
     DeadlinePassed,
-    Draining,
-    Overloaded,
+    NotNow,
 )
 from codedinvnet.serving.workers.pool import Task
 from codedinvnet.serving.workers.result import Result
@@ -65,7 +64,7 @@ def latencies(front: BundleFront, outcome: str) -> tuple[float, float]:
 
 async def refused(front: BundleFront, batch: np.ndarray) -> None:
     """Check that a batch is refused, and not taken and waited for."""
-    with pytest.raises(Overloaded):
+    with pytest.raises(NotNow, match="overloaded"):
         await asyncio.wait_for(front.ask(batch), 5)
 
 
@@ -140,7 +139,7 @@ async def test_drain(method: Scheme, images: np.ndarray) -> None:
         await asyncio.sleep(0.05)
         assert not front.ready
         assert not drained.done()
-        with pytest.raises(Draining):
+        with pytest.raises(NotNow, match="shutting down"):
             await front.ask(images[:2])
         assert counted(front.metrics.queries.labels("rejected")) == 2
         pool.kill(0)
@@ -243,7 +242,7 @@ async def test_a_caller_that_goes_away(told: bool, method: Scheme, images: np.nd
         gone = asyncio.get_running_loop().create_future()
         query = asyncio.create_task(front.ask(images[: 5 * K], gone=gone))
         await until(lambda: len(pool.calls) == WORKERS)
-        with pytest.raises(Overloaded):
+        with pytest.raises(NotNow, match="overloaded"):
             front.check_room(1)
         if told:
             gone.set_result(None)

@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Any
 
 import numpy as np
 import pytest
 
 from codedinvnet.codes.base import Scheme
 from codedinvnet.errors import UserError
+from codedinvnet.faults import Fault
 from codedinvnet.models.bundle import Bundle
 from codedinvnet.net.logs import logger
-from codedinvnet.scheduler.actions import Replace
 from codedinvnet.serving.answers import (
     DeadlinePassed,
-    NoneUp,
+    NotNow,
     QueryFailed,
 )
 from codedinvnet.serving.metrics import Metrics
 from codedinvnet.serving.served import IMAGES
 from codedinvnet.serving.workers import supervisor
-from codedinvnet.serving.workers.faults import Fault, Schedule
+from codedinvnet.serving.workers.faults import Schedule
 from codedinvnet.serving.workers.pool import Task, WorkerDied, WorkerFailed
 from codedinvnet.serving.workers.result import Result, run_task
 from codedinvnet.serving.workers.supervisor import State
@@ -348,25 +347,6 @@ async def test_a_pool_that_raises_is_no_worker_that_hangs(
     assert told.exc_info is not None
 
 
-async def test_a_worker_that_could_not_be_replaced_at_once_is_replaced(
-    method: Scheme, images: np.ndarray
-) -> None:
-    async with running(method) as (front, pool):
-        replace, fails = front._carriers[Replace], [True]
-
-        def replace_or_fail(action: Any) -> Any:
-            if fails:
-                fails.clear()
-                raise MemoryError
-            return replace(action)
-
-        front._carriers[Replace] = replace_or_fail
-        pool.kill(0)
-        await until(lambda: front.workers[0].restarts == 1)
-        assert not fails
-        answered(await front.ask(images[:K]))
-
-
 class EarlyLoss(BundlePool):
     """Loses some workers before its start returns."""
 
@@ -431,7 +411,7 @@ class TestDown:
             assert front.ready  # one is up
             pool.kill(WORKERS - 1)
             await until(lambda: not front.ready)
-            with pytest.raises(NoneUp):
+            with pytest.raises(NotNow, match="no worker is up"):
                 await front.ask(images[:1])
             assert front.supervisor.is_live
             front.supervisor.down_timeout = 0.0

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from codedinvnet.models.bundle import load_bundle
-from codedinvnet.serving.policies import SERVED
+from codedinvnet.named_policies import SERVED
 from tests.conftest import Command
 
 SCENARIO: dict[str, Any] = {

@@ -12,12 +12,13 @@ from codedinvnet.codes.mosaic import mosaic_rules
 from codedinvnet.codes.rules import AnswersAll, AnyOf, Costs, Parities
 from codedinvnet.distributions import Distribution
 from codedinvnet.errors import UserError
+from codedinvnet.faults import Delay, Fault
 from codedinvnet.files import read_json
 from codedinvnet.models.bundle import load_bundle
+from codedinvnet.named_policies import served_as
 from codedinvnet.serving.app import open_app
 from codedinvnet.serving.config import ServeOptions
-from codedinvnet.serving.policies import served_as
-from codedinvnet.serving.workers.faults import Delay, Fault, Schedule
+from codedinvnet.serving.workers.faults import Schedule
 from codedinvnet.simulation.arrivals import Arrivals
 from codedinvnet.simulation.scenario import (
     bundle_accuracy,

@@ -43,11 +43,11 @@ from codedinvnet.evaluation.service import (
     work_figures,
 )
 from codedinvnet.evaluation.trials import GRID, Count, GroupSize, Trial, check_part, load_grid
+from codedinvnet.faults import Fault, check_workers
 from codedinvnet.files import check_folder, check_writable, read_json
 from codedinvnet.models.bundle import load_bundle, weights_digest
+from codedinvnet.named_policies import SERVED, Served, served_as
 from codedinvnet.scheduler.settings import MAX_BATCH, coded_too_late
-from codedinvnet.serving.policies import SERVED, Served, served_as
-from codedinvnet.serving.workers.faults import Fault, check_workers
 from codedinvnet.stages import images_of
 
 START_SECONDS = 10

@@ -19,8 +19,8 @@ from codedinvnet.config import describe
 from codedinvnet.errors import UserError
 from codedinvnet.evaluation.client import Reply, connect
 from codedinvnet.evaluation.quantiles import Histogram, percentile, rounded
+from codedinvnet.faults import Delay, Fault
 from codedinvnet.processes import ProcessorTime, processor_time, server
-from codedinvnet.serving.workers.faults import Delay, Fault
 from codedinvnet.simulation.figures import QUANTILES
 from codedinvnet.simulation.stragglers import Straggler, stragglers
 

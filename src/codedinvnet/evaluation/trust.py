@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,7 +15,7 @@ from codedinvnet.data import ImageSource
 from codedinvnet.files import file_digest
 from codedinvnet.models.bundle import Bundle
 from codedinvnet.protect.bound import Curve
-from codedinvnet.protect.calibration import Calibration, Kind, load_calibration
+from codedinvnet.protect.calibration import Calibration, Kind
 
 if TYPE_CHECKING:  # a server reads calibrations, and does without pandas
     from pandas import DataFrame
@@ -67,25 +66,3 @@ def calibrate(bundle: Bundle, held_out: ImageSource, seed: int = 0) -> Calibrati
         if (part := part_beside(bundle.folder, find_method(method), k)) is not None:
             parts[part.stem] = file_digest(part)
     return Calibration(bundle.digest(), len(held_out), curves, parts)
-
-
-def calibration_of(
-    folder: Path, weights: str, method: str, k: int, part: Path | None = None
-) -> Calibration:
-    """Read a bundle's calibration, without curves that another trained part of the method made.
-
-    Args:
-        folder: the bundle's.
-        weights: the digest of its weights.
-        method: the method's name.
-        k: the most members of its groups.
-        part: the file with the method's trained part; None: the one beside the weights, if any.
-
-    Raises:
-        UserError: see `load_calibration`.
-    """
-    stored, found = load_calibration(folder, weights), find_method(method)
-    if not found.part:
-        return stored
-    part = part or part_beside(folder, found, k)
-    return stored.of_part(found.name, k, "" if part is None else file_digest(part))

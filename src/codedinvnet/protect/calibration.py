@@ -9,8 +9,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from codedinvnet.codes.build import part_beside
+from codedinvnet.codes.registry import find_method
 from codedinvnet.errors import UserError
-from codedinvnet.files import read_json, write_json
+from codedinvnet.files import file_digest, read_json, write_json
 from codedinvnet.protect.bound import Coverage, Curve
 
 FILE = "calibration.json"
@@ -128,6 +130,28 @@ def _parsed(raw: Any) -> Calibration:
         curves[kind] = Curve(thresholds, released, disagreed, float(row["spread"]))
     parts = dict(raw.get("parts", {}))
     return Calibration(str(raw["weights"]), int(raw["images"]), curves, parts)
+
+
+def calibration_of(
+    folder: Path, weights: str, method: str, k: int, part: Path | None = None
+) -> Calibration:
+    """Read a bundle's calibration, without curves that another trained part of the method made.
+
+    Args:
+        folder: the bundle's.
+        weights: the digest of its weights.
+        method: the method's name.
+        k: the most members of its groups.
+        part: the file with the method's trained part; None: the one beside the weights, if any.
+
+    Raises:
+        UserError: see `load_calibration`.
+    """
+    stored, found = load_calibration(folder, weights), find_method(method)
+    if not found.part:
+        return stored
+    part = part or part_beside(folder, found, k)
+    return stored.of_part(found.name, k, "" if part is None else file_digest(part))
 
 
 def protection_calibration(folder: Path, needed: bool = True) -> Calibration | None:

@@ -7,8 +7,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from codedinvnet.errors import described as described
-
 
 class Answered(NamedTuple):
     """One query's answer."""
@@ -54,37 +52,13 @@ class DeadlinePassed(QueryFailed):
 
 
 class NotNow(Exception):
-    """Queries are not taken now, but may be later; the message says why."""
-
-
-class Overloaded(NotNow):
-    """Too many queries are waiting.
+    """Queries are not taken now, but may be later.
 
     Args:
-        seconds: in which those will have been answered.
+        why: the message.
+        seconds: after which to try again.
     """
 
-    def __init__(self, seconds: int) -> None:
-        super().__init__("overloaded")
+    def __init__(self, why: str, seconds: int = 1) -> None:
+        super().__init__(why)
         self.seconds = seconds
-
-
-class Starting(NotNow):
-    """The workers are not ready yet."""
-
-    def __init__(self) -> None:
-        super().__init__("starting")
-
-
-class NoneUp(NotNow):
-    """The service has started, and no worker is up."""
-
-    def __init__(self) -> None:
-        super().__init__("no worker is up")
-
-
-class Draining(NotNow):
-    """The service is about to stop."""
-
-    def __init__(self) -> None:
-        super().__init__("shutting down")

@@ -15,7 +15,6 @@ from codedinvnet.scheduler.actions import Action, Replace, Send
 from codedinvnet.scheduler.scheduler import Scheduler
 from codedinvnet.serving.codec import Payload, TensorCodec
 from codedinvnet.serving.queries import InFlight
-from codedinvnet.serving.recent import Recent
 from codedinvnet.serving.tracing import Tracing
 from codedinvnet.serving.workers.pool import Task, WorkerDied, WorkerFailed
 from codedinvnet.serving.workers.result import Result
@@ -60,7 +59,6 @@ class Calls:
         self.queries, self._do, self._heard = queries, do, heard
         self.metrics = supervisor.metrics
         self.tracing: Tracing | None = None
-        self.recent = Recent()
         self.outputs: dict[int, Payload] = {}
         """Attempt -> what its worker sent."""
         code = scheduler.offered
@@ -124,7 +122,7 @@ class Calls:
         self._heard(call.began)
         self.supervisor.workers[call.worker].worked()
         self.metrics.worker_time.labels(call.kind).observe(first.seconds)
-        self.recent.task(now - call.began)
+        self.metrics.recent.call(now - call.began)
         if call.kind == "parity":
             self.metrics.encode_time.observe(first.encode_seconds)
         if first.held > 0:

@@ -10,11 +10,11 @@ from codedinvnet.codes.method import Method
 from codedinvnet.codes.registry import METHODS, OURS, UNTRAINED, find_method
 from codedinvnet.engines import ONNX_RUNTIME, PYTORCH, check_engine, check_installed
 from codedinvnet.errors import UserError
+from codedinvnet.named_policies import served_as
 from codedinvnet.net.logs import log_event
 from codedinvnet.scheduler.policies import POLICIES
 from codedinvnet.scheduler.settings import coded_too_late
 from codedinvnet.serving.config import ServeOptions
-from codedinvnet.serving.policies import served_as
 
 OFFERED = tuple(name for name, method in METHODS.items() if not method.is_policy)
 """The methods that a server is started with."""

@@ -72,6 +72,8 @@ class Facts(NamedTuple):
     """The confidence of the checked member's decoded answer, and whether it agrees."""
     guessed: tuple[tuple[int, float, bool], ...] = ()
     """The members that the extra tasks alone answer for: each with confidence and agreement."""
+    residual: float | None = None
+    """The group's, if the code has one."""
 
 
 Answers: TypeAlias = "Mapping[int, Found] | Exception"
@@ -167,17 +169,14 @@ class Decoder:
     async def _check(self, check: Check) -> None:
         """Compare approximate answers of a complete group with the direct ones."""
         try:
-            found = await self.apart(
-                check_group, self.scheme, check.outputs, check.size, check.member
-            )
-            if found.agrees is not None:
-                self.metrics.checked(found.agrees)
-            if found.residual is not None:
+            facts = await self.apart(compare, self.scheme, self.served, check)
+            if facts.decoded is not None:
+                self.metrics.checked(facts.decoded[1])
+            if facts.residual is not None:
                 for task, worker in check.workers.items():
                     role = "parity" if task >= self.scheme.rules.k else "data"
-                    self.metrics.residual_seen(worker, role, found.residual)
+                    self.metrics.residual_seen(worker, role, facts.residual)
             if self.compared is not None:
-                facts = await self.apart(facts_of, self.scheme, self.served, check, found.decoded)
                 self.compared(check, facts)
         except Exception as error:  # answers wait behind it
             log_error(error)
@@ -238,41 +237,8 @@ def answers(served: Served, scores: Tensor) -> list[Found]:
     return [Found(*row) for row in zip(served.answer(scores), sure, strict=True)]
 
 
-class Checked(NamedTuple):
-    """What a complete group shows; None: it does not."""
-
-    decoded: Tensor | None
-    """Scores (1, classes) of a member that has a direct answer, as if that were missing."""
-    agrees: bool | None
-    """Whether their label is the direct one."""
-    residual: float | None
-
-
-def check_group(
-    scheme: Scheme, outputs: Mapping[int, np.ndarray], size: int, member: int
-) -> Checked:
-    """Decode a member of a complete group, and measure the group's residual."""
-    complete = {task: torch.from_numpy(output)[None] for task, output in outputs.items()}
-    residual = scheme.residual(complete, size)
-    decoded, agrees = None, None
-    direct = scheme.direct(complete[member]) if member in complete else None
-    if direct is not None:
-        rest = {task: output for task, output in complete.items() if task != member}
-        decoded = scheme.decode(rest, size).get(member)
-        if decoded is not None:
-            agrees = int(decoded.argmax(1)) == int(direct.argmax(1))
-    return Checked(decoded, agrees, None if residual is None else float(residual[0]))
-
-
-def facts_of(scheme: Scheme, served: Served, check: Check, decoded: Tensor | None) -> Facts:
-    """Compare approximate answers of a complete group with the direct ones.
-
-    Args:
-        scheme: guesses.
-        served: makes answers of scores.
-        check: the group.
-        decoded: what `check_group` found of the check's member.
-    """
+def compare(scheme: Scheme, served: Served, check: Check) -> Facts:
+    """Compare approximate answers of a complete group with the direct ones."""
     complete = {task: torch.from_numpy(output)[None] for task, output in check.outputs.items()}
     labels = {}
     for task in check.workers:
@@ -283,11 +249,18 @@ def facts_of(scheme: Scheme, served: Served, check: Check, decoded: Tensor | Non
         (found,) = answers(served, scores)
         return found.confidence, int(scores.argmax(1)) == labels[member]
 
+    decoded = None
+    if check.member in labels:
+        rest = {task: output for task, output in complete.items() if task != check.member}
+        scores = scheme.decode(rest, check.size).get(check.member)
+        decoded = None if scores is None else seen(scores, check.member)
     extra = {task: output for task, output in complete.items() if task >= scheme.rules.k}
     guesses: Mapping[int, Tensor] = {}
     if scheme.rules.guesses or scheme.rules.recoverable(frozenset(extra), check.size):
         guesses = scheme.decode(extra, check.size)
+    residual = scheme.residual(complete, check.size)
     return Facts(
-        None if decoded is None or check.member not in labels else seen(decoded, check.member),
+        decoded,
         tuple((i, *seen(scores, i)) for i, scores in guesses.items() if i in labels),
+        None if residual is None else float(residual[0]),
     )

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 
 from codedinvnet.errors import described
-from codedinvnet.net.alarm import LAG_PERIOD, Alarm, watch
+from codedinvnet.net.alarm import Alarm, watch
 from codedinvnet.net.background import Background, log_error
 from codedinvnet.net.logs import Quiet, log_event
 from codedinvnet.scheduler.actions import (
@@ -44,11 +44,8 @@ from codedinvnet.serving.answers import (
     Answered,
     Cancelled,
     DeadlinePassed,
-    Draining,
-    NoneUp,
-    Overloaded,
+    NotNow,
     QueryFailed,
-    Starting,
 )
 from codedinvnet.serving.calls import Calls
 from codedinvnet.serving.codec import Payload, TensorCodec
@@ -147,6 +144,11 @@ class Dispatcher:
         """Whether queries are taken: it has started, is not about to stop, and has workers."""
         return self.started and not self.draining and not self.supervisor.is_down
 
+    @property
+    def is_up(self) -> bool:
+        """Whether queries are taken, and a worker is up now."""
+        return self.ready and self.scheduler.workers_up > 0
+
     async def start(self) -> None:
         """Start the workers, if they do not run yet; returns when all are ready."""
         if self.started:
@@ -210,24 +212,21 @@ class Dispatcher:
             seconds: that it has; None: the service's deadline.
 
         Raises:
-            Overloaded: if it could not be answered in time; none of it is accepted then.
-            Draining: if the service is about to stop.
-            Starting: if no worker is ready yet.
-            NoneUp: if none is any more.
+            NotNow: if it could not be answered in time, the service starts or is about to stop, or
+                no worker is up; none of it is accepted then.
         """
         if not self.ready:
             self.metrics.queries.labels("rejected").inc(queries)
-            if self.draining:
-                raise Draining
-            raise NoneUp if self.started else Starting
+            up = "no worker is up" if self.started else "starting"
+            raise NotNow("shutting down" if self.draining else up)
         seconds = self.timing.deadline if seconds is None else seconds
         if not self.admission.takes(len(self.queries), queries, seconds):
             self.refuse(queries)
 
     def refuse(self, queries: int) -> NoReturn:
-        """Count the queries of a request as rejected, and raise Overloaded."""
+        """Count the queries of a request as rejected, and raise NotNow."""
         self.metrics.queries.labels("rejected").inc(queries)
-        raise Overloaded(self.admission.refuse(len(self.queries), queries))
+        raise NotNow("overloaded", self.admission.refuse(len(self.queries), queries))
 
     async def infer(
         self,
@@ -285,7 +284,7 @@ class Dispatcher:
 
         found = await ended(futures, cancel, gone)
         if not any(isinstance(answer, Cancelled) for answer in found):
-            self.calls.recent.request(found, now - came)
+            self.metrics.recent.request(found, now - came)
         return found
 
     # Actions
@@ -345,24 +344,22 @@ class Dispatcher:
 
     def _give_up(self, action: Action, reason: str) -> list[Action]:
         """End the queries of an action that was not carried out; return what to do then."""
-        now = time.monotonic()
-        actions: list[Action] = []
+        sends: tuple[Send, ...] = ()
         match action:
-            case Call():
-                return [one for send in action.sends for one in self._give_up(send, reason)]
-            case Send():
-                if not action.group_size:
-                    self.queries.fail(action.members[0], reason)
-                    actions += self.scheduler.cancel(action.members)
-                actions += self.scheduler.failed(now, action.attempt, reason)
             case Decode():
-                for number in action.wanted:
-                    self.queries.fail(number, reason)
-                    actions += self.scheduler.decoded(now, number, True)
+                numbers = list(action.wanted)
             case Answer() | AnswerDecoded() | Fail():
-                self.queries.fail(action.query, reason)
-            case Replace():
-                asyncio.get_running_loop().call_later(LAG_PERIOD, self._do, [action])
+                numbers = [action.query]
+            case Call() | Send():
+                sends = action.sends if isinstance(action, Call) else (action,)
+                numbers = [send.members[0] for send in sends if not send.group_size]
+            case _:
+                return []
+        for number in numbers:
+            self.queries.fail(number, reason)
+        actions = self.scheduler.cancel(numbers)
+        for send in sends:
+            actions += self.scheduler.failed(time.monotonic(), send.attempt, reason)
         return actions
 
     def _mixed(self, attempts: Mapping[int, int]) -> dict[int, np.ndarray]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import math
-import time
 from collections import deque
+from collections.abc import Callable
 from functools import cache, partial
+from typing import TypeAlias
 
 from prometheus_client import (
     CollectorRegistry,
@@ -18,10 +19,10 @@ from prometheus_client import (
     generate_latest,
 )
 
-from codedinvnet.evaluation.quantiles import rank_of
 from codedinvnet.net.logs import log_event
 from codedinvnet.scheduler.auto import Decision
 from codedinvnet.scheduler.scheduler import Scheduler
+from codedinvnet.serving.recent import Recent
 
 LATENCY_BUCKETS = (
     0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3,
@@ -33,10 +34,6 @@ WORK_BUCKETS = (
 )  # fmt: skip
 SMOOTHING = 0.05
 """Weight of a new value in the running means of parity residuals."""
-WINDOW = 5
-"""Seconds that the throughput is of."""
-RECENT = 2000
-"""Latencies of each outcome that the page's percentiles come from."""
 TAKEN = ("direct", "decoded", "guessed", "failed", "deadline", "cancelled")
 """How queries end that are taken."""
 OUTCOMES = (*TAKEN, "rejected")
@@ -46,17 +43,15 @@ CODES = (200, 400, 401, 404, 405, 408, 413, 421, 499, 500, 502, 503, 504)
 REASONS = ("died", "hung", "failing", "wrong")
 """Why workers are replaced."""
 
+Counters: TypeAlias = Callable[..., Counter]
+Gauges: TypeAlias = Callable[..., Gauge]
+Histograms: TypeAlias = Callable[..., Histogram]
+
 
 def remember_labels(*metrics: Counter | Gauge | Histogram) -> None:
-    """Have metrics find the figure of a label at once; `forget_labels` says that one is gone."""
+    """Have metrics find the figure of a label at once."""
     for metric in metrics:
         metric.labels = cache(metric.labels)  # type: ignore[assignment, method-assign]
-
-
-def forget_labels(*metrics: Counter | Gauge | Histogram) -> None:
-    """Have metrics that remember labels look for them anew, since some were removed."""
-    for metric in metrics:
-        metric.labels.cache_clear()  # type: ignore[union-attr]
 
 
 class Metrics:
@@ -70,6 +65,22 @@ class Metrics:
         gauge = partial(Gauge, namespace=space, registry=registry)
         histogram = partial(Histogram, namespace=space, registry=registry)
         work = partial(histogram, buckets=WORK_BUCKETS)
+        self._of_queries(counter, gauge, histogram, work)
+        self._of_workers(counter, gauge, work)
+        self._of_trust(counter, gauge)
+        self.loop_lag = work("event_loop_lag_seconds", "How late the event loop wakes up.")
+        self.asyncio_tasks = gauge("asyncio_tasks", "Tasks of the event loop.")
+        ProcessCollector(registry=registry)  # of the front end: memory, processor time, open files
+        self.recent = Recent()
+        self._checks: deque[bool] = deque(maxlen=500)
+        self._residuals: dict[tuple[int, str], float] = {}
+        self._hedges = 0
+        remember_labels(self.queries, self.requests, self.latency, self.tasks, self.worker_time)
+        self._begin_at_zero()
+
+    def _of_queries(
+        self, counter: Counters, gauge: Gauges, histogram: Histograms, work: Histograms
+    ) -> None:
         self.queries = counter(
             "queries",
             "Queries by outcome: direct, decoded, guessed, cancelled, or why they failed. A "
@@ -84,8 +95,8 @@ class Metrics:
         )
         self.hedges = counter(
             "hedges",
-            "Copies of late queries, and of decoded answers that were not sure: put in line, sent "
-            "or not.",
+            "Copies of late queries, and of those whose approximate answer was withheld: queued, "
+            "sent or not.",
         )
         self.latency = histogram(
             "query_latency_seconds",
@@ -96,6 +107,19 @@ class Metrics:
         self.decode_time = work(
             "decode_seconds", "Heads and decoding of one batch of answers, in the front end."
         )
+        self.pending = gauge("pending_queries", "Unanswered queries.")
+        self.policy = gauge(
+            "policy",
+            "1 of the policy that the service goes by, 0 of those that it went by before.",
+            ["policy"],
+        )
+        self.doing = gauge(
+            "auto",
+            "1 of what the policy auto does about late answers, 0 of what it did before.",
+            ["policy"],
+        )
+
+    def _of_workers(self, counter: Counters, gauge: Gauges, work: Histograms) -> None:
         self.worker_time = work(
             "worker_seconds",
             "Computing time of a task on its worker; a parity task's includes encoding.",
@@ -103,15 +127,9 @@ class Metrics:
         )
         self.encode_time = work("encode_seconds", "Encoding of one parity query, on its worker.")
         self.queue_depth = gauge("queue_depth", "Tasks that wait for a worker.")
-        self.pending = gauge("pending_queries", "Unanswered queries.")
         self.workers = gauge("workers", "Workers by state.", ["state"])
         self.restarts = counter(
-            "worker_restarts", "Workers replaced; silent upstreams are hung.", ["reason"]
-        )
-        self.groups = counter(
-            "groups",
-            "First parity tasks sent, by the size of their group; again for one that was lost.",
-            ["size"],
+            "worker_restarts", "Workers replaced; a silent one is hung.", ["reason"]
         )
         self.tasks = counter("tasks", "Tasks given to workers, by kind.", ["task"])
         self.task_failures = counter(
@@ -119,6 +137,13 @@ class Metrics:
             "Tasks that raised on a worker, or whose output was no good.",
             ["worker"],
         )
+        self.groups = counter(
+            "groups",
+            "First parity tasks sent, by the size of their group; again for one that was lost.",
+            ["size"],
+        )
+
+    def _of_trust(self, counter: Counters, gauge: Gauges) -> None:
         self.agreement_checks = counter(
             "live_agreement_checks", "Members of complete groups that were decoded as if missing."
         )
@@ -162,29 +187,6 @@ class Metrics:
         self.wrong_workers = counter(
             "wrong_workers", "Workers that were found to answer wrongly.", ["worker"]
         )
-        self.policy = gauge(
-            "policy",
-            "1 of the policy that the service goes by, 0 of those that it went by before.",
-            ["policy"],
-        )
-        self.doing = gauge(
-            "auto",
-            "1 of what the policy auto does about late answers, 0 of what it did before.",
-            ["policy"],
-        )
-        self.loop_lag = work("event_loop_lag_seconds", "How late the event loop wakes up.")
-        self.recent: dict[str, deque[float]] = {}
-        self._answered: dict[int, int] = {}
-        """Second -> how many queries were answered in it, of the last seconds."""
-        self.asyncio_tasks = gauge("asyncio_tasks", "Tasks of the event loop.")
-        self._checks: deque[bool] = deque(maxlen=500)
-        self._residuals: dict[tuple[int, str], float] = {}
-        ProcessCollector(
-            registry=self.registry
-        )  # of the front end: memory, processor time, open files
-        self._hedges = 0
-        remember_labels(self.queries, self.requests, self.latency, self.tasks, self.worker_time)
-        self._begin_at_zero()
 
     def _begin_at_zero(self) -> None:
         """Create what labels are known: Prometheus sees no increase in what begins above 0."""
@@ -239,12 +241,7 @@ class Metrics:
     def answered(self, outcome: str, latency: float) -> None:
         """Count a query that was answered (latency in seconds)."""
         self.ended(outcome, latency)
-        self.recent.setdefault(outcome, deque(maxlen=RECENT)).append(latency)
-        second = int(time.monotonic())
-        if second not in self._answered:
-            recent = range(second - WINDOW, second)
-            self._answered = {s: n for s, n in self._answered.items() if s in recent}
-        self._answered[second] = self._answered.get(second, 0) + 1
+        self.recent.answer(outcome, latency)
 
     def checked(self, agrees: bool) -> None:
         """Count one comparison of a decoded with the direct answer."""
@@ -263,22 +260,6 @@ class Metrics:
     def live_agreement(self) -> float | None:
         """Return the share of the last checks that agreed; None before the first."""
         return sum(self._checks) / len(self._checks) if self._checks else None
-
-    def percentiles(self) -> dict[str, dict[str, float]]:
-        """Return p50, p99 and p99.9 of the recent latencies in ms, by outcome."""
-        found = {}
-        for outcome, latencies in self.recent.items():
-            ordered = sorted(latencies)
-            found[outcome] = {
-                name: round(1000 * ordered[rank_of(len(ordered), q)], 2)
-                for name, q in (("p50", 0.5), ("p99", 0.99), ("p999", 0.999))
-            }
-        return found
-
-    def throughput(self) -> float:
-        """Return answers per second in the last whole seconds."""
-        now = int(time.monotonic())
-        return sum(self._answered.get(now - i, 0) for i in range(1, WINDOW + 1)) / WINDOW
 
     def read_off(self, scheduler: Scheduler, pending: int) -> None:
         """Set what is read off: of the rules, and how many queries are unanswered."""

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,13 +13,16 @@ from codedinvnet.codes.registry import METHODS, OURS, find_method
 from codedinvnet.codes.rules import is_systematic
 from codedinvnet.engines import PYTORCH
 from codedinvnet.errors import UserError
-from codedinvnet.evaluation.trust import calibration_of
 from codedinvnet.files import file_digest
 from codedinvnet.models.base import scores_tensor
 from codedinvnet.models.bundle import bundle_folder, load_bundle, weights_digest
-from codedinvnet.net.logs import log_event
 from codedinvnet.processes import usable_processors
-from codedinvnet.protect.calibration import FILE, Calibration, protection_calibration
+from codedinvnet.protect.calibration import (
+    FILE,
+    Calibration,
+    calibration_of,
+    protection_calibration,
+)
 from codedinvnet.protect.folder import description_digest
 from codedinvnet.scheduler.policies import POLICIES
 from codedinvnet.serving.config import ServeOptions
@@ -37,8 +35,6 @@ from codedinvnet.serving.workers.result import Computer
 from codedinvnet.user_code import user_module
 
 POOL_METHODS = ("start", "call", "replace", "stop", "pid")
-SLOW_LOAD, LONGEST_LOAD = 15.0, 300.0
-"""Seconds of loading a model after which a line says so, and after which it is given up."""
 
 
 @dataclass(frozen=True)
@@ -62,41 +58,13 @@ class Opened:
     calibration: Calibration | None = None
 
 
-@contextmanager
-def bounded_load(source: str) -> Iterator[None]:
-    """Say so when loading a model takes long, and end the process when it takes for ever.
-
-    A model may never return, as one whose graph has a loop without an end, and nothing can
-    interrupt what computes it.
-    """
-
-    def say() -> None:
-        log_event("loading the model takes long", source=source, given_up_after_s=LONGEST_LOAD)
-
-    def give_up() -> None:
-        print(f"error: {source} did not load in {LONGEST_LOAD:g} s", file=sys.stderr, flush=True)
-        os._exit(2)
-
-    timers = [threading.Timer(SLOW_LOAD, say), threading.Timer(LONGEST_LOAD, give_up)]
-    for timer in timers:
-        timer.daemon = True
-        timer.start()
-    try:
-        yield
-    finally:
-        for timer in timers:
-            timer.cancel()
-
-
 def open_served(options: ServeOptions) -> Opened:
     """Open the model, and make the code for it.
 
     Raises:
         UserError: if that cannot be.
     """
-    with bounded_load(options.source):
-        is_bundle = options.model.kind == "bundle"
-        return _open_bundle(options) if is_bundle else _open_model(options)
+    return _open_bundle(options) if options.model.kind == "bundle" else _open_model(options)
 
 
 def _open_bundle(options: ServeOptions) -> Opened:

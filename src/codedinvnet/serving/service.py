@@ -39,6 +39,10 @@ LIMIT = "max_disagreement"
 force."""
 
 
+class NoModel(Exception):
+    """There is no such model or version."""
+
+
 class ServedResponse(NamedTuple):
     """An answered request."""
 
@@ -123,6 +127,17 @@ class InferenceService:
         )
         self.outputs = tuple(spec.name for spec in self.metadata.outputs)
 
+    def check_model(self, name: str, version: str | None) -> None:
+        """Refuse another model or version.
+
+        Raises:
+            NoModel: naming it.
+        """
+        own = self.served.name
+        if name != own or version not in (None, "", VERSION):
+            given = f"{short(name)} version {short(version or VERSION)}"
+            raise NoModel(f"no model {given}; there is {own!r} {VERSION}")
+
     def check(self, head: Head) -> None:
         """Refuse a request that does not fit the model, before its tensors' values are read.
 
@@ -194,37 +209,58 @@ class InferenceService:
             QueryFailed: if others failed.
             NotNow: see `Dispatcher.check_room`.
         """
-        dispatcher, gate = self.dispatcher, self.dispatcher.gate
         for i, (name, values) in enumerate(request.inputs.items()):
             if why := self.served.incompatibility(self.inputs[name], values):
                 raise ProtocolError(f"inputs.{i}.data: {why}")
         terms = Terms.of(request.parameters) if request.parameters else Terms()
-        if not terms.accept_decoded and not dispatcher.scheduler.systematic:
-            raise ProtocolError("parameters.accept_decoded: this method has no direct answers")
-        more: dict[str, Any] = {}
-        if terms.max_disagreement is not None:
-            if gate is None or gate.limit is None:
-                why = "this service keeps no limit; it needs --max-disagreement"
-                raise ProtocolError(f"parameters.{LIMIT}: {why}")
-            more[LIMIT] = gate.kept(terms.max_disagreement)
+        in_force = self._in_force(terms)
         wanted = tuple(output.name for output in request.outputs) or self.outputs
         known = (*self.served.decoded, self.outcome)
-        timeouts = [t for t in (terms.timeout, seconds) if t is not None]
-        found = await dispatcher.infer(
+        found = await self.dispatcher.infer(
             queries_of(request.inputs),
             accept_decoded=terms.accept_decoded and all(name in known for name in wanted),
-            deadline=min(timeouts, default=None),
+            deadline=min((t for t in (terms.timeout, seconds) if t is not None), default=None),
             began=began,
             gone=gone,
             name=None if request.id is None else request.id[:LONGEST_NAME],
             limit=terms.max_disagreement,
         )
+        return self._response(request, wanted, found, in_force)
+
+    def _in_force(self, terms: Terms) -> dict[str, Any]:
+        """Return the limit on disagreement that holds for a request, if it asks for one.
+
+        Raises:
+            ProtocolError: if the service cannot keep to its terms.
+        """
+        if not terms.accept_decoded and not self.dispatcher.scheduler.systematic:
+            raise ProtocolError("parameters.accept_decoded: this method has no direct answers")
+        if terms.max_disagreement is None:
+            return {}
+        gate = self.dispatcher.gate
+        if gate is None or gate.limit is None:
+            why = "this service keeps no limit; it needs --max-disagreement"
+            raise ProtocolError(f"parameters.{LIMIT}: {why}")
+        return {LIMIT: gate.kept(terms.max_disagreement)}
+
+    def _response(
+        self,
+        request: InferRequest,
+        wanted: Sequence[str],
+        found: Sequence[Answered | QueryFailed],
+        more: dict[str, Any],
+    ) -> ServedResponse:
+        """Return the answer to a request, whose parameters it repeats with more.
+
+        Raises:
+            QueryFailed: if a query failed.
+        """
         answers = [answer for answer in found if isinstance(answer, Answered)]
         if len(answers) < len(found):
             raise failure(found)
         agreements = [one.agreement for one in answers if one.agreement is not None]
         if agreements:
-            more[AGREEMENT] = min(agreements)
+            more = {**more, AGREEMENT: min(agreements)}
         message = InferResponse(
             {name: self._joined(name, answers) for name in wanted},
             self.served.name,

@@ -17,9 +17,9 @@ import numpy as np
 from codedinvnet.errors import UserError
 from codedinvnet.evaluation.quantiles import percentile, rank_of
 from codedinvnet.files import check_writable, read_json, write_json
+from codedinvnet.named_policies import served_as
 from codedinvnet.progress import Progress
 from codedinvnet.provenance import describe_commit, describe_machine
-from codedinvnet.serving.policies import served_as
 from codedinvnet.simulation.engine import Simulation, accuracy_of
 from codedinvnet.simulation.figures import QUANTILES, aligned, no_interval, summarise
 from codedinvnet.simulation.recording import Fitted, fit, read_log

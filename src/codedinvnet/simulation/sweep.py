@@ -17,7 +17,7 @@ from codedinvnet.config import Positive, Section, validated
 from codedinvnet.errors import UserError
 from codedinvnet.evaluation import grid
 from codedinvnet.files import check_writable
-from codedinvnet.serving.policies import SERVED, in_order, served_as
+from codedinvnet.named_policies import SERVED, in_order, served_as
 from codedinvnet.simulation.engine import accuracy_of
 from codedinvnet.simulation.figures import SAME, latency_of, simulate
 from codedinvnet.simulation.scenario import Scenario, can_guess, parse_scenario

@@ -284,36 +284,6 @@ def test_a_client_that_leaves_is_noticed(runner: Callable[[Any], None], sent: by
     assert left == ["/patient"]
 
 
-@pytest.mark.parametrize("runner", [asyncio.run, uvloop.run])
-def test_requests_at_once_are_answered_or_too_many(
-    runner: Callable[[Any], None],
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    """What comes beyond them is not even parsed: it would stop all others for seconds."""
-
-    async def run() -> None:
-        async with serving() as connect:
-            reader, writer = await connect()
-            for _ in range(2):  # those that were answered count no more
-                writer.write(most * SHORTEST)
-                for _ in range(most):
-                    await answered(reader)
-            reader, writer = await connect()
-            began = time.process_time()
-            writer.write(14_000 * SHORTEST)
-            assert await ended(reader) < 20
-            assert time.process_time() - began < 0.5
-            assert "connection refused" in caplog.messages
-
-    most = 1 + connections.MOST_PIPELINED
-    monkeypatch.setattr(Http, "refused", Quiet())
-    runner(run())
-
-
-SHORTEST = b"GET / HTTP/1.1\r\n\r\n"
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="its kernel does it")
 @pytest.mark.parametrize("runner", [asyncio.run, uvloop.run])
 @pytest.mark.parametrize("close", [b"", b"Connection: close\r\n"])

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 
 from codedinvnet.errors import UserError
+from codedinvnet.faults import Delay, Fault
 from codedinvnet.serving.workers import faults as module
-from codedinvnet.serving.workers.faults import Delay, Fault, FaultyPool, Schedule
+from codedinvnet.serving.workers.faults import FaultyPool, Schedule
 from codedinvnet.serving.workers.pool import Death, Origin, Task, WorkerDied
 from codedinvnet.serving.workers.result import OUTPUT, Result
 from tests.serving.bundles import output

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from codedinvnet.errors import UserError
-from codedinvnet.serving.workers.faults import Delay, Schedule, load_schedule
+from codedinvnet.faults import Delay
+from codedinvnet.serving.workers.faults import Schedule, load_schedule
 
 # Files
 

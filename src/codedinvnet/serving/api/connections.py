@@ -18,12 +18,6 @@ LONGEST_HEAD = 64 * 1024
 trailers), in addition to those that come together with the first one."""
 HEAD_TIMEOUT = 10.0
 """Seconds in which they must be here."""
-MOST_PIPELINED = 64
-"""Requests of one connection that may wait for their turn."""
-
-
-class TooManyAtOnce(Exception):
-    """More requests than may wait for their turn came at once; what else came is not parsed."""
 
 
 class RequestParser(httptools.HttpRequestParser):
@@ -162,11 +156,6 @@ class BoundedHttp(HttpToolsProtocol):
             self.again = b"\r\n".join(lines)
             return
         self._end_head()
-        if len(self.pipeline) >= MOST_PIPELINED:
-            reason = f"{MOST_PIPELINED} of its requests wait for their turn already"
-            self.refused.log("connection refused", logging.WARNING, reason=reason)
-            self.transport.abort()
-            raise TooManyAtOnce
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:

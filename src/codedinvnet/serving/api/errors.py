@@ -12,15 +12,9 @@ from starlette.responses import JSONResponse, Response
 from codedinvnet.errors import described
 from codedinvnet.net.logs import log_event
 from codedinvnet.protocol.messages import ProtocolError, TooLarge
-from codedinvnet.serving.answers import DeadlinePassed, NotNow, Overloaded, QueryFailed
+from codedinvnet.serving.answers import DeadlinePassed, NotNow, QueryFailed
 from codedinvnet.serving.api.bodies import TooSlow
-
-RETRY_AFTER = 1
-"""Seconds that clients are asked to wait while the service starts or stops."""
-
-
-class NoModel(Exception):
-    """There is no such model or version."""
+from codedinvnet.serving.service import NoModel
 
 
 class Unauthenticated(Exception):
@@ -64,8 +58,7 @@ def problem(error: Exception, path: str) -> Problem:
         return Problem(500, "INTERNAL", f"internal error: {type(error).__name__}", {})
     headers, message = {}, str(error)
     if isinstance(error, NotNow):
-        seconds = error.seconds if isinstance(error, Overloaded) else RETRY_AFTER
-        headers, message = {"Retry-After": str(seconds)}, f"{error}: try again later"
+        headers, message = {"Retry-After": str(error.seconds)}, f"{error}: try again later"
     elif isinstance(error, TooSlow):
         headers = {"Connection": "close"}  # the rest may still come
     elif isinstance(error, Unauthenticated):

@@ -14,13 +14,13 @@ from codedinvnet.net.logs import log_event
 from codedinvnet.net.tls import Certificate, Renewal
 from codedinvnet.protocol import grpc as protocol
 from codedinvnet.protocol.grpc import SERVICE, pb
-from codedinvnet.protocol.messages import Head, InferRequest, ProtocolError, server_metadata, short
+from codedinvnet.protocol.messages import Head, InferRequest, ProtocolError, server_metadata
 from codedinvnet.serving.api import connections
 from codedinvnet.serving.api.bodies import LARGE, BodyMemory, TooSlow
-from codedinvnet.serving.api.errors import NoModel, Problem, problem
+from codedinvnet.serving.api.errors import Problem, problem
 from codedinvnet.serving.api.guard import Guard
 from codedinvnet.serving.api.http import LARGE_ANSWER
-from codedinvnet.serving.service import VERSION, InferenceService
+from codedinvnet.serving.service import InferenceService
 from codedinvnet.serving.tracing import Tracing
 
 try:
@@ -184,30 +184,20 @@ class GrpcApi:
 
         return guarded
 
-    def _check(self, name: str, asked: str) -> None:
-        own = self.service.served.name
-        if name != own or asked not in ("", VERSION):
-            given = f"{short(name)} version {short(asked or VERSION)}"
-            raise NoModel(f"no model {given}; there is {own!r} {VERSION}")
-
-    @property
-    def _is_ready(self) -> bool:
-        return self.dispatcher.ready and self.dispatcher.scheduler.workers_up > 0
-
     async def _live(self, _: bytes, __: Any) -> bytes:
         live = self.dispatcher.supervisor.is_live
         return protocol.serialized(pb.ServerLiveResponse(live=live))
 
     async def _health(self, _: bytes, __: Any) -> bytes:
-        return HEALTHY if self._is_ready else NOT_SERVING
+        return HEALTHY if self.dispatcher.is_up else NOT_SERVING
 
     async def _ready(self, _: bytes, __: Any) -> bytes:
-        return protocol.serialized(pb.ServerReadyResponse(ready=self._is_ready))
+        return protocol.serialized(pb.ServerReadyResponse(ready=self.dispatcher.is_up))
 
     async def _model_ready(self, message: bytes, _: Any) -> bytes:
         wanted = protocol.parse(pb.ModelReadyRequest, message)
-        self._check(wanted.name, wanted.version)
-        return protocol.serialized(pb.ModelReadyResponse(ready=self._is_ready))
+        self.service.check_model(wanted.name, wanted.version)
+        return protocol.serialized(pb.ModelReadyResponse(ready=self.dispatcher.is_up))
 
     async def _server_metadata(self, _: bytes, __: Any) -> bytes:
         found = server_metadata(version("codedinvnet"))
@@ -215,7 +205,7 @@ class GrpcApi:
 
     async def _model_metadata(self, message: bytes, _: Any) -> bytes:
         wanted = protocol.parse(pb.ModelMetadataRequest, message)
-        self._check(wanted.name, wanted.version)
+        self.service.check_model(wanted.name, wanted.version)
         return protocol.render_metadata(self.service.metadata)
 
     async def _infer(self, message: bytes, context: Any) -> bytes:
@@ -242,7 +232,7 @@ class GrpcApi:
         self.dispatcher.check_room(1)
 
         def check(head: Head) -> None:
-            self._check(*head.model)
+            service.check_model(*head.model)
             service.check(head)
 
         def parse() -> InferRequest:

@@ -25,14 +25,13 @@ from codedinvnet.protocol.messages import (
     InferRequest,
     ProtocolError,
     server_metadata,
-    short,
 )
 from codedinvnet.serving.answers import QueryFailed
 from codedinvnet.serving.api.bodies import GONE, LARGE, BodyMemory, departure, read_body
-from codedinvnet.serving.api.errors import NoModel, problem
+from codedinvnet.serving.api.errors import problem
 from codedinvnet.serving.api.guard import Guard
 from codedinvnet.serving.choices import Choices
-from codedinvnet.serving.service import VERSION, InferenceService, ServedResponse
+from codedinvnet.serving.service import InferenceService, ServedResponse
 from codedinvnet.serving.tracing import Tracing
 
 MODEL = r"/v2/models/(?P<name>[^/]+)(/versions/(?P<version>[^/]+))?"
@@ -147,23 +146,12 @@ class HttpApi:
             await self.dispatcher.stop()
         await send({"type": "lifespan.shutdown.complete"})
 
-    def check_model(self, name: str, asked: str | None) -> None:
-        """Refuse another model or version.
-
-        Raises:
-            NoModel: naming it.
-        """
-        own = self.service.served.name
-        if name != own or asked not in (None, VERSION):
-            given = f"{short(name)} version {short(asked or VERSION)}"
-            raise NoModel(f"no model {given}; there is {own!r} {VERSION}")
-
     # Inference
 
     async def infer(self, scope: Scope, receive: Receive, path: re.Match[str]) -> InferAnswer:
         """Answer an inference request."""
         began, service = time.monotonic(), self.service
-        self.check_model(path["name"], path["version"])
+        self.service.check_model(path["name"], path["version"])
         self.dispatcher.check_room(1)  # before its body takes any
         headers = {
             name: value.decode("latin-1")
@@ -221,26 +209,24 @@ class HttpApi:
             Route("/policy", self._change_policy, methods=["POST"]),
         ]
 
-    @property
-    def is_ready(self) -> bool:
-        """Whether queries are taken, and a worker is up."""
-        return self.dispatcher.ready and self.dispatcher.scheduler.workers_up > 0
-
     async def _live(self, _: Request) -> Response:
         alive = self.dispatcher.supervisor.is_live
         return JSONResponse({"live": alive}, status_code=200 if alive else 503)
 
+    def _readiness(self, **about: str) -> Response:
+        up = self.dispatcher.is_up
+        return JSONResponse({**about, "ready": up}, status_code=200 if up else 503)
+
     async def _ready(self, _: Request) -> Response:
-        return JSONResponse({"ready": self.is_ready}, status_code=200 if self.is_ready else 503)
+        return self._readiness()
 
     async def _model_ready(self, request: Request) -> Response:
         name = request.path_params["name"]
-        self.check_model(name, request.path_params.get("version"))
-        found = {"name": name, "ready": self.is_ready}
-        return JSONResponse(found, status_code=200 if self.is_ready else 503)
+        self.service.check_model(name, request.path_params.get("version"))
+        return self._readiness(name=name)
 
     async def _metadata(self, request: Request) -> Response:
-        self.check_model(request.path_params["name"], request.path_params.get("version"))
+        self.service.check_model(request.path_params["name"], request.path_params.get("version"))
         return JSONResponse(self.service.metadata.as_json())
 
     async def _server(self, _: Request) -> Response:

@@ -17,6 +17,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
+from codedinvnet.faults import Delay, Fault
 from codedinvnet.net.logs import log_event
 from codedinvnet.protocol.tensors import datatype_of, to_json
 from codedinvnet.serving.codec import zeros
@@ -24,7 +25,7 @@ from codedinvnet.serving.dispatch import Dispatcher
 from codedinvnet.serving.metrics import OUTCOMES
 from codedinvnet.serving.served import IMAGES, Served
 from codedinvnet.serving.service import InferenceService
-from codedinvnet.serving.workers.faults import Delay, Fault, FaultyPool
+from codedinvnet.serving.workers.faults import FaultyPool
 from codedinvnet.serving.workers.supervisor import State
 
 NO_FRAMES = {"X-Frame-Options": "DENY", "Content-Security-Policy": "frame-ancestors 'none'"}
@@ -43,20 +44,20 @@ def page_state(service: InferenceService, *, demo: bool) -> dict[str, Any]:
     """Return what the page shows."""
     dispatcher, served = service.dispatcher, service.served
     scheduler, now = dispatcher.scheduler, time.monotonic()
-    decision = scheduler.dispatcher.decision
+    decision, recent = scheduler.dispatcher.decision, dispatcher.metrics.recent
     busy_since = [worker.busy_since for worker in scheduler.assigner.workers]
     return {
         "model": served.name,
         "policy": scheduler.chosen.name,
         "k": scheduler.dispatcher.code.k,
         "demo": demo,
-        "throughput": round(dispatcher.metrics.throughput(), 1),
-        "percentiles": dispatcher.metrics.percentiles(),
+        "throughput": round(recent.throughput(), 1),
+        "percentiles": recent.percentiles(),
         "answers": {
             outcome: int(dispatcher.metrics.queries.labels(outcome)._value.get())
             for outcome in OUTCOMES
         },
-        "lately": dispatcher.calls.recent.summary(LATELY, scheduler.stats.normal),
+        "lately": recent.summary(LATELY, scheduler.stats.normal),
         "decision": None if decision is None else decision.told,
         "agreement": dispatcher.metrics.live_agreement(),
         "releasing": None if dispatcher.gate is None else dispatcher.gate.releasing,

@@ -15,8 +15,7 @@ import numpy as np
 
 from codedinvnet.config import Section, validated
 from codedinvnet.errors import UserError
-from codedinvnet.faults import Delay as Delay
-from codedinvnet.faults import Fault as Fault
+from codedinvnet.faults import Fault, check_workers
 from codedinvnet.files import read_json
 from codedinvnet.serving.workers.pool import Death, Origin, Task, WorkerDied, WorkerPool
 from codedinvnet.serving.workers.result import Result
@@ -37,17 +36,6 @@ def load_schedule(path: Path) -> Schedule:
     """
     raw = read_json(path, "the faults file")
     return validated(Schedule, raw, path)
-
-
-def check_workers(faults: Iterable[Fault], size: int) -> None:
-    """Make sure that faults name none but the workers that there are.
-
-    Raises:
-        UserError: if one does.
-    """
-    for fault in faults:
-        if fault.worker is not None and fault.worker >= size:
-            raise UserError(f"the faults name worker {fault.worker}; there are {size}")
 
 
 def check_per_request(faults: Iterable[Fault], method: str) -> None:

@@ -1,6 +1,6 @@
-"""How policies and methods are served by their names, and which are compared by default.
+"""Names of policies and methods together, such as METHOD+hedge, and those compared by default.
 
-`scheduler/policies.py` has the policies, `choices.py` those that a running service can change to.
+`scheduler/policies.py` has the policies themselves.
 """
 
 from __future__ import annotations

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from codedinvnet.errors import UserError
+from codedinvnet.named_policies import SERVED, Served, served_as
 from codedinvnet.scheduler.policies import POLICIES
-from codedinvnet.serving.policies import SERVED, Served, served_as
 
-MINE = f"{Path(__file__).parents[2] / 'examples' / 'my_method.py'}:TwoParities"
+MINE = f"{Path(__file__).parents[1] / 'examples' / 'my_method.py'}:TwoParities"
 
 
 def test_there_is_every_policy_and_the_small_backup() -> None:
