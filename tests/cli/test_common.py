@@ -73,9 +73,6 @@ def test_threads_wait_briefly_for_one_another(own: dict[str, str], expected: str
 
 
 FLUSHED: dict[str, list[str]] = {
-    "codedinvnet.stages.train": ["train", "CONFIG"],
-    "codedinvnet.stages.sample": ["sample", "CONFIG"],
-    "codedinvnet.stages.fuse": ["fuse", "CONFIG"],
     "codedinvnet.stages.reproduce": ["reproduce", "CONFIG"],
     "codedinvnet.evaluation.methods.run": ["bench", "accuracy", "CONFIG", "--out", "rows.jsonl"],
     "codedinvnet.evaluation.latency.run": ["bench", "latency", "CONFIG", "--out", "rows.jsonl"],

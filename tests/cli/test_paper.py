@@ -131,6 +131,9 @@ BAD_PAPER: dict[str, tuple[list[str], str]] = {
         ["--save_dir", "/dev/null/runs"],
         "--save_dir: cannot write into /dev/null/runs",
     ),
+    "sample of recovery": (["-fusion", "-sample_fusion"], "has no fusion data set"),
+    "sample before train": (["--config_file", "PIXELS", "-fusion", "-sample_fusion"], "train it"),
+    "fuse before train": (["--config_file", "PIXELS", "-fusion"], "train it first"),
     "no fusion checkpoint": (["-fusion", "--nactors", "3", "--resume", "1"], "cannot resume"),
 }
 
@@ -143,7 +146,8 @@ def test_bad_input_of_the_papers_command_line(
     scene = Scene(tmp_path, data_dir, recovery_run)
     before = digests(tmp_path, data_dir)
     places = ["--data_dir", data_dir, "--save_dir", scene.runs]
-    outcome = call_paper("--config_file", scene.config, *places, *words)
+    given = [scene.pixels if word == "PIXELS" else word for word in words]
+    outcome = call_paper("--config_file", scene.config, *places, *given)
     check_refusal(outcome.code, outcome.out, outcome.err, said)
     assert digests(tmp_path, data_dir) == before
 

@@ -17,7 +17,7 @@ Words = Callable[[Scene], list[Any]]
 
 
 def train(s: Scene, config: Path, data: Path) -> list[Any]:
-    return ["train", config, "--data-dir", data, "--save-dir", s.runs]
+    return ["reproduce", config, "--data-dir", data, "--save-dir", s.runs, "--seed", "9"]
 
 
 def stage(s: Scene, name: str, config: Path, *more: Any) -> list[Any]:
@@ -31,7 +31,7 @@ def use(s: Scene, name: str, bundle: Any, *more: Any) -> list[Any]:
 BAD: dict[str, tuple[Words, str]] = {
     "no data folder": (lambda s: train(s, s.config, s.root / "no"), "does not exist"),
     "runs below a file": (
-        lambda s: ["train", s.config, "--data-dir", s.data, "--save-dir", s.config / "runs"],
+        lambda s: ["reproduce", s.config, "--data-dir", s.data, "--save-dir", s.config / "runs"],
         "--save-dir: cannot write into ",
     ),
     "settings that are a list": (
@@ -81,10 +81,6 @@ BAD: dict[str, tuple[Words, str]] = {
         lambda s: stage(s, "reproduce", s.config, "--seed", "9", "--data-dir", s.untested),
         "holds no test images",
     ),
-    "fuse for more than a mosaic's cells": (
-        lambda s: stage(s, "fuse", s.mosaic, "--k", "17"),
-        "k = 17: fusion: a mosaic has at most 16 members",
-    ),
     "image of another size": (
         lambda s: use(s, "evaluate", s.bundle, "--k", "2", "--data-dir", s.large),
         "takes (1, 28, 28)",
@@ -99,8 +95,7 @@ BAD: dict[str, tuple[Words, str]] = {
     ),
     "k = 1": (lambda s: use(s, "evaluate", s.bundle, "--k", "1"), "groups of 2 to 4, got k = 1"),
     "k = 5": (lambda s: use(s, "evaluate", s.bundle, "--k", "5"), "groups of 2 to 4, got k = 5"),
-    "sample k = 1": (lambda s: stage(s, "sample", s.pixels, "--k", "1"), "at least 2, got 1"),
-    "fuse k = 0": (lambda s: stage(s, "fuse", s.config, "--k", "0"), "at least 2, got 0"),
+    "groups of one": (lambda s: stage(s, "reproduce", s.pixels, "--k", "1"), "at least 2, got 1"),
     "no groupings": (
         lambda s: use(s, "evaluate", s.bundle, "--k", "2", "--groupings", "0"),
         "groupings must be at least 1",
@@ -136,11 +131,8 @@ BAD: dict[str, tuple[Words, str]] = {
         lambda s: ["info", s.bundle, "--device", "meta"],
         "cannot use the device 'meta'",
     ),
-    "sample of recovery": (lambda s: stage(s, "sample", s.config), "has no fusion data set"),
-    "sample before train": (lambda s: stage(s, "sample", s.pixels), "train it first"),
-    "fuse before train": (lambda s: stage(s, "fuse", s.pixels), "train it first"),
     "resume with other settings": (
-        lambda s: stage(s, "train", s.changed("training", "weight_decay", 0.5), "--resume"),
+        lambda s: stage(s, "reproduce", s.changed("training", "weight_decay", 0.5)),
         "training.weight_decay 0.0005 -> 0.5",
     ),
 }

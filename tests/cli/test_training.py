@@ -65,11 +65,11 @@ def test_reproduce_with_another_seed_and_group_size(
     assert "seed" in refused.err
 
 
-def test_train_kill_resume(call: Command, data_dir: Path, tmp_path: Path) -> None:
+def test_reproduce_goes_on_after_a_kill(call: Command, data_dir: Path, tmp_path: Path) -> None:
     raw = tiny_settings()
     raw["training"]["epochs"] = 6
     config = write_settings(tmp_path / "own.json", raw)
-    words = ["train", str(config), "--data-dir", str(data_dir), "--save-dir"]
+    words = ["reproduce", str(config), "--data-dir", str(data_dir), "--save-dir"]
     broken, unbroken = tmp_path / "broken", tmp_path / "unbroken"
     last = broken / raw["name"] / "network" / "last.safetensors"
     start = "import sys; from codedinvnet.cli import main; sys.exit(main())"
@@ -93,7 +93,7 @@ def test_train_kill_resume(call: Command, data_dir: Path, tmp_path: Path) -> Non
     reached = load_checkpoint(last)[1]["epoch"]
     assert 1 <= reached < 6
     assert not (last.parent / "network.safetensors").exists()
-    resumed = call(*words, broken, "--resume")
+    resumed = call(*words, broken)
     assert resumed.code == 0, resumed.err
     assert "epoch 6/6" in resumed.err + resumed.out
     assert f"epoch {reached}/6" not in resumed.err + resumed.out
@@ -108,21 +108,16 @@ def test_train_kill_resume(call: Command, data_dir: Path, tmp_path: Path) -> Non
 def test_interrupt_is_not_a_traceback(
     call: Command, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(run: stages.Run) -> None:
+    def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(stages, "train", interrupted)
+    monkeypatch.setattr(stages, "reproduce", interrupted)
     config = write_settings(tmp_path / "own.json", tiny_settings())
-    outcome = call("train", config, "--data-dir", data_dir, "--save-dir", tmp_path / "runs")
-    assert outcome.code == 130
-    assert outcome.err == "interrupted; finished epochs and shards are kept: --resume goes on\n"
-    monkeypatch.setattr(stages, "reproduce", lambda *_: interrupted(_[0]))
     words = ("reproduce", config, "--data-dir", data_dir, "--save-dir", tmp_path / "runs")
     kept = "finished epochs and rows are kept: the same command goes on"
-    assert call(*words).err == f"interrupted; {kept}\n"
+    assert call(*words) == (130, "", f"interrupted; {kept}\n")
     fresh = "finished epochs are kept: the same command without --fresh goes on"
     assert call(*words, "--fresh").err == f"interrupted; {fresh}\n"
     # What keeps nothing promises nothing.
     monkeypatch.setattr(bundles, "_info", interrupted)
-    outcome = call("info", "mnist")
-    assert (outcome.code, outcome.err) == (130, "interrupted\n")
+    assert call("info", "mnist") == (130, "", "interrupted\n")

@@ -1,4 +1,4 @@
-"""The commands on a trained bundle: `evaluate`, `invert`, `info` and `demo`."""
+"""The commands on a trained bundle: `evaluate`, `invert`, `info`, `calibrate` and `demo`."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from codedinvnet.cli.common import (
     seed,
 )
 from codedinvnet.engines import ENGINES
+from codedinvnet.errors import UserError
 
 
 def add_commands(commands: Commands) -> None:
@@ -81,6 +82,19 @@ def add_commands(commands: Commands) -> None:
     add_model_token(sub)
     sub.add_argument("--engine", help=f"{' or '.join(ENGINES)} (the kind's own)")
     sub.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 (auto)")
+
+    sub = add_command(
+        commands,
+        "calibrate",
+        _calibrate,
+        "measure on held-out images how often a bundle's approximate answers disagree; the shipped "
+        "bundles are calibrated",
+        "codedinvnet calibrate runs/mine/fusion-k10/bundle --data-dir data",
+    )
+    add_bundle_options(sub)
+    add_data_options(sub)
+    sub.add_argument("--out", type=Path, help="the file (calibration.json beside the weights)")
+    sub.add_argument("--seed", type=seed, default=0, help="of the groups (0)")
 
     sub = add_command(
         commands,
@@ -163,6 +177,32 @@ def _lines(report: dict[str, Any]) -> dict[str, Any]:
     told = f"{scores['output']} ({scores['kind']})" if scores else "none: tell them by --scores"
     batch = report["max_batch"]
     return {**plain, **tensors, "scores": told, "batch": "any" if batch is None else batch}
+
+
+def _calibrate(arguments: argparse.Namespace) -> None:
+    from codedinvnet.evaluation.trust import calibrate
+    from codedinvnet.files import check_writable
+    from codedinvnet.models.bundle import load_bundle
+    from codedinvnet.protect.calibration import FILE
+    from codedinvnet.stages import choose_device, evaluation_images
+
+    bundle = load_bundle(arguments.bundle, choose_device(arguments.device))
+    path = arguments.out or bundle.folder / FILE
+    try:
+        check_writable(path)
+    except UserError as error:
+        if arguments.out is not None:
+            raise
+        raise UserError(f"{error}: name another file by --out") from error
+    held_out = evaluation_images(bundle, "validation", arguments.data_dir, arguments.download)
+    calibration = calibrate(bundle, held_out, arguments.seed)
+    calibration.save(path)
+    curves = [
+        f"{kind.method}, k = {kind.k}, {kind.answer}: {curve.disagreed[-1]} of "
+        f"{curve.released[-1]} disagree"
+        for kind, curve in calibration.curves.items()
+    ]
+    print_report({"written": str(path), "images": len(held_out), "curves": curves}, arguments.json)
 
 
 def _demo(arguments: argparse.Namespace) -> None:

@@ -6,17 +6,7 @@ import argparse
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 
-from codedinvnet.cli import (
-    bench,
-    bundles,
-    calibrate,
-    gateway,
-    protect,
-    running,
-    serve,
-    simulate,
-    training,
-)
+from codedinvnet.cli import bench, bundles, protect, serving, simulate, training
 from codedinvnet.cli.common import CommandParser, Commands, guarded
 
 # Here and in the modules of the commands, heavy imports wait until a command runs, so that --help
@@ -37,7 +27,7 @@ GROUPS = {
     "serve": ("serve", "gateway", "policy", "demo"),
     "protect": ("protect", "calibrate", "info"),
     "compare": ("bench", "simulate", "plan", "evaluate", "invert"),
-    "paper": ("train", "sample", "fuse", "reproduce"),
+    "paper": ("reproduce",),
 }
 """The commands as `--help` lists them."""
 
@@ -61,8 +51,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _kept(arguments: argparse.Namespace) -> str:
     """Say how a command goes on that was interrupted, if it can."""
-    if hasattr(arguments, "resume"):
-        return "finished epochs and shards are kept: --resume goes on"
     if getattr(arguments, "fresh", False):
         return "finished epochs are kept: the same command without --fresh goes on"
     if hasattr(arguments, "measured") and arguments.out and not arguments.measured:  # a sweep
@@ -99,16 +87,8 @@ def build_parser() -> argparse.ArgumentParser:
         parser_class=kind,
         help=argparse.SUPPRESS,  # the description lists them in groups
     )
-    training.add_stages(commands)
-    bundles.add_commands(commands)
-    calibrate.add_commands(commands)
-    serve.add_commands(commands)
-    gateway.add_commands(commands)
-    running.add_commands(commands)
-    protect.add_commands(commands)
-    bench.add_commands(commands)
-    simulate.add_commands(commands)
-    training.add_reproduce(commands)
+    for module in (serving, bundles, protect, bench, simulate, training):
+        module.add_commands(commands)
     parser.description = f"{parser.description}\n\n{_listed(commands.choices)}"
     return parser
 

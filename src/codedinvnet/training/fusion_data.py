@@ -217,7 +217,7 @@ def load_fusion_data(settings: Settings, folder: Path, members: int, weights: st
     if not paths:
         raise UserError(
             f"no fusion data set in {folder / 'data'}: generate it first "
-            "(`codedinvnet sample`, or main.py -fusion -sample_fusion)"
+            "(main.py -fusion -sample_fusion)"
         )
     groups, targets = [], []
     for path in paths:
@@ -233,6 +233,6 @@ def load_fusion_data(settings: Settings, folder: Path, members: int, weights: st
     if len(data.groups) != fusion.groups:
         raise UserError(
             f"{folder / 'data'} holds {len(data.groups)} of {fusion.groups} groups: "
-            "finish it (`codedinvnet sample --resume`)"
+            "finish it (main.py -fusion -sample_fusion --resume 1)"
         )
     return data

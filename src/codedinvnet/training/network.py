@@ -232,7 +232,9 @@ def load_trained_network(
     """
     path = folder / NETWORK
     if not path.is_file():
-        raise UserError(f"no trained network at {path}: train it first (`codedinvnet train`)")
+        raise UserError(
+            f"no trained network at {path}: train it first (main.py, or `codedinvnet reproduce`)"
+        )
     tensors, header = load_checkpoint(path)
     # The split, too: no validation image was trained on.
     wanted = settings.model_dump(mode="json", include={"seed", "data", "network"})
