@@ -38,7 +38,7 @@ BAD: dict[str, tuple[Words, str]] = {
         lambda s: train(s, s.listed, s.data),
         "the settings must be one JSON object",
     ),
-    "empty data folder": (lambda s: train(s, s.config, s.bundle), "holds no train images"),
+    "empty data folder": (lambda s: train(s, s.config, s.bundle), "put one of these there"),
     "no settings": (lambda s: train(s, s.root / "no.json", s.data), "cannot read the settings"),
     "settings not JSON": (lambda s: train(s, s.bundle / WEIGHTS, s.data), "not text"),
     "unknown key": (
