@@ -25,7 +25,7 @@ from codedinvnet.scheduler.budget import BUCKET
 from codedinvnet.scheduler.completion import GRACE_PERIOD
 from codedinvnet.scheduler.group import FILLER, CodingGroup
 from codedinvnet.scheduler.policies import POLICIES
-from codedinvnet.scheduler.queries import Accepts, Attempt, State
+from codedinvnet.scheduler.queries import Attempt
 from codedinvnet.scheduler.settings import Rules
 from tests.scheduler.watched import ErasureCode as ErasureCode
 from tests.scheduler.watched import Watched
@@ -159,13 +159,12 @@ class Model:
             self.down.remove(worker)
             self.do(self.scheduler.worker_up(self.now, worker))
 
-    def decoded(self, query: int, sure: bool = True) -> None:
+    def decoded(self, query: int) -> None:
         self.decoding.remove(query)
         self.decoded_ones.add(query)
         ended = query in self.ended
-        self.do(self.scheduler.decoded(self.now, query, sure))
-        if sure or not self.scheduler.policy.hedged:
-            assert ended or isinstance(self.ended[query], AnswerDecoded)
+        self.do(self.scheduler.decoded(self.now, query))
+        assert ended or isinstance(self.ended[query], AnswerDecoded)
 
     def withheld(self, query: int) -> None:
         self.decoding.remove(query)
@@ -300,7 +299,8 @@ class Model:
 
     def _send(self, action: Send) -> None:
         busy = list(self.at.values()).count(action.worker)
-        assert busy < self.rules.slots, "the worker has something else to do"
+        slots = self.scheduler.assigner.concurrency.slots(action.worker)
+        assert busy < slots, "the worker has something else to do"
         self._begin(action)
 
     def _call(self, action: Call) -> None:
@@ -479,9 +479,7 @@ class Model:
             assert scheduler.next_timer() is not None
             assert group.identity in scheduler.flying.groups
             hopeful = not group.is_open and query.member in group.hopeful()
-            if query.state is State.FALLBACK:
-                assert query.attempts, "the decoded answer should be taken"
-            elif query.accepts is not Accepts.OWN and not group.is_open:
+            if query.takes_decoded and not group.is_open:
                 assert query.member not in group.determined(), "it can be decoded"
                 assert not (query.speculates and group.guessable()), "it can be guessed"
                 assert query.attempts or hopeful, "nothing is under way for it"
@@ -493,8 +491,10 @@ class Model:
         scheduler = self.scheduler
         for index, worker in enumerate(scheduler.assigner.workers):
             backup = index in scheduler.assigner.backups
-            slots = self.rules.backup_slots if backup else self.rules.slots
-            if index in self.down or len(worker.running) >= slots:
+            concurrency, load = scheduler.assigner.concurrency, len(worker.running)
+            slots = self.rules.backup_slots if backup else concurrency.slots(index)
+            drains = load > 0 and concurrency.drains(index)
+            if index in self.down or load >= slots or drains:
                 continue
             for attempt in waiting:
                 if scheduler.assigner.is_apart(attempt):

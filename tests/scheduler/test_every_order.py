@@ -58,7 +58,7 @@ EVENTS = st.tuples(
     st.sampled_from(
         ["submit"] * 3
         + ["result"] * 5
-        + ["decoded", "unsure", "fail", "kill", "up", "release", "wait", "oversleep", "late"]
+        + ["decoded", "decoded", "fail", "kill", "up", "release", "wait", "oversleep", "late"]
         + ["withheld"] * 2
         + ["told late", "fail for good", "cancel", "change"]
     ),
@@ -90,8 +90,8 @@ def happen(model: Model, event: str, n: int, bulks: int) -> None:
         model.kill(up[n % len(up)])
     elif event == "up" and model.down:
         model.up(sorted(model.down)[n % len(model.down)])
-    elif event in ("decoded", "unsure") and model.decoding:
-        model.decoded(model.decoding[n % len(model.decoding)], event == "decoded")
+    elif event == "decoded" and model.decoding:
+        model.decoded(model.decoding[n % len(model.decoding)])
     elif event == "withheld" and model.decoding:
         model.withheld(model.decoding[n % len(model.decoding)])
     elif event == "cancel":  # one, or a few at once, of which some may be over
@@ -116,7 +116,7 @@ def happen(model: Model, event: str, n: int, bulks: int) -> None:
 @given(
     setup=st.sampled_from(SETUPS),
     timed=st.booleans(),
-    slots=st.sampled_from([1, 1, 2, 3]),
+    slots=st.sampled_from([1, 1, 2, 3, None]),
     worker_batch=st.sampled_from([1, 1, 2, 3]),
     slow=st.sampled_from([1.0, 1.0, 3.0]),
     bulks=st.sampled_from([1, 1, 3]),
@@ -127,7 +127,7 @@ def happen(model: Model, event: str, n: int, bulks: int) -> None:
 def test_every_query_ends_once_whatever_happens(
     setup: tuple[str, int, CodeRules | None],
     timed: bool,
-    slots: int,
+    slots: int | None,
     worker_batch: int,
     slow: float,
     bulks: int,
@@ -145,7 +145,7 @@ def test_every_query_ends_once_whatever_happens(
         hedge_share=0.8,
         extra=extra,
         slots=slots,
-        worker_batch=1 if slots > 1 else worker_batch,
+        worker_batch=worker_batch if slots == 1 else 1,
     )
     model.unequal = bulks > 1
     if timed:

@@ -34,7 +34,7 @@ def test_what_nothing_determines_is_guessed_at_the_deadline(policy: str) -> None
     model.wait(0.1)
     assert model.decoding == missing
     for query in missing:
-        model.decoded(query, sure=False)
+        model.decoded(query)
         assert model.ended[query] == AnswerDecoded(query)
     model.drain()
 
@@ -53,7 +53,7 @@ def test_late_queries_are_guessed_when_the_parity_is_here() -> None:
     assert not model.decoding, "not late yet"
     model.wait(0.005)
     assert model.decoding == queries[1:]
-    model.decoded(queries[1], sure=False)
+    model.decoded(queries[1])
     assert model.ended[queries[1]] == AnswerDecoded(queries[1])
     assert model.scheduler.dispatcher.hedges == 0
     model.drain()

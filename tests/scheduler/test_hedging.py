@@ -9,14 +9,13 @@ import pytest
 from codedinvnet.codes.rules import AnswersAll
 from codedinvnet.scheduler.actions import (
     Answer,
-    AnswerDecoded,
     Fail,
     Forget,
     Send,
 )
 from codedinvnet.scheduler.budget import BUCKET
 from tests.scheduler.model import ErasureCode, Model, only
-from tests.scheduler.situations import coded, hedging, know_times
+from tests.scheduler.situations import hedging, know_times
 
 # Copies
 
@@ -115,75 +114,6 @@ def test_the_bucket_has_a_bottom_and_a_brim() -> None:
         (query,) = model.submit()
         model.result(*model.data(query))
     assert model.scheduler.budget.tokens == BUCKET
-    model.drain()
-
-
-def unsure(**options: Any) -> tuple[Model, int]:
-    """Return a model in which a member was decoded without confidence, and the member."""
-    settings = {"workers": 4, "code": ErasureCode(2), "hedge_share": 1.0, **options}
-    model = Model("coded+hedge", **settings)
-    timeout = options.pop("timeout", 5.0)
-    first, second = model.submit(2, timeout=timeout)
-    model.result(*model.parities(), *model.data(first))
-    model.new()
-    model.decoded(second, sure=False)
-    return model, second
-
-
-def test_an_unsure_decoding_is_checked_by_a_copy() -> None:
-    model, query = unsure()
-    first, copy = model.data(query)
-    assert [type(action) for action in model.new()] == [Send]
-    assert model.worker(first) != model.worker(copy)
-    assert query not in model.ended
-    model.result(copy)
-    assert model.ended[query] == Answer(query, copy, model.worker(copy))
-    model.drain()
-
-
-def test_an_unsure_decoding_is_taken_when_the_copies_are_lost() -> None:
-    model, query = unsure()
-    first, copy = model.data(query)
-    model.fail(copy)
-    assert query not in model.ended
-    model.kill(model.worker(first))
-    assert model.ended[query] == AnswerDecoded(query)
-    model.drain()
-
-
-def test_an_unsure_decoding_is_taken_at_the_deadline() -> None:
-    model, query = unsure(hang_timeout=100.0)
-    model.wait(4.9)
-    assert query not in model.ended
-    model.wait(0.2)
-    assert model.ended[query] == AnswerDecoded(query)
-    model.drain()
-
-
-def test_an_unsure_decoding_is_taken_when_there_is_no_budget() -> None:
-    model, query = unsure(hedge_share=0.0)
-    assert model.ended[query] == AnswerDecoded(query)
-    model.drain()
-
-
-def test_an_unsure_decoding_waits_for_the_copy_that_there_is() -> None:
-    model = hedging("coded+hedge", workers=4, code=ErasureCode(2), hang_timeout=100.0)
-    first, second = model.submit(2)
-    model.wait(0.03)
-    assert model.scheduler.dispatcher.hedges == 2
-    model.result(*model.parities(), model.data(first)[0])
-    model.decoded(second, sure=False)
-    assert model.scheduler.dispatcher.hedges == 2
-    assert second not in model.ended
-    model.drain()
-
-
-def test_without_hedging_every_decoding_is_taken() -> None:
-    model = coded(2)
-    first, second = model.submit(2)
-    model.result(*model.parities(), *model.data(first))
-    model.decoded(second, sure=False)
-    assert model.ended[second] == AnswerDecoded(second)
     model.drain()
 
 

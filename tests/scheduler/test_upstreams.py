@@ -60,3 +60,16 @@ def test_a_slow_server_does_not_take_the_others_down() -> None:
     assert hedge.quantile(0.5) < 40
     assert hedge.quantile(0.99) < 0.6 * queue.quantile(0.99)
     assert hedge.quantile(0.999) < 0.6 * queue.quantile(0.999)
+
+
+@pytest.mark.parametrize(
+    ("fault", "busy", "cores"),
+    [("none", 0.8, 1), ("none", 0.8, 4), ("exponential", 0.8, 2), ("block", 0.4, 4)],
+)
+def test_the_number_of_slots_is_found(fault: Fault, busy: float, cores: int) -> None:
+    """Nobody has to say how many requests a server computes at once."""
+    found = run(Cell(fault, busy, slots=None, cores=cores))
+    known = run(Cell(fault, busy, slots=cores + 1, cores=cores))
+    assert found.work < known.work + 0.01
+    for share, factor in ((0.5, 1.05), (0.9, 1.15), (0.99, 1.25)):
+        assert found.quantile(share) < factor * known.quantile(share)

@@ -46,7 +46,7 @@ class Cell:
     fault: Fault = "none"
     busy: float = 0.4
     policy: str = "hedge"
-    slots: int = 1
+    slots: int | None = 1
     upstreams: int = 8
     requests: int = 8000
     seed: int = 1
@@ -138,7 +138,7 @@ class Run:
     def __init__(self, cell: Cell, scheduler: Rival | None = None, **rules: Any) -> None:
         self.cell = cell
         if scheduler is None and cell.policy == "queue":
-            scheduler = Queue(cell.upstreams, cell.slots)
+            scheduler = Queue(cell.upstreams, cell.slots or cell.cores + 1)
         own = {"hang_timeout": 1e3, "slots": cell.slots, "max_pending": 10**9, **rules}
         self.scheduler = scheduler or Scheduler(Rules(cell.upstreams, POLICIES[cell.policy], **own))
         self.now, self._order, self._timer = 0.0, 0, float("inf")

@@ -175,7 +175,7 @@ def fingerprint(model: Model, left: Left) -> str:
         members: list[object] = []
         for identity in group.members:
             q = scheduler.queries.get(identity)
-            state = q and (q.state.value, q.losses, q.copies, q.accepts.value, q.speculates)
+            state = q and (q.state.value, q.losses, q.copies, q.takes_decoded, q.speculates)
             members.append(state)
         groups.append(
             (

@@ -85,11 +85,15 @@ class Watched(Scheduler):
     def is_passed_by(self, now: float, worker: int, attempt: Attempt) -> bool:
         """Tell whether a worker is too slow for a task that waits."""
         assigner, slowness = self.assigner, self.stats.slowness(worker)
-        fast = self.rules.slots * len(assigner.up - self.stats.slow - assigner.backups)
+        fast = assigner.concurrency.total(assigner.up - self.stats.slow - assigner.backups)
         free = (other for other in self.attempts.values() if other.worker is None)
         waiting = sorted(
             (other for other in free if not assigner.is_apart(other)),
             key=lambda other: (not other.first, other.identity),
         )
         near = waiting.index(attempt) < (slowness - 1) * fast
-        return near and now < attempt.queued + (slowness - 1) * self.stats.normal
+        return (
+            2 * fast >= assigner.slots_up
+            and near
+            and now < attempt.queued + (slowness - 1) * self.stats.normal
+        )

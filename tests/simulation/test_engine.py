@@ -354,7 +354,6 @@ def test_every_query_ends_once(policy: str, batch: int) -> None:
             hang_timeout_ms=300,
             deadline_ms=1000,
             max_pending=150,
-            unsure=0.3,
             service=EXPONENTIAL,
             stragglers=TROUBLE,
         )

@@ -84,7 +84,7 @@ class Dispatcher:
         self.rules, self.cluster, self.metrics = rules, cluster, metrics
         self.deadline, self.cancels = deadline, cancel
         self.scheduler = Scheduler(rules, fallback_code() if rules.backups else None)
-        self.admission = Admission(rules.workers * rules.slots, rules.max_pending)
+        self.admission = Admission(self.scheduler.assigner.slots_up, rules.max_pending)
         self.calls: dict[int, Call] = {}
         """Those that the scheduler knows, by query."""
         self.attempts: dict[int, Attempt] = {}
@@ -131,6 +131,7 @@ class Dispatcher:
             raise Refused("no upstream is up: try again later")
         pending = len(self.calls)
         taken = None
+        self.admission.resize(scheduler.assigner.slots_up)
         if self.admission.takes(pending, 1, call.deadline - now):
             taken = scheduler.submit(
                 now,
@@ -312,7 +313,7 @@ class Dispatcher:
                 self.do(self.scheduler.withheld(now, query))
             else:
                 call.winner = attempt
-                self.do(self.scheduler.decoded(now, query, True))
+                self.do(self.scheduler.decoded(now, query))
 
     # Ends
 
@@ -402,12 +403,10 @@ class Dispatcher:
                 self.detached.add(call)
             self.attempts.pop(attempt.number, None)
         self.do(self.scheduler.worker_lost(time.monotonic(), endpoint.worker, reason))
-        self.admission.resize(self.scheduler.assigner.slots_up)
 
     def _up(self, endpoint: Endpoint) -> None:
         """An endpoint takes requests again."""
         self.do(self.scheduler.worker_up(time.monotonic(), endpoint.worker))
-        self.admission.resize(self.scheduler.assigner.slots_up)
 
 
 class Sweeper:

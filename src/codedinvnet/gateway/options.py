@@ -39,9 +39,9 @@ class GatewayOptions(Options):
         group=UPSTREAMS, metavar="PATH",
         unset="/v2/health/ready where it exists, else a TCP connection",
     )  # fmt: skip
-    slots: int = option(
-        4, "concurrent requests that each upstream handles at most: one more than it computes at "
-        "once", group=UPSTREAMS, gt=0,
+    slots: int | None = option(
+        None, "concurrent requests that each upstream handles at most: one more than it computes "
+        "at once", group=UPSTREAMS, gt=0, unset="found for each upstream from its answers",
     )  # fmt: skip
     policy: str | None = option(
         None, f"{', '.join(OFFERED)}; with a fallback also auto",

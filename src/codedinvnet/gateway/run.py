@@ -50,6 +50,8 @@ from codedinvnet.scheduler.settings import Rules, pending_limit
 if TYPE_CHECKING:
     from codedinvnet.gateway.grpc import GrpcServer
 
+SLOTS = 4
+"""Requests at a time of a fallback, if nobody says; of others it is found."""
 PLACES = 32
 """Upstreams that there may be, at least, if they come and go."""
 GRACE = 1.0
@@ -194,14 +196,15 @@ def origin_form(method: bytes, target: bytes) -> bytes:
 def rules_of(options: GatewayOptions, places: int) -> Rules:
     """Return what the scheduler goes by."""
     fallback = int(options.has_fallback)
+    usual = options.slots or SLOTS
     return Rules(
         workers=places + fallback,
         policy=options.chosen_policy,
         hang_timeout=2 * options.deadline + 5.0,  # the dispatcher ends attempts before
-        max_pending=pending_limit(places * options.slots),
+        max_pending=pending_limit(places * usual),
         slots=options.slots,
         backups=fallback,
-        backup_slots=options.slots,
+        backup_slots=usual,
         hedge_delay=options.hedge_delay,
     )
 

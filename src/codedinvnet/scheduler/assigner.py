@@ -11,7 +11,8 @@
 4. A task is not given to a slow worker if the others will have finished it sooner. They take one
    task of the line in (normal time) / (their slots). A worker that takes s times as long as normal
    therefore passes by the first (s - 1) x (their slots) tasks. No task is passed by once it has
-   waited for as long as the slow worker would lose, (s - 1) x (normal time).
+   waited for as long as the slow worker would lose, (s - 1) x (normal time), and none where most
+   slots are of slow workers: those that are not have only not been seen to be slow yet.
 5. Workers may be there for a small backup alone. Its tasks then wait in a line of their own, which
    these workers take in the order of coming. To the other rules neither exists.
 6. With `worker_batch` = n a worker computes up to n data tasks in one call. Once every idle worker
@@ -31,14 +32,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from codedinvnet.codes.rules import BACKUP
+from codedinvnet.scheduler.concurrency import Concurrency
 from codedinvnet.scheduler.order import WorkerOrder
 from codedinvnet.scheduler.queries import Attempt
 from codedinvnet.scheduler.settings import Rules
 from codedinvnet.scheduler.stats import MOST_AT_ONCE, SLOW, LatencyStats
 
-FULL, FEW = 0.95, 0.25
-"""Where so large a share of the slots is busy, copies come first only if no more tasks wait for
-each slot."""
 MEMORY = 500
 """Queries that the load is an average of."""
 
@@ -53,6 +52,11 @@ class Worker:
     """When it was last given a task, for ties."""
     stuck: bool = False
     """A task that it has is late, and it has done none since."""
+
+    @property
+    def has_late(self) -> bool:
+        """Whether a task that it has is late."""
+        return any(attempt.late for attempt in self.running.values())
 
     @property
     def busy_since(self) -> float | None:
@@ -86,7 +90,8 @@ class TaskAssigner:
         self.running = 0
         self.load = 0.0
         self.recheck: float | None = None
-        self._slots, self._backup_slots = rules.slots, rules.backup_slots
+        self.concurrency = Concurrency(count, rules.slots)
+        self._backup_slots = rules.backup_slots
         self._batch, self._hang_timeout = rules.worker_batch, rules.hang_timeout
         self._composing: set[int] = set()
         """The workers whose calls have not begun (rule 6)."""
@@ -94,7 +99,6 @@ class TaskAssigner:
         """The workers before this one are no backups."""
         self._mains_up = set(range(self._mains))
         self._stats = stats
-        self._copies: OrderedDict[int, Attempt] = OrderedDict()
         self._first: OrderedDict[int, Attempt] = OrderedDict()
         self._rest: OrderedDict[int, Attempt] = OrderedDict()
         self._order = WorkerOrder(count)
@@ -109,13 +113,17 @@ class TaskAssigner:
     @property
     def slots_up(self) -> int:
         """How many slots the workers that are up have in all."""
-        return self._slots * len(self._mains_up)
+        return self.concurrency.total(self._mains_up)
+
+    @property
+    def line(self) -> float:
+        """How many needed tasks wait for each slot."""
+        return self.needed / max(1, self.slots_up)
 
     @property
     def _normal_slots(self) -> int:
         """How many slots the workers have that are up and not slow."""
-        slow = self._mains_up & self._stats.slow
-        return self._slots * (len(self._mains_up) - len(slow))
+        return self.slots_up - self.concurrency.total(self._mains_up & self._stats.slow)
 
     def is_apart(self, attempt: Attempt) -> bool:
         """Tell whether a task is of rule 5."""
@@ -148,8 +156,6 @@ class TaskAssigner:
         self._leave(attempt)
 
     def _line(self, attempt: Attempt) -> OrderedDict[int, Attempt]:
-        if attempt.hedge:
-            return self._copies
         return self._first if attempt.first else self._rest
 
     def _leave(self, attempt: Attempt) -> None:
@@ -157,11 +163,7 @@ class TaskAssigner:
         del self._line(attempt)[attempt.identity]
 
     def _lines(self) -> tuple[Iterable[Attempt], ...]:
-        """Return what waits; copies come first if few others wait, and last otherwise."""
-        copies, first, rest = self._copies.values(), self._first.values(), self._rest.values()
-        if self.load < FULL or self.needed <= FEW * self.slots_up:
-            return copies, first, rest
-        return first, rest, copies
+        return self._first.values(), self._rest.values()
 
     def take(self, now: float) -> tuple[int, Attempt] | None:
         """Return a worker and the task that it begins now; None if no worker can take any."""
@@ -177,7 +179,8 @@ class TaskAssigner:
         worker.turn = self._turn
         worker.running[attempt.identity] = attempt
         attempt.worker, attempt.started = index, now
-        attempt.together = min(len(worker.running), MOST_AT_ONCE)
+        attempt.place = len(worker.running)
+        attempt.together = min(attempt.place, MOST_AT_ONCE)
         attempt.group.given(index)
         self.waiting -= 1
         self.running += index < self._mains
@@ -186,13 +189,17 @@ class TaskAssigner:
         self.reorder(index)
         return index, attempt
 
-    def release(self, attempt: Attempt) -> bool:
+    def release(self, now: float, attempt: Attempt) -> bool:
         """A worker is no longer at a task; return whether it was."""
         if attempt.worker is None:
             return False
         worker = self.workers[attempt.worker]
         if worker.running.pop(attempt.identity, None) is None:
             return False
+        for other in reversed(worker.running.values()):
+            if other.ahead is not None:
+                break
+            other.ahead = now
         worker.stuck = False
         self.running -= attempt.worker < self._mains
         attempt.group.left(attempt.worker)
@@ -205,6 +212,7 @@ class TaskAssigner:
         self.up.discard(index)
         self._mains_up.discard(index)
         self._stats.renew(index)
+        self.concurrency.renew(index)
         lost, worker.running = list(worker.running.values()), {}
         worker.stuck = False
         if index < self._mains:
@@ -224,12 +232,14 @@ class TaskAssigner:
     def reorder(self, index: int) -> None:
         """Take note that a worker's load, turn, health or pace has changed."""
         worker = self.workers[index]
-        load = len(worker.running)
+        load, slots = len(worker.running), self.concurrency.slots(index)
         if index >= self._mains:
             free = index in self.up and load < self._backup_slots
             self._backups.update(index, (1.0, load, worker.turn) if free else None)
-        elif index in self.up and (load < self._slots or self._takes_more(index, load)):
-            load += self._slots * worker.stuck
+        elif load and self.concurrency.drains(index) and not worker.has_late:
+            self._order.update(index, None)
+        elif index in self.up and (load < slots or self._takes_more(index, load)):
+            load += slots * worker.stuck
             self._order.update(index, (self._stats.slowness(index), load, worker.turn))
         else:
             self._order.update(index, None)
@@ -270,7 +280,7 @@ class TaskAssigner:
         passed: set[int] = set()
         while (worker := self._order.first(passed)) is not None:
             slowness = self._stats.slowness(worker)
-            if slowness > 1.0 and (others := self._normal_slots) > 0:
+            if slowness > 1.0 and 2 * (others := self._normal_slots) >= self.slots_up:
                 wait = (slowness - 1.0) * self._stats.normal
                 offered = self._offered(now, wait, math.ceil((slowness - 1.0) * others))
             else:

@@ -22,7 +22,7 @@ from codedinvnet.scheduler.actions import (
 from codedinvnet.scheduler.dispatch import Dispatcher
 from codedinvnet.scheduler.group import FILLER, CodingGroup
 from codedinvnet.scheduler.policies import Launch
-from codedinvnet.scheduler.queries import Accepts, Attempt, Query, State
+from codedinvnet.scheduler.queries import Attempt, Query, State
 
 GRACE_PERIOD = 0.5
 """Seconds beyond its deadline that a query waits for what is being decoded for it."""
@@ -64,11 +64,9 @@ class Completion:
         stranded = [query for query in waiting if query.is_waiting and not query.attempts]
         hopeful = group.hopeful() if stranded and not group.is_open else frozenset()
         for query in stranded:
-            accepts = query.accepts is not Accepts.OWN
-            if not group.is_open and query.member in hopeful and accepts:
-                if query.state is State.FALLBACK:
-                    self.accept_decoded(query)
-            elif self._on.systematic:
+            if query.takes_decoded and query.member in hopeful:
+                continue
+            if self._on.systematic:
                 self._on.send_own(query, first=True)
             elif not group.is_open:
                 for task in group.missing():
@@ -91,8 +89,6 @@ class Completion:
     def _speculate(self, queries: Sequence[Query]) -> None:
         """Get speculative answers for those of a group's queries that wait and can have one."""
         able = [query for query in queries if query.wants_decoded and query.group.guessable()]
-        for query in able:
-            query.accepts = Accepts.ANY
         self._decode(able, guess=True)
 
     def speculate(self, query: Query) -> None:
@@ -107,45 +103,29 @@ class Completion:
             over = [each for each in pending if each.deadline <= self._on.now]
             self._speculate(over)  # together: that costs no more
         if query.state is State.DECODING:
-            query.state, query.accepts = State.GRACE, Accepts.ANY
+            query.state = State.GRACE
             self._on.timers.set(self._on.now + GRACE_PERIOD, "deadline", query.identity)
         else:
-            self._give_up(query, DEADLINE)
+            self._end(query, Fail(query.identity, DEADLINE))
         self.settle(query.group)  # its dropped task may have been a hope
 
-    def decoded(self, query: Query, confident: bool) -> None:
-        """Use what was decoded for a query, or keep it as a fallback."""
-        if confident or query.accepts is Accepts.ANY or not self._on.policy.hedged:
-            self.accept_decoded(query)
-            if query.group.identity in self._flying.groups:
-                self.settle(query.group)  # after a speculative answer, others may have lost a hope
-            return
-        query.state = State.FALLBACK
-        if not self._on.policy.unsure(self._on, query):
-            self.accept_decoded(query)
+    def decoded(self, query: Query) -> None:
+        """Answer a query with what was decoded for it."""
+        self._end(query, AnswerDecoded(query.identity))
+        if query.group.identity in self._flying.groups:
+            self.settle(query.group)  # after a speculative answer, others may have lost a hope
 
     def withheld(self, query: Query) -> None:
         """Let a query wait for its own answer."""
         over = query.state is State.GRACE
-        query.state, query.accepts = State.WAITING, Accepts.OWN
+        query.state, query.takes_decoded = State.WAITING, False
         if over:
-            self._give_up(query, DEADLINE)
+            self._end(query, Fail(query.identity, DEADLINE))
             self.settle(query.group)
         elif not query.attempts:
             self._on.send_own(query, first=True)
         elif len(query.attempts) > 1 or not self._on.policy.unsure(self._on, query):
             self._on.policy.weakened(self._on, query)
-
-    def _give_up(self, query: Query, reason: str) -> None:
-        """End a query with its fallback, if there is one, or an error."""
-        if query.state is State.FALLBACK:
-            self.accept_decoded(query)
-        else:
-            self._end(query, Fail(query.identity, reason))
-
-    def accept_decoded(self, query: Query) -> None:
-        """Answer a query with what was decoded for it."""
-        self._end(query, AnswerDecoded(query.identity))
 
     def _end(self, query: Query, action: Action) -> None:
         self._on.actions.append(action)
@@ -246,13 +226,13 @@ class Completion:
         if not query.is_waiting or not (final or query.losses >= self._on.rules.max_losses):
             return
         group = query.group
-        accepts = query.accepts is not Accepts.OWN
-        hopeful = accepts and not group.is_open and query.member in group.hopeful()
+        hopeful = query.takes_decoded and not group.is_open and query.member in group.hopeful()
         if query.attempts or hopeful:
             return
         self._speculate([query])
         if query.is_waiting:
-            self._give_up(query, reason if final else f"lost {query.losses} times: {reason}")
+            why = reason if final else f"lost {query.losses} times: {reason}"
+            self._end(query, Fail(query.identity, why))
 
     def worker_lost(self, worker: int, reason: str) -> None:
         """Do without a worker, and have it replaced."""

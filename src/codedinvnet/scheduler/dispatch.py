@@ -117,7 +117,8 @@ class Dispatcher:
             return False
         if hedge and query is not None:
             query.level = self._level(query)
-            if not self.races.allows(query.traffic, query.level, self.assigner.load):
+            busy, line = self.assigner.load, self.assigner.line
+            if not self.races.allows(query.traffic, query.level, busy, line):
                 return False
         if work is not None and not self.budget.pay(work, 0.0 if urgent else RESERVE):
             self.copies[group.traffic.route].refused += hedge
@@ -195,7 +196,7 @@ class Dispatcher:
         while (taken := assigner.take(self.now)) is not None:
             worker, attempt = taken
             if self._yields(attempt):
-                assigner.release(attempt)
+                assigner.release(self.now, attempt)
                 self.drop(attempt)
                 yield attempt.group
             elif batch > 1:
@@ -280,7 +281,7 @@ class Dispatcher:
     ) -> None:
         """Take note that a worker has done a task's work, or has answered and goes on with it."""
         worker, began, assigner = attempt.worker, attempt.started, self.assigner
-        ran = assigner.is_running(attempt) if keeps_slot else assigner.release(attempt)
+        ran = assigner.is_running(attempt) if keeps_slot else assigner.release(self.now, attempt)
         if not ran or worker is None or began is None or not is_usual:
             return
         if self.rules.worker_batch > 1 and assigner.workers[worker].running:
@@ -290,7 +291,11 @@ class Dispatcher:
         before = self.stats.slowness(worker)
         seconds = self.now - began
         retry = self.stats.took(self.now, worker, attempt.kind, seconds, attempt.traffic, is_cut)
-        if self.stats.slowness(worker) != before:
+        ahead, found = attempt.ahead or self.now, assigner.concurrency
+        changed = not is_cut and found.took(
+            worker, attempt.place, seconds, ahead - began, attempt.traffic
+        )
+        if changed or self.stats.slowness(worker) != before:
             self.assigner.reorder(worker)
         if retry is not None:
             self.timers.set(retry, "retry", worker)

@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 from codedinvnet.scheduler.group import CodingGroup
-from codedinvnet.scheduler.queries import Accepts, Attempt, Query
+from codedinvnet.scheduler.queries import Attempt, Query
 
 if TYPE_CHECKING:
     from codedinvnet.scheduler.dispatch import Dispatcher
@@ -140,7 +140,7 @@ class Policy:
         """A data task is lost."""
 
     def unsure(self, on: Dispatcher, query: Query) -> bool:
-        """Tell whether a query whose decoded answer is no good will have another of its own."""
+        """Tell whether a query whose decoded answer was withheld will have another of its own."""
         return False
 
     def weakened(self, on: Dispatcher, query: Query) -> None:
@@ -182,7 +182,7 @@ class Hedge(Policy):
     def weakened(self, on: Dispatcher, query: Query) -> None:
         if not query.attempts or not self._wants(query):
             return
-        backed = query.accepts is not Accepts.OWN and on.flying.has_backup(query.group)
+        backed = query.takes_decoded and on.flying.has_backup(query.group)
         if backed or not self._copy(on, query):
             on.watch(next(iter(query.attempts.values())), on.now)
 

@@ -14,23 +14,10 @@ class State(Enum):
 
     WAITING = "waiting"
     """For its own answer, or for enough of its group to decode one."""
-    FALLBACK = "fallback"
-    """For its own answer; a decoded one of low confidence is at hand."""
     DECODING = "decoding"
     GRACE = "grace"
     """Its deadline has passed, and what is being decoded for it may still come."""
     DONE = "done"
-
-
-class Accepts(Enum):
-    """Which answers a query takes."""
-
-    OWN = "own"
-    """Only the output of its own task."""
-    CONFIDENT = "confident"
-    """Decoded ones as well; one of low confidence is a fallback if the policy hedges."""
-    ANY = "any"
-    """Whatever is decoded next."""
 
 
 @dataclass(slots=True)
@@ -38,7 +25,8 @@ class Query:
     """A query that is not over."""
 
     identity: int
-    accepts: Accepts
+    takes_decoded: bool
+    """Whether a decoded answer will do."""
     deadline: float
     group: CodingGroup
     member: int
@@ -63,7 +51,7 @@ class Query:
     @property
     def is_waiting(self) -> bool:
         """Whether it waits, and nothing is being decoded for it."""
-        return self.state is State.WAITING or self.state is State.FALLBACK
+        return self.state is State.WAITING
 
     @property
     def is_pending(self) -> bool:
@@ -73,7 +61,7 @@ class Query:
     @property
     def wants_decoded(self) -> bool:
         """Whether it waits, and a decoded answer would help."""
-        return self.state is State.WAITING and self.accepts is not Accepts.OWN
+        return self.is_waiting and self.takes_decoded
 
 
 @dataclass(slots=True)
@@ -94,6 +82,10 @@ class Attempt:
     """It is a copy that was sent because its query was late."""
     worker: int | None = None
     started: float | None = None
+    place: int = 1
+    """How many tasks its worker had when it began, with this one."""
+    ahead: float | None = None
+    """When the first of those was over that its worker had when it began."""
     paid: float = 0.0
     """What the budget paid for it."""
     work: float | None = None

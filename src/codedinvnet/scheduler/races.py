@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from codedinvnet.scheduler.group import Traffic
 
 WORTH = 0.1
-"""A copy must save this share of its cost, times the busy share of the servers by the idle one."""
+"""For each request that a copy delays while servers are idle: how many that waited it delays in all
+when all others are busy."""
 MEMORY = 20
 """How many copies the savings and the costs are averages of."""
 PROBE = 200
@@ -39,17 +40,18 @@ class Races:
     def __init__(self) -> None:
         self._races: defaultdict[tuple[Traffic, int], _Race] = defaultdict(_Race)
 
-    def allows(self, traffic: Traffic, level: int, busy: float) -> bool:
-        """Tell whether a copy pays where so large a share of the servers is busy, or is a probe.
+    def allows(self, traffic: Traffic, level: int, busy: float, line: float) -> bool:
+        """Tell whether a copy pays, or is a probe.
 
         Args:
             traffic: of the query.
             level: how late it is.
-            busy: that share.
+            busy: the share of the servers that is busy.
+            line: how many others wait for each slot.
         """
         race = self._races[traffic, level]
         race.wanted += 1
-        pays = race.saved * max(0.0, 1.0 - busy) >= WORTH * busy * race.cost
+        pays = race.saved * max(0.0, 1.0 - busy) >= (WORTH * busy + line) * race.cost
         if not pays and race.wanted < PROBE:
             return False
         race.wanted = 0

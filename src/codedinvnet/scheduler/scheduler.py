@@ -23,7 +23,7 @@ from codedinvnet.scheduler.dispatch import Dispatcher
 from codedinvnet.scheduler.group import Traffic
 from codedinvnet.scheduler.grouping import Grouping
 from codedinvnet.scheduler.policies import Policy
-from codedinvnet.scheduler.queries import Accepts, Query, State
+from codedinvnet.scheduler.queries import Query, State
 from codedinvnet.scheduler.settings import Rules
 
 
@@ -69,7 +69,7 @@ class Scheduler:
     """
 
     def __init__(self, rules: Rules, code: CodeRules | None = None) -> None:
-        if rules.worker_batch > 1 and rules.slots > 1:
+        if rules.worker_batch > 1 and rules.slots != 1:
             raise ValueError("worker_batch goes with one slot")
         self.rules, self.offered, self.chosen = rules, code, rules.policy
         own = code_for(rules.policy, rules.workers, code, rules.backups)
@@ -112,7 +112,6 @@ class Scheduler:
         on, grouping = self.dispatcher, self.grouping
         on.now = now
         on.meet(count)
-        accepts = Accepts.CONFIDENT if accept_decoded else Accepts.OWN
         traffic = Traffic(route, size_class)
         k = on.code.k if on.policy.coded else 1
         numbers: list[int] = []
@@ -124,7 +123,7 @@ class Scheduler:
                 number = on.flying.number()
                 numbers.append(number)
                 member = group.join(number, traffic)
-                query = Query(number, accepts, deadline, group, member, traffic, repeatable)
+                query = Query(number, accept_decoded, deadline, group, member, traffic, repeatable)
                 grouping.joined(query)
                 if own is None and group.is_full:
                     grouping.seal(group)
@@ -181,7 +180,7 @@ class Scheduler:
         found = self.attempts.get(attempt)
         if found is not None and found.worker is not None:
             found.group.failed.add(found.worker)
-            self.assigner.release(found)
+            self.assigner.release(now, found)
             self.completion.lost(found, reason, final, unsent)
         return self.completion.flush()
 
@@ -203,12 +202,12 @@ class Scheduler:
         self.assigner.restore(worker)
         return self.completion.flush()
 
-    def decoded(self, now: float, query: int, confident: bool) -> list[Action]:
+    def decoded(self, now: float, query: int) -> list[Action]:
         """The logits that a `Decode` asked for are here."""
         self.dispatcher.now = now
         found = self.queries.get(query)
         if found is not None and found.state in (State.DECODING, State.GRACE):
-            self.completion.decoded(found, confident)
+            self.completion.decoded(found)
         return self.completion.flush()
 
     def withheld(self, now: float, query: int) -> list[Action]:

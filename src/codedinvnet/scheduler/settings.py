@@ -53,7 +53,7 @@ class Rules:
             are all sent; `auto` has AUTO_EXTRA.
         max_pending: unanswered queries, at most.
         max_losses: a query whose attempts were lost so often is given up.
-        slots: how many tasks a worker may be at.
+        slots: how many tasks a worker may be at; None: found for each, see `concurrency`.
         backups: the last so many workers compute a small backup's tasks, and nothing else, and the
             others no such task; 0: every worker computes every task.
         backup_slots: how many tasks one of these may be at.
@@ -71,7 +71,7 @@ class Rules:
     extra: float | None = None
     max_pending: int = 1000
     max_losses: int = 5
-    slots: int = 1
+    slots: int | None = 1
     backups: int = 0
     backup_slots: int = 1
     backup_hang_timeout: float | None = None

@@ -76,7 +76,7 @@ class LatencyStats:
         slots: how many tasks each may be at.
     """
 
-    def __init__(self, workers: int, slots: int = 1) -> None:
+    def __init__(self, workers: int, slots: int | None = 1) -> None:
         self._slots = slots
         self._kinds: dict[tuple[Traffic, int], RecentQuantiles] = {}
         """By traffic and kind."""
@@ -114,7 +114,7 @@ class LatencyStats:
         ratio = self.ratio(seconds, kind, traffic)
         if is_cut:
             ratio = max(SLOW, ratio)
-        for each in range(kind, 1) if kind < 0 and self._slots > 1 else (kind,):
+        for each in range(kind, 1) if kind < 0 and self._slots != 1 else (kind,):
             times = self._kinds.get((traffic, each))
             if times is None:
                 times = self._kinds[traffic, each] = RecentQuantiles(NORMAL, LATE)

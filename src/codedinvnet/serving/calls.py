@@ -170,4 +170,4 @@ class Calls:
             self._resize()
 
     def _resize(self) -> None:
-        self.queries.admission.resize(self.scheduler.workers_up * self.scheduler.rules.slots)
+        self.queries.admission.resize(self.scheduler.assigner.slots_up)

@@ -106,7 +106,7 @@ class Dispatcher:
         metrics.policy_is(rules.policy.name)
         self.scheduler = Scheduler(rules, code)
         self.supervisor = Supervisor(pool, rules.workers, metrics, self.timing.down_timeout)
-        self.admission = Admission(rules.workers * rules.slots, rules.max_pending)
+        self.admission = Admission(self.scheduler.assigner.slots_up, rules.max_pending)
         self.queries = InFlight(metrics, self.admission)
         self.started = self.draining = self.announced = self.stopped = False
         self._requests = 0
@@ -387,7 +387,7 @@ class Dispatcher:
             else:
                 if query is not None:
                     query.decoded = found.outputs
-                self._do(self.scheduler.decoded(time.monotonic(), number, True))
+                self._do(self.scheduler.decoded(time.monotonic(), number))
 
     def _not_decoded(self, job: Job, number: int, reason: str) -> None:
         """Let a late query wait for its own answer; end one that has none to wait for."""
@@ -400,7 +400,7 @@ class Dispatcher:
         else:
             self.queries.fail(number, f"decoding failed: {reason}")
             # Over for the scheduler, too; those answered directly it knows no more.
-            self._do(self.scheduler.decoded(now, number, True))
+            self._do(self.scheduler.decoded(now, number))
 
 
 async def ended(

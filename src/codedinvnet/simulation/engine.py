@@ -18,7 +18,6 @@ import numpy as np
 
 from codedinvnet.codes.registry import find_method
 from codedinvnet.codes.rules import CodeRules, Task
-from codedinvnet.distributions import uniforms
 from codedinvnet.progress import Progress
 from codedinvnet.scheduler.actions import (
     Action,
@@ -112,7 +111,7 @@ class Simulation:
         self._right_decoded = {m: scenario.recovered(accuracy, m) for m in sizes}
         self._right_guessed = math.nan if accuracy.guessed is None else accuracy.guessed
 
-        seeds = np.random.SeedSequence(scenario.seed).spawn(8)
+        seeds = np.random.SeedSequence(scenario.seed).spawn(7)
         generators = [np.random.default_rng(seed) for seed in seeds]
         drawn = scenario.arrivals.draw(generators[0], self.requests)
         self._arrivals, self._sizes = (values.tolist() for values in drawn)
@@ -122,7 +121,6 @@ class Simulation:
         self._front_end = scenario.front_end.stream(generators[4])
         self._decode = scenario.decode.stream(generators[5])
         self._restart = scenario.restart.stream(generators[6])
-        self._unsure = uniforms(generators[7])
         faults = np.random.SeedSequence([scenario.seed, 1])
         self._injector = FaultInjector(scenario.stragglers, scenario.workers, faults)
 
@@ -306,8 +304,7 @@ class Simulation:
 
     def _decoded_all(self, queries: Sequence[int]) -> None:
         for query in queries:
-            sure = not self.scenario.unsure or next(self._unsure) >= self.scenario.unsure
-            self._do(self.scheduler.decoded(self.clock.now, query, sure))
+            self._do(self.scheduler.decoded(self.clock.now, query))
 
     # Ends
 

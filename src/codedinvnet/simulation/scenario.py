@@ -110,8 +110,6 @@ class Scenario(Section):
     """Decoding."""
     restart: Distribution = Distribution(ms=300.0)
     """From a worker's loss until another is in its place."""
-    unsure: Share = 0.0
-    """Of the decoded answers: those that coded+hedge checks by a copy."""
     stragglers: tuple[Straggler, ...] = ()
     bundle: str | None = None
     """Whose code it is, and whose accuracy, unless `accuracy` says it."""
