@@ -19,7 +19,7 @@ help:  ## list the targets
 
 setup: .venv/.installed-dev  ## create .venv with everything a developer needs
 
-demo: .venv/.installed  ## run the demonstration (writes demo-out/)
+demo: .venv/.installed  ## recover predictions of the shipped images
 	$(BIN)/codedinvnet demo
 
 test: lint pytest  ## every check: lint, types, tests
@@ -120,7 +120,7 @@ wheel: .venv/.installed-dev  ## build dist/*.whl
 	$(BIN)/python -m build --wheel
 
 clean:  ## delete caches and build products; keeps .venv, data and runs
-	rm -rf build dist site src/*.egg-info demo-out .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf build dist site src/*.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find src benchmarks examples tests tools -name __pycache__ -prune -exec rm -rf {} +
 
 # The virtual environment in steps: what the demo needs, with what benchmarks need beside it, or with

@@ -28,8 +28,6 @@ PALETTE = (
 )
 """Colours that colour-blind readers can distinguish (Okabe and Ito), in the order of SERVED."""
 OTHER = "#332288"
-PLACE = ("pareto", 10)
-"""Stragglers and images of a request, of the tail that is drawn."""
 CHOICE = ("auto", "hedge", "small-backup", "small-backup+hedge", "coded")
 """The policies of the table to choose by."""
 APPROXIMATE = "approximate answers, %"
@@ -145,25 +143,11 @@ def colour(policy: str) -> str:
 
 
 def draw(path: Path) -> None:
-    """Draw the rows of a study as two pictures beside them."""
-    frame = sweep.frame_of(sweep.read_rows(path))
+    """Draw the rows of a study as a picture in the same folder."""
     with plt.style.context(STYLE):
-        pictures = {"tail": tail(frame), "work": work(frame)}
-    for name, figure in pictures.items():
-        write_picture(path.with_name(f"{path.stem}-{name}.png"), figure)
-        plt.close(figure)
-
-
-def tail(frame: DataFrame) -> Figure:
-    """Draw p99.9 under PLACE, a bar a policy, with the 95 % intervals that are known."""
-    stragglers, batch = PLACE
-    here = frame[(frame["stragglers"] == stragglers) & (frame["batch"] == batch)]
-    here = here.set_index("policy").sort_values("p999", ascending=False)
-    figure, axis = plt.subplots(figsize=(6.0, 2.8), layout="constrained")
-    bars(axis, dict(here["p999"]), "{:.0f}", sides=here[["low", "high"]])
-    title = f"p99.9 latency in ms ({stragglers.title()} stragglers, requests of {batch} images)"
-    axis.set_xlabel(title)
-    return figure
+        figure = work(sweep.frame_of(sweep.read_rows(path)))
+    write_picture(path.with_name(f"{path.stem}-work.png"), figure)
+    plt.close(figure)
 
 
 def work(frame: DataFrame) -> Figure:
@@ -185,29 +169,9 @@ def work(frame: DataFrame) -> Figure:
     return figure
 
 
-def bars(
-    axis: Axes, values: Mapping[str, float], form: str, sides: DataFrame | None = None
-) -> None:
-    """Draw a labelled bar a policy, the last on top; an infinite value has only its label.
-
-    Args:
-        axis: to draw on.
-        values: policy -> the length of its bar.
-        form: of the labels.
-        sides: policy -> `low` and `high` of its interval, NaN where there is none.
-    """
-    names = list(values)
-    finite = [value if math.isfinite(value) else 0.0 for value in values.values()]
-    drawn = axis.barh(names, finite, color=[colour(name) for name in names], height=0.7)
-    ends = finite if sides is None else sides["high"].fillna(0.0).clip(lower=finite)
-    most = max(ends)
-    for name, value, bar in zip(names, finite, drawn, strict=True):
-        end = value
-        if sides is not None and math.isfinite(sides.loc[name, "high"]):
-            low, end = sides.loc[name, ["low", "high"]]
-            axis.plot((low, end), (name, name), color="#333333", linewidth=1)
-        text = form.format(value) if math.isfinite(values[name]) else "too many were lost"
-        middle = bar.get_y() + bar.get_height() / 2
-        axis.text(end + 0.015 * most, middle, text, va="center", fontsize=8)
-    axis.set_xlim(0, 1.2 * most)
+def bars(axis: Axes, values: Mapping[str, float], form: str) -> None:
+    """Draw a labelled bar for each policy, the last on top."""
+    drawn = axis.barh([*values], [*values.values()], color=[*map(colour, values)], height=0.7)
+    axis.bar_label(drawn, [form.format(value) for value in values.values()], padding=3, fontsize=8)
+    axis.set_xlim(0, 1.2 * max(values.values()))
     axis.grid(axis="y", visible=False)

@@ -28,7 +28,7 @@ def test_pixels_stay_as_they_are(shape: tuple[int, ...], tmp_path: Path) -> None
         for split in ("train", "test"):
             pixels = write(source / split / name / f"{file}.png", shape, number)
         expected.append(pixels)
-    assert main([str(source), str(tmp_path / "data" / "pets")]) == 0
+    main(str(source), str(tmp_path / "data" / "pets"))
     splits: tuple[Split, ...] = ("train", "test")
     for split in splits:
         found = load_images("pets", split, data_dir=tmp_path / "data")
@@ -40,9 +40,7 @@ def test_pixels_stay_as_they_are(shape: tuple[int, ...], tmp_path: Path) -> None
             np.testing.assert_array_equal(rows, expected[number])
 
 
-def test_tiny_imagenet_is_read_as_it_is_published(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_tiny_imagenet_is_read_as_it_is_published(tmp_path: Path) -> None:
     source, shape = tmp_path / "tiny-imagenet-200", (8, 8, 3)
     for number, name in enumerate(["n02", "n01"]):
         write(source / "train" / name / "images" / f"{name}_0.png", shape, number)
@@ -52,7 +50,7 @@ def test_tiny_imagenet_is_read_as_it_is_published(
     write(source / "test" / "images" / "test_0.png", shape, 9)  # which nobody has labelled
     listed = source / "val" / "val_annotations.txt"
     listed.write_text("val_1.png\tn01\t0\t0\t7\t7\nval_0.png\tn02\t0\t0\t7\t7\n")
-    assert main([str(source), str(tmp_path / "data" / "tiny")]) == 0
+    main(str(source), str(tmp_path / "data" / "tiny"))
     train = load_images("tiny", "train", data_dir=tmp_path / "data")
     test = load_images("tiny", "test", data_dir=tmp_path / "data")
     assert train.classes == test.classes == ("n01", "n02")
@@ -64,7 +62,3 @@ def test_tiny_imagenet_is_read_as_it_is_published(
     assert labels.tolist() == [0, 1]
     for image, shown in zip(images, reversed(held), strict=True):
         np.testing.assert_array_equal(image.permute(1, 2, 0).numpy(), shown)
-    capsys.readouterr()
-    listed.write_text("val_0.png\tn02\nval_1.png\n")
-    assert main([str(source), str(tmp_path / "other")]) == 2
-    assert f"{listed}, line 2: not FILE, tab, CLASS: val_1.png" in capsys.readouterr().err

@@ -1,7 +1,7 @@
 """Settings: typed, validated, read from JSON.
 
 A settings file has one section per stage. An unknown key is an error that names the nearest right
-one; the published code's own nested files are recognised and translated.
+one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from pydantic import (
 
 from codedinvnet.errors import UserError, nearest
 from codedinvnet.files import read_json
-from codedinvnet.published import translate_published
 
 Positive = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0)]
@@ -62,8 +61,6 @@ class NetworkSettings(Section):
     """Width of a hidden layer in the head g (0: none)."""
     head_channels: Annotated[int, Field(ge=0)] = 0
     """Channels of a convolution in front of the head g's linear layers, averaged over the image."""
-    head_pooled: bool = False
-    """Whether the heads average the latent over the image before their linear layers."""
 
     @model_validator(mode="after")
     def _stages_agree(self) -> NetworkSettings:
@@ -263,8 +260,6 @@ def load_settings(path: Path) -> Settings:
     raw = read_json(path, "the settings file")
     if not isinstance(raw, dict):
         raise UserError(f"{path}: the settings must be one JSON object")
-    if "data_processing" in raw:
-        raw = translate_published(raw, path)
     return parse_settings(raw, str(path))
 
 

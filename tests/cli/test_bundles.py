@@ -132,6 +132,6 @@ def test_demo_names_only_what_ships(
 ) -> None:
     asked: list[Sequence[str]] = []
     monkeypatch.setattr("codedinvnet.models.bundle.shipped_bundles", lambda: ("fashion", "other"))
-    monkeypatch.setattr("codedinvnet.demo.run_demo", lambda names, out, seed: asked.append(names))
-    assert call("demo", "--out", tmp_path).code == 0
+    monkeypatch.setattr("codedinvnet.demo.run_demo", lambda names, seed: asked.append(names))
+    assert call("demo").code == 0
     assert asked == [["fashion"]]

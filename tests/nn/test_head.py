@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from codedinvnet.nn import head as heads
 from codedinvnet.nn.fusion import mosaic_grid
 from codedinvnet.nn.head import Head, MosaicHead, RecoveryHead
 
@@ -15,10 +16,14 @@ def latents(count: int = 4) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("hidden", [0, 5])
-def test_a_flat_head_tells_places_apart_and_a_pooled_one_does_not(hidden: int) -> None:
+def test_a_flat_head_tells_places_apart_and_a_pooled_one_does_not(
+    hidden: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.manual_seed(0)
     z = latents()
-    flat, pooled = Head(SHAPE, 3, hidden=hidden), Head(SHAPE, 3, hidden=hidden, pooled=True)
+    flat = Head(SHAPE, 3, hidden=hidden)
+    monkeypatch.setattr(heads, "LARGEST_FLAT", 0)
+    pooled = Head(SHAPE, 3, hidden=hidden)
     assert flat(z).shape == pooled(z).shape == (4, 3)
     assert not torch.allclose(flat(z.flip(3)), flat(z), atol=1e-3)
     torch.testing.assert_close(pooled(z.flip(3)), pooled(z))
@@ -41,9 +46,12 @@ def test_a_convolution_in_front_sees_neighbours_and_is_averaged() -> None:
 
 
 @pytest.mark.parametrize("pooled", [False, True])
-def test_each_evidence_moves_its_own_answer_only(pooled: bool) -> None:
+def test_each_evidence_moves_its_own_answer_only(
+    pooled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heads, "LARGEST_FLAT", 0 if pooled else 16384)
     torch.manual_seed(0)
-    head = RecoveryHead(SHAPE, 3, hidden=8, side_features=4, pooled=pooled)
+    head = RecoveryHead(SHAPE, 3, hidden=8, side_features=4)
     z, side, direct = latents(), torch.randn(4, 4), torch.randn(4, 3)
     assert head(z, side, direct, 2).shape == (4, 3)
     assert torch.equal(head.from_latent(z, direct, 2), head(z, 0 * side, direct, 2))

@@ -100,11 +100,8 @@ def add_commands(commands: Commands) -> None:
         commands,
         "demo",
         _demo,
-        "recover erased predictions on shipped images, and draw a group",
-        "codedinvnet demo --out demo-out",
-    )
-    sub.add_argument(
-        "--out", type=Path, default=Path("demo-out"), help="folder for pictures (demo-out)"
+        "recover erased predictions on shipped images",
+        "codedinvnet demo",
     )
     sub.add_argument("--seed", type=seed, default=0, help="of the groupings (0)")
 
@@ -211,4 +208,4 @@ def _demo(arguments: argparse.Namespace) -> None:
     from codedinvnet.models.bundle import shipped_bundles
 
     names = [name for name in SAMPLES if name in shipped_bundles()]
-    run_demo(names, arguments.out, arguments.seed)
+    run_demo(names, arguments.seed)

@@ -33,7 +33,7 @@ _DIGESTS = "digests"
 
 RETIRED: dict[str, Any] = {
     **{"injective_padding": 0, "nonlinearity": "elu", "mirrored": False, "decoded_weight": 1.0},
-    **{"objective": "classification", "series_terms": 5, "trace_samples": 1},
+    **{"objective": "classification", "series_terms": 5, "trace_samples": 1, "head_pooled": False},
 }
 """Settings that bundles of older releases state, with the only values that still hold."""
 

@@ -161,7 +161,6 @@ def build_head(settings: NetworkSettings, latent_shape: tuple[int, int, int], cl
         classes,
         hidden=settings.head_hidden,
         channels=settings.head_channels,
-        pooled=settings.head_pooled,
     )
 
 
@@ -242,7 +241,6 @@ class CodedModel(nn.Module):
             classes,
             hidden=settings.head_hidden,
             side_features=side,
-            pooled=settings.network.head_pooled,
         )
 
     def prepare(self, images: Tensor) -> Tensor:

@@ -18,10 +18,10 @@ LARGEST_FLAT = 16384
 which would otherwise outgrow the network."""
 
 
-def is_pooled(latent_shape: tuple[int, int, int], asked: bool) -> bool:
+def is_pooled(latent_shape: tuple[int, int, int]) -> bool:
     """Tell whether a head averages latents of this shape over the image."""
     channels, height, width = latent_shape
-    return asked or channels * height * width > LARGEST_FLAT
+    return channels * height * width > LARGEST_FLAT
 
 
 def linear_inputs(latent_shape: tuple[int, int, int], pooled: bool) -> int:
@@ -33,8 +33,8 @@ def linear_inputs(latent_shape: tuple[int, int, int], pooled: bool) -> int:
 class Head(nn.Module):
     """g: normalise, ELU, and a linear layer over the whole latent, or two with `hidden`.
 
-    i-ResNet's classifier averages over the image before its linear layer (`pooled`); with branches
-    that contract, that leaves the network far too little room in few epochs
+    i-ResNet's classifier averages over the image before its linear layer; with branches that
+    contract, that leaves the network far too little room in few epochs
     (docs/decisions/02-head-sees-whole-latent.md).
 
     Args:
@@ -42,7 +42,6 @@ class Head(nn.Module):
         classes: number of classes.
         hidden: width of a hidden layer (0: none).
         channels: of a 3×3 convolution in front, whose output is averaged over the image (0: none).
-        pooled: average over the image before the linear layers.
     """
 
     def __init__(
@@ -52,10 +51,9 @@ class Head(nn.Module):
         *,
         hidden: int = 0,
         channels: int = 0,
-        pooled: bool = False,
     ) -> None:
         super().__init__()
-        self.pooled = bool(channels) or is_pooled(latent_shape, pooled)
+        self.pooled = bool(channels) or is_pooled(latent_shape)
         self.norm = ActNorm(latent_shape[0])
         self.conv = nn.Conv2d(latent_shape[0], channels, 3, padding=1) if channels else None
         inputs = channels or linear_inputs(latent_shape, self.pooled)
@@ -92,7 +90,6 @@ class RecoveryHead(nn.Module):
         classes: number of classes.
         hidden: width of the hidden layer.
         side_features: length of the side vector (0: none).
-        pooled: average the latent over the image, behind an ELU, before the linear layers.
     """
 
     def __init__(
@@ -102,11 +99,10 @@ class RecoveryHead(nn.Module):
         *,
         hidden: int = 256,
         side_features: int = 0,
-        pooled: bool = False,
     ) -> None:
         super().__init__()
         self.side_features = side_features
-        self.pooled = is_pooled(latent_shape, pooled)
+        self.pooled = is_pooled(latent_shape)
         self.norm = ActNorm(latent_shape[0])
         inputs = linear_inputs(latent_shape, self.pooled)
         self.expand = nn.Linear(inputs + side_features, hidden)

@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from codedinvnet.nn.activation import elu, elu_
 from codedinvnet.nn.layers import ActNorm, Squeeze
 from codedinvnet.nn.lipschitz import LipschitzConv2d, operator_norm
 from codedinvnet.nn.transform import InvertibleTransform, NotConverged, TransformSequence
@@ -88,9 +87,9 @@ class IResNetBlock(InvertibleTransform):
         return self._branch(x)
 
     def _branch(self, x: Tensor) -> Tensor:
-        h = convolve(self.conv1, x if self.first else elu(x))
-        h = convolve(self.conv2, elu_(h))
-        return convolve(self.conv3, elu_(h))
+        h = convolve(self.conv1, x if self.first else F.elu(x))
+        h = convolve(self.conv2, F.elu_(h))
+        return convolve(self.conv3, F.elu_(h))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.branch(x).add_(x)
