@@ -121,7 +121,7 @@ def test_sources_and_engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(ENGINES, ONNX_RUNTIME, lacking)
     refused(r"needs nowhere_to_be_found: pip install 'codedinvnet\[onnx\]'", file)
     refused("there is no file .*a.onnx", tmp_path / "a.onnx")  # said first: it is the nearer mend
-    refused("needs nowhere_to_be_found", f"{PLACE}:mlp", engine="onnxruntime")
+    refused("runs on PyTorch, not on onnxruntime: export it", f"{PLACE}:mlp", engine="onnxruntime")
 
 
 def test_damaged_weights(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,27 +13,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor, nn
-from typing_extensions import assert_never
 
 from codedinvnet.checkpoint import module_tensors, tensors_digest
-from codedinvnet.engines import ONNX_RUNTIME, PYTORCH, check_installed, engine_named
 from codedinvnet.errors import UserError, nearest, one_line
 from codedinvnet.files import content_digest, file_digest
 from codedinvnet.models.base import DATATYPES, TensorSpec
 from codedinvnet.models.bundle import Bundle, bundle_folder, load_bundle, weights_digest
-from codedinvnet.models.onnx_file import PLATFORM as ONNX_PLATFORM
-from codedinvnet.models.onnx_file import by_session
-from codedinvnet.models.probe import (
-    Arrays,
-    Compute,
-    Opened,
-    Probed,
-    differ,
-    in_turn,
-    probe,
-    probe_inputs,
-)
-from codedinvnet.models.runtime import any_batch, exported_session
+from codedinvnet.models.probe import Arrays, Opened
 from codedinvnet.models.specs import Declared, check_told, input_specs
 from codedinvnet.user_code import user_module
 
@@ -44,8 +29,6 @@ SEED = 0
 _NUMPY_TYPES = {
     getattr(torch, str(dtype)): name for name, dtype in DATATYPES.items() if name != "BYTES"
 }
-_CLOSE = 1e-2
-"""Share of the largest output by which an export may differ from its module."""
 
 Bind = Callable[[Sequence[Tensor]], tuple[Sequence[Any], Mapping[str, Any]]]
 """Makes a module's arguments of its inputs' tensors."""
@@ -91,7 +74,6 @@ def open_factory(
     name: str,
     weights: Path | None,
     told: Sequence[TensorSpec],
-    engine: str,
     device: torch.device,
 ) -> Opened:
     """Open what a user's function returns: a module, or a module and example inputs.
@@ -102,7 +84,6 @@ def open_factory(
         name: `package.module:function`, or `path/file.py:function`.
         weights: a safetensors file of all the module's tensors.
         told: the inputs, if the function returns no examples.
-        engine: one of ENGINES.
         device: the device to compute on.
 
     Raises:
@@ -136,7 +117,7 @@ def open_factory(
 
     digest = content_digest(f"{digest} {_source_digest(home, function)}".encode())
     network = Network(module.to(device), bind)
-    return _opened(network, inputs, None, digest, engine, device, name)
+    return _opened(network, inputs, digest, device, name)
 
 
 def _function(name: str) -> tuple[ModuleType, Callable[[], Any]]:
@@ -253,7 +234,7 @@ class _Classifier(nn.Module):
         return {"latent": latent, "scores": self.model.classify(latent)}
 
 
-def open_bundle(name: str, engine: str, device: torch.device) -> Opened:
+def open_bundle(name: str, device: torch.device) -> Opened:
     """Open a bundle: the model is f, which its workers run, with the class scores that g gives.
 
     Raises:
@@ -263,15 +244,13 @@ def open_bundle(name: str, engine: str, device: torch.device) -> Opened:
     images = TensorSpec("images", bundle.info.input.datatype, bundle.info.input.shape)
     network = Network(_Classifier(bundle).eval(), lambda tensors: (tensors, {}))
     digest = weights_digest(bundle_folder(name))
-    return _opened(network, (images,), None, digest, engine, device, f"the bundle {name}")
+    return _opened(network, (images,), digest, device, f"the bundle {name}")
 
 
 def _opened(
     network: Network,
     inputs: tuple[TensorSpec, ...],
-    max_batch: int | None,
     digest: str,
-    engine: str,
     device: torch.device,
     where: str,
 ) -> Opened:
@@ -293,55 +272,4 @@ def _opened(
                 )
         return {name: tensor.cpu().numpy() for name, tensor in found.items()}
 
-    opened = Opened(inputs, max_batch, PLATFORM, digest, compute, network)
-    name = engine_named(engine).name
-    if name == PYTORCH:
-        return opened
-    if name == ONNX_RUNTIME:
-        return _exported(network, opened, where)
-    assert_never(name)
-
-
-def _exported(network: Network, opened: Opened, where: str) -> Opened:
-    """Return a model that ONNX Runtime computes, once it was seen to answer as PyTorch does."""
-    check_installed(ONNX_RUNTIME)
-    probed = probe(opened.compute, opened.inputs, opened.max_batch, where)
-    queries = probe_inputs(opened.inputs)
-    compute, at_once = _by_export(network, queries, probed)
-    wrong = _differing(in_turn(compute, queries, at_once), probed.answers)
-    if wrong:
-        raise UserError(
-            f"{where}: output {wrong!r} differs between PyTorch and its export to ONNX Runtime"
-        )
-    return opened._replace(platform=ONNX_PLATFORM, max_batch=at_once, compute=compute)
-
-
-def _differing(answers: Arrays, wanted: Arrays) -> str | None:
-    """Return the first output whose values are others than PyTorch's; None if all agree."""
-    for name, values in wanted.items():
-        found, is_real = answers[name], values.dtype.kind == "f"
-        if differ(values, found, _CLOSE) if is_real else not np.array_equal(values, found):
-            return name
-    return None
-
-
-def _by_export(network: Network, queries: Arrays, probed: Probed) -> tuple[Compute, int | None]:
-    """Return what computes a network's export, and how many queries it takes at once."""
-    if probed.max_batch != 1:
-        examples, options = _export_options(network, queries, probed, free=True)
-        with suppress(UserError):  # its code may hold a batch's size fast
-            return by_session(exported_session(network, examples, **options)), probed.max_batch
-    examples, options = _export_options(network, queries, probed, free=False)
-    return by_session(exported_session(network, examples, **options)), 1
-
-
-def _export_options(
-    network: Network, queries: Arrays, probed: Probed, free: bool
-) -> tuple[list[Tensor], dict[str, Any]]:
-    """Return examples and options of an export for one query at a time, or for any number."""
-    examples = [torch.from_numpy(array[: 2 if free else 1]) for array in queries.values()]
-    return examples, {
-        "dynamic_shapes": any_batch(len(examples)) if free else None,
-        "input_names": list(queries),
-        "output_names": [spec.name for spec in probed.outputs],
-    }
+    return Opened(inputs, None, PLATFORM, digest, compute, network)

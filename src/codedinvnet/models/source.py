@@ -224,6 +224,9 @@ def _open(source: ModelSource, engine: str) -> Opened:
 
     if kind == "onnx" and engine_named(engine).name != ONNX_RUNTIME:
         raise UserError(f"{source.source} runs on ONNX Runtime, not on {engine}")
+    if kind != "onnx" and engine_named(engine).name != PYTORCH:
+        why = "runs on PyTorch, not on"
+        raise UserError(f"{source.source} {why} {engine}: export it to ONNX, and give that file")
     if source.weights is not None and kind != "factory":
         raise UserError(f"weights: {source.source} has its own; only a factory takes others")
     if kind == "bundle" and source.inputs:
@@ -238,6 +241,6 @@ def _open(source: ModelSource, engine: str) -> Opened:
     if kind == "onnx":
         return onnx_file.open_onnx(Path(source.source), told, source.threads)
     if kind == "bundle":
-        return pytorch.open_bundle(source.source, engine, device)
+        return pytorch.open_bundle(source.source, device)
     weights = None if source.weights is None else Path(source.weights)
-    return pytorch.open_factory(source.source, weights, told, engine, device)
+    return pytorch.open_factory(source.source, weights, told, device)
