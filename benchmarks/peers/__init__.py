@@ -46,6 +46,7 @@ def run(
     slots: Sequence[int],
     servers: Sequence[int],
     seeds: int | None,
+    requests: int | None,
     bursty: bool,
     out: Path,
 ) -> dict[str, Any]:
@@ -56,9 +57,10 @@ def run(
         peer: contenders; None: all, or those of the quick version.
         fault: faults; None: likewise.
         load: shares of the servers' capacity; None: LOADS, or the first of them.
-        slots: requests that a proxy may have at a server at a time.
+        slots: requests that a proxy may have at a server at a time; 0: ours finds the number.
         servers: how many servers there are.
         seeds: how many; None: three, or one.
+        requests: of each trial; None: REQUESTS, or QUICK_REQUESTS.
         bursty: whether arrivals are.
         out: file of rows.
     """
@@ -66,11 +68,11 @@ def run(
     faults = fault or (QUICK_FAULTS if quick else FAULTS)
     loads = load or (LOADS[:1] if quick else LOADS)
     numbers = range(1, seeds + 1) if seeds else QUICK_SEEDS if quick else SEEDS
-    requests = QUICK_REQUESTS if quick else REQUESTS
+    requests = requests or (QUICK_REQUESTS if quick else REQUESTS)
     trials = [
         Trial(name, trouble, share, count, slot, seed, requests, bursty)
-        for name, trouble, share, count, slot, seed in itertools.product(
-            peers, faults, loads, servers, slots, numbers
+        for seed, slot, count, share, trouble, name in itertools.product(
+            numbers, slots, servers, loads, faults, peers
         )
     ]
     sweeps = {

@@ -221,8 +221,8 @@ backend servers
 
 
 def haproxy_leastconn(site: Site) -> list[str]:
-    """Run HAProxy with `leastconn` and as many connections to a server as it has slots."""
-    return _haproxy(site, "leastconn", site.slots or 1)
+    """Run HAProxy with `leastconn` and as many connections to a server as it has slots, or two."""
+    return _haproxy(site, "leastconn", site.slots or 2)
 
 
 def haproxy_round_robin(site: Site) -> list[str]:

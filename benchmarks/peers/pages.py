@@ -72,7 +72,7 @@ def table(rows: pd.DataFrame, figure: str = "p99.9") -> str:
         fault, load, servers, slots, bursty = key
         told = f"{fault}, {100 * load:.0f} %"
         told += f", {servers} servers" if servers != 8 else ""
-        told += f", {slots} slots" if slots != 1 else ""
+        told += f", {slots or 'found'} slots" if slots != 1 else ""
         told += ", bursts" if bursty else ""
         cells = [group[group.peer == name][figure] for name in names]
         best = min(values.median() for values in cells if len(values))

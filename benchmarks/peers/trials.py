@@ -242,14 +242,13 @@ def measure(trial: Trial) -> dict[str, Any]:
 
 
 def shuffled(trials: Sequence[Trial], seed: int) -> list[Trial]:
-    """Return the trials in random order, contenders of one situation next to each other."""
+    """Return the trials with the contenders of each situation one after the other, in random order.
+
+    The situations keep their order, so that a run that is cut off has the first ones.
+    """
     rng = random.Random(seed)
     situations: dict[tuple[object, ...], list[Trial]] = {}
     for one in trials:
         situation = (one.fault, one.load, one.servers, one.slots, one.seed, one.bursty)
         situations.setdefault(situation, []).append(one)
-    keys = list(situations)
-    rng.shuffle(keys)
-    for key in keys:
-        rng.shuffle(situations[key])
-    return [one for key in keys for one in situations[key]]
+    return [one for found in situations.values() for one in rng.sample(found, len(found))]

@@ -77,6 +77,7 @@ def test_finished_cells_are_kept_and_tuned_ones_take_the_best_of_their_sweep(
         slots=[1],
         servers=[8],
         seeds=None,
+        requests=None,
         bursty=False,
         out=file,
     )
