@@ -32,7 +32,7 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_default_options = {"members": True}
 exclude_patterns = [
-    f"results/{page.name}"  # tables that `bench` writes beside its rows
+    f"results/{page.name}"  # tables that `bench` writes next to its rows
     for page in (HERE / "results").glob("*.md")
     if page.stem not in ("summary", "tables", "protected")
 ]
@@ -63,14 +63,14 @@ def generate(app: Sphinx) -> None:
 def outside(app: Sphinx, name: str, text: list[str]) -> None:
     """Replace links to files that are no pages by their names."""
 
-    def told(link: re.Match[str]) -> str:
+    def rewritten(link: re.Match[str]) -> str:
         target = (HERE / name).parent / link[2]
         page = target.suffix in (".md", ".png", ".svg") and target.is_file()
         page = page and HERE in target.resolve().parents
         return link[0] if page else f"{link[1]} (`{link[2].lstrip('./')}`)"
 
     text[0] = README.sub(lambda link: f"](index.md{link[1] or ''})", text[0])
-    text[0] = OUTSIDE.sub(told, text[0])
+    text[0] = OUTSIDE.sub(rewritten, text[0])
 
 
 def shapes(app: Sphinx, *arguments: object) -> None:

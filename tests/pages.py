@@ -45,11 +45,11 @@ def is_like(shown: str, printed: str) -> bool:
 
 def run(code: str, folder: Path, timeout: float = 300.0) -> str:
     """Run a block of shell commands in a folder, and return what they print."""
-    beside = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
         ["bash", "-euc", code],
         cwd=folder,
-        env={**os.environ, "PATH": beside},
+        env={**os.environ, "PATH": path},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

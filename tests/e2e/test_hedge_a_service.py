@@ -41,6 +41,7 @@ def test_the_tutorial_shortens_the_tail() -> None:
         output(*policy, "uncoded")
         before = ask(gateway)
         output(*policy, "hedge")
+        assert "* hedge" in output(*policy).splitlines()
         after = ask(gateway)
     assert before[:2] == after[:2] == (1600, 0)
     assert before[2] > 400

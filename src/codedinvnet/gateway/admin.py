@@ -81,7 +81,8 @@ class Admin:
 
     def _policy(self) -> Reply:
         chosen = self.dispatcher.scheduler.chosen.name
-        return Reply(200, json.dumps({"policy": chosen, "policies": list(self.names)}).encode())
+        shown = {"policy": chosen, "offered": list(self.names), "refused": {}, "method": None}
+        return Reply(200, json.dumps(shown).encode())  # as `serve` shows it
 
     def _change_policy(self, head: RequestHead, body: Sequence[bytes]) -> Reply:
         if not self.is_guarded:
