@@ -81,8 +81,9 @@ class Admin:
 
     def _policy(self) -> Reply:
         chosen = self.dispatcher.scheduler.chosen.name
-        shown = {"policy": chosen, "offered": list(self.names), "refused": {}, "method": None}
-        return Reply(200, json.dumps(shown).encode())  # as `serve` shows it
+        names = list(self.names)  # the keys are those of `serve`
+        reply = json.dumps({"policy": chosen, "offered": names, "refused": {}, "method": None})
+        return Reply(200, reply.encode())
 
     def _change_policy(self, head: RequestHead, body: Sequence[bytes]) -> Reply:
         if not self.is_guarded:
