@@ -331,7 +331,7 @@ async def long_requests(sizes: Sizes, log: Path) -> Count:
     async def handler(asked: Asked) -> None:
         asked.write(200, b"{}")
 
-    async with harmed("long JSON", log, Upstream(handler)) as (client, count):
+    async with harmed("long requests", log, Upstream(handler)) as (client, count):
         for body in long_json():
             for headers in ((), (("Inference-Header-Content-Length", str(len(body))),)):
                 count.take((await client.ask("POST", INFER, 30.0, body, headers)).status)
