@@ -24,7 +24,7 @@ from codedinvnet.gateway.dispatcher import Dispatcher, Refused
 from codedinvnet.gateway.memory import Memory
 from codedinvnet.gateway.metrics import GatewayMetrics
 from codedinvnet.gateway.proxy import HttpCall
-from codedinvnet.gateway.routes import Routes, is_stateful, is_stateful_later, must_look
+from codedinvnet.gateway.routes import Routes, is_stateful
 from codedinvnet.net.client import HttpClient, parse_origin
 from codedinvnet.net.http1 import Fields, RequestHead, ResponseHead
 from codedinvnet.net.resolve import Resolver
@@ -183,9 +183,8 @@ class HedgingTransport(httpx.AsyncBaseTransport):
         head = RequestHead(request.method.encode(), request.url.raw_path, fields, b"1")
         route = self._routes.find(head.method, head.target)
         repeatable = route.is_repeatable and request.headers.get("x-hedge") != "off"
-        if repeatable and must_look(route):
-            found = is_stateful(head, [body])
-            repeatable = not (await is_stateful_later(head, [body]) if found is None else found)
+        if repeatable and route.is_v2:
+            repeatable = not is_stateful(head, [body])
         answer = _Answer(self._memory, request)
         parts = [body] if body else []
         call = HttpCall(answer, head, parts, [], route, repeatable, dispatcher)

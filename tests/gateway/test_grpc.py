@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from codedinvnet.gateway.options import GatewayOptions
 from codedinvnet.gateway.run import running
+from codedinvnet.net.client import HttpClient, parse_origin
+from tests.gateway.test_run import make_pair
 
 grpc = pytest.importorskip("grpc")
 INFER = "/inference.GRPCInferenceService/ModelInfer"
@@ -21,7 +26,8 @@ Answer = Callable[[bytes, Any], Awaitable[bytes]]
 class Upstream:
     """A gRPC server in this loop, for any method; it is ready by its answers' first bytes."""
 
-    def __init__(self) -> None:
+    def __init__(self, credentials: Any = None) -> None:
+        self.credentials = credentials
         self.seen: list[tuple[str, bytes]] = []
         self.answer: Answer = echo
         self.port = 0
@@ -41,7 +47,11 @@ class Upstream:
 
         options = (("grpc.so_reuseport", 0),)
         self.server = grpc.aio.server(handlers=(Handlers(),), options=options)
-        self.port = self.server.add_insecure_port(f"127.0.0.1:{self.port}")
+        where = f"127.0.0.1:{self.port}"
+        if self.credentials is None:
+            self.port = self.server.add_insecure_port(where)
+        else:
+            self.port = self.server.add_secure_port(where, self.credentials)
         await self.server.start()
         return self
 
@@ -151,3 +161,26 @@ async def test_a_dead_upstream_and_one_that_fails_lose_nothing() -> None:
                 await infer(b"", timeout=5)
             assert error.value.code() is grpc.StatusCode.INTERNAL
             assert error.value.details() == "broken"
+
+
+async def test_tls_on_both_sides(tmp_path: Path) -> None:
+    pair = make_pair(tmp_path)
+    key, cert = pair["tls_key"].read_bytes(), pair["tls_cert"].read_bytes()
+    async with Upstream(grpc.ssl_server_credentials([(key, cert)])) as upstream:
+        url = f"grpcs://localhost:{upstream.port}"
+        options = GatewayOptions(
+            upstream=(url,), port=0, grpc_port=0, upstream_ca=pair["tls_cert"], **pair
+        )
+        trusting = grpc.ssl_channel_credentials(cert)
+        async with running(options) as found:
+            target = f"localhost:{found.grpc_port}"
+            async with grpc.aio.secure_channel(target, trusting) as channel:
+                assert await channel.unary_unary(INFER)(b"m") == b"m"
+            context = ssl.create_default_context(cafile=str(pair["tls_cert"]))
+            client = HttpClient(parse_origin(found.url), context)
+            status = json.loads((await client.ask("GET", "/codedinvnet/status", 5.0)).body)
+            client.close()
+
+    (shown,), (route,) = status["upstreams"], status["routes"]
+    assert (shown["url"], shown["up"], route["name"]) == (url, True, f"POST {INFER}")
+    assert route["p50_ms"] > 0

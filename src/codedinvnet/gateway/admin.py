@@ -49,11 +49,10 @@ class Admin:
         names: Sequence[str],
         is_guarded: bool,
     ) -> None:
-        self.dispatcher, self.routes, self.memory = dispatcher, routes, memory
+        self.dispatchers, self.routes, self.memory = [dispatcher], routes, memory
+        """The first has the upstreams over HTTP, and another those over gRPC."""
         self.names, self.is_guarded = names, is_guarded
         self.servers: list[GatewayServer] = []
-        self.others: list[Dispatcher] = []
-        """Of upstreams over gRPC."""
         self.is_draining = False
         self._page = (files("codedinvnet.gateway") / "page.html").read_bytes()
 
@@ -66,12 +65,12 @@ class Admin:
         if path == "/livez":
             return Reply(200, b'{"live":true}')
         if path == "/readyz":
-            clusters = [self.dispatcher.cluster, *(other.cluster for other in self.others)]
-            ready = any(cluster.is_ready for cluster in clusters) and not self.is_draining
+            up = any(dispatcher.cluster.is_ready for dispatcher in self.dispatchers)
+            ready = up and not self.is_draining
             return Reply(200, b'{"ready":true}') if ready else error(503, "no upstream is up")
         if path == "/metrics":
             self.update_gauges()
-            text = generate_latest(self.dispatcher.metrics.registry)
+            text = generate_latest(self.dispatchers[0].metrics.registry)
             return Reply(200, text, CONTENT_TYPE_LATEST)
         if path == PREFIX:
             return Reply(200, self._page, HTML)
@@ -80,10 +79,13 @@ class Admin:
         return self._change_policy(head, body) if writes else self._policy()
 
     def _policy(self) -> Reply:
-        chosen = self.dispatcher.scheduler.chosen.name
         names = list(self.names)  # the keys are those of `serve`
-        reply = json.dumps({"policy": chosen, "offered": names, "refused": {}, "method": None})
-        return Reply(200, reply.encode())
+        said = {"policy": self._chosen, "offered": names, "refused": {}, "method": None}
+        return Reply(200, json.dumps(said).encode())
+
+    @property
+    def _chosen(self) -> str:
+        return self.dispatchers[0].scheduler.chosen.name
 
     def _change_policy(self, head: RequestHead, body: Sequence[bytes]) -> Reply:
         if not self.is_guarded:
@@ -102,40 +104,50 @@ class Admin:
             near = nearest(name, self.names)
             hint = f", did you mean {near!r}?" if near else ""
             return error(400, f"policy: {name[:100]!r} is not one of {', '.join(self.names)}{hint}")
-        before = self.dispatcher.scheduler.chosen.name
-        scheduler = self.dispatcher.scheduler
-        self.dispatcher.do(scheduler.change_policy(time.monotonic(), POLICIES[name]))
+        before = self._chosen
+        for dispatcher in self.dispatchers:
+            dispatcher.do(dispatcher.scheduler.change_policy(time.monotonic(), POLICIES[name]))
         log_event("policy changed", policy=name, before=before)
         return self._policy()
 
     def update_gauges(self) -> None:
         """Set the gauges that are read off, not counted."""
-        dispatcher, metrics = self.dispatcher, self.dispatcher.metrics
-        metrics.pending.set(len(dispatcher.calls))
-        metrics.queued.set(dispatcher.scheduler.waiting)
+        metrics = self.dispatchers[0].metrics
+        metrics.pending.set(sum(len(each.calls) for each in self.dispatchers))
+        metrics.queued.set(sum(each.scheduler.waiting for each in self.dispatchers))
         metrics.memory.set(self.memory.used)
         metrics.memory_limit.set(self.memory.most)
         metrics.connections.set(sum(len(server.connections) for server in self.servers))
-        for endpoint in dispatcher.cluster:
-            metrics.in_flight.labels(endpoint.url).set(len(endpoint.live))
-        self._count_refused()
+        for dispatcher in self.dispatchers:
+            for endpoint in dispatcher.cluster:
+                metrics.in_flight.labels(endpoint.url).set(len(endpoint.live))
         for route in self.routes.all():
-            delay = delay_of(dispatcher, route)
+            self._count_refused(route)
+            delay = self._delay(route)
             if delay is not None:
                 metrics.hedge_delay.labels(route.name).set(delay)
 
-    def _count_refused(self) -> None:
-        """Take in how many copies the scheduler's budget has refused since the last look."""
-        for route in self.routes.all():
-            counts = self.dispatcher.scheduler.dispatcher.copies.get(route.name)
-            more = 0 if counts is None else counts.refused - route.hedge_counts["refused"]
-            if more > 0:
-                route.hedged("refused", more)
+    def _count_refused(self, route: Route) -> None:
+        """Take in how many copies the schedulers' budgets have refused since the last look."""
+        known = (each.scheduler.dispatcher.copies.get(route.name) for each in self.dispatchers)
+        refused = sum(counts.refused for counts in known if counts is not None)
+        route.hedged("refused", refused - route.hedge_counts["refused"])
+
+    def _delay(self, route: Route) -> float | None:
+        """Return the seconds after which a route's requests are copied now; None: nobody knows.
+
+        It is that of the size class that most of them have.
+        """
+        if not route.is_repeatable or not route.sizes:
+            return None
+        usual = max(route.sizes, key=route.sizes.__getitem__)
+        delays = (
+            each.scheduler.dispatcher.hedge_delay(route.name, usual) for each in self.dispatchers
+        )
+        return next((delay for delay in delays if delay is not None), None)
 
     def status(self) -> dict[str, Any]:
         """Return what the page shows."""
-        self._count_refused()
-        dispatcher = self.dispatcher
         upstreams = [
             {
                 "url": endpoint.url,
@@ -146,37 +158,29 @@ class Admin:
                 "failures": endpoint.failures,
                 **quantiles(endpoint.latencies),
             }
+            for dispatcher in self.dispatchers
             for endpoint in dispatcher.cluster
         ]
-        routes = [
-            {
-                "name": route.name,
-                "hedged": route.is_repeatable,
-                "delay_ms": milliseconds(delay_of(dispatcher, route)),
-                "hedges": route.hedge_counts,
-                **quantiles(route.latencies),
-            }
-            for route in self.routes.all()
-        ]
+        routes = []
+        for route in self.routes.all():
+            self._count_refused(route)
+            routes.append(
+                {
+                    "name": route.name,
+                    "hedged": route.is_repeatable,
+                    "delay_ms": milliseconds(self._delay(route)),
+                    "hedges": route.hedge_counts,
+                    **quantiles(route.latencies),
+                }
+            )
         return {
-            "policy": dispatcher.scheduler.chosen.name,
-            "pending": len(dispatcher.calls),
+            "policy": self._chosen,
+            "pending": sum(len(each.calls) for each in self.dispatchers),
             "memory": self.memory.used,
             "time": time.time(),
             "upstreams": upstreams,
             "routes": routes,
         }
-
-
-def delay_of(dispatcher: Dispatcher, route: Route) -> float | None:
-    """Return the seconds after which a route's requests are copied now; None: nobody knows.
-
-    It is that of the size class that most of them have.
-    """
-    if not route.is_repeatable or not route.sizes:
-        return None
-    usual = max(route.sizes, key=route.sizes.__getitem__)
-    return dispatcher.scheduler.dispatcher.hedge_delay(route.name, usual)
 
 
 def quantiles(times: RollingQuantiles) -> dict[str, float | None]:

@@ -6,6 +6,7 @@ import socket
 import struct
 import time
 from collections.abc import Sequence
+from http import HTTPStatus
 from typing import TYPE_CHECKING, NamedTuple
 
 from codedinvnet.gateway.proxy import OUTCOME, problem
@@ -16,14 +17,6 @@ if TYPE_CHECKING:
 
 HIGH, LOW = 1 << 18, 1 << 14
 """Bytes that wait for a client at which an upstream is no longer read, and is again."""
-REASONS = {
-    200: b"OK", 400: b"Bad Request", 401: b"Unauthorized", 403: b"Forbidden", 404: b"Not Found",
-    405: b"Method Not Allowed", 408: b"Request Timeout", 411: b"Length Required",
-    413: b"Content Too Large", 417: b"Expectation Failed", 421: b"Misdirected Request",
-    431: b"Request Header Fields Too Large", 500: b"Internal Server Error",
-    501: b"Not Implemented", 502: b"Bad Gateway", 503: b"Service Unavailable",
-    504: b"Gateway Timeout",
-}  # fmt: skip
 
 
 class Reply(NamedTuple):
@@ -162,7 +155,7 @@ class Answers:
         is_kept = not closes and self._connection.is_kept()
         if not is_kept:
             fields.append((b"Connection", b" close"))
-        reason = REASONS.get(status, b"")
+        reason = HTTPStatus(status).phrase.encode()
         head = b"HTTP/1.1 %d %b\r\n%b\r\n" % (status, reason, write_fields(fields))
         is_head = request is not None and request.method == b"HEAD"
         self._write([head if is_head else head + body])

@@ -62,10 +62,6 @@ class HttpAttempt(Attempt):
     """
 
     call: HttpCall
-    __slots__ = (
-        "_again", "_connection", "_finder", "_stage", "_task", "_timer", "body", "call", "head",
-        "is_complete", "size", "trailers",
-    )  # fmt: skip
 
     def __init__(self, call: HttpCall, endpoint: Endpoint, number: int) -> None:
         super().__init__(call, endpoint, number)

@@ -64,11 +64,6 @@ class Call(ABC):
         size: bytes that it holds until it is over and all attempts have ended.
     """
 
-    __slots__ = (
-        "attempts", "breaks", "came", "deadline", "is_over", "last", "live", "memory", "query",
-        "repeatable", "route", "size", "size_class", "winner", "written",
-    )  # fmt: skip
-
     def __init__(
         self, route: Route, repeatable: bool, size_class: int, deadline: float, memory: Memory
     ) -> None:
@@ -134,11 +129,6 @@ class Attempt(ABC):
         result: how it ended, for metrics and the log.
         status: of the answer; 0 before.
     """
-
-    __slots__ = (
-        "began", "call", "endpoint", "heard", "is_blamed", "is_copy", "is_done", "is_held",
-        "is_left", "is_written", "number", "result", "seconds", "status",
-    )  # fmt: skip
 
     def __init__(self, call: Call, endpoint: Endpoint, number: int) -> None:
         self.call, self.endpoint, self.number = call, endpoint, number

@@ -14,11 +14,12 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 
 from codedinvnet.gateway.calls import Attempt, Cause, Failure
 from codedinvnet.gateway.metrics import GatewayMetrics, RollingQuantiles
 from codedinvnet.net.background import Background
-from codedinvnet.net.client import Connection, HttpClient, Whole, described
+from codedinvnet.net.client import HttpClient, described, open_socket
 from codedinvnet.net.logs import Lasting, log_event
 
 MOST_FAILURES = 3
@@ -27,16 +28,14 @@ PERIOD, PROBE_TIMEOUT = 1.0, 1.0
 """Seconds between probes of upstreams that have answered nothing since, and for an answer."""
 MOST_SILENT = 2
 """Probes in a row without success that eject an upstream."""
-DELAYS = (0.1, 0.5, 1.0, 2.0, 5.0)
+DELAYS = (0.1, 0.25, 0.5, 1.0)
 """Seconds until an ejected upstream is probed again, the more the oftener it was ejected."""
-SOON = 0.25
-"""Seconds until then if no upstream is up."""
 STEADY = 30.0
 """Seconds up, after which earlier ejections are forgotten."""
 START_TIMEOUT = 2.0
 """Seconds that the start waits for upstreams."""
-PING, MOST_PONG = 0.25, 1 << 20
-"""Seconds between two questions to an upstream that is to restart, and bytes of an answer."""
+SILENCE = 2.0
+"""Seconds without a byte after which a connection that shows a restart is replaced."""
 FORGOTTEN = 300.0
 """Seconds after which the metrics of an upstream that was removed are."""
 V2_READY = "/v2/health/ready"
@@ -278,32 +277,29 @@ class Cluster:
     async def until_restart(self, endpoint: Endpoint) -> None:
         """Return once an endpoint was seen to restart.
 
-        A connection that is asked something every half second is closed by a server that ends, and
-        never for being idle. One that refuses connections has ended already.
+        A server that ends closes a connection on which nothing was sent, or refuses the next one.
+        Each is replaced before a server would close it for its silence.
         """
-        client = endpoint.client
-        path = (self.health or V2_READY).encode()
-        ping = b"GET %b%b HTTP/1.1\r\nHost: %b\r\n\r\n" % (client.path, path, client.authority)
-        while self.is_here(endpoint):
-            try:
-                watched: Connection | None = await client.connect()
-            except ConnectionRefusedError:
-                return
-            except OSError:  # it may be stopped
-                watched = None
-            while watched is not None:
-                whole = Whole(watched, MOST_PONG)
-                watched.send(whole, b"GET", [ping])
+        loop, client = asyncio.get_running_loop(), endpoint.client
+        with ExitStack() as kept:
+            while self.is_here(endpoint):
                 try:
-                    answer = await whole.done  # however long it takes: it may be stopped
+                    opened = await open_socket(client.origin, client.resolver)
+                except ConnectionRefusedError:
+                    return
+                except OSError:  # it may be stopped
+                    await asyncio.sleep(PERIOD)
+                    continue
+                kept.close()
+                kept.enter_context(opened)
+                try:
+                    while await asyncio.wait_for(loop.sock_recv(opened, 1024), SILENCE):
+                        pass
+                    return
+                except asyncio.TimeoutError:
+                    continue
                 except OSError:
                     return
-                if not answer.head.keeps:
-                    break  # it closes by itself, so that only a refused connection tells
-                await asyncio.sleep(PING)
-                if (watched := client.kept()) is None:
-                    return
-            await asyncio.sleep(PING)
 
     # Probes
 
@@ -362,7 +358,7 @@ class Watch:
         step = max(0, endpoint.ejections - 1)
         failing = Lasting()
         while True:
-            await self.pause(delay)
+            await asyncio.sleep(delay)
             if not cluster.is_here(endpoint):
                 return
             if not endpoint.is_trusted:
@@ -384,15 +380,6 @@ class Watch:
         cluster.metrics.up.labels(endpoint.url).set(1)
         log_event("upstream is up", upstream=endpoint.url)
         cluster.on_up(endpoint)
-
-    async def pause(self, seconds: float) -> None:
-        """Wait until an endpoint is to be probed again, which is soon if no other is up."""
-        cluster = self.cluster
-        end = time.monotonic() + seconds
-        while (left := end - time.monotonic()) > 0:
-            await asyncio.sleep(min(left, SOON))
-            if not any(other.is_up for other in cluster.mains_here()):
-                return
 
     async def watch(self) -> None:
         """Probe upstreams that have not answered for a while, for ever."""

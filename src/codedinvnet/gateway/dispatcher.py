@@ -250,9 +250,16 @@ class Dispatcher:
     # Actions
 
     def do(self, actions: Sequence[Action]) -> None:
-        """Carry out what the scheduler says, in order, also if more is said meanwhile."""
+        """Carry out what the scheduler says, in order, also if more is said meanwhile.
+
+        Requests are sent before others are answered: an upstream waits for the next one.
+        """
         queue = self._queue
-        queue.extend(actions)
+        if len(actions) > 1:
+            queue.extend(action for action in actions if isinstance(action, Send))
+            queue.extend(action for action in actions if not isinstance(action, Send))
+        else:
+            queue.extend(actions)
         if self._is_busy:
             return
         self._is_busy = True

@@ -15,21 +15,17 @@ from typing import Any, NamedTuple, TypeAlias
 from codedinvnet.errors import UserError, described
 from codedinvnet.gateway.attempts import HOLD, SIGNS, UNSURE
 from codedinvnet.gateway.calls import Attempt, Call, Cause, Failure
-from codedinvnet.gateway.cluster import PERIOD, PROBE_TIMEOUT, Cluster, Endpoint
-from codedinvnet.gateway.discovery import Discovery
+from codedinvnet.gateway.cluster import PROBE_TIMEOUT, Cluster, Endpoint
 from codedinvnet.gateway.dispatcher import Dispatcher, Refused
 from codedinvnet.gateway.memory import Memory
-from codedinvnet.gateway.routes import Routes, size_class
+from codedinvnet.gateway.routes import V2_GRPC, Routes, size_class
 from codedinvnet.gateway.tokens import ClientToken, UpstreamToken
 from codedinvnet.net.client import CONNECT_TIMEOUT, parse_origin
 from codedinvnet.net.grpc import grpc, renewed_credentials, settings
+from codedinvnet.net.resolve import Resolver
 from codedinvnet.net.tls import Certificate
 
-V2 = "/inference.GRPCInferenceService/"
-_COMPUTED = "ModelInfer ModelMetadata ModelReady ServerLive ServerMetadata ServerReady"
-REPEATABLE = tuple(f"POST {V2}{method}" for method in _COMPUTED.split())
-"""Calls that only compute an answer."""
-STREAMING = frozenset({f"{V2}ModelStreamInfer", "/grpc.health.v1.Health/Watch"})
+STREAMING = frozenset({f"{V2_GRPC}ModelStreamInfer", "/grpc.health.v1.Health/Watch"})
 HEALTH, HEALTHY, NOT_SERVING = "/grpc.health.v1.Health/Check", b"\x08\x01", b"\x08\x02"
 """The gateway answers this for itself."""
 STATEFUL = b"sequence_id", b"shared_memory_region"
@@ -50,8 +46,6 @@ CHANNEL = settings(
 )  # fmt: skip
 READ_TIMEOUT, READS = 60.0, 32
 """Seconds in which a client's message must be here, and messages that are read at once."""
-HANDSHAKE = 60.0
-"""Seconds after which a server may close a connection on which nothing was sent."""
 Metadata: TypeAlias = "Sequence[tuple[str, str | bytes]]"
 
 
@@ -70,27 +64,21 @@ def _pairs(metadata: Any) -> Metadata:
     return tuple(pair for pair in metadata or () if not pair[0].startswith("grpc-"))
 
 
-class GrpcDiscovery(Discovery):
-    """Finds the upstreams' URLs, as over HTTP, whose schemes they have meanwhile."""
-
-    async def urls(self) -> tuple[list[str], str]:
-        found, lacking = await super().urls()
-        return [f"grpc{url.removeprefix('http')}" for url in found], lacking
-
-
 class GrpcClient:
     """A channel to one upstream, at grpc://HOST:PORT, or grpcs:// for TLS.
 
     Args:
         url: of the upstream.
+        resolver: finds the addresses of its name where gRPC itself does not.
         roots: certificates to trust, PEM; None: those that gRPC carries.
     """
 
-    def __init__(self, url: str, roots: bytes | None = None) -> None:
-        self.loop, self.origin = asyncio.get_running_loop(), parse_origin(f"http{url[4:]}")
+    def __init__(self, url: str, resolver: Resolver, roots: bytes | None = None) -> None:
+        self.resolver = resolver
+        self.loop, self.origin = asyncio.get_running_loop(), parse_origin(url, kind="grpc")
         host, port = self.origin.host, self.origin.port
         target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        if self.origin.scheme == "https":
+        if self.origin.is_secure:
             named = (("grpc.ssl_target_name_override", self.origin.name),)
             credentials = grpc.ssl_channel_credentials(roots)
             self.channel = grpc.aio.secure_channel(target, credentials, (*CHANNEL, *named))
@@ -137,45 +125,16 @@ class GrpcCluster(Cluster):
 
     async def probe(self, endpoint: Endpoint) -> str:
         client: Any = endpoint.client
-        answer = await client.ask(f"{V2}ServerReady", b"", seconds=PROBE_TIMEOUT)
+        answer = await client.ask(f"{V2_GRPC}ServerReady", b"", seconds=PROBE_TIMEOUT)
         if answer.code is grpc.StatusCode.UNIMPLEMENTED:  # another service
             return ""
         if answer.code is not grpc.StatusCode.OK:
             return str(answer.details or answer.code.name)
         return "" if answer.body == HEALTHY else "it is not ready"
 
-    async def until_restart(self, endpoint: Endpoint) -> None:
-        """Return once the server closed a connection on which nothing is sent, or refuses one."""
-        client: Any = endpoint.client
-        host, port = client.origin.host, client.origin.port
-        kept: asyncio.StreamWriter | None = None
-        while self.is_here(endpoint):
-            try:
-                reader, writer = await asyncio.open_connection(host, port)
-            except ConnectionRefusedError:
-                break
-            except OSError:  # it may be stopped
-                await asyncio.sleep(PERIOD)
-                continue
-            if kept is not None:
-                kept.close()
-            kept, until = writer, client.loop.time() + HANDSHAKE  # before the server gives it up
-            try:
-                while await asyncio.wait_for(reader.read(1024), until - client.loop.time()):
-                    pass
-                break
-            except asyncio.TimeoutError:
-                continue
-            except OSError:
-                break
-        if kept is not None:
-            kept.close()
-
 
 class GrpcCall(Call):
     """A client's unary call: a serialized message, and metadata as upstreams get them."""
-
-    __slots__ = ("answered", "dispatcher", "message", "metadata", "method")
 
     def __init__(self, server: GrpcServer, method: str, message: bytes, context: Any) -> None:
         own, sent = server.upstream_token, context.invocation_metadata() or ()
@@ -221,7 +180,6 @@ class GrpcAttempt(Attempt):
     """Sends a call to an endpoint."""
 
     call: GrpcCall
-    __slots__ = ("_task", "answer", "call")
     is_stream = False
 
     def start(self) -> None:

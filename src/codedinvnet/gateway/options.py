@@ -121,8 +121,7 @@ class GatewayOptions(Options):
         twice = [url for url, count in Counter(self.upstream).items() if count > 1]
         if twice:
             raise UserError(f"--upstream: {twice[0]} is there twice")
-        grpc = [url for url in self.upstream if url.removeprefix(DNS).startswith(GRPC)]
-        if bool(grpc) != (self.grpc_port is not None):
+        if bool(self.grpc_upstreams) != (self.grpc_port is not None):
             raise UserError("--grpc-port: goes with grpc:// upstreams, which need it")
         if self.fallback and self.protection:
             raise UserError("--protection: is a fallback itself; give one of the two")
@@ -135,6 +134,8 @@ class GatewayOptions(Options):
             raise UserError("--tls-key: needs --tls-cert")
         for url in self.http_upstreams:
             parse_origin(url.removeprefix(DNS))
+        for url in self.grpc_upstreams:
+            parse_origin(url.removeprefix(DNS), kind="grpc")
         if self.fallback is not None:
             parse_origin(self.fallback, "--fallback")
         if self.hedge_delay is not None and self.hedge_delay[1] <= 0:
@@ -147,9 +148,8 @@ class GatewayOptions(Options):
 
     @property
     def grpc_upstreams(self) -> tuple[str, ...]:
-        """The upstreams that are reached over gRPC, as if they were over HTTP."""
-        urls = (url for url in self.upstream if url.removeprefix(DNS).startswith(GRPC))
-        return tuple(url.replace("grpc", "http", 1) for url in urls)
+        """The upstreams that are reached over gRPC."""
+        return tuple(url for url in self.upstream if url.removeprefix(DNS).startswith(GRPC))
 
     @property
     def has_fallback(self) -> bool:

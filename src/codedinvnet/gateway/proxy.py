@@ -70,10 +70,6 @@ class HttpCall(Call):
         token: what upstreams get in place of the client's authorization; None: nothing.
     """
 
-    __slots__ = (
-        "_rest", "body", "client", "dispatcher", "head", "is_streaming", "token", "trailers",
-    )  # fmt: skip
-
     def __init__(
         self,
         client: Client,

@@ -9,14 +9,16 @@ from urllib.parse import unquote_to_bytes
 
 from codedinvnet.errors import UserError
 from codedinvnet.gateway.metrics import GatewayMetrics, RollingQuantiles
-from codedinvnet.net.background import in_thread
 from codedinvnet.net.http1 import RequestHead
 
+V2_GRPC = "/inference.GRPCInferenceService/"
+_GRPC = "ModelInfer ModelMetadata ModelReady ServerLive ServerMetadata ServerReady"
 REPEATABLE = (
     *("GET *", "HEAD *"),
     *("POST /v2/models/*/infer", "POST /v1/models/*:predict"),
     *("POST /predictions/*", "POST /invocations"),
     *("POST /v1/embeddings", "POST /v1/rerank"),
+    *(f"POST {V2_GRPC}{method}" for method in _GRPC.split()),
 )
 """Built in: these only compute an answer."""
 OTHERS = "other"
@@ -24,13 +26,9 @@ OTHERS = "other"
 MOST_NAMED = 64
 """Paths of a glob that have a key of their own; further ones share the glob's."""
 TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
-LARGE = 1 << 18
-"""Bytes of JSON from which on it is looked into in a thread, and of each step there."""
 HEADER_LENGTH = b"inference-header-content-length"
 STATEFUL = re.compile(rb'"(?:sequence_id"\s*:(?!\s*(?:0\s*[,}]|""))|shared_memory_region"\s*:)')
 """What a V2 request must not be repeated with: a sequence, or a region that a copy would write."""
-LONGEST_KEY = 64
-"""Bytes that these may take, blanks included."""
 
 
 class Route:
@@ -41,11 +39,6 @@ class Route:
         is_repeatable: whether they may be sent to more than one upstream.
         metrics: where they are counted.
     """
-
-    __slots__ = (
-        "_hedges", "_outcomes", "_requests", "_seconds", "hedge_counts", "is_repeatable", "is_v2",
-        "latencies", "name", "sizes",
-    )  # fmt: skip
 
     def __init__(self, name: str, is_repeatable: bool, metrics: GatewayMetrics) -> None:
         self.name, self.is_repeatable = name, is_repeatable
@@ -144,52 +137,18 @@ def _pattern(text: str, flag: str) -> tuple[str, re.Pattern[str]]:
     return method if method == "*" else method.upper(), re.compile(translate(glob))
 
 
-def is_stateful(head: RequestHead, body: Sequence[bytes]) -> bool | None:
-    """Tell whether a V2 request must not be repeated; None if `is_stateful_later` must look.
+def is_stateful(head: RequestHead, body: Sequence[bytes]) -> bool:
+    """Tell whether a V2 inference request must not be repeated.
 
-    What is packed is not looked into, and not repeated.
+    Requests of a sequence change a state of their server, and a late copy would write into shared
+    memory. What is packed is not looked into, and not repeated.
     """
     if b"content-encoding" in head.known:
         return True
-    size = _json_size(head, body)
-    return None if size > LARGE else STATEFUL.search(b"".join(body)[:size]) is not None
-
-
-async def is_stateful_later(head: RequestHead, body: Sequence[bytes]) -> bool:
-    """Tell whether a large V2 request must not be repeated."""
-    size = _json_size(head, body)
-    return await in_thread(lambda: _is_stateful(body, size))
-
-
-def _json_size(head: RequestHead, body: Sequence[bytes]) -> int:
-    """Return the bytes of JSON, behind which there may be tensors."""
-    length, size = head.known.get(HEADER_LENGTH, b""), sum(map(len, body))
-    return min(size, int(length)) if length.isdigit() and len(length) < 16 else size
-
-
-def _is_stateful(body: Sequence[bytes], size: int) -> bool:
-    """Look through the first bytes of a body, in steps between which other threads have a turn."""
-    tail = b""
-    for piece in body:
-        for begin in range(0, len(piece), LARGE):
-            part = piece[begin : begin + min(LARGE, size)]
-            step = tail + part
-            if STATEFUL.search(step):
-                return True
-            tail = step[-LONGEST_KEY:]
-            size -= len(part)
-            if size <= 0:
-                return False
-    return False
-
-
-def must_look(route: Route) -> bool:
-    """Tell whether a request's content says whether it may be repeated.
-
-    That is so of V2 inference: requests of a sequence change a state of their server, and a late
-    copy would write into shared memory.
-    """
-    return route.is_v2
+    data, length = b"".join(body), head.known.get(HEADER_LENGTH, b"")
+    if length.isdigit() and len(length) < 16:
+        data = data[: int(length)]  # tensors follow
+    return STATEFUL.search(data) is not None
 
 
 def size_class(size: int) -> int:

@@ -6,9 +6,8 @@ import asyncio
 import logging
 import socket
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +27,7 @@ from codedinvnet.gateway.options import GatewayOptions
 from codedinvnet.gateway.protection import BackupServer
 from codedinvnet.gateway.proxy import HttpCall
 from codedinvnet.gateway.requests import FULL
-from codedinvnet.gateway.routes import Route, Routes, is_stateful, is_stateful_later, must_look
+from codedinvnet.gateway.routes import Routes, is_stateful
 from codedinvnet.gateway.server import ClientConnection, GatewayServer
 from codedinvnet.gateway.tokens import ClientToken, UpstreamToken
 from codedinvnet.net import tls
@@ -101,41 +100,15 @@ class Gateway:
 
     def handle(
         self, client: Answers, head: RequestHead, body: Sequence[bytes], trailers: Fields
-    ) -> HttpCall | Reply | Awaitable[HttpCall | Reply | None] | None:
+    ) -> HttpCall | Reply | None:
         """Have a request answered."""
         if self.admin is not None and self._is_own(head.target.partition(b"?")[0]):
             return self.admin.answer(head, body)
         route = self.routes.find(head.method, head.target)
-        repeatable = route.is_repeatable
-        if repeatable and head.known.get(b"x-hedge", b"").lower() == b"off":
-            repeatable = False
-        elif repeatable and body and must_look(route):
-            found = is_stateful(head, body)
-            if found is None:
-                return self._look(client, head, body, trailers, route)
-            repeatable = not found
-        return self._submit(client, head, body, trailers, route, repeatable)
+        repeatable = route.is_repeatable and head.known.get(b"x-hedge", b"").lower() != b"off"
+        if repeatable and route.is_v2:
+            repeatable = not is_stateful(head, body)
 
-    async def _look(
-        self,
-        client: Answers,
-        head: RequestHead,
-        body: Sequence[bytes],
-        trailers: Fields,
-        route: Route,
-    ) -> HttpCall | Reply | None:
-        repeatable = not await is_stateful_later(head, body)
-        return self._submit(client, head, body, trailers, route, repeatable)
-
-    def _submit(
-        self,
-        client: Answers,
-        head: RequestHead,
-        body: Sequence[bytes],
-        trailers: Fields,
-        route: Route,
-        repeatable: bool,
-    ) -> HttpCall | None:
         if self.memory.is_full:
             route.count("refused")
             client.refuse(503, FULL, 1)
@@ -193,17 +166,16 @@ def origin_form(method: bytes, target: bytes) -> bytes:
     raise BadMessage("the target must begin with /")
 
 
-def rules_of(options: GatewayOptions, places: int) -> Rules:
+def rules_of(options: GatewayOptions, places: int, fallbacks: int) -> Rules:
     """Return what the scheduler goes by."""
-    fallback = int(options.has_fallback)
     usual = options.slots or SLOTS
     return Rules(
-        workers=places + fallback,
+        workers=places + fallbacks,
         policy=options.chosen_policy,
         hang_timeout=2 * options.deadline + 5.0,  # the dispatcher ends attempts before
         max_pending=pending_limit(places * usual),
         slots=options.slots,
-        backups=fallback,
+        backups=fallbacks,
         backup_slots=usual,
         hedge_delay=options.hedge_delay,
     )
@@ -282,10 +254,6 @@ class RunningGateway:
         self.grpc_port = 0
         self.backup: BackupServer | None = None
 
-    def open_client(self, url: str) -> HttpClient:
-        """Return what sends requests to an upstream."""
-        return HttpClient(parse_origin(url), self.context, self.resolver)
-
     async def start(self) -> None:
         """Find the upstreams, and listen."""
         options = self.options
@@ -296,13 +264,7 @@ class RunningGateway:
             if options.admin_port is not None:
                 own = bind(options.host, options.admin_port, "--admin-port")
             discovery = Discovery(options.http_upstreams, options.upstreams_file, self.resolver)
-            given = options.http_upstreams or options.upstreams_file
-            urls, lacking = await discovery.urls() if given else ([], "")
-            if lacking:
-                log_event("upstreams are looked for", logging.WARNING, reason=lacking)
-            places = max(PLACES, len(urls)) if discovery.changes else max(1, len(urls))
-            self.dispatcher = self._dispatcher(urls, places)
-            await self.dispatcher.start()
+            self.dispatcher = await self._dispatch(discovery, self._open_cluster)
         except BaseException:
             for each in filter(None, (main, own)):
                 each.close()
@@ -310,7 +272,8 @@ class RunningGateway:
         guarded = self.token.is_needed or options.host in LOOPBACK
         admin = Admin(self.dispatcher, self.routes, self.memory, options.policies, guarded)
         self.admin = admin
-        await self._start_grpc(admin)
+        if options.grpc_port is not None:
+            await self._start_grpc(admin, options.grpc_port)
         shared = None if own is not None else admin
         handler = Gateway(
             self.dispatcher, self.routes, self.memory, shared, self.token, self.upstream_token
@@ -321,59 +284,63 @@ class RunningGateway:
             port = GatewayServer(AdminPort(admin, self.token), self.memory, 4096, 256)
             self.admin_url = await self._listen(own, port)
         admin.servers = [one for _, one in self._servers]
-        if discovery.changes:
-            self._background.spawn(follow(discovery, self.dispatcher.cluster))
         if self.upstream_token is not None:
             self._background.spawn(self.upstream_token.follow())
-        up = sum(endpoint.is_up for endpoint in self.dispatcher.cluster)
-        log_event("ready" if up else "started", up=up, upstreams=len(urls))
+        endpoints = [each for one in admin.dispatchers for each in one.cluster]
+        up = sum(endpoint.is_up for endpoint in endpoints)
+        log_event("ready" if up else "started", up=up, upstreams=len(endpoints))
 
-    def _dispatcher(self, urls: Sequence[str], places: int) -> Dispatcher:
-        options = self.options
-        fallback = options.fallback
-        if options.protection is not None:
-            self.backup = BackupServer(options.protection, options.deadline_ms)
-            fallback = self.backup.url
-        cluster = Cluster(self.open_client, places, self.metrics, options.health, fallback)
-        cluster.fill(urls)
-        cancel = None if options.cancel is None else options.cancel == "close"
-        rules = rules_of(options, places)
-        return Dispatcher(rules, cluster, self.metrics, options.deadline, cancel)
-
-    async def _start_grpc(self, admin: Admin) -> None:
-        """Listen for clients over gRPC, if there is a port for them."""
-        options = self.options
-        if options.grpc_port is None:
-            return
-        from codedinvnet.gateway import grpc
-
-        discovery = grpc.GrpcDiscovery(options.grpc_upstreams, None, self.resolver)
+    async def _dispatch(
+        self, discovery: Discovery, open_cluster: Callable[[int], Cluster]
+    ) -> Dispatcher:
+        """Return what has requests answered by the upstreams that are found."""
         urls, lacking = await discovery.urls()
         if lacking:
             log_event("upstreams are looked for", logging.WARNING, reason=lacking)
-        places = max(PLACES, len(urls)) if discovery.changes else len(urls)
+        places = max(PLACES if discovery.changes else 1, len(urls))
+        cluster = open_cluster(places)
+        cluster.fill(urls)
+        options = self.options
+        cancel = None if options.cancel is None else options.cancel == "close"
+        rules = rules_of(options, places, len(cluster.endpoints) - places)
+        dispatcher = Dispatcher(rules, cluster, self.metrics, options.deadline, cancel)
+        await dispatcher.start()
+        if discovery.changes:
+            self._background.spawn(follow(discovery, cluster))
+        return dispatcher
+
+    def _open_cluster(self, places: int) -> Cluster:
+        """Return the cluster of upstreams over HTTP."""
+        options, fallback = self.options, self.options.fallback
+        if options.protection is not None:
+            self.backup = BackupServer(options.protection, options.deadline_ms)
+            fallback = self.backup.url
+
+        def open_client(url: str) -> HttpClient:
+            return HttpClient(parse_origin(url), self.context, self.resolver)
+
+        return Cluster(open_client, places, self.metrics, options.health, fallback)
+
+    async def _start_grpc(self, admin: Admin, port: int) -> None:
+        """Listen for clients over gRPC."""
+        from codedinvnet.gateway import grpc
+
+        options, resolver = self.options, self.resolver
         roots = None if options.upstream_ca is None else options.upstream_ca.read_bytes()
 
         def open_client(url: str) -> Any:
-            return grpc.GrpcClient(url, roots)
+            return grpc.GrpcClient(url, resolver, roots)
 
-        cluster = grpc.GrpcCluster(open_client, places, self.metrics)
-        cluster.fill(urls)
-        rules = replace(rules_of(options, places), workers=places, backups=0)
-        cancels = options.cancel == "close"
-        dispatcher = Dispatcher(rules, cluster, self.metrics, options.deadline, cancels)
-        await dispatcher.start()
-        admin.others.append(dispatcher)
-        routes = Routes((*options.hedge, *grpc.REPEATABLE), options.no_hedge, self.metrics)
+        def open_cluster(places: int) -> Cluster:
+            return grpc.GrpcCluster(open_client, places, self.metrics)
+
+        discovery = Discovery(options.grpc_upstreams, None, resolver, "grpc")
+        dispatcher = await self._dispatch(discovery, open_cluster)
+        admin.dispatchers.append(dispatcher)
         token, upstream_token = self.token, self.upstream_token
-        self.grpc = grpc.GrpcServer(dispatcher, routes, self.memory, token, upstream_token)
-        certificate = self.certificate
-        self.grpc_port = await self.grpc.start(
-            options.host, options.grpc_port, options.body, certificate
-        )
+        self.grpc = grpc.GrpcServer(dispatcher, self.routes, self.memory, token, upstream_token)
+        self.grpc_port = await self.grpc.start(options.host, port, options.body, self.certificate)
         log_event("gRPC", host=options.host, port=self.grpc_port)
-        if discovery.changes:
-            self._background.spawn(follow(discovery, cluster))
 
     async def _listen(self, listener: socket.socket, server: GatewayServer) -> str:
         context = None

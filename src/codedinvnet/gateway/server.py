@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 from codedinvnet.gateway.answers import HIGH, LOW, Answers, Reply
@@ -45,7 +45,7 @@ class Handler(Protocol):
 
     def handle(
         self, client: Answers, head: RequestHead, body: Sequence[bytes], trailers: Fields
-    ) -> HttpCall | Reply | Awaitable[HttpCall | Reply | None] | None:
+    ) -> HttpCall | Reply | None:
         """Answer a request: by a reply, or by a call that answers later; None: it has already."""
 
 
@@ -61,7 +61,7 @@ class ClientConnection(asyncio.Protocol):
     """
 
     __slots__ = (
-        "_ahead", "_ahead_size", "_eof", "_is_ending", "_since", "_task", "answers", "call",
+        "_ahead", "_ahead_size", "_eof", "_is_ending", "_since", "answers", "call",
         "is_answering", "reader", "server", "transport",
     )  # fmt: skip
     transport: asyncio.Transport
@@ -77,7 +77,6 @@ class ClientConnection(asyncio.Protocol):
         """What came behind the request that is being answered."""
         self._since = time.monotonic()
         """When it became idle, or a byte of a request came."""
-        self._task: asyncio.Task[None] | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self.transport = transport
@@ -91,8 +90,6 @@ class ClientConnection(asyncio.Protocol):
         self.server.memory.give(self._ahead_size)
         self._ahead_size = 0
         call, self.call = self.call, None
-        if self._task is not None:
-            self._task.cancel()
         if call is not None:
             call.gone()
 
@@ -189,26 +186,9 @@ class ClientConnection(asyncio.Protocol):
         body, size = reader.take()
         assert reader.head is not None
         found = self.server.handler.handle(self.answers, reader.head, body, reader.trailers)
-        if isinstance(found, Awaitable):
-            self._task = self.server.loop.create_task(self._later(found, size))
-        else:
-            self._take(found, size)
-
-    async def _later(self, coming: Awaitable[HttpCall | Reply | None], size: int) -> None:
-        try:
-            found = await coming
-        except BaseException:
-            self.server.memory.give(size)
-            raise
-        self._task = None
-        self._take(found, size)
-
-    def _take(self, found: HttpCall | Reply | None, size: int) -> None:
         if isinstance(found, HttpCall):
             found.size = size
-            if self.transport.is_closing():
-                found.gone()
-            elif not found.is_over:
+            if not found.is_over:
                 self.call = found
             found.release()
             return

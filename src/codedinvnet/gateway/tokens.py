@@ -9,7 +9,7 @@ from pathlib import Path
 
 from codedinvnet.admin_client import read_token
 from codedinvnet.errors import UserError
-from codedinvnet.net.background import apart
+from codedinvnet.net.background import in_thread
 from codedinvnet.net.logs import Lasting
 
 PERIOD = 1.0
@@ -44,10 +44,10 @@ class UpstreamToken:
         while path is not None:
             await asyncio.sleep(PERIOD)
             try:
-                self._take(await asyncio.wait_for(apart(lambda: read_token(path, FLAG), FLAG), 2.0))
+                self._take(await in_thread(lambda: read_token(path, FLAG)))
                 kept.end()
-            except (UserError, asyncio.TimeoutError) as error:
-                kept.log("the old token is kept", logging.WARNING, reason=str(error) or "timeout")
+            except UserError as error:
+                kept.log("the old token is kept", logging.WARNING, reason=str(error))
 
 
 class ClientToken:

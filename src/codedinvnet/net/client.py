@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import os
 import select
+import socket
 import ssl
 from collections import deque
 from collections.abc import Sequence
@@ -84,17 +85,27 @@ class Origin(NamedTuple):
     """The name that its certificate must have, and that it is asked by."""
 
     @property
+    def is_secure(self) -> bool:
+        """Whether connections use TLS."""
+        return self.scheme.endswith("s")
+
+    @property
     def authority(self) -> str:
         """Return the value of the Host field."""
         name = f"[{self.name}]" if ":" in self.name else self.name
-        usual = 443 if self.scheme == "https" else 80
+        usual = 443 if self.is_secure else 80
         return name if self.port == usual else f"{name}:{self.port}"
 
 
-def parse_origin(url: str, flag: str = "--upstream") -> Origin:
+def parse_origin(url: str, flag: str = "--upstream", kind: str = "http") -> Origin:
     """Return the origin that a URL names: http://HOST[:PORT][/PATH] or https://...
 
     A URL over TLS may end with #NAME: its certificate then must have that name.
+
+    Args:
+        url: to read.
+        flag: the option that has it, for messages.
+        kind: the scheme; the same with an s is over TLS.
 
     Raises:
         UserError: naming the option, if it is no such URL.
@@ -102,12 +113,13 @@ def parse_origin(url: str, flag: str = "--upstream") -> Origin:
     try:
         parts = urlsplit(url)
         port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+        known = parts.scheme in (kind, f"{kind}s")
     except ValueError as error:
         raise UserError(f"{flag}: {url!r} is not a URL: {error}") from error
-    if port is None or not parts.hostname or parts.query:
-        raise UserError(f"{flag}: {url!r} is not http://HOST:PORT or https://HOST:PORT")
-    if parts.fragment and parts.scheme != "https":
-        raise UserError(f"{flag}: {url!r}: only https:// takes #NAME")
+    if not known or port is None or not parts.hostname or parts.query:
+        raise UserError(f"{flag}: {url!r} is not {kind}://HOST:PORT or {kind}s://HOST:PORT")
+    if parts.fragment and parts.scheme == kind:
+        raise UserError(f"{flag}: {url!r}: only {kind}s:// takes #NAME")
     if parts.username is not None:
         raise UserError(f"{flag}: {parts.hostname}: a URL may not contain a password")
     for name in filter(None, (parts.hostname, parts.fragment)):
@@ -115,6 +127,16 @@ def parse_origin(url: str, flag: str = "--upstream") -> Origin:
             raise UserError(f"{flag}: {url!r}: {name!r} is not a host name")
     path = quote(parts.path.rstrip("/"), safe="/%~!$&'()*+,;=:@")
     return Origin(parts.scheme, parts.hostname, port, path, parts.fragment or parts.hostname)
+
+
+async def open_socket(origin: Origin, resolver: Resolver) -> socket.socket:
+    """Return a connection to an origin on which nothing was sent.
+
+    Raises:
+        OSError: if there is none.
+    """
+    found = await resolver.resolve(origin.host, origin.port)
+    return await aiohappyeyeballs.start_connection(found, happy_eyeballs_delay=NEXT_ADDRESS)
 
 
 class Connection(asyncio.Protocol):
@@ -353,10 +375,10 @@ class HttpClient:
         resolver: Resolver | None = None,
         connect: float = CONNECT_TIMEOUT,
     ) -> None:
-        if origin.scheme == "https" and context is None:
+        if origin.is_secure and context is None:
             context = ssl.create_default_context()
         self.origin, self.connect_timeout = origin, connect
-        self.context = context if origin.scheme == "https" else None
+        self.context = context if origin.is_secure else None
         self.resolver = resolver or Resolver()
         self.loop = asyncio.get_running_loop()
         self.authority, self.path = origin.authority.encode(), origin.path.encode()
@@ -414,10 +436,8 @@ class HttpClient:
             raise OSError(f"no connection within {limit:.3g} s") from None
 
     async def _connect(self) -> Connection:
-        origin = self.origin
-        found = await self.resolver.resolve(origin.host, origin.port)
-        there = await aiohappyeyeballs.start_connection(found, happy_eyeballs_delay=NEXT_ADDRESS)
-        secure = self.context is not None
+        origin, secure = self.origin, self.context is not None
+        there = await open_socket(origin, self.resolver)
         _, connection = await self.loop.create_connection(
             lambda: Connection(self),
             sock=there,
