@@ -26,6 +26,8 @@ OTHERS = "other"
 MOST_NAMED = 64
 """Paths of a glob that have a key of their own; further ones share the glob's."""
 TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+LARGE = 1 << 20
+"""Bytes of JSON beyond which only the words of `STATEFUL` are looked for, which takes less time."""
 HEADER_LENGTH = b"inference-header-content-length"
 STATEFUL = re.compile(rb'"(?:sequence_id"\s*:(?!\s*(?:0\s*[,}]|""))|shared_memory_region"\s*:)')
 """What a V2 request must not be repeated with: a sequence, or a region that a copy would write."""
@@ -148,6 +150,8 @@ def is_stateful(head: RequestHead, body: Sequence[bytes]) -> bool:
     data, length = b"".join(body), head.known.get(HEADER_LENGTH, b"")
     if length.isdigit() and len(length) < 16:
         data = data[: int(length)]  # tensors follow
+    if len(data) > LARGE:
+        return any(word in data for word in (b'sequence_id"', b'shared_memory_region"'))
     return STATEFUL.search(data) is not None
 
 
