@@ -80,7 +80,12 @@ class Admin:
 
     def _policy(self) -> Reply:
         names = list(self.names)  # the keys are those of `serve`
-        said = {"policy": self._chosen, "offered": names, "refused": {}, "method": None}
+        said: dict[str, Any] = {
+            "policy": self._chosen,
+            "offered": names,
+            "refused": {},
+            "method": None,
+        }
         return Reply(200, json.dumps(said).encode())
 
     @property
