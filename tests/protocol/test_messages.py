@@ -238,6 +238,15 @@ def test_of_a_compressed_body_no_more_is_inflated_than_its_head_allows() -> None
     assert time.process_time() - began < 0.05
 
 
+def test_a_request_of_texts_takes_a_batch_of_long_ones_and_not_much_more() -> None:
+    """JSON is read in one go, in which no other thread has a turn: 60 MiB would take 300 ms."""
+    limits = Limits.of([TensorSpec("text", "BYTES", ())], 256, 1 << 40)
+    texts = ["a" * 4096] * 256
+    body = head(tensor(datatype="BYTES", shape=[256], data=texts))
+    assert list(http.parse_request(body, limits=limits).inputs["x"]) == [b"a" * 4096] * 256
+    assert limits.head < 8 << 20
+
+
 def test_limits_follow_from_a_model() -> None:
     image = TensorSpec("images", "UINT8", (3, 224, 224))
     limits = Limits.of([image], 256, 1 << 40)

@@ -240,8 +240,8 @@ class Limits:
             sum(math.prod(spec.shape[:axis]) for axis in range(len(spec.shape))) / max(1, size)
             for spec, size in zip(inputs, sizes, strict=True)
         ]
-        texts = any(spec.datatype == "BYTES" for spec in inputs)
-        head = values * (TEXT_LENGTH if texts else VALUE_LENGTH)
+        texts = sum(n for spec, n in zip(inputs, sizes, strict=True) if spec.datatype == "BYTES")
+        head = values * VALUE_LENGTH + max_batch * texts * TEXT_LENGTH
         query = sum(
             size * (TEXT_LENGTH if spec.datatype == "BYTES" else _width(spec.datatype))
             for spec, size in zip(inputs, sizes, strict=True)
