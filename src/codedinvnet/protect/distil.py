@@ -31,7 +31,7 @@ FEWEST_STEPS = 40
 """Steps of an epoch at least; few inputs are then gone round several times."""
 MOST_STEPS, MOST_ROUNDS = 60_000, 400
 """A training ends here even if time is left: more changes nothing, or learns inputs by heart."""
-SHARE = 0.85
+SHARE = 0.93
 """Part of the time that epochs are planned for; the rest is for slow moments of the machine."""
 
 

@@ -1,8 +1,9 @@
-"""Train backups of several sizes within the time: short trials, then the best of each size."""
+"""Train backups of several sizes in the time: short trials, then the best class at each size."""
 
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ WORKS = (0.1, 0.25, 0.5)
 """Sizes of backups, in the served model's work."""
 FIRST = ("fewer-blocks", "smaller-images", "early-exit")
 """Candidates that learn fastest, because they start from the model's own weights."""
-TRIALS = 0.3
+TRIALS = 0.15
 """Share of the time for trials, if there are several candidates."""
 HOPELESS = 0.05
 """A size whose trial agrees less often than the best one's by this much is trained no further."""
@@ -109,16 +110,14 @@ class Ladder:
         Raises:
             UserError: if there is time for none.
         """
-        found = [self._fresh(entry) for entry in entries]
+        found, sizes = list[Trained](), list(dict.fromkeys(entry.work for entry in entries))
         if len(entries) > 1:
-            trials = self._round("trial", found, TRIALS * seconds)
+            found = self._trials(entries, sizes, TRIALS * seconds)
             seconds *= 1 - TRIALS
-            scores = ", ".join(f"{t.entry.name} {100 * t.score:.1f} %" for t in trials)
-            self.notes.append(f"agreement on validation inputs after short trials: {scores}")
-            found = [self._best(work, trials, entries) for work in {e.work: 0 for e in entries}]
+        found = [self._best(work, found, entries) for work in sizes]
         highest = max((trained.score for trained in found), default=0.0)
         for trained in found:
-            trained.stopped = trained.score < highest - HOPELESS
+            trained.stopped = 0 <= trained.score < highest - HOPELESS
         going = [trained for trained in found if not trained.stopped]
         finished = {t.entry.name: t for t in self._round("final", going, seconds)}
         found = [finished.get(t.entry.name, t) for t in found]
@@ -126,14 +125,38 @@ class Ladder:
             raise UserError("; ".join(self.notes) or "no backup can be trained for this model")
         return [trained for trained in found if trained.score >= 0]
 
+    def _trials(
+        self, entries: Sequence[Entry], sizes: Sequence[float], seconds: float
+    ) -> list[Trained]:
+        """Try all classes at a size in the middle that has most of them; the best at the others."""
+        count = Counter(entry.work for entry in entries)
+        full = [work for work in sizes if count[work] == max(count.values())]
+        middle = full[len(full) // 2]
+        classes = [entry for entry in entries if entry.work == middle]
+        second = seconds / (sum(entry.work for entry in classes) + sum(sizes) - middle)
+        found = self._try(classes, second)
+        found.sort(key=lambda trained: -trained.score)
+        best = [self._best(work, found, entries).entry for work in sizes if work != middle]
+        found += self._try(best, second)
+        scores = ", ".join(f"{t.entry.name} {100 * t.score:.1f} %" for t in found)
+        self.notes.append(f"agreement on validation inputs after short trials: {scores}")
+        return found
+
+    def _try(self, entries: Sequence[Entry], second: float) -> list[Trained]:
+        """Train new students, each for so many seconds times its work."""
+        seconds = second * sum(entry.work for entry in entries)
+        return self._round("trial", [self._fresh(entry) for entry in entries], seconds)
+
     def _best(self, work: float, trials: Sequence[Trained], entries: Sequence[Entry]) -> Trained:
-        """Return a size's best trial; without one, its first candidate in the order of FIRST."""
-        tried = [trained for trained in trials if trained.entry.work == work]
-        if tried:
-            return max(tried, key=lambda trained: trained.score)
+        """Return a size's candidate of the class that did best so far; its trial, if it had one.
+
+        Classes without a trial come last, in the order of FIRST.
+        """
+        order = [*(trained.entry.family for trained in trials), *FIRST, *STUDENTS]
         mine = [entry for entry in entries if entry.work == work]
-        likely = [entry for family in FIRST for entry in mine if entry.family == family]
-        return self._fresh([*likely, *mine][0])
+        best = min(mine, key=lambda entry: order.index(entry.family))
+        tried = [trained for trained in trials if trained.entry == best]
+        return tried[0] if tried else self._fresh(best)
 
     def _fresh(self, entry: Entry) -> Trained:
         torch.manual_seed(self.seed)
