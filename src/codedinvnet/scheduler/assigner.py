@@ -230,7 +230,7 @@ class TaskAssigner:
         self.reorder(index)
 
     def reorder(self, index: int) -> None:
-        """Take note that a worker's load, turn, health or pace has changed."""
+        """Take note that a worker's load, turn, health or slowness has changed."""
         worker = self.workers[index]
         load, slots = len(worker.running), self.concurrency.slots(index)
         if index >= self._mains:

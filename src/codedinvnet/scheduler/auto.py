@@ -1,17 +1,14 @@
 """What `auto` does about late answers, by what it measures.
 
-1. It has what the model has: a code whose extra task is cheap (a small backup), another code, or
-   none.
-2. With a cheap extra task it *rescues*: a query that is late gets one of its own, for a k-th of a
-   service time. If that is late as well, by what such tasks normally take, it is sent once more,
-   and a copy of the query. If no worker was free for it, a copy is sent after as long again.
-   Where stragglers cost something and many workers are idle, it is sent before the query is late
-   (rule 6 of `hedging`).
-3. With another code it hedges. It codes every group as well while stragglers cost more than CODES
-   (the excess of `pace`) and no more than BUSY of the slots are busy. It ceases when they cost less
-   than half of CODES, or when more than BUSY and a tenth are busy.
-4. Without a code it hedges.
-5. It looks again after every LOOK queries. What it decides is a `Decision`.
+1. With a code whose extra task is cheap, such as a small backup, a late query gets that task, for a
+   k-th of a service time. If the task is late as well, it is sent once more, with a copy of the
+   query; if no worker was free for it, a copy is sent after as long again. Where stragglers cost
+   something and many workers are idle, the task is sent before the query is late.
+2. With another code `auto` hedges. It codes every group as well while stragglers cost more than
+   CODES (`LatencyStats.overhead`) and at most BUSY of the slots are busy. It stops when they cost
+   less than half of CODES, or when more than BUSY and a tenth are busy.
+3. Without a code it hedges.
+4. It decides again after every LOOK queries.
 """
 
 from __future__ import annotations

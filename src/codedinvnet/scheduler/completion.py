@@ -124,8 +124,8 @@ class Completion:
             self.settle(query.group)
         elif not query.attempts:
             self._on.send_own(query, first=True)
-        elif len(query.attempts) > 1 or not self._on.policy.unsure(self._on, query):
-            self._on.policy.weakened(self._on, query)
+        else:
+            self._on.policy.withheld(self._on, query)
 
     def _end(self, query: Query, action: Action) -> None:
         self._on.actions.append(action)
@@ -145,7 +145,7 @@ class Completion:
         self._on.close_if_over(group)
 
     def cancel(self, query: Query) -> None:
-        """Strike a query off that nobody waits for, at no loss to the others of its group.
+        """Strike off a query whose client is gone, at no loss to the others of its group.
 
         What a worker is at goes on. If none was given the query, it leaves its group while that
         is open; once sealed, the group may be decoded only with its output, so that one of its

@@ -3,7 +3,7 @@
 A *needed* task is the only one that can answer somebody; a task that is *extra* yields: it is
 dropped when its turn comes if many needed tasks wait behind it. How many depends on what
 stragglers cost (`LatencyStats.overhead`) and on the share of the slots that is idle
-(`TaskAssigner.load`): WORTH times both for every slot, and MOST at most. Where nobody straggles,
+(`TaskAssigner.load`): WORTH times both for every slot, and MOST at most. Where none straggles,
 extra tasks are computed only while none waits.
 
 What a policy launches is paid from the budget here, and nowhere else. A copy costs one service
@@ -144,7 +144,7 @@ class Dispatcher:
         return min(2, int((self.now - min(began)) / late).bit_length() // 3)
 
     def _price(self, launch: Launch) -> float | None:
-        """Return what a launch costs, in service times; None if nobody pays for it."""
+        """Return what a launch costs, in service times; None if it is free."""
         group, query = launch.group, launch.query
         if not launch.hedge and (not self._pays_all or (query is None and self.rules.backups)):
             return None
@@ -345,7 +345,7 @@ class Dispatcher:
         self.close_if_over(attempt.group)
 
     def drop_queued(self, attempts: Iterable[int]) -> None:
-        """Forget those of these tasks that no worker was given and nobody needs."""
+        """Forget those of these tasks that no worker was given and no query needs."""
         for identity in list(attempts):
             attempt = self.flying.attempts.get(identity)
             if attempt is None or attempt.started is not None or self.flying.is_needed(attempt):

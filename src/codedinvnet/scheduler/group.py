@@ -116,7 +116,7 @@ class CodingGroup:
         self._fix(1)
 
     def seal(self) -> tuple[int, ...]:
-        """Fix the size and return the tasks that nobody was given yet.
+        """Fix the size and return the tasks that no worker was given yet.
 
         A code of fixed size gets fillers behind the members; in a systematic code the fillers'
         own outputs count as arrived.

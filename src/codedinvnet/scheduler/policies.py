@@ -139,12 +139,11 @@ class Policy:
     def lost(self, on: Dispatcher, attempt: Attempt) -> None:
         """A data task is lost."""
 
-    def unsure(self, on: Dispatcher, query: Query) -> bool:
-        """Tell whether a query whose decoded answer was withheld will have another of its own."""
-        return False
+    def withheld(self, on: Dispatcher, query: Query) -> None:
+        """A query's decoded answer was withheld, and its own is under way."""
 
     def weakened(self, on: Dispatcher, query: Query) -> None:
-        """A query has lost an attempt, or a decoded answer, and others are under way."""
+        """A query has lost an attempt, and others are under way."""
 
 
 @dataclass(frozen=True)
@@ -176,8 +175,9 @@ class Hedge(Policy):
             if self._wants(query):
                 self._copy(on, query)
 
-    def unsure(self, on: Dispatcher, query: Query) -> bool:
-        return len(query.attempts) > 1 or self._copy(on, query)
+    def withheld(self, on: Dispatcher, query: Query) -> None:
+        if len(query.attempts) > 1 or not self._copy(on, query):
+            self.weakened(on, query)
 
     def weakened(self, on: Dispatcher, query: Query) -> None:
         if not query.attempts or not self._wants(query):
@@ -330,8 +330,9 @@ class Joined(Policy):
         for part in self.joined:
             part.lost(on, attempt)
 
-    def unsure(self, on: Dispatcher, query: Query) -> bool:
-        return any(part.unsure(on, query) for part in self.joined)
+    def withheld(self, on: Dispatcher, query: Query) -> None:
+        for part in self.joined:
+            part.withheld(on, query)
 
     def weakened(self, on: Dispatcher, query: Query) -> None:
         for part in self.joined:

@@ -137,7 +137,7 @@ class InFlight:
                 yield query
 
     def wanted_until(self, attempt: int, latest: float) -> float:
-        """Return the last deadline of those in an attempt's group who wait; 0 if nobody does.
+        """Return the last deadline of those in an attempt's group who wait; 0 if none does.
 
         Args:
             attempt: its number.

@@ -1,10 +1,11 @@
 """Whether copies win: what they save and what they cost, learned for each traffic.
 
 A copy that answers first saves the time until its original would have answered. One that does not
-saves nothing. Both take a server's time, which is the cost: others wait for it, the longer the
-busier the servers are. Where requests take long by themselves, copies take as long, and cost more
-than they save; there they stop, and one in PROBE shows whether that is still so. What is many
-times as late is learned apart: a server may begin to stall where copies never won before.
+saves nothing. Both take a server's time, which is the cost: they delay those that wait already, and
+the more of those that come, the busier the servers are. Where requests take long by themselves,
+copies take as long, and cost more than they save; there they stop, and one in PROBE shows whether
+that is still so. What is many times as late is learned apart: a server may begin to stall where
+copies never won before.
 """
 
 from __future__ import annotations

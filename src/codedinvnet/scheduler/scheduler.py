@@ -223,7 +223,7 @@ class Scheduler:
         return self.completion.flush()
 
     def cancel(self, queries: Iterable[int]) -> list[Action]:
-        """Nobody waits for these queries any more; those that are over are ignored."""
+        """The clients of these queries are gone; queries that are over are ignored."""
         for identity in queries:
             if (query := self.queries.get(identity)) is not None:
                 self.completion.cancel(query)

@@ -9,20 +9,20 @@ from codedinvnet.scheduler.policies import Policy
 AUTO_EXTRA = 0.2
 """Extra work per query that `auto` may do by default."""
 SHORTEST_HANG, HANG_SHARE = 1000.0, 0.6
-"""Milliseconds on one task after which a worker is taken for hung, if nobody says: a share of the
+"""Milliseconds on one task after which a worker is taken for hung by default: a share of the
 deadline, so that there is time to send its query again, and no less than these. The machine itself
 may stand still for so long."""
 MAX_BATCH = 256
-"""Images of one request, at most, if nobody says."""
+"""Images of one request, at most, by default."""
 
 
 def pending_limit(workers: int) -> int:
-    """Return how many queries may be unanswered before more are refused, if nobody says."""
+    """Return how many queries may be unanswered before more are refused, by default."""
     return max(2000, 200 * workers)
 
 
 def hang_limit(deadline_ms: float) -> float:
-    """Return the ms that a worker may be at one task before it is replaced, if nobody says."""
+    """Return the ms that a worker may be at one task before it is replaced, by default."""
     return max(SHORTEST_HANG, HANG_SHARE * deadline_ms)
 
 

@@ -351,7 +351,7 @@ class Simulation:
 
 
 def _costs_no_time(action: Complete | Decided | Forget) -> None:
-    """Pass by a free check, what is told, and what is forgotten."""
+    """Pass by a free check, a decision, and what is forgotten."""
 
 
 def _specs(code: CodeRules, encodes: bool) -> dict[tuple[int, int], Task]:

@@ -51,12 +51,12 @@ STRAGGLERS: Mapping[str, Callable[[float, int], Model]] = {
 }
 """Name -> model, given the mean service time in ms and the images of a request.
 
-none: nobody straggles. held: one data task in a hundred is answered 100 ms late, at most one of a
-request, which for requests of ten is the paper's model (Dinh & Lee, section 4.3). exponential: 2 %
-of the tasks block their worker for five service times in the mean. pareto: 1 % block it for at
+none: no worker straggles. held: one data task in a hundred is answered 100 ms late, at most one of
+a request, which for requests of ten is the paper's model (Dinh & Lee, section 4.3). exponential:
+2 % of the tasks block their worker for five service times in the mean. pareto: 1 % block it for at
 least two, with a tail of exponent 1.5. slower: worker 0 is three times slower for good. bursts:
-three workers at once, drawn anew, compute five times slower for 20 service times in the mean, every
-200. hung: one task in a thousand of worker 0 never ends.
+three workers at once, drawn again each time, compute five times slower for 20 service times in the
+mean, every 200. hung: one task in a thousand of worker 0 never ends.
 """
 
 
