@@ -2,8 +2,7 @@
 
 1. With a code whose extra task is cheap, such as a small backup, a late query gets that task, for a
    k-th of a service time. If the task is late as well, it is sent once more, with a copy of the
-   query; if no worker was free for it, a copy is sent after as long again. Where stragglers cost
-   something and many workers are idle, the task is sent before the query is late.
+   query; if no worker was free for it, a copy is sent after as long again.
 2. With another code `auto` hedges. It codes every group as well while stragglers cost more than
    CODES (`LatencyStats.overhead`) and at most BUSY of the slots are busy. It stops when they cost
    less than half of CODES, or when more than BUSY and a tenth are busy.

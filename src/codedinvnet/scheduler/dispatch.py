@@ -382,7 +382,7 @@ class Dispatcher:
             case "hang":
                 attempt = flying.attempts.get(identity)
                 return attempt is None or not self.assigner.is_running(attempt)
-            case "late" | "waits" | "early":
+            case "late" | "waits":
                 return identity not in flying.attempts
             case "retry":
                 return identity not in self.stats.slow

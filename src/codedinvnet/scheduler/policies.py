@@ -7,7 +7,6 @@ subclass of `Policy` here and give it a name in `POLICIES`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -24,12 +23,6 @@ COPIES = 2
 """The most copies of one late query."""
 BACKUPS = 2
 """The most extra tasks for one late query at a time."""
-EARLY = 0.005
-"""Stragglers must cost more (`LatencyStats.overhead`) for backups to be sent before a query is
-late."""
-IDLE = 2.0
-"""So many roots of their number of slots must be idle for that: as many as would seldom all be
-taken at once."""
 
 
 class Launch(NamedTuple):
@@ -129,9 +122,6 @@ class Policy:
     def begun(self, on: Dispatcher, attempt: Attempt) -> None:
         """A worker was given a task."""
 
-    def soon_late(self, on: Dispatcher, attempt: Attempt) -> None:
-        """A data task is so old that a backup sent now would answer when the task is late."""
-
     def late(self, on: Dispatcher, attempt: Attempt, again: bool, runs: bool) -> Then:
         """A task has run longer than its kind normally does; if not `runs`, it has only waited."""
         return Then.PASS
@@ -224,19 +214,8 @@ class Backup(Policy):
             on.timers.set(on.now + late, "waits", attempt.identity)
 
     def begun(self, on: Dispatcher, attempt: Attempt) -> None:
-        group = attempt.group
         if attempt.query is None:
             on.watch(attempt)
-        elif on.stats.overhead > EARLY and not on.rules.backups and not group.is_open:
-            late = on.stats.late(attempt.kind, attempt.worker, attempt.traffic)
-            if late is not None and group.code.r:
-                takes = on.cost(group, group.code.k) * on.stats.normal
-                on.timers.set(on.now + max(0.0, late - takes), "early", attempt.identity)
-
-    def soon_late(self, on: Dispatcher, attempt: Attempt) -> None:
-        slots = on.assigner.slots_up
-        if slots - on.assigner.running >= IDLE * math.sqrt(slots):
-            self._send(on, attempt, urgent=False)
 
     def late(self, on: Dispatcher, attempt: Attempt, again: bool, runs: bool) -> Then:
         if attempt.query is None:
@@ -248,7 +227,7 @@ class Backup(Policy):
     def lost(self, on: Dispatcher, attempt: Attempt) -> None:
         self._send(on, attempt)
 
-    def _send(self, on: Dispatcher, attempt: Attempt, urgent: bool = True) -> bool:
+    def _send(self, on: Dispatcher, attempt: Attempt) -> bool:
         """Send a query's group its extra task, once; tell whether it was sent."""
         query, group = attempt.query, attempt.group
         k = group.code.k
@@ -258,7 +237,7 @@ class Backup(Policy):
             return False
         if group.live.get(k) or group.retries:
             return False
-        return on.launch(Launch(group, k, first=True, urgent=urgent))
+        return on.launch(Launch(group, k, first=True, urgent=True))
 
 
 @dataclass(frozen=True)
@@ -317,10 +296,6 @@ class Joined(Policy):
     def begun(self, on: Dispatcher, attempt: Attempt) -> None:
         for part in self.joined:
             part.begun(on, attempt)
-
-    def soon_late(self, on: Dispatcher, attempt: Attempt) -> None:
-        for part in self.joined:
-            part.soon_late(on, attempt)
 
     def late(self, on: Dispatcher, attempt: Attempt, again: bool, runs: bool) -> Then:
         then = (part.late(on, attempt, again, runs) for part in self.joined)

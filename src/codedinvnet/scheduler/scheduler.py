@@ -272,8 +272,6 @@ class Scheduler:
                     completion.worker_lost(self.attempts[identity].worker or 0, "hung")
                 case "late" | "waits":
                     on.late(identity, runs=kind == "late")
-                case "early":
-                    on.policy.soon_late(on, self.attempts[identity])
                 case "retry":
                     if self.stats.retry(now, identity):
                         self.assigner.reorder(identity)

@@ -8,7 +8,6 @@ from typing import Literal, TypeAlias
 
 Kind: TypeAlias = Literal[
     "deadline",
-    "early",
     "group",
     "hang",
     "late",
