@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from codedinvnet.codes.equal_cost import encoder_macs, macs
 from codedinvnet.errors import UserError
 from codedinvnet.evaluation import latency
-from codedinvnet.evaluation.cost import encoder_share
 from codedinvnet.evaluation.grid import read_rows
 from codedinvnet.evaluation.latency import arms, load_latency_grid, quick_grid
 from codedinvnet.evaluation.quantiles import Histogram
@@ -147,7 +147,8 @@ def test_parities_wait_as_long_as_they_cost(
 ) -> None:
     labels = ["uncoded", "hedge", "coded", "small-backup", "parm", "collage@1.4", "auto"]
     bench = bench_of(write_grid(tmp_path, bundle_folder, labels), data_dir)
-    share = encoder_share(bench.bundle.model, 4)
+    model = bench.bundle.model
+    share = encoder_macs(model, 4) / macs(model.network, model)
     assert waits(bench, "uncoded") == waits(bench, "hedge") == [10] * 3
     assert waits(bench, "small-backup") == pytest.approx([10, 2.5, 7.5])
     assert waits(bench, "auto") == waits(bench, "small-backup")  # which it may ask

@@ -162,7 +162,7 @@ def test_a_mosaics_members_are_answered_from_what_was_read_of_them() -> None:
     images = torch.randint(0, 256, (2, 3, 1, 16, 16), dtype=torch.uint8)
     parity = coded.encode(images)
     side = coded.fuse(images).side
-    readings = head.read(coded.network(coded.parity_images(images)), 3)
+    readings = head.read(coded.network(coded.fuse(images).parity), 3)
     torch.testing.assert_close(parity.side, torch.cat([side, readings], dim=2))
     evidence, unused = parity.side[:, 1], torch.zeros(2, *coded.latent_shape)
     logits = coded.recover(unused, evidence, 3)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from codedinvnet.checkpoint import PART, load_checkpoint, load_modules
 from codedinvnet.codes.base import Scheme
-from codedinvnet.codes.method import ONE, Method, Tolerance, given_by
+from codedinvnet.codes.method import Method, given_by
 from codedinvnet.codes.registry import OURS, find_method
 from codedinvnet.devices import first_tensor
 from codedinvnet.errors import UserError
@@ -25,7 +25,6 @@ def scheme_for(
     k: int,
     name: str = OURS,
     part: Path | None = None,
-    tolerance: Tolerance = ONE,
 ) -> Scheme:
     """Return a method's scheme for a bundle, with the part in a checkpoint if it needs one.
 
@@ -35,13 +34,12 @@ def scheme_for(
         name: the method's name, as `find_method` takes it.
         part: what `bench accuracy` left, `best.safetensors` in the part's folder; None: the one
             in the bundle's folder, if there is one.
-        tolerance: the tolerance of a method that can be made for any.
 
     Raises:
         UserError: if the part is missing, not needed, or was trained for something else.
     """
     method = find_method(name)
-    given = given_by(bundle, k, tolerance)
+    given = given_by(bundle, k)
     if not method.part:
         if part is not None:
             raise UserError(f"part: {method.name} needs no trained part")

@@ -11,18 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from codedinvnet.codes.backup import backup_network, backup_width
-from codedinvnet.codes.equal_cost import count_macs, encoder_macs, macs
+from codedinvnet.codes.equal_cost import count_macs
 from codedinvnet.devices import first_tensor
 from codedinvnet.models.bundle import Bundle
-from codedinvnet.models.coded import CodedModel, decode_missing
+from codedinvnet.models.coded import decode_missing
 from codedinvnet.provenance import describe_machine
 
 REPEATS = 30
-
-
-def encoder_share(model: CodedModel, k: int) -> float:
-    """Return what E costs for k images in embeddings, by their multiply-adds."""
-    return encoder_macs(model, k) / macs(model.network, model)
 
 
 def median_ms(call: Callable[[], Any]) -> float:

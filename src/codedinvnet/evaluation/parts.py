@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from codedinvnet.checkpoint import PART, load_checkpoint, load_modules
-from codedinvnet.codes.base import Scheme, blamed
+from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.equal_cost import macs, plain_network, plain_width
 from codedinvnet.codes.method import Given, Tolerance
 from codedinvnet.codes.registry import find_method
@@ -329,9 +329,7 @@ class DataSet:
 
     def part_file(self, trial: Trial) -> Path:
         """Return the checkpoint of a trial's part for `serve --part`; train it if need be."""
-        method = find_method(trial.method)
-        with blamed(f"the method {method.name}", method.file):
-            self.part(trial)
+        self.part(trial)
         return self._part_folder(trial) / f"seed{trial.seed}" / BEST
 
     def validation_groups(self, k: int) -> tuple[Tensor, Tensor]:
@@ -358,12 +356,11 @@ class DataSet:
     def scheme(self, trial: Trial) -> Scheme:
         """Return a trial's scheme with everything it needs, trained if it was not."""
         method, given = find_method(trial.method), self.given(trial)
-        with blamed(f"the method {method.name}", method.file):
-            if method.part:
-                given = replace(given, part=self.part(trial))
-            if method.tuned:
-                given = replace(given, chosen=method.tune(given, *self.validation_groups(trial.k)))
-            return method.build(given)
+        if method.part:
+            given = replace(given, part=self.part(trial))
+        if method.tuned:
+            given = replace(given, chosen=method.tune(given, *self.validation_groups(trial.k)))
+        return method.build(given)
 
     def depends(self, trial: Trial) -> dict[str, Any]:
         """Return what a trial's result depends on beside the grid: its key in the results."""

@@ -117,16 +117,6 @@ def decode_each(parity: Tensor, latents: Tensor) -> Tensor:
     return latents + shared_error(parity, latents)[:, None]
 
 
-@torch.no_grad()
-def empty_latent(model: CodedModel) -> Tensor:
-    """Return f of the black image, *latent_shape.
-
-    In a mixture of images whose weights do not sum to 1, the black image has what is left.
-    """
-    latent: Tensor = model.network(first_tensor(model).new_zeros(1, *model.input_shape))
-    return latent[0]
-
-
 def build_network(
     settings: NetworkSettings, input_shape: tuple[int, int, int]
 ) -> IResNet | IRevNet:
@@ -286,10 +276,6 @@ class CodedModel(nn.Module):
         """
         x = self.prepare(images)
         return self.encoder.encode(x, uniform_weights(x) if weights is None else weights)
-
-    def parity_images(self, images: Tensor) -> Tensor:
-        """Return the parity images (B, C, H', W') of groups (B, m, C, H, W), padded, in 0..1."""
-        return self.fuse(images).parity
 
     def recover(self, latents: Tensor, side: Tensor, members: Growth) -> Tensor:
         """Map decoded latents of groups of one size to logits, by g' if there is one, else by g.
