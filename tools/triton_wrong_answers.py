@@ -40,12 +40,12 @@ def ask(number: int) -> str:
     body = json.dumps({"id": str(number), "inputs": [tensor]}).encode()
     try:
         with http.urlopen(URL, body, timeout=30) as reply:
-            told = json.load(reply)
+            found = json.load(reply)
     except OSError as error:  # Triton says so, or is starting
         return type(error).__name__
-    if (got := told["outputs"][0]["data"][0]) == number:
+    if (got := found["outputs"][0]["data"][0]) == number:
         return "right"
-    print(f"sent id {number}, x = {number}; got id {told['id']}, y = {got}", flush=True)
+    print(f"sent id {number}, x = {number}; got id {found['id']}, y = {got}", flush=True)
     return "WRONG"
 
 

@@ -269,7 +269,7 @@ async def another_answer(sizes: Sizes, log: Path) -> Count:
 
 
 async def hanging_lookup(sizes: Sizes, log: Path) -> Count:
-    """Name an upstream whose address nobody finds."""
+    """Name upstreams whose lookups hang."""
     upstreams = [Upstream(), Upstream()]
     others = ["dns+http://one.hangs:80", "http://two.hangs:80"]
     async with harmed("lookups hang", log, *upstreams, others=others) as (client, count):

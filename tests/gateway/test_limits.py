@@ -128,7 +128,7 @@ async def test_a_deadline_says_where_the_request_was() -> None:
     ],
     ids=["valid", "keys", "string", "spaces"],
 )
-async def test_json_that_takes_long_to_read_holds_nobody_up(body: bytes) -> None:
+async def test_json_that_takes_long_to_read_holds_no_other_up(body: bytes) -> None:
     """No turn of the event loop takes long, in seconds of its own thread."""
     turns, over = [time.thread_time()], asyncio.Event()
 
