@@ -32,8 +32,8 @@ try:
 except (ImportError, RuntimeError) as error:  # tritonclient makes the first the second
     raise UserError("gRPC needs an extra: pip install 'codedinvnet[grpc]'") from error
 
-__all__ = ["SERVICE", "parse", "parse_request", "parse_response", "pb", "render_metadata"]
-__all__ += ["render_request", "render_response", "serialized"]
+__all__ = ["SERVICE", "parse", "parse_request", "pb"]
+__all__ += ["render_metadata", "render_response", "serialized"]
 SERVICE = "inference.GRPCInferenceService"
 MOST_PARTS = 4096
 """Tensors, contents, parameters and sizes of a request. Two bytes of a message make one."""
@@ -82,43 +82,6 @@ def parse_request(message: bytes, check: Check | None = None) -> InferRequest:
     if check is not None:
         check(head)
     return head.request()
-
-
-def render_request(request: InferRequest) -> bytes:
-    """Write a request as a serialized ModelInferRequest.
-
-    Raises:
-        ProtocolError: if gRPC cannot carry a parameter.
-    """
-    message = pb.ModelInferRequest(
-        model_name=request.model_name, model_version=request.model_version, id=request.id or ""
-    )
-    _set_parameters(message.parameters, request.parameters)
-    for name, array in request.inputs.items():
-        entry = _add(message.inputs, message.raw_input_contents, name, array)
-        _set_parameters(entry.parameters, request.input_parameters.get(name, {}))
-    for output in request.outputs:
-        wanted = message.outputs.add()
-        wanted.name = output.name
-        _set_parameters(wanted.parameters, output.parameters)
-    return serialized(message)
-
-
-def parse_response(message: bytes) -> InferResponse:
-    """Read a serialized ModelInferResponse.
-
-    Raises:
-        ProtocolError: if it is none.
-    """
-    response = parse(pb.ModelInferResponse, message)
-    tensors = _tensors("outputs", response.outputs, response.raw_output_contents)
-    return InferResponse(
-        {tensor.name: tensor.read(f"outputs.{i}") for i, tensor in enumerate(tensors)},
-        response.model_name,
-        response.model_version,
-        response.id or None,
-        _parameters(response.parameters),
-    )
 
 
 def render_response(response: InferResponse) -> bytes:

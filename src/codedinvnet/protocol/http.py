@@ -49,40 +49,25 @@ class Body(NamedTuple):
         return {"Content-Type": "application/octet-stream", **length}
 
 
-class Inflated:
-    """A compressed body, which is inflated no further than it is read.
+def inflated(data: bytes, coding: str, limit: int) -> bytes:
+    """Decompress a body, gzip or zlib by its header.
 
-    Args:
-        data: gzip or zlib, by its header.
-        coding: what the client calls it.
+    Raises:
+        TooLarge: if it has more than `limit` bytes then; no more of it are decompressed.
+        ProtocolError: if it is damaged, cut short, or followed by something else.
     """
-
-    def __init__(self, data: bytes, coding: str) -> None:
-        self.decoder, self.rest, self.coding = zlib.decompressobj(wbits=47), data, coding
-
-    def read(self, size: int) -> bytes:
-        """Return the next bytes: `size`, or fewer at the end."""
-        parts, missing = [], size
-        try:
-            while missing and not self.decoder.eof:
-                part = self.decoder.decompress(self.rest, missing)
-                self.rest = self.decoder.unconsumed_tail
-                if not part and not self.rest:
-                    break
-                parts.append(part)
-                missing -= len(part)
-        except zlib.error as error:
-            raise ProtocolError(f"body: not valid {self.coding}: {error}") from error
-        return b"".join(parts)
-
-    def finish(self, limit: int) -> None:
-        """Refuse a body that goes on, is cut short, or is followed by something else."""
-        if not self.decoder.eof and self.read(1):
-            raise TooLarge(f"body: more than {limit} bytes when decompressed")
-        if not self.decoder.eof:
-            raise ProtocolError(f"body: the {self.coding} data is cut short")
-        if rest := len(self.decoder.unused_data):
-            raise ProtocolError(f"body: {rest} bytes follow the {self.coding} data")
+    decoder = zlib.decompressobj(wbits=47)
+    try:
+        found = decoder.decompress(data, limit + 1)
+    except zlib.error as error:
+        raise ProtocolError(f"body: not valid {coding}: {error}") from error
+    if len(found) > limit:
+        raise TooLarge(f"body: more than {limit} bytes when decompressed")
+    if not decoder.eof:
+        raise ProtocolError(f"body: the {coding} data is cut short")
+    if rest := len(decoder.unused_data):
+        raise ProtocolError(f"body: {rest} bytes follow the {coding} data")
+    return found
 
 
 def parse_request(
@@ -93,9 +78,6 @@ def parse_request(
     check: Check | None = None,
 ) -> InferRequest:
     """Read an inference request.
-
-    Of a compressed body only the JSON part is inflated at first. What it says of its tensors is
-    checked, and bounds what is inflated then.
 
     Args:
         body: as it came.
@@ -112,21 +94,12 @@ def parse_request(
         raise ProtocolError(f"Content-Encoding: {short(encoding)} is not supported (gzip, deflate)")
     length = _length(header_length)
     if coding != "identity":
-        packed = Inflated(body, coding)
-        whole = packed.read(limits.head if length is None else min(length, limits.head + 1))
-        if length is None:
-            packed.finish(limits.head)
-        elif len(whole) < length <= limits.head:
-            raise ProtocolError(f"{HEADER_LENGTH}: {length} is more than the body's bytes")
-        head = parse_head(whole, limits, length is not None, check)
-        tail = memoryview(packed.read(min(head.tail, limits.body)))
-        packed.finish(len(whole) + head.tail)
-    else:
-        view = memoryview(body)
-        if length is not None and length > len(view):
-            raise ProtocolError(f"{HEADER_LENGTH}: {length} is more than the body's {len(view)}")
-        head = parse_head(view[:length], limits, length is not None, check)
-        tail = view[len(view) if length is None else length :]
+        body = inflated(body, coding, limits.head if length is None else limits.body)
+    view = memoryview(body)
+    if length is not None and length > len(view):
+        raise ProtocolError(f"{HEADER_LENGTH}: {length} is more than the body's {len(view)}")
+    head = parse_head(view[:length], limits, length is not None, check)
+    tail = view[len(view) if length is None else length :]
     if head.tail != len(tail):
         what = "bytes follow the JSON part, but its binary_data_size say"
         raise ProtocolError(f"body: {len(tail)} {what} {head.tail}")

@@ -214,14 +214,12 @@ class Limits:
     """Bounds on a request that are checked before anything is built of it.
 
     Attributes:
-        values: of JSON.
-        lists: lists, objects and keys of JSON.
+        values: values, lists, objects and keys of JSON.
         head: bytes of JSON.
         body: bytes of JSON and binary tensors.
     """
 
-    values: int = 1 << 22
-    lists: int = 1 << 22
+    values: int = 1 << 23
     head: int = 1 << 26
     body: int = 1 << 31
 
@@ -236,19 +234,18 @@ class Limits:
         """
         sizes = [math.prod(spec.shape) for spec in inputs]
         values = max(JSON_VALUES, sum(sizes)) + OTHER_JSON
-        shares = [
-            sum(math.prod(spec.shape[:axis]) for axis in range(len(spec.shape))) / max(1, size)
-            for spec, size in zip(inputs, sizes, strict=True)
-        ]
         texts = sum(n for spec, n in zip(inputs, sizes, strict=True) if spec.datatype == "BYTES")
         head = values * VALUE_LENGTH + max_batch * texts * TEXT_LENGTH
-        query = sum(
-            size * (TEXT_LENGTH if spec.datatype == "BYTES" else _width(spec.datatype))
-            for spec, size in zip(inputs, sizes, strict=True)
+        widths = (
+            TEXT_LENGTH
+            if spec.datatype == "BYTES"
+            else max(BINARY_LENGTH, DATATYPES[spec.datatype].itemsize)
+            for spec in inputs
         )
+        query = sum(size * width for size, width in zip(sizes, widths, strict=True))
         body = min(max(max_batch * query, head) + MOST_PARAMETERS, memory)
-        lists = int(values * max(shares, default=0)) + OTHER_JSON
-        return cls(values, lists, min(head, body), body)
+        deepest = max((len(spec.shape) for spec in inputs), default=0)
+        return cls(values * (2 + deepest), min(head, body), body)
 
     def check_counts(self, head: bytes) -> None:
         """Refuse JSON that takes long to read.
@@ -256,17 +253,8 @@ class Limits:
         Raises:
             TooLarge: naming the bound.
         """
-        bounds = (
-            (head.count(b","), self.values, "values"),
-            (sum(map(head.count, (b"[", b"{", b":"))), self.lists, "lists, objects and keys"),
-        )
-        for found, most, name in bounds:
-            if found > most:
-                raise TooLarge(f"body: more than {most} {name} of JSON; send binary tensors")
-
-
-def _width(datatype: str) -> int:
-    return max(BINARY_LENGTH, DATATYPES[datatype].itemsize)
+        if sum(map(head.count, (b",", b"[", b"{", b":"))) > self.values:
+            raise TooLarge(f"body: more than {self.values} values of JSON; send binary tensors")
 
 
 def short(value: Any) -> str:
