@@ -131,13 +131,3 @@ class TestOverdue:
             clock.heard(began - 2.0)
             await asyncio.sleep(0.001)
         assert rung[0] - began > 0.19
-
-    async def test_it_may_be_cancelled_meanwhile(self) -> None:
-        rung: list[float] = []
-        clock = Alarm(rung.append)
-        clock.set(time.monotonic() - 1.0)
-        await asyncio.sleep(0.001)
-        clock.cancel()
-        for _ in range(5 * TURNS):
-            await asyncio.sleep(0.001)
-        assert rung == []

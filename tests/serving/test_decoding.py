@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -36,7 +35,6 @@ from tests.serving.bundles import BundleFront, BundlePool, output, probabilities
 from tests.serving.front import (
     WORKERS,
     K,
-    Released,
     answered,
     direct,
     fixed_size,
@@ -182,33 +180,6 @@ async def test_a_parity_that_is_no_good_leaves_a_late_query_its_own_answer(
     assert "decoding failed" in caplog.text
 
 
-async def test_an_answer_that_comes_while_its_decoding_fails_is_given(
-    method: Scheme, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    begun, came, pool = threading.Event(), threading.Event(), Released(method)
-
-    def fails(scheme: Scheme, served: Served, jobs: Sequence[Job]) -> list[Any]:
-        found = compute_apart(scheme, served, jobs)
-        if any(job.size for job in jobs):
-            begun.set()
-            assert came.wait(30)
-        both = zip(jobs, found, strict=True)
-        return [ValueError("no good") if job.size else one for job, one in both]
-
-    async with running(method, pool=pool) as (front, _):
-        for number in set(pool.gates) - {1}:
-            pool.gates[number].set()
-        with monkeypatch.context() as patch:
-            patch.setattr(decoding, "compute_apart", fails)
-            asked = asyncio.create_task(front.ask(images[:K]))
-            await until(begun.is_set)
-            pool.gates[1].set()
-            await until(lambda: not front.scheduler.queries)
-            came.set()
-            answers = answered(await asked)
-        assert answers[1].outcome == "direct"
-
-
 async def test_a_parity_of_another_shape_is_lost_and_computed_again(
     method: Scheme, images: np.ndarray
 ) -> None:
@@ -257,52 +228,6 @@ async def test_agreement_is_not_measured_on_fillers(
             await until(lambda: not queue(front)._running)
         assert len(chosen) == 40
     assert set(chosen) == {0, 1}
-
-
-async def test_at_most_half_of_the_groups_are_checked(
-    method: Scheme, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    chosen = note_checks(monkeypatch)
-
-    async with running(fixed_size(method)) as (front, _):
-        for _ in range(200):
-            front._do([Complete(0, K, {0: FILLER, K: FILLER}, workers={0: 3, K: 2})])
-            await until(lambda: not queue(front)._running)
-    assert 70 <= len(chosen) <= 130
-
-
-async def test_answers_do_not_wait_for_checks(
-    method: Scheme, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(decoding, "CHECKED_SHARE", 1.0)
-    go_on = threading.Event()
-    waiting: list[int] = []
-
-    async with running(method) as (front, _):
-
-        def slowly(*_: Any) -> Facts:
-            waiting.append(len(front.queries))
-            assert go_on.wait(30)
-            return Facts()
-
-        monkeypatch.setattr(decoding, "compare", slowly)
-        answered(await front.ask(images[:K]))
-        await until(lambda: len(waiting) == 1)  # the decoder is at it
-        batch = asyncio.ensure_future(front.ask(images[: 10 * K]))
-        await until(lambda: len({q for job in queue(front)._jobs for q in job.wanted}) == 10 * K)
-        # How many of them are complete is a matter of time: a late member is decoded.
-        batches = [batch]
-        for _ in range(100):
-            if len(queue(front)._checks) == decoding.WAITING_CHECKS:
-                break
-            batches.append(asyncio.ensure_future(front.ask(images[:K])))
-            await asyncio.sleep(0.1)
-        assert len(queue(front)._checks) == decoding.WAITING_CHECKS
-        go_on.set()
-        for each in batches:
-            answered(await each)
-        await until(lambda: len(waiting) >= 1 + decoding.WAITING_CHECKS)
-        assert waiting == [0] * len(waiting)
 
 
 async def test_a_check_that_fails_is_logged_and_answers_go_on(
@@ -401,39 +326,4 @@ async def test_a_front_end_that_cannot_compute_says_so(
         assert [type(f) for f in found] == [QueryFailed] * K
         assert "the head is broken" in str(found[0])
         code.broken = False
-        answered(await front.ask(images[:K]))
-
-
-async def test_a_job_whose_answers_cannot_be_taken_does_not_hold_up_the_others(
-    method: Scheme, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(decoding, "FEW", 0)
-    async with running(method, policy="uncoded") as (front, _):
-        decoder, fails = queue(front), [True]
-        take = decoder.finished
-
-        def take_or_fail(job: Job, found: Any) -> None:
-            if fails:
-                fails.clear()
-                raise MemoryError("no room")
-            take(job, found)
-
-        decoder.finished = take_or_fail
-        found = await asyncio.wait_for(front.ask(images[:3]), 10)
-        problems = [str(problem) for problem in found if isinstance(problem, QueryFailed)]
-        assert problems == ["decoding failed: MemoryError: no room"]
-
-
-async def test_answers_that_could_not_be_computed_together_end(
-    method: Scheme, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fails(*_: Any) -> None:
-        raise MemoryError("no room")
-
-    async with running(method) as (front, _):
-        with monkeypatch.context() as patch:
-            patch.setattr(decoding, "compute_apart", fails)
-            found = await asyncio.wait_for(front.ask(images[:K]), 10)
-        reasons = {str(problem) for problem in found}
-        assert reasons == {"decoding failed: MemoryError: no room"}
         answered(await front.ask(images[:K]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -197,27 +197,6 @@ async def test_an_action_that_cannot_be_carried_out_ends_its_queries(
         front._carriers[action] = sound
         answered(await front.ask(images[:K]))
         assert [view.deaths for view in front.workers] == [0] * WORKERS
-
-
-async def test_an_action_that_nobody_handles_is_logged(
-    method: Scheme,
-    images: np.ndarray,
-    caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    class Preempt(NamedTuple):
-        worker: int
-
-    async with running(method) as (front, _):
-        submit = front.scheduler.submit
-
-        def submit_and_preempt(*given: Any) -> Any:
-            taken = submit(*given)
-            return None if taken is None else (taken[0], [Preempt(0), *taken[1]])
-
-        monkeypatch.setattr(front.scheduler, "submit", submit_and_preempt)
-        answered(await front.ask(images[:K]))
-    assert "internal error" in caplog.messages
 
 
 async def test_what_waits_for_a_worker_is_computed_in_one_call(

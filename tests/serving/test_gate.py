@@ -7,6 +7,8 @@ import logging
 import math
 import shutil
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -152,13 +154,19 @@ def test_a_direct_answer_that_came_meanwhile_is_not_rated() -> None:
     assert direct.agreement is None
 
 
+@asynccontextmanager
 async def begun(
     scheme: Scheme, own: AnswerGate, pool: BundlePool, policy: str = "coded"
-) -> BundleFront:
+) -> AsyncIterator[BundleFront]:
     rules = Rules(WORKERS, POLICIES[policy], group_timeout=0.05, hang_timeout=20.0)
     front = BundleFront(scheme, pool, rules, deadline=20.0, gate=own)
     await front.start()
-    return front
+    try:
+        yield front
+    finally:
+        if pool.hung[0].is_set():
+            pool.kill(0)
+        await front.stop()
 
 
 @pytest.mark.parametrize("releases", [True, False])
@@ -168,8 +176,7 @@ async def test_what_is_not_released_waits_for_the_direct_answer(
     own, pool = gate(0.01), BundlePool(scheme)
     if not releases:
         own.thresholds = dict.fromkeys(own.thresholds, math.inf)
-    front = await begun(scheme, own, pool)
-    try:
+    async with begun(scheme, own, pool) as front:
         pool.hang(0)
         asked = asyncio.ensure_future(front.ask(images[:K]))
         if not releases:
@@ -185,9 +192,6 @@ async def test_what_is_not_released_waits_for_the_direct_answer(
             assert (one.agreement is None) == (one.outcome == "direct")
             assert one.agreement is None or 0.5 < one.agreement < 1
         assert len(outcomes) == K
-    finally:
-        pool.kill(0)
-        await front.stop()
 
 
 @pytest.mark.parametrize(("limit", "late"), [(None, 0), (0.5, 0), (0.005, 1)])
@@ -197,14 +201,10 @@ async def test_a_requests_stricter_limit_holds_its_answers_back(
     own, pool = gate(0.01), BundlePool(scheme)
     for kind in own.thresholds:
         own.thresholds[kind] = 0.0 if kind[0] == own.limit else math.inf
-    front = await begun(scheme, own, pool)
-    try:
+    async with begun(scheme, own, pool) as front:
         pool.hang(0)
         found = await front.ask(images[:K], limit=limit, deadline=2.0 if late else 15.0)
         assert [type(one) for one in found].count(DeadlinePassed) == late
-    finally:
-        pool.kill(0)
-        await front.stop()
 
 
 def test_an_answer_tells_the_lowest_probability_of_its_approximate_answers(
@@ -212,17 +212,13 @@ def test_an_answer_tells_the_lowest_probability_of_its_approximate_answers(
 ) -> None:
     async def run() -> tuple[InferResponse, InferResponse]:
         pool = BundlePool(scheme)
-        front = await begun(scheme, gate(None), pool)
-        try:
+        async with begun(scheme, gate(None), pool) as front:
             service = InferenceService(front, front.served, 64, 1 << 30)
             request = InferRequest({"images": images[:K]}, parameters={"own": 1})
             whole = await service.answer(request, time.monotonic())
             pool.hang(0)
             answer = await service.answer(request, time.monotonic())
             return whole.message, answer.message
-        finally:
-            pool.kill(0)
-            await front.stop()
 
     whole, coded = asyncio.run(run())
     approximate = set(whole.outputs["outcome"].tolist()) != {b"direct"}  # on a busy machine
@@ -236,14 +232,10 @@ async def test_what_is_not_released_fails_at_the_deadline(
 ) -> None:
     own, pool = gate(0.01), BundlePool(scheme)
     own.thresholds = dict.fromkeys(own.thresholds, math.inf)
-    front = await begun(scheme, own, pool)
-    try:
+    async with begun(scheme, own, pool) as front:
         pool.hang(0)
         found = await front.ask(images[:K], deadline=2.0)
         assert [type(one) for one in found].count(DeadlinePassed) == 1
-    finally:
-        pool.kill(0)
-        await front.stop()
 
 
 class Lying(BundlePool):
@@ -275,8 +267,7 @@ async def test_a_worker_that_answers_wrongly_is_told_and_replaced(
     monkeypatch.setattr(decoding, "WAITING_CHECKS", 100)
 
     own, pool = gate(None, on_corruption=action), Lying(scheme)
-    front = await begun(scheme, own, pool)
-    try:
+    async with begun(scheme, own, pool) as front:
         for number in range(200):
             start = K * number % 900
             await front.ask(images[start : start + K], name=f"request {number}")
@@ -286,8 +277,6 @@ async def test_a_worker_that_answers_wrongly_is_told_and_replaced(
         assert found == [0, 0, 1, 0, 0]
         await asyncio.sleep(0.2)
         assert (pool.liar == -1) == (action == "replace")
-    finally:
-        await front.stop()
     (record,) = [r for r in caplog.records if r.message == "worker answers wrongly"]
     fields = record.__dict__["fields"]
     assert fields["worker"] == 2
@@ -304,11 +293,8 @@ async def test_a_wrong_workers_requests_are_told_where_no_group_was_coded(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     own, pool = gate(None), BundlePool(scheme)
-    front = await begun(scheme, own, pool, policy)
-    try:
+    async with begun(scheme, own, pool, policy) as front:
         await front.ask(images[:1], name="a")
-    finally:
-        await front.stop()
     ((worker, _),) = pool.calls
     monkeypatch.setattr(own.liars, "seen", lambda *_: worker)
     workers = {i: (worker + i) % WORKERS for i in range(K + 1)}

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +13,7 @@ import torch
 from codedinvnet.codes.base import Scheme
 from codedinvnet.models.bundle import Bundle
 from codedinvnet.net.logs import logger
-from codedinvnet.serving import calls, decoding, dispatch, queries
+from codedinvnet.serving import decoding
 from codedinvnet.serving.answers import (
     Answered,
     Cancelled,
@@ -84,31 +82,6 @@ async def test_overload(method: Scheme, images: np.ndarray) -> None:
             answered(await task)
         answered(await front.ask(images[:8]))
         await refused(front, images[:9])  # all or none
-
-
-@pytest.mark.parametrize("leaves", [True, False], ids=["cancelled", "late"])
-async def test_idle_time_after_queries_without_an_answer_is_no_slow_work(
-    leaves: bool, method: Scheme, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    now = [time.monotonic()]
-    clock = SimpleNamespace(monotonic=lambda: now[0])
-    monkeypatch.setattr(calls, "time", clock)
-    monkeypatch.setattr(dispatch, "time", clock)
-    monkeypatch.setattr(queries, "time", clock)
-    async with running(method, policy="uncoded") as (front, pool):
-        for worker in range(WORKERS):
-            pool.hang(worker)
-        query = asyncio.create_task(front.ask(images[:20], deadline=PATIENCE if leaves else 0.3))
-        await until(lambda: len(pool.calls) == WORKERS)
-        if leaves:
-            query.cancel()
-        await asyncio.wait({query})
-        for worker in range(WORKERS):
-            pool.kill(worker)
-        await until(lambda: front.scheduler.workers_up == WORKERS)
-        now[0] += 1000
-        for found in await asyncio.gather(front.ask(images[:20]), front.ask(images[20:40])):
-            answered(found)
 
 
 async def test_a_decoder_that_falls_behind_is_overload(
@@ -330,40 +303,3 @@ async def test_one_that_goes_away_while_its_answer_is_made(
         counts = front.metrics.queries.labels
         assert counted(counts("cancelled")) == 1
         assert counted(counts("direct")) == 0
-
-
-async def test_a_timer_that_could_not_be_set_is_set_later(
-    method: Scheme, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with running(method, policy="uncoded", deadline=0.3) as (front, pool):
-        pool.hang(0)
-        loop = asyncio.get_running_loop()
-        fails = [True]
-        call_later = loop.call_later
-
-        def call_or_fail(delay: float, call: Any, *rest: Any, **named: Any) -> Any:
-            if fails and call == front._alarm._ring:
-                fails.clear()
-                raise MemoryError
-            return call_later(delay, call, *rest, **named)
-
-        monkeypatch.setattr(loop, "call_later", call_or_fail)
-        (problem,) = await asyncio.wait_for(front.ask(images[:1]), 10)
-        assert isinstance(problem, DeadlinePassed)
-        assert not fails
-
-
-async def test_draining_ends_though_a_query_is_forgotten(
-    method: Scheme, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(dispatch, "GRACE", 0.1)
-
-    async with running(method, policy="uncoded", deadline=0.2) as (front, pool):
-        pool.hang(0)
-        with monkeypatch.context() as patch:
-            patch.setattr(front.scheduler, "next_timer", lambda: None)
-            query = asyncio.create_task(front.ask(images[:1]))
-            await until(lambda: len(pool.calls) == 1)
-            await asyncio.wait_for(front.stop(), 10)
-        (problem,) = await query
-        assert str(problem) == "the service stops"

@@ -10,7 +10,6 @@ import pytest
 
 from codedinvnet.codes.base import Scheme
 from codedinvnet.errors import UserError
-from codedinvnet.faults import Fault
 from codedinvnet.models.bundle import Bundle
 from codedinvnet.net.logs import logger
 from codedinvnet.serving.answers import (
@@ -21,7 +20,6 @@ from codedinvnet.serving.answers import (
 from codedinvnet.serving.metrics import Metrics
 from codedinvnet.serving.served import IMAGES
 from codedinvnet.serving.workers import supervisor
-from codedinvnet.serving.workers.faults import Schedule
 from codedinvnet.serving.workers.pool import Task, WorkerDied, WorkerFailed
 from codedinvnet.serving.workers.result import Result, run_task
 from codedinvnet.serving.workers.supervisor import State
@@ -272,53 +270,6 @@ async def test_busy_workers_are_not_taken_for_hung_after_a_stall(
         assert [view.restarts + view.deaths for view in front.workers] == [0] * WORKERS
 
 
-async def test_where_nobody_gets_anything_done_no_worker_is_to_blame(
-    method: Scheme,
-) -> None:
-    async with running(method) as (front, _):
-        for other in front.workers[1:]:
-            other.failed.append((100 + id(other),))
-        is_broken = front.supervisor.is_broken
-        blamed = [is_broken(0, (query,)) for query in range(supervisor.MOST_FAILURES)]
-        assert not any(blamed)
-        front.workers[1].worked()
-        assert front.supervisor.is_broken(0, (supervisor.MOST_FAILURES - 1,))
-        front.workers[1].state = State.DOWN
-        assert not front.supervisor.is_broken(0, (supervisor.MOST_FAILURES - 1,))
-        front.workers[1].state = State.UP
-
-
-@pytest.mark.parametrize("state", [State.DOWN, State.STARTING, State.UP])
-def test_a_worker_that_is_not_up_says_nothing_of_another(state: State, method: Scheme) -> None:
-    view = supervisor.Supervisor(BundlePool(method), 2, Metrics())
-    view.workers[0].state, view.workers[1].state = State.UP, state
-    view.workers[1].worked()
-    blamed = [view.is_broken(0, (query,)) for query in range(supervisor.MOST_FAILURES)]
-    assert blamed[-1] == (state == State.UP)
-
-
-async def test_a_worker_that_has_done_nothing_yet_says_nothing_of_another(method: Scheme) -> None:
-    pool = BundlePool(method)
-    view = supervisor.Supervisor(pool, 2, Metrics())
-    await view.start()
-    failures = range(2 * supervisor.MOST_FAILURES)
-    assert not any(view.is_broken(0, (query,)) for query in failures)
-    view.workers[1].worked()
-    assert view.is_broken(0, (len(failures),))
-    view.workers[0].failed.clear()
-    assert await view.replace(1, "died")
-    assert not any(view.is_broken(0, (query,)) for query in failures)
-    await pool.stop()
-
-
-async def test_crashes_that_are_injected(method: Scheme, images: np.ndarray) -> None:
-    crash = Fault(kind="crash", worker=1, probability=0.5)
-    async with running(method, schedule=Schedule(seed=3, faults=(crash,))) as (front, _):
-        for start in range(0, 64, 2 * K):
-            answered(await front.ask(images[start : start + 2 * K]))
-        await until(lambda: front.workers[1].restarts >= 1)
-
-
 @pytest.mark.parametrize("policy", ["uncoded", "hedge", "coded"])
 @pytest.mark.parametrize("error", [ValueError("a frame"), asyncio.CancelledError("a call")])
 async def test_a_pool_that_raises_is_no_worker_that_hangs(
@@ -345,6 +296,31 @@ async def test_a_pool_that_raises_is_no_worker_that_hangs(
     reason = f"{type(error).__name__}: {error}"
     assert vars(told)["fields"] == {"pool": "Raising", "worker": 2, "reason": reason}
     assert told.exc_info is not None
+
+
+def test_a_worker_is_to_blame_only_if_another_that_is_up_gets_its_work_done(
+    method: Scheme,
+) -> None:
+    view = supervisor.Supervisor(BundlePool(method), 2, Metrics())
+    own, other = view.workers
+    own.state = other.state = State.UP
+
+    def blamed() -> bool:
+        own.failed.clear()
+        return [view.is_broken(0, (query,)) for query in range(supervisor.MOST_FAILURES)][-1]
+
+    assert not blamed()  # the other has done nothing yet
+    other.worked()
+    assert blamed()
+    for state in (State.DOWN, State.STARTING):
+        other.state = state
+        assert not blamed()
+    other.state = State.UP
+    other.failed.append((100,))
+    assert not blamed()  # nobody gets anything done
+    other.worked()
+    other.failed.append((0,))
+    assert not blamed()  # the query is to blame
 
 
 class EarlyLoss(BundlePool):

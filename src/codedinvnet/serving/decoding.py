@@ -7,7 +7,6 @@ answer waits.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
 import time
 from collections import deque
@@ -126,7 +125,7 @@ class Decoder:
             return
         if not self._checks and len(self._jobs) <= FEW and not any(job.size for job in self._jobs):
             jobs = self._taken()
-            self._finish(jobs, self._computed(jobs))
+            self._hand_on(jobs, self._computed(jobs))
             return
         self._running = True
         self._background.spawn(self._work())
@@ -137,7 +136,7 @@ class Decoder:
             while self._jobs or self._checks:
                 if self._jobs:
                     jobs = self._taken()
-                    self._finish(jobs, await self.apart(self._computed, jobs))
+                    self._hand_on(jobs, await self.apart(self._computed, jobs))
                 else:
                     await self._check(self._checks.popleft())
         finally:
@@ -156,15 +155,9 @@ class Decoder:
         finally:
             self.metrics.decode_time.observe(time.perf_counter() - began)
 
-    def _finish(self, jobs: Sequence[Job], answers: Sequence[Answers]) -> None:
-        """Hand on each job's answers; what goes wrong with one does not hold up the others."""
+    def _hand_on(self, jobs: Sequence[Job], answers: Sequence[Answers]) -> None:
         for job, found in zip(jobs, answers, strict=True):
-            try:
-                self.finished(job, found)
-            except Exception as error:
-                log_error(error)
-                with contextlib.suppress(Exception):
-                    self.finished(job, error)  # which ends its queries
+            self.finished(job, found)
 
     async def _check(self, check: Check) -> None:
         """Compare approximate answers of a complete group with the direct ones."""

@@ -198,23 +198,6 @@ async def test_trailers_are_no_fault() -> None:
             await answered(reader)
 
 
-async def test_a_body_that_comes_after_the_answer_does_not_keep_the_connection() -> None:
-    async with serving(timeout_keep_alive=1) as connect:
-        reader, writer = await connect()
-        head = REQUEST.replace(b"GET", b"POST") + b"Content-Length: 100\r\n\r\n"
-        writer.write(head)
-        await answered(reader)
-        for _ in range(3):
-            await asyncio.sleep(0.2)
-            writer.write(b"x")
-        assert await ended(reader) < 5
-        reader, writer = await connect()  # one that comes whole may be followed by another
-        writer.write(head)
-        await answered(reader)
-        writer.write(bytes(100) + REQUEST + b"\r\n")
-        await answered(reader)
-
-
 async def test_connections_have_a_limit(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -72,6 +72,7 @@ class TestLeaving:
     ) -> None:
         parsed: list[int] = []
         go_on = threading.Event()
+        monkeypatch.setattr(bodies, "LARGE_TURNS", 1)
 
         def slowly(*words: Any) -> Any:
             parsed.append(1)
@@ -80,7 +81,6 @@ class TestLeaving:
 
         async with serving(mnist) as service:
             monkeypatch.setattr(app, "parse_request", slowly)
-            monkeypatch.setattr(bodies, "HUGE", 0)  # one at a time
             large = np.full_like(images[:1], 200).repeat(24, 0)
             first, second = Leaving(service, large), Leaving(service, large)
             requests = [asyncio.create_task(first.infer())]

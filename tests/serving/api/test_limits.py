@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gzip
 import json
 import threading
 import time
@@ -18,7 +17,6 @@ from codedinvnet.protocol.http import parse_request
 from codedinvnet.serving.api import bodies
 from tests.observing import counted
 from tests.serving.api.service import (
-    INFER,
     MAX_BODY,
     WORKERS,
     Leaving,
@@ -67,7 +65,7 @@ class TestFailures:
         length = len(json.dumps({"inputs": [tensor(large)]}, separators=(",", ":")))
         refused = 20 - 8 * MAX_BODY // length
         all_came = threading.Event()
-        monkeypatch.setattr(bodies, "HUGE", 0)  # one at a time
+        monkeypatch.setattr(bodies, "LARGE_TURNS", 1)
 
         async with serving(mnist, deadline=2.0, max_pending=1000) as service:
 
@@ -94,27 +92,6 @@ class TestFailures:
             # All that waited would take four seconds: the last ones are late before their turn.
             assert len(parsed) < len(statuses) - statuses.count(503)
             assert counted(service.front.metrics.queries.labels("deadline")) >= len(late)
-
-    async def test_huge_bodies_do_not_hold_up_large_ones(
-        self, mnist: Bundle, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """Those that inflate to a hundred megabytes wait for each other, and others do not."""
-        let_go = threading.Event()
-        large = np.full_like(images[:1], 200).repeat(24, 0)
-        monkeypatch.setattr(bodies, "HUGE", 80_000)
-
-        def slowly(body: bytes, *words: Any) -> Any:
-            assert len(body) < 80_000 or let_go.wait(30)
-            return parse_request(body, *words)
-
-        async with serving(mnist, body_memory=1 << 30, max_pending=1000) as service:
-            monkeypatch.setattr(app, "parse_request", slowly)
-            huge = np.full_like(images[:1], 200).repeat(28, 0)
-            waiting = [asyncio.create_task(service.infer(huge)) for _ in range(4)]
-            await asyncio.sleep(0.1)
-            assert (await asyncio.wait_for(service.infer(large), 20)).status_code == 200
-            let_go.set()
-            assert {reply.status_code for reply in await asyncio.gather(*waiting)} == {200}
 
     async def test_who_finds_no_room_need_not_send_the_body(
         self, mnist: Bundle, images: np.ndarray
@@ -208,19 +185,6 @@ class TestFailures:
             assert (b"connection", b"close") in start["headers"]
             assert json.loads(content) == {"error": "body: not here after 0.2 s"}
 
-    @pytest.mark.parametrize("depth", [32, 33, 900, 970, 1000, 5000])
-    async def test_deep_parameters(self, depth: int, mnist: Bundle, images: np.ndarray) -> None:
-        async with serving(mnist) as service:
-            deep = "[" * (depth - 1) + "7" + "]" * (depth - 1)
-            inputs = json.dumps([tensor(images[:1])])
-            given = f'{{"inputs": {inputs}, "parameters": {{"x": {deep}}}}}'
-            content, headers = gzip.compress(given.encode()), {"Content-Encoding": "gzip"}
-            response = await service.client.post(INFER, content=content, headers=headers)
-            if depth <= 32:
-                assert response.status_code == 200
-            else:
-                assert error(response, 400).startswith(("parameters: nested", "body: not valid"))
-
     async def test_the_deadline_counts_from_the_requests_arrival(
         self, mnist: Bundle, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -269,11 +233,6 @@ class TestFailures:
             service.hang_all()
             message = error(await service.infer(images[:3], parameters={"timeout": 200_000}), 504)
             assert message.startswith("3 of 3 queries: deadline passed; at worker ")
-
-    async def test_deadline_of_the_service(self, mnist: Bundle, images: np.ndarray) -> None:
-        async with serving(mnist, deadline=0.2) as service:
-            service.hang_all()
-            error(await service.infer(images[:1], parameters={"timeout": 50_000_000}), 504)
 
     async def test_workers_that_fail(
         self, mnist: Bundle, images: np.ndarray, caplog: pytest.LogCaptureFixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.metadata
 import os
 import signal
 import subprocess
@@ -26,9 +25,9 @@ from codedinvnet.codes.mean import LatentCode
 from codedinvnet.codes.method import given_by
 from codedinvnet.codes.registry import METHODS
 from codedinvnet.data import sample_images
-from codedinvnet.engines import ENGINES, ONNX_RUNTIME, Engine, check_engine, check_installed
+from codedinvnet.engines import ENGINES, ONNX_RUNTIME, check_engine, check_installed
 from codedinvnet.errors import UserError
-from codedinvnet.models import open_model, runtime
+from codedinvnet.models import runtime
 from codedinvnet.models.bundle import load_bundle
 from codedinvnet.processes import descendants
 from codedinvnet.serving.checks import check
@@ -165,17 +164,6 @@ def test_an_export_is_kept_until_the_weights_change(
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr(Path, "home", no_home)
     torch.testing.assert_close(Exported(module, [example])(x)[0], module(x))
-
-
-def test_a_library_may_be_installed_by_another_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As `onnxruntime-gpu` has the module `onnxruntime`."""
-    known = importlib.metadata.version("onnxruntime")
-
-    def version(name: str) -> str:
-        raise importlib.metadata.PackageNotFoundError(name)
-
-    monkeypatch.setattr(importlib.metadata, "version", version)
-    assert runtime._version("onnxruntime") == known
 
 
 def test_an_export_that_onnx_runtime_cannot_run_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -316,13 +304,3 @@ def test_what_an_engine_cannot_do_is_said_before_anything_starts(
     )  # its nodes tell for themselves
     check_engine("pytorch", "cuda")
     check_installed("pytorch")
-
-
-def test_pytorch_does_not_stand_in_for_another_engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match="'openvino' is not one of pytorch, onnxruntime"):
-        BundleSpec("mnist", K, engine="openvino").load()
-    monkeypatch.setitem(ENGINES, "openvino", Engine("openvino"))  # type: ignore[arg-type]
-    with pytest.raises(AssertionError, match="openvino"):
-        BundleSpec("mnist", K, engine="openvino").load()
-    with pytest.raises(AssertionError, match="openvino"):
-        open_model("mnist", engine="openvino")

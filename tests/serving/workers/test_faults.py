@@ -233,26 +233,6 @@ def test_faults_of_other_tasks_leave_those_of_a_worker_as_they_are() -> None:
     assert held(others, often, tasks=tasks) == held(often, tasks=tasks)
 
 
-def test_a_worker_that_is_replaced_after_it_computed_has_lost_its_answer() -> None:
-    async def work(pool: FaultyPool, inner: InnerPool) -> None:
-        pool.generators[1] = Late()
-        call = asyncio.ensure_future(pool.call(1, task(7)))
-        await asyncio.sleep(0.05)
-        assert inner.calls == [(1, 7)]
-        assert not call.done()
-        await pool.replace(1)
-        with pytest.raises(WorkerDied, match="replaced while it was slow"):
-            await call
-
-    class Late(random.Random):
-        """Puts the whole delay behind the computing."""
-
-        def random(self) -> float:
-            return 0.0
-
-    run(work, {"kind": "slow", "delay": {"ms": 60_000}, "spread": True})
-
-
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
@@ -288,13 +268,6 @@ def test_hold_keeps_the_answer_back_and_lets_the_worker_go_on(clock: Clock) -> N
     tasks = [(1, task(1)), (2, task(2))]
     assert held({"kind": "hold", "worker": 1, "delay": MS_100}, tasks=tasks) == [0.1, 0]
     assert clock.slept == []
-
-
-def test_faults_add_up(clock: Clock) -> None:
-    fault = {"kind": "hold", "delay": MS_100}
-    slow = {"kind": "slow", "delay": {"ms": 7}}
-    assert held(fault, slow, fault, slow, tasks=[(0, task(1))]) == [pytest.approx(0.2)]
-    assert clock.slept == [0.007, 0.007]
 
 
 def test_crash_kills_the_process(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,19 +41,6 @@ async def test_stop_ends_a_stopped_worker_too() -> None:
     with pytest.raises(WorkerDied, match="stopped"):
         await call
     assert deaths == []  # no one is to replace them
-
-
-async def test_a_stopped_pool_leaves_no_thread() -> None:
-    before = set(threading.enumerate())
-
-    def launching() -> set[threading.Thread]:
-        return {t for t in set(threading.enumerate()) - before if t.name.startswith("launch")}
-
-    pool = ProcessPool(BundleSpec("mnist", 4))
-    await pool.start(1)
-    assert launching()
-    await pool.stop()
-    await until(lambda: not launching())
 
 
 async def test_a_stop_that_is_cancelled_ends_a_stopped_worker() -> None:

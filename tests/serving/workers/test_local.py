@@ -7,20 +7,13 @@ import logging
 import os
 import shutil
 import signal
-import socket
-import threading
 import time
-from collections.abc import Callable
 from importlib import resources
 from multiprocessing.util import get_temp_dir
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
-import torch
-import uvloop
 
 from codedinvnet.codes.build import scheme_for
 from codedinvnet.errors import UserError
@@ -31,7 +24,6 @@ from codedinvnet.serving.workers import local as process_pool
 from codedinvnet.serving.workers.computing import BundleSpec, ModelSpec, SchemeComputer
 from codedinvnet.serving.workers.local import Connection, ProcessPool
 from codedinvnet.serving.workers.pool import Task, WorkerDied, WorkerFailed
-from codedinvnet.serving.workers.process import yield_to_front_end
 from codedinvnet.serving.workers.result import run_task
 from tests.models.factories import PLACE, faint, save_onnx
 from tests.observing import until
@@ -99,32 +91,6 @@ async def test_a_killed_worker_is_noticed_at_once(caplog: pytest.LogCaptureFixtu
         assert {pool.pid(0), pool.pid(1)}.isdisjoint(pids)
         await asyncio.gather(*[pool.call(i, data_task(4 + i, 0)) for i in range(2)])
         assert len(deaths) == 2
-
-
-@pytest.mark.parametrize("turns", range(4))
-@pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
-def test_a_worker_that_is_asked_while_it_ends_has_died(
-    run: Callable[..., None], turns: int
-) -> None:
-    """However far its end is known in the event loop."""
-
-    async def ask() -> None:
-        ours, theirs = socket.socketpair()
-        pool = ProcessPool(BundleSpec("mnist", 4))
-        gone: Any = SimpleNamespace()
-        connection = Connection(gone, gone, lambda *_: None)
-        connection.ready.set_result(None)
-        await asyncio.get_running_loop().create_connection(lambda: connection, sock=ours)
-        pool.connections = [connection]
-        connection.transport.write(b"what it has not read")
-        await asyncio.sleep(0.01)
-        theirs.close()
-        for _ in range(turns):
-            await asyncio.sleep(0)
-        with pytest.raises(WorkerDied, match="its process ended"):
-            await asyncio.wait_for(pool.call(0, data_task(1, 0)), 20)
-
-    run(ask())
 
 
 async def test_a_death_while_others_start_is_not_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,9 +163,7 @@ async def test_a_task_that_raises_leaves_the_worker_ready() -> None:
         assert deaths == []
 
 
-async def test_a_reply_that_cannot_be_read(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_a_reply_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_: object) -> None:
         raise MemoryError("no room")
 
@@ -213,15 +177,6 @@ async def test_a_reply_that_cannot_be_read(
         await pool.call(0, data_task(2, 0))
         assert pool.pid(0) == pids[0]
         assert deaths == []
-
-        with monkeypatch.context() as patch:  # of its length: nothing is known any more
-            patch.setattr(pool.connections[0], "_hear", fails)
-            calls = [pool.call(0, data_task(attempt, 0)) for attempt in (3, 4)]
-            with pytest.raises(WorkerDied):
-                await asyncio.wait_for(asyncio.gather(*calls), 20)
-        assert deaths == ["its replies cannot be read: MemoryError: no room"]
-        (told,) = [r for r in caplog.records if r.msg == "a worker's replies cannot be read"]
-        assert told.exc_info
 
 
 async def test_a_bundle_that_cannot_be_loaded(tmp_path: Path) -> None:
@@ -274,39 +229,6 @@ async def test_a_fork_server_that_cannot_be_reached_is_replaced(whole: bool) -> 
     folder.mkdir(exist_ok=True)  # multiprocessing removes it in the end
 
 
-async def test_launches_keep_nobody_from_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They wait for the fork server, which may stand still; bodies are parsed in threads, too."""
-    hold = threading.Event()
-
-    def launch(*_: object) -> None:
-        hold.wait(60)
-        raise EOFError
-
-    monkeypatch.setattr(process_pool, "launch", launch)
-
-    pool = ProcessPool(BundleSpec("mnist", 4))
-    starting = [asyncio.create_task(pool._spawn(worker)) for worker in range(40)]
-    await asyncio.sleep(0)
-    try:
-        await asyncio.wait_for(asyncio.to_thread(int), 10)
-    finally:
-        hold.set()
-    ends = await asyncio.gather(*starting, return_exceptions=True)
-    assert {type(end) for end in ends} == {EOFError}
-
-
-async def test_whatever_keeps_workers_from_starting_is_told(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    async def fail(*_: object) -> Connection:
-        raise EOFError("the fork server ended")
-
-    monkeypatch.setattr(ProcessPool, "_spawn", fail)
-
-    with pytest.raises(UserError, match="cannot start: EOFError: the fork server ended"):
-        await ProcessPool(BundleSpec("mnist", 4)).start(2)
-
-
 async def test_a_number_that_may_be_anothers_by_now_is_not_killed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -320,30 +242,6 @@ async def test_a_number_that_may_be_anothers_by_now_is_not_killed(
             patch.setattr(os, "kill", lambda pid, _: killed.append(pid))
             await pool.replace(0)
         assert killed == []
-
-
-async def test_ten_answers_of_eleven_are_enough() -> None:
-    method = scheme_for(load_bundle("mnist"), 10)
-    whole = images(*range(10))
-    async with started(11, k=10) as (pool, pids):
-        os.kill(pids[3], signal.SIGSTOP)
-        calls = {
-            i: asyncio.ensure_future(pool.call(i, Task(i + 1, i, {IMAGES: whole[[i]]})))
-            for i in range(10)
-        }
-        calls[10] = asyncio.ensure_future(pool.call(10, Task(11, 10, {IMAGES: whole})))
-        others = [call for i, call in calls.items() if i != 3]
-        results = await asyncio.wait_for(asyncio.gather(*others), 30)
-        assert len(results) == 10
-        assert not calls[3].done()
-        outputs = {
-            i: torch.from_numpy(output(call.result()))[None] for i, call in calls.items() if i != 3
-        }
-        decoded = method.decode(outputs, 10)[3]
-        direct = method.direct(method.compute(0, torch.from_numpy(whole[[3]])[None]).output)
-        assert direct is not None
-        assert int(decoded.argmax()) == int(direct.argmax())
-        calls[3].cancel()
 
 
 @pytest.mark.parametrize(("kind", "error"), [("memory", WorkerDied), ("mistake", UserError)])
@@ -391,15 +289,3 @@ async def test_workers_neither_pause_nor_interrupt() -> None:
     assert frozen > 1000  # PyTorch's objects; the collector passes them over
     own = os.sched_getscheduler(0)
     assert policy == (os.SCHED_BATCH if own == os.SCHED_OTHER else own)
-
-
-@needs_proc
-def test_workers_keep_a_scheduling_policy_that_the_user_gave(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    asked: list[int] = []
-    monkeypatch.setattr(os, "sched_setscheduler", lambda _, policy, __: asked.append(policy))
-    for own in (os.SCHED_IDLE, os.SCHED_OTHER):
-        monkeypatch.setattr(os, "sched_getscheduler", lambda _, own=own: own)
-        yield_to_front_end()
-    assert asked == [os.SCHED_BATCH]  # of the second, who gave none

@@ -46,11 +46,9 @@ def test_an_empty_schedule(tmp_path: Path) -> None:
     [
         ([], "must be one JSON object"),
         ({"sede": 3}, "unknown key 'sede': did you mean 'seed'?"),
-        ({"faults": 3}, "faults: "),
         ({"faults": [{}]}, "missing key 'faults.0.kind'"),
         ({"faults": [{"kind": "lazy"}]}, "faults.0.kind: input should be 'slow', 'hold', 'hang'"),
         ({"faults": [{"kind": "slow"}]}, "faults.0: a fault of kind 'slow' needs a delay"),
-        ({"faults": [{"kind": "hold"}]}, "faults.0: a fault of kind 'hold' needs a delay"),
         ({"faults": [{"kind": "hang", "spread": True}]}, "spread is an option of kind 'slow'"),
         (
             {"faults": [{"kind": "hang", "delay": {"ms": 500}}]},
@@ -58,9 +56,6 @@ def test_an_empty_schedule(tmp_path: Path) -> None:
         ),
         ({"faults": [{"kind": "crash", "scale": 2}]}, "scale is an option of kind 'corrupt'"),
         ({"faults": [{"kind": "crash", "each_image": True}]}, "each_image is an option of"),
-        ({"faults": [{"kind": "hang", "from_task": -1}]}, "faults.0.from_task: "),
-        ({"faults": [{"kind": "hang", "worker": -1}]}, "faults.0.worker: "),
-        ({"faults": [{"kind": "hang", "from_s": -1}]}, "faults.0.from_s: "),
         (
             {"faults": [{"kind": "hang", "from_s": 2, "until_s": 2}]},
             "faults.0: until_s 2 is not after from_s 2",
@@ -69,16 +64,13 @@ def test_an_empty_schedule(tmp_path: Path) -> None:
             {"faults": [{"kind": "hang", "from_task": 10, "until_task": 10}]},
             "faults.0: until_task 10 is not above from_task 10",
         ),
+        ({"faults": [{"kind": "hang", "wroker": 3}]}, "unknown key 'faults.0.wroker': did you"),
         ({"faults": [{"kind": "hang", "probability": 0}]}, "faults.0.probability: "),
-        ({"faults": [{"kind": "hang", "probability": 1.1}]}, "faults.0.probability: "),
-        ({"faults": [{"kind": "corrupt", "scale": 0}]}, "faults.0.scale: "),
-        ({"faults": [{"kind": "slow", "delay": {"ms": -1}}]}, "faults.0.delay.ms: "),
         ({"faults": [{"kind": "slow", "delay": {}}]}, "missing key 'faults.0.delay.ms'"),
         (
             {"faults": [{"kind": "slow", "delay": {"ms": 1, "distribution": "normal"}}]},
             "faults.0.delay.distribution: ",
         ),
-        ({"faults": [{"kind": "slow", "delay": {"ms": 1, "shape": 0}}]}, "faults.0.delay.shape: "),
     ],
 )
 def test_a_wrong_schedule_is_one_line_that_names_the_key(
@@ -90,25 +82,3 @@ def test_a_wrong_schedule_is_one_line_that_names_the_key(
     assert str(caught.value).startswith(f"{path}: ")
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    "fault", [{"kind": "hang", "wroker": 3}, {"kind": "slow", "delay": {"mz": 3}}]
-)
-def test_an_unknown_key_of_a_fault(tmp_path: Path, fault: dict[str, Any]) -> None:
-    path = write(tmp_path, json.dumps({"faults": [fault]}))
-    with pytest.raises(UserError, match=r"unknown key 'faults\.0\.(wroker|delay\.mz)': did you"):
-        load_schedule(path)
-
-
-@pytest.mark.parametrize("content", [b"nope", b"\xff\xfe\xfd"])
-def test_a_file_that_is_not_json(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "faults.json"
-    path.write_bytes(content)
-    with pytest.raises(UserError, match=f"^the faults file {path} is not JSON: .*$"):
-        load_schedule(path)
-
-
-def test_a_file_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"^cannot read the faults file .*No such file"):
-        load_schedule(tmp_path / "none.json")

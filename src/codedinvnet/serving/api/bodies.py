@@ -21,8 +21,6 @@ GONE = "codedinvnet.gone"
 """The extension of an ASGI scope that has a future, which is done when the client is gone."""
 LARGE = 64 * 1024
 """Bytes from which a request is parsed in a thread, so that others are served meanwhile."""
-HUGE = 8 * 1024 * 1024
-"""Bytes from which it waits for others of this size, and not for smaller ones."""
 LARGE_TURNS = 3
 """Large requests that are parsed at once."""
 
@@ -95,7 +93,7 @@ class BodyMemory:
     def __init__(self, most: int, dispatcher: Dispatcher) -> None:
         self.most, self.dispatcher = most, dispatcher
         self._held = 0
-        self._large, self._huge = asyncio.Semaphore(LARGE_TURNS), asyncio.Semaphore(1)
+        self._turns = asyncio.Semaphore(LARGE_TURNS)
 
     @contextlib.contextmanager
     def holding(self) -> Iterator[Callable[[int], None]]:
@@ -115,7 +113,6 @@ class BodyMemory:
 
     async def parse(
         self,
-        size: int,
         parse: Callable[[], Found],
         began: float,
         gone: asyncio.Future[None] | None = None,
@@ -123,7 +120,6 @@ class BodyMemory:
         """Parse a large request in a thread when its turn comes, and none for nothing.
 
         Args:
-            size: bytes.
             parse: reads it.
             began: when it came (`time.monotonic()`).
             gone: done once nobody waits for it.
@@ -133,7 +129,7 @@ class BodyMemory:
             DeadlinePassed: if the turn comes too late.
             ClientDisconnect: if nobody waits for it any more.
         """
-        async with self._huge if size >= HUGE else self._large:
+        async with self._turns:
             if gone is not None and gone.done():
                 raise ClientDisconnect
             self.dispatcher.check_room(1)
@@ -144,5 +140,5 @@ class BodyMemory:
 
     async def write(self, write: Callable[[], Found]) -> Found:
         """Write a large answer in a thread when its turn comes."""
-        async with self._large:
+        async with self._turns:
             return await in_thread(write)

@@ -85,8 +85,7 @@ class Corked:
 class BoundedHttp(HttpToolsProtocol):
     """One connection: it is closed if its headers are too long, or too long on their way.
 
-    Trailers are counted and dropped. What comes of a request that was answered before it was here
-    does not keep the connection open. Requests find in their scope what ends with the connection.
+    Trailers are counted and dropped. Requests find in their scope what ends with the connection.
     """
 
     most = 1 << 14
@@ -123,15 +122,10 @@ class BoundedHttp(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        idle = self.timeout_keep_alive_task
         self._unread += len(data)
         super().data_received(data)
         if self._unread > LONGEST_HEAD:
             self.transport.abort()
-        elif idle is not None and not self._in_head and self.cycle.response_complete:
-            self.timeout_keep_alive_task = self.loop.call_at(
-                idle.when(), self.timeout_keep_alive_handler
-            )
 
     def on_message_begin(self) -> None:
         super().on_message_begin()

@@ -243,7 +243,7 @@ class GrpcApi:
             if len(message) < LARGE:
                 request = parse()
             else:
-                request = await self.memory.parse(len(message), parse, began)
+                request = await self.memory.parse(parse, began)
             hold(max(len(message), request.size))
             answer = await service.answer(request, began, seconds=seconds)
         if answer.values < LARGE_ANSWER:

@@ -174,8 +174,7 @@ class HttpApi:
                 if len(body) < LARGE and coding is None:
                     request = parse()
                 else:
-                    size = len(body) if coding is None else most
-                    request = await self.memory.parse(size, parse, began, gone)
+                    request = await self.memory.parse(parse, began, gone)
                 hold(max(len(body), request.size))
                 answer = await service.answer(request, began, gone)
                 if gone.done():
