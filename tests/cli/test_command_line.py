@@ -147,12 +147,6 @@ def test_unknown_words_are_refused_by_the_command_that_got_them(
     assert told.partition("did you mean ")[2].rstrip("?") == meant
 
 
-def test_of_two_policies_none_is_taken_silently(call: Command) -> None:
-    outcome = call("simulate", "scenario.json", "--policy", "hedge", "--policy", "coded")
-    assert outcome.code == 2
-    assert "argument --policy: one at a time, got hedge and coded" in outcome.err
-
-
 @pytest.mark.parametrize("words", ["evaluate mnist", "demo"])
 def test_a_seed_that_no_generator_takes_is_wrong_usage(words: str, call: Command) -> None:
     for seed in ("-1", str(2**31), "9" * 23, "1.5"):

@@ -464,14 +464,6 @@ class TestRefused:
             message = self.refused(call, "mnist", "--k", "4", "--port", str(port))
         assert f"cannot listen on 127.0.0.1:{port}: " in message
 
-    def test_two_that_start_together(self, call: Command) -> None:
-        from codedinvnet.net.listening import bind
-
-        with bind("127.0.0.1", 0) as other:  # as long as its workers load
-            port = other.getsockname()[1]
-            message = self.refused(call, "mnist", "--k", "4", "--port", str(port))
-        assert f"cannot listen on 127.0.0.1:{port}: " in message
-
     def test_empty_token(self, call: Command, tmp_path: Path) -> None:
         path = tmp_path / "token"
         path.write_text("\n")

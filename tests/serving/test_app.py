@@ -50,17 +50,6 @@ def test_connections_do_not_wait_for_acknowledgements() -> None:
     assert all(seen)
 
 
-def test_it_runs_on_uvloop(monkeypatch: pytest.MonkeyPatch) -> None:
-    loops = []
-
-    async def serves(*_: object) -> None:
-        loops.append(asyncio.get_running_loop())
-
-    monkeypatch.setattr(serving, "_serve", serves)
-    serving.serve(ServeOptions(source="mnist"))
-    assert [type(loop) for loop in loops] == [uvloop.Loop]
-
-
 def test_a_taken_port_is_told() -> None:
     with bind("127.0.0.1", 0) as first:
         port = first.getsockname()[1]

@@ -19,8 +19,6 @@ from codedinvnet.serving.answers import (
     QueryFailed,
 )
 from codedinvnet.serving.workers.faults import Schedule
-from codedinvnet.serving.workers.pool import Origin, Task
-from codedinvnet.serving.workers.result import Result
 from tests.observing import counted, until
 from tests.serving.bundles import BundleFront, BundlePool, probabilities
 from tests.serving.front import (
@@ -64,57 +62,22 @@ async def test_direct_answers_when_decoded_ones_will_not_do(
         np.testing.assert_allclose(found, direct(mnist, images[:K]), atol=1e-5)
 
 
-async def test_float_images(mnist: Bundle, method: Scheme, images: np.ndarray) -> None:
-    floats = (images[:K] / 255).astype(np.float32)
-    async with running(method) as (front, pool):
+@pytest.mark.parametrize("sizes", [(4,), (2, 2), (1, 1, 1, 1)])
+async def test_requests_share_a_group_whether_images_come_as_bytes_or_floats(
+    sizes: tuple[int, ...], mnist: Bundle, method: Scheme, images: np.ndarray
+) -> None:
+    async with running(method, group_timeout=PATIENCE) as (front, pool):
         pool.hang(1)
-        answers = answered(await front.ask(floats))
+        requests, first = [], 0
+        for number, size in enumerate(sizes):
+            batch = images[first : first + size]
+            floats = (batch / 255).astype(np.float32)
+            requests.append(front.ask(batch if number % 2 else floats))
+            first += size
+        answers = [a for found in await asyncio.gather(*requests) for a in answered(found)]
         assert_decoded(answers[1], decoded(mnist, images[:K], 1))
-        np.testing.assert_allclose(
-            probabilities(answers[0]), direct(mnist, images[:1])[0], atol=1e-5
-        )
-
-
-async def test_float_and_byte_images_share_a_group(
-    mnist: Bundle, method: Scheme, images: np.ndarray
-) -> None:
-    async with running(method, group_timeout=PATIENCE) as (front, pool):
-        pool.hang(0)
-        floats = (images[:2] / 255).astype(np.float32)
-        both = await asyncio.gather(front.ask(floats), front.ask(images[2:4]))
-        answers = [answer for found in both for answer in answered(found)]
-        assert_decoded(answers[0], decoded(mnist, images[:K], 0))
-
-
-async def test_one_query_each_shares_a_group(
-    mnist: Bundle, method: Scheme, images: np.ndarray
-) -> None:
-    async with running(method, group_timeout=PATIENCE) as (front, pool):
-        pool.hang(3)
-        found = await asyncio.gather(*[front.ask(images[[i]]) for i in range(K)])
-        answers = [answer for one in found for answer in answered(one)]
-        assert_decoded(answers[3], decoded(mnist, images[:K], 3))
-
-
-async def test_a_short_group_needs_no_fillers(
-    mnist: Bundle, method: Scheme, images: np.ndarray
-) -> None:
-    async with running(method, group_timeout=0.1) as (front, pool):
-        for worker in range(3):
-            pool.hang(worker)  # all three are late, so all three are coded
-        query = asyncio.create_task(front.ask(images[:3]))
-        await until(lambda: any(number == K for _, number in pool.calls))
-        assert len(pool.calls) == 4  # three members and the parity
-        pool.hung[0].clear()
-        pool.hung[2].clear()
-        for worker in (0, 2):
-            pool.kill(worker)
-        answers = answered(await query)
-        assert counted(front.metrics.groups.labels("3")) == 1
-        assert answers[1].outcome == "decoded"  # its worker never answers
-        for i, answer in enumerate(answers):
-            if answer.outcome == "decoded":
-                assert_decoded(answer, decoded(mnist, images[:3], i))
+        expected = direct(mnist, images[:1])[0]
+        np.testing.assert_allclose(probabilities(answers[0]), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("fixed", [False, True])
@@ -216,44 +179,6 @@ async def test_what_waits_for_a_worker_is_computed_in_one_call(
         for answer, row in zip(answered(await asked), direct(mnist, batch), strict=False):
             np.testing.assert_allclose(probabilities(answer), row, atol=1e-5)
         assert len(pool.calls) == 6  # each is computed alone
-
-
-async def test_the_work_of_calls_of_several_counts(method: Scheme, images: np.ndarray) -> None:
-    slow = Schedule(faults=(Fault(kind="slow", delay=Delay(ms=200)),))
-    rules: dict[str, Any] = {"policy": "uncoded", "workers": 1, "worker_batch": 4}
-    async with running(method, schedule=slow, **rules) as (front, pool):
-        answered(await front.ask(images[:9]))
-        assert len(pool.calls) == 3
-        found = front.recent.summary(PATIENCE, 0.2 / 9)
-        assert found is not None
-        assert found["work"] >= 3
-
-
-async def test_each_query_of_a_call_meets_the_fate_of_its_request_once(
-    method: Scheme, images: np.ndarray
-) -> None:
-    class Noting(BundlePool):
-        def __init__(self, method: Scheme) -> None:
-            super().__init__(method)
-            self.origins: list[tuple[Origin, ...]] = []
-
-        async def call(self, worker: int, task: Task) -> Result:
-            self.origins.append(task.origins)
-            return await super().call(worker, task)
-
-    pool = Noting(method)
-    rules: dict[str, Any] = {"policy": "uncoded", "workers": 1, "worker_batch": 4}
-    async with running(method, pool=pool, **rules) as (front, _):
-        pool.hang(0)
-        asked = asyncio.create_task(front.ask(images[:2]))
-        await until(lambda: len(pool.calls) == 1)
-        pool.kill(0)
-        answered(await asked)
-        await front.ask(images[:1])
-    ask, again, other, next_one = pool.origins
-    assert [(origin.position, origin.size) for origin in ask] == [(0, 2), (1, 2)]
-    assert again == other == ()  # they are sent for the second time
-    assert [origin.position for origin in next_one] == [0]
 
 
 async def test_a_query_that_cannot_be_computed_fails_alone(

@@ -23,7 +23,7 @@ from codedinvnet.serving.answers import (
 from codedinvnet.serving.workers.pool import Task
 from codedinvnet.serving.workers.result import Result
 from tests.observing import counted, until
-from tests.serving.bundles import BundleFront, BundlePool
+from tests.serving.bundles import BundleFront
 from tests.serving.front import (
     PATIENCE,
     WORKERS,
@@ -31,7 +31,6 @@ from tests.serving.front import (
     Released,
     answered,
     assert_decoded,
-    decoded,
     queue,
     running,
 )
@@ -235,31 +234,6 @@ async def test_a_caller_that_goes_away(told: bool, method: Scheme, images: np.nd
         assert len(pool.calls) == WORKERS
         answered(await front.ask(images[:K]))
         assert value("codedinvnet_queries_total", {"outcome": "cancelled"}) == 5 * K
-
-
-async def test_what_is_computed_of_a_caller_that_goes_away_decodes_others(
-    mnist: Bundle, method: Scheme, images: np.ndarray
-) -> None:
-    class Held(BundlePool):
-        async def _work(self, worker: int, task: Task) -> Result:
-            if worker == 1:
-                await go_on.wait()
-            return await super()._work(worker, task)
-
-    go_on = asyncio.Event()
-    async with running(method, pool=Held(method), group_timeout=PATIENCE) as (front, pool):
-        pool.hang(0)
-        slow = asyncio.create_task(front.ask(images[:1]))
-        await until(lambda: len(pool.calls) == 1)
-        gone = asyncio.create_task(front.ask(images[1:2]))
-        await until(lambda: len(pool.calls) == 2)
-        gone.cancel()
-        await asyncio.gather(gone, return_exceptions=True)
-        answered(await front.ask(images[2:K]))
-        assert not slow.done()
-        go_on.set()
-        (answer,) = answered(await slow)
-        assert_decoded(answer, decoded(mnist, images[:K], 0))
 
 
 async def test_what_is_answered_is_not_cancelled(method: Scheme, images: np.ndarray) -> None:

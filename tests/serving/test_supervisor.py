@@ -21,7 +21,7 @@ from codedinvnet.serving.metrics import Metrics
 from codedinvnet.serving.served import IMAGES
 from codedinvnet.serving.workers import supervisor
 from codedinvnet.serving.workers.pool import Task, WorkerDied, WorkerFailed
-from codedinvnet.serving.workers.result import Result, run_task
+from codedinvnet.serving.workers.result import Result
 from codedinvnet.serving.workers.supervisor import State
 from tests.observing import counted, until
 from tests.serving.bundles import BundlePool, probabilities
@@ -249,25 +249,6 @@ async def test_a_query_on_which_every_worker_fails(method: Scheme, images: np.nd
             assert "this worker is broken" in str(problem)
         pool.broken = set()
         answered(await front.ask(images[:K]))
-
-
-async def test_busy_workers_are_not_taken_for_hung_after_a_stall(
-    method: Scheme, images: np.ndarray
-) -> None:
-    class Slow(BundlePool):
-        async def _work(self, worker: int, task: Task) -> Result:
-            def work() -> Result:
-                time.sleep(0.3)
-                return run_task(self.computer, task.number, task.inputs)
-
-            return await asyncio.to_thread(work)
-
-    async with running(method, pool=Slow(method), hang_timeout=0.8) as (front, _):
-        query = asyncio.create_task(front.ask(images[:K]))
-        await until(lambda: any(map(front.scheduler.load, range(WORKERS))))
-        time.sleep(1.6)  # the answers come meanwhile
-        answered(await query)
-        assert [view.restarts + view.deaths for view in front.workers] == [0] * WORKERS
 
 
 @pytest.mark.parametrize("policy", ["uncoded", "hedge", "coded"])

@@ -23,6 +23,11 @@ from codedinvnet.errors import UserError
 
 def add_commands(commands: Commands) -> None:
     """Add the commands on a bundle."""
+    for add in (_add_evaluate, _add_invert, _add_info, _add_calibrate, _add_demo):
+        add(commands)
+
+
+def _add_evaluate(commands: Commands) -> None:
     sub = add_command(
         commands,
         "evaluate",
@@ -52,6 +57,8 @@ def add_commands(commands: Commands) -> None:
         "--shuffle-parity", action="store_true", help="decode with another group's parity output"
     )
 
+
+def _add_invert(commands: Commands) -> None:
     sub = add_command(
         commands,
         "invert",
@@ -65,6 +72,8 @@ def add_commands(commands: Commands) -> None:
     sub.add_argument("--tolerance", type=float, default=1e-6, help="of each block, above 0 (1e-6)")
     sub.add_argument("--limit", type=int, help="only the first images (all)")
 
+
+def _add_info(commands: Commands) -> None:
     sub = add_command(
         commands,
         "info",
@@ -83,6 +92,8 @@ def add_commands(commands: Commands) -> None:
     sub.add_argument("--engine", help=f"{' or '.join(ENGINES)} (the kind's own)")
     sub.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 (auto)")
 
+
+def _add_calibrate(commands: Commands) -> None:
     sub = add_command(
         commands,
         "calibrate",
@@ -96,6 +107,8 @@ def add_commands(commands: Commands) -> None:
     sub.add_argument("--out", type=Path, help="the file (calibration.json beside the weights)")
     sub.add_argument("--seed", type=seed, default=0, help="of the groups (0)")
 
+
+def _add_demo(commands: Commands) -> None:
     sub = add_command(
         commands,
         "demo",

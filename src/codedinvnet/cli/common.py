@@ -69,27 +69,6 @@ class CommandParser(argparse.ArgumentParser):
         return f"; did you mean {', '.join(near)}?" if near else ""
 
 
-class Once(argparse.Action):
-    """An option that may stand once, where the last of several would silently be taken."""
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: Any,
-        option_string: str | None = None,
-    ) -> None:
-        """Keep the value.
-
-        Raises:
-            ArgumentError: if there is one.
-        """
-        before = getattr(namespace, self.dest)
-        if before is not None:
-            raise argparse.ArgumentError(self, f"one at a time, got {before} and {values}")
-        setattr(namespace, self.dest, values)
-
-
 @contextmanager
 def _terminated_as_interrupted() -> Iterator[None]:
     def interrupt(*_: object) -> None:

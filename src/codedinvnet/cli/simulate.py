@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from codedinvnet.cli.common import Commands, Once, add_command
+from codedinvnet.cli.common import Commands, add_command
 
 POLICY = (
     "uncoded, replicate, hedge, coded, coded+hedge, coded+guess, coded by a method: its name, or "
@@ -35,7 +35,7 @@ def _add_simulate(commands: Commands) -> None:
     )
     sub.add_argument("scenario", type=Path, help="scenario or sweep (JSON; see configs/bench)")
     add = sub.add_argument
-    add("--policy", action=Once, help=f"{POLICY} (the scenario's)")
+    add("--policy", help=f"{POLICY} (the scenario's)")
     add("--workers", type=int, help="number of workers (the scenario's)")
     add("--k", type=int, help="queries in a coding group (the scenario's)")
     add("--r", type=int, help="parity queries in a coding group (the scenario's)")

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from codedinvnet.models.base import DATATYPES, Signature
+from codedinvnet.models.base import DATATYPES
+from codedinvnet.scheduler.group import FILLER
 from codedinvnet.serving.served import Served
 from codedinvnet.serving.workers.pool import Task, WorkerFailed
-from codedinvnet.serving.workers.result import OUTPUT, Computer, Result
+from codedinvnet.serving.workers.result import OUTPUT, Computer, Result, zeros
 
 if TYPE_CHECKING:
     from codedinvnet.codes.base import Scheme
@@ -38,7 +39,7 @@ class TensorCodec:
         self, served: Served, scheme: Scheme | None = None, computer: Computer | None = None
     ) -> None:
         self.served, self.scheme, self._computer = served, scheme, computer
-        self.filler = zeros(served.signature)
+        self.filler = zeros(served.signature.inputs)
         self.filler_output = np.zeros(0, np.float32)
         self._own: Layout = {
             spec.name: ((1, *spec.shape), DATATYPES[spec.datatype])
@@ -101,6 +102,20 @@ class TensorCodec:
             found = outputs[self.served.decoded[0]]
         return np.asarray(found, np.float32).reshape(-1)
 
+    def gathered(
+        self, attempts: Mapping[int, int], outputs: Mapping[int, Payload]
+    ) -> dict[int, np.ndarray]:
+        """Return what the code gets of a group: task -> (n,).
+
+        Args:
+            attempts: task -> the attempt at it, or FILLER.
+            outputs: attempt -> what its worker sent.
+        """
+        return {
+            task: self.filler_output if attempt == FILLER else self.mixed(outputs[attempt])
+            for task, attempt in attempts.items()
+        }
+
     def _checked(self, task: Task, result: Result) -> Result:
         wanted = self._own
         if self._extra:
@@ -123,13 +138,3 @@ def layout(outputs: Payload) -> Layout:
 def shown(outputs: Layout) -> str:
     """Return a layout in words."""
     return ", ".join(f"{name} {dtype} {shape}".strip() for name, (shape, dtype) in outputs.items())
-
-
-def zeros(signature: Signature) -> dict[str, np.ndarray]:
-    """Return a query of zeros: name -> (1, *shape)."""
-    return {
-        spec.name: np.full(
-            (1, *spec.shape), b"" if spec.datatype == "BYTES" else 0, DATATYPES[spec.datatype]
-        )
-        for spec in signature.inputs
-    }

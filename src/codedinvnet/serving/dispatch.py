@@ -11,11 +11,9 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple, NoReturn
-
-import numpy as np
 
 from codedinvnet.errors import described
 from codedinvnet.net.alarm import Alarm, watch
@@ -36,7 +34,6 @@ from codedinvnet.scheduler.actions import (
     Send,
 )
 from codedinvnet.scheduler.admission import Admission
-from codedinvnet.scheduler.group import FILLER
 from codedinvnet.scheduler.policies import Policy
 from codedinvnet.scheduler.scheduler import Scheduler
 from codedinvnet.scheduler.settings import Rules
@@ -131,7 +128,7 @@ class Dispatcher:
         if decoder is not None:
             decoder.finished, offer = self._decoded, decoder.offer
             self._carriers[Complete] = lambda action: offer(
-                action.size, self._mixed(action.outputs), action.workers
+                action.size, self.codec.gathered(action.outputs, self.calls.outputs), action.workers
             )
         if decoder is not None and gate is not None:
             decoder.compared = gate.compared
@@ -317,7 +314,9 @@ class Dispatcher:
 
     def _decode(self, action: Decode) -> None:
         assert self.decoder is not None
-        self.decoder.add(Job(action.size, self._mixed(action.outputs), action.wanted))
+        self.decoder.add(
+            Job(action.size, self.codec.gathered(action.outputs, self.calls.outputs), action.wanted)
+        )
         self.queries.ready(action.wanted, "guessed" if action.guess else "decoded")
 
     def _answer_decoded(self, action: AnswerDecoded) -> None:
@@ -361,13 +360,6 @@ class Dispatcher:
         for send in sends:
             actions += self.scheduler.failed(time.monotonic(), send.attempt, reason)
         return actions
-
-    def _mixed(self, attempts: Mapping[int, int]) -> dict[int, np.ndarray]:
-        """Return what a code gets of tasks' attempts."""
-        filler, mixed = self.codec.filler_output, self.codec.mixed
-        return {
-            t: filler if a == FILLER else mixed(self.calls.outputs[a]) for t, a in attempts.items()
-        }
 
     # Heads and decoding
 

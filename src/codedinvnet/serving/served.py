@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
@@ -18,53 +18,11 @@ OUTCOME = "outcome"
 IMAGES, PROBABILITIES, LABEL = "images", "probabilities", "label"
 
 
-class Served(Protocol):
-    """A served model, as its clients see it."""
-
-    @property
-    def name(self) -> str:
-        """What requests call the model."""
-
-    @property
-    def signature(self) -> Signature:
-        """The inputs and outputs that clients see; the outcome comes beside them."""
-
-    @property
-    def decoded(self) -> tuple[str, ...]:
-        """The outputs that approximate answers have; a request of others wants direct ones."""
-
-    @property
-    def kind(self) -> str:
-        """What the scores are that a code decodes, "logits" or "probabilities"."""
-
-    @property
-    def image_shape(self) -> tuple[int, int, int] | None:
-        """The (C, H, W) of queries that are images in bytes or 0..1; None if they are not."""
-
-    def datatypes(self, tensor: TensorSpec) -> tuple[str, ...]:
-        """Return the datatypes that an input may have in a request."""
-
-    def incompatibility(self, tensor: TensorSpec, values: np.ndarray) -> str:
-        """Return what is wrong with an input's values, or "".
-
-        Args:
-            tensor: the input.
-            values: of a right datatype and shape.
-        """
-
-    def joined(self, rows: Sequence[np.ndarray]) -> np.ndarray:
-        """Return an input of several queries, each (1, *shape), as one batch."""
-
-    def answer(self, scores: Tensor) -> list[Mapping[str, np.ndarray]]:
-        """Return for each row of scores (B, classes) the outputs `decoded`, in batches of one.
-
-        Direct answers are made of scores as well, unless the worker's outputs are the client's.
-        """
-
-
 @dataclass(frozen=True)
 class OwnModel:
     """A user's model, untouched: direct answers are its outputs, bit for bit.
+
+    It has the methods and properties of `Classifier`.
 
     Attributes:
         name: what requests call it.
@@ -90,11 +48,11 @@ class OwnModel:
         return () if scores is None else (scores.output,)
 
     def datatypes(self, tensor: TensorSpec) -> tuple[str, ...]:
-        """Return the model's own."""
+        """Return the datatypes that an input may have in a request: the model's own."""
         return (tensor.datatype,)
 
     def incompatibility(self, tensor: TensorSpec, values: np.ndarray) -> str:
-        """Refuse what is no text where it must be; what values mean is for the model to say."""
+        """Return what is wrong with an input's values, or ""; only texts are looked at."""
         if self.texts and tensor.datatype == "BYTES":
             for i, value in enumerate(values.flat):
                 try:
@@ -104,11 +62,11 @@ class OwnModel:
         return ""
 
     def joined(self, rows: Sequence[np.ndarray]) -> np.ndarray:
-        """Return the rows one behind the other."""
+        """Return an input of several queries, each (1, *shape), as one batch."""
         return np.concatenate(rows)
 
     def answer(self, scores: Tensor) -> list[Mapping[str, np.ndarray]]:
-        """Return scores under the name, and in the datatype, that the model has for them."""
+        """Return for each row of scores (B, classes) the outputs `decoded`, in batches of one."""
         tensor = scores_tensor(self.signature)
         rows = scores.cpu().numpy().astype(DATATYPES[tensor.datatype])
         return [{tensor.name: row[None]} for row in rows]
@@ -169,3 +127,7 @@ class Classifier:
         return [
             {PROBABILITIES: rows[i : i + 1], LABEL: labels[i : i + 1]} for i in range(len(rows))
         ]
+
+
+Served: TypeAlias = OwnModel | Classifier
+"""A served model, as its clients see it."""

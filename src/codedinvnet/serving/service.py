@@ -213,7 +213,7 @@ class InferenceService:
             if why := self.served.incompatibility(self.inputs[name], values):
                 raise ProtocolError(f"inputs.{i}.data: {why}")
         terms = Terms.of(request.parameters) if request.parameters else Terms()
-        in_force = self._in_force(terms)
+        in_force = self._in_force(terms) if request.parameters else {}
         wanted = tuple(output.name for output in request.outputs) or self.outputs
         known = (*self.served.decoded, self.outcome)
         found = await self.dispatcher.infer(

@@ -10,14 +10,11 @@ import zlib
 from collections.abc import AsyncIterator
 from typing import Any
 
-import httpx
 import numpy as np
 import pytest
 
 from codedinvnet.models.base import HEADER_LENGTH
 from codedinvnet.models.bundle import Bundle
-from codedinvnet.serving.answers import Answered
-from codedinvnet.serving.served import LABEL, PROBABILITIES
 from tests.serving.api.service import (
     INFER,
     MAX_BODY,
@@ -60,33 +57,6 @@ class TestInfer:
             assert response.status_code == 200
             first = response.json()["outputs"][0]["data"][:10]
             np.testing.assert_allclose(first, expected(mnist, images[:1])[0], atol=1e-5)
-
-    async def test_large_answers_do_not_stop_the_others(
-        self, mnist: Bundle, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        many = np.random.default_rng(0).random((256, 1000), np.float32)
-        largest: list[float] = []
-        responses: list[httpx.Response] = []
-
-        async def answered(*_: Any, **__: Any) -> list[Answered]:
-            label = np.zeros(1, np.int64)
-            return [
-                Answered({PROBABILITIES: row[None], LABEL: label}, "direct", 0.1) for row in many
-            ]
-
-        async with serving(mnist, classes=tuple(map(str, range(1000)))) as service:
-            monkeypatch.setattr(service.front, "infer", answered)
-
-            async def ask() -> None:
-                responses.append(await service.infer(images[:1]))
-
-            for _ in range(3):
-                largest.append(await largest_gap(service, [ask(), ask()]))
-        assert min(largest) < 0.2, largest  # of which the client takes its part
-        for response in responses[:2]:
-            assert response.headers["Content-Encoding"] == "gzip"
-            found = np.float32(response.json()["outputs"][0]["data"])
-            assert np.array_equal(found, many.ravel())
 
     async def test_the_time_that_was_spent_on_workers(
         self, mnist: Bundle, images: np.ndarray

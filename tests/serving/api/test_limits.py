@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import threading
 import time
 from typing import Any
 
@@ -14,8 +13,6 @@ import pytest
 from codedinvnet.models.bundle import Bundle
 from codedinvnet.protocol import http as app
 from codedinvnet.protocol.http import parse_request
-from codedinvnet.serving.api import bodies
-from tests.observing import counted
 from tests.serving.api.service import (
     MAX_BODY,
     WORKERS,
@@ -23,7 +20,6 @@ from tests.serving.api.service import (
     Service,
     error,
     serving,
-    tensor,
 )
 
 
@@ -56,42 +52,6 @@ class TestFailures:
             monkeypatch.undo()
             service.kill_all()
             assert (await first).status_code == 200
-
-    async def test_bodies_that_wait_to_be_parsed_have_a_limit_and_a_deadline(
-        self, mnist: Bundle, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        parsed: list[object] = []
-        large = np.full_like(images[:1], 200).repeat(24, 0)
-        length = len(json.dumps({"inputs": [tensor(large)]}, separators=(",", ":")))
-        refused = 20 - 8 * MAX_BODY // length
-        all_came = threading.Event()
-        monkeypatch.setattr(bodies, "LARGE_TURNS", 1)
-
-        async with serving(mnist, deadline=2.0, max_pending=1000) as service:
-
-            def slowly(*words: Any) -> Any:
-                parsed.append(words)
-                all_came.wait(30)
-                time.sleep(0.4)
-                return parse_request(*words)
-
-            monkeypatch.setattr(app, "parse_request", slowly)
-            monkeypatch.setattr(service.front.admission, "takes", lambda *_: True)
-            asked = [asyncio.create_task(service.infer(large)) for _ in range(20)]
-            while sum(each.done() for each in asked) < refused:
-                await asyncio.sleep(0.005)
-            all_came.set()
-            found = await asyncio.gather(*asked)
-            statuses = [response.status_code for response in found]
-            assert statuses.count(503) == refused
-            late = [response for response in found if response.status_code == 504]
-            told = {error(response, 504) for response in late}  # the last one when it was parsed
-            assert "deadline passed" in told
-            assert all("deadline passed" in words for words in told)
-            assert set(statuses) == {200, 503, 504}
-            # All that waited would take four seconds: the last ones are late before their turn.
-            assert len(parsed) < len(statuses) - statuses.count(503)
-            assert counted(service.front.metrics.queries.labels("deadline")) >= len(late)
 
     async def test_who_finds_no_room_need_not_send_the_body(
         self, mnist: Bundle, images: np.ndarray

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,14 +13,7 @@ from codedinvnet.errors import UserError
 from codedinvnet.serving.workers import ray as ray_pool
 from codedinvnet.serving.workers.computing import BundleSpec
 from codedinvnet.serving.workers.pool import WorkerDied
-from codedinvnet.serving.workers.ray import Actor, RayPool, has_token, last_line
-
-
-def test_a_dead_actors_number_may_be_another_processs() -> None:
-    pool = RayPool.__new__(RayPool)  # without Ray
-    here, there = socket.gethostname(), "elsewhere"
-    pool.actors = [Actor(None, here, 7), Actor(None, here, 8, dead="x"), Actor(None, there, 9)]
-    assert [pool.pid(worker) for worker in range(3)] == [7, None, None]
+from codedinvnet.serving.workers.ray import Actor, RayPool
 
 
 class Handle:
@@ -56,25 +48,6 @@ async def test_an_idle_actor_that_gives_no_sign_of_life_is_given_up_once(
     watch.cancel()
     assert given_up == [(0, "no sign of life")]
     assert [actor.dead for actor in pool.actors] == ["no sign of life", ""]
-
-
-def test_an_error_of_ray_comes_down_to_its_last_line() -> None:
-    raised = (
-        "The actor died because of an error raised in its creation task, ray::RayWorker (pid=7)\n"
-        '  File "pool.py", line 97, in load\n'
-        "codedinvnet.errors.UserError: no bundle 'nowhere'\n\n"
-    )
-    assert last_line(Exception(raised)) == "codedinvnet.errors.UserError: no bundle 'nowhere'"
-    assert last_line(Exception()) == ""
-
-
-def test_a_user_without_a_home_has_no_token(monkeypatch: pytest.MonkeyPatch) -> None:
-    def home() -> Path:
-        raise RuntimeError("Could not determine home directory.")
-
-    monkeypatch.setattr(os, "environ", {})
-    monkeypatch.setattr(Path, "home", home)
-    assert not has_token()
 
 
 def test_where_the_first_actor_fails_no_other_is_started(monkeypatch: pytest.MonkeyPatch) -> None:

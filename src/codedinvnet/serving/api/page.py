@@ -20,12 +20,12 @@ from starlette.routing import Route
 from codedinvnet.faults import Delay, Fault
 from codedinvnet.net.logs import log_event
 from codedinvnet.protocol.tensors import datatype_of, to_json
-from codedinvnet.serving.codec import zeros
 from codedinvnet.serving.dispatch import Dispatcher
 from codedinvnet.serving.metrics import OUTCOMES
 from codedinvnet.serving.served import IMAGES, Served
 from codedinvnet.serving.service import InferenceService
 from codedinvnet.serving.workers.faults import FaultyPool
+from codedinvnet.serving.workers.result import zeros
 from codedinvnet.serving.workers.supervisor import State
 
 NO_FRAMES = {"X-Frame-Options": "DENY", "Content-Security-Policy": "frame-ancestors 'none'"}
@@ -89,7 +89,7 @@ def demo_requests(served: Served, images: np.ndarray | None = None) -> list[dict
     if images is not None:
         batches = [{IMAGES: image[None]} for image in images]
     else:
-        batches = [zeros(served.signature)]
+        batches = [zeros(served.signature.inputs)]
     return [
         {
             "inputs": [

@@ -21,12 +21,12 @@ from codedinvnet.devices import use_whole_float32
 from codedinvnet.engines import ONNX_RUNTIME, PYTORCH, check_engine, check_installed, engine_named
 from codedinvnet.errors import UserError
 from codedinvnet.files import file_digest
-from codedinvnet.models.base import DATATYPES, Model, TensorSpec, mixed_tensor, scores_tensor
+from codedinvnet.models.base import Model, TensorSpec, mixed_tensor, scores_tensor
 from codedinvnet.models.bundle import load_bundle
 from codedinvnet.models.scores import ScoresOf
 from codedinvnet.models.source import ModelSource, OpenModel
 from codedinvnet.serving.workers.exported import is_kept, run_by_onnxruntime
-from codedinvnet.serving.workers.result import OUTPUT, Computer, copied, floated
+from codedinvnet.serving.workers.result import OUTPUT, Computer, copied, floated, zeros
 
 
 class SchemeComputer:
@@ -84,11 +84,6 @@ def run_module(
     with torch.inference_mode():
         output: Tensor = module(*(torch.from_numpy(inputs[spec.name]) for spec in specs))
     return output.float().numpy()
-
-
-def zeros_for(inputs: Sequence[TensorSpec], rows: int) -> dict[str, np.ndarray]:
-    """Return a batch of queries for a task that is computed for its own sake."""
-    return {s.name: np.zeros((rows, *s.shape), DATATYPES[s.datatype]) for s in inputs}
 
 
 def scheme_of(model: Model, method: str, k: int) -> Scheme:
@@ -154,10 +149,10 @@ class BundleSpec:
             assert_never(name)
         computer = SchemeComputer(scheme)
         rules = scheme.rules
-        zeros = np.zeros((rules.k, *scheme.shape), np.uint8)
+        black = np.zeros((rules.k, *scheme.shape), np.uint8)
         for number, task in rules.tasks(rules.k).items():
             if number in (0, rules.k):
-                computer.compute(number, {"": zeros[: len(task.members)]})
+                computer.compute(number, {"": black[: len(task.members)]})
         return computer
 
     def is_prepared(self) -> bool:
@@ -219,7 +214,7 @@ class ModelSpec:
             rules = computer.scheme.rules
             extra = rules.tasks(rules.k).get(rules.k)
             if extra is not None:
-                computer.compute(rules.k, zeros_for(model.signature.inputs, len(extra.members)))
+                computer.compute(rules.k, zeros(model.signature.inputs, len(extra.members)))
         return computer
 
     def computer(self, model: OpenModel) -> ModelComputer:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
+
+from codedinvnet.protocol.tensors import DATATYPES, TensorSpec
 
 OUTPUT = ""
 """The name of a scheme's output among a worker's; a model's own outputs have longer ones."""
@@ -57,3 +59,13 @@ def floated(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 def copied(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Return inputs as backups take them: what `protect` measured them on, and writable."""
     return {name: array.copy() for name, array in inputs.items()}
+
+
+def zeros(inputs: Sequence[TensorSpec], rows: int = 1) -> dict[str, np.ndarray]:
+    """Return a batch of queries of zeros: name -> (rows, *shape)."""
+    return {
+        spec.name: np.full(
+            (rows, *spec.shape), b"" if spec.datatype == "BYTES" else 0, DATATYPES[spec.datatype]
+        )
+        for spec in inputs
+    }
