@@ -104,7 +104,7 @@ def _add_calibrate(commands: Commands) -> None:
     )
     add_bundle_options(sub)
     add_data_options(sub)
-    sub.add_argument("--out", type=Path, help="the file (calibration.json beside the weights)")
+    sub.add_argument("--out", type=Path, help="the file (calibration.json next to the weights)")
     sub.add_argument("--seed", type=seed, default=0, help="of the groups (0)")
 
 
@@ -184,9 +184,9 @@ def _lines(report: dict[str, Any]) -> dict[str, Any]:
         for tensor in report[f"{kind}s"]
     }
     scores = report["scores"]
-    told = f"{scores['output']} ({scores['kind']})" if scores else "none: tell them by --scores"
+    named = f"{scores['output']} ({scores['kind']})" if scores else "none: name them by --scores"
     batch = report["max_batch"]
-    return {**plain, **tensors, "scores": told, "batch": "any" if batch is None else batch}
+    return {**plain, **tensors, "scores": named, "batch": "any" if batch is None else batch}
 
 
 def _calibrate(arguments: argparse.Namespace) -> None:

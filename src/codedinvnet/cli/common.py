@@ -26,7 +26,7 @@ Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 CLOSED = 141
-"""Exit code of a command whose output nobody reads on, as of one that SIGPIPE ends."""
+"""Exit code of a command whose reader is gone, as of one that SIGPIPE ends."""
 OF_MODELS = (
     *("torch", "torchvision", "pandas", "scipy", "safetensors", "PIL", "matplotlib"),
     *("tensorboard", "aiohttp"),
@@ -146,8 +146,8 @@ def guarded(call: Callable[[], None], kept: str = "") -> int:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in OF_MODELS:
             raise
-        told = f"this needs {error.name}: pip install 'codedinvnet[models]'"
-        print(f"error: {told}", file=sys.stderr)
+        why = f"this needs {error.name}: pip install 'codedinvnet[models]'"
+        print(f"error: {why}", file=sys.stderr)
         return 2
     except OSError as error:  # a full disk, a folder that may not be written
         if isinstance(error, BrokenPipeError) and _nobody_reads():
@@ -160,8 +160,8 @@ def guarded(call: Callable[[], None], kept: str = "") -> int:
         of_gpu, of_cpu = type(error).__name__ == "OutOfMemoryError", said.find(ALLOCATOR)
         if not (isinstance(error, MemoryError) or of_gpu or of_cpu >= 0):
             raise
-        told = said[max(0, of_cpu) :].partition("\n")[0]
-        print(f"error: too little memory: {told}".rstrip(": "), file=sys.stderr)
+        why = said[max(0, of_cpu) :].partition("\n")[0]
+        print(f"error: too little memory: {why}".rstrip(": "), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted" + (f"; {kept}" if kept else ""), file=sys.stderr)
@@ -199,13 +199,13 @@ def add_data_options(sub: argparse.ArgumentParser) -> None:
 
 def add_bundle_options(sub: argparse.ArgumentParser, others: str = "") -> None:
     """Add what a command that reports on a bundle takes, or on the others that it names."""
-    told = f"a shipped bundle (mnist, fashion, cifar10), or a folder{others}"
-    sub.add_argument("bundle", help=told)
+    sources = f"a shipped bundle (mnist, fashion, cifar10), or a folder{others}"
+    sub.add_argument("bundle", help=sources)
     sub.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def add_model_options(sub: argparse.ArgumentParser) -> None:
-    """Add what opening a model of the user's own may need beside its name."""
+    """Add what opening a model of the user's own may need in addition to its name."""
     add = sub.add_argument
     add("--weights", help="safetensors file with the weights of a factory's module (its own)")
     add(
@@ -241,7 +241,7 @@ def seed(text: str) -> int:
 
 
 def members_of(settings: Settings, asked: int | None) -> int:
-    """Return the group size asked for, or the settings'; raise UserError if it is below 2."""
+    """Return the given group size, or the settings'; raise UserError if it is below 2."""
     from codedinvnet.codes.base import check_k
 
     if asked is None:

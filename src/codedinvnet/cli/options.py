@@ -58,8 +58,8 @@ def add_options(sub: argparse.ArgumentParser, kind: type[Options]) -> None:
             metavar="NAME=VALUE",
             help="one of the settings below; repeatable",
         )
-        told = "\n".join(rare).replace("%", "%%")
-        sub.epilog = f"settings, for --set and --config:\n{told}\n\n{sub.epilog or ''}"
+        settings = "\n".join(rare).replace("%", "%%")
+        sub.epilog = f"settings, for --set and --config:\n{settings}\n\n{sub.epilog or ''}"
 
 
 def _default(field: FieldInfo, about: Help) -> str:

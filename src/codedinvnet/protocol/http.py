@@ -268,7 +268,7 @@ def render_request(request: InferRequest, *, binary: bool = True) -> Body:
     """Write a request.
 
     Args:
-        request: its outputs are asked for as it says.
+        request: it says how outputs are to be sent.
         binary: send the inputs' values behind the JSON part.
 
     Raises:

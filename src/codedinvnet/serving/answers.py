@@ -30,7 +30,7 @@ class QueryFailed(Exception):
 
 
 class Cancelled(QueryFailed):
-    """Nobody waits for the query any more."""
+    """Its client is gone."""
 
     def __init__(self) -> None:
         super().__init__("cancelled")
@@ -42,7 +42,7 @@ class DeadlinePassed(QueryFailed):
     Args:
         message: says so.
         failure: why a worker had no answer to it before ("": none had failed).
-        where: who was given it; "" if that is told elsewhere.
+        where: the workers that were given it; "" if unknown.
     """
 
     def __init__(self, message: str, failure: str = "", where: str = "") -> None:

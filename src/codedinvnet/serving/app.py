@@ -272,7 +272,7 @@ async def running(options: ServeOptions, app: App | None = None) -> AsyncIterato
 
 @asynccontextmanager
 async def grpc_listening(app: App, memory: BodyMemory, api: HttpApi) -> AsyncIterator[None]:
-    """Serve over gRPC as well while the body runs, if that is asked for."""
+    """Serve over gRPC as well while the body runs, if the options say so."""
     options = app.options
     if options.grpc_port is None:
         yield

@@ -24,7 +24,7 @@ def split_policy(options: ServeOptions) -> ServeOptions:
     """Return options whose policy names no method: `METHOD+hedge` is one of each.
 
     Raises:
-        UserError: if there is no such policy, or another method is asked for.
+        UserError: if there is no such policy, or the options name another method.
     """
     if options.policy is None or options.policy in POLICIES:
         return options
@@ -117,7 +117,7 @@ def check_own_model(options: ServeOptions, method: Method | None) -> None:
 
 
 def _method(options: ServeOptions) -> Method | None:
-    """Return the method that is asked for; None for a model of a user's own without one."""
+    """Return the method of the options; None for a model of a user's own without one."""
     name = options.method
     if name is None or options.protection is not None:
         if options.model.kind != "bundle":

@@ -91,7 +91,7 @@ class Choices:
         return POLICIES[name]
 
     def report(self, chosen: Policy) -> dict[str, Any]:
-        """Return what clients are told of them, and of the one that was chosen."""
+        """Return the answer to `GET /policy`."""
         offered, refused = list(self.offered), self.refused
         own = {"policy": chosen.name, "method": self.method}
         return {**own, "offered": offered, "refused": refused}

@@ -19,7 +19,7 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 class ServeOptions(Options):
-    """What `codedinvnet serve` was asked for."""
+    """Options of `codedinvnet serve`."""
 
     source: str = option(
         ...,

@@ -243,7 +243,8 @@ class Dispatcher:
             accept_decoded: whether approximate answers will do.
             deadline: seconds; at most the service's own.
             began: when they are counted from (`time.monotonic()`); None: now.
-            gone: done once nobody waits; that cancels what is unanswered, as ending this call does.
+            gone: done once the client is gone; what is unanswered is cancelled then, as it is when
+                this call is cancelled.
             name: of the request, for the log.
             limit: on disagreement, if the request has one.
 
@@ -404,7 +405,7 @@ async def ended(
 
     Args:
         futures: of the queries.
-        cancel: called when nobody waits for them any more: this call is cancelled, or `gone` done.
+        cancel: called when the client is gone: this call is cancelled, or `gone` done.
         gone: see `Dispatcher.infer`.
     """
     if gone is not None:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 REPLACE, REPORT = CORRUPTION = ("replace", "report")
 """What is done about a worker that answers wrongly."""
 LATELY = 100
-"""Answers of each worker whose requests are told when it is found to answer wrongly."""
+"""Answers of each worker whose requests are logged when it is found to answer wrongly."""
 HALVINGS = 4
 """A request's own limit is the service's, halved so often at most."""
 
@@ -214,7 +214,7 @@ def unnoticed(scheme: Scheme | None, policy: Policy, gate: AnswerGate | None) ->
     if len(scheme.rules.tasks(k)) != k + 1:
         return f"groups of {scheme.name} have several extra tasks, and one is compared with"
     if len(gate.lately) < 2:
-        return "one worker has nobody to be compared with"
+        return "one worker cannot be compared with another"
     return ""
 
 
@@ -239,7 +239,7 @@ def gate_of(
         on_corruption: see `AnswerGate`.
 
     Raises:
-        UserError: if a limit on disagreement is asked for that could not be kept.
+        UserError: if a limit on disagreement could not be kept.
     """
     k = rules.k
     if limit is not None and not is_systematic(rules):

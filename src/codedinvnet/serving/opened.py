@@ -143,7 +143,7 @@ def called(source: str) -> str:
 
 
 def make_pool(options: ServeOptions, spec: WorkerSpec) -> WorkerPool:
-    """Return the pool that was asked for, not yet started.
+    """Return the pool of the options, not yet started.
 
     Raises:
         UserError: if it is a user's own, and there is none.

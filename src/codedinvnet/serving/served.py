@@ -43,7 +43,7 @@ class OwnModel:
 
     @property
     def decoded(self) -> tuple[str, ...]:
-        """The output that has the scores; () if nobody knows which."""
+        """The output that has the scores; () if unknown."""
         scores = self.signature.scores
         return () if scores is None else (scores.output,)
 
@@ -80,7 +80,7 @@ class Classifier:
         name: of the bundle.
         image_shape: (C, H, W).
         classes: names.
-        dataset: the image set that it was trained on; "" if nobody said.
+        dataset: the image set that it was trained on; "" if unknown.
     """
 
     name: str

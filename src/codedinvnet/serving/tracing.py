@@ -154,7 +154,7 @@ class Tracing:
 
 @asynccontextmanager
 async def exporting(collector: str | None) -> AsyncIterator[Tracing | None]:
-    """Yield what traces a service while the body runs; None if nobody wants to know.
+    """Yield what traces a service while the body runs; None without a collector.
 
     Args:
         collector: the URL of a collector, which takes OTLP over HTTP.
@@ -177,8 +177,8 @@ async def exporting(collector: str | None) -> AsyncIterator[Tracing | None]:
 
         exporter = exporter_to(collector)
     except ImportError as error:
-        told = f"--set traces: needs OpenTelemetry: pip install 'codedinvnet[otel]' ({error})"
-        raise UserError(told) from error
+        why = f"--set traces: needs OpenTelemetry: pip install 'codedinvnet[otel]' ({error})"
+        raise UserError(why) from error
     resource = Resource.create()  # of the environment
     if "OTEL_SERVICE_NAME" not in os.environ and "service.name=" not in os.environ.get(
         "OTEL_RESOURCE_ATTRIBUTES", ""

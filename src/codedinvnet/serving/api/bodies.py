@@ -122,12 +122,12 @@ class BodyMemory:
         Args:
             parse: reads it.
             began: when it came (`time.monotonic()`).
-            gone: done once nobody waits for it.
+            gone: done once its client is gone.
 
         Raises:
             NotNow: see `Dispatcher.check_room`.
             DeadlinePassed: if the turn comes too late.
-            ClientDisconnect: if nobody waits for it any more.
+            ClientDisconnect: if its client is gone.
         """
         async with self._turns:
             if gone is not None and gone.done():

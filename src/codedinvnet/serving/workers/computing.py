@@ -10,7 +10,6 @@ from typing import TypeAlias
 import numpy as np
 import torch
 from torch import Tensor, nn
-from typing_extensions import assert_never
 
 from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.build import scheme_for
@@ -18,7 +17,7 @@ from codedinvnet.codes.method import Given
 from codedinvnet.codes.registry import OURS, find_method
 from codedinvnet.codes.rules import BACKUP, SERVED
 from codedinvnet.devices import use_whole_float32
-from codedinvnet.engines import ONNX_RUNTIME, PYTORCH, check_engine, check_installed, engine_named
+from codedinvnet.engines import PYTORCH, check_engine, check_installed, engine_named
 from codedinvnet.errors import UserError
 from codedinvnet.files import file_digest
 from codedinvnet.models.base import Model, TensorSpec, mixed_tensor, scores_tensor
@@ -114,7 +113,7 @@ class BundleSpec:
         device: what to compute on.
         threads: that a worker computes with.
         method: the method, as `find_method` takes it.
-        part: the checkpoint of the part that it needs beside the bundle, if it does.
+        part: the checkpoint of its trained part, if it has one.
         weights: digest of the bundle's weights that the front end has ("": any will do).
         part_weights: likewise of the part's file.
         engine: what computes the networks, one of `codedinvnet.engines.ENGINES`.
@@ -142,11 +141,8 @@ class BundleSpec:
         use_whole_float32()
         scheme = self._scheme()
         torch.set_num_threads(self.threads)  # the file of a user's method may have set others
-        name = engine_named(self.engine).name
-        if name == ONNX_RUNTIME:
+        if engine_named(self.engine).exports:
             run_by_onnxruntime(scheme.networks())
-        elif name != PYTORCH:
-            assert_never(name)
         computer = SchemeComputer(scheme)
         rules = scheme.rules
         black = np.zeros((rules.k, *scheme.shape), np.uint8)

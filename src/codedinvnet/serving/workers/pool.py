@@ -43,7 +43,7 @@ class Task(NamedTuple):
     """The places in their requests of data tasks' queries that are sent for the first time. Faults
     that hit requests need them."""
     until: float = math.inf
-    """When nobody waits for its queries' answers any more (`time.monotonic()`)."""
+    """The last of its queries' deadlines (`time.monotonic()`)."""
 
     @property
     def members(self) -> int:

@@ -61,7 +61,7 @@ def receive(stream: socket.socket, count: int) -> bytearray:
 def hold_to(leash: Connection) -> None:
     """Ask the kernel to kill this process when the front end lets go of a leash (Linux).
 
-    The fork server ends when nobody holds its own pipe any more: let go of that, or a stopped
+    The fork server ends when no process holds its own pipe any more: let go of that, or a stopped
     worker would keep the fork server alive.
     """
     pipe = getattr(forkserver._forkserver, "_forkserver_alive_fd", None)

@@ -2,8 +2,8 @@
 
 Actors are never restarted by Ray, which takes seconds to report the death then; the front end has
 them replaced. A killed actor is reported within milliseconds, a lost node within seconds, so idle
-actors are asked for a sign of life. All actors end with the front end's own node: the pool then
-connects anew, as soon as the cluster lets it.
+actors must give a sign of life. All actors end with the front end's own node: the pool then
+connects again, as soon as the cluster lets it.
 """
 
 from __future__ import annotations
@@ -177,7 +177,7 @@ class RayPool:
         if self.address is None:
             if not has_token():
                 # Our own cluster, reachable from this machine alone: Ray would write a token into
-                # the home. Who has one wants it to be asked for, and Ray does so by itself.
+                # the home. Ray requires a token by itself where the user has one.
                 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
             # Without an address Ray would join whatever cluster runs here already.
             options |= {"address": "local", "include_dashboard": False}
