@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 import shutil
 from dataclasses import replace
@@ -34,7 +33,6 @@ from codedinvnet.serving.workers.pool import Task
 from codedinvnet.serving.workers.result import Result
 from tests.models.factories import PLACE
 from tests.serving.bundles import BundleFront, BundlePool, output, probabilities, with_output
-from tests.serving.options import changed
 
 K = 4
 SERVABLE = [name for name, method in METHODS.items() if not method.is_policy]
@@ -221,23 +219,6 @@ def test_codes_without_direct_answers_go_with_the_policy_coded(policy: str, mnis
     told = re.escape(f"goes with the policy coded only, not with {policy}")
     with pytest.raises(UserError, match=f"--policy: nercc has no direct answers.*{told}"):
         open_app(ServeOptions(source="mnist", k=K, method="nercc", policy=policy))
-
-
-@pytest.mark.parametrize("method", ["approxifer", "nercc"])
-def test_faults_of_data_tasks_where_there_are_none_are_told(
-    method: str, mnist: Bundle, tmp_path: Path
-) -> None:
-    faults = tmp_path / "faults.json"
-    options = ServeOptions(source="mnist", k=K, method=method, faults=faults)
-    for per_request in (False, True):
-        fault = {"kind": "hold", "per_request": per_request, "delay": {"ms": 1}}
-        faults.write_text(json.dumps({"faults": [fault]}), encoding="utf-8")
-        open_app(changed(options, method="coded-invnet"))
-        if per_request:
-            with pytest.raises(UserError, match=rf"\(per_request\); {method} has none"):
-                open_app(options)
-        else:
-            open_app(options)
 
 
 def test_a_late_query_is_rescued_by_the_small_backup_of_a_bundle() -> None:

@@ -17,7 +17,6 @@ import uvloop
 
 from codedinvnet.admin_client import read_token
 from codedinvnet.codes.base import Scheme
-from codedinvnet.codes.rules import is_systematic
 from codedinvnet.collector import freeze_loaded, keep_freed
 from codedinvnet.data import SAMPLES, sample_images
 from codedinvnet.errors import UserError
@@ -43,7 +42,6 @@ from codedinvnet.serving.opened import Opened, make_pool, open_served
 from codedinvnet.serving.served import Classifier, Served
 from codedinvnet.serving.service import InferenceService
 from codedinvnet.serving.tracing import exporting
-from codedinvnet.serving.workers.faults import FaultyPool, check_per_request
 
 DEMO_IMAGES = 100
 DRAIN_TIMEOUT = 10
@@ -135,8 +133,6 @@ def open_app(options: ServeOptions) -> App:
     if why and scheme is not None and policy.takes_code:  # elsewhere it is not expected
         log_event("wrong workers are not noticed", reason=why)
     pool = make_pool(options, opened.spec)
-    if isinstance(pool, FaultyPool) and scheme is not None and not is_systematic(scheme.rules):
-        check_per_request(pool.faults, scheme.name)
     timing = Timing(options.deadline_ms / 1000, options.down_timeout_ms / 1000)
     codec = TensorCodec(served, scheme, opened.computer)
     try:

@@ -8,13 +8,11 @@ import os
 import random
 import signal
 import time
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
 from codedinvnet.config import Section, validated
-from codedinvnet.errors import UserError
 from codedinvnet.faults import Fault, check_workers
 from codedinvnet.files import read_json
 from codedinvnet.serving.workers.pool import Death, Origin, Task, WorkerDied, WorkerPool
@@ -36,19 +34,6 @@ def load_schedule(path: Path) -> Schedule:
     """
     raw = read_json(path, "the faults file")
     return validated(Schedule, raw, path)
-
-
-def check_per_request(faults: Iterable[Fault], method: str) -> None:
-    """Make sure that faults can hit a method whose tasks are all mixtures of a group.
-
-    Raises:
-        UserError: if one is of a request's data task.
-    """
-    if any(fault.per_request for fault in faults):
-        raise UserError(
-            f"the faults hit a data task of a request (per_request); {method} has none: each of "
-            "its tasks is a mixture of the whole group"
-        )
 
 
 class FaultyPool:
