@@ -326,11 +326,12 @@ def serve(options: ServeOptions) -> None:
     # uvicorn's warnings are about what clients send, a line for each request.
     stop_logging = log_to_stderr(*NOISY)
     try:
-        # Before the event loop has the signals: it would see none while the model is loaded.
-        app = open_app(options)
-        with contextlib.suppress(asyncio.CancelledError):  # asked to stop before it was up
+        try:
+            # Before the event loop has the signals: it would see none while the model is loaded.
+            app = open_app(options)
+        except KeyboardInterrupt:  # asked to stop before it was up
+            return
+        with contextlib.suppress(asyncio.CancelledError):  # likewise
             uvloop.run(_serve(options, app))
-    except KeyboardInterrupt:  # likewise
-        return
     finally:
         stop_logging()
