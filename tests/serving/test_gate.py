@@ -284,25 +284,6 @@ async def test_a_worker_that_answers_wrongly_is_told_and_replaced(
     assert all(name.startswith("request ") for name in fields["requests"])
 
 
-@pytest.mark.parametrize("policy", ["uncoded", "auto"])
-async def test_a_wrong_workers_requests_are_told_where_no_group_was_coded(
-    policy: str,
-    scheme: Scheme,
-    images: np.ndarray,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    own, pool = gate(None), BundlePool(scheme)
-    async with begun(scheme, own, pool, policy) as front:
-        await front.ask(images[:1], name="a")
-    ((worker, _),) = pool.calls
-    monkeypatch.setattr(own.liars, "seen", lambda *_: worker)
-    workers = {i: (worker + i) % WORKERS for i in range(K + 1)}
-    own.compared(Check(K, {}, workers, 0), Facts(None, ((0, 0.9, False),)))
-    (record,) = [r for r in caplog.records if r.message == "worker answers wrongly"]
-    assert record.__dict__["fields"] == {"worker": worker, "requests": ["a"]}
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -15,7 +15,7 @@ import torch
 from codedinvnet.checkpoint import load_checkpoint, save_checkpoint
 from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.build import scheme_for
-from codedinvnet.codes.method import Tolerance, given_by
+from codedinvnet.codes.method import given_by
 from codedinvnet.codes.registry import METHODS, find_method
 from codedinvnet.data import sample_images
 from codedinvnet.errors import UserError
@@ -29,10 +29,8 @@ from codedinvnet.serving.checks import check
 from codedinvnet.serving.config import ServeOptions
 from codedinvnet.serving.opened import open_served
 from codedinvnet.serving.workers.computing import BundleSpec, SchemeComputer
-from codedinvnet.serving.workers.pool import Task
-from codedinvnet.serving.workers.result import Result
 from tests.models.factories import PLACE
-from tests.serving.bundles import BundleFront, BundlePool, output, probabilities, with_output
+from tests.serving.bundles import BundleFront, BundlePool, probabilities
 
 K = 4
 SERVABLE = [name for name, method in METHODS.items() if not method.is_policy]
@@ -154,40 +152,6 @@ def test_workers_refuse_weights_that_the_front_end_does_not_have(tmp_path: Path)
     told = r"deployed has weights \w{16}, the front end has \w{16}: restart the service"
     with pytest.raises(UserError, match=told):
         spec.load()
-
-
-def test_two_workers_that_hang_are_made_up_for(mnist: Bundle) -> None:
-    method = find_method("approxifer").build(given_by(mnist, K, Tolerance(stragglers=2)))
-    images = sample_images("mnist").images[:K].numpy()
-    found = asyncio.run(served(method, images, 0, 3))
-    given = np.stack([probabilities(answer) for answer in found])
-    np.testing.assert_allclose(given, offline(method, images, 0, 3), atol=1e-4)
-
-
-class Lying(BundlePool):
-    """Worker 2 sends noise."""
-
-    async def _work(self, worker: int, task: Task) -> Result:
-        result = await super()._work(worker, task)
-        if worker != 2:
-            return result
-        noise = np.random.default_rng(task.attempt).standard_normal(output(result).shape)
-        return with_output(result, (100 * noise).astype(np.float32))
-
-
-@pytest.mark.parametrize(("name", "finds"), [("approxifer-byzantine", True), ("approxifer", False)])
-def test_a_worker_that_answers_wrongly_is_found_by_the_byzantine_variant_alone(
-    name: str, finds: bool, mnist: Bundle
-) -> None:
-    method = scheme_for(mnist, K, name)
-    images, labels = sample_images("mnist").batch(torch.arange(10 * K))
-    right = 0
-    for start in range(0, len(images), K):
-        group = images[start : start + K].numpy()
-        found = asyncio.run(served(method, group, pool_type=Lying))
-        given = np.array([probabilities(answer).argmax() for answer in found])
-        right += int((given == labels[start : start + K].numpy()).sum())
-    assert (right >= 0.85 * len(images)) == finds
 
 
 def test_what_needs_a_trained_part_is_not_made_without_one(mnist: Bundle) -> None:

@@ -81,19 +81,6 @@ async def test_a_start_that_is_cancelled_leaves_none(monkeypatch: pytest.MonkeyP
         assert await asyncio.to_thread(survivors, set(descendants(server)) - set(pids)) == []
 
 
-@needs_proc
-async def test_stopping_while_a_worker_starts_leaves_none() -> None:
-    async with started(1) as (pool, pids):
-        server = parent(pids[0])
-        for delay in (0.0, 0.01, 0.05, 0.2):
-            replacing = asyncio.create_task(pool.replace(0))
-            await asyncio.sleep(delay)
-            replacing.cancel()
-            await asyncio.gather(replacing, return_exceptions=True)
-        await pool.stop()
-        assert survivors(descendants(server)) == []
-
-
 PARENT = """
 import asyncio, signal
 from codedinvnet.serving.workers.computing import BundleSpec

@@ -229,21 +229,6 @@ async def test_a_fork_server_that_cannot_be_reached_is_replaced(whole: bool) -> 
     folder.mkdir(exist_ok=True)  # multiprocessing removes it in the end
 
 
-async def test_a_number_that_may_be_anothers_by_now_is_not_killed(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    async with started(1) as (pool, pids):
-        os.kill(pids[0], signal.SIGKILL)
-        await until(lambda: pool.connections[0].dead != "")
-        # Until the fork server has waited for it, the number is still its own.
-        await until(lambda: not pool.connections[0].process.is_alive())
-        killed: list[int] = []
-        with monkeypatch.context() as patch:
-            patch.setattr(os, "kill", lambda pid, _: killed.append(pid))
-            await pool.replace(0)
-        assert killed == []
-
-
 @pytest.mark.parametrize(("kind", "error"), [("memory", WorkerDied), ("mistake", UserError)])
 async def test_only_a_users_mistake_is_one(
     kind: str, error: type[Exception], tmp_path: Path, caplog: pytest.LogCaptureFixture
