@@ -142,7 +142,7 @@ def test_a_hung_query_has_time_to_be_sent_again(
     check(options)
     caplog.set_level(logging.WARNING, "codedinvnet.serving")
     assert options.hang_timeout == pytest.approx(seconds)
-    assert len(caplog.records) == told
+    assert ("queries on hung workers are not sent again" in caplog.messages) == told
     if deadline == 2000:
         assert open_app(options).dispatcher.rules.hang_timeout == pytest.approx(seconds)
 
@@ -185,7 +185,7 @@ def test_who_lets_everybody_in_is_told(
     caplog.set_level(logging.WARNING, "codedinvnet.serving")
     options = ServeOptions(source="mnist", host=host, token_file=Path("x") if token else None)
     serving.warn_open(options)
-    assert [r.msg for r in caplog.records] == (["no token"] if told else [])
+    assert ("no token" in caplog.messages) == told
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -183,5 +183,5 @@ def test_what_ray_says_is_an_event(caplog: pytest.LogCaptureFixture) -> None:
     ray_pool.say(
         {"lines": ["\nRaylet is terminated.\n    [state-dump] a\n"], "pid": "raylet"}, False
     )
-    (told,) = caplog.records
+    (told,) = [record for record in caplog.records if record.message == "ray"]
     assert vars(told)["fields"] == {"reason": "Raylet is terminated."}
