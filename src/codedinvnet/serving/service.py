@@ -203,17 +203,15 @@ class InferenceService:
             seconds: for which the client waits; None: it does not say.
 
         Raises:
-            ProtocolError: if it wants direct answers and there are none, or a limit on
-                disagreement from a service without one, or its values are wrong.
-            DeadlinePassed: if the time of all unanswered queries was over.
-            QueryFailed: if others failed.
+            ProtocolError: if its values are wrong, or the service cannot keep to its terms.
+            QueryFailed: if a query failed; DeadlinePassed if only the time of some was over.
             NotNow: see `Dispatcher.check_room`.
         """
         for i, (name, values) in enumerate(request.inputs.items()):
             if why := self.served.incompatibility(self.inputs[name], values):
                 raise ProtocolError(f"inputs.{i}.data: {why}")
         terms = Terms.of(request.parameters) if request.parameters else Terms()
-        in_force = self._in_force(terms) if request.parameters else {}
+        more = self._in_force(terms) if request.parameters else {}
         wanted = tuple(output.name for output in request.outputs) or self.outputs
         known = (*self.served.decoded, self.outcome)
         found = await self.dispatcher.infer(
@@ -225,7 +223,20 @@ class InferenceService:
             name=None if request.id is None else request.id[:LONGEST_NAME],
             limit=terms.max_disagreement,
         )
-        return self._response(request, wanted, found, in_force)
+        answers = [answer for answer in found if isinstance(answer, Answered)]
+        if len(answers) < len(found):
+            raise failure(found)
+        agreements = [one.agreement for one in answers if one.agreement is not None]
+        if agreements:
+            more[AGREEMENT] = min(agreements)
+        message = InferResponse(
+            {name: self._joined(name, answers) for name in wanted},
+            self.served.name,
+            VERSION,
+            request.id,
+            {**request.parameters, **more},
+        )
+        return ServedResponse(message, max(answer.work_seconds for answer in answers))
 
     def _in_force(self, terms: Terms) -> dict[str, Any]:
         """Return the limit on disagreement that holds for a request, if it asks for one.
@@ -242,33 +253,6 @@ class InferenceService:
             why = "this service keeps no limit; it needs --max-disagreement"
             raise ProtocolError(f"parameters.{LIMIT}: {why}")
         return {LIMIT: gate.kept(terms.max_disagreement)}
-
-    def _response(
-        self,
-        request: InferRequest,
-        wanted: Sequence[str],
-        found: Sequence[Answered | QueryFailed],
-        more: dict[str, Any],
-    ) -> ServedResponse:
-        """Return the answer to a request, whose parameters it repeats with more.
-
-        Raises:
-            QueryFailed: if a query failed.
-        """
-        answers = [answer for answer in found if isinstance(answer, Answered)]
-        if len(answers) < len(found):
-            raise failure(found)
-        agreements = [one.agreement for one in answers if one.agreement is not None]
-        if agreements:
-            more = {**more, AGREEMENT: min(agreements)}
-        message = InferResponse(
-            {name: self._joined(name, answers) for name in wanted},
-            self.served.name,
-            VERSION,
-            request.id,
-            {**request.parameters, **more},
-        )
-        return ServedResponse(message, max(answer.work_seconds for answer in answers))
 
     def _joined(self, name: str, answers: Sequence[Answered]) -> np.ndarray:
         """Return an output of a request's queries as one batch."""
