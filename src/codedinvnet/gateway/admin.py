@@ -139,7 +139,7 @@ class Admin:
         route.hedged("refused", refused - route.hedge_counts["refused"])
 
     def _delay(self, route: Route) -> float | None:
-        """Return the seconds after which a route's requests are copied now; None: nobody knows.
+        """Return the seconds after which a route's requests are copied now; None if unknown.
 
         It is that of the size class that most of them have.
         """

@@ -141,7 +141,7 @@ class Answers:
         Args:
             status: of it.
             reason: in words.
-            retry_after: seconds after which the client may try again; 0: nobody knows.
+            retry_after: seconds after which the client may try again; 0 if unknown.
             closes: whether the connection ends by it.
         """
         fields = [(b"Content-Type", b" application/json")]

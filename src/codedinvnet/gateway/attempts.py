@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 MOST_HELD = 1 << 20
 """Bytes of an answer that are held; longer ones are passed on from their first byte."""
 MOST_ERROR = 1 << 16
-"""Bytes of an error that nobody needs which are looked at."""
+"""Bytes that are read of an error that is not passed on."""
 FRESH = 1.0
 """Seconds that a connection may have been idle for a request that must not be repeated: the server
 may close an older one as the request arrives."""
@@ -48,7 +48,7 @@ class Stage(Enum):
     STREAM = "stream"
     """It is passed on."""
     DROP = "drop"
-    """Nobody needs it."""
+    """It is not needed."""
 
 
 class HttpAttempt(Attempt):
@@ -120,8 +120,8 @@ class HttpAttempt(Attempt):
 
     def _failed(self, cause: Cause, reason: str, reply: object = None) -> None:
         self._drop()
-        told = f"{self.endpoint.url}: {reason}"
-        self.call.dispatcher.failed(self, Failure(cause, told, reply))
+        failure = Failure(cause, f"{self.endpoint.url}: {reason}", reply)
+        self.call.dispatcher.failed(self, failure)
 
     # From the upstream
 

@@ -40,7 +40,7 @@ class Failure(NamedTuple):
     reason: str
     """In words."""
     reply: Any = None
-    """The upstream's answer, which the client gets if nobody has a better one; None without one."""
+    """The upstream's answer, which the client gets if no other answers; None without one."""
 
 
 class Call(ABC):
@@ -50,7 +50,7 @@ class Call(ABC):
         route: its key of learning, and whether it may be copied.
         repeatable: whether this request may be sent to more than one upstream.
         size_class: requests of one size class take about as long.
-        deadline: when nobody waits for its first content any longer (`time.monotonic()`).
+        deadline: until when its client waits for the first content (`time.monotonic()`).
         memory: counts what it holds.
 
     Attributes:
@@ -90,7 +90,7 @@ class Call(ABC):
         Args:
             status: of HTTP.
             reason: in words.
-            retry_after: seconds after which the client may try again; 0: nobody knows.
+            retry_after: seconds after which the client may try again; 0 if unknown.
         """
 
     @abstractmethod
@@ -122,7 +122,7 @@ class Attempt(ABC):
         began: when it was started.
         is_done: whether nothing more will come of it.
         is_held: whether it has answered with its first content, and the rest is to come.
-        is_left: whether nobody needs its answer, and it ends by itself.
+        is_left: whether its answer is not needed, and it ends by itself.
         is_copy: whether it was sent while another was under way.
         is_written: whether a byte of the request was written.
         is_blamed: whether its silence was counted as a failure of its endpoint.
@@ -154,11 +154,11 @@ class Attempt(ABC):
     def abort(self) -> None:
         """Cancel it at once; nothing more comes of it."""
 
-    def told(self) -> dict[str, Any]:
-        """Return what the log tells of it."""
-        told: dict[str, Any] = {"upstream": self.endpoint.url, "result": self.result or "waiting"}
+    def described(self) -> dict[str, Any]:
+        """Return the fields of it that are logged."""
+        fields: dict[str, Any] = {"upstream": self.endpoint.url, "result": self.result or "waiting"}
         if self.status:
-            told["status"] = self.status
-        told["after_ms"] = round(1000 * (self.began - self.call.came), 1)
-        told["ms"] = round(1000 * (self.seconds or time.monotonic() - self.began), 1)
-        return told
+            fields["status"] = self.status
+        fields["after_ms"] = round(1000 * (self.began - self.call.came), 1)
+        fields["ms"] = round(1000 * (self.seconds or time.monotonic() - self.began), 1)
+        return fields

@@ -95,7 +95,7 @@ class Discovery:
 
 
 async def follow(discovery: Discovery, cluster: Cluster) -> None:
-    """Give a cluster the upstreams that there are, for ever; it keeps them if nobody can tell."""
+    """Keep a cluster's upstreams up to date, for ever; those that cannot be looked up are kept."""
     kept = Lasting()
     while True:
         await asyncio.sleep(PERIOD)

@@ -69,7 +69,7 @@ class Dispatcher:
         rules: of the scheduler; the workers are the cluster's places.
         cluster: the upstreams, and the fallback if there is one.
         metrics: where it counts.
-        deadline: seconds that calls have at most, for attempts that nobody waits for.
+        deadline: seconds that calls have at most, for attempts that are not needed.
         cancel: whether attempts that lost are closed; None: those of streams are.
     """
 
@@ -105,8 +105,8 @@ class Dispatcher:
         """Find out which upstreams are up."""
         for place, endpoint in enumerate(self.cluster.endpoints):
             if endpoint is None:
-                told = "no upstream is there"
-                self.do(self.scheduler.worker_lost(time.monotonic(), place, told))
+                now = time.monotonic()
+                self.do(self.scheduler.worker_lost(now, place, "no upstream is there"))
         await self.cluster.start()
         self._background.spawn(Sweeper(self).run())
 
@@ -293,7 +293,7 @@ class Dispatcher:
         endpoint = self.cluster.endpoints[send.worker]
         why = ""
         if call is None or call.winner is not None or endpoint is None:
-            why = "nobody waits for it"
+            why = "it is not needed"
         elif call.written and not call.repeatable:
             why = "it must not be repeated"
         if why or call is None or endpoint is None:
@@ -336,8 +336,8 @@ class Dispatcher:
                 if other is not attempt:
                     self._lose(other)
                 if attempt.status < 300 <= other.status < 500 and other.result == "status":
-                    told = f"status {other.status} where another upstream answered"
-                    self.cluster.blame(other.endpoint, Failure(Cause.STATUS, told))
+                    reason = f"status {other.status} where another upstream answered"
+                    self.cluster.blame(other.endpoint, Failure(Cause.STATUS, reason))
         call.route.answered(now - call.came)
         call.answer(attempt)
 
@@ -352,7 +352,7 @@ class Dispatcher:
             call.fail(502, reason)
 
     def _lose(self, attempt: Attempt) -> None:
-        """Nobody needs an attempt any more: close it, or let it end by itself."""
+        """An attempt is not needed any more: close it, or let it end by itself."""
         if attempt.is_done or attempt is attempt.call.winner:
             return
         closes, winner = self.cancels, attempt.call.winner
@@ -453,8 +453,8 @@ class Sweeper:
         age = now - attempt.began
         if age > self._silent and not attempt.is_blamed and endpoint.heard < attempt.began:
             attempt.is_blamed = True
-            told = f"no answer within {self._silent:g} s"
-            dispatcher.cluster.blame(endpoint, Failure(Cause.SILENT, told))
+            reason = f"no answer within {self._silent:g} s"
+            dispatcher.cluster.blame(endpoint, Failure(Cause.SILENT, reason))
         if age > dispatcher.deadline and (attempt.is_left or call.is_over) and not attempt.is_done:
             attempt.abort()
             dispatcher.close(attempt, Cause.SILENT.value)
@@ -463,7 +463,7 @@ class Sweeper:
 def why_late(call: Call) -> str:
     """Return why a call's time is over, and where it was."""
     where = ", ".join(dict.fromkeys(attempt.endpoint.url for attempt in call.attempts))
-    told = [DEADLINE, f"at upstream {where}" if where else "no upstream was free"]
+    parts = [DEADLINE, f"at upstream {where}" if where else "no upstream was free"]
     if call.last is not None:
-        told.append(f"last failure: {call.last.reason}")
-    return "; ".join(told)
+        parts.append(f"last failure: {call.last.reason}")
+    return "; ".join(parts)

@@ -107,10 +107,10 @@ class GrpcClient:
         try:
             body = await call
         except grpc.aio.AioRpcError as error:
-            told = error.initial_metadata(), error.trailing_metadata()
-            return Answer(error.code(), b"", error.details() or "", *map(_pairs, told))
-        told = await call.initial_metadata(), await call.trailing_metadata()
-        return Answer(grpc.StatusCode.OK, body, "", *map(_pairs, told))
+            both = error.initial_metadata(), error.trailing_metadata()
+            return Answer(error.code(), b"", error.details() or "", *map(_pairs, both))
+        both = await call.initial_metadata(), await call.trailing_metadata()
+        return Answer(grpc.StatusCode.OK, body, "", *map(_pairs, both))
 
     def close_idle(self) -> None:
         """Do nothing: on a shared connection each answer knows its call."""
@@ -212,8 +212,8 @@ class GrpcAttempt(Attempt):
             dispatcher.answered(self, is_ok, True)
 
     def _failed(self, cause: Cause, reason: str, answer: Answer | None = None) -> None:
-        told = f"{self.endpoint.url}: {reason}"
-        self.call.dispatcher.failed(self, Failure(cause, told, answer))
+        failure = Failure(cause, f"{self.endpoint.url}: {reason}", answer)
+        self.call.dispatcher.failed(self, failure)
 
     def leave(self) -> None:
         """Let it end: some versions of Triton crash when calls are cancelled."""

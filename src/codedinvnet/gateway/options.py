@@ -1,4 +1,4 @@
-"""What a gateway can be told."""
+"""The options of `codedinvnet gateway`."""
 
 from __future__ import annotations
 

@@ -200,14 +200,14 @@ class HttpCall(Call):
         if outcome != "failed" and time.monotonic() - self.came > SLOW:
             self._log("slow request")
 
-    def _log(self, event: str, **told: object) -> None:
+    def _log(self, event: str, **more: object) -> None:
         path = self.head.target[:200].decode("latin-1")
-        attempts = [attempt.told() for attempt in self.attempts]
+        attempts = [attempt.described() for attempt in self.attempts]
         ms = round(1000 * (time.monotonic() - self.came), 1)
         method = self.head.method.decode("latin-1")
         quiet = slow_requests if event == "slow request" else failed_requests
-        told = {"method": method, "path": path, "ms": ms, **told, "attempts": attempts}
-        quiet.log(event, logging.WARNING, **told)
+        fields = {"method": method, "path": path, "ms": ms, **more, "attempts": attempts}
+        quiet.log(event, logging.WARNING, **fields)
 
 
 def problem(reason: str) -> bytes:

@@ -25,7 +25,7 @@ class RequestReader:
     Args:
         memory: counts the bytes that it holds.
         most_body: bytes of one request's body.
-        accepts: called with a head, and whether the client waits to be told to go on; tells whether
+        accepts: called with a head, and whether the client waits for 100 Continue; returns whether
             the request is to be read on, or was answered already.
 
     Attributes:

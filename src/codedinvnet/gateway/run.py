@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from codedinvnet.gateway.grpc import GrpcServer
 
 SLOTS = 4
-"""Requests at a time of a fallback, if nobody says; of others it is found."""
+"""Concurrent requests of a fallback unless `--slots` says otherwise."""
 PLACES = 32
 """Upstreams that there may be, at least, if they come and go."""
 GRACE = 1.0
@@ -204,7 +204,7 @@ async def running(
     """Run a gateway while the body runs.
 
     Args:
-        options: what it is told.
+        options: of the command.
         resolver: finds the addresses of upstreams' names; None: as this machine does.
 
     Raises:
@@ -222,7 +222,7 @@ class RunningGateway:
     """A gateway with its sockets.
 
     Args:
-        options: what it is told.
+        options: of the command.
         resolver: see `running`.
 
     Attributes:
@@ -391,11 +391,11 @@ async def serve(options: GatewayOptions, resolver: Resolver | None) -> None:
         freeze_loaded()
         keep_freed()
         count = len(list(gateway.dispatcher.cluster)) if gateway.dispatcher else 0
-        told = (
+        admin = (
             "" if gateway.admin_url == gateway.url else f", its own routes on {gateway.admin_url}"
         )
         print(
-            f"gateway to {count} upstreams on {gateway.url}{told} (Ctrl-C or SIGTERM drains and "
+            f"gateway to {count} upstreams on {gateway.url}{admin} (Ctrl-C or SIGTERM drains and "
             "stops)",
             flush=True,
         )

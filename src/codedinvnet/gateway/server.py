@@ -32,8 +32,8 @@ MOST_AHEAD = 1 << 16
 LINGER = 2.0
 """Seconds for which a client may go on sending after the last answer; nothing of it is read."""
 STILL_THERE = (0.0, 0.2, 1.0)
-"""Seconds after a client has sent its last byte, at which it is told that the gateway goes on. One
-that is gone refuses that, which shows when the next one is sent."""
+"""Seconds after a client has sent its last byte, at which it gets `100 Continue`. One that is gone
+resets the connection, which shows when the next one is sent."""
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 

@@ -80,7 +80,7 @@ class Alarm:
         call: called with the time when the timer is due.
 
     Attributes:
-        heard: is to be told of every answer; see `CatchUp.heard`.
+        heard: must be called for every answer; see `CatchUp.heard`.
     """
 
     def __init__(self, call: Callable[[float], None]) -> None:

@@ -1,4 +1,4 @@
-"""Tasks that nobody waits for: they end with their owner, and none fails unseen."""
+"""Background tasks: they end with their owner, and their errors are logged."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ async def in_thread(function: Callable[[], Found]) -> Found:
     except asyncio.CancelledError:
         await asyncio.wait({work})
         if not work.cancelled():
-            work.exception()  # nobody asks for it
+            work.exception()  # it is not needed
         raise
 
 

@@ -1,6 +1,6 @@
 """An HTTP/1.1 client on kept connections: whole answers, or streams with back-pressure.
 
-A connection on which something came that nobody had asked for is never used again: the next
+A connection on which unrequested bytes came is never used again: the next
 request would take it for its answer. To cancel a request is to close its connection.
 """
 
@@ -224,7 +224,7 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self.receiver is None:
-            self._fail(ConnectionError("it sent what nobody had asked for"))
+            self._fail(ConnectionError("it sent unrequested bytes"))
             return
         self._heard = True
         try:
@@ -509,7 +509,7 @@ class HttpClient:
         whole.on_lost(Broken(f"no answer within {seconds:.3g} s"))
 
     def close_idle(self) -> None:
-        """Close the connections that nobody uses."""
+        """Close the idle connections."""
         while self._idle:
             self._idle.pop().transport.abort()
 

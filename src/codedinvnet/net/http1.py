@@ -1,7 +1,7 @@
 """HTTP/1.1 messages, read strictly: heads by regular expressions, and bodies in chunks.
 
 Whatever two readers could understand differently is refused: a bare LF or CR, folded fields, a
-space before a colon, two lengths, a length beside chunks, and any other transfer coding.
+space before a colon, two lengths, a length and chunks, and any other transfer coding.
 """
 
 from __future__ import annotations

@@ -103,7 +103,7 @@ def stop_signals() -> asyncio.Event:
     """
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
 
-    def told(number: int) -> None:
+    def end(number: int) -> None:
         stop.set()
         loop.remove_signal_handler(signal.SIGINT)
 
@@ -111,5 +111,5 @@ def stop_signals() -> asyncio.Event:
     if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
         numbers.append(signal.SIGHUP)
     for number in numbers:
-        loop.add_signal_handler(number, told, number)
+        loop.add_signal_handler(number, end, number)
     return stop

@@ -69,17 +69,17 @@ class Lasting:
     """Logs a condition that lasts: when it begins, for another reason, and once in `LASTING` s."""
 
     def __init__(self) -> None:
-        self._told: dict[str, float] = {}
-        """Reason -> when it was told last."""
+        self._logged: dict[str, float] = {}
+        """Reason -> when it was logged last."""
 
     def log(self, event: str, level: int, *, reason: str, **fields: Any) -> None:
-        """Log that the condition stands, unless its reason was told a short while ago."""
+        """Log that the condition stands, unless its reason was logged a short while ago."""
         now = time.monotonic()
-        self._told = {known: at for known, at in self._told.items() if now < at + LASTING}
-        if reason not in self._told:
-            self._told[reason] = now
+        self._logged = {known: at for known, at in self._logged.items() if now < at + LASTING}
+        if reason not in self._logged:
+            self._logged[reason] = now
             log_event(event, level, reason=reason, **fields)
 
     def end(self) -> None:
         """Take note that the condition is over."""
-        self._told.clear()
+        self._logged.clear()

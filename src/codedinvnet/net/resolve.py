@@ -1,4 +1,4 @@
-"""Look names up on threads of our own, so that a lookup that hangs stops nobody else.
+"""Look names up on threads of our own, so that a lookup that hangs delays no other.
 
 Event loops resolve names on few threads that all connections share: uvloop on four, on which it
 connects as well. There a server whose name takes 20 s stopped the connections to all others.
@@ -57,7 +57,7 @@ class Resolver:
         """Return the addresses of a host.
 
         Raises:
-            OSError: if it has none, or nobody says so in time.
+            OSError: if it has none, or the lookup takes too long.
         """
         found = literal(host, port)
         if found:
