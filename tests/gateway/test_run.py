@@ -131,6 +131,7 @@ async def test_metrics_are_a_gateways_and_the_page_has_its_data() -> None:
     ("host", "body", "kind", "status"),
     [
         ("127.0.0.1", '{"policy": "uncoded"}', "application/json", 200),
+        ("127.0.0.1", '{"policy": "replicate"}', "application/json", 200),
         ("127.0.0.1", '{"policy": "coded"}', "application/json", 400),
         ("127.0.0.1", '{"policy": 1}', "application/json", 400),
         ("127.0.0.1", "no", "application/json", 400),
@@ -144,7 +145,7 @@ async def test_changing_the_policy(host: str, body: str, kind: str, status: int)
         shown = json.loads((await g.ask("GET", "/codedinvnet/policy")).body)
 
     assert found.status == status
-    assert shown["policy"] == ("uncoded" if status == 200 else "hedge")
+    assert shown["policy"] == (json.loads(body)["policy"] if status == 200 else "hedge")
 
 
 def make_pair(folder: Path) -> dict[str, Any]:

@@ -297,7 +297,7 @@ class RunningGateway:
         urls, lacking = await discovery.urls()
         if lacking:
             log_event("upstreams are looked for", logging.WARNING, reason=lacking)
-        places = max(PLACES if discovery.changes else 1, len(urls))
+        places = max(PLACES if discovery.changes else 2, len(urls))  # `replicate` needs two
         cluster = open_cluster(places)
         cluster.fill(urls)
         options = self.options
