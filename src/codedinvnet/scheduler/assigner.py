@@ -116,11 +116,6 @@ class TaskAssigner:
         return self.concurrency.total(self._mains_up)
 
     @property
-    def line(self) -> float:
-        """How many needed tasks wait for each slot."""
-        return self.needed / max(1, self.slots_up)
-
-    @property
     def _normal_slots(self) -> int:
         """How many slots the workers have that are up and not slow."""
         return self.slots_up - self.concurrency.total(self._mains_up & self._stats.slow)

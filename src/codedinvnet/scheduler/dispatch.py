@@ -117,8 +117,7 @@ class Dispatcher:
             return False
         if hedge and query is not None:
             query.level = self._level(query)
-            busy, line = self.assigner.load, self.assigner.line
-            if not self.races.allows(query.traffic, query.level, busy, line):
+            if not self.races.allows(query.traffic, query.level, self.assigner.load):
                 return False
         if work is not None and not self.budget.pay(work, 0.0 if urgent else RESERVE):
             self.copies[group.traffic.route].refused += hedge

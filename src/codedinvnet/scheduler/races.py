@@ -1,11 +1,10 @@
 """Whether copies win: what they save and what they cost, learned for each traffic.
 
 A copy that answers first saves the time until its original would have answered. One that does not
-saves nothing. Both take a server's time, which is the cost: they delay those that wait already, and
-the more of those that come, the busier the servers are. Where requests take long by themselves,
-copies take as long, and cost more than they save; there they stop, and one in PROBE shows whether
-that is still so. What is many times as late is learned apart: a server may begin to stall where
-copies never won before.
+saves nothing. Both take a server's time, which is the cost: they delay the more requests, the
+busier the servers are. Where requests take long by themselves, copies take as long, and cost more
+than they save; there they stop, and one in PROBE shows whether that is still so. What is many times
+as late is learned apart: a server may begin to stall where copies never won before.
 """
 
 from __future__ import annotations
@@ -16,8 +15,7 @@ from dataclasses import dataclass
 from codedinvnet.scheduler.group import Traffic
 
 WORTH = 0.1
-"""For each request that a copy delays while servers are idle: how many that waited it delays in all
-when all others are busy."""
+"""A copy must save this share of its cost, times the busy share of the servers by the idle one."""
 MEMORY = 20
 """How many copies the savings and the costs are averages of."""
 PROBE = 200
@@ -41,18 +39,17 @@ class Races:
     def __init__(self) -> None:
         self._races: defaultdict[tuple[Traffic, int], _Race] = defaultdict(_Race)
 
-    def allows(self, traffic: Traffic, level: int, busy: float, line: float) -> bool:
-        """Tell whether a copy pays, or is a probe.
+    def allows(self, traffic: Traffic, level: int, busy: float) -> bool:
+        """Tell whether a copy pays while so large a share of the servers is busy, or is a probe.
 
         Args:
             traffic: of the query.
             level: how late it is.
-            busy: the share of the servers that is busy.
-            line: how many others wait for each slot.
+            busy: that share.
         """
         race = self._races[traffic, level]
         race.wanted += 1
-        pays = race.saved * max(0.0, 1.0 - busy) >= (WORTH * busy + line) * race.cost
+        pays = race.saved * max(0.0, 1.0 - busy) >= WORTH * busy * race.cost
         if not pays and race.wanted < PROBE:
             return False
         race.wanted = 0
