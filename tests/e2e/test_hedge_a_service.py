@@ -42,6 +42,8 @@ def test_the_tutorial_shortens_the_tail() -> None:
         before = ask(gateway)
         output(*policy, "hedge")
         assert "* hedge" in output(*policy).splitlines()
+        wrong = (sys.executable, *policy[:-1], gateway.address)  # which upstreams answer
+        assert subprocess.run(wrong, capture_output=True, timeout=60).returncode == 2
         after = ask(gateway)
     assert before[:2] == after[:2] == (1600, 0)
     assert before[2] > 400

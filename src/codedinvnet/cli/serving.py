@@ -7,6 +7,7 @@ from pathlib import Path
 
 from codedinvnet.cli.common import Commands, add_command
 from codedinvnet.cli.options import add_options, options_of
+from codedinvnet.errors import UserError
 
 
 def add_commands(commands: Commands) -> None:
@@ -62,6 +63,8 @@ def _policy(arguments: argparse.Namespace) -> None:
 
     token = read_token(arguments.token_file)
     before = ask(arguments.url, "/policy", token)
+    if "offered" not in before:  # a gateway passes this on to an upstream
+        raise UserError(f"{arguments.url}: no policy here; a gateway's is at URL/codedinvnet")
     if arguments.policy is None:
         for name in before["offered"]:
             print(f"{'*' if name == before['policy'] else ' '} {name}")
