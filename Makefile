@@ -86,7 +86,7 @@ RUN_backup-long = codedinvnet bench accuracy configs/bench/backup-long.json $(QU
 RUN_equal-cost = codedinvnet bench accuracy configs/bench/equal-cost.json $(QUICK) $(DATA) $(SAVE) --out $(TO)/equal-cost.jsonl
 RUN_equal-cost-long = codedinvnet bench accuracy configs/bench/equal-cost-long.json $(QUICK) $(DATA) $(SAVE) \
   --out $(TO)/equal-cost.jsonl
-RUN_latency = codedinvnet bench latency configs/bench/latency.json $(QUICK) $(DATA) $(SAVE) --out $(TO)/latency.jsonl
+RUN_latency = codedinvnet bench latency configs/bench/latency.json $(QUICK) $(DATA) --out $(TO)/latency.jsonl
 RUN_policies = codedinvnet simulate configs/bench/simulate-policies.json $(QUICK) --out $(TO)/policies.jsonl
 RUN_spread = codedinvnet simulate configs/bench/simulate-spread.json $(QUICK) --out $(TO)/spread.jsonl
 RUN_auto = codedinvnet simulate configs/bench/simulate-auto.json $(QUICK) --out $(TO)/auto.jsonl

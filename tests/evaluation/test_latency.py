@@ -3,35 +3,46 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from codedinvnet.checkpoint import PART, module_tensors, save_checkpoint
 from codedinvnet.codes.equal_cost import encoder_macs, macs
+from codedinvnet.codes.method import given_by
+from codedinvnet.codes.registry import find_method
 from codedinvnet.errors import UserError
 from codedinvnet.evaluation import latency
 from codedinvnet.evaluation.grid import read_rows
 from codedinvnet.evaluation.latency import arms, load_latency_grid, quick_grid
 from codedinvnet.evaluation.quantiles import Histogram
 from codedinvnet.evaluation.service import ParityWait, injected, schedule
-from codedinvnet.evaluation.trials import GRID
 from codedinvnet.files import file_digest
+from codedinvnet.models.bundle import load_bundle, weights_digest
 from tests.conftest import Command
-from tests.evaluation.grids import PAPER, PART
 
 ROOT = Path(__file__).resolve().parents[2]
 REAL = ["coded", "small-backup"]
 RUNS = 2
 
 
+def with_parts(bundle: Path, to: Path, *names: str) -> Path:
+    """Copy a bundle, with an untrained part of each of these methods for groups of four."""
+    shutil.copytree(bundle, to)
+    for method in map(find_method, names):
+        made_with = {"method": method.name, "base": "invertible", "k": 4, "width": 5}
+        made_with |= {"bundle": weights_digest(to), **method.identity()}
+        part = method.untrained(given_by(load_bundle(to), 4), made_with)
+        path = to / f"{method.name}-k4.safetensors"
+        save_checkpoint(path, module_tensors({PART: part}), {"settings": made_with})
+    return to
+
+
 def write_grid(folder: Path, bundle: Path, methods: list[str], /, **changes: Any) -> Path:
-    """Write a grid of a second's runs, and beside it the one that trains the backup."""
-    data: dict[str, Any] = {"bundle": str(bundle), "paper": PAPER}
-    data |= {kind: PART for kind in ("classifier", "backup", "parity")}
-    parts = {"name": "tiny", "datasets": {"mnist": data}, "blocks": [{"methods": ["none"]}]}
-    (folder / "parts.json").write_text(json.dumps(parts))
+    """Write a grid of a second's runs."""
     block = {"batches": [4], "loads": [0.3], "stragglers": ["held"], "methods": methods}
     grid = {
         "name": "tiny",
@@ -42,7 +53,6 @@ def write_grid(folder: Path, bundle: Path, methods: list[str], /, **changes: Any
         "service_ms": 12,
         "queries": 80,
         "runs": 1,
-        "parts": "parts.json",
         "blocks": [block],
         **changes,
     }
@@ -55,7 +65,6 @@ def run(grid: Path, folder: Path, data_dir: Path, **more: Any) -> dict[str, Any]
     return latency.run(
         grid,
         out=folder / "rows.jsonl",
-        save_dir=folder / "runs",
         data_dir=data_dir,
         log=folder / "log",
         **more,
@@ -66,8 +75,8 @@ def bench_of(path: Path, data_dir: Path, quick: bool = False) -> latency.Latency
     from codedinvnet.data import load_images
 
     grid = load_latency_grid(path)
-    images = lambda split: load_images("mnist", split, data_dir=data_dir)  # noqa: E731
-    return latency.LatencyBench(grid, quick, images, path.parent / "runs", path.parent / "log")
+    test = load_images("mnist", "test", data_dir=data_dir)
+    return latency.LatencyBench(grid, quick, test, path.parent / "log")
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +85,8 @@ def finished(
 ) -> tuple[Path, Path]:
     """Two methods on the real service, done."""
     folder = tmp_path_factory.mktemp("latency")
-    grid = write_grid(folder, bundle_folder, REAL)
+    bundle = with_parts(bundle_folder, folder / "bundle", "small-backup")
+    grid = write_grid(folder, bundle, REAL)
     counts = run(grid, folder, data_dir)
     assert counts == {"runs": RUNS, "kept": 0, "done": RUNS, "failed": 0}
     return folder, grid
@@ -91,7 +101,7 @@ def test_a_row_tells_what_was_served_and_what_came_out(finished: tuple[Path, Pat
         assert row["qps"] == pytest.approx(0.3 * 5000 / 12, abs=1e-3)
         assert row["p50_ms"] >= 10  # no answer is faster than the wait
         assert row["mean_service_ms"] > 10
-        assert 0.5 < row["accuracy"] <= 1  # a tiny bundle
+        assert 0.1 < row["accuracy"] <= 1  # a tiny bundle, and an untrained backup
         assert Histogram.of_row(row).total == 20
         (fault,) = row["stragglers"]
         assert (fault["kind"], fault["per_request"], fault["probability"]) == ("hold", True, 0.04)
@@ -111,19 +121,14 @@ def test_a_row_tells_what_was_served_and_what_came_out(finished: tuple[Path, Pat
     assert work < rows["coded"]["work_per_query"] < 1.5 * work  # others compute here, too
 
 
-def test_finished_runs_and_their_parts_are_kept(
-    finished: tuple[Path, Path], data_dir: Path, call: Command
-) -> None:
+def test_finished_runs_are_kept(finished: tuple[Path, Path], data_dir: Path, call: Command) -> None:
     folder, grid = finished
-    (part,) = (folder / "runs" / "bench" / "tiny" / "mnist").rglob("best.safetensors")
-    before = part.stat().st_mtime_ns
-    words = ["bench", "latency", grid, "--data-dir", data_dir, "--save-dir", folder / "runs"]
+    words = ["bench", "latency", grid, "--data-dir", data_dir]
     words += ["--out", folder / "rows.jsonl", "--log", folder / "log", "--json"]
     outcome = call(*words)
     report = json.loads(outcome.out)
     assert (report["kept"], report["done"], report["failed"]) == (RUNS, 0, 0)
     assert {Path(p).name for p in report["written"]} == {"rows.md", "rows.csv"}
-    assert part.stat().st_mtime_ns == before
 
 
 def waits(bench: latency.LatencyBench, label: str) -> list[float]:
@@ -146,7 +151,9 @@ def test_parities_wait_as_long_as_they_cost(
     bundle_folder: Path, data_dir: Path, tmp_path: Path
 ) -> None:
     labels = ["uncoded", "hedge", "coded", "small-backup", "parm", "collage@1.4", "auto"]
-    bench = bench_of(write_grid(tmp_path, bundle_folder, labels), data_dir)
+    names = ("small-backup", "parm", "collage@1.4")
+    bundle = with_parts(bundle_folder, tmp_path / "bundle", *names)
+    bench = bench_of(write_grid(tmp_path, bundle, labels), data_dir)
     model = bench.bundle.model
     share = encoder_macs(model, 4) / macs(model.network, model)
     assert waits(bench, "uncoded") == waits(bench, "hedge") == [10] * 3
@@ -175,13 +182,12 @@ def test_a_run_depends_on_ones_own_method_and_on_the_faults(
     own.write_text(TWO)
     block = {"batches": [4], "loads": [0.3], "stragglers": [str(faults)]}
     label = f"{own}:Shared"
+    bundle = with_parts(bundle_folder, tmp_path / "bundle", label)
     keys = []
     for ms in (5, 6):
         fault = {"kind": "slow", "worker": 0, "delay": {"ms": ms}}
         faults.write_text(json.dumps({"faults": [fault]}))
-        path = write_grid(
-            tmp_path, bundle_folder, [], workers=6, blocks=[{**block, "methods": [label]}]
-        )
+        path = write_grid(tmp_path, bundle, [], workers=6, blocks=[{**block, "methods": [label]}])
         bench = bench_of(path, data_dir)
         (arm,) = arms(bench.grid)
         assert bench.parity_wait(arm) == ParityWait(0.0, 2.5, 0.5)  # of two images of four
@@ -203,7 +209,6 @@ def test_every_method_meets_the_same_arrivals_and_faults(
 
 def test_the_grid_that_ships_and_its_short_version() -> None:
     grid = load_latency_grid(ROOT / "configs" / "bench" / "latency.json")
-    assert grid.parts == GRID
     assert {(arm.batch, arm.stragglers) for arm in arms(grid)} >= {(10, "pareto"), (1, "held")}
     short = quick_grid(grid)
     assert len(list(arms(short))) == len(grid.blocks[0].methods)
@@ -220,21 +225,17 @@ def test_the_grid_that_ships_and_its_short_version() -> None:
         ({"methods": ["cooded"]}, "blocks.0.methods: unknown 'cooded': did you mean 'coded'?"),
         ({"stragglers": ["pareta"]}, "blocks.0.stragglers"),
         ({"only": ["load=0.9"]}, "the grid has no load=0.9"),
-        ({"parts_bundle": "mnist"}, "must have the bundle"),
+        ({}, "small-backup needs its trained part"),
     ],
 )
 def test_mistakes_are_refused_before_any_work(
     changes: dict[str, Any], why: str, bundle_folder: Path, data_dir: Path, tmp_path: Path
 ) -> None:
-    only, parts = changes.pop("only", ()), changes.pop("parts_bundle", None)
+    only = changes.pop("only", ())
     block: dict[str, Any] = {"batches": [4], "loads": [0.3], "stragglers": ["held"]}
     block |= {"methods": ["coded", "small-backup"]}
     block |= {name: changes.pop(name) for name in tuple(block) if name in changes}
     path = write_grid(tmp_path, bundle_folder, [], **{"workers": 6, **changes}, blocks=[block])
-    if parts:
-        raw = json.loads((tmp_path / "parts.json").read_text())
-        raw["datasets"]["mnist"]["bundle"] = parts
-        (tmp_path / "parts.json").write_text(json.dumps(raw))
     with pytest.raises(UserError) as caught:
         run(path, tmp_path, data_dir, only=only)
     assert why in str(caught.value)

@@ -59,6 +59,7 @@ def _add_accuracy(benches: Commands) -> None:
         help="images to score on (test); use validation while you choose",
     )
     add("--device", default="auto", help="cpu, cuda, cuda:1 (auto)")
+    add("--save-dir", type=Path, default=Path("runs"), help="where trained parts lie (runs)")
     keys = "method, dataset, base, k, missing, corrupt or seed"
     _add_shared(sub, "accuracy", keys, "minutes: short trainings, 1,000 images")
 
@@ -74,7 +75,6 @@ def _add_shared(sub: argparse.ArgumentParser, name: str, keys: str, quick: str) 
         help=f"only what has this {keys}; repeatable (all)",
     )
     add("--out", type=Path, help=f"rows; finished ones in it are kept (results/{name}.jsonl)")
-    add("--save-dir", type=Path, default=Path("runs"), help="where trained parts lie (runs)")
     add("--quick", action="store_true", help=quick)
     add("--data-dir", type=Path, help="folder of image sets (the cache)")
     add("--download", action="store_true", help="download into --data-dir")
@@ -86,7 +86,6 @@ def _shared(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
     name += "-quick" if arguments.quick else ""
     return {
         "out": arguments.out or Path("results") / f"{name}.jsonl",
-        "save_dir": arguments.save_dir,
         "data_dir": arguments.data_dir,
         "download": arguments.download,
         "quick": arguments.quick,
@@ -108,6 +107,7 @@ def _accuracy(arguments: argparse.Namespace) -> None:
         device=choose_device(arguments.device),
         methods=arguments.method,
         split=arguments.split,
+        save_dir=arguments.save_dir,
         **shared,
     )
     own = any(map(is_foreign, arguments.method))

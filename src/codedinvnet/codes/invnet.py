@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import nn
 
 from codedinvnet.codes.base import Scheme
-from codedinvnet.codes.equal_cost import encoder_macs
 from codedinvnet.codes.mean import Evidence, LatentCode, MeanCode
 from codedinvnet.codes.method import ONE, Given, Method, Published, Tolerance
 from codedinvnet.codes.mosaic import MosaicCode, mosaic_rules
@@ -36,6 +35,7 @@ class CodedInvNet(Method):
     name = "coded-invnet"
     rank = 0
     of_bundle = True
+    encodes = True
 
     def rules(
         self, k: int, tolerance: Tolerance = ONE, bundle: BundleInfo | None = None
@@ -50,9 +50,6 @@ class CodedInvNet(Method):
     def check(self, k: int, shape: tuple[int, ...], bundle: BundleInfo | None) -> None:
         if bundle is not None:
             bundle.check_size("k", k)
-
-    def encoding_macs(self, given: Given, settings: Any) -> int:
-        return encoder_macs(given.coded, given.k)
 
     def build(self, given: Given) -> Scheme:
         self.check(given.k, given.shape, given.bundle)
@@ -97,6 +94,7 @@ class PaperInvNet(AverageImage):
 
     name = "coded-invnet-paper"
     rank = 8
+    encodes = True
     published: ClassVar[tuple[Published, ...]] = (
         Published("", 10, None, 85.9, "Dinh & Lee, ICML 2021, abstract", beside="mnist"),
     )
@@ -120,10 +118,6 @@ class PaperInvNet(AverageImage):
         if train is not None:
             served = bundle.provenance.settings
             check_settings(served.model_copy(update={"fusion": settings}), train, k)
-
-    def encoding_macs(self, given: Given, settings: Any) -> int:
-        encoder = self.untrained(given, self.made_with(given, settings)).eval()
-        return encoder_macs(with_encoder(given.coded, encoder), given.k)
 
     def untrained(self, given: Given, made_with: Mapping[str, Any]) -> nn.Module:
         settings = EncoderSettings.model_validate(made_with["encoder"])

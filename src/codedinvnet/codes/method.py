@@ -119,6 +119,8 @@ class Method(ABC):
     for a method without a trained part."""
     budget: ClassVar[type[Section]] = PartSettings
     """What that budget holds. Methods with one `part` have one budget."""
+    encodes: ClassVar[bool] = False
+    """Whether a network encodes, whose work is not in the tasks' cost."""
     tuned: ClassVar[bool] = False
     """Whether `tune` chooses something on validation images."""
     chooses: ClassVar[tuple[str, ...]] = ()
@@ -215,20 +217,6 @@ class Method(ABC):
             UserError: one line.
         """
         check_k(k)
-
-    def encoding_macs(self, given: Given, settings: Any) -> int:
-        """Return the multiply-adds of encoding k queries, where they are not in its tasks' cost.
-
-        Args:
-            given: what the method is made of, without a part.
-            settings: the budget of its training; None for a method without a part.
-        """
-        return 0
-
-    @property
-    def encodes(self) -> bool:
-        """Whether `encoding_macs` counts a network, whose time a scenario's `encode` is."""
-        return type(self).encoding_macs is not Method.encoding_macs
 
     def untrained(self, given: Given, made_with: Mapping[str, Any]) -> nn.Module:
         """Return its part before the training.

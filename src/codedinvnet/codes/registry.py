@@ -132,7 +132,7 @@ def _made(kind: object, path: Path) -> Method:
 
 
 ASKED = (
-    *("rules", "build", "check", "versions", "made_with", "check_training", "encoding_macs"),
+    *("rules", "build", "check", "versions", "made_with", "check_training"),
     *("untrained", "fit", "tune"),
 )
 """What a user's own method may be asked."""

@@ -23,16 +23,14 @@ from typing import Annotated, Any
 import torch
 from pydantic import Field, model_validator
 
-from codedinvnet.codes.equal_cost import macs
-from codedinvnet.codes.method import Method, given_by
+from codedinvnet.codes.build import part_beside, scheme_for
+from codedinvnet.codes.equal_cost import count_macs, macs
 from codedinvnet.codes.registry import OURS, find_method
 from codedinvnet.config import Positive, Section, meant, validated
-from codedinvnet.data import ImageSource, Split
+from codedinvnet.data import ImageSource
 from codedinvnet.engines import PYTORCH, EngineName, check_installed
 from codedinvnet.errors import UserError
-from codedinvnet.evaluation import methods
 from codedinvnet.evaluation.grid import Cell, resume, select
-from codedinvnet.evaluation.parts import DataSet
 from codedinvnet.evaluation.service import (
     ParityWait,
     answer_figures,
@@ -42,9 +40,9 @@ from codedinvnet.evaluation.service import (
     serving,
     work_figures,
 )
-from codedinvnet.evaluation.trials import GRID, Count, GroupSize, Trial, check_part, load_grid
+from codedinvnet.evaluation.trials import Count, GroupSize
 from codedinvnet.faults import Fault, check_workers
-from codedinvnet.files import check_folder, check_writable, read_json
+from codedinvnet.files import check_writable, file_digest, read_json
 from codedinvnet.models.bundle import load_bundle, weights_digest
 from codedinvnet.named_policies import SERVED, Served, served_as
 from codedinvnet.scheduler.settings import MAX_BATCH, coded_too_late
@@ -90,9 +88,6 @@ class LatencyGrid(Section):
     """Images of one run."""
     runs: Positive = 3
     seed: Count = 0
-    parts: Path | None = None
-    """The grid of `bench accuracy` that says how parts are trained, beside this file; None: the
-    one in the package."""
     blocks: Annotated[tuple[LatencyBlock, ...], Field(min_length=1)]
 
     @model_validator(mode="after")
@@ -159,7 +154,7 @@ def load_latency_grid(path: Path) -> LatencyGrid:
                 check_workers(injected(model, grid.service_ms, batch), grid.workers)
             except UserError as error:
                 raise UserError(f"{where}.stragglers: {error}") from error
-    return grid.model_copy(update={"parts": path.parent / grid.parts if grid.parts else GRID})
+    return grid
 
 
 def quick_grid(grid: LatencyGrid) -> LatencyGrid:
@@ -191,7 +186,6 @@ def run(
     grid_file: Path,
     *,
     out: Path,
-    save_dir: Path,
     data_dir: Path | None,
     log: Path,
     download: bool = False,
@@ -205,11 +199,10 @@ def run(
     Args:
         grid_file: the grid's settings.
         out: the rows.
-        save_dir: trained parts lie where `bench accuracy` keeps them.
         data_dir: where the image sets lie.
         log: where the servers' logs go.
         download: download image sets into `data_dir`.
-        quick: one setting, one run of 3,000 queries for each method, hastily trained parts.
+        quick: one setting, one run of 3,000 queries for each method.
         only: words `KEY=VALUE` that runs must fit.
 
     Returns:
@@ -224,15 +217,10 @@ def run(
     wanted = select(list(arms(grid)), only, lambda arm: arm.place)
     check_writable(out)
     check_writable(log)
-    check_folder(save_dir, "--save-dir")
     if out.absolute() == log.absolute():
         raise UserError(f"--log: {log} is where the rows go: name another file")
-
-    def images(split: Split) -> ImageSource:
-        data = load_bundle(grid.bundle).info.provenance.settings.data
-        return images_of(data, split, data_dir, download)
-
-    bench = LatencyBench(grid, quick, images, save_dir / "bench", log)
+    data = load_bundle(grid.bundle).info.provenance.settings.data
+    bench = LatencyBench(grid, quick, images_of(data, "test", data_dir, download), log)
     return {"runs": len(wanted), **resume([bench.cell(arm) for arm in wanted], out)}
 
 
@@ -241,25 +229,17 @@ class LatencyBench:
 
     Args:
         grid: their settings.
-        quick: noted in the rows; parts are trained in seconds.
-        images: returns the bundle's "train" or "test" images.
-        folder: where trained parts lie.
+        quick: noted in the rows.
+        test: the bundle's test images.
         log: where the servers' logs go.
 
     Raises:
-        UserError: if the bundle, its images or the engine are not there, k is none of the bundle's
-            group sizes, or a method's part cannot be trained.
+        UserError: if the bundle or the engine is not there, k is none of the bundle's group sizes,
+            or a method's trained part is not in the bundle's folder.
     """
 
-    def __init__(
-        self,
-        grid: LatencyGrid,
-        quick: bool,
-        images: Any,
-        folder: Path,
-        log: Path,
-    ) -> None:
-        self.grid, self.quick, self.load, self.folder, self.log = grid, quick, images, folder, log
+    def __init__(self, grid: LatencyGrid, quick: bool, test: ImageSource, log: Path) -> None:
+        self.grid, self.quick, self.test, self.log = grid, quick, test, log
         check_installed(grid.engine)
         self.bundle = load_bundle(grid.bundle)
         sizes = self.bundle.info.group_sizes
@@ -271,18 +251,12 @@ class LatencyBench:
         if guessing and not guesses:
             raise UserError(f"methods: {guessing[0]} needs a bundle that guesses: leave it out")
         self.dataset = self.bundle.info.provenance.settings.data.name
-        assert grid.parts is not None  # `load_latency_grid` filled it in
-        self.parts = load_grid(grid.parts)
-        if quick:
-            self.parts = methods.quick_grid(self.parts)
         for method in (find_method(served_as(name).method) for name in names):
-            found = self.parts.datasets.get(self.dataset)
-            if method.part and (found is None or found.bundle != grid.bundle):
-                where = f"{grid.parts}: datasets.{self.dataset}"
-                raise UserError(f"{where} must have the bundle {grid.bundle!r} to train parts for")
-            if method.part:
-                check_part(self.parts, method, self.dataset, grid.parts)
-        self.test = images("test")
+            if method.part and part_beside(self.bundle.folder, method, grid.k) is None:
+                raise UserError(
+                    f"methods: {method.name} needs its trained part: copy what `bench accuracy` "
+                    f"left to {self.bundle.folder}/{method.name}-k{grid.k}.safetensors"
+                )
         pixels, labels = self.test.batch(torch.arange(len(self.test)))
         self.images, self.labels = pixels.numpy(), labels.numpy()
 
@@ -294,13 +268,13 @@ class LatencyBench:
         place |= {"label": place.pop("method"), "straggler_model": place.pop("stragglers")}
         method = find_method(arm.served.method)
         settings: dict[str, Any] = {
-            **grid.model_dump(mode="json", exclude={"name", "runs", "blocks", "parts"}),
+            **grid.model_dump(mode="json", exclude={"name", "runs", "blocks"}),
             "weights": weights_digest(grid.bundle),
             "test_images": len(self.test),
             "quick": self.quick,
         }
-        if method.part:
-            settings[method.part] = self.part_settings(method).model_dump(mode="json")
+        if (part := part_beside(self.bundle.folder, method, grid.k)) is not None:
+            settings["part"] = file_digest(part)
         if identity := dict(method.identity()):
             settings["method"] = identity
         if (wait := self.parity_wait(arm)) is not None:
@@ -308,10 +282,6 @@ class LatencyBench:
         settings["stragglers"] = [f.model_dump(mode="json", exclude_defaults=True) for f in faults]
         measure = partial(self.measure, arm, faults)
         return Cell("latency", place, settings, measure, arm.name(), seconds)
-
-    def part_settings(self, method: Method) -> Any:
-        """Return how a method's part is trained; None without one."""
-        return getattr(self.parts.datasets[self.dataset], method.part) if method.part else None
 
     def parity_wait(self, arm: Arm) -> ParityWait | None:
         """Return what a parity waits, or what `auto` asks the small backup; None without those.
@@ -329,7 +299,9 @@ class LatencyBench:
             image = extra.cost * grid.wait_ms / len(extra.members)
             return ParityWait(0.0, round(image, 4), share)
         model = self.bundle.model
-        encoding = method.encoding_macs(given_by(self.bundle, grid.k), self.part_settings(method))
+        scheme = scheme_for(self.bundle, grid.k, method.name)
+        group = torch.zeros(1, grid.k, *scheme.shape)
+        encoding = count_macs(lambda: scheme.encode(grid.k, group)) if method.encodes else 0
         image = encoding / macs(model.network, model) * grid.wait_ms / grid.k
         return ParityWait(extra.cost * grid.wait_ms, round(image, 4), share)
 
@@ -350,27 +322,10 @@ class LatencyBench:
         """Return images a second."""
         return arm.load * 1000 * self.grid.workers / self.grid.service_ms
 
-    def part(self, method: Method) -> Path | None:
-        """Return a method's trained part, as `bench accuracy` keeps it; train it if need be."""
-        if not method.part:
-            return None
-        data = DataSet(
-            self.dataset,
-            self.parts.datasets[self.dataset],
-            self.load("train"),
-            self.test,
-            self.folder / (self.parts.name + ("-quick" if self.quick else "")),
-            torch.device("cpu"),
-            methods.QUICK_TRAINING_IMAGES if self.quick else None,
-        )
-        place = {"missing": 1, "corrupt": 0, "seed": 1, "bundle": self.grid.bundle}
-        name, k = method.name, self.grid.k
-        return data.part_file(Trial(name, name, self.dataset, "invertible", k, **place))  # type: ignore[arg-type]
-
     def measure(self, arm: Arm, faults: Sequence[Fault]) -> dict[str, Any]:
         """Serve, load, and return the figures of a run."""
         grid, served, seed, wait = self.grid, arm.served, self.seed(arm), self.parity_wait(arm)
-        method, rate = find_method(served.method), self.rate(arm)
+        rate = self.rate(arm)
         words: dict[str, Any] = {
             "--policy": served.policy,
             "--method": served.method,
@@ -383,8 +338,6 @@ class LatencyBench:
             "hang-timeout-ms": grid.hang_timeout_ms,
             "engine": grid.engine,
         }
-        if part := self.part(method):
-            rare["part"] = part
         pairs = [*words.items(), *(("--set", f"{name}={value}") for name, value in rare.items())]
         chooser, count = random.Random(seed), math.ceil(grid.queries / arm.batch)
         requests = [
