@@ -18,9 +18,11 @@ CELLS = (
     ("none", 0.9, 2),
     ("all-slow", 0.2, 1),
     ("slow", 0.4, 2),
+    ("none", 0.9, None),
+    ("block", 0.4, None),
 )
 
-print("fault, busy, slots, policy, p50 ms, p90, p99, p99.9, work")
+print("fault, busy, slots (None: found), policy, p50 ms, p90, p99, p99.9, work")
 for (fault, busy, slots), policy in product(CELLS, ("queue", "uncoded", "hedge")):
     cell = Cell(fault, busy, policy, slots)  # type: ignore[arg-type]
     print(fault, busy, slots, policy, *Run(replace(cell)).run().row, sep=", ", flush=True)
