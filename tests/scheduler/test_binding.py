@@ -21,7 +21,7 @@ def timed(policy: str = "uncoded", workers: int = 3, slow: float = 1.0, **rules:
     pace = model.scheduler.stats
     for _ in range(FEWEST):
         pace.took(0.0, workers - 1, 0, NORMAL)
-    for began in (-2 * slow * NORMAL, -slow * NORMAL)[: 2 * (slow > 1)]:
+    for began in (-3 * slow * NORMAL, -2 * slow * NORMAL, -slow * NORMAL)[: 3 * (slow > 1)]:
         until = pace.took(began + slow * NORMAL, 0, 0, slow * NORMAL)
         if until is not None:
             model.scheduler.timers.set(until, "retry", 0)
@@ -325,7 +325,7 @@ def test_auto_asks_a_backup_for_those_who_wait_for_its_others(slow: bool) -> Non
     for _ in range(FEWEST):
         pace.took(0.0, 0, 0, NORMAL)
         pace.took(0.0, 1, 1, NORMAL / 10)
-    for i in range(2 * slow):
+    for i in range(3 * slow):
         pace.took(NORMAL * (i + 1), 1, 1, NORMAL)
     assert (pace.slowness(1) > 1) == slow
     first, second = model.submit(2)

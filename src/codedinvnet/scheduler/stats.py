@@ -9,9 +9,9 @@
 2. What is *normal* for a kind is the upper quartile of its recent running times, on all workers. A
    task is *late* that has run longer than nearly all of them, or LATEST times as long as normal:
    where many straggle, nearly all is too many.
-3. A worker is slow if each of its last two tasks took SLOW times as long as normal, or more: the
-   smaller of the two ratios says how slow. One late task alone shows nothing, and what a worker was
-   at together is one observation: a block delays all of it, and says nothing about what comes next.
+3. A worker is slow if each of its last three tasks took SLOW times as long as normal, or more: the
+   smallest ratio says how slow. Two may be long by themselves; what a worker was at together is one
+   observation: a block delays all of it, and says nothing about what comes next.
    A late task that was cancelled when its copy answered counts as SLOW times as long at least.
 4. The *overhead* is what stragglers cost: how much longer than normal answers of data tasks took,
    in normal times a task. It is an average over about MEMORY answers, in which those count that
@@ -60,6 +60,8 @@ class _Seen:
 
     ratio: float = 1.0
     """How many times as long as normal its last task took."""
+    earlier: float = 1.0
+    """And the one before that."""
     slowness: float = 1.0
     until: float = 0.0
     """When it is tried again."""
@@ -131,8 +133,8 @@ class LatencyStats:
             if now - seconds < seen.found - MOMENT:
                 return seen.until if worker in self.slow else None  # seen before
             seen.found = now
-        slowness = min(seen.ratio, ratio)
-        seen.ratio = ratio
+        slowness = min(seen.earlier, seen.ratio, ratio)
+        seen.earlier, seen.ratio = seen.ratio, ratio
         if slowness < SLOW:
             if ratio < SLOW:
                 seen.strikes = 0
