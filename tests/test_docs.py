@@ -31,7 +31,7 @@ def test_the_page_of_metrics_has_labels_and_whole_rows() -> None:
     ]
     assert {len(row) for row in rows} == {4}
     labels = {row[0].strip(): row[2].strip() for row in rows}
-    assert labels["`codedinvnet_parity_residual`"] == "`worker`, `role`"
+    assert labels["`codedinvnet_queries_total`"] == "`outcome`"
     assert labels["`codedinvnet_gateway_hedges_total`"] == "`route`, `result`"
     assert labels["`codedinvnet_pending_queries`"] == ""
     assert "`codedinvnet_queries_total`" not in page.split("## A gateway")[1]

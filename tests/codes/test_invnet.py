@@ -170,26 +170,6 @@ def test_side_features_answer_alone(method: Scheme, size: int) -> None:
         torch.testing.assert_close(answers[erased], model.recover_from_side(side[:, erased]))
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_an_exact_parity_leaves_no_residual(method: Scheme, size: int) -> None:
-    residual = method.residual(exactly(method, images(size)), size)
-    assert residual is not None
-    assert residual.shape == (3,)
-    assert float(residual.max()) < 1e-12
-
-
-@pytest.mark.parametrize("size", SIZES)
-def test_residual_is_the_root_mean_square_of_the_fusion_error(method: Scheme, size: int) -> None:
-    group = images(size)
-    model = model_of(method)
-    latents = model.embed(group.flatten(0, 1)).unflatten(0, (3, size))
-    error = (model.encode(group).latent - latents.mean(1)).flatten(1)
-    residual = method.residual(outputs_of(method, group), size)
-    assert residual is not None
-    torch.testing.assert_close(residual, error.norm(dim=1) / LATENT**0.5)
-    assert float(residual.min()) > 1e-4
-
-
 @pytest.fixture(scope="module")
 def mosaic() -> CodedModel:
     return tiny_model("mosaic")
@@ -224,24 +204,6 @@ def test_a_mosaic_makes_up_for_every_set_of_missing_members(
         left = without(here, K)
         assert method.rules.recoverable(frozenset(left), size) == set(left)
         assert set(method.decode(left, size)) == set(left)
-
-
-@pytest.mark.parametrize("size", SIZES)
-def test_a_mosaics_residual_is_the_largest_between_decoded_and_direct(
-    mosaic: CodedModel, size: int
-) -> None:
-    method, group = around(CodedInvNet, mosaic, K), large_images(size)
-    outputs = outputs_of(method, group)
-    apart = [
-        method.decode(without(outputs, i), size)[i] - method.decode(outputs, size)[i]
-        for i in range(size)
-    ]
-    expected = torch.stack(apart).square().mean(2).sqrt().amax(0)
-    residual = method.residual(outputs, size)
-    assert residual is not None
-    torch.testing.assert_close(residual, expected)
-    for task in outputs:
-        assert method.residual(without(outputs, task), size) is None
 
 
 def test_the_average_image_stands_in_for_an_encoder(method: Scheme) -> None:

@@ -31,7 +31,4 @@ def test_every_erasure_position_is_answered_as_if_nobody_were_missing(
         assert set(answers) == set(range(size))
         for member in range(size):
             torch.testing.assert_close(answers[member], right[member], rtol=0.0, atol=1e-3)
-    residual = method.residual(outputs, size)
-    assert residual is not None
-    assert float(residual.max()) < 1e-5
     assert method.compute(K, group).encode_seconds > 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -31,9 +30,8 @@ from codedinvnet.serving.workers.faults import Schedule
 from codedinvnet.serving.workers.pool import Task
 from codedinvnet.serving.workers.result import Result
 from tests.observing import counted, until
-from tests.serving.bundles import BundleFront, BundlePool, output, probabilities, with_output
+from tests.serving.bundles import BundlePool, output, probabilities, with_output
 from tests.serving.front import (
-    WORKERS,
     K,
     answered,
     direct,
@@ -260,40 +258,25 @@ def test_a_check_compares_the_answer_that_a_client_would_get(
     assert facts.decoded[0] == pytest.approx(wanted[0].confidence)
     assert facts.decoded[1]
     assert {member for member, _, _ in facts.guessed} == set(range(K))
-    assert facts.residual is not None
-    assert facts.residual > 0
 
 
-def parity_workers(residuals: Mapping[tuple[int, str], float]) -> set[int]:
-    return {worker for worker, role in residuals if role == "parity"}
-
-
-def test_live_agreement_and_the_residual_of_a_corrupt_worker(
+def test_live_agreement_is_counted(
     method: Scheme, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(decoding, "CHECKED_SHARE", 1.0)
 
-    async def run(schedule: Schedule) -> BundleFront:
-        async with running(method, schedule=schedule) as (front, _):
-            checks, seen = front.metrics.agreement_checks, front.metrics._residuals
+    async def run() -> float | None:
+        async with running(method) as (front, _):
             for _ in range(10):  # on a busy machine some groups are not checked
                 for start in range(0, 240, 2 * K):
                     answered(await front.ask(images[start : start + 2 * K]))
-                if counted(checks) >= 20 and parity_workers(seen) == set(range(WORKERS)):
+                if counted(front.metrics.agreement_checks) >= 20:
                     break
-        return front
+            return front.metrics.live_agreement()
 
-    honest = asyncio.run(run(Schedule()))
-    agreement = honest.metrics.live_agreement()
+    agreement = asyncio.run(run())
     assert agreement is not None
     assert agreement >= 0.9
-    fair = honest.metrics._residuals
-    assert parity_workers(fair) == set(range(WORKERS))
-
-    corrupt = Fault(kind="corrupt", worker=3, scale=5.0)
-    lied = asyncio.run(run(Schedule(faults=(corrupt,)))).metrics._residuals
-    assert lied[3, "parity"] > 2 * max(fair.values())
-    assert lied[3, "parity"] > max(v for (w, r), v in lied.items() if r == "parity" and w != 3)
 
 
 class HeadFails(MeanCode):

@@ -14,7 +14,7 @@ from codedinvnet.net.logs import JsonLines
 from codedinvnet.scheduler.auto import Decision, Seen
 from codedinvnet.scheduler.policies import HEDGE
 from codedinvnet.serving import metrics as module
-from codedinvnet.serving.metrics import SMOOTHING, Metrics
+from codedinvnet.serving.metrics import Metrics
 
 
 def value(metrics: Metrics, name: str, **labels: str) -> float | None:
@@ -95,20 +95,6 @@ def test_live_agreement() -> None:
         metrics.checked(False)
     assert metrics.live_agreement() == 0  # of the last checks
     assert value(metrics, "live_agreements_total") == 3
-
-
-def test_residuals_are_running_means_by_worker_and_role() -> None:
-    metrics = Metrics()
-    metrics.residual_seen(1, "parity", 2.0)
-    assert value(metrics, "parity_residual", worker="1", role="parity") == 2
-    metrics.residual_seen(1, "parity", 4.0)
-    metrics.residual_seen(1, "data", 0.5)
-    expected = 2 + 2 * SMOOTHING
-    assert value(metrics, "parity_residual", worker="1", role="parity") == pytest.approx(expected)
-    assert value(metrics, "parity_residual", worker="1", role="data") == 0.5
-    for _ in range(300):
-        metrics.residual_seen(1, "parity", 4.0)
-    assert value(metrics, "parity_residual", worker="1", role="parity") == pytest.approx(4)
 
 
 def test_the_text_has_every_figure_and_no_creation_times() -> None:

@@ -77,13 +77,6 @@ class Code(ABC):
             size: the group's size.
         """
 
-    def residual(self, outputs: Mapping[int, Tensor], size: int) -> Tensor | None:
-        """Return how far a complete group is from consistent, (B,), or None if one is missing.
-
-        It is what a corrupt worker shows up in. A code that cannot tell returns None.
-        """
-        return None
-
     def networks(self) -> Iterator[Network]:
         """Yield the networks that encode, for an engine that takes them over."""
         yield from ()
@@ -114,21 +107,6 @@ class ScoresCode(Code):
         return {
             i: outputs[i] if i in outputs else self.made_up(i, outputs, size) for i in sorted(found)
         }
-
-    def residual(self, outputs: Mapping[int, Tensor], size: int) -> Tensor | None:
-        """Return the largest root mean square, (B,), between direct and decoded scores.
-
-        Every member is decoded as if it alone were missing.
-        """
-        if any(task not in outputs for task in self.rules.tasks(size)):
-            return None
-        distances = []
-        for i in range(size):
-            rest = {task: output for task, output in outputs.items() if task != i}
-            if i in self.rules.recoverable(frozenset(rest), size):
-                difference = self.made_up(i, rest, size) - outputs[i]
-                distances.append(difference.square().mean(dim=1).sqrt())
-        return torch.stack(distances).amax(dim=0) if distances else None
 
 
 class Computed(NamedTuple):
@@ -237,12 +215,6 @@ class Scheme:
                         f"not ({rows}, {self.classes or 'classes'})"
                     )
             return answers
-
-    @torch.inference_mode()
-    def residual(self, outputs: Mapping[int, Tensor], size: int) -> Tensor | None:
-        """Return `Code.residual`."""
-        with self._blamed():
-            return self.code.residual(outputs, size)
 
     def networks(self) -> Iterator[Network]:
         """Yield the models' networks, and those that encode."""

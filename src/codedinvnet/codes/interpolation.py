@@ -88,22 +88,3 @@ class Interpolating(Code):
         if tasks not in self._decodings:
             self._decodings[tasks] = self.decoding_matrix(tasks)
         return torch.einsum("kn,bnc->bkc", self._decodings[tasks].to(values), values)
-
-    def residual(self, outputs: Mapping[int, Tensor], size: int) -> Tensor | None:
-        """Return how far the answers move, at most, when one output is left out, (B,).
-
-        The root mean square over members and classes. It is not zero for a correct group, since
-        the classifier is not a rational function or a spline of its input, but a corrupt output
-        makes it large.
-        """
-        everybody = tuple(range(self.rules.workers))
-        if self.rules.needed >= len(everybody) or any(task not in outputs for task in everybody):
-            return None
-        values = torch.stack([outputs[task] for task in everybody], dim=1)
-        complete = self.answers(everybody, values)
-        moves = []
-        for left_out in everybody:
-            rest = [task for task in everybody if task != left_out]
-            moved = self.answers(tuple(rest), values[:, rest]) - complete
-            moves.append(moved.square().mean(dim=(1, 2)).sqrt())
-        return torch.stack(moves).amax(dim=0)

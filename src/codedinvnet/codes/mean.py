@@ -147,11 +147,3 @@ class MeanCode(LatentCode):
         return decode_missing(
             latent, torch.stack(others, dim=1) if others else latent[:, None][:, :0]
         )
-
-    def residual(self, outputs: Mapping[int, Tensor], size: int) -> Tensor | None:
-        """Return the root mean square of z_p − mean z, (B,)."""
-        if self.rules.k not in outputs or any(i not in outputs for i in range(size)):
-            return None
-        mean = torch.stack([outputs[i] for i in range(size)]).mean(dim=0)
-        difference = outputs[self.rules.k][:, : self.latent_size] - mean
-        return difference.square().mean(dim=1).sqrt()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from codedinvnet.codes.mean import Evidence, LatentCode
@@ -40,14 +39,3 @@ class MosaicCode(LatentCode):
         latent = latent.unflatten(1, self.model.latent_shape)
         known = self.model.parity(latent, self.sides(outputs, size)).side
         return {i: self.recovered(latent, known[:, i], size) for i in range(size)}
-
-    def residual(self, outputs: Mapping[int, Tensor], size: int) -> Tensor | None:
-        """Return the largest root mean square, (B,), between decoded and direct logits."""
-        if self.rules.k not in outputs or any(i not in outputs for i in range(size)):
-            return None
-        direct = self.here(outputs, size)
-        distances = [
-            (logits - direct[i]).square().mean(dim=1)
-            for i, logits in self._read(outputs, size).items()
-        ]
-        return torch.stack(distances).amax(dim=0).sqrt()

@@ -29,7 +29,7 @@ FEW = 2
 """Direct answers that are computed on the event loop: the way to the thread and back would add half
 as much processor time again, and two switches of threads."""
 CHECKED_SHARE = 0.5
-"""Share of the complete groups that live agreement and residuals are measured on, at most."""
+"""Share of the complete groups that live agreement is measured on, at most."""
 WAITING_CHECKS = 4
 """So many checks wait until no answer does, the newest; older ones are left out."""
 
@@ -71,8 +71,6 @@ class Facts(NamedTuple):
     """The confidence of the checked member's decoded answer, and whether it agrees."""
     guessed: tuple[tuple[int, float, bool], ...] = ()
     """The members that the extra tasks alone answer for: each with confidence and agreement."""
-    residual: float | None = None
-    """The group's, if the code has one."""
 
 
 Answers: TypeAlias = "Mapping[int, Found] | Exception"
@@ -165,10 +163,6 @@ class Decoder:
             facts = await self.apart(compare, self.scheme, self.served, check)
             if facts.decoded is not None:
                 self.metrics.checked(facts.decoded[1])
-            if facts.residual is not None:
-                for task, worker in check.workers.items():
-                    role = "parity" if task >= self.scheme.rules.k else "data"
-                    self.metrics.residual_seen(worker, role, facts.residual)
             if self.compared is not None:
                 self.compared(check, facts)
         except Exception as error:  # answers wait behind it
@@ -251,9 +245,7 @@ def compare(scheme: Scheme, served: Served, check: Check) -> Facts:
     guesses: Mapping[int, Tensor] = {}
     if scheme.rules.guesses or scheme.rules.recoverable(frozenset(extra), check.size):
         guesses = scheme.decode(extra, check.size)
-    residual = scheme.residual(complete, check.size)
     return Facts(
         decoded,
         tuple((i, *seen(scores, i)) for i, scores in guesses.items() if i in labels),
-        None if residual is None else float(residual[0]),
     )

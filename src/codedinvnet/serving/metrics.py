@@ -32,8 +32,6 @@ WORK_BUCKETS = (
     0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0,
     5.0, 10.0, 30.0, 60.0,
 )  # fmt: skip
-SMOOTHING = 0.05
-"""Weight of a new value in the running means of parity residuals."""
 TAKEN = ("direct", "decoded", "guessed", "failed", "deadline", "cancelled")
 """How queries end that are taken."""
 OUTCOMES = (*TAKEN, "rejected")
@@ -73,7 +71,6 @@ class Metrics:
         ProcessCollector(registry=registry)  # of the front end: memory, processor time, open files
         self.recent = Recent()
         self._checks: deque[bool] = deque(maxlen=500)
-        self._residuals: dict[tuple[int, str], float] = {}
         self._hedges = 0
         remember_labels(self.queries, self.requests, self.latency, self.tasks, self.worker_time)
         self._begin_at_zero()
@@ -155,14 +152,6 @@ class Metrics:
             "Share of the last checks that agreed; NaN before the first.",
         )
         self.agreement.set(math.nan)
-        self.residual = gauge(
-            "parity_residual",
-            "Running mean of |z_p - mean z| of the complete groups that a worker took part in, by "
-            "its role; a corrupt worker is off by the most in the role of the parity. With an "
-            "encoder that keeps the members apart: of the largest difference between a member's "
-            "decoded and direct logits, which does not tell the roles apart.",
-            ["worker", "role"],
-        )
         self.releasing = gauge(
             "releasing",
             "Whether approximate answers are released: 0 while traffic breaks --max-disagreement; "
@@ -249,13 +238,6 @@ class Metrics:
         self.agreement_checks.inc()
         self.agreements.inc(agrees)
         self.agreement.set(sum(self._checks) / len(self._checks))
-
-    def residual_seen(self, worker: int, role: str, value: float) -> None:
-        """Take a group's residual to a worker's running mean."""
-        old = self._residuals.get((worker, role), value)
-        new = old + SMOOTHING * (value - old)
-        self._residuals[worker, role] = new
-        self.residual.labels(str(worker), role).set(new)
 
     def live_agreement(self) -> float | None:
         """Return the share of the last checks that agreed; None before the first."""
