@@ -48,6 +48,7 @@ URL = "http://127.0.0.1:9"
         (f"--upstream {URL} --upstream-ca /dev/null", "--upstream-ca"),
         (f"--upstream {URL} --host 192.0.2.1", "cannot listen on"),
         ("--upstreams-file /none", "--upstreams-file"),
+        ("--upstreams-file /dev/zero", "not a regular file"),
         ("--upstream grpc://a --grpc-port 0", "grpc://HOST:PORT"),
         (f"--upstream {URL} --config /none", "--config"),
     ],

@@ -6,14 +6,16 @@ Files and names are read again every second, off the event loop.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import re
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 
 from codedinvnet.errors import UserError, described
 from codedinvnet.gateway.cluster import Cluster
-from codedinvnet.net.background import in_thread
+from codedinvnet.net.background import apart
 from codedinvnet.net.client import parse_origin
 from codedinvnet.net.logs import Lasting
 from codedinvnet.net.resolve import Resolver
@@ -85,8 +87,14 @@ class Discovery:
         if self.file is None:
             return []
         file = self.file
+
+        def read() -> str:
+            if not stat.S_ISREG(file.stat().st_mode):  # reading a FIFO or a device may never end
+                raise OSError(errno.EINVAL, "not a regular file")
+            return file.read_text()
+
         try:
-            text = await in_thread(file.read_text)
+            text = await apart(read, f"reading {file}")  # a file system that hangs stops nothing
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
             raise UserError(f"--upstreams-file: cannot read {file}: {reason}") from error
