@@ -85,9 +85,14 @@ CASES: Sequence[tuple[str, Sequence[np.ndarray], dict[str, Any]]] = [
 ]
 
 
-def model(nodes: Sequence[Any], constants: Sequence[np.ndarray], output: str) -> Any:
-    """Return a model with the input x, SHAPE, and the constants c0, c1 and so on."""
-    given = helper.make_tensor_value_info("x", TensorProto.FLOAT, SHAPE)
+def model(
+    nodes: Sequence[Any],
+    constants: Sequence[np.ndarray],
+    output: str,
+    shape: Sequence[int] = SHAPE,
+) -> Any:
+    """Return a model with the input x and the constants c0, c1 and so on."""
+    given = helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)
     found = helper.make_tensor_value_info(output, TensorProto.FLOAT, None)
     held = [numpy_helper.from_array(array, f"c{i}") for i, array in enumerate(constants)]
     graph = helper.make_graph(list(nodes), "graph", [given], [found], held)
@@ -159,6 +164,21 @@ def test_a_last_softmax_is_left_out_for_logits() -> None:
     np.testing.assert_allclose(torch.from_numpy(found).softmax(1), wanted, rtol=1e-4, atol=1e-6)
     with pytest.raises(Unsupported, match="softmax"):
         read_graph(model(nodes[:1], [], "flat"), "flat", logits=True)
+
+
+def test_a_model_exported_for_one_query_takes_many() -> None:
+    nodes = [
+        helper.make_node("Relu", ["x"], ["r"]),
+        helper.make_node("Reshape", ["r", "c0"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "c1"], ["y"]),
+    ]
+    content = model(nodes, [integers(1, 252), weights(252, 3)], "y", (1, *SHAPE[1:]))
+    session = onnxruntime.InferenceSession(content.SerializeToString())
+    x = RANDOM.normal(size=SHAPE).astype(np.float32)
+    wanted = [session.run(None, {"x": query[None]})[0][0] for query in x]
+    with torch.no_grad():
+        found = read_graph(content, "y", logits=False)(torch.from_numpy(x)).numpy()
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_what_the_output_does_not_need_is_left_out() -> None:

@@ -311,6 +311,8 @@ def read_graph(content: Any, output: str, *, logits: bool) -> Graph:
     if len(inputs) != 1:
         raise Unsupported("it has several inputs")
     nodes.reverse()
+    if _takes_one_query(graph, inputs[0]):
+        _free_the_batch(nodes, constants)
     weights = _weights(nodes, constants)
     plain: dict[str, Value] = {}
     tensors: dict[str, Any] = {}
@@ -332,6 +334,23 @@ def read_graph(content: Any, output: str, *, logits: bool) -> Graph:
     made = Graph(described)
     made.load_state_dict({made.names[name]: tensor for name, tensor in values.items()})
     return made
+
+
+def _takes_one_query(graph: Any, name: str) -> bool:
+    """Tell whether a graph was exported for batches of one."""
+    (axes,) = (v.type.tensor_type.shape.dim for v in graph.input if v.name == name)
+    return bool(axes) and axes[0].dim_value == 1
+
+
+def _free_the_batch(nodes: Iterable[Sequence[Any]], constants: dict[str, Any]) -> None:
+    """Have reshapes keep any number of queries: 0 stands for the size that an axis has."""
+    for operator, inputs, _, _ in nodes:
+        if operator != "Reshape" or inputs[0] in constants:
+            continue
+        sizes = constants.get(inputs[1])
+        if sizes is not None and sizes.size and sizes[0] == 1:
+            constants[inputs[1]] = sizes = sizes.copy()
+            sizes[0] = 0
 
 
 def _weights(nodes: Iterable[Sequence[Any]], constants: Mapping[str, Any]) -> set[str]:
