@@ -166,10 +166,11 @@ def test_a_last_softmax_is_left_out_for_logits() -> None:
         read_graph(model(nodes[:1], [], "flat"), "flat", logits=True)
 
 
-def test_a_model_exported_for_one_query_takes_many() -> None:
+@pytest.mark.parametrize("allowzero", [0, 1])
+def test_a_model_exported_for_one_query_takes_many(allowzero: int) -> None:
     nodes = [
         helper.make_node("Relu", ["x"], ["r"]),
-        helper.make_node("Reshape", ["r", "c0"], ["flat"]),
+        helper.make_node("Reshape", ["r", "c0"], ["flat"], allowzero=allowzero),
         helper.make_node("MatMul", ["flat", "c1"], ["y"]),
     ]
     content = model(nodes, [integers(1, 252), weights(252, 3)], "y", (1, *SHAPE[1:]))

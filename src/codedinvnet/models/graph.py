@@ -344,13 +344,13 @@ def _takes_one_query(graph: Any, name: str) -> bool:
 
 def _free_the_batch(nodes: Iterable[Sequence[Any]], constants: dict[str, Any]) -> None:
     """Have reshapes keep any number of queries: 0 stands for the size that an axis has."""
-    for operator, inputs, _, _ in nodes:
+    for operator, inputs, _, told in nodes:
         if operator != "Reshape" or inputs[0] in constants:
             continue
         sizes = constants.get(inputs[1])
         if sizes is not None and sizes.size and sizes[0] == 1:
             constants[inputs[1]] = sizes = sizes.copy()
-            sizes[0] = 0
+            sizes[0] = told["allowzero"] = 0
 
 
 def _weights(nodes: Iterable[Sequence[Any]], constants: Mapping[str, Any]) -> set[str]:
