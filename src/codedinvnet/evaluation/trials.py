@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field
 
 from codedinvnet.codes.method import Method
-from codedinvnet.codes.registry import METHODS, find_method
+from codedinvnet.codes.registry import METHODS, UnknownMethod, find_method
 from codedinvnet.config import (
     PartSettings,
     Positive,
@@ -142,9 +142,11 @@ def load_grid(path: Path, methods: Iterable[str] = ()) -> AccuracyGrid:
                 known = tuple(grid.datasets)
                 raise UserError(f"{where}.datasets: unknown {name!r}: {meant(name, known)}")
         for name in block.methods:
-            if name not in METHODS and not is_foreign(name):
-                raise UserError(f"{where}.methods: unknown {name!r}: {meant(name, METHODS)}")
-            method = find_method(name)
+            try:
+                method = find_method(name)
+            except UnknownMethod as error:
+                told = f"{where}.methods: unknown {name!r}: {meant(name, METHODS)}"
+                raise UserError(told) from error
             if method.of_bundle and "resnet" in block.bases:
                 raise UserError(f"{where}.bases: {name} needs the invertible base model")
             for dataset in block.datasets or grid.datasets:
@@ -189,8 +191,8 @@ def check_part(
 
 
 def is_foreign(text: str) -> bool:
-    """Tell whether a text names a method of a user's file."""
-    return ":" in text
+    """Tell whether a text names a method of a user's file, or one at another cost."""
+    return ":" in text or "@" in text
 
 
 def with_methods(grid: AccuracyGrid, texts: Iterable[str]) -> AccuracyGrid:
