@@ -17,14 +17,14 @@ from codedinvnet.codes.backup import backup_network, backup_width
 from codedinvnet.codes.equal_cost import macs, plain_network, plain_width, served_macs
 from codedinvnet.codes.invnet import PaperInvNet
 from codedinvnet.codes.mean import Evidence
+from codedinvnet.common.files import read_json, write_json
 from codedinvnet.evaluation import tables
 from codedinvnet.evaluation.accuracy import evaluation_report
 from codedinvnet.evaluation.cost import info_report
 from codedinvnet.evaluation.grid import latest, read_rows
 from codedinvnet.evaluation.inversion import inversion_report
-from codedinvnet.files import read_json, write_json
+from codedinvnet.evaluation.stages import evaluation_images
 from codedinvnet.models.bundle import Bundle, load_bundle, shipped_bundles, weights_digest
-from codedinvnet.stages import evaluation_images
 
 BUNDLES = ("mnist", "fashion", "cifar10")
 """In the order of the tables."""

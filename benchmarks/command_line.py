@@ -84,7 +84,7 @@ BENCHMARKS: Mapping[str, Benchmark] = {
                 "type": int,
                 "nargs": "+",
                 "default": [1],
-                "help": "for each server; 0: found (1)",
+                "help": "of each server, for contenders that must be told (1)",
             },
             "--servers": {"type": int, "nargs": "+", "default": [8], "help": "how many (8)"},
             "--seeds": {"type": count, "help": "how many seeds (3; 1 with --quick)"},

@@ -29,10 +29,10 @@ from benchmarks.choosing import beside_hedge, choosing
 from benchmarks.peers import pages as peers
 from codedinvnet.cli.common import guarded
 from codedinvnet.codes.registry import known_method
-from codedinvnet.errors import UserError
+from codedinvnet.common.errors import UserError
+from codedinvnet.common.files import write_text
 from codedinvnet.evaluation import latency_tables, plots, tables
 from codedinvnet.evaluation.grid import read_rows
-from codedinvnet.files import write_text
 from codedinvnet.models.bundle import shipped_bundles
 from codedinvnet.simulation import sweep
 

@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.triton import MODEL, Triton, is_installed
-from codedinvnet.errors import UserError
-from codedinvnet.processes import Running, free_port, processor_time, running
-from codedinvnet.provenance import describe_machine
+from codedinvnet.common.errors import UserError
+from codedinvnet.common.processes import Running, free_port, processor_time, running
+from codedinvnet.common.provenance import describe_machine
 
 SIZES = {"image": 3 * 32 * 32, "600 KB": 150_000}
 """Floats of a request, and of its answer."""

@@ -6,7 +6,7 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
-from codedinvnet.errors import UserError
+from codedinvnet.common.errors import UserError
 from codedinvnet.evaluation.load import Load
 from codedinvnet.simulation.arrivals import poisson_gaps
 

@@ -13,12 +13,12 @@ from matplotlib.figure import Figure
 from pandas import DataFrame, Series
 
 from benchmarks.bundles import BUNDLES, HARD
+from codedinvnet.codes.named_policies import SERVED, served_as
 from codedinvnet.codes.registry import find_method
+from codedinvnet.common.files import write_picture
 from codedinvnet.evaluation import tables
 from codedinvnet.evaluation.grid import read_rows
 from codedinvnet.evaluation.plots import STYLE
-from codedinvnet.files import write_picture
-from codedinvnet.named_policies import SERVED, served_as
 from codedinvnet.scheduler.policies import UNCODED
 from codedinvnet.simulation import sweep
 

@@ -21,11 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from codedinvnet.cli import main
-from codedinvnet.errors import UserError
-from codedinvnet.files import read_json, write_json
+from codedinvnet.common.errors import UserError
+from codedinvnet.common.files import read_json, write_json
+from codedinvnet.common.provenance import without_folders
 from codedinvnet.protect.folder import DESCRIPTION, FORMAT
 from codedinvnet.protect.measure import AGREEMENTS
-from codedinvnet.provenance import without_folders
 
 RESULTS = Path("docs/results/protect")
 FILES = 6000

@@ -14,8 +14,8 @@ from typing import Any
 
 from pandas import DataFrame
 
+from codedinvnet.codes.named_policies import served_as
 from codedinvnet.evaluation import tables
-from codedinvnet.named_policies import served_as
 from codedinvnet.scheduler.scheduler import Scheduler
 from codedinvnet.simulation.engine import Simulation
 from codedinvnet.simulation.scenario import Scenario, parse_scenario

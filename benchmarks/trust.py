@@ -14,13 +14,13 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from codedinvnet.errors import UserError
+from codedinvnet.common.errors import UserError
+from codedinvnet.common.provenance import describe_commit, describe_machine
+from codedinvnet.evaluation.stages import evaluation_images
 from codedinvnet.evaluation.trust import approximate, by_group, schemes
 from codedinvnet.models.bundle import load_bundle
 from codedinvnet.protect.bound import Curve, oracle_coverage
 from codedinvnet.protect.calibration import DECODED, calibration_of
-from codedinvnet.provenance import describe_commit, describe_machine
-from codedinvnet.stages import evaluation_images
 
 K = 10
 LIMITS = (0.005, 0.01, 0.02)

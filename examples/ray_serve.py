@@ -12,9 +12,9 @@ from typing import Any
 from ray import serve
 
 from codedinvnet import UserError
-from codedinvnet.admin_client import read_token
 from codedinvnet.cli.options import from_text
-from codedinvnet.collector import freeze_loaded
+from codedinvnet.net.admin_client import read_token
+from codedinvnet.net.collector import freeze_loaded
 from codedinvnet.net.listening import log_to_stderr
 from codedinvnet.serving.app import NOISY, open_app, warn_open
 from codedinvnet.serving.checks import check

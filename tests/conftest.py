@@ -18,11 +18,11 @@ import pytest
 import torch
 
 import benchmarks.command_line
-from codedinvnet import stages
 from codedinvnet.cli import main, paper_main
 from codedinvnet.codes import registry
-from codedinvnet.config import Settings, parse_settings
+from codedinvnet.common.config import Settings, parse_settings
 from codedinvnet.data import ImageSet, sample_images
+from codedinvnet.evaluation import stages
 from codedinvnet.models.bundle import Bundle, load_bundle
 from codedinvnet.training import precision
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from codedinvnet.processes import Running, process_stat, running
+from codedinvnet.common.processes import Running, process_stat, running
 
 needs_proc = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, kills with parents")
 

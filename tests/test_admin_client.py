@@ -10,8 +10,8 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from codedinvnet.admin_client import ask
-from codedinvnet.errors import UserError
+from codedinvnet.common.errors import UserError
+from codedinvnet.net.admin_client import ask
 
 
 @contextmanager

@@ -12,8 +12,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from codedinvnet import checkpoint
-from codedinvnet.checkpoint import (
+from codedinvnet.common.errors import UserError
+from codedinvnet.models import checkpoint
+from codedinvnet.models.checkpoint import (
     load_checkpoint,
     load_modules,
     load_optimizers,
@@ -21,7 +22,6 @@ from codedinvnet.checkpoint import (
     optimizer_tensors,
     save_checkpoint,
 )
-from codedinvnet.errors import UserError
 
 TENSORS = {
     "a": torch.arange(12, dtype=torch.float32).reshape(3, 4),

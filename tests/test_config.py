@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from codedinvnet.config import (
+from codedinvnet.common.config import (
     LARGEST_MOSAIC,
     PixelFusionSettings,
     RecoveryFusionSettings,
@@ -16,7 +16,7 @@ from codedinvnet.config import (
     parse_settings,
     validated,
 )
-from codedinvnet.errors import UserError
+from codedinvnet.common.errors import UserError
 from tests.conftest import put, tiny_settings
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"

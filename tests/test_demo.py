@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from codedinvnet import demo
 from codedinvnet.codes.build import scheme_for
 from codedinvnet.data import sample_images
+from codedinvnet.evaluation import demo
 from codedinvnet.evaluation.accuracy import evaluate
 from codedinvnet.models.bundle import load_bundle
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from codedinvnet.devices import first_tensor
+from codedinvnet.common.devices import first_tensor
 from codedinvnet.models.network import ImageNetwork
 
 
@@ -27,7 +27,7 @@ def test_threads_started_later_flush_denormal_numbers_too() -> None:
     """Commands do it early, since threads that run already are not reached."""
     code = """
 import torch
-from codedinvnet.devices import flush_denormals
+from codedinvnet.common.devices import flush_denormals
 
 torch.set_num_threads(2)
 flush_denormals()

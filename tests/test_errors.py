@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from codedinvnet.errors import nearest
+from codedinvnet.common.errors import nearest
 
 
 @pytest.mark.parametrize(

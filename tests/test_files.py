@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from codedinvnet.errors import UserError
-from codedinvnet.files import (
+from codedinvnet.common.errors import UserError
+from codedinvnet.common.files import (
     check_writable,
     parse_json,
     read_json,

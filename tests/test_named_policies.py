@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from codedinvnet.errors import UserError
-from codedinvnet.named_policies import SERVED, Served, served_as
+from codedinvnet.codes.named_policies import SERVED, Served, served_as
+from codedinvnet.common.errors import UserError
 from codedinvnet.scheduler.policies import POLICIES
 
 MINE = f"{Path(__file__).parents[1] / 'examples' / 'my_method.py'}:TwoParities"

@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from codedinvnet.errors import UserError
-from codedinvnet.evaluation.client import connect
-from codedinvnet.processes import (
+from codedinvnet.common.errors import UserError
+from codedinvnet.common.processes import (
     descendants,
     processor_time,
     server,
     usable_processors,
 )
+from codedinvnet.evaluation.client import connect
 from tests.processes import needs_proc, survivors, wait_until
 
 

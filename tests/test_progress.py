@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from codedinvnet import progress
-from codedinvnet.progress import Progress
+from codedinvnet.common import progress
+from codedinvnet.common.progress import Progress
 
 
 class Terminal(io.StringIO):

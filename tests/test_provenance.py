@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from codedinvnet import provenance
-from codedinvnet.provenance import (
+from codedinvnet.common import provenance
+from codedinvnet.common.provenance import (
     describe_command,
     describe_machine,
     processor_name,

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from codedinvnet.errors import UserError
-from codedinvnet.user_code import load_file, user_module
+from codedinvnet.common.errors import UserError
+from codedinvnet.common.user_code import load_file, user_module
 
 
 def test_files_of_one_name_do_not_replace_each_other(tmp_path: Path) -> None:

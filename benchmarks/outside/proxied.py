@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.outside.counts import Count, counting, long_json
+from codedinvnet.common.processes import running
 from codedinvnet.gateway.options import GatewayOptions
 from codedinvnet.gateway.run import run_gateway
 from codedinvnet.net.client import HttpClient, parse_origin
 from codedinvnet.net.resolve import Address, Resolver, literal
-from codedinvnet.processes import running
 
 INFER = "/v2/models/m/infer"
 SERVICE = 0.005

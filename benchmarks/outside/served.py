@@ -23,12 +23,12 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.outside.counts import Count, counting, long_json
+from codedinvnet.common.processes import descendants, server
 from codedinvnet.data import sample_images
 from codedinvnet.evaluation.client import Client, Reply, connect
 from codedinvnet.evaluation.load import Load
 from codedinvnet.models.bundle import load_bundle
 from codedinvnet.net.client import HttpClient, parse_origin
-from codedinvnet.processes import descendants, server
 from codedinvnet.protocol.http import render_request
 from codedinvnet.protocol.messages import InferRequest
 from codedinvnet.simulation.arrivals import poisson_gaps

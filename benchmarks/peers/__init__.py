@@ -57,7 +57,7 @@ def run(
         peer: contenders; None: all, or those of the quick version.
         fault: faults; None: likewise.
         load: shares of the servers' capacity; None: LOADS, or the first of them.
-        slots: requests that a proxy may have at a server at a time; 0: ours finds the number.
+        slots: requests that a proxy may have at a server at a time, where it must be told.
         servers: how many servers there are.
         seeds: how many; None: three, or one.
         requests: of each trial; None: REQUESTS, or QUICK_REQUESTS.

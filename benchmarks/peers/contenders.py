@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from codedinvnet.errors import UserError
+from codedinvnet.common.errors import UserError
 
 TIMEOUT = 15
 """Seconds that every proxy waits for an answer, and lets a request queue."""
@@ -30,7 +30,7 @@ class Site:
         folder: for its files.
         port: that it listens on, of 127.0.0.1.
         upstreams: ports of the servers.
-        slots: requests that an upstream should handle at a time; 0: the proxy's own default.
+        slots: requests that an upstream should handle at a time, for proxies that must know it.
         tuning: seconds of the setting that is tuned, where there is one.
         fallback: port of a cheaper server; 0: there is none.
     """
@@ -221,8 +221,8 @@ backend servers
 
 
 def haproxy_leastconn(site: Site) -> list[str]:
-    """Run HAProxy with `leastconn` and as many connections to a server as it has slots, or two."""
-    return _haproxy(site, "leastconn", site.slots or 2)
+    """Run HAProxy with `leastconn` and as many connections to a server as it has slots."""
+    return _haproxy(site, "leastconn", site.slots)
 
 
 def haproxy_round_robin(site: Site) -> list[str]:
@@ -260,8 +260,7 @@ http {{
 
 def _ours(site: Site, *options: str) -> list[str]:
     upstreams = [f"--upstream=http://127.0.0.1:{port}" for port in site.upstreams]
-    slots = ["--slots", str(site.slots)] if site.slots else []
-    words = ["gateway", "--port", str(site.port), *upstreams, *slots, *options]
+    words = ["gateway", "--port", str(site.port), *upstreams, *options]
     return [sys.executable, "-m", "codedinvnet", *words]
 
 
@@ -273,6 +272,11 @@ def ours_uncoded(site: Site) -> list[str]:
 def ours_hedge(site: Site) -> list[str]:
     """Run our gateway with hedging."""
     return _ours(site, "--policy", "hedge")
+
+
+def ours_hedge_slots(site: Site) -> list[str]:
+    """Run our gateway with hedging, told how many slots a server has instead of finding out."""
+    return _ours(site, "--policy", "hedge", "--slots", str(site.slots))
 
 
 def ours_fallback(site: Site) -> list[str]:
@@ -289,6 +293,7 @@ CONTENDERS: Mapping[str, Callable[[Site], list[str]]] = {
     "nginx": nginx,
     "ours-uncoded": ours_uncoded,
     "ours-hedge": ours_hedge,
+    "ours-hedge-slots": ours_hedge_slots,
     "ours-fallback": ours_fallback,
 }
 TUNED = frozenset({"envoy-hedge"})

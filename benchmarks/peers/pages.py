@@ -20,6 +20,7 @@ TITLES = {
     "nginx": "nginx, `least_conn`",
     "ours-uncoded": "this gateway, without hedging",
     "ours-hedge": "**this gateway, hedging**",
+    "ours-hedge-slots": "this gateway, hedging, told its slots",
     "ours-fallback": "this gateway, with a fallback",
 }
 FAULTS = {
@@ -72,7 +73,7 @@ def table(rows: pd.DataFrame, figure: str = "p99.9") -> str:
         fault, load, servers, slots, bursty = key
         told = f"{fault}, {100 * load:.0f} %"
         told += f", {servers} servers" if servers != 8 else ""
-        told += f", {slots or 'found'} slots" if slots != 1 else ""
+        told += f", {slots} slots" if slots != 1 else ""
         told += ", bursts" if bursty else ""
         cells = [group[group.peer == name][figure] for name in names]
         best = min(values.median() for values in cells if len(values))

@@ -24,8 +24,8 @@ import numpy as np
 from benchmarks.peers import upstreams
 from benchmarks.peers.client import arrivals, load
 from benchmarks.peers.contenders import CONTENDERS, TIMEOUT, Site
-from codedinvnet.errors import UserError
-from codedinvnet.processes import descendants, process_stat
+from codedinvnet.common.errors import UserError
+from codedinvnet.common.processes import descendants, process_stat
 
 WARM_UP = 400
 """Requests before those that are measured."""
@@ -43,7 +43,7 @@ class Trial:
         fault: one of `upstreams.FAULTS`.
         load: share of the servers' capacity that the requests take, blocks left out.
         servers: how many.
-        slots: requests that a proxy may have at a server at a time; 0: the proxy's own default.
+        slots: requests that a proxy may have at a server at a time, where it must be told.
         seed: of arrivals, service times and faults.
         requests: that are measured.
         bursty: whether arrivals are; else Poisson.

@@ -15,7 +15,7 @@ A bundle is a trained model with everything that coding needs::
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from codedinvnet.errors import UserError
+from codedinvnet.common.errors import UserError
 
 if TYPE_CHECKING:
     from codedinvnet.codes.base import Scheme

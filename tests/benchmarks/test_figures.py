@@ -14,7 +14,7 @@ from matplotlib.patches import Rectangle
 from benchmarks import bundles, figures, policies
 from benchmarks.bundles import SIZES
 from benchmarks.figures import FROM_FILE, FROM_FOLDER, RESULTS, pages, render, section
-from codedinvnet.errors import UserError
+from codedinvnet.common.errors import UserError
 from codedinvnet.evaluation import tables
 from codedinvnet.evaluation.grid import append_row
 from codedinvnet.models.bundle import shipped_bundles, weights_digest

@@ -14,7 +14,7 @@ import pytest
 from benchmarks import command_line
 from benchmarks.bundles import BUNDLES
 from codedinvnet.cli.command_line import build_parser
-from codedinvnet.config import load_settings
+from codedinvnet.common.config import load_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCHMARKS = re.findall("^BENCHMARKS := (.+)$", (ROOT / "Makefile").read_text(), re.M)[0].split()

@@ -14,7 +14,7 @@ from benchmarks.peers.client import arrivals
 from benchmarks.peers.contenders import program
 from benchmarks.peers.trials import Trial, measure
 from benchmarks.peers.upstreams import BLOCK, FAULTS, SERVICE, SHARE, Server, Spec, mean_service
-from codedinvnet.errors import UserError
+from codedinvnet.common.errors import UserError
 from codedinvnet.evaluation.grid import Cell, append_row
 
 

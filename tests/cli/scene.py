@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from codedinvnet import stages
+from codedinvnet.evaluation import stages
 from codedinvnet.models.bundle import WEIGHTS
 from tests.conftest import tiny_settings, write_settings
 

@@ -132,6 +132,8 @@ def test_demo_names_only_what_ships(
 ) -> None:
     asked: list[Sequence[str]] = []
     monkeypatch.setattr("codedinvnet.models.bundle.shipped_bundles", lambda: ("fashion", "other"))
-    monkeypatch.setattr("codedinvnet.demo.run_demo", lambda names, seed: asked.append(names))
+    monkeypatch.setattr(
+        "codedinvnet.evaluation.demo.run_demo", lambda names, seed: asked.append(names)
+    )
     assert call("demo").code == 0
     assert asked == [["fashion"]]

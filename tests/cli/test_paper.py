@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from codedinvnet import stages
-from codedinvnet.checkpoint import load_checkpoint
+from codedinvnet.evaluation import stages
 from codedinvnet.models.bundle import load_bundle
+from codedinvnet.models.checkpoint import load_checkpoint
 from tests.cli.scene import ROOT, Scene, check_refusal, environment
 from tests.conftest import Command, digests, tiny_settings, write_settings
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from codedinvnet import stages
+from codedinvnet.evaluation import stages
 from codedinvnet.models.bundle import WEIGHTS
 from tests.cli.scene import Scene, check_refusal
 from tests.conftest import Command, digests

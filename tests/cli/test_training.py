@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from codedinvnet import stages
-from codedinvnet.checkpoint import load_checkpoint
 from codedinvnet.cli import bundles
+from codedinvnet.evaluation import stages
 from codedinvnet.models.bundle import WEIGHTS, load_bundle
+from codedinvnet.models.checkpoint import load_checkpoint
 from tests.cli.scene import environment
 from tests.conftest import Command, tiny_settings, write_settings
 

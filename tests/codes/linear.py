@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.method import Given, Method, Tolerance
 from codedinvnet.codes.rules import is_systematic
-from codedinvnet.config import EncoderSettings, NetworkSettings
+from codedinvnet.common.config import EncoderSettings, NetworkSettings
 from codedinvnet.models.coded import CodedModel, ModelSettings
 from codedinvnet.models.network import classifier_of
 

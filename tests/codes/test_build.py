@@ -8,14 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from codedinvnet.checkpoint import PART, module_tensors, save_checkpoint
 from codedinvnet.codes.backup import SmallBackup
 from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.build import scheme_for
 from codedinvnet.codes.method import given_by
 from codedinvnet.codes.registry import METHODS
+from codedinvnet.common.errors import UserError
 from codedinvnet.data import SAMPLES, sample_images
-from codedinvnet.errors import UserError
 from codedinvnet.evaluation.accuracy import evaluate
 from codedinvnet.models.bundle import (
     Bundle,
@@ -24,6 +23,7 @@ from codedinvnet.models.bundle import (
     shipped_bundles,
     weights_digest,
 )
+from codedinvnet.models.checkpoint import PART, module_tensors, save_checkpoint
 from codedinvnet.serving.config import ServeOptions
 from codedinvnet.serving.opened import open_served
 from codedinvnet.serving.workers.computing import BundleSpec, SchemeComputer

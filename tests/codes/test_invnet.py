@@ -11,7 +11,7 @@ from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.invnet import AverageImage, CodedInvNet, own_code
 from codedinvnet.codes.mean import Evidence, LatentCode
 from codedinvnet.codes.rules import AnswersAll, Parities
-from codedinvnet.errors import UserError
+from codedinvnet.common.errors import UserError
 from codedinvnet.models.coded import CodedModel
 from tests.codes.linear import around, computed, outputs_of, tiny_model, without
 

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torchvision import datasets
 
+from codedinvnet.common.errors import UserError
 from codedinvnet.data import Split, load_images
 from codedinvnet.data.formats import read_npz
-from codedinvnet.errors import UserError
 from tests.data.files import (
     COLOUR,
     GREY,

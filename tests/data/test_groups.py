@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from codedinvnet.common.errors import UserError
 from codedinvnet.data import random_groups, split_indices, spread_rows
-from codedinvnet.errors import UserError
 
 
 @given(st.data(), st.integers(1, 300), st.integers(0, 2**63 - 1))

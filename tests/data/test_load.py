@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from codedinvnet.common.errors import UserError
 from codedinvnet.data import cache_dir, load_images, sample_images
-from codedinvnet.errors import UserError
 from tests.data.files import COLOUR, GREY, LABELS, everything, write_idx, write_npz
 
 DOWNLOAD = "torchvision.datasets.mnist.download_and_extract_archive"

@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
+from codedinvnet.common.errors import UserError
 from codedinvnet.data import ImageFolder, ImageRows, ImageSet, Split, load_images
-from codedinvnet.errors import UserError
 from tests.data.files import GREY, LABELS, everything, write_folder, write_npz
 
 # --- ImageSet

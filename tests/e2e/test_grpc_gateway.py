@@ -14,7 +14,7 @@ import pytest
 from tritonclient.utils import InferenceServerException
 
 from benchmarks.triton import RESNET, RESNET_CONFIG, Triton, is_installed
-from codedinvnet.processes import Running, free_port, running
+from codedinvnet.common.processes import Running, free_port, running
 from tests.processes import served
 
 grpc = pytest.importorskip("tritonclient.grpc")

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from codedinvnet.common.errors import UserError
+from codedinvnet.common.processes import descendants, free_port, server
 from codedinvnet.data import sample_images
-from codedinvnet.errors import UserError
 from codedinvnet.evaluation.client import Client, connect
 from codedinvnet.models import open_model
-from codedinvnet.processes import descendants, free_port, server
 from codedinvnet.serving.workers.computing import BundleSpec, ModelSpec
 from codedinvnet.serving.workers.pool import Task
 from codedinvnet.serving.workers.ray import RayPool

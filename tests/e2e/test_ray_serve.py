@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from codedinvnet.errors import UserError
+from codedinvnet.common.errors import UserError
 
 
 @pytest.fixture(scope="module", autouse=True)

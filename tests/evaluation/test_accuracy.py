@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from codedinvnet.codes.base import Code, Encoded, Scheme
 from codedinvnet.codes.rules import SERVED, AnyOf, CodeRules, Parities
+from codedinvnet.common.errors import UserError
 from codedinvnet.data import Groups, ImageSet, random_groups
-from codedinvnet.errors import UserError
 from codedinvnet.evaluation import erase
 from codedinvnet.evaluation.accuracy import Evaluation, evaluate
 

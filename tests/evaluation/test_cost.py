@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from codedinvnet.codes.equal_cost import count_macs, served_macs
-from codedinvnet.config import EncoderSettings
+from codedinvnet.common.config import EncoderSettings
 from codedinvnet.evaluation import cost
 from codedinvnet.evaluation.cost import info_report
 from codedinvnet.models.bundle import Bundle

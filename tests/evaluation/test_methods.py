@@ -10,7 +10,6 @@ import pytest
 import torch
 from PIL import Image
 
-from codedinvnet.checkpoint import load_checkpoint, save_checkpoint
 from codedinvnet.codes.build import scheme_for
 from codedinvnet.codes.equal_cost import (
     encoder_macs,
@@ -21,13 +20,14 @@ from codedinvnet.codes.equal_cost import (
 )
 from codedinvnet.codes.mean import MeanCode
 from codedinvnet.codes.registry import METHODS
-from codedinvnet.errors import UserError
+from codedinvnet.common.errors import UserError
 from codedinvnet.evaluation.accuracy import evaluate
 from codedinvnet.evaluation.grid import append_row, latest, read_rows
+from codedinvnet.evaluation.stages import evaluation_images
 from codedinvnet.evaluation.tables import TRIAL
 from codedinvnet.models.bundle import bundle_folder as shipped_folder
 from codedinvnet.models.bundle import load_bundle
-from codedinvnet.stages import evaluation_images
+from codedinvnet.models.checkpoint import load_checkpoint, save_checkpoint
 from codedinvnet.training.parity import ParityStage
 from codedinvnet.training.pixels import PixelStage
 from tests.conftest import Command

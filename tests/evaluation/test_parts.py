@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from codedinvnet.codes.registry import find_method
-from codedinvnet.config import PartSettings, PixelFusionSettings
+from codedinvnet.common.config import PartSettings, PixelFusionSettings
+from codedinvnet.common.errors import UserError
 from codedinvnet.data import (
     ImageRows,
     ImageSet,
@@ -20,7 +21,6 @@ from codedinvnet.data import (
     sample_images,
     split_indices,
 )
-from codedinvnet.errors import UserError
 from codedinvnet.evaluation.parts import DataSet, Scored
 from codedinvnet.evaluation.trials import DataSetSettings, Trial
 from codedinvnet.models.bundle import VALIDATION, Bundle

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from codedinvnet.codes.registry import METHODS, find_method
-from codedinvnet.errors import UserError
+from codedinvnet.common.errors import UserError
 from codedinvnet.evaluation.trials import GRID, check_possible, load_grid, trials, with_methods
 from codedinvnet.models.bundle import bundle_info
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
-from codedinvnet.errors import UserError
+from codedinvnet.common.errors import UserError
 from codedinvnet.gateway.content import FirstContent, carries_content
 from codedinvnet.gateway.metrics import GatewayMetrics
 from codedinvnet.gateway.routes import Routes

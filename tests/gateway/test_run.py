@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from codedinvnet.cli import main
-from codedinvnet.errors import UserError
+from codedinvnet.common.errors import UserError
 from codedinvnet.gateway.options import GatewayOptions
 from codedinvnet.net.client import HttpClient, parse_origin
 from tests.gateway.support import INFER, V2, Request, Upstream, answer, gateway, until

@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from codedinvnet.checkpoint import load_checkpoint
-from codedinvnet.config import load_settings
+from codedinvnet.common.config import load_settings
+from codedinvnet.common.errors import UserError
 from codedinvnet.data import ImageSet
-from codedinvnet.errors import UserError
 from codedinvnet.models import bundle as bundle_module
 from codedinvnet.models.bundle import (
     DESCRIPTION,
@@ -24,6 +23,7 @@ from codedinvnet.models.bundle import (
     save_bundle,
     shipped_bundles,
 )
+from codedinvnet.models.checkpoint import load_checkpoint
 from codedinvnet.models.coded import CodedModel
 
 

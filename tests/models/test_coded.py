@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from codedinvnet.config import EncoderSettings, NetworkSettings
-from codedinvnet.errors import UserError
+from codedinvnet.common.config import EncoderSettings, NetworkSettings
+from codedinvnet.common.errors import UserError
 from codedinvnet.models.coded import (
     CodedModel,
     ModelSettings,

@@ -18,7 +18,7 @@ from onnx import TensorProto, helper
 from safetensors.torch import save_file, save_model
 from torch import Tensor, nn
 
-from codedinvnet.errors import UserError
+from codedinvnet.common.errors import UserError
 from codedinvnet.models import ModelSource, open_model
 from codedinvnet.models.base import Scores, TensorSpec
 from codedinvnet.models.bundle import load_bundle

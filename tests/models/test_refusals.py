@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from onnx import TensorProto, helper
 
-from codedinvnet.engines import ENGINES, ONNX_RUNTIME
-from codedinvnet.errors import UserError
+from codedinvnet.common.engines import ENGINES, ONNX_RUNTIME
+from codedinvnet.common.errors import UserError
 from codedinvnet.models import open_model
 from tests.models import factories
 from tests.models.factories import PLACE, identity_onnx

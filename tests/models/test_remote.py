@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from codedinvnet.errors import UserError
+from codedinvnet.common.errors import UserError
 from codedinvnet.models import ModelSource, open_model
 from codedinvnet.serving.checks import check
 from codedinvnet.serving.config import ServeOptions

@@ -10,7 +10,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from onnx.external_data_helper import set_external_data
 
-from codedinvnet.errors import UserError
+from codedinvnet.common.errors import UserError
 from codedinvnet.models import open_model
 from codedinvnet.models.probe import probe_inputs
 from tests.models import factories

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from codedinvnet.errors import UserError
+from codedinvnet.common.errors import UserError
 from codedinvnet.net.client import Broken, HttpClient, parse_origin
 from codedinvnet.net.http1 import Fields, ResponseHead
 from codedinvnet.net.resolve import Address, Resolver

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 from benchmarks.triton import INSTALLED as TRITON
 from benchmarks.triton import Triton
-from codedinvnet.processes import descendants, free_port
+from codedinvnet.common.processes import descendants, free_port
 
 ROOT = Path(__file__).parents[2]
 SERVERS, MLSERVER = ROOT / ".servers", ROOT / ".mlserver"

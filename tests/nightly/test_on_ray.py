@@ -18,11 +18,11 @@ import numpy as np
 import pytest
 import torch
 
+from codedinvnet.common.faults import Fault
+from codedinvnet.common.processes import free_port, server
 from codedinvnet.data import sample_images
 from codedinvnet.evaluation.client import connect
-from codedinvnet.faults import Fault
 from codedinvnet.models import open_model
-from codedinvnet.processes import free_port, server
 from codedinvnet.protect import load_protection
 from codedinvnet.serving.config import ServeOptions
 from tests.e2e.test_ray import NODE, raylet, three_nodes

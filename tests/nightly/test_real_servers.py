@@ -12,8 +12,8 @@ from contextlib import ExitStack, asynccontextmanager
 import httpx
 import pytest
 
+from codedinvnet.common.processes import free_port, running
 from codedinvnet.hedging import HedgingTransport
-from codedinvnet.processes import free_port, running
 from tests.nightly.servers import (
     FastAPI,
     LitServe,

@@ -25,7 +25,7 @@ import numpy as np
 import pytest
 
 from benchmarks.triton import CONFIG, MODEL, Triton, is_installed
-from codedinvnet.processes import descendants, free_port, running
+from codedinvnet.common.processes import descendants, free_port, running
 
 grpc = pytest.importorskip("grpc")
 pb = pytest.importorskip("tritonclient.grpc.service_pb2")

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from codedinvnet.config import LARGEST_MOSAIC
+from codedinvnet.common.config import LARGEST_MOSAIC
 from codedinvnet.nn.fusion import (
     GRIDS,
     FusionEncoder,

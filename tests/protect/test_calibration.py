@@ -9,15 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from codedinvnet.checkpoint import PART, module_tensors, save_checkpoint
 from codedinvnet.codes.backup import SmallBackup
 from codedinvnet.codes.build import scheme_for
 from codedinvnet.codes.method import given_by
+from codedinvnet.common.errors import UserError
+from codedinvnet.common.files import file_digest
 from codedinvnet.data import ImageSet
-from codedinvnet.errors import UserError
 from codedinvnet.evaluation.trust import approximate
-from codedinvnet.files import file_digest
 from codedinvnet.models.bundle import Bundle, load_bundle, shipped_bundles
+from codedinvnet.models.checkpoint import PART, module_tensors, save_checkpoint
 from codedinvnet.protect.bound import Curve
 from codedinvnet.protect.calibration import (
     DECODED,

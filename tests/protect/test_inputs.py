@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from codedinvnet.errors import UserError
+from codedinvnet.common.errors import UserError
 from codedinvnet.models.base import Scores, Signature, TensorSpec
 from codedinvnet.protect.inputs import FEWEST, Inputs, read_inputs, split
 

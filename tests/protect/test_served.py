@@ -14,8 +14,8 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from codedinvnet.errors import UserError
-from codedinvnet.faults import Delay, Fault
+from codedinvnet.common.errors import UserError
+from codedinvnet.common.faults import Delay, Fault
 from codedinvnet.models import open_model
 from codedinvnet.protect.calibration import DECODED, FILE, protection_calibration
 from codedinvnet.protect.folder import DESCRIPTION, load_protection

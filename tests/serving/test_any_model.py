@@ -14,8 +14,8 @@ import torch
 from onnx import TensorProto
 from torch import Tensor, nn
 
-from codedinvnet.devices import whole_float32
-from codedinvnet.errors import UserError
+from codedinvnet.common.devices import whole_float32
+from codedinvnet.common.errors import UserError
 from codedinvnet.models import open_model
 from codedinvnet.models.source import ModelSource
 from codedinvnet.protocol.messages import InferRequest, ProtocolError, RequestedOutput

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import uvloop
 
-from codedinvnet.admin_client import read_token
-from codedinvnet.errors import UserError
+from codedinvnet.common.errors import UserError
+from codedinvnet.net.admin_client import read_token
 from codedinvnet.net.listening import bind, log_to_stderr
 from codedinvnet.protocol.messages import Limits
 from codedinvnet.serving import app as serving

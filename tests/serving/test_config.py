@@ -10,8 +10,8 @@ import pytest
 
 from codedinvnet.cli.command_line import build_parser
 from codedinvnet.cli.options import from_text, options_of
-from codedinvnet.errors import UserError
-from codedinvnet.options import help_of
+from codedinvnet.common.errors import UserError
+from codedinvnet.common.options import help_of
 from codedinvnet.serving.config import ServeOptions
 from tests.conftest import Command
 

@@ -13,8 +13,8 @@ import torch
 from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.build import scheme_for
 from codedinvnet.codes.mean import MeanCode
+from codedinvnet.common.faults import Delay, Fault
 from codedinvnet.data import sample_images
-from codedinvnet.faults import Delay, Fault
 from codedinvnet.models.base import Scores, Signature, TensorSpec
 from codedinvnet.models.bundle import Bundle
 from codedinvnet.net.logs import logger

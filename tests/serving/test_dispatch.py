@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from codedinvnet.codes.base import Scheme
-from codedinvnet.faults import Delay, Fault
+from codedinvnet.common.faults import Delay, Fault
 from codedinvnet.models.bundle import Bundle
 from codedinvnet.scheduler.actions import Answer, Decode, Send
 from codedinvnet.scheduler.policies import POLICIES

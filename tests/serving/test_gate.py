@@ -16,11 +16,11 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 
-from codedinvnet.checkpoint import load_checkpoint, save_checkpoint
 from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.build import scheme_for
-from codedinvnet.errors import UserError
+from codedinvnet.common.errors import UserError
 from codedinvnet.models.bundle import bundle_folder, load_bundle
+from codedinvnet.models.checkpoint import load_checkpoint, save_checkpoint
 from codedinvnet.protect.calibration import DECODED, GUESSED, load_calibration
 from codedinvnet.protocol.messages import InferRequest, InferResponse
 from codedinvnet.scheduler.policies import POLICIES

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from codedinvnet.codes.build import scheme_for
-from codedinvnet.errors import UserError
+from codedinvnet.common.errors import UserError
 from codedinvnet.models.bundle import load_bundle
 from codedinvnet.protocol.messages import InferRequest
 from codedinvnet.serving import app as serving

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 import torch
 
-from codedinvnet.checkpoint import load_checkpoint, save_checkpoint
 from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.build import scheme_for
 from codedinvnet.codes.method import given_by
 from codedinvnet.codes.registry import METHODS, find_method
+from codedinvnet.common.errors import UserError
 from codedinvnet.data import sample_images
-from codedinvnet.errors import UserError
 from codedinvnet.models.bundle import WEIGHTS, Bundle, bundle_folder, load_bundle
+from codedinvnet.models.checkpoint import load_checkpoint, save_checkpoint
 from codedinvnet.scheduler.policies import POLICIES
 from codedinvnet.scheduler.quantiles import FEWEST
 from codedinvnet.scheduler.settings import Rules

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from codedinvnet.codes.base import Scheme
-from codedinvnet.errors import UserError
+from codedinvnet.common.errors import UserError
 from codedinvnet.models.bundle import Bundle
 from codedinvnet.net.logs import logger
 from codedinvnet.serving.answers import (

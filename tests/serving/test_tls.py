@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import tritonclient.grpc.aio as triton
 
-from codedinvnet.errors import UserError
-from codedinvnet.processes import free_port
+from codedinvnet.common.errors import UserError
+from codedinvnet.common.processes import free_port
 from codedinvnet.serving.app import open_app, running
 from codedinvnet.serving.config import ServeOptions
 from tests.models.factories import PLACE

@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 from scipy import stats
 
-from codedinvnet.distributions import CHUNK, Distribution, uniforms
+from codedinvnet.common.distributions import CHUNK, Distribution, uniforms
 from codedinvnet.evaluation.quantiles import SHARES, quantiles
 
 EMPIRICAL: dict[str, Any] = {"distribution": "empirical", "values_ms": [1, 2, 3]}

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy.optimize import brentq
 
-from codedinvnet.errors import UserError
+from codedinvnet.common.errors import UserError
 from codedinvnet.scheduler.policies import POLICIES
 from codedinvnet.scheduler.scheduler import Scheduler
 from codedinvnet.simulation.engine import Records, Simulation

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from codedinvnet.distributions import Distribution
-from codedinvnet.errors import UserError
+from codedinvnet.common.distributions import Distribution
+from codedinvnet.common.errors import UserError
 from codedinvnet.simulation.recording import Fitted, WorkerTasks, fit, fit_delays, read_log
 
 DELAYS = {

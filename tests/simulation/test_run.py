@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from codedinvnet.codes.named_policies import SERVED
 from codedinvnet.models.bundle import load_bundle
-from codedinvnet.named_policies import SERVED
 from tests.conftest import Command
 
 SCENARIO: dict[str, Any] = {

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from codedinvnet.codes.mosaic import mosaic_rules
+from codedinvnet.codes.named_policies import served_as
 from codedinvnet.codes.rules import AnswersAll, AnyOf, Costs, Parities
-from codedinvnet.distributions import Distribution
-from codedinvnet.errors import UserError
-from codedinvnet.faults import Delay, Fault
-from codedinvnet.files import read_json
+from codedinvnet.common.distributions import Distribution
+from codedinvnet.common.errors import UserError
+from codedinvnet.common.faults import Delay, Fault
+from codedinvnet.common.files import read_json
 from codedinvnet.models.bundle import load_bundle
-from codedinvnet.named_policies import served_as
 from codedinvnet.serving.app import open_app
 from codedinvnet.serving.config import ServeOptions
 from codedinvnet.serving.workers.faults import Schedule

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from codedinvnet.codes import registry
-from codedinvnet.errors import UserError
-from codedinvnet.files import read_json
+from codedinvnet.common.errors import UserError
+from codedinvnet.common.files import read_json
 from codedinvnet.simulation import sweep as module
 from codedinvnet.simulation.figures import simulate
 from codedinvnet.simulation.sweep import (

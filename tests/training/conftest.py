@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from codedinvnet import stages
+from codedinvnet.evaluation import stages
 from tests.conftest import once
 from tests.training.runs import pixel_run
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from codedinvnet import stages
-from codedinvnet.checkpoint import load_checkpoint
+from codedinvnet.evaluation import stages
+from codedinvnet.models.checkpoint import load_checkpoint
 from codedinvnet.training.fusion_data import FusionData, load_fusion_data
 from tests.conftest import make_run, tiny_settings
 

@@ -7,9 +7,9 @@ from typing import Any, TypeAlias
 import pytest
 import torch
 
-from codedinvnet.config import load_settings, parse_settings
+from codedinvnet.common.config import load_settings, parse_settings
+from codedinvnet.common.errors import UserError
 from codedinvnet.data import ImageSet
-from codedinvnet.errors import UserError
 from codedinvnet.nn.fusion import PatchDiscriminator
 from codedinvnet.training.check import check_images, check_same_images, check_settings
 from tests.conftest import tiny_settings

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from codedinvnet.checkpoint import load_checkpoint
-from codedinvnet.config import Settings, parse_settings
+from codedinvnet.common.config import Settings, parse_settings
+from codedinvnet.common.errors import UserError
 from codedinvnet.data import load_images
-from codedinvnet.errors import UserError
+from codedinvnet.models.checkpoint import load_checkpoint
 from codedinvnet.training.loop import LATEST, differing_keys, train_stage, warmup_cosine
 from codedinvnet.training.network import NetworkStage, network_settings
 from codedinvnet.training.part import batch_places

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from codedinvnet import stages
+from codedinvnet.evaluation import stages
 from codedinvnet.training import network
 from codedinvnet.training.loop import warmup_cosine
 from codedinvnet.training.network import NetworkStage, augment

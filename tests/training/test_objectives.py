@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from codedinvnet import stages
-from codedinvnet.config import (
+from codedinvnet.common.config import (
     RecoveryFusionSettings,
 )
+from codedinvnet.evaluation import stages
 from codedinvnet.evaluation.accuracy import evaluation_report
 from codedinvnet.models.bundle import load_bundle
 from codedinvnet.training.network import NetworkStage

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from codedinvnet.codes.method import given_by
 from codedinvnet.codes.parm import ParityModel, ParM, SumCode
 from codedinvnet.codes.registry import find_method
-from codedinvnet.config import PartSettings
+from codedinvnet.common.config import PartSettings
+from codedinvnet.common.errors import UserError
 from codedinvnet.data import ImageSet, random_groups, sample_images
-from codedinvnet.errors import UserError
 from codedinvnet.models.bundle import Bundle, load_bundle
 from codedinvnet.models.network import ImageNetwork, classifier_of
 from codedinvnet.nn.resnet import ResNet

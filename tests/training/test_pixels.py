@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from codedinvnet.config import PixelFusionSettings, parse_settings
+from codedinvnet.common.config import PixelFusionSettings, parse_settings
 from codedinvnet.data import ImageSet
 from codedinvnet.models.bundle import Bundle
 from codedinvnet.models.coded import CodedModel

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from codedinvnet.config import RecoveryFusionSettings, parse_settings
+from codedinvnet.common.config import RecoveryFusionSettings, parse_settings
 from codedinvnet.data import load_images
 from codedinvnet.models.coded import CodedModel, decode_missing, model_settings
 from codedinvnet.training import recovery

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
-from codedinvnet import stages
-from codedinvnet.checkpoint import load_checkpoint, save_checkpoint
 from codedinvnet.data import split_indices
+from codedinvnet.evaluation import stages
+from codedinvnet.models.checkpoint import load_checkpoint, save_checkpoint
 from codedinvnet.models.coded import prepare
 from codedinvnet.training.network import load_trained_network
 from tests.training.runs import CPU, SHARDED, fusion_data, shards, shared_network

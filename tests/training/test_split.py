@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from codedinvnet.common.errors import UserError
 from codedinvnet.data import ImageSet, sample_images, split_indices
-from codedinvnet.errors import UserError
 from codedinvnet.models.bundle import (
     Bundle,
     load_bundle,

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 import torch
 
-from codedinvnet import stages, training
-from codedinvnet.checkpoint import load_checkpoint, save_checkpoint
-from codedinvnet.errors import UserError
+from codedinvnet import training
+from codedinvnet.common.errors import UserError
+from codedinvnet.evaluation import stages
 from codedinvnet.models.bundle import VALIDATION, load_bundle
+from codedinvnet.models.checkpoint import load_checkpoint, save_checkpoint
 from codedinvnet.models.coded import prepare
 from codedinvnet.nn.lipschitz import constrained_layers
 from codedinvnet.training.loop import LATEST, train_stage

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from codedinvnet import stages
-from codedinvnet.checkpoint import load_checkpoint, save_checkpoint
-from codedinvnet.errors import UserError
+from codedinvnet.common.errors import UserError
+from codedinvnet.evaluation import stages
 from codedinvnet.models.bundle import WEIGHTS, bundle_info, load_bundle
+from codedinvnet.models.checkpoint import load_checkpoint, save_checkpoint
 from codedinvnet.training import network
 from codedinvnet.training.loop import LATEST
 from tests.conftest import digests

@@ -96,8 +96,8 @@ def _shared(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
 @flushing_denormals
 def _accuracy(arguments: argparse.Namespace) -> None:
     from codedinvnet.evaluation import methods, plots, tables
+    from codedinvnet.evaluation.stages import choose_device
     from codedinvnet.evaluation.trials import GRID, is_foreign
-    from codedinvnet.stages import choose_device
 
     validation = arguments.split == "validation"
     shared = _shared(arguments, "accuracy-validation" if validation else "accuracy")

@@ -17,8 +17,8 @@ from codedinvnet.cli.common import (
     print_report,
     seed,
 )
-from codedinvnet.engines import ENGINES
-from codedinvnet.errors import UserError
+from codedinvnet.common.engines import ENGINES
+from codedinvnet.common.errors import UserError
 
 
 def add_commands(commands: Commands) -> None:
@@ -121,8 +121,8 @@ def _add_demo(commands: Commands) -> None:
 
 def _evaluate(arguments: argparse.Namespace) -> None:
     from codedinvnet.evaluation.accuracy import evaluation_report, scheme_resting_on
+    from codedinvnet.evaluation.stages import choose_device, evaluation_images
     from codedinvnet.models.bundle import load_bundle
-    from codedinvnet.stages import choose_device, evaluation_images
 
     bundle = load_bundle(arguments.bundle, choose_device(arguments.device))
     scheme_resting_on(arguments.evidence, bundle, arguments.k)  # or is refused now
@@ -143,8 +143,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
 def _invert(arguments: argparse.Namespace) -> None:
     from codedinvnet.evaluation.inversion import inversion_report
+    from codedinvnet.evaluation.stages import choose_device, evaluation_images
     from codedinvnet.models.bundle import load_bundle
-    from codedinvnet.stages import choose_device, evaluation_images
 
     bundle = load_bundle(arguments.bundle, choose_device(arguments.device))
     source = evaluation_images(bundle, arguments.split, arguments.data_dir, arguments.download)
@@ -167,8 +167,8 @@ def _info(arguments: argparse.Namespace) -> None:
         return
 
     from codedinvnet.evaluation.cost import info_report
+    from codedinvnet.evaluation.stages import choose_device
     from codedinvnet.models.bundle import load_bundle
-    from codedinvnet.stages import choose_device
 
     bundle = load_bundle(arguments.bundle, choose_device(arguments.device))
     print_report(info_report(bundle), as_json=arguments.json)
@@ -190,11 +190,11 @@ def _lines(report: dict[str, Any]) -> dict[str, Any]:
 
 
 def _calibrate(arguments: argparse.Namespace) -> None:
+    from codedinvnet.common.files import check_writable
+    from codedinvnet.evaluation.stages import choose_device, evaluation_images
     from codedinvnet.evaluation.trust import calibrate
-    from codedinvnet.files import check_writable
     from codedinvnet.models.bundle import load_bundle
     from codedinvnet.protect.calibration import FILE
-    from codedinvnet.stages import choose_device, evaluation_images
 
     bundle = load_bundle(arguments.bundle, choose_device(arguments.device))
     path = arguments.out or bundle.folder / FILE
@@ -217,7 +217,7 @@ def _calibrate(arguments: argparse.Namespace) -> None:
 
 def _demo(arguments: argparse.Namespace) -> None:
     from codedinvnet.data import SAMPLES
-    from codedinvnet.demo import run_demo
+    from codedinvnet.evaluation.demo import run_demo
     from codedinvnet.models.bundle import shipped_bundles
 
     names = [name for name in SAMPLES if name in shipped_bundles()]

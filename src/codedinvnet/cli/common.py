@@ -16,10 +16,10 @@ from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from codedinvnet.errors import UserError, nearest
+from codedinvnet.common.errors import UserError, nearest
 
 if TYPE_CHECKING:
-    from codedinvnet.config import Settings
+    from codedinvnet.common.config import Settings
 
 Action: TypeAlias = Callable[[argparse.Namespace], None]
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -118,7 +118,7 @@ def flushing_denormals(run: Action) -> Action:
 
     @wraps(run)
     def flushing(arguments: argparse.Namespace) -> None:
-        from codedinvnet.devices import denormals_flushed
+        from codedinvnet.common.devices import denormals_flushed
 
         with denormals_flushed():
             run(arguments)

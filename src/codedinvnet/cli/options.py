@@ -16,8 +16,8 @@ from typing import Annotated, Any, TypeVar, get_origin
 from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
-from codedinvnet.errors import UserError, nearest
-from codedinvnet.options import Help, Options, help_of
+from codedinvnet.common.errors import UserError, nearest
+from codedinvnet.common.options import Help, Options, help_of
 
 Kind = TypeVar("Kind", bound=Options)
 
@@ -125,7 +125,7 @@ def _from_text(kind: type[Options], given: Mapping[str, str], where: str) -> dic
 
 
 def _file(path: Path, where: str) -> dict[str, Any]:
-    from codedinvnet.files import read_json
+    from codedinvnet.common.files import read_json
 
     found = read_json(path, "--config:")
     if not isinstance(found, dict):

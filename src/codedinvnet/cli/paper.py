@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from codedinvnet.cli.common import flushing_denormals, guarded, members_of, print_report
-from codedinvnet.errors import UserError
+from codedinvnet.common.errors import UserError
 
 if TYPE_CHECKING:
-    from codedinvnet.config import Settings
+    from codedinvnet.common.config import Settings
 
 EXAMPLES = """the four commands of the paper:
   python ./main.py --config_file configs/mnist.json
@@ -51,8 +51,8 @@ def paper_main(argv: Sequence[str] | None = None) -> int:
 
 @flushing_denormals
 def _paper(arguments: argparse.Namespace) -> None:
-    from codedinvnet import stages
-    from codedinvnet.files import check_folder
+    from codedinvnet.common.files import check_folder
+    from codedinvnet.evaluation import stages
 
     if (arguments.sample_fusion or arguments.test_fusion) and not arguments.fusion:
         raise UserError("-sample_fusion and -test_fusion go with -fusion")
@@ -111,7 +111,7 @@ def _refuse_idle(arguments: argparse.Namespace) -> None:
 
 def _paper_settings(arguments: argparse.Namespace) -> Settings:
     """Apply the flags to the stage that runs."""
-    from codedinvnet.config import load_settings, parse_settings
+    from codedinvnet.common.config import load_settings, parse_settings
 
     raw = load_settings(arguments.config_file).model_dump(mode="json")
     section = raw["fusion" if arguments.fusion else "training"]

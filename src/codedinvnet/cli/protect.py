@@ -15,7 +15,7 @@ from codedinvnet.cli.common import (
     print_report,
     seed,
 )
-from codedinvnet.errors import UserError
+from codedinvnet.common.errors import UserError
 
 
 def add_commands(commands: Commands) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from codedinvnet.cli.common import Commands, add_command
 from codedinvnet.cli.options import add_options, options_of
-from codedinvnet.errors import UserError
+from codedinvnet.common.errors import UserError
 
 
 def add_commands(commands: Commands) -> None:
@@ -59,7 +59,7 @@ def _gateway(arguments: argparse.Namespace) -> None:
 
 
 def _policy(arguments: argparse.Namespace) -> None:
-    from codedinvnet.admin_client import ask, read_token
+    from codedinvnet.net.admin_client import ask, read_token
 
     token = read_token(arguments.token_file)
     before = ask(arguments.url, "/policy", token)

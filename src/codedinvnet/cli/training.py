@@ -38,9 +38,9 @@ def add_commands(commands: Commands) -> None:
 
 @flushing_denormals
 def _reproduce(arguments: argparse.Namespace) -> None:
-    from codedinvnet import stages
-    from codedinvnet.config import load_settings, with_seed
-    from codedinvnet.files import check_folder
+    from codedinvnet.common.config import load_settings, with_seed
+    from codedinvnet.common.files import check_folder
+    from codedinvnet.evaluation import stages
 
     check_folder(arguments.save_dir, "--save-dir")
     run = stages.Run(

@@ -11,7 +11,7 @@ from codedinvnet.codes.base import Scheme, ScoresCode
 from codedinvnet.codes.equal_cost import served_macs, width_within
 from codedinvnet.codes.method import ONE, Given, Method, Tolerance
 from codedinvnet.codes.rules import BACKUP, SMALL_BACKUP, AnswersAll, CodeRules, Costs
-from codedinvnet.config import PartSettings
+from codedinvnet.common.config import PartSettings
 from codedinvnet.models.bundle import BundleInfo
 from codedinvnet.models.coded import CodedModel
 from codedinvnet.models.network import ImageNetwork

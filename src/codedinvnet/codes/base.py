@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from codedinvnet.codes.rules import SERVED, CodeRules
-from codedinvnet.errors import UserError, one_line
+from codedinvnet.common.errors import UserError, one_line
 from codedinvnet.models.network import ImageNetwork, ModelOfGroups, Network
 
 

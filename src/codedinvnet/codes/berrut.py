@@ -17,7 +17,7 @@ from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.interpolation import Interpolating, any_of
 from codedinvnet.codes.method import BARS, ONE, Given, Method, Published, Tolerance
 from codedinvnet.codes.rules import AnyOf
-from codedinvnet.errors import UserError
+from codedinvnet.common.errors import UserError
 from codedinvnet.models.bundle import BundleInfo
 
 MEETS = 1e-12

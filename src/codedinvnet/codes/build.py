@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from codedinvnet.checkpoint import PART, load_checkpoint, load_modules
 from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.method import Method, given_by
 from codedinvnet.codes.registry import OURS, find_method
-from codedinvnet.devices import first_tensor
-from codedinvnet.errors import UserError
+from codedinvnet.common.devices import first_tensor
+from codedinvnet.common.errors import UserError
 from codedinvnet.models.bundle import Bundle
+from codedinvnet.models.checkpoint import PART, load_checkpoint, load_modules
 
 
 def part_beside(folder: Path, method: Method, k: int) -> Path | None:

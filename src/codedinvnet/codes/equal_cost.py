@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from codedinvnet.codes.base import Scheme
-from codedinvnet.devices import first_tensor
+from codedinvnet.common.devices import first_tensor
 from codedinvnet.models.coded import CodedModel
 from codedinvnet.nn.resnet import ResNet, width_of_cost
 

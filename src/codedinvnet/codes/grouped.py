@@ -14,7 +14,7 @@ from codedinvnet.codes.base import Encoded, Scheme
 from codedinvnet.codes.equal_cost import count_macs, served_macs
 from codedinvnet.codes.method import ONE, Given, Method, Tolerance
 from codedinvnet.codes.rules import PARITY_MODEL, AnswersAll, CodeRules, Costs
-from codedinvnet.config import PartSettings
+from codedinvnet.common.config import PartSettings
 from codedinvnet.models.bundle import BundleInfo
 from codedinvnet.models.coded import prepare
 from codedinvnet.models.network import ModelOfGroups

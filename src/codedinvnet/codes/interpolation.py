@@ -15,7 +15,7 @@ from torch import Tensor
 
 from codedinvnet.codes.base import Code, Encoded, check_k
 from codedinvnet.codes.rules import AnyOf
-from codedinvnet.errors import UserError
+from codedinvnet.common.errors import UserError
 from codedinvnet.models.coded import prepare
 
 

@@ -12,7 +12,7 @@ from codedinvnet.codes.mean import Evidence, LatentCode, MeanCode
 from codedinvnet.codes.method import ONE, Given, Method, Published, Tolerance
 from codedinvnet.codes.mosaic import MosaicCode, mosaic_rules
 from codedinvnet.codes.rules import SERVED, CodeRules, Parities
-from codedinvnet.config import EncoderSettings, PixelFusionSettings
+from codedinvnet.common.config import EncoderSettings, PixelFusionSettings
 from codedinvnet.data import ImageSource
 from codedinvnet.models.bundle import BundleInfo
 from codedinvnet.models.coded import CodedModel, build_encoder, with_encoder

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from codedinvnet.codes.base import Code, Encoded, check_k
 from codedinvnet.codes.rules import CodeRules, Parities
-from codedinvnet.errors import UserError
+from codedinvnet.common.errors import UserError
 from codedinvnet.models.coded import CodedModel, decode_missing
 from codedinvnet.models.network import Network
 from codedinvnet.nn.fusion import FusionEncoder, PixelMean, uniform_weights

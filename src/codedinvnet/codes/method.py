@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from codedinvnet.codes.base import Code, Scheme, check_k
 from codedinvnet.codes.rules import SERVED, CodeRules
-from codedinvnet.config import PartSettings, Section
+from codedinvnet.common.config import PartSettings, Section
+from codedinvnet.common.errors import UserError
 from codedinvnet.data import ImageSource
-from codedinvnet.errors import UserError
 from codedinvnet.models.bundle import Bundle, BundleInfo
 from codedinvnet.models.coded import CodedModel
 from codedinvnet.models.network import classifier_of

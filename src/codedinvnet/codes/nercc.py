@@ -22,7 +22,7 @@ from codedinvnet.codes.interpolation import Interpolating, any_of
 from codedinvnet.codes.method import ONE, Given, Method, Tolerance
 from codedinvnet.codes.patterns import erasure_patterns
 from codedinvnet.codes.rules import AnyOf
-from codedinvnet.errors import UserError
+from codedinvnet.common.errors import UserError
 from codedinvnet.models.bundle import BundleInfo
 
 ENCODER_SMOOTHING, DECODER_SMOOTHING = 1e-6, 1e-6

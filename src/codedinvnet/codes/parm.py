@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from codedinvnet.codes.base import Encoded, Scheme, ScoresCode
 from codedinvnet.codes.method import BARS, ONE, Given, Method, Published, Tolerance
 from codedinvnet.codes.rules import PARITY_MODEL, CodeRules, Parities
-from codedinvnet.config import PartSettings
+from codedinvnet.common.config import PartSettings
 from codedinvnet.models.bundle import BundleInfo
 from codedinvnet.models.coded import prepare
 

@@ -12,15 +12,15 @@ from codedinvnet.codes.berrut import ApproxIFER
 from codedinvnet.codes.invnet import CodedInvNet
 from codedinvnet.codes.method import Method
 from codedinvnet.codes.nercc import NeRCC
-from codedinvnet.errors import UserError
-from codedinvnet.files import file_digest
-from codedinvnet.user_code import user_module
+from codedinvnet.common.errors import UserError
+from codedinvnet.common.files import file_digest
+from codedinvnet.common.user_code import user_module
 
 
 def _own() -> Iterator[type[Method]]:
     """Yield the methods of this folder's files."""
     for info in pkgutil.iter_modules([str(Path(__file__).parent)]):
-        if info.name not in ("registry", "build"):
+        if info.name not in ("registry", "build", "named_policies"):
             module = importlib.import_module(f"{__package__}.{info.name}")
             for kind in vars(module).values():
                 is_method = isinstance(kind, type) and issubclass(kind, Method)

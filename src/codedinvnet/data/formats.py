@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from codedinvnet.common.errors import UserError, nearest
 from codedinvnet.data.sources import ImageSet, Split
-from codedinvnet.errors import UserError, nearest
 
 _DAMAGED = (ValueError, OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 """What numpy and zipfile raise on a damaged .npz file."""

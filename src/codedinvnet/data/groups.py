@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from codedinvnet.errors import UserError
+from codedinvnet.common.errors import UserError
 
 if TYPE_CHECKING:
-    from codedinvnet.config import Settings
+    from codedinvnet.common.config import Settings
     from codedinvnet.data.sources import ImageSource
 
 

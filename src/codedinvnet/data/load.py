@@ -16,9 +16,9 @@ from http.client import HTTPException
 from importlib import resources
 from pathlib import Path
 
+from codedinvnet.common.errors import UserError, nearest
 from codedinvnet.data.formats import read_cifar10, read_idx_pair, read_npz
 from codedinvnet.data.sources import ImageFolder, ImageSet, ImageSource, Split
-from codedinvnet.errors import UserError, nearest
 
 DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")  # package dataset-fashion-mnist
 SAMPLES = ("mnist", "fashion")

@@ -15,7 +15,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from codedinvnet.errors import UserError
+from codedinvnet.common.errors import UserError
 
 Split = Literal["train", "test"]
 

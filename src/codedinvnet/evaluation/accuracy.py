@@ -10,10 +10,10 @@ from codedinvnet.codes.invnet import CodedInvNet, own_code
 from codedinvnet.codes.mean import Evidence
 from codedinvnet.codes.method import given_by
 from codedinvnet.codes.rules import is_systematic
-from codedinvnet.errors import UserError
+from codedinvnet.common.errors import UserError
+from codedinvnet.common.provenance import describe_machine
 from codedinvnet.evaluation.erase import NO_ANSWER, Queries, erase, single_losses
 from codedinvnet.models.bundle import Bundle
-from codedinvnet.provenance import describe_machine
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from codedinvnet.errors import UserError
+from codedinvnet.common.errors import UserError
 from codedinvnet.evaluation.load import open_loop
 from codedinvnet.net.client import Answer, HttpClient, described, parse_origin
 from codedinvnet.protocol.http import parse_response, render_request

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from codedinvnet.codes.backup import backup_network, backup_width
 from codedinvnet.codes.equal_cost import count_macs
-from codedinvnet.devices import first_tensor
+from codedinvnet.common.devices import first_tensor
+from codedinvnet.common.provenance import describe_machine
 from codedinvnet.models.bundle import Bundle
 from codedinvnet.models.coded import decode_missing
-from codedinvnet.provenance import describe_machine
 
 REPEATS = 30
 

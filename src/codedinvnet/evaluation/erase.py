@@ -16,9 +16,9 @@ from torch import Tensor
 
 from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.rules import is_systematic
+from codedinvnet.common.devices import whole_float32
+from codedinvnet.common.progress import Progress
 from codedinvnet.data import random_groups
-from codedinvnet.devices import whole_float32
-from codedinvnet.progress import Progress
 from codedinvnet.protect.confidence import confidences
 
 BATCH = 250

@@ -20,10 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
-from codedinvnet.errors import UserError
-from codedinvnet.files import parse_json
-from codedinvnet.progress import Progress
-from codedinvnet.provenance import describe_commit, describe_machine
+from codedinvnet.common.errors import UserError
+from codedinvnet.common.files import parse_json
+from codedinvnet.common.progress import Progress
+from codedinvnet.common.provenance import describe_commit, describe_machine
 
 if TYPE_CHECKING:
     from pandas import DataFrame

@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 
+from codedinvnet.common.devices import first_tensor
+from codedinvnet.common.errors import UserError
+from codedinvnet.common.progress import Progress
+from codedinvnet.common.provenance import describe_machine
 from codedinvnet.data import ImageSource
-from codedinvnet.devices import first_tensor
-from codedinvnet.errors import UserError
 from codedinvnet.models.coded import CodedModel
 from codedinvnet.nn.iresnet import IResNet, IResNetBlock
 from codedinvnet.nn.transform import NotConverged
-from codedinvnet.progress import Progress
-from codedinvnet.provenance import describe_machine
 
 INVERSION_BATCH = 250
 

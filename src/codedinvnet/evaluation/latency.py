@@ -25,11 +25,14 @@ from pydantic import Field, model_validator
 
 from codedinvnet.codes.build import part_beside, scheme_for
 from codedinvnet.codes.equal_cost import count_macs, macs
+from codedinvnet.codes.named_policies import SERVED, Served, served_as
 from codedinvnet.codes.registry import OURS, find_method
-from codedinvnet.config import Positive, Section, meant, validated
+from codedinvnet.common.config import Positive, Section, meant, validated
+from codedinvnet.common.engines import PYTORCH, EngineName, check_installed
+from codedinvnet.common.errors import UserError
+from codedinvnet.common.faults import Fault, check_workers
+from codedinvnet.common.files import check_writable, file_digest, read_json
 from codedinvnet.data import ImageSource
-from codedinvnet.engines import PYTORCH, EngineName, check_installed
-from codedinvnet.errors import UserError
 from codedinvnet.evaluation.grid import Cell, resume, select
 from codedinvnet.evaluation.service import (
     ParityWait,
@@ -40,13 +43,10 @@ from codedinvnet.evaluation.service import (
     serving,
     work_figures,
 )
+from codedinvnet.evaluation.stages import images_of
 from codedinvnet.evaluation.trials import Count, GroupSize
-from codedinvnet.faults import Fault, check_workers
-from codedinvnet.files import check_writable, file_digest, read_json
 from codedinvnet.models.bundle import load_bundle, weights_digest
-from codedinvnet.named_policies import SERVED, Served, served_as
 from codedinvnet.scheduler.settings import MAX_BATCH, coded_too_late
-from codedinvnet.stages import images_of
 
 START_SECONDS = 10
 """What starting, warming and stopping a service takes, for the time left."""

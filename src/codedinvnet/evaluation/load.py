@@ -15,10 +15,10 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from codedinvnet.collector import sparing_collector
+from codedinvnet.common.progress import Progress
 from codedinvnet.evaluation.quantiles import percentile, rounded
 from codedinvnet.net.client import Answer, HttpClient, described, parse_origin
-from codedinvnet.progress import Progress
+from codedinvnet.net.collector import sparing_collector
 
 AHEAD = 0.05
 """Seconds until the first request is due."""

@@ -16,6 +16,8 @@ from codedinvnet.codes.equal_cost import direct_macs, extra_macs
 from codedinvnet.codes.patterns import erasure_patterns
 from codedinvnet.codes.registry import find_method
 from codedinvnet.codes.rules import is_systematic
+from codedinvnet.common.errors import UserError
+from codedinvnet.common.files import check_folder, check_writable
 from codedinvnet.data import (
     SAMPLES,
     ImageSet,
@@ -24,7 +26,6 @@ from codedinvnet.data import (
     sample_images,
     spread_rows,
 )
-from codedinvnet.errors import UserError
 from codedinvnet.evaluation.erase import NO_ANSWER, accuracy, direct_answers, erase, task_outputs
 from codedinvnet.evaluation.grid import Cell, read_rows, resume, select
 from codedinvnet.evaluation.parts import DataSet, Scored
@@ -38,7 +39,6 @@ from codedinvnet.evaluation.trials import (
     trials,
     with_methods,
 )
-from codedinvnet.files import check_folder, check_writable
 from codedinvnet.models.bundle import load_bundle
 
 QUICK_TEST_IMAGES = 1000

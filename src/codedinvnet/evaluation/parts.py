@@ -17,16 +17,16 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from codedinvnet.checkpoint import PART, load_checkpoint, load_modules
 from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.equal_cost import macs, plain_network, plain_width
 from codedinvnet.codes.method import Given, Tolerance
 from codedinvnet.codes.registry import find_method
-from codedinvnet.config import PartSettings, Section
+from codedinvnet.common.config import PartSettings, Section
+from codedinvnet.common.errors import UserError
 from codedinvnet.data import ImageRows, ImageSource, random_groups, spread_rows
-from codedinvnet.errors import UserError
 from codedinvnet.evaluation.trials import Base, DataSetSettings, Trial, check_possible
 from codedinvnet.models.bundle import load_bundle, weights_digest
+from codedinvnet.models.checkpoint import PART, load_checkpoint, load_modules
 from codedinvnet.models.network import ImageNetwork, classifier_of
 from codedinvnet.training.check import check_images
 from codedinvnet.training.classifier import ClassifierStage, all_logits

@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 from pandas import DataFrame
 
 from codedinvnet.codes.registry import OURS, known_method
+from codedinvnet.common.files import write_picture
 from codedinvnet.evaluation.grid import read_rows
 from codedinvnet.evaluation.tables import accuracy_frame, on_f
-from codedinvnet.files import write_picture
 
 STYLE = "seaborn-v0_8-whitegrid"
 

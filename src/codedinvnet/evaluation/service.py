@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from pydantic import ValidationError
 
-from codedinvnet.config import describe
-from codedinvnet.errors import UserError
+from codedinvnet.common.config import describe
+from codedinvnet.common.errors import UserError
+from codedinvnet.common.faults import Delay, Fault
+from codedinvnet.common.processes import ProcessorTime, processor_time, server
 from codedinvnet.evaluation.client import Reply, connect
 from codedinvnet.evaluation.quantiles import Histogram, percentile, rounded
-from codedinvnet.faults import Delay, Fault
-from codedinvnet.processes import ProcessorTime, processor_time, server
 from codedinvnet.simulation.figures import QUANTILES
 from codedinvnet.simulation.stragglers import Straggler, stragglers
 

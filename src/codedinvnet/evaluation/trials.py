@@ -11,16 +11,16 @@ from pydantic import ConfigDict, Field
 
 from codedinvnet.codes.method import Method
 from codedinvnet.codes.registry import METHODS, UnknownMethod, find_method
-from codedinvnet.config import (
+from codedinvnet.common.config import (
     PartSettings,
     Positive,
     Section,
     meant,
     validated,
 )
-from codedinvnet.errors import UserError
+from codedinvnet.common.errors import UserError
+from codedinvnet.common.files import read_json
 from codedinvnet.evaluation.grid import expand
-from codedinvnet.files import read_json
 from codedinvnet.models.bundle import BundleInfo
 
 Base = Literal["invertible", "resnet"]

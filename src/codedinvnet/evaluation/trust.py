@@ -11,8 +11,8 @@ from codedinvnet.codes.backup import SmallBackup
 from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.build import part_beside, scheme_for
 from codedinvnet.codes.registry import OURS, find_method
+from codedinvnet.common.files import file_digest
 from codedinvnet.data import ImageSource
-from codedinvnet.files import file_digest
 from codedinvnet.models.bundle import Bundle
 from codedinvnet.protect.bound import Curve
 from codedinvnet.protect.calibration import Calibration, Kind

@@ -11,7 +11,7 @@ from typing import Any
 from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
-from codedinvnet.errors import nearest
+from codedinvnet.common.errors import nearest
 from codedinvnet.gateway.answers import Reply
 from codedinvnet.gateway.dispatcher import Dispatcher
 from codedinvnet.gateway.memory import Memory

@@ -13,7 +13,7 @@ import stat
 from collections.abc import Sequence
 from pathlib import Path
 
-from codedinvnet.errors import UserError, described
+from codedinvnet.common.errors import UserError, described
 from codedinvnet.gateway.cluster import Cluster
 from codedinvnet.net.background import apart
 from codedinvnet.net.client import parse_origin

@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
 
-from codedinvnet.errors import UserError, described
+from codedinvnet.common.errors import UserError, described
 from codedinvnet.gateway.attempts import HOLD, SIGNS, UNSURE
 from codedinvnet.gateway.calls import Attempt, Call, Cause, Failure
 from codedinvnet.gateway.cluster import PROBE_TIMEOUT, Cluster, Endpoint

@@ -8,10 +8,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Literal
 
-from codedinvnet.errors import UserError
+from codedinvnet.common.errors import UserError
+from codedinvnet.common.options import Options, option
 from codedinvnet.gateway.discovery import DNS
 from codedinvnet.net.client import parse_origin
-from codedinvnet.options import Options, option
 from codedinvnet.scheduler.policies import AUTO, HEDGE, POLICIES, Policy
 
 MIB = 1 << 20

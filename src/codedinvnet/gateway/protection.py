@@ -14,9 +14,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from codedinvnet.errors import UserError
+from codedinvnet.common.errors import UserError
+from codedinvnet.common.processes import free_port
 from codedinvnet.net.logs import log_event
-from codedinvnet.processes import free_port
 
 DESCRIPTION = "protection.json"
 PAUSE = 1.0

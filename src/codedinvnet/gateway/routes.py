@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from fnmatch import translate
 from urllib.parse import unquote_to_bytes
 
-from codedinvnet.errors import UserError
+from codedinvnet.common.errors import UserError
 from codedinvnet.gateway.metrics import GatewayMetrics, RollingQuantiles
 from codedinvnet.net.http1 import RequestHead
 

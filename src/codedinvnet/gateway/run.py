@@ -13,9 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import uvloop
 
-from codedinvnet.admin_client import read_token
-from codedinvnet.collector import freeze_loaded, keep_freed
-from codedinvnet.errors import UserError
+from codedinvnet.common.errors import UserError
 from codedinvnet.gateway.admin import OPEN, PATHS, Admin, error
 from codedinvnet.gateway.answers import Answers, Reply
 from codedinvnet.gateway.cluster import Cluster
@@ -31,8 +29,10 @@ from codedinvnet.gateway.routes import Routes, is_stateful
 from codedinvnet.gateway.server import ClientConnection, GatewayServer
 from codedinvnet.gateway.tokens import ClientToken, UpstreamToken
 from codedinvnet.net import tls
+from codedinvnet.net.admin_client import read_token
 from codedinvnet.net.background import Background
 from codedinvnet.net.client import HttpClient, parse_origin
+from codedinvnet.net.collector import freeze_loaded, keep_freed
 from codedinvnet.net.http1 import BadMessage, Fields, RequestHead
 from codedinvnet.net.listening import (
     LOOPBACK,

@@ -7,8 +7,8 @@ import hmac
 import logging
 from pathlib import Path
 
-from codedinvnet.admin_client import read_token
-from codedinvnet.errors import UserError
+from codedinvnet.common.errors import UserError
+from codedinvnet.net.admin_client import read_token
 from codedinvnet.net.background import in_thread
 from codedinvnet.net.logs import Lasting
 

@@ -8,7 +8,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from codedinvnet.errors import UserError
+from codedinvnet.common.errors import UserError
 from codedinvnet.protocol.messages import HEADER_LENGTH
 from codedinvnet.protocol.tensors import DATATYPE_OF, DATATYPES, TensorSpec
 

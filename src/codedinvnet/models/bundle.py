@@ -10,17 +10,17 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from codedinvnet.checkpoint import (
+from codedinvnet.common.config import Section, Settings, validated
+from codedinvnet.common.devices import first_tensor
+from codedinvnet.common.errors import UserError
+from codedinvnet.common.files import file_digest, read_json, write_json
+from codedinvnet.models.checkpoint import (
     FORMAT_VERSION,
     load_checkpoint,
     load_modules,
     module_tensors,
     save_checkpoint,
 )
-from codedinvnet.config import Section, Settings, validated
-from codedinvnet.devices import first_tensor
-from codedinvnet.errors import UserError
-from codedinvnet.files import file_digest, read_json, write_json
 from codedinvnet.models.coded import CodedModel, ModelSettings, Parity, decode_missing
 from codedinvnet.nn.fusion import PixelMean
 from codedinvnet.nn.lipschitz import fold
@@ -321,7 +321,7 @@ def _current(raw: Any) -> Any:
 def load_bundle(name: str | Path, device: torch.device | str = "cpu") -> Bundle:
     """Load a bundle by the name of a shipped one, or from a folder.
 
-    On a GPU decode with `codedinvnet.devices.use_whole_float32`, as the command line does.
+    On a GPU decode with `codedinvnet.common.devices.use_whole_float32`, as the command line does.
 
     Raises:
         UserError: if there is none, it is damaged (weights that are no numbers among that) or of

@@ -10,15 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from codedinvnet.config import (
+from codedinvnet.common.config import (
     EncoderSettings,
     NetworkSettings,
     RecoveryFusionSettings,
     Section,
     Settings,
 )
-from codedinvnet.devices import first_tensor
-from codedinvnet.errors import UserError
+from codedinvnet.common.devices import first_tensor
+from codedinvnet.common.errors import UserError
 from codedinvnet.nn.fusion import (
     GRIDS,
     Encoding,

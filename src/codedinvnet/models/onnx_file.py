@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from codedinvnet.engines import ONNX_RUNTIME, check_installed
-from codedinvnet.errors import UserError, one_line
-from codedinvnet.files import content_digest, file_digest
+from codedinvnet.common.engines import ONNX_RUNTIME, check_installed
+from codedinvnet.common.errors import UserError, one_line
+from codedinvnet.common.files import content_digest, file_digest
 from codedinvnet.models.base import TensorSpec
 from codedinvnet.models.probe import Arrays, Compute, Opened
 from codedinvnet.models.runtime import session

@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias, cast
 
 import numpy as np
 
-from codedinvnet.errors import UserError, nearest, one_line
+from codedinvnet.common.errors import UserError, nearest, one_line
 from codedinvnet.models.base import DATATYPE_OF, DATATYPES, Scores, TensorSpec, can_be_scores
 
 Arrays: TypeAlias = "dict[str, np.ndarray]"

@@ -14,14 +14,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor, nn
 
-from codedinvnet.checkpoint import module_tensors, tensors_digest
-from codedinvnet.errors import UserError, nearest, one_line
-from codedinvnet.files import content_digest, file_digest
+from codedinvnet.common.errors import UserError, nearest, one_line
+from codedinvnet.common.files import content_digest, file_digest
+from codedinvnet.common.user_code import user_module
 from codedinvnet.models.base import DATATYPES, TensorSpec
 from codedinvnet.models.bundle import Bundle, bundle_folder, load_bundle, weights_digest
+from codedinvnet.models.checkpoint import module_tensors, tensors_digest
 from codedinvnet.models.probe import Arrays, Opened
 from codedinvnet.models.specs import Declared, check_told, input_specs
-from codedinvnet.user_code import user_module
 
 PLATFORM = "pytorch"
 SEED = 0

@@ -13,11 +13,11 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from codedinvnet.admin_client import read_token
-from codedinvnet.errors import UserError, is_host, one_line
+from codedinvnet.common.errors import UserError, is_host, one_line
 from codedinvnet.models.base import DATATYPES, HEADER_LENGTH, TensorSpec, Unreachable
 from codedinvnet.models.probe import Opened
 from codedinvnet.models.specs import Declared, input_specs
+from codedinvnet.net.admin_client import read_token
 from codedinvnet.protocol.http import parse_response, render_request
 from codedinvnet.protocol.messages import InferRequest, ProtocolError
 

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from codedinvnet import nn as nn_code
-from codedinvnet.checkpoint import module_tensors, tensors_digest
+from codedinvnet.common.devices import denormals_kept
+from codedinvnet.common.engines import ENGINES, ONNX_RUNTIME
+from codedinvnet.common.errors import UserError, one_line
+from codedinvnet.common.files import file_digest, write_atomically
 from codedinvnet.data import cache_dir
-from codedinvnet.devices import denormals_kept
-from codedinvnet.engines import ENGINES, ONNX_RUNTIME
-from codedinvnet.errors import UserError, one_line
-from codedinvnet.files import file_digest, write_atomically
+from codedinvnet.models.checkpoint import module_tensors, tensors_digest
 
 _KEPT = ("codedinvnet.", "torch.nn.")
 _PLAIN = (bool, int, float, str, tuple)

@@ -10,14 +10,14 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from codedinvnet.engines import (
+from codedinvnet.common.engines import (
     ONNX_RUNTIME,
     PYTORCH,
     check_engine,
     check_installed,
     engine_named,
 )
-from codedinvnet.errors import UserError
+from codedinvnet.common.errors import UserError
 from codedinvnet.models.base import Signature, TensorSpec, Unreachable
 from codedinvnet.models.probe import ROWS, Compute, Opened, find_scores, in_turn, probe
 from codedinvnet.models.remote import TOKEN_FLAG, open_remote_model
@@ -38,7 +38,7 @@ class ModelSource:
             server has, `http://HOST:PORT/v2/models/NAME`.
         weights: the safetensors file of a factory's module.
         scores: which output holds the class scores, `NAME[:probabilities|:logits]`; None: found.
-        engine: what computes the model, one of `codedinvnet.engines.ENGINES`; None: ONNX
+        engine: what computes the model, one of `codedinvnet.common.engines.ENGINES`; None: ONNX
             Runtime for ONNX files, PyTorch for the others.
         inputs: `NAME:DATATYPE:SHAPE` of the inputs that the model leaves open.
         device: the device to compute on.

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
-from codedinvnet.errors import described
+from codedinvnet.common.errors import described
 from codedinvnet.net.logs import log_event
 
 Found = TypeVar("Found")

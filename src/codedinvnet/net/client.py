@@ -19,7 +19,7 @@ from urllib.parse import quote, urlsplit
 
 import aiohappyeyeballs
 
-from codedinvnet.errors import UserError, is_host
+from codedinvnet.common.errors import UserError, is_host
 from codedinvnet.net.http1 import (
     END,
     MOST_HEAD,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from codedinvnet.errors import UserError
+from codedinvnet.common.errors import UserError
 from codedinvnet.net.tls import Certificate, Renewal
 
 try:

@@ -11,7 +11,7 @@ import socket
 import sys
 from collections.abc import Callable
 
-from codedinvnet.errors import UserError
+from codedinvnet.common.errors import UserError
 from codedinvnet.net.logs import JsonLines, logger
 
 UNREAD = 60.0

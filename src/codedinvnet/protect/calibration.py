@@ -11,8 +11,8 @@ import numpy as np
 
 from codedinvnet.codes.build import part_beside
 from codedinvnet.codes.registry import find_method
-from codedinvnet.errors import UserError
-from codedinvnet.files import file_digest, read_json, write_json
+from codedinvnet.common.errors import UserError
+from codedinvnet.common.files import file_digest, read_json, write_json
 from codedinvnet.protect.bound import Coverage, Curve
 
 FILE = "calibration.json"

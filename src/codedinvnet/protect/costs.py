@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from codedinvnet.codes.equal_cost import all_macs
-from codedinvnet.engines import PYTORCH
+from codedinvnet.common.engines import PYTORCH
 from codedinvnet.models import OpenModel
 from codedinvnet.models.onnx_file import whole_onnx
 

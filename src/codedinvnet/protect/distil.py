@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from codedinvnet.config import PartSettings
-from codedinvnet.errors import UserError
+from codedinvnet.common.config import PartSettings
+from codedinvnet.common.errors import UserError
 from codedinvnet.protect.measure import coverage_at
 from codedinvnet.protect.students import Student
 from codedinvnet.protect.teacher import Teacher

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from codedinvnet.codes.backup import BackupCode, SmallBackup
 from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.rules import BACKUP, SERVED, AnswersAll, Costs
-from codedinvnet.config import validated
-from codedinvnet.engines import ONNX_RUNTIME, check_installed
-from codedinvnet.errors import UserError
-from codedinvnet.files import file_digest, read_json, write_atomically, write_json
+from codedinvnet.common.config import validated
+from codedinvnet.common.engines import ONNX_RUNTIME, check_installed
+from codedinvnet.common.errors import UserError
+from codedinvnet.common.files import file_digest, read_json, write_atomically, write_json
 from codedinvnet.models import ModelSource, OpenModel
 from codedinvnet.models.base import Model, Signature, scores_tensor
 from codedinvnet.models.probe import differ, probe_inputs

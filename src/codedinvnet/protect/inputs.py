@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from codedinvnet.errors import UserError, nearest, one_line
+from codedinvnet.common.errors import UserError, nearest, one_line
+from codedinvnet.common.progress import Progress
+from codedinvnet.common.user_code import user_module
 from codedinvnet.models.base import DATATYPES, Signature, TensorSpec, scores_tensor
-from codedinvnet.progress import Progress
-from codedinvnet.user_code import user_module
 
 LABELS, IMAGES = "labels", "images"
 """Arrays of an `.npz`: the classes, and another name for the model's only input."""

@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 import torch
 
-from codedinvnet.config import PartSettings
-from codedinvnet.errors import UserError
-from codedinvnet.files import read_json, write_json
-from codedinvnet.progress import Progress
+from codedinvnet.common.config import PartSettings
+from codedinvnet.common.errors import UserError
+from codedinvnet.common.files import read_json, write_json
+from codedinvnet.common.progress import Progress
 from codedinvnet.protect import own  # noqa: F401 - registers its students
 from codedinvnet.protect.costs import Cost
 from codedinvnet.protect.distil import Distillation, Lesson, plan

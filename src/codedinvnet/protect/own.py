@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codedinvnet.codes.equal_cost import count_macs
-from codedinvnet.errors import UserError, one_line
+from codedinvnet.common.errors import UserError, one_line
 from codedinvnet.models import OpenModel
 from codedinvnet.models.graph import Graph, Unsupported, read_graph
 from codedinvnet.models.onnx_file import whole_onnx

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 
 from codedinvnet.codes.base import check_k
-from codedinvnet.errors import UserError
-from codedinvnet.files import check_folder, read_json, write_json
+from codedinvnet.common.errors import UserError
+from codedinvnet.common.files import check_folder, read_json, write_json
+from codedinvnet.common.provenance import describe_command, describe_commit, describe_machine
 from codedinvnet.models import ModelSource, OpenModel
 from codedinvnet.models.base import scores_tensor
 from codedinvnet.protect import measure
@@ -43,7 +44,6 @@ from codedinvnet.protect.teacher import (
     check_classifier,
     scores_of,
 )
-from codedinvnet.provenance import describe_command, describe_commit, describe_machine
 from codedinvnet.training.loop import differing_keys
 
 WORK = "work"

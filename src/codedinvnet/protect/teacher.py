@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from codedinvnet.errors import UserError
-from codedinvnet.files import content_digest, write_atomically
+from codedinvnet.common.errors import UserError
+from codedinvnet.common.files import content_digest, write_atomically
+from codedinvnet.common.progress import Progress
 from codedinvnet.models import OpenModel
 from codedinvnet.models.base import DATATYPES, Model, can_be_scores, scores_tensor
 from codedinvnet.models.probe import kind_of_scores
-from codedinvnet.progress import Progress
 from codedinvnet.protect.confidence import log_probabilities
 from codedinvnet.protect.inputs import Inputs, Split, image_size, layout
 from codedinvnet.training.network import augment

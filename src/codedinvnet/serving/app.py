@@ -15,12 +15,12 @@ import torch
 import uvicorn
 import uvloop
 
-from codedinvnet.admin_client import read_token
 from codedinvnet.codes.base import Scheme
-from codedinvnet.collector import freeze_loaded, keep_freed
+from codedinvnet.common.errors import UserError
 from codedinvnet.data import SAMPLES, sample_images
-from codedinvnet.errors import UserError
+from codedinvnet.net.admin_client import read_token
 from codedinvnet.net.background import Background
+from codedinvnet.net.collector import freeze_loaded, keep_freed
 from codedinvnet.net.listening import address, allow_files, bind, log_to_stderr, stop_signals
 from codedinvnet.net.logs import log_event
 from codedinvnet.net.tls import Certificate, follow, read_certificate

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-from codedinvnet.errors import described
+from codedinvnet.common.errors import described
 from codedinvnet.net.logs import Quiet
 from codedinvnet.scheduler.actions import Action, Replace, Send
 from codedinvnet.scheduler.scheduler import Scheduler

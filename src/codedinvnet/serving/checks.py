@@ -7,10 +7,10 @@ import logging
 import torch
 
 from codedinvnet.codes.method import Method
+from codedinvnet.codes.named_policies import served_as
 from codedinvnet.codes.registry import METHODS, OURS, UNTRAINED, find_method
-from codedinvnet.engines import ONNX_RUNTIME, PYTORCH, check_engine, check_installed
-from codedinvnet.errors import UserError
-from codedinvnet.named_policies import served_as
+from codedinvnet.common.engines import ONNX_RUNTIME, PYTORCH, check_engine, check_installed
+from codedinvnet.common.errors import UserError
 from codedinvnet.net.logs import log_event
 from codedinvnet.scheduler.policies import POLICIES
 from codedinvnet.scheduler.settings import coded_too_late

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from codedinvnet.options import Options, option
+from codedinvnet.common.options import Options, option
 from codedinvnet.scheduler.policies import AUTO, CODED
 from codedinvnet.scheduler.settings import MAX_BATCH, hang_limit
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple, NoReturn
 
-from codedinvnet.errors import described
+from codedinvnet.common.errors import described
 from codedinvnet.net.alarm import Alarm, watch
 from codedinvnet.net.background import Background, log_error
 from codedinvnet.net.logs import Quiet, log_event

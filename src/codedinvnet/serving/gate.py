@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 
 from codedinvnet.codes.rules import CodeRules, is_systematic
-from codedinvnet.errors import UserError
+from codedinvnet.common.errors import UserError
 from codedinvnet.net.logs import log_event
 from codedinvnet.protect.bound import Curve
 from codedinvnet.protect.byzantine import ByzantineDetector, Member

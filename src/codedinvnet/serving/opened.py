@@ -11,12 +11,13 @@ from codedinvnet.codes.base import Scheme, blamed
 from codedinvnet.codes.build import part_beside, scheme_for
 from codedinvnet.codes.registry import METHODS, OURS, find_method
 from codedinvnet.codes.rules import is_systematic
-from codedinvnet.engines import PYTORCH
-from codedinvnet.errors import UserError
-from codedinvnet.files import file_digest
+from codedinvnet.common.engines import PYTORCH
+from codedinvnet.common.errors import UserError
+from codedinvnet.common.files import file_digest
+from codedinvnet.common.processes import usable_processors
+from codedinvnet.common.user_code import user_module
 from codedinvnet.models.base import scores_tensor
 from codedinvnet.models.bundle import bundle_folder, load_bundle, weights_digest
-from codedinvnet.processes import usable_processors
 from codedinvnet.protect.calibration import (
     FILE,
     Calibration,
@@ -32,7 +33,6 @@ from codedinvnet.serving.workers.faults import FaultyPool, Schedule, load_schedu
 from codedinvnet.serving.workers.local import ProcessPool
 from codedinvnet.serving.workers.pool import WorkerPool
 from codedinvnet.serving.workers.result import Computer
-from codedinvnet.user_code import user_module
 
 POOL_METHODS = ("start", "call", "replace", "stop", "pid")
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from codedinvnet.errors import UserError
+from codedinvnet.common.errors import UserError
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from codedinvnet.config import Positive, Section
+from codedinvnet.common.config import Positive, Section
 
 
 def poisson_gaps(rate: float, count: int, seed: int) -> list[float]:

@@ -18,7 +18,7 @@ import numpy as np
 
 from codedinvnet.codes.registry import find_method
 from codedinvnet.codes.rules import CodeRules, Task
-from codedinvnet.progress import Progress
+from codedinvnet.common.progress import Progress
 from codedinvnet.scheduler.actions import (
     Action,
     Answer,

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from codedinvnet.distributions import Distribution, uniforms
-from codedinvnet.faults import Straggler
+from codedinvnet.common.distributions import Distribution, uniforms
+from codedinvnet.common.faults import Straggler
 
 
 @dataclass(frozen=True)

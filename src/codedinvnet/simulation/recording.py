@@ -21,10 +21,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from codedinvnet.distributions import Distribution
-from codedinvnet.errors import UserError
+from codedinvnet.common.distributions import Distribution
+from codedinvnet.common.errors import UserError
+from codedinvnet.common.faults import Straggler
 from codedinvnet.evaluation.quantiles import SHARES, quantiles
-from codedinvnet.faults import Straggler
 
 HEADER = "worker,ms"
 FEWEST_TASKS = 100

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from codedinvnet.errors import UserError
-from codedinvnet.files import read_json
-from codedinvnet.named_policies import check_extra, served_as
-from codedinvnet.provenance import describe_commit, describe_machine
+from codedinvnet.codes.named_policies import check_extra, served_as
+from codedinvnet.common.errors import UserError
+from codedinvnet.common.files import read_json
+from codedinvnet.common.provenance import describe_commit, describe_machine
 from codedinvnet.simulation.figures import figure_lines, simulate
 from codedinvnet.simulation.scenario import Scenario, can_guess, parse_scenario
 from codedinvnet.simulation.stragglers import stragglers

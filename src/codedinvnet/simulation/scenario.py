@@ -13,11 +13,11 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from codedinvnet.codes.method import Tolerance
 from codedinvnet.codes.registry import OURS, find_method
 from codedinvnet.codes.rules import CodeRules, Parities, Uncoded, is_systematic
-from codedinvnet.config import Positive, Section, validated
-from codedinvnet.distributions import Distribution
-from codedinvnet.errors import UserError
-from codedinvnet.faults import Straggler
-from codedinvnet.files import read_json
+from codedinvnet.common.config import Positive, Section, validated
+from codedinvnet.common.distributions import Distribution
+from codedinvnet.common.errors import UserError
+from codedinvnet.common.faults import Straggler
+from codedinvnet.common.files import read_json
 from codedinvnet.models.bundle import bundle_info
 from codedinvnet.scheduler.auto import workers_for
 from codedinvnet.scheduler.policies import POLICIES, Policy

@@ -8,11 +8,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from codedinvnet.config import Section, validated
-from codedinvnet.distributions import Distribution
-from codedinvnet.errors import UserError
-from codedinvnet.faults import Straggler as Straggler
-from codedinvnet.files import read_json
+from codedinvnet.common.config import Section, validated
+from codedinvnet.common.distributions import Distribution
+from codedinvnet.common.errors import UserError
+from codedinvnet.common.faults import Straggler as Straggler
+from codedinvnet.common.files import read_json
 
 Model = tuple[Straggler, ...]
 

@@ -12,12 +12,12 @@ from typing import Annotated, Any, NamedTuple
 from pandas import DataFrame, concat
 from pydantic import Field, field_validator
 
+from codedinvnet.codes.named_policies import SERVED, in_order, served_as
 from codedinvnet.codes.registry import find_method
-from codedinvnet.config import Positive, Section, validated
-from codedinvnet.errors import UserError
+from codedinvnet.common.config import Positive, Section, validated
+from codedinvnet.common.errors import UserError
+from codedinvnet.common.files import check_writable
 from codedinvnet.evaluation import grid
-from codedinvnet.files import check_writable
-from codedinvnet.named_policies import SERVED, in_order, served_as
 from codedinvnet.simulation.engine import accuracy_of
 from codedinvnet.simulation.figures import SAME, latency_of, simulate
 from codedinvnet.simulation.scenario import Scenario, can_guess, parse_scenario

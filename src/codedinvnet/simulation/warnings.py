@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from codedinvnet.common.faults import Straggler
 from codedinvnet.evaluation.quantiles import percentile
-from codedinvnet.faults import Straggler
 from codedinvnet.simulation.scenario import Scenario
 
 FEWEST = 3

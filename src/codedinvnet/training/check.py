@@ -6,9 +6,9 @@ from itertools import zip_longest
 
 import torch
 
-from codedinvnet.config import PixelFusionSettings, Settings, with_members
+from codedinvnet.common.config import PixelFusionSettings, Settings, with_members
+from codedinvnet.common.errors import UserError
 from codedinvnet.data import ImageSource, settings_split
-from codedinvnet.errors import UserError
 from codedinvnet.models.coded import CodedModel, model_settings
 
 

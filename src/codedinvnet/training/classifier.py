@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from codedinvnet.config import PartSettings
+from codedinvnet.common.config import PartSettings
+from codedinvnet.common.devices import first_tensor
+from codedinvnet.common.progress import Progress
 from codedinvnet.data import ImageSource
-from codedinvnet.devices import first_tensor
 from codedinvnet.models.coded import prepare
-from codedinvnet.progress import Progress
 from codedinvnet.training.fitting import TrainingData
 from codedinvnet.training.network import augment
 from codedinvnet.training.part import PartStage, batch_places

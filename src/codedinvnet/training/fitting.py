@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from codedinvnet.checkpoint import PART, load_checkpoint, module_tensors, save_checkpoint
-from codedinvnet.config import Settings
+from codedinvnet.common.config import Settings
+from codedinvnet.common.errors import UserError
 from codedinvnet.data import ImageSource
-from codedinvnet.errors import UserError
+from codedinvnet.models.checkpoint import PART, load_checkpoint, module_tensors, save_checkpoint
 from codedinvnet.models.coded import prepare
 from codedinvnet.training.loop import BEST, LAST, LATEST, Stage, differing_keys, train_stage
 

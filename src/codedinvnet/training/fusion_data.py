@@ -10,15 +10,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from codedinvnet.checkpoint import load_checkpoint, save_checkpoint
-from codedinvnet.config import PixelFusionSettings, Settings
+from codedinvnet.common.config import PixelFusionSettings, Settings
+from codedinvnet.common.devices import first_tensor
+from codedinvnet.common.errors import UserError
+from codedinvnet.common.progress import Progress
 from codedinvnet.data import ImageSource, settings_split
-from codedinvnet.devices import first_tensor
-from codedinvnet.errors import UserError
+from codedinvnet.models.checkpoint import load_checkpoint, save_checkpoint
 from codedinvnet.models.coded import prepare
 from codedinvnet.nn.lipschitz import fold
 from codedinvnet.nn.transform import NotConverged, TransformSequence
-from codedinvnet.progress import Progress
 from codedinvnet.training.loop import NETWORK_WEIGHTS, differing_keys
 from codedinvnet.training.network import (
     as_trained,

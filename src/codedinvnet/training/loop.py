@@ -21,7 +21,12 @@ import torch
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
-from codedinvnet.checkpoint import (
+from codedinvnet.common.devices import denormals_flushed
+from codedinvnet.common.errors import UserError
+from codedinvnet.common.files import free_backup_name
+from codedinvnet.common.progress import Progress
+from codedinvnet.common.provenance import describe_command, describe_commit, describe_machine
+from codedinvnet.models.checkpoint import (
     load_checkpoint,
     load_modules,
     load_optimizers,
@@ -29,11 +34,6 @@ from codedinvnet.checkpoint import (
     optimizer_tensors,
     save_checkpoint,
 )
-from codedinvnet.devices import denormals_flushed
-from codedinvnet.errors import UserError
-from codedinvnet.files import free_backup_name
-from codedinvnet.progress import Progress
-from codedinvnet.provenance import describe_command, describe_commit, describe_machine
 
 LAST, BEST = "last.safetensors", "best.safetensors"
 """A stage's checkpoints: of its last epoch, and of the one that validated best."""

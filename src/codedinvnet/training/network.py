@@ -12,22 +12,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from codedinvnet.checkpoint import (
+from codedinvnet.common.config import Settings, parse_settings
+from codedinvnet.common.errors import UserError
+from codedinvnet.common.progress import Progress
+from codedinvnet.data import ImageSource, settings_split, spread_rows
+from codedinvnet.models.checkpoint import (
     load_checkpoint,
     load_modules,
     module_tensors,
     save_checkpoint,
     tensors_digest,
 )
-from codedinvnet.config import Settings, parse_settings
-from codedinvnet.data import ImageSource, settings_split, spread_rows
-from codedinvnet.errors import UserError
 from codedinvnet.models.coded import build_head, build_network, padded_shape, prepare
 from codedinvnet.nn.head import Head
 from codedinvnet.nn.iresnet import IResNet, initialise_actnorm, mixup_points
 from codedinvnet.nn.irevnet import IRevNet
 from codedinvnet.nn.lipschitz import constrain_exactly, project
-from codedinvnet.progress import Progress
 from codedinvnet.training.check import check_images, check_same_images
 from codedinvnet.training.loop import (
     IMAGES,

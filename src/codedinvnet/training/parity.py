@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from codedinvnet.config import PartSettings
+from codedinvnet.common.config import PartSettings
+from codedinvnet.common.errors import UserError
 from codedinvnet.data import random_groups
-from codedinvnet.errors import UserError
 from codedinvnet.training.classifier import answers_to, distilled
 from codedinvnet.training.fitting import TrainingData
 from codedinvnet.training.network import augment

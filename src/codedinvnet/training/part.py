@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sized
 import torch
 from torch import Tensor, nn
 
-from codedinvnet.checkpoint import PART
-from codedinvnet.config import PartSettings
-from codedinvnet.devices import first_tensor
+from codedinvnet.common.config import PartSettings
+from codedinvnet.common.devices import first_tensor
+from codedinvnet.models.checkpoint import PART
 from codedinvnet.training.loop import set_rate, warmup_cosine
 
 WARMUP = 0.1

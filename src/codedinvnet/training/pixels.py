@@ -15,13 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from codedinvnet.checkpoint import PART
-from codedinvnet.config import PixelFusionSettings, Settings
+from codedinvnet.common.config import PixelFusionSettings, Settings
+from codedinvnet.common.errors import UserError
+from codedinvnet.common.progress import Progress
 from codedinvnet.data import ImageSource, settings_split
-from codedinvnet.errors import UserError
+from codedinvnet.models.checkpoint import PART
 from codedinvnet.models.coded import CodedModel
 from codedinvnet.nn.fusion import PatchDiscriminator, UNetFusion
-from codedinvnet.progress import Progress
 from codedinvnet.training.fitting import TrainingData
 from codedinvnet.training.fusion_data import FusionData, draw_groups, invert_means
 from codedinvnet.training.loop import set_rate, warmup_cosine

@@ -7,7 +7,7 @@ from functools import cache
 
 import torch
 
-from codedinvnet.progress import Progress
+from codedinvnet.common.progress import Progress
 
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from codedinvnet.config import RecoveryFusionSettings, Settings
+from codedinvnet.common.config import RecoveryFusionSettings, Settings
 from codedinvnet.data import ImageSource, settings_split, spread_rows
 from codedinvnet.models.coded import CodedModel, shared_error
 from codedinvnet.nn.fusion import mosaic_grid

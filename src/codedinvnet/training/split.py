@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from codedinvnet.config import Settings
+from codedinvnet.common.config import Settings
+from codedinvnet.common.errors import UserError
 from codedinvnet.data import ImageSource, settings_split
-from codedinvnet.errors import UserError
 from codedinvnet.models.bundle import Bundle
 from codedinvnet.training.check import check_same_images
 

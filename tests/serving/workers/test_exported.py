@@ -23,12 +23,12 @@ from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.mean import LatentCode
 from codedinvnet.codes.method import given_by
 from codedinvnet.codes.registry import METHODS
+from codedinvnet.common.engines import ENGINES, ONNX_RUNTIME, check_engine, check_installed
+from codedinvnet.common.errors import UserError
+from codedinvnet.common.processes import descendants
 from codedinvnet.data import sample_images
-from codedinvnet.engines import ENGINES, ONNX_RUNTIME, check_engine, check_installed
-from codedinvnet.errors import UserError
 from codedinvnet.models import runtime
 from codedinvnet.models.bundle import load_bundle
-from codedinvnet.processes import descendants
 from codedinvnet.serving.checks import check
 from codedinvnet.serving.config import ServeOptions
 from codedinvnet.serving.opened import make_pool, open_served

@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 import numpy as np
 import pytest
 
-from codedinvnet.errors import UserError
-from codedinvnet.faults import Delay, Fault
+from codedinvnet.common.errors import UserError
+from codedinvnet.common.faults import Delay, Fault
 from codedinvnet.serving.workers import faults as module
 from codedinvnet.serving.workers.faults import FaultyPool, Schedule
 from codedinvnet.serving.workers.pool import Death, Origin, Task, WorkerDied

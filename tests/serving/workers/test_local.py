@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from codedinvnet.codes.build import scheme_for
-from codedinvnet.errors import UserError
+from codedinvnet.common.errors import UserError
 from codedinvnet.models import open_model
 from codedinvnet.models.bundle import WEIGHTS, load_bundle
 from codedinvnet.serving.served import IMAGES

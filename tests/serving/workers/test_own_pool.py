@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from codedinvnet.errors import UserError
+from codedinvnet.common.errors import UserError
 from codedinvnet.serving.app import open_app
 from codedinvnet.serving.checks import check
 from codedinvnet.serving.config import ServeOptions

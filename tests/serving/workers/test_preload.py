@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from codedinvnet.errors import UserError
+from codedinvnet.common.errors import UserError
 from codedinvnet.models import open_model
 from codedinvnet.models.source import ModelSource
 from codedinvnet.serving.workers import preload

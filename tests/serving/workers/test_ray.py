@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from codedinvnet.engines import ONNX_RUNTIME
-from codedinvnet.errors import UserError
+from codedinvnet.common.engines import ONNX_RUNTIME
+from codedinvnet.common.errors import UserError
 from codedinvnet.serving.workers import ray as ray_pool
 from codedinvnet.serving.workers.computing import BundleSpec
 from codedinvnet.serving.workers.pool import WorkerDied
@@ -172,7 +172,7 @@ async def test_a_lost_cluster_is_connected_to_once_when_it_is_back() -> None:
 async def test_an_actors_user_error_is_the_users() -> None:
     ray = Lost()
     ray.alive = True
-    ray.fate = [RuntimeError("ray::RayWorker\ncodedinvnet.errors.UserError: no bundle 'x'")]
+    ray.fate = [RuntimeError("ray::RayWorker\ncodedinvnet.common.errors.UserError: no bundle 'x'")]
     pool = lost_pool(ray)
     with pytest.raises(UserError, match=r"^no bundle 'x'"):
         await pool.replace(0)

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from codedinvnet.errors import UserError
-from codedinvnet.faults import Delay
+from codedinvnet.common.errors import UserError
+from codedinvnet.common.faults import Delay
 from codedinvnet.serving.workers.faults import Schedule, load_schedule
 
 # Files

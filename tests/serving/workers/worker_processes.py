@@ -19,8 +19,8 @@ import torch
 from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.plain import CopyCode
 from codedinvnet.codes.rules import SERVED, Uncoded
+from codedinvnet.common.errors import UserError
 from codedinvnet.data import sample_images
-from codedinvnet.errors import UserError
 from codedinvnet.serving.served import IMAGES
 from codedinvnet.serving.workers import preload
 from codedinvnet.serving.workers.computing import BundleSpec, SchemeComputer

@@ -9,7 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 
-from codedinvnet.errors import described
+from codedinvnet.common.errors import described
 from codedinvnet.net.logs import log_event
 from codedinvnet.protocol.messages import ProtocolError, TooLarge
 from codedinvnet.serving.answers import DeadlinePassed, NotNow, QueryFailed

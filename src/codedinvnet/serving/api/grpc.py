@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import Any
 
-from codedinvnet.errors import UserError
+from codedinvnet.common.errors import UserError
 from codedinvnet.net.logs import log_event
 from codedinvnet.net.tls import Certificate, Renewal
 from codedinvnet.protocol import grpc as protocol

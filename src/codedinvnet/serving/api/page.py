@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from codedinvnet.faults import Delay, Fault
+from codedinvnet.common.faults import Delay, Fault
 from codedinvnet.net.logs import log_event
 from codedinvnet.protocol.tensors import datatype_of, to_json
 from codedinvnet.serving.dispatch import Dispatcher

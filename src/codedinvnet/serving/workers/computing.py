@@ -16,10 +16,10 @@ from codedinvnet.codes.build import scheme_for
 from codedinvnet.codes.method import Given
 from codedinvnet.codes.registry import OURS, find_method
 from codedinvnet.codes.rules import BACKUP, SERVED
-from codedinvnet.devices import use_whole_float32
-from codedinvnet.engines import PYTORCH, check_engine, check_installed, engine_named
-from codedinvnet.errors import UserError
-from codedinvnet.files import file_digest
+from codedinvnet.common.devices import use_whole_float32
+from codedinvnet.common.engines import PYTORCH, check_engine, check_installed, engine_named
+from codedinvnet.common.errors import UserError
+from codedinvnet.common.files import file_digest
 from codedinvnet.models.base import Model, TensorSpec, mixed_tensor, scores_tensor
 from codedinvnet.models.bundle import load_bundle
 from codedinvnet.models.scores import ScoresOf
@@ -116,7 +116,7 @@ class BundleSpec:
         part: the checkpoint of its trained part, if it has one.
         weights: digest of the bundle's weights that the front end has ("": any will do).
         part_weights: likewise of the part's file.
-        engine: what computes the networks, one of `codedinvnet.engines.ENGINES`.
+        engine: what computes the networks, one of `codedinvnet.common.engines.ENGINES`.
     """
 
     bundle: str | Path

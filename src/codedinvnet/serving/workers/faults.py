@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from codedinvnet.config import Section, validated
-from codedinvnet.faults import Fault, check_workers
-from codedinvnet.files import read_json
+from codedinvnet.common.config import Section, validated
+from codedinvnet.common.faults import Fault, check_workers
+from codedinvnet.common.files import read_json
 from codedinvnet.serving.workers.pool import Death, Origin, Task, WorkerDied, WorkerPool
 from codedinvnet.serving.workers.result import Result
 

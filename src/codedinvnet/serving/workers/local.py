@@ -18,7 +18,7 @@ from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from codedinvnet.errors import UserError, described
+from codedinvnet.common.errors import UserError, described
 from codedinvnet.net.logs import log_event
 from codedinvnet.serving.workers import preload
 from codedinvnet.serving.workers.computing import WorkerSpec

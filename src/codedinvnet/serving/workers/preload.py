@@ -18,8 +18,8 @@ from multiprocessing import current_process, forkserver
 import torch
 from pydantic import TypeAdapter
 
-from codedinvnet.collector import freeze_loaded
-from codedinvnet.errors import UserError
+from codedinvnet.common.errors import UserError
+from codedinvnet.net.collector import freeze_loaded
 from codedinvnet.serving.workers.computing import BundleSpec, ModelSpec, WorkerSpec
 from codedinvnet.serving.workers.result import Computer
 

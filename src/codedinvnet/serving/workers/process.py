@@ -17,9 +17,9 @@ import sys
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 
-from codedinvnet.collector import freeze_loaded
-from codedinvnet.devices import flush_denormals
-from codedinvnet.errors import UserError
+from codedinvnet.common.devices import flush_denormals
+from codedinvnet.common.errors import UserError
+from codedinvnet.net.collector import freeze_loaded
 from codedinvnet.serving.workers import preload
 from codedinvnet.serving.workers.computing import WorkerSpec
 from codedinvnet.serving.workers.pool import Task

@@ -23,10 +23,10 @@ from typing import Any
 
 import numpy as np
 
-from codedinvnet.collector import freeze_loaded
-from codedinvnet.devices import flush_denormals
-from codedinvnet.engines import engine_named
-from codedinvnet.errors import UserError
+from codedinvnet.common.devices import flush_denormals
+from codedinvnet.common.engines import engine_named
+from codedinvnet.common.errors import UserError
+from codedinvnet.net.collector import freeze_loaded
 from codedinvnet.net.logs import Quiet, log_event
 from codedinvnet.serving.workers.computing import WorkerSpec
 from codedinvnet.serving.workers.pool import Death, Task, WorkerDied, WorkerFailed

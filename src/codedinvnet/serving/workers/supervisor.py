@@ -9,7 +9,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from enum import Enum
 
-from codedinvnet.errors import UserError, described
+from codedinvnet.common.errors import UserError, described
 from codedinvnet.net.logs import Lasting, log_event
 from codedinvnet.serving.metrics import Metrics
 from codedinvnet.serving.workers.pool import WorkerPool

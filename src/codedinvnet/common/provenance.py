@@ -42,7 +42,7 @@ def processor_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
 
 def describe_commit() -> str:
     """Return the commit of the source tree, "+changes" if it has any, or the release's version."""
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[3]
 
     def git(*words: str) -> str:
         command = ["git", "-C", str(root), *words]

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.fields import FieldInfo
 
-from codedinvnet.errors import UserError
+from codedinvnet.common.errors import UserError
 
 
 class Help(NamedTuple):

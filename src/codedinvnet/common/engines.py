@@ -6,7 +6,7 @@ import importlib.util
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
-from codedinvnet.errors import UserError
+from codedinvnet.common.errors import UserError
 
 EngineName: TypeAlias = Literal["pytorch", "onnxruntime"]
 PYTORCH: Final = "pytorch"

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from codedinvnet.errors import UserError
+from codedinvnet.common.errors import UserError
 
 START_TIMEOUT = 120.0
 STOP_TIMEOUT = 20.0

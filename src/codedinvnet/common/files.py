@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from codedinvnet.errors import UserError
+from codedinvnet.common.errors import UserError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

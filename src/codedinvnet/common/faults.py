@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from codedinvnet.config import Positive, Section
-from codedinvnet.distributions import Distribution
-from codedinvnet.errors import UserError
+from codedinvnet.common.config import Positive, Section
+from codedinvnet.common.distributions import Distribution
+from codedinvnet.common.errors import UserError
 
 
 class Delay(Section):

@@ -15,9 +15,8 @@ from typing import Any
 
 import torch
 
-from codedinvnet.checkpoint import FORMAT_VERSION, load_checkpoint
 from codedinvnet.codes.invnet import CodedInvNet
-from codedinvnet.config import (
+from codedinvnet.common.config import (
     DataSettings,
     FusionSettings,
     PixelFusionSettings,
@@ -25,6 +24,11 @@ from codedinvnet.config import (
     Settings,
     with_members,
 )
+from codedinvnet.common.devices import use_whole_float32
+from codedinvnet.common.errors import UserError
+from codedinvnet.common.files import free_backup_name, read_json, write_json
+from codedinvnet.common.progress import Progress
+from codedinvnet.common.provenance import describe_command, describe_commit, describe_machine
 from codedinvnet.data import (
     ImageRows,
     ImageSource,
@@ -32,11 +36,8 @@ from codedinvnet.data import (
     load_images,
     sample_images,
 )
-from codedinvnet.devices import use_whole_float32
-from codedinvnet.errors import UserError
 from codedinvnet.evaluation.accuracy import evaluation_report
 from codedinvnet.evaluation.inversion import inversion_report
-from codedinvnet.files import free_backup_name, read_json, write_json
 from codedinvnet.models.bundle import (
     Bundle,
     BundleInfo,
@@ -49,11 +50,10 @@ from codedinvnet.models.bundle import (
     weights_digest,
     write_description,
 )
+from codedinvnet.models.checkpoint import FORMAT_VERSION, load_checkpoint
 from codedinvnet.models.coded import CodedModel, model_settings
 from codedinvnet.nn.iresnet import IResNet
 from codedinvnet.nn.lipschitz import constrain_exactly
-from codedinvnet.progress import Progress
-from codedinvnet.provenance import describe_command, describe_commit, describe_machine
 from codedinvnet.training.check import (
     check_images,
     check_settings,

@@ -20,8 +20,8 @@ from pydantic import (
     model_validator,
 )
 
-from codedinvnet.errors import UserError, nearest
-from codedinvnet.files import read_json
+from codedinvnet.common.errors import UserError, nearest
+from codedinvnet.common.files import read_json
 
 Positive = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0)]

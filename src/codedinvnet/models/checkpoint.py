@@ -13,8 +13,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from codedinvnet.errors import UserError
-from codedinvnet.files import write_atomically
+from codedinvnet.common.errors import UserError
+from codedinvnet.common.files import write_atomically
 
 FORMAT_VERSION = 1
 PART = "part"

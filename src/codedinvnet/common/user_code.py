@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-from codedinvnet.errors import UserError
+from codedinvnet.common.errors import UserError
 
 _added: set[str] = set()
 """Folders of a user's that are on Python's path."""

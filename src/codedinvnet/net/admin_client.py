@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-from codedinvnet.errors import UserError, one_line
+from codedinvnet.common.errors import UserError, one_line
 
 PATIENCE = 60.0
 """Seconds that an answer may take."""

@@ -13,7 +13,7 @@ from typing import Any
 from codedinvnet.codes.backup import SmallBackup
 from codedinvnet.codes.registry import METHODS, OURS, UnknownMethod, find_method
 from codedinvnet.codes.rules import BACKUP
-from codedinvnet.errors import UserError
+from codedinvnet.common.errors import UserError
 from codedinvnet.scheduler.policies import (
     AUTO,
     AUTO_WITH,

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from codedinvnet.config import Section
+from codedinvnet.common.config import Section
 
 CHUNK = 8192
 """Draws that a stream makes at once."""
