@@ -130,20 +130,20 @@ class Method(ABC):
     is_bound: ClassVar[bool] = False
     """Whether it is no rival of a code: what nothing, twice the work, or a perfect one gives."""
     compared: ClassVar[bool] = False
-    """Whether latency grids, sweeps and plans compare it with the policies if nobody says."""
+    """Whether latency grids, sweeps and plans compare it with the policies by default."""
     in_brief: ClassVar[bool] = True
     """Whether short tables and pictures show it."""
     published: ClassVar[tuple[Published, ...]] = ()
     """What papers state of its accuracy."""
     cost: ClassVar[float | None] = None
     """What the extra worker may spend on a full group, in queries of the served model, where it can
-    be chosen (`at`); it is what the method spends if nobody says."""
+    be chosen (`at`); it is what the method spends by default."""
     version: ClassVar[int] = 1
     """Of its part and how that is trained: rows and trainings of another version do not count."""
     file: str = ""
     """The file of a user's own method."""
     digest: str = ""
-    """Of that file, with the class: a method that was changed is trained and measured anew."""
+    """Of that file, with the class: a method that was changed is trained and measured again."""
 
     @abstractmethod
     def rules(

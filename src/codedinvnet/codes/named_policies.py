@@ -68,7 +68,7 @@ SERVED: Mapping[str, Served] = {
     **{name + WITH_HEDGE: Served((CODED | HEDGE).name, name) for name in COMPARED},
     AUTO.name: Served(AUTO.name, SmallBackup.name),
 }
-"""What is compared if nobody says, on equally many workers: without a code one more plain one."""
+"""What is compared by default, on equally many workers: without a code one more plain one."""
 
 
 def served_as(name: str) -> Served:

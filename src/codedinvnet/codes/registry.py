@@ -35,7 +35,7 @@ METHODS: Mapping[str, Method] = {kind.name: kind() for kind in OWN}
 UNTRAINED = (ApproxIFER.name, NeRCC.name)
 """Those that go around any model and need no training, the cheapest to decode of each kind."""
 OURS = CodedInvNet.name
-"""The method that is served if nobody says, and that others are compared with."""
+"""The method that is served by default, and that others are compared with."""
 _found: dict[str, Method] = {}
 """Those that were found elsewhere, by the text that named them and by name."""
 

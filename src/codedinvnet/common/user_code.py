@@ -40,7 +40,7 @@ def user_module(place: str) -> ModuleType:
 
 
 def load_file(path: Path) -> ModuleType:
-    """Run a user's Python file as a module, anew at each call.
+    """Run a user's Python file as a module; each call runs it again.
 
     Raises:
         Exception: whatever the file raises; no module is left behind then.

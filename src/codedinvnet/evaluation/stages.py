@@ -203,7 +203,7 @@ def sampling_seconds(folder: Path) -> float:
     report = read_json(path)
     seconds = report.get("seconds") if isinstance(report, dict) else None
     if not isinstance(seconds, int | float):
-        raise UserError(f"{path}: no seconds: generate the fusion data anew")
+        raise UserError(f"{path}: no seconds: generate the fusion data again")
     return float(seconds)
 
 
@@ -287,7 +287,7 @@ def _set_bundle_aside(folder: Path) -> None:
     if folder.is_dir():
         kept = free_backup_name(folder)
         folder.rename(kept)
-        Progress.write(f"{folder}: trained anew; the old bundle is in {kept}", file=sys.stderr)
+        Progress.write(f"{folder}: trained again; the old bundle is in {kept}", file=sys.stderr)
 
 
 def _phases(
@@ -338,7 +338,7 @@ def test_fusion(run: Run, members: int) -> dict[str, Any]:
         now["fusion"][key] = before["fusion"].get(key)
     if changed := differing_keys(before, now):
         raise UserError(
-            f"{folder} was trained with other settings ({', '.join(changed)}): train it anew "
+            f"{folder} was trained with other settings ({', '.join(changed)}): train it again "
             "(main.py -fusion)"
         )
     _check_network(run, wanted.fusion, network)
@@ -373,7 +373,7 @@ def _check_network(run: Run, fusion: FusionSettings, header: dict[str, Any]) -> 
     if load_checkpoint(last)[1]["settings"][NETWORK_WEIGHTS] != header[NETWORK_WEIGHTS]:
         raise UserError(
             f"{last.parent} was trained for another network than {run.network_folder / NETWORK}: "
-            "train it anew (main.py -fusion, and before it -sample_fusion if it needs that)"
+            "train it again (main.py -fusion, and before it -sample_fusion if it needs that)"
         )
 
 

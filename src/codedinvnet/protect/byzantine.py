@@ -72,7 +72,7 @@ class ByzantineDetector:
     def seen(self, members: Sequence[Member], extra: int) -> int | None:
         """Take a complete group; return the worker that is found to lie, if there is one.
 
-        The sums begin anew when one is found. A single worker has nobody to stand out from.
+        The sums begin again when one is found. A single worker has nobody to stand out from.
 
         Args:
             members: the group's members.

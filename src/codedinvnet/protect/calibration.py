@@ -111,9 +111,9 @@ def load_calibration(
     try:
         calibration = _parsed(raw)
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is damaged: {again} anew") from error
+        raise UserError(f"{path} is damaged: {again} again") from error
     if calibration.weights != weights:
-        raise UserError(f"{path} is of other weights: {again} anew")
+        raise UserError(f"{path} is of other weights: {again} again")
     return calibration
 
 

@@ -50,7 +50,7 @@ def pixel_settings(settings: Settings) -> PixelFusionSettings:
     """
     if not isinstance(settings.fusion, PixelFusionSettings):
         raise UserError(
-            f"{settings.name}: the objective 'recovery' draws its groups anew in every step and "
+            f"{settings.name}: the objective 'recovery' draws new groups in every step and "
             "has no fusion data set: go on with the fusion training itself"
         )
     return settings.fusion
@@ -176,7 +176,7 @@ def invert_means(
 
 
 def _current(path: Path, stamp: dict[str, Any], groups: Tensor) -> dict[str, float] | None:
-    """Return the latent error and the seconds of a shard; None if it must be made, or made anew."""
+    """Return the latent error and the seconds of a shard; None if it must be made."""
     if not path.is_file():
         return None
     try:
@@ -225,7 +225,7 @@ def load_fusion_data(settings: Settings, folder: Path, members: int, weights: st
         changed = differing_keys(header.get("settings", {}), stamp)
         if changed:
             raise UserError(
-                f"{path} was generated with other settings ({', '.join(changed)}): generate it anew"
+                f"{path} was generated with other settings ({', '.join(changed)}): make it again"
             )
         groups.append(tensors["groups"])
         targets.append(tensors["targets"])

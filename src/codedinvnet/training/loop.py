@@ -97,7 +97,7 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def starts_over(folder: Path, resume: int) -> bool:
-    """Tell whether a training begins anew; one whose epoch to resume is not there does not."""
+    """Tell whether a training starts over; one whose epoch to resume is not there does not."""
     return not resume or (resume == LATEST and not (folder / LAST).is_file())
 
 

@@ -241,7 +241,7 @@ def load_trained_network(
     changed = differing_keys({k: v for k, v in header["settings"].items() if k in wanted}, wanted)
     if changed:
         raise UserError(
-            f"{path} was trained with other settings ({', '.join(changed)}): train it anew"
+            f"{path} was trained with other settings ({', '.join(changed)}): train it again"
         )
     shape = padded_shape(header["image_shape"], settings.data.padding)
     network = build_network(settings.network, shape)

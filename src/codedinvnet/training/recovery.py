@@ -1,7 +1,7 @@
 """The recovery objective: E and g' learn from the decoded predictions of all positions.
 
-Groups are drawn anew in every step, of a size m drawn from 2 to k; a mosaic has weights for each of
-its grids, and each grid gets as many steps as any other. First f and g are frozen and
+Each step draws new groups, of a size m drawn from 2 to k; a mosaic has weights for each of its
+grids, and each grid gets as many steps as any other. First f and g are frozen and
 their latents are cached if they fit; then all four are trained together, with the direct answers'
 own cross-entropy beside the decoded ones', so that normal accuracy is kept.
 

@@ -10,8 +10,9 @@ from importlib.metadata import version
 from typing import Any
 
 from codedinvnet.common.errors import UserError
+from codedinvnet.net.grpc import grpc, renewed_credentials
 from codedinvnet.net.logs import log_event
-from codedinvnet.net.tls import Certificate, Renewal
+from codedinvnet.net.tls import Certificate
 from codedinvnet.protocol import grpc as protocol
 from codedinvnet.protocol.grpc import SERVICE, pb
 from codedinvnet.protocol.messages import Head, InferRequest, ProtocolError, server_metadata
@@ -22,11 +23,6 @@ from codedinvnet.serving.api.guard import Guard
 from codedinvnet.serving.api.http import LARGE_ANSWER
 from codedinvnet.serving.service import InferenceService
 from codedinvnet.serving.tracing import Tracing
-
-try:
-    import grpc
-except ImportError as error:
-    raise UserError("gRPC needs an extra: pip install 'codedinvnet[grpc]'") from error
 
 HEALTH, CHECK = "grpc.health.v1.Health", "Check"
 """The service by which Kubernetes, Envoy and others ask servers over gRPC whether they are ready,
@@ -279,23 +275,6 @@ async def read_message(context: Any, turns: asyncio.Semaphore, seconds: float) -
     if not isinstance(message, bytes):
         raise ProtocolError("message: there is none")
     return message
-
-
-def renewed_credentials(certificate: Certificate) -> Any:
-    """Return a server's credentials: each connection begins with what the files have then."""
-
-    def configuration() -> Any:
-        pair = (certificate.key.read_bytes(), certificate.chain.read_bytes())
-        return grpc.ssl_server_certificate_configuration([pair])
-
-    found: list[Any] = []
-    renewal = Renewal(certificate, lambda: found.append(configuration()), "gRPC")
-
-    def news() -> Any:  # called in threads of gRPC's
-        renewal.look()
-        return found.pop() if found else None
-
-    return grpc.dynamic_ssl_server_credentials(configuration(), news)
 
 
 def cut(message: str) -> str:
