@@ -21,12 +21,12 @@ from prometheus_client import CollectorRegistry
 
 from codedinvnet.gateway.cluster import Cluster
 from codedinvnet.gateway.dispatcher import Dispatcher, Refused
-from codedinvnet.gateway.memory import Memory
 from codedinvnet.gateway.metrics import GatewayMetrics
 from codedinvnet.gateway.proxy import HttpCall
 from codedinvnet.gateway.routes import Routes, is_stateful
 from codedinvnet.net.client import HttpClient, parse_origin
 from codedinvnet.net.http1 import Fields, RequestHead, ResponseHead
+from codedinvnet.net.memory import Memory
 from codedinvnet.net.resolve import Resolver
 from codedinvnet.scheduler.policies import HEDGE
 from codedinvnet.scheduler.settings import Rules

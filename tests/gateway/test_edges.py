@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from codedinvnet.gateway import server
+from codedinvnet.net import server
 from tests.gateway.support import Request, Upstream, answer, gateway, until
 
 pytestmark = pytest.mark.anyio

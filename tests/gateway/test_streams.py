@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from codedinvnet.gateway import server
+from codedinvnet.net import server
 from tests.gateway.support import Handler, Request, Running, gateway, until
 
 pytestmark = pytest.mark.anyio

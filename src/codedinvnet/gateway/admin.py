@@ -12,14 +12,15 @@ from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from codedinvnet.common.errors import nearest
-from codedinvnet.gateway.answers import Reply
 from codedinvnet.gateway.dispatcher import Dispatcher
-from codedinvnet.gateway.memory import Memory
 from codedinvnet.gateway.metrics import RollingQuantiles
 from codedinvnet.gateway.routes import Route, Routes
-from codedinvnet.gateway.server import GatewayServer
+from codedinvnet.net.answers import Reply
+from codedinvnet.net.answers import error_reply as error
 from codedinvnet.net.http1 import RequestHead
 from codedinvnet.net.logs import log_event
+from codedinvnet.net.memory import Memory
+from codedinvnet.net.server import HttpServer
 from codedinvnet.scheduler.policies import POLICIES
 
 PREFIX = "/codedinvnet"
@@ -52,7 +53,7 @@ class Admin:
         self.dispatchers, self.routes, self.memory = [dispatcher], routes, memory
         """The first has the upstreams over HTTP, and another those over gRPC."""
         self.names, self.is_guarded = names, is_guarded
-        self.servers: list[GatewayServer] = []
+        self.servers: list[HttpServer] = []
         self.is_draining = False
         self._page = (files("codedinvnet.gateway") / "page.html").read_bytes()
 
@@ -197,8 +198,3 @@ def quantiles(times: RollingQuantiles) -> dict[str, float | None]:
 def milliseconds(seconds: float | None) -> float | None:
     """Return milliseconds, rounded as is fit to show."""
     return None if seconds is None else round(1000 * seconds, 2)
-
-
-def error(status: int, reason: str) -> Reply:
-    """Return an error of a route of our own."""
-    return Reply(status, json.dumps({"error": reason}).encode())

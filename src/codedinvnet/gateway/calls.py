@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from codedinvnet.gateway.cluster import Endpoint
-    from codedinvnet.gateway.memory import Memory
     from codedinvnet.gateway.routes import Route
+    from codedinvnet.net.memory import Memory
 
 
 class Cause(Enum):

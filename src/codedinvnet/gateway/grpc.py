@@ -17,11 +17,11 @@ from codedinvnet.gateway.attempts import HOLD, SIGNS, UNSURE
 from codedinvnet.gateway.calls import Attempt, Call, Cause, Failure
 from codedinvnet.gateway.cluster import PROBE_TIMEOUT, Cluster, Endpoint
 from codedinvnet.gateway.dispatcher import Dispatcher, Refused
-from codedinvnet.gateway.memory import Memory
 from codedinvnet.gateway.routes import V2_GRPC, Routes, size_class
 from codedinvnet.gateway.tokens import ClientToken, UpstreamToken
 from codedinvnet.net.client import CONNECT_TIMEOUT, parse_origin
 from codedinvnet.net.grpc import grpc, renewed_credentials, settings
+from codedinvnet.net.memory import Memory
 from codedinvnet.net.resolve import Resolver
 from codedinvnet.net.tls import Certificate
 

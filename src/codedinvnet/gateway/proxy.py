@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Sequence
@@ -11,10 +10,10 @@ from typing import TYPE_CHECKING, Protocol
 from codedinvnet.gateway.attempts import HttpAttempt
 from codedinvnet.gateway.calls import Attempt, Call
 from codedinvnet.gateway.cluster import Endpoint
-from codedinvnet.gateway.memory import Memory
 from codedinvnet.gateway.routes import Route, size_class
 from codedinvnet.net.http1 import Fields, RequestHead, ResponseHead, write_fields
 from codedinvnet.net.logs import Quiet
+from codedinvnet.net.memory import Memory
 
 if TYPE_CHECKING:
     from codedinvnet.gateway.dispatcher import Dispatcher
@@ -145,7 +144,8 @@ class HttpCall(Call):
         assert winner is not None
         mains = self.dispatcher.cluster.mains
         outcome = "fallback" if winner.endpoint.worker >= mains else "direct"
-        added = [(OUTCOME, b" fallback")] if outcome != "direct" else []
+        is_marked = outcome != "direct" and OUTCOME not in head.known
+        added = [(OUTCOME, b" fallback")] if is_marked else []
         self.client.respond(head, added, body, trailers, is_complete)
         self._note(outcome)
         if is_complete:
@@ -171,7 +171,7 @@ class HttpCall(Call):
         last = None if self.last is None else self.last.reply
         if status == 502 and last is not None:
             head, body, trailers = last
-            added = [(OUTCOME, b" failed")]
+            added = [] if OUTCOME in head.known else [(OUTCOME, b" failed")]
             self.client.respond(head, added, [body], trailers, True)
         else:
             self.client.refuse(status, reason, retry_after)
@@ -208,8 +208,3 @@ class HttpCall(Call):
         quiet = slow_requests if event == "slow request" else failed_requests
         fields = {"method": method, "path": path, "ms": ms, **more, "attempts": attempts}
         quiet.log(event, logging.WARNING, **fields)
-
-
-def problem(reason: str) -> bytes:
-    """Return the body of an error of the gateway's own."""
-    return json.dumps({"error": reason}).encode()

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 import ssl
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,36 +13,35 @@ from typing import TYPE_CHECKING, Any
 import uvloop
 
 from codedinvnet.common.errors import UserError
-from codedinvnet.gateway.admin import OPEN, PATHS, Admin, error
-from codedinvnet.gateway.answers import Answers, Reply
+from codedinvnet.gateway.admin import OPEN, PATHS, Admin
 from codedinvnet.gateway.cluster import Cluster
 from codedinvnet.gateway.discovery import Discovery, follow
 from codedinvnet.gateway.dispatcher import Dispatcher, Refused
-from codedinvnet.gateway.memory import Memory
 from codedinvnet.gateway.metrics import GatewayMetrics
 from codedinvnet.gateway.options import GatewayOptions
 from codedinvnet.gateway.protection import BackupServer
 from codedinvnet.gateway.proxy import HttpCall
-from codedinvnet.gateway.requests import FULL
 from codedinvnet.gateway.routes import Routes, is_stateful
-from codedinvnet.gateway.server import ClientConnection, GatewayServer
 from codedinvnet.gateway.tokens import ClientToken, UpstreamToken
 from codedinvnet.net import tls
 from codedinvnet.net.admin_client import read_token
+from codedinvnet.net.answers import Answers, Reply, error_reply
 from codedinvnet.net.background import Background
 from codedinvnet.net.client import HttpClient, parse_origin
 from codedinvnet.net.collector import freeze_loaded, keep_freed
-from codedinvnet.net.http1 import BadMessage, Fields, RequestHead
+from codedinvnet.net.http1 import RequestHead
 from codedinvnet.net.listening import (
     LOOPBACK,
-    address,
     allow_files,
     bind,
     log_to_stderr,
     stop_signals,
 )
 from codedinvnet.net.logs import log_event
+from codedinvnet.net.memory import Memory
+from codedinvnet.net.requests import FULL, Request
 from codedinvnet.net.resolve import Resolver
+from codedinvnet.net.server import HttpServer
 from codedinvnet.scheduler.settings import Rules, pending_limit
 
 if TYPE_CHECKING:
@@ -55,8 +53,6 @@ PLACES = 32
 """Upstreams that there may be, at least, if they come and go."""
 GRACE = 1.0
 """Seconds beyond the deadline for which a stopping gateway waits for answers, streams included."""
-HANDSHAKE = 10.0
-"""Seconds for a client's TLS handshake."""
 
 
 class Gateway:
@@ -69,6 +65,7 @@ class Gateway:
         admin: answers the own routes; None where they are on a port of their own.
         token: that clients must send.
         upstream_token: that upstreams get; None: what clients send.
+        body: bytes that a request's body may have.
     """
 
     def __init__(
@@ -79,31 +76,35 @@ class Gateway:
         admin: Admin | None,
         token: ClientToken,
         upstream_token: UpstreamToken | None,
+        body: int,
     ) -> None:
         self.dispatcher, self.routes, self.memory = dispatcher, routes, memory
         self.admin, self.token, self.upstream_token = admin, token, upstream_token
+        self.body = body
+
+    def most_body(self, head: RequestHead) -> int:
+        """Return how many bytes a request's body may have."""
+        return self.body
 
     def precheck(self, head: RequestHead) -> Reply | None:
         """Return why a request is refused before its body is read; None if it is not."""
-        target = head.target
-        if not target.startswith(b"/"):
-            head.target = target = origin_form(head.method, target)
-        path = target.partition(b"?")[0]
+        path = head.target.partition(b"?")[0]
         if not self.token.is_needed or (self._is_own(path) and path.decode() in OPEN):
             return None
         if self.token.is_right(head.known.get(b"authorization", b"")):
             return None
-        return error(401, "a bearer token is needed: Authorization: Bearer TOKEN")
+        return error_reply(401, "a bearer token is needed: Authorization: Bearer TOKEN")
 
     def _is_own(self, path: bytes) -> bool:
         return self.admin is not None and path.decode("latin-1") in PATHS
 
-    def handle(
-        self, client: Answers, head: RequestHead, body: Sequence[bytes], trailers: Fields
-    ) -> HttpCall | Reply | None:
+    def handle(self, client: Answers, request: Request) -> HttpCall | None:
         """Have a request answered."""
+        head, body, trailers, size, _ = request
         if self.admin is not None and self._is_own(head.target.partition(b"?")[0]):
-            return self.admin.answer(head, body)
+            self.memory.give(size)
+            client.reply(self.admin.answer(head, body))
+            return None
         route = self.routes.find(head.method, head.target)
         repeatable = route.is_repeatable and head.known.get(b"x-hedge", b"").lower() != b"off"
         if repeatable and route.is_v2:
@@ -111,6 +112,7 @@ class Gateway:
 
         if self.memory.is_full:
             route.count("refused")
+            self.memory.give(size)
             client.refuse(503, FULL, 1)
             return None
         dispatcher, token = self.dispatcher, self.upstream_token
@@ -119,9 +121,15 @@ class Gateway:
             dispatcher.submit(call)
         except Refused as refused:
             route.count("refused")
+            self.memory.give(size)
             client.refuse(503, str(refused), refused.retry_after)
             return None
-        return call
+        call.size = size
+        call.release()
+        return None if call.is_over else call
+
+    def replied(self, head: RequestHead | None, status: int) -> None:
+        """Take no note: routes count their refusals."""
 
 
 class AdminPort:
@@ -135,35 +143,26 @@ class AdminPort:
     def __init__(self, admin: Admin, token: ClientToken) -> None:
         self.admin, self.token = admin, token
 
+    def most_body(self, head: RequestHead) -> int:
+        """Return how many bytes a request's body may have."""
+        return 4096
+
     def precheck(self, head: RequestHead) -> Reply | None:
         """Return why a request is refused before its body is read; None if it is not."""
         path = head.target.partition(b"?")[0].decode("latin-1")
         if path not in PATHS:
-            return error(404, f"only {', '.join(sorted(PATHS))} are here")
+            return error_reply(404, f"only {', '.join(sorted(PATHS))} are here")
         if path in OPEN or self.token.is_right(head.known.get(b"authorization", b"")):
             return None
-        return error(401, "a bearer token is needed: Authorization: Bearer TOKEN")
+        return error_reply(401, "a bearer token is needed: Authorization: Bearer TOKEN")
 
-    def handle(
-        self, client: Answers, head: RequestHead, body: Sequence[bytes], trailers: Fields
-    ) -> Reply:
+    def handle(self, client: Answers, request: Request) -> None:
         """Answer a request."""
-        return self.admin.answer(head, body)
+        self.admin.memory.give(request.size)
+        client.reply(self.admin.answer(request.head, request.body))
 
-
-def origin_form(method: bytes, target: bytes) -> bytes:
-    """Return the path and query of a target that names a host, as clients of proxies send it.
-
-    Raises:
-        BadMessage: if it is none.
-    """
-    lower = target[:8].lower()
-    if lower.startswith((b"http://", b"https://")):
-        _, slash, path = target.partition(b"://")[2].partition(b"/")
-        return slash + path if slash else b"/"
-    if target == b"*" and method == b"OPTIONS":
-        return target
-    raise BadMessage("the target must begin with /")
+    def replied(self, head: RequestHead | None, status: int) -> None:
+        """Take no note."""
 
 
 def rules_of(options: GatewayOptions, places: int, fallbacks: int) -> Rules:
@@ -246,7 +245,7 @@ class RunningGateway:
         self.metrics, self.memory = GatewayMetrics(), Memory(options.memory)
         self.routes = Routes(options.hedge, options.no_hedge, self.metrics)
         self.url = self.admin_url = ""
-        self._servers: list[tuple[asyncio.AbstractServer, GatewayServer]] = []
+        self._servers: list[HttpServer] = []
         self._background = Background()
         self.dispatcher: Dispatcher | None = None
         self.admin: Admin | None = None
@@ -276,14 +275,20 @@ class RunningGateway:
             await self._start_grpc(admin, options.grpc_port)
         shared = None if own is not None else admin
         handler = Gateway(
-            self.dispatcher, self.routes, self.memory, shared, self.token, self.upstream_token
+            self.dispatcher,
+            self.routes,
+            self.memory,
+            shared,
+            self.token,
+            self.upstream_token,
+            options.body,
         )
-        server = GatewayServer(handler, self.memory, options.body, most)
-        self.url = self.admin_url = await self._listen(main, server)
+        self._servers.append(HttpServer(handler, self.memory, most))
+        self.url = self.admin_url = await self._servers[0].listen(main, self.certificate)
         if own is not None:
-            port = GatewayServer(AdminPort(admin, self.token), self.memory, 4096, 256)
-            self.admin_url = await self._listen(own, port)
-        admin.servers = [one for _, one in self._servers]
+            self._servers.append(HttpServer(AdminPort(admin, self.token), self.memory, 256))
+            self.admin_url = await self._servers[1].listen(own, self.certificate)
+        admin.servers = self._servers
         if self.upstream_token is not None:
             self._background.spawn(self.upstream_token.follow())
         endpoints = [each for one in admin.dispatchers for each in one.cluster]
@@ -342,35 +347,14 @@ class RunningGateway:
         self.grpc_port = await self.grpc.start(options.host, port, options.body, self.certificate)
         log_event("gRPC", host=options.host, port=self.grpc_port)
 
-    async def _listen(self, listener: socket.socket, server: GatewayServer) -> str:
-        context = None
-        if self.certificate is not None:
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            context.load_cert_chain(self.certificate.chain, self.certificate.key)
-            context.set_alpn_protocols(["http/1.1"])
-            self._background.spawn(tls.follow(self.certificate, context, "HTTP"))
-        listening = await self.loop.create_server(
-            lambda: ClientConnection(server),
-            sock=listener,
-            ssl=context,
-            ssl_handshake_timeout=None if context is None else HANDSHAKE,
-            backlog=2048,
-        )
-        server.start()
-        self._servers.append((listening, server))
-        return address(listener, context is not None)
-
     async def stop(self) -> None:
         """Take no more connections, wait for answers that are under way, and close."""
         if self.admin is not None and not self.admin.is_draining:
             self.admin.is_draining = True
             pending = 0 if self.dispatcher is None else len(self.dispatcher.calls)
             log_event("draining", pending=pending)
-        for listening, server in self._servers:
-            listening.close()
-            server.announce_draining()
         grace = self.options.deadline + GRACE
-        await asyncio.gather(*(server.stop(grace) for _, server in self._servers))
+        await asyncio.gather(*(server.stop(grace) for server in self._servers))
         if self.grpc is not None:
             await self.grpc.stop(grace)
             await self.grpc.dispatcher.stop()

@@ -7,7 +7,9 @@ space before a colon, two lengths, a length and chunks, and any other transfer c
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import TypeAlias
+from urllib.parse import unquote
 
 MOST_HEAD = 1 << 16
 """Bytes of a start line with its fields, or of trailers."""
@@ -23,7 +25,8 @@ _FIELD = re.compile(rb"([^:\r]+):([^\r]*)\r\n")
 _LENGTH = re.compile(rb"[0-9]{1,18}")
 _SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;" + _TEXT + rb")?\r\n")
 
-Fields: TypeAlias = list[tuple[bytes, bytes]]
+Field: TypeAlias = tuple[bytes, bytes]
+Fields: TypeAlias = list[Field]
 """Names and values as they came; a value keeps the blanks around it."""
 
 HOP_BY_HOP = frozenset(
@@ -112,6 +115,24 @@ class RequestHead(Head):
         if hosts != 1:
             raise BadMessage("a request needs one Host field")
 
+    @property
+    def path(self) -> str:
+        """The target without its query."""
+        path = self.target.partition(b"?")[0].decode("latin-1")
+        return unquote(path) if "%" in path else path
+
+    def to_origin_form(self) -> None:
+        """Leave the host out of a target that has one, as clients of proxies send it.
+
+        Raises:
+            BadMessage: if it is no path then.
+        """
+        if self.target.startswith(b"/") or (self.target == b"*" and self.method == b"OPTIONS"):
+            return
+        if not self.target[:8].lower().startswith((b"http://", b"https://")):
+            raise BadMessage("the target must begin with /")
+        self.target = b"/" + self.target.partition(b"://")[2].partition(b"/")[2]
+
 
 class ResponseHead(Head):
     """The head of an answer."""
@@ -164,7 +185,7 @@ def read_response(data: bytes) -> ResponseHead:
     return ResponseHead(int(status), reason or b"", read_fields(data[found.end() :]), minor)
 
 
-def write_fields(fields: Fields) -> bytes:
+def write_fields(fields: Iterable[Field]) -> bytes:
     """Return fields as they are sent, without the empty line behind them."""
     return b"".join([b"%b:%b\r\n" % field for field in fields])
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
-from codedinvnet.gateway.memory import Memory
 from codedinvnet.net.http1 import (
     END,
     MOST_HEAD,
@@ -14,9 +14,22 @@ from codedinvnet.net.http1 import (
     RequestHead,
     read_request,
 )
+from codedinvnet.net.memory import Memory
 
-FULL = "the gateway's memory is full: try again later"
-WEBSOCKETS = "upgrades are not supported: connect WebSocket clients to an upstream directly"
+FULL = "memory is full: try again later"
+WEBSOCKETS = "WebSockets are not supported; behind a gateway, connect to the upstream directly"
+
+
+class Request(NamedTuple):
+    """A complete request."""
+
+    head: RequestHead
+    body: list[bytes]
+    trailers: Fields
+    size: int
+    """Bytes of the body, which are counted as held until the handler gives them back."""
+    came: float
+    """When its first byte came (`time.monotonic()`)."""
 
 
 class RequestReader:
@@ -24,7 +37,7 @@ class RequestReader:
 
     Args:
         memory: counts the bytes that it holds.
-        most_body: bytes of one request's body.
+        most_body: returns how many bytes a request's body may have.
         accepts: called with a head, and whether the client waits for 100 Continue; returns whether
             the request is to be read on, or was answered already.
 
@@ -37,20 +50,23 @@ class RequestReader:
     """
 
     __slots__ = (
-        "_accepts", "_chunks", "_held", "_left", "body", "head", "is_complete", "memory",
-        "most_body", "size", "trailers",
+        "_accepts", "_chunks", "_held", "_left", "_most", "_most_body", "body", "head",
+        "is_complete", "memory", "size", "trailers",
     )  # fmt: skip
 
     def __init__(
-        self, memory: Memory, most_body: int, accepts: Callable[[RequestHead, bool], bool]
+        self,
+        memory: Memory,
+        most_body: Callable[[RequestHead], int],
+        accepts: Callable[[RequestHead, bool], bool],
     ) -> None:
-        self.memory, self.most_body, self._accepts = memory, most_body, accepts
+        self.memory, self._most_body, self._accepts = memory, most_body, accepts
         self._held = b""
         """The beginning of a head."""
         self.head: RequestHead | None = None
         self.body: list[bytes] = []
         self.trailers: Fields = []
-        self.size = self._left = 0
+        self.size = self._left = self._most = 0
         self._chunks: Chunks | None = None
         self.is_complete = False
 
@@ -77,9 +93,10 @@ class RequestReader:
         self.memory.give(self.size + len(self._held))
         self._held, self.head, self.body, self.size = b"", None, [], 0
 
-    def take(self) -> tuple[list[bytes], int]:
-        """Hand the complete body over, with its size, which remains counted."""
-        found = self.body, self.size
+    def take(self, came: float) -> Request:
+        """Hand the complete request over; its body remains counted."""
+        assert self.head is not None
+        found = Request(self.head, self.body, self.trailers, self.size, came)
         self.body, self.size, self.is_complete = [], 0, False
         return found
 
@@ -106,10 +123,14 @@ class RequestReader:
         if head.method == b"CONNECT" or b"websocket" in known.get(b"upgrade", b"").lower():
             self.head = head
             raise BadMessage(WEBSOCKETS, 501)
+        head.to_origin_form()
         has_body = head.chunked or bool(head.length)
-        if (head.length or 0) > self.most_body:
-            raise BadMessage(f"the body has more than {self.most_body} bytes", 413)
+        self._most = self._most_body(head)
+        if (head.length or 0) > self._most:
+            self.head = head
+            raise BadMessage(f"body: more than {self._most} bytes", 413)
         if has_body and self.memory.is_full:
+            self.head = head
             raise BadMessage(FULL, 503)
         waits = False
         if has_body and b"expect" in known:
@@ -147,7 +168,7 @@ class RequestReader:
         self.body += pieces
         self.size += size
         self.memory.take(size)
-        if self.size > self.most_body:
-            raise BadMessage(f"the body has more than {self.most_body} bytes", 413)
+        if self.size > self._most:
+            raise BadMessage(f"body: more than {self._most} bytes", 413)
         if self.memory.used > self.memory.most and size:
             raise BadMessage(FULL, 503)

@@ -1,30 +1,46 @@
-"""Writes answers to one client: upstreams', byte for byte, and the gateway's own."""
+"""Writes answers to one client: the server's own, and upstreams', byte for byte."""
 
 from __future__ import annotations
 
+import json
 import socket
 import struct
 import time
 from collections.abc import Sequence
+from email.utils import formatdate
+from functools import lru_cache
 from http import HTTPStatus
 from typing import TYPE_CHECKING, NamedTuple
 
-from codedinvnet.gateway.proxy import OUTCOME, problem
-from codedinvnet.net.http1 import Fields, ResponseHead, write_fields
+from codedinvnet.net.http1 import Field, Fields, ResponseHead, write_fields
 
 if TYPE_CHECKING:
-    from codedinvnet.gateway.server import ClientConnection
+    from codedinvnet.net.server import ClientConnection
 
 HIGH, LOW = 1 << 18, 1 << 14
 """Bytes that wait for a client at which an upstream is no longer read, and is again."""
+REASONS = {status.value: status.phrase.encode() for status in HTTPStatus}
 
 
 class Reply(NamedTuple):
-    """An answer of the gateway's own."""
+    """An answer of the server's own."""
 
     status: int
     body: bytes
     kind: str = "application/json"
+    fields: Sequence[Field] = ()
+    """Others than those that describe the body."""
+
+
+def error_reply(status: int, reason: str, *fields: Field) -> Reply:
+    """Return an error, with its reason in words."""
+    return Reply(status, json.dumps({"error": reason}).encode(), fields=fields)
+
+
+@lru_cache(1)
+def http_date(second: int) -> bytes:
+    """Return a time as the field Date has it."""
+    return formatdate(second, usegmt=True).encode()
 
 
 class Answers:
@@ -71,11 +87,11 @@ class Answers:
         """
         request = self._connection.reader.head
         assert request is not None
-        fields, known = head.end_to_end(), head.known
+        fields = head.end_to_end()
         if head.length is None and is_complete and not trailers and head.has_body(request.method):
             length = sum(map(len, body))
             fields = [*fields, (b"Content-Length", b" %d" % length)]
-        if added and OUTCOME not in known:
+        if added:
             fields = [*fields, *added]
         self._write_left = None
         is_kept = self._connection.is_kept()
@@ -129,11 +145,34 @@ class Answers:
         self._connection.abort()
 
     def reply(self, reply: Reply, closes: bool = False) -> None:
-        """Give an answer of the gateway's own."""
-        fields = [(b"Content-Type", b" " + reply.kind.encode())]
-        if reply.status == 401:
-            fields.append((b"WWW-Authenticate", b" Bearer"))
-        self._own(reply.status, fields, reply.body, closes)
+        """Give an answer of the server's own, which may end the connection."""
+        connection = self._connection
+        request, status, body = connection.reader.head, reply.status, reply.body
+        is_kept = not closes and connection.is_kept()
+        more = write_fields(reply.fields) if reply.fields else b""
+        if status == 401:
+            more += b"WWW-Authenticate: Bearer\r\n"
+        if not is_kept:
+            more += b"Connection: close\r\n"
+        elif request is not None and request.is_old:
+            more += b"Connection: keep-alive\r\n"
+        head = (
+            b"HTTP/1.1 %d %b\r\nDate: %b\r\nContent-Type: %b\r\nContent-Length: %d\r\n%b\r\n"
+        ) % (
+            status,
+            REASONS[status],
+            http_date(int(time.time())),
+            reply.kind.encode(),
+            len(body),
+            more,
+        )
+        is_head = request is not None and request.method == b"HEAD"
+        if is_head or not body:
+            self._write([head])
+        else:
+            self._write([head, body] if len(body) > HIGH else [head + body])
+        connection.server.handler.replied(request, status)
+        connection.done(is_kept)
 
     def refuse(self, status: int, reason: str, retry_after: int = 0, closes: bool = False) -> None:
         """Answer with an error.
@@ -144,22 +183,8 @@ class Answers:
             retry_after: seconds after which the client may try again; 0 if unknown.
             closes: whether the connection ends by it.
         """
-        fields = [(b"Content-Type", b" application/json")]
-        if retry_after:
-            fields.append((b"Retry-After", b" %d" % retry_after))
-        self._own(status, fields, problem(reason), closes)
-
-    def _own(self, status: int, fields: Fields, body: bytes, closes: bool) -> None:
-        request = self._connection.reader.head
-        fields.append((b"Content-Length", b" %d" % len(body)))
-        is_kept = not closes and self._connection.is_kept()
-        if not is_kept:
-            fields.append((b"Connection", b" close"))
-        reason = HTTPStatus(status).phrase.encode()
-        head = b"HTTP/1.1 %d %b\r\n%b\r\n" % (status, reason, write_fields(fields))
-        is_head = request is not None and request.method == b"HEAD"
-        self._write([head if is_head else head + body])
-        self._connection.done(is_kept)
+        again = ((b"Retry-After", b" %d" % retry_after),) if retry_after else ()
+        self.reply(error_reply(status, reason, *again), closes)
 
     def _write(self, data: Sequence[bytes]) -> None:
         transport = self._connection.transport

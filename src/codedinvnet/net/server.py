@@ -1,4 +1,4 @@
-"""The gateway's side that clients see: HTTP/1.1 on connections of their own.
+"""The HTTP/1.1 server of the gateway and the service.
 
 Requests of one connection are answered in order, one at a time. What comes meanwhile waits, and
 is not read beyond a bound. Whatever is malformed, too large or too slow is refused, and ends its
@@ -8,17 +8,24 @@ connection.
 from __future__ import annotations
 
 import asyncio
+import logging
+import math
+import socket
+import ssl
 import time
-from collections.abc import Sequence
 from typing import Protocol
 
-from codedinvnet.gateway.answers import HIGH, LOW, Answers, Reply
-from codedinvnet.gateway.memory import Memory
-from codedinvnet.gateway.proxy import HttpCall
-from codedinvnet.gateway.requests import RequestReader
+from codedinvnet.net.answers import HIGH, LOW, Answers, Reply
 from codedinvnet.net.background import Background
-from codedinvnet.net.http1 import BadMessage, Fields, RequestHead
+from codedinvnet.net.http1 import BadMessage, RequestHead
+from codedinvnet.net.listening import BACKLOG, address
+from codedinvnet.net.logs import Quiet
+from codedinvnet.net.memory import Memory
+from codedinvnet.net.requests import Request, RequestReader
+from codedinvnet.net.tls import Certificate, follow
 
+HANDSHAKE = 10.0
+"""Seconds for a client's TLS handshake."""
 HEAD_TIMEOUT, BODY_TIMEOUT = 10.0, 60.0
 """Seconds for a request's head, and without a byte of its body."""
 KEEP_ALIVE = 75.0
@@ -37,16 +44,36 @@ resets the connection, which shows when the next one is sent."""
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
+class Call(Protocol):
+    """A request that is answered later."""
+
+    def gone(self) -> None:
+        """Take note that the client hung up."""
+
+    def pause(self) -> None:
+        """Take note that the client is slow to read its answer."""
+
+    def resume(self) -> None:
+        """Take note that the client has read what waited for it."""
+
+
 class Handler(Protocol):
     """What answers requests."""
+
+    def most_body(self, head: RequestHead) -> int:
+        """Return how many bytes a request's body may have."""
 
     def precheck(self, head: RequestHead) -> Reply | None:
         """Return why a request is refused before its body is read; None if it is not."""
 
-    def handle(
-        self, client: Answers, head: RequestHead, body: Sequence[bytes], trailers: Fields
-    ) -> HttpCall | Reply | None:
-        """Answer a request: by a reply, or by a call that answers later; None: it has already."""
+    def handle(self, client: Answers, request: Request) -> Call | None:
+        """Answer a request now, and return None; or return what answers it later.
+
+        The handler gives the memory that the body takes back.
+        """
+
+    def replied(self, head: RequestHead | None, status: int) -> None:
+        """Take note of an answer of the server's own; the head is None if it was malformed."""
 
 
 class ClientConnection(asyncio.Protocol):
@@ -56,27 +83,27 @@ class ClientConnection(asyncio.Protocol):
         server: has it among its connections.
 
     Attributes:
-        call: the request that is being answered by upstreams; None without one.
+        call: the request that is being answered; None without one.
         is_answering: whether a request is complete, and its answer is not.
     """
 
     __slots__ = (
-        "_ahead", "_ahead_size", "_eof", "_is_ending", "_since", "answers", "call",
+        "_ahead", "_ahead_size", "_came", "_eof", "_is_ending", "_since", "answers", "call",
         "is_answering", "reader", "server", "transport",
     )  # fmt: skip
     transport: asyncio.Transport
 
-    def __init__(self, server: GatewayServer) -> None:
+    def __init__(self, server: HttpServer) -> None:
         self.server = server
-        self.reader = RequestReader(server.memory, server.most_body, self._accepts)
+        self.reader = RequestReader(server.memory, server.handler.most_body, self._accepts)
         self.answers = Answers(self)
-        self.call: HttpCall | None = None
+        self.call: Call | None = None
         self.is_answering = self._is_ending = self._eof = False
         self._ahead: list[bytes] = []
         self._ahead_size = 0
         """What came behind the request that is being answered."""
-        self._since = time.monotonic()
-        """When it became idle, or a byte of a request came."""
+        self._since = self._came = time.monotonic()
+        """When it became idle, or a byte of a request came; and when the request's first did."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self.transport = transport
@@ -130,7 +157,8 @@ class ClientConnection(asyncio.Protocol):
             return ""
         age, reader = now - self._since, self.reader
         if reader.head is not None:
-            return "body" if age > BODY_TIMEOUT else ""
+            late = now - self._came > self.server.body_seconds
+            return "body" if late or age > BODY_TIMEOUT else ""
         if reader.is_in_head:
             return "head" if age > HEAD_TIMEOUT else ""
         return "idle" if age > KEEP_ALIVE else ""
@@ -172,6 +200,7 @@ class ClientConnection(asyncio.Protocol):
 
     def _accepts(self, head: RequestHead, waits: bool) -> bool:
         """Refuse a request before its body is read, or tell the client to go on."""
+        self._came = self._since
         refusal = self.server.handler.precheck(head)
         if refusal is not None:
             self.answers.reply(refusal, closes=head.chunked or bool(head.length))
@@ -182,19 +211,8 @@ class ClientConnection(asyncio.Protocol):
 
     def _complete(self) -> None:
         """A request is complete: have it answered."""
-        reader, self.is_answering = self.reader, True
-        body, size = reader.take()
-        assert reader.head is not None
-        found = self.server.handler.handle(self.answers, reader.head, body, reader.trailers)
-        if isinstance(found, HttpCall):
-            found.size = size
-            if not found.is_over:
-                self.call = found
-            found.release()
-            return
-        self.server.memory.give(size)
-        if found is not None:
-            self.answers.reply(found)
+        self.is_answering = True
+        self.call = self.server.handler.handle(self.answers, self.reader.take(self._came))
 
     # Answers
 
@@ -237,42 +255,67 @@ class ClientConnection(asyncio.Protocol):
             self.data_received(data)
 
 
-class GatewayServer:
+class HttpServer:
     """The connections of clients.
 
     Args:
         handler: answers requests.
         memory: counts what they hold.
-        most_body: bytes of one request's body.
         most_connections: those beyond are closed at once.
+        body_seconds: in which a request's body must be here; however slow it may be by default.
     """
+
+    refused = Quiet()
+    """Logs connections that are too many."""
 
     def __init__(
         self,
         handler: Handler,
         memory: Memory,
-        most_body: int,
         most_connections: int,
+        body_seconds: float = math.inf,
     ) -> None:
-        self.handler, self.memory, self.most_body = handler, memory, most_body
+        self.handler, self.memory, self.body_seconds = handler, memory, body_seconds
         self.most_connections = most_connections
         self.connections: set[ClientConnection] = set()
         self.is_draining = False
         self.loop = asyncio.get_running_loop()
         self._background = Background()
-        self._servers: list[asyncio.AbstractServer] = []
+        self._listening: asyncio.AbstractServer | None = None
 
     def add(self, connection: ClientConnection) -> None:
         """Take a connection in, or close it if there are too many."""
         if len(self.connections) >= self.most_connections:
             connection.transport.abort()
+            reason = f"{self.most_connections} are open: a proxy may limit those of one client"
+            self.refused.log("connection refused", logging.WARNING, reason=reason)
         self.connections.add(connection)
 
-    def start(self) -> None:
-        """Look for slow clients from now on."""
+    async def listen(self, listener: socket.socket, certificate: Certificate | None) -> str:
+        """Take connections from a socket from now on; return its URL.
+
+        Args:
+            listener: the socket.
+            certificate: None: without TLS.
+        """
+        context = None
+        if certificate is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate.chain, certificate.key)
+            context.set_alpn_protocols(["http/1.1"])
+            self._background.spawn(follow(certificate, context, "HTTP"))
+        self._listening = await self.loop.create_server(
+            lambda: ClientConnection(self),
+            sock=listener,
+            ssl=context,
+            ssl_handshake_timeout=None if context is None else HANDSHAKE,
+            backlog=BACKLOG,
+        )
         self._background.spawn(self._sweep_on())
+        return address(listener, context is not None)
 
     async def _sweep_on(self) -> None:
+        """Look for slow clients, for ever."""
         while True:
             await asyncio.sleep(SWEEP)
             now = time.monotonic()
@@ -290,8 +333,10 @@ class GatewayServer:
                     connection.transport.close()
 
     def announce_draining(self) -> None:
-        """Close connections as soon as they are idle."""
+        """Take no more connections, and close those that are here as soon as they are idle."""
         self.is_draining = True
+        if self._listening is not None:
+            self._listening.close()
         for connection in list(self.connections):
             connection.close_if_idle()
 
