@@ -6,15 +6,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pandas import DataFrame
 
-from codedinvnet.codes.backup import backup_network, backup_width
-from codedinvnet.codes.equal_cost import macs, plain_network, plain_width, served_macs
 from codedinvnet.codes.invnet import PaperInvNet
 from codedinvnet.codes.mean import Evidence
 from codedinvnet.common.files import read_json, write_json
@@ -24,7 +22,7 @@ from codedinvnet.evaluation.cost import info_report
 from codedinvnet.evaluation.grid import latest, read_rows
 from codedinvnet.evaluation.inversion import inversion_report
 from codedinvnet.evaluation.stages import evaluation_images
-from codedinvnet.models.bundle import Bundle, load_bundle, shipped_bundles, weights_digest
+from codedinvnet.models.bundle import Bundle, load_bundle, weights_digest
 
 BUNDLES = ("mnist", "fashion", "cifar10")
 """In the order of the tables."""
@@ -42,14 +40,14 @@ EVIDENCE: tuple[Evidence, ...] = ("both", "latent", "side")
 
 
 def write(folder: Path, name: str, data_dir: Path | None, *, costs_alone: bool) -> None:
-    """Measure a bundle, and write its file, in which what was not measured now is kept."""
+    """Measure a bundle, and write its file; what was not measured now is kept."""
     bundle, path = load_bundle(name), folder / f"{name}.json"
     found = {} if costs_alone else measure(name, bundle, data_dir)
     write_json(path, {**read(path), **found, "info": info_report(bundle, SIZES)})
 
 
 def measure(name: str, bundle: Bundle, data_dir: Path | None) -> dict[str, Any]:
-    """Run evaluate (with both sanity arms at the largest k) and invert on one bundle."""
+    """Run evaluate (with both sanity checks at the largest k) and invert on one bundle."""
     source = evaluation_images(bundle, "test", data_dir)
     report = partial(evaluation_report, bundle, source, split="test")
     arms: dict[str, list[dict[str, Any]]] = {
@@ -75,43 +73,47 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def bundle_files(folder: Path) -> dict[str, dict[str, Any]]:
-    """Return what was measured of each bundle that ships, and of others of a known name."""
-    names = dict.fromkeys((*BUNDLES, *shipped_bundles()))
-    return {name: found for name in names if (found := read(folder / f"{name}.json"))}
+    """Return what was measured of each bundle that ships."""
+    return {name: found for name in BUNDLES if (found := read(folder / f"{name}.json"))}
 
 
 def table(folder: Path) -> str:
-    """Return the accuracy of every bundle at every k, and what each kind of evidence is worth."""
+    """Return the accuracy of every bundle at every k, and what each kind of evidence is worth.
+
+    The last columns have what is recovered from another group's parity, and from the average image
+    in place of E's.
+    """
     lines = []
     for name, found in bundle_files(folder).items():
-        for place, report in enumerate(found.get("evaluate", ())):
+        again = read(folder / f"seed-{name}.json")
+        for report, latent, side in zip(
+            *(found.get(arm, ()) for arm in ("evaluate", "latent", "side")), strict=True
+        ):
             k = report["k"]
-            again = read(folder / f"seed-{name}.json").get(f"test_k{k}", {})
+            shares = {
+                "normal": report["normal_accuracy"],
+                "recovered": report["recovered_accuracy"],
+                "another seed": again.get(f"test_k{k}", {}).get("recovered_accuracy"),
+                "worst position": report["worst_position_accuracy"],
+                "agreement": report["agreement"],
+                "latent only": latent["recovered_accuracy"],
+                "side only": side["recovered_accuracy"],
+                "paper's objective": _paper(folder, name, k),
+            }
+            for arm, title in (("shuffled", "another parity"), ("pixel_mean", "average image")):
+                other = found.get(arm) or {}
+                shares[title] = other.get("recovered_accuracy") if other.get("k") == k else None
+            extra = extra_queries(found.get("info", {}), k) / k
             lines.append(
-                {
-                    "bundle": name,
-                    "k": k,
-                    "extra queries": 1 / k,
-                    "extra multiply-adds": extra_queries(found.get("info", {}), k) / k,
-                    "normal": report["normal_accuracy"],
-                    "recovered": report["recovered_accuracy"],
-                    "another seed": again.get("recovered_accuracy"),
-                    "worst position": report["worst_position_accuracy"],
-                    "agreement": report["agreement"],
-                    "latent alone": found["latent"][place]["recovered_accuracy"],
-                    "side alone": found["side"][place]["recovered_accuracy"],
-                    "paper's objective": _paper(folder, name, k),
-                }
+                {"bundle": name, "k": k, "extra multiply-adds": "" if extra != extra else extra}
+                | {title: percent(share) for title, share in shares.items()}
             )
-    frame = DataFrame(lines)
-    for column in frame.columns[4:]:
-        frame[column] = [percent(value) for value in frame[column]]
-    return tables.markdown(frame, dict.fromkeys(("extra queries", "extra multiply-adds"), ".0%"))
+    return tables.markdown(DataFrame(lines), {"extra multiply-adds": ".0%"})
 
 
 def percent(value: float | None) -> str:
     """Return a share in %; "" for None."""
-    return "" if value is None or math.isnan(value) else f"{100 * value:.2f}"
+    return "" if value is None else f"{100 * value:.2f}"
 
 
 def extra_queries(info: Mapping[str, Any], k: int) -> float:
@@ -132,95 +134,39 @@ def _paper(folder: Path, name: str, k: int) -> float | None:
     return float(own["recovered"].iloc[-1]) if len(own) else None
 
 
-def checks(folder: Path) -> str:
-    """Return what is left when a part of the evidence is taken away, at the largest k."""
-    return tables.markdown(
-        DataFrame(
-            {
-                "bundle": name,
-                "k": found["shuffled"]["k"],
-                "recovered": percent(found["evaluate"][-1]["recovered_accuracy"]),
-                "with another group's parity": percent(found["shuffled"]["recovered_accuracy"]),
-                "with the average image": percent(
-                    (found.get("pixel_mean") or {}).get("recovered_accuracy")
-                ),
-            }
-            for name, found in bundle_files(folder).items()
-            if "shuffled" in found
-        )
-    )
-
-
-COSTS: Mapping[str, tuple[str, Callable[[Any], str]]] = {
-    "embedding f, one image": ("info", lambda i: f"{i['embedding_macs'] / 1e6:.1f} M"),
-    "encoder E, ten images": ("info", lambda i: f"{i['encoder_macs_k10'] / 1e6:.1f} M"),
-    "extra multiply-adds for a group of ten": (
-        "info",
-        lambda i: f"{extra_queries(i, HARD) / HARD:.0%}",
-    ),
-    "recovery head": ("info", lambda i: f"{i['recovery_head_macs'] / 1e6:.2f} M"),
-    "reading z_p for the recovery head, once a group": (
-        "info",
-        lambda i: f"{i['reading_macs'] / 1e6:.2f} M" if i["reading_macs"] else "none",
-    ),
-    "embedding f, time": ("info", lambda i: f"{i['embedding_ms']:.1f} ms"),
-    "encoder E, ten images, time": ("info", lambda i: f"{i['encoder_ms_k10']:.1f} ms"),
-    "small backup for groups of ten, one image, time": (
-        "info",
-        lambda i: f"{i['small_backup_one_ms_k10']:.1f} ms",
-    ),
-    "small backup, ten images, time": ("info", lambda i: f"{i['small_backup_ms_k10']:.1f} ms"),
-    "training": ("info", lambda i: f"{i['provenance']['seconds'] / 60:.0f} min"),
-    "largest inversion error (pixels in 0..1)": ("invert", lambda i: f"{i['largest_error']:.1e}"),
-    "fixed-point iterations, mean": (
-        "invert",
-        lambda i: f"{i['iterations']:.1f}" if "coefficient" in i else "none",
-    ),
-    "largest singular value (bound)": (
-        "invert",
-        lambda i: (
-            f"{i['largest_singular_value']:.4f} ({i['coefficient']})"
-            if "coefficient" in i
-            else "no bound"
-        ),
-    ),
+COSTS = {
+    "embedding f, one image": "embedding_macs",
+    "encoder E, ten images": "encoder_macs_k10",
+    "recovery head": "recovery_head_macs",
+    "reading z_p for the recovery head, once a group": "reading_macs",
+    "small backup for groups of ten, one image": "small_backup_one_macs_k10",
+    "embedding f, time": "embedding_ms",
+    "encoder E, ten images, time": "encoder_ms_k10",
+    "small backup for groups of ten, one image, time": "small_backup_one_ms_k10",
+    "small backup, ten images, time": "small_backup_ms_k10",
 }
-"""Line of the table of costs -> the section of a bundle's file, and what writes the cell."""
+"""Line of the table of costs -> the key of `info`."""
 
 
 def costs(folder: Path) -> str:
     """Return multiply-adds and times of the parts, and what `invert` found."""
-
-    def cell(found: Mapping[str, Any], section: str, form: Callable[[Any], str]) -> str:
-        try:
-            return form(found[section])
-        except (KeyError, TypeError):  # a null stands for what could not be measured
-            return "not measured"
-
-    files = bundle_files(folder)
-    lines = [
-        {"": label, **{name: cell(found, *cost) for name, found in files.items()}}
-        for label, cost in COSTS.items()
-    ]
-    return tables.markdown(DataFrame(lines)) if files else ""
-
-
-def rivals(folder: Path) -> str:
-    """Return multiply-adds of the classifiers in the tables of the methods, for one image each."""
-    models = {name: load_bundle(name).model for name in BUNDLES if name in shipped_bundles()}
-    lines = [
-        {
-            "multiply-adds of one image": name,
-            "g(f(x))": served_macs(model),
-            "the plain ResNet": macs(plain_network(model, plain_width(model)).eval(), model),
-            f"the small backup, k = {HARD}": macs(
-                backup_network(model, backup_width(model, HARD)).eval(), model
-            ),
-        }
-        for name, model in models.items()
-    ]
-    frame = DataFrame(lines).set_index("multiply-adds of one image")
-    return tables.markdown((frame / 1e6).map("{:.1f} M".format).T.reset_index(names=""))
+    columns = {}
+    for name, found in bundle_files(folder).items():
+        info, invert = found["info"], found.get("invert") or {}
+        column = {}
+        for line, key in COSTS.items():
+            macs, value = "_macs" in key, info.get(key, math.nan)
+            column[line] = f"{value / 1e6:.2f} M" if macs else f"{value:.1f} ms"
+        if "provenance" in info:
+            column["training"] = f"{info['provenance']['seconds'] / 60:.0f} min"
+        if invert.get("largest_error") is not None:
+            column["largest inversion error (pixels in 0..1)"] = f"{invert['largest_error']:.1e}"
+        if "coefficient" in invert:
+            bound = f"{invert['largest_singular_value']:.4f} ({invert['coefficient']})"
+            column["fixed-point iterations, mean"] = f"{invert['iterations']:.1f}"
+            column["largest singular value (bound)"] = bound
+        columns[name] = column
+    return tables.markdown(DataFrame(columns).reset_index(names="")) if columns else ""
 
 
 def paper(folder: Path) -> str:

@@ -7,12 +7,12 @@ multiply-adds. One worker is missing. Decoding is not counted, because the front
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from pandas import DataFrame, Series, concat, isna
 
-from codedinvnet.codes.registry import OURS
+from codedinvnet.codes.registry import METHODS, OURS
 from codedinvnet.common.files import read_json
 from codedinvnet.data.load import KNOWN
 from codedinvnet.evaluation import tables
@@ -21,20 +21,10 @@ from codedinvnet.evaluation.quantiles import clustered_ci
 
 SIZES = (2, 4, 10)
 FILES = ("accuracy.jsonl", "equal-cost.jsonl")
-SPENDS = "spends, " + " / ".join(f"k = {k}" if k == SIZES[0] else str(k) for k in SIZES)
 BACKUPS = ("small-backup", "small-backup@1.4")
 """At the cost of one query, and at about what f and E of a code cost for a group of ten."""
 OWN = (BACKUPS[1], "collage", "collage@1.4", "superposition")
 """Methods that only these tables show, whichever file has their rows."""
-GROUPS: Mapping[str, tuple[str, ...]] = {
-    "1": (
-        *(BACKUPS[0], "collage", "superposition", "parm", "average-image"),
-        *("approxifer", "nercc"),
-    ),
-    "1.4": (BACKUPS[1], "collage@1.4"),
-    "its own": (OURS, "coded-invnet-paper"),
-}
-"""The methods by what they may spend: a code's f and E cost what they cost."""
 LEFT_OUT = ("none", "replication", "oracle", "approxifer-byzantine")
 """Bounds, and what needs more than one extra worker."""
 COLUMNS = ["dataset", "base", "label", "k", "recovered", "normal", "spends"]
@@ -52,27 +42,18 @@ def trainings(folder: Path) -> DataFrame:
     found = found.reindex(columns=[*COLUMNS, "extra_macs", "served_macs"])
     found[["recovered", "normal"]] *= 100
     found["spends"] = found["extra_macs"] / found["served_macs"]
-    again = []
-    for name in found["dataset"].unique():
-        path = folder / f"seed-{name}.json"
-        reports = read_json(path) if path.is_file() else {}
-        for k in SIZES:
-            if report := reports.get(f"test_k{k}"):
-                value = 100 * report["recovered_accuracy"]
-                again.append([name, "invertible", OURS, k, value, None, None])
+    again = [
+        {"dataset": name, "base": "invertible", "label": OURS, "k": k}
+        | {"recovered": 100 * report["recovered_accuracy"]}
+        for name in found["dataset"].unique()
+        if (path := folder / f"seed-{name}.json").is_file()
+        for k in SIZES
+        if (report := read_json(path).get(f"test_k{k}"))
+    ]
     own = found[COLUMNS].astype({"recovered": float, "normal": float})
-    return concat([own, DataFrame(again, columns=COLUMNS).astype(own.dtypes)]) if again else own
-
-
-def _sets(frame: DataFrame) -> list[str]:
-    known = list(KNOWN)
-    order = {name: (known.index(name) if name in known else len(known), name) for name in known}
-    return sorted(frame["dataset"].unique(), key=lambda name: order.get(name, (len(known), name)))
-
-
-def _spent(frame: DataFrame) -> str:
-    values = frame["spends"].dropna()
-    return f"{values.iloc[-1]:.2f}" if len(values) else "–"
+    if again:
+        own = concat([own, DataFrame(again, columns=COLUMNS).astype(own.dtypes)])
+    return tables.in_order(own, dataset=KNOWN, label=METHODS, k=())
 
 
 def _cell(values: Series) -> str:
@@ -86,23 +67,14 @@ def _cell(values: Series) -> str:
 def table(folder: Path) -> str:
     """Return what methods spend and recover at each group size, and over how many trainings."""
     frame = trainings(folder)
-    frame = frame[frame["base"] == "invertible"]
-    known = {*LEFT_OUT, *(name for names in GROUPS.values() for name in names)}
-    others = [name for name in frame["label"].unique() if name not in known]
+    frame = frame[(frame["base"] == "invertible") & ~frame["label"].isin(LEFT_OUT)]
     lines = []
-    for dataset in _sets(frame):
-        for cost, methods in {**GROUPS, "–": others}.items():
-            for method in methods:
-                own = frame[(frame["dataset"] == dataset) & (frame["label"] == method)]
-                sizes = {k: own[own["k"] == k] for k in SIZES}
-                if len(own):
-                    lines.append(
-                        {
-                            **{"data set": dataset, "may spend": cost, "method": method},
-                            SPENDS: " / ".join(map(_spent, sizes.values())),
-                            **{f"k = {k}": _cell(one["recovered"]) for k, one in sizes.items()},
-                        }
-                    )
+    for (dataset, method), own in frame.groupby(["dataset", "label"], sort=False):
+        sizes = {k: own[own["k"] == k] for k in SIZES}
+        known = [one["spends"].dropna().tail(1) for one in sizes.values()]
+        spends = " / ".join(f"{one.iloc[0]:.2f}" if len(one) else "–" for one in known)
+        cells = {f"k = {k}": _cell(one["recovered"]) for k, one in sizes.items()}
+        lines.append({"data set": dataset, "method": method, "spends": spends, **cells})
     return tables.markdown(DataFrame(lines))
 
 
@@ -124,17 +96,14 @@ def margins(folder: Path) -> str:
     """
     frame = trainings(folder)
     plain = frame[frame["label"] == "none"].groupby(["dataset", "base"])["normal"].last()
-    frame = frame[frame["base"] == "invertible"].set_index(["dataset", "k", "label"])["recovered"]
+    frame = frame[frame["base"] == "invertible"]
     lines = []
-    for dataset in _sets(frame.reset_index()):
-        direct = [plain.get((dataset, base), float("nan")) for base in ("resnet", "invertible")]
-        price = direct[0] - direct[1]
-        for k in SIZES:
-            own = {
-                name: list(frame[frame.index == (dataset, k, name)]) for name in (OURS, *BACKUPS)
-            }
-            if own[OURS] and any(own[name] for name in BACKUPS):
-                cells = {f"code − {name}": _margin(own[OURS], own[name]) for name in BACKUPS}
-                told = "not measured" if isna(price) else f"{price:.2f}"
-                lines.append({"data set": dataset, "k": str(k), **cells, "price of f": told})
+    for (dataset, k), here in frame.groupby(["dataset", "k"], sort=False):
+        own = {name: list(here[here["label"] == name]["recovered"]) for name in (OURS, *BACKUPS)}
+        if own[OURS] and any(own[name] for name in BACKUPS):
+            direct = [plain.get((dataset, base), float("nan")) for base in ("resnet", "invertible")]
+            price = direct[0] - direct[1]
+            cells = {f"code − {name}": _margin(own[OURS], own[name]) for name in BACKUPS}
+            price = "not measured" if isna(price) else f"{price:.2f}"
+            lines.append({"data set": dataset, "k": str(k), **cells, "price of f": price})
     return tables.markdown(DataFrame(lines))

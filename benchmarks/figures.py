@@ -25,7 +25,6 @@ from pandas import DataFrame
 
 from benchmarks import bundles, equal_cost, policies
 from benchmarks.bundles import BUNDLES, HARD
-from benchmarks.choosing import beside_hedge, choosing
 from benchmarks.peers import pages as peers
 from codedinvnet.cli.common import guarded
 from codedinvnet.codes.registry import known_method
@@ -58,7 +57,6 @@ COMMANDS = {
     "-test_fusion && cp runs/mnist/fusion-k2/evaluation.json",
 }
 """File of docs/results -> the command that makes it, up to the file's name."""
-Formats = Mapping[str, str]
 
 
 # Accuracy
@@ -127,82 +125,58 @@ def paired(path: Path) -> str:
     return tables.markdown(latency_tables.paired(read_rows(path, "latency"), "hedge"))
 
 
-def conditions(path: Path) -> str:
-    """Return under which conditions the runs were made."""
-    kept = latency_tables.runs_of(read_rows(path, "latency")).to_dict("records")
-    commits = dict.fromkeys(row["commit"][:7] for row in kept)
-    figures = {
-        "mean service time, ms": "mean_service_ms",
-        "front end, ms of a processor a query": "front_ms_per_query",
-        "processors busy": "processors_busy",
-    }
-    lines = [
-        {"": words, "least": min(values), "most": max(values)}
-        for words, name in figures.items()
-        if (values := [row[name] for row in kept if row.get(name) is not None])
-    ]
-    machine = ", ".join(dict.fromkeys(row["machine"] for row in kept))
-    frame = DataFrame(lines).map(lambda v: v if isinstance(v, str) else f"{v:.3g}")
-    frame.loc[len(frame)] = ["machine, commits", machine, ", ".join(commits)]
-    return tables.markdown(frame)
-
-
 # The pages
 
 
-FROM_FOLDER: Mapping[str, Callable[[Path], str]] = {
-    "choice": policies.choice,
-    **{name: getattr(bundles, name) for name in ("checks", "costs", "rivals", "paper")},
-    "bundles": bundles.table,
-    "equal-cost": equal_cost.table,
-    "equal-margins": equal_cost.margins,
+def rows_in(file: str, render: Callable[[Path], str]) -> tuple[list[str], Callable[[Path], str]]:
+    """Return a table that is made of one file of rows."""
+    return [file], lambda folder: render(folder / file)
+
+
+def swept(file: str) -> tuple[list[str], Callable[[Path], str]]:
+    """Return the table of a sweep."""
+    return rows_in(file, lambda path: policies.table(sweep.read_rows(path)))
+
+
+TABLES: Mapping[str, tuple[Sequence[str], Callable[[Path], str]]] = {
+    "late": rows_in("accuracy.jsonl", late),
+    **{f"accuracy-{name}": rows_in("accuracy.jsonl", partial(one_set, name)) for name in DATASETS},
+    "published": rows_in("accuracy.jsonl", published),
+    "equal-cost": (["accuracy.jsonl"], equal_cost.table),
+    "equal-margins": (["accuracy.jsonl"], equal_cost.margins),
+    "bundles": ([], bundles.table),
+    "costs": ([], bundles.costs),
+    "paper": (["paper-mnist-k2.json"], bundles.paper),
+    "tails": rows_in("latency.jsonl", lambda path: latency_tables.tails_table(latency_frame(path))),
+    "paired": rows_in("latency.jsonl", paired),
+    "latency": rows_in(
+        "latency.jsonl", lambda path: latency_tables.latency_table(latency_frame(path))
+    ),
+    "peers": rows_in("peers.jsonl", peers.readme),
+    "peers-all": rows_in("peers.jsonl", lambda path: peers.table(peers.read(path))),
+    "choice": (["policies.jsonl", "accuracy.jsonl"], policies.choice),
+    "policies": swept("policies.jsonl"),
+    "two-losses": swept("two-losses.jsonl"),
+    "few-workers": swept("few-workers.jsonl"),
+    "spread": swept("spread.jsonl"),
+    "auto": rows_in("auto.jsonl", policies.choosing),
+    "over-hedge": rows_in("auto.jsonl", policies.over_hedge),
+    "off-map": rows_in("off-map.jsonl", policies.choosing),
 }
-FROM_FILE: Mapping[str, tuple[str, Callable[[Path], str]]] = {
-    "late": ("accuracy.jsonl", late),
-    **{f"accuracy-{name}": ("accuracy.jsonl", partial(one_set, name)) for name in DATASETS},
-    "published": ("accuracy.jsonl", published),
-    "tails": ("latency.jsonl", lambda path: latency_tables.tails_table(latency_frame(path))),
-    "paired": ("latency.jsonl", paired),
-    "latency": ("latency.jsonl", lambda path: latency_tables.latency_table(latency_frame(path))),
-    "conditions": ("latency.jsonl", conditions),
-    "peers": ("peers.jsonl", peers.readme),
-    "peers-all": ("peers.jsonl", lambda path: peers.table(peers.read(path))),
-    "policies": ("policies.jsonl", lambda path: policies.table(sweep.read_rows(path))),
-    "two-losses": ("two-losses.jsonl", lambda path: policies.table(sweep.read_rows(path))),
-    "few-workers": ("few-workers.jsonl", lambda path: policies.by_load(sweep.read_rows(path))),
-    "spread": ("spread.jsonl", lambda path: policies.by_place(sweep.read_rows(path))),
-    "auto": ("auto.jsonl", choosing),
-    "beside-hedge": ("auto.jsonl", beside_hedge),
-    "off-map": ("off-map.jsonl", choosing),
-}
-"""Name of a place in the pages -> the file that its table is made of, and how."""
-NEEDS: Mapping[str, Sequence[str]] = {
-    "choice": ("policies.jsonl", "accuracy.jsonl"),
-    "equal-cost": equal_cost.FILES,
-    "equal-margins": equal_cost.FILES,
-    "paper": ("paper-mnist-k2.json",),
-}
-"""Table of a folder -> the files that it is made of, where they are not the bundles' own."""
+"""Name of a place in the pages -> the files that its table needs, and what renders it from their
+folder. Without files it is made of the bundles' own."""
 
 
 def section(name: str, folder: Path = RESULTS) -> str:
-    """Return a table by its name, or that it was not measured, with the command that does it."""
-    if name in FROM_FOLDER:
-        needs, found = NEEDS.get(name, ()), FROM_FOLDER[name](folder).strip()
-        if found:
-            return found
-    else:
-        file, render = FROM_FILE[name]
-        if _holds(folder / file):
-            return render(folder / file).strip()
-        needs = (file,)
-    lacks = [file for file in needs if not _holds(folder / file)] or needs[-1:]
-    command = f"{COMMANDS[lacks[0]]} docs/results/{lacks[0]}" if lacks else MEASURE
+    """Return a table by its name, or the command that measures it if it was not measured."""
+    files, render = TABLES[name]
+    lacks = [file for file in files if not (folder / file).is_file()]
+    found = "" if lacks else render(folder)
+    if found:
+        return found.strip()
+    file = next(iter([*lacks, *files]), None)
+    command = f"{COMMANDS[file]} docs/results/{file}" if file else MEASURE
     return f"Not measured yet; `{command}` measures it."
-
-
-def _holds(path: Path) -> bool:
-    return path.is_file() and path.stat().st_size > 0
 
 
 MARKED = re.compile(r"(<!-- figures:([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -216,7 +190,7 @@ def render(text: str, table: Callable[[str], str] = section) -> str:
     """
 
     def replaced(found: re.Match[str]) -> str:
-        if found[2] not in {*FROM_FOLDER, *FROM_FILE}:
+        if found[2] not in TABLES:
             raise UserError(f"there is no table {found[2]!r}")
         return f"{found[1]}{table(found[2])}\n{found[3]}"
 

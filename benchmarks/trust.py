@@ -1,8 +1,7 @@
 """`python -m benchmarks trust`: over random splits, do released answers keep a limit?
 
 Groups of the held-out and the test images are split at random into halves: one calibrates, and of
-the other the released answers are counted. What the bundle's own calibration releases is counted as
-well, and how its probabilities of agreement compare with how often test answers agree.
+the other the released answers are counted. So is what the bundle's own calibration releases.
 """
 
 from __future__ import annotations
@@ -29,33 +28,31 @@ Answers: TypeAlias = Sequence[np.ndarray]
 
 
 def run(bundles: Sequence[str], data_dir: Path | None, *, runs: int, seed: int) -> dict[str, Any]:
-    """Return the rows of the check, and those of the probabilities.
+    """Return the rows of the check, one for each limit.
 
     Raises:
         UserError: if a bundle has no calibration.
     """
-    rows, reliable = [], []
+    rows = []
     for name in bundles:
         bundle = load_bundle(name)
         held_out, test = (evaluation_images(bundle, s, data_dir) for s in ("validation", "test"))
         for method, k, scheme in schemes(bundle, (K,)):
             stored = calibration_of(bundle.folder, bundle.digest(), method, k)
-            known, later = (approximate(scheme, s, k, seed=seed) for s in (held_out, test))
-            for answer, frame in later.items():
-                curve = stored.curve(method, k, answer)
-                if curve is None:
-                    raise UserError(f"{name} is not calibrated: `codedinvnet calibrate` does that")
-                own = {"bundle": name, "method": method, "k": k}
-                answers = by_group(frame, k)
-                reliable.append({**own, "answer": answer, **reliability(curve, *answers)})
-                for limit in LIMITS if answer == DECODED else ():
-                    own = {"bundle": name, "weights": stored.weights, "method": method, "k": k}
-                    row = split_row(curve, by_group(known[answer], k), answers, limit, seed, runs)
-                    rows.append({**own, "limit": limit, "splits": runs, **row})
+            curve = stored.curve(method, k, DECODED)
+            if curve is None:
+                raise UserError(f"{name} is not calibrated: `codedinvnet calibrate` does that")
+            known, later = (
+                by_group(approximate(scheme, source, k, seed=seed)[DECODED], k)
+                for source in (held_out, test)
+            )
+            for limit in LIMITS:
+                own = {"bundle": name, "weights": stored.weights, "method": method, "k": k}
+                row = split_row(curve, known, later, limit, seed, runs)
+                rows.append({**own, "limit": limit, "splits": runs, **row})
     return {
         "command": "python -m benchmarks trust --data-dir data --json",
         "rows": rows,
-        "reliability": reliable,
         "commit": describe_commit(),
         "machine": describe_machine(),
     }
@@ -103,28 +100,3 @@ def released(confidences: np.ndarray, agrees: np.ndarray, threshold: float) -> t
     chosen = confidences >= threshold
     share = float((~agrees)[chosen].mean()) if chosen.any() else 0.0
     return share, float(chosen.mean())
-
-
-def reliability(curve: Curve, confidences: np.ndarray, agrees: np.ndarray) -> dict[str, Any]:
-    """Return how a curve's probabilities compare with how often answers agree.
-
-    The calibration error is the mean of |probability − agreement| over the answers, where those of
-    one probability count together. The Brier score of a constant is that of the mean agreement.
-    """
-    expected, agreed = curve.probability(confidences).ravel(), agrees.ravel()
-    steps, places, counts = np.unique(expected, return_inverse=True, return_counts=True)
-    seen = np.bincount(places, agreed) / counts
-    mean = float(agreed.mean())
-    error = float((np.abs(steps - seen) * counts).sum() / expected.size)
-    return {
-        "answers": expected.size,
-        "agreement": round(mean, 5),
-        "mean_probability": round(float(expected.mean()), 5),
-        "calibration_error": round(error, 5),
-        "brier": round(float(np.square(expected - agreed).mean()), 5),
-        "brier_of_a_constant": round(mean * (1 - mean), 5),
-        "steps": [
-            [round(float(step), 4), round(float(share), 4), int(count)]
-            for step, share, count in zip(steps, seen, counts, strict=True)
-        ],
-    }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from benchmarks.trust import reliability, split_row
+from benchmarks.trust import split_row
 from codedinvnet.protect.bound import Curve
 
 
@@ -23,11 +23,3 @@ def test_splits_keep_the_limit_and_come_near_an_oracle() -> None:
     assert 0 < row["disagreement"] <= 0.05
     assert 0.3 < row["coverage"] <= row["oracle_coverage"] <= 1
     assert row["test_disagreement"] == pytest.approx(row["stored_disagreement"], abs=0.02)
-
-
-def test_probabilities_of_a_calibration_are_reliable() -> None:
-    row = reliability(Curve.of(*answers(0)), *answers(1))
-    assert sum(count for *_, count in row["steps"]) == row["answers"] == 8000
-    assert row["mean_probability"] == pytest.approx(row["agreement"], abs=0.02)
-    assert row["calibration_error"] < 0.03
-    assert row["brier"] < row["brier_of_a_constant"]

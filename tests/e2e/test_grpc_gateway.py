@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from tritonclient.utils import InferenceServerException
 
-from benchmarks.triton import RESNET, RESNET_CONFIG, Triton, is_installed
 from codedinvnet.common.processes import Running, free_port, running
 from tests.processes import served
+from tests.triton import RESNET, RESNET_CONFIG, Triton, is_installed
 
 grpc = pytest.importorskip("tritonclient.grpc")
 NAME = "resnet"

@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from benchmarks.triton import INSTALLED as TRITON
-from benchmarks.triton import Triton
 from codedinvnet.common.processes import descendants, free_port
+from tests.triton import INSTALLED as TRITON
+from tests.triton import Triton
 
 ROOT = Path(__file__).parents[2]
 SERVERS, MLSERVER = ROOT / ".servers", ROOT / ".mlserver"

@@ -24,8 +24,8 @@ import httpx
 import numpy as np
 import pytest
 
-from benchmarks.triton import CONFIG, MODEL, Triton, is_installed
 from codedinvnet.common.processes import descendants, free_port, running
+from tests.triton import CONFIG, MODEL, Triton, is_installed
 
 grpc = pytest.importorskip("grpc")
 pb = pytest.importorskip("tritonclient.grpc.service_pb2")
