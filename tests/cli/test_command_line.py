@@ -96,7 +96,7 @@ def test_the_version_is_told(call: Command) -> None:
 def test_help_needs_no_heavy_imports() -> None:
     loaded = imported("from codedinvnet.cli.command_line import build_parser; build_parser()")
     assert "codedinvnet.cli.bench" in loaded
-    assert not {"torch", "numpy", "starlette"} & set(loaded)
+    assert not {"torch", "numpy", "uvloop"} & set(loaded)
 
 
 def test_wrong_usage(call: Command) -> None:

@@ -1,4 +1,4 @@
-"""The example of a Ray Serve ingress, but for its answers: those are asked for at night."""
+"""The example of a Ray Serve ingress, without Ray Serve, which nightly tests run it under."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
+from starlette.requests import Request
 
 from codedinvnet.common.errors import UserError
+from codedinvnet.serving.config import ServeOptions
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -46,59 +47,72 @@ def test_the_example_serves_a_protection() -> None:
     assert isinstance(app({"source": "m.onnx", "protection": "folder"}), serve.Application)
 
 
+def request(path: str, body: bytes = b"", **fields: str) -> Request:
+    """Return a request as Ray Serve hands it on."""
+    pairs = [(name.replace("_", "-").encode(), v.encode()) for name, v in fields.items()]
+    given = {"type": "http", "method": "POST" if body else "GET", "path": path}
+    about = {"query_string": b"", "headers": [(b"host", b"a.example"), *pairs]}
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return Request({**given, **about}, receive)
+
+
 @pytest.fixture
-def makers(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], Any]]:
-    """Return what makes the application in the replica of each that is built."""
+def options(monkeypatch: pytest.MonkeyPatch) -> Callable[..., ServeOptions]:
+    """Return what makes the options that the replica gets, without Ray."""
     from ray import serve
 
-    found: list[Callable[[], Any]] = []
+    found: list[ServeOptions] = []
 
-    def ingress(make: Callable[[], Any]) -> Any:
-        found.append(make)
-        return lambda cls: cls
+    class Bound:
+        def bind(self, options: ServeOptions) -> None:
+            found.append(options)
 
-    monkeypatch.setattr(serve, "ingress", ingress)
-    return found
+    def made(**arguments: str) -> ServeOptions:
+        from examples import ray_serve
+
+        pool = "examples/my_pool.py:Pool"
+        ray_serve.app({"pool": pool, "k": "2", "allowed_host": "a.example", **arguments})
+        return found[-1]
+
+    monkeypatch.setattr(serve, "deployment", lambda **_: lambda _: Bound())
+    return made
 
 
 @pytest.mark.parametrize("guarded", [False, True])
 async def test_strangers_do_not_change_the_policy(
     guarded: bool,
-    makers: list[Callable[[], Any]],
+    options: Callable[..., ServeOptions],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """The application does not know on which addresses Ray Serve listens."""
+    """The replica does not know on which addresses Ray Serve listens."""
     from examples import ray_serve
 
-    monkeypatch.setattr(ray_serve, "log_to_stderr", lambda *_: None)
-    arguments, headers = {"k": "2", "allowed_host": "a.example"}, {}
+    called: list[str] = []
+    for name in ("log_to_stderr", "freeze_loaded"):  # without its handler, events lose their fields
+        monkeypatch.setattr(ray_serve, name, lambda *_, name=name: called.append(name))
+    fields, more = {"content_type": "application/json"}, {}
     if guarded:
         file = tmp_path / "token"
         file.write_text("secret")
         file.chmod(0o600)
-        arguments["token_file"], headers = str(file), {"Authorization": "Bearer secret"}
-    ray_serve.app(arguments)
-    transport = httpx.ASGITransport(makers[0](), client=("192.0.2.1", 1))
-    async with httpx.AsyncClient(
-        transport=transport, base_url="http://a.example", headers=headers
-    ) as client:
-        reply = await client.post("/policy", json={"policy": "uncoded"})
-    assert reply.status_code == (200 if guarded else 403)
-    assert ("no token" in caplog.messages) == (not guarded)
-
-
-def test_the_examples_events_are_told_as_serve_tells_them(
-    makers: list[Callable[[], Any]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Without its handler, events would lose their fields."""
-    from examples import ray_serve
-
-    called: list[str] = []
-    for name in ("log_to_stderr", "freeze_loaded"):
-        monkeypatch.setattr(ray_serve, name, lambda *_, name=name: called.append(name))
-    ray_serve.app({"source": "mnist", "k": "2", "allowed_host": "a.example,b.example"})
+        fields["authorization"], more["token_file"] = "Bearer secret", str(file)
+    chosen = options(**more)
     assert called == []  # here is not where it runs
-    makers[0]()
-    assert called == ["log_to_stderr", "freeze_loaded"]
+    ingress = ray_serve.Ingress.__new__(ray_serve.Ingress)
+    await ingress.__init__(chosen)  # type: ignore[misc]
+    try:
+        assert called == ["log_to_stderr", "freeze_loaded"]
+        assert ("no token" in caplog.messages) == (not guarded)
+        reply = await ingress(request("/policy", b'{"policy": "uncoded"}', **fields))
+        assert reply.status_code == (200 if guarded else 403)
+        assert (await ingress(request("/v2/health/ready"))).status_code == 200
+        large = await ingress(request("/policy", bytes(5000), **fields))
+        assert large.status_code == 413
+        assert ingress.api.memory.used == 0
+    finally:
+        await ingress.dispatcher.stop()

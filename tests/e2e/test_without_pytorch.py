@@ -15,8 +15,6 @@ from codedinvnet.evaluation.load import Load
 from tests.gateway.support import Upstream
 
 PROJECT = Path(__file__).parents[2] / "pyproject.toml"
-OF_UVICORN = ("watchfiles", "websockets", "dotenv", "yaml")
-"""What its extra `standard` has beside the parser and the event loop."""
 TENSOR = {"name": "x", "datatype": "FP32", "shape": [1, 3], "data": [1, 2, 3]}
 JSON = (("Content-Type", "application/json"),)
 PROGRAM = f"""
@@ -24,7 +22,7 @@ import sys
 
 class Missing:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {(*OF_MODELS, *OF_UVICORN)}:
+        if name.partition(".")[0] in {OF_MODELS}:
             raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
 
 sys.meta_path.insert(0, Missing())
@@ -96,10 +94,9 @@ def test_what_needs_it_says_how_it_is_installed() -> None:
 
 
 def test_nothing_is_installed_that_no_gateway_imports() -> None:
-    """Those of uvicorn's extra cannot be imported here, and the gateway runs without them."""
     base = PROJECT.read_text().split("\ndependencies = [")[1].split("\n]")[0]
     names = re.findall(r'^ +"([^>=]+)>=', base, re.MULTILINE)
-    assert "uvicorn" in names
+    assert "uvloop" in names
     assert not any("[" in name for name in names)
 
 

@@ -14,7 +14,7 @@ import uvloop
 
 from codedinvnet.common.errors import UserError
 from codedinvnet.net.admin_client import read_token
-from codedinvnet.net.listening import bind, log_to_stderr
+from codedinvnet.net.listening import bind
 from codedinvnet.protocol.messages import Limits
 from codedinvnet.serving import app as serving
 from codedinvnet.serving.app import NOISY, open_app
@@ -145,18 +145,6 @@ def test_a_hung_query_has_time_to_be_sent_again(
     assert ("queries on hung workers are not sent again" in caplog.messages) == told
     if deadline == 2000:
         assert open_app(options).dispatcher.rules.hang_timeout == pytest.approx(seconds)
-
-
-def test_what_clients_send_is_not_logged(capsys: pytest.CaptureFixture[str]) -> None:
-    """uvicorn warns of every invalid request, whoever sends it; its errors are ours to know."""
-    undo, errors = log_to_stderr(*NOISY), logging.getLogger("uvicorn.error")
-    errors.warning("Invalid HTTP request received.")
-    assert capsys.readouterr().err == ""
-    errors.error("Exception in ASGI application")
-    assert "Exception in ASGI application" in capsys.readouterr().err
-    undo()
-    errors.error("after the service")
-    assert capsys.readouterr().err == ""
 
 
 def test_a_command_that_is_refused_leaves_no_handler(call: Command) -> None:

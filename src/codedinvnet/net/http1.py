@@ -106,20 +106,22 @@ class Head:
 class RequestHead(Head):
     """The head of a request."""
 
-    __slots__ = ("method", "target")
+    __slots__ = ("_path", "method", "target")
 
     def __init__(self, method: bytes, target: bytes, fields: Fields, minor: bytes) -> None:
         super().__init__(fields, minor)
-        self.method, self.target = method, target
+        self.method, self.target, self._path = method, target, ""
         hosts = sum(name.lower() == b"host" for name, _ in fields) if minor == b"1" else 1
         if hosts != 1:
             raise BadMessage("a request needs one Host field")
 
     @property
     def path(self) -> str:
-        """The target without its query."""
-        path = self.target.partition(b"?")[0].decode("latin-1")
-        return unquote(path) if "%" in path else path
+        """The target without its query, decoded."""
+        if not self._path:
+            path = self.target.partition(b"?")[0].decode("latin-1")
+            self._path = unquote(path) if "%" in path else path
+        return self._path
 
     def to_origin_form(self) -> None:
         """Leave the host out of a target that has one, as clients of proxies send it.

@@ -38,7 +38,7 @@ MOST_AHEAD = 1 << 16
 """Bytes of further requests that wait for the answer to the one before."""
 LINGER = 2.0
 """Seconds for which a client may go on sending after the last answer; nothing of it is read."""
-STILL_THERE = (0.0, 0.2, 1.0)
+STILL_THERE = (0.0, 0.05, 0.2, 1.0)
 """Seconds after a client has sent its last byte, at which it gets `100 Continue`. One that is gone
 resets the connection, which shows when the next one is sent."""
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"

@@ -5,29 +5,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import math
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-import uvicorn
 import uvloop
 
 from codedinvnet.codes.base import Scheme
-from codedinvnet.common.errors import UserError
 from codedinvnet.data import SAMPLES, sample_images
 from codedinvnet.net.admin_client import read_token
-from codedinvnet.net.background import Background
 from codedinvnet.net.collector import freeze_loaded, keep_freed
-from codedinvnet.net.listening import address, allow_files, bind, log_to_stderr, stop_signals
+from codedinvnet.net.listening import allow_files, bind, log_to_stderr, stop_signals
 from codedinvnet.net.logs import log_event
-from codedinvnet.net.tls import Certificate, follow, read_certificate
+from codedinvnet.net.server import HttpServer
+from codedinvnet.net.tls import Certificate, read_certificate
 from codedinvnet.scheduler.policies import POLICIES, Policy
 from codedinvnet.scheduler.settings import Rules, pending_limit
 from codedinvnet.serving.api.bodies import BodyMemory
-from codedinvnet.serving.api.connections import BoundedHttp
 from codedinvnet.serving.api.http import ApiOptions, HttpApi
 from codedinvnet.serving.api.page import demo_requests, page_routes
 from codedinvnet.serving.checks import check, split_policy
@@ -46,10 +42,7 @@ from codedinvnet.serving.tracing import exporting
 DEMO_IMAGES = 100
 DRAIN_TIMEOUT = 10
 """Seconds that a stopping server waits for open requests beyond their deadline."""
-KEEP_ALIVE = 75
-"""Seconds that an idle connection stays open."""
-STARTED_POLL = 0.01
-NOISY = ("uvicorn", "opentelemetry")
+NOISY = ("opentelemetry",)
 """Loggers of which only errors are written."""
 
 
@@ -72,7 +65,7 @@ class App:
         """Return what bounds requests' memory, over HTTP and gRPC together."""
         return BodyMemory(int(self.options.max_body_memory * 2**20), self.dispatcher)
 
-    def http(self, memory: BodyMemory | None = None, *, starts: bool = True) -> HttpApi:
+    def http(self, memory: BodyMemory) -> HttpApi:
         """Return the HTTP API; see `HttpApi`."""
         options = self.options
         demo = None
@@ -82,8 +75,7 @@ class App:
             self.token, (options.host, *options.allowed_host), not options.is_open, demo
         )
         routes = page_routes(self.service, demo)
-        memory = memory or self.memory()
-        return HttpApi(self.service, memory, self.choices, about, routes, starts)
+        return HttpApi(self.service, memory, self.choices, about, routes)
 
 
 def demo_images(served: Served) -> np.ndarray | None:
@@ -175,70 +167,22 @@ def rules_of(options: ServeOptions, opened: Opened, policy: Policy) -> Rules:
 # Listening
 
 
-class Server(uvicorn.Server):
-    """A server that stops with its service, and leaves signals to its caller.
-
-    Args:
-        api: what it serves.
-        deadline: seconds that a request may take.
-        certificate: None: without TLS.
-    """
-
-    def __init__(self, api: HttpApi, deadline: float, certificate: Certificate | None) -> None:
-        super().__init__(
-            uvicorn.Config(
-                api,
-                http=type("Http", (BoundedHttp,), {"most": allow_files()}),
-                ws="none",
-                log_config=None,
-                access_log=False,
-                proxy_headers=False,  # nothing here depends on where a request comes from
-                timeout_graceful_shutdown=math.ceil(deadline) + DRAIN_TIMEOUT,
-                timeout_keep_alive=KEEP_ALIVE,
-                ssl_certfile=None if certificate is None else certificate.chain,
-                ssl_keyfile=None if certificate is None else certificate.key,
-            )
-        )
-        self.dispatcher = api.dispatcher
-
-    async def on_tick(self, counter: int) -> bool:
-        """Return whether to stop: when asked to, or as soon as the service drains."""
-        return await super().on_tick(counter) or self.dispatcher.announced
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
 @asynccontextmanager
-async def listening(
-    api: HttpApi, host: str, port: int, certificate: Certificate | None = None
-) -> AsyncIterator[str]:
-    """Serve an API while the body runs, and stop its dispatcher; yields the address.
+async def listening(app: App, api: HttpApi) -> AsyncIterator[str]:
+    """Serve over HTTP while the body runs, and stop the dispatcher; yields the address.
 
     Raises:
-        UserError: if it cannot.
+        UserError: if the address is taken or not ours.
     """
-    dispatcher = api.dispatcher
-    listener = bind(host, port)
+    options, deadline = app.options, app.dispatcher.timing.deadline
+    listener = bind(options.host, options.port)
+    server = HttpServer(api, api.memory, allow_files(), deadline)
+    app.dispatcher.drains.append(server.announce_draining)
     try:
-        server = Server(api, dispatcher.timing.deadline, certificate)
-        task = asyncio.create_task(server.serve(sockets=[listener]))
-        background = Background()
-        try:
-            while not server.started and not task.done():
-                await asyncio.sleep(STARTED_POLL)
-            if task.done():
-                raise UserError(f"the server on {host}:{port} ended while starting")
-            if certificate is not None and server.config.ssl is not None:
-                background.spawn(follow(certificate, server.config.ssl, "HTTP"))
-            yield address(listener, certificate is not None)
-        finally:
-            await background.stop()
-            server.should_exit = True
-            await task
+        yield await server.listen(listener, app.certificate)
     finally:
-        await dispatcher.stop()
+        await server.stop(deadline + DRAIN_TIMEOUT)
+        await app.dispatcher.stop()
         listener.close()
 
 
@@ -255,13 +199,10 @@ async def running(options: ServeOptions, app: App | None = None) -> AsyncIterato
     """
     app = app or open_app(options)
     options, memory = app.options, app.memory()
-    api = app.http(memory, starts=False)
+    api = app.http(memory)
     async with exporting(options.traces) as tracing:
         app.dispatcher.calls.tracing = api.tracing = tracing
-        async with (
-            listening(api, options.host, options.port, app.certificate) as url,
-            grpc_listening(app, memory, api),
-        ):
+        async with listening(app, api) as url, grpc_listening(app, memory, api):
             await app.dispatcher.start()  # now that it answers that it is alive, and not ready
             yield url, app
 
@@ -323,7 +264,6 @@ async def _serve(options: ServeOptions, app: App) -> None:
 
 def serve(options: ServeOptions) -> None:
     """Serve until SIGTERM or Ctrl-C, then drain and stop."""
-    # uvicorn's warnings are about what clients send, a line for each request.
     stop_logging = log_to_stderr(*NOISY)
     try:
         try:

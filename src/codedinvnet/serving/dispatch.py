@@ -106,6 +106,8 @@ class Dispatcher:
         self.admission = Admission(self.scheduler.assigner.slots_up, rules.max_pending)
         self.queries = InFlight(metrics, self.admission)
         self.started = self.draining = self.announced = self.stopped = False
+        self.drains: list[Callable[[], None]] = []
+        """Called once the service is about to stop."""
         self._requests = 0
         self._payloads: dict[int, Payload] = {}
         self._background = Background()
@@ -165,6 +167,8 @@ class Dispatcher:
         if self.started and not self.announced:
             self.announced = True
             log_event("draining", pending=len(self.queries))
+            for drain in self.drains:
+                drain()
 
     async def stop(self) -> None:
         """Take no more queries, wait for those that are here, and end the workers."""

@@ -1,4 +1,4 @@
-"""A service over HTTP without a socket, for the tests."""
+"""A service on a port of its own, over workers that are threads of this process."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ import torch
 
 from codedinvnet.codes.build import scheme_for
 from codedinvnet.models.bundle import Bundle
+from codedinvnet.net.listening import bind
+from codedinvnet.net.server import HttpServer
 from codedinvnet.scheduler.policies import POLICIES
 from codedinvnet.scheduler.settings import Rules
 from codedinvnet.serving.api.bodies import BodyMemory
@@ -26,14 +28,8 @@ from codedinvnet.serving.workers.faults import FaultyPool, Schedule
 from tests.serving.bundles import BundleFront, BundlePool
 
 K, WORKERS = 4, 6
-
-
 INFER = "/v2/models/mnist/infer"
-
-
 MAX_BODY = 100_000
-
-
 TOKEN = "an open secret"
 
 
@@ -44,14 +40,28 @@ class Service:
         self,
         front: BundleFront,
         pool: BundlePool,
+        memory: BodyMemory,
         client: httpx.AsyncClient,
         started: asyncio.Task[None],
     ) -> None:
-        self.front, self.pool, self.client, self.started = front, pool, client, started
+        self.front, self.pool, self.memory = front, pool, memory
+        self.client, self.started = client, started
+        self.raw: list[RawClient] = []
 
     async def infer(self, images: np.ndarray, **more: Any) -> httpx.Response:
         """Send JSON; `more` replaces what stands in the request."""
         return await self.client.post(INFER, json={"inputs": [tensor(images)], **more})
+
+    async def connect(self, data: bytes) -> RawClient:
+        """Return a client that has sent some bytes."""
+        streams = await asyncio.open_connection("127.0.0.1", self.client.base_url.port)
+        self.raw.append(RawClient(*streams, data))
+        return self.raw[-1]
+
+    def count(self, status: int) -> float:
+        """Return how many requests for inference had a status."""
+        counted = self.front.metrics.registry.get_sample_value
+        return counted("codedinvnet_requests_total", {"code": str(status)}) or 0.0
 
     def hang_all(self) -> None:
         for worker in range(WORKERS):
@@ -60,6 +70,35 @@ class Service:
     def kill_all(self) -> None:
         for worker in range(WORKERS):
             self.pool.kill(worker)
+
+
+class RawClient:
+    """A client that decides on every byte, and may leave."""
+
+    def __init__(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, data: bytes
+    ) -> None:
+        self.reader, self.writer = reader, writer
+        writer.write(data)
+
+    async def answer(self) -> bytes:
+        """Return the head of the answer."""
+        return await asyncio.wait_for(self.reader.readuntil(b"\r\n\r\n"), 30)
+
+    def leave(self) -> None:
+        self.writer.transport.abort()
+
+
+def post(body: bytes, length: int | None = None, *fields: str) -> bytes:
+    """Return a request for inference, the body of which may be shorter than it says."""
+    size = len(body) if length is None else length
+    lines = [f"POST {INFER} HTTP/1.1", "Host: localhost", f"Content-Length: {size}", *fields]
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+def asked(images: np.ndarray) -> bytes:
+    """Return a request for inference on images."""
+    return post(json.dumps({"inputs": [tensor(images)]}).encode())
 
 
 def tensor(images: np.ndarray, **more: Any) -> dict[str, Any]:
@@ -100,29 +139,29 @@ async def serving(
     )
     requests = None if demo is None else demo_requests(front.served, demo)
     answering = InferenceService(front, front.served, 32, max_body)
-    api = HttpApi(
-        answering,
-        BodyMemory(body_memory, front),
-        Choices(method, WORKERS),
-        ApiOptions(token, hosts, guarded, requests),
-        page_routes(answering, requests),
-        starts=False,
-    )
+    memory = BodyMemory(body_memory, front)
+    options = ApiOptions(token, hosts, guarded, requests)
+    routes = page_routes(answering, requests)
+    api = HttpApi(answering, memory, Choices(method, WORKERS), options, routes)
+    server = HttpServer(api, memory, 100, deadline)
     started = asyncio.create_task(front.start())
     if wait:
         await started
-    transport = httpx.ASGITransport(api, raise_app_exceptions=False)
-    headers = {DEMO_HEADER: "1"}
+    url = await server.listen(bind("127.0.0.1", 0), None)
     async with httpx.AsyncClient(
-        transport=transport, base_url="http://localhost", headers=headers
+        base_url=url, headers={DEMO_HEADER: "1"}, timeout=60, trust_env=False
     ) as client:
+        service = Service(front, pool, memory, client, started)
         try:
-            yield Service(front, pool, client, started)
+            yield service
         finally:
             await started
+            for raw in service.raw:
+                raw.leave()
             for worker in range(WORKERS):
                 if pool.hung[worker].is_set():
                     pool.kill(worker)
+            await server.stop(0.1)
             await front.stop()
 
 
@@ -152,44 +191,3 @@ async def largest_gap(service: Service, work: list[Coroutine[Any, Any, Any]]) ->
         gaps.append(time.process_time() - began)
     await working
     return max(gaps)
-
-
-def scope(*headers: tuple[bytes, bytes]) -> dict[str, Any]:
-    """Return what a server says of a request."""
-    return {
-        "type": "http", "method": "POST", "path": INFER, "raw_path": INFER.encode(),
-        "query_string": b"", "headers": list(headers), "http_version": "1.1",
-        "scheme": "http", "server": ("test", 80), "client": ("test", 1), "root_path": "",
-    }  # fmt: skip
-
-
-class Leaving:
-    """A client that sends a request, and goes away when it is told to."""
-
-    def __init__(self, service: Service, images: np.ndarray) -> None:
-        self.service = service
-        self.body = json.dumps({"inputs": [tensor(images)]}).encode()
-        self.away = asyncio.Event()
-        self.sent: list[Any] = []
-        self.watched = False
-        self._asked = 0
-
-    async def receive(self) -> dict[str, Any]:
-        self._asked += 1
-        if self._asked <= 2:  # a server may say again that the body is over
-            body = self.body if self._asked == 1 else b""
-            return {"type": "http.request", "body": body, "more_body": False}
-        self.watched = True
-        try:
-            await self.away.wait()
-        finally:
-            self.watched = False
-        return {"type": "http.disconnect"}
-
-    async def send(self, message: Any) -> None:
-        self.sent.append(message)
-
-    async def infer(self) -> None:
-        transport = self.service.client._transport
-        assert isinstance(transport, httpx.ASGITransport)
-        await transport.app(scope(), self.receive, self.send)

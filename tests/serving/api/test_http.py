@@ -1,4 +1,4 @@
-"""The HTTP face without a socket: answers, and requests that are none."""
+"""The protocol over HTTP: answers, and requests that are wrong."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import json
 import re
 import time
 import zlib
-from collections.abc import AsyncIterator
 from typing import Any
 
 import numpy as np
@@ -183,20 +182,6 @@ class TestBadRequests:
             for _ in range(3):
                 largest.append(await largest_gap(service, [attack() for _ in range(6)]))
         assert min(largest) < 0.1, largest
-
-    async def test_a_body_in_pieces_is_not_read_to_its_end(self, mnist: Bundle) -> None:
-        read = 0
-
-        async def pieces() -> AsyncIterator[bytes]:
-            nonlocal read
-            for _ in range(1000):
-                read += 1
-                yield b"x" * 10_000
-
-        async with serving(mnist) as service:
-            response = await service.client.post(INFER, content=pieces())
-            assert "more than" in error(response, 413)
-            assert read <= 12
 
 
 class TestNotFound:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from typing import Any
 
@@ -11,16 +10,11 @@ import numpy as np
 import pytest
 
 from codedinvnet.models.bundle import Bundle
+from codedinvnet.net import server
 from codedinvnet.protocol import http as app
 from codedinvnet.protocol.http import parse_request
-from tests.serving.api.service import (
-    MAX_BODY,
-    WORKERS,
-    Leaving,
-    Service,
-    error,
-    serving,
-)
+from tests.observing import until
+from tests.serving.api.service import MAX_BODY, WORKERS, error, post, serving
 
 
 class TestFailures:
@@ -28,8 +22,7 @@ class TestFailures:
         async with serving(mnist, max_pending=8) as service:
             service.hang_all()
             first = asyncio.create_task(service.infer(images[:8]))
-            while len(service.front.scheduler.queries) < 8:
-                await asyncio.sleep(0.005)
+            await until(lambda: len(service.front.scheduler.queries) == 8)
             response = await asyncio.wait_for(service.infer(images[:1]), 10)
             assert "overloaded" in error(response, 503)
             assert int(response.headers["retry-after"]) >= 1
@@ -43,8 +36,7 @@ class TestFailures:
         async with serving(mnist, max_pending=8) as service:
             service.hang_all()
             first = asyncio.create_task(service.infer(images[:8]))
-            while len(service.front.scheduler.queries) < 8:
-                await asyncio.sleep(0.005)
+            await until(lambda: len(service.front.scheduler.queries) == 8)
             monkeypatch.setattr(app, "parse_request", None)
             assert "overloaded" in error(
                 await service.infer(np.full_like(images[:1], 200).repeat(24, 0)), 503
@@ -53,64 +45,32 @@ class TestFailures:
             service.kill_all()
             assert (await first).status_code == 200
 
-    async def test_who_finds_no_room_need_not_send_the_body(
+    async def test_who_finds_no_room_need_not_send_a_large_body(
         self, mnist: Bundle, images: np.ndarray
     ) -> None:
-        class Unread(Leaving):
-            async def receive(self) -> dict[str, Any]:
-                raise AssertionError("its body was read")
-
         async with serving(mnist, max_pending=8) as service:
             service.hang_all()
             first = asyncio.create_task(service.infer(images[:8]))
-            while len(service.front.scheduler.queries) < 8:
-                await asyncio.sleep(0.005)
-            client = Unread(service, images[:1])
-            await asyncio.wait_for(client.infer(), 30)
-            assert client.sent[0]["status"] == 503
+            await until(lambda: len(service.front.scheduler.queries) == 8)
+            client = await service.connect(post(b"", MAX_BODY, "Expect: 100-continue"))
+            assert (await client.answer()).startswith(b"HTTP/1.1 503 ")
             service.kill_all()
             assert (await first).status_code == 200
 
-    async def test_bodies_that_arrive_have_a_limit(
-        self, mnist: Bundle, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        class Halting(Leaving):
-            """Sends all but the end of a body, and then waits."""
-
-            def __init__(
-                self, service: Service, images: np.ndarray, length: int = MAX_BODY
-            ) -> None:
-                super().__init__(service, images)
-                self.length = length
-
-            async def receive(self) -> dict[str, Any]:
-                self._asked += 1
-                if self._asked > 1:
-                    await self.away.wait()
-                    return {"type": "http.disconnect"}
-                return {"type": "http.request", "body": bytes(self.length), "more_body": True}
-
+    async def test_bodies_that_arrive_have_a_limit(self, mnist: Bundle) -> None:
         async with serving(mnist) as service:
-            halting = [Halting(service, images[:1]) for _ in range(8)]
-            requests = [asyncio.create_task(client.infer()) for client in halting]
-            await asyncio.sleep(0.05)
-            one_more = Halting(service, images[:1])
-            await asyncio.wait_for(one_more.infer(), 30)
-            assert one_more.sent[0]["status"] == 503
-            small = Halting(service, images[:1], 100)
-            await asyncio.wait_for(small.infer(), 30)
-            assert small.sent[0]["status"] == 503
+            part = post(bytes(MAX_BODY - 1), MAX_BODY)
+            halting = [await service.connect(part) for _ in range(8)]
+            await until(lambda: service.memory.used == 8 * (MAX_BODY - 1))
+            for size in (MAX_BODY, 100):
+                refused = await service.connect(post(bytes(size)))
+                head = await refused.answer()
+                assert head.startswith(b"HTTP/1.1 503 ")
+                assert b"Retry-After: 1\r\n" in head
             for client in halting:
-                client.away.set()
-            await asyncio.wait_for(asyncio.gather(*requests), 30)
-            assert {client.sent[0]["status"] for client in halting} == {499}
-            again = Halting(service, images[:1])
-            again.away.set()
-            await asyncio.wait_for(again.infer(), 30)
-            assert again.sent[0]["status"] == 499
-            count = service.front.metrics.registry.get_sample_value
-            assert count("codedinvnet_requests_total", {"code": "503"}) == 2
-            assert count("codedinvnet_requests_total", {"code": "499"}) == len(halting) + 1
+                client.leave()
+            await until(lambda: service.memory.used == 0)
+            assert service.count(503) == 2
 
     async def test_images_that_wait_are_counted_with_bodies(
         self, mnist: Bundle, images: np.ndarray
@@ -120,30 +80,26 @@ class TestFailures:
         async with serving(mnist, body_memory=80000) as service:
             service.hang_all()
             first = asyncio.create_task(service.infer(images[:12]))
-            while len(service.front.scheduler.queries) < 12:
-                await asyncio.sleep(0.005)
-            assert "overloaded" in error(await service.infer(large), 503)
+            await until(lambda: len(service.front.scheduler.queries) == 12)
+            assert error(await service.infer(large), 503) == "memory is full: try again later"
             service.kill_all()
             assert (await first).status_code == 200
             assert (await service.infer(large)).status_code == 200
+            assert service.memory.used == 0
 
-    async def test_a_body_that_does_not_come(self, mnist: Bundle, images: np.ndarray) -> None:
-        class Silent(Leaving):
-            async def receive(self) -> dict[str, Any]:
-                if self._asked:
-                    await self.away.wait()
-                self._asked += 1
-                return {"type": "http.request", "body": self.body[:100], "more_body": True}
-
+    async def test_a_body_that_does_not_come(
+        self, mnist: Bundle, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(server, "SWEEP", 0.05)
         async with serving(mnist, deadline=0.2) as service:
-            client = Silent(service, images[:1])
             began = time.monotonic()
-            await asyncio.wait_for(client.infer(), 30)
+            client = await service.connect(post(b"{", 1000))
+            head = await client.answer()
             assert 0.2 <= time.monotonic() - began < 20
-            start, content = client.sent[0], client.sent[1]["body"]
-            assert start["status"] == 408
-            assert (b"connection", b"close") in start["headers"]
-            assert json.loads(content) == {"error": "body: not here after 0.2 s"}
+            assert head.startswith(b"HTTP/1.1 408 ")
+            assert b"Connection: close\r\n" in head
+            assert b"took too long" in await client.reader.read()
+            assert service.count(408) == 1
 
     async def test_the_deadline_counts_from_the_requests_arrival(
         self, mnist: Bundle, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
@@ -175,8 +131,7 @@ class TestFailures:
             assert (
                 error(await service.infer(images[:1]), 500) == "internal error: ZeroDivisionError"
             )
-            count = service.front.metrics.registry.get_sample_value
-            assert count("codedinvnet_requests_total", {"code": "500"}) == 1
+            assert service.count(500) == 1
 
     async def test_draining(self, mnist: Bundle, images: np.ndarray) -> None:
         async with serving(mnist) as service:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 
 import numpy as np
@@ -76,19 +75,6 @@ async def test_what_is_refused(mnist: Bundle) -> None:
         text = {"Content-Type": "text/plain"}  # as a form of another site's page sends it
         error(await client.post("/policy", content=b'{"policy": "hedge"}', headers=text), 415)
         assert (await client.get("/policy")).json()["policy"] == "coded"
-
-
-async def test_a_body_that_does_not_come(mnist: Bundle) -> None:
-    async def silent() -> AsyncIterator[bytes]:
-        yield b"{"
-        await asyncio.Event().wait()
-
-    async with serving(mnist, deadline=0.2) as service:
-        kind = {"Content-Type": "application/json"}
-        asked = service.client.post("/policy", content=silent(), headers=kind)
-        told = error(await asyncio.wait_for(asked, 20), 408)
-        assert told == "body: not here after 0.2 s"
-        assert (await service.client.get("/policy")).json()["policy"] == "coded"
 
 
 async def test_it_needs_the_token(mnist: Bundle) -> None:

@@ -5,20 +5,36 @@ from __future__ import annotations
 import logging
 from typing import NamedTuple
 
-from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
-from starlette.responses import JSONResponse, Response
-
 from codedinvnet.common.errors import described
+from codedinvnet.net.answers import Reply, error_reply
+from codedinvnet.net.http1 import Field
 from codedinvnet.net.logs import log_event
 from codedinvnet.protocol.messages import ProtocolError, TooLarge
 from codedinvnet.serving.answers import DeadlinePassed, NotNow, QueryFailed
-from codedinvnet.serving.api.bodies import TooSlow
 from codedinvnet.serving.service import NoModel
+
+LEFT = 499
+"""The status of a request whose client is gone."""
+
+
+class HttpError(Exception):
+    """An error that HTTP alone has: a wrong path or method, or what a browser must not do."""
+
+    def __init__(self, status: int, reason: str, *fields: Field) -> None:
+        super().__init__(reason)
+        self.status, self.fields = status, fields
 
 
 class Unauthenticated(Exception):
     """A token is missing or wrong."""
+
+
+class TooSlow(Exception):
+    """A request's message did not come in time."""
+
+
+class ClientGone(Exception):
+    """The client hung up before it was answered."""
 
 
 class Problem(NamedTuple):
@@ -28,11 +44,11 @@ class Problem(NamedTuple):
     grpc: str
     """The name of the status."""
     message: str
-    headers: dict[str, str]
+    fields: tuple[Field, ...] = ()
 
-    def response(self) -> Response:
+    def reply(self) -> Reply:
         """Return it as an answer over HTTP."""
-        return JSONResponse({"error": self.message}, self.http, self.headers)
+        return error_reply(self.http, self.message, *self.fields)
 
 
 STATUSES: tuple[tuple[type[Exception], int, str], ...] = (
@@ -44,23 +60,19 @@ STATUSES: tuple[tuple[type[Exception], int, str], ...] = (
     (TooSlow, 408, "DEADLINE_EXCEEDED"),
     (NoModel, 404, "NOT_FOUND"),
     (Unauthenticated, 401, "UNAUTHENTICATED"),
-    (ClientDisconnect, 499, "CANCELLED"),
+    (ClientGone, LEFT, "CANCELLED"),
 )
 
 
 def problem(error: Exception, path: str) -> Problem:
     """Return an error as clients see it; a mistake of our own is logged with the path."""
-    if isinstance(error, HTTPException):
-        return Problem(error.status_code, "UNKNOWN", error.detail, dict(error.headers or {}))
+    if isinstance(error, HttpError):
+        return Problem(error.status, "UNKNOWN", str(error), error.fields)
     found = next((row for row in STATUSES if isinstance(error, row[0])), None)
     if found is None:
         log_event("internal error", logging.ERROR, error, path=path, reason=described(error))
-        return Problem(500, "INTERNAL", f"internal error: {type(error).__name__}", {})
-    headers, message = {}, str(error)
+        return Problem(500, "INTERNAL", f"internal error: {type(error).__name__}")
     if isinstance(error, NotNow):
-        headers, message = {"Retry-After": str(error.seconds)}, f"{error}: try again later"
-    elif isinstance(error, TooSlow):
-        headers = {"Connection": "close"}  # the rest may still come
-    elif isinstance(error, Unauthenticated):
-        headers = {"WWW-Authenticate": "Bearer"}
-    return Problem(found[1], found[2], message, headers)
+        again = (b"Retry-After", b" %d" % error.seconds)
+        return Problem(found[1], found[2], f"{error}: try again later", (again,))
+    return Problem(found[1], found[2], str(error))

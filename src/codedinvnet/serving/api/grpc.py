@@ -10,15 +10,16 @@ from importlib.metadata import version
 from typing import Any
 
 from codedinvnet.common.errors import UserError
+from codedinvnet.net import server
 from codedinvnet.net.grpc import grpc, renewed_credentials
+from codedinvnet.net.http1 import MOST_HEAD
 from codedinvnet.net.logs import log_event
 from codedinvnet.net.tls import Certificate
 from codedinvnet.protocol import grpc as protocol
 from codedinvnet.protocol.grpc import SERVICE, pb
 from codedinvnet.protocol.messages import Head, InferRequest, ProtocolError, server_metadata
-from codedinvnet.serving.api import connections
-from codedinvnet.serving.api.bodies import LARGE, BodyMemory, TooSlow
-from codedinvnet.serving.api.errors import Problem, problem
+from codedinvnet.serving.api.bodies import LARGE, BodyMemory
+from codedinvnet.serving.api.errors import LEFT, Problem, TooSlow, problem
 from codedinvnet.serving.api.guard import Guard
 from codedinvnet.serving.api.http import LARGE_ANSWER
 from codedinvnet.serving.service import InferenceService
@@ -45,8 +46,8 @@ LAST_REQUESTS = 60.0
 """Seconds, and twice the deadline, in which a client must have the last answers on it."""
 LONGEST_MESSAGE = 2048
 """Bytes of an error's message. Clients take 8 KB of metadata, and three for some bytes."""
-LEFT, TOO_LATE = 499, 504
-"""The HTTP statuses of a request whose client had left, and of one whose time was over."""
+TOO_LATE = 504
+"""The HTTP status of a request whose time was over."""
 INT_MAX = 2**31 - 1
 """The largest number that an option of gRPC may be."""
 FAULTS = frozenset({"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE"})
@@ -103,26 +104,26 @@ class GrpcApi:
             "grpc.max_connection_age_ms": round(1000 * LONGEST_CONNECTION),
             "grpc.max_connection_age_grace_ms": min(round(1000 * last), INT_MAX),
             "grpc.so_reuseport": 0,
-            "grpc.server_handshake_timeout_ms": round(1000 * connections.HEAD_TIMEOUT),
+            "grpc.server_handshake_timeout_ms": round(1000 * server.HEAD_TIMEOUT),
         }
         most = min(max(FEWEST_REQUESTS, self.memory.most // WINDOW), MOST_REQUESTS)
-        server = grpc.aio.server(options=tuple(options.items()), maximum_concurrent_rpcs=most)
-        server.add_generic_rpc_handlers(self._handlers())
+        served = grpc.aio.server(options=tuple(options.items()), maximum_concurrent_rpcs=most)
+        served.add_generic_rpc_handlers(self._handlers())
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         try:
             bound: int
             if certificate is None:
-                bound = server.add_insecure_port(address)
+                bound = served.add_insecure_port(address)
             else:
-                bound = server.add_secure_port(address, renewed_credentials(certificate))
+                bound = served.add_secure_port(address, renewed_credentials(certificate))
         except RuntimeError as error:
             raise UserError(f"--grpc-port: cannot listen on {address}") from error
-        await server.start()
+        await served.start()
         log_event("gRPC", host=host, port=bound)
         try:
             yield bound
         finally:
-            await server.stop(self._deadline)
+            await served.stop(self._deadline)
 
     def _handlers(self) -> tuple[Any, ...]:
         answers: dict[str, Callable[[bytes, Any], Awaitable[bytes]]] = {
@@ -161,8 +162,8 @@ class GrpcApi:
                     self.guard.check_token(str(given).encode())
                 if name in WITH_MESSAGE:
                     message = await read_message(context, turns, self._deadline)
-                    if name != "ModelInfer" and len(message) > connections.LONGEST_HEAD:
-                        most = connections.LONGEST_HEAD // 1024
+                    if name != "ModelInfer" and len(message) > MOST_HEAD:
+                        most = MOST_HEAD // 1024
                         raise ProtocolError(f"message: more than {most} KiB")
                 found = await answer(message, context)
             except Exception as error:

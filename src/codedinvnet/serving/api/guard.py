@@ -6,11 +6,9 @@ import hmac
 import ipaddress
 import re
 
-from starlette.exceptions import HTTPException
-from starlette.types import Scope
-
+from codedinvnet.net.http1 import RequestHead
 from codedinvnet.protocol.messages import short
-from codedinvnet.serving.api.errors import Unauthenticated
+from codedinvnet.serving.api.errors import HttpError, Unauthenticated
 from codedinvnet.serving.config import LOOPBACK
 
 ANY_ADDRESS = ("0.0.0.0", "::")
@@ -35,22 +33,19 @@ class Guard:
         self.names = {*LOOPBACK, *(host.lower().strip("[]") for host in hosts)}
         self.token = token.encode()
 
-    def check(self, scope: Scope) -> None:
+    def check(self, head: RequestHead) -> None:
         """Refuse a request over HTTP.
 
         Raises:
-            HTTPException: if its host is not known.
+            HttpError: if its host is not known.
             Unauthenticated: if it needs a token.
         """
-        given = b""
-        for name, value in scope["headers"]:
-            if name == b"host" and not self.knows(value.decode("latin-1")):
-                host = short(value.decode("latin-1"))
-                raise HTTPException(421, f"host {host} is not known here; see allowed-host")
-            if name == b"authorization":
-                given = value
-        if self.token and not OPEN.fullmatch(scope["path"]):
-            self.check_token(given)
+        host = head.known.get(b"host")
+        if host is not None and not self.knows(host.decode("latin-1")):
+            name = short(host.decode("latin-1"))
+            raise HttpError(421, f"host {name} is not known here; see allowed-host")
+        if self.token and not OPEN.fullmatch(head.path):
+            self.check_token(head.known.get(b"authorization", b""))
 
     def check_token(self, given: bytes) -> None:
         """Refuse a request whose Authorization does not carry the token.

@@ -1,4 +1,4 @@
-"""The protocol over HTTP, as one ASGI application: inference, health, metadata, metrics, policy."""
+"""The protocol over HTTP: inference, health, metadata, metrics, policy, and the page."""
 
 from __future__ import annotations
 
@@ -6,19 +6,15 @@ import asyncio
 import gzip
 import json
 import re
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any
+from typing import Any, TypeAlias
 
-from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
-from starlette.routing import Route, Router
-from starlette.types import Receive, Scope, Send
-
-from codedinvnet.net.background import in_thread
+from codedinvnet.net.answers import Answers, Reply
+from codedinvnet.net.background import Background
+from codedinvnet.net.http1 import Field, RequestHead
+from codedinvnet.net.requests import Request
 from codedinvnet.protocol import http
 from codedinvnet.protocol.messages import (
     HEADER_LENGTH,
@@ -27,21 +23,27 @@ from codedinvnet.protocol.messages import (
     server_metadata,
 )
 from codedinvnet.serving.answers import QueryFailed
-from codedinvnet.serving.api.bodies import GONE, LARGE, BodyMemory, departure, read_body
-from codedinvnet.serving.api.errors import problem
+from codedinvnet.serving.api.bodies import LARGE, BodyMemory
+from codedinvnet.serving.api.errors import LEFT, ClientGone, HttpError, problem
 from codedinvnet.serving.api.guard import Guard
 from codedinvnet.serving.choices import Choices
 from codedinvnet.serving.service import InferenceService, ServedResponse
 from codedinvnet.serving.tracing import Tracing
 
-MODEL = r"/v2/models/(?P<name>[^/]+)(/versions/(?P<version>[^/]+))?"
+MODEL = r"/v2/models/([^/]+)(?:/versions/([^/]+))?"
 INFER = re.compile(MODEL + "/infer")
 COMPRESSED_FROM = 4096
 """Bytes of a response from which compressing it pays, for clients that ask."""
 LARGE_ANSWER = 4096
 """Values of an answer from which it is written in a thread."""
-POLICY_BODY = 4096
-"""Bytes of a request for another policy, at most."""
+SMALL_BODY = 4096
+"""Bytes that the body of any other request may have."""
+BODY_LENGTH = HEADER_LENGTH.lower().encode()
+
+Endpoint: TypeAlias = Callable[[Request, re.Match[str]], Reply]
+"""Answers a request whose path a pattern matches."""
+Routes: TypeAlias = Mapping[str, Mapping[str, Endpoint]]
+"""Pattern of paths -> method -> what answers."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +64,40 @@ class ApiOptions:
     demo: Sequence[Mapping[str, Any]] | None = None
 
 
+class Answering:
+    """A request that is being answered.
+
+    Args:
+        api: answers it.
+        client: gets the answer.
+        request: from its client.
+    """
+
+    __slots__ = ("_left",)
+
+    def __init__(self, api: HttpApi, client: Answers, request: Request) -> None:
+        self._left: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        api.background.spawn(self._answer(api, client, request))
+
+    async def _answer(self, api: HttpApi, client: Answers, request: Request) -> None:
+        reply = await api.respond(request, self._left)
+        if self._left.done():
+            api.replied(request.head, LEFT)
+        else:
+            client.reply(reply)
+
+    def gone(self) -> None:
+        self._left.set_result(None)
+
+    def pause(self) -> None:
+        """Do nothing: the answer is sent as one."""
+
+    def resume(self) -> None:
+        """Do nothing."""
+
+
 class HttpApi:
-    """An ASGI application that answers one service's clients.
+    """Answers one service's clients, as a handler of `HttpServer`.
 
     Args:
         service: answers their requests.
@@ -71,8 +105,6 @@ class HttpApi:
         choices: the policies that can be changed to.
         options: see `ApiOptions`.
         routes: others than the protocol's.
-        starts: start the dispatcher before anything is answered, and stop it in the end. Otherwise
-            the caller does, and until then queries are refused.
     """
 
     def __init__(
@@ -81,218 +113,204 @@ class HttpApi:
         memory: BodyMemory,
         choices: Choices,
         options: ApiOptions,
-        routes: Sequence[Route] = (),
-        starts: bool = True,
+        routes: Routes | None = None,
     ) -> None:
         self.service, self.memory, self.choices = service, memory, choices
-        self.options, self.starts = options, starts
-        self.dispatcher = service.dispatcher
+        self.options, self.dispatcher = options, service.dispatcher
         self.requests = self.dispatcher.metrics.requests
         self.guard = Guard(options.hosts, options.token)
         self.tracing: Tracing | None = None
-        self._rendering = asyncio.Lock()
-        self.router = Router([*self._routes(), *routes], redirect_slashes=False)
+        self.background = Background()
+        own = {**self._routes(), **(routes or {})}
+        self.routes = [(re.compile(path), endpoints) for path, endpoints in own.items()]
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request; errors become answers here."""
-        if scope["type"] != "http":
-            await self._lifespan(receive, send)
-            return
-        path = scope["path"]
-        if self.tracing is not None and path.endswith("/infer"):
-            names = ((k.decode("latin-1"), v.decode("latin-1")) for k, v in scope["headers"])
-            about = {"http.request.method": scope["method"], "url.path": path}
-            with self.tracing.request(f"{scope['method']} infer", names, about) as span:
-                response = await self._respond(scope, receive, send)
-                span.ended(500 if response is None else response.status_code)
-        else:
-            response = await self._respond(scope, receive, send)
-        if response is not None:
-            await response(scope, receive, send)
+    # The server's handler
 
-    async def _respond(
-        self, scope: Scope, receive: Receive, send: Send
-    ) -> Response | InferAnswer | None:
-        """Return the response to a request; None if the router has sent one."""
-        path = scope["path"]
-        response: Response | InferAnswer
+    def most_body(self, head: RequestHead) -> int:
+        """Return how many bytes a request's body may have."""
+        if not head.path.endswith("/infer"):
+            return SMALL_BODY
+        limits = self.service.limits
+        return limits.body if BODY_LENGTH in head.known else limits.head
+
+    def precheck(self, head: RequestHead) -> Reply | None:
+        """Return why a request is refused before its body is read; None if it is not."""
         try:
-            self.guard.check(scope)
-            found = INFER.fullmatch(path)
-            if found is None:
-                scope["app"] = self  # then the router raises its errors
-                await self.router(scope, receive, send)
-                return None
-            if scope["method"] != "POST":
-                raise HTTPException(405, "Method Not Allowed", {"Allow": "POST"})
-            response = await self.infer(scope, receive, found)
+            self.guard.check(head)
+            if head.chunked or (head.length or 0) > LARGE:  # smaller ones are read in any case
+                self._inferred(head)
         except Exception as error:
-            response = problem(error, path).response()
-        if path.endswith("/infer"):
-            self.requests.labels(str(response.status_code)).inc()
-        return response
+            return problem(error, head.path).reply()
+        return None
 
-    async def _lifespan(self, receive: Receive, send: Send) -> None:
-        await receive()
+    def handle(self, client: Answers, request: Request) -> Answering:
+        """Have a request answered."""
+        return Answering(self, client, request)
+
+    def replied(self, head: RequestHead | None, status: int) -> None:
+        """Count the answer to an inference request."""
+        if head is not None and head.path.endswith("/infer"):
+            self.requests.labels(str(status)).inc()
+
+    async def respond(self, request: Request, gone: asyncio.Future[None]) -> Reply:
+        """Return the answer to a request that `precheck` let through; errors are answers.
+
+        Args:
+            request: its body is counted as held until here.
+            gone: done once its client is gone.
+        """
+        head = request.head
+        path = head.path
+        if self.tracing is None or not path.endswith("/infer"):
+            return await self._respond(request, gone)
+        names = ((k.decode(), v.decode("latin-1")) for k, v in head.known.items())
+        method = head.method.decode()
+        about = {"http.request.method": method, "url.path": path}
+        with self.tracing.request(f"{method} infer", names, about) as span:
+            reply = await self._respond(request, gone)
+            span.ended(LEFT if gone.done() else reply.status)
+        return reply
+
+    async def _respond(self, request: Request, gone: asyncio.Future[None]) -> Reply:
+        head = request.head
         try:
-            if self.starts:
-                await self.dispatcher.start()
-        except BaseException as error:
-            await send({"type": "lifespan.startup.failed", "message": str(error)})
-            raise
-        await send({"type": "lifespan.startup.complete"})
-        await receive()
-        if self.starts:
-            await self.dispatcher.stop()
-        await send({"type": "lifespan.shutdown.complete"})
+            with self.memory.holding(request.size) as hold:
+                if self._inferred(head):
+                    return await self._infer(request, gone, hold)
+                return self._route(request)
+        except Exception as error:
+            return problem(error, head.path).reply()
+
+    def _inferred(self, head: RequestHead) -> bool:
+        """Tell whether a request asks for inference; refuse it if that cannot be now."""
+        found = INFER.fullmatch(head.path)
+        if found is None:
+            return False
+        if head.method != b"POST":
+            raise HttpError(405, "Method Not Allowed", (b"Allow", b" POST"))
+        self.service.check_model(found[1], found[2])
+        self.dispatcher.check_room(1)
+        return True
+
+    def _route(self, request: Request) -> Reply:
+        """Return the answer to a request that is not for inference."""
+        method = request.head.method.decode("latin-1")
+        for path, endpoints in self.routes:
+            if (found := path.fullmatch(request.head.path)) is not None:
+                endpoint = endpoints.get("GET" if method == "HEAD" else method)
+                if endpoint is None:
+                    allowed = b" " + ", ".join(endpoints).encode()
+                    raise HttpError(405, "Method Not Allowed", (b"Allow", allowed))
+                return endpoint(request, found)
+        raise HttpError(404, "Not Found")
 
     # Inference
 
-    async def infer(self, scope: Scope, receive: Receive, path: re.Match[str]) -> InferAnswer:
+    async def _infer(
+        self, given: Request, gone: asyncio.Future[None], hold: Callable[[int], None]
+    ) -> Reply:
         """Answer an inference request."""
-        began, service = time.monotonic(), self.service
-        self.service.check_model(path["name"], path["version"])
-        self.dispatcher.check_room(1)  # before its body takes any
-        headers = {
-            name: value.decode("latin-1")
-            for name, value in scope["headers"]
-            if name in (BODY_LENGTH, b"content-encoding", b"accept-encoding")
-        }
-        length, coding = headers.get(BODY_LENGTH), headers.get(b"content-encoding")
-        most = service.limits.head if length is None else service.limits.body
+        service, known = self.service, given.head.known
+        body = given.body[0] if len(given.body) == 1 else b"".join(given.body)
+        length, coding, accepted = (
+            known[name].decode("latin-1") if name in known else None
+            for name in (BODY_LENGTH, b"content-encoding", b"accept-encoding")
+        )
 
-        with self.memory.holding() as hold:
-            body = await read_body(receive, most, self.dispatcher.timing.deadline, hold)
+        def parse() -> InferRequest:
+            return http.parse_request(body, length, coding, service.limits, service.check)
 
-            def parse() -> InferRequest:
-                return http.parse_request(body, length, coding, service.limits, service.check)
-
-            gone, watching = scope.get("extensions", {}).get(GONE), None
-            if gone is None:
-                gone = watching = asyncio.create_task(departure(receive))
-            try:
-                if len(body) < LARGE and coding is None:
-                    request = parse()
-                else:
-                    request = await self.memory.parse(parse, began, gone)
-                hold(max(len(body), request.size))
-                answer = await service.answer(request, began, gone)
-                if gone.done():
-                    raise ClientDisconnect
-            except QueryFailed:
-                if gone.done():
-                    raise ClientDisconnect from None
-                raise
-            finally:
-                if watching is not None:
-                    watching.cancel()
-        packs = wants_gzip(headers.get(b"accept-encoding", ""))
+        if len(body) < LARGE and coding is None:
+            request = parse()
+        else:
+            request = await self.memory.parse(parse, given.came, gone)
+        hold(max(len(body), request.size))
+        try:
+            answer = await service.answer(request, given.came, gone)
+        except QueryFailed:
+            if gone.done():
+                raise ClientGone from None
+            raise
+        packs = accepted is not None and wants_gzip(accepted)
         if answer.values < LARGE_ANSWER:
             return written(request, answer, packs)
         return await self.memory.write(lambda: written(request, answer, packs))
 
     # The rest
 
-    def _routes(self) -> list[Route]:
-        of_model = "/v2/models/{name}"
-        return [
-            Route(f"{of_model}{part}{path}", endpoint)
-            for part in ("", "/versions/{version}")
-            for path, endpoint in (("", self._metadata), ("/ready", self._model_ready))
-        ] + [
-            Route("/v2/health/live", self._live),
-            Route("/v2/health/ready", self._ready),
-            Route("/v2", self._server),
-            Route("/metrics", self._metrics),
-            Route("/policy", self._policy),
-            Route("/policy", self._change_policy, methods=["POST"]),
-        ]
+    def _routes(self) -> Routes:
+        return {
+            MODEL: {"GET": self._metadata},
+            f"{MODEL}/ready": {"GET": self._model_ready},
+            "/v2/health/live": {"GET": self._live},
+            "/v2/health/ready": {"GET": lambda *_: self._readiness()},
+            "/v2": {"GET": lambda *_: json_reply(server_metadata(version("codedinvnet")))},
+            "/metrics": {"GET": self._metrics},
+            "/policy": {"GET": self._policy, "POST": self._change_policy},
+        }
 
-    async def _live(self, _: Request) -> Response:
+    def _live(self, *_: object) -> Reply:
         alive = self.dispatcher.supervisor.is_live
-        return JSONResponse({"live": alive}, status_code=200 if alive else 503)
+        return json_reply({"live": alive}, 200 if alive else 503)
 
-    def _readiness(self, **about: str) -> Response:
+    def _readiness(self, **about: str) -> Reply:
         up = self.dispatcher.is_up
-        return JSONResponse({**about, "ready": up}, status_code=200 if up else 503)
+        return json_reply({**about, "ready": up}, 200 if up else 503)
 
-    async def _ready(self, _: Request) -> Response:
-        return self._readiness()
+    def _model_ready(self, _: Request, path: re.Match[str]) -> Reply:
+        self.service.check_model(path[1], path[2])
+        return self._readiness(name=path[1])
 
-    async def _model_ready(self, request: Request) -> Response:
-        name = request.path_params["name"]
-        self.service.check_model(name, request.path_params.get("version"))
-        return self._readiness(name=name)
+    def _metadata(self, _: Request, path: re.Match[str]) -> Reply:
+        self.service.check_model(path[1], path[2])
+        return json_reply(self.service.metadata.as_json())
 
-    async def _metadata(self, request: Request) -> Response:
-        self.service.check_model(request.path_params["name"], request.path_params.get("version"))
-        return JSONResponse(self.service.metadata.as_json())
+    def _metrics(self, *_: object) -> Reply:
+        self.dispatcher.update_gauges()
+        return Reply(200, self.dispatcher.metrics.render(), "text/plain; version=0.0.4")
 
-    async def _server(self, _: Request) -> Response:
-        return JSONResponse(server_metadata(version("codedinvnet")))
+    def _policy(self, *_: object) -> Reply:
+        return json_reply(self.choices.report(self.dispatcher.scheduler.chosen))
 
-    async def _metrics(self, _: Request) -> Response:
-        async with self._rendering:  # one at a time
-            self.dispatcher.update_gauges()
-            text = await in_thread(self.dispatcher.metrics.render)
-        return Response(text, media_type="text/plain; version=0.0.4")
-
-    async def _policy(self, _: Request) -> Response:
-        return JSONResponse(self.choices.report(self.dispatcher.scheduler.chosen))
-
-    async def _change_policy(self, request: Request) -> Response:
+    def _change_policy(self, request: Request, _: object) -> Reply:
         if not self.options.guarded:
             why = "any client that reaches the port could do this: it needs --token-file"
-            raise HTTPException(403, why)
+            raise HttpError(403, why)
         # Pages of other sites can send no such content.
-        if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
-            raise HTTPException(415, "the content type must be application/json")
-        deadline = self.dispatcher.timing.deadline
-        body = await read_body(request.receive, POLICY_BODY, deadline, lambda _: None)
+        kind = request.head.known.get(b"content-type", b"").partition(b";")[0].strip()
+        if kind != b"application/json":
+            raise HttpError(415, "the content type must be application/json")
         try:
-            wanted = json.loads(body)
+            wanted = json.loads(b"".join(request.body))
         except (ValueError, RecursionError) as error:
             raise ProtocolError(f"the body is not JSON: {error}") from error
         name = wanted.get("policy") if isinstance(wanted, dict) else None
         if not isinstance(name, str):
             raise ProtocolError('the body must be an object, {"policy": NAME}')
         self.dispatcher.change_policy(self.choices.named(name))
-        return await self._policy(request)
+        return self._policy()
 
 
-BODY_LENGTH = HEADER_LENGTH.lower().encode()
+def json_reply(value: Any, status: int = 200) -> Reply:
+    """Return an answer in JSON."""
+    return Reply(status, json.dumps(value).encode())
 
 
-class InferAnswer:
-    """The answer to an inference request, as an ASGI application; a lean Starlette `Response`."""
-
-    status_code = 200
-
-    def __init__(self, data: bytes, headers: list[tuple[bytes, bytes]]) -> None:
-        self.body, self.headers = data, headers
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it."""
-        await send({"type": "http.response.start", "status": 200, "headers": self.headers})
-        await send({"type": "http.response.body", "body": self.body})
-
-
-def written(request: InferRequest, answer: ServedResponse, packs: bool) -> InferAnswer:
+def written(request: InferRequest, answer: ServedResponse, packs: bool) -> Reply:
     """Return the response with a request's answers, compressed if that pays and may be."""
     data, head = http.render_response(answer.message, request)
     # As the W3C's header, in ms.
-    headers = [(b"server-timing", b"work;dur=%.3f" % (1000 * answer.work_seconds))]
-    if head is None:
-        headers.append((b"content-type", b"application/json"))
-    else:
-        headers.append((b"content-type", b"application/octet-stream"))
-        headers.append((BODY_LENGTH, b"%d" % head))
+    fields: list[Field] = [(b"Server-Timing", b" work;dur=%.3f" % (1000 * answer.work_seconds))]
+    kind = "application/json"
+    if head is not None:
+        kind = "application/octet-stream"
+        fields.append((HEADER_LENGTH.encode(), b" %d" % head))
     if len(data) >= COMPRESSED_FROM:
-        headers.append((b"vary", b"Accept-Encoding"))
+        fields.append((b"Vary", b" Accept-Encoding"))
         if packs:
             data = gzip.compress(data, 1)
-            headers.append((b"content-encoding", b"gzip"))
-    return InferAnswer(data, [*headers, (b"content-length", b"%d" % len(data))])
+            fields.append((b"Content-Encoding", b" gzip"))
+    return Reply(200, data, kind, fields)
 
 
 def wants_gzip(accepted: str) -> bool:

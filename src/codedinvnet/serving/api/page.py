@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import os
+import re
 import signal
 import time
 from collections.abc import Mapping, Sequence
@@ -12,14 +13,14 @@ from importlib import resources
 from typing import Any
 
 import numpy as np
-from starlette.exceptions import HTTPException
-from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, Response
-from starlette.routing import Route
 
 from codedinvnet.common.faults import Delay, Fault
+from codedinvnet.net.answers import Reply
 from codedinvnet.net.logs import log_event
+from codedinvnet.net.requests import Request
 from codedinvnet.protocol.tensors import datatype_of, to_json
+from codedinvnet.serving.api.errors import HttpError
+from codedinvnet.serving.api.http import Routes, json_reply
 from codedinvnet.serving.dispatch import Dispatcher
 from codedinvnet.serving.metrics import OUTCOMES
 from codedinvnet.serving.served import IMAGES, Served
@@ -28,7 +29,10 @@ from codedinvnet.serving.workers.faults import FaultyPool
 from codedinvnet.serving.workers.result import zeros
 from codedinvnet.serving.workers.supervisor import State
 
-NO_FRAMES = {"X-Frame-Options": "DENY", "Content-Security-Policy": "frame-ancestors 'none'"}
+NO_FRAMES = (
+    (b"X-Frame-Options", b" DENY"),
+    (b"Content-Security-Policy", b" frame-ancestors 'none'"),
+)
 """Another site's page shows this one in no frame, where clicks could be led to it."""
 SLOW_MS = 300.0
 """How much the page's button slows a worker."""
@@ -108,53 +112,46 @@ def demo_requests(served: Served, images: np.ndarray | None = None) -> list[dict
     ]
 
 
-def page_routes(
-    service: InferenceService, requests: Sequence[Mapping[str, Any]] | None
-) -> list[Route]:
+def page_routes(service: InferenceService, requests: Sequence[Mapping[str, Any]] | None) -> Routes:
     """Return the page's routes.
 
     Args:
         service: shown by it.
         requests: that its buttons send; None: it has no buttons.
     """
-    page = (resources.files(__package__) / "page.html").read_text(encoding="utf-8")
-
-    async def index(_: Request) -> Response:
-        return HTMLResponse(page, headers=NO_FRAMES)
-
-    async def state(_: Request) -> Response:
-        return JSONResponse(page_state(service, demo=requests is not None))
-
-    demo = () if requests is None else demo_routes(service.dispatcher, requests)
-    return [Route("/", index), Route("/page/state", state), *demo]
+    page = (resources.files(__package__) / "page.html").read_bytes()
+    routes: Routes = {
+        "/": {"GET": lambda *_: Reply(200, page, "text/html; charset=utf-8", NO_FRAMES)},
+        "/page/state": {
+            "GET": lambda *_: json_reply(page_state(service, demo=requests is not None))
+        },
+    }
+    return routes if requests is None else {**routes, **demo_routes(service.dispatcher, requests)}
 
 
-def demo_routes(dispatcher: Dispatcher, requests: Sequence[Mapping[str, Any]]) -> list[Route]:
+def demo_routes(dispatcher: Dispatcher, requests: Sequence[Mapping[str, Any]]) -> Routes:
     """Return those of the buttons: slow, stop, kill and heal a worker, and requests to send."""
     pool = dispatcher.pool
 
-    async def to_send(_: Request) -> Response:
-        return JSONResponse(requests)
-
-    async def do(request: Request) -> Response:
-        name, deed = request.path_params["worker"], request.path_params["deed"]
-        if request.headers.get(DEMO_HEADER) != "1":
-            raise HTTPException(403, f"the header {DEMO_HEADER}: 1 is needed")
+    def do(request: Request, path: re.Match[str]) -> Reply:
+        name, deed = path.groups()
+        if request.head.known.get(DEMO_HEADER.lower().encode()) != b"1":
+            raise HttpError(403, f"the header {DEMO_HEADER}: 1 is needed")
         if name not in map(str, range(dispatcher.rules.workers)) or not isinstance(
             pool, FaultyPool
         ):
-            raise HTTPException(404, f"no worker {name}")
+            raise HttpError(404, f"no worker {name}")
         worker = int(name)
         if dispatcher.supervisor.workers[worker].state is State.STARTING:
-            raise HTTPException(503, f"worker {worker} is starting")
+            raise HttpError(503, f"worker {worker} is starting")
         pid = pool.pid(worker)
         signals = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "heal": signal.SIGCONT}
         if deed not in (*signals, "slow"):
-            raise HTTPException(404, f"no deed {deed!r}: slow, stop, kill or heal")
+            raise HttpError(404, f"no deed {deed!r}: slow, stop, kill or heal")
         if pid is None and deed in ("kill", "stop"):
             up = dispatcher.supervisor.workers[worker].state is State.UP
             why = "runs on another machine: slow it instead" if up else "is being replaced"
-            raise HTTPException(409, f"worker {worker} {why}")
+            raise HttpError(409, f"worker {worker} {why}")
         if deed in ("slow", "heal"):
             pool.clear(worker)
         if deed == "slow":
@@ -163,9 +160,9 @@ def demo_routes(dispatcher: Dispatcher, requests: Sequence[Mapping[str, Any]]) -
             with contextlib.suppress(ProcessLookupError):  # it has just ended
                 os.kill(pid, signals[deed])
         log_event("demo", worker=worker, deed=deed)
-        return JSONResponse({"worker": worker, "deed": deed})
+        return json_reply({"worker": worker, "deed": deed})
 
-    return [
-        Route("/demo/requests", to_send),
-        Route("/demo/workers/{worker}/{deed}", do, methods=["POST"]),
-    ]
+    return {
+        "/demo/requests": {"GET": lambda *_: json_reply(requests)},
+        "/demo/workers/([^/]+)/([^/]+)": {"POST": do},
+    }

@@ -1,0 +1,209 @@
+"""The HTTP server by itself: connections, and clients that are slow, gone or old."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+import uvloop
+
+from codedinvnet.net import listening, server
+from codedinvnet.net.answers import Answers, Reply
+from codedinvnet.net.http1 import RequestHead
+from codedinvnet.net.listening import allow_files, bind
+from codedinvnet.net.logs import Quiet
+from codedinvnet.net.memory import Memory
+from codedinvnet.net.requests import Request
+from codedinvnet.net.server import HttpServer
+from tests.observing import until
+
+pytestmark = pytest.mark.anyio
+GET = b"GET / HTTP/1.1\r\nHost: a\r\n"
+PATIENT = b"GET /patient HTTP/1.1\r\nHost: a\r\n\r\n"
+
+
+class Echo:
+    """Answers with the request's body; at /patient never, until the client leaves."""
+
+    def __init__(self) -> None:
+        self.memory, self.left = Memory(1 << 30), False
+
+    def most_body(self, head: RequestHead) -> int:
+        return 1 << 26
+
+    def precheck(self, head: RequestHead) -> Reply | None:
+        return None
+
+    def handle(self, client: Answers, request: Request) -> Echo | None:
+        if request.head.path == "/patient":
+            return self
+        client.reply(Reply(200, b"".join(request.body)))
+        self.memory.give(request.size)
+        return None
+
+    def replied(self, head: RequestHead | None, status: int) -> None: ...
+
+    def gone(self) -> None:
+        self.left = True
+
+    def pause(self) -> None: ...
+
+    def resume(self) -> None: ...
+
+
+Connect = Callable[[], Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]
+
+
+@asynccontextmanager
+async def serving(echo: Echo, most: int = 3) -> AsyncIterator[tuple[HttpServer, Connect]]:
+    served, listener = HttpServer(echo, echo.memory, most), bind("127.0.0.1", 0)
+    await served.listen(listener, None)
+    writers = []
+
+    async def connect() -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        reader, writer = await asyncio.open_connection(*listener.getsockname())
+        writers.append(writer)
+        return reader, writer
+
+    try:
+        yield served, connect
+    finally:
+        for writer in writers:
+            writer.transport.abort()
+        await served.stop(5.0)
+
+
+async def test_connections_have_a_limit(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(HttpServer, "refused", Quiet())
+    async with serving(Echo()) as (served, connect):
+        kept = [await connect() for _ in range(3)]
+        for reader, writer in kept:
+            writer.write(GET + b"\r\n")
+            assert b"200 OK" in await reader.readuntil(b"\r\n\r\n")
+        reader, _ = await connect()
+        with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
+            await reader.readexactly(1)
+        assert "connection refused" in caplog.messages
+        kept[0][1].close()
+        await until(lambda: len(served.connections) == 2)
+        reader, writer = await connect()
+        writer.write(GET + b"\r\n")
+        assert b"200 OK" in await reader.readuntil(b"\r\n\r\n")
+
+
+async def test_a_later_requests_head_that_does_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An idle connection stays, and one with half a head does not."""
+    monkeypatch.setattr(server, "HEAD_TIMEOUT", 0.2)
+    monkeypatch.setattr(server, "SWEEP", 0.05)
+    async with serving(Echo()) as (_, connect):
+        reader, writer = await connect()
+        for _ in range(2):
+            writer.write(GET + b"\r\n")
+            assert b"200 OK" in await reader.readuntil(b"\r\n\r\n")
+            await asyncio.sleep(0.4)
+        writer.write(GET)
+        assert (await asyncio.wait_for(reader.read(), 10)).startswith(b"HTTP/1.1 408 ")
+
+
+UPGRADE = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAM\r\n"
+
+
+@pytest.mark.parametrize("size", [1, 7, 10_000])
+async def test_an_offer_of_another_protocol_is_overlooked(size: int) -> None:
+    """Java's client and `curl --http2` send a body with it."""
+    post = b"POST / HTTP/1.1\r\nHost: a\r\n" + UPGRADE
+    sent = post + b"Content-Length: 3\r\n\r\nabc"
+    sent += post + b"Transfer-Encoding: chunked\r\n\r\n2\r\nde\r\n1\r\nf\r\n0\r\nA: b\r\n\r\n"
+    sent += GET + UPGRADE + b"\r\n"
+    sent += post + b"Connection: close\r\nContent-Length: 2\r\n\r\ngh"
+    async with serving(Echo()) as (_, connect):
+        reader, writer = await connect()
+        for start in range(0, len(sent), size):
+            writer.write(sent[start : start + size])
+            await writer.drain()
+        parts = (await asyncio.wait_for(reader.read(), 30)).split(b"HTTP/1.1 200 OK\r\n")
+    bodies = [part.partition(b"\r\n\r\n")[2] for part in parts[1:]]
+    assert bodies == [b"abc", b"def", b"", b"gh"]
+
+
+async def test_old_clients_and_methods_without_a_body() -> None:
+    async with serving(Echo()) as (_, connect):
+        reader, writer = await connect()
+        writer.write(b"GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n")
+        assert b"\r\nConnection: keep-alive\r\n" in await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HEAD / HTTP/1.0\r\nContent-Length: 3\r\n\r\nabc")
+        head, _, body = (await asyncio.wait_for(reader.read(), 10)).partition(b"\r\n\r\n")
+    assert b"\r\nContent-Length: 3\r\n" in head
+    assert b"\r\nDate: " in head
+    assert (b"\r\nConnection: close" in head, body) == (True, b"")
+
+
+@pytest.mark.parametrize("sent", [PATIENT, GET + b"\r\n" + 2 * PATIENT])
+@pytest.mark.parametrize("runner", [asyncio.run, uvloop.run])
+def test_a_client_that_leaves_is_noticed(
+    runner: Callable[[Awaitable[None]], None], sent: bytes
+) -> None:
+    """It may have sent other requests by then."""
+    echo = Echo()
+
+    async def run() -> None:
+        async with serving(echo) as (_, connect):
+            _, writer = await connect()
+            writer.write(sent)
+            await asyncio.sleep(0.1)
+            writer.close()
+            await until(lambda: echo.left)
+
+    runner(run())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="its kernel does it")
+@pytest.mark.parametrize("runner", [asyncio.run, uvloop.run])
+def test_a_client_that_does_not_read_keeps_no_connection(
+    runner: Callable[[Awaitable[None]], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def run() -> None:
+        async with serving(Echo()) as (served, connect):
+            _, writer = await connect()
+            writer.transport.pause_reading()  # type: ignore[attr-defined]
+            writer.write(GET + b"Content-Length: 32000000\r\n\r\n" + bytes(32_000_000))
+            await until(lambda: served.memory.peak >= 32_000_000)
+            await until(lambda: not served.connections)
+            assert served.memory.used == 0
+
+    monkeypatch.setattr(listening, "UNREAD", 0.5)
+    runner(run())
+
+
+@pytest.mark.parametrize(
+    ("limits", "wanted", "most"),
+    [
+        ((1024, 4096), (4096, 4096), 512),
+        ((1024, resource.RLIM_INFINITY), (1 << 20, resource.RLIM_INFINITY), 512),
+        ((1024, 1 << 30), (1 << 20, 1 << 30), 512),
+        ((256, 256), None, 16),
+        ((resource.RLIM_INFINITY, resource.RLIM_INFINITY), None, 1 << 19),
+    ],
+)
+def test_the_limit_on_files_is_raised_and_half_of_them_are_connections(
+    limits: tuple[int, int],
+    wanted: tuple[int, int] | None,
+    most: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = []
+
+    def refuses(_: int, limits: tuple[int, int]) -> None:
+        asked.append(limits)
+        raise ValueError("not allowed")  # as macOS may: the limit is left as it is then
+
+    monkeypatch.setattr(resource, "getrlimit", lambda _: limits)
+    monkeypatch.setattr(resource, "setrlimit", refuses)
+    assert allow_files() == most
+    assert asked == ([] if wanted is None else [wanted])
