@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from codedinvnet.codes import base, registry
-from codedinvnet.codes.base import Scheme
+from codedinvnet.codes.base import Encoded, Scheme
 from codedinvnet.codes.build import scheme_for
 from codedinvnet.codes.plain import CopyCode
 from codedinvnet.codes.registry import METHODS, find_method, known_method
@@ -245,6 +245,9 @@ class Misshapen(CopyCode):
         super().__init__(Uncoded(2))
         self.answer = torch.zeros(shape)
 
+    def encode(self, task: int, queries: Tensor) -> Encoded:
+        return self.answer  # type: ignore[return-value]
+
     def decode(self, outputs: Mapping[int, Tensor], size: int) -> Mapping[int, Tensor]:
         return {0: self.answer}
 
@@ -261,5 +264,7 @@ def test_answers_of_another_shape_are_the_methods_mistake(
     told = rf"odd of mine\.py raised ValueError: .* {re.escape(str(shape))}, not \(5, 3\)$"
     with pytest.raises(UserError, match=told):
         scheme.decode(outputs, 2)
+    with pytest.raises(UserError, match=r"encode must return Encoded\(query\), not Tensor"):
+        scheme.encode(2, torch.zeros(5, 2, 3))
     whole = Scheme("odd", Misshapen((5, 3)), models, SHAPE, whose="mine.py", classes=3)
     assert whole.decode(outputs, 2)[0].shape == (5, 3)

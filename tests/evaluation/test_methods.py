@@ -374,8 +374,9 @@ def test_the_quick_version_without_images_does_what_needs_no_training(
         assert row["base"] == "invertible"
         assert (row["settings"]["test_images"], row["settings"]["train_images"]) == (1000, 0)
     assert not list((tmp_path / "runs").rglob("*.safetensors"))
-    with pytest.raises(UserError, match="holds no train images"):
-        run(grid, tmp_path, tmp_path)
+    for folder, quick in ((tmp_path, False), (tmp_path / "missing", True)):
+        with pytest.raises(UserError, match=r"holds no train images|does not exist"):
+            run(grid, tmp_path, folder, quick=quick)
 
 
 def test_single_rows_of_a_table_are_asked_for(
@@ -397,7 +398,9 @@ def test_ones_own_method_is_compared_with_the_shipped_rows(
     grid = write_grid(tmp_path / "grid.json", bundle_folder, [{"methods": ["none"]}])
     words = ["bench", "accuracy", grid, "--data-dir", data_dir, "--save-dir", tmp_path / "runs"]
     words += ["--out", tmp_path / "rows.jsonl", "--method", f"{tmp_path / 'mine.py'}:Mine"]
-    assert call(*words).code == 0
+    ran = call(*words)
+    assert ran.code == 0
+    assert {"mine", "coded-invnet"} <= {line.split()[5] for line in ran.out.splitlines()[:12]}
     (row,) = read_rows(tmp_path / "rows.jsonl")
     assert row["method"] == "mine"
     table = (tmp_path / "rows.md").read_text()

@@ -171,6 +171,12 @@ def test_wrong_images_are_refused(images: torch.Tensor, said: str, bundle: Bundl
             bundle.encode(images[None])
 
 
+def test_images_in_place_of_latents_are_refused(bundle: Bundle) -> None:
+    for method in (bundle.classify, bundle.invert):
+        with pytest.raises(UserError, match="latents must have shape"):
+            method(torch.zeros(2, 1, 28, 28))
+
+
 def test_shipped_bundles_are_found_by_name(
     bundle_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

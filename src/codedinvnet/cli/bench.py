@@ -9,6 +9,8 @@ from typing import Any
 
 from codedinvnet.cli.common import Commands, add_command, flushing_denormals, print_report
 
+MOST_LINES = 40
+"""Results that a terminal shows; the tables have all."""
 EXAMPLES = """examples:
   codedinvnet bench accuracy --data-dir data --method mine.py:Mine
   codedinvnet bench latency --data-dir data --quick
@@ -112,7 +114,10 @@ def _accuracy(arguments: argparse.Namespace) -> None:
     )
     own = any(map(is_foreign, arguments.method))
     compare = own and not (arguments.quick or validation)
-    written = [*tables.write_accuracy(out, compare), *plots.draw_accuracy(out)]
+    written = [*tables.write_accuracy(out, compare), *plots.draw_accuracy(out, compare)]
+    lines = tables.brief(tables.shown_frame(out, compare))
+    if len(lines) <= MOST_LINES and not arguments.json:
+        print("\n".join(lines))
     _report(report, "trials", out, written, arguments.json)
 
 

@@ -33,9 +33,9 @@ def paper_main(argv: Sequence[str] | None = None) -> int:
     add("--config_file", type=Path, required=True, help="settings file (JSON)")
     places = "data, if it is there; else the cache; what is missing is downloaded"
     add("--data_dir", "--data-dir", type=Path, help=f"folder of image sets ({places})")
-    add("--save_dir", type=Path, default=Path("runs"), help="where run folders lie (runs)")
-    add("--batch_size", type=int, help="of the stage that runs (its settings')")
-    add("--lr", type=float, help="learning rate of the stage that runs (its settings')")
+    add("--save_dir", type=Path, default=Path("runs"), help="folder of runs (runs)")
+    add("--batch_size", type=int, help="of the stage that runs (from the settings)")
+    add("--lr", type=float, help="learning rate of the stage that runs (from the settings)")
     add("--resume", type=int, default=0, help="epoch to go on from; 0: from the start")
     add("--nactors", type=int, help="k, the queries in a group (the settings' fusion.members)")
     add("--nsteps_save", type=int, help="batches of 128 targets in one saved shard (16)")

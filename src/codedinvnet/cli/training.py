@@ -27,7 +27,7 @@ def add_commands(commands: Commands) -> None:
     )
     add = sub.add_argument
     add("config", type=Path, help="settings file (JSON)")
-    add("--save-dir", type=Path, default=Path("runs"), help="where run folders lie (runs)")
+    add("--save-dir", type=Path, default=Path("runs"), help="folder of runs (runs)")
     add_data_options(sub)
     seed = "another seed than the settings'; the run folder is NAME-seedSEED"
     add("--seed", type=int, help=seed)

@@ -70,7 +70,7 @@ class Code(ABC):
 
     @abstractmethod
     def decode(self, outputs: Mapping[int, Tensor], size: int) -> Mapping[int, Tensor]:
-        """Return scores (B, classes) for every member that these outputs determine, or guesses.
+        """Return scores (B, classes), logits, of every member that these outputs determine.
 
         Args:
             outputs: task -> (B, n), of the tasks that answered.
@@ -95,7 +95,7 @@ class ScoresCode(Code):
 
     @abstractmethod
     def made_up(self, member: int, outputs: Mapping[int, Tensor], size: int) -> Tensor:
-        """Return scores (B, classes) of a missing member that is determined."""
+        """Return scores (B, classes), logits, of a missing member that is determined."""
 
     def direct(self, output: Tensor) -> Tensor | None:
         """Return the output: it is the scores."""
@@ -188,9 +188,19 @@ class Scheme:
 
     @torch.inference_mode()
     def encode(self, task: int, queries: Tensor) -> Encoded:
-        """Return `Code.encode`."""
+        """Return `Code.encode`.
+
+        Raises:
+            TypeError, ValueError: if it did not return an `Encoded` with a query a group.
+        """
         with self._blamed():
-            return self.code.encode(task, queries)
+            encoded = self.code.encode(task, queries)
+            if not isinstance(encoded, Encoded):
+                raise TypeError(f"encode must return Encoded(query), not {type(encoded).__name__}")
+            if len(encoded.query) != len(queries):
+                rows = f"{len(queries)} queries, not {len(encoded.query)}"
+                raise ValueError(f"encode must return a query for each group: {rows}")
+            return encoded
 
     @torch.inference_mode()
     def direct(self, output: Tensor) -> Tensor | None:

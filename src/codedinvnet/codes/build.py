@@ -23,7 +23,7 @@ def part_beside(folder: Path, method: Method, k: int) -> Path | None:
 def scheme_for(
     bundle: Bundle,
     k: int,
-    name: str = OURS,
+    method: str = OURS,
     part: Path | None = None,
 ) -> Scheme:
     """Return a method's scheme for a bundle, with the part in a checkpoint if it needs one.
@@ -31,36 +31,35 @@ def scheme_for(
     Args:
         bundle: the bundle that it is made around.
         k: members of a group.
-        name: the method's name, as `find_method` takes it.
+        method: its name, as `find_method` takes it.
         part: what `bench accuracy` left, `best.safetensors` in the part's folder; None: the one
             in the bundle's folder, if there is one.
 
     Raises:
         UserError: if the part is missing, not needed, or was trained for something else.
     """
-    method = find_method(name)
+    own = find_method(method)
     given = given_by(bundle, k)
-    if not method.part:
+    if not own.part:
         if part is not None:
-            raise UserError(f"part: {method.name} needs no trained part")
-        return method.build(given)
-    part = part or part_beside(bundle.folder, method, k)
+            raise UserError(f"part: {own.name} needs no trained part")
+        return own.build(given)
+    part = part or part_beside(bundle.folder, own, k)
     if part is None:
         raise UserError(
-            f"part: {method.name} needs the part that `codedinvnet bench accuracy` trained for "
-            f"k = {k}"
+            f"part: {own.name} needs the part that `codedinvnet bench accuracy` trained for k = {k}"
         )
-    method.check(k, bundle.info.input.shape, bundle.info)
+    own.check(k, bundle.info.input.shape, bundle.info)
     tensors, header = load_checkpoint(part)
     made_with = header.get("settings", {})
-    wanted = {"method": method.name, "base": "invertible", "k": k, "bundle": bundle.digest()}
-    wanted |= {"version": 1, "digest": None, **method.identity()}
+    wanted = {"method": own.name, "base": "invertible", "k": k, "bundle": bundle.digest()}
+    wanted |= {"version": 1, "digest": None, **own.identity()}
     for key, value in wanted.items():
         found = made_with.get(key, 1 if key == "version" else None)
         if found != value:
             raise UserError(f"part: {part} was trained for {key} {found!r}, not {value!r}")
-    module = method.untrained(given, made_with)
+    module = own.untrained(given, made_with)
     load_modules({PART: module}, tensors, part)
     device = first_tensor(bundle.model).device
     module = module.to(device).eval().requires_grad_(False)
-    return method.build(replace(given, part=module))
+    return own.build(replace(given, part=module))

@@ -158,7 +158,7 @@ def resume(cells: Iterable[Cell], out: Path) -> dict[str, int]:
     with Progress(
         total=sum(cell.weight for cell in todo),
         desc=f"{len(todo)} to measure",
-        bar_format="{desc}: {percentage:3.0f}% |{bar}| {elapsed} gone, {remaining} left{postfix}",
+        bar_format="{desc}: {percentage:3.0f}% |{bar}| {elapsed}, {remaining} left{postfix}",
         dynamic_ncols=True,
     ) as bar:
         for cell in todo:

@@ -14,8 +14,7 @@ from pandas import DataFrame
 
 from codedinvnet.codes.registry import OURS, known_method
 from codedinvnet.common.files import write_picture
-from codedinvnet.evaluation.grid import read_rows
-from codedinvnet.evaluation.tables import accuracy_frame, on_f
+from codedinvnet.evaluation.tables import on_f, shown_frame
 
 STYLE = "seaborn-v0_8-whitegrid"
 
@@ -56,6 +55,9 @@ def accuracy_bars(frame: DataFrame) -> Figure | None:
         )
         texts = ["" if math.isnan(value) else f"{value:.1f}" for value in own["recovered"]]
         axis.bar_label(bars, texts, label_type="center", color="white", fontsize=8)
+        for place, value in enumerate(own["recovered"]):
+            if math.isnan(value):
+                axis.text(2, place, "not measured", va="center", color="#777777", fontsize=7)
         axis.axvline(
             own["normal"].get(OURS, math.nan), color="#333333", linestyle="--", linewidth=1
         )
@@ -65,9 +67,14 @@ def accuracy_bars(frame: DataFrame) -> Figure | None:
     return figure
 
 
-def draw_accuracy(rows_file: Path) -> list[Path]:
-    """Draw a file of rows of `bench accuracy` beside it; return what was written."""
-    figure = accuracy_bars(accuracy_frame(read_rows(rows_file, "accuracy")))
+def draw_accuracy(rows_file: Path, compare: bool = False) -> list[Path]:
+    """Draw a file of rows of `bench accuracy` next to it; return what was written.
+
+    Args:
+        rows_file: the rows.
+        compare: add what shipped of other methods.
+    """
+    figure = accuracy_bars(shown_frame(rows_file, compare))
     if figure is None:
         return []
     path = rows_file.with_name(f"{rows_file.stem}-late.png")

@@ -159,7 +159,7 @@ def accuracy_table(frame: DataFrame) -> str:
     )
     if table["dataset"].nunique() == 1:
         table = table.drop(columns="dataset")
-    return markdown(table.rename(columns={"complete": "nobody missing"}))
+    return markdown(table.rename(columns={"complete": "none missing"}))
 
 
 def with_shipped(frame: DataFrame) -> DataFrame:
@@ -212,8 +212,25 @@ PUBLISHED_FORMATS = {
 }
 
 
+def shown_frame(rows_file: Path, compare: bool = False) -> DataFrame:
+    """Return the frame of a file of rows, with what shipped of other methods if asked for."""
+    frame = accuracy_frame(read_rows(rows_file, "accuracy"))
+    return with_shipped(frame) if compare else frame
+
+
+def brief(frame: DataFrame) -> list[str]:
+    """Return a line for each method with one worker missing, the best first, for a terminal."""
+    one = frame[(frame["missing"] == 1) & (frame["corrupt"] == 0) & frame["recovered"].notna()]
+    one = one.sort_values(["dataset", "k", "base", "recovered"], ascending=[True] * 3 + [False])
+    return [
+        f"{line['dataset']}, k = {line['k']}, {line['base']}: {line['method']} recovers "
+        f"{line['recovered']:.2f} %"
+        for line in one.to_dict("records")
+    ]
+
+
 def write_accuracy(rows_file: Path, compare: bool = False) -> list[Path]:
-    """Write the tables of a file of rows beside it, as .md and .csv; return what was written.
+    """Write the tables of a file of rows next to it, as .md and .csv; return what was written.
 
     Args:
         rows_file: the rows.
@@ -223,7 +240,7 @@ def write_accuracy(rows_file: Path, compare: bool = False) -> list[Path]:
     if not rows:
         return []
     frame = accuracy_frame(rows)
-    shown = with_shipped(frame) if compare else frame
+    shown = shown_frame(rows_file, compare)
     split = rows[-1]["settings"].get("split")
     sections = {
         f"Accuracy on {split} images, %" if split else "Accuracy, %": accuracy_table(shown),

@@ -148,7 +148,7 @@ class Bundle:
     @torch.inference_mode()
     def classify(self, latents: Tensor) -> Tensor:
         """Return class probabilities (B, classes) of latents (B, *latent_shape)."""
-        return self.model.classify(latents).softmax(1)
+        return self.model.classify(self._latents(latents)).softmax(1)
 
     @torch.inference_mode()
     def invert(self, latents: Tensor, tolerance: float = 1e-4) -> Tensor:
@@ -161,7 +161,7 @@ class Bundle:
         Raises:
             NotConverged: if f has no inverse there, as where its norm is not bounded.
         """
-        x = self.model.network.inverse(latents, tolerance=tolerance)
+        x = self.model.network.inverse(self._latents(latents), tolerance=tolerance)
         border = self.info.input.padding
         return x[..., border : x.shape[-2] - border, border : x.shape[-1] - border]
 
@@ -219,6 +219,15 @@ class Bundle:
         model.load_state_dict(self.model.state_dict())
         model.encoder = PixelMean(self.info.model.encoder.side_features)
         return Bundle(self.info, model.to(first_tensor(self.model).device), self.folder)
+
+    def _latents(self, latents: Tensor) -> Tensor:
+        shape = self.model.latent_shape
+        if tuple(latents.shape[1:]) != shape:
+            raise UserError(
+                f"latents must have shape (B, {', '.join(map(str, shape))}), as embed returns "
+                f"them, got {tuple(latents.shape)}"
+            )
+        return latents
 
     def checked(self, images: Tensor, rank: int) -> Tensor:
         """Return the images on the model's device if the model can take them.
@@ -281,7 +290,7 @@ def usable_device(device: torch.device | str) -> torch.device:
     """Return a device that is there and keeps values.
 
     Raises:
-        UserError: if it is none, or none of this machine.
+        UserError: if there is no such device on this machine.
     """
     try:
         found = torch.device(device)
@@ -324,8 +333,8 @@ def load_bundle(name: str | Path, device: torch.device | str = "cpu") -> Bundle:
     On a GPU decode with `codedinvnet.common.devices.use_whole_float32`, as the command line does.
 
     Raises:
-        UserError: if there is none, it is damaged (weights that are no numbers among that) or of
-            another format version, or the device is none of this machine.
+        UserError: if there is none, it is damaged (NaN weights included) or of
+            another format version, or this machine has no such device.
     """
     device = usable_device(device)
     folder, info = bundle_folder(name), bundle_info(name)

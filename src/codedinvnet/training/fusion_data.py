@@ -216,8 +216,8 @@ def load_fusion_data(settings: Settings, folder: Path, members: int, weights: st
     paths = sorted((folder / "data").glob("train-*.safetensors"))
     if not paths:
         raise UserError(
-            f"no fusion data set in {folder / 'data'}: generate it first "
-            "(main.py -fusion -sample_fusion)"
+            f"no fusion data set in {folder / 'data'}: generate it first (the same command with "
+            f"-fusion -sample_fusion --nactors {members})"
         )
     groups, targets = [], []
     for path in paths:
