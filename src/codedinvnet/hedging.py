@@ -29,7 +29,7 @@ from codedinvnet.net.http1 import Fields, RequestHead, ResponseHead
 from codedinvnet.net.memory import Memory
 from codedinvnet.net.resolve import Resolver
 from codedinvnet.scheduler.policies import HEDGE
-from codedinvnet.scheduler.settings import Rules
+from codedinvnet.scheduler.settings import FIRST_COPIES, FIRST_DELAY, Rules
 
 LONGEST = 600.0
 """Seconds until the first content if the client sets no read timeout."""
@@ -150,6 +150,8 @@ class HedgingTransport(httpx.AsyncBaseTransport):
             HEDGE,
             hang_timeout=10 * LONGEST,  # the dispatcher ends attempts before
             hedge_share=budget,
+            first_delay=FIRST_DELAY,
+            head_start=FIRST_COPIES,
             max_pending=1_000_000,
             slots=slots,
         )

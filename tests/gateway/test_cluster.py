@@ -124,6 +124,32 @@ async def test_without_v2_a_connection_tells_that_an_upstream_is_up(status: int,
         assert g.metric("upstream_up") == up
 
 
+async def test_a_hung_upstream_that_the_kernel_connects_to_stays_ejected() -> None:
+    """It has no health route."""
+    runs = asyncio.Event()
+    runs.set()
+
+    class Plain(Upstream):
+        async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            self.writers.add(writer)
+            with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+                while True:
+                    request = await read_request(reader)
+                    await runs.wait()
+                    writer.write(answer(request.body, 200 if request.body else 404))
+
+    async with gateway(Plain(), echo, deadline_ms=2000.0, slots=8) as g:
+        await asyncio.gather(*(g.ask("POST", V2, INFER) for _ in range(8)))
+        runs.clear()
+        for _ in range(4):
+            await asyncio.gather(*(g.ask("POST", V2, INFER) for _ in range(8)))
+        await until(lambda: g.metric("upstream_up") == 1)
+        await asyncio.sleep(1.5)
+        assert g.metric("upstream_up") == 1
+        runs.set()
+        await until(lambda: g.metric("upstream_up") == 2)
+
+
 # Triton's Python backend: what it was asked before it stood still answers the next request
 
 

@@ -88,6 +88,15 @@ async def test_a_copy_makes_up_for_a_stall() -> None:
     assert 0.005 < float(delays[0].rpartition(" ")[2]) < 0.1
 
 
+async def test_what_is_sent_before_the_delay_is_known_is_copied_as_well() -> None:
+    async with gateway(taking(4.0), Upstream()) as g:
+        for _ in range(6):
+            began = time.monotonic()
+            assert (await g.ask("POST", V2, INFER)).body == INFER
+            assert time.monotonic() - began < 2.0
+        assert g.metric("hedges_total", result="won") >= 1
+
+
 SHARED = b'{"inputs":[{"parameters":{"shared_memory_region":"r"}}]}'
 SEQUENCE = b'{"parameters":{"sequence_id":7},"inputs":[]}'
 

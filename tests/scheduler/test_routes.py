@@ -62,11 +62,17 @@ def test_times_are_learned_for_each_route() -> None:
 
 
 @pytest.mark.parametrize(
-    ("clamps", "route", "late"),
-    [((0.1, 1.0), "fast", 0.1), ((0.0, 0.005), "fast", 0.005), ((0.001, 0.3), "unknown", 0.3)],
+    ("rules", "route", "late"),
+    [
+        ({"hedge_delay": (0.1, 1.0)}, "fast", 0.1),
+        ({"hedge_delay": (0.0, 0.005)}, "fast", 0.005),
+        ({"first_delay": 0.3, "hedge_delay": (0.001, 0.2)}, "unknown", 0.3),
+    ],
 )
-def test_the_delay_is_clamped(clamps: tuple[float, float], route: str, late: float) -> None:
-    scheduler = service(hedge_delay=clamps)
+def test_the_delay_is_clamped_and_has_a_first_value(
+    rules: dict[str, Any], route: str, late: float
+) -> None:
+    scheduler = service(**rules)
     begin(scheduler, 200.0, route)
     assert copied_at(scheduler, 200.0, 202.0) == pytest.approx(late)
 

@@ -2,7 +2,7 @@
 
 An upstream is ejected when it refuses connections, when it does not say that it is ready, or when
 it fails several requests in a row while another fails none. It gets nothing but probes then, and
-comes back when one succeeds; on probation, the first failure ejects it again.
+comes back when one is answered over HTTP; on probation, the first failure ejects it again.
 
 One whose answers cannot be trusted (`Endpoint.distrust`) comes back only after it was seen to
 restart: its connections were closed, or it refused one.
@@ -246,6 +246,7 @@ class Cluster:
         if not endpoint.is_up:
             return
         endpoint.is_up = False
+        endpoint.has_v2 = endpoint.has_v2 or None  # the kernel connects for a hung process as well
         endpoint.client.close_idle()
         self.note_ejection(endpoint, failure.cause.value, failure.reason)
         self.on_lost(endpoint, failure.reason, endpoint.is_trusted)

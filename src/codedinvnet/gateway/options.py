@@ -13,6 +13,7 @@ from codedinvnet.common.options import Options, option
 from codedinvnet.gateway.discovery import DNS
 from codedinvnet.net.client import parse_origin
 from codedinvnet.scheduler.policies import AUTO, HEDGE, POLICIES, Policy
+from codedinvnet.scheduler.settings import FIRST_DELAY
 
 MIB = 1 << 20
 GRPC = ("grpc://", "grpcs://")
@@ -56,7 +57,8 @@ class GatewayOptions(Options):
         group=HEDGING, metavar="'METHOD GLOB'",
     )  # fmt: skip
     hedge_delay_ms: str | None = option(
-        None, "clamp the delay of copies, which adapts to what a route's requests take",
+        None, "clamp the delay of copies, which adapts to what a route's requests take; until that "
+        "is known it is MAX, or 1 s without one",
         group=HEDGING, metavar="MIN:MAX", unset="no clamp",
     )  # fmt: skip
     cancel: Literal["close", "leave"] | None = option(
@@ -181,6 +183,12 @@ class GatewayOptions(Options):
                 f"--hedge-delay-ms: must be MIN:MAX, such as 5:50, got {self.hedge_delay_ms!r}"
             )
         return low, high
+
+    @property
+    def first_delay(self) -> float:
+        """The delay before a route's times are known, in seconds."""
+        least, most = self.hedge_delay or (0.0, math.inf)
+        return max(least, FIRST_DELAY) if math.isinf(most) else most
 
     @property
     def deadline(self) -> float:

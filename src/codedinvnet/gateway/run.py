@@ -42,7 +42,7 @@ from codedinvnet.net.memory import Memory
 from codedinvnet.net.requests import FULL, Request
 from codedinvnet.net.resolve import Resolver
 from codedinvnet.net.server import HttpServer
-from codedinvnet.scheduler.settings import Rules, pending_limit
+from codedinvnet.scheduler.settings import FIRST_COPIES, Rules, pending_limit
 
 if TYPE_CHECKING:
     from codedinvnet.gateway.grpc import GrpcServer
@@ -177,6 +177,8 @@ def rules_of(options: GatewayOptions, places: int, fallbacks: int) -> Rules:
         backups=fallbacks,
         backup_slots=usual,
         hedge_delay=options.hedge_delay,
+        first_delay=options.first_delay,
+        head_start=FIRST_COPIES,
     )
 
 

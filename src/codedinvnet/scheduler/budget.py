@@ -18,6 +18,9 @@ RESERVE = 1.0
 class Budget:
     """What extra work may cost, in service times of the served model.
 
+    Args:
+        tokens: what may be spent before the first query comes.
+
     Attributes:
         share: what each query adds.
         tokens: what may be spent now; below 0 if something that cost more than BUCKET was sent.
@@ -26,9 +29,9 @@ class Budget:
         recent: what was spent for each query, of about MEMORY of them.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, tokens: float = 0.0) -> None:
         self.share = 0.0
-        self.tokens = 0.0
+        self.tokens = tokens
         self.spent = 0.0
         self.queries = 0
         self.recent = 0.0

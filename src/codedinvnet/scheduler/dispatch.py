@@ -16,6 +16,7 @@ are: they take nothing from the others.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -77,7 +78,7 @@ class Dispatcher:
         self.timers = Timers(self.is_dead)
         self.stats = LatencyStats(rules.workers, rules.slots)
         self.assigner = TaskAssigner(rules, self.stats)
-        self.budget, self.races = Budget(), Races()
+        self.budget, self.races = Budget(rules.head_start * rules.hedge_share), Races()
         self.systematic = is_systematic(code)
         self.copies: defaultdict[str, CopyCounts] = defaultdict(CopyCounts)
         self.sent = 0
@@ -255,10 +256,10 @@ class Dispatcher:
 
     def _delay(self, kind: int, worker: int | None, traffic: Traffic) -> float | None:
         late = self.stats.late(kind, worker, traffic)
-        if self.rules.hedge_delay is None:
-            return late
-        least, most = self.rules.hedge_delay
-        return most if late is None else min(max(late, least), most)
+        if late is None:
+            return self.rules.first_delay
+        least, most = self.rules.hedge_delay or (0.0, math.inf)
+        return min(max(late, least), most)
 
     def late(self, identity: int, runs: bool = True) -> None:
         """Let the policy see an attempt that has run, or only waited, for long."""

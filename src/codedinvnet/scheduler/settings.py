@@ -12,6 +12,9 @@ SHORTEST_HANG, HANG_SHARE = 1000.0, 0.6
 """Milliseconds on one task after which a worker is taken for hung by default: a share of the
 deadline, so that there is time to send its query again, and no less than these. The machine itself
 may stand still for so long."""
+FIRST_DELAY, FIRST_COPIES = 1.0, 20
+"""For a gateway that has just started: the seconds until a request is late before the times of its
+route are known, and how many requests its budget of copies counts as already come."""
 MAX_BATCH = 256
 """Images of one request, at most, by default."""
 
@@ -46,8 +49,9 @@ class Rules:
         group_timeout: how long an open group waits for members.
         hang_timeout: how long a worker may spend on one task before it is replaced.
         hedge_share: copies of late queries per query, at most, if `extra` does not say.
-        hedge_delay: the least and the most seconds after which a query is late; before times are
-            known it is the most. None: as measured.
+        hedge_delay: the least and the most seconds after which a query is late; None: as measured.
+        first_delay: the seconds before times are known; None: no query is late before.
+        head_start: how many queries have paid for copies before the first one comes.
         extra: extra work per query, at most, in service times: copies, parities and backups
             together. None: a policy's own copies and extra tasks, but for those of `hedge_share`,
             are all sent; `auto` has AUTO_EXTRA.
@@ -68,6 +72,8 @@ class Rules:
     hang_timeout: float = 3.0
     hedge_share: float = 0.1
     hedge_delay: tuple[float, float] | None = None
+    first_delay: float | None = None
+    head_start: int = 0
     extra: float | None = None
     max_pending: int = 1000
     max_losses: int = 5
