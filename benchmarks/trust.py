@@ -18,8 +18,9 @@ from codedinvnet.common.provenance import describe_commit, describe_machine
 from codedinvnet.evaluation.stages import evaluation_images
 from codedinvnet.evaluation.trust import approximate, by_group, schemes
 from codedinvnet.models.bundle import load_bundle
-from codedinvnet.protect.bound import Curve, oracle_coverage
+from codedinvnet.protect.bound import Curve
 from codedinvnet.protect.calibration import DECODED, calibration_of
+from codedinvnet.protect.measure import coverage_at
 
 K = 10
 LIMITS = (0.005, 0.01, 0.02)
@@ -67,13 +68,14 @@ def split_row(
     above, coverage, oracle, shares = np.array(tried).T
     threshold = curve.threshold(limit)
     shipped = released(test[0], test[1], threshold)
+    last = max(0, int((curve.thresholds >= threshold).sum()) - 1)
     return {
         "splits_above_limit": round(float(above.mean()), 4),
         "disagreement": round(float(shares.mean()), 5),
         "coverage": round(float(coverage.mean()), 4),
         "oracle_coverage": round(float(oracle.mean()), 4),
         "stored_threshold": None if math.isinf(threshold) else threshold,
-        "stored_disagreement": round(curve.coverage(limit).disagreement, 5),
+        "stored_disagreement": round(float((curve.disagreed / curve.released)[last]), 5),
         "test_disagreement": round(shipped[0], 5),
         "test_coverage": round(shipped[1], 4),
     }
@@ -91,7 +93,7 @@ def _splits(
         curve = Curve.of(confidences[known], agrees[known])
         threshold = curve.threshold(limit, horizon=agrees[later].size)
         share, coverage = released(confidences[later], agrees[later], threshold)
-        oracle = oracle_coverage(confidences[later], agrees[later], limit)
+        oracle = coverage_at(confidences[later].ravel(), agrees[later].ravel(), 1 - limit)
         yield share > limit, coverage, oracle, share
 
 

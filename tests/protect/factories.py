@@ -77,16 +77,8 @@ def signed() -> tuple[nn.Module, dict[str, Tensor]]:
     return Applied(4, 3), {"x": torch.zeros(1, 4, dtype=torch.int64)}
 
 
-def smaller() -> tuple[nn.Module, Tensor]:
-    """`vectors` with 16 of its 40 hidden units."""
-    module = Applied(FEATURES, 3)
-    module.first = nn.Parameter(module.first[:, :16].detach().clone())
-    module.second = nn.Parameter(module.second[:16].detach().clone())
-    return module, torch.zeros(1, FEATURES)
-
-
 def colours() -> tuple[nn.Module, Tensor]:
-    """What an image shows most of, wherever it stands."""
+    """The colour that an image shows most of, wherever it is."""
 
     class Most(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -96,7 +88,7 @@ def colours() -> tuple[nn.Module, Tensor]:
 
 
 def sides() -> tuple[nn.Module, Tensor]:
-    """Whether an image is brighter on its left or on its right, and whether either is dark."""
+    """Whether an image is brighter on its left or on its right."""
 
     class Sides(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -117,40 +109,6 @@ def tokens() -> tuple[nn.Module, dict[str, Tensor]]:
             return found
 
     return Words(), {"ids": torch.zeros(1, 20, dtype=torch.int64)}
-
-
-class Sequences(nn.Module):
-    """Scores of 20 tokens, by a layer of (B, 20, 8) between a table and a head."""
-
-    def __init__(self, layer: nn.Module, features: int) -> None:
-        super().__init__()
-        self.table, self.layer, self.head = nn.Embedding(9, 8), layer, nn.Linear(features, 3)
-
-    def forward(self, ids: Tensor) -> Tensor:
-        found = self.layer(self.table(ids))
-        maps = found[0] if isinstance(found, tuple) else found
-        scores: Tensor = self.head(maps.mean(1))
-        return scores
-
-
-def recurrent() -> tuple[nn.Module, dict[str, Tensor]]:
-    layer = nn.LSTM(8, 16, batch_first=True)
-    return Sequences(layer, 16), {"ids": torch.zeros(1, 20, dtype=torch.int64)}
-
-
-@torch.library.custom_op("codedinvnet_tests::product", mutates_args=())
-def product(x: Tensor, weights: Tensor) -> Tensor:
-    """A matrix product that PyTorch knows nothing of."""
-    return x @ weights
-
-
-def custom() -> tuple[nn.Module, Tensor]:
-    class Custom(Applied):
-        def forward(self, x: Tensor) -> Tensor:
-            found: Tensor = product(x, self.first)
-            return found.relu() @ self.second
-
-    return Custom(FEATURES, 3), torch.zeros(1, FEATURES)
 
 
 def embedding() -> tuple[nn.Module, Tensor]:
@@ -245,3 +203,24 @@ class Residual(nn.Module):
 
 def residual() -> tuple[nn.Module, dict[str, Tensor]]:
     return Residual(), {"images": torch.zeros(1, 3, 16, 16)}
+
+
+class Transformer(nn.Module):
+    """A small vision transformer, whose scores depend on colours."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        layer = nn.TransformerEncoderLayer(32, 2, 64, batch_first=True, norm_first=True)
+        self.patches = nn.Conv2d(3, 32, 4, 4)
+        self.layers = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
+        self.head = nn.Linear(32, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        tokens = self.patches(8 * images - 4).flatten(2).transpose(1, 2)
+        scores: Tensor = 5 * self.head(self.layers(tokens).mean(1))
+        return scores
+
+
+def transformer() -> tuple[nn.Module, dict[str, Tensor]]:
+    return Transformer(), {"images": torch.zeros(1, 3, 16, 16)}

@@ -6,25 +6,15 @@ import math
 
 import numpy as np
 import pytest
-from scipy.stats import hypergeom
 
-from codedinvnet.protect.bound import Curve, few_chance, oracle_coverage, spread_of
+from codedinvnet.protect.bound import Curve, spread_of
+from codedinvnet.protect.measure import coverage_at
 
 
 def draw(random: np.random.Generator, groups: int) -> tuple[np.ndarray, np.ndarray]:
     """Draw answers in groups of ten, of which an unsure one disagrees more often."""
     confidences = random.random((groups, 10))
     return confidences, random.random((groups, 10)) >= 0.1 * (1 - confidences) ** 2
-
-
-def test_the_chance_is_that_of_draws_without_replacement() -> None:
-    random = np.random.default_rng(0)
-    for _ in range(50):
-        seen, later = (int(value) for value in random.integers(5, 300, size=2))
-        broken = int(random.integers(0, seen + later + 1))
-        wrong = int(random.integers(0, broken + 1))
-        expected = hypergeom.cdf(wrong, seen + later, broken, seen)
-        assert few_chance(wrong, seen, later, broken) == pytest.approx(expected, abs=1e-9)
 
 
 @pytest.mark.parametrize("limit", [0.01, 0.02])
@@ -38,7 +28,7 @@ def test_released_answers_exceed_the_limit_in_few_calibrations(limit: float) -> 
         expected += bool(0.1 * (1 - threshold) ** 2 / 3 > limit)
         counted += bool((~agrees)[chosen].mean() > limit)
         coverage.append(chosen.mean())
-        oracle.append(oracle_coverage(confidences, agrees, limit))
+        oracle.append(coverage_at(confidences.ravel(), agrees.ravel(), 1 - limit))
     assert expected <= 4
     assert counted <= 8
     assert np.mean(coverage) > 0.7 * np.mean(oracle)
@@ -65,28 +55,14 @@ def test_the_strict_threshold_is_half_the_limits_where_that_leaves_enough(
     assert curve.strict_threshold(0.01) == (half if stricter else 0.5)
 
 
-def test_answers_of_one_confidence_are_released_together() -> None:
-    """The first of them agree, and yet no threshold releases these alone."""
-    confidences = np.array([[0.9, 0.5, 0.5, 0.5]])
-    agrees = np.array([[True, True, True, False]])
-    assert oracle_coverage(confidences, agrees, 0.1) == 0.25
-    assert oracle_coverage(confidences, agrees, 0.25) == 1.0
-    assert oracle_coverage(np.full((1, 4), 0.5), agrees, 0.1) == 0.0
-
-
-def test_a_share_over_few_later_answers_needs_more_room_than_an_expectation() -> None:
-    curve = Curve.of(*draw(np.random.default_rng(4), 1000))
-    assert curve.threshold(0.01, horizon=2000) > curve.threshold(0.01, horizon=None)
-
-
 def test_answers_that_err_together_count_as_fewer() -> None:
     together = np.repeat(np.arange(200)[:, None] < 4, 10, axis=1)
     assert spread_of(together) > 9
     assert spread_of(np.eye(200, 10, dtype=bool)) == 1.0
     alone = Curve(np.array([0.5]), np.array([2000]), np.array([10]), 1.0)
     joined = Curve(np.array([0.5]), np.array([2000]), np.array([10]), 10.0)
-    assert alone.keeps(0.01).all()
-    assert not joined.keeps(0.01).any()
+    assert alone.threshold(0.01) == 0.5
+    assert joined.threshold(0.01) == math.inf
 
 
 def test_probabilities_of_agreement_rise_with_confidence_and_are_calibrated() -> None:

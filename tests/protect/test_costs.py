@@ -14,17 +14,16 @@ from onnx import TensorProto, helper
 from torch import Tensor, nn
 
 from codedinvnet.codes.equal_cost import count_macs
+from codedinvnet.common.errors import UserError
 from codedinvnet.models import open_model
+from codedinvnet.models.onnx_file import whole_onnx
 from codedinvnet.protect import costs
 from tests.models import factories
 from tests.models.factories import PLACE, made
-from tests.protect import factories as protected
-
-PROTECTED = "tests.protect.factories"
 
 
 class Padded(nn.Module):
-    """Has a padding that PyTorch's classic exporter computes by nodes of constants."""
+    """Has a padding that PyTorch's classic exporter computes by constant nodes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,9 +42,16 @@ def test_onnx_files_cost_what_their_modules_do(tmp_path: Path) -> None:
     wanted = count_macs(lambda: module(example[:1]))
     model = open_model(path)
     (spec,) = model.signature.inputs
-    assert costs.model_macs(model, {spec.name: np.zeros((1, 3, 32, 32), np.float32)}) == wanted
+    one = {spec.name: np.zeros((1, 3, 32, 32), np.float32)}
+    cost = costs.model_cost(model, one, lambda: costs.as_onnx(model, one))
+    assert cost.macs == wanted
+    assert cost.share(0.5) == wanted // 2
+    assert 0 < cost.ms.low <= cost.ms.median <= cost.ms.high
     factory = open_model(f"{PLACE}:mlp")
-    assert costs.model_macs(factory, {"input": np.zeros((1, 16), np.float32)}) == 16 * 8 + 8 * 3
+    two = {"input": np.zeros((2, 16), np.float32)}
+    content = costs.as_onnx(factory, two)
+    cost = costs.model_cost(factory, {"input": two["input"][:1]}, lambda: content)
+    assert cost.macs == 16 * 8 + 8 * 3
 
 
 def test_a_classic_export_is_counted_through_its_constant_nodes(tmp_path: Path) -> None:
@@ -61,23 +67,7 @@ def test_a_classic_export_is_counted_through_its_constant_nodes(tmp_path: Path) 
             dynamo=False,
         )
     wanted = 32 * 32 * 8 * 27 + 8 * 8 * 4 * 144
-    assert costs.onnx_macs(path, {"images": (1, 3, 32, 32)}) == wanted
-
-
-RECURRENT = 20 * 4 * 16 * (8 + 16) + 16 * 3
-
-
-def test_layers_that_pytorch_fuses_cost_what_their_products_do() -> None:
-    batch = {"ids": np.zeros((1, 20), np.int64)}
-    assert costs.model_macs(open_model(f"{PROTECTED}:recurrent"), batch) == RECURRENT
-
-
-def test_what_pytorch_has_no_formula_for_is_timed() -> None:
-    batch = {"x": np.ones((1, protected.FEATURES), np.float32)}
-    cost = costs.model_cost(open_model(f"{PROTECTED}:custom"), batch)
-    assert cost.macs is None
-    assert "PyTorch operators" in cost.why
-    assert 0 < cost.ms.low <= cost.ms.median <= cost.ms.high
+    assert costs.onnx_macs(whole_onnx(path), {"images": (1, 3, 32, 32)}) == wanted
 
 
 def test_an_operator_whose_work_is_not_known_is_named(tmp_path: Path) -> None:
@@ -89,9 +79,9 @@ def test_an_operator_whose_work_is_not_known_is_named(tmp_path: Path) -> None:
     weights = {"w": np.eye(4, dtype=np.float32)}
     out: factories.Value = ("y", TensorProto.FLOAT, ["batch", 4])
     path = factories.write_graph(tmp_path / "einsum.onnx", nodes, [shape], [out], weights)
-    with pytest.raises(costs.Uncounted, match="operator Einsum"):
-        costs.onnx_macs(path, {"x": (1, 4)})
-    words = factories.words_onnx(tmp_path / "words.onnx")
+    with pytest.raises(UserError, match="operator Einsum"):
+        costs.onnx_macs(whole_onnx(path), {"x": (1, 4)})
+    words = whole_onnx(factories.words_onnx(tmp_path / "words.onnx"))
     assert costs.onnx_macs(words, {"tokens": (1, factories.TOKENS)}) == 4 * 6
 
 

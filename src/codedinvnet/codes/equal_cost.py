@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -17,14 +16,6 @@ from codedinvnet.codes.base import Scheme
 from codedinvnet.common.devices import first_tensor
 from codedinvnet.models.coded import CodedModel
 from codedinvnet.nn.resnet import ResNet, width_of_cost
-
-LIGHT_NAMESPACES = ("aten", "prims")
-"""The operators of all others may do any work."""
-HEAVY = re.compile(
-    r"attention|transformer|rnn|lstm|gru|conv(?!ert)|mm(_|$)|matmul|linear$|[cp]dist|euclidean_dist"
-    r"|linalg_(?!cross|vector_norm)|cholesky|triangular_solve|geqrf|ormqr|(mv|dot)_?$"
-)
-"""Names of operators whose work is not little; that of all others is."""
 
 
 def _of_attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
@@ -51,8 +42,6 @@ class _Flops(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.count = 0
-        self.complete = True
-        """Whether no operator was seen whose work is not little, and is not counted."""
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -63,7 +52,6 @@ class _Flops(TorchDispatchMode):
     ) -> Any:
         named = kwargs or {}
         if not isinstance(func, OpOverload):  # a loop, or a choice
-            self.complete = False
             return func(*args, **named)
         with self:  # what is made of other operations is counted by these
             found = func.decompose(*args, **named)
@@ -73,27 +61,15 @@ class _Flops(TorchDispatchMode):
         packet = func.overloadpacket
         if (formula := flop_registry.get(packet) or FORMULAS.get(packet)) is not None:
             self.count += int(formula(*args, **named, out_val=found))
-        elif func.namespace not in LIGHT_NAMESPACES or HEAVY.search(packet.__name__):
-            self.complete = False
         return found
 
 
 def count_macs(call: Callable[[], Any]) -> int:
     """Count the multiply-adds of convolutions and matrix products in a call."""
-    return _counted(call).count // 2
-
-
-def all_macs(call: Callable[[], Any]) -> int | None:
-    """Count those of anybody's network; None if an operator does work that is not counted."""
-    counter = _counted(call)
-    return counter.count // 2 if counter.complete else None
-
-
-def _counted(call: Callable[[], Any]) -> _Flops:
     counter = _Flops()
     with counter, torch.no_grad():
         call()
-    return counter
+    return counter.count // 2
 
 
 def macs(network: nn.Module, model: CodedModel) -> int:

@@ -1,19 +1,16 @@
-"""Finds the worker whose answers are wrong: a sequential test for each worker.
+"""Finds the worker whose answers are wrong, by a sequential test for each worker.
 
-In a complete group the extra task answers for every member by itself, and each member's own worker
-has answered, too. A member *disagrees* if the two labels differ. How often that happens with sound
-workers is known from the calibration, by the confidence of the extra task's answer.
+In a complete group the extra task alone answers for every member, and each member's own worker has
+answered as well. How often the two disagree with sound workers is known from the calibration, by
+the confidence of the extra task's answer. For each worker the log-likelihood ratio of "it changes
+`CHANGED` of its labels" to "it is sound" is summed up, never below 0 (Page's cumulative sum,
+Biometrika 1954). A worker is named when its sum exceeds any other's by log(1 / false alarms).
 
-For each worker the log-likelihood ratio of "it changes `CHANGED` of its labels" to "it is sound" is
-summed up, never below 0 (Page's cumulative sum, Biometrika 1954). A worker is named when its sum
-exceeds the highest of any other's by log(1 / false alarms). The rules that tell it from others:
-
-- The extra task's worker is tested in every group, by a sum of its own, for changing half of all
-  members' labels. If most disagree, it is the likely cause, and the members' sums stand still.
-- A group of one cannot tell the two apart. It counts against the member's worker alone: an extra
-  task's worker that lies disagrees with all workers alike, and none of them stands out then.
-- Under drift all workers disagree more often. What is expected of a worker is therefore at least
-  how often the others have disagreed lately, at about the same confidence.
+- The extra task's worker has a sum of its own, for changing half of all members' labels. If most
+  members disagree, it is the likely cause, and the members' sums stand still.
+- A group of one can't tell the two apart and counts only against the member's worker.
+- Under drift all workers disagree more often, so a worker is expected to disagree at least as often
+  as the others did lately, at about the same confidence.
 """
 
 from __future__ import annotations
@@ -27,17 +24,17 @@ import numpy as np
 FALSE_ALARMS = 1e-8
 """Bound on the share of a sound worker's answers at which it is named, if expected rates hold."""
 CHANGED = 0.05
-"""The share of changed labels that a worker is tested for: half of what is to be found soon."""
+"""The share of changed labels that a worker is tested for: half of what should be found soon."""
 CHANGED_BY_EXTRA = 0.5
-"""The same of an extra task, whose answers are all of one worker."""
+"""The same for an extra task, all of whose answers come from one worker."""
 LEAST = 0.002
-"""Lowest rate that is expected of any answer: no single disagreement proves much."""
+"""The lowest rate that is expected of any answer: a single disagreement proves little."""
 BINS = (0.005, 0.02, 0.1)
 """Expected rates between which the others' recent disagreements are counted together."""
 MEMORIES = np.array([0.9, 0.99])[:, None, None]
-"""What counts weigh after one more group: the short memory meets drift, the long one is exact."""
+"""What counts weigh after one more group: the short memory follows drift, the long one is exact."""
 FEW = 10.0
-"""Answers that a bin must have before its rate counts by more than half."""
+"""Answers that a bin needs before its rate counts by more than half."""
 CHANCE = 3.0
 """Standard deviations by which the others' disagreements may exceed what is expected by chance."""
 
@@ -50,7 +47,6 @@ class Member(NamedTuple):
     expected: float
     """The calibrated probability that the extra task's answer disagrees."""
     agrees: bool
-    """Whether it agrees with the direct one."""
 
 
 class ByzantineDetector:
@@ -70,28 +66,24 @@ class ByzantineDetector:
         """By memory, worker and bin."""
 
     def seen(self, members: Sequence[Member], extra: int) -> int | None:
-        """Take a complete group; return the worker that is found to lie, if there is one.
+        """Count a complete group; return the worker that is found to lie, if there is one.
 
-        The sums begin again when one is found. A single worker has nobody to stand out from.
-
-        Args:
-            members: the group's members.
-            extra: the worker that did the extra task.
+        The sums begin again when one is found. A single worker can't stand out from others.
         """
         columns = np.array(members, float)
         workers, expected, wrong = columns[:, 0].astype(int), columns[:, 1], columns[:, 2] == 0
         bins = np.searchsorted(BINS, expected)
-        everybody = _surely(self._wrong.sum(1), self._expected.sum(1), self._counts.sum(1))
+        overall = _surely(self._wrong.sum(1), self._expected.sum(1), self._counts.sum(1))
         others = _surely(
             *(a.sum(1)[:, None] - a for a in (self._wrong, self._expected, self._counts))
         )
 
-        known = np.maximum(expected, everybody.max(0)[bins])
-        alone = len(members) == 1
-        if not alone:
+        known = np.maximum(expected, overall.max(0)[bins])
+        single = len(members) == 1
+        if not single:
             ratio = _ratios(known, wrong, CHANGED_BY_EXTRA).sum()
             self.sums[1, extra] = max(0.0, self.sums[1, extra] + ratio)
-        if alone or 2 * wrong.sum() <= len(members):
+        if single or 2 * wrong.sum() <= len(members):
             known = np.maximum(expected, others.max(0)[workers, bins])
             # A worker may have answered for several members.
             for worker, ratio in zip(workers, _ratios(known, wrong, CHANGED), strict=True):

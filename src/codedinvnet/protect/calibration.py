@@ -13,10 +13,10 @@ from codedinvnet.codes.build import part_beside
 from codedinvnet.codes.registry import find_method
 from codedinvnet.common.errors import UserError
 from codedinvnet.common.files import file_digest, read_json, write_json
-from codedinvnet.protect.bound import Coverage, Curve
+from codedinvnet.protect.bound import Curve
 
 FILE = "calibration.json"
-"""The file beside a bundle's weights, or in a protection."""
+"""The file next to a bundle's weights, or in a protection."""
 VERSION = 1
 DECODED, GUESSED = "decoded", "guessed"
 """Kinds of approximate answers: of one missing member, and of the extra tasks alone."""
@@ -47,10 +47,7 @@ class Calibration:
     parts: Mapping[str, str] = field(default_factory=dict)
 
     def of_part(self, method: str, k: int, digest: str) -> Calibration:
-        """Return it with no curve of a method but those that a trained part for groups of k made.
-
-        Of an older calibration, which names no parts, none is left.
-        """
+        """Leave out curves of a method that another trained part than this one for k has made."""
         known = self.parts.get(f"{method}-k{k}") == digest
         curves = {
             kind: curve
@@ -64,16 +61,6 @@ class Calibration:
         sizes = [kind.k for kind in self.curves if (kind.method, kind.answer) == (method, answer)]
         k = min((k for k in sizes if k >= size), default=None)
         return None if k is None else self.curves[Kind(method, k, answer)]
-
-    def coverage(
-        self, method: str, size: int, limit: float, answer: str = DECODED
-    ) -> Coverage | None:
-        """Return what a limit lets through of a method's answers; None if nothing is known of it.
-
-        It is what plans, simulations and policies ask before they count on approximate answers.
-        """
-        curve = self.curve(method, size, answer)
-        return None if curve is None else curve.coverage(limit)
 
     def save(self, path: Path) -> None:
         """Write the file."""
@@ -94,22 +81,17 @@ class Calibration:
 def load_calibration(
     folder: Path, weights: str, again: str = "`codedinvnet calibrate` makes it"
 ) -> Calibration:
-    """Read the calibration in a folder.
-
-    Args:
-        folder: the folder of a bundle or a protection.
-        weights: the digest of the bundle's weights, or of the protected model.
-        again: tells a user, in an error, how a calibration is made.
+    """Read the calibration in the folder of a bundle or a protection.
 
     Raises:
-        UserError: if there is none, it is damaged, or it is of other weights.
+        UserError: if there is none, it is damaged, or it is of other weights; `again` says how to
+            make one.
     """
     path = folder / FILE
     if not path.is_file():
         raise UserError(f"{folder} has no {FILE}: {again}")
-    raw = read_json(path)
     try:
-        calibration = _parsed(raw)
+        calibration = _parsed(read_json(path))
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is damaged: {again} again") from error
     if calibration.weights != weights:
@@ -137,12 +119,8 @@ def calibration_of(
 ) -> Calibration:
     """Read a bundle's calibration, without curves that another trained part of the method made.
 
-    Args:
-        folder: the bundle's.
-        weights: the digest of its weights.
-        method: the method's name.
-        k: the most members of its groups.
-        part: the file with the method's trained part; None: the one beside the weights, if any.
+    `part` is the file with the method's trained part for groups of up to k; by default it is the
+    one next to the weights, if there is one.
 
     Raises:
         UserError: see `load_calibration`.
@@ -164,5 +142,5 @@ def protection_calibration(folder: Path, needed: bool = True) -> Calibration | N
 
     if not needed and not (folder / FILE).is_file():
         return None
-    digest = read_description(folder)["model"]["digest"]
+    digest = read_description(folder).model.digest
     return load_calibration(folder, digest, "`codedinvnet protect` makes it")

@@ -1,22 +1,18 @@
-"""How sure an approximate answer is: one figure, for calibrations and for what is served."""
+"""How certain an approximate answer is: one figure, for calibrations and for what is served."""
 
 from __future__ import annotations
 
 import numpy as np
 
 LEAST = 1e-7
-"""The probability below which none is told from another."""
+"""Smaller probabilities count as this one."""
 
 
 def log_probabilities(scores: np.ndarray, kind: str) -> np.ndarray:
-    """Return the logarithms of probabilities, float32 (N, classes), that scores stand for.
+    """Return the log-probabilities, float32 (N, classes), that "logits" or "probabilities" mean.
 
-    Decoded probabilities may be negative, or above 1: they are cut off at `LEAST`, and each row is
-    scaled to the sum 1. A row that is not finite has logarithms that are not finite.
-
-    Args:
-        scores: (N, classes).
-        kind: "logits" or "probabilities".
+    Decoded probabilities may be negative or above 1, so they are clipped at `LEAST`, and each row
+    is scaled to the sum 1. The logarithms of a row that is not finite aren't finite either.
     """
     scores = scores.astype(np.float32)
     with np.errstate(invalid="ignore", over="ignore"):
@@ -28,11 +24,6 @@ def log_probabilities(scores: np.ndarray, kind: str) -> np.ndarray:
 
 
 def confidences(scores: np.ndarray, kind: str) -> np.ndarray:
-    """Return the largest probability of each row of scores, float32 (N,) in 0..1.
-
-    Args:
-        scores: (N, classes).
-        kind: "logits" or "probabilities".
-    """
+    """Return the largest probability of each row, float32 (N,)."""
     found: np.ndarray = np.exp(log_probabilities(scores, kind).max(axis=1))
     return found

@@ -1,7 +1,8 @@
-"""What models cost: multiply-adds, counted for any ONNX file, and measured times."""
+"""What models cost: multiply-adds, counted in their ONNX graph, and measured times."""
 
 from __future__ import annotations
 
+import copy
 import math
 import statistics
 import tempfile
@@ -14,10 +15,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from codedinvnet.codes.equal_cost import all_macs
-from codedinvnet.common.engines import PYTORCH
+from codedinvnet.common.errors import UserError
 from codedinvnet.models import OpenModel
 from codedinvnet.models.onnx_file import whole_onnx
+from codedinvnet.models.runtime import any_batch, export
 
 COUNTED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "FusedConv", "FusedMatMul")
 """ONNX operators whose multiply-adds are counted."""
@@ -27,18 +28,17 @@ HEAVY = (
     *("RNN", "SVMClassifier", "SVMRegressor", "Scan", "TreeEnsemble"),
     *("TreeEnsembleClassifier", "TreeEnsembleRegressor"),
 )
-"""Operators that do real work and are not counted; the work of all others is negligible."""
+"""Operators that do real work and aren't counted; the work of all others is negligible."""
 DOMAINS = ("", "ai.onnx", "ai.onnx.ml")
+PER_MS = 2_000_000
+"""Multiply-adds that a millisecond stands for where they can't be counted: a small network does
+about as many on one thread."""
 TIMED = 15
-"""Timings of each call; ranks 4 and 12 hold the median with a probability of 0.965."""
-
-
-class Uncounted(Exception):
-    """Multiply-adds cannot be counted; the message says why."""
+"""Timings of each call; ranks 4 and 12 enclose the median with a probability of 0.965."""
 
 
 class Milliseconds(NamedTuple):
-    """A median time, with its 95 % interval."""
+    """A median time with its 95 % interval."""
 
     median: float
     low: float
@@ -51,7 +51,11 @@ class Cost(NamedTuple):
     macs: int | None
     ms: Milliseconds
     why: str = ""
-    """Why multiply-adds cannot be counted; "" if they can."""
+    """Why multiply-adds can't be counted; "" if they can."""
+
+    def share(self, work: float) -> int:
+        """Return the multiply-adds of a share of this cost."""
+        return int(work * (self.macs or PER_MS * self.ms.median))
 
 
 @contextmanager
@@ -66,7 +70,7 @@ def one_thread() -> Iterator[None]:
 
 
 def milliseconds(calls: Mapping[str, Callable[[], object]]) -> dict[str, Milliseconds]:
-    """Time warm calls in turn, so that a slow moment of the machine meets all of them."""
+    """Time warm calls in turn, so that a slow moment of the machine affects all of them."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     for call in calls.values():
         call()
@@ -81,51 +85,41 @@ def milliseconds(calls: Mapping[str, Callable[[], object]]) -> dict[str, Millise
     }
 
 
-def model_cost(model: OpenModel, batch: dict[str, np.ndarray]) -> Cost:
-    """Measure a model on one query."""
-    (ms,) = milliseconds({"": lambda: model.run(batch)}).values()
+def model_cost(model: OpenModel, one: Mapping[str, np.ndarray], content: Callable[[], Any]) -> Cost:
+    """Measure a model on one query; `content` returns it as ONNX, or raises UserError."""
+    (ms,) = milliseconds({"": lambda: model.run(one)}).values()
     try:
-        return Cost(model_macs(model, batch), ms)
-    except Uncounted as error:
+        return Cost(onnx_macs(content(), {name: array.shape for name, array in one.items()}), ms)
+    except UserError as error:
         return Cost(None, ms, str(error))
 
 
-def model_macs(model: OpenModel, batch: dict[str, np.ndarray]) -> int:
-    """Count the multiply-adds of one query.
+def as_onnx(model: OpenModel, batch: Mapping[str, np.ndarray]) -> Any:
+    """Return a model as an `onnx.ModelProto`; PyTorch exports its own with a batch of queries.
 
     Raises:
-        Uncounted: saying why it cannot be done.
+        UserError: if there is no way to do so.
     """
-    source = model.source
-    if source.kind == "onnx":
-        return onnx_macs(Path(source.source), {n: array.shape for n, array in batch.items()})
-    if source.engine != PYTORCH:
-        raise Uncounted(f"a model on {source.engine} can only be timed")
-    with _no_fused_layers():
-        found = all_macs(lambda: model.run(batch))
-    if not found:
-        raise Uncounted("it has PyTorch operators whose work is not known")
-    return found
+    import onnx
 
-
-@contextmanager
-def _no_fused_layers() -> Iterator[None]:
-    """Have recurrent layers and attention computed by matrix products, which are counted."""
-    mkldnn: Any = torch.backends.mkldnn  # its `flags` would set others, too, and warn of them
-    enabled, fast = mkldnn.enabled, torch.backends.mha.get_fastpath_enabled()
-    try:
-        mkldnn.enabled = False
-        torch.backends.mha.set_fastpath_enabled(False)
-        yield
-    finally:
-        mkldnn.enabled = enabled
-        torch.backends.mha.set_fastpath_enabled(fast)
+    if model.source.kind == "onnx":
+        return whole_onnx(Path(model.source.source))
+    if model.network is None:
+        raise UserError("only its server has its weights")
+    content = export(
+        model.network,
+        [torch.from_numpy(array) for array in batch.values()],
+        input_names=list(batch),
+        output_names=[spec.name for spec in model.signature.outputs],
+        dynamic_shapes=any_batch(len(batch)),
+    )
+    return onnx.load_from_string(content)
 
 
 def folded(content: Any) -> Any:
-    """Return an ONNX model with its constants folded, as ONNX Runtime folds them.
+    """Return an ONNX model whose constants ONNX Runtime has folded.
 
-    Classic exporters compute paddings and shapes by nodes, through which no shape is inferred.
+    Classic exporters compute paddings and shapes by nodes, and no shape is inferred through them.
     """
     import onnx
     import onnxruntime
@@ -144,15 +138,15 @@ def folded(content: Any) -> Any:
         return onnx.load(options.optimized_model_filepath)
 
 
-def onnx_macs(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> int:
-    """Count the multiply-adds of an ONNX file for inputs of certain shapes.
+def onnx_macs(model: Any, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Count the multiply-adds of an ONNX model for inputs of certain shapes.
 
     Raises:
-        Uncounted: naming the operator that is not known.
+        UserError: if an operator's work is unknown, or a shape can't be inferred.
     """
     from onnx import shape_inference
 
-    model = whole_onnx(path)
+    model = copy.deepcopy(model)
     for value in model.graph.input:
         if value.name in shapes:
             axes = value.type.tensor_type.shape
@@ -167,13 +161,13 @@ def onnx_macs(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> int:
     try:
         graph = shape_inference.infer_shapes(model, data_prop=True).graph
     except Exception as error:  # of its C++ part
-        raise Uncounted("onnx cannot infer its shapes") from error
+        raise UserError("onnx cannot infer its shapes") from error
     known: dict[str, list[int]] = {t.name: list(t.dims) for t in graph.initializer}
     for value in [*graph.input, *graph.value_info, *graph.output]:
         known[value.name] = [axis.dim_value for axis in value.type.tensor_type.shape.dim]
     total = sum(_node_macs(node, known) for node in graph.node)
     if not total:
-        raise Uncounted("it has no convolution or matrix product")
+        raise UserError("it has no convolution or matrix product")
     return total
 
 
@@ -181,7 +175,7 @@ def _node_macs(node: Any, known: Mapping[str, list[int]]) -> int:
     if node.op_type not in COUNTED:
         if node.op_type in HEAVY or node.domain not in DOMAINS:
             name = f"{node.domain}.{node.op_type}".lstrip(".")
-            raise Uncounted(f"the work of its operator {name} is not known")
+            raise UserError(f"the work of its operator {name} is not known")
         return 0
     first, second, output = (known.get(n) or [0] for n in (*node.input[:2], node.output[0]))
     if node.op_type.endswith("MatMul") and len(second) == 2:
@@ -189,11 +183,11 @@ def _node_macs(node: Any, known: Mapping[str, list[int]]) -> int:
     elif node.op_type.endswith("MatMul"):
         work = math.prod(output) * first[-1]
     elif node.op_type == "Gemm":
-        turned = any(a.name == "transA" and a.i for a in node.attribute)
-        work = math.prod(output) * first[0 if turned else -1]
+        transposed = any(a.name == "transA" and a.i for a in node.attribute)
+        work = math.prod(output) * first[0 if transposed else -1]
     else:
         transposed = node.op_type == "ConvTranspose"
         work = math.prod(first if transposed else output) * math.prod(second[1:])
     if not work:
-        raise Uncounted(f"the shapes around its {node.op_type} {node.name!r} cannot be inferred")
+        raise UserError(f"the shapes around its {node.op_type} {node.name!r} cannot be inferred")
     return work

@@ -16,7 +16,7 @@ from codedinvnet.common.config import PartSettings
 from codedinvnet.common.errors import UserError
 from codedinvnet.protect.measure import coverage_at
 from codedinvnet.protect.students import Student
-from codedinvnet.protect.teacher import Teacher
+from codedinvnet.protect.teacher import Teacher, batches
 from codedinvnet.training.network import augment
 from codedinvnet.training.part import PartStage, batch_places
 from codedinvnet.training.precision import autocast
@@ -28,7 +28,7 @@ MOST_ENTROPY = 2.0
 LEAST = 10
 """Steps without which there is no training."""
 FEWEST_STEPS = 40
-"""Steps of an epoch at least; few inputs are then gone round several times."""
+"""Steps of an epoch at least; an epoch goes through few inputs several times."""
 MOST_STEPS, MOST_ROUNDS = 60_000, 400
 """A training ends here even if time is left: more changes nothing, or learns inputs by heart."""
 SHARE = 0.93
@@ -41,14 +41,12 @@ class Lesson:
 
     Attributes:
         teacher: the served model with its inputs.
-        mirror: mirror half of the images.
-        mirrored: the model's log-probabilities (N, classes) of the mirrored images; None: those of
-            the images themselves.
+        mirrored: the model's log-probabilities (N, classes) of the mirrored images, half of which
+            are then trained on; None: no image is mirrored.
         shift: shift images by up to so many pixels.
     """
 
     teacher: Teacher
-    mirror: bool = False
     mirrored: np.ndarray | None = None
     shift: int = 0
 
@@ -94,15 +92,14 @@ class Distillation(PartStage):
         rows = self.order[batch_places(self.order, index, self.part.batch_size).numpy()]
         inputs = self.student.tensors(teacher.inputs.batch(rows))
         wanted = torch.from_numpy(teacher.log_probabilities[rows])
-        if lesson.mirror or lesson.shift:
+        if lesson.mirrored is not None or lesson.shift:
             last = bool(getattr(self.student, "last", False))
             images = inputs[0].permute(0, 3, 1, 2) if last else inputs[0]
-            if lesson.mirror:
-                turned = torch.rand(len(images), generator=self.generator) < 0.5
-                images = torch.where(turned[:, None, None, None], images.flip(3), images)
-                if lesson.mirrored is not None:
-                    other = torch.from_numpy(lesson.mirrored[rows])
-                    wanted = torch.where(turned[:, None], other, wanted)
+            if lesson.mirrored is not None:
+                flipped = torch.rand(len(images), generator=self.generator) < 0.5
+                images = torch.where(flipped[:, None, None, None], images.flip(3), images)
+                other = torch.from_numpy(lesson.mirrored[rows])
+                wanted = torch.where(flipped[:, None], other, wanted)
             images = augment(images, False, lesson.shift, self.generator)
             inputs = [images.permute(0, 2, 3, 1) if last else images]
         with autocast(self.precision, self.device):
@@ -119,27 +116,23 @@ class Distillation(PartStage):
         self.total_steps = epochs * self.steps_per_epoch
         return epochs
 
+    @torch.inference_mode()
     def validate(self) -> tuple[float, Mapping[str, float]]:
         """Score by agreement with the model on the validation inputs."""
         rows, teacher = self.lesson.teacher.rows.validation, self.lesson.teacher
-        scores = torch.from_numpy(student_scores(self.student, teacher, rows)).softmax(1)
-        confidence, answers = (found.numpy() for found in scores.max(1))
+        self.student.eval()
+        scores = [
+            self.student(*self.student.tensors(teacher.inputs.batch(part))).float().softmax(1)
+            for part in batches(rows)
+        ]
+        confidence, answers = (found.numpy() for found in torch.cat(scores).max(1))
         agrees = answers == teacher.answers[rows]
         agreement, coverage = float(agrees.mean()), coverage_at(confidence, agrees, 0.99)
         return agreement, {"validation_agreement": agreement, "validation_coverage": coverage}
 
 
-@torch.inference_mode()
-def student_scores(student: Student, teacher: Teacher, rows: np.ndarray) -> np.ndarray:
-    """Return a student's logits (B, classes) of some inputs."""
-    student.eval()
-    parts = np.split(rows, range(250, len(rows), 250))
-    found = [student(*student.tensors(teacher.inputs.batch(part))).float() for part in parts]
-    return np.asarray(torch.cat(found).numpy())
-
-
 def plan(student: Student, lesson: Lesson, seconds: float) -> PartSettings:
-    """Return a training that takes so many seconds, timed by a few steps; the student is spoilt.
+    """Return a training that takes so many seconds, timed by a few steps that spoil the student.
 
     Raises:
         UserError: if there is no time for a few steps.

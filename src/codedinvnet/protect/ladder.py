@@ -1,13 +1,12 @@
-"""Train backups of several sizes in the time: short trials, then the best class at each size."""
+"""Train backups of several sizes in the time: short trials of all, then the best of each size."""
 
 from __future__ import annotations
 
 import sys
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -18,17 +17,15 @@ from codedinvnet.common.progress import Progress
 from codedinvnet.protect import own  # noqa: F401 - registers its students
 from codedinvnet.protect.costs import Cost
 from codedinvnet.protect.distil import Distillation, Lesson, plan
-from codedinvnet.protect.students import STUDENTS, Budget, Choice, Student, Unfit, kind_of
+from codedinvnet.protect.students import STUDENTS, Choice, Student, Unfit, kind_of
 from codedinvnet.training.loop import LATEST, train_stage
 
 WORKS = (0.1, 0.25, 0.5)
 """Sizes of backups, in the served model's work."""
-FIRST = ("fewer-blocks", "smaller-images", "early-exit")
-"""Candidates that learn fastest, because they start from the model's own weights."""
 TRIALS = 0.15
 """Share of the time for trials, if there are several candidates."""
 HOPELESS = 0.05
-"""A size whose trial agrees less often than the best one's by this much is trained no further."""
+"""A size whose best trial agrees this much less often than the best trial is trained no further."""
 
 
 class Entry(NamedTuple):
@@ -46,19 +43,26 @@ class Entry(NamedTuple):
 
 @dataclass
 class Trained:
-    """A trained candidate.
+    """A candidate's network with its best weights.
 
     Attributes:
         entry: what it is.
-        student: the network with its best weights.
-        score: its agreement on the validation inputs.
+        student: the network.
+        score: its agreement on the validation inputs; below 0 before any training.
         stopped: whether it was trained no further than a trial.
     """
 
     entry: Entry
     student: Student
-    score: float
+    score: float = -1.0
     stopped: bool = False
+
+
+def once(path: Path, decide: Callable[[], Any]) -> Any:
+    """Return what was decided first: a run that goes on trains as the one that was killed."""
+    if not path.is_file():
+        write_json(path, decide())
+    return read_json(path)
 
 
 class Ladder:
@@ -93,75 +97,45 @@ class Ladder:
                     continue
                 path = self.folder / f"choice-{family}-{work:g}.json"
                 try:
-                    if not path.is_file():  # measured times would choose another one
-                        write_json(path, student.choose(teacher, Budget(work, self.cost)))
+                    most = self.cost.share(work)
+                    choice = once(path, lambda s=student, m=most: s.choose(teacher, m))  # type: ignore[misc]
                 except Unfit as error:
                     self.notes.append(f"no {family}-{work:g}: {error}")
                     continue
-                choice = read_json(path)
                 if (family, choice) not in seen:
                     seen.append((family, choice))
                     found.append(Entry(work, family, choice))
         return found
 
-    def train(self, entries: Sequence[Entry], seconds: float) -> list[Trained]:
+    def train(self, seconds: float) -> list[Trained]:
         """Return the best candidate of each size, trained within so many seconds.
 
         Raises:
             UserError: if there is time for none.
         """
-        found, sizes = list[Trained](), list(dict.fromkeys(entry.work for entry in entries))
-        if len(entries) > 1:
-            found = self._trials(entries, sizes, TRIALS * seconds)
+        found = [self._untrained(entry) for entry in self.entries()]
+        if len(found) > 1:
+            found = self._round("trial", found, TRIALS * seconds)
             seconds *= 1 - TRIALS
-        found = [self._best(work, found, entries) for work in sizes]
-        highest = max((trained.score for trained in found), default=0.0)
-        for trained in found:
+            scores = ", ".join(f"{t.entry.name} {100 * t.score:.1f} %" for t in found)
+            self.notes.append(f"agreement on validation inputs after short trials: {scores}")
+        best: dict[float, Trained] = {}
+        for trained in sorted(found, key=lambda trained: trained.score):  # the best comes last
+            best[trained.entry.work] = trained
+        highest = max((trained.score for trained in best.values()), default=0.0)
+        for trained in best.values():
             trained.stopped = 0 <= trained.score < highest - HOPELESS
-        going = [trained for trained in found if not trained.stopped]
-        finished = {t.entry.name: t for t in self._round("final", going, seconds)}
-        found = [finished.get(t.entry.name, t) for t in found]
-        if not any(trained.score >= 0 for trained in found):
+        going = [trained for trained in best.values() if not trained.stopped]
+        for trained in self._round("final", going, seconds):
+            best[trained.entry.work] = trained
+        found = [best[work] for work in sorted(best) if best[work].score >= 0]
+        if not found:
             raise UserError("; ".join(self.notes) or "no backup can be trained for this model")
-        return [trained for trained in found if trained.score >= 0]
-
-    def _trials(
-        self, entries: Sequence[Entry], sizes: Sequence[float], seconds: float
-    ) -> list[Trained]:
-        """Try all classes at a size in the middle that has most of them; the best at the others."""
-        count = Counter(entry.work for entry in entries)
-        full = [work for work in sizes if count[work] == max(count.values())]
-        middle = full[len(full) // 2]
-        classes = [entry for entry in entries if entry.work == middle]
-        second = seconds / (sum(entry.work for entry in classes) + sum(sizes) - middle)
-        found = self._try(classes, second)
-        found.sort(key=lambda trained: -trained.score)
-        best = [self._best(work, found, entries).entry for work in sizes if work != middle]
-        found += self._try(best, second)
-        scores = ", ".join(f"{t.entry.name} {100 * t.score:.1f} %" for t in found)
-        self.notes.append(f"agreement on validation inputs after short trials: {scores}")
         return found
 
-    def _try(self, entries: Sequence[Entry], second: float) -> list[Trained]:
-        """Train new students, each for so many seconds times its work."""
-        seconds = second * sum(entry.work for entry in entries)
-        return self._round("trial", [self._fresh(entry) for entry in entries], seconds)
-
-    def _best(self, work: float, trials: Sequence[Trained], entries: Sequence[Entry]) -> Trained:
-        """Return a size's candidate of the class that did best so far; its trial, if it had one.
-
-        Classes without a trial come last, in the order of FIRST.
-        """
-        order = [*(trained.entry.family for trained in trials), *FIRST, *STUDENTS]
-        mine = [entry for entry in entries if entry.work == work]
-        best = min(mine, key=lambda entry: order.index(entry.family))
-        tried = [trained for trained in trials if trained.entry == best]
-        return tried[0] if tried else self._fresh(best)
-
-    def _fresh(self, entry: Entry) -> Trained:
+    def _untrained(self, entry: Entry) -> Trained:
         torch.manual_seed(self.seed)
-        student = STUDENTS[entry.family](self.lesson.teacher, entry.choice)
-        return Trained(entry, student, -1.0)
+        return Trained(entry, STUDENTS[entry.family](self.lesson.teacher, entry.choice))
 
     def _round(self, name: str, started: Sequence[Trained], seconds: float) -> list[Trained]:
         """Train each for a share of the time in proportion to its work, and note failures."""
@@ -180,25 +154,26 @@ class Ladder:
                 found.append(self._trained(name, trained, share))
             except UserError as error:  # no time for a step, or its loss diverged
                 self.notes.append(f"{entry.name}: {error}")
-                if trained.score >= 0:
-                    found.append(trained)
+                found.append(trained)
         return found
 
     def _trained(self, round_: str, started: Trained, seconds: float) -> Trained:
         entry, student = started.entry, started.student
         folder = self.folder / f"{round_}-{entry.name}"
-        path = folder / "plan.json"
         before = {key: value.clone() for key, value in student.state_dict().items()}
-        if not path.is_file():
+
+        def planned() -> dict[str, Any]:
             try:
-                part = plan(student, self.lesson, seconds)
+                return {
+                    "seconds": seconds,
+                    "part": plan(student, self.lesson, seconds).model_dump(),
+                }
             finally:  # it did some steps
                 student.load_state_dict(before)
-            folder.mkdir(parents=True, exist_ok=True)
-            write_json(path, {"seconds": seconds, "part": part.model_dump()})
-        planned = read_json(path)
-        part = PartSettings.model_validate(planned["part"])
-        stage = Distillation(student, self.lesson, part, planned["seconds"])
+
+        found = once(folder / "plan.json", planned)
+        part = PartSettings.model_validate(found["part"])
+        stage = Distillation(student, self.lesson, part, found["seconds"])
         header = train_stage(
             stage,
             folder,

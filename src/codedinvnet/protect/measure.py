@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy.stats import binomtest
 
 from codedinvnet.protect.costs import Milliseconds
 
@@ -22,13 +23,11 @@ CHOSEN_AT, CLOSE = 0.99, 0.02
 NEGLIGIBLE = 1.0
 """Milliseconds by which a backup may be slower than the model."""
 LATE = (0.01, 0.02, 0.04)
-"""Share of the queries that are late, and so are sent to the backup under `auto`: low, usual,
-high."""
+"""Share of the queries that are late, and so go to the backup under `auto`: low, usual, high."""
 DISAGREE = 2.0
 """Multiply-adds and time disagree if a backup's share of one is this times that of the other."""
 NONE = -1
 """The answer of scores that are not finite: it agrees with nothing."""
-Z = 1.96
 
 
 class Interval(NamedTuple):
@@ -68,32 +67,30 @@ class Candidate:
 
     Attributes:
         name: of its row.
-        work: share of the served model's work for one query, by what the budget used.
         ms: of one query.
         model_ms: of one query to the served model, timed in turn with the backup.
         calibration: its answers to the calibration inputs.
         test: its answers to the test inputs.
-        macs: its multiply-adds; None if unknown.
-        macs_work: its share of the served model's multiply-adds; None if unknown.
-        k: queries of a group, for policies that send the backup everything.
+        macs: its multiply-adds.
+        model_macs: the served model's; None if unknown.
         note: what a reader of the row should know; "" for nothing.
     """
 
     name: str
-    work: float
     ms: Milliseconds
     model_ms: Milliseconds
     calibration: Answers
     test: Answers
-    macs: int | None = None
-    macs_work: float | None = None
-    k: int = 10
+    macs: int
+    model_macs: int | None = None
     note: str = ""
 
     @property
-    def backups(self) -> int:
-        """Workers that answer for a whole group in the time of one query to the model."""
-        return max(1, min(self.k, math.ceil(self.work * self.k - 0.01)))
+    def work(self) -> float:
+        """Its share of the served model's multiply-adds; of its time if these are unknown."""
+        if self.model_macs is None:
+            return self.ms.median / self.model_ms.median
+        return self.macs / self.model_macs
 
 
 def answers_of(
@@ -108,14 +105,10 @@ def answers_of(
 
 def interval(hits: np.ndarray) -> Interval:
     """Return the share of hits (N,) with Wilson's interval."""
-    count = len(hits)
-    if not count:
+    if not len(hits):
         return Interval(math.nan, 0.0, 1.0)
-    share = float(hits.mean())
-    middle = (share + Z**2 / (2 * count)) / (1 + Z**2 / count)
-    spread = math.sqrt(share * (1 - share) / count + Z**2 / (4 * count**2))
-    half = Z / (1 + Z**2 / count) * spread
-    return Interval(share, max(0.0, middle - half), min(1.0, middle + half))
+    low, high = binomtest(int(hits.sum()), len(hits)).proportion_ci(method="wilson")
+    return Interval(float(hits.mean()), float(low), float(high))
 
 
 def threshold(confidence: np.ndarray, agrees: np.ndarray, agreement: float) -> float:
@@ -133,24 +126,27 @@ def coverage_at(confidence: np.ndarray, agrees: np.ndarray, agreement: float) ->
     return float((confidence >= threshold(confidence, agrees, agreement)).mean())
 
 
-def report(candidate: Candidate) -> dict[str, Any]:
-    """Return a backup's row of the table, as JSON has it."""
-    test, calibration = candidate.test, candidate.calibration
-    ms, model_ms, work = candidate.ms, candidate.model_ms, candidate.work
+def report(candidate: Candidate, k: int) -> dict[str, Any]:
+    """Return a backup's row of the table, as JSON has it.
+
+    Policies that send the backup everything do so in groups of k, and need as many workers for it
+    as answer for a group in the time of one query to the model.
+    """
+    test, calibration, work = candidate.test, candidate.calibration, candidate.work
     row: dict[str, Any] = {
         "method": candidate.name,
         "work": work,
         "macs": candidate.macs,
-        "ms": ms,
-        "model_ms": model_ms,
-        "k": candidate.k,
-        "backup_workers": candidate.backups,
+        "ms": candidate.ms,
+        "model_ms": candidate.model_ms,
+        "k": k,
+        "backup_workers": max(1, min(k, math.ceil(work * k - 0.01))),
         "inputs": len(test.answers),
         "agreement": interval(test.agrees),
         "coverage": {},
         "extra_work": {
             "auto": Interval(LATE[1] * work, LATE[0] * work, LATE[2] * work),
-            "small-backup": _share_of_time(candidate),
+            "small-backup": Interval(work, work, work),
         },
     }
     if test.labels is not None:
@@ -163,63 +159,32 @@ def report(candidate: Candidate) -> dict[str, Any]:
             "coverage": interval(released),
             "agreement": interval(test.agrees[released]) if released.any() else None,
         }
-    notes = [candidate.note] if candidate.note else []
-    if (by_time := _disagreement(candidate)) is not None:
-        notes.append(by_time)
-    if share := float((test.answers == NONE).mean()):
-        notes.append(f"{100 * share:.1f} % of its scores are not finite and count as disagreeing")
-    if notes:
+    if notes := _notes(candidate):
         row["note"] = f"{candidate.name}: {'; '.join(notes)}"
     return row
 
 
-def _share_of_time(candidate: Candidate) -> Interval:
-    """Return the work of a backup that answers everything; the interval is that of the times."""
-    ms, whole = candidate.ms, candidate.model_ms
-    if candidate.macs_work is not None:
-        return Interval(candidate.work, candidate.work, candidate.work)
-    return Interval(candidate.work, ms.low / whole.high, ms.high / whole.low)
-
-
-def _disagreement(candidate: Candidate) -> str | None:
-    """Return what the budget used, if multiply-adds and time disagree."""
+def _notes(candidate: Candidate) -> list[str]:
+    notes = [candidate.note] if candidate.note else []
     time = candidate.ms.median / candidate.model_ms.median
-    if candidate.macs_work is None:
-        return None
-    ratio = time / candidate.macs_work
-    if 1 / DISAGREE <= ratio <= DISAGREE:
-        return None
-    return (
-        f"{candidate.macs_work:.2f} of the model's multiply-adds, which the budget used, and "
-        f"{time:.2f} of its time"
-    )
+    if not 1 / DISAGREE <= time / candidate.work <= DISAGREE:
+        notes.append(
+            f"{candidate.work:.2f} of the model's multiply-adds, which the budget used, and "
+            f"{time:.2f} of its time"
+        )
+    if share := float((candidate.test.answers == NONE).mean()):
+        notes.append(f"{100 * share:.1f} % of its scores are not finite and count as disagreeing")
+    return notes
 
 
-@dataclass(frozen=True)
-class Recommendation:
-    """Which backup to use.
-
-    Attributes:
-        method: the name of its row; None if none is worth it.
-        reason: why, in one sentence.
-    """
-
-    method: str | None
-    reason: str
-
-
-def recommend(candidates: Sequence[Candidate], most_frequent: int) -> Recommendation:
-    """Choose the backup for `auto`, by the calibration inputs.
+def recommend(candidates: Sequence[Candidate], most_frequent: int) -> tuple[str | None, str]:
+    """Choose the backup for `auto`, by the calibration inputs; return its name and the reason.
 
     Of the backups whose coverage at CHOSEN_AT is within CLOSE of the best, the quickest is taken,
     because a late client waits for it; of those that are as quick by their intervals, the one with
     the best coverage. If no confidence is enough for CHOSEN_AT, agreement takes the place of
-    coverage. A backup must not be slower than the model by more than NEGLIGIBLE, and must agree
-    surely more often than the most frequent class.
-
-    Args:
-        candidates: all backups.
-        most_frequent: the served model's most frequent answer to the training inputs.
+    coverage. A backup must not be slower than the model by more than NEGLIGIBLE, and must surely
+    agree more often than the model's most frequent class, or there is none to recommend.
     """
     useful = []
     for candidate in candidates:
@@ -229,10 +194,9 @@ def recommend(candidates: Sequence[Candidate], most_frequent: int) -> Recommenda
         if not slower and interval(own.agrees).low > chance:
             useful.append(candidate)
     if not useful:
-        return Recommendation(
-            None,
+        return None, (
             "no backup is as quick as the model and better than its most frequent class, "
-            f"{most_frequent}: use policy hedge",
+            f"{most_frequent}: use policy hedge"
         )
 
     def coverage(candidate: Candidate) -> float:
@@ -248,18 +212,17 @@ def recommend(candidates: Sequence[Candidate], most_frequent: int) -> Recommenda
     quickest = min(close, key=lambda candidate: candidate.ms.median)
     chosen = max((c for c in close if c.ms.low <= quickest.ms.high), key=value)
     what = f"coverage at {CHOSEN_AT}" if value is coverage else "agreement"
-    return Recommendation(
-        chosen.name,
+    return chosen.name, (
         f"the quickest within {100 * CLOSE:.0f} points of the best {what}; it agrees with the "
-        f"model on {100 * float(chosen.test.agrees.mean()):.1f} % of the test inputs",
+        f"model on {100 * float(chosen.test.agrees.mean()):.1f} % of the test inputs"
     )
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return the rows for a reader, as Markdown."""
 
-    def percent(found: Sequence[float], digits: int = 1) -> str:
-        value, low, high = (f"{100 * share:.{digits}f}" for share in found)
+    def percent(found: Sequence[float]) -> str:
+        value, low, high = (f"{100 * share:.1f}" for share in found)
         return value if low == high else f"{value} ({low} to {high})"
 
     labelled = any("accuracy" in row for row in rows)
@@ -270,7 +233,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     lines = [heads, ["---"] * len(heads)]
     for row in rows:
         median, low, high = row["ms"]
-        cells = [row["method"], f"{row['macs']:,}" if row["macs"] else "unknown"]
+        cells = [row["method"], f"{row['macs']:,}"]
         cells += [f"{median:.3f} ({low:.3f} to {high:.3f})", percent(row["agreement"])]
         if labelled:
             cells.append(percent(row["accuracy"]))

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -19,9 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codedinvnet.codes.equal_cost import count_macs
-from codedinvnet.models.base import DATATYPES, TensorSpec
+from codedinvnet.models.base import DATATYPES
 from codedinvnet.nn.resnet import ResNet, width_of_cost
-from codedinvnet.protect.costs import Cost, milliseconds
 from codedinvnet.protect.inputs import image_size, is_image, layout
 from codedinvnet.protect.teacher import Teacher
 
@@ -29,6 +26,8 @@ Kind = Literal["images", "vectors", "tokens"]
 Choice = dict[str, Any]
 MOST_WORDS = 2**18
 """Integers from a larger range, or below 0, are numbers and not tokens."""
+SAMPLE = 1000
+"""Training inputs from which means and deviations are taken; of images a quarter of it."""
 FINE, COARSE = 16, 112
 """Images of a smaller side keep their resolution; larger ones are averaged down to COARSE."""
 QUARTERS = 2
@@ -37,33 +36,11 @@ SEGMENTS = 8
 """Parts of a sequence that are pooled apart."""
 DEEP = 48
 """From this width on, the network for vectors has two hidden layers."""
-MOST_WEIGHTS = 2**26
-WIDTHS = (4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
-"""Widths that are tried where only time can be measured."""
-FREE = 1.25
-"""A network that takes this times as long as the smallest one is never too slow."""
+MOST_WEIGHTS = 2**25
 
 
 class Unfit(Exception):
     """No network of this kind can stand in for the model; the message says why."""
-
-
-@dataclass(frozen=True)
-class Budget:
-    """The most that a backup may cost.
-
-    Attributes:
-        work: share of the served model's cost for one query.
-        cost: what that model costs.
-    """
-
-    work: float
-    cost: Cost
-
-    @property
-    def macs(self) -> int | None:
-        """Multiply-adds; None if only time is known."""
-        return None if self.cost.macs is None else int(self.work * self.cost.macs)
 
 
 def kind_of(teacher: Teacher) -> Kind:
@@ -100,8 +77,8 @@ class Student(nn.Module, ABC):
 
     @classmethod
     @abstractmethod
-    def choose(cls, teacher: Teacher, budget: Budget) -> Choice:
-        """Return the largest network within a budget.
+    def choose(cls, teacher: Teacher, most: int) -> Choice:
+        """Return the largest network within so many multiply-adds.
 
         Raises:
             Unfit: if there is none.
@@ -113,8 +90,8 @@ class Student(nn.Module, ABC):
 
     def macs(self) -> int:
         """Count the multiply-adds of one query."""
-        examples = [example(spec, 1) for spec in self.specs]
-        return count_macs(lambda: self(*examples))
+        one = {s.name: np.zeros((1, *s.shape), DATATYPES[s.datatype]) for s in self.specs}
+        return count_macs(lambda: self(*self.tensors(one)))
 
 
 STUDENTS: dict[str, type[Student]] = {}
@@ -126,52 +103,27 @@ def register(student: type[Student]) -> type[Student]:
     return student
 
 
-def example(spec: TensorSpec, count: int) -> Tensor:
-    """Return zeros of an input."""
-    dtype = DATATYPES[spec.datatype]
-    return torch.from_numpy(np.zeros((count, *spec.shape), dtype))
-
-
-def widest(make: Callable[[int], Student], teacher: Teacher, budget: Budget) -> Choice:
-    """Return the largest width within a budget, by multiply-adds or else by time."""
-    most = budget.macs
-    if most is not None:
-
-        def cost(width: int) -> int:
-            with torch.device("meta"):
-                network = make(width).eval()
-                weights = sum(weight.numel() for weight in network.parameters())
-                inputs = [example(spec, 1).to("meta") for spec in teacher.inputs.specs]
-            return count_macs(lambda: network(*inputs)) if weights <= MOST_WEIGHTS else most + 1
-
-        return {"width": width_of_cost(cost, most)}
-    chosen, free = WIDTHS[0], 0.0
-    batch = teacher.inputs.batch(np.arange(1))
-    for width in WIDTHS:
-        network = make(width).eval()
-        with torch.inference_mode():
-            (found,) = milliseconds({"": partial(network, *network.tensors(batch))}).values()
-        free = free or FREE * found.median
-        if found.median > max(budget.work * budget.cost.ms.median, free):
-            break
-        chosen = width
-    return {"width": chosen}
-
-
 class FreshStudent(Student):
     """A new network, as wide as the budget allows."""
 
-    family = "fresh"
-
     @classmethod
-    def choose(cls, teacher: Teacher, budget: Budget) -> Choice:
-        return widest(lambda width: cls(teacher, {"width": width}), teacher, budget)
+    def choose(cls, teacher: Teacher, most: int) -> Choice:
+        def cost(width: int) -> int:
+            network = cls(teacher, {"width": width}).eval()
+            weights = sum(weight.numel() for weight in network.parameters())
+            return network.macs() if weights <= MOST_WEIGHTS else most + 1
+
+        width = width_of_cost(cost, most)
+        if cost(width) > most:
+            raise Unfit("the smallest such network costs more")
+        return {"width": width}
 
 
 @register
 class FreshImages(FreshStudent):
     """Three residual blocks on space-to-depth images."""
 
+    family = "fresh"
     kinds = ("images",)
 
     def __init__(self, teacher: Teacher, choice: Choice) -> None:
@@ -187,13 +139,10 @@ class FreshImages(FreshStudent):
             channels, teacher.classes, width=choice["width"], blocks=(1, 1, 1), squeeze=squeeze
         )
         self.network.classify = nn.Linear(self.network.features * QUARTERS**2, teacher.classes)
-        mean, std = torch.zeros(channels, 1, 1), torch.ones(channels, 1, 1)
-        if not self.network.stem.weight.is_meta:
-            sample = self.first(*self.tensors(teacher.inputs.batch(teacher.spread(1000))))
-            mean = sample.mean(dim=(0, 2, 3))[:, None, None]
-            std = sample.std(dim=(0, 2, 3))[:, None, None].clamp_min(1e-6)
-        self.register_buffer("mean", mean)
-        self.register_buffer("std", std)
+        sample = self.first(*self.tensors(teacher.inputs.batch(teacher.spread(SAMPLE // 4))))
+        std, mean = torch.std_mean(sample, dim=(0, 2, 3))
+        self.register_buffer("mean", mean[:, None, None])
+        self.register_buffer("std", std[:, None, None].clamp_min(1e-6))
         self.mean: Tensor
         self.std: Tensor
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -223,21 +172,17 @@ class FreshVectors(FreshStudent):
 
     def __init__(self, teacher: Teacher, choice: Choice) -> None:
         super().__init__(teacher, choice)
-        features = sum(math.prod(spec.shape) for spec in self.specs)
-        width = choice["width"]
+        width, features = choice["width"], sum(math.prod(spec.shape) for spec in self.specs)
         layers: list[nn.Module] = [nn.Linear(features, width), nn.GELU()]
         if width >= DEEP:
             layers += [nn.Linear(width, width), nn.GELU()]
         self.network = nn.Sequential(*layers, nn.Linear(width, teacher.classes))
-        x = self.flat(*self.tensors(teacher.inputs.batch(teacher.spread(1000)))).cpu()
-        known = x.isfinite()
-        counts = known.sum(dim=0)
-        mean = x.masked_fill(~known, 0.0).sum(dim=0) / counts.clamp_min(1)
-        squares = (x - mean).masked_fill(~known, 0.0).square().sum(dim=0)
-        std = (squares / (counts - 1).clamp_min(1)).sqrt()
-        device = next(self.network.parameters()).device
-        self.register_buffer("mean", mean.to(device))
-        self.register_buffer("std", torch.where(std > 1e-6, std, 1.0).to(device))
+        x = self.flat(*self.tensors(teacher.inputs.batch(teacher.spread(SAMPLE))))
+        x = x.masked_fill(~x.isfinite(), math.nan)
+        mean = x.nanmean(dim=0).nan_to_num()
+        std = (x - mean).square().nanmean(dim=0).sqrt()
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", torch.where(std > 1e-6, std, 1.0))
         self.mean: Tensor
         self.std: Tensor
 
@@ -262,8 +207,7 @@ class FreshTokens(FreshStudent):
     def __init__(self, teacher: Teacher, choice: Choice) -> None:
         super().__init__(teacher, choice)
         width, length = choice["width"], self.specs[0].shape[0]
-        arrays = [teacher.inputs.arrays[spec.name] for spec in self.specs]
-        self.words = [1 + int(array.max()) for array in arrays]
+        self.words = [1 + int(teacher.inputs.arrays[spec.name].max()) for spec in self.specs]
         self.embeddings = nn.ModuleList(nn.Embedding(words, width) for words in self.words)
         kernel = 8 if length >= 256 else 3
         step = max(1, kernel // 2)

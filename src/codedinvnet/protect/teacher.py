@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,22 +19,18 @@ from codedinvnet.common.files import content_digest, write_atomically
 from codedinvnet.common.progress import Progress
 from codedinvnet.models import OpenModel
 from codedinvnet.models.base import DATATYPES, Model, can_be_scores, scores_tensor
-from codedinvnet.models.probe import kind_of_scores
+from codedinvnet.models.probe import differ, kind_of_scores
 from codedinvnet.protect.confidence import log_probabilities
+from codedinvnet.protect.costs import as_onnx
 from codedinvnet.protect.inputs import Inputs, Split, image_size, layout
 from codedinvnet.training.network import augment
 
 BATCH, SHARD = 32, 2048
 """Inputs of one call, and of one file of scores: what a kill costs at most."""
-TWICE = 16
-"""Inputs that the model answers twice, to check that it is deterministic."""
-SAME = 1e-2
-"""Two answers to one query may differ by this share of the largest score."""
+TWICE, SAME = 16, 1e-2
+"""So many inputs are scored twice, and their scores may differ by this share of the largest one."""
 CHANGED, STEADY = 256, 0.9
-"""Images are mirrored or shifted in training if the model keeps this share of its answers to so
-many changed images."""
-MIRRORED_SHARE = 0.25
-"""Share of the minutes that scoring the mirrored images may take."""
+"""Images are shifted in training if the model keeps this share of its answers to so many."""
 
 Change = Callable[[np.ndarray], np.ndarray]
 """Changes a batch of images."""
@@ -48,7 +45,7 @@ class Teacher:
         inputs: distinct queries.
         rows: their split.
         scores: the model's, (N, classes).
-        folder: keeps scores and checkpoints until the protection is finished.
+        folder: keeps scores until the protection is finished.
     """
 
     model: OpenModel
@@ -79,66 +76,59 @@ class Teacher:
         """The scores as logarithms of probabilities, (N, classes)."""
         return log_probabilities(self.scores, self.kind)
 
+    @cached_property
+    def onnx(self) -> Any:
+        """The model as an `onnx.ModelProto`; UserError if there is no way to make one."""
+        return as_onnx(self.model, self.inputs.batch(self.spread(TWICE)))
+
     def spread(self, count: int) -> np.ndarray:
         """Return so many training rows, evenly spread: the first ones may be of few classes."""
         rows = self.rows.train
-        found: np.ndarray = rows[
-            np.arange(min(count, len(rows))) * len(rows) // min(count, len(rows))
-        ]
+        count = min(count, len(rows))
+        found: np.ndarray = rows[np.arange(count) * len(rows) // count]
         return found
 
-    def agreement_when(self, change: Change) -> float:
-        """Return the share of images whose answer stays the same when they are changed."""
-        rows = self.spread(CHANGED)
-        hits = []
-        for part in np.split(rows, range(BATCH, len(rows), BATCH)):
-            batch = {
-                name: np.ascontiguousarray(change(array))
-                for name, array in self.inputs.batch(part).items()
-            }
-            hits.append(scores_of(self.model, batch).argmax(1) == self.answers[part])
-        return float(np.concatenate(hits).mean())
+    def mirrored(self) -> np.ndarray:
+        """Return log-probabilities (N, classes) of the mirrored images."""
+        axis = 2 if layout(self.inputs.specs[0])[1] else 3
+        flipped = all_scores(self.model, self.inputs, self.folder, lambda x: np.flip(x, axis))
+        return log_probabilities(flipped, self.kind)
 
-    def mirrored(self, seconds: float) -> np.ndarray | None:
-        """Return log-probabilities (N, classes) of the mirrored images.
-
-        None if the model would take longer than so many seconds for all of them.
-        """
-        kept = any(self.folder.glob("mirrored-*"))
-        if not kept and query_seconds(self.model, self.inputs) * len(self.inputs) > seconds:
-            return None
-        scores = all_scores(self.model, self.inputs, self.folder, self.mirror)
-        return log_probabilities(scores, self.kind)
-
-    def mirror(self, batch: np.ndarray) -> np.ndarray:
-        """Mirror a batch of images, left to right."""
-        return np.flip(batch, 2 if layout(self.inputs.specs[0])[1] else 3)
-
-    def shift(self, pixels: int) -> Change:
-        """Return what shifts images by up to so many pixels, as training does."""
+    def largest_shift(self) -> int:
+        """Return an eighth of the images' height if the model tolerates such shifts, else 0."""
+        pixels = image_size(self.inputs.specs[0])[0] // 8
         last = layout(self.inputs.specs[0])[1]
         generator = torch.Generator().manual_seed(0)
 
-        def change(batch: np.ndarray) -> np.ndarray:
+        def shifted(batch: np.ndarray) -> np.ndarray:
             images = torch.from_numpy(batch)
             images = images.permute(0, 3, 1, 2) if last else images
             images = augment(images, False, pixels, generator)
             return (images.permute(0, 2, 3, 1) if last else images).numpy()
 
-        return change
+        hits = [
+            scores_of(self.model, changed(self.inputs.batch(part), shifted)).argmax(1)
+            == self.answers[part]
+            for part in batches(self.spread(CHANGED))
+        ]
+        return pixels if pixels > 1 and np.concatenate(hits).mean() >= STEADY else 0
 
-    def largest_shift(self) -> int:
-        """Return an eighth of the images' height if the model tolerates such shifts, else 0."""
-        pixels = image_size(self.inputs.specs[0])[0] // 8
-        if pixels < 2 or self.agreement_when(self.shift(pixels)) < STEADY:
-            return 0
-        return pixels
+
+def batches(rows: np.ndarray) -> list[np.ndarray]:
+    """Cut rows into batches."""
+    return np.split(rows, range(BATCH, len(rows), BATCH))
+
+
+def changed(batch: dict[str, np.ndarray], change: Change | None) -> dict[str, np.ndarray]:
+    """Change a batch of images."""
+    if change is None:
+        return batch
+    return {name: np.ascontiguousarray(change(array)) for name, array in batch.items()}
 
 
 def scores_of(model: Model, batch: dict[str, np.ndarray]) -> np.ndarray:
     """Return the scores (B, classes) of a batch."""
-    assert model.signature.scores is not None
-    return model.run(batch)[model.signature.scores.output]
+    return model.run(batch)[scores_tensor(model.signature).name]
 
 
 def check_classifier(model: OpenModel) -> None:
@@ -148,6 +138,8 @@ def check_classifier(model: OpenModel) -> None:
         UserError: saying what is supported.
     """
     signature, name = model.signature, model.source.source
+    if model.source.kind == "bundle":
+        raise UserError(f"{name} is a bundle, which comes with a small backup: serve it as it is")
     if any(spec.datatype == "BYTES" for spec in signature.inputs):
         raise UserError(f"{name}: string inputs are not supported; put the tokenizer in front")
     if signature.scores is not None:
@@ -162,26 +154,15 @@ def check_classifier(model: OpenModel) -> None:
 
 
 def ask(model: OpenModel, inputs: Inputs, rows: Split, folder: Path, minutes: float) -> Teacher:
-    """Have the model score all inputs.
-
-    Args:
-        model: the served model.
-        inputs: distinct queries.
-        rows: their split.
-        folder: keeps what is not finished.
-        minutes: the most that it may take.
+    """Have the model score all inputs; finished files of scores in the folder are reused.
 
     Raises:
-        UserError: if it takes longer, or its scores cannot be learnt from.
+        UserError: if that takes too many minutes, or its scores can't be learnt from.
     """
     spec = scores_tensor(model.signature)
     name = content_digest(spec.name.encode())
     folder = folder / f"scores-{model.source.digest}-{name}-{inputs.digest()}"
-    missing = sum(
-        min(SHARD, len(inputs) - begin)
-        for begin, path in _shards(folder, "scores", len(inputs)).items()
-        if not path.is_file()
-    )
+    missing = len(inputs) - SHARD * len([*folder.glob("scores-*.npy")])
     seconds = query_seconds(model, inputs) * missing
     if seconds > 60 * minutes:
         raise UserError(
@@ -208,9 +189,7 @@ def query_seconds(model: Model, inputs: Inputs) -> float:
     began = time.perf_counter()
     second = scores_of(model, batch)
     seconds = (time.perf_counter() - began) / len(first)
-    if not np.isfinite(first).all():
-        raise UserError("the model's scores of the first inputs are not finite")
-    if _differ(first, second):
+    if differ(first, second, SAME):
         raise UserError(
             "the model is not deterministic: it returned different scores for the same inputs"
         )
@@ -220,67 +199,27 @@ def query_seconds(model: Model, inputs: Inputs) -> float:
 def all_scores(
     model: Model, inputs: Inputs, folder: Path, change: Change | None = None
 ) -> np.ndarray:
-    """Return the model's scores (N, classes) of all inputs; finished files of them are reused.
-
-    Args:
-        model: the served model.
-        inputs: the queries.
-        folder: of the files.
-        change: made to images first.
-
-    Raises:
-        UserError: if scores are not finite, or differ from those that were kept.
-    """
-
-    def scores(rows: np.ndarray) -> np.ndarray:
-        batch = inputs.batch(rows)
-        if change is not None:
-            batch = {key: np.ascontiguousarray(change(array)) for key, array in batch.items()}
-        return scores_of(model, batch).astype(np.float32)
-
-    parts = []
+    """Return the model's scores (N, classes) of all inputs, which may be changed first."""
     name = "scores" if change is None else "mirrored"
+    parts = []
     with Progress(total=len(inputs), desc=f"model: {name}", unit="input", file=sys.stderr) as bar:
-        for begin, path in _shards(folder, name, len(inputs)).items():
+        for begin in range(0, len(inputs), SHARD):
             rows = np.arange(begin, min(begin + SHARD, len(inputs)))
-            if path.is_file():
-                found = np.load(path)
-                if _differ(found[:TWICE], scores(rows[:TWICE])):  # a server may have new weights
-                    raise UserError(
-                        f"--out: the model's scores differ from those kept in {folder.parent}: "
-                        f"name another folder, or delete {folder.parent}"
-                    )
-                bar.update(len(rows))
-            else:
-                batches = np.split(rows, range(BATCH, len(rows), BATCH))
-                found = np.concatenate([_counted(bar, scores(part)) for part in batches])
-                if not np.isfinite(found).all():
-                    raise UserError(
-                        f"the model's scores of some inputs from {begin} on are not finite"
-                    )
+            path = folder / f"{name}-{begin:08}.npy"
+            if not path.is_file():
+                found = []
+                for part in batches(rows):
+                    found.append(scores_of(model, changed(inputs.batch(part), change)))
+                    bar.update(len(part))
                 content = io.BytesIO()
-                np.save(content, found)
+                np.save(content, np.concatenate(found).astype(np.float32))
                 write_atomically(path, content.getvalue())
-            parts.append(found)
+            parts.append(np.load(path))
     return np.concatenate(parts)
 
 
-def _counted(bar: Progress, scores: np.ndarray) -> np.ndarray:
-    bar.update(len(scores))
-    return scores
-
-
-def _shards(folder: Path, name: str, count: int) -> dict[int, Path]:
-    """Return the files of scores, by the first row of each."""
-    return {begin: folder / f"{name}-{begin:08}.npy" for begin in range(0, count, SHARD)}
-
-
-def _differ(one: np.ndarray, other: np.ndarray) -> bool:
-    return not np.abs(one - other).max() <= SAME * max(float(np.abs(one).max()), 1e-6)
-
-
 def check_scores(scores: np.ndarray, output: str, *, stated: bool) -> None:
-    """Refuse scores that cannot be learnt from.
+    """Refuse scores that can't be learnt from.
 
     Args:
         scores: (N, classes).
@@ -288,8 +227,10 @@ def check_scores(scores: np.ndarray, output: str, *, stated: bool) -> None:
         stated: whether the user named it as class scores.
 
     Raises:
-        UserError: if they are constant, or look like labels or an embedding.
+        UserError: if they are not finite, constant, or look like labels or an embedding.
     """
+    if not np.isfinite(scores).all():
+        raise UserError("the model's scores of some inputs are not finite")
     answers = scores.argmax(axis=1)
     if (answers == answers[0]).all():
         raise UserError(f"the model answers class {answers[0]} to all inputs: nothing to learn")

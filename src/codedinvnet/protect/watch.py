@@ -1,29 +1,24 @@
-"""Watches what a service's own traffic says of its limit on disagreement, and stops releasing.
+"""Checks by a service's own traffic whether its limit on disagreement is kept.
 
-A complete group tells for nothing whether an answer that would have been decoded agrees with the
-direct one. Of these comparisons those count whose confidence reaches the threshold: they stand for
-the answers that are released, and go on while none is released.
+When a group is complete, the answer that would have been decoded can be compared with the direct
+one for free. Comparisons whose confidence reaches the threshold stand for the answers that are
+released, and go on while none is released.
 
-It tells, too, how many of its members the extra tasks alone would have answered otherwise. That is
-many comparisons for one, and the answers that differ most where inputs do: they say whether the
-inputs *drift*. Then less is borne, and without drift more.
+The extra tasks alone would have answered for all members, which gives many comparisons for one.
+If they disagree far more often than in the calibration, inputs *drift*: then less is tolerated.
 
-The rules, with no clock and no chance in them:
-
-- A first sum is the number of disagreements above what the limit allows, never below 0 and never
-  above `MOST`. From `STRICT` on, until it is 0 again, answers are released *strictly*: by a higher
-  threshold (`Curve.strict_threshold`). It meets drift that is too weak to be told from chance soon.
-- Inputs drift while the extra tasks' disagreements, each of which counts for `MEMORY` of itself
-  with every further group, exceed `EXCESSIVE` times what the calibration expects by `CHANCE`
-  standard deviations.
+- A first sum is the number of disagreements above what the limit allows, at most `MOST`. From
+  `STRICT` on, until it is 0 again, answers are released *strictly*: by a higher threshold
+  (`Curve.strict_threshold`), which answers drift that is too weak to be told from chance soon.
+- Inputs drift while the extra tasks' disagreements, discounted by `MEMORY` for each further group,
+  exceed `EXCESSIVE` times what the calibration expects by `CHANCE` standard deviations.
 - While the watch releases, its sum is the number of disagreements above `excess` times what the
-  limit allows. It is never below 0. At `stop` nothing is released any more.
-- While it does not, its sum is the number of disagreements below `credit` times what the limit
-  allows, and never below 0. At `resume` answers are released again.
+  limit allows. At `stop` nothing is released any more.
+- While it doesn't, its sum is the number of disagreements below `credit` times what the limit
+  allows. At `resume` answers are released again.
 
-All are cumulative sums (Page, Biometrika 1954): disagreement that stays above `excess` times the
-limit is met in the end, and the sooner the higher it is. Those that stop and resume are of answers
-that would be released now.
+All are cumulative sums that never fall below 0 (Page, Biometrika 1954): disagreement that stays
+above `excess` times the limit is detected in the end, and the sooner the higher it is.
 """
 
 from __future__ import annotations
@@ -44,7 +39,7 @@ class Bars(NamedTuple):
     credit: float
     """Disagreement below this times the limit counts towards releasing again."""
     resume: float
-    """Disagreements to the credit at which answers are released again."""
+    """Disagreements below the credit at which answers are released again."""
 
 
 BARS: Mapping[bool | None, Bars] = {
@@ -52,15 +47,13 @@ BARS: Mapping[bool | None, Bars] = {
     False: Bars(1.2, 8.0, 1.5, 4.0),
     True: Bars(1.0, 1.5, 0.5, 4.0),
 }
-"""By whether inputs drift; None: nobody knows, since extra tasks alone answer for nobody."""
+"""By whether inputs drift; None if extra tasks alone can't answer, so that nothing says so."""
 STRICT, MOST = 1.0, 2.0
 """Disagreements above what the limit allows from which on releasing is strict, and at most."""
 MEMORY = 0.98
 """What a disagreement of the extra tasks weighs after one more group."""
-EXCESSIVE = 3.0
-"""The extra tasks' disagreement above this times what is expected may be drift."""
-CHANCE = 3.0
-"""Standard deviations by which it is surely above."""
+EXCESSIVE, CHANCE = 3.0, 3.0
+"""Inputs drift above this times the expected disagreement and by so many standard deviations."""
 
 
 @dataclass
@@ -71,7 +64,7 @@ class Watch:
         limit: the share of released answers that may disagree.
         releasing: whether traffic lets answers be released.
         strict: whether the strict threshold decides what is released.
-        drifting: whether inputs drift; None while nothing tells.
+        drifting: whether inputs drift; None while that is unknown.
         comparisons: how many comparisons have been seen.
     """
 
@@ -86,19 +79,14 @@ class Watch:
     _expected: float = 0.0
 
     def guessed(self, wrong: float, expected: float) -> None:
-        """Take what a group's extra tasks alone would have answered.
-
-        Args:
-            wrong: how many of these answers disagree.
-            expected: how many would in the mean of the calibration.
-        """
+        """Count a group's disagreements of the extra tasks alone, and those of the calibration."""
         self._wrong = MEMORY * self._wrong + wrong
         self._expected = MEMORY * self._expected + expected
         chance = CHANCE * math.sqrt(self._expected + 1)
         self.drifting = self._wrong > EXCESSIVE * self._expected + chance
 
     def compared(self, reached: bool, agrees: bool, sure: bool | None = None) -> bool:
-        """Take a comparison; return whether releasing was stopped or taken up by it.
+        """Count a comparison; return whether it stopped releasing, or resumed it.
 
         Args:
             reached: whether the decoded answer's confidence reaches the threshold.
@@ -106,11 +94,10 @@ class Watch:
             sure: whether it reaches the strict threshold; None: there is no such threshold.
         """
         self.comparisons += 1
-        released = reached if sure is None or not self.strict else sure
         if reached:
             self._above = min(MOST, max(0.0, self._above + (not agrees) - self.limit))
             self.strict = self._above >= STRICT or (self.strict and self._above > 0)
-        if not released:
+        if not (sure if self.strict and sure is not None else reached):
             return False
         bars, wrong = BARS[self.drifting], float(not agrees)
         allowed = self.limit * (bars.excess if self.releasing else bars.credit)

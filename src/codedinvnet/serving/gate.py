@@ -248,7 +248,7 @@ def gate_of(
             "what is withheld, and nothing is compared: give no limit, or another --method"
         )
     if calibration is not None and (curve := calibration.curve(method, k)) is not None:
-        if limit is not None and curve.coverage(limit).share == 0:
+        if limit is not None and math.isinf(curve.threshold(limit)):
             event = "no approximate answer keeps the limit"
             reason = "too few inputs calibrated it, or too many answers disagree"
             log_event(event, logging.WARNING, method=method, max_disagreement=limit, reason=reason)
