@@ -74,7 +74,7 @@ def scored(
     method: Scheme, source: ImageSet, k: int, missing: int = 1, seed: int = 0, **more: Any
 ) -> dict[str, Any]:
     trial = {"k": k, "missing": missing, "corrupt": 0, "groupings": 2, "patterns": 1000, **more}
-    data = SimpleNamespace(test=source, majority=lambda: 1)
+    data = SimpleNamespace(test=source, majority=1)
     return score(method, data, SimpleNamespace(**trial), seed)  # type: ignore[arg-type]
 
 

@@ -134,7 +134,7 @@ def test_finished_runs_are_kept(finished: tuple[Path, Path], data_dir: Path, cal
 def waits(bench: latency.LatencyBench, label: str) -> list[float]:
     """Return how long tasks wait: a query's, and the extra one of one and of three images."""
     (arm,) = (arm for arm in arms(bench.grid) if arm.label == label)
-    own = schedule(bench.grid.wait_ms, 4, bench.parity_wait(arm), bench.faults(arm))
+    own = schedule(bench.grid.wait_ms, 4, bench.parity_wait(arm), injected(arm.stragglers, 12, 4))
     # The straggler's place says which requests it hits.
     assert [place for place, fault in enumerate(own) if fault.kind == "hold"] == [1]
     return [
@@ -211,7 +211,7 @@ def test_the_grid_that_ships_and_its_short_version() -> None:
     grid = load_latency_grid(ROOT / "configs" / "bench" / "latency.json")
     assert {(arm.batch, arm.stragglers) for arm in arms(grid)} >= {(10, "pareto"), (1, "held")}
     short = quick_grid(grid)
-    assert len(list(arms(short))) == len(grid.blocks[0].methods)
+    assert len(arms(short)) == len(grid.blocks[0].methods)
     assert short.queries == latency.QUICK_QUERIES
 
 

@@ -63,7 +63,7 @@ def test_the_majority_is_the_most_frequent_class(bundle_folder: Path, tmp_path: 
     train = Unread("mnist", images.classes, pixels, labels, "here")
     older = described(bundle_folder, tmp_path / "older", no_images)
     for given, majority in ((train, 3), (None, 0)):
-        assert data_set(older, given, images, tmp_path).majority() == majority
+        assert data_set(older, given, images, tmp_path).majority == majority
 
 
 def no_images(description: dict[str, Any]) -> None:
@@ -200,7 +200,7 @@ def test_a_part_that_depends_on_the_tolerance_is_that_of_its_trial(
 
 
 @pytest.mark.parametrize(
-    ("name", "made"), [("Trained", "scheme"), ("Trained", "part_file"), ("Tuned", "scheme")]
+    ("name", "made"), [("Trained", "scheme"), ("Trained", "part"), ("Tuned", "scheme")]
 )
 def test_what_a_method_raises_before_it_is_built_is_told_as_its_own(
     data: DataSet,
@@ -221,11 +221,10 @@ def test_a_fit_of_its_own_needs_no_stage_and_is_kept(
     data: DataSet, bundle_folder: Path, own: Callable[[str], str]
 ) -> None:
     trial = trial_of(own("Alone"), bundle_folder)
-    part, file = data.part(trial), data.part_file(trial)
+    part = data.part(trial)
     train, test = data.train, data.test
     again = data_set(bundle_folder, train, test, data.folder.parent).part(trial)
     assert find_method(trial.method).fitted == 1  # type: ignore[attr-defined]
-    assert file.is_file()
     for before, after in zip(part.parameters(), again.parameters(), strict=True):
         assert torch.equal(before, after)
     assert data.training_seconds(trial) is not None

@@ -11,8 +11,6 @@ import pytest
 
 from codedinvnet.common.errors import UserError
 from codedinvnet.evaluation import stages
-from codedinvnet.models.bundle import WEIGHTS, bundle_info, load_bundle
-from codedinvnet.models.checkpoint import load_checkpoint, save_checkpoint
 from codedinvnet.training import network
 from codedinvnet.training.loop import LATEST
 from tests.conftest import digests
@@ -45,20 +43,3 @@ def test_a_network_that_starts_over_leaves_none_to_go_on_with(
     assert sorted(p.name for p in kept.iterdir()) == sorted(
         f"{name}.safetensors" for name in ("best", "last", "network")
     )
-
-
-def test_test_figures_stay_as_long_as_the_weights_do(own: stages.Run) -> None:
-    run = replace(own, resume=LATEST)
-    path = Path(stages.reproduce(run, 2)["bundle"])
-    before = bundle_info(path).figures
-    assert before.keys() == {"validation", "test_k2"}
-    stages.fuse(run, 2)
-    assert bundle_info(path).figures == before
-    weights = path / WEIGHTS
-    tensors, header = load_checkpoint(weights)
-    save_checkpoint(weights, {key: tensor + 1 for key, tensor in tensors.items()}, header)
-    stages.fuse(run, 2)  # of what the weights were, nobody knows
-    assert bundle_info(path).figures.keys() == {"validation"}
-    weights.unlink()
-    stages.fuse(run, 2)
-    assert load_bundle(path).info.figures.keys() == {"validation"}

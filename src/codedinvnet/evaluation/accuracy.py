@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from codedinvnet.codes.base import Scheme
@@ -67,9 +67,7 @@ def evaluate(
         progress: show a progress bar.
 
     Raises:
-        UserError: if the images are too few for a group or the shuffling of parities, if groupings
-            is below 1, or if the method does not serve groups of k, has no direct answers, or
-            cannot decode a member.
+        UserError: if the images are too few, or the method cannot be evaluated so.
     """
     if groupings < 1:
         raise UserError(f"groupings must be at least 1, got {groupings}")
@@ -81,16 +79,8 @@ def evaluate(
         raise UserError(f"{scheme.name} serves groups {served}, got k = {k}")
     if not is_systematic(rules):
         raise UserError(f"{scheme.name} has no direct answers to compare with")
-    frame = erase(
-        scheme,
-        source,
-        single_losses(k),
-        k=k,
-        groupings=groupings,
-        seed=seed,
-        shuffle_parity=shuffle_parity,
-        progress=progress,
-    )
+    how: dict[str, Any] = {"groupings": groupings, "seed": seed, "progress": progress}
+    frame = erase(scheme, source, single_losses(k), k=k, shuffle_parity=shuffle_parity, **how)
     answered = frame["prediction"].groupby(frame["member"]).max() != NO_ANSWER
     for member in answered.index[~answered]:
         raise UserError(f"{scheme.name} cannot decode member {member} of a group of {k}")
@@ -122,12 +112,11 @@ def evaluation_report(
     *,
     split: str,
     k: int,
-    groupings: int = 5,
-    seed: int = 0,
     evidence: Evidence = "both",
     pixel_mean: bool = False,
+    seed: int = 0,
     shuffle_parity: bool = False,
-    progress: bool = True,
+    **how: Any,
 ) -> dict[str, Any]:
     """Evaluate a bundle at one group size and return what `evaluate --json` prints.
 
@@ -137,15 +126,10 @@ def evaluation_report(
     if pixel_mean and evidence == "side":
         raise UserError("the average image has no side features, so that nothing would be left")
     used = bundle.with_pixel_mean() if pixel_mean else bundle
-    result = evaluate(
-        scheme_resting_on(evidence, used, k),
-        source,
-        k=k,
-        groupings=groupings,
-        seed=seed,
-        shuffle_parity=shuffle_parity,
-        progress=progress,
-    )
+    scheme = scheme_resting_on(evidence, used, k)
+    result = evaluate(scheme, source, k=k, seed=seed, shuffle_parity=shuffle_parity, **how)
+    found = asdict(result) | {"worst_position_accuracy": result.worst_position_accuracy}
+    positions = found.pop("position_accuracies")
     arm = "pixel mean" if pixel_mean else "encoder"
     return {
         "bundle": bundle.info.name,
@@ -154,20 +138,7 @@ def evaluation_report(
         "evidence": evidence,
         "parity": arm + (", shuffled" if shuffle_parity else ""),
         "seed": seed,
-        **figures(result),
-        "position_accuracies": [round(a, 6) for a in result.position_accuracies],
+        **{key: round(value, 6) for key, value in found.items()},
+        "position_accuracies": [round(a, 6) for a in positions],
         "machine": describe_machine(),
-    }
-
-
-def figures(result: Evaluation) -> dict[str, Any]:
-    """Return an evaluation's figures, rounded to what they can carry."""
-    return {
-        "images": result.images,
-        "k": result.k,
-        "groupings": result.groupings,
-        "normal_accuracy": round(result.normal_accuracy, 6),
-        "recovered_accuracy": round(result.recovered_accuracy, 6),
-        "worst_position_accuracy": round(result.worst_position_accuracy, 6),
-        "agreement": round(result.agreement, 6),
     }

@@ -81,13 +81,7 @@ class Client:
         return await self.http.ask("POST", self.path, TIMEOUT, body, [*headers.items()])
 
     async def infer(self, identity: str, rows: Sequence[int], due: float | None = None) -> Reply:
-        """Send one request and read its answer.
-
-        Args:
-            identity: the request's id.
-            rows: which images.
-            due: when it should have been sent (`time.perf_counter`); latency counts from there.
-        """
+        """Send a request of some images; its latency counts from when it was due."""
         began, rows = time.perf_counter() if due is None else due, tuple(rows)
         request = InferRequest({"images": self.images[list(rows)]}, identity, outputs=WANTED)
         body = render_request(request)
@@ -121,14 +115,10 @@ class Client:
         label: str,
         leave: bool = False,
     ) -> list[Reply]:
-        """Send requests at Poisson times, whether or not earlier ones were answered.
+        """Send requests of rows at Poisson times, whether or not earlier ones were answered.
 
-        Args:
-            requests: the rows of each one's images.
-            rate: requests a second.
-            seed: of the arrival times.
-            label: of the progress bar, and the beginning of the requests' ids.
-            leave: whether the progress bar stays when all is done.
+        The label is that of the progress bar, which stays if it is to `leave`, and the beginning of
+        the requests' ids.
         """
         replies: dict[int, Reply] = {}
 
@@ -140,14 +130,10 @@ class Client:
         return [replies[number] for number in range(len(requests))]
 
     async def warm(self, requests: Iterable[Sequence[int]], log: Path) -> None:
-        """Send requests, one after another, so that every worker and path has run once.
-
-        Args:
-            requests: the rows of each one's images.
-            log: the service's, for the error.
+        """Send requests one after another, so that every worker and path has run once.
 
         Raises:
-            UserError: if one of the answers is an error.
+            UserError: if an answer is an error; it names the service's log.
         """
         for number, rows in enumerate(requests):
             reply = await self.infer(f"warm-{number}", rows)

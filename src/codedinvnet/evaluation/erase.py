@@ -6,8 +6,8 @@ and the worst position are groupbys of it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -155,81 +155,45 @@ def erase(
     noise = torch.Generator().manual_seed(seed)
     drawn = [random_groups(len(source), k, generator) for _ in range(groupings)]
     size = len(source) if corrupt else min(GROUPS, max(1, 4 * BATCH // k))
-    lines = _Lines(patterns)
-    with (
-        whole_float32(),
-        Progress(
-            total=sum(-(-len(groups.members) // size) for groups in drawn),
-            desc=f"erase, k={k}",
-            unit="batch",
-            leave=False,
-            dynamic_ncols=True,
-            disable=not progress,
-        ) as bar,
-    ):
-        for grouping, groups in enumerate(drawn):
-            encoded = groups.members.roll(1, 0) if shuffle_parity else groups.members
-            for rows in torch.arange(len(groups.members)).split(size):
-                members = groups.members[rows]
-                outputs = group_outputs(scheme, source, members, own, encoded[rows])
-                for place, lost in enumerate(patterns):
-                    rest = {task: out for task, out in outputs.items() if task not in lost}
-                    if corrupt:
-                        rest = corrupt_some(rest, corrupt, noise)
-                    kept = groups.counted[rows]
-                    if systematic and not corrupt:
-                        kept = kept & torch.tensor([i in lost for i in range(k)])
-                    if kept.any():
-                        answers = _decoded(scheme, rest, k)
-                        lines.add(grouping, rows, place, members, kept, *answers)
-                bar.update()
-    return lines.frame(direct, source.labels)
+    batches = [
+        (grouping, groups, rows)
+        for grouping, groups in enumerate(drawn)
+        for rows in torch.arange(len(groups.members)).split(size)
+    ]
+    how: dict[str, Any] = {"desc": f"erase, k={k}", "unit": "batch", "leave": False}
+    lines: list[tuple[Tensor, ...]] = []
+    with whole_float32(), Progress(batches, **how, dynamic_ncols=True, disable=not progress) as bar:
+        for grouping, groups, rows in bar:
+            members = groups.members[rows]
+            encoded = groups.members.roll(1, 0)[rows] if shuffle_parity else members
+            outputs = group_outputs(scheme, source, members, own, encoded)
+            for place, lost in enumerate(patterns):
+                rest = {task: out for task, out in outputs.items() if task not in lost}
+                if corrupt:
+                    rest = corrupt_some(rest, corrupt, noise)
+                kept = groups.counted[rows]
+                if systematic and not corrupt:
+                    kept = kept & torch.tensor([i in lost for i in range(k)])
+                if kept.any():
+                    group, member = kept.nonzero(as_tuple=True)
+                    where = (torch.full_like(group, at) for at in (grouping, place))
+                    answers = (found[group, member] for found in _decoded(scheme, rest, k))
+                    query = members[group, member]
+                    lines.append((*where, rows[group], member, query, *answers))
+    return _frame(lines, patterns, direct, source.labels)
 
 
-class _Lines:
-    """Collects the lines of a frame, column by column."""
-
-    def __init__(self, patterns: Sequence[Pattern]) -> None:
-        self.patterns = patterns
-        self.columns: dict[str, list[Tensor]] = {
-            name: []
-            for name in ("grouping", "group", "member", "lost", "query", "prediction", "confidence")
-        }
-
-    def add(
-        self,
-        grouping: int,
-        rows: Tensor,
-        lost: int,
-        members: Tensor,
-        kept: Tensor,
-        predictions: Tensor,
-        confidence: Tensor,
-    ) -> None:
-        """Add the answers (G, k) that are kept of groups under one pattern."""
-        group, member = kept.nonzero(as_tuple=True)
-        values = (
-            torch.full_like(group, grouping),
-            rows[group],
-            member,
-            torch.full_like(group, lost),
-            members[group, member],
-            predictions[group, member],
-            confidence[group, member],
-        )
-        for column, value in zip(self.columns.values(), values, strict=True):
-            column.append(value)
-
-    def frame(self, direct: Tensor, labels: Tensor) -> DataFrame:
-        """Return the frame, with the queries' direct predictions (N,) and labels (N,)."""
-        columns = {
-            name: torch.cat(parts) if parts else torch.zeros(0, dtype=torch.int64)
-            for name, parts in self.columns.items()
-        }
-        columns |= {"direct": direct[columns["query"]], "label": labels[columns["query"]]}
-        frame = DataFrame({name: column.numpy() for name, column in columns.items()})
-        names = Index(self.patterns, tupleize_cols=False)
-        return frame.assign(lost=Categorical.from_codes(frame["lost"], names))
+def _frame(
+    lines: Iterable[tuple[Tensor, ...]], patterns: list[Pattern], direct: Tensor, labels: Tensor
+) -> DataFrame:
+    """Return the frame of parts of its columns, with direct predictions (N,) and labels (N,)."""
+    names = ("grouping", "lost", "group", "member", "query", "prediction", "confidence")
+    parts = [*zip(*lines, strict=True)] or [(torch.zeros(0, dtype=torch.int64),)] * len(names)
+    columns = dict(zip(names, map(torch.cat, parts), strict=True))
+    columns |= {"direct": direct[columns["query"]], "label": labels[columns["query"]]}
+    frame = DataFrame({name: column.numpy() for name, column in columns.items()})
+    known = Index(patterns, tupleize_cols=False)
+    return frame.assign(lost=Categorical.from_codes(frame["lost"], known))
 
 
 def _decoded(scheme: Scheme, outputs: Mapping[int, Tensor], k: int) -> tuple[Tensor, Tensor]:

@@ -184,47 +184,29 @@ def refuse_failures(failed: int, what: str, rows: Path) -> None:
 
 
 def append_row(path: Path, row: Mapping[str, Any]) -> None:
-    """Append a row; a line that an interrupted writer left unfinished is cut off first.
+    """Append a row, in place of a line that an interrupted writer left unfinished.
 
     Raises:
         UserError: if the file does not hold rows.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "ab+") as file:
-        file.seek(0)
-        content = file.read()
-        whole, newline, last = content.rpartition(b"\n")
-        if last and _is_object(last):
-            file.write(b"\n")
-        elif last:
-            _check_begun(path, whole, last)
-            file.truncate(len(whole + newline))
+    whole = _whole_lines(path)
+    with open(path, "ab") as file:
+        file.truncate(len(whole))
         file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
         file.flush()
         os.fsync(file.fileno())
 
 
-def _check_begun(path: Path, whole: bytes, last: bytes) -> None:
-    """Refuse a file whose only content is no beginning of a row: it is something else."""
-    if last and not whole and not last.startswith(b"{"):
-        raise UserError(f"{path} does not hold rows: name another file, or move this one away")
-
-
-def _is_object(line: bytes) -> bool:
+def _whole_lines(path: Path) -> bytes:
+    """Return a file's finished lines; refuse a file of something else."""
     try:
-        return isinstance(parse_json(line, "the last line"), dict)
-    except UserError:
-        return False
-
-
-NEEDED: Mapping[str, tuple[type, ...]] = {
-    "experiment": (str,),
-    "key": (str,),
-    "version": (str,),
-    "settings": (dict,),
-    "error": (str, type(None)),
-}
-"""The fields of every row, and their types."""
+        content = path.read_bytes() if path.exists() else b""
+    except OSError as error:
+        raise UserError(f"cannot read the rows in {path}: {error.strerror or error}") from error
+    if content and not content.startswith(b"{"):
+        raise UserError(f"{path} does not hold rows: name another file, or move this one away")
+    return content[: content.rfind(b"\n") + 1]
 
 
 def read_rows(path: Path, experiment: str | None = None) -> list[Row]:
@@ -239,25 +221,13 @@ def read_rows(path: Path, experiment: str | None = None) -> list[Row]:
     Raises:
         UserError: if the file cannot be read, or a line is not such a row.
     """
-    if not path.exists():
-        return []
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except OSError as error:
-        raise UserError(f"cannot read the rows in {path}: {error.strerror or error}") from error
-    if not _is_object(lines[-1]):
-        last = lines.pop()
-        _check_begun(path, b"\n".join(lines), last)
     rows = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(_whole_lines(path).splitlines(), start=1):
         where = f"{path}, line {number}"
         row = parse_json(line, where)
         version = row.get("schema_version") if isinstance(row, dict) else None
         if version != SCHEMA_VERSION:
             raise UserError(f"{where}: schema version {version}; expected {SCHEMA_VERSION}")
-        for name, kinds in NEEDED.items():
-            if not isinstance(row.get(name, ...), kinds):
-                raise UserError(f"{where}: a row needs {name!r}")
         if experiment not in (None, row["experiment"]):
             raise UserError(f"{where}: a row of {row['experiment']!r}, not of {experiment!r}")
         rows.append(row)

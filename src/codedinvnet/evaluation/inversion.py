@@ -39,13 +39,10 @@ def inversion_report(
         limit: only so many images.
 
     Returns:
-        `images` that were to be inverted and `measured` ones that were (a batch with an image that
-        did not converge is not), `largest_error` (over all pixels, pixels in 0..1), `mean_error`,
-        `iterations` (mean over blocks and batches of the slowest sample's; 1 without such blocks),
-        `largest_iterations`, `not_converged` (images above the tolerance, of a batch those in the
-        first block that has any, or whose inverse is not finite), and for an i-ResNet
-        `largest_singular_value` of all convolutions with the `coefficient` that bounds it. Errors
-        and iterations are None if nothing was measured.
+        Errors in pixels of 0..1 and iterations over the images that were `measured`, None if none
+        was: a batch with an image that did not converge is not. `not_converged` counts images above
+        the tolerance in the first block that has any, or whose inverse is not finite. An i-ResNet
+        has the `largest_singular_value` of its convolutions, and the `coefficient` that bounds it.
 
     Raises:
         UserError: if the tolerance is not above 0, or the limit below 1.
@@ -61,30 +58,25 @@ def inversion_report(
     largest, total, measured, failed = 0.0, 0.0, 0, 0
     iterations: list[int] = []
     began = time.monotonic()
-    rows = torch.arange(count)
-    with Progress(total=count, desc="invert", unit="image", dynamic_ncols=True) as bar:
-        for part in rows.split(INVERSION_BATCH):
-            images, _ = source.batch(part)
-            x = model.prepare(images.to(device))
+    batches = torch.arange(count).split(INVERSION_BATCH)
+    for part in Progress(batches, desc="invert", unit="batch", dynamic_ncols=True):
+        x = model.prepare(source.batch(part)[0].to(device))
+        try:
             with torch.inference_mode():
-                try:
-                    back = network.inverse(
-                        network(x), tolerance=tolerance, max_iterations=max_iterations
-                    )
-                except NotConverged as error:
-                    failed += error.samples
-                    bar.update(len(part))
-                    continue
-            error_ = (back - x).abs()
-            if not (finite := error_.flatten(1).isfinite().all(1)).all():
-                failed += int((~finite).sum())  # an inverse in closed form is not checked
-                bar.update(len(part))
-                continue
-            largest = max(largest, float(error_.max()))
-            total += float(error_.mean()) * len(part)
-            measured += len(part)
-            iterations += [block.iterations for block in blocks] or [1]
-            bar.update(len(part))
+                back = network.inverse(
+                    network(x), tolerance=tolerance, max_iterations=max_iterations
+                )
+        except NotConverged as error:
+            failed += error.samples
+            continue
+        errors = (back - x).abs()
+        if not (finite := errors.flatten(1).isfinite().all(1)).all():
+            failed += int((~finite).sum())  # an inverse in closed form is not checked
+            continue
+        largest = max(largest, float(errors.max()))
+        total += float(errors.mean()) * len(part)
+        measured += len(part)
+        iterations += [block.iterations for block in blocks] or [1]
     report: dict[str, Any] = {
         "images": count,
         "measured": measured,

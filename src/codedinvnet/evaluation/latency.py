@@ -13,7 +13,7 @@ import math
 import os
 import random
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -166,20 +166,20 @@ def quick_grid(grid: LatencyGrid) -> LatencyGrid:
     return grid.model_copy(update={"blocks": (block,), "runs": 1, "queries": queries})
 
 
-def arms(grid: LatencyGrid) -> Iterator[Arm]:
-    """Yield the runs of a grid, each once, block by block.
+def arms(grid: LatencyGrid) -> list[Arm]:
+    """Return the runs of a grid, each once, block by block.
 
     Within a block every arm has its first run before any has its second, so that what disturbs the
     machine for a while meets them all.
     """
-    found = dict.fromkeys(
+    found = (
         Arm(label, batch, load, model, run)
         for block in grid.blocks
         for run, batch, load, model, label in product(
             range(1, grid.runs + 1), block.batches, block.loads, block.stragglers, block.methods
         )
     )
-    yield from found
+    return list(dict.fromkeys(found))
 
 
 def run(
@@ -192,9 +192,7 @@ def run(
     quick: bool = False,
     only: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Do the runs of a grid that have no row yet, one row each.
-
-    A run that raises gets a row with its error, and the next call tries it again.
+    """Do the runs of a grid that have no row yet, and return how many were done, kept and failed.
 
     Args:
         grid_file: the grid's settings.
@@ -205,16 +203,13 @@ def run(
         quick: one setting, one run of 3,000 queries for each method.
         only: words `KEY=VALUE` that runs must fit.
 
-    Returns:
-        How many runs were wanted, done now, kept, and failed.
-
     Raises:
         UserError: one line, before any work, if the grid asks for what cannot be done.
     """
     grid = load_latency_grid(grid_file)
     if quick:
         grid = quick_grid(grid)
-    wanted = select(list(arms(grid)), only, lambda arm: arm.place)
+    wanted = select(arms(grid), only, lambda arm: arm.place)
     check_writable(out)
     check_writable(log)
     if out.absolute() == log.absolute():
@@ -262,7 +257,8 @@ class LatencyBench:
 
     def cell(self, arm: Arm) -> Cell:
         """Return a run as a cell of the grid."""
-        grid, faults = self.grid, self.faults(arm)
+        grid = self.grid
+        faults = injected(arm.stragglers, grid.service_ms, arm.batch)
         seconds = START_SECONDS + grid.queries / self.rate(arm)
         place = {**arm.place, "dataset": self.dataset}
         place |= {"label": place.pop("method"), "straggler_model": place.pop("stragglers")}
@@ -314,10 +310,6 @@ class LatencyBench:
         words = (self.grid.seed, arm.batch, arm.load, arm.stragglers, arm.run)
         return zlib.crc32(json.dumps(words).encode())
 
-    def faults(self, arm: Arm) -> list[Fault]:
-        """Return what makes an arm's workers straggle."""
-        return injected(arm.stragglers, self.grid.service_ms, arm.batch)
-
     def rate(self, arm: Arm) -> float:
         """Return images a second."""
         return arm.load * 1000 * self.grid.workers / self.grid.service_ms
@@ -326,26 +318,20 @@ class LatencyBench:
         """Serve, load, and return the figures of a run."""
         grid, served, seed, wait = self.grid, arm.served, self.seed(arm), self.parity_wait(arm)
         rate = self.rate(arm)
-        words: dict[str, Any] = {
-            "--policy": served.policy,
-            "--method": served.method,
-            "--k": grid.k,
-            "--workers": grid.workers,
-            "--deadline-ms": grid.deadline_ms,
-        }
-        rare: dict[str, Any] = {
-            "group-timeout-ms": grid.group_timeout_ms,
-            "hang-timeout-ms": grid.hang_timeout_ms,
-            "engine": grid.engine,
-        }
-        pairs = [*words.items(), *(("--set", f"{name}={value}") for name, value in rare.items())]
+        words = [
+            *(grid.bundle, "--policy", served.policy, "--method", served.method),
+            *("--k", str(grid.k), "--workers", str(grid.workers)),
+            *("--deadline-ms", str(grid.deadline_ms), "--set", f"engine={grid.engine}"),
+            *("--set", f"group-timeout-ms={grid.group_timeout_ms}"),
+            *("--set", f"hang-timeout-ms={grid.hang_timeout_ms}"),
+        ]
         chooser, count = random.Random(seed), math.ceil(grid.queries / arm.batch)
         requests = [
             [chooser.randrange(len(self.images)) for _ in range(arm.batch)] for _ in range(count)
         ]
         run = asyncio.run(
             serving(
-                [grid.bundle, *(str(word) for pair in pairs for word in pair)],
+                words,
                 schedule(grid.wait_ms, grid.k, wait, faults),
                 seed=seed,
                 model=self.bundle.info.name,

@@ -117,8 +117,8 @@ def tails_table(frame: DataFrame) -> str:
         {
             "method": name,
             f"within {SAME:.0%} of the lowest": f"{(own <= 1 + SAME).sum()} of {len(own)}",
-            "median, over the lowest": _ratio(own.median()),
-            "worst, over the lowest": _ratio(own.max()),
+            "median, over the lowest": f"{own.median():.2f}".replace("inf", "never"),
+            "worst, over the lowest": f"{own.max():.2f}".replace("inf", "never"),
             "work": f"{table['work'].loc[kept.index, name].mean():.2f}",
         }
         for name, own in ratios.items()
@@ -126,24 +126,13 @@ def tails_table(frame: DataFrame) -> str:
     return markdown(DataFrame(lines))
 
 
-def _ratio(value: float) -> str:
-    return f"{value:.2f}" if math.isfinite(value) else "never"
-
-
 def paired(rows: Iterable[Row], rival: str) -> DataFrame:
     """Return how much longer or shorter methods' tails are than a rival's, in the geometric mean.
 
     Both met the same arrivals and faults in a run of a setting, so each run gives one ratio: of the
     highest percentile with ten requests of both above it. The mean is over the loads; the interval
-    counts only what the runs of each load differ by.
-
-    Args:
-        rows: of `bench latency`.
-        rival: the method in the denominator.
-
-    Returns:
-        A row a method, a column a straggler model and number of images; the text "ratio
-        (low–high)", or "never" where requests were lost.
+    counts only what the runs of each load differ by. The result has a row for each method, and a
+    column for each straggler model and number of images.
     """
     runs = runs_of(rows)
     own = runs[runs["label"] != rival]

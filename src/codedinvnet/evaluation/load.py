@@ -13,11 +13,11 @@ import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 from codedinvnet.common.progress import Progress
 from codedinvnet.evaluation.quantiles import percentile, rounded
-from codedinvnet.net.client import Answer, HttpClient, described, parse_origin
+from codedinvnet.net.client import HttpClient, described, parse_origin
 from codedinvnet.net.collector import sparing_collector
 
 AHEAD = 0.05
@@ -34,12 +34,8 @@ async def open_loop(
 ) -> None:
     """Send requests when they are due, and wait until all have ended.
 
-    Args:
-        call: sends request number i, due at a `time.perf_counter` time. What it raises is raised
-            in the end.
-        gaps: seconds before each request.
-        label: of the progress bar.
-        leave: whether the progress bar stays when all is done.
+    `call` sends request number i, due at a `time.perf_counter` time; `gaps` are the seconds before
+    each. What a call raises is raised in the end.
     """
     pending: set[asyncio.Task[object]] = set()
     errors: list[BaseException] = []
@@ -66,22 +62,6 @@ async def open_loop(
         raise errors[0]
 
 
-def percentiles(latencies: Sequence[float]) -> dict[str, float | None]:
-    """Return percentiles of latencies in ms, their mean and maximum; None if infinite."""
-    found = {name: percentile(latencies, share) for name, share in PERCENTILES.items()}
-    found |= {"mean": math.fsum(latencies) / len(latencies), "max": max(latencies)}
-    return {f"{name}_ms": rounded(value, 3) for name, value in found.items()}
-
-
-class Ended(NamedTuple):
-    """One request."""
-
-    due: float
-    """When it should have been sent, by `time.perf_counter`."""
-    latency: float
-    """In ms; infinite without a good answer."""
-
-
 @dataclass
 class Load:
     """Sends HTTP requests to servers in turn, and records how they end.
@@ -91,8 +71,7 @@ class Load:
         bodies: what is posted, in turn; none: GET.
         headers: of every request.
         timeout: seconds for an answer, connecting included.
-        good: tells whether the answer to request i is right; None: whether its status is 200.
-        ended: the requests, in the order of their ends.
+        latencies: of the requests in the order of their ends, in ms; infinite without a good one.
         late: how late each was sent, in ms.
         errors: how many requests ended with which status or error.
     """
@@ -101,8 +80,7 @@ class Load:
     bodies: Sequence[bytes] = ()
     headers: Sequence[tuple[str, str]] = ()
     timeout: float = 60.0
-    good: Callable[[int, Answer], bool] | None = None
-    ended: list[Ended] = field(default_factory=list)
+    latencies: list[float] = field(default_factory=list)
     late: list[float] = field(default_factory=list)
     errors: Counter[str] = field(default_factory=Counter)
 
@@ -110,28 +88,31 @@ class Load:
         """Send a request after each of the gaps, in seconds; return the figures."""
         origins = [parse_origin(url, "URL") for url in self.urls]
         clients = [HttpClient(origin, connect=self.timeout) for origin in origins]
+        began = last = time.perf_counter()
 
         async def send(number: int, due: float) -> None:
+            nonlocal last
             self.late.append(1000 * (time.perf_counter() - due))
             word = await self._ask(clients[number % len(clients)], number)
-            latency = math.inf if word else 1000 * (time.perf_counter() - due)
-            self.ended.append(Ended(due, latency))
             if word:
                 self.errors[word] += 1
+            else:
+                last = time.perf_counter()
+            self.latencies.append(math.inf if word else 1000 * (last - due))
 
-        began = time.perf_counter()
         await open_loop(send, gaps, label)
         for client in clients:
             client.close()
-        answered = [end for end in self.ended if math.isfinite(end.latency)]
-        last = max((end.due + end.latency / 1000 for end in answered), default=began)
+        answered = sum(map(math.isfinite, self.latencies))
+        found = {name: percentile(self.latencies, share) for name, share in PERCENTILES.items()}
+        found |= {"mean": math.fsum(self.latencies) / len(gaps), "max": max(self.latencies)}
         return {
             "requests": len(gaps),
-            "answered": len(answered),
+            "answered": answered,
             "errors": dict(self.errors),
             # Until the last answer: waiting for what never comes is the client's own.
-            "goodput_per_s": round(len(answered) / max(last - began, sum(gaps)), 1),
-            **percentiles([end.latency for end in self.ended]),
+            "goodput_per_s": round(answered / max(last - began, sum(gaps)), 1),
+            **{f"{name}_ms": rounded(value, 3) for name, value in found.items()},
             "sent_late_p99_ms": round(percentile(self.late, 0.99), 3),
         }
 
@@ -144,6 +125,4 @@ class Load:
             answer = await client.ask(method, path, self.timeout, body, self.headers)
         except OSError as error:
             return described(error)
-        if answer.status != 200:
-            return f"HTTP {answer.status}"
-        return "" if self.good is None or self.good(number, answer) else "wrong"
+        return "" if answer.status == 200 else f"HTTP {answer.status}"

@@ -20,7 +20,7 @@ from codedinvnet.common.errors import UserError
 from codedinvnet.common.files import check_folder, check_writable
 from codedinvnet.data import (
     SAMPLES,
-    ImageSet,
+    ImageRows,
     ImageSource,
     load_images,
     sample_images,
@@ -62,14 +62,6 @@ def quick_grid(grid: AccuracyGrid) -> AccuracyGrid:
     return grid.model_copy(update={"datasets": datasets, "blocks": blocks, "groupings": 1})
 
 
-def few_images(source: ImageSource, count: int) -> ImageSource:
-    """Return `count` images of a source, evenly spread; all if there are no more."""
-    if len(source) <= count:
-        return source
-    images, labels = source.batch(spread_rows(torch.arange(len(source)), count))
-    return ImageSet(source.name, source.classes, images, labels, f"{count} of {source.source}")
-
-
 def run(
     grid_file: Path,
     *,
@@ -83,9 +75,7 @@ def run(
     methods: Collection[str] = (),
     split: Scored = "test",
 ) -> dict[str, Any]:
-    """Do the trials of a grid that have no row yet, one row each.
-
-    A trial that raises gets a row with its error, and the next run tries it again.
+    """Do the trials of a grid that have no row yet, and return how many were done, kept and failed.
 
     Args:
         grid_file: the grid's settings.
@@ -101,9 +91,6 @@ def run(
         methods: methods to try; all of the grid's if it is empty. A method of a user's own
             (FILE.py:CLASS) that the grid does not name is tried where its first block's are.
         split: the images that methods are scored on.
-
-    Returns:
-        How many trials were wanted, done now, kept, and failed.
 
     Raises:
         UserError: one line, before any work.
@@ -178,7 +165,10 @@ def _images(
             stacklevel=2,
         )
         return None, sample_images(name)
-    return train, few_images(test, QUICK_TEST_IMAGES) if quick else test
+    if quick:
+        rows = spread_rows(torch.arange(len(test)), QUICK_TEST_IMAGES)
+        test = ImageRows(test, rows, f"{len(rows)} of {test.source}")
+    return train, test
 
 
 def cell(trial: Trial, data: DataSet, grouping_seed: int, quick: bool) -> Cell:
@@ -200,12 +190,12 @@ def figures(trial: Trial, data: DataSet, grouping_seed: int) -> dict[str, Any]:
     scheme = data.scheme(trial)
     prepared = time.monotonic()
     systematic = is_systematic(scheme.rules)
-    own = None
+    own, logits = None, data.logits(trial.base, trial.seed, "test")
     if systematic:
         served = scheme.models[scheme.rules.tasks(trial.k)[0].model]
         known = served is data.classifier(trial.base, trial.seed)
-        own = data.test_logits(trial) if known else task_outputs(scheme, data.test)
-    logits = data.test_logits(trial) if own is None else direct_answers(scheme, own, data.device)
+        own = logits if known else task_outputs(scheme, data.test)
+        logits = direct_answers(scheme, own, data.device)
     return {
         **score(scheme, data, trial, grouping_seed, own),
         "normal": round(float((logits.argmax(1) == data.test.labels).float().mean()), 6),
@@ -248,7 +238,7 @@ def score(
     )
     erased = frame["lost"].map(len).astype(int) == trial.missing
     complete, frame = frame[~erased], frame[erased]
-    majority = data.majority()
+    majority = data.majority
     answers = frame["prediction"].where(frame["prediction"] != NO_ANSWER, majority)
     right = answers == frame["label"]
     counts = right.groupby(frame["grouping"]).agg(["sum", "count"])

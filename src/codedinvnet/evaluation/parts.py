@@ -31,11 +31,7 @@ from codedinvnet.models.network import ImageNetwork, classifier_of
 from codedinvnet.training.check import check_images
 from codedinvnet.training.classifier import ClassifierStage, all_logits
 from codedinvnet.training.fitting import TrainingData
-from codedinvnet.training.loop import (
-    BEST,
-    LAST,
-    differing_keys,
-)
+from codedinvnet.training.loop import BEST, LAST, differing_keys
 from codedinvnet.training.split import bundle_split
 
 Scored = Literal["test", "validation"]
@@ -76,23 +72,20 @@ class DataSet:
         self.name, self.settings, self.device, self.split = name, settings, device, split
         self._train, self.test, self.folder = train, test, folder / name
         self.bundle = load_bundle(settings.bundle, device)
-        info = self.bundle.info
+        info, whose = self.bundle.info, f"bundle {settings.bundle!r}"
         for source in (test, train):
             if source is not None:
-                whose = f"bundle {settings.bundle!r}"
                 check_images(source, info.input.shape, info.classes, whose)
         self.train_rows = self.validation_rows = torch.arange(0)
         if train is not None:
             # The bundle's own split: no validation image was trained on.
-            self.train_rows, self.validation_rows = bundle_split(
-                self.bundle, train, f"bundle {settings.bundle!r}"
-            )
+            self.train_rows, self.validation_rows = bundle_split(self.bundle, train, whose)
         if limit is not None:
             self.train_rows = spread_rows(self.train_rows, limit)
             self.validation_rows = spread_rows(self.validation_rows, max(1, limit // 10))
         if split == "validation":
             self.test = ImageRows(self.train, self.validation_rows, "the validation images")
-        self._majority: int | None = None
+        self.invertible = classifier_of(self.bundle.model)
         self._parts: dict[tuple[Path, str], nn.Module] = {}
         self._logits: dict[tuple[nn.Module, str], Tensor] = {}
 
@@ -108,42 +101,39 @@ class DataSet:
         return self._train
 
     @cached_property
-    def _train_digest(self) -> str:
-        """What tells all training images from others; "" without any."""
-        return self._train.digest() if self._train is not None else ""
+    def _digests(self) -> tuple[str, str]:
+        """What tells the training images, "" without any, and those that are scored from others."""
+        return self._train.digest() if self._train is not None else "", self.test.digest()
 
     @cached_property
-    def _test_digest(self) -> str:
-        """What tells the images that are scored from others."""
-        return self.test.digest()
-
     def majority(self) -> int:
-        """Return the most frequent class of the training images; without them, the first class."""
+        """The most frequent class of the training images; without them, the first class."""
         if self._train is None:
             return 0
-        if self._majority is None:
-            self._majority = int(self.train.labels[self.train_rows].bincount().argmax())
-        return self._majority
+        return int(self.train.labels[self.train_rows].bincount().argmax())
 
     # Base models
 
     def classifier(self, base: Base, seed: int) -> ImageNetwork:
-        """Return a base model, always the same module; the plain one is trained on the first use.
+        """Return a base model, always the same module.
 
-        Args:
-            base: which.
-            seed: of the plain one's training.
+        The plain one, of about the served one's cost, is trained by the seed on the first use.
         """
-        return cast(ImageNetwork, self._resnet(seed)) if base == "resnet" else self._invertible
+        if base == "invertible":
+            return self.invertible
 
-    @cached_property
-    def _invertible(self) -> ImageNetwork:
-        return classifier_of(self.bundle.model)
+        def make() -> nn.Module:
+            network = plain_network(self.bundle.model, plain_width(self.bundle.model))
+            return ImageNetwork(network, self.test.shape, self.bundle.model.settings.padding)
 
-    @cached_property
-    def resnet_width(self) -> int:
-        """Width of the plain base model."""
-        return plain_width(self.bundle.model)
+        def fit(data: TrainingData) -> nn.Module:
+            torch.manual_seed(seed)
+            stage = ClassifierStage(make().to(self.device), data, self._plain)
+            return data.train(stage, self._plain.epochs)
+
+        depends, folder = self._images("resnet"), self.folder / "resnet"
+        found = self._trained(folder, seed, "resnet", self._plain, make, fit, depends)
+        return cast(ImageNetwork, found)
 
     @property
     def _plain(self) -> PartSettings:
@@ -151,38 +141,27 @@ class DataSet:
         assert self.settings.classifier is not None  # `check_part` refused the trial
         return self.settings.classifier
 
-    def _resnet(self, seed: int) -> nn.Module:
-        """Return the plain base model, of about the served one's cost."""
-        part = self._plain
-        depends = self._images("resnet")
-
-        def make() -> nn.Module:
-            network = plain_network(self.bundle.model, self.resnet_width)
-            return ImageNetwork(network, self.test.shape, self.bundle.model.settings.padding)
-
-        def fit(data: TrainingData) -> nn.Module:
-            torch.manual_seed(seed)
-            return data.train(ClassifierStage(make().to(self.device), data, part), part.epochs)
-
-        folder = self.folder / "resnet"
-        return self._trained(folder, seed, "resnet", part, make, fit, depends)
-
     def served_macs(self, trial: Trial) -> int:
         """Return the multiply-adds of a query that a trial's base model answers directly."""
         return macs(self.classifier(trial.base, trial.seed).network, self.bundle.model)
 
+    def logits(self, base: Base, seed: int, split: str) -> Tensor:
+        """Return a base model's logits (N, classes) of the train, validation or test images."""
+        classifier = self.classifier(base, seed)
+        key = (classifier, split)
+        if key not in self._logits:
+            source = self.test if split == "test" else self.train
+            rows = torch.arange(len(self.test))
+            if split != "test":
+                rows = self.train_rows if split == "train" else self.validation_rows
+            told = f"{self.name}, {base}: {split} logits"
+            self._logits[key] = all_logits(classifier, source, rows, description=told)
+        return self._logits[key]
+
     # Trained parts
 
-    def _images(self, base: Base) -> dict[str, Any]:
-        """Return which images a part is trained on, and for which base model."""
-        return {
-            "images": len(self.train_rows),
-            "train_digest": self._train_digest,
-            **self._base(base),
-        }
-
     def _base(self, base: Base) -> dict[str, Any]:
-        """Return what a base model depends on, beside its own training.
+        """Return what a base model depends on, apart from its own training.
 
         The plain one has the cost, the split and the augmentation of the bundle's, not its weights:
         another bundle of the same network leaves it, and what is trained for it, as they are.
@@ -191,13 +170,18 @@ class DataSet:
             return {"bundle": weights_digest(self.settings.bundle)}
         served = self.bundle.info.provenance.settings
         made = {
-            "width": self.resnet_width,
+            "width": plain_width(self.bundle.model),
             "padding": self.bundle.model.settings.padding,
             "validation": served.data.validation,
             "split_seed": served.seed,
             **{key: getattr(served.training, key) for key in ("flip", "shift", "precision")},
         }
         return {"plain": made}
+
+    def _images(self, base: Base) -> dict[str, Any]:
+        """Return which images a part is trained on, and for which base model."""
+        own = {"images": len(self.train_rows), "train_digest": self._digests[0]}
+        return {**own, **self._base(base)}
 
     def _trained(
         self,
@@ -209,18 +193,9 @@ class DataSet:
         fit: Callable[[TrainingData], nn.Module],
         depends: dict[str, Any],
     ) -> nn.Module:
-        """Return a part; train it, or what is left of its training, if it is not finished.
+        """Return a part that `make` makes and `fit` trains, unless its folder has it finished.
 
-        What was trained with other settings is trained again.
-
-        Args:
-            folder: where its trainings lie, by seed.
-            seed: of this training.
-            base: whose answers it learns.
-            budget: how to train.
-            make: returns the untrained part.
-            fit: trains and returns a part.
-            depends: what it depends on besides.
+        What was trained with another budget, or `depends` on something else, is trained again.
         """
         folder = folder / f"seed{seed}"
         settings = {"part": budget.model_dump(mode="json"), "seed": seed, **depends}
@@ -230,47 +205,23 @@ class DataSet:
                 module = make().to(self.device)
                 load_modules({PART: module}, load_checkpoint(folder / BEST)[0], folder / BEST)
             else:
-                module = fit(self._data(base, seed, settings, folder))
+                data = TrainingData(
+                    self.train,
+                    self.train_rows,
+                    self.validation_rows,
+                    partial(self.logits, base, seed),
+                    self.bundle.info.provenance.settings,
+                    seed,
+                    self.device,
+                    settings,
+                    folder,
+                )
+                module = fit(data)
             self._parts[known] = module.eval().requires_grad_(False)
         return self._parts[known]
 
-    def _data(
-        self, base: Base, seed: int, settings: Mapping[str, Any], folder: Path
-    ) -> TrainingData:
-        return TrainingData(
-            self.train,
-            self.train_rows,
-            self.validation_rows,
-            partial(self.logits, base, seed),
-            self.bundle.info.provenance.settings,
-            seed,
-            self.device,
-            settings,
-            folder,
-        )
-
-    def logits(self, base: Base, seed: int, split: str) -> Tensor:
-        """Return a base model's logits (N, classes) of the train, validation or test images."""
-        classifier = self.classifier(base, seed)
-        key = (classifier, split)
-        if key not in self._logits:
-            source = self.test if split == "test" else self.train
-            rows = {
-                "train": self.train_rows,
-                "validation": self.validation_rows,
-                "test": torch.arange(len(self.test)),
-            }[split]
-            self._logits[key] = all_logits(
-                classifier, source, rows, description=f"{self.name}, {base}: {split} logits"
-            )
-        return self._logits[key]
-
-    def test_logits(self, trial: Trial) -> Tensor:
-        """Return the logits (N, classes) of a trial's base model for the images that are scored."""
-        return self.logits(trial.base, trial.seed, "test")
-
     def given(self, trial: Trial) -> Given:
-        """Return what a trial's method is made of, but for its part."""
+        """Return what a trial's method is made of, without its part."""
         bundle = self.bundle
         return Given(
             trial.k,
@@ -283,7 +234,7 @@ class DataSet:
         )
 
     def part(self, trial: Trial) -> nn.Module:
-        """Return the part that a trial's method needs beside its base model."""
+        """Return the part that a trial's method needs in addition to its base model."""
         method, given = find_method(trial.method), self.given(trial)
         budget = self.settings.budget(method.part)
         depends = {
@@ -304,15 +255,9 @@ class DataSet:
                 data.keep(part, time.monotonic() - began)
             return part
 
-        return self._trained(
-            self._part_folder(trial),
-            trial.seed,
-            trial.base,
-            budget,
-            lambda: method.untrained(given, depends),
-            fit,
-            depends,
-        )
+        make = partial(method.untrained, given, depends)
+        folder, seed, base = self._part_folder(trial), trial.seed, trial.base
+        return self._trained(folder, seed, base, budget, make, fit, depends)
 
     def _part_folder(self, trial: Trial) -> Path:
         return self.folder / f"{trial.method}-of-{trial.base}-k{trial.k}"
@@ -326,18 +271,6 @@ class DataSet:
             folder = self.folder / "resnet"
         seconds: float = load_checkpoint(folder / f"seed{trial.seed}" / LAST)[1]["seconds"]
         return seconds
-
-    def part_file(self, trial: Trial) -> Path:
-        """Return the checkpoint of a trial's part for `serve --part`; train it if need be."""
-        self.part(trial)
-        return self._part_folder(trial) / f"seed{trial.seed}" / BEST
-
-    def validation_groups(self, k: int) -> tuple[Tensor, Tensor]:
-        """Return groups (G, k, C, H, W) of validation images and their labels (G, k)."""
-        rows = spread_rows(self.validation_rows, TUNING_IMAGES)
-        members = random_groups(len(rows), k, torch.Generator().manual_seed(k)).members
-        queries, labels = self.train.batch(rows[members.flatten()])
-        return queries.unflatten(0, tuple(members.shape)), labels.view_as(members)
 
     # Methods
 
@@ -359,18 +292,23 @@ class DataSet:
         if method.part:
             given = replace(given, part=self.part(trial))
         if method.tuned:
-            given = replace(given, chosen=method.tune(given, *self.validation_groups(trial.k)))
+            rows = spread_rows(self.validation_rows, TUNING_IMAGES)
+            groups = random_groups(len(rows), trial.k, torch.Generator().manual_seed(trial.k))
+            queries, labels = self.train.batch(rows[groups.members.flatten()])
+            shape = tuple(groups.members.shape)
+            chosen = method.tune(given, queries.unflatten(0, shape), labels.view(shape))
+            given = replace(given, chosen=chosen)
         return method.build(given)
 
     def depends(self, trial: Trial) -> dict[str, Any]:
-        """Return what a trial's result depends on beside the grid: its key in the results."""
+        """Return what a trial's result depends on besides the grid: its key in the results."""
         method, settings = find_method(trial.method), self.settings
         found: dict[str, Any] = {
             **self._base(trial.base),
             "test_images": len(self.test),
-            "test_digest": self._test_digest,
+            "test_digest": self._digests[1],
             "train_images": len(self.train_rows),
-            "train_digest": self._train_digest,
+            "train_digest": self._digests[0],
         }
         if self.split != "test":
             found["split"] = self.split

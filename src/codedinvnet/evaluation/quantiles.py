@@ -36,13 +36,7 @@ def rounded(value: float, digits: int) -> float | None:
 
 
 def quantiles(values: Sequence[float] | np.ndarray, digits: int = 3) -> list[float]:
-    """Return the interpolated quantiles of values (n,) at SHARES, rounded.
-
-    Raises:
-        ValueError: if there are no values.
-    """
-    if len(values) == 0:
-        raise ValueError("no values, no quantiles")
+    """Return the interpolated quantiles of values (n,) at SHARES, rounded."""
     return [round(float(q), digits) for q in np.quantile(np.asarray(values), SHARES)]
 
 

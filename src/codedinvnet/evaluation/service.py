@@ -47,12 +47,6 @@ def schedule(
 
     Which requests a fault hits is drawn by its place in the schedule: it is the same for every
     method.
-
-    Args:
-        wait_ms: how long a data task waits.
-        k: members of a group.
-        parity: what a parity waits; None without parities.
-        faults: what else goes wrong.
     """
     until = None if parity is None else k
     data = Fault(kind="slow", delay=Delay(ms=wait_ms), spread=True, until_task=until)
@@ -69,8 +63,8 @@ def schedule(
 def injected(model: str, service_ms: float, batch: int) -> list[Fault]:
     """Return the faults that make the service's workers straggle as the simulator's do.
 
-    A worker that is slower for good is blocked for the difference, since the service cannot slow
-    its computing.
+    A worker that is slower for good is blocked for the difference to the mean service time, because
+    the service cannot slow its computing.
 
     Args:
         model: name of a straggler model, or a faults file.
@@ -135,9 +129,6 @@ async def serving(
         rate: requests a second.
         label: of the progress bar.
         log: the service's.
-
-    Raises:
-        UserError: if it does not start, or does not answer.
     """
     dumped = {"seed": seed, "faults": [fault.model_dump(mode="json") for fault in faults]}
     with tempfile.TemporaryDirectory() as folder:
@@ -169,12 +160,7 @@ def latency_figures(replies: Sequence[Reply]) -> dict[str, Any]:
 
 
 def answer_figures(replies: Sequence[Reply], truth: np.ndarray) -> dict[str, Any]:
-    """Return how queries were answered; one without an answer counts as wrong.
-
-    Args:
-        replies: of all requests.
-        truth: (images,) labels.
-    """
+    """Return how queries were answered; one without an answer counts as wrong."""
     answered = [reply for reply in replies if reply.ok]
     queries = sum(len(reply.rows) for reply in replies)
     rows = np.array([row for reply in answered for row in reply.rows], np.int64)
@@ -228,9 +214,9 @@ def work_figures(run: Run, wait_ms: float, parity_wait: ParityWait | None = None
 def busy_shares(
     before: ProcessorTime | None, after: ProcessorTime | None, queries: int
 ) -> dict[str, Any]:
-    """Return the share of the processors' time that was used, and by service and client.
+    """Return the shares of the processors' time that all and the run's own processes used.
 
-    And how many ms of a processor the front end took for each query of the run.
+    `front_ms_per_query` is the time that the front end took for a query.
     """
     if before is None or after is None:
         return dict.fromkeys(("processors_busy", "processors_own", "front_ms_per_query"))

@@ -29,13 +29,7 @@ from codedinvnet.common.errors import UserError
 from codedinvnet.common.files import free_backup_name, read_json, write_json
 from codedinvnet.common.progress import Progress
 from codedinvnet.common.provenance import describe_command, describe_commit, describe_machine
-from codedinvnet.data import (
-    ImageRows,
-    ImageSource,
-    Split,
-    load_images,
-    sample_images,
-)
+from codedinvnet.data import ImageRows, ImageSource, Split, load_images, sample_images
 from codedinvnet.evaluation.accuracy import evaluation_report
 from codedinvnet.evaluation.inversion import inversion_report
 from codedinvnet.models.bundle import (
@@ -43,21 +37,16 @@ from codedinvnet.models.bundle import (
     BundleInfo,
     InputDescription,
     Provenance,
-    bundle_info,
     load_bundle,
     save_bundle,
     usable_device,
-    weights_digest,
     write_description,
 )
 from codedinvnet.models.checkpoint import FORMAT_VERSION, load_checkpoint
 from codedinvnet.models.coded import CodedModel, model_settings
 from codedinvnet.nn.iresnet import IResNet
 from codedinvnet.nn.lipschitz import constrain_exactly
-from codedinvnet.training.check import (
-    check_images,
-    check_settings,
-)
+from codedinvnet.training.check import check_images, check_settings
 from codedinvnet.training.fusion_data import load_fusion_data, sample_fusion_data
 from codedinvnet.training.loop import (
     LAST,
@@ -129,11 +118,7 @@ class Run:
 def images_of(
     data: DataSettings, split: Split, data_dir: Path | None, download: bool
 ) -> ImageSource:
-    """Read the image set of settings, at the size that they have.
-
-    Raises:
-        UserError: if it is not there.
-    """
+    """Read the image set of settings, at the size that they have."""
     return load_images(
         data.name, split, data_dir=data_dir, download=download, image_size=data.image_size
     )
@@ -157,19 +142,12 @@ def choose_device(name: str) -> torch.device:
 def train(run: Run, members: int | None = None) -> dict[str, Any]:
     """Stage 1: train the invertible network and its head.
 
-    Args:
-        run: what to train, and where.
-        members: of the groups that it is for (None: the settings'); what the later stages could not
-            do with them is refused now.
+    What the later stages could not do with groups of so many members is refused now.
     """
     source = run.images("train")
     check_settings(run.settings, source, members or run.settings.fusion.members)
     return train_network(
-        run.settings,
-        source,
-        run.network_folder,
-        device=run.device,
-        resume=run.resume,
+        run.settings, source, run.network_folder, device=run.device, resume=run.resume
     )
 
 
@@ -189,22 +167,6 @@ def sample(run: Run, members: int, shard_batches: int = 16) -> dict[str, Any]:
     )
     write_json(folder / SAMPLED, report)
     return report
-
-
-def sampling_seconds(folder: Path) -> float:
-    """Return what generating the fusion data of a fusion's folder took; 0 if it has none.
-
-    Raises:
-        UserError: if its report is damaged.
-    """
-    path = folder / SAMPLED
-    if not path.is_file():
-        return 0.0
-    report = read_json(path)
-    seconds = report.get("seconds") if isinstance(report, dict) else None
-    if not isinstance(seconds, int | float):
-        raise UserError(f"{path}: no seconds: generate the fusion data again")
-    return float(seconds)
 
 
 def fuse(run: Run, members: int) -> dict[str, Any]:
@@ -266,20 +228,8 @@ def fuse(run: Run, members: int) -> dict[str, Any]:
         figures={"validation": figures},
     )
     bundle = folder / "bundle"
-    tested, before = _tested(bundle)
     save_bundle(bundle, info, model, validation_digests(settings, source))
-    if before == weights_digest(bundle):
-        write_description(bundle, info.model_copy(update={"figures": {**info.figures, **tested}}))
     return {"bundle": str(bundle), **figures}
-
-
-def _tested(bundle: Path) -> tuple[dict[str, Any], str]:
-    """Return the figures of the test images that a bundle has, and what names its weights."""
-    try:
-        figures = bundle_info(bundle).figures
-        return {k: v for k, v in figures.items() if k.startswith("test_")}, weights_digest(bundle)
-    except (UserError, OSError):  # there is none, or it is damaged
-        return {}, ""
 
 
 def _set_bundle_aside(folder: Path) -> None:
@@ -341,14 +291,23 @@ def test_fusion(run: Run, members: int) -> dict[str, Any]:
             f"{folder} was trained with other settings ({', '.join(changed)}): train it again "
             "(main.py -fusion)"
         )
-    _check_network(run, wanted.fusion, network)
+    last = _last_checkpoint(run, wanted.fusion)
+    if (
+        last.is_file()
+        and load_checkpoint(last)[1]["settings"][NETWORK_WEIGHTS] != (network[NETWORK_WEIGHTS])
+    ):
+        raise UserError(
+            f"{last.parent} was trained for another network than {run.network_folder / NETWORK}: "
+            "train it again (main.py -fusion, and before it -sample_fusion if it needs that)"
+        )
     source = run.images("test")
     check_images(source, bundle.info.input.shape, bundle.info.classes, "the fusion encoder")
     began = time.monotonic()
     report = evaluation_report(bundle, source, split="test", k=members)
     seconds = {"train": network["seconds"]}
-    if sampling := sampling_seconds(run.fusion_folder(members)):
-        seconds["sample"] = sampling
+    sampled = run.fusion_folder(members) / SAMPLED
+    if sampled.is_file():
+        seconds["sample"] = read_json(sampled)["seconds"]
     seconds["fuse"] = bundle.info.provenance.seconds - network["seconds"]
     seconds["evaluate"] = time.monotonic() - began
     report["seconds"] = {stage: round(value) for stage, value in seconds.items()}
@@ -356,25 +315,12 @@ def test_fusion(run: Run, members: int) -> dict[str, Any]:
     return report
 
 
-def _check_network(run: Run, fusion: FusionSettings, header: dict[str, Any]) -> None:
-    """Refuse a fusion encoder of another network than the one with this header.
-
-    Without the checkpoint of its training nobody knows which network it is of, and it is taken.
-
-    Raises:
-        UserError: if it is one.
-    """
+def _last_checkpoint(run: Run, fusion: FusionSettings) -> Path:
+    """Return the newest checkpoint of a fusion training, which names the network that it is for."""
     phase = ""
     if isinstance(fusion, RecoveryFusionSettings):
         phase = "joint" if fusion.joint_epochs else "recovery"
-    last = run.fusion_folder(fusion.members) / phase / LAST
-    if not last.is_file():
-        return
-    if load_checkpoint(last)[1]["settings"][NETWORK_WEIGHTS] != header[NETWORK_WEIGHTS]:
-        raise UserError(
-            f"{last.parent} was trained for another network than {run.network_folder / NETWORK}: "
-            "train it again (main.py -fusion, and before it -sample_fusion if it needs that)"
-        )
+    return run.fusion_folder(fusion.members) / phase / LAST
 
 
 def test_inversion(run: Run) -> dict[str, Any]:

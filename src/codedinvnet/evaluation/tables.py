@@ -102,14 +102,17 @@ def accuracy_frame(rows: Iterable[Row]) -> DataFrame:
 
     `complete` is what codes without direct answers give when no worker is missing. `answered` is
     there where some answers were not. `spends` is what the extra workers compute for a full group,
-    in queries of the served model.
+    in queries of the served model, by the newest row that says so.
     """
     trials = latest(rows, TRIAL, repeated=["seed"])
     lines = []
     for place, own in trials.groupby(TRIAL[:-1], sort=False):
         last = own.iloc[-1]
         line: dict[str, Any] = dict(zip(PLACE, place, strict=True))
-        line |= {"extra": 100 * last["r"] / last["k"], "spends": spent(own)}
+        line |= {"extra": 100 * last["r"] / last["k"], "spends": math.nan}
+        if "extra_macs" in own:
+            spent = (own["extra_macs"] / own["served_macs"]).dropna()
+            line["spends"] = float(spent.iloc[-1]) if len(spent) else math.nan
         for name in SHARES:
             values = [100 * value for value in own[name].astype(float)]
             line |= {name: sum(values) / len(values), f"{name} ±": spread(values)}
@@ -125,17 +128,6 @@ def accuracy_frame(rows: Iterable[Row]) -> DataFrame:
     frame = DataFrame(lines, columns=[*PLACE, "extra", "spends", *shares, "seeds"])
     order = {"dataset": KNOWN, "k": (), "missing": (), "corrupt": (), "method": METHODS}
     return in_order(frame, **order, base=())
-
-
-def spent(trials: DataFrame) -> float:
-    """Return what the extra workers compute for a full group, in queries of the served model.
-
-    The newest row decides; NaN if no row has such counts.
-    """
-    if "extra_macs" not in trials:
-        return math.nan
-    counts = (trials["extra_macs"] / trials["served_macs"]).dropna()
-    return float(counts.iloc[-1]) if len(counts) else math.nan
 
 
 def on_f(frame: DataFrame) -> DataFrame:
@@ -232,9 +224,7 @@ def brief(frame: DataFrame) -> list[str]:
 def write_accuracy(rows_file: Path, compare: bool = False) -> list[Path]:
     """Write the tables of a file of rows next to it, as .md and .csv; return what was written.
 
-    Args:
-        rows_file: the rows.
-        compare: add what shipped of other methods.
+    To `compare` adds what shipped of other methods.
     """
     rows = read_rows(rows_file, "accuracy")
     if not rows:

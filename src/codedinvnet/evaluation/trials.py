@@ -11,13 +11,7 @@ from pydantic import ConfigDict, Field
 
 from codedinvnet.codes.method import Method
 from codedinvnet.codes.registry import METHODS, UnknownMethod, find_method
-from codedinvnet.common.config import (
-    PartSettings,
-    Positive,
-    Section,
-    meant,
-    validated,
-)
+from codedinvnet.common.config import PartSettings, Positive, Section, meant, validated
 from codedinvnet.common.errors import UserError
 from codedinvnet.common.files import read_json
 from codedinvnet.evaluation.grid import expand
@@ -124,11 +118,7 @@ class Trial:
 
 
 def load_grid(path: Path, methods: Iterable[str] = ()) -> AccuracyGrid:
-    """Read and validate a grid.
-
-    Args:
-        path: its file.
-        methods: of a user's own, whose budgets it may have besides those of its blocks' methods.
+    """Read and validate a grid, which may have budgets of a user's own `methods` as well.
 
     Raises:
         UserError: one line, if it cannot be read, a key or value is wrong, or a method or data set
@@ -243,12 +233,7 @@ def trials(grid: AccuracyGrid) -> Iterator[Trial]:
 
 
 def check_possible(trial: Trial, bundle: BundleInfo, images: int | None) -> None:
-    """Refuse a trial that cannot be done.
-
-    Args:
-        trial: the trial.
-        bundle: the bundle that it names.
-        images: how many test images there are; None if that is not known yet.
+    """Refuse a trial that its bundle, or the number of test images if that is known, rules out.
 
     Raises:
         UserError: one line.
