@@ -18,29 +18,19 @@ from benchmarks.outside.counts import Count, table
 
 
 async def harm(log: Path, *, quick: bool, only: str | None = None) -> list[Count]:
-    """Harm a service and a gateway; return the parts' counts.
-
-    Args:
-        log: where the servers' log goes.
-        quick: whether each part is short.
-        only: "serve" or "gateway"; None: both.
-    """
+    """Harm a service and a gateway, or only one of them; return the parts' counts."""
     from benchmarks.outside import proxied, served  # each only where it is needed: PyTorch is slow
 
     counts: list[Count] = []
     if only != "gateway":
         counts += await served.run(served.QUICK if quick else served.Sizes(), log)
     if only != "serve":
-        counts += await proxied.run(proxied.QUICK if quick else proxied.Sizes(), log)
+        counts += await proxied.run(proxied.QUICK if quick else proxied.SECONDS, log)
     return counts
 
 
 def run(*, quick: bool, only: str | None = None) -> dict[str, Any]:
-    """Run it all.
-
-    Raises:
-        UserError: if a server does not start.
-    """
+    """Run it all, and return the table and its rows."""
     with tempfile.TemporaryDirectory() as folder:
         counts = asyncio.run(harm(Path(folder) / "log", quick=quick, only=only))
     return {"table": table(counts), "rows": [asdict(count) for count in counts]}

@@ -35,29 +35,15 @@ COLUMNS: Mapping[str, str] = {
     "memory_share": "of its bound",
     "descriptors": "descriptors",
 }
+"""Attributes of a `Count`, as tables call them. Wrong at the border are answers of upstreams with
+another request's content; wrong at clients those that clients got with another id or content than
+their own request's. Late is a second after the deadline and more, or status 504; lost is without
+any response. Descriptors are the process's open files when the part was over."""
 
 
 @dataclass
 class Count:
-    """What clients saw of one part.
-
-    Attributes:
-        part: its name.
-        sent: requests.
-        answered: requests with status 200.
-        wrong_at_border: answers of upstreams with another request's content.
-        wrong: answers that clients got with another id or content than their own request's.
-        late: answers a second later than the deadline and more, and those with status 504.
-        refused: requests with status 503.
-        server_errors: requests with another status of 500 and more.
-        client_errors: requests with another status below 500.
-        lost: requests without any response.
-        probe_ms: the longest time that a health probe took.
-        memory_mib: how far the process's memory grew at most.
-        memory_share: the same as a share of what its options allow; None without a bound.
-        descriptors: the process's open files when the part was over.
-        notes: what else the part reports.
-    """
+    """What clients saw of one part; see `COLUMNS`. The part reports `notes` besides."""
 
     part: str
     sent: int = 0
@@ -77,33 +63,19 @@ class Count:
 
     def take(self, status: int, times: int = 1) -> None:
         """Count responses by their status; 0 is none."""
+        usual = "client_errors" if status < 500 else "server_errors"
+        name = {200: "answered", 0: "lost", 503: "refused", 504: "late"}.get(status, usual)
         self.sent += times
-        if status == 200:
-            self.answered += times
-        elif status == 0:
-            self.lost += times
-        elif status == 503:
-            self.refused += times
-        elif status == 504:
-            self.late += times
-        elif status < 500:
-            self.client_errors += times
-        else:
-            self.server_errors += times
+        setattr(self, name, getattr(self, name) + times)
 
 
 @asynccontextmanager
 async def counting(
     part: str, address: str, pid: int, path: str, bound: float | None = None
 ) -> AsyncIterator[Count]:
-    """Probe a server while the body harms it; yields the count.
+    """Probe a server's health path while the body harms it; yields the count.
 
-    Args:
-        part: its name.
-        address: the server's.
-        pid: of its process.
-        path: of its health probe.
-        bound: MiB that its options let it hold; None without.
+    Its options let the process of this pid hold `bound` MiB.
     """
     count, before = Count(part), memory(pid)
     Path(f"/proc/{pid}/clear_refs").write_text("5")  # the peak is counted from here

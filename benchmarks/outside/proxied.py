@@ -13,7 +13,6 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,14 +38,8 @@ MEMORY = 128
 """MiB that the gateway may hold where memory is what is harmed."""
 
 
-@dataclass(frozen=True)
-class Sizes:
-    """Seconds of each part."""
-
-    seconds: float = 20.0
-
-
-QUICK = Sizes(4.0)
+SECONDS, QUICK = 20.0, 4.0
+"""Seconds of each part."""
 
 
 class Asked:
@@ -230,7 +223,7 @@ class Stub:
         asked.answer(found)
 
 
-async def another_answer(sizes: Sizes, log: Path) -> Count:
+async def another_answer(seconds: float, log: Path) -> Count:
     """Let stubs stand still; an operator restarts a server whose stub was given up.
 
     The upstreams have other clients as well, who get wrong answers.
@@ -243,8 +236,8 @@ async def another_answer(sizes: Sizes, log: Path) -> Count:
             upstream.handler = stub
         others = [HttpClient(parse_origin(upstream.url)) for upstream in upstreams]
         asking = asyncio.gather(
-            clients(client, count, sizes.seconds),
-            *(clients(other, Count("others"), sizes.seconds) for other in others),
+            clients(client, count, seconds),
+            *(clients(other, Count("others"), seconds) for other in others),
         )
         while not asking.done():
             await asyncio.sleep(draw.uniform(0.2, 1.0))
@@ -268,24 +261,24 @@ async def another_answer(sizes: Sizes, log: Path) -> Count:
 # 2 and 6: names and files that hang
 
 
-async def hanging_lookup(sizes: Sizes, log: Path) -> Count:
+async def hanging_lookup(seconds: float, log: Path) -> Count:
     """Name upstreams whose lookups hang."""
     upstreams = [Upstream(), Upstream()]
     others = ["dns+http://one.hangs:80", "http://two.hangs:80"]
     async with harmed("lookups hang", log, *upstreams, others=others) as (client, count):
-        await clients(client, count, sizes.seconds)
+        await clients(client, count, seconds)
     return count
 
 
-async def fifo(sizes: Sizes, log: Path) -> Count:
+async def fifo(seconds: float, log: Path) -> Count:
     """Put a FIFO in place of the file with the upstreams."""
     upstream, file = Upstream(), log.with_suffix(".upstreams")
     await upstream.start()
     file.write_text(upstream.url)
     options: dict[str, Any] = {"upstreams_file": str(file)}
     async with harmed("a FIFO", log, Upstream(), **options) as (client, count):
-        asking = asyncio.create_task(clients(client, count, sizes.seconds))
-        await asyncio.sleep(sizes.seconds / 4)
+        asking = asyncio.create_task(clients(client, count, seconds))
+        await asyncio.sleep(seconds / 4)
         pipe = file.with_suffix(".fifo")
         os.mkfifo(pipe)
         pipe.replace(file)
@@ -298,7 +291,7 @@ async def fifo(sizes: Sizes, log: Path) -> Count:
 # 3: replies that are hard to read
 
 
-async def hard_replies(sizes: Sizes, log: Path) -> Count:
+async def hard_replies(seconds: float, log: Path) -> Count:
     """Answer with unterminated strings, large JSON, and what is no answer."""
     draw = random.Random(0)
     padding = "0," * (MIB // 2) + "0"
@@ -321,11 +314,11 @@ async def hard_replies(sizes: Sizes, log: Path) -> Count:
             await sound(asked)
 
     async with harmed("hard replies", log, Upstream(handler), Upstream()) as (client, count):
-        await clients(client, count, sizes.seconds)
+        await clients(client, count, seconds)
     return count
 
 
-async def long_requests(sizes: Sizes, log: Path) -> Count:
+async def long_requests(seconds: float, log: Path) -> Count:
     """Send JSON that takes long to read."""
 
     async def handler(asked: Asked) -> None:
@@ -341,7 +334,7 @@ async def long_requests(sizes: Sizes, log: Path) -> Count:
 # 4: memory
 
 
-async def full_memory(sizes: Sizes, log: Path) -> Count:
+async def full_memory(seconds: float, log: Path) -> Count:
     """Send bodies to mute upstreams, and read large answers slowly."""
 
     async def mute(asked: Asked) -> None:
@@ -353,7 +346,7 @@ async def full_memory(sizes: Sizes, log: Path) -> Count:
     options: dict[str, Any] = {"max_memory": MEMORY, "deadline_ms": 1000.0, "bound": MEMORY}
     upstreams = [Upstream(mute) for _ in range(3)]
     async with harmed("memory", log, *upstreams, slots=64, **options) as (client, count):
-        end = time.monotonic() + sizes.seconds
+        end = time.monotonic() + seconds
 
         async def keep_sending() -> None:
             while time.monotonic() < end:
@@ -391,7 +384,7 @@ def _slow_readers(client: HttpClient) -> Iterator[Callable[[float], Awaitable[No
         writer.transport.abort()
 
 
-async def run(sizes: Sizes, log: Path) -> list[Count]:
+async def run(seconds: float, log: Path) -> list[Count]:
     """Harm a gateway in one part after another."""
     parts = (another_answer, hanging_lookup, hard_replies, long_requests, full_memory, fifo)
-    return [await part(sizes, log) for part in parts]
+    return [await part(seconds, log) for part in parts]

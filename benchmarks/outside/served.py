@@ -11,8 +11,8 @@ import random
 import signal
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,6 @@ from codedinvnet.data import sample_images
 from codedinvnet.evaluation.client import Client, Reply, connect
 from codedinvnet.evaluation.load import Load
 from codedinvnet.models.bundle import load_bundle
-from codedinvnet.net.client import HttpClient, parse_origin
 from codedinvnet.protocol.http import render_request
 from codedinvnet.protocol.messages import InferRequest
 from codedinvnet.simulation.arrivals import poisson_gaps
@@ -88,11 +87,7 @@ async def run(sizes: Sizes, log: Path) -> list[Count]:
 class Harm:
     """The parts of a served bundle, each a coroutine that returns its count.
 
-    Args:
-        client: of the service.
-        pid: the front end's process.
-        sizes: how much each part sends.
-        labels: the bundle's own answers to the client's images.
+    The labels are the bundle's own answers to the client's images.
     """
 
     def __init__(self, client: Client, pid: int, sizes: Sizes, labels: np.ndarray) -> None:
@@ -245,6 +240,13 @@ class Harm:
             count.notes |= {f"bombs with {status}": n for status, n in statuses.items()}
         return count
 
+    async def _large(self, end: float) -> list[Reply]:
+        """Send requests of 100 images, one after another."""
+        replies: list[Reply] = []
+        while time.monotonic() < end:
+            replies.append(await self.client.infer(f"large {len(replies)}", range(100)))
+        return replies
+
     async def long(self) -> Count:
         """Send JSON that takes long to read."""
         async with self._counting("long JSON") as count:
@@ -252,13 +254,6 @@ class Harm:
                 for headers in ({}, {"Inference-Header-Content-Length": str(len(body))}):
                     count.take(await _post(self.client, body, headers))
         return count
-
-    async def _large(self, end: float) -> list[Reply]:
-        """Send requests of 100 images, one after another."""
-        replies: list[Reply] = []
-        while time.monotonic() < end:
-            replies.append(await self.client.infer(f"large {len(replies)}", range(100)))
-        return replies
 
 
 class Sleeping(nn.Module):
@@ -274,22 +269,15 @@ def sleeping() -> tuple[nn.Module, Tensor]:
     return Sleeping(), torch.zeros(1, 4)
 
 
-@asynccontextmanager
-async def sleeping_service(log: Path) -> AsyncIterator[Any]:
-    """Serve it."""
-    options = ("--workers", str(WORKERS), "--policy", "uncoded")
-    deadline = ("--deadline-ms", str(1000 * DEADLINE))
-    async with server(f"{__name__}:sleeping", *options, *deadline, log=log) as process:
-        yield process
-
-
 async def overloaded(seconds: float, log: Path) -> Count:
     """Ask for several times what a service can answer."""
     body = render_request(InferRequest({"x": np.zeros((1, 4), np.float32)}), binary=True)
     headers = tuple(body.headers.items())
-    async with sleeping_service(log) as process:
+    options = ("--workers", str(WORKERS), "--policy", "uncoded")
+    deadline = ("--deadline-ms", str(1000 * DEADLINE))
+    async with server(f"{__name__}:sleeping", *options, *deadline, log=log) as process:
         url = f"{process.address}/v2/models/sleeping/infer"
-        capacity = await _capacity(url, body.data, headers, seconds / 2)
+        capacity = WORKERS / SERVICE
         load = Load([url], [body.data], headers)
         rate = OVERLOAD * capacity
         gaps = poisson_gaps(rate, round(rate * seconds), 0)
@@ -300,30 +288,10 @@ async def overloaded(seconds: float, log: Path) -> Count:
     for word, times in report["errors"].items():
         count.take(int(word.removeprefix("HTTP ")) if word.startswith("HTTP ") else 0, times)
     count.notes = {
-        "capacity a second": round(capacity, 1),
         "goodput of capacity": round(report["goodput_per_s"] / capacity, 3),
         "longest wait, ms": round(max(filter(math.isfinite, load.latencies))),
     }
     return count
-
-
-async def _capacity(
-    url: str, body: bytes, headers: tuple[tuple[str, str], ...], seconds: float
-) -> float:
-    """Return the answers a second of clients who ask again as soon as they are answered."""
-    client, done = HttpClient(parse_origin(url)), 0
-    began = time.perf_counter()
-    end = began + seconds
-
-    async def keep_asking() -> None:
-        nonlocal done
-        while time.perf_counter() < end:
-            answer = await client.ask("POST", "", 60.0, body, headers)
-            done += answer.status == 200
-
-    await asyncio.gather(*[keep_asking() for _ in range(8 * WORKERS)])
-    client.close()
-    return done / (time.perf_counter() - began)  # the last answers come after the end
 
 
 JUNK: tuple[Any, ...] = (

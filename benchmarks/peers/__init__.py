@@ -50,20 +50,7 @@ def run(
     bursty: bool,
     out: Path,
 ) -> dict[str, Any]:
-    """Measure what is missing, and return the table.
-
-    Args:
-        quick: whether few contenders, faults and requests will do.
-        peer: contenders; None: all, or those of the quick version.
-        fault: faults; None: likewise.
-        load: shares of the servers' capacity; None: LOADS, or the first of them.
-        slots: requests that a proxy may have at a server at a time, where it must be told.
-        servers: how many servers there are.
-        seeds: how many; None: three, or one.
-        requests: of each trial; None: REQUESTS, or QUICK_REQUESTS.
-        bursty: whether arrivals are.
-        out: file of rows.
-    """
+    """Measure what is missing, and return the table; see `benchmarks.command_line`."""
     peers = peer or (QUICK_PEERS if quick else tuple(CONTENDERS))
     faults = fault or (QUICK_FAULTS if quick else FAULTS)
     loads = load or (LOADS[:1] if quick else LOADS)

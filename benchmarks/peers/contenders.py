@@ -57,98 +57,74 @@ def program(name: str) -> str:
     return found or str(beside)
 
 
+ENVOY = """
+static_resources:
+  listeners:
+  - address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}
+    filter_chains:
+    - filters:
+      - name: http
+        typed_config:
+          "@type": {types}.filters.network.http_connection_manager.v3.HttpConnectionManager
+          stat_prefix: peers
+          generate_request_id: false
+          route_config:
+            virtual_hosts:
+            - name: all
+              domains: ["*"]
+              routes:
+              - match: {{prefix: /}}
+                route: {route}
+          http_filters:
+          - name: envoy.filters.http.router
+            typed_config: {{"@type": {types}.filters.http.router.v3.Router}}
+  clusters:
+  - {cluster}
+"""
+TYPES = "type.googleapis.com/envoy.extensions"
+MANY = {
+    **{"max_connections": 100_000, "max_pending_requests": 100_000, "max_requests": 100_000},
+    "max_retries": 1000,
+}
+CHECK = {
+    **{"timeout": "1s", "interval": "1s", "unhealthy_threshold": 2, "healthy_threshold": 1},
+    "http_health_check": {"path": "/v2/health/live"},
+}
+PREVIOUS = {
+    "name": "envoy.retry_host_predicates.previous_hosts",
+    "typed_config": {"@type": f"{TYPES}.retry.host.previous_hosts.v3.PreviousHostsPredicate"},
+}
+RETRIES = {
+    "retry_on": "connect-failure,refused-stream,reset",
+    "num_retries": 2,
+    "retry_host_predicate": [PREVIOUS],
+    "host_selection_retry_max_attempts": "5",
+}
+"""A request whose server refuses it or breaks off goes to another one, as elsewhere here."""
+
+
 def _envoy(site: Site, policy: str, route: Mapping[str, Any], **cluster: Any) -> list[str]:
-    """Write Envoy's configuration, in JSON, for a load-balancing policy and a route's options."""
+    """Write Envoy's configuration for a load-balancing policy and a route's options."""
     endpoints = [
         {"endpoint": {"address": {"socket_address": {"address": "127.0.0.1", "port_value": port}}}}
         for port in site.upstreams
     ]
-    many = {
-        "max_connections": 100_000,
-        "max_pending_requests": 100_000,
-        "max_requests": 100_000,
-        "max_retries": 1000,
-    }
-    kind = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
-    router = "envoy.extensions.filters.http.router.v3.Router"
-    manager = {
-        "@type": f"type.googleapis.com/{kind}",
-        "stat_prefix": "peers",
-        "generate_request_id": False,
-        "route_config": {
-            "virtual_hosts": [
-                {
-                    "name": "all",
-                    "domains": ["*"],
-                    "routes": [
-                        {
-                            "match": {"prefix": "/"},
-                            "route": {"cluster": "servers", "timeout": f"{TIMEOUT}s", **route},
-                        }
-                    ],
-                }
-            ]
+    servers = {
+        **{"name": "servers", "type": "STATIC", "connect_timeout": "1s", "lb_policy": policy},
+        "health_checks": [CHECK],
+        "load_assignment": {
+            "cluster_name": "servers",
+            "endpoints": [{"lb_endpoints": endpoints}],
         },
-        "http_filters": [
-            {
-                "name": "envoy.filters.http.router",
-                "typed_config": {"@type": f"type.googleapis.com/{router}"},
-            }
-        ],
+        "circuit_breakers": {"thresholds": [{**MANY, **cluster.pop("thresholds", {})}]},
+        **cluster,
     }
-    address = {"socket_address": {"address": "127.0.0.1", "port_value": site.port}}
-    config = {
-        "static_resources": {
-            "listeners": [
-                {
-                    "address": address,
-                    "filter_chains": [{"filters": [{"name": "http", "typed_config": manager}]}],
-                }
-            ],
-            "clusters": [
-                {
-                    "name": "servers",
-                    "type": "STATIC",
-                    "connect_timeout": "1s",
-                    "lb_policy": policy,
-                    "health_checks": [
-                        {
-                            "timeout": "1s",
-                            "interval": "1s",
-                            "unhealthy_threshold": 2,
-                            "healthy_threshold": 1,
-                            "http_health_check": {"path": "/v2/health/live"},
-                        }
-                    ],
-                    "load_assignment": {
-                        "cluster_name": "servers",
-                        "endpoints": [{"lb_endpoints": endpoints}],
-                    },
-                    "circuit_breakers": {"thresholds": [{**many, **cluster.pop("thresholds", {})}]},
-                    **cluster,
-                }
-            ],
-        }
-    }
-    path = site.folder / "envoy.json"
-    path.write_text(json.dumps(config, indent=1))
+    to = {"cluster": "servers", "timeout": f"{TIMEOUT}s", **route}
+    path = site.folder / "envoy.yaml"
+    texts = {"route": json.dumps(to), "cluster": json.dumps(servers)}  # JSON is YAML, too
+    path.write_text(ENVOY.format(port=site.port, types=TYPES, **texts))
     quiet = ["--log-level", "off", "--use-dynamic-base-id"]
     return [program("envoy"), "-c", str(path), "--concurrency", "1", *quiet]
-
-
-PREVIOUS = "envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate"
-RETRIES = {
-    "retry_on": "connect-failure,refused-stream,reset",
-    "num_retries": 2,
-    "retry_host_predicate": [
-        {
-            "name": "envoy.retry_host_predicates.previous_hosts",
-            "typed_config": {"@type": f"type.googleapis.com/{PREVIOUS}"},
-        }
-    ],
-    "host_selection_retry_max_attempts": "5",
-}
-"""A request whose server refuses it or breaks off goes to another one, as elsewhere here."""
 
 
 def envoy_round_robin(site: Site) -> list[str]:
@@ -156,34 +132,26 @@ def envoy_round_robin(site: Site) -> list[str]:
     return _envoy(site, "ROUND_ROBIN", {"retry_policy": RETRIES})
 
 
-def envoy_least_request(site: Site) -> list[str]:
+def _least_request(site: Site, route: Mapping[str, Any], **cluster: Any) -> list[str]:
     """Run Envoy with the least loaded of all hosts, and its outlier detection."""
-    least = {"choice_count": max(2, len(site.upstreams))}
-    return _envoy(
-        site,
-        "LEAST_REQUEST",
-        {"retry_policy": RETRIES},
-        least_request_lb_config=least,
-        outlier_detection={},
-    )
+    cluster["least_request_lb_config"] = {"choice_count": max(2, len(site.upstreams))}
+    return _envoy(site, "LEAST_REQUEST", route, outlier_detection={}, **cluster)
+
+
+def envoy_least_request(site: Site) -> list[str]:
+    """Run Envoy with least request."""
+    return _least_request(site, {"retry_policy": RETRIES})
 
 
 def envoy_hedge(site: Site) -> list[str]:
     """Run Envoy with least request and hedging on a per-try timeout, within a retry budget."""
-    retries = {
-        **RETRIES,
+    retries = RETRIES | {
         "retry_on": "5xx,connect-failure,refused-stream,reset",
         "per_try_timeout": f"{site.tuning}s",
     }
+    hedging = {"retry_policy": retries, "hedge_policy": {"hedge_on_per_try_timeout": True}}
     budget = {"retry_budget": {"budget_percent": {"value": 20.0}, "min_retry_concurrency": 50}}
-    return _envoy(
-        site,
-        "LEAST_REQUEST",
-        {"retry_policy": retries, "hedge_policy": {"hedge_on_per_try_timeout": True}},
-        least_request_lb_config={"choice_count": max(2, len(site.upstreams))},
-        thresholds=budget,
-        outlier_detection={},
-    )
+    return _least_request(site, hedging, thresholds=budget)
 
 
 def _haproxy(site: Site, balance: str, maxconn: int) -> list[str]:
@@ -220,16 +188,6 @@ backend servers
     return [program("haproxy"), "-db", "-q", "-f", str(path)]
 
 
-def haproxy_leastconn(site: Site) -> list[str]:
-    """Run HAProxy with `leastconn` and as many connections to a server as it has slots."""
-    return _haproxy(site, "leastconn", site.slots)
-
-
-def haproxy_round_robin(site: Site) -> list[str]:
-    """Run HAProxy with round robin, and no limit."""
-    return _haproxy(site, "roundrobin", 0)
-
-
 def nginx(site: Site) -> list[str]:
     """Run nginx with `least_conn`."""
     servers = " ".join(f"server 127.0.0.1:{port} max_fails=3;" for port in site.upstreams)
@@ -264,37 +222,20 @@ def _ours(site: Site, *options: str) -> list[str]:
     return [sys.executable, "-m", "codedinvnet", *words]
 
 
-def ours_uncoded(site: Site) -> list[str]:
-    """Run our gateway without redundancy."""
-    return _ours(site, "--policy", "uncoded")
-
-
-def ours_hedge(site: Site) -> list[str]:
-    """Run our gateway with hedging."""
-    return _ours(site, "--policy", "hedge")
-
-
-def ours_hedge_slots(site: Site) -> list[str]:
-    """Run our gateway with hedging, told how many slots a server has instead of finding out."""
-    return _ours(site, "--policy", "hedge", "--slots", str(site.slots))
-
-
-def ours_fallback(site: Site) -> list[str]:
-    """Run our gateway with a cheaper server that is asked when an answer is late."""
-    return _ours(site, "--fallback", f"http://127.0.0.1:{site.fallback}")
-
-
 CONTENDERS: Mapping[str, Callable[[Site], list[str]]] = {
     "envoy-round-robin": envoy_round_robin,
     "envoy-least-request": envoy_least_request,
     "envoy-hedge": envoy_hedge,
-    "haproxy-leastconn": haproxy_leastconn,
-    "haproxy-round-robin": haproxy_round_robin,
+    # As many connections to a server as it has slots, and no limit.
+    "haproxy-leastconn": lambda site: _haproxy(site, "leastconn", site.slots),
+    "haproxy-round-robin": lambda site: _haproxy(site, "roundrobin", 0),
     "nginx": nginx,
-    "ours-uncoded": ours_uncoded,
-    "ours-hedge": ours_hedge,
-    "ours-hedge-slots": ours_hedge_slots,
-    "ours-fallback": ours_fallback,
+    "ours-uncoded": lambda site: _ours(site, "--policy", "uncoded"),
+    "ours-hedge": lambda site: _ours(site, "--policy", "hedge"),
+    # Told how many slots a server has instead of finding out.
+    "ours-hedge-slots": lambda site: _ours(site, "--policy=hedge", "--slots", str(site.slots)),
+    # With a cheaper server that gets late requests.
+    "ours-fallback": lambda s: _ours(s, "--fallback", f"http://127.0.0.1:{s.fallback}"),
 }
 TUNED = frozenset({"envoy-hedge"})
 """Those with a setting that is swept."""

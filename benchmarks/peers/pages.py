@@ -8,6 +8,7 @@ import pandas as pd
 
 from benchmarks.peers.contenders import CONTENDERS
 from codedinvnet.evaluation.grid import read_rows
+from codedinvnet.evaluation.tables import markdown
 
 SWEEP_SEED = 101
 """Seed of the sweeps, which no reported cell has."""
@@ -55,30 +56,36 @@ def reported(rows: pd.DataFrame) -> pd.DataFrame:
     return rows[rows.seed != SWEEP_SEED]
 
 
-def _cell(values: pd.Series, best: float) -> str:
-    """Return the median of a cell and its range over seeds; bold if level with the best."""
-    if values.empty:
-        return ""
-    text = f"{values.median():.0f}"
-    text = f"**{text}**" if values.median() <= CLOSE * best else text
-    return text + (f" ({values.min():.0f}–{values.max():.0f})" if len(values) > 1 else "")
+def _cells(rows: pd.DataFrame, place: list[str]) -> pd.DataFrame:
+    """Return p99.9 as text, a row for each place and a column for each contender.
+
+    It is the median and, of several seeds, the range; bold if level with the place's best.
+    """
+    found = rows.groupby([*place, "peer"], sort=False)["p99.9"].agg(
+        ["median", "min", "max", "size"]
+    )
+    best = found.groupby(place, sort=False)["median"].transform("min")
+    texts = []
+    for line, least in zip(found.itertuples(), best, strict=True):
+        text = f"{line.median:.0f}"
+        text = f"**{text}**" if line.median <= CLOSE * least else text
+        texts.append(text + (f" ({line.min:.0f}–{line.max:.0f})" if line.size > 1 else ""))
+    table = pd.Series(texts, found.index).unstack("peer", sort=False)
+    return table[[name for name in CONTENDERS if name in table]]
 
 
-def table(rows: pd.DataFrame, figure: str = "p99.9") -> str:
-    """Return a Markdown table of a figure: a line a situation, a column a contender."""
-    found = reported(rows)
-    names = [name for name in CONTENDERS if name in set(found.peer)]
-    lines = [f"| fault, load | {' | '.join(names)} |", "| --- |" + " --- |" * len(names)]
-    for key, group in found.groupby(SITUATION, sort=False):
-        fault, load, servers, slots, bursty = key
-        told = f"{fault}, {100 * load:.0f} %"
-        told += f", {servers} servers" if servers != 8 else ""
-        told += f", {slots} slots" if slots != 1 else ""
-        told += ", bursts" if bursty else ""
-        cells = [group[group.peer == name][figure] for name in names]
-        best = min(values.median() for values in cells if len(values))
-        lines.append(f"| {told} | {' | '.join(_cell(values, best) for values in cells)} |")
-    return "\n".join(lines)
+def table(rows: pd.DataFrame) -> str:
+    """Return the table of p99.9: a line for each situation, a column for each contender."""
+    cells = _cells(reported(rows), SITUATION)
+    told = [
+        f"{fault}, {100 * load:.0f} %"
+        + (f", {servers} servers" if servers != 8 else "")
+        + (f", {slots} slots" if slots != 1 else "")
+        + (", bursts" if bursty else "")
+        for fault, load, servers, slots, bursty in cells.index
+    ]
+    cells.insert(0, "fault, load", told)
+    return markdown(cells).strip()
 
 
 def _usual(path: Path) -> pd.DataFrame:
@@ -89,20 +96,10 @@ def _usual(path: Path) -> pd.DataFrame:
 
 
 def readme(path: Path) -> str:
-    """Return README's table: a line a contender, a column a fault."""
-    rows = _usual(path)
-    faults = [fault for fault in FIRST if fault in set(rows.fault)]
-    lines = [
-        f"| p99.9, ms | {' | '.join(FAULTS[fault] for fault in faults)} |",
-        "| --- |" + " --- |" * len(faults),
-    ]
-    best = {f: rows[rows.fault == f].groupby("peer")["p99.9"].median().min() for f in faults}
-    for name in CONTENDERS:
-        if name in set(rows.peer):
-            mine = rows[rows.peer == name]
-            cells = [_cell(mine[mine.fault == fault]["p99.9"], best[fault]) for fault in faults]
-            lines.append(f"| {TITLES[name]} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    """Return README's table: a line for each contender, a column for each fault."""
+    cells = _cells(_usual(path), ["fault"]).T
+    cells = cells[[fault for fault in FIRST if fault in cells]].rename(columns=FAULTS)
+    return markdown(cells.rename(index=TITLES).reset_index(names="p99.9, ms")).strip()
 
 
 def draw(path: Path, picture: Path) -> None:

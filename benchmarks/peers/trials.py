@@ -92,11 +92,7 @@ def process(command: list[str], log: Path, ready: str = "") -> Iterator[subproce
 
 
 def wait_until_open(port: int, child: subprocess.Popen[str], log: Path) -> None:
-    """Wait until a proxy answers.
-
-    Raises:
-        UserError: if it does not within ten seconds.
-    """
+    """Wait until a proxy answers, at most ten seconds."""
     for _ in range(100):
         with suppress(OSError):
             url = f"http://127.0.0.1:{port}/v2/models/m/ready"
@@ -110,14 +106,7 @@ def wait_until_open(port: int, child: subprocess.Popen[str], log: Path) -> None:
 
 
 class FirstServer(threading.Thread):
-    """Stops, kills and starts the process of the first server, as a fault says.
-
-    Args:
-        fault: one of `upstreams.FROM_OUTSIDE`.
-        spec: of the server.
-        log: for its errors.
-        seconds: that the load takes.
-    """
+    """Stops, kills and starts the process of the first server, as a fault says."""
 
     def __init__(self, fault: str, spec: upstreams.Spec, log: Path, seconds: float) -> None:
         super().__init__(daemon=True)
@@ -184,11 +173,7 @@ def work(ports: list[int]) -> tuple[float, int]:
 
 
 def measure(trial: Trial) -> dict[str, Any]:
-    """Measure a trial, and return the figures.
-
-    Raises:
-        UserError: if a process does not start.
-    """
+    """Measure a trial, and return the figures."""
     rate = trial.load * trial.servers / upstreams.mean_service(trial.fault)
     count = trial.requests + WARM_UP
     times = arrivals(rate, count, trial.seed, bursty=trial.bursty)

@@ -201,14 +201,8 @@ async def serve(spec: Spec) -> None:
 
 def command(spec: Spec) -> list[str]:
     """Return the command that runs these servers."""
-    return [
-        sys.executable,
-        "-W",
-        "ignore",
-        "-m",
-        "benchmarks.peers.upstreams",
-        json.dumps(asdict(spec)),
-    ]
+    words = ["-W", "ignore", "-m", "benchmarks.peers.upstreams", json.dumps(asdict(spec))]
+    return [sys.executable, *words]
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ from codedinvnet.evaluation.erase import (
 )
 from codedinvnet.evaluation.methods import score
 from codedinvnet.models.bundle import Bundle
-from codedinvnet.training.recovered import embed_all, recovered_accuracy
+from codedinvnet.training.recovered import coded_scheme, embed_all, recovered_accuracy
 from tests.codes.linear import made, outputs_of
 from tests.data.files import Unread
 
@@ -157,8 +157,8 @@ def test_it_agrees_with_evaluate_and_with_what_trainings_watch(
     found = scored(scheme, held_out, k)
     evaluated = evaluate(scheme, held_out, k=k, groupings=2, seed=0, progress=False)
     assert found["recovered"] == pytest.approx(evaluated.recovered_accuracy, abs=1e-6)
-    latents = embed_all(bundle.model, held_out.images)
-    watched = recovered_accuracy(bundle.model, held_out.images, held_out.labels, latents, k)
+    latents = embed_all(bundle.model, held_out.images).flatten(1)
+    watched = recovered_accuracy(coded_scheme(bundle.model, k), held_out, latents)
     once = scored(scheme, held_out, k, seed=k, groupings=1)
     assert watched == pytest.approx(once["recovered"], abs=1e-6)
 

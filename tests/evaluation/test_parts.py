@@ -123,9 +123,8 @@ def test_the_papers_encoder_is_chosen_on_the_images_set_aside_whatever_their_ord
     with pytest.raises(KeyboardInterrupt):
         data.part(Trial(name, name, "mnist", "invertible", 2, 1, 0, 1, str(bundle_folder), 1))
     (stage,) = begun
-    aside = ImageSet("aside", train.classes, stage.validation_images, stage.validation_labels, "")
     _, rows = split_indices(len(train), 100, seed=3)
-    assert same_images(aside, ImageRows(train, rows, "there"))
+    assert same_images(stage.validation, ImageRows(train, rows, "there"))
 
 
 def test_images_of_other_classes_than_a_bundles_are_refused(tmp_path: Path) -> None:

@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from codedinvnet.codes.method import given_by
-from codedinvnet.codes.parm import ParityModel, ParM, SumCode
+from codedinvnet.codes.base import Encoded
+from codedinvnet.codes.method import Given, given_by
+from codedinvnet.codes.parm import ParityModel, ParM
 from codedinvnet.codes.registry import find_method
 from codedinvnet.common.config import PartSettings
 from codedinvnet.common.errors import UserError
@@ -135,18 +136,23 @@ def test_a_pupil_follows_its_teacher_and_the_labels(
     torch.testing.assert_close(loss, 0.7 * parts[0] + 0.3 * parts[1])
 
 
+def parity_stage(
+    part: nn.Module, given: Given, data: TrainingData, budget: PartSettings
+) -> ParityStage:
+    return ParityStage(part, ParM().build(replace(given, part=part)), data, budget)
+
+
 def test_parm_learns_the_sum_and_its_score_is_the_accuracy_of_its_decoding(
     bundle: Bundle, data: TrainingData, source: ImageSet
 ) -> None:
     k, method = 2, ParM()
     given = given_by(bundle, k)
-    before, _ = ParityStage(
-        method.start(given, data).eval(), SumCode.mix, data, k, BUDGET
-    ).validate()
+    start = method.start(given, data).eval()
+    before, _ = parity_stage(start, given, data, BUDGET).validate()
     part = method.fit(given, data, BUDGET.model_copy(update={"learning_rate": 3e-4}))
-    score, _ = ParityStage(part, SumCode.mix, data, k, BUDGET).validate()
+    stage = parity_stage(part, given, data, BUDGET)
+    score, scheme = stage.validate()[0], stage.scheme
     assert score > before
-    scheme = method.build(replace(given, part=part))
     groups = random_groups(100, k, torch.Generator().manual_seed(k)).members
     images, labels = source.batch(VALIDATION[groups.flatten()])
     outputs = outputs_of(scheme, images.unflatten(0, (-1, k)))
@@ -161,17 +167,23 @@ def test_parm_learns_the_sum_and_its_score_is_the_accuracy_of_its_decoding(
 
 @pytest.mark.parametrize("augment", [False, True])
 def test_a_parity_model_sees_varied_images_and_learns_the_logits_of_the_originals(
-    augment: bool, bundle: Bundle, source: ImageSet, tmp_path: Path
+    augment: bool,
+    bundle: Bundle,
+    source: ImageSet,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     data = make_data(bundle, source, tmp_path, flip=True, shift=2)
     seen: list[Tensor] = []
-
-    def encode(images: Tensor) -> Tensor:
-        seen.append(images)
-        return images.mean(dim=1)
-
     budget = BUDGET.model_copy(update={"augment": augment})
-    stage = ParityStage(ParityModel(pupil(), 2).eval(), encode, data, 2, budget)
+    stage = parity_stage(ParityModel(pupil(), 2).eval(), given_by(bundle, 2), data, budget)
+    encode = stage.scheme.code.encode
+
+    def seeing(task: int, images: Tensor) -> Encoded:
+        seen.append(images)
+        return encode(task, images)
+
+    monkeypatch.setattr(stage.scheme.code, "encode", seeing)
     stage.start_epoch(0, torch.Generator().manual_seed(0))
     groups, logits, labels = data.groups("train", torch.arange(16).view(8, 2))
     loss = stage.loss(groups, logits, labels)
@@ -189,10 +201,10 @@ def test_a_parity_model_sees_varied_images_and_learns_the_logits_of_the_original
         assert any(torch.equal(view, one) for one in shifted)
 
 
-def test_too_few_images_for_a_group(data: TrainingData) -> None:
+def test_too_few_images_for_a_group(bundle: Bundle, data: TrainingData) -> None:
     few = replace(data, validation_rows=VALIDATION[:3])
     with pytest.raises(UserError, match="k=4 cannot be drawn from 3 validation images"):
-        ParityStage(ParityModel(pupil(), 4), SumCode.mix, few, 4, BUDGET)
+        parity_stage(ParityModel(pupil(), 4), given_by(bundle, 4), few, BUDGET)
 
 
 @pytest.mark.parametrize(("name", "k"), [("collage@0.3", 4)])

@@ -28,11 +28,6 @@ def add_commands(commands: Commands) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     benches = bench.add_subparsers(title="benchmarks", required=True, metavar="BENCHMARK")
-    _add_accuracy(benches)
-    _add_latency(benches)
-
-
-def _add_accuracy(benches: Commands) -> None:
     sub = add_command(
         benches,
         "accuracy",
@@ -41,12 +36,8 @@ def _add_accuracy(benches: Commands) -> None:
         "codedinvnet bench accuracy --data-dir data --only dataset=mnist --only k=10",
     )
     add = sub.add_argument
-    add(
-        "grid",
-        nargs="?",
-        type=Path,
-        help="methods, data sets, k, missing workers (JSON; default: the grid of the shipped rows)",
-    )
+    grid = "methods, data sets, k, missing workers (JSON; default: the grid of the shipped rows)"
+    add("grid", nargs="?", type=Path, help=grid)
     add(
         "--method",
         action="append",
@@ -54,28 +45,32 @@ def _add_accuracy(benches: Commands) -> None:
         help="only this method of the grid; FILE.py:CLASS measures your own, and the table has the "
         "shipped rows of the others, too; repeatable (all)",
     )
-    add(
-        "--split",
-        choices=("test", "validation"),
-        default="test",
-        help="images to score on (test); use validation while you choose",
-    )
+    split = "images to score on (test); use validation while you choose"
+    add("--split", choices=("test", "validation"), default="test", help=split)
     add("--device", default="auto", help="cpu, cuda, cuda:1 (auto)")
     add("--save-dir", type=Path, default=Path("runs"), help="where trained parts lie (runs)")
     keys = "method, dataset, base, k, missing, corrupt or seed"
     _add_shared(sub, "accuracy", keys, "minutes: short trainings, 1,000 images")
 
+    sub = add_command(
+        benches,
+        "latency",
+        _latency,
+        "load the real service under every method of a grid; rows and tables",
+        "codedinvnet bench latency --data-dir data --only batch=10 --only load=0.4",
+    )
+    file, log = Path("configs/bench/latency.json"), Path("bench-latency.log")
+    add = sub.add_argument
+    add("grid", nargs="?", type=Path, default=file, help=f"methods, loads, stragglers ({file})")
+    add("--log", type=Path, default=log, help=f"servers' log ({log})")
+    keys = "method, batch, load, stragglers or run"
+    _add_shared(sub, "latency", keys, "minutes: one setting, 3,000 queries a method")
+
 
 def _add_shared(sub: argparse.ArgumentParser, name: str, keys: str, quick: str) -> None:
     """Add the options of both benchmarks."""
-    add = sub.add_argument
-    add(
-        "--only",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help=f"only what has this {keys}; repeatable (all)",
-    )
+    add, only = sub.add_argument, f"only what has this {keys}; repeatable (all)"
+    add("--only", action="append", default=[], metavar="KEY=VALUE", help=only)
     add("--out", type=Path, help=f"rows; finished ones in it are kept (results/{name}.jsonl)")
     add("--quick", action="store_true", help=quick)
     add("--data-dir", type=Path, help="folder of image sets (the cache)")
@@ -85,14 +80,9 @@ def _add_shared(sub: argparse.ArgumentParser, name: str, keys: str, quick: str) 
 
 def _shared(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
     """Return the options of both benchmarks, by the names of their functions' parameters."""
-    name += "-quick" if arguments.quick else ""
-    return {
-        "out": arguments.out or Path("results") / f"{name}.jsonl",
-        "data_dir": arguments.data_dir,
-        "download": arguments.download,
-        "quick": arguments.quick,
-        "only": arguments.only,
-    }
+    found = {key: getattr(arguments, key) for key in ("data_dir", "download", "quick", "only")}
+    file = f"{name}-quick.jsonl" if arguments.quick else f"{name}.jsonl"
+    return {**found, "out": arguments.out or Path("results") / file}
 
 
 @flushing_denormals
@@ -103,7 +93,6 @@ def _accuracy(arguments: argparse.Namespace) -> None:
 
     validation = arguments.split == "validation"
     shared = _shared(arguments, "accuracy-validation" if validation else "accuracy")
-    out = shared["out"]
     report = methods.run(
         arguments.grid or GRID,
         device=choose_device(arguments.device),
@@ -114,6 +103,7 @@ def _accuracy(arguments: argparse.Namespace) -> None:
     )
     own = any(map(is_foreign, arguments.method))
     compare = own and not (arguments.quick or validation)
+    out = shared["out"]
     written = [*tables.write_accuracy(out, compare), *plots.draw_accuracy(out, compare)]
     lines = tables.brief(tables.shown_frame(out, compare))
     if len(lines) <= MOST_LINES and not arguments.json:
@@ -121,41 +111,20 @@ def _accuracy(arguments: argparse.Namespace) -> None:
     _report(report, "trials", out, written, arguments.json)
 
 
-def _add_latency(benches: Commands) -> None:
-    sub = add_command(
-        benches,
-        "latency",
-        _latency,
-        "load the real service under every method of a grid; rows and tables",
-        "codedinvnet bench latency --data-dir data --only batch=10 --only load=0.4",
-    )
-    add, grid = sub.add_argument, Path("configs/bench/latency.json")
-    add("grid", nargs="?", type=Path, default=grid, help=f"methods, loads, stragglers ({grid})")
-    log = Path("bench-latency.log")
-    add("--log", type=Path, default=log, help=f"servers' log ({log})")
-    keys = "method, batch, load, stragglers or run"
-    _add_shared(sub, "latency", keys, "minutes: one setting, 3,000 queries a method")
-
-
 @flushing_denormals
 def _latency(arguments: argparse.Namespace) -> None:
     from codedinvnet.evaluation import latency, latency_tables
 
     shared = _shared(arguments, "latency")
-    out = shared["out"]
     report = latency.run(arguments.grid, log=arguments.log, **shared)
-    written = latency_tables.write_latency(out)
-    _report(report, "runs", out, written, arguments.json)
+    written = latency_tables.write_latency(shared["out"])
+    _report(report, "runs", shared["out"], written, arguments.json)
 
 
 def _report(
     report: dict[str, Any], what: str, out: Path, written: Sequence[Path], as_json: bool
 ) -> None:
-    """Print how many trials or runs were done, and what was written.
-
-    Raises:
-        UserError: then, if something failed.
-    """
+    """Print how many trials or runs were done, and what was written; then raise if some failed."""
     from codedinvnet.evaluation.grid import refuse_failures
 
     print_report({**report, "rows": str(out), "written": [str(p) for p in written]}, as_json)

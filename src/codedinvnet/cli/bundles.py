@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from codedinvnet.cli.common import (
     Commands,
@@ -13,21 +13,19 @@ from codedinvnet.cli.common import (
     add_command,
     add_data_options,
     add_model_options,
-    add_model_token,
     print_report,
     seed,
 )
 from codedinvnet.common.engines import ENGINES
 from codedinvnet.common.errors import UserError
 
+if TYPE_CHECKING:
+    from codedinvnet.data import ImageSource
+    from codedinvnet.models.bundle import Bundle
+
 
 def add_commands(commands: Commands) -> None:
     """Add the commands on a bundle."""
-    for add in (_add_evaluate, _add_invert, _add_info, _add_calibrate, _add_demo):
-        add(commands)
-
-
-def _add_evaluate(commands: Commands) -> None:
     sub = add_command(
         commands,
         "evaluate",
@@ -37,28 +35,21 @@ def _add_evaluate(commands: Commands) -> None:
     )
     add_bundle_options(sub)
     add_data_options(sub)
-    sub.add_argument("--k", type=int, default=10, help="group size (10)")
-    sub.add_argument(
+    add = sub.add_argument
+    add("--k", type=int, default=10, help="group size (10)")
+    add(
         "--split",
         choices=("test", "validation", "train", "sample"),
         default="test",
         help="which images (test); sample: the 1,000 in the package, of mnist and fashion",
     )
-    sub.add_argument("--seed", type=seed, default=0, help="of the groupings (0)")
-    sub.add_argument("--groupings", type=int, default=5, help="random groupings to average (5)")
-    sub.add_argument(
-        "--evidence",
-        choices=("both", "latent", "side"),
-        default="both",
-        help="answer from the decoded latent, the side features, or both (both)",
-    )
-    sub.add_argument("--pixel-mean", action="store_true", help="the average image in place of E")
-    sub.add_argument(
-        "--shuffle-parity", action="store_true", help="decode with another group's parity output"
-    )
+    add("--seed", type=seed, default=0, help="of the groupings (0)")
+    add("--groupings", type=int, default=5, help="random groupings to average (5)")
+    evidence = "answer from the decoded latent, the side features, or both (both)"
+    add("--evidence", choices=("both", "latent", "side"), default="both", help=evidence)
+    add("--pixel-mean", action="store_true", help="the average image in place of E")
+    add("--shuffle-parity", action="store_true", help="decode with another group's parity output")
 
-
-def _add_invert(commands: Commands) -> None:
     sub = add_command(
         commands,
         "invert",
@@ -72,8 +63,6 @@ def _add_invert(commands: Commands) -> None:
     sub.add_argument("--tolerance", type=float, default=1e-6, help="of each block, above 0 (1e-6)")
     sub.add_argument("--limit", type=int, help="only the first images (all)")
 
-
-def _add_info(commands: Commands) -> None:
     sub = add_command(
         commands,
         "info",
@@ -88,12 +77,9 @@ def _add_info(commands: Commands) -> None:
         "or a server's model, http://HOST:PORT/v2/models/NAME",
     )
     add_model_options(sub)
-    add_model_token(sub)
     sub.add_argument("--engine", help=f"{' or '.join(ENGINES)} (the kind's own)")
     sub.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 (auto)")
 
-
-def _add_calibrate(commands: Commands) -> None:
     sub = add_command(
         commands,
         "calibrate",
@@ -107,47 +93,40 @@ def _add_calibrate(commands: Commands) -> None:
     sub.add_argument("--out", type=Path, help="the file (calibration.json next to the weights)")
     sub.add_argument("--seed", type=seed, default=0, help="of the groups (0)")
 
-
-def _add_demo(commands: Commands) -> None:
-    sub = add_command(
-        commands,
-        "demo",
-        _demo,
-        "recover erased predictions on shipped images",
-        "codedinvnet demo",
-    )
+    summary = "recover erased predictions on shipped images"
+    sub = add_command(commands, "demo", _demo, summary, "codedinvnet demo")
     sub.add_argument("--seed", type=seed, default=0, help="of the groupings (0)")
+
+
+def _bundle(arguments: argparse.Namespace) -> Bundle:
+    from codedinvnet.evaluation.stages import choose_device
+    from codedinvnet.models.bundle import load_bundle
+
+    return load_bundle(arguments.bundle, choose_device(arguments.device))
+
+
+def _images(arguments: argparse.Namespace, bundle: Bundle, split: str) -> ImageSource:
+    from codedinvnet.evaluation.stages import evaluation_images
+
+    return evaluation_images(bundle, split, arguments.data_dir, arguments.download)
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
     from codedinvnet.evaluation.accuracy import evaluation_report, scheme_resting_on
-    from codedinvnet.evaluation.stages import choose_device, evaluation_images
-    from codedinvnet.models.bundle import load_bundle
 
-    bundle = load_bundle(arguments.bundle, choose_device(arguments.device))
+    bundle = _bundle(arguments)
     scheme_resting_on(arguments.evidence, bundle, arguments.k)  # or is refused now
-    source = evaluation_images(bundle, arguments.split, arguments.data_dir, arguments.download)
-    report = evaluation_report(
-        bundle,
-        source,
-        split=arguments.split,
-        k=arguments.k,
-        groupings=arguments.groupings,
-        seed=arguments.seed,
-        evidence=arguments.evidence,
-        pixel_mean=arguments.pixel_mean,
-        shuffle_parity=arguments.shuffle_parity,
-    )
+    names = ("split", "k", "groupings", "seed", "evidence", "pixel_mean", "shuffle_parity")
+    how = {name: getattr(arguments, name) for name in names}
+    report = evaluation_report(bundle, _images(arguments, bundle, arguments.split), **how)
     print_report(report, as_json=arguments.json)
 
 
 def _invert(arguments: argparse.Namespace) -> None:
     from codedinvnet.evaluation.inversion import inversion_report
-    from codedinvnet.evaluation.stages import choose_device, evaluation_images
-    from codedinvnet.models.bundle import load_bundle
 
-    bundle = load_bundle(arguments.bundle, choose_device(arguments.device))
-    source = evaluation_images(bundle, arguments.split, arguments.data_dir, arguments.download)
+    bundle = _bundle(arguments)
+    source = _images(arguments, bundle, arguments.split)
     report = inversion_report(
         bundle.model, source, tolerance=arguments.tolerance, limit=arguments.limit
     )
@@ -167,11 +146,8 @@ def _info(arguments: argparse.Namespace) -> None:
         return
 
     from codedinvnet.evaluation.cost import info_report
-    from codedinvnet.evaluation.stages import choose_device
-    from codedinvnet.models.bundle import load_bundle
 
-    bundle = load_bundle(arguments.bundle, choose_device(arguments.device))
-    print_report(info_report(bundle), as_json=arguments.json)
+    print_report(info_report(_bundle(arguments)), as_json=arguments.json)
 
 
 def _lines(report: dict[str, Any]) -> dict[str, Any]:
@@ -191,12 +167,10 @@ def _lines(report: dict[str, Any]) -> dict[str, Any]:
 
 def _calibrate(arguments: argparse.Namespace) -> None:
     from codedinvnet.common.files import check_writable
-    from codedinvnet.evaluation.stages import choose_device, evaluation_images
     from codedinvnet.evaluation.trust import calibrate
-    from codedinvnet.models.bundle import load_bundle
     from codedinvnet.protect.calibration import FILE
 
-    bundle = load_bundle(arguments.bundle, choose_device(arguments.device))
+    bundle = _bundle(arguments)
     path = arguments.out or bundle.folder / FILE
     try:
         check_writable(path)
@@ -204,7 +178,7 @@ def _calibrate(arguments: argparse.Namespace) -> None:
         if arguments.out is not None:
             raise
         raise UserError(f"{error}: name another file by --out") from error
-    held_out = evaluation_images(bundle, "validation", arguments.data_dir, arguments.download)
+    held_out = _images(arguments, bundle, "validation")
     calibration = calibrate(bundle, held_out, arguments.seed)
     calibration.save(path)
     curves = [
@@ -220,5 +194,4 @@ def _demo(arguments: argparse.Namespace) -> None:
     from codedinvnet.evaluation.demo import run_demo
     from codedinvnet.models.bundle import shipped_bundles
 
-    names = [name for name in SAMPLES if name in shipped_bundles()]
-    run_demo(names, arguments.seed)
+    run_demo([name for name in SAMPLES if name in shipped_bundles()], arguments.seed)

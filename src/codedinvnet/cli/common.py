@@ -221,14 +221,10 @@ def add_model_options(sub: argparse.ArgumentParser) -> None:
         metavar="NAME:DATATYPE:SHAPE",
         help="an input that the model leaves open, of one query, as x:FP32:3x224x224; repeatable",
     )
-
-
-def add_model_token(sub: argparse.ArgumentParser) -> None:
-    """Add what asking a model of a server elsewhere may need."""
-    sub.add_argument(
+    add(
         "--model-token-file",
-        help="file with the token that the model's server wants, which is read again for every "
-        "question (none)",
+        help="file with the token that the model's server wants, read again for every request "
+        "(none)",
     )
 
 

@@ -10,7 +10,6 @@ from codedinvnet.cli.common import (
     Commands,
     add_command,
     add_model_options,
-    add_model_token,
     flushing_denormals,
     print_report,
     seed,
@@ -33,7 +32,6 @@ def add_commands(commands: Commands) -> None:
         "or a server's model, http://HOST:PORT/v2/models/NAME",
     )
     add_model_options(sub)
-    add_model_token(sub)
     add = sub.add_argument
     add(
         "--inputs",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -90,8 +91,10 @@ class GroupMethod(Method):
     def fit(self, teacher: Given, data: TrainingData, budget: PartSettings) -> nn.Module:
         from codedinvnet.training.parity import MembersStage
 
-        part, classifier = self.start(teacher, data), teacher.classifier
-        return data.train(MembersStage(part, data, teacher.k, budget, classifier), budget.epochs)
+        part = self.start(teacher, data)
+        scheme = self.build(replace(teacher, part=part))
+        stage = MembersStage(part, scheme, data, budget, teacher.classifier)
+        return data.train(stage, budget.epochs)
 
     def build(self, given: Given) -> Scheme:
         assert given.part is not None

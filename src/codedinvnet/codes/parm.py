@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -32,14 +33,9 @@ class SumCode(ScoresCode):
     exactly k members, since the parity model was trained on averages of k.
     """
 
-    @staticmethod
-    def mix(images: Tensor) -> Tensor:
-        """Return the parity images (B, C, H, W) of groups (B, k, C, H, W) of floats."""
-        return images.mean(dim=1)
-
     def encode(self, task: int, queries: Tensor) -> Encoded:
         """Return the parity images of groups (B, k, C, H, W)."""
-        return Encoded(self.mix(prepare(queries, 0)))
+        return Encoded(prepare(queries, 0).mean(dim=1))
 
     def made_up(self, member: int, outputs: Mapping[int, Tensor], size: int) -> Tensor:
         others = [outputs[i] for i in range(size) if i != member]
@@ -92,8 +88,8 @@ class ParM(Method):
         from codedinvnet.training.parity import ParityStage
 
         part = self.start(teacher, data)
-        stage = ParityStage(part, SumCode.mix, data, teacher.k, budget)
-        return data.train(stage, budget.epochs)
+        scheme = self.build(replace(teacher, part=part))
+        return data.train(ParityStage(part, scheme, data, budget), budget.epochs)
 
     def build(self, given: Given) -> Scheme:
         assert given.part is not None

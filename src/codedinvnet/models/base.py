@@ -9,24 +9,9 @@ from typing import Literal, Protocol
 import numpy as np
 
 from codedinvnet.common.errors import UserError
-from codedinvnet.protocol.messages import HEADER_LENGTH
-from codedinvnet.protocol.tensors import DATATYPE_OF, DATATYPES, TensorSpec
-
-__all__ = [
-    "DATATYPES",
-    "DATATYPE_OF",
-    "FLOATING",
-    "HEADER_LENGTH",
-    "Model",
-    "Scores",
-    "Signature",
-    "TensorSpec",
-    "Unreachable",
-    "can_be_scores",
-    "lacking_scores",
-    "mixed_tensor",
-    "scores_tensor",
-]
+from codedinvnet.protocol.tensors import DATATYPE_OF as DATATYPE_OF
+from codedinvnet.protocol.tensors import DATATYPES as DATATYPES
+from codedinvnet.protocol.tensors import TensorSpec as TensorSpec
 
 FLOATING = ("FP16", "FP32", "FP64")
 

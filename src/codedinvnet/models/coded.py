@@ -107,16 +107,6 @@ def shared_error(parity: Tensor, latents: Tensor) -> Tensor:
     return latents.shape[1] * parity - latents.sum(dim=1)
 
 
-def decode_each(parity: Tensor, latents: Tensor) -> Tensor:
-    """Decode every member's latent as if it alone were missing, (B, m, ...).
-
-    Args:
-        parity: z_p, (B, ...).
-        latents: of all m members, (B, m, ...).
-    """
-    return latents + shared_error(parity, latents)[:, None]
-
-
 def build_network(
     settings: NetworkSettings, input_shape: tuple[int, int, int]
 ) -> IResNet | IRevNet:

@@ -19,7 +19,7 @@ from codedinvnet.common.files import content_digest, file_digest
 from codedinvnet.common.user_code import user_module
 from codedinvnet.models.base import DATATYPES, TensorSpec
 from codedinvnet.models.bundle import Bundle, bundle_folder, load_bundle, weights_digest
-from codedinvnet.models.checkpoint import module_tensors, tensors_digest
+from codedinvnet.models.checkpoint import load_modules, module_tensors, tensors_digest
 from codedinvnet.models.probe import Arrays, Opened
 from codedinvnet.models.specs import Declared, check_told, input_specs
 
@@ -108,7 +108,8 @@ def open_factory(
             "nor (module, example_inputs)"
         )
     module.eval().requires_grad_(False)
-    digest = _load_weights(module, weights) if weights else _tensors_digest(module)
+    own = module_tensors({"module": module})
+    digest = _load_weights(module, weights) if weights else tensors_digest(own)
     inputs = _factory_inputs(name, module, examples, told)
     names = [spec.name for spec in inputs]
 
@@ -146,15 +147,11 @@ def _source_digest(home: ModuleType, function: Callable[[], Any]) -> str:
     return file_digest(Path(path)) if Path(path).is_file() else ""
 
 
-def _tensors_digest(module: nn.Module) -> str:
-    return tensors_digest(module_tensors({"module": module}))
-
-
 def _load_weights(module: nn.Module, path: Path) -> str:
     """Fill a module from a safetensors file and return the file's digest.
 
     Raises:
-        UserError: if the file is damaged, or names other tensors, or shapes, than the module has.
+        UserError: if the file is damaged, or has other tensors or shapes than the module.
     """
     content = path.read_bytes()
     try:
@@ -163,26 +160,13 @@ def _load_weights(module: nn.Module, path: Path) -> str:
         raise UserError(
             f"{path} is truncated or not a safetensors file: {one_line(error)}"
         ) from error
-    expected = module.state_dict()
     # Of tensors that are one in memory a safetensors file holds one.
-    held = {value.data_ptr() for key, value in expected.items() if key in tensors}
-    problems = [
-        f"{key} is missing"
-        for key, value in expected.items()
-        if key not in tensors and (not value.numel() or value.data_ptr() not in held)
-    ]
-    problems += [f"{key} is none of its tensors" for key in tensors if key not in expected]
-    problems += [
-        f"{key} has shape {tuple(tensors[key].shape)}, expected {tuple(value.shape)}"
-        for key, value in expected.items()
-        if key in tensors and tensors[key].shape != value.shape
-    ]
-    if problems:
-        more = f", and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise UserError(
-            f"{path} does not fit {type(module).__name__}: {', '.join(problems[:3])}{more}"
-        )
-    module.load_state_dict(tensors, strict=False)
+    expected = module.state_dict()
+    held = {value.data_ptr(): tensors[key] for key, value in expected.items() if key in tensors}
+    for key, value in expected.items():
+        if key not in tensors and value.data_ptr() in held:
+            tensors[key] = held[value.data_ptr()]
+    load_modules({"module": module}, {f"module.{k}": v for k, v in tensors.items()}, path)
     return content_digest(content)
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from codedinvnet.common.config import PixelFusionSettings, Settings
 from codedinvnet.common.errors import UserError
 from codedinvnet.common.progress import Progress
-from codedinvnet.data import ImageSource, settings_split
+from codedinvnet.data import ImageRows, ImageSource, settings_split
 from codedinvnet.models.checkpoint import PART
 from codedinvnet.models.coded import CodedModel
 from codedinvnet.nn.fusion import PatchDiscriminator, UNetFusion
@@ -26,7 +26,7 @@ from codedinvnet.training.fitting import TrainingData
 from codedinvnet.training.fusion_data import FusionData, draw_groups, invert_means
 from codedinvnet.training.loop import set_rate, warmup_cosine
 from codedinvnet.training.precision import autocast
-from codedinvnet.training.recovered import embed_all, recovered_accuracy
+from codedinvnet.training.recovered import coded_scheme, embed_all, recovered_accuracy
 
 OBJECTIVE_VERSION = 2
 """Of this training: raised with a change that no setting tells of, since figures of before are then
@@ -100,9 +100,9 @@ class PixelStage:
         self.total_steps = self.steps_per_epoch * fusion.epochs
         if validation_rows is None:
             _, validation_rows = settings_split(settings, source)
-        images, labels = source.batch(validation_rows)
-        self.validation_images, self.validation_labels = images.to(device), labels.to(device)
-        self.validation_latents = embed_all(model, self.validation_images)
+        self.validation = ImageRows(source, validation_rows, "the validation images")
+        images, _ = source.batch(validation_rows)
+        self.validation_latents = embed_all(model, images.to(device)).flatten(1).cpu()
         self.order = torch.arange(len(data.groups))
 
     def modules(self) -> Mapping[str, nn.Module]:
@@ -171,13 +171,8 @@ class PixelStage:
 
     def validate(self) -> tuple[float, Mapping[str, float]]:
         """Score by recovered accuracy on the validation images."""
-        accuracy = recovered_accuracy(
-            self.model,
-            self.validation_images,
-            self.validation_labels,
-            self.validation_latents,
-            self.members,
-        )
+        scheme = coded_scheme(self.model, self.members)
+        accuracy = recovered_accuracy(scheme, self.validation, self.validation_latents)
         return accuracy, {"validation_recovered": accuracy}
 
 

@@ -1,12 +1,16 @@
-"""Recovered accuracy on the validation split, as the fusion stages watch it while they train."""
+"""Recovered accuracy on the validation split, as trainings watch it."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from codedinvnet.data import random_groups
-from codedinvnet.models.coded import CodedModel, decode_each
+from codedinvnet.codes.base import Scheme
+from codedinvnet.codes.invnet import own_code
+from codedinvnet.codes.rules import SERVED
+from codedinvnet.evaluation.erase import Queries, erase, single_losses
+from codedinvnet.models.coded import CodedModel
+from codedinvnet.models.network import embedding_of
 
 BATCH = 250
 
@@ -17,25 +21,20 @@ def embed_all(model: CodedModel, images: Tensor) -> Tensor:
     return torch.cat([model.embed(part) for part in images.split(BATCH)])
 
 
-@torch.no_grad()
-def recovered_accuracy(
-    model: CodedModel, images: Tensor, labels: Tensor, latents: Tensor, members: int
-) -> float:
-    """Return the accuracy of decoded answers, each image erased once in one fixed grouping.
+def coded_scheme(model: CodedModel, k: int) -> Scheme:
+    """Return the scheme of a model's own code, which shares its weights."""
+    models = {SERVED: embedding_of(model)}
+    return Scheme("validation", own_code(model, k), models, model.settings.image_shape)
+
+
+def recovered_accuracy(scheme: Scheme, source: Queries, own: Tensor) -> float:
+    """Return the accuracy of decoded answers, each query erased once in one fixed grouping.
 
     Args:
-        model: the model, in evaluation mode.
-        images: (N, C, H, W) uint8.
-        labels: (N,).
-        latents: f of the images, (N, *latent_shape).
-        members: k.
+        scheme: a systematic code for groups of k, its networks in evaluation mode.
+        source: the queries.
+        own: the outputs (N, n) of the queries' own tasks, on the processor.
     """
-    groups = random_groups(len(images), members, torch.Generator().manual_seed(members))
-    correct = 0
-    for rows, counted in zip(groups.members.split(BATCH), groups.counted.split(BATCH), strict=True):
-        parity = model.encode(images[rows])
-        decoded = decode_each(parity.latent, latents[rows])
-        logits = model.recover(decoded.flatten(0, 1), parity.side.flatten(0, 1), members)
-        hits = logits.argmax(1) == labels[rows.flatten()]
-        correct += int(hits[counted.flatten().to(hits.device)].sum())
-    return correct / len(images)
+    k = scheme.rules.k
+    frame = erase(scheme, source, single_losses(k), k=k, seed=k, own=own, progress=False)
+    return float((frame["prediction"] == frame["label"]).mean())

@@ -19,14 +19,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codedinvnet.common.config import RecoveryFusionSettings, Settings
-from codedinvnet.data import ImageSource, settings_split, spread_rows
+from codedinvnet.data import ImageRows, ImageSource, settings_split, spread_rows
 from codedinvnet.models.coded import CodedModel, shared_error
 from codedinvnet.nn.fusion import mosaic_grid
 from codedinvnet.nn.lipschitz import project
 from codedinvnet.training.loop import make_optimizer, set_rate, warmup_cosine
 from codedinvnet.training.network import augment
 from codedinvnet.training.precision import autocast
-from codedinvnet.training.recovered import embed_all, recovered_accuracy
+from codedinvnet.training.recovered import coded_scheme, embed_all, recovered_accuracy
 
 WARMUP = 0.1
 GRADIENT_NORM = 5.0  # the first parity queries are far off, and their losses large
@@ -89,8 +89,7 @@ class RecoveryStage:
         if model.recovery_head is not None:
             model.recovery_head.requires_grad_(True)
         self.optimizer = make_optimizer([model], self.rate, settings.training.weight_decay)
-        images, labels = source.batch(validation)
-        self.validation_images, self.validation_labels = images.to(device), labels.to(device)
+        self.validation = ImageRows(source, validation, "the validation images")
         self.latents: Tensor | None = None
         self.generator = torch.Generator()
 
@@ -244,14 +243,14 @@ class RecoveryStage:
 
     def validate(self) -> tuple[float, Mapping[str, float]]:
         """Score by normal accuracy plus recovered accuracy at the largest group size."""
-        images, labels = self.validation_images, self.validation_labels
-        latents = embed_all(self.model, images)
+        images, labels = self.validation.batch(torch.arange(len(self.validation)))
+        latents = embed_all(self.model, images.to(self.device))
         with torch.no_grad():
             predictions = self.model.classify(latents).argmax(1)
-        normal = float((predictions == labels).float().mean())
-        scalars = {"validation_normal": normal}
+        normal = float((predictions.cpu() == labels).float().mean())
+        scalars, own = {"validation_normal": normal}, latents.flatten(1).cpu()
         for members in sorted({2, self.fusion.members}):
-            scalars[f"validation_recovered_k{members}"] = recovered_accuracy(
-                self.model, images, labels, latents, members
-            )
+            scheme = coded_scheme(self.model, members)
+            accuracy = recovered_accuracy(scheme, self.validation, own)
+            scalars[f"validation_recovered_k{members}"] = accuracy
         return normal + scalars[f"validation_recovered_k{self.fusion.members}"], scalars

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from codedinvnet.models.base import HEADER_LENGTH
 from codedinvnet.models.bundle import Bundle
+from codedinvnet.protocol.messages import HEADER_LENGTH
 from tests.serving.api.service import (
     INFER,
     MAX_BODY,
