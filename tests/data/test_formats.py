@@ -150,9 +150,8 @@ def test_idx_of_wrong_length(tmp_path: Path, which: int, change: int) -> None:
     path = write_idx(tmp_path / "MNIST" / "raw")[which]
     whole = path.read_bytes()
     path.write_bytes((whole + bytes(3))[: len(whole) + change])
-    with pytest.raises(UserError, match=f"{len(whole)} bytes in all, {len(whole) + change}") as e:
+    with pytest.raises(UserError, match=re.escape(str(path)) + ": damaged, cut short, or not"):
         load_images("mnist", "train", data_dir=tmp_path)
-    assert str(path) in str(e.value)
 
 
 @pytest.mark.parametrize("cut", [1, 8, 40])  # in the trailer, and in the pixels

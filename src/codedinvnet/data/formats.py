@@ -123,19 +123,14 @@ def _read_idx(path: Path, rank: int) -> NDArray[np.uint8]:
             content = bytearray(stream.read())
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path}: unreadable: {error}; delete it and fetch it again") from error
-    header, magic = 4 + 4 * rank, bytes((0, 0, 8, rank))
-    if len(content) < header or content[:4] != magic:
+    magic, header = bytes((0, 0, 8, rank)), 4 + 4 * rank
+    sizes = [int.from_bytes(content[at : at + 4], "big") for at in range(4, header, 4)]
+    if content[:4] != magic or len(content) != header + math.prod(sizes):
         raise UserError(
-            f"{path}: not an idx file of {rank}-dimensional bytes: it starts with "
-            f"{content[:4].hex()}, not {magic.hex()} and {rank} sizes"
+            f"{path}: damaged, cut short, or not an idx file of {rank}-dimensional bytes; "
+            "delete it and fetch it again"
         )
-    shape = np.frombuffer(content, ">u4", rank, offset=4).tolist()
-    if len(content) != header + math.prod(shape):
-        raise UserError(
-            f"{path}: damaged or cut short: its header asks for {header + math.prod(shape)} bytes "
-            f"in all, {len(content)} were found; delete it and fetch it again"
-        )
-    return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
+    return np.frombuffer(content, np.uint8, offset=header).reshape(sizes)
 
 
 def read_cifar10(root: Path, split: Split, classes: tuple[str, ...]) -> ImageSet:

@@ -16,12 +16,7 @@ if TYPE_CHECKING:
 
 
 def split_indices(count: int, validation: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Set some images of a training split aside for validation; the same ones for a same seed.
-
-    Args:
-        count: How many images there are.
-        validation: How many to set aside.
-        seed: Decides which.
+    """Set some of `count` images aside for validation; the same ones for a same seed.
 
     Returns:
         Indices (count - validation,) to train on and (validation,) to validate on, int64, sorted.
@@ -70,16 +65,8 @@ class Groups:
 def random_groups(count: int, k: int, generator: torch.Generator) -> Groups:
     """Put images in random coding groups so that each is counted exactly once.
 
-    When k does not divide count, other random images fill the last group up; these are not
-    counted.
-
-    Args:
-        count: How many images there are.
-        k: Images in a group.
-        generator: Source of randomness, on the CPU.
-
-    Returns:
-        ceil(count / k) groups.
+    When k does not divide count, other random images fill the last of the ceil(count / k) groups
+    up; these are not counted.
 
     Raises:
         UserError: If k is below 2 or above count.

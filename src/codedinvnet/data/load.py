@@ -35,35 +35,18 @@ class Known:
     aliases: tuple[str, ...] = ()
 
 
-_CLOTHES = [
-    "T-shirt/top",
-    "Trouser",
-    "Pullover",
-    "Dress",
-    "Coat",
-    "Sandal",
-    "Shirt",
-    "Sneaker",
-    "Bag",
-]
-_OBJECTS = [
-    "airplane",
-    "automobile",
-    "bird",
-    "cat",
-    "deer",
-    "dog",
-    "frog",
-    "horse",
-    "ship",
-    "truck",
-]
+_CLOTHES = (
+    *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+    *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+)
+_OBJECTS = (
+    *("airplane", "automobile", "bird", "cat", "deer"),
+    *("dog", "frog", "horse", "ship", "truck"),
+)
 KNOWN = {
     "mnist": Known(tuple("0123456789"), "MNIST", "MNIST/raw"),
-    "fashion": Known(
-        (*_CLOTHES, "Ankle boot"), "FashionMNIST", "FashionMNIST/raw", aliases=("fashion-mnist",)
-    ),
-    "cifar10": Known(tuple(_OBJECTS), "CIFAR10", "cifar-10-batches-py"),
+    "fashion": Known(_CLOTHES, "FashionMNIST", "FashionMNIST/raw", aliases=("fashion-mnist",)),
+    "cifar10": Known(_OBJECTS, "CIFAR10", "cifar-10-batches-py"),
 }
 
 
@@ -106,12 +89,8 @@ def load_images(
         image_size: height and width in pixels to which images from image folders are brought,
             by default 224; other images keep their own size.
 
-    Returns:
-        The images; greyscale ones have one channel.
-
     Raises:
-        UserError: if nothing is found, a file is damaged or not as described, or a download
-            fails.
+        UserError: if nothing is found, a file is damaged, or a download fails.
     """
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise UserError(f"image set {name!r}: a name has only letters, digits, '.', '_' and '-'")
@@ -143,9 +122,6 @@ def load_images(
 
 def sample_images(name: str) -> ImageSet:
     """Open the 1,000 test images of mnist or fashion that ship in the package.
-
-    Returns:
-        The images, (1000, 1, 28, 28), with their labels.
 
     Raises:
         UserError: if no images of that name ship.
@@ -225,16 +201,11 @@ def _layouts(root: Path, name: str, split: Split) -> str:
 def _nothing_found(root: Path, name: str, split: Split) -> str:
     """Say that root does not hold the images, and what would help."""
     hint = ""
-    if not root.exists():
+    if not root.is_dir():
         what = f"data folder {root} does not exist"
-    elif not root.is_dir():
-        what = f"{root} is not a folder"
-    elif not any(root.iterdir()):
-        what = f"data folder {root} is empty"
     else:
         what = f"data folder {root} holds no {split} images of {name!r}"
         there = {entry.name for entry in root.iterdir() if entry.is_dir()}
-        there -= {Path(known.folder).parts[0] for known in KNOWN.values()}
         hint = _did_you_mean(name, {*KNOWN, *there} - {name})
     mend = "put one of these there"
     if name in KNOWN:

@@ -56,14 +56,7 @@ class ImageSource(Protocol):
         """
 
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Read some images.
-
-        Args:
-            indices: (B,) int64, each in 0 to len - 1.
-
-        Returns:
-            Images (B, C, H, W) uint8 in 0 to 255, and labels (B,) int64.
-        """
+        """Return images (B, C, H, W) uint8 in 0 to 255, and labels (B,), of indices (B,) int64."""
 
 
 def _image_digest(label: int, content: bytes) -> int:
