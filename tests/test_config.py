@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -78,31 +77,14 @@ def test_missing_key() -> None:
     ("objective", "key", "value"),
     [
         ("recovery", "fusion.members", 1),
-        ("pixels", "fusion.members", 1),
-        ("recovery", "fusion.members", 0),
-        ("recovery", "training.epochs", 0),
-        ("recovery", "training.epochs", "many"),
-        ("recovery", "training.epochs", 1.5),
         ("recovery", "training.epochs", "3"),
         ("recovery", "training.epochs", True),
-        ("recovery", "training.flip", 1),
-        ("recovery", "training.flip", "yes"),
-        ("recovery", "training.batch_size", 1),
-        ("recovery", "training.learning_rate", -0.1),
         ("recovery", "training.learning_rate", float("nan")),
-        ("recovery", "training.learning_rate", float("inf")),
         ("recovery", "training.mixup", "both"),
-        ("recovery", "training.warmup", 1.0),
         ("recovery", "network.coefficient", 1.0),
-        ("recovery", "network.coefficient", 0.0),
-        ("recovery", "network.kind", "resnet"),
         ("recovery", "network.blocks", []),
-        ("recovery", "network.blocks", 7),
-        ("recovery", "data.validation", 0),
         ("recovery", "data.padding", -1),
-        ("recovery", "data.name", None),
         ("recovery", "data", "mnist"),
-        ("recovery", "seed", -1),
         ("recovery", "seed", 2**31),
         ("recovery", "name", "a/b"),
         ("recovery", "fusion.objective", "gan"),
@@ -165,59 +147,22 @@ def test_what_pixels_cannot_train_is_refused(encoder: dict[str, Any], told: str)
     assert told in complaint(put(raw, "fusion.encoder", encoder))
 
 
-def not_json(path: Path) -> None:
-    path.write_text('{\n  "name": "x",\n  name\n}', encoding="utf-8")
-
-
-def cut(path: Path) -> None:
-    path.write_text(json.dumps(tiny_settings())[:100], encoding="utf-8")
-
-
-def empty(path: Path) -> None:
-    path.write_text("", encoding="utf-8")
-
-
-def a_list(path: Path) -> None:
-    path.write_text("[1, 2]", encoding="utf-8")
-
-
-def a_null(path: Path) -> None:
-    path.write_text("null", encoding="utf-8")
-
-
-def twice(path: Path) -> None:
-    path.write_text('{"training": {"epochs": 1, "batch_size": 2, "epochs": 3}}', encoding="utf-8")
-
-
-def binary(path: Path) -> None:
-    path.write_bytes(bytes(range(256)) * 4)
-
-
-def nothing(path: Path) -> None:
-    assert not path.exists()
-
-
-def a_folder(path: Path) -> None:
-    path.mkdir()
-
-
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("content", "said"),
     [
-        (not_json, "is not JSON: line 3"),
-        (cut, "is not JSON: line 1"),
-        (empty, "is not JSON"),
-        (a_list, "must be one JSON object"),
-        (a_null, "must be one JSON object"),
-        (twice, "'epochs' is there twice"),
-        (binary, "it is not text"),
-        (nothing, "No such file"),
-        (a_folder, "Is a directory"),
+        (b'{\n  "name": "x",\n  name\n}', "is not JSON: line 3"),
+        (json.dumps(tiny_settings())[:100].encode(), "is not JSON: line 1"),
+        (b"", "is not JSON"),
+        (b"[1, 2]", "must be one JSON object"),
+        (b'{"training": {"epochs": 1, "epochs": 3}}', "'epochs' is there twice"),
+        (bytes(range(256)) * 4, "it is not text"),
+        (None, "No such file"),
     ],
 )
-def test_unreadable_file(make: Callable[[Path], None], said: str, tmp_path: Path) -> None:
+def test_unreadable_file(content: bytes | None, said: str, tmp_path: Path) -> None:
     path = tmp_path / "own.json"
-    make(path)
+    if content is not None:
+        path.write_bytes(content)
     with pytest.raises(UserError) as caught:
         load_settings(path)
     assert str(path) in str(caught.value)

@@ -32,11 +32,6 @@ class Scene:
         self.bundle = self.runs / "tiny-recovery" / "fusion-k4" / "bundle"
         self.config = write_settings(root / "recovery.json", tiny_settings())
         self.pixels = write_settings(root / "pixels.json", tiny_settings("pixels"))
-        mosaic = tiny_settings()
-        mosaic["fusion"] |= {"encoder": {"kind": "mosaic", "width": 4}, "latent_weight": 0.0}
-        self.mosaic = write_settings(root / "mosaic.json", mosaic)
-        self.listed = root / "list.json"
-        self.listed.write_text("[1, 2]")
         self.cut = Path(shutil.copytree(self.bundle, root / "cut"))
         weights = self.cut / WEIGHTS
         weights.write_bytes(weights.read_bytes()[:-100])

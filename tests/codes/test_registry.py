@@ -66,7 +66,7 @@ def test_the_example_solves_for_any_two_of_a_linear_model(size: int) -> None:
             assert_answers(method.decode(rest, size), Linear(), group, set(range(size)))
 
 
-def test_the_example_is_evaluated_and_tabled(
+def test_the_example_is_evaluated_tabled_and_drawn(
     bundle_folder: Path, data_dir: Path, tmp_path: Path, call: Command
 ) -> None:
     grid = write_grid(tmp_path / "grid.json", bundle_folder, [{"methods": ["none"]}])
@@ -77,6 +77,7 @@ def test_the_example_is_evaluated_and_tabled(
     (row,) = read_rows(out, "accuracy")
     assert (row["method"], row["r"], row["error"], row["answered"]) == ("two-parities", 2, None, 1)
     assert "| two-parities | invertible |" in out.with_suffix(".md").read_text()
+    assert list(tmp_path.glob("*.png"))
     assert json.loads(call(*words, "--json").out)["kept"] == 1
 
 

@@ -97,14 +97,6 @@ class ParityTells(Exact):
         return {missing: one_hot(outputs[max(outputs)][:, missing])}
 
 
-class ParityIgnored(Exact):
-    """Answers what a neighbour in the group is."""
-
-    def decode(self, outputs: Mapping[int, Tensor], size: int) -> Mapping[int, Tensor]:
-        (missing,) = set(range(size)) - set(outputs)
-        return {missing: one_hot(outputs[(missing + 1) % size][:, 1])}
-
-
 class NotSystematic(Exact):
     def __init__(self, k: int) -> None:
         self.rules = AnyOf(k, k + 1, k)
@@ -208,25 +200,6 @@ def test_shuffling_gives_every_group_the_parity_of_another(method: Code, count: 
     assert found.recovered_accuracy == pytest.approx(hits / (3 * count))
     assert found.recovered_accuracy < 0.5
     assert found.normal_accuracy == 1.0
-
-
-def test_shuffling_changes_nothing_for_a_method_that_ignores_its_parity() -> None:
-    method = ParityIgnored(4)
-    found = run(method, 26, groupings=3)
-    labels = image_set(26).labels
-    hits = sum(
-        int(((labels[g.members.roll(-1, 1)] == labels[g.members]) & g.counted).sum())
-        for g in drawn(26, 4, 3)
-    )
-    assert found.recovered_accuracy == pytest.approx(hits / (3 * 26))
-    assert run(method, 26, groupings=3, shuffle_parity=True) == found
-
-
-def test_a_seed_decides_the_groups() -> None:
-    first = run(ParityIgnored(4), 50, seed=3)
-    torch.manual_seed(99)
-    assert run(ParityIgnored(4), 50, seed=3) == first
-    assert run(ParityIgnored(4), 50, seed=4) != first
 
 
 def test_smaller_groups_than_k_are_evaluated() -> None:

@@ -111,23 +111,6 @@ def test_a_kill_while_a_bundle_is_replaced_leaves_none(
     assert "no bundle" in refusal(copied)
 
 
-def test_shapes_of_every_step(bundle: Bundle, held_out: ImageSet) -> None:
-    images = held_out.images[:12]
-    latents = bundle.embed(images)
-    shape = bundle.model.latent_shape
-    assert latents.shape == (12, *shape)
-    for m in (2, 3, 4):
-        parity = bundle.encode(images.unflatten(0, (12 // m, m)))
-        assert parity.latent.shape == (12 // m, *shape)
-        assert parity.side.shape == (12 // m, m, 4)
-        others = latents.unflatten(0, (12 // m, m))[:, 1:]
-        answers = bundle.decode(parity, others, 0)
-        assert answers.shape == (12 // m, 10)
-        torch.testing.assert_close(answers.sum(1), torch.ones(12 // m))
-    probabilities = bundle.classify(latents)
-    torch.testing.assert_close(probabilities.sum(1), torch.ones(12))
-
-
 def test_decode_uses_the_missing_members_side_features(bundle: Bundle, held_out: ImageSet) -> None:
     images = held_out.images[:4]
     z = bundle.embed(images)
@@ -205,9 +188,6 @@ def test_every_shipped_bundle_loads() -> None:
     ("content", "said"),
     [
         (b"", "is not JSON"),
-        (b'{"format_version": 1, "na', "is not JSON"),
-        (bytes(range(256)), "is not JSON"),
-        (b"[1]", "format version None"),
         (b"{}", "format version None"),
         (b'{"format_version": 1}', "missing key"),
     ],
@@ -223,23 +203,8 @@ def test_other_format_version(version: object, copied: Path) -> None:
     assert f"has format version {version}" in refusal(copied)
 
 
-def set_hidden(raw: dict[str, Any]) -> None:
-    raw["model"]["network"]["hidden"] = [8, 12]
-
-
-def set_side(raw: dict[str, Any]) -> None:
-    raw["model"]["encoder"]["side_features"] = 0
-
-
-def set_classes(raw: dict[str, Any]) -> None:
-    raw["model"]["classes"] = ["a", "b"]
-
-
-@pytest.mark.parametrize("change", [set_hidden, set_side, set_classes])
-def test_weights_of_another_architecture(
-    change: Callable[[dict[str, Any]], None], copied: Path
-) -> None:
-    edit(copied, change)
+def test_weights_of_another_architecture(copied: Path) -> None:
+    edit(copied, lambda raw: raw["model"]["network"].update(hidden=[8, 12]))
     assert "holds another architecture" in refusal(copied)
 
 

@@ -7,14 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from codedinvnet.common.config import (
-    RecoveryFusionSettings,
-)
 from codedinvnet.evaluation import stages
 from codedinvnet.evaluation.accuracy import evaluation_report
 from codedinvnet.models.bundle import load_bundle
 from codedinvnet.training.network import NetworkStage
-from codedinvnet.training.recovery import RecoveryStage
 from tests.conftest import make_run, tiny_settings, write_images
 from tests.training.runs import CPU
 
@@ -88,22 +84,3 @@ def test_the_network_trains_in_the_precision_that_was_asked_for(
     stage.step(0, 0)
     assert seen == [getattr(torch, precision)]
     assert stage.head.linear.weight.dtype == torch.float32
-
-
-@pytest.mark.parametrize(("epoch", "training"), [(0, True), (3, True), (4, False)])
-def test_batch_statistics_settle_before_joint_training_ends(
-    recovery_run: stages.Run, epoch: int, training: bool
-) -> None:
-    stage = recovery_stage(recovery_run, joint=True, joint_epochs=5)
-    stage.model.train()
-    stage.start_epoch(epoch, torch.Generator())
-    assert stage.model.network.training is stage.model.encoder.training is training
-
-
-def recovery_stage(run: stages.Run, joint: bool = False, **fusion: int) -> RecoveryStage:
-    settings = run.settings
-    assert isinstance(settings.fusion, RecoveryFusionSettings)
-    model = load_bundle(run.fusion_folder(4) / "bundle").model
-    model.train()
-    chosen = settings.fusion.model_copy(update=fusion)
-    return RecoveryStage(settings, chosen, run.images("train"), model, CPU, joint=joint)

@@ -78,9 +78,6 @@ def options_of(arguments: argparse.Namespace, kind: type[Kind]) -> Kind:
     Args:
         arguments: of a command with `add_options`.
         kind: its model.
-
-    Raises:
-        UserError: naming the option that is unknown, wrong, or needed.
     """
     names = {flag: name for name, flag in kind.names()}
     flags = {name: flag for flag, name in names.items()}
@@ -105,11 +102,7 @@ def options_of(arguments: argparse.Namespace, kind: type[Kind]) -> Kind:
 
 
 def from_text(kind: type[Kind], given: Mapping[str, str]) -> Kind:
-    """Return options of their names and values as text; several values have commas between them.
-
-    Raises:
-        UserError: naming the option that is unknown or wrong.
-    """
+    """Return options of their names and values as text; several values have commas between them."""
     return kind(**_from_text(kind, given, "options"))
 
 

@@ -90,11 +90,7 @@ def _paper(arguments: argparse.Namespace) -> None:
 
 
 def _refuse_idle(arguments: argparse.Namespace) -> None:
-    """Refuse flags that would change nothing of the stage that runs.
-
-    Raises:
-        UserError: naming the flag.
-    """
+    """Refuse flags that would change nothing of the stage that runs."""
     tests = arguments.test_fusion or arguments.test_inversion
     trains = not (tests or arguments.sample_fusion)
     given = {

@@ -30,11 +30,7 @@ def second_kind(count: int) -> Tensor:
 
 
 def any_of(name: str, k: int, workers: int, stragglers: int) -> AnyOf:
-    """Return the rules of a code in which all but so many stragglers determine everybody.
-
-    Raises:
-        UserError: if k is below 2 or the stragglers below 0.
-    """
+    """Return the rules of a code in which all but so many stragglers determine everybody."""
     check_k(k)
     if stragglers < 0:
         raise UserError(f"{name}: stragglers must be at least 0, got {stragglers}")

@@ -75,9 +75,6 @@ def served_as(name: str) -> Served:
     """Return how a policy, or a method as `find_method` takes it, is served.
 
     `METHOD+hedge` is hedged as well, and `auto+METHOD` has that method at hand (`none`: nothing).
-
-    Raises:
-        UserError: if there is neither, or the method cannot be loaded.
     """
     if name in SERVED:
         return SERVED[name]

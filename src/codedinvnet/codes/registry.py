@@ -48,10 +48,6 @@ def find_method(text: str) -> Method:
     """Return a method by its name, or by `FILE.py:CLASS`.
 
     `@COST` behind it makes the same method for another cost (`Method.at`).
-
-    Raises:
-        UnknownMethod: one line, if there is none.
-        UserError: one line, if it is no whole method, or cannot be loaded.
     """
     found = METHODS.get(text) or _found.get(text)
     if found is not None:
@@ -114,11 +110,7 @@ def _in_file(path: Path, name: str) -> Method:
 
 
 def _made(kind: object, path: Path) -> Method:
-    """Make a user's own method of what was loaded from a file.
-
-    Raises:
-        UserError: if it is no whole subclass of `Method`, or cannot be made.
-    """
+    """Make a user's own method of what was loaded from a file."""
     whose = str(path)
     if not (isinstance(kind, type) and issubclass(kind, Method)):
         raise UserError(f"{whose}: {getattr(kind, '__name__', kind)!r} is no subclass of Method")

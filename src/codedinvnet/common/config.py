@@ -252,11 +252,7 @@ class Settings(Section):
 
 
 def load_settings(path: Path) -> Settings:
-    """Read and validate a settings file.
-
-    Raises:
-        UserError: if the file cannot be read, is not JSON, or has a wrong key or value.
-    """
+    """Read and validate a settings file."""
     raw = read_json(path, "the settings file")
     if not isinstance(raw, dict):
         raise UserError(f"{path}: the settings must be one JSON object")
@@ -264,32 +260,20 @@ def load_settings(path: Path) -> Settings:
 
 
 def with_seed(settings: Settings, seed: int) -> Settings:
-    """Return the settings of a run of its own with another seed.
-
-    Raises:
-        UserError: if the seed is out of range.
-    """
+    """Return the settings of a run of its own with another seed."""
     raw = settings.model_dump(mode="json")
     return parse_settings({**raw, "name": f"{settings.name}-seed{seed}", "seed": seed}, "--seed")
 
 
 def with_members(settings: Settings, members: int) -> Settings:
-    """Return the settings for groups of k = `members`.
-
-    Raises:
-        UserError: if they do not allow groups of that size.
-    """
+    """Return the settings for groups of k = `members`."""
     raw = settings.model_dump(mode="json")
     raw["fusion"]["members"] = members
     return parse_settings(raw, f"k = {members}")
 
 
 def parse_settings(raw: dict[str, Any], where: str) -> Settings:
-    """Validate settings; `where` names their origin in errors.
-
-    Raises:
-        UserError: one line that names the key, what is wrong, and the nearest right key.
-    """
+    """Validate settings; `where` names their origin in errors."""
     return validated(Settings, raw, where, strict=True)
 
 
@@ -307,9 +291,6 @@ def validated(
         where: its origin, for errors.
         strict: refuse a number that is text or a truth value, as "3" or true; of models without
             validators that run before their fields'.
-
-    Raises:
-        UserError: one line that names the key, what is wrong, and the nearest right key.
     """
     try:
         if strict:

@@ -52,22 +52,14 @@ ENGINES: dict[str, Engine] = {
 
 
 def engine_named(name: str) -> Engine:
-    """Return an engine.
-
-    Raises:
-        UserError: if there is none of that name.
-    """
+    """Return an engine."""
     if name not in ENGINES:
         raise UserError(f"engine: {name!r} is not one of {', '.join(ENGINES)}")
     return ENGINES[name]
 
 
 def check_engine(name: str, device: str) -> None:
-    """Refuse an engine that there is not, or that does not compute on a device.
-
-    Raises:
-        UserError: saying so.
-    """
+    """Refuse an engine that there is not, or that does not compute on a device."""
     if engine_named(name).on_cpu_only and device.partition(":")[0] != "cpu":
         raise UserError(
             f"the engine {name} computes on processors only, not on {device}: give a "
@@ -76,11 +68,7 @@ def check_engine(name: str, device: str) -> None:
 
 
 def check_installed(name: str) -> None:
-    """Refuse an engine that is not installed here.
-
-    Raises:
-        UserError: naming what is missing.
-    """
+    """Refuse an engine that is not installed here."""
     engine = engine_named(name)
     if missing := engine.missing():
         told = f"pip install 'codedinvnet[{engine.extra}]'"

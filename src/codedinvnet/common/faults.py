@@ -160,11 +160,7 @@ class Straggler(Cause):
 
 
 def check_workers(faults: Iterable[Fault], size: int) -> None:
-    """Make sure that faults name none but the workers that there are.
-
-    Raises:
-        UserError: if one does.
-    """
+    """Make sure that faults name none but the workers that there are."""
     for fault in faults:
         if fault.worker is not None and fault.worker >= size:
             raise UserError(f"the faults name worker {fault.worker}; there are {size}")

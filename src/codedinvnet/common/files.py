@@ -69,11 +69,7 @@ def _write_atomically(path: Path, content: bytes, mode: int) -> None:
 
 
 def check_writable(path: Path) -> None:
-    """Make sure that a file can be written, before the work whose results it shall hold.
-
-    Raises:
-        UserError: saying why it cannot.
-    """
+    """Make sure that a file can be written, before the work whose results it shall hold."""
     folder = next((parent for parent in path.absolute().parents if parent.exists()), path)
     if path.is_dir():
         reason = "it is a folder"
@@ -96,9 +92,6 @@ def check_folder(path: Path, option: str) -> None:
     Args:
         path: the folder.
         option: that named it.
-
-    Raises:
-        UserError: saying why they cannot.
     """
     try:
         check_writable(path / ".any")
@@ -164,10 +157,6 @@ def parse_json(text: str | bytes, where: str) -> Any:
     Args:
         text: the JSON; bytes are UTF-8.
         where: what it is or where it stands, for errors.
-
-    Raises:
-        UserError: one line, if it is no JSON, has a name twice in an object, or is one that Python
-            cannot hold (nested too deeply, or with a number of thousands of digits).
     """
     try:
         read = text.decode() if isinstance(text, bytes) else text
@@ -186,9 +175,6 @@ def read_json(path: Path, what: str = "") -> Any:
     Args:
         path: the file.
         what: what it is, for errors, such as "the grid".
-
-    Raises:
-        UserError: one line, if it cannot be read or is not JSON.
     """
     name = f"{what} {path}".strip()
     try:

@@ -84,9 +84,6 @@ def running(
         ready: the pattern of its first line.
         log: the file to which its standard error is added.
         env: its environment, if that is not this process's.
-
-    Raises:
-        UserError: if it does not start.
     """
     if log is not None:
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -116,11 +113,7 @@ def running(
 
 @asynccontextmanager
 async def server(*arguments: str, log: Path | None = None) -> AsyncIterator[Running]:
-    """Run `codedinvnet serve ARGUMENTS --port 0` as `running` does.
-
-    Raises:
-        UserError: if it does not start.
-    """
+    """Run `codedinvnet serve ARGUMENTS --port 0` as `running` does."""
     command = (sys.executable, "-m", "codedinvnet", "serve", *arguments, "--port", "0")
     service = running(*command, log=log)
     found = await asyncio.to_thread(service.__enter__)

@@ -31,9 +31,6 @@ def read_npz(stream: IO[bytes], name: str, source: str, known: tuple[str, ...] =
         name: the image set's name.
         source: the file's name, for messages.
         known: the classes, if the file does not name them; (): numbers.
-
-    Raises:
-        UserError: if an array is missing or not as described.
     """
     try:
         archive = np.load(stream, allow_pickle=False)  # without pickle a file cannot run code
@@ -88,11 +85,7 @@ def read_npz(stream: IO[bytes], name: str, source: str, known: tuple[str, ...] =
 def read_idx_pair(
     folder: Path, name: str, split: Split, classes: tuple[str, ...]
 ) -> ImageSet | None:
-    """Read MNIST's two files of a split, plain or .gz; None if neither is there.
-
-    Raises:
-        UserError: if one is missing, damaged or of another kind.
-    """
+    """Read MNIST's two files of a split, plain or .gz; None if neither is there."""
     prefix = "train" if split == "train" else "t10k"
     found: list[NDArray[np.uint8]] = []
     missing: list[str] = []
@@ -134,11 +127,7 @@ def _read_idx(path: Path, rank: int) -> NDArray[np.uint8]:
 
 
 def read_cifar10(root: Path, split: Split, classes: tuple[str, ...]) -> ImageSet:
-    """Read torchvision's files of CIFAR-10 below root; it checks their md5 before unpickling.
-
-    Raises:
-        UserError: if a file is missing or damaged.
-    """
+    """Read torchvision's files of CIFAR-10 below root; it checks their md5 before unpickling."""
     from torchvision import datasets  # takes as long to import as PyTorch
 
     folder = root / datasets.CIFAR10.base_folder

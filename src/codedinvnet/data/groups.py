@@ -20,9 +20,6 @@ def split_indices(count: int, validation: int, seed: int) -> tuple[Tensor, Tenso
 
     Returns:
         Indices (count - validation,) to train on and (validation,) to validate on, int64, sorted.
-
-    Raises:
-        UserError: If validation is negative, or leaves nothing to train on.
     """
     if not 0 <= validation < count:
         raise UserError(
@@ -67,9 +64,6 @@ def random_groups(count: int, k: int, generator: torch.Generator) -> Groups:
 
     When k does not divide count, other random images fill the last of the ceil(count / k) groups
     up; these are not counted.
-
-    Raises:
-        UserError: If k is below 2 or above count.
     """
     if not 2 <= k <= count:
         raise UserError(f"groups of k={k} cannot be made of {count} images: k is 2 to {count}")

@@ -198,11 +198,7 @@ class ImageFolder:
         return [str(Path(path).relative_to(self.source)) for path in self._paths]
 
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Read some images; see `ImageSource.batch`.
-
-        Raises:
-            UserError: If an image cannot be decoded; it names the file.
-        """
+        """Read some images; see `ImageSource.batch`."""
         images = torch.empty((len(indices), *self.shape), dtype=torch.uint8)
         paths = [self._paths[index] for index in indices.tolist()]
         with ThreadPoolExecutor(THREADS) as pool:

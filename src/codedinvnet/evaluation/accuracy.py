@@ -97,11 +97,7 @@ def evaluate(
 
 
 def scheme_resting_on(evidence: Evidence, bundle: Bundle, k: int) -> Scheme:
-    """Return the scheme of a bundle's own code, whose decoded answers use only some evidence.
-
-    Raises:
-        UserError: if the bundle does not serve groups of k, or has no such evidence.
-    """
+    """Return the scheme of a bundle's own code, whose decoded answers use only some evidence."""
     scheme = CodedInvNet().build(given_by(bundle, k))
     return replace(scheme, code=own_code(bundle.model, k, evidence))
 
@@ -118,11 +114,7 @@ def evaluation_report(
     shuffle_parity: bool = False,
     **how: Any,
 ) -> dict[str, Any]:
-    """Evaluate a bundle at one group size and return what `evaluate --json` prints.
-
-    Raises:
-        UserError: if the bundle cannot be evaluated so.
-    """
+    """Evaluate a bundle at one group size and return what `evaluate --json` prints."""
     if pixel_mean and evidence == "side":
         raise UserError("the average image has no side features, so that nothing would be left")
     used = bundle.with_pixel_mean() if pixel_mean else bundle

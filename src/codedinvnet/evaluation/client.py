@@ -130,11 +130,7 @@ class Client:
         return [replies[number] for number in range(len(requests))]
 
     async def warm(self, requests: Iterable[Sequence[int]], log: Path) -> None:
-        """Send requests one after another, so that every worker and path has run once.
-
-        Raises:
-            UserError: if an answer is an error; it names the service's log.
-        """
+        """Send requests one after another, so that every worker and path has run once."""
         for number, rows in enumerate(requests):
             reply = await self.infer(f"warm-{number}", rows)
             if not reply.ok:

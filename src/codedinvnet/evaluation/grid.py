@@ -105,9 +105,6 @@ def select(
         found: what to choose from.
         only: the words.
         place: returns an item's coordinates.
-
-    Raises:
-        UserError: if a word is not KEY=VALUE, or no item has that value.
     """
     wanted: dict[str, list[Any]] = {}
     places = [place(one) for one in found]
@@ -145,9 +142,6 @@ def resume(cells: Iterable[Cell], out: Path) -> dict[str, int]:
 
     Returns:
         How many rows were done, kept and failed.
-
-    Raises:
-        UserError: before any work, if the file cannot be read or holds rows of another experiment.
     """
     wanted = {cell.key: cell for cell in cells}
     done: set[str] = set()
@@ -184,11 +178,7 @@ def refuse_failures(failed: int, what: str, rows: Path) -> None:
 
 
 def append_row(path: Path, row: Mapping[str, Any]) -> None:
-    """Append a row, in place of a line that an interrupted writer left unfinished.
-
-    Raises:
-        UserError: if the file does not hold rows.
-    """
+    """Append a row, in place of a line that an interrupted writer left unfinished."""
     path.parent.mkdir(parents=True, exist_ok=True)
     whole = _whole_lines(path)
     with open(path, "ab") as file:
@@ -217,9 +207,6 @@ def read_rows(path: Path, experiment: str | None = None) -> list[Row]:
     Args:
         path: the file.
         experiment: the only kind of rows that it may hold; None: any.
-
-    Raises:
-        UserError: if the file cannot be read, or a line is not such a row.
     """
     rows = []
     for number, line in enumerate(_whole_lines(path).splitlines(), start=1):

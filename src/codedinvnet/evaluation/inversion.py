@@ -43,9 +43,6 @@ def inversion_report(
         was: a batch with an image that did not converge is not. `not_converged` counts images above
         the tolerance in the first block that has any, or whose inverse is not finite. An i-ResNet
         has the `largest_singular_value` of its convolutions, and the `coefficient` that bounds it.
-
-    Raises:
-        UserError: if the tolerance is not above 0, or the limit below 1.
     """
     if limit is not None and limit < 1:
         raise UserError(f"limit must be at least 1 image, got {limit}")

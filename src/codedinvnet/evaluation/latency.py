@@ -127,12 +127,7 @@ class Arm:
 
 
 def load_latency_grid(path: Path) -> LatencyGrid:
-    """Read and validate a grid.
-
-    Raises:
-        UserError: one line, if it cannot be read, a key or value is wrong, a method or straggler
-            model is unknown, or there are too few workers.
-    """
+    """Read and validate a grid."""
     grid = validated(LatencyGrid, read_json(path, "the grid"), path, strict=True)
     for number, block in enumerate(grid.blocks):
         where = f"{path}: blocks.{number}"
@@ -202,9 +197,6 @@ def run(
         download: download image sets into `data_dir`.
         quick: one setting, one run of 3,000 queries for each method.
         only: words `KEY=VALUE` that runs must fit.
-
-    Raises:
-        UserError: one line, before any work, if the grid asks for what cannot be done.
     """
     grid = load_latency_grid(grid_file)
     if quick:

@@ -91,9 +91,6 @@ def run(
         methods: methods to try; all of the grid's if it is empty. A method of a user's own
             (FILE.py:CLASS) that the grid does not name is tried where its first block's are.
         split: the images that methods are scored on.
-
-    Raises:
-        UserError: one line, before any work.
     """
     grid = with_methods(load_grid(grid_file, filter(is_foreign, methods)), methods)
     if any(row["settings"].get("split", "test") != split for row in read_rows(out, "accuracy")):
@@ -137,9 +134,6 @@ def check_trials(grid: AccuracyGrid, wanted: Iterable[Trial], path: Path) -> Non
     """Refuse trials that cannot be done, as far as their settings and bundles tell.
 
     `DataSet.check` asks again once the images are there, which may take a download.
-
-    Raises:
-        UserError: one line.
     """
     for trial in wanted:
         method, bundle = find_method(trial.method), load_bundle(trial.bundle).info

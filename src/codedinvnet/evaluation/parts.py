@@ -91,11 +91,7 @@ class DataSet:
 
     @property
     def train(self) -> ImageSource:
-        """The training images.
-
-        Raises:
-            UserError: if there are none.
-        """
+        """The training images."""
         if self._train is None:
             raise UserError(f"data set {self.name!r} has no training images here")
         return self._train
@@ -275,11 +271,7 @@ class DataSet:
     # Methods
 
     def check(self, trial: Trial) -> None:
-        """Refuse a trial that cannot be done.
-
-        Raises:
-            UserError: one line.
-        """
+        """Refuse a trial that cannot be done."""
         method, bundle = find_method(trial.method), self.bundle.info
         check_possible(trial, bundle, len(self.test))
         if method.part:

@@ -70,9 +70,6 @@ def injected(model: str, service_ms: float, batch: int) -> list[Fault]:
         model: name of a straggler model, or a faults file.
         service_ms: the mean service time.
         batch: images of a request.
-
-    Raises:
-        UserError: if it is neither, or if the service cannot inject it.
     """
     return [_fault(model, cause, service_ms) for cause in stragglers(model, service_ms, batch)]
 

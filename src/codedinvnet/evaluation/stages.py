@@ -128,9 +128,6 @@ def choose_device(name: str) -> torch.device:
     """Turn a device's name, or "auto", into a device that is there (`bundle.usable_device`).
 
     This process computes in whole float32 from then on.
-
-    Raises:
-        UserError: if it is not a device, or not one of this machine.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -376,9 +373,6 @@ def evaluation_images(
     """Read the images that a bundle is evaluated on: test, train, validation or sample.
 
     Training and validation images are told apart by `bundle_split`.
-
-    Raises:
-        UserError: if they are not there, or do not fit the bundle.
     """
     data = bundle.info.provenance.settings.data
     if split == "sample":

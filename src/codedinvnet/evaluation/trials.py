@@ -118,12 +118,7 @@ class Trial:
 
 
 def load_grid(path: Path, methods: Iterable[str] = ()) -> AccuracyGrid:
-    """Read and validate a grid, which may have budgets of a user's own `methods` as well.
-
-    Raises:
-        UserError: one line, if it cannot be read, a key or value is wrong, or a method or data set
-            is unknown.
-    """
+    """Read and validate a grid, which may have budgets of a user's own `methods` as well."""
     grid = validated(AccuracyGrid, read_json(path, "the grid"), path, strict=True)
     for number, block in enumerate(grid.blocks):
         where = f"{path}: blocks.{number}"
@@ -147,11 +142,7 @@ def load_grid(path: Path, methods: Iterable[str] = ()) -> AccuracyGrid:
 
 
 def _with_budgets(grid: AccuracyGrid, path: Path, methods: Iterable[Method]) -> AccuracyGrid:
-    """Return a grid whose budgets are of the types that methods say.
-
-    Raises:
-        UserError: if a key is no method's, or a value is not of the type.
-    """
+    """Return a grid whose budgets are of the types that methods say."""
     kinds = {method.part: method.budget for method in methods if method.part}
     datasets = {}
     for name, settings in grid.datasets.items():
@@ -169,11 +160,7 @@ def _with_budgets(grid: AccuracyGrid, path: Path, methods: Iterable[Method]) -> 
 def check_part(
     grid: AccuracyGrid, method: Method, dataset: str, path: Path, base: Base = "invertible"
 ) -> None:
-    """Refuse a method whose part, or base model, a data set of the grid does not say how to train.
-
-    Raises:
-        UserError: one line, with the key that is missing.
-    """
+    """Refuse a method whose part, or base model, the grid does not say how to train."""
     needed = {method.part: method.name, "classifier" if base == "resnet" else "": "the base resnet"}
     for part, reason in needed.items():
         if part and grid.datasets[dataset].budget(part) is None:
@@ -190,9 +177,6 @@ def with_methods(grid: AccuracyGrid, texts: Iterable[str]) -> AccuracyGrid:
 
     They are named as `FILE.py:CLASS`. Each has a block of its own, without the plain base model if
     it is made around a bundle.
-
-    Raises:
-        UserError: if there is no such method.
     """
     there = {find_method(name).name for block in grid.blocks for name in block.methods}
     blocks = list(grid.blocks)
@@ -233,11 +217,7 @@ def trials(grid: AccuracyGrid) -> Iterator[Trial]:
 
 
 def check_possible(trial: Trial, bundle: BundleInfo, images: int | None) -> None:
-    """Refuse a trial that its bundle, or the number of test images if that is known, rules out.
-
-    Raises:
-        UserError: one line.
-    """
+    """Refuse a trial that its bundle, or the number of test images if that is known, rules out."""
     if images is not None and trial.k > images:
         raise UserError(f"{trial.name()}: there are only {images} test images")
     try:

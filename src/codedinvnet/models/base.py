@@ -86,11 +86,7 @@ def lacking_scores(signature: Signature) -> str:
 
 
 def scores_tensor(signature: Signature) -> TensorSpec:
-    """Return the output that has the class scores.
-
-    Raises:
-        UserError: if nobody knows which.
-    """
+    """Return the output that has the class scores."""
     if signature.scores is None:
         raise UserError(lacking_scores(signature))
     output = signature.scores.output
@@ -98,11 +94,7 @@ def scores_tensor(signature: Signature) -> TensorSpec:
 
 
 def mixed_tensor(signature: Signature) -> TensorSpec:
-    """Return the input that a code mixes.
-
-    Raises:
-        UserError: if there is not one floating input.
-    """
+    """Return the input that a code mixes."""
     if len(signature.inputs) != 1 or signature.inputs[0].datatype not in FLOATING:
         inputs = ", ".join(f"{spec.name!r} ({spec.datatype})" for spec in signature.inputs)
         raise UserError(f"a code mixes queries of one floating input, and the model takes {inputs}")

@@ -261,11 +261,7 @@ def shipped_bundles() -> tuple[str, ...]:
 
 
 def bundle_folder(name: str | Path) -> Path:
-    """Return the folder of a bundle, by the name of a shipped one or its own path.
-
-    Raises:
-        UserError: if there is none.
-    """
+    """Return the folder of a bundle, by the name of a shipped one or its own path."""
     folder, shipped = Path(name), shipped_bundles()
     if str(name) in shipped:
         return Path(str(resources.files("codedinvnet") / "bundles" / str(name)))
@@ -278,20 +274,12 @@ def bundle_folder(name: str | Path) -> Path:
 
 
 def weights_digest(name: str | Path) -> str:
-    """Return a short digest of a bundle's weights, which names them in results.
-
-    Raises:
-        UserError: if there is no such bundle.
-    """
+    """Return a short digest of a bundle's weights, which names them in results."""
     return file_digest(bundle_folder(name) / WEIGHTS)
 
 
 def usable_device(device: torch.device | str) -> torch.device:
-    """Return a device that is there and keeps values.
-
-    Raises:
-        UserError: if there is no such device on this machine.
-    """
+    """Return a device that is there and keeps values."""
     try:
         found = torch.device(device)
         if found.type == "meta":
@@ -304,11 +292,7 @@ def usable_device(device: torch.device | str) -> torch.device:
 
 
 def bundle_info(name: str | Path) -> BundleInfo:
-    """Return the description of a bundle, by the name of a shipped one or its folder.
-
-    Raises:
-        UserError: if there is none, or it is damaged or of another format version.
-    """
+    """Return the description of a bundle, by the name of a shipped one or its folder."""
     path = bundle_folder(name) / DESCRIPTION
     raw = read_json(path)
     version = raw.get("format_version") if isinstance(raw, dict) else None

@@ -38,11 +38,7 @@ def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read a file that `save_checkpoint` wrote.
-
-    Raises:
-        UserError: if it is missing, cut short, a pickle, of another program or format version.
-    """
+    """Read a file that `save_checkpoint` wrote."""
     if not path.is_file():
         raise UserError(f"no checkpoint at {path}")
     try:
@@ -85,11 +81,7 @@ def module_tensors(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
 def load_modules(
     modules: Mapping[str, nn.Module], tensors: Mapping[str, Tensor], where: Path
 ) -> None:
-    """Fill modules from a mapping that `module_tensors` made; other keys are ignored.
-
-    Raises:
-        UserError: if a tensor is missing, unexpected, or of another shape; nothing is loaded then.
-    """
+    """Fill modules from a mapping that `module_tensors` made; other keys are ignored."""
     states: dict[str, dict[str, Tensor]] = {}
     for name, module in modules.items():
         prefix = f"{name}."

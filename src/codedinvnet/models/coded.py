@@ -110,11 +110,7 @@ def shared_error(parity: Tensor, latents: Tensor) -> Tensor:
 def build_network(
     settings: NetworkSettings, input_shape: tuple[int, int, int]
 ) -> IResNet | IRevNet:
-    """Build an untrained network f for inputs (C, H, W).
-
-    Raises:
-        UserError: if the settings do not fit the input.
-    """
+    """Build an untrained network f for inputs (C, H, W)."""
     shared = {
         "blocks": settings.blocks,
         "strides": settings.strides,
@@ -145,11 +141,7 @@ def build_head(settings: NetworkSettings, latent_shape: tuple[int, int, int], cl
 
 
 def build_encoder(settings: EncoderSettings, input_shape: tuple[int, int, int]) -> FusionEncoder:
-    """Build an untrained fusion encoder E for inputs (C, H, W).
-
-    Raises:
-        UserError: if the encoder cannot take images of that size.
-    """
+    """Build an untrained fusion encoder E for inputs (C, H, W)."""
     channels, height, width = input_shape
     if settings.kind != "unet":
         if height % 8 or width % 8:

@@ -40,11 +40,7 @@ _WHERE = r"^\[ONNXRuntimeError\] : \d+ : \w+ : (/\S+:\d+ [^)]*\) )?"
 
 
 def open_onnx(path: Path, told: Sequence[TensorSpec], threads: int) -> Opened:
-    """Open an ONNX file, with the files of its weights if it has them beside it.
-
-    Raises:
-        UserError: if it is damaged, cannot be run, or takes what the protocol lacks.
-    """
+    """Open an ONNX file, with the files of its weights if it has them beside it."""
     check_installed(ONNX_RUNTIME)
     content = path.read_bytes()
     beside = _weights_beside(path, _parsed(path, content))
@@ -99,9 +95,6 @@ def whole_onnx(path: Path) -> Any:
     """Return the `onnx.ModelProto` of an ONNX file, with the weights of the files beside it.
 
     The library's own loader takes no links.
-
-    Raises:
-        UserError: if the file is damaged, or weights are missing or outside its folder.
     """
     from onnx.external_data_helper import ExternalDataInfo
 
@@ -127,11 +120,7 @@ def _axes(shape: Sequence[int | str | None]) -> tuple[int | str, ...]:
 
 
 def _weights_beside(path: Path, model: Any) -> list[str]:
-    """Return the names of the files that an ONNX file has its larger tensors in, in their order.
-
-    Raises:
-        UserError: if one of them is missing or outside its folder.
-    """
+    """Return the names of the files that an ONNX file has its larger tensors in, in their order."""
     names = {
         entry.value
         for tensor in _external(model)

@@ -85,10 +85,6 @@ def probe(
         inputs: what one query has.
         max_batch: queries that the model says it takes at once.
         where: the model, for messages.
-
-    Raises:
-        UserError: if it fails on one query, returns what the protocol lacks, has no batch axis in
-            an output, or answers a query by the others of its batch.
     """
     queries = probe_inputs(inputs)
     one = {name: array[:1] for name, array in queries.items()}
@@ -169,9 +165,6 @@ def find_scores(told: str | None, probed: Probed, where: str) -> Scores | None:
 
     Returns:
         None if nobody told, and not exactly one output can be scores.
-
-    Raises:
-        UserError: if what was told are no scores.
     """
     candidates = [spec.name for spec in probed.outputs if can_be_scores(spec)]
     if told is None:

@@ -85,9 +85,6 @@ def open_factory(
         weights: a safetensors file of all the module's tensors.
         told: the inputs, if the function returns no examples.
         device: the device to compute on.
-
-    Raises:
-        UserError: if there is no such function, it fails, or the weights do not fit.
     """
     threads = torch.get_num_threads()
     home, function = _function(name)
@@ -148,11 +145,7 @@ def _source_digest(home: ModuleType, function: Callable[[], Any]) -> str:
 
 
 def _load_weights(module: nn.Module, path: Path) -> str:
-    """Fill a module from a safetensors file and return the file's digest.
-
-    Raises:
-        UserError: if the file is damaged, or has other tensors or shapes than the module.
-    """
+    """Fill a module from a safetensors file and return the file's digest."""
     content = path.read_bytes()
     try:
         tensors = load(content)
@@ -219,11 +212,7 @@ class _Classifier(nn.Module):
 
 
 def open_bundle(name: str, device: torch.device) -> Opened:
-    """Open a bundle: the model is f, which its workers run, with the class scores that g gives.
-
-    Raises:
-        UserError: if it is none, or damaged.
-    """
+    """Open a bundle: the model is f, which its workers run, with the class scores that g gives."""
     bundle = load_bundle(name, device)
     images = TensorSpec("images", bundle.info.input.datatype, bundle.info.input.shape)
     network = Network(_Classifier(bundle).eval(), lambda tensors: (tensors, {}))

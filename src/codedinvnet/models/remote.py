@@ -155,9 +155,6 @@ def open_remote_model(
         url: the model's.
         told: its inputs whose shapes the server leaves open.
         token_file: see `RemoteModel`.
-
-    Raises:
-        UserError: if it does not answer, or what it says is not the protocol.
     """
     model = RemoteModel(url, token_file)
     _, body = model.ask("GET")

@@ -37,9 +37,6 @@ def exported_session(module: nn.Module, examples: Sequence[Tensor], **options: A
         module: the network, in evaluation mode.
         examples: inputs of these shapes, on the processor.
         options: the options of `torch.onnx.export`.
-
-    Raises:
-        UserError: if the module cannot be exported, or ONNX Runtime cannot run the export.
     """
     path = kept_at(module, examples, **options)
     if path is not None:
@@ -95,11 +92,7 @@ def any_batch(inputs: int) -> tuple[Any, ...]:
 
 
 def export(module: nn.Module, examples: Sequence[Tensor], **options: Any) -> bytes:
-    """Return a module as ONNX.
-
-    Raises:
-        UserError: if PyTorch cannot export it.
-    """
+    """Return a module as ONNX."""
     try:
         with (
             torch.no_grad(),

@@ -62,11 +62,7 @@ class ModelSource:
 
     @cached_property
     def kind(self) -> Kind:
-        """What the source is.
-
-        Raises:
-            UserError: if it is nothing that can be opened.
-        """
+        """What the source is."""
         if self.source.startswith(("http://", "https://")):
             return "upstream"
         path = Path(self.source)
@@ -96,9 +92,6 @@ class ModelSource:
         """Open the model, and run it a few times.
 
         On PyTorch, the number of threads is set for this whole process.
-
-        Raises:
-            UserError: if it cannot be opened, or other weights are there than `digest` says.
         """
         usual = {"onnx": ONNX_RUNTIME, "upstream": "upstream"}.get(self.kind, PYTORCH)
         engine = self.engine or usual

@@ -25,11 +25,7 @@ class Declared:
 
 
 def parse_input(text: str) -> TensorSpec:
-    """Read an input as a user writes it, NAME:DATATYPE:SHAPE, such as `x:FP32:3x32x32`.
-
-    Raises:
-        UserError: if it is nothing like that.
-    """
+    """Read an input as a user writes it, NAME:DATATYPE:SHAPE, such as `x:FP32:3x32x32`."""
     name, datatype, shape = [*text.rsplit(":", 2), "", ""][:3]
     if not name or datatype not in DATATYPES:
         raise UserError(
@@ -43,11 +39,7 @@ def parse_input(text: str) -> TensorSpec:
 
 
 def check_told(told: Sequence[TensorSpec], names: Sequence[str], where: str) -> None:
-    """Refuse inputs that a user told of and the model does not have.
-
-    Raises:
-        UserError: naming those that it has.
-    """
+    """Refuse inputs that a user told of and the model does not have."""
     for spec in told:
         if spec.name not in names:
             raise UserError(
@@ -66,9 +58,6 @@ def input_specs(
         declared: the inputs as the file has them.
         told: the user's word for inputs whose other axes are free, too.
         where: the file, for messages.
-
-    Raises:
-        UserError: if that is not what the file declares.
     """
     if not declared:
         raise UserError(f"{where} has no input")

@@ -19,10 +19,6 @@ def check_settings(settings: Settings, source: ImageSource, members: int) -> Non
         settings: the run's settings.
         source: the training images.
         members: k, in place of the settings' own.
-
-    Raises:
-        UserError: if the groups are too large for the encoder or the images, if network, encoder
-            and images do not fit each other, or if the pixels' data set or discriminator do not.
     """
     fusion = with_members(settings, members).fusion
     train, validation = settings_split(settings, source)
@@ -48,9 +44,6 @@ def check_images(
         shape: (C, H, W) that is expected.
         classes: the expected classes, in this order, since labels are places in it.
         whose: they are.
-
-    Raises:
-        UserError: if they differ.
     """
     if source.shape != shape:
         raise UserError(
@@ -83,9 +76,6 @@ def check_same_images(source: ImageSource, digest: str, whose: str) -> None:
         source: the images.
         digest: of the earlier ones; empty, if an older release did not state it.
         whose: they were.
-
-    Raises:
-        UserError: if they differ.
     """
     if digest and digest != source.digest():
         raise UserError(
@@ -100,9 +90,6 @@ def check_pixels(fusion: PixelFusionSettings, side: int) -> None:
     Args:
         fusion: its settings.
         side: the smaller of the images' height and width, in pixels.
-
-    Raises:
-        UserError: one line.
     """
     needed = fusion.batch_size * fusion.discriminator_steps
     if fusion.groups < needed:

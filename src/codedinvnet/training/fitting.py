@@ -63,9 +63,6 @@ class TrainingData:
         """Run a stage, or what is left of it, and return its part in evaluation mode.
 
         It starts over if the folder has a training with other settings.
-
-        Raises:
-            UserError: if the stage keeps no module under the name that the part is looked for.
         """
         part = stage.modules().get(PART)
         if part is None:

@@ -43,11 +43,7 @@ class FusionData(NamedTuple):
 
 
 def pixel_settings(settings: Settings) -> PixelFusionSettings:
-    """Return the fusion section if it has the paper's objective.
-
-    Raises:
-        UserError: if it has another one.
-    """
+    """Return the fusion section if it has the paper's objective."""
     if not isinstance(settings.fusion, PixelFusionSettings):
         raise UserError(
             f"{settings.name}: the objective 'recovery' draws new groups in every step and "
@@ -86,9 +82,6 @@ def sample_fusion_data(
     Returns:
         What is there, the largest difference between f(target) and mean z in it, and the seconds
         that its shards took, whenever they were made.
-
-    Raises:
-        UserError: if the network cannot be used, or inverted.
     """
     fusion = pixel_settings(settings)
     network, _, header = load_trained_network(settings, network_folder, device)
@@ -145,9 +138,6 @@ def invert_means(
 
     Returns:
         Targets (N, C, H, W) on the CPU, and the largest difference of f(target) from mean z.
-
-    Raises:
-        UserError: if f cannot be inverted at a mean, or not in finite numbers.
     """
     device = first_tensor(network).device
     targets, worst = [], 0.0
@@ -207,9 +197,6 @@ def load_fusion_data(settings: Settings, folder: Path, members: int, weights: st
         folder: what `sample_fusion_data` was given.
         members: k.
         weights: the digest that the network's header states.
-
-    Raises:
-        UserError: if there are none, or they were made with other settings or another network.
     """
     fusion = pixel_settings(settings)
     stamp = _stamp(settings, members, weights)

@@ -119,11 +119,7 @@ def set_aside(folder: Path, *more: str) -> None:
 
 @contextmanager
 def sole_writer(folder: Path) -> Iterator[None]:
-    """Keep other processes out of a training's folder; one that was killed keeps nobody out.
-
-    Raises:
-        UserError: if another one trains there.
-    """
+    """Keep other processes out of a training's folder; one that was killed keeps nobody out."""
     with ExitStack() as held:
         try:
             entry = os.open(folder, os.O_RDONLY)
@@ -164,10 +160,6 @@ def train_stage(
 
     Returns:
         The header of the best checkpoint, with the seconds of all epochs, those behind it, too.
-
-    Raises:
-        UserError: if the checkpoint to resume is missing or does not fit, if another process
-            trains in the folder, or if the loss is not finite in some epoch.
     """
     if starts_over(folder, resume):
         folder.mkdir(parents=True, exist_ok=True)

@@ -189,9 +189,6 @@ def train_network(
 
     Returns:
         The header of the finished checkpoint.
-
-    Raises:
-        UserError: if a training cannot be resumed, or its loss is not finite.
     """
     if resume and (folder / LAST).is_file():  # in words, before the settings are compared
         _, last = load_checkpoint(folder / LAST)
@@ -225,11 +222,7 @@ def train_network(
 def load_trained_network(
     settings: Settings, folder: Path, device: torch.device
 ) -> tuple[IResNet | IRevNet, Head, dict[str, Any]]:
-    """Load what `train_network` left: f and g in evaluation mode, and the header.
-
-    Raises:
-        UserError: if it is missing or was trained with other settings.
-    """
+    """Load what `train_network` left: f and g in evaluation mode, and the header."""
     path = folder / NETWORK
     if not path.is_file():
         raise UserError(
@@ -256,9 +249,6 @@ def check_network_images(source: ImageSource, header: Mapping[str, Any]) -> None
     Args:
         source: the training images.
         header: the network's header.
-
-    Raises:
-        UserError: if they are of another shape, of other classes, or other images.
     """
     shape, classes = tuple(header["image_shape"]), tuple(header["classes"])
     check_images(source, shape, classes, "the trained network")
@@ -275,9 +265,6 @@ def as_trained(settings: Settings, folder: Path, header: Mapping[str, Any]) -> S
         settings: the run's settings.
         folder: the network's folder.
         header: the network's header.
-
-    Raises:
-        UserError: if the network was trained with options that this release does not have.
     """
     raw = {**settings.model_dump(mode="json"), "training": header["settings"]["training"]}
     trained = parse_settings(raw, str(folder / NETWORK))

@@ -218,11 +218,7 @@ def paper_stage(
 
 
 def fusion_targets(model: CodedModel, source: ImageSource, groups: Tensor) -> FusionData:
-    """Return groups, rows (N, k) of a source, with f⁻¹(mean z) of each, (N, C, H, W).
-
-    Raises:
-        UserError: if f cannot be inverted at a mean.
-    """
+    """Return groups, rows (N, k) of a source, with f⁻¹(mean z) of each, (N, C, H, W)."""
     padding = model.settings.padding
     with Progress(total=len(groups), desc="fusion data", unit="group", leave=False) as bar:
         targets, _ = invert_means(model.network, source, groups, padding=padding, bar=bar)

@@ -39,10 +39,6 @@ def bundle_split(bundle: Bundle, source: ImageSource, whose: str) -> tuple[Tenso
 
     Returns:
         Rows (T,) of the source that were trained on and (V,) that were set aside, int64, sorted.
-
-    Raises:
-        UserError: if the source has other images; or, of a bundle that keeps no digests, another
-            order.
     """
     made = bundle.info.provenance
     in_order = made.images in ("", source.digest())  # older releases did not state it
