@@ -59,7 +59,7 @@ class Ingress:
         log_to_stderr(*NOISY)
         warn_open(options)
         made = open_app(options)
-        self.dispatcher, self.api = made.dispatcher, made.http(made.memory())
+        self.dispatcher, self.api = made.dispatcher, made.http()
         await self.dispatcher.start()
         freeze_loaded()
 

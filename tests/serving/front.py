@@ -17,10 +17,7 @@ from codedinvnet.codes.rules import Parities
 from codedinvnet.models.bundle import Bundle
 from codedinvnet.scheduler.policies import POLICIES
 from codedinvnet.scheduler.settings import Rules
-from codedinvnet.serving.answers import (
-    Answered,
-    QueryFailed,
-)
+from codedinvnet.serving.answers import Answered, QueryFailed
 from codedinvnet.serving.decoding import Decoder
 from codedinvnet.serving.workers.faults import FaultyPool, Schedule
 from codedinvnet.serving.workers.pool import Task

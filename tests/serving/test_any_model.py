@@ -254,29 +254,3 @@ async def test_bytes_that_are_no_text_are_refused_by_a_model_of_strings(tmp_path
             assert caught.value.status() == "400"
         finally:
             await client.close()
-
-
-async def test_a_request_of_a_wrong_tensor_is_told_which(folder: Path) -> None:
-    options = ServeOptions(source=f"{PLACE}:pair", port=0, workers=2, pool=POOL)
-    numbers, mask = np.zeros((2, 6), np.float32), np.ones((2, 6), bool)
-
-    async with running(options) as (address, _):
-        client = aio.InferenceServerClient(address.removeprefix("http://"))
-        try:
-            found = await asked(
-                client, "pair", {"mask": mask, "numbers": numbers}, ["label"], binary=True
-            )
-            assert found["label"].shape == (2,)
-            wrong: list[tuple[Arrays, str]] = [
-                ({"numbers": numbers, "masks": mask}, "inputs.1.name: "),
-                ({"numbers": numbers, "mask": mask[:, :5]}, "inputs.1.shape: 'mask' must be"),
-                ({"numbers": numbers, "mask": numbers}, "inputs.1.datatype: 'mask' must be"),
-                ({"mask": mask}, "inputs: the model takes 2"),
-            ]
-            for inputs, message in wrong:
-                with pytest.raises(utils.InferenceServerException) as caught:
-                    await asked(client, "pair", inputs, ["label"], binary=True)
-                assert caught.value.status() == "400"
-                assert str(caught.value).partition("] ")[2].startswith(message)
-        finally:
-            await client.close()

@@ -31,14 +31,7 @@ from codedinvnet.serving.workers.pool import Task
 from codedinvnet.serving.workers.result import Result
 from tests.observing import counted, until
 from tests.serving.bundles import BundlePool, output, probabilities, with_output
-from tests.serving.front import (
-    K,
-    answered,
-    direct,
-    fixed_size,
-    queue,
-    running,
-)
+from tests.serving.front import K, answered, direct, fixed_size, queue, running
 
 ScoreKind = Literal["logits", "probabilities"]
 MNIST = Classifier("mnist", (1, 28, 28), tuple("0123456789"))

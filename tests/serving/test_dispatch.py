@@ -14,13 +14,10 @@ from codedinvnet.common.faults import Delay, Fault
 from codedinvnet.models.bundle import Bundle
 from codedinvnet.scheduler.actions import Answer, Decode, Send
 from codedinvnet.scheduler.policies import POLICIES
-from codedinvnet.scheduler.settings import Rules
-from codedinvnet.serving.answers import (
-    QueryFailed,
-)
+from codedinvnet.serving.answers import QueryFailed
 from codedinvnet.serving.workers.faults import Schedule
 from tests.observing import counted, until
-from tests.serving.bundles import BundleFront, BundlePool, probabilities
+from tests.serving.bundles import BundlePool, probabilities
 from tests.serving.front import (
     PATIENCE,
     WORKERS,
@@ -116,11 +113,6 @@ async def test_a_held_answer_leaves_the_worker_free(
         (answer,) = answered(await slow)
         assert answer.seconds >= 1.5
         np.testing.assert_allclose(probabilities(answer), direct(mnist, images[:1])[0], atol=1e-5)
-
-
-def test_too_few_workers(method: Scheme) -> None:
-    with pytest.raises(ValueError, match="too few"):
-        BundleFront(method, BundlePool(method), Rules(K, POLICIES["coded"]))
 
 
 async def test_who_dies_while_the_service_stops_is_not_replaced(method: Scheme) -> None:

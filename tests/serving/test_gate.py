@@ -225,17 +225,6 @@ def test_an_answer_tells_the_lowest_probability_of_its_approximate_answers(
     assert 0.5 < coded.parameters["agreement_probability"] < 1
 
 
-async def test_what_is_not_released_fails_at_the_deadline(
-    scheme: Scheme, images: np.ndarray
-) -> None:
-    own, pool = gate(0.01), BundlePool(scheme)
-    own.thresholds = dict.fromkeys(own.thresholds, math.inf)
-    async with begun(scheme, own, pool) as front:
-        pool.hang(0)
-        found = await front.ask(images[:K], deadline=2.0)
-        assert [type(one) for one in found].count(DeadlinePassed) == 1
-
-
 class Lying(BundlePool):
     """One worker's outputs are zeros, until it is replaced."""
 

@@ -179,11 +179,7 @@ def test_a_long_text_is_a_large_answer() -> None:
 
 @pytest.mark.parametrize(
     ("outputs", "accept", "taken"),
-    [
-        (("sum", "outcome"), True, True),
-        (("sum",), False, False),
-        (("sum", "b"), True, False),
-    ],
+    [(("sum", "outcome"), True, True), (("sum",), False, False), (("sum", "b"), True, False)],
 )
 def test_outputs_that_decoded_answers_lack_are_answered_directly(
     outputs: tuple[str, ...], accept: bool, taken: bool

@@ -50,19 +50,11 @@ def offline(method: Scheme, group: np.ndarray, *lost: int | None) -> np.ndarray:
 
 
 async def served(
-    method: Scheme,
-    images: np.ndarray,
-    *hung: int | None,
-    pool_type: type[BundlePool] = BundlePool,
+    method: Scheme, images: np.ndarray, *hung: int | None, pool_type: type[BundlePool] = BundlePool
 ) -> list[Answered]:
     pool = pool_type(method)
     tasks = len(method.rules.tasks(K))
-    rules = Rules(
-        workers=tasks,
-        policy=POLICIES["coded"],
-        group_timeout=0.05,
-        hang_timeout=60.0,
-    )
+    rules = Rules(workers=tasks, policy=POLICIES["coded"], group_timeout=0.05, hang_timeout=60.0)
     front = BundleFront(method, pool, rules, deadline=60.0)
     await front.start()
     try:

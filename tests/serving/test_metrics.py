@@ -35,19 +35,6 @@ def test_answers_are_counted_by_outcome() -> None:
     assert value(metrics, bucket, outcome="direct", le="0.015") == 2
 
 
-def test_slow_work_has_buckets() -> None:
-    """A quantile is never above the last one."""
-    metrics = Metrics()
-    metrics.answered("direct", 40.0)
-    metrics.worker_time.labels("data").observe(40.0)
-    for name, labels in (
-        ("query_latency_seconds", {"outcome": "direct"}),
-        ("worker_seconds", {"task": "data"}),
-    ):
-        assert value(metrics, f"{name}_bucket", **labels, le="30.0") == 0
-        assert value(metrics, f"{name}_bucket", **labels, le="60.0") == 1
-
-
 def test_what_can_be_known_begins_at_zero() -> None:
     """`increase()` sees nothing of a first burst whose label begins above 0."""
     metrics = Metrics()
@@ -76,12 +63,6 @@ def test_what_auto_did_is_over_when_the_policy_changes() -> None:
     assert value(metrics, "policy", policy="hedge") == 1
 
 
-def test_the_front_ends_process_is_measured() -> None:
-    memory = Metrics().registry.get_sample_value("process_resident_memory_bytes")
-    assert memory is not None
-    assert memory > 1e6
-
-
 def test_live_agreement() -> None:
     metrics = Metrics()
     assert metrics.live_agreement() is None
@@ -107,6 +88,7 @@ def test_the_text_has_every_figure_and_no_creation_times() -> None:
     assert 'codedinvnet_workers{state="up"} 3.0' in text
     assert 'codedinvnet_worker_restarts_total{reason="hung"} 1.0' in text
     assert "_created" not in text
+    assert "process_resident_memory_bytes" in text  # the front end's
     named = {line.split()[2] for line in text.splitlines() if line.startswith("# HELP")}
     assert all(name.startswith(("codedinvnet_", "process_")) for name in named)
 

@@ -12,14 +12,8 @@ import torch
 
 from codedinvnet.codes.base import Scheme
 from codedinvnet.models.bundle import Bundle
-from codedinvnet.net.logs import logger
 from codedinvnet.serving import decoding
-from codedinvnet.serving.answers import (
-    Answered,
-    Cancelled,
-    DeadlinePassed,
-    NotNow,
-)
+from codedinvnet.serving.answers import Answered, Cancelled, DeadlinePassed, NotNow
 from codedinvnet.serving.workers.pool import Task
 from codedinvnet.serving.workers.result import Result
 from tests.observing import counted, until
@@ -141,36 +135,6 @@ async def test_what_a_pool_raises_in_the_drain_costs_no_answer(
         pool.gates[0].set()
         answered(await asyncio.wait_for(query, 10))
         await stopped
-
-
-async def test_draining_is_announced_once_and_at_the_signal(
-    method: Scheme, images: np.ndarray, caplog: pytest.LogCaptureFixture
-) -> None:
-    """The server waits for its connections first, and only then has the front end drained."""
-
-    with caplog.at_level("INFO", logger.name):
-        async with running(method) as (front, pool):
-            pool.hang(0)
-            query = asyncio.create_task(front.ask(images[:1]))
-            await until(lambda: len(pool.calls) == 1)
-            front.announce_draining()
-            assert front.ready
-            pool.kill(0)
-            answered(await query)
-            await front.stop()
-    (draining,) = [vars(r)["fields"] for r in caplog.records if r.message == "draining"]
-    assert draining == {"pending": 1}
-
-
-async def test_stopping_twice_and_with_a_query_under_way(
-    method: Scheme, images: np.ndarray
-) -> None:
-    async with running(method) as (front, _):
-        query = asyncio.create_task(front.ask(images[:6]))
-        await asyncio.sleep(0)
-        await front.stop()
-        answered(await query)
-        await front.stop()
 
 
 async def test_at_the_deadline_side_features_answer(

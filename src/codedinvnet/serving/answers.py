@@ -37,13 +37,7 @@ class Cancelled(QueryFailed):
 
 
 class DeadlinePassed(QueryFailed):
-    """Its time was over.
-
-    Args:
-        message: says so.
-        failure: why a worker had no answer to it before ("": none had failed).
-        where: the workers that were given it; "" if unknown.
-    """
+    """Its time was over; `failure` is why a worker had no answer, `where` which ones had it."""
 
     def __init__(self, message: str, failure: str = "", where: str = "") -> None:
         last = failure and f"last failure: {failure}"
@@ -52,12 +46,7 @@ class DeadlinePassed(QueryFailed):
 
 
 class NotNow(Exception):
-    """Queries are not taken now, but may be later.
-
-    Args:
-        why: the message.
-        seconds: after which to try again.
-    """
+    """Queries are not taken now, but may be after so many seconds."""
 
     def __init__(self, why: str, seconds: int = 1) -> None:
         super().__init__(why)

@@ -24,7 +24,8 @@ from codedinvnet.net.tls import Certificate, read_certificate
 from codedinvnet.scheduler.policies import POLICIES, Policy
 from codedinvnet.scheduler.settings import Rules, pending_limit
 from codedinvnet.serving.api.bodies import BodyMemory
-from codedinvnet.serving.api.http import ApiOptions, HttpApi
+from codedinvnet.serving.api.guard import Guard
+from codedinvnet.serving.api.http import HttpApi
 from codedinvnet.serving.api.page import demo_requests, page_routes
 from codedinvnet.serving.checks import check, split_policy
 from codedinvnet.serving.choices import Choices, objection
@@ -53,7 +54,9 @@ class App:
     options: ServeOptions
     service: InferenceService
     choices: Choices
-    token: str
+    guard: Guard
+    memory: BodyMemory
+    """Bounds what requests hold, over HTTP and gRPC together."""
     certificate: Certificate | None
 
     @property
@@ -61,21 +64,13 @@ class App:
         """What answers queries."""
         return self.service.dispatcher
 
-    def memory(self) -> BodyMemory:
-        """Return what bounds requests' memory, over HTTP and gRPC together."""
-        return BodyMemory(int(self.options.max_body_memory * 2**20), self.dispatcher)
-
-    def http(self, memory: BodyMemory) -> HttpApi:
-        """Return the HTTP API; see `HttpApi`."""
-        options = self.options
-        demo = None
-        if options.demo:
-            demo = demo_requests(self.service.served, demo_images(self.service.served))
-        about = ApiOptions(
-            self.token, (options.host, *options.allowed_host), not options.is_open, demo
-        )
+    def http(self) -> HttpApi:
+        """Return the HTTP API."""
+        served, demo = self.service.served, None
+        if self.options.demo:
+            demo = demo_requests(served, demo_images(served))
         routes = page_routes(self.service, demo)
-        return HttpApi(self.service, memory, self.choices, about, routes)
+        return HttpApi(self.service, self.memory, self.choices, self.guard, routes)
 
 
 def demo_images(served: Served) -> np.ndarray | None:
@@ -134,7 +129,9 @@ def open_app(options: ServeOptions) -> App:
     memory = int(options.max_body_memory * 2**20)
     service = InferenceService(dispatcher, served, options.max_batch, memory)
     torch.set_num_threads(1)  # heads are small, and the workers need the cores
-    return App(options, service, Choices(scheme, rules.workers), token, certificate)
+    guard = Guard((options.host, *options.allowed_host), token, not options.is_open)
+    held = BodyMemory(memory, dispatcher)
+    return App(options, service, Choices(scheme, rules.workers), guard, held, certificate)
 
 
 def rules_of(options: ServeOptions, opened: Opened, policy: Policy) -> Rules:
@@ -190,25 +187,20 @@ async def listening(app: App, api: HttpApi) -> AsyncIterator[str]:
 async def running(options: ServeOptions, app: App | None = None) -> AsyncIterator[tuple[str, App]]:
     """Serve while the body runs, then drain and stop; yields the address and the app.
 
-    Args:
-        options: what is served, and how.
-        app: what `open_app` made of them, if it was called before.
-
     Raises:
         UserError: if the options cannot work.
     """
     app = app or open_app(options)
-    options, memory = app.options, app.memory()
-    api = app.http(memory)
+    options, api = app.options, app.http()
     async with exporting(options.traces) as tracing:
         app.dispatcher.calls.tracing = api.tracing = tracing
-        async with listening(app, api) as url, grpc_listening(app, memory, api):
+        async with listening(app, api) as url, grpc_listening(app, api):
             await app.dispatcher.start()  # now that it answers that it is alive, and not ready
             yield url, app
 
 
 @asynccontextmanager
-async def grpc_listening(app: App, memory: BodyMemory, api: HttpApi) -> AsyncIterator[None]:
+async def grpc_listening(app: App, api: HttpApi) -> AsyncIterator[None]:
     """Serve over gRPC as well while the body runs, if the options say so."""
     options = app.options
     if options.grpc_port is None:
@@ -216,7 +208,7 @@ async def grpc_listening(app: App, memory: BodyMemory, api: HttpApi) -> AsyncIte
         return
     from codedinvnet.serving.api.grpc import GrpcApi
 
-    served = GrpcApi(app.service, memory, app.token, api.tracing)
+    served = GrpcApi(app.service, app.memory, app.guard, api.tracing)
     async with served.listening(options.host, options.grpc_port, app.certificate):
         yield
 

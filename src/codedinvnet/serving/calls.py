@@ -35,16 +35,7 @@ class InFlightCall(NamedTuple):
 
 
 class Calls:
-    """Gives workers their tasks.
-
-    Args:
-        scheduler: hears what becomes of each.
-        supervisor: of the workers.
-        codec: makes workers' inputs of queries, and checks their outputs.
-        queries: those in flight.
-        do: carries out what the scheduler asks for.
-        heard: is called with the time when a call began that was answered.
-    """
+    """Gives workers their tasks, and tells the scheduler what becomes of them."""
 
     def __init__(
         self,
@@ -70,10 +61,7 @@ class Calls:
     def send(self, sends: Sequence[Send], payloads: Sequence[Payload], latest: float) -> None:
         """Give a worker a task, or several data tasks in one call.
 
-        Args:
-            sends: what the scheduler asks for.
-            payloads: the queries that the tasks need.
-            latest: the last deadline of queries that may join an open group.
+        `latest` is the last deadline of queries that may join an open group.
         """
         first, now = sends[0], time.monotonic()
         members = tuple(number for send in sends for number in send.members)
@@ -106,10 +94,7 @@ class Calls:
         except WorkerFailed as error:
             self._quiet.log("task failed", logging.WARNING, worker=call.worker, reason=str(error))
             self._failed(call, str(error))
-        except (
-            Exception,
-            asyncio.CancelledError,
-        ) as error:  # its own mistake, no hang
+        except (Exception, asyncio.CancelledError) as error:  # its own mistake, no hang
             pool, reason = type(self.supervisor.pool).__name__, described(error)
             about: dict[str, Any] = {"pool": pool, "worker": call.worker, "reason": reason}
             self._quiet.log("the pool raised", logging.ERROR, error=error, **about)

@@ -22,12 +22,7 @@ if TYPE_CHECKING:
 
 
 def objection(policy: Policy, scheme: Scheme | None) -> str:
-    """Return why a policy does not go with what the workers know; "" if it does.
-
-    Args:
-        policy: that is wanted.
-        scheme: that the workers know; None if they know none.
-    """
+    """Return why a policy does not go with the scheme that the workers know; "" if it does."""
     if scheme is not None and not is_systematic(scheme.rules) and policy != CODED:
         return (
             f"{scheme.name} has no direct answers, so that it goes with the policy coded only, "
@@ -43,19 +38,7 @@ def objection(policy: Policy, scheme: Scheme | None) -> str:
 
 
 class Choices:
-    """The policies that a running service can go by.
-
-    Args:
-        scheme: that the workers know; None if they know none.
-        workers: how many there are.
-        backups: see `Rules`.
-
-    Attributes:
-        method: the name of the code; None without one.
-        size: of a full group.
-        refused: policy -> why it is none of them.
-        offered: their names.
-    """
+    """The policies that a running service can go by."""
 
     def __init__(self, scheme: Scheme | None, workers: int, backups: int = 0) -> None:
         self.method = None if scheme is None else scheme.name

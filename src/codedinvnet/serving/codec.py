@@ -25,14 +25,7 @@ Layout = Mapping[str, tuple[tuple[int, ...], np.dtype[np.generic]]]
 class TensorCodec:
     """Makes workers' inputs of queries, and checks their outputs.
 
-    Args:
-        served: the model.
-        scheme: decodes; None without a code and without a head.
-        computer: what workers compute with; None without a scheme.
-
-    Attributes:
-        filler: a query of zeros, which fills groups up.
-        filler_output: what a code gets of it, (n,).
+    A `filler` is a query of zeros, which fills groups up.
     """
 
     def __init__(
@@ -105,12 +98,7 @@ class TensorCodec:
     def gathered(
         self, attempts: Mapping[int, int], outputs: Mapping[int, Payload]
     ) -> dict[int, np.ndarray]:
-        """Return what the code gets of a group: task -> (n,).
-
-        Args:
-            attempts: task -> the attempt at it, or FILLER.
-            outputs: attempt -> what its worker sent.
-        """
+        """Return what the code gets of a group, task -> (n,), of attempts and what workers sent."""
         return {
             task: self.filler_output if attempt == FILLER else self.mixed(outputs[attempt])
             for task, attempt in attempts.items()

@@ -78,13 +78,7 @@ Answers: TypeAlias = "Mapping[int, Found] | Exception"
 
 
 class Decoder:
-    """Computes answers in a thread of its own, all but a few direct ones.
-
-    Args:
-        scheme: decodes.
-        served: makes answers of scores.
-        metrics: where to count.
-    """
+    """Computes answers in a thread of its own, except a few direct ones."""
 
     def __init__(self, scheme: Scheme, served: Served, metrics: Metrics) -> None:
         self.scheme, self.served, self.metrics = scheme, served, metrics
@@ -104,13 +98,7 @@ class Decoder:
         self._jobs.append(job)
 
     def offer(self, size: int, outputs: dict[int, np.ndarray], workers: Mapping[int, int]) -> None:
-        """Take a complete group, a member of which may be answered as if it were missing.
-
-        Args:
-            size: its members.
-            outputs: task -> output.
-            workers: task -> the worker that computed it.
-        """
+        """Take a complete group (task -> output and worker), of which a member may be decoded."""
         if self._random.random() >= CHECKED_SHARE:
             return
         members = [task for task in workers if task < size]  # a filler proves nothing
@@ -246,6 +234,5 @@ def compare(scheme: Scheme, served: Served, check: Check) -> Facts:
     if scheme.rules.guesses or scheme.rules.recoverable(frozenset(extra), check.size):
         guesses = scheme.decode(extra, check.size)
     return Facts(
-        decoded,
-        tuple((i, *seen(scores, i)) for i, scores in guesses.items() if i in labels),
+        decoded, tuple((i, *seen(scores, i)) for i, scores in guesses.items() if i in labels)
     )

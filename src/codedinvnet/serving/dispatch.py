@@ -37,13 +37,7 @@ from codedinvnet.scheduler.admission import Admission
 from codedinvnet.scheduler.policies import Policy
 from codedinvnet.scheduler.scheduler import Scheduler
 from codedinvnet.scheduler.settings import Rules
-from codedinvnet.serving.answers import (
-    Answered,
-    Cancelled,
-    DeadlinePassed,
-    NotNow,
-    QueryFailed,
-)
+from codedinvnet.serving.answers import Answered, Cancelled, DeadlinePassed, NotNow, QueryFailed
 from codedinvnet.serving.calls import Calls
 from codedinvnet.serving.codec import Payload, TensorCodec
 from codedinvnet.serving.decoding import Answers, Decoder, Job
@@ -72,14 +66,8 @@ class Timing(NamedTuple):
 class Dispatcher:
     """The service without its network API.
 
-    Args:
-        pool: not yet started.
-        rules: see `Rules`.
-        codec: makes workers' inputs of queries, and checks their outputs.
-        decoder: makes answers of outputs; None where workers' outputs are the answers.
-        timing: see `Timing`.
-        gate: releases approximate answers and finds wrong workers; None: all are believed.
-        metrics: where to count.
+    Without a decoder, workers' outputs are the answers; without a gate, all approximate answers are
+    released.
 
     Raises:
         ValueError: if the rules do not fit the code.
@@ -206,15 +194,10 @@ class Dispatcher:
     # Queries
 
     def check_room(self, queries: int, seconds: float | None = None) -> None:
-        """Refuse what cannot be taken now.
-
-        Args:
-            queries: of the request.
-            seconds: that it has; None: the service's deadline.
+        """Refuse queries that cannot be taken now, or not answered in so many seconds.
 
         Raises:
-            NotNow: if it could not be answered in time, the service starts or is about to stop, or
-                no worker is up; none of it is accepted then.
+            NotNow: if so, or if the service starts or is about to stop, or no worker is up.
         """
         if not self.ready:
             self.metrics.queries.labels("rejected").inc(queries)
@@ -240,20 +223,16 @@ class Dispatcher:
         name: str | None = None,
         limit: float | None = None,
     ) -> list[Answered | QueryFailed]:
-        """Answer the queries of a request.
+        """Answer the queries of a request: return for each its answer, or why there is none.
 
         Args:
             payloads: its queries, checked by the caller.
             accept_decoded: whether approximate answers will do.
             deadline: seconds; at most the service's own.
             began: when they are counted from (`time.monotonic()`); None: now.
-            gone: done once the client is gone; what is unanswered is cancelled then, as it is when
-                this call is cancelled.
+            gone: done once the client is gone, which cancels what is unanswered.
             name: of the request, for the log.
             limit: on disagreement, if the request has one.
-
-        Returns:
-            For each query its answer, or why there is none.
 
         Raises:
             NotNow: see `check_room`.
@@ -407,10 +386,7 @@ async def ended(
 ) -> list[Answered | QueryFailed]:
     """Wait for all queries of a request, and return how each ended.
 
-    Args:
-        futures: of the queries.
-        cancel: called when the client is gone: this call is cancelled, or `gone` done.
-        gone: see `Dispatcher.infer`.
+    `cancel` is called when the client is gone: this call is cancelled, or `gone` done.
     """
     if gone is not None:
         gone.add_done_callback(cancel)

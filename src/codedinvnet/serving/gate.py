@@ -38,13 +38,7 @@ Thresholds: TypeAlias = "dict[tuple[float | None, int, str], float]"
 class AnswerGate:
     """Releases answers by a calibration; watches answers and workers by complete groups.
 
-    Args:
-        calibration: the calibration of what is served.
-        method: the name of the code.
-        k: the most members of a group.
-        workers: how many there are.
-        limit: the share of released answers that may disagree; None: all are released.
-        on_corruption: REPLACE or REPORT.
+    At most the share `limit` of released answers may disagree; without one all are released.
     """
 
     def __init__(
@@ -85,12 +79,7 @@ class AnswerGate:
         }
 
     def begin(self, metrics: Metrics, wrong: Callable[[int], None]) -> None:
-        """Begin to count.
-
-        Args:
-            metrics: the service's metrics.
-            wrong: called with a worker that is to be replaced.
-        """
+        """Begin to count; `wrong` is called with a worker that is to be replaced."""
         self.metrics, self.wrong = metrics, wrong
         metrics.releasing.set(1)
 
@@ -111,13 +100,7 @@ class AnswerGate:
         return None if self.watch is None else self.watch.releasing
 
     def releases(self, found: Found, size: int, query: InFlightQuery | None) -> bool:
-        """Tell whether an approximate answer is released; note how likely it is to agree.
-
-        Args:
-            found: the answer.
-            size: how many members its group has.
-            query: the query; None if it is over.
-        """
+        """Tell whether an approximate answer is released; note how likely it is to agree."""
         if query is None or query.outcome not in (DECODED, GUESSED):
             return True  # a direct answer may have come meanwhile
         query.agreement = self.agreement(found, size, query.outcome)
@@ -135,13 +118,7 @@ class AnswerGate:
         return self.strict_thresholds[kind] if is_strict else self.thresholds[kind]
 
     def agreement(self, found: Found, size: int, outcome: str) -> float | None:
-        """Return the calibrated probability that an approximate answer agrees; None without one.
-
-        Args:
-            found: the answer.
-            size: how many members its group has.
-            outcome: decoded or guessed.
-        """
+        """Return the calibrated probability that an approximate answer agrees; None without one."""
         curve = self.curves[size, outcome]
         if curve is None:
             return None
@@ -199,13 +176,7 @@ class AnswerGate:
 
 
 def unnoticed(scheme: Scheme | None, policy: Policy, gate: AnswerGate | None) -> str:
-    """Return why workers that answer wrongly are not noticed; "" if they are.
-
-    Args:
-        scheme: that the workers know; None if they know none.
-        policy: what the service goes by.
-        gate: its answer gate; None without a calibration.
-    """
+    """Return why workers that answer wrongly are not noticed; "" if they are."""
     if scheme is None or not policy.takes_code:
         return f"the policy {policy.name} computes nothing that answers are compared with"
     k = scheme.rules.k
@@ -229,14 +200,7 @@ def gate_of(
 ) -> AnswerGate | None:
     """Return a service's answer gate; None without a calibration for the method.
 
-    Args:
-        calibration: see `AnswerGate`; None if there is none.
-        method: likewise.
-        rules: of the code.
-        workers: see `AnswerGate`.
-        limit: likewise.
-        whose: what should have the calibration, for messages.
-        on_corruption: see `AnswerGate`.
+    `whose` says what should have the calibration.
 
     Raises:
         UserError: if a limit on disagreement could not be kept.

@@ -79,103 +79,90 @@ class Metrics:
         self, counter: Counters, gauge: Gauges, histogram: Histograms, work: Histograms
     ) -> None:
         self.queries = counter(
-            "queries",
-            "Queries by outcome: direct, decoded, guessed, cancelled, or why they failed. A "
-            "request that was turned away unparsed (rejected) counts as one.",
-            ["outcome"],
-        )
+            "queries", "Queries by outcome: direct, decoded, guessed, cancelled, or why they "
+            "failed. A request that was turned away unparsed (rejected) counts as one.", ["outcome"]
+        )  # fmt: skip
         self.requests = counter(
-            "requests",
-            "Inference requests by the HTTP status that was sent, or that means what was sent over "
-            "gRPC; 499: the client had left.",
-            ["code"],
-        )
+            "requests", "Inference requests by the HTTP status that was sent, or that means what "
+            "was sent over gRPC; 499: the client had left.", ["code"]
+        )  # fmt: skip
         self.hedges = counter(
-            "hedges",
-            "Copies of late queries, and of those whose approximate answer was withheld: queued, "
-            "sent or not.",
-        )
+            "hedges", "Copies of late queries, and of those whose approximate answer was withheld: "
+            "queued, sent or not."
+        )  # fmt: skip
         self.latency = histogram(
-            "query_latency_seconds",
-            "From a query's acceptance to its end, by outcome; none is of those rejected.",
-            ["outcome"],
-            buckets=LATENCY_BUCKETS,
-        )
+            "query_latency_seconds", "From a query's acceptance to its end, by outcome; none is "
+            "of those rejected.", ["outcome"], buckets=LATENCY_BUCKETS
+        )  # fmt: skip
         self.decode_time = work(
             "decode_seconds", "Heads and decoding of one batch of answers, in the front end."
-        )
+        )  # fmt: skip
         self.pending = gauge("pending_queries", "Unanswered queries.")
         self.policy = gauge(
-            "policy",
-            "1 of the policy that the service goes by, 0 of those that it went by before.",
-            ["policy"],
-        )
+            "policy", "1 of the policy that the service goes by, 0 of those that it went by "
+            "before.", ["policy"]
+        )  # fmt: skip
         self.doing = gauge(
-            "auto",
-            "1 of what the policy auto does about late answers, 0 of what it did before.",
-            ["policy"],
-        )
+            "auto", "1 of what the policy auto does about late answers, 0 of what it did before.",
+            ["policy"]
+        )  # fmt: skip
 
     def _of_workers(self, counter: Counters, gauge: Gauges, work: Histograms) -> None:
         self.worker_time = work(
-            "worker_seconds",
-            "Computing time of a task on its worker; a parity task's includes encoding.",
-            ["task"],
-        )
+            "worker_seconds", "Computing time of a task on its worker; a parity task's includes "
+            "encoding.", ["task"]
+        )  # fmt: skip
         self.encode_time = work("encode_seconds", "Encoding of one parity query, on its worker.")
         self.queue_depth = gauge("queue_depth", "Tasks that wait for a worker.")
         self.workers = gauge("workers", "Workers by state.", ["state"])
         self.restarts = counter(
             "worker_restarts", "Workers replaced; a silent one is hung.", ["reason"]
-        )
+        )  # fmt: skip
         self.tasks = counter("tasks", "Tasks given to workers, by kind.", ["task"])
         self.task_failures = counter(
-            "task_failures",
-            "Tasks that raised on a worker, or whose output was no good.",
-            ["worker"],
-        )
+            "task_failures", "Tasks that raised on a worker, or whose output was no good.",
+            ["worker"]
+        )  # fmt: skip
         self.groups = counter(
-            "groups",
-            "First parity tasks sent, by the size of their group; again for one that was lost.",
-            ["size"],
-        )
+            "groups", "First parity tasks sent, by the size of their group; again for one that "
+            "was lost.", ["size"]
+        )  # fmt: skip
 
     def _of_trust(self, counter: Counters, gauge: Gauges) -> None:
         self.agreement_checks = counter(
             "live_agreement_checks", "Members of complete groups that were decoded as if missing."
-        )
+        )  # fmt: skip
         self.agreements = counter(
             "live_agreements", "Those of them whose decoded label was the direct one."
-        )
+        )  # fmt: skip
         self.agreement = gauge(
-            "live_recovered_agreement",
-            "Share of the last checks that agreed; NaN before the first.",
-        )
+            "live_recovered_agreement", "Share of the last checks that agreed; NaN before the "
+            "first."
+        )  # fmt: skip
         self.agreement.set(math.nan)
         self.releasing = gauge(
-            "releasing",
-            "Whether approximate answers are released: 0 while traffic breaks --max-disagreement; "
-            "NaN without a calibration.",
-        )
+            "releasing", "Whether approximate answers are released: 0 while traffic breaks "
+            "--max-disagreement; NaN without a calibration."
+        )  # fmt: skip
         self.releasing.set(math.nan)
         self.drifting = gauge(
-            "drifting",
-            "Whether guesses disagree far more often than the calibration expects: inputs drift.",
-        )
+            "drifting", "Whether guesses disagree far more often than the calibration expects: "
+            "inputs drift."
+        )  # fmt: skip
         self.withheld = counter(
-            "withheld_answers",
-            "Approximate answers that were not released, for their confidence or under drift.",
-        )
+            "withheld_answers", "Approximate answers that were not released, for their confidence "
+            "or under drift."
+        )  # fmt: skip
         self.released_checks = counter(
-            "release_checks",
-            "Comparisons of decoded and direct answers whose confidence reached the threshold.",
-        )
+            "release_checks", "Comparisons of decoded and direct answers whose confidence reached "
+            "the threshold."
+        )  # fmt: skip
         self.released_disagreements = counter(
             "release_disagreements", "Those of them that disagreed."
-        )
+        )  # fmt: skip
         self.wrong_workers = counter(
             "wrong_workers", "Workers that were found to answer wrongly.", ["worker"]
-        )
+        )  # fmt: skip
 
     def _begin_at_zero(self) -> None:
         """Create what labels are known: Prometheus sees no increase in what begins above 0."""

@@ -39,16 +39,7 @@ POOL_METHODS = ("start", "call", "replace", "stop", "pid")
 
 @dataclass(frozen=True)
 class Opened:
-    """What is served.
-
-    Attributes:
-        served: the model, as clients see it.
-        spec: what workers load.
-        scheme: for heads and decoding; None without a code.
-        computer: what workers compute with; None without a scheme.
-        workers: how many there are by default.
-        calibration: of the bundle, or of the protection; None if it has none.
-    """
+    """What is served, what workers load, and how many there are by default."""
 
     served: Served
     spec: WorkerSpec

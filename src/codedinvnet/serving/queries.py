@@ -54,12 +54,7 @@ class InFlightQuery:
 
 
 class InFlight(dict[int, InFlightQuery]):
-    """The queries in flight by their numbers.
-
-    Args:
-        metrics: where their ends are counted.
-        admission: is informed of answers, and of queries that end without one.
-    """
+    """The queries in flight by their numbers."""
 
     def __init__(self, metrics: Metrics, admission: Admission) -> None:
         super().__init__()

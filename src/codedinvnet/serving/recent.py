@@ -37,12 +37,7 @@ class Recent:
         self._answers[second] += 1
 
     def request(self, found: Sequence[Answered | QueryFailed], read: float = 0.0) -> None:
-        """Record a request that ended now.
-
-        Args:
-            found: how each of its queries ended.
-            read: seconds that reading and parsing it took.
-        """
+        """Record a request that ended now, and that took `read` seconds to read and parse."""
         answers = [answer.seconds for answer in found if isinstance(answer, Answered)]
         if answers or not any(isinstance(answer, Cancelled) for answer in found):
             latency = read + max(answers, default=0.0) if len(answers) == len(found) else None
@@ -68,9 +63,7 @@ class Recent:
     def summary(self, seconds: float, normal: float) -> dict[str, float] | None:
         """Return p50 and p99 in ms of the last seconds, and the work per query.
 
-        Args:
-            seconds: how far to look back.
-            normal: what a data task takes in seconds, which is the unit of work.
+        The unit of work is what a data task takes, `normal` seconds.
         """
         since = time.monotonic() - seconds
         requests = [entry for entry in self._requests if entry[0] >= since]

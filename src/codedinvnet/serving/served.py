@@ -22,12 +22,7 @@ IMAGES, PROBABILITIES, LABEL = "images", "probabilities", "label"
 class OwnModel:
     """A user's model, untouched: direct answers are its outputs, bit for bit.
 
-    It has the methods and properties of `Classifier`.
-
-    Attributes:
-        name: what requests call it.
-        signature: its own; with outputs that decoded answers have alone, if there are no others.
-        texts: whether inputs of BYTES are text, as an ONNX file's are, and not bytes of any kind.
+    Its inputs of BYTES may be text, as an ONNX file's are, or bytes of any kind.
     """
 
     name: str
@@ -76,11 +71,7 @@ class OwnModel:
 class Classifier:
     """A bundle: images go in, probabilities and a label come out, by a head of ours.
 
-    Attributes:
-        name: of the bundle.
-        image_shape: (C, H, W).
-        classes: names.
-        dataset: the image set that it was trained on; "" if unknown.
+    `dataset` is the image set that it was trained on; "" if unknown.
     """
 
     name: str

@@ -102,14 +102,7 @@ def _number(parameters: Mapping[str, Any], name: str) -> float | None:
 
 
 class InferenceService:
-    """Answers requests to one served model.
-
-    Args:
-        dispatcher: answers queries.
-        served: the model, as clients see it.
-        max_batch: queries of a request.
-        memory: bytes that all requests may hold together.
-    """
+    """Answers requests to one served model."""
 
     def __init__(self, dispatcher: Dispatcher, served: Served, max_batch: int, memory: int) -> None:
         self.dispatcher, self.served, self.max_batch = dispatcher, served, max_batch

@@ -38,14 +38,7 @@ WORKER = "codedinvnet.worker"
 
 @dataclass
 class RequestSpan:
-    """A request that is traced.
-
-    Attributes:
-        span: its own.
-        context: what spans below it begin from.
-        attempts: (task, queries) -> the spans of every time that it was sent.
-        outcomes: how its queries ended.
-    """
+    """A request that is traced, with the spans of its attempts by task and queries."""
 
     span: Span
     context: Context
@@ -74,11 +67,7 @@ def current_request() -> RequestSpan | None:
 
 
 class Tracing:
-    """Makes the spans of a service.
-
-    Args:
-        provider: where they go.
-    """
+    """Makes the spans of a service."""
 
     def __init__(self, provider: TracerProvider) -> None:
         self.tracer = provider.get_tracer(NAME)
@@ -114,16 +103,7 @@ class Tracing:
         queries: tuple[int, ...],
         requests: Sequence[RequestSpan | None],
     ) -> Result:
-        """Return a worker's result; its span is below the first of the requests.
-
-        Args:
-            call: of the worker.
-            kind: `data`, a query's own task, or `parity`.
-            worker: which one.
-            task: its number in the group.
-            queries: that it is for.
-            requests: theirs; None: not traced, or over.
-        """
+        """Return a worker's result; its span is below the first of the requests that are traced."""
         from opentelemetry.trace import Link, SpanKind, StatusCode
 
         known = list({id(request): request for request in requests if request}.values())
@@ -154,10 +134,7 @@ class Tracing:
 
 @asynccontextmanager
 async def exporting(collector: str | None) -> AsyncIterator[Tracing | None]:
-    """Yield what traces a service while the body runs; None without a collector.
-
-    Args:
-        collector: the URL of a collector, which takes OTLP over HTTP.
+    """Yield what sends traces to a collector (OTLP over HTTP) meanwhile; None without one.
 
     Raises:
         UserError: if the URL is none, or OpenTelemetry is not installed.

@@ -20,7 +20,8 @@ from codedinvnet.net.server import HttpServer
 from codedinvnet.scheduler.policies import POLICIES
 from codedinvnet.scheduler.settings import Rules
 from codedinvnet.serving.api.bodies import BodyMemory
-from codedinvnet.serving.api.http import ApiOptions, HttpApi
+from codedinvnet.serving.api.guard import Guard
+from codedinvnet.serving.api.http import HttpApi
 from codedinvnet.serving.api.page import DEMO_HEADER, demo_requests, page_routes
 from codedinvnet.serving.choices import Choices
 from codedinvnet.serving.service import InferenceService
@@ -140,9 +141,9 @@ async def serving(
     requests = None if demo is None else demo_requests(front.served, demo)
     answering = InferenceService(front, front.served, 32, max_body)
     memory = BodyMemory(body_memory, front)
-    options = ApiOptions(token, hosts, guarded, requests)
+    guard = Guard(hosts, token, guarded)
     routes = page_routes(answering, requests)
-    api = HttpApi(answering, memory, Choices(method, WORKERS), options, routes)
+    api = HttpApi(answering, memory, Choices(method, WORKERS), guard, routes)
     server = HttpServer(api, memory, 100, deadline)
     started = asyncio.create_task(front.start())
     if wait:

@@ -6,11 +6,7 @@ import numpy as np
 import pytest
 
 from codedinvnet.models.bundle import Bundle
-from tests.serving.api.service import (
-    TOKEN,
-    error,
-    serving,
-)
+from tests.serving.api.service import TOKEN, error, serving
 
 
 class TestToken:

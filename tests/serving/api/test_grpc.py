@@ -19,6 +19,7 @@ from codedinvnet.serving.answers import NotNow, QueryFailed
 from codedinvnet.serving.api import grpc as api
 from codedinvnet.serving.api.bodies import BodyMemory
 from codedinvnet.serving.api.grpc import GrpcApi
+from codedinvnet.serving.api.guard import Guard
 from codedinvnet.serving.dispatch import Dispatcher
 from codedinvnet.serving.served import OwnModel
 from tests.serving.stub import Stub
@@ -63,7 +64,7 @@ async def serving(
     stub = Stub(compute=echo, deadline=deadline, ready=ready)
     stub.error = error
     memory = BodyMemory(limit, cast(Dispatcher, stub))
-    api = GrpcApi(stub.service(ECHO, 1 << 20, limit), memory, token)
+    api = GrpcApi(stub.service(ECHO, 1 << 20, limit), memory, Guard((), token))
     async with (
         api.listening("127.0.0.1", 0) as port,
         grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,

@@ -35,11 +35,7 @@ from codedinvnet.serving.opened import make_pool, open_served
 from codedinvnet.serving.served import IMAGES
 from codedinvnet.serving.workers import exported
 from codedinvnet.serving.workers.computing import BundleSpec, SchemeComputer
-from codedinvnet.serving.workers.exported import (
-    Exported,
-    ExportedModule,
-    run_by_onnxruntime,
-)
+from codedinvnet.serving.workers.exported import Exported, ExportedModule, run_by_onnxruntime
 from codedinvnet.serving.workers.local import ProcessPool
 from codedinvnet.serving.workers.pool import Task
 from tests.processes import ended, needs_proc, survivors, wait_until

@@ -169,17 +169,6 @@ def test_slow_blocks_the_worker(clock: Clock) -> None:
     run(work, {"kind": "slow", "worker": 1, "delay": MS_100})
 
 
-def test_slow_takes_its_time() -> None:
-    async def work(pool: FaultyPool, _: InnerPool) -> float:
-        loop = asyncio.get_running_loop()
-        began = loop.time()
-        await pool.call(1, task(7))
-        return loop.time() - began
-
-    assert run(work, {"kind": "slow", "delay": {"ms": 300}}) >= 0.29
-    assert run(work, {"kind": "slow", "delay": {"ms": 0}}) < 0.29
-
-
 def test_a_delay_that_is_spread_is_the_same_in_all(clock: Clock) -> None:
     async def work(pool: FaultyPool, inner: InnerPool) -> None:
         early = []
@@ -329,11 +318,7 @@ def test_some_tasks_are_hit() -> None:
 
 
 def test_a_seed_repeats_itself_whatever_the_other_workers_do() -> None:
-    fault = {
-        "kind": "hold",
-        "probability": 0.5,
-        "delay": {"distribution": "exponential", "ms": 10},
-    }
+    fault = {"kind": "hold", "probability": 0.5, "delay": {"distribution": "exponential", "ms": 10}}
     one = [(1, task(i)) for i in range(50)]
     mixed = [pair for i in range(50) for pair in ((0, task(100 + i)), (1, task(i)))]
     alone = held(fault, tasks=one, seed=5)

@@ -120,21 +120,8 @@ def front_end(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], list[int]
 
 
 @needs_proc
-def test_nothing_outlives_the_front_end_whose_fork_server_is_gone(tmp_path: Path) -> None:
-    with front_end(tmp_path) as (process, workers):
-        below, server = descendants(process.pid), parent(workers[0])
-        os.kill(server, signal.SIGKILL)
-        assert wait_until(lambda: not alive(server))
-        os.kill(workers[1], signal.SIGSTOP)
-        assert wait_until(lambda: state(workers[1]) == "T")
-        assert all(alive(pid) for pid in workers)
-        process.kill()
-        process.wait(10)
-        assert survivors(below) == []
-
-
-@needs_proc
-def test_nothing_outlives_the_front_end(tmp_path: Path) -> None:
+@pytest.mark.parametrize("serves", [True, False], ids=["fork server", "without it"])
+def test_nothing_outlives_the_front_end(serves: bool, tmp_path: Path) -> None:
     with front_end(tmp_path) as (process, workers):
         # A service manager's stop, or timeout(1)'s, goes to the group: the front end drains first.
         assert process.stdout is not None
@@ -146,6 +133,10 @@ def test_nothing_outlives_the_front_end(tmp_path: Path) -> None:
 
         below = descendants(process.pid)
         assert set(workers) < set(below)
+        if not serves:
+            server = parent(workers[0])
+            os.kill(server, signal.SIGKILL)
+            assert wait_until(lambda: not alive(server))
         os.kill(workers[1], signal.SIGSTOP)
         assert wait_until(lambda: state(workers[1]) == "T")
         process.kill()

@@ -22,12 +22,7 @@ LARGE_TURNS = 3
 
 
 class BodyMemory(Memory):
-    """Bounds the bytes of all requests that are here, and how many large ones are parsed at once.
-
-    Args:
-        most: bytes, as bodies or as tensors.
-        dispatcher: refuses what there is no room for.
-    """
+    """Bounds the bytes of all requests, as bodies or tensors, and parses large ones in turn."""
 
     __slots__ = ("_turns", "dispatcher")
 
@@ -40,8 +35,7 @@ class BodyMemory(Memory):
     def holding(self, held: int = 0) -> Iterator[Callable[[int], None]]:
         """Yield a function that says how many bytes a request holds, and refuses too many.
 
-        Args:
-            held: bytes that are counted already.
+        So many as `held` are counted already.
         """
 
         def hold(size: int) -> None:
@@ -57,17 +51,9 @@ class BodyMemory(Memory):
             self.give(held)
 
     async def parse(
-        self,
-        parse: Callable[[], Found],
-        began: float,
-        gone: asyncio.Future[None] | None = None,
+        self, parse: Callable[[], Found], began: float, gone: asyncio.Future[None] | None = None
     ) -> Found:
-        """Parse a large request in a thread when its turn comes, and none for nothing.
-
-        Args:
-            parse: reads it.
-            began: when it came (`time.monotonic()`).
-            gone: done once its client is gone.
+        """Parse a large request in a thread when its turn comes, unless its time is over by then.
 
         Raises:
             NotNow: see `Dispatcher.check_room`.

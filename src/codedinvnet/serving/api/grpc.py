@@ -57,25 +57,19 @@ FAULTS = frozenset({"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL",
 class GrpcApi:
     """A gRPC server.
 
-    A token is looked at before the message is read. So many messages are read at once as the memory
-    has room for, `FEWEST_READ` at least; of others gRPC takes `WINDOW` bytes, and clients wait.
-
-    Args:
-        service: answers requests.
-        memory: bounds the bytes of all requests that are here, over HTTP as well.
-        token: clients must send it as `authorization: Bearer TOKEN` ("": none).
-        tracing: makes the spans of requests; None: they are not traced.
+    It checks the token before it reads the message. It reads as many messages at once as the memory
+    has room for, at least `FEWEST_READ`; of others gRPC takes `WINDOW` bytes, and clients wait.
     """
 
     def __init__(
         self,
         service: InferenceService,
         memory: BodyMemory,
-        token: str = "",
+        guard: Guard,
         tracing: Tracing | None = None,
     ) -> None:
         self.service, self.memory, self.tracing = service, memory, tracing
-        self.dispatcher, self.guard = service.dispatcher, Guard((), token)
+        self.dispatcher, self.guard = service.dispatcher, guard
         self.max_message = service.limits.body
         turns = max(FEWEST_READ, memory.most // max(1, self.max_message))
         self._turns, self._strangers_turns = asyncio.Semaphore(turns), asyncio.Semaphore(1)
@@ -86,11 +80,6 @@ class GrpcApi:
         self, host: str, port: int, certificate: Certificate | None = None
     ) -> AsyncIterator[int]:
         """Serve while the body runs; yields the port.
-
-        Args:
-            host: address to listen on.
-            port: 0: a free one.
-            certificate: None: without TLS.
 
         Raises:
             UserError: if the address is taken or not ours.
@@ -253,12 +242,7 @@ class GrpcApi:
 
 
 async def read_message(context: Any, turns: asyncio.Semaphore, seconds: float) -> bytes:
-    """Return a request's message.
-
-    Args:
-        context: of the request.
-        turns: one is had while it is read.
-        seconds: in which it must be here.
+    """Return a request's message, which must be here in so many seconds after its turn.
 
     Raises:
         TooSlow: if it is not.

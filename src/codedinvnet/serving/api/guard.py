@@ -21,17 +21,14 @@ class Guard:
     """Lets requests through whose Host header is known and that carry the token.
 
     A page of another site that has its name lead here (DNS rebinding) would be taken for ours by
-    the browser, and read what the service shows; but the browser says by what name it came.
-
-    Args:
-        hosts: names and addresses that clients may call the service, in addition to this machine's
-            own for itself; "*": any.
-        token: clients must send it as a bearer token ("": none).
+    the browser, and read what the service shows; but the browser says by what name it came. `hosts`
+    are names in addition to this machine's own for itself; "*" is any. Where neither a token is
+    needed nor only this machine reaches the port, `is_guarded` is false.
     """
 
-    def __init__(self, hosts: tuple[str, ...], token: str) -> None:
+    def __init__(self, hosts: tuple[str, ...], token: str, is_guarded: bool = True) -> None:
         self.names = {*LOOPBACK, *(host.lower().strip("[]") for host in hosts)}
-        self.token = token.encode()
+        self.token, self.is_guarded = token.encode(), is_guarded
 
     def check(self, head: RequestHead) -> None:
         """Refuse a request over HTTP.

@@ -6,8 +6,7 @@ import asyncio
 import gzip
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from typing import Any, TypeAlias
 
@@ -46,32 +45,8 @@ Routes: TypeAlias = Mapping[str, Mapping[str, Endpoint]]
 """Pattern of paths -> method -> what answers."""
 
 
-@dataclass(frozen=True)
-class ApiOptions:
-    """What the HTTP API goes by.
-
-    Attributes:
-        token: clients must send it as a bearer token ("": none).
-        hosts: see `Guard`.
-        guarded: whether a token is needed, or only this machine reaches the port; without either,
-            the policy cannot be changed.
-        demo: requests that the page may send (see `demo_requests`); None: no buttons.
-    """
-
-    token: str = ""
-    hosts: tuple[str, ...] = ()
-    guarded: bool = False
-    demo: Sequence[Mapping[str, Any]] | None = None
-
-
 class Answering:
-    """A request that is being answered.
-
-    Args:
-        api: answers it.
-        client: gets the answer.
-        request: from its client.
-    """
+    """A request that is being answered."""
 
     __slots__ = ("_left",)
 
@@ -97,28 +72,19 @@ class Answering:
 
 
 class HttpApi:
-    """Answers one service's clients, as a handler of `HttpServer`.
-
-    Args:
-        service: answers their requests.
-        memory: bounds what they hold.
-        choices: the policies that can be changed to.
-        options: see `ApiOptions`.
-        routes: others than the protocol's.
-    """
+    """Answers one service's clients, as a handler of `HttpServer`."""
 
     def __init__(
         self,
         service: InferenceService,
         memory: BodyMemory,
         choices: Choices,
-        options: ApiOptions,
+        guard: Guard,
         routes: Routes | None = None,
     ) -> None:
         self.service, self.memory, self.choices = service, memory, choices
-        self.options, self.dispatcher = options, service.dispatcher
+        self.guard, self.dispatcher = guard, service.dispatcher
         self.requests = self.dispatcher.metrics.requests
-        self.guard = Guard(options.hosts, options.token)
         self.tracing: Tracing | None = None
         self.background = Background()
         own = {**self._routes(), **(routes or {})}
@@ -273,7 +239,7 @@ class HttpApi:
         return json_reply(self.choices.report(self.dispatcher.scheduler.chosen))
 
     def _change_policy(self, request: Request, _: object) -> Reply:
-        if not self.options.guarded:
+        if not self.guard.is_guarded:
             why = "any client that reaches the port could do this: it needs --token-file"
             raise HttpError(403, why)
         # Pages of other sites can send no such content.

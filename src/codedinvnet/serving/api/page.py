@@ -84,11 +84,9 @@ def silent(busy_since: float | None, now: float) -> bool:
 
 
 def demo_requests(served: Served, images: np.ndarray | None = None) -> list[dict[str, Any]]:
-    """Return requests for the page to send, of the protocol but for bytes, which are base64.
+    """Return requests for the page to send: one for each image (N, C, H, W), or one of zeros.
 
-    Args:
-        served: the model.
-        images: (N, C, H, W) of bytes, one for each request; None: one request of zeros.
+    They are of the protocol, except that bytes are in base64.
     """
     if images is not None:
         batches = [{IMAGES: image[None]} for image in images]
@@ -113,12 +111,7 @@ def demo_requests(served: Served, images: np.ndarray | None = None) -> list[dict
 
 
 def page_routes(service: InferenceService, requests: Sequence[Mapping[str, Any]] | None) -> Routes:
-    """Return the page's routes.
-
-    Args:
-        service: shown by it.
-        requests: that its buttons send; None: it has no buttons.
-    """
+    """Return the page's routes; its buttons send the requests, without which it has none."""
     page = (resources.files(__package__) / "page.html").read_bytes()
     routes: Routes = {
         "/": {"GET": lambda *_: Reply(200, page, "text/html; charset=utf-8", NO_FRAMES)},

@@ -29,11 +29,7 @@ from codedinvnet.serving.workers.result import OUTPUT, Computer, copied, floated
 
 
 class SchemeComputer:
-    """Computes all tasks of a scheme, whose models take one tensor and return one.
-
-    Args:
-        scheme: a code with its models.
-    """
+    """Computes all tasks of a scheme, whose models take one tensor and return one."""
 
     def __init__(self, scheme: Scheme) -> None:
         self.scheme = scheme
@@ -52,9 +48,7 @@ class SchemeComputer:
 class ModelComputer:
     """Computes tasks of a user's own model, whose outputs are left as they are.
 
-    Args:
-        model: the served model.
-        scheme: for the tasks that are more than a query to it, if there are any.
+    A scheme is for the tasks that are more than a query to it.
     """
 
     def __init__(self, model: Model, scheme: Scheme | None = None) -> None:
@@ -86,12 +80,7 @@ def run_module(
 
 
 def scheme_of(model: Model, method: str, k: int) -> Scheme:
-    """Return a method's scheme for a user's own model.
-
-    Args:
-        model: a classifier.
-        method: as `find_method` takes it.
-        k: members of a group.
+    """Return a method's scheme for a user's own classifier, for groups of at most k queries.
 
     Raises:
         UserError: if the method is not made for any classifier, or the model is none for it.
@@ -105,18 +94,9 @@ def scheme_of(model: Model, method: str, k: int) -> Scheme:
 
 @dataclass(frozen=True)
 class BundleSpec:
-    """A bundle, with a method.
+    """A bundle, with a method, the checkpoint of its trained part, and the engine.
 
-    Attributes:
-        bundle: name or folder.
-        k: the most members of a group.
-        device: what to compute on.
-        threads: that a worker computes with.
-        method: the method, as `find_method` takes it.
-        part: the checkpoint of its trained part, if it has one.
-        weights: digest of the bundle's weights that the front end has ("": any will do).
-        part_weights: likewise of the part's file.
-        engine: what computes the networks, one of `codedinvnet.common.engines.ENGINES`.
+    The digests are of the files that the front end has ("": any will do).
     """
 
     bundle: str | Path
@@ -171,13 +151,8 @@ class BundleSpec:
 class ModelSpec:
     """A user's own model, with a method for the tasks that are more than a query to it.
 
-    Attributes:
-        source: the model.
-        method: the method, as `find_method` takes it; "" for none. With a protection it is
-            one of its table; "" for the recommended one.
-        k: the most members of a group.
-        protection: the folder of the model's protection; None without one.
-        protection_digest: that of its description which the front end has ("": any will do).
+    With a protection the method is one of its table; "" for the recommended one. The digest is that
+    of its description which the front end has ("": any will do).
     """
 
     source: ModelSource

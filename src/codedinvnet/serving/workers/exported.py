@@ -23,10 +23,6 @@ class Exported:
 
     The export takes seconds and is kept in the cache folder, named by what it depends on.
 
-    Args:
-        module: in evaluation mode.
-        examples: inputs of these shapes; float32, on the processor.
-
     Raises:
         UserError: if the module cannot be exported, or ONNX Runtime cannot run the export.
     """
@@ -50,12 +46,7 @@ class Exported:
 
 
 class ExportedModule(nn.Module):
-    """A module whose inputs of certain shapes ONNX Runtime computes, and PyTorch all else.
-
-    Args:
-        module: in evaluation mode; maps tensors to a tensor, or to a tuple of tensors.
-        examples: inputs of these shapes.
-    """
+    """A module whose inputs of certain shapes ONNX Runtime computes, and PyTorch all others."""
 
     def __init__(self, module: nn.Module, examples: Sequence[Tensor]) -> None:
         super().__init__()
@@ -72,10 +63,7 @@ class ExportedModule(nn.Module):
 
 
 def run_by_onnxruntime(networks: Iterable[Network]) -> None:
-    """Let ONNX Runtime compute networks, in place.
-
-    Args:
-        networks: on the processor; that nothing else uses.
+    """Let ONNX Runtime compute networks that nothing else uses, in place.
 
     Raises:
         UserError: if one of them cannot be exported.

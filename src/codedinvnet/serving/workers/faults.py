@@ -41,10 +41,6 @@ class FaultyPool:
 
     Each worker draws from a generator of its own, so the n-th task of a worker meets the same fate
     in every run.
-
-    Args:
-        pool: the pool.
-        schedule: the faults; `add` and `clear` change them later.
     """
 
     def __init__(self, pool: WorkerPool, schedule: Schedule) -> None:

@@ -111,12 +111,9 @@ async def _exit_of(process: BaseProcess) -> str:
 
 @dataclass(eq=False)
 class Connection(asyncio.Protocol):
-    """A running worker, and the stream of its replies.
+    """A running worker, and the stream of its replies; `buried` is called when that ends.
 
-    Args:
-        process: the worker's.
-        leash: the worker is killed when this is closed, also when the fork server is gone (Linux).
-        buried: called with the reason when the stream ends.
+    The worker is killed when the leash is closed, even if the fork server is gone (Linux).
     """
 
     process: BaseProcess
@@ -218,9 +215,6 @@ class ProcessPool:
     """One process a worker, each behind a socket pair.
 
     A worker's death closes its socket, which is noticed at once, whether it was busy or not.
-
-    Args:
-        spec: what every worker loads.
     """
 
     def __init__(self, spec: WorkerSpec) -> None:

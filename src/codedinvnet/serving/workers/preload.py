@@ -61,9 +61,7 @@ def kill_fork_server() -> None:
 def replace_fork_server(pid: int | None, spec: WorkerSpec) -> None:
     """End a fork server that cannot be reached, and start another in a folder of its own.
 
-    Args:
-        pid: its number. If this process has another one by now, that one stays.
-        spec: see `start_fork_server`.
+    If this process has another one than `pid` by now, that one stays.
     """
     with _replacing:
         now = fork_server()

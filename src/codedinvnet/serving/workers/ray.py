@@ -114,10 +114,8 @@ def take_back_sigterm() -> None:
 class RayPool:
     """One actor a worker, spread over the cluster's nodes.
 
-    Args:
-        spec: what every worker loads; a bundle's folder must be there on every machine.
-        address: of a running cluster; None: the cluster that this process is connected to, or else
-            a new one on this machine alone.
+    Without an address it is the cluster that this process is connected to, or else a new one on
+    this machine only.
 
     Raises:
         UserError: if Ray is not installed.

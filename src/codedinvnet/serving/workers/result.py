@@ -35,9 +35,7 @@ class Computer(Protocol):
     ) -> tuple[Mapping[str, np.ndarray], float]:
         """Return a task's outputs, and the seconds that encoding took.
 
-        Args:
-            number: the task's in its group.
-            inputs: name -> (members, *shape), of the members that the task needs.
+        The inputs are name -> (members, *shape), of the members that the task needs.
         """
 
 

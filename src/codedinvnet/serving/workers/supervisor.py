@@ -75,11 +75,7 @@ class Worker:
 class Supervisor:
     """Keeps a pool's workers running.
 
-    Args:
-        pool: their pool.
-        size: the number of workers.
-        metrics: where replacements are counted.
-        down_timeout: seconds without any worker after which the service is no longer live.
+    Without any worker for `down_timeout` seconds, the service is no longer live.
     """
 
     def __init__(
@@ -161,10 +157,6 @@ class Supervisor:
 
         It is not if the same queries fail elsewhere, too, or if no worker gets anything done. One
         that has done nothing since it came up is no sign that others could.
-
-        Args:
-            number: the worker's.
-            members: the queries of the task that it failed.
         """
         failed = self.workers[number].failed
         if members not in failed:
