@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -425,7 +424,6 @@ class TestRefused:
                 ["mnist", "--set", "group-timeout-ms=5000"],
                 "below the deadline of 5000 ms, got 5000",
             ),
-            (["mnist", "--set", "max-pending=100"], "--set max-batch: a request of 256 queries"),
             (["mnist", "--device", "abacus"], "--device: "),
             (["mnist", "--device", "cuda:99"], "--device: this machine has no cuda:99"),
             (["mnist", "--host", "192.0.2.1"], "cannot listen on 192.0.2.1"),
@@ -441,20 +439,6 @@ class TestRefused:
     def test_options(self, words: list[str], message: str, call: Command) -> None:
         port = [] if "--port" in words else ["--port", "0"]
         assert message in self.refused(call, *words, *port)
-
-    def test_port_taken(self, call: Command) -> None:
-        with socket.socket() as other:
-            other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            other.bind(("127.0.0.1", 0))
-            other.listen()
-            port = other.getsockname()[1]
-            message = self.refused(call, "mnist", "--k", "4", "--port", str(port))
-        assert f"cannot listen on 127.0.0.1:{port}: " in message
-
-    def test_empty_token(self, call: Command, tmp_path: Path) -> None:
-        path = tmp_path / "token"
-        path.write_text("\n")
-        assert "holds no token" in self.refused(call, "mnist", "--token-file", str(path))
 
     def test_faults_of_a_worker_that_is_not_there(self, call: Command, tmp_path: Path) -> None:
         faults = write_faults(tmp_path, slow(1, worker=9))

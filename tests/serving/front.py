@@ -19,6 +19,7 @@ from codedinvnet.scheduler.policies import POLICIES
 from codedinvnet.scheduler.settings import Rules
 from codedinvnet.serving.answers import Answered, QueryFailed
 from codedinvnet.serving.decoding import Decoder
+from codedinvnet.serving.gate import AnswerGate
 from codedinvnet.serving.workers.faults import FaultyPool, Schedule
 from codedinvnet.serving.workers.pool import Task
 from codedinvnet.serving.workers.result import Result, run_task
@@ -39,6 +40,7 @@ async def running(
     pool: BundlePool | None = None,
     schedule: Schedule | None = None,
     policy: str = "coded",
+    gate: AnswerGate | None = None,
     deadline: float = PATIENCE,
     down_timeout: float = PATIENCE,
     **rules: Any,
@@ -51,6 +53,7 @@ async def running(
         method,
         pool if schedule is None else FaultyPool(pool, schedule),
         Rules(policy=POLICIES[policy], **rules),
+        gate=gate,
         deadline=deadline,
         down_timeout=down_timeout,
     )

@@ -75,6 +75,8 @@ def test_what_is_no_token(text: str, tmp_path: Path) -> None:
     path.write_text(text, encoding="utf-8")
     with pytest.raises(UserError, match="holds no token"):
         read_token(path)
+    path.write_text("secret\n", encoding="utf-8")
+    assert (read_token(path), read_token(None)) == ("secret", "")
 
 
 @pytest.mark.parametrize(
@@ -154,13 +156,6 @@ def test_a_command_that_is_refused_leaves_no_handler(call: Command) -> None:
     assert call("serve", "nothing").code == 2
     assert call("gateway", "--upstream", "nothing", "--port", "0").code == 2
     assert [(log.handlers, log.level, log.propagate) for log in loggers] == before
-
-
-def test_a_token(tmp_path: Path) -> None:
-    path = tmp_path / "token"
-    path.write_text("secret\n", encoding="utf-8")
-    assert read_token(path) == "secret"
-    assert read_token(None) == ""
 
 
 @pytest.mark.parametrize(

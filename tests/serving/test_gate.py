@@ -7,8 +7,6 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -22,9 +20,7 @@ from codedinvnet.common.errors import UserError
 from codedinvnet.models.bundle import bundle_folder, load_bundle
 from codedinvnet.models.checkpoint import load_checkpoint, save_checkpoint
 from codedinvnet.protect.calibration import DECODED, GUESSED, load_calibration
-from codedinvnet.protocol.messages import InferRequest, InferResponse
-from codedinvnet.scheduler.policies import POLICIES
-from codedinvnet.scheduler.settings import Rules
+from codedinvnet.protocol.messages import InferRequest
 from codedinvnet.serving import decoding
 from codedinvnet.serving.answers import Answered, DeadlinePassed
 from codedinvnet.serving.app import open_app
@@ -38,7 +34,8 @@ from codedinvnet.serving.service import InferenceService
 from codedinvnet.serving.workers.pool import Task
 from codedinvnet.serving.workers.result import Result
 from tests.observing import counted, until
-from tests.serving.bundles import BundleFront, BundlePool, output, with_output
+from tests.serving.bundles import BundlePool, output, with_output
+from tests.serving.front import running
 from tests.serving.options import changed
 
 K, WORKERS = 4, 5
@@ -152,21 +149,6 @@ def test_a_direct_answer_that_came_meanwhile_is_not_rated() -> None:
     assert direct.agreement is None
 
 
-@asynccontextmanager
-async def begun(
-    scheme: Scheme, own: AnswerGate, pool: BundlePool, policy: str = "coded"
-) -> AsyncIterator[BundleFront]:
-    rules = Rules(WORKERS, POLICIES[policy], group_timeout=0.05, hang_timeout=20.0)
-    front = BundleFront(scheme, pool, rules, deadline=20.0, gate=own)
-    await front.start()
-    try:
-        yield front
-    finally:
-        if pool.hung[0].is_set():
-            pool.kill(0)
-        await front.stop()
-
-
 @pytest.mark.parametrize("releases", [True, False])
 async def test_what_is_not_released_waits_for_the_direct_answer(
     releases: bool, scheme: Scheme, images: np.ndarray
@@ -174,7 +156,7 @@ async def test_what_is_not_released_waits_for_the_direct_answer(
     own, pool = gate(0.01), BundlePool(scheme)
     if not releases:
         own.thresholds = dict.fromkeys(own.thresholds, math.inf)
-    async with begun(scheme, own, pool) as front:
+    async with running(scheme, pool=pool, gate=own, workers=WORKERS) as (front, _):
         pool.hang(0)
         asked = asyncio.ensure_future(front.ask(images[:K]))
         if not releases:
@@ -199,26 +181,21 @@ async def test_a_requests_stricter_limit_holds_its_answers_back(
     own, pool = gate(0.01), BundlePool(scheme)
     for kind in own.thresholds:
         own.thresholds[kind] = 0.0 if kind[0] == own.limit else math.inf
-    async with begun(scheme, own, pool) as front:
+    async with running(scheme, pool=pool, gate=own, workers=WORKERS) as (front, _):
         pool.hang(0)
         found = await front.ask(images[:K], limit=limit, deadline=2.0 if late else 15.0)
         assert [type(one) for one in found].count(DeadlinePassed) == late
 
 
-def test_an_answer_tells_the_lowest_probability_of_its_approximate_answers(
+async def test_an_answer_tells_the_lowest_probability_of_its_approximate_answers(
     scheme: Scheme, images: np.ndarray
 ) -> None:
-    async def run() -> tuple[InferResponse, InferResponse]:
-        pool = BundlePool(scheme)
-        async with begun(scheme, gate(None), pool) as front:
-            service = InferenceService(front, front.served, 64, 1 << 30)
-            request = InferRequest({"images": images[:K]}, parameters={"own": 1})
-            whole = await service.answer(request, time.monotonic())
-            pool.hang(0)
-            answer = await service.answer(request, time.monotonic())
-            return whole.message, answer.message
-
-    whole, coded = asyncio.run(run())
+    async with running(scheme, gate=gate(None), workers=WORKERS) as (front, pool):
+        service = InferenceService(front, front.served, 64, 1 << 30)
+        request = InferRequest({"images": images[:K]}, parameters={"own": 1})
+        whole = (await service.answer(request, time.monotonic())).message
+        pool.hang(0)
+        coded = (await service.answer(request, time.monotonic())).message
     approximate = set(whole.outputs["outcome"].tolist()) != {b"direct"}  # on a busy machine
     assert ("agreement_probability" in whole.parameters) == approximate
     assert coded.parameters["own"] == 1
@@ -254,7 +231,7 @@ async def test_a_worker_that_answers_wrongly_is_told_and_replaced(
     monkeypatch.setattr(decoding, "WAITING_CHECKS", 100)
 
     own, pool = gate(None, on_corruption=action), Lying(scheme)
-    async with begun(scheme, own, pool) as front:
+    async with running(scheme, pool=pool, gate=own, workers=WORKERS) as (front, _):
         for number in range(200):
             start = K * number % 900
             await front.ask(images[start : start + K], name=f"request {number}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 import shutil
 from dataclasses import replace
@@ -20,9 +19,7 @@ from codedinvnet.common.errors import UserError
 from codedinvnet.data import sample_images
 from codedinvnet.models.bundle import WEIGHTS, Bundle, bundle_folder, load_bundle
 from codedinvnet.models.checkpoint import load_checkpoint, save_checkpoint
-from codedinvnet.scheduler.policies import POLICIES
 from codedinvnet.scheduler.quantiles import FEWEST
-from codedinvnet.scheduler.settings import Rules
 from codedinvnet.serving.answers import Answered
 from codedinvnet.serving.app import open_app
 from codedinvnet.serving.checks import check
@@ -30,7 +27,8 @@ from codedinvnet.serving.config import ServeOptions
 from codedinvnet.serving.opened import open_served
 from codedinvnet.serving.workers.computing import BundleSpec, SchemeComputer
 from tests.models.factories import PLACE
-from tests.serving.bundles import BundleFront, BundlePool, probabilities
+from tests.serving.bundles import probabilities
+from tests.serving.front import answered, running
 
 K = 4
 SERVABLE = [name for name, method in METHODS.items() if not method.is_policy]
@@ -49,32 +47,21 @@ def offline(method: Scheme, group: np.ndarray, *lost: int | None) -> np.ndarray:
     return torch.cat([answers[i].softmax(1) for i in range(K)]).numpy()
 
 
-async def served(
-    method: Scheme, images: np.ndarray, *hung: int | None, pool_type: type[BundlePool] = BundlePool
-) -> list[Answered]:
-    pool = pool_type(method)
-    tasks = len(method.rules.tasks(K))
-    rules = Rules(workers=tasks, policy=POLICIES["coded"], group_timeout=0.05, hang_timeout=60.0)
-    front = BundleFront(method, pool, rules, deadline=60.0)
-    await front.start()
-    try:
-        gone = [worker for worker in hung if worker is not None]
-        for worker in gone:
-            pool.hang(worker)
-        found = await front.ask(images)
-        for worker in gone:
-            pool.kill(worker)
-    finally:
-        await front.stop()
-    return [answer for answer in found if isinstance(answer, Answered)]
+async def served(method: Scheme, images: np.ndarray, *hung: int | None) -> list[Answered]:
+    async with running(method, workers=len(method.rules.tasks(K))) as (front, pool):
+        for worker in filter(lambda worker: worker is not None, hung):
+            pool.hang(worker or 0)
+        return answered(await front.ask(images))
 
 
 @pytest.mark.parametrize("hung", [None, 0, 3])
 @pytest.mark.parametrize("name", ["approxifer", "nercc", "oracle"])
-def test_answers_are_those_decoded_offline(mnist: Bundle, name: str, hung: int | None) -> None:
+async def test_answers_are_those_decoded_offline(
+    mnist: Bundle, name: str, hung: int | None
+) -> None:
     method = scheme_for(mnist, K, name)
     images = sample_images("mnist").images[:K].numpy()
-    found = asyncio.run(served(method, images, hung))
+    found = await served(method, images, hung)
     assert len(found) == K
     given = np.stack([probabilities(answer) for answer in found])
     if name == "oracle":  # which is as good as nobody missing
@@ -89,22 +76,22 @@ def test_answers_are_those_decoded_offline(mnist: Bundle, name: str, hung: int |
 
 
 @pytest.mark.parametrize("name", ["small-backup@2", "collage"])
-def test_a_hung_workers_query_is_answered_by_the_trained_part(mnist: Bundle, name: str) -> None:
+async def test_a_hung_workers_query_is_answered_by_the_part(mnist: Bundle, name: str) -> None:
     method, given = find_method(name), given_by(mnist, K)
     torch.manual_seed(0)
     part = method.untrained(given, method.made_with(given, None)).eval()
     scheme = method.build(replace(given, part=part))
     images = sample_images("mnist").images[:K].numpy()
-    found = asyncio.run(served(scheme, images, 1))
+    found = await served(scheme, images, 1)
     assert found[1].outcome == "decoded"
     np.testing.assert_allclose(probabilities(found[1]), offline(scheme, images, 1)[1], atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["approxifer", "nercc"])
-def test_a_group_that_is_not_full_is_filled_with_black_images(mnist: Bundle, name: str) -> None:
+async def test_a_group_that_is_not_full_gets_black_images(mnist: Bundle, name: str) -> None:
     method = scheme_for(mnist, K, name)
     images = sample_images("mnist").images[: K - 1].numpy()
-    found = asyncio.run(served(method, images, 1))
+    found = await served(method, images, 1)
     assert len(found) == K - 1
     filled = np.concatenate([images, np.zeros_like(images[:1])])
     given = np.stack([probabilities(answer) for answer in found])
@@ -177,27 +164,16 @@ def test_codes_without_direct_answers_go_with_the_policy_coded(policy: str, mnis
         open_app(ServeOptions(source="mnist", k=K, method="nercc", policy=policy))
 
 
-def test_a_late_query_is_rescued_by_the_small_backup_of_a_bundle() -> None:
+async def test_a_late_query_is_rescued_by_the_small_backup_of_a_bundle() -> None:
     """Of ten queries one is on a worker that hangs; two workers are enough for that."""
     method = scheme_for(load_bundle("mnist"), 10, "small-backup")
     samples = sample_images("mnist")
     images, labels = samples.images[:10].numpy(), samples.labels[:10].tolist()
-
-    async def run() -> tuple[list[Answered], int]:
-        rules = Rules(workers=2, policy=POLICIES["auto"], hang_timeout=60.0, extra=1.0)
-        pool = BundlePool(method)
-        front = BundleFront(method, pool, rules, deadline=60.0)
-        await front.start()
+    async with running(method, policy="auto", workers=2, extra=1.0) as (front, pool):
         for _ in range(FEWEST):
             front.scheduler.stats.took(0.0, 1, 0, 0.5)
         pool.hang(0)
-        found = [answer for answer in await front.ask(images) if isinstance(answer, Answered)]
-        sent = front.scheduler.dispatcher.sent
-        pool.kill(0)
-        await front.stop()
-        return found, sent
-
-    answers, sent = asyncio.run(run())
+        answers = answered(await front.ask(images))
+        assert front.scheduler.dispatcher.sent == 11
     assert sorted(answer.outcome for answer in answers) == ["decoded", *["direct"] * 9]
     assert [int(probabilities(answer).argmax()) for answer in answers] == labels
-    assert sent == 11

@@ -111,8 +111,8 @@ class RequestHead(Head):
     def __init__(self, method: bytes, target: bytes, fields: Fields, minor: bytes) -> None:
         super().__init__(fields, minor)
         self.method, self.target, self._path = method, target, ""
-        hosts = sum(name.lower() == b"host" for name, _ in fields) if minor == b"1" else 1
-        if hosts != 1:
+        host = self.known.get(b"host")
+        if b"," in host if host is not None else minor == b"1":  # several were joined
             raise BadMessage("a request needs one Host field")
 
     @property

@@ -275,9 +275,11 @@ def check_parameters(parameters: Mapping[str, Any]) -> None:
         return
     level: list[Any] = [parameters]
     for _ in range(DEEPEST):
-        level = [value for value in level if isinstance(value, dict | list)]
         level = [x for v in level for x in (v.values() if isinstance(v, dict) else v)]
-    if any(isinstance(value, dict | list) for value in level):
+        level = [value for value in level if isinstance(value, dict | list)]
+        if not level:
+            break
+    else:
         raise ProtocolError(f"parameters: nested more than {DEEPEST} deep")
     try:
         repeated = json.dumps(parameters, allow_nan=False)

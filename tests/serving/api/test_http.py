@@ -115,18 +115,6 @@ class TestInfer:
             (output,) = response.json()["outputs"]
             assert output["data"] == ["direct", "decoded", "direct", "direct"]
 
-    async def test_guessed(self, mnist: Bundle, images: np.ndarray) -> None:
-        async with serving(mnist) as service:
-            service.pool.hang(1)
-            service.pool.hang(3)
-            response = await service.infer(
-                images[:K], outputs=[{"name": "outcome"}], parameters={"timeout": 2_000_000}
-            )
-            (output,) = response.json()["outputs"]
-            assert output["data"] == ["direct", "guessed", "direct", "guessed"]
-            state = (await service.client.get("/page/state")).json()
-            assert state["answers"]["guessed"] == 2
-
     async def test_a_timeout_too_short_to_tell_from_none_is_over(
         self, mnist: Bundle, images: np.ndarray
     ) -> None:

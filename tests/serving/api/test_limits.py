@@ -30,21 +30,6 @@ class TestFailures:
             assert (await first).status_code == 200
             assert (await service.infer(images[:1])).status_code == 200
 
-    async def test_what_is_large_is_not_parsed_for_nothing(
-        self, mnist: Bundle, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        async with serving(mnist, max_pending=8) as service:
-            service.hang_all()
-            first = asyncio.create_task(service.infer(images[:8]))
-            await until(lambda: len(service.front.scheduler.queries) == 8)
-            monkeypatch.setattr(app, "parse_request", None)
-            assert "overloaded" in error(
-                await service.infer(np.full_like(images[:1], 200).repeat(24, 0)), 503
-            )
-            monkeypatch.undo()
-            service.kill_all()
-            assert (await first).status_code == 200
-
     async def test_who_finds_no_room_need_not_send_a_large_body(
         self, mnist: Bundle, images: np.ndarray
     ) -> None:

@@ -151,25 +151,18 @@ async def test_numbers_that_a_processor_is_slow_with_are_zero(kind: str, tmp_pat
     assert found == pytest.approx(np.array([[0, 1e-30, 0, 1e-10]]), rel=1e-6, abs=0)
 
 
-async def test_a_task_that_raises_leaves_the_worker_ready() -> None:
-    async with started(1) as (pool, pids):
-        deaths: list[int] = []
-        pool.on_death = lambda worker, _: deaths.append(worker)
-        wrong = Task(1, 0, {IMAGES: np.zeros((1, 3, 7, 7), np.uint8)})
-        with pytest.raises(WorkerFailed, match=r"^\w+Error: ."):
-            await pool.call(0, wrong)
-        await pool.call(0, data_task(2, 0))
-        assert pool.pid(0) == pids[0]
-        assert deaths == []
-
-
-async def test_a_reply_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_task_that_raises_or_whose_reply_cannot_be_read_leaves_the_worker_ready(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def fails(*_: object) -> None:
         raise MemoryError("no room")
 
     async with started(1) as (pool, pids):
         deaths: list[str] = []
         pool.on_death = lambda _, reason: deaths.append(reason)
+        wrong = Task(3, 0, {IMAGES: np.zeros((1, 3, 7, 7), np.uint8)})
+        with pytest.raises(WorkerFailed, match=r"^\w+Error: ."):
+            await pool.call(0, wrong)
         with monkeypatch.context() as patch:  # of its content: the next one may be as ever
             patch.setattr(process_pool, "unpack", fails)
             with pytest.raises(MemoryError, match="no room"):

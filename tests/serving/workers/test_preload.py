@@ -101,21 +101,19 @@ SET = "torch.set_num_threads(2)"
 IMAGE = np.zeros((1, 3, 64, 64), np.float32)
 
 
-@pytest.mark.parametrize("where", ["top", "function"])
-async def test_a_factory_that_sets_pytorchs_threads_is_answered_for(
+@pytest.mark.parametrize("where", ["top", "function", "method"])
+async def test_a_file_that_sets_pytorchs_threads_is_answered_for(
     where: str, tmp_path: Path
 ) -> None:
     """Two threads in the fork server would be a pool that no worker has."""
     path = tmp_path / "net.py"
+    if where == "method":
+        path.write_text(f"{EXAMPLE.read_text()}\nimport torch\n{SET}\n")
+        spec = BundleSpec("mnist", 2, threads=1, method=f"{path}:TwoParities")
+        assert await answered(spec, np.zeros((1, 1, 28, 28), np.uint8)) == 1
+        return
     path.write_text(NETWORK.format(**{"top": "", "forward": "", "function": "", where: SET}))
     assert await answered(ModelSpec(ModelSource(f"{path}:make", threads=1)), IMAGE) == 1
-
-
-async def test_a_method_whose_file_sets_pytorchs_threads_is_answered_for(tmp_path: Path) -> None:
-    path = tmp_path / "method.py"
-    path.write_text(f"{EXAMPLE.read_text()}\nimport torch\n{SET}\n")
-    spec = BundleSpec("mnist", 2, threads=1, method=f"{path}:TwoParities")
-    assert await answered(spec, np.zeros((1, 1, 28, 28), np.uint8)) == 1
 
 
 async def test_a_model_that_sets_pytorchs_threads_when_it_computes(tmp_path: Path) -> None:
