@@ -14,8 +14,7 @@ from queue import SimpleQueue
 from typing import TypeAlias
 
 from codedinvnet.serving.workers.computing import WorkerSpec
-from codedinvnet.serving.workers.pool import Task, WorkerFailed
-from codedinvnet.serving.workers.result import Computer, Result, run_task
+from codedinvnet.serving.workers.pool import Computer, Result, Task, WorkerFailed, run_task
 
 Job: TypeAlias = tuple[Task, "Future[Result]"]
 

@@ -24,8 +24,8 @@ from codedinvnet.net.collector import freeze_loaded
 from codedinvnet.net.http1 import RequestHead
 from codedinvnet.net.listening import log_to_stderr
 from codedinvnet.serving.app import NOISY, open_app, warn_open
-from codedinvnet.serving.checks import check
 from codedinvnet.serving.config import ServeOptions
+from codedinvnet.serving.opened import check
 
 
 def app(arguments: dict[str, Any]) -> serve.Application:

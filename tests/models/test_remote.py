@@ -15,8 +15,8 @@ import pytest
 
 from codedinvnet.common.errors import UserError
 from codedinvnet.models import ModelSource, open_model
-from codedinvnet.serving.checks import check
 from codedinvnet.serving.config import ServeOptions
+from codedinvnet.serving.opened import check
 
 TENSORS = {
     "inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 3]}],

@@ -21,11 +21,10 @@ from codedinvnet.protect.calibration import DECODED, FILE, protection_calibratio
 from codedinvnet.protect.folder import DESCRIPTION, load_protection
 from codedinvnet.protocol.messages import InferRequest
 from codedinvnet.serving.app import open_app
-from codedinvnet.serving.checks import check
 from codedinvnet.serving.config import ServeOptions
+from codedinvnet.serving.opened import check
 from codedinvnet.serving.workers.faults import FaultyPool, Schedule
-from codedinvnet.serving.workers.pool import Task, WorkerPool
-from codedinvnet.serving.workers.result import Result
+from codedinvnet.serving.workers.pool import Result, Task, WorkerPool
 from tests.conftest import Command
 from tests.protect.conftest import COUNT, PLACE, arguments, description
 from tests.protect.factories import FEATURES

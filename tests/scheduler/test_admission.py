@@ -21,8 +21,7 @@ from codedinvnet.scheduler.policies import POLICIES
 from codedinvnet.scheduler.settings import Rules
 from codedinvnet.serving.answers import Answered, NotNow
 from codedinvnet.serving.served import IMAGES
-from codedinvnet.serving.workers.pool import Task
-from codedinvnet.serving.workers.result import Result, run_task
+from codedinvnet.serving.workers.pool import Result, Task, run_task
 from tests.serving.bundles import BundleFront, BundlePool
 
 

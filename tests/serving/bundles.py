@@ -13,12 +13,10 @@ from codedinvnet.serving.codec import TensorCodec
 from codedinvnet.serving.decoding import Decoder
 from codedinvnet.serving.dispatch import Dispatcher, Timing
 from codedinvnet.serving.gate import AnswerGate
-from codedinvnet.serving.metrics import Metrics
-from codedinvnet.serving.recent import Recent
+from codedinvnet.serving.metrics import Metrics, Recent
 from codedinvnet.serving.served import IMAGES, PROBABILITIES, Classifier
 from codedinvnet.serving.workers.computing import SchemeComputer
-from codedinvnet.serving.workers.pool import WorkerPool
-from codedinvnet.serving.workers.result import OUTPUT, Result
+from codedinvnet.serving.workers.pool import OUTPUT, Result, WorkerPool
 from codedinvnet.serving.workers.supervisor import Worker
 from tests.serving.in_process import InProcessPool
 

@@ -21,8 +21,7 @@ from codedinvnet.serving.answers import Answered, QueryFailed
 from codedinvnet.serving.decoding import Decoder
 from codedinvnet.serving.gate import AnswerGate
 from codedinvnet.serving.workers.faults import FaultyPool, Schedule
-from codedinvnet.serving.workers.pool import Task
-from codedinvnet.serving.workers.result import Result, run_task
+from codedinvnet.serving.workers.pool import Result, Task, run_task
 from tests.observing import until
 from tests.serving.bundles import BundleFront, BundlePool, probabilities
 

@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import asyncio
 
-from codedinvnet.serving.workers.pool import Death, Task, WorkerDied, WorkerFailed
-from codedinvnet.serving.workers.result import Computer, Result, run_task
+from codedinvnet.serving.workers.pool import (
+    Computer,
+    Death,
+    Result,
+    Task,
+    WorkerDied,
+    WorkerFailed,
+    run_task,
+)
 
 
 class InProcessPool:

@@ -21,8 +21,7 @@ from codedinvnet.serving.answers import Answered
 from codedinvnet.serving.codec import TensorCodec
 from codedinvnet.serving.dispatch import Dispatcher, Timing
 from codedinvnet.serving.served import OwnModel
-from codedinvnet.serving.workers.pool import Death, Task
-from codedinvnet.serving.workers.result import Result
+from codedinvnet.serving.workers.pool import Death, Result, Task
 
 WORKERS = 4
 MODEL = OwnModel("m", Signature((TensorSpec("x", "FP32", (1,)),), (TensorSpec("y", "FP32", (1,)),)))

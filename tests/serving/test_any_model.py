@@ -20,8 +20,8 @@ from codedinvnet.models import open_model
 from codedinvnet.models.source import ModelSource
 from codedinvnet.protocol.messages import InferRequest, ProtocolError, RequestedOutput
 from codedinvnet.serving.app import open_app, running
-from codedinvnet.serving.checks import check
 from codedinvnet.serving.config import ServeOptions
+from codedinvnet.serving.opened import check
 from codedinvnet.serving.workers.computing import ModelSpec
 from codedinvnet.serving.workers.faults import FaultyPool
 from tests.codes.decodings import assert_is_decoded

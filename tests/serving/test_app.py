@@ -18,8 +18,8 @@ from codedinvnet.net.listening import bind
 from codedinvnet.protocol.messages import Limits
 from codedinvnet.serving import app as serving
 from codedinvnet.serving.app import NOISY, open_app
-from codedinvnet.serving.checks import check
 from codedinvnet.serving.config import ServeOptions
+from codedinvnet.serving.opened import check
 from codedinvnet.serving.served import Classifier
 from tests.conftest import Command
 from tests.processes import wait_until

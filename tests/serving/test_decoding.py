@@ -27,8 +27,7 @@ from codedinvnet.serving.answers import QueryFailed
 from codedinvnet.serving.decoding import Check, Facts, Job, compare, compute, compute_apart
 from codedinvnet.serving.served import PROBABILITIES, Classifier, OwnModel, Served
 from codedinvnet.serving.workers.faults import Schedule
-from codedinvnet.serving.workers.pool import Task
-from codedinvnet.serving.workers.result import Result
+from codedinvnet.serving.workers.pool import Result, Task
 from tests.observing import counted, until
 from tests.serving.bundles import BundlePool, output, probabilities, with_output
 from tests.serving.front import K, answered, direct, fixed_size, queue, running

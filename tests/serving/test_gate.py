@@ -24,15 +24,14 @@ from codedinvnet.protocol.messages import InferRequest
 from codedinvnet.serving import decoding
 from codedinvnet.serving.answers import Answered, DeadlinePassed
 from codedinvnet.serving.app import open_app
-from codedinvnet.serving.checks import check
 from codedinvnet.serving.config import ServeOptions
 from codedinvnet.serving.decoding import Check, Facts, Found
 from codedinvnet.serving.gate import AnswerGate, gate_of
 from codedinvnet.serving.metrics import Metrics
+from codedinvnet.serving.opened import check
 from codedinvnet.serving.queries import InFlightQuery
 from codedinvnet.serving.service import InferenceService
-from codedinvnet.serving.workers.pool import Task
-from codedinvnet.serving.workers.result import Result
+from codedinvnet.serving.workers.pool import Result, Task
 from tests.observing import counted, until
 from tests.serving.bundles import BundlePool, output, with_output
 from tests.serving.front import running

@@ -22,9 +22,8 @@ from codedinvnet.models.checkpoint import load_checkpoint, save_checkpoint
 from codedinvnet.scheduler.quantiles import FEWEST
 from codedinvnet.serving.answers import Answered
 from codedinvnet.serving.app import open_app
-from codedinvnet.serving.checks import check
 from codedinvnet.serving.config import ServeOptions
-from codedinvnet.serving.opened import open_served
+from codedinvnet.serving.opened import check, open_served
 from codedinvnet.serving.workers.computing import BundleSpec, SchemeComputer
 from tests.models.factories import PLACE
 from tests.serving.bundles import probabilities

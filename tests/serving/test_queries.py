@@ -14,8 +14,7 @@ from codedinvnet.codes.base import Scheme
 from codedinvnet.models.bundle import Bundle
 from codedinvnet.serving import decoding
 from codedinvnet.serving.answers import Answered, Cancelled, DeadlinePassed, NotNow
-from codedinvnet.serving.workers.pool import Task
-from codedinvnet.serving.workers.result import Result
+from codedinvnet.serving.workers.pool import Result, Task
 from tests.observing import counted, until
 from tests.serving.bundles import BundleFront
 from tests.serving.front import (

@@ -4,9 +4,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from codedinvnet.serving import recent as module
+from codedinvnet.serving import metrics as module
 from codedinvnet.serving.answers import Answered, Cancelled, QueryFailed
-from codedinvnet.serving.recent import Recent
+from codedinvnet.serving.metrics import Recent
 
 
 def test_recent_requests_and_work() -> None:

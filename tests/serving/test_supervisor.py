@@ -16,8 +16,7 @@ from codedinvnet.serving.answers import NotNow, QueryFailed
 from codedinvnet.serving.metrics import Metrics
 from codedinvnet.serving.served import IMAGES
 from codedinvnet.serving.workers import supervisor
-from codedinvnet.serving.workers.pool import Task, WorkerDied, WorkerFailed
-from codedinvnet.serving.workers.result import Result
+from codedinvnet.serving.workers.pool import Result, Task, WorkerDied, WorkerFailed
 from codedinvnet.serving.workers.supervisor import State
 from tests.observing import counted, until
 from tests.serving.bundles import BundlePool, probabilities

@@ -22,8 +22,7 @@ from codedinvnet.codes.rules import BACKUP, SERVED, CodeRules, Parities
 from codedinvnet.evaluation.quantiles import percentile
 from codedinvnet.serving.answers import Answered
 from codedinvnet.serving.workers.faults import FaultyPool, Schedule
-from codedinvnet.serving.workers.pool import Death, Task, WorkerPool
-from codedinvnet.serving.workers.result import OUTPUT, Result
+from codedinvnet.serving.workers.pool import OUTPUT, Death, Result, Task, WorkerPool
 from codedinvnet.simulation.engine import Simulation
 from codedinvnet.simulation.scenario import Scenario
 from tests.serving.bundles import BundleFront

@@ -27,7 +27,6 @@ from codedinvnet.serving.api.bodies import BodyMemory
 from codedinvnet.serving.api.guard import Guard
 from codedinvnet.serving.api.http import HttpApi
 from codedinvnet.serving.api.page import demo_requests, page_routes
-from codedinvnet.serving.checks import check, split_policy
 from codedinvnet.serving.choices import Choices, objection
 from codedinvnet.serving.codec import TensorCodec
 from codedinvnet.serving.config import ServeOptions
@@ -35,7 +34,7 @@ from codedinvnet.serving.decoding import Decoder
 from codedinvnet.serving.dispatch import Dispatcher, Timing
 from codedinvnet.serving.gate import gate_of, unnoticed
 from codedinvnet.serving.metrics import Metrics
-from codedinvnet.serving.opened import Opened, make_pool, open_served
+from codedinvnet.serving.opened import Opened, check, make_pool, open_served, split_policy
 from codedinvnet.serving.served import Classifier, Served
 from codedinvnet.serving.service import InferenceService
 from codedinvnet.serving.tracing import exporting

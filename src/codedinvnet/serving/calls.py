@@ -16,8 +16,7 @@ from codedinvnet.scheduler.scheduler import Scheduler
 from codedinvnet.serving.codec import Payload, TensorCodec
 from codedinvnet.serving.queries import InFlight
 from codedinvnet.serving.tracing import Tracing
-from codedinvnet.serving.workers.pool import Task, WorkerDied, WorkerFailed
-from codedinvnet.serving.workers.result import Result
+from codedinvnet.serving.workers.pool import Result, Task, WorkerDied, WorkerFailed
 from codedinvnet.serving.workers.supervisor import MOST_FAILURES, Cause, Supervisor
 
 

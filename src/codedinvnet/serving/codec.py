@@ -10,8 +10,7 @@ import numpy as np
 from codedinvnet.models.base import DATATYPES
 from codedinvnet.scheduler.group import FILLER
 from codedinvnet.serving.served import Served
-from codedinvnet.serving.workers.pool import Task, WorkerFailed
-from codedinvnet.serving.workers.result import OUTPUT, Computer, Result, zeros
+from codedinvnet.serving.workers.pool import OUTPUT, Computer, Result, Task, WorkerFailed, zeros
 
 if TYPE_CHECKING:
     from codedinvnet.codes.base import Scheme

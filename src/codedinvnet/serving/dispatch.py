@@ -44,8 +44,7 @@ from codedinvnet.serving.decoding import Answers, Decoder, Job
 from codedinvnet.serving.gate import AnswerGate
 from codedinvnet.serving.metrics import Metrics
 from codedinvnet.serving.queries import InFlight, InFlightQuery
-from codedinvnet.serving.workers.pool import Origin, WorkerPool
-from codedinvnet.serving.workers.result import OUTPUT
+from codedinvnet.serving.workers.pool import OUTPUT, Origin, WorkerPool
 from codedinvnet.serving.workers.supervisor import Cause, Supervisor
 
 WRONG = "answers wrongly"

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export import SpanExporter
     from opentelemetry.trace import Span
 
-    from codedinvnet.serving.workers.result import Result
+    from codedinvnet.serving.workers.pool import Result
 
 PATH = "/v1/traces"
 """Where a collector takes traces (OTLP over HTTP)."""

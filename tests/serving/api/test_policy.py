@@ -9,8 +9,7 @@ import numpy as np
 
 from codedinvnet.codes.base import Scheme
 from codedinvnet.models.bundle import Bundle
-from codedinvnet.serving.workers.pool import Task
-from codedinvnet.serving.workers.result import Result
+from codedinvnet.serving.workers.pool import Result, Task
 from tests.serving.api.service import TOKEN, Service, error, serving
 from tests.serving.bundles import BundlePool
 

@@ -29,9 +29,8 @@ from codedinvnet.common.processes import descendants
 from codedinvnet.data import sample_images
 from codedinvnet.models import runtime
 from codedinvnet.models.bundle import load_bundle
-from codedinvnet.serving.checks import check
 from codedinvnet.serving.config import ServeOptions
-from codedinvnet.serving.opened import make_pool, open_served
+from codedinvnet.serving.opened import check, make_pool, open_served
 from codedinvnet.serving.served import IMAGES
 from codedinvnet.serving.workers import exported
 from codedinvnet.serving.workers.computing import BundleSpec, SchemeComputer

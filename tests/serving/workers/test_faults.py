@@ -18,8 +18,7 @@ from codedinvnet.common.errors import UserError
 from codedinvnet.common.faults import Delay, Fault
 from codedinvnet.serving.workers import faults as module
 from codedinvnet.serving.workers.faults import FaultyPool, Schedule
-from codedinvnet.serving.workers.pool import Death, Origin, Task, WorkerDied
-from codedinvnet.serving.workers.result import OUTPUT, Result
+from codedinvnet.serving.workers.pool import OUTPUT, Death, Origin, Result, Task, WorkerDied
 from tests.serving.bundles import output
 
 INPUTS = {"images": np.zeros((1, 1, 2, 2), np.uint8)}

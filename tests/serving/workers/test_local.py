@@ -23,8 +23,7 @@ from codedinvnet.serving.served import IMAGES
 from codedinvnet.serving.workers import local as process_pool
 from codedinvnet.serving.workers.computing import BundleSpec, ModelSpec, SchemeComputer
 from codedinvnet.serving.workers.local import Connection, ProcessPool
-from codedinvnet.serving.workers.pool import Task, WorkerDied, WorkerFailed
-from codedinvnet.serving.workers.result import run_task
+from codedinvnet.serving.workers.pool import Task, WorkerDied, WorkerFailed, run_task
 from tests.models.factories import PLACE, faint, save_onnx
 from tests.observing import until
 from tests.processes import needs_proc, state, survivors

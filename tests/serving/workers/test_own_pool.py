@@ -8,8 +8,8 @@ import pytest
 
 from codedinvnet.common.errors import UserError
 from codedinvnet.serving.app import open_app
-from codedinvnet.serving.checks import check
 from codedinvnet.serving.config import ServeOptions
+from codedinvnet.serving.opened import check
 from tests.models.factories import PLACE
 
 EXAMPLE = Path("examples/my_pool.py").resolve()

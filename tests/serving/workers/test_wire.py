@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from codedinvnet.serving.workers.wire import ALIGNMENT, pack, unpack
+from codedinvnet.serving.workers.process import ALIGNMENT, pack, unpack
 
 
 def test_arrays_survive() -> None:

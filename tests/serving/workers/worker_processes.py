@@ -25,8 +25,7 @@ from codedinvnet.serving.served import IMAGES
 from codedinvnet.serving.workers import preload
 from codedinvnet.serving.workers.computing import BundleSpec, SchemeComputer
 from codedinvnet.serving.workers.local import ProcessPool
-from codedinvnet.serving.workers.pool import Task, WorkerDied
-from codedinvnet.serving.workers.result import Computer
+from codedinvnet.serving.workers.pool import Computer, Task, WorkerDied
 from tests.processes import survivors
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -26,7 +26,7 @@ from codedinvnet.serving.metrics import OUTCOMES
 from codedinvnet.serving.served import IMAGES, Served
 from codedinvnet.serving.service import InferenceService
 from codedinvnet.serving.workers.faults import FaultyPool
-from codedinvnet.serving.workers.result import zeros
+from codedinvnet.serving.workers.pool import zeros
 from codedinvnet.serving.workers.supervisor import State
 
 NO_FRAMES = (

@@ -25,7 +25,7 @@ from codedinvnet.models.bundle import load_bundle
 from codedinvnet.models.scores import ScoresOf
 from codedinvnet.models.source import ModelSource, OpenModel
 from codedinvnet.serving.workers.exported import is_kept, run_by_onnxruntime
-from codedinvnet.serving.workers.result import OUTPUT, Computer, copied, floated, zeros
+from codedinvnet.serving.workers.pool import OUTPUT, Computer, copied, floated, zeros
 
 
 class SchemeComputer:

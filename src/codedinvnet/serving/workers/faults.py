@@ -15,8 +15,7 @@ import numpy as np
 from codedinvnet.common.config import Section, validated
 from codedinvnet.common.faults import Fault, check_workers
 from codedinvnet.common.files import read_json
-from codedinvnet.serving.workers.pool import Death, Origin, Task, WorkerDied, WorkerPool
-from codedinvnet.serving.workers.result import Result
+from codedinvnet.serving.workers.pool import Death, Origin, Result, Task, WorkerDied, WorkerPool
 
 
 class Schedule(Section):

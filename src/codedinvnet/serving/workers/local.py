@@ -22,17 +22,16 @@ from codedinvnet.common.errors import UserError, described
 from codedinvnet.net.logs import log_event
 from codedinvnet.serving.workers import preload
 from codedinvnet.serving.workers.computing import WorkerSpec
-from codedinvnet.serving.workers.pool import Death, Task, WorkerDied, WorkerFailed
+from codedinvnet.serving.workers.pool import Death, Result, Task, WorkerDied, WorkerFailed
 from codedinvnet.serving.workers.process import (
     FAILED,
     MISTAKEN,
     READY,
     REPLY,
     pack_request,
+    unpack,
     worker_main,
 )
-from codedinvnet.serving.workers.result import Result
-from codedinvnet.serving.workers.wire import unpack
 
 START_TIMEOUT = 120.0
 """Seconds that a worker may take to load."""

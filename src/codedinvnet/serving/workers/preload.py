@@ -21,7 +21,7 @@ from pydantic import TypeAdapter
 from codedinvnet.common.errors import UserError
 from codedinvnet.net.collector import freeze_loaded
 from codedinvnet.serving.workers.computing import BundleSpec, ModelSpec, WorkerSpec
-from codedinvnet.serving.workers.result import Computer
+from codedinvnet.serving.workers.pool import Computer
 
 SPECS: tuple[type, ...] = (BundleSpec, ModelSpec)
 """What a fork server can load; workers load any other kind themselves."""

@@ -29,8 +29,7 @@ from codedinvnet.common.errors import UserError
 from codedinvnet.net.collector import freeze_loaded
 from codedinvnet.net.logs import Quiet, log_event
 from codedinvnet.serving.workers.computing import WorkerSpec
-from codedinvnet.serving.workers.pool import Death, Task, WorkerDied, WorkerFailed
-from codedinvnet.serving.workers.result import Result, run_task
+from codedinvnet.serving.workers.pool import Death, Result, Task, WorkerDied, WorkerFailed, run_task
 
 START_TIMEOUT = 120.0
 """Seconds that an actor may take to load."""
