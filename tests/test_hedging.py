@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
+from codedinvnet.common.errors import UserError
 from codedinvnet.hedging import HedgingTransport
 from tests.toys import Handler, Reply, Request, Toy
 
@@ -76,7 +77,7 @@ async def test_a_late_answer_is_hedged_and_the_loser_closed() -> None:
     async with (
         Toy(echo) as a,
         Toy(echo) as b,
-        client(a, b, hedge=["POST /predict"], budget=0.2) as asking,
+        client(a, b, hedge="POST /predict", budget=0.2) as asking,
     ):
         await ask(asking)
         a.handle = stalls(5)
@@ -215,6 +216,17 @@ async def test_a_stream_is_hedged_until_its_first_content_and_never_mixed() -> N
             pass  # a client that leaves
         await asyncio.sleep(0.1)
         assert a.cut + b.cut > before
+
+
+async def test_wrong_use_is_refused_in_words_of_python() -> None:
+    transport = HedgingTransport(["http://127.0.0.1:9"])
+    async with httpx.AsyncClient(transport=transport) as asking:
+        with pytest.raises(httpx.UnsupportedProtocol, match="base_url"):
+            await asking.post("/predict")
+    with httpx.Client(transport=transport) as sync, pytest.raises(TypeError, match="AsyncClient"):
+        sync.get("http://model/predict")
+    with pytest.raises(UserError, match=r"^no_hedge: 'GET'"):
+        HedgingTransport(["http://127.0.0.1:9"], no_hedge="GET")
 
 
 def test_the_example_runs_without_torch() -> None:

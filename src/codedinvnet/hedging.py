@@ -113,12 +113,13 @@ class _Answer(httpx.AsyncByteStream):
             self.call.gone()
 
 
-class HedgingTransport(httpx.AsyncBaseTransport):
+class HedgingTransport(httpx.AsyncBaseTransport, httpx.BaseTransport):
     """Send requests to several servers that give the same answers; runs on asyncio.
 
     Args:
         urls: base URLs. They replace scheme and host of what the client asks for.
-        hedge: requests that are safe to send twice besides the built-in ones, as "METHOD GLOB".
+        hedge: requests that are safe to send twice besides the built-in ones: one or several of
+            "METHOD GLOB".
         no_hedge: requests that are not, whatever the other rules say.
         health: the path that is probed; None: V2's readiness where it exists, else a connection.
         budget: copies per request, at most.
@@ -135,12 +136,13 @@ class HedgingTransport(httpx.AsyncBaseTransport):
         self,
         urls: Sequence[str],
         *,
-        hedge: Sequence[str] = (),
-        no_hedge: Sequence[str] = (),
+        hedge: str | Sequence[str] = (),
+        no_hedge: str | Sequence[str] = (),
         health: str | None = None,
         budget: float = 0.1,
         slots: int = 32,
     ) -> None:
+        hedge, no_hedge = ([r] if isinstance(r, str) else r for r in (hedge, no_hedge))
         for url in urls:
             parse_origin(url, "urls")
         self._urls, self._health, self._metrics = tuple(urls), health, GatewayMetrics()
@@ -176,7 +178,13 @@ class HedgingTransport(httpx.AsyncBaseTransport):
         await dispatcher.start()
         return dispatcher
 
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        raise TypeError("HedgingTransport needs asyncio: use it in an httpx.AsyncClient")
+
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        if request.url.is_relative_url:
+            why = f"{request.url} has no host: create the client with base_url='http://model'"
+            raise httpx.UnsupportedProtocol(why, request=request)
         if self._starting is None:
             self._starting = asyncio.get_running_loop().create_task(self._start())
         dispatcher = await asyncio.shield(self._starting)

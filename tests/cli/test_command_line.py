@@ -130,7 +130,8 @@ def test_of_two_policies_neither_is_taken(words: str, call: Command) -> None:
     [
         ("gateway toy --upsteam http://a", "gateway", "--upstream"),
         ("gateway toy --upsteam=http://a --upsteam=http://b", "gateway", "--upstream"),
-        ("gateway --slot 2 --canel toy", "gateway", "--cancel"),
+        ("gateway --slot 2 --canel toy", "gateway", "--slots, --cancel"),
+        ("gateway --hedge-delay 5:50", "gateway", "--hedge-delay-ms"),
         ("bench accuracy --onyl k=2", "bench accuracy", "--only"),
         ("evaluate mnist --zzz 4", "evaluate", ""),
         ("evaluate mnist fashion", "evaluate", ""),
@@ -145,6 +146,12 @@ def test_unknown_words_are_refused_by_the_command_that_got_them(
     told = outcome.err.splitlines()[-1]
     assert told.startswith(f"codedinvnet {command}: error: ")
     assert told.partition("did you mean ")[2].rstrip("?") == meant
+
+
+def test_a_misspelt_command_is_refused_with_the_right_one(call: Command) -> None:
+    outcome = call("gatway")
+    assert outcome.code == 2
+    assert outcome.err.splitlines()[-1].endswith("'gatway' is not known; did you mean 'gateway'?")
 
 
 @pytest.mark.parametrize("words", ["evaluate mnist", "demo"])

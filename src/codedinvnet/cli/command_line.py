@@ -64,7 +64,7 @@ def _kept(arguments: argparse.Namespace) -> str:
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of `codedinvnet` with all its commands."""
-    parser = argparse.ArgumentParser(
+    parser: argparse.ArgumentParser = CommandParser(
         prog="codedinvnet",
         usage="%(prog)s [-h] [--version] COMMAND ...",
         description="Prediction serving that survives slow and dead workers (Coded-InvNet).",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import select
 import signal
 import sys
@@ -14,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 from codedinvnet.common.errors import UserError, nearest
 
@@ -42,8 +43,19 @@ class CommandParser(argparse.ArgumentParser):
     """The parser of a command. It refuses unknown words itself, by its own usage and near names.
 
     A positional that may be left out may also stand behind options. `argparse` takes it for left
-    out as soon as an option follows the positional before it.
+    out as soon as an option follows the positional before it. Options are not abbreviated.
     """
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        """Refuse; say which of a list of words was likely meant."""
+        found = re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message)
+        near = nearest(found[1], re.findall(r"[\w-]+", found[2])) if found else None
+        if found and near:
+            message = f"{found[1]!r} is not known; did you mean {near!r}?"
+        super().error(message)
 
     def parse_known_args(
         self, args: Iterable[str] | None = None, namespace: Any = None

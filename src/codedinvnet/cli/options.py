@@ -20,6 +20,8 @@ from codedinvnet.common.errors import UserError, nearest
 from codedinvnet.common.options import Help, Options, help_of
 
 Kind = TypeVar("Kind", bound=Options)
+WORDS = {"int_parsing": "must be a whole number", "float_parsing": "must be a number"}
+"""What is said in place of pydantic's own words, by its types of errors."""
 
 
 def add_options(sub: argparse.ArgumentParser, kind: type[Options]) -> None:
@@ -98,7 +100,15 @@ def options_of(arguments: argparse.Namespace, kind: type[Kind]) -> Kind:
             found[name] = _checked(kind, name, where, vars(arguments)[name], text=True)
         elif name not in found and kind.model_fields[name].is_required():
             raise UserError(f"{flag.upper()}: is needed, on the command line or in --config FILE")
-    return kind(**found)
+    options = kind(**found)
+    try:
+        options.check()
+    except UserError as error:
+        flag, _, why = str(error).removeprefix("--").partition(": ")
+        if arguments.config is None or names.get(flag) in (None, *vars(arguments)):
+            raise
+        raise UserError(f"--config: {arguments.config}: {flag}: {why}") from error
+    return options
 
 
 def from_text(kind: type[Kind], given: Mapping[str, str]) -> Kind:
@@ -159,6 +169,7 @@ def _checked(kind: type[Options], name: str, where: str, value: Any, *, text: bo
             return adapter.validate_strings(value, strict=True)
         return adapter.validate_json(json.dumps(value), strict=True)
     except ValidationError as error:
-        message = error.errors()[0]["msg"]
+        fault = error.errors()[0]
+        message = WORDS.get(fault["type"], fault["msg"])
         shown = json.dumps(value) if not text else value
         raise UserError(f"{where}: {message[0].lower()}{message[1:]}, got {shown}") from error

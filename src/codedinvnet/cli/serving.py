@@ -40,8 +40,10 @@ def add_commands(commands: Commands) -> None:
         "codedinvnet policy http://127.0.0.1:8000 hedge",
     )
     sub.add_argument("url", help="address of the service, such as http://127.0.0.1:8000")
-    sub.add_argument("--token-file", type=Path, help="file with the service's token (none)")
-    sub.add_argument("policy", nargs="?", help="the policy to go on by (none: show what there is)")
+    sub.add_argument(
+        "--token-file", type=Path, help="file with the service's token (default: none)"
+    )
+    sub.add_argument("policy", nargs="?", help="the new policy (default: show the current policy)")
 
 
 def _serve(arguments: argparse.Namespace) -> None:

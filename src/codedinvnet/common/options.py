@@ -61,6 +61,13 @@ class Options(BaseModel):
         for name, field in cls.model_fields.items():
             yield name, help_of(field).flag or name.replace("_", "-")
 
+    def check(self) -> None:
+        """Refuse what does not fit together.
+
+        Raises:
+            UserError: beginning with the flag.
+        """
+
     def refuse(self, name: str, why: str) -> UserError:
         """Return the error that refuses a field's value."""
         about, said = help_of(type(self).model_fields[name]), dict(type(self).names())[name]

@@ -28,7 +28,8 @@ class GatewayOptions(Options):
 
     upstream: tuple[str, ...] = option(
         (), "a server: http://HOST:PORT, https://..., grpc://HOST:PORT or grpcs://...; "
-        "dns+http://NAME:PORT is each address of a name, resolved every second. Repeatable",
+        "dns+http://NAME:PORT is each address of a name, resolved every second. A path in it "
+        "precedes that of each request. Repeatable",
         group=UPSTREAMS, metavar="URL",
     )  # fmt: skip
     upstreams_file: Path | None = option(
@@ -62,7 +63,7 @@ class GatewayOptions(Options):
         group=HEDGING, metavar="MIN:MAX", unset="no clamp",
     )  # fmt: skip
     cancel: Literal["close", "leave"] | None = option(
-        None, "what becomes of the slower copy: close its connection, or leave it to end by itself",
+        None, "what to do with the slower copy: close its connection, or leave it to finish",
         group=HEDGING, unset="close streams, leave others",
     )  # fmt: skip
     fallback: str | None = option(
@@ -84,7 +85,7 @@ class GatewayOptions(Options):
         group=LISTENING, unset="none", ge=0, le=65535,
     )  # fmt: skip
     deadline_ms: float = option(
-        30_000.0, "until a request fails that has no first content",
+        30_000.0, "fail a request without a first byte of content after this long",
         group=LISTENING, unit="ms", gt=0, lt=math.inf,
     )  # fmt: skip
     max_memory: float = option(
@@ -134,6 +135,15 @@ class GatewayOptions(Options):
             raise UserError(f"--policy: must be one of {', '.join(names)}, got {self.policy!r}")
         if self.tls_key is not None and self.tls_cert is None:
             raise UserError("--tls-key: needs --tls-cert")
+        from codedinvnet.gateway.routes import read_rule  # it imports prometheus_client
+
+        for name, rules in (("--hedge", self.hedge), ("--no-hedge", self.no_hedge)):
+            for rule in rules:
+                read_rule(rule, name)
+        for url in self.upstream:
+            if "://" not in url:
+                schemes = "http://, https://, grpc:// or grpcs://, also behind dns+"
+                raise UserError(f"--upstream: {url!r} must begin with {schemes}")
         for url in self.http_upstreams:
             parse_origin(url.removeprefix(DNS))
         for url in self.grpc_upstreams:

@@ -10,6 +10,7 @@ from urllib.parse import unquote_to_bytes
 from codedinvnet.common.errors import UserError
 from codedinvnet.gateway.metrics import GatewayMetrics, RollingQuantiles
 from codedinvnet.net.http1 import RequestHead
+from codedinvnet.net.logs import log_event
 
 V2_GRPC = "/inference.GRPCInferenceService/"
 _GRPC = "ModelInfer ModelMetadata ModelReady ServerLive ServerMetadata ServerReady"
@@ -25,7 +26,9 @@ OTHERS = "other"
 """The route of requests that must not be repeated."""
 MOST_NAMED = 64
 """Paths of a glob that have a key of their own; further ones share the glob's."""
-TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+MOST_HINTS = 20
+"""Paths that are logged as not hedged."""
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "QUERY", "*")
 LARGE = 1 << 20
 """Bytes of JSON beyond which only the words of `STATEFUL` are looked for, which takes less time."""
 HEADER_LENGTH = b"inference-header-content-length"
@@ -88,10 +91,11 @@ class Routes:
     def __init__(
         self, hedge: Sequence[str], no_hedge: Sequence[str], metrics: GatewayMetrics
     ) -> None:
-        rules = [(text, False, "--no-hedge") for text in no_hedge]
-        rules += [(text, True, "--hedge") for text in hedge]
+        rules = [(text, False, "no_hedge") for text in no_hedge]
+        rules += [(text, True, "hedge") for text in hedge]
         rules += [(text, True, "") for text in REPEATABLE]
-        self._rules = [(*_pattern(text, flag), text, safe) for text, safe, flag in rules]
+        self._rules = [(*read_rule(text, name), text, safe) for text, safe, name in rules]
+        self._hints = MOST_HINTS
         self._metrics = metrics
         self._routes: dict[tuple[str, bool], Route] = {}
         self._found: dict[tuple[bytes, bytes], Route] = {}
@@ -122,7 +126,15 @@ class Routes:
                 few = len(self._routes) < MOST_NAMED or (named, True) in self._routes
                 own = text.startswith("POST /") and text in REPEATABLE and few
                 return self._route(named if own and plain.isprintable() else text, True)
+        else:
+            self._hint(f"{verb} {plain[:200]}")
         return self._route(OTHERS, False)
+
+    def _hint(self, rule: str) -> None:
+        """Log once for a path that no rule mentions how it would be hedged."""
+        if rule.startswith("POST ") and self._hints:
+            self._hints -= 1
+            log_event("not hedged", route=rule, hint=f"if it is safe to repeat: --hedge '{rule}'")
 
     def _route(self, name: str, is_repeatable: bool) -> Route:
         key = name, is_repeatable
@@ -131,12 +143,19 @@ class Routes:
         return self._routes[key]
 
 
-def _pattern(text: str, flag: str) -> tuple[str, re.Pattern[str]]:
+def read_rule(text: str, name: str) -> tuple[str, re.Pattern[str]]:
+    """Return the method and the pattern of the paths of a rule, METHOD GLOB.
+
+    Raises:
+        UserError: beginning with the option's name, if it is none.
+    """
     method, _, glob = text.strip().partition(" ")
-    glob = glob.strip()
-    if not TOKEN.fullmatch(method) or not glob.startswith(("/", "*")) or " " in glob:
-        raise UserError(f"{flag}: {text!r} is not 'METHOD GLOB', such as 'POST /predict/*'")
-    return method if method == "*" else method.upper(), re.compile(translate(glob))
+    method, glob = method.upper(), glob.strip()
+    if not glob.startswith(("/", "*")) or " " in glob:
+        raise UserError(f"{name}: {text!r} is not 'METHOD GLOB', such as 'POST /predict/*'")
+    if method not in METHODS:
+        raise UserError(f"{name}: {text!r}: the method must be one of {' '.join(METHODS)}")
+    return method, re.compile(translate(glob))
 
 
 def is_stateful(head: RequestHead, body: Sequence[bytes]) -> bool:
