@@ -14,6 +14,7 @@ import pytest
 
 from codedinvnet.cli import main
 from codedinvnet.common.errors import UserError
+from codedinvnet.gateway import proxy
 from codedinvnet.gateway.options import GatewayOptions
 from codedinvnet.net.client import HttpClient, parse_origin
 from tests.gateway.support import INFER, V2, Request, Upstream, answer, gateway, until
@@ -25,11 +26,12 @@ URL = "http://127.0.0.1:9"
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("", "--upstream: at least one"), ("--upstream a:80", "--upstream"),
+        ("", "--upstream: at least one"), ("--upstream a:80", "grpc://"),
         (f"--upstream {URL} --upstream {URL}", "is there twice"),
         ("--upstream grpc://a:1", "--grpc-port"),
         (f"--upstream {URL} --grpc-port 0", "--grpc-port"),
         (f"--upstream {URL} --slots 0", "--slots: "),
+        (f"--upstream {URL} --slots x", "--slots: must be a whole number, got x"),
         (f"--upstream {URL} --policy auto", "--policy"),
         (f"--upstream {URL} --policy coded", "uncoded, replicate, hedge"),
         (f"--upstream {URL} --hedge /x", "--hedge: '/x' is not 'METHOD GLOB'"),
@@ -72,6 +74,7 @@ def test_bad_options_end_with_one_line(
         ({"slots": "4"}, "slots"), ({"slots": 1.5}, "slots"), ({"slots": True}, "slots"),
         ({"deadline-ms": 1e400}, "deadline-ms"), ({"upstream": URL}, "upstream"),
         ({"upstream": [1]}, "upstream"), ({"cancel": "maybe"}, "cancel"), ([], "object"),
+        ({"upstream": [URL], "hedge": ["PSOT /x"]}, "c.json: hedge: 'PSOT /x'"),
     ],
 )  # fmt: skip
 def test_mistakes_in_a_file_are_one_line(content: Any, said: str, tmp_path: Path) -> None:
@@ -94,6 +97,26 @@ def from_file(path: Path, *words: str) -> GatewayOptions:
 
     parsed = build_parser().parse_args(["gateway", "--config", str(path), *words])
     return options_of(parsed, GatewayOptions)
+
+
+async def test_what_is_logged(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(proxy, "SLOW", 0.0)
+    caplog.set_level("INFO")
+    good = Upstream()
+    await good.start()
+    async with gateway(good, upstream=(URL, good.url)) as g:
+        for path in ("/predict", "/predict", V2):
+            assert (await g.ask("POST", path, INFER)).body == INFER
+    assert "no upstream is up" not in caplog.messages
+    found = {record.getMessage(): record for record in caplog.records}
+    (attempt,) = vars(found["slow request"])["fields"]["attempts"]
+    assert (attempt["status"], attempt["result"]) == (200, "answered")
+    assert caplog.messages.count("not hedged") == 1
+    assert vars(found["not hedged"])["fields"]["hint"].endswith("--hedge 'POST /predict'")
+    async with gateway(good):
+        assert any("there is one upstream" in message for message in caplog.messages)
 
 
 async def test_own_routes_may_have_a_port_of_their_own() -> None:

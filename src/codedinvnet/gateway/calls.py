@@ -21,7 +21,7 @@ class Cause(Enum):
 
     UNSENT = "refused"
     """No connection: not a byte was written."""
-    NO_FILES = "no files"
+    NO_FILES = "no_files"
     """This process may open no more files; no upstream is to blame."""
     BROKEN = "broken"
     """The connection broke after the request was written."""
@@ -156,7 +156,8 @@ class Attempt(ABC):
 
     def described(self) -> dict[str, Any]:
         """Return the fields of it that are logged."""
-        fields: dict[str, Any] = {"upstream": self.endpoint.url, "result": self.result or "waiting"}
+        now = "answered" if self.call.winner is self else "waiting"
+        fields: dict[str, Any] = {"upstream": self.endpoint.url, "result": self.result or now}
         if self.status:
             fields["status"] = self.status
         fields["after_ms"] = round(1000 * (self.began - self.call.came), 1)

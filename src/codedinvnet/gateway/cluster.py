@@ -181,6 +181,7 @@ class Cluster:
         looks = [asyncio.ensure_future(self.watch.first_look(endpoint)) for endpoint in self]
         if looks:
             await asyncio.wait(looks, timeout=START_TIMEOUT + PROBE_TIMEOUT)
+            self._note_if_down()
         self._background.spawn(self.watch.watch())
 
     def change(self, urls: Sequence[str]) -> None:
@@ -249,6 +250,7 @@ class Cluster:
         endpoint.has_v2 = endpoint.has_v2 or None  # the kernel connects for a hung process as well
         endpoint.client.close_idle()
         self.note_ejection(endpoint, failure.cause.value, failure.reason)
+        self._note_if_down()
         self.on_lost(endpoint, failure.reason, endpoint.is_trusted)
 
     def note_ejection(self, endpoint: Endpoint, cause: str, reason: str) -> None:
@@ -259,10 +261,12 @@ class Cluster:
         self.metrics.ejections.labels(endpoint.url, cause).inc()
         url = endpoint.url
         log_event("upstream ejected", logging.WARNING, upstream=url, cause=cause, reason=reason)
-        if not any(other.is_up for other in self.mains_here()):
-            log_event("no upstream is up", logging.ERROR)
         delay = DELAYS[min(endpoint.ejections, len(DELAYS)) - 1]
         self._background.spawn(self.watch.recover(endpoint, delay))
+
+    def _note_if_down(self) -> None:
+        if not any(endpoint.is_up for endpoint in self.mains_here()):
+            log_event("no upstream is up", logging.ERROR)
 
     def _distrust(self, endpoint: Endpoint, reason: str) -> None:
         if not endpoint.is_trusted:

@@ -90,7 +90,8 @@ class GatewayMetrics:
         )
         self.attempts = counter(
             "attempts", "Requests sent to upstreams, by how they ended: ok, error (the request's "
-            "own), status, broken, refused, silent, lost, cancelled.", "upstream", "result",
+            "own), status, broken, refused, silent, lost, cancelled, no_files (the gateway "
+            "may open no more).", "upstream", "result",
         )  # fmt: skip
         self.attempt_seconds = histogram(
             "attempt_seconds", "Until an upstream's first content, or the attempt's end.",

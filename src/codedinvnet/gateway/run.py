@@ -296,6 +296,8 @@ class RunningGateway:
         endpoints = [each for one in admin.dispatchers for each in one.cluster]
         up = sum(endpoint.is_up for endpoint in endpoints)
         log_event("ready" if up else "started", up=up, upstreams=len(endpoints))
+        if len(endpoints) == 1 and not discovery.changes:
+            log_event("nothing is hedged: there is one upstream", logging.WARNING)
 
     async def _dispatch(
         self, discovery: Discovery, open_cluster: Callable[[int], Cluster]
@@ -381,8 +383,8 @@ async def serve(options: GatewayOptions, resolver: Resolver | None) -> None:
             "" if gateway.admin_url == gateway.url else f", its own routes on {gateway.admin_url}"
         )
         print(
-            f"gateway to {count} upstreams on {gateway.url}{admin} (Ctrl-C or SIGTERM drains and "
-            "stops)",
+            f"gateway to {count} upstream{'s' * (count != 1)} on {gateway.url}{admin} "
+            "(Ctrl-C or SIGTERM drains and stops)",
             flush=True,
         )
         await starting
