@@ -124,7 +124,8 @@ async def test_without_v2_a_connection_tells_that_an_upstream_is_up(status: int,
         assert g.metric("upstream_up") == up
 
 
-async def test_a_hung_upstream_that_the_kernel_connects_to_stays_ejected() -> None:
+@pytest.mark.parametrize("slots", [1, 8])
+async def test_a_hung_upstream_that_the_kernel_connects_to_is_ejected(slots: int) -> None:
     """It has no health route."""
     runs = asyncio.Event()
     runs.set()
@@ -138,7 +139,7 @@ async def test_a_hung_upstream_that_the_kernel_connects_to_stays_ejected() -> No
                     await runs.wait()
                     writer.write(answer(request.body, 200 if request.body else 404))
 
-    async with gateway(Plain(), echo, deadline_ms=2000.0, slots=8) as g:
+    async with gateway(Plain(), echo, deadline_ms=2000.0, slots=slots) as g:
         await asyncio.gather(*(g.ask("POST", V2, INFER) for _ in range(8)))
         runs.clear()
         for _ in range(4):

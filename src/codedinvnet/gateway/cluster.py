@@ -95,6 +95,10 @@ class Endpoint:
         self._seconds.observe(seconds)
         self.latencies.add(seconds)
 
+    def doubt(self) -> None:
+        """Have it probed over HTTP: the kernel accepts connections for a hung process as well."""
+        self.has_v2 = self.has_v2 or None
+
     def distrust(self, reason: str) -> None:
         """Its answers may be those of other requests."""
         if self.on_distrust is not None:
@@ -232,6 +236,8 @@ class Cluster:
         if failure.cause in (Cause.LOST, Cause.NO_FILES) or not self.is_here(endpoint):
             return
         endpoint.failures += 1
+        if failure.cause is Cause.SILENT:
+            endpoint.doubt()
         if not endpoint.is_up:
             return
         if failure.cause is Cause.UNSENT:
@@ -247,7 +253,7 @@ class Cluster:
         if not endpoint.is_up:
             return
         endpoint.is_up = False
-        endpoint.has_v2 = endpoint.has_v2 or None  # the kernel connects for a hung process as well
+        endpoint.doubt()
         endpoint.client.close_idle()
         self.note_ejection(endpoint, failure.cause.value, failure.reason)
         self._note_if_down()
