@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import configparser
 import json
 import os
 import re
@@ -144,6 +145,19 @@ def test_the_token_of_the_manifest_is_where_the_gateway_looks() -> None:
     name, key = volume["secret"]["secretName"], file.name
     assert str(file.parent) == mount["mountPath"]
     assert f"kubectl create secret generic {name} --from-file={key}=" in TEXT
+
+
+def test_the_unit_of_systemd_starts_a_gateway_and_lets_it_drain() -> None:
+    unit = configparser.ConfigParser(interpolation=None)
+    unit.optionxform = str  # type: ignore[assignment, method-assign]
+    unit.read(DEPLOY / "codedinvnet-gateway.service")
+    service = unit["Service"]
+    command, *words = shlex.split(service["ExecStart"])
+    options = build_parser().parse_args(words)
+    assert Path(command).name == "codedinvnet"
+    assert Path(options.token_file).name == service["LoadCredential"].partition(":")[0]
+    deadline = GatewayOptions(upstream=("http://a:1",)).deadline
+    assert int(service["TimeoutStopSec"]) >= deadline + 10
 
 
 def test_nodes_can_be_drained_while_all_upstreams_are_away() -> None:
