@@ -170,6 +170,6 @@ def _checked(kind: type[Options], name: str, where: str, value: Any, *, text: bo
         return adapter.validate_json(json.dumps(value), strict=True)
     except ValidationError as error:
         fault = error.errors()[0]
-        message = WORDS.get(fault["type"], fault["msg"])
+        message = WORDS.get(fault["type"], fault["msg"].replace("Input should", "must"))
         shown = json.dumps(value) if not text else value
         raise UserError(f"{where}: {message[0].lower()}{message[1:]}, got {shown}") from error
