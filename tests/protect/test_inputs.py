@@ -80,7 +80,7 @@ def test_repetitions_are_dropped_and_parts_share_nothing() -> None:
     parts = split(len(inputs), 0)
     assert sorted(np.concatenate(parts).tolist()) == list(range(1000))
     assert [len(part) for part in parts] == [600, 100, 150, 150]
-    assert [len(part) for part in split(100_000, 0)] == [87_500, 2500, 5000, 5000]
+    assert [len(part) for part in split(100_000, 0)] == [92_000, 2000, 3000, 3000]
     assert not np.array_equal(parts.test, split(1000, 1).test)
     with pytest.raises(UserError, match=f"at least {FEWEST}"):
         split(FEWEST - 1, 0)

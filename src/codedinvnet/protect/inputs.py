@@ -21,7 +21,7 @@ LABELS, IMAGES = "labels", "images"
 """Arrays of an `.npz`: the classes, and another name for the model's only input."""
 FEWEST = 200
 """With fewer inputs the intervals are too wide to say anything."""
-SHARES = {"validation": (0.10, 2500), "calibration": (0.15, 5000), "test": (0.15, 5000)}
+SHARES = {"validation": (0.10, 2000), "calibration": (0.15, 3000), "test": (0.15, 3000)}
 """Shares of the inputs that are held out, and the most inputs of each."""
 STREAM = 29
 """Part of the split's seed, so that it differs from `default_rng(0).permutation`, which may have
