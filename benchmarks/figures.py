@@ -108,7 +108,7 @@ def one_set(name: str, path: Path) -> str:
 
 
 def published(path: Path) -> str:
-    """Return the papers' figures beside ours."""
+    """Return the papers' figures next to ours."""
     return tables.markdown(tables.published(accuracy_frame(path)), tables.PUBLISHED_FORMATS)
 
 
@@ -210,7 +210,7 @@ def shipped(folder: Path = RESULTS) -> str:
 
 
 def draw(folder: Path = RESULTS) -> None:
-    """Draw the pictures of the rows beside them."""
+    """Draw the pictures of the rows next to them."""
     plots.draw_accuracy(folder / "accuracy.jsonl")
     if (folder / "peers.jsonl").is_file():
         peers.draw(folder / "peers.jsonl", folder / "peers.png")

@@ -143,8 +143,7 @@ def _cifar10(folder: Path, source: Path | None) -> Path:
         raise UserError("--source: name the folder with CIFAR-10's train.npz")
     if not (folder / "model.onnx").is_file():
         raise UserError(
-            f"{folder / 'model.onnx'} is missing: tools/public_models.py exports a public ResNet, "
-            "and examples/train_resnet.py trains one"
+            f"{folder / 'model.onnx'} is missing: tools/public_models.py exports public networks"
         )
     with np.load(source / "train.npz") as arrays:
         np.savez(folder / "images.npz", images=arrays["images"][:45_000])

@@ -19,7 +19,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Block(nn.Module):
-    """Two convolutions beside a shortcut without weights."""
+    """Two convolutions, and a shortcut without weights."""
 
     def __init__(self, before: int, channels: int, stride: int) -> None:
         super().__init__()

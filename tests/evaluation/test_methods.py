@@ -22,7 +22,7 @@ from codedinvnet.codes.mean import MeanCode
 from codedinvnet.codes.registry import METHODS
 from codedinvnet.common.errors import UserError
 from codedinvnet.evaluation.accuracy import evaluate
-from codedinvnet.evaluation.grid import append_row, latest, read_rows
+from codedinvnet.evaluation.grid import latest, read_rows
 from codedinvnet.evaluation.stages import evaluation_images
 from codedinvnet.evaluation.tables import TRIAL
 from codedinvnet.models.bundle import bundle_folder as shipped_folder
@@ -31,7 +31,6 @@ from codedinvnet.models.checkpoint import load_checkpoint, save_checkpoint
 from codedinvnet.training.parity import ParityStage
 from codedinvnet.training.pixels import PixelStage
 from tests.conftest import Command
-from tests.evaluation.canned import latency_row
 from tests.evaluation.grids import PAPER, PART, TRIALS, run, write_grid
 
 
@@ -431,12 +430,3 @@ def test_what_cannot_be_done_is_refused_before_any_work(
         run(grid, tmp_path, tmp_path / "nothing", **more)
     assert why in str(caught.value)
     assert not (tmp_path / "rows.jsonl").exists()
-
-
-def test_rows_of_another_benchmark_are_refused_before_any_work(
-    bundle_folder: Path, data_dir: Path, tmp_path: Path
-) -> None:
-    grid = write_grid(tmp_path / "grid.json", bundle_folder, [{"methods": ["none"]}])
-    append_row(tmp_path / "rows.jsonl", latency_row("coded", np.arange(9.0)))
-    with pytest.raises(UserError, match="line 1: a row of 'latency', not of 'accuracy'"):
-        run(grid, tmp_path, data_dir)

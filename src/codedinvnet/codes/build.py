@@ -15,7 +15,7 @@ from codedinvnet.models.checkpoint import PART, load_checkpoint, load_modules
 
 
 def part_beside(folder: Path, method: Method, k: int) -> Path | None:
-    """Return the part that lies beside a bundle's weights, `NAME-kK.safetensors`; None without."""
+    """Return the part that lies next to a bundle's weights, `NAME-kK.safetensors`; None without."""
     path = folder / f"{method.name}-k{k}.safetensors"
     return path if method.part and path.is_file() else None
 

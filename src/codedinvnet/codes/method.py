@@ -223,7 +223,7 @@ class Method(ABC):
 
         Args:
             given: what the method is made of, without a part.
-            made_with: what `made_with` returned, beside what else the part's header says (method,
+            made_with: what `made_with` returned, with what else the part's header says (method,
                 base, k, digests).
         """
         raise NotImplementedError(f"{self.name} has no trained part")

@@ -43,11 +43,6 @@ class Served:
         return self.method != OURS
 
     @property
-    def makes_up(self) -> bool:
-        """Whether answers may be made up by a code."""
-        return self.rules.takes_code and find_method(self.method).rules(2).r > 0
-
-    @property
     def backup(self) -> bool:
         """Whether the extra worker runs a small classifier."""
         tasks = find_method(self.method).rules(2).tasks(2).values()

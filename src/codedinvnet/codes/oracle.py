@@ -48,7 +48,7 @@ class Oracle(Method):
     """Coded-InvNet with a perfect encoder: the ceiling of the approach (Dinh & Lee, section 3.2).
 
     To make its parity, all members are embedded and their mean is inverted, which costs far more
-    than answering them: nobody would serve it. A decoded latent is nearly the true one, so g
+    than answering them: no one would serve it. A decoded latent is nearly the true one, so g
     classifies it. If f pads injectively, the mean has no exact preimage, and the ceiling is lower.
     """
 

@@ -231,7 +231,7 @@ class AnyOf:
         return _all_of_all(self, size)
 
     def recoverable(self, available: frozenset[int], size: int) -> frozenset[int]:
-        """Return everybody if enough outputs are here, else nobody."""
+        """Return all members if enough outputs are here, else none."""
         enough = sum(task < self.workers for task in available) >= self.needed
         return _everyone(size) if enough else frozenset()
 

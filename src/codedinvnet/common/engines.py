@@ -19,7 +19,7 @@ class Engine:
 
     Attributes:
         name: as options and settings have it.
-        needed: modules that it needs beside PyTorch.
+        needed: modules that it needs besides PyTorch.
         extra: of this package, which installs them.
         on_cpu_only: whether it computes on processors only.
         exports: whether modules are exported to it, which takes seconds and fills the cache.

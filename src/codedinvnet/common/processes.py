@@ -1,4 +1,4 @@
-"""Commands that run beside this one, and what Linux says of processes."""
+"""Commands that run next to this one, and what Linux says of processes."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def running(
 ) -> Iterator[Running]:
     """Run a command that prints a line when it is ready, and stop it in the end.
 
-    SIGTERM lets it drain, unless the body was interrupted or failed: then nobody waits for it.
+    SIGTERM lets it drain, unless the body was interrupted or failed: then no one waits for it.
 
     Args:
         command: the program and its arguments.
@@ -126,7 +126,7 @@ async def server(*arguments: str, log: Path | None = None) -> AsyncIterator[Runn
 
 
 def free_port() -> int:
-    """Return a port of this machine that nobody listens on, for now."""
+    """Return a port of this machine that no one listens on, for now."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port: int = free.getsockname()[1]

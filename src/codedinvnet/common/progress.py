@@ -1,4 +1,4 @@
-"""A progress bar; where nobody watches it, a line of a log at most every minute."""
+"""A progress bar; where no one watches it, a line of a log at most every minute."""
 
 from __future__ import annotations
 

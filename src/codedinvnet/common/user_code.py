@@ -21,10 +21,10 @@ _BY_VALUE = ("cloudpickle", "ray.cloudpickle")
 def user_module(place: str) -> ModuleType:
     """Import a user's file, or a module of an installed package or of this folder.
 
-    Modules beside a file can be imported by it.
+    Modules next to a file can be imported by it.
 
     Raises:
-        UserError: if a module beside it has the name of one beside another file.
+        UserError: if a module next to it has the name of one next to another file.
         Exception: whatever the user's code raises; FileNotFoundError if there is no such file.
     """
     if not place.endswith(".py"):

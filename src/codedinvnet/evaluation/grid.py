@@ -99,13 +99,7 @@ def expand(**axes: Iterable[Any]) -> Iterator[dict[str, Any]]:
 def select(
     found: Sequence[T], only: Iterable[str], place: Callable[[T], Mapping[str, Any]]
 ) -> list[T]:
-    """Return the items that fit words like `k=10`: any of a key's values, and every key.
-
-    Args:
-        found: what to choose from.
-        only: the words.
-        place: returns an item's coordinates.
-    """
+    """Return the items that fit words like `k=10`: any of a key's values, and every key."""
     wanted: dict[str, list[Any]] = {}
     places = [place(one) for one in found]
     for word in only:

@@ -164,7 +164,7 @@ def _geometric(lines: DataFrame) -> str:
 
 
 def write_latency(rows_file: Path) -> list[Path]:
-    """Write the tables of a file of rows beside it, as .md and .csv; return what was written."""
+    """Write the tables of a file of rows next to it, as .md and .csv; return what was written."""
     rows = read_rows(rows_file, "latency")
     if not rows:
         return []

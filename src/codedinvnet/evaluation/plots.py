@@ -68,12 +68,7 @@ def accuracy_bars(frame: DataFrame) -> Figure | None:
 
 
 def draw_accuracy(rows_file: Path, compare: bool = False) -> list[Path]:
-    """Draw a file of rows of `bench accuracy` next to it; return what was written.
-
-    Args:
-        rows_file: the rows.
-        compare: add what shipped of other methods.
-    """
+    """Draw a file of rows of `bench accuracy` next to it; return what was written."""
     figure = accuracy_bars(shown_frame(rows_file, compare))
     if figure is None:
         return []

@@ -90,12 +90,7 @@ def clustered_ci(
 
 
 def around(values: Sequence[float], centre: float) -> tuple[float, float] | None:
-    """Return the 95 % interval around a latency, on the logarithm: a tail is off by a factor.
-
-    Args:
-        values: the latency in each repetition, above 0.
-        centre: of all repetitions together.
-    """
+    """Return the 95 % interval around a latency, on the logarithm: a tail is off by a factor."""
     if centre <= 0 or any(value <= 0 for value in values):
         return None
     half = clustered_ci([math.log(value) for value in values], centre=math.log(centre))

@@ -65,11 +65,6 @@ def injected(model: str, service_ms: float, batch: int) -> list[Fault]:
 
     A worker that is slower for good is blocked for the difference to the mean service time, because
     the service cannot slow its computing.
-
-    Args:
-        model: name of a straggler model, or a faults file.
-        service_ms: the mean service time.
-        batch: images of a request.
     """
     return [_fault(model, cause, service_ms) for cause in stragglers(model, service_ms, batch)]
 

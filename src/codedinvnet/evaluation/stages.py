@@ -304,7 +304,7 @@ def test_fusion(run: Run, members: int) -> dict[str, Any]:
     seconds = {"train": network["seconds"]}
     sampled = run.fusion_folder(members) / SAMPLED
     if sampled.is_file():
-        seconds["sample"] = read_json(sampled)["seconds"]
+        seconds["sample"] = read_json(sampled).get("seconds", 0.0)
     seconds["fuse"] = bundle.info.provenance.seconds - network["seconds"]
     seconds["evaluate"] = time.monotonic() - began
     report["seconds"] = {stage: round(value) for stage, value in seconds.items()}

@@ -78,7 +78,7 @@ def in_order(frame: DataFrame, **known: Iterable[Any]) -> DataFrame:
 
 
 def write_tables(rows_file: Path, sections: Mapping[str, str], frame: DataFrame) -> list[Path]:
-    """Write the tables that have a line, and the frame, as .md and .csv beside a file of rows."""
+    """Write the tables that have a line, and the frame, as .md and .csv next to a file of rows."""
     page, table = rows_file.with_suffix(".md"), rows_file.with_suffix(".csv")
     kept = {title: text for title, text in sections.items() if text.count("\n") > 2}
     write_text(page, "\n".join(f"# {title}\n\n{text}" for title, text in kept.items()))

@@ -41,7 +41,7 @@ class Signature:
         inputs: the inputs, in the model's order.
         outputs: the outputs, in the model's order.
         max_batch: queries that it takes at once; None: any number.
-        scores: where the class scores are; None if the model is no classifier, or nobody said.
+        scores: where the class scores are; None if the model is no classifier, or it is not known.
         platform: as the protocol's metadata has it, such as "onnxruntime_onnx".
     """
 
@@ -76,7 +76,7 @@ def can_be_scores(spec: TensorSpec) -> bool:
 
 
 def lacking_scores(signature: Signature) -> str:
-    """Return what helps where nobody knows which output has the class scores."""
+    """Return what helps if it is not known which output has the class scores."""
     if any(can_be_scores(spec) for spec in signature.outputs):
         return "name the output that has the class scores (scores)"
     return (

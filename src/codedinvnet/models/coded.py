@@ -250,12 +250,7 @@ class CodedModel(nn.Module):
         return Parity(latent, side)
 
     def fuse(self, images: Tensor, weights: Tensor | None = None) -> Encoding:
-        """Run E alone: the parity images (B, C, H', W'), padded, in 0..1, and the side features.
-
-        Args:
-            images: the members of each group, (B, m, C, H, W).
-            weights: (B, m), the mixture that the parity stands for; default 1/m.
-        """
+        """Run E alone: the parity images (B, C, H', W'), padded, in 0..1, and the side features."""
         x = self.prepare(images)
         return self.encoder.encode(x, uniform_weights(x) if weights is None else weights)
 

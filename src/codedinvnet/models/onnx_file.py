@@ -40,7 +40,7 @@ _WHERE = r"^\[ONNXRuntimeError\] : \d+ : \w+ : (/\S+:\d+ [^)]*\) )?"
 
 
 def open_onnx(path: Path, told: Sequence[TensorSpec], threads: int) -> Opened:
-    """Open an ONNX file, with the files of its weights if it has them beside it."""
+    """Open an ONNX file, with the files of its weights next to it if it has any."""
     check_installed(ONNX_RUNTIME)
     content = path.read_bytes()
     beside = _weights_beside(path, _parsed(path, content))
@@ -92,7 +92,7 @@ def by_session(running: Any) -> Compute:
 
 
 def whole_onnx(path: Path) -> Any:
-    """Return the `onnx.ModelProto` of an ONNX file, with the weights of the files beside it.
+    """Return the `onnx.ModelProto` of an ONNX file, with the weights of the files next to it.
 
     The library's own loader takes no links.
     """

@@ -79,12 +79,6 @@ def probe(
     """Run a model on one query, on two and on ROWS, and tell what it returns.
 
     A model that raises on two queries takes one at a time, and one that raises on ROWS takes two.
-
-    Args:
-        compute: the model.
-        inputs: what one query has.
-        max_batch: queries that the model says it takes at once.
-        where: the model, for messages.
     """
     queries = probe_inputs(inputs)
     one = {name: array[:1] for name, array in queries.items()}
@@ -164,7 +158,7 @@ def find_scores(told: str | None, probed: Probed, where: str) -> Scores | None:
         where: the model, for messages.
 
     Returns:
-        None if nobody told, and not exactly one output can be scores.
+        None if it was not told, and not exactly one output can be scores.
     """
     candidates = [spec.name for spec in probed.outputs if can_be_scores(spec)]
     if told is None:

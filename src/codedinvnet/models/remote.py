@@ -150,11 +150,6 @@ def open_remote_model(
     """Open the model that a server has, http://HOST:PORT/v2/models/NAME.
 
     Its digest is that of its metadata, because a server does not tell its weights.
-
-    Args:
-        url: the model's.
-        told: its inputs whose shapes the server leaves open.
-        token_file: see `RemoteModel`.
     """
     model = RemoteModel(url, token_file)
     _, body = model.ask("GET")

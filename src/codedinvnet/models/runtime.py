@@ -32,11 +32,6 @@ def exported_session(module: nn.Module, examples: Sequence[Tensor], **options: A
     """Return the ONNX Runtime session of a module's forward pass, for inputs of certain shapes.
 
     The export takes seconds. A bundle's is kept in the cache folder, named by what it depends on.
-
-    Args:
-        module: the network, in evaluation mode.
-        examples: inputs of these shapes, on the processor.
-        options: the options of `torch.onnx.export`.
     """
     path = kept_at(module, examples, **options)
     if path is not None:
@@ -57,12 +52,7 @@ def exported_session(module: nn.Module, examples: Sequence[Tensor], **options: A
 
 
 def session(model: bytes | str, threads: int) -> Any:
-    """Return what runs an ONNX model.
-
-    Args:
-        model: its content, or its file.
-        threads: how many it computes with.
-    """
+    """Return what runs an ONNX model."""
     # The official builds report to their makers, and keep a thread and a database for it, which
     # workers would inherit.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -84,9 +74,6 @@ def any_batch(inputs: int) -> tuple[Any, ...]:
     """Return the option `dynamic_shapes` with which a module of `*tensors` takes any batch.
 
     Its examples must be of two queries or more: a size of 1 would be taken for one that stays.
-
-    Args:
-        inputs: how many tensors it takes.
     """
     return (tuple({0: torch.export.Dim.DYNAMIC} for _ in range(inputs)),)
 

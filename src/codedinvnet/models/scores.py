@@ -16,7 +16,7 @@ class ScoresOf(nn.Module):
         model: a classifier.
 
     Raises:
-        UserError: if nobody knows where its scores are.
+        UserError: if it is not known where its scores are.
     """
 
     def __init__(self, model: Model) -> None:

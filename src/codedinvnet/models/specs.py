@@ -53,11 +53,6 @@ def input_specs(
     """Return the inputs of one query, and how many queries the model takes at once.
 
     The batch is the first axis of every input. It is free, or of size 1.
-
-    Args:
-        declared: the inputs as the file has them.
-        told: the user's word for inputs whose other axes are free, too.
-        where: the file, for messages.
     """
     if not declared:
         raise UserError(f"{where} has no input")

@@ -133,7 +133,7 @@ class RecoveryHead(nn.Module):
         return logits
 
     def from_side(self, side: Tensor) -> Tensor:
-        """Classify by side features (B, side) alone: a small classifier beside the big one."""
+        """Classify by side features (B, side) alone: a small classifier next to the big one."""
         inputs = self.expand.in_features - self.side_features
         return self._classified(side.new_zeros(side.shape[0], inputs), side)
 

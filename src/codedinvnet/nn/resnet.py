@@ -29,7 +29,7 @@ class Shortcut(nn.Conv2d):
 
 
 class BasicBlock(nn.Module):
-    """Two 3×3 convolutions with batch normalisation beside a shortcut."""
+    """Two 3×3 convolutions with batch normalisation, and a shortcut."""
 
     def __init__(self, before: int, channels: int, stride: int) -> None:
         super().__init__()
@@ -99,12 +99,7 @@ class ResNet(nn.Module):
 
 
 def width_of_cost(cost: Callable[[int], int], budget: int) -> int:
-    """Return the largest width whose cost is within the budget; at least 1, at most WIDEST.
-
-    Args:
-        cost: multiply-adds of a network by its width; rises with it.
-        budget: multiply-adds.
-    """
+    """Return the largest width whose cost is within the budget; at least 1, at most WIDEST."""
     within, beyond = 1, 2
     while beyond <= WIDEST and cost(beyond) <= budget:
         within, beyond = beyond, 2 * beyond

@@ -13,13 +13,7 @@ from codedinvnet.models.coded import CodedModel, model_settings
 
 
 def check_settings(settings: Settings, source: ImageSource, members: int) -> None:
-    """Refuse settings that some stage of a run could not work with.
-
-    Args:
-        settings: the run's settings.
-        source: the training images.
-        members: k, in place of the settings' own.
-    """
+    """Refuse settings that some stage of a run could not work with."""
     fusion = with_members(settings, members).fusion
     train, validation = settings_split(settings, source)
     for rows, part in ((train, "training"), (validation, "validation")):
@@ -37,14 +31,7 @@ def check_settings(settings: Settings, source: ImageSource, members: int) -> Non
 def check_images(
     source: ImageSource, shape: tuple[int, ...], classes: tuple[str, ...], whose: str
 ) -> None:
-    """Make sure that images fit what was trained on others, or on these before.
-
-    Args:
-        source: the images.
-        shape: (C, H, W) that is expected.
-        classes: the expected classes, in this order, since labels are places in it.
-        whose: they are.
-    """
+    """Make sure that images fit what was trained on others, or on these before."""
     if source.shape != shape:
         raise UserError(
             f"{source.source} has images of shape {source.shape}, but {whose} takes {shape}"
@@ -71,11 +58,6 @@ def check_same_images(source: ImageSource, digest: str, whose: str) -> None:
     """Make sure that training images are those of an earlier training, in the same order.
 
     The order decides which ones are kept for validation.
-
-    Args:
-        source: the images.
-        digest: of the earlier ones; empty, if an older release did not state it.
-        whose: they were.
     """
     if digest and digest != source.digest():
         raise UserError(
@@ -85,12 +67,7 @@ def check_same_images(source: ImageSource, digest: str, whose: str) -> None:
 
 
 def check_pixels(fusion: PixelFusionSettings, side: int) -> None:
-    """Refuse a training by the paper's objective that takes no step or has no discriminator.
-
-    Args:
-        fusion: its settings.
-        side: the smaller of the images' height and width, in pixels.
-    """
+    """Refuse a training by the paper's objective that takes no step or has no discriminator."""
     needed = fusion.batch_size * fusion.discriminator_steps
     if fusion.groups < needed:
         raise UserError(

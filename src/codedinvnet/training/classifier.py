@@ -28,17 +28,7 @@ DISTILLED_SHARE = 0.7
 def all_logits(
     classifier: nn.Module, source: ImageSource, rows: Tensor, *, description: str
 ) -> Tensor:
-    """Classify images of a source in batches, with a progress bar.
-
-    Args:
-        classifier: maps images (B, C, H, W) to logits; in evaluation mode.
-        source: the images.
-        rows: the rows of the images, (N,).
-        description: the text of the progress bar.
-
-    Returns:
-        Logits (N, classes) on the CPU.
-    """
+    """Return the logits (N, classes), on the CPU, of some rows of a source, with a progress bar."""
     device = first_tensor(classifier).device
     parts = []
     bar = Progress(
@@ -66,13 +56,7 @@ def answers_to(teacher: nn.Module | None, views: Tensor, known: Tensor) -> Tenso
 
 
 def distilled(loss: Tensor, logits: Tensor, teacher: Tensor) -> Tensor:
-    """Return the loss of logits (N, classes) that follow a teacher's beside the labels.
-
-    Args:
-        loss: their cross-entropy against the labels.
-        logits: the logits of the network that is trained.
-        teacher: those of the served classifier.
-    """
+    """Return the loss of logits (N, classes) that follow a teacher in addition to the labels."""
     soft = F.cross_entropy(logits, teacher.softmax(1))
     return DISTILLED_SHARE * soft + (1 - DISTILLED_SHARE) * loss
 

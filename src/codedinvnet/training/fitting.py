@@ -47,11 +47,9 @@ class TrainingData:
     folder: Path
 
     def groups(self, split: str, places: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return images (G, k, C, H, W) as floats, teacher's logits (G, k, classes), labels (G, k).
+        """Return groups at places (G, k) in the rows of a split, "train" or "validation".
 
-        Args:
-            split: "train" or "validation".
-            places: (G, k), in the rows of the split.
+        They are images (G, k, C, H, W) as floats, the teacher's logits (G, k, classes), and labels.
         """
         rows = self.train_rows if split == "train" else self.validation_rows
         images, labels = self.images.batch(rows[places.flatten()])

@@ -127,18 +127,7 @@ def sample_fusion_data(
 def invert_means(
     network: TransformSequence, source: ImageSource, groups: Tensor, *, padding: int, bar: Progress
 ) -> tuple[Tensor, float]:
-    """Return f⁻¹(mean z) for every group, and how far f of it is from the mean at most.
-
-    Args:
-        network: f, in evaluation mode.
-        source: the images.
-        groups: rows (N, k) of the source.
-        padding: zero pixels added on every side.
-        bar: told of every group.
-
-    Returns:
-        Targets (N, C, H, W) on the CPU, and the largest difference of f(target) from mean z.
-    """
+    """Return f⁻¹(mean z) for every group, and how far f of it is from the mean at most."""
     device = first_tensor(network).device
     targets, worst = [], 0.0
     for batch in groups.split(INVERSION_BATCH):
@@ -190,14 +179,7 @@ def _stamp(settings: Settings, members: int, weights: str) -> dict[str, Any]:
 
 
 def load_fusion_data(settings: Settings, folder: Path, members: int, weights: str) -> FusionData:
-    """Read all shards.
-
-    Args:
-        settings: the run's settings.
-        folder: what `sample_fusion_data` was given.
-        members: k.
-        weights: the digest that the network's header states.
-    """
+    """Read all shards."""
     fusion = pixel_settings(settings)
     stamp = _stamp(settings, members, weights)
     paths = sorted((folder / "data").glob("train-*.safetensors"))

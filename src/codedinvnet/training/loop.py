@@ -102,12 +102,7 @@ def starts_over(folder: Path, resume: int) -> bool:
 
 
 def set_aside(folder: Path, *more: str) -> None:
-    """Move the checkpoints of a training that starts over: its hours may be wanted after all.
-
-    Args:
-        folder: the training's.
-        more: names of what else it left there.
-    """
+    """Move the checkpoints of a training that starts over: its hours may be wanted after all."""
     found = [path for name in (LAST, BEST, *more) if (path := folder / name).is_file()]
     if found:
         kept = free_backup_name(folder / "checkpoints")

@@ -244,12 +244,7 @@ def load_trained_network(
 
 
 def check_network_images(source: ImageSource, header: Mapping[str, Any]) -> None:
-    """Make sure that images are those that a trained network was trained on.
-
-    Args:
-        source: the training images.
-        header: the network's header.
-    """
+    """Make sure that images are those that a trained network was trained on."""
     shape, classes = tuple(header["image_shape"]), tuple(header["classes"])
     check_images(source, shape, classes, "the trained network")
     check_same_images(source, header["settings"].get(IMAGES) or "", "the network")
@@ -260,11 +255,6 @@ def as_trained(settings: Settings, folder: Path, header: Mapping[str, Any]) -> S
 
     What else is trained follows it, and so does a bundle's provenance. Warns if the settings' own
     section is another one.
-
-    Args:
-        settings: the run's settings.
-        folder: the network's folder.
-        header: the network's header.
     """
     raw = {**settings.model_dump(mode="json"), "training": header["settings"]["training"]}
     trained = parse_settings(raw, str(folder / NETWORK))

@@ -17,13 +17,7 @@ WARMUP = 0.1
 
 
 def batch_places(order: Sized, index: int, size: int) -> Tensor:
-    """Return the places of an epoch's batch in its order, which is gone round as often as needed.
-
-    Args:
-        order: of all that the epoch may draw.
-        index: the batch's in the epoch.
-        size: the batch's.
-    """
+    """Return the places of an epoch's batch in its order, which is repeated as often as needed."""
     return (index * size + torch.arange(size)) % len(order)
 
 

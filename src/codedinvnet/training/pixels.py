@@ -2,7 +2,7 @@
 
 What the published code really does is followed (its settings name other losses): hinge losses, the
 mean of cosh of the pixel error, five discriminator steps to one of the generator, and a
-discriminator that sees the k images beside the parity image, and rates that fall along a cosine (by
+discriminator that sees the k images with the parity image, and rates that fall along a cosine (by
 step here, by epoch there).
 """
 

@@ -15,10 +15,6 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
 
     A device without instructions for bfloat16 would take more than twice float32's time, so it
     trains in float32, and a line on stderr says so once.
-
-    Args:
-        precision: "float32" or "bfloat16".
-        device: what computes.
     """
     reduced = precision == "bfloat16" and computes_bfloat16(device.type)
     return torch.autocast(device.type, torch.bfloat16, enabled=reduced)

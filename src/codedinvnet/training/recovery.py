@@ -3,7 +3,7 @@
 Each step draws new groups, of a size m drawn from 2 to k; a mosaic has weights for each of its
 grids, and each grid gets as many steps as any other. First f and g are frozen and
 their latents are cached if they fit; then all four are trained together, with the direct answers'
-own cross-entropy beside the decoded ones', so that normal accuracy is kept.
+own cross-entropy in addition to the decoded ones', so that normal accuracy is kept.
 
 Smaller groups come in larger numbers, so that every step sees about as many images.
 """
@@ -185,12 +185,7 @@ class RecoveryStage:
         return scalars
 
     def _distilled(self, answers: Tensor, latents: Tensor) -> Tensor:
-        """Return the cross-entropy of decoded answers to the direct ones of the first images.
-
-        Args:
-            answers: decoded logits (n, classes).
-            latents: the latents of the first m images, (m, C, H, W).
-        """
+        """Return the cross-entropy of decoded answers to the direct ones of the first images."""
         with torch.no_grad():
             direct = self.model.classify(latents).softmax(dim=1)
         return F.cross_entropy(answers[: len(direct)], direct)
