@@ -77,6 +77,7 @@ async def test_pipelined_requests_are_answered_in_order() -> None:
     async with gateway(Upstream(serve)) as g:
         found = await g.raw(data)
 
+    found = found.replace(b"HTTP/1.1 100 Continue\r\n\r\n", b"")  # asks whether it is still there
     bodies = [part.rpartition(b"/")[2] for part in found.split(b"HTTP/1.1 200 Fine")[1:]]
     assert bodies == [b"%d" % i for i in range(100)]
 

@@ -154,7 +154,8 @@ class HttpAttempt(Attempt):
         self.body.append(data)
         self.size += len(data)
         self.call.memory.take(len(data))
-        if stage is Stage.SEEK:
+        full = stage is Stage.HOLD and self.call.memory.is_full
+        if stage is Stage.SEEK or (full and not self.call.blames(self.status)):
             if self._finder is None or self._finder.feed(data):
                 self._found()
         elif stage is Stage.DECIDED:

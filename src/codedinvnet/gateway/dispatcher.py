@@ -429,18 +429,22 @@ class Sweeper:
 
     async def run(self) -> None:
         """Look again and again, for ever."""
-        dispatcher, looked = self.dispatcher, time.monotonic()
+        looked = time.monotonic()
         while True:
             await asyncio.sleep(SWEEP)
             now = time.monotonic()
-            dispatcher.metrics.loop_lag.observe(max(0.0, now - looked - SWEEP))
-            for attempt in dispatcher.cluster.live():
-                self._look(now, attempt)
-            for call in [call for call in dispatcher.detached if now >= call.deadline]:
-                dispatcher.detached.discard(call)
-                dispatcher.give_up(call, DEADLINE)
-            dispatcher.do(())
+            self.dispatcher.metrics.loop_lag.observe(max(0.0, now - looked - SWEEP))
+            self._sweep(now)
             looked = now
+
+    def _sweep(self, now: float) -> None:
+        dispatcher = self.dispatcher  # in a frame that ends, as it would keep the last call's body
+        for attempt in dispatcher.cluster.live():
+            self._look(now, attempt)
+        for call in [call for call in dispatcher.detached if now >= call.deadline]:
+            dispatcher.detached.discard(call)
+            dispatcher.give_up(call, DEADLINE)
+        dispatcher.do(())
 
     def _look(self, now: float, attempt: Attempt) -> None:
         dispatcher, call, endpoint = self.dispatcher, attempt.call, attempt.endpoint

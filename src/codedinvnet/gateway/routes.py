@@ -29,11 +29,14 @@ MOST_NAMED = 64
 MOST_HINTS = 20
 """Paths that are logged as not hedged."""
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "QUERY", "*")
-LARGE = 1 << 20
-"""Bytes of JSON beyond which only the words of `STATEFUL` are looked for, which takes less time."""
+LARGE, LARGEST = 1 << 20, 64 << 20
+"""Bytes of JSON beyond which only `WORDS` are looked for, which takes less time, and beyond which
+nothing is: the event loop would stand still."""
 HEADER_LENGTH = b"inference-header-content-length"
 STATEFUL = re.compile(rb'"(?:sequence_id"\s*:(?!\s*(?:0\s*[,}]|""))|shared_memory_region"\s*:)')
 """What a V2 request must not be repeated with: a sequence, or a region that a copy would write."""
+WORDS = re.compile(rb'sequence_id"|shared_memory_region"')
+LONGEST_WORD = 21
 
 
 class Route:
@@ -166,12 +169,33 @@ def is_stateful(head: RequestHead, body: Sequence[bytes]) -> bool:
     """
     if b"content-encoding" in head.known:
         return True
-    data, length = b"".join(body), head.known.get(HEADER_LENGTH, b"")
+    length = head.known.get(HEADER_LENGTH, b"")
     if length.isdigit() and len(length) < 16:
-        data = data[: int(length)]  # tensors follow
-    if len(data) > LARGE:
-        return any(word in data for word in (b'sequence_id"', b'shared_memory_region"'))
-    return STATEFUL.search(data) is not None
+        body = beginning(body, int(length))  # tensors follow
+    size = sum(map(len, body))
+    if size <= LARGE:
+        return STATEFUL.search(b"".join(body)) is not None
+    if size > LARGEST:
+        return True
+    end = (
+        b""  # not joined: a copy would take longer than the search, and memory that is not counted
+    )
+    for part in body:
+        if WORDS.search(end + part[:LONGEST_WORD]) or WORDS.search(part):
+            return True
+        end = (end + part[-LONGEST_WORD:])[-LONGEST_WORD:]
+    return False
+
+
+def beginning(parts: Sequence[bytes], size: int) -> list[bytes]:
+    """Return the first bytes of something in parts."""
+    found: list[bytes] = []
+    for part in parts:
+        if size <= 0:
+            break
+        found.append(part[:size])
+        size -= len(part)
+    return found
 
 
 def size_class(size: int) -> int:

@@ -6,6 +6,7 @@ import json
 import socket
 import struct
 import time
+from collections import deque
 from collections.abc import Sequence
 from email.utils import formatdate
 from functools import lru_cache
@@ -56,8 +57,8 @@ class Answers:
     """
 
     __slots__ = (
-        "_connection", "_is_chunking", "_is_paused", "_write_left", "is_begun", "memory",
-        "progress", "waiting",
+        "_connection", "_held", "_is_chunking", "_is_paused", "_sizes", "_write_left", "is_begun",
+        "memory", "progress", "waiting",
     )  # fmt: skip
 
     def __init__(self, connection: ClientConnection) -> None:
@@ -66,6 +67,9 @@ class Answers:
         self._write_left: int | None = None
         """Bytes of an answer with a length that are to come."""
         self.waiting = 0
+        self._sizes: deque[int] = deque()
+        self._held = 0
+        """Sizes of the parts that wait, and their sum: a part is held until all of it is sent."""
         self.progress = time.monotonic()
 
     def respond(
@@ -195,15 +199,24 @@ class Answers:
         else:
             transport.writelines(data)
         if (waiting := transport.get_write_buffer_size()) or self.waiting:
+            sizes = [len(part) for part in data]
+            self._sizes += sizes
+            self.memory.take(sum(sizes))
+            self._held += sum(sizes)
             self.count(waiting)
+            if self.memory.is_full and not self._is_paused:
+                transport.set_write_buffer_limits(0, 0)
 
     def count(self, waiting: int) -> None:
         """Count what waits for the client."""
-        if waiting != self.waiting:
-            self.memory.take(waiting - self.waiting)
-            if not self.waiting:
-                self.progress = time.monotonic()
-            self.waiting = waiting
+        if waiting == self.waiting:
+            return
+        if not self.waiting:
+            self.progress = time.monotonic()
+        self.waiting, sizes = waiting, self._sizes
+        while sizes and self._held - sizes[0] >= waiting:
+            self.memory.give(sizes[0])
+            self._held -= sizes.popleft()
 
     def pause(self) -> None:
         """The client is slow: have its upstream read no further."""
@@ -214,7 +227,9 @@ class Answers:
     def resume(self) -> None:
         """The client has taken what waited for it."""
         self._is_paused, self.progress = False, time.monotonic()
-        self.count(self._connection.transport.get_write_buffer_size())
+        transport = self._connection.transport
+        self.count(transport.get_write_buffer_size())
+        transport.set_write_buffer_limits(HIGH, LOW)
         if (call := self._connection.call) is not None:
             call.resume()
 

@@ -7,7 +7,8 @@ class Memory:
     """Counts the bytes of request bodies and of answers that wait for their readers.
 
     Args:
-        most: bytes; at the bound new requests are refused, and answers are no longer held back.
+        most: bytes. When seven eighths are used, new requests are refused, and answers are read no
+            faster than their clients take them; the rest is for those that are on their way.
 
     Attributes:
         used: bytes that are held now.
@@ -22,7 +23,7 @@ class Memory:
     @property
     def is_full(self) -> bool:
         """Whether new requests are to be refused."""
-        return self.used >= self.most
+        return 8 * self.used >= 7 * self.most
 
     def take(self, size: int) -> None:
         """Count bytes that are held from now on."""

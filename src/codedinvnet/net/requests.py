@@ -16,6 +16,8 @@ from codedinvnet.net.http1 import (
 )
 from codedinvnet.net.memory import Memory
 
+SMALL = 1 << 12
+"""Bytes of parts of a body that are joined to larger ones."""
 FULL = "memory is full: try again later"
 WEBSOCKETS = "WebSockets are not supported; behind a gateway, connect to the upstream directly"
 
@@ -164,11 +166,14 @@ class RequestReader:
         return chunks.rest
 
     def _keep(self, pieces: list[bytes]) -> None:
-        size = sum(map(len, pieces))
-        self.body += pieces
+        """Take parts of the body in; small ones become one, since each costs memory of its own."""
+        body, size = self.body, sum(map(len, pieces))
+        if body and len(body[-1]) < SMALL and size < SMALL:
+            pieces = [body.pop(), *pieces]
+        body += pieces if len(pieces) == 1 else [b"".join(pieces)]
         self.size += size
         self.memory.take(size)
         if self.size > self._most:
             raise BadMessage(f"body: more than {self._most} bytes", 413)
-        if self.memory.used > self.memory.most and size:
+        if size and self.memory.is_full:
             raise BadMessage(FULL, 503)
