@@ -255,3 +255,20 @@ def identity_onnx(
     """Write a model that returns its input."""
     nodes = [helper.make_node("Identity", ["x"], ["y"])]
     return write_graph(path, nodes, [("x", kind, axes)], [("y", kind, axes)], opset=opset)
+
+
+def endless_onnx(path: Path, features: int) -> Path:
+    """Write a model that computes for ever."""
+    number = helper.make_tensor_value_info("number", TensorProto.INT64, [])
+    flags = [helper.make_tensor_value_info(n, TensorProto.BOOL, []) for n in ("go on", "still")]
+    floats = [
+        helper.make_tensor_value_info(n, TensorProto.FLOAT, ["n", features]) for n in ("v", "w")
+    ]
+    steps = [
+        helper.make_node("Identity", ["go on"], ["still"]),
+        helper.make_node("Identity", ["v"], ["w"]),
+    ]
+    body = helper.make_graph(steps, "body", [number, flags[0], floats[0]], [flags[1], floats[1]])
+    nodes = [helper.make_node("Loop", ["", "true", "x"], ["logits"], body=body)]
+    ends: list[Value] = [(name, TensorProto.FLOAT, ["batch", features]) for name in ("x", "logits")]
+    return write_graph(path, nodes, ends[:1], ends[1:], {"true": np.array(True)})

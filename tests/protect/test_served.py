@@ -6,6 +6,8 @@ import asyncio
 import json
 import re
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,6 +28,7 @@ from codedinvnet.serving.opened import check
 from codedinvnet.serving.workers.faults import FaultyPool, Schedule
 from codedinvnet.serving.workers.pool import Result, Task, WorkerPool
 from tests.conftest import Command
+from tests.models.factories import endless_onnx
 from tests.protect.conftest import COUNT, PLACE, arguments, description
 from tests.protect.factories import FEATURES
 
@@ -189,6 +192,31 @@ def test_a_folder_that_is_no_good_protection_is_refused(
     (folder / DESCRIPTION).write_text(json.dumps(found))
     with pytest.raises(UserError, match=why):
         load_protection(folder, open_model(f"{PLACE}:vectors"))
+
+
+@pytest.mark.parametrize("what", ["model", "protection"])
+def test_a_start_that_never_ends_says_what_it_waits_for_and_ends(
+    what: str, finished: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(finished, tmp_path / "endless")
+    endless = endless_onnx(tmp_path / "model.onnx", FEATURES)
+    words = ["serve", str(endless), "--port", "0"]
+    if what == "protection":
+        for file in folder.glob("*.onnx"):
+            shutil.copy(endless, file)
+        words = ["serve", f"{PLACE}:vectors", "--protection", str(folder), "--port", "0"]
+    code = (
+        "import sys; from codedinvnet.cli import main; from codedinvnet.serving import opened; "
+        f"opened.SLOW, opened.LIMIT = 0.2, 3.0; sys.exit(main({words!r}))"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120
+    )
+    waits, error = ended.stderr.splitlines()[-2:]
+    named = words[1] if what == "model" else str(folder)
+    assert json.loads(waits)["what"] == f"the {what} {named}"
+    assert error.startswith(f"error: the {what} {named} was not opened within 3 s")
+    assert ended.returncode == 2
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -40,6 +45,8 @@ from codedinvnet.serving.workers.faults import FaultyPool, Schedule, load_schedu
 from codedinvnet.serving.workers.local import ProcessPool
 from codedinvnet.serving.workers.pool import Computer, WorkerPool
 
+SLOW, LIMIT = 5.0, 300.0
+"""Seconds after which a log line says what the start waits for, and after which it is given up."""
 POOL_METHODS = ("start", "call", "replace", "stop", "pid")
 
 
@@ -104,7 +111,8 @@ def method_of(options: ServeOptions) -> str:
 
 
 def _open_model(options: ServeOptions) -> Opened:
-    model = options.model.open()
+    with limited(f"the model {options.source}"):
+        model = options.model.open()
     signature = model.signature
     name = options.name or called(options.source)
     protected = options.protection is not None
@@ -119,7 +127,8 @@ def _open_model(options: ServeOptions) -> Opened:
             protection=options.protection,
             protection_digest=description_digest(options.protection),
         )
-    computer = spec.computer(model)
+    with limited(f"the protection {options.protection}" if protected else "the code"):
+        computer = spec.computer(model)
     scheme = computer.scheme
     assert scheme is not None
     if not is_systematic(scheme.rules):  # no answer has any other output
@@ -130,6 +139,30 @@ def _open_model(options: ServeOptions) -> Opened:
         needed = options.max_disagreement is not None
         calibration = protection_calibration(options.protection, needed)
     return Opened(OwnModel(name, signature), spec, scheme, computer, workers, calibration)
+
+
+@contextmanager
+def limited(what: str) -> Iterator[None]:
+    """End this process if something takes too long to be opened: a model may compute for ever.
+
+    Nothing else ends a loop in native code. ONNX Runtime lets other threads run meanwhile.
+    """
+    opened = threading.Event()
+
+    def watch() -> None:
+        if opened.wait(SLOW):
+            return
+        log_event("opening takes long", logging.WARNING, what=what, limit=LIMIT)
+        if not opened.wait(LIMIT - SLOW):
+            reason = f"{what} was not opened within {LIMIT:g} s: does it compute for ever?"
+            print(f"error: {reason}", file=sys.stderr, flush=True)
+            os._exit(2)
+
+    threading.Thread(target=watch, name="limit", daemon=True).start()
+    try:
+        yield
+    finally:
+        opened.set()
 
 
 def called(source: str) -> str:
