@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager
+from pathlib import Path
 
 import httpx
 import pytest
@@ -15,6 +18,7 @@ import pytest
 from codedinvnet.common.processes import free_port, running
 from codedinvnet.hedging import HedgingTransport
 from tests.nightly.servers import (
+    MLSERVER,
     FastAPI,
     LitServe,
     MLServer,
@@ -47,6 +51,15 @@ def replicas(
         yield found
 
 
+def command(replicas: Sequence[Replica]) -> list[str]:
+    """Return the command of a gateway to some replicas."""
+    found = [sys.executable, "-m", "codedinvnet", "gateway", "--port", str(free_port())]
+    for replica in replicas:
+        found += ["--upstream", replica.url]
+    found += ["--hedge", f"POST {replicas[0].path}", "--health", replicas[0].health]
+    return [*found, "--deadline-ms", str(1000 * WAIT)]
+
+
 @asynccontextmanager
 async def client(front: str, replicas: Sequence[Replica]) -> AsyncIterator[httpx.AsyncClient]:
     urls, kind = [replica.url for replica in replicas], replicas[0]
@@ -57,12 +70,7 @@ async def client(front: str, replicas: Sequence[Replica]) -> AsyncIterator[httpx
         ) as found:
             yield found
         return
-    command = [sys.executable, "-m", "codedinvnet", "gateway", "--port", str(free_port())]
-    for url in urls:
-        command += ["--upstream", url]
-    command += ["--hedge", f"POST {kind.path}", "--health", kind.health]
-    command += ["--deadline-ms", str(1000 * WAIT)]
-    with running(*command, log=kind.folder.parent / "gateway.log") as gateway:
+    with running(*command(replicas), log=kind.folder.parent / "gateway.log") as gateway:
         async with httpx.AsyncClient(base_url=gateway.address, timeout=WAIT) as found:
             yield found
 
@@ -117,3 +125,54 @@ async def test_a_stop_and_a_kill_lose_nothing(front: str, replicas: list[Replica
     assert told["wrong"] == 0
     assert cut <= (CLIENTS if first.streams else 0)
     assert told["right"] > 100
+
+
+KSERVE = """
+import asyncio, json, sys, time
+import numpy as np
+from kserve import InferInput, InferRequest, InferenceRESTClient, RESTConfig
+
+async def main(url):
+    client = InferenceRESTClient(RESTConfig(protocol="v2", retries=0, timeout=30))
+    assert await client.is_model_ready(url, "affine")
+    print("asking", flush=True)
+    right = 0
+    async def ask(first):
+        nonlocal right
+        for number in range(first, 200, 4):
+            x = InferInput("x", [1, 1], "FP32")
+            x.set_data_from_numpy(np.full((1, 1), number, np.float32), binary_data=False)
+            request = InferRequest("affine", [x], request_id=str(number))
+            reply = await client.infer(url, request, model_name="affine")
+            (y,) = reply.outputs
+            right += reply.id == str(number) and y.as_numpy().tolist() == [[3 * number + 1]]
+            await asyncio.sleep(0.03)
+    await asyncio.gather(*(ask(i) for i in range(4)))
+    print(right)
+
+asyncio.run(main(sys.argv[1]))
+"""
+
+
+def test_kserves_client_loses_nothing_when_a_server_stops(tmp_path: Path) -> None:
+    if not MLServer.needs.exists():
+        pytest.skip("MLServer and KServe's client are not installed: see tools/")
+    with ExitStack() as stack:
+        replicas = [MLServer(tmp_path / name) for name in "ab"]
+        for replica in replicas:
+            stack.callback(replica.kill)
+            replica.start()
+            replica.wait()
+        gateway = stack.enter_context(running(*command(replicas), log=tmp_path / "gateway.log"))
+        python = MLSERVER / "client" / "bin" / "python"
+        asking = subprocess.Popen(
+            [python, "-c", KSERVE, gateway.address], stdout=subprocess.PIPE, text=True
+        )
+        stack.callback(asking.kill)
+        assert asking.stdout is not None
+        assert asking.stdout.readline() == "asking\n"
+        for number in (signal.SIGSTOP, signal.SIGCONT):
+            time.sleep(1.5)
+            replicas[0].signal(number)
+        replicas[1].kill()
+        assert asking.communicate(timeout=120)[0].splitlines()[-1] == "200"
