@@ -16,7 +16,8 @@ from typing import Any
 from codedinvnet.cli.common import add_command, guarded, print_report, seed
 from codedinvnet.evaluation.grid import refuse_failures
 
-MODELS = ("digits-mlp", "digits-boosted", "resnet20", "resnet32", "resnet56", "lite0", "magika")
+MODELS = ("digits-mlp", "digits-boosted", "resnet20", "resnet32", "resnet56", "keras")
+MODELS += ("lite0", "magika")
 """The rows of `protected`."""
 
 
@@ -104,6 +105,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--source", type=Path, help=source)
     add("--out", type=Path, help="folder for model and protection (none)")
     add("--minutes", type=float, default=30.0, help="of codedinvnet protect (30)")
+    add("--serve", action="store_true", help="serve it with stragglers, too, under three policies")
 
     add = benchmark(
         "load",

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from pandas import DataFrame
 
-from benchmarks import bundles, equal_cost, policies
+from benchmarks import bundles, equal_cost, policies, protected, protected_serving
 from benchmarks.bundles import BUNDLES, HARD
 from benchmarks.peers import pages as peers
 from codedinvnet.cli.common import guarded
@@ -53,6 +53,8 @@ COMMANDS = {
     "two-losses.jsonl": SIMULATE.format("two-losses"),
     "few-workers.jsonl": SIMULATE.format("few-workers"),
     "spread.jsonl": SIMULATE.format("spread"),
+    "protect/digits-mlp.json": "python -m benchmarks protected digits-mlp --out FOLDER, for",
+    "protect/serving.jsonl": "python -m benchmarks protected NAME --out FOLDER --serve, for",
     "paper-mnist-k2.json": "python ./main.py --config_file configs/mnist.json -fusion --nactors 2 "
     "-test_fusion && cp runs/mnist/fusion-k2/evaluation.json",
 }
@@ -162,6 +164,8 @@ TABLES: Mapping[str, tuple[Sequence[str], Callable[[Path], str]]] = {
     "auto": rows_in("auto.jsonl", policies.choosing),
     "over-hedge": rows_in("auto.jsonl", policies.over_hedge),
     "off-map": rows_in("off-map.jsonl", policies.choosing),
+    "protected": (["protect/digits-mlp.json"], lambda folder: protected.table(folder / "protect")),
+    "protected-serving": rows_in("protect/serving.jsonl", protected_serving.table),
 }
 """Name of a place in the pages -> the files that its table needs, and what renders it from their
 folder. Without files it is made of the bundles' own."""

@@ -1,7 +1,8 @@
 """`python -m benchmarks protected`: models of users, protected; the rows of docs/results/protect.
 
 Each row has a recipe: where its model and its inputs come from, and the options of `codedinvnet
-protect`. Models of others are read from their PyPI packages or files, which are not needed here.
+protect`. Other people's models are read from their PyPI packages or files, which nothing else here
+needs.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from benchmarks import protected_serving
 from codedinvnet.cli import main
 from codedinvnet.common.errors import UserError
 from codedinvnet.common.files import read_json, write_json
@@ -28,6 +30,7 @@ from codedinvnet.protect.folder import DESCRIPTION, FORMAT
 from codedinvnet.protect.measure import AGREEMENTS
 
 RESULTS = Path("docs/results/protect")
+SERVING = RESULTS / "serving.jsonl"
 FILES = 6000
 """Files of this machine that Magika is asked about."""
 MOST_OF_A_KIND = 9000
@@ -50,14 +53,17 @@ class Recipe:
     options: tuple[str, ...] = ()
 
 
-def run(row: str | None, out: Path | None, source: Path | None, minutes: float) -> dict[str, Any]:
-    """Make a row, if one is named, and return the table of all rows.
+def run(
+    row: str | None, out: Path | None, source: Path | None, minutes: float, serve: bool = False
+) -> dict[str, Any]:
+    """Make a row, if one is named, and return the tables of all rows.
 
     Args:
-        row: the name of the recipe; None: the table is all that is wanted.
+        row: the name of the recipe; None: only the tables are wanted.
         out: for the model, its inputs and its protection; what is there is kept.
         source: see `RECIPES`; None if the recipe needs none.
         minutes: for `protect`.
+        serve: whether to serve the protected model with stragglers, too.
 
     Raises:
         UserError: if a source is missing, or `protect` failed.
@@ -76,7 +82,10 @@ def run(row: str | None, out: Path | None, source: Path | None, minutes: float) 
         found["model"]["source"] = without_folders(found["model"]["source"])
         found["model"].pop("probe", None)  # only a folder that is served needs it
         write_json(RESULTS / f"{row}.json", found)
-    return {"table": table(RESULTS)}
+        if serve:
+            protected_serving.serve(row, out, inputs, SERVING)
+    served = protected_serving.table(SERVING) if SERVING.is_file() else ""
+    return {"table": f"{table(RESULTS)}\n\n{served}".strip()}
 
 
 def table(folder: Path) -> str:
@@ -246,6 +255,7 @@ RECIPES: Mapping[str, Recipe] = {
     "resnet20": Recipe(_cifar10, THIRD),
     "resnet32": Recipe(_cifar10, THIRD),
     "resnet56": Recipe(_cifar10, THIRD),
+    "keras": Recipe(_cifar10, THIRD),
     "lite0": Recipe(_lite0, THIRD),
     "magika": Recipe(_magika, THIRD),
 }

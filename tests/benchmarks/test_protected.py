@@ -1,4 +1,4 @@
-"""The benchmarks of protected models: what they read, what they count, and one run of each."""
+"""The benchmarks of protected models: what they read, and one short run."""
 
 from __future__ import annotations
 
@@ -7,18 +7,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import protected
+from benchmarks import protected, protected_serving
+from codedinvnet.evaluation.grid import read_rows
 from codedinvnet.protect import distil
 from tests.conftest import Command
 from tests.models.factories import save_onnx
 from tests.protect.factories import FEATURES, vectors
 
 
-@pytest.fixture
-def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a protected model; its row is beside it."""
+def test_a_model_is_protected_and_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distil, "MOST_ROUNDS", 60)
     monkeypatch.setattr(protected, "RESULTS", tmp_path)
+    monkeypatch.setattr(protected, "SERVING", tmp_path / "serving.jsonl")
+    monkeypatch.setattr(protected_serving, "QUERIES", 60)
+    monkeypatch.setattr(protected_serving, "STRAGGLERS", ("none",))
+    monkeypatch.setattr(protected_serving, "ARMS", {"auto": "auto"})
 
     def make(folder: Path, _: Path | None) -> Path:
         save_onnx(vectors, folder / "model.onnx")
@@ -28,17 +31,14 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     recipe = protected.Recipe(make, ("--work", "0.5", "--k", "3"))
     monkeypatch.setattr(protected, "RECIPES", {"own": recipe})
-    report = protected.run("own", tmp_path / "out", None, 5.0)
-    (path,) = tmp_path.glob("own.json")
-    assert path.is_file()
+    report = protected.run("own", tmp_path / "out", None, 5.0, serve=True)
+    assert (tmp_path / "own.json").is_file()
     assert "| own | 600 |" in report["table"]
     assert report["table"] == protected.run(None, None, None, 5.0)["table"]
-    return tmp_path / "out"
-
-
-def test_the_page_has_the_table_of_all_rows() -> None:
-    page = Path("docs/results/protected.md").read_text()
-    assert protected.table(protected.RESULTS) in page
+    (row,) = read_rows(tmp_path / "serving.jsonl", "protected-serving")
+    assert row["error"] is None
+    assert row["direct_equal"] == row["direct"] > 30
+    assert "| own | none | auto |" in report["table"]
 
 
 def test_files_are_read_as_magika_reads_them(tmp_path: Path) -> None:

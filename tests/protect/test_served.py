@@ -19,7 +19,7 @@ import pytest
 from codedinvnet.common.errors import UserError
 from codedinvnet.common.faults import Delay, Fault
 from codedinvnet.models import open_model
-from codedinvnet.protect.calibration import DECODED, FILE, protection_calibration
+from codedinvnet.protect.calibration import DECODED, protection_calibration
 from codedinvnet.protect.folder import DESCRIPTION, load_protection
 from codedinvnet.protocol.messages import InferRequest
 from codedinvnet.serving.app import open_app
@@ -143,9 +143,7 @@ def test_a_model_of_several_inputs_is_protected(call: Command, tmp_path: Path) -
 
 def test_a_protection_releases_what_keeps_the_limit(finished: Path) -> None:
     x = np.random.default_rng(3).random((4, FEATURES), np.float32)
-    stored = protection_calibration(finished)
-    assert stored is not None
-    curve = stored.curve(description(finished)["recommended"], 4)
+    curve = protection_calibration(finished).curve(description(finished)["recommended"], 4)
     assert curve is not None
     told = {}
     for limit in (0.999, 1e-9):
@@ -155,14 +153,6 @@ def test_a_protection_releases_what_keeps_the_limit(finished: Path) -> None:
         assert reliance.thresholds[limit, 4, DECODED] == curve.threshold(limit)
         told[limit] = answers(options, {"x": x})["outcome"].tolist().count(b"decoded")
     assert told == {0.999: 1, 1e-9: 0}
-
-
-def test_a_protection_without_calibration_keeps_no_limit(finished: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(finished, tmp_path / "old")
-    (folder / FILE).unlink()
-    assert open_app(served(folder)).dispatcher.gate is None
-    with pytest.raises(UserError, match="codedinvnet protect"):
-        open_app(served(folder, max_disagreement=0.01))
 
 
 @pytest.mark.parametrize(

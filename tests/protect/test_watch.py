@@ -51,6 +51,11 @@ def test_only_comparisons_that_would_be_released_count() -> None:
     assert watch.comparisons == 100
     changes = [watch.compared(True, False) for _ in range(math.ceil(BARE.stop) + 1)]
     assert changes.index(True) == math.ceil(BARE.stop)  # as if there had been none
+    assert changes.count(True) == 1
+    assert not watch.releasing
+    until = next(n for n in range(1, 1000) if watch.compared(True, True))
+    assert watch.releasing
+    assert until == pytest.approx(BARE.resume / (BARE.credit * 0.01), abs=1)
 
 
 def test_weak_drift_makes_it_strict_until_it_is_over() -> None:
@@ -77,19 +82,6 @@ def test_what_is_not_sure_is_not_counted_while_it_is_strict() -> None:
     assert watch.strict
     assert not any(watch.compared(True, False, False) for _ in range(100))
     assert watch.releasing
-
-
-def test_it_is_deterministic_and_tells_of_each_change_once() -> None:
-    watch = Watch(0.01)
-    changes = [watch.compared(True, False) for _ in range(math.ceil(BARE.stop) + 1)]
-    assert changes.index(True) == math.ceil(BARE.stop)
-    assert changes.count(True) == 1
-    assert not watch.releasing
-    again = 0
-    while not watch.compared(True, True):
-        again += 1
-    assert watch.releasing
-    assert again + 1 == pytest.approx(BARE.resume / (BARE.credit * 0.01), abs=1)
 
 
 @pytest.mark.parametrize("rate", [0.02, 0.026])

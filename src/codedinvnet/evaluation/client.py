@@ -22,8 +22,9 @@ from codedinvnet.simulation.arrivals import poisson_gaps
 
 TIMEOUT = 60.0
 """Seconds for an answer, connecting included."""
-SCORES, OUTCOME = "probabilities", "outcome"
-WANTED = (RequestedOutput(OUTCOME), RequestedOutput(SCORES, binary=True))
+OUTCOME = "outcome"
+TENSORS = ("images", "probabilities")
+"""The input and the scores of a bundle."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Reply:
         status: the HTTP status; 0 if there was no response.
         rows: which images were sent.
         outcomes: `direct`, `decoded` or `guessed` for each query.
-        labels: the classes with the highest scores, (B,) int64.
+        scores: the answers, (B, classes).
         latency: seconds from when the request was due.
         error: what went wrong.
         work: seconds of it that the server waited for workers (its `Server-Timing`).
@@ -47,10 +48,16 @@ class Reply:
     latency: float
     status: int = 0
     returned: str = ""
-    labels: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    scores: np.ndarray = field(default_factory=lambda: np.zeros((0, 1), np.float32))
     outcomes: tuple[str, ...] = ()
     error: str = ""
     work: float = 0.0
+
+    @property
+    def labels(self) -> np.ndarray:
+        """The classes with the highest scores, (B,) int64."""
+        labels: np.ndarray = self.scores.argmax(1)
+        return labels
 
     @property
     def ok(self) -> bool:
@@ -65,10 +72,14 @@ class Client:
         address: the service's, http://HOST:PORT.
         model: the model's name.
         images: those that requests choose from, (N, C, H, W).
+        tensors: the names of the model's input and of its scores.
     """
 
-    def __init__(self, address: str, model: str, images: np.ndarray) -> None:
+    def __init__(
+        self, address: str, model: str, images: np.ndarray, tensors: tuple[str, str] = TENSORS
+    ) -> None:
         self.address, self.images = address, images
+        self.input, self.output = tensors
         self.path = f"/v2/models/{model}/infer"
         self.http = HttpClient(parse_origin(address, "address"), connect=TIMEOUT)
 
@@ -83,7 +94,8 @@ class Client:
     async def infer(self, identity: str, rows: Sequence[int], due: float | None = None) -> Reply:
         """Send a request of some images; its latency counts from when it was due."""
         began, rows = time.perf_counter() if due is None else due, tuple(rows)
-        request = InferRequest({"images": self.images[list(rows)]}, identity, outputs=WANTED)
+        wanted = (RequestedOutput(OUTCOME), RequestedOutput(self.output, binary=True))
+        request = InferRequest({self.input: self.images[list(rows)]}, identity, outputs=wanted)
         body = render_request(request)
         try:
             answer = await self.post(body.data, body.headers)
@@ -101,7 +113,7 @@ class Client:
             latency,
             200,
             response.id or "",
-            response.outputs[SCORES].argmax(1),
+            response.outputs[self.output],
             tuple(outcome.decode() for outcome in response.outputs[OUTCOME]),
             work=float(work[1]) / 1000 if work else 0.0,
         )
@@ -150,9 +162,11 @@ class Client:
 
 
 @asynccontextmanager
-async def connect(address: str, model: str, images: np.ndarray) -> AsyncIterator[Client]:
+async def connect(
+    address: str, model: str, images: np.ndarray, tensors: tuple[str, str] = TENSORS
+) -> AsyncIterator[Client]:
     """Open a client with as many connections as the load needs."""
-    client = Client(address, model, images)
+    client = Client(address, model, images, tensors)
     try:
         yield client
     finally:

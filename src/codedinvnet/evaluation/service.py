@@ -19,7 +19,7 @@ from codedinvnet.common.config import describe
 from codedinvnet.common.errors import UserError
 from codedinvnet.common.faults import Delay, Fault
 from codedinvnet.common.processes import ProcessorTime, processor_time, server
-from codedinvnet.evaluation.client import Reply, connect
+from codedinvnet.evaluation.client import TENSORS, Reply, connect
 from codedinvnet.evaluation.quantiles import Histogram, percentile, rounded
 from codedinvnet.simulation.figures import QUANTILES
 from codedinvnet.simulation.stragglers import Straggler, stragglers
@@ -108,6 +108,7 @@ async def serving(
     rate: float,
     label: str,
     log: Path,
+    tensors: tuple[str, str] = TENSORS,
 ) -> Run:
     """Run `codedinvnet serve` with faults, warm it, load it, and return what came of it.
 
@@ -121,6 +122,7 @@ async def serving(
         rate: requests a second.
         label: of the progress bar.
         log: the service's.
+        tensors: the names of the model's input and of its scores.
     """
     dumped = {"seed": seed, "faults": [fault.model_dump(mode="json") for fault in faults]}
     with tempfile.TemporaryDirectory() as folder:
@@ -128,7 +130,7 @@ async def serving(
         path.write_text(json.dumps(dumped), encoding="utf-8")
         async with (
             server(*words, "--faults", str(path), log=log) as process,
-            connect(process.address, model, images) as client,
+            connect(process.address, model, images, tensors) as client,
         ):
             await client.warm(itertools.islice(itertools.cycle(requests), WARM_REQUESTS), log)
             before, processors = await client.metrics(), processor_time(process.pid)

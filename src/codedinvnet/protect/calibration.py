@@ -19,7 +19,7 @@ FILE = "calibration.json"
 """The file next to a bundle's weights, or in a protection."""
 VERSION = 1
 DECODED, GUESSED = "decoded", "guessed"
-"""Kinds of approximate answers: of one missing member, and of the extra tasks alone."""
+"""Kinds of approximate answers: for one missing member, and from the extra tasks alone."""
 
 
 class Kind(NamedTuple):
@@ -104,14 +104,12 @@ def _parsed(raw: Any) -> Calibration:
         raise ValueError(raw["format_version"])
     curves = {}
     for row in raw["curves"]:
-        names = ("thresholds", "released", "disagreed")
-        thresholds, released, disagreed = (np.asarray(row[name]) for name in names)
-        if not thresholds.size or not thresholds.shape == released.shape == disagreed.shape:
+        columns = [np.asarray(row[name]) for name in ("thresholds", "released", "disagreed")]
+        if len({column.shape for column in columns}) > 1 or not columns[0].size:
             raise ValueError("columns of different lengths")
         kind = Kind(row["method"], int(row["k"]), row["answer"])
-        curves[kind] = Curve(thresholds, released, disagreed, float(row["spread"]))
-    parts = dict(raw.get("parts", {}))
-    return Calibration(str(raw["weights"]), int(raw["images"]), curves, parts)
+        curves[kind] = Curve(*columns, float(row["spread"]))
+    return Calibration(str(raw["weights"]), int(raw["images"]), curves, dict(raw["parts"]))
 
 
 def calibration_of(
@@ -132,15 +130,13 @@ def calibration_of(
     return stored.of_part(found.name, k, "" if part is None else file_digest(part))
 
 
-def protection_calibration(folder: Path, needed: bool = True) -> Calibration | None:
-    """Read the calibration of a protection; None if there is none and none is needed.
+def protection_calibration(folder: Path) -> Calibration:
+    """Read the calibration of a protection.
 
     Raises:
         UserError: if it is missing, damaged, or of another model.
     """
     from codedinvnet.protect.folder import read_description
 
-    if not needed and not (folder / FILE).is_file():
-        return None
     digest = read_description(folder).model.digest
     return load_calibration(folder, digest, "`codedinvnet protect` makes it")

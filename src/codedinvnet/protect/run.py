@@ -49,19 +49,14 @@ MEASURED = 0.05
 
 @dataclass(frozen=True)
 class ProtectOptions:
-    """What `codedinvnet protect` is asked for.
+    """What `codedinvnet protect` is asked for. See `read_inputs` for its inputs.
 
     Attributes:
-        source: the served model, on as many threads as training may take; times are measured on
-            one.
-        inputs: see `read_inputs`.
-        out: the folder of the protection.
+        source: the served model, on as many threads as training may take.
         k: queries of a group, for policies that send the backup everything.
         minutes: time for scoring and training together.
         work: the only size of backup, as a share of the model's work; None: a ladder of them.
         seed: of the split and the trainings.
-        labels: see `read_inputs`.
-        preprocess: see `read_inputs`.
         mirror: whether images may be mirrored in training.
     """
 

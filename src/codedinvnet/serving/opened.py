@@ -136,8 +136,7 @@ def _open_model(options: ServeOptions) -> Opened:
     workers = len(scheme.rules.tasks(scheme.rules.k))
     calibration = None
     if options.protection is not None:
-        needed = options.max_disagreement is not None
-        calibration = protection_calibration(options.protection, needed)
+        calibration = protection_calibration(options.protection)
     return Opened(OwnModel(name, signature), spec, scheme, computer, workers, calibration)
 
 
