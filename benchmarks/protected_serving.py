@@ -34,7 +34,7 @@ from codedinvnet.protect.teacher import scores_of
 ARMS = {"nothing": "uncoded", "hedging": "hedge", "auto, with the backup": "auto"}
 """What is done about late answers -> the policy."""
 STRAGGLERS = ("pareto", "none")
-"""1 % of the tasks block their worker for two service times or much longer; or nobody straggles."""
+"""1 % of the tasks block their worker for two service times or far longer; or no worker does."""
 WORKERS, LOAD = 6, 0.4
 WAIT_MS, SERVICE_MS = 80.0, 84.0
 QUERIES, DISTINCT = 3000, 500

@@ -68,7 +68,7 @@ def test_files_are_read_as_magika_reads_them(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "why"),
     [
         (["nothing"], "invalid choice"),
         (["lite0", "--out", "x"], "a clone of github.com/thunderInfy/imagenette"),
@@ -76,9 +76,9 @@ def test_files_are_read_as_magika_reads_them(tmp_path: Path) -> None:
         (["resnet56"], "--out: name a folder"),
     ],
 )
-def test_what_a_row_lacks_is_told(
+def test_what_a_row_lacks_is_why(
     words: list[str],
-    told: str,
+    why: str,
     call_benchmarks: Command,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -86,4 +86,4 @@ def test_what_a_row_lacks_is_told(
     monkeypatch.chdir(tmp_path)
     outcome = call_benchmarks("protected", *words)
     assert outcome.code == 2
-    assert told in outcome.err
+    assert why in outcome.err

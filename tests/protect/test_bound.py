@@ -59,9 +59,9 @@ def test_answers_that_err_together_count_as_fewer() -> None:
     together = np.repeat(np.arange(200)[:, None] < 4, 10, axis=1)
     assert spread_of(together) > 9
     assert spread_of(np.eye(200, 10, dtype=bool)) == 1.0
-    alone = Curve(np.array([0.5]), np.array([2000]), np.array([10]), 1.0)
+    single = Curve(np.array([0.5]), np.array([2000]), np.array([10]), 1.0)
     joined = Curve(np.array([0.5]), np.array([2000]), np.array([10]), 10.0)
-    assert alone.threshold(0.01) == 0.5
+    assert single.threshold(0.01) == 0.5
     assert joined.threshold(0.01) == math.inf
 
 
@@ -69,13 +69,13 @@ def test_probabilities_of_agreement_rise_with_confidence_and_are_calibrated() ->
     random = np.random.default_rng(5)
     curve = Curve.of(*draw(random, 3000))
     confidences, agrees = draw(random, 3000)
-    told = curve.probability(confidences)
+    found = curve.probability(confidences)
     order = np.argsort(confidences, axis=None)
-    assert (np.diff(told.ravel()[order]) >= 0).all()
-    assert 0 < told.min() <= told.max() < 1
+    assert (np.diff(found.ravel()[order]) >= 0).all()
+    assert 0 < found.min() <= found.max() < 1
     for low, high in ((0.0, 0.2), (0.4, 0.6), (0.8, 1.0)):
         there = (confidences >= low) & (confidences < high)
-        assert told[there].mean() == pytest.approx(agrees[there].mean(), abs=0.01)
+        assert found[there].mean() == pytest.approx(agrees[there].mean(), abs=0.01)
     below = curve.probability(np.array([-1.0, curve.thresholds[-1]]))
     assert below[0] == below[1]
 

@@ -108,8 +108,8 @@ def test_shipped_bundles_are_calibrated_for_their_weights(name: str) -> None:
     bundle = load_bundle(name)
     stored = load_calibration(bundle.folder, bundle.digest())
     assert stored.images == 5000
-    beside = bundle.folder.glob("*-k*.safetensors")
-    assert stored.parts == {part.stem: file_digest(part) for part in beside}
+    parts = bundle.folder.glob("*-k*.safetensors")
+    assert stored.parts == {part.stem: file_digest(part) for part in parts}
     for method, answer in (
         ("coded-invnet", DECODED),
         ("coded-invnet", GUESSED),
@@ -137,7 +137,7 @@ def test_a_bundle_is_calibrated_for_its_largest_size_and_no_larger_one(
 
 
 def save_backup(bundle: Bundle, k: int) -> None:
-    """Put an untrained small backup beside a bundle's weights."""
+    """Put an untrained small backup next to a bundle's weights."""
     settings = {"method": "small-backup", "base": "invertible", "k": k, "width": 4}
     part = SmallBackup().untrained(given_by(bundle, k), settings)
     header = {"settings": {**settings, "bundle": bundle.digest()}}

@@ -145,14 +145,14 @@ def test_a_protection_releases_what_keeps_the_limit(finished: Path) -> None:
     x = np.random.default_rng(3).random((4, FEATURES), np.float32)
     curve = protection_calibration(finished).curve(description(finished)["recommended"], 4)
     assert curve is not None
-    told = {}
+    counts = {}
     for limit in (0.999, 1e-9):
         options = served(finished, method="small-backup", max_disagreement=limit)
         reliance = open_app(options).dispatcher.gate
         assert reliance is not None
         assert reliance.thresholds[limit, 4, DECODED] == curve.threshold(limit)
-        told[limit] = answers(options, {"x": x})["outcome"].tolist().count(b"decoded")
-    assert told == {0.999: 1, 1e-9: 0}
+        counts[limit] = answers(options, {"x": x})["outcome"].tolist().count(b"decoded")
+    assert counts == {0.999: 1, 1e-9: 0}
 
 
 @pytest.mark.parametrize(

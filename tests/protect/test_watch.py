@@ -87,7 +87,7 @@ def test_what_is_not_sure_is_not_counted_while_it_is_strict() -> None:
 @pytest.mark.parametrize("rate", [0.02, 0.026])
 def test_what_extra_tasks_say_of_drift_stops_the_release_soon(rate: float) -> None:
     """On MNIST, noise of 0.2 makes a quarter of the guesses wrong, and 2.6 % of what is decoded."""
-    told = {}
+    found = {}
     for known in (False, True):
         stopped = []
         for seed in range(40):
@@ -100,9 +100,9 @@ def test_what_extra_tasks_say_of_drift_stops_the_release_soon(rate: float) -> No
                 if watch.compared(True, bool(random.random() >= rate)):
                     stopped[-1] = place
                     break
-        told[known] = sorted(stopped)
-    assert told[True][36] <= 500
-    assert told[True][20] < told[False][20] / 2
+        found[known] = sorted(stopped)
+    assert found[True][36] <= 500
+    assert found[True][20] < found[False][20] / 2
 
 
 def test_drift_ends_with_what_extra_tasks_say() -> None:

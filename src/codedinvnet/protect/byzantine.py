@@ -1,10 +1,10 @@
 """Finds the worker whose answers are wrong, by a sequential test for each worker.
 
-In a complete group the extra task alone answers for every member, and each member's own worker has
-answered as well. How often the two disagree with sound workers is known from the calibration, by
-the confidence of the extra task's answer. For each worker the log-likelihood ratio of "it changes
-`CHANGED` of its labels" to "it is sound" is summed up, never below 0 (Page's cumulative sum,
-Biometrika 1954). A worker is named when its sum exceeds any other's by log(1 / false alarms).
+In a complete group the extra task by itself answers for every member, and each member's own worker
+has answered as well. How often the two disagree with sound workers is known from the calibration,
+by the confidence of the extra task's answer. For each worker the log-likelihood ratio of "it
+changes `CHANGED` of its labels" to "it is sound" is summed up, never below 0 (Page's cumulative
+sum, Biometrika 1954). A worker is named when its sum exceeds any other's by log(1 / false alarms).
 
 - The extra task's worker has a sum of its own, for changing half of all members' labels. If most
   members disagree, it is the likely cause, and the members' sums stand still.

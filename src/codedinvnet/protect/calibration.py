@@ -119,9 +119,6 @@ def calibration_of(
 
     `part` is the file with the method's trained part for groups of up to k; by default it is the
     one next to the weights, if there is one.
-
-    Raises:
-        UserError: see `load_calibration`.
     """
     stored, found = load_calibration(folder, weights), find_method(method)
     if not found.part:
@@ -131,11 +128,7 @@ def calibration_of(
 
 
 def protection_calibration(folder: Path) -> Calibration:
-    """Read the calibration of a protection.
-
-    Raises:
-        UserError: if it is missing, damaged, or of another model.
-    """
+    """Read the calibration of a protection."""
     from codedinvnet.protect.folder import read_description
 
     digest = read_description(folder).model.digest

@@ -95,11 +95,7 @@ def model_cost(model: OpenModel, one: Mapping[str, np.ndarray], content: Callabl
 
 
 def as_onnx(model: OpenModel, batch: Mapping[str, np.ndarray]) -> Any:
-    """Return a model as an `onnx.ModelProto`; PyTorch exports its own with a batch of queries.
-
-    Raises:
-        UserError: if there is no way to do so.
-    """
+    """Return a model as an `onnx.ModelProto`; PyTorch exports its own with a batch of queries."""
     import onnx
 
     if model.source.kind == "onnx":
@@ -139,11 +135,7 @@ def folded(content: Any) -> Any:
 
 
 def onnx_macs(model: Any, shapes: Mapping[str, tuple[int, ...]]) -> int:
-    """Count the multiply-adds of an ONNX model for inputs of certain shapes.
-
-    Raises:
-        UserError: if an operator's work is unknown, or a shape can't be inferred.
-    """
+    """Count the multiply-adds for inputs of certain shapes; UserError says why it can't be done."""
     from onnx import shape_inference
 
     model = copy.deepcopy(model)

@@ -132,11 +132,7 @@ class Distillation(PartStage):
 
 
 def plan(student: Student, lesson: Lesson, seconds: float) -> PartSettings:
-    """Return a training that takes so many seconds, timed by a few steps that spoil the student.
-
-    Raises:
-        UserError: if there is no time for a few steps.
-    """
+    """Return a training that takes so many seconds, timed by a few steps that spoil the student."""
     count = len(lesson.teacher.rows.train)
     batch = 128 if count >= 4000 else 64 if count >= 1000 else 32
     steps = max(FEWEST_STEPS, count // batch)

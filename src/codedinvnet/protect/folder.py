@@ -113,11 +113,7 @@ def read_description(folder: Path, digest: str = "") -> Description:
 
 
 def description_digest(folder: Path) -> str:
-    """Return a short digest of a protection's description.
-
-    Raises:
-        UserError: if the folder holds none.
-    """
+    """Return a short digest of a protection's description; UserError if there is none."""
     read_description(folder)
     return file_digest(folder / DESCRIPTION)
 
@@ -184,11 +180,7 @@ def backup_source(folder: Path, name: str, scores: str) -> ModelSource:
 
 
 def export_student(folder: Path, name: str, student: Student) -> OpenModel:
-    """Write a student as an ONNX file, and open it.
-
-    Raises:
-        UserError: if it cannot be exported, or ONNX Runtime computes other scores.
-    """
+    """Write a student as an ONNX file, open it, and check that it computes the same scores."""
     check_installed(ONNX_RUNTIME)
     batch = probe_inputs(student.specs)
     examples = student.tensors(batch)

@@ -105,11 +105,7 @@ class Split(NamedTuple):
 
 
 def split(count: int, seed: int) -> Split:
-    """Draw a random split of so many inputs.
-
-    Raises:
-        UserError: if they are too few.
-    """
+    """Draw a random split of so many inputs; UserError if they are too few."""
     if count < FEWEST:
         raise UserError(f"--inputs: found {count} different inputs; at least {FEWEST} are needed")
     order = np.random.default_rng((seed, STREAM)).permutation(count)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -98,7 +99,7 @@ class Ladder:
                 path = self.folder / f"choice-{family}-{work:g}.json"
                 try:
                     most = self.cost.share(work)
-                    choice = once(path, lambda s=student, m=most: s.choose(teacher, m))  # type: ignore[misc]
+                    choice = once(path, partial(student.choose, teacher, most))
                 except Unfit as error:
                     self.notes.append(f"no {family}-{work:g}: {error}")
                     continue

@@ -52,11 +52,7 @@ class Net(NamedTuple):
 
 @lru_cache(maxsize=1)
 def graph_of(teacher: Teacher) -> Net:
-    """Return the served model's graph up to its logits.
-
-    Raises:
-        Unfit: if there is none.
-    """
+    """Return the served model's graph up to its logits; Unfit if there is none."""
     model, likely = teacher.model, teacher.kind == "probabilities"
     batch = teacher.inputs.batch(teacher.spread(TRIED))
     try:
@@ -250,8 +246,8 @@ def normalised(net: Net, x: Tensor) -> Net:
         own |= {"mean": mean, "variance": variance}
         for key, value in own.items():
             values[f"{output}.{key}"] = value.clone()
-            told = {"shape": list(value.shape), "trained": key in ("scale", "bias")}
-            tensors[f"{output}.{key}"] = told
+            trained = key in ("scale", "bias")
+            tensors[f"{output}.{key}"] = {"shape": list(value.shape), "trained": trained}
         made.append([operator, inputs, f"{output}.raw", options])
         names = [f"{output}.raw", *(f"{output}.{key}" for key in own)]
         made.append(["BatchNormalization", names, output, {"epsilon": EPSILON}])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -94,37 +94,16 @@ def protect(options: ProtectOptions) -> dict[str, Any]:
         cost = model_cost(single, teacher.inputs.batch(np.arange(1)), lambda: teacher.onnx)
     if cost.macs is None:
         notes.append(f"sizes go by measured time, because multiply-adds are not known: {cost.why}")
-    ladder = Ladder(
-        lesson,
-        cost,
-        WORKS if options.work is None else (options.work,),
-        _kept(options, "train"),
-        options.seed,
-    )
+    works = WORKS if options.work is None else (options.work,)
+    ladder = Ladder(lesson, cost, works, _kept(options, "train"), options.seed)
     left = (1 - MEASURED) * 60 * options.minutes - (time.monotonic() - began)
     trained = ladder.train(once(_kept(options, "seconds.json"), lambda: left))
-    notes += ladder.notes
     with one_thread():
         backups = [_measured(options.out, each, teacher, single, cost) for each in trained]
-    candidates = [candidate for candidate, _ in backups]
-    frequent = int(np.bincount(teacher.answers[teacher.rows.train]).argmax())
-    recommended, reason = recommend(candidates, frequent)
-    _calibrate(options, teacher, candidates)
+    _calibrate(options, teacher, [candidate for candidate, _ in backups])
     description = {
-        "model": {
-            "source": teacher.model.source.source,
-            "digest": teacher.model.source.digest,
-            "scores": scores_tensor(teacher.model.signature).name,
-            "kind": teacher.kind,
-            "macs": cost.macs,
-            "ms": cost.ms,
-        },
-        "k": options.k,
-        "recommended": recommended,
-        "reason": reason,
-        "table": [{**report(c, options.k), **_file(backup)} for c, backup in backups],
-        "most_frequent": interval(teacher.answers[teacher.rows.test] == frequent),
-        "notes": notes,
+        **_described(options, teacher, cost, backups),
+        "notes": notes + ladder.notes,
         "settings": {
             **settings,
             "shift": lesson.shift,
@@ -141,6 +120,36 @@ def protect(options: ProtectOptions) -> dict[str, Any]:
     write_description(options.out, description)
     shutil.rmtree(options.out / WORK)
     return description
+
+
+def _described(
+    options: ProtectOptions,
+    teacher: Teacher,
+    cost: Cost,
+    backups: Sequence[tuple[Candidate, OpenModel]],
+) -> dict[str, Any]:
+    """Describe the model and its backups, and recommend one."""
+    rows, source = teacher.rows, teacher.model.source
+    frequent = int(np.bincount(teacher.answers[rows.train]).argmax())
+    recommended, reason = recommend([candidate for candidate, _ in backups], frequent)
+    return {
+        "model": {
+            "source": source.source,
+            "digest": source.digest,
+            "scores": scores_tensor(teacher.model.signature).name,
+            "kind": teacher.kind,
+            "macs": cost.macs,
+            "ms": cost.ms,
+        },
+        "k": options.k,
+        "recommended": recommended,
+        "reason": reason,
+        "table": [
+            {**report(each, options.k), "digest": backup.source.digest, "scores": "logits:logits"}
+            for each, backup in backups
+        ],
+        "most_frequent": interval(teacher.answers[rows.test] == frequent),
+    }
 
 
 def _kept(options: ProtectOptions, name: str) -> Path:
@@ -235,11 +244,6 @@ def _answers(teacher: Teacher, backup: OpenModel, rows: np.ndarray) -> Answers:
     labels = None if teacher.inputs.labels is None else teacher.inputs.labels[rows]
     logs = log_probabilities(np.concatenate(scores), "logits")
     return answers_of(logs, teacher.answers[rows], labels)
-
-
-def _file(backup: OpenModel) -> dict[str, str]:
-    """Return what identifies a backup's file."""
-    return {"digest": backup.source.digest, "scores": "logits:logits"}
 
 
 def _calibrate(options: ProtectOptions, teacher: Teacher, candidates: list[Candidate]) -> None:

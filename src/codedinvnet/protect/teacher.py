@@ -132,11 +132,7 @@ def scores_of(model: Model, batch: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def check_classifier(model: OpenModel) -> None:
-    """Refuse what is no classifier of numbers.
-
-    Raises:
-        UserError: saying what is supported.
-    """
+    """Raise UserError, saying what is supported, unless a model classifies numbers."""
     signature, name = model.signature, model.source.source
     if model.source.kind == "bundle":
         raise UserError(f"{name} is a bundle, which comes with a small backup: serve it as it is")
@@ -179,11 +175,7 @@ def ask(model: OpenModel, inputs: Inputs, rows: Split, folder: Path, minutes: fl
 
 
 def query_seconds(model: Model, inputs: Inputs) -> float:
-    """Return the seconds of one query in a batch; check that the model is deterministic.
-
-    Raises:
-        UserError: if it is not, or its scores are not finite.
-    """
+    """Return the seconds of one query in a batch; UserError if scores differ in a second call."""
     batch = inputs.batch(np.arange(min(TWICE, len(inputs))))
     first = scores_of(model, batch)
     began = time.perf_counter()
@@ -219,15 +211,9 @@ def all_scores(
 
 
 def check_scores(scores: np.ndarray, output: str, *, stated: bool) -> None:
-    """Refuse scores that can't be learnt from.
+    """Raise UserError if scores are not finite, constant, or look like labels or an embedding.
 
-    Args:
-        scores: (N, classes).
-        output: the name of the output.
-        stated: whether the user named it as class scores.
-
-    Raises:
-        UserError: if they are not finite, constant, or look like labels or an embedding.
+    The user may have stated that an output of this name has class scores, whatever they look like.
     """
     if not np.isfinite(scores).all():
         raise UserError("the model's scores of some inputs are not finite")

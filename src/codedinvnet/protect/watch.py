@@ -9,7 +9,7 @@ If they disagree far more often than in the calibration, inputs *drift*: then le
 
 - A first sum is the number of disagreements above what the limit allows, at most `MOST`. From
   `STRICT` on, until it is 0 again, answers are released *strictly*: by a higher threshold
-  (`Curve.strict_threshold`), which answers drift that is too weak to be told from chance soon.
+  (`Curve.strict_threshold`), which soon meets drift that is too weak to tell from chance.
 - Inputs drift while the extra tasks' disagreements, discounted by `MEMORY` for each further group,
   exceed `EXCESSIVE` times what the calibration expects by `CHANCE` standard deviations.
 - While the watch releases, its sum is the number of disagreements above `excess` times what the
