@@ -23,7 +23,7 @@ from codedinvnet.common.processes import free_port, server
 from codedinvnet.data import sample_images
 from codedinvnet.evaluation.client import connect
 from codedinvnet.models import open_model
-from codedinvnet.protect.folder import load_protection
+from codedinvnet.protect import load_protection
 from codedinvnet.serving.config import ServeOptions
 from tests.e2e.test_ray import NODE, raylet, three_nodes
 from tests.processes import needs_proc

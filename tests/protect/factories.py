@@ -2,36 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeAlias
+
 import torch
 from torch import Tensor, nn
 
 FEATURES = 12
 DAY = 86_400
+INTEGERS = {"x": torch.zeros(1, 4, dtype=torch.int64)}
+Change: TypeAlias = Callable[[Tensor], Tensor]
+
+
+def same(x: Tensor) -> Tensor:
+    return x
 
 
 class Applied(nn.Module):
-    """Some scores of an input, behind a layer of fixed weights."""
+    """Scores of an input by two layers of fixed weights; what comes before and after may change."""
 
-    def __init__(self, features: int, classes: int, scale: float = 3.0) -> None:
+    def __init__(
+        self, features: int, classes: int, before: Change = same, after: Change = same
+    ) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(1)
         self.first = nn.Parameter(torch.randn(features, 40, generator=generator) / features**0.5)
-        self.second = nn.Parameter(scale * torch.randn(40, classes, generator=generator) / 40**0.5)
+        self.second = nn.Parameter(3 * torch.randn(40, classes, generator=generator) / 40**0.5)
+        self.before, self.after = before, after
 
     def forward(self, x: Tensor) -> Tensor:
-        return (x.flatten(1).to(self.first.dtype) @ self.first).relu() @ self.second
+        x = self.before(x).flatten(1).to(self.first.dtype)
+        return self.after((x @ self.first).relu() @ self.second)
 
 
-class Random(Applied):
+class Function(nn.Module):
+    """A function of images (B, 3, 32, 32)."""
+
+    def __init__(self, function: Change) -> None:
+        super().__init__()
+        self.function = function
+
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) + torch.rand(len(x), 1) * torch.randn(len(x), 3)
-
-
-class Constant(Applied):
-    """Its scores depend on the input only where it is no real one: beyond 0..1."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.clamp_min(0)) * 0.01 + torch.tensor([5.0, 0.0, 0.0])
+        return self.function(x)
 
 
 def vectors() -> tuple[nn.Module, Tensor]:
@@ -54,77 +66,54 @@ def two_inputs() -> tuple[nn.Module, tuple[Tensor, Tensor]]:
 
 def gaps() -> tuple[nn.Module, Tensor]:
     """`vectors` that may have missing values."""
-
-    class Gaps(Applied):
-        def forward(self, x: Tensor) -> Tensor:
-            return super().forward(x.nan_to_num(0.5))
-
-    return Gaps(FEATURES, 3), torch.zeros(1, FEATURES)
+    return Applied(FEATURES, 3, lambda x: x.nan_to_num(0.5)), torch.zeros(1, FEATURES)
 
 
 def times() -> tuple[nn.Module, dict[str, Tensor]]:
     """Integers that are seconds, of which the time of the day counts."""
-
-    class Times(Applied):
-        def forward(self, seconds: Tensor) -> Tensor:
-            return super().forward(seconds.remainder(DAY) / DAY)
-
-    return Times(4, 3), {"seconds": torch.zeros(1, 4, dtype=torch.int64)}
+    return Applied(4, 3, lambda x: x.remainder(DAY) / DAY), INTEGERS
 
 
 def signed() -> tuple[nn.Module, dict[str, Tensor]]:
     """Integers whose sign counts."""
-    return Applied(4, 3), {"x": torch.zeros(1, 4, dtype=torch.int64)}
+    return Applied(4, 3), INTEGERS
 
 
 def colours() -> tuple[nn.Module, Tensor]:
     """The colour that an image shows most of, wherever it is."""
-
-    class Most(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return 4 * x.mean((2, 3))
-
-    return Most(), torch.zeros(1, 3, 32, 32)
+    return Function(lambda x: 4 * x.mean((2, 3))), torch.zeros(1, 3, 32, 32)
 
 
 def sides() -> tuple[nn.Module, Tensor]:
     """Whether an image is brighter on its left or on its right."""
 
-    class Sides(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            left, right = (part.mean((1, 2, 3)) for part in x.chunk(2, dim=3))
-            return 40 * torch.stack([left, right], dim=1)
+    def compared(x: Tensor) -> Tensor:
+        return 40 * torch.stack([part.mean((1, 2, 3)) for part in x.chunk(2, dim=3)], dim=1)
 
-    return Sides(), torch.zeros(1, 3, 32, 32)
+    return Function(compared), torch.zeros(1, 3, 32, 32)
+
+
+class Words(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.head = nn.Embedding(9, 16), Applied(16, 3)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        found: Tensor = self.head(self.table(ids).mean(1)).softmax(1)
+        return found
 
 
 def tokens() -> tuple[nn.Module, dict[str, Tensor]]:
-    class Words(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.table, self.head = nn.Embedding(9, 16), Applied(16, 3)
-
-        def forward(self, ids: Tensor) -> Tensor:
-            found: Tensor = self.head(self.table(ids).mean(1)).softmax(1)
-            return found
-
     return Words(), {"ids": torch.zeros(1, 20, dtype=torch.int64)}
 
 
 def embedding() -> tuple[nn.Module, Tensor]:
-    class Unit(Applied):
-        def forward(self, x: Tensor) -> Tensor:
-            return nn.functional.normalize(super().forward(x - 0.5))
-
-    return Unit(FEATURES, 8), torch.zeros(1, FEATURES)
+    module = Applied(FEATURES, 8, lambda x: x - 0.5, nn.functional.normalize)
+    return module, torch.zeros(1, FEATURES)
 
 
 def tags() -> tuple[nn.Module, Tensor]:
-    class Tags(Applied):
-        def forward(self, x: Tensor) -> Tensor:
-            return super().forward(x).sigmoid()
-
-    return Tags(FEATURES, 5), torch.zeros(1, FEATURES)
+    return Applied(FEATURES, 5, after=torch.sigmoid), torch.zeros(1, FEATURES)
 
 
 def regression() -> tuple[nn.Module, Tensor]:
@@ -132,18 +121,25 @@ def regression() -> tuple[nn.Module, Tensor]:
 
 
 def at_random() -> tuple[nn.Module, Tensor]:
-    return Random(FEATURES, 3), torch.zeros(1, FEATURES)
+    def disturbed(y: Tensor) -> Tensor:
+        return y + torch.rand(len(y), 1) * torch.randn(len(y), 3)
+
+    return Applied(FEATURES, 3, after=disturbed), torch.zeros(1, FEATURES)
 
 
 def constant() -> tuple[nn.Module, Tensor]:
-    return Constant(FEATURES, 3), torch.zeros(1, FEATURES)
+    """One class for all real inputs, which lie in 0..1."""
+    add = torch.tensor([5.0, 0.0, 0.0])
+    module = Applied(FEATURES, 3, lambda x: x.clamp_min(0), lambda y: 0.01 * y + add)
+    return module, torch.zeros(1, FEATURES)
 
 
 class Picture(nn.Module):
     """What most of an image's squares show, by convolutions that take images of any size."""
 
-    def __init__(self) -> None:
+    def __init__(self, last: bool = False) -> None:
         super().__init__()
+        self.last = last
         generator = torch.Generator().manual_seed(2)
         self.layers = nn.Sequential(nn.Conv2d(3, 8, 5, 2, 2), nn.ReLU(), nn.Conv2d(8, 4, 3, 2, 1))
         for weights in self.layers.parameters():
@@ -151,8 +147,9 @@ class Picture(nn.Module):
             weights.data = drawn / max(1, weights[0].numel()) ** 0.5
 
     def forward(self, x: Tensor) -> Tensor:
-        maps: Tensor = self.layers((x.float() - 128) / 64)
-        return 4 * maps.mean((2, 3))
+        x = x.permute(0, 3, 1, 2) if self.last else x
+        scores: Tensor = 4 * self.layers((x.float() - 128) / 64).mean((2, 3))
+        return scores.softmax(1) if self.last else scores
 
 
 def picture() -> tuple[nn.Module, Tensor]:
@@ -161,17 +158,7 @@ def picture() -> tuple[nn.Module, Tensor]:
 
 def likely_picture() -> tuple[nn.Module, Tensor]:
     """`picture`, with channels last and probabilities."""
-
-    class Last(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.picture = Picture()
-
-        def forward(self, x: Tensor) -> Tensor:
-            found: Tensor = self.picture(x.permute(0, 3, 1, 2)).softmax(1)
-            return found
-
-    return Last(), torch.zeros(1, 96, 96, 3)
+    return Picture(last=True), torch.zeros(1, 96, 96, 3)
 
 
 class Residual(nn.Module):

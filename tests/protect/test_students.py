@@ -36,7 +36,7 @@ ARRAYS: dict[str, dict[str, np.ndarray]] = {
         "flags": GENERATOR.random((300, 3)) < 0.5,
     },
     "tokens": {"ids": GENERATOR.integers(0, 9, (300, 20))},
-    "times": {"seconds": GENERATOR.integers(0, 10**6, (300, 4))},
+    "times": {"x": GENERATOR.integers(0, 10**6, (300, 4))},
     "signed": {"x": GENERATOR.integers(-5, 5, (300, 4))},
     "colours": {"x": tinted(3, 32, 32)},
     "residual": {"images": tinted(3, 16, 16)},

@@ -28,8 +28,8 @@ def add_commands(commands: Commands) -> None:
     )
     sub.add_argument(
         "model",
-        help="FILE.onnx, a factory package.module:function, a bundle, "
-        "or a server's model, http://HOST:PORT/v2/models/NAME",
+        help="FILE.onnx, a factory package.module:function, or a server's model, "
+        "http://HOST:PORT/v2/models/NAME",
     )
     add_model_options(sub)
     add = sub.add_argument

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -23,7 +23,9 @@ from codedinvnet.models.probe import differ, probe_inputs
 from codedinvnet.models.runtime import any_batch, export
 from codedinvnet.models.scores import ScoresOf
 from codedinvnet.protect.confidence import LEAST
-from codedinvnet.protect.students import Student
+
+if TYPE_CHECKING:  # a service needs no training
+    from codedinvnet.protect.students import Student
 
 FORMAT = 2
 DESCRIPTION = "protection.json"
