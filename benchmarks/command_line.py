@@ -16,8 +16,10 @@ from typing import Any
 from codedinvnet.cli.common import add_command, guarded, print_report, seed
 from codedinvnet.evaluation.grid import refuse_failures
 
-MODELS = ("digits-mlp", "digits-boosted", "resnet20", "resnet32", "resnet56", "keras")
-MODELS += ("lite0", "magika")
+MODELS = (
+    *("digits-mlp", "digits-boosted", "resnet20", "resnet32", "resnet56", "keras"),
+    *("lite0", "magika"),
+)
 """The rows of `protected`."""
 
 

@@ -73,7 +73,7 @@ class FromKeras(nn.Module):
 
     def __init__(self, path: str) -> None:
         super().__init__()
-        import h5py
+        import h5py  # type: ignore[import-not-found]
 
         def arrays(kind: str, number: int, *names: str) -> list[Tensor]:
             name = f"{kind}_{number}" if number else kind
@@ -84,8 +84,9 @@ class FromKeras(nn.Module):
         layers: list[nn.Module] = []
         for number in range(6):
             weight, bias = arrays("conv2d", number, "kernel", "bias")
-            conv = nn.Conv2d(*weight.shape[2:], 3)
-            conv.weight.data, conv.bias.data = weight.permute(3, 2, 0, 1).contiguous(), bias
+            conv = nn.Conv2d(weight.shape[2], weight.shape[3], 3)
+            kernel = weight.permute(3, 2, 0, 1).contiguous()
+            conv.weight, conv.bias = nn.Parameter(kernel), nn.Parameter(bias)
             norm = nn.BatchNorm2d(len(bias), eps=1e-3)
             norm.weight.data, norm.bias.data, norm.running_mean, norm.running_var = arrays(
                 "batch_normalization", number, "gamma", "beta", "moving_mean", "moving_variance"

@@ -104,11 +104,12 @@ def _parsed(raw: Any) -> Calibration:
         raise ValueError(raw["format_version"])
     curves = {}
     for row in raw["curves"]:
-        columns = [np.asarray(row[name]) for name in ("thresholds", "released", "disagreed")]
-        if len({column.shape for column in columns}) > 1 or not columns[0].size:
+        names = ("thresholds", "released", "disagreed")
+        thresholds, released, disagreed = (np.asarray(row[name]) for name in names)
+        if not thresholds.size or not thresholds.shape == released.shape == disagreed.shape:
             raise ValueError("columns of different lengths")
         kind = Kind(row["method"], int(row["k"]), row["answer"])
-        curves[kind] = Curve(*columns, float(row["spread"]))
+        curves[kind] = Curve(thresholds, released, disagreed, float(row["spread"]))
     return Calibration(str(raw["weights"]), int(raw["images"]), curves, dict(raw["parts"]))
 
 
