@@ -86,6 +86,14 @@ def build_parser() -> argparse.ArgumentParser:
     add("--only", choices=("serve", "gateway"), help="one of the two (both)")
 
     add = benchmark(
+        "processor",
+        "measure the processor time of a request in the front end of serve, and in the gateway",
+        "--tree . ../before",
+    )
+    add("--tree", type=Path, nargs="+", default=[Path()], help="checkouts to compare (this one)")
+    add("--requests", type=count, default=1000, help="of each of five rounds (1000)")
+
+    add = benchmark(
         "trust",
         "check over random splits that released answers keep a limit on disagreement",
         "--data-dir data --json",
