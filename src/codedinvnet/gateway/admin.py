@@ -59,7 +59,7 @@ class Admin:
 
     def answer(self, head: RequestHead, body: Sequence[bytes]) -> Reply:
         """Return the answer to a request on one of the gateway's own routes."""
-        path = head.target.partition(b"?")[0].decode("latin-1")
+        path = head.path
         writes = path == f"{PREFIX}/policy" and head.method in (b"POST", b"PUT")
         if head.method not in (b"GET", b"HEAD") and not writes:
             return error(405, "only GET is supported here")
@@ -80,14 +80,8 @@ class Admin:
         return self._change_policy(head, body) if writes else self._policy()
 
     def _policy(self) -> Reply:
-        names = list(self.names)  # the keys are those of `serve`
-        said: dict[str, Any] = {
-            "policy": self._chosen,
-            "offered": names,
-            "refused": {},
-            "method": None,
-        }
-        return Reply(200, json.dumps(said).encode())
+        known = {"policy": self._chosen, "offered": list(self.names)}
+        return Reply(200, json.dumps({**known, "refused": {}, "method": None}).encode())  # as serve
 
     @property
     def _chosen(self) -> str:
@@ -147,9 +141,8 @@ class Admin:
         if not route.is_repeatable or not route.sizes:
             return None
         usual = max(route.sizes, key=route.sizes.__getitem__)
-        delays = (
-            each.scheduler.dispatcher.hedge_delay(route.name, usual) for each in self.dispatchers
-        )
+        known = (each.scheduler.dispatcher for each in self.dispatchers)
+        delays = (each.hedge_delay(route.name, usual) for each in known)
         return next((delay for delay in delays if delay is not None), None)
 
     def status(self) -> dict[str, Any]:

@@ -342,11 +342,7 @@ class Cluster:
 
 
 class Watch:
-    """Looks at upstreams: when the gateway starts, while they are quiet, and until they are back.
-
-    Args:
-        cluster: has them.
-    """
+    """Looks at upstreams at the start, while they are quiet, and until they are back."""
 
     def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster

@@ -45,12 +45,7 @@ FALLBACK_COST = 0.1
 
 
 class Refused(Exception):
-    """A request is not taken.
-
-    Args:
-        reason: why.
-        retry_after: seconds after which the client may try again.
-    """
+    """A request is not taken; the client may try again after some seconds."""
 
     def __init__(self, reason: str, retry_after: int = 1) -> None:
         super().__init__(reason)
@@ -381,10 +376,7 @@ class Dispatcher:
     def _lost(self, endpoint: Endpoint, reason: str, trusted: bool) -> None:
         """An endpoint was ejected: what it has in hand goes to others.
 
-        Args:
-            endpoint: that was ejected.
-            reason: why.
-            trusted: whether answers that it may yet give still count.
+        Answers that it may yet give still count if it is trusted.
         """
         for attempt in list(endpoint.live):
             call = attempt.call
@@ -417,11 +409,7 @@ class Dispatcher:
 
 
 class Sweeper:
-    """Looks for attempts that take too long.
-
-    Args:
-        dispatcher: has them.
-    """
+    """Looks for attempts that take too long."""
 
     def __init__(self, dispatcher: Dispatcher) -> None:
         self.dispatcher = dispatcher

@@ -56,17 +56,9 @@ class Client(Protocol):
 
 
 class HttpCall(Call):
-    """A request over HTTP.
+    """A request over HTTP, in parts, and its client, which gets the answer.
 
-    Args:
-        client: the connection that it came on, which gets the answer.
-        head: of the request.
-        body: its parts.
-        trailers: behind it.
-        route: see `Call`.
-        repeatable: likewise.
-        dispatcher: has it answered.
-        token: what upstreams get in place of the client's authorization; None: nothing.
+    With a token, upstreams get that in place of the client's authorization.
     """
 
     def __init__(

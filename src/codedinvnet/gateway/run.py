@@ -88,20 +88,14 @@ class Gateway:
 
     def precheck(self, head: RequestHead) -> Reply | None:
         """Return why a request is refused before its body is read; None if it is not."""
-        path = head.target.partition(b"?")[0]
-        if not self.token.is_needed or (self._is_own(path) and path.decode() in OPEN):
+        if self.admin is not None and head.path in OPEN:
             return None
-        if self.token.is_right(head.known.get(b"authorization", b"")):
-            return None
-        return error_reply(401, "a bearer token is needed: Authorization: Bearer TOKEN")
-
-    def _is_own(self, path: bytes) -> bool:
-        return self.admin is not None and path.decode("latin-1") in PATHS
+        return self.token.refusal(head)
 
     def handle(self, client: Answers, request: Request) -> HttpCall | None:
         """Have a request answered."""
         head, body, trailers, size, _ = request
-        if self.admin is not None and self._is_own(head.target.partition(b"?")[0]):
+        if self.admin is not None and head.path in PATHS:
             self.memory.give(size)
             client.reply(self.admin.answer(head, body))
             return None
@@ -109,15 +103,11 @@ class Gateway:
         repeatable = route.is_repeatable and head.known.get(b"x-hedge", b"").lower() != b"off"
         if repeatable and route.is_v2:
             repeatable = not is_stateful(head, body)
-
-        if self.memory.is_full:
-            route.count("refused")
-            self.memory.give(size)
-            client.refuse(503, FULL, 1)
-            return None
         dispatcher, token = self.dispatcher, self.upstream_token
-        call = HttpCall(client, head, body, trailers, route, repeatable, dispatcher, token)
         try:
+            if self.memory.is_full:
+                raise Refused(FULL)
+            call = HttpCall(client, head, body, trailers, route, repeatable, dispatcher, token)
             dispatcher.submit(call)
         except Refused as refused:
             route.count("refused")
@@ -133,12 +123,7 @@ class Gateway:
 
 
 class AdminPort:
-    """Answers the gateway's own routes on a port of their own.
-
-    Args:
-        admin: has the answers.
-        token: that clients must send.
-    """
+    """Answers the gateway's own routes on a port of their own."""
 
     def __init__(self, admin: Admin, token: ClientToken) -> None:
         self.admin, self.token = admin, token
@@ -149,12 +134,10 @@ class AdminPort:
 
     def precheck(self, head: RequestHead) -> Reply | None:
         """Return why a request is refused before its body is read; None if it is not."""
-        path = head.target.partition(b"?")[0].decode("latin-1")
+        path = head.path
         if path not in PATHS:
             return error_reply(404, f"only {', '.join(sorted(PATHS))} are here")
-        if path in OPEN or self.token.is_right(head.known.get(b"authorization", b"")):
-            return None
-        return error_reply(401, "a bearer token is needed: Authorization: Bearer TOKEN")
+        return None if path in OPEN else self.token.refusal(head)
 
     def handle(self, client: Answers, request: Request) -> None:
         """Answer a request."""

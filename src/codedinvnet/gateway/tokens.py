@@ -9,7 +9,9 @@ from pathlib import Path
 
 from codedinvnet.common.errors import UserError
 from codedinvnet.net.admin_client import read_token
+from codedinvnet.net.answers import Reply, error_reply
 from codedinvnet.net.background import in_thread
+from codedinvnet.net.http1 import RequestHead
 from codedinvnet.net.logs import Lasting
 
 PERIOD = 1.0
@@ -51,11 +53,7 @@ class UpstreamToken:
 
 
 class ClientToken:
-    """What clients must send.
-
-    Args:
-        token: "": nothing.
-    """
+    """What clients must send; nothing if the token is ""."""
 
     def __init__(self, token: str) -> None:
         self._expected = token.encode()
@@ -72,3 +70,9 @@ class ClientToken:
         scheme, _, token = authorization.partition(b" ")
         right = hmac.compare_digest(token.strip(), self._expected)
         return scheme.lower() == b"bearer" and right
+
+    def refusal(self, head: RequestHead) -> Reply | None:
+        """Return why a request over HTTP is refused; None if it is not."""
+        if not self._expected or self.is_right(head.known.get(b"authorization", b"")):
+            return None
+        return error_reply(401, "a bearer token is needed: Authorization: Bearer TOKEN")

@@ -47,9 +47,7 @@ MOST_ANSWER = 1 << 30
 class Broken(ConnectionError):
     """A connection broke after a request was written: the server may have handled it.
 
-    Args:
-        reason: why.
-        stale: whether a kept connection closed before anything of the answer came.
+    It is stale if it was a kept one and closed before anything of the answer came.
     """
 
     def __init__(self, reason: str, stale: bool = False) -> None:
@@ -140,11 +138,7 @@ async def open_socket(origin: Origin, resolver: Resolver) -> socket.socket:
 
 
 class Connection(asyncio.Protocol):
-    """One connection, at one request at a time.
-
-    Args:
-        client: keeps it when an answer is complete.
-    """
+    """One connection, at one request at a time; its client keeps it when an answer is complete."""
 
     transport: asyncio.Transport
 
@@ -183,12 +177,7 @@ class Connection(asyncio.Protocol):
         return self._poll is None or not self._poll.poll(0)
 
     def send(self, receiver: Receiver, method: bytes, request: Sequence[bytes]) -> None:
-        """Write a request; its answer goes to a receiver.
-
-        Args:
-            receiver: of the answer.
-            method: the request's.
-            request: its bytes, in parts.
+        """Write a request, in parts; its answer goes to a receiver.
 
         Raises:
             ConnectionError: if the connection is closed; nothing was written then.
@@ -328,11 +317,7 @@ class Answer(NamedTuple):
 
 
 class Whole:
-    """Receives an answer as a whole.
-
-    Args:
-        most: bytes of its body.
-    """
+    """Receives an answer as a whole, with a body of at most some bytes."""
 
     def __init__(self, connection: Connection, most: int) -> None:
         self.connection, self.most, self.size = connection, most, 0
