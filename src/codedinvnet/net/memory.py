@@ -25,6 +25,10 @@ class Memory:
         """Whether new requests are to be refused."""
         return 8 * self.used >= 7 * self.most
 
+    def is_full_for(self, own: int) -> bool:
+        """Tell whether a request that holds some bytes already may hold no more."""
+        return self.used > self.most or 8 * (self.used - own) >= 7 * self.most
+
     def take(self, size: int) -> None:
         """Count bytes that are held from now on."""
         self.used += size

@@ -175,5 +175,5 @@ class RequestReader:
         self.memory.take(size)
         if self.size > self._most:
             raise BadMessage(f"body: more than {self._most} bytes", 413)
-        if size and self.memory.is_full:
+        if size and self.memory.is_full_for(self.size):
             raise BadMessage(FULL, 503)
