@@ -9,12 +9,11 @@ import numpy as np
 from codedinvnet.codes.base import Scheme
 from codedinvnet.scheduler.settings import Rules
 from codedinvnet.serving.answers import Answered, QueryFailed
-from codedinvnet.serving.codec import TensorCodec
 from codedinvnet.serving.decoding import Decoder
 from codedinvnet.serving.dispatch import Dispatcher, Timing
 from codedinvnet.serving.gate import AnswerGate
 from codedinvnet.serving.metrics import Metrics, Recent
-from codedinvnet.serving.served import IMAGES, PROBABILITIES, Classifier
+from codedinvnet.serving.served import IMAGES, PROBABILITIES, Classifier, TensorCodec
 from codedinvnet.serving.workers.computing import SchemeComputer
 from codedinvnet.serving.workers.pool import OUTPUT, Result, WorkerPool
 from codedinvnet.serving.workers.supervisor import Worker

@@ -18,9 +18,8 @@ from codedinvnet.net.alarm import TURNS, Alarm
 from codedinvnet.scheduler.policies import POLICIES
 from codedinvnet.scheduler.settings import Rules
 from codedinvnet.serving.answers import Answered
-from codedinvnet.serving.codec import TensorCodec
 from codedinvnet.serving.dispatch import Dispatcher, Timing
-from codedinvnet.serving.served import OwnModel
+from codedinvnet.serving.served import OwnModel, TensorCodec
 from codedinvnet.serving.workers.pool import Death, Result, Task
 
 WORKERS = 4

@@ -28,14 +28,13 @@ from codedinvnet.serving.api.guard import Guard
 from codedinvnet.serving.api.http import HttpApi
 from codedinvnet.serving.api.page import demo_requests, page_routes
 from codedinvnet.serving.choices import Choices, objection
-from codedinvnet.serving.codec import TensorCodec
 from codedinvnet.serving.config import ServeOptions
 from codedinvnet.serving.decoding import Decoder
 from codedinvnet.serving.dispatch import Dispatcher, Timing
 from codedinvnet.serving.gate import gate_of, unnoticed
 from codedinvnet.serving.metrics import Metrics
 from codedinvnet.serving.opened import Opened, check, make_pool, open_served, split_policy
-from codedinvnet.serving.served import Classifier, Served
+from codedinvnet.serving.served import Classifier, Served, TensorCodec
 from codedinvnet.serving.service import InferenceService
 from codedinvnet.serving.tracing import exporting
 

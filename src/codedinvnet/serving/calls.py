@@ -13,8 +13,8 @@ from codedinvnet.common.errors import described
 from codedinvnet.net.logs import Quiet
 from codedinvnet.scheduler.actions import Action, Replace, Send
 from codedinvnet.scheduler.scheduler import Scheduler
-from codedinvnet.serving.codec import Payload, TensorCodec
 from codedinvnet.serving.queries import InFlight
+from codedinvnet.serving.served import Payload, TensorCodec
 from codedinvnet.serving.tracing import Tracing
 from codedinvnet.serving.workers.pool import Result, Task, WorkerDied, WorkerFailed
 from codedinvnet.serving.workers.supervisor import MOST_FAILURES, Cause, Supervisor

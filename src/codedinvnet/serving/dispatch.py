@@ -39,11 +39,11 @@ from codedinvnet.scheduler.scheduler import Scheduler
 from codedinvnet.scheduler.settings import Rules
 from codedinvnet.serving.answers import Answered, Cancelled, DeadlinePassed, NotNow, QueryFailed
 from codedinvnet.serving.calls import Calls
-from codedinvnet.serving.codec import Payload, TensorCodec
 from codedinvnet.serving.decoding import Answers, Decoder, Job
 from codedinvnet.serving.gate import AnswerGate
 from codedinvnet.serving.metrics import Metrics
 from codedinvnet.serving.queries import InFlight, InFlightQuery
+from codedinvnet.serving.served import Payload, TensorCodec
 from codedinvnet.serving.workers.pool import OUTPUT, Origin, WorkerPool
 from codedinvnet.serving.workers.supervisor import Cause, Supervisor
 

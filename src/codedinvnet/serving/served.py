@@ -1,4 +1,4 @@
-"""What is served, as its clients see it: which tensors go in, and how answers are made."""
+"""What is served, as its clients see it, and its queries and results as tensors."""
 
 from __future__ import annotations
 
@@ -10,9 +10,13 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 
 from codedinvnet.models.base import DATATYPES, Scores, Signature, TensorSpec, scores_tensor
+from codedinvnet.scheduler.group import FILLER
+from codedinvnet.serving.workers.pool import OUTPUT, Computer, Result, Task, WorkerFailed, zeros
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from codedinvnet.codes.base import Scheme
 
 OUTCOME = "outcome"
 IMAGES, PROBABILITIES, LABEL = "images", "probabilities", "label"
@@ -122,3 +126,115 @@ class Classifier:
 
 Served: TypeAlias = OwnModel | Classifier
 """A served model, as its clients see it."""
+
+
+Payload = Mapping[str, np.ndarray]
+"""A query, name -> (1, *shape); the dispatcher does not look inside."""
+Layout = Mapping[str, tuple[tuple[int, ...], np.dtype[np.generic]]]
+"""Name -> shape and type, of a task's outputs."""
+
+
+class TensorCodec:
+    """Makes workers' inputs of queries, and checks their outputs.
+
+    A `filler` is a query of zeros, which fills groups up.
+    """
+
+    def __init__(
+        self, served: Served, scheme: Scheme | None = None, computer: Computer | None = None
+    ) -> None:
+        self.served, self.scheme, self._computer = served, scheme, computer
+        self.filler = zeros(served.signature.inputs)
+        self.filler_output = np.zeros(0, np.float32)
+        self._own: Layout = {
+            spec.name: ((1, *spec.shape), DATATYPES[spec.datatype])
+            for spec in served.signature.outputs
+        }
+        self._extra: dict[tuple[int, int], Layout] = {}
+        """The layouts of extra tasks by their number and how many queries they are of."""
+
+    def learn(self) -> None:
+        """Compute each kind of task of fillers, and their head once."""
+        import torch
+
+        computer, self._computer = self._computer, None  # which may hold a model
+        if self.scheme is None or computer is None:
+            return
+        rules = self.scheme.rules
+
+        def outputs(task: int, members: int) -> Payload:
+            inputs = {name: np.repeat(rows, members, 0) for name, rows in self.filler.items()}
+            return computer.compute(task, inputs)[0]
+
+        own = outputs(0, len(rules.tasks(rules.k)[0].members))
+        self._own, self.filler_output = layout(own), self.mixed(own)
+        head = self.scheme.direct(torch.from_numpy(self.filler_output)[None])
+        if head is None:  # all tasks are alike
+            return
+        for size in (rules.k,) if rules.fixed_size else range(1, rules.k + 1):
+            extra = {n: len(t.members) for n, t in rules.tasks(size).items() if n >= rules.k}
+            for task, members in extra.items():
+                self._extra[task, members] = layout(outputs(task, members))
+
+    def join(self, queries: Sequence[Payload], size: int) -> dict[str, np.ndarray]:
+        """Return the inputs of a task of so many queries: these, and fillers."""
+        filled = [*queries, *[self.filler] * (size - len(queries))]
+        return {name: self.served.joined([query[name] for query in filled]) for name in filled[0]}
+
+    def split(self, task: Task, result: Result, tasks: int) -> list[Result]:
+        """Return the results of the data tasks of one call, each of which can be an answer.
+
+        Raises:
+            WorkerFailed: if one cannot.
+        """
+        if tasks == 1:
+            return [self._checked(task, result)]
+        rows = {len(array) if array.ndim else 0 for array in result.outputs.values()}
+        if rows != {tasks}:
+            raise WorkerFailed(f"its outputs have {max(rows)} rows, not {tasks}")
+        outputs = result.outputs.items()
+        return [
+            self._checked(
+                task, result._replace(outputs={name: array[i : i + 1] for name, array in outputs})
+            )
+            for i in range(tasks)
+        ]
+
+    def mixed(self, outputs: Payload) -> np.ndarray:
+        """Return what the code gets of a task's outputs, (n,) float32."""
+        found = outputs.get(OUTPUT)
+        if found is None:
+            found = outputs[self.served.decoded[0]]
+        return np.asarray(found, np.float32).reshape(-1)
+
+    def gathered(
+        self, attempts: Mapping[int, int], outputs: Mapping[int, Payload]
+    ) -> dict[int, np.ndarray]:
+        """Return what the code gets of a group, task -> (n,), of attempts and what workers sent."""
+        return {
+            task: self.filler_output if attempt == FILLER else self.mixed(outputs[attempt])
+            for task, attempt in attempts.items()
+        }
+
+    def _checked(self, task: Task, result: Result) -> Result:
+        wanted = self._own
+        if self._extra:
+            wanted = self._extra.get((task.number, task.members), wanted)
+        found = layout(result.outputs)
+        if found != wanted:
+            raise WorkerFailed(
+                f"its outputs are {shown(found)}, not {shown(wanted)}: it may have another model"
+            )
+        if self.scheme is not None and not np.isfinite(self.mixed(result.outputs)).all():
+            raise WorkerFailed("its output is not finite")
+        return result
+
+
+def layout(outputs: Payload) -> Layout:
+    """Return the names, shapes and types of outputs."""
+    return {name: (array.shape, array.dtype) for name, array in outputs.items()}
+
+
+def shown(outputs: Layout) -> str:
+    """Return a layout in words."""
+    return ", ".join(f"{name} {dtype} {shape}".strip() for name, (shape, dtype) in outputs.items())
