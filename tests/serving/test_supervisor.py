@@ -13,7 +13,6 @@ from codedinvnet.common.errors import UserError
 from codedinvnet.models.bundle import Bundle
 from codedinvnet.net.logs import logger
 from codedinvnet.serving.answers import NotNow, QueryFailed
-from codedinvnet.serving.metrics import Metrics
 from codedinvnet.serving.served import IMAGES
 from codedinvnet.serving.workers import supervisor
 from codedinvnet.serving.workers.pool import Result, Task, WorkerDied, WorkerFailed
@@ -222,29 +221,6 @@ async def test_a_pool_that_raises_is_no_worker_that_hangs(
     reason = f"{type(error).__name__}: {error}"
     assert vars(told)["fields"] == {"pool": "Raising", "worker": 2, "reason": reason}
     assert told.exc_info is not None
-
-
-def test_a_worker_is_to_blame_only_if_another_that_is_up_gets_its_work_done(method: Scheme) -> None:
-    view = supervisor.Supervisor(BundlePool(method), 2, Metrics())
-    own, other = view.workers
-    own.state = other.state = State.UP
-
-    def blamed() -> bool:
-        own.failed.clear()
-        return [view.is_broken(0, (query,)) for query in range(supervisor.MOST_FAILURES)][-1]
-
-    assert not blamed()  # the other has done nothing yet
-    other.worked()
-    assert blamed()
-    for state in (State.DOWN, State.STARTING):
-        other.state = state
-        assert not blamed()
-    other.state = State.UP
-    other.failed.append((100,))
-    assert not blamed()  # nobody gets anything done
-    other.worked()
-    other.failed.append((0,))
-    assert not blamed()  # the query is to blame
 
 
 class EarlyLoss(BundlePool):

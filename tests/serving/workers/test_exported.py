@@ -150,16 +150,6 @@ def test_an_export_that_onnx_runtime_cannot_run_is_said(monkeypatch: pytest.Monk
         Exported(nn.Identity(), [torch.zeros(1, 3)])
 
 
-def test_other_shapes_types_and_places_do_not_fit() -> None:
-    found = ByPyTorch(nn.Identity(), [torch.zeros(1, 3), torch.zeros(1, 2)])
-    pair = torch.zeros(1, 2)
-    assert found.fits(torch.zeros(1, 3), pair)
-    assert not found.fits(torch.zeros(2, 3), pair)
-    assert not found.fits(torch.zeros(1, 3), torch.zeros(1, 3))
-    assert not found.fits(torch.zeros(1, 3, dtype=torch.float64), pair)
-    assert not found.fits(torch.zeros(1, 3, device="meta"), pair)
-
-
 def made(name: str) -> Scheme:
     """Return a scheme of the shipped model; trained parts are as they were initialised."""
     method, given = METHODS[name], given_by(load_bundle("mnist"), K)
