@@ -30,7 +30,7 @@ def add(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 class Stub:
-    """Answers queries by a function, or ends them as it is told.
+    """Answers queries by a function, or ends them as a test says.
 
     Args:
         ends: how the first ones end.

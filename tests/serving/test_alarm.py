@@ -29,7 +29,7 @@ RUNNERS = pytest.mark.parametrize("runner", [asyncio.run, uvloop.run])
 
 
 class Sockets:
-    """A pool whose workers answer when they are told to."""
+    """A pool whose workers answer when a test says so."""
 
     def __init__(self) -> None:
         self.on_death: Death | None = None

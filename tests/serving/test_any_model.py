@@ -197,7 +197,7 @@ METHOD = "examples/my_method.py:TwoParities"
 
 @pytest.mark.parametrize("outputs", [["scores_0"], ["scores_0", "label"]])
 def test_a_method_of_ones_own_protects_a_model_of_ones_own(outputs: list[str]) -> None:
-    """Direct answers stay the model's own; decoded ones have the scores alone."""
+    """Direct answers stay the model's own; decoded ones have only the scores."""
     options = ServeOptions(source=f"{PLACE}:two_headed", k=3, method=METHOD, pool=POOL, demo=True)
     inputs = {"x": np.random.default_rng(2).random((3, 4), np.float32)}
     model = open_model(options.source)

@@ -50,7 +50,7 @@ def test_connections_do_not_wait_for_acknowledgements() -> None:
     assert all(seen)
 
 
-def test_a_taken_port_is_told() -> None:
+def test_a_taken_port_is_refused() -> None:
     with bind("127.0.0.1", 0) as first:
         port = first.getsockname()[1]
         with pytest.raises(UserError, match=f"cannot listen on 127.0.0.1:{port}"):
@@ -109,7 +109,7 @@ def test_groups_are_coded_before_the_deadline_where_there_are_any() -> None:
 
 
 def test_a_batch_that_could_never_be_taken() -> None:
-    """Of two workers 2,000 queries may wait; the client would be told to try again for ever."""
+    """Of two workers 2,000 queries may wait; the client would try again for ever."""
     options = ServeOptions(source="mnist", k=2, workers=3, max_batch=2001)
     check(options)
     with pytest.raises(
@@ -162,7 +162,7 @@ def test_a_command_that_is_refused_leaves_no_handler(call: Command) -> None:
     ("host", "token", "told"),
     [("127.0.0.1", False, False), ("0.0.0.0", False, True), ("0.0.0.0", True, False)],
 )
-def test_who_lets_everybody_in_is_told(
+def test_a_service_that_lets_everybody_in_says_so(
     host: str, token: bool, told: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING, "codedinvnet.serving")

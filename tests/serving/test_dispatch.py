@@ -170,7 +170,7 @@ async def test_what_waits_for_a_worker_is_computed_in_one_call(
         pool.kill(0)
         for answer, row in zip(answered(await asked), direct(mnist, batch), strict=False):
             np.testing.assert_allclose(probabilities(answer), row, atol=1e-5)
-        assert len(pool.calls) == 6  # each is computed alone
+        assert len(pool.calls) == 6  # each is computed by itself
 
 
 async def test_a_query_that_cannot_be_computed_fails_alone(

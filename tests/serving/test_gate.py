@@ -53,7 +53,7 @@ def gate(limit: float | None = 0.01, **options: Any) -> AnswerGate:
     return made
 
 
-def test_a_limit_that_lets_nothing_through_is_told(
+def test_a_limit_that_lets_nothing_through_is_logged(
     scheme: Scheme, caplog: pytest.LogCaptureFixture
 ) -> None:
     bundle = load_bundle("mnist")
@@ -98,7 +98,7 @@ def test_drift_stops_the_release_and_says_so(caplog: pytest.LogCaptureFixture) -
 
 
 def test_too_many_disagreements_make_the_release_strict() -> None:
-    """What reaches the limit's threshold alone is withheld, and no longer counted."""
+    """What only reaches the limit's threshold is withheld, and no longer counted."""
     own = gate(0.01)
     limits = {kind: kind[0] for kind in own.thresholds if kind[0] is not None}
     own.thresholds = {kind: 1 - limit for kind, limit in limits.items()}
@@ -219,7 +219,7 @@ class Lying(BundlePool):
 
 
 @pytest.mark.parametrize("action", ["replace", "report"])
-async def test_a_worker_that_answers_wrongly_is_told_and_replaced(
+async def test_a_worker_that_answers_wrongly_is_reported_and_replaced(
     action: str,
     scheme: Scheme,
     images: np.ndarray,
@@ -278,7 +278,9 @@ def test_a_start_tells_if_wrong_workers_are_not_noticed(
 
 
 def test_a_method_without_calibration_is_refused_a_limit() -> None:
-    with pytest.raises(UserError, match=r"--set on-corruption: .* average-image alone"):
+    with pytest.raises(
+        UserError, match=r"--set on-corruption: .* average-image's extra task answers by itself"
+    ):
         open_app(ServeOptions(source="mnist", method="average-image", on_corruption="replace"))
     with pytest.raises(UserError, match="is not calibrated for average-image"):
         open_app(ServeOptions(source="mnist", method="average-image", max_disagreement=0.01))

@@ -212,7 +212,7 @@ def test_a_method_without_direct_answers_cannot_give_one() -> None:
     answer(stub, "sum")
 
 
-def test_a_limit_on_disagreement_is_told_as_it_stands_or_refused() -> None:
+def test_a_limit_on_disagreement_is_repeated_as_it_holds_or_refused() -> None:
     stub = Stub()
     with pytest.raises(ProtocolError, match="max_disagreement"):
         answer(stub, "sum", max_disagreement=0.1)

@@ -63,7 +63,7 @@ async def test_answers_are_those_decoded_offline(
     found = await served(method, images, hung)
     assert len(found) == K
     given = np.stack([probabilities(answer) for answer in found])
-    if name == "oracle":  # which is as good as nobody missing
+    if name == "oracle":  # which is as good as if none were missing
         np.testing.assert_allclose(given, offline(method, images, None), atol=1e-3)
         assert hung is None or found[hung].outcome == "decoded"
         return

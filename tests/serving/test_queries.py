@@ -79,7 +79,7 @@ async def test_overload(method: Scheme, images: np.ndarray) -> None:
 async def test_a_decoder_that_falls_behind_is_overload(
     method: Scheme, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(decoding, "FEW", 0)  # not even two answers are made beside its thread
+    monkeypatch.setattr(decoding, "FEW", 0)  # not even two answers are made outside its thread
     async with running(method, max_pending=4) as (front, _):
         busy = threading.Event()
         queue(front).thread.submit(busy.wait)

@@ -49,7 +49,7 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
 
 def open_directly(request: urllib.request.Request, seconds: float) -> Any:
-    """Return the answer to a request, by no proxy and no redirect: its token is for it alone.
+    """Return the answer to a request, by no proxy and no redirect: its token is only for it.
 
     `http_proxy` would lead there even if the service is on this machine.
 

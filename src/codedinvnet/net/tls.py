@@ -49,7 +49,7 @@ class Renewal:
         self._seen = certificate.state()
 
     def look(self) -> None:
-        """Load the files if they have changed. What is no pair is logged, and left alone."""
+        """Load the files if they have changed. What is no pair is logged, and not loaded."""
         state = self.certificate.state()
         if state == self._seen:
             return

@@ -70,7 +70,7 @@ class Facts(NamedTuple):
     decoded: tuple[float, bool] | None = None
     """The confidence of the checked member's decoded answer, and whether it agrees."""
     guessed: tuple[tuple[int, float, bool], ...] = ()
-    """The members that the extra tasks alone answer for: each with confidence and agreement."""
+    """The members that extra tasks answer for by themselves, with confidence and agreement."""
 
 
 Answers: TypeAlias = "Mapping[int, Found] | Exception"

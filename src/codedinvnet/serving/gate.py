@@ -181,7 +181,7 @@ def unnoticed(scheme: Scheme | None, policy: Policy, gate: AnswerGate | None) ->
         return f"the policy {policy.name} computes nothing that answers are compared with"
     k = scheme.rules.k
     if gate is None or gate.curves[k, GUESSED] is None:
-        return f"no calibration says what the extra task of {scheme.name} alone answers at k = {k}"
+        return f"no calibration says what {scheme.name}'s extra task answers by itself at k = {k}"
     if len(scheme.rules.tasks(k)) != k + 1:
         return f"groups of {scheme.name} have several extra tasks, and one is compared with"
     if len(gate.lately) < 2:

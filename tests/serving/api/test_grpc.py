@@ -73,7 +73,7 @@ async def serving(
 
 
 async def ended(call: Any) -> tuple[grpc.StatusCode, str]:
-    """Return how a call ends, and what is told."""
+    """Return how a call ends, and the message."""
     return await asyncio.wait_for(call.code(), 20), await call.details() or ""
 
 
@@ -162,7 +162,7 @@ async def test_strangers_keep_no_turn_from_who_is_known(monkeypatch: pytest.Monk
         await ended(stranger)
 
 
-async def test_an_answer_that_nobody_reads_does_not_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_answer_that_is_not_read_does_not_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(api, "FEWEST_REQUESTS", 1)
     monkeypatch.setattr(api, "MOST_REQUESTS", 1)
     monkeypatch.setattr(api, "LONGEST_CONNECTION", 0.5)
@@ -206,7 +206,7 @@ async def test_an_error_of_our_own_is_logged_as_one(caplog: pytest.LogCaptureFix
     assert fields == {"path": INFER, "reason": "RuntimeError: why"}
 
 
-async def test_health_is_told_as_kubernetes_asks_for_it() -> None:
+async def test_kubernetes_health_checks_are_answered() -> None:
     """It needs no token; whether a service is meant is nothing to it."""
     async with serving(token="secret") as channel:
         check = channel.unary_unary("/grpc.health.v1.Health/Check")

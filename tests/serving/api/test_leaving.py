@@ -17,7 +17,7 @@ from tests.observing import counted, until
 from tests.serving.api.service import K, asked, post, serving
 
 
-async def test_queries_that_nobody_waits_for_are_cancelled(
+async def test_queries_whose_client_has_left_are_cancelled(
     mnist: Bundle, images: np.ndarray, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with serving(mnist) as service:

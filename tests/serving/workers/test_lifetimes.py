@@ -180,7 +180,7 @@ async def test_a_fork_server_that_stands_still_is_replaced(monkeypatch: pytest.M
 
         server = parent(pool.connections[0].process.pid or 0)
         os.kill(server, signal.SIGSTOP)
-        replacing = asyncio.create_task(pool.replace(0))  # is told to stop meanwhile
+        replacing = asyncio.create_task(pool.replace(0))  # is cancelled meanwhile
         await asyncio.sleep(0.1)
         replacing.cancel()
         await asyncio.wait({replacing}, timeout=20)

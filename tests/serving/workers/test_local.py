@@ -212,7 +212,7 @@ async def test_a_fork_server_that_cannot_be_reached_is_replaced(whole: bool) -> 
 async def test_only_a_users_mistake_is_one(
     kind: str, error: type[Exception], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The end of the worker before is told once, however often the next one does not start."""
+    """The end of the worker before is logged once, however often the next one does not start."""
     reason = tmp_path / "reason"
     spec = Unloadable("mnist", 4, part=reason)
     reason.write_text(kind)

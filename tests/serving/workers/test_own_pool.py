@@ -1,4 +1,4 @@
-"""Pools of users' own: what is wrong with one is told, and the service goes on."""
+"""Pools of users' own: what is wrong with one is reported."""
 
 from __future__ import annotations
 

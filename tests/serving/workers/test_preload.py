@@ -125,7 +125,7 @@ async def test_a_model_that_sets_pytorchs_threads_when_it_computes(tmp_path: Pat
     assert await answered(ModelSpec(ModelSource(f"{path}:make", threads=2)), IMAGE) == 1
 
 
-def test_another_spec_is_loaded_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_spec_is_loaded_again(monkeypatch: pytest.MonkeyPatch) -> None:
     spec = BundleSpec("mnist", 4)
     method = object()
     monkeypatch.setattr(preload, "_loaded", (preload._key(spec), method, 1))

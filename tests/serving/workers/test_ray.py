@@ -51,7 +51,7 @@ async def test_an_idle_actor_that_gives_no_sign_of_life_is_given_up_once(
 
 
 def test_where_the_first_actor_fails_no_other_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With an engine it starts alone; the others would fail as slowly."""
+    """With an engine it starts by itself; the others would fail as slowly."""
     spawned: list[int] = []
 
     async def fail(_: RayPool) -> Actor:
@@ -87,7 +87,7 @@ class NoRay:
 def test_a_users_token_is_asked_for(
     where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ray switches its tokens on by itself, unless it is told not to."""
+    """Ray switches its tokens on by itself, unless an option says otherwise."""
     monkeypatch.setattr(os, "environ", {"HOME": str(tmp_path)})
     if where == "home":
         (tmp_path / ".ray").mkdir()

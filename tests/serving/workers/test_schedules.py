@@ -1,4 +1,4 @@
-"""Files of faults: what they may say, and what is told of a wrong one."""
+"""Files of faults: what they may say, and how a wrong one is refused."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ LEFT = 499
 
 
 class HttpError(Exception):
-    """An error that HTTP alone has: a wrong path or method, or what a browser must not do."""
+    """An error that only HTTP has: a wrong path or method, or what a browser must not do."""
 
     def __init__(self, status: int, reason: str, *fields: Field) -> None:
         super().__init__(reason)

@@ -154,10 +154,10 @@ class RayPool:
             concurrency_groups={"life": 1},
             scheduling_strategy="SPREAD",
         )(RayWorker)
-        # The first alone, if there is an engine's cache to fill: all others wait for as long.
-        alone = int(engine_named(self.spec.engine).exports)
+        # The first by itself, if there is an engine's cache to fill: all others wait for as long.
+        first = int(engine_named(self.spec.engine).exports)
         started: list[Actor | BaseException] = []
-        for count in (alone, size - alone):
+        for count in (first, size - first):
             actors = [self._spawn() for _ in range(count)]
             started += await asyncio.gather(*actors, return_exceptions=True)
             if any(isinstance(problem, BaseException) for problem in started):
@@ -173,7 +173,7 @@ class RayPool:
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         if self.address is None:
             if not has_token():
-                # Our own cluster, reachable from this machine alone: Ray would write a token into
+                # Our own cluster, reachable only from this machine: Ray would write a token into
                 # the home. Ray requires a token by itself where the user has one.
                 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
             # Without an address Ray would join whatever cluster runs here already.

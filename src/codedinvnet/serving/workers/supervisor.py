@@ -166,9 +166,9 @@ class Supervisor:
             for other, worker in enumerate(self.workers)
             if other != number and worker.state is State.UP
         ]
-        alone = not any(queries in other.failed for other in others for queries in failed)
+        is_only = not any(queries in other.failed for other in others for queries in failed)
         sound = any(other.has_worked and not other.failed for other in others)
-        return len(failed) == MOST_FAILURES and alone and sound
+        return len(failed) == MOST_FAILURES and is_only and sound
 
     def update_gauges(self) -> None:
         """Set how many workers are in which state."""
