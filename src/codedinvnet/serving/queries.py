@@ -20,7 +20,7 @@ from codedinvnet.serving.tracing import RequestSpan, current_request
 from codedinvnet.serving.workers.pool import Origin
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class InFlightQuery:
     """A query in flight."""
 
