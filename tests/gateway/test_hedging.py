@@ -88,8 +88,9 @@ async def test_a_copy_makes_up_for_a_stall() -> None:
     assert 0.005 < float(delays[0].rpartition(" ")[2]) < 0.1
 
 
-async def test_what_is_sent_before_the_delay_is_known_is_copied_as_well() -> None:
-    async with gateway(taking(4.0), Upstream()) as g:
+@pytest.mark.parametrize("deadline_ms", [5000.0, 1600.0])
+async def test_what_is_sent_before_the_delay_is_known_is_copied_as_well(deadline_ms: float) -> None:
+    async with gateway(taking(4.0), Upstream(), deadline_ms=deadline_ms) as g:
         for _ in range(6):
             began = time.monotonic()
             assert (await g.ask("POST", V2, INFER)).body == INFER

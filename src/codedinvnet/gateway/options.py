@@ -198,7 +198,8 @@ class GatewayOptions(Options):
     def first_delay(self) -> float:
         """The delay before a route's times are known, in seconds."""
         least, most = self.hedge_delay or (0.0, math.inf)
-        return max(least, FIRST_DELAY) if math.isinf(most) else most
+        usual = min(FIRST_DELAY, self.deadline / 2)
+        return max(least, usual) if math.isinf(most) else most
 
     @property
     def deadline(self) -> float:
