@@ -33,6 +33,14 @@ def test_requests_that_are_long_by_themselves_are_not_copied(busy: float, slots:
         assert hedge.quantile(share) < 1.1 * uncoded.quantile(share)
 
 
+def test_a_copy_that_wins_says_nothing_about_one_that_is_sent_later() -> None:
+    """Copies of what waited at a server win, those of what is long itself do not."""
+    cell = Cell("long", 0.4, slots=None, length=20.0)
+    hedge, uncoded = run(cell), run(cell, "uncoded")
+    assert hedge.work <= 1.05
+    assert hedge.quantile(0.999) < 1.1 * uncoded.quantile(0.999)
+
+
 @pytest.mark.parametrize(("busy", "slots"), [(0.2, 1), (0.4, 2)])
 def test_where_all_servers_are_slow_at_once_hedging_does_not_make_it_worse(
     busy: float, slots: int

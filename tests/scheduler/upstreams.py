@@ -37,8 +37,8 @@ class Cell:
     Attributes:
         fault: "block": one request of a hundred blocks its server; "slow": the first upstream takes
             10 times as long; "held": one answer of a hundred comes 0.8 seconds late; "long": a
-            tenth of the requests takes 10 times as long on any server; "half-long": for half of
-            these a copy takes the normal time; "all-slow": for 5 of every 20 seconds each server
+            tenth of the requests takes `length` times as long on any server; "half-long": for half
+            of these a copy takes the normal time; "all-slow": for 5 of every 20 seconds each server
             takes 4 times as long.
         busy: the requests' own work in what the upstreams can do, without faults.
     """
@@ -53,6 +53,8 @@ class Cell:
     round_trip: float = 0.001
     cores: int = 1
     """How many requests an upstream works on at once."""
+    length: float = 10.0
+    """How many times as long the long requests take."""
 
 
 class Rival(Protocol):
@@ -172,13 +174,14 @@ class Run:
         if cell.fault == "exponential":
             first, other = (SERVICE * self._times.expovariate(1.0) for _ in range(2))
         elif cell.fault in ("long", "half-long") and self._faults.random() < 0.1:
-            first *= 10.0
-            other *= 1.0 if cell.fault == "half-long" and self._faults.random() < 0.5 else 10.0
+            first *= cell.length
+            short = cell.fault == "half-long" and self._faults.random() < 0.5
+            other *= 1.0 if short else cell.length
         self._came[query], self._own[query] = self.now, [first, other]
         self._asked += first
         self._do(actions)
         if number + 1 < cell.requests:
-            scale = 1.9 if cell.fault in ("long", "half-long") else 1.0
+            scale = 0.9 + cell.length / 10 if cell.fault in ("long", "half-long") else 1.0
             rate = cell.busy * cell.upstreams * cell.cores / (SERVICE * scale)
             self._after(self._arrivals.expovariate(rate), self._arrive, number + 1)
 

@@ -183,7 +183,8 @@ class Completion:
                 on.actions.append(Complete(group.identity, group.size, outputs, workers))
         if query is not None and query.state is not State.DONE and attempt.worker is not None:
             on.copies[query.traffic.route].won += attempt.hedge
-            query.answered, query.by_copy = on.now, attempt.hedge
+            query.answered = on.now
+            query.won_at = attempt.level if attempt.hedge else None
             self._end(query, Answer(query.identity, identity, attempt.worker))
         if not first:
             on.actions.append(Forget((identity,)))

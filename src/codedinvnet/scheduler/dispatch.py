@@ -116,10 +116,8 @@ class Dispatcher:
         work = self._price(launch)
         if query is not None and not (self.systematic and query.repeatable):
             return False
-        if hedge and query is not None:
-            query.level = self._level(query)
-            if not self.races.allows(query.traffic, query.level, self.assigner.load):
-                return False
+        if hedge and query is not None and not self._pays(query):
+            return False
         if work is not None and not self.budget.pay(work, 0.0 if urgent else RESERVE):
             self.copies[group.traffic.route].refused += hedge
             return False
@@ -127,8 +125,15 @@ class Dispatcher:
         attempt.paid = work or 0.0
         if hedge and query is not None:
             query.copies += 1
+            attempt.level = query.level or 0
             self.copies[query.traffic.route].sent += 1
         return True
+
+    def _pays(self, query: Query) -> bool:
+        """Tell whether a copy of a late query is worth what it costs."""
+        before, query.level = query.level, self._level(query)
+        is_new = query.level != before
+        return self.races.allows(query.traffic, query.level, self.assigner.load, is_new)
 
     @property
     def hedges(self) -> int:
@@ -306,7 +311,7 @@ class Dispatcher:
         attempt.work = work = work * self.stats.price(attempt.traffic)
         query = attempt.query
         if attempt.hedge and query is not None and (query.is_pending or query.answered is not None):
-            self.races.ended(attempt.traffic, query.level, work)
+            self.races.ended(attempt.traffic, attempt.level, work)
 
     def note_race(self, attempt: Attempt, lost: bool = False) -> None:
         """Take in what a copy saved, once both it and its original have ended.
@@ -314,11 +319,11 @@ class Dispatcher:
         An original that is lost or cancelled would have run as long again.
         """
         query, since = attempt.query, attempt.started if lost else None
-        if query is None or attempt.hedge or not query.by_copy or query.answered is None:
+        if query is None or attempt.hedge or query.answered is None or query.won_at is None:
             return
         saved = self.now - (query.answered if since is None else since)
         if self.stats.normal > 0:
-            self.races.won(query.traffic, query.level, saved / self.stats.normal)
+            self.races.won(query.traffic, query.won_at, saved / self.stats.normal)
 
     def note_answer(self, attempt: Attempt) -> None:
         """Take in how long a data task's answer took, and charge a copy what it took.

@@ -43,10 +43,10 @@ class Query:
     losses: int = 0
     answered: float | None = None
     """When one of its own attempts answered it."""
-    level: int = 0
-    """How late it was when it was last copied, see `Races`."""
-    by_copy: bool = False
-    """Whether that was a copy."""
+    won_at: int | None = None
+    """The level of that attempt if it is a copy, see `Races`."""
+    level: int | None = None
+    """How late it was when a copy of it was last considered."""
 
     @property
     def is_waiting(self) -> bool:
@@ -88,6 +88,8 @@ class Attempt:
     """When the first of those was over that its worker had when it began."""
     paid: float = 0.0
     """What the budget paid for it."""
+    level: int = 0
+    """How late its query was when it was sent as a copy, see `Races`."""
     work: float | None = None
     """What it took, in service times; known of copies that were computed."""
     late: bool = False

@@ -39,16 +39,17 @@ class Races:
     def __init__(self) -> None:
         self._races: defaultdict[tuple[Traffic, int], _Race] = defaultdict(_Race)
 
-    def allows(self, traffic: Traffic, level: int, busy: float) -> bool:
+    def allows(self, traffic: Traffic, level: int, busy: float, is_new: bool) -> bool:
         """Tell whether a copy pays while so large a share of the servers is busy, or is a probe.
 
         Args:
             traffic: of the query.
             level: how late it is.
             busy: that share.
+            is_new: whether no copy of the query was considered at this level before.
         """
         race = self._races[traffic, level]
-        race.wanted += 1
+        race.wanted += is_new
         pays = race.saved * max(0.0, 1.0 - busy) >= WORTH * busy * race.cost
         if not pays and race.wanted < PROBE:
             return False
