@@ -6,7 +6,6 @@ import json
 import socket
 import struct
 import time
-from collections import deque
 from collections.abc import Sequence
 from email.utils import formatdate
 from functools import lru_cache
@@ -18,7 +17,7 @@ from codedinvnet.net.http1 import Field, Fields, ResponseHead, write_fields
 if TYPE_CHECKING:
     from codedinvnet.net.server import ClientConnection
 
-HIGH, LOW = 1 << 18, 1 << 14
+HIGH, LOW = 1 << 18, 0
 """Bytes that wait for a client at which an upstream is no longer read, and is again."""
 REASONS = {status.value: status.phrase.encode() for status in HTTPStatus}
 
@@ -57,7 +56,7 @@ class Answers:
     """
 
     __slots__ = (
-        "_connection", "_held", "_is_chunking", "_is_paused", "_sizes", "_write_left", "is_begun",
+        "_connection", "_held", "_is_chunking", "_is_paused", "_write_left", "is_begun",
         "memory", "progress", "waiting",
     )  # fmt: skip
 
@@ -67,9 +66,8 @@ class Answers:
         self._write_left: int | None = None
         """Bytes of an answer with a length that are to come."""
         self.waiting = 0
-        self._sizes: deque[int] = deque()
         self._held = 0
-        """Sizes of the parts that wait, and their sum: a part is held until all of it is sent."""
+        """Bytes since nothing waited: uvloop keeps what was written at once until all is sent."""
         self.progress = time.monotonic()
 
     def respond(
@@ -194,15 +192,16 @@ class Answers:
         transport = self._connection.transport
         if transport.is_closing():
             return
+        if self.waiting and not transport.get_write_buffer_size():
+            self.count(0)
         if len(data) == 1:
             transport.write(data[0])
         else:
             transport.writelines(data)
         if (waiting := transport.get_write_buffer_size()) or self.waiting:
-            sizes = [len(part) for part in data]
-            self._sizes += sizes
-            self.memory.take(sum(sizes))
-            self._held += sum(sizes)
+            size = sum(map(len, data))
+            self.memory.take(size)
+            self._held += size
             self.count(waiting)
             if self.memory.is_full and not self._is_paused:
                 transport.set_write_buffer_limits(0, 0)
@@ -213,10 +212,10 @@ class Answers:
             return
         if not self.waiting:
             self.progress = time.monotonic()
-        self.waiting, sizes = waiting, self._sizes
-        while sizes and self._held - sizes[0] >= waiting:
-            self.memory.give(sizes[0])
-            self._held -= sizes.popleft()
+        self.waiting = waiting
+        if not waiting:
+            self.memory.give(self._held)
+            self._held = 0
 
     def pause(self) -> None:
         """The client is slow: have its upstream read no further."""
