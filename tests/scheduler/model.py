@@ -93,6 +93,7 @@ class Model:
         self.final: set[int | None] = set()
         """Queries of which a task was lost for good."""
         self._new: list[Action] = []
+        UNDER_WAY.append(self)
 
     # Events
 
@@ -219,6 +220,8 @@ class Model:
 
     def drain(self) -> None:
         """Start the dead workers, deliver everything; then nothing may be left."""
+        if self in UNDER_WAY:
+            UNDER_WAY.remove(self)
         patience = self.now + 1000
         while True:
             for worker in sorted(self.down):
@@ -507,3 +510,7 @@ class Model:
 
 def only(actions: Iterable[Action], kind: type[T]) -> list[T]:
     return [action for action in actions if isinstance(action, kind)]
+
+
+UNDER_WAY: list[Model] = []
+"""Models that are to be drained when their test has passed."""

@@ -90,7 +90,6 @@ def test_a_late_query_is_rescued_and_then_copied() -> None:
     model.wait(LATE)
     (send,) = only(model.new(), Send)
     assert (send.task, send.members) == (0, (query,))
-    model.drain()
 
 
 def test_a_rescue_that_is_late_is_repeated_beside_a_copy() -> None:
@@ -107,7 +106,6 @@ def test_a_rescue_that_is_late_is_repeated_beside_a_copy() -> None:
     assert len(set(model.at.values())) == 4
     model.wait(2 * RESCUE_TIME)
     assert not only(model.new(), Send)
-    model.drain()
 
 
 def test_a_rescue_in_time_is_not_repeated() -> None:
@@ -122,7 +120,6 @@ def test_a_rescue_in_time_is_not_repeated() -> None:
     model.result(rescue)
     model.wait(RESCUE_TIME)
     assert not only(model.new(), Send)
-    model.drain()
 
 
 def test_a_rescued_query_is_answered_by_what_is_here_first() -> None:
@@ -140,7 +137,6 @@ def test_a_rescued_query_is_answered_by_what_is_here_first() -> None:
     other = second if rescued == first else first
     model.result(*model.data(other))
     assert not isinstance(model.ended[other], AnswerDecoded)
-    model.drain()
 
 
 def test_who_wants_direct_answers_gets_a_copy_in_place_of_a_rescue() -> None:
@@ -150,7 +146,6 @@ def test_who_wants_direct_answers_gets_a_copy_in_place_of_a_rescue() -> None:
     model.wait(LATE)
     (send,) = only(model.new(), Send)
     assert (send.task, send.members) == (0, (query,))
-    model.drain()
 
 
 def test_the_late_alone_need_no_worker_for_each_task_of_a_group() -> None:
@@ -162,7 +157,6 @@ def test_the_late_alone_need_no_worker_for_each_task_of_a_group() -> None:
     model.submit()
     model.wait(LATE)
     assert len(model.parities()) == 1
-    model.drain()
 
 
 def test_nobody_is_rescued_who_is_in_time() -> None:
@@ -172,7 +166,6 @@ def test_nobody_is_rescued_who_is_in_time() -> None:
         model.wait(0.012)
         model.result(*list(model.at))
     assert model.scheduler.dispatcher.sent == 20
-    model.drain()
 
 
 def test_it_begins_to_code_when_stragglers_come() -> None:
@@ -195,7 +188,6 @@ def test_it_begins_to_code_when_stragglers_come() -> None:
         assert decided.decision.policy == CODED | HEDGE
         assert decided.decision.seen.excess > CODES
         assert len(model.at) == 4  # with a parity
-        model.drain()
 
 
 def test_it_looks_again_after_so_many_queries() -> None:
@@ -238,7 +230,6 @@ def test_one_budget_binds_copies_and_parities() -> None:
     assert model.scheduler.budget.spent == 4
     model.submit(2)
     assert len(model.parities()) == 3
-    model.drain()
 
 
 def test_an_extra_task_costs_what_it_takes() -> None:
@@ -250,7 +241,6 @@ def test_an_extra_task_costs_what_it_takes() -> None:
         model.scheduler.stats.took(0.0, worker, 2, 0.0075)
     model.submit(2)
     assert model.scheduler.budget.spent == 1.5
-    model.drain()
 
 
 def test_rescues_are_sent_though_all_that_were_timed_took_long() -> None:
@@ -276,7 +266,6 @@ def test_rescues_are_sent_though_all_that_were_timed_took_long() -> None:
     model.submit()
     model.wait(LATE)
     assert model.scheduler.budget.spent - spent == pytest.approx(RESCUE_TIME / 0.015)
-    model.drain()
 
 
 def test_what_no_worker_was_given_is_paid_back() -> None:
@@ -289,7 +278,6 @@ def test_what_no_worker_was_given_is_paid_back() -> None:
     model.result(*model.data(query))
     assert query in model.ended
     assert model.scheduler.budget.spent == 1.0
-    model.drain()
 
 
 @pytest.mark.parametrize(("often", "late"), [(20, 0.0105), (10, 0.03)])

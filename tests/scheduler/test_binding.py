@@ -44,7 +44,6 @@ def test_what_waits_goes_to_the_worker_that_is_free_first() -> None:
     assert [model.worker(attempt) for attempt in model.data(third)] == [1]
     model.result(*model.data(third))
     assert first not in model.ended
-    model.drain()
 
 
 def test_a_lost_task_is_sent_again_before_those_that_wait() -> None:
@@ -55,7 +54,6 @@ def test_a_lost_task_is_sent_again_before_those_that_wait() -> None:
     assert [send.members for send in only(model.new(), Send)] != [(first,)], "it just failed it"
     model.result(model.running[1])
     assert [send.members for send in only(model.new(), Send)] == [(first,)]
-    model.drain()
 
 
 def test_a_worker_takes_as_many_tasks_as_it_has_slots() -> None:
@@ -67,7 +65,6 @@ def test_a_worker_takes_as_many_tasks_as_it_has_slots() -> None:
     assert (model.loads, model.scheduler.waiting) == ([0, 3], 5)
     model.up(0)
     assert (model.loads, model.scheduler.waiting) == ([3, 3], 2)
-    model.drain()
 
 
 def test_a_task_behind_another_is_late_after_twice_the_time() -> None:
@@ -79,7 +76,6 @@ def test_a_task_behind_another_is_late_after_twice_the_time() -> None:
     assert [len(model.data(query)) for query in queries[2:]] == [1, 1]
     model.wait(0.2 * LATE)
     assert [len(model.data(query)) for query in queries[2:]] == [2, 2]
-    model.drain()
 
 
 def test_a_worker_at_a_late_task_comes_last() -> None:
@@ -91,7 +87,6 @@ def test_a_worker_at_a_late_task_comes_last() -> None:
     sent_to(model)
     model.submit(5)
     assert sent_to(model) == [2, 1, 2, 1, 0]
-    model.drain()
 
 
 def test_tasks_of_a_group_are_apart_while_they_are_pending() -> None:
@@ -103,7 +98,6 @@ def test_tasks_of_a_group_are_apart_while_they_are_pending() -> None:
     third, fourth = model.submit(2)
     assert len({model.worker(*model.data(query)) for query in (third, fourth)}) == 2
     model.result(*model.data(first), *model.data(second))
-    model.drain()
 
 
 def test_a_worker_that_has_finished_one_takes_another_of_the_group() -> None:
@@ -112,7 +106,6 @@ def test_a_worker_that_has_finished_one_takes_another_of_the_group() -> None:
     first, second = model.submit(2)
     model.result(*model.data(first))
     assert [model.worker(attempt) for attempt in model.data(second)] == [0]
-    model.drain()
 
 
 # Slow workers
@@ -124,7 +117,6 @@ def test_a_slow_worker_comes_last() -> None:
     assert sent_to(model) == [1]
     model.submit()
     assert sent_to(model) == [2]
-    model.drain()
 
 
 def test_a_task_that_the_others_finish_sooner_is_not_for_a_slow_worker() -> None:
@@ -134,7 +126,6 @@ def test_a_task_that_the_others_finish_sooner_is_not_for_a_slow_worker() -> None
     (fifth,) = model.submit()
     assert sent_to(model) == [0]
     assert len(model.data(fifth)) == 1, "it takes the one that is as far back, not the first"
-    model.drain()
 
 
 def test_a_task_waits_for_faster_workers_no_longer_than_it_can_gain() -> None:
@@ -145,7 +136,6 @@ def test_a_task_waits_for_faster_workers_no_longer_than_it_can_gain() -> None:
     assert sent_to(model) == []
     model.wait(2 * NORMAL * 0.02)
     assert sent_to(model) == [0]
-    model.drain()
 
 
 def test_a_slow_worker_is_tried_again_in_time() -> None:
@@ -153,7 +143,6 @@ def test_a_slow_worker_is_tried_again_in_time() -> None:
     model.wait(0.06)  # RETRY times the 30 ms
     model.submit(2)
     assert sorted(sent_to(model)) == [0, 1]
-    model.drain()
 
 
 def test_another_worker_in_the_place_of_a_slow_one_takes_its_share() -> None:
@@ -162,7 +151,6 @@ def test_another_worker_in_the_place_of_a_slow_one_takes_its_share() -> None:
     model.up(0)
     model.submit(3)
     assert sorted(sent_to(model)) == [0, 1, 2]
-    model.drain()
 
 
 def test_a_slow_worker_alone_takes_what_there_is() -> None:
@@ -170,7 +158,6 @@ def test_a_slow_worker_alone_takes_what_there_is() -> None:
     model.kill(1, 2)
     model.submit()
     assert sent_to(model) == [0]
-    model.drain()
 
 
 # Copies
@@ -184,7 +171,6 @@ def test_a_copy_waits_first_in_the_line() -> None:
     model.new()
     model.result(*model.data(quick))
     assert [send.members for send in only(model.new(), Send)] == [(slow,)]
-    model.drain()
 
 
 def test_what_waits_for_a_worker_is_not_copied() -> None:
@@ -192,7 +178,6 @@ def test_what_waits_for_a_worker_is_not_copied() -> None:
     model.submit(2)
     model.wait(LATE)
     assert model.scheduler.dispatcher.hedges == 1
-    model.drain()
 
 
 def test_a_held_answer_is_late_as_well() -> None:
@@ -203,7 +188,6 @@ def test_a_held_answer_is_late_as_well() -> None:
     model.wait(LATE)
     (copy,) = model.data(query)
     assert model.worker(copy) != model.worker(attempt)
-    model.drain()
 
 
 def test_a_copy_that_is_late_is_copied_and_the_next_is_not() -> None:
@@ -218,7 +202,6 @@ def test_a_copy_that_is_late_is_copied_and_the_next_is_not() -> None:
     model.wait(3 * LATE)
     assert len(model.data(query)) == 1 + COPIES
     assert model.scheduler.dispatcher.hedges == COPIES
-    model.drain()
 
 
 def test_a_late_query_without_a_budget_is_looked_at_again() -> None:
@@ -230,7 +213,6 @@ def test_a_late_query_without_a_budget_is_looked_at_again() -> None:
     model.wait(LATE)
     assert model.scheduler.dispatcher.hedges == 1
     assert len(model.data(query)) == 2
-    model.drain()
 
 
 # Extra tasks
@@ -249,7 +231,6 @@ def test_a_parity_yields_where_others_wait_and_nobody_straggles(
     model.result(*model.running.values())  # both of the second, and its turn comes
     tasks = [send.task for send in only(model.new(), Send)]
     assert tasks.count(2) == parities
-    model.drain()
 
 
 @pytest.mark.parametrize("excess", [0.0, 1.0])
@@ -282,7 +263,6 @@ def test_a_backups_worker_gets_its_tasks_and_no_others_do() -> None:
     (backup,) = (attempt for attempt, worker in model.at.items() if worker == 2)
     model.result(backup)
     assert (2, 3) in [(send.worker, send.task) for send in only(model.new(), Send)]
-    model.drain()
 
 
 def test_a_data_task_that_all_its_workers_failed_waits_for_no_backup() -> None:
@@ -291,7 +271,6 @@ def test_a_data_task_that_all_its_workers_failed_waits_for_no_backup() -> None:
     for _ in range(2):
         model.fail(*model.data(query))
     assert [send.worker for send in only(model.new(), Send)] == [0, 1, 0]
-    model.drain()
 
 
 def test_one_late_query_alone_is_the_backups() -> None:
@@ -300,7 +279,6 @@ def test_one_late_query_alone_is_the_backups() -> None:
     model.new()
     model.wait(0.03)
     assert [(send.worker, send.task) for send in only(model.new(), Send)] == [(2, 3)]
-    model.drain()
 
 
 def test_a_backup_does_not_yield_to_those_who_wait_for_others() -> None:
@@ -308,7 +286,6 @@ def test_a_backup_does_not_yield_to_those_who_wait_for_others() -> None:
     model.scheduler.stats.overhead = 0.0
     model.submit(9)
     assert [send.worker for send in only(model.new(), Send)].count(2) == 1
-    model.drain()
 
 
 def test_a_backup_asks_for_no_more_workers_than_there_are_backups() -> None:
@@ -334,7 +311,6 @@ def test_auto_asks_a_backup_for_those_who_wait_for_its_others(slow: bool) -> Non
     assert [(send.worker, send.task) for send in only(model.new(), Send)] == [(1, 3)]
     model.result(next(attempt for attempt, worker in model.at.items() if worker == 1))
     assert [send.members for send in only(model.new(), Send)] == [(second,)]
-    model.drain()
 
 
 def test_a_late_task_stays_late_when_it_would_have_waited_for_long() -> None:
@@ -359,7 +335,6 @@ def test_a_late_task_stays_late_when_it_would_have_waited_for_long() -> None:
     assert [(send.worker, send.members) for send in only(model.new(), Send)] == [(2, (query,))]
     model.wait(late)  # meanwhile it would have waited for too long
     assert [(send.group_size, send.members) for send in only(model.new(), Send)] == [(0, (query,))]
-    model.drain()
 
 
 @pytest.mark.parametrize("known", [True, False])
@@ -374,7 +349,6 @@ def test_auto_asks_a_backup_at_once_where_nobody_else_is(known: bool) -> None:
         (query,) = model.submit(1)
     sent = only(model.new(), Send)
     assert [(send.worker, send.members) for send in sent] == [(1, (query,))]
-    model.drain()
 
 
 # Calls of several tasks
@@ -401,21 +375,18 @@ def test_what_waits_is_computed_in_one_call() -> None:
     for query in waiting[1:3]:
         model.result(*model.data(query))
     assert model.data(late)
-    model.drain()
 
 
 def test_idle_workers_come_before_calls() -> None:
     model = Model("uncoded", 3, worker_batch=2)
     a, b, c, d, *rest = model.submit(8)
     assert calls_of(model) == [[a, d], [b, rest[0]], [c, rest[1]]]
-    model.drain()
 
 
 def test_the_tasks_of_a_group_are_no_call() -> None:
     model = Model("coded", 4, ErasureCode(2), worker_batch=2)
     a, _b, _c, d = model.submit(4)
     assert calls_of(model) == [[a, d]]  # the parity of the first group has a worker of its own
-    model.drain()
 
 
 def test_what_was_lost_with_a_call_is_computed_alone() -> None:
@@ -441,7 +412,6 @@ def test_a_call_of_which_all_yielded_keeps_nothing_away_from_its_worker() -> Non
     model.new()
     model.fail(*model.data(second))
     assert [send.members for send in only(model.new(), Send)] == [(first,), (second,)]
-    model.drain()
 
 
 def test_a_call_is_late_by_its_size() -> None:
@@ -471,7 +441,6 @@ def test_no_call_is_so_long_that_its_worker_would_soon_count_as_hung() -> None:
         model.scheduler.stats.took(0.0, 0, -4, 0.03)  # five take so long
     model.result(*list(model.at))
     assert calls_of(model) == [queries[10:]]
-    model.drain()
 
 
 def test_a_slow_worker_gets_one_task_a_call() -> None:

@@ -130,7 +130,6 @@ def test_a_copy_costs_what_its_bulk_takes(bulk: int, seconds: float, cost: float
     model.wait(0.001)
     assert len(model.data(query)) == 2
     assert model.scheduler.budget.spent == pytest.approx(cost)
-    model.drain()
 
 
 def test_a_copy_that_costs_more_than_can_be_saved_up_is_paid_off_before_others() -> None:
@@ -158,4 +157,3 @@ def test_a_copy_that_costs_more_than_can_be_saved_up_is_paid_off_before_others()
     answer(15)
     model.wait(0.02)
     assert len(model.data(late)) > 1
-    model.drain()

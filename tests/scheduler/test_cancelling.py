@@ -4,21 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from codedinvnet.scheduler.actions import (
-    Decode,
-    Forget,
-    Send,
-)
+from codedinvnet.scheduler.actions import Decode, Forget, Send
 from tests.scheduler.model import ErasureCode, Model, only
-from tests.scheduler.situations import (
-    busy,
-    coded,
-    finish,
-    hedging,
-    know_times,
-    own,
-    parity,
-)
+from tests.scheduler.situations import busy, coded, finish, hedging, know_times, own, parity
 
 # Queries that nobody waits for
 
@@ -36,7 +24,6 @@ def test_queued_tasks_of_cancelled_queries_never_start(policy: str) -> None:
     assert (sum(model.loads) + model.scheduler.waiting) == 2 + (policy == "replicate") * 2
     assert model.offer(6) is not None, "there is no room for others"
     model.cancel(first, second)
-    model.drain()
 
 
 def test_what_a_worker_is_at_is_finished_and_forgotten() -> None:
@@ -47,7 +34,6 @@ def test_what_a_worker_is_at_is_finished_and_forgotten() -> None:
     assert model.new() == [Send(0, attempt, 0, (query,), 1)]
     model.result(attempt)
     assert model.new() == [Forget((attempt,), (query,))]
-    model.drain()
 
 
 def test_what_is_lost_of_a_cancelled_query_is_not_sent_again() -> None:
@@ -60,7 +46,6 @@ def test_what_is_lost_of_a_cancelled_query_is_not_sent_again() -> None:
     model.kill(model.worker(*model.data(queries[1])))
     model.wait(10)
     assert not only(model.new(), Send)
-    model.drain()
 
 
 def test_a_cancelled_query_is_not_copied() -> None:
@@ -71,7 +56,6 @@ def test_a_cancelled_query_is_not_copied() -> None:
     model.wait(1)
     assert not only(model.new(), Send)
     assert model.scheduler.dispatcher.hedges == 0
-    model.drain()
 
 
 def test_a_cancelled_querys_copy_is_dropped_from_the_queue() -> None:
@@ -83,7 +67,6 @@ def test_a_cancelled_querys_copy_is_dropped_from_the_queue() -> None:
     (left,) = [a for a in model.scheduler.attempts.values() if a.started is None]
     assert left.query is not None
     assert left.query.identity == queries[1]
-    model.drain()
 
 
 def test_of_a_sealed_group_all_is_dropped_when_all_are_cancelled() -> None:
@@ -93,7 +76,6 @@ def test_of_a_sealed_group_all_is_dropped_when_all_are_cancelled() -> None:
     model.cancel(*queries)
     assert (sum(model.loads) + model.scheduler.waiting) == 3
     assert only(model.new(), Forget) == [Forget((), tuple(queries))]
-    model.drain()
 
 
 def test_the_output_of_a_cancelled_member_still_decodes_its_group() -> None:
@@ -103,7 +85,6 @@ def test_the_output_of_a_cancelled_member_still_decodes_its_group() -> None:
     model.result(*model.data(gone), *model.parities())
     assert model.decoding == [slow]
     model.decoded(slow)
-    model.drain()
 
 
 def test_a_cancelled_member_that_its_sealed_group_may_need_is_computed() -> None:
@@ -114,7 +95,6 @@ def test_a_cancelled_member_that_its_sealed_group_may_need_is_computed() -> None
     model.cancel(gone)
     finish(model, task, parity(model, slow))
     assert model.decoding == [slow]
-    model.drain()
 
 
 def test_it_is_not_computed_when_nobody_of_its_group_waits_any_more() -> None:
@@ -136,7 +116,6 @@ def test_a_cancelled_member_that_is_lost_lets_nobody_wait() -> None:
     model.new()
     model.fail(*model.data(gone))
     assert [send.members for send in only(model.new(), Send)] == [(lost,)]
-    model.drain()
 
 
 def test_one_that_no_worker_was_given_leaves_its_open_group() -> None:
@@ -150,7 +129,6 @@ def test_one_that_no_worker_was_given_leaves_its_open_group() -> None:
     assert tasks[-1].group.members == [first, *others]
     finish(model, *tasks[1:])
     assert model.decoding == [first]
-    model.drain()
 
 
 def test_those_behind_one_that_leaves_are_decoded_under_their_new_numbers() -> None:
@@ -167,7 +145,6 @@ def test_those_behind_one_that_leaves_are_decoded_under_their_new_numbers() -> N
     finish(model, *own(model, third), parity(model, fourth))
     (decode,) = only(model.new(), Decode)
     assert decode.wanted == {fourth: 2}
-    model.drain()
 
 
 def test_a_copy_of_an_answered_member_moves_up_with_it() -> None:
@@ -186,7 +163,6 @@ def test_a_copy_of_an_answered_member_moves_up_with_it() -> None:
     model.new()
     model.result(copy.identity)
     assert Forget((copy.identity,)) in model.new(), "it is nobody else's output"
-    model.drain()
 
 
 def test_one_that_a_worker_is_at_stays_in_its_open_group() -> None:
@@ -197,7 +173,6 @@ def test_one_that_a_worker_is_at_stays_in_its_open_group() -> None:
     assert parity(model, slow).group.members == [gone, slow, third]
     model.result(*model.data(gone), *model.data(third), *model.parities())
     assert model.decoding == [slow]
-    model.drain()
 
 
 def test_after_the_timeout_the_cancelled_are_not_coded() -> None:
@@ -208,7 +183,6 @@ def test_after_the_timeout_the_cancelled_are_not_coded() -> None:
     model.wait(0.021)
     (send,) = only(model.new(), Send)
     assert send.members == (first, third)
-    model.drain()
 
 
 def test_a_code_without_direct_answers_computes_nothing_of_who_left_in_time() -> None:
@@ -220,7 +194,6 @@ def test_a_code_without_direct_answers_computes_nothing_of_who_left_in_time() ->
     model.cancel(*model.submit(2))
     model.wait(0.021)
     assert not only(model.new(), Send)
-    model.drain()
 
 
 def test_a_group_that_nobody_is_left_in_is_no_more() -> None:
@@ -236,4 +209,3 @@ def test_a_group_that_nobody_is_left_in_is_no_more() -> None:
     model.wait(0.006)
     assert model.scheduler.flying.open_group is None
     assert parity(model, late[0]).group.members == late
-    model.drain()

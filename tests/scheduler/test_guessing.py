@@ -6,13 +6,7 @@ from typing import Any
 
 import pytest
 
-from codedinvnet.scheduler.actions import (
-    DEADLINE,
-    Answer,
-    AnswerDecoded,
-    Decode,
-    Fail,
-)
+from codedinvnet.scheduler.actions import DEADLINE, Answer, AnswerDecoded, Decode, Fail
 from codedinvnet.scheduler.completion import GRACE_PERIOD, PATIENCE
 from tests.scheduler.model import ErasureCode, Model, only
 from tests.scheduler.situations import coded, hedging
@@ -36,7 +30,6 @@ def test_what_nothing_determines_is_guessed_at_the_deadline(policy: str) -> None
     for query in missing:
         model.decoded(query)
         assert model.ended[query] == AnswerDecoded(query)
-    model.drain()
 
 
 def late_guesses() -> tuple[Model, list[int]]:
@@ -56,7 +49,6 @@ def test_late_queries_are_guessed_when_the_parity_is_here() -> None:
     model.decoded(queries[1])
     assert model.ended[queries[1]] == AnswerDecoded(queries[1])
     assert model.scheduler.dispatcher.hedges == 0
-    model.drain()
 
 
 def test_late_queries_are_guessed_when_the_parity_comes() -> None:
@@ -66,7 +58,6 @@ def test_late_queries_are_guessed_when_the_parity_comes() -> None:
     assert not model.decoding
     model.result(*model.parities())
     assert model.decoding == queries[1:]
-    model.drain()
 
 
 def test_one_that_is_determined_is_not_guessed() -> None:
@@ -78,7 +69,6 @@ def test_one_that_is_determined_is_not_guessed() -> None:
     (decode,) = only(model.new(), Decode)
     assert decode.wanted == {queries[2]: 2}
     assert not decode.guess
-    model.drain()
 
 
 def test_an_output_overtakes_a_guess() -> None:
@@ -88,14 +78,12 @@ def test_an_output_overtakes_a_guess() -> None:
     model.result(late)
     assert model.ended == {**model.ended, missing[0]: Answer(missing[0], late, model.worker(late))}
     assert model.decoding == missing
-    model.drain()
 
 
 def test_a_guess_that_takes_too_long_is_not_waited_for() -> None:
     model, missing = guessing()
     model.wait(1 + GRACE_PERIOD)
     assert {model.ended[query] for query in missing} == {Fail(q, DEADLINE) for q in missing}
-    model.drain()
 
 
 def test_what_is_decoded_at_the_deadline_is_waited_for_a_little() -> None:
@@ -106,7 +94,6 @@ def test_what_is_decoded_at_the_deadline_is_waited_for_a_little() -> None:
     model.wait(1.1)
     model.decoded(second)
     assert model.ended[second] == AnswerDecoded(second)
-    model.drain()
 
 
 def test_a_guess_after_losses_has_until_the_deadline() -> None:
@@ -117,7 +104,6 @@ def test_a_guess_after_losses_has_until_the_deadline() -> None:
     assert query not in model.ended
     model.wait(0.1 + GRACE_PERIOD)
     assert model.ended[query] == Fail(query, DEADLINE)
-    model.drain()
 
 
 def test_guesses_of_a_group_are_made_together() -> None:
@@ -126,7 +112,6 @@ def test_guesses_of_a_group_are_made_together() -> None:
     model.wait(1)
     (decode,) = only(model.new(), Decode)
     assert (decode.guess, list(decode.wanted)) == (True, missing)
-    model.drain()
 
 
 def test_after_a_guess_the_others_have_their_hope_again() -> None:
@@ -145,7 +130,6 @@ def test_after_a_guess_the_others_have_their_hope_again() -> None:
     model.decoded(hasty)
     assert model.ended[hasty] == AnswerDecoded(hasty)
     assert model.scheduler.queries[other].attempts
-    model.drain()
 
 
 def test_nothing_is_guessed_without_a_parity_or_for_who_does_not_want_it() -> None:
@@ -156,7 +140,6 @@ def test_nothing_is_guessed_without_a_parity_or_for_who_does_not_want_it() -> No
             model.result(*model.parities())
         model.wait(1)
         assert model.ended == {query: Fail(query, DEADLINE) for query in queries}
-        model.drain()
 
 
 def test_what_workers_keep_failing_on_is_guessed() -> None:
@@ -169,4 +152,3 @@ def test_what_workers_keep_failing_on_is_guessed() -> None:
     for query in missing:
         model.decoded(query)
         assert model.ended[query] == AnswerDecoded(query)
-    model.drain()

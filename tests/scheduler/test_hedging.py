@@ -7,12 +7,7 @@ from typing import Any
 import pytest
 
 from codedinvnet.codes.rules import AnswersAll
-from codedinvnet.scheduler.actions import (
-    Answer,
-    Fail,
-    Forget,
-    Send,
-)
+from codedinvnet.scheduler.actions import Answer, Fail, Forget, Send
 from codedinvnet.scheduler.budget import BUCKET
 from tests.scheduler.model import ErasureCode, Model, only
 from tests.scheduler.situations import hedging, know_times
@@ -30,7 +25,6 @@ def test_replicate_sends_two_copies_to_two_workers_and_takes_the_first() -> None
     model.new()
     model.result(one)
     assert Forget((one,)) in model.new()
-    model.drain()
 
 
 def test_a_copy_leaves_when_a_task_has_run_for_longer_than_most() -> None:
@@ -47,7 +41,6 @@ def test_a_copy_leaves_when_a_task_has_run_for_longer_than_most() -> None:
     assert model.data(query) == [first, copy]
     model.result(copy)
     assert model.ended[query] == Answer(query, copy, model.worker(copy))
-    model.drain()
 
 
 @pytest.mark.parametrize("how", ["failed", "died"])
@@ -65,7 +58,6 @@ def test_a_lost_copy_is_followed_by_another_at_once(how: str) -> None:
     assert model.scheduler.dispatcher.hedges == 2
     model.result(again)
     assert model.ended[query] == Answer(query, again, model.worker(again))
-    model.drain()
 
 
 def test_a_lost_copy_is_followed_by_another_as_soon_as_that_can_be_paid() -> None:
@@ -81,7 +73,6 @@ def test_a_lost_copy_is_followed_by_another_as_soon_as_that_can_be_paid() -> Non
     assert model.data(query) == [first]
     model.wait(0.0215)
     assert len(model.data(query)) == 2
-    model.drain()
 
 
 def test_no_hedge_for_an_answered_query_nor_before_latencies_are_known() -> None:
@@ -89,13 +80,11 @@ def test_no_hedge_for_an_answered_query_nor_before_latencies_are_known() -> None
     (early,) = model.submit()
     model.wait(1)
     assert len(model.data(early)) == 1
-    model.drain()
     model = hedging()
     (query,) = model.submit()
     model.result(*model.data(query))
     model.wait(1)
     assert model.scheduler.dispatcher.hedges == 0
-    model.drain()
 
 
 def test_hedges_are_paid_from_a_bucket() -> None:
@@ -105,7 +94,6 @@ def test_hedges_are_paid_from_a_bucket() -> None:
     copied = [query for query in queries if len(model.data(query)) == 2]
     assert copied == queries[:4]
     assert model.scheduler.budget.tokens < 1
-    model.drain()
 
 
 def test_the_bucket_has_a_bottom_and_a_brim() -> None:
@@ -114,7 +102,6 @@ def test_the_bucket_has_a_bottom_and_a_brim() -> None:
         (query,) = model.submit()
         model.result(*model.data(query))
     assert model.scheduler.budget.tokens == BUCKET
-    model.drain()
 
 
 # Decodings that are withheld
@@ -144,7 +131,6 @@ def test_a_withheld_decoding_waits_for_the_direct_answer() -> None:
     assert query not in model.ended
     model.result(own)
     assert model.ended[query] == Answer(query, own, model.worker(own))
-    model.drain()
 
 
 def test_a_withheld_decoding_is_copied_where_copies_are_sent() -> None:
@@ -155,7 +141,6 @@ def test_a_withheld_decoding_is_copied_where_copies_are_sent() -> None:
     assert query not in model.ended
     model.result(copy)
     assert model.ended[query] == Answer(query, copy, model.worker(copy))
-    model.drain()
 
 
 def test_a_withheld_decoding_is_not_taken_when_its_own_task_is_lost() -> None:
@@ -166,14 +151,12 @@ def test_a_withheld_decoding_is_not_taken_when_its_own_task_is_lost() -> None:
     assert query not in model.ended
     model.result(again)
     assert model.ended[query] == Answer(query, again, model.worker(again))
-    model.drain()
 
 
 def test_a_withheld_decoding_is_not_taken_at_the_deadline() -> None:
     model, query = withheld("coded+hedge", hang_timeout=100.0)
     model.wait(6.0)
     assert isinstance(model.ended[query], Fail)
-    model.drain()
 
 
 def test_what_is_late_and_withheld_is_copied_as_soon_as_that_can_be_paid() -> None:
@@ -190,7 +173,6 @@ def test_what_is_late_and_withheld_is_copied_as_soon_as_that_can_be_paid() -> No
     assert model.data(query) == [own]
     model.wait(0.02)
     assert len(model.data(query)) == 2
-    model.drain()
 
 
 def test_a_late_extra_task_is_sent_again_for_its_own_members_alone() -> None:
@@ -203,4 +185,3 @@ def test_a_late_extra_task_is_sent_again_for_its_own_members_alone() -> None:
     assert not only(model.new(), Send)
     model.do(model.scheduler.late(model.now, second))
     assert {send.members for send in only(model.new(), Send)} == {(other,)}
-    model.drain()

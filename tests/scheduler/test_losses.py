@@ -2,14 +2,7 @@
 
 from __future__ import annotations
 
-from codedinvnet.scheduler.actions import (
-    DEADLINE,
-    Answer,
-    AnswerDecoded,
-    Fail,
-    Replace,
-    Send,
-)
+from codedinvnet.scheduler.actions import DEADLINE, Answer, AnswerDecoded, Fail, Replace, Send
 from codedinvnet.scheduler.completion import EXTRA_RETRIES
 from tests.scheduler.model import FINAL, ErasureCode, Model, only
 from tests.scheduler.situations import coded
@@ -28,7 +21,6 @@ def test_a_lost_workers_tasks_go_to_another() -> None:
         model.result(*model.running.values())
     assert set(model.ended) == set(queries)
     model.result(lost)  # it had answered after all; too late
-    model.drain()
 
 
 def test_a_lost_task_is_left_to_the_code() -> None:
@@ -39,7 +31,6 @@ def test_a_lost_task_is_left_to_the_code() -> None:
     model.result(*model.parities(), *model.data(second), *model.data(third))
     model.decoded(first)
     assert model.ended[first] == AnswerDecoded(first)
-    model.drain()
 
 
 def test_a_lost_task_is_sent_again_if_the_code_cannot_help() -> None:
@@ -52,7 +43,6 @@ def test_a_lost_task_is_sent_again_if_the_code_cannot_help() -> None:
         assert len(model.data(query)) == 1
     model.result(*model.data(first), *model.data(third), *model.parities())
     model.decoded(second)
-    model.drain()
 
 
 def test_what_is_lost_for_good_ends_its_query() -> None:
@@ -60,7 +50,6 @@ def test_what_is_lost_for_good_ends_its_query() -> None:
     (query,) = model.submit()
     model.fail(*model.data(query), final=True)
     assert model.ended == {query: Fail(query, FINAL)}
-    model.drain()
 
 
 def test_what_is_lost_for_good_is_left_to_what_is_under_way() -> None:
@@ -70,14 +59,12 @@ def test_what_is_lost_for_good_is_left_to_what_is_under_way() -> None:
     model.fail(first, final=True)
     model.result(second)
     assert isinstance(model.ended[query], Answer)
-    model.drain()
     model = coded(3)
     first, *others = model.submit(3)
     model.fail(*model.data(first), final=True)
     model.result(*model.parities(), *(task for query in others for task in model.data(query)))
     model.decoded(first)
     assert model.ended[first] == AnswerDecoded(first)
-    model.drain()
 
 
 def test_a_lost_task_of_an_open_group_is_sent_again_at_once() -> None:
@@ -87,7 +74,6 @@ def test_a_lost_task_of_an_open_group_is_sent_again_at_once() -> None:
     model.kill(model.worker(lost))
     (again,) = model.data(query)
     assert again != lost
-    model.drain()
 
 
 def test_a_lost_parity_is_sent_again_but_not_for_ever() -> None:
@@ -98,7 +84,6 @@ def test_a_lost_parity_is_sent_again_but_not_for_ever() -> None:
         assert len(model.parities()) == 1
     model.fail(*model.parities())
     assert not model.parities()
-    model.drain()
 
 
 def test_a_failed_parity_goes_to_another_worker() -> None:
@@ -115,7 +100,6 @@ def test_a_failed_parity_goes_to_another_worker() -> None:
     assert model.worker(again) != broken
     model.result(again)
     model.decoded(first)
-    model.drain()
 
 
 def test_a_broken_worker_gets_a_query_once() -> None:
@@ -129,7 +113,6 @@ def test_a_broken_worker_gets_a_query_once() -> None:
     assert model.worker(again) != broken
     model.result(again)
     assert model.ended[first] == Answer(first, again, model.worker(again))
-    model.drain()
 
 
 def test_where_every_worker_failed_any_will_do() -> None:
@@ -143,7 +126,6 @@ def test_where_every_worker_failed_any_will_do() -> None:
         model.fail(attempt)
     assert set(seen) == {0, 1, 2}
     assert len(model.data(first)) == 1
-    model.drain()
 
 
 def test_a_lost_member_is_sent_again_when_its_parity_is_given_up() -> None:
@@ -154,7 +136,6 @@ def test_a_lost_member_is_sent_again_when_its_parity_is_given_up() -> None:
         assert not model.data(first)
         model.fail(*model.parities())
     assert len(model.data(first)) == 1
-    model.drain()
 
 
 def test_all_workers_lost_and_up_again() -> None:
@@ -179,7 +160,6 @@ def test_tasks_without_a_worker_are_dropped_when_their_query_ends() -> None:
     model.wait(1)
     assert {model.ended[query] for query in queries} == {Fail(q, DEADLINE) for q in queries}
     assert not model.scheduler.waiting
-    model.drain()
 
 
 def test_a_hung_worker_is_replaced() -> None:
@@ -196,7 +176,6 @@ def test_a_hung_worker_is_replaced() -> None:
     assert (send.worker, send.members) == (1, (first,))
     model.result(hung)  # late: nobody asks for it
     assert first not in model.ended
-    model.drain()
 
 
 def test_a_backups_worker_may_have_a_limit_of_its_own() -> None:
@@ -209,7 +188,6 @@ def test_a_backups_worker_may_have_a_limit_of_its_own() -> None:
     assert only(model.new(), Replace) == [Replace(2, "hung")]
     model.wait(2.0)  # the others' is 3 s
     assert only(model.new(), Replace) == [Replace(0, "hung"), Replace(1, "hung")]
-    model.drain()
 
 
 def test_a_worker_that_answers_in_time_is_not_hung() -> None:
@@ -222,7 +200,6 @@ def test_a_worker_that_answers_in_time_is_not_hung() -> None:
     model.result(*model.data(second))
     model.wait(10)
     assert not only(model.new(), Replace)
-    model.drain()
 
 
 def test_a_second_report_of_a_death_changes_nothing() -> None:
@@ -234,7 +211,6 @@ def test_a_second_report_of_a_death_changes_nothing() -> None:
     model.do(model.scheduler.worker_lost(0.0, 0, "again"))
     model.fail(lost)
     assert model.new() == []
-    model.drain()
 
 
 def test_the_deadline_ends_a_query_and_drops_its_queued_task() -> None:
@@ -244,4 +220,3 @@ def test_the_deadline_ends_a_query_and_drops_its_queued_task() -> None:
     assert model.ended == {second[0]: Fail(second[0], DEADLINE)}
     model.result(*model.data(first[0]))
     assert not model.running
-    model.drain()

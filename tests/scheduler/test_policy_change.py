@@ -22,7 +22,6 @@ def test_the_open_group_ends_by_the_code_that_it_began_with() -> None:
     (single,) = model.submit()
     assert [send.size for send in only(model.new(), Send)][-1] == 1
     model.result(*model.data(single))
-    model.drain()
 
 
 def test_what_is_late_already_is_copied_under_a_policy_with_copies() -> None:
@@ -34,7 +33,6 @@ def test_what_is_late_already_is_copied_under_a_policy_with_copies() -> None:
     model.change("hedge")
     model.wait(0.0)
     assert len(model.data(query)) == 2
-    model.drain()
 
 
 def test_nothing_is_copied_under_a_policy_without_copies() -> None:
@@ -47,7 +45,6 @@ def test_nothing_is_copied_under_a_policy_without_copies() -> None:
     model.change("hedge")
     model.wait(0.0)
     assert len(model.data(query)) == 2
-    model.drain()
 
 
 @pytest.mark.parametrize(
@@ -66,4 +63,3 @@ def test_a_policy_that_cannot_be_changes_nothing(
     model.submit()
     assert not model.change(wanted)
     assert model.scheduler.chosen.name == policy
-    model.drain()

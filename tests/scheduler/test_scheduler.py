@@ -55,7 +55,6 @@ def test_a_batch_fills_groups_at_once() -> None:
     assert [s.members for s in data] == [(query,) for query in queries][: len(data)]
     assert model.scheduler.flying.open_group is not None
     assert model.scheduler.flying.open_group.members == queries[6:]
-    model.drain()
 
 
 def test_single_queries_fill_the_open_group() -> None:
@@ -67,7 +66,6 @@ def test_single_queries_fill_the_open_group() -> None:
     parity = model.sent[model.parities()[0]]
     assert parity.members == (*first, *second, *third)
     assert model.scheduler.flying.open_group is None
-    model.drain()
 
 
 def test_a_batch_does_not_wait_for_the_open_group() -> None:
@@ -78,7 +76,6 @@ def test_a_batch_does_not_wait_for_the_open_group() -> None:
     assert [parity.members for parity in parities] == [tuple(pair)]
     (mate,) = model.submit()
     assert model.sent[model.parities()[-1]].members == (lone, mate)
-    model.drain()
 
 
 def test_the_remainder_of_a_batch_fills_the_open_group_and_opens_the_next() -> None:
@@ -88,7 +85,6 @@ def test_the_remainder_of_a_batch_fills_the_open_group_and_opens_the_next() -> N
     assert model.sent[model.parities()[0]].members == (*two, two_more[0])
     assert model.scheduler.flying.open_group is not None
     assert model.scheduler.flying.open_group.members == two_more[1:]
-    model.drain()
 
 
 def test_after_the_timeout_only_the_unanswered_are_coded() -> None:
@@ -106,7 +102,6 @@ def test_after_the_timeout_only_the_unanswered_are_coded() -> None:
     model.result(*model.data(first), parity.attempt)
     (decode,) = only(model.new(), Decode)
     assert (set(decode.outputs), decode.wanted) == ({0, 4}, {third: 1})
-    model.drain()
 
 
 def test_after_the_timeout_one_alone_is_copied() -> None:
@@ -120,7 +115,6 @@ def test_after_the_timeout_one_alone_is_copied() -> None:
     assert len({model.worker(attempt) for attempt in model.data(second)}) == 2
     model.result(copy.attempt)
     assert model.ended[second] == Answer(second, copy.attempt, model.worker(copy.attempt))
-    model.drain()
 
 
 def test_after_the_timeout_nothing_happens_if_all_are_answered() -> None:
@@ -131,7 +125,6 @@ def test_after_the_timeout_nothing_happens_if_all_are_answered() -> None:
     model.wait(0.021)
     assert [type(action) for action in model.new()] == [Forget]
     assert not model.scheduler.flying.groups
-    model.drain()
 
 
 def test_a_group_that_was_filled_in_time_has_no_timeout() -> None:
@@ -141,7 +134,6 @@ def test_a_group_that_was_filled_in_time_has_no_timeout() -> None:
     model.new()
     model.wait(1)
     assert model.new() == []
-    model.drain()
 
 
 def test_a_copy_of_an_answered_member_that_left_its_group_is_forgotten() -> None:
@@ -155,7 +147,6 @@ def test_a_copy_of_an_answered_member_that_left_its_group_is_forgotten() -> None
     model.new()
     model.result(copy)
     assert model.new() == [Forget((copy,))]
-    model.drain()
 
 
 def test_answered_members_of_a_group_that_fills_later_are_coded_with_it() -> None:
@@ -169,7 +160,6 @@ def test_answered_members_of_a_group_that_fills_later_are_coded_with_it() -> Non
     model.result(parity)
     (decode,) = only(model.new(), Decode)
     assert (decode.outputs, decode.wanted) == ({0: output, 2: parity}, {second: 1})
-    model.drain()
 
 
 def test_an_extra_task_whose_members_are_all_answered_is_not_sent() -> None:
@@ -181,7 +171,6 @@ def test_an_extra_task_whose_members_are_all_answered_is_not_sent() -> None:
         (first, third),
         (second, fourth),
     }
-    model.drain()
     model = Model("coded", 6, AnswersAll(4, r=2))
     first, second, third = model.submit(3)
     model.result(*model.data(second))
@@ -189,7 +178,6 @@ def test_an_extra_task_whose_members_are_all_answered_is_not_sent() -> None:
     (fourth,) = model.submit()
     (extra,) = (send for send in only(model.new(), Send) if send.group_size)
     assert extra.members == (second, fourth)
-    model.drain()
 
 
 # Workers
@@ -202,7 +190,6 @@ def test_the_tasks_of_a_group_go_to_workers_of_their_own() -> None:
     for group in model.scheduler.flying.groups.values():
         tasks = [a for a in model.scheduler.attempts.values() if a.group is group]
         assert len(tasks) == len({attempt.worker for attempt in tasks}) == 6
-    model.drain()
 
 
 def test_least_loaded_workers_first_and_ties_in_turn() -> None:
@@ -213,7 +200,6 @@ def test_least_loaded_workers_first_and_ties_in_turn() -> None:
     model.submit(2)
     assert [send.worker for send in only(model.new(), Send)] == [1, 0]
     assert model.loads == [2, 1, 1]
-    model.drain()
 
 
 def test_a_held_answer_frees_its_worker() -> None:
@@ -228,7 +214,6 @@ def test_a_held_answer_frees_its_worker() -> None:
     model.wait(60)
     model.result(held)
     assert model.ended[first] == Answer(first, held, model.worker(held))
-    model.drain()
 
 
 def test_queued_tasks_of_answered_queries_never_start() -> None:
@@ -251,7 +236,6 @@ def test_a_queued_parity_is_dropped_when_its_group_is_answered() -> None:
     model.result(*model.data(second))
     assert model.scheduler.dispatcher.sent == 2
     assert not model.scheduler.flying.groups
-    model.drain()
 
 
 # Decoding
@@ -280,7 +264,6 @@ def test_decoded_as_soon_as_determined() -> None:
         {0: model.worker(a), 1: model.worker(late), 2: model.worker(b), 3: model.worker(parity)},
     )
     assert [type(action) for action in rest] == [Forget]
-    model.drain()
 
 
 def test_two_of_one_group_are_decoded_together_from_two_parities() -> None:
@@ -291,7 +274,6 @@ def test_two_of_one_group_are_decoded_together_from_two_parities() -> None:
     assert decode.wanted == {first: 0, third: 2}
     model.decoded(third)
     model.decoded(first)
-    model.drain()
 
 
 def test_a_direct_answer_overtakes_a_decoding() -> None:
@@ -305,7 +287,6 @@ def test_a_direct_answer_overtakes_a_decoding() -> None:
     model.new()
     model.decoded(second)
     assert model.new() == []
-    model.drain()
 
 
 def test_who_does_not_accept_decoded_answers_gets_none() -> None:
@@ -317,7 +298,6 @@ def test_who_does_not_accept_decoded_answers_gets_none() -> None:
     (again,) = model.data(second)
     model.result(again)
     assert model.ended[second] == Answer(second, again, model.worker(again))
-    model.drain()
 
 
 def test_each_query_of_a_group_has_its_own_mind_about_decoded_answers() -> None:
@@ -331,7 +311,6 @@ def test_each_query_of_a_group_has_its_own_mind_about_decoded_answers() -> None:
     (decode,) = only(model.new(), Decode)
     assert decode.wanted == {willing: 0}
     assert unwilling not in model.ended
-    model.drain()
 
 
 def test_fillers_make_up_a_fixed_size() -> None:
@@ -349,7 +328,6 @@ def test_fillers_make_up_a_fixed_size() -> None:
     model.result(late)
     (complete,) = only(model.new(), Complete)
     assert set(complete.workers) == {0, 1, 4}
-    model.drain()
 
 
 def test_a_code_that_is_not_systematic_waits_for_its_group() -> None:
@@ -370,7 +348,6 @@ def test_a_code_that_is_not_systematic_waits_for_its_group() -> None:
     for query in pair:
         model.decoded(query)
         assert model.ended[query] == AnswerDecoded(query)
-    model.drain()
 
 
 def test_a_code_that_is_not_systematic_sends_again_when_too_many_are_lost() -> None:
@@ -385,7 +362,6 @@ def test_a_code_that_is_not_systematic_sends_again_when_too_many_are_lost() -> N
     assert {send.task for send in again} == {0, 1, 3}
     model.result(*[send.attempt for send in again])
     assert model.decoding == queries
-    model.drain()
 
 
 def test_losses_that_the_code_makes_up_for_are_nobodys() -> None:
@@ -401,7 +377,6 @@ def test_losses_that_the_code_makes_up_for_are_nobodys() -> None:
     assert {send.task for send in again} == set(range(7))
     model.result(*[send.attempt for send in again])
     assert model.decoding == queries
-    model.drain()
 
 
 def test_a_fixed_size_code_that_is_not_systematic_computes_on_fillers() -> None:
@@ -413,7 +388,6 @@ def test_a_fixed_size_code_that_is_not_systematic_computes_on_fillers() -> None:
     model.result(*[send.attempt for send in sends[2:]])
     (decode,) = only(model.new(), Decode)
     assert decode.wanted == {query: 0}
-    model.drain()
 
 
 def test_a_late_output_of_a_failed_query_still_serves_its_group() -> None:
@@ -424,7 +398,6 @@ def test_a_late_output_of_a_failed_query_still_serves_its_group() -> None:
     assert set(model.ended) == {hasty}
     model.result(*model.data(hasty), *model.parities())
     assert model.decoding == [patient]
-    model.drain()
 
 
 def test_a_failed_query_takes_no_hope_from_its_group() -> None:
@@ -456,7 +429,6 @@ def test_a_lost_query_whose_decoding_does_not_come_is_sent_again() -> None:
     model.result(again)
     assert isinstance(model.ended[lost], Answer)
     assert model.decoding == [hung]  # and with it the hung worker's query is decoded
-    model.drain()
 
 
 def test_a_query_that_kills_its_workers_is_given_up() -> None:
@@ -468,7 +440,6 @@ def test_a_query_that_kills_its_workers_is_given_up() -> None:
         model.kill(worker)
         model.up(worker)
     assert model.ended[query] == Fail(query, "lost 3 times: killed")
-    model.drain()
 
 
 def test_too_many_queries_are_refused_whole() -> None:
@@ -481,7 +452,6 @@ def test_too_many_queries_are_refused_whole() -> None:
     assert model.offer(1) is None
     model.result(*model.data(first))
     assert model.offer(1) is not None
-    model.drain()
 
 
 @pytest.mark.parametrize(
@@ -499,4 +469,3 @@ def test_the_work_of_a_policy_is_counted() -> None:
         model = Model(policy, 30, ErasureCode(3))
         model.submit(12)
         assert model.scheduler.dispatcher.sent == work
-        model.drain()
