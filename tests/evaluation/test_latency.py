@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from codedinvnet.codes.equal_cost import encoder_macs, macs
+from codedinvnet.codes.equal_cost import count_macs, macs
 from codedinvnet.codes.method import given_by
 from codedinvnet.codes.registry import find_method
 from codedinvnet.common.errors import UserError
@@ -155,7 +156,8 @@ def test_parities_wait_as_long_as_they_cost(
     bundle = with_parts(bundle_folder, tmp_path / "bundle", *names)
     bench = bench_of(write_grid(tmp_path, bundle, labels), data_dir)
     model = bench.bundle.model
-    share = encoder_macs(model, 4) / macs(model.network, model)
+    encoding = count_macs(lambda: model.encoder(torch.zeros(1, 4, *model.input_shape)))
+    share = encoding / macs(model.network, model)
     assert waits(bench, "uncoded") == waits(bench, "hedge") == [10] * 3
     assert waits(bench, "small-backup") == pytest.approx([10, 2.5, 7.5])
     assert waits(bench, "auto") == waits(bench, "small-backup")  # which it may ask

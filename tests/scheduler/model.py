@@ -218,6 +218,11 @@ class Model:
         self.now += seconds
         self.do(self.scheduler.on_timer(self.now))
 
+    def late(self, attempt: int) -> None:
+        """Let an attempt be late now."""
+        self.scheduler.timers.set(self.now, "late", attempt)
+        self.oversleep(0)
+
     def drain(self) -> None:
         """Start the dead workers, deliver everything; then nothing may be left."""
         if self in UNDER_WAY:

@@ -84,7 +84,7 @@ def happen(model: Model, event: str, n: int, bulks: int) -> None:
     elif event == "fail for good" and pending:
         model.fail(pending[n % len(pending)], final=True)
     elif event == "told late" and model.at:
-        model.do(model.scheduler.late(model.now, list(model.at)[n % len(model.at)]))
+        model.late(list(model.at)[n % len(model.at)])
     elif event == "kill" and len(model.down) < model.rules.workers:
         up = sorted(set(range(model.rules.workers)) - model.down)
         model.kill(up[n % len(up)])

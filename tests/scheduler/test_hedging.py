@@ -181,7 +181,7 @@ def test_a_late_extra_task_is_sent_again_for_its_own_members_alone() -> None:
     first, second = model.parities()
     model.result(*model.data(answered))
     model.new()
-    model.do(model.scheduler.late(model.now, first))
+    model.late(first)
     assert not only(model.new(), Send)
-    model.do(model.scheduler.late(model.now, second))
+    model.late(second)
     assert {send.members for send in only(model.new(), Send)} == {(other,)}

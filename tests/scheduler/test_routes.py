@@ -82,7 +82,8 @@ def test_what_is_not_repeatable_is_sent_once(policy: str) -> None:
     scheduler = service(policy) if policy == "hedge" else Scheduler(Rules(3, POLICIES[policy]))
     (attempt,) = begin(scheduler, 100.0, "fast", repeatable=False)
     assert copied_at(scheduler, 100.0, 100.1) is None or policy != "hedge"
-    assert sent(scheduler.late(100.1, attempt)) == []
+    scheduler.timers.set(100.1, "late", attempt)
+    assert sent(scheduler.on_timer(100.1)) == []
     (again,) = sent(scheduler.failed(100.2, attempt, "refused", unsent=True))
     (end,) = (a for a in scheduler.failed(100.3, again, "reset") if isinstance(a, Fail))
     assert end.reason == "reset"

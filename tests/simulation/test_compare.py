@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from codedinvnet.common.files import read_json
 from codedinvnet.simulation.compare import POLICIES, compare, fewest
 from codedinvnet.simulation.engine import Simulation
 from codedinvnet.simulation.figures import summarise
-from codedinvnet.simulation.scenario import load_scenario
+from codedinvnet.simulation.scenario import parse_scenario
 from tests.conftest import Command
 from tests.simulation.scenarios import scenario
 
@@ -83,7 +84,7 @@ def test_a_log_is_planned_for(log: Path, tmp_path: Path, call: Command) -> None:
     assert numbers["hedge"] < 11 <= numbers["small-backup"]  # which needs k + 1
     assert list(numbers.values()) == sorted(numbers.values(), key=lambda n: n or 1e9)
     assert not any("accuracy" in row for row in report["rows"])  # it is not known
-    found = load_scenario(out)
+    found = parse_scenario(read_json(out), str(out))
     assert [s.kind for s in found.stragglers] == ["factor", "slow"]
     assert (found.arrivals.qps, found.trip.ms) == (60, 0)
     assert found.service.mean_ms == pytest.approx(20, rel=0.01)

@@ -22,7 +22,6 @@ from codedinvnet.serving.workers.faults import Schedule
 from codedinvnet.simulation.arrivals import Arrivals
 from codedinvnet.simulation.scenario import (
     bundle_accuracy,
-    load_scenario,
     parse_scenario,
 )
 from codedinvnet.simulation.stragglers import stragglers
@@ -38,7 +37,7 @@ def test_the_shipped_files_are_valid() -> None:
     for path in FILES:
         sweep = parse_sweep(read_json(path), path)
         if sweep is None:
-            load_scenario(path)
+            parse_scenario(read_json(path), str(path))
         else:
             varied = (sweep.loads, sweep.policies, sweep.stragglers, sweep.batches)
             places = math.prod(map(len, varied)) * max(1, len(sweep.variants))
@@ -48,7 +47,8 @@ def test_the_shipped_files_are_valid() -> None:
 
 
 def test_a_scenario_survives_its_row() -> None:
-    given = load_scenario(ROOT / "configs" / "bench" / "simulate-pareto.json")
+    raw = read_json(ROOT / "configs" / "bench" / "simulate-pareto.json")
+    given = parse_scenario(raw, "file")
     dumped = json.loads(json.dumps(given.model_dump(mode="json", exclude_defaults=True)))
     assert parse_scenario(dumped, "row") == given
     accurate = scenario()

@@ -78,12 +78,6 @@ def macs(network: nn.Module, model: CodedModel) -> int:
     return count_macs(lambda: network(torch.rand(1, *model.input_shape, device=device)))
 
 
-def encoder_macs(model: CodedModel, k: int) -> int:
-    """Return those of a model's E for a group of k padded images."""
-    group = torch.zeros(1, k, *model.input_shape, device=first_tensor(model).device)
-    return count_macs(lambda: model.encoder(group))
-
-
 def served_macs(model: CodedModel) -> int:
     """Return those of g(f(x)) for one image."""
     return macs(nn.Sequential(model.network, model.head), model)

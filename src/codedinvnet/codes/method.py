@@ -71,11 +71,11 @@ class Given:
         return self.model
 
 
-def given_by(bundle: Bundle, k: int, tolerance: Tolerance = ONE, **more: Any) -> Given:
+def given_by(bundle: Bundle, k: int, **more: Any) -> Given:
     """Return what a bundle gives a method."""
     info, model = bundle.info, bundle.model
     shape, classes = info.input.shape, len(info.classes)
-    return Given(k, classifier_of(model), shape, classes, model, info, tolerance, **more)
+    return Given(k, classifier_of(model), shape, classes, model, info, **more)
 
 
 class Published(NamedTuple):

@@ -73,8 +73,3 @@ def check_installed(name: str) -> None:
     if missing := engine.missing():
         told = f"pip install 'codedinvnet[{engine.extra}]'"
         raise UserError(f"the engine {name} needs {', '.join(missing)}: {told}")
-
-
-def is_installed(name: str) -> bool:
-    """Tell whether an engine is installed here."""
-    return not engine_named(name).missing()

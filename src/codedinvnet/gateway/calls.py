@@ -84,13 +84,12 @@ class Call(ABC):
         """Pass an attempt's answer on from now on: it has won."""
 
     @abstractmethod
-    def fail(self, status: int, reason: str, retry_after: int = 0) -> None:
+    def fail(self, status: int, reason: str) -> None:
         """Answer with an error, or with the upstream's own if `last` has one.
 
         Args:
             status: of HTTP.
             reason: in words.
-            retry_after: seconds after which the client may try again; 0 if unknown.
         """
 
     @abstractmethod

@@ -160,7 +160,7 @@ class GrpcCall(Call):
         assert isinstance(attempt, GrpcAttempt)
         self._end(attempt.answer, "direct")
 
-    def fail(self, status: int, reason: str, retry_after: int = 0) -> None:
+    def fail(self, status: int, reason: str) -> None:
         last = None if self.last is None else self.last.reply
         if status == 504 or not isinstance(last, Answer):
             last = Answer(CODES.get(status, grpc.StatusCode.INTERNAL), details=reason)

@@ -76,7 +76,7 @@ class HttpCall(Call):
         deadline = time.monotonic() + dispatcher.deadline
         super().__init__(route, repeatable, size_class(length), deadline, client.memory)
         self.client, self.head, self.body, self.trailers = client, head, body, trailers
-        self.dispatcher, self.token, self.is_streaming = dispatcher, token, False
+        self.dispatcher, self.token = dispatcher, token
         dropped = NOT_PASSED_ON if token is None else (*NOT_PASSED_ON, b"authorization")
         fields = write_fields(head.end_to_end(*dropped))
         if trailers:
@@ -125,7 +125,6 @@ class HttpCall(Call):
 
     def answer(self, attempt: Attempt) -> None:
         assert isinstance(attempt, HttpAttempt)
-        self.is_streaming = not attempt.is_complete
         attempt.pass_on()
 
     def begin(
@@ -159,14 +158,14 @@ class HttpCall(Call):
         self.end()
         self.client.abort()
 
-    def fail(self, status: int, reason: str, retry_after: int = 0) -> None:
+    def fail(self, status: int, reason: str) -> None:
         last = None if self.last is None else self.last.reply
         if status == 502 and last is not None:
             head, body, trailers = last
             added = [] if OUTCOME in head.known else [(OUTCOME, b" failed")]
             self.client.respond(head, added, [body], trailers, True)
         else:
-            self.client.refuse(status, reason, retry_after)
+            self.client.refuse(status, reason)
         self._note("deadline" if status == 504 else "failed")
         self._log("request failed", reason=reason)
         self.end()

@@ -184,12 +184,6 @@ class Scheduler:
             self.completion.lost(found, reason, final, unsent)
         return self.completion.flush()
 
-    def late(self, now: float, attempt: int) -> list[Action]:
-        """An attempt takes so long that something is to be done about it, if the policy does."""
-        self.dispatcher.now = now
-        self.dispatcher.late(attempt)
-        return self.completion.flush()
-
     def worker_lost(self, now: float, worker: int, reason: str) -> list[Action]:
         """A worker is dead: its tasks are lost, and it is to be replaced."""
         self.dispatcher.now = now

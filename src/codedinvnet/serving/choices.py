@@ -40,14 +40,14 @@ def objection(policy: Policy, scheme: Scheme | None) -> str:
 class Choices:
     """The policies that a running service can go by."""
 
-    def __init__(self, scheme: Scheme | None, workers: int, backups: int = 0) -> None:
+    def __init__(self, scheme: Scheme | None, workers: int) -> None:
         self.method = None if scheme is None else scheme.name
         self.size = 1 if scheme is None else scheme.rules.k
         self.refused: dict[str, str] = {}
         for name, policy in POLICIES.items():
             why = objection(policy, scheme)
             try:
-                code_for(policy, workers, None if scheme is None else scheme.rules, backups)
+                code_for(policy, workers, None if scheme is None else scheme.rules)
             except ValueError as error:
                 why = why or str(error)
             if why:

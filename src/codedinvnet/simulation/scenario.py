@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -17,7 +16,6 @@ from codedinvnet.common.config import Positive, Section, validated
 from codedinvnet.common.distributions import Distribution
 from codedinvnet.common.errors import UserError
 from codedinvnet.common.faults import Straggler
-from codedinvnet.common.files import read_json
 from codedinvnet.models.bundle import bundle_info
 from codedinvnet.scheduler.auto import workers_for
 from codedinvnet.scheduler.policies import POLICIES, Policy
@@ -300,15 +298,6 @@ def parse_scenario(raw: Any, where: str) -> Scenario:
         UserError: one line that says what is wrong.
     """
     return validated(Scenario, raw, where)
-
-
-def load_scenario(path: Path) -> Scenario:
-    """Read a scenario file.
-
-    Raises:
-        UserError: if it is not one.
-    """
-    return parse_scenario(read_json(path), str(path))
 
 
 def can_guess(name: str) -> bool:
