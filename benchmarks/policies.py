@@ -26,7 +26,7 @@ from codedinvnet.simulation import sweep
 
 PALETTE = (
     *("#777777", "#0072b2", "#e69f00", "#cc3311", "#009e73"),
-    *("#cc79a7", "#56b4e9", "#999933", "#000000"),
+    *("#56b4e9", "#999933", "#000000"),
 )
 """Colours that colour-blind readers can distinguish (Okabe and Ito), in the order of SERVED."""
 OTHER = "#332288"

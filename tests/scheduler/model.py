@@ -73,8 +73,6 @@ class Model:
         self.asked: dict[int, bool] = {}
         """Query -> whether a decoded answer will do."""
         self.deadlines: dict[int, float] = {}
-        self.guessing: set[int] = set()
-        """Queries that came under a policy that guesses late ones."""
         self.decoding: list[int] = []
         self.decoded_ones: set[int] = set()
         self.ended: dict[int, Answer | AnswerDecoded | Fail | None] = {}
@@ -116,7 +114,6 @@ class Model:
             self.deadlines[number] = self.now + timeout
         extra = self.rules.extra_of(self.scheduler.chosen)
         self.earned += count * mean * (self.rules.hedge_share if extra is None else extra)
-        self.guessing |= set(numbers) if self.scheduler.policy.guessing else set()
         self.do(actions)
         return numbers
 
@@ -400,10 +397,9 @@ class Model:
                 assert max(action.outputs) >= code.k, "nothing to guess from"
                 assert action.guess
                 known = self.scheduler.queries.get(query)  # it may be over by now
-                late = known is not None and known.speculates and query in self.guessing
                 lost = known is not None and known.losses >= self.rules.max_losses
                 over = self.now >= self.deadlines[query] or query in self.final
-                assert late or lost or over, "a better one may come"
+                assert lost or over, "a better one may come"
             assert group.members[member] == query
             assert query not in self.decoding
             assert query not in self.decoded_ones, "it was decoded before"
@@ -489,7 +485,6 @@ class Model:
             hopeful = not group.is_open and query.member in group.hopeful()
             if query.takes_decoded and not group.is_open:
                 assert query.member not in group.determined(), "it can be decoded"
-                assert not (query.speculates and group.guessable()), "it can be guessed"
                 assert query.attempts or hopeful, "nothing is under way for it"
             elif self.systematic:
                 assert query.attempts, "nothing is under way for it"

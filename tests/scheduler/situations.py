@@ -39,7 +39,6 @@ def know_times(model: Model, slow: float = 1.0) -> None:
     for i in range(FEWEST):
         for worker in range(model.rules.workers):
             scheduler.stats.took(0.0, worker, 0, 0.015 if i % 2 else 0.010)
-        scheduler.stats.answers.add(0.015)
     for i in range(3 * (slow > 1)):
         scheduler.stats.took(0.015 * slow * (i + 1), 0, 0, 0.015 * slow)
     scheduler.assigner.reorder(0)

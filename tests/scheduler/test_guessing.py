@@ -9,7 +9,7 @@ import pytest
 from codedinvnet.scheduler.actions import DEADLINE, Answer, AnswerDecoded, Decode, Fail
 from codedinvnet.scheduler.completion import GRACE_PERIOD, PATIENCE
 from tests.scheduler.model import ErasureCode, Model, only
-from tests.scheduler.situations import coded, hedging
+from tests.scheduler.situations import coded
 
 
 def guessing(policy: str = "coded", **rules: Any) -> tuple[Model, list[int]]:
@@ -32,38 +32,10 @@ def test_what_nothing_determines_is_guessed_at_the_deadline(policy: str) -> None
         assert model.ended[query] == AnswerDecoded(query)
 
 
-def late_guesses() -> tuple[Model, list[int]]:
-    """Return a model with a group of three that are late when they take 19 ms."""
-    code = ErasureCode(3, guesses=True)
-    model = hedging("coded+guess", workers=4, code=code, hang_timeout=100.0)
-    return model, model.submit(3)
-
-
-def test_late_queries_are_guessed_when_the_parity_is_here() -> None:
-    model, queries = late_guesses()
-    model.result(*model.parities(), *model.data(queries[0]))
-    model.wait(0.015)
-    assert not model.decoding, "not late yet"
-    model.wait(0.005)
-    assert model.decoding == queries[1:]
-    model.decoded(queries[1])
-    assert model.ended[queries[1]] == AnswerDecoded(queries[1])
-    assert model.scheduler.dispatcher.hedges == 0
-
-
-def test_late_queries_are_guessed_when_the_parity_comes() -> None:
-    model, queries = late_guesses()
-    model.result(*model.data(queries[0]))
-    model.wait(0.05)
-    assert not model.decoding
-    model.result(*model.parities())
-    assert model.decoding == queries[1:]
-
-
 def test_one_that_is_determined_is_not_guessed() -> None:
-    model, queries = late_guesses()
+    model = Model("coded", 4, ErasureCode(3, guesses=True), hang_timeout=100.0)
+    queries = model.submit(3)
     model.result(*model.data(queries[0]), *model.data(queries[1]))
-    model.wait(0.05)
     model.new()
     model.result(*model.parities())
     (decode,) = only(model.new(), Decode)

@@ -107,7 +107,7 @@ def events(model: Model, left: Left) -> Iterator[tuple[Event, Left]]:
             yield ("cancel", query), replace(left, cancellations=left.cancellations - 1)
     for kind, identity in dict.fromkeys(timers_of(model).live):
         if kind != "hang":
-            if kind not in ("deadline", "speculate"):
+            if kind != "deadline":
                 yield (kind, identity), left
         elif left.hangs:
             yield (kind, identity), replace(left, hangs=left.hangs - 1)
@@ -175,7 +175,7 @@ def fingerprint(model: Model, left: Left) -> str:
         members: list[object] = []
         for identity in group.members:
             q = scheduler.queries.get(identity)
-            state = q and (q.state.value, q.losses, q.copies, q.takes_decoded, q.speculates)
+            state = q and (q.state.value, q.losses, q.copies, q.takes_decoded)
             members.append(state)
         groups.append(
             (
@@ -201,7 +201,7 @@ def fingerprint(model: Model, left: Left) -> str:
         (
             [group[:-1] for group in groups],
             [names[a.identity] for a in waiting],
-            sorted((k, names[n]) for k, n in live if k not in ("deadline", "speculate", "hang")),
+            sorted((k, names[n]) for k, n in live if k not in ("deadline", "hang")),
             sorted(places[worker] for worker in model.down),
             round(scheduler.budget.tokens, 6),
             (len(model.outputs), len(model.images), len(model.decoding)),

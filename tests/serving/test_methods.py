@@ -147,15 +147,6 @@ def test_what_needs_a_trained_part_is_not_made_without_one(mnist: Bundle) -> Non
         scheme_for(mnist, K, "approxifer", Path("x"))
 
 
-def test_the_policy_that_guesses_needs_a_code_that_does() -> None:
-    for bundle, method in (("mnist", "average-image"), ("cifar10", "coded-invnet")):
-        options = ServeOptions(source=bundle, method=method, k=K, policy="coded+guess")
-        with pytest.raises(UserError, match=r"--policy: coded\+guess needs a code that can guess"):
-            open_app(options)
-    options = ServeOptions(source="mnist", k=K, policy="coded+guess")
-    assert open_app(options).dispatcher.rules.policy.guessing
-
-
 @pytest.mark.parametrize("policy", ["uncoded", "replicate", "hedge", "coded+hedge"])
 def test_codes_without_direct_answers_go_with_the_policy_coded(policy: str, mnist: Bundle) -> None:
     told = re.escape(f"goes with the policy coded only, not with {policy}")

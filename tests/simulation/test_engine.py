@@ -14,7 +14,7 @@ from codedinvnet.common.errors import UserError
 from codedinvnet.scheduler.policies import POLICIES
 from codedinvnet.scheduler.scheduler import Scheduler
 from codedinvnet.simulation.engine import Records, Simulation
-from codedinvnet.simulation.scenario import Accuracy, Scenario
+from codedinvnet.simulation.scenario import Scenario
 from tests.simulation.scenarios import ACCURACY, Watched, scenario
 
 EXPONENTIAL = {"distribution": "exponential", "ms": 10}
@@ -201,30 +201,6 @@ def test_groups_that_time_out_are_smaller_and_more_accurate() -> None:
     # 20 ms bring two more queries in the mean
     assert decoded.mean() > ACCURACY.decoded(1, 5)
     assert {ACCURACY.decoded(1, m) for m in (2, 3, 4)} <= set(decoded)
-
-
-def test_late_answers_are_guessed_once_their_parity_is_here() -> None:
-    """Many members of a group are late at once: what a parity of means cannot make up for."""
-    slow = [{"kind": "slow", "probability": 0.04, "delay": 300}]
-    settings: dict[str, Any] = {"workers": 60, "qps": 200, "batch": 10, "k": 10, "queries": 20_000}
-    settings |= {"service": {"distribution": "lognormal", "ms": 20, "shape": 0.1}}
-    known = ACCURACY.model_copy(update={"guessed": 0.5})
-
-    def simulated(policy: str, accuracy: Accuracy) -> Records:
-        return Simulation(scenario(**settings, policy=policy, stragglers=slow), accuracy).run()
-
-    coded, guess = (simulated(policy, known) for policy in ("coded", "coded+guess"))
-    assert np.quantile(guess.latency, 0.95) < 0.5 * np.quantile(coded.latency, 0.95)
-    several = guess.decoded > 1
-    assert several.any()
-    # A guess is right half of the time: of ten answers, d decoded ones.
-    rights = 0.98 * (10 - guess.decoded[several]) + 0.5 * guess.decoded[several]
-    assert guess.right[several] == pytest.approx(rights / 10)
-    one = guess.decoded == 1
-    determined = (ACCURACY.decoded(1, 10) + 9 * 0.98) / 10
-    assert np.isclose(guess.right[one], determined).any()
-    assert np.isnan(simulated("coded+guess", ACCURACY).right).any()
-    assert not np.isnan(simulated("coded", ACCURACY).right).any()
 
 
 # Stragglers

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from codedinvnet.codes.named_policies import SERVED
 from codedinvnet.models.bundle import load_bundle
 from tests.conftest import Command
 
@@ -122,24 +121,6 @@ def test_a_sweep_writes_rows_and_says_who_wins(tmp_path: Path, call: Command) ->
     assert [note.split(":")[0] for note in report["notes"]] == ["hung, 1, 30%", "hung, 1, 60%"]
     assert call("simulate", path).code == 2
     assert call("simulate", path, "--out", out, "--seed", "1").code == 2
-
-
-def test_a_sweep_leaves_out_guesses_that_its_bundle_cannot_make(
-    tmp_path: Path, call: Command
-) -> None:
-    path, out = tmp_path / "sweep.json", tmp_path / "rows.jsonl"
-    base = {**SCENARIO, "bundle": "cifar10", "queries": 200}
-    sweep = {"base": base, "loads": [0.3], "stragglers": ["none"]}
-    path.write_text(json.dumps(sweep))
-    assert call("simulate", path, "--out", out).code == 0
-    found = {json.loads(line)["policy"] for line in out.read_text().splitlines()}
-    assert found == set(SERVED) - {"coded+guess"}
-    path.write_text(json.dumps({**sweep, "policies": ["coded", "coded+guess"]}))
-    outcome = call("simulate", path, "--out", out)
-    assert outcome.code == 2
-    assert (
-        "policies: coded+guess needs a bundle that guesses, which cifar10 does not" in outcome.err
-    )
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ from typing import Any
 from codedinvnet.cli.common import Commands, add_command
 
 POLICY = (
-    "uncoded, replicate, hedge, coded, coded+hedge, coded+guess, coded by a method: its name, or "
-    "FILE.py:CLASS, METHOD+hedge, auto, or auto+METHOD"
+    "uncoded, replicate, hedge, coded, coded+hedge, coded by a method: its name, or FILE.py:CLASS, "
+    " METHOD+hedge, auto, or auto+METHOD"
 )
 STRAGGLERS = (
     "none, held, exponential, pareto, slower, bursts, hung, or a faults file without corrupt, "

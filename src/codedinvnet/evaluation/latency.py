@@ -26,7 +26,7 @@ from pydantic import Field, model_validator
 from codedinvnet.codes.build import part_beside, scheme_for
 from codedinvnet.codes.equal_cost import count_macs, macs
 from codedinvnet.codes.named_policies import SERVED, Served, served_as
-from codedinvnet.codes.registry import OURS, find_method
+from codedinvnet.codes.registry import find_method
 from codedinvnet.common.config import Positive, Section, meant, validated
 from codedinvnet.common.engines import PYTORCH, EngineName, check_installed
 from codedinvnet.common.errors import UserError
@@ -233,10 +233,6 @@ class LatencyBench:
         if grid.k not in sizes:
             raise UserError(f"bundle {grid.bundle!r} serves groups of {sizes[0]} to {sizes[-1]}")
         names = {name for block in grid.blocks for name in block.methods}
-        guesses = find_method(OURS).rules(grid.k, bundle=self.bundle.info).guesses
-        guessing = [name for name in names if served_as(name).rules.guessing]
-        if guessing and not guesses:
-            raise UserError(f"methods: {guessing[0]} needs a bundle that guesses: leave it out")
         self.dataset = self.bundle.info.provenance.settings.data.name
         for method in (find_method(served_as(name).method) for name in names):
             if method.part and part_beside(self.bundle.folder, method, grid.k) is None:

@@ -60,7 +60,6 @@ class Completion:
             determined = group.determined()
             able = [q for q in waiting if q.member in determined and q.wants_decoded]
             self._decode(able)
-            self._speculate([query for query in waiting if query.speculates])
         stranded = [query for query in waiting if query.is_waiting and not query.attempts]
         hopeful = group.hopeful() if stranded and not group.is_open else frozenset()
         for query in stranded:
@@ -86,22 +85,17 @@ class Completion:
             outputs = dict(group.outputs)
             self._on.actions.append(Decode(group.identity, group.size, outputs, wanted, guess))
 
-    def _speculate(self, queries: Sequence[Query]) -> None:
-        """Get speculative answers for those of a group's queries that wait and can have one."""
+    def _guess(self, queries: Sequence[Query]) -> None:
+        """Guess the answers to those of a group's queries that wait and can have a guess."""
         able = [query for query in queries if query.wants_decoded and query.group.guessable()]
         self._decode(able, guess=True)
-
-    def speculate(self, query: Query) -> None:
-        """Let a late query take a speculative answer."""
-        query.speculates = True
-        self.settle(query.group)
 
     def time_over(self, query: Query) -> None:
         """End a query at its deadline, or wait a little for what is being decoded for it."""
         if query.state is not State.GRACE:
             pending = self._flying.pending(query.group)
             over = [each for each in pending if each.deadline <= self._on.now]
-            self._speculate(over)  # together: that costs no more
+            self._guess(over)  # together: that costs no more
         if query.state is State.DECODING:
             query.state = State.GRACE
             self._on.timers.set(self._on.now + GRACE_PERIOD, "deadline", query.identity)
@@ -113,7 +107,7 @@ class Completion:
         """Answer a query with what was decoded for it."""
         self._end(query, AnswerDecoded(query.identity))
         if query.group.identity in self._flying.groups:
-            self.settle(query.group)  # after a speculative answer, others may have lost a hope
+            self.settle(query.group)  # after a guess, others may have lost a hope
 
     def withheld(self, query: Query) -> None:
         """Let a query wait for its own answer."""
@@ -230,7 +224,7 @@ class Completion:
         hopeful = query.takes_decoded and not group.is_open and query.member in group.hopeful()
         if query.attempts or hopeful:
             return
-        self._speculate([query])
+        self._guess([query])
         if query.is_waiting:
             why = reason if final else f"lost {query.losses} times: {reason}"
             self._end(query, Fail(query.identity, why))

@@ -335,8 +335,6 @@ class Dispatcher:
         if attempt.started is not None and attempt.worker is not None:
             seconds = self.now - attempt.started
             self.stats.answered(attempt.worker, seconds, attempt.kind, attempt.traffic)
-        if self.policy.guessing:
-            self.stats.answers.add(self.now - attempt.queued)
 
     # Not needed any more
 
@@ -379,7 +377,7 @@ class Dispatcher:
         """Tell whether a timer has nothing to do, whatever happens until it is due."""
         flying = self.flying
         match kind:
-            case "deadline" | "speculate" | "resend":  # most are
+            case "deadline" | "resend":  # most are
                 return identity not in flying.queries
             case "group":
                 group = flying.groups.get(identity)

@@ -84,11 +84,6 @@ class Policy:
         return self.has(Hedge) or self.adapts
 
     @cached_property
-    def guessing(self) -> bool:
-        """Whether it lets late queries take speculative answers."""
-        return self.has(Speculate)
-
-    @cached_property
     def backs_late(self) -> bool:
         """Whether it sends a code's extra task when a query is late."""
         return self.has(Backup)
@@ -253,17 +248,6 @@ class Replicate(Policy):
 
 
 @dataclass(frozen=True)
-class Speculate(Policy):
-    """Lets late queries take speculative answers, from a parity that determines nothing."""
-
-    title: ClassVar[str] = "guess"
-
-    def taken(self, on: Dispatcher, query: Query) -> None:
-        if on.stats.answers.quantiles:
-            on.timers.set(on.now + on.stats.answers.quantiles[0], "speculate", query.identity)
-
-
-@dataclass(frozen=True)
 class Auto(Policy):
     """Goes by what `auto.Auto` decides from measurements."""
 
@@ -325,7 +309,6 @@ POLICIES = {
         HEDGE,
         CODED,
         CODED | HEDGE,
-        CODED | Speculate(),
         AUTO,
     )
 }

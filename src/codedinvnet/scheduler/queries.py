@@ -38,8 +38,6 @@ class Query:
     """The live attempts at its own data task."""
     copies: int = 0
     """How many copies were sent because it was late."""
-    speculates: bool = False
-    """It takes a speculative answer, because it is late."""
     losses: int = 0
     answered: float | None = None
     """When one of its own attempts answered it."""

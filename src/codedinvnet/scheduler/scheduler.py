@@ -97,7 +97,7 @@ class Scheduler:
         Args:
             now: the time.
             count: how many.
-            deadline: when they take a speculative answer or fail, absolute.
+            deadline: when they are answered by a guess or fail, absolute.
             accept_decoded: whether a decoded answer will do.
             size_class: how large each is, as a class; times are learned for each class.
             route: what it asks; times are learned for each route.
@@ -275,8 +275,6 @@ class Scheduler:
                     query = self.queries[identity]
                     if query.is_waiting and not query.attempts:
                         on.send_own(query, first=True)
-                case "speculate":
-                    completion.speculate(self.queries[identity])
                 case "deadline":
                     completion.time_over(self.queries[identity])
                 case _:

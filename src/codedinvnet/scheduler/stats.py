@@ -48,8 +48,6 @@ MOST_AT_ONCE = 8
 """A task that began as one of more counts as one of so many."""
 MOMENT = 1e-6
 """Seconds; times that differ by less are the same."""
-SPECULATE = 0.95
-"""A query that takes longer than this share of recent ones takes a speculative answer."""
 MOST_STRIKES = 9
 """The time until a slow worker is tried again is doubled so often at most."""
 
@@ -91,7 +89,6 @@ class LatencyStats:
         self.slow: set[int] = set()
         self.overhead = FIRST_OVERHEAD
         self.mean = 1.0
-        self.answers = RecentQuantiles(SPECULATE)
 
     def took(
         self,

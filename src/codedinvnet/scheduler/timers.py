@@ -14,7 +14,6 @@ Kind: TypeAlias = Literal[
     "recheck",
     "resend",
     "retry",
-    "speculate",
     "waits",
 ]
 """What is due: `Scheduler.on_timer` does it, `Dispatcher.is_dead` says when it is needless."""

@@ -28,12 +28,6 @@ def objection(policy: Policy, scheme: Scheme | None) -> str:
             f"{scheme.name} has no direct answers, so that it goes with the policy coded only, "
             f"not with {policy.name}"
         )
-    if policy.guessing and not (scheme is not None and scheme.rules.guesses):
-        whose = "this service" if scheme is None else scheme.name
-        return (
-            f"{policy.name} needs a code that can guess, by side features; {whose} has none, or "
-            "does so under coded, too"
-        )
     return ""
 
 

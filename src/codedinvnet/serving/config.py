@@ -46,8 +46,8 @@ class ServeOptions(Options):
     )  # fmt: skip
 
     policy: str | None = option(
-        None, "uncoded, replicate, hedge, coded, coded+hedge, coded+guess, a method, "
-        "METHOD+hedge, or auto, which decides by what it measures", ANSWERS,
+        None, "uncoded, replicate, hedge, coded, coded+hedge, a method, METHOD+hedge, "
+        "or auto, which decides by what it measures", ANSWERS,
         unset="auto; coded with a --method"
     )  # fmt: skip
     method: str | None = option(

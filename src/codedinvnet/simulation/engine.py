@@ -47,7 +47,7 @@ class Records:
 
     Attributes:
         latency: (requests,) seconds until the last answer; infinite if one is missing.
-        decoded: (requests,) decoded or guessed answers.
+        decoded: (requests,) decoded answers.
         missing: (requests,) queries without an answer.
         right: (requests,) expected share of right answers; NaN if a method gave one whose
             accuracy is not known.
@@ -109,7 +109,6 @@ class Simulation:
         self._right_direct = accuracy.normal
         sizes = range(1, self.scheduler.dispatcher.code.k + 1) if scenario.coding.takes_code else ()
         self._right_decoded = {m: scenario.recovered(accuracy, m) for m in sizes}
-        self._right_guessed = math.nan if accuracy.guessed is None else accuracy.guessed
 
         seeds = np.random.SeedSequence(scenario.seed).spawn(7)
         generators = [np.random.default_rng(seed) for seed in seeds]
@@ -127,7 +126,7 @@ class Simulation:
         self._request_of: dict[int, int] = {}
         """Unanswered query -> its request."""
         self._size_of: dict[int, int] = {}
-        """Query that is being decoded -> the size of its group; that is guessed -> 0."""
+        """Query that is being decoded -> the size of its group."""
         self._left = list(self._sizes)
         self._latency = [0.0] * self.requests
         self._decoded = [0] * self.requests
@@ -299,7 +298,7 @@ class Simulation:
 
     def _start_decoding(self, action: Decode) -> None:
         for query in action.wanted:
-            self._size_of[query] = 0 if action.guess else action.size
+            self._size_of[query] = action.size
         self.clock.after(next(self._decode), self._decoded_all, tuple(action.wanted))
 
     def _decoded_all(self, queries: Sequence[int]) -> None:
@@ -314,7 +313,7 @@ class Simulation:
     def _answer_decoded(self, action: AnswerDecoded) -> None:
         size = self._size_of[action.query]
         self._decoded[self._request_of[action.query]] += 1
-        self._finish(action.query, self._right_decoded[size] if size else self._right_guessed)
+        self._finish(action.query, self._right_decoded[size])
 
     def _fail(self, action: Fail) -> None:
         request = self._request_of[action.query]

@@ -11,7 +11,7 @@ from codedinvnet.common.errors import UserError
 from codedinvnet.common.files import read_json
 from codedinvnet.common.provenance import describe_commit, describe_machine
 from codedinvnet.simulation.figures import figure_lines, simulate
-from codedinvnet.simulation.scenario import Scenario, can_guess, parse_scenario
+from codedinvnet.simulation.scenario import Scenario, parse_scenario
 from codedinvnet.simulation.stragglers import stragglers
 from codedinvnet.simulation.sweep import (
     Sweep,
@@ -59,8 +59,6 @@ def run_simulate(
             raise UserError(f"{option} belongs to a sweep (see configs/bench)")
     base = parse_scenario(raw, str(scenario))
     base = base.updated(**_changes(asked, base))
-    if base.coding.guessing and base.bundle is not None and not can_guess(base.bundle):
-        raise UserError(f"policy {base.policy} needs a code that can guess, unlike {base.bundle}'s")
     figures = simulate(base, progress=True)
     notes = [
         *overload(base, figures["drifting"]),

@@ -39,8 +39,7 @@ class Accuracy(Section):
     recovered: dict[int, dict[int, Share]] = Field(default_factory=dict)
     """r -> group size -> of decoded answers, as measured."""
     guessed: Share | None = None
-    """Of answers that a parity alone gives where more are missing than it makes up for. None: it is
-    not known, nor is the accuracy of a run in which there are any."""
+    """Of guesses; the simulator makes none, but rows record it."""
 
     def decoded(self, r: int, size: int) -> float:
         """Return the accuracy of an answer decoded in a group of `size` with r parities.
@@ -222,7 +221,7 @@ class Scenario(Section):
         bundle = None if self.bundle is None else bundle_info(self.bundle)
         code = find_method(self.method).rules(self.k, self.tolerance, bundle)
         if isinstance(code, Parities):  # guesses at the deadline are too few to be told apart
-            code = replace(code, guesses=self.coding.guessing)
+            code = replace(code, guesses=False)
         return code
 
     def recovered(self, accuracy: Accuracy, size: int) -> float:
@@ -298,16 +297,6 @@ def parse_scenario(raw: Any, where: str) -> Scenario:
         UserError: one line that says what is wrong.
     """
     return validated(Scenario, raw, where)
-
-
-def can_guess(name: str) -> bool:
-    """Tell whether a bundle's code guesses under `coded+guess`, and not under `coded` already.
-
-    Raises:
-        UserError: if there is no such bundle.
-    """
-    info = bundle_info(name)
-    return find_method(OURS).rules(min(info.group_sizes), bundle=info).guesses
 
 
 def bundle_accuracy(name: str) -> Accuracy:

@@ -20,7 +20,7 @@ from codedinvnet.common.files import check_writable
 from codedinvnet.evaluation import grid
 from codedinvnet.simulation.engine import accuracy_of
 from codedinvnet.simulation.figures import SAME, latency_of, simulate
-from codedinvnet.simulation.scenario import Scenario, can_guess, parse_scenario
+from codedinvnet.simulation.scenario import Scenario, parse_scenario
 from codedinvnet.simulation.stragglers import stragglers
 from codedinvnet.simulation.warnings import overload, rarest, too_short
 
@@ -117,24 +117,6 @@ def quick_sweep(sweep: Sweep) -> Sweep:
     return sweep.model_copy(update={"base": few, "requests": 1})
 
 
-def _without_guesses(sweep: Sweep) -> Sweep:
-    """Leave out the policies that guess, if the code of the bundle cannot.
-
-    Raises:
-        UserError: if the file names one.
-    """
-    if sweep.base.bundle is None or can_guess(sweep.base.bundle):
-        return sweep
-    for policy in sweep.policies:
-        if served_as(policy).rules.guessing and "policies" in sweep.model_fields_set:
-            raise UserError(
-                f"policies: {policy} needs a bundle that guesses, which {sweep.base.bundle} does "
-                "not, or does so under coded, too: leave it out"
-            )
-    kept = tuple(policy for policy in sweep.policies if not served_as(policy).rules.guessing)
-    return sweep.model_copy(update={"policies": kept})
-
-
 def run_sweep(sweep: Sweep, out: Path, only: Iterable[str] = ()) -> list[dict[str, Any]]:
     """Simulate every cell whose row is not in the file yet, and return all rows of the grid.
 
@@ -147,7 +129,6 @@ def run_sweep(sweep: Sweep, out: Path, only: Iterable[str] = ()) -> list[dict[st
         UserError: if a scenario cannot be simulated, or `out` not be written, before any work; in
             the end, if a run failed.
     """
-    sweep = _without_guesses(sweep)
     accuracy = accuracy_of(sweep.base)
     # In the rows, too: a bundle of that name may have others one day.
     if sweep.base.states_accuracy:
