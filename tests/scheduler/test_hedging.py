@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import pytest
 
 from codedinvnet.codes.rules import AnswersAll
 from codedinvnet.scheduler.actions import Answer, Fail, Forget, Send
 from codedinvnet.scheduler.budget import BUCKET
+from codedinvnet.scheduler.dispatch import Dispatcher
+from codedinvnet.scheduler.policies import POLICIES, Launch, Policy, Then
+from codedinvnet.scheduler.queries import Attempt
 from tests.scheduler.model import ErasureCode, Model, only
 from tests.scheduler.situations import hedging, know_times
 
@@ -25,6 +29,32 @@ def test_replicate_sends_two_copies_to_two_workers_and_takes_the_first() -> None
     model.new()
     model.result(one)
     assert Forget((one,)) in model.new()
+
+
+@dataclass(frozen=True)
+class Own(Policy):
+    """A policy of a user's own: it copies a late query once."""
+
+    title: ClassVar[str] = "own"
+
+    def begun(self, on: Dispatcher, attempt: Attempt) -> None:
+        on.watch(attempt)
+
+    def late(self, on: Dispatcher, attempt: Attempt, again: bool, runs: bool) -> Then:
+        query = attempt.query
+        if query is not None and not query.copies:
+            on.launch(Launch(query.group, query.member, query, first=True, urgent=True, hedge=True))
+        return Then.DONE
+
+
+def test_a_policy_of_your_own_sees_late_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(POLICIES, "own", Own())
+    model = hedging("own")
+    (query,) = model.submit()
+    model.wait(0.0205)
+    assert len(model.data(query)) == 1
+    model.wait(0.001)
+    assert len(model.data(query)) == 2
 
 
 def test_a_copy_leaves_when_a_task_has_run_for_longer_than_most() -> None:

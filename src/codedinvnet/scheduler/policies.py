@@ -81,7 +81,7 @@ class Policy:
     @cached_property
     def hedged(self) -> bool:
         """Whether it does something about a late task."""
-        return self.has(Hedge) or self.adapts
+        return self.adapts or any(type(part).late is not Policy.late for part in self.parts)
 
     @cached_property
     def backs_late(self) -> bool:
