@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from codedinvnet.common.quantiles import clustered_ci
 from codedinvnet.evaluation import latency_tables, plots, tables
 from codedinvnet.evaluation.grid import append_row
-from codedinvnet.evaluation.quantiles import clustered_ci
 from tests.evaluation.canned import latency_row, row
 
 

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from scipy import stats
 
 from codedinvnet.common.distributions import CHUNK, Distribution, uniforms
-from codedinvnet.evaluation.quantiles import SHARES, quantiles
+from codedinvnet.common.quantiles import SHARES, quantiles
 
 EMPIRICAL: dict[str, Any] = {"distribution": "empirical", "values_ms": [1, 2, 3]}
 MODELS: list[tuple[dict[str, Any], Any]] = [

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from codedinvnet.evaluation.quantiles import percentile
+from codedinvnet.common.quantiles import percentile
 from codedinvnet.simulation.engine import Simulation
 from codedinvnet.simulation.figures import (
     SECTIONS,

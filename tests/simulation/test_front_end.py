@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from codedinvnet.codes.base import Code, Encoded, Scheme
 from codedinvnet.codes.rules import BACKUP, SERVED, CodeRules, Parities
-from codedinvnet.evaluation.quantiles import percentile
+from codedinvnet.common.quantiles import percentile
 from codedinvnet.serving.answers import Answered
 from codedinvnet.serving.workers.faults import FaultyPool, Schedule
 from codedinvnet.serving.workers.pool import OUTPUT, Death, Result, Task, WorkerPool

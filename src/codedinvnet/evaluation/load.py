@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from codedinvnet.common.progress import Progress
-from codedinvnet.evaluation.quantiles import percentile, rounded
+from codedinvnet.common.quantiles import percentile, rounded
 from codedinvnet.net.client import HttpClient, described, parse_origin
 from codedinvnet.net.collector import sparing_collector
 

@@ -19,8 +19,8 @@ from codedinvnet.common.config import describe
 from codedinvnet.common.errors import UserError
 from codedinvnet.common.faults import Delay, Fault
 from codedinvnet.common.processes import ProcessorTime, processor_time, server
+from codedinvnet.common.quantiles import Histogram, percentile, rounded
 from codedinvnet.evaluation.client import TENSORS, Reply, connect
-from codedinvnet.evaluation.quantiles import Histogram, percentile, rounded
 from codedinvnet.simulation.figures import QUANTILES
 from codedinvnet.simulation.stragglers import Straggler, stragglers
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_left, insort
 from collections import deque
 
@@ -12,14 +11,6 @@ FEWEST = 20
 """Nothing is known before so many values are here."""
 REFRESH = 50
 """The quantiles are computed again after so many values."""
-
-
-def rank_of(count: int, share: float) -> int:
-    """Return the place, from 0, of a percentile among `count` values in ascending order.
-
-    At least `share` of all values do not exceed the one in that place.
-    """
-    return max(0, math.ceil(share * count - 1e-9) - 1)  # 0.07 * 100 is a little more than 7
 
 
 class RecentQuantiles:

@@ -20,9 +20,9 @@ from prometheus_client import (
     generate_latest,
 )
 
+from codedinvnet.common.quantiles import rank_of
 from codedinvnet.net.logs import log_event
 from codedinvnet.scheduler.auto import Decision
-from codedinvnet.scheduler.quantiles import rank_of
 from codedinvnet.scheduler.scheduler import Scheduler
 from codedinvnet.serving.answers import Answered, Cancelled, QueryFailed
 

@@ -19,7 +19,7 @@ from codedinvnet.common.errors import UserError
 from codedinvnet.common.files import check_writable, read_json, write_json
 from codedinvnet.common.progress import Progress
 from codedinvnet.common.provenance import describe_commit, describe_machine
-from codedinvnet.evaluation.quantiles import percentile, rank_of
+from codedinvnet.common.quantiles import percentile, rank_of
 from codedinvnet.simulation.engine import Simulation, accuracy_of
 from codedinvnet.simulation.figures import QUANTILES, aligned, no_interval, summarise
 from codedinvnet.simulation.recording import Fitted, fit, read_log

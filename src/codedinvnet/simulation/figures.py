@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from codedinvnet.evaluation.quantiles import around, clustered_ci, percentile, rounded
+from codedinvnet.common.quantiles import around, clustered_ci, percentile, rounded
 from codedinvnet.simulation.engine import Records, Simulation
 from codedinvnet.simulation.scenario import Accuracy, Scenario
 from codedinvnet.simulation.warnings import drifts

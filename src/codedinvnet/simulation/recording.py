@@ -24,7 +24,7 @@ import numpy as np
 from codedinvnet.common.distributions import Distribution
 from codedinvnet.common.errors import UserError
 from codedinvnet.common.faults import Straggler
-from codedinvnet.evaluation.quantiles import SHARES, quantiles
+from codedinvnet.common.quantiles import SHARES, quantiles
 
 HEADER = "worker,ms"
 FEWEST_TASKS = 100

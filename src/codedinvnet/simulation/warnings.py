@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from codedinvnet.common.faults import Straggler
-from codedinvnet.evaluation.quantiles import percentile
+from codedinvnet.common.quantiles import percentile
 from codedinvnet.simulation.scenario import Scenario
 
 FEWEST = 3

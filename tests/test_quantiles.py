@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from codedinvnet.evaluation.quantiles import (
+from codedinvnet.common.quantiles import (
     SHARES,
     Histogram,
     around,

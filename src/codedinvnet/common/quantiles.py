@@ -11,14 +11,20 @@ from typing import Any
 
 import numpy as np
 
-from codedinvnet.scheduler.quantiles import rank_of as rank_of
-
 _BODY = (0.0, 0.01, 0.02, 0.05, *(i / 10 for i in range(1, 9)))
 _TAIL = tuple(round(1 - 10 ** (-1 - i / 8), 6) for i in range(25))  # 0.9 to 0.9999
 SHARES: tuple[float, ...] = (*_BODY, *_TAIL, 1.0)
 """The shares at which `quantiles` are taken: eight a decade in the tail."""
 GROWTH = 1.01
 """The ratio of a histogram bucket's upper end to that of the bucket below."""
+
+
+def rank_of(count: int, share: float) -> int:
+    """Return the place, from 0, of a percentile among `count` values in ascending order.
+
+    At least `share` of all values do not exceed the one in that place.
+    """
+    return max(0, math.ceil(share * count - 1e-9) - 1)  # 0.07 * 100 is a little more than 7
 
 
 def percentile(values: Sequence[float] | np.ndarray, share: float) -> float:
