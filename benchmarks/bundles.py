@@ -16,10 +16,10 @@ from pandas import DataFrame
 from codedinvnet.codes.invnet import PaperInvNet
 from codedinvnet.codes.mean import Evidence
 from codedinvnet.common.files import read_json, write_json
+from codedinvnet.common.grid import latest, read_rows
 from codedinvnet.evaluation import tables
 from codedinvnet.evaluation.accuracy import evaluation_report
 from codedinvnet.evaluation.cost import info_report
-from codedinvnet.evaluation.grid import latest, read_rows
 from codedinvnet.evaluation.inversion import inversion_report
 from codedinvnet.evaluation.stages import evaluation_images
 from codedinvnet.models.bundle import Bundle, load_bundle, weights_digest

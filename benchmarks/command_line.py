@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from codedinvnet.cli.common import add_command, guarded, print_report, seed
-from codedinvnet.evaluation.grid import refuse_failures
+from codedinvnet.common.grid import refuse_failures
 
 MODELS = (
     *("digits-mlp", "digits-boosted", "resnet20", "resnet32", "resnet56", "keras"),

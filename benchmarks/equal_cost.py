@@ -14,10 +14,10 @@ from pandas import DataFrame, Series, concat, isna
 
 from codedinvnet.codes.registry import METHODS, OURS
 from codedinvnet.common.files import read_json
+from codedinvnet.common.grid import latest, read_rows
 from codedinvnet.common.quantiles import clustered_ci
 from codedinvnet.data.load import KNOWN
 from codedinvnet.evaluation import tables
-from codedinvnet.evaluation.grid import latest, read_rows
 
 SIZES = (2, 4, 10)
 FILES = ("accuracy.jsonl", "equal-cost.jsonl")

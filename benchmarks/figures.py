@@ -30,8 +30,8 @@ from codedinvnet.cli.common import guarded
 from codedinvnet.codes.registry import known_method
 from codedinvnet.common.errors import UserError
 from codedinvnet.common.files import write_text
+from codedinvnet.common.grid import read_rows
 from codedinvnet.evaluation import latency_tables, plots, tables
-from codedinvnet.evaluation.grid import read_rows
 from codedinvnet.models.bundle import shipped_bundles
 from codedinvnet.simulation import sweep
 

@@ -18,8 +18,8 @@ from codedinvnet.codes.named_policies import SERVED, served_as
 from codedinvnet.codes.registry import find_method
 from codedinvnet.codes.rules import SMALL_BACKUP
 from codedinvnet.common.files import write_picture
+from codedinvnet.common.grid import read_rows
 from codedinvnet.evaluation import tables
-from codedinvnet.evaluation.grid import read_rows
 from codedinvnet.evaluation.plots import STYLE
 from codedinvnet.scheduler.policies import AUTO, CODED, HEDGE, UNCODED, WITH_HEDGE
 from codedinvnet.simulation import sweep

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from codedinvnet.evaluation.grid import Cell, read_rows, resume, seed_of
+from codedinvnet.common.grid import Cell, read_rows, resume, seed_of
 from codedinvnet.evaluation.service import (
     ParityWait,
     answer_figures,

@@ -20,7 +20,7 @@ import pandas as pd
 from benchmarks.peers.contenders import CONTENDERS, TUNED, TUNINGS
 from benchmarks.peers.pages import SWEEP_SEED, read, table
 from benchmarks.peers.trials import Trial, measure, shuffled
-from codedinvnet.evaluation.grid import Cell, refuse_failures, resume
+from codedinvnet.common.grid import Cell, refuse_failures, resume
 
 ROWS = Path("docs/results/peers.jsonl")
 SEEDS, QUICK_SEEDS = (1, 2, 3), (1,)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from benchmarks.peers.contenders import CONTENDERS
-from codedinvnet.evaluation.grid import read_rows
+from codedinvnet.common.grid import read_rows
 from codedinvnet.evaluation.tables import markdown
 
 SWEEP_SEED = 101

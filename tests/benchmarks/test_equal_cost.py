@@ -10,7 +10,7 @@ from typing import Any
 from scipy import stats
 
 from benchmarks import equal_cost
-from codedinvnet.evaluation.grid import append_row
+from codedinvnet.common.grid import append_row
 from tests.evaluation.canned import row
 
 

@@ -15,7 +15,7 @@ from benchmarks.peers.contenders import program
 from benchmarks.peers.trials import Trial, measure
 from benchmarks.peers.upstreams import BLOCK, FAULTS, SERVICE, SHARE, Server, Spec, mean_service
 from codedinvnet.common.errors import UserError
-from codedinvnet.evaluation.grid import Cell, append_row
+from codedinvnet.common.grid import Cell, append_row
 
 
 @pytest.mark.parametrize("fault", FAULTS)

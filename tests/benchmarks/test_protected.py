@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks import protected, protected_serving
-from codedinvnet.evaluation.grid import read_rows
+from codedinvnet.common.grid import read_rows
 from codedinvnet.protect import distil
 from tests.conftest import Command
 from tests.models.factories import save_onnx

@@ -23,8 +23,8 @@ from codedinvnet.codes.plain import CopyCode
 from codedinvnet.codes.registry import METHODS, find_method, known_method
 from codedinvnet.codes.rules import SERVED, Uncoded
 from codedinvnet.common.errors import UserError
+from codedinvnet.common.grid import read_rows
 from codedinvnet.data import sample_images
-from codedinvnet.evaluation.grid import read_rows
 from codedinvnet.evaluation.tables import accuracy_frame
 from codedinvnet.models.bundle import load_bundle
 from codedinvnet.protocol.messages import InferRequest

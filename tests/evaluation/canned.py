@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from codedinvnet.codes.registry import known_method
+from codedinvnet.common.grid import Cell
 from codedinvnet.evaluation.client import Reply
-from codedinvnet.evaluation.grid import Cell
 from codedinvnet.evaluation.service import latency_figures
 from codedinvnet.models.bundle import shipped_bundles, weights_digest
 

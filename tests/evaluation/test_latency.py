@@ -16,9 +16,9 @@ from codedinvnet.codes.method import given_by
 from codedinvnet.codes.registry import find_method
 from codedinvnet.common.errors import UserError
 from codedinvnet.common.files import file_digest
+from codedinvnet.common.grid import read_rows
 from codedinvnet.common.quantiles import Histogram
 from codedinvnet.evaluation import latency
-from codedinvnet.evaluation.grid import read_rows
 from codedinvnet.evaluation.latency import arms, load_latency_grid, quick_grid
 from codedinvnet.evaluation.service import ParityWait, injected, schedule
 from codedinvnet.models.bundle import load_bundle, weights_digest

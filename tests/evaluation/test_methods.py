@@ -21,8 +21,8 @@ from codedinvnet.codes.equal_cost import (
 from codedinvnet.codes.mean import MeanCode
 from codedinvnet.codes.registry import METHODS
 from codedinvnet.common.errors import UserError
+from codedinvnet.common.grid import latest, read_rows
 from codedinvnet.evaluation.accuracy import evaluate
-from codedinvnet.evaluation.grid import latest, read_rows
 from codedinvnet.evaluation.stages import evaluation_images
 from codedinvnet.evaluation.tables import TRIAL
 from codedinvnet.models.bundle import bundle_folder as shipped_folder

@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from codedinvnet.common.grid import append_row
 from codedinvnet.common.quantiles import clustered_ci
 from codedinvnet.evaluation import latency_tables, plots, tables
-from codedinvnet.evaluation.grid import append_row
 from tests.evaluation.canned import latency_row, row
 
 

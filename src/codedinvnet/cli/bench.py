@@ -125,7 +125,7 @@ def _report(
     report: dict[str, Any], what: str, out: Path, written: Sequence[Path], as_json: bool
 ) -> None:
     """Print how many trials or runs were done, and what was written; then raise if some failed."""
-    from codedinvnet.evaluation.grid import refuse_failures
+    from codedinvnet.common.grid import refuse_failures
 
     print_report({**report, "rows": str(out), "written": [str(p) for p in written]}, as_json)
     refuse_failures(report["failed"], f"of the {what}", out)

@@ -32,8 +32,8 @@ from codedinvnet.common.engines import PYTORCH, EngineName, check_installed
 from codedinvnet.common.errors import UserError
 from codedinvnet.common.faults import Fault, check_workers
 from codedinvnet.common.files import check_writable, file_digest, read_json
+from codedinvnet.common.grid import Cell, resume, select
 from codedinvnet.data import ImageSource
-from codedinvnet.evaluation.grid import Cell, resume, select
 from codedinvnet.evaluation.service import (
     ParityWait,
     answer_figures,

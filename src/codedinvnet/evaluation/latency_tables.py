@@ -16,9 +16,9 @@ from typing import Any
 from pandas import DataFrame
 
 from codedinvnet.codes.named_policies import SERVED
+from codedinvnet.common.grid import Row, failures, latest, read_rows
 from codedinvnet.common.quantiles import Histogram, around, clustered_ci, rank_of
 from codedinvnet.data.load import KNOWN
-from codedinvnet.evaluation.grid import Row, failures, latest, read_rows
 from codedinvnet.evaluation.tables import in_order, markdown, plus_minus, spread, write_tables
 from codedinvnet.simulation.figures import QUANTILES, SAME
 

@@ -18,6 +18,7 @@ from codedinvnet.codes.registry import find_method
 from codedinvnet.codes.rules import is_systematic
 from codedinvnet.common.errors import UserError
 from codedinvnet.common.files import check_folder, check_writable
+from codedinvnet.common.grid import Cell, read_rows, resume, select
 from codedinvnet.data import (
     SAMPLES,
     ImageRows,
@@ -27,7 +28,6 @@ from codedinvnet.data import (
     spread_rows,
 )
 from codedinvnet.evaluation.erase import NO_ANSWER, accuracy, direct_answers, erase, task_outputs
-from codedinvnet.evaluation.grid import Cell, read_rows, resume, select
 from codedinvnet.evaluation.parts import DataSet, Scored
 from codedinvnet.evaluation.trials import (
     AccuracyGrid,

@@ -16,9 +16,9 @@ from pandas import DataFrame, Series
 
 from codedinvnet.codes.registry import METHODS, known_method
 from codedinvnet.common.files import write_atomically, write_text
+from codedinvnet.common.grid import Row, failures, latest, read_rows
 from codedinvnet.common.quantiles import clustered_ci
 from codedinvnet.data.load import KNOWN
-from codedinvnet.evaluation.grid import Row, failures, latest, read_rows
 
 # Any table
 

@@ -14,7 +14,7 @@ from codedinvnet.codes.registry import METHODS, UnknownMethod, find_method
 from codedinvnet.common.config import PartSettings, Positive, Section, meant, validated
 from codedinvnet.common.errors import UserError
 from codedinvnet.common.files import read_json
-from codedinvnet.evaluation.grid import expand
+from codedinvnet.common.grid import expand
 from codedinvnet.models.bundle import BundleInfo
 
 Base = Literal["invertible", "resnet"]

@@ -14,10 +14,10 @@ from pydantic import Field, field_validator
 
 from codedinvnet.codes.named_policies import SERVED, in_order, served_as
 from codedinvnet.codes.registry import find_method
+from codedinvnet.common import grid
 from codedinvnet.common.config import Positive, Section, validated
 from codedinvnet.common.errors import UserError
 from codedinvnet.common.files import check_writable
-from codedinvnet.evaluation import grid
 from codedinvnet.simulation.engine import accuracy_of
 from codedinvnet.simulation.figures import SAME, latency_of, simulate
 from codedinvnet.simulation.scenario import Scenario, parse_scenario

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from codedinvnet.common.errors import UserError
-from codedinvnet.evaluation.grid import (
+from codedinvnet.common.grid import (
     Cell,
     append_row,
     expand,
