@@ -36,7 +36,7 @@ LONG = 1e6
 T = TypeVar("T")
 
 FINAL = "for good"
-"""Why a task is lost that nobody is to be given again."""
+"""Why a task is lost that is not to be sent again."""
 
 
 class Model:
@@ -198,7 +198,7 @@ class Model:
             return False
         assert self.scheduler.chosen.name == policy
         self.bounded = False  # tasks may have been sent before
-        assert self.scheduler.flying.open_group is None, "nobody would join it"
+        assert self.scheduler.flying.open_group is None, "no query would join it"
         self.do(actions)
         return True
 
@@ -343,11 +343,11 @@ class Model:
         self.extra_work += attempt.paid
         if self.bounded and attempt.query is None and self.systematic:
             paid = attempt.paid > 0 or self.rules.backups > 0  # whose work is not the others'
-            assert paid, "nobody pays for it"
+            assert paid, "it is not paid for"
         elif self.bounded and attempt.query is not None:
             own = attempt.query.attempts
             begun = [attempt.paid, *(own[a].paid for a in own if a in self.at or a in self.held)]
-            assert begun.count(0.0) <= 1, "nobody pays for it"
+            assert begun.count(0.0) <= 1, "it is not paid for"
             assert self.unequal or set(begun) <= {0.0, 1.0}, "they are as much work"
         self.at[action.attempt] = action.worker
         self.sent[action.attempt] = action

@@ -45,7 +45,7 @@ def know_times(model: Model, slow: float = 1.0) -> None:
 
 
 def busy(k: int, policy: str = "coded", **rules: Any) -> Model:
-    """Return a coding model whose k + 1 workers are at queries that nobody waits for."""
+    """Return a coding model whose k + 1 workers are at cancelled queries."""
     model = coded(k, policy=policy, hang_timeout=100.0, **rules)
     model.submit(k)
     model.cancel(*model.asked)
@@ -66,15 +66,9 @@ def parity(model: Model, query: int) -> Attempt:
     return attempt
 
 
-def reach(model: Model, *attempts: Attempt) -> None:
-    """Let workers finish what is before these attempts, the oldest first."""
+def finish(model: Model, *attempts: Attempt) -> None:
+    """Let workers finish these attempts, and what is before them, the oldest first."""
     for attempt in attempts:
         while attempt.started is None:
             model.result(next(a for a, i in model.at.items() if attempt.worker in (None, i)))
-
-
-def finish(model: Model, *attempts: Attempt) -> None:
-    """Let workers finish these attempts, and what is before them."""
-    for attempt in attempts:
-        reach(model, attempt)
         model.result(attempt.identity)

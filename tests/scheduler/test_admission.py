@@ -178,10 +178,8 @@ class Asked:
             self.waits.add(refusal.seconds)
             self.refused += 1
             return
-        if isinstance(answer, Answered):
-            self.answered += 1
-        else:
-            self.late += 1
+        self.answered += isinstance(answer, Answered)
+        self.late += not isinstance(answer, Answered)
 
 
 async def test_five_times_capacity() -> None:
@@ -192,11 +190,11 @@ async def test_five_times_capacity() -> None:
     bundle = load_bundle("mnist")
     for _ in range(3):
         full, flooded = await flood(bundle)
-        told = f"{full.answered} answers at capacity, {flooded.answered} at five times"
+        found = f"{full.answered} answers at capacity, {flooded.answered} at five times"
         if flooded.answered >= 0.95 * full.answered and flooded.late == 0:
             break
     else:
-        pytest.fail(f"{told}, {flooded.late} of them late")
+        pytest.fail(f"{found}, {flooded.late} of them late")
     assert flooded.refused > 2 * full.answered
     assert flooded.waits >= {2, 4, 8}  # the more are to come back, the later
 

@@ -6,11 +6,11 @@ from unittest.mock import patch
 
 import pytest
 
-from codedinvnet.codes.rules import AnswersAll, Parities, Uncoded
+from codedinvnet.codes.rules import AnswersAll, CodeRules, Parities, Uncoded
 from codedinvnet.scheduler.actions import AnswerDecoded, Decided, Decode, Send
 from codedinvnet.scheduler.assigner import MEMORY
 from codedinvnet.scheduler.auto import CODES, LOOK, Decider, Seen, workers_for
-from codedinvnet.scheduler.policies import AUTO, BACK_LATE, CODED, HEDGE
+from codedinvnet.scheduler.policies import AUTO, BACK_LATE, CODED, HEDGE, Policy
 from codedinvnet.scheduler.quantiles import FEWEST
 from codedinvnet.scheduler.scheduler import Scheduler
 from codedinvnet.scheduler.settings import Rules
@@ -37,17 +37,14 @@ def seen(excess: float, load: float = 0.4) -> Seen:
     return Seen(normal=0.015, excess=excess, load=load, fill=1.0, extra=0.05)
 
 
-def test_without_a_code_it_hedges() -> None:
-    for code in (None, Uncoded(4)):
-        auto = Decider(code)
-        assert auto.policy == HEDGE
-        assert auto.decide(0.0, seen(5.0)).policy == HEDGE
-
-
-def test_with_a_small_backup_it_rescues() -> None:
-    auto = Decider(AnswersAll(10))
-    assert auto.policy == BACK_LATE
-    assert auto.decide(0.0, seen(0.0)).policy == BACK_LATE
+@pytest.mark.parametrize(
+    ("code", "policy"), [(None, HEDGE), (Uncoded(4), HEDGE), (AnswersAll(10), BACK_LATE)]
+)
+def test_without_a_costly_code_it_copies_or_rescues(code: CodeRules | None, policy: Policy) -> None:
+    auto = Decider(code)
+    assert auto.policy == policy
+    for excess in (0.0, 5.0):
+        assert auto.decide(0.0, seen(excess)).policy == policy
 
 
 @pytest.mark.parametrize("code", [Parities(10), AnswersAll(2, cost=lambda size: 1.0)])
@@ -92,7 +89,7 @@ def test_a_late_query_is_rescued_and_then_copied() -> None:
     assert (send.task, send.members) == (0, (query,))
 
 
-def test_a_rescue_that_is_late_is_repeated_beside_a_copy() -> None:
+def test_a_rescue_that_is_late_is_repeated_along_with_a_copy() -> None:
     model = rescuing(workers=5)
     know_rescues(model)
     (query,) = model.submit()
@@ -159,7 +156,7 @@ def test_the_late_alone_need_no_worker_for_each_task_of_a_group() -> None:
     assert len(model.parities()) == 1
 
 
-def test_nobody_is_rescued_who_is_in_time() -> None:
+def test_what_is_in_time_is_not_rescued() -> None:
     model = rescuing()
     for _ in range(20):
         model.submit()

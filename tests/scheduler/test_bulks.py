@@ -99,7 +99,7 @@ def test_a_bulk_is_timed_as_the_next_larger_until_it_is_known() -> None:
     pace = LatencyStats(2)
     for _ in range(FEWEST):
         pace.took(0.0, 0, 0, 0.02, Traffic("", 2))
-    assert pace.late(0, 1, Traffic("", 3)) is None, "nobody knows how long it takes"
+    assert pace.late(0, 1, Traffic("", 3)) is None, "its time is not known"
     for bulk in (1, 2):
         assert pace.late(0, 1, Traffic("", bulk)) == pytest.approx(LATE_FACTOR * 0.02)
     for _ in range(2):

@@ -2,80 +2,9 @@
 
 from __future__ import annotations
 
-import pytest
-
 from codedinvnet.scheduler.actions import Decode, Forget, Send
 from tests.scheduler.model import ErasureCode, Model, only
-from tests.scheduler.situations import busy, coded, finish, hedging, know_times, own, parity
-
-# Queries that nobody waits for
-
-
-@pytest.mark.parametrize("policy", ["uncoded", "replicate", "hedge"])
-def test_queued_tasks_of_cancelled_queries_never_start(policy: str) -> None:
-    model = Model(policy, 2, max_pending=8)
-    first, second = model.submit(2)
-    batch = model.submit(6)
-    running = dict(model.running)
-    assert model.offer() is None
-    model.cancel(*batch)
-    model.cancel(*batch)  # what is over is over
-    assert model.running == running
-    assert (sum(model.loads) + model.scheduler.waiting) == 2 + (policy == "replicate") * 2
-    assert model.offer(6) is not None, "there is no room for others"
-    model.cancel(first, second)
-
-
-def test_what_a_worker_is_at_is_finished_and_forgotten() -> None:
-    model = Model("uncoded", 1)
-    (query,) = model.submit()
-    (attempt,) = model.data(query)
-    model.cancel(query)
-    assert model.new() == [Send(0, attempt, 0, (query,), 1)]
-    model.result(attempt)
-    assert model.new() == [Forget((attempt,), (query,))]
-
-
-def test_what_is_lost_of_a_cancelled_query_is_not_sent_again() -> None:
-    model = coded(2, spare=2)
-    queries = model.submit(2)
-    lost = [*model.parities(), *model.data(queries[0])]
-    model.cancel(*queries)
-    model.new()
-    model.fail(*lost)
-    model.kill(model.worker(*model.data(queries[1])))
-    model.wait(10)
-    assert not only(model.new(), Send)
-
-
-def test_a_cancelled_query_is_not_copied() -> None:
-    model = hedging()
-    (query,) = model.submit()
-    model.cancel(query)
-    model.new()
-    model.wait(1)
-    assert not only(model.new(), Send)
-    assert model.scheduler.dispatcher.hedges == 0
-
-
-def test_a_cancelled_querys_copy_is_dropped_from_the_queue() -> None:
-    model = hedging("coded+hedge", workers=3, code=ErasureCode(2))
-    queries = model.submit(2)
-    model.wait(0.03)
-    assert model.scheduler.dispatcher.hedges == model.scheduler.waiting == 2
-    model.cancel(queries[0])
-    (left,) = [a for a in model.scheduler.attempts.values() if a.started is None]
-    assert left.query is not None
-    assert left.query.identity == queries[1]
-
-
-def test_of_a_sealed_group_all_is_dropped_when_all_are_cancelled() -> None:
-    model = busy(2)
-    queries = model.submit(2)
-    assert (sum(model.loads) + model.scheduler.waiting) == 6
-    model.cancel(*queries)
-    assert (sum(model.loads) + model.scheduler.waiting) == 3
-    assert only(model.new(), Forget) == [Forget((), tuple(queries))]
+from tests.scheduler.situations import busy, coded, finish, know_times, own, parity
 
 
 def test_the_output_of_a_cancelled_member_still_decodes_its_group() -> None:
@@ -97,17 +26,7 @@ def test_a_cancelled_member_that_its_sealed_group_may_need_is_computed() -> None
     assert model.decoding == [slow]
 
 
-def test_it_is_not_computed_when_nobody_of_its_group_waits_any_more() -> None:
-    model = busy(2)
-    gone, quick = model.submit(2)
-    model.cancel(gone)
-    finish(model, *own(model, quick))
-    sent = model.scheduler.dispatcher.sent
-    model.drain()
-    assert model.scheduler.dispatcher.sent == sent
-
-
-def test_a_cancelled_member_that_is_lost_lets_nobody_wait() -> None:
+def test_when_a_cancelled_member_is_lost_the_other_is_sent_again() -> None:
     model = coded(2, spare=1, hang_timeout=100.0)
     gone, lost = model.submit(2)
     model.cancel(gone)
@@ -162,7 +81,7 @@ def test_a_copy_of_an_answered_member_moves_up_with_it() -> None:
     model.submit(2)
     model.new()
     model.result(copy.identity)
-    assert Forget((copy.identity,)) in model.new(), "it is nobody else's output"
+    assert Forget((copy.identity,)) in model.new(), "it is no other query's output"
 
 
 def test_one_that_a_worker_is_at_stays_in_its_open_group() -> None:
@@ -196,7 +115,7 @@ def test_a_code_without_direct_answers_computes_nothing_of_who_left_in_time() ->
     assert not only(model.new(), Send)
 
 
-def test_a_group_that_nobody_is_left_in_is_no_more() -> None:
+def test_an_open_group_ends_when_its_last_member_is_cancelled() -> None:
     model = busy(3)
     gone = model.submit(2)
     model.wait(0.015)

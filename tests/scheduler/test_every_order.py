@@ -14,8 +14,6 @@ from codedinvnet.scheduler.quantiles import FEWEST
 from tests.scheduler.model import ErasureCode, Model
 from tests.scheduler.situations import know_times
 
-# Every order of everything
-
 SETUPS: list[tuple[str, int, CodeRules | None]] = [
     ("uncoded", 1, None),
     ("uncoded", 3, None),
@@ -57,7 +55,7 @@ EVENTS = st.tuples(
         + ["result"] * 5
         + ["decoded", "decoded", "fail", "kill", "up", "release", "wait", "oversleep", "late"]
         + ["withheld"] * 2
-        + ["told late", "fail for good", "cancel", "change"]
+        + ["called late", "fail for good", "cancel", "change"]
     ),
     st.integers(0, 11),
 )
@@ -80,7 +78,7 @@ def happen(model: Model, event: str, n: int, bulks: int) -> None:
         model.fail(pending[n % len(pending)])
     elif event == "fail for good" and pending:
         model.fail(pending[n % len(pending)], final=True)
-    elif event == "told late" and model.at:
+    elif event == "called late" and model.at:
         model.late(list(model.at)[n % len(model.at)])
     elif event == "kill" and len(model.down) < model.rules.workers:
         up = sorted(set(range(model.rules.workers)) - model.down)

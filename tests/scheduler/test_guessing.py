@@ -25,8 +25,10 @@ def test_what_nothing_determines_is_guessed_at_the_deadline(policy: str) -> None
     model, missing = guessing(policy)
     model.wait(0.9)
     assert not model.decoding, "a better answer may come"
+    model.new()
     model.wait(0.1)
-    assert model.decoding == missing
+    (decode,) = only(model.new(), Decode)
+    assert (decode.guess, list(decode.wanted)) == (True, missing)
     for query in missing:
         model.decoded(query)
         assert model.ended[query] == AnswerDecoded(query)
@@ -78,14 +80,6 @@ def test_a_guess_after_losses_has_until_the_deadline() -> None:
     assert model.ended[query] == Fail(query, DEADLINE)
 
 
-def test_guesses_of_a_group_are_made_together() -> None:
-    model, missing = guessing()
-    model.new()
-    model.wait(1)
-    (decode,) = only(model.new(), Decode)
-    assert (decode.guess, list(decode.wanted)) == (True, missing)
-
-
 def test_after_a_guess_the_others_have_their_hope_again() -> None:
     """The task of a guessed member is dropped from a queue: another had counted on its output."""
     model = Model("coded", 4, ErasureCode(3, guesses=True), hang_timeout=100.0)
@@ -102,16 +96,6 @@ def test_after_a_guess_the_others_have_their_hope_again() -> None:
     model.decoded(hasty)
     assert model.ended[hasty] == AnswerDecoded(hasty)
     assert model.scheduler.queries[other].attempts
-
-
-def test_nothing_is_guessed_without_a_parity_or_for_who_does_not_want_it() -> None:
-    for accept, parity in ((True, False), (False, True)):
-        model = Model("coded", 4, ErasureCode(3, guesses=True), hang_timeout=100.0)
-        queries = model.submit(3, timeout=1.0, accept=accept)
-        if parity:
-            model.result(*model.parities())
-        model.wait(1)
-        assert model.ended == {query: Fail(query, DEADLINE) for query in queries}
 
 
 def test_what_workers_keep_failing_on_is_guessed() -> None:

@@ -8,8 +8,7 @@ from typing import Any, ClassVar
 import pytest
 
 from codedinvnet.codes.rules import AnswersAll
-from codedinvnet.scheduler.actions import Answer, Fail, Forget, Send
-from codedinvnet.scheduler.budget import BUCKET
+from codedinvnet.scheduler.actions import Answer, Forget, Send
 from codedinvnet.scheduler.dispatch import Dispatcher
 from codedinvnet.scheduler.policies import POLICIES, Launch, Policy, Then
 from codedinvnet.scheduler.queries import Attempt
@@ -126,23 +125,7 @@ def test_hedges_are_paid_from_a_bucket() -> None:
     assert model.scheduler.budget.tokens < 1
 
 
-def test_the_bucket_has_a_bottom_and_a_brim() -> None:
-    model = Model("hedge", 2, hedge_share=1.0)
-    for _ in range(30):
-        (query,) = model.submit()
-        model.result(*model.data(query))
-    assert model.scheduler.budget.tokens == BUCKET
-
-
 # Decodings that are withheld
-
-
-def withhold(model: Model, query: int) -> None:
-    """Let a query's decoded answer be withheld."""
-    model.decoding.remove(query)
-    model.decoded_ones.add(query)
-    model.new()
-    model.do(model.scheduler.withheld(model.now, query))
 
 
 def withheld(policy: str, **options: Any) -> tuple[Model, int]:
@@ -151,12 +134,15 @@ def withheld(policy: str, **options: Any) -> tuple[Model, int]:
     model = Model(policy, **settings)
     first, second = model.submit(2, timeout=5.0)
     model.result(*model.parities(), *model.data(first))
-    withhold(model, second)
+    model.new()
+    model.withheld(second)
     return model, second
 
 
-def test_a_withheld_decoding_waits_for_the_direct_answer() -> None:
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_withheld_decoding_waits_for_the_direct_answer(lost: bool) -> None:
     model, query = withheld("coded", hang_timeout=100.0)
+    model.fail(*model.data(query)[:lost])
     (own,) = model.data(query)
     assert query not in model.ended
     model.result(own)
@@ -173,22 +159,6 @@ def test_a_withheld_decoding_is_copied_where_copies_are_sent() -> None:
     assert model.ended[query] == Answer(query, copy, model.worker(copy))
 
 
-def test_a_withheld_decoding_is_not_taken_when_its_own_task_is_lost() -> None:
-    model, query = withheld("coded", hang_timeout=100.0)
-    (own,) = model.data(query)
-    model.fail(own)
-    (again,) = model.data(query)
-    assert query not in model.ended
-    model.result(again)
-    assert model.ended[query] == Answer(query, again, model.worker(again))
-
-
-def test_a_withheld_decoding_is_not_taken_at_the_deadline() -> None:
-    model, query = withheld("coded+hedge", hang_timeout=100.0)
-    model.wait(6.0)
-    assert isinstance(model.ended[query], Fail)
-
-
 def test_what_is_late_and_withheld_is_copied_as_soon_as_that_can_be_paid() -> None:
     model = Model("coded+hedge", 4, ErasureCode(2), hedge_share=0.3, hang_timeout=100.0)
     know_times(model)
@@ -196,7 +166,8 @@ def test_what_is_late_and_withheld_is_copied_as_soon_as_that_can_be_paid() -> No
     (own,) = model.data(query)
     model.result(*model.parities(), *model.data(first))
     model.wait(0.02)  # it is late while it is being decoded
-    withhold(model, query)
+    model.new()
+    model.withheld(query)
     assert model.data(query) == [own]
     model.submit(2)
     model.result(*(attempt for attempt in list(model.at) if attempt != own))

@@ -1,10 +1,9 @@
-"""Groups that fill, dispatch, decoding, and policies that change."""
+"""Groups that fill, the workers that are chosen, and decoding."""
 
 from __future__ import annotations
 
 import pytest
 
-from codedinvnet.codes.rules import AnswersAll
 from codedinvnet.scheduler.actions import (
     DEADLINE,
     Answer,
@@ -20,71 +19,33 @@ from codedinvnet.scheduler.group import FILLER
 from codedinvnet.scheduler.policies import POLICIES
 from codedinvnet.scheduler.scheduler import Scheduler
 from codedinvnet.scheduler.settings import Rules
-from codedinvnet.scheduler.timers import FEW
 from tests.scheduler.model import ErasureCode, Model, only
-from tests.scheduler.situations import coded, hedging
-
-# Timers
-
-
-def test_moot_timers_do_not_heap_up() -> None:
-    """A deadline may be hours away, and a live timer of a hung worker is in front of them."""
-    model = Model("uncoded", workers=2, hang_timeout=1e5, max_pending=1000)
-    model.submit(timeout=1e6)  # which keeps its worker
-    for _ in range(3000):
-        (query,) = model.submit(timeout=1e6)
-        (send,) = only(model.new(), Send)[-1:]
-        model.result(send.attempt)
-        assert query in model.ended
-        model.scheduler.next_timer()
-    assert len(model.scheduler.timers) < 3 * FEW
-
+from tests.scheduler.situations import coded
 
 # Groups
 
 
-def test_a_batch_fills_groups_at_once() -> None:
-    model = coded(3, spare=4)
-    queries = model.submit(7)
+@pytest.mark.parametrize(
+    ("k", "requests", "groups", "left"),
+    [
+        (3, (7,), [(0, 1, 2), (3, 4, 5)], [6]),
+        (3, (1, 1, 1), [(0, 1, 2)], None),
+        (2, (1, 2, 1), [(1, 2), (0, 3)], None),
+        (3, (2, 2), [(0, 1, 2)], [3]),
+    ],
+)
+def test_a_request_fills_groups_with_its_own_queries_and_then_the_open_group(
+    k: int, requests: tuple[int, ...], groups: list[tuple[int, ...]], left: list[int] | None
+) -> None:
+    model = coded(k, spare=8)
+    queries = [query for count in requests for query in model.submit(count)]
     sends = only(model.new(), Send)
     assert [(s.members, s.task, s.size) for s in sends if s.size > 1] == [
-        (tuple(queries[:3]), 3, 3),
-        (tuple(queries[3:6]), 3, 3),
+        (tuple(queries[i] for i in group), k, k) for group in groups
     ]
-    data = [s for s in sends if s.size == 1]
-    assert [s.members for s in data] == [(query,) for query in queries][: len(data)]
-    assert model.scheduler.flying.open_group is not None
-    assert model.scheduler.flying.open_group.members == queries[6:]
-
-
-def test_single_queries_fill_the_open_group() -> None:
-    model = coded(3)
-    first, second = model.submit(), model.submit()
-    assert [send.task for send in only(model.new(), Send)] == [0, 1]
-    third = model.submit()
-    assert [send.task for send in only(model.new(), Send)] == [2, 3]
-    parity = model.sent[model.parities()[0]]
-    assert parity.members == (*first, *second, *third)
-    assert model.scheduler.flying.open_group is None
-
-
-def test_a_batch_does_not_wait_for_the_open_group() -> None:
-    model = coded(2, spare=3)
-    (lone,) = model.submit()
-    pair = model.submit(2)
-    parities = [model.sent[attempt] for attempt in model.parities()]
-    assert [parity.members for parity in parities] == [tuple(pair)]
-    (mate,) = model.submit()
-    assert model.sent[model.parities()[-1]].members == (lone, mate)
-
-
-def test_the_remainder_of_a_batch_fills_the_open_group_and_opens_the_next() -> None:
-    model = coded(3, spare=4)
-    two = model.submit(2)
-    two_more = model.submit(2)
-    assert model.sent[model.parities()[0]].members == (*two, two_more[0])
-    assert model.scheduler.flying.open_group is not None
-    assert model.scheduler.flying.open_group.members == two_more[1:]
+    assert [s.members for s in sends if s.size == 1] == [(query,) for query in queries]
+    open_group = model.scheduler.flying.open_group
+    assert (open_group and open_group.members) == (left and [queries[i] for i in left])
 
 
 def test_after_the_timeout_only_the_unanswered_are_coded() -> None:
@@ -117,7 +78,7 @@ def test_after_the_timeout_one_alone_is_copied() -> None:
     assert model.ended[second] == Answer(second, copy.attempt, model.worker(copy.attempt))
 
 
-def test_after_the_timeout_nothing_happens_if_all_are_answered() -> None:
+def test_after_the_timeout_nothing_happens_if_all_are_answered_or_the_group_is_full() -> None:
     model = coded(3)
     first, second = model.submit(2)
     model.result(*model.data(first), *model.data(second))
@@ -125,28 +86,10 @@ def test_after_the_timeout_nothing_happens_if_all_are_answered() -> None:
     model.wait(0.021)
     assert [type(action) for action in model.new()] == [Forget]
     assert not model.scheduler.flying.groups
-
-
-def test_a_group_that_was_filled_in_time_has_no_timeout() -> None:
-    model = coded(2)
-    model.submit()
-    model.submit()
+    model.submit(3)
     model.new()
     model.wait(1)
     assert model.new() == []
-
-
-def test_a_copy_of_an_answered_member_that_left_its_group_is_forgotten() -> None:
-    model = hedging("coded+hedge", workers=5, code=ErasureCode(3), group_timeout=0.05)
-    (query,) = model.submit()
-    model.submit()
-    model.wait(0.03)  # both are copied
-    original, copy = model.data(query)
-    model.result(original)
-    model.wait(0.03)
-    model.new()
-    model.result(copy)
-    assert model.new() == [Forget((copy,))]
 
 
 def test_answered_members_of_a_group_that_fills_later_are_coded_with_it() -> None:
@@ -162,34 +105,7 @@ def test_answered_members_of_a_group_that_fills_later_are_coded_with_it() -> Non
     assert (decode.outputs, decode.wanted) == ({0: output, 2: parity}, {second: 1})
 
 
-def test_an_extra_task_whose_members_are_all_answered_is_not_sent() -> None:
-    model = Model("coded", 6, AnswersAll(4, r=2))
-    first, second = model.submit(2)
-    model.result(*model.data(first))
-    third, fourth = model.submit(2)
-    assert {send.members for send in only(model.new(), Send) if send.group_size} == {
-        (first, third),
-        (second, fourth),
-    }
-    model = Model("coded", 6, AnswersAll(4, r=2))
-    first, second, third = model.submit(3)
-    model.result(*model.data(second))
-    model.result(*model.data(first), *model.data(third))
-    (fourth,) = model.submit()
-    (extra,) = (send for send in only(model.new(), Send) if send.group_size)
-    assert extra.members == (second, fourth)
-
-
 # Workers
-
-
-def test_the_tasks_of_a_group_go_to_workers_of_their_own() -> None:
-    model = coded(4, 2, spare=3, slots=3)
-    for _ in range(4):
-        model.submit(4)
-    for group in model.scheduler.flying.groups.values():
-        tasks = [a for a in model.scheduler.attempts.values() if a.group is group]
-        assert len(tasks) == len({attempt.worker for attempt in tasks}) == 6
 
 
 def test_least_loaded_workers_first_and_ties_in_turn() -> None:
@@ -214,28 +130,6 @@ def test_a_held_answer_frees_its_worker() -> None:
     model.wait(60)
     model.result(held)
     assert model.ended[first] == Answer(first, held, model.worker(held))
-
-
-def test_queued_tasks_of_answered_queries_never_start() -> None:
-    model = Model("replicate", 2)
-    first, second = model.submit(2)
-    assert set(model.running.values()) == set(model.data(first))
-    model.result(model.data(first)[0])  # starts the first copy of the second
-    model.result(*model.data(second))  # its other copy is behind the first's other copy
-    assert set(model.ended) == {first, second}
-    sent = model.scheduler.dispatcher.sent
-    model.drain()
-    assert model.scheduler.dispatcher.sent == sent == 3
-
-
-def test_a_queued_parity_is_dropped_when_its_group_is_answered() -> None:
-    model = coded(2)
-    model.kill(1, 2)
-    first, second = model.submit(2)  # the parity waits behind them
-    model.result(*model.data(first))
-    model.result(*model.data(second))
-    assert model.scheduler.dispatcher.sent == 2
-    assert not model.scheduler.flying.groups
 
 
 # Decoding
@@ -266,16 +160,6 @@ def test_decoded_as_soon_as_determined() -> None:
     assert [type(action) for action in rest] == [Forget]
 
 
-def test_two_of_one_group_are_decoded_together_from_two_parities() -> None:
-    model = coded(3, 2)
-    first, second, third = model.submit(3)
-    model.result(*model.parities(), *model.data(second))
-    (decode,) = only(model.new(), Decode)
-    assert decode.wanted == {first: 0, third: 2}
-    model.decoded(third)
-    model.decoded(first)
-
-
 def test_a_direct_answer_overtakes_a_decoding() -> None:
     model = coded(2)
     first, second = model.submit(2)
@@ -293,24 +177,10 @@ def test_who_does_not_accept_decoded_answers_gets_none() -> None:
     model = coded(2)
     first, second = model.submit(2, accept=False)
     model.result(*model.parities(), *model.data(first))
-    assert not only(model.new(), Decode)
     model.fail(*model.data(second))  # a parity is no hope for it
     (again,) = model.data(second)
     model.result(again)
     assert model.ended[second] == Answer(second, again, model.worker(again))
-
-
-def test_each_query_of_a_group_has_its_own_mind_about_decoded_answers() -> None:
-    model = coded(3, 2)
-    (willing,), (unwilling,), (answered,) = (
-        model.submit(),
-        model.submit(accept=False),
-        model.submit(),
-    )
-    model.result(*model.parities(), *model.data(answered))
-    (decode,) = only(model.new(), Decode)
-    assert decode.wanted == {willing: 0}
-    assert unwilling not in model.ended
 
 
 def test_fillers_make_up_a_fixed_size() -> None:
@@ -350,44 +220,19 @@ def test_a_code_that_is_not_systematic_waits_for_its_group() -> None:
         assert model.ended[query] == AnswerDecoded(query)
 
 
-def test_a_code_that_is_not_systematic_sends_again_when_too_many_are_lost() -> None:
-    model = Model("coded", 8, ErasureCode(3, 2, systematic=False))
+@pytest.mark.parametrize("r", [2, 6])
+def test_a_code_that_is_not_systematic_sends_again_when_too_many_are_lost(r: int) -> None:
+    """Losses that the code makes up for do not count, even if there are as many as a query's."""
+    model = Model("coded", 16, ErasureCode(3, r, systematic=False))
     queries = model.submit(3)
     tasks = sorted(model.running.values())
-    model.fail(tasks[0])
-    model.fail(tasks[3])
+    model.fail(*tasks[:r])
     model.new()
-    model.fail(tasks[1])  # two are left, three are needed
+    model.fail(tasks[r])  # two are left, three are needed
     again = only(model.new(), Send)
-    assert {send.task for send in again} == {0, 1, 3}
+    assert {send.task for send in again} == set(range(r + 1))
     model.result(*[send.attempt for send in again])
     assert model.decoding == queries
-
-
-def test_losses_that_the_code_makes_up_for_are_nobodys() -> None:
-    """With as many parities as a query may be lost times, it is sent again all the same."""
-    model = Model("coded", 16, ErasureCode(3, 6, systematic=False))
-    queries = model.submit(3)
-    tasks = sorted(model.running.values())
-    for task in tasks[:6]:
-        model.fail(task)
-    model.new()
-    model.fail(tasks[6])  # two are left, three are needed
-    again = only(model.new(), Send)
-    assert {send.task for send in again} == set(range(7))
-    model.result(*[send.attempt for send in again])
-    assert model.decoding == queries
-
-
-def test_a_fixed_size_code_that_is_not_systematic_computes_on_fillers() -> None:
-    model = Model("coded", 5, ErasureCode(3, 2, fixed_size=True, systematic=False))
-    (query,) = model.submit()
-    model.wait(0.021)
-    sends = only(model.new(), Send)
-    assert [(send.task, send.size) for send in sends] == [(i, 3) for i in range(5)]
-    model.result(*[send.attempt for send in sends[2:]])
-    (decode,) = only(model.new(), Decode)
-    assert decode.wanted == {query: 0}
 
 
 def test_a_late_output_of_a_failed_query_still_serves_its_group() -> None:
@@ -442,18 +287,6 @@ def test_a_query_that_kills_its_workers_is_given_up() -> None:
     assert model.ended[query] == Fail(query, "lost 3 times: killed")
 
 
-def test_too_many_queries_are_refused_whole() -> None:
-    model = Model("uncoded", 1, max_pending=3)
-    first, _ = model.submit(2)
-    model.new()
-    assert model.offer(2) is None
-    assert model.new() == []
-    assert model.offer(1) is not None
-    assert model.offer(1) is None
-    model.result(*model.data(first))
-    assert model.offer(1) is not None
-
-
 @pytest.mark.parametrize(
     ("policy", "code", "needed"),
     [("coded", ErasureCode(3, 2), 5), ("replicate", None, 2), ("uncoded", ErasureCode(3), 1)],
@@ -469,3 +302,11 @@ def test_the_work_of_a_policy_is_counted() -> None:
         model = Model(policy, 30, ErasureCode(3))
         model.submit(12)
         assert model.scheduler.dispatcher.sent == work
+
+
+def test_too_many_queries_are_refused_whole() -> None:
+    model = Model("uncoded", 1, max_pending=3)
+    first, _ = model.submit(2)
+    assert [model.offer(count) is None for count in (2, 1, 1)] == [True, False, True]
+    model.result(*model.data(first))
+    assert model.offer(1) is not None

@@ -53,7 +53,7 @@ def test_where_all_servers_are_slow_at_once_hedging_does_not_make_it_worse(
 
 
 @pytest.mark.parametrize("fault", ["none", "exponential"])
-def test_busy_servers_get_no_extra_work_when_nobody_is_slow(fault: Fault) -> None:
+def test_busy_servers_get_no_extra_work_when_none_is_slow(fault: Fault) -> None:
     cell = Cell(fault, 0.9, slots=2)
     hedge, uncoded = run(cell), run(cell, "uncoded")
     assert hedge.work <= 1.01
@@ -75,7 +75,7 @@ def test_a_slow_server_does_not_take_the_others_down() -> None:
     [("none", 0.8, 1), ("none", 0.8, 4), ("exponential", 0.8, 2), ("block", 0.4, 4)],
 )
 def test_the_number_of_slots_is_found(fault: Fault, busy: float, cores: int) -> None:
-    """Nobody has to say how many requests a server computes at once."""
+    """No setting says how many requests a server computes at once."""
     found = run(Cell(fault, busy, slots=None, cores=cores))
     known = run(Cell(fault, busy, slots=cores + 1, cores=cores))
     assert found.work < known.work + 0.01

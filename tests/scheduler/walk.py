@@ -1,9 +1,9 @@
 """All orders of events of a small service, walked through.
 
 Three workers, requests that make two groups of two, a crash, a hang and a cancellation, or what
-else is told. In every state each event that can happen does, and `Model` checks its rules after
-each. No time passes: a timer that is set may go off before or after any other event. A worker hangs
-when the timer of its task goes off; its answer may come after all, and changes nothing then.
+else is asked for. In every state each event that can happen does, and `Model` checks its rules
+after each. No time passes: a timer that is set may go off before or after any other event. A worker
+hangs when the timer of its task goes off; its answer may come after all, and changes nothing then.
 
 A state is what decides the future: which tasks wait, in which order, who is at which, and what is
 here of whom. Numbers do not count, nor which group is which; workers are told apart by whose turn
@@ -71,7 +71,7 @@ def timers_of(model: Model) -> AnyOrder:
 
 
 def service(policy: str, worker_batch: int = 1) -> Model:
-    """Return a service that knows what is late, since every task so far took a second."""
+    """Return a service that knows what is late, because every task so far took a second."""
     code = ErasureCode(K)
     rules = {"hedge_share": 0.5, "worker_batch": worker_batch, "hang_timeout": 10.0}
     model = Model(policy, WORKERS, code, **rules)
@@ -155,20 +155,11 @@ def fingerprint(model: Model, left: Left) -> str:
     for attempt in scheduler.attempts.values():
         tasks[attempt.group.identity].append(attempt)
 
-    def told(a: Attempt) -> tuple[int, ...]:
+    def marks(a: Attempt) -> tuple[int, ...]:
         own = a.query is not None
         place = -1 if a.worker is None else places[a.worker]
-        return (
-            a.number,
-            own,
-            place,
-            a.started is None,
-            a.first,
-            a.extra,
-            a.late,
-            a.shared,
-            a.together,
-        )
+        flags = (a.first, a.extra, a.late, a.shared, a.together)
+        return (a.number, own, place, a.started is None, *flags)
 
     groups = []
     for group in scheduler.flying.groups.values():
@@ -180,7 +171,7 @@ def fingerprint(model: Model, left: Left) -> str:
         groups.append(
             (
                 (group.size, group.retries, len(group.code.tasks(1)), *members),
-                sorted(map(told, tasks[group.identity])),
+                sorted(map(marks, tasks[group.identity])),
                 sorted(group.outputs),
                 sorted(group.live),
                 group.identity,
@@ -195,7 +186,7 @@ def fingerprint(model: Model, left: Left) -> str:
         for member, query in enumerate(scheduler.flying.groups[identity].members):
             names[query] = (*names[identity], member)
         for a in tasks[identity]:
-            names[a.identity] = (*names[identity], *told(a))
+            names[a.identity] = (*names[identity], *marks(a))
     live = timers_of(model).live
     return repr(
         (
