@@ -24,7 +24,7 @@ def test_options_that_the_example_could_not_heed(tmp_path: Path) -> None:
 
     with pytest.raises(UserError, match=r"token-fiel.* did you mean .*token-file"):
         app({"token_fiel": "secret"})
-    with pytest.raises(UserError, match=r"k: input should be a valid integer.* got many"):
+    with pytest.raises(UserError, match=r"k: .* got many"):
         app({"k": "many"})
     for option in ("host", "port"):
         with pytest.raises(UserError, match=f"{option}: Ray Serve listens"):
