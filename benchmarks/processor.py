@@ -21,6 +21,7 @@ import numpy as np
 from pandas import DataFrame
 
 from benchmarks.peers.upstreams import Spec
+from codedinvnet.common.errors import UserError
 from codedinvnet.common.processes import Running, free_port, processor_time, running
 from codedinvnet.evaluation import tables
 from codedinvnet.net.client import HttpClient, parse_origin
@@ -60,7 +61,7 @@ async def ask(address: str, subject: str, count: int) -> None:
     """Send so many requests over the connections.
 
     Raises:
-        RuntimeError: if an answer is not 200.
+        UserError: if an answer is not 200.
     """
     client, (body, headers) = HttpClient(parse_origin(address)), body_of(subject)
 
@@ -68,7 +69,7 @@ async def ask(address: str, subject: str, count: int) -> None:
         for _ in range(count // CONNECTIONS):
             answer = await client.ask("POST", PATHS[subject], 60.0, body, headers)
             if answer.status != 200:
-                raise RuntimeError(f"{subject} answered {answer.status}")
+                raise UserError(f"{subject} answered {answer.status}")
 
     await asyncio.gather(*[one() for _ in range(CONNECTIONS)])
     client.close()
