@@ -15,6 +15,7 @@ from codedinvnet.models.bundle import load_bundle
 from codedinvnet.models.checkpoint import load_checkpoint
 from tests.cli.scene import ROOT, Scene, check_refusal, environment
 from tests.conftest import Command, digests, tiny_settings, write_settings
+from tests.data.files import write_idx
 
 
 def test_help_of_the_papers_command_line(call_paper: Command) -> None:
@@ -88,18 +89,19 @@ class TestPaper:
 
 
 def test_what_a_data_folder_lacks_is_downloaded_into_it_unless_it_was_asked_for(
-    data_dir: Path, tmp_path: Path, call_paper: Command, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, call_paper: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "data").mkdir()
     monkeypatch.chdir(tmp_path)
 
-    def downloads(name: str, split: str, root: Path) -> None:
-        shutil.copytree(data_dir / name, root / name)
+    def downloads(url: str, download_root: str, **_: Any) -> None:
+        write_idx(Path(download_root))
 
     def trains(run: stages.Run) -> dict[str, Any]:
         return {"validation": {"images": len(run.images("train"))}}
 
-    monkeypatch.setattr("codedinvnet.data.load._download", downloads)
+    fetch = "torchvision.datasets.mnist.download_and_extract_archive"
+    monkeypatch.setattr(fetch, downloads)
     monkeypatch.setattr(stages, "train", trains)
     words = ("--config_file", write_settings(tmp_path / "own.json", tiny_settings()))
     for option in ("--data_dir", "--data-dir"):  # as messages name it
@@ -107,7 +109,7 @@ def test_what_a_data_folder_lacks_is_downloaded_into_it_unless_it_was_asked_for(
         check_refusal(refused.code, refused.out, refused.err, "name no data folder to download")
     done = call_paper(*words)
     assert done.code == 0, done.err
-    assert [path.name for path in Path("data").iterdir()] == ["mnist"]
+    assert [path.name for path in Path("data").iterdir()] == ["MNIST"]
 
 
 BAD_PAPER: dict[str, tuple[list[str], str]] = {

@@ -6,15 +6,12 @@ from urllib.error import URLError
 
 import pytest
 
-from codedinvnet.data import load
-
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache folder, no Debian package, and no network."""
+    """A cache folder, and no network."""
     folder = tmp_path / "cache"
     monkeypatch.setenv("CODEDINVNET_CACHE", str(folder))
-    monkeypatch.setattr(load, "DEBIAN_FASHION", tmp_path / "debian")
 
     def fail(url: str, download_root: str, **_: Any) -> None:
         (Path(download_root) / "half.gz").write_bytes(b"half")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import struct
 from pathlib import Path
 from typing import Any
@@ -33,15 +32,12 @@ def idx_bytes(array: NDArray[np.uint8]) -> bytes:
     return magic + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
 
 
-def write_idx(folder: Path, prefix: str = "train", packed: bool = False) -> tuple[Path, Path]:
+def write_idx(folder: Path) -> None:
+    """Write the four files of MNIST, both splits alike."""
     folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for stem, array in (("images-idx3-ubyte", GREY), ("labels-idx1-ubyte", LABELS)):
-        content = idx_bytes(array)
-        path = folder / f"{prefix}-{stem}{'.gz' if packed else ''}"
-        path.write_bytes(gzip.compress(content) if packed else content)
-        paths.append(path)
-    return paths[0], paths[1]
+    for prefix in ("train", "t10k"):
+        (folder / f"{prefix}-images-idx3-ubyte").write_bytes(idx_bytes(GREY))
+        (folder / f"{prefix}-labels-idx1-ubyte").write_bytes(idx_bytes(LABELS))
 
 
 def write_folder(folder: Path, size: tuple[int, int] = (12, 9)) -> None:

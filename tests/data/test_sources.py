@@ -9,28 +9,10 @@ import torch
 from PIL import Image
 
 from codedinvnet.common.errors import UserError
-from codedinvnet.data import ImageFolder, ImageRows, ImageSet, Split, load_images
+from codedinvnet.data import ImageFolder, ImageRows, Split, load_images
 from tests.data.files import GREY, LABELS, everything, write_folder, write_npz
 
 # --- ImageSet
-
-
-@pytest.mark.parametrize(
-    ("images", "labels", "message"),
-    [
-        (torch.zeros(2, 1, 3, 3), torch.zeros(2, dtype=torch.int64), "float32, not uint8"),
-        (torch.zeros(2, 3, 3, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64), "3 dimens"),
-        (torch.zeros(2, 1, 3, 3, dtype=torch.uint8), torch.zeros(2), "row of int64"),
-        (
-            torch.zeros(2, 1, 3, 3, dtype=torch.uint8),
-            torch.zeros(2, 1, dtype=torch.int64),
-            "row of int64",
-        ),
-    ],
-)
-def test_image_set_is_checked(images: torch.Tensor, labels: torch.Tensor, message: str) -> None:
-    with pytest.raises(UserError, match=f"here: .*{message}"):
-        ImageSet("own", ("a",), images, labels, "here")
 
 
 def test_the_digest_of_an_image_goes_by_its_pixels_and_label(tmp_path: Path) -> None:

@@ -1,13 +1,9 @@
-"""File formats of image sets: .npz of named arrays, MNIST's idx files, and CIFAR-10's batches."""
+"""Image sets in .npz files of named arrays."""
 
 from __future__ import annotations
 
-import gzip
-import math
-import warnings
 import zipfile
 import zlib
-from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
@@ -15,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from codedinvnet.common.errors import UserError, nearest
-from codedinvnet.data.sources import ImageSet, Split
+from codedinvnet.data.sources import ImageSet
 
 _DAMAGED = (ValueError, OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 """What numpy and zipfile raise on a damaged .npz file."""
@@ -79,72 +75,4 @@ def read_npz(stream: IO[bytes], name: str, source: str, known: tuple[str, ...] =
         images=pixels.permute(0, 3, 1, 2).contiguous(),
         labels=torch.from_numpy(labels.astype(np.int64)),
         source=source,
-    )
-
-
-def read_idx_pair(
-    folder: Path, name: str, split: Split, classes: tuple[str, ...]
-) -> ImageSet | None:
-    """Read MNIST's two files of a split, plain or .gz; None if neither is there."""
-    prefix = "train" if split == "train" else "t10k"
-    found: list[NDArray[np.uint8]] = []
-    missing: list[str] = []
-    for stem, rank in ((f"{prefix}-images-idx3-ubyte", 3), (f"{prefix}-labels-idx1-ubyte", 1)):
-        paths = [path for path in (folder / stem, folder / f"{stem}.gz") if path.is_file()]
-        if paths:
-            found.append(_read_idx(paths[0], rank))
-        else:
-            missing.append(stem)
-    if not found:
-        return None
-    if missing:
-        raise UserError(f"{folder / missing[0]} is missing (or the same with .gz)")
-    images, labels = found
-    return ImageSet(
-        name=name,
-        classes=classes,
-        images=torch.from_numpy(images)[:, None],
-        labels=torch.from_numpy(labels).long(),
-        source=str(folder),
-    )
-
-
-def _read_idx(path: Path, rank: int) -> NDArray[np.uint8]:
-    """Read an idx file of bytes: two zeros, type 8, rank, big-endian sizes, then the bytes."""
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
-            content = bytearray(stream.read())
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path}: unreadable: {error}; delete it and fetch it again") from error
-    magic, header = bytes((0, 0, 8, rank)), 4 + 4 * rank
-    sizes = [int.from_bytes(content[at : at + 4], "big") for at in range(4, header, 4)]
-    if content[:4] != magic or len(content) != header + math.prod(sizes):
-        raise UserError(
-            f"{path}: damaged, cut short, or not an idx file of {rank}-dimensional bytes; "
-            "delete it and fetch it again"
-        )
-    return np.frombuffer(content, np.uint8, offset=header).reshape(sizes)
-
-
-def read_cifar10(root: Path, split: Split, classes: tuple[str, ...]) -> ImageSet:
-    """Read torchvision's files of CIFAR-10 below root; it checks their md5 before unpickling."""
-    from torchvision import datasets  # takes as long to import as PyTorch
-
-    folder = root / datasets.CIFAR10.base_folder
-    try:
-        with warnings.catch_warnings():
-            # The batches were pickled by an old numpy; a new one warns of that.
-            warnings.simplefilter("ignore", np.exceptions.VisibleDeprecationWarning)
-            found = datasets.CIFAR10(root, train=split == "train", download=False)
-    except (RuntimeError, OSError) as error:
-        raise UserError(
-            f"{folder}: a file of CIFAR-10 is missing or damaged (its md5 differs); "
-            "delete the folder and fetch it again"
-        ) from error
-    return ImageSet(
-        name="cifar10",
-        classes=classes,
-        images=torch.from_numpy(found.data).permute(0, 3, 1, 2).contiguous(),
-        labels=torch.tensor(found.targets, dtype=torch.int64),
-        source=str(folder),
     )

@@ -5,24 +5,22 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import socket
 import sys
-import tarfile
-import tempfile
-import zlib
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from http.client import HTTPException
 from importlib import resources
 from pathlib import Path
 
+import numpy as np
+import torch
+
 from codedinvnet.common.errors import UserError, nearest
-from codedinvnet.data.formats import read_cifar10, read_idx_pair, read_npz
+from codedinvnet.data.formats import read_npz
 from codedinvnet.data.sources import ImageFolder, ImageSet, ImageSource, Split
 
-DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")  # package dataset-fashion-mnist
 SAMPLES = ("mnist", "fashion")
-_NETWORK_TIMEOUT = 30.0  # seconds without an answer; urllib would otherwise wait for ever
 
 
 @dataclass(frozen=True)
@@ -32,7 +30,6 @@ class Known:
     classes: tuple[str, ...]
     dataset: str  # class in torchvision.datasets
     folder: str  # where torchvision puts its files, below its root
-    aliases: tuple[str, ...] = ()
 
 
 _CLOTHES = (
@@ -45,7 +42,7 @@ _OBJECTS = (
 )
 KNOWN = {
     "mnist": Known(tuple("0123456789"), "MNIST", "MNIST/raw"),
-    "fashion": Known(_CLOTHES, "FashionMNIST", "FashionMNIST/raw", aliases=("fashion-mnist",)),
+    "fashion": Known(_CLOTHES, "FashionMNIST", "FashionMNIST/raw"),
     "cifar10": Known(_OBJECTS, "CIFAR10", "cifar-10-batches-py"),
 }
 
@@ -78,13 +75,11 @@ def load_images(
     `<name>/train/<class>/` (`test`, or else `val`). Of imagenet `val` goes before `test`, and
     `data_dir` may itself be the folder that holds `train` and `val`.
 
-    Without `data_dir`, they are looked for in the cache folder, then where Debian installs
-    Fashion-MNIST, and then they are downloaded into the cache folder.
-
     Args:
-        name: mnist, fashion (or fashion-mnist), cifar10, imagenet, or that of your own set.
+        name: mnist, fashion, cifar10, imagenet, or that of your own set.
         split: which of its two parts.
-        data_dir: the only folder to look in.
+        data_dir: the only folder to look in; None: the cache folder, into which mnist, fashion
+            and cifar10 are downloaded.
         download: download into `data_dir` what is not there.
         image_size: height and width in pixels to which images from image folders are brought,
             by default 224; other images keep their own size.
@@ -96,28 +91,46 @@ def load_images(
         raise UserError(f"image set {name!r}: a name has only letters, digits, '.', '_' and '-'")
     if split not in ("train", "test"):
         raise UserError(f"split {split!r} is neither 'train' nor 'test'")
-    name = _canonical(name)
     root = cache_dir() if data_dir is None else Path(data_dir)
-    found = _look_in(root, name, split, image_size)
-    if found is not None:
-        return found
-    if data_dir is not None and (not download or name not in KNOWN):
-        raise UserError(_nothing_found(root, name, split))
-    if data_dir is None and name == "fashion" and DEBIAN_FASHION.is_dir():
-        found = read_idx_pair(DEBIAN_FASHION, name, split, KNOWN[name].classes)
-        if found is not None:
-            return found
-    if name not in KNOWN:
-        raise UserError(
-            f"image set {name!r} cannot be downloaded{_did_you_mean(name, KNOWN)}; these can: "
-            f"{', '.join(KNOWN)}; for another, name a data folder with one of: "
-            f"{_layouts(Path('DIR'), name, split)}"
-        )
-    _download(name, split, root)
-    found = _look_in(root, name, split, image_size)
-    if found is None:
-        raise UserError(_nothing_found(root, name, split))
-    return found
+    known = KNOWN.get(name)
+    path = root / name / f"{split}.npz"
+    if path.is_file():
+        with path.open("rb") as stream:
+            return read_npz(stream, name, str(path), known.classes if known else ())
+    if known and (root / known.folder).is_dir():
+        return _torchvision(name, root, split, download=False)
+    for parent in (root / name, *((root,) if name == "imagenet" else ())):
+        for folder in _folder_splits(name, split):
+            if (parent / folder).is_dir():
+                return ImageFolder(name, parent / folder, 224 if image_size is None else image_size)
+    if known and (download or data_dir is None):
+        return _torchvision(name, root, split, download=True)
+    raise UserError(_nothing_found(root, name, split))
+
+
+def _torchvision(name: str, root: Path, split: Split, download: bool) -> ImageSet:
+    """Read what torchvision keeps below root; CIFAR-10's md5 is checked before it is unpickled."""
+    from torchvision import datasets  # takes as long to import as PyTorch
+
+    known = KNOWN[name]
+    place = root / known.folder
+    try:
+        with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
+            # CIFAR-10's batches were pickled by an old numpy; a new one warns of that.
+            warnings.simplefilter("ignore", np.exceptions.VisibleDeprecationWarning)
+            made = getattr(datasets, known.dataset)
+            found = made(root, train=split == "train", download=download)
+    except (OSError, RuntimeError, ValueError, AssertionError, EOFError, HTTPException) as error:
+        reason = " ".join(str(error).split())
+        if download:
+            told = f"could not download {name!r} into {root}: {reason}"
+            raise UserError(f"{told}; without a network, name a data folder") from error
+        told = f"{place}: a file is missing or damaged ({reason})"
+        raise UserError(f"{told}; delete the folder and fetch it again") from error
+    pixels = torch.as_tensor(found.data)
+    pixels = pixels[:, None] if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2).contiguous()
+    labels = torch.as_tensor(found.targets, dtype=torch.int64)
+    return ImageSet(name, known.classes, pixels, labels, str(place))
 
 
 def sample_images(name: str) -> ImageSet:
@@ -126,56 +139,19 @@ def sample_images(name: str) -> ImageSet:
     Raises:
         UserError: if no images of that name ship.
     """
-    known = _canonical(name)
-    if known not in SAMPLES:
+    if name not in SAMPLES:
         raise UserError(
             f"no sample images of {name!r} ship{_did_you_mean(name, SAMPLES)}; "
             f"these do: {', '.join(SAMPLES)}"
         )
-    label = f"samples/{known}.npz"
+    label = f"samples/{name}.npz"
     with resources.files("codedinvnet").joinpath(label).open("rb") as stream:
-        return read_npz(stream, known, f"codedinvnet/{label}", KNOWN[known].classes)
-
-
-def _canonical(name: str) -> str:
-    """Return the one name of an image set that goes by several."""
-    return next((known for known, facts in KNOWN.items() if name in facts.aliases), name)
-
-
-def _spellings(name: str) -> tuple[str, ...]:
-    return (name, *KNOWN[name].aliases) if name in KNOWN else (name,)
+        return read_npz(stream, name, f"codedinvnet/{label}", KNOWN[name].classes)
 
 
 def _did_you_mean(name: str, options: Iterable[str]) -> str:
     near = nearest(name, options)
     return f" (did you mean {near!r}?)" if near is not None else ""
-
-
-def _look_in(root: Path, name: str, split: Split, image_size: int | None) -> ImageSource | None:
-    """Try every layout below root; None if none of them is there."""
-    known = KNOWN.get(name)
-    for spelling in _spellings(name):
-        path = root / spelling / f"{split}.npz"
-        if path.is_file():
-            try:
-                with path.open("rb") as stream:
-                    return read_npz(stream, name, str(path), known.classes if known else ())
-            except OSError as error:
-                raise UserError(f"{path}: unreadable: {error}") from error
-    if known is not None and (root / known.folder).is_dir():
-        if known.dataset == "CIFAR10":
-            return read_cifar10(root, split, known.classes)
-        pair = read_idx_pair(root / known.folder, name, split, known.classes)
-        if pair is not None:
-            return pair
-    parents = [root / spelling for spelling in _spellings(name)]
-    if name == "imagenet":
-        parents.append(root)
-    for parent in parents:
-        for folder in _folder_splits(name, split):
-            if (parent / folder).is_dir():
-                return ImageFolder(name, parent / folder, 224 if image_size is None else image_size)
-    return None
 
 
 def _folder_splits(name: str, split: Split) -> tuple[str, ...]:
@@ -188,18 +164,13 @@ def _folder_splits(name: str, split: Split) -> tuple[str, ...]:
     return ("val", "test") if name == "imagenet" else ("test", "val")
 
 
-def _layouts(root: Path, name: str, split: Split) -> str:
-    """Say what is looked for below root."""
+def _nothing_found(root: Path, name: str, split: Split) -> str:
+    """Say that root does not hold the images, and what would help."""
     looked = [str(root / name / f"{split}.npz")]
     if name in KNOWN:
         looked.append(f"{root / KNOWN[name].folder}{os.sep} (torchvision's files)")
     folders = " or ".join(_folder_splits(name, split))
     looked.append(f"{root / name}{os.sep} with {folders} and a folder of images for each class")
-    return ", ".join(looked)
-
-
-def _nothing_found(root: Path, name: str, split: Split) -> str:
-    """Say that root does not hold the images, and what would help."""
     hint = ""
     if not root.is_dir():
         what = f"data folder {root} does not exist"
@@ -210,32 +181,4 @@ def _nothing_found(root: Path, name: str, split: Split) -> str:
     mend = "put one of these there"
     if name in KNOWN:
         mend += ", or name no data folder to download the images"
-    return f"{what}{hint}; looked for {_layouts(root, name, split)}; {mend}"
-
-
-def _download(name: str, split: Split, root: Path) -> None:
-    """Fetch torchvision's files into root; each is there whole or not at all."""
-    from torchvision import datasets  # takes as long to import as PyTorch
-
-    known = KNOWN[name]
-    timeout = socket.getdefaulttimeout()
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        socket.setdefaulttimeout(_NETWORK_TIMEOUT)
-        # A download that breaks off leaves nothing behind: files are moved only at the end.
-        with tempfile.TemporaryDirectory(prefix=".partial-", dir=root) as partial:
-            with contextlib.redirect_stdout(sys.stderr):  # older releases of torchvision print
-                getattr(datasets, known.dataset)(partial, download=True)
-            target = root / known.folder
-            target.mkdir(parents=True, exist_ok=True)
-            for path in sorted((Path(partial) / known.folder).iterdir()):
-                if path.is_file() and path.suffix != ".gz":
-                    path.replace(target / path.name)
-    except (OSError, RuntimeError, EOFError, HTTPException, tarfile.TarError, zlib.error) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(
-            f"could not download {name!r} into {root} ({reason}); without a network, name a data "
-            f"folder with one of: {_layouts(Path('DIR'), name, split)}"
-        ) from error
-    finally:
-        socket.setdefaulttimeout(timeout)
+    return f"{what}{hint}; looked for {', '.join(looked)}; {mend}"
