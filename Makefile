@@ -3,7 +3,7 @@ BIN := .venv/bin
 
 # Image sets: from data/ if it is there, else downloaded into the cache.
 DATA := $(if $(wildcard data),--data-dir data)
-BENCHMARKS := accuracy backup-long equal-cost equal-cost-long latency policies spread auto off-map two-losses few-workers
+BENCHMARKS := accuracy backup-long equal-cost equal-cost-long policies spread auto off-map two-losses few-workers
 
 # What README's first table shows, a file each: one that is there is kept, whatever it depends on.
 BUNDLES := mnist fashion cifar10
@@ -36,8 +36,8 @@ lint: .venv/.installed-dev  ## style and types, changes nothing
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-# Every command that rows in docs/results are made by runs here in short, or with small settings in `make test`. Two
-# grids do not: that of Tiny-ImageNet needs a bundle that does not ship, and that of late binding an older commit.
+# Every command that rows in docs/results are made by runs here in short, or with small settings in `make test`. Only
+# the grid of Tiny-ImageNet does not, because it needs a bundle that does not ship.
 # What fails does not keep the rest from running.
 nightly:  ## what takes longer than `make test`: harm from outside, every order of events, further cases, and every benchmark in short
 	@$(MAKE) --no-print-directory -j1 -k nightly-tests bench-quick
@@ -86,7 +86,6 @@ RUN_backup-long = codedinvnet bench accuracy configs/bench/backup-long.json $(QU
 RUN_equal-cost = codedinvnet bench accuracy configs/bench/equal-cost.json $(QUICK) $(DATA) $(SAVE) --out $(TO)/equal-cost.jsonl
 RUN_equal-cost-long = codedinvnet bench accuracy configs/bench/equal-cost-long.json $(QUICK) $(DATA) $(SAVE) \
   --out $(TO)/equal-cost.jsonl
-RUN_latency = codedinvnet bench latency configs/bench/latency.json $(QUICK) $(DATA) --out $(TO)/latency.jsonl
 RUN_policies = codedinvnet simulate configs/bench/simulate-policies.json $(QUICK) --out $(TO)/policies.jsonl
 RUN_spread = codedinvnet simulate configs/bench/simulate-spread.json $(QUICK) --out $(TO)/spread.jsonl
 RUN_auto = codedinvnet simulate configs/bench/simulate-auto.json $(QUICK) --out $(TO)/auto.jsonl

@@ -31,7 +31,7 @@ from codedinvnet.codes.registry import known_method
 from codedinvnet.common.errors import UserError
 from codedinvnet.common.files import write_text
 from codedinvnet.common.grid import read_rows
-from codedinvnet.evaluation import latency_tables, plots, tables
+from codedinvnet.evaluation import plots, tables
 from codedinvnet.models.bundle import shipped_bundles
 from codedinvnet.simulation import sweep
 
@@ -40,12 +40,11 @@ RESULTS = ROOT / "docs" / "results"
 DATASETS = (*BUNDLES, "tiny-imagenet")
 """The image sets that have a table of accuracy. The last one's bundle does not ship."""
 MEASURE = "python -m benchmarks.figures --data-dir data"
-BENCH = "codedinvnet bench {0} configs/bench/{1}.json --data-dir data --out"
 SIMULATE = "codedinvnet simulate configs/bench/simulate-{}.json --out"
 COMMANDS = {
     "accuracy.jsonl": "codedinvnet bench accuracy --data-dir data --out",
-    "equal-cost.jsonl": BENCH.format("accuracy", "equal-cost"),
-    "latency.jsonl": BENCH.format("latency", "latency"),
+    "equal-cost.jsonl": "codedinvnet bench accuracy configs/bench/equal-cost.json --data-dir data "
+    "--out",
     "peers.jsonl": "python -m benchmarks peers --out",
     "policies.jsonl": SIMULATE.format("policies"),
     "auto.jsonl": SIMULATE.format("auto"),
@@ -114,19 +113,6 @@ def published(path: Path) -> str:
     return tables.markdown(tables.published(accuracy_frame(path)), tables.PUBLISHED_FORMATS)
 
 
-# Latency
-
-
-def latency_frame(path: Path) -> DataFrame:
-    """Return the frame of a file of rows."""
-    return latency_tables.latency_frame(read_rows(path, "latency"))
-
-
-def paired(path: Path) -> str:
-    """Return the tails over those of hedging, which needs no training and costs next to nothing."""
-    return tables.markdown(latency_tables.paired(read_rows(path, "latency"), "hedge"))
-
-
 # The pages
 
 
@@ -149,11 +135,6 @@ TABLES: Mapping[str, tuple[Sequence[str], Callable[[Path], str]]] = {
     "bundles": ([], bundles.table),
     "costs": ([], bundles.costs),
     "paper": (["paper-mnist-k2.json"], bundles.paper),
-    "tails": rows_in("latency.jsonl", lambda path: latency_tables.tails_table(latency_frame(path))),
-    "paired": rows_in("latency.jsonl", paired),
-    "latency": rows_in(
-        "latency.jsonl", lambda path: latency_tables.latency_table(latency_frame(path))
-    ),
     "peers": rows_in("peers.jsonl", peers.readme),
     "peers-all": rows_in("peers.jsonl", lambda path: peers.table(peers.read(path))),
     "choice": (["policies.jsonl", "accuracy.jsonl"], policies.choice),

@@ -1,14 +1,155 @@
-"""`python -m benchmarks load`: the latency of any HTTP server under an open-loop load."""
+"""`python -m benchmarks load`: the latency of any HTTP server under an open-loop load.
+
+Requests leave when they are due, whether or not others were answered. Latency counts from when a
+request was due, so a server that stands still makes everything that waits for it late. A request
+without a good answer is infinitely late, so a server gains nothing by shedding load.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from codedinvnet.common.errors import UserError
-from codedinvnet.evaluation.load import Load
-from codedinvnet.simulation.arrivals import poisson_gaps
+from codedinvnet.common.progress import Progress
+from codedinvnet.common.quantiles import percentile, rounded
+from codedinvnet.net.client import HttpClient, described, parse_origin
+from codedinvnet.net.collector import sparing_collector
+
+AHEAD = 0.05
+"""Seconds until the clock of the first request starts."""
+JSON = (("Content-Type", "application/json"),)
+PERCENTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p999": 0.999}
+
+
+def arrivals(rate: float, count: int, seed: int, *, bursty: bool = False) -> np.ndarray:
+    """Return the seconds at which requests arrive, (count,).
+
+    Args:
+        rate: mean requests a second.
+        count: how many.
+        seed: of all that is drawn.
+        bursty: whether the rate switches between half and twice the mean, for exponential times of
+            one second in the mean at the slow rate and half a second at the fast one; else Poisson.
+    """
+    rng = np.random.default_rng([seed, 1])
+    if not bursty:
+        return np.cumsum(rng.exponential(1 / rate, count))
+    times: list[float] = []
+    now = 0.0
+    while len(times) < count:
+        for factor, length in ((0.5, 1.0), (2.0, 0.5)):
+            ends = now + rng.exponential(length)
+            at = now + rng.exponential(1 / (factor * rate))
+            while at < ends:
+                times.append(at)
+                at += rng.exponential(1 / (factor * rate))
+            now = ends
+    return np.array(times[:count])
+
+
+async def open_loop(
+    call: Callable[[int, float], Coroutine[Any, Any, object]],
+    times: Sequence[float] | np.ndarray,
+    label: str,
+    *,
+    leave: bool = True,
+) -> None:
+    """Send requests when they are due, and wait until all have ended.
+
+    `call` sends request number i, due at a `time.perf_counter` time; `times` are the seconds of
+    each from the start on. What a call raises is raised in the end.
+    """
+    tasks: list[asyncio.Task[object]] = []
+    how: dict[str, Any] = {"dynamic_ncols": True, "mininterval": 1.0, "leave": leave}
+    with Progress(total=len(times), desc=label, unit="request", **how) as bar, sparing_collector():
+        began = time.perf_counter() + AHEAD
+        for number, at in enumerate(times):
+            due = began + float(at)
+            await asyncio.sleep(max(0.0, due - time.perf_counter()))
+            task = asyncio.create_task(call(number, due))
+            task.add_done_callback(lambda _: bar.update())
+            tasks.append(task)
+        ends = await asyncio.gather(*tasks, return_exceptions=True)
+    for end in ends:
+        if isinstance(end, BaseException):
+            raise end
+
+
+@dataclass
+class Load:
+    """Sends HTTP requests to a server, and records how they end.
+
+    Attributes:
+        url: of every request.
+        bodies: what is posted, in turn; none: GET.
+        headers: of every request.
+        timeout: seconds for an answer, connecting included.
+        right: tells whether a body answers the request of this number; None: any does.
+        latencies: by the number of the request, in ms; infinite without a good answer.
+        late: how late each was sent, in ms.
+        errors: how many requests ended with which status or error; "wrong" is another's answer.
+    """
+
+    url: str
+    bodies: Sequence[bytes] = ()
+    headers: Sequence[tuple[str, str]] = ()
+    timeout: float = 60.0
+    right: Callable[[int, bytes], bool] | None = None
+    latencies: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    late: list[float] = field(default_factory=list)
+    errors: Counter[str] = field(default_factory=Counter)
+
+    async def run(self, times: Sequence[float] | np.ndarray, label: str = "load") -> dict[str, Any]:
+        """Send a request at each of these seconds, and return the figures."""
+        client = HttpClient(parse_origin(self.url, "URL"), connect=self.timeout)
+        self.latencies = np.full(len(times), math.inf)
+        began = last = time.perf_counter()
+
+        async def send(number: int, due: float) -> None:
+            nonlocal last
+            self.late.append(1000 * (time.perf_counter() - due))
+            if word := await self._ask(client, number):
+                self.errors[word] += 1
+            else:
+                last = time.perf_counter()
+                self.latencies[number] = 1000 * (last - due)
+
+        await open_loop(send, times, label, leave=False)
+        client.close()
+        answered = int(np.isfinite(self.latencies).sum())
+        found = {name: percentile(self.latencies, share) for name, share in PERCENTILES.items()}
+        found |= {"mean": float(self.latencies.mean()), "max": float(self.latencies.max())}
+        return {
+            "requests": len(times),
+            "answered": answered,
+            "errors": dict(self.errors),
+            # Until the last answer: waiting for what never comes is the client's own.
+            "goodput_per_s": round(answered / max(last - began, float(times[-1])), 1),
+            **{f"{name}_ms": rounded(value, 3) for name, value in found.items()},
+            "sent_late_p99_ms": round(percentile(self.late, 0.99), 3),
+        }
+
+    async def _ask(self, client: HttpClient, number: int) -> str:
+        """Send one request; return what is wrong with its answer, "" if nothing is."""
+        body = self.bodies[number % len(self.bodies)] if self.bodies else None
+        method = "GET" if body is None else "POST"
+        path = "" if client.path else "/"
+        try:
+            answer = await client.ask(method, path, self.timeout, body, self.headers)
+        except OSError as error:
+            return described(error)
+        if answer.status != 200:
+            return f"HTTP {answer.status}"
+        return "" if self.right is None or self.right(number, answer.body) else "wrong"
 
 
 def run(*, url: str, body: Path | None, rate: float, seconds: float, seed: int) -> dict[str, Any]:
@@ -23,6 +164,5 @@ def run(*, url: str, body: Path | None, rate: float, seconds: float, seed: int) 
         bodies = [] if body is None else [body.read_bytes()]
     except OSError as error:
         raise UserError(f"--body: cannot read {body}: {error.strerror}") from error
-    gaps = poisson_gaps(rate, max(1, round(rate * seconds)), seed)
-    load = Load([url], bodies, (("Content-Type", "application/json"),))
-    return asyncio.run(load.run(gaps, url))
+    times = arrivals(rate, max(1, round(rate * seconds)), seed)
+    return asyncio.run(Load(url, bodies, JSON).run(times, url))

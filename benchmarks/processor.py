@@ -22,7 +22,7 @@ from pandas import DataFrame
 
 from benchmarks.peers.upstreams import Spec
 from codedinvnet.common.errors import UserError
-from codedinvnet.common.processes import Running, free_port, processor_time, running
+from codedinvnet.common.processes import Running, free_port, process_stat, running
 from codedinvnet.evaluation import tables
 from codedinvnet.net.client import HttpClient, parse_origin
 from codedinvnet.protocol.http import render_request
@@ -77,12 +77,12 @@ async def ask(address: str, subject: str, count: int) -> None:
 
 def cost(process: Running, subject: str, count: int) -> float:
     """Return the milliseconds of processor time that a request takes its server's own process."""
-    before = processor_time(process.pid)
-    asyncio.run(ask(process.address, subject, count))
-    after = processor_time(process.pid)
-    assert before is not None
-    assert after is not None
-    return 1000 * (after.first - before.first) / count
+    ticks = []
+    for requests in (0, count):
+        asyncio.run(ask(process.address, subject, requests))
+        user, system = process_stat(process.pid)[11:13]
+        ticks.append(int(user) + int(system))
+    return 1000 * (ticks[1] - ticks[0]) / os.sysconf("SC_CLK_TCK") / count
 
 
 def run(*, tree: Sequence[Path], requests: int) -> dict[str, Any]:

@@ -3,23 +3,20 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from benchmarks.client import connect
 from codedinvnet.common.errors import UserError
 from codedinvnet.common.processes import (
     descendants,
-    processor_time,
     server,
     usable_processors,
 )
-from codedinvnet.evaluation.client import connect
-from tests.processes import needs_proc, survivors, wait_until
+from tests.processes import needs_proc, survivors
 
 
 @pytest.mark.parametrize(
@@ -82,34 +79,3 @@ def test_a_server_ends_at_once_with_a_body_that_was_interrupted(tmp_path: Path) 
     assert time.monotonic() - began < 15
     assert len(below) >= 3  # the server, its fork server, and the worker
     assert survivors(below) == []
-
-
-@needs_proc
-def test_processor_time() -> None:
-    work = "sum(i * i for i in range(6_000_000))"
-    begins = "import subprocess, sys; print(flush=True); input()"
-    ending = f"{begins}; subprocess.run([sys.executable, '-c', '{work}']); input()"
-    command = [sys.executable, "-c", ending]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        process.stdout.readline()  # its start takes a while, too
-        before = processor_time(process.pid)
-        process.stdin.write(b"\n")
-        process.stdin.flush()
-        assert wait_until(lambda: len(descendants(process.pid)) == 1)
-        assert wait_until(lambda: not descendants(process.pid), timeout=60)
-        idle = processor_time(process.pid)
-        sum(i * i for i in range(6_000_000))
-        after = processor_time(process.pid)
-        process.communicate(b"\n")
-    assert before is not None
-    assert idle is not None
-    assert after is not None
-    assert idle.first - before.first < 0.1  # its child's work is not its own
-    assert idle.first == after.first  # it waits
-    slack = 0.03  # of counters in hundredths of a second
-    for earlier, later in ((before, idle), (idle, after)):
-        # Once by the other one's child, which has ended, and once by this process.
-        assert 0.1 < later.own - earlier.own <= later.whole - earlier.whole + slack
-        assert later.busy - earlier.busy <= later.whole - earlier.whole + slack

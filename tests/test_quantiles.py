@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 
 import numpy as np
@@ -9,7 +8,6 @@ import pytest
 
 from codedinvnet.common.quantiles import (
     SHARES,
-    Histogram,
     around,
     clustered_ci,
     percentile,
@@ -65,27 +63,9 @@ def test_quantiles_are_those_of_the_values() -> None:
     assert quantiles([1.23456], digits=2) == [1.23] * len(SHARES)
 
 
-def test_histograms_of_runs_add_up() -> None:
-    generator = np.random.default_rng(0)
-    runs = [generator.lognormal(3, 1, 2000) for _ in range(3)]
-    runs[1][:50] = np.inf
-    together = np.concatenate(runs)
-    whole = sum(map(Histogram.of, runs), Histogram())
-    assert (whole.total, whole.lost) == (6000, 50)
-    for share in (0.0, 0.5, 0.9, 0.99):
-        assert whole.percentile(share) == pytest.approx(percentile(together, share), rel=0.006)
-    assert whole.percentile(0.999) == math.inf
-
-
-def test_a_histogram_is_read_as_it_was_written() -> None:
-    written = Histogram.of([0.0, 1.0, 20.0, 20.0, np.inf])
-    row = json.loads(json.dumps({"histogram": written.as_json()}))
-    assert Histogram.of_row(row) == written
-
-
 def test_an_interval_of_cluster_means_leaves_out_what_clusters_differ_by() -> None:
     values, clusters = [1.0, 2.0, 3.0, 101.0, 102.0, 103.0], [1, 1, 1, 2, 2, 2]
-    half = clustered_ci(values, clusters, pooled=True)
+    half = clustered_ci(values, clusters)
     assert half == pytest.approx(2.776445 * math.sqrt(2 / 3) / 2)  # t(0.975, 4), s = 1
     assert clustered_ci([1.0, 1.0, 5.0, 5.0], [1, 1, 2, 2], fewest=2) == 0
     for values, clusters in (([], []), ([1.0, 2.0], [1, 2]), ([1.0, 2.0, 3.0], [1, 1, 2])):

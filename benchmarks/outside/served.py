@@ -22,15 +22,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from benchmarks.client import Client, Reply, connect
+from benchmarks.load import Load, arrivals
 from benchmarks.outside.counts import Count, counting, long_json
 from codedinvnet.common.processes import descendants, server
 from codedinvnet.data import sample_images
-from codedinvnet.evaluation.client import Client, Reply, connect
-from codedinvnet.evaluation.load import Load
 from codedinvnet.models.bundle import load_bundle
 from codedinvnet.protocol.http import render_request
 from codedinvnet.protocol.messages import InferRequest
-from codedinvnet.simulation.arrivals import poisson_gaps
 
 BUNDLE = "mnist"
 OPTIONS = ("--k", "4", "--set", "hang-timeout-ms=1000")
@@ -109,7 +108,7 @@ class Harm:
 
     async def _load(self, label: str, rate: float, count: int) -> list[Reply]:
         rows = [[self.draw.randrange(len(self.client.images))] for _ in range(count)]
-        return await self.client.load(rows, rate=rate, seed=0, label=label, leave=True)
+        return await self.client.load(rows, rate=rate, seed=0, label=label)
 
     async def workers(self) -> Count:
         """Send images while workers and the fork server are killed, and workers are stopped."""
@@ -278,12 +277,12 @@ async def overloaded(seconds: float, log: Path) -> Count:
     async with server(f"{__name__}:sleeping", *options, *deadline, log=log) as process:
         url = f"{process.address}/v2/models/sleeping/infer"
         capacity = WORKERS / SERVICE
-        load = Load([url], [body.data], headers)
+        load = Load(url, [body.data], headers)
         rate = OVERLOAD * capacity
-        gaps = poisson_gaps(rate, round(rate * seconds), 0)
+        times = arrivals(rate, round(rate * seconds), 0)
         path = "/v2/health/live"
         async with counting("overload", process.address, process.pid, path) as count:
-            report = await load.run(gaps, "overload")
+            report = await load.run(times, "overload")
     count.take(200, report["answered"])
     for word, times in report["errors"].items():
         count.take(int(word.removeprefix("HTTP ")) if word.startswith("HTTP ") else 0, times)

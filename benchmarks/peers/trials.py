@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import random
@@ -21,8 +22,8 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.load import JSON, Load, arrivals
 from benchmarks.peers import upstreams
-from benchmarks.peers.client import arrivals, load
 from benchmarks.peers.contenders import CONTENDERS, TIMEOUT, Site
 from codedinvnet.common.errors import UserError
 from codedinvnet.common.processes import descendants, process_stat
@@ -200,26 +201,29 @@ def measure(trial: Trial) -> dict[str, Any]:
         if harm is not None:
             harm.start()
         began = time.monotonic()
-        outcome = load(f"http://127.0.0.1:{site.port}", times)
+        bodies = [upstreams.request(number) for number in range(count)]
+        url = f"http://127.0.0.1:{site.port}/v2/models/m/infer"
+        load = Load(url, bodies, JSON, float(TIMEOUT), upstreams.is_answer)
+        asyncio.run(load.run(times))
         wall = time.monotonic() - began
         own = resource.getrusage(resource.RUSAGE_SELF)
         seconds, memory = processor_and_memory(proxy.pid)
         asked = [ports[apart], *([fallback] if trial.peer == "ours-fallback" else [])]
         busy, started = work(asked if not apart or trial.fault == "refused" else [ports[0], *asked])
-    found = outcome.seconds[WARM_UP:]
-    good = found[~np.isnan(found)]
-    tail = np.where(np.isnan(found), TIMEOUT, found)  # an error is as bad as the longest wait
+    found = load.latencies[WARM_UP:]
+    good = int(np.isfinite(found).sum())
+    tail = np.minimum(found, 1000 * TIMEOUT)  # an error is as bad as the longest wait
     row: dict[str, Any] = {
-        f"p{level:g}": round(1000 * float(np.quantile(tail, level / 100)), 2)
-        for level in PERCENTILES
+        f"p{level:g}": round(float(np.quantile(tail, level / 100)), 2) for level in PERCENTILES
     }
+    wrong = load.errors.pop("wrong", 0)
     return row | {
-        "errors": outcome.errors,
-        "statuses": outcome.statuses,
-        "wrong": outcome.wrong,
+        "errors": load.errors.total(),
+        "statuses": dict(load.errors),
+        "wrong": wrong,
         "work": round(started / count, 4),
         "busy": round(busy / count, 6),
-        "goodput": round(len(good) / (wall * trial.requests / count), 1),
+        "goodput": round(good / (wall * trial.requests / count), 1),
         "processor_ms": round(1000 * (seconds - before) / count, 4),
         "memory_mb": round(memory, 1),
         "client_processor": round((own.ru_utime - mine.ru_utime) / wall, 3),

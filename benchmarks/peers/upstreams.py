@@ -184,6 +184,17 @@ class Connection(asyncio.Protocol):
         self.transport.write(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
 
 
+def request(number: int) -> bytes:
+    """Return the body of the request of this number."""
+    tensor = {"name": "x", "datatype": "FP32", "shape": [1], "data": [number]}
+    return json.dumps({"id": str(number), "inputs": [tensor]}).encode()
+
+
+def is_answer(number: int, body: bytes) -> bool:
+    """Tell whether a body answers the request of this number."""
+    return bool(json.loads(body)["outputs"][0]["data"] == [number])
+
+
 async def serve(spec: Spec) -> None:
     """Serve until the process is ended; prints a line when all ports are open."""
     loop = asyncio.get_running_loop()

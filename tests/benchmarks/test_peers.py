@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from benchmarks.load import arrivals
 from benchmarks.peers import best_tuning, run
-from benchmarks.peers.client import arrivals
 from benchmarks.peers.contenders import program
 from benchmarks.peers.trials import Trial, measure
 from benchmarks.peers.upstreams import BLOCK, FAULTS, SERVICE, SHARE, Server, Spec, mean_service

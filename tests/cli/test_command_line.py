@@ -38,15 +38,6 @@ def test_help_shows_an_example_that_parses(name: str, call: Command) -> None:
     assert callable(build_parser().parse_args(shlex.split(example)[1:]).run)
 
 
-def test_help_of_bench_lists_its_benchmarks(call: Command) -> None:
-    outcome = call("bench", "--help")
-    assert outcome.code == 0
-    examples = outcome.out.split("examples:\n")[1].strip().splitlines()
-    assert [shlex.split(e)[2] for e in examples] == list(commands(commands()["bench"]))
-    for example in examples:
-        assert callable(build_parser().parse_args(shlex.split(example)[1:]).run)
-
-
 def test_every_command_is_there(call: Command) -> None:
     expected = [name for names in GROUPS.values() for name in names]
     assert len(expected) == len(set(expected)) == 13

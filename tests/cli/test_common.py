@@ -75,7 +75,6 @@ def test_threads_wait_briefly_for_one_another(own: dict[str, str], expected: str
 FLUSHED: dict[str, list[str]] = {
     "codedinvnet.evaluation.stages.reproduce": ["reproduce", "CONFIG"],
     "codedinvnet.evaluation.methods.run": ["bench", "accuracy", "CONFIG", "--out", "rows.jsonl"],
-    "codedinvnet.evaluation.latency.run": ["bench", "latency", "CONFIG", "--out", "rows.jsonl"],
     "codedinvnet.protect.run.protect": ["protect", "m:f", "--inputs", "x.npy", "--out", "o"],
 }
 PAPERS = ("codedinvnet.evaluation.stages.train", ["--config_file", "CONFIG"])

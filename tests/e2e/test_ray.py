@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.client import Client, connect
 from codedinvnet.common.errors import UserError
 from codedinvnet.common.processes import descendants, free_port, server
 from codedinvnet.data import sample_images
-from codedinvnet.evaluation.client import Client, connect
 from codedinvnet.models import open_model
 from codedinvnet.serving.workers.computing import BundleSpec, ModelSpec
 from codedinvnet.serving.workers.pool import Task

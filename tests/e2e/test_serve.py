@@ -19,9 +19,9 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.client import Client, connect
 from codedinvnet.common.processes import descendants, free_port, server
 from codedinvnet.data import sample_images
-from codedinvnet.evaluation.client import Client, connect
 from codedinvnet.models.bundle import Bundle, load_bundle
 from tests.conftest import Command
 from tests.processes import (

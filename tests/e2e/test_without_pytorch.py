@@ -10,8 +10,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from benchmarks.load import Load
 from codedinvnet.cli.common import OF_MODELS
-from codedinvnet.evaluation.load import Load
 from tests.gateway.support import Upstream
 
 PROJECT = Path(__file__).parents[2] / "pyproject.toml"
@@ -71,8 +71,8 @@ def test_a_gateway_under_load() -> None:
         try:
             async with gateway([fake.url for fake in fakes]) as address:
                 bodies = [json.dumps({"inputs": [TENSOR]}).encode()]
-                load = Load([f"{address}/v2/models/m/infer"], bodies, JSON)
-                assert (await load.run([0.01] * 100))["answered"] == 100
+                load = Load(f"{address}/v2/models/m/infer", bodies, JSON)
+                assert (await load.run([i / 100 for i in range(100)]))["answered"] == 100
                 assert all(fake.requests for fake in fakes)
                 code, out, err = await ran("policy", f"{address}/codedinvnet", "uncoded")
                 assert (code, out) == (0, "policy uncoded, before hedge\n"), err

@@ -1,15 +1,11 @@
-"""Rows of `bench accuracy` and `bench latency` without the benchmarks."""
+"""Rows of `bench accuracy` without the benchmark."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from codedinvnet.codes.registry import known_method
 from codedinvnet.common.grid import Cell
-from codedinvnet.evaluation.client import Reply
-from codedinvnet.evaluation.service import latency_figures
 from codedinvnet.models.bundle import shipped_bundles, weights_digest
 
 K = 10
@@ -68,57 +64,3 @@ def made(
     """Return the row of a cell."""
     cell = Cell(experiment, place, settings, lambda: figures)
     return {**cell.row(), "machine": MACHINE, "commit": "0123456789abcdef", "error": error}
-
-
-def replies(milliseconds: np.ndarray, lost: int = 0) -> list[Reply]:
-    found = [Reply(f"{i}", (0,), ms / 1000, 200) for i, ms in enumerate(milliseconds)]
-    return found + [Reply("x", (0,), 0.1, 504) for _ in range(lost)]
-
-
-def latency_row(
-    label: str,
-    milliseconds: np.ndarray,
-    *,
-    run: int = 1,
-    lost: int = 0,
-    accuracy: float = 0.99,
-    decoded: float = 0.02,
-    work: float = 1.11,
-    error: str | None = None,
-    stragglers: str = "pareto",
-    load: float = 0.4,
-    quick: bool = False,
-    wait_ms: float = 40.0,
-    batch: int = 10,
-    held_ms: float = 100.0,
-    machine: str = MACHINE,
-    cores: int = 2,
-) -> dict[str, Any]:
-    """Return a row of `bench latency` whose requests took so long, and some of which were lost."""
-    arm = {"label": label, "batch": batch, "load": load, "straggler_model": stragglers, "run": run}
-    settings: dict[str, Any] = {"quick": quick, "wait_ms": wait_ms}
-    if label == "small-backup":
-        settings |= {"backup": {"epochs": 1}, "parity_wait_ms": [0.0, wait_ms / 10]}
-    elif "coded" in label.split("+"):
-        settings["parity_wait_ms"] = [wait_ms, 1.604]
-    count = len(milliseconds) + lost
-    figures: dict[str, Any] = {
-        **latency_figures(replies(milliseconds, lost)),
-        "queries": batch * count,
-        "errors": lost,
-        "missing_share": round(lost / count, 6),
-        "decoded_share": decoded,
-        "accuracy": accuracy,
-        "work_per_query": work,
-    }
-    arm["dataset"] = "mnist"
-    settings["stragglers"] = [{"kind": "hold", "delay": {"ms": held_ms}}]
-    figures |= {"name": f"{label}, run {run}", "bundle": "mnist", "workers": 11, "k": 10}
-    figures |= {
-        "requests": count,
-        "seed": run,
-        "stragglers": settings["stragglers"],
-        "cores": cores,
-    }
-    found = made("latency", arm, settings, {} if error else figures, error)
-    return {**found, "machine": machine}

@@ -1,18 +1,16 @@
 from __future__ import annotations
 
 import math
-import re
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pytest
 
 from codedinvnet.common.grid import append_row
 from codedinvnet.common.quantiles import clustered_ci
-from codedinvnet.evaluation import latency_tables, plots, tables
-from tests.evaluation.canned import latency_row, row
+from codedinvnet.evaluation import plots, tables
+from tests.evaluation.canned import row
 
 
 def line(frame: pd.DataFrame, **place: Any) -> Any:
@@ -135,91 +133,3 @@ def test_failures_are_a_table_of_their_own(tmp_path: Path) -> None:
     (picture,) = plots.draw_accuracy(out)
     assert picture.name == "rows-late.png"
     assert picture.read_bytes().startswith(b"\x89PNG")
-
-
-def sample(seed: int, scale: float = 1.0, count: int = 1000) -> np.ndarray:
-    return scale * (50 + np.random.default_rng(seed).exponential(20, count))
-
-
-def three(label: str, scale: float = 1.0, **more: Any) -> list[dict[str, Any]]:
-    return [latency_row(label, sample(run, scale), run=run, **more) for run in (1, 2, 3)]
-
-
-LATENCY = [
-    *three("coded"),
-    *three("uncoded", 2.0, accuracy=0.993, work=1.0),
-    latency_row("hedge", sample(1, 1.2)),
-    latency_row("replicate", sample(1), error="RuntimeError: out of luck"),
-]
-
-
-def test_percentiles_are_of_all_runs_together_with_an_interval_over_runs() -> None:
-    frame = latency_tables.latency_frame(LATENCY)
-    assert list(frame["method"]) == ["uncoded", "hedge", "coded"]
-    together = np.sort(np.concatenate([sample(run) for run in (1, 2, 3)]))
-    coded = line(frame, method="coded")
-    for name, place in (("p50", 1499), ("p99", 2969), ("p999", 2996)):
-        assert coded[name] == pytest.approx(together[place], rel=0.006)
-        assert coded[f"{name} low"] < coded[name] < coded[f"{name} high"]
-    assert coded["requests"] == 3000
-    hedge = line(frame, method="hedge")
-    assert math.isnan(hedge["p50 low"])  # one run
-    (short,) = latency_tables.latency_frame([latency_row("hedge", sample(1, count=500))])["p999"]
-    assert math.isnan(short)  # none is beyond it
-    assert line(frame, method="uncoded")["accuracy"] == pytest.approx(99.3)
-
-
-def test_lost_requests_are_infinitely_late() -> None:
-    frame = latency_tables.latency_frame([latency_row("uncoded", sample(1, count=980), lost=20)])
-    assert math.isfinite(frame["p50"][0])
-    assert frame["p99"][0] == math.inf
-    (shown,) = cells(latency_tables.latency_table(frame))
-    assert (shown["p99"], shown["p99.9"], shown["lost"]) == ("never", "never", "2.00")
-
-
-def test_tails_are_compared_by_what_ten_requests_of_every_method_lie_beyond() -> None:
-    single = [*three("coded", batch=1), *three("hedge", 0.5, batch=1)]
-    held = [*three("coded", stragglers="held"), *three("hedge", 1.2, stragglers="held")]
-    frame = latency_tables.latency_frame([*LATENCY, *single, *held])
-    shown = {cell["method"]: cell for cell in cells(latency_tables.tails_table(frame))}
-    assert list(shown) == ["hedge", "coded"]  # uncoded is in one place of three
-    assert shown["coded"]["within 5% of the lowest"] == "2 of 3"
-    assert float(shown["coded"]["worst, over the lowest"]) == pytest.approx(2, abs=0.02)
-    assert [latency_tables.farthest(n) for n in (100, 2000, 10_000)] == ["p99", "p995", "p999"]
-
-
-def test_ratios_are_paired_within_runs_of_the_same_arrivals() -> None:
-    rows = []
-    for run, slow in ((1, 1.0), (2, 3.0), (3, 10.0)):  # what all methods meet differs by run
-        for load, half in ((0.4, 0.5), (0.7, 2.0)):
-            rows.append(latency_row("hedge", sample(1, slow), run=run, load=load))
-            rows.append(latency_row("auto", sample(1, half * slow), run=run, load=load))
-        rows.append(latency_row("coded", sample(1, 1.5 * 1.02**run * slow), run=run, load=0.4))
-    rows.append(latency_row("coded", sample(2), run=4, load=0.4))  # whose rival is missing
-    rows.append(latency_row("coded", sample(1, count=980), lost=20, stragglers="held"))
-    rows.append(latency_row("hedge", sample(1), stragglers="held"))
-    found = latency_tables.paired(rows, "hedge").set_index("method")
-    assert list(found.index) == ["coded", "auto"]
-    (batch,) = {row["batch"] for row in rows}
-    shown = {m: re.findall(r"[\d.]+", found.loc[m, f"pareto, {batch}"]) for m in ("coded", "auto")}
-    mean, low, high = map(float, shown["coded"])
-    assert low < mean < high
-    assert mean == pytest.approx(1.5 * 1.02**2, rel=0.02)
-    assert high / low < 1.25  # the runs' own scale is in both
-    mean, low, high = map(float, shown["auto"])
-    assert mean == pytest.approx(1.0, abs=0.02)  # half at one load, double at the other
-    assert high - low < 0.05  # by nothing that runs of a load differ by
-    assert found.loc["coded", f"held, {batch}"] == "never"
-
-
-def test_a_file_of_rows_becomes_tables(tmp_path: Path) -> None:
-    out = tmp_path / "rows.jsonl"
-    for one in LATENCY:
-        append_row(out, one)
-    page, table = latency_tables.write_latency(out)
-    assert "| replicate | 1 | RuntimeError: out of luck |" in page.read_text()
-    assert list(pd.read_csv(table)["runs"]) == [3, 1, 3]
-    nothing = tmp_path / "failed.jsonl"
-    append_row(nothing, LATENCY[-1])
-    assert len(latency_tables.write_latency(nothing)) == 2
-    assert latency_tables.write_latency(tmp_path / "missing.jsonl") == []

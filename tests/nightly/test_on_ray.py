@@ -18,10 +18,10 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.client import connect
 from codedinvnet.common.faults import Fault
 from codedinvnet.common.processes import free_port, server
 from codedinvnet.data import sample_images
-from codedinvnet.evaluation.client import connect
 from codedinvnet.models import open_model
 from codedinvnet.protect import load_protection
 from codedinvnet.serving.config import ServeOptions

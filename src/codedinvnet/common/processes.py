@@ -11,12 +11,10 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from codedinvnet.common.errors import UserError
 
@@ -151,38 +149,3 @@ def descendants(pid: int) -> list[int]:
         new = [child for child, above in parents.items() if above in new]
         found += new
     return found
-
-
-class ProcessorTime(NamedTuple):
-    """Seconds, summed over this machine's processors."""
-
-    own: float
-    """Of some processes."""
-    first: float
-    """Of one of them alone, without those below it."""
-    busy: float
-    """Of all processes, and what other virtual machines took meanwhile (steal)."""
-    whole: float
-    """With those in which a processor had nothing to do."""
-
-
-def processor_time(pid: int) -> ProcessorTime | None:
-    """Return what the processors have done for this process and another, and in all.
-
-    Args:
-        pid: the other one, `first`; those below it count, too, and those of them that have ended.
-
-    Returns:
-        None but on Linux.
-    """
-    path = Path("/proc/stat")
-    if not path.is_file():
-        return None
-    words = path.read_text(encoding="ascii").split("\n", 1)[0].split()
-    user, nice, system, idle, wait, *more = (int(word) for word in words[1:9])
-    busy = user + nice + system + sum(more)
-    # Of user, system, and both of children that have ended.
-    stats = [[int(word) for word in process_stat(p)[11:15]] for p in (pid, *descendants(pid))]
-    tick = os.sysconf("SC_CLK_TCK")
-    used = time.process_time() + sum(map(sum, stats)) / tick
-    return ProcessorTime(used, sum(stats[0][:2]) / tick, busy / tick, (busy + idle + wait) / tick)

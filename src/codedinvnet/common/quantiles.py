@@ -1,12 +1,10 @@
-"""Percentiles, histograms that add up, and confidence intervals over repetitions."""
+"""Percentiles, and confidence intervals over repetitions."""
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,8 +13,6 @@ _BODY = (0.0, 0.01, 0.02, 0.05, *(i / 10 for i in range(1, 9)))
 _TAIL = tuple(round(1 - 10 ** (-1 - i / 8), 6) for i in range(25))  # 0.9 to 0.9999
 SHARES: tuple[float, ...] = (*_BODY, *_TAIL, 1.0)
 """The shares at which `quantiles` are taken: eight a decade in the tail."""
-GROWTH = 1.01
-"""The ratio of a histogram bucket's upper end to that of the bucket below."""
 
 
 def rank_of(count: int, share: float) -> int:
@@ -53,7 +49,6 @@ def clustered_ci(
     weights: Mapping[Any, float] | None = None,
     centre: float | None = None,
     fewest: int = 3,
-    pooled: bool = False,
 ) -> float | None:
     """Return half of the 95 % interval (Student's t) of a mean of cluster means.
 
@@ -67,8 +62,6 @@ def clustered_ci(
             None: 1 / number of clusters.
         centre: the centre of the interval of a single cluster; None: its mean.
         fewest: repetitions that each cluster must have.
-        pooled: add up the degrees of freedom, as for clusters of equal variance, instead of
-            Welch's.
 
     Returns:
         None if a cluster has too few repetitions, or a value is not finite.
@@ -91,8 +84,7 @@ def clustered_ci(
     if not total:
         return 0.0
     welch = total**2 / sum(part**2 / freedom for part, freedom in parts)
-    freedom = sum(freedom for _, freedom in parts) if pooled else welch
-    return float(student.ppf(0.975, freedom)) * math.sqrt(total)
+    return float(student.ppf(0.975, welch)) * math.sqrt(total)
 
 
 def around(values: Sequence[float], centre: float) -> tuple[float, float] | None:
@@ -101,54 +93,3 @@ def around(values: Sequence[float], centre: float) -> tuple[float, float] | None
         return None
     half = clustered_ci([math.log(value) for value in values], centre=math.log(centre))
     return None if half is None else (centre * math.exp(-half), centre * math.exp(half))
-
-
-@dataclass(frozen=True)
-class Histogram:
-    """Latencies in ms, counted in buckets of 1 %; those of several runs add up.
-
-    Attributes:
-        counts: number of a bucket -> how many are in it.
-        lost: how many requests were never answered; they are infinitely late.
-    """
-
-    counts: Mapping[int, int] = field(default_factory=dict)
-    lost: int = 0
-
-    @classmethod
-    def of(cls, latencies: Sequence[float] | np.ndarray) -> Histogram:
-        """Count latencies (n,) in ms, which may be infinite."""
-        values = np.asarray(latencies, float)
-        finite = values[np.isfinite(values)]
-        numbers = np.ceil(np.log(np.maximum(finite, 1e-3)) / math.log(GROWTH)).astype(int)
-        found, counts = np.unique(numbers, return_counts=True)
-        pairs = zip(found.tolist(), counts.tolist(), strict=True)
-        return cls(dict(pairs), len(values) - len(finite))
-
-    @classmethod
-    def of_row(cls, row: Mapping[str, Any]) -> Histogram:
-        """Read the histogram of a row of `bench latency`."""
-        found = row["histogram"]
-        return cls({int(number): count for number, count in found["counts"]}, found["lost"])
-
-    def as_json(self) -> dict[str, Any]:
-        """Return what `of_row` reads."""
-        return {"counts": [[n, self.counts[n]] for n in sorted(self.counts)], "lost": self.lost}
-
-    def __add__(self, other: Histogram) -> Histogram:
-        both = Counter(self.counts)
-        both.update(other.counts)
-        return Histogram(dict(both), self.lost + other.lost)
-
-    @property
-    def total(self) -> int:
-        """The number of requests, answered or not."""
-        return sum(self.counts.values()) + self.lost
-
-    def percentile(self, share: float) -> float:
-        """Return the percentile in ms, to half a percent; infinite if as many were lost."""
-        numbers = sorted(self.counts)
-        later = self.total - np.cumsum([self.counts[n] for n in numbers])
-        place = self.total - 1 - rank_of(self.total, share)
-        reached = np.flatnonzero(later <= place)
-        return float(GROWTH ** (numbers[reached[0]] - 0.5)) if len(reached) else math.inf

@@ -3,25 +3,12 @@
 from __future__ import annotations
 
 import math
-import random
 from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from codedinvnet.common.config import Positive, Section
-
-
-def poisson_gaps(rate: float, count: int, seed: int) -> list[float]:
-    """Return the gaps in seconds before each of `count` requests; a seed repeats them.
-
-    Args:
-        rate: requests a second.
-        count: of requests.
-        seed: of Python's `random.Random`.
-    """
-    generator = random.Random(seed)
-    return [generator.expovariate(rate) for _ in range(count)]
 
 
 class Arrivals(Section):
@@ -41,24 +28,14 @@ class Arrivals(Section):
     calm_ms: Annotated[float, Field(gt=0)] = 9000.0
     cv: Annotated[float, Field(gt=1)] = 5.0
     steps: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] = (0.5, 1.5)
-    gaps_seed: Annotated[int, Field(ge=0)] | None = None
-    """Of `poisson_gaps`: the arrivals of a measured run again. None: the scenario's seed draws."""
 
     def draw(self, generator: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the times in seconds at which requests come, and their images, each (count,)."""
         return self.times(generator, count), np.full(count, self.batch)
 
-    @model_validator(mode="after")
-    def _gaps_are_poisson(self) -> Arrivals:
-        if self.gaps_seed is not None and self.kind != "poisson":
-            raise ValueError("gaps_seed goes with poisson arrivals")
-        return self
-
     def times(self, generator: np.random.Generator, count: int) -> np.ndarray:
         """Return the times (count,) in seconds at which requests come, ascending."""
         rate = self.qps / self.batch
-        if self.gaps_seed is not None:
-            return np.cumsum(poisson_gaps(rate, count, self.gaps_seed))
         if self.kind == "uniform":
             return np.arange(1, count + 1) / rate
         gaps = generator.standard_exponential(count)

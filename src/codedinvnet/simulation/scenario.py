@@ -284,7 +284,7 @@ class Scenario(Section):
             UserError: if they do not fit.
         """
         raw = self.model_dump()
-        for key in ("qps", "batch", "kind", "gaps_seed"):
+        for key in ("qps", "batch", "kind"):
             if key in changes:
                 raw["arrivals"][key] = changes.pop(key)
         return parse_scenario({**raw, **changes}, self.name)

@@ -1,9 +1,8 @@
-"""A client of a service: requests of the Open Inference Protocol, one by one or in an open loop."""
+"""A client that sends a model's images to its service by the Open Inference Protocol."""
 
 from __future__ import annotations
 
 import json
-import re
 import time
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
@@ -13,12 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.load import arrivals, open_loop
 from codedinvnet.common.errors import UserError
-from codedinvnet.evaluation.load import open_loop
 from codedinvnet.net.client import Answer, HttpClient, described, parse_origin
 from codedinvnet.protocol.http import parse_response, render_request
 from codedinvnet.protocol.messages import HEADER_LENGTH, InferRequest, RequestedOutput
-from codedinvnet.simulation.arrivals import poisson_gaps
 
 TIMEOUT = 60.0
 """Seconds for an answer, connecting included."""
@@ -33,14 +31,13 @@ class Reply:
 
     Attributes:
         identity: the request's `id`, as it was sent.
-        returned: the `id` in the response.
-        status: the HTTP status; 0 if there was no response.
         rows: which images were sent.
-        outcomes: `direct`, `decoded` or `guessed` for each query.
-        scores: the answers, (B, classes).
         latency: seconds from when the request was due.
+        status: the HTTP status; 0 if there was no response.
+        returned: the `id` in the response.
+        scores: the answers, (B, classes).
+        outcomes: `direct`, `decoded` or `guessed` for each query.
         error: what went wrong.
-        work: seconds of it that the server waited for workers (its `Server-Timing`).
     """
 
     identity: str
@@ -51,7 +48,6 @@ class Reply:
     scores: np.ndarray = field(default_factory=lambda: np.zeros((0, 1), np.float32))
     outcomes: tuple[str, ...] = ()
     error: str = ""
-    work: float = 0.0
 
     @property
     def labels(self) -> np.ndarray:
@@ -66,7 +62,7 @@ class Reply:
 
 
 class Client:
-    """Sends a bundle's images to its service.
+    """Sends a model's images to its service.
 
     Args:
         address: the service's, http://HOST:PORT.
@@ -106,7 +102,6 @@ class Client:
             told = answer.body.decode(errors="replace")
             return Reply(identity, rows, latency, answer.status, error=told)
         response = parse_response(answer.body, answer.field(HEADER_LENGTH) or None)
-        work = re.search(r"\bwork;dur=([\d.]+)", answer.field("Server-Timing"))
         return Reply(
             identity,
             rows,
@@ -115,30 +110,21 @@ class Client:
             response.id or "",
             response.outputs[self.output],
             tuple(outcome.decode() for outcome in response.outputs[OUTCOME]),
-            work=float(work[1]) / 1000 if work else 0.0,
         )
 
     async def load(
-        self,
-        requests: Sequence[Sequence[int]],
-        *,
-        rate: float,
-        seed: int,
-        label: str,
-        leave: bool = False,
+        self, requests: Sequence[Sequence[int]], *, rate: float, seed: int, label: str
     ) -> list[Reply]:
-        """Send requests of rows at Poisson times, whether or not earlier ones were answered.
+        """Send requests of rows at Poisson times; return the replies in the requests' order.
 
-        The label is that of the progress bar, which stays if it is to `leave`, and the beginning of
-        the requests' ids.
+        The label is the progress bar's, and the beginning of the requests' ids.
         """
         replies: dict[int, Reply] = {}
 
         async def send(number: int, due: float) -> None:
             replies[number] = await self.infer(f"{label} {number}", requests[number], due)
 
-        gaps = poisson_gaps(rate, len(requests), seed)
-        await open_loop(send, gaps, label, leave=leave)
+        await open_loop(send, arrivals(rate, len(requests), seed), label, leave=False)
         return [replies[number] for number in range(len(requests))]
 
     async def warm(self, requests: Iterable[Sequence[int]], log: Path) -> None:

@@ -7,13 +7,14 @@ import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from aiohttp import web
 
 from benchmarks.command_line import main
-from codedinvnet.evaluation.load import Load, open_loop
+from benchmarks.load import Load, open_loop
 
-GAPS = [0.005] * 40
+TIMES = [i / 200 for i in range(40)]
 
 
 class Server:
@@ -26,11 +27,12 @@ class Server:
 
     async def answer(self, request: web.Request) -> web.Response:
         self.seen += 1
-        if request.path == "/error":
+        body = await request.read()
+        if body == b"refused":
             return web.Response(status=503)
         if self.seen > self.good:
             await self.held.wait()
-        return web.Response(body=await request.read())
+        return web.Response(body=body)
 
 
 @pytest.fixture
@@ -48,15 +50,19 @@ async def server() -> AsyncIterator[tuple[Server, str]]:
 
 async def test_answers_and_errors_are_counted(server: tuple[Server, str]) -> None:
     made, url = server
-    bodies = [b"even", b"odd"]
-    found = await Load([f"{url}/a"], bodies).run(GAPS)
+    found = await Load(f"{url}/a", [b"even", b"odd"]).run(TIMES)
     assert (found["requests"], found["answered"], found["errors"]) == (40, 40, {})
     assert 0 < found["p50_ms"] <= found["p99_ms"] <= found["max_ms"]
     assert made.seen == 40
-    found = await Load([f"{url}/a", f"{url}/error"], bodies).run(GAPS)
-    assert (found["answered"], found["errors"]) == (20, {"HTTP 503": 20})
+    load = Load(
+        url, [b"even", b"refused"], right=lambda number, body: body == b"even" and number > 0
+    )
+    found = await load.run(TIMES)
+    assert (found["answered"], found["errors"]) == (19, {"HTTP 503": 20, "wrong": 1})
+    assert np.isfinite(load.latencies[2::2]).all()
+    assert np.isinf([load.latencies[0], *load.latencies[1::2]]).all()
     assert (found["p90_ms"], found["max_ms"], found["mean_ms"]) == (None, None, None)
-    nowhere = await Load(["http://127.0.0.1:1"]).run(GAPS[:3])
+    nowhere = await Load("http://127.0.0.1:1").run(TIMES[:3])
     assert (nowhere["answered"], nowhere["goodput_per_s"]) == (0, 0)
     assert list(nowhere["errors"].values()) == [3]
 
@@ -68,8 +74,8 @@ async def test_a_server_that_stands_still_holds_up_nobodys_departure(
     """What is never answered is infinitely late."""
     made, url = server
     made.good = good
-    load = Load([url], timeout=1.0)
-    found = await load.run(GAPS)
+    load = Load(url, timeout=1.0)
+    found = await load.run(TIMES)
     assert found["answered"] == good
     assert found["sent_late_p99_ms"] < 500
     assert (found["goodput_per_s"] > 0) == (good > 0)
