@@ -31,7 +31,7 @@ from codedinvnet.protect.measure import AGREEMENTS
 
 RESULTS = Path("docs/results/protect")
 SERVING = RESULTS / "serving.jsonl"
-FILES = 6000
+FILES = 30_000
 """Files of this machine that Magika is asked about."""
 MOST_OF_A_KIND = 9000
 LEAST, BLOCK, HALF, PADDING = 8, 4096, 1024, 256
