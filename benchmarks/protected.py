@@ -140,7 +140,7 @@ def _digits(place: str, **options: Any) -> Callable[[Path, Path | None], Path]:
         fitted = getattr(package(module, hint), kind)(**options).fit(x[rows], y[rows])
         made = package("skl2onnx", hint).to_onnx(fitted, x[:1], options={"zipmap": False})
         (folder / "model.onnx").write_bytes(made.SerializeToString())
-        np.savez(folder / "digits.npz", X=x, labels=y)
+        np.savez(folder / "digits.npz", X=x)
         return folder / "digits.npz"
 
     return make

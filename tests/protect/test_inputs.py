@@ -38,15 +38,13 @@ def whole(inputs: Inputs) -> np.ndarray:
 @pytest.mark.parametrize("kind", ["folder", "npz", "npy"])
 def test_images_become_floats_in_0_1_or_stay_bytes(kind: str, tmp_path: Path) -> None:
     pixels = write_images(tmp_path / "folder")
-    np.savez(tmp_path / "npz.npz", images=pixels, labels=[0, 1])
+    np.savez(tmp_path / "npz.npz", images=pixels, other=[0, 1])
     np.save(tmp_path / "npy.npy", pixels)
     path = tmp_path / (kind if kind == "folder" else f"{kind}.{kind}")
     floats = whole(read_inputs(path, IMAGE))
     assert floats.dtype == np.float32
     np.testing.assert_allclose(floats, pixels.transpose(0, 3, 1, 2) / 255, rtol=1e-6)
     np.testing.assert_array_equal(whole(read_inputs(path, BYTES)), pixels)
-    labels = read_inputs(path, IMAGE).labels
-    assert (labels is not None) == (kind == "npz")
 
 
 def test_images_are_resized_whole(tmp_path: Path) -> None:
@@ -59,16 +57,12 @@ def test_images_are_resized_whole(tmp_path: Path) -> None:
     assert found[0, :, :, -1].min() > 0.9
 
 
-def test_a_function_of_the_users_own_makes_queries_and_labels_may_be_text(tmp_path: Path) -> None:
+def test_a_function_of_the_users_own_makes_queries(tmp_path: Path) -> None:
     pixels = write_images(tmp_path / "folder")
     text = "import numpy as np\ndef f(image):\n    return np.asarray(image)[0, :5, 0] * 2.0\n"
     (tmp_path / "mine.py").write_text(text)
-    (tmp_path / "labels.txt").write_text("3\n1\n")
-    own = f"{tmp_path / 'mine.py'}:f"
-    found = read_inputs(tmp_path / "folder", VECTOR, own, tmp_path / "labels.txt")
+    found = read_inputs(tmp_path / "folder", VECTOR, f"{tmp_path / 'mine.py'}:f")
     np.testing.assert_array_equal(whole(found), pixels[:, 0, :5, 0] * np.float32(2))
-    assert found.labels is not None
-    assert found.labels.tolist() == [3, 1]
 
 
 def test_repetitions_are_dropped_and_parts_share_nothing() -> None:

@@ -12,7 +12,6 @@ from codedinvnet.protect.costs import Milliseconds
 from codedinvnet.protect.measure import (
     Answers,
     Candidate,
-    answers_of,
     coverage_at,
     interval,
     recommend,
@@ -91,13 +90,6 @@ def test_a_row_tells_coverage_by_thresholds_of_the_calibration() -> None:
 def test_a_row_says_where_multiply_adds_and_time_disagree(share: float, noted: bool) -> None:
     row = report(candidate("a", 0.7, 10 * share, model_macs=100), 10)
     assert ("of the model's multiply-adds, which the budget used" in row.get("note", "")) == noted
-
-
-def test_scores_that_are_not_finite_agree_with_nothing() -> None:
-    logs = np.log([[0.9, 0.1], [0.2, 0.8], [np.nan, 0.5]])
-    found = answers_of(logs, np.array([0, 1, 0]))
-    assert found.agrees.tolist() == [True, True, False]
-    assert found.confidence.tolist() == pytest.approx([0.9, 0.8, 0.0])
 
 
 def test_intervals_and_thresholds() -> None:

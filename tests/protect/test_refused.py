@@ -78,8 +78,6 @@ CASES: dict[str, tuple[str, Callable[[Path], Path], tuple[str, ...], str]] = {
     "range": ("signed", arrays(x=np.full((3, 4), 2**63, np.uint64)), (), "range for INT64"),
     "large": ("vectors", arrays(x=np.full((3, 12), 1e300)), (), "out of range for FP32"),
     "counts": ("two_inputs", arrays(numbers=IDS, flags=FLAGS[:9]), (), "different numbers of"),
-    "class": ("vectors", arrays(x=np.zeros((2, 12)), labels=[0, 3]), (), "0 to 3, .* 0 to 2"),
-    "labels": ("vectors", arrays(x=np.zeros((2, 12)), labels=[0]), (), "integer for each of 2"),
     # images
     "empty": ("colours", images(np.zeros(0, np.uint8)), (), "no images"),
     "broken": ("colours", images(None), (), r"a\.png: UnidentifiedImageError"),
@@ -95,7 +93,6 @@ CASES: dict[str, tuple[str, Callable[[Path], Path], tuple[str, ...], str]] = {
     "minutes": ("vectors", queries, ("--minutes", "1e-9"), "--minutes"),
     "k": ("vectors", queries, ("--k", "300"), "--k 300"),
     "threads": ("vectors", queries, ("--threads", "0"), "--threads"),
-    "label file": ("vectors", queries, ("--labels", "nowhere.txt"), "--labels"),
     "scores": ("vectors", queries, ("--scores", "other"), "scores: "),
 }
 

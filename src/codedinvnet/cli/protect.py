@@ -54,12 +54,6 @@ def add_commands(commands: Commands) -> None:
         metavar="FILE.py:FUNCTION",
         help="makes one query of a Pillow image (images are resized, and bytes divided by 255)",
     )
-    add(
-        "--labels",
-        type=Path,
-        help=".npy, or text with one class a line, counted from 0, in the inputs' order, for an "
-        "accuracy column (none)",
-    )
     add("--no-flip", action="store_true", help="do not mirror images in training")
     add("--threads", type=int, help="threads to score and train with (all cores)")
     add("--seed", type=seed, default=0, help="of the split and the training (0)")
@@ -100,7 +94,6 @@ def _protect(arguments: argparse.Namespace) -> None:
             minutes=arguments.minutes,
             work=arguments.work,
             seed=arguments.seed,
-            labels=arguments.labels,
             preprocess=arguments.preprocess,
             mirror=not arguments.no_flip,
         )

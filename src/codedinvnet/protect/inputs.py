@@ -15,10 +15,10 @@ from codedinvnet.common.errors import UserError, nearest, one_line
 from codedinvnet.common.files import content_digest
 from codedinvnet.common.progress import Progress
 from codedinvnet.common.user_code import user_module
-from codedinvnet.models.base import DATATYPES, Signature, TensorSpec, scores_tensor
+from codedinvnet.models.base import DATATYPES, Signature, TensorSpec
 
-LABELS, IMAGES = "labels", "images"
-"""Arrays of an `.npz`: the classes, and another name for the model's only input."""
+IMAGES = "images"
+"""Another name for the only input's array in an `.npz`."""
 FEWEST = 200
 """With fewer inputs the intervals are too wide to say anything."""
 SHARES = {"validation": (0.10, 2000), "calibration": (0.15, 3000), "test": (0.15, 3000)}
@@ -27,8 +27,6 @@ STREAM = 29
 """Part of the split's seed, so that it differs from `default_rng(0).permutation`, which may have
 split the same inputs for the model's own training."""
 CHANNELS = (1, 3)
-KINDS = {"f": "fiu", "i": "iu", "u": "iu", "b": "b"}
-"""Kinds of arrays that may become a model's datatype, by its kind."""
 
 
 def is_image(spec: TensorSpec) -> bool:
@@ -55,12 +53,10 @@ class Inputs:
     Attributes:
         arrays: name -> (N, *shape), in the model's order of inputs; images may be kept as bytes.
         specs: the model's inputs.
-        labels: the right classes, (N,); None if they are unknown.
     """
 
     arrays: Mapping[str, np.ndarray]
     specs: tuple[TensorSpec, ...]
-    labels: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.arrays[self.specs[0].name])
@@ -79,7 +75,7 @@ class Inputs:
         """Drop repetitions, so that no test input was trained on."""
         rows = np.sort(np.unique(self._digests(), return_index=True)[1])
         arrays = {name: array[rows] for name, array in self.arrays.items()}
-        return Inputs(arrays, self.specs, None if self.labels is None else self.labels[rows])
+        return Inputs(arrays, self.specs)
 
     def digest(self) -> str:
         """Return a short digest of all queries."""
@@ -115,9 +111,7 @@ def split(count: int, seed: int) -> Split:
     return Split(np.sort(train), validation, calibration, test)
 
 
-def read_inputs(
-    path: Path, signature: Signature, preprocess: str = "", labels: Path | None = None
-) -> Inputs:
+def read_inputs(path: Path, signature: Signature, preprocess: str = "") -> Inputs:
     """Read a folder of images, `.npz` or `.npy`.
 
     Args:
@@ -125,15 +119,13 @@ def read_inputs(
         signature: the model's.
         preprocess: `FILE.py:FUNCTION`, which makes one query of a Pillow image; "" resizes images
             to the model's size.
-        labels: `.npy`, or text with one class a line; None: an `.npz` may have its own.
 
     Raises:
-        UserError: if the model doesn't take them, or the labels don't fit.
+        UserError: if the model doesn't take them.
     """
     specs = signature.inputs
     if not path.exists():
         raise UserError(f"--inputs: there is no {path}")
-    classes = None if labels is None else _loaded(labels, "--labels")
     if path.is_dir():
         if len(specs) > 1:
             raise UserError("--inputs: a folder of images is for models with one input: use .npz")
@@ -141,29 +133,23 @@ def read_inputs(
     elif preprocess:
         raise UserError("--preprocess: makes queries of images: --inputs must be a folder of them")
     elif path.suffix in (".npz", ".npy"):
-        found = _named(_loaded(path, "--inputs"), [spec.name for spec in specs], path)
+        found = _named(_loaded(path), [spec.name for spec in specs], path)
         arrays = {s.name: _fitted(found[s.name], s, f"{path}: {s.name!r}") for s in specs}
-        classes = found.get(LABELS) if classes is None and LABELS not in arrays else classes
     else:
         raise UserError(f"--inputs: {path} is not a folder of images, .npz or .npy")
     counts = {name: len(array) for name, array in arrays.items()}
     if len(set(counts.values())) > 1:
         raise UserError(f"--inputs: {path} has different numbers of queries: {counts}")
-    if classes is not None:
-        where = f"--labels {labels}" if labels else f"--inputs {path}"
-        classes = _checked(classes, next(iter(counts.values())), signature, where)
-    return Inputs(arrays, specs, classes)
+    return Inputs(arrays, specs)
 
 
-def _loaded(path: Path, option: str) -> Any:
-    """Return an array, the arrays of an `.npz` by name, or the integers of a text."""
+def _loaded(path: Path) -> Any:
+    """Return an array, or the arrays of an `.npz` by name."""
     try:
-        if path.suffix not in (".npz", ".npy"):
-            return np.loadtxt(path, np.int64, ndmin=1)
         loaded = np.load(path, allow_pickle=False)
         return loaded if isinstance(loaded, np.ndarray) else dict(loaded.items())
     except Exception as error:  # NumPy raises many kinds for damaged files
-        raise UserError(f"{option}: cannot read {path}: {one_line(error)}") from error
+        raise UserError(f"--inputs: cannot read {path}: {one_line(error)}") from error
 
 
 def _named(loaded: Any, names: list[str], path: Path) -> dict[str, np.ndarray]:
@@ -234,7 +220,7 @@ def _converted(array: np.ndarray, spec: TensorSpec, where: str, axis: int = 0) -
     dtype, shape = DATATYPES[spec.datatype], array.shape[axis:]
     if array.ndim < axis or shape != spec.shape:
         raise UserError(f"--inputs: {where} has queries of shape {shape}, not {spec.shape}")
-    if array.dtype.kind not in KINDS[dtype.kind]:
+    if not np.can_cast(array.dtype, dtype, "same_kind"):
         raise UserError(f"--inputs: {where} is {array.dtype}, not {spec.datatype}")
     with np.errstate(over="ignore"):
         found = np.asarray(array, dtype, order="C")
@@ -242,22 +228,6 @@ def _converted(array: np.ndarray, spec: TensorSpec, where: str, axis: int = 0) -
     if not np.all(kept):
         raise UserError(f"--inputs: {where} has values out of range for {spec.datatype}")
     return found
-
-
-def _checked(labels: np.ndarray, count: int, signature: Signature, where: str) -> np.ndarray:
-    """Return labels (N,), which must be classes of the model."""
-    if labels.shape != (count,) or labels.dtype.kind not in "iu":
-        raise UserError(
-            f"{where}: labels are {labels.dtype} {labels.shape}; need one integer for each of "
-            f"{count} inputs"
-        )
-    (classes,) = scores_tensor(signature).shape
-    if count and not (labels.min() >= 0 and labels.max() < classes):
-        raise UserError(
-            f"{where}: labels run from {labels.min()} to {labels.max()}, the model's classes from "
-            f"0 to {classes - 1}"
-        )
-    return labels.astype(np.int64)
 
 
 def _user_function(name: str) -> Callable[[Image.Image], Any]:

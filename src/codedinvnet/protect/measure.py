@@ -26,8 +26,6 @@ LATE = (0.01, 0.02, 0.04)
 """Share of the queries that are late, and so go to the backup under `auto`: low, usual, high."""
 DISAGREE = 2.0
 """Multiply-adds and time disagree if a backup's share of one is this times that of the other."""
-NONE = -1
-"""The answer of scores that are not finite: it agrees with nothing."""
 
 
 class Interval(NamedTuple):
@@ -46,13 +44,11 @@ class Answers:
         answers: the classes, (N,).
         confidence: the highest probability, (N,).
         served: the served model's own answers, (N,).
-        labels: the right classes, (N,); None if they are unknown.
     """
 
     answers: np.ndarray
     confidence: np.ndarray
     served: np.ndarray
-    labels: np.ndarray | None = None
 
     @property
     def agrees(self) -> np.ndarray:
@@ -93,14 +89,10 @@ class Candidate:
         return self.macs / self.model_macs
 
 
-def answers_of(
-    log_probabilities: np.ndarray, served: np.ndarray, labels: np.ndarray | None = None
-) -> Answers:
+def answers_of(log_probabilities: np.ndarray, served: np.ndarray) -> Answers:
     """Return the answers (N,) that log-probabilities (N, classes) give."""
-    highest = log_probabilities.max(axis=1)
-    finite = np.isfinite(highest)
-    answers = np.where(finite, log_probabilities.argmax(axis=1), NONE)
-    return Answers(answers, np.exp(np.where(finite, highest, -np.inf)), served, labels)
+    confidence = np.exp(log_probabilities.max(axis=1))
+    return Answers(log_probabilities.argmax(axis=1), confidence, served)
 
 
 def interval(hits: np.ndarray) -> Interval:
@@ -149,8 +141,6 @@ def report(candidate: Candidate, k: int) -> dict[str, Any]:
             "small-backup": Interval(work, work, work),
         },
     }
-    if test.labels is not None:
-        row["accuracy"] = interval(test.answers == test.labels)
     for agreement in AGREEMENTS:
         least = threshold(calibration.confidence, calibration.agrees, agreement)
         released = test.confidence >= least
@@ -172,8 +162,6 @@ def _notes(candidate: Candidate) -> list[str]:
             f"{candidate.work:.2f} of the model's multiply-adds, which the budget used, and "
             f"{time:.2f} of its time"
         )
-    if share := float((candidate.test.answers == NONE).mean()):
-        notes.append(f"{100 * share:.1f} % of its scores are not finite and count as disagreeing")
     return notes
 
 
@@ -225,9 +213,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         value, low, high = (f"{100 * share:.1f}" for share in found)
         return value if low == high else f"{value} ({low} to {high})"
 
-    labelled = any("accuracy" in row for row in rows)
     heads = ["backup", "multiply-adds", "ms of one query", "agreement %"]
-    heads += ["accuracy %"] if labelled else []
     heads += [f"coverage at {agreement}, %" for agreement in AGREEMENTS]
     heads += ["extra work under `auto`, %", "under `small-backup`, %"]
     lines = [heads, ["---"] * len(heads)]
@@ -235,8 +221,6 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         median, low, high = row["ms"]
         cells = [row["method"], f"{row['macs']:,}"]
         cells += [f"{median:.3f} ({low:.3f} to {high:.3f})", percent(row["agreement"])]
-        if labelled:
-            cells.append(percent(row["accuracy"]))
         cells += [percent(found["coverage"]) for found in row["coverage"].values()]
         cells += [percent(row["extra_work"][policy]) for policy in ("auto", "small-backup")]
         lines.append(cells)

@@ -67,7 +67,6 @@ class ProtectOptions:
     minutes: float = 30.0
     work: float | None = None
     seed: int = 0
-    labels: Path | None = None
     preprocess: str = ""
     mirror: bool = True
 
@@ -161,7 +160,7 @@ def _teacher(options: ProtectOptions, notes: list[str]) -> Teacher:
     torch.set_num_threads(options.source.threads)  # a server's model sets none
     model = options.source.open()
     check_classifier(model)
-    inputs = read_inputs(options.inputs, model.signature, options.preprocess, options.labels)
+    inputs = read_inputs(options.inputs, model.signature, options.preprocess)
     count, inputs = len(inputs), inputs.distinct()
     rows = split(len(inputs), options.seed)
     if options.k > len(rows.test):
@@ -171,12 +170,6 @@ def _teacher(options: ProtectOptions, notes: list[str]) -> Teacher:
         notes.append(
             f"{repeated} of {count} inputs ({repeated / count:.1%}) repeat others and were left "
             "out: traffic that repeats some inputs may agree less often"
-        )
-    if inputs.labels is not None:
-        right = (teacher.answers[rows.test] == inputs.labels[rows.test]).mean()
-        notes.append(
-            f"the model itself is right for {right:.1%} of the test inputs: if you expect more, "
-            "check --preprocess"
         )
     return teacher
 
@@ -241,9 +234,8 @@ def _measured(
 
 def _answers(teacher: Teacher, backup: OpenModel, rows: np.ndarray) -> Answers:
     scores = [scores_of(backup, teacher.inputs.batch(part)) for part in batches(rows)]
-    labels = None if teacher.inputs.labels is None else teacher.inputs.labels[rows]
     logs = log_probabilities(np.concatenate(scores), "logits")
-    return answers_of(logs, teacher.answers[rows], labels)
+    return answers_of(logs, teacher.answers[rows])
 
 
 def _calibrate(options: ProtectOptions, teacher: Teacher, candidates: list[Candidate]) -> None:
