@@ -86,12 +86,12 @@ RUN_backup-long = codedinvnet bench accuracy configs/bench/backup-long.json $(QU
 RUN_equal-cost = codedinvnet bench accuracy configs/bench/equal-cost.json $(QUICK) $(DATA) $(SAVE) --out $(TO)/equal-cost.jsonl
 RUN_equal-cost-long = codedinvnet bench accuracy configs/bench/equal-cost-long.json $(QUICK) $(DATA) $(SAVE) \
   --out $(TO)/equal-cost.jsonl
-RUN_policies = codedinvnet simulate configs/bench/simulate-policies.json $(QUICK) --out $(TO)/policies.jsonl
-RUN_spread = codedinvnet simulate configs/bench/simulate-spread.json $(QUICK) --out $(TO)/spread.jsonl
-RUN_auto = codedinvnet simulate configs/bench/simulate-auto.json $(QUICK) --out $(TO)/auto.jsonl
-RUN_off-map = codedinvnet simulate configs/bench/simulate-off-map.json $(QUICK) --out $(TO)/off-map.jsonl
-RUN_two-losses = codedinvnet simulate configs/bench/simulate-two-losses.json $(QUICK) --out $(TO)/two-losses.jsonl
-RUN_few-workers = codedinvnet simulate configs/bench/simulate-few-workers.json $(QUICK) --out $(TO)/few-workers.jsonl
+RUN_policies = python -m benchmarks sweep configs/bench/simulate-policies.json $(QUICK) --out $(TO)/policies.jsonl
+RUN_spread = python -m benchmarks sweep configs/bench/simulate-spread.json $(QUICK) --out $(TO)/spread.jsonl
+RUN_auto = python -m benchmarks sweep configs/bench/simulate-auto.json $(QUICK) --out $(TO)/auto.jsonl
+RUN_off-map = python -m benchmarks sweep configs/bench/simulate-off-map.json $(QUICK) --out $(TO)/off-map.jsonl
+RUN_two-losses = python -m benchmarks sweep configs/bench/simulate-two-losses.json $(QUICK) --out $(TO)/two-losses.jsonl
+RUN_few-workers = python -m benchmarks sweep configs/bench/simulate-few-workers.json $(QUICK) --out $(TO)/few-workers.jsonl
 
 define benchmark
 bench-$(1) quick-$(1): | .venv/.installed-bench

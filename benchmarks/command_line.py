@@ -94,6 +94,17 @@ def build_parser() -> argparse.ArgumentParser:
     add("--requests", type=count, default=1000, help="of each of five rounds (1000)")
 
     add = benchmark(
+        "sweep",
+        "simulate every policy at every load under every straggler model",
+        "configs/bench/simulate-auto.json --only load=0.4 --out results/auto.jsonl",
+    )
+    quick(add)
+    add("sweep", type=Path, help="a scenario and what is varied in it (JSON)")
+    only = "only these places, such as policy=hedge; repeatable (all)"
+    add("--only", action="append", default=[], metavar="KEY=VALUE", help=only)
+    add("--out", type=Path, required=True, help=rows)
+
+    add = benchmark(
         "trust",
         "check over random splits that released answers keep a limit on disagreement",
         "--data-dir data --json",

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from pandas import DataFrame
 
-from benchmarks import bundles, equal_cost, policies, protected, protected_serving
+from benchmarks import bundles, equal_cost, policies, protected, protected_serving, sweep
 from benchmarks.bundles import BUNDLES, HARD
 from benchmarks.peers import pages as peers
 from codedinvnet.cli.common import guarded
@@ -33,14 +33,13 @@ from codedinvnet.common.files import write_text
 from codedinvnet.common.grid import read_rows
 from codedinvnet.evaluation import plots, tables
 from codedinvnet.models.bundle import shipped_bundles
-from codedinvnet.simulation import sweep
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results"
 DATASETS = (*BUNDLES, "tiny-imagenet")
 """The image sets that have a table of accuracy. The last one's bundle does not ship."""
 MEASURE = "python -m benchmarks.figures --data-dir data"
-SIMULATE = "codedinvnet simulate configs/bench/simulate-{}.json --out"
+SIMULATE = "python -m benchmarks sweep configs/bench/simulate-{}.json --out"
 COMMANDS = {
     "accuracy.jsonl": "codedinvnet bench accuracy --data-dir data --out",
     "equal-cost.jsonl": "codedinvnet bench accuracy configs/bench/equal-cost.json --data-dir data "

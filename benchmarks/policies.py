@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from pandas import DataFrame, Series, isna
 
+from benchmarks import sweep
 from benchmarks.bundles import BUNDLES, HARD
 from codedinvnet.codes.named_policies import SERVED, served_as
 from codedinvnet.codes.registry import find_method
@@ -22,7 +23,6 @@ from codedinvnet.common.grid import read_rows
 from codedinvnet.evaluation import tables
 from codedinvnet.evaluation.plots import STYLE
 from codedinvnet.scheduler.policies import AUTO, CODED, HEDGE, UNCODED, WITH_HEDGE
-from codedinvnet.simulation import sweep
 
 PALETTE = (
     *("#777777", "#0072b2", "#e69f00", "#cc3311", "#009e73"),

@@ -16,7 +16,6 @@ import pytest
 from benchmarks import command_line
 from codedinvnet.cli import paper, paper_main
 from codedinvnet.cli.command_line import build_parser
-from codedinvnet.simulation.sweep import parse_sweep
 from tests.cli.test_command_line import commands as subcommands
 from tests.conftest import Command
 
@@ -64,13 +63,6 @@ def parse(line: str) -> argparse.Namespace:
     return command_line.build_parser().parse_args(words[3:])
 
 
-def simulations(text: str) -> list[str]:
-    """Return the commands that simulate a file of this repository, in blocks or in the text."""
-    start = "codedinvnet simulate configs/"
-    inline = re.findall(rf"`({start}[^`]*)`", text)
-    return [*(line for line in own_commands(text) if line.startswith(start)), *inline]
-
-
 CODING = README.parent / "docs" / "explanation" / "how-coding-works.md"
 PYTHON = blocks(TEXT + CODING.read_text(encoding="utf-8"), "python", "py")
 OWN = own_commands(TEXT)
@@ -80,14 +72,11 @@ DOCUMENTED = {
     for path in DOCS
 }
 
-SIMULATIONS = [*itertools.chain(*(simulations(path.read_text("utf-8")) for path in PAGES))]
-
 
 def test_there_is_something_to_run() -> None:
     assert README.is_file()
     assert PYTHON, "no ```python blocks"
     assert OWN, "no `codedinvnet …` lines in ```bash blocks"
-    assert any("simulate-policies" in line for line in SIMULATIONS)
     assert PAPER, "no `python main.py …` lines in ```bash blocks"
     for name in ("how-to/compare-methods.md", "how-to/gateway.md", "explanation/simulator.md"):
         assert DOCUMENTED[name], f"no `codedinvnet …` lines in {name}"
@@ -109,19 +98,6 @@ def test_own_command_parses(line: str) -> None:
     arguments = parse(line)
     assert callable(arguments.run)
     check_files(arguments)
-
-
-@pytest.mark.parametrize("line", SIMULATIONS)
-def test_a_sweep_has_a_file_for_its_rows(line: str) -> None:
-    """Without one the command ends with an error."""
-    check_rows(line)
-
-
-def check_rows(line: str) -> None:
-    arguments = parse(line)
-    raw = json.loads((ROOT / arguments.scenario).read_text(encoding="utf-8"))
-    if parse_sweep(raw, arguments.scenario) is not None:
-        assert arguments.out is not None, f"{line} needs --out"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -11,14 +11,13 @@ from typing import Any
 import pytest
 from matplotlib.patches import Rectangle
 
-from benchmarks import bundles, figures, policies
+from benchmarks import bundles, figures, policies, sweep
 from benchmarks.bundles import SIZES
 from benchmarks.figures import RESULTS, TABLES, pages, render, section
 from codedinvnet.common.errors import UserError
 from codedinvnet.common.grid import append_row
 from codedinvnet.evaluation import tables
 from codedinvnet.models.bundle import shipped_bundles, weights_digest
-from codedinvnet.simulation import sweep
 from tests.evaluation.canned import row
 
 

@@ -75,7 +75,7 @@ def test_a_service_imports_what_it_needs() -> None:
 def test_a_simulation_that_draws_nothing_imports_no_pictures() -> None:
     """Where nobody can write in the home directory, matplotlib says so on every import."""
     loaded = imported("import codedinvnet.simulation.compare, codedinvnet.simulation.run")
-    assert "codedinvnet.simulation.sweep" in loaded
+    assert "codedinvnet.simulation.figures" in loaded
     assert "matplotlib" not in loaded
 
 

@@ -79,13 +79,6 @@ def test_what_is_simulated_of_a_mosaic_is_its_own_code(
     assert apart["decoded_share"] > 1.2 * mean["decoded_share"]
     figures = load_bundle("cifar10").info.figures["test_k10"]
     assert figures["recovered_accuracy"] < apart["accuracy"] < figures["normal_accuracy"]
-    sweep, out = tmp_path / "sweep.json", tmp_path / "rows.jsonl"
-    base = {**SCENARIO, "bundle": "cifar10", "k": 10}
-    sweep.write_text(
-        json.dumps({"base": base, "loads": [0.3], "stragglers": ["none"], "policies": ["coded"]})
-    )
-    assert call("simulate", sweep, "--out", out).code == 0
-    assert json.loads(out.read_text())["decoded_share"] > 0
 
 
 def test_there_is_no_accuracy_of_a_backup_that_nobody_gave(tmp_path: Path, call: Command) -> None:
@@ -106,23 +99,6 @@ def test_there_is_no_accuracy_of_a_backup_that_nobody_gave(tmp_path: Path, call:
     assert report["accuracy"] == pytest.approx(normal - share * (normal - 0.5), abs=1e-3)
 
 
-def test_a_sweep_writes_rows_and_says_who_wins(tmp_path: Path, call: Command) -> None:
-    path, out = tmp_path / "sweep.json", tmp_path / "rows.jsonl"
-    sweep = {"base": {**SCENARIO, "k": 10}, "loads": [0.3, 0.6], "stragglers": ["none", "hung"]}
-    path.write_text(json.dumps({**sweep, "policies": ["uncoded", "coded", "hedge"]}))
-    outcome = call("simulate", path, "--out", out)
-    assert outcome.code == 0
-    assert len(out.read_text().splitlines()) == 12
-    assert "winner" in outcome.out
-    assert "hung, 1, 30%: The run lasts 1.8 s" in outcome.out  # the same under every policy
-    report = json.loads(call("simulate", path, "--out", out, "--json").out)
-    assert report["rows"] == 12
-    assert len(report["wins"]) == 4
-    assert [note.split(":")[0] for note in report["notes"]] == ["hung, 1, 30%", "hung, 1, 60%"]
-    assert call("simulate", path).code == 2
-    assert call("simulate", path, "--out", out, "--seed", "1").code == 2
-
-
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -134,8 +110,6 @@ def test_a_sweep_writes_rows_and_says_who_wins(tmp_path: Path, call: Command) ->
         (["--batch", "0"], "--batch: must be at least 1, got 0"),
         (["--extra", "-1"], "--extra: must be at least 0, got -1"),
         (["--queries", "1000000000000"], "queries: input should be less than or equal to 10"),
-        (["--quick"], "--quick belongs to a sweep"),
-        (["--out", "report.json"], "--out belongs to a sweep (see configs/bench)"),
         (["--r", "2"], "no accuracy is known of groups of 2 with r = 2; known: none"),
         (["--k", "11", "--workers", "20"], "no accuracy is known of groups of 11"),
     ],

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.sweep import Sweep
 from codedinvnet.codes.mosaic import mosaic_rules
 from codedinvnet.codes.named_policies import served_as
 from codedinvnet.codes.rules import AnswersAll, AnyOf, Costs, Parities
@@ -25,7 +26,6 @@ from codedinvnet.simulation.scenario import (
     parse_scenario,
 )
 from codedinvnet.simulation.stragglers import stragglers
-from codedinvnet.simulation.sweep import parse_sweep
 from tests.simulation.scenarios import ACCURACY, scenario
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,10 +35,11 @@ FILES = sorted((ROOT / "configs" / "bench").glob("simulate-*.json"))
 def test_the_shipped_files_are_valid() -> None:
     assert len(FILES) >= 4
     for path in FILES:
-        sweep = parse_sweep(read_json(path), path)
-        if sweep is None:
-            parse_scenario(read_json(path), str(path))
+        raw = read_json(path)
+        if "base" not in raw:
+            parse_scenario(raw, str(path))
         else:
+            sweep = Sweep.model_validate(raw)
             varied = (sweep.loads, sweep.policies, sweep.stragglers, sweep.batches)
             places = math.prod(map(len, varied)) * max(1, len(sweep.variants))
             assert len(list(sweep.scenarios())) == places

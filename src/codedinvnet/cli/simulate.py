@@ -33,7 +33,7 @@ def _add_simulate(commands: Commands) -> None:
         "simulate the service with its own rules, at any number of workers",
         "codedinvnet simulate configs/bench/simulate-pareto.json --policy hedge --workers 1000",
     )
-    sub.add_argument("scenario", type=Path, help="scenario or sweep (JSON; see configs/bench)")
+    sub.add_argument("scenario", type=Path, help="scenario (JSON; see configs/bench)")
     add = sub.add_argument
     add("--policy", help=f"{POLICY} (the scenario's)")
     add("--workers", type=int, help="number of workers (the scenario's)")
@@ -46,15 +46,6 @@ def _add_simulate(commands: Commands) -> None:
     add("--queries", type=int, help="images in all (the scenario's)")
     add("--seed", type=int, help="random seed (the scenario's)")
     add("--stragglers", help=f"{STRAGGLERS} (the scenario's)")
-    add("--out", type=Path, help="rows of a sweep (JSONL); finished rows in it are kept")
-    add(
-        "--only",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="simulate only these places of a sweep, such as policy=hedge; repeatable (all)",
-    )
-    add("--quick", action="store_true", help="simulate at most 2,000 images in a place of a sweep")
     add("--json", action="store_true", help="print one JSON object")
 
 

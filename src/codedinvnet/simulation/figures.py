@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
@@ -23,8 +22,6 @@ FEWEST_SECTIONS = 5
 """With fewer there is no interval."""
 TAIL = 10
 """Requests beyond a percentile that a section must hold in the mean."""
-SAME = 0.05
-"""Percentiles that differ by less count as equal."""
 HIDDEN = ("schema_version", "kind", "scenario", "notes")
 """Keys of a report that get no line of their own."""
 
@@ -57,11 +54,6 @@ def _by_section(
     if sections < FEWEST_SECTIONS:
         return []
     return [statistic(part) for part in np.array_split(values, sections)]
-
-
-def latency_of(value: float | None) -> float:
-    """Return a latency of a row, where None stands for one without end."""
-    return math.inf if value is None else float(value)
 
 
 def sections_for(count: int, share: float) -> int:

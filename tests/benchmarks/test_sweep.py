@@ -1,30 +1,27 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from codedinvnet.codes import registry
-from codedinvnet.common.errors import UserError
-from codedinvnet.common.files import read_json
-from codedinvnet.simulation import sweep as module
-from codedinvnet.simulation.figures import simulate
-from codedinvnet.simulation.sweep import (
-    BY_CLOSENESS,
-    NOBODY,
+from benchmarks import sweep as module
+from benchmarks.sweep import (
     Point,
     Sweep,
     by_policy,
     frame_of,
-    lines_of,
-    parse_sweep,
     read_rows,
     run_sweep,
     warnings_of,
-    winners,
 )
+from codedinvnet.codes import registry
+from codedinvnet.common.errors import UserError
+from codedinvnet.common.files import read_json
+from codedinvnet.simulation.figures import simulate
+from tests.conftest import Command
 from tests.simulation.scenarios import scenario
 
 SWEEP = Sweep(
@@ -51,27 +48,11 @@ ROWS = [
 ]
 
 
-def test_who_wins_and_where_it_is_contested() -> None:
-    best = winners(frame_of(ROWS))
-    assert list(zip(best["load"], best["policy"], best["contested"], strict=True)) == [
-        (0.2, "hedge", True),  # 3 % are no win, and it does less
-        (0.5, "hedge", False),
-        (0.8, "coded", False),
-    ]
-    short = [one | {"p999_ms_95": None} for one in ROWS]  # too short for intervals
-    assert list(winners(frame_of(short))["contested"]) == [True, False, False]
-    assert [BY_CLOSENESS in lines_of(frame_of(rows)) for rows in (ROWS, short)] == [False, True]
-    never = frame_of([row(0.2, "uncoded", None), row(0.2, "coded", None)])
-    assert list(winners(never)["policy"]) == [NOBODY]
-    newer = frame_of([*ROWS, row(0.5, "coded", 1.0)])  # of one cell the last row counts
-    assert winners(newer)["policy"][1] == "coded"
-    table = by_policy(newer)
+def test_a_place_is_a_line_with_a_column_for_each_policy() -> None:
+    table = by_policy(frame_of([*ROWS, row(0.5, "coded", 1.0)]))  # the last row of a cell counts
     assert list(table.columns) == ["uncoded", "hedge", "coded"]
     assert table.loc[("held", 1, 0.5), "coded"] == 1.0
-    lines = lines_of(frame_of(ROWS))
-    assert len(lines) == 4
-    assert lines[1].split()[-2:] == ["hedge", "contested"]
-    assert "inf" in lines[3]
+    assert table.loc[("held", 1, 0.8), "hedge"] == math.inf
 
 
 def test_what_the_runs_of_a_place_cannot_be_trusted_for() -> None:
@@ -117,8 +98,7 @@ def test_rows_are_kept_and_the_rest_is_simulated(tmp_path: Path) -> None:
 def test_the_places_of_shipped_rows_have_the_draws_that_they_had() -> None:
     root = Path(__file__).parents[2]
     path = root / "configs" / "bench" / "simulate-two-losses.json"
-    sweep = parse_sweep(read_json(path), path)
-    assert sweep is not None
+    sweep = Sweep.model_validate(read_json(path))
     seeds = {cell: found.seed for cell, found in sweep.scenarios()}
     rows = read_rows(root / "docs" / "results" / "two-losses.jsonl")
     kept = {Point.of(row): row["settings"]["scenario"]["seed"] for row in rows}
@@ -192,13 +172,22 @@ def test_the_small_backup_is_a_code_of_its_own(tmp_path: Path) -> None:
         Sweep.model_validate(raw | {"policies": ["backup"]})
 
 
-def test_files_that_hold_no_sweep(tmp_path: Path) -> None:
-    path = tmp_path / "sweep.json"
+def test_the_command_line(tmp_path: Path, call_benchmarks: Command) -> None:
+    path, out = tmp_path / "sweep.json", tmp_path / "rows.jsonl"
+    base = {**SWEEP.base.model_dump(mode="json"), "queries": 600, "arrivals": {"qps": 300}}
+    sweep = {"base": base, "loads": [0.3, 0.6], "stragglers": ["none", "hung"]}
+    path.write_text(json.dumps({**sweep, "policies": ["uncoded", "coded", "hedge"]}))
+    outcome = call_benchmarks("sweep", path, "--out", out)
+    assert outcome.code == 0, outcome.err
+    assert len(read_rows(out)) == 12
+    assert "hung, 1, 30%: The run lasts" in outcome.out
+    assert call_benchmarks("sweep", path, "--out", out, "--only", "load=0.5").code == 2
     path.write_text('{"base": {}, "load": [0.5]}')
-    with pytest.raises(UserError, match="unknown key 'load': did you mean 'loads'"):
-        parse_sweep(read_json(path), path)
-    path.write_text('{"arrivals": {}}')
-    assert parse_sweep(read_json(path), path) is None
+    outcome = call_benchmarks("sweep", path, "--out", out)
+    assert "unknown key 'load': did you mean 'loads'" in outcome.err
+
+
+def test_files_that_hold_no_rows_of_a_sweep(tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
     rows.write_text(json.dumps({"schema_version": 1, "kind": "latency"}) + "\n")
     with pytest.raises(UserError, match=r"rows.jsonl, line 1: "):

@@ -1,15 +1,19 @@
-"""Sweeps: every policy at every load under every straggler model, one row each, resumable."""
+"""`python -m benchmarks sweep`: every policy at every load under every straggler model, simulated.
+
+A sweep file has a scenario as its `base`, and what is varied in it. Each cell is a row of the file
+of rows, and finished rows in it are kept.
+"""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-from pandas import DataFrame, concat
+from pandas import DataFrame
 from pydantic import Field, field_validator
 
 from codedinvnet.codes.named_policies import SERVED, in_order, served_as
@@ -17,21 +21,17 @@ from codedinvnet.codes.registry import find_method
 from codedinvnet.common import grid
 from codedinvnet.common.config import Positive, Section, validated
 from codedinvnet.common.errors import UserError
-from codedinvnet.common.files import check_writable
+from codedinvnet.common.files import check_writable, read_json
 from codedinvnet.simulation.engine import accuracy_of
-from codedinvnet.simulation.figures import SAME, latency_of, simulate
+from codedinvnet.simulation.figures import simulate
 from codedinvnet.simulation.scenario import Scenario, parse_scenario
 from codedinvnet.simulation.stragglers import stragglers
 from codedinvnet.simulation.warnings import overload, rarest, too_short
 
-BY_CLOSENESS = "Where intervals are missing, a p99.9 within 5 % alone makes a place contested."
-QUICK_QUERIES = 2000
-NOBODY = "none"
-"""Wins where one answer in a thousand never comes, whatever the policy."""
-
-
 KIND = "simulation"
 """The experiment of a sweep's rows."""
+QUICK_QUERIES = 2000
+PLACE = ["stragglers", "batch", "load"]
 
 
 class Point(NamedTuple):
@@ -100,21 +100,26 @@ class Sweep(Section):
             yield Point(named, batch, load, policy), scenario
 
 
-def parse_sweep(raw: Any, path: Path) -> Sweep | None:
-    """Validate what a file holds as a sweep; None if it is a single scenario.
+def run(*, sweep: Path, out: Path, quick: bool = False, only: Sequence[str] = ()) -> dict[str, Any]:
+    """Simulate what a sweep's file of rows lacks, and return the table of p99.9 in ms by policy.
+
+    Args:
+        sweep: the sweep's file.
+        out: the file of rows.
+        quick: few queries a place: it shows that the sweep runs, and no tails.
+        only: words such as `policy=hedge` that choose cells.
 
     Raises:
-        UserError: if it is wrong.
+        UserError: if the sweep is wrong or `out` cannot be written, before any work; in the end, if
+            a run failed.
     """
-    if not isinstance(raw, dict) or "base" not in raw:
-        return None
-    return validated(Sweep, raw, path)
-
-
-def quick_sweep(sweep: Sweep) -> Sweep:
-    """Return the sweep with few queries a place: it shows that the sweep runs, and no tails."""
-    few = sweep.base.updated(queries=min(sweep.base.queries, QUICK_QUERIES))
-    return sweep.model_copy(update={"base": few, "requests": 1})
+    made = validated(Sweep, read_json(sweep), sweep)
+    if quick:
+        few = made.base.updated(queries=min(made.base.queries, QUICK_QUERIES))
+        made = made.model_copy(update={"base": few, "requests": 1})
+    rows = run_sweep(made, out, only)
+    table = by_policy(frame_of(rows)).to_string(float_format="%.4g")
+    return {"rows": rows, "table": "\n".join([str(table), "", *warnings_of(rows)])}
 
 
 def run_sweep(sweep: Sweep, out: Path, only: Iterable[str] = ()) -> list[dict[str, Any]]:
@@ -182,9 +187,6 @@ def warnings_of(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     ]
 
 
-PLACE = ["stragglers", "batch", "load"]
-
-
 def frame_of(rows: Iterable[Mapping[str, Any]]) -> DataFrame:
     """Return the frame of a sweep: a line a cell, p99.9 in ms, infinite if more is lost.
 
@@ -196,42 +198,13 @@ def frame_of(rows: Iterable[Mapping[str, Any]]) -> DataFrame:
         low, high = row["p999_ms_95"] or (math.nan, math.nan)
         lines[Point.of(row)] = {
             **Point.of(row)._asdict(),
-            "p999": latency_of(row["p999_ms"]),
+            "p999": math.inf if row["p999_ms"] is None else row["p999_ms"],
             "low": low,
             "high": high,
             "work": float(row["work_per_query"]),
             "approximate": float(row["decoded_share"]),
         }
     return DataFrame(list(lines.values()))
-
-
-def winners(frame: DataFrame) -> DataFrame:
-    """Return for each place the policy that wins: the least work of those with the lowest p99.9.
-
-    It may be higher by 5 %. NOBODY wins where no policy has a finite one. `contested` tells whether
-    another policy comes within 5 % of the lowest, or its 95 % interval overlaps that of the lowest.
-    Where there is no interval the 5 % decide alone: see `lacks_intervals`.
-    """
-    found = []
-    for place, here in frame.groupby(PLACE, sort=False):
-        lowest = here.loc[here["p999"].idxmin()]
-        good = here[here["p999"] <= (1 + SAME) * lowest["p999"]]
-        best = good.loc[good["work"].idxmin()]["policy"]
-        others = here[here["policy"] != lowest["policy"]]
-        overlaps = bool((others["low"] <= lowest["high"]).any())
-        found.append(
-            {
-                **dict(zip(PLACE, place, strict=True)),
-                "policy": best if math.isfinite(lowest["p999"]) else NOBODY,
-                "contested": math.isfinite(lowest["p999"]) and (len(good) > 1 or overlaps),
-            }
-        )
-    return DataFrame(found)
-
-
-def lacks_intervals(frame: DataFrame) -> bool:
-    """Tell whether there is a finite p99.9 without an interval, as of a run that was too short."""
-    return bool(frame.loc[frame["p999"] < math.inf, "low"].isna().any())
 
 
 def by_policy(frame: DataFrame, column: str = "p999") -> DataFrame:
@@ -241,13 +214,3 @@ def by_policy(frame: DataFrame, column: str = "p999") -> DataFrame:
         index=frame[PLACE].drop_duplicates().itertuples(index=False, name=None),
         columns=in_order(frame["policy"]),
     )
-
-
-def lines_of(frame: DataFrame) -> list[str]:
-    """Return the lines of a table: each place's p99.9 in ms by policy, and who wins."""
-    best = winners(frame)
-    table = by_policy(frame).reset_index(drop=True)
-    table = concat([best[PLACE], table, best["policy"].rename("winner")], axis="columns")
-    table["contested"] = best["contested"].map({True: "contested", False: ""})
-    lines = str(table.to_string(index=False, float_format="%.4g")).splitlines()
-    return [*lines, "", BY_CLOSENESS] if lacks_intervals(frame) else lines
