@@ -18,6 +18,7 @@ from typing import Any
 import pandas as pd
 
 from benchmarks.peers.contenders import CONTENDERS, TUNED, TUNINGS
+from benchmarks.peers.libraries import LIBRARIES
 from benchmarks.peers.pages import SWEEP_SEED, read, table
 from benchmarks.peers.trials import Trial, measure, shuffled
 from codedinvnet.common.grid import Cell, refuse_failures, resume
@@ -51,7 +52,7 @@ def run(
     out: Path,
 ) -> dict[str, Any]:
     """Measure what is missing, and return the table; see `benchmarks.command_line`."""
-    peers = peer or (QUICK_PEERS if quick else tuple(CONTENDERS))
+    peers = peer or (QUICK_PEERS if quick else (*CONTENDERS, *LIBRARIES))
     faults = fault or (QUICK_FAULTS if quick else FAULTS)
     loads = load or (LOADS[:1] if quick else LOADS)
     numbers = range(1, seeds + 1) if seeds else QUICK_SEEDS if quick else SEEDS

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pandas as pd
 
-from benchmarks.peers.contenders import CONTENDERS
 from codedinvnet.common.grid import read_rows
 from codedinvnet.evaluation.tables import markdown
 
@@ -23,6 +22,9 @@ TITLES = {
     "ours-hedge": "**this gateway, hedging**",
     "ours-hedge-slots": "this gateway, hedging, told its slots",
     "ours-fallback": "this gateway, with a fallback",
+    "ours-httpx": "`codedinvnet.hedging` in the client",
+    "httpx-hedged": "httpx-hedged, servers in turn",
+    "hedge-python": "hedge-python, servers in turn",
 }
 FAULTS = {
     "none": "nothing wrong",
@@ -71,7 +73,7 @@ def _cells(rows: pd.DataFrame, place: list[str]) -> pd.DataFrame:
         text = f"**{text}**" if line.median <= CLOSE * least else text
         texts.append(text + (f" ({line.min:.0f}–{line.max:.0f})" if line.size > 1 else ""))
     table = pd.Series(texts, found.index).unstack("peer", sort=False)
-    return table[[name for name in CONTENDERS if name in table]]
+    return table[[name for name in TITLES if name in table]]
 
 
 def table(rows: pd.DataFrame) -> str:

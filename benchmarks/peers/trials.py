@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.load import JSON, Load, arrivals
-from benchmarks.peers import upstreams
+from benchmarks.peers import libraries, upstreams
 from benchmarks.peers.contenders import CONTENDERS, TIMEOUT, Site
 from codedinvnet.common.errors import UserError
 from codedinvnet.common.processes import descendants, process_stat
@@ -40,7 +40,7 @@ class Trial:
     """One measurement.
 
     Attributes:
-        peer: one of CONTENDERS.
+        peer: one of CONTENDERS or LIBRARIES.
         fault: one of `upstreams.FAULTS`.
         load: share of the servers' capacity that the requests take, blocks left out.
         servers: how many.
@@ -194,9 +194,11 @@ def measure(trial: Trial) -> dict[str, Any]:
             harm = FirstServer(trial.fault, first, log, float(times[-1]))
             stack.callback(harm.stop)
         site = Site(folder, listens, ports, trial.slots, trial.tuning, fallback)
-        proxy = stack.enter_context(process(CONTENDERS[trial.peer](site), log))
-        wait_until_open(site.port, proxy, log)
-        before = processor_and_memory(proxy.pid)[0]
+        proxy = None
+        if trial.peer in CONTENDERS:
+            proxy = stack.enter_context(process(CONTENDERS[trial.peer](site), log))
+            wait_until_open(site.port, proxy, log)
+            before = processor_and_memory(proxy.pid)[0]
         mine = resource.getrusage(resource.RUSAGE_SELF)
         if harm is not None:
             harm.start()
@@ -204,10 +206,18 @@ def measure(trial: Trial) -> dict[str, Any]:
         bodies = [upstreams.request(number) for number in range(count)]
         url = f"http://127.0.0.1:{site.port}/v2/models/m/infer"
         load = Load(url, bodies, JSON, float(TIMEOUT), upstreams.is_answer)
-        asyncio.run(load.run(times))
+        if proxy is None:
+            asyncio.run(libraries.send(load, site, trial.peer, times))
+        else:
+            asyncio.run(load.run(times))
         wall = time.monotonic() - began
         own = resource.getrusage(resource.RUSAGE_SELF)
-        seconds, memory = processor_and_memory(proxy.pid)
+        used = own.ru_utime + own.ru_stime - mine.ru_utime - mine.ru_stime
+        if proxy is None:
+            seconds, memory = used, own.ru_maxrss / 1024
+        else:
+            seconds, memory = processor_and_memory(proxy.pid)
+            seconds -= before
         asked = [ports[apart], *([fallback] if trial.peer == "ours-fallback" else [])]
         busy, started = work(asked if not apart or trial.fault == "refused" else [ports[0], *asked])
     found = load.latencies[WARM_UP:]
@@ -224,9 +234,9 @@ def measure(trial: Trial) -> dict[str, Any]:
         "work": round(started / count, 4),
         "busy": round(busy / count, 6),
         "goodput": round(good / (wall * trial.requests / count), 1),
-        "processor_ms": round(1000 * (seconds - before) / count, 4),
+        "processor_ms": round(1000 * seconds / count, 4),
         "memory_mb": round(memory, 1),
-        "client_processor": round((own.ru_utime - mine.ru_utime) / wall, 3),
+        "client_processor": round(used / wall, 3),
     }
 
 

@@ -151,6 +151,8 @@ class Connection(asyncio.Protocol):
     def _answer(self, method: str, path: str, body: bytes) -> None:
         if method == "POST":
             self._work(json.loads(body))
+        elif path.startswith("/m/"):
+            self._work({"id": path[3:]})
         elif path == "/stats":
             stats = [(server.busy, server.started) for server in self.servers]
             self._write(200, json.dumps(stats).encode())
