@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,7 +22,6 @@ from codedinvnet.models import ModelSource, OpenModel
 from codedinvnet.models.probe import differ, probe_inputs
 from codedinvnet.models.runtime import any_batch, export
 from codedinvnet.models.scores import ScoresOf
-from codedinvnet.protect.confidence import LEAST
 
 if TYPE_CHECKING:  # a service needs no training
     from codedinvnet.protect.students import Student
@@ -43,7 +42,6 @@ class _Protected(BaseModel):
     digest: str
     source: str
     scores: str
-    kind: Literal["logits", "probabilities"]
 
 
 class Row(BaseModel):
@@ -57,7 +55,6 @@ class Row(BaseModel):
     backup_workers: int = Field(ge=1, le=MOST)
     """Workers for a group's extra tasks."""
     digest: str
-    scores: str
 
 
 class Description(BaseModel):
@@ -73,23 +70,18 @@ class Answering(nn.Module):
     """A backup whose scores are of the served model's kind.
 
     Args:
-        module: maps queries to scores.
-        given: the kind of its scores, "logits" or "probabilities".
-        wanted: the kind of the served model's scores.
+        backup: maps queries (B, *shape), of each input, to logits (B, classes).
+        kind: of the served model's scores, "logits" or "probabilities".
     """
 
-    def __init__(self, module: nn.Module, given: str, wanted: str) -> None:
+    def __init__(self, backup: nn.Module, kind: str) -> None:
         super().__init__()
-        self.module, self.given, self.wanted = module, given, wanted
+        self.backup, self.kind = backup, kind
 
     def forward(self, *queries: Tensor) -> Tensor:
-        """Map queries (B, *shape), of each input, to scores (B, classes)."""
-        scores: Tensor = self.module(*queries)
-        if self.given == self.wanted:
-            return scores
-        return (
-            scores.softmax(1) if self.wanted == "probabilities" else scores.clamp_min(LEAST).log()
-        )
+        """Map queries to scores."""
+        logits: Tensor = self.backup(*queries)
+        return logits.softmax(1) if self.kind == "probabilities" else logits
 
 
 def write_description(folder: Path, description: Mapping[str, Any]) -> None:
@@ -168,17 +160,16 @@ def _row_of(folder: Path, found: Description, method: str | None) -> Row:
 
 def _open_backup(folder: Path, row: Row, kind: str) -> Answering:
     """Open a backup's file, and have it give scores of a kind."""
-    other = backup_source(folder, row.method, row.scores).open()
+    other = backup_source(folder, row.method).open()
     if other.source.digest != row.digest:
         raise UserError(f"{other.source.source} is not the file that this protection was made with")
-    assert other.signature.scores is not None
-    return Answering(ScoresOf(other), other.signature.scores.kind, kind)
+    return Answering(ScoresOf(other), kind)
 
 
-def backup_source(folder: Path, name: str, scores: str) -> ModelSource:
+def backup_source(folder: Path, name: str) -> ModelSource:
     """Return what opens a backup, on as many threads as PyTorch has: opening a model sets both."""
-    path = str(folder / f"{name}.onnx")
-    return ModelSource(path, scores=scores, threads=torch.get_num_threads())
+    path, threads = str(folder / f"{name}.onnx"), torch.get_num_threads()
+    return ModelSource(path, scores="logits:logits", threads=threads)
 
 
 def export_student(folder: Path, name: str, student: Student) -> OpenModel:
@@ -193,7 +184,7 @@ def export_student(folder: Path, name: str, student: Student) -> OpenModel:
         output_names=["logits"],
         dynamic_shapes=any_batch(len(examples)),
     )
-    source = backup_source(folder, name, "logits:logits")
+    source = backup_source(folder, name)
     write_atomically(Path(source.source), content)
     found = source.open()
     with torch.inference_mode():

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -29,34 +29,26 @@ HOPELESS = 0.05
 """A size whose best trial agrees this much less often than the best trial is trained no further."""
 
 
-class Entry(NamedTuple):
-    """A candidate: a class of students at a size."""
-
-    work: float
-    family: str
-    choice: Choice
-
-    @property
-    def name(self) -> str:
-        """The name of its row, and of its file."""
-        return f"{self.family}-{self.work:g}"
-
-
 @dataclass
 class Trained:
-    """A candidate's network with its best weights.
+    """A candidate: a network of a class at a size, with its best weights.
 
     Attributes:
-        entry: what it is.
+        work: the size.
         student: the network.
         score: its agreement on the validation inputs; below 0 before any training.
         stopped: whether it was trained no further than a trial.
     """
 
-    entry: Entry
+    work: float
     student: Student
     score: float = -1.0
     stopped: bool = False
+
+    @property
+    def name(self) -> str:
+        """The name of its row, and of its file."""
+        return f"{self.student.family}-{self.work:g}"
 
 
 def once(path: Path, decide: Callable[[], Any]) -> Any:
@@ -85,12 +77,12 @@ class Ladder:
         self.notes: list[str] = []
         """What a reader of the table should know."""
 
-    def entries(self) -> list[Entry]:
-        """Return the candidates; a note says why a class has none.
+    def candidates(self) -> list[Trained]:
+        """Return the untrained candidates; a note says why a class has none.
 
         A size that gives the same network as a smaller one is left out.
         """
-        teacher, found = self.lesson.teacher, list[Entry]()
+        teacher, found = self.lesson.teacher, list[Trained]()
         kind, seen = kind_of(teacher), list[tuple[str, Choice]]()
         for work in sorted(self.works):
             for family, student in STUDENTS.items():
@@ -105,7 +97,8 @@ class Ladder:
                     continue
                 if (family, choice) not in seen:
                     seen.append((family, choice))
-                    found.append(Entry(work, family, choice))
+                    torch.manual_seed(self.seed)
+                    found.append(Trained(work, student(teacher, choice)))
         return found
 
     def train(self, seconds: float) -> list[Trained]:
@@ -114,39 +107,34 @@ class Ladder:
         Raises:
             UserError: if there is time for none.
         """
-        found = [self._untrained(entry) for entry in self.entries()]
+        found = self.candidates()
         if len(found) > 1:
             found = self._round("trial", found, TRIALS * seconds)
             seconds *= 1 - TRIALS
-            scores = ", ".join(f"{t.entry.name} {100 * t.score:.1f} %" for t in found)
+            scores = ", ".join(f"{t.name} {100 * t.score:.1f} %" for t in found)
             self.notes.append(f"agreement on validation inputs after short trials: {scores}")
         best: dict[float, Trained] = {}
         for trained in sorted(found, key=lambda trained: trained.score):  # the best comes last
-            best[trained.entry.work] = trained
+            best[trained.work] = trained
         highest = max((trained.score for trained in best.values()), default=0.0)
         for trained in best.values():
             trained.stopped = 0 <= trained.score < highest - HOPELESS
         going = [trained for trained in best.values() if not trained.stopped]
         for trained in self._round("final", going, seconds):
-            best[trained.entry.work] = trained
+            best[trained.work] = trained
         found = [best[work] for work in sorted(best) if best[work].score >= 0]
         if not found:
             raise UserError("; ".join(self.notes) or "no backup can be trained for this model")
         return found
 
-    def _untrained(self, entry: Entry) -> Trained:
-        torch.manual_seed(self.seed)
-        return Trained(entry, STUDENTS[entry.family](self.lesson.teacher, entry.choice))
-
     def _round(self, name: str, started: Sequence[Trained], seconds: float) -> list[Trained]:
         """Train each for a share of the time in proportion to its work, and note failures."""
         found, left = [], seconds
-        whole = sum(trained.entry.work for trained in started)
+        whole = sum(trained.work for trained in started)
         for number, trained in enumerate(started, 1):
-            entry = trained.entry
-            share = seconds * entry.work / whole
+            share = seconds * trained.work / whole
             Progress.write(
-                f"{name} {number} of {len(started)}: {entry.name}; about {left / 60:.0f} minutes "
+                f"{name} {number} of {len(started)}: {trained.name}; about {left / 60:.0f} minutes "
                 "left in this round",
                 file=sys.stderr,
             )
@@ -154,13 +142,12 @@ class Ladder:
             try:
                 found.append(self._trained(name, trained, share))
             except UserError as error:  # no time for a step, or its loss diverged
-                self.notes.append(f"{entry.name}: {error}")
+                self.notes.append(f"{trained.name}: {error}")
                 found.append(trained)
         return found
 
     def _trained(self, round_: str, started: Trained, seconds: float) -> Trained:
-        entry, student = started.entry, started.student
-        folder = self.folder / f"{round_}-{entry.name}"
+        student, folder = started.student, self.folder / f"{round_}-{started.name}"
         before = {key: value.clone() for key, value in student.state_dict().items()}
 
         def planned() -> dict[str, Any]:
@@ -180,7 +167,7 @@ class Ladder:
             folder,
             epochs=part.epochs,
             seed=self.seed,
-            settings={"part": part.model_dump(), "family": entry.family},
+            settings={"part": part.model_dump(), "family": student.family},
             resume=LATEST,
             replan=stage.replan,
         )
@@ -188,4 +175,4 @@ class Ladder:
         if score < started.score:  # the trial's weights were better
             student.load_state_dict(before)
             return started
-        return Trained(entry, student.eval(), score)
+        return Trained(started.work, student.eval(), score)

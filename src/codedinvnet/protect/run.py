@@ -136,7 +136,6 @@ def _described(
             "source": source.source,
             "digest": source.digest,
             "scores": scores_tensor(teacher.model.signature).name,
-            "kind": teacher.kind,
             "macs": cost.macs,
             "ms": cost.ms,
         },
@@ -144,8 +143,7 @@ def _described(
         "recommended": recommended,
         "reason": reason,
         "table": [
-            {**report(each, options.k), "digest": backup.source.digest, "scores": "logits:logits"}
-            for each, backup in backups
+            {**report(each, options.k), "digest": backup.source.digest} for each, backup in backups
         ],
         "most_frequent": interval(teacher.answers[rows.test] == frequent),
     }
@@ -220,7 +218,7 @@ def _measured(
     out: Path, trained: Trained, teacher: Teacher, single: OpenModel, cost: Cost
 ) -> tuple[Candidate, OpenModel]:
     """Export a backup and measure it as it is served; its time in turn with the model's."""
-    name, macs = trained.entry.name, trained.student.macs()
+    name, macs = trained.name, trained.student.macs()
     backup = export_student(out, name, trained.student)
     one = teacher.inputs.batch(np.arange(1))
     times = milliseconds({"model": lambda: single.run(one), "backup": lambda: backup.run(one)})
