@@ -101,9 +101,15 @@ def test_images_are_changed_in_training_as_the_model_tolerates(
     inputs = Inputs({"x": x.astype(np.float32)}, model.signature.inputs)
     asked = teacher.ask(model, inputs, split(300, 0), tmp_path, 5.0)
     assert asked.largest_shift() == shift
-    batch = {"x": inputs.arrays["x"][:, :, :, ::-1].copy()}
-    wanted = model.run(batch)[model.signature.outputs[0].name]
-    np.testing.assert_array_equal(asked.mirrored().argmax(1), wanted.argmax(1))
+    ways = [asked.variant(0, True, False), asked.variant(1, False, True)]
+    lesson, rows, plain = distil.Lesson(asked, ways), asked.rows.train, inputs.arrays["x"]
+    mirrored, pasted = (lesson.images(rows, np.full(len(rows), way))["x"] for way in (1, 2))
+    np.testing.assert_array_equal(mirrored, plain[rows][:, :, :, ::-1])
+    differs = (pasted != plain[rows]).any(1).mean((1, 2))
+    assert 0.1 < differs.mean() < differs.max() <= 0.6
+    for way, images in enumerate((mirrored, pasted), 1):
+        wanted = model.run({"x": images})[model.signature.outputs[0].name]
+        np.testing.assert_array_equal(lesson.logs[way, rows].argmax(1), wanted.argmax(1))
 
 
 def test_a_model_that_a_server_has_is_protected_by_time(call: Command, tmp_path: Path) -> None:

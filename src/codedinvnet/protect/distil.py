@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,9 +14,10 @@ from torch import Tensor
 
 from codedinvnet.common.config import PartSettings
 from codedinvnet.common.errors import UserError
+from codedinvnet.protect.inputs import layout
 from codedinvnet.protect.measure import coverage_at
 from codedinvnet.protect.students import Student
-from codedinvnet.protect.teacher import Teacher, batches
+from codedinvnet.protect.teacher import Teacher, Variant, batches, changed_images
 from codedinvnet.training.network import augment
 from codedinvnet.training.part import PartStage, batch_places
 from codedinvnet.training.precision import autocast
@@ -25,6 +26,8 @@ TEMPERATURES = (2.0, 1.5, 1.0)
 """By which scores are divided before they are compared, so that more than one class counts."""
 MOST_ENTROPY = 2.0
 """Nats, on average: above it many classes look alike, and a lower temperature teaches more."""
+PASTED = 0.5
+"""Share of the training images into which parts of others are pasted, if any are."""
 LEAST = 10
 """Steps without which there is no training."""
 FEWEST_STEPS = 40
@@ -41,14 +44,39 @@ class Lesson:
 
     Attributes:
         teacher: the served model with its inputs.
-        mirrored: the model's log-probabilities (N, classes) of the mirrored images, half of which
-            are then trained on; None: no image is mirrored.
+        variants: ways to change images whose scores the model has given. Half of the images have
+            none of another one pasted in, if there are such variants.
         shift: shift images by up to so many pixels.
     """
 
     teacher: Teacher
-    mirrored: np.ndarray | None = None
+    variants: Sequence[Variant] = ()
     shift: int = 0
+
+    @cached_property
+    def logs(self) -> np.ndarray:
+        """The model's log-probabilities of plain inputs and of all variants, (V, N, classes)."""
+        return np.stack([self.teacher.log_probabilities, *(v.logs for v in self.variants)])
+
+    def images(self, rows: np.ndarray, ways: np.ndarray) -> Mapping[str, np.ndarray]:
+        """Return images of these rows, each changed in one way; 0 is the plain one."""
+        inputs = self.teacher.inputs
+        (spec,) = inputs.specs
+        others, boxes = rows.copy(), np.zeros((len(rows), 4), np.int64)
+        flips = np.zeros(len(rows), bool)
+        for way, variant in enumerate(self.variants, 1):
+            there = ways == way
+            others[there], flips[there] = variant.others[rows[there]], variant.mirrored
+            boxes[there] = variant.boxes[rows[there]]
+        (plain,), (pasted,) = inputs.batch(rows).values(), inputs.batch(others).values()
+        return {spec.name: changed_images(plain, pasted, boxes, flips, layout(spec)[1])}
+
+    @cached_property
+    def weights(self) -> Tensor:
+        """How often each way is taken, (V,)."""
+        pasted = torch.tensor([False, *(bool(v.boxes.any()) for v in self.variants)])
+        share = PASTED if pasted.any() else 0.0
+        return torch.where(pasted, share / max(1, int(pasted.sum())), (1 - share) / (~pasted).sum())
 
     @cached_property
     def temperature(self) -> float:
@@ -90,16 +118,13 @@ class Distillation(PartStage):
     def batch_loss(self, index: int) -> Tensor:
         lesson, teacher = self.lesson, self.lesson.teacher
         rows = self.order[batch_places(self.order, index, self.part.batch_size).numpy()]
-        inputs = self.student.tensors(teacher.inputs.batch(rows))
-        wanted = torch.from_numpy(teacher.log_probabilities[rows])
-        if lesson.mirrored is not None or lesson.shift:
+        ways = torch.multinomial(lesson.weights, len(rows), True, generator=self.generator).numpy()
+        wanted = torch.from_numpy(lesson.logs[ways, rows])
+        batch = lesson.images(rows, ways) if lesson.variants else teacher.inputs.batch(rows)
+        inputs = self.student.tensors(batch)
+        if lesson.shift:
             last = bool(getattr(self.student, "last", False))
             images = inputs[0].permute(0, 3, 1, 2) if last else inputs[0]
-            if lesson.mirrored is not None:
-                flipped = torch.rand(len(images), generator=self.generator) < 0.5
-                images = torch.where(flipped[:, None, None, None], images.flip(3), images)
-                other = torch.from_numpy(lesson.mirrored[rows])
-                wanted = torch.where(flipped[:, None], other, wanted)
             images = augment(images, False, lesson.shift, self.generator)
             inputs = [images.permute(0, 2, 3, 1) if last else images]
         with autocast(self.precision, self.device):

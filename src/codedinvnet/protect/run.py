@@ -41,8 +41,10 @@ from codedinvnet.training.loop import differing_keys
 
 WORK = "work"
 """The folder, in an unfinished protection, of scores and checkpoints."""
-MIRRORED = 0.25
-"""Share of the minutes that scoring the mirrored images may take."""
+MIRRORED, PASTED = 0.25, 0.1
+"""Shares of the minutes that the model may take to score mirrored images, or all changed ones."""
+FEWEST_VARIANTS, MOST_VARIANTS = 4, 8
+"""If fewer are affordable, there won't be enough epochs to learn images by heart."""
 MEASURED = 0.05
 """Share of the minutes that is kept for exports and measurements."""
 
@@ -106,7 +108,7 @@ def protect(options: ProtectOptions) -> dict[str, Any]:
         "settings": {
             **settings,
             "shift": lesson.shift,
-            "mirrored": lesson.mirrored is not None,
+            "variants": len(lesson.variants),
             "minutes": options.minutes,
         },
         "split": {part: len(found) for part, found in teacher.rows._asdict().items()},
@@ -201,17 +203,21 @@ def _lesson(options: ProtectOptions, teacher: Teacher, notes: list[str]) -> Less
     if kind_of(teacher) != "images":
         return Lesson(teacher)
     shift = once(_kept(options, "shift.json"), teacher.largest_shift)
-    if not options.mirror:
-        return Lesson(teacher, None, shift)
 
-    def quick() -> bool:
-        seconds = query_seconds(teacher.model, teacher.inputs) * len(teacher.inputs)
-        return seconds <= MIRRORED * 60 * options.minutes
+    def affordable() -> int:
+        seconds = query_seconds(teacher.model, teacher.inputs) * len(teacher.rows.train)
+        count = int(PASTED * 60 * options.minutes / seconds)
+        if count < FEWEST_VARIANTS:
+            return int(seconds <= MIRRORED * 60 * options.minutes)
+        return min(count, MOST_VARIANTS)
 
-    if once(_kept(options, "mirrored.json"), quick):
-        return Lesson(teacher, teacher.mirrored(), shift)
-    notes.append("images are not mirrored: scoring the mirrored ones takes too much of --minutes")
-    return Lesson(teacher, None, shift)
+    count = once(_kept(options, "variants.json"), affordable)
+    if not count:
+        notes.append("images stay as they are: scoring changed ones takes too much of --minutes")
+    variants = [teacher.variant(0, True, False)] if count and options.mirror else []
+    for number in range(1, count):
+        variants.append(teacher.variant(number, options.mirror and number % 2 > 0, True))
+    return Lesson(teacher, variants, shift)
 
 
 def _measured(

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from codedinvnet.models.base import DATATYPES, Model, can_be_scores, scores_tens
 from codedinvnet.models.probe import differ, kind_of_scores
 from codedinvnet.protect.confidence import log_probabilities
 from codedinvnet.protect.costs import as_onnx
-from codedinvnet.protect.inputs import Inputs, Split, image_size, layout
+from codedinvnet.protect.inputs import STREAM, Inputs, Split, image_size, layout
 from codedinvnet.training.network import augment
 
 BATCH, SHARD = 32, 2048
@@ -32,8 +32,29 @@ TWICE, SAME = 16, 1e-2
 CHANGED, STEADY = 256, 0.9
 """Images are shifted in training if the model keeps this share of its answers to so many."""
 
-Change = Callable[[np.ndarray], np.ndarray]
-"""Changes a batch of images."""
+LARGEST = 0.5
+"""Share of an image that may be pasted over."""
+
+Change = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""Changes a batch of images, of these rows."""
+
+
+class Variant(NamedTuple):
+    """What the model answers if each image is changed in one way.
+
+    A box of another image is pasted in (CutMix, Yun et al., ICCV 2019), and then all is mirrored.
+
+    Attributes:
+        logs: the model's log-probabilities (N, classes).
+        mirrored: whether images are mirrored.
+        others: the rows from which boxes are pasted, (N,).
+        boxes: their top, bottom, left and right edges, (N, 4).
+    """
+
+    logs: np.ndarray
+    mirrored: bool
+    others: np.ndarray
+    boxes: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,11 +109,25 @@ class Teacher:
         found: np.ndarray = rows[np.arange(count) * len(rows) // count]
         return found
 
-    def mirrored(self) -> np.ndarray:
-        """Return log-probabilities (N, classes) of the mirrored images."""
-        axis = 2 if layout(self.inputs.specs[0])[1] else 3
-        flipped = all_scores(self.model, self.inputs, self.folder, lambda x: np.flip(x, axis))
-        return log_probabilities(flipped, self.kind)
+    def variant(self, number: int, mirrored: bool, pasted: bool) -> Variant:
+        """Have the model score one variant of the training images."""
+        (spec,), train = self.inputs.specs, self.rows.train
+        generator = np.random.default_rng((STREAM, number))
+        others, boxes = np.arange(len(self.inputs)), np.zeros((len(self.inputs), 4), np.int64)
+        if pasted:
+            others[train] = generator.permutation(train)
+            boxes = drawn_boxes(len(self.inputs), *image_size(spec), generator)
+
+        def change(images: np.ndarray, rows: np.ndarray) -> np.ndarray:
+            (more,) = self.inputs.batch(others[rows]).values()
+            flips = np.full(len(rows), mirrored)
+            return changed_images(images, more, boxes[rows], flips, layout(spec)[1])
+
+        scores = all_scores(
+            self.model, self.inputs, self.folder, f"variant-{number}", change, train
+        )
+        logs = log_probabilities(scores, self.kind)
+        return Variant(logs, mirrored, others, boxes)
 
     def largest_shift(self) -> int:
         """Return an eighth of the images' height if the model tolerates such shifts, else 0."""
@@ -100,14 +135,14 @@ class Teacher:
         last = layout(self.inputs.specs[0])[1]
         generator = torch.Generator().manual_seed(0)
 
-        def shifted(batch: np.ndarray) -> np.ndarray:
+        def shifted(batch: np.ndarray, rows: np.ndarray) -> np.ndarray:
             images = torch.from_numpy(batch)
             images = images.permute(0, 3, 1, 2) if last else images
             images = augment(images, False, pixels, generator)
             return (images.permute(0, 2, 3, 1) if last else images).numpy()
 
         hits = [
-            scores_of(self.model, changed(self.inputs.batch(part), shifted)).argmax(1)
+            scores_of(self.model, changed(self.inputs, part, shifted)).argmax(1)
             == self.answers[part]
             for part in batches(self.spread(CHANGED))
         ]
@@ -119,11 +154,40 @@ def batches(rows: np.ndarray) -> list[np.ndarray]:
     return np.split(rows, range(BATCH, len(rows), BATCH))
 
 
-def changed(batch: dict[str, np.ndarray], change: Change | None) -> dict[str, np.ndarray]:
-    """Change a batch of images."""
+def changed(inputs: Inputs, rows: np.ndarray, change: Change | None) -> dict[str, np.ndarray]:
+    """Return inputs of these rows, changed."""
+    batch = inputs.batch(rows)
     if change is None:
         return batch
-    return {name: np.ascontiguousarray(change(array)) for name, array in batch.items()}
+    return {name: np.ascontiguousarray(change(array, rows)) for name, array in batch.items()}
+
+
+def drawn_boxes(count: int, height: int, width: int, generator: np.random.Generator) -> np.ndarray:
+    """Draw boxes (N, 4) whose area is evenly spread from 0 to LARGEST of an image."""
+    side = np.sqrt(generator.uniform(0, LARGEST, count))
+    long = np.exp(generator.uniform(-0.5, 0.5, count) / 2)
+    edges = []
+    for size, share in ((height, side * long), (width, side / long)):
+        length = np.clip(share * size, 1, size).astype(int)
+        first = (generator.random(count) * (size - length + 1)).astype(int)
+        edges += [first, first + length]
+    return np.stack(edges, axis=1)
+
+
+def changed_images(
+    images: np.ndarray, others: np.ndarray, boxes: np.ndarray, flips: np.ndarray, last: bool
+) -> np.ndarray:
+    """Paste boxes (B, 4) of other images (B, *shape), and mirror some of the results.
+
+    `last` says that channels come last.
+    """
+    height, width = images.shape[1:3] if last else images.shape[2:]
+    y, x = np.arange(height), np.arange(width)
+    top, bottom, left, right = boxes.T[:, :, None]
+    inside = ((y >= top) & (y < bottom))[:, :, None] & ((x >= left) & (x < right))[:, None]
+    found = np.where(inside[..., None] if last else inside[:, None], others, images)
+    found[flips] = np.flip(found[flips], 2 if last else 3)
+    return found
 
 
 def scores_of(model: Model, batch: dict[str, np.ndarray]) -> np.ndarray:
@@ -189,25 +253,34 @@ def query_seconds(model: Model, inputs: Inputs) -> float:
 
 
 def all_scores(
-    model: Model, inputs: Inputs, folder: Path, change: Change | None = None
+    model: Model,
+    inputs: Inputs,
+    folder: Path,
+    name: str = "scores",
+    change: Change | None = None,
+    wanted: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Return the model's scores (N, classes) of all inputs, which may be changed first."""
-    name = "scores" if change is None else "mirrored"
+    """Return the model's scores (N, classes) of inputs, which may be changed first.
+
+    Rows that are not among the `wanted` ones (None: all are) have the scores 0.
+    """
+    wanted = np.arange(len(inputs)) if wanted is None else wanted
     parts = []
-    with Progress(total=len(inputs), desc=f"model: {name}", unit="input", file=sys.stderr) as bar:
-        for begin in range(0, len(inputs), SHARD):
-            rows = np.arange(begin, min(begin + SHARD, len(inputs)))
+    with Progress(total=len(wanted), desc=f"model: {name}", unit="input", file=sys.stderr) as bar:
+        for begin in range(0, len(wanted), SHARD):
             path = folder / f"{name}-{begin:08}.npy"
             if not path.is_file():
                 found = []
-                for part in batches(rows):
-                    found.append(scores_of(model, changed(inputs.batch(part), change)))
+                for part in batches(wanted[begin : begin + SHARD]):
+                    found.append(scores_of(model, changed(inputs, part, change)))
                     bar.update(len(part))
                 content = io.BytesIO()
                 np.save(content, np.concatenate(found).astype(np.float32))
                 write_atomically(path, content.getvalue())
             parts.append(np.load(path))
-    return np.concatenate(parts)
+    scores = np.zeros((len(inputs), parts[0].shape[1]), np.float32)
+    scores[wanted] = np.concatenate(parts)
+    return scores
 
 
 def check_scores(scores: np.ndarray, output: str, *, stated: bool) -> None:
