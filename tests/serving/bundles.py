@@ -72,5 +72,5 @@ def output(result: Result) -> np.ndarray:
 
 
 def with_output(result: Result, values: np.ndarray) -> Result:
-    """Return a result with another output (n,)."""
-    return result._replace(outputs={OUTPUT: values[None]})
+    """Return a result with another output (n,), and the same answer if it has one."""
+    return result._replace(outputs={**result.outputs, OUTPUT: values[None]})

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from codedinvnet.codes.base import Scheme
+from codedinvnet.codes.build import scheme_for
 from codedinvnet.models.bundle import Bundle
-from codedinvnet.serving import decoding
 from codedinvnet.serving.answers import Answered, Cancelled, DeadlinePassed, NotNow
 from codedinvnet.serving.workers.pool import Result, Task
 from tests.observing import counted, until
@@ -76,16 +76,14 @@ async def test_overload(method: Scheme, images: np.ndarray) -> None:
         await refused(front, images[:9])  # all or none
 
 
-async def test_a_decoder_that_falls_behind_is_overload(
-    method: Scheme, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(decoding, "FEW", 0)  # not even two answers are made outside its thread
-    async with running(method, max_pending=4) as (front, _):
+async def test_a_decoder_that_falls_behind_is_overload(mnist: Bundle, images: np.ndarray) -> None:
+    method = scheme_for(mnist, K, "nercc")  # every answer is decoded
+    async with running(method, max_pending=4, workers=2 * K) as (front, _):
         busy = threading.Event()
         queue(front).thread.submit(busy.wait)
         try:
             accepted = asyncio.create_task(front.ask(images[:4]))
-            await until(lambda: bool(front.queries) and not front.scheduler.queries)
+            await until(lambda: queue(front)._running)
             await refused(front, images[:1])
         finally:
             busy.set()
@@ -221,14 +219,14 @@ async def test_what_is_answered_is_not_cancelled(method: Scheme, images: np.ndar
 
 @pytest.mark.parametrize("at", ["decoder", "answer"])
 async def test_one_that_goes_away_while_its_answer_is_made(
-    at: str, method: Scheme, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+    at: str, mnist: Bundle, images: np.ndarray
 ) -> None:
-    monkeypatch.setattr(decoding, "FEW", 0)  # answers are made in the thread, which is busy
-    async with running(method, policy="uncoded") as (front, _):
+    method = scheme_for(mnist, K, "nercc")  # every answer is decoded
+    async with running(method, workers=2 * K) as (front, _):
         busy = threading.Event()
         queue(front).thread.submit(busy.wait)
         query = asyncio.create_task(front.ask(images[:1]))
-        await until(lambda: bool(front.queries) and not front.scheduler.queries)
+        await until(lambda: queue(front)._running)
         (number,) = front.queries
         query.cancel()
         if at == "answer":  # before the call knows
@@ -239,4 +237,4 @@ async def test_one_that_goes_away_while_its_answer_is_made(
         await until(lambda: not queue(front)._running)
         counts = front.metrics.queries.labels
         assert counted(counts("cancelled")) == 1
-        assert counted(counts("direct")) == 0
+        assert counted(counts("decoded")) == 0

@@ -19,7 +19,7 @@ class Answered(NamedTuple):
     """The time from the query's arrival until its answer."""
     work_seconds: float = 0.0
     """The part of `seconds` until all was here that the answer is made of: queues and workers. The
-    rest is the front end's: heads and decoding."""
+    rest is the front end's: decoding."""
     agreement: float | None = None
     """The calibrated probability that an approximate answer agrees with the served model; None of a
     direct answer, and without a calibration."""

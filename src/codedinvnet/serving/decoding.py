@@ -1,4 +1,4 @@
-"""Answers made of workers' outputs by a scheme: heads of direct answers, and decoding.
+"""Approximate answers: decoding of workers' outputs by a scheme.
 
 What comes in while one batch is computed is the next batch. Complete groups are checked while no
 answer waits.
@@ -25,9 +25,6 @@ from codedinvnet.serving.metrics import Metrics
 from codedinvnet.serving.served import Served
 
 T = TypeVar("T")
-FEW = 2
-"""Direct answers that are computed on the event loop: the way to the thread and back would add half
-as much processor time again, and two switches of threads."""
 CHECKED_SHARE = 0.5
 """Share of the complete groups that live agreement is measured on, at most."""
 WAITING_CHECKS = 4
@@ -35,10 +32,10 @@ WAITING_CHECKS = 4
 
 
 class Job(NamedTuple):
-    """Answers to compute: of one query directly, or of a group's members."""
+    """Answers to compute, of a group's members."""
 
     size: int
-    """The group's; 0 for a direct answer."""
+    """The group's."""
     outputs: dict[int, np.ndarray]
     """Task -> (n,)."""
     wanted: Mapping[int, int]
@@ -78,7 +75,7 @@ Answers: TypeAlias = "Mapping[int, Found] | Exception"
 
 
 class Decoder:
-    """Computes answers in a thread of its own, except a few direct ones."""
+    """Computes answers in a thread of its own."""
 
     def __init__(self, scheme: Scheme, served: Served, metrics: Metrics) -> None:
         self.scheme, self.served, self.metrics = scheme, served, metrics
@@ -107,30 +104,24 @@ class Decoder:
 
     def run(self) -> None:
         """Compute what waits, unless that is under way."""
-        if self._running or not (self._jobs or self._checks):
-            return
-        if not self._checks and len(self._jobs) <= FEW and not any(job.size for job in self._jobs):
-            jobs = self._taken()
-            self._hand_on(jobs, self._computed(jobs))
-            return
-        self._running = True
-        self._background.spawn(self._work())
+        if (self._jobs or self._checks) and not self._running:
+            self._running = True
+            self._background.spawn(self._work())
 
     async def _work(self) -> None:
         """Compute what waits, answers first, until nothing does."""
         try:
             while self._jobs or self._checks:
                 if self._jobs:
-                    jobs = self._taken()
-                    self._hand_on(jobs, await self.apart(self._computed, jobs))
+                    jobs, self._jobs = self._jobs, []
+                    for job, found in zip(
+                        jobs, await self.apart(self._computed, jobs), strict=True
+                    ):
+                        self.finished(job, found)
                 else:
                     await self._check(self._checks.popleft())
         finally:
             self._running = False
-
-    def _taken(self) -> list[Job]:
-        jobs, self._jobs = self._jobs, []
-        return jobs
 
     def _computed(self, jobs: Sequence[Job]) -> list[Answers]:
         began = time.perf_counter()
@@ -140,10 +131,6 @@ class Decoder:
             return [error] * len(jobs)
         finally:
             self.metrics.decode_time.observe(time.perf_counter() - began)
-
-    def _hand_on(self, jobs: Sequence[Job], answers: Sequence[Answers]) -> None:
-        for job, found in zip(jobs, answers, strict=True):
-            self.finished(job, found)
 
     async def _check(self, check: Check) -> None:
         """Compare approximate answers of a complete group with the direct ones."""
@@ -169,20 +156,12 @@ class Decoder:
 def compute(scheme: Scheme, served: Served, jobs: Sequence[Job]) -> list[dict[int, Found]]:
     """Return for each job what was found for the queries that it wants.
 
-    Direct answers are computed together, and so are decodings of equal size and with the same
-    outputs at hand.
+    Decodings of equal size and with the same outputs at hand are computed together.
     """
     found: list[dict[int, Found]] = [{} for _ in jobs]
-    direct = [i for i, job in enumerate(jobs) if job.size == 0]
-    if direct:
-        scores = scheme.direct(torch.from_numpy(np.stack([jobs[i].outputs[0] for i in direct])))
-        assert scores is not None
-        for answer, i in zip(answers(served, scores), direct, strict=True):
-            found[i] = dict.fromkeys(jobs[i].wanted, answer)
     alike: dict[tuple[int, tuple[int, ...]], list[int]] = {}
     for i, job in enumerate(jobs):
-        if job.size:
-            alike.setdefault((job.size, tuple(sorted(job.outputs))), []).append(i)
+        alike.setdefault((job.size, tuple(sorted(job.outputs))), []).append(i)
     for (size, tasks), rows in alike.items():
         outputs = {t: torch.from_numpy(np.stack([jobs[i].outputs[t] for i in rows])) for t in tasks}
         decoded = scheme.decode(outputs, size)

@@ -44,7 +44,7 @@ from codedinvnet.serving.gate import AnswerGate
 from codedinvnet.serving.metrics import Metrics
 from codedinvnet.serving.queries import InFlight, InFlightQuery
 from codedinvnet.serving.served import Payload, TensorCodec
-from codedinvnet.serving.workers.pool import OUTPUT, Origin, WorkerPool
+from codedinvnet.serving.workers.pool import Origin, WorkerPool
 from codedinvnet.serving.workers.supervisor import Cause, Supervisor
 
 WRONG = "answers wrongly"
@@ -314,15 +314,11 @@ class Dispatcher:
         self.calls.send(sends, [self._payloads[number] for number in members], latest)
 
     def _answer(self, action: Answer) -> None:
-        """Answer a query directly, or have the head of its output computed."""
+        """Answer a query with what its worker sent."""
         self.queries.ready((action.query,), "direct")
         if self.gate is not None:
             self.gate.answered(action.worker, self.queries.get(action.query))
-        outputs = self.calls.outputs[action.attempt]
-        if self.decoder is None or OUTPUT not in outputs:
-            self.queries.answer(action.query, outputs)
-        else:
-            self.decoder.add(Job(0, {0: self.codec.mixed(outputs)}, {action.query: 0}))
+        self.queries.answer(action.query, self.calls.outputs[action.attempt])
 
     def _give_up(self, action: Action, reason: str) -> list[Action]:
         """End the queries of an action that was not carried out; return what to do then."""
@@ -344,7 +340,7 @@ class Dispatcher:
             actions += self.scheduler.failed(time.monotonic(), send.attempt, reason)
         return actions
 
-    # Heads and decoding
+    # Decoding
 
     def _decoded(self, job: Job, answers: Answers) -> None:
         """Take what was found for a job's queries."""
@@ -352,11 +348,9 @@ class Dispatcher:
             found = answers if isinstance(answers, Exception) else answers[number]
             query = self.queries.get(number)
             if isinstance(found, Exception):
-                self._not_decoded(job, number, described(found))
+                self._not_decoded(number, described(found))
             elif not math.isfinite(found.confidence):  # an output may be too large for the heads
-                self._not_decoded(job, number, "the result is not finite")
-            elif job.size == 0:
-                self.queries.answer(number, found.outputs)
+                self._not_decoded(number, "the result is not finite")
             elif self.gate is not None and not self.gate.releases(found, job.size, query):
                 self._do(self.scheduler.withheld(time.monotonic(), number))
             else:
@@ -364,17 +358,16 @@ class Dispatcher:
                     query.decoded = found.outputs
                 self._do(self.scheduler.decoded(time.monotonic(), number))
 
-    def _not_decoded(self, job: Job, number: int, reason: str) -> None:
+    def _not_decoded(self, number: int, reason: str) -> None:
         """Let a late query wait for its own answer; end one that has none to wait for."""
         query, now = self.queries.get(number), time.monotonic()
-        if job.size and self.scheduler.systematic:
+        if self.scheduler.systematic:
             named = {} if query is None else query.named
             about = {"query": number, "reason": reason, **named}
             self._quiet.log("decoding failed", logging.WARNING, **about)
             self._do(self.scheduler.withheld(now, number))
         else:
             self.queries.fail(number, f"decoding failed: {reason}")
-            # Over for the scheduler, too; those answered directly it knows no more.
             self._do(self.scheduler.decoded(now, number))
 
 

@@ -167,7 +167,7 @@ class Metrics:
             "of those rejected.", ["outcome"], buckets=LATENCY_BUCKETS
         )  # fmt: skip
         self.decode_time = work(
-            "decode_seconds", "Heads and decoding of one batch of answers, in the front end."
+            "decode_seconds", "Decoding of one batch of answers, in the front end."
         )  # fmt: skip
         self.pending = gauge("pending_queries", "Unanswered queries.")
         self.policy = gauge(

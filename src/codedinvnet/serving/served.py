@@ -116,12 +116,15 @@ class Classifier:
         return np.concatenate(rows)
 
     def answer(self, scores: Tensor) -> list[Mapping[str, np.ndarray]]:
-        """Return the softmax of logits, and its largest class."""
-        rows = np.asarray(scores.float().softmax(1).cpu().numpy())
-        labels = rows.argmax(1).astype(np.int64)
-        return [
-            {PROBABILITIES: rows[i : i + 1], LABEL: labels[i : i + 1]} for i in range(len(rows))
-        ]
+        """Return `classified` by rows."""
+        found = classified(scores).items()
+        return [{name: rows[i : i + 1] for name, rows in found} for i in range(len(scores))]
+
+
+def classified(scores: Tensor) -> dict[str, np.ndarray]:
+    """Return what a `Classifier` answers to logits (B, classes): softmax, and its largest class."""
+    rows = np.asarray(scores.float().softmax(1).cpu().numpy())
+    return {PROBABILITIES: rows, LABEL: rows.argmax(1).astype(np.int64)}
 
 
 Served: TypeAlias = OwnModel | Classifier
@@ -225,8 +228,10 @@ class TensorCodec:
             raise WorkerFailed(
                 f"its outputs are {shown(found)}, not {shown(wanted)}: it may have another model"
             )
-        if self.scheme is not None and not np.isfinite(self.mixed(result.outputs)).all():
-            raise WorkerFailed("its output is not finite")
+        if self.scheme is not None:
+            for name in (OUTPUT, self.served.decoded[0]):
+                if name in found and not np.isfinite(result.outputs[name]).all():
+                    raise WorkerFailed("its output is not finite")
         return result
 
 

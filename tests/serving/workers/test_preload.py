@@ -62,8 +62,9 @@ async def answered(spec: WorkerSpec, array: np.ndarray) -> int:
     await pool.start(1)
     try:
         call = pool.call(0, Task(1, 0, {"x": array}))
-        (found,) = (await asyncio.wait_for(call, 20)).outputs.values()
-        return len(found)
+        outputs = (await asyncio.wait_for(call, 20)).outputs
+        (rows,) = {len(output) for output in outputs.values()}
+        return rows
     finally:
         await pool.stop()
 

@@ -24,12 +24,16 @@ from codedinvnet.models.base import Model, TensorSpec, mixed_tensor, scores_tens
 from codedinvnet.models.bundle import load_bundle
 from codedinvnet.models.scores import ScoresOf
 from codedinvnet.models.source import ModelSource, OpenModel
+from codedinvnet.serving.served import classified
 from codedinvnet.serving.workers.exported import is_kept, run_by_onnxruntime
 from codedinvnet.serving.workers.pool import OUTPUT, Computer, copied, floated, zeros
 
 
 class SchemeComputer:
-    """Computes all tasks of a scheme, whose models take one tensor and return one."""
+    """Computes all tasks of a scheme, whose models take one tensor and return one.
+
+    Of a bundle's data tasks the head is computed as well: the answer leaves the worker.
+    """
 
     def __init__(self, scheme: Scheme) -> None:
         self.scheme = scheme
@@ -42,7 +46,10 @@ class SchemeComputer:
         task = self.scheme.rules.tasks(self.scheme.rules.k)[number]
         one_each = len(task.members) == 1 and not task.encoded  # a call may be of several such
         output, seconds = self.scheme.compute(number, rows[:, None] if one_each else rows[None])
-        return {OUTPUT: np.ascontiguousarray(output.float().cpu().numpy())}, seconds
+        output = output.float()
+        found = {OUTPUT: np.ascontiguousarray(output.cpu().numpy())}
+        scores = self.scheme.direct(output) if number < self.scheme.rules.k else None
+        return found if scores is None else {**found, **classified(scores)}, seconds
 
 
 class ModelComputer:

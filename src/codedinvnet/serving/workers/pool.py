@@ -23,7 +23,7 @@ class Result(NamedTuple):
     """What a worker computed."""
 
     outputs: Mapping[str, np.ndarray]
-    """Name -> (B, ...): a model's own outputs, or a scheme's under OUTPUT."""
+    """Name -> (B, ...): what clients get of a data task, and a scheme's output under OUTPUT."""
     seconds: float
     """The worker's computing time."""
     encode_seconds: float = 0.0
