@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import chain, combinations
 from typing import Any, Literal
 
 import torch
@@ -11,7 +10,6 @@ from torch import Tensor, nn
 
 from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.method import Given, Method, Tolerance
-from codedinvnet.codes.rules import is_systematic
 from codedinvnet.common.config import EncoderSettings, NetworkSettings
 from codedinvnet.models.coded import CodedModel, ModelSettings
 from codedinvnet.models.network import classifier_of
@@ -119,34 +117,3 @@ def assert_answers(
         for member in members:
             expected = classifier(group[:, member])
             torch.testing.assert_close(answers[member], expected, rtol=0.0, atol=1e-9)
-
-
-def assert_extra_task_answers(
-    scheme: Scheme, served: nn.Module, group: Tensor, extra: Tensor
-) -> dict[int, Tensor]:
-    """Check every erasure pattern of a code whose one extra task answers for all members.
-
-    Args:
-        scheme: the scheme.
-        served: its served model.
-        group: images (B, size, *SHAPE).
-        extra: the answers of the extra task, (B, size, CLASSES).
-
-    Returns:
-        The outputs of all tasks.
-    """
-    rules, size = scheme.rules, group.shape[1]
-    assert (rules.r, rules.fixed_size, is_systematic(rules)) == (1, False, True)
-    outputs = outputs_of(scheme, group)
-    tasks = list(outputs)
-    for lost in chain.from_iterable(combinations(tasks, n) for n in range(len(tasks) + 1)):
-        rest = without(outputs, *lost)
-        answers = scheme.decode(rest, size)
-        own = {i for i in range(size) if i not in lost}
-        expected = own if rules.k in lost else set(range(size))
-        assert set(answers) == expected == rules.recoverable(frozenset(rest), size)
-        direct = {member: answers[member] for member in own}
-        assert_answers(direct, served, group, own)
-        for member in expected - own:
-            torch.testing.assert_close(answers[member], extra[:, member])
-    return outputs

@@ -67,21 +67,6 @@ def test_it_is_a_code_with_one_parity(method: Scheme, mosaic: CodedModel) -> Non
     assert [apart.tasks(size)[K].cost for size in SIZES] == [1.0] * K
 
 
-def test_data_tasks_embed_and_direct_classifies(method: Scheme) -> None:
-    group = images(3)
-    output = computed(method, 2, group[:, 2:])
-    assert output.shape == (3, LATENT)
-    torch.testing.assert_close(output, model_of(method).embed(group[:, 2]).flatten(1))
-    logits = method.direct(output)
-    assert logits is not None
-    assert logits.shape == (3, 3)
-    torch.testing.assert_close(
-        logits, model_of(method).classify(model_of(method).embed(group[:, 2]))
-    )
-    assert output.is_inference()
-    assert logits.is_inference()
-
-
 @pytest.mark.parametrize("size", SIZES)
 def test_the_parity_packs_its_latent_and_then_the_side_features(method: Scheme, size: int) -> None:
     group = images(size)
@@ -96,15 +81,26 @@ def test_the_parity_packs_its_latent_and_then_the_side_features(method: Scheme, 
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_an_exact_parity_decodes_every_erasure_position(method: Scheme, size: int) -> None:
-    group = images(size)
-    model = model_of(method)
-    side = model.encode(group).side
+@pytest.mark.parametrize("evidence", ["both", "latent", "side"])
+def test_an_exact_parity_decodes_every_erasure_position(
+    method: Scheme, evidence: Evidence, size: int
+) -> None:
+    group, model = images(size), model_of(method)
+    if evidence == "side" and (model.recovery_head is None or not model.encoder.side_features):
+        with pytest.raises(UserError, match="no side features to answer from"):
+            resting_on(evidence, model)
+        return
+    scheme, side = resting_on(evidence, model), model.encode(group).side
     outputs = exactly(method, group)
     for erased in range(size):
-        answers = method.decode(without(outputs, erased), size)
+        answers = scheme.decode(without(outputs, erased), size)
         assert set(answers) == set(range(size))
-        expected = model.recover(model.embed(group[:, erased]), side[:, erased], size)
+        latent, own = model.embed(group[:, erased]), side[:, erased]
+        expected = {
+            "both": lambda latent=latent, own=own: model.recover(latent, own, size),
+            "latent": lambda latent=latent, own=own: model.recover_from_latent(latent, own, size),
+            "side": lambda own=own: model.recover_from_side(own),
+        }[evidence]()
         torch.testing.assert_close(answers[erased], expected, rtol=0.0, atol=1e-10)
         assert_direct(method, answers, group, set(range(size)) - {erased})
 
@@ -142,32 +138,6 @@ def test_of_several_missing_only_side_features_tell(method: Scheme, size: int) -
             expected = model.recover_from_side(side[:, member])
             torch.testing.assert_close(answers[member], expected)
         assert set(method.decode(without(here, K), size)) == set(range(size)) - missing
-
-
-@pytest.mark.parametrize("size", SIZES)
-def test_the_decoded_latent_answers_alone(method: Scheme, size: int) -> None:
-    model, group = model_of(method), images(size)
-    alone = resting_on("latent", model)
-    for erased in range(size):
-        answers = alone.decode(without(exactly(method, group), erased), size)
-        side = model.encode(group).side[:, erased]
-        expected = model.recover_from_latent(model.embed(group[:, erased]), side, size)
-        assert set(answers) == set(range(size))
-        torch.testing.assert_close(answers[erased], expected)
-
-
-@pytest.mark.parametrize("size", SIZES)
-def test_side_features_answer_alone(method: Scheme, size: int) -> None:
-    model, group = model_of(method), images(size)
-    if model.recovery_head is None or not model.encoder.side_features:
-        with pytest.raises(UserError, match="no side features to answer from"):
-            resting_on("side", model)
-        return
-    alone, side = resting_on("side", model), model.encode(group).side
-    for erased in range(size):
-        answers = alone.decode(without(outputs_of(method, group), erased), size)
-        assert set(answers) == set(range(size))
-        torch.testing.assert_close(answers[erased], model.recover_from_side(side[:, erased]))
 
 
 @pytest.fixture(scope="module")

@@ -139,17 +139,6 @@ def test_images_of_other_classes_than_a_bundles_are_refused(tmp_path: Path) -> N
 
 OWN = """
 from codedinvnet.codes.backup import SmallBackup
-from codedinvnet.codes.plain import Plain
-
-class Trained(SmallBackup):
-    name = "trained"
-    def fit(self, teacher, data, budget):
-        raise RuntimeError("my own mistake")
-
-class Tuned(Plain):
-    name, tuned = "tuned", True
-    def tune(self, given, groups, labels):
-        raise RuntimeError("my own mistake")
 
 class Tolerant(SmallBackup):
     name = "tolerant"
@@ -196,24 +185,6 @@ def test_a_part_that_depends_on_the_tolerance_is_that_of_its_trial(
     one, two, again = (data.part(replace(trial, missing=missing)) for missing in (1, 2, 1))
     assert sum(p.numel() for p in one.parameters()) < sum(p.numel() for p in two.parameters())
     assert again is one
-
-
-@pytest.mark.parametrize(
-    ("name", "made"), [("Trained", "scheme"), ("Trained", "part"), ("Tuned", "scheme")]
-)
-def test_what_a_method_raises_before_it_is_built_is_told_as_its_own(
-    data: DataSet,
-    own: Callable[[str], str],
-    bundle_folder: Path,
-    name: str,
-    made: str,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    with pytest.raises(UserError, match=r"mine\.py raised RuntimeError: my own mistake$"):
-        getattr(data, made)(trial_of(own(name), bundle_folder))
-    told = capsys.readouterr().err
-    assert f"the method {name.lower()} of " in told
-    assert 'RuntimeError("my own mistake")' in told
 
 
 def test_a_fit_of_its_own_needs_no_stage_and_is_kept(

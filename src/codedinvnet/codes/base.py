@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import sys
 import time
-import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from codedinvnet.codes.rules import SERVED, CodeRules
-from codedinvnet.common.errors import UserError, one_line
+from codedinvnet.common.errors import UserError
 from codedinvnet.models.network import ImageNetwork, ModelOfGroups, Network
 
 
@@ -118,9 +115,6 @@ class Computed(NamedTuple):
     """The time that encoding took; 0 if the task is not encoded."""
 
 
-_told: set[str] = set()
-
-
 @dataclass(frozen=True)
 class Scheme:
     """A code with the models that its tasks run: what is evaluated, benchmarked and served.
@@ -131,7 +125,6 @@ class Scheme:
         models: role -> the model, which maps a batch of queries (B, *input) to one tensor.
         shape: the shape of one query.
         chosen: what the method chose on validation images, as its result row states it.
-        whose: the file of a method that is not this package's; "" of its own.
         classes: how many scores an answer has; 0 if that is not known.
     """
 
@@ -140,7 +133,6 @@ class Scheme:
     models: Mapping[str, nn.Module]
     shape: tuple[int, ...]
     chosen: Mapping[str, Any] = field(default_factory=dict)
-    whose: str = ""
     classes: int = 0
 
     @property
@@ -175,38 +167,18 @@ class Scheme:
         queries = queries.to(self.device)
         spec = self.rules.tasks(self.rules.k)[task]
         if not spec.encoded:
-            with self._blamed():
-                values: Tensor = self.models[spec.model](queries.flatten(0, 1))
+            values: Tensor = self.models[spec.model](queries.flatten(0, 1))
             return Computed(values.reshape(len(queries), -1), 0.0)
         began = time.perf_counter()
-        encoded = self.encode(task, queries)
+        query, side = self.code.encode(task, queries)
         seconds = time.perf_counter() - began
-        with self._blamed():
-            values = self.models[spec.model](encoded.query).flatten(1)
-        side = encoded.side
+        values = self.models[spec.model](query).flatten(1)
         return Computed(values if side is None else torch.cat([values, side], dim=1), seconds)
-
-    @torch.inference_mode()
-    def encode(self, task: int, queries: Tensor) -> Encoded:
-        """Return `Code.encode`.
-
-        Raises:
-            TypeError, ValueError: if it did not return an `Encoded` with a query a group.
-        """
-        with self._blamed():
-            encoded = self.code.encode(task, queries)
-            if not isinstance(encoded, Encoded):
-                raise TypeError(f"encode must return Encoded(query), not {type(encoded).__name__}")
-            if len(encoded.query) != len(queries):
-                rows = f"{len(queries)} queries, not {len(encoded.query)}"
-                raise ValueError(f"encode must return a query for each group: {rows}")
-            return encoded
 
     @torch.inference_mode()
     def direct(self, output: Tensor) -> Tensor | None:
         """Return `Code.direct`."""
-        with self._blamed():
-            return self.code.direct(output)
+        return self.code.direct(output)
 
     @torch.inference_mode()
     def decode(self, outputs: Mapping[int, Tensor], size: int) -> Mapping[int, Tensor]:
@@ -215,16 +187,15 @@ class Scheme:
         Raises:
             ValueError: if an answer has not the shape that it should have.
         """
-        with self._blamed():
-            answers = self.code.decode(outputs, size)
-            rows = len(next(iter(outputs.values()))) if outputs else 0
-            for member, scores in answers.items():
-                if scores.ndim != 2 or scores.shape != (rows, self.classes or scores.shape[1]):
-                    raise ValueError(
-                        f"decode answers member {member} with scores {tuple(scores.shape)}, "
-                        f"not ({rows}, {self.classes or 'classes'})"
-                    )
-            return answers
+        answers = self.code.decode(outputs, size)
+        rows = len(next(iter(outputs.values()))) if outputs else 0
+        for member, scores in answers.items():
+            if scores.ndim != 2 or scores.shape != (rows, self.classes or scores.shape[1]):
+                raise ValueError(
+                    f"{self.name}: decode answers member {member} with scores "
+                    f"{tuple(scores.shape)}, not ({rows}, {self.classes or 'classes'})"
+                )
+        return answers
 
     def networks(self) -> Iterator[Network]:
         """Yield the models' networks, and those that encode."""
@@ -233,32 +204,3 @@ class Scheme:
                 if isinstance(module, (ImageNetwork, ModelOfGroups)):
                     yield module.core()
         yield from self.code.networks()
-
-    def _blamed(self) -> contextlib.AbstractContextManager[None]:
-        return blamed(f"the method {self.name}", self.whose)
-
-
-@contextlib.contextmanager
-def blamed(name: str, whose: str) -> Iterator[None]:
-    """Print the traceback of what a user's own code raises under a line that says whose it is.
-
-    The same error is printed once: a service meets it with every query. It is a `UserError` then,
-    with which a command ends as with any mistake of its user.
-
-    Args:
-        name: what it is called there, such as "the method mine".
-        whose: its file; "" for what is this package's.
-    """
-    try:
-        yield
-    except UserError:
-        raise
-    except (Exception, SystemExit) as error:
-        if not whose:
-            raise
-        lines = traceback.format_exception(error)
-        if lines[-2] not in _told:
-            _told.add(lines[-2])
-            print(f"{name} of {whose} raised:\n{''.join(lines)}", file=sys.stderr)
-        said = f"{type(error).__name__}: {one_line(error)}"
-        raise UserError(f"{name} of {whose} raised {said}") from error

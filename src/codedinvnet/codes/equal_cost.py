@@ -8,9 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch._ops import OpOverload
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import FlopCounterMode
 
 from codedinvnet.codes.base import Scheme
 from codedinvnet.common.devices import first_tensor
@@ -18,58 +16,19 @@ from codedinvnet.models.coded import CodedModel
 from codedinvnet.nn.resnet import ResNet, width_of_cost
 
 
-def _of_attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    work = math.prod(query.shape[:-1]) * key.shape[-2] * (query.shape[-1] + value.shape[-1])
-    return 2 * int(work)
-
-
-FORMULAS: dict[Any, Callable[..., int]] = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _of_attention,
-    torch.ops.aten.mv: lambda matrix, *_, **__: 2 * int(matrix.numel()),
-}
-"""Those that PyTorch has none for: operator -> operations, of its arguments."""
-
-
-class _Flops(TorchDispatchMode):
-    """Counts by PyTorch's formulas, as its `FlopCounterMode` does.
-
-    That one imports torch._dynamo, which takes as long as PyTorch itself: whoever serves a bundle
-    would wait for it.
-    """
-
-    supports_higher_order_operators = True  # their bodies are not counted
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.count = 0
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        named = kwargs or {}
-        if not isinstance(func, OpOverload):  # a loop, or a choice
-            return func(*args, **named)
-        with self:  # what is made of other operations is counted by these
-            found = func.decompose(*args, **named)
-        if found is not NotImplemented:
-            return found
-        found = func(*args, **named)
-        packet = func.overloadpacket
-        if (formula := flop_registry.get(packet) or FORMULAS.get(packet)) is not None:
-            self.count += int(formula(*args, **named, out_val=found))
-        return found
-
-
 def count_macs(call: Callable[[], Any]) -> int:
     """Count the multiply-adds of convolutions and matrix products in a call."""
-    counter = _Flops()
-    with counter, torch.no_grad():
+    own = {  # PyTorch has no formulas for these
+        torch.ops.aten.mv: lambda matrix, *_, **__: 2 * math.prod(matrix),
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
+    }
+    with FlopCounterMode(display=False, custom_mapping=own) as counter, torch.no_grad():
         call()
-    return counter.count // 2
+    return counter.get_total_flops() // 2
+
+
+def _attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    return int(2 * math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1]))
 
 
 def macs(network: nn.Module, model: CodedModel) -> int:

@@ -268,6 +268,4 @@ class Method(ABC):
     def scheme(self, code: Code, given: Given, **models: nn.Module) -> Scheme:
         """Return a scheme of a code and models by role; the served one is the classifier."""
         own = {SERVED: given.classifier, **models}
-        return Scheme(
-            self.name, code, own, given.shape, given.chosen, self.file, classes=given.classes
-        )
+        return Scheme(self.name, code, own, given.shape, given.chosen, given.classes)

@@ -8,7 +8,6 @@ Generalized Linear Models*, 1994, chapter 2, for the splines.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -165,11 +164,10 @@ class NeRCC(Method):
         labels: Tensor,
         candidates: Sequence[float] = CANDIDATES,
     ) -> Mapping[str, Any]:
-        """Choose the two regularisers by accuracy on validation groups, S workers missing in turn.
+        """Choose the two regularisers by accuracy on validation groups.
 
         Every set of S workers is left out in turn, or a sample of the sets. Of equally good pairs
-        the smaller one is taken. A warning tells if the best of one of them is the largest
-        candidate, or the smallest and not 0: a better one may lie beyond it.
+        the smaller one is taken.
         """
         k, stragglers = given.k, given.tolerance.stragglers
 
@@ -194,12 +192,4 @@ class NeRCC(Method):
                 if best is None or correct > best[0]:
                     best = (correct, encoder, decoder)
         assert best is not None
-        for part, chosen in zip(("encoder", "decoder"), best[1:], strict=True):
-            if len(candidates) > 1 and chosen > 0 and chosen in (min(candidates), max(candidates)):
-                warnings.warn(
-                    f"{self.name}: the best regulariser of the {part}, {chosen:g}, is at the end "
-                    f"of what was tried ({min(candidates):g} to {max(candidates):g}): a better one "
-                    "may lie beyond",
-                    stacklevel=2,
-                )
         return {"smoothing": list(best[1:])}

@@ -7,7 +7,6 @@ import pkgutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from codedinvnet.codes.base import blamed
 from codedinvnet.codes.berrut import ApproxIFER
 from codedinvnet.codes.invnet import CodedInvNet
 from codedinvnet.codes.method import Method
@@ -95,45 +94,18 @@ def _at(method: Method, text: str) -> Method:
     except ValueError as error:
         raise UserError(f"{method.name}@{text}: {text!r} is no cost") from error
     found = method.at(cost)
-    return found if found is method else _found.setdefault(found.name, _owned(found))
+    return found if found is method else _found.setdefault(found.name, found)
 
 
 def _in_file(path: Path, name: str) -> Method:
-    """Load a class of a user's file."""
+    """Make a method of a class in a user's file, which is run."""
     if not path.is_file():
         raise UserError(f"there is no file {path} with a method {name}")
-    with blamed(f"the method {name}", str(path)):
-        module = user_module(str(path))
-    if not hasattr(module, name):
-        raise UserError(f"{path} has no class {name}")
-    return _made(getattr(module, name), path)
-
-
-def _made(kind: object, path: Path) -> Method:
-    """Make a user's own method of what was loaded from a file."""
-    whose = str(path)
+    kind = getattr(user_module(str(path)), name, None)
     if not (isinstance(kind, type) and issubclass(kind, Method)):
-        raise UserError(f"{whose}: {getattr(kind, '__name__', kind)!r} is no subclass of Method")
+        raise UserError(f"{path} has no subclass {name} of Method")
     if lacking := kind.lacking():
-        raise UserError(f"{whose}: {kind.__name__} lacks {', '.join(lacking)}")
-    with blamed(f"the method {kind.__name__}", whose):
-        method = kind()
-    method.file = whose
-    method.digest = f"{file_digest(path)}:{kind.__qualname__}"
-    return _owned(method)
-
-
-ASKED = (
-    *("rules", "build", "check", "versions", "made_with", "check_training"),
-    *("untrained", "fit", "tune"),
-)
-"""What a user's own method may be asked."""
-
-
-def _owned(method: Method) -> Method:
-    """Have what a user's own method raises told as its own, whoever asks it."""
-    if method.file:
-        for name in ASKED:
-            asked = getattr(method, name)
-            setattr(method, name, blamed(f"the method {method.name}", method.file)(asked))
+        raise UserError(f"{path}: {name} lacks {', '.join(lacking)}")
+    method = kind()
+    method.file, method.digest = str(path), f"{file_digest(path)}:{kind.__qualname__}"
     return method

@@ -14,6 +14,7 @@ import json
 import os
 import sys
 import time
+import traceback
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -86,6 +87,8 @@ class Cell:
         try:
             row = {**row, **self.measure(), **row}  # figures replace no field of the header
         except Exception as caught:
+            if not isinstance(caught, UserError):  # a method's own mistake, perhaps
+                traceback.print_exc()
             error = f"{type(caught).__name__}: {caught}"
         return {**row, "seconds": round(time.monotonic() - began, 1), "error": error}
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from codedinvnet.codes.backup import SmallBackup
-from codedinvnet.codes.base import Scheme, blamed
+from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.build import part_beside, scheme_for
 from codedinvnet.codes.method import Method
 from codedinvnet.codes.named_policies import served_as
@@ -195,19 +195,18 @@ def own_pool(text: str, spec: WorkerSpec) -> WorkerPool:
     """Return a user's own pool, of the class that FILE.py:CLASS or package.module:CLASS names.
 
     Raises:
-        UserError: if there is no such class, or it raises; its traceback is printed then.
+        UserError: if there is no such class, or it lacks a method.
     """
     place, _, name = text.rpartition(":")
     if place.endswith(".py") and not Path(place).is_file():
         raise UserError(f"--pool: there is no file {place}")
-    with blamed(f"the pool {name}", place):
-        kind = getattr(user_module(place), name, None)
-        if kind is None:
-            raise UserError(f"--pool: {place} has no class {name}")
-        lacking = [word for word in POOL_METHODS if not callable(getattr(kind, word, None))]
-        if lacking:
-            raise UserError(f"--pool: {name} of {place} lacks {', '.join(lacking)}")
-        pool: WorkerPool = kind(spec)
+    kind = getattr(user_module(place), name, None)
+    if kind is None:
+        raise UserError(f"--pool: {place} has no class {name}")
+    lacking = [word for word in POOL_METHODS if not callable(getattr(kind, word, None))]
+    if lacking:
+        raise UserError(f"--pool: {name} of {place} lacks {', '.join(lacking)}")
+    pool: WorkerPool = kind(spec)
     return pool
 
 

@@ -25,23 +25,6 @@ def options(pool: str) -> ServeOptions:
     return ServeOptions(source=f"{PLACE}:mlp", workers=2, policy="uncoded", pool=pool)
 
 
-def test_a_pool_that_cannot_be_made_shows_its_own_traceback(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    text = """
-class Mine:
-    def __init__(self, spec):
-        raise OSError("my cluster is down")
-    start = call = replace = stop = pid = print
-"""
-    place = written(tmp_path, text)
-    with pytest.raises(UserError, match=r"Mine of .*mine\.py raised OSError: my cluster is down"):
-        open_app(options(place))
-    lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == f"the pool Mine of {place.rpartition(':')[0]} raised:"
-    assert any("mine.py" in line for line in lines)
-
-
 @pytest.mark.parametrize(
     ("text", "message"),
     [
