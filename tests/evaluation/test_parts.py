@@ -24,7 +24,7 @@ from codedinvnet.data import (
 from codedinvnet.evaluation.parts import DataSet, Scored
 from codedinvnet.evaluation.trials import DataSetSettings, Trial
 from codedinvnet.models.bundle import VALIDATION, Bundle
-from codedinvnet.training.pixels import PaperStage, fusion_targets
+from codedinvnet.training.pixels import PixelStage, fusion_targets
 from tests.data.files import Unread
 from tests.evaluation.grids import PAPER, PART
 
@@ -112,9 +112,9 @@ def test_the_papers_encoder_is_chosen_on_the_images_set_aside_whatever_their_ord
     data = data_set(
         bundle_folder, backwards, load_images("mnist", "test", data_dir=data_dir), tmp_path
     )
-    begun: list[PaperStage] = []
+    begun: list[PixelStage] = []
 
-    def begins(stage: PaperStage, *_: Any, **__: Any) -> None:
+    def begins(stage: PixelStage, *_: Any, **__: Any) -> None:
         begun.append(stage)
         raise KeyboardInterrupt
 

@@ -98,7 +98,7 @@ def test_a_plain_classifier_learns_the_labels(
     data = make_data(bundle, source, tmp_path, shift=0)
     budget = PartSettings(epochs=1, steps_per_epoch=120, batch_size=50, learning_rate=1e-2)
     small = pupil(8, (1, 1, 1))
-    steps(ClassifierStage(small, data, budget), 120)
+    steps(ClassifierStage(small, data, budget, distil=False), 120)
     assert float((predicted(small, source) == source.labels[VALIDATION]).float().mean()) > 0.6
 
 
@@ -115,7 +115,7 @@ def test_a_classifier_trains_in_the_precision_of_the_settings(
         lambda *call: seen.append(call[2].dtype)
     )
     data = make_data(bundle, source, tmp_path, precision=precision)
-    steps(ClassifierStage(network, data, BUDGET), 1)
+    steps(ClassifierStage(network, data, BUDGET, distil=False), 1)
     assert seen == [getattr(torch, precision)]
     assert all(p.dtype == torch.float32 for p in network.parameters())
 
@@ -126,7 +126,7 @@ def test_a_pupil_follows_its_teacher_and_the_labels(
     said = torch.randn(600, 10, generator=torch.Generator().manual_seed(0))
     data = make_data(bundle, source, tmp_path, shift=0)
     data = replace(data, logits=lambda split: said)
-    stage = ClassifierStage(pupil().eval(), data, BUDGET, nn.Identity())
+    stage = ClassifierStage(pupil().eval(), data, BUDGET, distil=True)
     stage.start_epoch(0, torch.Generator().manual_seed(0))
     loss = stage.batch_loss(1)
     chosen = stage.order[BUDGET.batch_size : 2 * BUDGET.batch_size]
@@ -219,35 +219,3 @@ def test_a_network_learns_to_answer_for_a_group(
     with torch.no_grad():
         answers = part(images.unflatten(0, (-1, k)).float() / 255).flatten(0, 1).argmax(1)
     assert float((answers == labels).float().mean()) > 0.3
-
-
-@pytest.mark.parametrize(("consistent", "followed"), [(False, 1), (True, 0)])
-@pytest.mark.parametrize("name", ["collage", "small-backup"])
-def test_a_consistent_teacher_answers_the_views_that_the_learner_sees(
-    name: str, consistent: bool, followed: int, bundle: Bundle, source: ImageSet, tmp_path: Path
-) -> None:
-    """It takes everything for a 0; of the images as they are it said 1."""
-    method, seen = find_method(name), []
-
-    class Teacher(nn.Module):
-        def forward(self, views: Tensor) -> Tensor:
-            seen.append(views)
-            return 20.0 * F.one_hot(torch.zeros(len(views), dtype=torch.long), 10)
-
-    given = replace(given_by(bundle, 4), classifier=Teacher())
-    said = 20.0 * F.one_hot(torch.tensor([1]), 10)
-    data = make_data(bundle, source, tmp_path, said)
-    data = replace(data, made_with=method.made_with(given, None))
-    budget = BUDGET.model_copy(
-        update={"batch_size": 32, "learning_rate": 1e-2, "consistent_teacher": consistent}
-    )
-    part = method.fit(given, data, budget)
-    group = source.batch(torch.arange(4))[0].float() / 255
-    with torch.no_grad():
-        answers = part(group[None])[0] if name == "collage" else part(group)
-    assert answers.argmax(-1).tolist() == [followed] * 4
-    if consistent:
-        known = {image.numpy().tobytes() for image in source.batch(TRAIN)[0].float() / 255}
-        assert any(view.numpy().tobytes() not in known for views in seen for view in views)
-    else:
-        assert not seen

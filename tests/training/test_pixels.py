@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codedinvnet.common.config import PixelFusionSettings, parse_settings
-from codedinvnet.data import ImageSet
+from codedinvnet.data import ImageSet, settings_split
 from codedinvnet.models.bundle import Bundle
 from codedinvnet.models.coded import CodedModel
 from codedinvnet.training import precision
@@ -20,7 +20,6 @@ from codedinvnet.training.fusion_data import FusionData
 from codedinvnet.training.pixels import PixelStage
 from tests.conftest import tiny_settings
 
-CPU = torch.device("cpu")
 K, BATCH, EPOCHS, RATE = 2, 4, 12, 0.1
 
 
@@ -39,7 +38,9 @@ def make_stage(images: ImageSet, model: CodedModel, steps: int = 1) -> PixelStag
     groups = torch.arange(24 * K).view(24, K)
     average = model.prepare(images.batch(groups.flatten())[0]).unflatten(0, (24, K)).mean(dim=1)
     torch.manual_seed(0)
-    stage = PixelStage(settings, fusion, images, model, FusionData(groups, 0.5 * average), K, CPU)
+    _, rows = settings_split(settings, images)
+    data = FusionData(groups, 0.5 * average)
+    stage = PixelStage(fusion, images, model, data, rows, seed=settings.seed)
     stage.start_epoch(0, torch.Generator().manual_seed(0))
     for module in stage.modules().values():
         module.train()

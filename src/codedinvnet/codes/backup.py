@@ -87,7 +87,7 @@ class SmallBackup(Method):
     def fit(self, teacher: Given, data: TrainingData, budget: PartSettings) -> nn.Module:
         from codedinvnet.training.classifier import ClassifierStage
 
-        stage = ClassifierStage(self.start(teacher, data), data, budget, teacher.classifier)
+        stage = ClassifierStage(self.start(teacher, data), data, budget, distil=True)
         return data.train(stage, budget.epochs)
 
     def build(self, given: Given) -> Scheme:

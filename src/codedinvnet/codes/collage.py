@@ -127,7 +127,7 @@ class Collage(Method):
 
         part = self.start(teacher, data)
         scheme = self.build(replace(teacher, part=part))
-        stage = MembersStage(part, scheme, data, budget, teacher.classifier)
+        stage = MembersStage(part, scheme, data, budget)
         return data.train(stage, budget.epochs)
 
     def build(self, given: Given) -> Scheme:

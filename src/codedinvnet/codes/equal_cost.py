@@ -24,7 +24,8 @@ def count_macs(call: Callable[[], Any]) -> int:
     }
     with FlopCounterMode(display=False, custom_mapping=own) as counter, torch.no_grad():
         call()
-    return counter.get_total_flops() // 2
+    flops: int = counter.get_total_flops()
+    return flops // 2
 
 
 def _attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:

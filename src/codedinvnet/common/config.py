@@ -105,9 +105,6 @@ class PartSettings(Section):
     """Images, or groups."""
     learning_rate: Rate = 2e-3
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4
-    consistent_teacher: bool = False
-    """What is distilled learns from the served answer to each augmented image, not to the original
-    (Beyer et al., CVPR 2022)."""
     augment: bool = False
     """A parity model sees images that are mirrored and shifted as the bundle's training's are, and
     learns the logits of the originals, as ParM's published one does on CIFAR-10."""

@@ -124,7 +124,7 @@ class DataSet:
 
         def fit(data: TrainingData) -> nn.Module:
             torch.manual_seed(seed)
-            stage = ClassifierStage(make().to(self.device), data, self._plain)
+            stage = ClassifierStage(make().to(self.device), data, self._plain, distil=False)
             return data.train(stage, self._plain.epochs)
 
         depends, folder = self._images("resnet"), self.folder / "resnet"

@@ -29,7 +29,14 @@ from codedinvnet.common.errors import UserError
 from codedinvnet.common.files import free_backup_name, read_json, write_json
 from codedinvnet.common.progress import Progress
 from codedinvnet.common.provenance import describe_command, describe_commit, describe_machine
-from codedinvnet.data import ImageRows, ImageSource, Split, load_images, sample_images
+from codedinvnet.data import (
+    ImageRows,
+    ImageSource,
+    Split,
+    load_images,
+    sample_images,
+    settings_split,
+)
 from codedinvnet.evaluation.accuracy import evaluation_report
 from codedinvnet.evaluation.inversion import inversion_report
 from codedinvnet.models.bundle import (
@@ -247,7 +254,8 @@ def _phases(
     settings, folder = run.settings, run.fusion_folder(fusion.members)
     if isinstance(fusion, PixelFusionSettings):
         data = load_fusion_data(settings, folder, fusion.members, weights)
-        stage = PixelStage(settings, fusion, source, model, data, fusion.members, run.device)
+        _, validation = settings_split(settings, source)
+        stage = PixelStage(fusion, source, model, data, validation, seed=settings.seed)
         yield folder, fusion.epochs, run.resume, stage
         return
     epochs = {"recovery": fusion.epochs, "joint": fusion.joint_epochs}

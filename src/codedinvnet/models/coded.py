@@ -28,7 +28,7 @@ from codedinvnet.nn.fusion import (
     UNetFusion,
     uniform_weights,
 )
-from codedinvnet.nn.head import Growth, Head, MosaicHead, RecoveryHead
+from codedinvnet.nn.head import Head, MosaicHead, RecoveryHead
 from codedinvnet.nn.iresnet import IResNet
 from codedinvnet.nn.irevnet import IRevNet
 
@@ -254,13 +254,13 @@ class CodedModel(nn.Module):
         x = self.prepare(images)
         return self.encoder.encode(x, uniform_weights(x) if weights is None else weights)
 
-    def recover(self, latents: Tensor, side: Tensor, members: Growth) -> Tensor:
+    def recover(self, latents: Tensor, side: Tensor, members: int) -> Tensor:
         """Map decoded latents of groups of one size to logits, by g' if there is one, else by g.
 
         Args:
             latents: (B, *latent_shape); unused if the encoder keeps the members apart.
             side: (B, n), the missing members' vectors of `Parity.side`.
-            members: m, the size of the groups, or by what else the parities' errors have grown.
+            members: m, the size of the groups.
 
         Returns:
             (B, classes).
@@ -275,7 +275,7 @@ class CodedModel(nn.Module):
         logits: Tensor = head(latents, side, direct, members)
         return logits
 
-    def recover_from_latent(self, latents: Tensor, side: Tensor, members: Growth) -> Tensor:
+    def recover_from_latent(self, latents: Tensor, side: Tensor, members: int) -> Tensor:
         """Map decoded latents, or what was read from z_p, to logits without E's side features."""
         head = self.recovery_head
         if isinstance(head, MosaicHead):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TypeAlias
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,8 +9,6 @@ from torch import Tensor, nn
 from codedinvnet.nn.fusion import mosaic_grid
 from codedinvnet.nn.layers import ActNorm
 
-Growth: TypeAlias = "float | Tensor"
-"""By what the errors of parities have grown in decoded latents: one factor, or (B,)."""
 LARGEST_FLAT = 16384
 """Latents with more elements (224-pixel images) are averaged over the image before a linear layer,
 which would otherwise outgrow the network."""
@@ -110,7 +106,7 @@ class RecoveryHead(nn.Module):
         self.classify = nn.Linear(hidden + side_features, classes)
         self.trust = nn.Parameter(torch.tensor([0.0, 1.0]))
 
-    def forward(self, z: Tensor, side: Tensor, direct: Tensor, members: Growth) -> Tensor:
+    def forward(self, z: Tensor, side: Tensor, direct: Tensor, members: int) -> Tensor:
         """Classify decoded latents.
 
         Args:
@@ -127,7 +123,7 @@ class RecoveryHead(nn.Module):
         own = self._classified(flat, side)
         return own + (self.trust[0] + self.trust[1] / members) * direct
 
-    def from_latent(self, z: Tensor, direct: Tensor, members: Growth) -> Tensor:
+    def from_latent(self, z: Tensor, direct: Tensor, members: int) -> Tensor:
         """Classify decoded latents (B, C, H, W) without side features."""
         logits: Tensor = self(z, z.new_zeros(z.shape[0], self.side_features), direct, members)
         return logits

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from codedinvnet.nn.layers import ActNorm, Squeeze
+from codedinvnet.nn.layers import ActNorm, Squeeze, StagedNetwork
 from codedinvnet.nn.lipschitz import LipschitzConv2d, operator_norm
 from codedinvnet.nn.transform import InvertibleTransform, NotConverged, TransformSequence
 
@@ -141,7 +141,7 @@ class IResNetBlock(InvertibleTransform):
             )
 
 
-class IResNet(TransformSequence):
+class IResNet(StagedNetwork):
     """The network: a squeeze, then stages of [ActNorm, block], each but the first after a squeeze.
 
     Args:
@@ -166,35 +166,20 @@ class IResNet(TransformSequence):
         coefficient: float = 0.9,
         initial_squeeze: int = 2,
     ) -> None:
-        transforms: list[InvertibleTransform] = []
-        shape = input_shape
+        def block(
+            shape: tuple[int, int, int], width: int, first: bool
+        ) -> list[InvertibleTransform]:
+            made = IResNetBlock(shape[0], width, shape[1:], coefficient=coefficient, first=first)
+            return [ActNorm(shape[0]), made]
 
-        def add(transform: InvertibleTransform) -> None:
-            nonlocal shape
-            shape = transform.output_shape(shape)
-            transforms.append(transform)
-
-        if initial_squeeze > 1:
-            add(Squeeze(initial_squeeze))
-        first = True
-        for count, stride, width in zip(blocks, strides, hidden, strict=True):
-            if stride > 1:
-                add(Squeeze(stride))
-            for _ in range(count):
-                add(ActNorm(shape[0]))
-                add(
-                    IResNetBlock(
-                        shape[0],
-                        width,
-                        shape[1:],
-                        coefficient=coefficient,
-                        first=first,
-                    )
-                )
-                first = False
-        super().__init__(transforms)
-        self.input_shape = input_shape
-        self.latent_shape = shape
+        super().__init__(
+            input_shape,
+            block,
+            blocks=blocks,
+            strides=strides,
+            hidden=hidden,
+            initial_squeeze=initial_squeeze,
+        )
         self.coefficient = coefficient
 
     def inverse(self, z: Tensor, *, tolerance: float = 1e-5, max_iterations: int = 200) -> Tensor:

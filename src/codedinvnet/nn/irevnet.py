@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from codedinvnet.nn.layers import Squeeze
-from codedinvnet.nn.transform import InvertibleTransform, TransformSequence
+from codedinvnet.nn.layers import StagedNetwork
+from codedinvnet.nn.transform import InvertibleTransform
 
 
 class CouplingBlock(InvertibleTransform):
@@ -50,15 +50,8 @@ class CouplingBlock(InvertibleTransform):
         return torch.cat([c - self.branch(b), b], dim=1)
 
 
-class IRevNet(TransformSequence):
-    """A squeeze, then stages of coupling blocks.
-
-    Args:
-        input_shape: (C, H, W).
-        blocks: blocks per stage.
-        strides: 1, or 2 for a squeeze in front of the stage.
-        hidden: channels inside the branches, per stage.
-        initial_squeeze: factor of the first squeeze (1: none).
+class IRevNet(StagedNetwork):
+    """A squeeze, then stages of coupling blocks; the arguments are those of `StagedNetwork`.
 
     Raises:
         ValueError: if a squeeze cannot divide the image, or channels cannot be halved.
@@ -73,24 +66,18 @@ class IRevNet(TransformSequence):
         hidden: Sequence[int],
         initial_squeeze: int = 2,
     ) -> None:
-        transforms: list[InvertibleTransform] = []
-        shape = input_shape
-        if initial_squeeze > 1:
-            transforms.append(Squeeze(initial_squeeze))
-        for transform in transforms:
-            shape = transform.output_shape(shape)
-        first = True
-        for count, stride, width in zip(blocks, strides, hidden, strict=True):
-            if stride > 1:
-                transforms.append(Squeeze(stride))
-                shape = transforms[-1].output_shape(shape)
+        def block(shape: tuple[int, int, int], width: int, first: bool) -> list[CouplingBlock]:
             if shape[0] % 2:
                 raise ValueError(
                     f"a coupling block cannot halve {shape[0]} channels: change the squeezes"
                 )
-            for _ in range(count):
-                transforms.append(CouplingBlock(shape[0], width, first=first))
-                first = False
-        super().__init__(transforms)
-        self.input_shape = input_shape
-        self.latent_shape = shape
+            return [CouplingBlock(shape[0], width, first=first)]
+
+        super().__init__(
+            input_shape,
+            block,
+            blocks=blocks,
+            strides=strides,
+            hidden=hidden,
+            initial_squeeze=initial_squeeze,
+        )

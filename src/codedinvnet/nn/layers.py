@@ -1,12 +1,14 @@
-"""Small invertible layers: squeeze and activation normalisation."""
+"""Small invertible layers, squeeze and activation normalisation, and networks in stages."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from codedinvnet.nn.transform import InvertibleTransform
+from codedinvnet.nn.transform import InvertibleTransform, TransformSequence
 
 
 def space_to_depth(x: Tensor, factor: int) -> Tensor:
@@ -69,3 +71,45 @@ class ActNorm(InvertibleTransform):
 
     def inverse(self, z: Tensor, *, tolerance: float = 1e-5, max_iterations: int = 200) -> Tensor:
         return (z - self.shift[:, None, None]) * (-self.log_scale).exp()[:, None, None]
+
+
+class StagedNetwork(TransformSequence):
+    """A squeeze, then stages of blocks, some of which begin with another squeeze.
+
+    Args:
+        input_shape: (C, H, W).
+        block: returns the transforms of a block for inputs (C, H, W), of so many hidden channels;
+            the network's first one, which sees pixels, is told so.
+        blocks: blocks per stage.
+        strides: 1, or 2 for a squeeze in front of the stage.
+        hidden: hidden channels per stage.
+        initial_squeeze: factor of the first squeeze (1: none).
+
+    Raises:
+        ValueError: if a squeeze cannot divide the image, or a block does not fit.
+    """
+
+    def __init__(
+        self,
+        input_shape: tuple[int, int, int],
+        block: Callable[[tuple[int, int, int], int, bool], Iterable[InvertibleTransform]],
+        *,
+        blocks: Sequence[int],
+        strides: Sequence[int],
+        hidden: Sequence[int],
+        initial_squeeze: int,
+    ) -> None:
+        transforms: list[InvertibleTransform] = []
+        shape, first = input_shape, True
+        if initial_squeeze > 1:
+            transforms.append(Squeeze(initial_squeeze))
+            shape = transforms[-1].output_shape(shape)
+        for count, stride, width in zip(blocks, strides, hidden, strict=True):
+            if stride > 1:
+                transforms.append(Squeeze(stride))
+                shape = transforms[-1].output_shape(shape)
+            for _ in range(count):
+                transforms.extend(block(shape, width, first))
+                first = False
+        super().__init__(transforms)
+        self.input_shape, self.latent_shape = input_shape, shape

@@ -96,17 +96,12 @@ class LipschitzConv2d(nn.Conv2d):
         return norm
 
     @torch.no_grad()
-    def largest_singular_value(self) -> float:
-        """Return the operator's norm, converged (dense where it is small enough)."""
-        return operator_norm(self, self.operator_size)
-
-    @torch.no_grad()
     def constrain_exactly(self) -> None:
         """Make the converged norm at most the bound, by projections and a last small scaling."""
         for _ in range(LAST_PROJECTIONS):
             if float(self.project(iterations=20)) <= 1.002 * self.coefficient:
                 break
-        norm = self.largest_singular_value()
+        norm = operator_norm(self, self.operator_size)
         if norm > self.coefficient:
             self.weight.mul_(self.coefficient / norm)
 

@@ -40,21 +40,6 @@ def all_logits(
     return torch.cat(parts)
 
 
-def answers_to(teacher: nn.Module | None, views: Tensor, known: Tensor) -> Tensor:
-    """Return the teacher's logits of varied images, or those known of the images as they are.
-
-    Args:
-        teacher: maps images (B, C, H, W) to logits; None: it is not asked again.
-        views: the images that the learner sees, (B, C, H, W).
-        known: (B, classes), what the teacher said of the images before they were varied.
-    """
-    if teacher is None:
-        return known.to(views.device)
-    with torch.no_grad():
-        logits: Tensor = teacher(views)
-    return logits.float()
-
-
 def distilled(loss: Tensor, logits: Tensor, teacher: Tensor) -> Tensor:
     """Return the loss of logits (N, classes) that follow a teacher in addition to the labels."""
     soft = F.cross_entropy(logits, teacher.softmax(1))
@@ -62,13 +47,13 @@ def distilled(loss: Tensor, logits: Tensor, teacher: Tensor) -> Tensor:
 
 
 class ClassifierStage(PartStage):
-    """Train a classifier on labels, and on a teacher's answers if there is one.
+    """Train a classifier on labels, and maybe on a teacher's answers.
 
     Args:
         classifier: maps images (B, C, H, W) to logits; it is trained in place.
         data: the images, and the teacher's logits of them.
-        budget: how to train; with `consistent_teacher` the teacher answers the augmented images.
-        teacher: maps images to logits; None: only labels count.
+        budget: how to train.
+        distil: whether the teacher counts.
     """
 
     name = "classifier"
@@ -78,12 +63,12 @@ class ClassifierStage(PartStage):
         classifier: nn.Module,
         data: TrainingData,
         budget: PartSettings,
-        teacher: nn.Module | None = None,
+        *,
+        distil: bool,
     ) -> None:
         super().__init__(classifier, budget)
         self.data, self.options = data, data.settings.training
-        self.logits = None if teacher is None else data.logits("train")
-        self.asked = teacher if budget.consistent_teacher else None
+        self.logits = data.logits("train") if distil else None
         self.order = torch.arange(len(data.train_rows))
 
     def start_epoch(self, epoch: int, generator: torch.Generator) -> None:
@@ -100,7 +85,7 @@ class ClassifierStage(PartStage):
             logits = self.module(x).float()
         loss = F.cross_entropy(logits, labels.to(self.device))
         if self.logits is not None:
-            loss = distilled(loss, logits, answers_to(self.asked, x, self.logits[chosen]))
+            loss = distilled(loss, logits, self.logits[chosen].to(self.device))
         return loss
 
     def validate(self) -> tuple[float, Mapping[str, float]]:

@@ -17,7 +17,7 @@ from codedinvnet.codes.base import Scheme
 from codedinvnet.common.config import PartSettings
 from codedinvnet.common.errors import UserError
 from codedinvnet.data import ImageRows
-from codedinvnet.training.classifier import answers_to, distilled
+from codedinvnet.training.classifier import distilled
 from codedinvnet.training.fitting import TrainingData
 from codedinvnet.training.network import augment
 from codedinvnet.training.part import PartStage
@@ -92,35 +92,21 @@ class ParityStage(GroupStage):
 class MembersStage(GroupStage):
     """Train a network that answers for every member of a group at once, on labels and a teacher.
 
-    The loss is that of a distilled classifier (`ClassifierStage`), over all members. A step sees as
-    many images as a classifier's, which are 1/k as many groups.
-
-    Args:
-        network: maps groups (B, k, C, H, W) to logits (B, k, classes); it is trained in place.
-        scheme: the code that serves it.
-        data: the images, and the teacher's logits of them.
-        budget: how to train a classifier.
-        teacher: maps images (B, C, H, W) to logits; asked if `budget.consistent_teacher`.
+    It maps groups (B, k, C, H, W) to logits (B, k, classes). The loss is that of a distilled
+    classifier (`ClassifierStage`), over all members. A step sees as many images as a classifier's,
+    which are 1/k as many groups.
     """
 
     name = "all members"
 
     def __init__(
-        self,
-        network: nn.Module,
-        scheme: Scheme,
-        data: TrainingData,
-        budget: PartSettings,
-        teacher: nn.Module,
+        self, module: nn.Module, scheme: Scheme, data: TrainingData, budget: PartSettings
     ) -> None:
         groups = max(2, budget.batch_size // scheme.rules.k)
-        super().__init__(network, scheme, data, budget.model_copy(update={"batch_size": groups}))
-        self.asked = teacher if budget.consistent_teacher else None
+        super().__init__(module, scheme, data, budget.model_copy(update={"batch_size": groups}))
 
     def loss(self, images: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
-        views = self.augmented(images)
         with autocast(self.data.settings.training.precision, self.device):
-            own: Tensor = self.module(views)
-        teacher = answers_to(self.asked, views.flatten(0, 1), logits.flatten(0, 1))
+            own: Tensor = self.module(self.augmented(images))
         own = own.float().flatten(0, 1)
-        return distilled(F.cross_entropy(own, labels.flatten()), own, teacher)
+        return distilled(F.cross_entropy(own, labels.flatten()), own, logits.flatten(0, 1))

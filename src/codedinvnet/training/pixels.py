@@ -15,10 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from codedinvnet.common.config import PixelFusionSettings, Settings
+from codedinvnet.common.config import PixelFusionSettings
+from codedinvnet.common.devices import first_tensor
 from codedinvnet.common.errors import UserError
 from codedinvnet.common.progress import Progress
-from codedinvnet.data import ImageRows, ImageSource, settings_split
+from codedinvnet.data import ImageRows, ImageSource
 from codedinvnet.models.checkpoint import PART
 from codedinvnet.models.coded import CodedModel
 from codedinvnet.nn.fusion import PatchDiscriminator, UNetFusion
@@ -39,15 +40,13 @@ class PixelStage:
     """Train E on the pixels of the generated data set (Dinh & Lee, section 3.3).
 
     Args:
-        settings: of the run.
-        fusion: its fusion stage's.
+        fusion: how to train.
         source: the images.
         model: f, E and g, of which E trains.
         data: groups and what their parity's pixels should be.
-        members: k.
-        device: where all this is.
-        initial_seed: of the weights that training begins with; None is the run's.
-        validation_rows: of the source; None are those that the settings set aside.
+        validation_rows: of the source, by which the epoch is chosen.
+        seed: of the weights that training begins with.
+        part: the name of E in checkpoints.
 
     Raises:
         UserError: if the targets are so far from the images' range that their cosh overflows.
@@ -57,15 +56,14 @@ class PixelStage:
 
     def __init__(
         self,
-        settings: Settings,
         fusion: PixelFusionSettings,
         source: ImageSource,
         model: CodedModel,
         data: FusionData,
-        members: int,
-        device: torch.device,
-        initial_seed: int | None = None,
-        validation_rows: Tensor | None = None,
+        validation_rows: Tensor,
+        *,
+        seed: int,
+        part: str = "encoder",
     ) -> None:
         farthest = data.targets.abs().max()
         if not farthest.cosh().isfinite():
@@ -74,15 +72,16 @@ class PixelStage:
                 "images lie in 0..1, and their cosh overflows: nothing bounds this f's inverse. "
                 "The paper's objective needs an i-ResNet (network.kind)"
             )
-        self.fusion, self.source, self.model = fusion, source, model
-        self.data, self.members, self.device = data, members, device
-        torch.manual_seed(settings.seed if initial_seed is None else initial_seed)
+        self.fusion, self.source, self.model, self.data = fusion, source, model, data
+        self.members, self.device = data.groups.shape[1], first_tensor(model).device
+        self.part = part
+        torch.manual_seed(seed)
         self.discriminator = PatchDiscriminator(
             model.input_shape[0],
-            members,
+            self.members,
             filters=fusion.discriminator_filters,
             layers=fusion.discriminator_layers,
-        ).to(device)
+        ).to(self.device)
         model.requires_grad_(False)
         model.encoder.requires_grad_(True)
         unet = isinstance(model.encoder, UNetFusion)
@@ -98,16 +97,14 @@ class PixelStage:
         batches = len(data.groups) // fusion.batch_size
         self.steps_per_epoch = batches // fusion.discriminator_steps
         self.total_steps = self.steps_per_epoch * fusion.epochs
-        if validation_rows is None:
-            _, validation_rows = settings_split(settings, source)
         self.validation = ImageRows(source, validation_rows, "the validation images")
         images, _ = source.batch(validation_rows)
-        self.validation_latents = embed_all(model, images.to(device)).flatten(1).cpu()
+        self.validation_latents = embed_all(model, images.to(self.device)).flatten(1).cpu()
         self.order = torch.arange(len(data.groups))
 
     def modules(self) -> Mapping[str, nn.Module]:
         """Return E and the discriminator."""
-        return {"encoder": self.model.encoder, "discriminator": self.discriminator}
+        return {self.part: self.model.encoder, "discriminator": self.discriminator}
 
     def optimizers(self) -> Mapping[str, torch.optim.Optimizer]:
         """Return the optimisers of E and of the discriminator."""
@@ -189,32 +186,15 @@ def _initialise(module: nn.Module, *, biases: bool) -> None:
         nn.init.normal_(module.weight, 1.0, 0.02)
 
 
-class PaperStage(PixelStage):
-    """The same training as that of a rival's part, under whose name E is kept."""
-
-    def modules(self) -> Mapping[str, nn.Module]:
-        """Return E and the discriminator."""
-        return {PART: self.model.encoder, "discriminator": self.discriminator}
-
-
 def paper_stage(
     model: CodedModel, data: TrainingData, members: int, fusion: PixelFusionSettings
-) -> PaperStage:
+) -> PixelStage:
     """Return the training of a model's E on freshly drawn groups of training images."""
-    settings = data.settings.model_copy(update={"fusion": fusion})
     generator = torch.Generator().manual_seed(data.seed)
     groups = draw_groups(data.train_rows, fusion.groups, members, generator)
-    return PaperStage(
-        settings,
-        fusion,
-        data.images,
-        model,
-        fusion_targets(model, data.images, groups),
-        members,
-        data.device,
-        data.seed,
-        data.validation_rows,
-    )
+    targets = fusion_targets(model, data.images, groups)
+    rows, seed = data.validation_rows, data.seed
+    return PixelStage(fusion, data.images, model, targets, rows, seed=seed, part=PART)
 
 
 def fusion_targets(model: CodedModel, source: ImageSource, groups: Tensor) -> FusionData:
