@@ -2,10 +2,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -39,13 +37,6 @@ def refusal(folder: Path) -> str:
     assert str(folder) in str(caught.value)
     assert "\n" not in str(caught.value)
     return str(caught.value)
-
-
-def edit(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    path = folder / DESCRIPTION
-    raw = json.loads(path.read_text(encoding="utf-8"))
-    change(raw)
-    path.write_text(json.dumps(raw), encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", shipped_bundles())
@@ -132,32 +123,26 @@ def images_with(value: float) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    ("images", "said"),
+    "images",
     [
-        (torch.zeros(2, 1, 32, 32, dtype=torch.uint8), r"1, 28, 28\), got .*1, 32, 32\)"),
-        (torch.zeros(2, 28, 28, dtype=torch.uint8), "shape"),
-        (torch.zeros(2, 3, 28, 28, dtype=torch.uint8), "shape"),
-        (torch.zeros(1, 2, 1, 28, 28, dtype=torch.uint8), "shape"),
-        (torch.zeros(2, 1, 28, 28, dtype=torch.int64), "uint8 or floats"),
-        (torch.zeros(2, 1, 28, 28, dtype=torch.bool), "uint8 or floats"),
-        (images_with(float("nan")), "without NaN"),
-        (images_with(float("inf")), "must lie in 0..1"),
-        (images_with(1.01), "must lie in 0..1"),
-        (images_with(-0.01), "must lie in 0..1"),
+        torch.zeros(2, 1, 32, 32, dtype=torch.uint8),
+        torch.zeros(2, 28, 28, dtype=torch.uint8),
+        torch.zeros(1, 2, 1, 28, 28, dtype=torch.uint8),
+        torch.zeros(2, 1, 28, 28, dtype=torch.int64),
+        images_with(float("nan")),
+        images_with(1.01),
+        images_with(-0.01),
     ],
 )
-def test_wrong_images_are_refused(images: torch.Tensor, said: str, bundle: Bundle) -> None:
-    with pytest.raises(UserError, match=said):
+def test_wrong_images_and_latents_are_refused(images: torch.Tensor, bundle: Bundle) -> None:
+    with pytest.raises(UserError, match="images must"):
         bundle.embed(images)
     if images.ndim == 4:
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match="images must"):
             bundle.encode(images[None])
-
-
-def test_images_in_place_of_latents_are_refused(bundle: Bundle) -> None:
     for method in (bundle.classify, bundle.invert):
         with pytest.raises(UserError, match="latents must have shape"):
-            method(torch.zeros(2, 1, 28, 28))
+            method(images)
 
 
 def test_shipped_bundles_are_found_by_name(
@@ -189,6 +174,7 @@ def test_every_shipped_bundle_loads() -> None:
     [
         (b"", "is not JSON"),
         (b"{}", "format version None"),
+        (b'{"format_version": 2}', "format version 2"),
         (b'{"format_version": 1}', "missing key"),
     ],
 )
@@ -197,20 +183,14 @@ def test_damaged_description(content: bytes, said: str, copied: Path) -> None:
     assert said in refusal(copied)
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None])
-def test_other_format_version(version: object, copied: Path) -> None:
-    edit(copied, lambda raw: raw.update(format_version=version))
-    assert f"has format version {version}" in refusal(copied)
-
-
-def test_weights_of_another_architecture(copied: Path) -> None:
-    edit(copied, lambda raw: raw["model"]["network"].update(hidden=[8, 12]))
-    assert "holds another architecture" in refusal(copied)
-
-
-def test_truncated_and_missing_weights(copied: Path) -> None:
+def test_damaged_weights(copied: Path) -> None:
     content = (copied / WEIGHTS).read_bytes()
     (copied / WEIGHTS).write_bytes(content[: len(content) // 2])
     assert "truncated" in refusal(copied)
     (copied / WEIGHTS).unlink()
     assert "no checkpoint" in refusal(copied)
+    (copied / WEIGHTS).write_bytes(content)
+    raw = json.loads((copied / DESCRIPTION).read_text(encoding="utf-8"))
+    raw["model"]["network"].update(hidden=[8, 12])
+    (copied / DESCRIPTION).write_text(json.dumps(raw), encoding="utf-8")
+    assert "holds another architecture" in refusal(copied)

@@ -102,20 +102,17 @@ def test_the_inverse_of_the_mean_latent_is_a_perfect_parity_image(kind: str, siz
 
 
 @pytest.mark.parametrize(
-    ("change", "shape", "reason"),
+    ("change", "shape"),
     [
-        ({}, (1, 7, 8), "squeeze by 2 cannot divide an image of 7x8"),
-        ({}, (1, 8, 6), "squeeze by 2 cannot divide an image of 4x3"),
-        ({"initial_squeeze": 3}, (1, 8, 8), "squeeze by 3 cannot divide an image of 8x8"),
-        ({"kind": "irevnet"}, (1, 8, 7), "squeeze by 2 cannot divide an image of 8x7"),
-        ({"kind": "irevnet", "initial_squeeze": 1}, (3, 8, 8), "cannot halve 3 channels"),
+        ({}, (1, 7, 8)),
+        ({"initial_squeeze": 3}, (1, 8, 8)),
+        ({"kind": "irevnet", "initial_squeeze": 1}, (3, 8, 8)),
     ],
 )
 def test_a_network_that_does_not_fit_is_the_users_error(
-    change: dict[str, Any], shape: tuple[int, int, int], reason: str
+    change: dict[str, Any], shape: tuple[int, int, int]
 ) -> None:
-    size = "x".join(map(str, shape))
-    with pytest.raises(UserError, match=f"do not fit {size} inputs: .*{reason}"):
+    with pytest.raises(UserError, match=f"do not fit {'x'.join(map(str, shape))} inputs"):
         build_network(NetworkSettings(**{**SMALL, **change}), shape)
 
 

@@ -156,11 +156,6 @@ def test_more_queries_than_a_server_takes_are_asked_in_turn(most: int) -> None:
         assert min(most, 33) / 2 < max(kind.asked)  # an error of another kind changes nothing
 
 
-def test_another_model_has_another_digest() -> None:
-    with server() as (one, _), server(metadata={**METADATA, "name": "n"}) as (other, _):
-        assert open_model(one).source.digest != open_model(other).source.digest
-
-
 def test_shapes_that_a_server_leaves_open_are_told() -> None:
     inputs = [{"name": "x", "datatype": "FP32", "shape": [-1, -1]}]
     with server(metadata={**METADATA, "inputs": inputs}) as (url, _):
@@ -198,12 +193,6 @@ def test_a_server_gets_its_token(tmp_path: Path) -> None:
         assert model.run({"x": x})["y"] == pytest.approx(x @ WEIGHTS)
         file.write_text("")  # it is being written
         assert model.run({"x": x})["y"] == pytest.approx(x @ WEIGHTS)
-
-
-def test_a_token_is_for_a_server(tmp_path: Path) -> None:
-    (tmp_path / "model.onnx").write_bytes(b"")
-    with pytest.raises(UserError, match=r"--model-token-file: .*model\.onnx is no server's"):
-        ModelSource(str(tmp_path / "model.onnx"), token_file="token").open()
 
 
 def test_urls_that_are_none() -> None:

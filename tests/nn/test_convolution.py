@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from codedinvnet.nn.convolution import NARROW, conv2d
-from codedinvnet.nn.resnet import Shortcut
+from codedinvnet.nn.convolution import conv2d
 
 
 @pytest.mark.parametrize("channels", [1, 4, 7, 8, 12, 15, 16, 20])
@@ -65,35 +64,3 @@ torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-2)
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-
-
-@pytest.mark.parametrize("channels", [4, NARROW])
-@pytest.mark.parametrize("kernel", [1, 3])
-@pytest.mark.parametrize(
-    ("stride", "padding", "dilation", "groups"),
-    [
-        ((2, 2), (0, 0), (1, 1), 2),
-        ((2, 2), (1, 1), (1, 1), 1),
-        ((1, 1), (0, 0), (1, 1), 1),
-        ((2, 1), (0, 0), (2, 2), 1),
-    ],
-)
-def test_other_convolutions_are_those_of_pytorch(
-    channels: int,
-    kernel: int,
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-    dilation: tuple[int, int],
-    groups: int,
-) -> None:
-    x, bias = torch.randn(2, channels, 9, 8), torch.randn(6)
-    weight = torch.randn(6, channels // groups, kernel, kernel)
-    wanted = F.conv2d(x, weight, bias, stride, padding, dilation, groups)
-    found = conv2d(x, weight, bias, stride, padding, dilation, groups)
-    torch.testing.assert_close(found, wanted)
-
-
-def test_a_shortcut_has_the_weights_of_a_convolution() -> None:
-    layer = Shortcut(3, 5, 2)
-    assert [(name, p.shape) for name, p in layer.named_parameters()] == [("weight", (5, 3, 1, 1))]
-    assert layer(torch.rand(2, 3, 8, 6)).shape == (2, 5, 4, 3)

@@ -77,18 +77,6 @@ EVERY = pytest.mark.parametrize("name", list(SIDE))
 
 
 @EVERY
-def test_one_network_serves_every_group_size(name: str) -> None:
-    network = encoder(name)
-    for members in range(1, 11):
-        x = groups(name, members)
-        parity, side = network(x)
-        assert parity.shape == (2, *x.shape[2:])
-        assert side.shape == (2, members, SIDE[name])
-        assert network.side_features == SIDE[name]
-        assert torch.isfinite(parity).all()
-
-
-@EVERY
 def test_parity_does_not_depend_on_the_order(name: str) -> None:
     network = encoder(name)
     x, w = groups(name, 5), weights(5)
@@ -101,16 +89,19 @@ def test_parity_does_not_depend_on_the_order(name: str) -> None:
 
 
 @EVERY
-@pytest.mark.parametrize("member", [0, 1, 2])
-def test_all_weight_on_one_member_is_that_member_alone(name: str, member: int) -> None:
-    network = encoder(name)
-    x = groups(name, 3)
-    w = torch.zeros(2, 3, dtype=torch.float64)
-    w[:, member] = 1.0
-    alone = network(x[:, member : member + 1])
-    together = network.encode(x, w)
-    torch.testing.assert_close(together.parity, alone.parity)
-    torch.testing.assert_close(together.side[:, member : member + 1], alone.side)
+@pytest.mark.parametrize("members", [3, 10])
+def test_all_weight_on_one_member_is_that_member_alone(name: str, members: int) -> None:
+    network, x = encoder(name), groups(name, members)
+    assert network.side_features == SIDE[name]
+    for member in range(members):
+        w = torch.zeros(2, members, dtype=torch.float64)
+        w[:, member] = 1.0
+        alone = network(x[:, member : member + 1])
+        together = network.encode(x, w)
+        assert together.parity.shape == (2, *x.shape[2:])
+        assert together.side.shape == (2, members, SIDE[name])
+        torch.testing.assert_close(together.parity, alone.parity)
+        torch.testing.assert_close(together.side[:, member : member + 1], alone.side)
 
 
 @EVERY
@@ -122,16 +113,6 @@ def test_groups_of_a_batch_do_not_mix(name: str) -> None:
         alone = network.encode(x[row : row + 1], w[row : row + 1])
         torch.testing.assert_close(together.parity[row : row + 1], alone.parity)
         torch.testing.assert_close(together.side[row : row + 1], alone.side)
-
-
-def test_side_features_belong_to_their_member_alone() -> None:
-    network = encoder("lean-side")
-    x = groups("lean-side", 3)
-    before = network(x).side
-    x[:, 1] = x[:, 1].flip(-1)
-    changed = (network(x).side - before).abs().amax((0, 2))
-    assert changed[1] > 1e-3
-    assert changed[0] == changed[2] == 0
 
 
 def test_a_fresh_lean_encoder_starts_at_the_average_image() -> None:

@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from codedinvnet.nn.layers import ActNorm, Squeeze
-from codedinvnet.nn.transform import TransformSequence
 from tests.nn.transforms import (
     BLOCKS,
     CASES,
@@ -47,20 +46,6 @@ def test_inverse_builds_no_autograd_graph(case: Case) -> None:
     back = transform.inverse(z)
     assert not back.requires_grad
     assert transform(z.new_ones(1, *case.input_shape)).requires_grad
-
-
-def test_a_sequence_runs_forward_in_order_and_backward_in_reverse() -> None:
-    double, shift = ActNorm(1).double(), ActNorm(1).double()
-    with torch.no_grad():
-        double.log_scale.fill_(math.log(2.0))
-        shift.shift.fill_(3.0)
-    sequence = TransformSequence([double, shift, Squeeze(2)])
-    assert sequence.steps()[:2] == [double, shift]
-    x = noise(2, 1, 2, 4)
-    expected = torch.nn.functional.pixel_unshuffle(2 * x + 3, 2)
-    torch.testing.assert_close(sequence(x), expected)
-    torch.testing.assert_close(sequence.inverse(expected), x)
-    assert sequence.output_shape((1, 2, 4)) == (4, 1, 2)
 
 
 def test_squeeze_makes_channels_of_each_block_of_pixels() -> None:

@@ -15,7 +15,6 @@ from codedinvnet.common.config import PixelFusionSettings, parse_settings
 from codedinvnet.data import ImageSet, settings_split
 from codedinvnet.models.bundle import Bundle
 from codedinvnet.models.coded import CodedModel
-from codedinvnet.training import precision
 from codedinvnet.training.fusion_data import FusionData
 from codedinvnet.training.pixels import PixelStage
 from tests.conftest import tiny_settings
@@ -94,29 +93,18 @@ def test_the_encoder_follows_the_cosh_of_its_pixels_and_the_discriminator(
         torch.testing.assert_close(was, wanted, rtol=1e-3, atol=1e-4)
 
 
-def test_both_learn_nearly_the_same_in_bfloat16(
-    held_out: ImageSet, model: CodedModel, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_passes_are_in_the_precision_that_was_asked_for(
+    precision: str, held_out: ImageSet, model: CodedModel, bfloat16_instructions: None
 ) -> None:
-    monkeypatch.setattr(precision, "computes_bfloat16", lambda _: True)
-    steps = []
-    for asked in ("float32", "bfloat16"):
-        learner = copy.deepcopy(model)
-        stage = make_stage(held_out, learner)
-        stage.fusion = stage.fusion.model_copy(update={"precision": asked})
-        x, target = stage.batch(0)
-        answers = (stage.parity(x), stage.score(x, target))
-        wanted = (learner.encoder(x).parity, stage.discriminator(x, target))
-        for answer, exact in zip(answers, wanted, strict=True):
-            assert answer.dtype == torch.float32
-            assert torch.equal(answer, exact) == (asked == "float32")
-        before = copy.deepcopy(stage.modules())
-        stage.generator_optimizer = plain(learner.encoder.parameters(), RATE)
-        stage.discriminator_optimizer = plain(stage.discriminator.parameters(), RATE)
-        stage.step(0, 0)
-        moves = [moved(before[name], module) for name, module in stage.modules().items()]
-        steps.append([torch.cat([move.flatten() for move in part]) for part in moves])
-    for whole, rounded in zip(*steps, strict=True):
-        assert F.cosine_similarity(whole, rounded, dim=0) > 0.98
+    stage = make_stage(held_out, model)
+    stage.fusion = stage.fusion.model_copy(update={"precision": precision})
+    x, target = stage.batch(0)
+    answers = (stage.parity(x), stage.score(x, target))
+    wanted = (model.encoder(x).parity, stage.discriminator(x, target))
+    for answer, exact in zip(answers, wanted, strict=True):
+        assert answer.dtype == torch.float32
+        assert torch.equal(answer, exact) == (precision == "float32")
 
 
 def test_the_discriminator_follows_hinge_losses(held_out: ImageSet, model: CodedModel) -> None:

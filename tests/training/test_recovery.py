@@ -20,7 +20,6 @@ from codedinvnet.training.recovery import RecoveryStage, draw_size
 from tests.conftest import tiny_settings
 
 CPU = torch.device("cpu")
-DRAWS = 4000
 
 
 def stage_of(raw: dict[str, Any], data_dir: Path, joint: bool) -> RecoveryStage:
@@ -33,9 +32,12 @@ def stage_of(raw: dict[str, Any], data_dir: Path, joint: bool) -> RecoveryStage:
     return RecoveryStage(settings, settings.fusion, source, model, CPU, joint=joint)
 
 
-def drawn(largest: int, apart: bool) -> Counter[int]:
+@pytest.mark.parametrize("apart", [False, True])
+def test_sizes_are_drawn_alike_or_by_the_mosaics_grids(apart: bool) -> None:
     generator = torch.Generator().manual_seed(0)
-    return Counter(draw_size(largest, apart, generator) for _ in range(DRAWS))
+    drawn = Counter(draw_size(5, apart, generator) for _ in range(4000))
+    shares = {2: 1 / 3, 3: 1 / 6, 4: 1 / 6, 5: 1 / 3} if apart else dict.fromkeys(range(2, 6), 0.25)
+    assert {size: count / 4000 for size, count in drawn.items()} == pytest.approx(shares, abs=0.03)
 
 
 @pytest.mark.parametrize("distilled", [0.0, 0.6])

@@ -248,7 +248,7 @@ class Bundle:
         if not images.is_floating_point():
             raise UserError(f"images must be uint8 or floats in 0..1, got {images.dtype}")
         if images.numel() and not bool(((images >= 0) & (images <= 1)).all()):
-            raise UserError("float images must lie in 0..1, without NaN")
+            raise UserError("images must be uint8, or floats in 0..1 without NaN")
         return images.float()
 
 
