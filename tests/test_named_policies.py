@@ -28,8 +28,6 @@ def test_there_is_every_policy_and_the_small_backup() -> None:
 
 def test_a_small_backup_is_a_code_by_its_rules() -> None:
     backup = SERVED["small-backup"]
-    assert backup.backup
-    assert not SERVED["coded"].backup
     assert backup.rules.coded
     assert backup.scenario == {"policy": "coded", "method": "small-backup", "r": 1}
 

@@ -12,7 +12,6 @@ from typing import Any
 
 from codedinvnet.codes.backup import SmallBackup
 from codedinvnet.codes.registry import METHODS, OURS, UnknownMethod, find_method
-from codedinvnet.codes.rules import BACKUP
 from codedinvnet.common.errors import UserError
 from codedinvnet.scheduler.policies import (
     AUTO,
@@ -41,12 +40,6 @@ class Served:
     def by_name(self) -> bool:
         """Whether it is named by its method, whose accuracy is its own."""
         return self.method != OURS
-
-    @property
-    def backup(self) -> bool:
-        """Whether the extra worker runs a small classifier."""
-        tasks = find_method(self.method).rules(2).tasks(2).values()
-        return any(task.model == BACKUP for task in tasks)
 
     @property
     def scenario(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -121,7 +122,7 @@ class Bundle:
         )
 
     def digest(self) -> str:
-        """Return what `weights_digest` does."""
+        """Return the digest of the weights, as `weights_digest` does."""
         return file_digest(self.folder / WEIGHTS)
 
     def validation_digests(self) -> Tensor | None:
@@ -204,7 +205,7 @@ class Bundle:
         return self.model.recover(latent, parity.side[:, missing], members).softmax(1)
 
     def with_pixel_mean(self) -> Bundle:
-        """Return the bundle with the average image, and no side features, in place of E.
+        """Return a copy with the average image, and no side features, in place of E.
 
         Raises:
             UserError: if its recovery head reads what the average image does not have.
@@ -214,11 +215,9 @@ class Bundle:
                 f"bundle {self.info.name!r} has a recovery head that reads each member's own cell, "
                 "and the average image has none: its method in `bench accuracy` answers with g"
             )
-        model = CodedModel(self.info.model)
-        fold(model)
-        model.load_state_dict(self.model.state_dict())
+        model = copy.deepcopy(self.model)
         model.encoder = PixelMean(self.info.model.encoder.side_features)
-        return Bundle(self.info, model.to(first_tensor(self.model).device), self.folder)
+        return Bundle(self.info, model, self.folder)
 
     def _latents(self, latents: Tensor) -> Tensor:
         shape = self.model.latent_shape

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple, cast
 
 import torch
@@ -111,19 +112,16 @@ def build_network(
     settings: NetworkSettings, input_shape: tuple[int, int, int]
 ) -> IResNet | IRevNet:
     """Build an untrained network f for inputs (C, H, W)."""
-    shared = {
-        "blocks": settings.blocks,
-        "strides": settings.strides,
-        "hidden": settings.hidden,
-        "initial_squeeze": settings.initial_squeeze,
-    }
+    kind: Callable[..., IResNet | IRevNet] = IRevNet
+    if settings.kind == "iresnet":
+        kind = partial(IResNet, coefficient=settings.coefficient)
     try:
-        if settings.kind == "irevnet":
-            return IRevNet(input_shape, **shared)  # type: ignore[arg-type]
-        return IResNet(
+        return kind(
             input_shape,
-            **shared,  # type: ignore[arg-type]
-            coefficient=settings.coefficient,
+            blocks=settings.blocks,
+            strides=settings.strides,
+            hidden=settings.hidden,
+            initial_squeeze=settings.initial_squeeze,
         )
     except ValueError as error:
         size = "x".join(map(str, input_shape))
@@ -149,20 +147,12 @@ def build_encoder(settings: EncoderSettings, input_shape: tuple[int, int, int]) 
                 f"the {settings.kind} encoder needs sides divisible by 8, got {height}x{width}: "
                 "change data.padding or data.image_size"
             )
-        sizes = {
-            "width": settings.width,
-            "side_features": settings.side_features,
-            "depth": settings.depth,
-        }
+        own = settings.model_dump(exclude={"kind"})
         if settings.kind == "mosaic":
-            return MosaicFusion(
-                channels,
-                **sizes,
-                more_for_few=settings.more_for_few,
-                few_width=settings.few_width,
-                cell_width=settings.cell_width,
-            )
-        return LeanFusion(channels, **sizes)
+            return MosaicFusion(channels, **own)
+        return LeanFusion(
+            channels, **{key: own[key] for key in ("width", "side_features", "depth")}
+        )
     halvings = (height & -height).bit_length() - 1
     if height != width or halvings < 2:
         raise UserError(

@@ -104,15 +104,10 @@ def whole_onnx(path: Path) -> Any:
         _check_beside(path, told.location)
         with (path.parent / told.location).open("rb") as file:
             file.seek(told.offset or 0)
-            _fill(tensor, file.read(-1 if told.length is None else told.length))
+            tensor.raw_data = file.read(-1 if told.length is None else told.length)
+        tensor.ClearField("external_data")
+        tensor.ClearField("data_location")
     return model
-
-
-def _fill(tensor: Any, values: bytes) -> None:
-    """Give a tensor the values that it had in another file."""
-    tensor.raw_data = values
-    tensor.ClearField("external_data")
-    tensor.ClearField("data_location")
 
 
 def _axes(shape: Sequence[int | str | None]) -> tuple[int | str, ...]:
@@ -121,15 +116,12 @@ def _axes(shape: Sequence[int | str | None]) -> tuple[int | str, ...]:
 
 def _weights_beside(path: Path, model: Any) -> list[str]:
     """Return the names of the files that an ONNX file has its larger tensors in, in their order."""
-    names = {
-        entry.value
-        for tensor in _external(model)
-        for entry in tensor.external_data
-        if entry.key == "location"
-    }
-    for name in sorted(names):
+    from onnx.external_data_helper import ExternalDataInfo
+
+    names = sorted({ExternalDataInfo(tensor).location for tensor in _external(model)})
+    for name in names:
         _check_beside(path, name)
-    return sorted(names)
+    return names
 
 
 def _parsed(path: Path, content: bytes) -> Any:

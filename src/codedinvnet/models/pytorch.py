@@ -18,7 +18,7 @@ from codedinvnet.common.errors import UserError, nearest, one_line
 from codedinvnet.common.files import content_digest, file_digest
 from codedinvnet.common.user_code import user_module
 from codedinvnet.models.base import DATATYPES, TensorSpec
-from codedinvnet.models.bundle import Bundle, bundle_folder, load_bundle, weights_digest
+from codedinvnet.models.bundle import Bundle, load_bundle
 from codedinvnet.models.checkpoint import load_modules, module_tensors, tensors_digest
 from codedinvnet.models.probe import Arrays, Opened
 from codedinvnet.models.specs import Declared, check_told, input_specs
@@ -30,26 +30,22 @@ _NUMPY_TYPES = {
     getattr(torch, str(dtype)): name for name, dtype in DATATYPES.items() if name != "BYTES"
 }
 
-Bind = Callable[[Sequence[Tensor]], tuple[Sequence[Any], Mapping[str, Any]]]
-"""Makes a module's arguments of its inputs' tensors."""
-
 
 class Network(nn.Module):
     """A module of tensors, in the order of the inputs, whatever it takes and returns itself.
 
     Args:
         module: the module.
-        bind: makes its arguments.
+        names: of its arguments.
     """
 
-    def __init__(self, module: nn.Module, bind: Bind) -> None:
+    def __init__(self, module: nn.Module, names: Sequence[str]) -> None:
         super().__init__()
-        self.module, self.bind = module, bind
+        self.module, self.names = module, names
 
     def named(self, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
         """Return the outputs by their names."""
-        arguments, keywords = self.bind(tensors)
-        return dict(_named("", self.module(*arguments, **keywords)))
+        return dict(_named("", self.module(**dict(zip(self.names, tensors, strict=True)))))
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         return tuple(self.named(tensors).values())
@@ -108,14 +104,8 @@ def open_factory(
     own = module_tensors({"module": module})
     digest = _load_weights(module, weights) if weights else tensors_digest(own)
     inputs = _factory_inputs(name, module, examples, told)
-    names = [spec.name for spec in inputs]
-
-    def bind(tensors: Sequence[Tensor]) -> tuple[Sequence[Any], Mapping[str, Any]]:
-        return (), dict(zip(names, tensors, strict=True))
-
     digest = content_digest(f"{digest} {_source_digest(home, function)}".encode())
-    network = Network(module.to(device), bind)
-    return _opened(network, inputs, digest, device, name)
+    return _opened(module.to(device), inputs, digest, device, name)
 
 
 def _function(name: str) -> tuple[ModuleType, Callable[[], Any]]:
@@ -215,18 +205,18 @@ def open_bundle(name: str, device: torch.device) -> Opened:
     """Open a bundle: the model is f, which its workers run, with the class scores that g gives."""
     bundle = load_bundle(name, device)
     images = TensorSpec("images", bundle.info.input.datatype, bundle.info.input.shape)
-    network = Network(_Classifier(bundle).eval(), lambda tensors: (tensors, {}))
-    digest = weights_digest(bundle_folder(name))
-    return _opened(network, (images,), digest, device, f"the bundle {name}")
+    module = _Classifier(bundle).eval()
+    return _opened(module, (images,), bundle.digest(), device, f"the bundle {name}")
 
 
 def _opened(
-    network: Network,
+    module: nn.Module,
     inputs: tuple[TensorSpec, ...],
     digest: str,
     device: torch.device,
     where: str,
 ) -> Opened:
+    network = Network(module, [spec.name for spec in inputs])
     for spec in inputs:
         if spec.datatype == "BYTES":
             raise UserError(f"{where}: input {spec.name!r} is BYTES, which PyTorch does not have")

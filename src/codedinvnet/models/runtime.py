@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import importlib.metadata
 import os
 import sys
@@ -25,19 +26,19 @@ from codedinvnet.models.checkpoint import module_tensors, tensors_digest
 
 _KEPT = ("codedinvnet.", "torch.nn.")
 _PLAIN = (bool, int, float, str, tuple)
-"""Types of attributes that say what a module computes."""
+_CODE = (nn_code.__file__, __file__)
 
 
-def exported_session(module: nn.Module, examples: Sequence[Tensor], **options: Any) -> Any:
+def exported_session(module: nn.Module, examples: Sequence[Tensor]) -> Any:
     """Return the ONNX Runtime session of a module's forward pass, for inputs of certain shapes.
 
     The export takes seconds. A bundle's is kept in the cache folder, named by what it depends on.
     """
-    path = kept_at(module, examples, **options)
+    path = kept_at(module, examples)
     if path is not None:
         with suppress(Exception):  # not there, cut short, or too new: ONNX Runtime has many
             return session(path.read_bytes(), torch.get_num_threads())
-    content = export(module, examples, **options)
+    content = export(module, examples)
     try:
         found = session(content, torch.get_num_threads())
     except Exception as error:  # ONNX Runtime has many, one for a release that is too old
@@ -100,20 +101,11 @@ def export(module: nn.Module, examples: Sequence[Tensor], **options: Any) -> byt
     return content
 
 
-def _version(name: str) -> str:
-    """Return a library's version, also of one that another distribution installs (GPU builds)."""
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return str(importlib.import_module(name).__version__)
-
-
-def kept_at(module: nn.Module, examples: Sequence[Tensor], **options: Any) -> Path | None:
+def kept_at(module: nn.Module, examples: Sequence[Tensor]) -> Path | None:
     """Return where the cache keeps an export, or would; None if it keeps none.
 
-    The name is a digest of the module's weights and plain attributes, shapes, options, and the code
-    of this package and the libraries that export. Modules of a user's own classes are not kept,
-    because their code may depend on anything. The arguments are those of `exported_session`.
+    The name is a digest of the module's weights and plain attributes, shapes, and the code that
+    exports. Modules of a user's own classes are not kept, because their code may do anything.
     """
     parts = [*module.modules()]
     if not all(type(part).__module__.startswith(_KEPT) for part in parts):
@@ -122,17 +114,19 @@ def kept_at(module: nn.Module, examples: Sequence[Tensor], **options: Any) -> Pa
         folder = cache_dir() / "onnx"
     except RuntimeError:  # this user has no home
         return None
+    code = [path for place in _CODE for path in sorted(Path(place).parent.glob("*.py"))]
+    libraries = map(importlib.import_module, ENGINES[ONNX_RUNTIME].needed)
     words = (
         tensors_digest(module_tensors({"module": module})),
-        [
-            (type(part), sorted((k, v) for k, v in vars(part).items() if type(v) in _PLAIN))
-            for part in parts
-        ],
+        [(type(part), sorted(_plain_attributes(part))) for part in parts],
         [(tuple(example.shape), str(example.dtype)) for example in examples],
-        options,
-        [file_digest(path) for path in sorted(Path(nn_code.__file__).parent.glob("*.py"))],
-        [file_digest(path) for path in sorted(Path(__file__).parent.glob("*.py"))],
-        torch.__version__,
-        [_version(name) for name in ("codedinvnet", *ENGINES[ONNX_RUNTIME].needed)],
+        [file_digest(path) for path in code],
+        importlib.metadata.version("codedinvnet"),
+        [torch.__version__, *(library.__version__ for library in libraries)],
     )
     return folder / f"{hashlib.sha256(repr(words).encode()).hexdigest()[:24]}.onnx"
+
+
+def _plain_attributes(module: nn.Module) -> list[tuple[str, object]]:
+    """Return the attributes that say what a module computes."""
+    return [(key, value) for key, value in vars(module).items() if type(value) in _PLAIN]

@@ -118,7 +118,7 @@ class OpenModel:
 
     Args:
         source: what opens it again, with its digest.
-        signature: its inputs and outputs.
+        signature: the model's inputs and outputs.
         compute: runs a batch that is not too large for it.
         network: the module through which gradients flow, a `codedinvnet.models.pytorch.Network`;
             None if there is none.
@@ -128,7 +128,7 @@ class OpenModel:
         self, source: ModelSource, signature: Signature, compute: Compute, network: Any = None
     ) -> None:
         self.source, self.network = source, network
-        self._signature, self._compute = signature, compute
+        self.signature, self._compute = signature, compute
         self._at_once = signature.max_batch
         self._worked = min(ROWS, signature.max_batch or ROWS)  # as the probe has seen
 
@@ -137,13 +137,8 @@ class OpenModel:
             each = (f"{s.name}: {s.datatype} {'x'.join(map(str, s.shape)) or '()'}" for s in specs)
             return ", ".join(each)
 
-        inputs, outputs = tensors(self._signature.inputs), tensors(self._signature.outputs)
+        inputs, outputs = tensors(self.signature.inputs), tensors(self.signature.outputs)
         return f"OpenModel({self.source.source!r} on {self.source.engine}: {inputs} -> {outputs})"
-
-    @property
-    def signature(self) -> Signature:
-        """The model's inputs and outputs."""
-        return self._signature
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Compute a batch; more queries than the model takes at once are computed in turn.
@@ -168,7 +163,7 @@ class OpenModel:
 
     def describe(self) -> dict[str, Any]:
         """Return what a user wants to know of the model, as JSON has it."""
-        signature, source = asdict(self._signature), self.source
+        signature, source = asdict(self.signature), self.source
         told = {"source": source.source, "kind": source.kind, "engine": source.engine}
         return {**told, "digest": source.digest, **signature}
 

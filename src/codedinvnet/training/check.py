@@ -40,18 +40,8 @@ def check_images(
         if found != expected:
             raise UserError(
                 f"{source.source} has other classes than {whose}: label {label} is "
-                f"{found or 'none'} instead of {expected or 'none'}{_mend(source, classes)}"
+                f"{found or 'none'} instead of {expected or 'none'}"
             )
-
-
-def _mend(source: ImageSource, classes: tuple[str, ...]) -> str:
-    """Say what helps where arrays name no classes: a file has those that its labels need."""
-    if ".npz" not in source.source or not all(map(str.isdecimal, source.classes + classes)):
-        return ""
-    return (
-        "; if only one of train.npz and test.npz has that label, write an array 'classes' with the "
-        "names of all labels, 0, 1 and so on, into both"
-    )
 
 
 def check_same_images(source: ImageSource, digest: str, whose: str) -> None:
