@@ -78,7 +78,7 @@ def leftovers(front: BundleFront) -> dict[str, Any]:
     scheduler = front.scheduler
     kept = {
         "waiting": dict(front.queries),
-        "inputs": front._payloads,
+        "inputs": front.calls.payloads,
         "outputs": front.calls.outputs,
         "jobs": queue(front)._jobs,
         "queries": scheduler.queries,

@@ -181,8 +181,10 @@ class ClientConnection(asyncio.Protocol):
         try:
             while data and not self.is_answering and not self._is_ending:
                 data = self.reader.feed(data)
-                if self.reader.is_complete:
-                    self._complete()
+                if self.reader.is_complete:  # have it answered
+                    self.is_answering = True
+                    request = self.reader.take(self._came)
+                    self.call = self.server.handler.handle(self.answers, request)
         except BadMessage as error:
             wait = int(error.status == 503)
             self.answers.refuse(error.status, str(error), wait, closes=True)
@@ -208,11 +210,6 @@ class ClientConnection(asyncio.Protocol):
         if waits:
             self.transport.write(CONTINUE)
         return True
-
-    def _complete(self) -> None:
-        """A request is complete: have it answered."""
-        self.is_answering = True
-        self.call = self.server.handler.handle(self.answers, self.reader.take(self._came))
 
     # Answers
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from codedinvnet.common.errors import described
 from codedinvnet.net.logs import Quiet
-from codedinvnet.scheduler.actions import Action, Replace, Send
+from codedinvnet.scheduler.actions import Action, Call, Replace, Send
 from codedinvnet.scheduler.scheduler import Scheduler
 from codedinvnet.serving.queries import InFlight
 from codedinvnet.serving.served import Payload, TensorCodec
@@ -42,13 +42,17 @@ class Calls:
         supervisor: Supervisor,
         codec: TensorCodec,
         queries: InFlight,
+        longest: float,
         do: Callable[[Sequence[Action]], None],
         heard: Callable[[float], None],
     ) -> None:
         self.scheduler, self.supervisor, self.codec = scheduler, supervisor, codec
+        self.longest = longest
         self.queries, self._do, self._heard = queries, do, heard
         self.metrics = supervisor.metrics
         self.tracing: Tracing | None = None
+        self.payloads: dict[int, Payload] = {}
+        """Query -> what it asks, until it is over."""
         self.outputs: dict[int, Payload] = {}
         """Attempt -> what its worker sent."""
         code = scheduler.offered
@@ -57,14 +61,14 @@ class Calls:
         self.stopped = False
         """Whether lost workers are not replaced any more."""
 
-    def send(self, sends: Sequence[Send], payloads: Sequence[Payload], latest: float) -> None:
-        """Give a worker a task, or several data tasks in one call.
-
-        `latest` is the last deadline of queries that may join an open group.
-        """
+    def send(self, action: Send | Call) -> None:
+        """Give a worker a task, or several data tasks in one call."""
+        sends = action.sends if isinstance(action, Call) else (action,)
         first, now = sends[0], time.monotonic()
-        members = tuple(number for send in sends for number in send.members)
+        members = tuple([number for send in sends for number in send.members])
+        payloads = [self.payloads[number] for number in members]
         inputs = self.codec.join(payloads, first.size if len(sends) == 1 else len(payloads))
+        latest = now + self.longest
         until = max(self.scheduler.flying.wanted_until(send.attempt, latest) for send in sends)
         origins = self.queries.sent(members, first.worker)
         task = Task(first.attempt, first.task, inputs, () if first.group_size else origins, until)
@@ -82,59 +86,52 @@ class Calls:
             result = self.tracing.attempt(result, *where)
         asyncio.ensure_future(result).add_done_callback(partial(self._ended, call))
 
-    def _ended(self, call: InFlightCall, future: asyncio.Future[Result]) -> None:
-        """Take what became of a call."""
+    def _ended(
+        self, call: InFlightCall, future: asyncio.Future[Result], was_held: bool = False
+    ) -> None:
+        """Take what became of a call, and tell the scheduler; an answer may be held back first."""
         try:
             results = self.codec.split(call.task, future.result(), len(call.attempts))
-        except WorkerDied as error:
-            if self.scheduler.is_at(call.worker, call.task.attempt):
-                self.lose_worker(Cause.DIED, call.worker, str(error))
-            self._lost(call, str(error))
-        except WorkerFailed as error:
-            self._quiet.log("task failed", logging.WARNING, worker=call.worker, reason=str(error))
-            self._failed(call, str(error))
-        except (Exception, asyncio.CancelledError) as error:  # its own mistake, no hang
-            pool, reason = type(self.supervisor.pool).__name__, described(error)
-            about: dict[str, Any] = {"pool": pool, "worker": call.worker, "reason": reason}
-            self._quiet.log("the pool raised", logging.ERROR, error=error, **about)
-            self._failed(call, reason)
-        else:
-            self._succeeded(call, results)
-
-    def _succeeded(self, call: InFlightCall, results: Sequence[Result]) -> None:
+        except (Exception, asyncio.CancelledError) as error:
+            self._failed(call, error)
+            return
         first, now = results[0], time.monotonic()
-        self._heard(call.began)
-        self.supervisor.workers[call.worker].worked()
-        self.metrics.worker_time.labels(call.kind).observe(first.seconds)
-        self.metrics.recent.call(now - call.began)
-        if call.kind == "parity":
-            self.metrics.encode_time.observe(first.encode_seconds)
-        if first.held > 0:
-            for attempt in call.attempts:
-                self._do(self.scheduler.released(now, call.worker, attempt))
-            asyncio.get_running_loop().call_later(first.held, self._take, call, results)
-        else:
-            self._take(call, results)
-
-    def _take(self, call: InFlightCall, results: Sequence[Result]) -> None:
-        """Tell the scheduler of a call's results."""
+        if not was_held:
+            self._heard(call.began)
+            self.supervisor.workers[call.worker].worked()
+            self.metrics.worker_time.labels(call.kind).observe(first.seconds)
+            self.metrics.recent.call(now - call.began)
+            if call.kind == "parity":
+                self.metrics.encode_time.observe(first.encode_seconds)
+            if first.held > 0:
+                for attempt in call.attempts:
+                    self._do(self.scheduler.released(now, call.worker, attempt))
+                loop = asyncio.get_running_loop()
+                loop.call_later(first.held, self._ended, call, future, True)
+                return
         for attempt, result in zip(call.attempts, results, strict=True):
             if attempt in self.scheduler.attempts:
                 self.outputs[attempt] = result.outputs
             self._do(self.scheduler.result(time.monotonic(), attempt))
 
-    def _failed(self, call: InFlightCall, reason: str) -> None:
-        """Take a failure of a worker that goes on."""
-        self._heard(call.began)
-        self.metrics.task_failures.labels(str(call.worker)).inc(len(call.attempts))
-        at_it = self.scheduler.is_at(call.worker, call.task.attempt)
-        if at_it and self.supervisor.is_broken(call.worker, call.members):
-            why = f"failed {MOST_FAILURES} tasks in a row: {reason}"
-            self.lose_worker(Cause.FAILING, call.worker, why)
-        self._lost(call, reason)
-
-    def _lost(self, call: InFlightCall, reason: str) -> None:
-        """Tell the scheduler that a call has no results."""
+    def _failed(self, call: InFlightCall, error: BaseException) -> None:
+        """Take a call that has no results; its worker may be lost by that."""
+        at_it, reason = self.scheduler.is_at(call.worker, call.task.attempt), str(error)
+        if isinstance(error, WorkerDied):
+            if at_it:
+                self.lose_worker(Cause.DIED, call.worker, reason)
+        else:
+            if isinstance(error, WorkerFailed):
+                self._quiet.log("task failed", logging.WARNING, worker=call.worker, reason=reason)
+            else:  # its own mistake, no hang
+                pool, reason = type(self.supervisor.pool).__name__, described(error)
+                about: dict[str, Any] = {"pool": pool, "worker": call.worker, "reason": reason}
+                self._quiet.log("the pool raised", logging.ERROR, error=error, **about)
+            self._heard(call.began)
+            self.metrics.task_failures.labels(str(call.worker)).inc(len(call.attempts))
+            if at_it and self.supervisor.is_broken(call.worker, call.members):
+                why = f"failed {MOST_FAILURES} tasks in a row: {reason}"
+                self.lose_worker(Cause.FAILING, call.worker, why)
         if call.kind == "data":
             self.queries.failed(call.members, reason)
         for attempt in call.attempts:

@@ -96,17 +96,24 @@ class Dispatcher:
         self.drains: list[Callable[[], None]] = []
         """Called once the service is about to stop."""
         self._requests = 0
-        self._payloads: dict[int, Payload] = {}
         self._background = Background()
         self._alarm = Alarm(lambda now: self._do(self.scheduler.on_timer(now)))
-        self.calls = Calls(
-            self.scheduler, self.supervisor, codec, self.queries, self._do, self._alarm.heard
+        self.calls = calls = Calls(
+            self.scheduler,
+            self.supervisor,
+            codec,
+            self.queries,
+            rules.group_timeout + self.timing.deadline,
+            self._do,
+            self._alarm.heard,
         )
         self._quiet = Quiet()
         self._carriers: dict[type, Callable[[Any], object]] = {
-            Send: lambda action: self._send((action,)),
-            Call: lambda action: self._send(action.sends),
-            Answer: self._answer,
+            Send: calls.send,
+            Call: calls.send,
+            Answer: lambda action: self.queries.answer(
+                action.query, calls.outputs[action.attempt], action.worker
+            ),
             Forget: self._forget,
             Decode: self._decode,
             AnswerDecoded: self._answer_decoded,
@@ -120,7 +127,7 @@ class Dispatcher:
                 action.size, self.codec.gathered(action.outputs, self.calls.outputs), action.workers
             )
         if decoder is not None and gate is not None:
-            decoder.compared = gate.compared
+            self.queries.direct, decoder.compared = gate.answered, gate.compared
             gate.begin(metrics, partial(self.calls.lose_worker, Cause.WRONG, reason=WRONG))
 
     # Life
@@ -251,7 +258,7 @@ class Dispatcher:
         self._requests += 1
         futures = []
         for place, (number, payload) in enumerate(zip(numbers, payloads, strict=True)):
-            self._payloads[number] = payload
+            self.calls.payloads[number] = payload
             origin = Origin(self._requests, place, len(payloads))
             futures.append(loop.create_future())
             self.queries[number] = InFlightQuery(now, futures[-1], origin, name, limit)
@@ -293,7 +300,7 @@ class Dispatcher:
         for attempt in action.attempts:
             self.calls.outputs.pop(attempt, None)
         for number in action.queries:
-            self._payloads.pop(number, None)
+            self.calls.payloads.pop(number, None)
 
     def _decode(self, action: Decode) -> None:
         assert self.decoder is not None
@@ -306,19 +313,6 @@ class Dispatcher:
         query = self.queries.get(action.query)
         if query is not None and query.decoded is not None:
             self.queries.answer(action.query, query.decoded)
-
-    def _send(self, sends: Sequence[Send]) -> None:
-        """Give a worker a task, or several data tasks in one call."""
-        latest = time.monotonic() + self.rules.group_timeout + self.timing.deadline
-        members = [number for send in sends for number in send.members]
-        self.calls.send(sends, [self._payloads[number] for number in members], latest)
-
-    def _answer(self, action: Answer) -> None:
-        """Answer a query with what its worker sent."""
-        self.queries.ready((action.query,), "direct")
-        if self.gate is not None:
-            self.gate.answered(action.worker, self.queries.get(action.query))
-        self.queries.answer(action.query, self.calls.outputs[action.attempt])
 
     def _give_up(self, action: Action, reason: str) -> list[Action]:
         """End the queries of an action that was not carried out; return what to do then."""

@@ -169,9 +169,9 @@ class AnswerGate:
         if self.replaces:
             self.wrong(worker)
 
-    def answered(self, worker: int, query: InFlightQuery | None) -> None:
+    def answered(self, worker: int, query: InFlightQuery) -> None:
         """Note whose direct answer a query gets."""
-        if query is not None and query.request is not None:
+        if query.request is not None:
             self.lately[worker].append(query.request)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,6 +59,8 @@ class InFlight(dict[int, InFlightQuery]):
     def __init__(self, metrics: Metrics, admission: Admission) -> None:
         super().__init__()
         self.metrics, self.admission = metrics, admission
+        self.direct: Callable[[int, InFlightQuery], None] | None = None
+        """Called with the worker of each direct answer."""
         self._failed = Quiet()
 
     def sent(self, queries: Iterable[int], worker: int) -> tuple[Origin, ...]:
@@ -90,13 +92,18 @@ class InFlight(dict[int, InFlightQuery]):
             if (query := self.get(number)) is not None:
                 query.failure = reason
 
-    def answer(self, number: int, outputs: Mapping[str, np.ndarray]) -> None:
-        """End a query with an answer."""
+    def answer(
+        self, number: int, outputs: Mapping[str, np.ndarray], worker: int | None = None
+    ) -> None:
+        """End a query with an answer, which is direct if a worker's."""
         query = self.get(number)
         if query is None or query.future.done():  # whoever cancelled it counts it
             return
-        now = time.monotonic()
-        agreement = None if query.outcome == "direct" else query.agreement
+        now, agreement = time.monotonic(), query.agreement
+        if worker is not None:
+            query.ready, query.outcome, agreement = now, "direct", None
+            if self.direct is not None:
+                self.direct(worker, query)
         work = query.ready - query.began
         found = Answered(outputs, query.outcome, now - query.began, work, agreement)
         query.future.set_result(found)

@@ -7,6 +7,7 @@ import gzip
 import json
 import re
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from importlib.metadata import version
 from typing import Any, TypeAlias
 
@@ -27,7 +28,7 @@ from codedinvnet.serving.api.errors import LEFT, ClientGone, HttpError, problem
 from codedinvnet.serving.api.guard import Guard
 from codedinvnet.serving.choices import Choices
 from codedinvnet.serving.service import InferenceService, ServedResponse
-from codedinvnet.serving.tracing import Tracing
+from codedinvnet.serving.tracing import RequestSpan, Tracing
 
 MODEL = r"/v2/models/([^/]+)(?:/versions/([^/]+))?"
 INFER = re.compile(MODEL + "/infer")
@@ -38,6 +39,7 @@ LARGE_ANSWER = 4096
 SMALL_BODY = 4096
 """Bytes that the body of any other request may have."""
 BODY_LENGTH = HEADER_LENGTH.lower().encode()
+UNTRACED = nullcontext()
 
 Endpoint: TypeAlias = Callable[[Request, re.Match[str]], Reply]
 """Answers a request whose path a pattern matches."""
@@ -48,21 +50,13 @@ Routes: TypeAlias = Mapping[str, Mapping[str, Endpoint]]
 class Answering:
     """A request that is being answered."""
 
-    __slots__ = ("_left",)
+    __slots__ = ("left",)
 
-    def __init__(self, api: HttpApi, client: Answers, request: Request) -> None:
-        self._left: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        api.background.spawn(self._answer(api, client, request))
-
-    async def _answer(self, api: HttpApi, client: Answers, request: Request) -> None:
-        reply = await api.respond(request, self._left)
-        if self._left.done():
-            api.replied(request.head, LEFT)
-        else:
-            client.reply(reply)
+    def __init__(self) -> None:
+        self.left: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def gone(self) -> None:
-        self._left.set_result(None)
+        self.left.set_result(None)
 
     def pause(self) -> None:
         """Do nothing: the answer is sent as one."""
@@ -111,12 +105,21 @@ class HttpApi:
 
     def handle(self, client: Answers, request: Request) -> Answering:
         """Have a request answered."""
-        return Answering(self, client, request)
+        call = Answering()
+        self.background.spawn(self._answer(client, request, call.left))
+        return call
 
     def replied(self, head: RequestHead | None, status: int) -> None:
         """Count the answer to an inference request."""
         if head is not None and head.path.endswith("/infer"):
             self.requests.labels(str(status)).inc()
+
+    async def _answer(self, client: Answers, request: Request, gone: asyncio.Future[None]) -> None:
+        reply = await self.respond(request, gone)
+        if gone.done():
+            self.replied(request.head, LEFT)
+        else:
+            client.reply(reply)
 
     async def respond(self, request: Request, gone: asyncio.Future[None]) -> Reply:
         """Return the answer to a request that `precheck` let through; errors are answers.
@@ -126,26 +129,27 @@ class HttpApi:
             gone: done once its client is gone.
         """
         head = request.head
-        path = head.path
-        if self.tracing is None or not path.endswith("/infer"):
-            return await self._respond(request, gone)
-        names = ((k.decode(), v.decode("latin-1")) for k, v in head.known.items())
-        method = head.method.decode()
-        about = {"http.request.method": method, "url.path": path}
-        with self.tracing.request(f"{method} infer", names, about) as span:
-            reply = await self._respond(request, gone)
-            span.ended(LEFT if gone.done() else reply.status)
+        with self._traced(head) as span:
+            try:
+                with self.memory.holding(request.size) as hold:
+                    inferred = self._inferred(head)
+                    reply = (
+                        await self._infer(request, gone, hold) if inferred else self._route(request)
+                    )
+            except Exception as error:
+                reply = problem(error, head.path).reply()
+            if span is not None:
+                span.ended(LEFT if gone.done() else reply.status)
         return reply
 
-    async def _respond(self, request: Request, gone: asyncio.Future[None]) -> Reply:
-        head = request.head
-        try:
-            with self.memory.holding(request.size) as hold:
-                if self._inferred(head):
-                    return await self._infer(request, gone, hold)
-                return self._route(request)
-        except Exception as error:
-            return problem(error, head.path).reply()
+    def _traced(self, head: RequestHead) -> AbstractContextManager[RequestSpan | None]:
+        """Return what traces a request meanwhile, if its like is traced."""
+        if self.tracing is None or not head.path.endswith("/infer"):
+            return UNTRACED
+        names = ((k.decode(), v.decode("latin-1")) for k, v in head.known.items())
+        method = head.method.decode()
+        about = {"http.request.method": method, "url.path": head.path}
+        return self.tracing.request(f"{method} infer", names, about)
 
     def _inferred(self, head: RequestHead) -> bool:
         """Tell whether a request asks for inference; refuse it if that cannot be now."""
