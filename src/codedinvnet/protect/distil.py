@@ -27,7 +27,9 @@ TEMPERATURES = (2.0, 1.5, 1.0)
 MOST_ENTROPY = 2.0
 """Nats, on average: above it many classes look alike, and a lower temperature teaches more."""
 PASTED = 0.5
-"""Share of the training images into which parts of others are pasted, if any are."""
+"""Share of the training images into which parts of others are pasted, once that is needed."""
+BY_HEART = 0.03
+"""It is needed when agreement on whole training images exceeds that on validation inputs so far."""
 LEAST = 10
 """Steps without which there is no training."""
 FEWEST_STEPS = 40
@@ -44,8 +46,7 @@ class Lesson:
 
     Attributes:
         teacher: the served model with its inputs.
-        variants: ways to change images whose scores the model has given. Half of the images have
-            none of another one pasted in, if there are such variants.
+        variants: ways to change images whose scores the model has given.
         shift: shift images by up to so many pixels.
     """
 
@@ -72,11 +73,15 @@ class Lesson:
         return {spec.name: changed_images(plain, pasted, boxes, flips, layout(spec)[1])}
 
     @cached_property
-    def weights(self) -> Tensor:
-        """How often each way is taken, (V,)."""
-        pasted = torch.tensor([False, *(bool(v.boxes.any()) for v in self.variants)])
-        share = PASTED if pasted.any() else 0.0
-        return torch.where(pasted, share / max(1, int(pasted.sum())), (1 - share) / (~pasted).sum())
+    def pasted(self) -> Tensor:
+        """Whether parts of other images are pasted in, by way, (V,)."""
+        return torch.tensor([False, *(bool(v.boxes.any()) for v in self.variants)])
+
+    def weights(self, pasting: bool) -> Tensor:
+        """Return how often each way is taken, (V,)."""
+        share = PASTED if pasting and self.pasted.any() else 0.0
+        shares = share / max(1, int(self.pasted.sum())), (1 - share) / (~self.pasted).sum()
+        return torch.where(self.pasted, *shares)
 
     @cached_property
     def temperature(self) -> float:
@@ -109,16 +114,20 @@ class Distillation(PartStage):
         self.name = student.family
         self.precision = "bfloat16" if student.reduced else "float32"
         self.order = lesson.teacher.rows.train
+        self.pasting = False
+        self.whole, self.agreed = 0, 0
 
     def start_epoch(self, epoch: int, generator: torch.Generator) -> None:
         super().start_epoch(epoch, generator)
         rows = self.lesson.teacher.rows.train
         self.order = rows[torch.randperm(len(rows), generator=generator).numpy()]
+        self.whole, self.agreed = 0, 0
 
     def batch_loss(self, index: int) -> Tensor:
         lesson, teacher = self.lesson, self.lesson.teacher
         rows = self.order[batch_places(self.order, index, self.part.batch_size).numpy()]
-        ways = torch.multinomial(lesson.weights, len(rows), True, generator=self.generator).numpy()
+        weights = lesson.weights(self.pasting)
+        ways = torch.multinomial(weights, len(rows), True, generator=self.generator).numpy()
         wanted = torch.from_numpy(lesson.logs[ways, rows])
         batch = lesson.images(rows, ways) if lesson.variants else teacher.inputs.batch(rows)
         inputs = self.student.tensors(batch)
@@ -129,6 +138,9 @@ class Distillation(PartStage):
             inputs = [images.permute(0, 2, 3, 1) if last else images]
         with autocast(self.precision, self.device):
             logits = self.student(*inputs).float()
+        whole = ~lesson.pasted[ways]
+        self.whole += int(whole.sum())
+        self.agreed += int((logits.argmax(1) == wanted.argmax(1))[whole].sum())
         temperature = lesson.temperature
         loss = F.cross_entropy(logits / temperature, (wanted / temperature).softmax(1))
         return loss * temperature**2
@@ -153,6 +165,7 @@ class Distillation(PartStage):
         confidence, answers = (found.numpy() for found in torch.cat(scores).max(1))
         agrees = answers == teacher.answers[rows]
         agreement, coverage = float(agrees.mean()), coverage_at(confidence, agrees, 0.99)
+        self.pasting |= self.agreed > (agreement + BY_HEART) * self.whole
         return agreement, {"validation_agreement": agreement, "validation_coverage": coverage}
 
 
