@@ -20,7 +20,7 @@ from codedinvnet.codes import registry
 from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.build import scheme_for
 from codedinvnet.codes.plain import CopyCode
-from codedinvnet.codes.registry import METHODS, find_method, known_method
+from codedinvnet.codes.registry import find_method, known_method
 from codedinvnet.codes.rules import SERVED, Uncoded
 from codedinvnet.common.errors import UserError
 from codedinvnet.common.grid import read_rows
@@ -39,12 +39,6 @@ from tests.evaluation.grids import write_grid
 ROOT = Path(__file__).resolve().parents[2]
 MINE = f"{ROOT / 'examples' / 'my_method.py'}:TwoParities"
 K = 4
-
-
-def test_every_method_is_found_by_its_name() -> None:
-    for name, method in METHODS.items():
-        assert find_method(name) is method
-        assert (method.name, method.file) == (name, "")
 
 
 def test_a_method_at_another_cost_is_one_object_whatever_it_is_called() -> None:

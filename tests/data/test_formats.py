@@ -52,23 +52,14 @@ def test_npz_grey_has_one_channel_and_keeps_its_size(tmp_path: Path) -> None:
     assert source.classes == ("a", "b", "c", "d")
 
 
-def nan_images() -> NDArray[np.float32]:
-    images = COLOUR.astype(np.float32)
-    images[0, 0, 0, 0] = np.nan
-    return images
-
-
 BAD_ARRAYS: dict[str, tuple[dict[str, Any], str]] = {
     "float": ({"images": COLOUR / 255, "labels": LABELS}, "'images' is float64, not uint8"),
-    "nan": ({"images": nan_images(), "labels": LABELS}, "'images' is float32, not uint8"),
     "rank 2": ({"images": GREY[0], "labels": LABELS}, r"'images' has shape \(5, 4\)"),
-    "rank 5": ({"images": COLOUR[None], "labels": LABELS}, "'images' has shape"),
     "channels first": (
         {"images": COLOUR.transpose(0, 3, 1, 2)[..., [0, 1, 2, 3, 0]], "labels": LABELS},
         "'images' has shape .* with 1 to 4 channels",
     ),
     "no images": ({"images": COLOUR[:0], "labels": LABELS[:0]}, "images is empty"),
-    "no pixels": ({"images": COLOUR[:, :0], "labels": LABELS}, "images is empty"),
     "float labels": ({"images": GREY, "labels": LABELS * 1.0}, "'labels' is float64"),
     "labels of rank 2": ({"images": GREY, "labels": LABELS[:, None]}, "'labels' is uint8 of shape"),
     "too few labels": ({"images": GREY, "labels": LABELS[:5]}, "6 images but 5 labels"),
@@ -88,7 +79,6 @@ BAD_ARRAYS: dict[str, tuple[dict[str, Any], str]] = {
     "missing": ({"image": GREY, "labels": LABELS}, "'images' is missing.*'image'.*image, labels"),
     "missing labels": ({"images": GREY}, "'labels' is missing"),
     "objects": ({"images": GREY.astype(object), "labels": LABELS}, "'images' is unreadable"),
-    "object labels": ({"images": GREY, "labels": LABELS.astype(object)}, "'labels' is unreadable"),
 }
 
 
@@ -99,16 +89,6 @@ def test_bad_npz_array_is_named(tmp_path: Path, case: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
         load_images("own", "train", data_dir=tmp_path)
     assert str(path) in str(caught.value)
-
-
-def test_npz_with_flipped_pixels(tmp_path: Path) -> None:
-    path = write_npz(tmp_path, images=COLOUR, labels=LABELS)
-    content = bytearray(path.read_bytes())
-    at = content.index(COLOUR.tobytes()[:32])
-    content[at] ^= 255
-    path.write_bytes(content)
-    with pytest.raises(UserError, match="'images' is unreadable"):
-        load_images("own", "train", data_dir=tmp_path)
 
 
 def packed_npz() -> bytes:

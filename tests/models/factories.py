@@ -25,13 +25,6 @@ def resnet() -> tuple[nn.Module, Tensor]:
     return ResNet(3, 10, width=4, blocks=(1, 1)), torch.zeros(2, 3, 32, 32)
 
 
-def mobilenet() -> tuple[nn.Module, Tensor]:
-    from torchvision.models import mobilenet_v3_small  # takes as long to import as PyTorch
-
-    torch.manual_seed(5)
-    return mobilenet_v3_small(num_classes=20), torch.zeros(1, 3, 224, 224)
-
-
 def mlp() -> tuple[nn.Module, Tensor]:
     layers = nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3), nn.Softmax(1))
     return layers, torch.zeros(1, 16)
@@ -110,10 +103,6 @@ def applied(function: Callable[[Tensor], Any]) -> Callable[[], tuple[nn.Module, 
     return lambda: (Applied(function), torch.zeros(1, 4))
 
 
-def _one_at_a_time(x: Tensor) -> Tensor:
-    return x.view(1, 2, 2).flatten(1)
-
-
 def _two_heads(x: Tensor) -> dict[str, Any]:
     scores = x @ torch.linspace(-1, 1, 12).reshape(4, 3)
     return {"scores_0": scores, "label": scores.argmax(1)}
@@ -122,7 +111,6 @@ def _two_heads(x: Tensor) -> dict[str, Any]:
 two_headed = applied(_two_heads)
 faint = applied(lambda x: x * 1e-10)
 model_output = applied(lambda x: ModelOutput(loss=None, logits=x * 2, hidden=(x, x + 1)))
-one_at_a_time = applied(_one_at_a_time)
 mixes = applied(lambda x: x - x.mean(0) * (len(x) > 1))
 no_batch_axis = applied(lambda x: x.sum(0))
 one_row = applied(lambda x: x.sum(0, keepdim=True))
@@ -130,7 +118,6 @@ at_random = applied(torch.rand_like)
 half = applied(lambda x: x.bfloat16())
 number = applied(len)
 fails = applied(lambda x: x.view(77))
-constant = applied(lambda x: torch.ones_like(x))
 single_class = applied(lambda x: x[:, :1])
 nothing = applied(lambda x: {})
 

@@ -16,12 +16,10 @@ from codedinvnet.models.bundle import (
     DESCRIPTION,
     WEIGHTS,
     Bundle,
-    bundle_folder,
     load_bundle,
     save_bundle,
     shipped_bundles,
 )
-from codedinvnet.models.checkpoint import load_checkpoint
 from codedinvnet.models.coded import CodedModel
 
 
@@ -41,8 +39,14 @@ def refusal(folder: Path) -> str:
 
 @pytest.mark.parametrize("name", shipped_bundles())
 def test_a_shipped_bundle_is_what_its_settings_file_trains(name: str) -> None:
+    loaded = load_bundle(name)
+    made, kept = loaded.info.provenance, loaded.validation_digests()
     path = Path(__file__).parents[2] / "configs" / f"{name}-recovery.json"
-    assert load_settings(path) == load_bundle(name).info.provenance.settings
+    assert load_settings(path) == made.settings
+    assert loaded.info.group_sizes[0] == 2
+    assert kept is not None
+    assert len(kept) == made.settings.data.validation
+    assert made.images  # the digest without which the order is not checked
 
 
 def test_round_trip_keeps_every_answer(bundle: Bundle, held_out: ImageSet, tmp_path: Path) -> None:
@@ -102,20 +106,6 @@ def test_a_kill_while_a_bundle_is_replaced_leaves_none(
     assert "no bundle" in refusal(copied)
 
 
-def test_decode_uses_the_missing_members_side_features(bundle: Bundle, held_out: ImageSet) -> None:
-    images = held_out.images[:4]
-    z = bundle.embed(images)
-    parity = bundle.encode(images[None])
-    for missing in range(4):
-        kept = [i for i in range(4) if i != missing]
-        latent = 4 * parity.latent - z[kept].sum(0, keepdim=True)
-        expected = bundle.model.recover(latent, parity.side[:, missing], 4).softmax(1)
-        found = bundle.decode(parity, z[kept][None], missing)
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-        wrong = bundle.model.recover(latent, parity.side[:, kept[0]], 4).softmax(1)
-        assert not torch.allclose(found, wrong, atol=1e-4)
-
-
 def images_with(value: float) -> torch.Tensor:
     images = torch.full((2, 1, 28, 28), 0.5)
     images[1, 0, 3, 4] = value
@@ -156,17 +146,6 @@ def test_shipped_bundles_are_found_by_name(
     assert load_bundle("beta").info.classes == tuple("0123456789")
     with pytest.raises(UserError, match=r"no bundle 'gamma'.*alpha, beta"):
         load_bundle("gamma")
-
-
-def test_every_shipped_bundle_loads() -> None:
-    for name in bundle_module.shipped_bundles():
-        loaded = load_bundle(name)
-        assert loaded.info.group_sizes[0] == 2
-        load_checkpoint(bundle_folder(name) / WEIGHTS)
-        made, kept = loaded.info.provenance, loaded.validation_digests()
-        assert kept is not None
-        assert len(kept) == made.settings.data.validation
-        assert made.images  # the digest without which the order is not checked
 
 
 @pytest.mark.parametrize(

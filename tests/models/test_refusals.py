@@ -39,7 +39,7 @@ def refused(told: str, source: Any, **options: Any) -> None:
         ("many_examples", "takes 1 by name"),
         ("complex_example", r"torch\.complex64, which the protocol lacks"),
         ("plain_mlp", "no example inputs"),
-        ("mobilnet", "did you mean 'mobilenet'"),
+        ("resnett", "did you mean 'resnet'"),
     ],
 )
 def test_a_factory(name: str, told: str) -> None:

@@ -21,9 +21,8 @@ from tests.nn.transforms import (
 
 
 @each(CASES)
-def test_inverse_undoes_forward_and_shape_is_as_announced(case: Case) -> None:
+def test_inverse_undoes_forward(case: Case) -> None:
     transform = case.build()
-    assert transform.output_shape(case.input_shape) == case.output_shape
 
     @settings(max_examples=8, deadline=None)
     @given(

@@ -142,8 +142,9 @@ class ApproxIFER(Method):
         return any_of(self.name, k, k + tolerance.stragglers, tolerance.stragglers)
 
     def build(self, given: Given) -> Scheme:
+        errors = given.tolerance.errors if "errors" in self.chooses else 0
         rules = self.rules(given.k, given.tolerance)
-        return self.scheme(BerrutCode(rules), given)
+        return self.scheme(BerrutCode(rules, errors=errors), given)
 
 
 class RobustApproxIFER(ApproxIFER):
@@ -161,7 +162,3 @@ class RobustApproxIFER(ApproxIFER):
             raise UserError(f"{self.name}: errors must be at least 0, got {errors}")
         workers = 2 * (k + errors) + stragglers if errors else k + stragglers
         return any_of(self.name, k, workers, stragglers)
-
-    def build(self, given: Given) -> Scheme:
-        rules = self.rules(given.k, given.tolerance)
-        return self.scheme(BerrutCode(rules, errors=given.tolerance.errors), given)

@@ -49,7 +49,7 @@ class Oracle(Method):
 
     To make its parity, all members are embedded and their mean is inverted, which costs far more
     than answering them: no one would serve it. A decoded latent is nearly the true one, so g
-    classifies it. If f pads injectively, the mean has no exact preimage, and the ceiling is lower.
+    classifies it.
     """
 
     name = "oracle"

@@ -147,15 +147,13 @@ class ImageFolder:
         image_size: Height and width of what `batch` returns, in pixels.
 
     Raises:
-        UserError: If there are no class folders, one has no images, or image_size is below 1.
+        UserError: If there are no class folders, or one has no images.
     """
 
     def __init__(self, name: str, folder: Path, image_size: int = 224) -> None:
         """List the files; none is decoded yet."""
         from torchvision import datasets  # takes as long to import as PyTorch
 
-        if image_size < 1:
-            raise UserError(f"image size {image_size} must be at least 1 pixel")
         try:
             found = datasets.ImageFolder(folder)
         except OSError as error:

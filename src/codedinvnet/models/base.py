@@ -75,20 +75,15 @@ def can_be_scores(spec: TensorSpec) -> bool:
     return spec.datatype in FLOATING and len(spec.shape) == 1 and spec.shape[0] > 1
 
 
-def lacking_scores(signature: Signature) -> str:
-    """Return what helps if it is not known which output has the class scores."""
-    if any(can_be_scores(spec) for spec in signature.outputs):
-        return "name the output that has the class scores (scores)"
-    return (
-        "no output is class scores, floats (B, classes) of two classes or more: a regression is "
-        "hedged, and not protected; with one column of a sigmoid return concat(1 - p, p)"
-    )
-
-
 def scores_tensor(signature: Signature) -> TensorSpec:
     """Return the output that has the class scores."""
     if signature.scores is None:
-        raise UserError(lacking_scores(signature))
+        if any(can_be_scores(spec) for spec in signature.outputs):
+            raise UserError("name the output that has the class scores (scores)")
+        raise UserError(
+            "no output is class scores, floats (B, classes) of two classes or more: a regression "
+            "is hedged, and not protected; with one column of a sigmoid return concat(1 - p, p)"
+        )
     output = signature.scores.output
     return next(spec for spec in signature.outputs if spec.name == output)
 

@@ -59,8 +59,6 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         header = json.loads(metadata[_HEADER])
     except (KeyError, json.JSONDecodeError) as error:
         raise UserError(f"{path} was not written by codedinvnet: its header is missing") from error
-    if not isinstance(header, dict):
-        raise UserError(f"{path} was not written by codedinvnet: its header is not an object")
     version = header.get("format_version")
     if version != FORMAT_VERSION:
         raise UserError(

@@ -162,9 +162,10 @@ def find_scores(told: str | None, probed: Probed, where: str) -> Scores | None:
     """
     candidates = [spec.name for spec in probed.outputs if can_be_scores(spec)]
     if told is None:
-        if len(candidates) != 1 or _is_constant(probed.answers[candidates[0]]):
+        answers = probed.answers[candidates[0]] if len(candidates) == 1 else np.zeros(1)
+        if (answers == answers[:1]).all():  # they do not depend on the query
             return None
-        return Scores(candidates[0], kind_of_scores(probed.answers[candidates[0]]))
+        return Scores(candidates[0], kind_of_scores(answers))
     name, kind = told, ""
     if told.rpartition(":")[2] in _KINDS and ":" in told:
         name, _, kind = told.rpartition(":")
@@ -190,10 +191,6 @@ def find_scores(told: str | None, probed: Probed, where: str) -> Scores | None:
             "1, or leave 0..1"
         )
     return Scores(name, cast(Literal["logits", "probabilities"], kind or kind_of_scores(answers)))
-
-
-def _is_constant(answers: np.ndarray) -> bool:
-    return bool((answers == answers[:1]).all())
 
 
 def finite_rows(answers: np.ndarray) -> np.ndarray:

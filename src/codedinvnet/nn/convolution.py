@@ -23,15 +23,6 @@ def conv2d(
     A strided 1×1 convolution of fewer channels than a block subsamples the image first. In the
     channels-last format oneDNN computes the gradient of its weights wrong, or ends the process: it
     writes past the end of a buffer (https://github.com/uxlfoundation/oneDNN/issues/6035).
-
-    Args:
-        x: images.
-        weight: kernels (C', C / groups, rows, columns).
-        bias: (C',).
-        stride: rows and columns of a step.
-        padding: zeros at each side, in rows and columns.
-        dilation: distance of a kernel's rows and columns.
-        groups: parts of the channels that do not mix.
     """
     pointwise = weight.shape[2:] == (1, 1) and padding == (0, 0)
     if pointwise and stride != (1, 1) and weight.shape[1] < NARROW:

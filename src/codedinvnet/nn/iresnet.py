@@ -136,9 +136,7 @@ class IResNetBlock(InvertibleTransform):
                     residual, before = residual[is_open], (mapped[is_open], step[is_open])
                     if open_rows.numel() == 0:
                         return solution
-            raise NotConverged(
-                "an i-ResNet block", float(residual.max()), open_rows.numel(), max_iterations
-            )
+            raise NotConverged(float(residual.max()), open_rows.numel(), max_iterations)
 
 
 class IResNet(StagedNetwork):

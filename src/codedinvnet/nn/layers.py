@@ -36,6 +36,7 @@ class Squeeze(InvertibleTransform):
         return F.pixel_shuffle(z, self.factor)
 
     def output_shape(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
+        """Return the shape (C', H', W') that an input of shape (C, H, W) is mapped to."""
         channels, height, width = shape
         if height % self.factor or width % self.factor:
             raise ValueError(
@@ -101,13 +102,16 @@ class StagedNetwork(TransformSequence):
     ) -> None:
         transforms: list[InvertibleTransform] = []
         shape, first = input_shape, True
-        if initial_squeeze > 1:
-            transforms.append(Squeeze(initial_squeeze))
-            shape = transforms[-1].output_shape(shape)
+
+        def squeeze(factor: int) -> None:
+            nonlocal shape
+            if factor > 1:
+                transforms.append(layer := Squeeze(factor))
+                shape = layer.output_shape(shape)
+
+        squeeze(initial_squeeze)
         for count, stride, width in zip(blocks, strides, hidden, strict=True):
-            if stride > 1:
-                transforms.append(Squeeze(stride))
-                shape = transforms[-1].output_shape(shape)
+            squeeze(stride)
             for _ in range(count):
                 transforms.extend(block(shape, width, first))
                 first = False

@@ -18,10 +18,10 @@ class NotConverged(RuntimeError):
         iterations: the iterations that were spent.
     """
 
-    def __init__(self, layer: str, residual: float, samples: int, iterations: int) -> None:
+    def __init__(self, residual: float, samples: int, iterations: int) -> None:
         super().__init__(
-            f"the inverse of {layer} did not converge: {samples} sample(s) above the tolerance "
-            f"after {iterations} iterations, largest residual {residual:.3g}"
+            f"the inverse of an i-ResNet block did not converge: {samples} sample(s) above the "
+            f"tolerance after {iterations} iterations, largest residual {residual:.3g}"
         )
         self.residual = residual
         self.samples = samples
@@ -31,8 +31,7 @@ class NotConverged(RuntimeError):
 class InvertibleTransform(nn.Module, ABC):
     """A map between image-shaped tensors that can be undone.
 
-    `forward` and `inverse` take and return (B, C, H, W); the number of elements may only grow
-    (injective padding). Nothing here depends on how the values are used.
+    `forward` and `inverse` take and return (B, C, H, W), of as many elements.
     """
 
     @abstractmethod
@@ -51,10 +50,6 @@ class InvertibleTransform(nn.Module, ABC):
         Raises:
             NotConverged: if a sample is still above the tolerance then.
         """
-
-    def output_shape(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
-        """Return the shape (C', H', W') that an input of shape (C, H, W) is mapped to."""
-        return shape
 
 
 class TransformSequence(InvertibleTransform):
@@ -78,8 +73,3 @@ class TransformSequence(InvertibleTransform):
             for transform in reversed(self.steps()):
                 z = transform.inverse(z, tolerance=tolerance, max_iterations=max_iterations)
         return z
-
-    def output_shape(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
-        for transform in self.steps():
-            shape = transform.output_shape(shape)
-        return shape

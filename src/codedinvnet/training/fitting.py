@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from codedinvnet.common.config import Settings
-from codedinvnet.common.errors import UserError
 from codedinvnet.data import ImageSource
 from codedinvnet.models.checkpoint import PART, load_checkpoint, module_tensors, save_checkpoint
 from codedinvnet.models.coded import prepare
@@ -62,12 +61,7 @@ class TrainingData:
 
         It starts over if the folder has a training with other settings.
         """
-        part = stage.modules().get(PART)
-        if part is None:
-            raise UserError(
-                f"{stage.name}: modules() must return the part under {PART!r}: the next command "
-                "looks for it there"
-            )
+        part = stage.modules()[PART]  # where the next command looks for it
         resume, last, settings = 0, self.folder / LAST, self.made_with
         if last.is_file() and not differing_keys(load_checkpoint(last)[1]["settings"], settings):
             resume = LATEST

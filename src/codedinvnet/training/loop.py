@@ -276,11 +276,6 @@ def _check_resumable(
             f"{path} was trained with other settings ({', '.join(changed)}): "
             "start over, or use another name or save directory"
         )
-    if "best_score" not in header:
-        raise UserError(
-            f"{path} is not a checkpoint to go on from, as a {BEST} is not: start over, or put the "
-            f"training's own {LAST} there"
-        )
     if resume not in (LATEST, header["epoch"]):
         raise UserError(
             f"cannot resume epoch {resume}: the checkpoint in {path} is of epoch {header['epoch']}"
