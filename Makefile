@@ -39,7 +39,7 @@ lint: .venv/.installed-dev  ## style and types, changes nothing
 # Every command that rows in docs/results are made by runs here in short, or with small settings in `make test`. Only
 # the grid of Tiny-ImageNet does not, because it needs a bundle that does not ship.
 # What fails does not keep the rest from running.
-nightly:  ## what takes longer than `make test`: harm from outside, every order of events, further cases, and every benchmark in short
+nightly:  ## what takes longer than `make test`: harm to a service, every order of events, further cases, and every benchmark in short
 	@$(MAKE) --no-print-directory -j1 -k nightly-tests bench-quick
 
 nightly-tests: .venv/.installed-dev
@@ -103,7 +103,7 @@ bench-page: | .venv/.installed
 $(BUNDLE_FILES) $(SEED_FILES): | .venv/.installed
 
 $(BUNDLE_FILES): docs/results/%.json:
-	$(BIN)/python -m benchmarks.figures --measure $(DATA) $*
+	$(BIN)/python -m benchmarks figures --measure $(DATA) $*
 
 # A training that is cut off must not leave a file that would be kept.
 $(SEED_FILES): docs/results/seed-%.json:
@@ -112,7 +112,7 @@ $(SEED_FILES): docs/results/seed-%.json:
 	mv runs/$(@F) $@
 
 bench-page:
-	$(BIN)/python -m benchmarks.figures
+	$(BIN)/python -m benchmarks figures
 
 wheel: .venv/.installed-dev  ## build dist/*.whl
 	rm -rf build  # of before: modules that are gone would be in the wheel

@@ -1,6 +1,6 @@
 """What is measured of the bundles that ship, and the tables of it.
 
-`docs/results/NAME.json` holds what `python -m benchmarks.figures --measure` found of a bundle.
+`docs/results/NAME.json` holds what `python -m benchmarks figures --measure` found of a bundle.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="python -m benchmarks",
         description="Measure what this repository states of its own design.",
         epilog="run it in the repository's root; `codedinvnet bench` compares all methods, and\n"
-        "`python -m benchmarks.figures` renders what was measured",
+        "`python -m benchmarks figures` renders what was measured",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     benches = parser.add_subparsers(
@@ -78,12 +78,14 @@ def build_parser() -> argparse.ArgumentParser:
     add("--out", type=Path, default=Path("peers.jsonl"), help=rows)
 
     add = benchmark(
-        "outside",
-        "harm a service and a gateway in every way known, and count what clients see",
-        "--quick",
+        "figures",
+        "write the tables and pictures of the pages from the rows in docs/results",
+        "mnist --data-dir data",
     )
-    quick(add)
-    add("--only", choices=("serve", "gateway"), help="one of the two (both)")
+    add("bundle", nargs="*", help="bundles to measure before (all)")
+    add("--data-dir", type=Path, help="measure, half an hour, on the image sets in this folder")
+    add("--measure", action="store_true", help="measure on images from the usual places")
+    add("--costs", action="store_true", help="measure the times alone, on a quiet machine")
 
     add = benchmark(
         "processor",

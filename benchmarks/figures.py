@@ -1,32 +1,24 @@
-"""Write the figures of README.md and the pages in docs, from the rows in docs/results.
+"""`python -m benchmarks figures`: the tables and pictures of README.md and docs, from their rows.
 
 Between `<!-- figures:NAME -->` and `<!-- end -->` of a page stands the table of that name, and
 nothing else: what is to be said of it is written by people. Pictures are drawn, too.
-
-    python -m benchmarks.figures                          write what is in docs/results
-    python -m benchmarks.figures --data-dir data          measure the bundles (half an hour) before
-    python -m benchmarks.figures --data-dir data mnist    measure one bundle
-    python -m benchmarks.figures --measure                the same on images from the usual places
-    python -m benchmarks.figures --costs                  measure times and multiply-adds alone
 
 `NAME.json` holds what was measured of a bundle; `COMMANDS` says what makes the other files.
 """
 
 from __future__ import annotations
 
-import argparse
 import re
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from pandas import DataFrame
 
 from benchmarks import bundles, equal_cost, policies, protected, protected_serving, sweep
 from benchmarks.bundles import BUNDLES, HARD
 from benchmarks.peers import pages as peers
-from codedinvnet.cli.common import guarded
 from codedinvnet.codes.registry import known_method
 from codedinvnet.common.errors import UserError
 from codedinvnet.common.files import write_text
@@ -38,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results"
 DATASETS = (*BUNDLES, "tiny-imagenet")
 """The image sets that have a table of accuracy. The last one's bundle does not ship."""
-MEASURE = "python -m benchmarks.figures --data-dir data"
+MEASURE = "python -m benchmarks figures --data-dir data"
 SIMULATE = "python -m benchmarks sweep configs/bench/simulate-{}.json --out"
 COMMANDS = {
     "accuracy.jsonl": "codedinvnet bench accuracy --data-dir data --out",
@@ -198,49 +190,36 @@ def draw(folder: Path = RESULTS) -> None:
     plots.draw_accuracy(folder / "accuracy.jsonl")
     if (folder / "peers.jsonl").is_file():
         peers.draw(folder / "peers.jsonl", folder / "peers.png")
-    if (folder / "policies.jsonl").is_file():
-        policies.draw(folder / "policies.jsonl")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run `python -m benchmarks.figures`; return the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.figures",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("bundle", nargs="*", default=shipped_bundles(), help="which (all)")
-    parser.add_argument("--data-dir", type=Path, help="where the image sets lie; measures on them")
-    parser.add_argument(
-        "--measure", action="store_true", help="without --data-dir: measure, look for images"
-    )
-    parser.add_argument(
-        "--costs", action="store_true", help="measure the times, on a quiet machine"
-    )
-    arguments = parser.parse_args(argv)
-    return guarded(lambda: run(arguments))
+def run(
+    *, bundle: Sequence[str], data_dir: Path | None, measure: bool, costs: bool
+) -> dict[str, Any]:
+    """Measure what was asked for, then write all figures; return which pages changed.
 
-
-def run(arguments: argparse.Namespace) -> None:
-    """Measure what was asked for, then write all figures.
+    Args:
+        bundle: those that are measured.
+        data_dir: where the image sets lie; if it is given, bundles are measured.
+        measure: measure them on images from the usual places.
+        costs: measure times and multiply-adds alone.
 
     Raises:
         UserError: before anything is measured, if a bundle does not ship.
     """
-    unknown = [name for name in arguments.bundle if name not in shipped_bundles()]
+    bundle = bundle or shipped_bundles()
+    unknown = [name for name in bundle if name not in shipped_bundles()]
     if unknown:
         ship = ", ".join(shipped_bundles())
         raise UserError(f"no bundle {', '.join(unknown)} ships; these do: {ship}")
-    everything = arguments.measure or arguments.data_dir is not None
-    for name in arguments.bundle if everything or arguments.costs else ():
-        bundles.write(RESULTS, name, arguments.data_dir, costs_alone=not everything)
+    everything = measure or data_dir is not None
+    for name in bundle if everything or costs else ():
+        bundles.write(RESULTS, name, data_dir, costs_alone=not everything)
     draw()
     write_text(tables.SHIPPED, shipped())
+    changed = []
     for path in pages():
         text = path.read_text(encoding="utf-8")
         if (new := render(text)) != text:
             write_text(path, new)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+            changed.append(str(path.relative_to(ROOT)))
+    return {"changed": changed}

@@ -1,35 +1,23 @@
-"""Simulated policies: tables of tails and costs, how well `auto` chooses, and a picture."""
+"""Simulated policies: tables of tails and costs, and of how well `auto` chooses."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from pandas import DataFrame, Series, isna
 
 from benchmarks import sweep
 from benchmarks.bundles import BUNDLES, HARD
-from codedinvnet.codes.named_policies import SERVED, served_as
+from codedinvnet.codes.named_policies import served_as
 from codedinvnet.codes.registry import find_method
 from codedinvnet.codes.rules import SMALL_BACKUP
-from codedinvnet.common.files import write_picture
 from codedinvnet.common.grid import read_rows
 from codedinvnet.evaluation import tables
-from codedinvnet.evaluation.plots import STYLE
 from codedinvnet.scheduler.policies import AUTO, CODED, HEDGE, UNCODED, WITH_HEDGE
 
-PALETTE = (
-    *("#777777", "#0072b2", "#e69f00", "#cc3311", "#009e73"),
-    *("#56b4e9", "#999933", "#000000"),
-)
-"""Colours that colour-blind readers can distinguish (Okabe and Ito), in the order of SERVED."""
-OTHER = "#332288"
 CHOICE = ("auto", "hedge", "small-backup", "small-backup+hedge", "coded")
 """The policies of the table to choose by."""
 APPROXIMATE = "approximate answers, %"
@@ -203,46 +191,3 @@ def over_hedge(path: Path) -> str:
 def _over(late: Series, to: Series) -> Series:
     """Return a policy's p99.9 over another, by place; 1 where both are infinite."""
     return (late / to).where(late != to, 1.0).dropna()
-
-
-# The picture
-
-
-def colour(policy: str) -> str:
-    """Return a policy's colour, the same in every picture; OTHER if PALETTE has none for it."""
-    return dict(zip(SERVED, PALETTE, strict=False)).get(policy, OTHER)
-
-
-def draw(path: Path) -> None:
-    """Draw the rows of a study as a picture in the same folder."""
-    with plt.style.context(STYLE):
-        figure = work(sweep.frame_of(sweep.read_rows(path)))
-    write_picture(path.with_name(f"{path.stem}-work.png"), figure)
-    plt.close(figure)
-
-
-def work(frame: DataFrame) -> Figure:
-    """Draw p99.9 relative to the best policy of each place, and extra work, a bar a policy."""
-    table = sweep.by_policy(frame)
-    ratios = table.div(table.min(axis="columns"), axis="index")
-    means = {policy: math.prod(ratios[policy]) ** (1 / len(ratios)) for policy in ratios}
-    order = sorted(means, key=means.__getitem__, reverse=True)
-    spent = frame.groupby("policy")["work"].mean()
-    figure, (left, right) = plt.subplots(
-        ncols=2, figsize=(7.5, 2.8), sharey=True, layout="constrained"
-    )
-    bars(left, {policy: means[policy] for policy in order}, "{:.2f}×")
-    left.set_xlabel(
-        f"p99.9 relative to the best policy\n(geometric mean of {len(ratios)} settings)"
-    )
-    bars(right, {policy: abs(round(100 * (spent[policy] - 1), 1)) for policy in order}, "{:.1f} %")
-    right.set_xlabel("extra work in %\n(mean of the same settings)")
-    return figure
-
-
-def bars(axis: Axes, values: Mapping[str, float], form: str) -> None:
-    """Draw a labelled bar for each policy, the last on top."""
-    drawn = axis.barh([*values], [*values.values()], color=[*map(colour, values)], height=0.7)
-    axis.bar_label(drawn, [form.format(value) for value in values.values()], padding=3, fontsize=8)
-    axis.set_xlim(0, 1.2 * max(values.values()))
-    axis.grid(axis="y", visible=False)

@@ -62,9 +62,10 @@ def saying(words: bytes) -> Iterator[str]:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (b"SSH-2.0\r\n", "this is not a service of codedinvnet (SSH-2.0)"),
+        (b"SSH-2.0\r\n\r\n", "this is not a service of codedinvnet (its answer is not HTTP/1.1"),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{", "this is not a service of codedinvnet"),
-        (b"HTTP/1.1 500 Oh\r\nContent-Length: 9\r\n\r\n{", "codedinvnet (status 500)"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n{", "this is not a service of codedinvnet"),
+        (b"HTTP/1.1 500 Oh\r\nContent-Length: 1\r\n\r\n{", "codedinvnet (status 500)"),
     ],
 )
 def test_what_speaks_no_whole_http_is_told_in_one_line(words: bytes, told: str) -> None:
@@ -76,7 +77,7 @@ def test_what_speaks_no_whole_http_is_told_in_one_line(words: bytes, told: str) 
 
 def test_a_port_that_is_no_number_is_told_in_one_line() -> None:
     url = "http://localhost:80x"
-    with pytest.raises(UserError, match=rf"^{url}: this is not a service.*nonnumeric port: '80x'"):
+    with pytest.raises(UserError, match=rf"^URL: '{url}' is not a URL: .*'80x'"):
         ask(url, "/policy")
 
 

@@ -1,4 +1,4 @@
-"""What `python -m benchmarks.figures` writes, and that the pages are as the rows beside them."""
+"""What `python -m benchmarks figures` writes, and that the pages are as the rows beside them."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from matplotlib.patches import Rectangle
 
-from benchmarks import bundles, figures, policies, sweep
+from benchmarks import bundles, figures
 from benchmarks.bundles import SIZES
 from benchmarks.figures import RESULTS, TABLES, pages, render, section
 from codedinvnet.common.errors import UserError
 from codedinvnet.common.grid import append_row
 from codedinvnet.evaluation import tables
 from codedinvnet.models.bundle import shipped_bundles, weights_digest
+from tests.conftest import Command
 from tests.evaluation.canned import row
 
 
@@ -95,7 +95,7 @@ def test_a_short_table_has_both_base_models_and_no_failures(tmp_path: Path) -> N
 
 
 def test_the_command_measures_a_bundle_and_writes_the_pages(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call_benchmarks: Command
 ) -> None:
     results = tmp_path / "docs" / "results"
     results.mkdir(parents=True)
@@ -113,23 +113,10 @@ def test_the_command_measures_a_bundle_and_writes_the_pages(
         monkeypatch.setattr(module, name, value)
     for function in (figures.section, figures.draw, figures.shipped):
         monkeypatch.setattr(function, "__defaults__", (results,))
-    assert figures.main(["mnist", "--data-dir", "data"]) == 0
+    assert call_benchmarks("figures", "mnist", "--data-dir", "data").code == 0
     found: dict[str, Any] = json.loads((results / "mnist.json").read_text())
     assert [report["k"] for report in found["latent"]] == list(SIZES)
     assert "| embedding f, time | 7.0 ms |" in page.read_text()
-    assert figures.main(["mnits", "--measure"]) == 2
-    assert capsys.readouterr().err.startswith("error: no bundle mnits ships; these do: ")
-
-
-def test_every_bar_and_its_label_are_those_of_the_policy_at_their_height() -> None:
-    frame = sweep.frame_of(sweep.read_rows(RESULTS / "policies.jsonl"))
-    extra = {
-        name: abs(round(100 * (own.mean() - 1), 1)) for name, own in frame.groupby("policy")["work"]
-    }
-    left, right = policies.work(frame).axes
-    names = [text.get_text() for text in left.get_yticklabels()]
-    assert sorted(names) == sorted(extra)
-    bars = [bar for bar in right.patches if isinstance(bar, Rectangle)]
-    for name, bar, label in zip(names, bars, right.texts, strict=True):
-        assert bar.get_width() == pytest.approx(extra[name])
-        assert label.get_text() == f"{extra[name]:.1f} %"
+    refused = call_benchmarks("figures", "mnits", "--measure")
+    assert (refused.code, refused.err.count("\n")) == (2, 1)
+    assert refused.err.startswith("error: no bundle mnits ships; these do: ")

@@ -92,8 +92,8 @@ def results(target: str, folder: Path) -> dict[str, list[str]]:
             assert before[-2:] == [">", source]  # what is cut off is not brought there
             assert name.startswith("docs/results/")
             found[Path(name).name] = before[1:-2]
-        if words[:4] == [".venv/bin/python", "-m", "benchmarks.figures", "--measure"]:
-            found[f"{words[-1]}.json"] = words[4:-1]
+        if words[1:5] == ["-m", "benchmarks", "figures", "--measure"]:
+            found[f"{words[-1]}.json"] = words[5:-1]
         before = words
     return found
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import http.client
+import asyncio
 import json
-import urllib.error
-import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from codedinvnet.common.errors import UserError, one_line
+from codedinvnet.common.errors import UserError
+from codedinvnet.net.client import Answer, Broken, HttpClient, described, parse_origin
 
 PATIENCE = 60.0
 """Seconds that an answer may take."""
+STRANGER = "this is not a service of codedinvnet"
 
 
 def read_token(path: Path | None, flag: str = "--token-file") -> str:
@@ -38,37 +38,10 @@ def read_token(path: Path | None, flag: str = "--token-file") -> str:
     return token
 
 
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """Goes nowhere else: the token would go along, to whatever host."""
-
-    def redirect_request(
-        self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
-    ) -> NoReturn:
-        told = f"it redirects to {newurl}: give an address that leads there itself"
-        raise urllib.error.HTTPError(req.full_url, code, told, headers, fp)
-
-
-def open_directly(request: urllib.request.Request, seconds: float) -> Any:
-    """Return the answer to a request, by no proxy and no redirect: its token is only for it.
-
-    `http_proxy` would lead there even if the service is on this machine.
-
-    Args:
-        request: to a service.
-        seconds: without a byte, after which it is given up.
-
-    Raises:
-        urllib.error.HTTPError: if the service refuses, or redirects.
-        OSError: if it does not answer.
-    """
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirect())
-    return opener.open(request, timeout=seconds)
-
-
 def ask(
     url: str, path: str, token: str = "", body: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Return the JSON object that a service answers.
+    """Return the JSON object that a service answers; the token goes nowhere else.
 
     Args:
         url: of the service, as it prints it.
@@ -79,39 +52,47 @@ def ask(
     Raises:
         UserError: if there is no such service, it refuses, or its answer is another program's.
     """
-    if not url.startswith(("http://", "https://")):
-        raise UserError(f"{url!r} is not a service's address, such as http://127.0.0.1:8000")
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
-    data = None
+    origin = parse_origin(url, "URL")
+    headers = [("Authorization", f"Bearer {token}")] if token else []
+    data, method = None, "GET"
     if body is not None:
-        headers["Content-Type"], data = "application/json", json.dumps(body).encode()
+        headers.append(("Content-Type", "application/json"))
+        data, method = json.dumps(body).encode(), "POST"
+
+    async def answered() -> Answer:
+        client = HttpClient(origin, connect=PATIENCE)
+        try:
+            return await client.ask(method, path, PATIENCE, data, headers)
+        finally:
+            client.close()
+
     try:
-        request = urllib.request.Request(url.rstrip("/") + path, data, headers)
-        with open_directly(request, PATIENCE) as reply:
-            found = json.load(reply)
-    except urllib.error.HTTPError as error:
-        raise UserError(f"{url}: {_refusal(error)}") from error
+        answer = asyncio.run(answered())
+    except Broken as error:
+        raise UserError(f"{url}: {STRANGER} ({described(error)})") from error
     except OSError as error:
-        reason = getattr(error, "reason", None) or error
-        raise UserError(f"{url}: no service answers: {reason}") from error
-    except (ValueError, http.client.HTTPException) as error:  # no address, no HTTP, or no JSON
-        told = one_line(error)
-        raise UserError(f"{url}: this is not a service of codedinvnet ({told})") from error
+        raise UserError(f"{url}: no service answers: {described(error)}") from error
+    if answer.status != 200:
+        raise UserError(f"{url}: {_refusal(answer)}")
+    try:
+        found = json.loads(answer.body)
+    except ValueError:
+        found = None
     if not isinstance(found, dict):
-        raise UserError(f"{url}: this is not a service of codedinvnet")
+        raise UserError(f"{url}: {STRANGER}")
     return found
 
 
-def _refusal(error: urllib.error.HTTPError) -> str:
+def _refusal(answer: Answer) -> str:
     """Return in words why a service refused."""
-    if error.code == 401:
+    if answer.status == 401:
         return "the service needs its token, or another one: --token-file FILE"
-    if 300 <= error.code < 400:
-        return f"{error.reason} (status {error.code})"
+    if 300 <= answer.status < 400:
+        to = answer.field("Location")
+        return f"it redirects to {to}: give an address that leads there itself"
+    if answer.status == 404:
+        return f"{STRANGER}, or one of another release"
     try:
-        told = str(json.loads(error.read())["error"])
-    except (OSError, ValueError, KeyError, TypeError, http.client.HTTPException):
-        told = f"this is not a service of codedinvnet (status {error.code})"
-    if error.code == 404:
-        told = "this is not a service of codedinvnet, or one of another release"
-    return told
+        return str(json.loads(answer.body)["error"])
+    except (ValueError, KeyError, TypeError):
+        return f"{STRANGER} (status {answer.status})"
