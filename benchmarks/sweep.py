@@ -22,7 +22,6 @@ from codedinvnet.common import grid
 from codedinvnet.common.config import Positive, Section, validated
 from codedinvnet.common.errors import UserError
 from codedinvnet.common.files import check_writable, read_json
-from codedinvnet.simulation.engine import accuracy_of
 from codedinvnet.simulation.figures import simulate
 from codedinvnet.simulation.scenario import Scenario, parse_scenario
 from codedinvnet.simulation.stragglers import stragglers
@@ -134,21 +133,14 @@ def run_sweep(sweep: Sweep, out: Path, only: Iterable[str] = ()) -> list[dict[st
         UserError: if a scenario cannot be simulated, or `out` not be written, before any work; in
             the end, if a run failed.
     """
-    accuracy = accuracy_of(sweep.base)
-    # In the rows, too: a bundle of that name may have others one day.
-    if sweep.base.states_accuracy:
-        base = sweep.base.updated(accuracy=accuracy.model_dump())
-        sweep = sweep.model_copy(update={"base": base})
     cells = []
     for point, scenario in sweep.scenarios():
-        if scenario.coding.takes_code:
-            scenario.recovered(accuracy, scenario.k)  # before any work, if it is not known
         settings: dict[str, Any] = {
             "scenario": scenario.model_dump(mode="json", exclude_defaults=True)
         }
         if digest := find_method(scenario.method).digest:
             settings["method_digest"] = digest  # its rules may be others one day
-        measure = partial(simulate, scenario, accuracy)
+        measure = partial(simulate, scenario)
         name = f"{point.stragglers}, {point.policy} at {point.load:.0%}"
         cells.append(grid.Cell(KIND, point._asdict(), settings, measure, name))
     cells = grid.select(cells, only, lambda cell: cell.place)

@@ -5,9 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from codedinvnet.simulation.engine import Simulation
-from codedinvnet.simulation.scenario import Accuracy, Scenario, parse_scenario
-
-ACCURACY = Accuracy(normal=0.98, recovered={1: {2: 0.97, 4: 0.96, 10: 0.90}, 2: {4: 0.95}})
+from codedinvnet.simulation.scenario import Scenario, parse_scenario
 
 
 def scenario(**changes: Any) -> Scenario:
@@ -17,7 +15,6 @@ def scenario(**changes: Any) -> Scenario:
         "policy": "uncoded",
         "workers": 1,
         "service": 10,
-        "accuracy": ACCURACY.model_dump(),
         **changes,
     }
     if "arrivals" not in raw:
@@ -32,6 +29,6 @@ class Watched(Simulation):
         super().__init__(scenario)
         self.ended: list[int] = []
 
-    def _finish(self, query: int, right: float) -> None:
+    def _finish(self, query: int) -> None:
         self.ended.append(query)
-        super()._finish(query, right)
+        super()._finish(query)

@@ -10,12 +10,11 @@ import numpy as np
 import pytest
 from scipy.optimize import brentq
 
-from codedinvnet.common.errors import UserError
 from codedinvnet.scheduler.policies import POLICIES
 from codedinvnet.scheduler.scheduler import Scheduler
 from codedinvnet.simulation.engine import Records, Simulation
 from codedinvnet.simulation.scenario import Scenario
-from tests.simulation.scenarios import ACCURACY, Watched, scenario
+from tests.simulation.scenarios import Watched, scenario
 
 EXPONENTIAL = {"distribution": "exponential", "ms": 10}
 
@@ -146,8 +145,6 @@ def test_a_parity_answers_for_the_one_that_is_held() -> None:
     assert (coded.decoded == hit).all()
     assert 1000 * coded.latency[hit] == pytest.approx(15, abs=1e-6)
     assert 1000 * coded.latency[~hit] == pytest.approx(12, abs=1e-6)
-    assert coded.right[hit] == pytest.approx((3 * 0.98 + 0.96) / 4)
-    assert coded.right[~hit] == pytest.approx(0.98)
     assert coded.tasks == 10_000
     assert coded.computing == pytest.approx(8000 * 0.010 + 2000 * 0.012)
 
@@ -190,17 +187,6 @@ def test_two_parities_answer_for_two() -> None:
     assert (two.decoded == 2).any()
     assert (two.latency < 0.03).all()
     assert (one.latency > 0.1).any()
-
-
-def test_groups_that_time_out_are_smaller_and_more_accurate() -> None:
-    hold = {"kind": "hold", "probability": 0.05, "per_request": True, "delay": 200}
-    found = run(
-        workers=11, qps=100, policy="coded", k=10, queries=20_000, service=30, stragglers=[hold]
-    )
-    decoded = found.right[found.decoded > 0]
-    # 20 ms bring two more queries in the mean
-    assert decoded.mean() > ACCURACY.decoded(1, 5)
-    assert {ACCURACY.decoded(1, m) for m in (2, 3, 4)} <= set(decoded)
 
 
 # Stragglers
@@ -290,7 +276,6 @@ def test_overload_refuses_and_ends() -> None:
     assert found.busy / found.seconds == pytest.approx(1, abs=0.01)
     late = run(qps=200, queries=4000, deadline_ms=50)
     assert late.missing.sum() > 1000
-    assert found.right.mean() == pytest.approx(0.5 * 0.98, abs=0.05)
 
 
 def test_a_request_with_an_image_that_is_missing_has_no_answer() -> None:
@@ -301,8 +286,6 @@ def test_a_request_with_an_image_that_is_missing_has_no_answer() -> None:
     assert set(found.missing) == {0, 10}
     assert np.isinf(found.latency[lost]).all()
     assert np.isfinite(found.latency[~lost]).all()
-    assert set(found.right[lost]) == {0}
-    assert set(found.right[~lost].round(6)) == {0.98}
 
 
 # Books
@@ -395,7 +378,7 @@ def busy_scenario(**changes: Any) -> Scenario:
 
 def test_a_seed_repeats_a_run() -> None:
     one, again, other = (Simulation(busy_scenario(seed=seed)).run() for seed in (1, 1, 2))
-    for name in ("latency", "decoded", "missing", "right"):
+    for name in ("latency", "decoded", "missing"):
         assert (getattr(one, name) == getattr(again, name)).all()
     assert (one.tasks, one.busy, one.hedges) == (again.tasks, again.busy, again.hedges)
     assert (one.latency != other.latency).any()
@@ -427,8 +410,3 @@ def test_a_run_leaves_no_cyclic_garbage_and_the_collector_on() -> None:
         gc.enable()
     Simulation(busy_scenario(queries=10)).run()
     assert gc.isenabled()
-
-
-def test_groups_of_unknown_accuracy_are_refused() -> None:
-    with pytest.raises(UserError, match="no accuracy is known of groups of 5 with r = 2; known: 4"):
-        Simulation(scenario(policy="coded", workers=12, r=2))

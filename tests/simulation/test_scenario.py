@@ -16,17 +16,15 @@ from codedinvnet.common.distributions import Distribution
 from codedinvnet.common.errors import UserError
 from codedinvnet.common.faults import Delay, Fault
 from codedinvnet.common.files import read_json
-from codedinvnet.models.bundle import load_bundle
 from codedinvnet.serving.app import open_app
 from codedinvnet.serving.config import ServeOptions
 from codedinvnet.serving.workers.faults import Schedule
 from codedinvnet.simulation.arrivals import Arrivals
 from codedinvnet.simulation.scenario import (
-    bundle_accuracy,
     parse_scenario,
 )
 from codedinvnet.simulation.stragglers import stragglers
-from tests.simulation.scenarios import ACCURACY, scenario
+from tests.simulation.scenarios import scenario
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / "configs" / "bench").glob("simulate-*.json"))
@@ -133,31 +131,6 @@ def test_bursts_are_busier_than_poisson_arrivals() -> None:
     calm = 1000 * 10 / (9 + 5)
     assert np.median(counts) == pytest.approx(calm / 10, rel=0.05)
     assert np.quantile(counts, 0.97) > 0.8 * 5 * calm / 10
-
-
-# Accuracy
-
-
-def test_accuracy_between_measured_sizes() -> None:
-    assert ACCURACY.decoded(1, 1) == ACCURACY.normal
-    assert ACCURACY.decoded(1, 2) == 0.97
-    assert ACCURACY.decoded(1, 3) == pytest.approx(0.965)
-    assert ACCURACY.decoded(1, 7) == pytest.approx(0.93)
-    assert ACCURACY.decoded(2, 4) == 0.95
-    with pytest.raises(UserError, match="groups of 11 with r = 1; known: 2, 4, 10"):
-        ACCURACY.decoded(1, 11)
-    with pytest.raises(UserError, match="with r = 3; known: none"):
-        ACCURACY.decoded(3, 2)
-
-
-def test_a_bundles_own_figures() -> None:
-    found = bundle_accuracy("mnist")
-    figures = load_bundle("mnist").info.figures
-    assert found.normal == figures["test_k2"]["normal_accuracy"]
-    for k in (2, 4, 10):
-        assert found.decoded(1, k) == figures[f"test_k{k}"]["recovered_accuracy"]
-    with pytest.raises(UserError, match="no bundle"):
-        bundle_accuracy("nothing")
 
 
 # Stragglers

@@ -82,7 +82,7 @@ def _add_plan(commands: Commands) -> None:
         "and auto, with a bundle also coded and coded+hedge)",
     )
     add("--k", type=int, help="queries in a coding group, and 1/k may be copied (10)")
-    add("--bundle", help="bundle whose code and accuracy count (the scenario's)")
+    add("--bundle", help="bundle whose code is compared as well (the scenario's)")
     add("--encode-ms", type=float, help="encoding, for each image of a group (the scenario's)")
     add("--stragglers", help=f"{STRAGGLERS} (those of the log or the scenario)")
     add("--batch", type=int, help="images of a request (the scenario's, or 1)")

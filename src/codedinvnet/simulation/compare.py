@@ -20,7 +20,8 @@ from codedinvnet.common.files import check_writable, read_json, write_json
 from codedinvnet.common.progress import Progress
 from codedinvnet.common.provenance import describe_commit, describe_machine
 from codedinvnet.common.quantiles import percentile, rank_of
-from codedinvnet.simulation.engine import Simulation, accuracy_of
+from codedinvnet.models.bundle import bundle_info
+from codedinvnet.simulation.engine import Simulation
 from codedinvnet.simulation.figures import QUANTILES, aligned, no_interval, summarise
 from codedinvnet.simulation.recording import Fitted, fit, read_log
 from codedinvnet.simulation.scenario import Scenario, parse_scenario
@@ -29,7 +30,7 @@ from codedinvnet.simulation.warnings import few_hit, rarest, too_short
 
 POLICIES = ("uncoded", "replicate", "hedge", "small-backup", "small-backup+hedge", "auto")
 WITH_BUNDLE = ("coded", "coded+hedge")
-"""Policies that are compared as well if a bundle says how often its code is right."""
+"""Policies that are compared as well if there is a bundle, whose code they have."""
 LOADS = (0.8, 0.6, 0.4, 0.3, 0.2)
 """Shares of their time that the compared numbers of machines are busy, unless numbers are given."""
 REQUESTS = 53_000
@@ -50,7 +51,7 @@ def compare(
     """Simulate every policy on every number of machines.
 
     Args:
-        base: load, times, stragglers and accuracy.
+        base: load, times and stragglers.
         policies: names as `served_as` takes them.
         workers: numbers of machines.
 
@@ -148,7 +149,7 @@ def run_plan(
         workers: numbers of machines; none: with a target the fewest that meet it, else some.
         policy: policies; none: those that need nothing but a small backup, and the bundle's.
         p999_ms: what p99.9 may be.
-        bundle: whose code and accuracy count.
+        bundle: whose code is compared as well.
         out: file for the scenario.
         changes: fields of the scenario; None leaves its value.
 
@@ -167,9 +168,7 @@ def run_plan(
     base, fitted = read_source(source, bundle, {k: v for k, v in changes.items() if v is not None})
     if out is not None:
         write_json(out, base.model_dump(mode="json", exclude_defaults=True))
-    if known := base.states_accuracy:
-        base = base.updated(accuracy=accuracy_of(base).model_dump())
-    wanted = list(dict.fromkeys(policy or (*POLICIES, *(WITH_BUNDLE if known else ()))))
+    wanted = list(dict.fromkeys(policy or (*POLICIES, *(WITH_BUNDLE if base.bundle else ()))))
     rows: list[dict[str, Any]] = []
     left: dict[str, str] = {}
     if p999_ms is not None and not workers:
@@ -219,8 +218,10 @@ def read_source(
     # The policy, and how many machines there are, is what is compared.
     raw = {**raw, "policy": "uncoded", "method": "coded-invnet", "workers": 10_000}
     if bundle is not None:
-        raw |= {"bundle": bundle, "accuracy": None}
+        raw |= {"bundle": bundle}
     base = parse_scenario(raw, str(path))
+    if base.bundle is not None:
+        bundle_info(base.bundle)  # or is refused now
     if "queries" not in base.model_fields_set:
         changes = {"queries": REQUESTS * changes.get("batch", base.arrivals.batch), **changes}
     if (encode := changes.pop("encode_ms", None)) is not None:
@@ -282,12 +283,12 @@ def _lines(report: Mapping[str, Any]) -> list[str]:
                 "from": low,
                 "to": high,
                 "work": row["work_per_query"],
-                **({"accuracy": row.get("accuracy")} if "accuracy" in row else {}),
+                "approximate": row["decoded_share"],
                 "": _remark(row, report["p999_ms"]),
             }
         )
     formats = {**dict.fromkeys((*MS.values(), "from", "to"), ".1f"), "work": ".2f"}
-    formats |= {"machines": ".0f", "load": ".0%", "accuracy": ".4f"}
+    formats |= {"machines": ".0f", "load": ".0%", "approximate": ".2%"}
     left = [f"left out: {name}: {why}" for name, why in report["left_out"].items()]
     notes = report["notes"]
     return [*notes, *([""] if notes else []), *aligned(table, formats), *left]

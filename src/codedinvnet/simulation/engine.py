@@ -35,7 +35,7 @@ from codedinvnet.scheduler.actions import (
 from codedinvnet.scheduler.scheduler import Scheduler
 from codedinvnet.simulation.clock import Clock
 from codedinvnet.simulation.injector import FaultInjector, Source
-from codedinvnet.simulation.scenario import Accuracy, Scenario, bundle_accuracy
+from codedinvnet.simulation.scenario import Scenario
 
 PROGRESS_STEP = 2000
 """Requests between two movements of the progress bar."""
@@ -49,8 +49,6 @@ class Records:
         latency: (requests,) seconds until the last answer; infinite if one is missing.
         decoded: (requests,) decoded answers.
         missing: (requests,) queries without an answer.
-        right: (requests,) expected share of right answers; NaN if a method gave one whose
-            accuracy is not known.
         sizes: (requests,) images.
         seconds: from the start to the last arrival.
         busy: seconds that workers were busy until then.
@@ -64,7 +62,6 @@ class Records:
     latency: np.ndarray
     decoded: np.ndarray
     missing: np.ndarray
-    right: np.ndarray
     sizes: np.ndarray
     seconds: float
     busy: float
@@ -83,20 +80,11 @@ class Simulation:
 
     Args:
         scenario: what to simulate.
-        accuracy: of direct and decoded answers; by default the scenario's, or its bundle's.
         limit: (seconds, count): stop as soon as more than `count` requests took longer, the first
             ones, which `warmup` leaves out, not counted.
-
-    Raises:
-        UserError: if the accuracy is not known, or not for every group that may be decoded.
     """
 
-    def __init__(
-        self,
-        scenario: Scenario,
-        accuracy: Accuracy | None = None,
-        limit: tuple[float, int] | None = None,
-    ) -> None:
+    def __init__(self, scenario: Scenario, limit: tuple[float, int] | None = None) -> None:
         self.scenario = scenario
         self.scheduler = Scheduler(scenario.rules, scenario.code)
         encodes = find_method(scenario.method).encodes
@@ -105,10 +93,6 @@ class Simulation:
         self.requests = scenario.requests
         self._limit, self._late = limit, 0
         self._first = self.requests - scenario.counted
-        accuracy = accuracy or accuracy_of(scenario)
-        self._right_direct = accuracy.normal
-        sizes = range(1, self.scheduler.dispatcher.code.k + 1) if scenario.coding.takes_code else ()
-        self._right_decoded = {m: scenario.recovered(accuracy, m) for m in sizes}
 
         seeds = np.random.SeedSequence(scenario.seed).spawn(7)
         generators = [np.random.default_rng(seed) for seed in seeds]
@@ -125,13 +109,10 @@ class Simulation:
 
         self._request_of: dict[int, int] = {}
         """Unanswered query -> its request."""
-        self._size_of: dict[int, int] = {}
-        """Query that is being decoded -> the size of its group."""
         self._left = list(self._sizes)
         self._latency = [0.0] * self.requests
         self._decoded = [0] * self.requests
         self._missing = [0] * self.requests
-        self._right = [0.0] * self.requests
         self._lives = [0] * scenario.workers
         """Of each worker, how often it was replaced."""
         self._began: list[dict[int, float]] = [{} for _ in range(scenario.workers)]
@@ -175,7 +156,6 @@ class Simulation:
             latency=np.array(self._latency),
             decoded=np.array(self._decoded),
             missing=np.array(self._missing),
-            right=np.array(self._right) / np.array(self._sizes),
             sizes=np.array(self._sizes),
             seconds=self._seconds or self.clock.now,
             busy=self._busy,
@@ -297,8 +277,6 @@ class Simulation:
         self._do(self.scheduler.worker_up(self.clock.now, worker))
 
     def _start_decoding(self, action: Decode) -> None:
-        for query in action.wanted:
-            self._size_of[query] = action.size
         self.clock.after(next(self._decode), self._decoded_all, tuple(action.wanted))
 
     def _decoded_all(self, queries: Sequence[int]) -> None:
@@ -308,23 +286,20 @@ class Simulation:
     # Ends
 
     def _answer(self, action: Answer) -> None:
-        self._finish(action.query, self._right_direct)
+        self._finish(action.query)
 
     def _answer_decoded(self, action: AnswerDecoded) -> None:
-        size = self._size_of[action.query]
         self._decoded[self._request_of[action.query]] += 1
-        self._finish(action.query, self._right_decoded[size])
+        self._finish(action.query)
 
     def _fail(self, action: Fail) -> None:
         request = self._request_of[action.query]
         self._missing[request] += 1
         self._latency[request] = math.inf
-        self._finish(action.query, 0.0)
+        self._finish(action.query)
 
-    def _finish(self, query: int, right: float) -> None:
+    def _finish(self, query: int) -> None:
         request = self._request_of.pop(query)
-        self._size_of.pop(query, None)
-        self._right[request] += right
         self._left[request] -= 1
         if not self._left[request]:
             self._latency[request] += self.clock.now + next(self._front_end)
@@ -335,7 +310,6 @@ class Simulation:
         if self._missing[request]:  # one error is the whole request's answer
             batch = self._sizes[request]
             self._missing[request], self._decoded[request] = batch, 0
-            self._right[request] = 0.0
         if self._limit is not None and request >= self._first:
             seconds, most = self._limit
             self._late += self._latency[request] > seconds
@@ -378,16 +352,3 @@ def _without_collector() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
-
-
-def accuracy_of(scenario: Scenario) -> Accuracy:
-    """Return the accuracy that a scenario states, or its bundle's; 1 if it has neither.
-
-    Raises:
-        UserError: if the bundle has none.
-    """
-    if scenario.accuracy is not None:
-        return scenario.accuracy
-    if scenario.bundle is None:
-        return Accuracy(normal=1.0)  # no figure of the run shows it
-    return bundle_accuracy(scenario.bundle)

@@ -11,7 +11,7 @@ import numpy as np
 
 from codedinvnet.common.quantiles import around, clustered_ci, percentile, rounded
 from codedinvnet.simulation.engine import Records, Simulation
-from codedinvnet.simulation.scenario import Accuracy, Scenario
+from codedinvnet.simulation.scenario import Scenario
 from codedinvnet.simulation.warnings import drifts
 
 SCHEMA = 1
@@ -105,9 +105,8 @@ def counted(records: Records, scenario: Scenario) -> np.ndarray:
 def summarise(records: Records, scenario: Scenario) -> dict[str, Any]:
     """Return the figures of a run; times in ms, None for one that some requests never reached.
 
-    A request with a query that was not answered counts as infinitely late. `accuracy` and
-    `decoded_share` are of the answers, `missing_share` is of the requests. There is no accuracy
-    with a method whose own the scenario does not say.
+    A request with a query that was not answered counts as infinitely late. `decoded_share` is of
+    the answers, `missing_share` of the requests.
     """
     latency = counted(records, scenario)
     first = len(records.latency) - len(latency)
@@ -123,13 +122,10 @@ def summarise(records: Records, scenario: Scenario) -> dict[str, Any]:
     stretches = min(SECTIONS, len(latency))
     answers = int(records.sizes[first:].sum())
     shares: dict[str, tuple[np.ndarray, int]] = {
-        "accuracy": (records.right, answers),
         "decoded_share": (records.decoded / records.sizes, answers),
         # Lost by the request: of ten images of one no two are lost for themselves.
         "missing_share": (records.missing / records.sizes, len(latency)),
     }
-    if not scenario.states_accuracy or (scenario.coding.coded and scenario.accuracy_is_unknown):
-        del shares["accuracy"]
     for name, (values, count) in shares.items():
         put(name, share_of(values[first:], stretches, count), 6)
     queries = int(records.sizes.sum())
@@ -149,15 +145,9 @@ def summarise(records: Records, scenario: Scenario) -> dict[str, Any]:
     }
 
 
-def simulate(
-    scenario: Scenario, accuracy: Accuracy | None = None, progress: bool = False
-) -> dict[str, Any]:
-    """Simulate a scenario and return its figures, with what the simulation itself took.
-
-    Raises:
-        UserError: if the accuracy is not known.
-    """
-    simulation = Simulation(scenario, accuracy)
+def simulate(scenario: Scenario, progress: bool = False) -> dict[str, Any]:
+    """Simulate a scenario and return its figures, with what the simulation itself took."""
+    simulation = Simulation(scenario)
     began = time.process_time()
     records = simulation.run(progress)
     seconds = time.process_time() - began

@@ -1,4 +1,4 @@
-"""What is simulated: load, workers, rules, times, stragglers, accuracy; read from JSON."""
+"""What is simulated: load, workers, rules, times, stragglers; read from JSON."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import math
 from dataclasses import replace
 from typing import Annotated, Any
 
-import numpy as np
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from codedinvnet.codes.method import Tolerance
@@ -29,34 +28,6 @@ from codedinvnet.scheduler.settings import (
 from codedinvnet.simulation.arrivals import Arrivals
 
 Share = Annotated[float, Field(ge=0, le=1)]
-
-
-class Accuracy(Section):
-    """How often answers are right, by how they were made. Missing ones are wrong."""
-
-    normal: Share
-    """Of direct answers."""
-    recovered: dict[int, dict[int, Share]] = Field(default_factory=dict)
-    """r -> group size -> of decoded answers, as measured."""
-    guessed: Share | None = None
-    """Of guesses; the simulator makes none, but rows record it."""
-
-    def decoded(self, r: int, size: int) -> float:
-        """Return the accuracy of an answer decoded in a group of `size` with r parities.
-
-        Between measured sizes it is interpolated linearly; a group of one is a plain copy.
-
-        Raises:
-            UserError: if no size as large was measured.
-        """
-        known = {1: self.normal, **self.recovered.get(r, {})}
-        sizes = sorted(known)
-        if size > sizes[-1]:
-            raise UserError(
-                f"no accuracy is known of groups of {size} with r = {r}; known: "
-                + (", ".join(map(str, sizes[1:])) or "none")
-            )
-        return float(np.interp(size, sizes, [known[s] for s in sizes]))
 
 
 class Scenario(Section):
@@ -109,11 +80,7 @@ class Scenario(Section):
     """From a worker's loss until another is in its place."""
     stragglers: tuple[Straggler, ...] = ()
     bundle: str | None = None
-    """Whose code it is, and whose accuracy, unless `accuracy` says it."""
-    accuracy: Accuracy | None = None
-    """Of direct answers, and of what the bundle's own code makes up."""
-    method_accuracy: dict[str, dict[int, Share]] = Field({})
-    """Method -> k -> of the answers that it makes up."""
+    """Whose code it is."""
 
     @field_validator("policy", "method")
     @classmethod
@@ -224,29 +191,6 @@ class Scenario(Section):
             code = replace(code, guesses=False)
         return code
 
-    def recovered(self, accuracy: Accuracy, size: int) -> float:
-        """Return the accuracy of answers made up in groups of a size; NaN if it is not known.
-
-        Raises:
-            UserError: if the bundle's own code was measured in no group as large.
-        """
-        if self.accuracy_is_unknown:
-            return math.nan
-        if self.method == OURS:
-            return accuracy.decoded(self.r, size)
-        return self.method_accuracy[find_method(self.method).name][self.k]
-
-    @property
-    def states_accuracy(self) -> bool:
-        """Whether it has an accuracy, or a bundle that has one."""
-        return self.accuracy is not None or self.bundle is not None
-
-    @property
-    def accuracy_is_unknown(self) -> bool:
-        """Whether nothing is known of what its method makes up."""
-        name = find_method(self.method).name
-        return name != OURS and self.k not in self.method_accuracy.get(name, {})
-
     @property
     def capacity_qps(self) -> float:
         """Images a second at which data tasks, each a call, would keep all workers busy."""
@@ -297,22 +241,3 @@ def parse_scenario(raw: Any, where: str) -> Scenario:
         UserError: one line that says what is wrong.
     """
     return validated(Scenario, raw, where)
-
-
-def bundle_accuracy(name: str) -> Accuracy:
-    """Return what a bundle's own figures say of its accuracy on the test split.
-
-    Raises:
-        UserError: if there is no such bundle, or no figures in it.
-    """
-    info = bundle_info(name)
-    found = info.tested()
-    if not found:
-        raise UserError(f"bundle {name!r} has no test figures: give the scenario an accuracy")
-    guessed = info.figures.get("test_guessed")
-    read = {
-        "normal": next(iter(found.values())).get("normal_accuracy"),
-        "recovered": {1: {k: figures.get("recovered_accuracy") for k, figures in found.items()}},
-        "guessed": guessed.get("recovered_accuracy") if isinstance(guessed, dict) else None,
-    }
-    return validated(Accuracy, read, f"the test figures of bundle {name!r}")
