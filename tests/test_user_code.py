@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from codedinvnet.common.errors import UserError
 from codedinvnet.common.user_code import load_file, user_module
 
 
@@ -19,21 +18,6 @@ def test_files_of_one_name_do_not_replace_each_other(tmp_path: Path) -> None:
     modules = [user_module(str(tmp_path / word / "mine.py")) for word in ("one", "other")]
     assert [module.WORD for module in modules] == ["one", "other"]
     assert [sys.modules[module.Mine.__module__] for module in modules] == modules
-
-
-def test_a_file_does_not_get_the_modules_beside_another(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    for word in ("one", "other"):
-        (tmp_path / word / "beside_in").mkdir(parents=True)
-        (tmp_path / word / "mine.py").write_text("from beside_in.it import WORD")
-        (tmp_path / word / "beside_in" / "__init__.py").touch()
-        (tmp_path / word / "beside_in" / "it.py").write_text(f"WORD = {word!r}")
-    mine = str(tmp_path / "one" / "mine.py")
-    assert user_module(mine).WORD == user_module(mine).WORD == "one"
-    with pytest.raises(UserError, match=r"other/beside_in/__init__\.py has the name of .*/one/"):
-        user_module(str(tmp_path / "other" / "mine.py"))
 
 
 def test_a_file_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:

@@ -53,8 +53,6 @@ def _kept(arguments: argparse.Namespace) -> str:
     """Say how a command goes on that was interrupted, if it can."""
     if getattr(arguments, "fresh", False):
         return "finished epochs are kept: the same command without --fresh goes on"
-    if hasattr(arguments, "measured") and arguments.out and not arguments.measured:  # a sweep
-        return "finished rows are kept: the same command goes on"
     if hasattr(arguments, "minutes"):
         return "what the model was asked and finished epochs are kept: the same command goes on"
     if hasattr(arguments, "save_dir"):

@@ -10,7 +10,6 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -138,19 +137,6 @@ def free_backup_name(path: Path) -> Path:
     return next(name for name in numbered if not name.exists())
 
 
-def _each_once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    """Return an object of JSON, whose last value of a name would silently be taken.
-
-    Raises:
-        ValueError: if a name is there twice.
-    """
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"{next(n for n in names if names.count(n) > 1)!r} is there twice")
-    return found
-
-
 def parse_json(text: str | bytes, where: str) -> Any:
     """Return what JSON says.
 
@@ -160,7 +146,7 @@ def parse_json(text: str | bytes, where: str) -> Any:
     """
     try:
         read = text.decode() if isinstance(text, bytes) else text
-        return json.loads(read, object_pairs_hook=_each_once)
+        return json.loads(read)
     except json.JSONDecodeError as error:
         raise UserError(f"{where} is not JSON: line {error.lineno}: {error.msg}") from error
     except UnicodeDecodeError as error:

@@ -10,10 +10,6 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-from codedinvnet.common.errors import UserError
-
-_added: set[str] = set()
-"""Folders of a user's that are on Python's path."""
 _BY_VALUE = ("cloudpickle", "ray.cloudpickle")
 """Picklers that would name a module which another machine cannot import."""
 
@@ -24,7 +20,6 @@ def user_module(place: str) -> ModuleType:
     Modules next to a file can be imported by it.
 
     Raises:
-        UserError: if a module next to it has the name of one next to another file.
         Exception: whatever the user's code raises; FileNotFoundError if there is no such file.
     """
     if not place.endswith(".py"):
@@ -34,7 +29,6 @@ def user_module(place: str) -> ModuleType:
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
     folder = path.resolve().parent
-    _check_neighbours(folder)
     _importable(folder)
     return load_file(path)
 
@@ -69,22 +63,3 @@ def _importable(folder: Path) -> None:
     """Let modules of a folder be imported, after those that are installed."""
     if str(folder) not in sys.path:
         sys.path.append(str(folder))
-        _added.add(str(folder))
-
-
-def _check_neighbours(folder: Path) -> None:
-    """Refuse a folder whose modules have names that modules of another user's folder took.
-
-    Python would give a file the other one's module without a word.
-    """
-    for path in sorted(folder.iterdir()):
-        loaded = getattr(sys.modules.get(path.stem), "__file__", None)
-        if loaded is None or not (path.suffix == ".py" or (path / "__init__.py").is_file()):
-            continue
-        other = Path(loaded).resolve()
-        own = path if path.suffix == ".py" else path / "__init__.py"
-        if other != own and str(other.parents[own != path]) in _added:
-            raise UserError(
-                f"{own} has the name of {other}, which is imported already: give one of them "
-                "another name"
-            )
