@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from codedinvnet.codes.backup import SmallBackup
 from codedinvnet.codes.collage import Collage, CollageNetwork
 from codedinvnet.codes.equal_cost import count_macs, served_macs
+from codedinvnet.codes.invnet import Oracle
 from codedinvnet.codes.method import Method, given_by
-from codedinvnet.codes.oracle import Oracle
 from codedinvnet.codes.parm import ParM
 from codedinvnet.codes.plain import Plain, Replication
 from codedinvnet.codes.registry import find_method

@@ -212,3 +212,32 @@ def test_a_network_of_other_settings_is_refused(recovery_run: stages.Run) -> Non
     with pytest.raises(UserError, match="seed 3 -> 4"):
         stages.fuse(run, 4)
     assert digests(recovery_run.save_dir) == before
+
+
+def interrupted(*_: Any, **__: Any) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.fixture
+def own(pixels: stages.Run, tmp_path: Path) -> stages.Run:
+    """A finished run in a folder of its own."""
+    shutil.copytree(pixels.save_dir, tmp_path / "runs")
+    return replace(pixels, save_dir=tmp_path / "runs")
+
+
+def test_a_network_that_starts_over_leaves_none_to_go_on_with(
+    own: stages.Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training.network, "train_stage", interrupted)
+    before = digests(own.network_folder)
+    with pytest.raises(KeyboardInterrupt):
+        stages.train(replace(own, resume=LATEST))
+    assert digests(own.network_folder) == before
+    with pytest.raises(KeyboardInterrupt):
+        stages.train(own)
+    with pytest.raises(UserError, match="no trained network at"):
+        stages.fuse(own, 2)
+    kept = own.network_folder / "checkpoints-before-1"
+    assert sorted(p.name for p in kept.iterdir()) == sorted(
+        f"{name}.safetensors" for name in ("best", "last", "network")
+    )

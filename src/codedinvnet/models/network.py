@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from codedinvnet.models.base import DATATYPES, Model, scores_tensor
 from codedinvnet.models.coded import CodedModel, padded_shape, prepare
 
 
@@ -91,3 +93,30 @@ def embedding_of(model: CodedModel) -> ImageNetwork:
 def _of(model: CodedModel, network: nn.Module) -> ImageNetwork:
     settings = model.settings
     return ImageNetwork(network, settings.image_shape, settings.padding).train(model.training)
+
+
+class ScoresOf(nn.Module):
+    """A user's own model as codes see it: queries in, class scores out.
+
+    Args:
+        model: a classifier.
+
+    Raises:
+        UserError: if it is not known where its scores are.
+    """
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.model, self.inputs = model, model.signature.inputs
+        self.output = scores_tensor(model.signature).name
+
+    def forward(self, *queries: Tensor) -> Tensor:
+        """Map queries (B, *shape), of each input in the model's order, to scores (B, classes).
+
+        They are float32, whatever type the model has them in. Workers hand them on so, too.
+        """
+        arrays = {
+            spec.name: np.ascontiguousarray(tensor.numpy().astype(DATATYPES[spec.datatype]))
+            for spec, tensor in zip(self.inputs, queries, strict=True)
+        }
+        return torch.from_numpy(self.model.run(arrays)[self.output]).float()

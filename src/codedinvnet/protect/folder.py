@@ -19,9 +19,9 @@ from codedinvnet.common.engines import ONNX_RUNTIME, check_installed
 from codedinvnet.common.errors import UserError
 from codedinvnet.common.files import file_digest, read_json, write_atomically, write_json
 from codedinvnet.models import ModelSource, OpenModel
+from codedinvnet.models.network import ScoresOf
 from codedinvnet.models.probe import differ, probe_inputs
 from codedinvnet.models.runtime import any_batch, export
-from codedinvnet.models.scores import ScoresOf
 
 if TYPE_CHECKING:  # a service needs no training
     from codedinvnet.protect.students import Student

@@ -22,7 +22,7 @@ from codedinvnet.common.errors import UserError
 from codedinvnet.common.files import file_digest
 from codedinvnet.models.base import Model, TensorSpec, mixed_tensor, scores_tensor
 from codedinvnet.models.bundle import load_bundle
-from codedinvnet.models.scores import ScoresOf
+from codedinvnet.models.network import ScoresOf
 from codedinvnet.models.source import ModelSource, OpenModel
 from codedinvnet.serving.served import classified
 from codedinvnet.serving.workers.exported import is_kept, run_by_onnxruntime
