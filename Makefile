@@ -39,7 +39,7 @@ lint: .venv/.installed-dev  ## style and types, changes nothing
 # Every command that rows in docs/results are made by runs here in short, or with small settings in `make test`. Only
 # the grid of Tiny-ImageNet does not, because it needs a bundle that does not ship.
 # What fails does not keep the rest from running.
-nightly:  ## what takes longer than `make test`: harm to a service, every order of events, further cases, and every benchmark in short
+nightly:  ## what takes longer than `make test`: harm from outside, every order of events, further cases, and every benchmark in short
 	@$(MAKE) --no-print-directory -j1 -k nightly-tests bench-quick
 
 nightly-tests: .venv/.installed-dev

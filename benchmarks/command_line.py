@@ -78,6 +78,14 @@ def build_parser() -> argparse.ArgumentParser:
     add("--out", type=Path, default=Path("peers.jsonl"), help=rows)
 
     add = benchmark(
+        "outside",
+        "harm a service and a gateway in every way known, and count what clients see",
+        "--quick",
+    )
+    quick(add)
+    add("--only", choices=("serve", "gateway"), help="one of the two (both)")
+
+    add = benchmark(
         "figures",
         "write the tables and pictures of the pages from the rows in docs/results",
         "mnist --data-dir data",
