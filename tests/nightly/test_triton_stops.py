@@ -1,7 +1,7 @@
 """Tritons whose Python backend is stopped: the gateway gives no client another request's answer.
 
-Triton itself does (docs/decisions/44-http-client-of-the-gateway.md). Between the gateway and each
-Triton stands a tap that counts such answers, so that the test cannot pass because there were none.
+Triton itself does (`tools/triton_wrong_answers.py`). Between the gateway and each Triton stands a
+tap that counts such answers, so that the test cannot pass because there were none.
 """
 
 from __future__ import annotations
