@@ -7,11 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from codedinvnet.common.config import PartSettings
 from codedinvnet.models import open_model
 from codedinvnet.protect import distil, run, teacher
 from codedinvnet.protect.folder import DESCRIPTION
 from codedinvnet.protect.inputs import Inputs, split
+from codedinvnet.protect.students import STUDENTS
 from tests.conftest import Command
 from tests.models.test_remote import server
 from tests.protect.conftest import COUNT, PLACE, arguments, description, queries
@@ -107,9 +110,32 @@ def test_images_are_changed_in_training_as_the_model_tolerates(
     np.testing.assert_array_equal(mirrored, plain[rows][:, :, :, ::-1])
     differs = (pasted != plain[rows]).any(1).mean((1, 2))
     assert 0.1 < differs.mean() < differs.max() <= 0.6
+    assert lesson.weights(False).tolist() == [0.5, 0.5, 0.0]
+    assert lesson.weights(True).tolist() == [0.25, 0.25, 0.5]
     for way, images in enumerate((mirrored, pasted), 1):
         wanted = model.run({"x": images})[model.signature.outputs[0].name]
         np.testing.assert_array_equal(lesson.logs[way, rows].argmax(1), wanted.argmax(1))
+
+
+@pytest.mark.parametrize("noise", [True, False])
+def test_images_are_pasted_once_a_backup_learns_by_heart(noise: bool, tmp_path: Path) -> None:
+    """Noise says nothing of other noise of the same class, as a colour does."""
+    model, generator = open_model(f"{PLACE}:colours"), np.random.default_rng(0)
+    x = generator.random((600, 3, *((32, 32) if noise else (1, 1))), np.float32)
+    inputs = Inputs({"x": x * np.ones((32, 32), np.float32)}, model.signature.inputs)
+    asked = teacher.ask(model, inputs, split(600, 0), tmp_path, 5.0)
+    lesson = distil.Lesson(asked, [asked.variant(0, True, False), asked.variant(1, True, True)])
+    torch.manual_seed(0)
+    student = STUDENTS["fresh"](asked, {"width": 8})
+    part = PartSettings(epochs=6, steps_per_epoch=50, batch_size=32)
+    stage = distil.Distillation(student, lesson, part, 60.0)
+    for epoch in range(6):
+        student.train()
+        stage.start_epoch(epoch, torch.Generator().manual_seed(epoch))
+        for index in range(50):
+            stage.step(epoch, index)
+        stage.validate()
+    assert stage.pasting == noise
 
 
 def test_a_model_that_a_server_has_is_protected_by_time(call: Command, tmp_path: Path) -> None:

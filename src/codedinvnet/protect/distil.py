@@ -29,7 +29,8 @@ MOST_ENTROPY = 2.0
 PASTED = 0.5
 """Share of the training images into which parts of others are pasted, once that is needed."""
 BY_HEART = 0.03
-"""It is needed when agreement on whole training images exceeds that on validation inputs so far."""
+"""It is needed when agreement on an epoch's whole images exceeds the best validation by so much,
+and by two standard errors."""
 LEAST = 10
 """Steps without which there is no training."""
 FEWEST_STEPS = 40
@@ -114,7 +115,7 @@ class Distillation(PartStage):
         self.name = student.family
         self.precision = "bfloat16" if student.reduced else "float32"
         self.order = lesson.teacher.rows.train
-        self.pasting = False
+        self.pasting, self.best = False, 0.0
         self.whole, self.agreed = 0, 0
 
     def start_epoch(self, epoch: int, generator: torch.Generator) -> None:
@@ -165,7 +166,9 @@ class Distillation(PartStage):
         confidence, answers = (found.numpy() for found in torch.cat(scores).max(1))
         agrees = answers == teacher.answers[rows]
         agreement, coverage = float(agrees.mean()), coverage_at(confidence, agrees, 0.99)
-        self.pasting |= self.agreed > (agreement + BY_HEART) * self.whole
+        self.best = max(self.best, agreement)
+        least = self.best + BY_HEART + len(rows) ** -0.5
+        self.pasting |= self.agreed > least * self.whole
         return agreement, {"validation_agreement": agreement, "validation_coverage": coverage}
 
 
