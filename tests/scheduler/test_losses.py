@@ -39,6 +39,17 @@ def test_what_is_lost_for_good_ends_its_query_unless_something_is_under_way() ->
     assert model.ended[first] == AnswerDecoded(first)
 
 
+def test_what_wants_a_direct_answer_does_not_wait_for_a_parity() -> None:
+    model = coded(2, spare=3, max_losses=2)
+    (first,), (second,) = model.submit(accept=False), model.submit()
+    model.fail(*model.data(first))
+    assert len(model.parities()) == len(model.data(first)) == 1
+    model.fail(*model.data(first))
+    assert list(model.ended) == [first]
+    assert isinstance(model.ended[first], Fail)
+    model.result(*model.data(second))
+
+
 def test_a_lost_parity_is_sent_again_but_not_for_ever_and_then_its_member_is() -> None:
     model = coded(2, spare=EXTRA_RETRIES + 1, max_losses=100)
     first, _ = model.submit(2)
