@@ -1,4 +1,4 @@
-"""Train backups of several sizes in the time: short trials of all, then the best of each size."""
+"""Train backups of several sizes in the time: trials of all, then the best of each size."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ from codedinvnet.training.loop import LATEST, train_stage
 
 WORKS = (0.1, 0.25, 0.5)
 """Sizes of backups, in the served model's work."""
-TRIALS = 0.15
-"""Share of the time for trials, if there are several candidates."""
+TRIALS = 0.35
+"""Share of the time for trials, if there are several candidates. Best ones go on from theirs, so
+only what the others took is lost; in shorter ones small networks beat those that end ahead."""
 HOPELESS = 0.05
 """A size whose best trial agrees this much less often than the best trial is trained no further."""
 
@@ -112,7 +113,7 @@ class Ladder:
             found = self._round("trial", found, TRIALS * seconds)
             seconds *= 1 - TRIALS
             scores = ", ".join(f"{t.name} {100 * t.score:.1f} %" for t in found)
-            self.notes.append(f"agreement on validation inputs after short trials: {scores}")
+            self.notes.append(f"agreement on validation inputs after the trials: {scores}")
         best: dict[float, Trained] = {}
         for trained in sorted(found, key=lambda trained: trained.score):  # the best comes last
             best[trained.work] = trained
