@@ -77,7 +77,7 @@ async def test_a_late_answer_is_hedged_and_the_loser_closed() -> None:
     async with (
         Toy(echo) as a,
         Toy(echo) as b,
-        client(a, b, hedge="POST /predict", budget=0.2) as asking,
+        client(a, b, hedge="POST /predict", budget=0.2, cancel=True) as asking,
     ):
         await ask(asking)
         a.handle = stalls(5)

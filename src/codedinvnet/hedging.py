@@ -5,8 +5,8 @@
         response = await client.post("/predict", json=image)
 
 Each request goes to one of the upstreams. If the answer is late and the request is safe to repeat,
-another upstream gets a copy, the first answer wins, and the loser's connection is closed. What the
-gateway knows of upstreams, routes, streams and failures holds here as well: it is the same code.
+another upstream gets a copy, and the first answer wins. What the gateway knows of upstreams,
+routes, streams and failures holds here as well: it is the same code.
 """
 
 from __future__ import annotations
@@ -123,7 +123,9 @@ class HedgingTransport(httpx.AsyncBaseTransport, httpx.BaseTransport):
         no_hedge: requests that are not, whatever the other rules say.
         health: the path that is probed; None: V2's readiness where it exists, else a connection.
         budget: copies per request, at most.
-        slots: concurrent requests per upstream, at most; others wait.
+        slots: concurrent requests per upstream, at most; others wait. None: found for each.
+        cancel: whether connections of attempts that lost are closed, for servers that stop working
+            then; None: those of streams are.
 
     Attributes:
         metrics: those of a gateway, as a registry of `prometheus_client`.
@@ -140,13 +142,15 @@ class HedgingTransport(httpx.AsyncBaseTransport, httpx.BaseTransport):
         no_hedge: str | Sequence[str] = (),
         health: str | None = None,
         budget: float = 0.1,
-        slots: int = 32,
+        slots: int | None = None,
+        cancel: bool | None = None,
     ) -> None:
         hedge, no_hedge = ([r] if isinstance(r, str) else r for r in (hedge, no_hedge))
         for url in urls:
             parse_origin(url, "urls")
         self._urls, self._health, self._metrics = tuple(urls), health, GatewayMetrics()
         self._routes, self._memory = Routes(hedge, no_hedge, self._metrics), Memory(1 << 62)
+        self._cancel = cancel
         self._rules = Rules(
             len(urls),
             HEDGE,
@@ -174,7 +178,7 @@ class HedgingTransport(httpx.AsyncBaseTransport, httpx.BaseTransport):
             self._health,
         )
         cluster.fill(self._urls)
-        dispatcher = Dispatcher(self._rules, cluster, self._metrics, LONGEST, cancel=True)
+        dispatcher = Dispatcher(self._rules, cluster, self._metrics, LONGEST, self._cancel)
         await dispatcher.start()
         return dispatcher
 

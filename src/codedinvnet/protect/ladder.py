@@ -113,7 +113,7 @@ class Ladder:
             found = self._round("trial", found, TRIALS * seconds)
             seconds *= 1 - TRIALS
             scores = ", ".join(f"{t.name} {100 * t.score:.1f} %" for t in found)
-            self.notes.append(f"agreement on validation inputs after the trials: {scores}")
+            self.notes.append(f"agreement on validation inputs after trials: {scores}")
         best: dict[float, Trained] = {}
         for trained in sorted(found, key=lambda trained: trained.score):  # the best comes last
             best[trained.work] = trained
