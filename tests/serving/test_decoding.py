@@ -11,12 +11,12 @@ import torch
 
 from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.build import scheme_for
+from codedinvnet.common.confidence import log_probabilities
 from codedinvnet.common.faults import Delay, Fault
 from codedinvnet.data import sample_images
 from codedinvnet.models.base import Scores, Signature, TensorSpec
 from codedinvnet.models.bundle import Bundle
 from codedinvnet.net.logs import logger
-from codedinvnet.protect.confidence import log_probabilities
 from codedinvnet.protect.measure import answers_of
 from codedinvnet.scheduler.actions import Complete
 from codedinvnet.scheduler.group import FILLER

@@ -33,6 +33,16 @@ def own_code(model: CodedModel, k: int, evidence: Evidence = "both") -> LatentCo
     return kind(model, k, evidence)
 
 
+def own_scheme(model: CodedModel, k: int) -> Scheme:
+    """Return the scheme of a model's own code, which shares its weights."""
+    return Scheme(
+        CodedInvNet.name,
+        own_code(model, k),
+        {SERVED: embedding_of(model)},
+        model.settings.image_shape,
+    )
+
+
 class CodedInvNet(Method):
     """Coded-InvNet with all of a bundle, which says what its code is: the mean or the mosaic."""
 

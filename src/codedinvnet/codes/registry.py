@@ -19,7 +19,7 @@ from codedinvnet.common.user_code import user_module
 def _own() -> Iterator[type[Method]]:
     """Yield the methods of this folder's files."""
     for info in pkgutil.iter_modules([str(Path(__file__).parent)]):
-        if info.name not in ("registry", "build", "named_policies"):
+        if info.name not in ("registry", "build", "erase", "named_policies"):
             module = importlib.import_module(f"{__package__}.{info.name}")
             for kind in vars(module).values():
                 is_method = isinstance(kind, type) and issubclass(kind, Method)

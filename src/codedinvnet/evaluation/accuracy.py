@@ -6,13 +6,13 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from codedinvnet.codes.base import Scheme
+from codedinvnet.codes.erase import NO_ANSWER, Queries, erase, single_losses
 from codedinvnet.codes.invnet import CodedInvNet, own_code
 from codedinvnet.codes.mean import Evidence
 from codedinvnet.codes.method import given_by
 from codedinvnet.codes.rules import is_systematic
 from codedinvnet.common.errors import UserError
 from codedinvnet.common.provenance import describe_machine
-from codedinvnet.evaluation.erase import NO_ANSWER, Queries, erase, single_losses
 from codedinvnet.models.bundle import Bundle
 
 

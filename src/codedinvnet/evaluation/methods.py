@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pandas import Series
 
 from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.equal_cost import direct_macs, extra_macs
+from codedinvnet.codes.erase import NO_ANSWER, direct_answers, erase, task_outputs
 from codedinvnet.codes.patterns import erasure_patterns
 from codedinvnet.codes.registry import find_method
 from codedinvnet.codes.rules import is_systematic
@@ -27,7 +29,6 @@ from codedinvnet.data import (
     sample_images,
     spread_rows,
 )
-from codedinvnet.evaluation.erase import NO_ANSWER, accuracy, direct_answers, erase, task_outputs
 from codedinvnet.evaluation.parts import DataSet, Scored
 from codedinvnet.evaluation.trials import (
     AccuracyGrid,
@@ -232,21 +233,18 @@ def score(
     )
     erased = frame["lost"].map(len).astype(int) == trial.missing
     complete, frame = frame[~erased], frame[erased]
-    majority = data.majority
-    answers = frame["prediction"].where(frame["prediction"] != NO_ANSWER, majority)
-    right = answers == frame["label"]
+    answered = frame["prediction"] != NO_ANSWER
+    right = frame["prediction"].where(answered, data.majority) == frame["label"]
     counts = right.groupby(frame["grouping"]).agg(["sum", "count"])
     by_pattern = right.groupby(frame["lost"], observed=True).mean()
 
-    def rounded(value: float | None) -> float | None:
-        return None if value is None else round(value, 6)
+    def share(values: Series) -> float | None:
+        return round(float(values.mean()), 6) if len(values) else None
 
     return {
-        "complete": rounded(accuracy(complete)),
-        "recovered": rounded(accuracy(frame, majority)),
-        "answered": rounded(
-            float((frame["prediction"] != NO_ANSWER).mean()) if len(frame) else None
-        ),
+        "complete": share(complete["prediction"] == complete["label"]),
+        "recovered": share(right),
+        "answered": share(answered),
         "patterns": [[list(lost), round(float(a), 6)] for lost, a in by_pattern.items()],
         "counts": [[int(a), int(b)] for a, b in counts.to_numpy()],
     }

@@ -20,7 +20,7 @@ from codedinvnet.protect.calibration import Calibration, Kind
 if TYPE_CHECKING:  # a server reads calibrations, and does without pandas
     from pandas import DataFrame
 
-    from codedinvnet.evaluation.erase import Queries
+    from codedinvnet.codes.erase import Queries
 
 BACKUP = SmallBackup.name
 SIZES = (2, 4, 10)
@@ -40,12 +40,22 @@ def schemes(bundle: Bundle, sizes: Iterable[int]) -> Iterator[tuple[str, int, Sc
 def approximate(
     scheme: Scheme, source: Queries, k: int, *, groupings: int = 1, seed: int = 0
 ) -> dict[str, DataFrame]:
-    """Return the approximate answers of whole random groups, by kind: see `answer_kinds`."""
-    from codedinvnet.evaluation.erase import answer_kinds, erase, single_losses
+    """Return the approximate answers of whole random groups, by kind.
+
+    `decoded` is every member's answer as if it alone were missing, `guessed` the one from the extra
+    tasks alone; a kind that the code cannot give is left out. Lines are sorted by grouping, group
+    and member.
+    """
+    from codedinvnet.codes.erase import erase, single_losses
 
     patterns = [*single_losses(k), tuple(range(k))]
     frame = erase(scheme, source, patterns, k=k, groupings=groupings, seed=seed)
-    return answer_kinds(frame, k)
+    place = ["grouping", "group"]
+    whole = frame[frame.groupby(place)["member"].transform("nunique") == k]
+    whole = whole.sort_values([*place, "member"], kind="stable", ignore_index=True)
+    sizes = whole["lost"].map(len).astype(int)
+    kinds = {"decoded": whole[sizes == 1], "guessed": whole[sizes == k]}
+    return {name: own for name, own in kinds.items() if len(own) and (own["prediction"] >= 0).all()}
 
 
 def by_group(frame: DataFrame, k: int) -> tuple[np.ndarray, np.ndarray]:

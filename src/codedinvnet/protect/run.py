@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from codedinvnet.codes.base import check_k
+from codedinvnet.common.confidence import log_probabilities
 from codedinvnet.common.errors import UserError
 from codedinvnet.common.files import check_folder
 from codedinvnet.common.provenance import describe_command, describe_commit, describe_machine
@@ -21,7 +22,6 @@ from codedinvnet.models import ModelSource, OpenModel
 from codedinvnet.models.base import scores_tensor
 from codedinvnet.protect.bound import Curve
 from codedinvnet.protect.calibration import DECODED, FILE, GUESSED, Calibration, Kind
-from codedinvnet.protect.confidence import log_probabilities
 from codedinvnet.protect.costs import Cost, milliseconds, model_cost, one_thread
 from codedinvnet.protect.distil import Lesson
 from codedinvnet.protect.folder import DESCRIPTION, export_student, write_description

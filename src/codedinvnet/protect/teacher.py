@@ -14,13 +14,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from codedinvnet.common.confidence import log_probabilities
 from codedinvnet.common.errors import UserError
 from codedinvnet.common.files import content_digest, write_atomically
 from codedinvnet.common.progress import Progress
 from codedinvnet.models import OpenModel
 from codedinvnet.models.base import DATATYPES, Model, can_be_scores, scores_tensor
 from codedinvnet.models.probe import differ, kind_of_scores
-from codedinvnet.protect.confidence import log_probabilities
 from codedinvnet.protect.costs import as_onnx
 from codedinvnet.protect.inputs import STREAM, Inputs, Split, image_size, layout
 from codedinvnet.training.network import augment

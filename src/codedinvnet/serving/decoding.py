@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from codedinvnet.codes.base import Scheme
+from codedinvnet.common.confidence import confidences
 from codedinvnet.net.background import Background, log_error
-from codedinvnet.protect.confidence import confidences
 from codedinvnet.serving.metrics import Metrics
 from codedinvnet.serving.served import Served
 

@@ -23,7 +23,13 @@ from codedinvnet.models.checkpoint import (
     save_checkpoint,
     tensors_digest,
 )
-from codedinvnet.models.coded import build_head, build_network, padded_shape, prepare
+from codedinvnet.models.coded import (
+    CodedModel,
+    build_head,
+    build_network,
+    padded_shape,
+    prepare,
+)
 from codedinvnet.nn.head import Head
 from codedinvnet.nn.iresnet import IResNet, initialise_actnorm, mixup_points
 from codedinvnet.nn.irevnet import IRevNet
@@ -63,6 +69,12 @@ def augment(x: Tensor, flip: bool, shift: int, generator: torch.Generator) -> Te
         index = torch.arange(batch, device=x.device)[:, None, None]
         x = x[index, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
     return x
+
+
+@torch.no_grad()
+def embed_all(model: CodedModel, images: Tensor) -> Tensor:
+    """Embed images (N, C, H, W) in batches, as (N, *latent_shape)."""
+    return torch.cat([model.embed(part) for part in images.split(EVALUATION_BATCH)])
 
 
 class NetworkStage:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codedinvnet.codes.base import Scheme
+from codedinvnet.codes.erase import recovered_accuracy
 from codedinvnet.common.config import PartSettings
 from codedinvnet.common.errors import UserError
 from codedinvnet.data import ImageRows
@@ -22,7 +23,6 @@ from codedinvnet.training.fitting import TrainingData
 from codedinvnet.training.network import augment
 from codedinvnet.training.part import PartStage
 from codedinvnet.training.precision import autocast
-from codedinvnet.training.recovered import recovered_accuracy
 
 
 class GroupStage(PartStage):

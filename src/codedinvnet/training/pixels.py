@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from codedinvnet.codes.erase import recovered_accuracy
+from codedinvnet.codes.invnet import own_scheme
 from codedinvnet.common.config import PixelFusionSettings
 from codedinvnet.common.devices import first_tensor
 from codedinvnet.common.errors import UserError
@@ -26,8 +28,8 @@ from codedinvnet.nn.fusion import PatchDiscriminator, UNetFusion
 from codedinvnet.training.fitting import TrainingData
 from codedinvnet.training.fusion_data import FusionData, draw_groups, invert_means
 from codedinvnet.training.loop import set_rate, warmup_cosine
+from codedinvnet.training.network import embed_all
 from codedinvnet.training.precision import autocast
-from codedinvnet.training.recovered import coded_scheme, embed_all, recovered_accuracy
 
 OBJECTIVE_VERSION = 2
 """Of this training: raised with a change that no setting tells of, since figures of before are then
@@ -168,7 +170,7 @@ class PixelStage:
 
     def validate(self) -> tuple[float, Mapping[str, float]]:
         """Score by recovered accuracy on the validation images."""
-        scheme = coded_scheme(self.model, self.members)
+        scheme = own_scheme(self.model, self.members)
         accuracy = recovered_accuracy(scheme, self.validation, self.validation_latents)
         return accuracy, {"validation_recovered": accuracy}
 

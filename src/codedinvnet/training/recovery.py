@@ -18,15 +18,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from codedinvnet.codes.erase import recovered_accuracy
+from codedinvnet.codes.invnet import own_scheme
 from codedinvnet.common.config import RecoveryFusionSettings, Settings
 from codedinvnet.data import ImageRows, ImageSource, settings_split, spread_rows
 from codedinvnet.models.coded import CodedModel, shared_error
 from codedinvnet.nn.fusion import mosaic_grid
 from codedinvnet.nn.lipschitz import project
 from codedinvnet.training.loop import make_optimizer, set_rate, warmup_cosine
-from codedinvnet.training.network import augment
+from codedinvnet.training.network import augment, embed_all
 from codedinvnet.training.precision import autocast
-from codedinvnet.training.recovered import coded_scheme, embed_all, recovered_accuracy
 
 WARMUP = 0.1
 GRADIENT_NORM = 5.0  # the first parity queries are far off, and their losses large
@@ -245,7 +246,7 @@ class RecoveryStage:
         normal = float((predictions.cpu() == labels).float().mean())
         scalars, own = {"validation_normal": normal}, latents.flatten(1).cpu()
         for members in sorted({2, self.fusion.members}):
-            scheme = coded_scheme(self.model, members)
+            scheme = own_scheme(self.model, members)
             accuracy = recovered_accuracy(scheme, self.validation, own)
             scalars[f"validation_recovered_k{members}"] = accuracy
         return normal + scalars[f"validation_recovered_k{self.fusion.members}"], scalars

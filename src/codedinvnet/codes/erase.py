@@ -16,10 +16,10 @@ from torch import Tensor
 
 from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.rules import is_systematic
+from codedinvnet.common.confidence import confidences
 from codedinvnet.common.devices import whole_float32
 from codedinvnet.common.progress import Progress
 from codedinvnet.data import random_groups
-from codedinvnet.protect.confidence import confidences
 
 BATCH = 250
 """Queries in one forward pass."""
@@ -228,36 +228,16 @@ def corrupt_some(
     return {task: found[task] for task in outputs}
 
 
-# Metrics, groupbys of the frame
+def recovered_accuracy(scheme: Scheme, source: Queries, own: Tensor) -> float:
+    """Return the accuracy of decoded answers, each query erased once in one fixed grouping.
 
-
-def accuracy(frame: DataFrame, majority: int | None = None) -> float | None:
-    """Return the share of decoded answers that are right; None without any line.
+    Trainings choose their best epoch by it.
 
     Args:
-        frame: lines of `erase`.
-        majority: the class that a missing answer counts as; None: it is wrong.
+        scheme: a systematic code for groups of k, its networks in evaluation mode.
+        source: the queries.
+        own: the outputs (N, n) of the queries' own tasks, on the processor.
     """
-    answers = frame["prediction"]
-    if majority is not None:
-        answers = answers.where(answers != NO_ANSWER, majority)
-    return float((answers == frame["label"]).mean()) if len(frame) else None
-
-
-def whole_groups(frame: DataFrame, k: int) -> DataFrame:
-    """Keep the groups whose k members are all counted, sorted by grouping, group and member."""
-    place = ["grouping", "group"]
-    whole = frame[frame.groupby(place)["member"].transform("nunique") == k]
-    return whole.sort_values([*place, "member"], kind="stable", ignore_index=True)
-
-
-def answer_kinds(frame: DataFrame, k: int) -> dict[str, DataFrame]:
-    """Return the lines of each kind of approximate answer of whole groups.
-
-    `decoded` is every member's answer as if it alone were missing, `guessed` the one from the extra
-    tasks alone; a kind that the code cannot give is left out.
-    """
-    whole = whole_groups(frame, k)
-    sizes = whole["lost"].map(len).astype(int)
-    kinds = {"decoded": whole[sizes == 1], "guessed": whole[sizes == k]}
-    return {name: own for name, own in kinds.items() if len(own) and (own["prediction"] >= 0).all()}
+    k = scheme.rules.k
+    frame = erase(scheme, source, single_losses(k), k=k, seed=k, own=own, progress=False)
+    return float((frame["prediction"] == frame["label"]).mean())
