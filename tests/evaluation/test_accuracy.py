@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from codedinvnet.codes import erase
 from codedinvnet.codes.base import Code, Encoded, Scheme
 from codedinvnet.codes.rules import SERVED, AnyOf, CodeRules, Parities
 from codedinvnet.common.errors import UserError
 from codedinvnet.data import Groups, ImageSet, random_groups
-from codedinvnet.evaluation import erase
 from codedinvnet.evaluation.accuracy import Evaluation, evaluate
 
 CLASSES = 5

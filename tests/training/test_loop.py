@@ -13,7 +13,7 @@ from codedinvnet.common.config import Settings, parse_settings
 from codedinvnet.common.errors import UserError
 from codedinvnet.data import load_images
 from codedinvnet.models.checkpoint import load_checkpoint
-from codedinvnet.training.loop import LATEST, differing_keys, train_stage, warmup_cosine
+from codedinvnet.training.loop import LATEST, Stage, differing_keys, train_stage, warmup_cosine
 from codedinvnet.training.network import NetworkStage, network_settings
 from tests.conftest import tiny_settings
 
@@ -47,30 +47,33 @@ def test_differing_keys(a: Any, b: Any, expected: list[str]) -> None:
     assert differing_keys(a, b) == expected
 
 
-class Scripted:
+class Scripted(Stage):
     """A stage that counts its steps in its one weight and is scored by a list."""
 
     name = "scripted"
-    steps_per_epoch = 2
 
     def __init__(self, scores: list[float], losses: list[float] | None = None) -> None:
         self.module = nn.Linear(1, 1, bias=False)
         nn.init.zeros_(self.module.weight)
-        self.optimizer = torch.optim.SGD(self.module.parameters(), lr=0.1)
+        optimizer = torch.optim.SGD(self.module.parameters(), lr=0.1)
+        super().__init__(
+            {"module": self.module},
+            {"optimizer": optimizer},
+            rate=0.1,
+            epochs=len(scores),
+            steps_per_epoch=2,
+        )
         self.scores, self.losses = scores, losses or [0.5] * len(scores)
         self.epoch = -1
         self.drawn: list[int] = []
-
-    def modules(self) -> Mapping[str, nn.Module]:
-        return {"module": self.module}
-
-    def optimizers(self) -> Mapping[str, torch.optim.Optimizer]:
-        return {"optimizer": self.optimizer}
 
     def start_epoch(self, epoch: int, generator: torch.Generator) -> None:
         assert self.module.training
         self.epoch = epoch
         self.drawn.append(int(torch.randint(10**9, (), generator=generator)))
+
+    def batch_loss(self, index: int) -> Tensor:
+        raise NotImplementedError
 
     def step(self, epoch: int, index: int) -> Mapping[str, float]:
         with torch.no_grad():

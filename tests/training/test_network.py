@@ -49,7 +49,7 @@ def test_the_bound_is_kept_from_before_the_first_step_and_the_rate_follows_its_c
         factor = warmup_cosine(
             epoch * stage.steps_per_epoch + index, stage.total_steps, options.warmup
         )
-        rates = [group["lr"] for group in stage.optimizer.param_groups]
+        rates = [group["lr"] for group in stage.optimizers["optimizer"].param_groups]
         assert rates == pytest.approx([options.learning_rate * factor] * len(rates))
     assert calls[1:] == [{}] * 3
 

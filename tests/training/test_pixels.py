@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
-from typing import Any
 
 import pytest
 import torch
@@ -41,7 +39,7 @@ def make_stage(images: ImageSet, model: CodedModel, steps: int = 1) -> PixelStag
     data = FusionData(groups, 0.5 * average)
     stage = PixelStage(fusion, images, model, data, rows, seed=settings.seed)
     stage.start_epoch(0, torch.Generator().manual_seed(0))
-    for module in stage.modules().values():
+    for module in stage.modules.values():
         module.train()
     return stage
 
@@ -58,9 +56,10 @@ def model(bundle: Bundle) -> CodedModel:
     return made
 
 
-def plain(parameters: Iterable[nn.Parameter], rate: float) -> Any:
-    """Return an optimiser whose step tells the gradient."""
-    return torch.optim.SGD(parameters, rate)
+def descend(stage: PixelStage) -> None:
+    """Train by optimisers whose steps tell the gradient."""
+    trained = zip(stage.optimizers, stage.modules.values(), strict=True)
+    stage.optimizers = {name: torch.optim.SGD(m.parameters(), RATE) for name, m in trained}
 
 
 def gradients(loss: Tensor, module: nn.Module) -> list[Tensor]:
@@ -78,8 +77,7 @@ def test_the_encoder_follows_the_cosh_of_its_pixels_and_the_discriminator(
 ) -> None:
     stage = make_stage(held_out, model)
     encoder = copy.deepcopy(model.encoder)
-    stage.generator_optimizer = plain(model.encoder.parameters(), RATE)
-    stage.discriminator_optimizer = plain(stage.discriminator.parameters(), RATE)
+    descend(stage)
     found = stage.step(0, 0)
     x, target = stage.batch(0)
     fake = encoder(x).parity
@@ -110,8 +108,7 @@ def test_passes_are_in_the_precision_that_was_asked_for(
 def test_the_discriminator_follows_hinge_losses(held_out: ImageSet, model: CodedModel) -> None:
     stage = make_stage(held_out, model)
     encoder, before = copy.deepcopy(model.encoder), copy.deepcopy(stage.discriminator)
-    stage.generator_optimizer = plain(model.encoder.parameters(), RATE)
-    stage.discriminator_optimizer = plain(stage.discriminator.parameters(), RATE)
+    descend(stage)
     found = stage.step(0, 0)
     x, target = stage.batch(0)
     with torch.no_grad():
@@ -137,9 +134,8 @@ def test_the_discriminator_has_so_many_steps_and_the_encoder_one(
         return batch(number)
 
     monkeypatch.setattr(stage, "batch", noted)
-    for optimizer, name in (
-        (stage.discriminator_optimizer, "discriminator"),
-        (stage.generator_optimizer, "encoder"),
+    for optimizer, name in zip(
+        stage.optimizers.values(), ("encoder", "discriminator"), strict=True
     ):
         optimizer.register_step_post_hook(lambda *_, name=name: seen.append(name))
     stage.step(0, 1)

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -72,10 +71,10 @@ def test_a_step_follows_the_loss(
     monkeypatch.setattr(recovery, "draw_size", lambda *_: members)
     projected: list[object] = []
     monkeypatch.setattr(recovery, "project", projected.append)
-    monkeypatch.setattr(recovery, "GRADIENT_NORM", math.inf)
+    stage.gradient_norm = None
     monkeypatch.setattr(stage, "source", SimpleNamespace(batch=noted))
-    stage.optimizer = torch.optim.SGD(model.parameters(), rate)  # type: ignore[assignment]
-    monkeypatch.setattr(recovery, "set_rate", lambda *_: None)
+    stage.optimizers = {"optimizer": torch.optim.SGD(model.parameters(), rate)}
+    monkeypatch.setattr(stage, "set_rate", lambda *_: None)
     before = copy.deepcopy(model)
     stage.step(0, 0)
     assert projected == ([model.network] if joint else [])

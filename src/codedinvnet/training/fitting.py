@@ -61,7 +61,7 @@ class TrainingData:
 
         It starts over if the folder has a training with other settings.
         """
-        part = stage.modules()[PART]  # where the next command looks for it
+        part = stage.modules[PART]  # where the next command looks for it
         resume, last, settings = 0, self.folder / LAST, self.made_with
         if last.is_file() and not differing_keys(load_checkpoint(last)[1]["settings"], settings):
             resume = LATEST

@@ -12,13 +12,15 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from codedinvnet.common.devices import denormals_flushed
@@ -42,30 +44,80 @@ LATEST = -1
 ORIGIN = "origin"
 """In a checkpoint's header: the command, commit and machine that trained it."""
 
+WARMUP = 0.1
+"""Share of a training's steps in which its rate rises, unless settings say otherwise."""
 NETWORK_WEIGHTS = "network_weights"
 """In headers, and in settings of what depends on a trained network: the digest of its weights."""
 IMAGES = "images"
 """In settings of a trained network: the digest of its training images, in their order."""
 
 
-class Stage(Protocol):
-    """One thing to train."""
+class Stage(ABC):
+    """One thing to train, by steps whose rate rises linearly and then falls along a half cosine.
+
+    Args:
+        modules: what is trained and kept, by name.
+        optimizers: what is kept of how it is trained, by name.
+        rate: the highest learning rate.
+        epochs: how many are planned.
+        steps_per_epoch: the steps of each.
+        warmup: the share of all steps in which the rate rises.
+    """
 
     name: str
-    steps_per_epoch: int
+    gradient_norm: float | None = None
+    """Longer gradients are scaled down to this norm; None leaves them."""
 
-    def modules(self) -> Mapping[str, nn.Module]:
-        """Return the modules to train and keep."""
-
-    def optimizers(self) -> Mapping[str, torch.optim.Optimizer]:
-        """Return the optimisers to keep."""
+    def __init__(
+        self,
+        modules: Mapping[str, nn.Module],
+        optimizers: Mapping[str, torch.optim.Optimizer],
+        *,
+        rate: float,
+        epochs: int,
+        steps_per_epoch: int,
+        warmup: float = WARMUP,
+    ) -> None:
+        self.modules, self.optimizers, self.rate = modules, optimizers, rate
+        self.steps_per_epoch, self.warmup = steps_per_epoch, warmup
+        self.total_steps = epochs * steps_per_epoch
+        self.generator = torch.Generator()
+        self.terms: Mapping[str, Tensor] = {}
 
     def start_epoch(self, epoch: int, generator: torch.Generator) -> None:
         """Prepare an epoch; every random choice in it must come from the generator."""
+        self.generator = generator
+
+    @abstractmethod
+    def batch_loss(self, index: int) -> Tensor:
+        """Draw the epoch's batch of this index and return its loss.
+
+        What is to be shown in the loss's place goes into `terms`.
+        """
+
+    def set_rate(self, epoch: int, index: int) -> None:
+        """Set the learning rate of a step."""
+        step = epoch * self.steps_per_epoch + index
+        rate = self.rate * warmup_cosine(step, self.total_steps, self.warmup)
+        for optimizer in self.optimizers.values():
+            for group in optimizer.param_groups:
+                group["lr"] = rate
 
     def step(self, epoch: int, index: int) -> Mapping[str, float]:
-        """Do one optimiser step and return scalars to show."""
+        """Do one step of the first optimiser and return scalars to show."""
+        self.set_rate(epoch, index)
+        loss = self.batch_loss(index)
+        optimizer = next(iter(self.optimizers.values()))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if self.gradient_norm is not None:
+            parameters = (p for module in self.modules.values() for p in module.parameters())
+            nn.utils.clip_grad_norm_(parameters, self.gradient_norm)
+        optimizer.step()
+        shown = self.terms or {"loss": loss}
+        return {name: float(value.detach()) for name, value in shown.items()}
 
+    @abstractmethod
     def validate(self) -> tuple[float, Mapping[str, float]]:
         """Return a score, higher is better, and scalars to show, from the validation split."""
 
@@ -90,12 +142,6 @@ def make_optimizer(
     return torch.optim.AdamW([group for group in groups if group["params"]], lr=rate)
 
 
-def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Set the learning rate of every parameter group."""
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-
-
 def starts_over(folder: Path, resume: int) -> bool:
     """Tell whether a training starts over; one whose epoch to resume is not there does not."""
     return not resume or (resume == LATEST and not (folder / LAST).is_file())
@@ -110,22 +156,6 @@ def set_aside(folder: Path, *more: str) -> None:
         for path in found:
             path.replace(kept / path.name)
         Progress.write(f"{folder}: starts over; the old checkpoints are in {kept}", file=sys.stderr)
-
-
-@contextmanager
-def sole_writer(folder: Path) -> Iterator[None]:
-    """Keep other processes out of a training's folder; one that was killed keeps nobody out."""
-    with ExitStack() as held:
-        try:
-            entry = os.open(folder, os.O_RDONLY)
-            held.callback(os.close, entry)
-            fcntl.flock(entry, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            message = f"{folder}: another process trains here: wait for it, or end it"
-            raise UserError(message) from error
-        except OSError:
-            pass  # there is no folder, or its file system has no locks
-        yield
 
 
 @denormals_flushed()
@@ -156,22 +186,6 @@ def train_stage(
     Returns:
         The header of the best checkpoint, with the seconds of all epochs, those behind it, too.
     """
-    if starts_over(folder, resume):
-        folder.mkdir(parents=True, exist_ok=True)
-    with sole_writer(folder):
-        return _train_stage(stage, folder, epochs, seed, settings, resume, keep, replan)
-
-
-def _train_stage(
-    stage: Stage,
-    folder: Path,
-    epochs: int,
-    seed: int,
-    settings: Mapping[str, Any],
-    resume: int,
-    keep: Mapping[str, Any] | None,
-    replan: Callable[[int, float], int] | None,
-) -> dict[str, Any]:
     last, best = folder / LAST, folder / BEST
     start, seconds, best_score = 0, 0.0, -math.inf
     origin = {
@@ -179,46 +193,50 @@ def _train_stage(
         "commit": describe_commit(),
         "machine": describe_machine(),
     }
-    if starts_over(folder, resume):
-        set_aside(folder)
-    else:
-        tensors, header = load_checkpoint(last)
-        _check_resumable(header, settings, last, resume)
-        load_modules(stage.modules(), tensors, last)
-        load_optimizers(stage.optimizers(), tensors)
-        start, seconds, best_score = header["epoch"], header["seconds"], header["best_score"]
-    writer = None
-    if replan and start:
-        epochs = replan(start, seconds)
-    bar = Progress(
-        total=epochs * stage.steps_per_epoch,
-        initial=start * stage.steps_per_epoch,
-        desc=stage.name,
-        unit="step",
-        dynamic_ncols=True,
-        mininterval=1.0,
-    )
-    try:
+    with ExitStack() as held:
+        if starts_over(folder, resume):
+            folder.mkdir(parents=True, exist_ok=True)
+            _keep_others_out(folder, held)
+            set_aside(folder)
+        else:
+            _keep_others_out(folder, held)
+            tensors, header = load_checkpoint(last)
+            _check_resumable(header, settings, last, resume)
+            load_modules(stage.modules, tensors, last)
+            load_optimizers(stage.optimizers, tensors)
+            start, seconds, best_score = header["epoch"], header["seconds"], header["best_score"]
+        if replan and start:
+            epochs = replan(start, seconds)
+        if start < epochs:
+            # What is kept ends before this step, and epoch `start` was written as step `start`.
+            board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
+            held.callback(board.close)
+        bar = held.enter_context(
+            Progress(
+                total=epochs * stage.steps_per_epoch,
+                initial=start * stage.steps_per_epoch,
+                desc=stage.name,
+                unit="step",
+                dynamic_ncols=True,
+                mininterval=1.0,
+            )
+        )
         epoch = start
         while epoch < epochs:
-            if writer is None:
-                # What is kept ends before this step, and epoch `start` was written as step `start`.
-                writer = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
             began = time.monotonic()
             generator = torch.Generator().manual_seed(seed * 100_003 + epoch)
             torch.manual_seed(seed * 100_003 + epoch)
-            for module in stage.modules().values():
+            for module in stage.modules.values():
                 module.train()
             stage.start_epoch(epoch, generator)
-            sums: dict[str, float] = {}
+            sums: Counter[str] = Counter()
             for index in range(stage.steps_per_epoch):
                 scalars = stage.step(epoch, index)
-                for key, value in scalars.items():
-                    sums[key] = sums.get(key, 0.0) + value
+                sums.update(scalars)
                 bar.update()
                 if index % 10 == 0:
                     bar.set_postfix({k: f"{v:.3g}" for k, v in scalars.items()}, refresh=False)
-            for module in stage.modules().values():
+            for module in stage.modules.values():
                 module.eval()
             score, scalars = stage.validate()
             seconds += time.monotonic() - began
@@ -229,18 +247,18 @@ def _train_stage(
                     f"{stage.name}: the loss is not finite in epoch {epoch + 1}; "
                     f"lower the learning rate.{kept}"
                 )
+            epoch += 1
             for key, value in [*mean.items(), *scalars.items()]:
-                writer.add_scalar(f"{stage.name}/{key}", value, epoch + 1)
-            writer.flush()
+                board.add_scalar(f"{stage.name}/{key}", value, epoch)
+            board.flush()
             shown = ", ".join(f"{k} {v:.4f}" for k, v in [*mean.items(), *scalars.items()])
             bar.write(
-                f"{stage.name} epoch {epoch + 1}/{epochs} ({seconds:.0f} s): {shown}",
-                file=sys.stderr,
+                f"{stage.name} epoch {epoch}/{epochs} ({seconds:.0f} s): {shown}", file=sys.stderr
             )
             header = {
                 "stage": stage.name,
                 "settings": dict(settings),
-                "epoch": epoch + 1,
+                "epoch": epoch,
                 "epochs": epochs,
                 "seconds": seconds,
                 "score": score,
@@ -248,23 +266,31 @@ def _train_stage(
                 ORIGIN: origin,
                 **(keep or {}),
             }
+            tensors = module_tensors(stage.modules)
             if score > best_score:
                 best_score = score
-                save_checkpoint(best, module_tensors(stage.modules()), header)
-            tensors = module_tensors(stage.modules())
-            tensors.update(optimizer_tensors(stage.optimizers()))
+                save_checkpoint(best, tensors, header)
+            tensors |= optimizer_tensors(stage.optimizers)
             save_checkpoint(last, tensors, {**header, "best_score": best_score})
-            epoch += 1
             if replan:
                 epochs = replan(epoch, seconds)
                 bar.total = epochs * stage.steps_per_epoch
-    finally:
-        bar.close()
-        if writer is not None:
-            writer.close()
     tensors, header = load_checkpoint(best)
-    load_modules(stage.modules(), tensors, best)
+    load_modules(stage.modules, tensors, best)
     return {**header, "seconds": seconds}
+
+
+def _keep_others_out(folder: Path, held: ExitStack) -> None:
+    """Lock a training's folder for as long as `held` is open; a killed process keeps no lock."""
+    try:
+        entry = os.open(folder, os.O_RDONLY)
+        held.callback(os.close, entry)
+        fcntl.flock(entry, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        message = f"{folder}: another process trains here: wait for it, or end it"
+        raise UserError(message) from error
+    except OSError:
+        pass  # there is no folder, or its file system has no locks
 
 
 def _check_resumable(

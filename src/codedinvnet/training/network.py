@@ -39,13 +39,12 @@ from codedinvnet.training.loop import (
     IMAGES,
     LAST,
     NETWORK_WEIGHTS,
+    Stage,
     differing_keys,
     make_optimizer,
     set_aside,
-    set_rate,
     starts_over,
     train_stage,
-    warmup_cosine,
 )
 from codedinvnet.training.precision import autocast
 
@@ -77,7 +76,7 @@ def embed_all(model: CodedModel, images: Tensor) -> Tensor:
     return torch.cat([model.embed(part) for part in images.split(EVALUATION_BATCH)])
 
 
-class NetworkStage:
+class NetworkStage(Stage):
     """Train f and g (Dinh & Lee, section 3.1: i-ResNet with manifold mixup)."""
 
     name = "network"
@@ -96,22 +95,19 @@ class NetworkStage:
                 f"training.batch_size {self.options.batch_size} is more than the "
                 f"{len(self.train_rows)} training images"
             )
-        self.steps_per_epoch = len(self.train_rows) // self.options.batch_size
-        self.total_steps = self.options.epochs * self.steps_per_epoch
-        self.optimizer = make_optimizer(
+        optimizer = make_optimizer(
             (self.network, self.head), self.options.learning_rate, self.options.weight_decay
         )
+        super().__init__(
+            {"network": self.network, "head": self.head},
+            {"optimizer": optimizer},
+            rate=self.options.learning_rate,
+            epochs=self.options.epochs,
+            steps_per_epoch=len(self.train_rows) // self.options.batch_size,
+            warmup=self.options.warmup,
+        )
         self.points = mixup_points(self.network)
-        self.generator = torch.Generator()
         self.order = self.train_rows
-
-    def modules(self) -> Mapping[str, nn.Module]:
-        """Return f and g."""
-        return {"network": self.network, "head": self.head}
-
-    def optimizers(self) -> Mapping[str, torch.optim.Optimizer]:
-        """Return the one optimiser."""
-        return {"optimizer": self.optimizer}
 
     def initialise(self) -> None:
         """Set the constraint and the activation normalisation before the first step."""
@@ -124,27 +120,23 @@ class NetworkStage:
 
     def start_epoch(self, epoch: int, generator: torch.Generator) -> None:
         """Draw the order of the training images."""
+        super().start_epoch(epoch, generator)
         if epoch == 0:
             self.initialise()
-        self.generator = generator
         self.order = self.train_rows[torch.randperm(len(self.train_rows), generator=generator)]
 
     def step(self, epoch: int, index: int) -> Mapping[str, float]:
-        """Do one step on one batch."""
+        found = super().step(epoch, index)
+        project(self.network)
+        return found
+
+    def batch_loss(self, index: int) -> Tensor:
         options = self.options
-        step = epoch * self.steps_per_epoch + index
-        factor = warmup_cosine(step, self.total_steps, options.warmup)
-        set_rate(self.optimizer, options.learning_rate * factor)
         rows = self.order[index * options.batch_size : (index + 1) * options.batch_size]
         images, labels = self.source.batch(rows)
         x = prepare(images.to(self.device), self.settings.data.padding)
         x = augment(x, options.flip, options.shift, self.generator)
-        loss = self.mixup_loss(x, labels.to(self.device))
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimizer.step()
-        project(self.network)
-        return {"loss": float(loss.detach())}
+        return self.mixup_loss(x, labels.to(self.device))
 
     def mixup_loss(self, x: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy with manifold mixup (Verma et al., ICML 2019) at a random layer."""
@@ -217,7 +209,7 @@ def train_network(
         resume=resume,
         keep={"classes": list(source.classes), "image_shape": list(source.shape)},
     )
-    header[NETWORK_WEIGHTS] = tensors_digest(module_tensors(stage.modules()))
+    header[NETWORK_WEIGHTS] = tensors_digest(module_tensors(stage.modules))
     before = header["validation"]
     if isinstance(stage.network, IResNet):
         constrain_exactly(stage.network)
@@ -227,7 +219,7 @@ def train_network(
             f"network: constraint made exact, validation {before} -> {dict(after)}",
             file=sys.stderr,
         )
-    save_checkpoint(folder / NETWORK, module_tensors(stage.modules()), header)
+    save_checkpoint(folder / NETWORK, module_tensors(stage.modules), header)
     return header
 
 

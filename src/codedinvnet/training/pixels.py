@@ -27,10 +27,11 @@ from codedinvnet.models.coded import CodedModel
 from codedinvnet.nn.fusion import PatchDiscriminator, UNetFusion
 from codedinvnet.training.fitting import TrainingData
 from codedinvnet.training.fusion_data import FusionData, draw_groups, invert_means
-from codedinvnet.training.loop import set_rate, warmup_cosine
+from codedinvnet.training.loop import Stage
 from codedinvnet.training.network import embed_all
 from codedinvnet.training.precision import autocast
 
+DISCRIMINATOR = "discriminator_optimizer"
 OBJECTIVE_VERSION = 2
 """Of this training: raised with a change that no setting tells of, since figures of before are then
 not those of now. 1 had a constant rate."""
@@ -38,7 +39,7 @@ UNET_VERSION = 2
 """Likewise of the U-Net's: 1 averaged skips in front of their activation, and had other biases."""
 
 
-class PixelStage:
+class PixelStage(Stage):
     """Train E on the pixels of the generated data set (Dinh & Lee, section 3.3).
 
     Args:
@@ -76,7 +77,6 @@ class PixelStage:
             )
         self.fusion, self.source, self.model, self.data = fusion, source, model, data
         self.members, self.device = data.groups.shape[1], first_tensor(model).device
-        self.part = part
         torch.manual_seed(seed)
         self.discriminator = PatchDiscriminator(
             model.input_shape[0],
@@ -90,33 +90,26 @@ class PixelStage:
         self.discriminator.apply(partial(_initialise, biases=unet))
         if unet:  # others have an initialisation of their own
             model.encoder.apply(partial(_initialise, biases=True))
-        betas = (0.0, 0.9)
-        rate = fusion.learning_rate
-        self.generator_optimizer = torch.optim.Adam(model.encoder.parameters(), rate, betas)
-        self.discriminator_optimizer = torch.optim.Adam(
-            self.discriminator.parameters(), rate, betas
+        adam = partial(torch.optim.Adam, lr=fusion.learning_rate, betas=(0.0, 0.9))
+        super().__init__(
+            {part: model.encoder, "discriminator": self.discriminator},
+            {
+                "encoder_optimizer": adam(model.encoder.parameters()),
+                DISCRIMINATOR: adam(self.discriminator.parameters()),
+            },
+            rate=fusion.learning_rate,
+            epochs=fusion.epochs,
+            steps_per_epoch=len(data.groups) // fusion.batch_size // fusion.discriminator_steps,
+            warmup=0.0,
         )
-        batches = len(data.groups) // fusion.batch_size
-        self.steps_per_epoch = batches // fusion.discriminator_steps
-        self.total_steps = self.steps_per_epoch * fusion.epochs
         self.validation = ImageRows(source, validation_rows, "the validation images")
         images, _ = source.batch(validation_rows)
         self.validation_latents = embed_all(model, images.to(self.device)).flatten(1).cpu()
         self.order = torch.arange(len(data.groups))
 
-    def modules(self) -> Mapping[str, nn.Module]:
-        """Return E and the discriminator."""
-        return {self.part: self.model.encoder, "discriminator": self.discriminator}
-
-    def optimizers(self) -> Mapping[str, torch.optim.Optimizer]:
-        """Return the optimisers of E and of the discriminator."""
-        return {
-            "encoder_optimizer": self.generator_optimizer,
-            "discriminator_optimizer": self.discriminator_optimizer,
-        }
-
     def start_epoch(self, epoch: int, generator: torch.Generator) -> None:
         """Draw the order of the groups."""
+        super().start_epoch(epoch, generator)
         self.order = torch.randperm(len(self.data.groups), generator=generator)
 
     def batch(self, number: int) -> tuple[Tensor, Tensor]:
@@ -140,33 +133,23 @@ class PixelStage:
             scores: Tensor = self.discriminator(x, parity)
         return scores.float()
 
-    def step(self, epoch: int, index: int) -> Mapping[str, float]:
-        """Do the discriminator's steps, then one of the generator on the last batch."""
-        done = epoch * self.steps_per_epoch + index
-        rate = self.fusion.learning_rate * warmup_cosine(done, self.total_steps, 0.0)
-        set_rate(self.generator_optimizer, rate)
-        set_rate(self.discriminator_optimizer, rate)
-        count = self.fusion.discriminator_steps
+    def batch_loss(self, index: int) -> Tensor:
+        """Do the discriminator's steps, and return E's loss on the last batch."""
+        count, optimizer = self.fusion.discriminator_steps, self.optimizers[DISCRIMINATOR]
         for turn in range(count):
             x, target = self.batch(index * count + turn)
             with torch.no_grad():
                 fake = self.parity(x)
             real_score, fake_score = self.score(x, target), self.score(x, fake)
             discriminator_loss = F.relu(1 - real_score).mean() + F.relu(1 + fake_score).mean()
-            self.discriminator_optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad(set_to_none=True)
             discriminator_loss.backward()
-            self.discriminator_optimizer.step()
+            optimizer.step()
         fake = self.parity(x)
         pixel_loss = torch.cosh(fake - target).mean()
         loss = pixel_loss - self.score(x, fake).mean()
-        self.generator_optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.generator_optimizer.step()
-        return {
-            "generator": float(loss.detach()),
-            "discriminator": float(discriminator_loss.detach()),
-            "pixel": float(pixel_loss.detach()),
-        }
+        self.terms = {"generator": loss, "discriminator": discriminator_loss, "pixel": pixel_loss}
+        return loss
 
     def validate(self) -> tuple[float, Mapping[str, float]]:
         """Score by recovered accuracy on the validation images."""

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from codedinvnet.codes.erase import recovered_accuracy
 from codedinvnet.codes.invnet import own_scheme
@@ -25,12 +25,10 @@ from codedinvnet.data import ImageRows, ImageSource, settings_split, spread_rows
 from codedinvnet.models.coded import CodedModel, shared_error
 from codedinvnet.nn.fusion import mosaic_grid
 from codedinvnet.nn.lipschitz import project
-from codedinvnet.training.loop import make_optimizer, set_rate, warmup_cosine
+from codedinvnet.training.loop import Stage, make_optimizer
 from codedinvnet.training.network import augment, embed_all
 from codedinvnet.training.precision import autocast
 
-WARMUP = 0.1
-GRADIENT_NORM = 5.0  # the first parity queries are far off, and their losses large
 KEPT_BYTES = 4 << 30
 """Latents of all training images are kept if they take at most so much."""
 SETTLED = 0.8
@@ -63,8 +61,11 @@ def draw_size(largest: int, apart: bool, generator: torch.Generator) -> int:
     return sizes[int(torch.randint(len(sizes), (), generator=generator))]
 
 
-class RecoveryStage:
+class RecoveryStage(Stage):
     """Train E and g' with f and g frozen, or (`joint`) all four."""
+
+    gradient_norm: float | None = 5.0
+    """The first parity queries are far off, and their losses large."""
 
     def __init__(
         self,
@@ -81,26 +82,21 @@ class RecoveryStage:
         self.device, self.joint = device, joint
         self.apart = model.encoder.keeps_apart
         self.batch_size = fusion.joint_batch_size if joint else fusion.batch_size
-        self.rate = fusion.joint_learning_rate if joint else fusion.learning_rate
-        self.steps_per_epoch = fusion.steps_per_epoch
-        self.total_steps = self.steps_per_epoch * (fusion.joint_epochs if joint else fusion.epochs)
         self.train_rows, validation = settings_split(settings, source)
         model.requires_grad_(joint)
         model.encoder.requires_grad_(True)
         if model.recovery_head is not None:
             model.recovery_head.requires_grad_(True)
-        self.optimizer = make_optimizer([model], self.rate, settings.training.weight_decay)
+        rate = fusion.joint_learning_rate if joint else fusion.learning_rate
+        super().__init__(
+            {"model": model},
+            {"optimizer": make_optimizer([model], rate, settings.training.weight_decay)},
+            rate=rate,
+            epochs=fusion.joint_epochs if joint else fusion.epochs,
+            steps_per_epoch=fusion.steps_per_epoch,
+        )
         self.validation = ImageRows(source, validation, "the validation images")
         self.latents: Tensor | None = None
-        self.generator = torch.Generator()
-
-    def modules(self) -> Mapping[str, nn.Module]:
-        """Return the whole model."""
-        return {"model": self.model}
-
-    def optimizers(self) -> Mapping[str, torch.optim.Optimizer]:
-        """Return the one optimiser."""
-        return {"optimizer": self.optimizer}
 
     def initialise(self) -> None:
         """Normalise the recovery head's input, by latents as they are served."""
@@ -127,8 +123,8 @@ class RecoveryStage:
         return self.latents
 
     def start_epoch(self, epoch: int, generator: torch.Generator) -> None:
-        """Keep the epoch's generator; the first epoch of the first phase initialises."""
-        self.generator = generator
+        """Choose what batch statistics are of; the first epoch of the first phase initialises."""
+        super().start_epoch(epoch, generator)
         if not self.joint:
             self.model.network.eval()  # i-RevNet's batch statistics stay as they were trained
         elif epoch >= SETTLED * self.fusion.joint_epochs:
@@ -137,9 +133,13 @@ class RecoveryStage:
             self.initialise()
 
     def step(self, epoch: int, index: int) -> Mapping[str, float]:
-        """Do one step on freshly drawn groups of one random size."""
-        step = epoch * self.steps_per_epoch + index
-        set_rate(self.optimizer, self.rate * warmup_cosine(step, self.total_steps, WARMUP))
+        found = super().step(epoch, index)
+        if self.joint:
+            project(self.model.network)
+        return found
+
+    def batch_loss(self, index: int) -> Tensor:
+        """Draw groups of one random size and return their loss."""
         members = draw_size(self.fusion.members, self.apart, self.generator)
         groups = self.batch_size * self.fusion.members // members
         wanted = groups * members
@@ -152,19 +152,16 @@ class RecoveryStage:
         x = self.model.prepare(images.to(self.device)).unflatten(0, (groups, members))
         passed = self._apart_pass(x) if self.apart else self._mean_pass(x, order)
         side, decoded = passed.side.flatten(0, 1), passed.decoded.flatten(0, 1)
-        scalars: dict[str, float] = {}
         answers = self.model.recover(decoded, side, members)
         recovered = F.cross_entropy(answers, labels)
         if self.fusion.distilled_share:
             recovered = torch.lerp(
                 recovered, self._distilled(answers, passed.direct), self.fusion.distilled_share
             )
-        loss = recovered
-        scalars["recovered"] = float(recovered.detach())
+        loss, terms = recovered, {"recovered": recovered}
         if passed.error is not None:
-            latent = passed.error.square().mean()
-            loss = loss + self.fusion.latent_weight * latent
-            scalars["latent"] = float(latent.detach())
+            terms["latent"] = passed.error.square().mean()
+            loss = loss + self.fusion.latent_weight * terms["latent"]
         if self.fusion.evidence_weight and self.model.encoder.side_features:
             from_latent = self.model.recover_from_latent(decoded, side, members)
             alone = F.cross_entropy(from_latent, labels)
@@ -172,18 +169,10 @@ class RecoveryStage:
             loss = loss + self.fusion.evidence_weight * alone
         if self.joint:
             direct = self.model.classify(passed.direct)
-            normal = F.cross_entropy(direct, labels[: len(direct)])
-            loss = loss + self.fusion.normal_weight * normal
-            scalars["normal"] = float(normal.detach())
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(
-            [p for p in self.model.parameters() if p.requires_grad], GRADIENT_NORM
-        )
-        self.optimizer.step()
-        if self.joint:
-            project(self.model.network)
-        return scalars
+            terms["normal"] = F.cross_entropy(direct, labels[: len(direct)])
+            loss = loss + self.fusion.normal_weight * terms["normal"]
+        self.terms = terms
+        return loss
 
     def _distilled(self, answers: Tensor, latents: Tensor) -> Tensor:
         """Return the cross-entropy of decoded answers to the direct ones of the first images."""
