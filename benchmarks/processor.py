@@ -7,20 +7,18 @@ one machine. Connections ask again as soon as they are answered.
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import statistics
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from pandas import DataFrame
 
-from benchmarks.peers.upstreams import Spec
+from benchmarks.peers import upstreams as servers
 from codedinvnet.common.errors import UserError
 from codedinvnet.common.processes import Running, free_port, process_stat, running
 from codedinvnet.evaluation import tables
@@ -36,9 +34,8 @@ FORMATS = {"ms of a core": ".3f", "from": ".3f", "to": ".3f"}
 @contextmanager
 def upstreams() -> Iterator[list[str]]:
     """Run servers that take 10 ms a request."""
-    spec = Spec([free_port() for _ in range(UPSTREAMS)])
-    words = ("-m", "benchmarks.peers.upstreams", json.dumps(asdict(spec)))
-    with running(sys.executable, *words, ready="(ready)"):
+    spec = servers.Spec([free_port() for _ in range(UPSTREAMS)])
+    with running(*servers.command(spec), ready="(ready)"):
         yield [f"http://127.0.0.1:{port}" for port in spec.ports]
 
 

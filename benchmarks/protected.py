@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pandas import DataFrame
 from torch import Tensor, nn
 
 from benchmarks import protected_serving
@@ -26,6 +27,7 @@ from codedinvnet.cli import main
 from codedinvnet.common.errors import UserError
 from codedinvnet.common.files import read_json, write_json
 from codedinvnet.common.provenance import without_folders
+from codedinvnet.evaluation.tables import markdown
 from codedinvnet.protect.folder import DESCRIPTION, FORMAT
 from codedinvnet.protect.measure import AGREEMENTS
 
@@ -92,24 +94,21 @@ def table(folder: Path) -> str:
     """Return the backups of all rows as Markdown; the recommended one of each is in bold."""
     heads = ["served model", "its multiply-adds", "ms", "backup", "work", "ms", "agreement %"]
     heads += [f"coverage at {agreement}, %" for agreement in AGREEMENTS]
-    heads += ["minutes (of one core)"]
-    lines = [heads, ["---"] * len(heads)]
+    lines = []
     for path in sorted(folder.glob("*.json")):
         found = read_json(path)
         if found.get("format_version") != FORMAT:
             continue
         model, spent = found["model"], found["processor_seconds"] / 60
         for row in found["table"]:
-            name = row["method"]
-            cells = [path.stem, f"{model['macs']:,}" if model["macs"] else "unknown"]
-            cells += [f"{row['model_ms'][0]:.2f}", name, f"{row['work']:.2f}"]
-            cells += [f"{row['ms'][0]:.2f}", _percent(row["agreement"])]
-            cells += [_percent(row["coverage"][str(a)]["coverage"]) for a in AGREEMENTS]
-            cells += [f"{found['seconds'] / 60:.0f} ({spent:.0f})"]
-            if name == found["recommended"]:
-                cells[3] = f"**{name}**"
-            lines.append(cells)
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+            bold = "**" if row["method"] == found["recommended"] else ""
+            coverages = [row["coverage"][str(a)]["coverage"] for a in AGREEMENTS]
+            shares = [_percent(share) for share in (row["agreement"], *coverages)]
+            times = [f"{row[name][0]:.2f}" for name in ("model_ms", "ms")]
+            cells = [path.stem, f"{model['macs']:,}" if model["macs"] else "unknown", times[0]]
+            cells += [f"{bold}{row['method']}{bold}", f"{row['work']:.2f}", times[1], *shares]
+            lines.append([*cells, f"{found['seconds'] / 60:.0f} ({spent:.0f})"])
+    return markdown(DataFrame(lines, columns=[*heads, "minutes (of one core)"])).strip()
 
 
 def _percent(found: list[float]) -> str:

@@ -20,12 +20,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from pandas import DataFrame
 
 from benchmarks.client import Reply, connect
 from codedinvnet.common.faults import Delay, Fault
 from codedinvnet.common.grid import Cell, read_rows, resume, seed_of
 from codedinvnet.common.processes import server
 from codedinvnet.common.quantiles import percentile, rounded
+from codedinvnet.evaluation.tables import markdown
 from codedinvnet.models import OpenModel, open_model
 from codedinvnet.protect.folder import description_digest, read_description
 from codedinvnet.protect.inputs import read_inputs, split
@@ -42,6 +44,7 @@ QUERIES, DISTINCT = 3000, 500
 """Queries of a run, drawn from so many test inputs."""
 WARM_REQUESTS = 30
 """Sent one after another before a measurement: every worker has run then, and hedges know a p95."""
+SHOWN = {"p50": "p50, ms", "p99": "p99", "p999": "p99.9"}
 SETTLE = 0.5
 """Seconds after the last answer, in which the remaining tasks come to their end."""
 
@@ -192,31 +195,26 @@ def work(
 
 def table(rows: Path) -> str:
     """Return the runs as Markdown; those of a model's newest protection count."""
-    heads = ["served model", "stragglers", "against late answers", "p50, ms", "p99", "p99.9"]
-    heads += ["approximate answers, %", "of these agree, %", "direct answers equal bit for bit"]
-    lines: list[Sequence[str]] = [[*heads, "work"], ["---"] * (len(heads) + 1)]
     labels = {policy: label for label, policy in ARMS.items()}
     newest = {
-        (row["model"], row["stragglers"], row["policy"]): row
+        (row["model"], STRAGGLERS.index(row["stragglers"]), [*labels].index(row["policy"])): row
         for row in read_rows(rows, "protected-serving")
         if row["error"] is None
     }
-    for (model, stragglers, policy), row in sorted(newest.items(), key=_order):
-        times = [
-            "∞" if row[n] is None else f"{row[n]:.0f}" for n in ("p50_ms", "p99_ms", "p999_ms")
-        ]
+    lines = []
+    for _, row in sorted(newest.items()):
+        times = ["∞" if (ms := row[f"{name}_ms"]) is None else f"{ms:.0f}" for name in SHOWN]
         agree = row["decoded_accuracy"]
         lines.append(
-            [
-                *(model, stragglers, labels[policy], *times, f"{100 * row['decoded_share']:.2f}"),
-                "" if agree is None else f"{100 * agree:.1f}",
-                f"{row['direct_equal']:,} of {row['direct']:,}",
-                f"{row['work_per_query']:.3f}",
-            ]
+            {
+                "served model": row["model"],
+                "stragglers": row["stragglers"],
+                "against late answers": labels[row["policy"]],
+                **dict(zip(SHOWN.values(), times, strict=True)),
+                "approximate answers, %": f"{100 * row['decoded_share']:.2f}",
+                "of these agree, %": "" if agree is None else f"{100 * agree:.1f}",
+                "direct answers equal bit for bit": f"{row['direct_equal']:,} of {row['direct']:,}",
+                "work": f"{row['work_per_query']:.3f}",
+            }
         )
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-
-
-def _order(item: tuple[tuple[str, str, str], Any]) -> tuple[str, int, int]:
-    model, stragglers, policy = item[0]
-    return model, STRAGGLERS.index(stragglers), [*ARMS.values()].index(policy)
+    return markdown(DataFrame(lines)).strip()
