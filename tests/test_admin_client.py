@@ -75,12 +75,6 @@ def test_what_speaks_no_whole_http_is_told_in_one_line(words: bytes, told: str) 
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_a_port_that_is_no_number_is_told_in_one_line() -> None:
-    url = "http://localhost:80x"
-    with pytest.raises(UserError, match=rf"^URL: '{url}' is not a URL: .*'80x'"):
-        ask(url, "/policy")
-
-
 @pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
 def test_no_redirect_is_followed(code: int) -> None:
     """The token would go along."""

@@ -10,7 +10,6 @@ from codedinvnet.common.files import (
     check_writable,
     parse_json,
     read_json,
-    write_atomically,
 )
 
 
@@ -57,25 +56,3 @@ def test_a_place_that_cannot_be_written_is_told(
     monkeypatch.setattr(os, "access", lambda path, mode: path != file)
     with pytest.raises(UserError, match=f"cannot write to {file}: it may not be changed"):
         check_writable(file)
-
-
-def test_content_is_synced_before_it_takes_the_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    done: list[str] = []
-    sync, replace = os.fsync, os.replace
-
-    def noted_sync(handle: int) -> None:
-        assert os.fstat(handle).st_size == 7
-        done.append("fsync")
-        sync(handle)
-
-    def noted_replace(source: str, target: Path) -> None:
-        done.append("replace")
-        replace(source, target)
-
-    monkeypatch.setattr(os, "fsync", noted_sync)
-    monkeypatch.setattr(os, "replace", noted_replace)
-    write_atomically(tmp_path / "x", b"content")
-    assert done[:2] == ["fsync", "replace"]
-    assert (tmp_path / "x").read_bytes() == b"content"

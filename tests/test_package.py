@@ -3,7 +3,6 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import pytest
 import torch
 
 import codedinvnet
@@ -33,11 +32,6 @@ def test_the_first_example_runs_as_it_is_documented() -> None:
     again = bundle.invert(latents)
     assert not again.requires_grad
     assert torch.allclose(again, images / 255, atol=1e-2)
-
-
-def test_a_name_that_is_not_there() -> None:
-    with pytest.raises(AttributeError, match=r"'codedinvnet' has no attribute 'load_bundel'"):
-        codedinvnet.load_bundel  # type: ignore[attr-defined]  # noqa: B018
 
 
 def test_what_has_changed_since_a_release_does_not_go_by_its_version() -> None:
