@@ -12,41 +12,35 @@ from codedinvnet.scheduler.policies import POLICIES
 MINE = f"{Path(__file__).parents[1] / 'examples' / 'my_method.py'}:TwoParities"
 
 
-def test_there_is_every_policy_and_the_small_backup() -> None:
-    assert list(SERVED) == [
-        *(name for name in POLICIES if name != "auto"),
-        "small-backup",
-        "small-backup+hedge",
-        "auto",
-    ]
+def test_every_policy_is_served_by_its_name() -> None:
+    assert set(SERVED) == {*POLICIES, "small-backup", "small-backup+hedge"}
     for name, policy in POLICIES.items():
         assert SERVED[name].rules == policy
-        if name == "auto":
-            continue
-        assert SERVED[name].scenario == {"policy": name, "method": "coded-invnet"}
+        if name != "auto":
+            assert SERVED[name].scenario == {"policy": name, "method": "coded-invnet"}
 
 
-def test_a_small_backup_is_a_code_by_its_rules() -> None:
-    backup = SERVED["small-backup"]
-    assert backup.rules.coded
-    assert backup.scenario == {"policy": "coded", "method": "small-backup", "r": 1}
-
-
-def test_a_method_is_hedged_as_well() -> None:
-    both = SERVED["small-backup+hedge"]
-    assert both.rules == POLICIES["coded"] | POLICIES["hedge"]
-    assert both.rules.name == "coded+hedge"
-    assert both.scenario == {"policy": "coded+hedge", "method": "small-backup", "r": 1}
-    assert served_as("parm+hedge") == Served("coded+hedge", "parm")
-    for wrong in ("none+hedge", "coded-invnet+hedge", "magic+hedge"):
-        with pytest.raises(UserError, match=f"^'{re.escape(wrong)}' is not one of"):
-            served_as(wrong)
-
-
-def test_auto_has_something_at_hand() -> None:
-    assert served_as("auto") == Served("auto", "small-backup")
-    assert served_as("auto+coded-invnet") == Served("auto", "coded-invnet")
-    assert served_as("auto+none").scenario == {"policy": "auto", "method": "none", "r": 1}
-    assert served_as(f"auto+{MINE}") == Served("auto", MINE)  # other processes load it by that
-    with pytest.raises(UserError, match=r"^'magic'"):
-        served_as("auto+magic")
+@pytest.mark.parametrize(
+    ("name", "served"),
+    [
+        ("small-backup", Served("coded", "small-backup")),
+        ("small-backup+hedge", Served("coded+hedge", "small-backup")),
+        ("parm+hedge", Served("coded+hedge", "parm")),
+        ("auto", Served("auto", "small-backup")),
+        ("auto+coded-invnet", Served("auto", "coded-invnet")),
+        ("auto+none", Served("auto", "none")),
+        (f"auto+{MINE}", Served("auto", MINE)),  # other processes load it by that
+        *((wrong, None) for wrong in ("none+hedge", "coded-invnet+hedge", "magic+hedge")),
+        ("auto+magic", None),
+    ],
+)
+def test_a_method_goes_with_a_policy(name: str, served: Served | None) -> None:
+    if served is None:
+        with pytest.raises(UserError, match=f"^'{re.escape(name.removeprefix('auto+'))}'"):
+            served_as(name)
+        return
+    assert served_as(name) == served
+    r = {} if served.method == "coded-invnet" else {"r": 2 if served.method == MINE else 1}
+    assert served.scenario == {"policy": served.policy, "method": served.method, **r}
+    assert served.rules.coded or served.policy == "auto"
+    assert served.rules.name == served.policy

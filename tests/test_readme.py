@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import re
 import shlex
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,25 +16,24 @@ from codedinvnet.cli import paper, paper_main
 from codedinvnet.cli.command_line import build_parser
 from tests.cli.test_command_line import commands as subcommands
 from tests.conftest import Command
+from tests.pages import FENCE, ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
-SETTINGS_FILES = ("config", "config_file", "grid", "scenario")
+SETTINGS_FILES = ("config", "config_file", "grid", "scenario", "sweep")
 """Options and arguments that name one."""
-README = ROOT / "README.md"
-DOCS = sorted((ROOT / "docs").rglob("*.md"))
-PAGES = [README, *DOCS]
-EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
-_FENCE = re.compile(r"^```(\w+)[^\n]*\n(.*?)^```\s*$", re.MULTILINE | re.DOTALL)
-TEXT = README.read_text(encoding="utf-8") if README.is_file() else ""
+README, DOCS = ROOT / "README.md", ROOT / "docs"
+PAGES = {
+    str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
+    for path in (README, *sorted(DOCS.rglob("*.md")), *sorted((ROOT / "examples").glob("*.py")))
+}
 
 
 def blocks(text: str, *languages: str) -> list[str]:
-    return [code for language, code in _FENCE.findall(text) if language in languages]
+    return [code for language, code in FENCE.findall(text) if language in languages]
 
 
-def commands(text: str) -> list[str]:
+def commands(text: str) -> list[list[str]]:
     """Return the command lines of the shell blocks, continuations joined, comments left out."""
-    lines: list[str] = []
+    lines: list[list[str]] = []
     for block in blocks(text, "bash", "sh", "console", "shell"):
         for line in block.replace("\\\n", " ").splitlines():
             words = shlex.split(line.removeprefix("$ "), comments=True)
@@ -46,98 +43,55 @@ def commands(text: str) -> list[str]:
             if words and Path(words[0]).name == "python" and words[1:3] == ["-m", "codedinvnet"]:
                 words = ["codedinvnet", *words[3:]]
             if words:
-                lines.append(shlex.join([Path(words[0]).name, *words[1:]]))
+                lines.append([Path(words[0]).name, *words[1:]])
     return lines
 
 
-def own_commands(text: str) -> list[str]:
-    own = ("codedinvnet ", "python -m benchmarks ")
-    return [line for line in commands(text) if line.startswith(own)]
-
-
-def parse(line: str) -> argparse.Namespace:
+def parse(words: list[str]) -> argparse.Namespace | None:
     """Parse a command line of the package's, or of the repository's benchmarks."""
-    words = shlex.split(line)
     if words[0] == "codedinvnet":
         return build_parser().parse_args(words[1:])
-    return command_line.build_parser().parse_args(words[3:])
+    if words[:3] == ["python", "-m", "benchmarks"]:
+        return command_line.build_parser().parse_args(words[3:])
+    return None
 
 
-CODING = README.parent / "docs" / "explanation" / "how-coding-works.md"
-PYTHON = blocks(TEXT + CODING.read_text(encoding="utf-8"), "python", "py")
-OWN = own_commands(TEXT)
-PAPER = [line for line in commands(TEXT) if re.match(r"python3? (\./)?main\.py ", line)]
-DOCUMENTED = {
-    str(path.relative_to(ROOT / "docs")): own_commands(path.read_text(encoding="utf-8"))
-    for path in DOCS
-}
+@pytest.mark.parametrize("page", PAGES)
+def test_the_commands_of_a_page_are_there(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And so are the settings, benchmarks and extras that it names."""
+    parsed: list[argparse.Namespace] = []
+    monkeypatch.setattr(paper, "_paper", parsed.append)
+    for words in commands(PAGES[page]):
+        if "--help" in words:
+            with pytest.raises(SystemExit, match=r"^0$"):
+                parse(words)
+        elif words[0] in ("python", "python3") and words[1:2] in (["main.py"], ["./main.py"]):
+            assert paper_main(words[2:]) == 0
+        elif found := parse(words):
+            assert callable(found.run)
+            parsed.append(found)
+    for arguments in parsed:
+        for path in filter(None, (getattr(arguments, key, None) for key in SETTINGS_FILES)):
+            assert Path(path).parts[0] != "configs" or (ROOT / path).is_file(), path
+    named = re.findall(r"(?:`|^|python -m )benchmarks ([a-z][a-z-]*)", PAGES[page], re.MULTILINE)
+    assert set(named) <= set(subcommands(command_line.build_parser()))
+    extras = (ROOT / "pyproject.toml").read_text().split("[project.optional-dependencies]")[1]
+    for options, names in re.findall(r"pip install ([^`\n'\"]*)['\"]?\.\[([\w,]+)\]", PAGES[page]):
+        assert options.strip() == "-e"  # a copy would take the place of what `make setup` installed
+        assert set(names.split(",")) <= set(re.findall(r"^(\w+) = \[", extras, re.MULTILINE))
 
 
-def test_there_is_something_to_run() -> None:
-    assert README.is_file()
-    assert PYTHON, "no ```python blocks"
-    assert OWN, "no `codedinvnet …` lines in ```bash blocks"
-    assert PAPER, "no `python main.py …` lines in ```bash blocks"
-    for name in ("how-to/compare-methods.md", "how-to/gateway.md", "explanation/simulator.md"):
-        assert DOCUMENTED[name], f"no `codedinvnet …` lines in {name}"
+def test_the_papers_four_commands_are_in_readme() -> None:
+    assert sum("main.py" in " ".join(words[:2]) for words in commands(PAGES["README.md"])) == 4
 
 
 def test_python_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # what they write must not land in the repository
     namespace: dict[str, Any] = {"__name__": "readme"}
-    for number, code in enumerate(PYTHON):
+    text = PAGES["README.md"] + PAGES["docs/explanation/how-coding-works.md"]
+    for number, code in enumerate(blocks(text, "python", "py")):
         exec(compile(code, f"python block {number + 1}", "exec"), namespace)
-
-
-@pytest.mark.parametrize("line", [*OWN, *itertools.chain(*DOCUMENTED.values())])
-def test_own_command_parses(line: str) -> None:
-    if "--help" in line:
-        with pytest.raises(SystemExit):
-            parse(line)
-        return
-    arguments = parse(line)
-    assert callable(arguments.run)
-    check_files(arguments)
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_every_benchmark_that_a_page_names_is_there(page: Path) -> None:
-    text = page.read_text(encoding="utf-8")
-    named = re.findall(r"(?:`|^|python -m )benchmarks ([a-z][a-z-]*)", text, re.MULTILINE)
-    assert set(named) <= set(subcommands(command_line.build_parser()))
-
-
-def installs(text: str) -> list[tuple[str, list[str]]]:
-    """Return the options of each `pip install` of the repository that a text has, and the extras.
-
-    They are those of `.[EXTRAS]`.
-    """
-    found = re.findall(r"pip install ([^`\n'\"]*)['\"]?\.\[([\w,]+)\]", text)
-    return [(options.strip(), extras.split(",")) for options, extras in found]
-
-
-EXTRAS = re.findall(
-    r"^(\w+) = \[",
-    (ROOT / "pyproject.toml")
-    .read_text(encoding="utf-8")
-    .split("[project.optional-dependencies]")[1],
-    re.MULTILINE,
-)
-
-
-@pytest.mark.parametrize(
-    "page",
-    [path for path in [*PAGES, *EXAMPLES] if installs(path.read_text(encoding="utf-8"))],
-    ids=lambda page: str(page.relative_to(ROOT)),
-)
-def test_a_clone_is_installed_as_it_stands(page: Path) -> None:
-    """A copy would take the place of what `make setup` or another page has installed so."""
-    for options, extras in installs(page.read_text(encoding="utf-8")):
-        assert options == "-e"
-        assert set(extras) <= set(EXTRAS)
-
-
-METHOD_PAGE = DOCUMENTED["how-to/add-a-method.md"]
+    assert namespace["lost"].shape[-1] == 10
 
 
 def test_the_page_on_methods_simulates_and_measures_one(
@@ -145,29 +99,12 @@ def test_the_page_on_methods_simulates_and_measures_one(
 ) -> None:
     """Its commands in short; tests/codes/test_registry.py serves the example."""
     monkeypatch.chdir(ROOT)
-    (line,) = (line for line in METHOD_PAGE if line.startswith("codedinvnet simulate "))
-    ran = call(*shlex.split(line)[1:], "--queries", "2000", "--json")
+    lines = [line[1:] for line in commands(PAGES["docs/how-to/add-a-method.md"])]
+    (words,) = (words for words in lines if words[0] == "simulate")
+    ran = call(*words, "--queries", "2000", "--json")
     assert json.loads(ran.out)["decoded_share"] > 0
-    (line, *_) = (line for line in METHOD_PAGE if line.startswith("codedinvnet bench accuracy "))
-    words = [*shlex.split(line)[1:], "--only", "dataset=mnist", "--out", tmp_path / "rows.jsonl"]
+    words = next(words for words in lines if words[:2] == ["bench", "accuracy"])
+    words += ["--only", "dataset=mnist", "--out", str(tmp_path / "rows.jsonl"), "--json"]
     with pytest.warns(UserWarning, match="only what needs no training"):
-        ran = call(*words, "--data-dir", tmp_path, "--save-dir", tmp_path, "--json")
+        ran = call(*words, "--data-dir", tmp_path, "--save-dir", tmp_path)
     assert json.loads(ran.out)["done"] == 3
-
-
-@pytest.mark.parametrize("line", PAPER)
-def test_paper_command_parses(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    parsed: list[argparse.Namespace] = []
-    monkeypatch.setattr(paper, "_paper", parsed.append)
-    words: Sequence[str] = shlex.split(line)[2:]
-    assert paper_main(words) == 0
-    assert len(parsed) == 1
-    check_files(parsed[0])
-
-
-def check_files(arguments: argparse.Namespace) -> None:
-    """Settings files that a command line names must be in the repository."""
-    for key in SETTINGS_FILES:
-        path = getattr(arguments, key, None)
-        if path is not None and path.parts[0] == "configs":
-            assert (ROOT / path).is_file(), f"{path} is not in the repository"
