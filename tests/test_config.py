@@ -96,9 +96,12 @@ def test_what_no_settings_may_have_is_told_with_its_key(
 
 
 def test_encoders_that_an_objective_can_train() -> None:
-    for objective, values in (("recovery", APART), ("pixels", {"fusion.encoder": LEAN})):
+    for objective, kind, values in (
+        ("recovery", "mosaic", APART),
+        ("pixels", "lean", {"fusion.encoder": LEAN}),
+    ):
         fusion = parse_settings(changed(objective, values), "settings").fusion
-        assert fusion.encoder.kind == values["fusion.encoder"]["kind"]
+        assert fusion.encoder.kind == kind
 
 
 def test_a_file_is_read_whole_or_not_at_all(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from codedinvnet.codes import registry
 from codedinvnet.common.errors import UserError
 from codedinvnet.common.files import read_json
 from codedinvnet.simulation.figures import simulate
+from codedinvnet.simulation.scenario import parse_scenario
 from tests.conftest import Command
 from tests.simulation.scenarios import scenario
 
@@ -95,14 +96,15 @@ def test_rows_are_kept_and_the_rest_is_simulated(tmp_path: Path) -> None:
     assert len(run_sweep(wider, out)) == len(read_rows(out)) == 24
 
 
-def test_the_places_of_shipped_rows_have_the_draws_that_they_had() -> None:
+@pytest.mark.parametrize("name", ["two-losses", "auto"])
+def test_shipped_rows_are_of_the_scenarios_that_their_sweep_has(name: str) -> None:
+    """Draws and stragglers included: what is simulated today can be compared with them."""
     root = Path(__file__).parents[2]
-    path = root / "configs" / "bench" / "simulate-two-losses.json"
-    sweep = Sweep.model_validate(read_json(path))
-    seeds = {cell: found.seed for cell, found in sweep.scenarios()}
-    rows = read_rows(root / "docs" / "results" / "two-losses.jsonl")
-    kept = {Point.of(row): row["settings"]["scenario"]["seed"] for row in rows}
-    assert kept.items() >= seeds.items()
+    sweep = Sweep.model_validate(read_json(root / "configs" / "bench" / f"simulate-{name}.json"))
+    rows = read_rows(root / "docs" / "results" / f"{name}.jsonl")
+    kept = {Point.of(row): row["settings"]["scenario"] for row in rows}
+    for cell, found in sweep.scenarios():
+        assert parse_scenario(kept[cell], "row") == found, cell
 
 
 def test_a_method_of_ones_own_whose_file_changed_is_simulated_anew(
@@ -182,11 +184,3 @@ def test_the_command_line(tmp_path: Path, call_benchmarks: Command) -> None:
     path.write_text('{"base": {}, "load": [0.5]}')
     outcome = call_benchmarks("sweep", path, "--out", out)
     assert "unknown key 'load': did you mean 'loads'" in outcome.err
-
-
-def test_files_that_hold_no_rows_of_a_sweep(tmp_path: Path) -> None:
-    rows = tmp_path / "rows.jsonl"
-    rows.write_text(json.dumps({"schema_version": 1, "kind": "latency"}) + "\n")
-    with pytest.raises(UserError, match=r"rows.jsonl, line 1: "):
-        read_rows(rows)
-    assert read_rows(tmp_path / "nothing") == []

@@ -12,7 +12,6 @@ from benchmarks.sweep import Sweep
 from codedinvnet.codes.mosaic import mosaic_rules
 from codedinvnet.codes.named_policies import served_as
 from codedinvnet.codes.rules import AnswersAll, AnyOf, Costs, Parities
-from codedinvnet.common.distributions import Distribution
 from codedinvnet.common.errors import UserError
 from codedinvnet.common.faults import Delay, Fault
 from codedinvnet.common.files import read_json
@@ -50,9 +49,6 @@ def test_a_scenario_survives_its_row() -> None:
     given = parse_scenario(raw, "file")
     dumped = json.loads(json.dumps(given.model_dump(mode="json", exclude_defaults=True)))
     assert parse_scenario(dumped, "row") == given
-    accurate = scenario()
-    dumped = json.loads(json.dumps(accurate.model_dump(mode="json", exclude_defaults=True)))
-    assert parse_scenario(dumped, "row") == accurate
 
 
 def test_the_rules_are_those_of_serve() -> None:
@@ -167,42 +163,9 @@ def test_faults_that_are_not_simulated(fault: Fault, told: str, tmp_path: Path) 
         stragglers(str(path), 10, 1)
 
 
-def test_models_are_those_of_the_page() -> None:
-    """docs/explanation/simulator.md; for a service of 10 ms and requests of 5 images."""
-
-    def model(name: str) -> dict[str, Any]:
-        (found,) = stragglers(name, 10.0, 5)
-        return found.model_dump(exclude_defaults=True)
-
-    assert model("held") == {
-        "kind": "hold",
-        "probability": 0.05,
-        "per_request": True,
-        "delay": {"ms": 100.0},
-    }
-    assert model("exponential") == {
-        "kind": "slow",
-        "probability": 0.02,
-        "delay": {"distribution": "exponential", "ms": 50.0},
-    }
-    pareto = model("pareto")
-    assert (pareto["kind"], pareto["probability"]) == ("slow", 0.01)
-    assert Distribution(**pareto["delay"]) == Distribution(
-        distribution="pareto", ms=20.0, shape=1.5
-    )
-    assert model("slower") == {"kind": "factor", "worker": 0, "factor": 3.0}
-    assert model("bursts") == {
-        "kind": "burst",
-        "factor": 5.0,
-        "workers": 3,
-        "every_s": 2.0,
-        "delay": {"distribution": "exponential", "ms": 200.0},
-    }
-    assert model("hung") == {"kind": "hang", "worker": 0, "probability": 0.001}
-
-
 # Bad input
 
+HELD = {"kind": "hold", "delay": 9, "per_request": True}
 BURST = {"kind": "burst", "factor": 2, "delay": 1, "every_s": 1, "workers": 1}
 
 
@@ -211,21 +174,12 @@ BURST = {"kind": "burst", "factor": 2, "delay": 1, "every_s": 1, "workers": 1}
     [
         ({"policy": "prayer"}, "policy: not one of uncoded, replicate"),
         ({"method": "nercc"}, "nercc goes with the policies that have a code"),
-        (
-            {"method": "small-backup", "policy": "coded", "workers": 12, "r": 2},
-            "small-backup has r = 1",
-        ),
+        ({"method": "small-backup", "policy": "coded", "workers": 12, "r": 2}, "has r = 1"),
         ({"method": "magic"}, "method: 'magic' is not one of coded-invnet"),
         ({"backup": True}, "backup"),
+        ({"method": "nercc", "policy": "coded+hedge", "workers": 12}, "with policy coded only"),
         (
-            {"method": "nercc", "policy": "coded+hedge", "workers": 12},
-            "nercc has no direct answers: it goes with policy coded only",
-        ),
-        (
-            {
-                **{"method": "approxifer", "policy": "coded", "workers": 12},
-                "stragglers": [{"kind": "hold", "delay": 9, "per_request": True}],
-            },
+            {"method": "approxifer", "policy": "coded", "workers": 12, "stragglers": [HELD]},
             "per_request.; approxifer has none",
         ),
         ({"policy": "coded", "workers": 10}, "10 workers are too few: .* needs 11"),
@@ -241,16 +195,10 @@ BURST = {"kind": "burst", "factor": 2, "delay": 1, "every_s": 1, "workers": 1}
         ({"stragglers": [{"kind": "slow"}]}, "'slow' has delay"),
         ({"stragglers": [{"kind": "hang", "delay": 1}]}, "'hang' has none of delay"),
         ({"stragglers": [{"kind": "burst", "factor": 2}]}, "has delay, factor, every_s, workers"),
-        (
-            {"stragglers": [{"kind": "factor", "factor": 2, "per_request": True}]},
-            "'factor' is not per_request",
-        ),
+        ({"stragglers": [{**HELD, "kind": "factor", "factor": 2}]}, "'factor'"),
         ({"stragglers": [{**BURST, "worker": 0}]}, "a burst draws its workers"),
         ({"stragglers": [{**BURST, "probability": 0.5}]}, "a burst draws its workers"),
-        (
-            {"stragglers": [{"kind": "hang", "from_s": 3, "until_s": 3}]},
-            "until_s 3 is not after from_s 3",
-        ),
+        ({"stragglers": [{"kind": "hang", "from_s": 3, "until_s": 3}]}, "3 is not after from_s 3"),
         ({"batch": 257}, "requests of 257 images could never be taken: 256"),
         ({"batch": 8, "max_pending": 7}, "of 8 images could never be taken: 7"),
         ({"stragglers": [{"kind": "hang", "worker": 1}]}, "names more than the 1 workers"),
