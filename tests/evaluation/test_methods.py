@@ -28,7 +28,7 @@ from codedinvnet.evaluation.tables import TRIAL
 from codedinvnet.models.bundle import bundle_folder as shipped_folder
 from codedinvnet.models.bundle import load_bundle
 from codedinvnet.models.checkpoint import load_checkpoint, save_checkpoint
-from codedinvnet.training.parity import ParityStage
+from codedinvnet.training.part import ParityStage
 from codedinvnet.training.pixels import PixelStage
 from tests.conftest import Command
 from tests.evaluation.grids import PAPER, PART, TRIALS, run, write_grid

@@ -22,10 +22,13 @@ from codedinvnet.data import ImageSet, random_groups, sample_images
 from codedinvnet.models.bundle import Bundle, load_bundle
 from codedinvnet.models.network import ImageNetwork, classifier_of
 from codedinvnet.nn.resnet import ResNet
-from codedinvnet.training.classifier import ClassifierStage, all_logits
-from codedinvnet.training.fitting import TrainingData
-from codedinvnet.training.parity import ParityStage
-from codedinvnet.training.part import PartStage
+from codedinvnet.training.part import (
+    ClassifierStage,
+    ParityStage,
+    PartStage,
+    TrainingData,
+    all_logits,
+)
 from tests.codes.linear import outputs_of
 
 CPU = torch.device("cpu")

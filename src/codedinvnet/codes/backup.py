@@ -18,7 +18,7 @@ from codedinvnet.models.network import ImageNetwork
 from codedinvnet.nn.resnet import ResNet
 
 if TYPE_CHECKING:
-    from codedinvnet.training.fitting import TrainingData
+    from codedinvnet.training.part import TrainingData
 
 BLOCKS, SQUEEZE = (1, 1, 1), 2
 """Shape of the small backup: at its cost, a shallow network at half size beats a thin deep one."""
@@ -85,10 +85,7 @@ class SmallBackup(Method):
         return ImageNetwork(network, model.settings.image_shape, model.settings.padding)
 
     def fit(self, teacher: Given, data: TrainingData, budget: PartSettings) -> nn.Module:
-        from codedinvnet.training.classifier import ClassifierStage
-
-        stage = ClassifierStage(self.start(teacher, data), data, budget, distil=True)
-        return data.train(stage, budget.epochs)
+        return data.fit_classifier(self.start(teacher, data), budget)
 
     def build(self, given: Given) -> Scheme:
         assert given.part is not None

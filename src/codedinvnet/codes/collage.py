@@ -27,7 +27,7 @@ from codedinvnet.models.network import ModelOfGroups
 from codedinvnet.nn.resnet import ResNet, width_of_cost
 
 if TYPE_CHECKING:
-    from codedinvnet.training.fitting import TrainingData
+    from codedinvnet.training.part import TrainingData
 
 STRIDE = SQUEEZE * 2 ** (len(BLOCKS) - 1)
 """How many pixels a place of the last maps stands for; a cell's side is a multiple of it."""
@@ -123,12 +123,8 @@ class Collage(Method):
         return CollageNetwork(given.k, given.shape, given.classes, int(made_with["width"]))
 
     def fit(self, teacher: Given, data: TrainingData, budget: PartSettings) -> nn.Module:
-        from codedinvnet.training.parity import MembersStage
-
         part = self.start(teacher, data)
-        scheme = self.build(replace(teacher, part=part))
-        stage = MembersStage(part, scheme, data, budget)
-        return data.train(stage, budget.epochs)
+        return data.fit_members(part, self.build(replace(teacher, part=part)), budget)
 
     def build(self, given: Given) -> Scheme:
         assert given.part is not None

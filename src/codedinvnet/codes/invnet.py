@@ -12,15 +12,14 @@ from codedinvnet.codes.mean import Evidence, LatentCode, MeanCode
 from codedinvnet.codes.method import ONE, Given, Method, Published, Tolerance
 from codedinvnet.codes.mosaic import MosaicCode, mosaic_rules
 from codedinvnet.codes.rules import SERVED, CodeRules, Parities
-from codedinvnet.common.config import EncoderSettings, PixelFusionSettings
-from codedinvnet.data import ImageSource
+from codedinvnet.common.config import OBJECTIVE_VERSION, EncoderSettings, PixelFusionSettings
 from codedinvnet.models.bundle import BundleInfo
 from codedinvnet.models.coded import CodedModel, build_encoder, with_encoder
 from codedinvnet.models.network import Network, embedding_of
 from codedinvnet.nn.fusion import PixelMean
 
 if TYPE_CHECKING:
-    from codedinvnet.training.fitting import TrainingData
+    from codedinvnet.training.part import TrainingData
 
 
 ORACLE_TOLERANCE = 1e-5
@@ -115,33 +114,18 @@ class PaperInvNet(AverageImage):
     part, budget = "paper", PixelFusionSettings
 
     def versions(self) -> Mapping[str, Any]:
-        from codedinvnet.training.pixels import OBJECTIVE_VERSION
-
         return {"paper_training": OBJECTIVE_VERSION}
 
     def made_with(self, given: Given, settings: Any) -> Mapping[str, Any]:
         return {"encoder": settings.encoder.model_dump(mode="json")}
-
-    def check_training(
-        self, settings: Any, bundle: BundleInfo, k: int, train: ImageSource | None
-    ) -> None:
-        from codedinvnet.training.check import check_pixels, check_settings
-
-        _, height, width = bundle.input.shape
-        check_pixels(settings, min(height, width) + 2 * bundle.input.padding)
-        if train is not None:
-            served = bundle.provenance.settings
-            check_settings(served.model_copy(update={"fusion": settings}), train, k)
 
     def untrained(self, given: Given, made_with: Mapping[str, Any]) -> nn.Module:
         settings = EncoderSettings.model_validate(made_with["encoder"])
         return build_encoder(settings, given.coded.input_shape)
 
     def fit(self, teacher: Given, data: TrainingData, budget: PixelFusionSettings) -> nn.Module:
-        from codedinvnet.training.pixels import paper_stage
-
         model = with_encoder(teacher.coded, self.start(teacher, data))
-        return data.train(paper_stage(model, data, teacher.k, budget), budget.epochs)
+        return data.fit_paper(model, teacher.k, budget)
 
     def encoder(self, given: Given) -> nn.Module:
         assert given.part is not None

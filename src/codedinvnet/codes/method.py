@@ -14,13 +14,12 @@ from codedinvnet.codes.base import Code, Scheme, check_k
 from codedinvnet.codes.rules import SERVED, CodeRules
 from codedinvnet.common.config import PartSettings, Section
 from codedinvnet.common.errors import UserError
-from codedinvnet.data import ImageSource
 from codedinvnet.models.bundle import Bundle, BundleInfo
 from codedinvnet.models.coded import CodedModel
 from codedinvnet.models.network import classifier_of
 
 if TYPE_CHECKING:  # a server does without what trains
-    from codedinvnet.training.fitting import TrainingData
+    from codedinvnet.training.part import TrainingData
 
 
 class Tolerance(NamedTuple):
@@ -208,16 +207,6 @@ class Method(ABC):
         """Return what else its part depends on, for the header of the part's file."""
         return {}
 
-    def check_training(
-        self, settings: Any, bundle: BundleInfo, k: int, train: ImageSource | None
-    ) -> None:
-        """Refuse settings that its part cannot be trained with.
-
-        Raises:
-            UserError: one line.
-        """
-        check_k(k)
-
     def untrained(self, given: Given, made_with: Mapping[str, Any]) -> nn.Module:
         """Return its part before the training.
 
@@ -231,7 +220,8 @@ class Method(ABC):
     def fit(self, teacher: Given, data: TrainingData, budget: Any) -> nn.Module:
         """Train its part and return it.
 
-        Most train `self.start(teacher, data)` by a stage that `data.train` runs, resumes and keeps.
+        Most train `self.start(teacher, data)` by a method of the data, such as `fit_classifier`, or
+        by a stage of their own that `data.train` runs, resumes and keeps.
 
         Args:
             teacher: what the method is made of, without a part: the served classifier, k, a bundle.

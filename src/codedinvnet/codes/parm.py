@@ -22,7 +22,7 @@ from codedinvnet.models.bundle import BundleInfo
 from codedinvnet.models.coded import prepare
 
 if TYPE_CHECKING:
-    from codedinvnet.training.fitting import TrainingData
+    from codedinvnet.training.part import TrainingData
 
 
 class SumCode(ScoresCode):
@@ -85,11 +85,8 @@ class ParM(Method):
         return ParityModel(copy.deepcopy(given.classifier).requires_grad_(True), given.k)
 
     def fit(self, teacher: Given, data: TrainingData, budget: PartSettings) -> nn.Module:
-        from codedinvnet.training.parity import ParityStage
-
         part = self.start(teacher, data)
-        scheme = self.build(replace(teacher, part=part))
-        return data.train(ParityStage(part, scheme, data, budget), budget.epochs)
+        return data.fit_parity(part, self.build(replace(teacher, part=part)), budget)
 
     def build(self, given: Given) -> Scheme:
         assert given.part is not None

@@ -149,6 +149,11 @@ class EncoderSettings(Section):
         return self
 
 
+OBJECTIVE_VERSION = 2
+"""Of the training by the paper's objective: raised with a change that no setting tells of, since
+figures of before are then not those of now. 1 had a constant rate."""
+
+
 class PixelFusionSettings(Section):
     """The paper's objective: the image f⁻¹(mean z) is the target, with a discriminator."""
 

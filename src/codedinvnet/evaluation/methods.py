@@ -18,6 +18,7 @@ from codedinvnet.codes.erase import NO_ANSWER, direct_answers, erase, task_outpu
 from codedinvnet.codes.patterns import erasure_patterns
 from codedinvnet.codes.registry import find_method
 from codedinvnet.codes.rules import is_systematic
+from codedinvnet.common.config import PixelFusionSettings
 from codedinvnet.common.errors import UserError
 from codedinvnet.common.files import check_folder, check_writable
 from codedinvnet.common.grid import Cell, read_rows, resume, select
@@ -41,6 +42,7 @@ from codedinvnet.evaluation.trials import (
     with_methods,
 )
 from codedinvnet.models.bundle import load_bundle
+from codedinvnet.training.check import check_pixels
 
 QUICK_TEST_IMAGES = 1000
 QUICK_TRAINING_IMAGES = 2000
@@ -140,9 +142,9 @@ def check_trials(grid: AccuracyGrid, wanted: Iterable[Trial], path: Path) -> Non
         method, bundle = find_method(trial.method), load_bundle(trial.bundle).info
         check_part(grid, method, trial.dataset, path, trial.base)
         check_possible(trial, bundle, None)
-        if method.part:
-            settings = grid.datasets[trial.dataset].budget(method.part)
-            method.check_training(settings, bundle, trial.k, None)
+        budget = grid.datasets[trial.dataset].budget(method.part)
+        if isinstance(budget, PixelFusionSettings):
+            check_pixels(budget, min(bundle.input.shape[1:]) + 2 * bundle.input.padding)
 
 
 def _images(

@@ -21,17 +21,16 @@ from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.equal_cost import macs, plain_network, plain_width
 from codedinvnet.codes.method import Given, Tolerance
 from codedinvnet.codes.registry import find_method
-from codedinvnet.common.config import PartSettings, Section
+from codedinvnet.common.config import PartSettings, PixelFusionSettings, Section
 from codedinvnet.common.errors import UserError
 from codedinvnet.data import ImageRows, ImageSource, random_groups, spread_rows
 from codedinvnet.evaluation.trials import Base, DataSetSettings, Trial, check_possible
 from codedinvnet.models.bundle import load_bundle, weights_digest
 from codedinvnet.models.checkpoint import PART, load_checkpoint, load_modules
 from codedinvnet.models.network import ImageNetwork, classifier_of
-from codedinvnet.training.check import check_images
-from codedinvnet.training.classifier import ClassifierStage, all_logits
-from codedinvnet.training.fitting import TrainingData
+from codedinvnet.training.check import check_images, check_settings
 from codedinvnet.training.loop import BEST, LAST, differing_keys
+from codedinvnet.training.part import TrainingData, all_logits
 from codedinvnet.training.split import bundle_split
 
 Scored = Literal["test", "validation"]
@@ -124,8 +123,7 @@ class DataSet:
 
         def fit(data: TrainingData) -> nn.Module:
             torch.manual_seed(seed)
-            stage = ClassifierStage(make().to(self.device), data, self._plain, distil=False)
-            return data.train(stage, self._plain.epochs)
+            return data.fit_classifier(make().to(self.device), self._plain, distil=False)
 
         depends, folder = self._images("resnet"), self.folder / "resnet"
         found = self._trained(folder, seed, "resnet", self._plain, make, fit, depends)
@@ -274,9 +272,9 @@ class DataSet:
         """Refuse a trial that cannot be done."""
         method, bundle = find_method(trial.method), self.bundle.info
         check_possible(trial, bundle, len(self.test))
-        if method.part:
-            budget = self.settings.budget(method.part)
-            method.check_training(budget, bundle, trial.k, self.train)
+        if isinstance(budget := self.settings.budget(method.part), PixelFusionSettings):
+            served = bundle.provenance.settings
+            check_settings(served.model_copy(update={"fusion": budget}), self.train, trial.k)
 
     def scheme(self, trial: Trial) -> Scheme:
         """Return a trial's scheme with everything it needs, trained if it was not."""

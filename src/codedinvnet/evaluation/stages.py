@@ -17,6 +17,7 @@ import torch
 
 from codedinvnet.codes.invnet import CodedInvNet
 from codedinvnet.common.config import (
+    OBJECTIVE_VERSION,
     DataSettings,
     FusionSettings,
     PixelFusionSettings,
@@ -73,7 +74,7 @@ from codedinvnet.training.network import (
     load_trained_network,
     train_network,
 )
-from codedinvnet.training.pixels import OBJECTIVE_VERSION, UNET_VERSION, PixelStage
+from codedinvnet.training.pixels import UNET_VERSION, PixelStage
 from codedinvnet.training.recovery import RecoveryStage
 from codedinvnet.training.split import bundle_split, validation_digests
 

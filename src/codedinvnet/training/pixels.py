@@ -20,23 +20,18 @@ from codedinvnet.codes.invnet import own_scheme
 from codedinvnet.common.config import PixelFusionSettings
 from codedinvnet.common.devices import first_tensor
 from codedinvnet.common.errors import UserError
-from codedinvnet.common.progress import Progress
 from codedinvnet.data import ImageRows, ImageSource
-from codedinvnet.models.checkpoint import PART
 from codedinvnet.models.coded import CodedModel
 from codedinvnet.nn.fusion import PatchDiscriminator, UNetFusion
-from codedinvnet.training.fitting import TrainingData
-from codedinvnet.training.fusion_data import FusionData, draw_groups, invert_means
+from codedinvnet.training.fusion_data import FusionData
 from codedinvnet.training.loop import Stage
 from codedinvnet.training.network import embed_all
 from codedinvnet.training.precision import autocast
 
 DISCRIMINATOR = "discriminator_optimizer"
-OBJECTIVE_VERSION = 2
-"""Of this training: raised with a change that no setting tells of, since figures of before are then
-not those of now. 1 had a constant rate."""
 UNET_VERSION = 2
-"""Likewise of the U-Net's: 1 averaged skips in front of their activation, and had other biases."""
+"""Of the U-Net, as `OBJECTIVE_VERSION` of the objective: 1 averaged skips in front of their
+activation, and had other biases."""
 
 
 class PixelStage(Stage):
@@ -169,22 +164,3 @@ def _initialise(module: nn.Module, *, biases: bool) -> None:
             nn.init.zeros_(module.bias)
     elif isinstance(module, nn.BatchNorm2d):
         nn.init.normal_(module.weight, 1.0, 0.02)
-
-
-def paper_stage(
-    model: CodedModel, data: TrainingData, members: int, fusion: PixelFusionSettings
-) -> PixelStage:
-    """Return the training of a model's E on freshly drawn groups of training images."""
-    generator = torch.Generator().manual_seed(data.seed)
-    groups = draw_groups(data.train_rows, fusion.groups, members, generator)
-    targets = fusion_targets(model, data.images, groups)
-    rows, seed = data.validation_rows, data.seed
-    return PixelStage(fusion, data.images, model, targets, rows, seed=seed, part=PART)
-
-
-def fusion_targets(model: CodedModel, source: ImageSource, groups: Tensor) -> FusionData:
-    """Return groups, rows (N, k) of a source, with f⁻¹(mean z) of each, (N, C, H, W)."""
-    padding = model.settings.padding
-    with Progress(total=len(groups), desc="fusion data", unit="group", leave=False) as bar:
-        targets, _ = invert_means(model.network, source, groups, padding=padding, bar=bar)
-    return FusionData(groups, targets)
