@@ -1,21 +1,19 @@
-"""What models cost: multiply-adds, counted in their ONNX graph, and measured times."""
+"""What models cost: multiply-adds, counted as ONNX Runtime computes a query, and measured times."""
 
 from __future__ import annotations
 
-import copy
 import math
-import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from codedinvnet.common.errors import UserError
+from codedinvnet.common.errors import UserError, one_line
+from codedinvnet.common.files import read_json
 from codedinvnet.models import OpenModel
 from codedinvnet.models.onnx_file import whole_onnx
 from codedinvnet.models.runtime import any_batch, export
@@ -58,17 +56,6 @@ class Cost(NamedTuple):
         return int(work * (self.macs or PER_MS * self.ms.median))
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Have PyTorch compute on one thread, as servers do, while something is measured."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
 def milliseconds(calls: Mapping[str, Callable[[], object]]) -> dict[str, Milliseconds]:
     """Time warm calls in turn, so that a slow moment of the machine affects all of them."""
     times: dict[str, list[float]] = {name: [] for name in calls}
@@ -79,107 +66,85 @@ def milliseconds(calls: Mapping[str, Callable[[], object]]) -> dict[str, Millise
             began = time.perf_counter()
             call()
             times[name].append(1e3 * (time.perf_counter() - began))
-    return {
-        name: Milliseconds(statistics.median(found), sorted(found)[3], sorted(found)[11])
-        for name, found in times.items()
-    }
+    ranked = {name: sorted(found) for name, found in times.items()}
+    return {n: Milliseconds(found[TIMED // 2], found[3], found[11]) for n, found in ranked.items()}
 
 
 def model_cost(model: OpenModel, one: Mapping[str, np.ndarray], content: Callable[[], Any]) -> Cost:
-    """Measure a model on one query; `content` returns it as ONNX, or raises UserError."""
-    (ms,) = milliseconds({"": lambda: model.run(one)}).values()
+    """Measure a model on one query; `content` returns it as ONNX, or raises."""
+    ms = milliseconds({"": lambda: model.run(one)})[""]
     try:
-        return Cost(onnx_macs(content(), {name: array.shape for name, array in one.items()}), ms)
-    except UserError as error:
-        return Cost(None, ms, str(error))
+        return Cost(onnx_macs(content(), one), ms)
+    except Exception as error:  # PyTorch's exporter and ONNX Runtime have many
+        return Cost(None, ms, one_line(error))
 
 
 def as_onnx(model: OpenModel, batch: Mapping[str, np.ndarray]) -> Any:
-    """Return a model as an `onnx.ModelProto`; PyTorch exports its own with a batch of queries."""
-    import onnx
+    """Return a model as an `onnx.ModelProto`, whose constants ONNX Runtime has folded.
 
-    if model.source.kind == "onnx":
-        return whole_onnx(Path(model.source.source))
-    if model.network is None:
-        raise UserError("only its server has its weights")
-    content = export(
-        model.network,
-        [torch.from_numpy(array) for array in batch.values()],
-        input_names=list(batch),
-        output_names=[spec.name for spec in model.signature.outputs],
-        dynamic_shapes=any_batch(len(batch)),
-    )
-    return onnx.load_from_string(content)
-
-
-def folded(content: Any) -> Any:
-    """Return an ONNX model whose constants ONNX Runtime has folded.
-
-    Classic exporters compute paddings and shapes by nodes, and no shape is inferred through them.
+    PyTorch exports its own with a batch of queries. Classic exporters compute paddings by nodes.
     """
     import onnx
     import onnxruntime
 
+    if model.source.kind == "onnx":
+        content = whole_onnx(Path(model.source.source)).SerializeToString()
+    elif model.network is None:
+        raise UserError("only its server has its weights")
+    else:
+        content = export(
+            model.network,
+            [torch.from_numpy(array) for array in batch.values()],
+            input_names=list(batch),
+            output_names=[spec.name for spec in model.signature.outputs],
+            dynamic_shapes=any_batch(len(batch)),
+        )
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.log_severity_level = 3
     with tempfile.TemporaryDirectory() as folder:
         options.optimized_model_filepath = str(Path(folder) / "model.onnx")
-        try:
-            onnxruntime.InferenceSession(
-                content.SerializeToString(), options, providers=["CPUExecutionProvider"]
-            )
-        except Exception:  # ONNX Runtime has many; then the nodes stay
-            return content
+        onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         return onnx.load(options.optimized_model_filepath)
 
 
-def onnx_macs(model: Any, shapes: Mapping[str, tuple[int, ...]]) -> int:
-    """Count the multiply-adds for inputs of certain shapes; UserError says why it can't be done."""
-    from onnx import shape_inference
+def onnx_macs(model: Any, one: Mapping[str, np.ndarray]) -> int:
+    """Count the multiply-adds of a query by the shapes that ONNX Runtime's profile reports.
 
-    model = copy.deepcopy(model)
-    for value in model.graph.input:
-        if value.name in shapes:
-            axes = value.type.tensor_type.shape
-            del axes.dim[:]
-            for size in shapes[value.name]:
-                axes.dim.add().dim_value = size
-    for value in model.graph.output:
-        value.type.tensor_type.ClearField("shape")
-    del model.graph.value_info[:]  # inferred again, for one query
-    model = folded(model)
-    del model.graph.value_info[:]
-    try:
-        graph = shape_inference.infer_shapes(model, data_prop=True).graph
-    except Exception as error:  # of its C++ part
-        raise UserError("onnx cannot infer its shapes") from error
-    known: dict[str, list[int]] = {t.name: list(t.dims) for t in graph.initializer}
-    for value in [*graph.input, *graph.value_info, *graph.output]:
-        known[value.name] = [axis.dim_value for axis in value.type.tensor_type.shape.dim]
-    total = sum(_node_macs(node, known) for node in graph.node)
+    Raises:
+        UserError: if the work of an operator is not known.
+    """
+    import onnxruntime
+
+    for node in model.graph.node:
+        heavy = node.op_type in HEAVY or node.domain not in DOMAINS
+        if heavy and node.op_type not in COUNTED:
+            name = f"{node.domain}.{node.op_type}".lstrip(".")
+            raise UserError(f"the work of its operator {name} is not known")
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.add_session_config_entry("session.disable_prepacking", "1")  # it hides weights' shapes
+    options.enable_profiling = True
+    with tempfile.TemporaryDirectory() as folder:
+        options.profile_file_prefix = str(Path(folder) / "profile")
+        content, providers = model.SerializeToString(), ["CPUExecutionProvider"]
+        session = onnxruntime.InferenceSession(content, options, providers=providers)
+        session.run(None, dict(one))
+        events = read_json(Path(session.end_profiling()))
+    computed = (event["args"] for event in events if event["name"].endswith("_kernel_time"))
+    total = sum(_macs(told) for told in computed if told["op_name"] in COUNTED)
     if not total:
         raise UserError("it has no convolution or matrix product")
     return total
 
 
-def _node_macs(node: Any, known: Mapping[str, list[int]]) -> int:
-    if node.op_type not in COUNTED:
-        if node.op_type in HEAVY or node.domain not in DOMAINS:
-            name = f"{node.domain}.{node.op_type}".lstrip(".")
-            raise UserError(f"the work of its operator {name} is not known")
-        return 0
-    first, second, output = (known.get(n) or [0] for n in (*node.input[:2], node.output[0]))
-    if node.op_type.endswith("MatMul") and len(second) == 2:
-        work = math.prod(first) * second[1]
-    elif node.op_type.endswith("MatMul"):
-        work = math.prod(output) * first[-1]
-    elif node.op_type == "Gemm":
-        transposed = any(a.name == "transA" and a.i for a in node.attribute)
-        work = math.prod(output) * first[0 if transposed else -1]
-    else:
-        transposed = node.op_type == "ConvTranspose"
-        work = math.prod(first if transposed else output) * math.prod(second[1:])
-    if not work:
-        raise UserError(f"the shapes around its {node.op_type} {node.name!r} cannot be inferred")
-    return work
+def _macs(told: Mapping[str, Any]) -> int:
+    """Return the multiply-adds of an operator from its shapes, each as {datatype: sizes}."""
+    shapes = [*told["input_type_shape"][:2], *told["output_type_shape"]]
+    sizes: list[list[int]] = [found for shape in shapes for found in shape.values()]
+    first, second, output = sizes[:3]
+    if told["op_name"] == "ConvTranspose":
+        return math.prod(first) * math.prod(second[1:])
+    if told["op_name"] == "Gemm":  # the first may be transposed
+        return math.prod(first) * math.prod(output) // output[0]
+    return math.prod(output) * (first[-1] if "MatMul" in told["op_name"] else math.prod(second[1:]))

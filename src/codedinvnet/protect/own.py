@@ -18,7 +18,6 @@ from codedinvnet.common.errors import one_line
 from codedinvnet.models.base import scores_tensor
 from codedinvnet.models.graph import Graph, read_graph
 from codedinvnet.models.probe import differ
-from codedinvnet.protect.costs import folded
 from codedinvnet.protect.inputs import image_size, layout
 from codedinvnet.protect.students import Choice, Student, Unfit, register
 from codedinvnet.protect.teacher import Teacher, scores_of
@@ -56,8 +55,8 @@ def graph_of(teacher: Teacher) -> Net:
     model, likely = teacher.model, teacher.kind == "probabilities"
     batch = teacher.inputs.batch(teacher.spread(TRIED))
     try:
-        content, output = folded(teacher.onnx), scores_tensor(model.signature).name
-        graph = read_graph(content, output, logits=likely).eval()
+        output = scores_tensor(model.signature).name
+        graph = read_graph(teacher.onnx, output, logits=likely).eval()
         with torch.inference_mode():
             scores = graph(sample(teacher, TRIED))
     except Exception as error:  # PyTorch has many for what does not fit

@@ -22,7 +22,7 @@ from codedinvnet.models import ModelSource, OpenModel
 from codedinvnet.models.base import scores_tensor
 from codedinvnet.protect.bound import Curve
 from codedinvnet.protect.calibration import DECODED, FILE, GUESSED, Calibration, Kind
-from codedinvnet.protect.costs import Cost, milliseconds, model_cost, one_thread
+from codedinvnet.protect.costs import Cost, milliseconds, model_cost
 from codedinvnet.protect.distil import Lesson
 from codedinvnet.protect.folder import DESCRIPTION, export_student, write_description
 from codedinvnet.protect.inputs import read_inputs, split
@@ -90,17 +90,19 @@ def protect(options: ProtectOptions) -> dict[str, Any]:
     teacher = _teacher(options, notes)
     settings = _settings(options, teacher)
     lesson = _lesson(options, teacher, notes)
-    with one_thread():
-        single = replace(teacher.model.source, threads=1).open()
-        cost = model_cost(single, teacher.inputs.batch(np.arange(1)), lambda: teacher.onnx)
+    torch.set_num_threads(1)  # as a server
+    single = replace(teacher.model.source, threads=1).open()
+    cost = model_cost(single, teacher.inputs.batch(np.arange(1)), lambda: teacher.onnx)
+    torch.set_num_threads(options.source.threads)
     if cost.macs is None:
         notes.append(f"sizes go by measured time, because multiply-adds are not known: {cost.why}")
     works = WORKS if options.work is None else (options.work,)
     ladder = Ladder(lesson, cost, works, _kept(options, "train"), options.seed)
     left = (1 - MEASURED) * 60 * options.minutes - (time.monotonic() - began)
     trained = ladder.train(once(_kept(options, "seconds.json"), lambda: left))
-    with one_thread():
-        backups = [_measured(options.out, each, teacher, single, cost) for each in trained]
+    torch.set_num_threads(1)
+    backups = [_measured(options.out, each, teacher, single, cost) for each in trained]
+    torch.set_num_threads(options.source.threads)
     _calibrate(options, teacher, [candidate for candidate, _ in backups])
     description = {
         **_described(options, teacher, cost, backups),

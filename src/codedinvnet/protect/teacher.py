@@ -99,7 +99,7 @@ class Teacher:
 
     @cached_property
     def onnx(self) -> Any:
-        """The model as an `onnx.ModelProto`; UserError if there is no way to make one."""
+        """The model as an `onnx.ModelProto`; raises if there is no way to make one."""
         return as_onnx(self.model, self.inputs.batch(self.spread(TWICE)))
 
     def spread(self, count: int) -> np.ndarray:
