@@ -15,8 +15,8 @@ import numpy as np
 from benchmarks.load import arrivals, open_loop
 from codedinvnet.common.errors import UserError
 from codedinvnet.net.client import Answer, HttpClient, described, parse_origin
-from codedinvnet.protocol.http import parse_response, render_request
-from codedinvnet.protocol.messages import HEADER_LENGTH, InferRequest, RequestedOutput
+from codedinvnet.net.protocol.http import parse_response, render_request
+from codedinvnet.net.protocol.messages import HEADER_LENGTH, InferRequest, RequestedOutput
 
 TIMEOUT = 60.0
 """Seconds for an answer, connecting included."""

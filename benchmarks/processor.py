@@ -23,8 +23,8 @@ from codedinvnet.common.errors import UserError
 from codedinvnet.common.processes import Running, free_port, process_stat, running
 from codedinvnet.evaluation import tables
 from codedinvnet.net.client import HttpClient, parse_origin
-from codedinvnet.protocol.http import render_request
-from codedinvnet.protocol.messages import InferRequest
+from codedinvnet.net.protocol.http import render_request
+from codedinvnet.net.protocol.messages import InferRequest
 
 CONNECTIONS, UPSTREAMS, ROUNDS = 8, 8, 5
 PATHS = {"serve, an image": "/v2/models/mnist/infer", "gateway": "/v2/models/m/infer"}

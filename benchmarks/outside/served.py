@@ -28,8 +28,8 @@ from benchmarks.outside.counts import Count, counting, long_json
 from codedinvnet.common.processes import descendants, server
 from codedinvnet.data import sample_images
 from codedinvnet.models.bundle import load_bundle
-from codedinvnet.protocol.http import render_request
-from codedinvnet.protocol.messages import InferRequest
+from codedinvnet.net.protocol.http import render_request
+from codedinvnet.net.protocol.messages import InferRequest
 
 BUNDLE = "mnist"
 OPTIONS = ("--k", "4", "--set", "hang-timeout-ms=1000")

@@ -27,7 +27,7 @@ from codedinvnet.common.grid import read_rows
 from codedinvnet.data import sample_images
 from codedinvnet.evaluation.tables import accuracy_frame
 from codedinvnet.models.bundle import load_bundle
-from codedinvnet.protocol.messages import InferRequest
+from codedinvnet.net.protocol.messages import InferRequest
 from codedinvnet.serving.app import running
 from codedinvnet.serving.config import ServeOptions
 from codedinvnet.serving.served import IMAGES, OUTCOME, PROBABILITIES

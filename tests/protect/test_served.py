@@ -19,9 +19,9 @@ import pytest
 from codedinvnet.common.errors import UserError
 from codedinvnet.common.faults import Delay, Fault
 from codedinvnet.models import open_model
+from codedinvnet.net.protocol.messages import InferRequest
 from codedinvnet.protect.calibration import DECODED, protection_calibration
 from codedinvnet.protect.folder import DESCRIPTION, load_protection
-from codedinvnet.protocol.messages import InferRequest
 from codedinvnet.serving.app import open_app
 from codedinvnet.serving.config import ServeOptions
 from codedinvnet.serving.opened import check

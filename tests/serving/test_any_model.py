@@ -18,7 +18,7 @@ from codedinvnet.common.devices import whole_float32
 from codedinvnet.common.errors import UserError
 from codedinvnet.models import open_model
 from codedinvnet.models.source import ModelSource
-from codedinvnet.protocol.messages import InferRequest, ProtocolError, RequestedOutput
+from codedinvnet.net.protocol.messages import InferRequest, ProtocolError, RequestedOutput
 from codedinvnet.serving.app import open_app, running
 from codedinvnet.serving.config import ServeOptions
 from codedinvnet.serving.opened import check

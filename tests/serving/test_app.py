@@ -15,7 +15,7 @@ import uvloop
 from codedinvnet.common.errors import UserError
 from codedinvnet.net.admin_client import read_token
 from codedinvnet.net.listening import bind
-from codedinvnet.protocol.messages import Limits
+from codedinvnet.net.protocol.messages import Limits
 from codedinvnet.serving import app as serving
 from codedinvnet.serving.app import NOISY, open_app
 from codedinvnet.serving.config import ServeOptions

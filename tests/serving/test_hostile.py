@@ -12,7 +12,7 @@ import pytest
 from codedinvnet.codes.build import scheme_for
 from codedinvnet.common.errors import UserError
 from codedinvnet.models.bundle import load_bundle
-from codedinvnet.protocol.messages import InferRequest
+from codedinvnet.net.protocol.messages import InferRequest
 from codedinvnet.serving import app as serving
 from codedinvnet.serving.app import open_app
 from codedinvnet.serving.config import ServeOptions

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from codedinvnet.models.base import Signature, TensorSpec
-from codedinvnet.protocol import http
-from codedinvnet.protocol.messages import InferRequest, InferResponse, ProtocolError
+from codedinvnet.net.protocol import http
+from codedinvnet.net.protocol.messages import InferRequest, InferResponse, ProtocolError
 from codedinvnet.serving.answers import DeadlinePassed, QueryFailed
 from codedinvnet.serving.served import Classifier, OwnModel
 from codedinvnet.serving.service import InferenceService, ServedResponse, Terms

@@ -145,8 +145,8 @@ def sample_images(name: str) -> ImageSet:
             f"these do: {', '.join(SAMPLES)}"
         )
     label = f"samples/{name}.npz"
-    with resources.files("codedinvnet").joinpath(label).open("rb") as stream:
-        return read_npz(stream, name, f"codedinvnet/{label}", KNOWN[name].classes)
+    with resources.files("codedinvnet.data").joinpath(label).open("rb") as stream:
+        return read_npz(stream, name, f"codedinvnet/data/{label}", KNOWN[name].classes)
 
 
 def _did_you_mean(name: str, options: Iterable[str]) -> str:

@@ -9,9 +9,9 @@ from typing import Literal, Protocol
 import numpy as np
 
 from codedinvnet.common.errors import UserError
-from codedinvnet.protocol.tensors import DATATYPE_OF as DATATYPE_OF
-from codedinvnet.protocol.tensors import DATATYPES as DATATYPES
-from codedinvnet.protocol.tensors import TensorSpec as TensorSpec
+from codedinvnet.net.protocol.tensors import DATATYPE_OF as DATATYPE_OF
+from codedinvnet.net.protocol.tensors import DATATYPES as DATATYPES
+from codedinvnet.net.protocol.tensors import TensorSpec as TensorSpec
 
 FLOATING = ("FP16", "FP32", "FP64")
 

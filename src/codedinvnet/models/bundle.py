@@ -253,7 +253,7 @@ class Bundle:
 
 def shipped_bundles() -> tuple[str, ...]:
     """Return the names of the bundles inside the package."""
-    root = resources.files("codedinvnet") / "bundles"
+    root = resources.files("codedinvnet.models") / "bundles"
     if not root.is_dir():
         return ()
     return tuple(sorted(p.name for p in root.iterdir() if (p / DESCRIPTION).is_file()))
@@ -263,7 +263,7 @@ def bundle_folder(name: str | Path) -> Path:
     """Return the folder of a bundle, by the name of a shipped one or its own path."""
     folder, shipped = Path(name), shipped_bundles()
     if str(name) in shipped:
-        return Path(str(resources.files("codedinvnet") / "bundles" / str(name)))
+        return Path(str(resources.files("codedinvnet.models") / "bundles" / str(name)))
     if not (folder / DESCRIPTION).is_file():
         raise UserError(
             f"no bundle {str(name)!r}: neither a folder with {DESCRIPTION} nor a shipped one "

@@ -18,8 +18,8 @@ from codedinvnet.models.base import DATATYPES, TensorSpec, Unreachable
 from codedinvnet.models.probe import Opened
 from codedinvnet.models.specs import Declared, input_specs
 from codedinvnet.net.admin_client import read_token
-from codedinvnet.protocol.http import parse_response, render_request
-from codedinvnet.protocol.messages import HEADER_LENGTH, InferRequest, ProtocolError
+from codedinvnet.net.protocol.http import parse_response, render_request
+from codedinvnet.net.protocol.messages import HEADER_LENGTH, InferRequest, ProtocolError
 
 PATH = "/v2/models/"
 """What a model's URL has behind the server's address."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from codedinvnet.codes.rules import is_systematic
-from codedinvnet.protocol.messages import ProtocolError
+from codedinvnet.net.protocol.messages import ProtocolError
 from codedinvnet.scheduler.policies import (
     AUTO,
     AUTO_WITH,

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from codedinvnet.models.base import Signature
-from codedinvnet.protocol.messages import (
+from codedinvnet.net.protocol.messages import (
     Head,
     InferRequest,
     InferResponse,
@@ -20,7 +20,7 @@ from codedinvnet.protocol.messages import (
     ProtocolError,
     short,
 )
-from codedinvnet.protocol.tensors import TensorSpec
+from codedinvnet.net.protocol.tensors import TensorSpec
 from codedinvnet.serving.answers import Answered, DeadlinePassed, QueryFailed
 from codedinvnet.serving.dispatch import Dispatcher
 from codedinvnet.serving.served import OUTCOME, Served

@@ -14,7 +14,7 @@ import pytest
 from tritonclient.grpc import service_pb2 as pb
 
 from codedinvnet.models.base import Signature, TensorSpec
-from codedinvnet.protocol.grpc import SERVICE
+from codedinvnet.net.protocol.grpc import SERVICE
 from codedinvnet.serving.answers import NotNow, QueryFailed
 from codedinvnet.serving.api import grpc as api
 from codedinvnet.serving.api.bodies import BodyMemory

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from codedinvnet.models.bundle import Bundle
-from codedinvnet.protocol.messages import HEADER_LENGTH
+from codedinvnet.net.protocol.messages import HEADER_LENGTH
 from tests.serving.api.service import (
     INFER,
     MAX_BODY,

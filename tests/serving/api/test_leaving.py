@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from codedinvnet.models.bundle import Bundle
-from codedinvnet.protocol import http as app
-from codedinvnet.protocol.http import parse_request
+from codedinvnet.net.protocol import http as app
+from codedinvnet.net.protocol.http import parse_request
 from codedinvnet.serving.api import bodies
 from tests.observing import counted, until
 from tests.serving.api.service import K, asked, post, serving

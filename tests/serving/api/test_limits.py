@@ -11,8 +11,8 @@ import pytest
 
 from codedinvnet.models.bundle import Bundle
 from codedinvnet.net import server
-from codedinvnet.protocol import http as app
-from codedinvnet.protocol.http import parse_request
+from codedinvnet.net.protocol import http as app
+from codedinvnet.net.protocol.http import parse_request
 from tests.observing import until
 from tests.serving.api.service import MAX_BODY, WORKERS, error, post, serving
 

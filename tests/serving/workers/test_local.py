@@ -173,7 +173,7 @@ async def test_a_task_that_raises_or_whose_reply_cannot_be_read_leaves_the_worke
 
 @needs_proc
 async def test_a_replacement_that_cannot_be_loaded_is_an_error(tmp_path: Path) -> None:
-    shipped = Path(str(resources.files("codedinvnet"))) / "bundles" / "mnist"
+    shipped = Path(str(resources.files("codedinvnet.models"))) / "bundles" / "mnist"
     folder = tmp_path / "moved"
     shutil.copytree(shipped, folder)
 

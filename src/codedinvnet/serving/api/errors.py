@@ -9,7 +9,7 @@ from codedinvnet.common.errors import described
 from codedinvnet.net.answers import Reply, error_reply
 from codedinvnet.net.http1 import Field
 from codedinvnet.net.logs import log_event
-from codedinvnet.protocol.messages import ProtocolError, TooLarge
+from codedinvnet.net.protocol.messages import ProtocolError, TooLarge
 from codedinvnet.serving.answers import DeadlinePassed, NotNow, QueryFailed
 from codedinvnet.serving.service import NoModel
 

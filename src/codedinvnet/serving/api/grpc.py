@@ -14,10 +14,10 @@ from codedinvnet.net import server
 from codedinvnet.net.grpc import grpc, renewed_credentials
 from codedinvnet.net.http1 import MOST_HEAD
 from codedinvnet.net.logs import log_event
+from codedinvnet.net.protocol import grpc as protocol
+from codedinvnet.net.protocol.grpc import SERVICE, pb
+from codedinvnet.net.protocol.messages import Head, InferRequest, ProtocolError, server_metadata
 from codedinvnet.net.tls import Certificate
-from codedinvnet.protocol import grpc as protocol
-from codedinvnet.protocol.grpc import SERVICE, pb
-from codedinvnet.protocol.messages import Head, InferRequest, ProtocolError, server_metadata
 from codedinvnet.serving.api.bodies import LARGE, BodyMemory
 from codedinvnet.serving.api.errors import LEFT, Problem, TooSlow, problem
 from codedinvnet.serving.api.guard import Guard

@@ -7,7 +7,7 @@ import ipaddress
 import re
 
 from codedinvnet.net.http1 import RequestHead
-from codedinvnet.protocol.messages import short
+from codedinvnet.net.protocol.messages import short
 from codedinvnet.serving.api.errors import HttpError, Unauthenticated
 from codedinvnet.serving.config import LOOPBACK
 

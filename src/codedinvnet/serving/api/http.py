@@ -14,14 +14,14 @@ from typing import Any, TypeAlias
 from codedinvnet.net.answers import Answers, Reply
 from codedinvnet.net.background import Background
 from codedinvnet.net.http1 import Field, RequestHead
-from codedinvnet.net.requests import Request
-from codedinvnet.protocol import http
-from codedinvnet.protocol.messages import (
+from codedinvnet.net.protocol import http
+from codedinvnet.net.protocol.messages import (
     HEADER_LENGTH,
     InferRequest,
     ProtocolError,
     server_metadata,
 )
+from codedinvnet.net.requests import Request
 from codedinvnet.serving.answers import QueryFailed
 from codedinvnet.serving.api.bodies import LARGE, BodyMemory
 from codedinvnet.serving.api.errors import LEFT, ClientGone, HttpError, problem

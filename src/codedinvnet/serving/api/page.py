@@ -17,8 +17,8 @@ import numpy as np
 from codedinvnet.common.faults import Delay, Fault
 from codedinvnet.net.answers import Reply
 from codedinvnet.net.logs import log_event
+from codedinvnet.net.protocol.tensors import datatype_of, to_json
 from codedinvnet.net.requests import Request
-from codedinvnet.protocol.tensors import datatype_of, to_json
 from codedinvnet.serving.api.errors import HttpError
 from codedinvnet.serving.api.http import Routes, json_reply
 from codedinvnet.serving.dispatch import Dispatcher

@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from codedinvnet.protocol.tensors import DATATYPES, TensorSpec
+from codedinvnet.net.protocol.tensors import DATATYPES, TensorSpec
 
 OUTPUT = ""
 """The name of a scheme's output among a worker's; a model's own outputs have longer ones."""

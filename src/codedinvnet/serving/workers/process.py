@@ -26,7 +26,7 @@ import numpy as np
 from codedinvnet.common.devices import flush_denormals
 from codedinvnet.common.errors import UserError
 from codedinvnet.net.collector import freeze_loaded
-from codedinvnet.protocol.tensors import DATATYPES, LENGTH, datatype_of, from_bytes, to_bytes
+from codedinvnet.net.protocol.tensors import DATATYPES, LENGTH, datatype_of, from_bytes, to_bytes
 from codedinvnet.serving.workers import preload
 from codedinvnet.serving.workers.computing import WorkerSpec
 from codedinvnet.serving.workers.pool import Task, run_task

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import pydantic_core
 
-from codedinvnet.protocol.messages import (
+from codedinvnet.net.protocol.messages import (
     HEADER_LENGTH,
     Check,
     Head,
@@ -26,7 +26,7 @@ from codedinvnet.protocol.messages import (
     check_parameters,
     short,
 )
-from codedinvnet.protocol.tensors import DATATYPES, BadTensor, datatype_of, to_bytes, to_json
+from codedinvnet.net.protocol.tensors import DATATYPES, BadTensor, datatype_of, to_bytes, to_json
 
 SIZE, BINARY, ALL_BINARY = "binary_data_size", "binary_data", "binary_data_output"
 MOST_TENSORS, MOST_AXES = 1024, 32

@@ -12,8 +12,8 @@ from typing import Any
 from google.protobuf.message import DecodeError
 
 from codedinvnet.common.errors import UserError
-from codedinvnet.protocol.http import check_head
-from codedinvnet.protocol.messages import (
+from codedinvnet.net.protocol.http import check_head
+from codedinvnet.net.protocol.messages import (
     Check,
     Head,
     InferRequest,
@@ -25,7 +25,7 @@ from codedinvnet.protocol.messages import (
     TooLarge,
     short,
 )
-from codedinvnet.protocol.tensors import DATATYPES, LENGTH, TensorSpec, datatype_of, to_bytes
+from codedinvnet.net.protocol.tensors import DATATYPES, LENGTH, TensorSpec, datatype_of, to_bytes
 
 try:
     from tritonclient.grpc import service_pb2 as pb

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
 
-from codedinvnet.protocol.tensors import (
+from codedinvnet.net.protocol.tensors import (
     DATATYPES,
     BadTensor,
     datatype_of,

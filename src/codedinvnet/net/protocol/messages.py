@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from codedinvnet.protocol.tensors import (
+from codedinvnet.net.protocol.tensors import (
     DATATYPES,
     BadTensor,
     TensorSpec,

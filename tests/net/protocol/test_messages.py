@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
 from tritonclient.grpc import service_pb2 as pb
 
-from codedinvnet.protocol import grpc, http
-from codedinvnet.protocol.messages import (
+from codedinvnet.net.protocol import grpc, http
+from codedinvnet.net.protocol.messages import (
     HEADER_LENGTH,
     MOST_PARAMETERS,
     InferRequest,
@@ -28,7 +28,7 @@ from codedinvnet.protocol.messages import (
     RequestedOutput,
     TooLarge,
 )
-from codedinvnet.protocol.tensors import DATATYPES, TensorSpec, datatype_of, to_bytes
+from codedinvnet.net.protocol.tensors import DATATYPES, TensorSpec, datatype_of, to_bytes
 
 NAMES = st.sampled_from(["x", "y", "images", "ä"])
 
