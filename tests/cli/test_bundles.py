@@ -117,7 +117,7 @@ def test_info_of_a_model_of_ones_own(call: Command, tmp_path: Path) -> None:
     path = words_onnx(tmp_path / "words.onnx", ("batch", "length"))
     words = ("info", path, "--input", "tokens:INT32:7", "--scores", "scores:logits")
     report = json.loads(call(*words, "--json").out)
-    assert (report["kind"], report["engine"]) == ("onnx", "onnxruntime")
+    assert (report["kind"], report["platform"]) == ("onnx", "onnxruntime_onnx")
     assert report["inputs"] == [{"name": "tokens", "datatype": "INT32", "shape": [7]}]
     assert report["scores"] == {"output": "scores", "kind": "logits"}
     lines = dict(re.split("  +", line) for line in call(*words).out.splitlines())

@@ -12,13 +12,3 @@ from tests.models import factories
 @pytest.fixture(scope="session")
 def resnet_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return factories.save_onnx(factories.resnet, tmp_path_factory.mktemp("onnx") / "resnet.onnx")
-
-
-@pytest.fixture(scope="session")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CODEDINVNET_CACHE", str(cache))

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from onnx import TensorProto, helper
+from safetensors.torch import save_file
 
-from codedinvnet.common.engines import ENGINES, ONNX_RUNTIME
 from codedinvnet.common.errors import UserError
-from codedinvnet.models import open_model
+from codedinvnet.models import onnx_file, open_model
 from tests.models import factories
 from tests.models.factories import PLACE, identity_onnx
 
@@ -26,7 +26,7 @@ def refused(told: str, source: Any, **options: Any) -> None:
 @pytest.mark.parametrize(
     ("name", "told"),
     [
-        ("one_row", r"\(1, 4\) for two queries"),
+        ("one_row", r"\(1, 4\) for 4 queries"),
         ("mixes", "depends on the other queries of its batch"),
         ("no_batch_axis", "has no batch axis"),
         ("half", r"torch\.bfloat16, which the protocol lacks"),
@@ -79,9 +79,7 @@ def test_a_factory_in_a_file(text: str | None, told: str, tmp_path: Path) -> Non
         ("pair", {"scores": "features:logits"}, "and scores are floats"),
         ("pair", {"scores": "scores_0:probabilities"}, "holds no probabilities"),
         ("single_class", {"scores": "output"}, "and scores are floats"),
-        ("mlp", {"weights": "w"}, "there is no file w$"),
-        ("mlp", {"engine": "tensorrt"}, "not one of pytorch, onnxruntime"),
-        ("mlp", {"engine": "onnxruntime"}, "runs on PyTorch, not on onnxruntime"),
+        ("mlp", {"weights": "w"}, "cannot read w: No such file"),
     ],
 )
 def test_options_of_a_factory(name: str, options: dict[str, Any], told: str) -> None:
@@ -102,20 +100,20 @@ def test_scores_that_are_told(told: str, kind: str) -> None:
     assert (scores.output, scores.kind) == (told.partition(":")[0], kind)
 
 
-def test_sources_and_engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     refused("neither a folder with bundle.json nor a shipped", "mnits")
     refused("may be a pickle", "weights.pth")
     refused("weights and no model", "a.safetensors")
-    refused("there is no file .*a.onnx", tmp_path / "a.onnx")
+    refused("cannot read .*a.onnx: No such file", tmp_path / "a.onnx")
     (tmp_path / "w.safetensors").write_bytes(b"\x80\x02cut")
     refused("not a safetensors file", f"{PLACE}:mlp", weights=tmp_path / "w.safetensors")
     file = identity_onnx(tmp_path / "b.onnx", ["batch", 3])
-    refused("runs on ONNX Runtime, not on pytorch", file, engine="pytorch")
-    refused("computes on processors only, not on cuda", file, device="cuda")
+    refused("computed on processors only, not on cuda", file, device="cuda")
     refused("only a factory takes others", file, weights="w")
-    lacking = replace(ENGINES[ONNX_RUNTIME], needed=("nowhere_to_be_found",))
-    monkeypatch.setitem(ENGINES, ONNX_RUNTIME, lacking)
-    refused(r"needs nowhere_to_be_found: pip install 'codedinvnet\[onnx\]'", file)
+    save_file({"0.weight": torch.zeros(9, 16)}, tmp_path / "w.safetensors")
+    refused("another architecture: .*0.weight", f"{PLACE}:mlp", weights=tmp_path / "w.safetensors")
+    monkeypatch.setattr(onnx_file, "NEEDED", ("nowhere_to_be_found",))
+    refused(r"need nowhere_to_be_found: pip install 'codedinvnet\[onnx\]'", file)
 
 
 Axes = Sequence["int | str | None"]

@@ -16,7 +16,6 @@ from codedinvnet.protect.folder import DESCRIPTION
 from codedinvnet.protect.inputs import Inputs, split
 from codedinvnet.protect.students import STUDENTS
 from tests.conftest import Command
-from tests.models.test_remote import server
 from tests.protect.conftest import COUNT, PLACE, arguments, description, queries
 
 
@@ -136,15 +135,3 @@ def test_images_are_pasted_once_a_backup_learns_by_heart(noise: bool, tmp_path: 
             stage.step(epoch, index)
         stage.validate()
     assert stage.pasting == noise
-
-
-def test_a_model_that_a_server_has_is_protected_by_time(call: Command, tmp_path: Path) -> None:
-    np.save(tmp_path / "x.npy", np.random.default_rng(0).random((COUNT, 3), np.float32))
-    with server() as (url, _):
-        words = arguments("", tmp_path / "x.npy", tmp_path / "out")
-        words[1] = url
-        outcome = call(*words)
-    assert outcome.code == 0, outcome.err
-    found = description(tmp_path / "out")
-    assert found["model"]["macs"] is None
-    assert any("sizes go by measured time" in note for note in found["notes"])

@@ -28,17 +28,17 @@ def config(folder: Path, found: Any) -> str:
 
 def test_flags_a_file_and_set_say_the_same(tmp_path: Path) -> None:
     given = {"k": 4, "deadline-ms": 100, "demo": True, "token-file": "t", "input": ["a", "b"]}
-    rare = {"group-timeout-ms": 5.5, "allowed-host": ["x", "y"], "engine": "onnxruntime"}
+    rare = {"group-timeout-ms": 5.5, "allowed-host": ["x", "y"], "on-corruption": "replace"}
     by_file = parsed("mnist", "--config", config(tmp_path, {**given, **rare}))
     words = ["--k", "4", "--deadline-ms", "100", "--demo", "--token-file", "t"]
     words += ["--input", "a", "--input", "b", "--set", "group-timeout-ms=5.5"]
-    words += ["--set", "allowed_host=x,y", "--set", "engine=onnxruntime"]
+    words += ["--set", "allowed_host=x,y", "--set", "on-corruption=replace"]
     assert parsed("mnist", *words) == by_file
     assert by_file.token_file == Path("t")
     assert by_file.inputs == ("a", "b")
     assert (by_file.source, by_file.deadline_ms, by_file.allowed_host) == ("mnist", 100, ("x", "y"))
     text = {**{name: str(value) for name, value in given.items()}, "input": "a,b"}
-    text |= {"source": "mnist", "demo": "true", "engine": "onnxruntime", "allowed-host": "x,y"}
+    text |= {"source": "mnist", "demo": "true", "on-corruption": "replace", "allowed-host": "x,y"}
     assert from_text(ServeOptions, {**text, "group_timeout_ms": "5.5"}) == by_file
 
 
@@ -58,9 +58,9 @@ BAD: list[tuple[list[str], str]] = [
     (["m", "--deadline-ms", "nan"], "--deadline-ms: must be"),
     (["m", "--port", "65536"], "--port: must be less than or equal to 65535"),
     (["m", "--max-disagreement", "1"], "--max-disagreement: must be less than 1"),
-    (["m", "--set", "engine"], "--set: must be NAME=VALUE, got 'engine'"),
-    (["m", "--set", "engin=x"], "--set: 'engin' is no option, did you mean 'engine'?"),
-    (["m", "--set", "engine=tensorrt"], "--set engine: must be 'pytorch' or"),
+    (["m", "--set", "name"], "--set: must be NAME=VALUE, got 'name'"),
+    (["m", "--set", "nam=x"], "--set: 'nam' is no option, did you mean 'name'?"),
+    (["m", "--set", "on-corruption=stop"], "--set on-corruption: must be 'report' or"),
     (["m", "--set", "extra=inf"], "--set extra: must be a finite number"),
 ]
 BAD_FILES: list[tuple[Any, str]] = [

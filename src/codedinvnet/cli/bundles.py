@@ -16,7 +16,6 @@ from codedinvnet.cli.common import (
     print_report,
     seed,
 )
-from codedinvnet.common.engines import ENGINES
 from codedinvnet.common.errors import UserError
 
 if TYPE_CHECKING:
@@ -73,11 +72,9 @@ def add_commands(commands: Commands) -> None:
     )
     add_bundle_options(
         sub,
-        ", FILE.onnx, a factory package.module:function, "
-        "or a server's model, http://HOST:PORT/v2/models/NAME",
+        ", FILE.onnx, or a factory package.module:function",
     )
     add_model_options(sub)
-    sub.add_argument("--engine", help=f"{' or '.join(ENGINES)} (the kind's own)")
     sub.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 (auto)")
 
     sub = add_command(
@@ -136,8 +133,7 @@ def _invert(arguments: argparse.Namespace) -> None:
 def _info(arguments: argparse.Namespace) -> None:
     from codedinvnet.models import ModelSource
 
-    options = {name: getattr(arguments, name) for name in ("weights", "scores", "inputs", "engine")}
-    options["token_file"] = arguments.model_token_file
+    options = {name: getattr(arguments, name) for name in ("weights", "scores", "inputs")}
     source = ModelSource(arguments.bundle, **options)
     if source.kind != "bundle" or any(options.values()):
         device = "cpu" if arguments.device == "auto" else arguments.device
@@ -152,7 +148,7 @@ def _info(arguments: argparse.Namespace) -> None:
 
 def _lines(report: dict[str, Any]) -> dict[str, Any]:
     """Return the description of a model for a reader: a line for every tensor."""
-    plain = {key: report[key] for key in ("source", "kind", "engine", "digest")}
+    plain = {key: report[key] for key in ("source", "kind", "platform", "digest")}
     tensors = {
         f"{kind} {tensor['name']}": f"{tensor['datatype']} "
         f"({', '.join(map(str, ('B', *tensor['shape'])))})"

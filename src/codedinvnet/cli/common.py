@@ -232,11 +232,6 @@ def add_model_options(sub: argparse.ArgumentParser) -> None:
         metavar="NAME:DATATYPE:SHAPE",
         help="an input that the model leaves open, of one query, as x:FP32:3x224x224; repeatable",
     )
-    add(
-        "--model-token-file",
-        help="file with the token that the model's server wants, read again for every request "
-        "(none)",
-    )
 
 
 def seed(text: str) -> int:

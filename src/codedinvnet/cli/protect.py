@@ -28,8 +28,7 @@ def add_commands(commands: Commands) -> None:
     )
     sub.add_argument(
         "model",
-        help="FILE.onnx, a factory package.module:function, or a server's model, "
-        "http://HOST:PORT/v2/models/NAME",
+        help="FILE.onnx, or a factory package.module:function",
     )
     add_model_options(sub)
     add = sub.add_argument
@@ -83,7 +82,6 @@ def _protect(arguments: argparse.Namespace) -> None:
         arguments.scores,
         inputs=tuple(arguments.inputs),
         threads=arguments.threads or torch.get_num_threads(),
-        token_file=arguments.model_token_file,
     )
     found = protect(
         ProtectOptions(

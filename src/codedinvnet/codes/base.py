@@ -1,10 +1,10 @@
-"""The interface of a code with its networks, and of a code with the models that its tasks run."""
+"""The interface of a code, and of a code with the models that its tasks run."""
 
 from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from codedinvnet.codes.rules import SERVED, CodeRules
 from codedinvnet.common.errors import UserError
-from codedinvnet.models.network import ImageNetwork, ModelOfGroups, Network
 
 
 def check_k(k: int) -> None:
@@ -73,10 +72,6 @@ class Code(ABC):
             outputs: task -> (B, n), of the tasks that answered.
             size: the group's size.
         """
-
-    def networks(self) -> Iterator[Network]:
-        """Yield the networks that encode, for an engine that takes them over."""
-        yield from ()
 
 
 class ScoresCode(Code):
@@ -196,11 +191,3 @@ class Scheme:
                     f"{tuple(scores.shape)}, not ({rows}, {self.classes or 'classes'})"
                 )
         return answers
-
-    def networks(self) -> Iterator[Network]:
-        """Yield the models' networks, and those that encode."""
-        for model in self.models.values():
-            for module in model.modules():
-                if isinstance(module, (ImageNetwork, ModelOfGroups)):
-                    yield module.core()
-        yield from self.code.networks()

@@ -23,7 +23,6 @@ from codedinvnet.codes.rules import PARITY_MODEL, AnswersAll, CodeRules, Costs
 from codedinvnet.common.config import PartSettings
 from codedinvnet.models.bundle import BundleInfo
 from codedinvnet.models.coded import prepare
-from codedinvnet.models.network import ModelOfGroups
 from codedinvnet.nn.resnet import ResNet, width_of_cost
 
 if TYPE_CHECKING:
@@ -128,5 +127,4 @@ class Collage(Method):
 
     def build(self, given: Given) -> Scheme:
         assert given.part is not None
-        model = ModelOfGroups(given.part, torch.zeros(1, given.k, *given.shape))
-        return self.scheme(CollageCode(self.rules(given.k)), given, **{PARITY_MODEL: model})
+        return self.scheme(CollageCode(self.rules(given.k)), given, **{PARITY_MODEL: given.part})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from codedinvnet.codes.rules import SERVED, CodeRules, Parities
 from codedinvnet.common.config import OBJECTIVE_VERSION, EncoderSettings, PixelFusionSettings
 from codedinvnet.models.bundle import BundleInfo
 from codedinvnet.models.coded import CodedModel, build_encoder, with_encoder
-from codedinvnet.models.network import Network, embedding_of
+from codedinvnet.models.network import embedding_of
 from codedinvnet.nn.fusion import PixelMean
 
 if TYPE_CHECKING:
@@ -146,10 +146,6 @@ class OracleCode(MeanCode):
         """
         latents = self.model.embed(queries.flatten(0, 1)).unflatten(0, queries.shape[:2])
         return Encoded(self.model.network.inverse(latents.mean(dim=1), tolerance=ORACLE_TOLERANCE))
-
-    def networks(self) -> Iterator[Network]:
-        """Yield none: f⁻¹ is PyTorch's."""
-        yield from ()
 
     def decoded(
         self, outputs: Mapping[int, Tensor], member: int, sides: Tensor, size: int

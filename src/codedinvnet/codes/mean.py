@@ -2,38 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from codedinvnet.codes.base import Code, Encoded, check_k
 from codedinvnet.codes.rules import CodeRules, Parities
 from codedinvnet.common.errors import UserError
 from codedinvnet.models.coded import CodedModel, decode_missing
-from codedinvnet.models.network import Network
-from codedinvnet.nn.fusion import FusionEncoder, PixelMean, uniform_weights
+from codedinvnet.nn.fusion import PixelMean, uniform_weights
 
 Evidence = Literal["both", "latent", "side"]
 """What a decoded answer rests on: the decoded latent, the member's side features, or both."""
-
-
-class Fusing(nn.Module):
-    """A fusion encoder as a module of tensors, which an engine can take over.
-
-    Args:
-        encoder: E, in evaluation mode.
-    """
-
-    def __init__(self, encoder: FusionEncoder) -> None:
-        super().__init__()
-        self.encoder = encoder
-
-    def forward(self, x: Tensor, weights: Tensor) -> tuple[Tensor, ...]:
-        """Encode groups (B, m, C, H, W); side features of length 0 are left out."""
-        parity, side = self.encoder.encode(x, weights)
-        return (parity, side) if side.shape[2] else (parity,)
 
 
 class LatentCode(Code):
@@ -57,24 +39,18 @@ class LatentCode(Code):
         if evidence == "side" and (head is None or not head.side_features):
             raise UserError("this model has no side features to answer from")
         self.model, self.rules, self.evidence = model, rules, evidence
-        self.holder = nn.ModuleDict({"fusing": Fusing(model.encoder)}).eval()
         channels, height, width = model.latent_shape
         self.latent_size = channels * height * width
 
     def encode(self, task: int, queries: Tensor) -> Encoded:
         """Run E on the members (B, m, C, H, W)."""
         x = self.model.prepare(queries)
-        parity, *side = self.holder["fusing"](x, self.mixture(task, x))
-        return Encoded(parity, side[0].flatten(1) if side else None)
+        parity, side = self.model.encoder.encode(x, self.mixture(task, x))
+        return Encoded(parity, side.flatten(1))
 
     def mixture(self, task: int, x: Tensor) -> Tensor:
         """Return the weights (B, m) of prepared members x that a parity task stands for."""
         return uniform_weights(x)
-
-    def networks(self) -> Iterator[Network]:
-        """Yield E with one full group as an example."""
-        group = torch.zeros(1, self.rules.k, *self.model.input_shape)
-        yield Network(self.holder, "fusing", (group, uniform_weights(group)))
 
     def direct(self, output: Tensor) -> Tensor:
         """Map flattened latents (B, n) to logits (B, classes) by g."""

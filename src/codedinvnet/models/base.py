@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -14,10 +14,6 @@ from codedinvnet.net.protocol.tensors import DATATYPES as DATATYPES
 from codedinvnet.net.protocol.tensors import TensorSpec as TensorSpec
 
 FLOATING = ("FP16", "FP32", "FP64")
-
-
-class Unreachable(UserError):
-    """A server does not answer: it makes no difference how much it is asked for."""
 
 
 @dataclass(frozen=True)
@@ -94,3 +90,26 @@ def mixed_tensor(signature: Signature) -> TensorSpec:
         inputs = ", ".join(f"{spec.name!r} ({spec.datatype})" for spec in signature.inputs)
         raise UserError(f"a code mixes queries of one floating input, and the model takes {inputs}")
     return signature.inputs[0]
+
+
+def parse_input(text: str) -> TensorSpec:
+    """Read an input as a user writes it, NAME:DATATYPE:SHAPE, such as `x:FP32:3x32x32`."""
+    name, datatype, shape = [*text.rsplit(":", 2), "", ""][:3]
+    if not name or datatype not in DATATYPES:
+        raise UserError(
+            f"input {text!r} is not NAME:DATATYPE:SHAPE, such as images:FP32:3x32x32, with a "
+            f"datatype of {', '.join(DATATYPES)}"
+        )
+    sizes = shape.split("x") if shape else []
+    if not all(size.isdecimal() and int(size) > 0 for size in sizes):
+        raise UserError(f"input {text!r}: {shape!r} is no shape of one query, such as 3x32x32")
+    return TensorSpec(name, datatype, tuple(int(size) for size in sizes))
+
+
+def check_told(told: Sequence[TensorSpec], names: Sequence[str], where: str) -> None:
+    """Refuse inputs that a user told of and the model does not have."""
+    for spec in told:
+        if spec.name not in names:
+            raise UserError(
+                f"inputs: {where} has no input {spec.name!r}: its inputs are {', '.join(names)}"
+            )

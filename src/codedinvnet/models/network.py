@@ -2,30 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from codedinvnet.models.base import DATATYPES, Model, scores_tensor
 from codedinvnet.models.coded import CodedModel, padded_shape, prepare
-
-
-class Network(NamedTuple):
-    """A module that an engine may compute in PyTorch's place, for inputs of certain shapes."""
-
-    owner: nn.Module
-    name: str
-    """The module's name in its owner."""
-    examples: tuple[Tensor, ...]
-    """Inputs of these shapes; float32."""
-
-    @property
-    def module(self) -> nn.Module:
-        """The module."""
-        found: nn.Module = getattr(self.owner, self.name)
-        return found
 
 
 class ImageNetwork(nn.Module):
@@ -51,32 +33,6 @@ class ImageNetwork(nn.Module):
         x = prepare(images, 0 if padded else self.padding)
         found: Tensor = self.network(x.to(next(self.network.parameters(), x).dtype))
         return found
-
-    def core(self) -> Network:
-        """Return the network with one padded image as an example."""
-        return Network(self, "network", (torch.zeros(1, *self.input_shape),))
-
-
-class ModelOfGroups(nn.Module):
-    """A network from whole groups to one tensor, as a code's parity model.
-
-    Args:
-        network: maps groups (B, m, C, H, W) of floats to one tensor (B, ...).
-        example: a full group (1, k, C, H, W).
-    """
-
-    def __init__(self, network: nn.Module, example: Tensor) -> None:
-        super().__init__()
-        self.network, self.example = network, example
-
-    def forward(self, groups: Tensor) -> Tensor:
-        """Map groups (B, m, C, H, W) as the network does."""
-        found: Tensor = self.network(groups)
-        return found
-
-    def core(self) -> Network:
-        """Return the network with one full group as an example."""
-        return Network(self, "network", (self.example,))
 
 
 def classifier_of(model: CodedModel) -> ImageNetwork:

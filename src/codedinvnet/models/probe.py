@@ -76,13 +76,12 @@ def in_turn(compute: Compute, inputs: Mapping[str, np.ndarray], at_once: int | N
 def probe(
     compute: Compute, inputs: tuple[TensorSpec, ...], max_batch: int | None, where: str
 ) -> Probed:
-    """Run a model on one query, on two and on ROWS, and tell what it returns.
+    """Run a model on one query and on ROWS, and tell what it returns.
 
-    A model that raises on two queries takes one at a time, and one that raises on ROWS takes two.
+    A model that raises on several queries takes one at a time.
     """
     queries = probe_inputs(inputs)
     one = {name: array[:1] for name, array in queries.items()}
-    two = {name: array[:2] for name, array in queries.items()}
     try:
         alone = compute(one)
     except UserError:
@@ -92,20 +91,31 @@ def probe(
     if not alone:
         raise UserError(f"{where} returns no tensor")
     outputs = tuple(_output_spec(name, array, where) for name, array in alone.items())
+    together: Arrays = {}
     if max_batch != 1:
         try:
-            pair = compute(two)
+            together = compute(queries)
         except Exception:  # whatever the model raises
             max_batch = 1
-        else:
-            for spec in outputs:
-                _check_pair(spec, alone[spec.name], pair.get(spec.name), compute, one, where)
-    try:
-        return Probed(outputs, max_batch, in_turn(compute, queries, max_batch))
-    except Exception:  # whatever the model raises
-        if max_batch is not None and max_batch <= 2:
-            raise
-        return Probed(outputs, 2, in_turn(compute, queries, 2))
+    if max_batch == 1:
+        return Probed(outputs, 1, in_turn(compute, queries, 1))
+    for spec in outputs:
+        found = together.get(spec.name)
+        if found is None or found.shape != (ROWS, *spec.shape):
+            shape = "is missing" if found is None else f"has shape {found.shape}"
+            raise UserError(
+                f"{where}: output {spec.name!r} {shape} for {ROWS} queries, and "
+                f"{alone[spec.name].shape} for one: its first axis must be the batch"
+            )
+        if found.dtype.kind == "f" and differ(alone[spec.name][0], found[0], _TOLERANCE):
+            again = compute(one)[spec.name]
+            drawn = not np.array_equal(alone[spec.name], again, equal_nan=True)
+            if not drawn:
+                raise UserError(
+                    f"{where}: output {spec.name!r} of a query depends on the other queries of its "
+                    "batch"
+                )
+    return Probed(outputs, None, together)
 
 
 def _output_spec(name: str, array: np.ndarray, where: str) -> TensorSpec:
@@ -117,30 +127,6 @@ def _output_spec(name: str, array: np.ndarray, where: str) -> TensorSpec:
             f"{where}: output {name!r} has shape {array.shape} for one query: it has no batch axis"
         )
     return TensorSpec(name, datatype, array.shape[1:])
-
-
-def _check_pair(
-    spec: TensorSpec,
-    alone: np.ndarray,
-    pair: np.ndarray | None,
-    compute: Compute,
-    one: Mapping[str, np.ndarray],
-    where: str,
-) -> None:
-    """Refuse an output that is not each query's own."""
-    if pair is None or pair.shape != (2, *spec.shape):
-        found = "is missing" if pair is None else f"has shape {pair.shape}"
-        raise UserError(
-            f"{where}: output {spec.name!r} {found} for two queries, and {alone.shape} for one: "
-            "its first axis must be the batch"
-        )
-    if alone.dtype.kind == "f" and differ(alone[0], pair[0], _TOLERANCE):
-        again = compute(one)[spec.name]
-        if not np.array_equal(alone, again, equal_nan=True):  # it draws at random
-            return
-        raise UserError(
-            f"{where}: output {spec.name!r} of a query depends on the other queries of its batch"
-        )
 
 
 def differ(wanted: np.ndarray, found: np.ndarray, tolerance: float) -> bool:

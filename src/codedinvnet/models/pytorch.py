@@ -11,17 +11,16 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load
+from safetensors.torch import load_model
 from torch import Tensor, nn
 
 from codedinvnet.common.errors import UserError, nearest, one_line
 from codedinvnet.common.files import content_digest, file_digest
 from codedinvnet.common.user_code import user_module
-from codedinvnet.models.base import DATATYPES, TensorSpec
+from codedinvnet.models.base import DATATYPES, TensorSpec, check_told
 from codedinvnet.models.bundle import Bundle, load_bundle
-from codedinvnet.models.checkpoint import load_modules, module_tensors, tensors_digest
+from codedinvnet.models.checkpoint import tensors_digest
 from codedinvnet.models.probe import Arrays, Opened
-from codedinvnet.models.specs import Declared, check_told, input_specs
 
 PLATFORM = "pytorch"
 SEED = 0
@@ -101,8 +100,7 @@ def open_factory(
             "nor (module, example_inputs)"
         )
     module.eval().requires_grad_(False)
-    own = module_tensors({"module": module})
-    digest = _load_weights(module, weights) if weights else tensors_digest(own)
+    digest = _load_weights(module, weights) if weights else tensors_digest(module.state_dict())
     inputs = _factory_inputs(name, module, examples, told)
     digest = content_digest(f"{digest} {_source_digest(home, function)}".encode())
     return _opened(module.to(device), inputs, digest, device, name)
@@ -136,21 +134,19 @@ def _source_digest(home: ModuleType, function: Callable[[], Any]) -> str:
 
 def _load_weights(module: nn.Module, path: Path) -> str:
     """Fill a module from a safetensors file and return the file's digest."""
-    content = path.read_bytes()
     try:
-        tensors = load(content)
-    except (SafetensorError, ValueError) as error:
+        load_model(module, path)
+        return file_digest(path)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    except SafetensorError as error:
         raise UserError(
             f"{path} is truncated or not a safetensors file: {one_line(error)}"
         ) from error
-    # Of tensors that are one in memory a safetensors file holds one.
-    expected = module.state_dict()
-    held = {value.data_ptr(): tensors[key] for key, value in expected.items() if key in tensors}
-    for key, value in expected.items():
-        if key not in tensors and value.data_ptr() in held:
-            tensors[key] = held[value.data_ptr()]
-    load_modules({"module": module}, {f"module.{k}": v for k, v in tensors.items()}, path)
-    return content_digest(content)
+    except RuntimeError as error:  # PyTorch's, with a line for each kind of difference
+        raise UserError(
+            f"{path} holds another architecture: {' '.join(str(error).split())}"
+        ) from error
 
 
 def _factory_inputs(
@@ -178,15 +174,14 @@ def _factory_inputs(
                 f"{len(named)} by name"
             )
         examples = dict(zip(named, given, strict=False))
-    declared = []
+    specs = []
     for key, value in examples.items():
         if not isinstance(value, Tensor):
             raise UserError(f"the factory {name}: the example of {key!r} is no tensor")
-        datatype = _NUMPY_TYPES.get(value.dtype, str(value.dtype))
-        declared.append(
-            Declared(str(key), datatype, ("batch", *value.shape[1:]) if value.ndim else ())
-        )
-    return input_specs(declared, (), where)[0]
+        if value.dtype not in _NUMPY_TYPES:
+            raise UserError(f"{where}: {key!r} is {value.dtype}, which the protocol lacks")
+        specs.append(TensorSpec(str(key), _NUMPY_TYPES[value.dtype], tuple(value.shape[1:])))
+    return tuple(specs)
 
 
 class _Classifier(nn.Module):

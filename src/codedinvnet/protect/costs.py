@@ -15,8 +15,7 @@ import torch
 from codedinvnet.common.errors import UserError, one_line
 from codedinvnet.common.files import read_json
 from codedinvnet.models import OpenModel
-from codedinvnet.models.onnx_file import whole_onnx
-from codedinvnet.models.runtime import any_batch, export
+from codedinvnet.models.onnx_file import export, whole_onnx
 
 COUNTED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "FusedConv", "FusedMatMul")
 """ONNX operators whose multiply-adds are counted."""
@@ -89,16 +88,9 @@ def as_onnx(model: OpenModel, batch: Mapping[str, np.ndarray]) -> Any:
 
     if model.source.kind == "onnx":
         content = whole_onnx(Path(model.source.source)).SerializeToString()
-    elif model.network is None:
-        raise UserError("only its server has its weights")
     else:
-        content = export(
-            model.network,
-            [torch.from_numpy(array) for array in batch.values()],
-            input_names=list(batch),
-            output_names=[spec.name for spec in model.signature.outputs],
-            dynamic_shapes=any_batch(len(batch)),
-        )
+        examples = {name: torch.from_numpy(array) for name, array in batch.items()}
+        content = export(model.network, examples, [s.name for s in model.signature.outputs])
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.log_severity_level = 3

@@ -15,13 +15,12 @@ from codedinvnet.codes.backup import BackupCode, SmallBackup
 from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.rules import BACKUP, SERVED, AnswersAll, Costs
 from codedinvnet.common.config import validated
-from codedinvnet.common.engines import ONNX_RUNTIME, check_installed
 from codedinvnet.common.errors import UserError
 from codedinvnet.common.files import file_digest, read_json, write_atomically, write_json
 from codedinvnet.models import ModelSource, OpenModel
 from codedinvnet.models.network import ScoresOf
+from codedinvnet.models.onnx_file import check_installed, export
 from codedinvnet.models.probe import differ, probe_inputs
-from codedinvnet.models.runtime import any_batch, export
 
 if TYPE_CHECKING:  # a service needs no training
     from codedinvnet.protect.students import Student
@@ -174,16 +173,10 @@ def backup_source(folder: Path, name: str) -> ModelSource:
 
 def export_student(folder: Path, name: str, student: Student) -> OpenModel:
     """Write a student as an ONNX file, open it, and check that it computes the same scores."""
-    check_installed(ONNX_RUNTIME)
+    check_installed()
     batch = probe_inputs(student.specs)
     examples = student.tensors(batch)
-    content = export(
-        student,
-        examples,
-        input_names=list(batch),
-        output_names=["logits"],
-        dynamic_shapes=any_batch(len(examples)),
-    )
+    content = export(student, dict(zip(batch, examples, strict=True)), ["logits"])
     source = backup_source(folder, name)
     write_atomically(Path(source.source), content)
     found = source.open()

@@ -40,10 +40,6 @@ class ServeOptions(Options):
         None, "what requests call a model of your own", MODEL, rare=True,
         unset="its file's or function's name"
     )  # fmt: skip
-    engine: Literal["pytorch", "onnxruntime"] | None = option(
-        None, "what computes the networks: pytorch or onnxruntime", MODEL, rare=True,
-        unset="onnxruntime for FILE.onnx, else pytorch"
-    )  # fmt: skip
 
     policy: str | None = option(
         None, "uncoded, replicate, hedge, coded, coded+hedge, a method, METHOD+hedge, "
@@ -166,7 +162,6 @@ class ServeOptions(Options):
             self.source,
             self.weights,
             self.scores,
-            self.engine,
             self.inputs,
             self.device,
             self.threads_per_worker,

@@ -21,7 +21,6 @@ from codedinvnet.codes.method import Method
 from codedinvnet.codes.named_policies import served_as
 from codedinvnet.codes.registry import METHODS, OURS, UNTRAINED, find_method
 from codedinvnet.codes.rules import is_systematic
-from codedinvnet.common.engines import ONNX_RUNTIME, PYTORCH, check_engine, check_installed
 from codedinvnet.common.errors import UserError
 from codedinvnet.common.files import file_digest
 from codedinvnet.common.processes import usable_processors
@@ -87,7 +86,6 @@ def _open_bundle(options: ServeOptions) -> Opened:
         part,
         weights_digest(options.source),
         "" if part is None else file_digest(part),
-        options.engine or PYTORCH,
     )
     info = bundle.info
     dataset = info.provenance.settings.data.name
@@ -240,9 +238,6 @@ def check(options: ServeOptions) -> None:
     """
     options = split_policy(options)
     refuse, kind = options.refuse, options.model.kind
-    if kind == "upstream":
-        why = "is served already: codedinvnet gateway stands in front of it"
-        raise UserError(f"{options.source} {why}")
     method = _method(options)
     if ":" not in options.pool and options.pool not in ("local", "ray"):
         raise refuse("pool", f"{options.pool!r} is not local, ray or FILE.py:CLASS")
@@ -273,17 +268,14 @@ def check(options: ServeOptions) -> None:
 
 
 def check_device(options: ServeOptions) -> None:
-    """Refuse a device or an engine that this machine does not have."""
+    """Refuse a device that this machine does not have."""
     try:
         device = torch.device(options.device)
     except RuntimeError as error:
         raise options.refuse("device", str(error).splitlines()[0]) from error
-    usual = ONNX_RUNTIME if options.model.kind == "onnx" else PYTORCH
-    check_engine(options.engine or usual, options.device)
-    if options.pool == "local":  # of Ray's nodes each says so itself
-        check_installed(options.engine or PYTORCH)
-        if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-            raise options.refuse("device", f"this machine has no {options.device}")
+    missing = device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()
+    if missing and options.pool == "local":  # of Ray's nodes each says so itself
+        raise options.refuse("device", f"this machine has no {options.device}")
 
 
 def check_own_model(options: ServeOptions, method: Method | None) -> None:

@@ -17,15 +17,13 @@ from codedinvnet.codes.method import Given
 from codedinvnet.codes.registry import OURS, find_method
 from codedinvnet.codes.rules import BACKUP, SERVED
 from codedinvnet.common.devices import use_whole_float32
-from codedinvnet.common.engines import PYTORCH, check_engine, check_installed, engine_named
 from codedinvnet.common.errors import UserError
 from codedinvnet.common.files import file_digest
 from codedinvnet.models.base import Model, TensorSpec, mixed_tensor, scores_tensor
 from codedinvnet.models.bundle import load_bundle
 from codedinvnet.models.network import ScoresOf
-from codedinvnet.models.source import ModelSource, OpenModel
+from codedinvnet.models.source import ModelSource, OpenModel, check_weights
 from codedinvnet.serving.served import classified
-from codedinvnet.serving.workers.exported import is_kept, run_by_onnxruntime
 from codedinvnet.serving.workers.pool import OUTPUT, Computer, copied, floated, zeros
 
 
@@ -101,7 +99,7 @@ def scheme_of(model: Model, method: str, k: int) -> Scheme:
 
 @dataclass(frozen=True)
 class BundleSpec:
-    """A bundle, with a method, the checkpoint of its trained part, and the engine.
+    """A bundle, with a method and the checkpoint of its trained part.
 
     The digests are of the files that the front end has ("": any will do).
     """
@@ -114,7 +112,6 @@ class BundleSpec:
     part: Path | None = None
     weights: str = ""
     part_weights: str = ""
-    engine: str = PYTORCH
 
     def load(self) -> Computer:
         """Load, and compute each kind of task once, so that no query pays for it.
@@ -128,8 +125,6 @@ class BundleSpec:
         use_whole_float32()
         scheme = self._scheme()
         torch.set_num_threads(self.threads)  # the file of a user's method may have set others
-        if engine_named(self.engine).exports:
-            run_by_onnxruntime(scheme.networks())
         computer = SchemeComputer(scheme)
         rules = scheme.rules
         black = np.zeros((rules.k, *scheme.shape), np.uint8)
@@ -138,13 +133,7 @@ class BundleSpec:
                 computer.compute(number, {"": black[: len(task.members)]})
         return computer
 
-    def is_prepared(self) -> bool:
-        """Tell whether `load` takes no longer than it must; raises alike."""
-        return not engine_named(self.engine).exports or is_kept(self._scheme().networks())
-
     def _scheme(self) -> Scheme:
-        check_engine(self.engine, self.device)
-        check_installed(self.engine)
         bundle = load_bundle(self.bundle, self.device)
         scheme = scheme_for(bundle, self.k, self.method, self.part)
         if self.weights:
@@ -167,11 +156,6 @@ class ModelSpec:
     k: int = 1
     protection: Path | None = None
     protection_digest: str = ""
-
-    @property
-    def engine(self) -> str:
-        """What computes the model."""
-        return self.source.engine or PYTORCH
 
     @property
     def device(self) -> str:
@@ -208,18 +192,6 @@ class ModelSpec:
         torch.set_num_threads(self.threads)  # as for a bundle
         return ModelComputer(model, scheme)
 
-    def is_prepared(self) -> bool:
-        """Return True: whoever knows the source's digest has opened it, which fills the cache."""
-        return True
-
 
 WorkerSpec: TypeAlias = BundleSpec | ModelSpec
 """What every worker loads; plain values, for another process."""
-
-
-def check_weights(place: str | Path, found: str, wanted: str) -> None:
-    """Raise UserError if weights were exchanged while the service runs: answers would be mixed."""
-    if found != wanted:
-        raise UserError(
-            f"{place} has weights {found}, the front end has {wanted}: restart the service"
-        )

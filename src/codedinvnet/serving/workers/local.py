@@ -8,7 +8,6 @@ import logging
 import multiprocessing
 import signal
 import socket
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -78,12 +77,6 @@ def launch(process: BaseProcess, spec: WorkerSpec) -> None:
         except (FileNotFoundError, ConnectionRefusedError):
             preload.replace_fork_server(server, spec)
             process.start()
-
-
-def prepare(spec: WorkerSpec) -> None:
-    """Load, for the cache that it fills; the workers will meet the same errors, and can tell."""
-    with contextlib.suppress(Exception):
-        spec.load()
 
 
 async def _settle(launched: asyncio.Future[None]) -> None:
@@ -234,7 +227,6 @@ class ProcessPool:
         Raises:
             UserError: if one cannot start or load the bundle.
         """
-        await self._prepare()
         spawned = [asyncio.ensure_future(self._spawn(worker)) for worker in range(size)]
         try:
             started = await asyncio.gather(*spawned, return_exceptions=True)
@@ -256,23 +248,6 @@ class ProcessPool:
         for worker, connection in enumerate(self.connections):
             if connection.dead and self.on_death is not None:  # while others were starting
                 self.on_death(worker, connection.dead)
-
-    async def _prepare(self) -> None:
-        """Let a process fill the cache, so that not every worker does; it ends when cancelled."""
-        if await asyncio.to_thread(self.spec.is_prepared):
-            return
-        began = time.monotonic()
-        log_event("preparing the engine", engine=self.spec.engine)
-        process = multiprocessing.get_context("spawn").Process(
-            target=prepare, args=(self.spec,), daemon=True
-        )
-        with deaf():
-            process.start()
-        try:
-            await asyncio.to_thread(process.join)
-        finally:  # when cancelled, too
-            process.kill()
-        log_event("prepared", seconds=round(time.monotonic() - began, 1))
 
     async def _spawn(self, worker: int) -> Connection:
         """Start a worker and wait until it is ready; whatever goes wrong, it is gone again."""

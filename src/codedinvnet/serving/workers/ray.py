@@ -24,7 +24,6 @@ from typing import Any
 import numpy as np
 
 from codedinvnet.common.devices import flush_denormals
-from codedinvnet.common.engines import engine_named
 from codedinvnet.common.errors import UserError
 from codedinvnet.net.collector import freeze_loaded
 from codedinvnet.net.logs import Quiet, log_event
@@ -154,14 +153,8 @@ class RayPool:
             concurrency_groups={"life": 1},
             scheduling_strategy="SPREAD",
         )(RayWorker)
-        # The first by itself, if there is an engine's cache to fill: all others wait for as long.
-        first = int(engine_named(self.spec.engine).exports)
-        started: list[Actor | BaseException] = []
-        for count in (first, size - first):
-            actors = [self._spawn() for _ in range(count)]
-            started += await asyncio.gather(*actors, return_exceptions=True)
-            if any(isinstance(problem, BaseException) for problem in started):
-                break
+        spawned = [self._spawn() for _ in range(size)]
+        started = await asyncio.gather(*spawned, return_exceptions=True)
         self.actors = [actor for actor in started if isinstance(actor, Actor)]
         for problem in started:
             if isinstance(problem, BaseException):
