@@ -16,6 +16,8 @@ import pytest
 from codedinvnet.common.processes import Running, process_stat, running
 
 needs_proc = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, kills with parents")
+PATIENT = ("--deadline-ms", "30000")
+"""For machines that are busy with other things."""
 
 
 def state(pid: int) -> str:

@@ -26,30 +26,6 @@ output [ { name: "y" data_type: TYPE_FP32 dims: [ -1 ] },
          { name: "word" data_type: TYPE_STRING dims: [ 1 ] } ]
 instance_group [ { kind: KIND_CPU count: 2 } ]
 """
-RESNET_CONFIG = """
-name: "resnet"
-backend: "python"
-max_batch_size: 64
-input [ { name: "input" data_type: TYPE_FP32 dims: [ 3, 32, 32 ] } ]
-output [ { name: "output" data_type: TYPE_FP32 dims: [ 10 ] } ]
-instance_group [ { kind: KIND_CPU count: 1 } ]
-"""
-"""Of the documents' model, which takes images."""
-RESNET = """
-import sys
-sys.path.insert(0, NUMPY)
-import numpy as np
-import triton_python_backend_utils as pb
-
-class TritonPythonModel:
-    def execute(self, requests):
-        return [self.answer(request) for request in requests]
-
-    def answer(self, request):
-        x = pb.get_input_tensor_by_name(request, "input").as_numpy()
-        y = x[:, 0, 0, :10] * np.float32(3) + np.float32(1)
-        return pb.InferenceResponse([pb.Tensor("output", y)])
-"""
 SOURCE = """
 import sys, time
 from pathlib import Path
@@ -90,19 +66,15 @@ class Triton:
 
     Args:
         folder: where its model and its log are.
-        name: of the model.
-        config: its settings.
-        source: it itself.
+        config: the model's settings.
     """
 
-    def __init__(
-        self, folder: Path, name: str = MODEL, config: str = CONFIG, source: str = SOURCE
-    ) -> None:
-        self.folder, self.name = folder, name
-        self.model = folder / "models" / name / "1"
+    def __init__(self, folder: Path, config: str = CONFIG) -> None:
+        self.folder = folder
+        self.model = folder / "models" / MODEL / "1"
         self.model.mkdir(parents=True)
         (self.model.parent / "config.pbtxt").write_text(config)
-        source = source.replace("NUMPY", repr(str(INSTALLED / "numpy")))
+        source = SOURCE.replace("NUMPY", repr(str(INSTALLED / "numpy")))
         (self.model / "model.py").write_text(source)
         self.http, self.grpc = free_port(), free_port()
         self.process: subprocess.Popen[bytes] | None = None
@@ -147,7 +119,7 @@ class Triton:
             )
 
     def is_ready(self) -> bool:
-        url = f"http://127.0.0.1:{self.http}/v2/models/{self.name}/ready"
+        url = f"http://127.0.0.1:{self.http}/v2/models/{MODEL}/ready"
         try:
             with urllib.request.urlopen(url, timeout=1) as reply:
                 return bool(reply.status == 200)

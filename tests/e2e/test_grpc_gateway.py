@@ -15,19 +15,18 @@ from tritonclient.utils import InferenceServerException
 
 from codedinvnet.common.processes import Running, free_port, running
 from tests.processes import served
-from tests.triton import RESNET, RESNET_CONFIG, Triton, is_installed
+from tests.triton import MODEL, Triton, is_installed
 
 grpc = pytest.importorskip("tritonclient.grpc")
-NAME = "resnet"
-MODEL = """
+FACTORY = """
 import torch
 
-class Resnet(torch.nn.Module):
-    def forward(self, input):
-        return input[:, 0, 0, :10] * 3 + 1
+class Affine(torch.nn.Module):
+    def forward(self, x):
+        return 3 * x + 1
 
-def resnet():
-    return Resnet(), torch.zeros(1, 3, 32, 32)
+def affine():
+    return Affine(), torch.zeros(1, 4)
 """
 
 
@@ -44,15 +43,15 @@ def servers(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[list[Ser
         for name in "ab":
             port = free_port()
             if request.param == "serve":
-                (tmp_path / "resnet.py").write_text(MODEL)
+                (tmp_path / "affine.py").write_text(FACTORY)
                 options = ("--workers", "1", "--policy", "uncoded", "--grpc-port", str(port))
                 log = tmp_path / name
                 started: Running = stack.enter_context(
-                    served(f"{tmp_path}/resnet.py:resnet", *options, log=log)
+                    served(f"{tmp_path}/affine.py:affine", *options, log=log)
                 )
                 found.append(Server(f"127.0.0.1:{port}", started.process.kill))
             elif is_installed():
-                triton = Triton(tmp_path / name, NAME, RESNET_CONFIG, RESNET)
+                triton = Triton(tmp_path / name)
                 stack.callback(triton.kill)
                 triton.start()
                 found.append(Server(f"127.0.0.1:{triton.grpc}", triton.kill))
@@ -70,18 +69,19 @@ def test_a_client_over_grpc_and_a_kill(servers: list[Server], tmp_path: Path) ->
         through = grpc.InferenceServerClient(f"127.0.0.1:{port}")
 
         def ask(client: object, number: int, **how: object) -> np.ndarray:
-            x = np.full((1, 3, 32, 32), number, np.float32)
-            tensor = grpc.InferInput("input", list(x.shape), "FP32")
+            x = np.full((1, 4), number, np.float32)
+            tensor = grpc.InferInput("x", list(x.shape), "FP32")
             tensor.set_data_from_numpy(x)
-            found = client.infer(NAME, [tensor], request_id=str(number), **how)  # type: ignore[attr-defined]
-            assert found.get_response().id == str(number)
-            return np.asarray(found.as_numpy("output"))
+            found = client.infer(MODEL, [tensor], request_id=str(number), **how)  # type: ignore[attr-defined]
+            reply = found.get_response()
+            assert reply.id == str(number)
+            return np.asarray(found.as_numpy(reply.outputs[0].name))
 
         with direct, through:
             assert through.is_server_live()
-            assert through.is_model_ready(NAME)
-            own, other = (each.get_model_metadata(NAME, as_json=True) for each in (direct, through))
-            assert own == other
+            assert through.is_model_ready(MODEL)
+            own = direct.get_model_metadata(MODEL, as_json=True)
+            assert through.get_model_metadata(MODEL, as_json=True) == own
             np.testing.assert_array_equal(ask(through, 7), ask(direct, 7))
             ask(through, 7, compression_algorithm="gzip")
             errors = []
@@ -93,6 +93,6 @@ def test_a_client_over_grpc_and_a_kill(servers: list[Server], tmp_path: Path) ->
             for number in range(100):
                 if number == 30:
                     servers[1].kill()
-                expected = np.full((1, 10), 3 * number + 1, np.float32)
+                expected = np.full((1, 4), 3 * number + 1, np.float32)
                 np.testing.assert_array_equal(ask(through, number), expected)
                 time.sleep(0.002)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.processes import served, slow, write_faults
+from tests.processes import PATIENT, served, slow, write_faults
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 PATIENCE = 60_000
@@ -34,16 +34,9 @@ def test_hurt_workers_and_watch(browser: Any, tmp_path: Path) -> None:
     token.write_text("an open+secret\n")
     faults = write_faults(tmp_path, slow(1000, probability=0.1))
     options = ("--demo", "--k", "4", "--workers", "6", "--policy", "coded", "--faults", faults)
-    times = (
-        "--set",
-        "group-timeout-ms=500",
-        "--set",
-        "hang-timeout-ms=1500",
-        "--deadline-ms",
-        "30000",
-    )
+    times = ("--set", "group-timeout-ms=500", "--set", "hang-timeout-ms=1500")
     secret = ("--token-file", str(token))
-    with served("mnist", *options, *times, *secret, log=tmp_path / "log") as process:
+    with served("mnist", *options, *times, *PATIENT, *secret, log=tmp_path / "log") as process:
         context = browser.new_context(viewport={"width": 390, "height": 844})
         page = context.new_page()
         page.set_default_timeout(PATIENCE)

@@ -101,16 +101,7 @@ async def test_actors_run_a_model_of_ones_own(cluster: Any) -> None:
 async def test_an_actor_and_a_node_are_lost(cluster: Any, tmp_path: Path) -> None:
     samples = sample_images("mnist")
     images, labels = samples.images.numpy(), samples.labels.numpy()
-    options = (
-        "--k",
-        "3",
-        "--workers",
-        "4",
-        "--pool",
-        "ray",
-        "--set",
-        f"ray-address={cluster.address}",
-    )
+    options = f"--k 3 --workers 4 --pool ray --set ray-address={cluster.address}".split()
     times = ("--set", "group-timeout-ms=500", "--deadline-ms", "30000", "--policy", "coded")
     faults = write_faults(tmp_path, slow(500, probability=0.1))
 

@@ -25,6 +25,7 @@ from codedinvnet.data import sample_images
 from codedinvnet.models.bundle import Bundle, load_bundle
 from tests.conftest import Command
 from tests.processes import (
+    PATIENT,
     alive,
     ended,
     needs_proc,
@@ -35,8 +36,6 @@ from tests.processes import (
     write_faults,
 )
 
-PATIENT = ("--deadline-ms", "30000")
-"""For machines that are busy with other things."""
 QUERIES, TASKS = "codedinvnet_queries_total{", "codedinvnet_tasks_total{"
 PENDING = "codedinvnet_pending_queries"
 

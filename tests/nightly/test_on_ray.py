@@ -73,16 +73,7 @@ def cluster() -> Iterator[Any]:
 async def test_the_front_ends_own_node_is_lost(cluster: Any, tmp_path: Path) -> None:
     """All actors end with it; the service says so, and goes on when there is a node again."""
     images = sample_images("mnist").images.numpy()
-    options = (
-        "--k",
-        "2",
-        "--workers",
-        "3",
-        "--pool",
-        "ray",
-        "--set",
-        f"ray-address={cluster.address}",
-    )
+    options = f"--k 2 --workers 3 --pool ray --set ray-address={cluster.address}".split()
     times = ("--deadline-ms", "30000", "--set", "down-timeout-ms=3000")
     log = tmp_path / "log"
 

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as arrays_of
 from tritonclient.grpc import service_pb2 as pb
 
 from codedinvnet.net.protocol import grpc, http
@@ -28,26 +27,10 @@ from codedinvnet.net.protocol.messages import (
     RequestedOutput,
     TooLarge,
 )
-from codedinvnet.net.protocol.tensors import DATATYPES, TensorSpec, datatype_of, to_bytes
+from codedinvnet.net.protocol.tensors import TensorSpec, datatype_of, to_bytes
+from tests.net.protocol.test_tensors import tensors
 
 NAMES = st.sampled_from(["x", "y", "images", "ä"])
-
-
-def values_of(datatype: str) -> st.SearchStrategy[Any]:
-    if datatype == "BYTES":
-        return st.text(max_size=6).map(str.encode)
-    return arrays_of.from_dtype(DATATYPES[datatype], allow_nan=False, allow_infinity=False)
-
-
-@st.composite
-def arrays(draw: st.DrawFn) -> np.ndarray:
-    """Any array that JSON can carry as well."""
-    datatype = draw(st.sampled_from(list(DATATYPES)))
-    shape = tuple(draw(st.lists(st.integers(0, 3), max_size=3)))
-    made = np.empty(math.prod(shape), DATATYPES[datatype])
-    for i in range(len(made)):
-        made[i] = draw(values_of(datatype))
-    return made.reshape(shape)
 
 
 def as_message(request: InferRequest) -> bytes:
@@ -65,7 +48,8 @@ def as_message(request: InferRequest) -> bytes:
     return serialized
 
 
-TENSORS = st.dictionaries(NAMES, arrays(), min_size=1, max_size=3)
+TEXTS = st.text(max_size=6).map(str.encode)
+TENSORS = st.dictionaries(NAMES, tensors(TEXTS, fewest=0), min_size=1, max_size=3)
 PARAMETERS = st.dictionaries(
     st.sampled_from(["priority", "timeout", "own"]),
     st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.text(max_size=5) | st.just(0.25),
