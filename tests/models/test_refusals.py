@@ -29,7 +29,7 @@ def refused(told: str, source: Any, **options: Any) -> None:
         ("one_row", r"\(1, 4\) for 4 queries"),
         ("mixes", "depends on the other queries of its batch"),
         ("no_batch_axis", "has no batch axis"),
-        ("half", r"torch\.bfloat16, which the protocol lacks"),
+        ("half", r"fails on a query: .*BFloat16"),
         ("number", "a int, and no tensor"),
         ("fails", "fails on a query"),
         ("nothing", "returns no tensor"),
@@ -39,7 +39,7 @@ def refused(told: str, source: Any, **options: Any) -> None:
         ("many_examples", "takes 1 by name"),
         ("complex_example", r"torch\.complex64, which the protocol lacks"),
         ("plain_mlp", "no example inputs"),
-        ("resnett", "did you mean 'resnet'"),
+        ("resnett", "AttributeError: .* no attribute 'resnett'"),
     ],
 )
 def test_a_factory(name: str, told: str) -> None:
@@ -56,7 +56,7 @@ def test_a_factory_that_is_random_is_no_affair_of_this() -> None:
         (None, "FileNotFoundError"),
         ("1 / 0", "ZeroDivisionError: division by zero"),
         ("def f():\n    raise SystemExit(3)", "raised SystemExit: 3"),
-        ("raise SystemExit(3)", "cannot be imported: SystemExit: 3"),
+        ("raise SystemExit(3)", "raised SystemExit: 3"),
     ],
 )
 def test_a_factory_in_a_file(text: str | None, told: str, tmp_path: Path) -> None:
@@ -72,13 +72,12 @@ def test_a_factory_in_a_file(text: str | None, told: str, tmp_path: Path) -> Non
         ("plain_mlp", {"inputs": ["input:FP32:0"]}, "no shape of one query"),
         ("plain_mlp", {"inputs": ["input:FLOAT:16"]}, "is not NAME:DATATYPE:SHAPE"),
         ("plain_mlp", {"inputs": ["x:FP32:16"]}, "its inputs are input$"),
-        ("plain_mlp", {"inputs": ["input:BYTES:16"]}, "BYTES, which PyTorch does not have"),
+        ("plain_mlp", {"inputs": ["input:BYTES:16"]}, "fails on a query: can't convert"),
         ("plain_mlp", {"inputs": ["input:FP32:15"]}, "fails on a query"),
-        ("pair", {"scores": "score"}, "did you mean 'scores_1'"),
-        ("pair", {"scores": "label"}, r"INT64 \(B\), and scores are floats"),
-        ("pair", {"scores": "features:logits"}, "and scores are floats"),
+        ("pair", {"scores": "score"}, r"no output .* scores_1 is FP32 \(B, 4\)$"),
+        ("pair", {"scores": "features:logits"}, r"features is FP64 \(B, 2, 1\)"),
         ("pair", {"scores": "scores_0:probabilities"}, "holds no probabilities"),
-        ("single_class", {"scores": "output"}, "and scores are floats"),
+        ("single_class", {"scores": "output"}, "floats .* of two classes or more"),
         ("mlp", {"weights": "w"}, "cannot read w: No such file"),
     ],
 )

@@ -78,11 +78,6 @@ class BundleInfo(Section):
     provenance: Provenance
     figures: dict[str, Any]
 
-    def tested(self) -> dict[int, dict[str, Any]]:
-        """Return group size -> the figures of the test images, of the sizes that were measured."""
-        found = {size: self.figures.get(f"test_k{size}") for size in self.group_sizes}
-        return {size: figures for size, figures in found.items() if isinstance(figures, dict)}
-
     def check_size(self, letter: str, size: int) -> None:
         """Raise UserError if the bundle does not serve groups of a size, named by its letter."""
         sizes = self.group_sizes
@@ -134,12 +129,7 @@ class Bundle:
             UserError: if their file is damaged.
         """
         path = self.folder / VALIDATION
-        if not path.is_file():
-            return None
-        digests = load_checkpoint(path)[0].get(_DIGESTS)
-        if digests is None or digests.dtype != torch.int64 or digests.ndim != 1 or not len(digests):
-            raise UserError(f"{path} is damaged: it has no row of digests of images")
-        return digests
+        return load_checkpoint(path)[0][_DIGESTS] if path.is_file() else None
 
     @torch.inference_mode()
     def embed(self, images: Tensor) -> Tensor:

@@ -43,21 +43,14 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise UserError(f"no checkpoint at {path}")
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
+            header = json.loads(file.metadata()[_HEADER])
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
-        # Asked only now: the length that a safetensors file begins with may look like a pickle.
-        with open(path, "rb") as file:
-            start = file.read(2)
-        if start == b"PK" or start[:1] == b"\x80":
-            raise UserError(
-                f"{path} is a pickle (a torch.save file); only safetensors checkpoints are read, "
-                "since unpickling runs code"
-            ) from error
-        raise UserError(f"{path} is truncated or not a safetensors file: {error}") from error
-    try:
-        header = json.loads(metadata[_HEADER])
-    except (KeyError, json.JSONDecodeError) as error:
+        raise UserError(
+            f"{path} is truncated or not a safetensors file: {error} (pickles, which torch.save "
+            "writes, are not read, since unpickling runs code)"
+        ) from error
+    except (KeyError, TypeError) as error:
         raise UserError(f"{path} was not written by codedinvnet: its header is missing") from error
     version = header.get("format_version")
     if version != FORMAT_VERSION:
@@ -69,36 +62,24 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def module_tensors(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
     """Flatten the state of several modules into one mapping, `name.key` each."""
-    return {
-        f"{name}.{key}": value
-        for name, module in modules.items()
-        for key, value in module.state_dict().items()
-    }
+    return dict(nn.ModuleDict(modules).state_dict())
 
 
 def load_modules(
     modules: Mapping[str, nn.Module], tensors: Mapping[str, Tensor], where: Path
 ) -> None:
     """Fill modules from a mapping that `module_tensors` made; other keys are ignored."""
-    states: dict[str, dict[str, Tensor]] = {}
-    for name, module in modules.items():
-        prefix = f"{name}."
-        state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-        expected = module.state_dict()
-        for key in sorted(expected.keys() | state.keys()):
-            if key not in state:
-                problem = f"{prefix}{key} is missing"
-            elif key not in expected:
-                problem = f"{prefix}{key} is not part of this architecture"
-            elif expected[key].shape != state[key].shape:
-                found, wanted = tuple(state[key].shape), tuple(expected[key].shape)
-                problem = f"{prefix}{key} has shape {found}, expected {wanted}"
-            else:
-                continue
-            raise UserError(f"{where} holds another architecture: {problem}")
-        states[name] = state
-    for name, module in modules.items():
-        module.load_state_dict(states[name])
+    own = {key: value for key, value in tensors.items() if key.partition(".")[0] in modules}
+    try:
+        nn.ModuleDict(modules).load_state_dict(own)
+    except RuntimeError as error:
+        raise UserError(f"{where} holds another architecture: {differences(error)}") from error
+
+
+def differences(error: RuntimeError) -> str:
+    """Return what PyTorch says of a state that is not a module's, in one line."""
+    told = " ".join(str(error).split()).partition(": ")[2]
+    return told if len(told) <= 300 else f"{told[:300]}…"
 
 
 def optimizer_tensors(optimizers: Mapping[str, torch.optim.Optimizer]) -> dict[str, Tensor]:

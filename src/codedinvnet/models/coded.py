@@ -183,8 +183,6 @@ class CodedModel(nn.Module):
         settings = self.settings
         side, classes = settings.encoder.side_features, len(settings.classes)
         if settings.encoder.kind == "mosaic":
-            if not settings.head_hidden:
-                raise UserError("the mosaic encoder needs a recovery head: set head_hidden")
             _, height, width = self.latent_shape
             rows, columns = GRIDS[-1]
             if height % rows or width % columns:

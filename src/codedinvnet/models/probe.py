@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias, cast
 
 import numpy as np
 
-from codedinvnet.common.errors import UserError, nearest, one_line
+from codedinvnet.common.errors import UserError, one_line
 from codedinvnet.models.base import DATATYPE_OF, DATATYPES, Scores, TensorSpec, can_be_scores
 
 Arrays: TypeAlias = "dict[str, np.ndarray]"
@@ -152,26 +152,20 @@ def find_scores(told: str | None, probed: Probed, where: str) -> Scores | None:
         if (answers == answers[:1]).all():  # they do not depend on the query
             return None
         return Scores(candidates[0], kind_of_scores(answers))
-    name, kind = told, ""
-    if told.rpartition(":")[2] in _KINDS and ":" in told:
-        name, _, kind = told.rpartition(":")
-    names = [spec.name for spec in probed.outputs]
-    if name not in names:
-        near = nearest(name, names)
-        hint = f", did you mean {near!r}?" if near else ""
-        raise UserError(
-            f"scores: {where} has no output {name!r}{hint} (its outputs: {', '.join(names)})"
-        )
-    spec = probed.outputs[names.index(name)]
+    name, _, kind = told.rpartition(":")
+    if kind not in _KINDS:
+        name, kind = told, ""
     if name not in candidates:
-        shape = ", ".join(map(str, ("B", *spec.shape)))
+        outputs = (
+            f"{spec.name} is {spec.datatype} ({', '.join(map(str, ('B', *spec.shape)))})"
+            for spec in probed.outputs
+        )
         raise UserError(
-            f"scores: output {name!r} of {where} is {spec.datatype} ({shape}), and scores are "
-            "floats (B, classes), of two classes or more"
+            f"scores: {name!r} is no output of {where} that has scores, which are floats "
+            f"(B, classes) of two classes or more: {', '.join(outputs)}"
         )
     answers = probed.answers[name]  # the same for all, perhaps: of trees that split beyond 0..1
-    known = len(finite_rows(answers)) > 0
-    if kind == "probabilities" and known and kind_of_scores(answers) != kind:
+    if kind == "probabilities" and len(finite_rows(answers)) and kind_of_scores(answers) != kind:
         raise UserError(
             f"scores: output {name!r} of {where} holds no probabilities: its rows do not sum to "
             "1, or leave 0..1"

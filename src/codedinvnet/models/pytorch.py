@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -14,12 +13,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_model
 from torch import Tensor, nn
 
-from codedinvnet.common.errors import UserError, nearest, one_line
+from codedinvnet.common.errors import UserError, one_line
 from codedinvnet.common.files import content_digest, file_digest
 from codedinvnet.common.user_code import user_module
 from codedinvnet.models.base import DATATYPES, TensorSpec, check_told
 from codedinvnet.models.bundle import Bundle, load_bundle
-from codedinvnet.models.checkpoint import tensors_digest
+from codedinvnet.models.checkpoint import differences, tensors_digest
 from codedinvnet.models.probe import Arrays, Opened
 
 PLATFORM = "pytorch"
@@ -81,18 +80,19 @@ def open_factory(
         told: the inputs, if the function returns no examples.
         device: the device to compute on.
     """
+    place, _, attribute = name.rpartition(":")
     threads = torch.get_num_threads()
-    home, function = _function(name)
-    torch.set_num_threads(threads)  # the user's code may have set others
     try:
+        home = user_module(place)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(SEED)
-            made = function()
-        torch.set_num_threads(threads)
-    except (Exception, SystemExit) as error:  # whatever the user's function raises
+            made = getattr(home, attribute)()
+    except (Exception, SystemExit) as error:  # whatever the user's code raises
         raise UserError(
             f"the factory {name} raised {type(error).__name__}: {one_line(error)}"
         ) from error
+    finally:
+        torch.set_num_threads(threads)
     module, examples = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
     if not isinstance(module, nn.Module):
         raise UserError(
@@ -102,34 +102,9 @@ def open_factory(
     module.eval().requires_grad_(False)
     digest = _load_weights(module, weights) if weights else tensors_digest(module.state_dict())
     inputs = _factory_inputs(name, module, examples, told)
-    digest = content_digest(f"{digest} {_source_digest(home, function)}".encode())
-    return _opened(module.to(device), inputs, digest, device, name)
-
-
-def _function(name: str) -> tuple[ModuleType, Callable[[], Any]]:
-    """Return a factory, and the module that it was found in."""
-    place, _, attribute = name.rpartition(":")
-    try:
-        module = user_module(place)
-    except (Exception, SystemExit) as error:  # whatever the user's module raises
-        raise UserError(
-            f"the factory {name} cannot be imported: {type(error).__name__}: {one_line(error)}"
-        ) from error
-    found = getattr(module, attribute, None)
-    if not callable(found):
-        near = nearest(attribute, [key for key, value in vars(module).items() if callable(value)])
-        hint = f", did you mean {near!r}?" if near else ""
-        raise UserError(f"the factory {name}: {place} has no function {attribute!r}{hint}")
-    return module, found
-
-
-def _source_digest(home: ModuleType, function: Callable[[], Any]) -> str:
-    """Return a digest of a factory's file: where it is written, or else where it was found."""
-    try:
-        path = inspect.getfile(inspect.unwrap(function))
-    except (TypeError, OSError):  # a partial, or an object that can be called
-        path = getattr(home, "__file__", None) or ""
-    return file_digest(Path(path)) if Path(path).is_file() else ""
+    code = file_digest(Path(home.__file__)) if home.__file__ else ""
+    digest = content_digest(f"{digest} {code}".encode())
+    return _opened(module.to(device), inputs, digest, device)
 
 
 def _load_weights(module: nn.Module, path: Path) -> str:
@@ -144,9 +119,7 @@ def _load_weights(module: nn.Module, path: Path) -> str:
             f"{path} is truncated or not a safetensors file: {one_line(error)}"
         ) from error
     except RuntimeError as error:  # PyTorch's, with a line for each kind of difference
-        raise UserError(
-            f"{path} holds another architecture: {' '.join(str(error).split())}"
-        ) from error
+        raise UserError(f"{path} holds another architecture: {differences(error)}") from error
 
 
 def _factory_inputs(
@@ -201,7 +174,7 @@ def open_bundle(name: str, device: torch.device) -> Opened:
     bundle = load_bundle(name, device)
     images = TensorSpec("images", bundle.info.input.datatype, bundle.info.input.shape)
     module = _Classifier(bundle).eval()
-    return _opened(module, (images,), bundle.digest(), device, f"the bundle {name}")
+    return _opened(module, (images,), bundle.digest(), device)
 
 
 def _opened(
@@ -209,12 +182,8 @@ def _opened(
     inputs: tuple[TensorSpec, ...],
     digest: str,
     device: torch.device,
-    where: str,
 ) -> Opened:
     network = Network(module, [spec.name for spec in inputs])
-    for spec in inputs:
-        if spec.datatype == "BYTES":
-            raise UserError(f"{where}: input {spec.name!r} is BYTES, which PyTorch does not have")
 
     def compute(arrays: Mapping[str, np.ndarray]) -> Arrays:
         tensors = [
@@ -223,11 +192,6 @@ def _opened(
         ]
         with torch.inference_mode():
             found = network.named(tensors)
-        for name, tensor in found.items():
-            if tensor.dtype not in _NUMPY_TYPES:
-                raise UserError(
-                    f"{where}: output {name!r} is {tensor.dtype}, which the protocol lacks"
-                )
         return {name: tensor.cpu().numpy() for name, tensor in found.items()}
 
     return Opened(inputs, None, PLATFORM, digest, compute, network)
