@@ -113,4 +113,4 @@ def test_a_file_is_read_whole_or_not_at_all(tmp_path: Path) -> None:
         load_settings(path)
     for wrong in ([1, 2], {key: value for key, value in raw.items() if key != "training"}):
         with pytest.raises(UserError, match=r"must be one JSON object|missing key 'training'"):
-            parse_settings(wrong, "here")  # type: ignore[arg-type]
+            parse_settings(wrong, "here")

@@ -6,11 +6,10 @@ one.
 
 from __future__ import annotations
 
-import inspect
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args
+from typing import Annotated, Any, Literal, TypeVar, Union
 
 from pydantic import (
     BaseModel,
@@ -255,10 +254,7 @@ class Settings(Section):
 
 def load_settings(path: Path) -> Settings:
     """Read and validate a settings file."""
-    raw = read_json(path, "the settings file")
-    if not isinstance(raw, dict):
-        raise UserError(f"{path}: the settings must be one JSON object")
-    return parse_settings(raw, str(path))
+    return parse_settings(read_json(path, "the settings file"), str(path))
 
 
 def with_seed(settings: Settings, seed: int) -> Settings:
@@ -274,7 +270,7 @@ def with_members(settings: Settings, members: int) -> Settings:
     return parse_settings(raw, f"k = {members}")
 
 
-def parse_settings(raw: dict[str, Any], where: str) -> Settings:
+def parse_settings(raw: Any, where: str) -> Settings:
     """Validate settings; `where` names their origin in errors."""
     return validated(Settings, raw, where, strict=True)
 
@@ -318,8 +314,11 @@ def describe(error: ValidationError, model: type[BaseModel]) -> str:
     key = ".".join(location)
     more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
     if fault["type"] == "extra_forbidden":
-        known = sorted(_known_keys(model, fault["loc"][:-1]))
-        return f"unknown key {key!r}: {meant(location[-1], known)}{more}"
+        schema = model.model_json_schema()
+        sections = [schema] if len(location) == 1 else schema["$defs"].values()
+        known = {name for section in sections for name in section.get("properties", ())}
+        near = nearest(location[-1], known - {location[-1]})
+        return f"unknown key {key!r}{f': did you mean {near!r}?' if near else ''}{more}"
     if fault["type"] == "missing":
         return f"missing key {key!r}{more}"
     if fault["type"] in ("model_type", "dict_type"):
@@ -329,25 +328,3 @@ def describe(error: ValidationError, model: type[BaseModel]) -> str:
     shown = f", got {given!r}" if isinstance(given, (str, int, float, bool, type(None))) else ""
     label = f"{key}: " if key else ""
     return f"{label}{message[0].lower() + message[1:]}{shown}{more}"
-
-
-def _known_keys(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
-    """Follow a location through nested sections and list the keys of the section there."""
-    for part in location:
-        if part in ("pixels", "recovery"):
-            model = PixelFusionSettings if part == "pixels" else RecoveryFusionSettings
-            continue
-        if part not in model.model_fields:  # a place in a list or mapping: its key has led to it
-            continue
-        model = _section(model.model_fields[str(part)].annotation) or model
-    return list(model.model_fields)
-
-
-def _section(annotation: Any) -> type[BaseModel] | None:
-    """Return the model in a field's type: Model, Model | None or tuple[Model, ...]."""
-    for candidate in (annotation, *get_args(annotation)):
-        plain = inspect.isclass(candidate) and not get_args(candidate)
-        if plain and issubclass(candidate, BaseModel):
-            model: type[BaseModel] = candidate
-            return model
-    return None
