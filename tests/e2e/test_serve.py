@@ -408,7 +408,7 @@ class TestRefused:
     @pytest.mark.parametrize(
         ("words", "message"),
         [
-            (["nothing"], "no model 'nothing'"),
+            (["nothing"], "'nothing'"),
             (["mnist", "--k", "99"], "k = 99"),
             (["mnist", "--k", "4", "--workers", "4"], "--workers: 4 are too few"),
             (["mnist", "--method", "magic"], "--method: 'magic'"),
@@ -432,14 +432,11 @@ class TestRefused:
                 "read /nowhere/token: No such file",
             ),
             (["mnist", "--faults", "/nowhere/faults"], "cannot read the faults file"),
+            (["mnist", "--k", "4", "--faults", "FAULTS"], "the faults name worker 9; there are 5"),
         ],
         ids=lambda value: " ".join(value) if isinstance(value, list) else "",
     )
-    def test_options(self, words: list[str], message: str, call: Command) -> None:
-        port = [] if "--port" in words else ["--port", "0"]
-        assert message in self.refused(call, *words, *port)
-
-    def test_faults_of_a_worker_that_is_not_there(self, call: Command, tmp_path: Path) -> None:
+    def test_options(self, words: list[str], message: str, call: Command, tmp_path: Path) -> None:
         faults = write_faults(tmp_path, slow(1, worker=9))
-        message = self.refused(call, "mnist", "--k", "4", "--port", "0", "--faults", faults)
-        assert "the faults name worker 9; there are 5" in message
+        words = [faults if word == "FAULTS" else word for word in words]
+        assert message in self.refused(call, *words, "--port", "0")

@@ -93,13 +93,6 @@ def test_what_needs_it_says_how_it_is_installed() -> None:
     assert f"\n{extra[1]} = [" in PROJECT.read_text()
 
 
-def test_nothing_is_installed_that_no_gateway_imports() -> None:
-    base = PROJECT.read_text().split("\ndependencies = [")[1].split("\n]")[0]
-    names = re.findall(r'^ +"([^>=]+)>=', base, re.MULTILINE)
-    assert "uvloop" in names
-    assert not any("[" in name for name in names)
-
-
 def test_the_extra_installs_what_is_missing_here() -> None:
     extra = PROJECT.read_text().split("\nmodels = [")[1].split("\n]")[0]
     names = re.findall(r'^ +"([\w-]+)', extra, re.MULTILINE)

@@ -332,25 +332,6 @@ def test_images_in_folders_are_read_at_the_size_that_the_bundle_takes(tmp_path: 
     assert counts == {"trials": 1, "kept": 0, "done": 1, "failed": 0}
 
 
-def test_the_command_writes_rows_tables_and_figures(
-    bundle_folder: Path, data_dir: Path, tmp_path: Path, call: Command
-) -> None:
-    grid = write_grid(
-        tmp_path / "grid.json", bundle_folder, [{"methods": ["coded-invnet", "approxifer"]}]
-    )
-    out = tmp_path / "results" / "rows.jsonl"
-    words = ["bench", "accuracy", grid, "--out", out, "--data-dir", data_dir]
-    words += ["--save-dir", tmp_path / "runs", "--quick", "--json", "--device", "cpu"]
-    outcome = call(*words)
-    assert outcome.code == 0
-    report = json.loads(outcome.out)
-    assert (report["done"], report["failed"]) == (2, 0)
-    names = {Path(p).name for p in report["written"]}
-    assert names == {"rows.md", "rows.csv", "rows-late.png"}
-    assert all(row["settings"]["quick"] for row in read_rows(out))
-    assert all(len(row["counts"]) == 1 for row in read_rows(out))
-
-
 def test_the_quick_version_without_images_does_what_needs_no_training(
     bundle_folder: Path, tmp_path: Path
 ) -> None:
@@ -390,23 +371,29 @@ def test_single_rows_of_a_table_are_asked_for(
     assert (row["method"], row["k"]) == ("average-image", 2)
 
 
-def test_ones_own_method_is_compared_with_the_shipped_rows(
+def test_the_command_compares_ones_own_method_with_the_shipped_rows(
     bundle_folder: Path, data_dir: Path, tmp_path: Path, call: Command
 ) -> None:
     own = "from codedinvnet.codes.plain import Plain\nclass Mine(Plain):\n    name = 'mine'\n"
     (tmp_path / "mine.py").write_text(own)
     grid = write_grid(tmp_path / "grid.json", bundle_folder, [{"methods": ["none"]}])
     words = ["bench", "accuracy", grid, "--data-dir", data_dir, "--save-dir", tmp_path / "runs"]
-    words += ["--out", tmp_path / "rows.jsonl", "--method", f"{tmp_path / 'mine.py'}:Mine"]
+    out = tmp_path / "results" / "rows.jsonl"
+    words += ["--out", out, "--method", f"{tmp_path / 'mine.py'}:Mine", "--device", "cpu"]
     ran = call(*words)
     assert ran.code == 0
     assert {"mine", "coded-invnet"} <= {line.split()[5] for line in ran.out.splitlines()[:12]}
-    (row,) = read_rows(tmp_path / "rows.jsonl")
-    assert row["method"] == "mine"
-    table = (tmp_path / "rows.md").read_text()
+    (row,) = read_rows(out)
+    assert (row["method"], row["settings"]["quick"], len(row["counts"])) == ("mine", False, 2)
+    table = out.with_suffix(".md").read_text()
     methods = [line.split(" | ")[3] for line in table.splitlines() if line.startswith("| 4 | 1 |")]
     assert methods[0] == "mine"
     assert {"coded-invnet", "small-backup", "parm"} <= {*methods}
+    report = json.loads(call(*words, "--quick", "--json").out)
+    assert (report["done"], report["failed"]) == (1, 0)
+    assert {Path(p).name for p in report["written"]} == {"rows.md", "rows.csv"}
+    quick = read_rows(out)[-1]
+    assert (quick["settings"]["quick"], len(quick["counts"])) == (True, 1)
 
 
 @pytest.mark.parametrize(

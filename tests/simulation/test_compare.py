@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -119,32 +118,34 @@ def test_a_scenario_is_planned_for_on_given_machines(tmp_path: Path, call: Comma
     assert "One front end would be" not in busy.out  # it takes no time in this scenario
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        ([], "--qps: a log does not say the load"),
-        (["--qps", "60", "--policy", "prayer"], "'prayer' is not one of uncoded"),
-        (["--qps", "60", "--workers", "0"], "--workers: must be above 0, got 0"),
-        (["--qps", "60", "--p999-ms", "-1"], "--p999-ms: must be above 0, got -1"),
-        (["--qps", "-60"], "arrivals.qps"),
-        (["--qps", "60", "--bundle", "nothing"], "no bundle 'nothing'"),
-        (["--qps", "60", "--policy", "coded"], "7 workers are too few: policy coded with k = 10"),
-        (["--qps", "60", "--stragglers", "sleepy"], "neither a file nor one of"),
-        (["--qps", "60", "--out", "LOG"], "would overwrite what is read"),
-    ],
-)
-def test_plan_refuses_in_one_line(words: list[str], message: str, log: Path, call: Command) -> None:
-    outcome = call("plan", log, *[str(log) if word == "LOG" else word for word in words])
+REFUSED: list[tuple[list[str], str]] = [
+    (["LOG"], "--qps: a log does not say the load"),
+    (["LOG", "--qps", "60", "--policy", "prayer"], "'prayer' is not one of uncoded"),
+    (["LOG", "--qps", "60", "--workers", "0"], "--workers: must be above 0, got 0"),
+    (["LOG", "--qps", "60", "--p999-ms", "-1"], "--p999-ms: must be above 0, got -1"),
+    (["LOG", "--qps", "-60"], "arrivals.qps"),
+    (["LOG", "--qps", "60", "--bundle", "nothing"], "no bundle 'nothing'"),
+    (
+        ["LOG", "--qps", "60", "--policy", "coded"],
+        "7 workers are too few: policy coded",
+    ),
+    (["LOG", "--qps", "60", "--stragglers", "sleepy"], "neither a file nor one of"),
+    (["LOG", "--qps", "60", "--out", "LOG"], "would overwrite what is read"),
+    *((["FILE", text], why) for text, why in (("[]", "neither a log"), ("{", "is not JSON"))),
+    (["FILE", "{}"], "arrivals"),
+]
+
+
+@pytest.mark.parametrize(("words", "message"), REFUSED)
+def test_plan_refuses_in_one_line(
+    words: list[str], message: str, log: Path, tmp_path: Path, call: Command
+) -> None:
+    if words[0] == "FILE":
+        log = tmp_path / "scenario.json"
+        log.write_text(words[1])
+        words = ["LOG"]
+    outcome = call("plan", *[str(log) if word == "LOG" else word for word in words])
     assert (outcome.code, outcome.out) == (2, "")
     assert outcome.err.startswith("error: ")
     assert message in outcome.err
     assert outcome.err.count("\n") == 1
-
-
-def test_other_files_are_refused(tmp_path: Path, call: Command) -> None:
-    for text, message in (("[]", "neither a log"), ("{", "is not JSON"), ("{}", "arrivals")):
-        path: Any = tmp_path / "scenario.json"
-        path.write_text(text)
-        outcome = call("plan", path)
-        assert (outcome.code, outcome.err.count("\n")) == (2, 1)
-        assert message in outcome.err
