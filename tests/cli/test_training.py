@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from codedinvnet.cli import bundles
 from codedinvnet.evaluation import stages
 from codedinvnet.models.bundle import WEIGHTS, load_bundle
 from codedinvnet.models.checkpoint import load_checkpoint
@@ -119,5 +118,5 @@ def test_interrupt_is_not_a_traceback(
     fresh = "finished epochs are kept: the same command without --fresh goes on"
     assert call(*words, "--fresh").err == f"interrupted; {fresh}\n"
     # What keeps nothing promises nothing.
-    monkeypatch.setattr(bundles, "_info", interrupted)
+    monkeypatch.setattr("codedinvnet.evaluation.cost.info_report", interrupted)
     assert call("info", "mnist") == (130, "", "interrupted\n")

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import argparse
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 
-from codedinvnet.cli import bench, bundles, protect, serving, simulate, training
-from codedinvnet.cli.common import CommandParser, Commands, guarded
-
-# Here and in the modules of the commands, heavy imports wait until a command runs, so that --help
-# and wrong usage answer at once.
+from codedinvnet.cli.commands import COMMANDS
+from codedinvnet.cli.common import CommandParser, Commands, add_command, guarded
+from codedinvnet.cli.options import add_options
 
 EXAMPLES = """examples:
   codedinvnet demo
@@ -22,14 +20,6 @@ EXAMPLES = """examples:
 configs/, examples/ and docs/ are in the repository, and not in an installed package; so are
 the paper's four commands: python main.py --help
 """
-
-GROUPS = {
-    "serve": ("serve", "gateway", "policy", "demo"),
-    "protect": ("protect", "calibrate", "info"),
-    "compare": ("bench", "simulate", "plan", "evaluate", "invert"),
-    "paper": ("reproduce",),
-}
-"""The commands as `--help` lists them."""
 
 
 class _Version(argparse.Action):
@@ -45,8 +35,7 @@ class _Version(argparse.Action):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `codedinvnet`; return the exit code."""
     arguments = build_parser().parse_args(argv)
-    command: Callable[[argparse.Namespace], None] = arguments.run
-    return guarded(lambda: command(arguments), _kept(arguments))
+    return guarded(lambda: arguments.run(arguments), _kept(arguments))
 
 
 def _kept(arguments: argparse.Namespace) -> str:
@@ -65,7 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = CommandParser(
         prog="codedinvnet",
         usage="%(prog)s [-h] [--version] COMMAND ...",
-        description="Prediction serving that survives slow and dead workers (Coded-InvNet).",
+        description="Prediction serving that survives slow and dead workers (Coded-InvNet).\n",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -85,20 +74,21 @@ def build_parser() -> argparse.ArgumentParser:
         parser_class=kind,
         help=argparse.SUPPRESS,  # the description lists them in groups
     )
-    for module in (serving, bundles, protect, bench, simulate, training):
-        module.add_commands(commands)
-    parser.description = f"{parser.description}\n\n{_listed(commands.choices)}"
+    groups: dict[str, list[str]] = {}
+    for group, name, summary, example, options, run in COMMANDS:
+        first, _, second = name.partition(" ")
+        place = commands
+        if second:
+            above = commands.add_parser(first, description=f"{summary.capitalize()}.")
+            place = above.add_subparsers(title="commands", required=True, metavar="COMMAND")
+        sub = add_command(place, second or first, run, summary, example)
+        for option in options:
+            if isinstance(option, tuple):
+                sub.add_argument(option[0], **option[1])
+            else:
+                add_options(sub, option)
+        text = ("\n" + " " * 13).join(textwrap.wrap(summary, 64))
+        groups.setdefault(f"{group}:", []).append(f"  {first:<11}{text}")
+    listed = [line for group, lines in groups.items() for line in (group, *lines)]
+    parser.description = "\n".join([str(parser.description), *listed])
     return parser
-
-
-def _listed(parsers: Mapping[str, argparse.ArgumentParser]) -> str:
-    """Return the commands in their groups, with what each does."""
-    lines = []
-    for group, names in GROUPS.items():
-        lines.append(f"{group}:")
-        for name in names:
-            summary = (parsers[name].description or "").partition("\n")[0].rstrip(".")
-            text = textwrap.wrap(summary[:1].lower() + summary[1:], 64)
-            first, *rest = text or [""]
-            lines += [f"  {name:<11}{first}", *(" " * 13 + more for more in rest)]
-    return "\n".join(lines)

@@ -14,7 +14,6 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 from codedinvnet.common.errors import UserError, nearest
@@ -181,11 +180,7 @@ def guarded(call: Callable[[], None], kept: str = "") -> int:
 
 
 def add_command(
-    commands: Commands,
-    name: str,
-    run: Action,
-    summary: str,
-    example: str,
+    commands: Commands, name: str, run: Action, summary: str, example: str
 ) -> argparse.ArgumentParser:
     """Add a command with its help and return its parser."""
     sub = commands.add_parser(
@@ -199,47 +194,38 @@ def add_command(
     return sub
 
 
-def add_data_options(sub: argparse.ArgumentParser) -> None:
-    """Add what a command that reads an image set takes."""
-    sub.add_argument(
-        "--data-dir", type=Path, help="folder of image sets (the cache, or a download)"
-    )
-    sub.add_argument("--download", action="store_true", help="download into --data-dir")
-    sub.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 (auto)")
-
-
-def add_bundle_options(sub: argparse.ArgumentParser, others: str = "") -> None:
-    """Add what a command that reports on a bundle takes, or on the others that it names."""
-    sources = f"a shipped bundle (mnist, fashion, cifar10), or a folder{others}"
-    sub.add_argument("bundle", help=sources)
-    sub.add_argument("--json", action="store_true", help="print one JSON object")
-
-
-def add_model_options(sub: argparse.ArgumentParser) -> None:
-    """Add what opening a model of the user's own may need in addition to its name."""
-    add = sub.add_argument
-    add("--weights", help="safetensors file with the weights of a factory's module (its own)")
-    add(
-        "--scores",
-        metavar="NAME[:KIND]",
-        help="output with the class scores; KIND: logits or probabilities (found)",
-    )
-    add(
-        "--input",
-        dest="inputs",
-        action="append",
-        default=[],
-        metavar="NAME:DATATYPE:SHAPE",
-        help="an input that the model leaves open, of one query, as x:FP32:3x224x224; repeatable",
-    )
-
-
 def seed(text: str) -> int:
     """Parse a seed within the range of the settings', which every random generator takes."""
     value = int(text)
     if not 0 <= value < 2**31:
         raise argparse.ArgumentTypeError(f"must be in 0..{2**31 - 1}, got {text}")
     return value
+
+
+Option: TypeAlias = tuple[str, dict[str, Any]]
+"""An option or a positional argument: its name, and what `add_argument` takes besides."""
+
+
+def opt(
+    name: str, text: str, kind: Any = str, default: Any = None, *, unset: str = "", **more: Any
+) -> Option:
+    """Return an option.
+
+    Args:
+        name: of the option, or of a positional argument.
+        text: for `--help`, which also states the default.
+        kind: its type; `bool` for a switch, `list` for an option that may be repeated.
+        default: its value if nothing is said.
+        unset: what happens then, where the default does not say so.
+        more: arguments of `add_argument`.
+    """
+    shown = unset or (default if default is not None else "")
+    more["help"] = f"{text} ({shown})" if shown != "" else text
+    if kind is bool:
+        return name, {"action": "store_true", **more}
+    if kind is list:
+        return name, {"action": "append", "default": [], **more}
+    return name, {"type": kind, "default": default, **more}
 
 
 def members_of(settings: Settings, asked: int | None) -> int:

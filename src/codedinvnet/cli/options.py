@@ -161,12 +161,8 @@ def _checked(kind: type[Options], name: str, where: str, value: Any, *, text: bo
         annotation = Annotated[(annotation, *field.metadata)]
     adapter: TypeAdapter[Any] = TypeAdapter(annotation)
     try:
-        if isinstance(value, bool) and text:  # a switch
-            return value
-        if isinstance(value, list) and text:
-            return adapter.validate_python(tuple(value), strict=True)
         if text:
-            return adapter.validate_strings(value, strict=True)
+            return adapter.validate_python(value)
         return adapter.validate_json(json.dumps(value), strict=True)
     except ValidationError as error:
         fault = error.errors()[0]

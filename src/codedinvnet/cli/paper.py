@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from codedinvnet.cli.common import flushing_denormals, guarded, members_of, print_report
 from codedinvnet.common.errors import UserError
@@ -49,21 +49,34 @@ def paper_main(argv: Sequence[str] | None = None) -> int:
     return guarded(lambda: _paper(arguments), kept)
 
 
+SWITCHES = ("fusion", "sample_fusion", "test_fusion", "test_inversion")
+STAGES = {
+    (): ("train", ("batch_size", "lr", "resume")),
+    ("fusion", "sample_fusion"): ("sample", ("resume", "nactors", "nsteps_save")),
+    ("fusion",): ("fuse", ("batch_size", "lr", "resume", "nactors")),
+    ("fusion", "test_fusion"): ("test_fusion", ("nactors",)),
+    ("test_inversion",): ("test_inversion", ()),
+}
+"""The switches of each stage, its function, and the flags that change something of it."""
+
+
 @flushing_denormals
 def _paper(arguments: argparse.Namespace) -> None:
     from codedinvnet.common.files import check_folder
     from codedinvnet.evaluation import stages
 
-    if (arguments.sample_fusion or arguments.test_fusion) and not arguments.fusion:
-        raise UserError("-sample_fusion and -test_fusion go with -fusion")
-    if arguments.sample_fusion and arguments.test_fusion:
-        raise UserError("-sample_fusion and -test_fusion are two commands")
-    if arguments.test_inversion and arguments.fusion:
-        raise UserError("-test_inversion is of the network: it does not go with -fusion")
-    shards = {} if arguments.nsteps_save is None else {"shard_batches": arguments.nsteps_save}
-    if arguments.resume < 0 or any(batches < 1 for batches in shards.values()):
+    switches = tuple(name for name in SWITCHES if getattr(arguments, name))
+    if switches not in STAGES:
+        raise UserError(
+            f"-{' -'.join(switches)} is no stage: -sample_fusion and -test_fusion each go with "
+            "-fusion, and -test_inversion stands alone"
+        )
+    stage, flags = STAGES[switches]
+    for flag in ("batch_size", "lr", "resume", "nactors", "nsteps_save"):
+        if getattr(arguments, flag) not in (None, 0) and flag not in flags:
+            raise UserError(f"--{flag} changes nothing of this stage: leave it out")
+    if arguments.resume < 0 or (arguments.nsteps_save or 1) < 1:
         raise UserError("--resume must be 0 or an epoch, --nsteps_save at least 1")
-    _refuse_idle(arguments)
     check_folder(arguments.save_dir, "--save_dir")
     run = stages.Run(
         settings=_paper_settings(arguments),
@@ -73,36 +86,15 @@ def _paper(arguments: argparse.Namespace) -> None:
         download=arguments.data_dir is None,
         resume=arguments.resume,
     )
-    members = members_of(run.settings, arguments.nactors)
+    given: dict[str, Any] = {}
     if arguments.fusion:
-        if arguments.sample_fusion:
-            report = stages.sample(run, members, **shards)
-        elif arguments.test_fusion:
-            report = stages.test_fusion(run, members)
-        else:
-            report = stages.fuse(run, members)
-    elif arguments.test_inversion:
-        report = stages.test_inversion(run)
-    else:
-        header = stages.train(run)
-        report = {"network": str(run.network_folder), **header["validation"]}
+        given["members"] = members_of(run.settings, arguments.nactors)
+    if arguments.nsteps_save is not None:
+        given["shard_batches"] = arguments.nsteps_save
+    report = getattr(stages, stage)(run, **given)
+    if stage == "train":
+        report = {"network": str(run.network_folder), **report["validation"]}
     print_report(report, as_json=False)
-
-
-def _refuse_idle(arguments: argparse.Namespace) -> None:
-    """Refuse flags that would change nothing of the stage that runs."""
-    tests = arguments.test_fusion or arguments.test_inversion
-    trains = not (tests or arguments.sample_fusion)
-    given = {
-        "--lr": arguments.lr is not None and not trains,
-        "--batch_size": arguments.batch_size is not None and not trains,
-        "--resume": arguments.resume != 0 and tests,
-        "--nsteps_save": arguments.nsteps_save is not None and not arguments.sample_fusion,
-        "--nactors": arguments.nactors is not None and not arguments.fusion,
-    }
-    for flag, idle in given.items():
-        if idle:
-            raise UserError(f"{flag} changes nothing of this stage: leave it out")
 
 
 def _paper_settings(arguments: argparse.Namespace) -> Settings:
@@ -111,17 +103,13 @@ def _paper_settings(arguments: argparse.Namespace) -> Settings:
 
     raw = load_settings(arguments.config_file).model_dump(mode="json")
     section = raw["fusion" if arguments.fusion else "training"]
-    for flag, value, key in (
-        ("--batch_size", arguments.batch_size, "batch_size"),
-        ("--lr", arguments.lr, "learning_rate"),
-    ):
-        if value is not None and section.get("joint_epochs"):
+    for flag, key in (("batch_size", "batch_size"), ("lr", "learning_rate")):
+        if (value := getattr(arguments, flag)) is None:
+            continue
+        if section.get("joint_epochs"):
             raise UserError(
-                f"{flag}: this fusion has two phases, with fusion.{key} and fusion.joint_{key}: "
+                f"--{flag}: this fusion has two phases, with fusion.{key} and fusion.joint_{key}: "
                 f"change them in {arguments.config_file}"
             )
-    if arguments.batch_size is not None:
-        section["batch_size"] = arguments.batch_size
-    if arguments.lr is not None:
-        section["learning_rate"] = arguments.lr
+        section[key] = value
     return parse_settings(raw, "command line")
