@@ -75,7 +75,7 @@ def _paper(arguments: argparse.Namespace) -> None:
     for flag in ("batch_size", "lr", "resume", "nactors", "nsteps_save"):
         if getattr(arguments, flag) not in (None, 0) and flag not in flags:
             raise UserError(f"--{flag} changes nothing of this stage: leave it out")
-    if arguments.resume < 0 or (arguments.nsteps_save or 1) < 1:
+    if arguments.resume < 0 or (arguments.nsteps_save is not None and arguments.nsteps_save < 1):
         raise UserError("--resume must be 0 or an epoch, --nsteps_save at least 1")
     check_folder(arguments.save_dir, "--save_dir")
     run = stages.Run(
