@@ -109,7 +109,7 @@ def test_a_file_is_read_whole_or_not_at_all(tmp_path: Path) -> None:
     path.write_text(json.dumps(raw))
     assert load_settings(path).name == raw["name"]
     path.write_text(json.dumps(raw)[:100])
-    with pytest.raises(UserError, match=r"own\.json is not JSON: line 1"):
+    with pytest.raises(UserError, match=r"own\.json is not JSON: .*line 1"):
         load_settings(path)
     for wrong in ([1, 2], {key: value for key, value in raw.items() if key != "training"}):
         with pytest.raises(UserError, match=r"must be one JSON object|missing key 'training'"):

@@ -47,12 +47,12 @@ def test_a_place_that_cannot_be_written_is_told(
     check_writable(file)
     check_writable(tmp_path / "new" / "file")
     assert not (tmp_path / "new").exists()
-    for path, reason in ((tmp_path, "it is a folder"), (file / "file", "file is no folder")):
+    for path, reason in ((tmp_path, "no file"), (file / "file", f"{file} is no folder")):
         with pytest.raises(UserError, match=f"cannot write to {path}: .*{reason}"):
             check_writable(path)
     monkeypatch.setattr(os, "access", lambda path, mode: (path, mode) != (tmp_path, os.W_OK))
-    with pytest.raises(UserError, match=f"nothing may be written into {tmp_path}"):
+    with pytest.raises(UserError, match=f"{tmp_path} is no folder that may be changed"):
         check_writable(tmp_path / "new" / "file")
     monkeypatch.setattr(os, "access", lambda path, mode: path != file)
-    with pytest.raises(UserError, match=f"cannot write to {file}: it may not be changed"):
+    with pytest.raises(UserError, match=f"{file} is no file that may be changed"):
         check_writable(file)

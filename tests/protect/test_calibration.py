@@ -171,9 +171,9 @@ def test_a_place_that_takes_no_calibration_is_refused_before_the_work(
     (copy / FILE).mkdir()
     outcome = call("calibrate", copy, "--data-dir", tmp_path / "nowhere")
     assert outcome.code == 2
-    assert f"cannot write to {copy / FILE}: it is a folder: name another file by --out" in (
+    assert "calibration.json is no file that may be changed: name another file by --out" in (
         outcome.err
     )
     outcome = call("calibrate", copy, "--data-dir", tmp_path / "nowhere", "--out", tmp_path)
     assert outcome.code == 2
-    assert f"cannot write to {tmp_path}: it is a folder\n" in outcome.err
+    assert f"cannot write to {tmp_path}: {tmp_path} is no file that may be changed\n" in outcome.err

@@ -2,87 +2,53 @@
 
 from __future__ import annotations
 
-import glob
 import hashlib
-import io
 import itertools
 import json
 import os
 import secrets
-import time
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from codedinvnet.common.errors import UserError
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-ABANDONED = 3600.0
-"""A temporary file that is older than this many seconds was left by a killed writer."""
 _PIECE = 1 << 20
 """Bytes of a file that are in memory at once while its digest is made."""
 _DIGITS = 16
 
 
-def write_atomically(path: Path, content: bytes, mode: int = 0o666) -> None:
+def write_atomically(path: Path, content: bytes) -> None:
     """Write a file so that a reader, or a crash, sees the old content or the new, never a part.
 
     Of a symbolic link it is the target that is written.
 
-    Args:
-        path: the file.
-        content: what it shall hold.
-        mode: who may do what with it, less what the umask takes away.
-
     Raises:
         OSError: of this path, if it cannot be written.
     """
+    target = path.resolve()
+    name = target.with_name(f".{target.name}-{secrets.token_hex(4)}")
     try:
-        _write_atomically(path.resolve(), content, mode)
-    except OSError as error:  # of the temporary file, perhaps, which the user never named
-        raise OSError(error.errno, error.strerror, str(path)) from error
-
-
-def _write_atomically(path: Path, content: bytes, mode: int) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".{path.name}-"
-    for left in path.parent.glob(f"{glob.escape(prefix)}????????"):  # of a killed writer
-        with suppress(OSError):
-            if time.time() - left.stat().st_mtime > ABANDONED:
-                left.unlink()
-    name = path.parent / f"{prefix}{secrets.token_hex(4)}"
-    # The kernel takes the umask from this mode; mkstemp's would be the owner's alone.
-    handle = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-    try:
-        with os.fdopen(handle, "wb") as file:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with name.open("xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(name, path)
-    except BaseException:
-        with suppress(FileNotFoundError):  # an interrupt after it was put in its place
-            os.unlink(name)
-        raise
+        os.replace(name, target)
+    except OSError as error:  # of the temporary file, perhaps, which the user never named
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
+        with suppress(OSError):  # it has its place
+            name.unlink()
 
 
 def check_writable(path: Path) -> None:
     """Make sure that a file can be written, before the work whose results it shall hold."""
-    folder = next((parent for parent in path.absolute().parents if parent.exists()), path)
-    if path.is_dir():
-        reason = "it is a folder"
-    elif path.exists() and not path.is_file():
-        reason = "it is no ordinary file"
-    elif path.exists() and not os.access(path, os.W_OK):
-        reason = "it may not be changed"
-    elif not folder.is_dir():
-        reason = f"{folder} is no folder"
-    elif not os.access(folder, os.W_OK):
-        reason = f"nothing may be written into {folder}"
-    else:
-        return
-    raise UserError(f"cannot write to {path}: {reason}")
+    place = path.absolute()
+    found = next(one for one in (place, *place.parents) if one.exists())
+    kind, fits = ("file", found.is_file()) if found == place else ("folder", found.is_dir())
+    if not fits or not os.access(found, os.W_OK):
+        raise UserError(f"cannot write to {path}: {found} is no {kind} that may be changed")
 
 
 def check_folder(path: Path, option: str) -> None:
@@ -93,7 +59,7 @@ def check_folder(path: Path, option: str) -> None:
         option: that named it.
     """
     try:
-        check_writable(path / ".any")
+        check_writable(path / "any")
     except UserError as error:
         reason = str(error).partition(": ")[2]
         raise UserError(f"{option}: cannot write into {path}: {reason}") from error
@@ -102,13 +68,6 @@ def check_folder(path: Path, option: str) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write text as UTF-8, whole or not at all."""
     write_atomically(path, text.encode())
-
-
-def write_picture(path: Path, figure: Figure) -> None:
-    """Draw a Matplotlib figure into a file of the format that its name ends with."""
-    drawn = io.BytesIO()
-    figure.savefig(drawn, format=path.suffix[1:], dpi=110)
-    write_atomically(path, drawn.getvalue())
 
 
 def write_json(path: Path, value: Any, indent: int | None = 2) -> None:
@@ -145,12 +104,7 @@ def parse_json(text: str | bytes, where: str) -> Any:
         where: what it is or where it stands, for errors.
     """
     try:
-        read = text.decode() if isinstance(text, bytes) else text
-        return json.loads(read)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{where} is not JSON: line {error.lineno}: {error.msg}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{where} is not JSON: it is not text") from error
+        return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where} is not JSON: {error}") from error
 

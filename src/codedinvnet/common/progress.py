@@ -49,14 +49,6 @@ class Progress(tqdm):  # type: ignore[misc]
             options |= {"mininterval": EVERY, "maxinterval": EVERY}
         super().__init__(*args, file=self._lines or stream, **options)
 
-    def skip(self, count: int) -> None:
-        """Count what an earlier run has done: its speed is none of this run's."""
-        if not self.disable:
-            self.n += count
-            self.initial += count
-            self.last_print_n += count
-            self.refresh()
-
     def close(self) -> None:
         """End the bar."""
         if self._lines is not None and not self.disable:

@@ -13,7 +13,6 @@ from matplotlib.figure import Figure
 from pandas import DataFrame
 
 from codedinvnet.codes.registry import OURS, known_method
-from codedinvnet.common.files import write_picture
 from codedinvnet.evaluation.tables import on_f, shown_frame
 
 STYLE = "seaborn-v0_8-whitegrid"
@@ -73,6 +72,6 @@ def draw_accuracy(rows_file: Path, compare: bool = False) -> list[Path]:
     if figure is None:
         return []
     path = rows_file.with_name(f"{rows_file.stem}-late.png")
-    write_picture(path, figure)
+    figure.savefig(path, dpi=110)
     plt.close(figure)
     return [path]

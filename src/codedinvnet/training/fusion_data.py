@@ -110,7 +110,7 @@ def sample_fusion_data(
                     path, {"groups": shard, "targets": targets}, {"settings": stamp, **made}
                 )
             else:
-                bar.skip(len(shard))
+                bar.update(len(shard))
             worst, seconds = max(worst, made[ERROR]), seconds + made[SECONDS]
     for path in (folder / "data").glob("*.safetensors"):
         if path not in written:  # left by an earlier data set of more shards
