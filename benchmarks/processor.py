@@ -19,10 +19,11 @@ import numpy as np
 from pandas import DataFrame
 
 from benchmarks.peers import upstreams as servers
+from benchmarks.processes import Running, process_stat, running
 from codedinvnet.common.errors import UserError
-from codedinvnet.common.processes import Running, free_port, process_stat, running
 from codedinvnet.evaluation import tables
 from codedinvnet.net.client import HttpClient, parse_origin
+from codedinvnet.net.listening import free_port
 from codedinvnet.net.protocol.http import render_request
 from codedinvnet.net.protocol.messages import InferRequest
 

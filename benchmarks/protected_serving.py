@@ -23,9 +23,9 @@ import numpy as np
 from pandas import DataFrame
 
 from benchmarks.client import Reply, connect
+from benchmarks.processes import server
 from codedinvnet.common.faults import Delay, Fault
 from codedinvnet.common.grid import Cell, read_rows, resume, seed_of
-from codedinvnet.common.processes import server
 from codedinvnet.common.quantiles import percentile, rounded
 from codedinvnet.evaluation.tables import markdown
 from codedinvnet.models import OpenModel, open_model

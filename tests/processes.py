@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from codedinvnet.common.processes import Running, process_stat, running
+from benchmarks.processes import Running, process_stat, running
 
 needs_proc = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, kills with parents")
 PATIENT = ("--deadline-ms", "30000")

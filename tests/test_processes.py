@@ -10,12 +10,9 @@ import numpy as np
 import pytest
 
 from benchmarks.client import connect
+from benchmarks.processes import descendants, server
 from codedinvnet.common.errors import UserError
-from codedinvnet.common.processes import (
-    descendants,
-    server,
-    usable_processors,
-)
+from codedinvnet.serving.opened import usable_processors
 from tests.processes import needs_proc, survivors
 
 

@@ -10,7 +10,7 @@ import time
 import urllib.request
 from pathlib import Path
 
-from codedinvnet.common.processes import free_port
+from codedinvnet.net.listening import free_port
 
 INSTALLED = Path(__file__).parents[1] / ".triton"
 START_TIMEOUT = 60.0

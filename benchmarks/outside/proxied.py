@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.outside.counts import Count, counting, long_json
-from codedinvnet.common.processes import running
+from benchmarks.processes import running
 from codedinvnet.gateway.options import GatewayOptions
 from codedinvnet.gateway.run import run_gateway
 from codedinvnet.net.client import HttpClient, parse_origin

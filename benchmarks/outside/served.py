@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from benchmarks.client import Client, Reply, connect
 from benchmarks.load import Load, arrivals
 from benchmarks.outside.counts import Count, counting, long_json
-from codedinvnet.common.processes import descendants, server
+from benchmarks.processes import descendants, server
 from codedinvnet.data import sample_images
 from codedinvnet.models.bundle import load_bundle
 from codedinvnet.net.protocol.http import render_request

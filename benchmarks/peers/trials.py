@@ -25,8 +25,8 @@ import numpy as np
 from benchmarks.load import JSON, Load, arrivals
 from benchmarks.peers import libraries, upstreams
 from benchmarks.peers.contenders import CONTENDERS, TIMEOUT, Site
+from benchmarks.processes import descendants, process_stat
 from codedinvnet.common.errors import UserError
-from codedinvnet.common.processes import descendants, process_stat
 
 WARM_UP = 400
 """Requests before those that are measured."""

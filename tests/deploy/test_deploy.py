@@ -26,11 +26,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from codedinvnet.cli.command_line import build_parser
 from codedinvnet.cli.options import options_of
-from codedinvnet.common.processes import free_port
 from codedinvnet.gateway.options import MIB, GatewayOptions
 from codedinvnet.gateway.run import GRACE
 from codedinvnet.gateway.run import running as gateway_running
 from codedinvnet.net.client import parse_origin
+from codedinvnet.net.listening import free_port
 from codedinvnet.serving.app import running as serve_running
 from codedinvnet.serving.config import ServeOptions
 from tests.gateway.support import INFER, V2, Upstream, gateway

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from tritonclient.utils import InferenceServerException
 
-from codedinvnet.common.processes import Running, free_port, running
+from benchmarks.processes import Running, running
+from codedinvnet.net.listening import free_port
 from tests.processes import served
 from tests.triton import MODEL, Triton, is_installed
 

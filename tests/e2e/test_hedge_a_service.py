@@ -8,7 +8,8 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
-from codedinvnet.common.processes import Running, free_port, running
+from benchmarks.processes import Running, running
+from codedinvnet.net.listening import free_port
 
 TOY = str(Path(__file__).resolve().parents[2] / "examples" / "toy_server.py")
 PERCENTILES = r"(\d+) answers, (\d+) wrong: p50 (\d+) ms, p90 (\d+) ms, p99 (\d+) ms"

@@ -17,10 +17,11 @@ import numpy as np
 import pytest
 
 from benchmarks.client import Client, connect
+from benchmarks.processes import descendants, server
 from codedinvnet.common.errors import UserError
-from codedinvnet.common.processes import descendants, free_port, server
 from codedinvnet.data import sample_images
 from codedinvnet.models import open_model
+from codedinvnet.net.listening import free_port
 from codedinvnet.serving.workers.computing import BundleSpec, ModelSpec
 from codedinvnet.serving.workers.pool import Task
 from codedinvnet.serving.workers.ray import RayPool

@@ -20,9 +20,10 @@ import pytest
 import torch
 
 from benchmarks.client import Client, connect
-from codedinvnet.common.processes import descendants, free_port, server
+from benchmarks.processes import descendants, server
 from codedinvnet.data import sample_images
 from codedinvnet.models.bundle import Bundle, load_bundle
+from codedinvnet.net.listening import free_port
 from tests.conftest import Command
 from tests.processes import (
     PATIENT,

@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from codedinvnet.common.processes import descendants, free_port
+from benchmarks.processes import descendants
+from codedinvnet.net.listening import free_port
 from tests.triton import INSTALLED as TRITON
 from tests.triton import Triton
 

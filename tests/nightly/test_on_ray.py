@@ -19,10 +19,11 @@ import pytest
 import torch
 
 from benchmarks.client import connect
+from benchmarks.processes import server
 from codedinvnet.common.faults import Fault
-from codedinvnet.common.processes import free_port, server
 from codedinvnet.data import sample_images
 from codedinvnet.models import open_model
+from codedinvnet.net.listening import free_port
 from codedinvnet.protect import load_protection
 from codedinvnet.serving.config import ServeOptions
 from tests.e2e.test_ray import NODE, raylet, three_nodes

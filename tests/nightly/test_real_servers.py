@@ -15,8 +15,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from codedinvnet.common.processes import free_port, running
+from benchmarks.processes import running
 from codedinvnet.hedging import HedgingTransport
+from codedinvnet.net.listening import free_port
 from tests.nightly.servers import (
     MLSERVER,
     FastAPI,

@@ -24,7 +24,8 @@ import httpx
 import numpy as np
 import pytest
 
-from codedinvnet.common.processes import descendants, free_port, running
+from benchmarks.processes import descendants, running
+from codedinvnet.net.listening import free_port
 from tests.triton import CONFIG, MODEL, Triton, is_installed
 
 grpc = pytest.importorskip("grpc")

@@ -16,7 +16,7 @@ import pytest
 import tritonclient.grpc.aio as triton
 
 from codedinvnet.common.errors import UserError
-from codedinvnet.common.processes import free_port
+from codedinvnet.net.listening import free_port
 from codedinvnet.serving.app import open_app, running
 from codedinvnet.serving.config import ServeOptions
 from tests.models.factories import PLACE

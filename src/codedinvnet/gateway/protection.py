@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from codedinvnet.common.errors import UserError
-from codedinvnet.common.processes import free_port
+from codedinvnet.net.listening import free_port
 from codedinvnet.net.logs import log_event
 
 DESCRIPTION = "protection.json"

@@ -113,3 +113,11 @@ def stop_signals() -> asyncio.Event:
     for number in numbers:
         loop.add_signal_handler(number, end, number)
     return stop
+
+
+def free_port() -> int:
+    """Return a port of this machine that no one listens on, for now."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+    return port

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import re
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,7 +24,6 @@ from codedinvnet.codes.registry import METHODS, OURS, UNTRAINED, find_method
 from codedinvnet.codes.rules import is_systematic
 from codedinvnet.common.errors import UserError
 from codedinvnet.common.files import file_digest
-from codedinvnet.common.processes import usable_processors
 from codedinvnet.common.user_code import user_module
 from codedinvnet.models.base import scores_tensor
 from codedinvnet.models.bundle import bundle_folder, load_bundle, weights_digest
@@ -46,6 +46,8 @@ from codedinvnet.serving.workers.pool import Computer, WorkerPool
 
 SLOW, LIMIT = 5.0, 300.0
 """Seconds after which a log line says what the start waits for, and after which it is given up."""
+QUOTA = Path("/sys/fs/cgroup/cpu.max")
+"""Linux's file of a container's processor time: microseconds, or `max`, in a period of others."""
 POOL_METHODS = ("start", "call", "replace", "stop", "pid")
 
 
@@ -167,6 +169,22 @@ def called(source: str) -> str:
     _, colon, function = source.rpartition(":")
     word = function if colon and not Path(source).exists() else Path(source).stem
     return re.sub(r"[^\w.-]+", "-", word) or "model"
+
+
+def usable_processors(quota: Path = QUOTA) -> int:
+    """Return how many processors this process may use, at least 1.
+
+    A container's may be fewer than the machine's. A quota of a part of one counts as a whole one.
+
+    Args:
+        quota: Linux's file.
+    """
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux has it
+    count = len(affinity(0)) if affinity else os.cpu_count() or 1
+    with suppress(OSError, ValueError):
+        allowed, period = quota.read_text(encoding="ascii").split()
+        count = min(count, math.ceil(int(allowed) / int(period)))  # "max" is no number
+    return max(1, count)
 
 
 def make_pool(options: ServeOptions, spec: WorkerSpec) -> WorkerPool:

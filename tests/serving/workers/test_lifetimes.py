@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from codedinvnet.common.processes import descendants
+from benchmarks.processes import descendants
 from codedinvnet.serving.workers import local as process_pool
 from codedinvnet.serving.workers.computing import BundleSpec
 from codedinvnet.serving.workers.local import Connection, ProcessPool

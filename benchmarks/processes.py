@@ -1,13 +1,11 @@
-"""Commands that run next to this one, and what Linux says of processes."""
+"""Commands that benchmarks and tests run next to them, and what Linux says of processes."""
 
 from __future__ import annotations
 
 import asyncio
-import math
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -22,25 +20,6 @@ START_TIMEOUT = 120.0
 STOP_TIMEOUT = 20.0
 ADDRESS = r"(http://\S+?)(?=:? |: )"
 """What a server's first line says of where it is."""
-
-QUOTA = Path("/sys/fs/cgroup/cpu.max")
-"""Linux's file of a container's processor time: microseconds, or `max`, in a period of others."""
-
-
-def usable_processors(quota: Path = QUOTA) -> int:
-    """Return how many processors this process may use, at least 1.
-
-    A container's may be fewer than the machine's. A quota of a part of one counts as a whole one.
-
-    Args:
-        quota: Linux's file.
-    """
-    affinity = getattr(os, "sched_getaffinity", None)  # Linux has it
-    count = len(affinity(0)) if affinity else os.cpu_count() or 1
-    with suppress(OSError, ValueError):
-        allowed, period = quota.read_text(encoding="ascii").split()
-        count = min(count, math.ceil(int(allowed) / int(period)))  # "max" is no number
-    return max(1, count)
 
 
 @dataclass(frozen=True)
@@ -121,14 +100,6 @@ async def server(*arguments: str, log: Path | None = None) -> AsyncIterator[Runn
         service.__exit__(*sys.exc_info())
         raise
     await asyncio.to_thread(service.__exit__, None, None, None)
-
-
-def free_port() -> int:
-    """Return a port of this machine that no one listens on, for now."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-    return port
 
 
 def process_stat(pid: int) -> list[str]:
