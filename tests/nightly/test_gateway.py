@@ -14,7 +14,7 @@ from typing import ClassVar, cast
 
 import pytest
 
-from codedinvnet.common import processes
+from benchmarks import processes
 from codedinvnet.net.client import parse_origin
 from tests.gateway.support import INFER, V2, Handler, Request, Upstream, answer, gateway
 from tests.gateway.test_hedging import unrepeated
