@@ -56,15 +56,17 @@ class ScoresOf(nn.Module):
 
     Args:
         model: a classifier.
+        kind: "probabilities" turns its logits into probabilities; by default they stay.
 
     Raises:
         UserError: if it is not known where its scores are.
     """
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, kind: str = "") -> None:
         super().__init__()
         self.model, self.inputs = model, model.signature.inputs
-        self.output = scores_tensor(model.signature).name
+        self.output, own = scores_tensor(model.signature).name, model.signature.scores
+        self.softmax = own is not None and own.kind == "logits" and kind == "probabilities"
 
     def forward(self, *queries: Tensor) -> Tensor:
         """Map queries (B, *shape), of each input in the model's order, to scores (B, classes).
@@ -75,4 +77,5 @@ class ScoresOf(nn.Module):
             spec.name: np.ascontiguousarray(tensor.numpy().astype(DATATYPES[spec.datatype]))
             for spec, tensor in zip(self.inputs, queries, strict=True)
         }
-        return torch.from_numpy(self.model.run(arrays)[self.output]).float()
+        scores = torch.from_numpy(self.model.run(arrays)[self.output]).float()
+        return scores.softmax(1) if self.softmax else scores
