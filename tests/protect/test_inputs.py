@@ -70,7 +70,7 @@ def test_repetitions_are_dropped_and_parts_share_nothing() -> None:
     rows = np.arange(1000, dtype=np.float32)[:, None]
     inputs = Inputs({"x": np.concatenate([rows, rows])}, specs).distinct()
     np.testing.assert_array_equal(inputs.arrays["x"], rows)
-    assert inputs.digest() != Inputs({"x": rows[::-1]}, specs).digest()
+    assert inputs.digest != Inputs({"x": rows[::-1]}, specs).digest
     parts = split(len(inputs), 0)
     assert sorted(np.concatenate(parts).tolist()) == list(range(1000))
     assert [len(part) for part in parts] == [600, 100, 150, 150]

@@ -103,9 +103,9 @@ def test_images_are_changed_in_training_as_the_model_tolerates(
     inputs = Inputs({"x": x.astype(np.float32)}, model.signature.inputs)
     asked = teacher.ask(model, inputs, split(300, 0), tmp_path, 5.0)
     assert asked.largest_shift() == shift
-    ways = [asked.variant(0, True, False), asked.variant(1, False, True)]
-    lesson, rows, plain = distil.Lesson(asked, ways), asked.rows.train, inputs.arrays["x"]
-    mirrored, pasted = (lesson.images(rows, np.full(len(rows), way))["x"] for way in (1, 2))
+    lesson = teacher.Lesson(asked, [(True, False), (False, True)])
+    rows, plain = asked.rows.train, inputs.arrays["x"]
+    mirrored, pasted = (lesson.batch(rows, np.full(len(rows), way))["x"] for way in (1, 2))
     np.testing.assert_array_equal(mirrored, plain[rows][:, :, :, ::-1])
     differs = (pasted != plain[rows]).any(1).mean((1, 2))
     assert 0.1 < differs.mean() < differs.max() <= 0.6
@@ -123,7 +123,7 @@ def test_images_are_pasted_once_a_backup_learns_by_heart(noise: bool, tmp_path: 
     x = generator.random((600, 3, *((32, 32) if noise else (1, 1))), np.float32)
     inputs = Inputs({"x": x * np.ones((32, 32), np.float32)}, model.signature.inputs)
     asked = teacher.ask(model, inputs, split(600, 0), tmp_path, 5.0)
-    lesson = distil.Lesson(asked, [asked.variant(0, True, False), asked.variant(1, True, True)])
+    lesson = teacher.Lesson(asked, [(True, False), (True, True)])
     torch.manual_seed(0)
     student = STUDENTS["fresh"](asked, {"width": 8})
     part = PartSettings(epochs=6, steps_per_epoch=50, batch_size=32)

@@ -63,9 +63,7 @@ def most_of(teacher: Teacher, work: float) -> int:
 
 def logits(student: Student, teacher: Teacher, count: int = 5) -> np.ndarray:
     """Return a student's logits of the first inputs."""
-    with torch.inference_mode():
-        found = student.eval()(*student.tensors(teacher.inputs.batch(np.arange(count))))
-    return np.asarray(found.numpy())
+    return student.eval().logits(teacher.inputs.batch(np.arange(count)))
 
 
 @pytest.mark.parametrize(
@@ -96,13 +94,13 @@ def test_a_fresh_network_is_as_wide_as_it_may_cost(name: str, kind: str, tmp_pat
 
 def test_the_graph_computes_what_the_model_does(tmp_path: Path) -> None:
     teacher = teacher_of("residual", tmp_path)
-    net = graph_of(teacher)
+    graph = graph_of(teacher)
     batch = teacher.inputs.batch(np.arange(5))
     x = torch.from_numpy(batch["images"])
     with torch.inference_mode():
-        found = net.build().eval()(x).numpy()
+        found = graph(x).numpy()
     np.testing.assert_allclose(found, scores_of(teacher.model, batch), rtol=1e-3, atol=1e-4)
-    assert len(residual_blocks(net, x[:1])) == 4
+    assert len(residual_blocks(graph, x[:1])) == 4
 
 
 @pytest.mark.parametrize(("work", "left"), [(0.8, 3), (0.5, 1)])

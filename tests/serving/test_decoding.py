@@ -11,7 +11,6 @@ import torch
 
 from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.build import scheme_for
-from codedinvnet.common.confidence import log_probabilities
 from codedinvnet.common.faults import Delay, Fault
 from codedinvnet.data import sample_images
 from codedinvnet.models.base import Scores, Signature, TensorSpec
@@ -79,7 +78,7 @@ def test_a_served_confidence_is_the_calibrated_one(kind: ScoreKind) -> None:
     decoded = random / random.sum(1, keepdims=True)
     assert decoded.min() < 0
     assert decoded.max() > 1
-    calibrated = answers_of(log_probabilities(decoded, kind), np.zeros(50))
+    calibrated = answers_of(decoded, kind, np.zeros(50))
     tensors = TensorSpec("x", "FP32", (3,)), TensorSpec("y", "FP32", (10,))
     served = OwnModel("m", Signature(tensors[:1], tensors[1:], scores=Scores("y", kind)))
     found = [answer.confidence for answer in decoding.answers(served, torch.from_numpy(decoded))]

@@ -74,11 +74,12 @@ def can_be_scores(spec: TensorSpec) -> bool:
 def scores_tensor(signature: Signature) -> TensorSpec:
     """Return the output that has the class scores."""
     if signature.scores is None:
-        if any(can_be_scores(spec) for spec in signature.outputs):
-            raise UserError("name the output that has the class scores (scores)")
+        if names := [spec.name for spec in signature.outputs if can_be_scores(spec)]:
+            raise UserError(f"name the output with the class scores: --scores {' or '.join(names)}")
         raise UserError(
-            "no output is class scores, floats (B, classes) of two classes or more: a regression "
-            "is hedged, and not protected; with one column of a sigmoid return concat(1 - p, p)"
+            "no output is class scores, floats (B, classes) of two classes or more: regressions "
+            "and embeddings are not supported yet, use policy hedge; with one column of a sigmoid "
+            "return concat(1 - p, p)"
         )
     output = signature.scores.output
     return next(spec for spec in signature.outputs if spec.name == output)

@@ -233,8 +233,7 @@ class Graph(nn.Module):
     """The operators of an ONNX file, in their order, with one input and one output.
 
     Args:
-        described: what `read_graph` found, as JSON has it. The weights are zeros until they are
-            loaded.
+        described: what `read_graph` found.
     """
 
     def __init__(self, described: Mapping[str, Any]) -> None:
@@ -244,7 +243,7 @@ class Graph(nn.Module):
         self.names: dict[str, str] = {}
         for number, (name, told) in enumerate(described["tensors"].items()):
             self.names[name] = key = f"tensor{number}"
-            tensor = torch.zeros(told["shape"])
+            tensor = told["value"].clone()
             if told["trained"]:
                 setattr(self, key, nn.Parameter(tensor))
             else:
@@ -316,24 +315,22 @@ def read_graph(content: Any, output: str, *, logits: bool) -> Graph:
     weights = _weights(nodes, constants)
     plain: dict[str, Value] = {}
     tensors: dict[str, Any] = {}
-    values: dict[str, Tensor] = {}
     for name in sorted(wanted & constants.keys()):
         array = constants[name]
         if array.dtype.kind != "f" or (array.ndim == 0 and name not in weights):
             plain[name] = array.tolist()
             continue
-        values[name] = torch.from_numpy(array.astype("float32"))
-        tensors[name] = {"shape": list(array.shape), "trained": name in weights}
-    described = {
-        "input": inputs[0],
-        "output": output,
-        "nodes": nodes,
-        "plain": plain,
-        "tensors": tensors,
-    }
-    made = Graph(described)
-    made.load_state_dict({made.names[name]: tensor for name, tensor in values.items()})
-    return made
+        value = torch.from_numpy(array.astype("float32"))
+        tensors[name] = {"value": value, "trained": name in weights}
+    return Graph(
+        {
+            "input": inputs[0],
+            "output": output,
+            "nodes": nodes,
+            "plain": plain,
+            "tensors": tensors,
+        }
+    )
 
 
 def _takes_one_query(graph: Any, name: str) -> bool:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -14,23 +12,15 @@ from torch import Tensor
 
 from codedinvnet.common.config import PartSettings
 from codedinvnet.common.errors import UserError
-from codedinvnet.protect.inputs import layout
-from codedinvnet.protect.measure import coverage_at
+from codedinvnet.protect.measure import answers_of, coverage_at
 from codedinvnet.protect.students import Student
-from codedinvnet.protect.teacher import Teacher, Variant, batches, changed_images
-from codedinvnet.training.network import augment
+from codedinvnet.protect.teacher import Lesson, batches, shifted
 from codedinvnet.training.part import PartStage, batch_places
 from codedinvnet.training.precision import autocast
 
-TEMPERATURES = (2.0, 1.5, 1.0)
-"""By which scores are divided before they are compared, so that more than one class counts."""
-MOST_ENTROPY = 2.0
-"""Nats, on average: above it many classes look alike, and a lower temperature teaches more."""
-PASTED = 0.5
-"""Share of the training images into which parts of others are pasted, once that is needed."""
 BY_HEART = 0.03
-"""It is needed when agreement on an epoch's whole images exceeds the best validation by so much,
-and by two standard errors."""
+"""Images are pasted when agreement on an epoch's whole images exceeds the best validation by so
+much, and by two standard errors."""
 LEAST = 10
 """Steps without which there is no training."""
 FEWEST_STEPS = 40
@@ -39,60 +29,6 @@ MOST_STEPS, MOST_ROUNDS = 60_000, 400
 """A training ends here even if time is left: more changes nothing, or learns inputs by heart."""
 SHARE = 0.93
 """Part of the time that epochs are planned for; the rest is for slow moments of the machine."""
-
-
-@dataclass(frozen=True, eq=False)
-class Lesson:
-    """What students are trained with.
-
-    Attributes:
-        teacher: the served model with its inputs.
-        variants: ways to change images whose scores the model has given.
-        shift: shift images by up to so many pixels.
-    """
-
-    teacher: Teacher
-    variants: Sequence[Variant] = ()
-    shift: int = 0
-
-    @cached_property
-    def logs(self) -> np.ndarray:
-        """The model's log-probabilities of plain inputs and of all variants, (V, N, classes)."""
-        return np.stack([self.teacher.log_probabilities, *(v.logs for v in self.variants)])
-
-    def images(self, rows: np.ndarray, ways: np.ndarray) -> Mapping[str, np.ndarray]:
-        """Return images of these rows, each changed in one way; 0 is the plain one."""
-        inputs = self.teacher.inputs
-        (spec,) = inputs.specs
-        others, boxes = rows.copy(), np.zeros((len(rows), 4), np.int64)
-        flips = np.zeros(len(rows), bool)
-        for way, variant in enumerate(self.variants, 1):
-            there = ways == way
-            others[there], flips[there] = variant.others[rows[there]], variant.mirrored
-            boxes[there] = variant.boxes[rows[there]]
-        (plain,), (pasted,) = inputs.batch(rows).values(), inputs.batch(others).values()
-        return {spec.name: changed_images(plain, pasted, boxes, flips, layout(spec)[1])}
-
-    @cached_property
-    def pasted(self) -> Tensor:
-        """Whether parts of other images are pasted in, by way, (V,)."""
-        return torch.tensor([False, *(bool(v.boxes.any()) for v in self.variants)])
-
-    def weights(self, pasting: bool) -> Tensor:
-        """Return how often each way is taken, (V,)."""
-        share = PASTED if pasting and self.pasted.any() else 0.0
-        shares = share / max(1, int(self.pasted.sum())), (1 - share) / (~self.pasted).sum()
-        return torch.where(self.pasted, *shares)
-
-    @cached_property
-    def temperature(self) -> float:
-        """The largest of TEMPERATURES at which the classes do not look too much alike."""
-        logs = torch.from_numpy(self.teacher.log_probabilities[self.teacher.rows.train])
-        for found in TEMPERATURES:
-            logs_then = (logs / found).log_softmax(1)
-            if float(-(logs_then.exp() * logs_then).sum(1).mean()) <= MOST_ENTROPY:
-                break
-        return found
 
 
 class Distillation(PartStage):
@@ -125,24 +61,19 @@ class Distillation(PartStage):
         self.whole, self.agreed = 0, 0
 
     def batch_loss(self, index: int) -> Tensor:
-        lesson, teacher = self.lesson, self.lesson.teacher
+        lesson, temperature = self.lesson, self.lesson.temperature
         rows = self.order[batch_places(self.order, index, self.part.batch_size).numpy()]
         weights = lesson.weights(self.pasting)
         ways = torch.multinomial(weights, len(rows), True, generator=self.generator).numpy()
         wanted = torch.from_numpy(lesson.logs[ways, rows])
-        batch = lesson.images(rows, ways) if lesson.variants else teacher.inputs.batch(rows)
-        inputs = self.student.tensors(batch)
+        inputs = self.student.tensors(lesson.batch(rows, ways))
         if lesson.shift:
-            last = bool(getattr(self.student, "last", False))
-            images = inputs[0].permute(0, 3, 1, 2) if last else inputs[0]
-            images = augment(images, False, lesson.shift, self.generator)
-            inputs = [images.permute(0, 2, 3, 1) if last else images]
+            inputs = [shifted(inputs[0], self.student.specs[0], lesson.shift, self.generator)]
         with autocast(self.precision, self.device):
             logits = self.student(*inputs).float()
-        whole = ~lesson.pasted[ways]
+        whole = torch.from_numpy(~lesson.pasted[ways])
         self.whole += int(whole.sum())
         self.agreed += int((logits.argmax(1) == wanted.argmax(1))[whole].sum())
-        temperature = lesson.temperature
         loss = F.cross_entropy(logits / temperature, (wanted / temperature).softmax(1))
         return loss * temperature**2
 
@@ -159,13 +90,10 @@ class Distillation(PartStage):
         """Score by agreement with the model on the validation inputs."""
         rows, teacher = self.lesson.teacher.rows.validation, self.lesson.teacher
         self.student.eval()
-        scores = [
-            self.student(*self.student.tensors(teacher.inputs.batch(part))).float().softmax(1)
-            for part in batches(rows)
-        ]
-        confidence, answers = (found.numpy() for found in torch.cat(scores).max(1))
-        agrees = answers == teacher.answers[rows]
-        agreement, coverage = float(agrees.mean()), coverage_at(confidence, agrees, 0.99)
+        logits = [self.student.logits(teacher.inputs.batch(part)) for part in batches(rows)]
+        found = answers_of(np.concatenate(logits), "logits", teacher.answers[rows])
+        agreement = float(found.agrees.mean())
+        coverage = coverage_at(*found, 0.99)
         self.best = max(self.best, agreement)
         least = self.best + BY_HEART + len(rows) ** -0.5
         self.pasting |= self.agreed > least * self.whole

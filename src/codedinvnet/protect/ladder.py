@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ from codedinvnet.common.files import read_json, write_json
 from codedinvnet.common.progress import Progress
 from codedinvnet.protect import own  # noqa: F401 - registers its students
 from codedinvnet.protect.costs import Cost
-from codedinvnet.protect.distil import Distillation, Lesson, plan
+from codedinvnet.protect.distil import Distillation, plan
 from codedinvnet.protect.students import STUDENTS, Choice, Student, Unfit, kind_of
+from codedinvnet.protect.teacher import Lesson
 from codedinvnet.training.loop import LATEST, train_stage
 
 WORKS = (0.1, 0.25, 0.5)
@@ -59,24 +61,25 @@ def once(path: Path, decide: Callable[[], Any]) -> Any:
     return read_json(path)
 
 
+@dataclass
 class Ladder:
     """Trains candidates; every finished training is kept, so a killed run goes on.
 
-    Args:
+    Attributes:
         lesson: what they are trained with.
         cost: the served model's.
         works: the sizes.
         folder: keeps trainings.
         seed: of all trainings.
+        notes: what a reader of the table should know.
     """
 
-    def __init__(
-        self, lesson: Lesson, cost: Cost, works: Sequence[float], folder: Path, seed: int
-    ) -> None:
-        self.lesson, self.cost, self.works = lesson, cost, works
-        self.folder, self.seed = folder, seed
-        self.notes: list[str] = []
-        """What a reader of the table should know."""
+    lesson: Lesson
+    cost: Cost
+    works: Sequence[float]
+    folder: Path
+    seed: int
+    notes: list[str] = field(default_factory=list)
 
     def candidates(self) -> list[Trained]:
         """Return the untrained candidates; a note says why a class has none.
@@ -87,11 +90,10 @@ class Ladder:
         kind, seen = kind_of(teacher), list[tuple[str, Choice]]()
         for work in sorted(self.works):
             for family, student in STUDENTS.items():
-                if kind not in student.kinds:
+                if student.kind != kind:
                     continue
-                path = self.folder / f"choice-{family}-{work:g}.json"
+                path, most = self.folder / f"{family}-{work:g}.json", self.cost.share(work)
                 try:
-                    most = self.cost.share(work)
                     choice = once(path, partial(student.choose, teacher, most))
                 except Unfit as error:
                     self.notes.append(f"no {family}-{work:g}: {error}")
@@ -114,12 +116,10 @@ class Ladder:
             seconds *= 1 - TRIALS
             scores = ", ".join(f"{t.name} {100 * t.score:.1f} %" for t in found)
             self.notes.append(f"agreement on validation inputs after trials: {scores}")
-        best: dict[float, Trained] = {}
-        for trained in sorted(found, key=lambda trained: trained.score):  # the best comes last
-            best[trained.work] = trained
-        highest = max((trained.score for trained in best.values()), default=0.0)
+        found.sort(key=lambda trained: trained.score)
+        best = {trained.work: trained for trained in found}  # the last of a size
         for trained in best.values():
-            trained.stopped = 0 <= trained.score < highest - HOPELESS
+            trained.stopped = 0 <= trained.score < found[-1].score - HOPELESS
         going = [trained for trained in best.values() if not trained.stopped]
         for trained in self._round("final", going, seconds):
             best[trained.work] = trained
@@ -141,24 +141,18 @@ class Ladder:
             )
             left -= share
             try:
-                found.append(self._trained(name, trained, share))
+                trained = self._trained(self.folder / f"{name}-{trained.name}", trained, share)
             except UserError as error:  # no time for a step, or its loss diverged
                 self.notes.append(f"{trained.name}: {error}")
-                found.append(trained)
+            found.append(trained)
         return found
 
-    def _trained(self, round_: str, started: Trained, seconds: float) -> Trained:
-        student, folder = started.student, self.folder / f"{round_}-{started.name}"
-        before = {key: value.clone() for key, value in student.state_dict().items()}
+    def _trained(self, folder: Path, started: Trained, seconds: float) -> Trained:
+        student = copy.deepcopy(started.student)
 
         def planned() -> dict[str, Any]:
-            try:
-                return {
-                    "seconds": seconds,
-                    "part": plan(student, self.lesson, seconds).model_dump(),
-                }
-            finally:  # it did some steps
-                student.load_state_dict(before)
+            part = plan(copy.deepcopy(student), self.lesson, seconds)
+            return {"seconds": seconds, "part": part.model_dump()}
 
         found = once(folder / "plan.json", planned)
         part = PartSettings.model_validate(found["part"])
@@ -172,8 +166,5 @@ class Ladder:
             resume=LATEST,
             replan=stage.replan,
         )
-        score = float(header["score"])
-        if score < started.score:  # the trial's weights were better
-            student.load_state_dict(before)
-            return started
-        return Trained(started.work, student.eval(), score)
+        trained = Trained(started.work, student.eval(), float(header["score"]))
+        return started if trained.score < started.score else trained  # the trial's were better

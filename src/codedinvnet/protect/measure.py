@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.stats import binomtest
 
+from codedinvnet.common.confidence import confidences
 from codedinvnet.protect.costs import Milliseconds
 
 AGREEMENTS = (0.95, 0.99, 0.995)
@@ -36,25 +37,13 @@ class Interval(NamedTuple):
     high: float
 
 
-@dataclass(frozen=True)
-class Answers:
-    """A backup's answers to some inputs.
+class Answers(NamedTuple):
+    """A backup's answers to some inputs."""
 
-    Attributes:
-        answers: the classes, (N,).
-        confidence: the highest probability, (N,).
-        served: the served model's own answers, (N,).
-    """
-
-    answers: np.ndarray
     confidence: np.ndarray
-    served: np.ndarray
-
-    @property
-    def agrees(self) -> np.ndarray:
-        """Whether the answers are the served model's, (N,)."""
-        agrees: np.ndarray = self.answers == self.served
-        return agrees
+    """The highest probability, (N,)."""
+    agrees: np.ndarray
+    """Whether the answers are the served model's, (N,)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,10 +78,9 @@ class Candidate:
         return self.macs / self.model_macs
 
 
-def answers_of(log_probabilities: np.ndarray, served: np.ndarray) -> Answers:
-    """Return the answers (N,) that log-probabilities (N, classes) give."""
-    confidence = np.exp(log_probabilities.max(axis=1))
-    return Answers(log_probabilities.argmax(axis=1), confidence, served)
+def answers_of(scores: np.ndarray, kind: str, served: np.ndarray) -> Answers:
+    """Return the answers that scores (N, classes) give, and the served model's classes (N,)."""
+    return Answers(confidences(scores, kind), scores.argmax(axis=1) == served)
 
 
 def interval(hits: np.ndarray) -> Interval:
@@ -124,7 +112,7 @@ def report(candidate: Candidate, k: int) -> dict[str, Any]:
     Policies that send the backup everything do so in groups of k, and need as many workers for it
     as answer for a group in the time of one query to the model.
     """
-    test, calibration, work = candidate.test, candidate.calibration, candidate.work
+    test, work = candidate.test, candidate.work
     row: dict[str, Any] = {
         "method": candidate.name,
         "work": work,
@@ -133,7 +121,7 @@ def report(candidate: Candidate, k: int) -> dict[str, Any]:
         "model_ms": candidate.model_ms,
         "k": k,
         "backup_workers": max(1, min(k, math.ceil(work * k - 0.01))),
-        "inputs": len(test.answers),
+        "inputs": len(test.agrees),
         "agreement": interval(test.agrees),
         "coverage": {},
         "extra_work": {
@@ -142,64 +130,57 @@ def report(candidate: Candidate, k: int) -> dict[str, Any]:
         },
     }
     for agreement in AGREEMENTS:
-        least = threshold(calibration.confidence, calibration.agrees, agreement)
+        least = threshold(*candidate.calibration, agreement)
         released = test.confidence >= least
         row["coverage"][str(agreement)] = {
             "threshold": least if math.isfinite(least) else None,
             "coverage": interval(released),
             "agreement": interval(test.agrees[released]) if released.any() else None,
         }
-    if notes := _notes(candidate):
+    notes = [candidate.note] if candidate.note else []
+    time = candidate.ms.median / candidate.model_ms.median
+    if not 1 / DISAGREE <= time / work <= DISAGREE:
+        notes.append(
+            f"{work:.2f} of the model's multiply-adds, which the budget used, and {time:.2f} of "
+            "its time"
+        )
+    if notes:
         row["note"] = f"{candidate.name}: {'; '.join(notes)}"
     return row
 
 
-def _notes(candidate: Candidate) -> list[str]:
-    notes = [candidate.note] if candidate.note else []
-    time = candidate.ms.median / candidate.model_ms.median
-    if not 1 / DISAGREE <= time / candidate.work <= DISAGREE:
-        notes.append(
-            f"{candidate.work:.2f} of the model's multiply-adds, which the budget used, and "
-            f"{time:.2f} of its time"
-        )
-    return notes
-
-
-def recommend(candidates: Sequence[Candidate], most_frequent: int) -> tuple[str | None, str]:
+def recommend(
+    candidates: Sequence[Candidate], most_frequent: int, chance: float
+) -> tuple[str | None, str]:
     """Choose the backup for `auto`, by the calibration inputs; return its name and the reason.
 
     Of the backups whose coverage at CHOSEN_AT is within CLOSE of the best, the quickest is taken,
     because a late client waits for it; of those that are as quick by their intervals, the one with
     the best coverage. If no confidence is enough for CHOSEN_AT, agreement takes the place of
     coverage. A backup must not be slower than the model by more than NEGLIGIBLE, and must surely
-    agree more often than the model's most frequent class, or there is none to recommend.
+    agree more often than the model's most frequent class, which does by chance, or there is none
+    to recommend.
     """
-    useful = []
-    for candidate in candidates:
-        own = candidate.calibration
-        chance = float((own.served == most_frequent).mean())
-        slower = candidate.ms.low > candidate.model_ms.high + NEGLIGIBLE
-        if not slower and interval(own.agrees).low > chance:
-            useful.append(candidate)
+    useful = [
+        candidate
+        for candidate in candidates
+        if candidate.ms.low <= candidate.model_ms.high + NEGLIGIBLE
+        and interval(candidate.calibration.agrees).low > chance
+    ]
     if not useful:
         return None, (
             "no backup is as quick as the model and better than its most frequent class, "
             f"{most_frequent}: use policy hedge"
         )
-
-    def coverage(candidate: Candidate) -> float:
-        own = candidate.calibration
-        return coverage_at(own.confidence, own.agrees, CHOSEN_AT)
-
-    def agreement(candidate: Candidate) -> float:
-        return float(candidate.calibration.agrees.mean())
-
-    value = coverage if any(coverage(c) > 0 for c in useful) else agreement
-    best = max(value(candidate) for candidate in useful)
-    close = [candidate for candidate in useful if value(candidate) >= best - CLOSE]
+    what = f"coverage at {CHOSEN_AT}"
+    value = {c.name: coverage_at(*c.calibration, CHOSEN_AT) for c in useful}
+    if not any(value.values()):
+        what = "agreement"
+        value = {c.name: float(c.calibration.agrees.mean()) for c in useful}
+    close = [c for c in useful if value[c.name] >= max(value.values()) - CLOSE]
     quickest = min(close, key=lambda candidate: candidate.ms.median)
-    chosen = max((c for c in close if c.ms.low <= quickest.ms.high), key=value)
-    what = f"coverage at {CHOSEN_AT}" if value is coverage else "agreement"
+    as_quick = (c for c in close if c.ms.low <= quickest.ms.high)
+    chosen = max(as_quick, key=lambda candidate: value[candidate.name])
     return chosen.name, (
         f"the quickest within {100 * CLOSE:.0f} points of the best {what}; it agrees with the "
         f"model on {100 * float(chosen.test.agrees.mean()):.1f} % of the test inputs"

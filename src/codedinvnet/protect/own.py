@@ -5,9 +5,9 @@ A network that already knows the classes needs far fewer steps than a fresh one.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -31,42 +31,22 @@ TRIED, SAMPLE = 8, 128
 EPSILON = 1e-5
 
 
-class Net(NamedTuple):
-    """A graph, as `Graph.described` has it, with its weights."""
-
-    described: Mapping[str, Any]
-    values: Mapping[str, Tensor]
-
-    def build(self) -> Graph:
-        """Return the module."""
-        made = Graph(self.described)
-        made.load_state_dict({key: self.values[name] for name, key in made.names.items()})
-        return made.eval()
-
-    def macs(self, x: Tensor) -> int:
-        """Count the multiply-adds of one query."""
-        network = self.build()
-        return count_macs(lambda: network(x[:1]))
-
-
 @lru_cache(maxsize=1)
-def graph_of(teacher: Teacher) -> Net:
+def graph_of(teacher: Teacher) -> Graph:
     """Return the served model's graph up to its logits; Unfit if there is none."""
-    model, likely = teacher.model, teacher.kind == "probabilities"
-    batch = teacher.inputs.batch(teacher.spread(TRIED))
+    likely, batch = teacher.kind == "probabilities", teacher.inputs.batch(teacher.spread(TRIED))
     try:
-        output = scores_tensor(model.signature).name
+        output = scores_tensor(teacher.model.signature).name
         graph = read_graph(teacher.onnx, output, logits=likely).eval()
         with torch.inference_mode():
             scores = graph(sample(teacher, TRIED))
     except Exception as error:  # PyTorch has many for what does not fit
         raise Unfit(f"PyTorch cannot compute its graph: {one_line(error)}") from error
     found = (scores.softmax(1) if likely else scores).numpy()
-    wanted = scores_of(model, batch)
+    wanted = scores_of(teacher.model, batch)
     if found.shape != wanted.shape or differ(wanted, found, CLOSE):
         raise Unfit("PyTorch computes other scores from its graph")
-    values = {name: getattr(graph, key).detach().clone() for name, key in graph.names.items()}
-    return Net(graph.described, values)
+    return graph
 
 
 def sample(teacher: Teacher, count: int = SAMPLE) -> Tensor:
@@ -76,24 +56,25 @@ def sample(teacher: Teacher, count: int = SAMPLE) -> Tensor:
 
 
 class OwnStudent(Student):
-    """A variant of the served model's graph."""
+    """A variant of the served model's graph.
 
-    kinds = ("images",)
+    Args:
+        teacher: the served model.
+        choice: what `choose` found.
+        graph: the part of its graph that is kept; None: all of it.
+    """
+
+    kind = "images"
     rates: ClassVar[Mapping[str, float]] = {"learning_rate": 5e-4, "weight_decay": 0.01}
 
-    def __init__(self, teacher: Teacher, choice: Choice) -> None:
+    def __init__(self, teacher: Teacher, choice: Choice, graph: Graph | None = None) -> None:
         super().__init__(teacher, choice)
-        (spec,) = self.specs
-        self.last = layout(spec)[1]
-        net = self.variant(teacher, graph_of(teacher), choice)
+        self.last = layout(self.specs[0])[1]
+        self.network = Graph((graph or graph_of(teacher)).described).eval()
         # In bfloat16 the gradients of depthwise convolutions take twice as long.
-        self.reduced = all(options.get("group", 1) == 1 for *_, options in net.described["nodes"])
-        self.network = net.build()
+        nodes = self.network.described["nodes"]
+        self.reduced = all(options.get("group", 1) == 1 for *_, options in nodes)
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-    def variant(self, teacher: Teacher, net: Net, choice: Choice) -> Net:
-        """Return the part of the graph that is kept; all of it unless a class says otherwise."""
-        return net
 
     def prepare(self, x: Tensor) -> Tensor:
         """Change images (B, C, H, W) before the network sees them."""
@@ -148,94 +129,82 @@ class FewerBlocks(OwnStudent):
     family = "fewer-blocks"
     rates: ClassVar[Mapping[str, float]] = {"learning_rate": 2e-3, "weight_decay": 0.01}
 
-    def variant(self, teacher: Teacher, net: Net, choice: Choice) -> Net:
-        return normalised(without(net, [(a, b) for a, b in choice["without"]]), sample(teacher))
+    def __init__(self, teacher: Teacher, choice: Choice) -> None:
+        kept = without(graph_of(teacher), choice["without"])
+        super().__init__(teacher, choice, normalised(kept, sample(teacher)))
 
     @classmethod
     def choose(cls, teacher: Teacher, most: int) -> Choice:
-        net, ranked = graph_of(teacher), ranked_blocks(teacher)
+        graph, ranked = graph_of(teacher), ranked_blocks(teacher)
         if not ranked:
             raise Unfit("the model has no residual blocks that can be left out")
         for count in range(1, len(ranked) + 1):
-            if without(net, ranked[:count]).macs(sample(teacher, 1)) <= most:
+            if graph_macs(without(graph, ranked[:count]), sample(teacher, 1)) <= most:
                 return {"without": ranked[:count]}
         raise Unfit("the model without its residual blocks still costs more")
+
+
+def graph_macs(graph: Graph, x: Tensor) -> int:
+    """Count the multiply-adds of one query."""
+    return count_macs(lambda: graph(x[:1]))
 
 
 @lru_cache(maxsize=1)
 def ranked_blocks(teacher: Teacher) -> list[tuple[str, str]]:
     """Return the residual blocks, first those that change the answers least for what they cost."""
-    net, x = graph_of(teacher), sample(teacher)
+    graph, x = graph_of(teacher), sample(teacher)
     logs = torch.from_numpy(teacher.log_probabilities[teacher.spread(SAMPLE)])
-    whole, ranked = net.macs(x), []
-    for block in residual_blocks(net, x):
-        rest = without(net, [block])
+    whole, ranked = graph_macs(graph, x), []
+    for block in residual_blocks(graph, x):
+        rest = without(graph, [block])
         with torch.inference_mode():
-            found = rest.build()(x).log_softmax(1)
+            found = rest(x).log_softmax(1)
         change = float((logs.exp() * (logs - found)).sum(1).mean())
-        ranked.append((change / max(1, whole - rest.macs(x)), block))
+        ranked.append((change / max(1, whole - graph_macs(rest, x)), block))
     return [block for _, block in sorted(ranked)]
 
 
-def without(net: Net, blocks: Collection[tuple[str, str]]) -> Net:
+def without(graph: Graph, blocks: Iterable[Sequence[str]]) -> Graph:
     """Return a graph in which the sums of residual blocks are replaced by their shortcuts."""
-    described, instead = net.described, dict(blocks)
+    described, instead = graph.described, {total: shortcut for total, shortcut in blocks}
 
     def resolved(name: str) -> str:
-        while name in instead:
-            name = instead[name]
-        return name
+        return resolved(instead[name]) if name in instead else name
 
     wanted, nodes = {described["output"]}, []
     for operator, inputs, output, options in reversed(described["nodes"]):
         if output in wanted and output not in instead:
             nodes.append([operator, [resolved(name) for name in inputs], output, options])
             wanted.update(nodes[-1][1])
-    kept = {
-        key: {name: value for name, value in described[key].items() if name in wanted}
-        for key in ("tensors", "plain")
-    }
-    return Net({**described, **kept, "nodes": nodes[::-1]}, net.values)
+    tensors = {name: value for name, value in described["tensors"].items() if name in wanted}
+    return Graph({**described, "tensors": tensors, "nodes": nodes[::-1]}).eval()
 
 
-def residual_blocks(net: Net, x: Tensor) -> list[tuple[str, str]]:
+def residual_blocks(graph: Graph, x: Tensor) -> list[tuple[str, str]]:
     """Return (sum, shortcut) of all residual blocks that keep the shape of their input."""
-    makers = {node[2]: node[1] for node in net.described["nodes"]}
     with torch.inference_mode():
-        tensors = net.build().tensors(x[:1])
-
-    def needs(name: str, other: str) -> bool:
-        seen, stack = set(), [name]
-        while stack:
-            found = stack.pop()
-            if found == other:
-                return True
-            if found in makers and found not in seen:
-                seen.add(found)
-                stack.extend(makers[found])
-        return False
-
-    blocks = []
-    for operator, inputs, output, _ in net.described["nodes"]:
-        if operator != "Add" or not all(name in makers for name in inputs):
-            continue
-        for branch, shortcut in (inputs, inputs[::-1]):
-            if tensors[shortcut].shape == tensors[output].shape and needs(branch, shortcut):
-                blocks.append((output, shortcut))
-                break
+        tensors = graph.tensors(x[:1])
+    blocks, needs = [], dict[str, set[str]]()
+    for operator, inputs, output, _ in graph.described["nodes"]:
+        needs[output] = set(inputs).union(*(needs.get(name, ()) for name in inputs))
+        if operator == "Add" and all(name in needs for name in inputs):
+            for branch, shortcut in (inputs, inputs[::-1]):
+                if tensors[shortcut].shape == tensors[output].shape and shortcut in needs[branch]:
+                    blocks.append((output, shortcut))
+                    break
     return blocks
 
 
-def normalised(net: Net, x: Tensor) -> Net:
+def normalised(graph: Graph, x: Tensor) -> Graph:
     """Add a batch normalisation that changes nothing at first behind each bare convolution.
 
     Exporters fold normalisations into convolutions, and without them training is slow and frail.
     """
-    nodes = net.described["nodes"]
+    nodes, tensors = graph.described["nodes"], dict(graph.described["tensors"])
     has_one = {node[1][0] for node in nodes if node[0] == "BatchNormalization"}
     with torch.inference_mode():
-        found = net.build().tensors(x)
-    made, tensors, values = [], dict(net.described["tensors"]), dict(net.values)
+        found = graph.tensors(x)
+    made = []
     for operator, inputs, output, options in nodes:
         if operator != "Conv" or output in has_one:
             made.append([operator, inputs, output, options])
@@ -244,10 +213,9 @@ def normalised(net: Net, x: Tensor) -> Net:
         own = {"scale": (variance + EPSILON).sqrt(), "bias": mean}
         own |= {"mean": mean, "variance": variance}
         for key, value in own.items():
-            values[f"{output}.{key}"] = value.clone()
             trained = key in ("scale", "bias")
-            tensors[f"{output}.{key}"] = {"shape": list(value.shape), "trained": trained}
+            tensors[f"{output}.{key}"] = {"value": value.clone(), "trained": trained}
         made.append([operator, inputs, f"{output}.raw", options])
         names = [f"{output}.raw", *(f"{output}.{key}" for key in own)]
         made.append(["BatchNormalization", names, output, {"epsilon": EPSILON}])
-    return Net({**net.described, "nodes": made, "tensors": tensors}, values)
+    return Graph({**graph.described, "nodes": made, "tensors": tensors})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ import numpy as np
 import torch
 
 from codedinvnet.codes.base import check_k
-from codedinvnet.common.confidence import log_probabilities
 from codedinvnet.common.errors import UserError
 from codedinvnet.common.files import check_folder
 from codedinvnet.common.provenance import describe_command, describe_commit, describe_machine
@@ -23,18 +22,17 @@ from codedinvnet.models.base import scores_tensor
 from codedinvnet.protect.bound import Curve
 from codedinvnet.protect.calibration import DECODED, FILE, GUESSED, Calibration, Kind
 from codedinvnet.protect.costs import Cost, milliseconds, model_cost
-from codedinvnet.protect.distil import Lesson
 from codedinvnet.protect.folder import DESCRIPTION, export_student, write_description
-from codedinvnet.protect.inputs import read_inputs, split
+from codedinvnet.protect.inputs import Inputs, read_inputs, split
 from codedinvnet.protect.ladder import WORKS, Ladder, Trained, once
 from codedinvnet.protect.measure import Answers, Candidate, answers_of, interval, recommend, report
 from codedinvnet.protect.students import kind_of
 from codedinvnet.protect.teacher import (
+    Lesson,
     Teacher,
     ask,
     batches,
     check_classifier,
-    query_seconds,
     scores_of,
 )
 from codedinvnet.training.loop import differing_keys
@@ -43,7 +41,7 @@ WORK = "work"
 """The folder, in an unfinished protection, of scores and checkpoints."""
 MIRRORED, PASTED = 0.25, 0.1
 """Shares of the minutes that the model may take to score mirrored images, or all changed ones."""
-FEWEST_VARIANTS, MOST_VARIANTS = 4, 8
+FEWEST_WAYS, MOST_WAYS = 4, 8
 """If fewer are affordable, there won't be enough epochs to learn images by heart."""
 MEASURED = 0.05
 """Share of the minutes that is kept for exports and measurements."""
@@ -87,33 +85,58 @@ def protect(options: ProtectOptions) -> dict[str, Any]:
     if (options.out / DESCRIPTION).exists():
         raise UserError(f"--out: {options.out} already holds a protection: name another folder")
     notes: list[str] = []
-    teacher = _teacher(options, notes)
+    torch.set_num_threads(options.source.threads)  # a server's model sets none
+    model = options.source.open()
+    check_classifier(model)
+    inputs = _inputs(options, model, notes)
+    rows = split(len(inputs), options.seed)
+    if options.k > len(rows.test):
+        raise UserError(f"--k {options.k}: only {len(rows.test)} inputs are held out for tests")
+    teacher = ask(model, inputs, rows, options.out / WORK, options.minutes)
     settings = _settings(options, teacher)
     lesson = _lesson(options, teacher, notes)
     torch.set_num_threads(1)  # as a server
-    single = replace(teacher.model.source, threads=1).open()
-    cost = model_cost(single, teacher.inputs.batch(np.arange(1)), lambda: teacher.onnx)
+    single = replace(model.source, threads=1).open()
+    cost = model_cost(single, inputs.batch(np.arange(1)), lambda: teacher.onnx)
     torch.set_num_threads(options.source.threads)
     if cost.macs is None:
         notes.append(f"sizes go by measured time, because multiply-adds are not known: {cost.why}")
     works = WORKS if options.work is None else (options.work,)
-    ladder = Ladder(lesson, cost, works, _kept(options, "train"), options.seed)
+    ladder = Ladder(lesson, cost, works, options.out / WORK / "train", options.seed)
     left = (1 - MEASURED) * 60 * options.minutes - (time.monotonic() - began)
-    trained = ladder.train(once(_kept(options, "seconds.json"), lambda: left))
+    trained = ladder.train(once(options.out / WORK / "seconds.json", lambda: left))
     torch.set_num_threads(1)
     backups = [_measured(options.out, each, teacher, single, cost) for each in trained]
     torch.set_num_threads(options.source.threads)
     _calibrate(options, teacher, [candidate for candidate, _ in backups])
+    frequent = int(np.bincount(teacher.answers[rows.train]).argmax())
+    common = teacher.answers == frequent
+    recommended, reason = recommend(
+        [candidate for candidate, _ in backups], frequent, float(common[rows.calibration].mean())
+    )
     description = {
-        **_described(options, teacher, cost, backups),
+        "model": {
+            "source": model.source.source,
+            "digest": model.source.digest,
+            "scores": scores_tensor(model.signature).name,
+            "macs": cost.macs,
+            "ms": cost.ms,
+        },
+        "k": options.k,
+        "recommended": recommended,
+        "reason": reason,
+        "table": [
+            {**report(each, options.k), "digest": backup.source.digest} for each, backup in backups
+        ],
+        "most_frequent": interval(common[rows.test]),
         "notes": notes + ladder.notes,
         "settings": {
             **settings,
             "shift": lesson.shift,
-            "variants": len(lesson.variants),
+            "variants": len(lesson.pasted) - 1,
             "minutes": options.minutes,
         },
-        "split": {part: len(found) for part, found in teacher.rows._asdict().items()},
+        "split": {part: len(found) for part, found in rows._asdict().items()},
         "seconds": round(time.monotonic() - began, 1),
         "processor_seconds": round(time.process_time() - computed, 1),
         "command": describe_command(),
@@ -125,55 +148,16 @@ def protect(options: ProtectOptions) -> dict[str, Any]:
     return description
 
 
-def _described(
-    options: ProtectOptions,
-    teacher: Teacher,
-    cost: Cost,
-    backups: Sequence[tuple[Candidate, OpenModel]],
-) -> dict[str, Any]:
-    """Describe the model and its backups, and recommend one."""
-    rows, source = teacher.rows, teacher.model.source
-    frequent = int(np.bincount(teacher.answers[rows.train]).argmax())
-    recommended, reason = recommend([candidate for candidate, _ in backups], frequent)
-    return {
-        "model": {
-            "source": source.source,
-            "digest": source.digest,
-            "scores": scores_tensor(teacher.model.signature).name,
-            "macs": cost.macs,
-            "ms": cost.ms,
-        },
-        "k": options.k,
-        "recommended": recommended,
-        "reason": reason,
-        "table": [
-            {**report(each, options.k), "digest": backup.source.digest} for each, backup in backups
-        ],
-        "most_frequent": interval(teacher.answers[rows.test] == frequent),
-    }
-
-
-def _kept(options: ProtectOptions, name: str) -> Path:
-    return options.out / WORK / name
-
-
-def _teacher(options: ProtectOptions, notes: list[str]) -> Teacher:
-    """Open the model, read the inputs, and have it score them."""
-    torch.set_num_threads(options.source.threads)  # a server's model sets none
-    model = options.source.open()
-    check_classifier(model)
-    inputs = read_inputs(options.inputs, model.signature, options.preprocess)
-    count, inputs = len(inputs), inputs.distinct()
-    rows = split(len(inputs), options.seed)
-    if options.k > len(rows.test):
-        raise UserError(f"--k {options.k}: only {len(rows.test)} inputs are held out for tests")
-    teacher = ask(model, inputs, rows, options.out / WORK, options.minutes)
-    if repeated := count - len(inputs):
+def _inputs(options: ProtectOptions, model: OpenModel, notes: list[str]) -> Inputs:
+    """Read the inputs, each once."""
+    found = read_inputs(options.inputs, model.signature, options.preprocess)
+    inputs = found.distinct()
+    if repeated := len(found) - len(inputs):
         notes.append(
-            f"{repeated} of {count} inputs ({repeated / count:.1%}) repeat others and were left "
-            "out: traffic that repeats some inputs may agree less often"
+            f"{repeated} of {len(found)} inputs ({repeated / len(found):.1%}) repeat others and "
+            "were left out: traffic that repeats some inputs may agree less often"
         )
-    return teacher
+    return inputs
 
 
 def _settings(options: ProtectOptions, teacher: Teacher) -> Mapping[str, Any]:
@@ -185,17 +169,18 @@ def _settings(options: ProtectOptions, teacher: Teacher) -> Mapping[str, Any]:
     settings = {
         "model": teacher.model.source.digest,
         "scores": f"{scores_tensor(teacher.model.signature).name}:{teacher.kind}",
-        "inputs": teacher.inputs.digest(),
+        "inputs": teacher.inputs.digest,
         "k": options.k,
         "seed": options.seed,
         "work": options.work,
         "mirror": options.mirror,
     }
-    changed = differing_keys(once(_kept(options, "settings.json"), lambda: settings), settings)
+    folder = options.out / WORK
+    changed = differing_keys(once(folder / "settings.json", lambda: settings), settings)
     if changed:
         raise UserError(
             f"--out: {options.out} holds an unfinished protection with other settings "
-            f"({', '.join(changed)}): name another folder, or delete {options.out / WORK}"
+            f"({', '.join(changed)}): name another folder, or delete {folder}"
         )
     return settings
 
@@ -204,44 +189,41 @@ def _lesson(options: ProtectOptions, teacher: Teacher, notes: list[str]) -> Less
     """Decide how training inputs may be changed."""
     if kind_of(teacher) != "images":
         return Lesson(teacher)
-    shift = once(_kept(options, "shift.json"), teacher.largest_shift)
-
-    def affordable() -> int:
-        seconds = query_seconds(teacher.model, teacher.inputs) * len(teacher.rows.train)
-        count = int(PASTED * 60 * options.minutes / seconds)
-        if count < FEWEST_VARIANTS:
-            return int(seconds <= MIRRORED * 60 * options.minutes)
-        return min(count, MOST_VARIANTS)
-
-    count = once(_kept(options, "variants.json"), affordable)
+    seconds, minute = teacher.seconds * len(teacher.rows.train), 60 * options.minutes
+    affordable = min(MOST_WAYS, int(PASTED * minute / seconds))
+    if affordable < FEWEST_WAYS:
+        affordable = int(seconds <= MIRRORED * minute)
+    count = once(options.out / WORK / "variants.json", lambda: affordable)
     if not count:
         notes.append("images stay as they are: scoring changed ones takes too much of --minutes")
-    variants = [teacher.variant(0, True, False)] if count and options.mirror else []
-    for number in range(1, count):
-        variants.append(teacher.variant(number, options.mirror and number % 2 > 0, True))
-    return Lesson(teacher, variants, shift)
+    ways = [(True, False)] if count and options.mirror else []
+    ways += [(options.mirror and number % 2 > 0, True) for number in range(1, count)]
+    return Lesson(teacher, ways, teacher.largest_shift())
 
 
 def _measured(
     out: Path, trained: Trained, teacher: Teacher, single: OpenModel, cost: Cost
 ) -> tuple[Candidate, OpenModel]:
     """Export a backup and measure it as it is served; its time in turn with the model's."""
-    name, macs = trained.name, trained.student.macs()
-    backup = export_student(out, name, trained.student)
-    one = teacher.inputs.batch(np.arange(1))
+    name, inputs = trained.name, teacher.inputs
+    backup, one = export_student(out, name, trained.student), inputs.batch(np.arange(1))
     times = milliseconds({"model": lambda: single.run(one), "backup": lambda: backup.run(one)})
-    calibration, test = (
-        _answers(teacher, backup, rows) for rows in (teacher.rows.calibration, teacher.rows.test)
+
+    def answers(rows: np.ndarray) -> Answers:
+        scores = [scores_of(backup, inputs.batch(part)) for part in batches(rows)]
+        return answers_of(np.concatenate(scores), "logits", teacher.answers[rows])
+
+    candidate = Candidate(
+        name,
+        times["backup"],
+        times["model"],
+        answers(teacher.rows.calibration),
+        answers(teacher.rows.test),
+        trained.student.macs(),
+        cost.macs,
+        "stopped early: its trial fell behind" if trained.stopped else "",
     )
-    note = "stopped early: its trial fell behind" if trained.stopped else ""
-    ms, model_ms = times["backup"], times["model"]
-    return Candidate(name, ms, model_ms, calibration, test, macs, cost.macs, note), backup
-
-
-def _answers(teacher: Teacher, backup: OpenModel, rows: np.ndarray) -> Answers:
-    scores = [scores_of(backup, teacher.inputs.batch(part)) for part in batches(rows)]
-    logs = log_probabilities(np.concatenate(scores), "logits")
-    return answers_of(logs, teacher.answers[rows])
+    return candidate, backup
 
 
 def _calibrate(options: ProtectOptions, teacher: Teacher, candidates: list[Candidate]) -> None:

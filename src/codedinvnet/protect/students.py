@@ -65,7 +65,7 @@ class Student(nn.Module, ABC):
     """
 
     family: ClassVar[str]
-    kinds: ClassVar[tuple[Kind, ...]]
+    kind: ClassVar[Kind]
     reduced: bool = True
     """Whether training may compute in bfloat16."""
     rates: ClassVar[Mapping[str, float]] = {}
@@ -88,10 +88,16 @@ class Student(nn.Module, ABC):
         """Return a batch's tensors in the order of the model's inputs."""
         return [torch.from_numpy(batch[spec.name]) for spec in self.specs]
 
+    def logits(self, batch: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Return the logits (B, classes) of a batch."""
+        with torch.inference_mode():
+            found: np.ndarray = self(*self.tensors(batch)).float().numpy()
+        return found
+
     def macs(self) -> int:
         """Count the multiply-adds of one query."""
         one = {s.name: np.zeros((1, *s.shape), DATATYPES[s.datatype]) for s in self.specs}
-        return count_macs(lambda: self(*self.tensors(one)))
+        return count_macs(lambda: self.logits(one))
 
 
 STUDENTS: dict[str, type[Student]] = {}
@@ -105,6 +111,14 @@ def register(student: type[Student]) -> type[Student]:
 
 class FreshStudent(Student):
     """A new network, as wide as the budget allows."""
+
+    mean: Tensor
+    std: Tensor
+
+    def scale(self, mean: Tensor, std: Tensor) -> None:
+        """Keep what inputs are scaled by."""
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", std)
 
     @classmethod
     def choose(cls, teacher: Teacher, most: int) -> Choice:
@@ -124,7 +138,7 @@ class FreshImages(FreshStudent):
     """Three residual blocks on space-to-depth images."""
 
     family = "fresh"
-    kinds = ("images",)
+    kind = "images"
 
     def __init__(self, teacher: Teacher, choice: Choice) -> None:
         super().__init__(teacher, choice)
@@ -141,10 +155,7 @@ class FreshImages(FreshStudent):
         self.network.classify = nn.Linear(self.network.features * QUARTERS**2, teacher.classes)
         sample = self.first(*self.tensors(teacher.inputs.batch(teacher.spread(SAMPLE // 4))))
         std, mean = torch.std_mean(sample, dim=(0, 2, 3))
-        self.register_buffer("mean", mean[:, None, None])
-        self.register_buffer("std", std[:, None, None].clamp_min(1e-6))
-        self.mean: Tensor
-        self.std: Tensor
+        self.scale(mean[:, None, None], std[:, None, None].clamp_min(1e-6))
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def first(self, images: Tensor) -> Tensor:
@@ -167,7 +178,7 @@ class FreshVectors(FreshStudent):
     """An MLP of all inputs, flattened; a missing value (NaN) counts as the mean."""
 
     family = "mlp"
-    kinds = ("vectors",)
+    kind = "vectors"
     reduced = False
 
     def __init__(self, teacher: Teacher, choice: Choice) -> None:
@@ -181,10 +192,7 @@ class FreshVectors(FreshStudent):
         x = x.masked_fill(~x.isfinite(), math.nan)
         mean = x.nanmean(dim=0).nan_to_num()
         std = (x - mean).square().nanmean(dim=0).sqrt()
-        self.register_buffer("mean", mean)
-        self.register_buffer("std", torch.where(std > 1e-6, std, 1.0))
-        self.mean: Tensor
-        self.std: Tensor
+        self.scale(mean, torch.where(std > 1e-6, std, 1.0))
 
     def flat(self, *inputs: Tensor) -> Tensor:
         """Return all inputs in one vector, (B, features)."""
@@ -202,7 +210,7 @@ class FreshTokens(FreshStudent):
     """Embeddings, added over the inputs, and two strided convolutions."""
 
     family = "convolutions"
-    kinds = ("tokens",)
+    kind = "tokens"
 
     def __init__(self, teacher: Teacher, choice: Choice) -> None:
         super().__init__(teacher, choice)
@@ -210,15 +218,11 @@ class FreshTokens(FreshStudent):
         self.words = [1 + int(teacher.inputs.arrays[spec.name].max()) for spec in self.specs]
         self.embeddings = nn.ModuleList(nn.Embedding(words, width) for words in self.words)
         kernel = 8 if length >= 256 else 3
-        step = max(1, kernel // 2)
-        self.layers = nn.Sequential(
-            nn.Conv1d(width, 2 * width, kernel, step, kernel // 2),
-            nn.BatchNorm1d(2 * width),
-            nn.ReLU(),
-            nn.Conv1d(2 * width, 4 * width, kernel, step, kernel // 2),
-            nn.BatchNorm1d(4 * width),
-            nn.ReLU(),
-        )
+        layers: list[nn.Module] = []
+        for before, after in ((width, 2 * width), (2 * width, 4 * width)):
+            layers += [nn.Conv1d(before, after, kernel, kernel // 2, kernel // 2)]
+            layers += [nn.BatchNorm1d(after), nn.ReLU()]
+        self.layers = nn.Sequential(*layers)
         self.classify = nn.Linear(4 * width * (SEGMENTS + 1), teacher.classes)
 
     def forward(self, *inputs: Tensor) -> Tensor:

@@ -5,21 +5,23 @@ from __future__ import annotations
 import io
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch.distributions import Categorical
 
 from codedinvnet.common.confidence import log_probabilities
 from codedinvnet.common.errors import UserError
 from codedinvnet.common.files import content_digest, write_atomically
 from codedinvnet.common.progress import Progress
 from codedinvnet.models import OpenModel
-from codedinvnet.models.base import DATATYPES, Model, can_be_scores, scores_tensor
+from codedinvnet.models.base import DATATYPES, Model, TensorSpec, scores_tensor
 from codedinvnet.models.probe import differ, kind_of_scores
 from codedinvnet.protect.costs import as_onnx
 from codedinvnet.protect.inputs import STREAM, Inputs, Split, image_size, layout
@@ -31,30 +33,14 @@ TWICE, SAME = 16, 1e-2
 """So many inputs are scored twice, and their scores may differ by this share of the largest one."""
 CHANGED, STEADY = 256, 0.9
 """Images are shifted in training if the model keeps this share of its answers to so many."""
-
 LARGEST = 0.5
 """Share of an image that may be pasted over."""
-
-Change = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""Changes a batch of images, of these rows."""
-
-
-class Variant(NamedTuple):
-    """What the model answers if each image is changed in one way.
-
-    A box of another image is pasted in (CutMix, Yun et al., ICCV 2019), and then all is mirrored.
-
-    Attributes:
-        logs: the model's log-probabilities (N, classes).
-        mirrored: whether images are mirrored.
-        others: the rows from which boxes are pasted, (N,).
-        boxes: their top, bottom, left and right edges, (N, 4).
-    """
-
-    logs: np.ndarray
-    mirrored: bool
-    others: np.ndarray
-    boxes: np.ndarray
+PASTED = 0.5
+"""Share of the training images into which parts of others are pasted, once that is needed."""
+TEMPERATURES = (2.0, 1.5, 1.0)
+"""By which scores are divided before they are compared, so that more than one class counts."""
+MOST_ENTROPY = 2.0
+"""Nats, on average: above it many classes look alike, and a lower temperature teaches more."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +52,8 @@ class Teacher:
         inputs: distinct queries.
         rows: their split.
         scores: the model's, (N, classes).
+        kind: whether these are "logits" or "probabilities".
+        seconds: that the model takes for a query of a batch.
         folder: keeps scores until the protection is finished.
     """
 
@@ -73,13 +61,9 @@ class Teacher:
     inputs: Inputs
     rows: Split
     scores: np.ndarray
+    kind: str
+    seconds: float
     folder: Path
-
-    @property
-    def kind(self) -> str:
-        """Whether the scores are "logits" or "probabilities"."""
-        assert self.model.signature.scores is not None
-        return self.model.signature.scores.kind
 
     @property
     def classes(self) -> int:
@@ -109,44 +93,83 @@ class Teacher:
         found: np.ndarray = rows[np.arange(count) * len(rows) // count]
         return found
 
-    def variant(self, number: int, mirrored: bool, pasted: bool) -> Variant:
-        """Have the model score one variant of the training images."""
-        (spec,), train = self.inputs.specs, self.rows.train
-        generator = np.random.default_rng((STREAM, number))
-        others, boxes = np.arange(len(self.inputs)), np.zeros((len(self.inputs), 4), np.int64)
-        if pasted:
-            others[train] = generator.permutation(train)
-            boxes = drawn_boxes(len(self.inputs), *image_size(spec), generator)
-
-        def change(images: np.ndarray, rows: np.ndarray) -> np.ndarray:
-            (more,) = self.inputs.batch(others[rows]).values()
-            flips = np.full(len(rows), mirrored)
-            return changed_images(images, more, boxes[rows], flips, layout(spec)[1])
-
-        scores = all_scores(
-            self.model, self.inputs, self.folder, f"variant-{number}", change, train
-        )
-        logs = log_probabilities(scores, self.kind)
-        return Variant(logs, mirrored, others, boxes)
-
     def largest_shift(self) -> int:
         """Return an eighth of the images' height if the model tolerates such shifts, else 0."""
-        pixels = image_size(self.inputs.specs[0])[0] // 8
-        last = layout(self.inputs.specs[0])[1]
-        generator = torch.Generator().manual_seed(0)
-
-        def shifted(batch: np.ndarray, rows: np.ndarray) -> np.ndarray:
-            images = torch.from_numpy(batch)
-            images = images.permute(0, 3, 1, 2) if last else images
-            images = augment(images, False, pixels, generator)
-            return (images.permute(0, 2, 3, 1) if last else images).numpy()
-
-        hits = [
-            scores_of(self.model, changed(self.inputs, part, shifted)).argmax(1)
-            == self.answers[part]
-            for part in batches(self.spread(CHANGED))
-        ]
+        (spec,), generator = self.inputs.specs, torch.Generator().manual_seed(0)
+        pixels, hits = image_size(spec)[0] // 8, []
+        for rows in batches(self.spread(CHANGED)):
+            images = torch.from_numpy(self.inputs.batch(rows)[spec.name])
+            images = shifted(images, spec, pixels, generator).contiguous()
+            answers = scores_of(self.model, {spec.name: images.numpy()}).argmax(1)
+            hits.append(answers == self.answers[rows])
         return pixels if pixels > 1 and np.concatenate(hits).mean() >= STEADY else 0
+
+
+class Lesson:
+    """What students are trained with: inputs as they are (way 0), and images changed in some ways.
+
+    A way pastes a box of another image into each (CutMix, Yun et al., ICCV 2019), or mirrors all,
+    or both. The model scores the training images in every way.
+
+    Args:
+        teacher: the served model with its inputs.
+        ways: whether each mirrors, and whether it pastes.
+        shift: shift images by up to so many pixels.
+
+    Attributes:
+        mirrored: whether a way mirrors, (V,).
+        pasted: whether it pastes, (V,).
+        logs: the model's log-probabilities, (V, N, classes); changed images, of training rows only.
+    """
+
+    def __init__(
+        self, teacher: Teacher, ways: Sequence[tuple[bool, bool]] = (), shift: int = 0
+    ) -> None:
+        self.teacher, self.shift = teacher, shift
+        self.mirrored, self.pasted = np.array([(False, False), *ways]).T
+        train, count = teacher.rows.train, len(teacher.inputs)
+        self._others = np.tile(np.arange(count), (len(self.pasted), 1))
+        self._boxes = np.zeros((len(self.pasted), count, 4), np.int64)
+        self.logs = np.stack([teacher.log_probabilities] * len(self.pasted))
+        for way in range(1, len(self.pasted)):
+            if self.pasted[way]:
+                generator = np.random.default_rng((STREAM, self.pasted[: way + 1].sum()))
+                self._others[way, train] = generator.permutation(train)
+                size = image_size(teacher.inputs.specs[0])
+                self._boxes[way] = drawn_boxes(count, *size, generator)
+
+            def changed(rows: np.ndarray, way: int = way) -> dict[str, np.ndarray]:
+                return self.batch(rows, np.full(len(rows), way))
+
+            scores = all_scores(teacher.model, train, changed, teacher.folder / f"way-{way}")
+            self.logs[way, train] = log_probabilities(scores, teacher.kind)
+
+    def batch(self, rows: np.ndarray, ways: np.ndarray) -> dict[str, np.ndarray]:
+        """Return training inputs of these rows, each changed in one way."""
+        batch, specs = self.teacher.inputs.batch(rows), self.teacher.inputs.specs
+        if ways.any():
+            others, boxes = self._others[ways, rows], self._boxes[ways, rows]
+            (plain,), (pasted,) = batch.values(), self.teacher.inputs.batch(others).values()
+            last = layout(specs[0])[1]
+            images = changed_images(plain, pasted, boxes, self.mirrored[ways], last)
+            batch = {specs[0].name: images}
+        return batch
+
+    def weights(self, pasting: bool) -> Tensor:
+        """Return how often each way is taken, (V,)."""
+        pasted = torch.from_numpy(self.pasted)
+        share = PASTED if pasting and pasted.any() else 0.0
+        shares = share / max(1, int(pasted.sum())), (1 - share) / (~pasted).sum()
+        return torch.where(pasted, *shares)
+
+    @cached_property
+    def temperature(self) -> float:
+        """The largest of TEMPERATURES at which the classes do not look too much alike."""
+        logs = torch.from_numpy(self.teacher.log_probabilities[self.teacher.rows.train])
+        for found in TEMPERATURES:
+            if Categorical(logits=logs / found).entropy().mean() <= MOST_ENTROPY:
+                break
+        return found
 
 
 def batches(rows: np.ndarray) -> list[np.ndarray]:
@@ -154,16 +177,15 @@ def batches(rows: np.ndarray) -> list[np.ndarray]:
     return np.split(rows, range(BATCH, len(rows), BATCH))
 
 
-def changed(inputs: Inputs, rows: np.ndarray, change: Change | None) -> dict[str, np.ndarray]:
-    """Return inputs of these rows, changed."""
-    batch = inputs.batch(rows)
-    if change is None:
-        return batch
-    return {name: np.ascontiguousarray(change(array, rows)) for name, array in batch.items()}
+def shifted(images: Tensor, spec: TensorSpec, pixels: int, generator: torch.Generator) -> Tensor:
+    """Shift each image of a batch by up to so many pixels."""
+    if not layout(spec)[1]:
+        return augment(images, False, pixels, generator)
+    return augment(images.permute(0, 3, 1, 2), False, pixels, generator).permute(0, 2, 3, 1)
 
 
 def drawn_boxes(count: int, height: int, width: int, generator: np.random.Generator) -> np.ndarray:
-    """Draw boxes (N, 4) whose area is evenly spread from 0 to LARGEST of an image."""
+    """Draw boxes (N, 4), by top, bottom, left and right edge, of 0 to LARGEST of an image each."""
     side = np.sqrt(generator.uniform(0, LARGEST, count))
     long = np.exp(generator.uniform(-0.5, 0.5, count) / 2)
     edges = []
@@ -197,20 +219,12 @@ def scores_of(model: Model, batch: dict[str, np.ndarray]) -> np.ndarray:
 
 def check_classifier(model: OpenModel) -> None:
     """Raise UserError, saying what is supported, unless a model classifies numbers."""
-    signature, name = model.signature, model.source.source
+    name = model.source.source
     if model.source.kind == "bundle":
         raise UserError(f"{name} is a bundle, which comes with a small backup: serve it as it is")
-    if any(spec.datatype == "BYTES" for spec in signature.inputs):
+    if any(spec.datatype == "BYTES" for spec in model.signature.inputs):
         raise UserError(f"{name}: string inputs are not supported; put the tokenizer in front")
-    if signature.scores is not None:
-        return
-    outputs = ", ".join(f"{spec.name!r} {spec.datatype} {spec.shape}" for spec in signature.outputs)
-    if any(can_be_scores(spec) for spec in signature.outputs):
-        raise UserError(f"{name}: name the output with the class scores: --scores NAME ({outputs})")
-    raise UserError(
-        f"{name} returns {outputs}: only classifiers, with float scores (B, classes), can be "
-        "protected; regressions and embeddings are not supported yet, use policy hedge"
-    )
+    scores_tensor(model.signature)
 
 
 def ask(model: OpenModel, inputs: Inputs, rows: Split, folder: Path, minutes: float) -> Teacher:
@@ -219,23 +233,22 @@ def ask(model: OpenModel, inputs: Inputs, rows: Split, folder: Path, minutes: fl
     Raises:
         UserError: if that takes too many minutes, or its scores can't be learnt from.
     """
-    spec = scores_tensor(model.signature)
-    name = content_digest(spec.name.encode())
-    folder = folder / f"scores-{model.source.digest}-{name}-{inputs.digest()}"
+    spec, seconds = scores_tensor(model.signature), query_seconds(model, inputs)
+    known = f"{model.source.digest} {spec.name} {inputs.digest}"
+    folder = folder / content_digest(known.encode())
     missing = len(inputs) - SHARD * len([*folder.glob("scores-*.npy")])
-    seconds = query_seconds(model, inputs) * missing
-    if seconds > 60 * minutes:
+    if seconds * missing > 60 * minutes:
         raise UserError(
-            f"--minutes: scoring {missing} inputs takes the model about {seconds / 60:.1f} minutes:"
-            " give more minutes or fewer inputs"
+            f"--minutes: scoring {missing} inputs takes the model about "
+            f"{seconds * missing / 60:.1f} minutes: give more minutes or fewer inputs"
         )
-    scores = all_scores(model, inputs, folder)
+    scores = all_scores(model, np.arange(len(inputs)), inputs.batch, folder / "scores")
     check_scores(scores, spec.name, stated=model.source.scores is not None)
-    kind = kind_of_scores(scores.astype(DATATYPES[spec.datatype]))
     assert model.signature.scores is not None
-    if ":" not in (model.source.scores or "") and kind != model.signature.scores.kind:
-        model = replace(model.source, scores=f"{spec.name}:{kind}").open()
-    return Teacher(model, inputs, rows, scores, folder)
+    kind = model.signature.scores.kind
+    if ":" not in (model.source.scores or ""):
+        kind = kind_of_scores(scores.astype(DATATYPES[spec.datatype]))
+    return Teacher(model, inputs, rows, scores, kind, seconds, folder)
 
 
 def query_seconds(model: Model, inputs: Inputs) -> float:
@@ -254,33 +267,29 @@ def query_seconds(model: Model, inputs: Inputs) -> float:
 
 def all_scores(
     model: Model,
-    inputs: Inputs,
-    folder: Path,
-    name: str = "scores",
-    change: Change | None = None,
-    wanted: np.ndarray | None = None,
+    rows: np.ndarray,
+    batch: Callable[[np.ndarray], dict[str, np.ndarray]],
+    path: Path,
 ) -> np.ndarray:
-    """Return the model's scores (N, classes) of inputs, which may be changed first.
+    """Return the model's scores (n, classes) of rows, kept in files whose names begin with a path.
 
-    Rows that are not among the `wanted` ones (None: all are) have the scores 0.
+    `batch` returns the inputs of some of the rows.
     """
-    wanted = np.arange(len(inputs)) if wanted is None else wanted
     parts = []
-    with Progress(total=len(wanted), desc=f"model: {name}", unit="input", file=sys.stderr) as bar:
-        for begin in range(0, len(wanted), SHARD):
-            path = folder / f"{name}-{begin:08}.npy"
-            if not path.is_file():
+    label = f"model: {path.name}"
+    with Progress(total=len(rows), desc=label, unit="input", file=sys.stderr) as bar:
+        for begin in range(0, len(rows), SHARD):
+            file = path.with_name(f"{path.name}-{begin:08}.npy")
+            if not file.is_file():
                 found = []
-                for part in batches(wanted[begin : begin + SHARD]):
-                    found.append(scores_of(model, changed(inputs, part, change)))
+                for part in batches(rows[begin : begin + SHARD]):
+                    found.append(scores_of(model, batch(part)))
                     bar.update(len(part))
                 content = io.BytesIO()
                 np.save(content, np.concatenate(found).astype(np.float32))
-                write_atomically(path, content.getvalue())
-            parts.append(np.load(path))
-    scores = np.zeros((len(inputs), parts[0].shape[1]), np.float32)
-    scores[wanted] = np.concatenate(parts)
-    return scores
+                write_atomically(file, content.getvalue())
+            parts.append(np.load(file))
+    return np.concatenate(parts)
 
 
 def check_scores(scores: np.ndarray, output: str, *, stated: bool) -> None:
