@@ -72,7 +72,6 @@ def made(
     k: int,
     *,
     stragglers: int = 1,
-    errors: int = 1,
     part: nn.Module | None = None,
     classes: int | None = None,
     **chosen: Any,
@@ -80,7 +79,7 @@ def made(
     """Return the scheme of a method around a classifier of SHAPE, and CLASSES or its own."""
     if classes is None:
         classes = int(getattr(classifier, "classes", CLASSES))
-    tolerance = Tolerance(stragglers, errors)
+    tolerance = Tolerance(stragglers)
     given = Given(k, classifier, SHAPE, classes, tolerance=tolerance, part=part, chosen=chosen)
     return kind().build(given)
 

@@ -1,19 +1,15 @@
 from __future__ import annotations
 
-import math
 from itertools import combinations
 
 import pytest
 import torch
-from torch import Tensor
 
 from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.berrut import (
     ApproxIFER,
     BerrutCode,
-    RobustApproxIFER,
     berrut_matrix,
-    locate_errors,
 )
 from codedinvnet.codes.interpolation import first_kind, second_kind
 from codedinvnet.codes.rules import is_systematic
@@ -21,7 +17,6 @@ from tests.codes.linear import (
     Linear,
     images,
     made,
-    members_of,
     outputs_of,
     without,
 )
@@ -97,52 +92,3 @@ def test_every_pattern_is_the_interpolant_of_a_linear_models_outputs(
             expected = torch.einsum("kn,nm,bmc->bkc", decode, encode, direct)
             found = torch.stack([answers[i] for i in range(k)], dim=1)
             torch.testing.assert_close(found, expected, rtol=0.0, atol=1e-9)
-
-
-@pytest.mark.parametrize("scale", [0.5, 10.0, 1000.0])
-@pytest.mark.parametrize(("k", "errors"), [(2, 1), (3, 1), (4, 1), (4, 2), (10, 1)])
-def test_the_locator_finds_every_wrong_worker(k: int, errors: int, scale: float) -> None:
-    method = made(RobustApproxIFER, Linear(), k, errors=errors)
-    workers = 2 * (k + errors) + 1
-    assert len(members_of(method, k)) == workers
-    group = images(k, batch=2)
-    outputs = outputs_of(method, group)
-    clean = code_of(method).answers(
-        tuple(range(workers)), torch.stack([outputs[t] for t in range(workers)], dim=1)
-    )
-    assert bool(clean.isfinite().all())
-    generator = torch.Generator().manual_seed(0)
-    every = list(combinations(range(workers), errors))
-    for number, wrong in enumerate(every):
-        honest_ones = [t for t in range(workers) if t not in wrong]
-        straggler = honest_ones[number % len(honest_ones)]
-        kept = tuple(t for t in range(workers) if t != straggler)
-        bad: dict[int, Tensor] = without(outputs, straggler)
-        for task in wrong:
-            noise = torch.randn(bad[task].shape, dtype=torch.float64, generator=generator)
-            bad[task] = bad[task] + scale * noise
-        values = torch.stack([bad[t] for t in kept], dim=1)
-        located = locate_errors(values, code_of(method).nodes[list(kept)], k, errors)
-        expected = torch.tensor([[t in wrong for t in kept]] * 2)
-        assert torch.equal(located, expected), wrong
-        answers = method.decode(bad, k)
-        used = tuple(t for t in kept if t not in wrong)
-        matrix = berrut_matrix(code_of(method).points, code_of(method).nodes[list(used)])
-        honest = torch.stack([outputs[t] for t in used], dim=1)
-        found = torch.stack([answers[i] for i in range(k)], dim=1)
-        torch.testing.assert_close(found, torch.einsum("kn,bnc->bkc", matrix, honest))
-
-
-@pytest.mark.parametrize("worst", [math.nan, math.inf, -math.inf, 1e20, 1e300])
-def test_an_absurd_output_is_found_and_hides_no_other(worst: float) -> None:
-    k, errors = 3, 2
-    method = made(RobustApproxIFER, Linear(), k, stragglers=0, errors=errors)
-    outputs = outputs_of(method, images(k, batch=2))
-    outputs[0] = torch.full_like(outputs[0], worst)
-    outputs[1] = outputs[1] + torch.linspace(-3, 4, outputs[1].shape[1])
-    answers = method.decode(outputs, k)
-    honest = range(errors, code_of(method).rules.workers)
-    matrix = berrut_matrix(code_of(method).points, code_of(method).nodes[list(honest)])
-    values = torch.stack([outputs[t] for t in honest], dim=1)
-    found = torch.stack([answers[i] for i in range(k)], dim=1)
-    torch.testing.assert_close(found, torch.einsum("kn,bnc->bkc", matrix, values))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from codedinvnet.codes.backup import SmallBackup
 from codedinvnet.codes.base import Scheme
-from codedinvnet.codes.berrut import ApproxIFER, RobustApproxIFER
+from codedinvnet.codes.berrut import ApproxIFER
 from codedinvnet.codes.build import scheme_for
 from codedinvnet.codes.erase import (
     CORRUPTION,
@@ -201,11 +201,9 @@ def test_each_pattern_is_scored_by_what_is_decoded_without_it(
     assert scored(made(Plain, Brightness(), k), full, k, missing=0)["recovered"] is None
 
 
-def test_only_the_byzantine_variant_tells_corrupt_workers_apart(source: ImageSet) -> None:
+def test_a_corrupt_worker_harms_a_code(source: ImageSet) -> None:
     k = 4
-    robust, plain = made(RobustApproxIFER, Brightness(), k), made(ApproxIFER, Brightness(), k)
-    honest, noisy = scored(robust, source, k), scored(robust, source, k, corrupt=1)
-    assert noisy["recovered"] > honest["recovered"] - 0.1
+    plain = made(ApproxIFER, Brightness(), k)
     harmed, whole = scored(plain, source, k, corrupt=1), scored(plain, source, k)
     assert harmed["recovered"] < whole["recovered"] - 0.1
     copied = scored(made(Replication, Brightness(), k), source, k, corrupt=1)

@@ -27,8 +27,6 @@ class Tolerance(NamedTuple):
 
     stragglers: int = 1
     """S, those that may be missing."""
-    errors: int = 1
-    """E, those that may be wrong, of a code that locates them."""
 
 
 ONE = Tolerance()

@@ -224,7 +224,7 @@ class DataSet:
             len(bundle.info.classes),
             bundle.model,
             bundle.info,
-            Tolerance(max(1, trial.missing), max(1, trial.corrupt)),
+            Tolerance(max(1, trial.missing)),
         )
 
     def part(self, trial: Trial) -> nn.Module:
