@@ -24,7 +24,8 @@ from pandas import DataFrame
 
 from benchmarks.client import Reply, connect
 from benchmarks.processes import server
-from codedinvnet.common.faults import Delay, Fault
+from codedinvnet.common.distributions import Distribution
+from codedinvnet.common.faults import Fault
 from codedinvnet.common.grid import Cell, read_rows, resume, seed_of
 from codedinvnet.common.quantiles import percentile, rounded
 from codedinvnet.evaluation.tables import markdown
@@ -66,12 +67,12 @@ def schedule(backup: Backup | None, stragglers: str) -> list[Fault]:
     policy.
     """
     until = None if backup is None else backup.k
-    found = [Fault(kind="slow", delay=Delay(ms=WAIT_MS), spread=True, until_task=until)]
+    found = [Fault(kind="slow", delay=Distribution(ms=WAIT_MS), spread=True, until_task=until)]
     if stragglers == "pareto":
-        delay = Delay(distribution="pareto", ms=2 * SERVICE_MS)
+        delay = Distribution(distribution="pareto", ms=2 * SERVICE_MS)
         found.append(Fault(kind="slow", probability=0.01, delay=delay))
     if backup is not None:
-        delay, how = Delay(ms=backup.image_ms), {"spread": True, "each_image": True}
+        delay, how = Distribution(ms=backup.image_ms), {"spread": True, "each_image": True}
         found.append(Fault(kind="slow", delay=delay, from_task=backup.k, **how))
     return found
 

@@ -16,8 +16,9 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
+from codedinvnet.common.distributions import Distribution
 from codedinvnet.common.errors import UserError
-from codedinvnet.common.faults import Delay, Fault
+from codedinvnet.common.faults import Fault
 from codedinvnet.models import open_model
 from codedinvnet.net.protocol.messages import InferRequest
 from codedinvnet.protect.calibration import DECODED, protection_calibration
@@ -35,7 +36,7 @@ from tests.protect.factories import FEATURES
 POOL = "examples/my_pool.py:Pool"
 LATE = 1
 """The late worker, and its member."""
-HELD = Fault(kind="hold", worker=LATE, delay=Delay(ms=2000))
+HELD = Fault(kind="hold", worker=LATE, delay=Distribution(ms=2000))
 
 
 class ExtraLast(FaultyPool):

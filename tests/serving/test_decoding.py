@@ -11,7 +11,8 @@ import torch
 
 from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.build import scheme_for
-from codedinvnet.common.faults import Delay, Fault
+from codedinvnet.common.distributions import Distribution
+from codedinvnet.common.faults import Fault
 from codedinvnet.data import sample_images
 from codedinvnet.models.base import Scores, Signature, TensorSpec
 from codedinvnet.models.bundle import Bundle
@@ -151,7 +152,7 @@ async def test_a_late_query_that_cannot_be_decoded_waits_for_its_own_answer(
 async def test_a_parity_that_is_no_good_leaves_a_late_query_its_own_answer(
     method: Scheme, images: np.ndarray, caplog: pytest.LogCaptureFixture
 ) -> None:
-    slow = Fault(kind="slow", worker=1, delay=Delay(ms=1000))
+    slow = Fault(kind="slow", worker=1, delay=Distribution(ms=1000))
     pool = Absurd(method, absurd=K)
     async with running(method, pool=pool, schedule=Schedule(faults=(slow,))) as (front, _):
         answers = answered(await front.ask(images[:K]))

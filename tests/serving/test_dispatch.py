@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from codedinvnet.codes.base import Scheme
-from codedinvnet.common.faults import Delay, Fault
+from codedinvnet.common.distributions import Distribution
+from codedinvnet.common.faults import Fault
 from codedinvnet.models.bundle import Bundle
 from codedinvnet.scheduler.actions import Answer, Decode, Send
 from codedinvnet.scheduler.policies import POLICIES
@@ -101,7 +102,7 @@ async def test_short_groups_with_and_without_fillers(
 async def test_a_held_answer_leaves_the_worker_free(
     mnist: Bundle, method: Scheme, images: np.ndarray
 ) -> None:
-    hold = Fault(kind="hold", worker=0, delay=Delay(ms=1500))
+    hold = Fault(kind="hold", worker=0, delay=Distribution(ms=1500))
     async with running(method, schedule=Schedule(faults=(hold,)), policy="uncoded") as (
         front,
         pool,

@@ -12,8 +12,9 @@ from benchmarks.sweep import Sweep
 from codedinvnet.codes.mosaic import mosaic_rules
 from codedinvnet.codes.named_policies import served_as
 from codedinvnet.codes.rules import AnswersAll, AnyOf, Costs, Parities
+from codedinvnet.common.distributions import Distribution
 from codedinvnet.common.errors import UserError
-from codedinvnet.common.faults import Delay, Fault
+from codedinvnet.common.faults import Fault
 from codedinvnet.common.files import read_json
 from codedinvnet.serving.app import open_app
 from codedinvnet.serving.config import ServeOptions
@@ -134,8 +135,8 @@ def test_bursts_are_busier_than_poisson_arrivals() -> None:
 
 def test_a_faults_file_of_the_service_is_understood(tmp_path: Path) -> None:
     faults = (
-        Fault(kind="slow", worker=3, delay=Delay(ms=30)),
-        Fault(kind="hold", probability=0.1, delay=Delay(ms=100)),
+        Fault(kind="slow", worker=3, delay=Distribution(ms=30)),
+        Fault(kind="hold", probability=0.1, delay=Distribution(ms=100)),
         Fault(kind="crash", worker=5, from_s=10, until_s=10.5),
     )
     path = tmp_path / "faults.json"
@@ -150,9 +151,9 @@ def test_a_faults_file_of_the_service_is_understood(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fault", "told"),
     [
-        (Fault(kind="slow", delay=Delay(ms=30), from_task=10), "from_task"),
+        (Fault(kind="slow", delay=Distribution(ms=30), from_task=10), "from_task"),
         (Fault(kind="hang", until_task=10), "until_task"),
-        (Fault(kind="slow", delay=Delay(ms=30), each_image=True), "each_image"),
+        (Fault(kind="slow", delay=Distribution(ms=30), each_image=True), "each_image"),
         (Fault(kind="corrupt", scale=2.0), "corrupt"),
     ],
 )
@@ -192,9 +193,9 @@ BURST = {"kind": "burst", "factor": 2, "delay": 1, "every_s": 1, "workers": 1}
         ({"workesr": 3}, "unknown key 'workesr': did you mean 'workers'"),
         ({"queries": 0}, "queries"),
         ({"warmup": 1}, "warmup"),
-        ({"stragglers": [{"kind": "slow"}]}, "'slow' has delay"),
-        ({"stragglers": [{"kind": "hang", "delay": 1}]}, "'hang' has none of delay"),
-        ({"stragglers": [{"kind": "burst", "factor": 2}]}, "has delay, factor, every_s, workers"),
+        ({"stragglers": [{"kind": "slow"}]}, "'slow' needs delay"),
+        ({"stragglers": [{"kind": "hang", "delay": 1}]}, "'hang' has no delay"),
+        ({"stragglers": [{"kind": "burst", "factor": 2}]}, "needs delay, every_s, workers"),
         ({"stragglers": [{**HELD, "kind": "factor", "factor": 2}]}, "'factor'"),
         ({"stragglers": [{**BURST, "worker": 0}]}, "a burst draws its workers"),
         ({"stragglers": [{**BURST, "probability": 0.5}]}, "a burst draws its workers"),

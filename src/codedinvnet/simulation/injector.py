@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from codedinvnet.common.distributions import Distribution, uniforms
-from codedinvnet.common.faults import Straggler
+from codedinvnet.common.faults import Fault
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Effect:
 class Source:
     """One straggler with its own draws, so that other stragglers do not change what it does."""
 
-    def __init__(self, straggler: Straggler, seed: np.random.SeedSequence) -> None:
+    def __init__(self, straggler: Fault, seed: np.random.SeedSequence) -> None:
         delays, chance, gaps, workers = map(np.random.default_rng, seed.spawn(4))
         self.straggler = straggler
         self.delays: Iterator[float] = itertools.repeat(0.0)
@@ -56,7 +56,7 @@ class FaultInjector:
     """Draws what a scenario's stragglers do to calls."""
 
     def __init__(
-        self, stragglers: Sequence[Straggler], workers: int, seed: np.random.SeedSequence
+        self, stragglers: Sequence[Fault], workers: int, seed: np.random.SeedSequence
     ) -> None:
         sources = [
             Source(straggler, own)

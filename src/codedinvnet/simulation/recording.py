@@ -23,7 +23,7 @@ import numpy as np
 
 from codedinvnet.common.distributions import Distribution
 from codedinvnet.common.errors import UserError
-from codedinvnet.common.faults import Straggler
+from codedinvnet.common.faults import Fault
 from codedinvnet.common.quantiles import SHARES, quantiles
 
 HEADER = "worker,ms"
@@ -97,7 +97,7 @@ class Fitted:
     """
 
     service: Distribution
-    stragglers: tuple[Straggler, ...]
+    stragglers: tuple[Fault, ...]
     workers: tuple[str, ...]
     shares: np.ndarray
     times: np.ndarray
@@ -125,7 +125,7 @@ def fit(workers: Sequence[WorkerTasks]) -> Fitted:
     late = [times > ORDINARY * median for times in alike]
     order = sorted(range(len(workers)), key=lambda place: (factors[place] == 1, place))
     stragglers = [
-        Straggler(kind="factor", worker=number, factor=float(f"{factors[place]:.4g}"))
+        Fault(kind="factor", worker=number, factor=float(f"{factors[place]:.4g}"))
         for number, place in enumerate(order)
         if factors[place] != 1
     ]
@@ -138,7 +138,7 @@ def fit(workers: Sequence[WorkerTasks]) -> Fitted:
     if hit.any():
         law, shown = fit_delays(np.concatenate(delays))
         share = min(1.0, float(hit.mean()) / shown)
-        stragglers.append(Straggler(kind="slow", probability=share, delay=law))
+        stragglers.append(Fault(kind="slow", probability=share, delay=law))
     done = np.array([len(workers[place].times) for place in order], dtype=float)
     return Fitted(
         _as_measured(np.concatenate([alike[place][~late[place]] for place in plain])),

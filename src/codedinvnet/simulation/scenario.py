@@ -14,7 +14,7 @@ from codedinvnet.codes.rules import CodeRules, Parities, Uncoded, is_systematic
 from codedinvnet.common.config import Positive, Section, validated
 from codedinvnet.common.distributions import Distribution
 from codedinvnet.common.errors import UserError
-from codedinvnet.common.faults import Straggler
+from codedinvnet.common.faults import Simulated
 from codedinvnet.models.bundle import bundle_info
 from codedinvnet.scheduler.auto import workers_for
 from codedinvnet.scheduler.policies import POLICIES, Policy
@@ -78,7 +78,7 @@ class Scenario(Section):
     """Decoding."""
     restart: Distribution = Distribution(ms=300.0)
     """From a worker's loss until another is in its place."""
-    stragglers: tuple[Straggler, ...] = ()
+    stragglers: tuple[Simulated, ...] = ()
     bundle: str | None = None
     """Whose code it is."""
 

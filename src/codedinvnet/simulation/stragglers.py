@@ -11,10 +11,10 @@ from pydantic import ValidationError
 from codedinvnet.common.config import Section, validated
 from codedinvnet.common.distributions import Distribution
 from codedinvnet.common.errors import UserError
-from codedinvnet.common.faults import Straggler as Straggler
+from codedinvnet.common.faults import Fault, Simulated
 from codedinvnet.common.files import read_json
 
-Model = tuple[Straggler, ...]
+Model = tuple[Fault, ...]
 
 
 def _delay(kind: str, ms: float) -> Distribution:
@@ -24,7 +24,7 @@ def _delay(kind: str, ms: float) -> Distribution:
 STRAGGLERS: Mapping[str, Callable[[float, int], Model]] = {
     "none": lambda service_ms, batch: (),
     "held": lambda service_ms, batch: (
-        Straggler(
+        Fault(
             kind="hold",
             probability=min(1.0, 0.01 * batch),
             per_request=True,
@@ -32,14 +32,14 @@ STRAGGLERS: Mapping[str, Callable[[float, int], Model]] = {
         ),
     ),
     "exponential": lambda service_ms, batch: (
-        Straggler(kind="slow", probability=0.02, delay=_delay("exponential", 5 * service_ms)),
+        Fault(kind="slow", probability=0.02, delay=_delay("exponential", 5 * service_ms)),
     ),
     "pareto": lambda service_ms, batch: (
-        Straggler(kind="slow", probability=0.01, delay=_delay("pareto", 2 * service_ms)),
+        Fault(kind="slow", probability=0.01, delay=_delay("pareto", 2 * service_ms)),
     ),
-    "slower": lambda service_ms, batch: (Straggler(kind="factor", worker=0, factor=3.0),),
+    "slower": lambda service_ms, batch: (Fault(kind="factor", worker=0, factor=3.0),),
     "bursts": lambda service_ms, batch: (
-        Straggler(
+        Fault(
             kind="burst",
             factor=5.0,
             workers=3,
@@ -47,7 +47,7 @@ STRAGGLERS: Mapping[str, Callable[[float, int], Model]] = {
             delay=_delay("exponential", 20 * service_ms),
         ),
     ),
-    "hung": lambda service_ms, batch: (Straggler(kind="hang", worker=0, probability=0.001),),
+    "hung": lambda service_ms, batch: (Fault(kind="hang", worker=0, probability=0.001),),
 }
 """Name -> model, given the mean service time in ms and the images of a request.
 
@@ -64,7 +64,7 @@ class FaultsFile(Section):
     """A faults file of the service, or one with the simulator's stragglers."""
 
     seed: int = 0
-    faults: tuple[Straggler, ...]
+    faults: tuple[Simulated, ...]
 
 
 def stragglers(name: str, service_ms: float, batch: int) -> Model:

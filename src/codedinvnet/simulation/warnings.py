@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from codedinvnet.common.faults import Straggler
+from codedinvnet.common.faults import Fault
 from codedinvnet.common.quantiles import percentile
 from codedinvnet.simulation.scenario import Scenario
 
@@ -40,7 +40,7 @@ def rarest(scenario: Scenario, workers: int) -> Rare | None:
     return max((rare for rare in found if rare), key=lambda rare: rare.every_s, default=None)
 
 
-def _rare(straggler: Straggler, scenario: Scenario, workers: int) -> Rare | None:
+def _rare(straggler: Fault, scenario: Scenario, workers: int) -> Rare | None:
     if straggler.kind == "factor":
         return None
     if straggler.every_s is not None:
@@ -92,7 +92,7 @@ def overload(scenario: Scenario, drifting: bool) -> list[str]:
     return []
 
 
-def few_hit(stragglers: Sequence[Straggler], workers: int) -> list[str]:
+def few_hit(stragglers: Sequence[Fault], workers: int) -> list[str]:
     """Return a sentence, if stragglers hit a fixed number of workers, few of so many."""
     named = {straggler.worker for straggler in stragglers if straggler.worker is not None}
     hit = len(named) + sum(straggler.workers or 0 for straggler in stragglers)

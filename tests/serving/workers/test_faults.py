@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-import random
 import signal
-import statistics
 from collections.abc import Awaitable, Callable
 from types import SimpleNamespace
 from typing import Any, TypeVar
@@ -14,8 +12,9 @@ from typing import Any, TypeVar
 import numpy as np
 import pytest
 
+from codedinvnet.common.distributions import Distribution
 from codedinvnet.common.errors import UserError
-from codedinvnet.common.faults import Delay, Fault
+from codedinvnet.common.faults import Fault
 from codedinvnet.serving.workers import faults as module
 from codedinvnet.serving.workers.faults import FaultyPool, Schedule
 from codedinvnet.serving.workers.pool import OUTPUT, Death, Origin, Result, Task, WorkerDied
@@ -107,26 +106,6 @@ def held(*faults: dict[str, Any], tasks: list[tuple[int, Task]], seed: int = 1) 
         return [(await pool.call(worker, t)).held for worker, t in tasks]
 
     return run(work, *faults, seed=seed)
-
-
-# Delays
-
-
-def test_delays_have_the_distributions_that_they_say() -> None:
-    generator = random.Random(0)
-
-    def draws(**settings: Any) -> list[float]:
-        delay = Delay(**settings)
-        return [delay.draw(generator) for _ in range(20_000)]
-
-    assert set(draws(ms=30)) == {0.03}
-    exponential = draws(distribution="exponential", ms=20)
-    assert statistics.mean(exponential) == pytest.approx(0.02, rel=0.05)
-    assert statistics.median(exponential) == pytest.approx(0.02 * 0.6931, rel=0.05)
-    pareto = draws(distribution="pareto", ms=10, shape=2)
-    assert min(pareto) >= 0.01
-    assert statistics.median(pareto) == pytest.approx(0.01 * 2**0.5, rel=0.05)
-    assert set(draws(ms=0)) == {0}
 
 
 # Kinds
@@ -265,8 +244,8 @@ def test_faults_come_and_go() -> None:
                 found.append((await pool.call(worker, task(7))).held)
 
         await look()
-        pool.add(Fault(kind="hold", worker=1, delay=Delay(ms=50)))
-        pool.add(Fault(kind="hold", worker=0, delay=Delay(ms=25)))
+        pool.add(Fault(kind="hold", worker=1, delay=Distribution(ms=50)))
+        pool.add(Fault(kind="hold", worker=0, delay=Distribution(ms=25)))
         await look()
         pool.clear(1)
         await look()

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from codedinvnet.common.faults import Delay, Fault
+from codedinvnet.common.distributions import Distribution
+from codedinvnet.common.faults import Fault
 from codedinvnet.net.answers import Reply
 from codedinvnet.net.logs import log_event
 from codedinvnet.net.protocol.tensors import datatype_of, to_json
@@ -148,7 +149,7 @@ def demo_routes(dispatcher: Dispatcher, requests: Sequence[Mapping[str, Any]]) -
         if deed in ("slow", "heal"):
             pool.clear(worker)
         if deed == "slow":
-            pool.add(Fault(kind="slow", worker=worker, delay=Delay(ms=SLOW_MS)))
+            pool.add(Fault(kind="slow", worker=worker, delay=Distribution(ms=SLOW_MS)))
         elif pid is not None:
             with contextlib.suppress(ProcessLookupError):  # it has just ended
                 os.kill(pid, signals[deed])

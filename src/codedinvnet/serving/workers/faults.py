@@ -9,11 +9,14 @@ import random
 import signal
 import time
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+from pydantic import Field
 
 from codedinvnet.common.config import Section, validated
-from codedinvnet.common.faults import Fault, check_workers
+from codedinvnet.common.distributions import Distribution
+from codedinvnet.common.faults import Fault, Injected, check_workers
 from codedinvnet.common.files import read_json
 from codedinvnet.serving.workers.pool import Death, Origin, Result, Task, WorkerDied, WorkerPool
 
@@ -21,8 +24,8 @@ from codedinvnet.serving.workers.pool import Death, Origin, Result, Task, Worker
 class Schedule(Section):
     """The contents of a faults file."""
 
-    seed: int = 0
-    faults: tuple[Fault, ...] = ()
+    seed: Annotated[int, Field(ge=0)] = 0
+    faults: tuple[Injected, ...] = ()
 
 
 def load_schedule(path: Path) -> Schedule:
@@ -33,6 +36,11 @@ def load_schedule(path: Path) -> Schedule:
     """
     raw = read_json(path, "the faults file")
     return validated(Schedule, raw, path)
+
+
+def _drawn(delay: Distribution, generator: np.random.Generator) -> float:
+    """Return a delay in seconds."""
+    return float(delay.draw(generator, 1)[0])
 
 
 class FaultyPool:
@@ -46,7 +54,7 @@ class FaultyPool:
         self.pool = pool
         self.schedule = schedule
         self.faults = list(schedule.faults)
-        self.generators: list[random.Random] = []
+        self.generators: list[np.random.Generator] = []
         self.replaced: list[asyncio.Event] = []
         self.began = time.monotonic()
 
@@ -70,7 +78,7 @@ class FaultyPool:
     async def start(self, size: int) -> None:
         check_workers(self.faults, size)
         await self.pool.start(size)
-        self.generators = [random.Random(f"{self.schedule.seed}/{i}") for i in range(size)]
+        self.generators = [np.random.default_rng((self.schedule.seed, i)) for i in range(size)]
         self.replaced = [asyncio.Event() for _ in range(size)]
         self.began = time.monotonic()
 
@@ -81,17 +89,17 @@ class FaultyPool:
             fault
             for place, fault in enumerate(self.faults)
             if fault.concerns(task.number)
-            and self._drawn(place, fault, generator, task)
+            and self._strikes(place, fault, generator, task)
             and fault.hits(worker, now)
         ]
         for fault in hit:
             if fault.kind == "slow" and fault.delay is not None:
-                delay = fault.delay.draw(generator) * (task.members if fault.each_image else 1)
+                delay = _drawn(fault.delay, generator) * (task.members if fault.each_image else 1)
                 early = delay * generator.random() if fault.spread else delay
                 after += delay - early
                 await self._block(worker, early)
             elif fault.kind == "hold" and fault.delay is not None:
-                held += fault.delay.draw(generator)
+                held += _drawn(fault.delay, generator)
             elif fault.kind == "hang":
                 await self.replaced[worker].wait()
                 raise WorkerDied("replaced while it hung")
@@ -103,9 +111,8 @@ class FaultyPool:
         result = await self.pool.call(worker, task)
         for fault in hit:
             if fault.kind == "corrupt":
-                noise = np.random.default_rng(generator.getrandbits(63))
                 outputs = {
-                    name: (array + fault.scale * noise.standard_normal(array.shape)).astype(
+                    name: (array + fault.scale * generator.standard_normal(array.shape)).astype(
                         array.dtype
                     )
                     if np.issubdtype(array.dtype, np.floating)
@@ -125,7 +132,9 @@ class FaultyPool:
             return
         raise WorkerDied("replaced while it was slow")
 
-    def _drawn(self, place: int, fault: Fault, generator: random.Random, task: Task) -> bool:
+    def _strikes(
+        self, place: int, fault: Fault, generator: np.random.Generator, task: Task
+    ) -> bool:
         if not fault.per_request:
             return generator.random() < fault.probability
         return any(self._doomed(place, fault, origin) for origin in task.origins)
