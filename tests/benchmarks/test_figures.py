@@ -18,12 +18,7 @@ from codedinvnet.common.grid import append_row
 from codedinvnet.evaluation import tables
 from codedinvnet.models.bundle import shipped_bundles, weights_digest
 from tests.conftest import Command
-from tests.evaluation.canned import row
-
-
-def rows_of(table: str) -> list[dict[str, str]]:
-    head, _, *body = (line[2:-2].split(" | ") for line in table.splitlines())
-    return [dict(zip(head, one, strict=True)) for one in body]
+from tests.evaluation.canned import cells, row
 
 
 def test_the_pages_are_of_the_rows_beside_them() -> None:
@@ -66,7 +61,7 @@ def test_a_bundles_lines_have_the_other_seed_and_the_papers_objective(tmp_path: 
     again = {"test_k4": {"recovered_accuracy": 0.98}}
     (tmp_path / "seed-mnist.json").write_text(json.dumps(again))
     append_row(tmp_path / "accuracy.jsonl", row("coded-invnet-paper", 0.7))
-    lines = {line["k"]: line for line in rows_of(section("bundles", tmp_path))}
+    lines = {line["k"]: line for line in cells(section("bundles", tmp_path))}
     assert [lines[k]["paper's objective"] for k in ("2", "4", "10")] == ["", "", "70.00"]
     assert [lines[k]["another seed"] for k in ("2", "4", "10")] == ["", "98.00", ""]
 
@@ -82,7 +77,7 @@ def test_a_short_table_has_both_base_models_and_no_failures(tmp_path: Path) -> N
         {**row("none", 0.1, base="resnet"), "normal": 0.97},
     ):
         append_row(tmp_path / "accuracy.jsonl", one)
-    lines = rows_of(section("late", tmp_path))
+    lines = cells(section("late", tmp_path))
     late = {line["answer, % right"]: (line["mnist"], line["cifar10"]) for line in lines}
     assert late == {
         "direct, f": ("95.00", "95.00"),

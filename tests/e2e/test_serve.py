@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError, URLError
@@ -37,6 +38,7 @@ from tests.processes import (
     write_faults,
 )
 
+UNPACKED = {"response_compression_algorithm": "gzip"}
 QUERIES, TASKS = "codedinvnet_queries_total{", "codedinvnet_tasks_total{"
 PENDING = "codedinvnet_pending_queries"
 
@@ -118,45 +120,38 @@ class TestTriton:
         outputs = {output["name"]: output["shape"] for output in model["outputs"]}
         assert outputs == {"probabilities": [-1, 10], "label": [-1], "outcome": [-1]}
 
-    @pytest.mark.parametrize("binary_out", [True, False])
-    @pytest.mark.parametrize("binary_in", [True, False])
-    @pytest.mark.parametrize("floats", [False, True])
+    @pytest.mark.parametrize(
+        ("count", "floats", "binary", "options"),
+        [
+            *(
+                (5, *flags, {})
+                for flags in product((False, True), product((False, True), repeat=2))
+            ),
+            (1, False, None, {"model_version": "1"}),
+            *(
+                (200, False, (True, True), {"request_compression_algorithm": one, **UNPACKED})
+                for one in ("gzip", "deflate")
+            ),
+        ],
+    )
     def test_infer(
         self,
-        binary_in: bool,
-        binary_out: bool,
+        count: int,
         floats: bool,
+        binary: tuple[bool, bool] | None,
+        options: dict[str, str],
         client: Any,
         mnist: Bundle,
         images: np.ndarray,
     ) -> None:
-        batch = images[:5]
+        """Requests and answers are binary or not, as they are asked for, or as they are usually."""
+        batch, (sent, wanted) = images[:count], binary or (True, True)
         given = (batch / 255).astype(np.float32) if floats else batch
-        result = client.infer(
-            "mnist",
-            self.request(given, binary_in),
-            outputs=self.wanted(binary_out),
-            request_id="first of all",
-        )
+        outputs = {"outputs": self.wanted(wanted)} if binary else {}
+        request = self.request(given, sent)
+        result = client.infer("mnist", request, request_id="first of all", **outputs, **options)
         assert result.get_response()["id"] == "first of all"
         self.check(result, mnist, batch)
-
-    def test_default_outputs(self, client: Any, mnist: Bundle, images: np.ndarray) -> None:
-        result = client.infer("mnist", self.request(images[:1]), model_version="1")
-        self.check(result, mnist, images[:1])
-
-    @pytest.mark.parametrize("algorithm", ["gzip", "deflate"])
-    def test_compression(
-        self, algorithm: str, client: Any, mnist: Bundle, images: np.ndarray
-    ) -> None:
-        result = client.infer(
-            "mnist",
-            self.request(images[:200]),
-            outputs=self.wanted(binary=True),
-            request_compression_algorithm=algorithm,
-            response_compression_algorithm="gzip",
-        )
-        self.check(result, mnist, images[:200])
 
     def test_parameters(self, client: Any, images: np.ndarray) -> None:
         result = client.infer(

@@ -54,6 +54,12 @@ def row(
     return made("accuracy", trial, settings, {} if error else figures, error)
 
 
+def cells(table: str) -> list[dict[str, str]]:
+    """Return the lines of a Markdown table, by column."""
+    head, _, *body = (line[2:-2].split(" | ") for line in table.splitlines())
+    return [dict(zip(head, one, strict=True)) for one in body]
+
+
 def made(
     experiment: str,
     place: dict[str, Any],

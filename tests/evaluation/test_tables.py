@@ -10,7 +10,7 @@ import pytest
 from codedinvnet.common.grid import append_row
 from codedinvnet.common.quantiles import clustered_ci
 from codedinvnet.evaluation import plots, tables
-from tests.evaluation.canned import row
+from tests.evaluation.canned import cells, row
 
 
 def line(frame: pd.DataFrame, **place: Any) -> Any:
@@ -19,11 +19,6 @@ def line(frame: pd.DataFrame, **place: Any) -> Any:
         kept = kept[kept[name] == value]
     assert len(kept) == 1
     return kept.iloc[0]
-
-
-def cells(table: str) -> list[dict[str, str]]:
-    head, _, *body = (text[2:-2].split(" | ") for text in table.splitlines())
-    return [dict(zip(head, one, strict=True)) for one in body]
 
 
 ACCURACY = [
