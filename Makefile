@@ -52,10 +52,10 @@ triton: .venv/.installed  ## install Triton into .triton/, for the tests that ru
 	PYTHON=$(BIN)/python tools/get_triton.sh
 
 servers:  ## install LitServe and `transformers serve` into .servers/, for the nightly tests that run them
-	PYTHON="$(PYTHON)" tools/get_servers.sh
+	PYTHON="$(PYTHON)" tools/get_servers.sh servers
 
 mlserver:  ## install MLServer and KServe's client into .mlserver/, for the tests that run them
-	PYTHON="$(PYTHON)" tools/get_mlserver.sh
+	PYTHON="$(PYTHON)" tools/get_servers.sh mlserver
 
 format: .venv/.installed-dev  ## repair the style
 	$(BIN)/ruff check --fix

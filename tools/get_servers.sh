@@ -1,13 +1,24 @@
 #!/usr/bin/env bash
-# Installs LitServe and `transformers serve` (OpenAI's protocol) into .servers/, for the tests that run them.
+# Installs servers for the tests that run them: `servers` LitServe and `transformers serve` (OpenAI's
+# protocol), `mlserver` MLServer and KServe's client.
+#
+# The last two have environments of their own: both need a protobuf older than Ray's, and different FastAPIs.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-python=${PYTHON:-python3}
-target=.servers
+target=.$1
 [[ -e $target/installed ]] && exit
 
+install() { # into an environment: what
+  "${PYTHON:-python3}" -m venv "$target/$1"
+  "$target/$1/bin/python" -m pip install -q "${@:2}"
+}
 rm -rf "$target"
-"$python" -m venv "$target"
-"$target/bin/python" -m pip install -q 'litserve==0.2.*' 'transformers[serving]==5.*' torch
+if [[ $1 == mlserver ]]; then
+  install server 'mlserver==1.7.*' &
+  install client 'kserve==0.21.*'
+  wait $!
+else
+  install . 'litserve==0.2.*' 'transformers[serving]==5.*' torch
+fi
 touch "$target/installed"

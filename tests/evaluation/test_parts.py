@@ -24,7 +24,7 @@ from codedinvnet.data import (
 )
 from codedinvnet.evaluation.parts import DataSet, Scored
 from codedinvnet.evaluation.trials import DataSetSettings, Trial
-from codedinvnet.models.bundle import VALIDATION, Bundle
+from codedinvnet.models.bundle import Bundle
 from codedinvnet.training.fusion_data import invert_means
 from codedinvnet.training.pixels import PixelStage
 from tests.data.files import Unread
@@ -86,25 +86,6 @@ def described(bundle: Path, to: Path, change: Callable[[dict[str, Any]], None]) 
 def same_images(one: ImageSource, other: ImageSource) -> bool:
     found, expected = (source.image_digests().sort().values for source in (one, other))
     return torch.equal(found, expected)
-
-
-def test_images_in_another_order_are_split_by_content(
-    bundle_folder: Path, data_dir: Path, tmp_path: Path
-) -> None:
-    """Without the digests of its validation images a bundle takes no other order."""
-    train = load_images("mnist", "train", data_dir=data_dir)
-    test = load_images("mnist", "test", data_dir=data_dir)
-    backwards = ImageRows(train, torch.arange(len(train)).flip(0), "backwards")
-    there = data_set(bundle_folder, train, test, tmp_path, split="validation")
-    here = data_set(bundle_folder, backwards, test, tmp_path, split="validation")
-    assert same_images(there.test, here.test)
-    assert same_images(
-        ImageRows(train, there.train_rows, "there"), ImageRows(backwards, here.train_rows, "here")
-    )
-    older = described(bundle_folder, tmp_path / "older", lambda made: None)
-    (older / VALIDATION).unlink()
-    with pytest.raises(UserError, match=r"other training images than bundle .*older"):
-        data_set(older, backwards, test, tmp_path)
 
 
 def test_the_papers_encoder_is_chosen_on_the_images_set_aside_whatever_their_order(
