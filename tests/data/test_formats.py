@@ -17,7 +17,7 @@ from torchvision import datasets
 
 from codedinvnet.common.errors import UserError
 from codedinvnet.data import Split, load_images
-from codedinvnet.data.formats import read_npz
+from codedinvnet.data.load import read_npz
 from tests.data.files import (
     COLOUR,
     GREY,

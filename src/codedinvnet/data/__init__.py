@@ -1,4 +1,4 @@
-"""Image sets: `load.py` finds them by name, `formats.py` reads their files into `sources.py`.
+"""Image sets: `load.py` finds them by name and reads their files into `sources.py`.
 
 `groups.py` has the validation split and the coding groups.
 """

@@ -7,19 +7,26 @@ import os
 import re
 import sys
 import warnings
+import zipfile
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from http.client import HTTPException
 from importlib import resources
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from codedinvnet.common.errors import UserError, nearest
-from codedinvnet.data.formats import read_npz
 from codedinvnet.data.sources import ImageFolder, ImageSet, ImageSource, Split
 
+_DAMAGED = (ValueError, OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
+"""What numpy and zipfile raise on a damaged .npz file."""
+_MOST_CLASSES = 100_000
+"""Labels above this are a mistake."""
 SAMPLES = ("mnist", "fashion")
 
 
@@ -106,6 +113,63 @@ def load_images(
     if known and (download or data_dir is None):
         return _torchvision(name, root, split, download=True)
     raise UserError(_nothing_found(root, name, split))
+
+
+def read_npz(stream: IO[bytes], name: str, source: str, known: tuple[str, ...] = ()) -> ImageSet:
+    """Read images (N, H, W) or (N, H, W, C), labels (N,), and maybe classes.
+
+    Args:
+        stream: the file.
+        name: the image set's name.
+        source: the file's name, for messages.
+        known: the classes, if the file does not name them; (): numbers.
+    """
+    try:
+        archive = np.load(stream, allow_pickle=False)  # without pickle a file cannot run code
+    except _DAMAGED as error:
+        raise UserError(f"{source}: not a whole .npz file: {error}") from error
+    if not isinstance(archive, np.lib.npyio.NpzFile):
+        raise UserError(f"{source}: not an .npz file of named arrays")
+
+    def array(key: str) -> NDArray[Any]:
+        if key not in archive.files:
+            hint, there = _did_you_mean(key, archive.files), ", ".join(archive.files) or "nothing"
+            raise UserError(f"{source}: array {key!r} is missing{hint}; it holds {there}")
+        try:
+            found: NDArray[Any] = archive[key]
+        except _DAMAGED as error:
+            raise UserError(f"{source}: array {key!r} is unreadable: {error}") from error
+        return found
+
+    with archive:
+        images, labels = array("images"), array("labels")
+        classes = array("classes") if "classes" in archive.files else None
+    highest = int(labels.max(initial=0)) if labels.dtype.kind in "iu" else 0
+    wrong = {
+        f"'images' is {images.dtype}, not uint8 (0 to 255)": images.dtype != np.uint8,
+        f"'images' has shape {images.shape}, not (N, H, W) or (N, H, W, C) with 1 to 4 channels": (
+            images.ndim != 3 and not (images.ndim == 4 and 1 <= images.shape[3] <= 4)
+        ),
+        f"'labels' is {labels.dtype} of shape {labels.shape}, not one row of whole numbers": (
+            labels.dtype.kind not in "iu" or labels.ndim != 1
+        ),
+        "'classes' must be one row of strings": (
+            classes is not None and (classes.dtype.kind != "U" or classes.ndim != 1)
+        ),
+        f"'labels' holds {highest}; labels are numbered from 0": highest >= _MOST_CLASSES,
+    }
+    for told, is_so in wrong.items():
+        if is_so:
+            raise UserError(f"{source}: array {told}")
+    names = known if classes is None else tuple(map(str, classes))
+    pixels = torch.from_numpy(images[..., None] if images.ndim == 3 else images)
+    return ImageSet(
+        name=name,
+        classes=names or tuple(map(str, range(highest + 1))),
+        images=pixels.permute(0, 3, 1, 2).contiguous(),
+        labels=torch.from_numpy(labels.astype(np.int64)),
+        source=source,
+    )
 
 
 def _torchvision(name: str, root: Path, split: Split, download: bool) -> ImageSet:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+from abc import ABC, abstractmethod
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -20,41 +21,39 @@ from codedinvnet.common.errors import UserError
 Split = Literal["train", "test"]
 
 
-class ImageSource(Protocol):
-    """Labelled images of one size, read by index."""
+class ImageSource(ABC):
+    """Labelled images of one size, read by index.
 
-    @property
-    def name(self) -> str:
-        """The image set's name."""
+    Attributes:
+        name: The image set's name.
+        classes: Class names; label i is `classes[i]`.
+        shape: Size of every image, (channels, height, width).
+        source: Where the images were read; named in error messages, and kept with results.
+        labels: All labels, (N,) int64; no image is decoded for them.
+    """
 
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Class names; label i is `classes[i]`."""
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Size of every image, (channels, height, width)."""
-
-    @property
-    def source(self) -> str:
-        """Where the images were read, kept with results as provenance."""
-
-    @property
-    def labels(self) -> Tensor:
-        """All labels, (N,) int64; no image is decoded for them."""
+    name: str
+    classes: tuple[str, ...]
+    shape: tuple[int, int, int]
+    source: str
+    labels: Tensor
 
     def __len__(self) -> int:
         """Count the images."""
+        return len(self.labels)
 
+    @abstractmethod
     def digest(self) -> str:
         """Return a short digest of the images and their order, which decides what they are for."""
 
+    @abstractmethod
     def image_digests(self) -> Tensor:
         """Return a digest of each image and its label, (N,) int64, whatever its place.
 
         Equal images of one label have equal digests. No image is decoded for them.
         """
 
+    @abstractmethod
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Return images (B, C, H, W) uint8 in 0 to 255, and labels (B,), of indices (B,) int64."""
 
@@ -65,16 +64,12 @@ def _image_digest(label: int, content: bytes) -> int:
     return int.from_bytes(found.digest(), "little", signed=True)
 
 
-@dataclass(frozen=True, eq=False)
-class ImageSet:
+@dataclass(eq=False, repr=False)
+class ImageSet(ImageSource):
     """An image set held in memory.
 
     Attributes:
-        name: The image set's name.
-        classes: Class names.
-        images: (N, C, H, W) uint8 in 0 to 255.
-        labels: (N,) int64, each in 0 to len(classes) - 1.
-        source: Where the images were read; named in error messages.
+        images: (N, C, H, W) uint8 in 0 to 255. For the others see `ImageSource`.
 
     Raises:
         UserError: If there are no images, or labels do not fit them or the classes.
@@ -87,7 +82,6 @@ class ImageSet:
     source: str
 
     def __post_init__(self) -> None:
-        """Check what the class promises."""
         images, labels = self.images, self.labels
         if images.numel() == 0:
             raise UserError(f"{self.source}: images is empty, shape {tuple(images.shape)}")
@@ -99,35 +93,24 @@ class ImageSet:
                 f"{self.source}: labels run from {low} to {high}, outside the "
                 f"{len(self.classes)} classes of {self.name!r} (0 to {len(self.classes) - 1})"
             )
+        _, channels, height, width = images.shape
+        self.shape = channels, height, width
 
     def __repr__(self) -> str:
         size = "x".join(map(str, self.shape))
         return f"ImageSet({self.name!r}: {len(self)} images {size} of {len(self.classes)} classes)"
 
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Size of every image, (channels, height, width)."""
-        _, channels, height, width = self.images.shape
-        return channels, height, width
-
-    def __len__(self) -> int:
-        """Count the images."""
-        return len(self.images)
-
     def digest(self) -> str:
-        """Return a digest of all pixels and labels; see `ImageSource.digest`."""
         found = hashlib.sha256(repr(tuple(self.images.shape)).encode())
         for part in (self.images, self.labels):
             found.update(part.contiguous().numpy().data)
         return found.hexdigest()[:16]
 
     def image_digests(self) -> Tensor:
-        """Return digests (N,) of pixels and label; see `ImageSource.image_digests`."""
         pairs = zip(self.labels.tolist(), self.images.numpy(), strict=True)
         return torch.tensor([_image_digest(label, image.tobytes()) for label, image in pairs])
 
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Read some images; see `ImageSource.batch`."""
         return self.images[indices], self.labels[indices]
 
 
@@ -135,7 +118,7 @@ THREADS = 4
 """Images of a folder that are decoded at the same time."""
 
 
-class ImageFolder:
+class ImageFolder(ImageSource):
     """Images in one folder for each class, decoded when they are asked for (ImageNet's layout).
 
     Each is converted to RGB, resized so that its shorter side is image_size * 256 / 224, and
@@ -159,29 +142,19 @@ class ImageFolder:
         except OSError as error:
             raise UserError(f"{folder}: not an image folder: {error}") from error
         self.name = name
-        self.classes: tuple[str, ...] = tuple(found.classes)
-        self.shape: tuple[int, int, int] = (3, image_size, image_size)
+        self.classes = tuple(found.classes)
+        self.shape = (3, image_size, image_size)
         self.source = str(folder)
         self._paths: list[str] = [path for path, _ in found.samples]
-        self.labels: Tensor = torch.tensor(found.targets, dtype=torch.int64)
-
-    def __len__(self) -> int:
-        """Count the images."""
-        return len(self._paths)
+        self.labels = torch.tensor(found.targets, dtype=torch.int64)
 
     def digest(self) -> str:
-        """Return a digest of the files' names and labels; see `ImageSource.digest`.
-
-        What the files hold is not read: for folders of many gigabytes that would take minutes.
-        """
+        # What the files hold is not read: for folders of many gigabytes that would take minutes.
         listed = repr((self.shape, self._names(), self.labels.tolist()))
         return hashlib.sha256(listed.encode()).hexdigest()[:16]
 
     def image_digests(self) -> Tensor:
-        """Return digests (N,) of the file's name and label; see `ImageSource.image_digests`.
-
-        What the files hold is not read, as for `digest`.
-        """
+        """Return digests (N,) of files' names and labels, as `digest` does."""
         pairs = zip(self.labels.tolist(), self._names(), strict=True)
         return torch.tensor([_image_digest(label, os.fsencode(name)) for label, name in pairs])
 
@@ -190,7 +163,6 @@ class ImageFolder:
         return [str(Path(path).relative_to(self.source)) for path in self._paths]
 
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Read some images; see `ImageSource.batch`."""
         images = torch.empty((len(indices), *self.shape), dtype=torch.uint8)
         paths = [self._paths[index] for index in indices.tolist()]
         with ThreadPoolExecutor(THREADS) as pool:
@@ -211,11 +183,10 @@ class ImageFolder:
         return pixels
 
 
-@dataclass(frozen=True, eq=False)
-class ImageRows:
+class ImageRows(ImageSource):
     """Some images of a source, read from it when they are asked for.
 
-    Attributes:
+    Args:
         whole: The source.
         rows: Which of its images, (N,) int64.
         source: What to call them; named in error messages.
@@ -224,48 +195,19 @@ class ImageRows:
         UserError: If there are no rows.
     """
 
-    whole: ImageSource
-    rows: Tensor
-    source: str
-
-    def __post_init__(self) -> None:
-        """Check that there are images."""
-        if not len(self.rows):
-            raise UserError(f"{self.source}: no images of {self.whole.source} are in it")
-
-    @property
-    def name(self) -> str:
-        """The image set's name."""
-        return self.whole.name
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Class names."""
-        return self.whole.classes
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Size of every image, (channels, height, width)."""
-        return self.whole.shape
-
-    @property
-    def labels(self) -> Tensor:
-        """All labels, (N,) int64; see `ImageSource.labels`."""
-        return self.whole.labels[self.rows]
-
-    def __len__(self) -> int:
-        """Count the images."""
-        return len(self.rows)
+    def __init__(self, whole: ImageSource, rows: Tensor, source: str) -> None:
+        if not len(rows):
+            raise UserError(f"{source}: no images of {whole.source} are in it")
+        self.whole, self.rows, self.source = whole, rows, source
+        self.name, self.classes, self.shape = whole.name, whole.classes, whole.shape
+        self.labels = whole.labels[rows]
 
     def digest(self) -> str:
-        """Return a digest of the whole source and the rows; see `ImageSource.digest`."""
         listed = repr((self.whole.digest(), self.rows.tolist()))
         return hashlib.sha256(listed.encode()).hexdigest()[:16]
 
     def image_digests(self) -> Tensor:
-        """Return those of the rows, (N,); see `ImageSource.image_digests`."""
         return self.whole.image_digests()[self.rows]
 
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Read some images; see `ImageSource.batch`."""
         return self.whole.batch(self.rows[indices])
