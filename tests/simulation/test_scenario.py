@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks.sweep import Sweep
-from codedinvnet.codes.mosaic import mosaic_rules
+from codedinvnet.codes.mean import mosaic_rules
 from codedinvnet.codes.named_policies import served_as
 from codedinvnet.codes.rules import AnswersAll, AnyOf, Costs, Parities
 from codedinvnet.common.distributions import Distribution

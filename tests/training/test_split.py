@@ -15,7 +15,7 @@ from codedinvnet.models.bundle import (
     load_bundle,
     save_bundle,
 )
-from codedinvnet.training.split import bundle_split, validation_digests
+from codedinvnet.training.images import bundle_split, validation_digests
 
 ASIDE, SEED = 100, 3
 

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import Tensor, nn
 
 from codedinvnet.codes.base import Encoded, Scheme
-from codedinvnet.codes.mean import Evidence, LatentCode, MeanCode
+from codedinvnet.codes.mean import Evidence, LatentCode, MeanCode, MosaicCode, mosaic_rules
 from codedinvnet.codes.method import ONE, Given, Method, Published, Tolerance
-from codedinvnet.codes.mosaic import MosaicCode, mosaic_rules
 from codedinvnet.codes.rules import SERVED, CodeRules, Parities
 from codedinvnet.common.config import OBJECTIVE_VERSION, EncoderSettings, PixelFusionSettings
 from codedinvnet.models.bundle import BundleInfo

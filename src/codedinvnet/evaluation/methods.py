@@ -42,7 +42,7 @@ from codedinvnet.evaluation.trials import (
     with_methods,
 )
 from codedinvnet.models.bundle import load_bundle
-from codedinvnet.training.check import check_pixels
+from codedinvnet.training.images import check_pixels
 
 QUICK_TEST_IMAGES = 1000
 QUICK_TRAINING_IMAGES = 2000

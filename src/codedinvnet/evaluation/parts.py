@@ -28,10 +28,9 @@ from codedinvnet.evaluation.trials import Base, DataSetSettings, Trial, check_po
 from codedinvnet.models.bundle import load_bundle, weights_digest
 from codedinvnet.models.checkpoint import PART, load_checkpoint, load_modules
 from codedinvnet.models.network import ImageNetwork, classifier_of
-from codedinvnet.training.check import check_images, check_settings
+from codedinvnet.training.images import bundle_split, check_images, check_settings
 from codedinvnet.training.loop import BEST, LAST, differing_keys
 from codedinvnet.training.part import TrainingData, all_logits
-from codedinvnet.training.split import bundle_split
 
 Scored = Literal["test", "validation"]
 TUNING_IMAGES = 1000

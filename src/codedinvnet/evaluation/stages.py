@@ -54,8 +54,13 @@ from codedinvnet.models.checkpoint import FORMAT_VERSION, load_checkpoint
 from codedinvnet.models.coded import CodedModel, model_settings
 from codedinvnet.nn.iresnet import IResNet
 from codedinvnet.nn.lipschitz import constrain_exactly
-from codedinvnet.training.check import check_images, check_settings
 from codedinvnet.training.fusion_data import load_fusion_data, sample_fusion_data
+from codedinvnet.training.images import (
+    bundle_split,
+    check_images,
+    check_settings,
+    validation_digests,
+)
 from codedinvnet.training.loop import (
     LAST,
     LATEST,
@@ -76,7 +81,6 @@ from codedinvnet.training.network import (
 )
 from codedinvnet.training.pixels import UNET_VERSION, PixelStage
 from codedinvnet.training.recovery import RecoveryStage
-from codedinvnet.training.split import bundle_split, validation_digests
 
 SAMPLED = "sample.json"
 """In a fusion's folder: what is told of its fusion data."""

@@ -34,7 +34,7 @@ from codedinvnet.nn.head import Head
 from codedinvnet.nn.iresnet import IResNet, initialise_actnorm, mixup_points
 from codedinvnet.nn.irevnet import IRevNet
 from codedinvnet.nn.lipschitz import constrain_exactly, project
-from codedinvnet.training.check import check_images, check_same_images
+from codedinvnet.training.images import check_images, check_same_images
 from codedinvnet.training.loop import (
     IMAGES,
     LAST,

@@ -11,7 +11,7 @@ from codedinvnet.common.config import load_settings, parse_settings
 from codedinvnet.common.errors import UserError
 from codedinvnet.data import ImageSet
 from codedinvnet.nn.fusion import PatchDiscriminator
-from codedinvnet.training.check import check_images, check_same_images, check_settings
+from codedinvnet.training.images import check_images, check_same_images, check_settings
 from tests.conftest import tiny_settings
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
