@@ -111,7 +111,7 @@ def test_only_keeps_what_has_the_values(axes: dict[str, list[int]], data: st.Dat
 )
 def test_words_that_fit_nothing_are_refused(word: str, why: str) -> None:
     places = list(expand(k=[2, 10], load=[0.4], method=["a"]))
-    assert select(places, ["k=10", "load=0.40", "method=a"], dict) == [places[1]]
+    assert select(places, ["k=10", "load=0.4", "method=a"], dict) == [places[1]]
     with pytest.raises(UserError, match=why):
         select(places, [word], dict)
 

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from codedinvnet.common.errors import UserError
 from codedinvnet.models import ModelSource, open_model
 from codedinvnet.models.base import Scores, TensorSpec
-from codedinvnet.models.bundle import load_bundle
 from codedinvnet.models.probe import probe_inputs
 from tests.models import factories
 from tests.models.factories import PLACE, made
@@ -158,22 +157,6 @@ def test_a_factory_in_a_file_with_inputs_that_are_told(tmp_path: Path) -> None:
     path.write_text(path.read_text() + "\n")
     with pytest.raises(UserError, match=r"the front end has \w{16}: restart the service"):
         again.source.open()
-
-
-def test_a_bundle() -> None:
-    model = open_model("mnist")
-    assert model.source.kind == "bundle"
-    assert model.signature.inputs == (TensorSpec("images", "UINT8", (1, 28, 28)),)
-    bundle = load_bundle("mnist")
-    latent = TensorSpec("latent", "FP32", tuple(bundle.model.latent_shape))
-    assert model.signature.outputs == (latent, TensorSpec("scores", "FP32", (10,)))
-    assert model.signature.scores == Scores("scores", "logits")
-    queries = probe_inputs(model.signature.inputs)
-    found = model.run(queries)
-    wanted = bundle.embed(torch.from_numpy(queries["images"]))
-    np.testing.assert_array_equal(found["latent"], wanted.numpy())
-    probabilities = torch.from_numpy(found["scores"]).softmax(1)
-    torch.testing.assert_close(probabilities, bundle.classify(wanted))
 
 
 def test_a_source_travels_as_json_and_refuses_other_files(tmp_path: Path) -> None:

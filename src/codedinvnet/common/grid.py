@@ -111,7 +111,7 @@ def select(
         if not equals or not values:
             keys = ", ".join(dict.fromkeys(key for at in places for key in at))
             raise UserError(f"--only: {word!r} is not KEY=VALUE with a KEY of {keys}")
-        matches = [value for value in values if _is(value, text)]
+        matches = [value for value in values if str(value) == text]
         if not matches:
             known = ", ".join(map(str, values))
             raise UserError(f"--only: the grid has no {word}; its values of {key}: {known}")
@@ -121,15 +121,6 @@ def select(
         for one, at in zip(found, places, strict=True)
         if all(at.get(key) in values for key, values in wanted.items())
     ]
-
-
-def _is(value: Any, text: str) -> bool:
-    if isinstance(value, (int, float)):
-        try:
-            return value == float(text)
-        except ValueError:
-            return False
-    return str(value) == text
 
 
 def resume(cells: Iterable[Cell], out: Path) -> dict[str, int]:
@@ -187,10 +178,7 @@ def append_row(path: Path, row: Mapping[str, Any]) -> None:
 
 def _whole_lines(path: Path) -> bytes:
     """Return a file's finished lines; refuse a file of something else."""
-    try:
-        content = path.read_bytes() if path.exists() else b""
-    except OSError as error:
-        raise UserError(f"cannot read the rows in {path}: {error.strerror or error}") from error
+    content = path.read_bytes() if path.exists() else b""
     if content and not content.startswith(b"{"):
         raise UserError(f"{path} does not hold rows: name another file, or move this one away")
     return content[: content.rfind(b"\n") + 1]

@@ -1,4 +1,4 @@
-"""PyTorch's models: bundles, and modules that a user's function makes."""
+"""PyTorch's models: modules that a user's function makes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from codedinvnet.common.errors import UserError, one_line
 from codedinvnet.common.files import content_digest, file_digest
 from codedinvnet.common.user_code import user_module
 from codedinvnet.models.base import DATATYPES, TensorSpec, check_told
-from codedinvnet.models.bundle import Bundle, load_bundle
 from codedinvnet.models.checkpoint import differences, tensors_digest
 from codedinvnet.models.probe import Arrays, Opened
 
@@ -104,7 +103,18 @@ def open_factory(
     inputs = _factory_inputs(name, module, examples, told)
     code = file_digest(Path(home.__file__)) if home.__file__ else ""
     digest = content_digest(f"{digest} {code}".encode())
-    return _opened(module.to(device), inputs, digest, device)
+    network = Network(module.to(device), [spec.name for spec in inputs])
+
+    def compute(arrays: Mapping[str, np.ndarray]) -> Arrays:
+        tensors = [
+            torch.from_numpy(np.require(arrays[spec.name], requirements=["C", "W"])).to(device)
+            for spec in inputs
+        ]
+        with torch.inference_mode():
+            found = network.named(tensors)
+        return {name: tensor.cpu().numpy() for name, tensor in found.items()}
+
+    return Opened(inputs, None, PLATFORM, digest, compute, network)
 
 
 def _load_weights(module: nn.Module, path: Path) -> str:
@@ -155,43 +165,3 @@ def _factory_inputs(
             raise UserError(f"{where}: {key!r} is {value.dtype}, which the protocol lacks")
         specs.append(TensorSpec(str(key), _NUMPY_TYPES[value.dtype], tuple(value.shape[1:])))
     return tuple(specs)
-
-
-class _Classifier(nn.Module):
-    """The network f of a bundle and its head g, from images as they are sent."""
-
-    def __init__(self, bundle: Bundle) -> None:
-        super().__init__()
-        self.model = bundle.model
-
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        latent = self.model.embed(images)
-        return {"latent": latent, "scores": self.model.classify(latent)}
-
-
-def open_bundle(name: str, device: torch.device) -> Opened:
-    """Open a bundle: the model is f, which its workers run, with the class scores that g gives."""
-    bundle = load_bundle(name, device)
-    images = TensorSpec("images", bundle.info.input.datatype, bundle.info.input.shape)
-    module = _Classifier(bundle).eval()
-    return _opened(module, (images,), bundle.digest(), device)
-
-
-def _opened(
-    module: nn.Module,
-    inputs: tuple[TensorSpec, ...],
-    digest: str,
-    device: torch.device,
-) -> Opened:
-    network = Network(module, [spec.name for spec in inputs])
-
-    def compute(arrays: Mapping[str, np.ndarray]) -> Arrays:
-        tensors = [
-            torch.from_numpy(np.require(arrays[spec.name], requirements=["C", "W"])).to(device)
-            for spec in inputs
-        ]
-        with torch.inference_mode():
-            found = network.named(tensors)
-        return {name: tensor.cpu().numpy() for name, tensor in found.items()}
-
-    return Opened(inputs, None, PLATFORM, digest, compute, network)

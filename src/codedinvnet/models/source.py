@@ -26,8 +26,8 @@ class ModelSource:
     ONNX Runtime computes ONNX files, and PyTorch the others.
 
     Attributes:
-        source: a bundle's name or folder, FILE.onnx, or `package.module:function`, or
-            `path/file.py:function`, which makes a `torch.nn.Module`.
+        source: FILE.onnx, or `package.module:function` or `path/file.py:function`, which makes a
+            `torch.nn.Module`; or the name or folder of a bundle, which is only served.
         weights: the safetensors file of a factory's module.
         scores: which output holds the class scores, `NAME[:probabilities|:logits]`; None: found.
         inputs: `NAME:DATATYPE:SHAPE` of the inputs that the model leaves open.
@@ -174,13 +174,14 @@ def _open(source: ModelSource) -> Opened:
     kind, told = source.kind, [parse_input(text) for text in source.inputs]
     if source.weights is not None and kind != "factory":
         raise UserError(f"weights: {source.source} has its own; only a factory takes others")
-    if kind == "bundle" and told:
-        raise UserError("inputs: a bundle has its own")
+    if kind == "bundle":
+        raise UserError(
+            f"{source.source} is a bundle, which `serve` takes as it is: it comes with a small "
+            "backup, and load_bundle opens it"
+        )
     device = usable_device(source.device)
     torch.set_num_threads(source.threads)
     if kind == "onnx":
         return onnx_file.open_onnx(Path(source.source), told, source.threads)
-    if kind == "bundle":
-        return pytorch.open_bundle(source.source, device)
     weights = None if source.weights is None else Path(source.weights)
     return pytorch.open_factory(source.source, weights, told, device)

@@ -220,8 +220,6 @@ def scores_of(model: Model, batch: dict[str, np.ndarray]) -> np.ndarray:
 def check_classifier(model: OpenModel) -> None:
     """Raise UserError, saying what is supported, unless a model classifies numbers."""
     name = model.source.source
-    if model.source.kind == "bundle":
-        raise UserError(f"{name} is a bundle, which comes with a small backup: serve it as it is")
     if any(spec.datatype == "BYTES" for spec in model.signature.inputs):
         raise UserError(f"{name}: string inputs are not supported; put the tokenizer in front")
     scores_tensor(model.signature)
