@@ -344,7 +344,6 @@ def test_the_quick_version_without_images_does_what_needs_no_training(
         ("none", 1),
         ("replication", 1),
         ("approxifer", 1),
-        ("approxifer-byzantine", 1),
         ("coded-invnet", 1),
         ("coded-invnet", 2),
         ("oracle", 1),
