@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,6 @@ from torch import Tensor, nn
 from codedinvnet.codes.equal_cost import count_macs
 from codedinvnet.common.errors import UserError
 from codedinvnet.models import open_model
-from codedinvnet.models.onnx_file import whole_onnx
 from codedinvnet.protect import costs
 from tests.models import factories
 from tests.models.factories import PLACE, made
@@ -37,7 +37,7 @@ class Padded(nn.Module):
 
 
 def test_onnx_files_cost_what_their_modules_do(tmp_path: Path) -> None:
-    path = factories.save_onnx(factories.resnet, tmp_path / "resnet.onnx")
+    path = factories.linked_onnx(factories.resnet, tmp_path, "blobs/weights")  # as hubs have it
     module, (example, *_) = made(factories.resnet)
     wanted = count_macs(lambda: module(example[:1]))
     model = open_model(path)
@@ -81,8 +81,8 @@ def test_an_operator_whose_work_is_not_known_is_named(tmp_path: Path) -> None:
     out: factories.Value = ("y", TensorProto.FLOAT, ["batch", 4])
     path = factories.write_graph(tmp_path / "einsum.onnx", nodes, [shape], [out], weights)
     with pytest.raises(UserError, match="operator Einsum"):
-        costs.onnx_macs(whole_onnx(path), {"x": np.zeros((1, 4), np.float32)})
-    words = whole_onnx(factories.words_onnx(tmp_path / "words.onnx"))
+        costs.onnx_macs(onnx.load(path), {"x": np.zeros((1, 4), np.float32)})
+    words = onnx.load(factories.words_onnx(tmp_path / "words.onnx"))
     one = {"tokens": np.zeros((1, factories.TOKENS), np.int32)}
     assert costs.onnx_macs(words, one) == 4 * 6
 

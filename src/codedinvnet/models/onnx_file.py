@@ -167,24 +167,6 @@ def _by_session(running: Any) -> Compute:
     return compute
 
 
-def whole_onnx(path: Path) -> Any:
-    """Return the `onnx.ModelProto` of an ONNX file, with the weights of the files next to it.
-
-    The library's own loader takes no links.
-    """
-    from onnx.external_data_helper import ExternalDataInfo
-
-    _, model = _parsed(path)
-    for tensor in _external(model):
-        told = ExternalDataInfo(tensor)
-        with _weights_file(path, tensor).open("rb") as file:
-            file.seek(told.offset or 0)
-            tensor.raw_data = file.read(-1 if told.length is None else told.length)
-        tensor.ClearField("external_data")
-        tensor.ClearField("data_location")
-    return model
-
-
 def _parsed(path: Path) -> tuple[bytes, Any]:
     """Return the content of an ONNX file, and what it says."""
     import onnx

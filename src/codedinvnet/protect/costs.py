@@ -15,7 +15,7 @@ import torch
 from codedinvnet.common.errors import UserError, one_line
 from codedinvnet.common.files import read_json
 from codedinvnet.models import OpenModel
-from codedinvnet.models.onnx_file import export, whole_onnx
+from codedinvnet.models.onnx_file import export
 
 COUNTED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "FusedConv", "FusedMatMul")
 """ONNX operators whose multiply-adds are counted."""
@@ -86,14 +86,17 @@ def as_onnx(model: OpenModel, batch: Mapping[str, np.ndarray]) -> Any:
     import onnx
     import onnxruntime
 
-    if model.source.kind == "onnx":
-        content = whole_onnx(Path(model.source.source)).SerializeToString()
-    else:
+    content: str | bytes = model.source.source
+    if model.source.kind == "factory":
         examples = {name: torch.from_numpy(array) for name, array in batch.items()}
         content = export(model.network, examples, [s.name for s in model.signature.outputs])
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.log_severity_level = 3
+    # Weights next to the file are copied to one next to the other.
+    options.add_session_config_entry(
+        "session.optimized_model_external_initializers_file_name", "weights"
+    )
     with tempfile.TemporaryDirectory() as folder:
         options.optimized_model_filepath = str(Path(folder) / "model.onnx")
         onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
