@@ -83,11 +83,12 @@ COMMANDS: list[Command] = []
 
 
 def command(
-    group: str, name: str, summary: str, example: str, *options: Option | type[Options]
+    group: str, summary: str, example: str, *options: Option | type[Options]
 ) -> Callable[[Action], Action]:
-    """Make a function a command, with options or an option model."""
+    """Make a function the command of its name, with options or an option model."""
 
     def add(run: Action) -> Action:
+        name = run.__name__.strip("_").replace("_", " ")
         COMMANDS.append(Command(group, name, summary, example, options, run))
         return run
 
@@ -104,7 +105,6 @@ def values(arguments: argparse.Namespace, *names: str) -> dict[str, Any]:
 
 @command(
     "serve",
-    "serve",
     "serve a model over HTTP (Open Inference Protocol V2), through slow and dead workers",
     "codedinvnet serve mnist --k 10 --policy coded --demo",
     ServeOptions,
@@ -117,7 +117,6 @@ def _serve(arguments: argparse.Namespace) -> None:
 
 @command(
     "serve",
-    "gateway",
     "hedge any service that speaks HTTP: send late requests to a second server, avoid slow "
     "servers, and replace dead ones",
     "codedinvnet gateway --upstream http://a:8000 --upstream http://b:8000 --port 9000",
@@ -131,7 +130,6 @@ def _gateway(arguments: argparse.Namespace) -> None:
 
 @command(
     "serve",
-    "policy",
     "show the policy of a running service or gateway, or change it without losing a query",
     "codedinvnet policy http://127.0.0.1:8000 hedge",
     opt("url", "address of the service, such as http://127.0.0.1:8000"),
@@ -157,7 +155,7 @@ def _policy(arguments: argparse.Namespace) -> None:
     print(f"policy {found['policy']}, before {before['policy']}")
 
 
-@command("serve", "demo", "recover erased predictions on shipped images", "codedinvnet demo", SEED)
+@command("serve", "recover erased predictions on shipped images", "codedinvnet demo", SEED)
 def _demo(arguments: argparse.Namespace) -> None:
     from codedinvnet.data import SAMPLES
     from codedinvnet.evaluation.demo import run_demo
@@ -170,7 +168,6 @@ def _demo(arguments: argparse.Namespace) -> None:
 
 
 @command(
-    "protect",
     "protect",
     "train a small backup that answers while a model is late, from unlabelled inputs",
     "codedinvnet protect model.onnx --inputs images/ --out model-protection",
@@ -236,7 +233,6 @@ def _protect(arguments: argparse.Namespace) -> None:
 
 @command(
     "protect",
-    "calibrate",
     "measure on held-out images how often a bundle's approximate answers disagree; the shipped "
     "bundles are calibrated",
     "codedinvnet calibrate runs/mine/fusion-k10/bundle --data-dir data",
@@ -270,7 +266,6 @@ def _calibrate(arguments: argparse.Namespace) -> None:
 
 @command(
     "protect",
-    "info",
     "describe a bundle (parameters, multiply-adds, times, provenance), or a model of your own: "
     "its tensors",
     "codedinvnet info mnist --json",
@@ -315,7 +310,6 @@ def _lines(report: dict[str, Any]) -> dict[str, Any]:
 
 @command(
     "compare",
-    "bench accuracy",
     "compare the accuracy of all methods of a grid; rows, tables and figures",
     "codedinvnet bench accuracy --data-dir data --only dataset=mnist --only k=10",
     opt(
@@ -352,7 +346,7 @@ def _lines(report: dict[str, Any]) -> dict[str, Any]:
     JSON,
 )
 @flushing_denormals
-def _accuracy(arguments: argparse.Namespace) -> None:
+def _bench_accuracy(arguments: argparse.Namespace) -> None:
     from codedinvnet.common.grid import refuse_failures
     from codedinvnet.evaluation import methods, plots, tables
     from codedinvnet.evaluation.stages import choose_device
@@ -392,7 +386,6 @@ ITS = {"unset": "the scenario's"}
 
 @command(
     "compare",
-    "simulate",
     "simulate the service with its own rules, at any number of workers",
     "codedinvnet simulate configs/bench/simulate-pareto.json --policy hedge --workers 1000",
     opt("scenario", "scenario (JSON; see configs/bench)", Path),
@@ -417,7 +410,6 @@ def _simulate(arguments: argparse.Namespace) -> None:
 
 @command(
     "compare",
-    "plan",
     "compare policies on numbers of machines for a latency log or a scenario, by simulation",
     "codedinvnet plan log.csv --qps 200 --p999-ms 150",
     opt(
@@ -472,7 +464,6 @@ def _show(as_json: bool, report: dict[str, Any], lines: list[str]) -> None:
 
 @command(
     "compare",
-    "evaluate",
     "erase every member of every group and score the decoded answers",
     "codedinvnet evaluate mnist --k 10 --data-dir data --json",
     bundle_or(),
@@ -509,7 +500,6 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
 @command(
     "compare",
-    "invert",
     "invert the network on real images and measure its Lipschitz bound",
     "codedinvnet invert mnist --data-dir data --json",
     bundle_or(),
@@ -546,7 +536,6 @@ def _images(arguments: argparse.Namespace, bundle: Bundle, split: str) -> ImageS
 
 @command(
     "paper",
-    "reproduce",
     "train a bundle by a settings file, finished stages kept, and evaluate on the test split",
     "codedinvnet reproduce configs/mnist-recovery.json --data-dir data",
     opt("config", "settings file (JSON)", Path),

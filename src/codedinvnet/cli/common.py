@@ -219,7 +219,7 @@ def opt(
         unset: what happens then, where the default does not say so.
         more: arguments of `add_argument`.
     """
-    shown = unset or (default if default is not None else "")
+    shown = unset or ("" if default is None else f"{default:g}" if kind is float else default)
     more["help"] = f"{text} ({shown})" if shown != "" else text
     if kind is bool:
         return name, {"action": "store_true", **more}
