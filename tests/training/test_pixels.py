@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from codedinvnet.codes.invnet import own_scheme
 from codedinvnet.common.config import PixelFusionSettings, parse_settings
-from codedinvnet.data import ImageSet, settings_split
+from codedinvnet.data import ImageRows, ImageSet, settings_split
 from codedinvnet.models.bundle import Bundle
 from codedinvnet.models.coded import CodedModel
 from codedinvnet.training.fusion_data import FusionData
@@ -37,7 +38,8 @@ def make_stage(images: ImageSet, model: CodedModel, steps: int = 1) -> PixelStag
     torch.manual_seed(0)
     _, rows = settings_split(settings, images)
     data = FusionData(groups, 0.5 * average)
-    stage = PixelStage(fusion, images, model, data, rows, seed=settings.seed)
+    validation, scheme = ImageRows(images, rows, "here"), own_scheme(model, K)
+    stage = PixelStage(fusion, images, model, data, validation, scheme, seed=settings.seed)
     stage.start_epoch(0, torch.Generator().manual_seed(0))
     for module in stage.modules.values():
         module.train()

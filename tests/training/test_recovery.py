@@ -18,8 +18,6 @@ from codedinvnet.training import recovery
 from codedinvnet.training.recovery import RecoveryStage, draw_size
 from tests.conftest import tiny_settings
 
-CPU = torch.device("cpu")
-
 
 def stage_of(raw: dict[str, Any], data_dir: Path, joint: bool) -> RecoveryStage:
     """Return a stage with these settings, on the tests' images, of a network drawn from seed 0."""
@@ -28,7 +26,7 @@ def stage_of(raw: dict[str, Any], data_dir: Path, joint: bool) -> RecoveryStage:
     source = load_images("mnist", "train", data_dir=data_dir)
     torch.manual_seed(0)
     model = CodedModel(model_settings(settings, source.shape, source.classes))
-    return RecoveryStage(settings, settings.fusion, source, model, CPU, joint=joint)
+    return RecoveryStage(settings, settings.fusion, source, model, {}, joint=joint)
 
 
 @pytest.mark.parametrize("apart", [False, True])

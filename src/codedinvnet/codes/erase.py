@@ -226,18 +226,3 @@ def corrupt_some(
         output[hit] += CORRUPTION * output.std() * noise
         found[task] = output
     return {task: found[task] for task in outputs}
-
-
-def recovered_accuracy(scheme: Scheme, source: Queries, own: Tensor) -> float:
-    """Return the accuracy of decoded answers, each query erased once in one fixed grouping.
-
-    Trainings choose their best epoch by it.
-
-    Args:
-        scheme: a systematic code for groups of k, its networks in evaluation mode.
-        source: the queries.
-        own: the outputs (N, n) of the queries' own tasks, on the processor.
-    """
-    k = scheme.rules.k
-    frame = erase(scheme, source, single_losses(k), k=k, seed=k, own=own, progress=False)
-    return float((frame["prediction"] == frame["label"]).mean())

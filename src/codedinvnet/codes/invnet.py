@@ -124,7 +124,7 @@ class PaperInvNet(AverageImage):
 
     def fit(self, teacher: Given, data: TrainingData, budget: PixelFusionSettings) -> nn.Module:
         model = with_encoder(teacher.coded, self.start(teacher, data))
-        return data.fit_paper(model, teacher.k, budget)
+        return data.fit_paper(model, own_scheme(model, teacher.k), budget)
 
     def encoder(self, given: Given) -> nn.Module:
         assert given.part is not None

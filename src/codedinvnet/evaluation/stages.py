@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from codedinvnet.codes.invnet import CodedInvNet
+from codedinvnet.codes.invnet import CodedInvNet, own_scheme
 from codedinvnet.common.config import (
     OBJECTIVE_VERSION,
     DataSettings,
@@ -259,8 +259,9 @@ def _phases(
     settings, folder = run.settings, run.fusion_folder(fusion.members)
     if isinstance(fusion, PixelFusionSettings):
         data = load_fusion_data(settings, folder, fusion.members, weights)
-        _, validation = settings_split(settings, source)
-        stage = PixelStage(fusion, source, model, data, validation, seed=settings.seed)
+        validation = ImageRows(source, settings_split(settings, source)[1], "validation images")
+        scheme, seed = own_scheme(model, fusion.members), settings.seed
+        stage = PixelStage(fusion, source, model, data, validation, scheme, seed=seed)
         yield folder, fusion.epochs, run.resume, stage
         return
     epochs = {"recovery": fusion.epochs, "joint": fusion.joint_epochs}
@@ -271,6 +272,7 @@ def _phases(
     if not run.resume:
         for name in started:
             set_aside(folder / name)
+    schemes = {k: own_scheme(model, k) for k in sorted({2, fusion.members})}
     for name in names:
         # An epoch to resume is one of the phase that was under way; finished phases are kept.
         newest = started and name == started[-1]
@@ -279,7 +281,7 @@ def _phases(
             folder / name,
             epochs[name],
             resume,
-            RecoveryStage(settings, fusion, source, model, run.device, joint=name == "joint"),
+            RecoveryStage(settings, fusion, source, model, schemes, joint=name == "joint"),
         )
 
 

@@ -11,14 +11,12 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sized
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from codedinvnet.codes.base import Scheme
-from codedinvnet.codes.erase import recovered_accuracy
 from codedinvnet.common.config import PartSettings, PixelFusionSettings, Settings
 from codedinvnet.common.devices import first_tensor
 from codedinvnet.common.errors import UserError
@@ -31,6 +29,9 @@ from codedinvnet.training.loop import BEST, LAST, LATEST, Stage, differing_keys,
 from codedinvnet.training.network import EVALUATION_BATCH, augment
 from codedinvnet.training.pixels import PixelStage
 from codedinvnet.training.precision import autocast
+
+if TYPE_CHECKING:
+    from codedinvnet.codes.base import Scheme
 
 DISTILLED_SHARE = 0.7
 """Of the loss: how far the small classifier follows its teacher rather than the labels."""
@@ -102,15 +103,20 @@ class TrainingData:
         """Train a network that answers for a whole group, which the scheme has."""
         return self.train(MembersStage(part, scheme, self, budget), budget.epochs)
 
-    def fit_paper(self, model: CodedModel, members: int, budget: PixelFusionSettings) -> nn.Module:
-        """Train a model's E by the paper's objective, on freshly drawn groups of members."""
+    def fit_paper(
+        self, model: CodedModel, scheme: Scheme, budget: PixelFusionSettings
+    ) -> nn.Module:
+        """Train E of a model, which the scheme has, by the paper's objective."""
         generator = torch.Generator().manual_seed(self.seed)
-        groups = draw_groups(self.train_rows, budget.groups, members, generator)
+        groups = draw_groups(self.train_rows, budget.groups, scheme.rules.k, generator)
         padding = model.settings.padding
         with Progress(total=len(groups), desc="fusion data", unit="group", leave=False) as bar:
             targets, _ = invert_means(model.network, self.images, groups, padding=padding, bar=bar)
-        drawn, rows = FusionData(groups, targets), self.validation_rows
-        stage = PixelStage(budget, self.images, model, drawn, rows, seed=self.seed, part=PART)
+        validation = ImageRows(self.images, self.validation_rows, "the validation images")
+        drawn, seed = FusionData(groups, targets), self.seed
+        stage = PixelStage(
+            budget, self.images, model, drawn, validation, scheme, seed=seed, part=PART
+        )
         return self.train(stage, budget.epochs)
 
     def keep(self, part: nn.Module, seconds: float) -> None:
@@ -265,7 +271,7 @@ class GroupStage(PartStage):
     def validate(self) -> tuple[float, Mapping[str, float]]:
         """Score by recovered accuracy in one fixed grouping of the validation images."""
         images = ImageRows(self.data.images, self.data.validation_rows, "the validation images")
-        accuracy = recovered_accuracy(self.scheme, images, self.data.logits("validation"))
+        accuracy = self.scheme.recovered_accuracy(images, self.data.logits("validation"))
         return accuracy, {"validation_recovered": accuracy}
 
 

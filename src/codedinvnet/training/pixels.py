@@ -10,23 +10,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from codedinvnet.codes.erase import recovered_accuracy
-from codedinvnet.codes.invnet import own_scheme
 from codedinvnet.common.config import PixelFusionSettings
 from codedinvnet.common.devices import first_tensor
 from codedinvnet.common.errors import UserError
-from codedinvnet.data import ImageRows, ImageSource
+from codedinvnet.data import ImageSource
 from codedinvnet.models.coded import CodedModel
 from codedinvnet.nn.fusion import PatchDiscriminator, UNetFusion
 from codedinvnet.training.fusion_data import FusionData
 from codedinvnet.training.loop import Stage
 from codedinvnet.training.network import embed_all
 from codedinvnet.training.precision import autocast
+
+if TYPE_CHECKING:
+    from codedinvnet.codes.base import Scheme
 
 DISCRIMINATOR = "discriminator_optimizer"
 UNET_VERSION = 2
@@ -42,7 +44,8 @@ class PixelStage(Stage):
         source: the images.
         model: f, E and g, of which E trains.
         data: groups and what their parity's pixels should be.
-        validation_rows: of the source, by which the epoch is chosen.
+        validation: images by which the epoch is chosen.
+        scheme: the model's own code, by whose recovered accuracy that is done.
         seed: of the weights that training begins with.
         part: the name of E in checkpoints.
 
@@ -58,7 +61,8 @@ class PixelStage(Stage):
         source: ImageSource,
         model: CodedModel,
         data: FusionData,
-        validation_rows: Tensor,
+        validation: ImageSource,
+        scheme: Scheme,
         *,
         seed: int,
         part: str = "encoder",
@@ -97,8 +101,8 @@ class PixelStage(Stage):
             steps_per_epoch=len(data.groups) // fusion.batch_size // fusion.discriminator_steps,
             warmup=0.0,
         )
-        self.validation = ImageRows(source, validation_rows, "the validation images")
-        images, _ = source.batch(validation_rows)
+        self.validation, self.scheme = validation, scheme
+        images, _ = validation.batch(torch.arange(len(validation)))
         self.validation_latents = embed_all(model, images.to(self.device)).flatten(1).cpu()
         self.order = torch.arange(len(data.groups))
 
@@ -148,8 +152,7 @@ class PixelStage(Stage):
 
     def validate(self) -> tuple[float, Mapping[str, float]]:
         """Score by recovered accuracy on the validation images."""
-        scheme = own_scheme(self.model, self.members)
-        accuracy = recovered_accuracy(scheme, self.validation, self.validation_latents)
+        accuracy = self.scheme.recovered_accuracy(self.validation, self.validation_latents)
         return accuracy, {"validation_recovered": accuracy}
 
 

@@ -12,15 +12,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from codedinvnet.codes.erase import recovered_accuracy
-from codedinvnet.codes.invnet import own_scheme
 from codedinvnet.common.config import RecoveryFusionSettings, Settings
+from codedinvnet.common.devices import first_tensor
 from codedinvnet.data import ImageRows, ImageSource, settings_split, spread_rows
 from codedinvnet.models.coded import CodedModel, shared_error
 from codedinvnet.nn.fusion import mosaic_grid
@@ -28,6 +27,9 @@ from codedinvnet.nn.lipschitz import project
 from codedinvnet.training.loop import Stage, make_optimizer
 from codedinvnet.training.network import augment, embed_all
 from codedinvnet.training.precision import autocast
+
+if TYPE_CHECKING:
+    from codedinvnet.codes.base import Scheme
 
 KEPT_BYTES = 4 << 30
 """Latents of all training images are kept if they take at most so much."""
@@ -62,7 +64,17 @@ def draw_size(largest: int, apart: bool, generator: torch.Generator) -> int:
 
 
 class RecoveryStage(Stage):
-    """Train E and g' with f and g frozen, or (`joint`) all four."""
+    """Train E and g' with f and g frozen, or (`joint`) all four.
+
+    Args:
+        settings: of the run.
+        fusion: how to train.
+        source: the images.
+        model: f, g, E and g'.
+        schemes: the model's own code by group size; the epoch is chosen by the largest one's
+            recovered accuracy.
+        joint: whether f and g train as well.
+    """
 
     gradient_norm: float | None = 5.0
     """The first parity queries are far off, and their losses large."""
@@ -73,13 +85,13 @@ class RecoveryStage(Stage):
         fusion: RecoveryFusionSettings,
         source: ImageSource,
         model: CodedModel,
-        device: torch.device,
+        schemes: Mapping[int, Scheme],
         *,
         joint: bool,
     ) -> None:
         self.name = "joint" if joint else "recovery"
         self.settings, self.fusion, self.source, self.model = settings, fusion, source, model
-        self.device, self.joint = device, joint
+        self.device, self.schemes, self.joint = first_tensor(model).device, schemes, joint
         self.apart = model.encoder.keeps_apart
         self.batch_size = fusion.joint_batch_size if joint else fusion.batch_size
         self.train_rows, validation = settings_split(settings, source)
@@ -234,8 +246,6 @@ class RecoveryStage(Stage):
             predictions = self.model.classify(latents).argmax(1)
         normal = float((predictions.cpu() == labels).float().mean())
         scalars, own = {"validation_normal": normal}, latents.flatten(1).cpu()
-        for members in sorted({2, self.fusion.members}):
-            scheme = own_scheme(self.model, members)
-            accuracy = recovered_accuracy(scheme, self.validation, own)
-            scalars[f"validation_recovered_k{members}"] = accuracy
+        for k, scheme in self.schemes.items():
+            scalars[f"validation_recovered_k{k}"] = scheme.recovered_accuracy(self.validation, own)
         return normal + scalars[f"validation_recovered_k{self.fusion.members}"], scalars
