@@ -103,14 +103,8 @@ class Distribution(Section):
 
     def stream(self, generator: np.random.Generator) -> Iterator[float]:
         """Yield draws in seconds, without end."""
-        if self.distribution == "constant":
-            return itertools.repeat((self.ms + self.plus_ms) / 1000)
-        return _chunks(self, generator)
-
-
-def _chunks(distribution: Distribution, generator: np.random.Generator) -> Iterator[float]:
-    while True:
-        yield from distribution.draw(generator, CHUNK).tolist()
+        while True:
+            yield from self.draw(generator, CHUNK).tolist()
 
 
 def uniforms(generator: np.random.Generator) -> Iterator[float]:

@@ -28,8 +28,7 @@ def user_module(place: str) -> ModuleType:
     path = Path(place)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
-    folder = path.resolve().parent
-    _importable(folder)
+    _importable(path.resolve().parent)
     return load_file(path)
 
 
@@ -45,14 +44,11 @@ def load_file(path: Path) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    before = sys.modules.get(name)
     sys.modules[name] = module  # a dataclass looks itself up there
     try:
         spec.loader.exec_module(module)
     except BaseException:
         del sys.modules[name]
-        if before is not None:
-            sys.modules[name] = before
         raise
     for pickler in filter(None, map(sys.modules.get, _BY_VALUE)):  # that the file has imported
         pickler.register_pickle_by_value(module)

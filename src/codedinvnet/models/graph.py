@@ -35,14 +35,20 @@ class Unsupported(Exception):
     """A graph that cannot be made a module; the message says why."""
 
 
+def _sides(pads: Sequence[int]) -> list[int]:
+    """Return ONNX's padding, begins before ends, as PyTorch has it: both ends of the last axis."""
+    half = len(pads) // 2
+    pairs = zip(reversed(pads[:half]), reversed(pads[half:]), strict=True)
+    return [side for pair in pairs for side in pair]
+
+
 def _padded(x: Tensor, pads: Sequence[int], value: float = 0.0) -> tuple[Tensor, tuple[int, ...]]:
     """Return an image, and what a layer must pad: both sides alike; else it is padded here."""
     half = len(pads) // 2
     first, last = pads[:half], pads[half:]
     if list(first) == list(last):
         return x, tuple(first)
-    sides = [side for pair in zip(reversed(first), reversed(last), strict=True) for side in pair]
-    return F.pad(x, sides, value=value), (0,) * half
+    return F.pad(x, _sides(pads), value=value), (0,) * half
 
 
 def _layer_pads(x: Tensor, kernel: Sequence[int], told: Attributes) -> Sequence[int]:
@@ -161,10 +167,8 @@ def _pad(given: Sequence[Value], told: Attributes) -> Value:
     x, pads = given[0], told["pads"] if "pads" in told else given[1]
     if told.get("mode", "constant") != "constant" or (len(given) > 3 and given[3] is not None):
         raise Unsupported("a border that is not constant")
-    half = len(pads) // 2
-    sides = zip(reversed(pads[:half]), reversed(pads[half:]), strict=True)
     value = told.get("value", given[2] if len(given) > 2 and given[2] is not None else 0.0)
-    return F.pad(x, [side for pair in sides for side in pair], value=value)
+    return F.pad(x, _sides(pads), value=value)
 
 
 def _softmax(given: Sequence[Value], told: Attributes) -> Value:

@@ -37,16 +37,15 @@ class ImageNetwork(nn.Module):
 
 def classifier_of(model: CodedModel) -> ImageNetwork:
     """Return g(f(x)) of a coded model; it shares the model's weights."""
-    network = nn.Sequential(model.network, model.head)
-    return _of(model, network)
+    return _images_to(nn.Sequential(model.network, model.head), model)
 
 
 def embedding_of(model: CodedModel) -> ImageNetwork:
     """Return f(x) of a coded model; it shares the model's weights."""
-    return _of(model, model.network)
+    return _images_to(model.network, model)
 
 
-def _of(model: CodedModel, network: nn.Module) -> ImageNetwork:
+def _images_to(network: nn.Module, model: CodedModel) -> ImageNetwork:
     settings = model.settings
     return ImageNetwork(network, settings.image_shape, settings.padding).train(model.training)
 
