@@ -39,7 +39,7 @@ def candidate(
 ) -> Candidate:
     """Return a measured backup of a model that takes 10 ms."""
     its = answers(covered, agreement)
-    return Candidate(name, ms(median), ms(10), its, its, 20, **more)
+    return Candidate(name, "", ms(median), ms(10), its, its, 20, **more)
 
 
 @pytest.mark.parametrize(

@@ -66,8 +66,13 @@ CASES: dict[str, tuple[str, Callable[[Path], Path], tuple[str, ...], str]] = {
     "bundle": ("mnist", queries, (), "is a bundle"),
     "constant": ("constant", queries, (), "answers class 0 to all inputs"),
     # files
-    "no file": ("vectors", lambda folder: folder / "x.npy", (), "there is no"),
-    "text": ("vectors", text("x.csv", "1"), (), "not a folder of images, .npz or .npy"),
+    "no file": ("vectors", lambda folder: folder / "x.npy", (), "cannot read .*No such file"),
+    "text": (
+        "vectors",
+        text("x.csv", "1"),
+        (),
+        "as a folder of images, .npz or .npy",
+    ),
     "damaged": ("vectors", text("x.npy", "damaged"), (), "cannot read"),
     "objects": ("vectors", arrays(x=np.array([None] * 3)), (), "cannot read"),
     "few": ("vectors", arrays(x=np.zeros((3, 12))), (), "1 different inputs; at least 200"),
@@ -75,8 +80,6 @@ CASES: dict[str, tuple[str, Callable[[Path], Path], tuple[str, ...], str]] = {
     "lacks": ("vectors", arrays(y=IDS, z=IDS), (), "lacks an array for .*'x'"),
     "shape": ("vectors", arrays(x=np.zeros((3, 4))), (), r"shape \(4,\), not \(12,\)"),
     "kind": ("two_inputs", arrays(numbers=IDS, flags=IDS[:, :3]), (), "not BOOL"),
-    "range": ("signed", arrays(x=np.full((3, 4), 2**63, np.uint64)), (), "range for INT64"),
-    "large": ("vectors", arrays(x=np.full((3, 12), 1e300)), (), "out of range for FP32"),
     "counts": ("two_inputs", arrays(numbers=IDS, flags=FLAGS[:9]), (), "different numbers of"),
     # images
     "empty": ("colours", images(np.zeros(0, np.uint8)), (), "no images"),

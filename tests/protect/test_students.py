@@ -11,8 +11,16 @@ import torch
 from codedinvnet.models import open_model
 from codedinvnet.protect import costs
 from codedinvnet.protect.inputs import Inputs, split
-from codedinvnet.protect.own import FewerBlocks, SmallerImages, graph_of, residual_blocks
-from codedinvnet.protect.students import STUDENTS, Student, Unfit, kind_of
+from codedinvnet.protect.students import (
+    STUDENTS,
+    FewerBlocks,
+    SmallerImages,
+    Student,
+    Unfit,
+    graph_of,
+    kind_of,
+    residual_blocks,
+)
 from codedinvnet.protect.teacher import Teacher, ask, scores_of
 from tests.protect.conftest import PLACE
 from tests.protect.factories import FEATURES

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from codedinvnet.protect.bound import Curve
 FILE = "calibration.json"
 """The file next to a bundle's weights, or in a protection."""
 VERSION = 1
+COLUMNS = ("thresholds", "released", "disagreed")
 DECODED, GUESSED = "decoded", "guessed"
 """Kinds of approximate answers: for one missing member, and from the extra tasks alone."""
 
@@ -68,9 +69,7 @@ class Calibration:
             {
                 **kind._asdict(),
                 "spread": round(curve.spread, 4),
-                "thresholds": curve.thresholds.tolist(),
-                "released": curve.released.tolist(),
-                "disagreed": curve.disagreed.tolist(),
+                **{name: getattr(curve, name).tolist() for name in COLUMNS},
             }
             for kind, curve in self.curves.items()
         ]
@@ -91,26 +90,20 @@ def load_calibration(
     if not path.is_file():
         raise UserError(f"{folder} has no {FILE}: {again}")
     try:
-        calibration = _parsed(read_json(path))
+        raw = read_json(path)
+        if raw["format_version"] != VERSION:
+            raise ValueError(raw["format_version"])
+        curves = {}
+        for row in raw["curves"]:
+            thresholds, released, disagreed = (np.asarray(row[name]) for name in COLUMNS)
+            kind = Kind(row["method"], int(row["k"]), row["answer"])
+            curves[kind] = Curve(thresholds, released, disagreed, float(row["spread"]))
+        found = Calibration(str(raw["weights"]), int(raw["images"]), curves, dict(raw["parts"]))
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is damaged: {again} again") from error
-    if calibration.weights != weights:
+    if found.weights != weights:
         raise UserError(f"{path} is of other weights: {again} again")
-    return calibration
-
-
-def _parsed(raw: Any) -> Calibration:
-    if raw["format_version"] != VERSION:
-        raise ValueError(raw["format_version"])
-    curves = {}
-    for row in raw["curves"]:
-        names = ("thresholds", "released", "disagreed")
-        thresholds, released, disagreed = (np.asarray(row[name]) for name in names)
-        if not thresholds.size or not thresholds.shape == released.shape == disagreed.shape:
-            raise ValueError("columns of different lengths")
-        kind = Kind(row["method"], int(row["k"]), row["answer"])
-        curves[kind] = Curve(thresholds, released, disagreed, float(row["spread"]))
-    return Calibration(str(raw["weights"]), int(raw["images"]), curves, dict(raw["parts"]))
+    return found
 
 
 def calibration_of(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from codedinvnet.common.errors import UserError, nearest, one_line
+from codedinvnet.common.errors import UserError, one_line
 from codedinvnet.common.files import content_digest
 from codedinvnet.common.progress import Progress
 from codedinvnet.common.user_code import user_module
@@ -122,45 +122,31 @@ def read_inputs(path: Path, signature: Signature, preprocess: str = "") -> Input
         UserError: if the model doesn't take them.
     """
     specs = signature.inputs
-    if not path.exists():
-        raise UserError(f"--inputs: there is no {path}")
     if path.is_dir():
         if len(specs) > 1:
             raise UserError("--inputs: a folder of images is for models with one input: use .npz")
-        arrays = {specs[0].name: _read_images(path, specs[0], preprocess)}
-    elif preprocess:
+        return Inputs({specs[0].name: _read_images(path, specs[0], preprocess)}, specs)
+    if preprocess:
         raise UserError("--preprocess: makes queries of images: --inputs must be a folder of them")
-    elif path.suffix in (".npz", ".npy"):
-        found = _named(_loaded(path), [spec.name for spec in specs], path)
-        arrays = {s.name: _fitted(found[s.name], s, f"{path}: {s.name!r}") for s in specs}
-    else:
-        raise UserError(f"--inputs: {path} is not a folder of images, .npz or .npy")
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        found = {specs[0].name: loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
+    except Exception as error:  # NumPy raises many kinds for damaged files
+        raise UserError(
+            f"--inputs: cannot read {path} as a folder of images, .npz or .npy: {one_line(error)}"
+        ) from error
+    if len(specs) == 1 and IMAGES in found:
+        found.setdefault(specs[0].name, found[IMAGES])
+    if missing := [spec.name for spec in specs if spec.name not in found]:
+        raise UserError(
+            f"--inputs: {path} lacks an array for the model's {missing[0]!r}; it has those of "
+            f"{', '.join(found)}"
+        )
+    arrays = {s.name: _fitted(found[s.name], s, f"{path}: {s.name!r}") for s in specs}
     counts = {name: len(array) for name, array in arrays.items()}
     if len(set(counts.values())) > 1:
         raise UserError(f"--inputs: {path} has different numbers of queries: {counts}")
     return Inputs(arrays, specs)
-
-
-def _loaded(path: Path) -> Any:
-    """Return an array, or the arrays of an `.npz` by name."""
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        return loaded if isinstance(loaded, np.ndarray) else dict(loaded.items())
-    except Exception as error:  # NumPy raises many kinds for damaged files
-        raise UserError(f"--inputs: cannot read {path}: {one_line(error)}") from error
-
-
-def _named(loaded: Any, names: list[str], path: Path) -> dict[str, np.ndarray]:
-    """Return arrays by the names of the model's inputs."""
-    found = dict(loaded) if isinstance(loaded, dict) else {names[0]: loaded}
-    if len(names) == 1 and names[0] not in found and IMAGES in found:
-        found[names[0]] = found.pop(IMAGES)
-    for name in names:
-        if name not in found:
-            near = nearest(name, found)
-            hint = f"; rename its {near!r}?" if near else ""
-            raise UserError(f"--inputs: {path} lacks an array for the model's {name!r}{hint}")
-    return found
 
 
 def _read_images(folder: Path, spec: TensorSpec, preprocess: str) -> np.ndarray:
@@ -184,7 +170,7 @@ def _read_images(folder: Path, spec: TensorSpec, preprocess: str) -> np.ndarray:
             option = f"--preprocess {preprocess}" if function else "--inputs"
             kind = type(error).__name__
             raise UserError(f"{option}: {path}: {kind}: {one_line(error)}") from error
-        found[row] = _converted(query, spec, str(path)) if function else query
+        found[row] = _converted(query[None], spec, str(path))[0] if function else query
     return found
 
 
@@ -210,30 +196,24 @@ def _fitted(array: np.ndarray, spec: TensorSpec, where: str) -> np.ndarray:
             array = array.transpose(0, 3, 1, 2)
         if array.shape[1:] == spec.shape:
             return np.ascontiguousarray(array)
-    return _converted(array, spec, where, axis=1)
+    return _converted(array, spec, where)
 
 
-def _converted(array: np.ndarray, spec: TensorSpec, where: str, axis: int = 0) -> np.ndarray:
-    """Convert a query, or queries with the axis 1, to a model's datatype without loss."""
-    dtype, shape = DATATYPES[spec.datatype], array.shape[axis:]
-    if array.ndim < axis or shape != spec.shape:
+def _converted(array: np.ndarray, spec: TensorSpec, where: str) -> np.ndarray:
+    """Convert queries to a model's datatype."""
+    if array.ndim < 1 or array.shape[1:] != spec.shape:
+        shape = array.shape[1:]
         raise UserError(f"--inputs: {where} has queries of shape {shape}, not {spec.shape}")
-    if not np.can_cast(array.dtype, dtype, "same_kind"):
+    if not np.can_cast(array.dtype, DATATYPES[spec.datatype], "same_kind"):
         raise UserError(f"--inputs: {where} is {array.dtype}, not {spec.datatype}")
-    with np.errstate(over="ignore"):
-        found = np.asarray(array, dtype, order="C")
-    kept = np.isfinite(found) == np.isfinite(array) if dtype.kind == "f" else found == array
-    if not np.all(kept):
-        raise UserError(f"--inputs: {where} has values out of range for {spec.datatype}")
-    return found
+    return np.asarray(array, DATATYPES[spec.datatype], order="C")
 
 
-def _user_function(name: str) -> Callable[[Image.Image], Any]:
+def _user_function(name: str) -> Any:
     """Return the function that --preprocess names, FILE.py:FUNCTION or package.module:function."""
     place, _, attribute = name.rpartition(":")
     try:
-        function: Callable[[Image.Image], Any] = getattr(user_module(place), attribute)
+        return getattr(user_module(place), attribute)
     except Exception as error:  # whatever the user's module raises
         kind = type(error).__name__
         raise UserError(f"--preprocess {name}: {kind}: {one_line(error)}") from error
-    return function

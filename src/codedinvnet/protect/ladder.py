@@ -16,7 +16,6 @@ from codedinvnet.common.config import PartSettings
 from codedinvnet.common.errors import UserError
 from codedinvnet.common.files import read_json, write_json
 from codedinvnet.common.progress import Progress
-from codedinvnet.protect import own  # noqa: F401 - registers its students
 from codedinvnet.protect.costs import Cost
 from codedinvnet.protect.distil import Distillation, plan
 from codedinvnet.protect.students import STUDENTS, Choice, Student, Unfit, kind_of

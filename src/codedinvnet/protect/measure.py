@@ -52,6 +52,7 @@ class Candidate:
 
     Attributes:
         name: of its row.
+        digest: of its file.
         ms: of one query.
         model_ms: of one query to the served model, timed in turn with the backup.
         calibration: its answers to the calibration inputs.
@@ -62,6 +63,7 @@ class Candidate:
     """
 
     name: str
+    digest: str
     ms: Milliseconds
     model_ms: Milliseconds
     calibration: Answers
@@ -115,6 +117,7 @@ def report(candidate: Candidate, k: int) -> dict[str, Any]:
     test, work = candidate.test, candidate.work
     row: dict[str, Any] = {
         "method": candidate.name,
+        "digest": candidate.digest,
         "work": work,
         "macs": candidate.macs,
         "ms": candidate.ms,

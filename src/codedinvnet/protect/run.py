@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -23,7 +22,7 @@ from codedinvnet.protect.bound import Curve
 from codedinvnet.protect.calibration import DECODED, FILE, GUESSED, Calibration, Kind
 from codedinvnet.protect.costs import Cost, milliseconds, model_cost
 from codedinvnet.protect.folder import DESCRIPTION, export_student, write_description
-from codedinvnet.protect.inputs import Inputs, read_inputs, split
+from codedinvnet.protect.inputs import read_inputs, split
 from codedinvnet.protect.ladder import WORKS, Ladder, Trained, once
 from codedinvnet.protect.measure import Answers, Candidate, answers_of, interval, recommend, report
 from codedinvnet.protect.students import kind_of
@@ -85,10 +84,16 @@ def protect(options: ProtectOptions) -> dict[str, Any]:
     if (options.out / DESCRIPTION).exists():
         raise UserError(f"--out: {options.out} already holds a protection: name another folder")
     notes: list[str] = []
-    torch.set_num_threads(options.source.threads)  # a server's model sets none
+    torch.set_num_threads(options.source.threads)  # an ONNX file sets none
     model = options.source.open()
     check_classifier(model)
-    inputs = _inputs(options, model, notes)
+    found = read_inputs(options.inputs, model.signature, options.preprocess)
+    inputs = found.distinct()
+    if repeated := len(found) - len(inputs):
+        notes.append(
+            f"{repeated} of {len(found)} inputs ({repeated / len(found):.1%}) repeat others and "
+            "were left out: traffic that repeats some inputs may agree less often"
+        )
     rows = split(len(inputs), options.seed)
     if options.k > len(rows.test):
         raise UserError(f"--k {options.k}: only {len(rows.test)} inputs are held out for tests")
@@ -108,12 +113,17 @@ def protect(options: ProtectOptions) -> dict[str, Any]:
     torch.set_num_threads(1)
     backups = [_measured(options.out, each, teacher, single, cost) for each in trained]
     torch.set_num_threads(options.source.threads)
-    _calibrate(options, teacher, [candidate for candidate, _ in backups])
+    curves = {
+        Kind(each.name, options.k, answer): Curve.of(own.confidence[:, None], own.agrees[:, None])
+        for each in backups
+        for own in [each.calibration]
+        for answer in (DECODED, GUESSED)
+    }
+    Calibration(model.source.digest, len(rows.calibration), curves).save(options.out / FILE)
     frequent = int(np.bincount(teacher.answers[rows.train]).argmax())
     common = teacher.answers == frequent
-    recommended, reason = recommend(
-        [candidate for candidate, _ in backups], frequent, float(common[rows.calibration].mean())
-    )
+    chance = float(common[rows.calibration].mean())
+    recommended, reason = recommend(backups, frequent, chance)
     description = {
         "model": {
             "source": model.source.source,
@@ -125,9 +135,7 @@ def protect(options: ProtectOptions) -> dict[str, Any]:
         "k": options.k,
         "recommended": recommended,
         "reason": reason,
-        "table": [
-            {**report(each, options.k), "digest": backup.source.digest} for each, backup in backups
-        ],
+        "table": [report(each, options.k) for each in backups],
         "most_frequent": interval(common[rows.test]),
         "notes": notes + ladder.notes,
         "settings": {
@@ -146,18 +154,6 @@ def protect(options: ProtectOptions) -> dict[str, Any]:
     write_description(options.out, description)
     shutil.rmtree(options.out / WORK)
     return description
-
-
-def _inputs(options: ProtectOptions, model: OpenModel, notes: list[str]) -> Inputs:
-    """Read the inputs, each once."""
-    found = read_inputs(options.inputs, model.signature, options.preprocess)
-    inputs = found.distinct()
-    if repeated := len(found) - len(inputs):
-        notes.append(
-            f"{repeated} of {len(found)} inputs ({repeated / len(found):.1%}) repeat others and "
-            "were left out: traffic that repeats some inputs may agree less often"
-        )
-    return inputs
 
 
 def _settings(options: ProtectOptions, teacher: Teacher) -> Mapping[str, Any]:
@@ -203,7 +199,7 @@ def _lesson(options: ProtectOptions, teacher: Teacher, notes: list[str]) -> Less
 
 def _measured(
     out: Path, trained: Trained, teacher: Teacher, single: OpenModel, cost: Cost
-) -> tuple[Candidate, OpenModel]:
+) -> Candidate:
     """Export a backup and measure it as it is served; its time in turn with the model's."""
     name, inputs = trained.name, teacher.inputs
     backup, one = export_student(out, name, trained.student), inputs.batch(np.arange(1))
@@ -213,8 +209,9 @@ def _measured(
         scores = [scores_of(backup, inputs.batch(part)) for part in batches(rows)]
         return answers_of(np.concatenate(scores), "logits", teacher.answers[rows])
 
-    candidate = Candidate(
+    return Candidate(
         name,
+        backup.source.digest,
         times["backup"],
         times["model"],
         answers(teacher.rows.calibration),
@@ -223,17 +220,3 @@ def _measured(
         cost.macs,
         "stopped early: its trial fell behind" if trained.stopped else "",
     )
-    return candidate, backup
-
-
-def _calibrate(options: ProtectOptions, teacher: Teacher, candidates: list[Candidate]) -> None:
-    """Write the curves of all backups; their answers do not depend on a group's other members."""
-    curves = {}
-    for candidate in candidates:
-        own = candidate.calibration
-        curve = Curve.of(own.confidence[:, None], own.agrees[:, None])
-        for answer in (DECODED, GUESSED):
-            curves[Kind(candidate.name, options.k, answer)] = curve
-    count = len(teacher.rows.calibration)
-    Calibration(teacher.model.source.digest, count, curves).save(options.out / FILE)
-    print(f"{options.out}: calibrated with {count} inputs", file=sys.stderr)

@@ -231,7 +231,15 @@ def ask(model: OpenModel, inputs: Inputs, rows: Split, folder: Path, minutes: fl
     Raises:
         UserError: if that takes too many minutes, or its scores can't be learnt from.
     """
-    spec, seconds = scores_tensor(model.signature), query_seconds(model, inputs)
+    spec, few = scores_tensor(model.signature), inputs.batch(np.arange(min(TWICE, len(inputs))))
+    first = scores_of(model, few)
+    began = time.perf_counter()
+    second = scores_of(model, few)
+    seconds = (time.perf_counter() - began) / len(first)
+    if differ(first, second, SAME):
+        raise UserError(
+            "the model is not deterministic: it returned different scores for the same inputs"
+        )
     known = f"{model.source.digest} {spec.name} {inputs.digest}"
     folder = folder / content_digest(known.encode())
     missing = len(inputs) - SHARD * len([*folder.glob("scores-*.npy")])
@@ -247,20 +255,6 @@ def ask(model: OpenModel, inputs: Inputs, rows: Split, folder: Path, minutes: fl
     if ":" not in (model.source.scores or ""):
         kind = kind_of_scores(scores.astype(DATATYPES[spec.datatype]))
     return Teacher(model, inputs, rows, scores, kind, seconds, folder)
-
-
-def query_seconds(model: Model, inputs: Inputs) -> float:
-    """Return the seconds of one query in a batch; UserError if scores differ in a second call."""
-    batch = inputs.batch(np.arange(min(TWICE, len(inputs))))
-    first = scores_of(model, batch)
-    began = time.perf_counter()
-    second = scores_of(model, batch)
-    seconds = (time.perf_counter() - began) / len(first)
-    if differ(first, second, SAME):
-        raise UserError(
-            "the model is not deterministic: it returned different scores for the same inputs"
-        )
-    return seconds
 
 
 def all_scores(
