@@ -176,4 +176,4 @@ def test_a_place_that_takes_no_calibration_is_refused_before_the_work(
     )
     outcome = call("calibrate", copy, "--data-dir", tmp_path / "nowhere", "--out", tmp_path)
     assert outcome.code == 2
-    assert f"cannot write to {tmp_path}: {tmp_path} is no file that may be changed\n" in outcome.err
+    assert f"cannot write to {tmp_path}: {tmp_path} is no file that may be changed" in outcome.err

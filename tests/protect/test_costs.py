@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -18,8 +20,9 @@ from codedinvnet.codes.equal_cost import count_macs
 from codedinvnet.common.errors import UserError
 from codedinvnet.models import open_model
 from codedinvnet.protect import costs
-from tests.models import factories
-from tests.models.factories import PLACE, made
+from tests.models import factories as models
+from tests.models.factories import made
+from tests.protect.factories import transformer
 
 
 class Padded(nn.Module):
@@ -36,22 +39,18 @@ class Padded(nn.Module):
         return scores
 
 
-def test_onnx_files_cost_what_their_modules_do(tmp_path: Path) -> None:
-    path = factories.linked_onnx(factories.resnet, tmp_path, "blobs/weights")  # as hubs have it
-    module, (example, *_) = made(factories.resnet)
-    wanted = count_macs(lambda: module(example[:1]))
-    model = open_model(path)
+@pytest.mark.parametrize("factory", [models.resnet, transformer])
+def test_models_cost_what_their_modules_do(factory: Callable[[], Any], tmp_path: Path) -> None:
+    module, (example, *_) = made(factory)
+    wanted = count_macs(lambda: module.train()(example[:1]))  # fast paths have no formulas
+    model = open_model(models.linked_onnx(factory, tmp_path, "blobs/weights"))  # as hubs have it
     (spec,) = model.signature.inputs
-    one = {spec.name: np.zeros((1, 3, 32, 32), np.float32)}
-    cost = costs.model_cost(model, one, lambda: costs.as_onnx(model, one))
+    batch = {spec.name: np.zeros((2, *spec.shape), np.float32)}
+    one = {spec.name: batch[spec.name][:1]}
+    cost = costs.model_cost(model, one, lambda: costs.as_onnx(model, batch))
     assert cost.macs == wanted
     assert cost.share(0.5) == wanted // 2
     assert 0 < cost.ms.low <= cost.ms.median <= cost.ms.high
-    factory = open_model(f"{PLACE}:mlp")
-    two = {"input": np.zeros((2, 16), np.float32)}
-    content = costs.as_onnx(factory, two)
-    cost = costs.model_cost(factory, {"input": two["input"][:1]}, lambda: content)
-    assert cost.macs == 16 * 8 + 8 * 3
 
 
 def test_a_classic_export_is_counted_through_its_constant_nodes(tmp_path: Path) -> None:
@@ -76,14 +75,14 @@ def test_an_operator_whose_work_is_not_known_is_named(tmp_path: Path) -> None:
         helper.make_node("MatMul", ["x", "w"], ["h"]),
         helper.make_node("Einsum", ["h", "w"], ["y"], equation="bi,ij->bj"),
     ]
-    shape: factories.Value = ("x", TensorProto.FLOAT, ["batch", 4])
+    shape: models.Value = ("x", TensorProto.FLOAT, ["batch", 4])
     weights = {"w": np.eye(4, dtype=np.float32)}
-    out: factories.Value = ("y", TensorProto.FLOAT, ["batch", 4])
-    path = factories.write_graph(tmp_path / "einsum.onnx", nodes, [shape], [out], weights)
+    out: models.Value = ("y", TensorProto.FLOAT, ["batch", 4])
+    path = models.write_graph(tmp_path / "einsum.onnx", nodes, [shape], [out], weights)
     with pytest.raises(UserError, match="operator Einsum"):
         costs.onnx_macs(onnx.load(path), {"x": np.zeros((1, 4), np.float32)})
-    words = onnx.load(factories.words_onnx(tmp_path / "words.onnx"))
-    one = {"tokens": np.zeros((1, factories.TOKENS), np.int32)}
+    words = onnx.load(models.words_onnx(tmp_path / "words.onnx"))
+    one = {"tokens": np.zeros((1, models.TOKENS), np.int32)}
     assert costs.onnx_macs(words, one) == 4 * 6
 
 

@@ -48,15 +48,6 @@ def test_a_ladder_of_backups_is_trained_and_measured(call: Command, tmp_path: Pa
     assert not (tmp_path / "out" / run.WORK).exists()
 
 
-def test_a_transformer_is_protected(call: Command, tmp_path: Path) -> None:
-    outcome = call(*arguments("transformer", images(tmp_path), tmp_path / "out"))
-    assert outcome.code == 0, outcome.err
-    found = description(tmp_path / "out")
-    assert found["model"]["macs"] > 0
-    assert [row["method"] for row in found["table"]] == ["fresh-0.25"]
-    assert any(note.startswith("no fewer-blocks-0.25: ") for note in found["notes"])
-
-
 def test_a_killed_run_goes_on_as_if_it_had_not_been(
     call: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from pydantic import BaseModel, Field
@@ -14,7 +13,7 @@ from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.rules import BACKUP, SERVED, AnswersAll, Costs
 from codedinvnet.common.config import validated
 from codedinvnet.common.errors import UserError
-from codedinvnet.common.files import file_digest, read_json, write_atomically, write_json
+from codedinvnet.common.files import file_digest, read_json, write_atomically
 from codedinvnet.models import ModelSource, OpenModel
 from codedinvnet.models.network import ScoresOf
 from codedinvnet.models.onnx_file import check_installed, export
@@ -58,11 +57,6 @@ class Description(BaseModel):
     recommended: str | None
     reason: str
     table: list[Row]
-
-
-def write_description(folder: Path, description: Mapping[str, Any]) -> None:
-    """Write what a protection is, which makes the folder one."""
-    write_json(folder / DESCRIPTION, {"format_version": FORMAT, **description})
 
 
 def read_description(folder: Path, digest: str = "") -> Description:

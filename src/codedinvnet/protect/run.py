@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,14 @@ import torch
 
 from codedinvnet.codes.base import check_k
 from codedinvnet.common.errors import UserError
-from codedinvnet.common.files import check_folder
+from codedinvnet.common.files import check_folder, write_json
 from codedinvnet.common.provenance import describe_command, describe_commit, describe_machine
 from codedinvnet.models import ModelSource, OpenModel
 from codedinvnet.models.base import scores_tensor
 from codedinvnet.protect.bound import Curve
 from codedinvnet.protect.calibration import DECODED, FILE, GUESSED, Calibration, Kind
 from codedinvnet.protect.costs import Cost, milliseconds, model_cost
-from codedinvnet.protect.folder import DESCRIPTION, export_student, write_description
+from codedinvnet.protect.folder import DESCRIPTION, FORMAT, export_student
 from codedinvnet.protect.inputs import read_inputs, split
 from codedinvnet.protect.ladder import WORKS, Ladder, Trained, once
 from codedinvnet.protect.measure import Answers, Candidate, answers_of, interval, recommend, report
@@ -84,25 +84,12 @@ def protect(options: ProtectOptions) -> dict[str, Any]:
     if (options.out / DESCRIPTION).exists():
         raise UserError(f"--out: {options.out} already holds a protection: name another folder")
     notes: list[str] = []
-    torch.set_num_threads(options.source.threads)  # an ONNX file sets none
-    model = options.source.open()
-    check_classifier(model)
-    found = read_inputs(options.inputs, model.signature, options.preprocess)
-    inputs = found.distinct()
-    if repeated := len(found) - len(inputs):
-        notes.append(
-            f"{repeated} of {len(found)} inputs ({repeated / len(found):.1%}) repeat others and "
-            "were left out: traffic that repeats some inputs may agree less often"
-        )
-    rows = split(len(inputs), options.seed)
-    if options.k > len(rows.test):
-        raise UserError(f"--k {options.k}: only {len(rows.test)} inputs are held out for tests")
-    teacher = ask(model, inputs, rows, options.out / WORK, options.minutes)
+    teacher = _teacher(options, notes)
     settings = _settings(options, teacher)
     lesson = _lesson(options, teacher, notes)
     torch.set_num_threads(1)  # as a server
-    single = replace(model.source, threads=1).open()
-    cost = model_cost(single, inputs.batch(np.arange(1)), lambda: teacher.onnx)
+    single = replace(teacher.model.source, threads=1).open()
+    cost = model_cost(single, teacher.inputs.batch(np.arange(1)), lambda: teacher.onnx)
     torch.set_num_threads(options.source.threads)
     if cost.macs is None:
         notes.append(f"sizes go by measured time, because multiply-adds are not known: {cost.why}")
@@ -119,12 +106,57 @@ def protect(options: ProtectOptions) -> dict[str, Any]:
         for own in [each.calibration]
         for answer in (DECODED, GUESSED)
     }
-    Calibration(model.source.digest, len(rows.calibration), curves).save(options.out / FILE)
+    count = len(teacher.rows.calibration)
+    Calibration(teacher.model.source.digest, count, curves).save(options.out / FILE)
+    description = {
+        "format_version": FORMAT,
+        **_described(options, teacher, cost, backups),
+        "notes": notes + ladder.notes,
+        "settings": {
+            **settings,
+            "shift": lesson.shift,
+            "variants": len(lesson.pasted) - 1,
+            "minutes": options.minutes,
+        },
+        "seconds": round(time.monotonic() - began, 1),
+        "processor_seconds": round(time.process_time() - computed, 1),
+        "command": describe_command(),
+        "commit": describe_commit(),
+        "machine": describe_machine(),
+    }
+    write_json(options.out / DESCRIPTION, description)
+    shutil.rmtree(options.out / WORK)
+    return description
+
+
+def _teacher(options: ProtectOptions, notes: list[str]) -> Teacher:
+    """Open the model, read the inputs, and have it score them."""
+    torch.set_num_threads(options.source.threads)  # an ONNX file sets none
+    model = options.source.open()
+    check_classifier(model)
+    found = read_inputs(options.inputs, model.signature, options.preprocess)
+    inputs = found.distinct()
+    if repeated := len(found) - len(inputs):
+        notes.append(
+            f"{repeated} of {len(found)} inputs ({repeated / len(found):.1%}) repeat others and "
+            "were left out: traffic that repeats some inputs may agree less often"
+        )
+    rows = split(len(inputs), options.seed)
+    if options.k > len(rows.test):
+        raise UserError(f"--k {options.k}: only {len(rows.test)} inputs are held out for tests")
+    return ask(model, inputs, rows, options.out / WORK, options.minutes)
+
+
+def _described(
+    options: ProtectOptions, teacher: Teacher, cost: Cost, backups: Sequence[Candidate]
+) -> dict[str, Any]:
+    """Describe the model and its backups, and recommend one."""
+    rows, model = teacher.rows, teacher.model
     frequent = int(np.bincount(teacher.answers[rows.train]).argmax())
     common = teacher.answers == frequent
     chance = float(common[rows.calibration].mean())
     recommended, reason = recommend(backups, frequent, chance)
-    description = {
+    return {
         "model": {
             "source": model.source.source,
             "digest": model.source.digest,
@@ -137,23 +169,8 @@ def protect(options: ProtectOptions) -> dict[str, Any]:
         "reason": reason,
         "table": [report(each, options.k) for each in backups],
         "most_frequent": interval(common[rows.test]),
-        "notes": notes + ladder.notes,
-        "settings": {
-            **settings,
-            "shift": lesson.shift,
-            "variants": len(lesson.pasted) - 1,
-            "minutes": options.minutes,
-        },
         "split": {part: len(found) for part, found in rows._asdict().items()},
-        "seconds": round(time.monotonic() - began, 1),
-        "processor_seconds": round(time.process_time() - computed, 1),
-        "command": describe_command(),
-        "commit": describe_commit(),
-        "machine": describe_machine(),
     }
-    write_description(options.out, description)
-    shutil.rmtree(options.out / WORK)
-    return description
 
 
 def _settings(options: ProtectOptions, teacher: Teacher) -> Mapping[str, Any]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -86,6 +86,7 @@ class Student(nn.Module, ABC):
     def __init__(self, teacher: Teacher, choice: Choice) -> None:
         super().__init__()
         self.specs, self.choice = teacher.inputs.specs, choice
+        self.last = self.kind == "images" and layout(self.specs[0])[1]
 
     @classmethod
     @abstractmethod
@@ -99,6 +100,10 @@ class Student(nn.Module, ABC):
     def tensors(self, batch: Mapping[str, np.ndarray]) -> list[Tensor]:
         """Return a batch's tensors in the order of the model's inputs."""
         return [torch.from_numpy(batch[spec.name]) for spec in self.specs]
+
+    def images(self, *inputs: Tensor) -> Tensor:
+        """Return the only input's images as floats, channels first."""
+        return (inputs[0].permute(0, 3, 1, 2) if self.last else inputs[0]).float()
 
     def logits(self, batch: Mapping[str, np.ndarray]) -> np.ndarray:
         """Return the logits (B, classes) of a batch."""
@@ -144,9 +149,7 @@ class FreshImages(FreshStudent):
 
     def __init__(self, teacher: Teacher, choice: Choice) -> None:
         super().__init__(teacher, choice)
-        (spec,) = self.specs
-        channels, self.last = layout(spec)
-        sides = image_size(spec)
+        channels, sides = layout(self.specs[0])[0], image_size(self.specs[0])
         self.pool = max(1, math.ceil(max(sides) / COARSE))
         side = max(sides) / self.pool
         squeeze = 1 if side < FINE else 2 if side <= 64 else 4
@@ -155,17 +158,13 @@ class FreshImages(FreshStudent):
             channels, teacher.classes, width=choice["width"], blocks=(1, 1, 1), squeeze=squeeze
         )
         self.network.classify = nn.Linear(self.network.features * QUARTERS**2, teacher.classes)
-        sample = self.first(*self.tensors(teacher.inputs.batch(teacher.spread(SAMPLE // 4))))
+        sample = self.images(*self.tensors(teacher.inputs.batch(teacher.spread(SAMPLE // 4))))
         std, mean = torch.std_mean(sample, dim=(0, 2, 3))
         self.scale(mean[:, None, None], std[:, None, None].clamp_min(1e-6))
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def first(self, images: Tensor) -> Tensor:
-        """Return images as floats, channels first."""
-        return (images.permute(0, 3, 1, 2) if self.last else images).float()
-
     def forward(self, *inputs: Tensor) -> Tensor:
-        x = (self.first(*inputs) - self.mean) / self.std
+        x = (self.images(*inputs) - self.mean) / self.std
         if self.pool > 1:
             x = F.avg_pool2d(x, self.pool, ceil_mode=True, count_include_pad=False)
         down, right = self.padding
@@ -272,7 +271,6 @@ class OwnStudent(Student):
 
     def __init__(self, teacher: Teacher, choice: Choice, graph: Graph | None = None) -> None:
         super().__init__(teacher, choice)
-        self.last = layout(self.specs[0])[1]
         self.network = Graph((graph or graph_of(teacher)).described).eval()
         # In bfloat16 the gradients of depthwise convolutions take twice as long.
         nodes = self.network.described["nodes"]
@@ -284,8 +282,7 @@ class OwnStudent(Student):
         return x
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        x = (inputs[0].permute(0, 3, 1, 2) if self.last else inputs[0]).float()
-        x = self.prepare(x).contiguous(memory_format=torch.channels_last)
+        x = self.prepare(self.images(*inputs)).contiguous(memory_format=torch.channels_last)
         logits: Tensor = self.network(x.permute(0, 2, 3, 1) if self.last else x)
         return logits
 
@@ -340,14 +337,10 @@ class FewerBlocks(OwnStudent):
         if not ranked:
             raise Unfit("the model has no residual blocks that can be left out")
         for count in range(1, len(ranked) + 1):
-            if graph_macs(without(graph, ranked[:count]), sample(teacher, 1)) <= most:
+            kept = without(graph, ranked[:count])
+            if count_macs(partial(kept, sample(teacher, 1))) <= most:
                 return {"without": ranked[:count]}
         raise Unfit("the model without its residual blocks still costs more")
-
-
-def graph_macs(graph: Graph, x: Tensor) -> int:
-    """Count the multiply-adds of one query."""
-    return count_macs(lambda: graph(x[:1]))
 
 
 @lru_cache(maxsize=1)
@@ -355,13 +348,14 @@ def ranked_blocks(teacher: Teacher) -> list[tuple[str, str]]:
     """Return the residual blocks, first those that change the answers least for what they cost."""
     graph, x = graph_of(teacher), sample(teacher)
     logs = torch.from_numpy(teacher.log_probabilities[teacher.spread(RANKED)])
-    whole, ranked = graph_macs(graph, x), []
+    whole, ranked = count_macs(partial(graph, x[:1])), []
     for block in residual_blocks(graph, x):
         rest = without(graph, [block])
         with torch.inference_mode():
             found = rest(x).log_softmax(1)
         change = float((logs.exp() * (logs - found)).sum(1).mean())
-        ranked.append((change / max(1, whole - graph_macs(rest, x)), block))
+        saved = whole - count_macs(partial(rest, x[:1]))
+        ranked.append((change / max(1, saved), block))
     return [block for _, block in sorted(ranked)]
 
 
