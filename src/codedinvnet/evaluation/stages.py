@@ -67,7 +67,7 @@ from codedinvnet.training.loop import (
     NETWORK_WEIGHTS,
     ORIGIN,
     Stage,
-    differing_keys,
+    check_alike,
     set_aside,
     starts_over,
     train_stage,
@@ -298,16 +298,10 @@ def test_fusion(run: Run, members: int) -> dict[str, Any]:
     now["name"] = before["name"]
     for key in ("batch_size", "learning_rate"):  # which flags of main.py may have changed
         now["fusion"][key] = before["fusion"].get(key)
-    if changed := differing_keys(before, now):
-        raise UserError(
-            f"{folder} was trained with other settings ({', '.join(changed)}): train it again "
-            "(main.py -fusion)"
-        )
+    check_alike(folder, before, now, "train it again (main.py -fusion)")
     last = _last_checkpoint(run, wanted.fusion)
-    if (
-        last.is_file()
-        and load_checkpoint(last)[1]["settings"][NETWORK_WEIGHTS] != (network[NETWORK_WEIGHTS])
-    ):
+    weights = network[NETWORK_WEIGHTS]
+    if last.is_file() and load_checkpoint(last)[1]["settings"][NETWORK_WEIGHTS] != weights:
         raise UserError(
             f"{last.parent} was trained for another network than {run.network_folder / NETWORK}: "
             "train it again (main.py -fusion, and before it -sample_fusion if it needs that)"

@@ -19,7 +19,7 @@ from codedinvnet.models.checkpoint import load_checkpoint, save_checkpoint
 from codedinvnet.models.coded import prepare
 from codedinvnet.nn.lipschitz import fold
 from codedinvnet.nn.transform import NotConverged, TransformSequence
-from codedinvnet.training.loop import NETWORK_WEIGHTS, differing_keys
+from codedinvnet.training.loop import NETWORK_WEIGHTS, check_alike, differing_keys
 from codedinvnet.training.network import (
     as_trained,
     check_network_images,
@@ -191,11 +191,7 @@ def load_fusion_data(settings: Settings, folder: Path, members: int, weights: st
     groups, targets = [], []
     for path in paths:
         tensors, header = load_checkpoint(path)
-        changed = differing_keys(header.get("settings", {}), stamp)
-        if changed:
-            raise UserError(
-                f"{path} was generated with other settings ({', '.join(changed)}): make it again"
-            )
+        check_alike(path, header.get("settings", {}), stamp, "make it again")
         groups.append(tensors["groups"])
         targets.append(tensors["targets"])
     data = FusionData(torch.cat(groups), torch.cat(targets))

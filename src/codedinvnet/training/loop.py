@@ -296,12 +296,8 @@ def _keep_others_out(folder: Path, held: ExitStack) -> None:
 def _check_resumable(
     header: Mapping[str, Any], settings: Mapping[str, Any], path: Path, resume: int
 ) -> None:
-    changed = differing_keys(header.get("settings", {}), settings)
-    if changed:
-        raise UserError(
-            f"{path} was trained with other settings ({', '.join(changed)}): "
-            "start over, or use another name or save directory"
-        )
+    advice = "start over, or use another name or save directory"
+    check_alike(path, header.get("settings", {}), settings, advice)
     if resume not in (LATEST, header["epoch"]):
         raise UserError(
             f"cannot resume epoch {resume}: the checkpoint in {path} is of epoch {header['epoch']}"
@@ -318,3 +314,9 @@ def differing_keys(a: Any, b: Any, prefix: str = "") -> list[str]:
         ]
     a, b = (list(v) if isinstance(v, tuple) else v for v in (a, b))
     return [] if a == b else [f"{prefix.rstrip('.')} {a!r} -> {b!r}"]
+
+
+def check_alike(where: Path, before: Any, now: Any, advice: str) -> None:
+    """Refuse what was made with other settings than those of now, and say what to do."""
+    if changed := differing_keys(before, now):
+        raise UserError(f"{where} was made with other settings ({', '.join(changed)}): {advice}")

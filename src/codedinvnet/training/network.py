@@ -40,6 +40,7 @@ from codedinvnet.training.loop import (
     LAST,
     NETWORK_WEIGHTS,
     Stage,
+    check_alike,
     differing_keys,
     make_optimizer,
     set_aside,
@@ -235,11 +236,8 @@ def load_trained_network(
     tensors, header = load_checkpoint(path)
     # The split, too: no validation image was trained on.
     wanted = settings.model_dump(mode="json", include={"seed", "data", "network"})
-    changed = differing_keys({k: v for k, v in header["settings"].items() if k in wanted}, wanted)
-    if changed:
-        raise UserError(
-            f"{path} was trained with other settings ({', '.join(changed)}): train it again"
-        )
+    made = {key: value for key, value in header["settings"].items() if key in wanted}
+    check_alike(path, made, wanted, "train it again")
     shape = padded_shape(header["image_shape"], settings.data.padding)
     network = build_network(settings.network, shape)
     head = build_head(settings.network, network.latent_shape, len(header["classes"]))
