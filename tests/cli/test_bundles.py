@@ -23,34 +23,20 @@ def evaluate(
     return report
 
 
-def test_evaluate(call: Command, bundle_folder: Path, data_dir: Path) -> None:
-    report = evaluate(call, bundle_folder, data_dir)
-    assert report.keys() >= {
-        "dataset",
-        "split",
-        "images",
-        "k",
-        "normal_accuracy",
-        "recovered_accuracy",
-        "worst_position_accuracy",
-        "agreement",
-        "groupings",
-    }
-    assert (report["dataset"], report["split"]) == ("mnist", "test")
-    assert (report["images"], report["k"], report["groupings"]) == (200, 4, 5)
-    assert report["worst_position_accuracy"] <= report["recovered_accuracy"]
-    assert len(report["position_accuracies"]) == 4
-
-
 def test_evaluate_is_repeatable_and_the_seed_counts(
     call: Command, bundle_folder: Path, data_dir: Path
 ) -> None:
     first = evaluate(call, bundle_folder, data_dir)
+    assert (first["dataset"], first["split"]) == ("mnist", "test")
+    assert (first["images"], first["k"], first["groupings"]) == (200, 4, 5)
+    assert first["worst_position_accuracy"] == min(first["position_accuracies"])
     assert evaluate(call, bundle_folder, data_dir) == first
     other = evaluate(call, bundle_folder, data_dir, "--seed", "1", "--groupings", "2")
     assert other["groupings"] == 2
     assert other["position_accuracies"] != first["position_accuracies"]
     assert other["normal_accuracy"] == first["normal_accuracy"]
+    printed = call("evaluate", bundle_folder, "--k", "4", "--data-dir", data_dir).out
+    assert dict(line.split(maxsplit=1) for line in printed.splitlines()).keys() == first.keys()
 
 
 def test_evaluate_arms_and_splits(call: Command, bundle_folder: Path, data_dir: Path) -> None:
@@ -69,13 +55,6 @@ def test_evaluate_arms_and_splits(call: Command, bundle_folder: Path, data_dir: 
         for split in ("train", "validation", "sample")
     }
     assert sizes == {"train": 700, "validation": 100, "sample": 1000}
-
-
-def test_evaluate_as_a_table(call: Command, bundle_folder: Path, data_dir: Path) -> None:
-    outcome = call("evaluate", bundle_folder, "--k", "2", "--data-dir", data_dir)
-    assert outcome.code == 0
-    words = [line.split()[0] for line in outcome.out.splitlines()]
-    assert {"recovered_accuracy", "agreement", "machine"} <= set(words)
 
 
 def test_invert(call: Command, bundle_folder: Path, data_dir: Path) -> None:

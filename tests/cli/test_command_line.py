@@ -110,13 +110,6 @@ def test_a_policy_stands_before_or_behind_options(words: str) -> None:
     assert (found.url, found.policy, str(found.token_file)) == ("http://a", "hedge", "F")
 
 
-@pytest.mark.parametrize("words", ["http://a hedge --token-file F auto", "http://a hedge auto"])
-def test_of_two_policies_neither_is_taken(words: str, call: Command) -> None:
-    outcome = call("policy", *words.split())
-    assert outcome.code == 2
-    assert outcome.err.splitlines()[-1].endswith(": auto")
-
-
 @pytest.mark.parametrize(
     ("words", "command", "meant"),
     [
@@ -127,6 +120,8 @@ def test_of_two_policies_neither_is_taken(words: str, call: Command) -> None:
         ("bench accuracy --onyl k=2", "bench accuracy", "--only"),
         ("evaluate mnist --zzz 4", "evaluate", ""),
         ("evaluate mnist fashion", "evaluate", ""),
+        ("policy http://a hedge --token-file F auto", "policy", ""),
+        ("policy http://a hedge auto", "policy", ""),
     ],
 )
 def test_unknown_words_are_refused_by_the_command_that_got_them(

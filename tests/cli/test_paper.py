@@ -18,13 +18,6 @@ from tests.conftest import Command, digests, tiny_settings, write_settings
 from tests.data.files import write_idx
 
 
-def test_help_of_the_papers_command_line(call_paper: Command) -> None:
-    outcome = call_paper("--help")
-    assert outcome.code == 0
-    for line in ("-fusion --nactors 2 -sample_fusion", "-fusion --nactors 2 -test_fusion"):
-        assert f"main.py --config_file configs/mnist.json {line}\n" in outcome.out
-
-
 class TestPaper:
     """The paper's commands, as printed."""
 
@@ -114,18 +107,14 @@ def test_what_a_data_folder_lacks_is_downloaded_into_it_unless_it_was_asked_for(
 
 BAD_PAPER: dict[str, tuple[list[str], str]] = {
     "sample without fusion": (["-sample_fusion"], "go with -fusion"),
-    "test without fusion": (["-test_fusion"], "go with -fusion"),
     "negative resume": (["--resume", "-1"], "--resume must be 0 or an epoch"),
     "no steps": (["--nsteps_save", "0"], "--nsteps_save at least 1"),
     "one actor": (["-fusion", "--nactors", "1"], "at least 2, got 1"),
     "idle resume": (["-test_inversion", "--resume", "1"], "--resume changes nothing of this"),
     "idle rate": (["-fusion", "-test_fusion", "--lr", "0.1"], "--lr changes nothing of this"),
-    "idle batch": (["-fusion", "-sample_fusion", "--batch_size", "4"], "--batch_size changes"),
     "idle actors": (["--nactors", "4"], "--nactors changes nothing of this stage"),
-    "idle shards": (["--nsteps_save", "4"], "--nsteps_save changes nothing of this stage"),
     "rate of two phases": (["-fusion", "--lr", "0.1"], "fusion.joint_learning_rate: change them"),
     "batch of one": (["--batch_size", "1"], "training.batch_size"),
-    "fusion batch of none": (["-fusion", "--batch_size", "0"], "fusion.batch_size"),
     "rate not a number": (["--lr", "nan"], "training.learning_rate"),
     "no encoder": (["-fusion", "--nactors", "2", "-test_fusion"], "no trained fusion encoder"),
     "another epoch": (["--resume", "2"], "is of epoch 3"),
@@ -135,7 +124,6 @@ BAD_PAPER: dict[str, tuple[list[str], str]] = {
     ),
     "sample of recovery": (["-fusion", "-sample_fusion"], "has no fusion data set"),
     "sample before train": (["--config_file", "PIXELS", "-fusion", "-sample_fusion"], "train it"),
-    "fuse before train": (["--config_file", "PIXELS", "-fusion"], "train it first"),
     "no fusion checkpoint": (["-fusion", "--nactors", "3", "--resume", "1"], "cannot resume"),
 }
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 import time
 from collections.abc import Mapping
@@ -59,21 +58,6 @@ def test_the_example_solves_for_any_two_of_a_linear_model(size: int) -> None:
             assert_answers(method.decode(rest, size), Linear(), group, set(range(size)))
 
 
-def test_the_example_is_evaluated_tabled_and_drawn(
-    bundle_folder: Path, data_dir: Path, tmp_path: Path, call: Command
-) -> None:
-    grid = write_grid(tmp_path / "grid.json", bundle_folder, [{"methods": ["none"]}])
-    out = tmp_path / "rows.jsonl"
-    words: tuple[Any, ...] = ("bench", "accuracy", grid, "--data-dir", data_dir, "--out", out)
-    words += ("--save-dir", tmp_path / "runs", "--method", MINE)
-    assert call(*words, "--json").code == 0
-    (row,) = read_rows(out, "accuracy")
-    assert (row["method"], row["r"], row["error"], row["answered"]) == ("two-parities", 2, None, 1)
-    assert "| two-parities | invertible |" in out.with_suffix(".md").read_text()
-    assert list(tmp_path.glob("*.png"))
-    assert json.loads(call(*words, "--json").out)["kept"] == 1
-
-
 TRAINED = """
 from codedinvnet.codes.backup import SmallBackup
 class Mine(SmallBackup):
@@ -121,19 +105,6 @@ def test_the_part_of_a_method_whose_file_changed_is_trained_anew(
         assert call(*words, "--method", f"{path}:Mine").code == 0
         assert [row["error"] for row in read_rows(out)] == [None] * trained
         assert (folder / "seed1" / "checkpoints-before-1").is_dir() == (trained == 2)
-
-
-def test_the_example_is_simulated(tmp_path: Path, call: Command) -> None:
-    scenario = {
-        **{"workers": 8, "k": K, "queries": 3000, "service": 20, "encode": 0.1},
-        **{"arrivals": {"kind": "poisson", "qps": 100}, "bundle": "mnist"},
-    }
-    path = tmp_path / "scenario.json"
-    path.write_text(json.dumps(scenario))
-    words: tuple[Any, ...] = ("--policy", MINE, "--stragglers", "pareto", "--json")
-    report = json.loads(call("simulate", path, *words).out)
-    assert report["decoded_share"] > 0
-    assert 1 < report["work_per_query"] < 1 + 2 / K + 0.1
 
 
 def test_the_example_is_served() -> None:

@@ -22,22 +22,7 @@ def subsets(tasks: list[int]) -> list[frozenset[int]]:
     ]
 
 
-@pytest.mark.parametrize("k", [2, 4])
-def test_one_task_that_answers_for_everybody_needs_nobody_else(k: int) -> None:
-    code = AnswersAll(k)
-    for size in range(1, k + 1):
-        tasks = code.tasks(size)
-        everybody = frozenset(range(size))
-        assert tasks[k] == Task(tuple(range(size)), BACKUP, size / k)
-        for available in subsets(list(tasks)):
-            expected = everybody if k in available else available
-            assert code.recoverable(available, size) == expected
-    for size in (0, k + 1):
-        with pytest.raises(ValueError, match="a group has 1 to"):
-            code.tasks(size)
-
-
-@pytest.mark.parametrize(("k", "r"), [(4, 2), (5, 3), (3, 3)])
+@pytest.mark.parametrize(("k", "r"), [(2, 1), (4, 1), (4, 2), (5, 3), (3, 3)])
 def test_tasks_that_share_a_group_answer_for_their_own_members(k: int, r: int) -> None:
     code = AnswersAll(k, cost=lambda count: 0.4 * count, r=r)
     for size in range(1, k + 1):
@@ -53,6 +38,10 @@ def test_tasks_that_share_a_group_answer_for_their_own_members(k: int, r: int) -
             theirs = {m for number in available & extra.keys() for m in extra[number].members}
             assert code.recoverable(available, size) == theirs | (available - extra.keys())
     assert code.r == r
+    assert AnswersAll(k).tasks(1)[k] == Task((0,), BACKUP, 1 / k)
+    for size in (0, k + 1):
+        with pytest.raises(ValueError, match="a group has 1 to"):
+            code.tasks(size)
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -21,12 +21,6 @@ def test_split_indices(draw: st.DataObject, count: int, seed: int) -> None:
     assert torch.equal(held, again[1])
 
 
-@pytest.mark.parametrize(("count", "validation"), [(5, 5), (5, 6), (5, -1), (0, 0)])
-def test_split_indices_refuses(count: int, validation: int) -> None:
-    with pytest.raises(UserError, match=f"cannot set {validation} of {count} images"):
-        split_indices(count, validation, 0)
-
-
 @given(st.integers(0, 300), st.integers(1, 300))
 @settings(deadline=None)
 def test_spread_rows(count: int, wanted: int) -> None:
@@ -52,7 +46,11 @@ def test_random_groups(draw: st.DataObject, count: int, seed: int) -> None:
     assert torch.equal(groups.members, again.members)
 
 
-@pytest.mark.parametrize(("count", "k"), [(10, 1), (10, 0), (10, 11), (1, 2), (0, 2)])
-def test_random_groups_refuses(count: int, k: int) -> None:
-    with pytest.raises(UserError, match=f"k={k} cannot be made of {count} images"):
-        random_groups(count, k, torch.Generator())
+@pytest.mark.parametrize("count", [0, 1, 5])
+def test_what_cannot_be_split_or_grouped_is_refused(count: int) -> None:
+    for validation in (-1, count, count + 1):
+        with pytest.raises(UserError, match=f"cannot set {validation} of {count} images"):
+            split_indices(count, validation, 0)
+    for k in (0, 1, count + 1):
+        with pytest.raises(UserError, match=f"k={k} cannot be made of {count} images"):
+            random_groups(count, k, torch.Generator())

@@ -42,14 +42,8 @@ def test_a_folder_without_images_tells_what_was_looked_for(tmp_path: Path, state
     assert str(root / "cifar-10-batches-py") in message
     assert "test or val" in message
     assert "\n" not in message
-
-
-def test_a_split_that_is_not_there(tmp_path: Path) -> None:
-    write_npz(tmp_path, "mnist", "train", images=GREY, labels=LABELS)
-    with pytest.raises(UserError, match="holds no test images of 'mnist'; looked for"):
-        load_images("mnist", "test", data_dir=tmp_path)
     with pytest.raises(UserError, match="'val' is neither"):
-        load_images("mnist", "val", data_dir=tmp_path)  # type: ignore[arg-type]
+        load_images("cifar10", "val", data_dir=root)  # type: ignore[arg-type]
 
 
 def test_a_known_name_brings_its_classes(tmp_path: Path) -> None:
@@ -65,11 +59,8 @@ def test_samples(name: str) -> None:
     assert set(labels) == set(range(10))
     assert len(samples.classes) == 10
     assert len({image.tobytes() for image in images}) == 1000
-
-
-def test_samples_of_another_name() -> None:
-    with pytest.raises(UserError, match=r"did you mean 'mnist'.*these do: mnist, fashion"):
-        sample_images("mnsit")
+    with pytest.raises(UserError, match=f"did you mean {name!r}"):
+        sample_images(f"{name}s")
 
 
 @pytest.mark.parametrize(

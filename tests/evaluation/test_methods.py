@@ -33,6 +33,8 @@ from codedinvnet.training.pixels import PixelStage
 from tests.conftest import Command
 from tests.evaluation.grids import PAPER, PART, TRIALS, run, write_grid
 
+EXAMPLE = f"{Path(__file__).parents[2] / 'examples' / 'my_method.py'}:TwoParities"
+
 
 @pytest.fixture(scope="module")
 def finished(
@@ -372,25 +374,24 @@ def test_single_rows_of_a_table_are_asked_for(
 def test_the_command_compares_ones_own_method_with_the_shipped_rows(
     bundle_folder: Path, data_dir: Path, tmp_path: Path, call: Command
 ) -> None:
-    own = "from codedinvnet.codes.plain import Plain\nclass Mine(Plain):\n    name = 'mine'\n"
-    (tmp_path / "mine.py").write_text(own)
     grid = write_grid(tmp_path / "grid.json", bundle_folder, [{"methods": ["none"]}])
     words = ["bench", "accuracy", grid, "--data-dir", data_dir, "--save-dir", tmp_path / "runs"]
     out = tmp_path / "results" / "rows.jsonl"
-    words += ["--out", out, "--method", f"{tmp_path / 'mine.py'}:Mine", "--device", "cpu"]
+    words += ["--out", out, "--method", EXAMPLE, "--device", "cpu"]
     ran = call(*words)
     assert ran.code == 0
     brief = [line for line in ran.out.splitlines() if " recovers " in line]
-    assert {"mine", "coded-invnet"} <= {line.split()[5] for line in brief}
+    assert {"two-parities", "coded-invnet"} <= {line.split()[5] for line in brief}
     (row,) = read_rows(out)
-    assert (row["method"], row["settings"]["quick"], len(row["counts"])) == ("mine", False, 2)
+    assert (row["method"], row["r"], row["answered"]) == ("two-parities", 2, 1)
+    assert (row["settings"]["quick"], len(row["counts"])) == (False, 2)
     table = out.with_suffix(".md").read_text()
     methods = [line.split(" | ")[3] for line in table.splitlines() if line.startswith("| 4 | 1 |")]
-    assert methods[0] == "mine"
+    assert methods[0] == "two-parities"
     assert {"coded-invnet", "small-backup", "parm"} <= {*methods}
     report = json.loads(call(*words, "--quick", "--json").out)
     assert (report["done"], report["failed"]) == (1, 0)
-    assert {Path(p).name for p in report["written"]} == {"rows.md", "rows.csv"}
+    assert {Path(p).name for p in report["written"]} == {"rows.md", "rows.csv", "rows-late.png"}
     quick = read_rows(out)[-1]
     assert (quick["settings"]["quick"], len(quick["counts"])) == (True, 1)
 

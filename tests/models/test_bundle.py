@@ -148,28 +148,19 @@ def test_shipped_bundles_are_found_by_name(
         load_bundle("gamma")
 
 
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        (b"", "is not JSON"),
-        (b"{}", "format version None"),
-        (b'{"format_version": 2}', "format version 2"),
-        (b'{"format_version": 1}', "missing key"),
-    ],
-)
-def test_damaged_description(content: bytes, said: str, copied: Path) -> None:
-    (copied / DESCRIPTION).write_bytes(content)
-    assert said in refusal(copied)
-
-
-def test_damaged_weights(copied: Path) -> None:
-    content = (copied / WEIGHTS).read_bytes()
-    (copied / WEIGHTS).write_bytes(content[: len(content) // 2])
-    assert "truncated" in refusal(copied)
-    (copied / WEIGHTS).unlink()
-    assert "no checkpoint" in refusal(copied)
-    (copied / WEIGHTS).write_bytes(content)
-    raw = json.loads((copied / DESCRIPTION).read_text(encoding="utf-8"))
+def test_what_is_damaged_is_refused(copied: Path) -> None:
+    description, weights = (copied / DESCRIPTION).read_bytes(), (copied / WEIGHTS).read_bytes()
+    raw = json.loads(description)
     raw["model"]["network"].update(hidden=[8, 12])
-    (copied / DESCRIPTION).write_text(json.dumps(raw), encoding="utf-8")
-    assert "holds another architecture" in refusal(copied)
+    for name, content, said in (
+        (DESCRIPTION, b"", "is not JSON"),
+        (DESCRIPTION, b'{"format_version": 2}', "format version 2"),
+        (DESCRIPTION, b'{"format_version": 1}', "missing key"),
+        (DESCRIPTION, json.dumps(raw).encode(), "holds another architecture"),
+        (WEIGHTS, weights[: len(weights) // 2], "weights"),
+        (WEIGHTS, None, "no checkpoint"),
+    ):
+        (copied / DESCRIPTION).write_bytes(description)
+        (copied / WEIGHTS).write_bytes(weights)
+        (copied / name).unlink() if content is None else (copied / name).write_bytes(content)
+        assert said in refusal(copied)

@@ -25,7 +25,7 @@ from codedinvnet.training.network import NetworkStage, load_trained_network
 from codedinvnet.training.pixels import PixelStage
 from codedinvnet.training.recovery import RecoveryStage
 from tests.conftest import digests, make_run, tiny_settings
-from tests.training.runs import CPU, pixel_run, shared_network
+from tests.training.runs import CPU, shared_network
 
 
 def test_all_stages_of_the_papers_objective(pixels: stages.Run) -> None:
@@ -43,16 +43,6 @@ def test_all_stages_of_the_papers_objective(pixels: stages.Run) -> None:
     with torch.no_grad():
         expected = head(network(prepare(images, 2))).softmax(1)
     torch.testing.assert_close(bundle.classify(bundle.embed(images)), expected, rtol=0, atol=1e-5)
-
-
-def test_stages_in_the_wrong_order(pixels: stages.Run, data_dir: Path, tmp_path: Path) -> None:
-    run = pixel_run(tmp_path, data_dir)
-    for stage in (stages.sample, stages.fuse):
-        with pytest.raises(UserError, match=r"no trained network at .*train it first"):
-            stage(run, 2)
-    with pytest.raises(UserError, match="no trained fusion encoder at"):
-        stages.test_fusion(shared_network(pixels, tmp_path), 2)
-    assert not (run.fusion_folder(2)).exists()
 
 
 def test_recovery_run_leaves_its_phases(recovery_run: stages.Run) -> None:
