@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from codedinvnet.cli.common import CLOSED, guarded
+from codedinvnet.evaluation import methods
 from tests.conftest import Command, tiny_settings, write_settings
 
 
@@ -107,3 +109,21 @@ def test_commands_that_train_flush_denormal_numbers_before_anything_is_computed(
     call(*(config if word == "CONFIG" else word for word in words))
     assert seen == [0] or (not supported and len(seen) == 1)
     assert torch.full((8,), 1e-30).mul(1e-10).any()  # only the command does
+
+
+COUNTS = {"kept": 0, "done": 1, "failed": 2}
+
+
+def test_failures_are_told_after_the_report(
+    call: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "rows.jsonl"
+    words = ["bench", "accuracy", "--out", out, "--json"]
+    monkeypatch.setattr(methods, "run", lambda *_, **__: COUNTS)
+    outcome = call(*words)
+    assert outcome.code == 2
+    assert json.loads(outcome.out)["failed"] == 2
+    assert outcome.err.startswith(f"error: 2 of the trials failed; the errors are in {out}")
+    assert outcome.err.count("\n") == 1
+    monkeypatch.setattr(methods, "run", lambda *_, **__: {**COUNTS, "failed": 0})
+    assert call(*words).code == 0

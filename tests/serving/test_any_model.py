@@ -24,7 +24,7 @@ from codedinvnet.serving.config import ServeOptions
 from codedinvnet.serving.opened import check
 from codedinvnet.serving.workers.computing import ModelSpec
 from codedinvnet.serving.workers.faults import FaultyPool
-from tests.codes.decodings import assert_is_decoded
+from tests.codes.linear import assert_is_decoded
 from tests.models import factories
 from tests.models.factories import PLACE, TOKENS, WORDS, save_onnx
 from tests.protect.test_served import HELD, ExtraLast
