@@ -74,23 +74,28 @@ def moved(before: nn.Module, after: nn.Module) -> list[Tensor]:
     return [(a.detach() - b.detach()) / RATE for a, b in pairs if a.requires_grad]
 
 
-def test_the_encoder_follows_the_cosh_of_its_pixels_and_the_discriminator(
+def test_a_step_follows_the_losses_of_the_discriminator_and_then_of_the_encoder(
     held_out: ImageSet, model: CodedModel
 ) -> None:
+    """Hinge losses; the cosh of the pixels and what the discriminator says, which moved first."""
     stage = make_stage(held_out, model)
-    encoder = copy.deepcopy(model.encoder)
+    encoder, before = copy.deepcopy(model.encoder), copy.deepcopy(stage.discriminator)
     descend(stage)
     found = stage.step(0, 0)
     x, target = stage.batch(0)
     fake = encoder(x).parity
+    real, made = before(x, target), before(x, fake.detach())
+    hinge = F.relu(1 - real).mean() + F.relu(1 + made).mean()
     pixel = ((fake - target).exp() + (target - fake).exp()).mean() / 2
-    loss = pixel - stage.discriminator(x, fake).mean()  # it moved first
+    loss = pixel - stage.discriminator(x, fake).mean()
     assert found["pixel"] == pytest.approx(pixel.item(), rel=1e-5)
     assert found["generator"] == pytest.approx(loss.item(), rel=1e-4)
-    expected = gradients(loss, encoder)
-    assert any(gradient.abs().max() > 1e-3 for gradient in expected)
-    for was, wanted in zip(moved(encoder, model.encoder), expected, strict=True):
-        torch.testing.assert_close(was, wanted, rtol=1e-3, atol=1e-4)
+    assert found["discriminator"] == pytest.approx(hinge.item(), rel=1e-4)
+    for own, was, now in ((hinge, before, stage.discriminator), (loss, encoder, model.encoder)):
+        expected = gradients(own, was)
+        assert any(gradient.abs().max() > 1e-3 for gradient in expected)
+        for step, wanted in zip(moved(was, now), expected, strict=True):
+            torch.testing.assert_close(step, wanted, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -105,22 +110,6 @@ def test_passes_are_in_the_precision_that_was_asked_for(
     for answer, exact in zip(answers, wanted, strict=True):
         assert answer.dtype == torch.float32
         assert torch.equal(answer, exact) == (precision == "float32")
-
-
-def test_the_discriminator_follows_hinge_losses(held_out: ImageSet, model: CodedModel) -> None:
-    stage = make_stage(held_out, model)
-    encoder, before = copy.deepcopy(model.encoder), copy.deepcopy(stage.discriminator)
-    descend(stage)
-    found = stage.step(0, 0)
-    x, target = stage.batch(0)
-    with torch.no_grad():
-        fake = encoder(x).parity
-    loss = F.relu(1 - before(x, target)).mean() + F.relu(1 + before(x, fake)).mean()
-    assert found["discriminator"] == pytest.approx(loss.item(), rel=1e-4)
-    expected = gradients(loss, before)
-    assert any(gradient.abs().max() > 1e-3 for gradient in expected)
-    for was, wanted in zip(moved(before, stage.discriminator), expected, strict=True):
-        torch.testing.assert_close(was, wanted, rtol=1e-3, atol=1e-4)
 
 
 def test_the_discriminator_has_so_many_steps_and_the_encoder_one(
