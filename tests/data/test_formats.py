@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -32,24 +33,21 @@ from tests.data.files import (
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_npz_colour(tmp_path: Path, split: Split) -> None:
+def test_arrays_are_read_at_the_size_that_they_have(tmp_path: Path, split: Split) -> None:
     path = write_npz(tmp_path, split=split, images=COLOUR, labels=LABELS)
-    source = load_images("own", split, data_dir=tmp_path)
-    images, labels = everything(source)
-    assert np.array_equal(images, COLOUR.transpose(0, 3, 1, 2))
-    assert labels == LABELS.tolist()
-    assert source.shape == (3, 5, 4)
-    assert source.classes == ("0", "1", "2")
-    assert source.name == "own"
-    assert source.source == str(path)
-
-
-def test_npz_grey_has_one_channel_and_keeps_its_size(tmp_path: Path) -> None:
-    write_npz(tmp_path, images=GREY, labels=LABELS, classes=np.array(["a", "b", "c", "d"]))
-    source = load_images("own", "train", data_dir=tmp_path, image_size=32)
-    images, _ = everything(source)
-    assert np.array_equal(images, GREY[:, None])
-    assert source.classes == ("a", "b", "c", "d")
+    classes = np.array(["a", "b", "c", "d"])
+    write_npz(tmp_path, "grey", split, images=GREY, labels=LABELS, classes=classes)
+    colour = COLOUR.transpose(0, 3, 1, 2)
+    for name, pixels, named in (("own", colour, "012"), ("grey", GREY[:, None], "abcd")):
+        source = load_images(name, split, data_dir=tmp_path, image_size=32)
+        images, labels = everything(source)
+        assert np.array_equal(images, pixels)
+        assert labels == LABELS.tolist()
+        assert (source.name, source.shape, source.classes) == (name, pixels.shape[1:], tuple(named))
+        assert source.source == str(path.parents[1] / name / f"{split}.npz")
+        some, chosen = source.batch(torch.tensor([4, 2, 4]))
+        assert np.array_equal(some.numpy(), pixels[[4, 2, 4]])
+        assert chosen.tolist() == [1, 2, 1]
 
 
 BAD_ARRAYS: dict[str, tuple[dict[str, Any], str]] = {

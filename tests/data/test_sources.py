@@ -29,13 +29,6 @@ def test_the_digest_of_an_image_goes_by_its_pixels_and_label(tmp_path: Path) -> 
     assert [(found != digests[0]).nonzero().tolist() for found in digests[1:]] == [[[3]], [[4]]]
 
 
-def test_batch_takes_the_images_asked_for(tmp_path: Path) -> None:
-    write_npz(tmp_path, images=GREY, labels=LABELS)
-    images, labels = load_images("own", "train", data_dir=tmp_path).batch(torch.tensor([4, 2, 4]))
-    assert np.array_equal(images[:, 0].numpy(), GREY[[4, 2, 4]])
-    assert labels.tolist() == [1, 2, 1]
-
-
 # --- ImageFolder
 
 

@@ -24,26 +24,37 @@ def refused(told: str, source: Any, **options: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "options", "told"),
     [
-        ("one_row", r"\(1, 4\) for 4 queries"),
-        ("mixes", "depends on the other queries of its batch"),
-        ("no_batch_axis", "has no batch axis"),
-        ("half", r"fails on a query: .*BFloat16"),
-        ("number", "a int, and no tensor"),
-        ("fails", "fails on a query"),
-        ("nothing", "returns no tensor"),
-        ("raises", "raised RuntimeError: no such data set$"),
-        ("no_module", r"neither a torch\.nn\.Module"),
-        ("odd_example", "the example of 'x' is no tensor"),
-        ("many_examples", "takes 1 by name"),
-        ("complex_example", r"torch\.complex64, which the protocol lacks"),
-        ("plain_mlp", "no example inputs"),
-        ("resnett", "AttributeError: .* no attribute 'resnett'"),
+        ("one_row", {}, r"\(1, 4\) for 4 queries"),
+        ("mixes", {}, "depends on the other queries of its batch"),
+        ("no_batch_axis", {}, "has no batch axis"),
+        ("half", {}, r"fails on a query: .*BFloat16"),
+        ("number", {}, "a int, and no tensor"),
+        ("fails", {}, "fails on a query"),
+        ("nothing", {}, "returns no tensor"),
+        ("raises", {}, "raised RuntimeError: no such data set$"),
+        ("no_module", {}, r"neither a torch\.nn\.Module"),
+        ("odd_example", {}, "the example of 'x' is no tensor"),
+        ("many_examples", {}, "takes 1 by name"),
+        ("complex_example", {}, r"torch\.complex64, which the protocol lacks"),
+        ("plain_mlp", {}, "no example inputs"),
+        ("resnett", {}, "AttributeError: .* no attribute 'resnett'"),
+        ("plain_mlp", {"inputs": ["input:FP32:16x"]}, "no shape of one query"),
+        ("plain_mlp", {"inputs": ["input:FP32:0"]}, "no shape of one query"),
+        ("plain_mlp", {"inputs": ["input:FLOAT:16"]}, "is not NAME:DATATYPE:SHAPE"),
+        ("plain_mlp", {"inputs": ["x:FP32:16"]}, "its inputs are input$"),
+        ("plain_mlp", {"inputs": ["input:BYTES:16"]}, "fails on a query: can't convert"),
+        ("plain_mlp", {"inputs": ["input:FP32:15"]}, "fails on a query"),
+        ("pair", {"scores": "score"}, r"no output .* scores_1 is FP32 \(B, 4\)$"),
+        ("pair", {"scores": "features:logits"}, r"features is FP64 \(B, 2, 1\)"),
+        ("pair", {"scores": "scores_0:probabilities"}, "holds no probabilities"),
+        ("single_class", {"scores": "output"}, "floats .* of two classes or more"),
+        ("mlp", {"weights": "w"}, "cannot read w: No such file"),
     ],
 )
-def test_a_factory(name: str, told: str) -> None:
-    refused(told, f"{PLACE}:{name}")
+def test_a_factory(name: str, options: dict[str, Any], told: str) -> None:
+    refused(told, f"{PLACE}:{name}", **options)
 
 
 def test_a_factory_that_is_random_is_no_affair_of_this() -> None:
@@ -66,32 +77,8 @@ def test_a_factory_in_a_file(text: str | None, told: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "told"),
-    [
-        ("plain_mlp", {"inputs": ["input:FP32:16x"]}, "no shape of one query"),
-        ("plain_mlp", {"inputs": ["input:FP32:0"]}, "no shape of one query"),
-        ("plain_mlp", {"inputs": ["input:FLOAT:16"]}, "is not NAME:DATATYPE:SHAPE"),
-        ("plain_mlp", {"inputs": ["x:FP32:16"]}, "its inputs are input$"),
-        ("plain_mlp", {"inputs": ["input:BYTES:16"]}, "fails on a query: can't convert"),
-        ("plain_mlp", {"inputs": ["input:FP32:15"]}, "fails on a query"),
-        ("pair", {"scores": "score"}, r"no output .* scores_1 is FP32 \(B, 4\)$"),
-        ("pair", {"scores": "features:logits"}, r"features is FP64 \(B, 2, 1\)"),
-        ("pair", {"scores": "scores_0:probabilities"}, "holds no probabilities"),
-        ("single_class", {"scores": "output"}, "floats .* of two classes or more"),
-        ("mlp", {"weights": "w"}, "cannot read w: No such file"),
-    ],
-)
-def test_options_of_a_factory(name: str, options: dict[str, Any], told: str) -> None:
-    refused(told, f"{PLACE}:{name}", **options)
-
-
-@pytest.mark.parametrize(
     ("told", "kind"),
-    [
-        ("scores_0", "logits"),
-        ("scores_1", "probabilities"),
-        ("scores_1:logits", "logits"),
-    ],
+    [("scores_0", "logits"), ("scores_1", "probabilities"), ("scores_1:logits", "logits")],
 )
 def test_scores_that_are_told(told: str, kind: str) -> None:
     scores = open_model(f"{PLACE}:pair", scores=told).signature.scores
