@@ -29,7 +29,6 @@ from codedinvnet.common.devices import use_whole_float32
 from codedinvnet.common.errors import UserError
 from codedinvnet.common.files import free_backup_name, read_json, write_json
 from codedinvnet.common.progress import Progress
-from codedinvnet.common.provenance import describe_command, describe_commit, describe_machine
 from codedinvnet.data import (
     ImageRows,
     ImageSource,
@@ -203,18 +202,18 @@ def fuse(run: Run, members: int) -> dict[str, Any]:
         **({} if recovery else {"objective_version": OBJECTIVE_VERSION}),
         **({"unet_version": UNET_VERSION} if fusion.encoder.kind == "unet" else {}),
     }
-    seconds = float(trained["seconds"])
-    figures: dict[str, float] = {}
-    origin: dict[str, str] = {}
+    bundle, seconds = folder / "bundle", float(trained["seconds"])
     phases = _phases(run, fusion, model, source, weights)
     for number, (place, epochs, resume, stage) in enumerate(phases):
-        if number == 0 and starts_over(place, resume):
-            _set_bundle_aside(folder / "bundle")
+        if number == 0 and starts_over(place, resume) and bundle.is_dir():
+            kept = free_backup_name(bundle)  # until this one ends, there is none to test
+            bundle.rename(kept)
+            Progress.write(f"{bundle}: trained again; the old one is in {kept}", file=sys.stderr)
         header = train_stage(
             stage, place, epochs=epochs, seed=settings.seed, settings=stamp, resume=resume
         )
         seconds += float(header["seconds"])
-        figures, origin = header["validation"], header.get(ORIGIN, {})
+    figures = header["validation"]
     if recovery and isinstance(model.network, IResNet):
         constrain_exactly(model.network)
         figures = dict(stage.validate()[1])
@@ -226,27 +225,16 @@ def fuse(run: Run, members: int) -> dict[str, Any]:
         group_sizes=tuple(range(2, members + 1)) if recovery else (members,),
         model=model.settings,
         provenance=Provenance(
-            command=origin.get("command", describe_command()),
-            commit=origin.get("commit", describe_commit()),
+            **header[ORIGIN],
             data=f"{source.name}, {len(source)} training images",
             images=source.digest(),
-            machine=origin.get("machine", describe_machine()),
             seconds=round(seconds, 1),
             settings=settings,
         ),
         figures={"validation": figures},
     )
-    bundle = folder / "bundle"
     save_bundle(bundle, info, model, validation_digests(settings, source))
     return {"bundle": str(bundle), **figures}
-
-
-def _set_bundle_aside(folder: Path) -> None:
-    """Move the bundle of a fusion that starts over: until it ends, there is none to test."""
-    if folder.is_dir():
-        kept = free_backup_name(folder)
-        folder.rename(kept)
-        Progress.write(f"{folder}: trained again; the old bundle is in {kept}", file=sys.stderr)
 
 
 def _phases(
@@ -299,7 +287,10 @@ def test_fusion(run: Run, members: int) -> dict[str, Any]:
     for key in ("batch_size", "learning_rate"):  # which flags of main.py may have changed
         now["fusion"][key] = before["fusion"].get(key)
     check_alike(folder, before, now, "train it again (main.py -fusion)")
-    last = _last_checkpoint(run, wanted.fusion)
+    phase = ""
+    if isinstance(wanted.fusion, RecoveryFusionSettings):
+        phase = "joint" if wanted.fusion.joint_epochs else "recovery"
+    last = run.fusion_folder(members) / phase / LAST
     weights = network[NETWORK_WEIGHTS]
     if last.is_file() and load_checkpoint(last)[1]["settings"][NETWORK_WEIGHTS] != weights:
         raise UserError(
@@ -319,14 +310,6 @@ def test_fusion(run: Run, members: int) -> dict[str, Any]:
     report["seconds"] = {stage: round(value) for stage, value in seconds.items()}
     write_json(run.fusion_folder(members) / "evaluation.json", report)
     return report
-
-
-def _last_checkpoint(run: Run, fusion: FusionSettings) -> Path:
-    """Return the newest checkpoint of a fusion training, which names the network that it is for."""
-    phase = ""
-    if isinstance(fusion, RecoveryFusionSettings):
-        phase = "joint" if fusion.joint_epochs else "recovery"
-    return run.fusion_folder(fusion.members) / phase / LAST
 
 
 def test_inversion(run: Run) -> dict[str, Any]:
