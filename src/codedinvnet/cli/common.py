@@ -150,33 +150,30 @@ def guarded(call: Callable[[], None], kept: str = "") -> int:
     try:
         with _terminated_as_interrupted():
             call()
+        return 0
+    except KeyboardInterrupt:
+        print("interrupted" + (f"; {kept}" if kept else ""), file=sys.stderr)
+        return 130
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        why = str(error)
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in OF_MODELS:
             raise
         why = f"this needs {error.name}: pip install 'codedinvnet[models]'"
-        print(f"error: {why}", file=sys.stderr)
-        return 2
     except OSError as error:  # a full disk, a folder that may not be written
         if isinstance(error, BrokenPipeError) and _nobody_reads():
             return CLOSED
         where = f"{error.filename}: " if error.filename else ""
-        print(f"error: {where}{error.strerror or error}", file=sys.stderr)
-        return 2
+        why = f"{where}{error.strerror or error}"
     except (MemoryError, RuntimeError) as error:  # numpy and PyTorch say how much was asked for
         said = str(error)
         of_gpu, of_cpu = type(error).__name__ == "OutOfMemoryError", said.find(ALLOCATOR)
         if not (isinstance(error, MemoryError) or of_gpu or of_cpu >= 0):
             raise
-        why = said[max(0, of_cpu) :].partition("\n")[0]
-        print(f"error: too little memory: {why}".rstrip(": "), file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted" + (f"; {kept}" if kept else ""), file=sys.stderr)
-        return 130
-    return 0
+        said = said[max(0, of_cpu) :].partition("\n")[0]
+        why = f"too little memory: {said}".rstrip(": ")
+    print(f"error: {why}", file=sys.stderr)
+    return 2
 
 
 def add_command(
@@ -232,10 +229,9 @@ def members_of(settings: Settings, asked: int | None) -> int:
     """Return the given group size, or the settings'; raise UserError if it is below 2."""
     from codedinvnet.codes.base import check_k
 
-    if asked is None:
-        return settings.fusion.members
-    check_k(asked)
-    return asked
+    members = settings.fusion.members if asked is None else asked
+    check_k(members)
+    return members
 
 
 def print_report(report: dict[str, Any], as_json: bool) -> None:
