@@ -146,13 +146,16 @@ class Lesson:
 
     def batch(self, rows: np.ndarray, ways: np.ndarray) -> dict[str, np.ndarray]:
         """Return training inputs of these rows, each changed in one way."""
-        batch, specs = self.teacher.inputs.batch(rows), self.teacher.inputs.specs
+        inputs = self.teacher.inputs
+        batch = inputs.batch(rows)
         if ways.any():
-            others, boxes = self._others[ways, rows], self._boxes[ways, rows]
-            (plain,), (pasted,) = batch.values(), self.teacher.inputs.batch(others).values()
-            last = layout(specs[0])[1]
-            images = changed_images(plain, pasted, boxes, self.mirrored[ways], last)
-            batch = {specs[0].name: images}
+            (images,), (others,) = batch.values(), inputs.batch(self._others[ways, rows]).values()
+            last, flips = layout(inputs.specs[0])[1], self.mirrored[ways]
+            for image, other, box in zip(images, others, self._boxes[ways, rows], strict=True):
+                place = slice(*box[:2]), slice(*box[2:])
+                part = place if last else (slice(None), *place)
+                image[part] = other[part]
+            images[flips] = np.flip(images[flips], 2 if last else 3)
         return batch
 
     def weights(self, pasting: bool) -> Tensor:
@@ -194,22 +197,6 @@ def drawn_boxes(count: int, height: int, width: int, generator: np.random.Genera
         first = (generator.random(count) * (size - length + 1)).astype(int)
         edges += [first, first + length]
     return np.stack(edges, axis=1)
-
-
-def changed_images(
-    images: np.ndarray, others: np.ndarray, boxes: np.ndarray, flips: np.ndarray, last: bool
-) -> np.ndarray:
-    """Paste boxes (B, 4) of other images (B, *shape), and mirror some of the results.
-
-    `last` says that channels come last.
-    """
-    height, width = images.shape[1:3] if last else images.shape[2:]
-    y, x = np.arange(height), np.arange(width)
-    top, bottom, left, right = boxes.T[:, :, None]
-    inside = ((y >= top) & (y < bottom))[:, :, None] & ((x >= left) & (x < right))[:, None]
-    found = np.where(inside[..., None] if last else inside[:, None], others, images)
-    found[flips] = np.flip(found[flips], 2 if last else 3)
-    return found
 
 
 def scores_of(model: Model, batch: dict[str, np.ndarray]) -> np.ndarray:
