@@ -34,11 +34,16 @@ def test_drift_stops_releasing_and_its_end_resumes_it(limit: float) -> None:
     assert sum(place is not None for place in resumed) >= 38
 
 
-def test_what_keeps_the_limit_is_rarely_stopped() -> None:
+@pytest.mark.parametrize(("guessed", "wrong"), [(None, 0.005), (0.015, 0.007)])
+def test_what_keeps_the_limit_is_rarely_stopped(guessed: float | None, wrong: float) -> None:
+    """Not even if the extra tasks err half as often again as the calibration says."""
     random = np.random.default_rng(0)
     watch, stops = Watch(0.01), 0
     for _ in range(20_000):
-        changed = watch.compared(True, bool(random.random() >= 0.005))
+        if guessed is not None:
+            watch.guessed(random.binomial(10, guessed), 0.1)
+            assert not watch.drifting
+        changed = watch.compared(True, bool(random.random() >= wrong))
         stops += changed and not watch.releasing
     assert stops <= 2
 
@@ -120,14 +125,3 @@ def test_drift_ends_with_what_extra_tasks_say() -> None:
         ends += 1
     assert watch.drifting is False
     assert ends < 2000
-
-
-def test_a_calibration_that_is_off_by_a_half_is_no_drift() -> None:
-    random = np.random.default_rng(0)
-    watch, stops = Watch(0.01), 0
-    for _ in range(20_000):
-        watch.guessed(random.binomial(10, 0.015), 0.1)
-        assert not watch.drifting
-        changed = watch.compared(True, bool(random.random() >= 0.007))
-        stops += changed and not watch.releasing
-    assert stops <= 2

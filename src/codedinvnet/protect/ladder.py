@@ -18,7 +18,7 @@ from codedinvnet.common.files import read_json, write_json
 from codedinvnet.common.progress import Progress
 from codedinvnet.protect.costs import Cost
 from codedinvnet.protect.distil import Distillation, plan
-from codedinvnet.protect.students import STUDENTS, Choice, Student, Unfit, kind_of
+from codedinvnet.protect.students import STUDENTS, Student, Unfit, kind_of
 from codedinvnet.protect.teacher import Lesson
 from codedinvnet.training.loop import LATEST, train_stage
 
@@ -86,7 +86,7 @@ class Ladder:
         A size that gives the same network as a smaller one is left out.
         """
         teacher, found = self.lesson.teacher, list[Trained]()
-        kind, seen = kind_of(teacher), list[tuple[str, Choice]]()
+        kind = kind_of(teacher)
         for work in sorted(self.works):
             for family, student in STUDENTS.items():
                 if student.kind != kind:
@@ -97,8 +97,7 @@ class Ladder:
                 except Unfit as error:
                     self.notes.append(f"no {family}-{work:g}: {error}")
                     continue
-                if (family, choice) not in seen:
-                    seen.append((family, choice))
+                if all((t.student.family, t.student.choice) != (family, choice) for t in found):
                     torch.manual_seed(self.seed)
                     found.append(Trained(work, student(teacher, choice)))
         return found

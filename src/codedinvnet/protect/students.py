@@ -293,7 +293,7 @@ class SmallerImages(OwnStudent):
     family = "smaller-images"
 
     def __init__(self, teacher: Teacher, choice: Choice) -> None:
-        self.size = (int(choice["height"]), int(choice["width"]))
+        self.size = choice["height"], choice["width"]
         super().__init__(teacher, choice)
         self.pool = max(1, image_size(self.specs[0])[0] // self.size[0])
 
@@ -308,7 +308,6 @@ class SmallerImages(OwnStudent):
     def choose(cls, teacher: Teacher, most: int) -> Choice:
         height, width = image_size(teacher.inputs.specs[0])
         side, least = height, SMALLEST * max(1.0, height / width)
-        graph_of(teacher)
         while side >= least:
             choice = {"height": side, "width": max(1, round(width * side / height))}
             try:
