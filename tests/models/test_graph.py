@@ -52,7 +52,6 @@ CASES: Sequence[tuple[str, Sequence[np.ndarray], dict[str, Any]]] = [
     ("Conv", [weights(6, 4, 4, 3)], {"strides": [2, 2], "auto_pad": "SAME_LOWER"}),
     ("Conv", [weights(4, 1, 3, 3)], {"group": 4, "dilations": [2, 2]}),
     ("Div", [weights(1, 4, 1, 1)], {}),
-    ("Dropout", [], {}),
     ("Elu", [], {"alpha": 0.5}),
     ("Erf", [], {}),
     ("Flatten", [], {}),

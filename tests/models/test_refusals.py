@@ -89,6 +89,7 @@ def test_scores_that_are_told(told: str, kind: str) -> None:
 def test_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     refused("neither a folder with bundle.json nor a shipped", "mnits")
     refused("mnist is a bundle, which `serve` takes as it is", "mnist")
+    refused("m is on a server", "http://localhost:8000/v2/models/m")
     refused("may be a pickle", "weights.pth")
     refused("weights and no model", "a.safetensors")
     refused("cannot read .*a.onnx: No such file", tmp_path / "a.onnx")

@@ -175,10 +175,6 @@ def _softmax(given: Sequence[Value], told: Attributes) -> Value:
     return torch.softmax(given[0], told.get("axis", -1))
 
 
-def _same(given: Sequence[Value], told: Attributes) -> Value:
-    return given[0]
-
-
 def _as_floats(given: Sequence[Value], told: Attributes) -> Value:
     if told["to"] != 1:
         raise Unsupported("a cast to what is no float")
@@ -198,7 +194,6 @@ OPERATORS: Mapping[str, Operator] = {
     "Concat": lambda given, told: torch.cat(list(given), told["axis"]),
     "Conv": _conv,
     "Div": _of(torch.div),
-    "Dropout": _same,
     "Elu": lambda given, told: F.elu(given[0], told.get("alpha", 1.0)),
     "Erf": _of(torch.erf),
     "Flatten": _flatten,
@@ -210,7 +205,7 @@ OPERATORS: Mapping[str, Operator] = {
         told.get("alpha", 0.2) * given[0] + told.get("beta", 0.5)
     ).clamp(0, 1),
     "HardSwish": _of(F.hardswish),
-    "Identity": _same,
+    "Identity": lambda given, told: given[0],
     "LayerNormalization": _layer_normalised,
     "LeakyRelu": lambda given, told: F.leaky_relu(given[0], told.get("alpha", 0.01)),
     "MatMul": _of(torch.matmul),
@@ -279,7 +274,7 @@ def read_graph(content: Any, output: str, *, logits: bool) -> Graph:
     """Make a module of an ONNX model's path from its input to one of its outputs.
 
     Args:
-        content: an `onnx.ModelProto` with one input, its weights loaded.
+        content: an `onnx.ModelProto` with one input, its weights loaded and its constants folded.
         output: the name of the output.
         logits: end before a last softmax, so that the output is logits.
 
@@ -302,9 +297,6 @@ def read_graph(content: Any, output: str, *, logits: bool) -> Graph:
         if wanted.isdisjoint(node.output):
             continue
         told = _attributes(node)
-        if node.op_type == "Constant" and "value" in told:
-            constants[node.output[0]] = numpy_helper.to_array(told["value"])
-            continue
         if node.op_type not in OPERATORS or node.domain not in ("", "ai.onnx"):
             raise Unsupported(f"its operator {node.op_type} is not known here")
         if wanted.intersection(node.output[1:]):

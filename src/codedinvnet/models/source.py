@@ -59,6 +59,11 @@ class ModelSource:
     @cached_property
     def kind(self) -> Kind:
         """What the source is."""
+        if self.source.startswith(("http://", "https://")):
+            raise UserError(
+                f"{self.source} is on a server: `codedinvnet gateway` stands in front of it; "
+                "anything else needs the model's file"
+            )
         path = Path(self.source)
         suffix = path.suffix.lower()
         if suffix == ".onnx":
