@@ -112,7 +112,7 @@ def test_demo_names_only_what_ships(
     asked: list[Sequence[str]] = []
     monkeypatch.setattr("codedinvnet.models.bundle.shipped_bundles", lambda: ("fashion", "other"))
     monkeypatch.setattr(
-        "codedinvnet.evaluation.demo.run_demo", lambda names, seed: asked.append(names)
+        "codedinvnet.evaluation.accuracy.run_demo", lambda names, seed: asked.append(names)
     )
     assert call("demo").code == 0
     assert asked == [["fashion"]]

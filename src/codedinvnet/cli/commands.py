@@ -158,7 +158,7 @@ def _policy(arguments: argparse.Namespace) -> None:
 @command("serve", "recover erased predictions on shipped images", "codedinvnet demo", SEED)
 def _demo(arguments: argparse.Namespace) -> None:
     from codedinvnet.data import SAMPLES
-    from codedinvnet.evaluation.demo import run_demo
+    from codedinvnet.evaluation.accuracy import run_demo
     from codedinvnet.models.bundle import shipped_bundles
 
     run_demo([name for name in SAMPLES if name in shipped_bundles()], arguments.seed)

@@ -6,7 +6,7 @@ import pytest
 
 from codedinvnet.codes.build import scheme_for
 from codedinvnet.data import sample_images
-from codedinvnet.evaluation import demo
+from codedinvnet.evaluation import accuracy
 from codedinvnet.evaluation.accuracy import evaluate
 from codedinvnet.models.bundle import load_bundle
 
@@ -15,9 +15,9 @@ def test_the_table_has_what_an_evaluation_finds(
     bundle_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bundle = load_bundle(bundle_folder)
-    monkeypatch.setattr(demo, "GROUP_SIZES", (2, 4))
-    monkeypatch.setattr(demo, "load_bundle", lambda name: bundle)
-    demo.run_demo(["mnist"])
+    monkeypatch.setattr(accuracy, "SIZES", (2, 4))
+    monkeypatch.setattr(accuracy, "load_bundle", lambda name: bundle)
+    accuracy.run_demo(["mnist"])
     title, head, *lines = capsys.readouterr().out.splitlines()
     assert "Every worker erased in turn" in title
     assert head.split()[:3] == ["bundle", "k", "overhead"]
