@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -33,11 +34,11 @@ def processor_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
         cpuinfo: Linux's file.
     """
     try:
-        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
+        text = cpuinfo.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return platform.processor()
-    named = (line.partition(":") for line in lines)
-    return next((name.strip() for key, _, name in named if key.strip() == "model name"), "")
+    found = re.search(r"^model name\s*: *(.*)$", text, re.MULTILINE)
+    return found[1] if found else ""
 
 
 def describe_commit() -> str:
@@ -51,10 +52,8 @@ def describe_commit() -> str:
     try:
         if Path(git("rev-parse", "--show-toplevel")).resolve() != root:
             raise OSError("this is somebody's repository around an installed package")
-        head = git("rev-parse", "HEAD")
-        return head + (
-            "+changes" if git("status", "--porcelain", "--", "src", "benchmarks") else ""
-        )
+        changed = git("status", "--porcelain", "--", "src", "benchmarks")
+        return git("rev-parse", "HEAD") + ("+changes" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         from importlib.metadata import version
 
@@ -81,6 +80,5 @@ def without_folders(word: str) -> str:
     if not path.is_absolute():
         return word
     here = Path.cwd()
-    return (
-        option + equals + (str(path.relative_to(here)) if path.is_relative_to(here) else path.name)
-    )
+    seen = str(path.relative_to(here)) if path.is_relative_to(here) else path.name
+    return option + equals + seen

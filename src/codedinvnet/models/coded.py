@@ -181,26 +181,22 @@ class CodedModel(nn.Module):
 
     def _recovery_head(self) -> RecoveryHead | MosaicHead | None:
         settings = self.settings
-        side, classes = settings.encoder.side_features, len(settings.classes)
+        if not settings.head_hidden:
+            return None
+        kind: type[RecoveryHead | MosaicHead] = RecoveryHead
         if settings.encoder.kind == "mosaic":
-            _, height, width = self.latent_shape
-            rows, columns = GRIDS[-1]
+            kind, (_, height, width), (rows, columns) = MosaicHead, self.latent_shape, GRIDS[-1]
             if height % rows or width % columns:
                 raise UserError(
                     f"the mosaic encoder needs a latent that {rows}x{columns} cells divide, "
                     f"got {height}x{width}: change data.image_size, data.padding or the "
                     "network's strides"
                 )
-            return MosaicHead(
-                self.latent_shape, classes, hidden=settings.head_hidden, side_features=side
-            )
-        if not settings.head_hidden:
-            return None
-        return RecoveryHead(
+        return kind(
             self.latent_shape,
-            classes,
+            len(settings.classes),
             hidden=settings.head_hidden,
-            side_features=side,
+            side_features=settings.encoder.side_features,
         )
 
     def prepare(self, images: Tensor) -> Tensor:
