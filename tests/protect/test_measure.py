@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from codedinvnet.protect.costs import Milliseconds
+from codedinvnet.protect.costs import Interval
 from codedinvnet.protect.measure import (
     Answers,
     Candidate,
@@ -23,9 +23,9 @@ from codedinvnet.protect.measure import (
 COUNT = 2000
 
 
-def ms(median: float) -> Milliseconds:
+def ms(median: float) -> Interval:
     """Return a time that is known well."""
-    return Milliseconds(median, 0.99 * median, 1.01 * median)
+    return Interval(median, 0.99 * median, 1.01 * median)
 
 
 def answers(covered: float, agreement: float) -> Answers:

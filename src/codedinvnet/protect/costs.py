@@ -34,10 +34,10 @@ TIMED = 15
 """Timings of each call; ranks 4 and 12 enclose the median with a probability of 0.965."""
 
 
-class Milliseconds(NamedTuple):
-    """A median time with its 95 % interval."""
+class Interval(NamedTuple):
+    """A share, or a median time, with its 95 % interval."""
 
-    median: float
+    value: float
     low: float
     high: float
 
@@ -46,16 +46,16 @@ class Cost(NamedTuple):
     """What the served model costs for one query."""
 
     macs: int | None
-    ms: Milliseconds
+    ms: Interval
     why: str = ""
     """Why multiply-adds can't be counted; "" if they can."""
 
     def share(self, work: float) -> int:
         """Return the multiply-adds of a share of this cost."""
-        return int(work * (self.macs or PER_MS * self.ms.median))
+        return int(work * (self.macs or PER_MS * self.ms.value))
 
 
-def milliseconds(calls: Mapping[str, Callable[[], object]]) -> dict[str, Milliseconds]:
+def milliseconds(calls: Mapping[str, Callable[[], object]]) -> dict[str, Interval]:
     """Time warm calls in turn, so that a slow moment of the machine affects all of them."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     for call in calls.values():
@@ -66,7 +66,7 @@ def milliseconds(calls: Mapping[str, Callable[[], object]]) -> dict[str, Millise
             call()
             times[name].append(1e3 * (time.perf_counter() - began))
     ranked = {name: sorted(found) for name, found in times.items()}
-    return {n: Milliseconds(found[TIMED // 2], found[3], found[11]) for n, found in ranked.items()}
+    return {n: Interval(found[TIMED // 2], found[3], found[11]) for n, found in ranked.items()}
 
 
 def model_cost(model: OpenModel, one: Mapping[str, np.ndarray], content: Callable[[], Any]) -> Cost:

@@ -79,9 +79,7 @@ class Distillation(PartStage):
 
     def replan(self, done: int, seconds: float) -> int:
         """Return how many epochs there is time for, after some took so many seconds."""
-        epochs = self.part.epochs
-        if seconds / done * epochs > self.seconds:
-            epochs = max(done, min(epochs, int(self.seconds * done / seconds)))
+        epochs = max(done, min(self.part.epochs, int(self.seconds * done / seconds)))
         self.total_steps = epochs * self.steps_per_epoch
         return epochs
 

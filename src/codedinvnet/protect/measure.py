@@ -15,7 +15,7 @@ import numpy as np
 from scipy.stats import binomtest
 
 from codedinvnet.common.confidence import confidences
-from codedinvnet.protect.costs import Milliseconds
+from codedinvnet.protect.costs import Interval
 
 AGREEMENTS = (0.95, 0.99, 0.995)
 """Agreements at which coverage is reported."""
@@ -27,14 +27,6 @@ LATE = (0.01, 0.02, 0.04)
 """Share of the queries that are late, and so go to the backup under `auto`: low, usual, high."""
 DISAGREE = 2.0
 """Multiply-adds and time disagree if a backup's share of one is this times that of the other."""
-
-
-class Interval(NamedTuple):
-    """A share, with its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 class Answers(NamedTuple):
@@ -64,8 +56,8 @@ class Candidate:
 
     name: str
     digest: str
-    ms: Milliseconds
-    model_ms: Milliseconds
+    ms: Interval
+    model_ms: Interval
     calibration: Answers
     test: Answers
     macs: int
@@ -76,7 +68,7 @@ class Candidate:
     def work(self) -> float:
         """Its share of the served model's multiply-adds; of its time if these are unknown."""
         if self.model_macs is None:
-            return self.ms.median / self.model_ms.median
+            return self.ms.value / self.model_ms.value
         return self.macs / self.model_macs
 
 
@@ -87,8 +79,6 @@ def answers_of(scores: np.ndarray, kind: str, served: np.ndarray) -> Answers:
 
 def interval(hits: np.ndarray) -> Interval:
     """Return the share of hits (N,) with Wilson's interval."""
-    if not len(hits):
-        return Interval(math.nan, 0.0, 1.0)
     low, high = binomtest(int(hits.sum()), len(hits)).proportion_ci(method="wilson")
     return Interval(float(hits.mean()), float(low), float(high))
 
@@ -141,7 +131,7 @@ def report(candidate: Candidate, k: int) -> dict[str, Any]:
             "agreement": interval(test.agrees[released]) if released.any() else None,
         }
     notes = [candidate.note] if candidate.note else []
-    time = candidate.ms.median / candidate.model_ms.median
+    time = candidate.ms.value / candidate.model_ms.value
     if not 1 / DISAGREE <= time / work <= DISAGREE:
         notes.append(
             f"{work:.2f} of the model's multiply-adds, which the budget used, and {time:.2f} of "
@@ -181,7 +171,7 @@ def recommend(
         what = "agreement"
         value = {c.name: float(c.calibration.agrees.mean()) for c in useful}
     close = [c for c in useful if value[c.name] >= max(value.values()) - CLOSE]
-    quickest = min(close, key=lambda candidate: candidate.ms.median)
+    quickest = min(close, key=lambda candidate: candidate.ms.value)
     as_quick = (c for c in close if c.ms.low <= quickest.ms.high)
     chosen = max(as_quick, key=lambda candidate: value[candidate.name])
     return chosen.name, (
