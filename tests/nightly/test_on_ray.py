@@ -142,27 +142,24 @@ def test_actors_make_up_for_a_late_one(
     monkeypatch.setenv("PYTHONPATH", f"{Path.cwd()}/src:{Path.cwd()}")
     x = np.random.default_rng(3).random((4, FEATURES), np.float32)
     model = open_model(source)
-    for method in ("small-backup",):
-        options = ServeOptions(
-            source=source,
-            protection=finished,
-            method=method,
-            pool="ray",
-            ray_address=cluster.address,
-            demo=True,
-            deadline_ms=60_000,
-        )
-        found = answers(options, {"x": x}, Fault(kind="hang", worker=LATE))
-        assert found["outcome"].tolist() == [b"direct", b"decoded", b"direct", b"direct"]
-        for i in (0, 2, 3):
-            own = model.run({"x": x[i : i + 1]})["output"]
-            assert found["output"][i].tobytes() == own.tobytes()
-        scheme = load_protection(finished, model, method)
-        outputs = {
-            number: scheme.compute(number, torch.from_numpy(x[list(task.members)])[None]).output
-            for number, task in scheme.rules.tasks(4).items()
-            if number != LATE
-        }
-        assert found["output"][1] == pytest.approx(
-            scheme.decode(outputs, 4)[1][0].numpy(), abs=1e-4
-        )
+    options = ServeOptions(
+        source=source,
+        protection=finished,
+        method="small-backup",
+        pool="ray",
+        ray_address=cluster.address,
+        demo=True,
+        deadline_ms=60_000,
+    )
+    found = answers(options, {"x": x}, Fault(kind="hang", worker=LATE))
+    assert found["outcome"].tolist() == [b"direct", b"decoded", b"direct", b"direct"]
+    for i in (0, 2, 3):
+        own = model.run({"x": x[i : i + 1]})["output"]
+        assert found["output"][i].tobytes() == own.tobytes()
+    scheme = load_protection(finished, model, "small-backup")
+    outputs = {
+        number: scheme.compute(number, torch.from_numpy(x[list(task.members)])[None]).output
+        for number, task in scheme.rules.tasks(4).items()
+        if number != LATE
+    }
+    assert found["output"][1] == pytest.approx(scheme.decode(outputs, 4)[1][0].numpy(), abs=1e-4)
