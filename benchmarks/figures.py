@@ -21,7 +21,6 @@ from benchmarks.bundles import BUNDLES, HARD
 from benchmarks.peers import pages as peers
 from codedinvnet.codes.registry import known_method
 from codedinvnet.common.errors import UserError
-from codedinvnet.common.files import write_text
 from codedinvnet.common.grid import read_rows
 from codedinvnet.evaluation import plots, tables
 from codedinvnet.models.bundle import shipped_bundles
@@ -215,11 +214,11 @@ def run(
     for name in bundle if everything or costs else ():
         bundles.write(RESULTS, name, data_dir, costs_alone=not everything)
     draw()
-    write_text(tables.SHIPPED, shipped())
+    tables.SHIPPED.write_text(shipped(), encoding="utf-8")
     changed = []
     for path in pages():
         text = path.read_text(encoding="utf-8")
         if (new := render(text)) != text:
-            write_text(path, new)
+            path.write_text(new, encoding="utf-8")
             changed.append(str(path.relative_to(ROOT)))
     return {"changed": changed}

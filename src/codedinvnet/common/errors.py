@@ -21,18 +21,6 @@ def nearest(given: str, known: Iterable[str]) -> str | None:
     return by_lower[near[0]] if near else None
 
 
-def is_host(name: str) -> bool:
-    """Tell whether a text may be a host's name or address, whoever has it.
-
-    Resolving another one is no OSError, as that of an unknown name is.
-    """
-    try:
-        name.encode("idna")  # each part between dots has 1 to 63 characters
-    except UnicodeError:
-        return False
-    return name.isprintable() and " " not in name
-
-
 def one_line(error: BaseException) -> str:
     """Return what an error of a library says, as one line; its kind if it says nothing."""
     lines = re.sub(r"\x1b\[[\d;]*m", "", str(error)).strip().splitlines()  # PyTorch's have colours

@@ -65,11 +65,6 @@ def check_folder(path: Path, option: str) -> None:
         raise UserError(f"{option}: cannot write into {path}: {reason}") from error
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write text as UTF-8, whole or not at all."""
-    write_atomically(path, text.encode())
-
-
 def write_json(path: Path, value: Any, indent: int | None = 2) -> None:
     """Write a value as JSON, readable if it is indented, whole or not at all."""
     text = json.dumps(value, indent=indent, ensure_ascii=False) + "\n"

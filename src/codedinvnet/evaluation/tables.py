@@ -15,7 +15,7 @@ import pandas as pd
 from pandas import DataFrame, Series
 
 from codedinvnet.codes.registry import METHODS, known_method
-from codedinvnet.common.files import write_atomically, write_text
+from codedinvnet.common.files import write_atomically
 from codedinvnet.common.grid import Row, failures, latest, read_rows
 from codedinvnet.common.quantiles import clustered_ci
 from codedinvnet.data.load import KNOWN
@@ -81,7 +81,8 @@ def write_tables(rows_file: Path, sections: Mapping[str, str], frame: DataFrame)
     """Write the tables that have a line, and the frame, as .md and .csv next to a file of rows."""
     page, table = rows_file.with_suffix(".md"), rows_file.with_suffix(".csv")
     kept = {title: text for title, text in sections.items() if text.count("\n") > 2}
-    write_text(page, "\n".join(f"# {title}\n\n{text}" for title, text in kept.items()))
+    whole = "\n".join(f"# {title}\n\n{text}" for title, text in kept.items())
+    write_atomically(page, whole.encode())
     write_atomically(table, frame.to_csv(index=False, float_format="%.6g").encode())
     return [page, table]
 

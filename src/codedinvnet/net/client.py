@@ -19,7 +19,7 @@ from urllib.parse import quote, urlsplit
 
 import aiohappyeyeballs
 
-from codedinvnet.common.errors import UserError, is_host
+from codedinvnet.common.errors import UserError
 from codedinvnet.net.http1 import (
     END,
     MOST_HEAD,
@@ -121,10 +121,22 @@ def parse_origin(url: str, flag: str = "--upstream", kind: str = "http") -> Orig
     if parts.username is not None:
         raise UserError(f"{flag}: {parts.hostname}: a URL may not contain a password")
     for name in filter(None, (parts.hostname, parts.fragment)):
-        if not is_host(name):
+        if not _is_host(name):
             raise UserError(f"{flag}: {url!r}: {name!r} is not a host name")
     path = quote(parts.path.rstrip("/"), safe="/%~!$&'()*+,;=:@")
     return Origin(parts.scheme, parts.hostname, port, path, parts.fragment or parts.hostname)
+
+
+def _is_host(name: str) -> bool:
+    """Tell whether a text may be a host's name or address, whoever has it.
+
+    Resolving another one is no OSError, as that of an unknown name is.
+    """
+    try:
+        name.encode("idna")  # each part between dots has 1 to 63 characters
+    except UnicodeError:
+        return False
+    return name.isprintable() and " " not in name
 
 
 async def open_socket(origin: Origin, resolver: Resolver) -> socket.socket:
