@@ -58,7 +58,7 @@ def running(
 
     Args:
         command: the program and its arguments.
-        ready: the pattern of its first line.
+        ready: the pattern of its first line; "": it prints none, and is not waited for.
         log: the file to which its standard error is added.
         env: its environment, if that is not this process's.
     """
@@ -72,7 +72,7 @@ def running(
     patience = threading.Timer(START_TIMEOUT, process.kill)
     try:
         patience.start()
-        found = re.search(ready, process.stdout.readline())
+        found = re.search(ready, process.stdout.readline() if ready else "")
         patience.cancel()
         if found is None:
             told = f"see {log}" if log is not None else "run it to see why"

@@ -14,8 +14,8 @@ import tempfile
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ import numpy as np
 from benchmarks.load import JSON, Load, arrivals
 from benchmarks.peers import libraries, upstreams
 from benchmarks.peers.contenders import CONTENDERS, TIMEOUT, Site
-from benchmarks.processes import descendants, process_stat
+from benchmarks.processes import Running, descendants, process_stat, running
 from codedinvnet.common.errors import UserError
 
 WARM_UP = 400
@@ -74,25 +74,14 @@ class Trial:
         return 3 + (self.requests + WARM_UP) / rate
 
 
-@contextmanager
-def process(command: list[str], log: Path, ready: str = "") -> Iterator[subprocess.Popen[str]]:
-    """Run a command, wait for its first line if it is to print one, and kill it in the end."""
-    with open(log, "ab") as errors:
-        found = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
-    assert found.stdout is not None
-    try:
-        if ready and ready not in found.stdout.readline():
-            raise UserError(f"{command[0]} did not start: {log.read_text()[-500:]}")
-        yield found
-    finally:
-        for pid in (found.pid, *descendants(found.pid)):
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        found.wait()
-        found.stdout.close()
+def kill(pid: int) -> None:
+    """Kill a proxy with its processes, which may outlive it."""
+    for each in (pid, *descendants(pid)):  # in this order: nginx starts workers again
+        with suppress(ProcessLookupError):
+            os.kill(each, signal.SIGKILL)
 
 
-def wait_until_open(port: int, child: subprocess.Popen[str], log: Path) -> None:
+def wait_until_open(port: int, child: Running, log: Path) -> None:
     """Wait until a proxy answers, at most ten seconds."""
     for _ in range(100):
         with suppress(OSError):
@@ -100,7 +89,7 @@ def wait_until_open(port: int, child: subprocess.Popen[str], log: Path) -> None:
             with urllib.request.urlopen(url, timeout=1) as reply:
                 if reply.status == 200:
                     return
-        if child.poll() is not None:
+        if child.process.poll() is not None:
             break
         time.sleep(0.1)
     raise UserError(f"the proxy did not start: {log.read_text()[-500:]}")
@@ -117,7 +106,8 @@ class FirstServer(threading.Thread):
         self.process = self._start_server()
 
     def _start_server(self) -> subprocess.Popen[str]:
-        return self.stack.enter_context(process(upstreams.command(self.spec), self.log, "ready"))
+        command = upstreams.command(self.spec)
+        return self.stack.enter_context(running(*command, ready="ready", log=self.log)).process
 
     def run(self) -> None:
         if self.fault == "silent":
@@ -185,10 +175,10 @@ def measure(trial: Trial) -> dict[str, Any]:
         log = folder / "log"
         first = upstreams.Spec(ports[:1], 0, trial.fault, trial.seed)
         rest = upstreams.Spec(ports[apart:], int(apart), trial.fault, trial.seed)
-        stack.enter_context(process(upstreams.command(rest), log, "ready"))
+        stack.enter_context(running(*upstreams.command(rest), ready="ready", log=log))
         if trial.peer == "ours-fallback":
             cheap = upstreams.Spec([fallback], 1000, "none", trial.seed)
-            stack.enter_context(process(upstreams.command(cheap), log, "ready"))
+            stack.enter_context(running(*upstreams.command(cheap), ready="ready", log=log))
         harm = None
         if apart and trial.fault != "refused":
             harm = FirstServer(trial.fault, first, log, float(times[-1]))
@@ -196,7 +186,8 @@ def measure(trial: Trial) -> dict[str, Any]:
         site = Site(folder, listens, ports, trial.slots, trial.tuning, fallback)
         proxy = None
         if trial.peer in CONTENDERS:
-            proxy = stack.enter_context(process(CONTENDERS[trial.peer](site), log))
+            proxy = stack.enter_context(running(*CONTENDERS[trial.peer](site), ready="", log=log))
+            stack.callback(kill, proxy.pid)
             wait_until_open(site.port, proxy, log)
             before = processor_and_memory(proxy.pid)[0]
         mine = resource.getrusage(resource.RUSAGE_SELF)
