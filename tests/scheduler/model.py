@@ -303,9 +303,11 @@ class Model:
         assert query not in self.ended, "a query ended twice"
 
     def _send(self, action: Send) -> None:
-        busy = list(self.at.values()).count(action.worker)
-        slots = self.scheduler.assigner.concurrency.slots(action.worker)
-        assert busy < slots, "the worker has something else to do"
+        concurrency = self.scheduler.assigner.concurrency
+        late = {each.identity for each in self.scheduler.attempts.values() if each.late}
+        its = {attempt for attempt, worker in self.at.items() if worker == action.worker}
+        busy = len(its - late if concurrency.is_found else its)
+        assert busy < concurrency.slots(action.worker), "the worker has something else to do"
         self._begin(action)
 
     def _call(self, action: Call) -> None:
@@ -497,7 +499,8 @@ class Model:
             concurrency, load = scheduler.assigner.concurrency, len(worker.running)
             slots = self.rules.backup_slots if backup else concurrency.slots(index)
             drains = load > 0 and concurrency.drains(index)
-            if index in self.down or load >= slots or drains:
+            kept = not backup and scheduler.assigner.is_kept_back(index)
+            if index in self.down or load >= slots or drains or kept:
                 continue
             for attempt in waiting:
                 if scheduler.assigner.is_apart(attempt):

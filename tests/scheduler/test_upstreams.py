@@ -33,6 +33,31 @@ def test_requests_that_are_long_by_themselves_are_not_copied(busy: float, slots:
         assert hedge.quantile(share) < 1.1 * uncoded.quantile(share)
 
 
+@pytest.mark.parametrize("busy", [0.2, 0.4])
+def test_requests_do_not_wait_behind_long_ones(busy: float) -> None:
+    """Nothing says how many requests a server computes at once, nor which ones are long."""
+    cell = Cell("long", busy, slots=None, length=20.0)
+    hedge, queue = run(cell), run(replace(cell, slots=1), "queue")
+    assert hedge.work < 1.03
+    for share in (0.5, 0.8, 0.99, 0.999):
+        assert hedge.quantile(share) < 1.1 * queue.quantile(share)
+
+
+def test_copies_of_long_requests_are_paid_for_by_what_they_took() -> None:
+    cell = Cell("half-long", 0.5, slots=None)
+    hedge, uncoded = run(cell), run(cell, "uncoded")
+    assert hedge.work < 1.12
+    assert hedge.quantile(0.99) < 1.1 * uncoded.quantile(0.99)
+
+
+def test_answers_that_are_held_back_do_not_take_the_place_of_others() -> None:
+    """A server answers what it got behind a request whose answer does not come."""
+    cell = Cell("held", 0.6, slots=None)
+    hedge, known = run(cell), run(replace(cell, slots=2))
+    for share in (0.5, 0.9, 0.99):
+        assert hedge.quantile(share) < 1.2 * known.quantile(share)
+
+
 def test_a_copy_that_wins_says_nothing_about_one_that_is_sent_later() -> None:
     """Copies of what waited at a server win, those of what is long itself do not."""
     cell = Cell("long", 0.4, slots=None, length=20.0)
@@ -79,5 +104,5 @@ def test_the_number_of_slots_is_found(fault: Fault, busy: float, cores: int) -> 
     found = run(Cell(fault, busy, slots=None, cores=cores))
     known = run(Cell(fault, busy, slots=cores + 1, cores=cores))
     assert found.work < known.work + 0.01
-    for share, factor in ((0.5, 1.05), (0.9, 1.15), (0.99, 1.25)):
+    for share, factor in ((0.5, 1.1), (0.9, 1.15), (0.99, 1.25)):
         assert found.quantile(share) < factor * known.quantile(share)

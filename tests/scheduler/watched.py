@@ -67,6 +67,15 @@ class WatchedAssigner(TaskAssigner):
         sound = up - held - attempt.group.failed
         return worker in (sound - busy or sound or up)
 
+    def is_kept_back(self, worker: int) -> bool:
+        """Tell whether a worker computes all it can, and the next task would have to wait there."""
+        if not self.concurrency.is_found:
+            return False
+        its = self.workers[worker]
+        stays = [each for each in its.running.values() if its.stuck or not each.late]
+        few = self.needed < len(self.up - self.backups) / 2
+        return len(stays) >= self.concurrency.computed(worker) and (its.stuck or few)
+
     @property
     def backups(self) -> set[int]:
         """The workers for a backup's tasks."""
@@ -85,7 +94,8 @@ class Watched(Scheduler):
     def is_passed_by(self, now: float, worker: int, attempt: Attempt) -> bool:
         """Tell whether a worker is too slow for a task that waits."""
         assigner, slowness = self.assigner, self.stats.slowness(worker)
-        fast = assigner.concurrency.total(assigner.up - self.stats.slow - assigner.backups)
+        up = assigner.up - assigner.backups
+        fast = assigner.concurrency.all_computed(up - self.stats.slow)
         free = (other for other in self.attempts.values() if other.worker is None)
         waiting = sorted(
             (other for other in free if not assigner.is_apart(other)),
@@ -93,7 +103,7 @@ class Watched(Scheduler):
         )
         near = waiting.index(attempt) < (slowness - 1) * fast
         return (
-            2 * fast >= assigner.slots_up
+            len(up & self.stats.slow) <= max(1, len(up) / 3)
             and near
             and now < attempt.queued + (slowness - 1) * self.stats.normal
         )

@@ -4,15 +4,21 @@
    (copies of late queries, and what was lost) wait before the others.
 2. A worker has slots. One with a free slot takes the first task that it may. Of several workers,
    those that are not slow come first, then the least loaded, then the one whose turn it is. A
-   worker that is at a late task comes after those that are at none: others may be behind that.
+   worker that is *stuck*, at a late task and without an answer since, comes after the others.
+   Where the number of slots is found, the last one is beyond what a worker computes at once. It is
+   filled only while AHEAD of a needed task or more waits for each worker: of fewer, each begins
+   sooner at whichever worker is done first. A late task takes no slot of a worker that has answered
+   another since: it does not compute it. A stuck worker without room gets one task behind the late
+   one, if most that were sent so overtook it, and otherwise one in PROBE, to find that out.
 3. Tasks of one group are kept apart while they are pending. A worker may take a task if it has no
    other of its group, holds no answer of its query, and has failed no task of its group. If no such
    worker is up, any will do that holds none and has failed none; if none of these is up, any.
 4. A task is not given to a slow worker if the others will have finished it sooner. They take one
-   task of the line in (normal time) / (their slots). A worker that takes s times as long as normal
-   therefore passes by the first (s - 1) x (their slots) tasks. No task is passed by once it has
-   waited for as long as the slow worker would lose, (s - 1) x (normal time), and none where most
-   slots are of slow workers: those that are not have only not been seen to be slow yet.
+   task of the line in (normal time) / (what they compute at once). A worker that takes s times as
+   long as normal therefore passes by the first (s - 1) x (what they compute) tasks. No task is
+   passed by once it has waited for as long as the slow worker would lose, (s - 1) x (normal time).
+   None is where more workers than one and more than FEW are slow: the others have only not been
+   seen to be slow yet.
 5. Workers may be there for a small backup alone. Its tasks then wait in a line of their own, which
    these workers take in the order of coming. To the other rules neither exists.
 6. With `worker_batch` = n a worker computes up to n data tasks in one call. Once every idle worker
@@ -30,6 +36,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from enum import Enum
 
 from codedinvnet.codes.rules import BACKUP
 from codedinvnet.scheduler.concurrency import Concurrency
@@ -40,6 +47,22 @@ from codedinvnet.scheduler.stats import MOST_AT_ONCE, SLOW, LatencyStats
 
 MEMORY = 500
 """Queries that the load is an average of."""
+AHEAD = 0.5
+"""So many needed tasks wait for each worker where one gets more than it computes at once."""
+PROBE = 20
+"""One task in so many goes behind a late one."""
+TRIED = 5
+"""How many tasks that went behind late ones are remembered."""
+FEW = 1 / 3
+"""Workers that are slow while others are not: this share, or one."""
+
+
+class Room(Enum):
+    """Where a worker takes a task that it gets (rule 2)."""
+
+    FREE = "in a free slot"
+    AHEAD = "beyond what it computes at once"
+    BEHIND = "behind a late task"
 
 
 @dataclass(slots=True)
@@ -107,8 +130,10 @@ class TaskAssigner:
         """The tasks of rule 5 that wait, and below the workers that have a slot for them."""
         self._backups = WorkerOrder(count)
         self._turn = 0
-        for worker in range(count):
-            self.reorder(worker)
+        self._added = 0
+        self._overtook = 0.0
+        """The share of the tasks sent behind late ones that overtook them."""
+        self.reorder_all()
 
     @property
     def slots_up(self) -> int:
@@ -116,9 +141,10 @@ class TaskAssigner:
         return self.concurrency.total(self._mains_up)
 
     @property
-    def _normal_slots(self) -> int:
-        """How many slots the workers have that are up and not slow."""
-        return self.slots_up - self.concurrency.total(self._mains_up & self._stats.slow)
+    def _few_slow(self) -> bool:
+        """Whether so few workers are slow that the others must be quicker."""
+        slow = self._mains_up & self._stats.slow
+        return len(slow) <= max(1.0, FEW * len(self._mains_up))
 
     def is_apart(self, attempt: Attempt) -> bool:
         """Tell whether a task is of rule 5."""
@@ -141,6 +167,9 @@ class TaskAssigner:
             self._apart[attempt.identity] = attempt
             return
         self.needed += not (attempt.extra or attempt.hedge)
+        if not attempt.first:
+            self._added += 1
+            attempt.probes = self._added % PROBE == 0
         self._line(attempt)[attempt.identity] = attempt
 
     def remove(self, attempt: Attempt) -> None:
@@ -172,10 +201,12 @@ class TaskAssigner:
         worker = self.workers[index]
         self._turn += 1
         worker.turn = self._turn
+        if self._room(index) is Room.BEHIND:
+            attempt.behind = next(each for each, other in worker.running.items() if other.late)
         worker.running[attempt.identity] = attempt
         attempt.worker, attempt.started = index, now
         attempt.place = len(worker.running)
-        attempt.together = min(attempt.place, MOST_AT_ONCE)
+        attempt.together = 1 if attempt.behind else min(attempt.place, MOST_AT_ONCE)
         attempt.group.given(index)
         self.waiting -= 1
         self.running += index < self._mains
@@ -191,6 +222,8 @@ class TaskAssigner:
         worker = self.workers[attempt.worker]
         if worker.running.pop(attempt.identity, None) is None:
             return False
+        if attempt.behind and not attempt.late:
+            self._judge(attempt.behind in worker.running)
         for other in reversed(worker.running.values()):
             if other.ahead is not None:
                 break
@@ -233,16 +266,43 @@ class TaskAssigner:
             self._backups.update(index, (1.0, load, worker.turn) if free else None)
         elif load and self.concurrency.drains(index) and not worker.has_late:
             self._order.update(index, None)
-        elif index in self.up and (load < slots or self._takes_more(index, load)):
+        elif index in self.up and (self._occupied(worker) < slots or self._takes_more(index, load)):
             load += slots * worker.stuck
             self._order.update(index, (self._stats.slowness(index), load, worker.turn))
         else:
             self._order.update(index, None)
 
-    def late(self, worker: int) -> None:
-        """Take note that a task of a worker is late: others may be behind it."""
-        self.workers[worker].stuck = True
-        self.reorder(worker)
+    def reorder_all(self) -> None:
+        """Take note that what workers compute at once has changed."""
+        for index in range(len(self.workers)):
+            self.reorder(index)
+
+    def late(self, attempt: Attempt) -> None:
+        """Take note that a task is late: others may be behind it."""
+        if attempt.worker is None:
+            return
+        if attempt.behind and not attempt.late:
+            self._judge(False)
+        attempt.late = True
+        self.workers[attempt.worker].stuck = True
+        self.reorder(attempt.worker)
+
+    def _judge(self, overtook: bool) -> None:
+        self._overtook += (overtook - self._overtook) / TRIED
+
+    def _occupied(self, worker: Worker) -> int:
+        """Return how many of its slots a worker's tasks take (rule 2)."""
+        if worker.stuck or not self.concurrency.is_found:
+            return len(worker.running)
+        return sum(not attempt.late for attempt in worker.running.values())
+
+    def _room(self, index: int) -> Room:
+        worker = self.workers[index]
+        if not self.concurrency.is_found or self._occupied(worker) < self.concurrency.computed(
+            index
+        ):
+            return Room.FREE
+        return Room.BEHIND if worker.stuck else Room.AHEAD
 
     def is_running(self, attempt: Attempt) -> bool:
         """Tell whether a worker is at an attempt; if not, another may be in its place by now."""
@@ -274,8 +334,13 @@ class TaskAssigner:
     def _choose(self, now: float) -> tuple[int, Attempt] | None:
         passed: set[int] = set()
         while (worker := self._order.first(passed)) is not None:
+            room = self._room(worker)
+            if room is Room.AHEAD and self.needed < AHEAD * len(self._mains_up):
+                passed.add(worker)
+                continue
             slowness = self._stats.slowness(worker)
-            if slowness > 1.0 and 2 * (others := self._normal_slots) >= self.slots_up:
+            if slowness > 1.0 and self._few_slow:
+                others = self.concurrency.all_computed(self._mains_up - self._stats.slow)
                 wait = (slowness - 1.0) * self._stats.normal
                 offered = self._offered(now, wait, math.ceil((slowness - 1.0) * others))
             else:
@@ -283,6 +348,8 @@ class TaskAssigner:
                 offered = itertools.chain(*self._lines())
             attempt = None
             for attempt in offered:
+                if room is Room.BEHIND and not (attempt.probes or self._overtook >= 0.5):
+                    continue
                 if self._may(worker, attempt):
                     self._leave(attempt)
                     return worker, attempt

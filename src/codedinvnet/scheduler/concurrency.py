@@ -5,8 +5,9 @@ until one of them is over. In the first case it takes as long as a request that 
 itself; in the second it takes longer, by the time until the first of the others is over. The share
 of that time by which requests were longer is near 0 or near 1, whatever the service times are.
 
-A worker gets one request more than it computes at once. So the next one is there when an answer
-leaves, and whether that one is computed together with the others shows if the number should grow.
+Where many wait, a worker gets one request more than it computes at once (`TaskAssigner`, rule 2).
+So the next one is there when an answer leaves, and whether it is computed together with the others
+shows if the number should grow. One that is over before all others was computed with them.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from dataclasses import dataclass, field
 from codedinvnet.scheduler.group import Traffic
 
 START = 3
-"""What a worker is taken to compute at once before anything is known."""
-EVIDENCE = 5.0
-"""The number changes when requests had others ahead of them for so many service times in all."""
+"""What workers are taken to compute at once before anything is known of any of them."""
+EVIDENCE = (4.0, 2.0)
+"""Service times, in all, that others were ahead of requests when the number shrinks, or grows."""
 SERIAL = 0.6
 """Requests that were longer by this share of that time were not computed together."""
 ALONE = 200
@@ -32,7 +33,8 @@ STEP = 0.1
 class _Found:
     """What is known of a worker."""
 
-    at_once: int = START
+    at_once: int | None = None
+    """What it computes at once; None: as many as the worker whose number changed last."""
     alone: dict[Traffic, float] = field(default_factory=dict)
     """Seconds of a request that has the worker to itself."""
     since: int = 0
@@ -42,8 +44,8 @@ class _Found:
     longer: list[float] = field(default_factory=lambda: [0.0, 0.0])
     """By how much these were longer, and not by more than others were ahead."""
 
-    def took(self, place: int, seconds: float, ahead: float, traffic: Traffic) -> None:
-        """Take in a request; see `Concurrency.took`."""
+    def took(self, at_once: int, place: int, seconds: float, ahead: float, traffic: Traffic) -> int:
+        """Take in a request; return the new number. See `Concurrency.took`."""
         self.since += 1
         alone = self.alone.get(traffic)
         if place == 1:
@@ -52,21 +54,23 @@ class _Found:
                 self.alone[traffic] = seconds
             else:
                 self.alone[traffic] = alone * (1.0 + STEP if seconds > alone else 1.0 - STEP)
+        elif place > at_once and seconds <= ahead:
+            return place
         elif alone:
-            beyond, ahead = place > self.at_once, min(1.0, ahead / alone)
+            beyond, ahead = place > at_once, min(1.0, ahead / alone)
             self.ahead[beyond] += ahead
             self.longer[beyond] += min(ahead, max(0.0, seconds / alone - 1.0))
-            if self.ahead[beyond] >= EVIDENCE:
-                self._judge(beyond)
+            if self.ahead[beyond] >= EVIDENCE[beyond]:
+                return self._judge(at_once, beyond)
+        return at_once
 
-    def _judge(self, beyond: bool) -> None:
+    def _judge(self, at_once: int, beyond: bool) -> int:
         """Grow by half if those beyond the number were computed; shrink if those within waited."""
         waited = self.longer[beyond] >= SERIAL * self.ahead[beyond]
         self.ahead[beyond] = self.longer[beyond] = 0.0
-        if beyond and not waited:
-            self.at_once += (self.at_once + 1) // 2
-        elif waited and not beyond:
-            self.at_once -= 1
+        if waited == beyond:
+            return at_once
+        return at_once - 1 if waited else at_once + (at_once + 1) // 2
 
 
 class Concurrency:
@@ -79,17 +83,31 @@ class Concurrency:
 
     def __init__(self, workers: int, slots: int | None) -> None:
         self._fixed = slots
+        self._latest = START
         self._found = [_Found() for _ in range(workers)] if slots is None else []
 
+    @property
+    def is_found(self) -> bool:
+        """Whether the number is found, not given."""
+        return self._fixed is None
+
     def slots(self, worker: int) -> int:
-        """Return how many requests a worker gets at a time."""
-        return self._found[worker].at_once + 1 if self._fixed is None else self._fixed
+        """Return how many requests a worker gets at a time, at most."""
+        return self.computed(worker) + self.is_found
+
+    def computed(self, worker: int) -> int:
+        """Return how many requests a worker computes at once, as far as is known."""
+        if self._fixed is not None:
+            return self._fixed
+        return self._found[worker].at_once or self._latest
+
+    def all_computed(self, workers: Collection[int]) -> int:
+        """Return how many requests these workers compute at once."""
+        return sum(self.computed(worker) for worker in workers)
 
     def total(self, workers: Collection[int]) -> int:
         """Return how many requests these workers get at a time."""
-        if self._fixed is not None:
-            return self._fixed * len(workers)
-        return sum(self.slots(worker) for worker in workers)
+        return self.all_computed(workers) + self.is_found * len(workers)
 
     def drains(self, worker: int) -> bool:
         """Tell whether a worker is to have its next request to itself: the last one was long ago.
@@ -104,7 +122,7 @@ class Concurrency:
             self._found[worker] = _Found()
 
     def took(self, worker: int, place: int, seconds: float, ahead: float, traffic: Traffic) -> bool:
-        """Take in what a request took; tell whether its worker now gets another number.
+        """Take in what a request took; tell whether workers now get another number.
 
         Args:
             worker: that answered it.
@@ -115,6 +133,8 @@ class Concurrency:
         """
         if self._fixed is not None:
             return False
-        before = self.slots(worker)
-        self._found[worker].took(place, seconds, ahead, traffic)
-        return self.slots(worker) != before
+        found, before = self._found[worker], self.computed(worker)
+        now = found.took(before, place, seconds, ahead, traffic)
+        if now != before:
+            found.at_once = self._latest = now
+        return now != before

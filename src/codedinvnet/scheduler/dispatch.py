@@ -36,7 +36,7 @@ from codedinvnet.scheduler.settings import Rules
 from codedinvnet.scheduler.stats import LatencyStats
 from codedinvnet.scheduler.timers import Kind, Timers
 
-MOST_WORK = 3.0
+MOST_WORK = 20.0
 """No copy is charged more, in service times: a server that hangs does no work."""
 WORTH, MOST = 130.0, 4.0
 """How many needed tasks may wait for each slot behind an extra one, and at most."""
@@ -271,9 +271,9 @@ class Dispatcher:
         attempt = self.flying.attempts.get(identity)
         if attempt is None or not self.policy.hedged:
             return
-        again, attempt.late = attempt.late, attempt.late or runs
-        if runs and attempt.worker is not None:
-            self.assigner.late(attempt.worker)
+        again = attempt.late
+        if runs:
+            self.assigner.late(attempt)
         if self.policy.late(self, attempt, again, runs) is Then.WATCH and runs:
             self.watch(attempt)
 
@@ -293,15 +293,20 @@ class Dispatcher:
             return  # the last of a call tells how long it took
         if attempt.paid and attempt.query is not None:
             self._account(attempt, self.now - began)
+        if attempt.behind:
+            return  # its time is that of the late one
         before = self.stats.slowness(worker)
         seconds = self.now - began
         retry = self.stats.took(self.now, worker, attempt.kind, seconds, attempt.traffic, is_cut)
         ahead, found = attempt.ahead or self.now, assigner.concurrency
-        changed = not is_cut and found.took(
+        overtook = attempt.place > 1 and not attempt.ahead and assigner.workers[worker].has_late
+        changed = not (is_cut or overtook) and found.took(
             worker, attempt.place, seconds, ahead - began, attempt.traffic
         )
-        if changed or self.stats.slowness(worker) != before:
-            self.assigner.reorder(worker)
+        if changed:
+            assigner.reorder_all()
+        elif self.stats.slowness(worker) != before:
+            assigner.reorder(worker)
         if retry is not None:
             self.timers.set(retry, "retry", worker)
 

@@ -84,6 +84,10 @@ class Attempt:
     """How many tasks its worker had when it began, with this one."""
     ahead: float | None = None
     """When the first of those was over that its worker had when it began."""
+    probes: bool = False
+    """It may be sent behind a late task, to see if it overtakes it."""
+    behind: int | None = None
+    """The late task that its worker could not go on from when it began."""
     paid: float = 0.0
     """What the budget paid for it."""
     level: int = 0

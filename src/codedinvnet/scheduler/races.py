@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from codedinvnet.scheduler.group import Traffic
 
-WORTH = 0.1
+WORTH = 0.3
 """A copy must save this share of its cost, times the busy share of the servers by the idle one."""
 MEMORY = 20
 """How many copies the savings and the costs are averages of."""
