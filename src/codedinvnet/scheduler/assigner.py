@@ -279,13 +279,12 @@ class TaskAssigner:
 
     def late(self, attempt: Attempt) -> None:
         """Take note that a task is late: others may be behind it."""
-        if attempt.worker is None:
-            return
         if attempt.behind and not attempt.late:
             self._judge(False)
         attempt.late = True
-        self.workers[attempt.worker].stuck = True
-        self.reorder(attempt.worker)
+        if attempt.worker is not None and self.is_running(attempt):
+            self.workers[attempt.worker].stuck = True
+            self.reorder(attempt.worker)
 
     def _judge(self, overtook: bool) -> None:
         self._overtook += (overtook - self._overtook) / TRIED
@@ -297,10 +296,8 @@ class TaskAssigner:
         return sum(not attempt.late for attempt in worker.running.values())
 
     def _room(self, index: int) -> Room:
-        worker = self.workers[index]
-        if not self.concurrency.is_found or self._occupied(worker) < self.concurrency.computed(
-            index
-        ):
+        worker, found = self.workers[index], self.concurrency
+        if not found.is_found or self._occupied(worker) < found.computed(index):
             return Room.FREE
         return Room.BEHIND if worker.stuck else Room.AHEAD
 
