@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,11 @@ def test_a_ladder_of_backups_is_trained_and_measured(call: Command, tmp_path: Pa
     (trials,) = (note for note in found["notes"] if "after trials" in note)
     assert all(f"{family}-0.5 " in trials for family in ("fresh", "fewer-blocks"))
     assert any(note.startswith("no smaller-images-0.5: ") for note in found["notes"])
+    scores = {name: float(score) for name, score in re.findall(r"(\S+) ([\d.]+) %", trials)}
+    for row in found["table"]:
+        size = row["method"].rpartition("-")[2]
+        best = max(score for name, score in scores.items() if name.endswith(f"-{size}"))
+        assert scores[row["method"]] == best, "of each size the best of the trials is kept"
     assert not (tmp_path / "out" / run.WORK).exists()
 
 
