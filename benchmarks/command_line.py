@@ -21,6 +21,8 @@ MODELS = (
     *("lite0", "magika"),
 )
 """The rows of `protected`."""
+KINDS = ("timed", "streams", "onnx", "triton")
+"""What the servers of `peers` do."""
 
 
 def count(text: str) -> int:
@@ -74,6 +76,10 @@ def build_parser() -> argparse.ArgumentParser:
     add("--seeds", type=count, help="how many seeds (3; 1 with --quick)")
     add("--requests", type=count, help="of each trial (8000; 3000 with --quick)")
     add("--bursty", action="store_true", help="arrivals in bursts")
+    kinds = "what the servers do (timed); streams: the time until the first content counts"
+    add("--kind", choices=KINDS, default="timed", help=kinds)
+    told = "measure nothing: print what the simulator says of our gateway's rows"
+    add("--predict", action="store_true", help=told)
     rows = "rows, JSON Lines; finished ones in it are kept"
     add("--out", type=Path, default=Path("peers.jsonl"), help=rows)
 

@@ -94,6 +94,8 @@ class Load:
         headers: of every request.
         timeout: seconds for an answer, connecting included.
         right: tells whether a body answers the request of this number; None: any does.
+        content: for streams: returns what the first content of this request's stream looks like;
+            latency counts until it came. Each request has a connection of its own then.
         latencies: by the number of the request, in ms; infinite without a good answer.
         late: how late each was sent, in ms.
         errors: how many requests ended with which status or error; "wrong" is another's answer.
@@ -104,6 +106,7 @@ class Load:
     headers: Sequence[tuple[str, str]] = ()
     timeout: float = 60.0
     right: Callable[[int, bytes], bool] | None = None
+    content: Callable[[int], bytes] | None = None
     latencies: np.ndarray = field(default_factory=lambda: np.zeros(0))
     late: list[float] = field(default_factory=list)
     errors: Counter[str] = field(default_factory=Counter)
@@ -117,11 +120,13 @@ class Load:
         async def send(number: int, due: float) -> None:
             nonlocal last
             self.late.append(1000 * (time.perf_counter() - due))
-            if word := await self._ask(client, number):
+            ask = self._ask if self.content is None else self._stream
+            word, came = await ask(client, number)
+            if word:
                 self.errors[word] += 1
             else:
                 last = time.perf_counter()
-                self.latencies[number] = 1000 * (last - due)
+                self.latencies[number] = 1000 * (came - due)
 
         await open_loop(send, times, label, leave=False)
         client.close()
@@ -138,18 +143,45 @@ class Load:
             "sent_late_p99_ms": round(percentile(self.late, 0.99), 3),
         }
 
-    async def _ask(self, client: HttpClient, number: int) -> str:
-        """Send one request; return what is wrong with its answer, "" if nothing is."""
+    async def _ask(self, client: HttpClient, number: int) -> tuple[str, float]:
+        """Send a request; return what is wrong with its answer, "" if nothing, and when it came."""
         body = self.bodies[number % len(self.bodies)] if self.bodies else None
         method = "GET" if body is None else "POST"
         path = "" if client.path else "/"
         try:
             answer = await client.ask(method, path, self.timeout, body, self.headers)
         except OSError as error:
-            return described(error)
+            return described(error), 0.0
+        came = time.perf_counter()
         if answer.status != 200:
-            return f"HTTP {answer.status}"
-        return "" if self.right is None or self.right(number, answer.body) else "wrong"
+            return f"HTTP {answer.status}", came
+        right = self.right is None or self.right(number, answer.body)
+        return "" if right else "wrong", came
+
+    async def _stream(self, client: HttpClient, number: int) -> tuple[str, float]:
+        """Ask for a stream; return what is wrong with it, and when its first content came."""
+        assert self.content is not None
+        body = self.bodies[number % len(self.bodies)]
+        head = f"POST {client.path.decode()} HTTP/1.1\r\nhost: {client.origin.authority}\r\n"
+        head += f"connection: close\r\ncontent-length: {len(body)}\r\n\r\n"
+        writer = None
+        try:
+            async with asyncio.timeout(self.timeout):
+                host, port = client.origin.host, client.origin.port
+                reader, writer = await asyncio.open_connection(host, port)
+                writer.write(head.encode() + body)
+                status = (await reader.readline()).decode("latin-1")[9:12]
+                if status != "200":
+                    return f"HTTP {status}", 0.0
+                await reader.readuntil(self.content(number))
+                came = time.perf_counter()
+                rest = await reader.read()
+        except (OSError, TimeoutError, asyncio.IncompleteReadError) as error:
+            return type(error).__name__, 0.0
+        finally:
+            if writer is not None:
+                writer.close()
+        return "" if rest.endswith(b"0\r\n\r\n") else "cut", came
 
 
 def run(*, url: str, body: Path | None, rate: float, seconds: float, seed: int) -> dict[str, Any]:

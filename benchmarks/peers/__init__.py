@@ -10,17 +10,20 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from benchmarks.peers import predicted
 from benchmarks.peers.contenders import CONTENDERS, TUNED, TUNINGS
 from benchmarks.peers.libraries import LIBRARIES
-from benchmarks.peers.pages import SWEEP_SEED, read, table
+from benchmarks.peers.pages import SITUATION, SWEEP_SEED, read, table
 from benchmarks.peers.trials import Trial, measure, shuffled
+from benchmarks.peers.upstreams import MODEL_SECONDS, STOPPED
+from codedinvnet.common.errors import UserError
 from codedinvnet.common.grid import Cell, refuse_failures, resume
 
 ROWS = Path("docs/results/peers.jsonl")
@@ -49,16 +52,23 @@ def run(
     seeds: int | None,
     requests: int | None,
     bursty: bool,
+    kind: str,
+    predict: bool,
     out: Path,
 ) -> dict[str, Any]:
     """Measure what is missing, and return the table; see `benchmarks.command_line`."""
-    peers = peer or (QUICK_PEERS if quick else (*CONTENDERS, *LIBRARIES))
-    faults = fault or (QUICK_FAULTS if quick else FAULTS)
+    if predict:
+        return {"rows": [], "table": predicted.table(out)}
+    timed, real = kind == "timed", kind in MODEL_SECONDS
+    peers = peer or (QUICK_PEERS if quick or not timed else (*CONTENDERS, *LIBRARIES))
+    if wrong := [name for name in peers if name in LIBRARIES and not timed]:
+        raise UserError(f"--kind {kind}: not for {', '.join(wrong)}")
+    faults = fault or (("none", STOPPED) if real else QUICK_FAULTS if quick else FAULTS)
     loads = load or (LOADS[:1] if quick else LOADS)
     numbers = range(1, seeds + 1) if seeds else QUICK_SEEDS if quick else SEEDS
     requests = requests or (QUICK_REQUESTS if quick else REQUESTS)
     trials = [
-        Trial(name, trouble, share, count, slot, seed, requests, bursty)
+        Trial(name, trouble, share, count, slot, seed, requests, bursty, kind=kind)
         for seed, slot, count, share, trouble, name in itertools.product(
             numbers, slots, servers, loads, faults, peers
         )
@@ -81,7 +91,7 @@ def best_tuning(rows: pd.DataFrame, trial: Trial) -> float:
     if trial.peer not in TUNED:
         return 0.0
     same = rows[rows.seed == SWEEP_SEED]
-    for column in ("peer", "fault", "load", "servers", "slots", "bursty"):
+    for column in ("peer", *SITUATION):
         same = same[same[column] == getattr(trial, column)]
     return float(same.loc[same["p99.9"].idxmin(), "tuning"])
 
@@ -89,7 +99,7 @@ def best_tuning(rows: pd.DataFrame, trial: Trial) -> float:
 def _measure(trials: Sequence[Trial], out: Path) -> int:
     """Measure the trials that a file lacks, in random order; return how many failed."""
     cells = [
-        Cell("peers", asdict(trial), {}, partial(measure, trial), trial.name, trial.seconds)
+        Cell("peers", trial.place, {}, partial(measure, trial), trial.name, trial.seconds)
         for trial in shuffled(trials, seed=0)
     ]
     return resume(cells, out)["failed"]

@@ -218,7 +218,7 @@ http {{
 
 def _ours(site: Site, *options: str) -> list[str]:
     upstreams = [f"--upstream=http://127.0.0.1:{port}" for port in site.upstreams]
-    words = ["gateway", "--port", str(site.port), *upstreams, *options]
+    words = ["gateway", "--port", str(site.port), *upstreams, "--hedge", "POST /chat", *options]
     return [sys.executable, "-m", "codedinvnet", *words]
 
 

@@ -39,10 +39,13 @@ FAULTS = {
     "killed": "one server killed, then back",
     "refused": "one server refuses connections",
     "garbage": "one server answers 503",
+    "stopped": "servers' processes stop, now one, now another",
 }
 FIRST = ("none", "pareto", "slow", "held", "silent")
 """Faults that README shows."""
-SITUATION = ["fault", "load", "servers", "slots", "bursty"]
+SITUATION = ["fault", "load", "servers", "slots", "bursty", "kind"]
+COLUMNS = [*SITUATION, "peer", "seed", "p99.9"]
+KINDS = {"streams": "streams", "onnx": "ONNX Runtime", "triton": "Triton"}
 CLOSE = 1.1
 """What is at most so many times the best figure is level with it."""
 
@@ -50,7 +53,9 @@ CLOSE = 1.1
 def read(path: Path) -> pd.DataFrame:
     """Return the finished trials of a file, a row each."""
     rows = [row for row in read_rows(path, "peers") if row["error"] is None]
-    return pd.DataFrame(rows, columns=None if rows else [*SITUATION, "peer", "seed", "p99.9"])
+    return pd.DataFrame(
+        [{"kind": "timed", **row} for row in rows], columns=COLUMNS if not rows else None
+    )
 
 
 def reported(rows: pd.DataFrame) -> pd.DataFrame:
@@ -84,7 +89,8 @@ def table(rows: pd.DataFrame) -> str:
         + (f", {servers} servers" if servers != 8 else "")
         + (f", {slots} slots" if slots != 1 else "")
         + (", bursts" if bursty else "")
-        for fault, load, servers, slots, bursty in cells.index
+        + (f", {KINDS[kind]}" if kind != "timed" else "")
+        for fault, load, servers, slots, bursty, kind in cells.index
     ]
     cells.insert(0, "fault, load", told)
     return markdown(cells).strip()
@@ -94,7 +100,7 @@ def _usual(path: Path) -> pd.DataFrame:
     """Return the rows of README's situation: eight servers, one slot, 40 % busy, Poisson."""
     rows = reported(read(path))
     usual = (rows.load == 0.4) & (rows.servers == 8) & (rows.slots == 1) & ~rows.bursty
-    return rows[usual & rows.fault.isin(FIRST)]
+    return rows[usual & rows.fault.isin(FIRST) & (rows.kind == "timed")]
 
 
 def readme(path: Path) -> str:

@@ -9,14 +9,14 @@ import random
 import resource
 import signal
 import socket
-import subprocess
 import tempfile
 import threading
 import time
 import urllib.request
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ from benchmarks.load import JSON, Load, arrivals
 from benchmarks.peers import libraries, upstreams
 from benchmarks.peers.contenders import CONTENDERS, TIMEOUT, Site
 from benchmarks.processes import Running, descendants, process_stat, running
+from benchmarks.triton import MODEL as TRITON_MODEL
+from benchmarks.triton import Triton, is_installed
 from codedinvnet.common.errors import UserError
 
 WARM_UP = 400
@@ -49,6 +51,7 @@ class Trial:
         requests: that are measured.
         bursty: whether arrivals are; else Poisson.
         tuning: seconds, where something is tuned; else 0.
+        kind: what the servers do, one of `upstreams.KINDS`.
     """
 
     peer: str
@@ -60,18 +63,29 @@ class Trial:
     requests: int = 8000
     bursty: bool = False
     tuning: float = 0.0
+    kind: str = "timed"
+
+    @property
+    def place(self) -> dict[str, Any]:
+        """The columns of its row; `kind` came later than the first rows."""
+        return {k: v for k, v in asdict(self).items() if (k, v) != ("kind", "timed")}
+
+    @property
+    def rate(self) -> float:
+        """Requests a second."""
+        return self.load * self.servers / upstreams.mean_service(self.fault, self.kind)
 
     @property
     def name(self) -> str:
         """The trial in words."""
         tuned = f", {1000 * self.tuning:g} ms" if self.tuning else ""
-        return f"{self.peer}{tuned}, {self.fault}, {100 * self.load:g} % busy, seed {self.seed}"
+        busy = f"{100 * self.load:g} % busy, seed {self.seed}"
+        return f"{self.peer}{tuned}, {self.fault}, {self.kind}, {busy}"
 
     @property
     def seconds(self) -> float:
         """About how long it takes."""
-        rate = self.load * self.servers / upstreams.mean_service(self.fault)
-        return 3 + (self.requests + WARM_UP) / rate
+        return 3 + (self.requests + WARM_UP) / self.rate
 
 
 def kill(pid: int) -> None:
@@ -85,7 +99,7 @@ def wait_until_open(port: int, child: Running, log: Path) -> None:
     """Wait until a proxy answers, at most ten seconds."""
     for _ in range(100):
         with suppress(OSError):
-            url = f"http://127.0.0.1:{port}/v2/models/m/ready"
+            url = f"http://127.0.0.1:{port}/v2/health/ready"
             with urllib.request.urlopen(url, timeout=1) as reply:
                 if reply.status == 200:
                     return
@@ -95,37 +109,110 @@ def wait_until_open(port: int, child: Running, log: Path) -> None:
     raise UserError(f"the proxy did not start: {log.read_text()[-500:]}")
 
 
-class FirstServer(threading.Thread):
-    """Stops, kills and starts the process of the first server, as a fault says."""
+class Fleet:
+    """The servers of a trial, in processes that can be stopped and killed.
 
-    def __init__(self, fault: str, spec: upstreams.Spec, log: Path, seconds: float) -> None:
-        super().__init__(daemon=True)
-        self.fault, self.spec, self.log, self.seconds = fault, spec, log, seconds
-        self.over = threading.Event()
-        self.stack = ExitStack()
-        self.process = self._start_server()
+    Servers share a process unless theirs is harmed from outside, or computes a model.
 
-    def _start_server(self) -> subprocess.Popen[str]:
-        command = upstreams.command(self.spec)
-        return self.stack.enter_context(running(*command, ready="ready", log=self.log)).process
+    Args:
+        trial: what they do.
+        ports: one for each server; a Triton chooses its own.
+        folder: for models and logs.
+        stack: ends them.
 
-    def run(self) -> None:
-        if self.fault == "silent":
+    Raises:
+        UserError: if there is no Triton.
+    """
+
+    def __init__(self, trial: Trial, ports: list[int], folder: Path, stack: ExitStack) -> None:
+        self.trial, self.ports, self.folder = trial, ports, folder
+        self.stack, self.over = stack, threading.Event()
+        self.sizes = [1, len(ports) - 1] if trial.fault in upstreams.FROM_OUTSIDE else [len(ports)]
+        if trial.fault == upstreams.STOPPED or trial.kind in upstreams.MODEL_SECONDS:
+            self.sizes = [1] * len(ports)
+        if trial.kind == "onnx":
+            upstreams.write_model(folder / "model.onnx")
+        start = self._start_triton if trial.kind == "triton" else self._start
+        self.pids = [start(number) for number in range(len(self.sizes))]
+        self.thread = threading.Thread(target=self._harm, daemon=True)
+
+    def _start(self, number: int) -> int:
+        """Start the process of this number; return its process's number."""
+        if self.trial.fault == "refused" and number == 0:
+            return 0
+        first, trial = sum(self.sizes[:number]), self.trial
+        ports = self.ports[first : first + self.sizes[number]]
+        model = str(self.folder / "model.onnx") if trial.kind == "onnx" else ""
+        spec = upstreams.Spec(ports, first, trial.fault, trial.seed, trial.kind, model)
+        command = upstreams.command(spec)
+        return self.stack.enter_context(
+            running(*command, ready="ready", log=self.folder / "log")
+        ).pid
+
+    def _start_triton(self, number: int) -> int:
+        if not is_installed():
+            raise UserError("Triton is not installed: make triton")
+        triton = Triton(self.folder / f"triton{number}")
+        self.stack.callback(triton.kill)
+        triton.start()
+        self.ports[number] = triton.http
+        assert triton.process is not None
+        return triton.process.pid
+
+    def _harm(self) -> None:
+        fault, seconds = self.trial.fault, self.trial.requests / self.trial.rate
+        if fault == "silent":
             while not self.over.wait(SILENT_PERIOD - SILENT_FOR):
-                self.process.send_signal(signal.SIGSTOP)
+                os.kill(self.pids[0], signal.SIGSTOP)
                 self.over.wait(SILENT_FOR)
-                self.process.send_signal(signal.SIGCONT)
-        elif not self.over.wait(self.seconds / 3):
-            self.process.kill()
-            if not self.over.wait(self.seconds / 3):
-                self.process = self._start_server()
+                os.kill(self.pids[0], signal.SIGCONT)
+        elif fault == "killed" and not self.over.wait(seconds / 3):
+            os.kill(self.pids[0], signal.SIGKILL)
+            if not self.over.wait(seconds / 3):
+                self.pids[0] = self._start(0)
+        elif fault == upstreams.STOPPED:
+            began = time.monotonic()
+            for at, pid, number in stops(self.trial, self.pids):
+                self.over.wait(max(0.0, began + at - time.monotonic()))
+                os.kill(pid, number)
 
     def stop(self) -> None:
-        """End the server."""
+        """Harm them no longer; stopped ones go on."""
         self.over.set()
-        if self.ident is not None:
-            self.join()
-        self.stack.close()
+        if self.thread.ident is not None:
+            self.thread.join()
+
+    def work(self, *more: int) -> tuple[float, int]:
+        """Return the busy seconds and the requests started of all servers that count them.
+
+        `more` are ports of further servers.
+        """
+        busy, started = 0.0, 0
+        own = [self.ports[sum(self.sizes[:number])] for number in range(len(self.sizes))]
+        for port in (*own, *more) if self.trial.kind != "triton" else ():
+            with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/stats") as got:
+                for seconds, count in json.load(got):
+                    busy, started = busy + seconds, started + count
+        return busy, started
+
+
+def stops(trial: Trial, pids: Sequence[int]) -> list[tuple[float, int, int]]:
+    """Return when which process gets SIGSTOP or SIGCONT, in order, until all requests came.
+
+    As often as `pareto` blocks a server, and as long; one that is stopped is not stopped again.
+    """
+    rng = np.random.default_rng([trial.seed, 11])
+    now, found = 0.0, list[tuple[float, int, int]]()
+    free = dict.fromkeys(pids, 0.0)
+    while (now := now + rng.exponential(1 / (upstreams.SHARE * trial.rate))) < (
+        (trial.requests + WARM_UP) / trial.rate
+    ):
+        pid = pids[int(rng.integers(len(pids)))]
+        block = min(upstreams.BLOCK * (1 + rng.pareto(upstreams.SHAPE)), upstreams.LONGEST_BLOCK)
+        if free[pid] < now:
+            free[pid] = now + block
+            found += [(now, pid, signal.SIGSTOP), (now + block, pid, signal.SIGCONT)]
+    return sorted(found)
 
 
 def free_ports(count: int) -> list[int]:
@@ -153,36 +240,19 @@ def processor_and_memory(pid: int) -> tuple[float, float]:
     return seconds, memory
 
 
-def work(ports: list[int]) -> tuple[float, int]:
-    """Return the busy seconds and the requests started of servers, asked at one port a process."""
-    busy, started = 0.0, 0
-    for port in ports:
-        with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/stats") as reply:
-            for seconds, count in json.load(reply):
-                busy, started = busy + seconds, started + count
-    return busy, started
-
-
 def measure(trial: Trial) -> dict[str, Any]:
     """Measure a trial, and return the figures."""
-    rate = trial.load * trial.servers / upstreams.mean_service(trial.fault)
     count = trial.requests + WARM_UP
-    times = arrivals(rate, count, trial.seed, bursty=trial.bursty)
+    times = arrivals(trial.rate, count, trial.seed, bursty=trial.bursty)
     *ports, fallback, listens = free_ports(trial.servers + 2)
-    apart = trial.fault in upstreams.FROM_OUTSIDE
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder = Path(name)
         log = folder / "log"
-        first = upstreams.Spec(ports[:1], 0, trial.fault, trial.seed)
-        rest = upstreams.Spec(ports[apart:], int(apart), trial.fault, trial.seed)
-        stack.enter_context(running(*upstreams.command(rest), ready="ready", log=log))
+        fleet = Fleet(trial, ports, folder, stack)
+        stack.callback(fleet.stop)
         if trial.peer == "ours-fallback":
             cheap = upstreams.Spec([fallback], 1000, "none", trial.seed)
             stack.enter_context(running(*upstreams.command(cheap), ready="ready", log=log))
-        harm = None
-        if apart and trial.fault != "refused":
-            harm = FirstServer(trial.fault, first, log, float(times[-1]))
-            stack.callback(harm.stop)
         site = Site(folder, listens, ports, trial.slots, trial.tuning, fallback)
         proxy = None
         if trial.peer in CONTENDERS:
@@ -191,12 +261,16 @@ def measure(trial: Trial) -> dict[str, Any]:
             wait_until_open(site.port, proxy, log)
             before = processor_and_memory(proxy.pid)[0]
         mine = resource.getrusage(resource.RUSAGE_SELF)
-        if harm is not None:
-            harm.start()
+        fleet.thread.start()
         began = time.monotonic()
-        bodies = [upstreams.request(number) for number in range(count)]
-        url = f"http://127.0.0.1:{site.port}/v2/models/m/infer"
-        load = Load(url, bodies, JSON, float(TIMEOUT), upstreams.is_answer)
+        triton = trial.kind == "triton"
+        bodies = [upstreams.request(number, triton) for number in range(count)]
+        model = TRITON_MODEL if triton else "m"
+        path = "/chat" if trial.kind == "streams" else f"/v2/models/{model}/infer"
+        right = partial(upstreams.is_answer, triton=triton)
+        content = upstreams.token if trial.kind == "streams" else None
+        url = f"http://127.0.0.1:{site.port}{path}"
+        load = Load(url, bodies, JSON, float(TIMEOUT), right, content)
         if proxy is None:
             asyncio.run(libraries.send(load, site, trial.peer, times))
         else:
@@ -209,8 +283,7 @@ def measure(trial: Trial) -> dict[str, Any]:
         else:
             seconds, memory = processor_and_memory(proxy.pid)
             seconds -= before
-        asked = [ports[apart], *([fallback] if trial.peer == "ours-fallback" else [])]
-        busy, started = work(asked if not apart or trial.fault == "refused" else [ports[0], *asked])
+        busy, started = fleet.work(*[fallback] * (trial.peer == "ours-fallback"))
     found = load.latencies[WARM_UP:]
     good = int(np.isfinite(found).sum())
     tail = np.minimum(found, 1000 * TIMEOUT)  # an error is as bad as the longest wait
@@ -239,6 +312,9 @@ def shuffled(trials: Sequence[Trial], seed: int) -> list[Trial]:
     rng = random.Random(seed)
     situations: dict[tuple[object, ...], list[Trial]] = {}
     for one in trials:
-        situation = (one.fault, one.load, one.servers, one.slots, one.seed, one.bursty)
+        situation = (
+            *(one.fault, one.load, one.servers, one.slots),
+            *(one.seed, one.bursty, one.kind),
+        )
         situations.setdefault(situation, []).append(one)
     return [one for found in situations.values() for one in rng.sample(found, len(found))]

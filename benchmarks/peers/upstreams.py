@@ -13,14 +13,18 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from importlib import import_module
+from pathlib import Path
 from typing import cast
 
 import numpy as np
+from onnxruntime import InferenceSession, SessionOptions
 
 SERVICE = 0.010
 """Seconds of one request."""
 SPREAD = 0.03
 """Standard deviation of a service time, as a share of it."""
+STREAM = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 BLOCK, SHAPE, LONGEST_BLOCK = 0.1, 1.5, 3.0
 """Shortest block in seconds, exponent of its Pareto distribution, and longest block."""
 SHARE = 0.01
@@ -38,7 +42,20 @@ OF_ONE = ("slow", "garbage")
 """Faults that only the first server has."""
 FROM_OUTSIDE = ("silent", "killed", "refused")
 """Faults that the benchmark inflicts on the process of the first server."""
-FAULTS = (*DRAWN, *OF_ONE, *FROM_OUTSIDE)
+STOPPED = "stopped"
+"""The fault in which the benchmark stops the processes of servers, for as long as blocks last."""
+FAULTS = (*DRAWN, *OF_ONE, *FROM_OUTSIDE, STOPPED)
+
+KINDS = ("timed", "streams", "onnx", "triton")
+"""What servers do: wait as long as was drawn; the same, but the answer is a stream of events;
+compute a model in ONNX Runtime; or are Tritons."""
+MODEL_SECONDS = {"onnx": 0.04, "triton": 0.008}
+"""Nominal seconds of a request, from which loads of real servers follow: they share two cores."""
+SIDE, IMAGES = 64, 16
+"""Pixels of the images that models compute, and how many images there are."""
+ROLE = b'data: {"choices":[{"delta":{"role":"assistant","content":""}}]}\n\n'
+GAP = 0.02
+"""Seconds from a stream's first content to its end."""
 
 
 @dataclass(frozen=True)
@@ -50,16 +67,22 @@ class Spec:
         first: index of the first of these servers among all.
         fault: one of FAULTS.
         seed: of service times.
+        kind: one of KINDS.
+        model: the ONNX file that these servers compute, if they do.
     """
 
     ports: list[int]
     first: int = 0
     fault: str = "none"
     seed: int = 0
+    kind: str = "timed"
+    model: str = ""
 
 
-def mean_service(fault: str) -> float:
+def mean_service(fault: str, kind: str = "timed") -> float:
     """Return the mean seconds of a request under a fault, blocks and slow servers left out."""
+    if kind in MODEL_SECONDS:
+        return MODEL_SECONDS[kind]
     return SERVICE * (1 + LONG_SHARE * (LONG - 1)) if fault == "sizes" else SERVICE
 
 
@@ -89,6 +112,20 @@ class Server:
 
     def __post_init__(self) -> None:
         self.draws = self._draws()
+        if self.spec.model:
+            own = SessionOptions()
+            own.intra_op_num_threads = own.inter_op_num_threads = 1
+            self.session = InferenceSession(self.spec.model, own)
+            size = (IMAGES, 1, 3, SIDE, SIDE)
+            self.images = np.random.default_rng(0).standard_normal(size, np.float32)
+
+    def compute(self, request: int) -> None:
+        """Run the model once, and ten times on a slow server."""
+        began = time.monotonic()
+        for _ in range(int(SLOW) if self.spec.fault == "slow" and self.index == 0 else 1):
+            self.session.run(None, {"x": self.images[request % IMAGES]})
+        self.started += 1
+        self.busy += time.monotonic() - began
 
     def _draws(self) -> Iterator[tuple[float, float, float, float]]:
         """Yield for each request a normal, an exponential and a uniform number, and a block."""
@@ -172,29 +209,64 @@ class Connection(asyncio.Protocol):
             self._write(503, b'{"error": "broken"}')
             return
         identity = str(request["id"])
+        if server.spec.model:
+            server.compute(int(identity))
+            self._write(200, answer(identity))
+            return
         seconds, held = server.take(int(identity), now)
         server.free_at = max(now, server.free_at) + seconds
-        tensor = {"name": "y", "datatype": "FP32", "shape": [1], "data": [int(identity)]}
-        body = json.dumps({"model_name": "m", "id": identity, "outputs": [tensor]}).encode()
         loop = asyncio.get_running_loop()
-        loop.call_at(loop.time() + server.free_at + held - now, self._write, 200, body)
+        at = loop.time() + server.free_at + held - now
+        if server.spec.kind == "streams":
+            self._put(STREAM + chunk(ROLE))
+            loop.call_at(at, self._put, chunk(token(int(identity))))
+            loop.call_at(at + GAP, self._put, b"0\r\n\r\n")
+        else:
+            loop.call_at(at, self._write, 200, answer(identity))
 
     def _write(self, status: int, body: bytes) -> None:
-        if self.transport is None or self.transport.is_closing():
-            return
         head = f"HTTP/1.1 {status} X\r\ncontent-type: application/json\r\n"
-        self.transport.write(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
+        self._put(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
+
+    def _put(self, data: bytes) -> None:
+        if self.transport is not None and not self.transport.is_closing():
+            self.transport.write(data)
 
 
-def request(number: int) -> bytes:
+def answer(identity: str) -> bytes:
+    """Return the body of an answer to a request."""
+    tensor = {"name": "y", "datatype": "FP32", "shape": [1], "data": [int(identity)]}
+    return json.dumps({"model_name": "m", "id": identity, "outputs": [tensor]}).encode()
+
+
+def chunk(data: bytes) -> bytes:
+    """Return a chunk of a body."""
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+def token(number: int) -> bytes:
+    """Return the event with the first content of the stream of this request."""
+    return b'data: {"choices":[{"delta":{"content":"%d"}}]}\n\n' % number
+
+
+def write_model(path: Path) -> None:
+    """Write a ResNet-18 for small images, about 150 million multiply-adds, as an ONNX file."""
+    torch = import_module("torch")
+    model = import_module("torchvision.models").resnet18().eval()
+    example = torch.zeros(1, 3, SIDE, SIDE)
+    torch.onnx.export(model, (example,), path, input_names=["x"], external_data=False)
+
+
+def request(number: int, triton: bool = False) -> bytes:
     """Return the body of the request of this number."""
-    tensor = {"name": "x", "datatype": "FP32", "shape": [1], "data": [number]}
+    tensor = {"name": "x", "datatype": "FP32", "shape": [1, 1] if triton else [1], "data": [number]}
     return json.dumps({"id": str(number), "inputs": [tensor]}).encode()
 
 
-def is_answer(number: int, body: bytes) -> bool:
-    """Tell whether a body answers the request of this number."""
-    return bool(json.loads(body)["outputs"][0]["data"] == [number])
+def is_answer(number: int, body: bytes, triton: bool = False) -> bool:
+    """Tell whether a body answers the request of this number; the Triton's model is 3x + 1."""
+    wanted = 3 * number + 1 if triton else number
+    return bool(json.loads(body)["outputs"][0]["data"] == [wanted])
 
 
 async def serve(spec: Spec) -> None:

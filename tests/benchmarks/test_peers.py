@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +60,7 @@ def test_finished_cells_are_kept_and_tuned_ones_take_the_best_of_their_sweep(
 ) -> None:
     file = tmp_path / "rows.jsonl"
     situation = {"fault": "slow", "load": 0.4, "servers": 8, "slots": 1, "bursty": False}
+    situation["kind"] = "timed"
     swept = [
         {"peer": "envoy-hedge", **situation, "seed": 101, "tuning": tuning, "p99.9": p999}
         for tuning, p999 in ((0.015, 90.0), (0.05, 60.0))
@@ -68,7 +68,7 @@ def test_finished_cells_are_kept_and_tuned_ones_take_the_best_of_their_sweep(
     assert best_tuning(pd.DataFrame(swept), Trial("envoy-hedge", "slow", 0.4)) == 0.05
     for peer, p999 in (("nginx", 20.0), ("ours-hedge", 10.0)):
         trial = Trial(peer, "slow", 0.4, requests=3000)
-        append_row(file, Cell("peers", asdict(trial), {}, lambda: {"p99.9": p999}).row())  # noqa: B023
+        append_row(file, Cell("peers", trial.place, {}, lambda: {"p99.9": p999}).row())  # noqa: B023
     report = run(
         quick=True,
         peer=["nginx", "ours-hedge"],
@@ -79,6 +79,8 @@ def test_finished_cells_are_kept_and_tuned_ones_take_the_best_of_their_sweep(
         seeds=None,
         requests=None,
         bursty=False,
+        kind="timed",
+        predict=False,
         out=file,
     )
     assert "| slow, 40 % | 20 | **10** |" in report["table"]

@@ -25,8 +25,8 @@ import numpy as np
 import pytest
 
 from benchmarks.processes import descendants, running
+from benchmarks.triton import CONFIG, MODEL, Triton, is_installed
 from codedinvnet.net.listening import free_port
-from tests.triton import CONFIG, MODEL, Triton, is_installed
 
 grpc = pytest.importorskip("grpc")
 pb = pytest.importorskip("tritonclient.grpc.service_pb2")

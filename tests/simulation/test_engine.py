@@ -98,6 +98,29 @@ def test_many_workers_wait_as_one_queue_would() -> None:
     assert mean_ms(found) == pytest.approx(exact, rel=0.02)
 
 
+@pytest.mark.parametrize(
+    ("cores", "slots", "near"), [(1, 50, 0.05), (4, 50, 0.05), (4, None, 0.15)]
+)
+def test_a_server_behind_the_gateway_queues_what_it_is_given(
+    cores: int, slots: int | None, near: float
+) -> None:
+    """M/M/c at the server; the trip keeps it no longer busy, and long queries are long there."""
+    given: dict[str, Any] = {"cores": cores, "slots": slots, "trip": 2, "queries": 20_000}
+    found = run(service=EXPONENTIAL, qps=70 * cores, **given)
+    exact = 12 + 1000 * erlang_c_wait(70 * cores, 100, cores)
+    assert mean_ms(found) == pytest.approx(exact, rel=near)
+    assert found.busy / found.seconds == pytest.approx(0.7 * cores, rel=0.03)
+    long = run(qps=cores, **given, long_share=0.1, long=20)
+    assert (long.latency > 0.2).mean() == pytest.approx(0.11, abs=0.015)
+    assert long.busy / long.seconds == pytest.approx(0.01 * 2.9 * cores, rel=0.06)
+
+
+def test_a_held_answer_of_a_server_behind_the_gateway_holds_no_other() -> None:
+    held = run(cores=1, slots=50, qps=30, stragglers=[{"kind": "hold", "delay": 300}])
+    assert mean_ms(held) == pytest.approx(300 + mean_ms(run(cores=1, slots=50, qps=30)))
+    assert held.busy / held.seconds == pytest.approx(0.3, abs=0.03)
+
+
 def test_the_first_of_two_copies() -> None:
     """The smaller of two exponential times is exponential with half the mean."""
     found = run(service=EXPONENTIAL, workers=2, policy="replicate", qps=1, queries=15_000)

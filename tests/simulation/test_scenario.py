@@ -203,6 +203,10 @@ BURST = {"kind": "burst", "factor": 2, "delay": 1, "every_s": 1, "workers": 1}
         ({"batch": 257}, "requests of 257 images could never be taken: 256"),
         ({"batch": 8, "max_pending": 7}, "of 8 images could never be taken: 7"),
         ({"stragglers": [{"kind": "hang", "worker": 1}]}, "names more than the 1 workers"),
+        ({"slots": None}, "found only of servers with cores"),
+        ({"cores": 1, "stragglers": [{"kind": "hang"}]}, "neither crash nor hang"),
+        ({"cores": 2, "worker_batch": 4}, "worker_batch goes with one slot"),
+        ({"long_share": 0.1, "policy": "coded", "k": 4, "workers": 6}, "have no code"),
     ],
 )
 def test_scenarios_that_cannot_be(changes: dict[str, Any], words: str) -> None:

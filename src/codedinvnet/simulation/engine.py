@@ -10,14 +10,16 @@ from __future__ import annotations
 import contextlib
 import gc
 import math
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from codedinvnet.codes.registry import find_method
 from codedinvnet.codes.rules import CodeRules, Task
+from codedinvnet.common.distributions import uniforms
 from codedinvnet.common.progress import Progress
 from codedinvnet.scheduler.actions import (
     Action,
@@ -39,6 +41,24 @@ from codedinvnet.simulation.scenario import Scenario
 
 PROGRESS_STEP = 2000
 """Requests between two movements of the progress bar."""
+
+
+class Work(NamedTuple):
+    """A call on its way through a worker.
+
+    Attributes:
+        worker: which one.
+        life: of the worker; it is forgotten when another takes its place.
+        attempts: that it answers.
+        queries: that a fault of a request may hit.
+        computing: seconds.
+    """
+
+    worker: int
+    life: int
+    attempts: tuple[int, ...]
+    queries: tuple[int, ...]
+    computing: float
 
 
 @dataclass
@@ -94,7 +114,7 @@ class Simulation:
         self._limit, self._late = limit, 0
         self._first = self.requests - scenario.counted
 
-        seeds = np.random.SeedSequence(scenario.seed).spawn(7)
+        seeds = np.random.SeedSequence(scenario.seed).spawn(8)
         generators = [np.random.default_rng(seed) for seed in seeds]
         drawn = scenario.arrivals.draw(generators[0], self.requests)
         self._arrivals, self._sizes = (values.tolist() for values in drawn)
@@ -104,11 +124,14 @@ class Simulation:
         self._front_end = scenario.front_end.stream(generators[4])
         self._decode = scenario.decode.stream(generators[5])
         self._restart = scenario.restart.stream(generators[6])
+        self._chance = uniforms(generators[7])
         faults = np.random.SeedSequence([scenario.seed, 1])
         self._injector = FaultInjector(scenario.stragglers, scenario.workers, faults)
 
         self._request_of: dict[int, int] = {}
         """Unanswered query -> its request."""
+        self._long: set[int] = set()
+        """Unanswered queries that take long on any worker."""
         self._left = list(self._sizes)
         self._latency = [0.0] * self.requests
         self._decoded = [0] * self.requests
@@ -117,6 +140,8 @@ class Simulation:
         """Of each worker, how often it was replaced."""
         self._began: list[dict[int, float]] = [{} for _ in range(scenario.workers)]
         """Of each worker, when it began each attempt that it is at."""
+        self._waiting: list[deque[Work]] = [deque() for _ in range(scenario.workers)]
+        """Of each worker with cores, what waits there for one."""
         self._open = self.requests
         self._over = False
         self._timer_at = math.inf
@@ -169,8 +194,8 @@ class Simulation:
     # Load
 
     def _arrive(self, request: int) -> None:
-        now, batch = self.clock.now, self._sizes[request]
-        taken = self.scheduler.submit(now, batch, now + self.scenario.deadline_ms / 1000)
+        scenario, now, batch = self.scenario, self.clock.now, self._sizes[request]
+        taken = self.scheduler.submit(now, batch, now + scenario.deadline_ms / 1000)
         if request % PROGRESS_STEP == 0 and request:
             self._bar.update(PROGRESS_STEP)
         if taken is None:  # refused, which is no answer
@@ -181,6 +206,8 @@ class Simulation:
             numbers, actions = taken
             for number in numbers:
                 self._request_of[number] = request
+                if scenario.long_share and next(self._chance) < scenario.long_share:
+                    self._long.add(number)
             self._injector.arrive(numbers)
             self._latency[request] = -now
             self._do(actions)
@@ -216,6 +243,8 @@ class Simulation:
         worker = action.worker
         spec = self._specs[action.task, action.size]
         computing = next(self._service) * spec.cost
+        if action.members[0] in self._long:
+            computing *= self.scenario.long
         if spec.encoded:
             computing += next(self._encode) * action.size
         queries = () if action.group_size else action.members
@@ -230,28 +259,46 @@ class Simulation:
     def _start(
         self, worker: int, attempts: tuple[int, ...], queries: tuple[int, ...], computing: float
     ) -> None:
-        """Let a worker begin a call, which faults may hit."""
+        """Give a call to a worker."""
         self._computing += computing
-        effect = self._injector.effect(worker, queries, self.clock.now)
-        self._began[worker][attempts[0]] = self.clock.now
-        life = self._lives[worker]
-        if effect is None:
-            busy = computing + next(self._trip)
-            self.clock.after(busy, self._done, worker, life, attempts, 0.0)
-        elif effect.crashes:
-            self.clock.after(0.0, self._crash, worker, life)
-        elif not effect.hangs:
-            busy = computing * effect.factor + effect.blocked + next(self._trip)
-            self.clock.after(busy, self._done, worker, life, attempts, effect.held)
+        work = Work(worker, self._lives[worker], attempts, queries, computing)
+        if self.scenario.cores is None:
+            self._begin(work, next(self._trip))
+        else:
+            self.clock.after(next(self._trip) / 2, self._reach, work)
 
-    def _done(self, worker: int, life: int, attempts: tuple[int, ...], held: float) -> None:
-        if life != self._lives[worker]:
+    def _reach(self, work: Work) -> None:
+        """Have a server with cores compute a request, or queue it."""
+        if len(self._began[work.worker]) < self.scenario.at_once:
+            self._begin(work, 0.0)
+        else:
+            self._waiting[work.worker].append(work)
+
+    def _begin(self, work: Work, trip: float) -> None:
+        """Let a worker begin a call, which faults may hit."""
+        effect = self._injector.effect(work.worker, work.queries, self.clock.now)
+        self._began[work.worker][work.attempts[0]] = self.clock.now
+        if effect is None:
+            self.clock.after(work.computing + trip, self._done, work, 0.0)
+        elif effect.crashes:
+            self.clock.after(0.0, self._crash, work.worker, work.life)
+        elif not effect.hangs:
+            busy = work.computing * effect.factor + effect.blocked + trip
+            self.clock.after(busy, self._done, work, effect.held)
+
+    def _done(self, work: Work, held: float) -> None:
+        worker, now = work.worker, self.clock.now
+        if work.life != self._lives[worker]:
             return  # it was replaced meanwhile
-        now = self.clock.now
-        began = self._began[worker].pop(attempts[0])
+        began = self._began[worker].pop(work.attempts[0])
         if not self._seconds:
             self._busy += now - began
-        for attempt in attempts:
+        if self.scenario.cores is not None:
+            self.clock.after(held + next(self._trip) / 2, self._arrived, *work.attempts)
+            if self._waiting[worker]:
+                self._begin(self._waiting[worker].popleft(), 0.0)
+            return
+        for attempt in work.attempts:
             if held > 0:
                 self.clock.after(held, self._arrived, attempt)
                 self._do(self.scheduler.released(now, worker, attempt))
@@ -300,6 +347,7 @@ class Simulation:
 
     def _finish(self, query: int) -> None:
         request = self._request_of.pop(query)
+        self._long.discard(query)
         self._left[request] -= 1
         if not self._left[request]:
             self._latency[request] += self.clock.now + next(self._front_end)

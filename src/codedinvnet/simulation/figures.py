@@ -129,8 +129,8 @@ def summarise(records: Records, scenario: Scenario) -> dict[str, Any]:
     for name, (values, count) in shares.items():
         put(name, share_of(values[first:], stretches, count), 6)
     queries = int(records.sizes.sum())
-    ideal = queries * scenario.service.mean_ms / 1000
-    utilisation = records.busy / (scenario.workers * scenario.slots * records.seconds)
+    ideal = queries * scenario.mean_ms / 1000
+    utilisation = records.busy / (scenario.workers * scenario.at_once * records.seconds)
     return {
         **found,
         "requests": len(records.latency),

@@ -19,6 +19,8 @@ from codedinvnet.models.bundle import bundle_info
 from codedinvnet.scheduler.auto import workers_for
 from codedinvnet.scheduler.policies import POLICIES, Policy
 from codedinvnet.scheduler.settings import (
+    FIRST_COPIES,
+    FIRST_DELAY,
     MAX_BATCH,
     Rules,
     coded_too_late,
@@ -51,8 +53,14 @@ class Scenario(Section):
     k: Positive = 10
     r: Positive = 1
     """How many missing answers of a group it makes up for, where that can be chosen."""
-    slots: Positive = 1
-    """How many tasks a worker is at, at most."""
+    slots: Positive | None = 1
+    """How many tasks a worker is at, at most; None, with `cores`: found, as the gateway does."""
+    cores: Positive | None = None
+    """Makes workers servers behind the gateway: each computes so many requests at once and queues
+    further ones, and has nothing to do with their trip. None: workers of `serve`."""
+    long_share: Share = 0.0
+    """The share of the queries that take `long` times as long by themselves, on any worker."""
+    long: Annotated[float, Field(ge=1)] = 10.0
     worker_batch: Positive = 1
     """How many data tasks a worker computes in one call, at most, as `serve --worker-batch`."""
     batch_fixed: Share = 0.0
@@ -126,8 +134,14 @@ class Scenario(Section):
                 )
         if not 0 < self.service.mean_ms < math.inf:
             raise ValueError("service must take some time, and a finite one in the mean")
-        if self.worker_batch > 1 and self.slots > 1:
-            raise ValueError("worker_batch goes with one slot")
+        if self.worker_batch > 1 and (self.slots != 1 or self.cores):
+            raise ValueError("worker_batch goes with one slot of workers without cores")
+        if self.slots is None and not self.cores:
+            raise ValueError("slots are found only of servers with cores")
+        if self.cores and (coded or any(s.kind in ("crash", "hang") for s in self.stragglers)):
+            raise ValueError("servers with cores have no codes, and neither crash nor hang")
+        if self.long_share and (coded or self.worker_batch > 1):
+            raise ValueError("long_share goes with policies that have no code, and single tasks")
         if coded and (why := coded_too_late(self.group_timeout_ms, self.deadline_ms)):
             raise ValueError(f"group_timeout_ms {why}")
         for name in ("trip", "encode", "front_end", "decode"):
@@ -138,17 +152,29 @@ class Scenario(Section):
     @property
     def rules(self) -> Rules:
         """The service's rules, as `codedinvnet serve` makes them of its options."""
+        gateway = {"first_delay": FIRST_DELAY, "head_start": FIRST_COPIES} if self.cores else {}
         return Rules(
             workers=self.workers,
             policy=POLICIES[self.policy],
             group_timeout=self.group_timeout_ms / 1000,
-            hang_timeout=self.hang_ms / 1000,
+            hang_timeout=math.inf if self.cores else self.hang_ms / 1000,
             hedge_share=1 / self.k,
             extra=self.extra,
             max_pending=self.max_pending or pending_limit(self.workers),
             slots=self.slots,
             worker_batch=self.worker_batch,
+            **gateway,  # type: ignore[arg-type]
         )
+
+    @property
+    def at_once(self) -> int:
+        """How many tasks a worker computes at the same time."""
+        return self.cores or self.slots or 1
+
+    @property
+    def mean_ms(self) -> float:
+        """Computing a data task, in the mean of long queries and others."""
+        return self.service.mean_ms * (1 + self.long_share * (self.long - 1))
 
     def call_cost(self, tasks: int) -> float:
         """Return what a call of so many data tasks computes, in services."""
@@ -194,8 +220,8 @@ class Scenario(Section):
     @property
     def capacity_qps(self) -> float:
         """Images a second at which data tasks, each a call, would keep all workers busy."""
-        busy_ms = self.service.mean_ms + self.trip.mean_ms
-        return 1000 * self.workers * self.slots / busy_ms
+        busy_ms = self.mean_ms + (0.0 if self.cores else self.trip.mean_ms)
+        return 1000 * self.workers * self.at_once / busy_ms
 
     @property
     def busy_workers(self) -> float:
@@ -205,7 +231,7 @@ class Scenario(Section):
         every worker and do not end; a service with fewer workers cannot keep up, however it makes
         up for late answers.
         """
-        computing, blocked = self.service.mean_ms, 0.0
+        computing, blocked = self.mean_ms, 0.0
         for straggler in self.stragglers:
             if straggler.worker is not None or straggler.until_s is not None:
                 continue
@@ -218,8 +244,9 @@ class Scenario(Section):
             elif straggler.kind == "hang":
                 blocked += share * self.hang_ms
         size = self.worker_batch
-        call = computing * self.call_cost(size) + blocked + self.trip.mean_ms
-        return self.arrivals.qps * call / size / self.slots / 1000
+        call = computing * self.call_cost(size) + blocked
+        call += 0.0 if self.cores else self.trip.mean_ms
+        return self.arrivals.qps * call / size / self.at_once / 1000
 
     def updated(self, **changes: Any) -> Scenario:
         """Return a validated copy with some values changed, those of `arrivals` included.
