@@ -33,6 +33,7 @@ class Site:
         slots: requests that an upstream should handle at a time, for proxies that must know it.
         tuning: seconds of the setting that is tuned, where there is one.
         fallback: port of a cheaper server; 0: there is none.
+        streams: whether answers are streams.
     """
 
     folder: Path
@@ -41,6 +42,7 @@ class Site:
     slots: int
     tuning: float = 0.0
     fallback: int = 0
+    streams: bool = False
 
 
 def program(name: str) -> str:
@@ -161,6 +163,7 @@ def _haproxy(site: Site, balance: str, maxconn: int) -> list[str]:
     servers = "\n".join(
         f"    server s{n} 127.0.0.1:{port} {checks}{limit}" for n, port in enumerate(site.upstreams)
     )
+    soon = "option http-no-delay" if site.streams else ""
     path = site.folder / "haproxy.cfg"
     path.write_text(
         f"""global
@@ -175,6 +178,7 @@ defaults
     option redispatch 1
     retries 3
     retry-on conn-failure empty-response
+    {soon}
     option httpchk GET /v2/health/live
 frontend in
     bind 127.0.0.1:{site.port}

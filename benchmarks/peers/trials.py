@@ -253,7 +253,9 @@ def measure(trial: Trial) -> dict[str, Any]:
         if trial.peer == "ours-fallback":
             cheap = upstreams.Spec([fallback], 1000, "none", trial.seed)
             stack.enter_context(running(*upstreams.command(cheap), ready="ready", log=log))
-        site = Site(folder, listens, ports, trial.slots, trial.tuning, fallback)
+        site = Site(
+            folder, listens, ports, trial.slots, trial.tuning, fallback, trial.kind == "streams"
+        )
         proxy = None
         if trial.peer in CONTENDERS:
             proxy = stack.enter_context(running(*CONTENDERS[trial.peer](site), ready="", log=log))

@@ -10,10 +10,12 @@ import pytest
 
 from benchmarks.load import arrivals
 from benchmarks.peers import best_tuning, run
+from benchmarks.peers.predicted import scenario, table
 from benchmarks.peers.trials import Trial, measure
 from benchmarks.peers.upstreams import BLOCK, FAULTS, SERVICE, SHARE, Server, Spec, mean_service
 from codedinvnet.common.errors import UserError
 from codedinvnet.common.grid import Cell, append_row
+from codedinvnet.simulation.figures import simulate
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -53,6 +55,20 @@ def test_a_contender_answers_all_requests(peer: str) -> None:
     assert (row["errors"], row["wrong"]) == (0, 0)
     assert row["p50"] >= 1000 * SERVICE * 0.9
     assert row["busy"] == pytest.approx(SERVICE, rel=0.15)
+
+
+def test_the_gateways_rows_are_predicted(tmp_path: Path) -> None:
+    file, measured = tmp_path / "rows.jsonl", {"p50": 12.5, "p99": 24.0, "p99.9": 28.0}
+    for peer in ("ours-hedge", "nginx"):  # nginx is not simulated
+        trial = Trial(peer, "held", 0.4, requests=2000)
+        append_row(file, Cell("peers", trial.place, {}, lambda: measured).row())
+    assert "within 20 %, of 1: p50 1, p99 1, p99.9 1" in table(file)
+    uncoded, hedged = (
+        simulate(one)
+        for peer in ("ours-uncoded", "ours-hedge")
+        if (one := scenario({**Trial(peer, "held", 0.4, requests=2000).__dict__}, 1)) is not None
+    )
+    assert uncoded["p99_ms"] > 3 * hedged["p99_ms"]
 
 
 def test_finished_cells_are_kept_and_tuned_ones_take_the_best_of_their_sweep(

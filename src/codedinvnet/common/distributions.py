@@ -36,6 +36,8 @@ class Distribution(Section):
     """Pareto: the tail's exponent; lognormal: the standard deviation of the logarithm."""
     plus_ms: Time = 0.0
     """Added to every draw."""
+    most_ms: Annotated[float, Field(gt=0)] | None = None
+    """No draw is larger."""
     values_ms: tuple[Time, ...] = ()
     """Of an empirical distribution."""
     shares: tuple[Annotated[float, Field(ge=0, le=1)], ...] = ()
@@ -70,6 +72,8 @@ class Distribution(Section):
     @property
     def mean_ms(self) -> float:
         """The mean; infinite for a Pareto tail with an exponent of at most 1."""
+        if self.most_ms is not None:
+            return self.model_copy(update={"most_ms": None}).mean_within(self.most_ms)
         if self.distribution == "empirical":
             shares, values = self._quantiles()  # of the piecewise linear quantile function
             between = (values[1:] + values[:-1]) / 2
@@ -99,7 +103,8 @@ class Distribution(Section):
             times = np.interp(generator.random(count), *self._quantiles())
         else:
             times = np.full(count, self.ms)
-        return (times + self.plus_ms) / 1000
+        times = times + self.plus_ms
+        return (times if self.most_ms is None else np.minimum(times, self.most_ms)) / 1000
 
     def stream(self, generator: np.random.Generator) -> Iterator[float]:
         """Yield draws in seconds, without end."""
