@@ -126,6 +126,7 @@ TABLES: Mapping[str, tuple[Sequence[str], Callable[[Path], str]]] = {
     "costs": ([], bundles.costs),
     "paper": (["paper-mnist-k2.json"], bundles.paper),
     "peers": rows_in("peers.jsonl", peers.readme),
+    "peers-summary": rows_in("peers.jsonl", lambda path: peers.summary(peers.read(path))),
     "peers-all": rows_in("peers.jsonl", lambda path: peers.table(peers.read(path))),
     "choice": (["policies.jsonl", "accuracy.jsonl"], policies.choice),
     "policies": swept("policies.jsonl"),

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import pandas as pd
 from benchmarks.peers import predicted
 from benchmarks.peers.contenders import CONTENDERS, TUNED, TUNINGS
 from benchmarks.peers.libraries import LIBRARIES
-from benchmarks.peers.pages import SITUATION, SWEEP_SEED, read, table
+from benchmarks.peers.pages import SITUATION, SWEEP_SEED, read, summary, table
 from benchmarks.peers.trials import Trial, measure, shuffled
 from benchmarks.peers.upstreams import MODEL_SECONDS, STOPPED
 from codedinvnet.common.errors import UserError
@@ -31,6 +31,8 @@ SEEDS, QUICK_SEEDS = (1, 2, 3), (1,)
 LOADS = (0.4, 0.7)
 QUICK_FAULTS = ("none", "pareto", "slow", "held", "silent")
 FAULTS = (*QUICK_FAULTS, "exponential", "sizes", "all-slow", "killed", "refused", "garbage")
+REAL_FAULTS = ("none", STOPPED)
+"""Those of servers that compute models."""
 QUICK_PEERS = (
     "envoy-least-request",
     "envoy-hedge",
@@ -63,7 +65,9 @@ def run(
     peers = peer or (QUICK_PEERS if quick or not timed else (*CONTENDERS, *LIBRARIES))
     if wrong := [name for name in peers if name in LIBRARIES and not timed]:
         raise UserError(f"--kind {kind}: not for {', '.join(wrong)}")
-    faults = fault or (("none", STOPPED) if real else QUICK_FAULTS if quick else FAULTS)
+    faults = fault or (REAL_FAULTS if real else QUICK_FAULTS if quick else FAULTS)
+    if wrong := [name for name in faults if real and name not in REAL_FAULTS]:
+        raise UserError(f"--kind {kind}: only {' and '.join(REAL_FAULTS)}, not {', '.join(wrong)}")
     loads = load or (LOADS[:1] if quick else LOADS)
     numbers = range(1, seeds + 1) if seeds else QUICK_SEEDS if quick else SEEDS
     requests = requests or (QUICK_REQUESTS if quick else REQUESTS)
@@ -83,7 +87,8 @@ def run(
     rows = read(out)
     failed += _measure([replace(one, tuning=best_tuning(rows, one)) for one in trials], out)
     refuse_failures(failed, "of the trials", out)
-    return {"rows": [], "table": table(read(out))}
+    rows = read(out)
+    return {"rows": [], "table": f"{table(rows)}\n\n{summary(rows)}".strip()}
 
 
 def best_tuning(rows: pd.DataFrame, trial: Trial) -> float:
@@ -99,7 +104,7 @@ def best_tuning(rows: pd.DataFrame, trial: Trial) -> float:
 def _measure(trials: Sequence[Trial], out: Path) -> int:
     """Measure the trials that a file lacks, in random order; return how many failed."""
     cells = [
-        Cell("peers", trial.place, {}, partial(measure, trial), trial.name, trial.seconds)
+        Cell("peers", asdict(trial), {}, partial(measure, trial), trial.name, trial.seconds)
         for trial in shuffled(trials, seed=0)
     ]
     return resume(cells, out)["failed"]

@@ -46,6 +46,8 @@ FIRST = ("none", "pareto", "slow", "held", "silent")
 SITUATION = ["fault", "load", "servers", "slots", "bursty", "kind"]
 COLUMNS = [*SITUATION, "peer", "seed", "p99.9"]
 KINDS = {"streams": "streams", "onnx": "ONNX Runtime", "triton": "Triton"}
+LIMITS = {"p50": 1.15, "p90": 1.15, "p99": 1.1, "p99.9": 1.1}
+"""Percentile -> what is at most so many times HAProxy's is level with it."""
 CLOSE = 1.1
 """What is at most so many times the best figure is level with it."""
 
@@ -53,9 +55,7 @@ CLOSE = 1.1
 def read(path: Path) -> pd.DataFrame:
     """Return the finished trials of a file, a row each."""
     rows = [row for row in read_rows(path, "peers") if row["error"] is None]
-    return pd.DataFrame(
-        [{"kind": "timed", **row} for row in rows], columns=COLUMNS if not rows else None
-    )
+    return pd.DataFrame(rows, columns=None if rows else COLUMNS)
 
 
 def reported(rows: pd.DataFrame) -> pd.DataFrame:
@@ -94,6 +94,35 @@ def table(rows: pd.DataFrame) -> str:
     ]
     cells.insert(0, "fault, load", told)
     return markdown(cells).strip()
+
+
+def summary(rows: pd.DataFrame) -> str:
+    """Return in how many situations our gateway is level with the best, and with HAProxy."""
+    peers = {"ours-hedge", "haproxy-leastconn"}
+    if not peers <= {*rows.peer}:
+        return ""
+    columns = [*LIMITS, "work", "goodput"]
+    medians = reported(rows).groupby([*SITUATION, "peer"], sort=False)[columns].median()
+    best = medians["p99.9"].groupby(SITUATION, sort=False).min()
+    ours, queue = (medians.xs(name, level="peer") for name in ("ours-hedge", "haproxy-leastconn"))
+    level = int((ours["p99.9"] <= CLOSE * best.loc[ours.index]).sum())
+    both = ours.index.intersection(queue.index)
+    ours, queue = ours.loc[both], queue.loc[both]
+    close = {name: int((ours[name] <= most * queue[name]).sum()) for name, most in LIMITS.items()}
+    ratios = [f"{name} at most {LIMITS[name]:g} times in {count}" for name, count in close.items()]
+    told = (
+        f"In {level} of {len(best)} situations the gateway's p99.9 is the lowest or within 10 % "
+        f"of it. Compared with HAProxy, of {len(both)}: {', '.join(ratios)}."
+    )
+    copied = ours[(ours.index.get_level_values("fault") != "garbage") & (ours.work > 0)].work - 1
+    if len(copied):
+        mean, most = 100 * copied.mean(), 100 * copied.max()
+        told += f" Copies add {mean:.1f} % of requests on average, {most:.1f} % at most."
+    over = ours.index.get_level_values("load") > 1
+    if over.any():
+        least = (ours.goodput / queue.goodput)[over].min()
+        told += f" Above capacity its goodput is at least {least:.2f} times HAProxy's."
+    return told
 
 
 def _usual(path: Path) -> pd.DataFrame:

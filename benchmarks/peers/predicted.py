@@ -12,6 +12,7 @@ import pandas as pd
 
 from benchmarks.peers import upstreams
 from benchmarks.peers.pages import SITUATION, read, reported
+from codedinvnet.common.errors import UserError
 from codedinvnet.evaluation.tables import markdown
 from codedinvnet.simulation.figures import simulate
 from codedinvnet.simulation.scenario import Scenario
@@ -70,7 +71,11 @@ def scenario(row: Mapping[str, Any], seed: int) -> Scenario | None:
 
 
 def table(path: Path) -> str:
-    """Return measured and predicted percentiles of our gateway, and how many are close."""
+    """Return measured and predicted percentiles of our gateway, and how many are close.
+
+    Raises:
+        UserError: if there are no such rows.
+    """
     rows, lines, close = reported(read(path)), [], dict.fromkeys(PERCENTILES, 0)
     for place, found in rows[rows.peer.isin([*POLICIES])].groupby([*SITUATION, "peer"], sort=False):
         row = found.iloc[0].to_dict()
@@ -91,5 +96,7 @@ def table(path: Path) -> str:
             close[name] += abs(predicted / measured - 1) <= WITHIN
             line[f"{name}, ms"], line["predicted " + name] = f"{measured:.0f}", f"{predicted:.0f}"
         lines.append(line)
+    if not lines:
+        raise UserError(f"--out: {path} has no row of our gateway that can be simulated")
     said = ", ".join(f"{name} {count}" for name, count in close.items())
     return f"{markdown(pd.DataFrame(lines)).strip()}\n\nwithin 20 %, of {len(lines)}: {said}"

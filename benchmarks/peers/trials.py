@@ -15,7 +15,7 @@ import time
 import urllib.request
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -64,11 +64,6 @@ class Trial:
     bursty: bool = False
     tuning: float = 0.0
     kind: str = "timed"
-
-    @property
-    def place(self) -> dict[str, Any]:
-        """The columns of its row; `kind` came later than the first rows."""
-        return {k: v for k, v in asdict(self).items() if (k, v) != ("kind", "timed")}
 
     @property
     def rate(self) -> float:

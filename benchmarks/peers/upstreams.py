@@ -24,7 +24,6 @@ SERVICE = 0.010
 """Seconds of one request."""
 SPREAD = 0.03
 """Standard deviation of a service time, as a share of it."""
-STREAM = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 BLOCK, SHAPE, LONGEST_BLOCK = 0.1, 1.5, 3.0
 """Shortest block in seconds, exponent of its Pareto distribution, and longest block."""
 SHARE = 0.01
@@ -53,6 +52,7 @@ MODEL_SECONDS = {"onnx": 0.04, "triton": 0.008}
 """Nominal seconds of a request, from which loads of real servers follow: they share two cores."""
 SIDE, IMAGES = 64, 16
 """Pixels of the images that models compute, and how many images there are."""
+STREAM = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 ROLE = b'data: {"choices":[{"delta":{"role":"assistant","content":""}}]}\n\n'
 GAP = 0.02
 """Seconds from a stream's first content to its end."""
@@ -120,10 +120,9 @@ class Server:
             self.images = np.random.default_rng(0).standard_normal(size, np.float32)
 
     def compute(self, request: int) -> None:
-        """Run the model once, and ten times on a slow server."""
+        """Run the model."""
         began = time.monotonic()
-        for _ in range(int(SLOW) if self.spec.fault == "slow" and self.index == 0 else 1):
-            self.session.run(None, {"x": self.images[request % IMAGES]})
+        self.session.run(None, {"x": self.images[request % IMAGES]})
         self.started += 1
         self.busy += time.monotonic() - began
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +13,18 @@ import pytest
 from benchmarks.load import arrivals
 from benchmarks.peers import best_tuning, run
 from benchmarks.peers.predicted import scenario, table
-from benchmarks.peers.trials import Trial, measure
-from benchmarks.peers.upstreams import BLOCK, FAULTS, SERVICE, SHARE, Server, Spec, mean_service
+from benchmarks.peers.trials import Trial, measure, stops
+from benchmarks.peers.upstreams import (
+    BLOCK,
+    FAULTS,
+    LONGEST_BLOCK,
+    SERVICE,
+    SHARE,
+    STOPPED,
+    Server,
+    Spec,
+    mean_service,
+)
 from codedinvnet.common.errors import UserError
 from codedinvnet.common.grid import Cell, append_row
 from codedinvnet.simulation.figures import simulate
@@ -41,13 +53,26 @@ def test_arrivals_have_the_rate_and_repeat(bursty: bool) -> None:
     assert (times == arrivals(300, 20_000, 1, bursty=bursty)).all()
 
 
+def test_a_stopped_server_goes_on_before_it_is_stopped_again() -> None:
+    found = stops(Trial("nginx", STOPPED, 0.7, requests=20_000), [1, 2, 3])
+    assert len(found) > 50
+    assert [at for at, _, _ in found] == sorted(at for at, _, _ in found)
+    for pid in (1, 2, 3):
+        own = [(at, number) for at, each, number in found if each == pid]
+        assert [n for _, n in own] == [signal.SIGSTOP, signal.SIGCONT] * (len(own) // 2)
+        lasted = [end - start for (start, _), (end, _) in zip(own[::2], own[1::2], strict=True)]
+        assert BLOCK <= min(lasted) <= max(lasted) <= LONGEST_BLOCK
+
+
 PEERS = ("haproxy-leastconn", "nginx", "envoy-least-request", "ours-hedge", "ours-httpx")
 
 
-@pytest.mark.parametrize("peer", PEERS)
-def test_a_contender_answers_all_requests(peer: str) -> None:
+@pytest.mark.parametrize(
+    ("peer", "kind"), [*((peer, "timed") for peer in PEERS), ("ours-hedge", "streams")]
+)
+def test_a_contender_answers_all_requests(peer: str, kind: str) -> None:
     try:
-        row = measure(Trial(peer, "none", 0.5, requests=200))
+        row = measure(Trial(peer, "none", 0.5, requests=200, kind=kind))
     except UserError as error:
         if "not installed" not in str(error):
             raise
@@ -61,7 +86,7 @@ def test_the_gateways_rows_are_predicted(tmp_path: Path) -> None:
     file, measured = tmp_path / "rows.jsonl", {"p50": 9.2, "p99": 43.3, "p99.9": 56.1}
     for peer in ("ours-hedge", "nginx"):  # nginx is not simulated
         trial = Trial(peer, "exponential", 0.4, requests=3000)
-        append_row(file, Cell("peers", trial.place, {}, lambda: measured).row())
+        append_row(file, Cell("peers", asdict(trial), {}, lambda: measured).row())
     assert "within 20 %, of 1: p50 1, p99 1, p99.9 1" in table(file)
     uncoded, hedged = (
         simulate(one)
@@ -84,7 +109,7 @@ def test_finished_cells_are_kept_and_tuned_ones_take_the_best_of_their_sweep(
     assert best_tuning(pd.DataFrame(swept), Trial("envoy-hedge", "slow", 0.4)) == 0.05
     for peer, p999 in (("nginx", 20.0), ("ours-hedge", 10.0)):
         trial = Trial(peer, "slow", 0.4, requests=3000)
-        append_row(file, Cell("peers", trial.place, {}, lambda: {"p99.9": p999}).row())  # noqa: B023
+        append_row(file, Cell("peers", asdict(trial), {}, lambda: {"p99.9": p999}).row())  # noqa: B023
     report = run(
         quick=True,
         peer=["nginx", "ours-hedge"],
