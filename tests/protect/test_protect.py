@@ -44,7 +44,7 @@ def test_a_ladder_of_backups_is_trained_and_measured(call: Command, tmp_path: Pa
         assert (tmp_path / "out" / f"{row['method']}.onnx").is_file()
         assert f"| {row['method']} |" in outcome.out
     (trials,) = (note for note in found["notes"] if "after trials" in note)
-    assert all(f"{family}-0.5 " in trials for family in ("fresh", "fewer-blocks"))
+    assert all(f"{family}-0.5 " in trials for family in ("fresh", "low-rank"))
     assert any(note.startswith("no smaller-images-0.5: ") for note in found["notes"])
     scores = {name: float(score) for name, score in re.findall(r"(\S+) ([\d.]+) %", trials)}
     for row in found["table"]:

@@ -13,13 +13,12 @@ from codedinvnet.protect import costs
 from codedinvnet.protect.inputs import Inputs, split
 from codedinvnet.protect.students import (
     STUDENTS,
-    FewerBlocks,
+    LowRank,
     SmallerImages,
     Student,
     Unfit,
     graph_of,
     kind_of,
-    residual_blocks,
 )
 from codedinvnet.protect.teacher import Teacher, ask, scores_of
 from tests.protect.conftest import PLACE
@@ -108,25 +107,30 @@ def test_the_graph_computes_what_the_model_does(tmp_path: Path) -> None:
     with torch.inference_mode():
         found = graph(x).numpy()
     np.testing.assert_allclose(found, scores_of(teacher.model, batch), rtol=1e-3, atol=1e-4)
-    assert len(residual_blocks(graph, x[:1])) == 4
 
 
-@pytest.mark.parametrize(("work", "left"), [(0.8, 3), (0.5, 1)])
-def test_the_residual_blocks_that_matter_least_are_left_out(
-    work: float, left: int, tmp_path: Path
-) -> None:
-    teacher = teacher_of("residual", tmp_path)
-    most = most_of(teacher, work)
-    student = FewerBlocks(teacher, FewerBlocks.choose(teacher, most)).eval()
-    assert student.macs() <= most
-    assert 4 - len(student.choice["without"]) == left
+@pytest.mark.parametrize("name", ["residual", "likely_picture", "tokens"])
+def test_thinner_layers_know_the_answers_before_any_training(name: str, tmp_path: Path) -> None:
+    teacher = teacher_of(name, tmp_path)
+    most = most_of(teacher, 0.6)
+    student = LowRank(teacher, LowRank.choose(teacher, most)).eval()
+    assert 0.4 * most < student.macs() <= most
     rows = np.arange(300)
     agreement = (logits(student, teacher, 300).argmax(1) == teacher.answers[rows]).mean()
-    assert agreement > np.bincount(teacher.answers).max() / 300  # before any training
+    assert agreement > np.bincount(teacher.answers).max() / 300
     student.train()
     loss = student(*student.tensors(teacher.inputs.batch(np.arange(32)))).square().mean()
     loss.backward()
     assert all(parameter.grad is not None for parameter in student.parameters())
+
+
+def test_layers_that_lose_nothing_compute_the_same(tmp_path: Path) -> None:
+    teacher = teacher_of("residual", tmp_path)
+    student = LowRank(teacher, {"lost": 0.0})
+    np.testing.assert_allclose(logits(student, teacher), teacher.scores[:5], rtol=1e-3, atol=1e-3)
+    assert student.macs() == most_of(teacher, 1.0)
+    with pytest.raises(Unfit, match="costs more"):
+        LowRank.choose(teacher, 10)
 
 
 @pytest.mark.parametrize("name", ["picture", "likely_picture"])

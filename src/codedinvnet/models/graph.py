@@ -7,6 +7,7 @@ ONNX Runtime has no gradients, and converters are not kept up with what PyTorch 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import reduce
 from typing import Any, TypeAlias
 
 import torch
@@ -29,6 +30,10 @@ TRAINED = {
     "PRelu": (1,),
 }
 """Operator -> the inputs that are weights, if they are constants."""
+FAR = 10**9
+"""A slice that ends beyond keeps all."""
+TINY = 1e-30
+"""Smaller probabilities have no logarithm."""
 
 
 class Unsupported(Exception):
@@ -102,9 +107,9 @@ def _sliced(given: Sequence[Value], told: Attributes) -> Value:
     x, starts, ends, axes, steps = (*given, None, None)[:5]
     for place, (begin, end) in enumerate(zip(starts, ends, strict=True)):
         axis, step = axes[place] if axes else place, steps[place] if steps else 1
-        if step < 1 or axis == 0:
-            raise Unsupported("a slice backwards, or of queries")
         size = x.shape[axis]
+        if step < 1 or (axis == 0 and not (begin == 0 and step == 1 and end >= FAR)):
+            raise Unsupported("a slice backwards, or of queries")
         begin, end = (max(0, v + size) if v < 0 else min(v, size) for v in (begin, end))
         x = x[(slice(None),) * axis + (slice(begin, end, step),)]
     return x
@@ -126,8 +131,17 @@ def _axes(given: Sequence[Value], told: Attributes) -> list[int]:
     return axes
 
 
-def _mean(given: Sequence[Value], told: Attributes) -> Value:
-    return given[0].mean(_axes(given, told), bool(told.get("keepdims", 1)))
+def _places(x: Tensor) -> tuple[int, ...]:
+    return tuple(range(2, x.ndim))
+
+
+def _reduced(function: Callable[..., Tensor], given: Sequence[Value], told: Attributes) -> Value:
+    return function(given[0], _axes(given, told), bool(told.get("keepdims", 1)))
+
+
+def _gathered(given: Sequence[Value], told: Attributes) -> Value:
+    x, places = given[0], torch.as_tensor(given[1]).long()
+    return x[(slice(None),) * (told.get("axis", 0) % x.ndim) + (places,)]
 
 
 def _gemm(given: Sequence[Value], told: Attributes) -> Value:
@@ -195,12 +209,15 @@ OPERATORS: Mapping[str, Operator] = {
     "Conv": _conv,
     "Div": _of(torch.div),
     "Elu": lambda given, told: F.elu(given[0], told.get("alpha", 1.0)),
+    "Equal": lambda given, told: torch.eq(given[0], torch.as_tensor(given[1])),
     "Erf": _of(torch.erf),
+    "Exp": _of(torch.exp),
     "Flatten": _flatten,
     "Gelu": lambda given, told: F.gelu(given[0], approximate=told.get("approximate", "none")),
     "Gemm": _gemm,
-    "GlobalAveragePool": lambda given, told: given[0].mean((2, 3), True),
-    "GlobalMaxPool": lambda given, told: given[0].amax((2, 3), True),
+    "Gather": _gathered,
+    "GlobalAveragePool": lambda given, told: given[0].mean(_places(given[0]), True),
+    "GlobalMaxPool": lambda given, told: given[0].amax(_places(given[0]), True),
     "HardSigmoid": lambda given, told: (
         told.get("alpha", 0.2) * given[0] + told.get("beta", 0.5)
     ).clamp(0, 1),
@@ -208,12 +225,17 @@ OPERATORS: Mapping[str, Operator] = {
     "Identity": lambda given, told: given[0],
     "LayerNormalization": _layer_normalised,
     "LeakyRelu": lambda given, told: F.leaky_relu(given[0], told.get("alpha", 0.01)),
+    "Log": _of(torch.log),
     "MatMul": _of(torch.matmul),
+    "Max": lambda given, told: reduce(torch.maximum, map(torch.as_tensor, given)),
     "MaxPool": lambda given, told: _pool(given, told, True),
     "Mul": _of(torch.mul),
     "PRelu": lambda given, told: F.prelu(given[0], given[1].flatten()),
     "Pad": _pad,
-    "ReduceMean": _mean,
+    "Reciprocal": _of(torch.reciprocal),
+    "ReduceMax": lambda given, told: _reduced(torch.amax, given, told),
+    "ReduceMean": lambda given, told: _reduced(torch.mean, given, told),
+    "ReduceSum": lambda given, told: _reduced(torch.sum, given, told),
     "Relu": _of(F.relu),
     "Reshape": _reshape,
     "Sigmoid": _of(torch.sigmoid),
@@ -276,10 +298,10 @@ def read_graph(content: Any, output: str, *, logits: bool) -> Graph:
     Args:
         content: an `onnx.ModelProto` with one input, its weights loaded and its constants folded.
         output: the name of the output.
-        logits: end before a last softmax, so that the output is logits.
+        logits: the output is probabilities; end before their softmax, or take their logarithms.
 
     Raises:
-        Unsupported: if there is an operator that is not known, or no softmax at the end.
+        Unsupported: if there is an operator that is not known.
     """
     from onnx import numpy_helper
 
@@ -287,11 +309,12 @@ def read_graph(content: Any, output: str, *, logits: bool) -> Graph:
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     inputs = [value.name for value in graph.input if value.name not in constants]
     makers = {name: node for node in graph.node for name in node.output}
-    if logits:
-        last = makers.get(output)
-        if last is None or last.op_type != "Softmax":
-            raise Unsupported("its probabilities are not made by a softmax at its end")
+    last, added = makers.get(output), list[list[Any]]()
+    if logits and last is not None and last.op_type == "Softmax":
         output = last.input[0]
+    elif logits:
+        names = output, f"{output}.positive", f"{output}.log"
+        added = [["Clip", [names[0]], names[1], {"min": TINY}], ["Log", [names[1]], names[2], {}]]
     nodes, wanted = [], {output}
     for node in reversed(graph.node):
         if wanted.isdisjoint(node.output):
@@ -305,7 +328,7 @@ def read_graph(content: Any, output: str, *, logits: bool) -> Graph:
         wanted.update(node.input)
     if len(inputs) != 1:
         raise Unsupported("it has several inputs")
-    nodes.reverse()
+    nodes = nodes[::-1] + added
     if _takes_one_query(graph, inputs[0]):
         _free_the_batch(nodes, constants)
     weights = _weights(nodes, constants)
@@ -321,7 +344,7 @@ def read_graph(content: Any, output: str, *, logits: bool) -> Graph:
     return Graph(
         {
             "input": inputs[0],
-            "output": output,
+            "output": nodes[-1][2] if nodes else output,
             "nodes": nodes,
             "plain": plain,
             "tensors": tensors,

@@ -90,16 +90,19 @@ def as_onnx(model: OpenModel, batch: Mapping[str, np.ndarray]) -> Any:
     if model.source.kind == "factory":
         examples = {name: torch.from_numpy(array) for name, array in batch.items()}
         content = export(model.network, examples, [s.name for s in model.signature.outputs])
-    options = onnxruntime.SessionOptions()
+    options, providers = onnxruntime.SessionOptions(), ["CPUExecutionProvider"]
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.log_severity_level = 3
+    for given in onnxruntime.InferenceSession(content, options, providers=providers).get_inputs():
+        if given.shape and isinstance(given.shape[0], str):  # a name for the number of queries
+            options.add_free_dimension_override_by_name(given.shape[0], 1)
     # Weights next to the file are copied to one next to the other.
     options.add_session_config_entry(
         "session.optimized_model_external_initializers_file_name", "weights"
     )
     with tempfile.TemporaryDirectory() as folder:
         options.optimized_model_filepath = str(Path(folder) / "model.onnx")
-        onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        onnxruntime.InferenceSession(content, options, providers=providers)
         return onnx.load(options.optimized_model_filepath)
 
 

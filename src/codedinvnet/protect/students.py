@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from functools import lru_cache, partial
 from typing import Any, ClassVar, Literal
 
@@ -25,6 +25,7 @@ from codedinvnet.models.graph import Graph, read_graph
 from codedinvnet.models.probe import differ
 from codedinvnet.nn.resnet import ResNet, width_of_cost
 from codedinvnet.protect.inputs import image_size, is_image, layout
+from codedinvnet.protect.low_rank import Basis, bases_of, normalised, thinner
 from codedinvnet.protect.teacher import Teacher, scores_of
 
 Kind = Literal["images", "vectors", "tokens"]
@@ -46,9 +47,9 @@ SMALLEST = 24
 """Images of a smaller side show too little."""
 CLOSE = 1e-2
 """The graph's scores may differ from the model's by this share of the largest one."""
-TRIED, RANKED = 8, 128
-"""Training inputs that the graph is checked with, and that blocks are ranked by."""
-EPSILON = 1e-5
+TRIED, RANKED = 8, 32
+"""Training inputs that the graph is checked with, and of a batch that its layers are seen with."""
+BISECTIONS = 16
 
 
 class Unfit(Exception):
@@ -77,7 +78,7 @@ class Student(nn.Module, ABC):
     """
 
     family: ClassVar[str]
-    kind: ClassVar[Kind]
+    kind: ClassVar[Kind | None]
     reduced: bool = True
     """Whether training may compute in bfloat16."""
     rates: ClassVar[Mapping[str, float]] = {}
@@ -251,7 +252,7 @@ def graph_of(teacher: Teacher) -> Graph:
     return graph
 
 
-def sample(teacher: Teacher, count: int = RANKED) -> Tensor:
+def sample(teacher: Teacher, count: int) -> Tensor:
     """Return some training images as floats."""
     (array,) = teacher.inputs.batch(teacher.spread(count)).values()
     return torch.from_numpy(array).float()
@@ -266,7 +267,7 @@ class OwnStudent(Student):
         graph: the part of its graph that is kept; None: all of it.
     """
 
-    kind = "images"
+    kind: ClassVar[Kind | None] = "images"
     rates: ClassVar[Mapping[str, float]] = {"learning_rate": 5e-4, "weight_decay": 0.01}
 
     def __init__(self, teacher: Teacher, choice: Choice, graph: Graph | None = None) -> None:
@@ -320,103 +321,42 @@ class SmallerImages(OwnStudent):
         raise Unfit(f"images would have fewer than {SMALLEST} pixels a side")
 
 
-class FewerBlocks(OwnStudent):
-    """The model without the residual blocks that change its answers least."""
+class LowRank(OwnStudent):
+    """The model with thinner layers, each of which loses the same share of its energy."""
 
-    family = "fewer-blocks"
+    family = "low-rank"
+    kind = None
     rates: ClassVar[Mapping[str, float]] = {"learning_rate": 2e-3, "weight_decay": 0.01}
 
     def __init__(self, teacher: Teacher, choice: Choice) -> None:
-        kept = without(graph_of(teacher), choice["without"])
-        super().__init__(teacher, choice, normalised(kept, sample(teacher)))
+        super().__init__(teacher, choice, thinner(*layers_of(teacher), choice["lost"]))
 
     @classmethod
     def choose(cls, teacher: Teacher, most: int) -> Choice:
-        graph, ranked = graph_of(teacher), ranked_blocks(teacher)
-        if not ranked:
-            raise Unfit("the model has no residual blocks that can be left out")
-        for count in range(1, len(ranked) + 1):
-            kept = without(graph, ranked[:count])
-            if count_macs(partial(kept, sample(teacher, 1))) <= most:
-                return {"without": ranked[:count]}
-        raise Unfit("the model without its residual blocks still costs more")
+        (graph, bases), one = layers_of(teacher), sample(teacher, 1)
+        low, high = 0.0, 1.0
+        for _ in range(BISECTIONS):
+            lost = (low + high) / 2
+            macs = count_macs(partial(thinner(graph, bases, lost), one))
+            low, high = (low, lost) if macs <= most else (lost, high)
+        if high == 1.0:
+            raise Unfit("the model with thinner layers still costs more")
+        return {"lost": high}
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        logits: Tensor = self.network(inputs[0].float())
+        return logits
 
 
 @lru_cache(maxsize=1)
-def ranked_blocks(teacher: Teacher) -> list[tuple[str, str]]:
-    """Return the residual blocks, first those that change the answers least for what they cost."""
-    graph, x = graph_of(teacher), sample(teacher)
-    logs = torch.from_numpy(teacher.log_probabilities[teacher.spread(RANKED)])
-    whole, ranked = count_macs(partial(graph, x[:1])), []
-    for block in residual_blocks(graph, x):
-        rest = without(graph, [block])
-        with torch.inference_mode():
-            found = rest(x).log_softmax(1)
-        change = float((logs.exp() * (logs - found)).sum(1).mean())
-        saved = whole - count_macs(partial(rest, x[:1]))
-        ranked.append((change / max(1, saved), block))
-    return [block for _, block in sorted(ranked)]
-
-
-def without(graph: Graph, blocks: Iterable[Sequence[str]]) -> Graph:
-    """Return a graph in which the sums of residual blocks are replaced by their shortcuts."""
-    described, instead = graph.described, {total: shortcut for total, shortcut in blocks}
-
-    def resolved(name: str) -> str:
-        return resolved(instead[name]) if name in instead else name
-
-    wanted, nodes = {described["output"]}, []
-    for operator, inputs, output, options in reversed(described["nodes"]):
-        if output in wanted and output not in instead:
-            nodes.append([operator, [resolved(name) for name in inputs], output, options])
-            wanted.update(nodes[-1][1])
-    tensors = {name: value for name, value in described["tensors"].items() if name in wanted}
-    return Graph({**described, "tensors": tensors, "nodes": nodes[::-1]}).eval()
-
-
-def residual_blocks(graph: Graph, x: Tensor) -> list[tuple[str, str]]:
-    """Return (sum, shortcut) of all residual blocks that keep the shape of their input."""
-    with torch.inference_mode():
-        tensors = graph.tensors(x[:1])
-    blocks, needs = [], dict[str, set[str]]()
-    for operator, inputs, output, _ in graph.described["nodes"]:
-        needs[output] = set(inputs).union(*(needs.get(name, ()) for name in inputs))
-        if operator == "Add" and all(name in needs for name in inputs):
-            for branch, shortcut in (inputs, inputs[::-1]):
-                if tensors[shortcut].shape == tensors[output].shape and shortcut in needs[branch]:
-                    blocks.append((output, shortcut))
-                    break
-    return blocks
-
-
-def normalised(graph: Graph, x: Tensor) -> Graph:
-    """Add a batch normalisation that changes nothing at first behind each bare convolution.
-
-    Exporters fold normalisations into convolutions, and without them training is slow and frail.
-    """
-    nodes, tensors = graph.described["nodes"], dict(graph.described["tensors"])
-    has_one = {node[1][0] for node in nodes if node[0] == "BatchNormalization"}
-    with torch.inference_mode():
-        found = graph.tensors(x)
-    made = []
-    for operator, inputs, output, options in nodes:
-        if operator != "Conv" or output in has_one:
-            made.append([operator, inputs, output, options])
-            continue
-        mean, variance = found[output].mean((0, 2, 3)), found[output].var((0, 2, 3), correction=0)
-        own = {"scale": (variance + EPSILON).sqrt(), "bias": mean}
-        own |= {"mean": mean, "variance": variance}
-        for key, value in own.items():
-            trained = key in ("scale", "bias")
-            tensors[f"{output}.{key}"] = {"value": value.clone(), "trained": trained}
-        made.append([operator, inputs, f"{output}.raw", options])
-        names = [f"{output}.raw", *(f"{output}.{key}" for key in own)]
-        made.append(["BatchNormalization", names, output, {"epsilon": EPSILON}])
-    return Graph({**graph.described, "nodes": made, "tensors": tensors})
+def layers_of(teacher: Teacher) -> tuple[Graph, dict[str, tuple[Basis, Basis]]]:
+    """Return a model's graph, ready for training, and the bases of its layers."""
+    graph = normalised(graph_of(teacher), sample(teacher, RANKED))
+    return graph, bases_of(graph, sample(teacher, SAMPLE).split(RANKED))
 
 
 STUDENTS: Mapping[str, type[Student]] = {
     student.family: student
-    for student in (FreshImages, FreshVectors, FreshTokens, SmallerImages, FewerBlocks)
+    for student in (FreshImages, FreshVectors, FreshTokens, SmallerImages, LowRank)
 }
 """The ladder's candidates."""

@@ -1,0 +1,142 @@
+"""Make the layers of a model's graph thinner, by principal components of what they take and give.
+
+A convolution becomes up to three, as in Tucker-2 (Kim et al., ICLR 2016), and a matrix product two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from codedinvnet.codes.equal_cost import count_macs
+from codedinvnet.models.graph import Graph
+
+Node = Sequence[Any]
+Basis = tuple[Tensor, Tensor]
+"""Directions of channels, (C, C) by columns, the one of most energy first; and the share of energy
+that the first n of them lose, (C + 1,)."""
+LAYERS = ("Conv", "Gemm", "MatMul")
+SMALL = 0.01
+"""A layer with a smaller share of the multiply-adds stays as it is."""
+EPSILON = 1e-5
+
+
+@torch.no_grad()
+def bases_of(graph: Graph, batches: Iterable[Tensor]) -> dict[str, tuple[Basis, Basis]]:
+    """Return bases of what each layer takes and gives for some inputs, by the layer's output."""
+    energies: dict[str, tuple[Tensor, Tensor]] = {}
+    whole = 0
+    for x in batches:
+        values = graph.tensors(x)
+        whole = whole or count_macs(partial(graph, x[:1]))
+        for operator, inputs, output, told in graph.described["nodes"]:
+            weight = values[inputs[1]] if operator in LAYERS and inputs[1] in graph.names else None
+            if weight is None or weight.ndim not in (2, 4) or told.get("group", 1) != 1:
+                continue
+            axis, y = 1 if operator == "Conv" else -1, values[output]
+            if y[0].numel() * weight.numel() // y.shape[axis] < SMALL * whole:
+                continue
+            if len(inputs) > 2:
+                y = y - values[inputs[2]].view(-1, *[1] * (y.ndim - 2 if axis == 1 else 0))
+            found = _energy(values[inputs[0]], axis), _energy(y, axis)
+            before = energies.get(output, (0, 0))
+            energies[output] = found[0] + before[0], found[1] + before[1]
+    return {name: (_basis(taken), _basis(given)) for name, (taken, given) in energies.items()}
+
+
+def _energy(x: Tensor, axis: int) -> Tensor:
+    """Return the second moments of channels, (C, C)."""
+    rows = x.movedim(axis, -1).flatten(0, -2)
+    return (rows.T @ rows).double()
+
+
+def _basis(energy: Tensor) -> Basis:
+    found, vectors = torch.linalg.eigh(energy)
+    found = found.clamp_min(0).flip(0)
+    lost = 1 - found.cumsum(0) / found.sum().clamp_min(1e-30)
+    return vectors.flip(1).float(), torch.cat([lost.new_ones(1), lost])
+
+
+def thinner(graph: Graph, bases: Mapping[str, tuple[Basis, Basis]], lost: float) -> Graph:
+    """Return a graph whose layers keep as many components as lose no more energy than a share.
+
+    A layer that would not cost less stays as it is.
+    """
+    described, nodes = graph.described, list[Node]()
+    tensors = dict(described["tensors"])
+    for node in described["nodes"]:
+        nodes += _thinner(node, tensors, *bases[node[2]], lost) if node[2] in bases else [node]
+    used = {name for _, inputs, *_ in nodes for name in inputs}
+    tensors = {name: tensor for name, tensor in tensors.items() if name in used}
+    return Graph({**described, "nodes": nodes, "tensors": tensors}).eval()
+
+
+def _thinner(
+    node: Node, tensors: dict[str, Any], taken: Basis, given: Basis, lost: float
+) -> list[Node]:
+    """Return the layers that replace one, and add their weights."""
+    operator, (name, weight, *bias), output, told = node
+    images = operator == "Conv"
+    core: Tensor = tensors[weight]["value"]
+    if not images and not told.get("transB", 0):
+        core = core.T
+    whole, area = (core.shape[1], core.shape[0]), core[0, 0].numel()
+    less = [max(1, int((losses > lost).sum())) for _, losses in (taken, given)]
+
+    def cost(ranks: Sequence[int]) -> int:
+        added = sum(n * rank for n, rank in zip(whole, ranks, strict=True) if rank < n)
+        return area * ranks[0] * ranks[1] + added
+
+    ways = whole, (whole[0], less[1]), (less[0], whole[1]), (less[0], less[1])
+    ranks = min(ways, key=cost)
+    if ranks == whole:
+        return [node]
+    first, last = (basis[:, :rank] for (basis, _), rank in zip((taken, given), ranks, strict=True))
+    own = {} if images else {"transB": 1}
+    parts = {"core": (core, told if images else own)}
+    if ranks[0] < whole[0]:
+        core = torch.einsum("oi...,ir->or...", core, first)
+        parts = {"taken": (first.T, own), "core": (core, parts["core"][1])}
+    if ranks[1] < whole[1]:
+        core = torch.einsum("oi...,or->ri...", core, last)
+        parts |= {"core": (core, parts["core"][1]), "given": (last, own)}
+    nodes = list[Node]()
+    for key, (value, options) in parts.items():
+        value = value[..., None, None] if images and key != "core" else value
+        tensors[f"{output}.{key}"] = {"value": value.clone(), "trained": True}
+        end = len(nodes) == len(parts) - 1
+        made = output if end else f"{output}.{key}.output"
+        inputs = [name, f"{output}.{key}", *(bias if end else ())]
+        nodes.append(["Conv" if images else "Gemm", inputs, made, options])
+        name = made
+    return nodes
+
+
+def normalised(graph: Graph, x: Tensor) -> Graph:
+    """Add a batch normalisation that changes nothing at first behind each bare convolution.
+
+    Exporters fold normalisations into convolutions, and without them training is slow and frail.
+    """
+    nodes, tensors = graph.described["nodes"], dict(graph.described["tensors"])
+    has_one = {node[1][0] for node in nodes if node[0] == "BatchNormalization"}
+    with torch.inference_mode():
+        found = graph.tensors(x)
+    made = []
+    for operator, inputs, output, options in nodes:
+        if operator != "Conv" or output in has_one:
+            made.append([operator, inputs, output, options])
+            continue
+        mean, variance = found[output].mean((0, 2, 3)), found[output].var((0, 2, 3), correction=0)
+        own = {"scale": (variance + EPSILON).sqrt(), "bias": mean}
+        own |= {"mean": mean, "variance": variance}
+        for key, value in own.items():
+            trained = key in ("scale", "bias")
+            tensors[f"{output}.{key}"] = {"value": value.clone(), "trained": trained}
+        made.append([operator, inputs, f"{output}.raw", options])
+        names = [f"{output}.raw", *(f"{output}.{key}" for key in own)]
+        made.append(["BatchNormalization", names, output, {"epsilon": EPSILON}])
+    return Graph({**graph.described, "nodes": made, "tensors": tensors})
