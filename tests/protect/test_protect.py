@@ -113,6 +113,18 @@ def test_images_are_changed_in_training_as_the_model_tolerates(
         np.testing.assert_array_equal(lesson.logs[way, rows].argmax(1), wanted.argmax(1))
 
 
+def test_a_part_of_another_sequence_is_pasted(tmp_path: Path) -> None:
+    model, x = open_model(f"{PLACE}:tokens"), np.random.default_rng(0).integers(0, 9, (300, 20))
+    inputs = Inputs({"ids": x}, model.signature.inputs)
+    asked = teacher.ask(model, inputs, split(300, 0), tmp_path, 5.0)
+    lesson, rows = teacher.Lesson(asked, [(False, True)]), asked.rows.train
+    pasted = lesson.batch(rows, np.ones(len(rows), int))["ids"]
+    differs = (pasted != inputs.arrays["ids"][rows]).mean(1)
+    assert 0.1 < differs.mean() < 0.6
+    wanted = model.run({"ids": pasted})[model.signature.outputs[0].name]
+    np.testing.assert_array_equal(lesson.logs[1, rows].argmax(1), wanted.argmax(1))
+
+
 @pytest.mark.parametrize("noise", [True, False])
 def test_images_are_pasted_once_a_backup_learns_by_heart(noise: bool, tmp_path: Path) -> None:
     """Noise says nothing of other noise of the same class, as a colour does."""

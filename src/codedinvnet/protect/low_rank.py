@@ -17,8 +17,10 @@ from codedinvnet.models.graph import Graph
 
 Node = Sequence[Any]
 Basis = tuple[Tensor, Tensor]
-"""Directions of channels, (C, C) by columns, the one of most energy first; and the share of energy
-that the first n of them lose, (C + 1,)."""
+"""Directions of channels, (C, C) by columns, and the energy of each as a share of all, (C,); the
+largest is first."""
+Bases = tuple[Basis, Basis, float]
+"""Of what a layer takes and gives; and its places, divided by the graph's multiply-adds."""
 LAYERS = ("Conv", "Gemm", "MatMul")
 SMALL = 0.01
 """A layer with a smaller share of the multiply-adds stays as it is."""
@@ -26,9 +28,10 @@ EPSILON = 1e-5
 
 
 @torch.no_grad()
-def bases_of(graph: Graph, batches: Iterable[Tensor]) -> dict[str, tuple[Basis, Basis]]:
+def bases_of(graph: Graph, batches: Iterable[Tensor]) -> dict[str, Bases]:
     """Return bases of what each layer takes and gives for some inputs, by the layer's output."""
     energies: dict[str, tuple[Tensor, Tensor]] = {}
+    shares: dict[str, float] = {}
     whole = 0
     for x in batches:
         values = graph.tensors(x)
@@ -38,45 +41,56 @@ def bases_of(graph: Graph, batches: Iterable[Tensor]) -> dict[str, tuple[Basis, 
             if weight is None or weight.ndim not in (2, 4) or told.get("group", 1) != 1:
                 continue
             axis, y = 1 if operator == "Conv" else -1, values[output]
-            if y[0].numel() * weight.numel() // y.shape[axis] < SMALL * whole:
+            shares[output] = y[0].numel() / y.shape[axis] / whole
+            if shares[output] * weight.numel() < SMALL:
                 continue
-            if len(inputs) > 2:
-                y = y - values[inputs[2]].view(-1, *[1] * (y.ndim - 2 if axis == 1 else 0))
+            if len(inputs) > 2 and operator != "Conv":
+                y = y - values[inputs[2]]
             found = _energy(values[inputs[0]], axis), _energy(y, axis)
             before = energies.get(output, (0, 0))
             energies[output] = found[0] + before[0], found[1] + before[1]
-    return {name: (_basis(taken), _basis(given)) for name, (taken, given) in energies.items()}
+    return {
+        name: (_basis(taken), _basis(given), shares[name])
+        for name, (taken, given) in energies.items()
+    }
 
 
 def _energy(x: Tensor, axis: int) -> Tensor:
-    """Return the second moments of channels, (C, C)."""
+    """Return the second moments of channels, (C, C); of an image's without their means."""
     rows = x.movedim(axis, -1).flatten(0, -2)
+    if axis == 1:  # a batch normalisation follows
+        rows = rows - rows.mean(0)
     return (rows.T @ rows).double()
 
 
 def _basis(energy: Tensor) -> Basis:
     found, vectors = torch.linalg.eigh(energy)
     found = found.clamp_min(0).flip(0)
-    lost = 1 - found.cumsum(0) / found.sum().clamp_min(1e-30)
-    return vectors.flip(1).float(), torch.cat([lost.new_ones(1), lost])
+    return vectors.flip(1).float(), found / found.sum().clamp_min(1e-30)
 
 
-def thinner(graph: Graph, bases: Mapping[str, tuple[Basis, Basis]], lost: float) -> Graph:
-    """Return a graph whose layers keep as many components as lose no more energy than a share.
+def thinner(graph: Graph, bases: Mapping[str, Bases], price: float) -> Graph:
+    """Return a graph whose layers keep the components that are worth their multiply-adds.
 
+    A component's share of its layer's energy must be `price` times what it adds to the whole graph.
     A layer that would not cost less stays as it is.
     """
     described, nodes = graph.described, list[Node]()
     tensors = dict(described["tensors"])
     for node in described["nodes"]:
-        nodes += _thinner(node, tensors, *bases[node[2]], lost) if node[2] in bases else [node]
+        nodes += _thinner(node, tensors, *bases[node[2]], price) if node[2] in bases else [node]
     used = {name for _, inputs, *_ in nodes for name in inputs}
     tensors = {name: tensor for name, tensor in tensors.items() if name in used}
     return Graph({**described, "nodes": nodes, "tensors": tensors}).eval()
 
 
 def _thinner(
-    node: Node, tensors: dict[str, Any], taken: Basis, given: Basis, lost: float
+    node: Node,
+    tensors: dict[str, Any],
+    taken: Basis,
+    given: Basis,
+    share: float,
+    price: float,
 ) -> list[Node]:
     """Return the layers that replace one, and add their weights."""
     operator, (name, weight, *bias), output, told = node
@@ -85,7 +99,11 @@ def _thinner(
     if not images and not told.get("transB", 0):
         core = core.T
     whole, area = (core.shape[1], core.shape[0]), core[0, 0].numel()
-    less = [max(1, int((losses > lost).sum())) for _, losses in (taken, given)]
+    each = whole[0] + area * whole[1], area * whole[0] + whole[1]  # of a component of either side
+    less = [
+        max(1, int((energy >= price * share * macs).sum()))
+        for (_, energy), macs in zip((taken, given), each, strict=True)
+    ]
 
     def cost(ranks: Sequence[int]) -> int:
         added = sum(n * rank for n, rank in zip(whole, ranks, strict=True) if rank < n)
@@ -139,4 +157,4 @@ def normalised(graph: Graph, x: Tensor) -> Graph:
         made.append([operator, inputs, f"{output}.raw", options])
         names = [f"{output}.raw", *(f"{output}.{key}" for key in own)]
         made.append(["BatchNormalization", names, output, {"epsilon": EPSILON}])
-    return Graph({**graph.described, "nodes": made, "tensors": tensors})
+    return Graph({**graph.described, "nodes": made, "tensors": tensors}).eval()

@@ -39,9 +39,9 @@ from codedinvnet.training.loop import differing_keys
 WORK = "work"
 """The folder, in an unfinished protection, of scores and checkpoints."""
 MIRRORED, PASTED = 0.25, 0.1
-"""Shares of the minutes that the model may take to score mirrored images, or all changed ones."""
+"""Shares of the minutes that the model may take to score mirrored images, or all changed inputs."""
 FEWEST_WAYS, MOST_WAYS = 4, 8
-"""If fewer are affordable, there won't be enough epochs to learn images by heart."""
+"""If fewer are affordable, there won't be enough epochs to learn inputs by heart."""
 MEASURED = 0.05
 """Share of the minutes that is kept for exports and measurements."""
 
@@ -200,18 +200,20 @@ def _settings(options: ProtectOptions, teacher: Teacher) -> Mapping[str, Any]:
 
 def _lesson(options: ProtectOptions, teacher: Teacher, notes: list[str]) -> Lesson:
     """Decide how training inputs may be changed."""
-    if kind_of(teacher) != "images":
+    if (kind := kind_of(teacher)) == "vectors":
         return Lesson(teacher)
+    images = kind == "images"
     seconds, minute = teacher.seconds * len(teacher.rows.train), 60 * options.minutes
     affordable = min(MOST_WAYS, int(PASTED * minute / seconds))
     if affordable < FEWEST_WAYS:
-        affordable = int(seconds <= MIRRORED * minute)
+        affordable = int(images and seconds <= MIRRORED * minute)
     count = once(options.out / WORK / "variants.json", lambda: affordable)
     if not count:
-        notes.append("images stay as they are: scoring changed ones takes too much of --minutes")
-    ways = [(True, False)] if count and options.mirror else []
-    ways += [(options.mirror and number % 2 > 0, True) for number in range(1, count)]
-    return Lesson(teacher, ways, teacher.largest_shift())
+        notes.append("inputs stay as they are: scoring changed ones takes too much of --minutes")
+    mirror = images and options.mirror
+    ways = [(True, False)] if count and mirror else []
+    ways += [(mirror and number % 2 > 0, True) for number in range(1, count)]
+    return Lesson(teacher, ways, teacher.largest_shift() if images else 0)
 
 
 def _measured(

@@ -25,7 +25,7 @@ from codedinvnet.models.graph import Graph, read_graph
 from codedinvnet.models.probe import differ
 from codedinvnet.nn.resnet import ResNet, width_of_cost
 from codedinvnet.protect.inputs import image_size, is_image, layout
-from codedinvnet.protect.low_rank import Basis, bases_of, normalised, thinner
+from codedinvnet.protect.low_rank import Bases, bases_of, normalised, thinner
 from codedinvnet.protect.teacher import Teacher, scores_of
 
 Kind = Literal["images", "vectors", "tokens"]
@@ -49,7 +49,7 @@ CLOSE = 1e-2
 """The graph's scores may differ from the model's by this share of the largest one."""
 TRIED, RANKED = 8, 32
 """Training inputs that the graph is checked with, and of a batch that its layers are seen with."""
-BISECTIONS = 16
+PRICES, BISECTIONS = (1e-9, 1e9), 24
 
 
 class Unfit(Exception):
@@ -322,26 +322,31 @@ class SmallerImages(OwnStudent):
 
 
 class LowRank(OwnStudent):
-    """The model with thinner layers, each of which loses the same share of its energy."""
+    """The model with thinner layers, of the principal components that are worth their work."""
 
     family = "low-rank"
     kind = None
     rates: ClassVar[Mapping[str, float]] = {"learning_rate": 2e-3, "weight_decay": 0.01}
 
     def __init__(self, teacher: Teacher, choice: Choice) -> None:
-        super().__init__(teacher, choice, thinner(*layers_of(teacher), choice["lost"]))
+        super().__init__(teacher, choice, thinner(*layers_of(teacher), choice["price"]))
+        self.network.train()
+        with torch.no_grad():  # normalisations see what the thinner layers give
+            for x in sample(teacher, SAMPLE).split(RANKED):
+                self.network(x)
+        self.network.eval()
 
     @classmethod
     def choose(cls, teacher: Teacher, most: int) -> Choice:
         (graph, bases), one = layers_of(teacher), sample(teacher, 1)
-        low, high = 0.0, 1.0
+        low, high = PRICES
         for _ in range(BISECTIONS):
-            lost = (low + high) / 2
-            macs = count_macs(partial(thinner(graph, bases, lost), one))
-            low, high = (low, lost) if macs <= most else (lost, high)
-        if high == 1.0:
+            price = (low * high) ** 0.5
+            macs = count_macs(partial(thinner(graph, bases, price), one))
+            low, high = (low, price) if macs <= most else (price, high)
+        if high == PRICES[1]:
             raise Unfit("the model with thinner layers still costs more")
-        return {"lost": high}
+        return {"price": high}
 
     def forward(self, *inputs: Tensor) -> Tensor:
         logits: Tensor = self.network(inputs[0].float())
@@ -349,7 +354,7 @@ class LowRank(OwnStudent):
 
 
 @lru_cache(maxsize=1)
-def layers_of(teacher: Teacher) -> tuple[Graph, dict[str, tuple[Basis, Basis]]]:
+def layers_of(teacher: Teacher) -> tuple[Graph, dict[str, Bases]]:
     """Return a model's graph, ready for training, and the bases of its layers."""
     graph = normalised(graph_of(teacher), sample(teacher, RANKED))
     return graph, bases_of(graph, sample(teacher, SAMPLE).split(RANKED))

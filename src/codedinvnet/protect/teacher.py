@@ -24,7 +24,7 @@ from codedinvnet.models import OpenModel
 from codedinvnet.models.base import DATATYPES, Model, TensorSpec, scores_tensor
 from codedinvnet.models.probe import differ, kind_of_scores
 from codedinvnet.protect.costs import as_onnx
-from codedinvnet.protect.inputs import STREAM, Inputs, Split, image_size, layout
+from codedinvnet.protect.inputs import STREAM, Inputs, Split, image_size, is_image, layout
 from codedinvnet.training.network import augment
 
 BATCH, SHARD = 32, 2048
@@ -34,9 +34,9 @@ TWICE, SAME = 16, 1e-2
 CHANGED, STEADY = 256, 0.9
 """Images are shifted in training if the model keeps this share of its answers to so many."""
 LARGEST = 0.5
-"""Share of an image that may be pasted over."""
+"""Share of an image that may be pasted over; of a sequence it may be more."""
 PASTED = 0.5
-"""Share of the training images into which parts of others are pasted, once that is needed."""
+"""Share of the training inputs into which parts of others are pasted, once that is needed."""
 TEMPERATURES = (2.0, 1.5, 1.0)
 """By which scores are divided before they are compared, so that more than one class counts."""
 MOST_ENTROPY = 2.0
@@ -106,10 +106,10 @@ class Teacher:
 
 
 class Lesson:
-    """What students are trained with: inputs as they are (way 0), and images changed in some ways.
+    """What students are trained with: inputs as they are (way 0), and changed in some ways.
 
-    A way pastes a box of another image into each (CutMix, Yun et al., ICCV 2019), or mirrors all,
-    or both. The model scores the training images in every way.
+    A way pastes a part of another image or sequence into each (CutMix, Yun et al., ICCV 2019), or
+    mirrors images, or both. The model scores the training inputs in every way.
 
     Args:
         teacher: the served model with its inputs.
@@ -119,7 +119,7 @@ class Lesson:
     Attributes:
         mirrored: whether a way mirrors, (V,).
         pasted: whether it pastes, (V,).
-        logs: the model's log-probabilities, (V, N, classes); changed images, of training rows only.
+        logs: the model's log-probabilities, (V, N, classes); changed inputs, of training rows only.
     """
 
     def __init__(
@@ -128,6 +128,7 @@ class Lesson:
         self.teacher, self.shift = teacher, shift
         self.mirrored, self.pasted = np.array([(False, False), *ways]).T
         train, count = teacher.rows.train, len(teacher.inputs)
+        spec = teacher.inputs.specs[0]
         self._others = np.tile(np.arange(count), (len(self.pasted), 1))
         self._boxes = np.zeros((len(self.pasted), count, 4), np.int64)
         self.logs = np.stack([teacher.log_probabilities] * len(self.pasted))
@@ -135,7 +136,7 @@ class Lesson:
             if self.pasted[way]:
                 generator = np.random.default_rng((STREAM, self.pasted[: way + 1].sum()))
                 self._others[way, train] = generator.permutation(train)
-                size = image_size(teacher.inputs.specs[0])
+                size = image_size(spec) if is_image(spec) else (spec.shape[0], 1)
                 self._boxes[way] = drawn_boxes(count, *size, generator)
 
             def changed(rows: np.ndarray, way: int = way) -> dict[str, np.ndarray]:
@@ -149,13 +150,16 @@ class Lesson:
         inputs = self.teacher.inputs
         batch = inputs.batch(rows)
         if ways.any():
-            (images,), (others,) = batch.values(), inputs.batch(self._others[ways, rows]).values()
-            last, flips = layout(inputs.specs[0])[1], self.mirrored[ways]
-            for image, other, box in zip(images, others, self._boxes[ways, rows], strict=True):
-                place = slice(*box[:2]), slice(*box[2:])
-                part = place if last else (slice(None), *place)
-                image[part] = other[part]
-            images[flips] = np.flip(images[flips], 2 if last else 3)
+            others, spec = inputs.batch(self._others[ways, rows]), inputs.specs[0]
+            last = not is_image(spec) or layout(spec)[1]
+            boxes = self._boxes[ways, rows]
+            for name, array in batch.items():
+                for query, other, box in zip(array, others[name], boxes, strict=True):
+                    place = (slice(*box[:2]), slice(*box[2:]))[: query.ndim]
+                    part = place if last else (slice(None), *place)
+                    query[part] = other[part]
+                if (flips := self.mirrored[ways]).any():
+                    array[flips] = np.flip(array[flips], 2 if last else 3)
         return batch
 
     def weights(self, pasting: bool) -> Tensor:
