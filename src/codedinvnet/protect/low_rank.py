@@ -1,6 +1,7 @@
 """Make the layers of a model's graph thinner, by principal components of what they take and give.
 
-A convolution becomes up to three, as in Tucker-2 (Kim et al., ICLR 2016), and a matrix product two.
+A convolution becomes up to three, as in Tucker-2 (Kim et al., ICLR 2016). One of 1 x 1 pixels and a
+matrix product become two.
 """
 
 from __future__ import annotations
@@ -19,19 +20,17 @@ Node = Sequence[Any]
 Basis = tuple[Tensor, Tensor]
 """Directions of channels, (C, C) by columns, and the energy of each as a share of all, (C,); the
 largest is first."""
-Bases = tuple[Basis, Basis, float]
-"""Of what a layer takes and gives; and its places, divided by the graph's multiply-adds."""
+Bases = tuple[Basis | None, Basis, float]
+"""Of what a layer takes, if its kernel has several pixels, and of what it gives; and its places,
+divided by the graph's multiply-adds."""
 LAYERS = ("Conv", "Gemm", "MatMul")
-SMALL = 0.01
-"""A layer with a smaller share of the multiply-adds stays as it is."""
 EPSILON = 1e-5
 
 
 @torch.no_grad()
 def bases_of(graph: Graph, batches: Iterable[Tensor]) -> dict[str, Bases]:
     """Return bases of what each layer takes and gives for some inputs, by the layer's output."""
-    energies: dict[str, tuple[Tensor, Tensor]] = {}
-    shares: dict[str, float] = {}
+    taken, given, shares = dict[str, Tensor](), dict[str, Tensor](), dict[str, float]()
     whole = 0
     for x in batches:
         values = graph.tensors(x)
@@ -42,16 +41,14 @@ def bases_of(graph: Graph, batches: Iterable[Tensor]) -> dict[str, Bases]:
                 continue
             axis, y = 1 if operator == "Conv" else -1, values[output]
             shares[output] = y[0].numel() / y.shape[axis] / whole
-            if shares[output] * weight.numel() < SMALL:
-                continue
             if len(inputs) > 2 and operator != "Conv":
                 y = y - values[inputs[2]]
-            found = _energy(values[inputs[0]], axis), _energy(y, axis)
-            before = energies.get(output, (0, 0))
-            energies[output] = found[0] + before[0], found[1] + before[1]
+            given[output] = given.get(output, 0) + _energy(y, axis)
+            if weight[0, 0].numel() > 1:
+                taken[output] = taken.get(output, 0) + _energy(values[inputs[0]], axis)
     return {
-        name: (_basis(taken), _basis(given), shares[name])
-        for name, (taken, given) in energies.items()
+        name: (_basis(taken[name]) if name in taken else None, _basis(energy), shares[name])
+        for name, energy in given.items()
     }
 
 
@@ -87,7 +84,7 @@ def thinner(graph: Graph, bases: Mapping[str, Bases], price: float) -> Graph:
 def _thinner(
     node: Node,
     tensors: dict[str, Any],
-    taken: Basis,
+    taken: Basis | None,
     given: Basis,
     share: float,
     price: float,
@@ -99,29 +96,31 @@ def _thinner(
     if not images and not told.get("transB", 0):
         core = core.T
     whole, area = (core.shape[1], core.shape[0]), core[0, 0].numel()
-    each = whole[0] + area * whole[1], area * whole[0] + whole[1]  # of a component of either side
-    less = [
-        max(1, int((energy >= price * share * macs).sum()))
-        for (_, energy), macs in zip((taken, given), each, strict=True)
-    ]
+
+    def worth(basis: Basis, macs: int) -> int:
+        return max(1, int((basis[1] >= price * share * macs).sum()))
+
+    first = worth(taken, whole[0] + area * whole[1]) if taken else whole[0]
+    last = worth(given, area * whole[0] + whole[1])
 
     def cost(ranks: Sequence[int]) -> int:
         added = sum(n * rank for n, rank in zip(whole, ranks, strict=True) if rank < n)
         return area * ranks[0] * ranks[1] + added
 
-    ways = whole, (whole[0], less[1]), (less[0], whole[1]), (less[0], less[1])
-    ranks = min(ways, key=cost)
-    if ranks == whole:
+    ways = whole, (whole[0], last), (first, whole[1]), (first, last)
+    first, last = min(ways, key=cost)
+    if (first, last) == whole:
         return [node]
-    first, last = (basis[:, :rank] for (basis, _), rank in zip((taken, given), ranks, strict=True))
     own = {} if images else {"transB": 1}
     parts = {"core": (core, told if images else own)}
-    if ranks[0] < whole[0]:
-        core = torch.einsum("oi...,ir->or...", core, first)
-        parts = {"taken": (first.T, own), "core": (core, parts["core"][1])}
-    if ranks[1] < whole[1]:
-        core = torch.einsum("oi...,or->ri...", core, last)
-        parts |= {"core": (core, parts["core"][1]), "given": (last, own)}
+    if taken and first < whole[0]:
+        basis = taken[0][:, :first]
+        core = torch.einsum("oi...,ir->or...", core, basis)
+        parts = {"taken": (basis.T, own), "core": (core, parts["core"][1])}
+    if last < whole[1]:
+        basis = given[0][:, :last]
+        core = torch.einsum("oi...,or->ri...", core, basis)
+        parts |= {"core": (core, parts["core"][1]), "given": (basis, own)}
     nodes = list[Node]()
     for key, (value, options) in parts.items():
         value = value[..., None, None] if images and key != "core" else value
