@@ -326,7 +326,6 @@ class LowRank(OwnStudent):
 
     family = "low-rank"
     kind = None
-    rates: ClassVar[Mapping[str, float]] = {"learning_rate": 2e-3, "weight_decay": 0.01}
 
     def __init__(self, teacher: Teacher, choice: Choice) -> None:
         super().__init__(teacher, choice, thinner(*layers_of(teacher), choice["price"]))
