@@ -126,7 +126,7 @@ def test_thinner_layers_know_the_answers_before_any_training(name: str, tmp_path
 
 def test_layers_that_lose_nothing_stay(tmp_path: Path) -> None:
     teacher = teacher_of("residual", tmp_path)
-    student = LowRank(teacher, {"price": 0.0})
+    student = LowRank(teacher, {"price": 0.0, "step": 1})
     agrees = logits(student, teacher, 300).argmax(1) == teacher.answers
     assert agrees.mean() > 0.95
     assert student.macs() == most_of(teacher, 1.0)

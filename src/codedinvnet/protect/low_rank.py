@@ -6,6 +6,7 @@ matrix product become two.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -66,16 +67,18 @@ def _basis(energy: Tensor) -> Basis:
     return vectors.flip(1).float(), found / found.sum().clamp_min(1e-30)
 
 
-def thinner(graph: Graph, bases: Mapping[str, Bases], price: float) -> Graph:
+def thinner(graph: Graph, bases: Mapping[str, Bases], price: float, step: int) -> Graph:
     """Return a graph whose layers keep the components that are worth their multiply-adds.
 
     A component's share of its layer's energy must be `price` times what it adds to the whole graph.
-    A layer that would not cost less stays as it is.
+    Their number is rounded up to a multiple of `step`. A layer that would not cost less stays.
     """
     described, nodes = graph.described, list[Node]()
     tensors = dict(described["tensors"])
     for node in described["nodes"]:
-        nodes += _thinner(node, tensors, *bases[node[2]], price) if node[2] in bases else [node]
+        nodes += (
+            _thinner(node, tensors, *bases[node[2]], price, step) if node[2] in bases else [node]
+        )
     used = {name for _, inputs, *_ in nodes for name in inputs}
     tensors = {name: tensor for name, tensor in tensors.items() if name in used}
     return Graph({**described, "nodes": nodes, "tensors": tensors}).eval()
@@ -88,6 +91,7 @@ def _thinner(
     given: Basis,
     share: float,
     price: float,
+    step: int,
 ) -> list[Node]:
     """Return the layers that replace one, and add their weights."""
     operator, (name, weight, *bias), output, told = node
@@ -98,7 +102,8 @@ def _thinner(
     whole, area = (core.shape[1], core.shape[0]), core[0, 0].numel()
 
     def worth(basis: Basis, macs: int) -> int:
-        return max(1, int((basis[1] >= price * share * macs).sum()))
+        count = int((basis[1] >= price * share * macs).sum())
+        return min(len(basis[1]), step * max(1, math.ceil(count / step)))
 
     first = worth(taken, whole[0] + area * whole[1]) if taken else whole[0]
     last = worth(given, area * whole[0] + whole[1])
