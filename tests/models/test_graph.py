@@ -15,6 +15,7 @@ onnxruntime = pytest.importorskip("onnxruntime")
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
 from codedinvnet.models.graph import OPERATORS, Graph, Unsupported, read_graph  # noqa: E402
+from codedinvnet.models.onnx_file import export  # noqa: E402
 
 SHAPE = (2, 4, 7, 9)
 RANDOM = np.random.default_rng(0)
@@ -135,19 +136,25 @@ def test_those_without_a_case_of_their_own() -> None:
         helper.make_node("Equal", ["x", "x"], ["same"]),
         helper.make_node("Cast", ["same"], ["one"], to=TensorProto.FLOAT),
         helper.make_node("Add", ["x", "one"], ["more"]),
-        helper.make_node("Mul", ["x", "more"], ["square"]),
+        helper.make_node("Mul", ["c3", "more"], ["half"]),
+        helper.make_node("Mul", ["x", "half"], ["square"]),
         helper.make_node("Sqrt", ["square"], ["size"]),
         helper.make_node("ReduceMean", ["size", "c0"], ["mean"], keepdims=1),
         helper.make_node("Squeeze", ["mean", "c0"], ["flat"]),
         helper.make_node("Gemm", ["flat", "c1", "c2"], ["y"], transB=1),
     ]
-    constants = [integers(2, 3), weights(5, 4), weights(5)]
+    constants = [integers(2, 3), weights(5, 4), weights(5), number(0.5)]
     wanted, graph, found = both(model(nodes, constants, "y"), "y")
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
     assert {name: tuple(p.shape) for name, p in graph.named_parameters()} == {
         graph.names["c1"]: (5, 4),
         graph.names["c2"]: (5,),
     }
+    x = RANDOM.normal(size=SHAPE).astype(np.float32)
+    content = export(graph, {"x": torch.from_numpy(x)}, ["y"])
+    (again,) = onnxruntime.InferenceSession(content).run(None, {"x": x})
+    with torch.no_grad():
+        np.testing.assert_allclose(again, graph(torch.from_numpy(x)), rtol=1e-4, atol=1e-5)
     tried = {operator for operator, _, _ in CASES} | {node.op_type for node in nodes}
     assert tried == set(OPERATORS)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import reduce
+from operator import add, mul, sub, truediv
 from typing import Any, TypeAlias
 
 import torch
@@ -200,14 +201,14 @@ def _of(function: Callable[..., Tensor]) -> Operator:
 
 
 OPERATORS: Mapping[str, Operator] = {
-    "Add": _of(torch.add),
+    "Add": _of(add),
     "AveragePool": lambda given, told: _pool(given, told, False),
     "BatchNormalization": _normalised,
     "Cast": _as_floats,
     "Clip": _clip,
     "Concat": lambda given, told: torch.cat(list(given), told["axis"]),
     "Conv": _conv,
-    "Div": _of(torch.div),
+    "Div": _of(truediv),
     "Elu": lambda given, told: F.elu(given[0], told.get("alpha", 1.0)),
     "Equal": lambda given, told: torch.eq(given[0], torch.as_tensor(given[1])),
     "Erf": _of(torch.erf),
@@ -229,7 +230,7 @@ OPERATORS: Mapping[str, Operator] = {
     "MatMul": _of(torch.matmul),
     "Max": lambda given, told: reduce(torch.maximum, map(torch.as_tensor, given)),
     "MaxPool": lambda given, told: _pool(given, told, True),
-    "Mul": _of(torch.mul),
+    "Mul": _of(mul),
     "PRelu": lambda given, told: F.prelu(given[0], given[1].flatten()),
     "Pad": _pad,
     "Reciprocal": _of(torch.reciprocal),
@@ -243,7 +244,7 @@ OPERATORS: Mapping[str, Operator] = {
     "Softmax": _softmax,
     "Sqrt": _of(torch.sqrt),
     "Squeeze": _squeeze,
-    "Sub": _of(torch.sub),
+    "Sub": _of(sub),
     "Tanh": _of(torch.tanh),
     "Transpose": lambda given, told: given[0].permute(told["perm"]),
     "Unsqueeze": _unsqueeze,
@@ -270,12 +271,13 @@ class Graph(nn.Module):
             else:
                 self.register_buffer(key, tensor)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map a batch of the input to the output.
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Map a batch of the only input to the output; `export` calls with `*tensors`.
 
         Raises:
             Unsupported: if an operator is used in a way that is not known.
         """
+        (x,) = inputs
         result: Tensor = self.tensors(x)[self.described["output"]]
         return result
 

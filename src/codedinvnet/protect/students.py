@@ -22,6 +22,7 @@ from codedinvnet.codes.equal_cost import count_macs
 from codedinvnet.common.errors import one_line
 from codedinvnet.models.base import DATATYPES, scores_tensor
 from codedinvnet.models.graph import Graph, read_graph
+from codedinvnet.models.onnx_file import export
 from codedinvnet.models.probe import differ
 from codedinvnet.nn.resnet import ResNet, width_of_cost
 from codedinvnet.protect.inputs import image_size, is_image, layout
@@ -238,13 +239,14 @@ class FreshTokens(FreshStudent):
 
 @lru_cache(maxsize=1)
 def graph_of(teacher: Teacher) -> Graph:
-    """Return the served model's graph up to its logits; Unfit if there is none."""
+    """Return the served model's graph up to its logits; Unfit if it can't be trained and served."""
     likely, batch = teacher.kind == "probabilities", teacher.inputs.batch(teacher.spread(TRIED))
     try:
         output = scores_tensor(teacher.model.signature).name
         graph = read_graph(teacher.onnx, output, logits=likely).eval()
         with torch.inference_mode():
             scores = graph(sample(teacher, TRIED))
+        export(graph, {"x": sample(teacher, TRIED)}, ["scores"])  # or it is trained for nothing
     except Exception as error:  # PyTorch has many for what does not fit
         raise Unfit(f"PyTorch cannot compute its graph: {one_line(error)}") from error
     found = (scores.softmax(1) if likely else scores).numpy()
