@@ -119,6 +119,8 @@ two_headed = applied(_two_heads)
 faint = applied(lambda x: x * 1e-10)
 model_output = applied(lambda x: ModelOutput(loss=None, logits=x * 2, hidden=(x, x + 1)))
 mixes = applied(lambda x: x - x.mean(0) * (len(x) > 1))
+rounds = applied(lambda x: x * (1 + 0.05 * (len(x) > 1)))
+"""As matrix products do, less, which compute several queries in another order."""
 no_batch_axis = applied(lambda x: x.sum(0))
 one_row = applied(lambda x: x.sum(0, keepdim=True))
 at_random = applied(torch.rand_like)

@@ -57,8 +57,9 @@ def test_a_factory(name: str, options: dict[str, Any], told: str) -> None:
     refused(told, f"{PLACE}:{name}", **options)
 
 
-def test_a_factory_that_is_random_is_no_affair_of_this() -> None:
-    assert open_model(f"{PLACE}:at_random").signature.max_batch is None
+@pytest.mark.parametrize("name", ["at_random", "rounds"])
+def test_answers_may_differ_if_not_by_the_other_queries(name: str) -> None:
+    assert open_model(f"{PLACE}:{name}").signature.max_batch is None
 
 
 @pytest.mark.parametrize(
