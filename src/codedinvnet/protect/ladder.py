@@ -89,7 +89,7 @@ class Ladder:
         kind = kind_of(teacher)
         for work in sorted(self.works):
             for family, student in STUDENTS.items():
-                if student.kind not in (kind, None):
+                if kind not in student.kinds:
                     continue
                 path, most = self.folder / f"{family}-{work:g}.json", self.cost.share(work)
                 try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache, partial
 from typing import Any, ClassVar, Literal
 
@@ -81,7 +81,8 @@ class Student(nn.Module, ABC):
     """
 
     family: ClassVar[str]
-    kind: ClassVar[Kind | None]
+    kinds: ClassVar[Sequence[Kind]]
+    """What inputs it takes."""
     reduced: bool = True
     """Whether training may compute in bfloat16."""
     rates: ClassVar[Mapping[str, float]] = {}
@@ -90,7 +91,7 @@ class Student(nn.Module, ABC):
     def __init__(self, teacher: Teacher, choice: Choice) -> None:
         super().__init__()
         self.specs, self.choice = teacher.inputs.specs, choice
-        self.last = self.kind == "images" and layout(self.specs[0])[1]
+        self.last = is_image(self.specs[0]) and layout(self.specs[0])[1]
 
     @classmethod
     @abstractmethod
@@ -149,7 +150,7 @@ class FreshImages(FreshStudent):
     """Three residual blocks on space-to-depth images."""
 
     family = "fresh"
-    kind = "images"
+    kinds = ("images",)
 
     def __init__(self, teacher: Teacher, choice: Choice) -> None:
         super().__init__(teacher, choice)
@@ -182,7 +183,7 @@ class FreshVectors(FreshStudent):
     """An MLP of all inputs, flattened; a missing value (NaN) counts as the mean."""
 
     family = "mlp"
-    kind = "vectors"
+    kinds = ("vectors",)
     reduced = False
 
     def __init__(self, teacher: Teacher, choice: Choice) -> None:
@@ -213,7 +214,7 @@ class FreshTokens(FreshStudent):
     """Embeddings, added over the inputs, and two strided convolutions."""
 
     family = "convolutions"
-    kind = "tokens"
+    kinds = ("tokens",)
 
     def __init__(self, teacher: Teacher, choice: Choice) -> None:
         super().__init__(teacher, choice)
@@ -271,7 +272,7 @@ class OwnStudent(Student):
         graph: the part of its graph that is kept; None: all of it.
     """
 
-    kind: ClassVar[Kind | None] = "images"
+    kinds: ClassVar[Sequence[Kind]] = ("images",)
     rates: ClassVar[Mapping[str, float]] = {"learning_rate": 5e-4, "weight_decay": 0.01}
 
     def __init__(self, teacher: Teacher, choice: Choice, graph: Graph | None = None) -> None:
@@ -329,7 +330,7 @@ class LowRank(OwnStudent):
     """The model with thinner layers, of the principal components that are worth their work."""
 
     family = "low-rank"
-    kind = None
+    kinds = ("images", "tokens")
 
     def __init__(self, teacher: Teacher, choice: Choice) -> None:
         super().__init__(teacher, choice, thinner(*layers_of(teacher), **choice))
