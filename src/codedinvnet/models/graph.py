@@ -24,6 +24,7 @@ Operator: TypeAlias = Callable[[Sequence[Value], Attributes], Value]
 
 TRAINED = {
     "Conv": (1, 2),
+    "Gather": (0,),
     "Gemm": (1, 2),
     "MatMul": (1,),
     "BatchNormalization": (1, 2),
