@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from codedinvnet.models import open_model
-from codedinvnet.protect import costs
+from codedinvnet.protect import costs, students
 from codedinvnet.protect.inputs import Inputs, split
 from codedinvnet.protect.students import (
     STUDENTS,
@@ -107,6 +107,18 @@ def test_the_graph_computes_what_the_model_does(tmp_path: Path) -> None:
     with torch.inference_mode():
         found = graph(x).numpy()
     np.testing.assert_allclose(found, scores_of(teacher.model, batch), rtol=1e-3, atol=1e-4)
+
+
+def test_a_graph_that_cannot_be_exported_is_refused_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise RuntimeError("no operator for that")
+
+    monkeypatch.setattr(students, "export", fails)
+    teacher = teacher_of("residual", tmp_path)
+    with pytest.raises(Unfit, match="no operator for that"):
+        LowRank.choose(teacher, most_of(teacher, 0.6))
 
 
 @pytest.mark.parametrize("name", ["residual", "likely_picture", "tokens"])

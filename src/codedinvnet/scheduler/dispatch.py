@@ -292,7 +292,8 @@ class Dispatcher:
         if self.rules.worker_batch > 1 and assigner.workers[worker].running:
             return  # the last of a call tells how long it took
         if attempt.paid and attempt.query is not None:
-            self._account(attempt, self.now - began)
+            waited = attempt.place > assigner.concurrency.computed(worker) and attempt.ahead
+            self._account(attempt, self.now - (waited or began))
         if attempt.behind:
             return  # its time is that of the late one
         before = self.stats.slowness(worker)

@@ -1,10 +1,11 @@
-"""Whether copies win: what they save and what they cost, learned for each traffic.
+"""Whether copies pay: what they save and how they delay others, learned for each traffic.
 
 A copy that answers first saves the time until its original would have answered. One that does not
-saves nothing. Both take a server's time, which is the cost: they delay the more requests, the
-busier the servers are. Where requests take long by themselves, copies take as long, and cost more
-than they save; there they stop, and one in PROBE shows whether that is still so. What is many times
-as late is learned apart: a server may begin to stall where copies never won before.
+saves nothing. Both take a server's time and delay others, by the square of that time: for a copy of
+twice the length twice as many requests wait, twice as long. The busier the servers are, the more it
+matters. Where requests take long by themselves, copies take as long, and harm more than they save;
+there they stop, and one in PROBE shows whether that is still so. What is many times as late is
+learned apart: a server may begin to stall where copies never won before.
 """
 
 from __future__ import annotations
@@ -14,27 +15,33 @@ from dataclasses import dataclass
 
 from codedinvnet.scheduler.group import Traffic
 
-WORTH = 0.3
-"""A copy must save this share of its cost, times the busy share of the servers by the idle one."""
+WORTH = 0.2
+"""A copy must save this share of the square of what it takes, times the busy share of the servers
+by the idle one. At a single server others wait half of that (Pollaczek, 1930)."""
+LEAST_IDLE = 0.03
+"""The idle share counts as this at least: a stall of many service times is worth a copy of one even
+while all servers are busy."""
 MEMORY = 20
-"""How many copies the savings and the costs are averages of."""
+"""How many copies the savings and the squares are averages of."""
 PROBE = 200
 """Where copies do not pay, one of so many is sent."""
+LONGEST = 10.0
+"""A copy that takes more service times than this has stalled, which keeps its server from no work."""
 MOST = 100.0
-"""No copy saves or costs more, in service times: what is longer is a hang."""
+"""No copy saves more, in service times: what is longer is a hang."""
 
 
 @dataclass(slots=True)
 class _Race:
     saved: float = 1.0
-    cost: float = 1.0
+    square: float = 1.0
     copies: int = 1
     wanted: int = 0
     """Copies since the last that was sent."""
 
 
 class Races:
-    """What copies save and cost, in service times."""
+    """What copies save and what they take, in service times."""
 
     def __init__(self) -> None:
         self._races: defaultdict[tuple[Traffic, int], _Race] = defaultdict(_Race)
@@ -50,17 +57,17 @@ class Races:
         """
         race = self._races[traffic, level]
         race.wanted += is_new
-        pays = race.saved * max(0.0, 1.0 - busy) >= WORTH * busy * race.cost
+        pays = race.saved * max(LEAST_IDLE, 1.0 - busy) >= WORTH * busy * race.square
         if not pays and race.wanted < PROBE:
             return False
         race.wanted = 0
         return True
 
-    def ended(self, traffic: Traffic, level: int, cost: float) -> None:
-        """Take in what a copy cost."""
+    def ended(self, traffic: Traffic, level: int, taken: float) -> None:
+        """Take in what a copy has taken."""
         race = self._races[traffic, level]
         race.copies = min(MEMORY, race.copies + 1)
-        race.cost += (min(MOST, cost) - race.cost) / race.copies
+        race.square += (min(LONGEST, taken) ** 2 - race.square) / race.copies
         race.saved -= race.saved / race.copies
 
     def won(self, traffic: Traffic, level: int, saved: float) -> None:
