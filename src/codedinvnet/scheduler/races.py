@@ -26,7 +26,7 @@ MEMORY = 20
 PROBE = 200
 """Where copies do not pay, one of so many is sent."""
 LONGEST = 10.0
-"""A copy that takes more service times than this has stalled, which keeps its server from no work."""
+"""No copy takes more, in service times: what is longer has stalled, and its server may work on."""
 MOST = 100.0
 """No copy saves more, in service times: what is longer is a hang."""
 
