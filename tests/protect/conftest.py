@@ -22,7 +22,7 @@ COUNT = 1200
 @pytest.fixture(autouse=True)
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have backups trained for a moment."""
-    monkeypatch.setattr(distil, "MOST_ROUNDS", 6)
+    monkeypatch.setattr(distil, "MOST_ROUNDS", 3)
     monkeypatch.setattr(distil, "FEWEST_STEPS", 8)
 
 
