@@ -163,13 +163,15 @@ def test_only_weights_are_trained_and_each_has_a_gradient() -> None:
     nodes = [
         helper.make_node("Sub", ["x", "c0"], ["centred"]),
         helper.make_node("Conv", ["centred", "c1", "c2"], ["maps"]),
-        helper.make_node("GlobalAveragePool", ["maps"], ["y"]),
+        helper.make_node("GlobalAveragePool", ["maps"], ["mean"]),
+        helper.make_node("Gather", ["c3", "c4"], ["embedding"]),
+        helper.make_node("Add", ["mean", "embedding"], ["y"]),
     ]
-    constants = [weights(1, 4, 1, 1), weights(3, 4, 3, 3), weights(3)]
+    constants = [weights(1, 4, 1, 1), weights(3, 4, 3, 3), weights(3), weights(9, 1), integers(2)]
     graph = read_graph(model(nodes, constants, "y"), "y", logits=False)
     graph(torch.rand(SHAPE)).square().sum().backward()
     trained = dict(graph.named_parameters())
-    assert set(trained) == {graph.names["c1"], graph.names["c2"]}
+    assert set(trained) == {graph.names[name] for name in ("c1", "c2", "c3")}
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in trained.values())
 
 

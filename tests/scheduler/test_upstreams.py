@@ -60,10 +60,11 @@ def test_answers_that_are_held_back_do_not_take_the_place_of_others() -> None:
         assert hedge.quantile(share) < 1.2 * known.quantile(share)
 
 
-def test_answers_that_are_held_back_are_copied_even_where_all_servers_are_busy() -> None:
+@pytest.mark.parametrize("busy", [0.8, 0.9])
+def test_answers_that_are_held_back_are_copied_where_most_servers_are_busy(busy: float) -> None:
     slow = {"hedge": 0, "uncoded": 0}
-    for policy, seed in product(slow, (1, 2, 3)):
-        found = run(Cell("held", 0.9, slots=None, seed=seed), policy)
+    for policy, seed in product(slow, (4, 5, 6, 7)):
+        found = run(Cell("held", busy, slots=None, seed=seed), policy)
         slow[policy] += sum(seconds > 0.3 for seconds in found.seconds)
     assert slow["hedge"] < 0.2 * slow["uncoded"]
 

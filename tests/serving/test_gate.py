@@ -34,7 +34,7 @@ from codedinvnet.serving.service import InferenceService
 from codedinvnet.serving.workers.pool import Result, Task
 from tests.observing import counted, until
 from tests.serving.bundles import BundlePool, output, with_output
-from tests.serving.front import running
+from tests.serving.front import leftovers, queue, running
 from tests.serving.options import changed
 
 K, WORKERS = 4, 5
@@ -192,9 +192,10 @@ async def test_an_answer_tells_the_lowest_probability_of_its_approximate_answers
     async with running(scheme, gate=gate(None), workers=WORKERS) as (front, pool):
         service = InferenceService(front, front.served, 64, 1 << 30)
         request = InferRequest({"images": images[:K]}, parameters={"own": 1})
-        whole = (await service.answer(request, time.monotonic())).message
-        pool.hang(0)
+        pool.hang(0)  # the first worker has the first member of the first group
         coded = (await service.answer(request, time.monotonic())).message
+        pool.kill(0)
+        whole = (await service.answer(request, time.monotonic())).message
     approximate = set(whole.outputs["outcome"].tolist()) != {b"direct"}  # on a busy machine
     assert ("agreement_probability" in whole.parameters) == approximate
     assert coded.parameters["own"] == 1
@@ -202,12 +203,18 @@ async def test_an_answer_tells_the_lowest_probability_of_its_approximate_answers
 
 
 class Lying(BundlePool):
-    """One worker's outputs are zeros, until it is replaced."""
+    """One worker's outputs are zeros, until it is replaced; extra tasks come after all others."""
 
     liar = 2
+    extra = direct = 0
 
     async def _work(self, worker: int, task: Task) -> Result:
+        if is_extra := task.number >= K:
+            self.extra += 1
+            due = K * self.extra
+            await until(lambda: self.direct >= due)
         result = await super()._work(worker, task)
+        self.direct += not is_extra
         if worker == self.liar:
             result = with_output(result, np.zeros_like(output(result)))
         return result
@@ -227,17 +234,18 @@ async def test_a_worker_that_answers_wrongly_is_reported_and_replaced(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(decoding, "CHECKED_SHARE", 1.0)
-    monkeypatch.setattr(decoding, "WAITING_CHECKS", 100)
-
     own, pool = gate(None, on_corruption=action), Lying(scheme)
     async with running(scheme, pool=pool, gate=own, workers=WORKERS) as (front, _):
         for number in range(200):
             start = K * number % 900
             await front.ask(images[start : start + K], name=f"request {number}")
+            await until(lambda: not leftovers(front) and not queue(front)._running)
             if counted(front.metrics.wrong_workers.labels("2")):
                 break
         found = [counted(front.metrics.wrong_workers.labels(str(i))) for i in range(5)]
         assert found == [0, 0, 1, 0, 0]
+        if action == "replace":
+            await until(lambda: pool.liar == -1)
         await asyncio.sleep(0.2)
         assert (pool.liar == -1) == (action == "replace")
     (record,) = [r for r in caplog.records if r.message == "worker answers wrongly"]
