@@ -145,6 +145,50 @@ async def test_a_post_that_is_not_named_reaches_one_server_only() -> None:
         assert asking.copies == hedges
 
 
+async def test_a_connection_is_used_again_after_a_slow_reader() -> None:
+    """It may have stopped reading at the last part, whatever the size of parts is."""
+
+    def handle(request: Request) -> Reply:
+        size = request.path.removeprefix("/long")
+        return Reply(bytes(int(size))) if size.isdigit() else echo(request)
+
+    async with Toy(handle) as only, client(only) as asking, timeout(2 * STALL):
+        for size in range(1056 << 10, 2 << 20, 32 << 10):  # longer than what is held whole
+            async with asking.stream("GET", f"/long{size}") as reply:
+                found = 0
+                async for part in reply.aiter_bytes():
+                    found += len(part)
+                    await asyncio.sleep(0.01)
+            assert found == size
+            assert (await asking.post("/orders", content="1")).text == "1"
+
+
+async def test_closing_ends_what_is_under_way() -> None:
+    async def drops() -> AsyncIterator[bytes]:
+        yield b"first"
+        await asyncio.sleep(2 * STALL)
+
+    def handle(request: Request) -> Reply:
+        reply = {"/stream": Reply(drops()), "/orders": Reply(b"", delay=2 * STALL)}
+        return reply.get(request.path, echo(request))
+
+    async with Toy(handle) as only, timeout(STALL):
+        asking = Client(transport=HedgingTransport([only.url], slots=4), base_url="http://model")
+
+        async def read() -> None:
+            async with asking.stream("GET", "/stream") as reply:
+                async for _ in reply.aiter_bytes():
+                    pass
+
+        waiting = [asyncio.create_task(asking.post("/orders")), asyncio.create_task(read())]
+        while not {"/stream", "/orders"} <= {each.path for each in only.seen}:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)
+        await asking.aclose()
+        found = await asyncio.gather(*waiting, return_exceptions=True)
+        assert [isinstance(each, httpx.TransportError) for each in found] == [True, True]
+
+
 async def resets() -> AsyncIterator[bytes]:
     raise ConnectionError
     yield b""

@@ -20,7 +20,7 @@ import httpx
 from prometheus_client import CollectorRegistry
 
 from codedinvnet.gateway.cluster import Cluster
-from codedinvnet.gateway.dispatcher import Dispatcher, Refused
+from codedinvnet.gateway.dispatcher import Dispatcher, Refused, count_refused
 from codedinvnet.gateway.metrics import GatewayMetrics
 from codedinvnet.gateway.proxy import HttpCall
 from codedinvnet.gateway.routes import Routes, is_stateful
@@ -128,7 +128,7 @@ class HedgingTransport(httpx.AsyncBaseTransport, httpx.BaseTransport):
             then; None: those of streams are.
 
     Attributes:
-        metrics: those of a gateway, as a registry of `prometheus_client`.
+        metrics: the counters and times of a gateway, as a registry of `prometheus_client`.
 
     Raises:
         UserError: if a URL or a rule is none.
@@ -167,6 +167,9 @@ class HedgingTransport(httpx.AsyncBaseTransport, httpx.BaseTransport):
     @property
     def hedges(self) -> Counter[str]:
         """How many copies won, lost, or were refused by the budget."""
+        if self._starting is not None and self._starting.done():
+            for route in self._routes.all():
+                count_refused(route, [self._starting.result()])
         return sum((Counter(route.hedge_counts) for route in self._routes.all()), Counter())
 
     async def _start(self) -> Dispatcher:
@@ -222,4 +225,9 @@ class HedgingTransport(httpx.AsyncBaseTransport, httpx.BaseTransport):
     async def aclose(self) -> None:
         if self._starting is not None:
             dispatcher = await self._starting
+            for call in (*dispatcher.calls.values(), *dispatcher.detached):
+                call.fail(502, "the transport was closed")
+            for attempt in dispatcher.cluster.live():
+                if attempt is attempt.call.winner:
+                    attempt.call.break_off()
             await dispatcher.stop()

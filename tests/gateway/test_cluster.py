@@ -264,6 +264,10 @@ async def test_the_addresses_of_a_name_and_a_file_are_followed(tmp_path: Path) -
         await until(lambda: g.metric("upstream_up") == 2 and len(list(here(g))) == 2)
         await until(lambda: g.metric("upstream_up", upstream=upstreams[0].url) == 0)
         assert await asked() == [False, True, True]
+        file.write_text(f"{upstreams[1].url}\n{upstreams[2].url}\nhttp://127.0.0.1:1\n")
+        await until(lambda: len(here(g)) == 3)
+        assert up(g, "http://127.0.0.1:1") == 0.0  # an alert sees it
+        assert up(g, upstreams[0].url) is None
         file.write_text("no url\n")
         await asyncio.sleep(1.2)
         assert await asked() == [False, True, True]
@@ -275,6 +279,11 @@ async def test_the_addresses_of_a_name_and_a_file_are_followed(tmp_path: Path) -
         assert await asked() == [False, True, True]
         began = time.monotonic()
     assert time.monotonic() - began < 2.0
+
+
+def up(g: Running, url: str) -> float | None:
+    name = "codedinvnet_gateway_upstream_up"
+    return g.gateway.metrics.registry.get_sample_value(name, {"upstream": url})
 
 
 def here(g: Running) -> list[str]:
@@ -296,6 +305,16 @@ async def test_a_name_has_as_many_upstreams_as_addresses() -> None:
         assert (await g.ask("GET", "/x")).body == b"/v9/x"
         found[:] = ["127.0.0.1", "127.0.0.2"]
         await until(lambda: len(here(g)) == 2)
+
+
+async def test_without_upstreams_the_fallback_answers_what_may_be_repeated() -> None:
+    small = Upstream(saying(200, b"small"))
+    await small.start()
+    async with gateway(upstream=("http://127.0.0.1:1",), fallback=small.url) as g:
+        assert (await g.ask("POST", V2, INFER)).body == b"small"
+        assert (await g.ask("POST", "/other", INFER)).status == 503
+        assert g.metric("requests_total", outcome="refused") == 1
+    await small.stop()
 
 
 async def test_the_fallback_answers_late_requests() -> None:

@@ -26,8 +26,8 @@ Answer = Callable[[bytes, Any], Awaitable[bytes]]
 class Upstream:
     """A gRPC server in this loop, for any method; it is ready by its answers' first bytes."""
 
-    def __init__(self, credentials: Any = None) -> None:
-        self.credentials = credentials
+    def __init__(self, credentials: Any = None, probed: Any = None) -> None:
+        self.credentials, self.probed = credentials, probed
         self.seen: list[tuple[str, bytes]] = []
         self.answer: Answer = echo
         self.port = 0
@@ -39,6 +39,8 @@ class Upstream:
             def service(self, details: Any) -> Any:
                 async def answer(message: bytes, context: Any) -> bytes:
                     if details.method.endswith("ServerReady"):
+                        if upstream.probed is not None:
+                            await context.abort(upstream.probed, "")
                         return b"\x08\x01"
                     upstream.seen.append((details.method, message))
                     return await upstream.answer(message, context)
@@ -107,6 +109,12 @@ async def test_messages_metadata_and_errors_pass_as_they_are() -> None:
         with pytest.raises(grpc.aio.AioRpcError) as error:
             await stream(b"").read()
         assert error.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+@pytest.mark.parametrize("code", ["UNIMPLEMENTED", "UNAUTHENTICATED", "PERMISSION_DENIED"])
+async def test_a_server_that_refuses_probes_is_up(code: str) -> None:
+    async with Upstream(probed=grpc.StatusCode[code]) as one, gateway(one) as channel:
+        assert await channel.unary_unary(ECHO)(b"x") == b"x"
 
 
 async def test_late_calls_are_hedged_and_unsafe_ones_never_sent_twice() -> None:

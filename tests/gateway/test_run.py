@@ -14,7 +14,7 @@ import pytest
 
 from codedinvnet.cli import main
 from codedinvnet.common.errors import UserError
-from codedinvnet.gateway import proxy
+from codedinvnet.gateway import calls
 from codedinvnet.gateway.options import GatewayOptions
 from codedinvnet.net.client import HttpClient, parse_origin
 from tests.gateway.support import INFER, V2, Request, Upstream, answer, gateway, until
@@ -43,6 +43,8 @@ URL = "http://127.0.0.1:9"
         (f"--upstream {URL} --port 70000", "--port"),
         (f"--upstream {URL} --fallback x", "--fallback"),
         (f"--upstream {URL} --fallback {URL} --protection x", "--protection"),
+        ("--upstream grpc://a:1 --grpc-port 0 --health /x", "--health: is for upstreams over HTTP"),
+        (f"--upstream grpc://a:1 --grpc-port 0 --fallback {URL}", "--fallback: is for"),
         (f"--upstream {URL} --token-file /none", "--token-file"),
         (f"--upstream {URL} --upstream-token-file /none", "--upstream-token-file"),
         (f"--upstream {URL} --tls-key x", "--tls-key"),
@@ -102,7 +104,7 @@ def from_file(path: Path, *words: str) -> GatewayOptions:
 async def test_what_is_logged(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(proxy, "SLOW", 0.0)
+    monkeypatch.setattr(calls, "SLOW", 0.0)
     caplog.set_level("INFO")
     good = Upstream()
     await good.start()

@@ -9,7 +9,16 @@ from typing import Any
 import pytest
 
 from codedinvnet.net import server
-from tests.gateway.support import Handler, Request, Running, gateway, until
+from tests.gateway.support import (
+    INFER,
+    V2,
+    Handler,
+    Request,
+    Running,
+    answer,
+    gateway,
+    until,
+)
 
 pytestmark = pytest.mark.anyio
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -150,6 +159,15 @@ async def test_an_upstream_that_fails_in_mid_stream(version: str) -> None:
             assert found.endswith(chunk(b"first"))
         assert g.metric("requests_total", outcome="aborted") == 1
         assert g.metric("attempts_total", result="broken") == 1
+
+
+async def test_a_long_answer_that_is_held_for_a_while_comes_whole() -> None:
+    async def serve(request: Request, writer: asyncio.StreamWriter) -> bytes:
+        await asyncio.sleep(1.0)
+        return answer(bytes(8 << 20))
+
+    async with gateway(serve) as g:
+        assert (await g.ask("POST", V2, INFER)).body == bytes(8 << 20)
 
 
 async def test_a_slow_reader_is_waited_for_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:

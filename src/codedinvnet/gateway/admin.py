@@ -12,7 +12,7 @@ from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from codedinvnet.common.errors import nearest
-from codedinvnet.gateway.dispatcher import Dispatcher
+from codedinvnet.gateway.dispatcher import Dispatcher, count_refused
 from codedinvnet.gateway.metrics import RollingQuantiles
 from codedinvnet.gateway.routes import Route, Routes
 from codedinvnet.net.answers import Reply
@@ -122,16 +122,10 @@ class Admin:
             for endpoint in dispatcher.cluster:
                 metrics.in_flight.labels(endpoint.url).set(len(endpoint.live))
         for route in self.routes.all():
-            self._count_refused(route)
+            count_refused(route, self.dispatchers)
             delay = self._delay(route)
             if delay is not None:
                 metrics.hedge_delay.labels(route.name).set(delay)
-
-    def _count_refused(self, route: Route) -> None:
-        """Take in how many copies the schedulers' budgets have refused since the last look."""
-        known = (each.scheduler.dispatcher.copies.get(route.name) for each in self.dispatchers)
-        refused = sum(counts.refused for counts in known if counts is not None)
-        route.hedged("refused", refused - route.hedge_counts["refused"])
 
     def _delay(self, route: Route) -> float | None:
         """Return the seconds after which a route's requests are copied now; None if unknown.
@@ -162,7 +156,7 @@ class Admin:
         ]
         routes = []
         for route in self.routes.all():
-            self._count_refused(route)
+            count_refused(route, self.dispatchers)
             routes.append(
                 {
                     "name": route.name,

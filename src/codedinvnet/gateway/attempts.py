@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import time
 from enum import Enum
 from typing import TYPE_CHECKING
 
@@ -143,7 +144,7 @@ class HttpAttempt(Attempt):
     def on_body(self, data: bytes) -> None:
         stage = self._stage
         if stage is Stage.STREAM:
-            self.heard = self.call.dispatcher.loop.time()
+            self.heard = time.monotonic()
             self.call.send(data)
             return
         if stage is Stage.DROP:
@@ -234,7 +235,8 @@ class HttpAttempt(Attempt):
         body, self.body = self.body, []
         self.call.memory.give(self.size)
         self.size = 0
-        self._stage = Stage.STREAM
+        self._stage, self.heard = Stage.STREAM, time.monotonic()
+        self.resume()  # what was held may have been long
         self.call.begin(self.head, body, self.trailers, self.is_complete)
 
     def pause(self) -> None:

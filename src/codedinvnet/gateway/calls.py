@@ -5,15 +5,22 @@ The dispatcher looks into neither: HTTP and gRPC have subclasses of their own.
 
 from __future__ import annotations
 
+import logging
 import time
 from abc import ABC, abstractmethod
 from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from codedinvnet.net.logs import Quiet
+
 if TYPE_CHECKING:
     from codedinvnet.gateway.cluster import Endpoint
     from codedinvnet.gateway.routes import Route
     from codedinvnet.net.memory import Memory
+
+SLOW = 1.0
+"""Seconds after which a request is logged with its attempts."""
+_slow, _failed = Quiet(), Quiet()
 
 
 class Cause(Enum):
@@ -95,6 +102,24 @@ class Call(ABC):
     @abstractmethod
     def break_off(self) -> None:
         """End an answer visibly whose rest will not come."""
+
+    @abstractmethod
+    def named(self) -> tuple[str, str]:
+        """Return its method and path, for the log."""
+
+    def note(self, outcome: str) -> None:
+        """Count how it ended, and log it if it was slow."""
+        self.route.count(outcome)
+        if outcome != "failed" and time.monotonic() - self.came > SLOW:
+            self.log("slow request")
+
+    def log(self, event: str, **more: object) -> None:
+        """Log it with its attempts, if nothing alike was logged just now."""
+        (method, path), quiet = self.named(), _slow if event == "slow request" else _failed
+        attempts = [attempt.described() for attempt in self.attempts]
+        ms = round(1000 * (time.monotonic() - self.came), 1)
+        fields = {"method": method, "path": path, "ms": ms, **more, "attempts": attempts}
+        quiet.log(event, logging.WARNING, **fields)
 
     def end(self) -> None:
         """Take note that the client waits no longer."""

@@ -80,6 +80,8 @@ class Endpoint:
         for cause in Cause:
             metrics.ejections.labels(url, cause.value)
         self._seconds = metrics.attempt_seconds.labels(url)
+        metrics.up.labels(url).set(0)
+        metrics.in_flight.labels(url).set(0)
         self.latencies = RollingQuantiles()
 
     def answered(self, began: float, now: float, is_ok: bool) -> None:
@@ -218,6 +220,7 @@ class Cluster:
         self.on_lost(endpoint, "it was removed", True)
         endpoint.client.close()
         self.metrics.up.remove(endpoint.url)
+        self.metrics.in_flight.remove(endpoint.url)
         log_event("upstream removed", upstream=endpoint.url)
         asyncio.get_running_loop().call_later(FORGOTTEN, self._forget, endpoint)
 

@@ -17,6 +17,7 @@ from codedinvnet.codes.rules import AnswersAll, CodeRules
 from codedinvnet.gateway.calls import Attempt, Call, Cause, Failure
 from codedinvnet.gateway.cluster import Cluster, Endpoint
 from codedinvnet.gateway.metrics import GatewayMetrics
+from codedinvnet.gateway.routes import Route
 from codedinvnet.net.alarm import Alarm
 from codedinvnet.net.background import Background
 from codedinvnet.scheduler.actions import (
@@ -122,7 +123,9 @@ class Dispatcher:
             Refused: if it is not taken.
         """
         now, scheduler = time.monotonic(), self.scheduler
-        if not self.cluster.is_ready:
+        cluster = self.cluster
+        fallback = call.repeatable and scheduler.chosen.adapts
+        if not cluster.is_ready or not (fallback or any(e.is_up for e in cluster.mains_here())):
             raise Refused("no upstream is up: try again later")
         pending = len(self.calls)
         taken = None
@@ -378,6 +381,7 @@ class Dispatcher:
 
         Answers that it may yet give still count if it is trusted.
         """
+        unsent = {attempt.number for attempt in endpoint.live if not attempt.is_written}
         for attempt in list(endpoint.live):
             call = attempt.call
             waits = not call.is_over and call.winner is None
@@ -401,7 +405,8 @@ class Dispatcher:
                 self._forget(call)
                 self.detached.add(call)
             self.attempts.pop(attempt.number, None)
-        self.do(self.scheduler.worker_lost(time.monotonic(), endpoint.worker, reason))
+        now = time.monotonic()
+        self.do(self.scheduler.worker_lost(now, endpoint.worker, reason, unsent))
 
     def _up(self, endpoint: Endpoint) -> None:
         """An endpoint takes requests again."""
@@ -450,6 +455,13 @@ class Sweeper:
         if age > dispatcher.deadline and (attempt.is_left or call.is_over) and not attempt.is_done:
             attempt.abort()
             dispatcher.close(attempt, Cause.SILENT.value)
+
+
+def count_refused(route: Route, dispatchers: Sequence[Dispatcher]) -> None:
+    """Count the copies of a route that the schedulers' budgets have refused since the last look."""
+    known = (each.scheduler.dispatcher.copies.get(route.name) for each in dispatchers)
+    refused = sum(counts.refused for counts in known if counts is not None)
+    route.hedged("refused", refused - route.hedge_counts["refused"])
 
 
 def why_late(call: Call) -> str:

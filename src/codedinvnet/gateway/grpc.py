@@ -38,6 +38,9 @@ FAILURES = frozenset(
 BROKEN = ("Socket closed", "onnection reset", "recvmsg", "GOAWAY", "Broken pipe")
 """How gRPC tells that a connection broke while a call was under way."""
 CODES = {502: grpc.StatusCode.UNAVAILABLE, 504: grpc.StatusCode.DEADLINE_EXCEEDED}
+_CODES = grpc.StatusCode
+OTHERS = _CODES.UNIMPLEMENTED, _CODES.UNAUTHENTICATED, _CODES.PERMISSION_DENIED
+"""How a server answers a probe that is up, and another service or one for known clients only."""
 CHANNEL = settings(
     max_send_message_length=-1, max_receive_message_length=-1, max_metadata_size=1 << 20,
     initial_reconnect_backoff_ms=100, min_reconnect_backoff_ms=1000,
@@ -126,7 +129,7 @@ class GrpcCluster(Cluster):
     async def probe(self, endpoint: Endpoint) -> str:
         client: Any = endpoint.client
         answer = await client.ask(f"{V2_GRPC}ServerReady", b"", seconds=PROBE_TIMEOUT)
-        if answer.code is grpc.StatusCode.UNIMPLEMENTED:  # another service
+        if answer.code in OTHERS:
             return ""
         if answer.code is not grpc.StatusCode.OK:
             return str(answer.details or answer.code.name)
@@ -164,10 +167,14 @@ class GrpcCall(Call):
         last = None if self.last is None else self.last.reply
         if status == 504 or not isinstance(last, Answer):
             last = Answer(CODES.get(status, grpc.StatusCode.INTERNAL), details=reason)
+        self.log("request failed", reason=reason)
         self._end(last, "deadline" if status == 504 else "failed")
 
+    def named(self) -> tuple[str, str]:
+        return "POST", self.method
+
     def _end(self, answer: Answer, outcome: str) -> None:
-        self.route.count(outcome)
+        self.note(outcome)
         if not self.answered.done():
             self.answered.set_result(answer)
         self.end()
@@ -285,8 +292,12 @@ class GrpcServer(grpc.GenericRpcHandler):  # type: ignore[misc]
             await context.abort(codes.UNAUTHENTICATED, "a token is needed: Bearer TOKEN")
         async with self._turns:
             if self.memory.is_full:
+                self.routes.find(b"POST", method.encode()).count("refused")
                 await context.abort(codes.UNAVAILABLE, "the gateway's memory is full")
-            message = await asyncio.wait_for(context.read(), READ_TIMEOUT)
+            try:
+                message = await asyncio.wait_for(context.read(), READ_TIMEOUT)
+            except asyncio.TimeoutError:
+                await context.abort(codes.DEADLINE_EXCEEDED, "the message did not come")
         if not isinstance(message, bytes):
             await context.abort(codes.INVALID_ARGUMENT, "there is no message")
         call = GrpcCall(self, method, message, context)
@@ -294,11 +305,12 @@ class GrpcServer(grpc.GenericRpcHandler):  # type: ignore[misc]
             self.dispatcher.submit(call)
             answer = await call.answered
         except Refused as refused:
+            call.route.count("refused")
             call.end()
             await context.abort(codes.UNAVAILABLE, str(refused))
         except asyncio.CancelledError:
             if not call.is_over:
-                call.route.count("cancelled")
+                call.note("cancelled")
                 self.dispatcher.cancel(call)
             raise
         await context.send_initial_metadata(answer.initial)

@@ -106,7 +106,7 @@ class GatewayOptions(Options):
     )  # fmt: skip
     upstream_ca: Path | None = option(
         None, "certificates to trust at upstreams, PEM",
-        group=SECURITY, metavar="FILE", unset="this machine's",
+        group=SECURITY, metavar="FILE", unset="this machine's; of gRPC its own",
     )  # fmt: skip
     upstream_token_file: Path | None = option(
         None, "upstreams get the token in this file; read again when it changes",
@@ -130,6 +130,10 @@ class GatewayOptions(Options):
             raise UserError("--protection: is a fallback itself; give one of the two")
         if self.health is not None and not re.fullmatch(r"/[\x21-\x7e]*", self.health):
             raise UserError(f"--health: must be a path such as /healthz, got {self.health!r}")
+        if not self.http_upstreams and self.upstreams_file is None:
+            for name in ("health", "fallback", "protection"):
+                if getattr(self, name) is not None:
+                    raise UserError(f"--{name}: is for upstreams over HTTP, and there is none")
         names = self.policies
         if self.policy is not None and self.policy not in names:
             raise UserError(f"--policy: must be one of {', '.join(names)}, got {self.policy!r}")

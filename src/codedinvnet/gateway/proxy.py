@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
@@ -12,7 +11,6 @@ from codedinvnet.gateway.calls import Attempt, Call
 from codedinvnet.gateway.cluster import Endpoint
 from codedinvnet.gateway.routes import Route, size_class
 from codedinvnet.net.http1 import Fields, RequestHead, ResponseHead, write_fields
-from codedinvnet.net.logs import Quiet
 from codedinvnet.net.memory import Memory
 
 if TYPE_CHECKING:
@@ -21,10 +19,7 @@ if TYPE_CHECKING:
 
 OUTCOME = b"codedinvnet-outcome"
 """The field that marks answers of the fallback, and errors of the last upstream."""
-SLOW = 1.0
-"""Seconds after which a request is logged with its attempts."""
 NOT_PASSED_ON = (b"host", b"content-length", b"expect", b"x-hedge")
-slow_requests, failed_requests = Quiet(), Quiet()
 
 
 class Client(Protocol):
@@ -138,7 +133,7 @@ class HttpCall(Call):
         is_marked = outcome != "direct" and OUTCOME not in head.known
         added = [(OUTCOME, b" fallback")] if is_marked else []
         self.client.respond(head, added, body, trailers, is_complete)
-        self._note(outcome)
+        self.note(outcome)
         if is_complete:
             self.end()
 
@@ -154,7 +149,7 @@ class HttpCall(Call):
     def break_off(self) -> None:
         """The upstream failed in mid-stream: end the client's stream visibly."""
         self.route.count("aborted")
-        self._log("stream broke off")
+        self.log("stream broke off")
         self.end()
         self.client.abort()
 
@@ -166,8 +161,8 @@ class HttpCall(Call):
             self.client.respond(head, added, [body], trailers, True)
         else:
             self.client.refuse(status, reason)
-        self._note("deadline" if status == 504 else "failed")
-        self._log("request failed", reason=reason)
+        self.note("deadline" if status == 504 else "failed")
+        self.log("request failed", reason=reason)
         self.end()
 
     def pause(self) -> None:
@@ -183,19 +178,8 @@ class HttpCall(Call):
     def gone(self) -> None:
         """The client hung up."""
         if not self.is_over:
-            self._note("cancelled")
+            self.note("cancelled")
             self.dispatcher.cancel(self)
 
-    def _note(self, outcome: str) -> None:
-        self.route.count(outcome)
-        if outcome != "failed" and time.monotonic() - self.came > SLOW:
-            self._log("slow request")
-
-    def _log(self, event: str, **more: object) -> None:
-        path = self.head.target[:200].decode("latin-1")
-        attempts = [attempt.described() for attempt in self.attempts]
-        ms = round(1000 * (time.monotonic() - self.came), 1)
-        method = self.head.method.decode("latin-1")
-        quiet = slow_requests if event == "slow request" else failed_requests
-        fields = {"method": method, "path": path, "ms": ms, **more, "attempts": attempts}
-        quiet.log(event, logging.WARNING, **fields)
+    def named(self) -> tuple[str, str]:
+        return self.head.method.decode("latin-1"), self.head.target[:200].decode("latin-1")

@@ -12,11 +12,12 @@ from codedinvnet.gateway.metrics import GatewayMetrics, RollingQuantiles
 from codedinvnet.net.http1 import RequestHead
 from codedinvnet.net.logs import log_event
 
+V2 = "POST /v2/models/"
 V2_GRPC = "/inference.GRPCInferenceService/"
 _GRPC = "ModelInfer ModelMetadata ModelReady ServerLive ServerMetadata ServerReady"
 REPEATABLE = (
     *("GET *", "HEAD *"),
-    *("POST /v2/models/*/infer", "POST /v1/models/*:predict"),
+    *(f"{V2}*/infer", "POST /v1/models/*:predict"),
     *("POST /predictions/*", "POST /invocations"),
     *("POST /v1/embeddings", "POST /v1/rerank"),
     *(f"POST {V2_GRPC}{method}" for method in _GRPC.split()),
@@ -50,7 +51,7 @@ class Route:
 
     def __init__(self, name: str, is_repeatable: bool, metrics: GatewayMetrics) -> None:
         self.name, self.is_repeatable = name, is_repeatable
-        self.is_v2 = name.startswith("POST /v2/models/")
+        self.is_v2 = name.startswith(V2)
         self.latencies = RollingQuantiles()
         self._requests, self._outcomes = metrics.requests, dict[str, object]()
         self._seconds = metrics.request_seconds.labels(name)
@@ -126,6 +127,8 @@ class Routes:
                 if not is_repeatable:
                     break
                 named = f"{verb} {plain}"
+                if named.startswith(V2):  # what is special about V2 is so under any rule
+                    text = f"{V2}*/infer"
                 few = len(self._routes) < MOST_NAMED or (named, True) in self._routes
                 own = text.startswith("POST /") and text in REPEATABLE and few
                 return self._route(named if own and plain.isprintable() else text, True)

@@ -341,9 +341,11 @@ class RunningGateway:
             pending = 0 if self.dispatcher is None else len(self.dispatcher.calls)
             log_event("draining", pending=pending)
         grace = self.options.deadline + GRACE
-        await asyncio.gather(*(server.stop(grace) for server in self._servers))
+        stops = [server.stop(grace) for server in self._servers]
         if self.grpc is not None:
-            await self.grpc.stop(grace)
+            stops.append(self.grpc.stop(grace))
+        await asyncio.gather(*stops)
+        if self.grpc is not None:
             await self.grpc.dispatcher.stop()
         if self.dispatcher is not None:
             await self.dispatcher.stop()
@@ -361,7 +363,9 @@ async def serve(options: GatewayOptions, resolver: Resolver | None) -> None:
     async with running(options, resolver) as gateway:
         freeze_loaded()
         keep_freed()
-        count = len(list(gateway.dispatcher.cluster)) if gateway.dispatcher else 0
+        assert gateway.admin is not None
+        clusters = (each.cluster for each in gateway.admin.dispatchers)
+        count = sum(len(list(cluster.mains_here())) for cluster in clusters)
         admin = (
             "" if gateway.admin_url == gateway.url else f", its own routes on {gateway.admin_url}"
         )

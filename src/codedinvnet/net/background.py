@@ -82,11 +82,6 @@ class Background:
         if not task.cancelled() and (error := task.exception()) is not None:
             log_error(error)
 
-    async def wait(self, seconds: float | None) -> None:
-        """Wait until all of it has ended, for so many seconds at most; None: however long."""
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=seconds)
-
     async def stop(self) -> None:
         """Cancel all of it, and wait until it has ended."""
         for task in list(self._tasks):

@@ -300,6 +300,7 @@ class Connection(asyncio.Protocol):
         unread = self.transport.get_write_buffer_size() > 0  # answered before it was read
         self.sound = self.sound and head.keeps and not rest and not unread
         if self.sound:
+            self.resume()  # its last reader may have been slow
             self.client.keep(self)
         else:
             self.transport.abort()
@@ -329,10 +330,10 @@ class Answer(NamedTuple):
 
 
 class Whole:
-    """Receives an answer as a whole, with a body of at most some bytes."""
+    """Receives an answer as a whole, with a body of at most MOST_ANSWER bytes."""
 
-    def __init__(self, connection: Connection, most: int) -> None:
-        self.connection, self.most, self.size = connection, most, 0
+    def __init__(self, connection: Connection) -> None:
+        self.connection, self.size = connection, 0
         self.done: asyncio.Future[Answer] = connection.client.loop.create_future()
         self.body: list[bytes] = []
 
@@ -342,9 +343,9 @@ class Whole:
     def on_body(self, data: bytes) -> None:
         self.body.append(data)
         self.size += len(data)
-        if self.size > self.most:
+        if self.size > MOST_ANSWER:
             self.connection.abort()
-            self.on_lost(Broken(f"its answer takes more than {self.most} bytes"))
+            self.on_lost(Broken(f"its answer takes more than {MOST_ANSWER} bytes"))
 
     def on_end(self, trailers: Fields) -> None:
         if not self.done.done():
@@ -451,8 +452,6 @@ class HttpClient:
         seconds: float,
         body: bytes | None = None,
         headers: Sequence[tuple[str, str]] = (),
-        *,
-        most: int = MOST_ANSWER,
     ) -> Answer:
         """Return the whole answer to a request that may be repeated.
 
@@ -464,7 +463,6 @@ class HttpClient:
             seconds: for all of it.
             body: None: there is none.
             headers: other fields than Host and Content-Length.
-            most: bytes that its body may have.
 
         Raises:
             Broken: if the connection broke while the server may have handled it.
@@ -487,7 +485,7 @@ class HttpClient:
             again = connection is not None
             if connection is None:
                 connection = await self.connect(until - self.loop.time())
-            whole = Whole(connection, most)
+            whole = Whole(connection)
             timer = self.loop.call_at(until, self._late, whole, seconds)
             try:
                 connection.send(whole, verb, request)

@@ -6,7 +6,7 @@ again for queries that have no hope left.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 from codedinvnet.scheduler.actions import (
     DEADLINE,
@@ -229,10 +229,10 @@ class Completion:
             why = reason if final else f"lost {query.losses} times: {reason}"
             self._end(query, Fail(query.identity, why))
 
-    def worker_lost(self, worker: int, reason: str) -> None:
-        """Do without a worker, and have it replaced."""
+    def worker_lost(self, worker: int, reason: str, unsent: Container[int] = ()) -> None:
+        """Do without a worker, and have it replaced; see `Scheduler.worker_lost`."""
         if worker in self._on.assigner.up:
             self._on.actions.append(Replace(worker, reason))
             for attempt in self._on.assigner.lose(worker):
                 if attempt.identity in self._flying.attempts:  # otherwise it has answered
-                    self.lost(attempt, reason)
+                    self.lost(attempt, reason, unsent=attempt.identity in unsent)

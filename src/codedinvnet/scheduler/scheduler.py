@@ -11,7 +11,7 @@ late and who is slow, and `completion` ends queries.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 from typing_extensions import assert_never
 
@@ -184,10 +184,15 @@ class Scheduler:
             self.completion.lost(found, reason, final, unsent)
         return self.completion.flush()
 
-    def worker_lost(self, now: float, worker: int, reason: str) -> list[Action]:
-        """A worker is dead: its tasks are lost, and it is to be replaced."""
+    def worker_lost(
+        self, now: float, worker: int, reason: str, unsent: Container[int] = ()
+    ) -> list[Action]:
+        """A worker is dead: its tasks are lost, and it is to be replaced.
+
+        It never got the tasks `unsent`: their queries may be sent again whatever they are.
+        """
         self.dispatcher.now = now
-        self.completion.worker_lost(worker, reason)
+        self.completion.worker_lost(worker, reason, unsent)
         return self.completion.flush()
 
     def worker_up(self, now: float, worker: int) -> list[Action]:
