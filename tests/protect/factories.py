@@ -134,6 +134,11 @@ def constant() -> tuple[nn.Module, Tensor]:
     return module, torch.zeros(1, FEATURES)
 
 
+def maps() -> tuple[nn.Module, Tensor]:
+    """Class scores that are not flattened."""
+    return Applied(FEATURES, 3, after=lambda y: y[:, :, None, None]), torch.zeros(1, FEATURES)
+
+
 class Picture(nn.Module):
     """What most of an image's squares show, by convolutions that take images of any size."""
 

@@ -35,12 +35,14 @@ def whole(inputs: Inputs) -> np.ndarray:
     return found
 
 
-@pytest.mark.parametrize("kind", ["folder", "npz", "npy"])
+@pytest.mark.parametrize("kind", ["folder", "npz", "npy", "unnamed"])
 def test_images_become_floats_in_0_1_or_stay_bytes(kind: str, tmp_path: Path) -> None:
     pixels = write_images(tmp_path / "folder")
     np.savez(tmp_path / "npz.npz", images=pixels, other=[0, 1])
     np.save(tmp_path / "npy.npy", pixels)
-    path = tmp_path / (kind if kind == "folder" else f"{kind}.{kind}")
+    np.savez(tmp_path / "unnamed", pixels)
+    suffix = {"folder": "", "npy": ".npy"}.get(kind, ".npz")
+    path = tmp_path / f"{kind}{suffix}"
     floats = whole(read_inputs(path, IMAGE))
     assert floats.dtype == np.float32
     np.testing.assert_allclose(floats, pixels.transpose(0, 3, 1, 2) / 255, rtol=1e-6)

@@ -55,12 +55,14 @@ def images(pixels: np.ndarray | None) -> Callable[[Path], Path]:
     return write
 
 
+GREY = np.zeros((3, 32, 32), np.uint8)
 RGB = np.zeros((32, 32, 3), np.uint8)
 CASES: dict[str, tuple[str, Callable[[Path], Path], tuple[str, ...], str]] = {
     # models
     "no factory": ("nothing", queries, (), "nothing"),
     "regression": ("regression", queries, (), "regressions and embeddings are not supported yet"),
     "embedding": ("embedding", queries, (), "looks like an embedding .* not supported .* --scores"),
+    "maps": ("maps", queries, (), r"has the shape \(3, 1, 1\) .* flatten"),
     "tags": ("tags", queries, (), "independent labels .* --scores"),
     "random": ("at_random", queries, (), "not deterministic"),
     "bundle": ("mnist", queries, (), "is a bundle"),
@@ -79,6 +81,7 @@ CASES: dict[str, tuple[str, Callable[[Path], Path], tuple[str, ...], str]] = {
     # arrays
     "lacks": ("vectors", arrays(y=IDS, z=IDS), (), "lacks an array for .*'x'"),
     "shape": ("vectors", arrays(x=np.zeros((3, 4))), (), r"shape \(4,\), not \(12,\)"),
+    "grey": ("colours", arrays(x=GREY), (), r"shape \(32, 32\), not \(3, 32, 32\)"),
     "kind": ("two_inputs", arrays(numbers=IDS, flags=IDS[:, :3]), (), "not BOOL"),
     "counts": ("two_inputs", arrays(numbers=IDS, flags=FLAGS[:9]), (), "different numbers of"),
     # images

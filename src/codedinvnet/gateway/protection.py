@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from codedinvnet.common.errors import UserError
+from codedinvnet.common.errors import UserError, one_line
 from codedinvnet.net.listening import free_port
 from codedinvnet.net.logs import log_event
 
@@ -23,12 +23,10 @@ PAUSE = 1.0
 """Seconds until a child that ended is started again."""
 STOP = 10.0
 """Seconds that it has to stop."""
-LEAST = 1e-12
-"""The least probability of which a logarithm is taken."""
 
 
-def read_protection(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return what a protection says of its model, and of the backup that it recommends.
+def read_protection(folder: Path) -> tuple[dict[str, Any], Path]:
+    """Return what a protection says of its model, and the file of the backup that it recommends.
 
     Raises:
         UserError: if the folder holds none, or it recommends none.
@@ -37,19 +35,20 @@ def read_protection(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     try:
         found = json.loads(path.read_bytes())
         model, name = found["model"], found["recommended"]
-        rows = {row["method"]: row for row in found["table"] if row["scores"]}
         if not all(isinstance(model[key], str) for key in ("source", "scores", "kind")):
             raise TypeError
     except OSError as error:
         raise UserError(f"--protection: cannot read {path}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"--protection: {path} is not a protection's description") from error
+        raise UserError(
+            f"--protection: {path} is not a protection of this release: run protect again"
+        ) from error
     if name is None:
         raise UserError(f"--protection: {folder} recommends no backup: {found.get('reason')}")
-    row = rows.get(name)
-    if row is None or not (folder / f"{name}.onnx").is_file():
+    backup = folder / f"{name}.onnx"
+    if not backup.is_file():
         raise UserError(f"--protection: {folder} has no backup {name!r}: run protect again")
-    return model, row
+    return model, backup
 
 
 def write_backup(folder: Path, out: Path) -> str:
@@ -60,30 +59,22 @@ def write_backup(folder: Path, out: Path) -> str:
     """
     try:
         import onnx
-        from onnx import TensorProto, helper
     except ImportError as error:
         raise UserError("--protection: pip install 'codedinvnet[onnx]'") from error
-    model, row = read_protection(folder)
-    given, _, kind = row["scores"].partition(":")
-    path = folder / f"{row['method']}.onnx"
+    model, path = read_protection(folder)
     try:
         backup = onnx.load(path)
         onnx.checker.check_model(backup)
+        (output,) = backup.graph.output
     except Exception as error:  # of several libraries
-        raise UserError(
-            f"--protection: cannot read {path}: {' '.join(str(error).split())}"
-        ) from error
-    graph = backup.graph
-    output = next((each for each in graph.output if each.name == given), graph.output[0])
-    source = output.name
-    if kind == "probabilities" and model["kind"] == "logits":
-        graph.initializer.append(helper.make_tensor("least", TensorProto.FLOAT, (), [LEAST]))
-        graph.node.append(helper.make_node("Clip", [source, "least"], ["clipped"]))
-        graph.node.append(helper.make_node("Log", ["clipped"], [model["scores"]]))
-    else:
-        same = kind != "logits" or model["kind"] == "logits"
-        operation = "Identity" if same else "Softmax"
-        graph.node.append(helper.make_node(operation, [source], [model["scores"]]))
+        raise UserError(f"--protection: cannot read {path}: {one_line(error)}") from error
+    nodes = backup.graph.node
+    made = {name for node in nodes for name in node.output}
+    for node in nodes:  # none of its names may be the output's
+        for names in (node.input, node.output):
+            names[:] = [f"backup.{name}" if name in made else name for name in names]
+    operator = "Identity" if model["kind"] == "logits" else "Softmax"  # backups give logits
+    nodes.append(onnx.helper.make_node(operator, [f"backup.{output.name}"], [model["scores"]]))
     output.name = model["scores"]
     onnx.save(backup, out)
     name = str(model["source"]).rstrip("/").rpartition("/")[2].rpartition(":")[2]

@@ -76,6 +76,12 @@ def scores_tensor(signature: Signature) -> TensorSpec:
     if signature.scores is None:
         if names := [spec.name for spec in signature.outputs if can_be_scores(spec)]:
             raise UserError(f"name the output with the class scores: --scores {' or '.join(names)}")
+        for spec in signature.outputs:
+            if len(spec.shape) > 1 and set(spec.shape[1:]) == {1}:
+                raise UserError(
+                    f"output {spec.name!r} has the shape {spec.shape} for a query: add a flatten, "
+                    f"so that it becomes ({spec.shape[0]},)"
+                )
         raise UserError(
             "no output is class scores, floats (B, classes) of two classes or more: regressions "
             "and embeddings are not supported yet, use policy hedge; with one column of a sigmoid "

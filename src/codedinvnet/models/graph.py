@@ -34,6 +34,8 @@ TRAINED = {
 """Operator -> the inputs that are weights, if they are constants."""
 FAR = 10**9
 """A slice that ends beyond keeps all."""
+FLOATS = (1, 10, 11, 16)
+"""ONNX's numbers of floats; all are computed as those of 32 bits."""
 TINY = 1e-30
 """Smaller probabilities have no logarithm."""
 
@@ -106,6 +108,8 @@ def _normalised(given: Sequence[Value], told: Attributes, training: bool = False
 
 
 def _sliced(given: Sequence[Value], told: Attributes) -> Value:
+    if "starts" in told:  # below opset 10
+        given = given[0], told["starts"], told["ends"], told.get("axes")
     x, starts, ends, axes, steps = (*given, None, None)[:5]
     for place, (begin, end) in enumerate(zip(starts, ends, strict=True)):
         axis, step = axes[place] if axes else place, steps[place] if steps else 1
@@ -187,12 +191,25 @@ def _pad(given: Sequence[Value], told: Attributes) -> Value:
     return F.pad(x, _sides(pads), value=value)
 
 
-def _softmax(given: Sequence[Value], told: Attributes) -> Value:
-    return torch.softmax(given[0], told.get("axis", -1))
+def _joined(given: Sequence[Value], told: Attributes) -> Value:
+    """Join tensors; a constant that was folded for one query stands for all."""
+    queries = next((len(x) for x in given if len(x) != 1), 1)
+    if told["axis"] and queries != 1:
+        given = [x.expand(queries, *x.shape[1:]) if len(x) == 1 else x for x in given]
+    return torch.cat(list(given), told["axis"])
+
+
+def _part(given: Sequence[Value], told: Attributes) -> Value:
+    """Return one of the parts that a split gives."""
+    (x, sizes), axis = (*given, None)[:2], told.get("axis", 0)
+    if axis % x.ndim == 0:
+        raise Unsupported("a split of queries")
+    sizes = sizes or told.get("split") or -(-x.shape[axis] // told["parts"])
+    return x.split(sizes, axis)[told["part"]]
 
 
 def _as_floats(given: Sequence[Value], told: Attributes) -> Value:
-    if told["to"] != 1:
+    if told["to"] not in FLOATS:
         raise Unsupported("a cast to what is no float")
     return given[0].float()
 
@@ -202,12 +219,13 @@ def _of(function: Callable[..., Tensor]) -> Operator:
 
 
 OPERATORS: Mapping[str, Operator] = {
+    "Abs": _of(torch.abs),
     "Add": _of(add),
     "AveragePool": lambda given, told: _pool(given, told, False),
     "BatchNormalization": _normalised,
     "Cast": _as_floats,
     "Clip": _clip,
-    "Concat": lambda given, told: torch.cat(list(given), told["axis"]),
+    "Concat": _joined,
     "Conv": _conv,
     "Div": _of(truediv),
     "Elu": lambda given, told: F.elu(given[0], told.get("alpha", 1.0)),
@@ -228,24 +246,32 @@ OPERATORS: Mapping[str, Operator] = {
     "LayerNormalization": _layer_normalised,
     "LeakyRelu": lambda given, told: F.leaky_relu(given[0], told.get("alpha", 0.01)),
     "Log": _of(torch.log),
+    "LogSoftmax": lambda given, told: torch.log_softmax(given[0], told.get("axis", -1)),
     "MatMul": _of(torch.matmul),
     "Max": lambda given, told: reduce(torch.maximum, map(torch.as_tensor, given)),
     "MaxPool": lambda given, told: _pool(given, told, True),
+    "Min": lambda given, told: reduce(torch.minimum, map(torch.as_tensor, given)),
     "Mul": _of(mul),
+    "Neg": _of(torch.neg),
     "PRelu": lambda given, told: F.prelu(given[0], given[1].flatten()),
     "Pad": _pad,
+    "Pow": _of(pow),
     "Reciprocal": _of(torch.reciprocal),
     "ReduceMax": lambda given, told: _reduced(torch.amax, given, told),
     "ReduceMean": lambda given, told: _reduced(torch.mean, given, told),
     "ReduceSum": lambda given, told: _reduced(torch.sum, given, told),
     "Relu": _of(F.relu),
     "Reshape": _reshape,
+    "Selu": _of(F.selu),
     "Sigmoid": _of(torch.sigmoid),
     "Slice": _sliced,
-    "Softmax": _softmax,
+    "Softmax": lambda given, told: torch.softmax(given[0], told.get("axis", -1)),
+    "Softplus": _of(F.softplus),
+    "Split": _part,
     "Sqrt": _of(torch.sqrt),
     "Squeeze": _squeeze,
     "Sub": _of(sub),
+    "Sum": lambda given, told: reduce(add, given),
     "Tanh": _of(torch.tanh),
     "Transpose": lambda given, told: given[0].permute(told["perm"]),
     "Unsqueeze": _unsqueeze,
@@ -325,9 +351,14 @@ def read_graph(content: Any, output: str, *, logits: bool) -> Graph:
         told = _attributes(node)
         if node.op_type not in OPERATORS or node.domain not in ("", "ai.onnx"):
             raise Unsupported(f"its operator {node.op_type} is not known here")
-        if wanted.intersection(node.output[1:]):
+        if node.op_type == "Split":
+            for part, name in enumerate(node.output):
+                own = {**told, "part": part, "parts": len(node.output)}
+                nodes.append([node.op_type, list(node.input), name, own])
+        elif wanted.intersection(node.output[1:]):
             raise Unsupported(f"the second output of its operator {node.op_type} is used")
-        nodes.append([node.op_type, list(node.input), node.output[0], told])
+        else:
+            nodes.append([node.op_type, list(node.input), node.output[0], told])
         wanted.update(node.input)
     if len(inputs) != 1:
         raise Unsupported("it has several inputs")

@@ -94,15 +94,22 @@ def as_onnx(model: OpenModel, batch: Mapping[str, np.ndarray]) -> Any:
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.log_severity_level = 3
     for given in onnxruntime.InferenceSession(content, options, providers=providers).get_inputs():
-        if given.shape and isinstance(given.shape[0], str):  # a name for the number of queries
-            options.add_free_dimension_override_by_name(given.shape[0], 1)
+        sizes = 1, *batch[given.name].shape[1:]
+        for name, size in zip(given.shape, sizes, strict=False):
+            if isinstance(name, str):
+                options.add_free_dimension_override_by_name(name, size)
     # Weights next to the file are copied to one next to the other.
     options.add_session_config_entry(
         "session.optimized_model_external_initializers_file_name", "weights"
     )
     with tempfile.TemporaryDirectory() as folder:
         options.optimized_model_filepath = str(Path(folder) / "model.onnx")
-        onnxruntime.InferenceSession(content, options, providers=providers)
+        onnxruntime.InferenceSession(
+            content,
+            options,
+            providers=providers,
+            disabled_optimizers=["MatMulAddFusion"],  # its reshapes fix the number of queries
+        )
         return onnx.load(options.optimized_model_filepath)
 
 

@@ -27,6 +27,8 @@ FEWEST_STEPS = 40
 """Steps of an epoch at least; an epoch goes through few inputs several times."""
 MOST_STEPS, MOST_ROUNDS = 60_000, 400
 """A training ends here even if time is left: more changes nothing, or learns inputs by heart."""
+HELD, LEAST_BATCH = 6 << 30, 16
+"""Bytes that a step may keep for its gradients, and the smallest batch that is made for it."""
 SHARE = 0.93
 """Part of the time that epochs are planned for; the rest is for slow moments of the machine."""
 
@@ -98,10 +100,27 @@ class Distillation(PartStage):
         return agreement, {"validation_agreement": agreement, "validation_coverage": coverage}
 
 
+def _held(student: Student, lesson: Lesson) -> float:
+    """Return how many bytes a step keeps for its gradients, for each query."""
+    kept, rows = list[int](), lesson.teacher.rows.train[:2]
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept.append(tensor.nbytes)
+        return tensor
+
+    student.train()
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        student(*student.tensors(lesson.teacher.inputs.batch(rows)))
+    return sum(kept) / len(rows)
+
+
 def plan(student: Student, lesson: Lesson, seconds: float) -> PartSettings:
     """Return a training that takes so many seconds, timed by a few steps that spoil the student."""
     count = len(lesson.teacher.rows.train)
     batch = 128 if count >= 4000 else 64 if count >= 1000 else 32
+    held = _held(student, lesson)
+    while batch > LEAST_BATCH and batch * held > HELD:
+        batch //= 2
     steps = max(FEWEST_STEPS, count // batch)
     own = {"epochs": 1, "steps_per_epoch": steps, "batch_size": batch, **student.rates}
     part = PartSettings.model_validate(own)

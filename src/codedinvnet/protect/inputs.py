@@ -135,8 +135,8 @@ def read_inputs(path: Path, signature: Signature, preprocess: str = "") -> Input
         raise UserError(
             f"--inputs: cannot read {path} as a folder of images, .npz or .npy: {one_line(error)}"
         ) from error
-    if len(specs) == 1 and IMAGES in found:
-        found.setdefault(specs[0].name, found[IMAGES])
+    if len(specs) == 1 and (IMAGES in found or len(found) == 1):
+        found.setdefault(specs[0].name, found.get(IMAGES, next(iter(found.values()))))
     if missing := [spec.name for spec in specs if spec.name not in found]:
         raise UserError(
             f"--inputs: {path} lacks an array for the model's {missing[0]!r}; it has those of "
@@ -192,7 +192,7 @@ def _fitted(array: np.ndarray, spec: TensorSpec, where: str) -> np.ndarray:
         channels, last = layout(spec)
         if array.ndim == 3 and channels == 1:
             array = array[..., None]
-        if array.shape[1:] != spec.shape and not last:
+        if array.ndim == 4 and array.shape[1:] != spec.shape and not last:
             array = array.transpose(0, 3, 1, 2)
         if array.shape[1:] == spec.shape:
             return np.ascontiguousarray(array)

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 
 from codedinvnet.common.config import PartSettings
-from codedinvnet.common.errors import UserError
+from codedinvnet.common.errors import UserError, one_line
 from codedinvnet.common.files import read_json, write_json
 from codedinvnet.common.progress import Progress
 from codedinvnet.protect.costs import Cost
 from codedinvnet.protect.distil import Distillation, plan
-from codedinvnet.protect.students import STUDENTS, Student, Unfit, kind_of
+from codedinvnet.protect.students import STUDENTS, Student, kind_of
 from codedinvnet.protect.teacher import Lesson
 from codedinvnet.training.loop import LATEST, train_stage
 
@@ -81,11 +81,11 @@ class Ladder:
     notes: list[str] = field(default_factory=list)
 
     def candidates(self) -> list[Trained]:
-        """Return the untrained candidates; a note says why a class has none.
+        """Return the untrained candidates; notes say why there are no others.
 
         A size that gives the same network as a smaller one is left out.
         """
-        teacher, found = self.lesson.teacher, list[Trained]()
+        teacher, found, missing = self.lesson.teacher, list[Trained](), dict[str, list[str]]()
         kind = kind_of(teacher)
         for work in sorted(self.works):
             for family, student in STUDENTS.items():
@@ -94,21 +94,21 @@ class Ladder:
                 path, most = self.folder / f"{family}-{work:g}.json", self.cost.share(work)
                 try:
                     choice = once(path, partial(student.choose, teacher, most))
-                except Unfit as error:
-                    self.notes.append(f"no {family}-{work:g}: {error}")
-                    continue
-                if all((t.student.family, t.student.choice) != (family, choice) for t in found):
-                    torch.manual_seed(self.seed)
-                    found.append(Trained(work, student(teacher, choice)))
+                    if all((t.student.family, t.student.choice) != (family, choice) for t in found):
+                        torch.manual_seed(self.seed)
+                        found.append(Trained(work, student(teacher, choice)))
+                except Exception as error:  # a stranger's graph may fail in any way
+                    missing.setdefault(one_line(error), []).append(f"{family}-{work:g}")
+        self.notes += [f"no {', '.join(names)}: {reason}" for reason, names in missing.items()]
         return found
 
-    def train(self, seconds: float) -> list[Trained]:
+    def train(self, candidates: Sequence[Trained], seconds: float) -> list[Trained]:
         """Return the best candidate of each size, trained within so many seconds.
 
         Raises:
             UserError: if there is time for none.
         """
-        found = self.candidates()
+        found = list(candidates)
         if len(found) > 1:
             found = self._round("trial", found, TRIALS * seconds)
             seconds *= 1 - TRIALS

@@ -47,6 +47,7 @@ def bases_of(graph: Graph, batches: Iterable[Tensor]) -> dict[str, Bases]:
             given[output] = given.get(output, 0) + _energy(y, axis)
             if weight[0, 0].numel() > 1:
                 taken[output] = taken.get(output, 0) + _energy(values[inputs[0]], axis)
+        del values
     return {
         name: (_basis(taken[name]) if name in taken else None, _basis(energy), shares[name])
         for name, energy in given.items()

@@ -94,9 +94,10 @@ def protect(options: ProtectOptions) -> dict[str, Any]:
     if cost.macs is None:
         notes.append(f"sizes go by measured time, because multiply-adds are not known: {cost.why}")
     works = WORKS if options.work is None else (options.work,)
-    ladder = Ladder(lesson, cost, works, options.out / WORK / "train", options.seed)
+    ladder = Ladder(lesson, cost, works, _trainings(options), options.seed)
+    candidates = ladder.candidates()
     left = (1 - MEASURED) * 60 * options.minutes - (time.monotonic() - began)
-    trained = ladder.train(once(options.out / WORK / "seconds.json", lambda: left))
+    trained = ladder.train(candidates, once(_trainings(options) / "seconds.json", lambda: left))
     torch.set_num_threads(1)
     backups = [_measured(options.out, each, teacher, single, cost) for each in trained]
     torch.set_num_threads(options.source.threads)
@@ -127,6 +128,11 @@ def protect(options: ProtectOptions) -> dict[str, Any]:
     write_json(options.out / DESCRIPTION, description)
     shutil.rmtree(options.out / WORK)
     return description
+
+
+def _trainings(options: ProtectOptions) -> Path:
+    """Return the folder of trainings, and of what depends on the time for them."""
+    return options.out / WORK / f"train-{options.minutes:g}"
 
 
 def _teacher(options: ProtectOptions, notes: list[str]) -> Teacher:
@@ -161,6 +167,7 @@ def _described(
             "source": model.source.source,
             "digest": model.source.digest,
             "scores": scores_tensor(model.signature).name,
+            "kind": teacher.kind,
             "macs": cost.macs,
             "ms": cost.ms,
         },
@@ -207,7 +214,7 @@ def _lesson(options: ProtectOptions, teacher: Teacher, notes: list[str]) -> Less
     affordable = min(MOST_WAYS, int(PASTED * minute / seconds))
     if affordable < FEWEST_WAYS:
         affordable = int(images and seconds <= MIRRORED * minute)
-    count = once(options.out / WORK / "variants.json", lambda: affordable)
+    count = once(_trainings(options) / "variants.json", lambda: affordable)
     if not count:
         notes.append("inputs stay as they are: scoring changed ones takes too much of --minutes")
     mirror = images and options.mirror

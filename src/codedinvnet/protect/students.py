@@ -50,6 +50,8 @@ CLOSE = 1e-2
 """The graph's scores may differ from the model's by this share of the largest one."""
 TRIED, RANKED = 8, 32
 """Training inputs that the graph is checked with, and of a batch that its layers are seen with."""
+LARGE = 3 * 128**2
+"""Numbers of an input from which batches are smaller."""
 PRICES, BISECTIONS = (1e-9, 1e9), 24
 STEPS = 8, 1
 """ONNX Runtime computes eight channels together: other numbers of them take a fifth longer."""
@@ -238,9 +240,16 @@ class FreshTokens(FreshStudent):
         return logits
 
 
-@lru_cache(maxsize=1)
 def graph_of(teacher: Teacher) -> Graph:
     """Return the served model's graph up to its logits; Unfit if it can't be trained and served."""
+    found = _graph_of(teacher)
+    if isinstance(found, Unfit):
+        raise found
+    return found
+
+
+@lru_cache(maxsize=1)
+def _graph_of(teacher: Teacher) -> Graph | Unfit:
     likely, batch = teacher.kind == "probabilities", teacher.inputs.batch(teacher.spread(TRIED))
     try:
         output = scores_tensor(teacher.model.signature).name
@@ -249,11 +258,11 @@ def graph_of(teacher: Teacher) -> Graph:
             scores = graph(sample(teacher, TRIED))
         export(graph, {"x": sample(teacher, TRIED)}, ["scores"])  # or it is trained for nothing
     except Exception as error:  # PyTorch has many for what does not fit
-        raise Unfit(f"PyTorch cannot compute its graph: {one_line(error)}") from error
+        return Unfit(f"PyTorch cannot compute its graph: {one_line(error)}")
     found = (scores.softmax(1) if likely else scores).numpy()
     wanted = scores_of(teacher.model, batch)
     if found.shape != wanted.shape or differ(wanted, found, CLOSE):
-        raise Unfit("PyTorch computes other scores from its graph")
+        return Unfit("PyTorch computes other scores from its graph")
     return graph
 
 
@@ -261,6 +270,16 @@ def sample(teacher: Teacher, count: int) -> Tensor:
     """Return some training images as floats."""
     (array,) = teacher.inputs.batch(teacher.spread(count)).values()
     return torch.from_numpy(array).float()
+
+
+def sampled(teacher: Teacher) -> list[Tensor]:
+    """Return SAMPLE training inputs in batches, without a last one of one query.
+
+    Batches of large images are small: all values of a network are in memory at once.
+    """
+    found = sample(teacher, SAMPLE)
+    large = found[0].numel() > LARGE
+    return [x for x in found.split(RANKED // 4 if large else RANKED) if len(x) > 1]
 
 
 class OwnStudent(Student):
@@ -336,7 +355,7 @@ class LowRank(OwnStudent):
         super().__init__(teacher, choice, thinner(*layers_of(teacher), **choice))
         self.network.train()
         with torch.no_grad():  # normalisations see what the thinner layers give
-            for x in sample(teacher, SAMPLE).split(RANKED):
+            for x in sampled(teacher):
                 self.network(x)
         self.network.eval()
 
@@ -362,7 +381,7 @@ class LowRank(OwnStudent):
 def layers_of(teacher: Teacher) -> tuple[Graph, dict[str, Bases]]:
     """Return a model's graph, ready for training, and the bases of its layers."""
     graph = normalised(graph_of(teacher), sample(teacher, RANKED))
-    return graph, bases_of(graph, sample(teacher, SAMPLE).split(RANKED))
+    return graph, bases_of(graph, sampled(teacher))
 
 
 STUDENTS: Mapping[str, type[Student]] = {
