@@ -75,5 +75,6 @@ class Ingress:
             self.api.memory.take(len(body))
             given = net.Request(head, [body], [], len(body), came)
             reply = await self.api.respond(given, asyncio.get_running_loop().create_future())
+        self.api.replied(head, reply.status)
         fields = {name.decode(): value.decode().strip() for name, value in reply.fields}
         return Response(reply.body, reply.status, fields, reply.kind)

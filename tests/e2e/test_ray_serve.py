@@ -112,6 +112,11 @@ async def test_strangers_do_not_change_the_policy(
         assert (await ingress(request("/v2/health/ready"))).status_code == 200
         large = await ingress(request("/policy", bytes(5000), **fields))
         assert large.status_code == 413
+        assert (
+            await ingress(request("/v2/models/mnist/infer", b"{}", **fields))
+        ).status_code == 400
+        metrics = (await ingress(request("/metrics", b"", **fields))).body
+        assert b'codedinvnet_requests_total{code="400"} 1.0' in bytes(metrics)
         assert ingress.api.memory.used == 0
     finally:
         await ingress.dispatcher.stop()

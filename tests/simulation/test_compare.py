@@ -123,6 +123,8 @@ REFUSED: list[tuple[list[str], str]] = [
     (["LOG", "--qps", "60", "--policy", "prayer"], "'prayer' is not one of uncoded"),
     (["LOG", "--qps", "60", "--workers", "0"], "--workers: must be above 0, got 0"),
     (["LOG", "--qps", "60", "--p999-ms", "-1"], "--p999-ms: must be above 0, got -1"),
+    (["LOG", "--qps", "60", "--p999-ms", "0"], "--p999-ms: must be above 0, got 0"),
+    (["LOG", "--qps", "60", "--p999-ms", "nan"], "--p999-ms: must be above 0, got nan"),
     (["LOG", "--qps", "-60"], "arrivals.qps"),
     (["LOG", "--qps", "60", "--bundle", "nothing"], "no bundle 'nothing'"),
     (

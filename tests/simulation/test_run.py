@@ -81,6 +81,7 @@ def test_what_is_simulated_of_a_mosaic_is_its_own_code(
     ("words", "message"),
     [
         (["--workers", "3"], "3 workers are too few: policy coded"),
+        (["--policy", "small-backup", "--r", "2"], "small-backup has r = 1"),
         (["--policy", "prayer"], "--policy: 'prayer' is not one of uncoded"),
         (["--qps", "0"], "arrivals.qps"),
         (["--stragglers", "sleepy"], "neither a file nor one of"),

@@ -13,7 +13,7 @@ from codedinvnet.codes.method import Method
 from codedinvnet.codes.nercc import NeRCC
 from codedinvnet.common.errors import UserError
 from codedinvnet.common.files import file_digest
-from codedinvnet.common.user_code import user_module
+from codedinvnet.common.user_code import import_user_module
 
 
 def _own() -> Iterator[type[Method]]:
@@ -101,7 +101,7 @@ def _in_file(path: Path, name: str) -> Method:
     """Make a method of a class in a user's file, which is run."""
     if not path.is_file():
         raise UserError(f"there is no file {path} with a method {name}")
-    kind = getattr(user_module(str(path)), name, None)
+    kind = getattr(import_user_module(str(path), f"{path}:{name}"), name, None)
     if not (isinstance(kind, type) and issubclass(kind, Method)):
         raise UserError(f"{path} has no subclass {name} of Method")
     if lacking := kind.lacking():

@@ -102,7 +102,7 @@ def _injected(fault: Fault) -> Fault:
 def _simulated(fault: Fault) -> Fault:
     if fault.kind == "corrupt":
         raise ValueError("faults of kind 'corrupt' are not simulated")
-    for name in ("from_task", "until_task", "each_image"):
+    for name in ("from_task", "until_task", "each_image", "spread"):
         if getattr(fault, name):
             raise ValueError(f"{name} is not simulated")
     return fault

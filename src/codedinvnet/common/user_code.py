@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+from codedinvnet.common.errors import UserError, one_line
+
 _BY_VALUE = ("cloudpickle", "ray.cloudpickle")
 """Picklers that would name a module which another machine cannot import."""
 
@@ -30,6 +32,15 @@ def user_module(place: str) -> ModuleType:
         raise FileNotFoundError(f"there is no file {path}")
     _importable(path.resolve().parent)
     return load_file(path)
+
+
+def import_user_module(place: str, what: str) -> ModuleType:
+    """Import as `user_module` does; UserError, beginning with `what` it is for, if that fails."""
+    try:
+        return user_module(place)
+    except Exception as error:  # whatever the user's code raises
+        kind = type(error).__name__
+        raise UserError(f"{what}: {kind}: {one_line(error)}") from error
 
 
 def load_file(path: Path) -> ModuleType:

@@ -140,19 +140,6 @@ class InFlight:
             if (query := self.queries.get(identity)) is not None:
                 yield query
 
-    def wanted_until(self, attempt: int, latest: float) -> float:
-        """Return the last deadline of those in an attempt's group who wait; 0 if none does.
-
-        Args:
-            attempt: its number.
-            latest: the last deadline of who may yet join the group while it is open.
-        """
-        found = self.attempts.get(attempt)
-        if found is not None and found.group.is_open:
-            return latest
-        members = () if found is None else self.pending(found.group)
-        return max((query.deadline for query in members), default=0.0)
-
     def is_wanted(self, group: CodingGroup, task: int) -> bool:
         """Tell whether a member that a sealed group's task needs has no answer yet."""
         return any(member in self.queries for member in group.needs(task))

@@ -117,7 +117,7 @@ def open_app(options: ServeOptions) -> App:
         raise options.refuse("on_corruption", f"wrong workers are not noticed: {why}")
     if why and scheme is not None and policy.takes_code:  # elsewhere it is not expected
         log_event("wrong workers are not noticed", reason=why)
-    pool = make_pool(options, opened.spec)
+    pool = make_pool(options, opened)
     timing = Timing(options.deadline_ms / 1000, options.down_timeout_ms / 1000)
     codec = TensorCodec(served, scheme, opened.computer)
     try:

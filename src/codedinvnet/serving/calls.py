@@ -42,12 +42,10 @@ class Calls:
         supervisor: Supervisor,
         codec: TensorCodec,
         queries: InFlight,
-        longest: float,
         do: Callable[[Sequence[Action]], None],
         heard: Callable[[float], None],
     ) -> None:
         self.scheduler, self.supervisor, self.codec = scheduler, supervisor, codec
-        self.longest = longest
         self.queries, self._do, self._heard = queries, do, heard
         self.metrics = supervisor.metrics
         self.tracing: Tracing | None = None
@@ -68,10 +66,8 @@ class Calls:
         members = tuple([number for send in sends for number in send.members])
         payloads = [self.payloads[number] for number in members]
         inputs = self.codec.join(payloads, first.size if len(sends) == 1 else len(payloads))
-        latest = now + self.longest
-        until = max(self.scheduler.flying.wanted_until(send.attempt, latest) for send in sends)
         origins = self.queries.sent(members, first.worker)
-        task = Task(first.attempt, first.task, inputs, () if first.group_size else origins, until)
+        task = Task(first.attempt, first.task, inputs, () if first.group_size else origins)
         kind = "parity" if first.task >= self._k else "data"
         self.supervisor.workers[first.worker].tasks += len(sends)
         self.metrics.tasks.labels(kind).inc(len(sends))

@@ -103,7 +103,6 @@ class Dispatcher:
             self.supervisor,
             codec,
             self.queries,
-            rules.group_timeout + self.timing.deadline,
             self._do,
             self._alarm.heard,
         )

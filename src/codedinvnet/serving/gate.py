@@ -25,7 +25,7 @@ from codedinvnet.serving.queries import InFlightQuery
 if TYPE_CHECKING:
     from codedinvnet.codes.base import Scheme
 
-REPLACE, REPORT = CORRUPTION = ("replace", "report")
+REPLACE, REPORT = "replace", "report"
 """What is done about a worker that answers wrongly."""
 LATELY = 100
 """Answers of each worker whose requests are logged when it is found to answer wrongly."""

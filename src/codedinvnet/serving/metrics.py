@@ -219,8 +219,9 @@ class Metrics:
         self.releasing.set(math.nan)
         self.drifting = gauge(
             "drifting", "Whether guesses disagree far more often than the calibration expects: "
-            "inputs drift."
+            "inputs drift; NaN without --max-disagreement."
         )  # fmt: skip
+        self.drifting.set(math.nan)
         self.withheld = counter(
             "withheld_answers", "Approximate answers that were not released, for their confidence "
             "or under drift."
@@ -281,10 +282,6 @@ class Metrics:
         """Count a query that was taken and has ended (latency in seconds)."""
         self.queries.labels(outcome).inc()
         self.latency.labels(outcome).observe(latency)
-
-    def count(self, outcome: str) -> int:
-        """Return how many queries ended so."""
-        return int(self.queries.labels(outcome)._value.get())
 
     def answered(self, outcome: str, latency: float) -> None:
         """Count a query that was answered (latency in seconds)."""

@@ -24,7 +24,7 @@ from codedinvnet.codes.registry import METHODS, OURS, UNTRAINED, find_method
 from codedinvnet.codes.rules import is_systematic
 from codedinvnet.common.errors import UserError
 from codedinvnet.common.files import file_digest
-from codedinvnet.common.user_code import user_module
+from codedinvnet.common.user_code import import_user_module
 from codedinvnet.models.base import scores_tensor
 from codedinvnet.models.bundle import bundle_folder, load_bundle, weights_digest
 from codedinvnet.net.logs import log_event
@@ -187,13 +187,14 @@ def usable_processors(quota: Path = QUOTA) -> int:
     return max(1, count)
 
 
-def make_pool(options: ServeOptions, spec: WorkerSpec) -> WorkerPool:
+def make_pool(options: ServeOptions, opened: Opened) -> WorkerPool:
     """Return the pool of the options, not yet started.
 
     Raises:
-        UserError: if it is a user's own, and there is none.
+        UserError: if it is a user's own, and there is none, or if the faults can't be injected.
     """
     pool: WorkerPool
+    spec, scheme = opened.spec, opened.scheme
     if options.pool == "ray":
         from codedinvnet.serving.workers.ray import RayPool
 
@@ -203,7 +204,14 @@ def make_pool(options: ServeOptions, spec: WorkerSpec) -> WorkerPool:
     else:
         pool = own_pool(options.pool, spec)
     if options.faults is not None or options.demo:
-        return FaultyPool(pool, load_schedule(options.faults) if options.faults else Schedule())
+        schedule = load_schedule(options.faults) if options.faults else Schedule()
+        mixes = scheme is not None and not is_systematic(scheme.rules)
+        if mixes and any(fault.per_request for fault in schedule.faults):
+            raise UserError(
+                f"--faults: {options.faults}: per_request hits a data task of a request, and a "
+                "method without direct answers has none"
+            )
+        return FaultyPool(pool, schedule)
     return pool
 
 
@@ -216,7 +224,7 @@ def own_pool(text: str, spec: WorkerSpec) -> WorkerPool:
     place, _, name = text.rpartition(":")
     if place.endswith(".py") and not Path(place).is_file():
         raise UserError(f"--pool: there is no file {place}")
-    kind = getattr(user_module(place), name, None)
+    kind = getattr(import_user_module(place, f"--pool {text}"), name, None)
     if kind is None:
         raise UserError(f"--pool: {place} has no class {name}")
     lacking = [word for word in POOL_METHODS if not callable(getattr(kind, word, None))]

@@ -142,8 +142,12 @@ async def exporting(collector: str | None) -> AsyncIterator[Tracing | None]:
     if collector is None:
         yield None
         return
-    parts = urlsplit(collector)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        parts = urlsplit(collector)
+        is_address = parts.scheme in ("http", "https") and bool(parts.hostname)
+    except ValueError:  # of an address in brackets
+        is_address = False
+    if not is_address:
         raise UserError(
             f"--set traces: {collector!r} is not http://HOST:4318, a collector's address"
         )

@@ -156,8 +156,9 @@ def run_plan(
     Raises:
         UserError: if a file or a value is wrong, before anything is simulated.
     """
-    for option, values in (("--workers", workers), ("--p999-ms", [p999_ms or 1.0])):
-        if min(values, default=1) <= 0:
+    asked = () if p999_ms is None else (p999_ms,)
+    for option, values in (("--workers", workers), ("--p999-ms", asked)):
+        if not min(values, default=1) > 0:
             raise UserError(f"{option}: must be above 0, got {min(values)}")
     if out is not None:
         if out.resolve() == source.resolve():

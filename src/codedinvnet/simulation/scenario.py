@@ -62,11 +62,11 @@ class Scenario(Section):
     """The share of the queries that take `long` times as long by themselves, on any worker."""
     long: Annotated[float, Field(ge=1)] = 10.0
     worker_batch: Positive = 1
-    """How many data tasks a worker computes in one call, at most, as `serve --worker-batch`."""
+    """How many data tasks a worker computes in one call, at most, as the setting of `serve`."""
     batch_fixed: Share = 0.0
     """The share of a data task's computing that a call costs once, however many tasks it has."""
     extra: Annotated[float, Field(ge=0)] | None = None
-    """Extra work per query, at most, as `serve --extra`; None: what suits the policy."""
+    """Extra work per query, at most, as the setting of `serve`; None: what suits the policy."""
     deadline_ms: Annotated[float, Field(gt=0)] = 5000.0
     group_timeout_ms: Annotated[float, Field(gt=0)] = 20.0
     hang_timeout_ms: Annotated[float, Field(gt=0)] | None = None

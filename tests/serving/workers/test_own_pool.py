@@ -47,3 +47,6 @@ def test_a_pool_that_is_nowhere(tmp_path: Path) -> None:
         check(options("slurm"))
     with pytest.raises(UserError, match=r"--pool: there is no file .*nowhere\.py"):
         open_app(options(f"{tmp_path}/nowhere.py:Mine"))
+    for module in ("no_such_module:Mine", ":Mine"):
+        with pytest.raises(UserError, match=f"--pool {module}: "):
+            open_app(options(module))

@@ -120,7 +120,7 @@ async def test_a_file_that_sets_pytorchs_threads_is_answered_for(
 async def test_a_model_that_sets_pytorchs_threads_when_it_computes(tmp_path: Path) -> None:
     path = tmp_path / "net.py"
     path.write_text(NETWORK.format(top="", function="", forward=SET))
-    told = "^worker 0 cannot start.*--threads-per-worker 2"
+    told = "^worker 0 cannot start.*--set threads-per-worker=2"
     with pytest.raises(UserError, match=told):
         await answered(ModelSpec(ModelSource(f"{path}:make", threads=1)), IMAGE)
     assert await answered(ModelSpec(ModelSource(f"{path}:make", threads=2)), IMAGE) == 1

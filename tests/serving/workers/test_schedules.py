@@ -11,6 +11,8 @@ import pytest
 
 from codedinvnet.common.distributions import Distribution
 from codedinvnet.common.errors import UserError
+from codedinvnet.serving.app import open_app
+from codedinvnet.serving.config import ServeOptions
 from codedinvnet.serving.workers.faults import Schedule, load_schedule
 
 # Files
@@ -35,6 +37,14 @@ def test_the_example_in_the_docs_is_a_schedule(tmp_path: Path) -> None:
     assert (crash.from_s, crash.until_s) == (10, 10.5)
     assert hang.worker == 6
     assert corrupt.scale == 2
+
+
+@pytest.mark.parametrize("method", ["nercc", "approxifer"])
+def test_faults_of_data_tasks_need_a_method_that_has_some(method: str, tmp_path: Path) -> None:
+    hold = {"kind": "hold", "per_request": True, "delay": {"ms": 100}}
+    faults = write(tmp_path, json.dumps({"faults": [hold]}))
+    with pytest.raises(UserError, match="per_request"):
+        open_app(ServeOptions(source="mnist", k=4, method=method, faults=faults))
 
 
 def test_an_empty_schedule(tmp_path: Path) -> None:

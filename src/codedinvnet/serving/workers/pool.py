@@ -6,7 +6,6 @@ class that takes a `WorkerSpec` and has these methods; `examples/my_pool.py` is 
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
@@ -101,8 +100,6 @@ class Task(NamedTuple):
     origins: tuple[Origin, ...] = ()
     """The places in their requests of data tasks' queries that are sent for the first time. Faults
     that hit requests need them."""
-    until: float = math.inf
-    """The last of its queries' deadlines (`time.monotonic()`)."""
 
     @property
     def members(self) -> int:

@@ -87,7 +87,7 @@ def load(spec: WorkerSpec) -> Computer:
     if threads != spec.threads:
         raise UserError(
             f"the model sets PyTorch's threads to {threads} when it computes: take "
-            f"torch.set_num_threads out of it, or say --threads-per-worker {threads}"
+            f"torch.set_num_threads out of it, or say --set threads-per-worker={threads}"
         )
     return computer
 
