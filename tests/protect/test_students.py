@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from codedinvnet.models import open_model
-from codedinvnet.protect import costs, students
+from codedinvnet.protect import costs, distil, students
 from codedinvnet.protect.inputs import Inputs, split
 from codedinvnet.protect.students import (
     STUDENTS,
@@ -20,7 +20,7 @@ from codedinvnet.protect.students import (
     graph_of,
     kind_of,
 )
-from codedinvnet.protect.teacher import Teacher, ask, scores_of
+from codedinvnet.protect.teacher import Lesson, Teacher, ask, scores_of
 from tests.protect.conftest import PLACE
 from tests.protect.factories import FEATURES
 
@@ -97,6 +97,14 @@ def test_a_fresh_network_is_as_wide_as_it_may_cost(name: str, kind: str, tmp_pat
     wider = STUDENTS[family](teacher, {"width": choice["width"] + 1}).eval()
     assert wider.macs() > most
     assert np.isfinite(logits(student, teacher)).all()
+
+
+def test_a_step_keeps_no_more_than_it_may(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher = teacher_of("vectors", tmp_path)
+    student = STUDENTS["mlp"](teacher, {"width": 8})
+    usual = distil.plan(student, Lesson(teacher), 5.0).batch_size
+    monkeypatch.setattr(distil, "HELD", 1)
+    assert distil.plan(student, Lesson(teacher), 5.0).batch_size == distil.LEAST_BATCH < usual
 
 
 def test_the_graph_computes_what_the_model_does(tmp_path: Path) -> None:

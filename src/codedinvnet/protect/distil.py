@@ -101,11 +101,13 @@ class Distillation(PartStage):
 
 
 def _held(student: Student, lesson: Lesson) -> float:
-    """Return how many bytes a step keeps for its gradients, for each query."""
+    """Return how many bytes a step keeps for its gradients, for each query; weights don't count."""
     kept, rows = list[int](), lesson.teacher.rows.train[:2]
+    weights = {weight.data_ptr() for weight in student.parameters()}
 
     def pack(tensor: Tensor) -> Tensor:
-        kept.append(tensor.nbytes)
+        if tensor.data_ptr() not in weights:
+            kept.append(tensor.nbytes)
         return tensor
 
     student.train()
