@@ -82,7 +82,6 @@ def run(
             raise UserError(f"{row}: codedinvnet protect failed")
         found: dict[str, Any] = read_json(folder / DESCRIPTION)
         found["model"]["source"] = without_folders(found["model"]["source"])
-        found["model"].pop("probe", None)  # only a folder that is served needs it
         write_json(RESULTS / f"{row}.json", found)
         if serve:
             protected_serving.serve(row, out, inputs, SERVING)

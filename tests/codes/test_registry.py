@@ -201,3 +201,10 @@ def test_answers_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
         return
     with pytest.raises(ValueError, match=rf"odd: .* {re.escape(str(shape))}, not \(5, 3\)$"):
         scheme.decode(outputs, 2)
+
+
+def test_a_file_that_fails_ends_with_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "broken.py"
+    path.write_text("class Mine(\n")
+    with pytest.raises(UserError, match=r"broken\.py:Mine: SyntaxError"):
+        find_method(f"{path}:Mine")

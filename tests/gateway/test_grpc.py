@@ -15,7 +15,9 @@ import pytest
 from codedinvnet.gateway.options import GatewayOptions
 from codedinvnet.gateway.run import running
 from codedinvnet.net.client import HttpClient, parse_origin
+from tests.gateway.support import until
 from tests.gateway.test_run import make_pair
+from tests.toys import Reply, Request, Toy
 
 grpc = pytest.importorskip("grpc")
 INFER = "/inference.GRPCInferenceService/ModelInfer"
@@ -169,6 +171,41 @@ async def test_a_dead_upstream_and_one_that_fails_lose_nothing() -> None:
                 await infer(b"", timeout=5)
             assert error.value.code() is grpc.StatusCode.INTERNAL
             assert error.value.details() == "broken"
+
+
+async def test_refused_calls_are_counted() -> None:
+    options = GatewayOptions(upstream=("grpc://127.0.0.1:1",), port=0, grpc_port=0)
+    async with running(options) as found:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{found.grpc_port}") as channel:
+            with pytest.raises(grpc.aio.AioRpcError):
+                await channel.unary_unary(INFER)(b"x")
+        labels = {"route": f"POST {INFER}", "outcome": "refused"}
+        name = "codedinvnet_gateway_requests_total"
+        assert found.metrics.registry.get_sample_value(name, labels) == 1
+
+
+async def test_no_call_is_taken_while_http_drains() -> None:
+    def handle(request: Request) -> Reply:
+        return Reply(b"late", delay=1.0 if request.path == "/orders" else 0.0)
+
+    async with Toy(handle) as http, Upstream() as one:
+        urls = (http.url, f"grpc://127.0.0.1:{one.port}")
+        options = GatewayOptions(
+            upstream=urls, port=0, grpc_port=0, hedge=(f"POST {ECHO}",), health="/x"
+        )
+        async with running(options) as found:
+            client = HttpClient(parse_origin(found.url))
+            late = asyncio.create_task(client.ask("POST", "/orders", 5.0, b"x"))
+            await until(lambda: any(each.path == "/orders" for each in http.seen))
+            stopping = asyncio.create_task(found.stop())
+            await asyncio.sleep(0.1)
+            async with grpc.aio.insecure_channel(f"127.0.0.1:{found.grpc_port}") as channel:
+                with pytest.raises(grpc.aio.AioRpcError) as error:
+                    await channel.unary_unary(ECHO)(b"x")
+            assert error.value.code() is grpc.StatusCode.UNAVAILABLE
+            assert (await late).body == b"late"
+            await stopping
+            client.close()
 
 
 async def test_tls_on_both_sides(tmp_path: Path) -> None:

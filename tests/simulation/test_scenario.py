@@ -154,6 +154,7 @@ def test_a_faults_file_of_the_service_is_understood(tmp_path: Path) -> None:
         (Fault(kind="slow", delay=Distribution(ms=30), from_task=10), "from_task"),
         (Fault(kind="hang", until_task=10), "until_task"),
         (Fault(kind="slow", delay=Distribution(ms=30), each_image=True), "each_image"),
+        (Fault(kind="slow", delay=Distribution(ms=30), spread=True), "spread"),
         (Fault(kind="corrupt", scale=2.0), "corrupt"),
     ],
 )

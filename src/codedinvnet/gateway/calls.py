@@ -104,7 +104,7 @@ class Call(ABC):
         """End an answer visibly whose rest will not come."""
 
     @abstractmethod
-    def named(self) -> tuple[str, str]:
+    def method_and_path(self) -> tuple[str, str]:
         """Return its method and path, for the log."""
 
     def note(self, outcome: str) -> None:
@@ -115,7 +115,8 @@ class Call(ABC):
 
     def log(self, event: str, **more: object) -> None:
         """Log it with its attempts, if nothing alike was logged just now."""
-        (method, path), quiet = self.named(), _slow if event == "slow request" else _failed
+        method, path = self.method_and_path()
+        quiet = _slow if event == "slow request" else _failed
         attempts = [attempt.described() for attempt in self.attempts]
         ms = round(1000 * (time.monotonic() - self.came), 1)
         fields = {"method": method, "path": path, "ms": ms, **more, "attempts": attempts}

@@ -38,9 +38,8 @@ FAILURES = frozenset(
 BROKEN = ("Socket closed", "onnection reset", "recvmsg", "GOAWAY", "Broken pipe")
 """How gRPC tells that a connection broke while a call was under way."""
 CODES = {502: grpc.StatusCode.UNAVAILABLE, 504: grpc.StatusCode.DEADLINE_EXCEEDED}
-_CODES = grpc.StatusCode
-OTHERS = _CODES.UNIMPLEMENTED, _CODES.UNAUTHENTICATED, _CODES.PERMISSION_DENIED
-"""How a server answers a probe that is up, and another service or one for known clients only."""
+PROBE_REFUSALS = frozenset({"UNIMPLEMENTED", "UNAUTHENTICATED", "PERMISSION_DENIED"})
+"""Codes of a server that is up, but has no such method or wants a token for it."""
 CHANNEL = settings(
     max_send_message_length=-1, max_receive_message_length=-1, max_metadata_size=1 << 20,
     initial_reconnect_backoff_ms=100, min_reconnect_backoff_ms=1000,
@@ -129,7 +128,7 @@ class GrpcCluster(Cluster):
     async def probe(self, endpoint: Endpoint) -> str:
         client: Any = endpoint.client
         answer = await client.ask(f"{V2_GRPC}ServerReady", b"", seconds=PROBE_TIMEOUT)
-        if answer.code in OTHERS:
+        if answer.code.name in PROBE_REFUSALS:
             return ""
         if answer.code is not grpc.StatusCode.OK:
             return str(answer.details or answer.code.name)
@@ -170,7 +169,7 @@ class GrpcCall(Call):
         self.log("request failed", reason=reason)
         self._end(last, "deadline" if status == 504 else "failed")
 
-    def named(self) -> tuple[str, str]:
+    def method_and_path(self) -> tuple[str, str]:
         return "POST", self.method
 
     def _end(self, answer: Answer, outcome: str) -> None:

@@ -181,5 +181,5 @@ class HttpCall(Call):
             self.note("cancelled")
             self.dispatcher.cancel(self)
 
-    def named(self) -> tuple[str, str]:
+    def method_and_path(self) -> tuple[str, str]:
         return self.head.method.decode("latin-1"), self.head.target[:200].decode("latin-1")

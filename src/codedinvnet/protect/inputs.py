@@ -15,7 +15,7 @@ from PIL import Image
 from codedinvnet.common.errors import UserError, one_line
 from codedinvnet.common.files import content_digest
 from codedinvnet.common.progress import Progress
-from codedinvnet.common.user_code import user_module
+from codedinvnet.common.user_code import import_user_module
 from codedinvnet.models.base import DATATYPES, Signature, TensorSpec
 
 IMAGES = "images"
@@ -212,8 +212,7 @@ def _converted(array: np.ndarray, spec: TensorSpec, where: str) -> np.ndarray:
 def _user_function(name: str) -> Any:
     """Return the function that --preprocess names, FILE.py:FUNCTION or package.module:function."""
     place, _, attribute = name.rpartition(":")
-    try:
-        return getattr(user_module(place), attribute)
-    except Exception as error:  # whatever the user's module raises
-        kind = type(error).__name__
-        raise UserError(f"--preprocess {name}: {kind}: {one_line(error)}") from error
+    found = getattr(import_user_module(place, f"--preprocess {name}"), attribute, None)
+    if not callable(found):
+        raise UserError(f"--preprocess {name}: {place} has no function {attribute}")
+    return found
