@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,7 +23,7 @@ OWN = ("/metrics", "/codedinvnet/status", "/codedinvnet/policy")
 OPEN = ("/livez", "/readyz", "/codedinvnet")
 
 
-def authorization(value: str | None) -> dict[str, str]:
+def authorization(value: str | None) -> dict[str, Any]:
     return {} if value is None else {"authorization": value}
 
 
@@ -75,7 +76,7 @@ async def test_clients_tokens_never_reach_upstreams(
     token_file: Path, tmp_path: Path, own: str | None
 ) -> None:
     """Whether or not upstreams get a token of the gateway's own."""
-    options = {}
+    options: dict[str, Any] = {}
     if own is not None:
         (tmp_path / "own").write_text(own)
         options["upstream_token_file"] = tmp_path / "own"
