@@ -1,5 +1,11 @@
 PYTHON ?= python3
-BIN := .venv/bin
+VENV := .venv
+BIN := $(VENV)/bin
+
+# The versions that the tests passed with; `make CONSTRAINTS=` takes the newest that pyproject.toml allows.
+CONSTRAINTS := constraints.txt
+# The newest Python here, for `make nightly`.
+NEWEST = $(firstword $(shell command -v python3.14 python3.13 python3.12 python3.11))
 
 # Image sets: from data/ if it is there, else downloaded into the cache.
 DATA := $(if $(wildcard data),--data-dir data)
@@ -11,15 +17,15 @@ SEED := 2
 BUNDLE_FILES := $(BUNDLES:%=docs/results/%.json)
 SEED_FILES := $(BUNDLES:%=docs/results/seed-%.json)
 
-.PHONY: help setup demo test pytest lint nightly nightly-tests docs triton mlserver servers format wheel clean bench bench-quick
+.PHONY: help setup demo test pytest lint nightly nightly-tests nightly-newest constraints docs triton mlserver servers format wheel clean bench bench-quick
 .PHONY: bench-bundles bench-seeds bench-page $(BENCHMARKS:%=bench-%) $(BENCHMARKS:%=quick-%)
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
 
-setup: .venv/.installed-dev  ## create .venv with everything a developer needs
+setup: $(VENV)/.installed-dev  ## create .venv with everything a developer needs
 
-demo: .venv/.installed  ## recover predictions of the shipped images
+demo: $(VENV)/.installed  ## recover predictions of the shipped images
 	$(BIN)/codedinvnet demo
 
 test: lint pytest  ## every check: lint, types, tests
@@ -28,10 +34,10 @@ test: lint pytest  ## every check: lint, types, tests
 # of the time is spent waiting for what runs elsewhere. In their order: otherwise the files with few and long tests
 # come last, and one process does them alone. Bytecode is written whatever the environment says: hundreds of
 # processes import PyTorch, and each would compile it anew.
-pytest: .venv/.installed-dev  ## the tests alone
+pytest: $(VENV)/.installed-dev  ## the tests alone
 	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
 
-lint: .venv/.installed-dev  ## style and types, changes nothing
+lint: $(VENV)/.installed-dev  ## style and types, changes nothing
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
@@ -39,16 +45,28 @@ lint: .venv/.installed-dev  ## style and types, changes nothing
 # Every command that rows in docs/results are made by runs here in short, or with small settings in `make test`. Only
 # the grid of Tiny-ImageNet does not, because it needs a bundle that does not ship.
 # What fails does not keep the rest from running.
-nightly:  ## what takes longer than `make test`: harm from outside, every order of events, further cases, and every benchmark in short
-	@$(MAKE) --no-print-directory -j1 -k nightly-tests bench-quick
+nightly:  ## what takes longer than `make test`: harm from outside, mutants, every order of events, the newest Python and packages, and every benchmark in short
+	@$(MAKE) --no-print-directory -j1 -k nightly-tests nightly-newest bench-quick
 
-nightly-tests: .venv/.installed-dev
-	$(BIN)/pytest tests/nightly -s
+nightly-tests: $(VENV)/.installed-dev
+	$(BIN)/pytest -m nightly -s
 
-docs: .venv/.installed-dev  ## build the documents' site into site/, and check its links
+# Other people's releases show here first, and not in a change that has nothing to do with them.
+nightly-newest:
+	rm -rf .venv-newest
+	$(MAKE) VENV=.venv-newest PYTHON=$(NEWEST) CONSTRAINTS= test
+
+constraints:  ## write constraints.txt anew from the newest packages; run `make test` before you commit it
+	rm -rf .venv-constraints
+	$(MAKE) VENV=.venv-constraints CONSTRAINTS= setup
+	{ sed '/^#/!d' constraints.txt; .venv-constraints/bin/pip freeze --exclude-editable | grep -v '^torch\(vision\)\?=='; } > constraints.new
+	mv constraints.new constraints.txt
+	rm -rf .venv-constraints
+
+docs: $(VENV)/.installed-dev  ## build the documents' site into site/, and check its links
 	$(BIN)/python -m sphinx -q -W --keep-going -b html docs site
 
-triton: .venv/.installed  ## install Triton into .triton/, for the tests that run it (no GPU)
+triton: $(VENV)/.installed  ## install Triton into .triton/, for the tests that run it (no GPU)
 	PYTHON=$(BIN)/python tools/get_triton.sh
 
 servers:  ## install LitServe and `transformers serve` into .servers/, for the nightly tests that run them
@@ -57,23 +75,23 @@ servers:  ## install LitServe and `transformers serve` into .servers/, for the n
 mlserver:  ## install MLServer and KServe's client into .mlserver/, for the tests that run them
 	PYTHON="$(PYTHON)" tools/get_servers.sh mlserver
 
-format: .venv/.installed-dev  ## repair the style
+format: $(VENV)/.installed-dev  ## repair the style
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
 # A benchmark that fails does not keep the others from running (-k); they run one after another.
 # The quick version starts from nothing: rows that were kept would check nothing.
-bench-quick: .venv/.installed-bench  ## every benchmark in short and anew, into results/quick
+bench-quick: $(VENV)/.installed-bench  ## every benchmark in short and anew, into results/quick
 	rm -rf results/quick runs/quick
 	@$(MAKE) --no-print-directory -j1 -k $(BENCHMARKS:%=quick-%)
 
-bench: .venv/.installed-bench  ## every benchmark in full, into docs/results: many hours; goes on where it stopped
+bench: $(VENV)/.installed-bench  ## every benchmark in full, into docs/results: many hours; goes on where it stopped
 	@$(MAKE) --no-print-directory -j1 -k $(BENCHMARKS:%=bench-%) bench-page
 
-bench-bundles: .venv/.installed  ## the bundles' accuracy and costs where they are missing: half an hour
+bench-bundles: $(VENV)/.installed  ## the bundles' accuracy and costs where they are missing: half an hour
 	@$(MAKE) --no-print-directory -j1 -k $(BUNDLE_FILES)
 
-bench-seeds: .venv/.installed  ## train the bundles from another seed: many hours; goes on where it stopped
+bench-seeds: $(VENV)/.installed  ## train the bundles from another seed: many hours; goes on where it stopped
 	@$(MAKE) --no-print-directory -j1 -k $(SEED_FILES) bench-page
 
 # Each may be asked for by itself, in full or in short. What is there is kept, however old (|).
@@ -94,13 +112,13 @@ RUN_two-losses = python -m benchmarks sweep configs/bench/simulate-two-losses.js
 RUN_few-workers = python -m benchmarks sweep configs/bench/simulate-few-workers.json $(QUICK) --out $(TO)/few-workers.jsonl
 
 define benchmark
-bench-$(1) quick-$(1): | .venv/.installed-bench
+bench-$(1) quick-$(1): | $(VENV)/.installed-bench
 	$(BIN)/$$(RUN_$(1))
 endef
 $(foreach name,$(BENCHMARKS),$(eval $(call benchmark,$(name))))
 
-bench-page: | .venv/.installed
-$(BUNDLE_FILES) $(SEED_FILES): | .venv/.installed
+bench-page: | $(VENV)/.installed
+$(BUNDLE_FILES) $(SEED_FILES): | $(VENV)/.installed
 
 $(BUNDLE_FILES): docs/results/%.json:
 	$(BIN)/python -m benchmarks figures --measure $(DATA) $*
@@ -114,7 +132,7 @@ $(SEED_FILES): docs/results/seed-%.json:
 bench-page:
 	$(BIN)/python -m benchmarks figures
 
-wheel: .venv/.installed-dev  ## build dist/*.whl
+wheel: $(VENV)/.installed-dev  ## build dist/*.whl
 	rm -rf build  # of before: modules that are gone would be in the wheel
 	$(BIN)/python -m build --wheel
 
@@ -124,17 +142,18 @@ clean:  ## delete caches and build products; keeps .venv, data and runs
 
 # The virtual environment in steps: what the demo needs, with what benchmarks need beside it, or with
 # the developer's tools.
-.venv/.installed: pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
-	  { echo "error: Python 3.10 or newer is needed; name one with: make PYTHON=python3.12 ..." >&2; exit 1; }
-	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -e ".[models]"
+INSTALL = $(BIN)/python -m pip install $(CONSTRAINTS:%=-c %)
+$(VENV)/.installed: pyproject.toml $(CONSTRAINTS)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: Python 3.11 or newer is needed; name one with: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
+	$(INSTALL) -e ".[models]"
 	@touch $@
 
-.venv/.installed-bench: .venv/.installed
-	$(BIN)/python -m pip install -e ".[onnx]"
+$(VENV)/.installed-bench: $(VENV)/.installed
+	$(INSTALL) -e ".[onnx]"
 	@touch $@
 
-.venv/.installed-dev: .venv/.installed
-	$(BIN)/python -m pip install -e ".[dev]"
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(INSTALL) -e ".[dev]"
 	@touch $@

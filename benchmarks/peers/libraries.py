@@ -71,7 +71,7 @@ async def send(load: Load, site: Site, peer: str, times: np.ndarray) -> None:
         async def ask(number: int, due: float) -> None:
             try:
                 answer = await asyncio.wait_for(client.get(f"/m/{number}"), load.timeout)
-            except (httpx.HTTPError, asyncio.TimeoutError) as error:
+            except (TimeoutError, httpx.HTTPError) as error:
                 load.errors[type(error).__name__] += 1
                 return
             if answer.status_code != 200:

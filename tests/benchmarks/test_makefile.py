@@ -56,7 +56,8 @@ def test_the_commands_of_a_target_parse(target: str, tmp_path: Path) -> None:
     """In a repository without results, so that nothing is left out."""
     (tmp_path / "docs" / "results").mkdir(parents=True)
     shutil.copy(ROOT / "Makefile", tmp_path)
-    (tmp_path / "pyproject.toml").touch()
+    for name in ("pyproject.toml", "constraints.txt"):
+        (tmp_path / name).touch()
     seen = 0
     for line in commands("bench-quick" if target == "quick" else target, tmp_path).splitlines():
         words = shlex.split(line)

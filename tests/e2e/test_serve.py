@@ -362,13 +362,13 @@ def test_it_is_alive_before_it_is_ready(tmp_path: Path) -> None:
 
 
 @needs_proc
-def test_a_stop_while_it_starts(tmp_path: Path) -> None:
-    check_stop(signal.SIGINT, tmp_path)  # of which Python makes exceptions
-
-
-def check_stop(number: signal.Signals, folder: Path) -> None:
+@pytest.mark.parametrize(
+    "number",  # of SIGINT, Python makes an exception
+    [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.nightly)],
+)
+def test_a_stop_while_it_starts(number: signal.Signals, tmp_path: Path) -> None:
     """As a terminal's Ctrl-C or a service manager's stop: to the whole process group."""
-    with (folder / "log").open("w") as log:
+    with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "codedinvnet", "serve", "mnist", "--port", "0"],
             stdout=log,
@@ -384,7 +384,7 @@ def check_stop(number: signal.Signals, folder: Path) -> None:
             process.kill()
             process.wait()
     assert survivors(below) == []
-    text = (folder / "log").read_text()
+    text = (tmp_path / "log").read_text()
     assert "serving mnist" not in text  # it was not up yet
     assert "Traceback" not in text
 

@@ -20,7 +20,7 @@ from tests.gateway.support import INFER, V2, Handler, Request, Upstream, answer,
 from tests.gateway.test_hedging import unrepeated
 from tests.gateway.test_streams import HEAD, ROLE, chunk, stream, token, unchunked, whole
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.nightly, pytest.mark.anyio, pytest.mark.timeout(1800)]
 STREAMS, TOKENS, SAFE = int(os.environ.get("STREAMS", "20000")), 3, 20_000
 WARM_UP = 200
 """Streams before those that are measured."""

@@ -33,7 +33,7 @@ from tests.protect.conftest import finished as finished
 from tests.protect.factories import FEATURES
 from tests.protect.test_served import LATE, answers
 
-pytest.importorskip("ray.serve", reason="ray[serve] is not installed")
+pytestmark = pytest.mark.nightly
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = """

@@ -10,7 +10,7 @@ from benchmarks import outside
 from benchmarks.outside.counts import Count, table
 from benchmarks.outside.served import Sizes
 
-pytestmark = pytest.mark.timeout(1800)
+pytestmark = [pytest.mark.nightly, pytest.mark.timeout(1800)]
 Counts = dict[str, Count]
 
 

@@ -2,7 +2,11 @@
 
 from pathlib import Path
 
+import pytest
+
 from benchmarks import processor
+
+pytestmark = pytest.mark.nightly
 
 
 def test_both_servers_are_measured() -> None:

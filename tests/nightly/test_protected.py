@@ -13,6 +13,8 @@ from codedinvnet.protect import distil
 from tests.models.factories import save_onnx
 from tests.protect.factories import FEATURES, vectors
 
+pytestmark = pytest.mark.nightly
+
 
 def test_a_model_is_protected_and_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distil, "MOST_ROUNDS", 60)

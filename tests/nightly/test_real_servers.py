@@ -29,6 +29,8 @@ from tests.nightly.servers import (
     TritonServer,
 )
 
+pytestmark = pytest.mark.nightly
+
 KINDS: list[type[Replica]] = [FastAPI, LitServe, RayServe, MLServer, TritonServer, Transformers]
 CLIENTS = 4
 WAIT = 30.0

@@ -30,7 +30,10 @@ from codedinvnet.net.listening import free_port
 
 grpc = pytest.importorskip("grpc")
 pb = pytest.importorskip("tritonclient.grpc.service_pb2")
-pytestmark = pytest.mark.skipif(not is_installed(), reason="Triton is not installed: make triton")
+pytestmark = [
+    pytest.mark.nightly,
+    pytest.mark.skipif(not is_installed(), reason="Triton is not installed: make triton"),
+]
 
 STOPS = int(os.environ.get("STOPS", "25"))
 """Of each of the eight cases."""

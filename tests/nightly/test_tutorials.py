@@ -5,8 +5,12 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
+import pytest
+
 from tests.pages import is_like, run, steps
 from tests.processes import served
+
+pytestmark = pytest.mark.nightly
 
 
 def test_a_latency_log_says_how_many_machines(tmp_path: Path) -> None:

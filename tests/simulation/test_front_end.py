@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Iterator, Mapping
+from itertools import product
 from types import SimpleNamespace
 from typing import Any
 
@@ -179,19 +180,21 @@ FAULTS: dict[str, dict[str, Any]] = {
     "hung": {"kind": "hang", "probability": 0.01},
     "crashed": {"kind": "crash", "probability": 0.04},
 }
-FAULTY = [("uncoded", "hung"), ("coded+hedge", "crashed")]
-"""Pairs of a policy and a fault; the others come at night."""
+BY_DAY = [("uncoded", "hung"), ("coded+hedge", "crashed")]
 
 
-@pytest.mark.parametrize(("policy", "name"), FAULTY)
+@pytest.mark.parametrize(
+    ("policy", "name"),
+    [
+        pytest.param(*pair, marks=() if pair in BY_DAY else pytest.mark.nightly)
+        for pair in product(("uncoded", "coded+hedge"), FAULTS)
+    ],
+)
 def test_injected_faults_mean_the_same(
     policy: str, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    check_fault(policy, FAULTS[name], monkeypatch)
-
-
-def check_fault(policy: str, fault: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """The service's own fault injection draws its own fates: the distributions must agree."""
+    fault = FAULTS[name]
     given = scenario(
         policy=policy,
         workers=8,

@@ -31,9 +31,11 @@ def test_irevnet_run(
     assert "largest_singular_value" not in inversion
 
 
-def check_training(encoder: str, folder: Path) -> None:
+@pytest.mark.nightly
+@pytest.mark.parametrize("encoder", ["lean", "mosaic"])
+def test_training_on_the_shipped_images_beats_chance_by_far(encoder: str, tmp_path: Path) -> None:
     """800 images to train on, 100 to choose the epoch, 100 held out (of 10 classes)."""
-    data = write_images(folder / "data", train=900, test=100)
+    data = write_images(tmp_path / "data", train=900, test=100)
     raw = tiny_settings("recovery")
     raw["network"].update(blocks=[1, 1, 1], strides=[1, 2, 2], hidden=[16, 32, 32])
     raw["training"].update(epochs=10)
@@ -49,7 +51,7 @@ def check_training(encoder: str, folder: Path) -> None:
     if encoder == "mosaic":  # whose finest cells are one place of the latent
         raw["fusion"].update(latent_weight=0.0, normal_share=0.5)
         raw["network"].update(blocks=[1, 1], strides=[1, 2], hidden=[16, 32])
-    run = make_run(raw, folder / "runs", data)
+    run = make_run(raw, tmp_path / "runs", data)
     stages.train(run)
     stages.fuse(run, 4)
     bundle = load_bundle(run.fusion_folder(4) / "bundle")

@@ -310,7 +310,7 @@ class Cluster:
                     while await asyncio.wait_for(loop.sock_recv(opened, 1024), SILENCE):
                         pass
                     return
-                except asyncio.TimeoutError:
+                except TimeoutError:
                     continue
                 except OSError:
                     return

@@ -295,7 +295,7 @@ class GrpcServer(grpc.GenericRpcHandler):  # type: ignore[misc]
                 await context.abort(codes.UNAVAILABLE, "the gateway's memory is full")
             try:
                 message = await asyncio.wait_for(context.read(), READ_TIMEOUT)
-            except asyncio.TimeoutError:
+            except TimeoutError:
                 await context.abort(codes.DEADLINE_EXCEEDED, "the message did not come")
         if not isinstance(message, bytes):
             await context.abort(codes.INVALID_ARGUMENT, "there is no message")

@@ -430,7 +430,7 @@ class HttpClient:
         limit = self.connect_timeout if seconds is None else min(seconds, self.connect_timeout)
         try:
             return await asyncio.wait_for(self._connect(), limit)
-        except asyncio.TimeoutError:
+        except TimeoutError:
             raise OSError(f"no connection within {limit:.3g} s") from None
 
     async def _connect(self) -> Connection:

@@ -74,7 +74,7 @@ class Resolver:
             going.add_done_callback(lambda _: self._going.pop(key))
         try:
             found = await asyncio.wait_for(asyncio.shield(going), self.seconds)
-        except asyncio.TimeoutError:
+        except TimeoutError:
             raise OSError(f"{host}: its name was not resolved within {self.seconds:g} s") from None
         now = loop.time()
         self._found = {k: v for k, v in self._found.items() if now - v[0] < KEPT}

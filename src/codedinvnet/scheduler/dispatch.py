@@ -20,8 +20,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-
-from typing_extensions import assert_never
+from typing import assert_never
 
 from codedinvnet.codes.rules import CodeRules, Uncoded, is_systematic
 from codedinvnet.scheduler.actions import Action, Call, Decided, Forget, Send

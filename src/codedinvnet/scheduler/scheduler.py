@@ -12,8 +12,7 @@ late and who is slow, and `completion` ends queries.
 from __future__ import annotations
 
 from collections.abc import Container, Iterable
-
-from typing_extensions import assert_never
+from typing import assert_never
 
 from codedinvnet.codes.rules import CodeRules, Uncoded, is_systematic
 from codedinvnet.scheduler.actions import Action

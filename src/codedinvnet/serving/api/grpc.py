@@ -255,7 +255,7 @@ async def read_message(context: Any, turns: asyncio.Semaphore, seconds: float) -
 
     try:
         message = await asyncio.wait_for(read(), seconds)
-    except asyncio.TimeoutError:
+    except TimeoutError:
         raise TooSlow(f"message: not here after {seconds:g} s") from None
     if not isinstance(message, bytes):
         raise ProtocolError("message: there is none")

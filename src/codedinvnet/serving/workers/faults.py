@@ -128,7 +128,7 @@ class FaultyPool:
         """Sleep; a worker that is replaced meanwhile has lost its task."""
         try:
             await asyncio.wait_for(self.replaced[worker].wait(), seconds)
-        except asyncio.TimeoutError:
+        except TimeoutError:
             return
         raise WorkerDied("replaced while it was slow")
 

@@ -262,7 +262,7 @@ class ProcessPool:
         try:
             try:
                 await asyncio.wait_for(asyncio.shield(launched), START_TIMEOUT)
-            except asyncio.TimeoutError:
+            except TimeoutError:
                 raise WorkerDied(f"worker {worker} did not start in time") from None
             finally:
                 await _settle(launched)  # when cancelled, too: there is a process to end then
@@ -291,7 +291,7 @@ class ProcessPool:
         """
         try:
             await asyncio.wait_for(connection.ready, START_TIMEOUT)
-        except asyncio.TimeoutError:
+        except TimeoutError:
             raise WorkerDied(f"worker {worker} did not start") from None
         except (UserError, WorkerDied) as error:
             raise type(error)(f"worker {worker} {error}") from error

@@ -218,7 +218,7 @@ class RayPool:
         whereabouts = handle.whereabouts.options(concurrency_group="life").remote()
         try:
             host, pid = await asyncio.wait_for(asyncio.ensure_future(whereabouts), START_TIMEOUT)
-        except (asyncio.TimeoutError, self.ray.exceptions.RayError) as error:
+        except (TimeoutError, self.ray.exceptions.RayError) as error:
             self._kill(handle)
             reason = last_line(error) or "not ready in time: has the cluster free processors?"
             if reason.startswith(USER_ERROR):

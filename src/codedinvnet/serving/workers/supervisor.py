@@ -7,7 +7,7 @@ import logging
 import time
 from collections import deque
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import StrEnum
 
 from codedinvnet.common.errors import UserError, described
 from codedinvnet.net.logs import Lasting, log_event
@@ -26,7 +26,7 @@ MOST_FAILURES = 5
 """A worker that fails so many tasks in a row is replaced, if the tasks are not to blame."""
 
 
-class State(str, Enum):
+class State(StrEnum):
     """What a worker is doing."""
 
     STARTING = "starting"
@@ -38,7 +38,7 @@ class State(str, Enum):
     """It is not started any more."""
 
 
-class Cause(str, Enum):
+class Cause(StrEnum):
     """Why a worker is replaced."""
 
     DIED = "died"
