@@ -82,6 +82,13 @@ class HttpAttempt(Attempt):
             self._stage is Stage.DECIDED and not self.is_complete
         )
 
+    @property
+    def fault(self) -> Failure | None:
+        if not tells_of_failure(self.status):
+            return None
+        reason = f"{self.endpoint.url}: status {self.status}"
+        return Failure(Cause.STATUS, reason, retry_after=seconds_until_retry(self.head))
+
     # To the upstream
 
     def start(self) -> None:
@@ -121,7 +128,8 @@ class HttpAttempt(Attempt):
 
     def _failed(self, cause: Cause, reason: str, reply: object = None) -> None:
         self._drop()
-        failure = Failure(cause, f"{self.endpoint.url}: {reason}", reply)
+        again = seconds_until_retry(self.head) if cause is Cause.STATUS else 0.0
+        failure = Failure(cause, f"{self.endpoint.url}: {reason}", reply, again)
         self.call.dispatcher.failed(self, failure)
 
     # From the upstream
@@ -275,3 +283,14 @@ class HttpAttempt(Attempt):
         connection, self._connection = self._connection, None
         if connection is not None and connection.receiver is self:
             connection.abort()
+
+
+def tells_of_failure(status: int) -> bool:
+    """Return whether a status tells of a failure of the server, whatever was asked."""
+    return (status >= 500 and status != 501) or status in (408, 429)
+
+
+def seconds_until_retry(head: ResponseHead | None) -> float:
+    """Return what an answer's `Retry-After` says in seconds; 0 without one, or if it is a date."""
+    text = b"" if head is None else head.known.get(b"retry-after", b"")
+    return float(text) if text.isdigit() and len(text) < 7 else 0.0

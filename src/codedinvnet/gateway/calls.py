@@ -48,6 +48,8 @@ class Failure(NamedTuple):
     """In words."""
     reply: Any = None
     """The upstream's answer, which the client gets if no other answers; None without one."""
+    retry_after: float = 0.0
+    """Seconds after which the upstream wants to be asked again; 0 if it didn't say."""
 
 
 class Call(ABC):
@@ -166,6 +168,11 @@ class Attempt(ABC):
     @abstractmethod
     def is_stream(self) -> bool:
         """Whether the answer is known to be a stream."""
+
+    @property
+    @abstractmethod
+    def fault(self) -> Failure | None:
+        """The upstream's failure, if its answer tells of one and its client gets it all the same."""
 
     @abstractmethod
     def start(self) -> None:

@@ -1,8 +1,10 @@
 """Which upstreams there are, which of them are up, and how ejected ones come back.
 
-An upstream is ejected when it refuses connections, when it does not say that it is ready, or when
-it fails several requests in a row while another fails none. It gets nothing but probes then, and
-comes back when one is answered over HTTP; on probation, the first failure ejects it again.
+An upstream is ejected when it refuses connections, when it does not say that it is ready, when it
+fails several requests in a row while another fails none, or when it fails more of a route's requests
+than the others do (`outliers`). It gets nothing but probes then, and comes back when one is answered
+over HTTP; on probation, the first failure ejects it again. What was ejected for its answers is away
+for longer each time, since probes say little about them, or for as long as its `Retry-After` says.
 
 One whose answers cannot be trusted (`Endpoint.distrust`) comes back only after it was seen to
 restart: its connections were closed, or it refused one.
@@ -18,6 +20,7 @@ from contextlib import ExitStack
 
 from codedinvnet.gateway.calls import Attempt, Cause, Failure
 from codedinvnet.gateway.metrics import GatewayMetrics, RollingQuantiles
+from codedinvnet.gateway.outliers import Outliers
 from codedinvnet.net.background import Background
 from codedinvnet.net.client import HttpClient, described, open_socket
 from codedinvnet.net.logs import Lasting, log_event
@@ -30,6 +33,12 @@ MOST_SILENT = 2
 """Probes in a row without success that eject an upstream."""
 DELAYS = (0.1, 0.25, 0.5, 1.0)
 """Seconds until an ejected upstream is probed again, the more the oftener it was ejected."""
+AWAY, LONGEST_AWAY = 1.0, 60.0
+"""Seconds that an upstream is away which answers probes but fails requests: at first, doubled each
+time, and at most. A minute costs little, and few clients wait longer for a `Retry-After`."""
+MOST_EJECTED = 0.7
+"""The largest share of the upstreams that is ejected for its answers: two of three, one of two. If more
+fail, the fault is likely to be in what they share, and the others would be overrun."""
 STEADY = 30.0
 """Seconds up, after which earlier ejections are forgotten."""
 START_TIMEOUT = 2.0
@@ -147,6 +156,7 @@ class Cluster:
         self.on_lost: Callable[[Endpoint, str, bool], None] = lambda *_: None
         self.on_up: Callable[[Endpoint], None] = lambda _: None
         self.watch = Watch(self)
+        self.outliers = Outliers()
         self._left_out: set[str] = set()
         self._background = Background()
 
@@ -251,6 +261,34 @@ class Cluster:
         if sound and (endpoint.on_probation or endpoint.failures >= MOST_FAILURES):
             self.eject(endpoint, failure)
 
+    def compare(
+        self, endpoint: Endpoint, route: str, seconds: float, failure: Failure | None
+    ) -> None:
+        """Take in an answer to a request that went to one upstream only, and eject an outlier.
+
+        Args:
+            endpoint: that answered.
+            route: that the request came on.
+            seconds: that it took.
+            failure: its error; None if it answered as a sound server does.
+        """
+        if not self.is_here(endpoint):
+            return
+        now, others = time.monotonic(), self._compared(endpoint) if failure else set()
+        why = self.outliers.took(
+            now, route, endpoint.worker, seconds, failure is not None, others, endpoint.on_probation
+        )
+        if why is not None and failure is not None:
+            self.eject(endpoint, failure._replace(reason=f"{failure.reason}; {why}"))
+
+    def _compared(self, endpoint: Endpoint) -> set[int]:
+        """Return with which upstreams one is compared: none if it must not be ejected."""
+        mains = list(self.mains_here())
+        up = {other.worker for other in mains if other.is_up}
+        if endpoint.worker not in up or 1 + len(mains) - len(up) > MOST_EJECTED * len(mains):
+            return set()
+        return up - {endpoint.worker}
+
     def eject(self, endpoint: Endpoint, failure: Failure) -> None:
         """Send an endpoint nothing but probes until one succeeds."""
         if not endpoint.is_up:
@@ -258,11 +296,16 @@ class Cluster:
         endpoint.is_up = False
         endpoint.doubt()
         endpoint.client.close_idle()
-        self.note_ejection(endpoint, failure.cause.value, failure.reason)
+        self.outliers.forget(endpoint.worker)
+        away = failure.retry_after if failure.cause is Cause.STATUS else 0.0
+        self.note_ejection(endpoint, failure.cause.value, failure.reason, away)
         self._note_if_down()
         self.on_lost(endpoint, failure.reason, endpoint.is_trusted)
 
-    def note_ejection(self, endpoint: Endpoint, cause: str, reason: str) -> None:
+    def note_ejection(
+        self, endpoint: Endpoint, cause: str, reason: str, away: float = 0.0
+    ) -> None:
+        """Count an ejection, and probe the endpoint after some seconds, at least those given."""
         now = time.monotonic()
         endpoint.ejections = endpoint.ejections + 1 if now - endpoint.since < STEADY else 1
         endpoint.reason = reason
@@ -271,6 +314,9 @@ class Cluster:
         url = endpoint.url
         log_event("upstream ejected", logging.WARNING, upstream=url, cause=cause, reason=reason)
         delay = DELAYS[min(endpoint.ejections, len(DELAYS)) - 1]
+        if cause == Cause.STATUS.value and endpoint.is_trusted:
+            delay = min(AWAY * 2.0 ** (endpoint.ejections - 1), LONGEST_AWAY)
+        delay = min(max(delay, away), LONGEST_AWAY)
         self._background.spawn(self.watch.recover(endpoint, delay))
 
     def _note_if_down(self) -> None:

@@ -182,8 +182,15 @@ class Dispatcher:
         attempt.seconds, attempt.is_held = now - attempt.began, not is_complete
         self._alarm.heard(attempt.began)
         attempt.endpoint.answered(attempt.began, now, is_usual)
+        fault = None
+        if not call.repeatable:  # of others, another's answer says whose fault it was
+            fault = attempt.fault
+            self.cluster.compare(attempt.endpoint, call.route.name, attempt.seconds, fault)
         if number in self.attempts:
-            self.do(self.scheduler.result(now, number, is_usual, keeps_slot=not is_complete))
+            keeps = not is_complete or fault is not None
+            self.do(self.scheduler.result(now, number, is_usual, keeps_slot=keeps))
+            if fault is not None and is_complete:
+                self._hold_slot(attempt)
         elif not call.is_over and call.winner is None:
             self._forget(call)
             self._won(call, attempt)
@@ -191,6 +198,19 @@ class Dispatcher:
             self.ended(attempt, "ok" if is_usual else "error")
         elif call.winner is not attempt and not attempt.is_done:
             self._lose(attempt)
+
+    def _hold_slot(self, attempt: Attempt) -> None:
+        """Keep a failed request's slot for as long as a sound answer takes.
+
+        An upstream that fails at once would be the idlest of all and get most requests.
+        """
+        usual = self.cluster.outliers.usual_seconds(attempt.call.route.name)
+        worker, number = attempt.endpoint.worker, attempt.number
+
+        def release() -> None:
+            self.do(self.scheduler.released(time.monotonic(), worker, number))
+
+        self.loop.call_later(max(0.0, usual - attempt.seconds), release)
 
     def ended(self, attempt: Attempt, result: str) -> None:
         """Nothing more will come of an attempt."""

@@ -187,6 +187,7 @@ class GrpcAttempt(Attempt):
 
     call: GrpcCall
     is_stream = False
+    fault: Failure | None = None
 
     def start(self) -> None:
         self._task = asyncio.get_running_loop().create_task(self._run())
@@ -215,6 +216,8 @@ class GrpcAttempt(Attempt):
             cause = Cause.BROKEN if broken else Cause.STATUS
             self._failed(cause, f"{name}: {said[:200]}", answer)
         else:
+            if name in FAILURES:
+                self.fault = Failure(Cause.STATUS, f"{self.endpoint.url}: {name}: {said[:200]}")
             dispatcher.answered(self, is_ok, True)
 
     def _failed(self, cause: Cause, reason: str, answer: Answer | None = None) -> None:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from codedinvnet.gateway.attempts import HttpAttempt
+from codedinvnet.gateway.attempts import HttpAttempt, tells_of_failure
 from codedinvnet.gateway.calls import Attempt, Call
 from codedinvnet.gateway.cluster import Endpoint
 from codedinvnet.gateway.routes import Route, size_class
@@ -106,9 +106,7 @@ class HttpCall(Call):
         """
         if not self.repeatable:
             return False
-        if status >= 500:
-            return status != 501
-        if status in (408, 429):
+        if tells_of_failure(status):
             return True
         shown = self.token is not None and bool(self.token.field)
         if status in (401, 403):
