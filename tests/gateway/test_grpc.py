@@ -180,7 +180,7 @@ async def test_refused_calls_are_counted() -> None:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{found.grpc_port}") as channel:
             with pytest.raises(grpc.aio.AioRpcError):
                 await channel.unary_unary(INFER)(b"x")
-        labels = {"route": f"POST {INFER}", "outcome": "refused"}
+        labels = {"route": f"POST {INFER}", "outcome": "refused", "status": "5xx"}
         name = "codedinvnet_gateway_requests_total"
         assert found.metrics.registry.get_sample_value(name, labels) == 1
 

@@ -109,9 +109,9 @@ class Call(ABC):
     def method_and_path(self) -> tuple[str, str]:
         """Return its method and path, for the log."""
 
-    def note(self, outcome: str) -> None:
-        """Count how it ended, and log it if it was slow."""
-        self.route.count(outcome)
+    def note(self, outcome: str, status: int) -> None:
+        """Count how it ended and with which status (0: none), and log it if it was slow."""
+        self.route.count(outcome, status)
         if outcome != "failed" and time.monotonic() - self.came > SLOW:
             self.log("slow request")
 
@@ -172,7 +172,7 @@ class Attempt(ABC):
     @property
     @abstractmethod
     def fault(self) -> Failure | None:
-        """The upstream's failure, if its answer tells of one and its client gets it all the same."""
+        """The upstream's failure, if its answer tells of one but is passed on."""
 
     @abstractmethod
     def start(self) -> None:

@@ -1,10 +1,11 @@
 """Which upstreams there are, which of them are up, and how ejected ones come back.
 
 An upstream is ejected when it refuses connections, when it does not say that it is ready, when it
-fails several requests in a row while another fails none, or when it fails more of a route's requests
-than the others do (`outliers`). It gets nothing but probes then, and comes back when one is answered
-over HTTP; on probation, the first failure ejects it again. What was ejected for its answers is away
-for longer each time, since probes say little about them, or for as long as its `Retry-After` says.
+fails several requests in a row while another fails none, or when it fails more of a route's
+requests than the others do (`outliers`). It gets nothing but probes then, and comes back when one
+is answered over HTTP; on probation, the first failure ejects it again. What was ejected for its
+answers is away for longer each time, since probes say little about them, or for as long as its
+`Retry-After` says.
 
 One whose answers cannot be trusted (`Endpoint.distrust`) comes back only after it was seen to
 restart: its connections were closed, or it refused one.
@@ -37,8 +38,8 @@ AWAY, LONGEST_AWAY = 1.0, 60.0
 """Seconds that an upstream is away which answers probes but fails requests: at first, doubled each
 time, and at most. A minute costs little, and few clients wait longer for a `Retry-After`."""
 MOST_EJECTED = 0.7
-"""The largest share of the upstreams that is ejected for its answers: two of three, one of two. If more
-fail, the fault is likely to be in what they share, and the others would be overrun."""
+"""The largest share of the upstreams that is ejected for its answers: two of three, one of two. If
+more fail, the fault is likely to be in what they share, and the others would be overrun."""
 STEADY = 30.0
 """Seconds up, after which earlier ejections are forgotten."""
 START_TIMEOUT = 2.0
@@ -302,9 +303,7 @@ class Cluster:
         self._note_if_down()
         self.on_lost(endpoint, failure.reason, endpoint.is_trusted)
 
-    def note_ejection(
-        self, endpoint: Endpoint, cause: str, reason: str, away: float = 0.0
-    ) -> None:
+    def note_ejection(self, endpoint: Endpoint, cause: str, reason: str, away: float = 0.0) -> None:
         """Count an ejection, and probe the endpoint after some seconds, at least those given."""
         now = time.monotonic()
         endpoint.ejections = endpoint.ejections + 1 if now - endpoint.since < STEADY else 1

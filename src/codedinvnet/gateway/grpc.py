@@ -61,6 +61,13 @@ class Answer(NamedTuple):
     trailing: Metadata = ()
 
 
+def status_of(code: str) -> int:
+    """Return the class of HTTP's statuses that a code of gRPC is nearest to, as a status."""
+    if code == "OK":
+        return 200
+    return 500 if code in FAILURES - {"NOT_FOUND"} or code == "UNIMPLEMENTED" else 400
+
+
 def _pairs(metadata: Any) -> Metadata:
     """Return metadata without gRPC's own."""
     return tuple(pair for pair in metadata or () if not pair[0].startswith("grpc-"))
@@ -173,7 +180,7 @@ class GrpcCall(Call):
         return "POST", self.method
 
     def _end(self, answer: Answer, outcome: str) -> None:
-        self.note(outcome)
+        self.note(outcome, status_of(answer.code.name))
         if not self.answered.done():
             self.answered.set_result(answer)
         self.end()
@@ -294,7 +301,7 @@ class GrpcServer(grpc.GenericRpcHandler):  # type: ignore[misc]
             await context.abort(codes.UNAUTHENTICATED, "a token is needed: Bearer TOKEN")
         async with self._turns:
             if self.memory.is_full:
-                self.routes.find(b"POST", method.encode()).count("refused")
+                self.routes.find(b"POST", method.encode()).count("refused", 503)
                 await context.abort(codes.UNAVAILABLE, "the gateway's memory is full")
             try:
                 message = await asyncio.wait_for(context.read(), READ_TIMEOUT)
@@ -307,12 +314,12 @@ class GrpcServer(grpc.GenericRpcHandler):  # type: ignore[misc]
             self.dispatcher.submit(call)
             answer = await call.answered
         except Refused as refused:
-            call.route.count("refused")
+            call.route.count("refused", 503)
             call.end()
             await context.abort(codes.UNAVAILABLE, str(refused))
         except asyncio.CancelledError:
             if not call.is_over:
-                call.note("cancelled")
+                call.note("cancelled", 0)
                 self.dispatcher.cancel(call)
             raise
         await context.send_initial_metadata(answer.initial)

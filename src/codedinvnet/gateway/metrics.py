@@ -75,7 +75,8 @@ class GatewayMetrics:
 
         self.requests = counter(
             "requests", "Requests by how they ended: direct, fallback, failed, deadline, refused, "
-            "cancelled or aborted (in mid-stream).", "route", "outcome",
+            "cancelled or aborted (in mid-stream); and by the class of the status that clients "
+            "got: 2xx to 5xx, or none.", "route", "outcome", "status",
         )  # fmt: skip
         self.request_seconds = histogram(
             "request_seconds", "From a request's arrival to its first content.", "route"

@@ -14,9 +14,9 @@ from math import comb
 WINDOW = 10.0
 """Seconds that are compared: an upstream that broke must not live on what it answered before."""
 CHANCE, AGAIN = 1e-3, 0.1
-"""An upstream is an outlier if so many errors fall on it by chance with at most this probability: six
-errors of six beside seven answers are enough. One that was ejected just now needs less: one error
-of one beside nine answers."""
+"""An upstream is an outlier if so many errors fall on it by chance with at most this probability:
+six errors of six beside seven answers are enough. One that was ejected just now needs less: one
+error of one beside nine answers."""
 RATIO = 3.0
 """And if its share of errors is so many times that of the others. With many requests a small
 difference is no chance either, but half an upstream is better than none."""

@@ -131,7 +131,7 @@ class HttpCall(Call):
         is_marked = outcome != "direct" and OUTCOME not in head.known
         added = [(OUTCOME, b" fallback")] if is_marked else []
         self.client.respond(head, added, body, trailers, is_complete)
-        self.note(outcome)
+        self.note(outcome, head.status)
         if is_complete:
             self.end()
 
@@ -146,20 +146,22 @@ class HttpCall(Call):
 
     def break_off(self) -> None:
         """The upstream failed in mid-stream: end the client's stream visibly."""
-        self.route.count("aborted")
+        self.route.count("aborted", 0)
         self.log("stream broke off")
         self.end()
         self.client.abort()
 
     def fail(self, status: int, reason: str) -> None:
         last = None if self.last is None else self.last.reply
+        outcome = "deadline" if status == 504 else "failed"
         if status == 502 and last is not None:
             head, body, trailers = last
             added = [] if OUTCOME in head.known else [(OUTCOME, b" failed")]
             self.client.respond(head, added, [body], trailers, True)
+            status = head.status
         else:
             self.client.refuse(status, reason)
-        self.note("deadline" if status == 504 else "failed")
+        self.note(outcome, status)
         self.log("request failed", reason=reason)
         self.end()
 
@@ -176,7 +178,7 @@ class HttpCall(Call):
     def gone(self) -> None:
         """The client hung up."""
         if not self.is_over:
-            self.note("cancelled")
+            self.note("cancelled", 0)
             self.dispatcher.cancel(self)
 
     def method_and_path(self) -> tuple[str, str]:

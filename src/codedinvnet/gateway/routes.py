@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from fnmatch import translate
 from urllib.parse import unquote_to_bytes
 
+from prometheus_client import Counter
+
 from codedinvnet.common.errors import UserError
 from codedinvnet.gateway.metrics import GatewayMetrics, RollingQuantiles
 from codedinvnet.net.http1 import RequestHead
@@ -53,7 +55,8 @@ class Route:
         self.name, self.is_repeatable = name, is_repeatable
         self.is_v2 = name.startswith(V2)
         self.latencies = RollingQuantiles()
-        self._requests, self._outcomes = metrics.requests, dict[str, object]()
+        self._requests = metrics.requests
+        self._outcomes: dict[tuple[str, int], Counter] = {}
         self._seconds = metrics.request_seconds.labels(name)
         self._hedges = {
             result: metrics.hedges.labels(name, result) for result in ("won", "lost", "refused")
@@ -72,12 +75,14 @@ class Route:
         self._hedges[result].inc(count)
         self.hedge_counts[result] += count
 
-    def count(self, outcome: str) -> None:
-        """Count how a request ended."""
-        child = self._outcomes.get(outcome)
+    def count(self, outcome: str, status: int) -> None:
+        """Count how a request ended, and the class of the status that its client got; 0: none."""
+        key = outcome, status // 100
+        child = self._outcomes.get(key)
         if child is None:
-            child = self._outcomes[outcome] = self._requests.labels(self.name, outcome)
-        child.inc()  # type: ignore[attr-defined]
+            name = f"{status // 100}xx" if status else "none"
+            child = self._outcomes[key] = self._requests.labels(self.name, outcome, name)
+        child.inc()
 
 
 class Routes:

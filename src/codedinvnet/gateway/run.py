@@ -110,7 +110,7 @@ class Gateway:
             call = HttpCall(client, head, body, trailers, route, repeatable, dispatcher, token)
             dispatcher.submit(call)
         except Refused as refused:
-            route.count("refused")
+            route.count("refused", 503)
             self.memory.give(size)
             client.refuse(503, str(refused), refused.retry_after)
             return None
