@@ -16,6 +16,7 @@ from codedinvnet.models.coded import (
     ModelSettings,
     build_network,
     decode_missing,
+    invertible,
     prepare,
 )
 from codedinvnet.nn.head import MosaicHead
@@ -83,7 +84,7 @@ def test_decoding_is_exact_for_an_exact_parity(size: int, seed: int, data: st.Da
 @pytest.mark.parametrize("size", [2, 3, 5])
 def test_the_inverse_of_the_mean_latent_is_a_perfect_parity_image(kind: str, size: int) -> None:
     torch.manual_seed(0)
-    network = build_network(NetworkSettings(**{**SMALL, "kind": kind}), (1, 8, 8))
+    network = invertible(build_network(NetworkSettings(**{**SMALL, "kind": kind}), (1, 8, 8)))
     network.double().eval()
     with torch.no_grad():
         for layer in constrained_layers(network):
@@ -107,6 +108,7 @@ def test_the_inverse_of_the_mean_latent_is_a_perfect_parity_image(kind: str, siz
         ({}, (1, 7, 8)),
         ({"initial_squeeze": 3}, (1, 8, 8)),
         ({"kind": "irevnet", "initial_squeeze": 1}, (3, 8, 8)),
+        ({"kind": "plain"}, (1, 10, 10)),
     ],
 )
 def test_a_network_that_does_not_fit_is_the_users_error(

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
+from codedinvnet.codes.build import scheme_for
+from codedinvnet.common.config import parse_settings
+from codedinvnet.common.errors import UserError
 from codedinvnet.evaluation import stages
 from codedinvnet.evaluation.accuracy import evaluation_report
 from codedinvnet.models.bundle import load_bundle
 from codedinvnet.training.network import NetworkStage
-from tests.conftest import make_run, tiny_settings, write_images
+from tests.conftest import make_run, put, tiny_settings, write_images
 from tests.training.runs import CPU
 
 
@@ -29,6 +33,37 @@ def test_irevnet_run(
     inversion = stages.test_inversion(run)
     assert inversion["largest_error"] < 1e-4
     assert "largest_singular_value" not in inversion
+
+
+def test_a_plain_network_is_trained_and_decoded_without_an_inverse(
+    data_dir: Path, tmp_path: Path
+) -> None:
+    raw = put(tiny_settings("recovery", "plain"), "fusion.encoder.side_features", 0)
+    run = make_run(put(raw, "fusion.head_hidden", 0), tmp_path, data_dir)
+    stages.train(run)
+    stages.fuse(run, 4)
+    report = stages.test_fusion(run, 4)
+    assert report["normal_accuracy"] > 0.3  # chance is 0.1
+    bundle = load_bundle(run.fusion_folder(4) / "bundle")
+    images = run.images("test").batch(torch.arange(4))[0]
+    latents = bundle.embed(images)
+    parity = bundle.encode(images[None])
+    lost = bundle.decode(parity, latents[None, 1:], 0)
+    exact = parity._replace(latent=latents.mean(0, keepdim=True))
+    torch.testing.assert_close(
+        bundle.decode(exact, latents[None, 1:], 0), bundle.classify(latents[:1]), rtol=0, atol=1e-4
+    )
+    assert lost.shape == (1, 10)
+    needs_inverse: list[Callable[[], object]] = [
+        lambda: bundle.invert(latents),
+        lambda: stages.test_inversion(run),
+        lambda: scheme_for(bundle, 4, "oracle"),
+        lambda: scheme_for(bundle, 4, "coded-invnet-paper", tmp_path),
+        lambda: parse_settings(tiny_settings("pixels", "plain"), "tiny"),
+    ]
+    for refused in needs_inverse:
+        with pytest.raises(UserError, match="the network is plain and has no inverse"):
+            refused()
 
 
 @pytest.mark.nightly

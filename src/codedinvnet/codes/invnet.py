@@ -11,7 +11,13 @@ from codedinvnet.codes.base import Encoded, Scheme
 from codedinvnet.codes.mean import Evidence, LatentCode, MeanCode, MosaicCode, mosaic_rules
 from codedinvnet.codes.method import ONE, Given, Method, Published, Tolerance
 from codedinvnet.codes.rules import SERVED, CodeRules, Parities
-from codedinvnet.common.config import OBJECTIVE_VERSION, EncoderSettings, PixelFusionSettings
+from codedinvnet.common.config import (
+    NO_INVERSE,
+    OBJECTIVE_VERSION,
+    EncoderSettings,
+    PixelFusionSettings,
+)
+from codedinvnet.common.errors import UserError
 from codedinvnet.models.bundle import BundleInfo
 from codedinvnet.models.coded import CodedModel, build_encoder, with_encoder
 from codedinvnet.models.network import embedding_of
@@ -112,6 +118,10 @@ class PaperInvNet(AverageImage):
     )
     part, budget = "paper", PixelFusionSettings
 
+    def check(self, k: int, shape: tuple[int, ...], bundle: BundleInfo | None) -> None:
+        super().check(k, shape, bundle)
+        check_invertible(bundle)
+
     def versions(self) -> Mapping[str, Any]:
         return {"paper_training": OBJECTIVE_VERSION}
 
@@ -131,6 +141,12 @@ class PaperInvNet(AverageImage):
         return given.part
 
 
+def check_invertible(bundle: BundleInfo | None) -> None:
+    """Refuse a bundle whose f has no inverse."""
+    if bundle is not None and bundle.model.network.kind == "plain":
+        raise UserError(NO_INVERSE)
+
+
 class OracleCode(MeanCode):
     """The parity query is f⁻¹(mean z), and g classifies what is decoded."""
 
@@ -144,7 +160,7 @@ class OracleCode(MeanCode):
             NotConverged: if a mean cannot be inverted.
         """
         latents = self.model.embed(queries.flatten(0, 1)).unflatten(0, queries.shape[:2])
-        return Encoded(self.model.network.inverse(latents.mean(dim=1), tolerance=ORACLE_TOLERANCE))
+        return Encoded(self.model.inverse(latents.mean(dim=1), ORACLE_TOLERANCE))
 
     def decoded(
         self, outputs: Mapping[int, Tensor], member: int, sides: Tensor, size: int
@@ -171,6 +187,11 @@ class Oracle(Method):
     ) -> CodeRules:
         return Parities(k)
 
+    def check(self, k: int, shape: tuple[int, ...], bundle: BundleInfo | None) -> None:
+        super().check(k, shape, bundle)
+        check_invertible(bundle)
+
     def build(self, given: Given) -> Scheme:
+        self.check(given.k, given.shape, given.bundle)
         served = {SERVED: embedding_of(given.coded)}
         return self.scheme(OracleCode(given.coded, given.k), given, **served)

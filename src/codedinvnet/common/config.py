@@ -46,13 +46,21 @@ class DataSettings(Section):
     """For image folders: the side that images are resized and cropped to."""
 
 
-class NetworkSettings(Section):
-    """The invertible embedding network f."""
+NO_INVERSE = (
+    "the network is plain and has no inverse: images of latents, the paper's objective and the "
+    "oracle need one (network.kind iresnet or irevnet)"
+)
 
-    kind: Literal["iresnet", "irevnet"] = "iresnet"
+
+class NetworkSettings(Section):
+    """The embedding network f."""
+
+    kind: Literal["iresnet", "irevnet", "plain"] = "iresnet"
+    """`plain` is a ResNet, which has no inverse. The recovery objective needs none."""
     blocks: Annotated[tuple[Positive, ...], Field(min_length=1)] = (7, 7, 7)
     strides: tuple[Literal[1, 2], ...] = (1, 2, 2)
     hidden: tuple[Positive, ...] = (32, 64, 128)
+    """Channels inside the blocks of each stage; of a plain network, of the stage."""
     coefficient: Annotated[float, Field(gt=0, lt=1)] = 0.9
     """Bound on the norm of an i-ResNet's convolutions."""
     initial_squeeze: Positive = 2
@@ -250,6 +258,12 @@ class Settings(Section):
     network: NetworkSettings = NetworkSettings()
     training: TrainSettings
     fusion: FusionSettings
+
+    @model_validator(mode="after")
+    def _targets_exist(self) -> Settings:
+        if self.network.kind == "plain" and isinstance(self.fusion, PixelFusionSettings):
+            raise ValueError(NO_INVERSE)
+        return self
 
 
 def load_settings(path: Path) -> Settings:

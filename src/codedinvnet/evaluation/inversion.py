@@ -14,7 +14,7 @@ from codedinvnet.common.errors import UserError
 from codedinvnet.common.progress import Progress
 from codedinvnet.common.provenance import describe_machine
 from codedinvnet.data import ImageSource
-from codedinvnet.models.coded import CodedModel
+from codedinvnet.models.coded import CodedModel, invertible
 from codedinvnet.nn.iresnet import IResNet, IResNetBlock
 from codedinvnet.nn.transform import NotConverged
 
@@ -48,7 +48,7 @@ def inversion_report(
         raise UserError(f"limit must be at least 1 image, got {limit}")
     if not 0 < tolerance < math.inf:  # NaN neither; infinity is no JSON
         raise UserError(f"tolerance must be finite and above 0, got {tolerance}")
-    network = model.network
+    network = invertible(model.network)
     device = first_tensor(model).device
     count = min(len(source), limit or len(source))
     blocks = [m for m in network.modules() if isinstance(m, IResNetBlock)]

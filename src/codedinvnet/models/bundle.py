@@ -150,9 +150,10 @@ class Bundle:
             tolerance: the largest residual of a block, per element.
 
         Raises:
+            UserError: if f is a plain network, which has no inverse.
             NotConverged: if f has no inverse there, as where its norm is not bounded.
         """
-        x = self.model.network.inverse(self._latents(latents), tolerance=tolerance)
+        x = self.model.inverse(self._latents(latents), tolerance)
         border = self.info.input.padding
         return x[..., border : x.shape[-2] - border, border : x.shape[-1] - border]
 

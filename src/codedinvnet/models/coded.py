@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple, cast
+from typing import NamedTuple, TypeAlias, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codedinvnet.common.config import (
+    NO_INVERSE,
     EncoderSettings,
     NetworkSettings,
     RecoveryFusionSettings,
@@ -32,6 +33,10 @@ from codedinvnet.nn.fusion import (
 from codedinvnet.nn.head import Head, MosaicHead, RecoveryHead
 from codedinvnet.nn.iresnet import IResNet
 from codedinvnet.nn.irevnet import IRevNet
+from codedinvnet.nn.resnet import PlainNetwork
+
+Network: TypeAlias = IResNet | IRevNet | PlainNetwork
+"""An f; see `NetworkSettings.kind`."""
 
 
 class ModelSettings(Section):
@@ -108,15 +113,15 @@ def shared_error(parity: Tensor, latents: Tensor) -> Tensor:
     return latents.shape[1] * parity - latents.sum(dim=1)
 
 
-def build_network(
-    settings: NetworkSettings, input_shape: tuple[int, int, int]
-) -> IResNet | IRevNet:
+def build_network(settings: NetworkSettings, input_shape: tuple[int, int, int]) -> Network:
     """Build an untrained network f for inputs (C, H, W)."""
-    kind: Callable[..., IResNet | IRevNet] = IRevNet
-    if settings.kind == "iresnet":
-        kind = partial(IResNet, coefficient=settings.coefficient)
+    kinds: dict[str, Callable[..., Network]] = {
+        "iresnet": partial(IResNet, coefficient=settings.coefficient),
+        "irevnet": IRevNet,
+        "plain": PlainNetwork,
+    }
     try:
-        return kind(
+        return kinds[settings.kind](
             input_shape,
             blocks=settings.blocks,
             strides=settings.strides,
@@ -126,6 +131,17 @@ def build_network(
     except ValueError as error:
         size = "x".join(map(str, input_shape))
         raise UserError(f"network settings do not fit {size} inputs: {error}") from error
+
+
+def invertible(network: Network) -> IResNet | IRevNet:
+    """Return a network that has an inverse.
+
+    Raises:
+        UserError: if it has none.
+    """
+    if isinstance(network, PlainNetwork):
+        raise UserError(NO_INVERSE)
+    return network
 
 
 def build_head(settings: NetworkSettings, latent_shape: tuple[int, int, int], classes: int) -> Head:
@@ -207,6 +223,17 @@ class CodedModel(nn.Module):
         """Embed images (B, C, H, W) as latents (B, *latent_shape)."""
         z: Tensor = self.network(self.prepare(images))
         return z
+
+    def inverse(self, latents: Tensor, tolerance: float, max_iterations: int = 200) -> Tensor:
+        """Return the padded images (B, C, H', W') of latents (B, *latent_shape).
+
+        Raises:
+            UserError: if f has no inverse.
+            NotConverged: if it has none there, as where its norm is not bounded.
+        """
+        return invertible(self.network).inverse(
+            latents, tolerance=tolerance, max_iterations=max_iterations
+        )
 
     def classify(self, latents: Tensor) -> Tensor:
         """Map latents (B, *latent_shape) to logits (B, classes) by the head g."""

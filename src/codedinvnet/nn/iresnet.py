@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from codedinvnet.nn.layers import ActNorm, Squeeze, StagedNetwork
 from codedinvnet.nn.lipschitz import LipschitzConv2d, operator_norm
+from codedinvnet.nn.resnet import PlainNetwork
 from codedinvnet.nn.transform import InvertibleTransform, NotConverged, TransformSequence
 
 FINE = 1e-5
@@ -203,7 +204,7 @@ class IResNet(StagedNetwork):
 
 
 @torch.no_grad()
-def initialise_actnorm(network: TransformSequence, x: Tensor) -> None:
+def initialise_actnorm(network: TransformSequence | PlainNetwork, x: Tensor) -> None:
     """Set every ActNorm of a network from one batch x (B, C, H, W), front to back."""
     for transform in network.steps():
         if isinstance(transform, ActNorm):
@@ -211,7 +212,7 @@ def initialise_actnorm(network: TransformSequence, x: Tensor) -> None:
         x = transform(x)
 
 
-def mixup_points(network: TransformSequence) -> list[int]:
+def mixup_points(network: TransformSequence | PlainNetwork) -> list[int]:
     """Return where manifold mixup may mix, as positions between transforms.
 
     Before the first, before each that is no squeeze or activation normalisation, after the last.

@@ -1,17 +1,18 @@
-"""A plain residual classifier: what the codes that need no invertible network run on as well.
+"""Plain residual networks: a classifier, and an f that has no inverse.
 
 He et al., *Deep Residual Learning for Image Recognition*, CVPR 2016, with basic blocks.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codedinvnet.nn.convolution import conv2d
-from codedinvnet.nn.layers import space_to_depth
+from codedinvnet.nn.layers import Squeeze, space_to_depth
 
 WIDEST = 2**16
 """A search for a width ends here."""
@@ -96,6 +97,57 @@ class ResNet(nn.Module):
         """Map images (B, C, H, W) to logits (B, classes)."""
         logits: Tensor = self.classify(self.maps(x).mean(dim=(2, 3)))
         return logits
+
+
+class PlainNetwork(nn.Module):
+    """An f without an inverse: a squeeze and stages of basic blocks; the last maps are the latent.
+
+    Decoding subtracts latents and never inverts f, so this is the control that tells what
+    invertibility costs.
+
+    Args:
+        input_shape: (C, H, W).
+        blocks: blocks per stage.
+        strides: of each stage's first block, 1 or 2.
+        hidden: channels per stage.
+        initial_squeeze: factor by which pixels become channels first (1: none).
+
+    Raises:
+        ValueError: if a squeeze or a stride cannot divide the image.
+    """
+
+    def __init__(
+        self,
+        input_shape: tuple[int, int, int],
+        *,
+        blocks: Sequence[int],
+        strides: Sequence[int],
+        hidden: Sequence[int],
+        initial_squeeze: int = 2,
+    ) -> None:
+        super().__init__()
+        channels, height, width = Squeeze(initial_squeeze).output_shape(input_shape)
+        stride = math.prod(strides)
+        if height % stride or width % stride:
+            raise ValueError(f"strides of {stride} in all cannot divide maps of {height}x{width}")
+        layers: list[nn.Module] = [Squeeze(initial_squeeze)]
+        for count, first, after in zip(blocks, strides, hidden, strict=True):
+            for number in range(count):
+                layers.append(BasicBlock(channels, after, 1 if number else first))
+                channels = after
+        self.layers = nn.ModuleList(layers)
+        self.input_shape = input_shape
+        self.latent_shape = channels, height // stride, width // stride
+
+    def steps(self) -> list[nn.Module]:
+        """Return the layers in forward order."""
+        return list(self.layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images (B, C, H, W) to latents (B, *latent_shape)."""
+        for layer in self.layers:
+            x = layer(x)
+        return x
 
 
 def width_of_cost(cost: Callable[[int], int], budget: int) -> int:

@@ -16,9 +16,9 @@ from codedinvnet.common.errors import UserError
 from codedinvnet.common.progress import Progress
 from codedinvnet.data import ImageSource, settings_split
 from codedinvnet.models.checkpoint import load_checkpoint, save_checkpoint
-from codedinvnet.models.coded import prepare
+from codedinvnet.models.coded import Network, invertible, prepare
 from codedinvnet.nn.lipschitz import fold
-from codedinvnet.nn.transform import NotConverged, TransformSequence
+from codedinvnet.nn.transform import NotConverged
 from codedinvnet.training.loop import NETWORK_WEIGHTS, check_alike, differing_keys
 from codedinvnet.training.network import (
     as_trained,
@@ -125,9 +125,10 @@ def sample_fusion_data(
 
 
 def invert_means(
-    network: TransformSequence, source: ImageSource, groups: Tensor, *, padding: int, bar: Progress
+    f: Network, source: ImageSource, groups: Tensor, *, padding: int, bar: Progress
 ) -> tuple[Tensor, float]:
     """Return f⁻¹(mean z) for every group, and how far f of it is from the mean at most."""
+    network = invertible(f)
     device = first_tensor(network).device
     targets, worst = [], 0.0
     for batch in groups.split(INVERSION_BATCH):

@@ -1,4 +1,4 @@
-"""Stage 1: the invertible network f and its head g."""
+"""Stage 1: the network f and its head g."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from codedinvnet.models.checkpoint import (
 )
 from codedinvnet.models.coded import (
     CodedModel,
+    Network,
     build_head,
     build_network,
     padded_shape,
@@ -32,7 +33,6 @@ from codedinvnet.models.coded import (
 )
 from codedinvnet.nn.head import Head
 from codedinvnet.nn.iresnet import IResNet, initialise_actnorm, mixup_points
-from codedinvnet.nn.irevnet import IRevNet
 from codedinvnet.nn.lipschitz import constrain_exactly, project
 from codedinvnet.training.images import check_images, check_same_images
 from codedinvnet.training.loop import (
@@ -226,7 +226,7 @@ def train_network(
 
 def load_trained_network(
     settings: Settings, folder: Path, device: torch.device
-) -> tuple[IResNet | IRevNet, Head, dict[str, Any]]:
+) -> tuple[Network, Head, dict[str, Any]]:
     """Load what `train_network` left: f and g in evaluation mode, and the header."""
     path = folder / NETWORK
     if not path.is_file():
