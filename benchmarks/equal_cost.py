@@ -23,7 +23,7 @@ SIZES = (2, 4, 10)
 FILES = ("accuracy.jsonl", "equal-cost.jsonl")
 BACKUPS = ("small-backup", "small-backup@1.4")
 """At the cost of one query, and at about what f and E of a code cost for a group of ten."""
-OWN = (BACKUPS[1], "collage", "collage@1.4")
+OWN = (BACKUPS[1],)
 """Methods that only these tables show, whichever file has their rows."""
 LEFT_OUT = ("none", "replication", "oracle")
 """Bounds, and what needs more than one extra worker."""

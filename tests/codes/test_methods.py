@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from codedinvnet.codes.backup import SmallBackup
-from codedinvnet.codes.collage import Collage, CollageNetwork
 from codedinvnet.codes.equal_cost import count_macs, served_macs
 from codedinvnet.codes.invnet import Oracle
 from codedinvnet.codes.method import Method, given_by
@@ -41,17 +40,11 @@ def each(network: nn.Module, group: Tensor) -> Tensor:
     return torch.stack([network(group[:, i]) for i in range(group.shape[1])], dim=1)
 
 
-def collage() -> nn.Module:
-    torch.manual_seed(0)
-    return CollageNetwork(K, SHAPE, CLASSES, width=4).eval().double()
-
-
 CASES: dict[type[Method], tuple[int, nn.Module | None, Callable[[nn.Module, Tensor], Tensor]]] = {
     Plain: (0, None, each),
     Replication: (K, None, each),
     SmallBackup: (1, Linear(seed=1), each),
     ParM: (1, Linear(factor=K), lambda part, group: each(part, group) / K),
-    Collage: (1, collage(), lambda part, group: part(group)),
 }
 """Method -> extra tasks, the part, and what the part makes of the missing members."""
 
@@ -94,26 +87,12 @@ def test_the_parity_model_sees_the_average_image_and_is_weighed_by_its_output() 
     assert method.parameters == 2 * (32 * CLASSES + CLASSES)
 
 
-@pytest.mark.parametrize(("k", "grid"), [(2, (1, 2)), (4, (2, 2)), (9, (3, 3)), (10, (3, 4))])
-def test_a_collage_holds_every_member_in_its_cell(k: int, grid: tuple[int, int]) -> None:
-    part = CollageNetwork(k, (1, 28, 28), 10, width=2)
-    shades = torch.arange(1.0, k + 1) / k
-    picture = part.collage(shades.view(1, k, 1, 1, 1).expand(1, k, 1, 28, 28))
-    (rows, columns), (height, width) = grid, part.cell
-    assert picture.shape == (1, 1, rows * height, columns * width)
-    cells = picture.view(rows, height, columns, width).transpose(1, 2).flatten(0, 1)
-    expected = torch.cat([shades, torch.zeros(rows * columns - k)])
-    torch.testing.assert_close(cells, expected[:, None, None].expand_as(cells))
-
-
 @pytest.mark.parametrize(
     ("name", "cost", "of_two"),
     [
         ("small-backup", 1.0, 0.5),
         ("small-backup@1.4", 1.4, 0.7),
         ("small-backup@0.5", 0.5, 0.25),
-        ("collage", 1.0, 1.0),
-        ("collage@1.4", 1.4, 1.4),
     ],
 )
 def test_a_part_is_as_wide_as_its_cost_allows(name: str, cost: float, of_two: float) -> None:
@@ -122,8 +101,6 @@ def test_a_part_is_as_wide_as_its_cost_allows(name: str, cost: float, of_two: fl
 
     def spent(width: int) -> int:
         part = method.untrained(given, {"width": width}).eval()
-        if isinstance(part, CollageNetwork):
-            return count_macs(lambda: part(torch.zeros(1, K, *given.shape)))
         return K * count_macs(lambda: part(torch.zeros(1, *given.shape)))
 
     assert spent(width) <= cost * served_macs(given.coded) < spent(width + 1)

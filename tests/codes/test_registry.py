@@ -41,10 +41,10 @@ K = 4
 
 
 def test_a_method_at_another_cost_is_one_object_whatever_it_is_called() -> None:
-    found = find_method("collage@1.40")
-    assert found is find_method("collage@1.4") is find_method(found.name)
+    found = find_method("small-backup@1.40")
+    assert found is find_method("small-backup@1.4") is find_method(found.name)
     assert found.rules(K).tasks(K)[K].cost == 1.4
-    assert find_method("collage@1") is find_method("collage")
+    assert find_method("small-backup@1") is find_method("small-backup")
 
 
 @pytest.mark.parametrize("size", [2, 3, K])
@@ -149,8 +149,8 @@ class Half(Plain):
         ("parm-magic", "'parm-magic' is not one of coded-invnet, small-backup.*FILE.py:CLASS"),
         ("nowhere.py:Mine", "there is no file nowhere.py with a method Mine"),
         ("small-backup@much", "small-backup@much: 'much' is no cost"),
-        ("collage@0", "collage: a cost lies between 0 and 100, got 0"),
-        ("collage@nan", "collage: a cost lies between 0 and 100, got nan"),
+        ("small-backup@0", "small-backup: a cost lies between 0 and 100, got 0"),
+        ("small-backup@nan", "small-backup: a cost lies between 0 and 100, got nan"),
         ("/home/u@x/mine.py", "'/home/u@x/mine.py' is not one of"),
         ("nercc@1.4", "nercc has no cost that can be chosen"),
         ("{}:Missing", "mine.py has no subclass Missing of Method"),

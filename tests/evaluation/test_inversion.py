@@ -10,6 +10,7 @@ from codedinvnet.data import ImageSet, sample_images
 from codedinvnet.evaluation import inversion
 from codedinvnet.evaluation.inversion import inversion_report
 from codedinvnet.models.bundle import Bundle, load_bundle
+from codedinvnet.models.coded import invertible
 from codedinvnet.nn.irevnet import IRevNet
 
 ERRORS = ("largest_error", "mean_error", "iterations", "largest_iterations")
@@ -25,7 +26,7 @@ def test_the_mean_error_is_of_the_images_that_were_inverted(
     bundle: Bundle, held_out: ImageSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(inversion, "INVERSION_BATCH", 3)
-    inverse, batches = bundle.model.network.inverse, [None, None, 1]  # iterations of a block
+    inverse, batches = invertible(bundle.model.network).inverse, [None, None, 1]
 
     def hurried(z: Tensor, *, max_iterations: int, **more: float) -> Tensor:
         return inverse(z, max_iterations=batches.pop(0) or max_iterations, **more)
@@ -58,7 +59,7 @@ def test_a_shipped_bundle_inverts_its_embeddings_to_the_tolerance(
     assert 1e-6 < coarse["largest_error"] <= 2e-4
     # The rounding of the latents is left in float32.
     assert inversion_report(model, source, tolerance=1e-6, limit=4)["largest_error"] <= 2e-6
-    network = copy.deepcopy(model.network).double()
+    network = invertible(copy.deepcopy(model.network)).double()
     with torch.inference_mode():
         x = model.prepare(source.batch(torch.arange(4))[0]).double()
         assert float((network.inverse(network(x), tolerance=1e-6) - x).abs().max()) <= 1e-6

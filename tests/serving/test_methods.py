@@ -74,7 +74,7 @@ async def test_answers_are_those_decoded_offline(
     assert min(distances) < 1e-4
 
 
-@pytest.mark.parametrize("name", ["small-backup@2", "collage"])
+@pytest.mark.parametrize("name", ["small-backup@2"])
 async def test_a_hung_workers_query_is_answered_by_the_part(mnist: Bundle, name: str) -> None:
     method, given = find_method(name), given_by(mnist, K)
     torch.manual_seed(0)

@@ -189,7 +189,7 @@ def test_a_small_backup_computes_a_share_for_each_member() -> None:
     ("method", "group_ms"),
     [
         *(("coded-invnet", 50 + 4 * 5), ("coded-invnet-paper", 50 + 4 * 5)),
-        *(("average-image", 50), ("parm", 50), ("collage@1.4", 54), ("approxifer", 50)),
+        *(("average-image", 50), ("parm", 50), ("small-backup@1.4", 54), ("approxifer", 50)),
     ],
 )
 def test_encoding_takes_time_where_a_network_does_it(method: str, group_ms: float) -> None:

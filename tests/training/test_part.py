@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from codedinvnet.codes.base import Encoded
 from codedinvnet.codes.method import Given, given_by
 from codedinvnet.codes.parm import ParityModel, ParM
-from codedinvnet.codes.registry import find_method
 from codedinvnet.common.config import PartSettings
 from codedinvnet.common.errors import UserError
 from codedinvnet.data import ImageSet, random_groups, sample_images
@@ -208,17 +207,3 @@ def test_too_few_images_for_a_group(bundle: Bundle, data: TrainingData) -> None:
     few = replace(data, validation_rows=VALIDATION[:3])
     with pytest.raises(UserError, match="k=4 cannot be drawn from 3 validation images"):
         parity_stage(ParityModel(pupil(), 4), given_by(bundle, 4), few, BUDGET)
-
-
-@pytest.mark.parametrize(("name", "k"), [("collage@0.3", 4)])
-def test_a_network_learns_to_answer_for_a_group(
-    name: str, k: int, bundle: Bundle, data: TrainingData, source: ImageSet
-) -> None:
-    method, given = find_method(name), given_by(bundle, k)
-    data = replace(data, made_with=method.made_with(given, None))
-    budget = PartSettings(epochs=1, steps_per_epoch=60, batch_size=64, learning_rate=1e-2)
-    part = method.fit(given, data, budget)
-    images, labels = source.batch(VALIDATION)
-    with torch.no_grad():
-        answers = part(images.unflatten(0, (-1, k)).float() / 255).flatten(0, 1).argmax(1)
-    assert float((answers == labels).float().mean()) > 0.3

@@ -99,10 +99,6 @@ class TrainingData:
         """Train a parity model, which the scheme has, by `ParityStage`."""
         return self.train(ParityStage(part, scheme, self, budget), budget.epochs)
 
-    def fit_members(self, part: nn.Module, scheme: Scheme, budget: PartSettings) -> nn.Module:
-        """Train a network that answers for a whole group, which the scheme has."""
-        return self.train(MembersStage(part, scheme, self, budget), budget.epochs)
-
     def fit_paper(
         self, model: CodedModel, scheme: Scheme, budget: PixelFusionSettings
     ) -> nn.Module:
@@ -289,26 +285,3 @@ class ParityStage(GroupStage):
             images = self.augmented(images)
         query = self.scheme.code.encode(self.k, images).query
         return F.mse_loss(self.module(query), logits.sum(dim=1))
-
-
-class MembersStage(GroupStage):
-    """Train a network that answers for every member of a group at once, on labels and a teacher.
-
-    It maps groups (B, k, C, H, W) to logits (B, k, classes). The loss is that of a distilled
-    classifier (`ClassifierStage`), over all members. A step sees as many images as a classifier's,
-    which are 1/k as many groups.
-    """
-
-    name = "all members"
-
-    def __init__(
-        self, module: nn.Module, scheme: Scheme, data: TrainingData, budget: PartSettings
-    ) -> None:
-        groups = max(2, budget.batch_size // scheme.rules.k)
-        super().__init__(module, scheme, data, budget.model_copy(update={"batch_size": groups}))
-
-    def loss(self, images: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
-        with autocast(self.data.settings.training.precision, self.device):
-            own: Tensor = self.module(self.augmented(images))
-        own = own.float().flatten(0, 1)
-        return distilled(F.cross_entropy(own, labels.flatten()), own, logits.flatten(0, 1))
