@@ -146,6 +146,13 @@ class Running(NamedTuple):
             with contextlib.suppress(ConnectionError):
                 await writer.wait_closed()
 
+    @property
+    def connections(self) -> float:
+        """How many clients are connected."""
+        assert self.gateway.admin is not None
+        self.gateway.admin.update_gauges()
+        return self.metric("connections")
+
     def metric(self, name: str, **labels: str) -> float:
         """Return the sum of a metric over all labels but the given ones."""
         total = 0.0
