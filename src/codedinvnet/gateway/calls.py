@@ -79,6 +79,7 @@ class Call(ABC):
         self.route, self.repeatable, self.size_class = route, repeatable, size_class
         self.came, self.deadline, self.memory = time.monotonic(), deadline, memory
         self.query = self.breaks = self.size = self.live = 0
+        self.identity = b""
         self.written = self.is_over = False
         self.attempts: list[Attempt] = []
         self.last: Failure | None = None
@@ -122,6 +123,8 @@ class Call(ABC):
         attempts = [attempt.described() for attempt in self.attempts]
         ms = round(1000 * (time.monotonic() - self.came), 1)
         fields = {"method": method, "path": path, "ms": ms, **more, "attempts": attempts}
+        if self.identity:
+            fields["request_id"] = self.identity.decode()
         quiet.log(event, logging.WARNING, **fields)
 
     def end(self) -> None:

@@ -92,6 +92,11 @@ class GatewayOptions(Options):
         512.0, "what requests and answers may hold in all, before 503; one body an eighth of it",
         group=LISTENING, unit="MiB", gt=0, lt=math.inf,
     )  # fmt: skip
+    trusted_hops: int = option(
+        0, "proxies of your own in front of the gateway: so many of the last entries of "
+        "X-Forwarded-For and Forwarded are believed, and passed on",
+        group=SECURITY, ge=0, le=16,
+    )  # fmt: skip
     token_file: Path | None = option(
         None, "clients must send the token in this file, as a bearer token",
         group=SECURITY, metavar="FILE", unset="none",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 from codedinvnet.gateway.attempts import HttpAttempt, tells_of_failure
 from codedinvnet.gateway.calls import Attempt, Call
 from codedinvnet.gateway.cluster import Endpoint
+from codedinvnet.gateway.forwarded import FIELDS, Forwarding, request_id
 from codedinvnet.gateway.routes import Route, size_class
 from codedinvnet.net.http1 import Fields, RequestHead, ResponseHead, write_fields
 from codedinvnet.net.memory import Memory
@@ -53,7 +54,8 @@ class Client(Protocol):
 class HttpCall(Call):
     """A request over HTTP, in parts, and its client, which gets the answer.
 
-    With a token, upstreams get that in place of the client's authorization.
+    With a token, upstreams get that in place of the client's authorization; with a forwarding,
+    they are told who the client is, and each request has a number.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class HttpCall(Call):
         repeatable: bool,
         dispatcher: Dispatcher,
         token: UpstreamToken | None = None,
+        forwarding: Forwarding | None = None,
     ) -> None:
         length = sum(map(len, body))
         deadline = time.monotonic() + dispatcher.deadline
@@ -73,7 +76,13 @@ class HttpCall(Call):
         self.client, self.head, self.body, self.trailers = client, head, body, trailers
         self.dispatcher, self.token = dispatcher, token
         dropped = NOT_PASSED_ON if token is None else (*NOT_PASSED_ON, b"authorization")
-        fields = write_fields(head.end_to_end(*dropped))
+        own = b""
+        if forwarding is not None:
+            dropped = (*dropped, *FIELDS)
+            self.identity = request_id(head)
+            self.address = forwarding.client(head)
+            own = forwarding.write(head, self.identity)
+        fields = own + write_fields(head.end_to_end(*dropped))
         if trailers:
             fields += b"Transfer-Encoding: chunked\r\n\r\n"
             chunk = b"%x\r\n%b\r\n" % (length, b"".join(body)) if length else b""

@@ -17,6 +17,7 @@ from codedinvnet.gateway.admin import OPEN, PATHS, Admin
 from codedinvnet.gateway.cluster import Cluster
 from codedinvnet.gateway.discovery import Discovery, follow
 from codedinvnet.gateway.dispatcher import Dispatcher, Refused
+from codedinvnet.gateway.forwarded import forwarding
 from codedinvnet.gateway.metrics import GatewayMetrics
 from codedinvnet.gateway.options import GatewayOptions
 from codedinvnet.gateway.protection import BackupServer
@@ -66,6 +67,7 @@ class Gateway:
         token: that clients must send.
         upstream_token: that upstreams get; None: what clients send.
         body: bytes that a request's body may have.
+        hops: proxies of the operator's own in front of this one.
     """
 
     def __init__(
@@ -77,7 +79,9 @@ class Gateway:
         token: ClientToken,
         upstream_token: UpstreamToken | None,
         body: int,
+        hops: int = 0,
     ) -> None:
+        self.hops = hops
         self.dispatcher, self.routes, self.memory = dispatcher, routes, memory
         self.admin, self.token, self.upstream_token = admin, token, upstream_token
         self.body = body
@@ -107,7 +111,10 @@ class Gateway:
         try:
             if self.memory.is_full:
                 raise Refused(FULL)
-            call = HttpCall(client, head, body, trailers, route, repeatable, dispatcher, token)
+            told = forwarding(*client.peer, self.hops)
+            call = HttpCall(
+                client, head, body, trailers, route, repeatable, dispatcher, token, told
+            )
             dispatcher.submit(call)
         except Refused as refused:
             route.count("refused", 503)
@@ -267,6 +274,7 @@ class RunningGateway:
             self.token,
             self.upstream_token,
             options.body,
+            options.trusted_hops,
         )
         self._servers.append(HttpServer(handler, self.memory, most))
         self.url = self.admin_url = await self._servers[0].listen(main, self.certificate)

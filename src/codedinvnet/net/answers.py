@@ -70,6 +70,14 @@ class Answers:
         """Bytes since nothing waited: uvloop keeps what was written at once until all is sent."""
         self.progress = time.monotonic()
 
+    @property
+    def peer(self) -> tuple[str, bool]:
+        """The client's address, and whether its connection is of TLS."""
+        transport = self._connection.transport
+        name = transport.get_extra_info("peername")
+        secure = transport.get_extra_info("ssl_object") is not None
+        return (str(name[0]) if name else "unknown"), secure
+
     def respond(
         self,
         head: ResponseHead,

@@ -1,0 +1,85 @@
+"""What a proxy tells upstreams about a request: who sent it, by which way, and its number.
+
+`Forwarded` is of RFC 7239; `X-Forwarded-For`, `-Proto` and `-Host` are what most servers read.
+Anybody can send these fields, so what clients say is passed on only as far as the operator says
+that proxies of his own stand in front (`--trusted-hops`).
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+
+from codedinvnet.net.http1 import RequestHead
+
+REQUEST_ID = b"x-request-id"
+FIELDS = (
+    b"forwarded",
+    b"x-forwarded-for",
+    b"x-forwarded-proto",
+    b"x-forwarded-host",
+    REQUEST_ID,
+)
+"""Clients' fields that are replaced."""
+_sound_id = re.compile(rb"[\x21-\x7e]{1,128}")
+_sound_host = re.compile(rb"[A-Za-z0-9.:_\[\]-]{1,255}")
+
+
+class Forwarding:
+    """Writes the fields for one client's connection.
+
+    Args:
+        peer: the address that the connection comes from.
+        secure: whether it is of TLS.
+        hops: proxies of the operator's own between clients and this gateway.
+    """
+
+    def __init__(self, peer: str, secure: bool, hops: int) -> None:
+        self.peer = peer.encode("ascii", "replace")
+        self.proto = b"https" if secure else b"http"
+        self.hops = hops
+        self._node = b'"[%b]"' % self.peer if b":" in self.peer else self.peer
+
+    def client(self, head: RequestHead) -> bytes:
+        """Return the address of the client, as the outermost trusted proxy saw it."""
+        seen = self._last(head, b"x-forwarded-for")
+        return seen[0] if seen else self.peer
+
+    def write(self, head: RequestHead, identity: bytes) -> bytes:
+        """Return the fields of a request, each with its line's end."""
+        known = head.known
+        addresses = [*self._last(head, b"x-forwarded-for"), self.peer]
+        proto, host = self.proto, known.get(b"host", b"")
+        if self.hops:
+            proto = known.get(b"x-forwarded-proto", proto).lower()
+            proto = proto if proto in (b"http", b"https") else self.proto
+            host = known.get(b"x-forwarded-host", host)
+        own = b"for=%b;proto=%b" % (self._node, proto)
+        lines = [
+            b"X-Forwarded-For: %b\r\nX-Forwarded-Proto: %b\r\n" % (b", ".join(addresses), proto)
+        ]
+        if _sound_host.fullmatch(host):
+            own += b';host="%b"' % host
+            lines.append(b"X-Forwarded-Host: %b\r\n" % host)
+        steps = [*self._last(head, b"forwarded"), own]
+        lines.append(b"Forwarded: %b\r\nX-Request-Id: %b\r\n" % (b", ".join(steps), identity))
+        return b"".join(lines)
+
+    def _last(self, head: RequestHead, name: bytes) -> Sequence[bytes]:
+        """Return what the trusted proxies in front added to a list: its last members."""
+        said = head.known.get(name, b"") if self.hops else b""
+        return [each.strip() for each in said.split(b",") if each.strip()][-self.hops :]
+
+
+def request_id(head: RequestHead) -> bytes:
+    """Return the number that a request came with, or a new one."""
+    said = head.known.get(REQUEST_ID, b"")
+    return said if _sound_id.fullmatch(said) else b"%032x" % random.getrandbits(128)
+
+
+@lru_cache(4096)
+def forwarding(peer: str, secure: bool, hops: int) -> Forwarding:
+    """Return what writes the fields of a client's requests."""
+    return Forwarding(peer, secure, hops)
