@@ -134,12 +134,32 @@ async def test_a_half_closed_client_is_answered_and_one_that_left_is_not() -> No
         writer.transport.abort()
         await until(lambda: g.metric("requests_total", outcome="cancelled") == 1)
 
-    async with gateway(Upstream(stream)) as g:
-        reader, writer = await asyncio.open_connection("127.0.0.1", g.client.origin.port)
-        writer.write(GET + b"\r\n")
-        await reader.readuntil(b"xxx")
-        writer.transport.abort()
-        await asyncio.wait_for(gone.wait(), 5.0)
+
+@pytest.mark.parametrize(("cancel", "told"), [(None, True), ("close", True), ("leave", False)])
+async def test_an_upstream_is_told_when_a_client_leaves_before_the_answer(
+    cancel: str | None, told: bool
+) -> None:
+    begun, closed = asyncio.Event(), asyncio.Event()
+
+    async def computes(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        request = await reader.readuntil(b"\r\n\r\n")
+        if request.startswith(b"POST"):
+            begun.set()
+            await reader.read()  # to the end of the connection
+            closed.set()
+        writer.write(answer(b"", 404))
+        writer.close()
+
+    server = await asyncio.start_server(computes, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with server, gateway(upstream=(url,), cancel=cancel) as g:
+        _, writer = await asyncio.open_connection("127.0.0.1", g.client.origin.port)
+        writer.write(POST + b"Content-Length: 0\r\n\r\n")
+        await begun.wait()
+        writer.close()  # as a client does whose own time-out is over
+        await until(lambda: g.metric("requests_total", outcome="cancelled") == 1)
+        await asyncio.sleep(0.05)
+        assert closed.is_set() is told
 
 
 @pytest.mark.parametrize(

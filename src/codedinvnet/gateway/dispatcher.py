@@ -66,7 +66,8 @@ class Dispatcher:
         cluster: the upstreams, and the fallback if there is one.
         metrics: where it counts.
         deadline: seconds that calls have at most, for attempts that are not needed.
-        cancel: whether attempts that lost are closed; None: those of streams are.
+        cancel: whether attempts that nobody waits for are closed; None: those of streams are, and
+            those whose client is gone.
     """
 
     def __init__(
@@ -158,7 +159,7 @@ class Dispatcher:
             self.ended(winner, "cancelled")
         self._forget(call)
         for attempt in call.attempts:
-            self._lose(attempt)
+            self._lose(attempt, is_gone=True)
         call.end()
 
     def _forget(self, call: Call) -> None:
@@ -369,13 +370,17 @@ class Dispatcher:
         else:
             call.fail(502, reason)
 
-    def _lose(self, attempt: Attempt) -> None:
-        """An attempt is not needed any more: close it, or let it end by itself."""
+    def _lose(self, attempt: Attempt, is_gone: bool = False) -> None:
+        """An attempt is not needed any more: close it, or let it end by itself.
+
+        A copy that lost is nearly done when its sibling has answered, and its time is worth
+        knowing; what a client has left (`is_gone`) may have just begun.
+        """
         if attempt.is_done or attempt is attempt.call.winner:
             return
         closes, winner = self.cancels, attempt.call.winner
         if closes is None:
-            closes = attempt.is_stream or (winner is not None and winner.is_stream)
+            closes = is_gone or attempt.is_stream or (winner is not None and winner.is_stream)
         if not closes and attempt.is_written:
             attempt.is_left = True
             attempt.leave()

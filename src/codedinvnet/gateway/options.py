@@ -63,8 +63,9 @@ class GatewayOptions(Options):
         group=HEDGING, metavar="MIN:MAX", unset="no clamp",
     )  # fmt: skip
     cancel: Literal["close", "leave"] | None = option(
-        None, "what to do with the slower copy: close its connection, or leave it to finish",
-        group=HEDGING, unset="close streams, leave others",
+        None, "what to do with the slower copy, or when a client leaves: close the connection to "
+        "the upstream, or leave it to finish",
+        group=HEDGING, unset="close streams and what clients left, leave slower copies",
     )  # fmt: skip
     fallback: str | None = option(
         None, "a cheaper server that gets late requests that are safe to repeat",
