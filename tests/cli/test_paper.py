@@ -108,7 +108,6 @@ def test_what_a_data_folder_lacks_is_downloaded_into_it_unless_it_was_asked_for(
 BAD_PAPER: dict[str, tuple[list[str], str]] = {
     "sample without fusion": (["-sample_fusion"], "go with -fusion"),
     "negative resume": (["--resume", "-1"], "--resume must be 0 or an epoch"),
-    "no steps": (["--nsteps_save", "0"], "--nsteps_save at least 1"),
     "one actor": (["-fusion", "--nactors", "1"], "at least 2, got 1"),
     "idle resume": (["-test_inversion", "--resume", "1"], "--resume changes nothing of this"),
     "idle rate": (["-fusion", "-test_fusion", "--lr", "0.1"], "--lr changes nothing of this"),

@@ -15,9 +15,6 @@ from tests.conftest import make_run, tiny_settings
 CPU = torch.device("cpu")
 
 
-SHARDED = {"groups": 200}  # a second shard at one batch a shard
-
-
 def pixel_run(save_dir: Path, data_dir: Path, resume: int = 0, **fusion: Any) -> stages.Run:
     raw = tiny_settings("pixels")
     raw["fusion"].update(fusion)
@@ -38,7 +35,3 @@ def shared_network(pixels: stages.Run, save_dir: Path, **options: Any) -> stages
     if not run.network_folder.exists():
         run.network_folder.symlink_to(pixels.network_folder)
     return run
-
-
-def shards(run: stages.Run) -> list[Path]:
-    return sorted((run.fusion_folder(2) / "data").iterdir())

@@ -38,21 +38,20 @@ def paper_main(argv: Sequence[str] | None = None) -> int:
     add("--lr", type=float, help="learning rate of the stage that runs (from the settings)")
     add("--resume", type=int, default=0, help="epoch to go on from; 0: from the start")
     add("--nactors", type=int, help="k, the queries in a group (the settings' fusion.members)")
-    add("--nsteps_save", type=int, help="batches of 128 targets in one saved shard (16)")
     add("-fusion", action="store_true", help="the fusion stages instead of the network's")
     add("-sample_fusion", action="store_true", help="with -fusion: generate the data set")
     add("-test_fusion", action="store_true", help="with -fusion: evaluate on the test split")
     add("-test_inversion", action="store_true", help="invert the trained network on the test split")
     add("--device", default="auto", help="cpu, cuda, cuda:1 (auto)")
     arguments = parser.parse_args(argv)
-    kept = "finished epochs and shards are kept: --resume goes on"
+    kept = "finished epochs are kept: --resume goes on"
     return guarded(lambda: _paper(arguments), kept)
 
 
 SWITCHES = ("fusion", "sample_fusion", "test_fusion", "test_inversion")
 STAGES = {
     (): ("train", ("batch_size", "lr", "resume")),
-    ("fusion", "sample_fusion"): ("sample", ("resume", "nactors", "nsteps_save")),
+    ("fusion", "sample_fusion"): ("sample", ("resume", "nactors")),
     ("fusion",): ("fuse", ("batch_size", "lr", "resume", "nactors")),
     ("fusion", "test_fusion"): ("test_fusion", ("nactors",)),
     ("test_inversion",): ("test_inversion", ()),
@@ -72,11 +71,11 @@ def _paper(arguments: argparse.Namespace) -> None:
             "-fusion, and -test_inversion stands alone"
         )
     stage, flags = STAGES[switches]
-    for flag in ("batch_size", "lr", "resume", "nactors", "nsteps_save"):
+    for flag in ("batch_size", "lr", "resume", "nactors"):
         if getattr(arguments, flag) not in (None, 0) and flag not in flags:
             raise UserError(f"--{flag} changes nothing of this stage: leave it out")
-    if arguments.resume < 0 or (arguments.nsteps_save is not None and arguments.nsteps_save < 1):
-        raise UserError("--resume must be 0 or an epoch, --nsteps_save at least 1")
+    if arguments.resume < 0:
+        raise UserError("--resume must be 0 or an epoch")
     check_folder(arguments.save_dir, "--save_dir")
     run = stages.Run(
         settings=_paper_settings(arguments),
@@ -89,8 +88,6 @@ def _paper(arguments: argparse.Namespace) -> None:
     given: dict[str, Any] = {}
     if arguments.fusion:
         given["members"] = members_of(run.settings, arguments.nactors)
-    if arguments.nsteps_save is not None:
-        given["shard_batches"] = arguments.nsteps_save
     report = getattr(stages, stage)(run, **given)
     if stage == "train":
         report = {"network": str(run.network_folder), **report["validation"]}

@@ -159,7 +159,7 @@ def train(run: Run, members: int | None = None) -> dict[str, Any]:
     )
 
 
-def sample(run: Run, members: int, shard_batches: int = 16) -> dict[str, Any]:
+def sample(run: Run, members: int) -> dict[str, Any]:
     """Stage 2: generate the fusion data set (the paper's objective alone needs one)."""
     source, folder = run.images("train"), run.fusion_folder(members)
     check_settings(run.settings, source, members)
@@ -169,7 +169,6 @@ def sample(run: Run, members: int, shard_batches: int = 16) -> dict[str, Any]:
         run.network_folder,
         folder,
         members=members,
-        shard_batches=shard_batches,
         device=run.device,
         resume=run.resume != 0,
     )

@@ -29,10 +29,13 @@ from codedinvnet.training.network import (
 
 INVERSION_BATCH = 128
 TOLERANCE = 1e-4  # of a block's residual; a grey level is 39 times it, the targets need no more
+DATA = "data/train.safetensors"
+"""The data set, in a fusion's folder."""
 ERROR = "largest_latent_error"
-"""In a shard's header and in the report: the largest difference between f(target) and mean z."""
+"""In its header and in the report: the largest difference between f(target) and mean z."""
 SECONDS = "seconds"
 """Likewise: what the inversions took."""
+AGAIN = "make it again (main.py -fusion -sample_fusion)"
 
 
 class FusionData(NamedTuple):
@@ -71,17 +74,14 @@ def sample_fusion_data(
     folder: Path,
     *,
     members: int,
-    shard_batches: int,
     device: torch.device,
     resume: bool,
 ) -> dict[str, Any]:
-    """Generate the fusion data set in `folder/data`, a shard at a time.
-
-    A shard is written whole; with `resume`, shards that are there already are kept.
+    """Generate the fusion data set in `folder/data`; with `resume`, one that is there is kept.
 
     Returns:
         What is there, the largest difference between f(target) and mean z in it, and the seconds
-        that its shards took, whenever they were made.
+        that it took.
     """
     fusion = pixel_settings(settings)
     network, _, header = load_trained_network(settings, network_folder, device)
@@ -91,37 +91,19 @@ def sample_fusion_data(
     train, _ = settings_split(settings, source)
     generator = torch.Generator().manual_seed(settings.seed + members)
     groups = draw_groups(train, fusion.groups, members, generator)
-    stamp = _stamp(settings, members, header[NETWORK_WEIGHTS])
-    per_shard = shard_batches * INVERSION_BATCH
-    written: set[Path] = set()
-    worst, seconds = 0.0, 0.0
-    with Progress(total=fusion.groups, desc="fusion data", unit="group", dynamic_ncols=True) as bar:
-        for number, shard in enumerate(groups.split(per_shard)):
-            path = folder / "data" / f"train-{number:05d}.safetensors"
-            written.add(path)
-            made = _current(path, stamp, shard) if resume else None
-            if made is None:
-                began = time.monotonic()
-                targets, error = invert_means(
-                    network, source, shard, padding=settings.data.padding, bar=bar
-                )
-                made = {ERROR: error, SECONDS: round(time.monotonic() - began, 1)}
-                save_checkpoint(
-                    path, {"groups": shard, "targets": targets}, {"settings": stamp, **made}
-                )
-            else:
-                bar.update(len(shard))
-            worst, seconds = max(worst, made[ERROR]), seconds + made[SECONDS]
-    for path in (folder / "data").glob("*.safetensors"):
-        if path not in written:  # left by an earlier data set of more shards
-            path.unlink()
-    return {
-        "groups": fusion.groups,
-        "members": members,
-        "shards": len(written),
-        ERROR: worst,
-        SECONDS: round(seconds, 1),
-    }
+    depends = _depends(settings, members, header[NETWORK_WEIGHTS])
+    path = folder / DATA
+    made = _current(path, depends) if resume else None
+    if made is None:
+        began = time.monotonic()
+        with Progress(total=len(groups), desc="fusion data", unit="group") as bar:
+            targets, error = invert_means(
+                network, source, groups, padding=settings.data.padding, bar=bar
+            )
+        made = {ERROR: error, SECONDS: round(time.monotonic() - began, 1)}
+        tensors = {"groups": groups, "targets": targets}
+        save_checkpoint(path, tensors, {"settings": depends, **made})
+    return {"groups": fusion.groups, "members": members, **made}
 
 
 def invert_means(
@@ -155,22 +137,18 @@ def invert_means(
     return torch.cat(targets), worst
 
 
-def _current(path: Path, stamp: dict[str, Any], groups: Tensor) -> dict[str, float] | None:
-    """Return the latent error and the seconds of a shard; None if it must be made."""
-    if not path.is_file():
-        return None
+def _current(path: Path, depends: dict[str, Any]) -> dict[str, float] | None:
+    """Return the latent error and the seconds of a data set; None if it must be made."""
     try:
-        tensors, header = load_checkpoint(path)
+        _, header = load_checkpoint(path)
     except UserError:
         return None
-    same = not differing_keys(header.get("settings", {}), stamp)
-    if not (same and torch.equal(tensors["groups"], groups)):
-        return None
-    return {key: header[key] for key in (ERROR, SECONDS)}
+    same = not differing_keys(header.get("settings", {}), depends)
+    return {key: header[key] for key in (ERROR, SECONDS)} if same else None
 
 
-def _stamp(settings: Settings, members: int, weights: str) -> dict[str, Any]:
-    """Return what a shard depends on."""
+def _depends(settings: Settings, members: int, weights: str) -> dict[str, Any]:
+    """Return what a data set depends on."""
     return {
         **network_settings(settings),
         "groups": pixel_settings(settings).groups,
@@ -180,25 +158,13 @@ def _stamp(settings: Settings, members: int, weights: str) -> dict[str, Any]:
 
 
 def load_fusion_data(settings: Settings, folder: Path, members: int, weights: str) -> FusionData:
-    """Read all shards."""
-    fusion = pixel_settings(settings)
-    stamp = _stamp(settings, members, weights)
-    paths = sorted((folder / "data").glob("train-*.safetensors"))
-    if not paths:
+    """Read the data set."""
+    path = folder / DATA
+    if not path.is_file():
         raise UserError(
-            f"no fusion data set in {folder / 'data'}: generate it first (the same command with "
+            f"no fusion data set in {path.parent}: generate it first (the same command with "
             f"-fusion -sample_fusion --nactors {members})"
         )
-    groups, targets = [], []
-    for path in paths:
-        tensors, header = load_checkpoint(path)
-        check_alike(path, header.get("settings", {}), stamp, "make it again")
-        groups.append(tensors["groups"])
-        targets.append(tensors["targets"])
-    data = FusionData(torch.cat(groups), torch.cat(targets))
-    if len(data.groups) != fusion.groups:
-        raise UserError(
-            f"{folder / 'data'} holds {len(data.groups)} of {fusion.groups} groups: "
-            "finish it (main.py -fusion -sample_fusion --resume 1)"
-        )
-    return data
+    tensors, header = load_checkpoint(path)
+    check_alike(path, header.get("settings", {}), _depends(settings, members, weights), AGAIN)
+    return FusionData(tensors["groups"], tensors["targets"])
