@@ -35,3 +35,12 @@ def test_a_terminal_has_a_bar() -> None:
     with Progress(total=5, file=screen, mininterval=0) as bar:
         bar.update(5)
     assert screen.getvalue().count("\r") > 1
+
+
+def test_a_log_has_no_line_of_a_bar_for_who_watches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "EVERY", 0.0)
+    log, screen = io.StringIO(), Terminal()
+    for file in (log, screen):
+        with Progress(total=5, file=file, watched=True, mininterval=0) as bar:
+            bar.update(5)
+    assert (log.getvalue(), "5/5" in screen.getvalue()) == ("", True)

@@ -39,14 +39,18 @@ class _Lines:
 class Progress(tqdm):  # type: ignore[misc]
     """A bar of tqdm's, on standard error; in a log a line a minute, and one in the end.
 
-    The end of a bar that does not stay (`leave=False`) has none.
+    The end of a bar that does not stay (`leave=False`) has none. A bar that is `watched` only where
+    somebody watches has no lines in a log.
     """
 
-    def __init__(self, *args: Any, file: TextIO | None = None, **options: Any) -> None:
+    def __init__(
+        self, *args: Any, file: TextIO | None = None, watched: bool = False, **options: Any
+    ) -> None:
         stream = sys.stderr if file is None else file
         self._lines = None if stream.isatty() else _Lines(stream)
         if self._lines is not None:
             options |= {"mininterval": EVERY, "maxinterval": EVERY}
+            options["disable"] = watched or options.get("disable", False)
         super().__init__(*args, file=self._lines or stream, **options)
 
     def close(self) -> None:

@@ -219,6 +219,7 @@ def train_stage(
                 unit="step",
                 dynamic_ncols=True,
                 mininterval=1.0,
+                watched=True,
             )
         )
         epoch = start
@@ -252,8 +253,11 @@ def train_stage(
                 board.add_scalar(f"{stage.name}/{key}", value, epoch)
             board.flush()
             shown = ", ".join(f"{k} {v:.4f}" for k, v in [*mean.items(), *scalars.items()])
+            times = (seconds, seconds / epoch * (epochs - epoch))
+            took, left = map(Progress.format_interval, times)
             bar.write(
-                f"{stage.name} epoch {epoch}/{epochs} ({seconds:.0f} s): {shown}", file=sys.stderr
+                f"{stage.name} epoch {epoch}/{epochs} ({took}, {left} left): {shown}",
+                file=sys.stderr,
             )
             header = {
                 "stage": stage.name,
