@@ -3,22 +3,30 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from matplotlib.image import imread
 
 from codedinvnet.codes.build import scheme_for
 from codedinvnet.data import sample_images
-from codedinvnet.evaluation import accuracy
+from codedinvnet.evaluation import demo
 from codedinvnet.evaluation.accuracy import evaluate
 from codedinvnet.models.bundle import load_bundle
 
 
-def test_the_table_has_what_an_evaluation_finds(
-    bundle_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_the_table_has_what_an_evaluation_finds_and_the_picture_is_there(
+    bundle_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     bundle = load_bundle(bundle_folder)
-    monkeypatch.setattr(accuracy, "SIZES", (2, 4))
-    monkeypatch.setattr(accuracy, "load_bundle", lambda name: bundle)
-    accuracy.run_demo(["mnist"])
-    title, head, *lines = capsys.readouterr().out.splitlines()
+    monkeypatch.setattr(demo, "SIZES", (2, 4))
+    monkeypatch.setattr(demo, "load_bundle", lambda name: bundle)
+    picture = tmp_path / "demo.png"
+    demo.run_demo(["mnist"], picture)
+    title, head, *lines, told = capsys.readouterr().out.splitlines()
+    assert str(picture) in told
+    height, width, _ = imread(picture).shape
+    assert width > height > 100
     assert "Every worker erased in turn" in title
     assert head.split()[:3] == ["bundle", "k", "overhead"]
     for line, k, overhead in zip(lines, (2, 4), ("50%", "25%"), strict=True):

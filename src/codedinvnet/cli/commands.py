@@ -155,13 +155,22 @@ def _policy(arguments: argparse.Namespace) -> None:
     print(f"policy {found['policy']}, before {before['policy']}")
 
 
-@command("serve", "recover erased predictions on shipped images", "codedinvnet demo", SEED)
+@command(
+    "serve",
+    "recover erased predictions on shipped images, and draw how",
+    "codedinvnet demo",
+    opt("--out", "the picture", Path, Path("demo.png")),
+    SEED,
+)
 def _demo(arguments: argparse.Namespace) -> None:
+    from codedinvnet.common.files import check_writable
     from codedinvnet.data import SAMPLES
-    from codedinvnet.evaluation.accuracy import run_demo
+    from codedinvnet.evaluation.demo import run_demo
     from codedinvnet.models.bundle import shipped_bundles
 
-    run_demo([name for name in SAMPLES if name in shipped_bundles()], arguments.seed)
+    check_writable(arguments.out)
+    names = [name for name in SAMPLES if name in shipped_bundles()]
+    run_demo(names, arguments.out, arguments.seed)
 
 
 # protect

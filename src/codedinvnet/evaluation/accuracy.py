@@ -1,13 +1,11 @@
-"""Evaluation of a bundle: every erasure position, against labels and direct answers; a demo."""
+"""Evaluation of a bundle: every erasure position, against labels and direct answers."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from codedinvnet.codes.base import Scheme
-from codedinvnet.codes.build import scheme_for
 from codedinvnet.codes.erase import NO_ANSWER, Queries, erase, single_losses
 from codedinvnet.codes.invnet import CodedInvNet, own_code
 from codedinvnet.codes.mean import Evidence
@@ -15,12 +13,7 @@ from codedinvnet.codes.method import given_by
 from codedinvnet.codes.rules import is_systematic
 from codedinvnet.common.errors import UserError
 from codedinvnet.common.provenance import describe_machine
-from codedinvnet.data import sample_images
-from codedinvnet.models.bundle import Bundle, load_bundle
-
-SIZES = (2, 4, 10)
-"""Group sizes of the demonstration."""
-COLUMNS = ("normal", "recovered", "worst position", "agreement")
+from codedinvnet.models.bundle import Bundle
 
 
 @dataclass(frozen=True)
@@ -141,19 +134,3 @@ def evaluation_report(
         "position_accuracies": [round(a, 6) for a in positions],
         "machine": describe_machine(),
     }
-
-
-def run_demo(names: Sequence[str], seed: int = 0) -> None:
-    """Evaluate bundles on the shipped test images, and print a table."""
-    print("Every worker erased in turn; % of the shipped 1,000 test images, 5 groupings")
-    print(f"{'bundle':<9}{'k':>3}{'overhead':>10}" + "".join(f"{name:>16}" for name in COLUMNS))
-    for name in names:
-        bundle, source = load_bundle(name), sample_images(name)
-        for k in SIZES:
-            e = evaluate(scheme_for(bundle, k), source, k=k, seed=seed)
-            shares = (
-                *(e.normal_accuracy, e.recovered_accuracy),
-                *(e.worst_position_accuracy, e.agreement),
-            )
-            cells = "".join(f"{100 * share:>16.1f}" for share in shares)
-            print(f"{name:<9}{k:>3}{100 / k:>9.0f}%{cells}")
