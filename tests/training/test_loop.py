@@ -111,6 +111,17 @@ def test_best_and_last_are_kept(tmp_path: Path) -> None:
     assert list((tmp_path / "tensorboard").iterdir())
 
 
+def test_a_training_in_memory_ends_as_one_with_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    stage = Scripted([0.1, 0.9, 0.5, 0.9])
+    header = train_stage(stage, epochs=4, seed=1)
+    assert float(stage.module.weight.detach()) == 4
+    assert (header["epoch"], header["validation"]) == (2, {"score": 0.9})
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_log_has_a_line_an_epoch_with_the_time_left(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -161,20 +162,20 @@ def set_aside(folder: Path, *more: str) -> None:
 @denormals_flushed()
 def train_stage(
     stage: Stage,
-    folder: Path,
+    folder: Path | None = None,
     *,
     epochs: int,
     seed: int,
-    settings: Mapping[str, Any],
+    settings: Mapping[str, Any] = MappingProxyType({}),
     resume: int = 0,
     keep: Mapping[str, Any] | None = None,
     replan: Callable[[int, float], int] | None = None,
 ) -> dict[str, Any]:
-    """Train a stage for `epochs` epochs and leave `last` and `best` checkpoints in `folder`.
+    """Train a stage for `epochs` epochs, and leave its modules as they validated best.
 
     Args:
         stage: the stage to train.
-        folder: where checkpoints and TensorBoard files go.
+        folder: where checkpoints, `last` and `best`, and TensorBoard files go; None: nowhere.
         epochs: how many epochs in all.
         seed: the seed of everything random.
         settings: what the result depends on; a checkpoint with other settings is not resumed.
@@ -186,28 +187,29 @@ def train_stage(
     Returns:
         The header of the best checkpoint, with the seconds of all epochs, those behind it, too.
     """
-    last, best = folder / LAST, folder / BEST
     start, seconds, best_score = 0, 0.0, -math.inf
+    best: tuple[dict[str, Tensor], dict[str, Any]] | None = None
     origin = {
         "command": describe_command(),
         "commit": describe_commit(),
         "machine": describe_machine(),
     }
     with ExitStack() as held:
-        if starts_over(folder, resume):
+        if folder is not None and starts_over(folder, resume):
             folder.mkdir(parents=True, exist_ok=True)
             _keep_others_out(folder, held)
             set_aside(folder)
-        else:
+        elif folder is not None:
             _keep_others_out(folder, held)
-            tensors, header = load_checkpoint(last)
-            _check_resumable(header, settings, last, resume)
-            load_modules(stage.modules, tensors, last)
+            tensors, header = load_checkpoint(folder / LAST)
+            _check_resumable(header, settings, folder / LAST, resume)
+            load_modules(stage.modules, tensors, folder / LAST)
             load_optimizers(stage.optimizers, tensors)
             start, seconds, best_score = header["epoch"], header["seconds"], header["best_score"]
         if replan and start:
             epochs = replan(start, seconds)
-        if start < epochs:
+        board = None
+        if folder is not None and start < epochs:
             # What is kept ends before this step, and epoch `start` was written as step `start`.
             board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
             held.callback(board.close)
@@ -225,38 +227,21 @@ def train_stage(
         epoch = start
         while epoch < epochs:
             began = time.monotonic()
-            generator = torch.Generator().manual_seed(seed * 100_003 + epoch)
-            torch.manual_seed(seed * 100_003 + epoch)
-            for module in stage.modules.values():
-                module.train()
-            stage.start_epoch(epoch, generator)
-            sums: Counter[str] = Counter()
-            for index in range(stage.steps_per_epoch):
-                scalars = stage.step(epoch, index)
-                sums.update(scalars)
-                bar.update()
-                if index % 10 == 0:
-                    bar.set_postfix({k: f"{v:.3g}" for k, v in scalars.items()}, refresh=False)
-            for module in stage.modules.values():
-                module.eval()
-            score, scalars = stage.validate()
+            mean, score, scalars = _epoch(stage, epoch, seed, bar)
             seconds += time.monotonic() - began
-            mean = {key: value / stage.steps_per_epoch for key, value in sums.items()}
             if not all(math.isfinite(v) for v in [*mean.values(), score]):
-                kept = f" The checkpoint of epoch {epoch} is untouched." if epoch else ""
+                kept = f" The checkpoint of epoch {epoch} is untouched." if epoch and folder else ""
                 raise UserError(
                     f"{stage.name}: the loss is not finite in epoch {epoch + 1}; "
                     f"lower the learning rate.{kept}"
                 )
             epoch += 1
-            for key, value in [*mean.items(), *scalars.items()]:
-                board.add_scalar(f"{stage.name}/{key}", value, epoch)
-            board.flush()
-            shown = ", ".join(f"{k} {v:.4f}" for k, v in [*mean.items(), *scalars.items()])
+            shown = {**mean, **scalars}
             times = (seconds, seconds / epoch * (epochs - epoch))
             took, left = map(Progress.format_interval, times)
+            told = ", ".join(f"{k} {v:.4f}" for k, v in shown.items())
             bar.write(
-                f"{stage.name} epoch {epoch}/{epochs} ({took}, {left} left): {shown}",
+                f"{stage.name} epoch {epoch}/{epochs} ({took}, {left} left): {told}",
                 file=sys.stderr,
             )
             header = {
@@ -271,17 +256,49 @@ def train_stage(
                 **(keep or {}),
             }
             tensors = module_tensors(stage.modules)
-            if score > best_score:
+            if is_best := score > best_score:
                 best_score = score
-                save_checkpoint(best, tensors, header)
-            tensors |= optimizer_tensors(stage.optimizers)
-            save_checkpoint(last, tensors, {**header, "best_score": best_score})
+            if folder is None:
+                if is_best:
+                    best = {key: value.clone() for key, value in tensors.items()}, header
+            else:
+                assert board is not None
+                for key, value in shown.items():
+                    board.add_scalar(f"{stage.name}/{key}", value, epoch)
+                board.flush()
+                if is_best:
+                    save_checkpoint(folder / BEST, tensors, header)
+                tensors |= optimizer_tensors(stage.optimizers)
+                save_checkpoint(folder / LAST, tensors, {**header, "best_score": best_score})
             if replan:
                 epochs = replan(epoch, seconds)
                 bar.total = epochs * stage.steps_per_epoch
-    tensors, header = load_checkpoint(best)
-    load_modules(stage.modules, tensors, best)
-    return {**header, "seconds": seconds}
+    if folder is not None:
+        best = load_checkpoint(folder / BEST)
+    assert best is not None
+    load_modules(stage.modules, best[0], folder or Path())
+    return {**best[1], "seconds": seconds}
+
+
+def _epoch(
+    stage: Stage, epoch: int, seed: int, bar: Progress
+) -> tuple[dict[str, float], float, Mapping[str, float]]:
+    """Do an epoch; return the mean of what its steps show, its score, and what that shows."""
+    generator = torch.Generator().manual_seed(seed * 100_003 + epoch)
+    torch.manual_seed(seed * 100_003 + epoch)
+    for module in stage.modules.values():
+        module.train()
+    stage.start_epoch(epoch, generator)
+    sums: Counter[str] = Counter()
+    for index in range(stage.steps_per_epoch):
+        scalars = stage.step(epoch, index)
+        sums.update(scalars)
+        bar.update()
+        if index % 10 == 0:
+            bar.set_postfix({k: f"{v:.3g}" for k, v in scalars.items()}, refresh=False)
+    for module in stage.modules.values():
+        module.eval()
+    return {key: value / stage.steps_per_epoch for key, value in sums.items()}, *stage.validate()
 
 
 def _keep_others_out(folder: Path, held: ExitStack) -> None:
