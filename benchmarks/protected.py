@@ -242,7 +242,7 @@ def _ends(path: str) -> np.ndarray | None:
     return row
 
 
-THIRD = ("--work", "0.33")
+THIRD = ("--work", "0.33", "--task", "classify")
 RECIPES: Mapping[str, Recipe] = {
     "digits-mlp": Recipe(
         _digits("sklearn.neural_network:MLPClassifier", max_iter=500, random_state=0)

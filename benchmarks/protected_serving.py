@@ -32,7 +32,7 @@ from codedinvnet.evaluation.tables import markdown
 from codedinvnet.models import OpenModel, open_model
 from codedinvnet.protect.folder import description_digest, read_description
 from codedinvnet.protect.inputs import read_inputs, split
-from codedinvnet.protect.teacher import scores_of
+from codedinvnet.protect.teacher import answers_of
 from codedinvnet.simulation.figures import QUANTILES
 
 ARMS = {"nothing": "uncoded", "hedging": "hedge", "auto, with the backup": "auto"}
@@ -115,8 +115,8 @@ def _measure(
     if policy == "auto":
         words += ["--protection", str(protection)]
         backup = Backup(row.k, row.work * WAIT_MS, 1 / row.backup_workers)
-    (spec,), scores = model.signature.inputs, found.model.scores
-    direct = np.concatenate([scores_of(model, {spec.name: x[None]}) for x in queries])
+    (spec,), scores = model.signature.inputs, found.model.output
+    direct = np.concatenate([answers_of(model, scores, {spec.name: x[None]}) for x in queries])
     seed = seed_of(name, stragglers)
     rows = [[int(i)] for i in np.random.default_rng(seed).integers(len(queries), size=QUERIES)]
     faults = [fault.model_dump(mode="json") for fault in schedule(backup, stragglers)]

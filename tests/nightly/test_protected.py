@@ -30,7 +30,7 @@ def test_a_model_is_protected_and_served(tmp_path: Path, monkeypatch: pytest.Mon
         np.save(folder / "inputs.npy", x)
         return folder / "inputs.npy"
 
-    recipe = protected.Recipe(make, ("--work", "0.5", "--k", "3"))
+    recipe = protected.Recipe(make, ("--work", "0.5", "--k", "3", "--task", "classify"))
     monkeypatch.setattr(protected, "RECIPES", {"own": recipe})
     report = protected.run("own", tmp_path / "out", None, 5.0, serve=True)
     assert (tmp_path / "own.json").is_file()

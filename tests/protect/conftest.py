@@ -36,6 +36,7 @@ def queries(folder: Path) -> Path:
 def arguments(model: str, inputs: Path, out: Path, *more: str) -> list[str]:
     """Return a command line, with k = 4 and one size of backups."""
     base = ["protect", f"{PLACE}:{model}", "--inputs", str(inputs), "--out", str(out), "--k", "4"]
+    base += () if "--task" in more else ("--task", "classify")
     return [*base, "--minutes", "5", *(() if "--work" in more else ("--work", "0.25")), *more]
 
 

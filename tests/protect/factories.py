@@ -216,3 +216,27 @@ class Transformer(nn.Module):
 
 def transformer() -> tuple[nn.Module, dict[str, Tensor]]:
     return Transformer(), {"images": torch.zeros(1, 3, 16, 16)}
+
+
+def likely() -> tuple[nn.Module, Tensor]:
+    return Applied(FEATURES, 3, after=lambda y: y.softmax(1)), torch.zeros(1, FEATURES)
+
+
+def three_numbers() -> tuple[nn.Module, Tensor]:
+    return Applied(FEATURES, 3, after=lambda y: 40 + 10 * y), torch.zeros(1, FEATURES)
+
+
+def raw_embedding() -> tuple[nn.Module, Tensor]:
+    return Applied(FEATURES, 8, lambda x: x - 0.5), torch.zeros(1, FEATURES)
+
+
+def scores() -> tuple[nn.Module, Tensor]:
+    """Three numbers in 0..1 that are no probabilities."""
+    return Applied(FEATURES, 3, after=lambda y: y.clamp(0, 1)), torch.zeros(1, FEATURES)
+
+
+def shares() -> tuple[nn.Module, Tensor]:
+    """Positive numbers that sum to 1, such as a mixture's."""
+    return Applied(FEATURES, 3, after=lambda y: y.abs() / y.abs().sum(1, keepdim=True)), (
+        torch.zeros(1, FEATURES)
+    )

@@ -57,7 +57,7 @@ def candidate(
 def test_the_quickest_of_those_close_to_the_best_coverage_is_recommended(
     backups: list[tuple[Any, ...]], chosen: str | None
 ) -> None:
-    found, reason = recommend([candidate(*backup) for backup in backups], 0, 0.25)
+    found, reason = recommend([candidate(*backup) for backup in backups], 0.25)
     assert found == chosen
     assert reason
 
@@ -65,7 +65,7 @@ def test_the_quickest_of_those_close_to_the_best_coverage_is_recommended(
 def test_test_inputs_have_no_part_in_the_choice() -> None:
     first, second = candidate("a", 0.7, 2.0), candidate("b", 0.5, 1.0)
     luck = dataclasses.replace(second, test=answers(1.0, 1.0))
-    assert recommend([first, luck], 0, 0.25)[0] == "a"
+    assert recommend([first, luck], 0.25)[0] == "a"
 
 
 def test_a_row_tells_coverage_by_thresholds_of_the_calibration() -> None:

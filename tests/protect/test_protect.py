@@ -31,7 +31,7 @@ def images(folder: Path) -> Path:
 
 def test_a_ladder_of_backups_is_trained_and_measured(call: Command, tmp_path: Path) -> None:
     words = ["protect", f"{PLACE}:residual", "--inputs", str(images(tmp_path))]
-    outcome = call(*words, "--out", tmp_path / "out", "--minutes", "1")
+    outcome = call(*words, "--out", tmp_path / "out", "--minutes", "1", "--task", "classify")
     assert outcome.code == 0, outcome.err
     found = description(tmp_path / "out")
     assert {row["method"].rpartition("-")[2] for row in found["table"]} <= {"0.1", "0.25", "0.5"}
@@ -84,7 +84,7 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(
     assert one["method"] == other["method"]
     backups = [open_model(tmp_path / name / f"{one['method']}.onnx") for name in words]
     batch = {"x": np.load(inputs)}
-    first, second = (backup.run(batch)["logits"] for backup in backups)
+    first, second = (backup.run(batch)["output"] for backup in backups)
     np.testing.assert_allclose(first, second, atol=1e-5)
 
 
@@ -106,7 +106,7 @@ def test_images_are_changed_in_training_as_the_model_tolerates(
     if name == "sides":
         x = x / 8 + (np.arange(32) == generator.integers(13, 19, (300, 1, 1, 1)))
     inputs = Inputs({"x": x.astype(np.float32)}, model.signature.inputs)
-    asked = teacher.ask(model, inputs, split(300, 0), tmp_path, 5.0)
+    asked = teacher.ask(model, inputs, split(300, 0), tmp_path, 5.0, task="classify")
     assert asked.largest_shift() == shift
     lesson = teacher.Lesson(asked, [(True, False), (False, True)])
     rows, plain = asked.rows.train, inputs.arrays["x"]
@@ -118,19 +118,19 @@ def test_images_are_changed_in_training_as_the_model_tolerates(
     assert lesson.weights(True).tolist() == [0.25, 0.25, 0.5]
     for way, images in enumerate((mirrored, pasted), 1):
         wanted = model.run({"x": images})[model.signature.outputs[0].name]
-        np.testing.assert_array_equal(lesson.logs[way, rows].argmax(1), wanted.argmax(1))
+        np.testing.assert_array_equal(lesson.targets[way, rows].argmax(1), wanted.argmax(1))
 
 
 def test_a_part_of_another_sequence_is_pasted(tmp_path: Path) -> None:
     model, x = open_model(f"{PLACE}:tokens"), np.random.default_rng(0).integers(0, 9, (300, 20))
     inputs = Inputs({"ids": x}, model.signature.inputs)
-    asked = teacher.ask(model, inputs, split(300, 0), tmp_path, 5.0)
+    asked = teacher.ask(model, inputs, split(300, 0), tmp_path, 5.0, task="classify")
     lesson, rows = teacher.Lesson(asked, [(False, True)]), asked.rows.train
     pasted = lesson.batch(rows, np.ones(len(rows), int))["ids"]
     differs = (pasted != inputs.arrays["ids"][rows]).mean(1)
     assert 0.1 < differs.mean() < 0.6
     wanted = model.run({"ids": pasted})[model.signature.outputs[0].name]
-    np.testing.assert_array_equal(lesson.logs[1, rows].argmax(1), wanted.argmax(1))
+    np.testing.assert_array_equal(lesson.targets[1, rows].argmax(1), wanted.argmax(1))
 
 
 @pytest.mark.parametrize("noise", [True, False])
@@ -139,7 +139,7 @@ def test_images_are_pasted_once_a_backup_learns_by_heart(noise: bool, tmp_path: 
     model, generator = open_model(f"{PLACE}:colours"), np.random.default_rng(0)
     x = generator.random((600, 3, *((32, 32) if noise else (1, 1))), np.float32)
     inputs = Inputs({"x": x * np.ones((32, 32), np.float32)}, model.signature.inputs)
-    asked = teacher.ask(model, inputs, split(600, 0), tmp_path, 5.0)
+    asked = teacher.ask(model, inputs, split(600, 0), tmp_path, 5.0, task="classify")
     lesson = teacher.Lesson(asked, [(True, False), (True, True)])
     torch.manual_seed(0)
     student = STUDENTS["fresh"](asked, {"width": 8})

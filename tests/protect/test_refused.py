@@ -60,10 +60,12 @@ RGB = np.zeros((32, 32, 3), np.uint8)
 CASES: dict[str, tuple[str, Callable[[Path], Path], tuple[str, ...], str]] = {
     # models
     "no factory": ("nothing", queries, (), "nothing"),
-    "regression": ("regression", queries, (), "regressions and embeddings are not supported yet"),
-    "embedding": ("embedding", queries, (), "looks like an embedding .* not supported .* --scores"),
+    "one score": ("regression", queries, (), r"must be floats \(B, classes\).*output FP32 \(1,\)"),
+    "tolerance": ("regression", queries, ("--task", "regress"), "needs --tolerance"),
+    "no number": ("regression", queries, ("--task", "regress", "--tolerance", "x"), "'x' is not a"),
+    "cosine": ("embedding", queries, ("--task", "embed", "--cosine", "2"), "between 0 and 1"),
+    "output": ("vectors", queries, ("--output", "y"), "--output y must be floats"),
     "maps": ("maps", queries, (), r"has the shape \(3, 1, 1\) .* flatten"),
-    "tags": ("tags", queries, (), "independent labels .* --scores"),
     "random": ("at_random", queries, (), "not deterministic"),
     "bundle": ("mnist", queries, (), "is a bundle"),
     "constant": ("constant", queries, (), "answers class 0 to all inputs"),

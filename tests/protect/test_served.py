@@ -30,7 +30,7 @@ from codedinvnet.serving.workers.faults import FaultyPool, Schedule
 from codedinvnet.serving.workers.pool import Result, Task, WorkerPool
 from tests.conftest import Command
 from tests.models.factories import endless_onnx
-from tests.protect.conftest import COUNT, PLACE, arguments, description
+from tests.protect.conftest import COUNT, PLACE, arguments, description, queries
 from tests.protect.factories import FEATURES
 
 POOL = "examples/my_pool.py:Pool"
@@ -102,7 +102,7 @@ def test_a_late_answer_is_the_backups_and_all_others_are_the_models(
     assert found["outcome"].tolist() == [b"direct", b"decoded", b"direct", b"direct"]
     for i in (0, 2, 3):
         assert found["output"][i].tobytes() == model.run({"x": x[i : i + 1]})["output"].tobytes()
-    backup = open_model(finished / f"{name}.onnx").run({"x": x[1:2]})["logits"]
+    backup = open_model(finished / f"{name}.onnx").run({"x": x[1:2]})["output"]
     assert found["output"][1:2] == pytest.approx(backup, abs=1e-4)
 
 
@@ -138,8 +138,35 @@ def test_a_model_of_several_inputs_is_protected(call: Command, tmp_path: Path) -
     found = answers(options, {"flags": flags[:4], "numbers": numbers[:4]})
     assert found["outcome"].tolist() == [b"direct", b"decoded", b"direct", b"direct"]
     late = {"numbers": numbers[1:2], "flags": flags[1:2]}
-    wanted = open_model(out / f"{name}.onnx").run(late)["logits"]
+    wanted = open_model(out / f"{name}.onnx").run(late)["output"]
     assert found["output"][1:2] == pytest.approx(wanted, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("model", "task"),
+    [
+        ("three_numbers", ("regress", "--tolerance", "20%")),
+        ("raw_embedding", ("embed", "--cosine", "0.8")),
+        ("tags", ("labels",)),
+        ("regression", ("regress", "--tolerance", "1")),
+    ],
+)
+def test_late_answers_of_any_task_are_in_the_models_own_terms(
+    model: str, task: tuple[str, ...], call: Command, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    words = arguments(model, queries(tmp_path), out, "--task", *task)
+    outcome = call(*words)
+    assert outcome.code == 0, outcome.err
+    row = description(out)["table"][0]
+    served_model, x = open_model(f"{PLACE}:{model}"), np.load(tmp_path / "x.npy")[:4]
+    found = answers(served(out, method=row["method"], source=f"{PLACE}:{model}"), {"x": x})
+    assert found["outcome"].tolist() == [b"direct", b"decoded", b"direct", b"direct"]
+    backup = open_model(out / f"{row['method']}.onnx").run({"x": x[1:2]})["output"]
+    assert found["output"][1:2] == pytest.approx(backup, rel=1e-4, abs=1e-4)
+    wanted = served_model.run({"x": x})["output"]
+    assert found["output"].shape == wanted.shape
+    assert np.corrcoef(found["output"].ravel(), wanted.ravel())[0, 1] > 0.8
 
 
 def test_a_protection_releases_what_keeps_the_limit(finished: Path) -> None:

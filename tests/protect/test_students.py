@@ -20,7 +20,7 @@ from codedinvnet.protect.students import (
     graph_of,
     kind_of,
 )
-from codedinvnet.protect.teacher import Lesson, Teacher, ask, scores_of
+from codedinvnet.protect.teacher import Lesson, Teacher, ask
 from tests.protect.conftest import PLACE
 from tests.protect.factories import FEATURES
 
@@ -59,7 +59,7 @@ def teacher_of(name: str, folder: Path) -> Teacher:
     specs = model.signature.inputs
     arrays = {spec.name: ARRAYS[name][spec.name] for spec in specs}
     inputs = Inputs(arrays, specs)
-    return ask(model, inputs, split(len(inputs), 0), folder, 5.0)
+    return ask(model, inputs, split(len(inputs), 0), folder, 5.0, task="classify")
 
 
 def most_of(teacher: Teacher, work: float) -> int:
@@ -70,7 +70,8 @@ def most_of(teacher: Teacher, work: float) -> int:
 
 def logits(student: Student, teacher: Teacher, count: int = 5) -> np.ndarray:
     """Return a student's logits of the first inputs."""
-    return student.eval().logits(teacher.inputs.batch(np.arange(count)))
+    found: np.ndarray = student.eval().raw(teacher.inputs.batch(np.arange(count))).numpy()
+    return found
 
 
 @pytest.mark.parametrize(
@@ -114,7 +115,7 @@ def test_the_graph_computes_what_the_model_does(tmp_path: Path) -> None:
     x = torch.from_numpy(batch["images"])
     with torch.inference_mode():
         found = graph(x).numpy()
-    np.testing.assert_allclose(found, scores_of(teacher.model, batch), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(found, teacher.run(batch), rtol=1e-3, atol=1e-4)
 
 
 def test_a_graph_that_cannot_be_exported_is_refused_before_training(
@@ -136,8 +137,8 @@ def test_thinner_layers_know_the_answers_before_any_training(name: str, tmp_path
     student = LowRank(teacher, LowRank.choose(teacher, most)).eval()
     assert 0.4 * most < student.macs() <= most
     rows = np.arange(300)
-    agreement = (logits(student, teacher, 300).argmax(1) == teacher.answers[rows]).mean()
-    assert agreement > np.bincount(teacher.answers).max() / 300
+    agreement = (logits(student, teacher, 300).argmax(1) == teacher.outputs.argmax(1)[rows]).mean()
+    assert agreement > np.bincount(teacher.outputs.argmax(1)).max() / 300
     student.train()
     loss = student(*student.tensors(teacher.inputs.batch(np.arange(32)))).square().mean()
     loss.backward()
@@ -147,7 +148,7 @@ def test_thinner_layers_know_the_answers_before_any_training(name: str, tmp_path
 def test_layers_that_lose_nothing_stay(tmp_path: Path) -> None:
     teacher = teacher_of("residual", tmp_path)
     student = LowRank(teacher, {"price": 0.0, "step": 1})
-    agrees = logits(student, teacher, 300).argmax(1) == teacher.answers
+    agrees = logits(student, teacher, 300).argmax(1) == teacher.outputs.argmax(1)
     assert agrees.mean() > 0.95
     assert student.macs() == most_of(teacher, 1.0)
     with pytest.raises(Unfit, match="costs more"):
@@ -164,6 +165,6 @@ def test_the_model_runs_on_smaller_images(name: str, tmp_path: Path) -> None:
     assert student.macs() <= most
     whole = SmallerImages(teacher, {"height": 96, "width": 96}).eval()
     answers = logits(whole, teacher, 50).argmax(1)
-    np.testing.assert_array_equal(answers, teacher.answers[:50])
+    np.testing.assert_array_equal(answers, teacher.outputs.argmax(1)[:50])
     with pytest.raises(Unfit, match="fewer than 24 pixels"):
         SmallerImages.choose(teacher, most_of(teacher, 0.001))

@@ -11,13 +11,13 @@ import torch
 
 from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.build import scheme_for
+from codedinvnet.common.confidence import confidences
 from codedinvnet.common.distributions import Distribution
 from codedinvnet.common.faults import Fault
 from codedinvnet.data import sample_images
 from codedinvnet.models.base import Scores, Signature, TensorSpec
 from codedinvnet.models.bundle import Bundle
 from codedinvnet.net.logs import logger
-from codedinvnet.protect.measure import answers_of
 from codedinvnet.scheduler.actions import Complete
 from codedinvnet.scheduler.group import FILLER
 from codedinvnet.serving import decoding
@@ -79,11 +79,11 @@ def test_a_served_confidence_is_the_calibrated_one(kind: ScoreKind) -> None:
     decoded = random / random.sum(1, keepdims=True)
     assert decoded.min() < 0
     assert decoded.max() > 1
-    calibrated = answers_of(decoded, kind, np.zeros(50))
+    calibrated = confidences(decoded, kind)
     tensors = TensorSpec("x", "FP32", (3,)), TensorSpec("y", "FP32", (10,))
     served = OwnModel("m", Signature(tensors[:1], tensors[1:], scores=Scores("y", kind)))
     found = [answer.confidence for answer in decoding.answers(served, torch.from_numpy(decoded))]
-    assert found == pytest.approx(calibrated.confidence)
+    assert found == pytest.approx(calibrated)
     assert max(found) <= 1
 
 

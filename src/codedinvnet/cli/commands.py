@@ -186,6 +186,19 @@ def _demo(arguments: argparse.Namespace) -> None:
         "--inputs", "folder of images, or .npz or .npy arrays", Path, dest="queries", required=True
     ),
     opt("--out", "folder of the protection", Path, required=True),
+    opt(
+        "--task",
+        "what the output means: classify, labels (independent ones), regress or embed",
+        choices=("classify", "labels", "regress", "embed"),
+        unset="classify if the file ends in a softmax or a classifier's operator, else an error",
+    ),
+    opt("--output", "the output to protect", unset="the only one that will do"),
+    opt(
+        "--tolerance",
+        "with regress: by how much an answer may differ, 0.2 in the output's units or 5%% of its "
+        "spread",
+    ),
+    opt("--cosine", "with embed: the least cosine of answers that agree", float, unset="0.9"),
     opt("--minutes", "for scoring and training together", float, 30.0),
     opt(
         "--work",
@@ -225,6 +238,7 @@ def _protect(arguments: argparse.Namespace) -> None:
         threads=arguments.threads or torch.get_num_threads(),
     )
     how = values(arguments, "out", "k", "minutes", "work", "seed", "preprocess")
+    how |= values(arguments, "task", "output", "tolerance", "cosine")
     mirror = not arguments.no_flip
     found = protect(ProtectOptions(source, arguments.queries, mirror=mirror, **how))
     if arguments.json:

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -35,7 +36,7 @@ def read_protection(folder: Path) -> tuple[dict[str, Any], Path]:
     try:
         found = json.loads(path.read_bytes())
         model, name = found["model"], found["recommended"]
-        if not all(isinstance(model[key], str) for key in ("source", "scores", "kind")):
+        if not all(isinstance(model[key], str) for key in ("source", "output")):
             raise TypeError
     except OSError as error:
         raise UserError(f"--protection: cannot read {path}: {error.strerror}") from error
@@ -52,7 +53,7 @@ def read_protection(folder: Path) -> tuple[dict[str, Any], Path]:
 
 
 def write_backup(folder: Path, out: Path) -> str:
-    """Write a protection's backup with the protected model's output; return the model's name.
+    """Write a protection's backup, whose output is named as the model's; return the model's name.
 
     Raises:
         UserError: if there is none, or the package `onnx` is missing.
@@ -63,20 +64,10 @@ def write_backup(folder: Path, out: Path) -> str:
         raise UserError("--protection: pip install 'codedinvnet[onnx]'") from error
     model, path = read_protection(folder)
     try:
-        backup = onnx.load(path)
-        onnx.checker.check_model(backup)
-        (output,) = backup.graph.output
+        onnx.checker.check_model(path)
     except Exception as error:  # of several libraries
         raise UserError(f"--protection: cannot read {path}: {one_line(error)}") from error
-    nodes = backup.graph.node
-    made = {name for node in nodes for name in node.output}
-    for node in nodes:  # none of its names may be the output's
-        for names in (node.input, node.output):
-            names[:] = [f"backup.{name}" if name in made else name for name in names]
-    operator = "Identity" if model["kind"] == "logits" else "Softmax"  # backups give logits
-    nodes.append(onnx.helper.make_node(operator, [f"backup.{output.name}"], [model["scores"]]))
-    output.name = model["scores"]
-    onnx.save(backup, out)
+    shutil.copyfile(path, out)
     name = str(model["source"]).rstrip("/").rpartition("/")[2].rpartition(":")[2]
     return name.removesuffix(".onnx")
 

@@ -55,17 +55,15 @@ class ScoresOf(nn.Module):
 
     Args:
         model: a classifier.
-        kind: "probabilities" turns its logits into probabilities; by default they stay.
 
     Raises:
         UserError: if it is not known where its scores are.
     """
 
-    def __init__(self, model: Model, kind: str = "") -> None:
+    def __init__(self, model: Model) -> None:
         super().__init__()
         self.model, self.inputs = model, model.signature.inputs
-        self.output, own = scores_tensor(model.signature).name, model.signature.scores
-        self.softmax = own is not None and own.kind == "logits" and kind == "probabilities"
+        self.output = scores_tensor(model.signature).name
 
     def forward(self, *queries: Tensor) -> Tensor:
         """Map queries (B, *shape), of each input in the model's order, to scores (B, classes).
@@ -76,5 +74,4 @@ class ScoresOf(nn.Module):
             spec.name: np.ascontiguousarray(tensor.numpy().astype(DATATYPES[spec.datatype]))
             for spec, tensor in zip(self.inputs, queries, strict=True)
         }
-        scores = torch.from_numpy(self.model.run(arrays)[self.output]).float()
-        return scores.softmax(1) if self.softmax else scores
+        return torch.from_numpy(self.model.run(arrays)[self.output]).float()

@@ -1,4 +1,4 @@
-"""Train a student to give the served model's probabilities (Hinton et al., 2015)."""
+"""Train a student to give the served model's answers (Hinton et al., 2015)."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from codedinvnet.common.config import PartSettings
 from codedinvnet.common.errors import UserError
-from codedinvnet.protect.measure import answers_of, coverage_at
+from codedinvnet.protect.measure import Answers, coverage_at
 from codedinvnet.protect.students import Student
 from codedinvnet.protect.teacher import Lesson, batches, shifted
 from codedinvnet.training.part import PartStage, batch_places
@@ -63,21 +62,25 @@ class Distillation(PartStage):
         self.whole, self.agreed = 0, 0
 
     def batch_loss(self, index: int) -> Tensor:
-        lesson, temperature = self.lesson, self.lesson.temperature
+        lesson, task = self.lesson, self.lesson.teacher.task
         rows = self.order[batch_places(self.order, index, self.part.batch_size).numpy()]
         weights = lesson.weights(self.pasting)
         ways = torch.multinomial(weights, len(rows), True, generator=self.generator).numpy()
-        wanted = torch.from_numpy(lesson.logs[ways, rows])
+        wanted = torch.from_numpy(lesson.targets[ways, rows])
         inputs = self.student.tensors(lesson.batch(rows, ways))
         if lesson.shift:
             inputs = [shifted(inputs[0], self.student.specs[0], lesson.shift, self.generator)]
         with autocast(self.precision, self.device):
-            logits = self.student(*inputs).float()
-        whole = torch.from_numpy(~lesson.pasted[ways])
-        self.whole += int(whole.sum())
-        self.agreed += int((logits.argmax(1) == wanted.argmax(1))[whole].sum())
-        loss = F.cross_entropy(logits / temperature, (wanted / temperature).softmax(1))
-        return loss * temperature**2
+            raw = self.student(*inputs).float()
+        if (whole := ways == 0).any():
+            self.whole += int(whole.sum())
+            agrees = task.agree(self._values(raw)[whole], lesson.teacher.outputs[rows[whole]])
+            self.agreed += int(agrees.sum())
+        return task.loss(raw, wanted)
+
+    @torch.no_grad()
+    def _values(self, raw: Tensor) -> np.ndarray:
+        return np.asarray(self.lesson.teacher.task.answer(raw)[0].numpy())
 
     def replan(self, done: int, seconds: float) -> int:
         """Return how many epochs there is time for, after some took so many seconds."""
@@ -90,8 +93,10 @@ class Distillation(PartStage):
         """Score by agreement with the model on the validation inputs."""
         rows, teacher = self.lesson.teacher.rows.validation, self.lesson.teacher
         self.student.eval()
-        logits = [self.student.logits(teacher.inputs.batch(part)) for part in batches(rows)]
-        found = answers_of(np.concatenate(logits), "logits", teacher.answers[rows])
+        raw = [self.student.raw(teacher.inputs.batch(part)) for part in batches(rows)]
+        values, sure = teacher.task.answer(torch.cat(raw))
+        agrees = teacher.task.agree(values.numpy(), teacher.outputs[rows])
+        found = Answers(sure.numpy(), agrees)
         agreement = float(found.agrees.mean())
         coverage = coverage_at(*found, 0.99)
         self.best = max(self.best, agreement)

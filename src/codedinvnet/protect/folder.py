@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from pydantic import BaseModel, Field
+from torch import Tensor, nn
 
 from codedinvnet.codes.backup import BackupCode, SmallBackup
 from codedinvnet.codes.base import Scheme
@@ -15,16 +17,20 @@ from codedinvnet.common.config import validated
 from codedinvnet.common.errors import UserError
 from codedinvnet.common.files import file_digest, read_json, write_atomically
 from codedinvnet.models import ModelSource, OpenModel
-from codedinvnet.models.network import ScoresOf
+from codedinvnet.models.base import DATATYPES, TensorSpec
 from codedinvnet.models.onnx_file import check_installed, export
 from codedinvnet.models.probe import probe_inputs
+from codedinvnet.protect.tasks import Task, task_of
 
 if TYPE_CHECKING:  # a service needs no training
     from codedinvnet.protect.students import Student
+    from codedinvnet.protect.teacher import Teacher
 
-FORMAT = 2
+FORMAT = 3
 DESCRIPTION = "protection.json"
 """Written last: a folder without it holds no protection."""
+CONFIDENCE = "backup_confidence"
+"""A backup's output that says how sure its answer is; the other one is named as the model's."""
 MOST = 100
 """Queries of a group, and workers for its extra tasks, at most."""
 
@@ -34,7 +40,8 @@ class _Protected(BaseModel):
 
     digest: str
     source: str
-    scores: str
+    output: str
+    task: dict[str, Any]
 
 
 class Row(BaseModel):
@@ -73,7 +80,12 @@ def read_description(folder: Path, digest: str = "") -> Description:
     found = read_json(path, "the protection")
     if not isinstance(found, dict) or found.get("format_version") != FORMAT:
         raise UserError(f"{path} is of another release: run codedinvnet protect again")
-    return validated(Description, found, f"{path} is damaged")
+    described = validated(Description, found, f"{path} is damaged")
+    try:
+        task_of(described.model.task)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path} is damaged: {error}") from error
+    return described
 
 
 def description_digest(folder: Path) -> str:
@@ -103,17 +115,59 @@ def load_protection(
             f"{folder} protects {found.model.source} with digest {found.model.digest}, but "
             f"{model.source.source} has {model.source.digest}: run codedinvnet protect on it"
         )
-    scores, wanted = model.signature.scores, found.model.scores
-    if scores is None or scores.output != wanted:
-        raise UserError(f"{folder} protects the scores {wanted!r}: --scores {wanted}")
+    protected_output(found, model)
     row = _row_of(folder, found, method)
     backup = backup_source(folder, row.method).open()
     if backup.source.digest != row.digest:
         path = backup.source.source
         raise UserError(f"{path} is not the file that this protection was made with")
-    models = {SERVED: ScoresOf(model), BACKUP: ScoresOf(backup, scores.kind)}
+    output = found.model.output
+    models = {SERVED: Outputs(model, output), BACKUP: Outputs(backup, output, CONFIDENCE)}
     rules = AnswersAll(row.k, BACKUP, cost=Costs(member=row.work), r=row.backup_workers)
     return Scheme(row.method, BackupCode(rules), models, model.signature.inputs[0].shape)
+
+
+def protected_output(found: Description, model: OpenModel) -> TensorSpec:
+    """Return the output of a model that is protected.
+
+    Raises:
+        UserError: if the model has no such output.
+    """
+    for spec in model.signature.outputs:
+        if spec.name == found.model.output:
+            return spec
+    raise UserError(f"{model.source.source} has no output {found.model.output!r}")
+
+
+class Outputs(nn.Module):
+    """Some outputs of a model, flattened, one behind the other: (B, n) float32."""
+
+    def __init__(self, model: OpenModel, *names: str) -> None:
+        super().__init__()
+        self.model, self.names, self.inputs = model, names, model.signature.inputs
+
+    def forward(self, *queries: Tensor) -> Tensor:
+        arrays = {
+            spec.name: np.ascontiguousarray(tensor.numpy().astype(DATATYPES[spec.datatype]))
+            for spec, tensor in zip(self.inputs, queries, strict=True)
+        }
+        found = self.model.run(arrays)
+        parts = [torch.from_numpy(found[name]).float().flatten(1) for name in self.names[:1]]
+        parts += [torch.from_numpy(found[name]).float()[:, None] for name in self.names[1:]]
+        return torch.cat(parts, dim=1)
+
+
+class Backup(nn.Module):
+    """A student as it is served: queries in, the model's output and a confidence out."""
+
+    def __init__(self, student: Student, task: Task, output: TensorSpec) -> None:
+        super().__init__()
+        self.student, self.task, self.shape = student, task, output.shape
+        self.dtype = torch.from_numpy(np.zeros(0, DATATYPES[output.datatype])).dtype
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        values, sure = self.task.answer(self.student(*inputs).float())
+        return values.reshape(-1, *self.shape).to(self.dtype), sure
 
 
 def _row_of(folder: Path, found: Description, method: str | None) -> Row:
@@ -135,15 +189,16 @@ def _row_of(folder: Path, found: Description, method: str | None) -> Row:
 def backup_source(folder: Path, name: str) -> ModelSource:
     """Return what opens a backup, on as many threads as PyTorch has: opening a model sets both."""
     path, threads = str(folder / f"{name}.onnx"), torch.get_num_threads()
-    return ModelSource(path, scores="logits:logits", threads=threads)
+    return ModelSource(path, threads=threads)
 
 
-def export_student(folder: Path, name: str, student: Student) -> OpenModel:
+def export_student(folder: Path, name: str, student: Student, teacher: Teacher) -> OpenModel:
     """Write a student as an ONNX file, and open it."""
     check_installed()
     batch = probe_inputs(student.specs)
     examples = dict(zip(batch, student.tensors(batch), strict=True))
-    content = export(student, examples, ["logits"])
+    backup = Backup(student, teacher.task, teacher.output).eval()
+    content = export(backup, examples, [teacher.output.name, CONFIDENCE])
     source = backup_source(folder, name)
     write_atomically(Path(source.source), content)
     return source.open()

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.stats import binomtest
 
-from codedinvnet.common.confidence import confidences
 from codedinvnet.protect.costs import Interval
 
 AGREEMENTS = (0.95, 0.99, 0.995)
@@ -33,7 +32,7 @@ class Answers(NamedTuple):
     """A backup's answers to some inputs."""
 
     confidence: np.ndarray
-    """The highest probability, (N,)."""
+    """How sure the backup is, (N,)."""
     agrees: np.ndarray
     """Whether the answers are the served model's, (N,)."""
 
@@ -52,6 +51,7 @@ class Candidate:
         macs: its multiply-adds.
         model_macs: the served model's; None if unknown.
         note: what a reader of the row should know; "" for nothing.
+        extra: what the task reports of its answers to the test inputs.
     """
 
     name: str
@@ -63,6 +63,7 @@ class Candidate:
     macs: int
     model_macs: int | None = None
     note: str = ""
+    extra: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def work(self) -> float:
@@ -70,11 +71,6 @@ class Candidate:
         if self.model_macs is None:
             return self.ms.value / self.model_ms.value
         return self.macs / self.model_macs
-
-
-def answers_of(scores: np.ndarray, kind: str, served: np.ndarray) -> Answers:
-    """Return the answers that scores (N, classes) give, and the served model's classes (N,)."""
-    return Answers(confidences(scores, kind), scores.argmax(axis=1) == served)
 
 
 def interval(hits: np.ndarray) -> Interval:
@@ -116,6 +112,7 @@ def report(candidate: Candidate, k: int) -> dict[str, Any]:
         "backup_workers": max(1, min(k, math.ceil(work * k - 0.01))),
         "inputs": len(test.agrees),
         "agreement": interval(test.agrees),
+        **candidate.extra,
         "coverage": {},
         "extra_work": {
             "auto": Interval(LATE[1] * work, LATE[0] * work, LATE[2] * work),
@@ -142,17 +139,15 @@ def report(candidate: Candidate, k: int) -> dict[str, Any]:
     return row
 
 
-def recommend(
-    candidates: Sequence[Candidate], most_frequent: int, chance: float
-) -> tuple[str | None, str]:
+def recommend(candidates: Sequence[Candidate], chance: float) -> tuple[str | None, str]:
     """Choose the backup for `auto`, by the calibration inputs; return its name and the reason.
 
     Of the backups whose coverage at CHOSEN_AT is within CLOSE of the best, the quickest is taken,
     because a late client waits for it; of those that are as quick by their intervals, the one with
     the best coverage. If no confidence is enough for CHOSEN_AT, agreement takes the place of
     coverage. A backup must not be slower than the model by more than NEGLIGIBLE, and must surely
-    agree more often than the model's most frequent class, which does by chance, or there is none
-    to recommend.
+    agree more often than one and the same answer to all inputs, which does by chance, or there is
+    none to recommend.
     """
     useful = [
         candidate
@@ -162,8 +157,8 @@ def recommend(
     ]
     if not useful:
         return None, (
-            "no backup is as quick as the model and better than its most frequent class, "
-            f"{most_frequent}: use policy hedge"
+            "no backup is as quick as the model and better than one answer to all inputs: use "
+            "policy hedge"
         )
     what = f"coverage at {CHOSEN_AT}"
     value = {c.name: coverage_at(*c.calibration, CHOSEN_AT) for c in useful}

@@ -17,23 +17,15 @@ from codedinvnet.common.errors import UserError
 from codedinvnet.common.files import check_folder, write_json
 from codedinvnet.common.provenance import describe_command, describe_commit, describe_machine
 from codedinvnet.models import ModelSource, OpenModel
-from codedinvnet.models.base import scores_tensor
 from codedinvnet.protect.bound import Curve
 from codedinvnet.protect.calibration import DECODED, FILE, GUESSED, Calibration, Kind
 from codedinvnet.protect.costs import Cost, milliseconds, model_cost
-from codedinvnet.protect.folder import DESCRIPTION, FORMAT, export_student
+from codedinvnet.protect.folder import CONFIDENCE, DESCRIPTION, FORMAT, export_student
 from codedinvnet.protect.inputs import read_inputs, split
 from codedinvnet.protect.ladder import WORKS, Ladder, Trained, once
-from codedinvnet.protect.measure import Answers, Candidate, answers_of, interval, recommend, report
+from codedinvnet.protect.measure import Answers, Candidate, interval, recommend, report
 from codedinvnet.protect.students import kind_of
-from codedinvnet.protect.teacher import (
-    Lesson,
-    Teacher,
-    ask,
-    batches,
-    check_classifier,
-    scores_of,
-)
+from codedinvnet.protect.teacher import Lesson, Teacher, ask, batches
 from codedinvnet.training.loop import differing_keys
 
 WORK = "work"
@@ -44,6 +36,8 @@ FEWEST_WAYS, MOST_WAYS = 4, 8
 """If fewer are affordable, there won't be enough epochs to learn inputs by heart."""
 MEASURED = 0.05
 """Share of the minutes that is kept for exports and measurements."""
+MEANING = ("task", "output", "tolerance", "cosine")
+"""Options that say what the model's output means."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +51,7 @@ class ProtectOptions:
         work: the only size of backup, as a share of the model's work; None: a ladder of them.
         seed: of the split and the trainings.
         mirror: whether images may be mirrored in training.
+        task, output, tolerance, cosine: see `teacher.ask`.
     """
 
     source: ModelSource
@@ -68,6 +63,10 @@ class ProtectOptions:
     seed: int = 0
     preprocess: str = ""
     mirror: bool = True
+    task: str | None = None
+    output: str | None = None
+    tolerance: str | None = None
+    cosine: float | None = None
 
 
 def protect(options: ProtectOptions) -> dict[str, Any]:
@@ -139,7 +138,6 @@ def _teacher(options: ProtectOptions, notes: list[str]) -> Teacher:
     """Open the model, read the inputs, and have it score them."""
     torch.set_num_threads(options.source.threads)  # an ONNX file sets none
     model = options.source.open()
-    check_classifier(model)
     found = read_inputs(options.inputs, model.signature, options.preprocess)
     inputs = found.distinct()
     if repeated := len(found) - len(inputs):
@@ -150,7 +148,8 @@ def _teacher(options: ProtectOptions, notes: list[str]) -> Teacher:
     rows = split(len(inputs), options.seed)
     if options.k > len(rows.test):
         raise UserError(f"--k {options.k}: only {len(rows.test)} inputs are held out for tests")
-    return ask(model, inputs, rows, options.out / WORK, options.minutes)
+    meaning = {name: getattr(options, name) for name in MEANING}
+    return ask(model, inputs, rows, options.out / WORK, options.minutes, **meaning)
 
 
 def _described(
@@ -158,16 +157,15 @@ def _described(
 ) -> dict[str, Any]:
     """Describe the model and its backups, and recommend one."""
     rows, model = teacher.rows, teacher.model
-    frequent = int(np.bincount(teacher.answers[rows.train]).argmax())
-    common = teacher.answers == frequent
+    common = teacher.task.chance(teacher.outputs, rows.train)
     chance = float(common[rows.calibration].mean())
-    recommended, reason = recommend(backups, frequent, chance)
+    recommended, reason = recommend(backups, chance)
     return {
         "model": {
             "source": model.source.source,
             "digest": model.source.digest,
-            "scores": scores_tensor(model.signature).name,
-            "kind": teacher.kind,
+            "output": teacher.output.name,
+            "task": teacher.task.describe(),
             "macs": cost.macs,
             "ms": cost.ms,
         },
@@ -175,7 +173,7 @@ def _described(
         "recommended": recommended,
         "reason": reason,
         "table": [report(each, options.k) for each in backups],
-        "most_frequent": interval(common[rows.test]),
+        "one_answer": interval(common[rows.test]),
         "split": {part: len(found) for part, found in rows._asdict().items()},
     }
 
@@ -188,7 +186,7 @@ def _settings(options: ProtectOptions, teacher: Teacher) -> Mapping[str, Any]:
     """
     settings = {
         "model": teacher.model.source.digest,
-        "scores": f"{scores_tensor(teacher.model.signature).name}:{teacher.kind}",
+        "output": f"{teacher.output.name}: {teacher.task.describe()}",
         "inputs": teacher.inputs.digest,
         "k": options.k,
         "seed": options.seed,
@@ -228,21 +226,27 @@ def _measured(
 ) -> Candidate:
     """Export a backup and measure it as it is served; its time in turn with the model's."""
     name, inputs = trained.name, teacher.inputs
-    backup, one = export_student(out, name, trained.student), inputs.batch(np.arange(1))
+    backup, one = export_student(out, name, trained.student, teacher), inputs.batch(np.arange(1))
     times = milliseconds({"model": lambda: single.run(one), "backup": lambda: backup.run(one)})
+    task, served = teacher.task, teacher.outputs
 
-    def answers(rows: np.ndarray) -> Answers:
-        scores = [scores_of(backup, inputs.batch(part)) for part in batches(rows)]
-        return answers_of(np.concatenate(scores), "logits", teacher.answers[rows])
+    def answers(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        found = [backup.run(inputs.batch(part)) for part in batches(rows)]
+        values = np.concatenate([part[teacher.output.name] for part in found])
+        sure = np.concatenate([part[CONFIDENCE] for part in found])
+        return values.reshape(len(values), -1), sure
 
+    (calibrated, sure), (tested, test_sure) = map(answers, teacher.rows[2:])
+    calibration, test = served[teacher.rows.calibration], served[teacher.rows.test]
     return Candidate(
         name,
         backup.source.digest,
         times["backup"],
         times["model"],
-        answers(teacher.rows.calibration),
-        answers(teacher.rows.test),
+        Answers(sure, task.agree(calibrated, calibration)),
+        Answers(test_sure, task.agree(tested, test)),
         trained.student.macs(),
         cost.macs,
         "stopped early: its trial fell behind" if trained.stopped else "",
+        task.report(tested, test),
     )

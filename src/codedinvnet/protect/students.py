@@ -1,4 +1,4 @@
-"""Small classifiers that can stand in for a served model: one class each, listed in `STUDENTS`.
+"""Small networks that can stand in for a served model: one class each, listed in `STUDENTS`.
 
 A class says which largest network it makes within a budget, as a small `choice` of plain values,
 and builds the untrained network of a choice. Those made of the served model's own graph start from
@@ -20,14 +20,15 @@ from torch import Tensor, nn
 
 from codedinvnet.codes.equal_cost import count_macs
 from codedinvnet.common.errors import one_line
-from codedinvnet.models.base import DATATYPES, scores_tensor
+from codedinvnet.models.base import DATATYPES
 from codedinvnet.models.graph import Graph, read_graph
 from codedinvnet.models.onnx_file import export
 from codedinvnet.models.probe import differ
 from codedinvnet.nn.resnet import ResNet, width_of_cost
 from codedinvnet.protect.inputs import image_size, is_image, layout
 from codedinvnet.protect.low_rank import Bases, bases_of, normalised, thinner
-from codedinvnet.protect.teacher import Teacher, scores_of
+from codedinvnet.protect.tasks import Classify
+from codedinvnet.protect.teacher import Teacher
 
 Kind = Literal["images", "vectors", "tokens"]
 Choice = dict[str, Any]
@@ -75,7 +76,7 @@ def kind_of(teacher: Teacher) -> Kind:
 
 
 class Student(nn.Module, ABC):
-    """A small classifier of a model's inputs, (B, *shape) each, to logits (B, classes).
+    """A small network from a model's inputs, (B, *shape) each, to raw outputs (B, columns).
 
     Args:
         teacher: the served model with its inputs.
@@ -112,16 +113,16 @@ class Student(nn.Module, ABC):
         """Return the only input's images as floats, channels first."""
         return (inputs[0].permute(0, 3, 1, 2) if self.last else inputs[0]).float()
 
-    def logits(self, batch: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Return the logits (B, classes) of a batch."""
+    def raw(self, batch: Mapping[str, np.ndarray]) -> Tensor:
+        """Return the raw outputs (B, columns) of a batch."""
         with torch.inference_mode():
-            found: np.ndarray = self(*self.tensors(batch)).float().numpy()
+            found: Tensor = self(*self.tensors(batch)).float()
         return found
 
     def macs(self) -> int:
         """Count the multiply-adds of one query."""
         one = {s.name: np.zeros((1, *s.shape), DATATYPES[s.datatype]) for s in self.specs}
-        return count_macs(lambda: self.logits(one))
+        return count_macs(lambda: self.raw(one))
 
 
 class FreshStudent(Student):
@@ -162,9 +163,9 @@ class FreshImages(FreshStudent):
         squeeze = 1 if side < FINE else 2 if side <= 64 else 4
         self.padding = [-math.ceil(s / self.pool) % squeeze for s in sides]
         self.network = ResNet(
-            channels, teacher.classes, width=choice["width"], blocks=(1, 1, 1), squeeze=squeeze
+            channels, teacher.task.columns, width=choice["width"], blocks=(1, 1, 1), squeeze=squeeze
         )
-        self.network.classify = nn.Linear(self.network.features * QUARTERS**2, teacher.classes)
+        self.network.classify = nn.Linear(self.network.features * QUARTERS**2, teacher.task.columns)
         sample = self.images(*self.tensors(teacher.inputs.batch(teacher.spread(SAMPLE // 4))))
         std, mean = torch.std_mean(sample, dim=(0, 2, 3))
         self.scale(mean[:, None, None], std[:, None, None].clamp_min(1e-6))
@@ -194,7 +195,7 @@ class FreshVectors(FreshStudent):
         layers: list[nn.Module] = [nn.Linear(features, width), nn.GELU()]
         if width >= DEEP:
             layers += [nn.Linear(width, width), nn.GELU()]
-        self.network = nn.Sequential(*layers, nn.Linear(width, teacher.classes))
+        self.network = nn.Sequential(*layers, nn.Linear(width, teacher.task.columns))
         x = self.flat(*self.tensors(teacher.inputs.batch(teacher.spread(SAMPLE))))
         x = x.masked_fill(~x.isfinite(), math.nan)
         mean = x.nanmean(dim=0).nan_to_num()
@@ -229,7 +230,7 @@ class FreshTokens(FreshStudent):
             layers += [nn.Conv1d(before, after, kernel, kernel // 2, kernel // 2)]
             layers += [nn.BatchNorm1d(after), nn.ReLU()]
         self.layers = nn.Sequential(*layers)
-        self.classify = nn.Linear(4 * width * (SEGMENTS + 1), teacher.classes)
+        self.classify = nn.Linear(4 * width * (SEGMENTS + 1), teacher.task.columns)
 
     def forward(self, *inputs: Tensor) -> Tensor:
         known = zip(self.embeddings, inputs, self.words, strict=True)
@@ -250,17 +251,19 @@ def graph_of(teacher: Teacher) -> Graph:
 
 @lru_cache(maxsize=1)
 def _graph_of(teacher: Teacher) -> Graph | Unfit:
-    likely, batch = teacher.kind == "probabilities", teacher.inputs.batch(teacher.spread(TRIED))
+    if not isinstance(teacher.task, Classify):
+        return Unfit("only a classifier's own graph says how sure an answer is")
+    likely = teacher.task.kind == "probabilities"
+    batch = teacher.inputs.batch(teacher.spread(TRIED))
     try:
-        output = scores_tensor(teacher.model.signature).name
-        graph = read_graph(teacher.onnx, output, logits=likely).eval()
+        graph = read_graph(teacher.onnx, teacher.output.name, logits=likely).eval()
         with torch.inference_mode():
             scores = graph(sample(teacher, TRIED))
         export(graph, {"x": sample(teacher, TRIED)}, ["scores"])  # or it is trained for nothing
     except Exception as error:  # PyTorch has many for what does not fit
         return Unfit(f"PyTorch cannot compute its graph: {one_line(error)}")
     found = (scores.softmax(1) if likely else scores).numpy()
-    wanted = scores_of(teacher.model, batch)
+    wanted = teacher.run(batch)
     if found.shape != wanted.shape or differ(wanted, found, CLOSE):
         return Unfit("PyTorch computes other scores from its graph")
     return graph

@@ -1,11 +1,12 @@
-"""The served model as a teacher: its scores of all inputs, computed once and kept on disk."""
+"""The served model as a teacher: its answers to all inputs, computed once and kept on disk."""
 
 from __future__ import annotations
 
 import io
+import math
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,17 +15,16 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.distributions import Categorical
 
-from codedinvnet.common.confidence import log_probabilities
 from codedinvnet.common.errors import UserError
 from codedinvnet.common.files import content_digest, write_atomically
 from codedinvnet.common.progress import Progress
 from codedinvnet.models import OpenModel
-from codedinvnet.models.base import DATATYPES, Model, TensorSpec, scores_tensor
-from codedinvnet.models.probe import differ, kind_of_scores
+from codedinvnet.models.base import FLOATING, Model, Signature, TensorSpec, can_be_scores
+from codedinvnet.models.probe import differ
 from codedinvnet.protect.costs import as_onnx
 from codedinvnet.protect.inputs import STREAM, Inputs, Split, image_size, is_image, layout
+from codedinvnet.protect.tasks import MOST_NUMBERS, TASKS, Classify, Task, is_classifier
 from codedinvnet.training.network import augment
 
 BATCH, SHARD = 32, 2048
@@ -37,49 +37,35 @@ LARGEST = 0.5
 """Share of an image that may be pasted over; of a sequence it may be more."""
 PASTED = 0.5
 """Share of the training inputs into which parts of others are pasted, once that is needed."""
-TEMPERATURES = (2.0, 1.5, 1.0)
-"""By which scores are divided before they are compared, so that more than one class counts."""
-MOST_ENTROPY = 2.0
-"""Nats, on average: above it many classes look alike, and a lower temperature teaches more."""
 
 
 @dataclass(frozen=True, eq=False)
 class Teacher:
-    """A served classifier with its scores of all inputs.
+    """A served model with its answers to all inputs.
 
     Attributes:
         model: the served model.
+        output: of the model, which is protected.
+        task: what it means.
         inputs: distinct queries.
         rows: their split.
-        scores: the model's, (N, classes).
-        kind: whether these are "logits" or "probabilities".
+        outputs: the model's, flattened, (N, size).
         seconds: that the model takes for a query of a batch.
-        folder: keeps scores until the protection is finished.
+        folder: keeps outputs until the protection is finished.
     """
 
     model: OpenModel
+    output: TensorSpec
+    task: Task
     inputs: Inputs
     rows: Split
-    scores: np.ndarray
-    kind: str
+    outputs: np.ndarray
     seconds: float
     folder: Path
 
-    @property
-    def classes(self) -> int:
-        """How many classes there are."""
-        return int(self.scores.shape[1])
-
-    @cached_property
-    def answers(self) -> np.ndarray:
-        """The predicted classes, (N,)."""
-        answers: np.ndarray = self.scores.argmax(axis=1)
-        return answers
-
-    @cached_property
-    def log_probabilities(self) -> np.ndarray:
-        """The scores as logarithms of probabilities, (N, classes)."""
-        return log_probabilities(self.scores, self.kind)
+    def run(self, batch: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Return the model's answers to a batch, flattened."""
+        return answers_of(self.model, self.output.name, batch)
 
     @cached_property
     def onnx(self) -> Any:
@@ -100,8 +86,8 @@ class Teacher:
         for rows in batches(self.spread(CHANGED)):
             images = torch.from_numpy(self.inputs.batch(rows)[spec.name])
             images = shifted(images, spec, pixels, generator).contiguous()
-            answers = scores_of(self.model, {spec.name: images.numpy()}).argmax(1)
-            hits.append(answers == self.answers[rows])
+            found = self.run({spec.name: images.numpy()})
+            hits.append(self.task.agree(found, self.outputs[rows]))
         return pixels if pixels > 1 and np.concatenate(hits).mean() >= STEADY else 0
 
 
@@ -109,7 +95,7 @@ class Lesson:
     """What students are trained with: inputs as they are (way 0), and changed in some ways.
 
     A way pastes a part of another image or sequence into each (CutMix, Yun et al., ICCV 2019), or
-    mirrors images, or both. The model scores the training inputs in every way.
+    mirrors images, or both. The model answers the training inputs in every way.
 
     Args:
         teacher: the served model with its inputs.
@@ -119,7 +105,7 @@ class Lesson:
     Attributes:
         mirrored: whether a way mirrors, (V,).
         pasted: whether it pastes, (V,).
-        logs: the model's log-probabilities, (V, N, classes); changed inputs, of training rows only.
+        targets: what is learnt, (V, N, size); of changed inputs, for training rows only.
     """
 
     def __init__(
@@ -131,7 +117,7 @@ class Lesson:
         spec = teacher.inputs.specs[0]
         self._others = np.tile(np.arange(count), (len(self.pasted), 1))
         self._boxes = np.zeros((len(self.pasted), count, 4), np.int64)
-        self.logs = np.stack([teacher.log_probabilities] * len(self.pasted))
+        self.targets = np.stack([teacher.task.targets(teacher.outputs)] * len(self.pasted))
         for way in range(1, len(self.pasted)):
             if self.pasted[way]:
                 generator = np.random.default_rng((STREAM, self.pasted[: way + 1].sum()))
@@ -142,8 +128,8 @@ class Lesson:
             def changed(rows: np.ndarray, way: int = way) -> dict[str, np.ndarray]:
                 return self.batch(rows, np.full(len(rows), way))
 
-            scores = all_scores(teacher.model, train, changed, teacher.folder / f"way-{way}")
-            self.logs[way, train] = log_probabilities(scores, teacher.kind)
+            found = all_answers(teacher.run, train, changed, teacher.folder / f"way-{way}")
+            self.targets[way, train] = teacher.task.targets(found)
 
     def batch(self, rows: np.ndarray, ways: np.ndarray) -> dict[str, np.ndarray]:
         """Return training inputs of these rows, each changed in one way."""
@@ -168,15 +154,6 @@ class Lesson:
         share = PASTED if pasting and pasted.any() else 0.0
         shares = share / max(1, int(pasted.sum())), (1 - share) / (~pasted).sum()
         return torch.where(pasted, *shares)
-
-    @cached_property
-    def temperature(self) -> float:
-        """The largest of TEMPERATURES at which the classes do not look too much alike."""
-        logs = torch.from_numpy(self.teacher.log_probabilities[self.teacher.rows.train])
-        for found in TEMPERATURES:
-            if Categorical(logits=logs / found).entropy().mean() <= MOST_ENTROPY:
-                break
-        return found
 
 
 def batches(rows: np.ndarray) -> list[np.ndarray]:
@@ -203,60 +180,141 @@ def drawn_boxes(count: int, height: int, width: int, generator: np.random.Genera
     return np.stack(edges, axis=1)
 
 
-def scores_of(model: Model, batch: dict[str, np.ndarray]) -> np.ndarray:
-    """Return the scores (B, classes) of a batch."""
-    return model.run(batch)[scores_tensor(model.signature).name]
+def answers_of(model: Model, output: str, batch: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Return a model's answers to a batch, flattened, (B, size)."""
+    found = model.run(batch)[output]
+    return found.reshape(len(found), -1)
 
 
-def check_classifier(model: OpenModel) -> None:
-    """Raise UserError, saying what is supported, unless a model classifies numbers."""
-    name = model.source.source
-    if any(spec.datatype == "BYTES" for spec in model.signature.inputs):
-        raise UserError(f"{name}: string inputs are not supported; put the tokenizer in front")
-    scores_tensor(model.signature)
-
-
-def ask(model: OpenModel, inputs: Inputs, rows: Split, folder: Path, minutes: float) -> Teacher:
-    """Have the model score all inputs; finished files of scores in the folder are reused.
+def protected_output(model: OpenModel, named: str | None, task: str | None) -> TensorSpec:
+    """Return the output that is protected: the named one, or the only one that the task allows.
 
     Raises:
-        UserError: if that takes too many minutes, or its scores can't be learnt from.
+        UserError: if there is none, or there are several.
     """
-    spec, few = scores_tensor(model.signature), inputs.batch(np.arange(min(TWICE, len(inputs))))
-    first = scores_of(model, few)
+    signature, source = model.signature, model.source
+    if any(spec.datatype == "BYTES" for spec in signature.inputs):
+        raise UserError(
+            f"{source.source}: string inputs are not supported; put the tokenizer in front"
+        )
+    if named is None and source.scores is not None and signature.scores is not None:
+        named = signature.scores.output
+    found = [spec for spec in signature.outputs if _fits(spec, task)]
+    if named is not None:
+        found = [spec for spec in found if spec.name == named]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        names = " or ".join(spec.name for spec in found)
+        raise UserError(f"name the output that is protected: --output {names}")
+    raise UserError(_none(signature, named, task))
+
+
+def _fits(spec: TensorSpec, task: str | None) -> bool:
+    """Return whether an output can have a task's answers; None: any task's."""
+    if task == Classify.name:
+        return can_be_scores(spec)
+    return spec.datatype in FLOATING and math.prod(spec.shape) <= MOST_NUMBERS
+
+
+def _none(signature: Signature, named: str | None, task: str | None) -> str:
+    """Return why no output can be protected."""
+    for spec in signature.outputs:
+        if task == Classify.name and len(spec.shape) > 1 and set(spec.shape[1:]) == {1}:
+            return (
+                f"output {spec.name!r} has the shape {spec.shape} for a query: add a flatten, so "
+                f"that it becomes ({spec.shape[0]},)"
+            )
+    shapes = (f"{s.name} {s.datatype} {s.shape}" for s in signature.outputs)
+    wanted = f"--output {named}" if named else "a protected output"
+    what = "floats (B, classes)" if task == Classify.name else f"at most {MOST_NUMBERS} floats"
+    return f"{wanted} must be {what}; the model's are {', '.join(shapes)}"
+
+
+def ask(
+    model: OpenModel,
+    inputs: Inputs,
+    rows: Split,
+    folder: Path,
+    minutes: float,
+    *,
+    task: str | None = None,
+    output: str | None = None,
+    tolerance: str | None = None,
+    cosine: float | None = None,
+) -> Teacher:
+    """Have the model answer all inputs; finished files of answers in the folder are reused.
+
+    Args:
+        model: the served model.
+        inputs: distinct queries.
+        rows: their split.
+        folder: for the answers.
+        minutes: that all may take.
+        task: a name of `TASKS`; None: the model's own file must prove that it is a classifier.
+        output: the name of the one to protect; None: the only one that will do.
+        tolerance: of regressions, see `Regress`.
+        cosine: of embeddings, see `Embed`.
+
+    Raises:
+        UserError: if that takes too long, or there is nothing to learn, or the task is unclear.
+    """
+    scores = model.source.scores  # whoever states what class scores are has a classifier
+    task = task or (Classify.name if scores is not None else None)
+    spec = protected_output(model, output, task)
+    few = inputs.batch(np.arange(min(TWICE, len(inputs))))
+    if task is None:
+        task = _proved(model, spec, few)
+
+    def run(batch: Mapping[str, np.ndarray]) -> np.ndarray:
+        return answers_of(model, spec.name, batch)
+
+    first = run(few)
     began = time.perf_counter()
-    second = scores_of(model, few)
+    second = run(few)
     seconds = (time.perf_counter() - began) / len(first)
     if differ(first, second, SAME):
         raise UserError(
-            "the model is not deterministic: it returned different scores for the same inputs"
+            "the model is not deterministic: it returned different answers to the same inputs"
         )
-    known = f"{model.source.digest} {spec.name} {inputs.digest}"
-    folder = folder / content_digest(known.encode())
-    missing = len(inputs) - SHARD * len([*folder.glob("scores-*.npy")])
+    folder = folder / content_digest(f"{model.source.digest} {spec.name} {inputs.digest}".encode())
+    missing = len(inputs) - SHARD * len([*folder.glob("outputs-*.npy")])
     if seconds * missing > 60 * minutes:
         raise UserError(
-            f"--minutes: scoring {missing} inputs takes the model about "
+            f"--minutes: answering {missing} inputs takes the model about "
             f"{seconds * missing / 60:.1f} minutes: give more minutes or fewer inputs"
         )
-    scores = all_scores(model, np.arange(len(inputs)), inputs.batch, folder / "scores")
-    check_scores(scores, spec.name, stated=model.source.scores is not None)
-    assert model.signature.scores is not None
-    kind = model.signature.scores.kind
-    if ":" not in (model.source.scores or ""):
-        kind = kind_of_scores(scores.astype(DATATYPES[spec.datatype]))
-    return Teacher(model, inputs, rows, scores, kind, seconds, folder)
+    outputs = all_answers(run, np.arange(len(inputs)), inputs.batch, folder / "outputs")
+    if not np.isfinite(outputs).all():
+        wrong = int((~np.isfinite(outputs).all(1)).sum())
+        raise UserError(f"the model's answers to {wrong} inputs are not finite: leave these out")
+    stated = (scores or "").rpartition(":")[2] if ":" in (scores or "") else ""
+    found = TASKS[task].of(outputs[rows.train], stated, tolerance, cosine)
+    return Teacher(model, spec, found, inputs, rows, outputs, seconds, folder)
 
 
-def all_scores(
-    model: Model,
+def _proved(model: OpenModel, spec: TensorSpec, few: Mapping[str, np.ndarray]) -> str:
+    """Return the task that the model's own file proves; UserError asks for one otherwise."""
+    try:
+        if can_be_scores(spec) and is_classifier(as_onnx(model, few), spec.name):
+            return Classify.name
+    except Exception:  # PyTorch's exporter and ONNX Runtime have many
+        pass
+    raise UserError(
+        f"say what output {spec.name!r} {spec.shape} means, which the model's file does not "
+        "prove: --task classify, labels, regress or embed"
+    )
+
+
+def all_answers(
+    run: Callable[[dict[str, np.ndarray]], np.ndarray],
     rows: np.ndarray,
     batch: Callable[[np.ndarray], dict[str, np.ndarray]],
     path: Path,
 ) -> np.ndarray:
-    """Return the model's scores (n, classes) of rows, kept in files whose names begin with a path.
+    """Return the model's answers (n, size) to rows, kept in files whose names begin with a path.
 
-    `batch` returns the inputs of some of the rows.
+    `run` returns the answers to a batch, and `batch` the inputs of some of the rows.
     """
     parts = []
     label = f"model: {path.name}"
@@ -266,35 +324,10 @@ def all_scores(
             if not file.is_file():
                 found = []
                 for part in batches(rows[begin : begin + SHARD]):
-                    found.append(scores_of(model, batch(part)))
+                    found.append(run(batch(part)))
                     bar.update(len(part))
                 content = io.BytesIO()
                 np.save(content, np.concatenate(found).astype(np.float32))
                 write_atomically(file, content.getvalue())
             parts.append(np.load(file))
     return np.concatenate(parts)
-
-
-def check_scores(scores: np.ndarray, output: str, *, stated: bool) -> None:
-    """Raise UserError if scores are not finite, constant, or look like labels or an embedding.
-
-    The user may have stated that an output of this name has class scores, whatever they look like.
-    """
-    if not np.isfinite(scores).all():
-        raise UserError("the model's scores of some inputs are not finite")
-    answers = scores.argmax(axis=1)
-    if (answers == answers[0]).all():
-        raise UserError(f"the model answers class {answers[0]} to all inputs: nothing to learn")
-    if stated or kind_of_scores(scores) == "probabilities":
-        return
-    norms = np.linalg.norm(scores, axis=1)
-    if scores.min() >= 0 and scores.max() <= 1:
-        looks = "independent labels (values in 0..1 that do not sum to 1)"
-    elif np.ptp(norms) <= 1e-3 * norms.max():
-        looks = "an embedding (all rows have the same norm)"
-    else:
-        return
-    raise UserError(
-        f"output {output!r} looks like {looks}, which is not supported yet: if these are class "
-        f"scores, say --scores {output}:logits"
-    )

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from codedinvnet.codes.base import Scheme
-from codedinvnet.common.confidence import confidences
 from codedinvnet.net.background import Background, log_error
 from codedinvnet.serving.metrics import Metrics
 from codedinvnet.serving.served import Served
@@ -187,24 +186,24 @@ def compute_apart(scheme: Scheme, served: Served, jobs: Sequence[Job]) -> list[A
 
 def answers(served: Served, scores: Tensor) -> list[Found]:
     """Return the answers that rows of scores (B, classes) are."""
-    sure = confidences(scores.float().cpu().numpy(), served.kind).tolist()
+    sure = served.sure(scores).tolist()
     return [Found(*row) for row in zip(served.answer(scores), sure, strict=True)]
 
 
 def compare(scheme: Scheme, served: Served, check: Check) -> Facts:
     """Compare approximate answers of a complete group with the direct ones."""
     complete = {task: torch.from_numpy(output)[None] for task, output in check.outputs.items()}
-    labels = {}
+    own = {}
     for task in check.workers:
         if task < check.size and (direct := scheme.direct(complete[task])) is not None:
-            labels[task] = int(direct.argmax(1))
+            own[task] = direct
 
     def seen(scores: Tensor, member: int) -> tuple[float, bool]:
         (found,) = answers(served, scores)
-        return found.confidence, int(scores.argmax(1)) == labels[member]
+        return found.confidence, served.agree(scores, own[member])
 
     decoded = None
-    if check.member in labels:
+    if check.member in own:
         rest = {task: output for task, output in complete.items() if task != check.member}
         scores = scheme.decode(rest, check.size).get(check.member)
         decoded = None if scores is None else seen(scores, check.member)
@@ -212,6 +211,4 @@ def compare(scheme: Scheme, served: Served, check: Check) -> Facts:
     guesses: Mapping[int, Tensor] = {}
     if scheme.rules.guesses or scheme.rules.recoverable(frozenset(extra), check.size):
         guesses = scheme.decode(extra, check.size)
-    return Facts(
-        decoded, tuple((i, *seen(scores, i)) for i, scores in guesses.items() if i in labels)
-    )
+    return Facts(decoded, tuple((i, *seen(scores, i)) for i, scores in guesses.items() if i in own))

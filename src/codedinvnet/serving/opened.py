@@ -34,11 +34,12 @@ from codedinvnet.protect.calibration import (
     calibration_of,
     protection_calibration,
 )
-from codedinvnet.protect.folder import description_digest
+from codedinvnet.protect.folder import description_digest, protected_output, read_description
+from codedinvnet.protect.tasks import task_of
 from codedinvnet.scheduler.policies import POLICIES
 from codedinvnet.scheduler.settings import coded_too_late
 from codedinvnet.serving.config import ServeOptions
-from codedinvnet.serving.served import Classifier, OwnModel, Served
+from codedinvnet.serving.served import Classifier, OwnModel, ProtectedModel, Served
 from codedinvnet.serving.workers.computing import BundleSpec, ModelSpec, SchemeComputer, WorkerSpec
 from codedinvnet.serving.workers.faults import FaultyPool, Schedule, load_schedule
 from codedinvnet.serving.workers.local import ProcessPool
@@ -134,10 +135,13 @@ def _open_model(options: ServeOptions) -> Opened:
     if not is_systematic(scheme.rules):  # no answer has any other output
         signature = replace(signature, outputs=(scores_tensor(signature),))
     workers = len(scheme.rules.tasks(scheme.rules.k))
-    calibration = None
+    served, calibration = OwnModel(name, signature), None
     if options.protection is not None:
+        found = read_description(options.protection)
         calibration = protection_calibration(options.protection)
-    return Opened(OwnModel(name, signature), spec, scheme, computer, workers, calibration)
+        output, task = protected_output(found, model), task_of(found.model.task)
+        served = ProtectedModel(name, signature, output=output, task=task)
+    return Opened(served, spec, scheme, computer, workers, calibration)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
+from codedinvnet.common.confidence import confidences
 from codedinvnet.models.base import DATATYPES, Scores, Signature, TensorSpec, scores_tensor
 from codedinvnet.scheduler.group import FILLER
 from codedinvnet.serving.workers.pool import OUTPUT, Computer, Result, Task, WorkerFailed, zeros
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from codedinvnet.codes.base import Scheme
+    from codedinvnet.protect import tasks
 
 OUTCOME = "outcome"
 IMAGES, PROBABILITIES, LABEL = "images", "probabilities", "label"
@@ -70,6 +72,42 @@ class OwnModel:
         rows = scores.cpu().numpy().astype(DATATYPES[tensor.datatype])
         return [{tensor.name: row[None]} for row in rows]
 
+    def sure(self, scores: Tensor) -> np.ndarray:
+        """Return how sure each row of scores (B, classes) is, (B,)."""
+        return sure(scores, self.kind)
+
+    def agree(self, found: Tensor, direct: Tensor) -> bool:
+        """Return whether an approximate answer (1, classes) agrees with a direct one."""
+        return same_class(found, direct)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProtectedModel(OwnModel):
+    """A user's model whose late answers a backup gives: an output, and how sure it is.
+
+    Attributes:
+        output: of the model, which is protected.
+        task: what it means.
+    """
+
+    output: TensorSpec
+    task: tasks.Task
+
+    @property
+    def decoded(self) -> tuple[str, ...]:
+        return (self.output.name,)
+
+    def answer(self, scores: Tensor) -> list[Mapping[str, np.ndarray]]:
+        """Return for each row of a backup's outputs (B, size + 1) the output, in batches of one."""
+        rows = scores[:, :-1].cpu().numpy().astype(DATATYPES[self.output.datatype])
+        return [{self.output.name: row.reshape(1, *self.output.shape)} for row in rows]
+
+    def sure(self, scores: Tensor) -> np.ndarray:
+        return np.asarray(scores[:, -1].float().cpu().numpy())
+
+    def agree(self, found: Tensor, direct: Tensor) -> bool:
+        return bool(self.task.agree(found[:, :-1].numpy(), direct.numpy())[0])
+
 
 @dataclass(frozen=True)
 class Classifier:
@@ -119,6 +157,24 @@ class Classifier:
         """Return `classified` by rows."""
         found = classified(scores).items()
         return [{name: rows[i : i + 1] for name, rows in found} for i in range(len(scores))]
+
+    def sure(self, scores: Tensor) -> np.ndarray:
+        """Return how sure each row of logits (B, classes) is, (B,)."""
+        return sure(scores, self.kind)
+
+    def agree(self, found: Tensor, direct: Tensor) -> bool:
+        """Return whether an approximate answer's logits (1, classes) agree with direct ones."""
+        return same_class(found, direct)
+
+
+def sure(scores: Tensor, kind: str) -> np.ndarray:
+    """Return the highest probability of each row of scores (B, classes), (B,)."""
+    return confidences(scores.float().cpu().numpy(), kind)
+
+
+def same_class(found: Tensor, direct: Tensor) -> bool:
+    """Return whether two rows of scores (1, classes) are highest for the same class."""
+    return int(found.argmax(1)) == int(direct.argmax(1))
 
 
 def classified(scores: Tensor) -> dict[str, np.ndarray]:
