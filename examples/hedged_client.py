@@ -53,7 +53,7 @@ async def main() -> None:
     print("one server:", await measure(None, urls[0]))
     transport = HedgingTransport(urls)
     print("hedged:    ", await measure(transport, "http://model"))
-    print("copies:    ", dict(transport.hedges))
+    print(transport.stats)
     for server in servers:
         server.close()
     await asyncio.sleep(STALL + 0.1)  # what is late ends

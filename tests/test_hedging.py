@@ -1,17 +1,21 @@
-"""The hedging transport of httpx, with real servers on loopback."""
+"""The hedging transport of httpx and httpx2, with real servers on loopback."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import subprocess
 import sys
-from collections.abc import AsyncIterator
-from typing import Any
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from importlib import import_module
+from types import ModuleType
+from typing import Any, TypeAlias
 
 import httpx
 import pytest
 
+import codedinvnet.net.client
 from codedinvnet.common.errors import UserError
 from codedinvnet.hedging import HedgingTransport
 from tests.toys import Handler, Reply, Request, Toy
@@ -35,68 +39,104 @@ def stalls(every: int, seconds: float = STALL) -> Handler:
     return handle
 
 
-class Client(httpx.AsyncClient):
-    transport: HedgingTransport
-
-    @property
-    def copies(self) -> int:
-        return self.transport.hedges["won"] + self.transport.hedges["lost"]
-
-
 def predictions(*toys: Toy) -> int:
     """Return how many requests were seen besides probes."""
     return sum(each.path.startswith("/predict") for toy in toys for each in toy.seen)
 
 
-@contextlib.asynccontextmanager
-async def client(*toys: Toy, **options: Any) -> AsyncIterator[Client]:
-    transport = HedgingTransport([toy.url for toy in toys], **options)
-    async with Client(transport=transport, base_url="http://model") as found:
-        found.transport = transport
-        yield found
+class Asking:
+    """A client, synchronous or not, that the test's event loop asks."""
+
+    def __init__(self, transport: HedgingTransport, module: ModuleType, sync: bool) -> None:
+        self.transport, self.module, self.is_sync = transport, module, sync
+        kind = module.Client if sync else module.AsyncClient
+        self.client = kind(transport=transport, base_url="http://model")
+
+    async def _do(self, name: str, *args: Any, **options: Any) -> Any:
+        method = getattr(self.client, name)
+        if self.is_sync:
+            return await asyncio.to_thread(lambda: method(*args, **options))
+        return await method(*args, **options)
+
+    async def post(self, path: str, content: str = "x", **options: Any) -> httpx.Response:
+        found: httpx.Response = await self._do("post", path, content=content, **options)
+        return found
+
+    async def stream(self, path: str, **options: Any) -> AsyncGenerator[str, None]:
+        """Yield the parts of an answer; the response is closed when nobody wants more."""
+        request = self.client.build_request("POST", path, content="x", **options)
+        reply = await self._do("send", request, stream=True)
+        try:
+            if self.is_sync:
+                parts = reply.iter_text()
+                while (part := await asyncio.to_thread(next, parts, None)) is not None:
+                    yield part
+            else:
+                async for part in reply.aiter_text():
+                    yield part
+        finally:
+            await asyncio.to_thread(reply.close) if self.is_sync else await reply.aclose()
+
+    async def close(self) -> None:
+        await self._do("close" if self.is_sync else "aclose")
 
 
 @contextlib.asynccontextmanager
-async def timeout(seconds: float) -> AsyncIterator[None]:
-    """As `asyncio.timeout`, of which Python 3.10 has none."""
-    task, loop = asyncio.current_task(), asyncio.get_running_loop()
-    assert task is not None
-    handle = loop.call_later(seconds, task.cancel, f"it took more than {seconds} s")
-    yield
-    handle.cancel()
+async def client(
+    *toys: Toy | str, module: ModuleType = httpx, sync: bool = False, **options: Any
+) -> AsyncIterator[Asking]:
+    urls = [toy if isinstance(toy, str) else toy.url for toy in toys]
+    asking = Asking(HedgingTransport(urls, **options), module, sync)
+    try:
+        yield asking
+    finally:
+        await asking.close()
 
 
-async def ask(asking: Client, requests: int = 60, path: str = "/predict") -> None:
+@pytest.fixture(params=["httpx", "httpx-sync", "httpx2", "httpx2-sync"])
+def any_client(request: pytest.FixtureRequest) -> AnyClient:
+    """`client` of each module, asynchronous and synchronous."""
+    name, _, sync = request.param.partition("-")
+    return functools.partial(client, module=import_module(name), sync=bool(sync))
+
+
+AnyClient: TypeAlias = Callable[..., contextlib.AbstractAsyncContextManager[Asking]]
+
+
+async def ask(asking: Asking, requests: int = 60, path: str = "/predict") -> None:
     """Send requests one after the other; each answer must be its own."""
     for i in range(requests):
-        reply = await asking.post(path, content=f"{i:04}")
+        reply = await asking.post(path, f"{i:04}")
         assert (reply.status_code, reply.text) == (200, f"{i:04}")
 
 
 @pytest.mark.parametrize(("cancel", "least"), [(None, 1), (True, 5)])
 async def test_a_late_answer_is_hedged_and_the_loser_closed_if_wanted(
-    cancel: bool | None, least: int
+    any_client: AnyClient, cancel: bool | None, least: int
 ) -> None:
     """A server that is left to finish gets no further request meanwhile, so few are late there."""
     async with (
         Toy(echo) as a,
         Toy(echo) as b,
-        client(a, b, hedge="POST /predict", budget=0.2, cancel=cancel) as asking,
+        any_client(a, b, hedge="POST /predict", budget=0.2, cancel=cancel) as asking,
     ):
         await ask(asking)
         a.handle = stalls(5)
-        async with timeout(STALL):
+        async with asyncio.timeout(STALL):
             await ask(asking, 100, "/predict?q=1")
-        assert asking.transport.hedges["won"] >= least
+        assert asking.transport.stats.won >= least
         assert a.cut >= 5 if cancel else a.cut == 0  # the losers
-        assert 160 + least <= predictions(a, b) <= 160 + asking.copies
-        assert asking.copies <= 0.2 * 160  # the budget
-        asking.headers["x-hedge"] = "off"
+        stats = asking.transport.stats
+        assert (stats.requests, stats.won <= stats.hedged) == (160, True)
+        assert 160 + least <= predictions(a, b) <= 160 + stats.hedged
+        assert stats.hedged <= 0.2 * 160  # the budget
         a.handle = b.handle = stalls(1)
         seen = predictions(a, b)
-        with pytest.raises(httpx.ReadTimeout):
-            await asking.post("/predict", content="0000", timeout=0.5)
-        assert predictions(a, b) == seen + 1
+        for unhedged in ({"extensions": {"hedge": False}}, {"headers": {"x-hedge": "off"}}):
+            with pytest.raises(asking.module.ReadTimeout):
+                await asking.post("/predict", timeout=0.5, **unhedged)
+        assert predictions(a, b) == seen + 2
+        assert asking.transport.stats.hedged == stats.hedged
 
 
 async def test_a_post_that_is_not_named_reaches_one_server_only() -> None:
@@ -117,7 +157,7 @@ async def test_a_post_that_is_not_named_reaches_one_server_only() -> None:
 
         async def one(i: int) -> str:
             try:
-                reply = await asking.post("/orders", content=f"order {i}")
+                reply = await asking.post("/orders", f"order {i}")
             except httpx.TransportError:
                 return "error"
             return "ok" if reply.text == f"order {i}" else str(reply.status_code)
@@ -137,56 +177,169 @@ async def test_a_post_that_is_not_named_reaches_one_server_only() -> None:
         assert {"error", "503"} < set(told)
         orders = [each.body for each in (*a.seen, *b.seen) if each.path == "/orders"]
         assert len(set(orders)) == len(orders)
-        hedges = asking.copies
+        hedges = asking.transport.stats.hedged
         stateful = '{"parameters": {"sequence_id": 7}}'
         a.handle = b.handle = stalls(3, 0.3)
         for _ in range(10):
-            assert (await asking.post("/v2/models/m/infer", content=stateful)).text == stateful
-        assert asking.copies == hedges
+            assert (await asking.post("/v2/models/m/infer", stateful)).text == stateful
+        assert asking.transport.stats.hedged == hedges
 
 
-async def test_a_connection_is_used_again_after_a_slow_reader() -> None:
+async def test_a_connection_is_used_again_after_a_slow_reader(any_client: AnyClient) -> None:
     """It may have stopped reading at the last part, whatever the size of parts is."""
 
     def handle(request: Request) -> Reply:
         size = request.path.removeprefix("/long")
         return Reply(bytes(int(size))) if size.isdigit() else echo(request)
 
-    async with Toy(handle) as only, client(only) as asking, timeout(2 * STALL):
-        for size in range(1056 << 10, 2 << 20, 32 << 10):  # longer than what is held whole
-            async with asking.stream("GET", f"/long{size}") as reply:
-                found = 0
-                async for part in reply.aiter_bytes():
-                    found += len(part)
-                    await asyncio.sleep(0.01)
+    async with Toy(handle) as only, any_client(only) as asking, asyncio.timeout(2 * STALL):
+        for size in range(1056 << 10, 2 << 20, 96 << 10):  # longer than what is held whole
+            found = 0
+            async for part in asking.stream(f"/long{size}"):
+                found += len(part)
+                await asyncio.sleep(0.01)
             assert found == size
-            assert (await asking.post("/orders", content="1")).text == "1"
+            assert (await asking.post("/orders", "1")).text == "1"
 
 
-async def test_closing_ends_what_is_under_way() -> None:
-    async def drops() -> AsyncIterator[bytes]:
-        yield b"first"
-        await asyncio.sleep(2 * STALL)
+async def drops() -> AsyncIterator[bytes]:
+    yield b"first"
+    await asyncio.sleep(2 * STALL)
 
-    def handle(request: Request) -> Reply:
-        reply = {"/stream": Reply(drops()), "/orders": Reply(b"", delay=2 * STALL)}
-        return reply.get(request.path, echo(request))
 
-    async with Toy(handle) as only, timeout(STALL):
-        asking = Client(transport=HedgingTransport([only.url], slots=4), base_url="http://model")
+def never(request: Request) -> Reply:
+    """Answer /stream with its beginning, and nothing else at all; probes at once."""
+    if request.method == "GET":
+        return echo(request)
+    return Reply(drops()) if request.path == "/stream" else Reply(b"", delay=2 * STALL)
 
-        async def read() -> None:
-            async with asking.stream("GET", "/stream") as reply:
-                async for _ in reply.aiter_bytes():
-                    pass
+
+async def begun(toy: Toy, path: str) -> None:
+    """Wait until a request has come."""
+    while path not in {each.path for each in toy.seen}:
+        await asyncio.sleep(0.01)
+
+
+async def until_cut(toys: Sequence[Toy], count: int) -> None:
+    """Wait until so many connections were closed before their answer's end."""
+    while sum(toy.cut for toy in toys) < count:
+        await asyncio.sleep(0.01)
+
+
+async def test_closing_ends_what_is_under_way(any_client: AnyClient) -> None:
+    async with Toy(never) as only, asyncio.timeout(STALL), any_client(only, slots=4) as asking:
+
+        async def read() -> list[str]:
+            return [part async for part in asking.stream("/stream")]
 
         waiting = [asyncio.create_task(asking.post("/orders")), asyncio.create_task(read())]
-        while not {"/stream", "/orders"} <= {each.path for each in only.seen}:
-            await asyncio.sleep(0.01)
+        await begun(only, "/orders")
+        await begun(only, "/stream")
         await asyncio.sleep(0.1)
-        await asking.aclose()
+        await asking.close()
         found = await asyncio.gather(*waiting, return_exceptions=True)
-        assert [isinstance(each, httpx.TransportError) for each in found] == [True, True]
+        assert [isinstance(each, asking.module.TransportError) for each in found] == [True, True]
+
+
+async def test_a_time_out_ends_the_call(any_client: AnyClient) -> None:
+    async with (
+        Toy(never) as only,
+        any_client(only, slots=1) as asking,
+        asyncio.timeout(STALL),
+    ):
+        limits, module = asking.module.Timeout(None), asking.module
+        limits.read = 0.2
+        with pytest.raises(module.ReadTimeout, match=r"0\.2 s"):
+            await asking.post("/orders", timeout=limits)
+        await until_cut([only], 1)
+        parts = asking.stream("/stream", timeout=limits)
+        assert await anext(parts) == "first"
+        with pytest.raises(module.ReadTimeout):
+            await anext(parts)
+        await until_cut([only], 2)
+        first = asyncio.create_task(asking.post("/first", timeout=module.Timeout(1.0)))
+        await begun(only, "/first")
+        with pytest.raises(module.PoolTimeout):  # the only slot is taken
+            await asking.post("/second", timeout=module.Timeout(2 * STALL, pool=0.1))
+        with pytest.raises(module.ReadTimeout):
+            await first
+        assert not any(each.path == "/second" for each in only.seen)
+        only.handle = lambda request: Reply(b"slow", delay=0.3)
+        assert (await asking.post("/orders", timeout=None)).text == "slow"
+
+
+async def test_a_server_that_lets_clients_time_out_is_avoided() -> None:
+    async with Toy(echo) as a, Toy(echo) as b, Toy(echo) as c, client(a, b, c) as asking:
+        for _ in range(30):
+            await asking.post("/orders")
+        a.handle = never
+        late = 0
+        for _ in range(60):
+            try:
+                await asking.post("/orders", timeout=0.2)
+            except httpx.ReadTimeout:
+                late += 1
+        assert 1 <= late <= 10
+
+
+async def test_a_connection_that_is_not_made_in_time(
+    any_client: AnyClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def hangs(*_: object) -> None:
+        await asyncio.sleep(2 * STALL)
+
+    async with Toy(echo) as only, asyncio.timeout(STALL):
+        for is_known in (True, False):
+            async with any_client(only) as asking:
+                limits = asking.module.Timeout(None, connect=0.1)
+                if is_known:
+                    assert (await asking.post("/orders")).text == "x"
+                    only.handle = lambda request: Reply(b"", delay=0.5)
+                    first = asyncio.create_task(asking.post("/first"))  # on the kept connection
+                    await begun(only, "/first")
+                monkeypatch.setattr(codedinvnet.net.client, "open_socket", hangs)
+                with pytest.raises(asking.module.ConnectTimeout):
+                    await asking.post("/orders", timeout=limits)
+                if is_known:
+                    await first
+
+
+async def test_a_request_that_is_not_taken_in_time(any_client: AnyClient) -> None:
+    async def deaf(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Answer a probe; read no body."""
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+            while (await reader.readuntil(b"\r\n\r\n")).startswith(b"GET"):
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+            await asyncio.sleep(1.0)
+        writer.close()
+
+    server = await asyncio.start_server(deaf, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with asyncio.timeout(2 * STALL), any_client(url) as asking:
+        limits = asking.module.Timeout(2 * STALL, write=0.3)
+        with pytest.raises(asking.module.WriteTimeout):
+            await asking.post("/orders", "x" * (32 << 20), timeout=limits)
+    server.close()
+    await asyncio.sleep(1.1)  # `deaf` ends
+
+
+async def test_a_cancelled_call_ends_all_its_attempts() -> None:
+    async with (
+        Toy(echo) as a,
+        Toy(echo) as b,
+        client(a, b, hedge="POST /predict", budget=1.0) as asking,
+        asyncio.timeout(2 * STALL),
+    ):
+        await ask(asking)
+        a.handle = b.handle = never
+        task = asyncio.create_task(asking.post("/predict", timeout=None))
+        seen = predictions(a, b)
+        while predictions(a, b) < seen + 2:
+            await asyncio.sleep(0.01)
+        task.cancel()
+        await until_cut([a, b], 2)
+        with pytest.raises(asyncio.CancelledError):
+            await task
 
 
 async def resets() -> AsyncIterator[bytes]:
@@ -210,7 +363,7 @@ async def test_a_killed_server_and_one_that_fails_lose_nothing() -> None:
         assert len(c.seen) - seen <= 12  # ejected, and on probation now and then
         await b.start(b.port)
         c.handle = echo
-        async with timeout(10):
+        async with asyncio.timeout(10):
             while not (b.seen and c.seen[-1].path == b.seen[-1].path == "/back"):
                 await asking.post("/back", content="x")
         a.handle = b.handle = c.handle = lambda request: Reply(b"no", status=500)
@@ -234,7 +387,9 @@ def events(name: str, first: float) -> AsyncIterator[bytes]:
     return found()
 
 
-async def test_a_stream_is_hedged_until_its_first_content_and_never_mixed() -> None:
+async def test_a_stream_is_hedged_until_its_first_content_and_never_mixed(
+    any_client: AnyClient,
+) -> None:
     def handle(name: str, every: int) -> Handler:
         def answer(request: Request) -> Reply:
             first = STALL if request.number % every == every - 1 else 0.01
@@ -245,25 +400,23 @@ async def test_a_stream_is_hedged_until_its_first_content_and_never_mixed() -> N
     async with (
         Toy(handle("a", 1000)) as a,
         Toy(handle("b", 1000)) as b,
-        client(a, b, hedge=["POST /v1/chat/*"]) as asking,
-        timeout(20),
+        any_client(a, b, hedge=["POST /v1/chat/*"]) as asking,
+        asyncio.timeout(20),
     ):
         for i in range(120):
             if i == 60:
                 a.handle = handle("a", 5)
                 began = asyncio.get_running_loop().time()
-            async with asking.stream("POST", "/v1/chat/completions", content=b"{}") as reply:
-                text = "".join([part async for part in reply.aiter_text()])
+            text = "".join([part async for part in asking.stream("/v1/chat/completions")])
             assert [text.count(f'"a{i}"') + text.count(f'"b{i}"') for i in range(5)] == [1] * 5
             assert ("a0" in text) != ("b0" in text)
             assert text.count("comment") == 1
         assert asyncio.get_running_loop().time() - began < 4 * STALL
-        assert asking.transport.hedges["won"] >= 3
-        before = a.cut + b.cut
-        async with asking.stream("POST", "/v1/chat/completions", content=b"{}"):
-            pass  # a client that leaves
-        await asyncio.sleep(0.1)
-        assert a.cut + b.cut > before
+        assert asking.transport.stats.won >= 3
+        cut = a.cut + b.cut
+        async with contextlib.aclosing(asking.stream("/v1/chat/completions")) as parts:
+            await anext(parts)  # a client that leaves
+        await until_cut([a, b], cut + 1)
 
 
 async def test_wrong_use_is_refused_in_words_of_python() -> None:
@@ -271,8 +424,12 @@ async def test_wrong_use_is_refused_in_words_of_python() -> None:
     async with httpx.AsyncClient(transport=transport) as asking:
         with pytest.raises(httpx.UnsupportedProtocol, match="base_url"):
             await asking.post("/predict")
-    with httpx.Client(transport=transport) as sync, pytest.raises(TypeError, match="AsyncClient"):
-        sync.get("http://model/predict")
+    transport = HedgingTransport(["http://127.0.0.1:9"])
+    async with httpx.AsyncClient(transport=transport, base_url="http://model") as asking:
+        with pytest.raises(httpx.ConnectError):
+            await asking.post("/predict")
+        with httpx.Client(transport=transport) as sync, pytest.raises(RuntimeError, match="one"):
+            await asyncio.to_thread(sync.get, "http://model/predict")
     with pytest.raises(UserError, match=r"^no_hedge: 'GET'"):
         HedgingTransport(["http://127.0.0.1:9"], no_hedge="GET")
 

@@ -87,3 +87,43 @@ class Background:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+class LoopThread:
+    """An event loop in a daemon thread, for callers that have none.
+
+    Args:
+        name: of the thread.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
+        self._thread.start()
+
+    def _work(self) -> None:
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            runner.get_loop().run_forever()
+
+    def run(self, work: Coroutine[Any, Any, Found]) -> Found:
+        """Return what a coroutine returns in the loop; an interrupt cancels it.
+
+        Raises:
+            RuntimeError: if the thread was stopped.
+        """
+        try:
+            future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        except RuntimeError:
+            work.close()
+            raise
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    def stop(self) -> None:
+        """Cancel what is under way, and end the thread."""
+        with contextlib.suppress(RuntimeError):  # it was stopped before
+            self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
