@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from importlib import import_module
 from types import ModuleType
@@ -18,6 +20,7 @@ import pytest
 import codedinvnet.net.client
 from codedinvnet.common.errors import UserError
 from codedinvnet.hedging import HedgingTransport
+from codedinvnet.net.background import LoopThread
 from tests.toys import Handler, Reply, Request, Toy
 
 EXAMPLE = "examples/hedged_client.py"
@@ -266,6 +269,23 @@ async def test_a_time_out_ends_the_call(any_client: AnyClient) -> None:
         assert not any(each.path == "/second" for each in only.seen)
         only.handle = lambda request: Reply(b"slow", delay=0.3)
         assert (await asking.post("/orders", timeout=None)).text == "slow"
+
+
+def test_an_interrupt_ends_the_call_of_a_synchronous_client() -> None:
+    servers, only, caller = LoopThread("servers"), Toy(never), threading.get_ident()
+    servers.run(only.start())
+
+    def interrupt() -> None:
+        servers.run(begun(only, "/orders"))
+        signal.pthread_kill(caller, signal.SIGINT)
+
+    with httpx.Client(transport=HedgingTransport([only.url]), base_url="http://model") as asking:
+        threading.Thread(target=interrupt).start()
+        with pytest.raises(KeyboardInterrupt):
+            asking.post("/orders", timeout=None)
+        servers.run(asyncio.wait_for(until_cut([only], 1), STALL))
+    servers.run(only.kill())
+    servers.stop()
 
 
 async def test_a_server_that_lets_clients_time_out_is_avoided() -> None:
