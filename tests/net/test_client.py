@@ -52,6 +52,8 @@ def answering(*answers: bytes, close: bool = False) -> Serve:
         for answer in answers:
             await reader.readuntil(b"\r\n\r\n")
             for part in answer.split(b"|"):
+                if writer.is_closing():
+                    return
                 writer.write(part)
                 await asyncio.sleep(0.005)
         if close:
@@ -70,6 +72,8 @@ def answering(*answers: bytes, close: bool = False) -> Serve:
         (b"HTTP/1.1 100 Continue\r\n\r\n" + OK, b"ok", 1),
         (b"HTTP/1.1 200 OK\r\nConte|nt-Length: 2\r|\n\r\no|k", b"ok", 1),
         (CHUNKED + b"1\r\no|\r\n1\r\nk\r\n0\r\n\r\n", b"ok", 1),
+        (CHUNKED + 5000 * b"1\r\no\r\n" + b"0\r\n\r\n", 5000 * b"o", 1),
+        (CHUNKED + 5000 * b"1\r\no\r\n" + b"0\r\n\r\n" + OK, 5000 * b"o", 0),
         (b"HTTP/1.1 204 No Content\r\n\r\n", b"", 1),
         (b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok", b"ok", 0),
         (b"HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\nok", b"ok", 0),
@@ -100,6 +104,9 @@ async def test_a_body_may_end_with_the_connection() -> None:
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Length: 2\r\n\r\nok",
         b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\n",
         b"SSH-2.0\r\n\r\n",
+        b"HTTP/1.1 200 OK\nContent-Length: 2\n\nok",
+        1000 * b"HTTP/1.1 100 Continue\r\n\r\n" + OK,
+        b"|".join(100 * [b"HTTP/1.1 103 Early Hints\r\nA: b\r\n\r\n"]) + OK,
         b"HTTP/1.1 200 OK\r\nA: " + b"b" * 70_000 + b"\r\n\r\n",
     ],
 )
@@ -205,6 +212,24 @@ async def test_a_stream_waits_for_its_reader_and_ends_when_it_is_cancelled() -> 
 
         assert not slow.ended.is_set()
         assert not slow.lost.is_set()
+
+
+async def test_a_stream_in_tiny_chunks_waits_for_its_reader() -> None:
+    class Hesitant(Slow):
+        def on_body(self, data: bytes) -> None:
+            super().on_body(data)
+            if self.size == len(data):
+                connection.pause()
+
+    size = 1_000_000
+    async with client_of(answering(CHUNKED + size * b"1\r\na\r\n" + b"0\r\n\r\n")) as client:
+        connection, slow = await client.connect(), Hesitant()
+        connection.send(slow, b"GET", [b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"])
+        await asyncio.sleep(0.3)
+        assert 0 < slow.size < size // 10
+        connection.resume()
+        await asyncio.wait_for(slow.ended.wait(), 30.0)
+        assert (slow.size, client.idle) == (size, 1)
 
 
 async def test_a_lookup_that_hangs_stops_nobody_else() -> None:

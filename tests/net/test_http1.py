@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from codedinvnet.net.http1 import BadMessage, Chunks, read_request, read_response
+from codedinvnet.net.memory import Memory
+from codedinvnet.net.requests import RequestReader
 
 HOST = b"Host: a\r\n"
 GET = b"GET / HTTP/1.1\r\n"
@@ -81,14 +85,16 @@ def test_chunks_may_come_in_any_parts(
 ) -> None:
     message = b"".join(b"%x;a=b\r\n%b\r\n" % (len(piece), piece) for piece in pieces)
     message += b"0\r\n" + trailers + b"\r\n" + b"next"
-    chunks, found = Chunks(), b""
+    chunks, found, rest = Chunks(), b"", b""
     for begin, end in zip([0, *sorted(cuts)], [*sorted(cuts), len(message)], strict=True):
         if chunks.done:
-            chunks.rest += message[begin:end]
+            rest += message[begin:end]
         else:
-            found += b"".join(chunks.feed(message[begin:end]))
+            parts, at = chunks.feed(b"." + message[begin:end], 1)
+            found += b"".join(parts)
+            rest += message[begin + at - 1 : end]
 
-    assert (chunks.done, found, chunks.rest) == (True, b"".join(pieces), b"next")
+    assert (chunks.done, found, rest) == (True, b"".join(pieces), b"next")
     assert chunks.trailers == ([(b"X-Sum", b" 1")] if trailers else [])
 
 
@@ -99,3 +105,24 @@ def test_chunks_may_come_in_any_parts(
 def test_malformed_chunks_are_refused(body: bytes) -> None:
     with pytest.raises(BadMessage):
         Chunks().feed(body)
+
+
+@pytest.mark.parametrize("is_trailer", [False, True])
+def test_a_head_in_single_bytes_takes_time_in_proportion(is_trailer: bool) -> None:
+    """Or else one client with a long head, or long trailers, keeps everyone waiting."""
+
+    def seconds(lines: int) -> float:
+        fields = b"".join(b"a: " + bytes([97]) * 1000 + b"\r\n" for _ in range(lines)) + b"\r\n"
+        reader = RequestReader(Memory(1 << 20), lambda head: 0, lambda head, waits: True)
+        if is_trailer:
+            reader.feed(GET + HOST + b"Transfer-Encoding: chunked\r\n\r\n0\r\n")
+        else:
+            reader.feed(GET + HOST)
+        began = time.process_time()
+        for byte in fields:
+            reader.feed(bytes([byte]))
+        taken = time.process_time() - began
+        assert reader.is_complete
+        return taken
+
+    assert min(seconds(60) for _ in range(3)) < 10 * min(seconds(15) for _ in range(3))

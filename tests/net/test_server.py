@@ -12,7 +12,7 @@ import pytest
 import uvloop
 
 from codedinvnet.net import listening, server
-from codedinvnet.net.answers import Answers, Reply
+from codedinvnet.net.answers import HIGH, Answers, Reply
 from codedinvnet.net.http1 import RequestHead
 from codedinvnet.net.listening import allow_files, bind
 from codedinvnet.net.logs import Quiet
@@ -27,10 +27,15 @@ PATIENT = b"GET /patient HTTP/1.1\r\nHost: a\r\n\r\n"
 
 
 class Echo:
-    """Answers with the request's body; at /patient never, until the client leaves."""
+    """Answers with the request's body; at /patient never, until the client leaves.
 
-    def __init__(self) -> None:
-        self.memory, self.left = Memory(1 << 30), False
+    Args:
+        padding: what its answers begin with.
+    """
+
+    def __init__(self, padding: bytes = b"") -> None:
+        self.memory, self.left, self.padding = Memory(1 << 30), False, padding
+        self.asked: list[str] = []
 
     def most_body(self, head: RequestHead) -> int:
         return 1 << 26
@@ -39,9 +44,10 @@ class Echo:
         return None
 
     def handle(self, client: Answers, request: Request) -> Echo | None:
+        self.asked.append(request.head.path)
         if request.head.path == "/patient":
             return self
-        client.reply(Reply(200, b"".join(request.body)))
+        client.reply(Reply(200, self.padding + b"".join(request.body)))
         self.memory.give(request.size)
         return None
 
@@ -161,6 +167,66 @@ def test_a_client_that_leaves_is_noticed(
             await until(lambda: echo.left)
 
     runner(run())
+
+
+async def test_answers_that_a_client_does_not_read_do_not_pile_up() -> None:
+    echo, count = Echo(padding=bytes(1 << 14)), 2000
+    async with serving(echo) as (served, connect):
+        reader, writer = await connect()
+        writer.transport.pause_reading()  # type: ignore[attr-defined]
+        writer.write(count * (GET + b"\r\n"))
+        await until(lambda: served.memory.used >= HIGH)
+        await asyncio.sleep(0.1)
+        assert len(echo.asked) < count
+        assert served.memory.peak < 3 * HIGH
+
+        writer.transport.resume_reading()  # type: ignore[attr-defined]
+        writer.write_eof()
+        answers = await asyncio.wait_for(reader.read(), 30)
+    assert answers.count(b"HTTP/1.1 200 OK") == count
+    assert served.memory.used == 0
+
+
+async def test_a_client_with_many_requests_leaves_others_their_turns() -> None:
+    echo = Echo()
+    async with serving(echo) as (_, connect):
+        (_, many), (reader, one) = await connect(), await connect()
+        many.write(1000 * b"GET /many HTTP/1.1\r\nHost: a\r\n\r\n")
+        one.write(b"GET /one HTTP/1.1\r\nHost: a\r\n\r\n")
+        await reader.readuntil(b"\r\n\r\n")
+    assert echo.asked.index("/one") < 10
+
+
+async def test_a_body_in_tiny_chunks_leaves_others_their_turns() -> None:
+    received = []
+
+    class Watching(Echo):
+        def handle(self, client: Answers, request: Request) -> Echo | None:
+            received.append(sum(each.reader.size for each in served.connections))
+            return super().handle(client, request)
+
+    async with serving(Watching()) as (served, connect):
+        (echoed, many), (reader, one) = await connect(), await connect()
+        many.write(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n")
+        await asyncio.sleep(0.05)
+        many.write(40_000 * b"1\r\na\r\n" + b"0\r\n\r\n")
+        one.write(GET + b"\r\n")
+        await reader.readuntil(b"\r\n\r\n")
+        await echoed.readuntil(b"a" * 40_000)
+    assert received[0] < 5000
+
+
+@pytest.mark.parametrize("size", [7, 10_000])
+async def test_all_requests_before_a_half_close_are_answered(size: int) -> None:
+    sent = 50 * (GET + b"Content-Length: 2\r\n\r\nab") + b"GET / HT"
+    async with serving(Echo()) as (_, connect):
+        reader, writer = await connect()
+        for start in range(0, len(sent), size):
+            writer.write(sent[start : start + size])
+            await writer.drain()
+        writer.write_eof()
+        answers = await asyncio.wait_for(reader.read(), server.HEAD_TIMEOUT / 2)
+    assert answers.count(b"\r\n\r\nab") == 50
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="its kernel does it")

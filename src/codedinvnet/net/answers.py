@@ -53,16 +53,17 @@ class Answers:
         waiting: bytes that wait for the client, as they were counted last.
         progress: when the client last took a byte.
         is_begun: whether a part of an answer was written, and the rest is to come.
+        is_paused: whether the client is slow, and nothing more should be written for now.
     """
 
     __slots__ = (
-        "_connection", "_held", "_is_chunking", "_is_paused", "_write_left", "is_begun",
+        "_connection", "_held", "_is_chunking", "_write_left", "is_begun", "is_paused",
         "memory", "progress", "waiting",
     )  # fmt: skip
 
     def __init__(self, connection: ClientConnection) -> None:
         self._connection, self.memory = connection, connection.server.memory
-        self._is_chunking = self._is_paused = self.is_begun = False
+        self._is_chunking = self.is_paused = self.is_begun = False
         self._write_left: int | None = None
         """Bytes of an answer with a length that are to come."""
         self.waiting = 0
@@ -131,7 +132,7 @@ class Answers:
         self.is_begun = True
         if head.length is not None:
             self._write_left = head.length - sum(map(len, body))
-        if self._is_paused and self._connection.call is not None:
+        if self.is_paused and self._connection.call is not None:
             self._connection.call.pause()
 
     def send_body(self, data: bytes) -> None:
@@ -211,7 +212,7 @@ class Answers:
             self.memory.take(size)
             self._held += size
             self.count(waiting)
-            if self.memory.is_full and not self._is_paused:
+            if self.memory.is_full and not self.is_paused:
                 transport.set_write_buffer_limits(0, 0)
 
     def count(self, waiting: int) -> None:
@@ -227,13 +228,13 @@ class Answers:
 
     def pause(self) -> None:
         """The client is slow: have its upstream read no further."""
-        self._is_paused = True
+        self.is_paused = True
         if (call := self._connection.call) is not None:
             call.pause()
 
     def resume(self) -> None:
         """The client has taken what waited for it."""
-        self._is_paused, self.progress = False, time.monotonic()
+        self.is_paused, self.progress = False, time.monotonic()
         transport = self._connection.transport
         self.count(transport.get_write_buffer_size())
         transport.set_write_buffer_limits(HIGH, LOW)

@@ -21,9 +21,8 @@ import aiohappyeyeballs
 
 from codedinvnet.common.errors import UserError
 from codedinvnet.net.http1 import (
-    END,
-    MOST_HEAD,
     BadMessage,
+    Block,
     Chunks,
     Fields,
     ResponseHead,
@@ -42,6 +41,8 @@ OLDEST = 600.0
 """Seconds after which a connection gets no other request: its name may be elsewhere by now."""
 MOST_ANSWER = 1 << 30
 """Bytes of an answer that is read as a whole."""
+MOST_INTERIM = 16
+"""Heads that may precede an answer's own: 100, some of 103, and 102 every 20 s for minutes."""
 
 
 class Broken(ConnectionError):
@@ -166,8 +167,13 @@ class Connection(asyncio.Protocol):
         """Whether it may be kept."""
         self._poll: select.poll | None = None
         self._method = b""
-        self._held = b""
-        """The beginning of a head."""
+        self._block = Block()
+        self._interim = 0
+        """Heads that came before the answer's own."""
+        self._rest = b""
+        """What came, and is read in the next turn."""
+        self._is_paused = False
+        """Whether the receiver wants nothing more for now."""
         self._heard = False
         """Whether anything of the answer is here."""
         self._head: ResponseHead | None = None
@@ -196,18 +202,20 @@ class Connection(asyncio.Protocol):
         """
         if self.transport.is_closing():
             raise ConnectionError("the connection was closed")
-        self.receiver, self._method, self._heard = receiver, method, False
+        self.receiver, self._method, self._heard, self._interim = receiver, method, False, 0
         self.used += 1
         self.transport.writelines(request)
 
     def pause(self) -> None:
         """Read nothing more for now."""
+        self._is_paused = True
         if not self.transport.is_closing():
             self.transport.pause_reading()
 
     def resume(self) -> None:
         """Read on."""
-        if not self.transport.is_closing():
+        self._is_paused = False
+        if not self.transport.is_closing() and not self._rest:
             self.transport.resume_reading()
 
     def abort(self) -> None:
@@ -229,30 +237,44 @@ class Connection(asyncio.Protocol):
             return
         self._heard = True
         try:
-            while data and self.receiver is not None:
-                data = self._read_body(data) if self._head is not None else self._read_head(data)
+            at = self._read_head(data) if self._head is None else 0
+            if at < len(data) and self.receiver is not None:
+                at = self._read_body(data, at)
         except BadMessage as error:
             self._fail(Broken(f"its answer is not HTTP/1.1: {error}"))
             return
-        if data and self.sound:  # more than the answer
-            self.sound = False
-            self.transport.abort()
+        if at < len(data) and self.receiver is not None:  # other connections have their turns
+            self._rest = data[at:]
+            self.transport.pause_reading()
+            self.client.loop.call_soon(self._go_on)
 
-    def _read_head(self, data: bytes) -> bytes:
-        if self._held:
-            data, self._held = self._held + data, b""
-        end = data.find(END, 0, MOST_HEAD)
-        if end < 0:
-            if len(data) >= MOST_HEAD:
-                raise BadMessage(f"its headers take more than {MOST_HEAD} bytes")
-            self._held = data
-            return b""
-        end += len(END)
-        head = read_response(data[:end])
-        if head.status < 200:
+    def _go_on(self) -> None:
+        rest, self._rest = self._rest, b""
+        if self.receiver is None:
+            return
+        self.data_received(rest)
+        if not self._is_paused:
+            self.resume()
+
+    def _read_head(self, data: bytes) -> int:
+        """Read the answer's head, and those before it; return the position behind."""
+        at = 0
+        while at < len(data):
+            block, at = self._block.take(data, at)
+            if not block:
+                break
+            head = read_response(block)
+            if head.status >= 200:
+                return self._begin(head, data, at)
             if head.status == 101:
                 raise BadMessage("it switched to another protocol")
-            return data[end:]
+            self._interim += 1
+            if self._interim > MOST_INTERIM:
+                raise BadMessage(f"more than {MOST_INTERIM} heads precede it")
+        return at
+
+    def _begin(self, head: ResponseHead, data: bytes, at: int) -> int:
+        """Hand a head on, and end the answer if it has no body; return the position behind."""
         self._head, self._chunks, self._left = head, None, 0
         if head.has_body(self._method):
             if head.chunked:
@@ -264,47 +286,48 @@ class Connection(asyncio.Protocol):
         assert self.receiver is not None
         self.receiver.on_head(head)
         if self._left == 0 and self._chunks is None:
-            self._finish([], data[end:])
-            return b""
-        return data[end:]
+            return self._finish([], data, at)
+        return at
 
-    def _read_body(self, data: bytes) -> bytes:
-        receiver = self.receiver
+    def _read_body(self, data: bytes, at: int) -> int:
+        receiver, chunks = self.receiver, self._chunks
         assert receiver is not None
-        if self._chunks is not None:
-            chunks = self._chunks
-            for piece in chunks.feed(data):
-                if self.receiver is receiver:  # it may have cancelled meanwhile
-                    receiver.on_body(piece)
-            if chunks.done:
-                self._finish(chunks.trailers, chunks.rest)
-            return b""
+        if chunks is not None:
+            pieces, at = chunks.feed(data, at)
+            if pieces:
+                receiver.on_body(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+            return self._finish(chunks.trailers, data, at) if chunks.done else at
         if self._left is None:
-            receiver.on_body(data)
-            return b""
-        piece, rest = data[: self._left], data[self._left :]
+            receiver.on_body(data[at:])
+            return len(data)
+        piece = data[at : at + self._left]
         self._left -= len(piece)
         receiver.on_body(piece)
-        if not self._left:
-            self._finish([], rest)
-            return b""
-        return rest
+        at += len(piece)
+        return at if self._left else self._finish([], data, at)
 
-    def _finish(self, trailers: Fields, rest: bytes) -> None:
-        """End an answer, and keep the connection if another request may be sent."""
+    def _finish(self, trailers: Fields, data: bytes = b"", at: int = 0) -> int:
+        """End an answer, and keep the connection if another request may be sent.
+
+        Args:
+            trailers: behind the body.
+            data: what came; none of it is read after this.
+            at: where the answer ends in it.
+        """
         receiver, head = self.receiver, self._head
         self.receiver = self._head = self._chunks = None
         if receiver is None or head is None:
-            return
+            return len(data)
         self.since = self.client.loop.time()
         unread = self.transport.get_write_buffer_size() > 0  # answered before it was read
-        self.sound = self.sound and head.keeps and not rest and not unread
+        self.sound = self.sound and head.keeps and at == len(data) and not unread
         if self.sound:
             self.resume()  # its last reader may have been slow
             self.client.keep(self)
         else:
             self.transport.abort()
         receiver.on_end(trailers)
+        return len(data)
 
     def eof_received(self) -> None:
         """Close, as the server does; `connection_lost` follows."""
@@ -312,7 +335,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.client.gone(self)
         if self._left is None and self._head is not None and exc is None:
-            self._finish([], b"")
+            self._finish([])
         said = "the connection was closed" if exc is None else described(exc)
         self._fail(Broken(said, stale=self.used > 1 and not self._heard))
 

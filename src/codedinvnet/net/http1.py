@@ -15,14 +15,17 @@ MOST_HEAD = 1 << 16
 """Bytes of a start line with its fields, or of trailers."""
 MOST_SIZE_LINE = 1 << 10
 """Bytes of the line before a chunk, extensions included."""
+MOST_CHUNKS = 1000
+"""Chunks that are read in one turn, which takes about 1 ms: a byte may be a chunk."""
 
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _TEXT = rb"[\t\x20-\x7e\x80-\xff]*"
-_REQUEST = re.compile(rb"(" + _TOKEN + rb") ([\x21-\x7e\x80-\xff]+) HTTP/1\.([01])\r\n")
+_REQUEST = re.compile(rb"(?:\r\n)?(" + _TOKEN + rb") ([\x21-\x7e\x80-\xff]+) HTTP/1\.([01])\r\n")
 _STATUS = re.compile(rb"HTTP/1\.([01]) ([0-9]{3})(?: (" + _TEXT + rb"))?\r\n")
 _FIELDS = re.compile(rb"(?:" + _TOKEN + rb":" + _TEXT + rb"\r\n)*\r\n")
 _FIELD = re.compile(rb"([^:\r]+):([^\r]*)\r\n")
 _LENGTH = re.compile(rb"[0-9]{1,18}")
+_BARE_LF = re.compile(rb"(?<!\r)\n")
 _SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;" + _TEXT + rb")?\r\n")
 
 Field: TypeAlias = tuple[bytes, bytes]
@@ -192,33 +195,84 @@ def write_fields(fields: Iterable[Field]) -> bytes:
     return b"".join([b"%b:%b\r\n" % field for field in fields])
 
 
+class Block:
+    """Collects a head, or trailers, up to the empty line; no byte is searched twice."""
+
+    __slots__ = ("held",)
+
+    def __init__(self) -> None:
+        self.held = bytearray()
+        """Its beginning, if the rest is to come."""
+
+    def take(self, data: bytes, at: int) -> tuple[bytes, int]:
+        """Return the block with its empty line, and the position behind it.
+
+        Args:
+            data: what came.
+            at: where the block begins in it, or goes on.
+
+        Returns:
+            b"" and the end of the data if the rest is to come.
+
+        Raises:
+            BadMessage: if it is too long, or a line ends with a bare LF.
+        """
+        held = self.held
+        if not held:
+            end = data.find(END, at, at + MOST_HEAD)
+            if end >= 0:
+                end += len(END)
+                return data[at:end], end
+        seen = len(held)
+        held += data[at : at + MOST_HEAD - seen]
+        end = held.find(END, max(0, seen - len(END) + 1))
+        if end >= 0:
+            end += len(END)
+            block = bytes(held[:end])
+            held.clear()
+            return block, at + end - seen
+        if len(held) == MOST_HEAD:
+            raise BadMessage(f"the header fields take more than {MOST_HEAD} bytes", 431)
+        if _BARE_LF.search(held, seen):
+            raise BadMessage("a line ends with a bare LF")
+        return b"", len(data)
+
+
 class Chunks:
     """Takes a body in chunks apart.
 
     Attributes:
         done: whether its end is here.
         trailers: the fields behind it.
-        rest: what follows its end.
     """
 
-    __slots__ = ("_held", "_left", "_part", "done", "rest", "trailers")
+    __slots__ = ("_block", "_held", "_left", "_part", "done", "trailers")
 
     def __init__(self) -> None:
         self._part, self._left, self._held = "size", 0, b""
-        self.done, self.rest = False, b""
+        """What comes next; bytes of a chunk that are to come; the beginning of a line."""
+        self._block = Block()
+        self.done = False
         self.trailers: Fields = []
 
-    def feed(self, data: bytes) -> list[bytes]:
-        """Take what came, and return the parts of the body in it.
+    def feed(self, data: bytes, at: int = 0) -> tuple[list[bytes], int]:
+        """Return the parts of the body in the data, and the position behind them.
+
+        That is before the end of the data if the body ends there, or after MOST_CHUNKS.
+
+        Args:
+            data: what came.
+            at: where to begin.
 
         Raises:
             BadMessage: if it is no such body.
         """
-        if self._held:
-            data, self._held = self._held + data, b""
+        joined = len(self._held)
+        if joined:
+            data, at, joined, self._held = self._held + data[at:], 0, joined - at, b""
         found: list[bytes] = []
-        at, size = 0, len(data)
-        while at < size:
+        size, left = len(data), MOST_CHUNKS
+        while at < size and left and not self.done:
             if self._part == "data":
                 piece = data[at : at + self._left]
                 found.append(piece)
@@ -226,40 +280,30 @@ class Chunks:
                 self._left -= len(piece)
                 if not self._left:
                     self._part = "end"
+                    left -= 1
             elif self._part == "end":
                 if size - at < 2:
-                    break
-                if data[at : at + 2] != b"\r\n":
+                    self._held, at = data[at:], size
+                elif data.startswith(b"\r\n", at):
+                    at += 2
+                    self._part = "size"
+                else:
                     raise BadMessage("a chunk is longer than its size")
-                at += 2
-                self._part = "size"
             elif self._part == "size":
                 line = _SIZE.match(data, at)
-                if line is None:
-                    if data.find(b"\n", at) >= 0 or size - at > MOST_SIZE_LINE:
-                        raise BadMessage("the size of a chunk is malformed")
-                    break
-                at = line.end()
-                self._left = int(line.group(1), 16)
-                self._part = "data" if self._left else "trailers"
+                if line is not None:
+                    at = line.end()
+                    self._left = int(line.group(1), 16)
+                    self._part = "data"
+                    if not self._left:
+                        self._part = "trailers"
+                        at -= 2  # without trailers, this line's end and an empty line are left
+                elif data.find(b"\n", at) >= 0 or size - at > MOST_SIZE_LINE:
+                    raise BadMessage("the size of a chunk is malformed")
+                else:
+                    self._held, at = data[at:], size
             else:
-                at = self._end(data, at)
-                if at < 0:
-                    return found
-                self.done, self.rest = True, data[at:]
-                return found
-        self._held = data[at:]
-        return found
-
-    def _end(self, data: bytes, at: int) -> int:
-        """Return where the trailers end; -1 if that is not here."""
-        if data.startswith(b"\r\n", at):
-            return at + 2
-        end = data.find(END, at)
-        if end < 0:
-            if len(data) - at > MOST_HEAD:
-                raise BadMessage("the trailers are too long", 431)
-            self._held = data[at:]
-            return -1
-        self.trailers = read_fields(data[at : end + 4])
-        return end + 4
+                block, at = self._block.take(data, at)
+                if block:
+                    self.done, self.trailers = True, read_fields(block[2:])
+        return found, at - joined

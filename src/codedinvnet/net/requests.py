@@ -6,9 +6,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from codedinvnet.net.http1 import (
-    END,
-    MOST_HEAD,
     BadMessage,
+    Block,
     Chunks,
     Fields,
     RequestHead,
@@ -52,7 +51,7 @@ class RequestReader:
     """
 
     __slots__ = (
-        "_accepts", "_chunks", "_held", "_left", "_most", "_most_body", "body", "head",
+        "_accepts", "_block", "_chunks", "_left", "_most", "_most_body", "body", "head",
         "is_complete", "memory", "size", "trailers",
     )  # fmt: skip
 
@@ -63,8 +62,7 @@ class RequestReader:
         accepts: Callable[[RequestHead, bool], bool],
     ) -> None:
         self.memory, self._most_body, self._accepts = memory, most_body, accepts
-        self._held = b""
-        """The beginning of a head."""
+        self._block = Block()
         self.head: RequestHead | None = None
         self.body: list[bytes] = []
         self.trailers: Fields = []
@@ -74,26 +72,36 @@ class RequestReader:
 
     @property
     def is_in_head(self) -> bool:
-        """Whether a part of a head is here."""
-        return bool(self._held)
+        """Whether a part of a head is here, not only an empty line before it."""
+        held = self._block.held
+        return bool(held) and bool(held[:3].strip(b"\r\n"))
 
     @property
     def is_idle(self) -> bool:
         """Whether nothing of a request is here."""
-        return self.head is None and not self._held
+        return self.head is None and not self.is_in_head
 
-    def feed(self, data: bytes) -> bytes:
-        """Take a part of a request in, and return what follows it.
+    def feed(self, data: bytes, at: int = 0) -> int:
+        """Take in a request, or a part of it, and return the position behind that.
+
+        Args:
+            data: what came.
+            at: where to begin.
 
         Raises:
             BadMessage: if it is malformed, or too large.
         """
-        return self._read_head(data) if self.head is None else self._read_body(data)
+        if self.head is None:
+            at = self._read_head(data, at)
+        if self.head is not None and not self.is_complete and at < len(data):
+            at = self._read_body(data, at)
+        return at
 
     def drop(self) -> None:
         """Let go of what is held."""
-        self.memory.give(self.size + len(self._held))
-        self._held, self.head, self.body, self.size = b"", None, [], 0
+        self.memory.give(self.size + len(self._block.held))
+        self._block.held.clear()
+        self.head, self.body, self.size = None, [], 0
 
     def take(self, came: float) -> Request:
         """Hand the complete request over; its body remains counted."""
@@ -102,25 +110,16 @@ class RequestReader:
         self.body, self.size, self.is_complete = [], 0, False
         return found
 
-    def _read_head(self, data: bytes) -> bytes:
-        if self._held:
-            self.memory.give(len(self._held))
-            data, self._held = self._held + data, b""
-        if data.startswith(b"\r\n"):  # clients may send an empty line behind a body
-            data = data[2:]
-            if not data:
-                return b""
-        end = data.find(END, 0, MOST_HEAD)
-        if end < 0:
-            if len(data) >= MOST_HEAD:
-                raise BadMessage(f"the headers take more than {MOST_HEAD} bytes", 431)
-            if b"\n" in data[:MOST_HEAD].replace(b"\r\n", b""):
-                raise BadMessage("a line ends with a bare LF")
-            self._held = data
-            self.memory.take(len(data))
-            return b""
-        end += len(END)
-        head = read_request(data[:end])
+    def _read_head(self, data: bytes, at: int) -> int:
+        held = len(self._block.held)
+        try:
+            block, at = self._block.take(data, at)
+        finally:
+            if held != len(self._block.held):
+                self.memory.take(len(self._block.held) - held)
+        if not block:
+            return at
+        head = read_request(block)
         known = head.known
         if head.method == b"CONNECT" or b"websocket" in known.get(b"upgrade", b"").lower():
             self.head = head
@@ -138,32 +137,30 @@ class RequestReader:
         if has_body and b"expect" in known:
             if known[b"expect"].lower() != b"100-continue":
                 raise BadMessage("only Expect: 100-continue is supported", 417)
-            waits = len(data) == end
+            waits = at == len(data)
         self.head, self.trailers = head, []
         if not self._accepts(head, waits):
-            return b"" if has_body else data[end:]
+            return len(data) if has_body else at
         if head.chunked:
             self._chunks = Chunks()
         elif head.length:
             self._chunks, self._left = None, head.length
         else:
             self.is_complete = True
-        return data[end:]
+        return at
 
-    def _read_body(self, data: bytes) -> bytes:
+    def _read_body(self, data: bytes, at: int) -> int:
         if self._chunks is None:
-            piece, rest = data[: self._left], data[self._left :]
+            piece = data[at : at + self._left]
             self._left -= len(piece)
             self._keep([piece])
-            if not self._left:
-                self.is_complete = True
-            return rest
-        chunks = self._chunks
-        self._keep(chunks.feed(data))
-        if not chunks.done:
-            return b""
-        self.trailers, self.is_complete = chunks.trailers, True
-        return chunks.rest
+            self.is_complete = not self._left
+            return at + len(piece)
+        pieces, at = self._chunks.feed(data, at)
+        self._keep(pieces)
+        if self._chunks.done:
+            self.trailers, self.is_complete = self._chunks.trailers, True
+        return at
 
     def _keep(self, pieces: list[bytes]) -> None:
         """Take parts of the body in; small ones become one, since each costs memory of its own."""

@@ -13,6 +13,7 @@ import math
 import socket
 import ssl
 import time
+from collections import deque
 from typing import Protocol
 
 from codedinvnet.net.answers import HIGH, LOW, Answers, Reply
@@ -88,8 +89,8 @@ class ClientConnection(asyncio.Protocol):
     """
 
     __slots__ = (
-        "_ahead", "_ahead_size", "_came", "_eof", "_is_ending", "_since", "answers", "call",
-        "is_answering", "reader", "server", "transport",
+        "_ahead", "_ahead_size", "_at", "_came", "_eof", "_has_turn", "_is_ending", "_refusal",
+        "_since", "answers", "call", "is_answering", "reader", "server", "transport",
     )  # fmt: skip
     transport: asyncio.Transport
 
@@ -98,10 +99,11 @@ class ClientConnection(asyncio.Protocol):
         self.reader = RequestReader(server.memory, server.handler.most_body, self._accepts)
         self.answers = Answers(self)
         self.call: Call | None = None
-        self.is_answering = self._is_ending = self._eof = False
-        self._ahead: list[bytes] = []
-        self._ahead_size = 0
-        """What came behind the request that is being answered."""
+        self._refusal: Reply | None = None
+        self.is_answering = self._is_ending = self._eof = self._has_turn = False
+        self._ahead: deque[bytes] = deque()
+        self._at = self._ahead_size = 0
+        """What is not read yet: from where on in its first part, and how many bytes."""
         self._since = self._came = time.monotonic()
         """When it became idle, or a byte of a request came; and when the request's first did."""
 
@@ -114,8 +116,7 @@ class ClientConnection(asyncio.Protocol):
         self.server.connections.discard(self)
         self.reader.drop()
         self.answers.count(0)
-        self.server.memory.give(self._ahead_size)
-        self._ahead_size = 0
+        self._drop_ahead()
         call, self.call = self.call, None
         if call is not None:
             call.gone()
@@ -125,11 +126,12 @@ class ClientConnection(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self.answers.resume()
+        self._await_turn()
 
     def eof_received(self) -> bool:
         """Answer a client that has sent all it has, unless it is gone."""
         self._eof = True
-        if not self.is_answering:
+        if not self.is_answering and not self._ahead:
             return False
         head = self.reader.head
         for seconds in STILL_THERE if head is not None and not head.is_old else ():
@@ -153,7 +155,7 @@ class ClientConnection(asyncio.Protocol):
         answers.count(waiting)
         if waiting and now - answers.progress > UNREAD:
             return "unread"
-        if self.is_answering or self._is_ending:
+        if self.is_answering or self._is_ending or self._ahead:
             return ""
         age, reader = now - self._since, self.reader
         if reader.head is not None:
@@ -173,43 +175,81 @@ class ClientConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._is_ending:
             return
-        if self.is_answering:
-            self._wait(data)
-            return
-        if not self.reader.is_in_head:
-            self._since = time.monotonic()
-        try:
-            while data and not self.is_answering and not self._is_ending:
-                data = self.reader.feed(data)
-                if self.reader.is_complete:  # have it answered
-                    self.is_answering = True
-                    request = self.reader.take(self._came)
-                    self.call = self.server.handler.handle(self.answers, request)
-        except BadMessage as error:
-            wait = int(error.status == 503)
-            self.answers.refuse(error.status, str(error), wait, closes=True)
-            return
-        if data and not self._is_ending:
-            self._wait(data)
+        if self._ahead or not self._may_read:
+            self._ahead.append(data)
+            self._hold(len(data))
+        else:
+            self._read(data, 0)
 
-    def _wait(self, data: bytes) -> None:
-        """Keep what came behind the request that is being answered."""
-        self._ahead.append(data)
-        self._ahead_size += len(data)
-        self.server.memory.take(len(data))
-        if self._ahead_size > MOST_AHEAD:
+    @property
+    def _may_read(self) -> bool:
+        """Whether the next request may be read: the client has the answer to the one before."""
+        return not self.is_answering and not self.answers.is_paused
+
+    def _hold(self, size: int) -> None:
+        """Count bytes that wait, and receive no more than a bound."""
+        self._ahead_size += size
+        self.server.memory.take(size)
+        if self._ahead_size > MOST_AHEAD and self.transport.is_reading():
             self.transport.pause_reading()
 
-    def _accepts(self, head: RequestHead, waits: bool) -> bool:
-        """Refuse a request before its body is read, or tell the client to go on."""
-        self._came = self._since
-        refusal = self.server.handler.precheck(head)
-        if refusal is not None:
+    def _read(self, data: bytes, at: int) -> None:
+        """Read one request at most, and have it answered once it is complete."""
+        reader = self.reader
+        if not reader.is_in_head:
+            self._since = time.monotonic()
+        try:
+            at = reader.feed(data, at)
+        except BadMessage as error:
+            self.answers.refuse(error.status, str(error), int(error.status == 503), closes=True)
+            return
+        if at < len(data) and not self._is_ending:
+            self._ahead.appendleft(data)
+            self._at = at
+            self._hold(len(data) - at)
+        if self._refusal is not None:
+            refusal, self._refusal, head = self._refusal, None, reader.head
+            assert head is not None
             self.answers.reply(refusal, closes=head.chunked or bool(head.length))
-            return False
-        if waits:
+        elif reader.is_complete:
+            self.is_answering = True
+            self.call = self.server.handler.handle(self.answers, reader.take(self._came))
+        else:
+            self._await_turn()
+
+    def _await_turn(self) -> None:
+        """Go on with what waits once other connections have had their turns."""
+        if not self._ahead:
+            if self._eof and not self.is_answering:
+                self._close()
+        elif self._may_read and not self._has_turn:
+            self._has_turn = True
+            self.server.loop.call_soon(self._go_on)
+
+    def _go_on(self) -> None:
+        self._has_turn = False
+        if not self._ahead or not self._may_read or self.transport.is_closing():
+            return
+        data, at = self._ahead.popleft(), self._at
+        self._at = 0
+        self._ahead_size -= len(data) - at
+        self.server.memory.give(len(data) - at)
+        self._read(data, at)
+        if self._ahead_size <= MOST_AHEAD and not self.transport.is_reading():
+            self.transport.resume_reading()
+
+    def _drop_ahead(self) -> None:
+        self.server.memory.give(self._ahead_size)
+        self._ahead.clear()
+        self._at = self._ahead_size = 0
+
+    def _accepts(self, head: RequestHead, waits: bool) -> bool:
+        """Tell whether a request is read on, and tell a client that waits for this."""
+        self._came = self._since
+        self._refusal = self.server.handler.precheck(head)
+        if waits and self._refusal is None:
             self.transport.write(CONTINUE)
-        return True
+        return self._refusal is None
 
     # Answers
 
@@ -224,32 +264,22 @@ class ClientConnection(asyncio.Protocol):
         """An answer is complete: read the next request, or close."""
         self.call, self.is_answering, self._since = None, False, time.monotonic()
         self.reader.drop()
-        if not is_kept:
+        if is_kept:
+            self._await_turn()
+        else:
             self._close()
-        elif self._ahead:
-            # Not at once: a client with many requests ahead would keep others from their turn.
-            self.server.loop.call_soon(self._go_on)
 
     def _close(self) -> None:
         """Close once the client has the answer, though it may still be sending."""
         transport = self.transport
         self._is_ending = True
+        self._drop_ahead()
         if self._eof or transport.is_closing() or not transport.can_write_eof():
             transport.close()
         else:  # closing with bytes unread would reset the connection, and the answer be lost
             transport.write_eof()
+            transport.resume_reading()  # what still comes is dropped, and the client's end noticed
             self.server.loop.call_later(LINGER, transport.close)
-
-    def _go_on(self) -> None:
-        if self.is_answering or self.transport.is_closing():
-            return
-        data, self._ahead, size = b"".join(self._ahead), [], self._ahead_size
-        self._ahead_size = 0
-        self.server.memory.give(size)
-        if size > MOST_AHEAD:
-            self.transport.resume_reading()
-        if data:
-            self.data_received(data)
 
 
 class HttpServer:
