@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import resource
+import socket
 import sys
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -13,7 +16,7 @@ import uvloop
 
 from codedinvnet.net import listening, server
 from codedinvnet.net.answers import HIGH, Answers, Reply
-from codedinvnet.net.http1 import RequestHead
+from codedinvnet.net.http1 import RequestHead, read_response
 from codedinvnet.net.listening import allow_files, bind
 from codedinvnet.net.logs import Quiet
 from codedinvnet.net.memory import Memory
@@ -36,6 +39,7 @@ class Echo:
     def __init__(self, padding: bytes = b"") -> None:
         self.memory, self.left, self.padding = Memory(1 << 30), False, padding
         self.asked: list[str] = []
+        self.clients: list[Answers] = []
 
     def most_body(self, head: RequestHead) -> int:
         return 1 << 26
@@ -46,6 +50,7 @@ class Echo:
     def handle(self, client: Answers, request: Request) -> Echo | None:
         self.asked.append(request.head.path)
         if request.head.path == "/patient":
+            self.clients.append(client)
             return self
         client.reply(Reply(200, self.padding + b"".join(request.body)))
         self.memory.give(request.size)
@@ -227,6 +232,79 @@ async def test_all_requests_before_a_half_close_are_answered(size: int) -> None:
         writer.write_eof()
         answers = await asyncio.wait_for(reader.read(), server.HEAD_TIMEOUT / 2)
     assert answers.count(b"\r\n\r\nab") == 50
+
+
+async def test_a_connection_that_is_kept_may_have_a_last_request_while_the_server_drains() -> None:
+    async with serving(Echo()) as (served, connect):
+        reader, writer = await connect()
+        silent, _ = await connect()
+        await until(lambda: len(served.connections) == 2)
+        draining = asyncio.ensure_future(served.stop(10.0))
+        await asyncio.sleep(0.1)
+        writer.write(GET + b"\r\n")
+        answer = await asyncio.wait_for(reader.read(), 10)
+        assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
+        assert b"\r\nConnection: close\r\n" in answer
+        writer.close()
+        await asyncio.wait_for(draining, server.LAST_REQUESTS + server.LINGER + 3.0)
+        assert await silent.read() == b""
+
+
+async def test_requests_that_came_before_the_server_drains_are_answered() -> None:
+    """And those behind them, the last of which is told that it is."""
+    echo = Echo()
+    async with serving(echo) as (served, connect):
+        reader, writer = await connect()
+        writer.write(PATIENT + 2 * (GET + b"\r\n"))
+        await until(lambda: len(echo.clients) == 1)
+        draining = asyncio.ensure_future(served.stop(10.0))
+        await asyncio.sleep(0.1)
+        echo.clients[0].reply(Reply(200, b"late"))
+        answers = (await asyncio.wait_for(reader.read(), 10)).split(b"HTTP/1.1 200 OK\r\n")
+        writer.close()
+        await draining
+    assert [b"Connection: close" in answer for answer in answers] == [False, False, False, True]
+
+
+async def test_a_stream_that_ends_while_the_server_drains_may_have_a_successor() -> None:
+    """Its head said that the connection is kept."""
+    echo = Echo()
+    async with serving(echo) as (served, connect):
+        reader, writer = await connect()
+        writer.write(PATIENT)
+        await until(lambda: len(echo.clients) == 1)
+        (client,) = echo.clients
+        client.respond(read_response(b"HTTP/1.1 200 OK\r\n\r\n"), [], [b"a"], [], False)
+        await reader.readuntil(b"a\r\n")
+        draining = asyncio.ensure_future(served.stop(10.0))
+        await asyncio.sleep(0.05)
+        client.end_body([])
+        await asyncio.sleep(0.05)
+        writer.write(GET + b"\r\n")
+        answer = await asyncio.wait_for(reader.read(), 10)
+        writer.close()
+        await draining
+    assert answer.startswith(b"0\r\n\r\nHTTP/1.1 200 OK\r\n")
+    assert b"\r\nConnection: close\r\n" in answer
+
+
+async def test_a_request_that_was_not_read_yet_is_answered_before_the_connection_closes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(server, "LAST_REQUESTS", 0.1)
+    async with serving(Echo()) as (served, connect):
+        reader, writer = await connect()
+        await until(lambda: len(served.connections) == 1)
+        own = socket.socket(fileno=os.dup(writer.get_extra_info("socket").fileno()))
+        draining = asyncio.ensure_future(served.stop(10.0))
+        await asyncio.sleep(0.05)
+        own.send(GET + b"\r\n")
+        own.close()
+        time.sleep(0.2)  # a busy loop: the time is up before it reads
+        answer = await asyncio.wait_for(reader.read(), 10)
+        assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
+        writer.close()
+        await draining
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="its kernel does it")

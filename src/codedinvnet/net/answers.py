@@ -111,9 +111,10 @@ class Answers:
         open_ended = head.length is None and head.has_body(request.method)
         self._is_chunking = open_ended and (not is_complete or bool(trailers))
         if self._is_chunking and request.is_old:
-            self._is_chunking = request.keeps = is_kept = False
+            self._is_chunking = is_kept = False
         if self._is_chunking:
             parts.append(b"Transfer-Encoding: chunked\r\n")
+        request.keeps = is_kept
         if not is_kept:
             parts.append(b"Connection: close\r\n")
         elif request.is_old:
@@ -144,7 +145,8 @@ class Answers:
         if self._is_chunking:
             self._write([b"0\r\n" + write_fields(trailers) + b"\r\n"])
         self._is_chunking = self.is_begun = False
-        self._connection.done(self._connection.is_kept())
+        request = self._connection.reader.head
+        self._connection.done(request is not None and request.keeps)
 
     def abort(self) -> None:
         """Close at once, so that the client sees that its answer is not complete."""

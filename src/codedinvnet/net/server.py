@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import select
 import socket
 import ssl
 import time
@@ -33,6 +34,9 @@ KEEP_ALIVE = 75.0
 """Seconds that an idle connection stays open."""
 UNREAD = 60.0
 """Seconds for which a client may take nothing of its answer."""
+LAST_REQUESTS = 1.0
+"""Seconds for which idle connections stay open while the server drains: a client may be about to
+send a request, and learns from its answer that it is the last."""
 SWEEP = 1.0
 """Seconds between two looks for connections that are too slow."""
 MOST_AHEAD = 1 << 16
@@ -166,9 +170,11 @@ class ClientConnection(asyncio.Protocol):
         return "idle" if age > KEEP_ALIVE else ""
 
     def close_if_idle(self) -> None:
-        """Close unless a request is on its way, which closes it once it is answered."""
-        if self.reader.is_idle and not self.is_answering and not self._is_ending:
-            self.transport.close()
+        """Close unless a request, or a part of one, is here, in the socket's buffer as well."""
+        transport = self.transport
+        is_idle = self.reader.is_idle and not (self.is_answering or self._ahead or self._is_ending)
+        if is_idle and not transport.is_closing() and not is_readable(transport):
+            self._close()
 
     # Requests
 
@@ -256,18 +262,20 @@ class ClientConnection(asyncio.Protocol):
     def is_kept(self) -> bool:
         """Tell whether the connection stays open behind the answer."""
         head = self.reader.head
-        if head is None or not head.keeps or self.server.is_draining:
+        if head is None or not head.keeps:
             return False
-        return not self._eof or bool(self._ahead)
+        return bool(self._ahead) or not (self._eof or self.server.is_draining)
 
     def done(self, is_kept: bool) -> None:
         """An answer is complete: read the next request, or close."""
         self.call, self.is_answering, self._since = None, False, time.monotonic()
         self.reader.drop()
-        if is_kept:
-            self._await_turn()
-        else:
+        if not is_kept:
             self._close()
+            return
+        if self.server.is_draining:  # which this answer's head didn't say yet
+            self.server.loop.call_later(LAST_REQUESTS, self.close_if_idle)
+        self._await_turn()
 
     def _close(self) -> None:
         """Close once the client has the answer, though it may still be sending."""
@@ -317,6 +325,8 @@ class HttpServer:
             reason = f"{self.most_connections} are open: a proxy may limit those of one client"
             self.refused.log("connection refused", logging.WARNING, reason=reason)
         self.connections.add(connection)
+        if self.is_draining:
+            self.loop.call_later(LAST_REQUESTS, connection.close_if_idle)
 
     async def listen(self, listener: socket.socket, certificate: Certificate | None) -> str:
         """Take connections from a socket from now on; return its URL.
@@ -357,15 +367,17 @@ class HttpServer:
                         408, f"the request's {overdue} took too long", closes=True
                     )
                 elif overdue:
-                    connection.transport.close()
+                    connection.close_if_idle()
 
     def announce_draining(self) -> None:
-        """Take no more connections, and close those that are here as soon as they are idle."""
+        """Take no more connections, and close those that are here after their last requests."""
+        if self.is_draining:
+            return
         self.is_draining = True
         if self._listening is not None:
             self._listening.close()
-        for connection in list(self.connections):
-            connection.close_if_idle()
+        for connection in self.connections:
+            self.loop.call_later(LAST_REQUESTS, connection.close_if_idle)
 
     async def stop(self, seconds: float) -> None:
         """Wait until all connections are closed, and abort those that are left after some time."""
@@ -376,3 +388,10 @@ class HttpServer:
         for connection in list(self.connections):
             connection.transport.abort()
         await self._background.stop()
+
+
+def is_readable(transport: asyncio.BaseTransport) -> bool:
+    """Tell whether a connection's socket has bytes, or an end, that were not read yet."""
+    poll = select.poll()
+    poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
+    return bool(poll.poll(0))
