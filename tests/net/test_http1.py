@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from codedinvnet.net.http1 import BadMessage, Chunks, read_request, read_response
+from codedinvnet.net.http1 import BadMessage, Chunks, Head, read_request, read_response
 from codedinvnet.net.memory import Memory
 from codedinvnet.net.requests import RequestReader
 
@@ -24,9 +25,21 @@ GET = b"GET / HTTP/1.1\r\n"
         b"GET  / HTTP/1.1\r\nHost: a\r\n\r\n",
         b"G(T / HTTP/1.1\r\nHost: a\r\n\r\n",
         b"GET /\x01 HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"GET /\x80 HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"GET /# HTTP/1.1\r\nHost: a\r\n\r\n",
         b"GET / HTTP/1.1\nHost: a\r\n\r\n",
         GET + b"\r\n",
         GET + HOST + HOST + b"\r\n",
+        GET + b"Host: a b\r\n\r\n",
+        GET + b"Host: a/b\r\n\r\n",
+        GET + b"Host: a@b\r\n\r\n",
+        GET + b"Host: a,b\r\n\r\n",
+        GET + b"Host: a:b\r\n\r\n",
+        GET + b"Host: a:80:80\r\n\r\n",
+        GET + b"Host: ::1\r\n\r\n",
+        GET + b"Host: [a\r\n\r\n",
+        GET + b"Host: \xe9\r\n\r\n",
+        b"GET / HTTP/1.0\r\nHost: a b\r\n\r\n",
         GET + HOST + b"A: b\nC: d\r\n\r\n",
         GET + HOST + b"A: b\rC: d\r\n\r\n",
         GET + HOST + b"A: b\r\n folded\r\n\r\n",
@@ -50,6 +63,63 @@ GET = b"GET / HTTP/1.1\r\n"
 def test_what_two_readers_could_understand_differently_is_refused(head: bytes) -> None:
     with pytest.raises(BadMessage):
         read_request(head)
+
+
+@pytest.mark.parametrize(
+    "host", [b"", b"a", b"A.b-c_d.", b"10.0.0.1:8000", b"[::1]", b"[1::2]:443"]
+)
+def test_hosts_are_names_or_addresses_with_or_without_a_port(host: bytes) -> None:
+    assert read_request(GET + b"Host: " + host + b"\r\n\r\n").known[b"host"] == host
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "path", "host"),
+    [
+        (b"GET", b"http://h", b"/", b"h"),
+        (b"GET", b"HTTPS://h:1/a/b?c=http://i/", b"/a/b?c=http://i/", b"h:1"),
+        (b"GET", b"http://h?a=1", b"/?a=1", b"h"),
+        (b"GET", b"http://h?x=/admin/delete", b"/?x=/admin/delete", b"h"),
+        (b"GET", b"http://[::1]//a", b"//a", b"[::1]"),
+        (b"OPTIONS", b"http://h", b"*", b"h"),
+        (b"OPTIONS", b"http://h/", b"/", b"h"),
+        (b"OPTIONS", b"*", b"*", b"a"),
+        (b"GET", b"//h/a", b"//h/a", b"a"),
+    ],
+)
+def test_targets_with_a_host(method: bytes, target: bytes, path: bytes, host: bytes) -> None:
+    head = read_request(method + b" " + target + b" HTTP/1.1\r\n" + HOST + b"\r\n")
+    head.to_origin_form()
+    assert (head.target, head.known[b"host"]) == (path, host)
+
+
+@pytest.mark.parametrize(
+    "target",
+    [b"*", b"a", b"http:/a", b"http://", b"http:///a", b"http://?a", b"http://u@h/", b"ftp://h/"],
+)
+def test_targets_that_are_no_path_are_refused(target: bytes) -> None:
+    head = read_request(b"GET " + target + b" HTTP/1.1\r\n" + HOST + b"\r\n")
+    with pytest.raises(BadMessage):
+        head.to_origin_form()
+
+
+@pytest.mark.parametrize("read", [read_request, read_response])
+def test_heads_have_a_bounded_number_of_fields(
+    read: Callable[[bytes], Head],
+) -> None:
+    start = GET + HOST if read is read_request else b"HTTP/1.1 200 OK\r\nA: b\r\n"
+    assert len(read(start + 99 * b"a:\r\n" + b"\r\n").fields) == 100
+    with pytest.raises(BadMessage) as refused:
+        read(start + 100 * b"a:\r\n" + b"\r\n")
+    assert refused.value.status == 431
+
+
+def test_a_proxy_passes_the_length_on_whatever_the_connection_names() -> None:
+    head = read_response(
+        b"HTTP/1.1 200 OK\r\nConnection: Content-Length, X-A, date\r\nX-A: b\r\n"
+        b"Content-Length: 2\r\nB: c\r\n\r\n"
+    )
+    assert head.end_to_end() == [(b"Content-Length", b" 2"), (b"B", b" c")]
+    assert head.end_to_end(b"content-length") == [(b"B", b" c")]
 
 
 def test_a_request_is_read_as_it_came() -> None:

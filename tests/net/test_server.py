@@ -234,6 +234,55 @@ async def test_all_requests_before_a_half_close_are_answered(size: int) -> None:
     assert answers.count(b"\r\n\r\nab") == 50
 
 
+@pytest.mark.parametrize(("version", "count"), [(b"1.1", 1), (b"1.0", 0)])
+async def test_clients_that_wait_are_told_to_go_on(version: bytes, count: int) -> None:
+    """Those of HTTP/1.0 know no such answer."""
+    async with serving(Echo()) as (_, connect):
+        reader, writer = await connect()
+        writer.write(b"POST / HTTP/" + version + b"\r\nHost: a\r\nConnection: close\r\n")
+        writer.write(b"Expect: 100-continue\r\nContent-Length: 2\r\n\r\n")
+        await asyncio.sleep(0.1)
+        writer.write(b"ab")
+        answers = await asyncio.wait_for(reader.read(), 10)
+    assert answers.count(b"100 Continue") == count
+    assert answers.endswith(b"\r\n\r\nab")
+
+
+@pytest.mark.parametrize(
+    ("answer", "body", "sent"),
+    [
+        (b"204 No Content\r\nContent-Length: 5\r\n\r\n", b"", b"204 No Content\r\n\r\n"),
+        (
+            b"200 OK\r\nConnection: Content-Length\r\nContent-Length: 2\r\n\r\n",
+            b"ok",
+            b"200 OK\r\nContent-Length: 2\r\n\r\nok",
+        ),
+        (
+            b"200 OK\r\nConnection: Transfer-Encoding\r\nTransfer-Encoding: chunked\r\n\r\n",
+            b"ok",
+            b"200 OK\r\nContent-Length: 2\r\n\r\nok",
+        ),
+        (
+            b"304 Not Modified\r\nTransfer-Encoding: chunked\r\n\r\n",
+            b"",
+            b"304 Not Modified\r\n\r\n",
+        ),
+    ],
+)
+async def test_an_upstreams_answer_has_an_end_on_a_kept_connection(
+    answer: bytes, body: bytes, sent: bytes
+) -> None:
+    echo = Echo()
+    async with serving(echo) as (_, connect):
+        reader, writer = await connect()
+        writer.write(PATIENT + GET + b"Connection: close\r\n\r\n")
+        await until(lambda: len(echo.clients) == 1)
+        head = read_response(b"HTTP/1.1 " + answer)
+        echo.clients[0].respond(head, [], [body] if body else [], [], True)
+        answers = await asyncio.wait_for(reader.read(), 10)
+    assert answers.startswith(b"HTTP/1.1 " + sent + b"HTTP/1.1 200 OK\r\n")
+
+
 async def test_a_connection_that_is_kept_may_have_a_last_request_while_the_server_drains() -> None:
     async with serving(Echo()) as (served, connect):
         reader, writer = await connect()

@@ -98,7 +98,8 @@ class Answers:
         """
         request = self._connection.reader.head
         assert request is not None
-        fields = head.end_to_end()
+        # HTTP allows no length at 204, and clients differ in what they make of it.
+        fields = head.end_to_end(b"content-length") if head.status == 204 else head.end_to_end()
         if head.length is None and is_complete and not trailers and head.has_body(request.method):
             length = sum(map(len, body))
             fields = [*fields, (b"Content-Length", b" %d" % length)]

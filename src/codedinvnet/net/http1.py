@@ -13,6 +13,8 @@ from urllib.parse import unquote
 
 MOST_HEAD = 1 << 16
 """Bytes of a start line with its fields, or of trailers."""
+MOST_FIELDS = 100
+"""Fields of a head, or of trailers: as many as Apache and Envoy take."""
 MOST_SIZE_LINE = 1 << 10
 """Bytes of the line before a chunk, extensions included."""
 MOST_CHUNKS = 1000
@@ -20,10 +22,12 @@ MOST_CHUNKS = 1000
 
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _TEXT = rb"[\t\x20-\x7e\x80-\xff]*"
-_REQUEST = re.compile(rb"(?:\r\n)?(" + _TOKEN + rb") ([\x21-\x7e\x80-\xff]+) HTTP/1\.([01])\r\n")
+_REQUEST = re.compile(rb"(?:\r\n)?(" + _TOKEN + rb") ([\x21\x22\x24-\x7e]+) HTTP/1\.([01])\r\n")
 _STATUS = re.compile(rb"HTTP/1\.([01]) ([0-9]{3})(?: (" + _TEXT + rb"))?\r\n")
 _FIELDS = re.compile(rb"(?:" + _TOKEN + rb":" + _TEXT + rb"\r\n)*\r\n")
 _FIELD = re.compile(rb"([^:\r]+):([^\r]*)\r\n")
+_HOST = re.compile(rb"(?:(?:[0-9A-Za-z._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?)?")
+_ABSOLUTE = re.compile(rb"(?i:https?)://([^/?]+)(.*)")
 _LENGTH = re.compile(rb"[0-9]{1,18}")
 _BARE_LF = re.compile(rb"(?<!\r)\n")
 _SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;" + _TEXT + rb")?\r\n")
@@ -100,9 +104,10 @@ class Head:
         known = self.known
         if HOP_BY_HOP.isdisjoint(known) and not any(name in known for name in dropped):
             return self.fields
-        left_out = {*HOP_BY_HOP, *dropped}
         named = known.get(b"connection", b"").lower()
-        left_out.update(name.strip(b" \t") for name in named.split(b","))
+        left_out = {name.strip(b" \t") for name in named.split(b",")}
+        left_out.discard(b"content-length")  # or the body would have no end
+        left_out.update(HOP_BY_HOP, dropped)
         return [field for field in self.fields if field[0].lower() not in left_out]
 
 
@@ -115,8 +120,8 @@ class RequestHead(Head):
         super().__init__(fields, minor)
         self.method, self.target, self._path = method, target, ""
         host = self.known.get(b"host")
-        if b"," in host if host is not None else minor == b"1":  # several were joined
-            raise BadMessage("a request needs one Host field")
+        if minor == b"1" if host is None else _HOST.fullmatch(host) is None:
+            raise BadMessage("a request needs one Host field, with a name or an address")
 
     @property
     def path(self) -> str:
@@ -129,14 +134,21 @@ class RequestHead(Head):
     def to_origin_form(self) -> None:
         """Leave the host out of a target that has one, as clients of proxies send it.
 
+        That host then takes the place of the field's.
+
         Raises:
             BadMessage: if it is no path then.
         """
         if self.target.startswith(b"/") or (self.target == b"*" and self.method == b"OPTIONS"):
             return
-        if not self.target[:8].lower().startswith((b"http://", b"https://")):
+        found = _ABSOLUTE.fullmatch(self.target)
+        if found is None or _HOST.fullmatch(found[1]) is None:
             raise BadMessage("the target must begin with /")
-        self.target = b"/" + self.target.partition(b"://")[2].partition(b"/")[2]
+        self.known[b"host"], target = found.groups()
+        if not target and self.method == b"OPTIONS":
+            self.target = b"*"
+        else:
+            self.target = target if target.startswith(b"/") else b"/" + target
 
 
 class ResponseHead(Head):
@@ -159,6 +171,8 @@ def read_fields(block: bytes) -> Fields:
     Raises:
         BadMessage: if it is none.
     """
+    if block.count(b"\r\n") > MOST_FIELDS + 1:
+        raise BadMessage(f"there are more than {MOST_FIELDS} header fields", 431)
     if _FIELDS.fullmatch(block) is None:
         raise BadMessage("a header field is malformed")
     return _FIELD.findall(block)

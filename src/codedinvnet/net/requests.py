@@ -134,7 +134,7 @@ class RequestReader:
             self.head = head
             raise BadMessage(FULL, 503)
         waits = False
-        if has_body and b"expect" in known:
+        if has_body and b"expect" in known and not head.is_old:
             if known[b"expect"].lower() != b"100-continue":
                 raise BadMessage("only Expect: 100-continue is supported", 417)
             waits = at == len(data)
