@@ -17,9 +17,9 @@ def counted(metric: Counter | Gauge) -> float:
     return value
 
 
-async def until(condition: Callable[[], bool], timeout: float = 30.0) -> None:
+async def until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
     """Wait until a condition holds; fail if it does not in so many seconds."""
-    end = time.monotonic() + timeout
+    end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end
         await asyncio.sleep(0.005)

@@ -56,9 +56,9 @@ def test_a_server_ends_at_once_with_a_body_that_was_interrupted(tmp_path: Path) 
 
     async def interrupted() -> None:
         nonlocal began
-        words = ("mnist", "--policy", "uncoded", "--workers", "1", "--deadline-ms", "30000")
+        words = ("mnist", "--policy", "uncoded", "--workers", "1", "--deadline-ms", "300000")
         async with (
-            server(*words, "--set", "hang-timeout-ms=30000", log=tmp_path / "log") as process,
+            server(*words, "--set", "hang-timeout-ms=300000", log=tmp_path / "log") as process,
             connect(process.address, "mnist", images) as client,
         ):
             below.extend([process.pid, *descendants(process.pid)])
@@ -73,6 +73,6 @@ def test_a_server_ends_at_once_with_a_body_that_was_interrupted(tmp_path: Path) 
 
     with pytest.raises(asyncio.CancelledError):
         asyncio.run(interrupted())
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < 150
     assert len(below) >= 3  # the server, its fork server, and the worker
     assert survivors(below) == []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import time
+import threading
 from pathlib import Path
 
 import pytest
@@ -111,7 +111,7 @@ async def test_health(health: str | None) -> None:
 @pytest.mark.parametrize(("status", "up"), [(404, 1), (401, 1), (503, 0), (400, 0)])
 async def test_without_v2_a_connection_tells_that_an_upstream_is_up(status: int, up: int) -> None:
     class Other(Upstream):
-        async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             self.writers.add(writer)
             with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
                 while True:
@@ -131,7 +131,7 @@ async def test_a_hung_upstream_that_the_kernel_connects_to_is_ejected(slots: int
     runs.set()
 
     class Plain(Upstream):
-        async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             self.writers.add(writer)
             with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
                 while True:
@@ -208,8 +208,6 @@ async def test_what_an_untrusted_upstream_has_in_hand_is_lost() -> None:
         return answer(request.body)
 
     async with gateway(triton, policy="uncoded", slots=8) as g:
-        second = Upstream()
-        await second.start()
         late = asyncio.create_task(g.ask("POST", V2, INFER, x_kind="late"))
         await asyncio.sleep(0.1)
         error = asyncio.create_task(g.ask("POST", V2, b"{}", x_kind="error", x_hedge="off"))
@@ -221,16 +219,17 @@ async def test_what_an_untrusted_upstream_has_in_hand_is_lost() -> None:
         await g.upstreams[0].stop()
         await g.upstreams[0].start()
         assert (await late).body == INFER
-        await second.stop()
 
 
 # Which upstreams there are
 
 
 async def test_a_name_whose_lookup_hangs_stops_nobody_else() -> None:
+    over = threading.Event()
+
     def lookup(host: str, port: int) -> list[Address]:
         if host == "hangs.test":
-            time.sleep(3.0)
+            over.wait()
         return literal("127.0.0.1", port)
 
     upstream = Upstream()
@@ -238,11 +237,8 @@ async def test_a_name_whose_lookup_hangs_stops_nobody_else() -> None:
     urls = ("http://hangs.test:1", f"http://named.test:{upstream.port}", upstream.url)
     async with gateway(upstream, upstream=urls, resolver=Resolver(lookup)) as g:
         assert g.metric("upstream_up") == 2
-        began = time.monotonic()
         assert {one.status for one in await many(g, 50)} == {200}
-        assert time.monotonic() - began < 2.0
-        began = time.monotonic()
-    assert time.monotonic() - began < 1.0
+    over.set()  # nor did it keep the gateway from stopping
 
 
 async def test_the_addresses_of_a_name_and_a_file_are_followed(tmp_path: Path) -> None:
@@ -277,8 +273,6 @@ async def test_the_addresses_of_a_name_and_a_file_are_followed(tmp_path: Path) -
         os.mkfifo(file)  # reading it would never end, and neither would the gateway
         await asyncio.sleep(1.2)
         assert await asked() == [False, True, True]
-        began = time.monotonic()
-    assert time.monotonic() - began < 2.0
 
 
 def up(g: Running, url: str) -> float | None:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import time
 
 import pytest
 
-from codedinvnet.net import server
 from tests.gateway.support import Request, Upstream, answer, gateway, until
 
 pytestmark = pytest.mark.anyio
@@ -160,25 +158,6 @@ async def test_an_upstream_is_told_when_a_client_leaves_before_the_answer(
         await until(lambda: g.metric("requests_total", outcome="cancelled") == 1)
         await asyncio.sleep(0.05)
         assert closed.is_set() is told
-
-
-@pytest.mark.parametrize(
-    ("part", "limit", "status"),
-    [(GET, "HEAD_TIMEOUT", 408), (POST + b"Content-Length: 9\r\n\r\nhal", "BODY_TIMEOUT", 408),
-     (b"", "KEEP_ALIVE", None)],
-)  # fmt: skip
-async def test_slow_clients(
-    part: bytes, limit: str, status: int | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(server, limit, 0.1)
-    monkeypatch.setattr(server, "SWEEP", 0.05)
-    async with gateway(Upstream()) as g:
-        began = time.monotonic()
-        found = await g.raw(part, closes=False)
-
-        assert time.monotonic() - began < 2.5
-        assert found == b"" if status is None else found.startswith(b"HTTP/1.1 %d" % status)
-        assert g.gateway.memory.used == 0
 
 
 async def test_targets_that_name_a_host() -> None:

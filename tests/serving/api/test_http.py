@@ -160,6 +160,9 @@ class TestBadRequests:
         bomb = gzip.compress(b'{"inputs": [' + b"[]," * 8_000_000 + b"0]}")
         headers = {"Content-Encoding": "gzip", **({HEADER_LENGTH: "24000015"} if binary else {})}
         largest = []  # of each round: the machine, too, may stand still
+        began = time.process_time()
+        json.loads(b"[" + b"[]," * 1_000_000 + b"0]")
+        eighth = time.process_time() - began
 
         async with serving(mnist, max_body=30000000) as service:
 
@@ -169,7 +172,7 @@ class TestBadRequests:
 
             for _ in range(3):
                 largest.append(await largest_gap(service, [attack() for _ in range(6)]))
-        assert min(largest) < 0.1, largest
+        assert min(largest) < eighth / 3, (largest, eighth)
 
 
 class TestNotFound:

@@ -34,9 +34,7 @@ async def test_stop_ends_a_stopped_worker_too() -> None:
     os.kill(pids[1], signal.SIGSTOP)
     call = asyncio.ensure_future(pool.call(1, data_task(1, 0)))
     await asyncio.sleep(0.05)
-    began = time.perf_counter()
     await pool.stop()
-    print(f"stopped in {time.perf_counter() - began:.2f} s")
     assert survivors(pids) == []
     with pytest.raises(WorkerDied, match="stopped"):
         await call

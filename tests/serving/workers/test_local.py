@@ -7,7 +7,6 @@ import logging
 import os
 import shutil
 import signal
-import time
 from importlib import resources
 from multiprocessing.util import get_temp_dir
 from pathlib import Path
@@ -29,7 +28,6 @@ from tests.observing import until
 from tests.processes import needs_proc, state, survivors
 from tests.serving.bundles import output
 from tests.serving.workers.worker_processes import (
-    NOTICED,
     TelltaleSpec,
     Unloadable,
     data_task,
@@ -59,13 +57,11 @@ async def test_outputs_are_those_of_the_method() -> None:
                 assert result.encode_seconds == 0
 
 
-async def test_a_killed_worker_is_noticed_at_once(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_killed_worker_is_noticed(caplog: pytest.LogCaptureFixture) -> None:
     async with started(2) as (pool, pids):
         deaths: list[tuple[int, str]] = []
         pool.on_death = lambda worker, reason: deaths.append((worker, reason))
-        reason, elapsed = await kill_in_mid_request(pool, pids[0])
-        print(f"killed in mid-request: known after {1000 * elapsed:.1f} ms")
-        assert elapsed < NOTICED
+        reason = await kill_in_mid_request(pool, pids[0])
         assert reason == "its process ended"
         assert deaths == [(0, reason)]
         assert pool.pid(0) is None
@@ -73,12 +69,8 @@ async def test_a_killed_worker_is_noticed_at_once(caplog: pytest.LogCaptureFixtu
             await pool.call(0, data_task(2, 0))
         await pool.call(1, data_task(3, 0))  # the others go on
 
-        began = time.perf_counter()
         os.kill(pids[1], signal.SIGKILL)  # an idle one
         await until(lambda: len(deaths) == 2)
-        elapsed = time.perf_counter() - began
-        print(f"killed while idle: known after {1000 * elapsed:.1f} ms")
-        assert elapsed < NOTICED
         assert deaths[1][0] == 1
 
         caplog.set_level(logging.WARNING, "codedinvnet.serving")

@@ -1,0 +1,55 @@
+"""Connections to upstreams, and upstreams that come back."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from codedinvnet.net.client import HttpClient, parse_origin
+from tests.gateway.support import INFER, V2, gateway
+from tests.observing import until
+from tests.upstream import Request, Upstream, answer, echo
+
+pytestmark = pytest.mark.anyio
+
+
+class Hasty(Upstream):
+    """Answers once it has a request's head, and reads no body."""
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.writers.add(writer)
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(answer(b"done"))
+        await asyncio.sleep(60.0)
+
+
+async def test_a_connection_whose_request_is_not_read_is_not_used_again() -> None:
+    """The rest of the body would be taken for the next request."""
+    async with Hasty() as upstream:
+        client = HttpClient(parse_origin(upstream.url))
+        found = await client.ask("POST", "/", 10.0, bytes(64 << 20))
+        assert (found.body, client.idle) == (b"done", 0)
+        client.close()
+
+
+async def test_an_upstream_that_came_back_is_ejected_by_its_first_failure() -> None:
+    async def broken(request: Request, writer: asyncio.StreamWriter) -> bytes:
+        return answer(b"", 500)
+
+    async with gateway(broken, echo) as g:
+        url = g.upstreams[0].url
+
+        def ejections() -> float:
+            return g.metric("ejections_total", upstream=url)
+
+        async def ask_until(ejected: int) -> int:
+            """Return how often it is asked until it is ejected."""
+            await until(lambda: g.metric("upstream_up") == 2)
+            before = len(g.upstreams[0].requests)
+            while ejections() < ejected:
+                assert (await g.ask("POST", V2, INFER)).body == INFER
+            return len(g.upstreams[0].requests) - before
+
+        assert await ask_until(1) == 3
+        assert await ask_until(2) == 1
