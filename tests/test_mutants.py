@@ -18,6 +18,6 @@ def test_what_each_fault_replaces_is_there_once() -> None:
 
 
 def test_the_tests_that_notice_them_are_there() -> None:
-    for _, _, _, _, where in MUTANTS:
-        file, _, name = where.partition("::")
+    for mutant in MUTANTS:
+        file, _, name = mutant.noticed_by.partition("::")
         assert f"def {name}" in (TESTS / file).read_text()

@@ -6,18 +6,15 @@ import json
 import re
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from benchmarks import bundles, figures
-from benchmarks.bundles import SIZES
+from benchmarks import figures
 from benchmarks.figures import RESULTS, TABLES, pages, render, section
 from codedinvnet.common.errors import UserError
 from codedinvnet.common.grid import append_row
 from codedinvnet.evaluation import tables
 from codedinvnet.models.bundle import shipped_bundles, weights_digest
-from tests.conftest import Command
 from tests.evaluation.canned import cells, row
 
 
@@ -87,31 +84,3 @@ def test_a_short_table_has_both_base_models_and_no_failures(tmp_path: Path) -> N
         "approxifer, plain ResNet": ("75.00", ""),
     }
     assert [line["extra workers"] for line in lines] == ["none", "none", "1", "1", "1"]
-
-
-def test_the_command_measures_a_bundle_and_writes_the_pages(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call_benchmarks: Command
-) -> None:
-    results = tmp_path / "docs" / "results"
-    results.mkdir(parents=True)
-    shutil.copy(RESULTS / "mnist.json", results)
-    page = tmp_path / "README.md"
-    page.write_text("<!-- figures:costs -->\n<!-- end -->\n")
-    for module, name, value in (
-        *((figures, "ROOT", tmp_path), (figures, "RESULTS", results)),
-        (tables, "SHIPPED", tmp_path / "accuracy.csv"),
-        (bundles, "evaluation_images", lambda *_: [0]),
-        (bundles, "evaluation_report", lambda *_, k, **__: {"k": k}),
-        (bundles, "inversion_report", lambda *_: {"largest_error": 0.5}),
-        (bundles, "info_report", lambda *_: {"embedding_ms": 7.0}),
-    ):
-        monkeypatch.setattr(module, name, value)
-    for function in (figures.section, figures.draw, figures.shipped):
-        monkeypatch.setattr(function, "__defaults__", (results,))
-    assert call_benchmarks("figures", "mnist", "--data-dir", "data").code == 0
-    found: dict[str, Any] = json.loads((results / "mnist.json").read_text())
-    assert [report["k"] for report in found["latent"]] == list(SIZES)
-    assert "| embedding f, time | 7.0 ms |" in page.read_text()
-    refused = call_benchmarks("figures", "mnits", "--measure")
-    assert (refused.code, refused.err.count("\n")) == (2, 1)
-    assert refused.err.startswith("error: no bundle mnits ships; these do: ")

@@ -55,7 +55,7 @@ def test_the_bound_is_kept_from_before_the_first_step_and_the_rate_follows_its_c
 
 
 @pytest.mark.parametrize("point", [0, 2, -1])
-def test_mixup_mixes_at_a_layer_and_weighs_both_labels(
+def test_mixup_mixes_images_and_labels_by_one_share(
     point: int, data_dir: Path, tmp_path: Path
 ) -> None:
     """Verma et al., ICML 2019: λ h + (1 − λ) h', and λ of the loss for y, 1 − λ of that for y'."""
@@ -64,28 +64,15 @@ def test_mixup_mixes_at_a_layer_and_weighs_both_labels(
     run: stages.Run = make_run(raw, tmp_path, data_dir)
     stage = NetworkStage(run.settings, run.images("train"), CPU)
     stage.start_epoch(0, torch.Generator().manual_seed(0))
-    steps = list(stage.network.steps())
-    place = point % (len(steps) + 1)
-    stage.points = [place]
-    images, labels = stage.source.batch(torch.arange(16))
-    x = stage_input = F.pad(images.float() / 255, (2,) * 4)
-    stage.generator = torch.Generator().manual_seed(5)
-    loss = stage.mixup_loss(stage_input, labels)
+    stage.points = [point % (len(list(stage.network.steps())) + 1)]
+    image = F.pad(stage.source.batch(torch.arange(1))[0].float() / 255, (2,) * 4)
+    log = stage.head(stage.network(image)).log_softmax(1)[0]
 
-    draws = torch.Generator().manual_seed(5)
-    torch.randint(1, (), generator=draws)
-    alpha = torch.full((2,), run.settings.training.mixup_alpha, dtype=torch.float64)
-    share = float(torch._sample_dirichlet(alpha, draws)[0])
-    partner = torch.randperm(16, generator=draws)
-    assert 0.02 < share < 0.98
-    for step in steps[:place]:
-        x = step(x)
-    x = share * x + (1 - share) * x[partner]
-    for step in steps[place:]:
-        x = step(x)
-    log = stage.head(x).log_softmax(1)
-    rows = torch.arange(16)
-    own, other = log[rows, labels], log[rows, labels[partner]]
-    expected = -(share * own + (1 - share) * other).mean()
-    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
-    assert loss.item() != pytest.approx(-own.mean().item(), rel=1e-4)
+    same = stage.mixup_loss(image.repeat(16, 1, 1, 1), torch.full((16,), 3))
+    assert same.item() == pytest.approx(-log[3].item(), rel=1e-5)  # with itself an image stays
+    labels = torch.tensor([3, 7] * 8)
+    mixed = stage.mixup_loss(image.repeat(16, 1, 1, 1), labels)
+    assert mixed.item() == pytest.approx(-(log[3] + log[7]).item() / 2, rel=1e-5)
+    two = torch.cat([image, 1 - image]).repeat(8, 1, 1, 1)
+    plain = F.cross_entropy(stage.head(stage.network(two)), labels)
+    assert stage.mixup_loss(two, labels).item() != pytest.approx(plain.item(), rel=1e-4)

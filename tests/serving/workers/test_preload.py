@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,19 +10,14 @@ import numpy as np
 import pytest
 
 from codedinvnet.common.errors import UserError
-from codedinvnet.models import open_model
 from codedinvnet.models.source import ModelSource
-from codedinvnet.serving.workers import preload
 from codedinvnet.serving.workers.computing import (
     BundleSpec,
-    ModelComputer,
     ModelSpec,
-    SchemeComputer,
     WorkerSpec,
 )
 from codedinvnet.serving.workers.local import ProcessPool
 from codedinvnet.serving.workers.pool import Task
-from tests.models.factories import PLACE
 from tests.processes import needs_proc
 from tests.serving.workers.worker_processes import end_fork_server
 
@@ -124,43 +118,3 @@ async def test_a_model_that_sets_pytorchs_threads_when_it_computes(tmp_path: Pat
     with pytest.raises(UserError, match=told):
         await answered(ModelSpec(ModelSource(f"{path}:make", threads=1)), IMAGE)
     assert await answered(ModelSpec(ModelSource(f"{path}:make", threads=2)), IMAGE) == 1
-
-
-def test_another_spec_is_loaded_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = BundleSpec("mnist", 4)
-    method = object()
-    monkeypatch.setattr(preload, "_loaded", (preload._key(spec), method, 1))
-    assert preload.load(spec) is method
-    assert preload.load(BundleSpec(Path("mnist"), 4)) is method
-    other = preload.load(BundleSpec("mnist", 5))
-    assert isinstance(other, SchemeComputer)
-    assert other.scheme.rules.k == 5
-
-
-def test_the_environment_is_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[str | None] = []
-    monkeypatch.setattr(
-        "multiprocessing.forkserver.ensure_running",
-        lambda: seen.append(os.environ.get(preload.VARIABLE)),
-    )
-    plain = BundleSpec("mnist", 4)
-    for spec in (plain, BundleSpec("mnist", 4, "cuda"), BundleSpec("mnist", 4, threads=2)):
-        preload.start_fork_server(spec)
-    assert [value is not None for value in seen] == [True, False, False]
-    assert preload.VARIABLE not in os.environ
-    monkeypatch.setenv(preload.VARIABLE, str(seen[0]))
-    found = preload._load_named()
-    assert found is not None
-    assert found[0] == preload._key(plain)
-    assert isinstance(found[1], SchemeComputer)
-    assert found[1].scheme.rules.k == 4
-
-
-def test_a_model_of_ones_own_is_loaded_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = ModelSpec(open_model(f"{PLACE}:mlp").source)
-    monkeypatch.setenv(preload.VARIABLE, preload._key(spec))
-    found = preload._load_named()
-    assert found is not None
-    monkeypatch.setattr(preload, "_loaded", found)
-    assert isinstance(found[1], ModelComputer)
-    assert preload.load(spec) is found[1]
