@@ -2,61 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import numpy as np
 import pytest
 
-from benchmarks import protected, protected_serving
-from tests.conftest import Command
-
-
-def test_files_are_read_as_magika_reads_them(tmp_path: Path) -> None:
-    def ends(content: bytes) -> np.ndarray | None:
-        path = tmp_path / "file"
-        path.write_bytes(content)
-        return protected._ends(str(path))
-
-    found = ends(b"  \nhello there\n\t ")
-    assert found is not None
-    assert found.shape == (2048,)
-    assert bytes(found[:14].astype(np.uint8)) == b"hello there\n\t "
-    assert (found[14:2034] == 256).all()
-    assert bytes(found[2034:].astype(np.uint8)) == b"  \nhello there"
-    long = bytes(range(1, 251)) * 40
-    found = ends(long)
-    assert found is not None
-    assert bytes(found[:1024].astype(np.uint8)) == long[:1024]
-    assert bytes(found[1024:].astype(np.uint8)) == long[-1024:]
-    assert ends(b"short") is None
-    assert ends(b" " * 100) is None
-    many = tmp_path / "many"
-    many.mkdir()
-    for number in range(5):
-        (many / f"{number % 2}.txt").write_text(f"file number {number % 2}")
-    assert protected._files([many]).shape == (2, 2048)
-
-
-@pytest.mark.parametrize(
-    ("words", "why"),
-    [
-        (["nothing"], "invalid choice"),
-        (["lite0", "--out", "x"], "a clone of github.com/thunderInfy/imagenette"),
-        (["resnet56", "--out", "x"], "CIFAR-10's train.npz"),
-        (["resnet56"], "--out: name a folder"),
-    ],
-)
-def test_what_a_row_lacks_is_why(
-    words: list[str],
-    why: str,
-    call_benchmarks: Command,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    outcome = call_benchmarks("protected", *words)
-    assert outcome.code == 2
-    assert why in outcome.err
+from benchmarks import protected_serving
 
 
 def test_work_is_in_service_times_of_a_query() -> None:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,6 @@ from benchmarks import sweep as module
 from benchmarks.sweep import (
     Point,
     Sweep,
-    by_policy,
-    frame_of,
     read_rows,
     run_sweep,
     warnings_of,
@@ -47,13 +44,6 @@ ROWS = [
     *(row(load, "coded", late) for load, late in ((0.2, 30.0), (0.5, 120.0), (0.8, 150.0))),
     *(row(load, "hedge", late) for load, late in ((0.2, 31.0), (0.5, 50.0), (0.8, None))),
 ]
-
-
-def test_a_place_is_a_line_with_a_column_for_each_policy() -> None:
-    table = by_policy(frame_of([*ROWS, row(0.5, "coded", 1.0)]))  # the last row of a cell counts
-    assert list(table.columns) == ["uncoded", "hedge", "coded"]
-    assert table.loc[("held", 1, 0.5), "coded"] == 1.0
-    assert table.loc[("held", 1, 0.8), "hedge"] == math.inf
 
 
 def test_what_the_runs_of_a_place_cannot_be_trusted_for() -> None:
@@ -160,15 +150,6 @@ def test_variants_change_the_base() -> None:
     assert len(seeds) == len({cell[:3] for cell in found})
     with pytest.raises(UserError, match="unknown key 'wokers'"):
         list(Sweep.model_validate(raw | {"variants": {"": {"wokers": 1}}}).scenarios())
-
-
-def test_the_small_backup_is_a_code_of_its_own() -> None:
-    raw = SWEEP.model_dump() | {"policies": ["coded", "small-backup"], "loads": [0.2]}
-    sweep = Sweep.model_validate(raw)
-    found = {cell.policy: (given.policy, given.method) for cell, given in sweep.scenarios()}
-    assert found == {"coded": ("coded", "coded-invnet"), "small-backup": ("coded", "small-backup")}
-    with pytest.raises(ValueError, match="'backup' is not one of uncoded"):
-        Sweep.model_validate(raw | {"policies": ["backup"]})
 
 
 def test_the_command_line(tmp_path: Path, call_benchmarks: Command) -> None:

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,15 +103,3 @@ def test_info_of_a_model_of_ones_own(call: Command, tmp_path: Path) -> None:
     assert lines["input tokens"] == "INT32 (B, 7)"
     assert lines["output label"] == "INT64 (B)"
     assert lines["scores"] == "scores (logits)"
-
-
-def test_demo_names_only_what_ships(
-    call: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[Sequence[str]] = []
-    monkeypatch.setattr("codedinvnet.models.bundle.shipped_bundles", lambda: ("fashion", "other"))
-    monkeypatch.setattr(
-        "codedinvnet.evaluation.accuracy.run_demo", lambda names, seed: asked.append(names)
-    )
-    assert call("demo").code == 0
-    assert asked == [["fashion"]]

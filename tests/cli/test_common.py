@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -48,30 +47,6 @@ def test_what_the_system_refuses_is_one_line(
 
     assert guarded(refused) == 2
     assert capsys.readouterr().err == f"error: {told}\n"
-
-
-@pytest.mark.parametrize(
-    ("own", "expected"),
-    [({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "PASSIVE"}, "0")],
-)
-def test_threads_wait_briefly_for_one_another(own: dict[str, str], expected: str) -> None:
-    """GNU OpenMP tells what it goes by when PyTorch loads it."""
-    code = (
-        "from codedinvnet.cli.common import guarded\n"
-        "raise SystemExit(guarded(lambda: __import__('torch')))"
-    )
-    names = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
-    around = {name: value for name, value in os.environ.items() if name not in names}
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**around, **own, "OMP_DISPLAY_ENV": "VERBOSE"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    if "GOMP_SPINCOUNT" not in done.stderr:
-        pytest.skip("this PyTorch computes with another OpenMP")
-    assert f"GOMP_SPINCOUNT = '{expected}'" in done.stderr
 
 
 FLUSHED: dict[str, list[str]] = {

@@ -44,26 +44,6 @@ def test_reproduce_twice(call: Command, data_dir: Path, tmp_path: Path) -> None:
     assert "epoch 1/" not in second.err + second.out
 
 
-def test_reproduce_with_another_seed_and_group_size(
-    call: Command, data_dir: Path, tmp_path: Path
-) -> None:
-    config = write_settings(tmp_path / "own.json", tiny_settings())
-    words = ["reproduce", config, "--data-dir", data_dir, "--save-dir", tmp_path / "runs", "--json"]
-    result = call(*words, "--seed", "8", "--k", "3")
-    assert result.code == 0, result.err
-    report = json.loads(result.out)
-    assert report.keys() == {*REPORTED, "test_k2", "test_k3"}
-    assert (report["training_seed"], report["test_k3"]["k"]) == (8, 3)
-    folder = tmp_path / "runs" / "tiny-recovery-seed8" / "fusion-k3" / "bundle"
-    assert report["bundle"] == str(folder)
-    info = load_bundle(folder).info
-    assert info.provenance.settings.seed == 8
-    assert info.group_sizes == (2, 3)
-    refused = call(*words, "--seed", "-1")
-    assert (refused.code, refused.err.count("\n")) == (2, 1)
-    assert "seed" in refused.err
-
-
 def test_reproduce_goes_on_after_a_kill(call: Command, data_dir: Path, tmp_path: Path) -> None:
     raw = tiny_settings()
     raw["training"]["epochs"] = 6

@@ -121,32 +121,13 @@ def test_a_batch_that_could_never_be_taken() -> None:
         open_app(changed(options, max_batch=200, max_pending=100))
 
 
-@pytest.mark.parametrize(
-    ("deadline", "given", "seconds", "told"),
-    [
-        (5000, None, 3.0, False),
-        (60_000, None, 36.0, False),
-        (2000, None, 1.2, False),
-        (300, None, 1.0, False),  # the machine may stand still for so long
-        (2000, 1999, 1.999, False),
-        (2000, 2000, 2.0, True),
-        (2000, 3000, 3.0, True),
-    ],
-)
-def test_a_hung_query_has_time_to_be_sent_again(
-    deadline: float,
-    given: float | None,
-    seconds: float,
-    told: bool,
-    caplog: pytest.LogCaptureFixture,
+@pytest.mark.parametrize(("given", "told"), [(1999.0, False), (2000.0, True)])
+def test_a_hung_query_that_has_no_time_to_be_sent_again_is_told(
+    given: float, told: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    options = ServeOptions(source="mnist", k=2, deadline_ms=deadline, hang_timeout_ms=given)
-    check(options)
     caplog.set_level(logging.WARNING, "codedinvnet.serving")
-    assert options.hang_timeout == pytest.approx(seconds)
+    check(ServeOptions(source="mnist", k=2, deadline_ms=2000, hang_timeout_ms=given))
     assert ("queries on hung workers are not sent again" in caplog.messages) == told
-    if deadline == 2000:
-        assert open_app(options).dispatcher.rules.hang_timeout == pytest.approx(seconds)
 
 
 def test_a_command_that_is_refused_leaves_no_handler(call: Command) -> None:

@@ -14,7 +14,7 @@ import torch
 
 from codedinvnet.models.base import Signature, TensorSpec
 from codedinvnet.net.protocol import http
-from codedinvnet.net.protocol.messages import InferRequest, InferResponse, ProtocolError
+from codedinvnet.net.protocol.messages import InferRequest, ProtocolError
 from codedinvnet.serving.answers import DeadlinePassed, QueryFailed
 from codedinvnet.serving.served import Classifier, OwnModel
 from codedinvnet.serving.service import InferenceService, ServedResponse, Terms
@@ -171,12 +171,6 @@ def test_a_request_is_split_and_its_answers_are_joined() -> None:
     assert stub.asked["deadline"] == 3.0  # the client's own
 
 
-def test_a_long_text_is_a_large_answer() -> None:
-    texts = np.array([b"", b"abc"], object)
-    message = InferResponse({"text": texts, "sum": np.zeros((2, 2))})
-    assert ServedResponse(message, 0.0).values == 2 + 3 + 4
-
-
 @pytest.mark.parametrize(
     ("outputs", "accept", "taken"),
     [(("sum", "outcome"), True, True), (("sum",), False, False), (("sum", "b"), True, False)],
@@ -233,13 +227,3 @@ def test_scores_are_answered_in_the_names_and_types_of_the_served_model() -> Non
     assert second["label"].tolist() == [0]
     assert second["label"].dtype == np.int64
     assert second["probabilities"] == pytest.approx(np.array([[0.7310586, 0.2689414]]))
-
-
-def test_metadata() -> None:
-    made = IMAGES.metadata.as_json()
-    assert made["inputs"] == [{"name": "images", "datatype": "UINT8", "shape": [-1, 1, 2, 3]}]
-    assert [output["shape"] for output in made["outputs"]] == [[-1, 3], [-1], [-1]]
-    made = TEXTS.metadata.as_json()
-    assert made["platform"] == "onnxruntime_onnx"
-    names = [output["name"] for output in made["outputs"]]
-    assert names == ["scores", "outcome", "codedinvnet.outcome"]

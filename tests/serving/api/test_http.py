@@ -6,7 +6,6 @@ import gzip
 import json
 import re
 import time
-import zlib
 from typing import Any
 
 import numpy as np
@@ -17,9 +16,7 @@ from codedinvnet.net.protocol.messages import HEADER_LENGTH
 from tests.serving.api.service import (
     INFER,
     MAX_BODY,
-    K,
     error,
-    expected,
     largest_gap,
     serving,
     tensor,
@@ -27,36 +24,6 @@ from tests.serving.api.service import (
 
 
 class TestInfer:
-    async def test_json(self, mnist: Bundle, images: np.ndarray) -> None:
-        async with serving(mnist) as service:
-            response = await service.infer(
-                images[:K], id="seven", parameters={"accept_decoded": False}
-            )
-            assert response.status_code == 200
-            assert HEADER_LENGTH not in response.headers
-            reply = response.json()
-            assert (reply["model_name"], reply["model_version"]) == ("mnist", "1")
-            assert reply["id"] == "seven"
-            outputs = {output["name"]: output for output in reply["outputs"]}
-            assert {name: output["shape"] for name, output in outputs.items()} == {
-                "probabilities": [K, 10],
-                "label": [K],
-                "outcome": [K],
-            }
-            found = np.reshape(outputs["probabilities"]["data"], (K, 10))
-            np.testing.assert_allclose(found, expected(mnist, images[:K]), atol=1e-5)
-            assert outputs["label"]["data"] == found.argmax(1).tolist()
-            assert outputs["outcome"]["data"] == ["direct"] * K
-
-    async def test_nested_data_and_floats(self, mnist: Bundle, images: np.ndarray) -> None:
-        async with serving(mnist) as service:
-            floats = images[:2] / 255
-            inputs = [tensor(images[:2], datatype="FP32", data=floats.tolist())]
-            response = await service.client.post(INFER, json={"inputs": inputs})
-            assert response.status_code == 200
-            first = response.json()["outputs"][0]["data"][:10]
-            np.testing.assert_allclose(first, expected(mnist, images[:1])[0], atol=1e-5)
-
     async def test_the_time_that_was_spent_on_workers(
         self, mnist: Bundle, images: np.ndarray
     ) -> None:
@@ -70,32 +37,6 @@ class TestInfer:
             assert found is not None, header
             assert 0 < float(found.group(1)) < elapsed
 
-    @pytest.mark.parametrize("encoding", [None, "gzip", "deflate"])
-    async def test_binary(self, encoding: str | None, mnist: Bundle, images: np.ndarray) -> None:
-        async with serving(mnist) as service:
-            entry = tensor(images, parameters={"binary_data_size": images.nbytes})
-            del entry["data"]
-            head = json.dumps(
-                {"inputs": [entry], "parameters": {"binary_data_output": True}}
-            ).encode()
-            data = head + images.tobytes()
-            headers = {HEADER_LENGTH: str(len(head))}
-            if encoding is not None:
-                headers["Content-Encoding"] = encoding
-                data = gzip.compress(data) if encoding == "gzip" else zlib.compress(data)
-            response = await service.client.post(INFER, content=data, headers=headers)
-            assert response.status_code == 200, response.text
-            assert response.headers["content-type"] == "application/octet-stream"
-            length = int(response.headers[HEADER_LENGTH])
-            reply = json.loads(response.content[:length])
-            sizes = [output["parameters"]["binary_data_size"] for output in reply["outputs"]]
-            assert sum(sizes) == len(response.content) - length
-            found = np.frombuffer(response.content, "<f4", 160, length).reshape(16, 10)
-            labels = np.frombuffer(response.content, "<i8", 16, length + sizes[0])
-            np.testing.assert_array_equal(labels, found.argmax(1))
-            outcomes = response.content[length + sizes[0] + sizes[1] :]
-            assert outcomes.count(b"direct") + outcomes.count(b"decoded") == 16
-
     async def test_a_large_answer_is_compressed_for_who_asks(
         self, mnist: Bundle, images: np.ndarray
     ) -> None:
@@ -107,13 +48,6 @@ class TestInfer:
                 assert response.headers.get("content-encoding") == given
                 assert response.headers["vary"] == "Accept-Encoding"
                 assert len(response.json()["outputs"][0]["data"]) == 320
-
-    async def test_decoded(self, mnist: Bundle, images: np.ndarray) -> None:
-        async with serving(mnist) as service:
-            service.pool.hang(1)
-            response = await service.infer(images[:K], outputs=[{"name": "outcome"}])
-            (output,) = response.json()["outputs"]
-            assert output["data"] == ["direct", "decoded", "direct", "direct"]
 
     async def test_a_timeout_too_short_to_tell_from_none_is_over(
         self, mnist: Bundle, images: np.ndarray
