@@ -1,7 +1,7 @@
 """Faults made by hand, each of which a test of `make test` must notice.
 
-`test_mutants.py` makes them one after another in a copy of the source. What it replaces stands in
-its file once, which `tests/test_mutants.py` checks at every change.
+`test_mutants.py` makes them one after another in a copy of the source. What a fault replaces must
+stand in its file once.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Each fault of `mutants.py` makes the tests fail that it names."""
+"""Each fault of `mutants.py` makes the tests fail that it names, and fits the source."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -14,21 +15,34 @@ import codedinvnet
 from tests.nightly.mutants import MUTANTS, Mutant
 
 ROOT = Path(__file__).parents[2]
+SOURCE = Path(codedinvnet.__file__).parent
 LIMIT = ("--timeout=60", "--timeout-method=thread")
 """A test that hangs has noticed it; the method ends its process whatever holds that up."""
 FAILED = 1
 """What pytest returns if tests ran and some failed; whatever else it is, nothing was noticed."""
 
 
+def test_what_each_fault_replaces_is_there_once() -> None:
+    found = {one.name: (SOURCE / one.file).read_text().count(one.old) for one in MUTANTS}
+    assert found == dict.fromkeys(found, 1)
+    assert set(Counter(one.name for one in MUTANTS).values()) == {1}
+
+
+def test_the_tests_that_notice_them_are_there() -> None:
+    for mutant in MUTANTS:
+        file, _, name = mutant.noticed_by.partition("::")
+        assert f"def {name}" in (ROOT / "tests" / file).read_text()
+
+
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the source."""
     copy = tmp_path_factory.mktemp("src")
-    package = Path(codedinvnet.__file__).parent
-    shutil.copytree(package, copy / package.name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(SOURCE, copy / SOURCE.name, ignore=shutil.ignore_patterns("__pycache__"))
     return copy
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name.replace(" ", "-"))
 def test_a_fault_is_noticed(mutant: Mutant, source: Path) -> None:
     file = source / "codedinvnet" / mutant.file
