@@ -21,7 +21,7 @@ CLAIMED = {
 
 async def told(g: Running, **sent: str) -> dict[str, str]:
     """Return the fields that the upstream gets for a request."""
-    await g.ask("GET", "/a", **sent)
+    await g.ask("GET", "/a", None, **sent)
     return g.upstreams[0].requests[-1].fields
 
 
