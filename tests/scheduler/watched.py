@@ -65,7 +65,7 @@ class WatchedAssigner(TaskAssigner):
         own = attempt.query.attempts.values() if attempt.query is not None else ()
         held = {other.worker for other in own if other is not attempt}
         sound = up - held - attempt.group.failed
-        return worker in (sound - busy or sound or up)
+        return worker in (sound - busy or sound or up - held)
 
     def is_kept_back(self, worker: int) -> bool:
         """Tell whether a worker computes all it can, and the next task would have to wait there."""

@@ -30,7 +30,8 @@ FRESH = 1.0
 """Seconds that a connection may have been idle for a request that must not be repeated: the server
 may close an older one as the request arrives."""
 UNSURE, HOLD = 0.9, 0.02
-"""A V2 answer that took longer is held for so many seconds: its upstream may be found out."""
+"""A V2 answer that took longer is held for so many seconds, as its upstream may be a Triton that is
+about to be found out, and its connection is not kept."""
 SIGNS = (b"Stub process", b"health mutex")
 """What Triton says when a process of its Python backend stood still. That process goes on with what
 it was asked before, and the next request gets the answer."""
@@ -70,7 +71,7 @@ class HttpAttempt(Attempt):
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._finder: FirstContent | None = None
-        self._stage, self._again, self.is_complete = Stage.HOLD, False, False
+        self._stage, self.is_complete = Stage.HOLD, False
         self.head: ResponseHead | None = None
         self.body: list[bytes] = []
         self.size = 0
@@ -92,8 +93,9 @@ class HttpAttempt(Attempt):
     # To the upstream
 
     def start(self) -> None:
-        client = self.endpoint.client
-        connection = client.kept(LONGEST_IDLE if self.call.repeatable else FRESH)
+        client, connection = self.endpoint.client, None
+        if not self.call.breaks:  # a kept one might be closed, and break as well
+            connection = client.kept(LONGEST_IDLE if self.call.repeatable else FRESH)
         if connection is not None:
             self._write(connection)
         else:
@@ -106,7 +108,7 @@ class HttpAttempt(Attempt):
             self._task = None
             files = error.errno in (errno.EMFILE, errno.ENFILE)
             cause = Cause.NO_FILES if files else Cause.UNSENT
-            self._failed(Cause.BROKEN if self._again else cause, described(error))
+            self._failed(cause, described(error))
             return
         self._task = None
         if self.is_done:
@@ -122,7 +124,7 @@ class HttpAttempt(Attempt):
         try:
             connection.send(self, call.head.method, call.request(self.endpoint))
         except ConnectionError as error:
-            self._failed(Cause.BROKEN if self._again else Cause.UNSENT, str(error))
+            self._failed(Cause.UNSENT, str(error))
             return
         self._connection, self.is_written, call.written = connection, True, True
 
@@ -203,11 +205,21 @@ class HttpAttempt(Attempt):
         if self._stage is Stage.STREAM:
             self._failed(Cause.BROKEN, f"in mid-stream: {described(error)}")
             self.call.break_off()
-        elif isinstance(error, Broken) and error.stale and self.call.repeatable and not self._again:
-            self._again = True  # servers close idle connections at any time
+        elif isinstance(error, Broken) and error.stale and self._may_send_again():
+            self.call.breaks += 1
             self._task = self.endpoint.client.loop.create_task(self._connect())
         else:
             self._failed(Cause.BROKEN, described(error))
+
+    def _may_send_again(self) -> bool:
+        """Return whether the same upstream gets the request on a new connection.
+
+        Servers close idle connections at any time, but one that the request kills looks the same:
+        the request goes to another upstream where there is one.
+        """
+        call, cluster = self.call, self.call.dispatcher.cluster
+        alone = call.live == 1 and not cluster.has_others(self.endpoint)
+        return alone and call.repeatable and not call.breaks
 
     def _tells_of_lost_answers(self) -> bool:
         said = b"".join(self.body)
@@ -219,13 +231,12 @@ class HttpAttempt(Attempt):
         """The answer is here, or its first content."""
         self._stage = Stage.DECIDED
         loop = self.endpoint.client.loop
-        if loop.time() - self.began > UNSURE:
+        if self.call.route.is_v2 and loop.time() - self.began > UNSURE:
             if self._connection is not None:
                 self._connection.sound = False  # a second answer may follow
             self.endpoint.client.close_idle()
-            if self.call.route.is_v2:
-                self._timer = loop.call_later(HOLD, self._decide)
-                return
+            self._timer = loop.call_later(HOLD, self._decide)
+            return
         self._decide()
 
     def _decide(self) -> None:

@@ -12,6 +12,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Sequence
+from enum import Enum
 
 from codedinvnet.codes.rules import AnswersAll, CodeRules
 from codedinvnet.gateway.calls import Attempt, Call, Cause, Failure
@@ -34,15 +35,26 @@ from codedinvnet.scheduler.scheduler import Scheduler
 from codedinvnet.scheduler.settings import Rules, hang_limit
 
 RETRY_SHARE, MOST_RETRIES = 0.1, 50.0
-"""Failed requests may be sent again: a share of all requests, saved up to so many."""
+"""Failed requests may be sent again: a share of all requests, saved up to so many. What clients may
+be to blame for has a budget of its own, which they can use up at no one else's expense."""
 MOST_BREAKS = 2
 """Connections that may break over a call: what kills two servers is sent to no third."""
+DOUBTFUL = frozenset({*range(300, 400), 401, 403, 404})
+"""Statuses by which one upstream may fail, if it lacks a model or a token; more often, the client's
+request is at fault."""
 SWEEP = 0.25
 """Seconds between two looks for attempts that take too long."""
 STREAM_IDLE = 300.0
 """Seconds without a byte after which a stream is cut off."""
 FALLBACK_COST = 0.1
 """What a request to the fallback is taken to cost, in requests to an upstream."""
+
+
+class Blame(Enum):
+    """Whose fault a failed request is, for the budget of retries."""
+
+    UPSTREAM = "upstream"
+    CLIENT = "client"
 
 
 class Refused(Exception):
@@ -92,7 +104,7 @@ class Dispatcher:
         self._alarm = Alarm(lambda now: self.do(self.scheduler.on_timer(now)))
         self._queue: deque[Action] = deque()
         self._is_busy = False
-        self._retries = MOST_RETRIES
+        self._retries = {Blame.UPSTREAM: MOST_RETRIES, Blame.CLIENT: MOST_RETRIES}
         self._background = Background()
         cluster.on_lost, cluster.on_up = self._lost, self._up
 
@@ -147,7 +159,8 @@ class Dispatcher:
         self.calls[call.query] = call
         sizes = call.route.sizes
         sizes[call.size_class] = sizes.get(call.size_class, 0) + 1
-        self._retries = min(MOST_RETRIES, self._retries + RETRY_SHARE)
+        for blame, left in self._retries.items():
+            self._retries[blame] = min(MOST_RETRIES, left + RETRY_SHARE)
         self.admission.note(now, pending + 1)
         self.do(actions)
 
@@ -241,7 +254,7 @@ class Dispatcher:
         if is_live:
             call.last = failure
             call.breaks += failure.cause is Cause.BROKEN
-        final = is_live and not self._may_retry(call, failure, endpoint)
+        final = is_live and not self._may_retry(attempt, failure)
         if is_live and final and call.query not in self.calls:  # it was detached
             self.detached.discard(call)
             self.give_up(call, failure.reason)
@@ -253,16 +266,19 @@ class Dispatcher:
         if failure.cause is not Cause.STATUS or attempt.status >= 500:
             self.cluster.blame(endpoint, failure)  # of others it is when another answers
 
-    def _may_retry(self, call: Call, failure: Failure, endpoint: Endpoint) -> bool:
-        """Tell whether a failed call may be sent again."""
-        if failure.cause is Cause.UNSENT:
+    def _may_retry(self, attempt: Attempt, failure: Failure) -> bool:
+        """Return whether a failed call may be sent again."""
+        call, endpoint = attempt.call, attempt.endpoint
+        if failure.cause is Cause.UNSENT and not call.breaks:
             return True
         if not call.repeatable or failure.cause is Cause.NO_FILES or call.breaks >= MOST_BREAKS:
             return False
         if failure.cause is Cause.STATUS and not self.cluster.has_others(endpoint):
             return False
-        taken = self._retries >= 1.0
-        self._retries -= taken
+        clients = failure.cause is Cause.STATUS and attempt.status in DOUBTFUL
+        blame = Blame.CLIENT if clients else Blame.UPSTREAM
+        taken = self._retries[blame] >= 1.0
+        self._retries[blame] -= taken
         self.metrics.retries.labels("sent" if taken else "refused").inc()
         return taken
 
@@ -315,6 +331,8 @@ class Dispatcher:
             why = "it is not needed"
         elif call.written and not call.repeatable:
             why = "it must not be repeated"
+        elif call.breaks and call.live:
+            why = "a connection broke over it: it may be what kills upstreams"
         if why or call is None or endpoint is None:
             self.do(self.scheduler.failed(time.monotonic(), send.attempt, why, bool(call)))
             return

@@ -217,7 +217,7 @@ class GrpcAttempt(Attempt):
             await asyncio.sleep(HOLD)
         if self.is_done:
             return
-        self.status = 200 if is_ok else 400
+        self.status = 200 if is_ok else 404 if name == "NOT_FOUND" else 400
         broken = name == "UNAVAILABLE" and any(words in said for words in BROKEN)
         if name in FAILURES and (call.repeatable or broken):
             cause = Cause.BROKEN if broken else Cause.STATUS

@@ -12,7 +12,8 @@
    one, if most that were sent so overtook it, and otherwise one in PROBE, to find that out.
 3. Tasks of one group are kept apart while they are pending. A worker may take a task if it has no
    other of its group, holds no answer of its query, and has failed no task of its group. If no such
-   worker is up, any will do that holds none and has failed none; if none of these is up, any.
+   worker is up, any will do that holds none and has failed none; if none of these is up, any, but
+   no worker is at one query twice: the copy would wait for the original.
 4. A task is not given to a slow worker if the others will have finished it sooner. They take one
    task of the line in (normal time) / (what they compute at once). A worker that takes s times as
    long as normal therefore passes by the first (s - 1) x (what they compute) tasks. No task is
@@ -378,9 +379,9 @@ class TaskAssigner:
     def _may(self, worker: int, attempt: Attempt) -> bool:
         """Tell whether rules 3 and 6 let a worker take a task."""
         at, failed, holders = attempt.group.at, attempt.group.failed, _holders(attempt)
-        if worker in self._composing and (worker in holders or not _shares(attempt)):
+        if worker in holders or (worker in self._composing and not _shares(attempt)):
             return False
-        if worker not in at and worker not in failed and worker not in holders:
+        if worker not in at and worker not in failed:
             return True
         sound = self._mains_up - failed - holders
         if sound - at.keys():
