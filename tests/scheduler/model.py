@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
 from codedinvnet.codes.rules import CodeRules
@@ -13,7 +13,7 @@ from codedinvnet.scheduler.actions import (
     Answer,
     AnswerDecoded,
     Call,
-    Complete,
+    Compare,
     Decided,
     Decode,
     Fail,
@@ -23,6 +23,20 @@ from codedinvnet.scheduler.actions import (
 )
 from codedinvnet.scheduler.budget import BUCKET
 from codedinvnet.scheduler.completion import GRACE_PERIOD
+from codedinvnet.scheduler.events import (
+    Completed,
+    Decoded,
+    Event,
+    Failed,
+    Gone,
+    PolicyChanged,
+    Released,
+    Submit,
+    TimerDue,
+    Withheld,
+    WorkerLost,
+    WorkerUp,
+)
 from codedinvnet.scheduler.group import FILLER, CodingGroup
 from codedinvnet.scheduler.policies import POLICIES
 from codedinvnet.scheduler.queries import Attempt
@@ -95,39 +109,29 @@ class Model:
 
     # Events
 
-    def offer(
+    def handle(self, event: Event) -> None:
+        assert is_plain(event), "bytes could not carry it"
+        self.do(self.scheduler.handle(self.now, event))
+
+    def submit(
         self, count: int = 1, timeout: float = LONG, accept: bool = True, bulk: int = 0
-    ) -> list[int] | None:
+    ) -> list[int]:
         mean = max(1.0, self.scheduler.stats.mean)
-        taken = self.scheduler.submit(self.now, count, self.now + timeout, accept, bulk)
-        full = len(self.asked) - len(self.ended) + count > self.rules.max_pending
-        assert (taken is None) == full
-        if taken is None:
-            self.check()
-            return None
-        numbers, actions = taken
-        assert len(set(numbers)) == count
-        assert not set(numbers) & set(self.asked)
+        first = len(self.asked)
+        numbers = tuple(range(first, first + count))
         for number in numbers:
             self.images.add(number)
             self.asked[number] = accept
             self.deadlines[number] = self.now + timeout
         extra = self.rules.extra_of(self.scheduler.chosen)
         self.earned += count * mean * (self.rules.hedge_share if extra is None else extra)
-        self.do(actions)
-        return numbers
-
-    def submit(
-        self, count: int = 1, timeout: float = LONG, accept: bool = True, bulk: int = 0
-    ) -> list[int]:
-        numbers = self.offer(count, timeout, accept, bulk)
-        assert numbers is not None
-        return numbers
+        self.handle(Submit(numbers, self.now + timeout, accept, bulk))
+        return list(numbers)
 
     def release(self, attempt: int) -> None:
         worker = self.at.pop(attempt)
         self.held.append(attempt)
-        self.do(self.scheduler.released(self.now, worker, attempt))
+        self.handle(Released(worker, attempt))
 
     def result(self, *attempts: int) -> None:
         for attempt in attempts:
@@ -136,8 +140,9 @@ class Model:
             known = attempt in self.scheduler.attempts
             if known:
                 self.arrived.add(attempt)
-            self.do(self.scheduler.result(self.now, attempt))
-            if not known:
+                self.handle(Completed(attempt))
+            else:
+                assert self.scheduler.handle(self.now, Completed(attempt)) == [Forget((attempt,))]
                 self.outputs.remove(attempt)
 
     def fail(self, *attempts: int, final: bool = False) -> None:
@@ -145,37 +150,37 @@ class Model:
             self._free(attempt)
             reason = FINAL if final else "raised"
             self.final |= {self.query_of[attempt]} if final else set()
-            self.do(self.scheduler.failed(self.now, attempt, reason, final))
+            self.handle(Failed(attempt, reason, final))
 
     def kill(self, *workers: int) -> None:
         for worker in workers:
-            self.do(self.scheduler.worker_lost(self.now, worker, "killed"))
+            self.handle(WorkerLost(worker, "killed"))
             assert worker in self.down
 
     def up(self, *workers: int) -> None:
         for worker in workers:
             self.down.remove(worker)
-            self.do(self.scheduler.worker_up(self.now, worker))
+            self.handle(WorkerUp(worker))
 
     def decoded(self, query: int) -> None:
         self.decoding.remove(query)
         self.decoded_ones.add(query)
         ended = query in self.ended
-        self.do(self.scheduler.decoded(self.now, query))
+        self.handle(Decoded(query))
         assert ended or isinstance(self.ended[query], AnswerDecoded)
 
     def withheld(self, query: int) -> None:
         self.decoding.remove(query)
         self.decoded_ones.add(query)
         self.asked[query] &= query in self.ended
-        self.do(self.scheduler.withheld(self.now, query))
+        self.handle(Withheld(query))
 
     def cancel(self, *queries: int) -> None:
         for query in queries:
             if query not in self.ended:
                 self.ended[query] = None
                 self.spared |= set(self.scheduler.queries[query].attempts)
-        actions = self.scheduler.cancel(queries)
+        actions = self.scheduler.handle(self.now, Gone(queries))
         assert {type(action) for action in actions} <= {Forget}
         self.do(actions)
 
@@ -187,7 +192,7 @@ class Model:
             self.scheduler.flying.open_group,
         )
         try:
-            actions = self.scheduler.change_policy(self.now, POLICIES[policy])
+            actions = self.scheduler.handle(self.now, PolicyChanged(policy))
         except ValueError:
             now = (
                 self.scheduler.chosen,
@@ -207,13 +212,13 @@ class Model:
         until = self.now + seconds
         while (at := self.scheduler.next_timer()) is not None and at <= until:
             self.now = max(self.now, at)
-            self.do(self.scheduler.on_timer(self.now))
+            self.handle(TimerDue())
         self.now = until
 
     def oversleep(self, seconds: float) -> None:
         """Let time pass; the timers fire late, all at once."""
         self.now += seconds
-        self.do(self.scheduler.on_timer(self.now))
+        self.handle(TimerDue())
 
     def late(self, attempt: int) -> None:
         """Let an attempt be late now."""
@@ -290,6 +295,7 @@ class Model:
 
     def do(self, actions: Iterable[Action]) -> None:
         for action in actions:
+            assert is_plain(action), "bytes could not carry it"
             self._new.append(action)
             getattr(self, f"_{type(action).__name__.lower()}")(action)
         self.check()
@@ -357,12 +363,14 @@ class Model:
         self.group_of[action.attempt] = attempt.group
         self.groups[attempt.group.identity] = attempt.group
 
-    def _outputs_of(self, group: CodingGroup, size: int, outputs: Mapping[int, int]) -> None:
+    def _outputs_of(
+        self, group: CodingGroup, size: int, outputs: Iterable[tuple[int, int]]
+    ) -> None:
         """Check that outputs are at hand and are what they are said to be."""
         assert size == group.size
         fixed = group.code.fixed_size
         assert size == (group.code.k if fixed else len(group.members))
-        for task, attempt in outputs.items():
+        for task, attempt in outputs:
             if attempt == FILLER:
                 assert self.systematic
                 assert fixed
@@ -389,14 +397,14 @@ class Model:
         group = self.groups[action.group]
         self._outputs_of(group, action.size, action.outputs)
         code = group.code
-        found = code.recoverable(frozenset(action.outputs), action.size)
+        found = code.recoverable(frozenset(task for task, _ in action.outputs), action.size)
         assert action.wanted
-        for query, member in action.wanted.items():
+        for query, member in action.wanted:
             self._unanswered(query)
             assert self.asked[query], "it does not take decoded answers"
             if member not in found:
                 assert code.guesses
-                assert max(action.outputs) >= code.k, "nothing to guess from"
+                assert max(task for task, _ in action.outputs) >= code.k, "nothing to guess from"
                 assert action.guess
                 known = self.scheduler.queries.get(query)  # it may be over by now
                 lost = known is not None and known.losses >= self.rules.max_losses
@@ -433,16 +441,16 @@ class Model:
             del self.at[attempt]
             self.lost.append(attempt)
 
-    def _complete(self, action: Complete) -> None:
+    def _compare(self, action: Compare) -> None:
         group = self.groups[action.group]
         self._outputs_of(group, action.size, action.outputs)
-        assert set(action.outputs) == set(group.code.tasks(action.size))
-        computed = {t: self.worker(a) for t, a in action.outputs.items() if a != FILLER}
+        assert {task for task, _ in action.outputs} == set(group.code.tasks(action.size))
+        computed = tuple((task, self.worker(a)) for task, a in action.outputs if a != FILLER)
         assert action.workers == computed
 
     def _decided(self, action: Decided) -> None:
         assert self.scheduler.chosen.adapts
-        assert action.decision.policy == self.scheduler.policy
+        assert action.policy == self.scheduler.policy.name
 
     def _forget(self, action: Forget) -> None:
         assert action.attempts or action.queries
@@ -509,6 +517,13 @@ class Model:
                     assert scheduler.is_passed_by(self.now, index, attempt), "idle, yet tasks wait"
                     at = scheduler.next_timer()
                     assert at is not None, "nobody will look at it again"
+
+
+def is_plain(value: object) -> bool:
+    """Tell whether a value is made of numbers, texts and tuples alone."""
+    if isinstance(value, tuple):
+        return all(map(is_plain, value))
+    return value is None or type(value) in (bool, int, float, str)
 
 
 def only(actions: Iterable[Action], kind: type[T]) -> list[T]:

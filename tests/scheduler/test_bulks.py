@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from codedinvnet.scheduler.actions import Action, Send
+from codedinvnet.scheduler.events import Completed, Submit, TimerDue
 from codedinvnet.scheduler.group import Traffic
 from codedinvnet.scheduler.policies import HEDGE
 from codedinvnet.scheduler.quantiles import FEWEST
@@ -49,11 +50,11 @@ class Upstreams:
         for _ in range(requests):
             self._pass(self._random.expovariate(LOAD * WORKERS / mean))
             rows = LARGE if self._random.random() < 0.1 else SMALL
-            taken = scheduler.submit(self.now, 1, self.now + 60.0, size_class=rows.bit_length())
-            assert taken is not None
-            self._rows[taken[0][0]] = rows
+            query = len(self._rows)
+            self._rows[query] = rows
             self.asked += ROW * rows
-            self._carry_out(taken[1])
+            asked = Submit((query,), self.now + 60.0, size_class=rows.bit_length())
+            self._carry_out(scheduler.handle(self.now, asked))
             self.called_slow += len(scheduler.stats.slow)
 
     def _pass(self, seconds: float) -> None:
@@ -68,9 +69,9 @@ class Upstreams:
             self.now = at
             if at == done:
                 attempt = heapq.heappop(self._due)[1]
-                self._carry_out(self.scheduler.result(at, attempt))
+                self._carry_out(self.scheduler.handle(at, Completed(attempt)))
             else:
-                self._carry_out(self.scheduler.on_timer(at))
+                self._carry_out(self.scheduler.handle(at, TimerDue()))
         self.now = until
 
     def _carry_out(self, actions: list[Action]) -> None:

@@ -69,7 +69,7 @@ def happen(model: Model, event: str, n: int, bulks: int) -> None:
     pending = [*model.at, *model.held]
     if event == "submit":
         timeout = (1e6, 1e6, 0.04, 1.0)[n // 3 % 4]
-        model.offer((1, 1, 2, 3)[n % 4], timeout, accept=n % 5 != 4, bulk=n % bulks)
+        model.submit((1, 1, 2, 3)[n % 4], timeout, accept=n % 5 != 4, bulk=n % bulks)
     elif event == "result" and pending:
         model.result(pending[n % len(pending)])
     elif event == "release" and model.at:
@@ -136,7 +136,6 @@ def test_every_query_ends_once_whatever_happens(
         workers,
         code,
         max_losses=max_losses,
-        max_pending=20,
         hedge_share=0.8,
         extra=extra,
         slots=slots,

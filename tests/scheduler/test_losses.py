@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from codedinvnet.scheduler.actions import DEADLINE, Answer, AnswerDecoded, Fail, Replace, Send
 from codedinvnet.scheduler.completion import EXTRA_RETRIES
+from codedinvnet.scheduler.events import WorkerLost
 from tests.scheduler.model import FINAL, ErasureCode, Model, only
 from tests.scheduler.situations import coded
 
@@ -107,7 +108,7 @@ def test_a_second_report_of_a_death_changes_nothing() -> None:
     lost = model.running[0]
     model.kill(0)
     model.new()
-    model.do(model.scheduler.worker_lost(0.0, 0, "again"))
+    model.handle(WorkerLost(0, "again"))
     model.fail(lost)
     assert model.new() == []
 

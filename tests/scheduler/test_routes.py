@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from itertools import count
 from typing import Any
 
 import pytest
 
 from codedinvnet.scheduler.actions import Action, Answer, Fail, Replace, Send
+from codedinvnet.scheduler.events import Completed, Failed, Released, Submit, TimerDue, WorkerLost
 from codedinvnet.scheduler.policies import POLICIES
 from codedinvnet.scheduler.quantiles import FEWEST
 from codedinvnet.scheduler.scheduler import Scheduler
 from codedinvnet.scheduler.settings import Rules
 
 FAST, SLOW = 0.01, 0.5
+NUMBERS = count()
+"""Of queries."""
 
 
 def service(policy: str = "hedge", workers: int = 6, **rules: Any) -> Scheduler:
@@ -20,14 +24,12 @@ def service(policy: str = "hedge", workers: int = 6, **rules: Any) -> Scheduler:
     scheduler = Scheduler(Rules(workers, POLICIES[policy], hedge_share=1.0, **rules))
     for i in range(FEWEST):
         (attempt,) = begin(scheduler, float(i), "fast")
-        scheduler.result(i + FAST, attempt)
+        scheduler.handle(i + FAST, Completed(attempt))
     return scheduler
 
 
 def begin(scheduler: Scheduler, now: float, route: str, **asked: Any) -> list[int]:
-    taken = scheduler.submit(now, 1, now + 60, route=route, **asked)
-    assert taken is not None
-    return sent(taken[1])
+    return sent(scheduler.handle(now, Submit((next(NUMBERS),), now + 60, route=route, **asked)))
 
 
 def sent(actions: list[Action]) -> list[int]:
@@ -37,7 +39,7 @@ def sent(actions: list[Action]) -> list[int]:
 def copied_at(scheduler: Scheduler, now: float, until: float) -> float | None:
     """Return when the next copy is sent."""
     while (at := scheduler.next_timer()) is not None and at <= until:
-        if sent(scheduler.on_timer(max(now, at))):
+        if sent(scheduler.handle(max(now, at), TimerDue())):
             return at - now
     return None
 
@@ -47,7 +49,7 @@ def test_times_are_learned_for_each_route() -> None:
     for i in range(FEWEST):
         (attempt,) = begin(scheduler, 100.0 + i, "slow")
         assert copied_at(scheduler, 100.0 + i, 100.0 + i + SLOW) is None
-        scheduler.result(100.0 + i + SLOW, attempt)
+        scheduler.handle(100.0 + i + SLOW, Completed(attempt))
     fast, slow = (scheduler.dispatcher.hedge_delay(route) for route in ("fast", "slow"))
     assert fast is not None
     assert slow is not None
@@ -56,7 +58,7 @@ def test_times_are_learned_for_each_route() -> None:
     for now, route, late in ((200.0, "slow", slow), (300.0, "fast", fast)):
         (attempt,) = begin(scheduler, now, route)
         assert copied_at(scheduler, now, now + 1) == pytest.approx(late)
-        scheduler.result(now + 1, attempt)
+        scheduler.handle(now + 1, Completed(attempt))
     assert scheduler.dispatcher.copies["fast"].sent == 1
     assert scheduler.dispatcher.copies["slow"].sent == 1
 
@@ -83,24 +85,26 @@ def test_what_is_not_repeatable_is_sent_once(policy: str) -> None:
     (attempt,) = begin(scheduler, 100.0, "fast", repeatable=False)
     assert copied_at(scheduler, 100.0, 100.1) is None or policy != "hedge"
     scheduler.timers.set(100.1, "late", attempt)
-    assert sent(scheduler.on_timer(100.1)) == []
-    (again,) = sent(scheduler.failed(100.2, attempt, "refused", unsent=True))
-    (end,) = (a for a in scheduler.failed(100.3, again, "reset") if isinstance(a, Fail))
+    assert sent(scheduler.handle(100.1, TimerDue())) == []
+    (again,) = sent(scheduler.handle(100.2, Failed(attempt, "refused", unsent=True)))
+    actions = scheduler.handle(100.3, Failed(again, "reset"))
+    (end,) = (action for action in actions if isinstance(action, Fail))
     assert end.reason == "reset"
     begin(scheduler, 100.4, "fast", repeatable=False)
     busy = next(i for i in range(scheduler.rules.workers) if scheduler.load(i))
-    actions = scheduler.worker_lost(100.5, busy, "died")
+    actions = scheduler.handle(100.5, WorkerLost(busy, "died"))
     assert [type(action) for action in actions[:2]] == [Replace, Fail]
 
 
 def test_an_answer_may_keep_its_slot() -> None:
     scheduler = Scheduler(Rules(1, POLICIES["hedge"]))
     (stream,) = begin(scheduler, 0.0, "")
-    answers = scheduler.result(0.1, stream, keeps_slot=True)
+    answers = scheduler.handle(0.1, Completed(stream, keeps_slot=True))
     assert isinstance(answers[0], Answer)
     assert begin(scheduler, 0.2, "") == [], "it goes on"
-    assert sent(scheduler.released(0.3, 0, stream)) != []
-    assert not [a for a in scheduler.worker_lost(0.4, 0, "died") if isinstance(a, Fail)]
+    assert sent(scheduler.handle(0.3, Released(0, stream))) != []
+    actions = scheduler.handle(0.4, WorkerLost(0, "died"))
+    assert not any(isinstance(action, Fail) for action in actions)
 
 
 def test_copies_are_counted() -> None:
@@ -108,7 +112,7 @@ def test_copies_are_counted() -> None:
     begin(scheduler, 100.0, "fast")
     assert copied_at(scheduler, 100.0, 100.9) is not None
     original, copy = sorted(scheduler.attempts)
-    scheduler.result(100.02, copy)
-    scheduler.result(100.96, original)
+    scheduler.handle(100.02, Completed(copy))
+    scheduler.handle(100.96, Completed(original))
     counts = scheduler.dispatcher.copies["fast"]
     assert (counts.sent, counts.won) == (1, 1)

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from codedinvnet.scheduler.actions import Action, Answer, Fail, Send
+from codedinvnet.scheduler.events import Completed, Event, Submit, TimerDue
 from codedinvnet.scheduler.policies import POLICIES
 from codedinvnet.scheduler.scheduler import Scheduler
 from codedinvnet.scheduler.settings import Rules
@@ -60,10 +61,8 @@ class Cell:
 class Rival(Protocol):
     """What can be driven."""
 
-    def submit(self, now: float, count: int, deadline: float) -> tuple[list[int], list[Action]]: ...
-    def result(self, now: float, attempt: int) -> list[Action]: ...
+    def handle(self, now: float, event: Event) -> list[Action]: ...
     def next_timer(self) -> float | None: ...
-    def on_timer(self, now: float) -> list[Action]: ...
 
 
 class Queue:
@@ -73,23 +72,19 @@ class Queue:
         self._slots, self._loads = slots, [0] * upstreams
         self._line: deque[int] = deque()
         self._at: dict[int, int] = {}
-        self._count = self._turn = 0
+        self._turn = 0
 
-    def submit(self, now: float, count: int, deadline: float) -> tuple[list[int], list[Action]]:
-        self._count += 1
-        self._line.append(self._count)
-        return [self._count], self._begin()
-
-    def result(self, now: float, attempt: int) -> list[Action]:
-        worker = self._at.pop(attempt)
+    def handle(self, now: float, event: Event) -> list[Action]:
+        if isinstance(event, Submit):
+            self._line.extend(event.queries)
+            return self._begin()
+        assert isinstance(event, Completed)
+        worker = self._at.pop(event.attempt)
         self._loads[worker] -= 1
-        return [Answer(attempt, attempt, worker), *self._begin()]
+        return [Answer(event.attempt, event.attempt, worker), *self._begin()]
 
     def next_timer(self) -> float | None:
         return None
-
-    def on_timer(self, now: float) -> list[Action]:
-        return []
 
     def _begin(self) -> list[Action]:
         sends: list[Action] = []
@@ -169,7 +164,6 @@ class Run:
 
     def _arrive(self, number: int) -> None:
         cell = self.cell
-        (query,), actions = self.scheduler.submit(self.now, 1, self.now + 1e4)  # type: ignore[misc]
         first = other = SERVICE * self._times.lognormvariate(0.0, 0.03)
         if cell.fault == "exponential":
             first, other = (SERVICE * self._times.expovariate(1.0) for _ in range(2))
@@ -177,9 +171,9 @@ class Run:
             first *= cell.length
             short = cell.fault == "half-long" and self._faults.random() < 0.5
             other *= 1.0 if short else cell.length
-        self._came[query], self._own[query] = self.now, [first, other]
+        self._came[number], self._own[number] = self.now, [first, other]
         self._asked += first
-        self._do(actions)
+        self._do(self.scheduler.handle(self.now, Submit((number,), self.now + 1e4)))
         if number + 1 < cell.requests:
             scale = 0.9 + cell.length / 10 if cell.fault in ("long", "half-long") else 1.0
             rate = cell.busy * cell.upstreams * cell.cores / (SERVICE * scale)
@@ -199,7 +193,7 @@ class Run:
     def _on_timer(self, at: float) -> None:
         if at == self._timer:
             self._timer = float("inf")
-            self._do(self.scheduler.on_timer(max(at, self.now)))
+            self._do(self.scheduler.handle(max(at, self.now), TimerDue()))
 
     def _send(self, action: Send) -> None:
         times = self._own[action.members[0]]
@@ -232,4 +226,4 @@ class Run:
         self._work(upstream)
 
     def _answer(self, attempt: int) -> None:
-        self._do(self.scheduler.result(self.now, attempt))
+        self._do(self.scheduler.handle(self.now, Completed(attempt)))

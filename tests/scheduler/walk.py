@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias, cast
 
+from codedinvnet.scheduler.events import TimerDue
 from codedinvnet.scheduler.quantiles import FEWEST
 from codedinvnet.scheduler.queries import Attempt
 from codedinvnet.scheduler.timers import Kind, Timers
@@ -138,7 +139,7 @@ def happen(model: Model, event: Event) -> None:
         model.cancel(n)
     else:
         timers_of(model).chosen = event
-        model.do(model.scheduler.on_timer(model.now))
+        model.handle(TimerDue())
     model.new()
 
 
@@ -181,18 +182,25 @@ def fingerprint(model: Model, left: Left) -> str:
     waiting.sort(key=lambda a: (not a.first, a.identity))
     line = [a.group.identity for a in waiting]
     groups.sort(key=lambda g: (repr(g[:-1]), line.index(g[-1]) if g[-1] in line else -1))
-    names: dict[int, tuple[int, ...]] = {group[-1]: (place,) for place, group in enumerate(groups)}
-    for identity in scheduler.flying.groups:
+    places_of = {group[-1]: place for place, group in enumerate(groups)}
+    queries, attempts = dict[int, tuple[int, ...]](), dict[int, tuple[int, ...]]()
+    for identity, place in places_of.items():
         for member, query in enumerate(scheduler.flying.groups[identity].members):
-            names[query] = (*names[identity], member)
+            queries[query] = (place, member)
         for a in tasks[identity]:
-            names[a.identity] = (*names[identity], *marks(a))
+            attempts[a.identity] = (place, *marks(a))
+
+    def named(kind: str, identity: int) -> object:
+        if kind == "group":
+            return places_of[identity]
+        return queries[identity] if kind == "resend" else attempts[identity]
+
     live = timers_of(model).live
     return repr(
         (
             [group[:-1] for group in groups],
-            [names[a.identity] for a in waiting],
-            sorted((k, names[n]) for k, n in live if k not in ("deadline", "hang")),
+            [attempts[a.identity] for a in waiting],
+            sorted((k, named(k, n)) for k, n in live if k not in ("deadline", "hang")),
             sorted(places[worker] for worker in model.down),
             round(scheduler.budget.tokens, 6),
             (len(model.outputs), len(model.images), len(model.decoding)),

@@ -18,7 +18,7 @@ from codedinvnet.data import sample_images
 from codedinvnet.models.base import Scores, Signature, TensorSpec
 from codedinvnet.models.bundle import Bundle
 from codedinvnet.net.logs import logger
-from codedinvnet.scheduler.actions import Complete
+from codedinvnet.scheduler.actions import Compare
 from codedinvnet.scheduler.group import FILLER
 from codedinvnet.serving import decoding
 from codedinvnet.serving.answers import QueryFailed
@@ -202,9 +202,9 @@ async def test_agreement_is_not_measured_on_fillers(
     chosen = note_checks(monkeypatch)
 
     async with running(fixed_size(method)) as (front, _):
-        outputs = {0: FILLER, 1: FILLER, 2: FILLER, 3: FILLER, K: FILLER}
+        outputs = tuple((task, FILLER) for task in (0, 1, 2, 3, K))
         for _ in range(40):
-            front._do([Complete(0, K, outputs, workers={0: 3, 1: 5, K: 2})])
+            front.compare(Compare(0, K, outputs, ((0, 3), (1, 5), (K, 2))))
             await until(lambda: not queue(front)._running)
         assert len(chosen) == 40
     assert set(chosen) == {0, 1}

@@ -13,7 +13,6 @@ from codedinvnet.codes.base import Scheme
 from codedinvnet.common.distributions import Distribution
 from codedinvnet.common.faults import Fault
 from codedinvnet.models.bundle import Bundle
-from codedinvnet.scheduler.actions import Answer, Decode, Send
 from codedinvnet.scheduler.policies import POLICIES
 from codedinvnet.serving.answers import QueryFailed
 from codedinvnet.serving.workers.faults import Schedule
@@ -135,22 +134,21 @@ async def test_who_dies_while_the_service_stops_is_not_replaced(method: Scheme) 
         assert replaced == [0]
 
 
-@pytest.mark.parametrize("action", [Send, Answer, Decode])
+@pytest.mark.parametrize(("action", "ended"), [("begin", K), ("answer", K - 1), ("decode", 1)])
 async def test_an_action_that_cannot_be_carried_out_ends_its_queries(
-    action: type, method: Scheme, images: np.ndarray
+    action: str, ended: int, method: Scheme, images: np.ndarray
 ) -> None:
     def fail(_: Any) -> None:
         raise MemoryError("no room")
 
     async with running(method) as (front, pool):
         pool.hang(1)
-        sound = front._carriers[action]
-        front._carriers[action] = fail
-        found = await asyncio.wait_for(front.ask(images[:K]), 10)
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(front, action, fail)
+            found = await asyncio.wait_for(front.ask(images[:K]), 10)
         problems = [problem for problem in found if isinstance(problem, QueryFailed)]
         assert {str(problem) for problem in problems} == {"MemoryError: no room"}
-        assert len(problems) == {Send: K, Answer: K - 1, Decode: 1}[action]
-        front._carriers[action] = sound
+        assert len(problems) == ended
         answered(await front.ask(images[:K]))
         assert [view.deaths for view in front.workers] == [0] * WORKERS
 

@@ -11,8 +11,7 @@ import pytest
 
 from codedinvnet.net import logs
 from codedinvnet.net.logs import JsonLines
-from codedinvnet.scheduler.auto import Decision, Seen
-from codedinvnet.scheduler.policies import HEDGE
+from codedinvnet.scheduler.actions import Decided, Seen
 from codedinvnet.serving import metrics as module
 from codedinvnet.serving.answers import Answered, Cancelled, QueryFailed
 from codedinvnet.serving.metrics import Metrics, Recent
@@ -57,7 +56,7 @@ def test_what_auto_did_is_over_when_the_policy_changes() -> None:
     metrics = Metrics()
     metrics.policy_is("auto")
     assert value(metrics, "auto", policy="hedge") is None
-    metrics.decided(Decision(0.0, HEDGE, "there is no code", Seen(0.01, 0.0, 0.0, 0.0, 0.0)))
+    metrics.decided(Decided(0.0, "hedge", "there is no code", Seen(0.01, 0.0, 0.0, 0.0, 0.0)))
     assert value(metrics, "auto", policy="hedge") == 1
     metrics.policy_is("hedge")
     assert value(metrics, "auto", policy="hedge") == 0

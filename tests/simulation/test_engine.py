@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import gc
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
 from scipy.optimize import brentq
 
 from codedinvnet.scheduler.policies import POLICIES
-from codedinvnet.scheduler.scheduler import Scheduler
 from codedinvnet.simulation.engine import Records, Simulation
 from codedinvnet.simulation.scenario import Scenario
 from tests.simulation.scenarios import Watched, scenario
@@ -353,37 +352,6 @@ def test_every_query_ends_once(policy: str, batch: int) -> None:
     if policy != "auto":  # which decides whether there is a code
         assert POLICIES[policy].coded == bool(found.decoded.any())
     assert POLICIES[policy].hedged == (found.hedges > 0)
-
-
-def test_the_rules_are_the_services_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    submitted: list[int] = []
-    original = Scheduler.submit
-
-    def submit(self: Scheduler, now: float, count: int, deadline: float) -> Any:
-        submitted.append(count)
-        return original(self, now, count, deadline)
-
-    monkeypatch.setattr("codedinvnet.scheduler.scheduler.Scheduler.submit", submit)
-    simulation = Simulation(scenario(queries=100, batch=4))
-    assert type(simulation.scheduler) is Scheduler
-    simulation.run()
-    assert submitted == [4] * 25
-
-
-def test_what_the_rules_ask_for_is_never_passed_by(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Preempt(NamedTuple):
-        worker: int
-
-    simulation = Simulation(scenario(queries=10))
-    submit = simulation.scheduler.submit
-
-    def submit_and_preempt(*given: Any) -> Any:
-        taken = submit(*given)
-        return None if taken is None else (taken[0], [Preempt(0), *taken[1]])
-
-    monkeypatch.setattr(simulation.scheduler, "submit", submit_and_preempt)
-    with pytest.raises(KeyError, match="Preempt"):
-        simulation.run()
 
 
 def busy_scenario(**changes: Any) -> Scenario:

@@ -21,7 +21,6 @@ from codedinvnet.net.http1 import RequestHead
 from codedinvnet.net.logs import log_event
 from codedinvnet.net.memory import Memory
 from codedinvnet.net.server import HttpServer
-from codedinvnet.scheduler.policies import POLICIES
 
 PREFIX = "/codedinvnet"
 """What the paths of the page, its data and the policy begin with."""
@@ -106,7 +105,7 @@ class Admin:
             return error(400, f"policy: {name[:100]!r} is not one of {', '.join(self.names)}{hint}")
         before = self._chosen
         for dispatcher in self.dispatchers:
-            dispatcher.do(dispatcher.scheduler.change_policy(time.monotonic(), POLICIES[name]))
+            dispatcher.change_policy(name)
         log_event("policy changed", policy=name, before=before)
         return self._policy()
 

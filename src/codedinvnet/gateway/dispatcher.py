@@ -10,27 +10,36 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import Sequence
 from enum import Enum
+from itertools import count
 
 from codedinvnet.codes.rules import AnswersAll, CodeRules
+from codedinvnet.common.errors import described
+from codedinvnet.driver import Driver
 from codedinvnet.gateway.calls import Attempt, Call, Cause, Failure
 from codedinvnet.gateway.cluster import Cluster, Endpoint
 from codedinvnet.gateway.metrics import GatewayMetrics
 from codedinvnet.gateway.routes import Route
 from codedinvnet.net.alarm import Alarm
-from codedinvnet.net.background import Background
-from codedinvnet.scheduler.actions import (
-    DEADLINE,
-    Action,
-    Answer,
-    AnswerDecoded,
-    Decode,
-    Fail,
-    Send,
-)
+from codedinvnet.net.background import Background, log_error
+from codedinvnet.scheduler.actions import DEADLINE, Answer, Compare, Decided, Decode, Send
 from codedinvnet.scheduler.admission import Admission
+from codedinvnet.scheduler.events import (
+    Cancelled,
+    Completed,
+    Decoded,
+    Event,
+    Failed,
+    Gone,
+    PolicyChanged,
+    Released,
+    Submit,
+    TimerDue,
+    Withheld,
+    WorkerLost,
+    WorkerUp,
+)
 from codedinvnet.scheduler.scheduler import Scheduler
 from codedinvnet.scheduler.settings import Rules, hang_limit
 
@@ -93,7 +102,7 @@ class Dispatcher:
         self.rules, self.cluster, self.metrics = rules, cluster, metrics
         self.deadline, self.cancels = deadline, cancel
         self.scheduler = Scheduler(rules, fallback_code() if rules.backups else None)
-        self.admission = Admission(self.scheduler.assigner.slots_up, rules.max_pending)
+        self.admission = Admission(self.scheduler.slots_up, rules.max_pending)
         self.calls: dict[int, Call] = {}
         """Those that the scheduler knows, by query."""
         self.attempts: dict[int, Attempt] = {}
@@ -101,9 +110,9 @@ class Dispatcher:
         self.detached: set[Call] = set()
         """Calls that must not be repeated, at an upstream that was ejected meanwhile."""
         self.loop = asyncio.get_running_loop()
-        self._alarm = Alarm(lambda now: self.do(self.scheduler.on_timer(now)))
-        self._queue: deque[Action] = deque()
-        self._is_busy = False
+        self.driver = Driver(self.scheduler, self, self)
+        self._alarm = Alarm(lambda now: self.driver.feed(now, TimerDue()))
+        self._numbers = count()
         self._retries = {Blame.UPSTREAM: MOST_RETRIES, Blame.CLIENT: MOST_RETRIES}
         self._background = Background()
         cluster.on_lost, cluster.on_up = self._lost, self._up
@@ -114,8 +123,7 @@ class Dispatcher:
         """Find out which upstreams are up."""
         for place, endpoint in enumerate(self.cluster.endpoints):
             if endpoint is None:
-                now = time.monotonic()
-                self.do(self.scheduler.worker_lost(now, place, "no upstream is there"))
+                self._feed(WorkerLost(place, "no upstream is there"))
         await self.cluster.start()
         self._background.spawn(Sweeper(self).run())
 
@@ -141,28 +149,29 @@ class Dispatcher:
         if not cluster.is_ready or not (fallback or any(e.is_up for e in cluster.mains_here())):
             raise Refused("no upstream is up: try again later")
         pending = len(self.calls)
-        taken = None
-        self.admission.resize(scheduler.assigner.slots_up)
-        if self.admission.takes(pending, 1, call.deadline - now):
-            taken = scheduler.submit(
-                now,
-                1,
-                call.deadline,
-                accept_decoded=call.repeatable and self.rules.backups > 0,
-                size_class=call.size_class,
-                route=call.route.name,
-                repeatable=call.repeatable,
-            )
-        if taken is None:
+        self.admission.resize(scheduler.slots_up)
+        if not self.admission.takes(pending, 1, call.deadline - now):
             raise Refused("overloaded: try again later", self.admission.refuse(pending, 1))
-        (call.query,), actions = taken
+        call.query = next(self._numbers)
         self.calls[call.query] = call
         sizes = call.route.sizes
         sizes[call.size_class] = sizes.get(call.size_class, 0) + 1
         for blame, left in self._retries.items():
             self._retries[blame] = min(MOST_RETRIES, left + RETRY_SHARE)
         self.admission.note(now, pending + 1)
-        self.do(actions)
+        submit = Submit(
+            (call.query,),
+            call.deadline,
+            accept_decoded=call.repeatable and self.rules.backups > 0,
+            size_class=call.size_class,
+            route=call.route.name,
+            repeatable=call.repeatable,
+        )
+        self.driver.feed(now, submit)
+
+    def change_policy(self, name: str) -> None:
+        """Go on by another policy."""
+        self._feed(PolicyChanged(name))
 
     def cancel(self, call: Call) -> None:
         """The client is gone: have nothing more done for a call."""
@@ -179,7 +188,7 @@ class Dispatcher:
         """Take a call out of the scheduler, if it is there."""
         self.detached.discard(call)
         if self.calls.pop(call.query, None) is not None:
-            self.do(self.scheduler.cancel([call.query]))
+            self._feed(Gone((call.query,)))
             self.admission.note(time.monotonic(), len(self.calls))
 
     # What attempts report
@@ -193,6 +202,7 @@ class Dispatcher:
             is_complete: whether all of it is here; otherwise `ended` follows.
         """
         now, call, number = time.monotonic(), attempt.call, attempt.number
+        is_wanted = not call.is_over and call.winner is None
         attempt.seconds, attempt.is_held = now - attempt.began, not is_complete
         self._alarm.heard(attempt.began)
         attempt.endpoint.answered(attempt.began, now, is_usual)
@@ -202,15 +212,15 @@ class Dispatcher:
             self.cluster.compare(attempt.endpoint, call.route.name, attempt.seconds, fault)
         if number in self.attempts:
             keeps = not is_complete or fault is not None
-            self.do(self.scheduler.result(now, number, is_usual, keeps_slot=keeps))
+            self.driver.feed(now, Completed(number, is_usual, keeps_slot=keeps))
             if fault is not None and is_complete:
                 self._hold_slot(attempt)
-        elif not call.is_over and call.winner is None:
+        elif is_wanted:
             self._forget(call)
             self._won(call, attempt)
         if is_complete:
             self.ended(attempt, "ok" if is_usual else "error")
-        elif call.winner is not attempt and not attempt.is_done:
+        elif not is_wanted:
             self._lose(attempt)
 
     def _hold_slot(self, attempt: Attempt) -> None:
@@ -219,12 +229,8 @@ class Dispatcher:
         An upstream that fails at once would be the idlest of all and get most requests.
         """
         usual = self.cluster.outliers.usual_seconds(attempt.call.route.name)
-        worker, number = attempt.endpoint.worker, attempt.number
-
-        def release() -> None:
-            self.do(self.scheduler.released(time.monotonic(), worker, number))
-
-        self.loop.call_later(max(0.0, usual - attempt.seconds), release)
+        released = Released(attempt.endpoint.worker, attempt.number)
+        self.loop.call_later(max(0.0, usual - attempt.seconds), self._feed, released)
 
     def ended(self, attempt: Attempt, result: str) -> None:
         """Nothing more will come of an attempt."""
@@ -236,8 +242,7 @@ class Dispatcher:
             attempt.seconds = time.monotonic() - attempt.began
         known = self.attempts.pop(attempt.number, None)
         if known is not None and attempt.is_held:
-            now = time.monotonic()
-            self.do(self.scheduler.released(now, endpoint.worker, attempt.number))
+            self._feed(Released(endpoint.worker, attempt.number))
         endpoint.live.discard(attempt)
         endpoint.count(result, attempt.seconds)
         call.live -= 1
@@ -247,7 +252,7 @@ class Dispatcher:
         """An attempt has no answer, or one by which its upstream failed."""
         if attempt.is_done:
             return
-        now, call, endpoint = time.monotonic(), attempt.call, attempt.endpoint
+        call, endpoint = attempt.call, attempt.endpoint
         self._alarm.heard(attempt.began)
         self.ended(attempt, failure.cause.value)
         is_live = not call.is_over and call.winner is None
@@ -258,11 +263,8 @@ class Dispatcher:
         if is_live and final and call.query not in self.calls:  # it was detached
             self.detached.discard(call)
             self.give_up(call, failure.reason)
-        known = attempt.number in self.scheduler.attempts
-        if known:
-            unsent = failure.cause is Cause.UNSENT
-            number, reason = attempt.number, failure.reason
-            self.do(self.scheduler.failed(now, number, reason, final, unsent))
+        unsent = failure.cause is Cause.UNSENT
+        self._feed(Failed(attempt.number, failure.reason, final, unsent))
         if failure.cause is not Cause.STATUS or attempt.status >= 500:
             self.cluster.blame(endpoint, failure)  # of others it is when another answers
 
@@ -282,48 +284,20 @@ class Dispatcher:
         self.metrics.retries.labels("sent" if taken else "refused").inc()
         return taken
 
-    # Actions
+    # Events and actions, see `DecodingFrontEnd`
 
-    def do(self, actions: Sequence[Action]) -> None:
-        """Carry out what the scheduler says, in order, also if more is said meanwhile.
+    def _feed(self, event: Event) -> None:
+        self.driver.feed(time.monotonic(), event)
 
-        Requests are sent before others are answered: an upstream waits for the next one.
-        """
-        queue = self._queue
-        if len(actions) > 1:
-            queue.extend(action for action in actions if isinstance(action, Send))
-            queue.extend(action for action in actions if not isinstance(action, Send))
-        else:
-            queue.extend(actions)
-        if self._is_busy:
-            return
-        self._is_busy = True
-        try:
-            while queue:
-                self._carry_out(queue.popleft())
-        finally:
-            self._is_busy = False
-        self._alarm.set(self.scheduler.next_timer())
+    def set_timer(self, at: float | None) -> None:
+        self._alarm.set(at)
 
-    def _carry_out(self, action: Action) -> None:
-        if isinstance(action, Send):
-            self._send(action)
-        elif isinstance(action, Answer):
-            call = self.calls.pop(action.query, None)
-            if call is not None:
-                self._won(call, self.attempts[action.attempt])
-        elif isinstance(action, Fail):
-            call = self.calls.pop(action.query, None)
-            if call is not None:
-                self.give_up(call, action.reason)
-        elif isinstance(action, Decode):
-            self._fallback(action)
-        elif isinstance(action, AnswerDecoded):
-            call = self.calls.pop(action.query, None)
-            if call is not None and call.winner is not None:
-                self._won(call, call.winner)
+    def broken(self, error: Exception) -> str:
+        log_error(error)
+        return described(error)
 
-    def _send(self, send: Send) -> None:
+    def begin(self, sends: Sequence[Send]) -> None:
+        (send,) = sends
         call = self.calls.get(send.members[0]) if send.members else None
         endpoint = self.cluster.endpoints[send.worker]
         why = ""
@@ -334,7 +308,7 @@ class Dispatcher:
         elif call.breaks and call.live:
             why = "a connection broke over it: it may be what kills upstreams"
         if why or call is None or endpoint is None:
-            self.do(self.scheduler.failed(time.monotonic(), send.attempt, why, bool(call)))
+            self._feed(Failed(send.attempt, why, final=bool(call)))
             return
         attempt = call.attempt(endpoint, send.attempt)
         attempt.is_copy = any(not other.is_done for other in call.attempts)
@@ -346,18 +320,44 @@ class Dispatcher:
         endpoint.live.add(attempt)
         attempt.start()
 
-    def _fallback(self, action: Decode) -> None:
+    def answer(self, answer: Answer) -> None:
+        call = self.calls.pop(answer.query, None)
+        if call is not None:
+            self._won(call, self.attempts[answer.attempt])
+
+    def fail(self, query: int, reason: str) -> None:
+        call = self.calls.pop(query, None)
+        if call is not None:
+            self.give_up(call, reason)
+
+    def decode(self, decode: Decode) -> None:
         """Answer by the fallback, or wait for an upstream if it declined."""
-        now = time.monotonic()
-        for query in action.wanted:
+        for query, _ in decode.wanted:
             call = self.calls.get(query)
-            own = (self.attempts.get(number) for task, number in action.outputs.items() if task)
+            own = (self.attempts.get(number) for task, number in decode.outputs if task)
             attempt = next((a for a in own if a is not None and a.status < 400), None)
             if call is None or attempt is None:
-                self.do(self.scheduler.withheld(now, query))
+                self._feed(Withheld(query))
             else:
                 call.winner = attempt
-                self.do(self.scheduler.decoded(now, query))
+                self._feed(Decoded(query))
+
+    def answer_decoded(self, query: int) -> None:
+        call = self.calls.pop(query, None)
+        if call is not None and call.winner is not None:
+            self._won(call, call.winner)
+
+    def compare(self, compare: Compare) -> None:
+        """Compare nothing: an upstream's answer says nothing of the fallback's."""
+
+    def replace(self, worker: int, reason: str) -> None:
+        """Wait: the cluster probes upstreams that it has ejected."""
+
+    def forget(self, attempts: Sequence[int], queries: Sequence[int]) -> None:
+        """Let go of nothing: calls have their attempts."""
+
+    def decided(self, decided: Decided) -> None:
+        """Tell nobody."""
 
     # Ends
 
@@ -407,14 +407,8 @@ class Dispatcher:
         self.close(attempt, "cancelled")
 
     def close(self, attempt: Attempt, result: str) -> None:
-        """Tell the scheduler that an attempt was closed, and that it was late if it was."""
-        now, number = time.monotonic(), attempt.number
-        known = self.scheduler.attempts.get(number)
-        if known is not None:
-            if known.late:
-                worker = attempt.endpoint.worker
-                self.do(self.scheduler.released(now, worker, number, is_cut=True))
-            self.do(self.scheduler.failed(now, number, result))
+        """Tell the scheduler that an attempt was closed."""
+        self._feed(Cancelled(attempt.number))
         self.ended(attempt, result)
 
     # Endpoints
@@ -424,7 +418,7 @@ class Dispatcher:
 
         Answers that it may yet give still count if it is trusted.
         """
-        unsent = {attempt.number for attempt in endpoint.live if not attempt.is_written}
+        unsent = tuple(attempt.number for attempt in endpoint.live if not attempt.is_written)
         for attempt in list(endpoint.live):
             call = attempt.call
             waits = not call.is_over and call.winner is None
@@ -448,12 +442,11 @@ class Dispatcher:
                 self._forget(call)
                 self.detached.add(call)
             self.attempts.pop(attempt.number, None)
-        now = time.monotonic()
-        self.do(self.scheduler.worker_lost(now, endpoint.worker, reason, unsent))
+        self._feed(WorkerLost(endpoint.worker, reason, unsent))
 
     def _up(self, endpoint: Endpoint) -> None:
         """An endpoint takes requests again."""
-        self.do(self.scheduler.worker_up(time.monotonic(), endpoint.worker))
+        self._feed(WorkerUp(endpoint.worker))
 
 
 class Sweeper:
@@ -480,7 +473,7 @@ class Sweeper:
         for call in [call for call in dispatcher.detached if now >= call.deadline]:
             dispatcher.detached.discard(call)
             dispatcher.give_up(call, DEADLINE)
-        dispatcher.do(())
+        dispatcher.driver.look()
 
     def _look(self, now: float, attempt: Attempt) -> None:
         dispatcher, call, endpoint = self.dispatcher, attempt.call, attempt.endpoint

@@ -1,10 +1,8 @@
-"""What the scheduler asks for: the front end carries it out, and so does the simulator."""
+"""What the scheduler asks for. Actions are plain values: numbers and names, as events are."""
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypeAlias
-
-from codedinvnet.scheduler.auto import Decision
+from typing import Any, NamedTuple, TypeAlias
 
 
 class Send(NamedTuple):
@@ -45,10 +43,10 @@ class Decode(NamedTuple):
 
     group: int
     size: int
-    outputs: dict[int, int]
-    """Task -> attempt (FILLER for a filler's)."""
-    wanted: dict[int, int]
-    """Query -> member."""
+    outputs: tuple[tuple[int, int], ...]
+    """Tasks, each with its attempt (FILLER for a filler's)."""
+    wanted: tuple[tuple[int, int], ...]
+    """Queries, each with its member."""
     guess: bool = False
     """The outputs do not determine these members."""
 
@@ -73,14 +71,14 @@ class Replace(NamedTuple):
     reason: str
 
 
-class Complete(NamedTuple):
+class Compare(NamedTuple):
     """All outputs of a coded group are here: its consistency can be measured for nothing."""
 
     group: int
     size: int
-    outputs: dict[int, int]
-    workers: dict[int, int]
-    """Task -> the worker that computed it."""
+    outputs: tuple[tuple[int, int], ...]
+    workers: tuple[tuple[int, int], ...]
+    """Tasks, each with the worker that computed it."""
 
 
 class Forget(NamedTuple):
@@ -90,14 +88,40 @@ class Forget(NamedTuple):
     queries: tuple[int, ...] = ()
 
 
-class Decided(NamedTuple):
-    """Tell others what is done about late answers from now on; there is nothing to carry out."""
+class Seen(NamedTuple):
+    """What `auto` decides by. Each is of the last queries."""
 
-    decision: Decision
+    normal: float
+    """The seconds that a data task normally runs."""
+    excess: float
+    """What stragglers cost, in normal times a task."""
+    load: float
+    """The share of the workers' slots that queries find busy."""
+    fill: float
+    """How full groups were when they were coded; 0 before the first."""
+    extra: float
+    """Extra work for each query, in service times."""
+
+
+class Decided(NamedTuple):
+    """What `auto` does about late answers from now on; there is nothing to carry out."""
+
+    at: float
+    policy: str
+    reason: str
+    """Why, in a few words."""
+    seen: Seen
+    """What was measured then."""
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """What a log, a metric or a page tells of it; times are in seconds."""
+        numbers = {name: round(value, 4) for name, value in self.seen._asdict().items()}
+        return {"does": self.policy, "why": self.reason, **numbers}
 
 
 Action: TypeAlias = (
-    Send | Call | Answer | Decode | AnswerDecoded | Fail | Replace | Complete | Forget | Decided
+    Send | Call | Answer | Decode | AnswerDecoded | Fail | Replace | Compare | Forget | Decided
 )
 
 DEADLINE = "deadline"

@@ -12,10 +12,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
-
 from codedinvnet.codes.rules import CodeRules
+from codedinvnet.scheduler.actions import Decided, Seen
 from codedinvnet.scheduler.policies import BACK_LATE, CODED, HEDGE, Policy
 from codedinvnet.scheduler.stats import LatencyStats
 
@@ -29,48 +27,6 @@ CODES = 0.02
 """Stragglers must cost so much, in normal times a task, for groups to be coded."""
 BUSY = 0.5
 """No more of the slots may be busy when coding begins."""
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What was measured. Each is of the last queries.
-
-    Attributes:
-        normal: the seconds that a data task normally runs.
-        excess: what stragglers cost, in normal times a task.
-        load: the share of the workers' slots that queries find busy.
-        fill: how full groups were when they were coded; 0 before the first.
-        extra: extra work for each query, in service times.
-    """
-
-    normal: float
-    excess: float
-    load: float
-    fill: float
-    extra: float
-
-
-@dataclass(frozen=True)
-class Decision:
-    """What is done about late answers from now on.
-
-    Attributes:
-        at: when it was decided.
-        policy: what is done.
-        reason: why, in a few words.
-        seen: what was measured then.
-    """
-
-    at: float
-    policy: Policy
-    reason: str
-    seen: Seen
-
-    @property
-    def told(self) -> dict[str, Any]:
-        """What a log, a metric or a page tells of it; times are in seconds."""
-        numbers = {name: round(value, 4) for name, value in asdict(self.seen).items()}
-        return {"does": self.policy.name, "why": self.reason, **numbers}
 
 
 class Decider:
@@ -106,7 +62,7 @@ class Decider:
         """Return what was measured."""
         return Seen(stats.normal, stats.overhead, load, self._fill, extra)
 
-    def decide(self, now: float, seen: Seen) -> Decision:
+    def decide(self, now: float, seen: Seen) -> Decided:
         """Return what is to be done."""
         if self._backs_late:
             policy, reason = BACK_LATE, "late answers are made up by the small backup"
@@ -115,7 +71,7 @@ class Decider:
         else:
             policy, reason = self._with_code(seen)
         self.policy = policy
-        return Decision(now, policy, reason, seen)
+        return Decided(now, policy.name, reason, seen)
 
     def _with_code(self, seen: Seen) -> tuple[Policy, str]:
         """Return what is done with a code whose extra tasks are dear, and why."""

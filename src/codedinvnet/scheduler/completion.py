@@ -13,7 +13,7 @@ from codedinvnet.scheduler.actions import (
     Action,
     Answer,
     AnswerDecoded,
-    Complete,
+    Compare,
     Decode,
     Fail,
     Forget,
@@ -81,8 +81,9 @@ class Completion:
         if queries:
             for query in queries:
                 query.state = State.DECODING
-            group, wanted = queries[0].group, {query.identity: query.member for query in queries}
-            outputs = dict(group.outputs)
+            group = queries[0].group
+            wanted = tuple((query.identity, query.member) for query in queries)
+            outputs = tuple(group.outputs.items())
             self._on.actions.append(Decode(group.identity, group.size, outputs, wanted, guess))
 
     def _guess(self, queries: Sequence[Query]) -> None:
@@ -172,9 +173,9 @@ class Completion:
             computed_by = self._flying.computed_by
             computed_by[identity] = attempt.worker
             if group.is_complete and group.code.r:
-                outputs = dict(group.outputs)
-                workers = {t: computed_by[a] for t, a in outputs.items() if a != FILLER}
-                on.actions.append(Complete(group.identity, group.size, outputs, workers))
+                outputs = tuple(group.outputs.items())
+                workers = tuple((task, computed_by[a]) for task, a in outputs if a != FILLER)
+                on.actions.append(Compare(group.identity, group.size, outputs, workers))
         if query is not None and query.state is not State.DONE and attempt.worker is not None:
             on.copies[query.traffic.route].won += attempt.hedge
             query.answered = on.now

@@ -25,7 +25,7 @@ from typing import assert_never
 from codedinvnet.codes.rules import CodeRules, Uncoded, is_systematic
 from codedinvnet.scheduler.actions import Action, Call, Decided, Forget, Send
 from codedinvnet.scheduler.assigner import TaskAssigner
-from codedinvnet.scheduler.auto import Decider, Decision
+from codedinvnet.scheduler.auto import Decider
 from codedinvnet.scheduler.budget import RESERVE, Budget
 from codedinvnet.scheduler.group import FILLER, CodingGroup, Traffic
 from codedinvnet.scheduler.policies import Launch, Policy, Then
@@ -91,7 +91,7 @@ class Dispatcher:
         self.decider = Decider(None if isinstance(code, Uncoded) else code)
         self.decides = policy.adapts
         self.policy = self.decider.policy if policy.adapts else policy
-        self.decision: Decision | None = None
+        self.decision: Decided | None = None
         extra = self.rules.extra_of(policy)
         self.budget.share = self.rules.hedge_share if extra is None else extra
         self._pays_all = extra is not None
@@ -102,10 +102,10 @@ class Dispatcher:
         if not self.decides or not self.decider.is_due(queries):
             return
         seen = self.decider.seen(self.stats, self.assigner.load, self.budget.recent)
-        decision = self.decider.decide(self.now, seen)
-        if self.decision is None or decision.policy != self.policy:
-            self.policy, self.decision = decision.policy, decision
-            self.actions.append(Decided(decision))
+        decided = self.decider.decide(self.now, seen)
+        if self.decision is None or self.decider.policy != self.policy:
+            self.policy, self.decision = self.decider.policy, decided
+            self.actions.append(decided)
 
     # To the line
 

@@ -1,8 +1,8 @@
 """The scheduler: who is answered when, what is sent again, and what is forgotten.
 
-A deterministic state machine without I/O or clock. Events come in as method calls with the time
-`now` in seconds, what is to be done comes out as actions, and `next_timer` says when to call
-`on_timer`. A service carries the actions out on real workers, the simulator on imagined ones.
+A deterministic state machine without I/O or clock. Events come in with the time `now` in seconds,
+what is to be done comes out as actions, and `next_timer` says when `TimerDue` is wanted. The driver
+feeds the events and has the actions carried out, on real workers or on imagined ones.
 
 `Scheduler` only takes events. `grouping` puts queries into groups, `policies` says what is launched
 when, `dispatch` pays for it and sends it, `assigner` chooses the worker, `stats` knows what is
@@ -11,18 +11,32 @@ late and who is slow, and `completion` ends queries.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable
 from typing import assert_never
 
 from codedinvnet.codes.rules import CodeRules, Uncoded, is_systematic
-from codedinvnet.scheduler.actions import Action
+from codedinvnet.scheduler.actions import Action, Forget
 from codedinvnet.scheduler.auto import workers_for
 from codedinvnet.scheduler.completion import Completion
 from codedinvnet.scheduler.dispatch import Dispatcher
+from codedinvnet.scheduler.events import (
+    Cancelled,
+    Completed,
+    Decoded,
+    Event,
+    Failed,
+    Gone,
+    PolicyChanged,
+    Released,
+    Submit,
+    TimerDue,
+    Withheld,
+    WorkerLost,
+    WorkerUp,
+)
 from codedinvnet.scheduler.group import Traffic
 from codedinvnet.scheduler.grouping import Grouping
-from codedinvnet.scheduler.policies import Policy
-from codedinvnet.scheduler.queries import Query, State
+from codedinvnet.scheduler.policies import POLICIES, Policy
+from codedinvnet.scheduler.queries import Attempt, Query, State
 from codedinvnet.scheduler.settings import Rules
 
 
@@ -60,7 +74,7 @@ class Scheduler:
         code: the rules of a code; unused by policies without one.
 
     Attributes:
-        chosen: the policy that the service goes by; `change_policy` changes it.
+        chosen: the policy that the service goes by.
 
     Raises:
         ValueError: if the policy needs a code and there is none, there are too few workers, or
@@ -81,167 +95,107 @@ class Scheduler:
 
     # Events
 
-    def submit(
-        self,
-        now: float,
-        count: int,
-        deadline: float,
-        accept_decoded: bool = True,
-        size_class: int = 0,
-        route: str = "",
-        repeatable: bool = True,
-    ) -> tuple[list[int], list[Action]] | None:
-        """Take the queries of one request; None if there are too many already.
+    def handle(self, now: float, event: Event) -> list[Action]:
+        """Take an event, and return what to do about it.
 
-        Args:
-            now: the time.
-            count: how many.
-            deadline: when they are answered by a guess or fail, absolute.
-            accept_decoded: whether a decoded answer will do.
-            size_class: how large each is, as a class; times are learned for each class.
-            route: what it asks; times are learned for each route.
-            repeatable: whether a query may be computed twice. If not, it is not copied, and a lost
-                attempt ends it unless it was never sent.
-
-        Returns:
-            The queries' numbers and what to do.
+        Raises:
+            ValueError: if a policy does not go with the code or the workers; nothing is changed.
         """
-        if len(self.queries) + count > self.rules.max_pending:
-            return None
-        on, grouping = self.dispatcher, self.grouping
+        on, completion = self.dispatcher, self.completion
         on.now = now
+        match event:
+            case Submit():
+                self._submit(event)
+            case Completed(number, is_usual, keeps_slot):
+                if (attempt := self.attempts.pop(number, None)) is None:
+                    on.actions.append(Forget((number,)))
+                else:
+                    on.release(attempt, is_usual, keeps_slot)
+                    completion.arrived(attempt, is_usual)
+            case Released(worker, number):
+                if (attempt := self.assigner.workers[worker].running.get(number)) is not None:
+                    on.release(attempt, number in self.attempts)
+            case TimerDue():
+                self._on_timer()
+            case Failed(number, reason, final, unsent):
+                if (attempt := self._begun(number)) is not None:
+                    self._lose(attempt, reason, final, unsent)
+            case Cancelled(number):
+                if (attempt := self._begun(number)) is not None:
+                    if attempt.late:  # how late it would have been, nobody knows
+                        on.release(attempt, is_cut=True)
+                    self._lose(attempt, "cancelled")
+            case WorkerLost(worker, reason, unsent_ones):
+                completion.worker_lost(worker, reason, unsent_ones)
+            case WorkerUp(worker):
+                self.assigner.restore(worker)
+            case Decoded(number):
+                if (query := self._decoding(number)) is not None:
+                    completion.decoded(query)
+            case Withheld(number):
+                if (query := self._decoding(number)) is not None:
+                    completion.withheld(query)
+            case Gone(numbers):
+                for query in [self.queries[each] for each in numbers if each in self.queries]:
+                    completion.cancel(query)
+            case PolicyChanged(name):
+                self._change_policy(POLICIES[name])
+            case _:
+                assert_never(event)
+        return completion.flush()
+
+    def _submit(self, event: Submit) -> None:
+        """Put the queries of a request into groups."""
+        on, grouping, count = self.dispatcher, self.grouping, len(event.queries)
         on.meet(count)
-        traffic = Traffic(route, size_class)
+        traffic = Traffic(event.route, event.size_class)
         k = on.code.k if on.policy.coded else 1
-        numbers: list[int] = []
         for start in range(0, count, k):
-            size = min(k, count - start)
-            own = grouping.new() if size == k else None
-            for _ in range(size):
+            numbers = event.queries[start : start + k]
+            own = grouping.new() if len(numbers) == k else None
+            for number in numbers:
                 group = own or grouping.joinable()
-                number = on.flying.number()
-                numbers.append(number)
                 member = group.join(number, traffic)
-                query = Query(number, accept_decoded, deadline, group, member, traffic, repeatable)
+                query = Query(
+                    number, event.accept_decoded, event.deadline, group, member, traffic,
+                    event.repeatable,
+                )  # fmt: skip
                 grouping.joined(query)
                 if own is None and group.is_full:
                     grouping.seal(group)
             if own is not None:
                 grouping.seal(own)
-        return numbers, self.completion.flush()
 
-    def released(self, now: float, worker: int, attempt: int, is_cut: bool = False) -> list[Action]:
-        """A worker has done an attempt's work; its answer may still be on the way, or here.
+    def _begun(self, number: int) -> Attempt | None:
+        """Return a live attempt that a worker was given."""
+        attempt = self.attempts.get(number)
+        return None if attempt is None or attempt.worker is None else attempt
 
-        Args:
-            now: the time.
-            worker: that has it.
-            attempt: its number.
-            is_cut: whether it was late and is cancelled before its end.
-        """
-        self.dispatcher.now = now
-        found = self.assigner.workers[worker].running.get(attempt)
-        if found is not None:
-            self.dispatcher.release(found, attempt in self.attempts, is_cut=is_cut)
-        return self.completion.flush()
+    def _lose(
+        self, attempt: Attempt, reason: str, final: bool = False, unsent: bool = False
+    ) -> None:
+        if attempt.worker is not None:
+            attempt.group.failed.add(attempt.worker)
+        self.assigner.release(self.dispatcher.now, attempt)
+        self.completion.lost(attempt, reason, final, unsent)
 
-    def result(
-        self, now: float, attempt: int, is_usual: bool = True, keeps_slot: bool = False
-    ) -> list[Action]:
-        """An attempt's output is here.
+    def _decoding(self, number: int) -> Query | None:
+        """Return a query that waits for what is being decoded for it."""
+        query = self.queries.get(number)
+        if query is None or query.state not in (State.DECODING, State.GRACE):
+            return None
+        return query
 
-        Args:
-            now: the time.
-            attempt: its number.
-            is_usual: whether its time tells how long such tasks take.
-            keeps_slot: its worker goes on with it, such as a stream, until `released`.
-        """
-        self.dispatcher.now = now
-        found = self.attempts.pop(attempt, None)
-        if found is not None:
-            self.dispatcher.release(found, is_usual, keeps_slot)
-            self.completion.arrived(found, is_usual)
-        return self.completion.flush()
-
-    def failed(
-        self, now: float, attempt: int, reason: str, final: bool = False, unsent: bool = False
-    ) -> list[Action]:
-        """An attempt raised on its worker, or its answer was lost on the way.
-
-        Args:
-            now: the time.
-            attempt: its number.
-            reason: why.
-            final: whether its query ends, unless something under way may answer it.
-            unsent: whether the worker saw nothing of it.
-        """
-        self.dispatcher.now = now
-        found = self.attempts.get(attempt)
-        if found is not None and found.worker is not None:
-            found.group.failed.add(found.worker)
-            self.assigner.release(now, found)
-            self.completion.lost(found, reason, final, unsent)
-        return self.completion.flush()
-
-    def worker_lost(
-        self, now: float, worker: int, reason: str, unsent: Container[int] = ()
-    ) -> list[Action]:
-        """A worker is dead: its tasks are lost, and it is to be replaced.
-
-        It never got the tasks `unsent`: their queries may be sent again whatever they are.
-        """
-        self.dispatcher.now = now
-        self.completion.worker_lost(worker, reason, unsent)
-        return self.completion.flush()
-
-    def worker_up(self, now: float, worker: int) -> list[Action]:
-        """A worker is ready again."""
-        self.dispatcher.now = now
-        self.assigner.restore(worker)
-        return self.completion.flush()
-
-    def decoded(self, now: float, query: int) -> list[Action]:
-        """The logits that a `Decode` asked for are here."""
-        self.dispatcher.now = now
-        found = self.queries.get(query)
-        if found is not None and found.state in (State.DECODING, State.GRACE):
-            self.completion.decoded(found)
-        return self.completion.flush()
-
-    def withheld(self, now: float, query: int) -> list[Action]:
-        """What was decoded for a query is none, or may not be released: it waits for its own.
-
-        It waits for the task that it has, with a copy if the policy sends some, or gets another
-        first in line.
-        """
-        self.dispatcher.now = now
-        found = self.queries.get(query)
-        if found is not None and found.state in (State.DECODING, State.GRACE):
-            self.completion.withheld(found)
-        return self.completion.flush()
-
-    def cancel(self, queries: Iterable[int]) -> list[Action]:
-        """The clients of these queries are gone; queries that are over are ignored."""
-        for identity in queries:
-            if (query := self.queries.get(identity)) is not None:
-                self.completion.cancel(query)
-        actions, self.dispatcher.actions = self.dispatcher.actions, []
-        return actions
-
-    def change_policy(self, now: float, policy: Policy) -> list[Action]:
+    def _change_policy(self, policy: Policy) -> None:
         """Go by another policy from now on; no query is lost.
 
         The open group is coded as if its time had come, and groups end by the code that they began
         with. What is done about late queries is the new policy's for all.
-
-        Raises:
-            ValueError: if the policy does not go with the code or the workers; nothing is changed.
         """
         code = code_for(policy, self.rules.workers, self.offered, self.rules.backups)
         if is_systematic(code) != self.systematic:
             raise ValueError(f"without direct answers the code goes with {self.chosen.name} only")
         on = self.dispatcher
-        on.now = now
         if on.flying.open_group is not None:
             self.grouping.timeout(on.flying.open_group)
         self.chosen = policy
@@ -249,16 +203,14 @@ class Scheduler:
         for attempt in self.attempts.values():
             if policy.hedged and attempt.query is not None and attempt.started is not None:
                 on.watch(attempt, attempt.started)
-        return self.completion.flush()
 
     def next_timer(self) -> float | None:
-        """Return when `on_timer` wants to be called next."""
+        """Return when `TimerDue` is wanted next."""
         return self.timers.next()
 
-    def on_timer(self, now: float) -> list[Action]:
+    def _on_timer(self) -> None:
         """Do what is due."""
-        on, completion = self.dispatcher, self.completion
-        on.now = now
+        on, completion, now = self.dispatcher, self.completion, self.dispatcher.now
         while (timer := self.timers.due(now)) is not None:
             kind, identity = timer
             if on.is_dead(kind, identity):
@@ -283,7 +235,6 @@ class Scheduler:
                     completion.time_over(self.queries[identity])
                 case _:
                     assert_never(kind)
-        return completion.flush()
 
     # Views
 
@@ -296,6 +247,11 @@ class Scheduler:
     def waiting(self) -> int:
         """How many tasks no worker has."""
         return self.assigner.waiting
+
+    @property
+    def slots_up(self) -> int:
+        """How many tasks the workers that are up may be at together."""
+        return self.assigner.slots_up
 
     @property
     def workers_up(self) -> int:

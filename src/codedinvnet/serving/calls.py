@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 from codedinvnet.common.errors import described
 from codedinvnet.net.logs import Quiet
-from codedinvnet.scheduler.actions import Action, Call, Replace, Send
+from codedinvnet.scheduler.actions import Send
+from codedinvnet.scheduler.events import Completed, Event, Failed, Released, WorkerLost, WorkerUp
 from codedinvnet.scheduler.scheduler import Scheduler
 from codedinvnet.serving.queries import InFlight
 from codedinvnet.serving.served import Payload, TensorCodec
@@ -42,11 +43,11 @@ class Calls:
         supervisor: Supervisor,
         codec: TensorCodec,
         queries: InFlight,
-        do: Callable[[Sequence[Action]], None],
+        feed: Callable[[Event], None],
         heard: Callable[[float], None],
     ) -> None:
         self.scheduler, self.supervisor, self.codec = scheduler, supervisor, codec
-        self.queries, self._do, self._heard = queries, do, heard
+        self.queries, self._feed, self._heard = queries, feed, heard
         self.metrics = supervisor.metrics
         self.tracing: Tracing | None = None
         self.payloads: dict[int, Payload] = {}
@@ -59,9 +60,8 @@ class Calls:
         self.stopped = False
         """Whether lost workers are not replaced any more."""
 
-    def send(self, action: Send | Call) -> None:
+    def begin(self, sends: Sequence[Send]) -> None:
         """Give a worker a task, or several data tasks in one call."""
-        sends = action.sends if isinstance(action, Call) else (action,)
         first, now = sends[0], time.monotonic()
         members = tuple([number for send in sends for number in send.members])
         payloads = [self.payloads[number] for number in members]
@@ -101,14 +101,13 @@ class Calls:
                 self.metrics.encode_time.observe(first.encode_seconds)
             if first.held > 0:
                 for attempt in call.attempts:
-                    self._do(self.scheduler.released(now, call.worker, attempt))
+                    self._feed(Released(call.worker, attempt))
                 loop = asyncio.get_running_loop()
                 loop.call_later(first.held, self._ended, call, future, True)
                 return
         for attempt, result in zip(call.attempts, results, strict=True):
-            if attempt in self.scheduler.attempts:
-                self.outputs[attempt] = result.outputs
-            self._do(self.scheduler.result(time.monotonic(), attempt))
+            self.outputs[attempt] = result.outputs
+            self._feed(Completed(attempt))
 
     def _failed(self, call: InFlightCall, error: BaseException) -> None:
         """Take a call that has no results; its worker may be lost by that."""
@@ -131,20 +130,19 @@ class Calls:
         if call.kind == "data":
             self.queries.failed(call.members, reason)
         for attempt in call.attempts:
-            self._do(self.scheduler.failed(time.monotonic(), attempt, reason))
+            self._feed(Failed(attempt, reason))
 
     def lose_worker(self, cause: Cause, worker: int, reason: str) -> None:
         """Have a worker replaced; what it had to do is lost."""
         self.supervisor.lost(worker, cause)
-        self._do(self.scheduler.worker_lost(time.monotonic(), worker, reason))
-        self._resize()
+        self._feed(WorkerLost(worker, reason))
 
-    async def replace(self, action: Replace) -> None:
+    async def replace(self, worker: int, reason: str) -> None:
         """Replace a worker, and tell the scheduler when it is up again."""
         self._resize()
-        if not self.stopped and await self.supervisor.replace(action.worker, action.reason):
-            self._do(self.scheduler.worker_up(time.monotonic(), action.worker))
+        if not self.stopped and await self.supervisor.replace(worker, reason):
+            self._feed(WorkerUp(worker))
             self._resize()
 
     def _resize(self) -> None:
-        self.queries.admission.resize(self.scheduler.assigner.slots_up)
+        self.queries.admission.resize(self.scheduler.slots_up)

@@ -90,8 +90,9 @@ class Decoder:
         self._running = False
 
     def add(self, job: Job) -> None:
-        """Take a job, which `run` computes."""
+        """Compute a job, with those that come in the meantime."""
         self._jobs.append(job)
+        self._run()
 
     def offer(self, size: int, outputs: dict[int, np.ndarray], workers: Mapping[int, int]) -> None:
         """Take a complete group (task -> output and worker), of which a member may be decoded."""
@@ -100,8 +101,9 @@ class Decoder:
         members = [task for task in workers if task < size]  # a filler proves nothing
         if members:
             self._checks.append(Check(size, outputs, dict(workers), self._random.choice(members)))
+            self._run()
 
-    def run(self) -> None:
+    def _run(self) -> None:
         """Compute what waits, unless that is under way."""
         if (self._jobs or self._checks) and not self._running:
             self._running = True

@@ -1,7 +1,7 @@
 """The dispatcher: queries come in, workers compute, and each query ends in an answer or an error.
 
-What is done about a query the scheduler decides. The dispatcher tells it what happened, and carries
-out what it asks for.
+What is done about a query the scheduler decides; the driver tells it what happened, and has the
+dispatcher carry out what it asks for.
 """
 
 from __future__ import annotations
@@ -10,30 +10,29 @@ import asyncio
 import logging
 import math
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import count, islice
 from typing import Any, NamedTuple, NoReturn
 
+import numpy as np
+
 from codedinvnet.common.errors import described
+from codedinvnet.driver import Driver
 from codedinvnet.net.alarm import Alarm, watch
 from codedinvnet.net.background import Background, log_error
 from codedinvnet.net.logs import Quiet, log_event
-from codedinvnet.scheduler.actions import (
-    DEADLINE,
-    Action,
-    Answer,
-    AnswerDecoded,
-    Call,
-    Complete,
-    Decided,
-    Decode,
-    Fail,
-    Forget,
-    Replace,
-    Send,
-)
+from codedinvnet.scheduler.actions import DEADLINE, Answer, Compare, Decided, Decode, Send
 from codedinvnet.scheduler.admission import Admission
+from codedinvnet.scheduler.events import (
+    Decoded,
+    Event,
+    Gone,
+    PolicyChanged,
+    Submit,
+    TimerDue,
+    Withheld,
+)
 from codedinvnet.scheduler.policies import Policy
 from codedinvnet.scheduler.scheduler import Scheduler
 from codedinvnet.scheduler.settings import Rules
@@ -90,41 +89,26 @@ class Dispatcher:
         metrics.policy_is(rules.policy.name)
         self.scheduler = Scheduler(rules, code)
         self.supervisor = Supervisor(pool, rules.workers, metrics, self.timing.down_timeout)
-        self.admission = Admission(self.scheduler.assigner.slots_up, rules.max_pending)
+        self.admission = Admission(self.scheduler.slots_up, rules.max_pending)
         self.queries = InFlight(metrics, self.admission)
         self.started = self.draining = self.announced = self.stopped = False
         self.drains: list[Callable[[], None]] = []
         """Called once the service is about to stop."""
-        self._requests = 0
+        self._requests, self._numbers = 0, count()
         self._background = Background()
-        self._alarm = Alarm(lambda now: self._do(self.scheduler.on_timer(now)))
-        self.calls = calls = Calls(
+        self._driver = Driver(self.scheduler, self, None if decoder is None else self)
+        self._alarm = Alarm(lambda now: self._driver.feed(now, TimerDue()))
+        self.calls = Calls(
             self.scheduler,
             self.supervisor,
             codec,
             self.queries,
-            self._do,
+            self._feed,
             self._alarm.heard,
         )
         self._quiet = Quiet()
-        self._carriers: dict[type, Callable[[Any], object]] = {
-            Send: calls.send,
-            Call: calls.send,
-            Answer: lambda action: self.queries.answer(
-                action.query, calls.outputs[action.attempt], action.worker
-            ),
-            Forget: self._forget,
-            Decode: self._decode,
-            AnswerDecoded: self._answer_decoded,
-            Fail: lambda action: self.queries.fail(action.query, action.reason),
-            Replace: lambda action: self._background.spawn(self.calls.replace(action)),
-            Decided: lambda action: metrics.decided(action.decision),
-        }
         if decoder is not None:
-            decoder.finished, offer = self._decoded, decoder.offer
-            self._carriers[Complete] = lambda action: offer(
-                action.size, self.codec.gathered(action.outputs, self.calls.outputs), action.workers
-            )
+            decoder.finished = self._decoded
         if decoder is not None and gate is not None:
             self.queries.direct, decoder.compared = gate.answered, gate.compared
             gate.begin(metrics, partial(self.calls.lose_worker, Cause.WRONG, reason=WRONG))
@@ -151,7 +135,7 @@ class Dispatcher:
             await self.decoder.apart(self.codec.learn)
         await self.supervisor.start()
         self.started = True
-        self._background.spawn(watch(self.metrics.loop_lag, lambda: self._do(())))
+        self._background.spawn(watch(self.metrics.loop_lag, self._driver.look))
         up, there = self.scheduler.workers_up, self.rules.workers
         log_event("ready", up=up, workers=there, seconds=round(time.monotonic() - began, 3))
 
@@ -175,7 +159,7 @@ class Dispatcher:
         left = list(self.queries)
         for number in left:
             self.queries.fail(number, "the service stops")
-        self._do(self.scheduler.cancel(left))
+        self._feed(Gone(tuple(left)))
         await self._background.stop()
         self._alarm.cancel()
         await self.pool.stop()
@@ -187,7 +171,7 @@ class Dispatcher:
     def change_policy(self, policy: Policy) -> None:
         """Go on by another policy; see `Scheduler.change_policy`."""
         before = self.scheduler.chosen.name
-        self._do(self.scheduler.change_policy(time.monotonic(), policy))
+        self._feed(PolicyChanged(policy.name))
         self.metrics.policy_is(policy.name)
         log_event("policy changed", policy=policy.name, before=before)
 
@@ -250,10 +234,7 @@ class Dispatcher:
             for _ in payloads:
                 self.metrics.ended("deadline", now - came)
             return [DeadlinePassed(DEADLINE) for _ in payloads]
-        taken = self.scheduler.submit(now, len(payloads), until, accept_decoded)
-        if taken is None:
-            self.refuse(len(payloads))
-        numbers, actions = taken
+        numbers = tuple(islice(self._numbers, len(payloads)))
         self._requests += 1
         futures = []
         for place, (number, payload) in enumerate(zip(numbers, payloads, strict=True)):
@@ -262,76 +243,71 @@ class Dispatcher:
             futures.append(loop.create_future())
             self.queries[number] = InFlightQuery(now, futures[-1], origin, name, limit)
         self.admission.note(now, len(self.queries))
-        self._do(actions)
+        self._driver.feed(now, Submit(numbers, until, accept_decoded))
 
         def cancel(_: object = None) -> None:
             self.queries.cancel(numbers)
-            self._do(self.scheduler.cancel(numbers))
+            self._feed(Gone(numbers))
 
         found = await ended(futures, cancel, gone)
         if not any(isinstance(answer, Cancelled) for answer in found):
             self.metrics.recent.request(found, now - came)
         return found
 
-    # Actions
+    # Events and actions, see `DecodingFrontEnd`
 
-    def _do(self, actions: Sequence[Action]) -> None:
-        """Carry out what the scheduler asks for, and set the clock for what it wants next.
+    def _feed(self, event: Event) -> None:
+        self._driver.feed(time.monotonic(), event)
 
-        The queries of an action that cannot be carried out end with the reason.
-        """
-        queue = deque(actions)
-        while queue:
-            action = queue.popleft()
-            try:
-                self._carriers[type(action)](action)
-            except Exception as error:
-                log_error(error)
-                queue.extend(self._give_up(action, described(error)))
+    def set_timer(self, at: float | None) -> None:
         try:
-            if self.decoder is not None:
-                self.decoder.run()
-            self._alarm.set(self.scheduler.next_timer())
+            self._alarm.set(at)
         except Exception as error:  # the watch tries again
             log_error(error)
 
-    def _forget(self, action: Forget) -> None:
-        for attempt in action.attempts:
+    def broken(self, error: Exception) -> str:
+        log_error(error)
+        return described(error)
+
+    def begin(self, sends: Sequence[Send]) -> None:
+        self.calls.begin(sends)
+
+    def answer(self, answer: Answer) -> None:
+        self.queries.answer(answer.query, self.calls.outputs[answer.attempt], answer.worker)
+
+    def fail(self, query: int, reason: str) -> None:
+        self.queries.fail(query, reason)
+
+    def replace(self, worker: int, reason: str) -> None:
+        self._background.spawn(self.calls.replace(worker, reason))
+
+    def forget(self, attempts: Sequence[int], queries: Sequence[int]) -> None:
+        for attempt in attempts:
             self.calls.outputs.pop(attempt, None)
-        for number in action.queries:
+        for number in queries:
             self.calls.payloads.pop(number, None)
 
-    def _decode(self, action: Decode) -> None:
+    def decided(self, decided: Decided) -> None:
+        self.metrics.decided(decided)
+
+    def decode(self, decode: Decode) -> None:
         assert self.decoder is not None
-        self.decoder.add(
-            Job(action.size, self.codec.gathered(action.outputs, self.calls.outputs), action.wanted)
-        )
-        self.queries.ready(action.wanted, "guessed" if action.guess else "decoded")
+        wanted = dict(decode.wanted)
+        self.decoder.add(Job(decode.size, self._gathered(decode.outputs), wanted))
+        self.queries.ready(wanted, "guessed" if decode.guess else "decoded")
 
-    def _answer_decoded(self, action: AnswerDecoded) -> None:
-        query = self.queries.get(action.query)
-        if query is not None and query.decoded is not None:
-            self.queries.answer(action.query, query.decoded)
+    def answer_decoded(self, query: int) -> None:
+        found = self.queries.get(query)
+        if found is not None and found.decoded is not None:
+            self.queries.answer(query, found.decoded)
 
-    def _give_up(self, action: Action, reason: str) -> list[Action]:
-        """End the queries of an action that was not carried out; return what to do then."""
-        sends: tuple[Send, ...] = ()
-        match action:
-            case Decode():
-                numbers = list(action.wanted)
-            case Answer() | AnswerDecoded() | Fail():
-                numbers = [action.query]
-            case Call() | Send():
-                sends = action.sends if isinstance(action, Call) else (action,)
-                numbers = [send.members[0] for send in sends if not send.group_size]
-            case _:
-                return []
-        for number in numbers:
-            self.queries.fail(number, reason)
-        actions = self.scheduler.cancel(numbers)
-        for send in sends:
-            actions += self.scheduler.failed(time.monotonic(), send.attempt, reason)
-        return actions
+    def compare(self, compare: Compare) -> None:
+        if self.decoder is not None:
+            outputs = self._gathered(compare.outputs)
+            self.decoder.offer(compare.size, outputs, dict(compare.workers))
+
+    def _gathered(self, outputs: Sequence[tuple[int, int]]) -> dict[int, np.ndarray]:
+        return self.codec.gathered(dict(outputs), self.calls.outputs)
 
     # Decoding
 
@@ -345,23 +321,23 @@ class Dispatcher:
             elif not math.isfinite(found.confidence):  # an output may be too large for the heads
                 self._not_decoded(number, "the result is not finite")
             elif self.gate is not None and not self.gate.releases(found, job.size, query):
-                self._do(self.scheduler.withheld(time.monotonic(), number))
+                self._feed(Withheld(number))
             else:
                 if query is not None:
                     query.decoded = found.outputs
-                self._do(self.scheduler.decoded(time.monotonic(), number))
+                self._feed(Decoded(number))
 
     def _not_decoded(self, number: int, reason: str) -> None:
         """Let a late query wait for its own answer; end one that has none to wait for."""
-        query, now = self.queries.get(number), time.monotonic()
+        query = self.queries.get(number)
         if self.scheduler.systematic:
             named = {} if query is None else query.named
             about = {"query": number, "reason": reason, **named}
             self._quiet.log("decoding failed", logging.WARNING, **about)
-            self._do(self.scheduler.withheld(now, number))
+            self._feed(Withheld(number))
         else:
             self.queries.fail(number, f"decoding failed: {reason}")
-            self._do(self.scheduler.decoded(now, number))
+            self._feed(Decoded(number))
 
 
 async def ended(

@@ -22,7 +22,7 @@ from prometheus_client import (
 
 from codedinvnet.common.quantiles import rank_of
 from codedinvnet.net.logs import log_event
-from codedinvnet.scheduler.auto import Decision
+from codedinvnet.scheduler.actions import Decided
 from codedinvnet.scheduler.scheduler import Scheduler
 from codedinvnet.serving.answers import Answered, Cancelled, QueryFailed
 
@@ -259,10 +259,10 @@ class Metrics:
         for members in range(1, size + 1):
             self.groups.labels(str(members))
 
-    def decided(self, decision: Decision) -> None:
+    def decided(self, decided: Decided) -> None:
         """Take down what `auto` does now, and log why."""
-        self._one_of(self.doing, decision.policy.name)
-        log_event("policy", **decision.told)
+        self._one_of(self.doing, decided.policy)
+        log_event("policy", **decided.told)
 
     def policy_is(self, name: str) -> None:
         """Take down the policy; what `auto` did until now is over."""

@@ -1,8 +1,7 @@
 """The simulation: a clock, imagined workers, and the service's own rules.
 
-`Scheduler` is the one that the service runs. The simulation feeds it events and carries out its
-actions: a task keeps its worker busy for a drawn time instead of a forward pass. This module makes
-no decisions of its own.
+The scheduler and its driver are those of the service. A task keeps its worker busy for a drawn time
+instead of a forward pass. This module makes no decisions of its own.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import contextlib
 import gc
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -21,18 +20,17 @@ from codedinvnet.codes.registry import find_method
 from codedinvnet.codes.rules import CodeRules, Task
 from codedinvnet.common.distributions import uniforms
 from codedinvnet.common.progress import Progress
-from codedinvnet.scheduler.actions import (
-    Action,
-    Answer,
-    AnswerDecoded,
-    Call,
-    Complete,
-    Decided,
-    Decode,
-    Fail,
-    Forget,
-    Replace,
-    Send,
+from codedinvnet.driver import Driver
+from codedinvnet.scheduler.actions import Answer, Compare, Decided, Decode, Send
+from codedinvnet.scheduler.events import (
+    Completed,
+    Decoded,
+    Event,
+    Released,
+    Submit,
+    TimerDue,
+    WorkerLost,
+    WorkerUp,
 )
 from codedinvnet.scheduler.scheduler import Scheduler
 from codedinvnet.simulation.clock import Clock
@@ -107,6 +105,7 @@ class Simulation:
     def __init__(self, scenario: Scenario, limit: tuple[float, int] | None = None) -> None:
         self.scenario = scenario
         self.scheduler = Scheduler(scenario.rules, scenario.code)
+        self._driver = Driver(self.scheduler, self, self)
         encodes = find_method(scenario.method).encodes
         self._specs = _specs(self.scheduler.dispatcher.code, encodes)
         self.clock = Clock()
@@ -132,6 +131,8 @@ class Simulation:
         """Unanswered query -> its request."""
         self._long: set[int] = set()
         """Unanswered queries that take long on any worker."""
+        self._queries = 0
+        """How many were submitted."""
         self._left = list(self._sizes)
         self._latency = [0.0] * self.requests
         self._decoded = [0] * self.requests
@@ -148,18 +149,6 @@ class Simulation:
         self._busy = self._computing = 0.0
         self._seconds = 0.0
         self._bar: Any = None
-        self._carry_out: dict[type, Callable[[Any], None]] = {
-            Send: self._send,
-            Call: self._call,
-            Answer: self._answer,
-            Decode: self._start_decoding,
-            AnswerDecoded: self._answer_decoded,
-            Fail: self._fail,
-            Replace: self._replace,
-            Complete: _costs_no_time,
-            Decided: _costs_no_time,
-            Forget: _costs_no_time,
-        }
 
     def run(self, progress: bool = False) -> Records:
         """Simulate until every request has come to its end; return what became of them."""
@@ -195,22 +184,22 @@ class Simulation:
 
     def _arrive(self, request: int) -> None:
         scenario, now, batch = self.scenario, self.clock.now, self._sizes[request]
-        taken = self.scheduler.submit(now, batch, now + scenario.deadline_ms / 1000)
         if request % PROGRESS_STEP == 0 and request:
             self._bar.update(PROGRESS_STEP)
-        if taken is None:  # refused, which is no answer
+        if len(self._request_of) + batch > scenario.rules.max_pending:  # refused: no answer
             self._missing[request] = batch
             self._latency[request] = math.inf
             self._close(request)
         else:
-            numbers, actions = taken
+            numbers = tuple(range(self._queries, self._queries + batch))
+            self._queries += batch
             for number in numbers:
                 self._request_of[number] = request
                 if scenario.long_share and next(self._chance) < scenario.long_share:
                     self._long.add(number)
             self._injector.arrive(numbers)
             self._latency[request] = -now
-            self._do(actions)
+            self._feed(Submit(numbers, now + scenario.deadline_ms / 1000))
         if request + 1 < self.requests:
             self.clock.after(self._arrivals[request + 1] - now, self._arrive, request + 1)
         else:
@@ -224,12 +213,11 @@ class Simulation:
 
     # Actions
 
-    def _do(self, actions: Sequence[Action]) -> None:
-        """Carry out what the rules say, and set the clock for what they want next."""
-        carry_out = self._carry_out
-        for action in actions:
-            carry_out[type(action)](action)
-        at = self.scheduler.next_timer()
+    def _feed(self, event: Event) -> None:
+        self._driver.feed(self.clock.now, event)
+
+    def set_timer(self, at: float | None) -> None:
+        """Set the clock for what the scheduler wants next."""
         if at is not None and at < self._timer_at:
             self._timer_at = at
             self.clock.after(at - self.clock.now, self._on_timer, at)
@@ -237,24 +225,29 @@ class Simulation:
     def _on_timer(self, at: float) -> None:
         if at == self._timer_at:  # otherwise an earlier one took its place
             self._timer_at = math.inf
-            self._do(self.scheduler.on_timer(max(at, self.clock.now)))
+            self._driver.feed(max(at, self.clock.now), TimerDue())
 
-    def _send(self, action: Send) -> None:
-        worker = action.worker
-        spec = self._specs[action.task, action.size]
+    def broken(self, error: Exception) -> str:
+        """Stop: an action that cannot be carried out is a mistake here."""
+        raise error
+
+    def begin(self, sends: Sequence[Send]) -> None:
+        """Give a worker a task, or several that it computes in one call."""
+        first = sends[0]
+        if len(sends) > 1:
+            attempts = tuple(send.attempt for send in sends)
+            computing = next(self._service) * self.scenario.call_cost(len(attempts))
+            queries = tuple(query for send in sends for query in send.members)
+            self._start(first.worker, attempts, queries, computing)
+            return
+        spec = self._specs[first.task, first.size]
         computing = next(self._service) * spec.cost
-        if action.members[0] in self._long:
+        if first.members[0] in self._long:
             computing *= self.scenario.long
         if spec.encoded:
-            computing += next(self._encode) * action.size
-        queries = () if action.group_size else action.members
-        self._start(worker, (action.attempt,), queries, computing)
-
-    def _call(self, action: Call) -> None:
-        attempts = tuple(send.attempt for send in action.sends)
-        computing = next(self._service) * self.scenario.call_cost(len(attempts))
-        queries = tuple(query for send in action.sends for query in send.members)
-        self._start(action.sends[0].worker, attempts, queries, computing)
+            computing += next(self._encode) * first.size
+        queries = () if first.group_size else first.members
+        self._start(first.worker, (first.attempt,), queries, computing)
 
     def _start(
         self, worker: int, attempts: tuple[int, ...], queries: tuple[int, ...], computing: float
@@ -301,49 +294,64 @@ class Simulation:
         for attempt in work.attempts:
             if held > 0:
                 self.clock.after(held, self._arrived, attempt)
-                self._do(self.scheduler.released(now, worker, attempt))
+                self._feed(Released(worker, attempt))
             else:
-                self._do(self.scheduler.result(now, attempt))
+                self._feed(Completed(attempt))
 
     def _arrived(self, attempt: int) -> None:
-        self._do(self.scheduler.result(self.clock.now, attempt))
+        self._feed(Completed(attempt))
 
     def _crash(self, worker: int, life: int) -> None:
         if life == self._lives[worker]:
-            self._do(self.scheduler.worker_lost(self.clock.now, worker, "crashed"))
+            self._feed(WorkerLost(worker, "crashed"))
 
-    def _replace(self, action: Replace) -> None:
-        running = self._began[action.worker]
+    def replace(self, worker: int, reason: str) -> None:
+        """Have another worker in a lost one's place after a while."""
+        running = self._began[worker]
         if not self._seconds:
             self._busy += sum(self.clock.now - began for began in running.values())
         running.clear()
-        self._lives[action.worker] += 1
-        self.clock.after(next(self._restart), self._up, action.worker)
+        self._lives[worker] += 1
+        self.clock.after(next(self._restart), self._up, worker)
 
     def _up(self, worker: int) -> None:
-        self._do(self.scheduler.worker_up(self.clock.now, worker))
+        self._feed(WorkerUp(worker))
 
-    def _start_decoding(self, action: Decode) -> None:
-        self.clock.after(next(self._decode), self._decoded_all, tuple(action.wanted))
+    def decode(self, decode: Decode) -> None:
+        """Have answers after the time that decoding takes."""
+        queries = [query for query, _ in decode.wanted]
+        self.clock.after(next(self._decode), self._decoded_all, queries)
 
     def _decoded_all(self, queries: Sequence[int]) -> None:
         for query in queries:
-            self._do(self.scheduler.decoded(self.clock.now, query))
+            self._feed(Decoded(query))
 
     # Ends
 
-    def _answer(self, action: Answer) -> None:
-        self._finish(action.query)
+    def answer(self, answer: Answer) -> None:
+        """End a query by a direct answer."""
+        self._finish(answer.query)
 
-    def _answer_decoded(self, action: AnswerDecoded) -> None:
-        self._decoded[self._request_of[action.query]] += 1
-        self._finish(action.query)
+    def answer_decoded(self, query: int) -> None:
+        """End a query by a decoded answer."""
+        self._decoded[self._request_of[query]] += 1
+        self._finish(query)
 
-    def _fail(self, action: Fail) -> None:
-        request = self._request_of[action.query]
+    def fail(self, query: int, reason: str) -> None:
+        """End a query without an answer."""
+        request = self._request_of[query]
         self._missing[request] += 1
         self._latency[request] = math.inf
-        self._finish(action.query)
+        self._finish(query)
+
+    def forget(self, attempts: Sequence[int], queries: Sequence[int]) -> None:
+        """Let go of nothing: there are no outputs."""
+
+    def compare(self, compare: Compare) -> None:
+        """Compare nothing: it costs no time that anybody waits for."""
+
+    def decided(self, decided: Decided) -> None:
+        """Tell nobody."""
 
     def _finish(self, query: int) -> None:
         request = self._request_of.pop(query)
@@ -369,10 +377,6 @@ class Simulation:
     def _burst(self, burst: Source) -> None:
         self._injector.begin(burst, self.clock.now)
         self.clock.after(next(burst.gaps), self._burst, burst)
-
-
-def _costs_no_time(action: Complete | Decided | Forget) -> None:
-    """Pass by a free check, a decision, and what is forgotten."""
 
 
 def _specs(code: CodeRules, encodes: bool) -> dict[tuple[int, int], Task]:
