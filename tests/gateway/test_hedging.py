@@ -9,7 +9,6 @@ from collections.abc import Callable
 import pytest
 
 from codedinvnet.common.errors import UserError
-from codedinvnet.gateway.content import FirstContent, carries_content
 from codedinvnet.gateway.metrics import GatewayMetrics
 from codedinvnet.gateway.routes import Routes
 from tests.gateway.support import INFER, V2, Handler, Request, Running, Upstream, answer, gateway
@@ -203,28 +202,3 @@ async def test_a_refused_connection_is_tried_elsewhere() -> None:
         bodies = [b"%d" % number for number in range(20)]  # at once: one sees it, all are moved
         found = await asyncio.gather(*(g.ask("POST", "/orders", body) for body in bodies))
         assert [one.body for one in found] == bodies
-
-
-@pytest.mark.parametrize(
-    ("data", "content"),
-    [
-        (b"", False), (b" ", False), (b"hi", True), (b"{", True), (b"[DONE]", True),
-        (b'{"choices":[{"delta":{"role":"assistant"}}]}', False),
-        (b'{"choices":[{"delta":{"role":"assistant","content":""}}]}', False),
-        (b'{"choices":[{"delta":{"content":null,"refusal":null}}]}', False),
-        (b'{"choices":[{"delta":{"content":"a"}}]}', True),
-        (b'{"choices":[{"delta":{"tool_calls":[{"index":0}]}}]}', True),
-        (b'{"choices":[{"delta":{},"finish_reason":"stop"}]}', True),
-        (b'{"choices":[{"text":""}]}', False), (b'{"choices":[{"text":"a"}]}', True),
-        (b'{"choices":[]}', False), (b'{"choices":[],"usage":{"total_tokens":1}}', True),
-        (b'{"type":"message_start"}', False), (b'{"type":"ping"}', False),
-        (b'{"type":"content_block_delta"}', True), (b'{"error":"no"}', True), (b"[1]", True),
-    ],
-)  # fmt: skip
-def test_which_events_are_content(data: bytes, content: bool) -> None:
-    assert carries_content(data) is content
-    for end in (b"\n", b"\r\n"):
-        stream = b": hello" + end + b"event: x" + end * 2 + b"data: " + data + end * 2
-        whole, parts = FirstContent(), FirstContent()
-        assert whole.feed(stream) is content
-        assert any([parts.feed(stream[i : i + 3]) for i in range(0, len(stream), 3)]) is content

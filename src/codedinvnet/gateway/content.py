@@ -15,25 +15,31 @@ MOST_EVENT = 1 << 16
 """Bytes of an event's data that is read; longer ones count."""
 PRELUDES = frozenset(
     {
-        "ping", "message_start", "content_block_start", "response.created", "response.queued",
-        "response.in_progress", "response.output_item.added", "response.content_part.added",
+        "ping", "keepalive", "message_start", "response.created", "response.queued",
+        "response.in_progress", "response.content_part.added", "response.reasoning_part.added",
+        "response.reasoning_summary_part.added",
     }
 )  # fmt: skip
-"""Types of events that large language models' servers send before any text."""
+"""Types of events that servers of language models send before they have computed anything."""
+STARTS = {"content_block_start": "content_block", "response.output_item.added": "item"}
+"""Types of events that begin a part of an answer, and where they describe it."""
+TEXTS = ("text", "thinking", "message", "reasoning")
+"""Parts whose content follows in further events; of others, the description is content: a tool's
+name."""
 
 
 class FirstContent:
     """Reads a stream of events until one carries something."""
 
-    __slots__ = ("_data", "_line", "_size")
+    __slots__ = ("_data", "_line", "_name", "_size")
 
     def __init__(self) -> None:
-        self._line = b""
+        self._line = self._name = b""
         self._data: list[bytes] = []
         self._size = 0
 
     def feed(self, data: bytes) -> bool:
-        """Take a part of the stream in, and tell whether content is here."""
+        """Take a part of the stream in; return whether content is here."""
         self._size += len(data)
         if self._size > MOST_HELD:
             return True
@@ -42,15 +48,18 @@ class FirstContent:
         for line in lines:
             if line.startswith(b"data:"):
                 self._data.append(line[5:].removeprefix(b" "))
-            elif not line and self._data:
+            elif line.startswith(b"event:"):
+                self._name = line[6:].strip()
+            elif not line:
+                name, self._name = self._name.decode("latin-1"), b""
                 event, self._data = b"\n".join(self._data), []
-                if carries_content(event):
+                if name not in PRELUDES and carries_content(event):
                     return True
         return False
 
 
 def carries_content(data: bytes) -> bool:
-    """Tell whether an event's data says more than that an answer is being computed."""
+    """Return whether an event's data says more than that an answer is being computed."""
     if not data.strip():
         return False
     if len(data) > MOST_EVENT or not data.startswith(b"{"):
@@ -61,8 +70,18 @@ def carries_content(data: bytes) -> bool:
         return True
     if not isinstance(event, dict):
         return True
-    if event.get("type") in PRELUDES:
+    kind = str(event.get("type", ""))
+    if event.get("error"):
+        return True
+    if kind in PRELUDES:
         return False
+    if kind in STARTS:
+        part = event.get(STARTS[kind])
+        return not isinstance(part, dict) or part.get("type") not in TEXTS
+    if kind and "delta" in event:  # Anthropic's messages, and responses
+        return _is_filled(event["delta"], "type")
+    if "content" in event and "stop" in event:  # llama.cpp's own API
+        return bool(event["content"] or event["stop"] or event.get("tokens"))
     choices = event.get("choices")
     if not isinstance(choices, list):
         return True
@@ -70,9 +89,17 @@ def carries_content(data: bytes) -> bool:
 
 
 def _says_something(choice: Any) -> bool:
-    if not isinstance(choice, dict) or choice.get("finish_reason") or choice.get("text"):
+    if not isinstance(choice, dict):
         return True
-    delta = choice.get("delta")
-    if not isinstance(delta, dict):
-        return "text" not in choice
-    return any(value for key, value in delta.items() if key != "role")
+    if any(choice.get(key) for key in ("finish_reason", "text", "token_ids")):
+        return True
+    if isinstance(choice.get("delta"), dict):
+        return _is_filled(choice["delta"], "role")
+    return "text" not in choice
+
+
+def _is_filled(delta: Any, label: str) -> bool:
+    """Return whether a change of an answer has more in it than a label."""
+    if isinstance(delta, dict):
+        return any(value for key, value in delta.items() if key != label)
+    return bool(delta)
