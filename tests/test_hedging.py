@@ -424,18 +424,16 @@ async def test_a_stream_is_hedged_until_its_first_content_and_never_mixed(
     async with (
         Toy(handle("a", 1000)) as a,
         Toy(handle("b", 1000)) as b,
-        any_client(a, b, hedge=["POST /v1/chat/*"]) as asking,
-        asyncio.timeout(20),
+        any_client(a, b, hedge=["POST /v1/chat/*"], budget=0.5) as asking,
+        asyncio.timeout(20 * STALL),
     ):
         for i in range(120):
             if i == 60:
                 a.handle = handle("a", 5)
-                began = asyncio.get_running_loop().time()
             text = "".join([part async for part in asking.stream("/v1/chat/completions")])
             assert [text.count(f'"a{i}"') + text.count(f'"b{i}"') for i in range(5)] == [1] * 5
             assert ("a0" in text) != ("b0" in text)
             assert text.count("comment") == 1
-        assert asyncio.get_running_loop().time() - began < 4 * STALL
         assert asking.transport.stats.won >= 1
         cut = a.cut + b.cut
         async with contextlib.aclosing(asking.stream("/v1/chat/completions")) as parts:

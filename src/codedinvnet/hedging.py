@@ -244,19 +244,16 @@ class _Answer:
         return found
 
     def hang_up(self, is_late: bool = False) -> None:
-        """End the call, and close its connections so that upstreams learn of it.
+        """End the call; upstreams learn of it, as their connections are closed.
 
-        If it is late, upstreams that have answered nothing since it was sent are to blame.
+        If it is late, those that have answered nothing since it was sent are to blame.
         """
         call = self.call
         if call is None or self.is_complete:
             return
-        attempts = [attempt for attempt in call.attempts if not attempt.is_done]
+        waiting = [attempt for attempt in call.attempts if not attempt.is_done]
         call.gone()
-        for attempt in attempts:
-            if not attempt.is_done:  # left to finish, as a loser is
-                attempt.abort()
-                call.dispatcher.close(attempt, "cancelled")
+        for attempt in waiting:
             if is_late and attempt.endpoint.heard < attempt.began:
                 failure = Failure(Cause.SILENT, "no answer before the client's time-out")
                 call.dispatcher.cluster.blame(attempt.endpoint, failure)
@@ -330,8 +327,8 @@ class HedgingTransport(_Transport):
     whose requests are sent by a thread that runs until the client is closed.
 
     A request with `extensions={"hedge": False}` or the header `x-hedge: off` gets no copy, and is
-    sent again only if its connection was refused. A call that is cancelled, timed out, or whose
-    response is closed early closes its connections, so that the servers learn of it.
+    sent again only if its connection was refused. A call is cancelled if its task is, if it takes
+    too long, or if its response is closed early; servers learn of it by closed connections.
 
     Args:
         urls: base URLs. They replace scheme and host of what the client asks for.
@@ -341,8 +338,8 @@ class HedgingTransport(_Transport):
         health: the path that is probed; None: V2's readiness where it exists, else a connection.
         budget: copies per request, at most.
         slots: concurrent requests per upstream, at most; others wait. None: found for each.
-        cancel: whether connections of attempts that lost are closed, for servers that stop working
-            then; None: those of streams are.
+        cancel: whether connections of attempts that nobody waits for are closed, for servers that
+            stop working then; None: those of streams are, and those of calls that were cancelled.
 
     Attributes:
         metrics: the counters and times of a gateway, as a registry of `prometheus_client`.
