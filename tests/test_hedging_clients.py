@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -90,8 +91,11 @@ async def sent(events: Iterator[Event], stall: float) -> AsyncIterator[bytes]:
         yield b"data: [DONE]\n\n"
 
 
-def model(name: str, every: int = 0) -> Handler:
-    """Answer with the server's name and the prompt; hold every so many-th answer back."""
+def model(name: str, every: int = 0, fails: bool = False) -> Handler:
+    """Answer with the server's name and the prompt; hold every so many-th answer back.
+
+    One that fails says so in the middle of a stream.
+    """
 
     def answer(request: Request) -> Reply:
         if request.method == "GET":
@@ -105,7 +109,11 @@ def model(name: str, every: int = 0) -> Handler:
         is_tool = "tools" in asked
         text = json.dumps({"said": text}) if is_tool else text
         events = messages if request.path == "/v1/messages" else chat
-        return Reply(sent(events(text, is_tool), stall), type="text/event-stream")
+        found = list(events(text, is_tool))
+        if fails:
+            error = {"type": "error", "error": {"type": "api_error", "message": "out of memory"}}
+            found = [*found[:4], error]
+        return Reply(sent(iter(found), stall), type="text/event-stream")
 
     return answer
 
@@ -178,27 +186,43 @@ KINDS = {
 }
 
 
+@contextlib.asynccontextmanager
+async def asking(kind: Kind, toys: Sequence[Toy]) -> AsyncIterator[tuple[Any, HedgingTransport]]:
+    """Yield a client on a transport, and the transport."""
+    urls, paths = [toy.url for toy in toys], ("/v1/chat/completions", "/v1/messages")
+    transport = HedgingTransport(urls, hedge=[f"POST {path}" for path in paths], budget=0.5)
+    client = kind.create(
+        api_key="none",
+        base_url=kind.url,
+        http_client=kind.http(transport=transport),
+        max_retries=0,
+        timeout=STALL / 3,
+    )
+    try:
+        yield client, transport
+    finally:
+        await of(client.close)
+
+
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 async def test_answers_are_whole_and_from_one_server_though_the_other_stalls(kind: Kind) -> None:
     async with Toy(model("a")) as a, Toy(model("b")) as b:
-        transport = HedgingTransport(
-            [a.url, b.url], hedge=["POST /v1/chat/completions", "POST /v1/messages"], budget=0.5
-        )
-        http_client = kind.http(transport=transport)
-        client = kind.create(
-            api_key="none",
-            base_url=kind.url,
-            http_client=http_client,
-            max_retries=0,
-            timeout=STALL / 3,
-        )
-        for number in range(90):
-            if number == 45:  # it knows by now how long an answer takes
-                a.handle = model("a", every=4)
-            how = ("stream", "tools", "whole")[number % 3]
-            answer = await kind.ask(client, f"{how} {number}", how)
-            assert answer in [f"{name} was asked: {how} {number}" for name in "ab"]
+        async with asking(kind, [a, b]) as (client, transport):
+            for number in range(90):
+                if number == 45:  # it knows by now how long an answer takes
+                    a.handle = model("a", every=4)
+                how = ("stream", "tools", "whole")[number % 3]
+                answer = await kind.ask(client, f"{how} {number}", how)
+                assert answer in [f"{name} was asked: {how} {number}" for name in "ab"]
         stats = transport.stats
         assert stats.requests == 90
         assert 1 <= stats.won <= stats.hedged
-        await of(client.close)
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+async def test_an_error_in_mid_stream_is_the_clients_to_see(kind: Kind) -> None:
+    async with Toy(model("a", fails=True)) as a, Toy(model("b", fails=True)) as b:
+        async with asking(kind, [a, b]) as (client, _):
+            with pytest.raises((openai.APIError, anthropic.APIError), match="out of memory"):
+                await kind.ask(client, "anything", "stream")
+        assert sum(each.method == "POST" for each in a.seen + b.seen) == 1
