@@ -231,6 +231,14 @@ class _Answer:
             except TimeoutError:
                 self.hang_up()
                 raise self.late("read") from None
+        return self.take()
+
+    def take(self) -> list[bytes]:
+        """Return the parts that are here.
+
+        Raises:
+            Exception: of the client's module: there are none, and the rest does not come.
+        """
         parts, self._parts, self._size = self._parts, [], 0
         if not parts and self._broke:
             raise self.error("RemoteProtocolError", "the upstream failed in mid-stream")
@@ -281,7 +289,8 @@ class _Body:
         self._answer, self._thread = answer, thread
 
     def __iter__(self) -> Iterator[bytes]:
-        while parts := self._thread.run(self._answer.more()):
+        answer, thread = self._answer, self._thread
+        while parts := answer.take() if answer.is_complete else thread.run(answer.more()):
             yield from parts
 
     def close(self) -> None:
