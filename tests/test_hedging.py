@@ -456,8 +456,8 @@ async def test_wrong_use_is_refused_in_words_of_python() -> None:
         HedgingTransport(["http://127.0.0.1:9"], no_hedge="GET")
 
 
-def test_the_example_runs_without_torch() -> None:
-    code = "import runpy, sys; sys.modules['torch'] = None; "
+def test_the_example_runs_without_torch_and_httpx2() -> None:
+    code = "import runpy, sys; sys.modules['torch'] = sys.modules['httpx2'] = None; "
     code += f"runpy.run_path('{EXAMPLE}', run_name='__main__')"
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
