@@ -38,7 +38,7 @@ def test_resumed_sampling_keeps_a_whole_data_set_and_makes_a_damaged_one_again(
     run = shared_network(pixels, tmp_path)
     report = stages.sample(run, 2)
     (path,) = (run.fusion_folder(2) / "data").iterdir()
-    whole, kept = load_checkpoint(path)[0], path.stat()
+    whole, kept = {k: t.clone() for k, t in load_checkpoint(path)[0].items()}, path.stat()
     resumed = shared_network(pixels, tmp_path, resume=-1)
     assert stages.sample(resumed, 2) == report
     assert report["largest_latent_error"] > 0

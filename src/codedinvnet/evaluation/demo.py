@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
@@ -63,10 +64,12 @@ def draw_group(panel: SubFigure, bundle: Bundle, source: ImageSource, seed: int)
     middle = {"transform": axes[lost].transAxes, "ha": "center", "va": "center"}
     axes[lost].text(0.5, 0.5, "lost", color=DECODED, fontsize=18, weight="bold", **middle)
     _show(axes[SHOWN], made, "parity query, E of all")
-    rows = torch.arange(len(bundle.info.classes))
+    rows = np.arange(len(bundle.info.classes))
     bars = axes[-1]
-    bars.barh(rows - 0.2, direct.cpu(), 0.4, color=DIRECT, label="direct answer, never seen")
-    bars.barh(rows + 0.2, decoded.cpu(), 0.4, color=DECODED, label="decoded")
+    bars.barh(
+        rows - 0.2, direct.cpu().numpy(), 0.4, color=DIRECT, label="direct answer, never seen"
+    )
+    bars.barh(rows + 0.2, decoded.cpu().numpy(), 0.4, color=DECODED, label="decoded")
     bars.set_yticks(rows, bundle.info.classes)
     bars.set(title=f"probabilities of query {lost + 1}", xlim=(0, 1))
     bars.title.set_fontsize(9)
