@@ -14,7 +14,7 @@ from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.method import Given, Method, Tolerance
 from codedinvnet.common.config import EncoderSettings, NetworkSettings
 from codedinvnet.models.base import Model
-from codedinvnet.models.coded import CodedModel, ModelSettings
+from codedinvnet.models.coded import CodedModel, ModelSettings, build_model
 from codedinvnet.models.network import classifier_of
 from codedinvnet.serving.workers.computing import scheme_of
 
@@ -50,7 +50,7 @@ def tiny_model(
     """
     torch.manual_seed(0)
     side = 8 if kind == "lean" else 16
-    model = CodedModel(
+    model = build_model(
         ModelSettings(
             image_shape=(1, side, side),
             padding=0,
@@ -90,7 +90,7 @@ def made(
 
 def around(kind: type[Method], model: CodedModel, k: int) -> Scheme:
     """Return the scheme of a method around a coded model."""
-    shape, classes = model.settings.image_shape, len(model.settings.classes)
+    shape, classes = model.image_shape, len(model.classes)
     return kind().build(Given(k, classifier_of(model), shape, classes, model))
 
 

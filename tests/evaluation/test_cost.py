@@ -8,7 +8,7 @@ from codedinvnet.common.config import EncoderSettings
 from codedinvnet.evaluation import cost
 from codedinvnet.evaluation.cost import info_report
 from codedinvnet.models.bundle import Bundle
-from codedinvnet.models.coded import CodedModel
+from codedinvnet.models.coded import build_model
 from codedinvnet.nn.head import MosaicHead
 
 
@@ -33,7 +33,7 @@ def test_what_a_mosaic_reads_from_a_parity_is_counted_beside_its_encoder(bundle:
     encoder = EncoderSettings(kind="mosaic", width=4, side_features=5)
     network = bundle.info.model.network.model_copy(update={"strides": (1, 1)})
     settings = bundle.info.model.model_copy(update={"encoder": encoder, "network": network})
-    mosaic = Bundle(bundle.info.model_copy(update={"model": settings}), CodedModel(settings))
+    mosaic = Bundle(bundle.info.model_copy(update={"model": settings}), build_model(settings))
     found = info_report(mosaic)
     channels, height, width = found["latent_shape"]
     assert isinstance(mosaic.model.recovery_head, MosaicHead)

@@ -20,7 +20,7 @@ from codedinvnet.models.bundle import (
     save_bundle,
     shipped_bundles,
 )
-from codedinvnet.models.coded import CodedModel
+from codedinvnet.models.coded import build_model
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def test_a_shipped_bundle_is_what_its_settings_file_trains(name: str) -> None:
 def test_round_trip_keeps_every_answer(bundle: Bundle, held_out: ImageSet, tmp_path: Path) -> None:
     settings = bundle.info.model
     torch.manual_seed(5)
-    model = CodedModel(settings)  # constrained layers: save_bundle folds them
+    model = build_model(settings)  # constrained layers: save_bundle folds them
     images = held_out.images[:8]
     model.eval()
     with torch.no_grad():

@@ -14,6 +14,7 @@ from codedinvnet.common.errors import UserError
 from codedinvnet.models.coded import (
     CodedModel,
     ModelSettings,
+    build_model,
     build_network,
     decode_missing,
     invertible,
@@ -41,7 +42,7 @@ def model(
     side_features: int = 4,
 ) -> CodedModel:
     torch.manual_seed(0)
-    return CodedModel(
+    return build_model(
         ModelSettings(
             image_shape=image_shape,
             padding=padding,
@@ -155,7 +156,7 @@ def mosaic_settings(**changes: Any) -> ModelSettings:
 
 def test_a_mosaics_members_are_answered_from_what_was_read_of_them() -> None:
     torch.manual_seed(0)
-    coded = CodedModel(mosaic_settings()).eval()
+    coded = build_model(mosaic_settings()).eval()
     head = coded.recovery_head
     assert isinstance(head, MosaicHead)
     images = torch.randint(0, 256, (2, 3, 1, 16, 16), dtype=torch.uint8)

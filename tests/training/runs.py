@@ -7,9 +7,12 @@ from typing import Any
 
 import torch
 
+from codedinvnet.common.config import Settings
+from codedinvnet.data import ImageSource, split_images
 from codedinvnet.evaluation import stages
 from codedinvnet.models.checkpoint import load_checkpoint
 from codedinvnet.training.fusion_data import FusionData, load_fusion_data
+from codedinvnet.training.network import NetworkStage, fresh_model
 from tests.conftest import make_run, tiny_settings
 
 CPU = torch.device("cpu")
@@ -19,6 +22,13 @@ def pixel_run(save_dir: Path, data_dir: Path, resume: int = 0, **fusion: Any) ->
     raw = tiny_settings("pixels")
     raw["fusion"].update(fusion)
     return make_run(raw, save_dir, data_dir, resume)
+
+
+def network_stage(
+    settings: Settings, source: ImageSource, kind: type[NetworkStage] = NetworkStage
+) -> NetworkStage:
+    model = fresh_model(settings, source.shape, source.classes)
+    return kind(model, settings.training, *split_images(settings, source))
 
 
 def fusion_data(run: stages.Run) -> FusionData:

@@ -16,6 +16,7 @@ from codedinvnet.models.checkpoint import load_checkpoint
 from codedinvnet.training.loop import LATEST, Stage, differing_keys, train_stage, warmup_cosine
 from codedinvnet.training.network import NetworkStage, network_settings
 from tests.conftest import tiny_settings
+from tests.training.runs import network_stage
 
 CPU = torch.device("cpu")
 
@@ -217,7 +218,7 @@ class Interrupted(NetworkStage):
 def network_run(
     kind: type[NetworkStage], settings: Settings, data_dir: Path, folder: Path, resume: int = 0
 ) -> NetworkStage:
-    stage = kind(settings, load_images("mnist", "train", data_dir=data_dir), CPU)
+    stage = network_stage(settings, load_images("mnist", "train", data_dir=data_dir), kind)
     train_stage(
         stage,
         folder,

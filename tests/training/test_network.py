@@ -9,10 +9,12 @@ import torch
 import torch.nn.functional as F
 
 from codedinvnet.evaluation import stages
+from codedinvnet.nn.iresnet import steps as steps_of
 from codedinvnet.training import network
 from codedinvnet.training.loop import warmup_cosine
-from codedinvnet.training.network import NetworkStage, augment
+from codedinvnet.training.network import augment
 from tests.conftest import make_run, tiny_settings
+from tests.training.runs import network_stage
 
 CPU = torch.device("cpu")
 
@@ -38,7 +40,7 @@ def test_the_bound_is_kept_from_before_the_first_step_and_the_rate_follows_its_c
     data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = make_run(tiny_settings("recovery"), tmp_path, data_dir)
-    stage = NetworkStage(run.settings, run.images("train"), CPU)
+    stage = network_stage(run.settings, run.images("train"))
     calls: list[dict[str, int]] = []
     monkeypatch.setattr(network, "project", lambda f, **options: calls.append(options))
     stage.start_epoch(0, torch.Generator().manual_seed(0))
@@ -62,11 +64,11 @@ def test_mixup_mixes_images_and_labels_by_one_share(
     raw = tiny_settings("recovery")
     raw["training"]["mixup"] = "manifold"
     run: stages.Run = make_run(raw, tmp_path, data_dir)
-    stage = NetworkStage(run.settings, run.images("train"), CPU)
+    stage = network_stage(run.settings, run.images("train"))
     stage.start_epoch(0, torch.Generator().manual_seed(0))
-    stage.points = [point % (len(list(stage.network.steps())) + 1)]
-    image = F.pad(stage.source.batch(torch.arange(1))[0].float() / 255, (2,) * 4)
-    log = stage.head(stage.network(image)).log_softmax(1)[0]
+    stage.points = [point % (len(steps_of(stage.model.network)) + 1)]
+    image = F.pad(stage.train.batch(torch.arange(1))[0].float() / 255, (2,) * 4)
+    log = stage.model.head(stage.model.network(image)).log_softmax(1)[0]
 
     same = stage.mixup_loss(image.repeat(16, 1, 1, 1), torch.full((16,), 3))
     assert same.item() == pytest.approx(-log[3].item(), rel=1e-5)  # with itself an image stays
@@ -74,5 +76,5 @@ def test_mixup_mixes_images_and_labels_by_one_share(
     mixed = stage.mixup_loss(image.repeat(16, 1, 1, 1), labels)
     assert mixed.item() == pytest.approx(-(log[3] + log[7]).item() / 2, rel=1e-5)
     two = torch.cat([image, 1 - image]).repeat(8, 1, 1, 1)
-    plain = F.cross_entropy(stage.head(stage.network(two)), labels)
+    plain = F.cross_entropy(stage.model.head(stage.model.network(two)), labels)
     assert stage.mixup_loss(two, labels).item() != pytest.approx(plain.item(), rel=1e-4)

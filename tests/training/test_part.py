@@ -17,7 +17,7 @@ from codedinvnet.codes.method import Given, given_by
 from codedinvnet.codes.parm import ParityModel, ParM
 from codedinvnet.common.config import PartSettings
 from codedinvnet.common.errors import UserError
-from codedinvnet.data import ImageSet, random_groups, sample_images
+from codedinvnet.data import ImageRows, ImageSet, random_groups, sample_images
 from codedinvnet.models.bundle import Bundle, load_bundle
 from codedinvnet.models.network import ImageNetwork, classifier_of
 from codedinvnet.nn.resnet import ResNet
@@ -51,25 +51,27 @@ def data(bundle: Bundle, source: ImageSet, tmp_path: Path) -> TrainingData:
     return make_data(bundle, source, tmp_path)
 
 
+def held(source: ImageSet) -> ImageRows:
+    return ImageRows(source, VALIDATION, "here")
+
+
 def make_data(
     bundle: Bundle, source: ImageSet, folder: Path, said: Tensor | None = None, **training: Any
 ) -> TrainingData:
-    settings = bundle.info.provenance.settings
-    options = settings.training.model_copy(update=training)
+    options = bundle.info.provenance.settings.training.model_copy(update=training)
+    parts = {"train": ImageRows(source, TRAIN, "here"), "validation": held(source)}
 
     @cache
     def logits(split: str) -> Tensor:
-        rows = TRAIN if split == "train" else VALIDATION
         if said is not None:
-            return said.expand(len(rows), -1)
-        return all_logits(classifier_of(bundle.model), source, rows, description="logits")
+            return said.expand(len(parts[split]), -1)
+        return all_logits(classifier_of(bundle.model), parts[split], description="logits")
 
     return TrainingData(
-        source,
-        TRAIN,
-        VALIDATION,
+        parts["train"],
+        parts["validation"],
         logits,
-        settings.model_copy(update={"training": options}),
+        options,
         0,
         CPU,
         {},
@@ -91,7 +93,7 @@ def steps(stage: PartStage, count: int) -> None:
 
 
 def predicted(network: nn.Module, source: ImageSet) -> Tensor:
-    return all_logits(network, source, VALIDATION, description="logits").argmax(1)
+    return all_logits(network, held(source), description="logits").argmax(1)
 
 
 def test_a_plain_classifier_learns_the_labels(
@@ -204,6 +206,6 @@ def test_a_parity_model_sees_varied_images_and_learns_the_logits_of_the_original
 
 
 def test_too_few_images_for_a_group(bundle: Bundle, data: TrainingData) -> None:
-    few = replace(data, validation_rows=VALIDATION[:3])
+    few = replace(data, validation=ImageRows(data.validation, torch.arange(3), "here"))
     with pytest.raises(UserError, match="k=4 cannot be drawn from 3 validation images"):
         parity_stage(ParityModel(pupil(), 4), given_by(bundle, 4), few, BUDGET)

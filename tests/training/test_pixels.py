@@ -13,7 +13,7 @@ from codedinvnet.codes.invnet import own_scheme
 from codedinvnet.common.config import PixelFusionSettings, parse_settings
 from codedinvnet.data import ImageRows, ImageSet, settings_split
 from codedinvnet.models.bundle import Bundle
-from codedinvnet.models.coded import CodedModel
+from codedinvnet.models.coded import CodedModel, build_model
 from codedinvnet.training.fusion_data import FusionData
 from codedinvnet.training.pixels import PixelStage
 from tests.conftest import tiny_settings
@@ -51,7 +51,7 @@ def model(bundle: Bundle) -> CodedModel:
     """Return a network with an encoder that has not learned anything."""
     description = bundle.info.model
     encoder = description.encoder.model_copy(update={"kind": "lean", "side_features": 0})
-    made = CodedModel(description.model_copy(update={"encoder": encoder}))
+    made = build_model(description.model_copy(update={"encoder": encoder}))
     torch.manual_seed(1)
     for parameter in made.encoder.parameters():
         nn.init.normal_(parameter, std=0.2)

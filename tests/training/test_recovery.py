@@ -3,7 +3,6 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from codedinvnet.common.config import RecoveryFusionSettings, parse_settings
-from codedinvnet.data import load_images
-from codedinvnet.models.coded import CodedModel, decode_missing, model_settings
+from codedinvnet.data import load_images, split_images
+from codedinvnet.models.coded import build_model, decode_missing, model_settings
 from codedinvnet.training import recovery
 from codedinvnet.training.recovery import RecoveryStage, draw_size
 from tests.conftest import tiny_settings
@@ -25,8 +24,9 @@ def stage_of(raw: dict[str, Any], data_dir: Path, joint: bool) -> RecoveryStage:
     assert isinstance(settings.fusion, RecoveryFusionSettings)
     source = load_images("mnist", "train", data_dir=data_dir)
     torch.manual_seed(0)
-    model = CodedModel(model_settings(settings, source.shape, source.classes))
-    return RecoveryStage(settings, settings.fusion, source, model, {}, joint=joint)
+    model = build_model(model_settings(settings, source.shape, source.classes))
+    images = split_images(settings, source)
+    return RecoveryStage(settings.fusion, settings.training, *images, model, {}, joint=joint)
 
 
 @pytest.mark.parametrize("apart", [False, True])
@@ -55,7 +55,7 @@ def test_a_step_follows_the_loss(
         "encoder": {"kind": kind, "width": 4, "side_features": 4},
     }
     stage = stage_of(raw, data_dir, joint)
-    source, model = stage.source, stage.model
+    source, model = stage.train, stage.model
     seen: list[tuple[Tensor, Tensor]] = []
     batch = source.batch
 
@@ -70,7 +70,7 @@ def test_a_step_follows_the_loss(
     projected: list[object] = []
     monkeypatch.setattr(recovery, "project", projected.append)
     stage.gradient_norm = None
-    monkeypatch.setattr(stage, "source", SimpleNamespace(batch=noted))
+    monkeypatch.setattr(stage.train, "batch", noted)
     stage.optimizers = {"optimizer": torch.optim.SGD(model.parameters(), rate)}
     monkeypatch.setattr(stage, "set_rate", lambda *_: None)
     before = copy.deepcopy(model)

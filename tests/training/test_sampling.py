@@ -21,7 +21,7 @@ def test_targets_embed_to_the_mean_latent(pixels: stages.Run) -> None:
     rows, _ = split_indices(len(source), 100, pixels.settings.seed)
     assert set(data.groups.flatten().tolist()) <= set(rows.tolist())
     assert bool((data.groups[:, 0] != data.groups[:, 1]).all())
-    network, _, _ = load_trained_network(pixels.settings, pixels.network_folder, CPU)
+    network = load_trained_network(pixels.settings, pixels.network_folder, CPU)[0].network
     images = prepare(source.batch(data.groups.flatten())[0], 2)
     with torch.no_grad():
         mean = network(images).unflatten(0, (-1, 2)).mean(1)

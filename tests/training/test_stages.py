@@ -18,7 +18,6 @@ from codedinvnet.common.errors import UserError
 from codedinvnet.evaluation import stages
 from codedinvnet.models.bundle import VALIDATION, load_bundle
 from codedinvnet.models.checkpoint import load_checkpoint, save_checkpoint
-from codedinvnet.models.coded import prepare
 from codedinvnet.nn.lipschitz import constrained_layers
 from codedinvnet.training.loop import LATEST, train_stage
 from codedinvnet.training.network import NetworkStage, load_trained_network
@@ -38,10 +37,10 @@ def test_all_stages_of_the_papers_objective(pixels: stages.Run) -> None:
     assert bundle.info.group_sizes == (2,)
     assert bundle.model.recovery_head is None
     assert constrained_layers(bundle.model) == []  # folded
-    network, head, _ = load_trained_network(pixels.settings, pixels.network_folder, CPU)
+    model, _ = load_trained_network(pixels.settings, pixels.network_folder, CPU)
     images = pixels.images("test").batch(torch.arange(50))[0]
     with torch.no_grad():
-        expected = head(network(prepare(images, 2))).softmax(1)
+        expected = model.classify(model.embed(images)).softmax(1)
     torch.testing.assert_close(bundle.classify(bundle.embed(images)), expected, rtol=0, atol=1e-5)
 
 

@@ -28,7 +28,7 @@ def backup_network(model: CodedModel, width: int) -> ResNet:
     """Return an untrained small backup of a width, for padded images of a model."""
     return ResNet(
         model.input_shape[0],
-        len(model.settings.classes),
+        len(model.classes),
         width=width,
         blocks=BLOCKS,
         squeeze=SQUEEZE,
@@ -82,7 +82,7 @@ class SmallBackup(Method):
     def untrained(self, given: Given, made_with: Mapping[str, Any]) -> nn.Module:
         model = given.coded
         network = backup_network(model, int(made_with["width"]))
-        return ImageNetwork(network, model.settings.image_shape, model.settings.padding)
+        return ImageNetwork(network, model.image_shape, model.padding)
 
     def fit(self, teacher: Given, data: TrainingData, budget: PartSettings) -> nn.Module:
         return data.fit_classifier(self.start(teacher, data), budget)

@@ -67,7 +67,7 @@ def width_within(make: Callable[[int], nn.Module], model: CodedModel, budget: in
 
 def plain_network(model: CodedModel, width: int) -> ResNet:
     """Return an untrained plain base model of a width, for padded images of a model."""
-    return ResNet(model.input_shape[0], len(model.settings.classes), width=width)
+    return ResNet(model.input_shape[0], len(model.classes), width=width)
 
 
 def plain_width(model: CodedModel) -> int:

@@ -43,7 +43,7 @@ def own_scheme(model: CodedModel, k: int) -> Scheme:
         CodedInvNet.name,
         own_code(model, k),
         {SERVED: embedding_of(model)},
-        model.settings.image_shape,
+        model.image_shape,
     )
 
 

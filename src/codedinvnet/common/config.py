@@ -47,7 +47,7 @@ class DataSettings(Section):
 
 
 NO_INVERSE = (
-    "the network is plain and has no inverse: images of latents, the paper's objective and the "
+    "the network has no inverse: images of latents, the paper's objective and the "
     "oracle need one (network.kind iresnet or irevnet)"
 )
 

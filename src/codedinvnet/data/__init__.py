@@ -9,6 +9,7 @@ from codedinvnet.data.groups import (
     Groups,
     random_groups,
     settings_split,
+    split_images,
     split_indices,
     spread_rows,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "random_groups",
     "sample_images",
     "settings_split",
+    "split_images",
     "split_indices",
     "spread_rows",
 ]

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from codedinvnet.common.errors import UserError
+from codedinvnet.data.sources import ImageRows, ImageSource
 
 if TYPE_CHECKING:
     from codedinvnet.common.config import Settings
-    from codedinvnet.data.sources import ImageSource
 
 
 def split_indices(count: int, validation: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -33,6 +33,15 @@ def split_indices(count: int, validation: int, seed: int) -> tuple[Tensor, Tenso
 def settings_split(settings: Settings, source: ImageSource) -> tuple[Tensor, Tensor]:
     """Return the rows that a training takes and those that it sets aside (`split_indices`)."""
     return split_indices(len(source), settings.data.validation, settings.seed)
+
+
+def split_images(settings: Settings, source: ImageSource) -> tuple[ImageRows, ImageRows]:
+    """Return the images that a training takes and those that it sets aside (`split_indices`)."""
+    train, validation = settings_split(settings, source)
+    return (
+        ImageRows(source, train, "the training images"),
+        ImageRows(source, validation, "the validation images"),
+    )
 
 
 def spread_rows(rows: Tensor, count: int) -> Tensor:

@@ -118,7 +118,7 @@ class DataSet:
 
         def make() -> nn.Module:
             network = plain_network(self.bundle.model, plain_width(self.bundle.model))
-            return ImageNetwork(network, self.test.shape, self.bundle.model.settings.padding)
+            return ImageNetwork(network, self.test.shape, self.bundle.model.padding)
 
         def fit(data: TrainingData) -> nn.Module:
             torch.manual_seed(seed)
@@ -143,12 +143,12 @@ class DataSet:
         classifier = self.classifier(base, seed)
         key = (classifier, split)
         if key not in self._logits:
-            source = self.test if split == "test" else self.train
-            rows = torch.arange(len(self.test))
+            source = self.test
             if split != "test":
                 rows = self.train_rows if split == "train" else self.validation_rows
+                source = ImageRows(self.train, rows, f"the {split} images")
             told = f"{self.name}, {base}: {split} logits"
-            self._logits[key] = all_logits(classifier, source, rows, description=told)
+            self._logits[key] = all_logits(classifier, source, description=told)
         return self._logits[key]
 
     # Trained parts
@@ -164,7 +164,7 @@ class DataSet:
         served = self.bundle.info.provenance.settings
         made = {
             "width": plain_width(self.bundle.model),
-            "padding": self.bundle.model.settings.padding,
+            "padding": self.bundle.model.padding,
             "validation": served.data.validation,
             "split_seed": served.seed,
             **{key: getattr(served.training, key) for key in ("flip", "shift", "precision")},
@@ -199,11 +199,10 @@ class DataSet:
                 load_modules({PART: module}, load_checkpoint(folder / BEST)[0], folder / BEST)
             else:
                 data = TrainingData(
-                    self.train,
-                    self.train_rows,
-                    self.validation_rows,
+                    ImageRows(self.train, self.train_rows, "the training images"),
+                    ImageRows(self.train, self.validation_rows, "the validation images"),
                     partial(self.logits, base, seed),
-                    self.bundle.info.provenance.settings,
+                    self.bundle.info.provenance.settings.training,
                     seed,
                     self.device,
                     settings,
@@ -241,15 +240,16 @@ class DataSet:
         if trial.base == "resnet":
             depends["classifier"] = self._plain.model_dump(mode="json")
 
+        folder, seed, base = self._part_folder(trial), trial.seed, trial.base
+
         def fit(data: TrainingData) -> nn.Module:
             began = time.monotonic()
             part = method.fit(given, data, budget)
-            if not (data.folder / BEST).is_file():  # a training of its own, without `data.train`
+            if not (folder / f"seed{seed}" / BEST).is_file():  # trained without `data.run`
                 data.keep(part, time.monotonic() - began)
             return part
 
         make = partial(method.untrained, given, depends)
-        folder, seed, base = self._part_folder(trial), trial.seed, trial.base
         return self._trained(folder, seed, base, budget, make, fit, depends)
 
     def _part_folder(self, trial: Trial) -> Path:

@@ -35,7 +35,7 @@ from codedinvnet.data import (
     Split,
     load_images,
     sample_images,
-    settings_split,
+    split_images,
 )
 from codedinvnet.evaluation.accuracy import evaluation_report
 from codedinvnet.evaluation.inversion import inversion_report
@@ -180,18 +180,13 @@ def fuse(run: Run, members: int) -> dict[str, Any]:
     """Stage 3: train the fusion encoder, and write the bundle to `<fusion folder>/bundle`."""
     source = run.images("train")
     check_settings(run.settings, source, members)
-    network, head, trained = load_trained_network(run.settings, run.network_folder, run.device)
+    model, trained = load_trained_network(run.settings, run.network_folder, run.device)
     check_network_images(source, trained)
     named = as_trained(run.settings, run.network_folder, trained)
     settings = with_members(named, members)
     run = replace(run, settings=settings)
     fusion = settings.fusion
     recovery = isinstance(fusion, RecoveryFusionSettings)
-    torch.manual_seed(settings.seed)
-    model = CodedModel(model_settings(settings, source.shape, source.classes)).to(run.device)
-    model.network.load_state_dict(network.state_dict())
-    model.head.load_state_dict(head.state_dict())
-    model.eval()
     folder = run.fusion_folder(members)
     weights = trained[NETWORK_WEIGHTS]
     stamp = {
@@ -222,7 +217,7 @@ def fuse(run: Run, members: int) -> dict[str, Any]:
         input=InputDescription(shape=source.shape, padding=settings.data.padding),
         classes=source.classes,
         group_sizes=tuple(range(2, members + 1)) if recovery else (members,),
-        model=model.settings,
+        model=model_settings(settings, source.shape, source.classes),
         provenance=Provenance(
             **header[ORIGIN],
             data=f"{source.name}, {len(source)} training images",
@@ -246,7 +241,7 @@ def _phases(
     settings, folder = run.settings, run.fusion_folder(fusion.members)
     if isinstance(fusion, PixelFusionSettings):
         data = load_fusion_data(settings, folder, fusion.members, weights)
-        validation = ImageRows(source, settings_split(settings, source)[1], "validation images")
+        validation = split_images(settings, source)[1]
         scheme, seed = own_scheme(model, fusion.members), settings.seed
         stage = PixelStage(fusion, source, model, data, validation, scheme, seed=seed)
         yield folder, fusion.epochs, run.resume, stage
@@ -260,6 +255,7 @@ def _phases(
         for name in started:
             set_aside(folder / name)
     schemes = {k: own_scheme(model, k) for k in sorted({2, fusion.members})}
+    images = split_images(settings, source)
     for name in names:
         # An epoch to resume is one of the phase that was under way; finished phases are kept.
         newest = started and name == started[-1]
@@ -268,7 +264,9 @@ def _phases(
             folder / name,
             epochs[name],
             resume,
-            RecoveryStage(settings, fusion, source, model, schemes, joint=name == "joint"),
+            RecoveryStage(
+                fusion, settings.training, *images, model, schemes, joint=name == "joint"
+            ),
         )
 
 
@@ -313,13 +311,10 @@ def test_fusion(run: Run, members: int) -> dict[str, Any]:
 
 def test_inversion(run: Run) -> dict[str, Any]:
     """Invert the trained network on the test split."""
-    network, _, header = load_trained_network(run.settings, run.network_folder, run.device)
-    shape, classes = tuple(header["image_shape"]), tuple(header["classes"])
+    model, _ = load_trained_network(run.settings, run.network_folder, run.device)
     source = run.images("test")
-    check_images(source, shape, classes, "the trained network")
-    model = CodedModel(model_settings(run.settings, shape, classes)).to(run.device)
-    model.network.load_state_dict(network.state_dict())
-    return inversion_report(model.eval(), source)
+    check_images(source, model.image_shape, model.classes, "the trained network")
+    return inversion_report(model, source)
 
 
 def reproduce(run: Run, members: int) -> dict[str, Any]:

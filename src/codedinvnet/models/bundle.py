@@ -22,7 +22,7 @@ from codedinvnet.models.checkpoint import (
     module_tensors,
     save_checkpoint,
 )
-from codedinvnet.models.coded import CodedModel, ModelSettings, Parity, decode_missing
+from codedinvnet.models.coded import CodedModel, ModelSettings, Parity, build_model, decode_missing
 from codedinvnet.nn.fusion import PixelMean
 from codedinvnet.nn.lipschitz import fold
 
@@ -310,7 +310,7 @@ def load_bundle(name: str | Path, device: torch.device | str = "cpu") -> Bundle:
     """
     device = usable_device(device)
     folder, info = bundle_folder(name), bundle_info(name)
-    model = CodedModel(info.model)
+    model = build_model(info.model)
     fold(model)
     tensors, _ = load_checkpoint(folder / WEIGHTS)
     for key, tensor in tensors.items():

@@ -34,6 +34,7 @@ from codedinvnet.nn.head import Head, MosaicHead, RecoveryHead
 from codedinvnet.nn.iresnet import IResNet
 from codedinvnet.nn.irevnet import IRevNet
 from codedinvnet.nn.resnet import PlainNetwork
+from codedinvnet.nn.transform import InvertibleTransform
 
 Network: TypeAlias = IResNet | IRevNet | PlainNetwork
 """An f; see `NetworkSettings.kind`."""
@@ -133,13 +134,13 @@ def build_network(settings: NetworkSettings, input_shape: tuple[int, int, int]) 
         raise UserError(f"network settings do not fit {size} inputs: {error}") from error
 
 
-def invertible(network: Network) -> IResNet | IRevNet:
+def invertible(network: nn.Module) -> InvertibleTransform:
     """Return a network that has an inverse.
 
     Raises:
         UserError: if it has none.
     """
-    if isinstance(network, PlainNetwork):
+    if not isinstance(network, InvertibleTransform):
         raise UserError(NO_INVERSE)
     return network
 
@@ -183,41 +184,43 @@ class CodedModel(nn.Module):
     """f, g, E and g' with the images' padding and scaling.
 
     Images go in as they are stored: uint8 in 0..255, or floats in 0..1, without padding.
+
+    Args:
+        network: f, from padded images (B, C, H, W) to latents; `build_network` has some, and any
+            module will do that maps one size of images.
+        encoder: E; None: a small one.
+        head: g; None: one of a linear layer.
+        recovery_head: g', if E has side features or keeps the members apart; None: g answers.
+        image_shape: (C, H, W) of the images as they are stored and sent.
+        classes: their names, or how many.
+        padding: zero pixels added on every side.
     """
 
-    def __init__(self, settings: ModelSettings) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        encoder: FusionEncoder | None = None,
+        head: nn.Module | None = None,
+        recovery_head: RecoveryHead | MosaicHead | None = None,
+        *,
+        image_shape: Sequence[int],
+        classes: Sequence[str] | int,
+        padding: int = 0,
+    ) -> None:
         super().__init__()
-        self.settings = settings
-        self.input_shape = padded_shape(settings.image_shape, settings.padding)
-        self.network = build_network(settings.network, self.input_shape)
-        self.latent_shape = self.network.latent_shape
-        self.head = build_head(settings.network, self.latent_shape, len(settings.classes))
-        self.encoder = build_encoder(settings.encoder, self.input_shape)
-        self.recovery_head = self._recovery_head()
-
-    def _recovery_head(self) -> RecoveryHead | MosaicHead | None:
-        settings = self.settings
-        if not settings.head_hidden:
-            return None
-        kind: type[RecoveryHead | MosaicHead] = RecoveryHead
-        if settings.encoder.kind == "mosaic":
-            kind, (_, height, width), (rows, columns) = MosaicHead, self.latent_shape, GRIDS[-1]
-            if height % rows or width % columns:
-                raise UserError(
-                    f"the mosaic encoder needs a latent that {rows}x{columns} cells divide, "
-                    f"got {height}x{width}: change data.image_size, data.padding or the "
-                    "network's strides"
-                )
-        return kind(
-            self.latent_shape,
-            len(settings.classes),
-            hidden=settings.head_hidden,
-            side_features=settings.encoder.side_features,
-        )
+        channels, height, width = image_shape
+        self.image_shape = channels, height, width
+        self.classes = tuple(map(str, range(classes) if isinstance(classes, int) else classes))
+        self.padding, self.input_shape = padding, padded_shape(image_shape, padding)
+        self.network = network
+        self.latent_shape = latent_shape(network, self.input_shape)
+        self.head = Head(self.latent_shape, len(self.classes)) if head is None else head
+        self.encoder = LeanFusion(channels) if encoder is None else encoder
+        self.recovery_head = recovery_head
 
     def prepare(self, images: Tensor) -> Tensor:
         """Return images (..., C, H, W) in 0..1, of the weights' type, and padded with zeros."""
-        return prepare(images, self.settings.padding).to(first_tensor(self).dtype)
+        return prepare(images, self.padding).to(first_tensor(self).dtype)
 
     def embed(self, images: Tensor) -> Tensor:
         """Embed images (B, C, H, W) as latents (B, *latent_shape)."""
@@ -298,6 +301,63 @@ class CodedModel(nn.Module):
         """Map vectors of `Parity.side` (B, n) to logits (B, classes), without any latent."""
         assert self.recovery_head is not None
         return self.recovery_head.from_side(side)
+
+
+def latent_shape(network: nn.Module, input_shape: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Return the shape (C, H, W) of the latents of a network for inputs (C, H, W)."""
+    if isinstance(network, Network):
+        return network.latent_shape
+    parameter, training = first_tensor(network), network.training
+    with torch.no_grad():
+        x = torch.zeros(1, *input_shape, dtype=parameter.dtype, device=parameter.device)
+        latents = network.eval()(x)
+    network.train(training)
+    if latents.ndim != 4:
+        shape = tuple(latents.shape[1:])
+        raise UserError(f"a network's latents must have three axes (C, H, W), got {shape}")
+    _, channels, height, width = latents.shape
+    return channels, height, width
+
+
+def build_model(settings: ModelSettings) -> CodedModel:
+    """Build an untrained model."""
+    input_shape = padded_shape(settings.image_shape, settings.padding)
+    network = build_network(settings.network, input_shape)
+    latents, classes = network.latent_shape, len(settings.classes)
+    head = build_head(settings.network, latents, classes)
+    encoder = build_encoder(settings.encoder, input_shape)
+    return CodedModel(
+        network,
+        encoder,
+        head,
+        _recovery_head(settings, latents),
+        image_shape=settings.image_shape,
+        classes=settings.classes,
+        padding=settings.padding,
+    )
+
+
+def _recovery_head(
+    settings: ModelSettings, latents: tuple[int, int, int]
+) -> RecoveryHead | MosaicHead | None:
+    """Build g' for latents (C, H, W), if the settings have one."""
+    if not settings.head_hidden:
+        return None
+    kind: type[RecoveryHead | MosaicHead] = RecoveryHead
+    if settings.encoder.kind == "mosaic":
+        kind, (_, height, width), (rows, columns) = MosaicHead, latents, GRIDS[-1]
+        if height % rows or width % columns:
+            raise UserError(
+                f"the mosaic encoder needs a latent that {rows}x{columns} cells divide, "
+                f"got {height}x{width}: change data.image_size, data.padding or the "
+                "network's strides"
+            )
+    return kind(
+        latents,
+        len(settings.classes),
+        hidden=settings.head_hidden,
+        side_features=settings.encoder.side_features,
+    )
 
 
 def with_encoder(model: CodedModel, encoder: nn.Module) -> CodedModel:

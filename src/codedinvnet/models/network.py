@@ -46,8 +46,7 @@ def embedding_of(model: CodedModel) -> ImageNetwork:
 
 
 def _images_to(network: nn.Module, model: CodedModel) -> ImageNetwork:
-    settings = model.settings
-    return ImageNetwork(network, settings.image_shape, settings.padding).train(model.training)
+    return ImageNetwork(network, model.image_shape, model.padding).train(model.training)
 
 
 class ScoresOf(nn.Module):

@@ -203,20 +203,25 @@ class IResNet(StagedNetwork):
         )
 
 
+def steps(network: nn.Module) -> list[nn.Module]:
+    """Return the layers of a network in forward order; of one that doesn't tell them, itself."""
+    return network.steps() if isinstance(network, (TransformSequence, PlainNetwork)) else [network]
+
+
 @torch.no_grad()
-def initialise_actnorm(network: TransformSequence | PlainNetwork, x: Tensor) -> None:
+def initialise_actnorm(network: nn.Module, x: Tensor) -> None:
     """Set every ActNorm of a network from one batch x (B, C, H, W), front to back."""
-    for transform in network.steps():
-        if isinstance(transform, ActNorm):
-            transform.initialise(x)
-        x = transform(x)
+    for step in steps(network):
+        if isinstance(step, ActNorm):
+            step.initialise(x)
+        x = step(x)
 
 
-def mixup_points(network: TransformSequence | PlainNetwork) -> list[int]:
-    """Return where manifold mixup may mix, as positions between transforms.
+def mixup_points(network: nn.Module) -> list[int]:
+    """Return where manifold mixup may mix, as positions between layers.
 
     Before the first, before each that is no squeeze or activation normalisation, after the last.
     """
-    names: tuple[type[nn.Module], ...] = (ActNorm, Squeeze)
-    points = [i for i, t in enumerate(network.steps()) if not isinstance(t, names)]
-    return [0, *[p for p in points if p > 0], len(network.steps())]
+    names, layers = (ActNorm, Squeeze), steps(network)
+    points = [i for i, layer in enumerate(layers) if not isinstance(layer, names)]
+    return [0, *[p for p in points if p > 0], len(layers)]

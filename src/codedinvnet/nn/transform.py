@@ -59,9 +59,9 @@ class TransformSequence(InvertibleTransform):
         super().__init__()
         self.transforms = nn.ModuleList(transforms)
 
-    def steps(self) -> list[InvertibleTransform]:
+    def steps(self) -> list[nn.Module]:
         """Return the transforms in forward order."""
-        return [t for t in self.transforms if isinstance(t, InvertibleTransform)]
+        return list(self.transforms)
 
     def forward(self, x: Tensor) -> Tensor:
         for transform in self.transforms:
@@ -71,5 +71,6 @@ class TransformSequence(InvertibleTransform):
     def inverse(self, z: Tensor, *, tolerance: float = 1e-5, max_iterations: int = 200) -> Tensor:
         with torch.no_grad():
             for transform in reversed(self.steps()):
+                assert isinstance(transform, InvertibleTransform)
                 z = transform.inverse(z, tolerance=tolerance, max_iterations=max_iterations)
         return z

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from codedinvnet.common.config import PixelFusionSettings, Settings
 from codedinvnet.common.devices import first_tensor
@@ -16,7 +16,7 @@ from codedinvnet.common.errors import UserError
 from codedinvnet.common.progress import Progress
 from codedinvnet.data import ImageSource, settings_split
 from codedinvnet.models.checkpoint import load_checkpoint, save_checkpoint
-from codedinvnet.models.coded import Network, invertible, prepare
+from codedinvnet.models.coded import invertible, prepare
 from codedinvnet.nn.lipschitz import fold
 from codedinvnet.nn.transform import NotConverged
 from codedinvnet.training.loop import NETWORK_WEIGHTS, check_alike, differing_keys
@@ -84,10 +84,10 @@ def sample_fusion_data(
         that it took.
     """
     fusion = pixel_settings(settings)
-    network, _, header = load_trained_network(settings, network_folder, device)
+    model, header = load_trained_network(settings, network_folder, device)
     check_network_images(source, header)
     settings = as_trained(settings, network_folder, header)
-    fold(network)
+    fold(model.network)
     train, _ = settings_split(settings, source)
     generator = torch.Generator().manual_seed(settings.seed + members)
     groups = draw_groups(train, fusion.groups, members, generator)
@@ -98,7 +98,7 @@ def sample_fusion_data(
         began = time.monotonic()
         with Progress(total=len(groups), desc="fusion data", unit="group") as bar:
             targets, error = invert_means(
-                network, source, groups, padding=settings.data.padding, bar=bar
+                model.network, source, groups, padding=settings.data.padding, bar=bar
             )
         made = {ERROR: error, SECONDS: round(time.monotonic() - began, 1)}
         tensors = {"groups": groups, "targets": targets}
@@ -107,7 +107,7 @@ def sample_fusion_data(
 
 
 def invert_means(
-    f: Network, source: ImageSource, groups: Tensor, *, padding: int, bar: Progress
+    f: nn.Module, source: ImageSource, groups: Tensor, *, padding: int, bar: Progress
 ) -> tuple[Tensor, float]:
     """Return f⁻¹(mean z) for every group, and how far f of it is from the mean at most."""
     network = invertible(f)

@@ -11,7 +11,7 @@ from codedinvnet.common.config import PixelFusionSettings, Settings, with_member
 from codedinvnet.common.errors import UserError
 from codedinvnet.data import ImageSource, settings_split
 from codedinvnet.models.bundle import Bundle
-from codedinvnet.models.coded import CodedModel, model_settings
+from codedinvnet.models.coded import build_model, model_settings
 
 LEAST_FOUND = 0.95
 """Share of the images set aside that a source must have. Copies of CIFAR-10 differ in one image of
@@ -29,7 +29,7 @@ def check_settings(settings: Settings, source: ImageSource, members: int) -> Non
                 "change data.validation or the group size"
             )
     with torch.device("meta"):  # shapes without weights
-        model = CodedModel(model_settings(settings, source.shape, source.classes))
+        model = build_model(model_settings(settings, source.shape, source.classes))
     if isinstance(fusion, PixelFusionSettings):
         check_pixels(fusion, min(model.input_shape[1:]))
 

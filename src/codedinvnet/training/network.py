@@ -12,10 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from codedinvnet.common.config import Settings, parse_settings
+from codedinvnet.common.config import Settings, TrainSettings, parse_settings
+from codedinvnet.common.devices import first_tensor
 from codedinvnet.common.errors import UserError
 from codedinvnet.common.progress import Progress
-from codedinvnet.data import ImageSource, settings_split, spread_rows
+from codedinvnet.data import ImageSource, split_images, spread_rows
 from codedinvnet.models.checkpoint import (
     load_checkpoint,
     load_modules,
@@ -23,16 +24,9 @@ from codedinvnet.models.checkpoint import (
     save_checkpoint,
     tensors_digest,
 )
-from codedinvnet.models.coded import (
-    CodedModel,
-    Network,
-    build_head,
-    build_network,
-    padded_shape,
-    prepare,
-)
+from codedinvnet.models.coded import CodedModel, build_model, model_settings
 from codedinvnet.nn.head import Head
-from codedinvnet.nn.iresnet import IResNet, initialise_actnorm, mixup_points
+from codedinvnet.nn.iresnet import IResNet, initialise_actnorm, mixup_points, steps
 from codedinvnet.nn.lipschitz import constrain_exactly, project
 from codedinvnet.training.images import check_images, check_same_images
 from codedinvnet.training.loop import (
@@ -82,71 +76,66 @@ class NetworkStage(Stage):
 
     name = "network"
 
-    def __init__(self, settings: Settings, source: ImageSource, device: torch.device) -> None:
-        self.settings, self.source, self.device = settings, source, device
-        self.options = settings.training
-        torch.manual_seed(settings.seed)
-        shape = padded_shape(source.shape, settings.data.padding)
-        self.network = build_network(settings.network, shape).to(device)
-        head = build_head(settings.network, self.network.latent_shape, len(source.classes))
-        self.head = head.to(device)
-        self.train_rows, self.validation_rows = settings_split(settings, source)
-        if len(self.train_rows) < self.options.batch_size:
+    def __init__(
+        self, model: CodedModel, options: TrainSettings, train: ImageSource, validation: ImageSource
+    ) -> None:
+        self.model, self.options, self.train, self.validation = model, options, train, validation
+        self.device = first_tensor(model).device
+        if len(train) < options.batch_size:
             raise UserError(
-                f"training.batch_size {self.options.batch_size} is more than the "
-                f"{len(self.train_rows)} training images"
+                f"training.batch_size {options.batch_size} is more than the {len(train)} "
+                "training images"
             )
-        optimizer = make_optimizer(
-            (self.network, self.head), self.options.learning_rate, self.options.weight_decay
-        )
+        modules = {"network": model.network, "head": model.head}
+        optimizer = make_optimizer(modules.values(), options.learning_rate, options.weight_decay)
         super().__init__(
-            {"network": self.network, "head": self.head},
+            modules,
             {"optimizer": optimizer},
-            rate=self.options.learning_rate,
-            epochs=self.options.epochs,
-            steps_per_epoch=len(self.train_rows) // self.options.batch_size,
-            warmup=self.options.warmup,
+            rate=options.learning_rate,
+            epochs=options.epochs,
+            steps_per_epoch=len(train) // options.batch_size,
+            warmup=options.warmup,
         )
-        self.points = mixup_points(self.network)
-        self.order = self.train_rows
+        self.points = mixup_points(model.network)
+        self.order = torch.arange(len(train))
 
     def initialise(self) -> None:
         """Set the constraint and the activation normalisation before the first step."""
-        rows = spread_rows(self.train_rows, self.options.init_batch)
-        x = prepare(self.source.batch(rows)[0].to(self.device), self.settings.data.padding)
-        project(self.network, iterations=50)
-        initialise_actnorm(self.network, x)
-        with torch.no_grad():
-            self.head.norm.initialise(self.network(x))
+        rows = spread_rows(torch.arange(len(self.train)), self.options.init_batch)
+        x = self.model.prepare(self.train.batch(rows)[0].to(self.device))
+        project(self.model.network, iterations=50)
+        initialise_actnorm(self.model.network, x)
+        if isinstance(self.model.head, Head):
+            with torch.no_grad():
+                self.model.head.norm.initialise(self.model.network(x))
 
     def start_epoch(self, epoch: int, generator: torch.Generator) -> None:
         """Draw the order of the training images."""
         super().start_epoch(epoch, generator)
         if epoch == 0:
             self.initialise()
-        self.order = self.train_rows[torch.randperm(len(self.train_rows), generator=generator)]
+        self.order = torch.randperm(len(self.train), generator=generator)
 
     def step(self, epoch: int, index: int) -> Mapping[str, float]:
         found = super().step(epoch, index)
-        project(self.network)
+        project(self.model.network)
         return found
 
     def batch_loss(self, index: int) -> Tensor:
         options = self.options
         rows = self.order[index * options.batch_size : (index + 1) * options.batch_size]
-        images, labels = self.source.batch(rows)
-        x = prepare(images.to(self.device), self.settings.data.padding)
+        images, labels = self.train.batch(rows)
+        x = self.model.prepare(images.to(self.device))
         x = augment(x, options.flip, options.shift, self.generator)
         return self.mixup_loss(x, labels.to(self.device))
 
     def mixup_loss(self, x: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy with manifold mixup (Verma et al., ICML 2019) at a random layer."""
         options = self.options
-        steps = self.network.steps()
         if options.mixup == "none":
             with autocast(self.options.precision, self.device):
-                z = self.network(x)
-            return F.cross_entropy(self.head(z.float()), labels)
+                z = self.model.network(x)
+            return F.cross_entropy(self.model.head(z.float()), labels)
         chosen = int(torch.randint(len(self.points), (), generator=self.generator))
         point = self.points[chosen]
         share = float(
@@ -156,25 +145,44 @@ class NetworkStage(Stage):
         )
         partner = torch.randperm(x.shape[0], generator=self.generator).to(x.device)
         with autocast(self.options.precision, self.device):
-            for position, transform in enumerate([*steps, nn.Identity()]):
+            for position, transform in enumerate([*steps(self.model.network), nn.Identity()]):
                 if position == point:
                     x = share * x + (1 - share) * x[partner]
                 x = transform(x)
-        logits = self.head(x.float())
+        logits = self.model.head(x.float())
         own, other = F.cross_entropy(logits, labels), F.cross_entropy(logits, labels[partner])
         loss: Tensor = share * own + (1 - share) * other
         return loss
 
     def validate(self) -> tuple[float, Mapping[str, float]]:
         """Score by accuracy on the validation images."""
-        correct, total = 0, len(self.validation_rows)
-        for rows in self.validation_rows.split(EVALUATION_BATCH):
-            images, labels = self.source.batch(rows)
-            x = prepare(images.to(self.device), self.settings.data.padding)
+        correct, total = 0, len(self.validation)
+        for rows in torch.arange(total).split(EVALUATION_BATCH):
+            images, labels = self.validation.batch(rows)
             with torch.no_grad():
-                logits = self.head(self.network(x))
+                logits = self.model.classify(self.model.embed(images.to(self.device)))
                 correct += int((logits.argmax(1).cpu() == labels).sum())
         return correct / total, {"validation_accuracy": correct / total}
+
+
+def fit_network(stage: NetworkStage, folder: Path | None = None, **how: Any) -> dict[str, Any]:
+    """Train f and g by `train_stage`, and constrain f exactly.
+
+    Returns:
+        The header of the best checkpoint, with its NETWORK_WEIGHTS: the digest of the weights as
+        they were before the exact constraint, which rounds otherwise on another machine.
+    """
+    header = train_stage(stage, folder, epochs=stage.options.epochs, **how)
+    header[NETWORK_WEIGHTS] = tensors_digest(module_tensors(stage.modules))
+    if isinstance(stage.model.network, IResNet):
+        before = header["validation"]
+        constrain_exactly(stage.model.network)
+        after = dict(stage.validate()[1])
+        header = {**header, "validation": after}
+        Progress.write(
+            f"network: constraint made exact, validation {before} -> {after}", file=sys.stderr
+        )
+    return header
 
 
 def network_settings(settings: Settings) -> dict[str, Any]:
@@ -186,11 +194,10 @@ def network_settings(settings: Settings) -> dict[str, Any]:
 def train_network(
     settings: Settings, source: ImageSource, folder: Path, *, device: torch.device, resume: int = 0
 ) -> dict[str, Any]:
-    """Train f and g, constrain f exactly, and leave `network.safetensors` in the folder.
+    """Train f and g, and leave `network.safetensors` in the folder.
 
-    Its header names the weights as they were before the exact constraint, which rounds otherwise on
-    another machine: a finished training that is resumed there leaves the same network. Until one
-    that starts over has ended, there is no network.
+    A finished training that is resumed on another machine leaves the same NETWORK_WEIGHTS in its
+    header. Until one that starts over has ended, there is no network.
 
     Returns:
         The header of the finished checkpoint.
@@ -198,36 +205,34 @@ def train_network(
     if resume and (folder / LAST).is_file():  # in words, before the settings are compared
         _, last = load_checkpoint(folder / LAST)
         check_same_images(source, last.get("settings", {}).get(IMAGES) or "", "the network")
-    stage = NetworkStage(settings, source, device)
+    model = fresh_model(settings, source.shape, source.classes).to(device)
+    stage = NetworkStage(model, settings.training, *split_images(settings, source))
     if starts_over(folder, resume):
         set_aside(folder, NETWORK)
-    header = train_stage(
+    header = fit_network(
         stage,
         folder,
-        epochs=settings.training.epochs,
         seed=settings.seed,
         settings={**network_settings(settings), IMAGES: source.digest()},
         resume=resume,
         keep={"classes": list(source.classes), "image_shape": list(source.shape)},
     )
-    header[NETWORK_WEIGHTS] = tensors_digest(module_tensors(stage.modules))
-    before = header["validation"]
-    if isinstance(stage.network, IResNet):
-        constrain_exactly(stage.network)
-        _, after = stage.validate()
-        header = {**header, "validation": dict(after)}
-        Progress.write(
-            f"network: constraint made exact, validation {before} -> {dict(after)}",
-            file=sys.stderr,
-        )
     save_checkpoint(folder / NETWORK, module_tensors(stage.modules), header)
     return header
 
 
+def fresh_model(
+    settings: Settings, image_shape: tuple[int, int, int], classes: tuple[str, ...]
+) -> CodedModel:
+    """Build an untrained model, its weights drawn by the settings' seed."""
+    torch.manual_seed(settings.seed)
+    return build_model(model_settings(settings, image_shape, classes))
+
+
 def load_trained_network(
     settings: Settings, folder: Path, device: torch.device
-) -> tuple[Network, Head, dict[str, Any]]:
-    """Load what `train_network` left: f and g in evaluation mode, and the header."""
+) -> tuple[CodedModel, dict[str, Any]]:
+    """Load what `train_network` left: f and g of a model in evaluation mode, and the header."""
     path = folder / NETWORK
     if not path.is_file():
         raise UserError(
@@ -238,11 +243,9 @@ def load_trained_network(
     wanted = settings.model_dump(mode="json", include={"seed", "data", "network"})
     made = {key: value for key, value in header["settings"].items() if key in wanted}
     check_alike(path, made, wanted, "train it again")
-    shape = padded_shape(header["image_shape"], settings.data.padding)
-    network = build_network(settings.network, shape)
-    head = build_head(settings.network, network.latent_shape, len(header["classes"]))
-    load_modules({"network": network, "head": head}, tensors, path)
-    return network.to(device).eval(), head.to(device).eval(), header
+    model = fresh_model(settings, tuple(header["image_shape"]), tuple(header["classes"]))
+    load_modules({"network": model.network, "head": model.head}, tensors, path)
+    return model.to(device).eval(), header
 
 
 def check_network_images(source: ImageSource, header: Mapping[str, Any]) -> None:

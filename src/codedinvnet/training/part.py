@@ -17,11 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from codedinvnet.common.config import PartSettings, PixelFusionSettings, Settings
+from codedinvnet.common.config import PartSettings, PixelFusionSettings, TrainSettings
 from codedinvnet.common.devices import first_tensor
 from codedinvnet.common.errors import UserError
 from codedinvnet.common.progress import Progress
-from codedinvnet.data import ImageRows, ImageSource
+from codedinvnet.data import ImageSource
 from codedinvnet.models.checkpoint import PART, load_checkpoint, module_tensors, save_checkpoint
 from codedinvnet.models.coded import CodedModel, prepare
 from codedinvnet.training.fusion_data import FusionData, draw_groups, invert_means
@@ -42,50 +42,54 @@ class TrainingData:
     """Images with their teacher's answers, and where the training is kept.
 
     Attributes:
-        images: the training images.
-        train_rows: the rows of `images` to train on, (N,).
-        validation_rows: the rows of `images` to validate on, (V,).
-        logits: returns the teacher's logits of "train" or "validation", (N or V, classes) on the
-            CPU, in the order of these rows.
-        settings: how the teacher was trained: augmentation, precision.
+        train: the images to train on.
+        validation: those to validate on.
+        logits: returns the teacher's logits of "train" or "validation", (N, classes) on the CPU.
+        options: how the teacher was trained: augmentation, precision.
         seed: of the training.
         device: what to compute on.
         made_with: what the part depends on; see `Method.made_with`. Checkpoints state it.
-        folder: where checkpoints go.
+        folder: where checkpoints go; None: nowhere.
     """
 
-    images: ImageSource
-    train_rows: Tensor
-    validation_rows: Tensor
+    train: ImageSource
+    validation: ImageSource
     logits: Callable[[str], Tensor]
-    settings: Settings
+    options: TrainSettings
     seed: int
     device: torch.device
     made_with: Mapping[str, Any]
-    folder: Path
+    folder: Path | None = None
 
-    def groups(self, split: str, places: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return groups at places (G, k) in the rows of a split, "train" or "validation".
+    def groups(self, split: str, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return groups of rows (G, k) of a split, "train" or "validation".
 
         They are images (G, k, C, H, W) as floats, the teacher's logits (G, k, classes), and labels.
         """
-        rows = self.train_rows if split == "train" else self.validation_rows
-        images, labels = self.images.batch(rows[places.flatten()])
-        x = prepare(images.to(self.device), 0).unflatten(0, tuple(places.shape))
-        logits = self.logits(split)[places].to(self.device)
-        return x, logits, labels.view_as(places).to(self.device)
+        source = self.train if split == "train" else self.validation
+        images, labels = source.batch(rows.flatten())
+        x = prepare(images.to(self.device), 0).unflatten(0, tuple(rows.shape))
+        logits = self.logits(split)[rows].to(self.device)
+        return x, logits, labels.view_as(rows).to(self.device)
 
-    def train(self, stage: Stage, epochs: int) -> nn.Module:
+    def run(self, stage: Stage, epochs: int) -> nn.Module:
         """Run a stage, or what is left of it, and return its part in evaluation mode.
 
         It starts over if the folder has a training with other settings.
         """
         part = stage.modules[PART]  # where the next command looks for it
-        resume, last, settings = 0, self.folder / LAST, self.made_with
-        if last.is_file() and not differing_keys(load_checkpoint(last)[1]["settings"], settings):
-            resume = LATEST
+        settings = self.made_with
+        last = None if self.folder is None else self.folder / LAST
+        going_on = last is not None and last.is_file()
+        if going_on and last is not None:
+            going_on = not differing_keys(load_checkpoint(last)[1]["settings"], settings)
         train_stage(
-            stage, self.folder, epochs=epochs, seed=self.seed, settings=settings, resume=resume
+            stage,
+            self.folder,
+            epochs=epochs,
+            seed=self.seed,
+            settings=settings,
+            resume=LATEST if going_on else 0,
         )
         return part.eval()
 
@@ -93,30 +97,32 @@ class TrainingData:
         self, part: nn.Module, budget: PartSettings, *, distil: bool = True
     ) -> nn.Module:
         """Train a classifier of images by `ClassifierStage`."""
-        return self.train(ClassifierStage(part, self, budget, distil=distil), budget.epochs)
+        return self.run(ClassifierStage(part, self, budget, distil=distil), budget.epochs)
 
     def fit_parity(self, part: nn.Module, scheme: Scheme, budget: PartSettings) -> nn.Module:
         """Train a parity model, which the scheme has, by `ParityStage`."""
-        return self.train(ParityStage(part, scheme, self, budget), budget.epochs)
+        return self.run(ParityStage(part, scheme, self, budget), budget.epochs)
 
     def fit_paper(
         self, model: CodedModel, scheme: Scheme, budget: PixelFusionSettings
     ) -> nn.Module:
         """Train E of a model, which the scheme has, by the paper's objective."""
         generator = torch.Generator().manual_seed(self.seed)
-        groups = draw_groups(self.train_rows, budget.groups, scheme.rules.k, generator)
-        padding = model.settings.padding
-        with Progress(total=len(groups), desc="fusion data", unit="group", leave=False) as bar:
-            targets, _ = invert_means(model.network, self.images, groups, padding=padding, bar=bar)
-        validation = ImageRows(self.images, self.validation_rows, "the validation images")
-        drawn, seed = FusionData(groups, targets), self.seed
-        stage = PixelStage(
-            budget, self.images, model, drawn, validation, scheme, seed=seed, part=PART
+        groups = draw_groups(
+            torch.arange(len(self.train)), budget.groups, scheme.rules.k, generator
         )
-        return self.train(stage, budget.epochs)
+        padding = model.padding
+        with Progress(total=len(groups), desc="fusion data", unit="group", leave=False) as bar:
+            targets, _ = invert_means(model.network, self.train, groups, padding=padding, bar=bar)
+        drawn = FusionData(groups, targets)
+        stage = PixelStage(
+            budget, self.train, model, drawn, self.validation, scheme, seed=self.seed, part=PART
+        )
+        return self.run(stage, budget.epochs)
 
     def keep(self, part: nn.Module, seconds: float) -> None:
-        """Write the checkpoints of a part that was trained without `train`, as finished."""
+        """Write the checkpoints of a part that was trained without `run`, as finished."""
+        assert self.folder is not None
         header = {"settings": dict(self.made_with), "epoch": sys.maxsize, "seconds": seconds}
         for name in (LAST, BEST):
             save_checkpoint(self.folder / name, module_tensors({PART: part}), header)
@@ -151,14 +157,16 @@ class PartStage(Stage):
 
 
 @torch.no_grad()
-def all_logits(
-    classifier: nn.Module, source: ImageSource, rows: Tensor, *, description: str
-) -> Tensor:
-    """Return the logits (N, classes), on the CPU, of some rows of a source, with a progress bar."""
+def all_logits(classifier: nn.Module, source: ImageSource, *, description: str) -> Tensor:
+    """Return the logits (N, classes), on the CPU, of a source, with a progress bar."""
     device = first_tensor(classifier).device
     parts = []
     bar = Progress(
-        rows.split(EVALUATION_BATCH), desc=description, unit="batch", leave=False, file=sys.stderr
+        torch.arange(len(source)).split(EVALUATION_BATCH),
+        desc=description,
+        unit="batch",
+        leave=False,
+        file=sys.stderr,
     )
     for part in bar:
         logits: Tensor = classifier(source.batch(part)[0].to(device))
@@ -193,9 +201,9 @@ class ClassifierStage(PartStage):
         distil: bool,
     ) -> None:
         super().__init__(classifier, budget)
-        self.data, self.options = data, data.settings.training
+        self.data, self.options = data, data.options
         self.logits = data.logits("train") if distil else None
-        self.order = torch.arange(len(data.train_rows))
+        self.order = torch.arange(len(data.train))
 
     def start_epoch(self, epoch: int, generator: torch.Generator) -> None:
         """Draw the order of the images; an epoch goes round it as often as it must."""
@@ -204,7 +212,7 @@ class ClassifierStage(PartStage):
 
     def batch_loss(self, index: int) -> Tensor:
         chosen = self.order[batch_places(self.order, index, self.part.batch_size)]
-        images, labels = self.data.images.batch(self.data.train_rows[chosen])
+        images, labels = self.data.train.batch(chosen)
         x = prepare(images.to(self.device), 0)
         x = augment(x, self.options.flip, self.options.shift, self.generator)
         with autocast(self.options.precision, self.device):
@@ -216,10 +224,9 @@ class ClassifierStage(PartStage):
 
     def validate(self) -> tuple[float, Mapping[str, float]]:
         """Score by accuracy on the validation images."""
-        images, rows = self.data.images, self.data.validation_rows
-        logits = all_logits(self.module, images, rows, description="validation")
-        labels = images.labels[rows]
-        accuracy = float((logits.argmax(1) == labels).float().mean())
+        source = self.data.validation
+        logits = all_logits(self.module, source, description="validation")
+        accuracy = float((logits.argmax(1) == source.labels).float().mean())
         return accuracy, {"validation_accuracy": accuracy}
 
 
@@ -242,7 +249,7 @@ class GroupStage(PartStage):
         self, module: nn.Module, scheme: Scheme, data: TrainingData, budget: PartSettings
     ) -> None:
         k = scheme.rules.k
-        for words, there in (("training", data.train_rows), ("validation", data.validation_rows)):
+        for words, there in (("training", data.train), ("validation", data.validation)):
             if len(there) < k:
                 raise UserError(f"groups of k={k} cannot be drawn from {len(there)} {words} images")
         super().__init__(module, budget)
@@ -254,20 +261,20 @@ class GroupStage(PartStage):
 
     def augmented(self, images: Tensor) -> Tensor:
         """Return images (B, k, C, H, W) mirrored and shifted as the teacher's training's were."""
-        options = self.data.settings.training
+        options = self.data.options
         views = augment(images.flatten(0, 1), options.flip, options.shift, self.generator)
         return views.view_as(images)
 
     def batch_loss(self, index: int) -> Tensor:
-        count = len(self.data.train_rows)
+        count = len(self.data.train)
         size = min(self.part.batch_size, count // self.k)
-        places = torch.randperm(count, generator=self.generator)[: size * self.k]
-        return self.loss(*self.data.groups("train", places.view(size, self.k)))
+        rows = torch.randperm(count, generator=self.generator)[: size * self.k]
+        return self.loss(*self.data.groups("train", rows.view(size, self.k)))
 
     def validate(self) -> tuple[float, Mapping[str, float]]:
         """Score by recovered accuracy in one fixed grouping of the validation images."""
-        images = ImageRows(self.data.images, self.data.validation_rows, "the validation images")
-        accuracy = self.scheme.recovered_accuracy(images, self.data.logits("validation"))
+        own = self.data.logits("validation")
+        accuracy = self.scheme.recovered_accuracy(self.data.validation, own)
         return accuracy, {"validation_recovered": accuracy}
 
 

@@ -18,9 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from codedinvnet.common.config import RecoveryFusionSettings, Settings
+from codedinvnet.common.config import RecoveryFusionSettings, TrainSettings
 from codedinvnet.common.devices import first_tensor
-from codedinvnet.data import ImageRows, ImageSource, settings_split, spread_rows
+from codedinvnet.data import ImageSource, spread_rows
 from codedinvnet.models.coded import CodedModel, shared_error
 from codedinvnet.nn.fusion import mosaic_grid
 from codedinvnet.nn.lipschitz import project
@@ -67,9 +67,10 @@ class RecoveryStage(Stage):
     """Train E and g' with f and g frozen, or (`joint`) all four.
 
     Args:
-        settings: of the run.
         fusion: how to train.
-        source: the images.
+        options: how f and g are trained: augmentation, precision, weight decay.
+        train: the images.
+        validation: those by which the epoch is chosen.
         model: f, g, E and g'.
         schemes: the model's own code by group size; the epoch is chosen by the largest one's
             recovered accuracy.
@@ -81,20 +82,21 @@ class RecoveryStage(Stage):
 
     def __init__(
         self,
-        settings: Settings,
         fusion: RecoveryFusionSettings,
-        source: ImageSource,
+        options: TrainSettings,
+        train: ImageSource,
+        validation: ImageSource,
         model: CodedModel,
         schemes: Mapping[int, Scheme],
         *,
         joint: bool,
     ) -> None:
         self.name = "joint" if joint else "recovery"
-        self.settings, self.fusion, self.source, self.model = settings, fusion, source, model
+        self.fusion, self.options, self.model = fusion, options, model
+        self.train, self.validation = train, validation
         self.device, self.schemes, self.joint = first_tensor(model).device, schemes, joint
         self.apart = model.encoder.keeps_apart
         self.batch_size = fusion.joint_batch_size if joint else fusion.batch_size
-        self.train_rows, validation = settings_split(settings, source)
         model.requires_grad_(joint)
         model.encoder.requires_grad_(True)
         if model.recovery_head is not None:
@@ -102,34 +104,34 @@ class RecoveryStage(Stage):
         rate = fusion.joint_learning_rate if joint else fusion.learning_rate
         super().__init__(
             {"model": model},
-            {"optimizer": make_optimizer([model], rate, settings.training.weight_decay)},
+            {"optimizer": make_optimizer([model], rate, options.weight_decay)},
             rate=rate,
             epochs=fusion.joint_epochs if joint else fusion.epochs,
             steps_per_epoch=fusion.steps_per_epoch,
         )
-        self.validation = ImageRows(source, validation, "the validation images")
         self.latents: Tensor | None = None
 
     def initialise(self) -> None:
         """Normalise the recovery head's input, by latents as they are served."""
         if self.model.recovery_head is not None:
-            rows, network = spread_rows(self.train_rows, 1024), self.model.network
+            rows = spread_rows(torch.arange(len(self.train)), 1024)
+            network = self.model.network
             training = network.training
             network.eval()  # batch statistics stay as they were trained
-            z = embed_all(self.model, self.source.batch(rows)[0].to(self.device))
+            z = embed_all(self.model, self.train.batch(rows)[0].to(self.device))
             network.train(training)
             self.model.recovery_head.norm.initialise(z)
 
     def latents_fit(self) -> bool:
         """Tell whether f of all training images may be kept in memory, 4 bytes a number."""
-        return 4 * len(self.train_rows) * math.prod(self.model.latent_shape) <= KEPT_BYTES
+        return 4 * len(self.train) * math.prod(self.model.latent_shape) <= KEPT_BYTES
 
     def cached_latents(self) -> Tensor:
-        """Return f of all training images in the order of `train_rows`, computed once."""
+        """Return f of all training images in their order, computed once."""
         if self.latents is None:
             parts = [
-                embed_all(self.model, self.source.batch(rows)[0].to(self.device))
-                for rows in self.train_rows.split(2500)
+                embed_all(self.model, self.train.batch(rows)[0].to(self.device))
+                for rows in torch.arange(len(self.train)).split(2500)
             ]
             self.latents = torch.cat(parts)
         return self.latents
@@ -155,11 +157,11 @@ class RecoveryStage(Stage):
         members = draw_size(self.fusion.members, self.apart, self.generator)
         groups = self.batch_size * self.fusion.members // members
         wanted = groups * members
-        if wanted <= len(self.train_rows):
-            order = torch.randperm(len(self.train_rows), generator=self.generator)[:wanted]
+        if wanted <= len(self.train):
+            order = torch.randperm(len(self.train), generator=self.generator)[:wanted]
         else:
-            order = torch.randint(len(self.train_rows), (wanted,), generator=self.generator)
-        images, labels = self.source.batch(self.train_rows[order])
+            order = torch.randint(len(self.train), (wanted,), generator=self.generator)
+        images, labels = self.train.batch(order)
         labels = labels.to(self.device)
         x = self.model.prepare(images.to(self.device)).unflatten(0, (groups, members))
         passed = self._apart_pass(x) if self.apart else self._mean_pass(x, order)
@@ -194,12 +196,12 @@ class RecoveryStage(Stage):
 
     def _varied(self, x: Tensor) -> Tensor:
         """Augment images (G, m, C, H, W)."""
-        options = self.settings.training
+        options = self.options
         varied = augment(x.flatten(0, 1), options.flip, options.shift, self.generator)
         return varied.view_as(x)
 
     def _mean_pass(self, x: Tensor, order: Tensor) -> Passed:
-        """Pass groups x (G, m, C, H, W), places `order` in `train_rows`, through E and f."""
+        """Pass groups x (G, m, C, H, W), rows `order` of the training images, through E and f."""
         if self.joint:
             x = self._varied(x)
         encoding = self.model.encoder(x)
@@ -223,7 +225,7 @@ class RecoveryStage(Stage):
         direct answers' sake alone.
         """
         x = self._varied(x)
-        with autocast(self.settings.training.precision, self.device):
+        with autocast(self.options.precision, self.device):
             encoding = self.model.encoder(x)
         share = self.fusion.normal_share * x.shape[0] * x.shape[1]
         wanted = self.joint or self.fusion.distilled_share
@@ -234,7 +236,7 @@ class RecoveryStage(Stage):
 
     def _together(self, queries: Tensor, parities: Tensor) -> tuple[Tensor, Tensor]:
         """Embed queries and parities in one pass, so that batch statistics are of both."""
-        with autocast(self.settings.training.precision, self.device):
+        with autocast(self.options.precision, self.device):
             both = self.model.network(torch.cat([queries, parities])).float()
         return both[: len(queries)], both[len(queries) :]
 
