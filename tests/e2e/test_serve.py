@@ -251,39 +251,6 @@ async def test_every_query_is_answered_while_workers_fail(
         assert await asyncio.to_thread(survivors, below) == []
 
 
-async def test_a_client_that_leaves_takes_its_queries_along(
-    tmp_path: Path, images: np.ndarray
-) -> None:
-    """What no worker was given when its connection closes is not computed."""
-    faults = write_faults(tmp_path, slow(500))
-
-    options = ("--k", "4", "--workers", "6", "--policy", "coded", *PATIENT, "--faults", faults)
-    async with (
-        server("mnist", *options, log=tmp_path / "log") as process,
-        connect(process.address, "mnist", images) as client,
-    ):
-
-        async def metrics_when(pending: bool) -> dict[str, float]:
-            for _ in range(200):
-                metrics = await client.metrics()
-                if (metrics[PENDING] > 0) == pending:
-                    return metrics
-                await asyncio.sleep(0.05)
-            raise AssertionError(f"{metrics[PENDING]} are pending")
-
-        hasty = asyncio.create_task(client.infer("hasty", range(200)))
-        await metrics_when(pending=True)
-        hasty.cancel()
-        metrics = await metrics_when(pending=False)
-        assert metrics["codedinvnet_queue_depth"] == 0
-        assert metrics['codedinvnet_queries_total{outcome="cancelled"}'] > 100
-        outcomes = [n for name, n in metrics.items() if name.startswith(QUERIES)]
-        assert sum(outcomes) == 200
-        assert sum(n for name, n in metrics.items() if name.startswith(TASKS)) < 100
-        reply = await client.infer("patient", range(4))
-        assert reply.error == ""
-
-
 @needs_proc
 async def test_sigterm_drains(tmp_path: Path, images: np.ndarray) -> None:
     options = ("--k", "4", "--workers", "6", "--policy", "coded", *PATIENT)

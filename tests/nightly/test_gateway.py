@@ -5,18 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-import sys
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import ExitStack
-from pathlib import Path
-from typing import ClassVar, cast
 
 import pytest
 
-from benchmarks import processes
-from codedinvnet.net.client import parse_origin
-from tests.gateway.support import INFER, V2, Handler, Request, Upstream, answer, gateway
+from tests.gateway.support import Handler, Request, Upstream, gateway
 from tests.gateway.test_hedging import unrepeated
 from tests.gateway.test_streams import HEAD, ROLE, chunk, token, unchunked, whole
 
@@ -140,113 +134,3 @@ async def test_streams_of_which_some_stall() -> None:
     assert quantile(times, 0.5) < 0.1
     assert quantile(times, 0.99) < 0.3
     assert sent <= 1.1
-
-
-class Server:
-    """A server that computes one request at a time."""
-
-    def __init__(self, seconds: float) -> None:
-        self.seconds, self._turn = seconds, asyncio.Lock()
-
-    async def __call__(self, request: Request, writer: asyncio.StreamWriter) -> bytes:
-        async with self._turn:
-            await asyncio.sleep(self.seconds * random.uniform(0.9, 1.1))
-        return answer(request.body)
-
-
-async def test_one_upstream_that_is_slow_for_good_brings_no_collapse() -> None:
-    """ScyllaDB #7342: its times drag the delay up, copies come late, and the rest is overloaded.
-
-    At 90 % of what the two sound upstreams can do, the median and p99 are 2.5 and 9 service times
-    in virtual time. Where copies overload the two, the line grows for as long as the load lasts.
-    """
-    service = 0.05
-    servers = [Server(service), Server(service), Server(10 * service)]
-    async with gateway(*servers, slots=2, deadline_ms=30_000.0) as g:
-
-        async def ask(number: int) -> float:
-            began = time.monotonic()
-            assert (await g.ask("POST", V2, INFER)).status == 200
-            return time.monotonic() - began
-
-        times = (await poisson(0.9 * 2 / service, 2500, ask))[500:]
-
-    assert quantile(times, 0.5) < 6 * service
-    assert quantile(times, 0.99) < 20 * service
-
-
-class Saturated(asyncio.Protocol):
-    """A server that notes how long it waits between an answer and the next request."""
-
-    waits: ClassVar[list[float]] = []
-    answered = 0.0
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast(asyncio.Transport, transport)
-
-    def data_received(self, data: bytes) -> None:
-        if not data.startswith(b"POST"):  # a probe
-            self.transport.write(answer())
-            return
-        if self.answered:
-            self.waits.append(time.perf_counter() - self.answered)
-        asyncio.get_running_loop().call_later(0.005, self._answer)
-
-    def _answer(self) -> None:
-        self.transport.write(answer(INFER))
-        self.answered = time.perf_counter()
-
-
-class Asking(asyncio.Protocol):
-    """Sends a request, and the same again once it is answered."""
-
-    REQUEST = b"POST %b HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%b"
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast(asyncio.Transport, transport)
-        self.data_received(b"")
-
-    def data_received(self, data: bytes) -> None:
-        self.transport.write(self.REQUEST % (V2.encode(), len(INFER), INFER))
-
-
-async def test_one_slot_is_soon_given_the_next_request(tmp_path: Path) -> None:
-    """With one slot an upstream waits for the gateway between two requests."""
-    server = await asyncio.get_running_loop().create_server(Saturated, "127.0.0.1", 0)
-    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    command = [sys.executable, "-m", "codedinvnet", "gateway", "--port", "0"]
-    command += ["--slots", "1", "--upstream", url]
-    with ExitStack() as stack:
-        starting = processes.running(*command, log=tmp_path / "log")
-        proxy = await asyncio.to_thread(stack.enter_context, starting)
-        port = parse_origin(proxy.address).port
-        loop = asyncio.get_running_loop()
-        clients = [await loop.create_connection(Asking, "127.0.0.1", port) for _ in range(4)]
-        await asyncio.sleep(10.0)
-        for transport, _ in clients:
-            transport.close()
-    server.close()
-    print([round(1000 * quantile(Saturated.waits, share), 3) for share in (0.1, 0.5, 0.9)])
-
-    assert quantile(Saturated.waits, 0.5) <= 0.0003
-
-
-async def test_when_all_upstreams_are_slow_hedging_costs_little() -> None:
-    """All become ten times as slow at once: copies would only add to the load."""
-
-    async def run(policy: str) -> list[float]:
-        servers = [Server(0.02) for _ in range(3)]
-        async with gateway(*servers, policy=policy, slots=2) as g:
-
-            async def ask(number: int) -> float:
-                if number == 1000:
-                    for server in servers:
-                        server.seconds = 0.06
-                began = time.monotonic()
-                assert (await g.ask("POST", V2, INFER)).status == 200
-                return time.monotonic() - began
-
-            return (await poisson(40.0, 2500, ask))[1000:]
-
-    plain, hedged = [sorted(await run(policy)) for policy in ("uncoded", "hedge")]
-    assert sum(hedged) <= 1.02 * sum(plain)

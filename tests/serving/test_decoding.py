@@ -18,17 +18,15 @@ from codedinvnet.data import sample_images
 from codedinvnet.models.base import Scores, Signature, TensorSpec
 from codedinvnet.models.bundle import Bundle
 from codedinvnet.net.logs import logger
-from codedinvnet.scheduler.actions import Compare
-from codedinvnet.scheduler.group import FILLER
 from codedinvnet.serving import decoding
 from codedinvnet.serving.answers import QueryFailed
-from codedinvnet.serving.decoding import Check, Facts, Job, compare, compute, compute_apart
-from codedinvnet.serving.served import PROBABILITIES, Classifier, OwnModel, Served
+from codedinvnet.serving.decoding import Check, Job, compare, compute, compute_apart
+from codedinvnet.serving.served import PROBABILITIES, Classifier, OwnModel
 from codedinvnet.serving.workers.faults import Schedule
 from codedinvnet.serving.workers.pool import Result, Task
-from tests.observing import counted, until
+from tests.observing import until
 from tests.serving.bundles import BundlePool, output, probabilities, with_output
-from tests.serving.front import K, answered, direct, fixed_size, queue, running
+from tests.serving.front import K, answered, direct, running
 
 ScoreKind = Literal["logits", "probabilities"]
 MNIST = Classifier("mnist", (1, 28, 28), tuple("0123456789"))
@@ -183,33 +181,6 @@ async def test_a_parity_of_another_shape_is_lost_and_computed_again(
     assert foreign
 
 
-def note_checks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Return the members that are decoded for a check, as they come."""
-    chosen: list[int] = []
-
-    def compared(_: Scheme, __: Served, check: Check) -> Facts:
-        chosen.append(check.member)
-        return Facts()
-
-    monkeypatch.setattr(decoding, "compare", compared)
-    return chosen
-
-
-async def test_agreement_is_not_measured_on_fillers(
-    method: Scheme, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(decoding, "CHECKED_SHARE", 1.0)
-    chosen = note_checks(monkeypatch)
-
-    async with running(fixed_size(method)) as (front, _):
-        outputs = tuple((task, FILLER) for task in (0, 1, 2, 3, K))
-        for _ in range(40):
-            front.compare(Compare(0, K, outputs, ((0, 3), (1, 5), (K, 2))))
-            await until(lambda: not queue(front)._running)
-        assert len(chosen) == 40
-    assert set(chosen) == {0, 1}
-
-
 async def test_a_check_that_fails_is_logged_and_answers_go_on(
     method: Scheme,
     images: np.ndarray,
@@ -240,25 +211,6 @@ def test_a_check_compares_the_answer_that_a_client_would_get(
     assert facts.decoded[0] == pytest.approx(wanted[0].confidence)
     assert facts.decoded[1]
     assert {member for member, _, _ in facts.guessed} == set(range(K))
-
-
-def test_live_agreement_is_counted(
-    method: Scheme, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(decoding, "CHECKED_SHARE", 1.0)
-
-    async def run() -> float | None:
-        async with running(method) as (front, _):
-            for _ in range(10):  # on a busy machine some groups are not checked
-                for start in range(0, 240, 2 * K):
-                    answered(await front.ask(images[start : start + 2 * K]))
-                if counted(front.metrics.agreement_checks) >= 20:
-                    break
-            return front.metrics.live_agreement()
-
-    agreement = asyncio.run(run())
-    assert agreement is not None
-    assert agreement >= 0.9
 
 
 async def test_a_front_end_that_cannot_decode_says_so(

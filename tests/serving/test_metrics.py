@@ -21,20 +21,6 @@ def value(metrics: Metrics, name: str, **labels: str) -> float | None:
     return metrics.registry.get_sample_value(f"codedinvnet_{name}", labels)
 
 
-def test_answers_are_counted_by_outcome() -> None:
-    metrics = Metrics()
-    for outcome, latency in (("direct", 0.004), ("direct", 0.012), ("decoded", 0.25)):
-        metrics.answered(outcome, latency)
-    assert value(metrics, "queries_total", outcome="direct") == 2
-    assert value(metrics, "queries_total", outcome="decoded") == 1
-    assert value(metrics, "queries_total", outcome="deadline") == 0
-    assert value(metrics, "query_latency_seconds_count", outcome="direct") == 2
-    assert value(metrics, "query_latency_seconds_sum", outcome="direct") == pytest.approx(0.016)
-    bucket = "query_latency_seconds_bucket"
-    assert value(metrics, bucket, outcome="direct", le="0.005") == 1
-    assert value(metrics, bucket, outcome="direct", le="0.015") == 2
-
-
 def test_what_can_be_known_begins_at_zero() -> None:
     """`increase()` sees nothing of a first burst whose label begins above 0."""
     metrics = Metrics()
@@ -173,21 +159,6 @@ def test_recent_requests_and_work() -> None:
     assert recent.summary(5.0, 0.1) == {"p50": 100.0, "p99": 200.0, "work": 1.0}
     assert recent.summary(5.0, 0.0) is None  # what a task takes is not known yet
     assert recent.summary(-1.0, 0.1) is None
-
-
-def test_percentiles_of_recent_answers() -> None:
-    recent = Recent()
-    assert recent.percentiles() == {}
-    recent.answer("decoded", 0.03)
-    for i in range(1000):
-        recent.answer("direct", (999 - i) / 1000)
-    assert recent.percentiles() == {
-        "decoded": {"p50": 30.0, "p99": 30.0, "p999": 30.0},
-        "direct": {"p50": 499.0, "p99": 989.0, "p999": 998.0},
-    }
-    for _ in range(module.KEPT):
-        recent.answer("direct", 0.001)
-    assert recent.percentiles()["direct"] == {"p50": 1.0, "p99": 1.0, "p999": 1.0}
 
 
 def test_throughput_counts_the_last_whole_seconds(monkeypatch: pytest.MonkeyPatch) -> None:

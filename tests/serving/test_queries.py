@@ -14,7 +14,6 @@ from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.build import scheme_for
 from codedinvnet.models.bundle import Bundle
 from codedinvnet.serving.answers import Answered, Cancelled, DeadlinePassed, NotNow
-from codedinvnet.serving.workers.pool import Result, Task
 from tests.observing import counted, until
 from tests.serving.bundles import BundleFront
 from tests.serving.front import (
@@ -56,24 +55,6 @@ async def refused(front: BundleFront, batch: np.ndarray) -> None:
         await asyncio.wait_for(front.ask(batch), 5)
 
 
-async def test_overload(method: Scheme, images: np.ndarray) -> None:
-    async with running(method, max_pending=8) as (front, pool):
-        for worker in range(WORKERS):
-            pool.hang(worker)
-        accepted = [asyncio.create_task(front.ask(images[i : i + 4])) for i in (0, 4)]
-        await until(lambda: len(front.queries) == 8)
-        for batch in (images[:1], images[:4]):
-            await refused(front, batch)
-        assert counted(front.metrics.queries.labels("rejected")) == 5
-        assert len(front.queries) == 8
-        for worker in range(WORKERS):
-            pool.kill(worker)
-        for task in accepted:
-            answered(await task)
-        answered(await front.ask(images[:8]))
-        await refused(front, images[:9])  # all or none
-
-
 async def test_a_decoder_that_falls_behind_is_overload(mnist: Bundle, images: np.ndarray) -> None:
     method = scheme_for(mnist, K, "nercc")  # every answer is decoded
     async with running(method, max_pending=4, workers=2 * K) as (front, _):
@@ -87,49 +68,6 @@ async def test_a_decoder_that_falls_behind_is_overload(mnist: Bundle, images: np
             busy.set()
         answered(await accepted)
         answered(await front.ask(images[:4]))
-
-
-async def test_drain(method: Scheme, images: np.ndarray) -> None:
-    async with running(method) as (front, pool):
-        pool.hang(0)
-        pool.hang(1)
-        query = asyncio.create_task(front.ask(images[: K + 2]))
-        await until(lambda: len(pool.calls) >= K + 1)
-        assert front.ready
-        drained = asyncio.create_task(front.stop())
-        await asyncio.sleep(0.05)
-        assert not front.ready
-        assert not drained.done()
-        with pytest.raises(NotNow, match="shutting down"):
-            await front.ask(images[:2])
-        assert counted(front.metrics.queries.labels("rejected")) == 2
-        pool.kill(0)
-        pool.kill(1)
-        await drained
-        answered(await query)
-
-
-@pytest.mark.parametrize("error", [ValueError("a frame"), asyncio.CancelledError("a call")])
-async def test_what_a_pool_raises_in_the_drain_costs_no_answer(
-    error: BaseException, method: Scheme, images: np.ndarray
-) -> None:
-    class Raising(Released):
-        async def call(self, worker: int, task: Task) -> Result:
-            if not self.calls:
-                self.calls.append((worker, task.number))
-                await self.gates[0].wait()
-                raise error
-            return await super().call(worker, task)
-
-    pool = Raising(method)
-    async with running(method, pool=pool, policy="uncoded") as (front, _):
-        query = asyncio.create_task(front.ask(images[:1]))
-        await until(lambda: len(pool.calls) == 1)
-        stopped = asyncio.create_task(front.stop())
-        await until(lambda: front.draining)
-        pool.gates[0].set()
-        answered(await asyncio.wait_for(query, 10))
-        await stopped
 
 
 async def test_at_the_deadline_side_features_answer(

@@ -16,9 +16,8 @@ from codedinvnet.serving.answers import NotNow, QueryFailed
 from codedinvnet.serving.served import IMAGES
 from codedinvnet.serving.workers import supervisor
 from codedinvnet.serving.workers.pool import Result, Task, WorkerDied, WorkerFailed
-from codedinvnet.serving.workers.supervisor import State
 from tests.observing import counted, until
-from tests.serving.bundles import BundlePool, probabilities
+from tests.serving.bundles import BundlePool
 from tests.serving.front import (
     PATIENCE,
     WORKERS,
@@ -26,7 +25,6 @@ from tests.serving.front import (
     answered,
     assert_decoded,
     decoded,
-    direct,
     running,
 )
 
@@ -91,27 +89,6 @@ async def test_bad_queries_cost_no_worker_its_place(
             found = await front.ask(white)
             assert all(isinstance(problem, QueryFailed) for problem in found)
         assert [view.restarts + view.deaths for view in front.workers] == [0] * WORKERS
-
-
-@pytest.mark.parametrize("lost", [(0, 1), (1, 4), (0, 2, 3, 4), tuple(range(WORKERS))])
-async def test_several_lost(
-    lost: tuple[int, ...], mnist: Bundle, method: Scheme, images: np.ndarray
-) -> None:
-    async with running(method) as (front, pool):
-        for worker in lost:
-            pool.hang(worker)
-        query = asyncio.create_task(front.ask(images[:K]))
-        await until(lambda: len(pool.calls) == K + 1)
-        for worker in lost:
-            pool.kill(worker)
-        answers = answered(await query)
-        labels = [int(probabilities(answer).argmax()) for answer in answers]
-        for i, answer in enumerate(answers):
-            if answer.outcome == "direct":
-                assert labels[i] == int(direct(mnist, images[[i]])[0].argmax())
-            else:
-                assert_decoded(answer, decoded(mnist, images[:K], i))
-        await until(lambda: all(front.workers[i].restarts == 1 for i in lost))
 
 
 async def test_a_hung_worker_is_replaced_after_a_time(method: Scheme, images: np.ndarray) -> None:
@@ -221,43 +198,6 @@ async def test_a_pool_that_raises_is_no_worker_that_hangs(
     reason = f"{type(error).__name__}: {error}"
     assert vars(told)["fields"] == {"pool": "Raising", "worker": 2, "reason": reason}
     assert told.exc_info is not None
-
-
-class EarlyLoss(BundlePool):
-    """Loses some workers before its start returns."""
-
-    def __init__(self, method: Scheme, lost: range) -> None:
-        super().__init__(method)
-        self.lost, self.go = lost, asyncio.Event()
-
-    async def start(self, size: int) -> None:
-        await super().start(size)
-        assert self.on_death is not None
-        for worker in self.lost:
-            self.on_death(worker, "it was never there")
-        await asyncio.sleep(0.01)  # so long that they are known as lost
-
-    async def replace(self, worker: int) -> None:
-        await self.go.wait()
-        await super().replace(worker)
-
-
-@pytest.mark.parametrize("lost", [2, WORKERS])
-async def test_workers_lost_during_the_start_do_not_count_as_up(
-    lost: int, method: Scheme, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Without any the service is down until one is back."""
-    monkeypatch.setattr(supervisor, "SOON", 0.0)
-
-    pool = EarlyLoss(method, range(lost))
-    async with running(method, pool=pool) as (front, _):
-        states = [view.state for view in front.workers]
-        assert states == [State.DOWN] * lost + [State.UP] * (WORKERS - lost)
-        assert front.ready == (lost < WORKERS)
-        pool.go.set()
-        await until(lambda: front.ready)
-        answered(await front.ask(images[:K]))
-        await until(lambda: all(view.state == State.UP for view in front.workers))
 
 
 class TestDown:

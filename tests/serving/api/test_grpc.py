@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Any, cast
@@ -194,16 +193,6 @@ async def test_whoever_may_try_again_hears_why() -> None:
     async with serving(NotNow("starting")) as channel:
         code, told = await ended(channel.unary_unary(INFER)(message()))
     assert (code, told) == (grpc.StatusCode.UNAVAILABLE, "starting: try again later")
-
-
-async def test_an_error_of_our_own_is_logged_as_one(caplog: pytest.LogCaptureFixture) -> None:
-    async with serving(RuntimeError("why")) as channel:
-        code, told = await ended(channel.unary_unary(INFER)(message()))
-    assert (code, told) == (grpc.StatusCode.INTERNAL, "internal error: RuntimeError")
-    (record,) = (r for r in caplog.records if r.getMessage() == "internal error")
-    assert record.levelno == logging.ERROR
-    fields = record.__dict__["fields"]
-    assert fields == {"path": INFER, "reason": "RuntimeError: why"}
 
 
 async def test_kubernetes_health_checks_are_answered() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from codedinvnet.codes.base import Scheme
 from codedinvnet.models.bundle import Bundle
 from codedinvnet.serving.workers.pool import Result, Task
-from tests.serving.api.service import TOKEN, Service, error, serving
+from tests.serving.api.service import Service, error, serving
 from tests.serving.bundles import BundlePool
 
 K = 4
@@ -74,14 +74,6 @@ async def test_what_is_refused(mnist: Bundle) -> None:
         text = {"Content-Type": "text/plain"}  # as a form of another site's page sends it
         error(await client.post("/policy", content=b'{"policy": "hedge"}', headers=text), 415)
         assert (await client.get("/policy")).json()["policy"] == "coded"
-
-
-async def test_it_needs_the_token(mnist: Bundle) -> None:
-    async with serving(mnist, token=TOKEN) as service:
-        error(await service.client.get("/policy"), 401)
-        error(await change(service, "hedge"), 401)
-        told = await change(service, "hedge", Authorization=f"Bearer {TOKEN}")
-        assert told.json()["policy"] == "hedge"
 
 
 async def test_it_cannot_be_changed_by_whoever_reaches_the_port(mnist: Bundle) -> None:

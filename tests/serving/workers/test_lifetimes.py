@@ -24,23 +24,6 @@ from tests.processes import alive, ended, needs_proc, parent, state, survivors, 
 from tests.serving.workers.worker_processes import ROOT, data_task, started
 
 
-@needs_proc
-async def test_stop_ends_a_stopped_worker_too() -> None:
-    pool = ProcessPool(BundleSpec("mnist", 4))
-    await pool.start(3)
-    deaths: list[int] = []
-    pool.on_death = lambda worker, _: deaths.append(worker)
-    pids = [pid for i in range(3) if (pid := pool.pid(i)) is not None]
-    os.kill(pids[1], signal.SIGSTOP)
-    call = asyncio.ensure_future(pool.call(1, data_task(1, 0)))
-    await asyncio.sleep(0.05)
-    await pool.stop()
-    assert survivors(pids) == []
-    with pytest.raises(WorkerDied, match="stopped"):
-        await call
-    assert deaths == []  # no one is to replace them
-
-
 async def test_a_stop_that_is_cancelled_ends_a_stopped_worker() -> None:
     """A second Ctrl-C: this process's end waits for theirs."""
 

@@ -25,7 +25,7 @@ from codedinvnet.serving.workers.local import Connection, ProcessPool
 from codedinvnet.serving.workers.pool import Task, WorkerDied, WorkerFailed, run_task
 from tests.models.factories import PLACE, faint, save_onnx
 from tests.observing import until
-from tests.processes import needs_proc, state, survivors
+from tests.processes import needs_proc, survivors
 from tests.serving.bundles import output
 from tests.serving.workers.worker_processes import (
     TelltaleSpec,
@@ -109,23 +109,6 @@ async def test_a_death_while_others_start_is_not_forgotten(monkeypatch: pytest.M
     await pool.replace(1)
     await pool.call(1, data_task(1, 0))
     await pool.stop()
-
-
-@needs_proc
-async def test_a_stopped_worker_is_replaced() -> None:
-    async with started(1) as (pool, pids):
-        expected = await pool.call(0, data_task(1, 5))
-        os.kill(pids[0], signal.SIGSTOP)
-        call = asyncio.ensure_future(pool.call(0, data_task(2, 5)))
-        await asyncio.sleep(0.2)
-        assert not call.done()
-        assert state(pids[0]) == "T"
-        await asyncio.wait_for(pool.replace(0), 20)
-        with pytest.raises(WorkerDied, match="replaced"):
-            await call
-        assert survivors(pids) == []
-        again = await pool.call(0, data_task(3, 5))
-        np.testing.assert_array_equal(output(again), output(expected))
 
 
 @pytest.mark.parametrize("kind", ["module", "onnx"])
