@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 
 from codedinvnet.cli import main
-from codedinvnet.protect import distil
+from codedinvnet.protect import distil, students
 from codedinvnet.protect.folder import DESCRIPTION
 from tests.conftest import once
 from tests.protect.factories import FEATURES
 
 PLACE = "tests.protect.factories"
-COUNT = 1200
+COUNT = 2000
+MADE = (0, 3)
+"""Exit statuses with a protection; a backup that was trained for a moment isn't recommended."""
 
 
 @pytest.fixture(autouse=True)
@@ -24,6 +26,8 @@ def _short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have backups trained for a moment."""
     monkeypatch.setattr(distil, "MOST_ROUNDS", 3)
     monkeypatch.setattr(distil, "FEWEST_STEPS", 8)
+    monkeypatch.setattr(students, "WIDTHS", (8, 32))
+    monkeypatch.setattr(students, "RANKS", (0.1, 0.4))
 
 
 def queries(folder: Path) -> Path:
@@ -58,4 +62,5 @@ def protect(folder: Path) -> None:
     folder.mkdir()
     with pytest.MonkeyPatch.context() as changed:
         changed.setattr(distil, "MOST_ROUNDS", 100)
+        changed.setattr(students, "WIDTHS", (32,))
         assert main(arguments("vectors", queries(folder), folder / "out", "--json")) == 0

@@ -19,7 +19,10 @@ def same(x: Tensor) -> Tensor:
 
 
 class Applied(nn.Module):
-    """Scores of an input by two layers of fixed weights; what comes before and after may change."""
+    """Scores of an input by two layers of fixed weights; what comes before and after may change.
+
+    They take far more time than they need, so that there are backups that are quicker.
+    """
 
     def __init__(
         self, features: int, classes: int, before: Change = same, after: Change = same
@@ -32,6 +35,9 @@ class Applied(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.before(x).flatten(1).to(self.first.dtype)
+        wasted = torch.eye(128)
+        for _ in range(6):
+            wasted = wasted @ wasted
         return self.after((x @ self.first).relu() @ self.second)
 
 

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torchvision import models
 
 from codedinvnet.models import open_model
-from codedinvnet.protect import costs
 from codedinvnet.protect.folder import export_student
 from codedinvnet.protect.inputs import Inputs, split
 from codedinvnet.protect.students import LowRank, SmallerImages
@@ -125,11 +124,8 @@ def taught(name: str, way: str, folder: Path) -> Teacher:
 )
 def test_the_models_own_graph_becomes_a_backup(name: str, way: str, tmp_path: Path) -> None:
     teacher = taught(name, way, tmp_path)
-    one = teacher.inputs.batch(np.arange(1))
-    most = costs.model_cost(teacher.model, one, lambda: teacher.onnx).share(0.4)
     for family in (LowRank, SmallerImages) if name == "mobilenet" else (LowRank,):
-        student = family(teacher, family.choose(teacher, most)).eval()
-        assert 0.2 * most < student.macs() <= most
+        student = family(teacher, family.choose(teacher, family.sizes(teacher)[-1])).eval()
         batch = teacher.inputs.batch(np.arange(5))
         served = export_student(tmp_path, family.family, student, teacher)
         np.testing.assert_allclose(

@@ -11,13 +11,14 @@ import pytest
 import torch
 
 from codedinvnet.common.config import PartSettings
+from codedinvnet.common.errors import UserError
 from codedinvnet.models import open_model
 from codedinvnet.protect import distil, run, teacher
-from codedinvnet.protect.folder import DESCRIPTION
+from codedinvnet.protect.folder import DESCRIPTION, load_protection
 from codedinvnet.protect.inputs import Inputs, split
 from codedinvnet.protect.students import STUDENTS
 from tests.conftest import Command
-from tests.protect.conftest import COUNT, PLACE, arguments, description, queries
+from tests.protect.conftest import COUNT, MADE, PLACE, arguments, description, queries
 
 
 def images(folder: Path) -> Path:
@@ -32,20 +33,19 @@ def images(folder: Path) -> Path:
 def test_a_ladder_of_backups_is_trained_and_measured(call: Command, tmp_path: Path) -> None:
     words = ["protect", f"{PLACE}:residual", "--inputs", str(images(tmp_path))]
     outcome = call(*words, "--out", tmp_path / "out", "--minutes", "1", "--task", "classify")
-    assert outcome.code == 0, outcome.err
     found = description(tmp_path / "out")
-    assert {row["method"].rpartition("-")[2] for row in found["table"]} <= {"0.1", "0.25", "0.5"}
-    assert len(found["table"]) >= 2
-    assert found["model"]["macs"] > 0
+    assert outcome.code == (3 if found["recommended"] is None else 0), outcome.err
+    assert {row["method"].rpartition("-")[2] for row in found["table"]} <= {"0.1", "0.25", "0.45"}
+    assert len(found["table"]) >= 1
     for row in found["table"]:
-        assert row["work"] <= float(row["method"].rpartition("-")[2])
+        assert row["work"] == pytest.approx(row["ms"][0] / row["model_ms"][0])
         low, high = row["agreement"][1:]
         assert 0 <= low <= row["agreement"][0] <= high <= 1
         assert (tmp_path / "out" / f"{row['method']}.onnx").is_file()
         assert f"| {row['method']} |" in outcome.out
     (trials,) = (note for note in found["notes"] if "after trials" in note)
-    assert all(f"{family}-0.5 " in trials for family in ("fresh", "low-rank"))
-    assert any("smaller-images-0.5" in note.partition(":")[0] for note in found["notes"])
+    assert "fresh-" in trials
+    assert any("no smaller-images" in note for note in found["notes"])
     scores = {name: float(score) for name, score in re.findall(r"(\S+) ([\d.]+) %", trials)}
     for row in found["table"]:
         size = row["method"].rpartition("-")[2]
@@ -60,7 +60,7 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(
     inputs = queries(tmp_path)
     words = {name: arguments("vectors", inputs, tmp_path / name) for name in ("whole", "killed")}
     monkeypatch.setattr(distil.Distillation, "replan", lambda stage, *_: stage.part.epochs)
-    assert call(*words["whole"]).code == 0
+    assert call(*words["whole"]).code in MADE
     validate, asked = distil.Distillation.validate, 0
 
     def fourth(stage: distil.Distillation) -> Any:
@@ -79,7 +79,7 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(
     changed_seed = call(*words["killed"], "--seed", "1")
     assert changed_seed.code == 2
     assert "seed 0 -> 1" in changed_seed.err
-    assert call(*words["killed"]).code == 0
+    assert call(*words["killed"]).code in MADE
     one, other = (description(tmp_path / name)["table"][0] for name in words)
     assert one["method"] == other["method"]
     backups = [open_model(tmp_path / name / f"{one['method']}.onnx") for name in words]
@@ -93,7 +93,7 @@ def test_more_minutes_help_after_too_few(call: Command, tmp_path: Path) -> None:
     few = call(*words, "--minutes", "0.001")
     assert few.code == 2
     assert "give more minutes" in few.err
-    assert call(*words).code == 0
+    assert call(*words).code in MADE
 
 
 @pytest.mark.parametrize(("name", "shift"), [("colours", 4), ("sides", 0)])
@@ -152,3 +152,16 @@ def test_images_are_pasted_once_a_backup_learns_by_heart(noise: bool, tmp_path: 
             stage.step(epoch, index)
         stage.validate()
     assert stage.pasting == noise
+
+
+def test_a_model_that_nothing_outruns_is_better_copied(
+    call: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "_timed", lambda *_: 0.9)
+    out = tmp_path / "out"
+    outcome = call(*arguments("vectors", queries(tmp_path), out))
+    assert outcome.code == 3
+    assert "no mlp: the quickest takes 0.90 of the model's time" in outcome.out
+    assert "recommended: none: no backup takes at most 0.5 of the model's time" in outcome.out
+    with pytest.raises(UserError, match=r"recommends no backup.*use hedging"):
+        load_protection(out, open_model(f"{PLACE}:vectors"))

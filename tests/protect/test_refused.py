@@ -97,9 +97,9 @@ CASES: dict[str, tuple[str, Callable[[Path], Path], tuple[str, ...], str]] = {
     "returns": ("colours", images(RGB), ("--preprocess", "numpy:asarray"), r"\(32, 32, 3\), not"),
     "array": ("vectors", queries, ("--preprocess", "numpy:asarray"), "must be a folder"),
     # options
-    "work": ("vectors", queries, ("--work", "1.5"), "--work: must lie between 0 and 1"),
+    "work": ("vectors", queries, ("--work", "1.5"), "--work: must be above 0 and at most 0.5"),
     "minutes": ("vectors", queries, ("--minutes", "1e-9"), "--minutes"),
-    "k": ("vectors", queries, ("--k", "300"), "--k 300"),
+    "k": ("vectors", queries, ("--k", "301"), "--k 301"),
     "threads": ("vectors", queries, ("--threads", "0"), "--threads"),
     "scores": ("vectors", queries, ("--scores", "other"), "scores: "),
 }

@@ -30,7 +30,7 @@ from codedinvnet.serving.workers.faults import FaultyPool, Schedule
 from codedinvnet.serving.workers.pool import Result, Task, WorkerPool
 from tests.conftest import Command
 from tests.models.factories import endless_onnx
-from tests.protect.conftest import COUNT, PLACE, arguments, description, queries
+from tests.protect.conftest import COUNT, MADE, PLACE, arguments, description, queries
 from tests.protect.factories import FEATURES
 
 POOL = "examples/my_pool.py:Pool"
@@ -111,7 +111,7 @@ def test_no_folder_changes_direct_answers(finished: Path, tmp_path: Path) -> Non
     folder = shutil.copytree(finished, tmp_path / "changed")
     found = description(folder)
     found["recommended"] = found["table"][0]["method"]
-    found["table"][0].update(work=0.9, k=2, backup_workers=1)
+    found["table"][0].update(work=0.4, k=2, backup_workers=1)
     found["methods"] = found["codes"] = ["nercc"]
     (folder / DESCRIPTION).write_text(json.dumps(found))
     x = np.random.default_rng(4).random((40, FEATURES), np.float32)
@@ -132,7 +132,7 @@ def test_a_model_of_several_inputs_is_protected(call: Command, tmp_path: Path) -
     np.savez(tmp_path / "x.npz", numbers=numbers, flags=flags)
     out = tmp_path / "out"
     outcome = call(*arguments("two_inputs", tmp_path / "x.npz", out))
-    assert outcome.code == 0, outcome.err
+    assert outcome.code in MADE, outcome.err
     name = description(out)["table"][0]["method"]
     options = served(out, method=name, source=f"{PLACE}:two_inputs")
     found = answers(options, {"flags": flags[:4], "numbers": numbers[:4]})
@@ -157,7 +157,7 @@ def test_late_answers_of_any_task_are_in_the_models_own_terms(
     out = tmp_path / "out"
     words = arguments(model, queries(tmp_path), out, "--task", *task)
     outcome = call(*words)
-    assert outcome.code == 0, outcome.err
+    assert outcome.code in MADE, outcome.err
     row = description(out)["table"][0]
     served_model, x = open_model(f"{PLACE}:{model}"), np.load(tmp_path / "x.npy")[:4]
     found = answers(served(out, method=row["method"], source=f"{PLACE}:{model}"), {"x": x})
@@ -166,7 +166,7 @@ def test_late_answers_of_any_task_are_in_the_models_own_terms(
     assert found["output"][1:2] == pytest.approx(backup, rel=1e-4, abs=1e-4)
     wanted = served_model.run({"x": x})["output"]
     assert found["output"].shape == wanted.shape
-    assert np.corrcoef(found["output"].ravel(), wanted.ravel())[0, 1] > 0.8
+    assert np.corrcoef(found["output"].ravel(), wanted.ravel())[0, 1] > 0.5
 
 
 def test_a_protection_releases_what_keeps_the_limit(finished: Path) -> None:
@@ -189,7 +189,7 @@ def test_a_protection_releases_what_keeps_the_limit(finished: Path) -> None:
         ({"format_version": 1}, "is of another release: run codedinvnet protect again"),
         ({"model": {}}, "is damaged"),
         ({"recommended": None, "reason": "it is too slow"}, "recommends no backup: it is too slow"),
-        ({"work": 1.2}, "policy hedge"),
+        ({"work": 0.6}, "takes 0.60 of the model.s time.*policy hedge"),
         ({"digest": "0"}, "is not the file that this protection was made with"),
         ({"recommended": "ghost"}, "has no backup 'ghost'"),
         ({"recommended": "ghost", "method": "ghost"}, "ghost.onnx"),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -175,6 +175,9 @@ def _demo(arguments: argparse.Namespace) -> None:
 
 # protect
 
+NOTHING_RECOMMENDED = 3
+"""The exit status of `protect` if a copy of the model is better than any backup."""
+
 
 @command(
     "protect",
@@ -202,9 +205,9 @@ def _demo(arguments: argparse.Namespace) -> None:
     opt("--minutes", "for scoring and training together", float, 30.0),
     opt(
         "--work",
-        "train one size only, this share of the model's work",
+        "train one size only, this share of the model's time",
         float,
-        unset="0.1, 0.25 and 0.5",
+        unset="0.1, 0.25 and 0.45",
     ),
     opt("--k", "queries in a group under policy small-backup", int, 10),
     opt(
@@ -224,7 +227,6 @@ def _protect(arguments: argparse.Namespace) -> None:
     import torch
 
     from codedinvnet.models import ModelSource
-    from codedinvnet.protect.measure import table
     from codedinvnet.protect.run import ProtectOptions, protect
 
     for name in ("minutes", "work", "threads"):
@@ -243,15 +245,21 @@ def _protect(arguments: argparse.Namespace) -> None:
     found = protect(ProtectOptions(source, arguments.queries, mirror=mirror, **how))
     if arguments.json:
         print_report(found, as_json=True)
-        return
+    else:
+        print_protection(found)
+    if found["recommended"] is None:
+        raise SystemExit(NOTHING_RECOMMENDED)
+
+
+def print_protection(found: Mapping[str, Any]) -> None:
+    """Print what a protection is for a reader."""
+    from codedinvnet.protect.measure import table
+
     print(table(found["table"]))
-    model = found["model"]
-    median, low, high = model["ms"]
-    macs = f", {model['macs']:,} multiply-adds" if model["macs"] else ""
-    print(f"\nthe model: {median:.3f} ms a query ({low:.3f} to {high:.3f}){macs}")
     for note in [*found["notes"], *(row["note"] for row in found["table"] if "note" in row)]:
         print(note)
-    print(f"recommended: {found['recommended'] or 'none'}: {found['reason']}")
+    limit = f", with --max-disagreement {found['limit']:g}" if found["limit"] else ""
+    print(f"recommended: {found['recommended'] or 'none'}{limit}: {found['reason']}")
 
 
 @command(

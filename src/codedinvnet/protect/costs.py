@@ -1,4 +1,4 @@
-"""What models cost: multiply-adds, counted as ONNX Runtime computes a query, and measured times."""
+"""What models cost: the time of one query as it is served, in turn with the served model's."""
 
 from __future__ import annotations
 
@@ -12,26 +12,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from codedinvnet.common.errors import UserError, one_line
-from codedinvnet.common.files import read_json
 from codedinvnet.models import OpenModel
 from codedinvnet.models.onnx_file import export
 
-COUNTED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "FusedConv", "FusedMatMul")
-"""ONNX operators whose multiply-adds are counted."""
-HEAVY = (
-    *("Attention", "ConvInteger", "DeformConv", "Det", "Einsum", "GRU", "If", "LSTM", "Loop"),
-    *("LinearClassifier", "LinearRegressor", "MatMulInteger", "QLinearConv", "QLinearMatMul"),
-    *("RNN", "SVMClassifier", "SVMRegressor", "Scan", "TreeEnsemble"),
-    *("TreeEnsembleClassifier", "TreeEnsembleRegressor"),
-)
-"""Operators that do real work and aren't counted; the work of all others is negligible."""
-DOMAINS = ("", "ai.onnx", "ai.onnx.ml")
-PER_MS = 2_000_000
-"""Multiply-adds that a millisecond stands for where they can't be counted: a small network does
-about as many on one thread."""
-TIMED = 15
-"""Timings of each call; ranks 4 and 12 enclose the median with a probability of 0.965."""
+FEWEST, MOST, SECONDS = 15, 200, 0.5
+"""Timings of each call: at least, at most, and for how long if there may be more."""
+MOST_TIME = 0.5
+"""Share of the model's time that a backup may take: above it a copy of the model is better."""
 
 
 class Interval(NamedTuple):
@@ -42,17 +29,14 @@ class Interval(NamedTuple):
     high: float
 
 
-class Cost(NamedTuple):
-    """What the served model costs for one query."""
-
-    macs: int | None
-    ms: Interval
-    why: str = ""
-    """Why multiply-adds can't be counted; "" if they can."""
-
-    def share(self, work: float) -> int:
-        """Return the multiply-adds of a share of this cost."""
-        return int(work * (self.macs or PER_MS * self.ms.value))
+def too_slow(work: float) -> str:
+    """Return why a backup that takes this share of the model's time is not used; "" if it is."""
+    if work <= MOST_TIME:
+        return ""
+    return (
+        f"it takes {work:.2f} of the model's time, and above {MOST_TIME:g} a copy of the model is "
+        "better: use hedging (policy hedge)"
+    )
 
 
 def milliseconds(calls: Mapping[str, Callable[[], object]]) -> dict[str, Interval]:
@@ -60,22 +44,22 @@ def milliseconds(calls: Mapping[str, Callable[[], object]]) -> dict[str, Interva
     times: dict[str, list[float]] = {name: [] for name in calls}
     for call in calls.values():
         call()
-    for _ in range(TIMED):
+    start = time.perf_counter()
+    for count in range(MOST):
+        if count >= FEWEST and time.perf_counter() - start > SECONDS:
+            break
         for name, call in calls.items():
             began = time.perf_counter()
             call()
             times[name].append(1e3 * (time.perf_counter() - began))
-    ranked = {name: sorted(found) for name, found in times.items()}
-    return {n: Interval(found[TIMED // 2], found[3], found[11]) for n, found in ranked.items()}
+    return {name: _median(sorted(found)) for name, found in times.items()}
 
 
-def model_cost(model: OpenModel, one: Mapping[str, np.ndarray], content: Callable[[], Any]) -> Cost:
-    """Measure a model on one query; `content` returns it as ONNX, or raises."""
-    ms = milliseconds({"": lambda: model.run(one)})[""]
-    try:
-        return Cost(onnx_macs(content(), one), ms)
-    except Exception as error:  # PyTorch's exporter and ONNX Runtime have many
-        return Cost(None, ms, one_line(error))
+def _median(ranked: list[float]) -> Interval:
+    """Return the median, and the ranks around it that enclose the true one with 95 %."""
+    middle, width = (len(ranked) - 1) / 2, 0.98 * math.sqrt(len(ranked))
+    low, high = max(0, math.floor(middle - width)), min(len(ranked) - 1, math.ceil(middle + width))
+    return Interval(float(np.median(ranked)), ranked[low], ranked[high])
 
 
 def as_onnx(model: OpenModel, batch: Mapping[str, np.ndarray]) -> Any:
@@ -111,45 +95,3 @@ def as_onnx(model: OpenModel, batch: Mapping[str, np.ndarray]) -> Any:
             disabled_optimizers=["MatMulAddFusion"],  # its reshapes fix the number of queries
         )
         return onnx.load(options.optimized_model_filepath)
-
-
-def onnx_macs(model: Any, one: Mapping[str, np.ndarray]) -> int:
-    """Count the multiply-adds of a query by the shapes that ONNX Runtime's profile reports.
-
-    Raises:
-        UserError: if the work of an operator is not known.
-    """
-    import onnxruntime
-
-    for node in model.graph.node:
-        heavy = node.op_type in HEAVY or node.domain not in DOMAINS
-        if heavy and node.op_type not in COUNTED:
-            name = f"{node.domain}.{node.op_type}".lstrip(".")
-            raise UserError(f"the work of its operator {name} is not known")
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.add_session_config_entry("session.disable_prepacking", "1")  # it hides weights' shapes
-    options.enable_profiling = True
-    with tempfile.TemporaryDirectory() as folder:
-        options.profile_file_prefix = str(Path(folder) / "profile")
-        content, providers = model.SerializeToString(), ["CPUExecutionProvider"]
-        session = onnxruntime.InferenceSession(content, options, providers=providers)
-        session.run(None, dict(one))
-        events = read_json(Path(session.end_profiling()))
-    computed = (event["args"] for event in events if event["name"].endswith("_kernel_time"))
-    total = sum(_macs(told) for told in computed if told["op_name"] in COUNTED)
-    if not total:
-        raise UserError("it has no convolution or matrix product")
-    return total
-
-
-def _macs(told: Mapping[str, Any]) -> int:
-    """Return the multiply-adds of an operator from its shapes, each as {datatype: sizes}."""
-    shapes = [*told["input_type_shape"][:2], *told["output_type_shape"]]
-    sizes: list[list[int]] = [found for shape in shapes for found in shape.values()]
-    first, second, output = sizes[:3]
-    if told["op_name"] == "ConvTranspose":
-        return math.prod(first) * math.prod(second[1:])
-    if told["op_name"] == "Gemm":  # the first may be transposed
-        return math.prod(first) * math.prod(output) // output[0]
-    return math.prod(output) * (first[-1] if "MatMul" in told["op_name"] else math.prod(second[1:]))

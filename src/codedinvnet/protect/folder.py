@@ -20,6 +20,7 @@ from codedinvnet.models import ModelSource, OpenModel
 from codedinvnet.models.base import DATATYPES, TensorSpec
 from codedinvnet.models.onnx_file import check_installed, export
 from codedinvnet.models.probe import probe_inputs
+from codedinvnet.protect.costs import too_slow
 from codedinvnet.protect.tasks import Task, task_of
 
 if TYPE_CHECKING:  # a service needs no training
@@ -49,7 +50,7 @@ class Row(BaseModel):
 
     method: str = Field(pattern=r"^[\w.+-]+$")
     work: float = Field(gt=0, allow_inf_nan=False)
-    """For one query, in the served model's work."""
+    """For one query, in the served model's time."""
     k: int = Field(ge=1, le=MOST)
     """Queries of a group."""
     backup_workers: int = Field(ge=1, le=MOST)
@@ -62,6 +63,8 @@ class Description(BaseModel):
 
     model: _Protected
     recommended: str | None
+    limit: float | None = Field(gt=0, lt=1)
+    """On disagreement, that suits the recommended backup."""
     reason: str
     table: list[Row]
 
@@ -178,11 +181,8 @@ def _row_of(folder: Path, found: Description, method: str | None) -> Row:
     rows = {row.method: row for row in found.table}
     if name not in rows:
         raise UserError(f"{folder} has no backup {name!r}, but {', '.join(rows)}")
-    if rows[name].work >= 1:
-        raise UserError(
-            f"{folder}: {name} costs {rows[name].work:.2f} of the model for each query: hedging "
-            "with the model itself does better (policy hedge)"
-        )
+    if why := too_slow(rows[name].work):
+        raise UserError(f"{folder}: {name} is not served: {why}")
     return rows[name]
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import sys
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,14 @@ from codedinvnet.common.config import PartSettings
 from codedinvnet.common.errors import UserError, one_line
 from codedinvnet.common.files import read_json, write_json
 from codedinvnet.common.progress import Progress
-from codedinvnet.protect.costs import Cost
 from codedinvnet.protect.distil import Distillation, plan
-from codedinvnet.protect.students import STUDENTS, Student, kind_of
+from codedinvnet.protect.students import STUDENTS, Choice, Student, kind_of
 from codedinvnet.protect.teacher import Lesson
 from codedinvnet.training.loop import LATEST, train_stage
 
-WORKS = (0.1, 0.25, 0.5)
-"""Sizes of backups, in the served model's work."""
+WORKS = (0.1, 0.25, 0.45)
+"""Sizes of backups, in the served model's time. The last one stays below `MOST_TIME`, although a
+timing varies by a few percent."""
 TRIALS = 0.35
 """Share of the time for trials, if there are several candidates. Best ones go on from theirs, so
 only what the others took is lost; in shorter ones small networks beat those that end ahead."""
@@ -66,41 +67,55 @@ class Ladder:
 
     Attributes:
         lesson: what they are trained with.
-        cost: the served model's.
-        works: the sizes.
+        timed: returns the share of the model's time that a student takes, as it is served.
+        works: the sizes, ascending.
         folder: keeps trainings.
         seed: of all trainings.
         notes: what a reader of the table should know.
     """
 
     lesson: Lesson
-    cost: Cost
+    timed: Callable[[Student], float]
     works: Sequence[float]
     folder: Path
     seed: int
     notes: list[str] = field(default_factory=list)
 
     def candidates(self) -> list[Trained]:
-        """Return the untrained candidates; notes say why there are no others.
-
-        A size that gives the same network as a smaller one is left out.
-        """
-        teacher, found, missing = self.lesson.teacher, list[Trained](), dict[str, list[str]]()
-        kind = kind_of(teacher)
-        for work in sorted(self.works):
-            for family, student in STUDENTS.items():
-                if kind not in student.kinds:
-                    continue
-                path, most = self.folder / f"{family}-{work:g}.json", self.cost.share(work)
-                try:
-                    choice = once(path, partial(student.choose, teacher, most))
-                    if all((t.student.family, t.student.choice) != (family, choice) for t in found):
-                        torch.manual_seed(self.seed)
-                        found.append(Trained(work, student(teacher, choice)))
-                except Exception as error:  # a stranger's graph may fail in any way
-                    missing.setdefault(one_line(error), []).append(f"{family}-{work:g}")
-        self.notes += [f"no {', '.join(names)}: {reason}" for reason, names in missing.items()]
+        """Return the untrained candidates: of each class the largest one within each size."""
+        teacher, found = self.lesson.teacher, list[Trained]()
+        for family, student in STUDENTS.items():
+            if kind_of(teacher) in student.kinds:
+                path = self.folder / f"{family}.json"
+                for work, choice in once(path, partial(self._chosen, student)):
+                    torch.manual_seed(self.seed)
+                    found.append(Trained(work, student(teacher, choice)))
         return found
+
+    def _chosen(self, kind: type[Student]) -> list[tuple[float, Choice]]:
+        """Return sizes, and the largest choice within each; notes say why there are no others."""
+        teacher, found = self.lesson.teacher, dict[int, tuple[float, Choice]]()
+        try:
+            sizes = kind.sizes(teacher)
+
+            @cache
+            def choice(place: int) -> Choice:
+                return kind.choose(teacher, sizes[place])
+
+            @cache
+            def time(place: int) -> float:
+                return self.timed(kind(teacher, choice(place)).eval())
+
+            for work in self.works:
+                place = bisect_right(range(len(sizes)), work, key=time) - 1
+                if place >= 0:
+                    found.setdefault(place, (work, choice(place)))
+            if not found:
+                least = f"the quickest takes {time(0):.2f} of the model's time"
+                self.notes.append(f"no {kind.family}: {least}")
+        except Exception as error:  # a stranger's graph may fail in any way
+            self.notes.append(f"no {kind.family}: {one_line(error)}")
+        return [*found.values()]
 
     def train(self, candidates: Sequence[Trained], seconds: float) -> list[Trained]:
         """Return the best candidate of each size, trained within so many seconds.
@@ -108,6 +123,8 @@ class Ladder:
         Raises:
             UserError: if there is time for none.
         """
+        if not candidates:
+            return []
         found = list(candidates)
         if len(found) > 1:
             found = self._round("trial", found, TRIALS * seconds)

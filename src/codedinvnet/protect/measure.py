@@ -9,23 +9,22 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.stats import binomtest
 
-from codedinvnet.protect.costs import Interval
+from codedinvnet.protect.bound import Curve
+from codedinvnet.protect.costs import MOST_TIME, Interval, too_slow
 
 AGREEMENTS = (0.95, 0.99, 0.995)
 """Agreements at which coverage is reported."""
-CHOSEN_AT, CLOSE = 0.99, 0.02
-"""The recommended backup is the quickest whose coverage at 0.99 is within 2 points of the best."""
-NEGLIGIBLE = 1.0
-"""Milliseconds by which a backup may be slower than the model."""
-LATE = (0.01, 0.02, 0.04)
-"""Share of the queries that are late, and so go to the backup under `auto`: low, usual, high."""
-DISAGREE = 2.0
-"""Multiply-adds and time disagree if a backup's share of one is this times that of the other."""
+LIMITS, RELEASED = (0.01, 0.02, 0.05), 0.5
+"""A backup is useful if one of these limits on disagreement, as `serve` keeps them, releases at
+least this share of its answers; the lowest such limit is suggested."""
+CLOSE = 0.02
+"""The recommended backup is the quickest that releases within 2 points of the best."""
 
 
 class Answers(NamedTuple):
@@ -48,8 +47,6 @@ class Candidate:
         model_ms: of one query to the served model, timed in turn with the backup.
         calibration: its answers to the calibration inputs.
         test: its answers to the test inputs.
-        macs: its multiply-adds.
-        model_macs: the served model's; None if unknown.
         note: what a reader of the row should know; "" for nothing.
         extra: what the task reports of its answers to the test inputs.
     """
@@ -60,17 +57,22 @@ class Candidate:
     model_ms: Interval
     calibration: Answers
     test: Answers
-    macs: int
-    model_macs: int | None = None
     note: str = ""
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def work(self) -> float:
-        """Its share of the served model's multiply-adds; of its time if these are unknown."""
-        if self.model_macs is None:
-            return self.ms.value / self.model_ms.value
-        return self.macs / self.model_macs
+        """Its share of the served model's time."""
+        return self.ms.value / self.model_ms.value
+
+    @cached_property
+    def curve(self) -> Curve:
+        """What the calibration inputs say of its answers."""
+        return Curve.of(self.calibration.confidence[:, None], self.calibration.agrees[:, None])
+
+    def released(self, limit: float) -> float:
+        """Return the share of the calibration inputs that a limit on disagreement releases."""
+        return float((self.calibration.confidence >= self.curve.threshold(limit)).mean())
 
 
 def interval(hits: np.ndarray) -> Interval:
@@ -105,7 +107,6 @@ def report(candidate: Candidate, k: int) -> dict[str, Any]:
         "method": candidate.name,
         "digest": candidate.digest,
         "work": work,
-        "macs": candidate.macs,
         "ms": candidate.ms,
         "model_ms": candidate.model_ms,
         "k": k,
@@ -114,64 +115,74 @@ def report(candidate: Candidate, k: int) -> dict[str, Any]:
         "agreement": interval(test.agrees),
         **candidate.extra,
         "coverage": {},
-        "extra_work": {
-            "auto": Interval(LATE[1] * work, LATE[0] * work, LATE[2] * work),
-            "small-backup": Interval(work, work, work),
-        },
+        "limits": {},
     }
     for agreement in AGREEMENTS:
         least = threshold(*candidate.calibration, agreement)
-        released = test.confidence >= least
-        row["coverage"][str(agreement)] = {
-            "threshold": least if math.isfinite(least) else None,
-            "coverage": interval(released),
-            "agreement": interval(test.agrees[released]) if released.any() else None,
-        }
-    notes = [candidate.note] if candidate.note else []
-    time = candidate.ms.value / candidate.model_ms.value
-    if not 1 / DISAGREE <= time / work <= DISAGREE:
-        notes.append(
-            f"{work:.2f} of the model's multiply-adds, which the budget used, and {time:.2f} of "
-            "its time"
-        )
-    if notes:
-        row["note"] = f"{candidate.name}: {'; '.join(notes)}"
+        row["coverage"][str(agreement)] = _seen(test, least, agreement)
+    for limit in LIMITS:
+        row["limits"][str(limit)] = _seen(test, candidate.curve.threshold(limit), 1 - limit)
+    if note := candidate.note or too_slow(work):
+        row["note"] = f"{candidate.name}: {note}"
     return row
 
 
-def recommend(candidates: Sequence[Candidate], chance: float) -> tuple[str | None, str]:
-    """Choose the backup for `auto`, by the calibration inputs; return its name and the reason.
+def _seen(test: Answers, least: float, agreement: float) -> dict[str, Any]:
+    """Return what the test inputs show of a threshold, and whether it misses the agreement."""
+    released = test.confidence >= least
+    shown = interval(test.agrees[released]) if released.any() else None
+    return {
+        "threshold": least if math.isfinite(least) else None,
+        "coverage": interval(released),
+        "agreement": shown,
+        "missed": shown is not None and shown.high < agreement,
+    }
 
-    Of the backups whose coverage at CHOSEN_AT is within CLOSE of the best, the quickest is taken,
-    because a late client waits for it; of those that are as quick by their intervals, the one with
-    the best coverage. If no confidence is enough for CHOSEN_AT, agreement takes the place of
-    coverage. A backup must not be slower than the model by more than NEGLIGIBLE, and must surely
-    agree more often than one and the same answer to all inputs, which does by chance, or there is
-    none to recommend.
+
+class Recommendation(NamedTuple):
+    """The backup for `auto`, if there is one, with the limit on disagreement that suits it."""
+
+    backup: str | None
+    limit: float | None
+    reason: str
+
+
+def recommend(candidates: Sequence[Candidate], chance: float) -> Recommendation:
+    """Choose the backup for `auto`, by the calibration inputs.
+
+    A backup is useful if it takes at most half of the model's time, surely agrees more often than
+    one and the same answer to all inputs, and if a limit releases most of its answers. Of those
+    that release within CLOSE of the best at the lowest such limit, the quickest is taken, because
+    a late client waits for it; of those that are as quick by their intervals, the best one.
     """
-    useful = [
-        candidate
-        for candidate in candidates
-        if candidate.ms.low <= candidate.model_ms.high + NEGLIGIBLE
-        and interval(candidate.calibration.agrees).low > chance
-    ]
-    if not useful:
-        return None, (
-            "no backup is as quick as the model and better than one answer to all inputs: use "
-            "policy hedge"
+    better = "a copy of the model is better: use hedging (policy hedge)"
+    quick = [c for c in candidates if not too_slow(c.work)]
+    if not quick:
+        return Recommendation(
+            None, None, f"no backup takes at most {MOST_TIME:g} of the model's time: {better}"
         )
-    what = f"coverage at {CHOSEN_AT}"
-    value = {c.name: coverage_at(*c.calibration, CHOSEN_AT) for c in useful}
-    if not any(value.values()):
-        what = "agreement"
-        value = {c.name: float(c.calibration.agrees.mean()) for c in useful}
-    close = [c for c in useful if value[c.name] >= max(value.values()) - CLOSE]
-    quickest = min(close, key=lambda candidate: candidate.ms.value)
-    as_quick = (c for c in close if c.ms.low <= quickest.ms.high)
-    chosen = max(as_quick, key=lambda candidate: value[candidate.name])
-    return chosen.name, (
-        f"the quickest within {100 * CLOSE:.0f} points of the best {what}; it agrees with the "
-        f"model on {100 * float(chosen.test.agrees.mean()):.1f} % of the test inputs"
+    useful = [c for c in quick if interval(c.calibration.agrees).low > chance]
+    for limit in LIMITS if useful else ():
+        value = {c.name: c.released(limit) for c in useful}
+        if (best := max(value.values())) < RELEASED:
+            continue
+        close = [c for c in useful if value[c.name] >= best - CLOSE]
+        quickest = min(close, key=lambda candidate: candidate.ms.value)
+        as_quick = (c for c in close if c.ms.low <= quickest.ms.high)
+        chosen = max(as_quick, key=lambda candidate: value[candidate.name])
+        released = 100 * value[chosen.name]
+        return Recommendation(
+            chosen.name,
+            limit,
+            f"the quickest within {100 * CLOSE:.0f} points of the best; at a limit of "
+            f"{100 * limit:g} % it may answer {released:.0f} % of the late queries",
+        )
+    count, highest = len(quick[0].calibration.agrees), 100 * LIMITS[-1]
+    return Recommendation(
+        None,
+        None,
+        f"no quick backup may answer {100 * RELEASED:.0f} % of the late queries at a limit of "
+        f"{highest:g} %, as {count} calibration inputs show it: {better}, or give more inputs",
     )
 
 
@@ -182,15 +193,20 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         value, low, high = (f"{100 * share:.1f}" for share in found)
         return value if low == high else f"{value} ({low} to {high})"
 
-    heads = ["backup", "multiply-adds", "ms of one query", "agreement %"]
+    def seen(found: Mapping[str, Any]) -> str:
+        if found["agreement"] is None:
+            return "0"
+        missed = ", MISSED" if found["missed"] else ""
+        return f"{percent(found['coverage'])}; {percent(found['agreement'])} agree{missed}"
+
+    heads = ["backup", "ms of one query", "of the model's", "agreement %"]
+    heads += [f"released at a limit of {100 * limit:g} %, %" for limit in LIMITS]
     heads += [f"coverage at {agreement}, %" for agreement in AGREEMENTS]
-    heads += ["extra work under `auto`, %", "under `small-backup`, %"]
     lines = [heads, ["---"] * len(heads)]
     for row in rows:
         median, low, high = row["ms"]
-        cells = [row["method"], f"{row['macs']:,}"]
-        cells += [f"{median:.3f} ({low:.3f} to {high:.3f})", percent(row["agreement"])]
-        cells += [percent(found["coverage"]) for found in row["coverage"].values()]
-        cells += [percent(row["extra_work"][policy]) for policy in ("auto", "small-backup")]
+        cells = [row["method"], f"{median:.3f} ({low:.3f} to {high:.3f})", f"{row['work']:.2f}"]
+        cells.append(percent(row["agreement"]))
+        cells += [seen(found) for part in ("limits", "coverage") for found in row[part].values()]
         lines.append(cells)
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

@@ -1,4 +1,4 @@
-"""`codedinvnet protect`: score the inputs, train backups, measure them, and recommend one."""
+"""`codedinvnet protect`: ask the model, train backups, measure them, and recommend one."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,13 @@ from codedinvnet.common.errors import UserError
 from codedinvnet.common.files import check_folder, write_json
 from codedinvnet.common.provenance import describe_command, describe_commit, describe_machine
 from codedinvnet.models import ModelSource, OpenModel
-from codedinvnet.protect.bound import Curve
 from codedinvnet.protect.calibration import DECODED, FILE, GUESSED, Calibration, Kind
-from codedinvnet.protect.costs import Cost, milliseconds, model_cost
+from codedinvnet.protect.costs import MOST_TIME, Interval, milliseconds
 from codedinvnet.protect.folder import CONFIDENCE, DESCRIPTION, FORMAT, export_student
 from codedinvnet.protect.inputs import read_inputs, split
 from codedinvnet.protect.ladder import WORKS, Ladder, Trained, once
 from codedinvnet.protect.measure import Answers, Candidate, interval, recommend, report
-from codedinvnet.protect.students import kind_of
+from codedinvnet.protect.students import Student, kind_of
 from codedinvnet.protect.teacher import Lesson, Teacher, ask, batches
 from codedinvnet.training.loop import differing_keys
 
@@ -48,7 +48,7 @@ class ProtectOptions:
         source: the served model, on as many threads as training may take.
         k: queries of a group, for policies that send the backup everything.
         minutes: time for scoring and training together.
-        work: the only size of backup, as a share of the model's work; None: a ladder of them.
+        work: the only size of backup, as a share of the model's time; None: a ladder of them.
         seed: of the split and the trainings.
         mirror: whether images may be mirrored in training.
         task, output, tolerance, cosine: see `teacher.ask`.
@@ -77,8 +77,11 @@ def protect(options: ProtectOptions) -> dict[str, Any]:
     """
     began, computed = time.monotonic(), time.process_time()
     check_k(options.k)
-    if options.work is not None and not 0 < options.work < 1:
-        raise UserError(f"--work: must lie between 0 and 1, got {options.work}")
+    if options.work is not None and not 0 < options.work <= MOST_TIME:
+        raise UserError(
+            f"--work: must be above 0 and at most {MOST_TIME:g}, got {options.work}: a copy of the "
+            "model does better than a backup that takes longer"
+        )
     check_folder(options.out, "--out")
     if (options.out / DESCRIPTION).exists():
         raise UserError(f"--out: {options.out} already holds a protection: name another folder")
@@ -88,29 +91,26 @@ def protect(options: ProtectOptions) -> dict[str, Any]:
     lesson = _lesson(options, teacher, notes)
     torch.set_num_threads(1)  # as a server
     single = replace(teacher.model.source, threads=1).open()
-    cost = model_cost(single, teacher.inputs.batch(np.arange(1)), lambda: teacher.onnx)
-    torch.set_num_threads(options.source.threads)
-    if cost.macs is None:
-        notes.append(f"sizes go by measured time, because multiply-adds are not known: {cost.why}")
+    timed = partial(_timed, options.out / WORK, teacher, single)
     works = WORKS if options.work is None else (options.work,)
-    ladder = Ladder(lesson, cost, works, _trainings(options), options.seed)
+    ladder = Ladder(lesson, timed, works, _trainings(options), options.seed)
     candidates = ladder.candidates()
+    torch.set_num_threads(options.source.threads)
     left = (1 - MEASURED) * 60 * options.minutes - (time.monotonic() - began)
     trained = ladder.train(candidates, once(_trainings(options) / "seconds.json", lambda: left))
     torch.set_num_threads(1)
-    backups = [_measured(options.out, each, teacher, single, cost) for each in trained]
+    backups = [_measured(options.out, each, teacher, single) for each in trained]
     torch.set_num_threads(options.source.threads)
     curves = {
-        Kind(each.name, options.k, answer): Curve.of(own.confidence[:, None], own.agrees[:, None])
+        Kind(each.name, options.k, answer): each.curve
         for each in backups
-        for own in [each.calibration]
         for answer in (DECODED, GUESSED)
     }
     count = len(teacher.rows.calibration)
     Calibration(teacher.model.source.digest, count, curves).save(options.out / FILE)
     description = {
         "format_version": FORMAT,
-        **_described(options, teacher, cost, backups),
+        **_described(options, teacher, backups),
         "notes": notes + ladder.notes,
         "settings": {
             **settings,
@@ -135,7 +135,7 @@ def _trainings(options: ProtectOptions) -> Path:
 
 
 def _teacher(options: ProtectOptions, notes: list[str]) -> Teacher:
-    """Open the model, read the inputs, and have it score them."""
+    """Open the model, read the inputs, and have it answer them."""
     torch.set_num_threads(options.source.threads)  # an ONNX file sets none
     model = options.source.open()
     found = read_inputs(options.inputs, model.signature, options.preprocess)
@@ -153,24 +153,23 @@ def _teacher(options: ProtectOptions, notes: list[str]) -> Teacher:
 
 
 def _described(
-    options: ProtectOptions, teacher: Teacher, cost: Cost, backups: Sequence[Candidate]
+    options: ProtectOptions, teacher: Teacher, backups: Sequence[Candidate]
 ) -> dict[str, Any]:
     """Describe the model and its backups, and recommend one."""
     rows, model = teacher.rows, teacher.model
     common = teacher.task.chance(teacher.outputs, rows.train)
     chance = float(common[rows.calibration].mean())
-    recommended, reason = recommend(backups, chance)
+    recommended, limit, reason = recommend(backups, chance)
     return {
         "model": {
             "source": model.source.source,
             "digest": model.source.digest,
             "output": teacher.output.name,
             "task": teacher.task.describe(),
-            "macs": cost.macs,
-            "ms": cost.ms,
         },
         "k": options.k,
         "recommended": recommended,
+        "limit": limit,
         "reason": reason,
         "table": [report(each, options.k) for each in backups],
         "one_answer": interval(common[rows.test]),
@@ -221,13 +220,23 @@ def _lesson(options: ProtectOptions, teacher: Teacher, notes: list[str]) -> Less
     return Lesson(teacher, ways, teacher.largest_shift() if images else 0)
 
 
-def _measured(
-    out: Path, trained: Trained, teacher: Teacher, single: OpenModel, cost: Cost
-) -> Candidate:
+def _timed(folder: Path, teacher: Teacher, single: OpenModel, student: Student) -> float:
+    """Return the share of the model's time that a student takes, each as it is served."""
+    backup = export_student(folder, "timed", student, teacher)
+    times = _times(teacher, single, backup)
+    return times["backup"].value / times["model"].value
+
+
+def _times(teacher: Teacher, single: OpenModel, backup: OpenModel) -> dict[str, Interval]:
+    one = teacher.inputs.batch(np.arange(1))
+    return milliseconds({"model": lambda: single.run(one), "backup": lambda: backup.run(one)})
+
+
+def _measured(out: Path, trained: Trained, teacher: Teacher, single: OpenModel) -> Candidate:
     """Export a backup and measure it as it is served; its time in turn with the model's."""
     name, inputs = trained.name, teacher.inputs
-    backup, one = export_student(out, name, trained.student, teacher), inputs.batch(np.arange(1))
-    times = milliseconds({"model": lambda: single.run(one), "backup": lambda: backup.run(one)})
+    backup = export_student(out, name, trained.student, teacher)
+    times = _times(teacher, single, backup)
     task, served = teacher.task, teacher.outputs
 
     def answers(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -245,8 +254,6 @@ def _measured(
         times["model"],
         Answers(sure, task.agree(calibrated, calibration)),
         Answers(test_sure, task.agree(tested, test)),
-        trained.student.macs(),
-        cost.macs,
         "stopped early: its trial fell behind" if trained.stopped else "",
         task.report(tested, test),
     )

@@ -1,8 +1,9 @@
 """Small networks that can stand in for a served model: one class each, listed in `STUDENTS`.
 
-A class says which largest network it makes within a budget, as a small `choice` of plain values,
-and builds the untrained network of a choice. Those made of the served model's own graph start from
-its weights: a network that already knows the classes needs far fewer steps than a fresh one.
+A class says in which sizes it makes networks, turns a size into a `choice` of plain values, and
+builds the untrained network of a choice. The ladder times them. Those made of the served model's
+own graph start from its weights: a network that already knows the classes needs far fewer steps
+than a fresh one.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from codedinvnet.models.base import DATATYPES
 from codedinvnet.models.graph import Graph, read_graph
 from codedinvnet.models.onnx_file import export
 from codedinvnet.models.probe import differ
-from codedinvnet.nn.resnet import ResNet, width_of_cost
+from codedinvnet.nn.resnet import ResNet
 from codedinvnet.protect.inputs import image_size, is_image, layout
 from codedinvnet.protect.low_rank import Bases, bases_of, normalised, thinner
 from codedinvnet.protect.tasks import Classify
@@ -44,7 +45,12 @@ SEGMENTS = 8
 """Parts of a sequence that are pooled apart."""
 DEEP = 48
 """From this width on, the network for vectors has two hidden layers."""
-MOST_WEIGHTS = 2**25
+WIDTHS = (4, 8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
+"""ONNX Runtime computes 8 or 16 channels together: 40 of them take as long as 48."""
+SIDES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+"""Of smaller images, in the original's."""
+RANKS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7)
+"""Of thinner layers, in the multiply-adds of the model."""
 SMALLEST = 24
 """Images of a smaller side show too little."""
 CLOSE = 1e-2
@@ -55,7 +61,7 @@ LARGE = 3 * 128**2
 """Numbers of an input from which batches are smaller."""
 PRICES, BISECTIONS = (1e-9, 1e9), 24
 STEPS = 8, 1
-"""ONNX Runtime computes eight channels together: other numbers of them take a fifth longer."""
+"""Numbers of components are multiples of eight, if that can be."""
 
 
 class Unfit(Exception):
@@ -98,8 +104,13 @@ class Student(nn.Module, ABC):
 
     @classmethod
     @abstractmethod
-    def choose(cls, teacher: Teacher, most: int) -> Choice:
-        """Return the largest network within so many multiply-adds.
+    def sizes(cls, teacher: Teacher) -> Sequence[float]:
+        """Return what it is made in, from the quickest to the slowest."""
+
+    @classmethod
+    @abstractmethod
+    def choose(cls, teacher: Teacher, size: float) -> Choice:
+        """Return the network of a size.
 
         Raises:
             Unfit: if there is none.
@@ -119,14 +130,9 @@ class Student(nn.Module, ABC):
             found: Tensor = self(*self.tensors(batch)).float()
         return found
 
-    def macs(self) -> int:
-        """Count the multiply-adds of one query."""
-        one = {s.name: np.zeros((1, *s.shape), DATATYPES[s.datatype]) for s in self.specs}
-        return count_macs(lambda: self.raw(one))
-
 
 class FreshStudent(Student):
-    """A new network, as wide as the budget allows."""
+    """A new network of some width."""
 
     mean: Tensor
     std: Tensor
@@ -137,16 +143,12 @@ class FreshStudent(Student):
         self.register_buffer("std", std)
 
     @classmethod
-    def choose(cls, teacher: Teacher, most: int) -> Choice:
-        def cost(width: int) -> int:
-            network = cls(teacher, {"width": width}).eval()
-            weights = sum(weight.numel() for weight in network.parameters())
-            return network.macs() if weights <= MOST_WEIGHTS else most + 1
+    def sizes(cls, teacher: Teacher) -> Sequence[float]:
+        return WIDTHS
 
-        width = width_of_cost(cost, most)
-        if cost(width) > most:
-            raise Unfit("the smallest such network costs more")
-        return {"width": width}
+    @classmethod
+    def choose(cls, teacher: Teacher, size: float) -> Choice:
+        return {"width": int(size)}
 
 
 class FreshImages(FreshStudent):
@@ -333,19 +335,21 @@ class SmallerImages(OwnStudent):
         return x
 
     @classmethod
-    def choose(cls, teacher: Teacher, most: int) -> Choice:
+    def sizes(cls, teacher: Teacher) -> Sequence[float]:
+        least = SMALLEST / min(image_size(teacher.inputs.specs[0]))
+        if not (found := [side for side in SIDES if side >= least]):
+            raise Unfit(f"images would have fewer than {SMALLEST} pixels a side")
+        return found
+
+    @classmethod
+    def choose(cls, teacher: Teacher, size: float) -> Choice:
         height, width = image_size(teacher.inputs.specs[0])
-        side, least = height, SMALLEST * max(1.0, height / width)
-        while side >= least:
-            choice = {"height": side, "width": max(1, round(width * side / height))}
-            try:
-                macs = cls(teacher, choice).eval().macs()
-            except (RuntimeError, IndexError, ValueError) as error:
-                raise Unfit("the model takes images of one size only") from error
-            if macs <= most:
-                return choice
-            side = min(side - 1, int(side * (most / macs) ** 0.5) + 2)  # never too far
-        raise Unfit(f"images would have fewer than {SMALLEST} pixels a side")
+        choice = {"height": max(1, round(size * height)), "width": max(1, round(size * width))}
+        try:
+            cls(teacher, choice).eval().raw(teacher.inputs.batch(np.arange(1)))
+        except (RuntimeError, IndexError, ValueError) as error:
+            raise Unfit("the model takes images of one size only") from error
+        return choice
 
 
 class LowRank(OwnStudent):
@@ -363,8 +367,13 @@ class LowRank(OwnStudent):
         self.network.eval()
 
     @classmethod
-    def choose(cls, teacher: Teacher, most: int) -> Choice:
+    def sizes(cls, teacher: Teacher) -> Sequence[float]:
+        return RANKS
+
+    @classmethod
+    def choose(cls, teacher: Teacher, size: float) -> Choice:
         (graph, bases), one = layers_of(teacher), sample(teacher, 1)
+        most = size * count_macs(partial(graph, one))
         for step in STEPS:
             low, high = PRICES
             for _ in range(BISECTIONS):
