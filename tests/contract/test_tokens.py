@@ -150,3 +150,19 @@ async def test_grpc_needs_the_token(token_file: Path) -> None:
             assert one.seen == []
             assert await call(b"x", metadata=[("authorization", f"Bearer {TOKEN}")]) == b"x"
             one.seen.clear()
+
+
+async def test_clients_need_the_new_token_once_the_file_has_one(token_file: Path) -> None:
+    async def status(token: str) -> int:
+        return (await g.ask("GET", "/", authorization=f"Bearer {token}")).status
+
+    async with gateway(Upstream(), token_file=token_file) as g:
+        token_file.write_text("")  # no token: the old one is kept
+        await asyncio.sleep(1.5)
+        assert (await status(TOKEN), await status("")) == (200, 401)
+        token_file.write_text("another")
+        for _ in range(100):
+            if await status("another") == 200:
+                break
+            await asyncio.sleep(0.1)
+        assert (await status(TOKEN), await status("another")) == (401, 200)

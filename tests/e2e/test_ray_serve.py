@@ -73,7 +73,7 @@ def options(monkeypatch: pytest.MonkeyPatch) -> Callable[..., ServeOptions]:
         from examples import ray_serve
 
         pool = "examples/my_pool.py:Pool"
-        ray_serve.app({"pool": pool, "k": "2", "allowed_host": "a.example", **arguments})
+        ray_serve.app({"pool": pool, "k": "2", "allow_host": "a.example", **arguments})
         return found[-1]
 
     monkeypatch.setattr(serve, "deployment", lambda **_: lambda _: Bound())

@@ -9,6 +9,7 @@ from typing import Any, NoReturn, cast
 import numpy as np
 
 from codedinvnet.models.base import Scores, Signature, TensorSpec
+from codedinvnet.net.guard import Token
 from codedinvnet.serving.answers import Answered, NotNow, QueryFailed
 from codedinvnet.serving.dispatch import Dispatcher, Timing
 from codedinvnet.serving.metrics import Metrics
@@ -70,3 +71,10 @@ class Stub:
         self, served: Any = OWN, max_batch: int = 4, memory: int = 1 << 30
     ) -> InferenceService:
         return InferenceService(cast(Dispatcher, self), served, max_batch, memory)
+
+
+def token_of(text: str) -> Token:
+    """Return a token without a file."""
+    token = Token(None)
+    token.text = text
+    return token

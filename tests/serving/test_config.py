@@ -28,17 +28,17 @@ def config(folder: Path, found: Any) -> str:
 
 def test_flags_a_file_and_set_say_the_same(tmp_path: Path) -> None:
     given = {"k": 4, "deadline-ms": 100, "demo": True, "token-file": "t", "input": ["a", "b"]}
-    rare = {"group-timeout-ms": 5.5, "allowed-host": ["x", "y"], "on-corruption": "replace"}
+    rare = {"group-timeout-ms": 5.5, "allow-host": ["x", "y"], "on-corruption": "replace"}
     by_file = parsed("mnist", "--config", config(tmp_path, {**given, **rare}))
     words = ["--k", "4", "--deadline-ms", "100", "--demo", "--token-file", "t"]
     words += ["--input", "a", "--input", "b", "--set", "group-timeout-ms=5.5"]
-    words += ["--set", "allowed_host=x,y", "--set", "on-corruption=replace"]
+    words += ["--set", "allow_host=x,y", "--set", "on-corruption=replace"]
     assert parsed("mnist", *words) == by_file
     assert by_file.token_file == Path("t")
     assert by_file.inputs == ("a", "b")
-    assert (by_file.source, by_file.deadline_ms, by_file.allowed_host) == ("mnist", 100, ("x", "y"))
+    assert (by_file.source, by_file.deadline_ms, by_file.allow_host) == ("mnist", 100, ("x", "y"))
     text = {**{name: str(value) for name, value in given.items()}, "input": "a,b"}
-    text |= {"source": "mnist", "demo": "true", "on-corruption": "replace", "allowed-host": "x,y"}
+    text |= {"source": "mnist", "demo": "true", "on-corruption": "replace", "allow-host": "x,y"}
     assert from_text(ServeOptions, {**text, "group_timeout_ms": "5.5"}) == by_file
 
 

@@ -17,6 +17,7 @@ from codedinvnet.gateway.metrics import RollingQuantiles
 from codedinvnet.gateway.routes import Route, Routes
 from codedinvnet.net.answers import Reply
 from codedinvnet.net.answers import error_reply as error
+from codedinvnet.net.guard import Guard
 from codedinvnet.net.http1 import RequestHead
 from codedinvnet.net.logs import log_event
 from codedinvnet.net.memory import Memory
@@ -38,7 +39,7 @@ class Admin:
         routes: that requests came on.
         memory: what they hold.
         names: the policies that there are.
-        is_guarded: whether only this machine's users reach the port, or a token is needed.
+        guard: says who may change the policy.
     """
 
     def __init__(
@@ -47,11 +48,11 @@ class Admin:
         routes: Routes,
         memory: Memory,
         names: Sequence[str],
-        is_guarded: bool,
+        guard: Guard,
     ) -> None:
         self.dispatchers, self.routes, self.memory = [dispatcher], routes, memory
         """The first has the upstreams over HTTP, and another those over gRPC."""
-        self.names, self.is_guarded = names, is_guarded
+        self.names, self.guard = names, guard
         self.servers: list[HttpServer] = []
         self.is_draining = False
         self._page = (files("codedinvnet.gateway") / "page.html").read_bytes()
@@ -87,11 +88,9 @@ class Admin:
         return self.dispatchers[0].scheduler.chosen.name
 
     def _change_policy(self, head: RequestHead, body: Sequence[bytes]) -> Reply:
-        if not self.is_guarded:
-            return error(403, "whoever reaches the port could do this: it needs --token-file")
-        kind = head.known.get(b"content-type", b"").partition(b";")[0].strip()
-        if kind != b"application/json":  # pages of other sites can only send other types
-            return error(415, "the content type must be application/json")
+        refusal = self.guard.refusal_of_change(head)
+        if refusal is not None:
+            return refusal
         try:
             asked = json.loads(b"".join(body)[:4096])
         except (ValueError, RecursionError) as problem:

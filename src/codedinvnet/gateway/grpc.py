@@ -18,9 +18,10 @@ from codedinvnet.gateway.calls import Attempt, Call, Cause, Failure
 from codedinvnet.gateway.cluster import PROBE_TIMEOUT, Cluster, Endpoint
 from codedinvnet.gateway.dispatcher import Dispatcher, Refused
 from codedinvnet.gateway.routes import V2_GRPC, Routes, size_class
-from codedinvnet.gateway.tokens import ClientToken, UpstreamToken
+from codedinvnet.gateway.tokens import UpstreamToken
 from codedinvnet.net.client import CONNECT_TIMEOUT, parse_origin
 from codedinvnet.net.grpc import grpc, renewed_credentials, settings
+from codedinvnet.net.guard import NEEDED, Guard
 from codedinvnet.net.memory import Memory
 from codedinvnet.net.resolve import Resolver
 from codedinvnet.net.tls import Certificate
@@ -246,11 +247,11 @@ class GrpcServer(grpc.GenericRpcHandler):  # type: ignore[misc]
         dispatcher: Dispatcher,
         routes: Routes,
         memory: Memory,
-        token: ClientToken,
+        guard: Guard,
         upstream_token: UpstreamToken | None = None,
     ) -> None:
         self.dispatcher, self.routes, self.memory = dispatcher, routes, memory
-        self.token, self.upstream_token = token, upstream_token
+        self.guard, self.upstream_token = guard, upstream_token
         self._turns = asyncio.Semaphore(READS)
 
     async def start(
@@ -297,8 +298,8 @@ class GrpcServer(grpc.GenericRpcHandler):  # type: ignore[misc]
         if method == HEALTH:
             return HEALTHY if self.dispatcher.cluster.is_ready else NOT_SERVING
         sent, codes = dict(context.invocation_metadata() or ()), grpc.StatusCode
-        if not self.token.is_right(str(sent.get("authorization", "")).encode()):
-            await context.abort(codes.UNAUTHENTICATED, "a token is needed: Bearer TOKEN")
+        if not self.guard.is_right(str(sent.get("authorization", "")).encode()):
+            await context.abort(codes.UNAUTHENTICATED, NEEDED)
         async with self._turns:
             if self.memory.is_full:
                 self.routes.find(b"POST", method.encode()).count("refused", 503)

@@ -98,8 +98,13 @@ class GatewayOptions(Options):
         "X-Forwarded-For and Forwarded are believed, and passed on",
         group=SECURITY, ge=0, le=16,
     )  # fmt: skip
+    allow_host: tuple[str, ...] = option(
+        (), "a name that clients may call the gateway by (Host header); *: any. Repeatable",
+        group=SECURITY, metavar="NAME", unset="localhost; any if --host is no loopback address",
+    )  # fmt: skip
     token_file: Path | None = option(
-        None, "clients must send the token in this file, as a bearer token",
+        None, "clients must send the token in this file, as a bearer token; read again when it "
+        "changes",
         group=SECURITY, metavar="FILE", unset="none",
     )  # fmt: skip
     tls_cert: Path | None = option(

@@ -23,18 +23,18 @@ from codedinvnet.gateway.options import GatewayOptions
 from codedinvnet.gateway.protection import BackupServer
 from codedinvnet.gateway.proxy import HttpCall
 from codedinvnet.gateway.routes import Routes, is_stateful
-from codedinvnet.gateway.tokens import ClientToken, UpstreamToken
+from codedinvnet.gateway.tokens import UpstreamToken
 from codedinvnet.net import tls
-from codedinvnet.net.admin_client import read_token
 from codedinvnet.net.answers import Answers, Reply, error_reply
 from codedinvnet.net.background import Background
 from codedinvnet.net.client import HttpClient, parse_origin
 from codedinvnet.net.collector import freeze_loaded, keep_freed
+from codedinvnet.net.guard import ANY, Guard, Token
 from codedinvnet.net.http1 import RequestHead
 from codedinvnet.net.listening import (
-    LOOPBACK,
     allow_files,
     bind,
+    is_loopback,
     log_to_stderr,
     stop_signals,
 )
@@ -64,7 +64,7 @@ class Gateway:
         routes: says which may be repeated.
         memory: bounds what they hold.
         admin: answers the own routes; None where they are on a port of their own.
-        token: that clients must send.
+        guard: refuses requests by what their heads say.
         upstream_token: that upstreams get; None: what clients send.
         body: bytes that a request's body may have.
         hops: proxies of the operator's own in front of this one.
@@ -76,14 +76,14 @@ class Gateway:
         routes: Routes,
         memory: Memory,
         admin: Admin | None,
-        token: ClientToken,
+        guard: Guard,
         upstream_token: UpstreamToken | None,
         body: int,
         hops: int = 0,
     ) -> None:
         self.hops = hops
         self.dispatcher, self.routes, self.memory = dispatcher, routes, memory
-        self.admin, self.token, self.upstream_token = admin, token, upstream_token
+        self.admin, self.guard, self.upstream_token = admin, guard, upstream_token
         self.body = body
 
     def most_body(self, head: RequestHead) -> int:
@@ -92,9 +92,7 @@ class Gateway:
 
     def precheck(self, head: RequestHead) -> Reply | None:
         """Return why a request is refused before its body is read; None if it is not."""
-        if self.admin is not None and head.path in OPEN:
-            return None
-        return self.token.refusal(head)
+        return self.guard.refusal(head, self.admin is not None and head.path in OPEN)
 
     def handle(self, client: Answers, request: Request) -> HttpCall | None:
         """Have a request answered."""
@@ -132,8 +130,8 @@ class Gateway:
 class AdminPort:
     """Answers the gateway's own routes on a port of their own."""
 
-    def __init__(self, admin: Admin, token: ClientToken) -> None:
-        self.admin, self.token = admin, token
+    def __init__(self, admin: Admin, guard: Guard) -> None:
+        self.admin, self.guard = admin, guard
 
     def most_body(self, head: RequestHead) -> int:
         """Return how many bytes a request's body may have."""
@@ -144,7 +142,7 @@ class AdminPort:
         path = head.path
         if path not in PATHS:
             return error_reply(404, f"only {', '.join(sorted(PATHS))} are here")
-        return None if path in OPEN else self.token.refusal(head)
+        return self.guard.refusal(head, path in OPEN)
 
     def handle(self, client: Answers, request: Request) -> None:
         """Answer a request."""
@@ -227,9 +225,13 @@ class RunningGateway:
     def __init__(self, options: GatewayOptions, resolver: Resolver) -> None:
         options.check()
         self.options, self.loop = options, asyncio.get_running_loop()
-        self.token = ClientToken(read_token(options.token_file))
+        token = Token(options.token_file)
+        hosts, stays = (options.host, *options.allow_host), is_loopback(options.host)
+        if not stays and not options.allow_host:
+            hosts = (ANY,)  # balancers and other machines have names of their own for it
+        self.guard = Guard(hosts, token, stays or token.path is not None)
         own = options.upstream_token_file
-        replaces = own is not None or self.token.is_needed
+        replaces = own is not None or token.path is not None
         self.upstream_token = UpstreamToken(own) if replaces else None
         key = options.tls_cert if options.tls_key is None else options.tls_key
         self.certificate = tls.read_certificate(options.tls_cert, key)
@@ -260,8 +262,7 @@ class RunningGateway:
             for each in filter(None, (main, own)):
                 each.close()
             raise
-        guarded = self.token.is_needed or options.host in LOOPBACK
-        admin = Admin(self.dispatcher, self.routes, self.memory, options.policies, guarded)
+        admin = Admin(self.dispatcher, self.routes, self.memory, options.policies, self.guard)
         self.admin = admin
         if options.grpc_port is not None:
             await self._start_grpc(admin, options.grpc_port)
@@ -271,7 +272,7 @@ class RunningGateway:
             self.routes,
             self.memory,
             shared,
-            self.token,
+            self.guard,
             self.upstream_token,
             options.body,
             options.trusted_hops,
@@ -279,11 +280,11 @@ class RunningGateway:
         self._servers.append(HttpServer(handler, self.memory, most))
         self.url = self.admin_url = await self._servers[0].listen(main, self.certificate)
         if own is not None:
-            self._servers.append(HttpServer(AdminPort(admin, self.token), self.memory, 256))
+            self._servers.append(HttpServer(AdminPort(admin, self.guard), self.memory, 256))
             self.admin_url = await self._servers[1].listen(own, self.certificate)
         admin.servers = self._servers
-        if self.upstream_token is not None:
-            self._background.spawn(self.upstream_token.follow())
+        for token in filter(None, (self.guard.token, self.upstream_token)):
+            self._background.spawn(token.follow())
         endpoints = [each for one in admin.dispatchers for each in one.cluster]
         up = sum(endpoint.is_up for endpoint in endpoints)
         log_event("ready" if up else "started", up=up, upstreams=len(endpoints))
@@ -337,8 +338,8 @@ class RunningGateway:
         discovery = Discovery(options.grpc_upstreams, None, resolver, "grpc")
         dispatcher = await self._dispatch(discovery, open_cluster)
         admin.dispatchers.append(dispatcher)
-        token, upstream_token = self.token, self.upstream_token
-        self.grpc = grpc.GrpcServer(dispatcher, self.routes, self.memory, token, upstream_token)
+        guard, upstream_token = self.guard, self.upstream_token
+        self.grpc = grpc.GrpcServer(dispatcher, self.routes, self.memory, guard, upstream_token)
         self.grpc_port = await self.grpc.start(options.host, port, options.body, self.certificate)
         log_event("gRPC", host=options.host, port=self.grpc_port)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import logging
 import resource
 import signal
@@ -23,6 +24,7 @@ MOST_FILES = 1 << 20
 OTHER_FILES = 256
 """Open files that are not clients' connections, at least."""
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
+"""Names of this machine for itself."""
 
 
 def bind(host: str, port: int, flag: str = "--port") -> socket.socket:
@@ -113,6 +115,14 @@ def stop_signals() -> asyncio.Event:
     for number in numbers:
         loop.add_signal_handler(number, end, number)
     return stop
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether only this machine reaches what listens on a host."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host in LOOPBACK
 
 
 def free_port() -> int:

@@ -15,8 +15,9 @@ import uvloop
 
 from codedinvnet.codes.base import Scheme
 from codedinvnet.data import SAMPLES, sample_images
-from codedinvnet.net.admin_client import read_token
+from codedinvnet.net.background import Background
 from codedinvnet.net.collector import freeze_loaded, keep_freed
+from codedinvnet.net.guard import Guard, Token
 from codedinvnet.net.listening import allow_files, bind, log_to_stderr, stop_signals
 from codedinvnet.net.logs import log_event
 from codedinvnet.net.server import HttpServer
@@ -24,7 +25,6 @@ from codedinvnet.net.tls import Certificate, read_certificate
 from codedinvnet.scheduler.policies import POLICIES, Policy
 from codedinvnet.scheduler.settings import Rules, pending_limit
 from codedinvnet.serving.api.bodies import BodyMemory
-from codedinvnet.serving.api.guard import Guard
 from codedinvnet.serving.api.http import HttpApi
 from codedinvnet.serving.api.page import demo_requests, page_routes
 from codedinvnet.serving.choices import Choices, objection
@@ -89,7 +89,7 @@ def open_app(options: ServeOptions) -> App:
     """
     check(options)
     options = split_policy(options)
-    token = read_token(options.token_file)
+    token = Token(options.token_file)
     certificate = read_certificate(options.tls_cert, options.tls_key)
     opened = open_served(options)
     policy = POLICIES[options.policy_name]
@@ -127,7 +127,7 @@ def open_app(options: ServeOptions) -> App:
     memory = int(options.max_body_memory * 2**20)
     service = InferenceService(dispatcher, served, options.max_batch, memory)
     torch.set_num_threads(1)  # heads are small, and the workers need the cores
-    guard = Guard((options.host, *options.allowed_host), token, not options.is_open)
+    guard = Guard((options.host, *options.allow_host), token, not options.is_open)
     held = BodyMemory(memory, dispatcher)
     return App(options, service, Choices(scheme, rules.workers), guard, held, certificate)
 
@@ -173,9 +173,12 @@ async def listening(app: App, api: HttpApi) -> AsyncIterator[str]:
     listener = bind(options.host, options.port)
     server = HttpServer(api, api.memory, allow_files(), deadline)
     app.dispatcher.drains.append(server.announce_draining)
+    background = Background()
+    background.spawn(app.guard.token.follow())
     try:
         yield await server.listen(listener, app.certificate)
     finally:
+        await background.stop()
         await server.stop(deadline + DRAIN_TIMEOUT)
         await app.dispatcher.stop()
         listener.close()

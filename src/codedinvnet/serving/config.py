@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from codedinvnet.common.options import Options, option
+from codedinvnet.net.listening import is_loopback
 from codedinvnet.scheduler.policies import AUTO, CODED
 from codedinvnet.scheduler.settings import MAX_BATCH, hang_limit
 
@@ -15,7 +16,6 @@ if TYPE_CHECKING:  # the command line is made without PyTorch
 MODEL, ANSWERS, WORKERS, NETWORK = "model", "late and missing answers", "workers", "network"
 MOST_K = 100
 """Queries in a group, at most: a larger code would take the memory and time of the start."""
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 class ServeOptions(Options):
@@ -116,11 +116,12 @@ class ServeOptions(Options):
     )  # fmt: skip
     tls_key: Path | None = option(None, "PEM file with the certificate's key", NETWORK)
     token_file: Path | None = option(
-        None, "file with the token that clients must send", NETWORK, unset="no token is needed"
+        None, "file with the token that clients must send; read again when it changes", NETWORK,
+        unset="no token is needed"
     )  # fmt: skip
-    allowed_host: tuple[str, ...] = option(
+    allow_host: tuple[str, ...] = option(
         (), "other names that clients may call the service by (Host header), separated by commas; "
-        "*: any", NETWORK, rare=True, unset="--host and this machine's own"
+        "*: any", NETWORK, rare=True, unset="localhost and --host"
     )  # fmt: skip
     max_pending: int | None = option(
         None, "unanswered queries before 503, even if they could be answered in time", NETWORK,
@@ -151,7 +152,7 @@ class ServeOptions(Options):
     @property
     def is_open(self) -> bool:
         """Whether other machines reach the port, and need no token."""
-        return self.token_file is None and self.host not in LOOPBACK
+        return self.token_file is None and not is_loopback(self.host)
 
     @property
     def model(self) -> ModelSource:

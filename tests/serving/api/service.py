@@ -15,18 +15,19 @@ import torch
 
 from codedinvnet.codes.build import scheme_for
 from codedinvnet.models.bundle import Bundle
+from codedinvnet.net.guard import Guard
 from codedinvnet.net.listening import bind
 from codedinvnet.net.server import HttpServer
 from codedinvnet.scheduler.policies import POLICIES
 from codedinvnet.scheduler.settings import Rules
 from codedinvnet.serving.api.bodies import BodyMemory
-from codedinvnet.serving.api.guard import Guard
 from codedinvnet.serving.api.http import HttpApi
 from codedinvnet.serving.api.page import DEMO_HEADER, demo_requests, page_routes
 from codedinvnet.serving.choices import Choices
 from codedinvnet.serving.service import InferenceService
 from codedinvnet.serving.workers.faults import FaultyPool, Schedule
 from tests.serving.bundles import BundleFront, BundlePool
+from tests.serving.stub import token_of
 
 K, WORKERS = 4, 6
 INFER = "/v2/models/mnist/infer"
@@ -141,7 +142,7 @@ async def serving(
     requests = None if demo is None else demo_requests(front.served, demo)
     answering = InferenceService(front, front.served, 32, max_body)
     memory = BodyMemory(body_memory, front)
-    guard = Guard(hosts, token, guarded)
+    guard = Guard(hosts, token_of(token), guarded)
     routes = page_routes(answering, requests)
     api = HttpApi(answering, memory, Choices(method, WORKERS), guard, routes)
     server = HttpServer(api, memory, 100, deadline)

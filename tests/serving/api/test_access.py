@@ -60,7 +60,7 @@ class TestHost:
             (
                 (),
                 ["localhost", "LOCALHOST:8000", "127.0.0.1:1", "[::1]", "[::1]:8000"],
-                ["evil.test", "localhost.evil.test", "10.0.0.5", "", "[::2]:8000", "*", "x" * 999],
+                ["evil.test", "localhost.evil.test", "10.0.0.5", "", "[::2]:8000", "x" * 999],
             ),
             (
                 ("0.0.0.0", "Our.example"),

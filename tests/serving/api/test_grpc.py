@@ -13,15 +13,15 @@ import pytest
 from tritonclient.grpc import service_pb2 as pb
 
 from codedinvnet.models.base import Signature, TensorSpec
+from codedinvnet.net.guard import Guard
 from codedinvnet.net.protocol.grpc import SERVICE
 from codedinvnet.serving.answers import NotNow, QueryFailed
 from codedinvnet.serving.api import grpc as api
 from codedinvnet.serving.api.bodies import BodyMemory
 from codedinvnet.serving.api.grpc import GrpcApi
-from codedinvnet.serving.api.guard import Guard
 from codedinvnet.serving.dispatch import Dispatcher
 from codedinvnet.serving.served import OwnModel
-from tests.serving.stub import Stub
+from tests.serving.stub import Stub, token_of
 
 LIMIT = 8 << 20
 """Bytes of a message, and of all."""
@@ -63,7 +63,7 @@ async def serving(
     stub = Stub(compute=echo, deadline=deadline, ready=ready)
     stub.error = error
     memory = BodyMemory(limit, cast(Dispatcher, stub))
-    api = GrpcApi(stub.service(ECHO, 1 << 20, limit), memory, Guard((), token))
+    api = GrpcApi(stub.service(ECHO, 1 << 20, limit), memory, Guard((), token_of(token)))
     async with (
         api.listening("127.0.0.1", 0) as port,
         grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,

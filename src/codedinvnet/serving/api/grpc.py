@@ -12,6 +12,7 @@ from typing import Any
 from codedinvnet.common.errors import UserError
 from codedinvnet.net import server
 from codedinvnet.net.grpc import grpc, renewed_credentials
+from codedinvnet.net.guard import NEEDED, Guard
 from codedinvnet.net.http1 import MOST_HEAD
 from codedinvnet.net.logs import log_event
 from codedinvnet.net.protocol import grpc as protocol
@@ -19,8 +20,7 @@ from codedinvnet.net.protocol.grpc import SERVICE, pb
 from codedinvnet.net.protocol.messages import Head, InferRequest, ProtocolError, server_metadata
 from codedinvnet.net.tls import Certificate
 from codedinvnet.serving.api.bodies import LARGE, BodyMemory
-from codedinvnet.serving.api.errors import LEFT, Problem, TooSlow, problem
-from codedinvnet.serving.api.guard import Guard
+from codedinvnet.serving.api.errors import LEFT, Problem, TooSlow, Unauthenticated, problem
 from codedinvnet.serving.api.http import LARGE_ANSWER
 from codedinvnet.serving.service import InferenceService
 from codedinvnet.serving.tracing import Tracing
@@ -137,7 +137,7 @@ class GrpcApi:
     ) -> Callable[[Any, Any], Awaitable[bytes]]:
         """Return a handler that checks the token, reads the message, and maps errors to codes."""
         is_open = name in OPEN
-        turns = self._strangers_turns if is_open and self.guard.token else self._turns
+        turns = self._strangers_turns if is_open and self.guard.token.text else self._turns
 
         def count(status: int) -> None:
             if name == "ModelInfer":
@@ -148,7 +148,8 @@ class GrpcApi:
             try:
                 if not is_open:
                     given = dict(context.invocation_metadata() or ()).get("authorization", "")
-                    self.guard.check_token(str(given).encode())
+                    if not self.guard.is_right(str(given).encode()):
+                        raise Unauthenticated(NEEDED)
                 if name in WITH_MESSAGE:
                     message = await read_message(context, turns, self._deadline)
                     if name != "ModelInfer" and len(message) > MOST_HEAD:

@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 
 from codedinvnet.net.answers import Answers, Reply
 from codedinvnet.net.background import Background
+from codedinvnet.net.guard import STRANGE_PAGE, Guard
 from codedinvnet.net.http1 import Field, RequestHead
 from codedinvnet.net.protocol import http
 from codedinvnet.net.protocol.messages import (
@@ -25,7 +26,6 @@ from codedinvnet.net.requests import Request
 from codedinvnet.serving.answers import QueryFailed
 from codedinvnet.serving.api.bodies import LARGE, BodyMemory
 from codedinvnet.serving.api.errors import LEFT, ClientGone, HttpError, problem
-from codedinvnet.serving.api.guard import Guard
 from codedinvnet.serving.choices import Choices
 from codedinvnet.serving.service import InferenceService, ServedResponse
 from codedinvnet.serving.tracing import RequestSpan, Tracing
@@ -39,6 +39,8 @@ LARGE_ANSWER = 4096
 SMALL_BODY = 4096
 """Bytes that the body of any other request may have."""
 BODY_LENGTH = HEADER_LENGTH.lower().encode()
+OPEN = re.compile(r"/|/v2/health/(live|ready)|/v2/models/[^/]+(/versions/[^/]+)?/ready")
+"""Paths that need no token: those of probes, and the bare page."""
 UNTRACED = nullcontext()
 
 Endpoint: TypeAlias = Callable[[Request, re.Match[str]], Reply]
@@ -95,8 +97,10 @@ class HttpApi:
 
     def precheck(self, head: RequestHead) -> Reply | None:
         """Return why a request is refused before its body is read; None if it is not."""
+        refusal = self.guard.refusal(head, OPEN.fullmatch(head.path) is not None)
+        if refusal is not None:
+            return refusal
         try:
-            self.guard.check(head)
             if head.chunked or (head.length or 0) > LARGE:  # smaller ones are read in any case
                 self._inferred(head)
         except Exception as error:
@@ -171,6 +175,8 @@ class HttpApi:
                 if endpoint is None:
                     allowed = b" " + ", ".join(endpoints).encode()
                     raise HttpError(405, "Method Not Allowed", (b"Allow", allowed))
+                if method == "POST" and not self.guard.is_own_page(request.head):
+                    raise HttpError(403, STRANGE_PAGE)
                 return endpoint(request, found)
         raise HttpError(404, "Not Found")
 
@@ -243,13 +249,9 @@ class HttpApi:
         return json_reply(self.choices.report(self.dispatcher.scheduler.chosen))
 
     def _change_policy(self, request: Request, _: object) -> Reply:
-        if not self.guard.is_guarded:
-            why = "any client that reaches the port could do this: it needs --token-file"
-            raise HttpError(403, why)
-        # Pages of other sites can send no such content.
-        kind = request.head.known.get(b"content-type", b"").partition(b";")[0].strip()
-        if kind != b"application/json":
-            raise HttpError(415, "the content type must be application/json")
+        refusal = self.guard.refusal_of_change(request.head)
+        if refusal is not None:
+            return refusal
         try:
             wanted = json.loads(b"".join(request.body))
         except (ValueError, RecursionError) as error:
