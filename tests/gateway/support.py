@@ -82,7 +82,7 @@ async def gateway(
                 await upstream.start()
             stack.push_async_callback(upstream.stop)
         urls = tuple(upstream.url for upstream in upstreams)
-        given = {"upstream": urls, "port": 0, "deadline_ms": 5000.0, **options}
+        given = {"upstream": urls, "port": 0, "deadline_ms": 5000.0, "drain_ms": 6000.0, **options}
         given.setdefault("allow_host", ("a",))
         made = await stack.enter_async_context(running(GatewayOptions(**given), resolver))
         client = HttpClient(parse_origin(made.url))

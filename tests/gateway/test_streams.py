@@ -170,3 +170,18 @@ async def test_a_slow_reader_is_waited_for_within_bounds(monkeypatch: pytest.Mon
         await until(lambda: g.metric("requests_total", outcome="cancelled") == 1, 5.0)
         await until(lambda: g.gateway.memory.used == 0)
         writer.close()
+
+
+async def test_a_stream_ends_whole_though_the_gateway_stops_meanwhile() -> None:
+    """Draining has a limit of its own: a deadline is for first content."""
+    async with gateway(streaming(tokens=40, gap=0.05), deadline_ms=300.0, **HEDGED) as g:
+        reading = asyncio.create_task(stream(g, "me"))
+        await until(lambda: len(g.upstreams[0].requests) == 1)
+        await asyncio.sleep(0.1)
+    assert unchunked(await reading) == whole("me", 40)
+    async with gateway(streaming(tokens=400, gap=0.05), drain_ms=200.0, **HEDGED) as g:
+        reading = asyncio.create_task(stream(g, "me"))
+        await until(lambda: len(g.upstreams[0].requests) == 1)
+        await asyncio.sleep(0.1)
+    with pytest.raises((AssertionError, ConnectionError)):
+        unchunked(await reading)

@@ -89,6 +89,10 @@ class GatewayOptions(Options):
         30_000.0, "fail a request without a first byte of content after this long",
         group=LISTENING, unit="ms", gt=0, lt=math.inf,
     )  # fmt: skip
+    drain_ms: float = option(
+        60_000.0, "after SIGTERM, let requests and streams that are under way go on for this long",
+        group=LISTENING, unit="ms", ge=0, lt=math.inf,
+    )  # fmt: skip
     max_memory: float = option(
         512.0, "what requests and answers may hold in all, before 503; one body an eighth of it",
         group=LISTENING, unit="MiB", gt=0, lt=math.inf,

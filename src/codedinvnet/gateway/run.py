@@ -52,8 +52,6 @@ SLOTS = 4
 """Concurrent requests of a fallback unless `--slots` says otherwise."""
 PLACES = 32
 """Upstreams that there may be, at least, if they come and go."""
-GRACE = 1.0
-"""Seconds beyond the deadline for which a stopping gateway waits for answers, streams included."""
 
 
 class Gateway:
@@ -349,10 +347,10 @@ class RunningGateway:
             self.admin.is_draining = True
             pending = 0 if self.dispatcher is None else len(self.dispatcher.calls)
             log_event("draining", pending=pending)
-        grace = self.options.deadline + GRACE
-        stops = [server.stop(grace) for server in self._servers]
+        seconds = self.options.drain_ms / 1000
+        stops = [server.stop(seconds) for server in self._servers]
         if self.grpc is not None:
-            stops.append(self.grpc.stop(grace))
+            stops.append(self.grpc.stop(seconds))
         await asyncio.gather(*stops)
         if self.grpc is not None:
             await self.grpc.dispatcher.stop()
