@@ -27,7 +27,6 @@ from prometheus_client.parser import text_string_to_metric_families
 from codedinvnet.cli.command_line import build_parser
 from codedinvnet.cli.options import options_of
 from codedinvnet.gateway.options import MIB, GatewayOptions
-from codedinvnet.gateway.run import GRACE
 from codedinvnet.gateway.run import running as gateway_running
 from codedinvnet.net.client import parse_origin
 from codedinvnet.net.listening import free_port
@@ -105,7 +104,7 @@ def test_the_gateways_settings_fit_its_manifests(config: GatewayOptions) -> None
     assert int(limit[1]) * 1024 * MIB > 1.1 * config.memory + 256 * MIB
     command = CONTAINER["lifecycle"]["preStop"]["exec"]["command"]
     assert command[0] == "sleep"
-    drained = int(command[1]) + config.deadline + GRACE
+    drained = int(command[1]) + config.drain_ms / 1000
     assert POD["spec"]["terminationGracePeriodSeconds"] > drained
 
 
@@ -149,8 +148,8 @@ def test_the_unit_of_systemd_starts_a_gateway_and_lets_it_drain() -> None:
     options = build_parser().parse_args(words)
     assert Path(command).name == "codedinvnet"
     assert Path(options.token_file).name == service["LoadCredential"].partition(":")[0]
-    deadline = GatewayOptions(upstream=("http://a:1",)).deadline
-    assert int(service["TimeoutStopSec"]) >= deadline + 10
+    drained = GatewayOptions(upstream=("http://a:1",)).drain_ms / 1000
+    assert int(service["TimeoutStopSec"]) >= drained + 10
 
 
 RAY = yaml.safe_load((DEPLOY / "kuberay.yaml").read_text())["spec"]
