@@ -28,6 +28,8 @@ PREFIX = "/codedinvnet"
 PATHS = frozenset({"/metrics", "/livez", "/readyz", PREFIX, f"{PREFIX}/status", f"{PREFIX}/policy"})
 OPEN = frozenset({"/livez", "/readyz", PREFIX})
 """Those that need no token: the page shows nothing without its data."""
+MOST_BODY = 4096
+"""Bytes of the body of a change of the policy; requests that need no token have no body at all."""
 HTML = "text/html; charset=utf-8"
 
 
@@ -56,6 +58,11 @@ class Admin:
         self.servers: list[HttpServer] = []
         self.is_draining = False
         self._page = (files("codedinvnet.gateway") / "page.html").read_bytes()
+
+    @staticmethod
+    def most_body(path: str) -> int:
+        """Return how many bytes the body of a request on an own route may have."""
+        return 0 if path in OPEN else MOST_BODY
 
     def answer(self, head: RequestHead, body: Sequence[bytes]) -> Reply:
         """Return the answer to a request on one of the gateway's own routes."""
@@ -92,7 +99,7 @@ class Admin:
         if refusal is not None:
             return refusal
         try:
-            asked = json.loads(b"".join(body)[:4096])
+            asked = json.loads(b"".join(body))
         except (ValueError, RecursionError) as problem:
             return error(400, f"the body is not JSON: {problem}")
         name = asked.get("policy") if isinstance(asked, dict) else None

@@ -86,7 +86,8 @@ class Gateway:
 
     def most_body(self, head: RequestHead) -> int:
         """Return how many bytes a request's body may have."""
-        return self.body
+        is_own = self.admin is not None and head.path in PATHS
+        return Admin.most_body(head.path) if is_own else self.body
 
     def precheck(self, head: RequestHead) -> Reply | None:
         """Return why a request is refused before its body is read; None if it is not."""
@@ -133,7 +134,7 @@ class AdminPort:
 
     def most_body(self, head: RequestHead) -> int:
         """Return how many bytes a request's body may have."""
-        return 4096
+        return Admin.most_body(head.path)
 
     def precheck(self, head: RequestHead) -> Reply | None:
         """Return why a request is refused before its body is read; None if it is not."""

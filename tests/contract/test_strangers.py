@@ -1,0 +1,37 @@
+"""What clients without the token can't do to those that have it, nor slow ones to quick ones."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from tests.gateway.support import INFER, V2, Upstream, gateway
+
+pytestmark = pytest.mark.anyio
+MIB = 1 << 20
+
+
+def post(path: str, length: int) -> bytes:
+    return b"POST %b HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % (path.encode(), length)
+
+
+@pytest.mark.parametrize("path", ["/livez", "/readyz", "/codedinvnet", "/metrics", V2])
+@pytest.mark.parametrize("is_apart", [False, True])
+async def test_no_body_is_read_without_the_token(path: str, is_apart: bool, tmp_path: Path) -> None:
+    """Eight bodies of an eighth of the memory each, of which a byte is withheld."""
+    (tmp_path / "token").write_text("secret")
+    token, port = tmp_path / "token", 0 if is_apart else None
+    async with gateway(Upstream(), token_file=token, max_memory=8.0, admin_port=port) as g:
+        for url in {g.gateway.url, g.gateway.admin_url}:
+            for _ in range(8):
+                port = int(url.rpartition(":")[2])
+                reader, writer = await asyncio.open_connection("127.0.0.1", port)
+                writer.write(post(path, MIB) + bytes(MIB - 1))
+                refused = await asyncio.wait_for(reader.readline(), 10.0)
+                assert refused[9:12] in (b"401", b"404", b"413")
+                writer.transport.abort()
+            assert g.gateway.memory.peak < MIB
+        found = await g.ask("POST", V2, INFER, authorization="Bearer secret")
+        assert found.status == 200
