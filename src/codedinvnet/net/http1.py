@@ -77,12 +77,13 @@ class Head:
     def __init__(self, fields: Fields, minor: bytes) -> None:
         known: dict[bytes, bytes] = {}
         for name, value in fields:
-            name, value = name.lower(), value.strip(b" \t")
+            name, value = name.lower(), value.strip()
             known[name] = known[name] + b"," + value if name in known else value
         self.fields, self.known, self.is_old = fields, known, minor == b"0"
-        said = known.get(b"connection")
-        options = () if said is None else {one.strip(b" \t") for one in said.lower().split(b",")}
-        self.keeps = b"close" not in options if minor == b"1" else b"keep-alive" in options
+        said = known.get(b"connection", b"").lower()
+        option = b"keep-alive" if self.is_old else b"close"
+        is_said = option in said and option in map(bytes.strip, said.split(b","))
+        self.keeps = is_said == self.is_old
         coding, length = known.get(b"transfer-encoding"), known.get(b"content-length")
         self.chunked, self.length = coding is not None, None
         if coding is not None:
@@ -105,7 +106,7 @@ class Head:
         if HOP_BY_HOP.isdisjoint(known) and not any(name in known for name in dropped):
             return self.fields
         named = known.get(b"connection", b"").lower()
-        left_out = {name.strip(b" \t") for name in named.split(b",")}
+        left_out = set(map(bytes.strip, named.split(b",")))
         left_out.discard(b"content-length")  # or the body would have no end
         left_out.update(HOP_BY_HOP, dropped)
         return [field for field in self.fields if field[0].lower() not in left_out]
@@ -171,7 +172,7 @@ def read_fields(block: bytes) -> Fields:
     Raises:
         BadMessage: if it is none.
     """
-    if block.count(b"\r\n") > MOST_FIELDS + 1:
+    if block.count(b"\n") > MOST_FIELDS + 1:
         raise BadMessage(f"there are more than {MOST_FIELDS} header fields", 431)
     if _FIELDS.fullmatch(block) is None:
         raise BadMessage("a header field is malformed")

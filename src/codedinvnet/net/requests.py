@@ -93,14 +93,16 @@ class RequestReader:
         """
         if self.head is None:
             at = self._read_head(data, at)
-        if self.head is not None and not self.is_complete and at < len(data):
+        if at < len(data) and self.head is not None and not self.is_complete:
             at = self._read_body(data, at)
         return at
 
     def drop(self) -> None:
         """Let go of what is held."""
-        self.memory.give(self.size + len(self._block.held))
-        self._block.held.clear()
+        held = self._block.held
+        if self.size or held:
+            self.memory.give(self.size + len(held))
+            held.clear()
         self.head, self.body, self.size = None, [], 0
 
     def take(self, came: float) -> Request:
@@ -111,12 +113,13 @@ class RequestReader:
         return found
 
     def _read_head(self, data: bytes, at: int) -> int:
-        held = len(self._block.held)
+        held = self._block.held
+        before = len(held)
         try:
             block, at = self._block.take(data, at)
         finally:
-            if held != len(self._block.held):
-                self.memory.take(len(self._block.held) - held)
+            if len(held) != before:
+                self.memory.take(len(held) - before)
         if not block:
             return at
         head = read_request(block)

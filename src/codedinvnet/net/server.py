@@ -181,7 +181,7 @@ class ClientConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._is_ending:
             return
-        if self._ahead or not self._may_read:
+        if self._ahead or self.is_answering or self.answers.is_paused:
             self._ahead.append(data)
             self._hold(len(data))
         else:
@@ -275,7 +275,8 @@ class ClientConnection(asyncio.Protocol):
             return
         if self.server.is_draining:  # which this answer's head didn't say yet
             self.server.loop.call_later(LAST_REQUESTS, self.close_if_idle)
-        self._await_turn()
+        if self._ahead or self._eof:
+            self._await_turn()
 
     def _close(self) -> None:
         """Close once the client has the answer, though it may still be sending."""
