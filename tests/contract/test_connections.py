@@ -8,6 +8,7 @@ import pytest
 
 from codedinvnet.net.client import HttpClient, parse_origin
 from tests.gateway.support import INFER, V2, gateway
+from tests.net.test_server import Echo, serving
 from tests.observing import until
 from tests.upstream import Request, Upstream, answer, echo
 
@@ -53,3 +54,13 @@ async def test_an_upstream_that_came_back_is_ejected_by_its_first_failure() -> N
 
         assert await ask_until(1) == 3
         assert await ask_until(2) == 1
+
+
+async def test_a_request_that_came_as_its_connection_is_closed_is_answered() -> None:
+    async with serving(Echo()) as (served, connect):
+        reader, writer = await connect()
+        await until(lambda: bool(served.connections))
+        (connection,) = served.connections
+        writer.write(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        connection.close_if_idle()  # the event loop has not seen what is in the socket's buffer
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 OK\r\n")

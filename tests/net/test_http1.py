@@ -170,7 +170,16 @@ def test_chunks_may_come_in_any_parts(
 
 @pytest.mark.parametrize(
     "body",
-    [b"x\r\n", b"-1\r\n", b"1\nab", b"1\r\nab\r\n", b"0\r\na\n\r\n\r\n", b"1" * 2000, b"\r\n0\r\n"],
+    [
+        b"x\r\n",
+        b"-1\r\n",
+        b"1\nab",
+        b"1\r\nab\r\n",
+        b"1\r\naxx0\r\n\r\n",
+        b"0\r\na\n\r\n\r\n",
+        b"1" * 2000,
+        b"\r\n0\r\n",
+    ],
 )
 def test_malformed_chunks_are_refused(body: bytes) -> None:
     with pytest.raises(BadMessage):

@@ -81,7 +81,10 @@ MUTANTS = (
     Mutant("what a client that left has asked for goes on", "gateway/proxy.py", EDGES,
            "self.dispatcher.cancel(self)",
            "pass"),
-    Mutant("a request that arrives as it drains is dropped", "net/server.py", "net/test_server.py",
+    Mutant("kept connections have no last request", "net/server.py", "net/test_server.py",
+           "LAST_REQUESTS = 1.0",
+           "LAST_REQUESTS = 0.0"),
+    Mutant("what came as a connection is closed is dropped", "net/server.py", CONNECTIONS,
            "is_idle and not transport.is_closing() and not is_readable(transport)",
            "is_idle and not transport.is_closing()"),
     # Limits of time
