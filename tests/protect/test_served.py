@@ -23,6 +23,7 @@ from codedinvnet.models import open_model
 from codedinvnet.net.protocol.messages import InferRequest
 from codedinvnet.protect.calibration import DECODED, protection_calibration
 from codedinvnet.protect.folder import DESCRIPTION, load_protection
+from codedinvnet.protect.measure import LIMITS
 from codedinvnet.serving.app import open_app
 from codedinvnet.serving.config import ServeOptions
 from codedinvnet.serving.opened import check
@@ -36,6 +37,8 @@ from tests.protect.factories import FEATURES
 POOL = "examples/my_pool.py:Pool"
 LATE = 1
 """The late worker, and its member."""
+EVERYTHING = 0.999
+"""A limit that releases every answer."""
 HELD = Fault(kind="hold", worker=LATE, delay=Distribution(ms=2000))
 
 
@@ -88,7 +91,8 @@ def answers(
 
 def served(folder: Path, **more: Any) -> ServeOptions:
     """Return how a protected model is served."""
-    settings = {"source": f"{PLACE}:vectors", "pool": POOL, "demo": True, **more}
+    settings: dict[str, Any] = {"source": f"{PLACE}:vectors", "pool": POOL, "demo": True}
+    settings |= {"max_disagreement": EVERYTHING, **more}
     return ServeOptions(protection=folder, **settings)
 
 
@@ -174,13 +178,28 @@ def test_a_protection_releases_what_keeps_the_limit(finished: Path) -> None:
     curve = protection_calibration(finished).curve(description(finished)["recommended"], 4)
     assert curve is not None
     counts = {}
-    for limit in (0.999, 1e-9):
+    for limit in (EVERYTHING, 1e-9):
         options = served(finished, method="small-backup", max_disagreement=limit)
         reliance = open_app(options).dispatcher.gate
         assert reliance is not None
         assert reliance.thresholds[limit, 4, DECODED] == curve.threshold(limit)
         counts[limit] = answers(options, {"x": x})["outcome"].tolist().count(b"decoded")
-    assert counts == {0.999: 1, 1e-9: 0}
+    assert counts == {EVERYTHING: 1, 1e-9: 0}
+
+
+@pytest.mark.parametrize(("asked", "recommended"), [(None, True), (0.3, True), (None, False)])
+def test_the_suggested_limit_is_kept_unless_the_user_says_another(
+    asked: float | None, recommended: bool, finished: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(finished, tmp_path / "out")
+    found = description(folder)
+    assert found["limit"] in LIMITS
+    if not recommended:  # a limit is for one backup
+        (folder / DESCRIPTION).write_text(json.dumps({**found, "recommended": "other"}))
+    method = found["recommended"]
+    gate = open_app(served(folder, method=method, max_disagreement=asked)).dispatcher.gate
+    assert gate is not None
+    assert gate.limit == (asked or (found["limit"] if recommended else None))
 
 
 @pytest.mark.parametrize(

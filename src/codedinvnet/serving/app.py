@@ -108,7 +108,7 @@ def open_app(options: ServeOptions) -> App:
             scheme.name,
             scheme.rules,
             rules.workers,
-            options.max_disagreement,
+            opened.limit if options.max_disagreement is None else options.max_disagreement,
             whose if options.part is None else f"{whose} with {options.part}",
             options.on_corruption,
         )

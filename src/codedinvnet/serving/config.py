@@ -57,7 +57,8 @@ class ServeOptions(Options):
     )  # fmt: skip
     max_disagreement: float | None = option(
         None, "share of approximate answers that may differ from direct ones, such as 0.01; less "
-        "certain ones wait for the direct answer", ANSWERS, gt=0, lt=1, unset="all are released"
+        "certain ones wait for the direct answer", ANSWERS, gt=0, lt=1,
+        unset="the one that a protection suggests for its recommended backup; else all are released"
     )  # fmt: skip
     extra: float | None = option(
         None, "extra work per query, at most, in service times: copies, parities and backups",

@@ -62,6 +62,8 @@ class Opened:
     computer: Computer | None
     workers: int
     calibration: Calibration | None = None
+    limit: float | None = None
+    """On disagreement, unless the options say another."""
 
 
 def open_served(options: ServeOptions) -> Opened:
@@ -135,13 +137,14 @@ def _open_model(options: ServeOptions) -> Opened:
     if not is_systematic(scheme.rules):  # no answer has any other output
         signature = replace(signature, outputs=(scores_tensor(signature),))
     workers = len(scheme.rules.tasks(scheme.rules.k))
-    served, calibration = OwnModel(name, signature), None
+    served, calibration, limit = OwnModel(name, signature), None, None
     if options.protection is not None:
         found = read_description(options.protection)
         calibration = protection_calibration(options.protection)
         output, task = protected_output(found, model), task_of(found.model.task)
         served = ProtectedModel(name, signature, output=output, task=task)
-    return Opened(served, spec, scheme, computer, workers, calibration)
+        limit = found.limit if scheme.name == found.recommended else None
+    return Opened(served, spec, scheme, computer, workers, calibration, limit)
 
 
 @contextmanager

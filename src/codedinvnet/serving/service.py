@@ -31,6 +31,8 @@ LONGEST_NAME = 100
 """Characters of a request's name in the log."""
 LONGEST_TIMEOUT = 1e12
 """Microseconds; a longer timeout is none."""
+DIRECT = "direct"
+"""The outcome of the model's own answers."""
 AGREEMENT = "agreement_probability"
 """The parameter of an answer that gives the lowest probability, over the request's approximate
 answers, that one agrees with the served model; direct answers have none."""
@@ -49,6 +51,10 @@ class ServedResponse(NamedTuple):
     message: InferResponse
     work_seconds: float
     """See `Answered`; the largest of the queries'."""
+    outcome: str = DIRECT
+    """`direct` if all of its queries were, else `decoded`, or `guessed` if one was."""
+    agreement: float | None = None
+    """The lowest probability that an approximate answer agrees; None without one."""
 
     @property
     def values(self) -> int:
@@ -219,9 +225,14 @@ class InferenceService:
         answers = [answer for answer in found if isinstance(answer, Answered)]
         if len(answers) < len(found):
             raise failure(found)
-        agreements = [one.agreement for one in answers if one.agreement is not None]
-        if agreements:
-            more[AGREEMENT] = min(agreements)
+        agreement = min(
+            (one.agreement for one in answers if one.agreement is not None), default=None
+        )
+        if agreement is not None:
+            more[AGREEMENT] = agreement
+        outcome = max({answer.outcome for answer in answers} - {DIRECT}, default=DIRECT)
+        if outcome != DIRECT:  # for clients that ask for no output of that name
+            more[OUTCOME] = outcome
         message = InferResponse(
             {name: self._joined(name, answers) for name in wanted},
             self.served.name,
@@ -229,7 +240,8 @@ class InferenceService:
             request.id,
             {**request.parameters, **more},
         )
-        return ServedResponse(message, max(answer.work_seconds for answer in answers))
+        work = max(answer.work_seconds for answer in answers)
+        return ServedResponse(message, work, outcome, agreement)
 
     def _in_force(self, terms: Terms) -> dict[str, Any]:
         """Return the limit on disagreement that holds for a request, if it asks for one.

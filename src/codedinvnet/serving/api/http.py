@@ -27,7 +27,7 @@ from codedinvnet.serving.answers import QueryFailed
 from codedinvnet.serving.api.bodies import LARGE, BodyMemory
 from codedinvnet.serving.api.errors import LEFT, ClientGone, HttpError, problem
 from codedinvnet.serving.choices import Choices
-from codedinvnet.serving.service import InferenceService, ServedResponse
+from codedinvnet.serving.service import DIRECT, InferenceService, ServedResponse
 from codedinvnet.serving.tracing import RequestSpan, Tracing
 
 MODEL = r"/v2/models/([^/]+)(?:/versions/([^/]+))?"
@@ -273,6 +273,10 @@ def written(request: InferRequest, answer: ServedResponse, packs: bool) -> Reply
     data, head = http.render_response(answer.message, request)
     # As the W3C's header, in ms.
     fields: list[Field] = [(b"Server-Timing", b" work;dur=%.3f" % (1000 * answer.work_seconds))]
+    if answer.outcome != DIRECT:  # as the gateway marks what is no upstream's own answer
+        fields.append((b"codedinvnet-outcome", b" " + answer.outcome.encode()))
+    if answer.agreement is not None:
+        fields.append((b"codedinvnet-agreement", b" %.4f" % answer.agreement))
     kind = "application/json"
     if head is not None:
         kind = "application/octet-stream"
