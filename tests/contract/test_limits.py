@@ -77,6 +77,19 @@ async def test_a_client_that_sends_nothing_more(
         await until(lambda: g.gateway.memory.used == 0)
 
 
+async def test_a_client_that_sends_its_body_byte_by_byte(clock: Clock) -> None:
+    async with gateway(Upstream()) as g, connected(g) as (reader, writer):
+        writer.write(POST.replace(b": 9", b": 99999") + bytes(1 << 16))
+        await until(lambda: g.gateway.memory.used > 1 << 15)
+        for _ in range(2):
+            clock.forward(28.0)
+            writer.write(b"x")
+            assert await says_nothing(reader)
+        clock.forward(5.0)
+        writer.write(b"x")
+        assert (await asyncio.wait_for(reader.read(), 20.0))[:13] == b"HTTP/1.1 408 "
+
+
 async def test_a_handshake_that_never_ends(clock: Clock, tmp_path: Path) -> None:
     async with gateway(Upstream(), **make_pair(tmp_path)) as g, connected(g) as (reader, _):
         assert await says_nothing(reader)

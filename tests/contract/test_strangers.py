@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.gateway.support import INFER, V2, Upstream, gateway
+from tests.gateway.support import INFER, V2, Upstream, gateway, until
 
 pytestmark = pytest.mark.anyio
 MIB = 1 << 20
@@ -35,3 +35,34 @@ async def test_no_body_is_read_without_the_token(path: str, is_apart: bool, tmp_
             assert g.gateway.memory.peak < MIB
         found = await g.ask("POST", V2, INFER, authorization="Bearer secret")
         assert found.status == 200
+
+
+async def test_slow_bodies_keep_nobody_out() -> None:
+    """Eight clients stop at 15/16 of the largest body, and then send a byte now and then."""
+
+    async def drip() -> None:
+        _, writer = await asyncio.open_connection("127.0.0.1", g.client.origin.port)
+        try:
+            writer.write(post("/", MIB) + bytes(15 * MIB // 16))
+            while not writer.transport.is_closing():
+                await asyncio.sleep(0.2)
+                writer.write(b"x")
+        finally:
+            writer.transport.abort()
+
+    async with gateway(Upstream(), max_memory=8.0) as g:
+        slow = [asyncio.create_task(drip()) for _ in range(8)]
+        try:
+            await until(lambda: g.gateway.memory.is_full)
+            statuses = []
+            for _ in range(100):
+                statuses.append((await g.ask("POST", "/", bytes(MIB // 2))).status)
+                if statuses[-1] == 200:
+                    break
+                await asyncio.sleep(0.2)
+            assert (statuses[0], statuses[-1]) == (503, 200)
+            assert not g.gateway.memory.is_full
+        finally:
+            for each in slow:
+                each.cancel()
+            await asyncio.gather(*slow, return_exceptions=True)

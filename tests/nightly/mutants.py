@@ -23,7 +23,7 @@ class Mutant(NamedTuple):
 
 TOKENS = "contract/test_tokens.py"
 LIMITS = "contract/test_limits.py"
-BROWSERS = "contract/test_browsers.py"
+BROWSERS, STRANGERS = "contract/test_browsers.py", "contract/test_strangers.py"
 CONNECTIONS = "contract/test_connections.py"
 EDGES, HTTP1 = "gateway/test_edges.py", "net/test_http1.py"
 CLUSTER, HEDGING = "gateway/test_cluster.py", "gateway/test_hedging.py"
@@ -100,6 +100,15 @@ MUTANTS = (
     Mutant("bodies may stand still for ever", "net/server.py", LIMITS,
            "or age > BODY_TIMEOUT",
            ""),
+    Mutant("slow bodies keep others out", "net/server.py", STRANGERS,
+           "self._make_room(slow)",
+           "pass"),
+    Mutant("a byte a minute is progress", "net/server.py", LIMITS,
+           "LEAST_PROGRESS = 1 << 16",
+           "LEAST_PROGRESS = 1"),
+    Mutant("probes may have long bodies", "gateway/admin.py", STRANGERS,
+           "return 0 if path in OPEN else MOST_BODY",
+           "return 1 << 30"),
     Mutant("idle clients stay for ever", "net/server.py", LIMITS,
            "KEEP_ALIVE = 75.0",
            "KEEP_ALIVE = 1e9"),

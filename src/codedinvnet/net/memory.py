@@ -25,6 +25,11 @@ class Memory:
         """Whether new requests are to be refused."""
         return 8 * self.used >= 7 * self.most
 
+    @property
+    def is_short(self) -> bool:
+        """Whether another large request, of an eighth of the memory, would fill it."""
+        return 4 * self.used >= 3 * self.most
+
     def is_full_for(self, own: int) -> bool:
         """Tell whether a request that holds some bytes already may hold no more."""
         return self.used > self.most or 8 * (self.used - own) >= 7 * self.most

@@ -29,7 +29,12 @@ from codedinvnet.net.tls import Certificate, follow
 HANDSHAKE = 10.0
 """Seconds for a client's TLS handshake."""
 HEAD_TIMEOUT, BODY_TIMEOUT = 10.0, 60.0
-"""Seconds for a request's head, and without a byte of its body."""
+"""Seconds for a request's head, and for each LEAST_PROGRESS of its body, or the rest of it."""
+LEAST_PROGRESS = 1 << 16
+"""Bytes of a body. No network is as slow as 1 KB/s for a minute; a client that means to be is."""
+LONGEST_GROWTH = 10.0
+"""Seconds in which a body must grow by as much as it holds already while memory is short: whoever
+holds most for the least progress goes first."""
 KEEP_ALIVE = 75.0
 """Seconds that an idle connection stays open."""
 UNREAD = 60.0
@@ -93,8 +98,9 @@ class ClientConnection(asyncio.Protocol):
     """
 
     __slots__ = (
-        "_ahead", "_ahead_size", "_at", "_came", "_eof", "_has_turn", "_is_ending", "_refusal",
-        "_since", "answers", "call", "is_answering", "reader", "server", "transport",
+        "_ahead", "_ahead_size", "_at", "_came", "_eof", "_has_turn", "_is_ending", "_mark",
+        "_pace", "_refusal", "_seen", "_since", "answers", "call", "is_answering", "reader",
+        "server", "transport",
     )  # fmt: skip
     transport: asyncio.Transport
 
@@ -109,7 +115,11 @@ class ClientConnection(asyncio.Protocol):
         self._at = self._ahead_size = 0
         """What is not read yet: from where on in its first part, and how many bytes."""
         self._since = self._came = time.monotonic()
-        """When it became idle, or a byte of a request came; and when the request's first did."""
+        """When it became idle, or a part of a request came; and when the request's first did."""
+        self._mark = self._seen = 0
+        """Bytes of the body at `_since`, and when its growth was measured last."""
+        self._pace = 0.0
+        """Bytes a second by which the body grew lately."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self.transport = transport
@@ -169,6 +179,18 @@ class ClientConnection(asyncio.Protocol):
             return "head" if age > HEAD_TIMEOUT else ""
         return "idle" if age > KEEP_ALIVE else ""
 
+    def growth(self) -> float:
+        """Return by what share its body grew in the last seconds; infinity without one.
+
+        It is called once in SWEEP.
+        """
+        reader = self.reader
+        if self.is_answering or self._is_ending or not reader.size:
+            return math.inf
+        self._pace = (self._pace + (reader.size - self._seen) / SWEEP) / 2
+        self._seen = reader.size
+        return self._pace / reader.size
+
     def close_if_idle(self) -> None:
         """Close unless a request, or a part of one, is here, in the socket's buffer as well."""
         transport = self.transport
@@ -202,13 +224,17 @@ class ClientConnection(asyncio.Protocol):
     def _read(self, data: bytes, at: int) -> None:
         """Read one request at most, and have it answered once it is complete."""
         reader = self.reader
-        if not reader.is_in_head:
+        if reader.is_idle:
             self._since = time.monotonic()
+            self._mark = self._seen = 0
+            self._pace = 0.0
         try:
             at = reader.feed(data, at)
         except BadMessage as error:
             self.answers.refuse(error.status, str(error), int(error.status == 503), closes=True)
             return
+        if reader.size - self._mark >= LEAST_PROGRESS:
+            self._since, self._mark = time.monotonic(), reader.size
         if at < len(data) and not self._is_ending:
             self._ahead.appendleft(data)
             self._at = at
@@ -251,7 +277,7 @@ class ClientConnection(asyncio.Protocol):
 
     def _accepts(self, head: RequestHead, waits: bool) -> bool:
         """Tell whether a request is read on, and tell a client that waits for this."""
-        self._came = self._since
+        self._came, self._since = self._since, time.monotonic()
         self._refusal = self.server.handler.precheck(head)
         if waits and self._refusal is None:
             self.transport.write(CONTINUE)
@@ -356,7 +382,7 @@ class HttpServer:
         """Look for slow clients, for ever."""
         while True:
             await asyncio.sleep(SWEEP)
-            now = time.monotonic()
+            now, slow = time.monotonic(), list[tuple[float, ClientConnection]]()
             for number, connection in enumerate(list(self.connections)):
                 if number % 1000 == 999:
                     await asyncio.sleep(0)
@@ -369,6 +395,18 @@ class HttpServer:
                     )
                 elif overdue:
                     connection.close_if_idle()
+                growth = connection.growth()
+                if growth < 1 / LONGEST_GROWTH:
+                    slow.append((growth, connection))
+            self._make_room(slow)
+
+    def _make_room(self, slow: list[tuple[float, ClientConnection]]) -> None:
+        """Give up slow bodies, the slowest first, while memory is short."""
+        for _, connection in sorted(slow, key=lambda one: one[0]):
+            if not self.memory.is_short:
+                return
+            reason = "memory is short, and the request's body is slow: try again later"
+            connection.answers.refuse(503, reason, 1, closes=True)
 
     def announce_draining(self) -> None:
         """Take no more connections, and close those that are here after their last requests."""
