@@ -59,6 +59,20 @@ def test_routes_that_are_none_and_paths_without_end() -> None:
     assert len(routes.all()) < 70
 
 
+async def test_names_that_clients_choose_are_shown_only_if_they_are_short_and_plain() -> None:
+    async with gateway(Upstream()) as g:
+        names = ("m" * 60_000, "m" * 65, "a%22b", "a%0ab", "%e2%80%ae", "a b", "%c3%a9", "a/b" * 99)
+        for name in names:
+            await g.ask("POST", f"/v2/models/{name.replace(' ', '%20')}/infer", INFER)
+        await g.ask("POST", "/v2/models/Llama-3.1_8b/versions/2/infer", INFER)
+        shown = (await g.ask("GET", "/metrics")).body.decode()
+        routes = {route.name for route in g.gateway.routes.all()}
+    own = "POST /v2/models/Llama-3.1_8b/versions/2/infer"
+    assert routes == {own, "POST /v2/models/*/infer"}
+    assert f'route="{own}"' in shown
+    assert "mmm" not in shown
+
+
 async def learn(g: Running, count: int = 160, path: str = V2, body: bytes | None = INFER) -> None:
     """Send requests until it is known how long they take."""
     for begin in range(0, count, 4):

@@ -29,6 +29,11 @@ OTHERS = "other"
 """The route of requests that must not be repeated."""
 MOST_NAMED = 64
 """Paths of a glob that have a key of their own; further ones share the glob's."""
+NAMED = re.compile(r"(?=.{1,200}\Z)(?:/[A-Za-z0-9._:@+~-]{1,64})+")
+"""Paths that may have a key of their own: clients choose them, and metrics show them. Others share
+the glob's."""
+MOST_FOUND, LONGEST_FOUND = 1024, 256
+"""Paths whose route is remembered, and bytes of the longest of them."""
 MOST_HINTS = 20
 """Paths that are logged as not hedged."""
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "QUERY", "*")
@@ -119,9 +124,11 @@ class Routes:
         path = target.partition(b"?")[0]
         route = self._found.get((method, path))
         if route is None:
-            if len(self._found) >= 1024:
+            route = self._find(method, path)
+            if len(self._found) >= MOST_FOUND:
                 self._found.clear()
-            route = self._found[method, path] = self._find(method, path)
+            if len(method) + len(path) <= LONGEST_FOUND:
+                self._found[method, path] = route
         return route
 
     def _find(self, method: bytes, path: bytes) -> Route:
@@ -136,7 +143,7 @@ class Routes:
                     text = f"{V2}*/infer"
                 few = len(self._routes) < MOST_NAMED or (named, True) in self._routes
                 own = text.startswith("POST /") and text in REPEATABLE and few
-                return self._route(named if own and plain.isprintable() else text, True)
+                return self._route(named if own and NAMED.fullmatch(plain) else text, True)
         else:
             self._hint(f"{verb} {plain[:200]}")
         return self._route(OTHERS, False)
