@@ -140,6 +140,34 @@ async def test_trailers_of_an_answer() -> None:
     assert found.endswith(b"2\r\nok\r\n0\r\nX-Sum: 7\r\n\r\n")
 
 
+SMUGGLED = (
+    b"Authorization: Bearer stolen\r\nContent-Length: 7\r\nTransfer-Encoding: chunked\r\n"
+    b"host: evil\r\nCookie: a\r\nSet-Cookie: a\r\nX-Forwarded-For: b\r\n"
+    b"TE: x\r\nKeep-Alive: x\r\nContent-Type: text/html\r\n"
+)
+
+
+@pytest.mark.parametrize("sound", [b"", b"X-Sum: 7\r\n"])
+async def test_no_trailer_says_what_only_a_header_may(sound: bytes) -> None:
+    """Servers that join trailers to the header would obey them."""
+    chunked = b"2\r\nok\r\n0\r\n" + SMUGGLED + sound + b"\r\n"
+
+    async def serve(request: Request, writer: asyncio.StreamWriter) -> bytes:
+        return b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + chunked
+
+    async with gateway(Upstream(serve)) as g:
+        head = b"POST /any HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n"
+        found = await g.raw(head + b"Connection: close\r\n\r\n" + chunked)
+        request = g.upstreams[0].requests[0]
+
+    assert request.body == b"ok"
+    trailers = {name for name in request.fields if name.startswith("trailer-")}
+    assert trailers == ({"trailer-x-sum"} if sound else set())
+    assert "authorization" not in request.fields
+    assert not any(line in found for line in SMUGGLED.splitlines() if b"chunked" not in line)
+    assert found.endswith(sound + b"\r\n")
+
+
 async def test_an_upstreams_path_precedes_that_of_each_request() -> None:
     async with Upstream() as upstream, gateway(upstream=(f"{upstream.url}/base/",)) as g:
         assert (await g.ask("GET", "/x?y")).body == b"/base/x?y"

@@ -43,6 +43,15 @@ HOP_BY_HOP = frozenset(
     }
 )  # fmt: skip
 """Fields of one connection, which a proxy does not pass on."""
+NO_TRAILERS = HOP_BY_HOP | {
+    b"accept-encoding", b"age", b"authorization", b"cache-control", b"content-encoding",
+    b"content-length", b"content-range", b"content-type", b"cookie", b"date", b"expect", b"expires",
+    b"forwarded", b"host", b"location", b"max-forwards", b"proxy-authenticate", b"retry-after",
+    b"set-cookie", b"trailer", b"vary", b"warning", b"www-authenticate", b"x-forwarded-for",
+    b"x-forwarded-host", b"x-forwarded-proto", b"x-hedge", b"x-request-id",
+}  # fmt: skip
+"""Fields that mean nothing behind a body, though a lenient server may join them to the header: they
+frame, route, authorize or describe a message (RFC 9110, 6.5.1). They are dropped."""
 END = b"\r\n\r\n"
 """The end of a head."""
 
@@ -320,5 +329,6 @@ class Chunks:
             else:
                 block, at = self._block.take(data, at)
                 if block:
-                    self.done, self.trailers = True, read_fields(block[2:])
+                    self.done, fields = True, read_fields(block[2:])
+                    self.trailers = [one for one in fields if one[0].lower() not in NO_TRAILERS]
         return found, at - joined
