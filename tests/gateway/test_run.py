@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import ssl
 import subprocess
 import sys
@@ -233,3 +234,39 @@ async def test_a_stopping_gateway_answers_what_it_has() -> None:
     assert {one.field("connection") for one in found} == {"close"}
     assert process.returncode == 0
     assert b"Traceback" not in events
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2])
+async def test_other_signals_end_nothing(number: signal.Signals, tmp_path: Path) -> None:
+    """SIGHUP asks for what happens in any case: the new token is needed soon."""
+    token, upstream = tmp_path / "token", Upstream()
+    token.write_text("old")
+    await upstream.start()
+    command = [sys.executable, "-m", "codedinvnet", "gateway", "--port", "0"]
+    pipe, null = asyncio.subprocess.PIPE, asyncio.subprocess.DEVNULL
+    process = await asyncio.create_subprocess_exec(
+        *command, "--upstream", upstream.url, "--token-file", str(token),
+        stdin=null, stdout=pipe, stderr=pipe,
+    )  # fmt: skip
+    assert process.stdout is not None
+    line = (await asyncio.wait_for(process.stdout.readline(), 20.0)).decode()
+    client = HttpClient(parse_origin(line.split(" on ")[1].split(" ")[0]))
+
+    async def status(token: str) -> int:
+        bearer = [("authorization", f"Bearer {token}")]
+        return (await client.ask("GET", "/", 5.0, headers=bearer)).status
+
+    assert await status("old") == 200
+    token.write_text("new")
+    process.send_signal(number)
+    for _ in range(100):
+        await asyncio.sleep(0.1)
+        if await status("new") == 200:
+            break
+    assert (await status("old"), await status("new")) == (401, 200)
+    process.terminate()
+    _, events = await asyncio.wait_for(process.communicate(), 10.0)
+    client.close()
+    await upstream.stop()
+    assert process.returncode == 0
+    assert (b'"reload"' in events) is (number is signal.SIGHUP)

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 
 from codedinvnet.common.errors import UserError
-from codedinvnet.net.logs import JsonLines, logger
+from codedinvnet.net.logs import JsonLines, log_event, logger
 
 UNREAD = 60.0
 """Seconds for which a client's machine may acknowledge nothing."""
@@ -98,10 +98,11 @@ def log_to_stderr(*errors_of: str) -> Callable[[], None]:
 
 
 def stop_signals() -> asyncio.Event:
-    """Return what is set by SIGTERM, Ctrl-C, and SIGHUP unless that is ignored (`nohup`).
+    """Return what is set by SIGTERM and Ctrl-C, and by SIGHUP if the process has a terminal.
 
     A second Ctrl-C ends the process at once. A second SIGTERM does not: timeout(1) sends one to the
-    process and one to its group.
+    process and one to its group. SIGHUP without a terminal
+    asks for what happens every second in any case; SIGUSR1 and SIGUSR2 do nothing.
     """
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
 
@@ -109,12 +110,19 @@ def stop_signals() -> asyncio.Event:
         stop.set()
         loop.remove_signal_handler(signal.SIGINT)
 
-    numbers = [signal.SIGTERM, signal.SIGINT]
-    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
-        numbers.append(signal.SIGHUP)
-    for number in numbers:
+    for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, end, number)
+    for number in (signal.SIGUSR1, signal.SIGUSR2):
+        loop.add_signal_handler(number, lambda: None)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
+        has_terminal = sys.stdin is not None and sys.stdin.isatty()
+        hung_up = (end, signal.SIGHUP) if has_terminal else (_note_reload,)
+        loop.add_signal_handler(signal.SIGHUP, *hung_up)
     return stop
+
+
+def _note_reload() -> None:
+    log_event("reload", reason="tokens, certificates and upstreams are read again every second")
 
 
 def is_loopback(host: str) -> bool:
