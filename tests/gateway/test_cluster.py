@@ -333,3 +333,25 @@ async def test_the_fallback_answers_late_requests() -> None:
         assert g.metric("requests_total", outcome="fallback") >= 1
         assert not any(request.path == "/other" for request in small.requests)
     await small.stop()
+
+
+async def test_a_mistake_in_a_probe_ends_no_other() -> None:
+    """One upstream's probes raise what nobody expects; the other is still found to be silent."""
+    mute = Upstream()
+    async with gateway(echo, mute) as g:
+        assert g.gateway.dispatcher is not None
+        watched = g.gateway.dispatcher.cluster
+        sound = watched.probe
+
+        async def probe(endpoint: cluster.Endpoint) -> str:
+            if endpoint.url == g.upstreams[0].url:
+                raise ZeroDivisionError
+            return await sound(endpoint)
+
+        watched.probe = probe  # type: ignore[method-assign]
+        await asyncio.sleep(1.5)
+        mute.is_ready = False
+        await until(lambda: up(g, mute.url) == 0, 20.0)
+        mute.is_ready = True
+        await until(lambda: up(g, mute.url) == 1)
+        assert up(g, g.upstreams[0].url) == 1

@@ -24,7 +24,7 @@ from codedinvnet.gateway.metrics import GatewayMetrics, RollingQuantiles
 from codedinvnet.gateway.outliers import Outliers
 from codedinvnet.net.background import Background
 from codedinvnet.net.client import HttpClient, described, open_socket
-from codedinvnet.net.logs import Lasting, log_event
+from codedinvnet.net.logs import Lasting, Quiet, log_event
 
 MOST_FAILURES = 3
 """Failed requests in a row that eject an upstream, unless all upstreams fail."""
@@ -390,15 +390,31 @@ class Cluster:
 
 
 class Watch:
-    """Looks at upstreams at the start, while they are quiet, and until they are back."""
+    """Looks at upstreams at the start, while they are quiet, and until they are back.
+
+    A probe that raises is our own mistake: it is logged, and ends no other probe.
+    """
 
     def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster
+        self._mistakes = Quiet()
+
+    async def _probe(self, endpoint: Endpoint) -> tuple[str, bool]:
+        """Return why an endpoint is not ready ("" if it is), and whether it said so itself."""
+        try:
+            return await self.cluster.probe(endpoint), True
+        except Exception as error:
+            reason = described(error)
+            url = endpoint.url
+            self._mistakes.log(
+                "probe failed", logging.ERROR, reason=reason, upstream=url, error=error
+            )
+            return reason, False
 
     async def first_look(self, endpoint: Endpoint) -> None:
         """Find out whether an endpoint is up when the gateway starts."""
         cluster = self.cluster
-        reason = await cluster.probe(endpoint)
+        reason, _ = await self._probe(endpoint)
         log_event("upstream added", upstream=endpoint.url)
         if reason:
             cluster.on_lost(endpoint, reason, True)
@@ -419,7 +435,7 @@ class Watch:
             if not endpoint.is_trusted:
                 await cluster.until_restart(endpoint)
                 endpoint.is_trusted = True
-            reason = await cluster.probe(endpoint)
+            reason, _ = await self._probe(endpoint)
             if not cluster.is_here(endpoint):
                 return
             if not reason and endpoint.is_trusted:
@@ -448,8 +464,8 @@ class Watch:
     async def look(self, endpoint: Endpoint) -> None:
         """Probe an endpoint that is up, and eject it if it was silent too often."""
         cluster = self.cluster
-        reason = await cluster.probe(endpoint)
-        if not endpoint.is_up or not cluster.is_here(endpoint):
+        reason, is_told = await self._probe(endpoint)
+        if not endpoint.is_up or not is_told or not cluster.is_here(endpoint):
             return
         if not reason:
             endpoint.silent, endpoint.answered_at = 0, time.monotonic()
