@@ -204,3 +204,40 @@ async def test_messages_over_grpc_count_in_the_bound_of_memory() -> None:
             assert codes.count(grpc.StatusCode.UNAVAILABLE) >= 5
             assert found.memory.peak <= 8 * MIB + 2 * MIB
             assert found.memory.used == 0
+
+
+async def test_calls_without_a_message_hold_up_no_other() -> None:
+    """Nor do they take more memory than half of it."""
+    pytest.importorskip("grpc")
+    from tests.gateway import test_grpc as over_grpc
+
+    async with over_grpc.Upstream() as one, over_grpc.gateway(one) as channel:
+        empty = [channel.stream_unary(over_grpc.ECHO)() for _ in range(200)]
+        await asyncio.gather(*(call.wait_for_connection() for call in empty))
+        for _ in range(3):
+            assert await channel.unary_unary(over_grpc.INFER)(b"x", timeout=5.0) == b"x"
+        assert not all(call.done() for call in empty)
+        for call in empty:
+            call.cancel()
+
+
+async def test_answers_over_grpc_count_in_the_bound_of_memory() -> None:
+    grpc = pytest.importorskip("grpc")
+    from tests.gateway import test_grpc as over_grpc
+
+    async def long(message: bytes, context: Any) -> bytes:
+        return bytes(3 * MIB)
+
+    async with over_grpc.Upstream() as one:
+        one.answer = long
+        urls = (f"grpc://127.0.0.1:{one.port}",)
+        options = GatewayOptions(upstream=urls, port=0, grpc_port=0, max_memory=8.0)
+        async with (
+            running(options) as found,
+            grpc.aio.insecure_channel(
+                f"127.0.0.1:{found.grpc_port}", [("grpc.max_receive_message_length", -1)]
+            ) as channel,
+        ):
+            assert len(await channel.unary_unary(over_grpc.INFER)(b"x")) == 3 * MIB
+            assert found.memory.peak >= 3 * MIB
+            await until(lambda: found.memory.used == 0)

@@ -20,7 +20,7 @@ from codedinvnet.gateway.dispatcher import Dispatcher, Refused
 from codedinvnet.gateway.routes import V2_GRPC, Routes, size_class
 from codedinvnet.gateway.tokens import UpstreamToken
 from codedinvnet.net.client import CONNECT_TIMEOUT, parse_origin
-from codedinvnet.net.grpc import grpc, renewed_credentials, settings
+from codedinvnet.net.grpc import WINDOW, Turns, at_once, grpc, renewed_credentials, settings
 from codedinvnet.net.guard import NEEDED, Guard
 from codedinvnet.net.memory import Memory
 from codedinvnet.net.resolve import Resolver
@@ -47,8 +47,9 @@ CHANNEL = settings(
     max_reconnect_backoff_ms=1000, enable_retries=0, enable_http_proxy=0,
     use_local_subchannel_pool=1,
 )  # fmt: skip
-READ_TIMEOUT, READS = 60.0, 32
-"""Seconds in which a client's message must be here, and messages that are read at once."""
+READ_TIMEOUT, READS = 60.0, 4
+"""Seconds in which a client's message must be here, and messages that are read at once: as many as,
+with an eighth of the memory each, leave others half of it."""
 Metadata: TypeAlias = "Sequence[tuple[str, str | bytes]]"
 
 
@@ -252,7 +253,6 @@ class GrpcServer(grpc.GenericRpcHandler):  # type: ignore[misc]
     ) -> None:
         self.dispatcher, self.routes, self.memory = dispatcher, routes, memory
         self.guard, self.upstream_token = guard, upstream_token
-        self._turns = asyncio.Semaphore(READS)
 
     async def start(
         self, host: str, port: int, most_body: int, certificate: Certificate | None
@@ -264,9 +264,12 @@ class GrpcServer(grpc.GenericRpcHandler):  # type: ignore[misc]
         """
         options = settings(
             max_send_message_length=-1, max_receive_message_length=min(most_body, 2**31 - 1),
-            so_reuseport=0, **{"http2.lookahead_bytes": 1 << 16, "http2.bdp_probe": 0},
+            so_reuseport=0, **{"http2.lookahead_bytes": WINDOW, "http2.bdp_probe": 0},
         )  # fmt: skip
-        self._server = grpc.aio.server(handlers=(self,), options=options)
+        self._turns = Turns(READS, self.memory, most_body)
+        self._server = grpc.aio.server(
+            handlers=(self,), options=options, maximum_concurrent_rpcs=at_once(self.memory)
+        )
         where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         try:
             found: int
@@ -300,14 +303,14 @@ class GrpcServer(grpc.GenericRpcHandler):  # type: ignore[misc]
         sent, codes = dict(context.invocation_metadata() or ()), grpc.StatusCode
         if not self.guard.is_right(str(sent.get("authorization", "")).encode()):
             await context.abort(codes.UNAUTHENTICATED, NEEDED)
-        async with self._turns:
-            if self.memory.is_full:
-                self.routes.find(b"POST", method.encode()).count("refused", 503)
-                await context.abort(codes.UNAVAILABLE, "the gateway's memory is full")
-            try:
-                message = await asyncio.wait_for(context.read(), READ_TIMEOUT)
-            except TimeoutError:
-                await context.abort(codes.DEADLINE_EXCEEDED, "the message did not come")
+        if self.memory.is_full:
+            self.routes.find(b"POST", method.encode()).count("refused", 503)
+            await context.abort(codes.UNAVAILABLE, "the gateway's memory is full")
+        try:
+            message = await self._turns.read(context, READ_TIMEOUT)
+        except TimeoutError as error:
+            why = str(error) or f"not here after {READ_TIMEOUT:g} s"
+            await context.abort(codes.DEADLINE_EXCEEDED, f"message: {why}")
         if not isinstance(message, bytes):
             await context.abort(codes.INVALID_ARGUMENT, "there is no message")
         call = GrpcCall(self, method, message, context)
@@ -323,6 +326,9 @@ class GrpcServer(grpc.GenericRpcHandler):  # type: ignore[misc]
                 call.note("cancelled", 0)
                 self.dispatcher.cancel(call)
             raise
+        size = len(answer.body)
+        self.memory.take(size)  # until the client has it
+        context.add_done_callback(lambda _: self.memory.give(size))
         await context.send_initial_metadata(answer.initial)
         if answer.code is not codes.OK:
             await context.abort(answer.code, answer.details, answer.trailing)

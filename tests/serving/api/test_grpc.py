@@ -13,6 +13,7 @@ import pytest
 from tritonclient.grpc import service_pb2 as pb
 
 from codedinvnet.models.base import Signature, TensorSpec
+from codedinvnet.net import grpc as net_grpc
 from codedinvnet.net.guard import Guard
 from codedinvnet.net.protocol.grpc import SERVICE
 from codedinvnet.serving.answers import NotNow, QueryFailed
@@ -136,6 +137,7 @@ async def test_memory_beyond_what_grpc_can_count(limit: int) -> None:
 async def test_so_many_messages_are_read_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Others wait, and nearly all of them with their clients."""
     monkeypatch.setattr(api, "FEWEST_READ", 1)
+    monkeypatch.setattr(net_grpc, "PATIENCE", 60.0)
     async with serving() as channel:
         stalled = channel.stream_unary(INFER)()
         await stalled.wait_for_connection()
@@ -146,6 +148,18 @@ async def test_so_many_messages_are_read_at_once(monkeypatch: pytest.MonkeyPatch
         code, _ = await ended(waiting)
         assert code is grpc.StatusCode.INVALID_ARGUMENT  # it has been read
         assert await channel.unary_unary(INFER)(message(), timeout=20)
+
+
+async def test_calls_without_a_message_delay_no_other() -> None:
+    async with serving(deadline=20.0) as channel:
+        empty = [channel.stream_unary(INFER)() for _ in range(100)]
+        await asyncio.gather(*(call.wait_for_connection() for call in empty))
+        await channel.unary_unary(LIVE)(b"")
+        for _ in range(3):
+            assert await channel.unary_unary(INFER)(message(), timeout=3.0)
+        assert not all(call.done() for call in empty)
+        for call in empty:
+            call.cancel()
 
 
 async def test_strangers_keep_no_turn_from_who_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,8 +176,8 @@ async def test_strangers_keep_no_turn_from_who_is_known(monkeypatch: pytest.Monk
 
 
 async def test_an_answer_that_is_not_read_does_not_stay(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api, "FEWEST_REQUESTS", 1)
-    monkeypatch.setattr(api, "MOST_REQUESTS", 1)
+    monkeypatch.setattr(net_grpc, "FEWEST_CALLS", 1)
+    monkeypatch.setattr(net_grpc, "MOST_CALLS", 1)
     monkeypatch.setattr(api, "LONGEST_CONNECTION", 0.5)
     monkeypatch.setattr(api, "LAST_REQUESTS", 0.0)
     async with serving(deadline=0.5) as channel:

@@ -11,7 +11,7 @@ from typing import Any
 
 from codedinvnet.common.errors import UserError
 from codedinvnet.net import server
-from codedinvnet.net.grpc import grpc, renewed_credentials
+from codedinvnet.net.grpc import WINDOW, Turns, at_once, grpc, renewed_credentials
 from codedinvnet.net.guard import NEEDED, Guard
 from codedinvnet.net.http1 import MOST_HEAD
 from codedinvnet.net.logs import log_event
@@ -34,10 +34,6 @@ OPEN = frozenset({"ServerLive", "ServerReady", "ModelReady", CHECK})
 """Methods that need no token."""
 WITH_MESSAGE = frozenset({"ModelReady", "ModelMetadata", "ModelInfer"})
 """Methods whose messages say something; others' are not read."""
-FEWEST_REQUESTS, MOST_REQUESTS = 64, 4096
-"""Requests at once, whatever their size."""
-WINDOW = 64 * 1024
-"""Bytes that gRPC takes of a message that is not read yet."""
 FEWEST_READ = 32
 """Messages that are read at once, at least, however long they may be."""
 LONGEST_CONNECTION = 600.0
@@ -72,7 +68,7 @@ class GrpcApi:
         self.dispatcher, self.guard = service.dispatcher, guard
         self.max_message = service.limits.body
         turns = max(FEWEST_READ, memory.most // max(1, self.max_message))
-        self._turns, self._strangers_turns = asyncio.Semaphore(turns), asyncio.Semaphore(1)
+        self._turns, self._strangers_turns = Turns(turns, memory, 0), Turns(1, memory, 0)
         self._deadline = self.dispatcher.timing.deadline
 
     @asynccontextmanager
@@ -95,7 +91,7 @@ class GrpcApi:
             "grpc.so_reuseport": 0,
             "grpc.server_handshake_timeout_ms": round(1000 * server.HEAD_TIMEOUT),
         }
-        most = min(max(FEWEST_REQUESTS, self.memory.most // WINDOW), MOST_REQUESTS)
+        most = at_once(self.memory)
         served = grpc.aio.server(options=tuple(options.items()), maximum_concurrent_rpcs=most)
         served.add_generic_rpc_handlers(self._handlers())
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
@@ -242,22 +238,17 @@ class GrpcApi:
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, why)
 
 
-async def read_message(context: Any, turns: asyncio.Semaphore, seconds: float) -> bytes:
-    """Return a request's message, which must be here in so many seconds after its turn.
+async def read_message(context: Any, turns: Turns, seconds: float) -> bytes:
+    """Return a request's message, which must be here in so many seconds.
 
     Raises:
         TooSlow: if it is not.
         ProtocolError: if there is none.
     """
-
-    async def read() -> Any:
-        async with turns:
-            return await context.read()
-
     try:
-        message = await asyncio.wait_for(read(), seconds)
-    except TimeoutError:
-        raise TooSlow(f"message: not here after {seconds:g} s") from None
+        message = await turns.read(context, seconds)
+    except TimeoutError as error:
+        raise TooSlow(f"message: {str(error) or f'not here after {seconds:g} s'}") from None
     if not isinstance(message, bytes):
         raise ProtocolError("message: there is none")
     return message
