@@ -267,6 +267,11 @@ async def test_the_addresses_of_a_name_and_a_file_are_followed(tmp_path: Path) -
         file.write_text("no url\n")
         await asyncio.sleep(1.2)
         assert await asked() == [False, True, True]
+        for part in range(4):  # somebody is writing it
+            file.write_text(upstreams[0].url[:-1] + "\n" + "#" * part)
+            await asyncio.sleep(0.6)
+        assert len(here(g)) == 3
+        assert await asked() == [False, True, True]
         file.unlink()
         await asyncio.sleep(1.2)
         assert await asked() == [False, True, True]

@@ -167,3 +167,21 @@ async def test_targets_that_name_a_host() -> None:
         await g.raw(b"OPTIONS * HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
 
         assert [r.path for r in g.upstreams[0].requests] == ["/x?y", "/x?y", "*"]
+
+
+@pytest.mark.parametrize(
+    ("target", "status"),
+    [
+        ("/../secret", 400), ("/%2e%2e/secret", 400), ("/.%2E/secret", 400), ("/a/../../x", 400),
+        ("/a/%2e%2e%2f../x", 400), ("/..%5csecret", 400), ("/..;a/x", 400), ("/a//../../x", 400),
+        ("/..", 400), ("/./../x?a", 400), ("http://a/../x", 400),
+        ("/a/../b", 200), ("/a..b/..c", 200), ("/x?/../../y", 200), ("/a/%2e%2e/b", 200),
+    ],
+)  # fmt: skip
+async def test_no_path_leads_above_an_upstreams_own(target: str, status: int) -> None:
+    async with Upstream() as upstream, gateway(upstream=(f"{upstream.url}/api",)) as g:
+        sent = f"GET {target} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n".encode()
+        found = await g.raw(sent, closes=False)
+        assert int(found[9:12]) == status
+        paths = [f"/api{target}"] if status == 200 else []
+        assert [one.path for one in upstream.requests] == paths

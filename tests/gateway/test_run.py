@@ -29,6 +29,7 @@ URL = "http://127.0.0.1:9"
     [
         ("", "--upstream: at least one"), ("--upstream a:80", "grpc://"),
         (f"--upstream {URL} --upstream {URL}", "is there twice"),
+        ("--upstream http://127.0.0.1:0", "http://HOST:PORT"),
         ("--upstream grpc://a:1", "--grpc-port"),
         (f"--upstream {URL} --grpc-port 0", "--grpc-port"),
         (f"--upstream {URL} --slots 0", "--slots: "),

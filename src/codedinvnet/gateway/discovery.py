@@ -1,6 +1,7 @@
 """Which upstreams there are: those given, those in a file, and the addresses of names.
 
-Files and names are read again every second, off the event loop.
+Files and names are read again every second, off the event loop. What a file says is taken once two
+looks agree.
 """
 
 from __future__ import annotations
@@ -43,6 +44,9 @@ class Discovery:
         self.given, self.file, self.resolver, self.kind = given, file, resolver, kind
         self._last: dict[str, list[str]] = {}
         """What each name was resolved to last."""
+        self._taken = ""
+        self._seen: str | None = None
+        """The file as it was taken, and as it was at the last look."""
 
     @property
     def changes(self) -> bool:
@@ -98,7 +102,10 @@ class Discovery:
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
             raise UserError(f"--upstreams-file: cannot read {file}: {reason}") from error
-        lines = (COMMENT.sub("", line).strip() for line in text.splitlines())
+        if self._seen in (None, text):  # otherwise somebody may be writing it
+            self._taken = text
+        self._seen = text
+        lines = (COMMENT.sub("", line).strip() for line in self._taken.splitlines())
         return [line for line in lines if line]
 
 

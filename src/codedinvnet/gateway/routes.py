@@ -43,6 +43,8 @@ nothing is: the event loop would stand still."""
 HEADER_LENGTH = b"inference-header-content-length"
 STATEFUL = re.compile(rb'"(?:sequence_id"\s*:(?!\s*(?:0\s*[,}]|""))|shared_memory_region"\s*:)')
 """What a V2 request must not be repeated with: a sequence, or a region that a copy would write."""
+ESCAPED = re.compile(rb"\\u00(?:5[Ff]|6[1-9A-Fa-f]|7[0-9Aa])")
+"""A letter or underscore in JSON as no encoder writes it, unless to hide one of these words."""
 WORDS = re.compile(rb'sequence_id"|shared_memory_region"')
 LONGEST_WORD = 21
 
@@ -189,16 +191,32 @@ def is_stateful(head: RequestHead, body: Sequence[bytes]) -> bool:
         body = beginning(body, int(length))  # tensors follow
     size = sum(map(len, body))
     if size <= LARGE:
-        return STATEFUL.search(b"".join(body)) is not None
+        text = b"".join(body)
+        return STATEFUL.search(text) is not None or ESCAPED.search(text) is not None
     if size > LARGEST:
         return True
     end = (
         b""  # not joined: a copy would take longer than the search, and memory that is not counted
     )
     for part in body:
-        if WORDS.search(end + part[:LONGEST_WORD]) or WORDS.search(part):
+        seam = end + part[:LONGEST_WORD]
+        if any(one.search(text) for text in (seam, part) for one in (WORDS, ESCAPED)):
             return True
         end = (end + part[-LONGEST_WORD:])[-LONGEST_WORD:]
+    return False
+
+
+def leaves_root(path: str) -> bool:
+    """Return whether `..` in a decoded path leads above the root, out of an upstream's own path.
+
+    Some servers take a backslash for a slash, or leave out what follows a semicolon.
+    """
+    depth = 0
+    for segment in path.replace("\\", "/").split("/"):
+        name = segment.partition(";")[0]
+        depth += -1 if name == ".." else name not in ("", ".")
+        if depth < 0:
+            return True
     return False
 
 

@@ -22,7 +22,7 @@ from codedinvnet.gateway.metrics import GatewayMetrics
 from codedinvnet.gateway.options import GatewayOptions
 from codedinvnet.gateway.protection import BackupServer
 from codedinvnet.gateway.proxy import HttpCall
-from codedinvnet.gateway.routes import Routes, is_stateful
+from codedinvnet.gateway.routes import Routes, is_stateful, leaves_root
 from codedinvnet.gateway.tokens import UpstreamToken
 from codedinvnet.net import tls
 from codedinvnet.net.answers import Answers, Reply, error_reply
@@ -91,6 +91,8 @@ class Gateway:
 
     def precheck(self, head: RequestHead) -> Reply | None:
         """Return why a request is refused before its body is read; None if it is not."""
+        if (b".." in head.target or b"%" in head.target) and leaves_root(head.path):
+            return error_reply(400, "the path leads above the root")
         return self.guard.refusal(head, self.admin is not None and head.path in OPEN)
 
     def handle(self, client: Answers, request: Request) -> HttpCall | None:

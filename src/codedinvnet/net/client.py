@@ -111,11 +111,11 @@ def parse_origin(url: str, flag: str = "--upstream", kind: str = "http") -> Orig
     """
     try:
         parts = urlsplit(url)
-        port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+        port = {"http": 80, "https": 443}.get(parts.scheme) if parts.port is None else parts.port
         known = parts.scheme in (kind, f"{kind}s")
     except ValueError as error:
         raise UserError(f"{flag}: {url!r} is not a URL: {error}") from error
-    if not known or port is None or not parts.hostname or parts.query:
+    if not known or not port or not parts.hostname or parts.query:
         raise UserError(f"{flag}: {url!r} is not {kind}://HOST:PORT or {kind}s://HOST:PORT")
     if parts.fragment and parts.scheme == kind:
         raise UserError(f"{flag}: {url!r}: only {kind}s:// takes #NAME")
