@@ -86,3 +86,19 @@ async def test_an_old_connection_that_was_closed_costs_a_safe_request_nothing() 
         closes.append(True)
         assert (await g.ask("POST", V2, INFER)).status == 200
     assert len(upstream.requests) == 3
+
+
+async def test_copies_are_few_however_many_requests_are_late() -> None:
+    """They may take a tenth of the work, and one that is cut short takes less than a request."""
+
+    async def late(request: Request, writer: asyncio.StreamWriter) -> bytes:
+        await asyncio.sleep(0.05)
+        return answer()
+
+    upstreams = [Upstream(late) for _ in range(3)]
+    async with gateway(*upstreams, hedge_delay_ms="1:5") as g:
+        for sent in range(20, 301, 20):
+            await asyncio.gather(*(g.ask("GET", "/") for _ in range(20)))
+            copies = sum(len(one.requests) for one in upstreams) - sent
+            assert copies <= 2 + sent / 5
+        assert copies >= 10  # they aren't just missing
