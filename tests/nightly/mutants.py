@@ -23,6 +23,7 @@ class Mutant(NamedTuple):
 
 TOKENS = "contract/test_tokens.py"
 LIMITS = "contract/test_limits.py"
+COPIES = "contract/test_copies.py"
 BROWSERS, STRANGERS = "contract/test_browsers.py", "contract/test_strangers.py"
 CONNECTIONS = "contract/test_connections.py"
 EDGES, HTTP1 = "gateway/test_edges.py", "net/test_http1.py"
@@ -288,10 +289,6 @@ MUTANTS = (
            "gateway/attempts.py", LIMITS,
            "LONGEST_IDLE if self.call.repeatable else FRESH",
            "LONGEST_IDLE"),
-    Mutant("what must not be repeated is written again on another connection",
-           "gateway/attempts.py", f"{HEDGING}::test_what_must_not_be_repeated_reaches_one_upstream",
-           "return alone and call.repeatable and not call.breaks",
-           "return alone and not call.breaks"),
     # Copies and failures
     Mutant("copies have no budget", "scheduler/budget.py", "scheduler/test_hedging.py",
            "if self.tokens < min(work + left, BUCKET):",
@@ -318,8 +315,7 @@ MUTANTS = (
     Mutant("an upstream that comes back has all its lives", "gateway/cluster.py", CONNECTIONS,
            "if sound and (endpoint.on_probation or ",
            "if sound and ("),
-    Mutant("copies go to the worker that is late",
-           "scheduler/assigner.py", "scheduler/test_hedging.py",
+    Mutant("copies go to the worker that is late", "scheduler/assigner.py", COPIES,
            "if worker in holders or ",
            "if "),
     Mutant("a query that no worker can answer is tried for ever",
