@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +146,25 @@ async def test_what_must_not_be_repeated_gets_no_connection_that_may_be_closing(
         clock.forward(1.5)
         await g.ask("POST", "/orders", b"x")
         assert upstream.writers > writers
+
+
+async def test_bodies_that_come_together_hold_no_more_than_the_bound() -> None:
+    """Each had room when it began."""
+    head = b"POST /any HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % MIB
+    async with gateway(Upstream(), max_memory=8.0) as g, AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(connected(g)) for _ in range(16)]
+        for _, writer in clients:
+            writer.write(head + b"a")
+        await until(lambda: g.gateway.memory.used == 16)
+        for _, writer in clients:
+            writer.write(bytes(MIB - 2))
+        first = [asyncio.ensure_future(reader.readuntil(b"\r\n")) for reader, _ in clients]
+        await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
+        await until(lambda: sum(one.done() for one in first) >= 8)
+        assert {one.result()[9:12] for one in first if one.done()} == {b"503"}
+        assert g.gateway.memory.peak <= 9 * MIB
+        for one in first:
+            one.cancel()
 
 
 async def test_trailers_have_a_limit() -> None:

@@ -137,7 +137,7 @@ MUTANTS = (
     Mutant("memory is never full", "net/memory.py", "gateway/test_limits.py",
            "return 8 * self.used >= 7 * self.most",
            "return False"),
-    Mutant("bodies are read though memory is full", "net/requests.py", "gateway/test_limits.py",
+    Mutant("bodies are read though memory is full", "net/requests.py", LIMITS,
            "if size and self.memory.is_full_for(self.size):",
            "if False:"),
     Mutant("answers that are held are not counted", "gateway/attempts.py", "gateway/test_limits.py",

@@ -15,7 +15,7 @@ from codedinvnet.net.protocol import http as app
 from codedinvnet.net.protocol.http import parse_request
 from tests.clock import Clock
 from tests.observing import until
-from tests.serving.api.service import MAX_BODY, WORKERS, error, post, serving
+from tests.serving.api.service import INFER, MAX_BODY, WORKERS, error, post, serving, tensor
 
 
 class TestFailures:
@@ -71,6 +71,24 @@ class TestFailures:
             service.kill_all()
             assert (await first).status_code == 200
             assert (await service.infer(large)).status_code == 200
+            assert service.memory.used == 0
+
+    async def test_tensors_count_though_their_text_was_shorter(self, mnist: Bundle) -> None:
+        data = tensor(np.zeros((8, 1, 28, 28), np.uint8), datatype="FP32")  # 12 KB, for 25
+        async with serving(mnist, body_memory=99_000) as service:
+            service.hang_all()
+
+            def ask() -> asyncio.Task[Any]:
+                return asyncio.create_task(service.client.post(INFER, json={"inputs": [data]}))
+
+            queries, held = service.front.scheduler.queries, []
+            for _ in range(3):
+                held.append(ask())
+                await until(lambda: len(queries) == 8 * len(held))
+            assert "overloaded" in error(await asyncio.wait_for(ask(), 20.0), 503)
+            service.kill_all()
+            for one in held:
+                assert (await one).status_code == 200
             assert service.memory.used == 0
 
     async def test_a_body_that_does_not_come(
