@@ -96,3 +96,13 @@ def test_so_many_inputs_a_limit_takes_as_the_page_on_protecting_says(
 
     assert releases(inputs)
     assert not releases(round(0.9 * inputs))
+
+
+def test_no_threshold_behind_one_that_failed_is_taken() -> None:
+    """Though more answers agree again there: the thresholds are tested one after another."""
+    released, disagreed = np.array([2000, 2100, 9000]), np.array([2, 90, 92])
+    curve = Curve(np.array([0.9, 0.8, 0.7]), released, disagreed)
+    assert (
+        Curve(curve.thresholds[[0, 2]], released[[0, 2]], disagreed[[0, 2]]).threshold(0.02) == 0.7
+    )
+    assert curve.threshold(0.02) == 0.9
