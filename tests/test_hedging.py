@@ -21,7 +21,7 @@ import codedinvnet.net.client
 from codedinvnet.common.errors import UserError
 from codedinvnet.hedging import HedgingTransport
 from codedinvnet.net.background import LoopThread
-from tests.toys import Handler, Reply, Request, Toy
+from tests.upstream import Reply, Request, Toy
 
 EXAMPLE = "examples/hedged_client.py"
 STALL = 3.0
@@ -32,7 +32,7 @@ def echo(request: Request) -> Reply:
     return Reply(request.body or request.path.encode(), delay=0.005)
 
 
-def stalls(every: int, seconds: float = STALL) -> Handler:
+def stalls(every: int, seconds: float = STALL) -> Callable[[Request], Reply]:
     """Answer as `echo` does, but hold every so many-th answer back."""
 
     def handle(request: Request) -> Reply:
@@ -44,7 +44,7 @@ def stalls(every: int, seconds: float = STALL) -> Handler:
 
 def predictions(*toys: Toy) -> int:
     """Return how many requests were seen besides probes."""
-    return sum(each.path.startswith("/predict") for toy in toys for each in toy.seen)
+    return sum(each.path.startswith("/predict") for toy in toys for each in toy.requests)
 
 
 class Asking:
@@ -167,9 +167,9 @@ async def test_a_post_that_is_not_named_reaches_one_server_only() -> None:
 
         async def kill() -> None:
             await asyncio.sleep(0.2)
-            await b.kill()
+            await b.stop()
             await asyncio.sleep(0.2)
-            await b.start(b.port)
+            await b.start()
 
         killing = asyncio.create_task(kill())
         told = []
@@ -178,7 +178,7 @@ async def test_a_post_that_is_not_named_reaches_one_server_only() -> None:
         await killing
         assert told.count("ok") > 120
         assert {"error", "503"} < set(told)
-        orders = [each.body for each in (*a.seen, *b.seen) if each.path == "/orders"]
+        orders = [each.body for each in (*a.requests, *b.requests) if each.path == "/orders"]
         assert len(set(orders)) == len(orders)
         hedges = asking.transport.stats.hedged
         stateful = '{"parameters": {"sequence_id": 7}}'
@@ -219,7 +219,7 @@ def never(request: Request) -> Reply:
 
 async def begun(toy: Toy, path: str) -> None:
     """Wait until a request has come."""
-    while path not in {each.path for each in toy.seen}:
+    while path not in {each.path for each in toy.requests}:
         await asyncio.sleep(0.01)
 
 
@@ -266,7 +266,7 @@ async def test_a_time_out_ends_the_call(any_client: AnyClient) -> None:
             await asking.post("/second", timeout=module.Timeout(2 * STALL, pool=0.1))
         with pytest.raises(module.ReadTimeout):
             await first
-        assert not any(each.path == "/second" for each in only.seen)
+        assert not any(each.path == "/second" for each in only.requests)
         only.handle = lambda request: Reply(b"slow", delay=0.3)
         assert (await asking.post("/orders", timeout=None)).text == "slow"
 
@@ -288,7 +288,7 @@ def test_an_interrupt_ends_the_call_of_a_synchronous_client() -> None:
             asking.post("/orders", timeout=None)
         servers.run(asyncio.wait_for(until_cut([only], 1), STALL))
     signal.signal(signal.SIGINT, before)
-    servers.run(only.kill())
+    servers.run(only.stop())
     servers.stop()
 
 
@@ -379,21 +379,21 @@ async def test_a_killed_server_and_one_that_fails_lose_nothing() -> None:
         client(a, b, c, hedge=["POST /predict"]) as asking,
     ):
         await ask(asking)
-        await b.kill()
+        await b.stop()
         await ask(asking)
         c.handle = lambda request: Reply(b"broken", status=500)
-        seen = len(c.seen)
+        seen = len(c.requests)
         await ask(asking)
-        assert len(c.seen) - seen <= 12  # ejected, and on probation now and then
-        await b.start(b.port)
+        assert len(c.requests) - seen <= 12  # ejected, and on probation now and then
+        await b.start()
         c.handle = echo
         async with asyncio.timeout(10):
-            while not (b.seen and c.seen[-1].path == b.seen[-1].path == "/back"):
+            while not (b.requests and c.requests[-1].path == b.requests[-1].path == "/back"):
                 await asking.post("/back", content="x")
         a.handle = b.handle = c.handle = lambda request: Reply(b"no", status=500)
         assert (await asking.post("/predict", content="x")).status_code == 500
         for toy in (a, b, c):
-            await toy.kill()
+            await toy.stop()
         for _ in range(4):
             with pytest.raises(httpx.TransportError):
                 await asking.post("/predict", content="x")
@@ -414,7 +414,7 @@ def events(name: str, first: float) -> AsyncIterator[bytes]:
 async def test_a_stream_is_hedged_until_its_first_content_and_never_mixed(
     any_client: AnyClient,
 ) -> None:
-    def handle(name: str, every: int) -> Handler:
+    def handle(name: str, every: int) -> Callable[[Request], Reply]:
         def answer(request: Request) -> Reply:
             first = STALL if request.number % every == every - 1 else 0.01
             return Reply(events(name, first), type="text/event-stream; charset=utf-8")

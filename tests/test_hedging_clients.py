@@ -15,7 +15,7 @@ import openai
 import pytest
 
 from codedinvnet.hedging import HedgingTransport
-from tests.toys import Handler, Reply, Request, Toy
+from tests.upstream import Reply, Request, Toy
 
 STALL = 6.0
 """Seconds; clients wait for a third of it."""
@@ -91,7 +91,7 @@ async def sent(events: Iterator[Event], stall: float) -> AsyncIterator[bytes]:
         yield b"data: [DONE]\n\n"
 
 
-def model(name: str, every: int = 0, fails: bool = False) -> Handler:
+def model(name: str, every: int = 0, fails: bool = False) -> Callable[[Request], Reply]:
     """Answer with the server's name and the prompt; hold every so many-th answer back.
 
     One that fails says so in the middle of a stream.
@@ -225,4 +225,4 @@ async def test_an_error_in_mid_stream_is_the_clients_to_see(kind: Kind) -> None:
         async with asking(kind, [a, b]) as (client, _):
             with pytest.raises((openai.APIError, anthropic.APIError), match="out of memory"):
                 await kind.ask(client, "anything", "stream")
-        assert sum(each.method == "POST" for each in a.seen + b.seen) == 1
+        assert sum(each.method == "POST" for each in a.requests + b.requests) == 1

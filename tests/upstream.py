@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable
-from typing import NamedTuple
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
+from typing import NamedTuple, Self
 
 
 class Request(NamedTuple):
@@ -15,6 +16,8 @@ class Request(NamedTuple):
     fields: dict[str, str]
     body: bytes
     head: bytes
+    number: int = 0
+    """How many a toy got before."""
 
     @property
     def method(self) -> str:
@@ -61,7 +64,7 @@ class Upstream:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    async def __aenter__(self) -> Upstream:
+    async def __aenter__(self) -> Self:
         await self.start()
         return self
 
@@ -74,6 +77,7 @@ class Upstream:
 
     async def stop(self) -> None:
         self.server.close()
+        await asyncio.sleep(0)  # what was accepted just now is among the writers then
         for writer in list(self.writers):
             writer.transport.abort()
         await asyncio.sleep(0.01)
@@ -83,13 +87,7 @@ class Upstream:
         try:
             while True:
                 request = await read_request(reader)
-                if request.path.endswith(("/v2/health/ready", "/healthz")):
-                    self.probes += 1
-                    found: bytes | None = answer(b"", 200 if self.is_ready else 503)
-                else:
-                    self.requests.append(request)
-                    self.seen[request.fields.get("x-id", "")] += 1
-                    found = await self.handler(request, writer)
+                found = await self.respond(request, reader, writer)
                 if found is None:
                     break
                 writer.write(found)
@@ -100,6 +98,87 @@ class Upstream:
         finally:
             self.writers.discard(writer)
             writer.close()
+
+    async def respond(
+        self, request: Request, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> bytes | None:
+        if request.path.endswith(("/v2/health/ready", "/healthz")):
+            self.probes += 1
+            return answer(b"", 200 if self.is_ready else 503)
+        self.requests.append(request)
+        self.seen[request.fields.get("x-id", "")] += 1
+        return await self.handler(request, writer)
+
+
+class Raw(Upstream):
+    """A server whose connections a function has to itself."""
+
+    def __init__(
+        self, connected: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[object]]
+    ) -> None:
+        super().__init__()
+        self.connected = connected
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.writers.add(writer)
+        with suppress(ConnectionError, asyncio.IncompleteReadError):
+            await self.connected(reader, writer)
+
+
+class Reply(NamedTuple):
+    """What a toy answers, whole or part by part."""
+
+    body: bytes | AsyncIterator[bytes]
+    status: int = 200
+    type: str = "text/plain"
+    delay: float = 0.0
+
+
+class Toy(Upstream):
+    """A server that answers as a function says, probes as well, until its client leaves.
+
+    Attributes:
+        handle: the function.
+        cut: how many connections clients closed before the answer's end.
+    """
+
+    def __init__(self, handle: Callable[[Request], Reply]) -> None:
+        super().__init__()
+        self.handle, self.cut = handle, 0
+
+    async def respond(
+        self, request: Request, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> bytes | None:
+        request = request._replace(number=len(self.requests))
+        self.requests.append(request)
+        gone = asyncio.ensure_future(reader.read(1))  # clients here do not pipeline
+        replying = asyncio.ensure_future(self._reply(self.handle(request), writer))
+        try:
+            await asyncio.wait((gone, replying), return_when=asyncio.FIRST_COMPLETED)
+            if not replying.done():
+                self.cut += 1
+                return None
+            replying.result()
+            return b""
+        finally:
+            replying.cancel()
+            gone.cancel()
+            await asyncio.gather(gone, replying, return_exceptions=True)
+
+    async def _reply(self, reply: Reply, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(reply.delay)
+        kind = f"Content-Type: {reply.type}\r\n"
+        if isinstance(reply.body, bytes):
+            writer.write(answer(reply.body, reply.status, kind))
+            await writer.drain()
+            return
+        head = f"HTTP/1.1 {reply.status} X\r\n{kind}Transfer-Encoding: chunked\r\n\r\n"
+        writer.write(head.encode())
+        async for chunk in reply.body:
+            writer.write(b"%x\r\n%b\r\n" % (len(chunk), chunk))
+            await writer.drain()
+        writer.write(b"0\r\n\r\n")
+        await writer.drain()
 
 
 async def read_request(reader: asyncio.StreamReader) -> Request:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.gateway.support import Upstream, gateway
+from tests.gateway.support import gateway
+from tests.upstream import Upstream
 
 pytestmark = pytest.mark.anyio
 EVIL, POLICY = "evil.example", b'{"policy":"uncoded"}'

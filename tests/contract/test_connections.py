@@ -10,24 +10,21 @@ from codedinvnet.net.client import Broken, HttpClient, parse_origin
 from tests.gateway.support import INFER, V2, gateway
 from tests.net.test_server import Echo, serving
 from tests.observing import until
-from tests.upstream import Request, Upstream, answer, echo
+from tests.upstream import Raw, Request, Upstream, answer, echo
 
 pytestmark = pytest.mark.anyio
 
 
-class Hasty(Upstream):
-    """Answers once it has a request's head, and reads no body."""
-
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.writers.add(writer)
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(answer(b"done"))
-        await asyncio.sleep(60.0)
+async def hasty(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Answer once a request's head is here, and read no body."""
+    await reader.readuntil(b"\r\n\r\n")
+    writer.write(answer(b"done"))
+    await asyncio.sleep(60.0)
 
 
 async def test_a_connection_whose_request_is_not_read_is_not_used_again() -> None:
     """The rest of the body would be taken for the next request."""
-    async with Hasty() as upstream:
+    async with Raw(hasty) as upstream:
         client = HttpClient(parse_origin(upstream.url))
         found = await client.ask("POST", "/", 10.0, bytes(64 << 20))
         assert (found.body, client.idle) == (b"done", 0)

@@ -14,8 +14,10 @@ import pytest
 from codedinvnet.gateway.options import GatewayOptions
 from codedinvnet.gateway.run import running
 from tests.clock import Clock
-from tests.gateway.support import Request, Running, Upstream, answer, gateway, until
+from tests.gateway.support import Running, gateway
 from tests.gateway.test_run import make_pair
+from tests.observing import until
+from tests.upstream import Request, Upstream, answer
 
 pytestmark = pytest.mark.anyio
 GET = b"GET /any HTTP/1.1\r\nHost: a\r\n"

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.gateway.support import INFER, V2, Upstream, gateway, until
+from tests.gateway.support import INFER, V2, gateway
+from tests.observing import until
+from tests.upstream import Upstream
 
 pytestmark = pytest.mark.anyio
 MIB = 1 << 20

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from codedinvnet.net.client import HttpClient, parse_origin
-from tests.gateway.support import V2, Upstream, gateway
+from tests.gateway.support import V2, gateway
+from tests.upstream import Upstream
 
 pytestmark = pytest.mark.anyio
 TOKEN = "s3cret-Token"

@@ -32,9 +32,10 @@ from codedinvnet.net.client import parse_origin
 from codedinvnet.net.listening import free_port
 from codedinvnet.serving.app import running as serve_running
 from codedinvnet.serving.config import ServeOptions
-from tests.gateway.support import INFER, V2, Upstream, gateway
+from tests.gateway.support import INFER, V2, gateway
 from tests.gateway.test_run import make_pair
 from tests.observing import set_proxy
+from tests.upstream import Upstream
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from benchmarks.load import Load
 from codedinvnet.cli.common import OF_MODELS
-from tests.gateway.support import Upstream
+from tests.upstream import Upstream
 
 PROJECT = Path(__file__).parents[2] / "pyproject.toml"
 TENSOR = {"name": "x", "datatype": "FP32", "shape": [1, 3], "data": [1, 2, 3]}

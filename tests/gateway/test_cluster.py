@@ -13,19 +13,9 @@ import pytest
 from codedinvnet.gateway import cluster
 from codedinvnet.net.client import Answer
 from codedinvnet.net.resolve import Address, Resolver, literal
-from tests.gateway.support import (
-    INFER,
-    V2,
-    Handler,
-    Request,
-    Running,
-    Upstream,
-    answer,
-    echo,
-    gateway,
-    read_request,
-    until,
-)
+from tests.gateway.support import INFER, V2, Running, gateway
+from tests.observing import until
+from tests.upstream import Handler, Request, Upstream, answer, echo, read_request
 
 pytestmark = pytest.mark.anyio
 STUB = b'{"error":"Stub process \'m_0_0\' is not healthy."}'

@@ -6,7 +6,9 @@ import asyncio
 
 import pytest
 
-from tests.gateway.support import Request, Upstream, answer, gateway, until
+from tests.gateway.support import gateway
+from tests.observing import until
+from tests.upstream import Raw, Request, Upstream, answer
 
 pytestmark = pytest.mark.anyio
 POST = b"POST /any HTTP/1.1\r\nHost: a\r\n"
@@ -148,9 +150,7 @@ async def test_an_upstream_is_told_when_a_client_leaves_before_the_answer(
         writer.write(answer(b"", 404))
         writer.close()
 
-    server = await asyncio.start_server(computes, "127.0.0.1", 0)
-    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    async with server, gateway(upstream=(url,), cancel=cancel) as g:
+    async with gateway(Raw(computes), cancel=cancel) as g:
         _, writer = await asyncio.open_connection("127.0.0.1", g.client.origin.port)
         writer.write(POST + b"Content-Length: 0\r\n\r\n")
         await begun.wait()

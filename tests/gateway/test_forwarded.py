@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.gateway.support import Running, Upstream, answer, gateway
+from tests.gateway.support import Running, gateway
+from tests.upstream import Upstream, answer
 
 pytestmark = pytest.mark.anyio
 CLAIMED = {

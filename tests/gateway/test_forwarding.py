@@ -7,7 +7,8 @@ import gzip
 
 import pytest
 
-from tests.gateway.support import INFER, V2, Request, Upstream, answer, gateway
+from tests.gateway.support import INFER, V2, gateway
+from tests.upstream import Request, Upstream, answer
 
 pytestmark = pytest.mark.anyio
 

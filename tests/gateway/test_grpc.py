@@ -15,8 +15,8 @@ import pytest
 from codedinvnet.gateway.options import GatewayOptions
 from codedinvnet.gateway.run import running
 from codedinvnet.net.client import HttpClient, parse_origin
-from tests.gateway.support import until
 from tests.gateway.test_run import make_pair
+from tests.observing import until
 from tests.upstream import Request, answer
 from tests.upstream import Upstream as HttpUpstream
 

@@ -11,7 +11,8 @@ import pytest
 from codedinvnet.common.errors import UserError
 from codedinvnet.gateway.metrics import GatewayMetrics
 from codedinvnet.gateway.routes import Routes
-from tests.gateway.support import INFER, V2, Handler, Request, Running, Upstream, answer, gateway
+from tests.gateway.support import INFER, V2, Running, gateway
+from tests.upstream import Handler, Request, Upstream, answer
 
 pytestmark = pytest.mark.anyio
 STALL = 1.5

@@ -13,7 +13,9 @@ import pytest
 from codedinvnet.gateway.proxy import HttpCall
 from codedinvnet.gateway.routes import is_stateful
 from codedinvnet.net.http1 import read_request
-from tests.gateway.support import INFER, V2, Handler, Request, answer, gateway, until
+from tests.gateway.support import INFER, V2, gateway
+from tests.observing import until
+from tests.upstream import Handler, Request, answer
 
 pytestmark = pytest.mark.anyio
 MIB = 1 << 20

@@ -6,7 +6,9 @@ import asyncio
 
 import pytest
 
-from tests.gateway.support import Handler, Request, Running, answer, gateway, until
+from tests.gateway.support import Running, gateway
+from tests.observing import until
+from tests.upstream import Handler, Request, answer
 
 pytestmark = pytest.mark.anyio
 PATH = "/v1/chat/completions"

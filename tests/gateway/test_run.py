@@ -18,7 +18,9 @@ from codedinvnet.common.errors import UserError
 from codedinvnet.gateway import calls
 from codedinvnet.gateway.options import GatewayOptions
 from codedinvnet.net.client import HttpClient, parse_origin
-from tests.gateway.support import INFER, V2, Request, Upstream, answer, gateway, until
+from tests.gateway.support import INFER, V2, gateway
+from tests.observing import until
+from tests.upstream import Request, Upstream, answer
 
 pytestmark = pytest.mark.anyio
 URL = "http://127.0.0.1:9"

@@ -8,16 +8,9 @@ from typing import Any
 import pytest
 
 from codedinvnet.net import server
-from tests.gateway.support import (
-    INFER,
-    V2,
-    Handler,
-    Request,
-    Running,
-    answer,
-    gateway,
-    until,
-)
+from tests.gateway.support import INFER, V2, Running, gateway
+from tests.observing import until
+from tests.upstream import Handler, Request, answer
 
 pytestmark = pytest.mark.anyio
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
 import threading
 import time
@@ -16,6 +15,7 @@ from codedinvnet.common.errors import UserError
 from codedinvnet.net.client import Broken, HttpClient, parse_origin
 from codedinvnet.net.http1 import Fields, ResponseHead
 from codedinvnet.net.resolve import Address, Resolver
+from tests.upstream import Raw
 
 pytestmark = pytest.mark.anyio
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -25,24 +25,12 @@ Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 @asynccontextmanager
 async def client_of(serve: Serve) -> AsyncIterator[HttpClient]:
-    writers: list[asyncio.StreamWriter] = []
-
-    async def serve_one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writers.append(writer)
-        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
-            await serve(reader, writer)
-
-    server = await asyncio.start_server(serve_one, "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
-    client = HttpClient(parse_origin(f"http://127.0.0.1:{port}"))
-    try:
-        yield client
-    finally:
-        client.close()
-        server.close()
-        for writer in writers:
-            writer.transport.abort()
-        await asyncio.sleep(0.01)
+    async with Raw(serve) as server:
+        client = HttpClient(parse_origin(server.url))
+        try:
+            yield client
+        finally:
+            client.close()
 
 
 def answering(*answers: bytes, close: bool = False) -> Serve:

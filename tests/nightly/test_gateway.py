@@ -10,9 +10,10 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from tests.gateway.support import Handler, Request, Upstream, gateway
+from tests.gateway.support import gateway
 from tests.gateway.test_hedging import unrepeated
 from tests.gateway.test_streams import HEAD, ROLE, chunk, token, unchunked, whole
+from tests.upstream import Handler, Request, Upstream
 
 pytestmark = [pytest.mark.nightly, pytest.mark.anyio, pytest.mark.timeout(1800)]
 STREAMS, TOKENS, SAFE = int(os.environ.get("STREAMS", "20000")), 3, 20_000

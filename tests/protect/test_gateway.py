@@ -19,7 +19,7 @@ from codedinvnet.models import open_model
 from codedinvnet.protect.folder import DESCRIPTION
 from tests.protect.conftest import description
 from tests.protect.factories import FEATURES
-from tests.toys import Reply, Request, Toy
+from tests.upstream import Reply, Request, Toy
 
 PATH = "/v2/models/vectors/infer"
 WRONG = [0, 0, 1]
