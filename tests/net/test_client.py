@@ -144,10 +144,8 @@ async def test_a_kept_connection_with_unread_bytes_is_not_used() -> None:
 
 async def test_no_answer_in_time() -> None:
     async with client_of(answering(b"HTTP/1.1 200 OK\r\n")) as client:
-        began = time.monotonic()
         with pytest.raises(Broken, match=r"within 0\.2 s"):
             await client.ask("GET", "/", 0.2)
-        assert time.monotonic() - began < 1.0
 
 
 class Slow:
@@ -221,20 +219,21 @@ async def test_a_stream_in_tiny_chunks_waits_for_its_reader() -> None:
 
 
 async def test_a_lookup_that_hangs_stops_nobody_else() -> None:
+    over = threading.Event()
+
     def lookup(host: str, port: int) -> list[Address]:
         if host == "hangs":
-            time.sleep(1.0)
+            over.wait()
         return socket_address(port)
 
     resolver = Resolver(lookup, seconds=0.2, most=2)
-    began = time.monotonic()
     waits = [resolver.resolve("hangs", port) for port in (1, 1, 1)]
     found = await asyncio.gather(*waits, resolver.resolve("b", 2), return_exceptions=True)
 
     assert [isinstance(one, OSError) for one in found] == [True, True, True, False]
     assert (await resolver.resolve("127.0.0.1", 3))[0][4] == ("127.0.0.1", 3)
     assert (await resolver.resolve("c", 3))[0][4] == ("127.0.0.1", 3)
-    assert time.monotonic() - began < 0.9
+    over.set()
 
 
 def socket_address(port: int) -> list[Address]:
