@@ -121,6 +121,15 @@ def build_parser() -> argparse.ArgumentParser:
     add("--out", type=Path, required=True, help=rows)
 
     add = benchmark(
+        "tuning",
+        "halve and double each number of the scheduler in the simulator, and switch rules off",
+        "worth bucket --seeds 3",
+    )
+    add("numbers", nargs="*", metavar="number", help="of Tuning (all, and the rules)")
+    add("--seeds", type=count, default=2, help="of each cell (2)")
+    add("--queries", type=count, default=4000, help="of each run (4000)")
+
+    add = benchmark(
         "trust",
         "check over random splits that released answers keep a limit on disagreement",
         "--data-dir data --json",

@@ -21,8 +21,6 @@ from codedinvnet.scheduler.actions import (
     Replace,
     Send,
 )
-from codedinvnet.scheduler.budget import BUCKET
-from codedinvnet.scheduler.completion import GRACE_PERIOD
 from codedinvnet.scheduler.events import (
     Completed,
     Decoded,
@@ -41,6 +39,7 @@ from codedinvnet.scheduler.group import FILLER, CodingGroup
 from codedinvnet.scheduler.policies import POLICIES
 from codedinvnet.scheduler.queries import Attempt
 from codedinvnet.scheduler.settings import Rules
+from codedinvnet.scheduler.tuning import TUNING
 from tests.scheduler.watched import ErasureCode as ErasureCode
 from tests.scheduler.watched import Watched
 
@@ -99,7 +98,7 @@ class Model:
         """What queries added to the budget."""
         self.unequal = False
         """Whether queries differ in bulk, so that a copy may cost more or less than one."""
-        self.dearest = BUCKET
+        self.dearest = TUNING.bucket
         """The most that was paid at once, or could be saved up."""
         self.bounded = self.rules.extra_of(self.rules.policy) is not None
         self.final: set[int | None] = set()
@@ -425,7 +424,7 @@ class Model:
         self._unanswered(action.query)
         if action.reason == DEADLINE:
             decoding = action.query in self.decoding
-            assert self.now >= self.deadlines[action.query] + decoding * GRACE_PERIOD
+            assert self.now >= self.deadlines[action.query] + decoding * TUNING.grace
         elif action.reason != FINAL:
             assert action.reason.startswith("lost ")
             assert int(action.reason.split()[1]) >= self.rules.max_losses
@@ -478,7 +477,7 @@ class Model:
         self.check_idle(waiting)
         assert scheduler.dispatcher.sent == len(self.sent)
         budget = scheduler.budget
-        assert budget.tokens <= BUCKET
+        assert budget.tokens <= TUNING.bucket
         assert budget.tokens + budget.spent <= self.earned + 1e-6, "more than the budget"
         assert self.outputs >= set(scheduler.flying.computed_by)
         for group in scheduler.flying.groups.values():

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from codedinvnet.scheduler.budget import BUCKET
-from codedinvnet.scheduler.quantiles import FEWEST
 from codedinvnet.scheduler.queries import Attempt
 from codedinvnet.scheduler.races import Races
+from codedinvnet.scheduler.tuning import TUNING
 from tests.scheduler.model import ErasureCode, Model
 
 
@@ -19,7 +18,7 @@ def coded(k: int = 3, r: int = 1, *, spare: int = 0, policy: str = "coded", **ru
 def hedging(policy: str = "hedge", **options: Any) -> Model:
     """Return a model that knows latencies of 1 to 20 ms and has saved up copies."""
     model = Model(policy, **{"workers": 2, "hedge_share": 0.5, **options})
-    for i in range(FEWEST):
+    for i in range(TUNING.times_needed):
         (query,) = model.submit()
         assert model.data(query)
         model.wait((i + 1) / 1000)
@@ -27,8 +26,10 @@ def hedging(policy: str = "hedge", **options: Any) -> Model:
             model.result(next(iter(model.running.values())))
     model.wait(1)  # the open group is over
     model.scheduler.dispatcher.races = Races()
-    model.earned += BUCKET
-    model.scheduler.budget.tokens = min(BUCKET, FEWEST * model.rules.hedge_share)
+    model.earned += TUNING.bucket
+    model.scheduler.budget.tokens = min(
+        TUNING.bucket, TUNING.times_needed * model.rules.hedge_share
+    )
     model.new()
     return model
 
@@ -36,7 +37,7 @@ def hedging(policy: str = "hedge", **options: Any) -> Model:
 def know_times(model: Model, slow: float = 1.0) -> None:
     """Let a model know that data tasks take 10 to 15 ms, and on worker 0 `slow` times as long."""
     scheduler = model.scheduler
-    for i in range(FEWEST):
+    for i in range(TUNING.times_needed):
         for worker in range(model.rules.workers):
             scheduler.stats.took(0.0, worker, 0, 0.015 if i % 2 else 0.010)
     for i in range(3 * (slow > 1)):

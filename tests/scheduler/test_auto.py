@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from itertools import count
-from unittest.mock import patch
 
 import pytest
 
 from codedinvnet.codes.rules import AnswersAll, CodeRules, Parities, Uncoded
 from codedinvnet.scheduler.actions import AnswerDecoded, Decided, Decode, Seen, Send
-from codedinvnet.scheduler.assigner import MEMORY
-from codedinvnet.scheduler.auto import CODES, LOOK, Decider, workers_for
+from codedinvnet.scheduler.auto import Decider, workers_for
 from codedinvnet.scheduler.events import Completed, Submit
 from codedinvnet.scheduler.policies import AUTO, BACK_LATE, CODED, HEDGE, Policy
-from codedinvnet.scheduler.quantiles import FEWEST
 from codedinvnet.scheduler.scheduler import Scheduler
 from codedinvnet.scheduler.settings import Rules
 from codedinvnet.scheduler.stats import LatencyStats
+from codedinvnet.scheduler.tuning import TUNING, Tuning
 from tests.scheduler.model import ErasureCode, Model, only
 from tests.scheduler.situations import know_times
 
@@ -31,7 +29,7 @@ RESCUE_TIME = 0.003
 
 def know_rescues(model: Model) -> None:
     """Let the rules know how long such tasks take."""
-    for _ in range(FEWEST):
+    for _ in range(TUNING.times_needed):
         model.scheduler.stats.took(0.0, 0, 1, RESCUE_TIME)
 
 
@@ -54,11 +52,11 @@ def test_with_a_costly_code_it_codes_while_stragglers_cost_much(code: Parities) 
     auto = Decider(code)
     assert auto.policy == HEDGE
     wanted = [
-        (0.9 * CODES, HEDGE),
-        (1.1 * CODES, CODED | HEDGE),
-        (0.6 * CODES, CODED | HEDGE),
-        (0.4 * CODES, HEDGE),
-        (0.9 * CODES, HEDGE),
+        (0.9 * TUNING.codes_from, HEDGE),
+        (1.1 * TUNING.codes_from, CODED | HEDGE),
+        (0.6 * TUNING.codes_from, CODED | HEDGE),
+        (0.4 * TUNING.codes_from, HEDGE),
+        (0.9 * TUNING.codes_from, HEDGE),
     ]
     for excess, policy in wanted:
         decision = auto.decide(1.0, seen(excess))
@@ -69,7 +67,7 @@ def test_with_a_costly_code_it_codes_while_stragglers_cost_much(code: Parities) 
 def test_busy_workers_are_not_given_parities() -> None:
     auto = Decider(Parities(10))
     for load, coded in ((0.9, False), (0.51, False), (0.49, True), (0.59, True), (0.61, False)):
-        auto.decide(0.0, seen(5 * CODES, load))
+        auto.decide(0.0, seen(5 * TUNING.codes_from, load))
         assert auto.policy.coded == coded
 
 
@@ -169,30 +167,29 @@ def test_what_is_in_time_is_not_rescued() -> None:
 
 
 def test_it_begins_to_code_when_stragglers_come() -> None:
-    model = Model("auto", 5, ErasureCode(3), extra=1.0)
+    model = Model("auto", 5, ErasureCode(3), extra=1.0, tuning=Tuning(auto_looks=3))
     know_times(model)
     assert model.scheduler.dispatcher.decision is None
     model.scheduler.stats.overhead = 0.0
-    with patch("codedinvnet.scheduler.auto.LOOK", 3):
-        model.submit(3)
-        assert len(model.at) == 3
-        model.result(*list(model.at))
-        (decided,) = only(model.new(), Decided)
-        assert decided.policy == HEDGE.name
-        for worker in range(5):
-            for _ in range(30):
-                model.scheduler.stats.answered(worker, 0.5)
-        model.submit(3)
-        (decided,) = only(model.new(), Decided)
-        assert model.scheduler.dispatcher.decision == decided
-        assert decided.policy == (CODED | HEDGE).name
-        assert decided.seen.excess > CODES
-        assert len(model.at) == 4  # with a parity
+    model.submit(3)
+    assert len(model.at) == 3
+    model.result(*list(model.at))
+    (decided,) = only(model.new(), Decided)
+    assert decided.policy == HEDGE.name
+    for worker in range(5):
+        for _ in range(30):
+            model.scheduler.stats.answered(worker, 0.5)
+    model.submit(3)
+    (decided,) = only(model.new(), Decided)
+    assert model.scheduler.dispatcher.decision == decided
+    assert decided.policy == (CODED | HEDGE).name
+    assert decided.seen.excess > TUNING.codes_from
+    assert len(model.at) == 4  # with a parity
 
 
 def test_it_looks_again_after_so_many_queries() -> None:
     auto = Decider(None)
-    assert not auto.is_due(LOOK - 1)
+    assert not auto.is_due(TUNING.auto_looks - 1)
     assert auto.is_due(1)
     assert not auto.is_due(1)
 
@@ -206,12 +203,12 @@ def test_the_extra_work_that_it_tells_is_of_the_last_queries() -> None:
             for send in only(scheduler.handle(0.0, Submit((next(numbers),), 1e6)), Send):
                 scheduler.handle(0.0, Completed(send.attempt))
 
-    serve(LOOK)
+    serve(TUNING.auto_looks)
     assert scheduler.dispatcher.decision is not None
     assert all(scheduler.budget.pay(1.0) for _ in range(8))
     serve(3000)
-    scheduler.stats.overhead = 2 * CODES
-    serve(LOOK)
+    scheduler.stats.overhead = 2 * TUNING.codes_from
+    serve(TUNING.auto_looks)
     assert scheduler.dispatcher.decision.policy == (CODED | HEDGE).name
     assert scheduler.dispatcher.decision.seen.extra < 0.001
 
@@ -295,7 +292,7 @@ def test_a_backups_tasks_take_no_slots_of_the_others() -> None:
     binding = model.scheduler.assigner
     assert (binding.running, binding.slots_up, binding.load) == (2, 2, 0.0)
     model.submit()
-    assert binding.load == pytest.approx(1 / MEMORY), "all slots are busy, and no more"
+    assert binding.load == pytest.approx(1 / TUNING.load_memory), "all slots are busy, and no more"
     model.kill(2)
     assert binding.running == 2
     model.drain()

@@ -5,13 +5,11 @@ from __future__ import annotations
 import pytest
 
 from codedinvnet.scheduler.actions import Answer, Call, Replace, Send
-from codedinvnet.scheduler.policies import COPIES
-from codedinvnet.scheduler.quantiles import FEWEST, KEPT
-from codedinvnet.scheduler.stats import LATE_FACTOR
+from codedinvnet.scheduler.tuning import TUNING
 from tests.scheduler.model import ErasureCode, Model, only
 
 NORMAL = 0.01
-LATE = 1.001 * LATE_FACTOR * NORMAL
+LATE = 1.001 * TUNING.late_factor * NORMAL
 
 
 def timed(policy: str = "uncoded", workers: int = 3, slow: float = 1.0, **rules: object) -> Model:
@@ -19,7 +17,7 @@ def timed(policy: str = "uncoded", workers: int = 3, slow: float = 1.0, **rules:
     code = ErasureCode(2) if policy.startswith("coded") else None
     model = Model(policy, workers, code, **{"hang_timeout": 100.0, "hedge_share": 1.0, **rules})
     pace = model.scheduler.stats
-    for _ in range(FEWEST):
+    for _ in range(TUNING.times_needed):
         pace.took(0.0, workers - 1, 0, NORMAL)
     for began in (-3 * slow * NORMAL, -2 * slow * NORMAL, -slow * NORMAL)[: 3 * (slow > 1)]:
         until = pace.took(began + slow * NORMAL, 0, 0, slow * NORMAL)
@@ -141,12 +139,12 @@ def test_a_copy_that_is_late_is_copied_and_the_next_is_not() -> None:
     for _ in range(3):
         model.result(*model.running.values())
     (query,) = model.submit()
-    for copies in range(1, COPIES + 1):
+    for copies in range(1, TUNING.most_copies + 1):
         model.wait(LATE)
         assert len(model.data(query)) == 1 + copies
     model.wait(3 * LATE)
-    assert len(model.data(query)) == 1 + COPIES
-    assert model.scheduler.dispatcher.hedges == COPIES
+    assert len(model.data(query)) == 1 + TUNING.most_copies
+    assert model.scheduler.dispatcher.hedges == TUNING.most_copies
 
 
 def test_a_late_query_without_a_budget_is_looked_at_again() -> None:
@@ -222,7 +220,7 @@ def test_auto_asks_a_backup_for_those_who_wait_for_its_others(slow: bool) -> Non
     code = ErasureCode(3, backup=True)
     model = Model("auto", 2, code, hang_timeout=100.0)
     pace = model.scheduler.stats
-    for _ in range(FEWEST):
+    for _ in range(TUNING.times_needed):
         pace.took(0.0, 0, 0, NORMAL)
         pace.took(0.0, 1, 1, NORMAL / 10)
     for i in range(3 * slow):
@@ -241,11 +239,11 @@ def test_a_late_task_stays_late_when_it_would_have_waited_for_long() -> None:
     code = ErasureCode(3, backup=True)
     model = Model("auto", 3, code, hang_timeout=100.0, extra=2.0)
     pace = model.scheduler.stats
-    for _ in range(FEWEST):
+    for _ in range(TUNING.times_needed):
         pace.took(0.0, 0, 0, 10 * NORMAL)
     waits = pace.late(0, None)
     *others, query = model.submit(3)
-    for _ in range(KEPT):
+    for _ in range(TUNING.times_kept):
         pace.took(0.0, 0, 0, NORMAL)
     late = pace.late(0, None)
     assert waits is not None
@@ -354,7 +352,7 @@ def test_no_call_is_so_long_that_its_worker_would_soon_count_as_hung() -> None:
     assert not only(model.new(), Replace)
     model.result(*list(model.at))
     model.new()
-    for _ in range(FEWEST):
+    for _ in range(TUNING.times_needed):
         model.scheduler.stats.took(0.0, 0, -4, 0.03)  # five take so long
     model.result(*list(model.at))
     assert calls_of(model) == [queries[10:]]

@@ -12,10 +12,10 @@ from codedinvnet.scheduler.actions import Action, Send
 from codedinvnet.scheduler.events import Completed, Submit, TimerDue
 from codedinvnet.scheduler.group import Traffic
 from codedinvnet.scheduler.policies import HEDGE
-from codedinvnet.scheduler.quantiles import FEWEST
 from codedinvnet.scheduler.scheduler import Scheduler
 from codedinvnet.scheduler.settings import Rules
-from codedinvnet.scheduler.stats import LATE_FACTOR, LatencyStats
+from codedinvnet.scheduler.stats import LatencyStats
+from codedinvnet.scheduler.tuning import TUNING
 from tests.scheduler.model import Model
 
 ROW = 0.01
@@ -98,25 +98,25 @@ def test_large_requests_among_small_ones_are_not_late(slots: int, in_turn: bool)
 
 def test_a_bulk_is_timed_as_the_next_larger_until_it_is_known() -> None:
     pace = LatencyStats(2)
-    for _ in range(FEWEST):
+    for _ in range(TUNING.times_needed):
         pace.took(0.0, 0, 0, 0.02, Traffic("", 2))
     assert pace.late(0, 1, Traffic("", 3)) is None, "its time is not known"
     for bulk in (1, 2):
-        assert pace.late(0, 1, Traffic("", bulk)) == pytest.approx(LATE_FACTOR * 0.02)
+        assert pace.late(0, 1, Traffic("", bulk)) == pytest.approx(TUNING.late_factor * 0.02)
     for _ in range(2):
         pace.took(0.0, 1, 0, 0.01, Traffic("", 1))
         pace.took(0.0, 1, 0, 0.5, Traffic("", 3))
     assert not pace.slow
-    for _ in range(FEWEST):
+    for _ in range(TUNING.times_needed):
         pace.took(0.0, 0, 0, 0.01, Traffic("", 1))
-    assert pace.late(0, 1, Traffic("", 1)) == pytest.approx(LATE_FACTOR * 0.01)
+    assert pace.late(0, 1, Traffic("", 1)) == pytest.approx(TUNING.late_factor * 0.01)
 
 
 def knowing(large: float, **rules: Any) -> Model:
     """Return a model that knows requests of 10 ms, and as many of another bulk."""
     model = Model("hedge", 5, hang_timeout=1000.0, **rules)
     model.unequal = True
-    for _ in range(FEWEST):
+    for _ in range(TUNING.times_needed):
         for bulk, seconds in ((1, 0.01), (9, large)):
             model.scheduler.stats.took(0.0, 0, 0, seconds, Traffic("", bulk))
     return model
@@ -126,7 +126,7 @@ def knowing(large: float, **rules: Any) -> Model:
 def test_a_copy_costs_what_its_bulk_takes(bulk: int, seconds: float, cost: float) -> None:
     model = knowing(0.03, hedge_share=5.0)
     (query,) = model.submit(bulk=bulk)
-    model.wait(LATE_FACTOR * seconds - 0.0001)
+    model.wait(TUNING.late_factor * seconds - 0.0001)
     assert len(model.data(query)) == 1
     model.wait(0.001)
     assert len(model.data(query)) == 2

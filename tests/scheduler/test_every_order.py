@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from unittest.mock import patch
-
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from codedinvnet.codes.rules import AnswersAll, CodeRules
 from codedinvnet.scheduler.group import Traffic
 from codedinvnet.scheduler.policies import POLICIES
-from codedinvnet.scheduler.quantiles import FEWEST
+from codedinvnet.scheduler.tuning import TUNING, Tuning
 from tests.scheduler.model import ErasureCode, Model
 from tests.scheduler.situations import know_times
 
@@ -139,15 +137,15 @@ def test_every_query_ends_once_whatever_happens(
         hedge_share=0.8,
         extra=extra,
         slots=slots,
+        tuning=Tuning(auto_looks=3),
         worker_batch=worker_batch if slots == 1 else 1,
     )
     model.unequal = bulks > 1
     if timed:
         for bulk in range(1, bulks):
-            for _ in range(FEWEST):
+            for _ in range(TUNING.times_needed):
                 model.scheduler.stats.took(0.0, 0, 0, 0.015 * 10**bulk, Traffic("", bulk))
         know_times(model, slow)
-    with patch("codedinvnet.scheduler.auto.LOOK", 3):
-        for event, n in events:
-            happen(model, event, n, bulks)
-        model.drain()
+    for event, n in events:
+        happen(model, event, n, bulks)
+    model.drain()

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from codedinvnet.scheduler.actions import DEADLINE, Answer, AnswerDecoded, Decode, Fail
-from codedinvnet.scheduler.completion import GRACE_PERIOD, PATIENCE
+from codedinvnet.scheduler.tuning import TUNING
 from tests.scheduler.model import ErasureCode, Model, only
 from tests.scheduler.situations import coded
 
@@ -56,7 +56,7 @@ def test_an_output_overtakes_a_guess() -> None:
 
 def test_a_guess_that_takes_too_long_is_not_waited_for() -> None:
     model, missing = guessing()
-    model.wait(1 + GRACE_PERIOD)
+    model.wait(1 + TUNING.grace)
     assert {model.ended[query] for query in missing} == {Fail(q, DEADLINE) for q in missing}
 
 
@@ -76,22 +76,22 @@ def test_a_guess_after_losses_has_until_the_deadline() -> None:
     query = model.decoding[0]
     model.wait(0.9)
     assert query not in model.ended
-    model.wait(0.1 + GRACE_PERIOD)
+    model.wait(0.1 + TUNING.grace)
     assert model.ended[query] == Fail(query, DEADLINE)
 
 
 def test_after_a_guess_the_others_have_their_hope_again() -> None:
     """The task of a guessed member is dropped from a queue: another had counted on its output."""
     model = Model("coded", 4, ErasureCode(3, guesses=True), hang_timeout=100.0)
-    (hasty,) = model.submit(timeout=2 * PATIENCE)
+    (hasty,) = model.submit(timeout=2 * TUNING.patience)
     other, third = model.submit(2)
     model.result(*model.parities(), *model.data(third))
     model.submit(2)  # the two workers that are free have something to do
     model.kill(model.worker(*model.data(hasty)))
-    model.wait(1.5 * PATIENCE)  # it is sent again, behind them
+    model.wait(1.5 * TUNING.patience)  # it is sent again, behind them
     model.kill(model.worker(*model.data(other)))
     assert not model.scheduler.queries[other].attempts
-    model.wait(0.5 * PATIENCE)
+    model.wait(0.5 * TUNING.patience)
     assert model.decoding == [hasty]
     model.decoded(hasty)
     assert model.ended[hasty] == AnswerDecoded(hasty)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from codedinvnet.scheduler.actions import DEADLINE, Answer, AnswerDecoded, Fail, Replace, Send
-from codedinvnet.scheduler.completion import EXTRA_RETRIES
 from codedinvnet.scheduler.events import WorkerLost
+from codedinvnet.scheduler.tuning import TUNING
 from tests.scheduler.model import FINAL, ErasureCode, Model, only
 from tests.scheduler.situations import coded
 
@@ -52,10 +52,10 @@ def test_what_wants_a_direct_answer_does_not_wait_for_a_parity() -> None:
 
 
 def test_a_lost_parity_is_sent_again_but_not_for_ever_and_then_its_member_is() -> None:
-    model = coded(2, spare=EXTRA_RETRIES + 1, max_losses=100)
+    model = coded(2, spare=TUNING.extra_retries + 1, max_losses=100)
     first, _ = model.submit(2)
     model.fail(*model.data(first))
-    for _ in range(EXTRA_RETRIES + 1):
+    for _ in range(TUNING.extra_retries + 1):
         assert not model.data(first)
         assert len(model.parities()) == 1
         model.fail(*model.parities())

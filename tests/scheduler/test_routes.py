@@ -10,9 +10,9 @@ import pytest
 from codedinvnet.scheduler.actions import Action, Answer, Fail, Replace, Send
 from codedinvnet.scheduler.events import Completed, Failed, Released, Submit, TimerDue, WorkerLost
 from codedinvnet.scheduler.policies import POLICIES
-from codedinvnet.scheduler.quantiles import FEWEST
 from codedinvnet.scheduler.scheduler import Scheduler
 from codedinvnet.scheduler.settings import Rules
+from codedinvnet.scheduler.tuning import TUNING
 
 FAST, SLOW = 0.01, 0.5
 NUMBERS = count()
@@ -22,7 +22,7 @@ NUMBERS = count()
 def service(policy: str = "hedge", workers: int = 6, **rules: Any) -> Scheduler:
     """Return a scheduler that knows the route "fast", whose requests take 10 ms."""
     scheduler = Scheduler(Rules(workers, POLICIES[policy], hedge_share=1.0, **rules))
-    for i in range(FEWEST):
+    for i in range(TUNING.times_needed):
         (attempt,) = begin(scheduler, float(i), "fast")
         scheduler.handle(i + FAST, Completed(attempt))
     return scheduler
@@ -46,7 +46,7 @@ def copied_at(scheduler: Scheduler, now: float, until: float) -> float | None:
 
 def test_times_are_learned_for_each_route() -> None:
     scheduler = service()
-    for i in range(FEWEST):
+    for i in range(TUNING.times_needed):
         (attempt,) = begin(scheduler, 100.0 + i, "slow")
         assert copied_at(scheduler, 100.0 + i, 100.0 + i + SLOW) is None
         scheduler.handle(100.0 + i + SLOW, Completed(attempt))

@@ -14,11 +14,11 @@ from codedinvnet.scheduler.actions import (
     Forget,
     Send,
 )
-from codedinvnet.scheduler.completion import PATIENCE
 from codedinvnet.scheduler.group import FILLER
 from codedinvnet.scheduler.policies import POLICIES
 from codedinvnet.scheduler.scheduler import Scheduler
 from codedinvnet.scheduler.settings import Rules
+from codedinvnet.scheduler.tuning import TUNING
 from tests.scheduler.model import ErasureCode, Model, only
 from tests.scheduler.situations import coded
 
@@ -248,13 +248,13 @@ def test_a_failed_query_takes_no_hope_from_its_group() -> None:
     model = coded(2, hang_timeout=100.0)
     model.submit(2)  # all three workers are at work
     (patient,) = model.submit()
-    (hasty,) = model.submit(timeout=PATIENCE / 2)
+    (hasty,) = model.submit(timeout=TUNING.patience / 2)
     model.result(model.running[0])
     (attempt,) = model.data(patient)
     model.fail(attempt)  # its worker takes no other task of the group
     assert not model.scheduler.queries[patient].attempts, "it hopes for the other's output"
     assert not model.data(hasty)
-    model.wait(PATIENCE / 2)
+    model.wait(TUNING.patience / 2)
     assert model.ended[hasty] == Fail(hasty, DEADLINE)
     model.drain()
     assert isinstance(model.ended[patient], Answer)
@@ -267,7 +267,7 @@ def test_a_lost_query_whose_decoding_does_not_come_is_sent_again() -> None:
     model.result(*model.parities())
     model.fail(*model.data(lost))
     assert not model.data(lost)  # it hopes for the other member's output
-    model.wait(PATIENCE)
+    model.wait(TUNING.patience)
     (again,) = model.data(lost)
     model.result(again)
     assert isinstance(model.ended[lost], Answer)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from codedinvnet.scheduler.quantiles import FEWEST, KEPT, RecentQuantiles
-from codedinvnet.scheduler.stats import LATE_FACTOR, MOST_OVERHEAD, RETRY, SLOW, LatencyStats
+from codedinvnet.scheduler.quantiles import RecentQuantiles
+from codedinvnet.scheduler.stats import LatencyStats
 from codedinvnet.scheduler.timers import FEW, Timers
+from codedinvnet.scheduler.tuning import TUNING
 
 
 class Observed(LatencyStats):
@@ -15,7 +16,7 @@ class Observed(LatencyStats):
     def __init__(self, workers: int = 3, slots: int = 1) -> None:
         super().__init__(workers, slots)
         self.now = 0.0
-        for i in range(2 * FEWEST):
+        for i in range(2 * TUNING.times_needed):
             self.saw(i % workers, 0.01)
 
     def saw(self, worker: int, *seconds: float, kind: int = 0) -> float | None:
@@ -29,12 +30,12 @@ class Observed(LatencyStats):
 
 def test_nothing_is_known_before_enough_has_come() -> None:
     stats = LatencyStats(1)
-    for _ in range(FEWEST - 1):
+    for _ in range(TUNING.times_needed - 1):
         stats.took(0.0, 0, 0, 0.01)
         assert (stats.normal, stats.late(0, 0)) == (0.0, None)
     stats.took(0.0, 0, 0, 0.01)
     assert stats.normal == 0.01
-    assert stats.late(0, 0) == pytest.approx(LATE_FACTOR * 0.01)
+    assert stats.late(0, 0) == pytest.approx(TUNING.late_factor * 0.01)
 
 
 def test_the_quantiles_are_of_the_last_values() -> None:
@@ -42,18 +43,20 @@ def test_the_quantiles_are_of_the_last_values() -> None:
     for i in range(1, 121):
         recent.add(i / 1000)
     assert recent.quantiles == (0.115, 0.061)
-    for _ in range(2 * KEPT):
+    for _ in range(2 * TUNING.times_kept):
         recent.add(0.001)
     assert recent.quantiles == (0.001, 0.001)
 
 
 def test_kinds_are_timed_apart() -> None:
     stats = Observed(slots=4)
-    for _ in range(FEWEST):
+    for _ in range(TUNING.times_needed):
         stats.saw(0, 0.05, kind=10)
     assert stats.normal == 0.01
-    assert stats.late(10, 0) == pytest.approx(LATE_FACTOR * 0.05)
-    assert stats.late(-2, 0) == pytest.approx(3 * LATE_FACTOR * 0.01), "in turn, if not known"
+    assert stats.late(10, 0) == pytest.approx(TUNING.late_factor * 0.05)
+    assert stats.late(-2, 0) == pytest.approx(3 * TUNING.late_factor * 0.01), (
+        "in turn, if not known"
+    )
     assert not stats.slow
 
 
@@ -63,7 +66,7 @@ def test_a_cancelled_task_tells_nothing_in_favour_of_its_worker() -> None:
         stats.now += seconds
         stats.took(stats.now, 0, 0, seconds, is_cut=True)
     assert stats.slow == {0}
-    assert stats.slowness(0) == SLOW
+    assert stats.slowness(0) == TUNING.slow
 
 
 @pytest.mark.parametrize(
@@ -73,7 +76,7 @@ def test_a_cancelled_task_tells_nothing_in_favour_of_its_worker() -> None:
         ((0.05, 0.05, 0.01, 0.05), 1.0),
         ((0.05, 0.05), 1.0),
         ((0.05, 0.03, 0.04), 3.0),
-        ((0.01 * SLOW,) * 3, SLOW),
+        ((0.01 * TUNING.slow,) * 3, TUNING.slow),
         ((0.05, 0.05, 0.05, 0.01), 1.0),
     ],
 )
@@ -84,7 +87,7 @@ def test_a_worker_is_slow_after_three_slow_tasks_in_a_row(
     stats.saw(1, *seconds)
     assert stats.slowness(1) == pytest.approx(slowness)
     assert stats.slow == ({1} if slowness > 1 else set())
-    assert stats.late(0, 1) == pytest.approx(slowness * LATE_FACTOR * 0.01)
+    assert stats.late(0, 1) == pytest.approx(slowness * TUNING.late_factor * 0.01)
     stats.renew(1)
     assert not stats.slow, "another took its place"
     assert stats.saw(1, 0.05) is None
@@ -116,22 +119,22 @@ def test_a_slow_worker_is_tried_again_after_ever_longer_times() -> None:
         assert stats.retry(until, 1)
         assert not stats.slow
         stats.now = until
-    assert waits == pytest.approx([RETRY * 0.03 * 2**i for i in range(3)])
+    assert waits == pytest.approx([TUNING.retry * 0.03 * 2**i for i in range(3)])
     until = stats.saw(1, 0.01, 0.03, 0.03, 0.03)
-    assert until == pytest.approx(stats.now + RETRY * 0.03), "a task in normal time ends it"
+    assert until == pytest.approx(stats.now + TUNING.retry * 0.03), "a task in normal time ends it"
 
 
 def test_the_overhead_is_what_stragglers_cost() -> None:
     stats = Observed()
     for i in range(4000):
-        stats.answered(0, 0.05 if i % 10 == 0 else 0.01 * 0.99 * SLOW)
+        stats.answered(0, 0.05 if i % 10 == 0 else 0.01 * 0.99 * TUNING.slow)
     assert stats.overhead == pytest.approx(0.4, rel=0.05)  # four normal times of every tenth
     for _ in range(4000):
         stats.answered(0, 0.01)
     assert stats.overhead == pytest.approx(0, abs=1e-3)
     for _ in range(4000):
         stats.answered(0, 60.0)
-    assert stats.overhead == pytest.approx(MOST_OVERHEAD, rel=0.01)
+    assert stats.overhead == pytest.approx(TUNING.most_overhead, rel=0.01)
     stats.saw(1, 0.05, 0.05, 0.05)
     before = stats.overhead
     stats.answered(1, 0.05)

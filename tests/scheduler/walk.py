@@ -21,9 +21,9 @@ from dataclasses import dataclass, field, replace
 from typing import TypeAlias, cast
 
 from codedinvnet.scheduler.events import TimerDue
-from codedinvnet.scheduler.quantiles import FEWEST
 from codedinvnet.scheduler.queries import Attempt
 from codedinvnet.scheduler.timers import Kind, Timers
+from codedinvnet.scheduler.tuning import TUNING
 from tests.scheduler.model import ErasureCode, Model
 
 WORKERS, K = 3, 2
@@ -77,7 +77,7 @@ def service(policy: str, worker_batch: int = 1) -> Model:
     rules = {"hedge_share": 0.5, "worker_batch": worker_batch, "hang_timeout": 10.0}
     model = Model(policy, WORKERS, code, **rules)
     scheduler = model.scheduler
-    for _ in range(FEWEST):
+    for _ in range(TUNING.times_needed):
         scheduler.stats.took(0.0, 0, 0, 1.0)
     scheduler.timers = scheduler.dispatcher.timers = AnyOrder(scheduler.dispatcher.is_dead)
     return model

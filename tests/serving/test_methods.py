@@ -19,7 +19,7 @@ from codedinvnet.common.errors import UserError
 from codedinvnet.data import sample_images
 from codedinvnet.models.bundle import WEIGHTS, Bundle, bundle_folder, load_bundle
 from codedinvnet.models.checkpoint import load_checkpoint, save_checkpoint
-from codedinvnet.scheduler.quantiles import FEWEST
+from codedinvnet.scheduler.tuning import TUNING
 from codedinvnet.serving.answers import Answered
 from codedinvnet.serving.app import open_app
 from codedinvnet.serving.config import ServeOptions
@@ -160,7 +160,7 @@ async def test_a_late_query_is_rescued_by_the_small_backup_of_a_bundle() -> None
     samples = sample_images("mnist")
     images, labels = samples.images[:10].numpy(), samples.labels[:10].tolist()
     async with running(method, policy="auto", workers=2, extra=1.0) as (front, pool):
-        for _ in range(FEWEST):
+        for _ in range(TUNING.times_needed):
             front.scheduler.stats.took(0.0, 1, 0, 0.5)
         pool.hang(0)
         answers = answered(await front.ask(images))

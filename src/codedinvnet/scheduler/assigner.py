@@ -6,10 +6,11 @@
    those that are not slow come first, then the least loaded, then the one whose turn it is. A
    worker that is *stuck*, at a late task and without an answer since, comes after the others.
    Where the number of slots is found, the last one is beyond what a worker computes at once. It is
-   filled only while AHEAD of a needed task or more waits for each worker: of fewer, each begins
+   filled only while `ahead` of a needed task or more waits for each worker: of fewer, each begins
    sooner at whichever worker is done first. A late task takes no slot of a worker that has answered
    another since: it does not compute it. A stuck worker without room gets one task behind the late
-   one, if most that were sent so overtook it, and otherwise one in PROBE, to find that out.
+   one, if most that were sent so overtook it, and otherwise one in `overtaking_probe`, to find
+   that out.
 3. Tasks of one group are kept apart while they are pending. A worker may take a task if it has no
    other of its group, holds no answer of its query, and has failed no task of its group. If no such
    worker is up, any will do that holds none and has failed none; if none of these is up, any, but
@@ -18,14 +19,14 @@
    task of the line in (normal time) / (what they compute at once). A worker that takes s times as
    long as normal therefore passes by the first (s - 1) x (what they compute) tasks. No task is
    passed by once it has waited for as long as the slow worker would lose, (s - 1) x (normal time).
-   None is where more workers than one and more than FEW are slow: the others have only not been
-   seen to be slow yet.
+   None is where more workers than one and more than `few_slow` are slow: the others have only not
+   been seen to be slow yet.
 5. Workers may be there for a small backup alone. Its tasks then wait in a line of their own, which
    these workers take in the order of coming. To the other rules neither exists.
 6. With `worker_batch` = n a worker computes up to n data tasks in one call. Once every idle worker
    has a task, those with a data task that are not slow take more of them. Rule 3 holds for these as
    well, and no query is twice in a call. One whose task was lost before is computed alone, since
-   others may fail by it. A call gets only as many as a worker that takes SLOW times as long as is
+   others may fail by it. A call gets only as many as a worker that takes `slow` times as long as is
    normal can do without being taken for hung. Nothing joins a call that has begun. A worker is free
    when all of its call is over.
 """
@@ -44,18 +45,7 @@ from codedinvnet.scheduler.concurrency import Concurrency
 from codedinvnet.scheduler.order import WorkerOrder
 from codedinvnet.scheduler.queries import Attempt
 from codedinvnet.scheduler.settings import Rules
-from codedinvnet.scheduler.stats import MOST_AT_ONCE, SLOW, LatencyStats
-
-MEMORY = 500
-"""Queries that the load is an average of."""
-AHEAD = 0.5
-"""So many needed tasks wait for each worker where one gets more than it computes at once."""
-PROBE = 20
-"""One task in so many goes behind a late one."""
-TRIED = 5
-"""How many tasks that went behind late ones are remembered."""
-FEW = 1 / 3
-"""Workers that are slow while others are not: this share, or one."""
+from codedinvnet.scheduler.stats import LatencyStats
 
 
 class Room(Enum):
@@ -100,13 +90,13 @@ class TaskAssigner:
         waiting: how many tasks no worker is at.
         needed: how many of them are not extra; those of rule 5 left out.
         running: how many tasks workers are at; those of rule 5 left out.
-        load: the share of the slots that queries found busy, of about MEMORY of them.
+        load: the share of the slots that queries found busy, of about `load_memory` of them.
         up: the workers that are up.
         recheck: when a task that was passed by is to be offered again; None if none was.
     """
 
     def __init__(self, rules: Rules, stats: LatencyStats) -> None:
-        count = rules.workers
+        count, self._tuning = rules.workers, rules.tuning
         self.workers = [Worker(turn=i - count) for i in range(count)]
         self.up = set(range(count))
         self.waiting = 0
@@ -114,7 +104,7 @@ class TaskAssigner:
         self.running = 0
         self.load = 0.0
         self.recheck: float | None = None
-        self.concurrency = Concurrency(count, rules.slots)
+        self.concurrency = Concurrency(count, rules.slots, rules.tuning)
         self._backup_slots = rules.backup_slots
         self._batch, self._hang_timeout = rules.worker_batch, rules.hang_timeout
         self._composing: set[int] = set()
@@ -145,7 +135,7 @@ class TaskAssigner:
     def _few_slow(self) -> bool:
         """Whether so few workers are slow that the others must be quicker."""
         slow = self._mains_up & self._stats.slow
-        return len(slow) <= max(1.0, FEW * len(self._mains_up))
+        return len(slow) <= max(1.0, self._tuning.few_slow * len(self._mains_up))
 
     def is_apart(self, attempt: Attempt) -> bool:
         """Tell whether a task is of rule 5."""
@@ -159,7 +149,7 @@ class TaskAssigner:
         busy = self.running / max(1, self.slots_up)
         if self._batch > 1:
             busy = min(1.0, busy)
-        self.load += (busy - self.load) * min(1.0, queries / MEMORY)
+        self.load += (busy - self.load) * min(1.0, queries / self._tuning.load_memory)
 
     def add(self, attempt: Attempt) -> None:
         """Let a task wait for a worker."""
@@ -170,7 +160,7 @@ class TaskAssigner:
         self.needed += not (attempt.extra or attempt.hedge)
         if not attempt.first:
             self._added += 1
-            attempt.probes = self._added % PROBE == 0
+            attempt.probes = self._added % self._tuning.overtaking_probe == 0
         self._line(attempt)[attempt.identity] = attempt
 
     def remove(self, attempt: Attempt) -> None:
@@ -207,7 +197,7 @@ class TaskAssigner:
         worker.running[attempt.identity] = attempt
         attempt.worker, attempt.started = index, now
         attempt.place = len(worker.running)
-        attempt.together = 1 if attempt.behind else min(attempt.place, MOST_AT_ONCE)
+        attempt.together = 1 if attempt.behind else min(attempt.place, self._tuning.together)
         attempt.group.given(index)
         self.waiting -= 1
         self.running += index < self._mains
@@ -288,7 +278,7 @@ class TaskAssigner:
             self.reorder(attempt.worker)
 
     def _judge(self, overtook: bool) -> None:
-        self._overtook += (overtook - self._overtook) / TRIED
+        self._overtook += (overtook - self._overtook) / self._tuning.overtaking_memory
 
     def _occupied(self, worker: Worker) -> int:
         """Return how many of its slots a worker's tasks take (rule 2)."""
@@ -312,7 +302,8 @@ class TaskAssigner:
     def _takes_more(self, index: int, load: int) -> bool:
         if index not in self._composing or self._stats.slowness(index) > 1.0:
             return False
-        return load < self._batch and SLOW * self._stats.call_time(load + 1) <= self._hang_timeout
+        longest = self._tuning.slow * self._stats.call_time(load + 1)
+        return load < self._batch and longest <= self._hang_timeout
 
     def close_calls(self) -> None:
         """Let the calls begin that were put together."""
@@ -333,7 +324,7 @@ class TaskAssigner:
         passed: set[int] = set()
         while (worker := self._order.first(passed)) is not None:
             room = self._room(worker)
-            if room is Room.AHEAD and self.needed < AHEAD * len(self._mains_up):
+            if room is Room.AHEAD and self.needed < self._tuning.ahead * len(self._mains_up):
                 passed.add(worker)
                 continue
             slowness = self._stats.slowness(worker)

@@ -4,10 +4,10 @@
    k-th of a service time. If the task is late as well, it is sent once more, with a copy of the
    query; if no worker was free for it, a copy is sent after as long again.
 2. With another code `auto` hedges. It codes every group as well while stragglers cost more than
-   CODES (`LatencyStats.overhead`) and at most BUSY of the slots are busy. It stops when they cost
-   less than half of CODES, or when more than BUSY and a tenth are busy.
+   `codes_from` (`LatencyStats.overhead`) and at most `codes_busy` of the slots are busy. It stops
+   when they cost less than half of that, or when a tenth more are busy.
 3. Without a code it hedges.
-4. It decides again after every LOOK queries.
+4. It decides again after every `auto_looks` queries.
 """
 
 from __future__ import annotations
@@ -16,17 +16,7 @@ from codedinvnet.codes.rules import CodeRules
 from codedinvnet.scheduler.actions import Decided, Seen
 from codedinvnet.scheduler.policies import BACK_LATE, CODED, HEDGE, Policy
 from codedinvnet.scheduler.stats import LatencyStats
-
-LOOK = 50
-"""Queries between two looks."""
-GROUPS = 50
-"""Groups that the fill is an average of."""
-CHEAP = 0.5
-"""An extra task is cheap if it costs less for one query, in service times."""
-CODES = 0.02
-"""Stragglers must cost so much, in normal times a task, for groups to be coded."""
-BUSY = 0.5
-"""No more of the slots may be busy when coding begins."""
+from codedinvnet.scheduler.tuning import TUNING, Tuning
 
 
 class Decider:
@@ -39,9 +29,10 @@ class Decider:
         policy: what is done now.
     """
 
-    def __init__(self, code: CodeRules | None) -> None:
+    def __init__(self, code: CodeRules | None, tuning: Tuning = TUNING) -> None:
+        self._tuning = tuning
         self._has_code = code is not None and code.r > 0
-        self._backs_late = code is not None and has_cheap_task(code)
+        self._backs_late = code is not None and has_cheap_task(code, tuning)
         self.policy = BACK_LATE if self._backs_late else HEDGE
         self._fill = 0.0
         self._since = 0
@@ -49,14 +40,14 @@ class Decider:
     def is_due(self, queries: int) -> bool:
         """Take in how many queries came; tell whether it is time to look again."""
         self._since += queries
-        if self._since < LOOK:
+        if self._since < self._tuning.auto_looks:
             return False
         self._since = 0
         return True
 
     def sealed(self, fill: float) -> None:
         """Take in how full a group was when it was coded."""
-        self._fill += (fill - self._fill) * (1.0 / GROUPS if self._fill else 1.0)
+        self._fill += (fill - self._fill) * (1.0 / self._tuning.fill_memory if self._fill else 1.0)
 
     def seen(self, stats: LatencyStats, load: float, extra: float) -> Seen:
         """Return what was measured."""
@@ -75,7 +66,9 @@ class Decider:
 
     def _with_code(self, seen: Seen) -> tuple[Policy, str]:
         """Return what is done with a code whose extra tasks are dear, and why."""
-        least, most = (CODES / 2, BUSY + 0.1) if self.policy.coded else (CODES, BUSY)
+        least, most = self._tuning.codes_from, self._tuning.codes_busy
+        if self.policy.coded:
+            least, most = least / 2, most + 0.1
         if seen.excess <= least:
             return HEDGE, "stragglers cost little"
         if seen.load > most:
@@ -83,12 +76,12 @@ class Decider:
         return CODED | HEDGE, "stragglers cost much, and workers are idle"
 
 
-def has_cheap_task(code: CodeRules) -> bool:
+def has_cheap_task(code: CodeRules, tuning: Tuning = TUNING) -> bool:
     """Tell whether a code has a cheap extra task for a single query."""
     if code.fixed_size or code.r < 1:
         return False
     task = code.tasks(1)[code.k]
-    return task.cost < CHEAP and not task.encoded
+    return task.cost < tuning.cheap and not task.encoded
 
 
 def workers_for(policy: Policy, code: CodeRules) -> int:

@@ -1,18 +1,13 @@
 """The budget of extra work.
 
 Extra work is paid from one budget, in service times of the served model. Every query adds
-`Rules.extra` to it, and it holds BUCKET at most. What costs more than BUCKET is sent when that is
+`Rules.extra` to it, and it holds `bucket` at most. What costs more is sent when that is
 full, and paid off before anything else is. What is dropped before a worker has it is paid back.
 """
 
 from __future__ import annotations
 
-BUCKET = 10.0
-"""The most extra work that may be saved up, in service times."""
-MEMORY = 500
-"""How many queries the reported extra work is an average of."""
-RESERVE = 1.0
-"""What extra tasks that may yield leave in the budget for late queries."""
+from codedinvnet.scheduler.tuning import TUNING, Tuning
 
 
 class Budget:
@@ -23,13 +18,14 @@ class Budget:
 
     Attributes:
         share: what each query adds.
-        tokens: what may be spent now; below 0 if something that cost more than BUCKET was sent.
+        tokens: what may be spent now; below 0 if something was sent that cost more than the bucket.
         spent: what was spent in all.
         queries: those that came.
-        recent: what was spent for each query, of about MEMORY of them.
+        recent: what was spent for each query, of about `budget_memory` of them.
     """
 
-    def __init__(self, tokens: float = 0.0) -> None:
+    def __init__(self, tokens: float = 0.0, tuning: Tuning = TUNING) -> None:
+        self._tuning = tuning
         self.share = 0.0
         self.tokens = tokens
         self.spent = 0.0
@@ -41,13 +37,14 @@ class Budget:
     def earn(self, work: float = 1.0) -> None:
         """Count a query that has come; such queries take `work` service times on average."""
         self.queries += 1
-        self.recent += (self.spent - self._counted - self.recent) / min(self.queries, MEMORY)
+        counted = min(self.queries, self._tuning.budget_memory)
+        self.recent += (self.spent - self._counted - self.recent) / counted
         self._counted = self.spent
-        self.tokens = min(BUCKET, self.tokens + self.share * work)
+        self.tokens = min(self._tuning.bucket, self.tokens + self.share * work)
 
     def pay(self, work: float, left: float = 0.0) -> bool:
         """Spend `work` if the budget then still holds `left`, or is full; tell whether it did."""
-        if self.tokens < min(work + left, BUCKET):
+        if self.tokens < min(work + left, self._tuning.bucket):
             return False
         self.tokens -= work
         self.spent += work
@@ -55,10 +52,10 @@ class Budget:
 
     def correct(self, paid: float, work: float) -> None:
         """Charge what was done in place of what was paid for it in advance."""
-        self.tokens = min(BUCKET, self.tokens + paid - work)
+        self.tokens = min(self._tuning.bucket, self.tokens + paid - work)
         self.spent += work - paid
 
     def refund(self, work: float) -> None:
         """Take back what was paid for work that was not done."""
-        self.tokens = min(BUCKET, self.tokens + work)
+        self.tokens = min(self._tuning.bucket, self.tokens + work)
         self.spent -= work

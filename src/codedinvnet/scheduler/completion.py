@@ -24,14 +24,6 @@ from codedinvnet.scheduler.group import FILLER, CodingGroup
 from codedinvnet.scheduler.policies import Launch
 from codedinvnet.scheduler.queries import Attempt, Query, State
 
-GRACE_PERIOD = 0.5
-"""Seconds beyond its deadline that a query waits for what is being decoded for it."""
-EXTRA_RETRIES = 2
-"""How often a group's lost extra tasks are sent again."""
-PATIENCE = 0.1
-"""Seconds that a lost query hopes to be decoded; then it is sent again. What it waits for may be on
-a worker that hangs."""
-
 
 class Completion:
     """Ends queries.
@@ -42,7 +34,7 @@ class Completion:
 
     def __init__(self, dispatcher: Dispatcher) -> None:
         self._on = dispatcher
-        self._flying = dispatcher.flying
+        self._flying, self._tuning = dispatcher.flying, dispatcher.rules.tuning
 
     def flush(self) -> list[Action]:
         """Let workers begin what waits for them, and return what is to be done."""
@@ -99,7 +91,7 @@ class Completion:
             self._guess(over)  # together: that costs no more
         if query.state is State.DECODING:
             query.state = State.GRACE
-            self._on.timers.set(self._on.now + GRACE_PERIOD, "deadline", query.identity)
+            self._on.timers.set(self._on.now + self._tuning.grace, "deadline", query.identity)
         else:
             self._end(query, Fail(query.identity, DEADLINE))
         self.settle(query.group)  # its dropped task may have been a hope
@@ -206,14 +198,14 @@ class Completion:
             for each in list(self._flying.pending(group)):
                 if each.member not in hopeful:
                     self._record_loss(each, reason)
-        elif self._flying.is_needed(attempt) and group.retries < EXTRA_RETRIES:
+        elif self._flying.is_needed(attempt) and group.retries < self._tuning.extra_retries:
             group.retries += 1
             on.launch(Launch(group, attempt.task, first=True, urgent=not attempt.extra))
         self.settle(group)
         if query is not None and query.attempts:
             on.policy.weakened(on, query)
         elif query is not None and query.is_waiting:
-            on.timers.set(on.now + PATIENCE, "resend", query.identity)
+            on.timers.set(on.now + self._tuning.patience, "resend", query.identity)
         on.close_if_over(group)
 
     def _record_loss(self, query: Query, reason: str, final: bool = False) -> None:

@@ -16,17 +16,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from codedinvnet.scheduler.group import Traffic
-
-START = 3
-"""What workers are taken to compute at once before anything is known of any of them."""
-EVIDENCE = (4.0, 2.0)
-"""Service times, in all, that others were ahead of requests when the number shrinks, or grows."""
-SERIAL = 0.6
-"""Requests that were longer by this share of that time were not computed together."""
-ALONE = 200
-"""Requests for each slot, none of which had its worker to itself, until the next one gets it."""
-STEP = 0.1
-"""The time of a request alone moves by this share towards each new one: it is near the median."""
+from codedinvnet.scheduler.tuning import TUNING, Tuning
 
 
 @dataclass(slots=True)
@@ -44,29 +34,39 @@ class _Found:
     longer: list[float] = field(default_factory=lambda: [0.0, 0.0])
     """By how much these were longer, and not by more than others were ahead."""
 
-    def took(self, at_once: int, place: int, seconds: float, ahead: float, traffic: Traffic) -> int:
+    def took(
+        self,
+        at_once: int,
+        place: int,
+        seconds: float,
+        ahead: float,
+        traffic: Traffic,
+        tuning: Tuning,
+    ) -> int:
         """Take in a request; return the new number. See `Concurrency.took`."""
         self.since += 1
+        step = tuning.alone_step
         alone = self.alone.get(traffic)
         if place == 1:
             self.since = 0
             if alone is None:
                 self.alone[traffic] = seconds
             else:
-                self.alone[traffic] = alone * (1.0 + STEP if seconds > alone else 1.0 - STEP)
+                self.alone[traffic] = alone * (1.0 + step if seconds > alone else 1.0 - step)
         elif place > at_once and seconds <= ahead:
             return place
         elif alone:
             beyond, ahead = place > at_once, min(1.0, ahead / alone)
             self.ahead[beyond] += ahead
             self.longer[beyond] += min(ahead, max(0.0, seconds / alone - 1.0))
-            if self.ahead[beyond] >= EVIDENCE[beyond]:
-                return self._judge(at_once, beyond)
+            needed = tuning.grow_evidence if beyond else tuning.shrink_evidence
+            if self.ahead[beyond] >= needed:
+                return self._judge(at_once, beyond, tuning)
         return at_once
 
-    def _judge(self, at_once: int, beyond: bool) -> int:
+    def _judge(self, at_once: int, beyond: bool, tuning: Tuning) -> int:
         """Grow by half if those beyond the number were computed; shrink if those within waited."""
-        waited = self.longer[beyond] >= SERIAL * self.ahead[beyond]
+        waited = self.longer[beyond] >= tuning.serial * self.ahead[beyond]
         self.ahead[beyond] = self.longer[beyond] = 0.0
         if waited == beyond:
             return at_once
@@ -81,9 +81,9 @@ class Concurrency:
         slots: the number; None: it is found for each worker.
     """
 
-    def __init__(self, workers: int, slots: int | None) -> None:
-        self._fixed = slots
-        self._latest = START
+    def __init__(self, workers: int, slots: int | None, tuning: Tuning = TUNING) -> None:
+        self._fixed, self._tuning = slots, tuning
+        self._latest = tuning.first_slots
         self._found = [_Found() for _ in range(workers)] if slots is None else []
 
     @property
@@ -114,7 +114,9 @@ class Concurrency:
 
         While all workers are busy there would be none, and service times could change unnoticed.
         """
-        return self._fixed is None and self._found[worker].since >= ALONE * self.slots(worker)
+        if self._fixed is not None:
+            return False
+        return self._found[worker].since >= self._tuning.alone_after * self.slots(worker)
 
     def renew(self, worker: int) -> None:
         """Forget what is known of a worker: another took its place."""
@@ -134,7 +136,7 @@ class Concurrency:
         if self._fixed is not None:
             return False
         found, before = self._found[worker], self.computed(worker)
-        now = found.took(before, place, seconds, ahead, traffic)
+        now = found.took(before, place, seconds, ahead, traffic, self._tuning)
         if now != before:
             found.at_once = self._latest = now
         return now != before

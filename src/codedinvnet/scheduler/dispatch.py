@@ -3,8 +3,8 @@
 A *needed* task is the only one that can answer somebody; a task that is *extra* yields: it is
 dropped when its turn comes if many needed tasks wait behind it. How many depends on what
 stragglers cost (`LatencyStats.overhead`) and on the share of the slots that is idle
-(`TaskAssigner.load`): WORTH times both for every slot, and MOST at most. Where none straggles,
-extra tasks are computed only while none waits.
+(`TaskAssigner.load`): `yields_after` times both for every slot, and `yields_at` at most. Where none
+straggles, extra tasks are computed only while none waits.
 
 What a policy launches is paid from the budget here, and nowhere else. A copy costs one service
 time, or its share of it if queries differ in size. Another extra task costs what such tasks take,
@@ -26,7 +26,7 @@ from codedinvnet.codes.rules import CodeRules, Uncoded, is_systematic
 from codedinvnet.scheduler.actions import Action, Call, Decided, Forget, Send
 from codedinvnet.scheduler.assigner import TaskAssigner
 from codedinvnet.scheduler.auto import Decider
-from codedinvnet.scheduler.budget import RESERVE, Budget
+from codedinvnet.scheduler.budget import Budget
 from codedinvnet.scheduler.group import FILLER, CodingGroup, Traffic
 from codedinvnet.scheduler.policies import Launch, Policy, Then
 from codedinvnet.scheduler.queries import Attempt, InFlight, Query
@@ -34,11 +34,6 @@ from codedinvnet.scheduler.races import Races
 from codedinvnet.scheduler.settings import Rules
 from codedinvnet.scheduler.stats import LatencyStats
 from codedinvnet.scheduler.timers import Kind, Timers
-
-MOST_WORK = 20.0
-"""No copy is charged more, in service times: a server that hangs does no work."""
-WORTH, MOST = 130.0, 4.0
-"""How many needed tasks may wait for each slot behind an extra one, and at most."""
 
 
 @dataclass
@@ -70,14 +65,15 @@ class Dispatcher:
     """
 
     def __init__(self, rules: Rules, code: CodeRules) -> None:
-        self.rules = rules
+        self.rules, self.tuning = rules, rules.tuning
         self.now = 0.0
         self.actions: list[Action] = []
         self.flying = InFlight()
         self.timers = Timers(self.is_dead)
-        self.stats = LatencyStats(rules.workers, rules.slots)
+        self.stats = LatencyStats(rules.workers, rules.slots, rules.tuning)
         self.assigner = TaskAssigner(rules, self.stats)
-        self.budget, self.races = Budget(rules.head_start * rules.hedge_share), Races()
+        self.budget = Budget(rules.head_start * rules.hedge_share, rules.tuning)
+        self.races = Races(rules.tuning)
         self.systematic = is_systematic(code)
         self.copies: defaultdict[str, CopyCounts] = defaultdict(CopyCounts)
         self.sent = 0
@@ -88,7 +84,7 @@ class Dispatcher:
     def go_by(self, policy: Policy, code: CodeRules) -> None:
         """Begin to go by a policy."""
         self.code = code
-        self.decider = Decider(None if isinstance(code, Uncoded) else code)
+        self.decider = Decider(None if isinstance(code, Uncoded) else code, self.tuning)
         self.decides = policy.adapts
         self.policy = self.decider.policy if policy.adapts else policy
         self.decision: Decided | None = None
@@ -117,7 +113,7 @@ class Dispatcher:
             return False
         if hedge and query is not None and not self._pays(query):
             return False
-        if work is not None and not self.budget.pay(work, 0.0 if urgent else RESERVE):
+        if work is not None and not self.budget.pay(work, 0.0 if urgent else self.tuning.reserve):
             self.copies[group.traffic.route].refused += hedge
             return False
         attempt = self.send(group, task, query, first=first, extra=not urgent, hedge=hedge)
@@ -145,7 +141,8 @@ class Dispatcher:
         late = self.stats.late(0, None, query.traffic)
         if not began or not late:
             return 0
-        return min(2, int((self.now - min(began)) / late).bit_length() // 3)
+        times, later = (self.now - min(began)) / late, self.tuning.later
+        return (times >= later) + (times >= 8 * later)
 
     def _price(self, launch: Launch) -> float | None:
         """Return what a launch costs, in service times; None if it is free."""
@@ -219,8 +216,8 @@ class Dispatcher:
         assigner = self.assigner
         if not attempt.extra or assigner.is_apart(attempt):
             return False
-        idle = 1.0 - assigner.load
-        return assigner.needed > min(MOST, WORTH * self.stats.overhead * idle) * assigner.slots_up
+        worth = self.tuning.yields_after * self.stats.overhead * (1.0 - assigner.load)
+        return assigner.needed > min(self.tuning.yields_at, worth) * assigner.slots_up
 
     def _begin_calls(self, calls: Mapping[int, Sequence[Attempt]]) -> None:
         """Let workers compute in one call what each was given."""
@@ -336,7 +333,7 @@ class Dispatcher:
         A loser that is cancelled gives no answer: it keeps its price.
         """
         if attempt.work is not None:
-            self.budget.correct(attempt.paid, min(attempt.work, MOST_WORK))
+            self.budget.correct(attempt.paid, min(attempt.work, self.tuning.most_charged))
         if attempt.started is not None and attempt.worker is not None:
             seconds = self.now - attempt.started
             self.stats.answered(attempt.worker, seconds, attempt.kind, attempt.traffic)

@@ -19,11 +19,6 @@ from codedinvnet.scheduler.queries import Attempt, Query
 if TYPE_CHECKING:
     from codedinvnet.scheduler.dispatch import Dispatcher
 
-COPIES = 2
-"""The most copies of one late query."""
-BACKUPS = 2
-"""The most extra tasks for one late query at a time."""
-
 
 class Launch(NamedTuple):
     """A task that a policy wants to be sent in addition to the queries' own."""
@@ -145,7 +140,7 @@ class Hedge(Policy):
         query = attempt.query
         if query is None:
             self._both(on, attempt)
-        elif runs and self._wants(query) and not self._copy(on, query):
+        elif runs and self._wants(on, query) and not self._copy(on, query):
             return Then.WATCH
         return Then.DONE
 
@@ -154,10 +149,10 @@ class Hedge(Policy):
         group, task = attempt.group, attempt.number
         needed = group.needs(task)
         waiting = [on.flying.queries[each] for each in needed if each in on.flying.queries]
-        if waiting and len(group.live[task]) < BACKUPS:
+        if waiting and len(group.live[task]) < on.tuning.most_backups:
             on.launch(Launch(group, task, first=True, urgent=True))
         for query in waiting:
-            if self._wants(query):
+            if self._wants(on, query):
                 self._copy(on, query)
 
     def withheld(self, on: Dispatcher, query: Query) -> None:
@@ -165,16 +160,17 @@ class Hedge(Policy):
             self.weakened(on, query)
 
     def weakened(self, on: Dispatcher, query: Query) -> None:
-        if not query.attempts or not self._wants(query):
+        if not query.attempts or not self._wants(on, query):
             return
         backed = query.takes_decoded and on.flying.has_backup(query.group)
         if backed or not self._copy(on, query):
             on.watch(next(iter(query.attempts.values())), on.now)
 
-    def _wants(self, query: Query) -> bool:
+    def _wants(self, on: Dispatcher, query: Query) -> bool:
         """Tell whether all that is under way for a query is late, and a copy may be sent."""
-        waits = query.is_waiting and query.repeatable and query.copies < COPIES
-        return waits and all(attempt.late for attempt in query.attempts.values())
+        if not query.is_waiting or not query.repeatable or query.copies >= on.tuning.most_copies:
+            return False
+        return all(attempt.late for attempt in query.attempts.values())
 
     def _copy(self, on: Dispatcher, query: Query) -> bool:
         return on.launch(Launch(query.group, query.member, query, True, urgent=True, hedge=True))

@@ -4,8 +4,8 @@ A copy that answers first saves the time until its original would have answered.
 saves nothing. Both take a server's time and delay others, by the square of that time: for a copy of
 twice the length twice as many requests wait, twice as long. The busier the servers are, the more it
 matters. Where requests take long by themselves, copies take as long, and harm more than they save;
-there they stop, and one in PROBE shows whether that is still so. What is many times as late is
-learned apart: a server may begin to stall where copies never won before.
+there they stop, and one in `race_probe` shows whether that is still so. What is many times as late
+is learned apart: a server may begin to stall where copies never won before.
 """
 
 from __future__ import annotations
@@ -14,21 +14,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 
 from codedinvnet.scheduler.group import Traffic
-
-WORTH = 0.2
-"""A copy must save this share of the square of what it takes, times the busy share of the servers
-by the idle one. At a single server others wait half of that (Pollaczek, 1930)."""
-LEAST_IDLE = 0.03
-"""The idle share counts as this at least: a stall of many service times is worth a copy of one even
-while all servers are busy."""
-MEMORY = 20
-"""How many copies the savings and the squares are averages of."""
-PROBE = 200
-"""Where copies do not pay, one of so many is sent."""
-LONGEST = 10.0
-"""No copy takes more, in service times: what is longer has stalled, and its server may work on."""
-MOST = 100.0
-"""No copy saves more, in service times: what is longer is a hang."""
+from codedinvnet.scheduler.tuning import TUNING, Tuning
 
 
 @dataclass(slots=True)
@@ -43,7 +29,8 @@ class _Race:
 class Races:
     """What copies save and what they take, in service times."""
 
-    def __init__(self) -> None:
+    def __init__(self, tuning: Tuning = TUNING) -> None:
+        self._tuning = tuning
         self._races: defaultdict[tuple[Traffic, int], _Race] = defaultdict(_Race)
 
     def allows(self, traffic: Traffic, level: int, busy: float, is_new: bool) -> bool:
@@ -55,10 +42,11 @@ class Races:
             busy: that share.
             is_new: whether no copy of the query was considered at this level before.
         """
-        race = self._races[traffic, level]
+        race, tuning = self._races[traffic, level], self._tuning
         race.wanted += is_new
-        pays = race.saved * max(LEAST_IDLE, 1.0 - busy) >= WORTH * busy * race.square
-        if not pays and race.wanted < PROBE:
+        idle = max(tuning.least_idle, 1.0 - busy)
+        pays = race.saved * idle >= tuning.worth * busy * race.square
+        if not pays and race.wanted < tuning.race_probe:
             return False
         race.wanted = 0
         return True
@@ -66,11 +54,11 @@ class Races:
     def ended(self, traffic: Traffic, level: int, taken: float) -> None:
         """Take in what a copy has taken."""
         race = self._races[traffic, level]
-        race.copies = min(MEMORY, race.copies + 1)
-        race.square += (min(LONGEST, taken) ** 2 - race.square) / race.copies
+        race.copies = min(self._tuning.race_memory, race.copies + 1)
+        race.square += (min(self._tuning.longest_copy, taken) ** 2 - race.square) / race.copies
         race.saved -= race.saved / race.copies
 
     def won(self, traffic: Traffic, level: int, saved: float) -> None:
         """Take in what a copy saved."""
         race = self._races[traffic, level]
-        race.saved += min(MOST, saved) / race.copies
+        race.saved += min(self._tuning.most_saved, saved) / race.copies

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from codedinvnet.scheduler.policies import Policy
+from codedinvnet.scheduler.tuning import TUNING, Tuning
 
 AUTO_EXTRA = 0.2
 """Extra work per query that `auto` may do by default."""
@@ -64,6 +65,7 @@ class Rules:
         backup_hang_timeout: how long one of these may spend on one task; None: as the others.
         worker_batch: how many data tasks a worker computes in one call, at most; more than 1 goes
             with one slot.
+        tuning: numbers that no user sets.
     """
 
     workers: int
@@ -82,6 +84,7 @@ class Rules:
     backup_slots: int = 1
     backup_hang_timeout: float | None = None
     worker_batch: int = 1
+    tuning: Tuning = TUNING
 
     def hang_timeout_of(self, worker: int) -> float:
         """Return how long a worker may spend on one task before it is replaced."""

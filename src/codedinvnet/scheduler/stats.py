@@ -7,18 +7,18 @@
    times of a class are known, those of the next larger one are used. What is larger than all that
    are known is never late.
 2. What is *normal* for a kind is the upper quartile of its recent running times, on all workers. A
-   task is *late* that has run longer than nearly all of them, or LATEST times as long as normal:
+   task is *late* that has run longer than nearly all of them, or `latest` times as long as normal:
    where many straggle, nearly all is too many.
-3. A worker is slow if each of its last three tasks took SLOW times as long as normal, or more: the
+3. A worker is slow if each of its last three tasks took `slow` times as long as normal or more: the
    smallest ratio says how slow. Two may be long by themselves; what a worker was at together is one
    observation: a block delays all of it, and says nothing about what comes next.
-   A late task that was cancelled when its copy answered counts as SLOW times as long at least.
+   A late task that was cancelled when its copy answered counts as `slow` times as long at least.
 4. The *overhead* is what stragglers cost: how much longer than normal answers of data tasks took,
-   in normal times a task. It is an average over about MEMORY answers, in which those count that
-   took SLOW times as long or longer. What is normal for a slow worker is as much longer. Where
-   sizes differ, a normal time in general is the average over about MEMORY data tasks.
-5. A slow worker is tried again, as if it were not slow, after RETRY times as long as its last task
-   took. Each further slow task doubles that time; a task in normal time ends it.
+   in normal times a task. It is an average over about `overhead_memory` answers, in which those
+   count that took `slow` times as long or longer. What is normal for a slow worker is as much
+   longer. Where sizes differ, a normal time in general is the average over as many data tasks.
+5. A slow worker is tried again, as if it were not slow, after `retry` times as long as its last
+   task took. Each further slow task doubles that time; a task in normal time ends it.
 """
 
 from __future__ import annotations
@@ -27,29 +27,7 @@ from dataclasses import dataclass
 
 from codedinvnet.scheduler.group import ALIKE, Traffic
 from codedinvnet.scheduler.quantiles import RecentQuantiles
-
-NORMAL, LATE = 0.75, 0.95
-"""The shares of tasks that do not take longer than is normal, and than is late."""
-LATE_FACTOR = 1.05
-"""A task is late if it has run this many times as long as the share LATE of its kind."""
-LATEST = 3.0
-"""A task is late at the latest if it has run this many times as long as normal."""
-SLOW = 2.0
-"""How many times as long as normal a slow worker takes."""
-MEMORY = 500
-"""How many answers the overhead is an average of, and how many tasks the normal time."""
-FIRST_OVERHEAD = 0.03
-"""The overhead before anything is known."""
-MOST_OVERHEAD = 10.0
-"""One answer counts for no more."""
-RETRY = 2.0
-"""A slow worker is tried again after this many times its last running time."""
-MOST_AT_ONCE = 8
-"""A task that began as one of more counts as one of so many."""
-MOMENT = 1e-6
-"""Seconds; times that differ by less are the same."""
-MOST_STRIKES = 9
-"""The time until a slow worker is tried again is doubled so often at most."""
+from codedinvnet.scheduler.tuning import TUNING, Tuning
 
 
 @dataclass(slots=True)
@@ -76,8 +54,8 @@ class LatencyStats:
         slots: how many tasks each may be at.
     """
 
-    def __init__(self, workers: int, slots: int | None = 1) -> None:
-        self._slots = slots
+    def __init__(self, workers: int, slots: int | None = 1, tuning: Tuning = TUNING) -> None:
+        self._slots, self._tuning = slots, tuning
         self._kinds: dict[tuple[Traffic, int], RecentQuantiles] = {}
         """By traffic and kind."""
         self._traffics: set[Traffic] = set()
@@ -87,7 +65,7 @@ class LatencyStats:
         self._tasks = 0
         self._workers = [_Seen() for _ in range(workers)]
         self.slow: set[int] = set()
-        self.overhead = FIRST_OVERHEAD
+        self.overhead = tuning.first_overhead
         self.mean = 1.0
 
     def took(
@@ -109,37 +87,39 @@ class LatencyStats:
             traffic: of its query.
             is_cut: whether it was late and then cancelled, so that nobody knows its whole time.
         """
-        seen = self._workers[worker]
+        seen, tuning = self._workers[worker], self._tuning
         ratio = self.ratio(seconds, kind, traffic)
         if is_cut:
-            ratio = max(SLOW, ratio)
+            ratio = max(tuning.slow, ratio)
         for each in range(kind, 1) if kind < 0 and self._slots != 1 else (kind,):
             times = self._kinds.get((traffic, each))
             if times is None:
-                times = self._kinds[traffic, each] = RecentQuantiles(NORMAL, LATE)
+                times = self._kinds[traffic, each] = RecentQuantiles(
+                    tuning.normal, tuning.late, tuning=tuning
+                )
             times.add(seconds)
         if kind <= 0:
-            work = min(ratio, MOST_OVERHEAD) * self.price(traffic)
-            self.mean += (work - self.mean) / MEMORY
+            work = min(ratio, tuning.most_overhead) * self.price(traffic)
+            self.mean += (work - self.mean) / tuning.overhead_memory
             self._traffics.add(traffic)
             self._tasks += 1
             own = self._kinds.get((traffic, 0))
             usual = own.quantiles[0] if own is not None and own.quantiles else seconds
-            self._mean += (usual - self._mean) / min(self._tasks, MEMORY)
-        if ratio >= SLOW:
-            if now - seconds < seen.found - MOMENT:
+            self._mean += (usual - self._mean) / min(self._tasks, tuning.overhead_memory)
+        if ratio >= tuning.slow:
+            if now - seconds < seen.found - tuning.equal_times:
                 return seen.until if worker in self.slow else None  # seen before
             seen.found = now
         slowness = min(seen.earlier, seen.ratio, ratio)
         seen.earlier, seen.ratio = seen.ratio, ratio
-        if slowness < SLOW:
-            if ratio < SLOW:
+        if slowness < tuning.slow:
+            if ratio < tuning.slow:
                 seen.strikes = 0
             self.forgive(worker)
             return None
         seen.slowness = slowness
-        seen.until = now + RETRY * seconds * 2**seen.strikes
-        seen.strikes = min(seen.strikes + 1, MOST_STRIKES)
+        seen.until = now + tuning.retry * seconds * 2**seen.strikes
+        seen.strikes = min(seen.strikes + 1, tuning.most_strikes)
         self.slow.add(worker)
         return seen.until
 
@@ -155,8 +135,9 @@ class LatencyStats:
         known = self._known(kind, traffic)
         if known and (normal := known[0] * self.slowness(worker)) > 0:
             ratio = seconds / normal
-            overhead = min(ratio - 1.0, MOST_OVERHEAD) if ratio >= SLOW else 0.0
-            self.overhead += (overhead - self.overhead) / MEMORY
+            most, slow = self._tuning.most_overhead, self._tuning.slow
+            overhead = min(ratio - 1.0, most) if ratio >= slow else 0.0
+            self.overhead += (overhead - self.overhead) / self._tuning.overhead_memory
 
     def retry(self, now: float, worker: int) -> bool:
         """Let a slow worker be tried again if its time has come; tell whether it has."""
@@ -220,7 +201,7 @@ class LatencyStats:
             return None
         normal, most = known
         slowness = 1.0 if worker is None else self.slowness(worker)
-        return min(LATE_FACTOR * most, LATEST * normal) * slowness
+        return min(self._tuning.late_factor * most, self._tuning.latest * normal) * slowness
 
     def _known(self, kind: int, traffic: Traffic) -> tuple[float, ...]:
         """Return what is normal for a kind, and what nearly all do not exceed; empty if unknown."""

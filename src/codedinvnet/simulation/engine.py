@@ -11,7 +11,7 @@ import gc
 import math
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,6 +33,7 @@ from codedinvnet.scheduler.events import (
     WorkerUp,
 )
 from codedinvnet.scheduler.scheduler import Scheduler
+from codedinvnet.scheduler.tuning import TUNING, Tuning
 from codedinvnet.simulation.clock import Clock
 from codedinvnet.simulation.injector import FaultInjector, Source
 from codedinvnet.simulation.scenario import Scenario
@@ -100,11 +101,18 @@ class Simulation:
         scenario: what to simulate.
         limit: (seconds, count): stop as soon as more than `count` requests took longer, the first
             ones, which `warmup` leaves out, not counted.
+        tuning: the scheduler's numbers.
     """
 
-    def __init__(self, scenario: Scenario, limit: tuple[float, int] | None = None) -> None:
+    def __init__(
+        self,
+        scenario: Scenario,
+        limit: tuple[float, int] | None = None,
+        tuning: Tuning = TUNING,
+    ) -> None:
         self.scenario = scenario
-        self.scheduler = Scheduler(scenario.rules, scenario.code)
+        rules = replace(scenario.rules, tuning=tuning)
+        self.scheduler = Scheduler(rules, scenario.code)
         self._driver = Driver(self.scheduler, self, self)
         encodes = find_method(scenario.method).encodes
         self._specs = _specs(self.scheduler.dispatcher.code, encodes)

@@ -1,0 +1,152 @@
+"""The scheduler's numbers: each with its unit, what it means, and why it has this value.
+
+`python -m benchmarks tuning` halves and doubles each in the simulator, and prints what that does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """Numbers that no user sets. Times in *service times* are of an ordinary task."""
+
+    # What is known of running times
+
+    times_kept: int = 1000
+    """Running times of a kind that quantiles are of."""
+    times_needed: int = 20
+    """Running times of a kind before anything is known of it."""
+    times_refreshed: int = 50
+    """New running times after which quantiles are computed again."""
+    normal: float = 0.75
+    """The share of the tasks that take no longer than is *normal*."""
+    late: float = 0.95
+    """The share of the tasks that take no longer than is *late*."""
+    late_factor: float = 1.05
+    """How many times as long as that share a late task has run: equal times are not late."""
+    latest: float = 3.0
+    """How many times as long as normal a task has run that is late in any case. Where many
+    straggle, the share `late` is of stragglers."""
+    equal_times: float = 1e-6
+    """Seconds by which two times of one event may differ, by rounding."""
+    together: int = 8
+    """Tasks that a worker has at a time are timed by their number up to this one."""
+
+    # Which workers are slow
+
+    slow: float = 2.0
+    """How many times as long as normal a slow worker takes, and a straggler at least."""
+    retry: float = 2.0
+    """After how many times its last running time a slow worker is tried again."""
+    most_strikes: int = 9
+    """How often that time is doubled at most: 512 times as long."""
+    few_slow: float = 1 / 3
+    """The largest share of the workers, or one, that can be slow while the others are not. An
+    eighth would double p99.9 where bursts slow three of eleven (record 57)."""
+
+    # What stragglers cost, and how busy the workers are
+
+    overhead_memory: int = 500
+    """Answers that the cost of stragglers is an average of, and tasks that a normal time is."""
+    first_overhead: float = 0.03
+    """What stragglers cost before anything is known, in service times a task."""
+    most_overhead: float = 10.0
+    """Service times that one answer counts at most."""
+    load_memory: int = 500
+    """Queries that the load is an average of."""
+
+    # Which worker takes which task
+
+    ahead: float = 0.5
+    """Tasks that wait for each worker where one gets more than it computes at once (record 58)."""
+    overtaking_probe: int = 20
+    """One task in so many goes behind a late one, to see whether it overtakes that."""
+    overtaking_memory: int = 5
+    """How many of these are remembered."""
+
+    # How many tasks a worker computes at once, where that is found (record 58)
+
+    first_slots: int = 3
+    """The number before anything is known of any worker."""
+    shrink_evidence: float = 4.0
+    """Service times, in all, that others were ahead before the number shrinks."""
+    grow_evidence: float = 2.0
+    """The same before it grows. Five for both let p99.9 under blocks rise from 31 to 75 ms."""
+    serial: float = 0.6
+    """Tasks that were longer by this share of that time were not computed together: the share is
+    near 0 or near 1."""
+    alone_after: int = 200
+    """Tasks for each slot, none of which had its worker to itself, until the next one gets it.
+    After 50 this alone raised p99 by half at 80 % busy."""
+    alone_step: float = 0.1
+    """The share by which the time of a task alone moves towards each new one."""
+
+    # Copies of late queries
+
+    most_copies: int = 2
+    """Copies of one query."""
+    worth: float = 0.2
+    """The share of the square of what it takes that a copy must save, times the busy share of the
+    slots by the idle one. 0.15 does more extra work everywhere, 0.3 raises p99.9 of exponential
+    times at 60 % from 63 to 69 ms (record 57)."""
+    least_idle: float = 0.03
+    """The idle share counts as this at least: a stall of many service times is worth a copy of one
+    while all are busy. 0.05 raises p50 where workers are overloaded (record 57)."""
+    race_memory: int = 20
+    """Copies that savings and costs are averages of."""
+    race_probe: int = 200
+    """Where copies do not pay, one of so many is sent."""
+    longest_copy: float = 10.0
+    """Service times that a copy takes at most: what is longer has stalled, and may be no work.
+    Without it p99.9 of held answers at 90 % rises (record 57)."""
+    most_saved: float = 100.0
+    """Service times that a copy saves at most: what is longer is a hang."""
+    later: float = 4.0
+    """How many times as late a query is whose copies are judged apart, and 8 times that again."""
+
+    # The budget of extra work
+
+    bucket: float = 10.0
+    """Service times that may be saved up."""
+    budget_memory: int = 500
+    """Queries that the reported extra work is an average of."""
+    reserve: float = 1.0
+    """Service times that extra tasks which may yield leave for late queries."""
+    most_charged: float = 20.0
+    """Service times that a copy is charged at most: three let half-long requests do 29 % extra
+    work (record 57)."""
+
+    # Extra tasks of a code
+
+    most_backups: int = 2
+    """Extra tasks for one late query at a time."""
+    yields_after: float = 130.0
+    """Needed tasks that may wait for each slot behind an extra one, times what stragglers cost,
+    times the idle share."""
+    yields_at: float = 4.0
+    """The same, at most."""
+    extra_retries: int = 2
+    """How often a group's lost extra tasks are sent again."""
+    patience: float = 0.1
+    """Seconds that a lost query hopes to be decoded; then it is sent again. What it waits for may
+    be on a worker that hangs."""
+    grace: float = 0.5
+    """Seconds beyond its deadline that a query waits for what is being decoded for it."""
+
+    # What `auto` does (record 40)
+
+    auto_looks: int = 50
+    """Queries between two decisions."""
+    fill_memory: int = 50
+    """Groups that the fill is an average of."""
+    cheap: float = 0.5
+    """Service times below which an extra task for one query is cheap."""
+    codes_from: float = 0.02
+    """Service times a task that stragglers cost where groups are coded; half of that to stop."""
+    codes_busy: float = 0.5
+    """The busy share up to which coding begins; a tenth more to stop."""
+
+
+TUNING = Tuning()
