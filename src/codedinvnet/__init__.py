@@ -18,46 +18,86 @@ from typing import TYPE_CHECKING, Any
 from codedinvnet.common.errors import UserError
 
 if TYPE_CHECKING:
-    from codedinvnet.codes.base import Scheme
+    from codedinvnet.codes.base import Code, Encoded, Scheme, ScoresCode
     from codedinvnet.codes.build import scheme_for
-    from codedinvnet.data.load import load_images
+    from codedinvnet.codes.erase import erase
+    from codedinvnet.codes.method import Method
+    from codedinvnet.codes.registry import find_method
+    from codedinvnet.common.config import PartSettings, RecoveryFusionSettings, TrainSettings
+    from codedinvnet.data.load import load_images, sample_images
+    from codedinvnet.data.sources import ImageSet
     from codedinvnet.evaluation.accuracy import Evaluation, evaluate
     from codedinvnet.models.bundle import Bundle, load_bundle
     from codedinvnet.models.coded import CodedModel, Parity, decode_missing
     from codedinvnet.models.source import OpenModel, open_model
+    from codedinvnet.nn.fusion import FusionEncoder, LeanFusion, PixelMean, UNetFusion
+    from codedinvnet.nn.head import Head, RecoveryHead
     from codedinvnet.nn.iresnet import IResNet
+    from codedinvnet.nn.irevnet import IRevNet
+    from codedinvnet.nn.resnet import PlainNetwork
     from codedinvnet.nn.transform import InvertibleTransform, NotConverged
+    from codedinvnet.training.fit import fit
 
 __all__ = [
     "Bundle",
+    "Code",
     "CodedModel",
+    "Encoded",
     "Evaluation",
+    "FusionEncoder",
+    "Head",
     "IResNet",
+    "IRevNet",
+    "ImageSet",
     "InvertibleTransform",
+    "LeanFusion",
+    "Method",
     "NotConverged",
     "OpenModel",
     "Parity",
+    "PartSettings",
+    "PixelMean",
+    "PlainNetwork",
+    "RecoveryFusionSettings",
+    "RecoveryHead",
     "Scheme",
+    "ScoresCode",
+    "TrainSettings",
+    "UNetFusion",
     "UserError",
     "decode_missing",
+    "erase",
     "evaluate",
+    "find_method",
+    "fit",
     "load_bundle",
     "load_images",
     "open_model",
+    "sample_images",
     "scheme_for",
 ]
 
 # These load PyTorch, which takes seconds: the command line's help does without.
 _HOMES = {
-    "models.bundle": ("Bundle", "load_bundle"),
-    "codes.base": ("Scheme",),
+    "codes.base": ("Code", "Encoded", "Scheme", "ScoresCode"),
     "codes.build": ("scheme_for",),
-    "data.load": ("load_images",),
+    "codes.erase": ("erase",),
+    "codes.method": ("Method",),
+    "codes.registry": ("find_method",),
+    "common.config": ("PartSettings", "RecoveryFusionSettings", "TrainSettings"),
+    "data.load": ("load_images", "sample_images"),
+    "data.sources": ("ImageSet",),
     "evaluation.accuracy": ("Evaluation", "evaluate"),
+    "models.bundle": ("Bundle", "load_bundle"),
     "models.coded": ("CodedModel", "Parity", "decode_missing"),
     "models.source": ("OpenModel", "open_model"),
+    "nn.fusion": ("FusionEncoder", "LeanFusion", "PixelMean", "UNetFusion"),
+    "nn.head": ("Head", "RecoveryHead"),
     "nn.iresnet": ("IResNet",),
+    "nn.irevnet": ("IRevNet",),
+    "nn.resnet": ("PlainNetwork",),
     "nn.transform": ("InvertibleTransform", "NotConverged"),
+    "training.fit": ("fit",),
 }
 
 

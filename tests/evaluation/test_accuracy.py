@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from codedinvnet.codes import erase
 from codedinvnet.codes.base import Code, Encoded, Scheme
-from codedinvnet.codes.rules import SERVED, AnyOf, CodeRules, Parities
+from codedinvnet.codes.rules import SERVED, CodeRules, Parities
 from codedinvnet.common.errors import UserError
 from codedinvnet.data import ImageSet, random_groups
 from codedinvnet.evaluation.accuracy import Evaluation, evaluate
@@ -90,12 +90,6 @@ class ParityTells(Exact):
     def decode(self, outputs: Mapping[int, Tensor], size: int) -> Mapping[int, Tensor]:
         (missing,) = set(range(size)) - set(outputs)
         return {missing: one_hot(outputs[max(outputs)][:, missing])}
-
-
-class NotSystematic(Exact):
-    def __init__(self, k: int) -> None:
-        super().__init__(k)
-        self.rules = AnyOf(k, k + 1, k)
 
 
 class Undecodable(Exact):
@@ -179,7 +173,6 @@ def test_smaller_groups_than_k_are_evaluated() -> None:
         (Exact(4), 8, {"k": 1}, "k is 2 to"),
         (Exact(4), 7, {"shuffle_parity": True}, "two groups: 8 images, got 7"),
         (Exact(3), 8, {"k": 4}, "groups of up to 3, got k = 4"),
-        (NotSystematic(4), 8, {}, "exact has no direct answers"),
         (Undecodable(4), 8, {}, "exact cannot decode member 1 of a group of 4"),
     ],
 )

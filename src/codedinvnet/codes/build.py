@@ -6,12 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from codedinvnet.codes.base import Scheme
-from codedinvnet.codes.method import Method, given_by
+from codedinvnet.codes.method import Method, given_by, given_of
 from codedinvnet.codes.registry import OURS, find_method
 from codedinvnet.common.devices import first_tensor
 from codedinvnet.common.errors import UserError
 from codedinvnet.models.bundle import Bundle
 from codedinvnet.models.checkpoint import PART, load_checkpoint, load_modules
+from codedinvnet.models.coded import CodedModel
 
 
 def part_beside(folder: Path, method: Method, k: int) -> Path | None:
@@ -21,7 +22,7 @@ def part_beside(folder: Path, method: Method, k: int) -> Path | None:
 
 
 def scheme_for(
-    bundle: Bundle,
+    bundle: Bundle | CodedModel,
     k: int,
     method: str = OURS,
     part: Path | None = None,
@@ -29,7 +30,7 @@ def scheme_for(
     """Return a method's scheme for a bundle, with the part in a checkpoint if it needs one.
 
     Args:
-        bundle: the bundle that it is made around.
+        bundle: the bundle, or the model, that it is made around.
         k: members of a group.
         method: its name, as `find_method` takes it.
         part: what `bench accuracy` left, `best.safetensors` in the part's folder; None: the one
@@ -39,11 +40,13 @@ def scheme_for(
         UserError: if the part is missing, not needed, or was trained for something else.
     """
     own = find_method(method)
-    given = given_by(bundle, k)
+    given = given_of(bundle, k) if isinstance(bundle, CodedModel) else given_by(bundle, k)
     if not own.part:
         if part is not None:
             raise UserError(f"part: {own.name} needs no trained part")
         return own.build(given)
+    if isinstance(bundle, CodedModel):
+        raise UserError(f"{own.name} needs a trained part: codedinvnet.fit trains one")
     part = part or part_beside(bundle.folder, own, k)
     if part is None:
         raise UserError(

@@ -68,11 +68,14 @@ class Given:
         return self.model
 
 
+def given_of(model: CodedModel, k: int, **more: Any) -> Given:
+    """Return what a model gives a method."""
+    return Given(k, classifier_of(model), model.image_shape, len(model.classes), model, **more)
+
+
 def given_by(bundle: Bundle, k: int, **more: Any) -> Given:
     """Return what a bundle gives a method."""
-    info, model = bundle.info, bundle.model
-    shape, classes = info.input.shape, len(info.classes)
-    return Given(k, classifier_of(model), shape, classes, model, info, **more)
+    return given_of(bundle.model, k, bundle=bundle.info, **more)
 
 
 class Published(NamedTuple):

@@ -164,7 +164,7 @@ figures of before are then not those of now. 1 had a constant rate."""
 class PixelFusionSettings(Section):
     """The paper's objective: the image f⁻¹(mean z) is the target, with a discriminator."""
 
-    objective: Literal["pixels"]
+    objective: Literal["pixels"] = "pixels"
     members: Annotated[int, Field(ge=2)] = 2
     """k, unless the command line says otherwise."""
     groups: Positive
@@ -196,7 +196,7 @@ class PixelFusionSettings(Section):
 class RecoveryFusionSettings(Section):
     """The recovery objective: E and g' learn from the decoded predictions, then f and g join."""
 
-    objective: Literal["recovery"]
+    objective: Literal["recovery"] = "recovery"
     members: Annotated[int, Field(ge=2)] = 10
     """The largest group that the bundle serves; every size from 2 on is trained."""
     batch_size: Annotated[int, Field(ge=2)] = 128

@@ -79,7 +79,7 @@ class ImageSet(ImageSource):
     classes: tuple[str, ...]
     images: Tensor
     labels: Tensor
-    source: str
+    source: str = "memory"
 
     def __post_init__(self) -> None:
         images, labels = self.images, self.labels

@@ -24,10 +24,11 @@ class Evaluation:
         images: how many images; each is erased once in each grouping.
         k: data queries in a group.
         groupings: how many random groupings were averaged.
-        normal_accuracy: the accuracy of g(f(x)).
+        normal_accuracy: the accuracy when nobody is missing, of direct answers if there are any.
         recovered_accuracy: of decoded answers against the labels, mean over erasure positions.
-        position_accuracies: recovered accuracy by erased position.
-        agreement: share of decoded answers equal to the direct one.
+        position_accuracies: recovered accuracy by erased position; of a code without direct
+            answers by erased worker, of everybody's answers.
+        agreement: share of decoded answers equal to those when nobody is missing.
     """
 
     images: int
@@ -54,10 +55,10 @@ def evaluate(
     shuffle_parity: bool = False,
     progress: bool = True,
 ) -> Evaluation:
-    """Erase every member of every group in turn and decode it.
+    """Erase every worker of every group in turn and decode what that concerns.
 
     Args:
-        scheme: the scheme of a systematic code that serves groups of k.
+        scheme: a scheme that serves groups of k.
         source: the images.
         k: the group size.
         groupings: how many random groupings.
@@ -77,11 +78,17 @@ def evaluate(
     if k > rules.k or (rules.fixed_size and k != rules.k):
         served = f"of {rules.k} only" if rules.fixed_size else f"of up to {rules.k}"
         raise UserError(f"{scheme.name} serves groups {served}, got k = {k}")
-    if not is_systematic(rules):
-        raise UserError(f"{scheme.name} has no direct answers to compare with")
     how: dict[str, Any] = {"groupings": groupings, "seed": seed, "progress": progress}
-    frame = erase(scheme, source, single_losses(k), k=k, shuffle_parity=shuffle_parity, **how)
-    answered = frame["prediction"].groupby(frame["member"]).max() != NO_ANSWER
+    systematic = is_systematic(rules)
+    lost = single_losses(k) if systematic else [(), *((task,) for task in rules.tasks(k))]
+    frame = erase(scheme, source, lost, k=k, shuffle_parity=shuffle_parity, **how)
+    if not systematic:
+        nobody = frame["lost"].map(len).astype(int) == 0
+        whole = frame[nobody].set_index(["grouping", "query"])["prediction"]
+        frame = frame[~nobody]
+        frame = frame.drop(columns="direct").join(whole.rename("direct"), ["grouping", "query"])
+    position = frame["lost"].map(lambda tasks: min(tasks, default=-1)).astype(int)
+    answered = frame["prediction"].groupby(position).max() != NO_ANSWER
     for member in answered.index[~answered]:
         raise UserError(f"{scheme.name} cannot decode member {member} of a group of {k}")
     hit = frame["prediction"] == frame["label"]
@@ -91,7 +98,7 @@ def evaluate(
         groupings=groupings,
         normal_accuracy=float((frame["direct"] == frame["label"]).mean()),
         recovered_accuracy=float(hit.mean()),
-        position_accuracies=tuple(hit.groupby(frame["member"]).mean()),
+        position_accuracies=tuple(hit.groupby(position).mean()),
         agreement=float((frame["prediction"] == frame["direct"]).mean()),
     )
 

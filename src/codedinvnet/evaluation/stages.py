@@ -79,7 +79,7 @@ from codedinvnet.training.network import (
     train_network,
 )
 from codedinvnet.training.pixels import UNET_VERSION, PixelStage
-from codedinvnet.training.recovery import RecoveryStage
+from codedinvnet.training.recovery import phases
 
 SAMPLED = "sample.json"
 """In a fusion's folder: what is told of its fusion data."""
@@ -243,12 +243,11 @@ def _phases(
         data = load_fusion_data(settings, folder, fusion.members, weights)
         validation = split_images(settings, source)[1]
         scheme, seed = own_scheme(model, fusion.members), settings.seed
-        stage = PixelStage(fusion, source, model, data, validation, scheme, seed=seed)
-        yield folder, fusion.epochs, run.resume, stage
+        paper = PixelStage(fusion, source, model, data, validation, scheme, seed=seed)
+        yield folder, fusion.epochs, run.resume, paper
         return
     epochs = {"recovery": fusion.epochs, "joint": fusion.joint_epochs}
-    names = [name for name, count in epochs.items() if count]
-    started = [name for name in names if (folder / name / LAST).is_file()]
+    started = [n for n, count in epochs.items() if count and (folder / n / LAST).is_file()]
     if run.resume > 0 and not started:
         raise UserError(f"cannot resume epoch {run.resume}: there is no checkpoint in {folder}")
     if not run.resume:
@@ -256,18 +255,11 @@ def _phases(
             set_aside(folder / name)
     schemes = {k: own_scheme(model, k) for k in sorted({2, fusion.members})}
     images = split_images(settings, source)
-    for name in names:
+    for stage, count in phases(fusion, settings.training, *images, model, schemes):
         # An epoch to resume is one of the phase that was under way; finished phases are kept.
-        newest = started and name == started[-1]
+        newest = started and stage.name == started[-1]
         resume = run.resume if newest or not run.resume else LATEST
-        yield (
-            folder / name,
-            epochs[name],
-            resume,
-            RecoveryStage(
-                fusion, settings.training, *images, model, schemes, joint=name == "joint"
-            ),
-        )
+        yield folder / stage.name, count, resume, stage
 
 
 def test_fusion(run: Run, members: int) -> dict[str, Any]:

@@ -11,7 +11,7 @@ Smaller groups come in larger numbers, so that every step sees about as many ima
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -61,6 +61,26 @@ def draw_size(largest: int, apart: bool, generator: torch.Generator) -> int:
         grid = grids[int(torch.randint(len(grids), (), generator=generator))]
         sizes = [m for m in sizes if mosaic_grid(m) == grid]
     return sizes[int(torch.randint(len(sizes), (), generator=generator))]
+
+
+def phases(
+    fusion: RecoveryFusionSettings,
+    options: TrainSettings,
+    train: ImageSource,
+    validation: ImageSource,
+    model: CodedModel,
+    schemes: Mapping[int, Scheme],
+) -> Iterator[tuple[RecoveryStage, int]]:
+    """Yield the stages of the objective that have epochs, with their number.
+
+    One is made when the one before it has ended, since it starts from that one's weights.
+    """
+    for joint, epochs in ((False, fusion.epochs), (True, fusion.joint_epochs)):
+        if epochs:
+            yield (
+                RecoveryStage(fusion, options, train, validation, model, schemes, joint=joint),
+                epochs,
+            )
 
 
 class RecoveryStage(Stage):
