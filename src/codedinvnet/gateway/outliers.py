@@ -48,8 +48,12 @@ class _Tally:
             self.failures = [0, self.failures[0]]
 
 
+def _share(tally: _Tally) -> float:
+    return sum(tally.failures) / sum(tally.answers)
+
+
 class Outliers:
-    """Counts answers and errors by route and upstream, and compares upstreams."""
+    """Counts answers and errors by route and upstream, and compares one with the better half."""
 
     def __init__(self) -> None:
         self._routes: dict[str, dict[int, _Tally]] = {}
@@ -92,6 +96,8 @@ class Outliers:
         compared = [tally for other, tally in tallies.items() if other in others]
         for tally in compared:
             tally.turn(now)
+        compared = sorted((each for each in compared if sum(each.answers)), key=_share)
+        compared = compared[: (len(compared) + 1) // 2]  # others may be broken as well
         answers, failures = sum(own.answers), sum(own.failures)
         beside = sum(sum(tally.answers) for tally in compared)
         theirs = sum(sum(tally.failures) for tally in compared)
