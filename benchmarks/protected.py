@@ -11,7 +11,6 @@ import os
 import random
 import shutil
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -80,8 +79,7 @@ def run(
         words = ["protect", str(out / "model.onnx"), "--inputs", str(inputs), "--out", str(folder)]
         words += ["--minutes", f"{minutes:g}", *recipe.options]
         if not (folder / DESCRIPTION).is_file():
-            with suppress(SystemExit):  # nothing is recommended: that is a figure as well
-                main(words)
+            main(words)
         if not (folder / DESCRIPTION).is_file():
             raise UserError(f"{row}: codedinvnet protect failed")
         found: dict[str, Any] = read_json(folder / DESCRIPTION)

@@ -61,7 +61,7 @@ class Pool:
         self.queues[worker].put((task, future))
         try:
             return await asyncio.wrap_future(future)
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, WorkerFailed):  # an input that the model refuses
             raise
         except BaseException as error:
             raise WorkerFailed(f"{type(error).__name__}: {error}") from error

@@ -16,14 +16,17 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
+from codedinvnet.cli import main
 from codedinvnet.common.distributions import Distribution
 from codedinvnet.common.errors import UserError
 from codedinvnet.common.faults import Fault
 from codedinvnet.models import open_model
 from codedinvnet.net.protocol.messages import InferRequest
+from codedinvnet.protect import distil, students
 from codedinvnet.protect.calibration import DECODED, protection_calibration
 from codedinvnet.protect.folder import DESCRIPTION, load_protection
 from codedinvnet.protect.measure import LIMITS
+from codedinvnet.serving.answers import InputRefused
 from codedinvnet.serving.app import open_app
 from codedinvnet.serving.config import ServeOptions
 from codedinvnet.serving.opened import check
@@ -31,6 +34,7 @@ from codedinvnet.serving.workers.faults import FaultyPool, Schedule
 from codedinvnet.serving.workers.pool import Result, Task, WorkerPool
 from tests.conftest import Command
 from tests.models.factories import endless_onnx
+from tests.observing import counted
 from tests.protect.conftest import COUNT, MADE, PLACE, arguments, description, queries
 from tests.protect.factories import FEATURES
 
@@ -185,6 +189,52 @@ def test_a_protection_releases_what_keeps_the_limit(finished: Path) -> None:
         assert reliance.thresholds[limit, 4, DECODED] == curve.threshold(limit)
         counts[limit] = answers(options, {"x": x})["outcome"].tolist().count(b"decoded")
     assert counts == {EVERYTHING: 1, 1e-9: 0}
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A protection of `averaged`."""
+    folder = tmp_path_factory.mktemp("texts")
+    np.save(folder / "x.npy", np.random.default_rng(0).integers(0, 8, (COUNT, 20)))
+    with pytest.MonkeyPatch.context() as changed:
+        changed.setattr(distil, "MOST_ROUNDS", 3)
+        changed.setattr(students, "WIDTHS", (4,))
+        changed.setattr(students, "RANKS", (1e-6,))
+        command = arguments("averaged", folder / "x.npy", folder / "out")
+        assert main([*command, "--minutes", "1"]) in MADE
+    return folder / "out"
+
+
+@pytest.mark.parametrize(
+    ("ids", "why"),
+    [(99, "IndexError: index out of range"), (8, "ValueError: the model answers NaN")],
+)
+@pytest.mark.parametrize("policy", ["auto", "coded"])
+def test_an_input_that_the_model_fails_on_is_refused_after_one_try(
+    ids: int, why: str, policy: str, texts: Path
+) -> None:
+    """It gets no approximate answer, which the backup would give for any numbers."""
+    method = description(texts)["table"][0]["method"]
+    options = served(texts, source=f"{PLACE}:averaged", policy=policy, method=method)
+    wrong, right = np.full((1, 20), ids), np.arange(20)[None] % 8
+
+    async def ask() -> None:
+        app = open_app(options)
+        await app.dispatcher.start()
+        try:
+            for _ in range(3):
+                before = counted(app.dispatcher.metrics.tasks.labels("data"))
+                with pytest.raises(InputRefused, match=why):
+                    await app.service.answer(InferRequest({"ids": wrong}), time.monotonic())
+                after = counted(app.dispatcher.metrics.tasks.labels("data"))
+                assert after == before + 1
+                found = await app.service.answer(InferRequest({"ids": right}), time.monotonic())
+                assert found.message.outputs["output"].shape == (1, 3)
+            assert app.dispatcher.scheduler.workers_up == app.dispatcher.rules.workers
+        finally:
+            await app.dispatcher.stop()
+
+    asyncio.run(ask())
 
 
 @pytest.mark.parametrize(("asked", "recommended"), [(None, True), (0.3, True), (None, False)])

@@ -223,7 +223,7 @@ NOTHING_RECOMMENDED = 3
     JSON,
 )
 @flushing_denormals
-def _protect(arguments: argparse.Namespace) -> None:
+def _protect(arguments: argparse.Namespace) -> int:
     import torch
 
     from codedinvnet.models import ModelSource
@@ -247,8 +247,7 @@ def _protect(arguments: argparse.Namespace) -> None:
         print_report(found, as_json=True)
     else:
         print_protection(found)
-    if found["recommended"] is None:
-        raise SystemExit(NOTHING_RECOMMENDED)
+    return NOTHING_RECOMMENDED if found["recommended"] is None else 0
 
 
 def print_protection(found: Mapping[str, Any]) -> None:

@@ -21,7 +21,7 @@ from codedinvnet.common.errors import UserError, nearest
 if TYPE_CHECKING:
     from codedinvnet.common.config import Settings
 
-Action: TypeAlias = Callable[[argparse.Namespace], None]
+Action: TypeAlias = "Callable[[argparse.Namespace], int | None]"
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
@@ -127,30 +127,29 @@ def flushing_denormals(run: Action) -> Action:
     """
 
     @wraps(run)
-    def flushing(arguments: argparse.Namespace) -> None:
+    def flushing(arguments: argparse.Namespace) -> int | None:
         from codedinvnet.common.devices import denormals_flushed
 
         with denormals_flushed():
-            run(arguments)
+            return run(arguments)
 
     return flushing
 
 
-def guarded(call: Callable[[], None], kept: str = "") -> int:
+def guarded(call: Callable[[], int | None], kept: str = "") -> int:
     """Turn a user's mistake into one line on standard error and exit code 2.
 
     SIGTERM ends a command as Ctrl-C does: what it has started, servers for one, ends with it.
 
     Args:
-        call: the command.
+        call: the command, which may return an exit code.
         kept: what is left of it when it is interrupted, for the message.
     """
     warnings.formatwarning = lambda message, *_args, **_kwargs: f"warning: {message}\n"
     _wait_briefly()
     try:
         with _terminated_as_interrupted():
-            call()
-        return 0
+            return call() or 0
     except KeyboardInterrupt:
         print("interrupted" + (f"; {kept}" if kept else ""), file=sys.stderr)
         return 130

@@ -143,11 +143,12 @@ def protected_output(found: Description, model: OpenModel) -> TensorSpec:
 
 
 class Outputs(nn.Module):
-    """Some outputs of a model, flattened, one behind the other: (B, n) float32."""
+    """An output of a model, flattened, and maybe a number behind it: (B, n) float32."""
 
-    def __init__(self, model: OpenModel, *names: str) -> None:
+    def __init__(self, model: OpenModel, output: str, number: str = "") -> None:
         super().__init__()
-        self.model, self.names, self.inputs = model, names, model.signature.inputs
+        self.model, self.output, self.number = model, output, number
+        self.inputs = model.signature.inputs
 
     def forward(self, *queries: Tensor) -> Tensor:
         arrays = {
@@ -155,9 +156,10 @@ class Outputs(nn.Module):
             for spec, tensor in zip(self.inputs, queries, strict=True)
         }
         found = self.model.run(arrays)
-        parts = [torch.from_numpy(found[name]).float().flatten(1) for name in self.names[:1]]
-        parts += [torch.from_numpy(found[name]).float()[:, None] for name in self.names[1:]]
-        return torch.cat(parts, dim=1)
+        values = torch.from_numpy(found[self.output]).float().flatten(1)
+        if not self.number:
+            return values
+        return torch.cat([values, torch.from_numpy(found[self.number]).float()[:, None]], dim=1)
 
 
 class Backup(nn.Module):

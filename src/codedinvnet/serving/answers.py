@@ -29,6 +29,10 @@ class QueryFailed(Exception):
     """A query ended without an answer; the message says why."""
 
 
+class InputRefused(QueryFailed):
+    """The model fails on the input, whichever worker computes it."""
+
+
 class Cancelled(QueryFailed):
     """Its client is gone."""
 

@@ -17,7 +17,7 @@ from codedinvnet.scheduler.scheduler import Scheduler
 from codedinvnet.serving.queries import InFlight
 from codedinvnet.serving.served import Payload, TensorCodec
 from codedinvnet.serving.tracing import Tracing
-from codedinvnet.serving.workers.pool import Result, Task, WorkerDied, WorkerFailed
+from codedinvnet.serving.workers.pool import InputRefused, Result, Task, WorkerDied, WorkerFailed
 from codedinvnet.serving.workers.supervisor import MOST_FAILURES, Cause, Supervisor
 
 
@@ -124,13 +124,36 @@ class Calls:
                 self._quiet.log("the pool raised", logging.ERROR, error=error, **about)
             self._heard(call.began)
             self.metrics.task_failures.labels(str(call.worker)).inc(len(call.attempts))
-            if at_it and self.supervisor.is_broken(call.worker, call.members):
+            if self._is_inputs_own(call, error):
+                self.queries.refuse(call.members[0], reason)
+                self._do(self.scheduler.cancel(call.members))
+            elif at_it and self.supervisor.is_broken(call.worker, call.members):
                 why = f"failed {MOST_FAILURES} tasks in a row: {reason}"
                 self.lose_worker(Cause.FAILING, call.worker, why)
         if call.kind == "data":
             self.queries.failed(call.members, reason)
         for attempt in call.attempts:
             self._feed(Failed(attempt, reason))
+
+    def _is_inputs_own(self, call: InFlightCall, error: BaseException) -> bool:
+        """Return whether the input of a data task is to blame for its failure.
+
+        A worker may have said so. Otherwise two workers that have done tasks have failed on it,
+        and on nothing else since.
+        """
+        if call.kind != "data" or len(call.attempts) > 1:
+            return False
+        query, workers = self.queries.get(call.members[0]), self.supervisor.workers
+        if query is None:
+            return False
+        query.failed_at.add(call.worker)
+        return isinstance(error, InputRefused) or (
+            len(query.failed_at) > 1
+            and all(
+                workers[at].has_worked and set(workers[at].failed) <= {call.members}
+                for at in query.failed_at
+            )
+        )
 
     def lose_worker(self, cause: Cause, worker: int, reason: str) -> None:
         """Have a worker replaced; what it had to do is lost."""

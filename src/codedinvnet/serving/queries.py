@@ -14,7 +14,13 @@ import numpy as np
 from codedinvnet.net.logs import Quiet
 from codedinvnet.scheduler.actions import DEADLINE
 from codedinvnet.scheduler.admission import Admission
-from codedinvnet.serving.answers import Answered, Cancelled, DeadlinePassed, QueryFailed
+from codedinvnet.serving.answers import (
+    Answered,
+    Cancelled,
+    DeadlinePassed,
+    InputRefused,
+    QueryFailed,
+)
 from codedinvnet.serving.metrics import Metrics
 from codedinvnet.serving.tracing import RequestSpan, current_request
 from codedinvnet.serving.workers.pool import Origin
@@ -42,6 +48,8 @@ class InFlightQuery:
     """Of this answer."""
     failure: str = ""
     """Why a worker had no answer to it, the last time."""
+    failed_at: set[int] = field(default_factory=set)
+    """Workers that computed it alone, and failed."""
     workers: list[int] = field(default_factory=list)
     """Those that were given a task for it, in that order."""
     trace: RequestSpan | None = field(default_factory=current_request)
@@ -121,10 +129,22 @@ class InFlight(dict[int, InFlightQuery]):
             where = f"at worker {at}" if at else "no worker was free"
             error = DeadlinePassed(reason, query.failure, where)
             more["at"] = query.workers
+        self._failed_with(number, query, error, "deadline" if late else "failed", **more)
+
+    def refuse(self, number: int, reason: str) -> None:
+        """End a query on whose input the model fails."""
+        query = self.get(number)
+        if query is not None and not query.future.done():
+            error = InputRefused(f"the model fails on this input: {reason}")
+            self._failed_with(number, query, error, "failed", **query.named)
+
+    def _failed_with(
+        self, number: int, query: InFlightQuery, error: QueryFailed, counted: str, **more: Any
+    ) -> None:
         query.future.set_exception(error)
         now = time.monotonic()
         self._end(number, query, "failed", now)
-        self.metrics.ended("deadline" if late else "failed", now - query.began)
+        self.metrics.ended(counted, now - query.began)
         self._failed.log("query failed", logging.WARNING, query=number, reason=str(error), **more)
 
     def cancel(self, queries: Iterable[int]) -> None:

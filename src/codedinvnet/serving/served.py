@@ -12,7 +12,14 @@ import numpy as np
 from codedinvnet.common.confidence import confidences
 from codedinvnet.models.base import DATATYPES, Scores, Signature, TensorSpec, scores_tensor
 from codedinvnet.scheduler.group import FILLER
-from codedinvnet.serving.workers.pool import OUTPUT, Computer, Result, Task, WorkerFailed, zeros
+from codedinvnet.serving.workers.pool import (
+    OUTPUT,
+    Computer,
+    Result,
+    Task,
+    WorkerFailed,
+    zeros,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -21,7 +21,7 @@ from codedinvnet.net.protocol.messages import (
     short,
 )
 from codedinvnet.net.protocol.tensors import TensorSpec
-from codedinvnet.serving.answers import Answered, DeadlinePassed, QueryFailed
+from codedinvnet.serving.answers import Answered, DeadlinePassed, InputRefused, QueryFailed
 from codedinvnet.serving.dispatch import Dispatcher
 from codedinvnet.serving.served import OUTCOME, Served
 
@@ -203,7 +203,8 @@ class InferenceService:
 
         Raises:
             ProtocolError: if its values are wrong, or the service cannot keep to its terms.
-            QueryFailed: if a query failed; DeadlinePassed if only the time of some was over.
+            QueryFailed: if a query failed; InputRefused if its input is to blame, DeadlinePassed if
+            only the time of some was over.
             NotNow: see `Dispatcher.check_room`.
         """
         for i, (name, values) in enumerate(request.inputs.items()):
@@ -288,6 +289,9 @@ def failure(found: Sequence[Answered | QueryFailed]) -> QueryFailed:
     """Return the error of a request of which not every query was answered."""
     problems = [problem for problem in found if isinstance(problem, QueryFailed)]
     share = f"{len(problems)} of {len(found)} queries"
+    for problem in problems:
+        if isinstance(problem, InputRefused):
+            return InputRefused(f"query {found.index(problem)}: {problem}")
     for problem in problems:
         if not isinstance(problem, DeadlinePassed):
             return QueryFailed(f"{share} failed: {problem}")

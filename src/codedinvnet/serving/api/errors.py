@@ -10,7 +10,7 @@ from codedinvnet.net.answers import Reply, error_reply
 from codedinvnet.net.http1 import Field
 from codedinvnet.net.logs import log_event
 from codedinvnet.net.protocol.messages import ProtocolError, TooLarge
-from codedinvnet.serving.answers import DeadlinePassed, NotNow, QueryFailed
+from codedinvnet.serving.answers import DeadlinePassed, InputRefused, NotNow, QueryFailed
 from codedinvnet.serving.service import NoModel
 
 LEFT = 499
@@ -54,6 +54,7 @@ class Problem(NamedTuple):
 STATUSES: tuple[tuple[type[Exception], int, str], ...] = (
     (TooLarge, 413, "INVALID_ARGUMENT"),
     (ProtocolError, 400, "INVALID_ARGUMENT"),
+    (InputRefused, 400, "INVALID_ARGUMENT"),
     (DeadlinePassed, 504, "DEADLINE_EXCEEDED"),
     (QueryFailed, 500, "INTERNAL"),
     (NotNow, 503, "UNAVAILABLE"),

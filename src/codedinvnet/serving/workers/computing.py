@@ -59,6 +59,7 @@ class ModelComputer:
     def __init__(self, model: Model, scheme: Scheme | None = None) -> None:
         self.model, self.scheme = model, scheme
         self.coding = None if scheme is None else SchemeComputer(scheme)
+        self.checked = "" if scheme is None else str(scheme.models[SERVED].output)
 
     def compute(
         self, number: int, inputs: Mapping[str, np.ndarray]
@@ -67,7 +68,10 @@ class ModelComputer:
             return self.model.run(inputs), 0.0
         task = self.scheme.rules.tasks(self.scheme.rules.k)[number]
         if task.model == SERVED and not task.encoded:
-            return self.model.run(inputs), 0.0
+            found = self.model.run(inputs)
+            if np.isnan(found[self.checked]).any():
+                raise ValueError("the model answers NaN")
+            return found, 0.0
         taken = copied(inputs) if task.model == BACKUP else floated(inputs)
         if len(inputs) == 1:
             return self.coding.compute(number, taken)

@@ -21,11 +21,19 @@ from codedinvnet.common.errors import UserError, described
 from codedinvnet.net.logs import log_event
 from codedinvnet.serving.workers import preload
 from codedinvnet.serving.workers.computing import WorkerSpec
-from codedinvnet.serving.workers.pool import Death, Result, Task, WorkerDied, WorkerFailed
+from codedinvnet.serving.workers.pool import (
+    Death,
+    InputRefused,
+    Result,
+    Task,
+    WorkerDied,
+    WorkerFailed,
+)
 from codedinvnet.serving.workers.process import (
     FAILED,
     MISTAKEN,
     READY,
+    REFUSED,
     REPLY,
     pack_request,
     unpack,
@@ -151,8 +159,8 @@ class Connection(asyncio.Protocol):
         if future is None or future.done():
             return
         try:
-            if status == FAILED:
-                raise WorkerFailed(payload.decode())
+            if status in (FAILED, REFUSED):
+                raise (WorkerFailed if status == FAILED else InputRefused)(payload.decode())
             future.set_result(Result(unpack(payload), *times))
         except Exception as error:  # what is no reply fails its task, not the worker
             future.set_exception(error)

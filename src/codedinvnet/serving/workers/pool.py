@@ -44,10 +44,34 @@ class Computer(Protocol):
 
 
 def run_task(computer: Computer, number: int, inputs: Mapping[str, np.ndarray]) -> Result:
-    """Compute one task, and time it."""
+    """Compute one task, and time it.
+
+    Raises:
+        InputRefused: if the model fails on these inputs, but not on zeros in their place.
+    """
     began = time.perf_counter()
-    outputs, encoding = computer.compute(number, inputs)
+    try:
+        outputs, encoding = computer.compute(number, inputs)
+    except Exception as error:
+        if not works(computer, number, inputs):
+            raise
+        raise InputRefused(f"{type(error).__name__}: {error}") from error
     return Result(outputs, time.perf_counter() - began, encoding)
+
+
+def works(computer: Computer, number: int, inputs: Mapping[str, np.ndarray]) -> bool:
+    """Return whether a task can be computed of zeros in the place of its inputs."""
+    try:
+        computer.compute(
+            number,
+            {
+                name: np.full(array.shape, b"" if array.dtype == object else 0, array.dtype)
+                for name, array in inputs.items()
+            },
+        )
+    except Exception:
+        return False
+    return True
 
 
 def floated(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -79,6 +103,10 @@ class WorkerDied(Exception):
 
 class WorkerFailed(Exception):
     """The worker raised on this task and is ready for the next; the message says why."""
+
+
+class InputRefused(WorkerFailed):
+    """The model fails on this input and on no other: it would on any worker."""
 
 
 class Origin(NamedTuple):

@@ -29,7 +29,7 @@ from codedinvnet.net.collector import freeze_loaded
 from codedinvnet.net.protocol.tensors import DATATYPES, LENGTH, datatype_of, from_bytes, to_bytes
 from codedinvnet.serving.workers import preload
 from codedinvnet.serving.workers.computing import WorkerSpec
-from codedinvnet.serving.workers.pool import Task, run_task
+from codedinvnet.serving.workers.pool import InputRefused, Task, run_task
 
 ALIGNMENT = 64
 """Each array of a message begins at a multiple of so many bytes."""
@@ -81,9 +81,9 @@ REQUEST = struct.Struct("<QIQ")
 REPLY = struct.Struct("<QBddQ")
 """attempt, status, seconds in all, seconds of encoding, bytes that follow: the outputs' message, or
 what went wrong."""
-OK, FAILED, READY, MISTAKEN = range(4)
-"""The statuses: of an output, of a task or a start that failed, of a worker that has started, and
-of a start that failed by a user's mistake."""
+OK, FAILED, READY, MISTAKEN, REFUSED = range(5)
+"""The statuses: of an output, of a task or a start that failed, of a worker that has started, of a
+start that failed by a user's mistake, and of an input that the model fails on."""
 
 
 def pack_request(task: Task) -> bytes:
@@ -165,6 +165,8 @@ def worker_main(stream: socket.socket, leash: Connection, spec: WorkerSpec) -> N
                 result = run_task(computer, number, inputs)
                 payload, times = pack(result.outputs), (result.seconds, result.encode_seconds)
                 status = OK
+            except InputRefused as error:
+                payload, times, status = str(error).encode(), (0.0, 0.0), REFUSED
             except Exception as error:
                 payload, times = f"{type(error).__name__}: {error}".encode(), (0.0, 0.0)
                 status = FAILED

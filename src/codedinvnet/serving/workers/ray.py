@@ -28,7 +28,15 @@ from codedinvnet.common.errors import UserError
 from codedinvnet.net.collector import freeze_loaded
 from codedinvnet.net.logs import Quiet, log_event
 from codedinvnet.serving.workers.computing import WorkerSpec
-from codedinvnet.serving.workers.pool import Death, Result, Task, WorkerDied, WorkerFailed, run_task
+from codedinvnet.serving.workers.pool import (
+    Death,
+    InputRefused,
+    Result,
+    Task,
+    WorkerDied,
+    WorkerFailed,
+    run_task,
+)
 
 START_TIMEOUT = 120.0
 """Seconds that an actor may take to load."""
@@ -257,6 +265,8 @@ class RayPool:
             reference = actor.handle.compute.remote(task.number, dict(task.inputs))
             result: Result = await asyncio.ensure_future(reference)
         except exceptions.RayTaskError as error:
+            if isinstance(error.cause, InputRefused):
+                raise InputRefused(str(error.cause)) from error
             raise WorkerFailed(f"{type(error.cause).__name__}: {error.cause}") from error
         except exceptions.RayError as error:
             reason = f"{type(error).__name__}: {last_line(error)}"
