@@ -289,7 +289,7 @@ MUTANTS = (
            "LONGEST_IDLE"),
     # Copies and failures
     Mutant("copies have no budget", "scheduler/budget.py", "scheduler/test_hedging.py",
-           "if self.tokens < min(work + left, BUCKET):",
+           "if self.tokens < min(work + left, self._tuning.bucket):",
            "if False:"),
     Mutant("failed requests are sent again without end",
            "gateway/dispatcher.py",

@@ -164,7 +164,7 @@ def test_a_request_is_split_and_its_answers_are_joined() -> None:
     assert message.outputs["b"].tolist() == [10, 20]
     assert message.outputs["outcome"].tolist() == [b"outcome 0", b"outcome 1"]
     assert (message.model_name, message.model_version, message.id) == ("own", "1", "q")
-    assert message.parameters == {"timeout": 2_000_000, "own": 1}
+    assert message.parameters == {"timeout": 2_000_000, "own": 1, "outcome": "outcome 1"}
     assert response.work_seconds == pytest.approx(0.1)
     assert (stub.asked["name"], stub.asked["deadline"], stub.asked["began"]) == ("q", 2.0, 5.0)
     assert list(answer(stub).message.outputs) == ["sum", "b", "outcome"]
@@ -213,7 +213,7 @@ def test_a_limit_on_disagreement_is_repeated_as_it_holds_or_refused() -> None:
     assert stub.asked == {}
     stub.gate = SimpleNamespace(limit=0.01, kept=lambda asked: min(asked, 0.01))
     found = answer(stub, "sum", max_disagreement=0.1)
-    assert found.message.parameters == {"max_disagreement": 0.01}
+    assert found.message.parameters["max_disagreement"] == 0.01
     assert stub.asked["limit"] == 0.1
 
 

@@ -12,7 +12,15 @@ from typing import Any, NamedTuple
 from codedinvnet.common.errors import described
 from codedinvnet.net.logs import Quiet
 from codedinvnet.scheduler.actions import Send
-from codedinvnet.scheduler.events import Completed, Event, Failed, Released, WorkerLost, WorkerUp
+from codedinvnet.scheduler.events import (
+    Completed,
+    Event,
+    Failed,
+    Gone,
+    Released,
+    WorkerLost,
+    WorkerUp,
+)
 from codedinvnet.scheduler.scheduler import Scheduler
 from codedinvnet.serving.queries import InFlight
 from codedinvnet.serving.served import Payload, TensorCodec
@@ -126,7 +134,7 @@ class Calls:
             self.metrics.task_failures.labels(str(call.worker)).inc(len(call.attempts))
             if self._is_inputs_own(call, error):
                 self.queries.refuse(call.members[0], reason)
-                self._do(self.scheduler.cancel(call.members))
+                self._feed(Gone(call.members))
             elif at_it and self.supervisor.is_broken(call.worker, call.members):
                 why = f"failed {MOST_FAILURES} tasks in a row: {reason}"
                 self.lose_worker(Cause.FAILING, call.worker, why)
