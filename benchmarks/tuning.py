@@ -130,6 +130,8 @@ def cells(queries: int) -> Iterator[tuple[str, Scenario]]:
     for policy, model, busy in served:
         rules = dict(served_as(policy).scenario)
         yield f"serve, {policy}, {model}, {busy:.0%}", cell(12, busy, model, rules)
+    calls = {**served_as("hedge").scenario, "worker_batch": 4, "batch_fixed": 0.5}
+    yield "serve, hedge, calls of four, bursts, 60%", cell(11, 0.6, "bursts", calls)
 
 
 def _rows(scenario: Scenario, tuning: Tuning, seeds: int) -> list[Row]:
