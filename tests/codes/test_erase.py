@@ -21,6 +21,7 @@ from codedinvnet.codes.erase import (
     NO_ANSWER,
     corrupt_some,
     erase,
+    recovered_accuracy,
     single_losses,
     task_outputs,
 )
@@ -152,7 +153,7 @@ def test_it_agrees_with_evaluate_and_with_what_trainings_watch(
     evaluated = evaluate(scheme, held_out, k=k, groupings=2, seed=0, progress=False)
     assert found["recovered"] == pytest.approx(evaluated.recovered_accuracy, abs=1e-6)
     latents = embed_all(bundle.model, held_out.images).flatten(1)
-    watched = own_scheme(bundle.model, k).recovered_accuracy(held_out, latents)
+    watched = recovered_accuracy(own_scheme(bundle.model, k), held_out, latents)
     once = scored(scheme, held_out, k, seed=k, groupings=1)
     assert watched == pytest.approx(once["recovered"], abs=1e-6)
 

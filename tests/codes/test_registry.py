@@ -62,8 +62,8 @@ TRAINED = """
 from codedinvnet.codes.backup import SmallBackup
 class Mine(SmallBackup):
     name = "mine"
-    def fit(self, teacher, data, budget):
-        return super().fit(teacher, data, budget)  # {}
+    def loss(self, part, batch):
+        return super().loss(part, batch)  # {}
 """
 
 
@@ -138,7 +138,7 @@ class Bare(Method):
     part, tuned = "backup", True
 class Half(Plain):
     name, part = "half", "backup"
-    def fit(self, teacher, data, budget):
+    def loss(self, part, batch):
         raise AssertionError
 """
 
@@ -155,7 +155,7 @@ class Half(Plain):
         ("nercc@1.4", "nercc has no cost that can be chosen"),
         ("{}:Missing", "mine.py has no subclass Missing of Method"),
         ("{}:Nameless", "mine.py has no subclass Nameless of Method"),
-        ("{}:Bare", "mine.py: Bare lacks build, fit, name, rules, tune, untrained"),
+        ("{}:Bare", "mine.py: Bare lacks build, loss, name, rules, tune, untrained"),
         ("{}:Half", "mine.py: Half lacks untrained"),
         ("{}:Taken", "this package has a method 'none': choose another name"),
     ],

@@ -28,7 +28,7 @@ from codedinvnet.evaluation.tables import TRIAL
 from codedinvnet.models.bundle import bundle_folder as shipped_folder
 from codedinvnet.models.bundle import load_bundle
 from codedinvnet.models.checkpoint import load_checkpoint, save_checkpoint
-from codedinvnet.training.part import ParityStage
+from codedinvnet.training.part import LossStage
 from codedinvnet.training.pixels import PixelStage
 from tests.conftest import Command
 from tests.evaluation.grids import PAPER, PART, TRIALS, run, write_grid
@@ -168,7 +168,7 @@ def test_the_papers_encoder_is_trained_beside_a_base_model_that_stays(
 @pytest.mark.parametrize(
     ("method", "key", "part", "stage"),
     [
-        ("parm", "parity", {**PART, "epochs": 3}, ParityStage),
+        ("parm", "parity", {**PART, "epochs": 3}, LossStage),
         ("coded-invnet-paper", "paper", {**PAPER, "epochs": 3, "groups": 24}, PixelStage),
     ],
 )
@@ -176,7 +176,7 @@ def test_an_interrupted_training_goes_on(
     method: str,
     key: str,
     part: dict[str, Any],
-    stage: type[ParityStage | PixelStage],
+    stage: type[LossStage | PixelStage],
     bundle_folder: Path,
     data_dir: Path,
     tmp_path: Path,

@@ -130,13 +130,6 @@ class Tolerant(SmallBackup):
         return {**super().made_with(given, settings), "missing": given.tolerance.stragglers}
     def untrained(self, given, made_with):
         return super().untrained(given, {**made_with, "width": 1 + made_with["missing"]})
-
-class Alone(SmallBackup):
-    name = "alone"
-    fitted = 0
-    def fit(self, teacher, data, budget):
-        type(self).fitted += 1
-        return self.start(teacher, data)  # no stage at all
 """
 
 
@@ -146,12 +139,6 @@ def own(tmp_path: Path) -> Callable[[str], str]:
     path = tmp_path / "mine.py"
     path.write_text(OWN)
     return lambda name: find_method(f"{path}:{name}").name
-
-
-@pytest.fixture
-def data(bundle_folder: Path, data_dir: Path, tmp_path: Path) -> DataSet:
-    train, test = (load_images("mnist", split, data_dir=data_dir) for split in ("train", "test"))
-    return data_set(bundle_folder, train, test, tmp_path / "runs")
 
 
 def trial_of(method: str, bundle: Path) -> Trial:
@@ -169,16 +156,3 @@ def test_a_part_that_depends_on_the_tolerance_is_that_of_its_trial(
     one, two, again = (data.part(replace(trial, missing=missing)) for missing in (1, 2, 1))
     assert sum(p.numel() for p in one.parameters()) < sum(p.numel() for p in two.parameters())
     assert again is one
-
-
-def test_a_fit_of_its_own_needs_no_stage_and_is_kept(
-    data: DataSet, bundle_folder: Path, own: Callable[[str], str]
-) -> None:
-    trial = trial_of(own("Alone"), bundle_folder)
-    part = data.part(trial)
-    train, test = data.train, data.test
-    again = data_set(bundle_folder, train, test, data.folder.parent).part(trial)
-    assert find_method(trial.method).fitted == 1  # type: ignore[attr-defined]
-    for before, after in zip(part.parameters(), again.parameters(), strict=True):
-        assert torch.equal(before, after)
-    assert data.training_seconds(trial) is not None

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from codedinvnet.codes.base import Encoded
+from codedinvnet.codes.backup import SmallBackup
+from codedinvnet.codes.erase import recovered_accuracy
 from codedinvnet.codes.method import Given, given_by
 from codedinvnet.codes.parm import ParityModel, ParM
 from codedinvnet.common.config import PartSettings
@@ -22,11 +23,12 @@ from codedinvnet.models.bundle import Bundle, load_bundle
 from codedinvnet.models.network import ImageNetwork, classifier_of
 from codedinvnet.nn.resnet import ResNet
 from codedinvnet.training.part import (
-    ClassifierStage,
-    ParityStage,
+    LossStage,
     PartStage,
     TrainingData,
     all_logits,
+    train_classifier,
+    train_part,
 )
 from tests.codes.linear import outputs_of
 
@@ -102,7 +104,7 @@ def test_a_plain_classifier_learns_the_labels(
     data = make_data(bundle, source, tmp_path, shift=0)
     budget = PartSettings(epochs=1, steps_per_epoch=120, batch_size=50, learning_rate=1e-2)
     small = pupil(8, (1, 1, 1))
-    steps(ClassifierStage(small, data, budget, distil=False), 120)
+    train_classifier(small, data, budget)
     assert float((predicted(small, source) == source.labels[VALIDATION]).float().mean()) > 0.6
 
 
@@ -119,7 +121,7 @@ def test_a_classifier_trains_in_the_precision_of_the_settings(
         lambda *call: seen.append(call[2].dtype)
     )
     data = make_data(bundle, source, tmp_path, precision=precision)
-    steps(ClassifierStage(network, data, BUDGET, distil=False), 1)
+    steps(LossStage(network, SmallBackup().loss, data, BUDGET, lambda: 0.0), 1)
     assert seen == [getattr(torch, precision)]
     assert all(p.dtype == torch.float32 for p in network.parameters())
 
@@ -130,7 +132,7 @@ def test_a_pupil_follows_its_teacher_and_the_labels(
     said = torch.randn(600, 10, generator=torch.Generator().manual_seed(0))
     data = make_data(bundle, source, tmp_path, shift=0)
     data = replace(data, logits=lambda split: said)
-    stage = ClassifierStage(pupil().eval(), data, BUDGET, distil=True)
+    stage = LossStage(pupil().eval(), SmallBackup().loss, data, BUDGET, lambda: 0.0)
     stage.start_epoch(0, torch.Generator().manual_seed(0))
     loss = stage.batch_loss(1)
     chosen = stage.order[BUDGET.batch_size : 2 * BUDGET.batch_size]
@@ -142,8 +144,13 @@ def test_a_pupil_follows_its_teacher_and_the_labels(
 
 def parity_stage(
     part: nn.Module, given: Given, data: TrainingData, budget: PartSettings
-) -> ParityStage:
-    return ParityStage(part, ParM().build(replace(given, part=part)), data, budget)
+) -> LossStage:
+    scheme = ParM().build(replace(given, part=part))
+
+    def score() -> float:
+        return recovered_accuracy(scheme, data.validation, data.logits("validation"))
+
+    return LossStage(part, ParM().loss, data, budget, score, given.k)
 
 
 def test_parm_learns_the_sum_and_its_score_is_the_accuracy_of_its_decoding(
@@ -151,11 +158,12 @@ def test_parm_learns_the_sum_and_its_score_is_the_accuracy_of_its_decoding(
 ) -> None:
     k, method = 2, ParM()
     given = given_by(bundle, k)
-    start = method.start(given, data).eval()
+    torch.manual_seed(data.seed)
+    start = method.untrained(given, {}).eval()
     before, _ = parity_stage(start, given, data, BUDGET).validate()
-    part = method.fit(given, data, BUDGET.model_copy(update={"learning_rate": 3e-4}))
-    stage = parity_stage(part, given, data, BUDGET)
-    score, scheme = stage.validate()[0], stage.scheme
+    part = train_part(method, given, data, BUDGET.model_copy(update={"learning_rate": 3e-4}))
+    score = parity_stage(part, given, data, BUDGET).validate()[0]
+    scheme = method.build(replace(given, part=part))
     assert score > before
     groups = random_groups(100, k, torch.Generator().manual_seed(k)).members
     images, labels = source.batch(VALIDATION[groups.flatten()])
@@ -175,24 +183,15 @@ def test_a_parity_model_sees_varied_images_and_learns_the_logits_of_the_original
     bundle: Bundle,
     source: ImageSet,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     data = make_data(bundle, source, tmp_path, flip=True, shift=2)
-    seen: list[Tensor] = []
     budget = BUDGET.model_copy(update={"augment": augment})
     stage = parity_stage(ParityModel(pupil(), 2).eval(), given_by(bundle, 2), data, budget)
-    encode = stage.scheme.code.encode
-
-    def seeing(task: int, images: Tensor) -> Encoded:
-        seen.append(images)
-        return encode(task, images)
-
-    monkeypatch.setattr(stage.scheme.code, "encode", seeing)
     stage.start_epoch(0, torch.Generator().manual_seed(0))
-    groups, logits, labels = data.groups("train", torch.arange(16).view(8, 2))
-    loss = stage.loss(groups, logits, labels)
-    [views] = seen
-    torch.testing.assert_close(loss, F.mse_loss(stage.module(views.mean(dim=1)), logits.sum(dim=1)))
+    views, logits, _ = stage.batch(0)
+    rows = stage.order[: 2 * len(views)]
+    groups = (source.batch(TRAIN[rows])[0] / 255).unflatten(0, (-1, 2))
+    torch.testing.assert_close(logits.flatten(0, 1), data.logits("train")[rows])
     assert torch.equal(views, groups) != augment
     reach = range(-2, 3)
     for view, image in zip(views.flatten(0, 1), groups.flatten(0, 1), strict=True):

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codedinvnet.codes.base import Scheme, ScoresCode
 from codedinvnet.codes.equal_cost import served_macs, width_within
-from codedinvnet.codes.method import ONE, Given, Method, Tolerance
+from codedinvnet.codes.method import ONE, Batch, Given, Method, Tolerance
 from codedinvnet.codes.rules import BACKUP, SMALL_BACKUP, AnswersAll, CodeRules, Costs
-from codedinvnet.common.config import PartSettings
 from codedinvnet.models.bundle import BundleInfo
 from codedinvnet.models.coded import CodedModel
 from codedinvnet.models.network import ImageNetwork
 from codedinvnet.nn.resnet import ResNet
 
-if TYPE_CHECKING:
-    from codedinvnet.training.part import TrainingData
-
+DISTILLED_SHARE = 0.7
+"""Of the loss: how far the backup follows its teacher rather than the labels."""
 BLOCKS, SQUEEZE = (1, 1, 1), 2
 """Shape of the small backup: at its cost, a shallow network at half size beats a thin deep one."""
 
@@ -84,8 +83,11 @@ class SmallBackup(Method):
         network = backup_network(model, int(made_with["width"]))
         return ImageNetwork(network, model.image_shape, model.padding)
 
-    def fit(self, teacher: Given, data: TrainingData, budget: PartSettings) -> nn.Module:
-        return data.fit_classifier(self.start(teacher, data), budget)
+    def loss(self, part: Callable[[Tensor], Tensor], batch: Batch) -> Tensor:
+        logits = part(batch.images.flatten(0, 1))
+        soft = F.cross_entropy(logits, batch.logits.flatten(0, 1).softmax(1))
+        hard = F.cross_entropy(logits, batch.labels.flatten())
+        return DISTILLED_SHARE * soft + (1 - DISTILLED_SHARE) * hard
 
     def build(self, given: Given) -> Scheme:
         assert given.part is not None

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from codedinvnet.codes.rules import SERVED, CodeRules
 from codedinvnet.common.errors import UserError
-from codedinvnet.data import ImageSource
 
 
 def check_k(k: int) -> None:
@@ -192,18 +191,3 @@ class Scheme:
                     f"{tuple(scores.shape)}, not ({rows}, {self.classes or 'classes'})"
                 )
         return answers
-
-    def recovered_accuracy(self, source: ImageSource, own: Tensor) -> float:
-        """Return the accuracy of decoded answers, each query erased once in one fixed grouping.
-
-        Trainings choose their best epoch by it.
-
-        Args:
-            source: the queries.
-            own: the outputs (N, n) of the queries' own tasks, on the processor.
-        """
-        from codedinvnet.codes.erase import erase, single_losses  # a server does without pandas
-
-        k = self.rules.k
-        frame = erase(self, source, single_losses(k), k=k, seed=k, own=own, progress=False)
-        return float((frame["prediction"] == frame["label"]).mean())

@@ -183,6 +183,21 @@ def erase(
     return _frame(lines, patterns, direct, source.labels)
 
 
+def recovered_accuracy(scheme: Scheme, source: Queries, own: Tensor) -> float:
+    """Return the accuracy of decoded answers, each query erased once in one fixed grouping.
+
+    Trainings choose their best epoch by it.
+
+    Args:
+        scheme: a systematic code with its models.
+        source: the queries.
+        own: the outputs (N, n) of the queries' own tasks, on the processor.
+    """
+    k = scheme.rules.k
+    frame = erase(scheme, source, single_losses(k), k=k, seed=k, own=own, progress=False)
+    return float((frame["prediction"] == frame["label"]).mean())
+
+
 def _frame(
     lines: Iterable[tuple[Tensor, ...]], patterns: list[Pattern], direct: Tensor, labels: Tensor
 ) -> DataFrame:

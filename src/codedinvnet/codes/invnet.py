@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -22,10 +22,6 @@ from codedinvnet.models.bundle import BundleInfo
 from codedinvnet.models.coded import CodedModel, build_encoder, with_encoder
 from codedinvnet.models.network import embedding_of
 from codedinvnet.nn.fusion import PixelMean
-
-if TYPE_CHECKING:
-    from codedinvnet.training.part import TrainingData
-
 
 ORACLE_TOLERANCE = 1e-5
 """Of each block's inverse; the decoded latent's error is k times as large."""
@@ -131,10 +127,6 @@ class PaperInvNet(AverageImage):
     def untrained(self, given: Given, made_with: Mapping[str, Any]) -> nn.Module:
         settings = EncoderSettings.model_validate(made_with["encoder"])
         return build_encoder(settings, given.coded.input_shape)
-
-    def fit(self, teacher: Given, data: TrainingData, budget: PixelFusionSettings) -> nn.Module:
-        model = with_encoder(teacher.coded, self.start(teacher, data))
-        return data.fit_paper(model, own_scheme(model, teacher.k), budget)
 
     def encoder(self, given: Given) -> nn.Module:
         assert given.part is not None

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from codedinvnet.codes.base import Code, Scheme, check_k
@@ -17,9 +16,6 @@ from codedinvnet.common.errors import UserError
 from codedinvnet.models.bundle import Bundle, BundleInfo
 from codedinvnet.models.coded import CodedModel
 from codedinvnet.models.network import classifier_of
-
-if TYPE_CHECKING:  # a server does without what trains
-    from codedinvnet.training.part import TrainingData
 
 
 class Tolerance(NamedTuple):
@@ -76,6 +72,17 @@ def given_of(model: CodedModel, k: int, **more: Any) -> Given:
 def given_by(bundle: Bundle, k: int, **more: Any) -> Given:
     """Return what a bundle gives a method."""
     return given_of(bundle.model, k, bundle=bundle.info, **more)
+
+
+class Batch(NamedTuple):
+    """Groups of m images to train on; m is 1 for what answers single images."""
+
+    images: Tensor
+    """(G, m, C, H, W), floats in 0..1, maybe augmented."""
+    logits: Tensor
+    """(G, m, classes), the teacher's of the images as they are."""
+    labels: Tensor
+    """(G, m)."""
 
 
 class Published(NamedTuple):
@@ -190,7 +197,7 @@ class Method(ABC):
         found.file, found.digest = self.file, self.digest
         return found
 
-    # A method with a `part` must define `untrained` and `fit`, and one that is `tuned` `tune`;
+    # A method with a `part` must define `untrained` and `loss`, and one that is `tuned` `tune`;
     # others need not. `lacking` tells which are missing, and the registry refuses such a class.
 
     def versions(self) -> Mapping[str, Any]:
@@ -218,16 +225,14 @@ class Method(ABC):
         """
         raise NotImplementedError(f"{self.name} has no trained part")
 
-    def fit(self, teacher: Given, data: TrainingData, budget: Any) -> nn.Module:
-        """Train its part and return it.
+    def loss(self, part: Callable[[Tensor], Tensor], batch: Batch) -> Tensor:
+        """Return the loss of its part.
 
-        Most train `self.start(teacher, data)` by a method of the data, such as `fit_classifier`, or
-        by a stage of their own that `data.train` runs, resumes and keeps.
+        It is trained on groups if its task is encoded, and else on single images, m = 1.
 
         Args:
-            teacher: what the method is made of, without a part: the served classifier, k, a bundle.
-            data: the images, with the teacher's answers to them.
-            budget: how long and how to train, of the type `self.budget`.
+            part: computes the part's outputs, float32 whatever the training's precision.
+            batch: images, with the teacher's answers to them.
         """
         raise NotImplementedError(f"{self.name} has no trained part")
 
@@ -244,17 +249,10 @@ class Method(ABC):
     @classmethod
     def lacking(cls) -> list[str]:
         """Return the names that the class must still define."""
-        needed = [*(("fit", "untrained") if cls.part else ()), *(("tune",) if cls.tuned else ())]
+        needed = [*(("loss", "untrained") if cls.part else ()), *(("tune",) if cls.tuned else ())]
         names = {name for name in needed if getattr(cls, name) is getattr(Method, name)}
         names |= {"name"} - {*dir(cls)}
         return sorted(names | cls.__abstractmethods__)
-
-    # What subclasses and callers use.
-
-    def start(self, teacher: Given, data: TrainingData) -> nn.Module:
-        """Return its part before the training, its weights drawn by the training's seed."""
-        torch.manual_seed(data.seed)
-        return self.untrained(teacher, data.made_with).to(data.device)
 
     def scheme(self, code: Code, given: Given, **models: nn.Module) -> Scheme:
         """Return a scheme of a code and models by role; the served one is the classifier."""

@@ -7,22 +7,18 @@ Systems*, SOSP 2019.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codedinvnet.codes.base import Encoded, Scheme, ScoresCode
-from codedinvnet.codes.method import BARS, ONE, Given, Method, Published, Tolerance
+from codedinvnet.codes.method import BARS, ONE, Batch, Given, Method, Published, Tolerance
 from codedinvnet.codes.rules import PARITY_MODEL, CodeRules, Parities
-from codedinvnet.common.config import PartSettings
 from codedinvnet.models.bundle import BundleInfo
 from codedinvnet.models.coded import prepare
-
-if TYPE_CHECKING:
-    from codedinvnet.training.part import TrainingData
 
 
 class SumCode(ScoresCode):
@@ -84,9 +80,9 @@ class ParM(Method):
     def untrained(self, given: Given, made_with: Mapping[str, Any]) -> nn.Module:
         return ParityModel(copy.deepcopy(given.classifier).requires_grad_(True), given.k)
 
-    def fit(self, teacher: Given, data: TrainingData, budget: PartSettings) -> nn.Module:
-        part = self.start(teacher, data)
-        return data.fit_parity(part, self.build(replace(teacher, part=part)), budget)
+    def loss(self, part: Callable[[Tensor], Tensor], batch: Batch) -> Tensor:
+        """The mean square of the difference from the sum of the logits (SOSP'19, section 3.3)."""
+        return F.mse_loss(part(batch.images.mean(dim=1)), batch.logits.sum(dim=1))
 
     def build(self, given: Given) -> Scheme:
         assert given.part is not None

@@ -99,7 +99,7 @@ class TrainSettings(Section):
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of f's passes while it trains; weights and losses stay in float32. bfloat16 takes 0.4 to 0.6
     of the time on some processors; one without instructions for it trains in float32. A mosaic's E,
-    and rivals without a parity model, train as f does."""
+    and rivals, train as f does."""
     init_batch: Positive = 1024
 
 

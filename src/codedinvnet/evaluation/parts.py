@@ -7,7 +7,6 @@ an interrupted training goes on from its newest checkpoint, one with other setti
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cached_property, partial
@@ -30,7 +29,7 @@ from codedinvnet.models.checkpoint import PART, load_checkpoint, load_modules
 from codedinvnet.models.network import ImageNetwork, classifier_of
 from codedinvnet.training.images import bundle_split, check_images, check_settings
 from codedinvnet.training.loop import BEST, LAST, differing_keys
-from codedinvnet.training.part import TrainingData, all_logits
+from codedinvnet.training.part import TrainingData, all_logits, train_classifier, train_part
 
 Scored = Literal["test", "validation"]
 TUNING_IMAGES = 1000
@@ -122,7 +121,7 @@ class DataSet:
 
         def fit(data: TrainingData) -> nn.Module:
             torch.manual_seed(seed)
-            return data.fit_classifier(make().to(self.device), self._plain, distil=False)
+            return train_classifier(make().to(self.device), data, self._plain)
 
         depends, folder = self._images("resnet"), self.folder / "resnet"
         found = self._trained(folder, seed, "resnet", self._plain, make, fit, depends)
@@ -242,14 +241,8 @@ class DataSet:
 
         folder, seed, base = self._part_folder(trial), trial.seed, trial.base
 
-        def fit(data: TrainingData) -> nn.Module:
-            began = time.monotonic()
-            part = method.fit(given, data, budget)
-            if not (folder / f"seed{seed}" / BEST).is_file():  # trained without `data.run`
-                data.keep(part, time.monotonic() - began)
-            return part
-
         make = partial(method.untrained, given, depends)
+        fit = partial(train_part, method, given, budget=budget)
         return self._trained(folder, seed, base, budget, make, fit, depends)
 
     def _part_folder(self, trial: Trial) -> Path:

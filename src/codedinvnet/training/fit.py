@@ -20,7 +20,7 @@ from codedinvnet.data import ImageRows, ImageSource, split_indices
 from codedinvnet.models.coded import CodedModel
 from codedinvnet.training.loop import train_stage
 from codedinvnet.training.network import NetworkStage, fit_network
-from codedinvnet.training.part import TrainingData, all_logits
+from codedinvnet.training.part import TrainingData, all_logits, train_part
 from codedinvnet.training.recovery import phases
 
 
@@ -82,5 +82,5 @@ def fit(
         made_with = {"k": k, **found.made_with(given, budget)}
         device = first_tensor(model).device
         data = TrainingData(train, held_out, logits, options, seed, device, made_with)
-        given = replace(given, part=found.fit(given, data, budget).requires_grad_(False))
+        given = replace(given, part=train_part(found, given, data, budget).requires_grad_(False))
     return found.build(given)

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from codedinvnet.codes.base import Scheme
+from codedinvnet.codes.erase import recovered_accuracy
 from codedinvnet.common.config import PixelFusionSettings
 from codedinvnet.common.devices import first_tensor
 from codedinvnet.common.errors import UserError
@@ -26,9 +27,6 @@ from codedinvnet.training.fusion_data import FusionData
 from codedinvnet.training.loop import Stage
 from codedinvnet.training.network import embed_all
 from codedinvnet.training.precision import autocast
-
-if TYPE_CHECKING:
-    from codedinvnet.codes.base import Scheme
 
 DISCRIMINATOR = "discriminator_optimizer"
 UNET_VERSION = 2
@@ -152,7 +150,7 @@ class PixelStage(Stage):
 
     def validate(self) -> tuple[float, Mapping[str, float]]:
         """Score by recovered accuracy on the validation images."""
-        accuracy = self.scheme.recovered_accuracy(self.validation, self.validation_latents)
+        accuracy = recovered_accuracy(self.scheme, self.validation, self.validation_latents)
         return accuracy, {"validation_recovered": accuracy}
 
 

@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from codedinvnet.codes.base import Scheme
+from codedinvnet.codes.erase import recovered_accuracy
 from codedinvnet.common.config import RecoveryFusionSettings, TrainSettings
 from codedinvnet.common.devices import first_tensor
 from codedinvnet.data import ImageSource, spread_rows
@@ -27,9 +29,6 @@ from codedinvnet.nn.lipschitz import project
 from codedinvnet.training.loop import Stage, make_optimizer
 from codedinvnet.training.network import augment, embed_all
 from codedinvnet.training.precision import autocast
-
-if TYPE_CHECKING:
-    from codedinvnet.codes.base import Scheme
 
 KEPT_BYTES = 4 << 30
 """Latents of all training images are kept if they take at most so much."""
@@ -269,5 +268,5 @@ class RecoveryStage(Stage):
         normal = float((predictions.cpu() == labels).float().mean())
         scalars, own = {"validation_normal": normal}, latents.flatten(1).cpu()
         for k, scheme in self.schemes.items():
-            scalars[f"validation_recovered_k{k}"] = scheme.recovered_accuracy(self.validation, own)
+            scalars[f"validation_recovered_k{k}"] = recovered_accuracy(scheme, self.validation, own)
         return normal + scalars[f"validation_recovered_k{self.fusion.members}"], scalars
