@@ -116,7 +116,7 @@ def taught(name: str, way: str, folder: Path) -> Teacher:
 @pytest.mark.parametrize(
     ("name", "way"),
     [
-        ("mobilenet", "classic"),
+        pytest.param("mobilenet", "classic", marks=pytest.mark.nightly),
         ("shuffled", "one query"),
         ("transformer", "one query"),
         ("transformer", "dynamo"),
