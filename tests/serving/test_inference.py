@@ -213,7 +213,7 @@ def test_a_limit_on_disagreement_is_repeated_as_it_holds_or_refused() -> None:
     assert stub.asked == {}
     stub.gate = SimpleNamespace(limit=0.01, kept=lambda asked: min(asked, 0.01))
     found = answer(stub, "sum", max_disagreement=0.1)
-    assert found.message.parameters["max_disagreement"] == 0.01
+    assert found.message.parameters == {"max_disagreement": 0.01, "outcome": "outcome 1"}
     assert stub.asked["limit"] == 0.1
 
 
