@@ -314,7 +314,8 @@ class Cluster:
         log_event("upstream ejected", logging.WARNING, upstream=url, cause=cause, reason=reason)
         delay = DELAYS[min(endpoint.ejections, len(DELAYS)) - 1]
         if cause == Cause.STATUS.value and endpoint.is_trusted:
-            delay = min(AWAY * 2.0 ** (endpoint.ejections - 1), LONGEST_AWAY)
+            doublings = min(endpoint.ejections - 1, 10)  # beyond, all are the longest
+            delay = min(AWAY * 2.0**doublings, LONGEST_AWAY)
         delay = min(max(delay, away), LONGEST_AWAY)
         self._background.spawn(self.watch.recover(endpoint, delay))
 
