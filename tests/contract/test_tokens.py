@@ -128,7 +128,8 @@ async def test_it_is_not_ready_while_it_drains() -> None:
             assert (await admin.ask("GET", "/readyz", 5.0)).status == 200
             assert g.gateway.admin is not None
             g.gateway.admin.is_draining = True
-            assert (await admin.ask("GET", "/readyz", 5.0)).status == 503
+            found = await admin.ask("GET", "/readyz", 5.0)
+            assert (found.status, found.body) == (503, b'{"error": "draining"}')
             assert (await admin.ask("GET", "/livez", 5.0)).status == 200
         finally:
             admin.close()

@@ -103,9 +103,9 @@ def test_the_gateways_settings_fit_its_manifests(config: GatewayOptions) -> None
     limit = re.fullmatch(r"(\d+)Gi", CONTAINER["resources"]["limits"]["memory"])
     assert limit is not None
     assert int(limit[1]) * 1024 * MIB > 1.1 * config.memory + 256 * MIB
-    command = CONTAINER["lifecycle"]["preStop"]["exec"]["command"]
-    assert command[0] == "sleep"
-    drained = int(command[1]) + config.drain_ms / 1000
+    probe = CONTAINER["readinessProbe"]
+    assert config.drain_notice_ms / 1000 > probe["periodSeconds"] * probe["failureThreshold"]
+    drained = (config.drain_notice_ms + config.drain_ms) / 1000
     assert POD["spec"]["terminationGracePeriodSeconds"] > drained
 
 
@@ -118,7 +118,9 @@ async def test_probes_and_metrics_really_answer(config: GatewayOptions) -> None:
 
     upstream = Upstream()
     await upstream.start()
-    options = config.model_copy(update={"upstream": (upstream.url,), "port": 0})
+    options = config.model_copy(
+        update={"upstream": (upstream.url,), "port": 0, "drain_notice_ms": 0.0}
+    )
     async with gateway_running(options) as found:
         address = found.url.replace("0.0.0.0", "127.0.0.1")
         for path in (readiness["path"], metrics, *(probe["path"] for probe in lives)):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
+import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, NamedTuple
@@ -68,6 +70,45 @@ class Running(NamedTuple):
                 ):
                     total += sample.value
         return total
+
+
+class Process(NamedTuple):
+    """A gateway in a process of its own."""
+
+    process: asyncio.subprocess.Process
+    client: HttpClient
+    admin: HttpClient
+    """Asks on the port with the gateway's own routes."""
+
+    async def end(self) -> bytes:
+        """Wait until it has ended well, and return what it logged."""
+        _, events = await asyncio.wait_for(self.process.communicate(), 20.0)
+        assert self.process.returncode == 0
+        return events
+
+
+@asynccontextmanager
+async def process(upstream: Upstream, *words: str, **more: Any) -> AsyncIterator[Process]:
+    """Run a gateway as a process, with further words on its command line."""
+    command = [sys.executable, "-m", "codedinvnet", "gateway", "--upstream", upstream.url]
+    if "--port" not in words:
+        command += ["--port", "0"]
+    pipe = asyncio.subprocess.PIPE
+    made = await asyncio.create_subprocess_exec(
+        *command, *words, stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=pipe, **more
+    )
+    try:
+        assert made.stdout is not None
+        line = (await asyncio.wait_for(made.stdout.readline(), 20.0)).decode()
+        urls = re.findall(r"https?://[^ ,]+", line)
+        client, admin = (HttpClient(parse_origin(url)) for url in (urls[0], urls[-1]))
+        yield Process(made, client, admin)
+        client.close()
+        admin.close()
+    finally:
+        if made.returncode is None:
+            made.kill()
+            await made.wait()
 
 
 @asynccontextmanager

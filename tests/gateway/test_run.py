@@ -7,7 +7,6 @@ import json
 import signal
 import ssl
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from codedinvnet.common.errors import UserError
 from codedinvnet.gateway import calls
 from codedinvnet.gateway.options import GatewayOptions
 from codedinvnet.net.client import HttpClient, parse_origin
-from tests.gateway.support import INFER, V2, gateway
+from tests.gateway.support import INFER, V2, gateway, process
 from tests.observing import until
 from tests.upstream import Request, Upstream, answer
 
@@ -218,61 +217,75 @@ async def test_a_stopping_gateway_answers_what_it_has() -> None:
         await asyncio.sleep(0.5)
         return answer(request.body)
 
-    upstream = Upstream(slow)
-    await upstream.start()
-    command = [sys.executable, "-m", "codedinvnet", "gateway", "--port", "0"]
-    pipe = asyncio.subprocess.PIPE
-    process = await asyncio.create_subprocess_exec(
-        *command, "--upstream", upstream.url, stdout=pipe, stderr=pipe
-    )
-    assert process.stdout is not None
-    line = (await asyncio.wait_for(process.stdout.readline(), 20.0)).decode()
-    client = HttpClient(parse_origin(line.split(" on ")[1].split(" ")[0]))
-    asked = [asyncio.create_task(client.ask("POST", V2, 5.0, INFER)) for _ in range(3)]
-    await until(lambda: len(upstream.requests) == 3)
-    process.terminate()
-    found = await asyncio.gather(*asked)
-    _, events = await asyncio.wait_for(process.communicate(), 10.0)
-    client.close()
-    await upstream.stop()
+    async with Upstream(slow) as upstream, process(upstream) as one:
+        asked = [asyncio.create_task(one.client.ask("POST", V2, 5.0, INFER)) for _ in range(3)]
+        await until(lambda: len(upstream.requests) == 3)
+        one.process.terminate()
+        found = await asyncio.gather(*asked)
+        events = await one.end()
 
-    assert [one.body for one in found] == [INFER] * 3
-    assert {one.field("connection") for one in found} == {"close"}
-    assert process.returncode == 0
+    assert [each.body for each in found] == [INFER] * 3
+    assert {each.field("connection") for each in found} == {"close"}
     assert b"Traceback" not in events
+
+
+async def test_a_balancer_has_time_to_notice_that_it_stops() -> None:
+    """First it says so, then it takes no more connections, and its own port closes last."""
+    finished = asyncio.Event()
+
+    async def handle(request: Request, writer: asyncio.StreamWriter) -> bytes:
+        if request.path == "/long":
+            await finished.wait()
+        return answer(request.body)
+
+    words = ("--drain-notice-ms", "2000", "--admin-port", "0")
+    async with Upstream(handle) as upstream, process(upstream, *words) as one:
+        long = asyncio.create_task(one.client.ask("GET", "/long", 20.0))
+        await until(lambda: len(upstream.requests) == 1)
+        assert (await one.admin.ask("GET", "/readyz", 5.0)).status == 200
+        one.process.terminate()
+
+        async def is_refused(client: HttpClient, path: str) -> bool:
+            try:
+                found = await client.ask("GET", path, 5.0)
+            except OSError:
+                return True
+            return found.status == 503 and b"draining" in found.body
+
+        while not await is_refused(one.admin, "/readyz"):
+            await asyncio.sleep(0.01)
+        while (found := await one.client.ask("GET", "/", 5.0)).field("connection") != "close":
+            assert found.status == 200
+        asked = 0
+        while not await is_refused(one.client, "/"):
+            asked += 1
+        assert asked  # new connections, each with one answer
+        assert await is_refused(one.admin, "/readyz")
+        assert (await one.admin.ask("GET", "/livez", 5.0)).status == 200
+        finished.set()
+        assert (await long).status == 200
+        await one.end()
 
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2])
 async def test_other_signals_end_nothing(number: signal.Signals, tmp_path: Path) -> None:
     """SIGHUP asks for what happens in any case: the new token is needed soon."""
-    token, upstream = tmp_path / "token", Upstream()
+    token = tmp_path / "token"
     token.write_text("old")
-    await upstream.start()
-    command = [sys.executable, "-m", "codedinvnet", "gateway", "--port", "0"]
-    pipe, null = asyncio.subprocess.PIPE, asyncio.subprocess.DEVNULL
-    process = await asyncio.create_subprocess_exec(
-        *command, "--upstream", upstream.url, "--token-file", str(token),
-        stdin=null, stdout=pipe, stderr=pipe,
-    )  # fmt: skip
-    assert process.stdout is not None
-    line = (await asyncio.wait_for(process.stdout.readline(), 20.0)).decode()
-    client = HttpClient(parse_origin(line.split(" on ")[1].split(" ")[0]))
+    async with Upstream() as upstream, process(upstream, "--token-file", str(token)) as one:
 
-    async def status(token: str) -> int:
-        bearer = [("authorization", f"Bearer {token}")]
-        return (await client.ask("GET", "/", 5.0, headers=bearer)).status
+        async def status(token: str) -> int:
+            bearer = [("authorization", f"Bearer {token}")]
+            return (await one.client.ask("GET", "/", 5.0, headers=bearer)).status
 
-    assert await status("old") == 200
-    token.write_text("new")
-    process.send_signal(number)
-    for _ in range(100):
-        await asyncio.sleep(0.1)
-        if await status("new") == 200:
-            break
-    assert (await status("old"), await status("new")) == (401, 200)
-    process.terminate()
-    _, events = await asyncio.wait_for(process.communicate(), 10.0)
-    client.close()
-    await upstream.stop()
-    assert process.returncode == 0
+        assert await status("old") == 200
+        token.write_text("new")
+        one.process.send_signal(number)
+        for _ in range(100):
+            await asyncio.sleep(0.1)
+            if await status("new") == 200:
+                break
+        assert (await status("old"), await status("new")) == (401, 200)
+        one.process.terminate()
+        events = await one.end()
     assert (b'"reload"' in events) is (number is signal.SIGHUP)

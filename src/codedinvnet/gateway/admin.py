@@ -74,8 +74,9 @@ class Admin:
             return Reply(200, b'{"live":true}')
         if path == "/readyz":
             up = any(dispatcher.cluster.is_ready for dispatcher in self.dispatchers)
-            ready = up and not self.is_draining
-            return Reply(200, b'{"ready":true}') if ready else error(503, "no upstream is up")
+            if self.is_draining:
+                return error(503, "draining")
+            return Reply(200, b'{"ready":true}') if up else error(503, "no upstream is up")
         if path == "/metrics":
             self.update_gauges()
             text = generate_latest(self.dispatchers[0].metrics.registry)

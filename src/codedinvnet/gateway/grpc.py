@@ -253,6 +253,7 @@ class GrpcServer(grpc.GenericRpcHandler):  # type: ignore[misc]
     ) -> None:
         self.dispatcher, self.routes, self.memory = dispatcher, routes, memory
         self.guard, self.upstream_token = guard, upstream_token
+        self.is_draining = False
 
     async def start(
         self, host: str, port: int, most_body: int, certificate: Certificate | None
@@ -299,7 +300,8 @@ class GrpcServer(grpc.GenericRpcHandler):  # type: ignore[misc]
 
     async def _answer(self, method: str, context: Any) -> bytes:
         if method == HEALTH:
-            return HEALTHY if self.dispatcher.cluster.is_ready else NOT_SERVING
+            ready = self.dispatcher.cluster.is_ready and not self.is_draining
+            return HEALTHY if ready else NOT_SERVING
         sent, codes = dict(context.invocation_metadata() or ()), grpc.StatusCode
         if not self.guard.is_right(str(sent.get("authorization", "")).encode()):
             await context.abort(codes.UNAUTHENTICATED, NEEDED)

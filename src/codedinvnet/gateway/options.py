@@ -89,8 +89,13 @@ class GatewayOptions(Options):
         30_000.0, "fail a request without a first byte of content after this long",
         group=LISTENING, unit="ms", gt=0, lt=math.inf,
     )  # fmt: skip
+    drain_notice_ms: float = option(
+        0.0, "after SIGTERM, go on taking connections for this long, while /readyz says 503: the "
+        "time in which your balancer notices",
+        group=LISTENING, unit="ms", ge=0, lt=math.inf,
+    )  # fmt: skip
     drain_ms: float = option(
-        60_000.0, "after SIGTERM, let requests and streams that are under way go on for this long",
+        60_000.0, "then let requests and streams that are under way go on for this long",
         group=LISTENING, unit="ms", ge=0, lt=math.inf,
     )  # fmt: skip
     max_memory: float = option(

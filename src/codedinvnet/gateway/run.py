@@ -345,16 +345,22 @@ class RunningGateway:
         log_event("gRPC", host=options.host, port=self.grpc_port)
 
     async def stop(self) -> None:
-        """Take no more connections, wait for answers that are under way, and close."""
-        if self.admin is not None and not self.admin.is_draining:
+        """Give notice, take no more connections, finish what is under way, and close."""
+        main, own = self._servers[:1], self._servers[1:]
+        if self.admin is not None and main:
             self.admin.is_draining = True
             pending = 0 if self.dispatcher is None else len(self.dispatcher.calls)
             log_event("draining", pending=pending)
+            main[0].announce_draining()
+            if self.grpc is not None:
+                self.grpc.is_draining = True
+            await asyncio.sleep(self.options.drain_notice_ms / 1000)
         seconds = self.options.drain_ms / 1000
-        stops = [server.stop(seconds) for server in self._servers]
+        stops = [server.stop(seconds) for server in main]
         if self.grpc is not None:
             stops.append(self.grpc.stop(seconds))
         await asyncio.gather(*stops)
+        await asyncio.gather(*(server.stop(0.0) for server in own))
         if self.grpc is not None:
             await self.grpc.dispatcher.stop()
         if self.dispatcher is not None:

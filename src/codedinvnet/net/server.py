@@ -299,7 +299,7 @@ class ClientConnection(asyncio.Protocol):
         if not is_kept:
             self._close()
             return
-        if self.server.is_draining:  # which this answer's head didn't say yet
+        if self.server.is_closing:  # which this answer's head didn't say yet
             self.server.loop.call_later(LAST_REQUESTS, self.close_if_idle)
         if self._ahead or self._eof:
             self._await_turn()
@@ -340,7 +340,7 @@ class HttpServer:
         self.handler, self.memory, self.body_seconds = handler, memory, body_seconds
         self.most_connections = most_connections
         self.connections: set[ClientConnection] = set()
-        self.is_draining = False
+        self.is_draining = self.is_closing = False
         self.loop = asyncio.get_running_loop()
         self._background = Background()
         self._listening: asyncio.AbstractServer | None = None
@@ -352,7 +352,7 @@ class HttpServer:
             reason = f"{self.most_connections} are open: a proxy may limit those of one client"
             self.refused.log("connection refused", logging.WARNING, reason=reason)
         self.connections.add(connection)
-        if self.is_draining:
+        if self.is_closing:
             self.loop.call_later(LAST_REQUESTS, connection.close_if_idle)
 
     async def listen(self, listener: socket.socket, certificate: Certificate | None) -> str:
@@ -409,10 +409,14 @@ class HttpServer:
             connection.answers.refuse(503, reason, 1, closes=True)
 
     def announce_draining(self) -> None:
-        """Take no more connections, and close those that are here after their last requests."""
-        if self.is_draining:
-            return
+        """Say with each answer that it is its connection's last; take new ones all the same."""
         self.is_draining = True
+
+    def close(self) -> None:
+        """Take no more connections, and close those that are here after their last requests."""
+        if self.is_closing:
+            return
+        self.is_draining = self.is_closing = True
         if self._listening is not None:
             self._listening.close()
         for connection in self.connections:
@@ -420,7 +424,7 @@ class HttpServer:
 
     async def stop(self, seconds: float) -> None:
         """Wait until all connections are closed, and abort those that are left after some time."""
-        self.announce_draining()
+        self.close()
         until = time.monotonic() + seconds
         while self.connections and time.monotonic() < until:
             await asyncio.sleep(0.02)

@@ -172,7 +172,7 @@ async def listening(app: App, api: HttpApi) -> AsyncIterator[str]:
     options, deadline = app.options, app.dispatcher.timing.deadline
     listener = bind(options.host, options.port)
     server = HttpServer(api, api.memory, allow_files(), deadline)
-    app.dispatcher.drains.append(server.announce_draining)
+    app.dispatcher.drains.append(server.close)
     background = Background()
     background.spawn(app.guard.token.follow())
     try:
