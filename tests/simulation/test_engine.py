@@ -345,7 +345,7 @@ def test_every_query_ends_once(policy: str, batch: int) -> None:
     assert 2800 - refused <= len(simulation.ended) <= 2800
     assert found.complete
     assert found.replaced > 0
-    assert not simulation.scheduler.queries
+    assert not simulation.schedulers[0].queries
     assert np.isinf(found.latency[found.missing > 0]).all()
     assert (found.latency[found.missing == 0] > 0).all()
     assert (found.decoded + found.missing <= batch).all()

@@ -412,6 +412,15 @@ STRAGGLERS = (
     "from_task, until_task and each_image"
 )
 ITS = {"unset": "the scenario's"}
+GATEWAYS = (
+    opt("--gateways", "number of gateways before the same servers (with cores)", int, **ITS),
+    opt(
+        "--message-ms",
+        "way of a message to or from the scheduler that the gateways share",
+        float,
+        unset="the scenario's, or each gateway decides alone",
+    ),
+)
 
 
 @command(
@@ -426,6 +435,7 @@ ITS = {"unset": "the scenario's"}
     opt("--qps", "images a second", float, **ITS),
     opt("--batch", "images of a request", int, **ITS),
     opt("--worker-batch", "data tasks of a call, as serve's", int, **ITS),
+    *GATEWAYS,
     opt("--extra", "extra work per query, at most, as serve's", float, **ITS),
     opt("--queries", "images in all", int, **ITS),
     opt("--seed", "random seed", int, **ITS),
@@ -470,6 +480,7 @@ def _simulate(arguments: argparse.Namespace) -> None:
     opt("--stragglers", STRAGGLERS, unset="those of the log or the scenario"),
     opt("--batch", "images of a request", int, unset="the scenario's, or 1"),
     opt("--extra", "extra work per query, at most, as serve's", float, unset="its own"),
+    *GATEWAYS,
     opt("--deadline-ms", "as serve's", float, unset="5000"),
     opt("--hang-timeout-ms", "as serve's", float, unset="0.6 of the deadline, at least 1000"),
     opt("--queries", "images of a run", int, unset="those of 53000 requests"),

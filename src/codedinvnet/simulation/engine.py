@@ -26,6 +26,7 @@ from codedinvnet.scheduler.events import (
     Completed,
     Decoded,
     Event,
+    Failed,
     Released,
     Submit,
     TimerDue,
@@ -40,12 +41,15 @@ from codedinvnet.simulation.scenario import Scenario
 
 PROGRESS_STEP = 2000
 """Requests between two movements of the progress bar."""
+ATTEMPTS = 1 << 40
+"""Attempts that a scheduler numbers before it would use another's numbers."""
 
 
 class Work(NamedTuple):
     """A call on its way through a worker.
 
     Attributes:
+        gateway: that sent it.
         worker: which one.
         life: of the worker; it is forgotten when another takes its place.
         attempts: that it answers.
@@ -53,6 +57,7 @@ class Work(NamedTuple):
         computing: seconds.
     """
 
+    gateway: int
     worker: int
     life: int
     attempts: tuple[int, ...]
@@ -112,16 +117,20 @@ class Simulation:
     ) -> None:
         self.scenario = scenario
         rules = replace(scenario.rules, tuning=tuning)
-        self.scheduler = Scheduler(rules, scenario.code)
-        self._driver = Driver(self.scheduler, self, self)
+        self._delay = None if scenario.message_ms is None else scenario.message_ms / 1000
+        count = scenario.gateways if self._delay is None else 1
+        self.schedulers = [Scheduler(rules, scenario.code) for _ in range(count)]
+        for index, scheduler in enumerate(self.schedulers):
+            scheduler.flying.count = index * ATTEMPTS
+        self._drivers = [Driver(scheduler, self, self) for scheduler in self.schedulers]
         encodes = find_method(scenario.method).encodes
-        self._specs = _specs(self.scheduler.dispatcher.code, encodes)
+        self._specs = _specs(self.schedulers[0].dispatcher.code, encodes)
         self.clock = Clock()
         self.requests = scenario.requests
         self._limit, self._late = limit, 0
         self._first = self.requests - scenario.counted
 
-        seeds = np.random.SeedSequence(scenario.seed).spawn(8)
+        seeds = np.random.SeedSequence(scenario.seed).spawn(9)
         generators = [np.random.default_rng(seed) for seed in seeds]
         drawn = scenario.arrivals.draw(generators[0], self.requests)
         self._arrivals, self._sizes = (values.tolist() for values in drawn)
@@ -132,11 +141,14 @@ class Simulation:
         self._decode = scenario.decode.stream(generators[5])
         self._restart = scenario.restart.stream(generators[6])
         self._chance = uniforms(generators[7])
+        self._gateways = generators[8].integers(scenario.gateways, size=self.requests).tolist()
         faults = np.random.SeedSequence([scenario.seed, 1])
         self._injector = FaultInjector(scenario.stragglers, scenario.workers, faults)
 
         self._request_of: dict[int, int] = {}
         """Unanswered query -> its request."""
+        self._gateway_of: list[int] = []
+        """Of each query, where its client is."""
         self._long: set[int] = set()
         """Unanswered queries that take long on any worker."""
         self._queries = 0
@@ -182,8 +194,8 @@ class Simulation:
             seconds=self._seconds or self.clock.now,
             busy=self._busy,
             computing=self._computing,
-            tasks=self.scheduler.dispatcher.sent,
-            hedges=self.scheduler.dispatcher.hedges,
+            tasks=sum(scheduler.dispatcher.sent for scheduler in self.schedulers),
+            hedges=sum(scheduler.dispatcher.hedges for scheduler in self.schedulers),
             replaced=sum(self._lives),
             complete=self._open == 0,
         )
@@ -203,11 +215,13 @@ class Simulation:
             self._queries += batch
             for number in numbers:
                 self._request_of[number] = request
+                self._gateway_of.append(self._gateways[request])
                 if scenario.long_share and next(self._chance) < scenario.long_share:
                     self._long.add(number)
             self._injector.arrive(numbers)
             self._latency[request] = -now
-            self._feed(Submit(numbers, now + scenario.deadline_ms / 1000))
+            submit = Submit(numbers, now + scenario.deadline_ms / 1000)
+            self._feed(submit, self._gateways[request])
         if request + 1 < self.requests:
             self.clock.after(self._arrivals[request + 1] - now, self._arrive, request + 1)
         else:
@@ -221,8 +235,14 @@ class Simulation:
 
     # Actions
 
-    def _feed(self, event: Event) -> None:
-        self._driver.feed(self.clock.now, event)
+    def _feed(self, event: Event, gateway: int = 0) -> None:
+        """Tell a gateway's scheduler; where all have one, it is the first gateway's."""
+        if self._delay is None:
+            self._drivers[gateway].feed(self.clock.now, event)
+        elif gateway == 0:
+            self._drivers[0].feed(self.clock.now, event)
+        else:
+            self.clock.after(self._delay, self._feed, event)
 
     def set_timer(self, at: float | None) -> None:
         """Set the clock for what the scheduler wants next."""
@@ -233,20 +253,36 @@ class Simulation:
     def _on_timer(self, at: float) -> None:
         if at == self._timer_at:  # otherwise an earlier one took its place
             self._timer_at = math.inf
-            self._driver.feed(max(at, self.clock.now), TimerDue())
+            for driver in self._drivers:
+                driver.feed(max(at, self.clock.now), TimerDue())
 
     def broken(self, error: Exception) -> str:
         """Stop: an action that cannot be carried out is a mistake here."""
         raise error
 
     def begin(self, sends: Sequence[Send]) -> None:
-        """Give a worker a task, or several that it computes in one call."""
+        """Have a task's gateway give it to a worker, or several that it computes in one call."""
+        gateway = self._gateway_of[sends[0].members[0]]
+        if self._delay is None or gateway == 0:
+            self._begin_at(gateway, sends)
+        else:
+            self.clock.after(self._delay, self._receive, gateway, sends)
+
+    def _receive(self, gateway: int, sends: Sequence[Send]) -> None:
+        """The scheduler's message is here; the query's answer may have crossed it."""
+        (send,) = sends
+        if send.members[0] in self._request_of:
+            self._begin_at(gateway, sends)
+        else:
+            self._feed(Failed(send.attempt, "it is not needed"), gateway)
+
+    def _begin_at(self, gateway: int, sends: Sequence[Send]) -> None:
         first = sends[0]
         if len(sends) > 1:
             attempts = tuple(send.attempt for send in sends)
             computing = next(self._service) * self.scenario.call_cost(len(attempts))
             queries = tuple(query for send in sends for query in send.members)
-            self._start(first.worker, attempts, queries, computing)
+            self._start(gateway, first.worker, attempts, queries, computing)
             return
         spec = self._specs[first.task, first.size]
         computing = next(self._service) * spec.cost
@@ -255,14 +291,19 @@ class Simulation:
         if spec.encoded:
             computing += next(self._encode) * first.size
         queries = () if first.group_size else first.members
-        self._start(first.worker, (first.attempt,), queries, computing)
+        self._start(gateway, first.worker, (first.attempt,), queries, computing)
 
     def _start(
-        self, worker: int, attempts: tuple[int, ...], queries: tuple[int, ...], computing: float
+        self,
+        gateway: int,
+        worker: int,
+        attempts: tuple[int, ...],
+        queries: tuple[int, ...],
+        computing: float,
     ) -> None:
         """Give a call to a worker."""
         self._computing += computing
-        work = Work(worker, self._lives[worker], attempts, queries, computing)
+        work = Work(gateway, worker, self._lives[worker], attempts, queries, computing)
         if self.scenario.cores is None:
             self._begin(work, next(self._trip))
         else:
@@ -295,19 +336,22 @@ class Simulation:
         if not self._seconds:
             self._busy += now - began
         if self.scenario.cores is not None:
-            self.clock.after(held + next(self._trip) / 2, self._arrived, *work.attempts)
+            self.clock.after(held + next(self._trip) / 2, self._arrived, work)
             if self._waiting[worker]:
                 self._begin(self._waiting[worker].popleft(), 0.0)
             return
         for attempt in work.attempts:
             if held > 0:
-                self.clock.after(held, self._arrived, attempt)
+                self.clock.after(held, self._feed, Completed(attempt))
                 self._feed(Released(worker, attempt))
             else:
                 self._feed(Completed(attempt))
 
-    def _arrived(self, attempt: int) -> None:
-        self._feed(Completed(attempt))
+    def _arrived(self, work: Work) -> None:
+        """An answer is at its gateway, which passes it on before it tells the scheduler."""
+        if self._delay is not None and work.queries[0] in self._request_of:
+            self._finish(work.queries[0])
+        self._feed(Completed(work.attempts[0]), work.gateway)
 
     def _crash(self, worker: int, life: int) -> None:
         if life == self._lives[worker]:
@@ -337,8 +381,9 @@ class Simulation:
     # Ends
 
     def answer(self, answer: Answer) -> None:
-        """End a query by a direct answer."""
-        self._finish(answer.query)
+        """End a query by a direct answer, unless its gateway has."""
+        if self._delay is None:
+            self._finish(answer.query)
 
     def answer_decoded(self, query: int) -> None:
         """End a query by a decoded answer."""
@@ -347,7 +392,8 @@ class Simulation:
 
     def fail(self, query: int, reason: str) -> None:
         """End a query without an answer."""
-        request = self._request_of[query]
+        if (request := self._request_of.get(query)) is None:
+            return  # its gateway has just answered it
         self._missing[request] += 1
         self._latency[request] = math.inf
         self._finish(query)

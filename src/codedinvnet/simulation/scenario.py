@@ -58,6 +58,11 @@ class Scenario(Section):
     cores: Positive | None = None
     """Makes workers servers behind the gateway: each computes so many requests at once and queues
     further ones, and has nothing to do with their trip. None: workers of `serve`."""
+    gateways: Positive = 1
+    """How many share the servers; a request comes to any of them."""
+    message_ms: Annotated[float, Field(ge=0, lt=math.inf)] | None = None
+    """A message's way from a gateway to the scheduler that the first of them runs for all, or back;
+    None: each has a scheduler of its own, which knows its own requests only."""
     long_share: Share = 0.0
     """The share of the queries that take `long` times as long by themselves, on any worker."""
     long: Annotated[float, Field(ge=1)] = 10.0
@@ -140,6 +145,8 @@ class Scenario(Section):
             raise ValueError("slots are found only of servers with cores")
         if self.cores and (coded or any(s.kind in ("crash", "hang") for s in self.stragglers)):
             raise ValueError("servers with cores have no codes, and neither crash nor hang")
+        if self.gateways > 1 and not self.cores:
+            raise ValueError("several gateways share servers with cores only")
         if self.long_share and (coded or self.worker_batch > 1):
             raise ValueError("long_share goes with policies that have no code, and single tasks")
         if coded and (why := coded_too_late(self.group_timeout_ms, self.deadline_ms)):
