@@ -15,12 +15,8 @@ from functools import lru_cache
 from codedinvnet.net.http1 import RequestHead
 
 REQUEST_ID = b"x-request-id"
-FIELDS = (
-    b"forwarded",
-    b"x-forwarded-for",
-    b"x-forwarded-proto",
-    b"x-forwarded-host",
-    REQUEST_ID,
+FIELDS = frozenset(
+    {b"forwarded", b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host", REQUEST_ID}
 )
 """Clients' fields that are replaced."""
 _sound_id = re.compile(rb"[\x21-\x7e]{1,128}")
@@ -41,21 +37,34 @@ class Forwarding:
         self.proto = b"https" if secure else b"http"
         self.hops = hops
         self._node = b'"[%b]"' % self.peer if b":" in self.peer else self.peer
+        self._of_host = (b"", self._fields([self.peer], self.proto, b"", []))
+        """What was written last without proxies in front, and for which Host."""
 
     def client(self, head: RequestHead) -> bytes:
         """Return the address of the client, as the outermost trusted proxy saw it."""
-        seen = self._last(head, b"x-forwarded-for")
+        seen = self._last(head, b"x-forwarded-for") if self.hops else ()
         return seen[0] if seen else self.peer
 
     def write(self, head: RequestHead, identity: bytes) -> bytes:
         """Return the fields of a request, each with its line's end."""
         known = head.known
-        addresses = [*self._last(head, b"x-forwarded-for"), self.peer]
-        proto, host = self.proto, known.get(b"host", b"")
-        if self.hops:
-            proto = known.get(b"x-forwarded-proto", proto).lower()
+        host = known.get(b"host", b"")
+        if not self.hops:
+            if host != self._of_host[0]:
+                sound = host if len(host) < 256 else b""
+                self._of_host = (sound, self._fields([self.peer], self.proto, sound, []))
+            fields = self._of_host[1]
+        else:
+            addresses = [*self._last(head, b"x-forwarded-for"), self.peer]
+            proto = known.get(b"x-forwarded-proto", self.proto).lower()
             proto = proto if proto in (b"http", b"https") else self.proto
             host = known.get(b"x-forwarded-host", host)
+            fields = self._fields(addresses, proto, host, self._last(head, b"forwarded"))
+        return b"%bX-Request-Id: %b\r\n" % (fields, identity)
+
+    def _fields(
+        self, addresses: Sequence[bytes], proto: bytes, host: bytes, steps: Sequence[bytes]
+    ) -> bytes:
         own = b"for=%b;proto=%b" % (self._node, proto)
         lines = [
             b"X-Forwarded-For: %b\r\nX-Forwarded-Proto: %b\r\n" % (b", ".join(addresses), proto)
@@ -63,13 +72,12 @@ class Forwarding:
         if _sound_host.fullmatch(host):
             own += b';host="%b"' % host
             lines.append(b"X-Forwarded-Host: %b\r\n" % host)
-        steps = [*self._last(head, b"forwarded"), own]
-        lines.append(b"Forwarded: %b\r\nX-Request-Id: %b\r\n" % (b", ".join(steps), identity))
+        lines.append(b"Forwarded: %b\r\n" % b", ".join([*steps, own]))
         return b"".join(lines)
 
     def _last(self, head: RequestHead, name: bytes) -> Sequence[bytes]:
         """Return what the trusted proxies in front added to a list: its last members."""
-        said = head.known.get(name, b"") if self.hops else b""
+        said = head.known.get(name, b"")
         return [each.strip() for each in said.split(b",") if each.strip()][-self.hops :]
 
 

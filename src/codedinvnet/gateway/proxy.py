@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 OUTCOME = b"codedinvnet-outcome"
 """The field that marks answers of the fallback, and errors of the last upstream."""
-NOT_PASSED_ON = (b"host", b"content-length", b"expect", b"x-hedge")
+NOT_PASSED_ON = frozenset({b"host", b"content-length", b"expect", b"x-hedge"})
+OF_GATEWAY = NOT_PASSED_ON | FIELDS
+"""What upstreams are told by the gateway, whatever clients said."""
+AUTHORIZATION = frozenset({b"authorization"})
 
 
 class Client(Protocol):
@@ -75,14 +78,15 @@ class HttpCall(Call):
         super().__init__(route, repeatable, size_class(length), deadline, client.memory)
         self.client, self.head, self.body, self.trailers = client, head, body, trailers
         self.dispatcher, self.token = dispatcher, token
-        dropped = NOT_PASSED_ON if token is None else (*NOT_PASSED_ON, b"authorization")
-        own = b""
+        dropped, own = NOT_PASSED_ON, b""
         if forwarding is not None:
-            dropped = (*dropped, *FIELDS)
+            dropped = OF_GATEWAY
             self.identity = request_id(head)
             self.address = forwarding.client(head)
             own = forwarding.write(head, self.identity)
-        fields = own + write_fields(head.end_to_end(*dropped))
+        if token is not None:
+            dropped = dropped | AUTHORIZATION
+        fields = own + write_fields(head.end_to_end(dropped))
         if trailers:
             fields += b"Transfer-Encoding: chunked\r\n\r\n"
             chunk = b"%x\r\n%b\r\n" % (length, b"".join(body)) if length else b""

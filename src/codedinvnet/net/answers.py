@@ -21,6 +21,8 @@ HIGH, LOW = 1 << 18, 0
 """Bytes that wait for a client at which an upstream is no longer read, and is again."""
 REASONS = {status.value: status.phrase.encode() for status in HTTPStatus}
 
+NO_LENGTH = frozenset({b"content-length"})
+
 
 class Reply(NamedTuple):
     """An answer of the server's own."""
@@ -58,7 +60,7 @@ class Answers:
 
     __slots__ = (
         "_connection", "_held", "_is_chunking", "_write_left", "is_begun", "is_paused",
-        "memory", "progress", "waiting",
+        "memory", "peer", "progress", "waiting",
     )  # fmt: skip
 
     def __init__(self, connection: ClientConnection) -> None:
@@ -70,14 +72,8 @@ class Answers:
         self._held = 0
         """Bytes since nothing waited: uvloop keeps what was written at once until all is sent."""
         self.progress = time.monotonic()
-
-    @property
-    def peer(self) -> tuple[str, bool]:
+        self.peer = ("unknown", False)
         """The client's address, and whether its connection is of TLS."""
-        transport = self._connection.transport
-        name = transport.get_extra_info("peername")
-        secure = transport.get_extra_info("ssl_object") is not None
-        return (str(name[0]) if name else "unknown"), secure
 
     def respond(
         self,
@@ -99,7 +95,7 @@ class Answers:
         request = self._connection.reader.head
         assert request is not None
         # HTTP allows no length at 204, and clients differ in what they make of it.
-        fields = head.end_to_end(b"content-length") if head.status == 204 else head.end_to_end()
+        fields = head.end_to_end(NO_LENGTH) if head.status == 204 else head.end_to_end()
         if head.length is None and is_complete and not trailers and head.has_body(request.method):
             length = sum(map(len, body))
             fields = [*fields, (b"Content-Length", b" %d" % length)]

@@ -26,6 +26,9 @@ ANY = "*"
 """Allows any name."""
 STRANGE_PAGE = "a page of another site may not do this"
 NEEDED = "a bearer token is needed: Authorization: Bearer TOKEN"
+MOST_FOUND, LONG_HOST = 64, 256
+"""Host fields that are remembered, and their bytes: with "*" clients choose them."""
+_port = re.compile(r":\d*$")
 
 
 class Token:
@@ -85,6 +88,8 @@ class Guard:
         self.token, self.is_guarded = token, is_guarded
         self._given = {host.lower().strip("[]") for host in hosts}
         self._names = self._given.union(LOOPBACK)
+        self._found: set[bytes] = set()
+        """Host fields that are known, as clients wrote them."""
 
     def refusal(self, head: RequestHead, is_open: bool) -> Reply | None:
         """Return why a request is refused before its body is read; None if it is not.
@@ -94,9 +99,12 @@ class Guard:
             is_open: whether its path needs no token.
         """
         host = head.known.get(b"host")
-        if host is not None and not self.knows(host.decode("latin-1")):
-            name = repr(host[:100].decode("latin-1"))
-            return error_reply(421, f"host {name} is not known here; see allow-host")
+        if host is not None and host not in self._found:
+            name = host.decode("latin-1")
+            if not self.knows(name):
+                return error_reply(421, f"host {name[:100]!r} is not known here; see allow-host")
+            if len(self._found) < MOST_FOUND and len(host) < LONG_HOST:
+                self._found.add(host)
         if not is_open and not self.is_right(head.known.get(b"authorization", b"")):
             return error_reply(401, NEEDED)
         return None
@@ -154,5 +162,5 @@ class Guard:
 
 
 def _without_port(name: str) -> str:
-    name = re.sub(r":\d*$", "", name)
+    name = _port.sub("", name)
     return name[1:-1] if name.startswith("[") and name.endswith("]") else name

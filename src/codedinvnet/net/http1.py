@@ -105,19 +105,19 @@ class Head:
                 raise BadMessage("Content-Length must be one number")
             self.length = int(length)
 
-    def end_to_end(self, *dropped: bytes) -> Fields:
+    def end_to_end(self, dropped: frozenset[bytes] = frozenset()) -> Fields:
         """Return the fields that a proxy passes on.
 
         Args:
             dropped: other names to leave out, in lower case.
         """
         known = self.known
-        if HOP_BY_HOP.isdisjoint(known) and not any(name in known for name in dropped):
+        if HOP_BY_HOP.isdisjoint(known) and dropped.isdisjoint(known):
             return self.fields
         named = known.get(b"connection", b"").lower()
         left_out = set(map(bytes.strip, named.split(b",")))
         left_out.discard(b"content-length")  # or the body would have no end
-        left_out.update(HOP_BY_HOP, dropped)
+        left_out |= HOP_BY_HOP | dropped
         return [field for field in self.fields if field[0].lower() not in left_out]
 
 

@@ -124,6 +124,9 @@ class ClientConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self.transport = transport
         transport.set_write_buffer_limits(HIGH, LOW)
+        name = transport.get_extra_info("peername")
+        secure = transport.get_extra_info("ssl_object") is not None
+        self.answers.peer = (str(name[0]) if name else "unknown"), secure
         self.server.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
