@@ -68,3 +68,33 @@ async def test_slow_bodies_keep_nobody_out() -> None:
             for each in slow:
                 each.cancel()
             await asyncio.gather(*slow, return_exceptions=True)
+
+
+@pytest.mark.parametrize(
+    "held",
+    [
+        pytest.param(b"GET / HTTP/1.1\r\nHost: a\r\nX: " + 60_000 * b"a", id="head"),
+        pytest.param(200 * b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n", id="ahead"),
+    ],
+)
+async def test_many_strangers_keep_nobody_out(held: bytes, tmp_path: Path) -> None:
+    """Each of 200 clients without the token holds as much as a connection lets it."""
+
+    async def hold() -> asyncio.StreamWriter:
+        _, writer = await asyncio.open_connection("127.0.0.1", g.client.origin.port)
+        writer.write(held)
+        return writer
+
+    (tmp_path / "token").write_text("secret")
+    async with gateway(Upstream(), token_file=tmp_path / "token", max_memory=8.0) as g:
+        right = {"authorization": "Bearer secret"}
+        assert (await g.ask("POST", V2, INFER, **right)).status == 200
+        writers = [await hold() for _ in range(200)]
+        try:
+            for _ in range(50):
+                await asyncio.sleep(0.01)
+                assert (await g.ask("POST", V2, bytes(MIB // 2), **right)).status == 200
+            assert g.gateway.memory.used < MIB
+        finally:
+            for writer in writers:
+                writer.transport.abort()

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from codedinvnet.net.http1 import BadMessage, Chunks, Head, read_request, read_response
-from codedinvnet.net.memory import Memory
+from codedinvnet.net.memory import Account, Memory
 from codedinvnet.net.requests import RequestReader
 
 HOST = b"Host: a\r\n"
@@ -192,7 +192,8 @@ def test_a_head_in_single_bytes_takes_time_in_proportion(is_trailer: bool) -> No
 
     def seconds(lines: int) -> float:
         fields = b"".join(b"a: " + bytes([97]) * 1000 + b"\r\n" for _ in range(lines)) + b"\r\n"
-        reader = RequestReader(Memory(1 << 20), lambda head: 0, lambda head, waits: True)
+        memory = Memory(1 << 20)
+        reader = RequestReader(memory, Account(memory), lambda head: 0, lambda head, waits: True)
         if is_trailer:
             reader.feed(GET + HOST + b"Transfer-Encoding: chunked\r\n\r\n0\r\n")
         else:

@@ -44,6 +44,9 @@ class Echo:
     def most_body(self, head: RequestHead) -> int:
         return 1 << 26
 
+    def trusts(self, head: RequestHead) -> bool:
+        return True
+
     def precheck(self, head: RequestHead) -> Reply | None:
         return None
 
@@ -91,19 +94,35 @@ async def serving(echo: Echo, most: int = 3) -> AsyncIterator[tuple[HttpServer, 
 async def test_connections_have_a_limit(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """Those that wait for answers stay, and the one that is idle longest makes room."""
     monkeypatch.setattr(HttpServer, "refused", Quiet())
-    async with serving(Echo()) as (served, connect):
+    async with serving(echo := Echo()) as (served, connect):
         kept = [await connect() for _ in range(3)]
-        for reader, writer in kept:
-            writer.write(GET + b"\r\n")
-            assert b"200 OK" in await reader.readuntil(b"\r\n\r\n")
+        for _, writer in kept:
+            writer.write(b"GET /patient HTTP/1.1\r\nHost: a\r\n\r\n")
+        await until(lambda: len(echo.clients) == 3)
         reader, _ = await connect()
         with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
             await reader.readexactly(1)
         assert "connection refused" in caplog.messages
-        kept[0][1].close()
-        await until(lambda: len(served.connections) == 2)
+        for client in echo.clients:
+            client.reply(Reply(200, b""))
+        for reader, _ in kept:
+            assert b"200 OK" in await reader.readuntil(b"\r\n\r\n")
         reader, writer = await connect()
+        writer.write(GET + b"\r\n")
+        assert b"200 OK" in await reader.readuntil(b"\r\n\r\n")
+        assert await kept[0][0].read() == b""
+        assert len(served.connections) == 3
+
+
+async def test_those_that_have_asked_nothing_make_room_first() -> None:
+    async with serving(Echo()) as (_, connect):
+        reader, writer = await connect()
+        writer.write(GET + b"\r\n")
+        assert b"200 OK" in await reader.readuntil(b"\r\n\r\n")
+        for _ in range(10):
+            await connect()
         writer.write(GET + b"\r\n")
         assert b"200 OK" in await reader.readuntil(b"\r\n\r\n")
 

@@ -66,6 +66,9 @@ class Recorder:
     def most_body(self, head: RequestHead) -> int:
         return 1 << 20
 
+    def trusts(self, head: RequestHead) -> bool:
+        return True
+
     def precheck(self, head: RequestHead) -> Reply | None:
         return None
 

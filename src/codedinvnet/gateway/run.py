@@ -95,6 +95,10 @@ class Gateway:
             return error_reply(400, "the path leads above the root")
         return self.guard.refusal(head, self.admin is not None and head.path in OPEN)
 
+    def trusts(self, head: RequestHead) -> bool:
+        """Return whether a request carries the token, if there is one."""
+        return self.guard.trusts(head)
+
     def handle(self, client: Answers, request: Request) -> HttpCall | None:
         """Have a request answered."""
         head, body, trailers, size, _ = request
@@ -144,6 +148,10 @@ class AdminPort:
         if path not in PATHS:
             return error_reply(404, f"only {', '.join(sorted(PATHS))} are here")
         return self.guard.refusal(head, path in OPEN)
+
+    def trusts(self, head: RequestHead) -> bool:
+        """Return whether a request carries the token, if there is one."""
+        return self.guard.trusts(head)
 
     def handle(self, client: Answers, request: Request) -> None:
         """Answer a request."""

@@ -208,7 +208,7 @@ class Answers:
             transport.writelines(data)
         if (waiting := transport.get_write_buffer_size()) or self.waiting:
             size = sum(map(len, data))
-            self.memory.take(size)
+            self._connection.account.take(size)
             self._held += size
             self.count(waiting)
             if self.memory.is_full and not self.is_paused:
@@ -222,7 +222,7 @@ class Answers:
             self.progress = time.monotonic()
         self.waiting = waiting
         if not waiting:
-            self.memory.give(self._held)
+            self._connection.account.give(self._held)
             self._held = 0
 
     def pause(self) -> None:

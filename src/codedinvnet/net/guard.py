@@ -105,7 +105,7 @@ class Guard:
                 return error_reply(421, f"host {name[:100]!r} is not known here; see allow-host")
             if len(self._found) < MOST_FOUND and len(host) < LONG_HOST:
                 self._found.add(host)
-        if not is_open and not self.is_right(head.known.get(b"authorization", b"")):
+        if not is_open and not self.trusts(head):
             return error_reply(401, NEEDED)
         return None
 
@@ -131,6 +131,10 @@ class Guard:
         scheme, _, token = authorization.partition(b" ")
         right = hmac.compare_digest(token.strip(), self.token.text.encode())
         return scheme.lower() == b"bearer" and right
+
+    def trusts(self, head: RequestHead) -> bool:
+        """Return whether a request shows that its client has the token, if there is one."""
+        return self.is_right(head.known.get(b"authorization", b""))
 
     def knows(self, host: str) -> bool:
         """Return whether a Host header, with or without a port, names this server."""

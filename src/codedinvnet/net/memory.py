@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class Memory:
-    """Counts the bytes of request bodies and of answers that wait for their readers.
+    """Counts the bytes of requests, and of answers that wait for their readers.
 
     Args:
         most: bytes. When seven eighths are used, new requests are refused, and answers are read no
@@ -42,3 +42,35 @@ class Memory:
     def give(self, size: int) -> None:
         """Count bytes that are no longer held."""
         self.used -= size
+
+
+class Account:
+    """What one connection holds besides the bodies of its requests.
+
+    Args:
+        memory: counts it, until another does.
+
+    Attributes:
+        held: bytes.
+    """
+
+    __slots__ = ("_memory", "held")
+
+    def __init__(self, memory: Memory) -> None:
+        self._memory, self.held = memory, 0
+
+    def take(self, size: int) -> None:
+        """Count bytes that are held from now on."""
+        self.held += size
+        self._memory.take(size)
+
+    def give(self, size: int) -> None:
+        """Count bytes that are no longer held."""
+        self.held -= size
+        self._memory.give(size)
+
+    def move(self, memory: Memory) -> None:
+        """Have another memory count what is held."""
+        self._memory.give(self.held)
+        memory.take(self.held)
+        self._memory = memory

@@ -13,7 +13,7 @@ from codedinvnet.net.http1 import (
     RequestHead,
     read_request,
 )
-from codedinvnet.net.memory import Memory
+from codedinvnet.net.memory import Account, Memory
 
 SMALL = 1 << 12
 """Bytes of parts of a body that are joined to larger ones."""
@@ -37,7 +37,8 @@ class RequestReader:
     """Reads one request after the other.
 
     Args:
-        memory: counts the bytes that it holds.
+        memory: counts the bytes of bodies.
+        own: counts those of heads that are not complete.
         most_body: returns how many bytes a request's body may have.
         accepts: called with a head, and whether the client waits for 100 Continue; returns whether
             the request is to be read on, or was answered already.
@@ -52,16 +53,17 @@ class RequestReader:
 
     __slots__ = (
         "_accepts", "_block", "_chunks", "_left", "_most", "_most_body", "body", "head",
-        "is_complete", "memory", "size", "trailers",
+        "is_complete", "memory", "own", "size", "trailers",
     )  # fmt: skip
 
     def __init__(
         self,
         memory: Memory,
+        own: Account,
         most_body: Callable[[RequestHead], int],
         accepts: Callable[[RequestHead, bool], bool],
     ) -> None:
-        self.memory, self._most_body, self._accepts = memory, most_body, accepts
+        self.memory, self.own, self._most_body, self._accepts = memory, own, most_body, accepts
         self._block = Block()
         self.head: RequestHead | None = None
         self.body: list[bytes] = []
@@ -99,9 +101,10 @@ class RequestReader:
 
     def drop(self) -> None:
         """Let go of what is held."""
-        held = self._block.held
-        if self.size or held:
-            self.memory.give(self.size + len(held))
+        if self.size:
+            self.memory.give(self.size)
+        if held := self._block.held:
+            self.own.give(len(held))
             held.clear()
         self.head, self.body, self.size = None, [], 0
 
@@ -119,7 +122,7 @@ class RequestReader:
             block, at = self._block.take(data, at)
         finally:
             if len(held) != before:
-                self.memory.take(len(held) - before)
+                self.own.take(len(held) - before)
         if not block:
             return at
         head = read_request(block)

@@ -22,7 +22,7 @@ from codedinvnet.net.background import Background
 from codedinvnet.net.http1 import BadMessage, RequestHead
 from codedinvnet.net.listening import BACKLOG, address
 from codedinvnet.net.logs import Quiet
-from codedinvnet.net.memory import Memory
+from codedinvnet.net.memory import Account, Memory
 from codedinvnet.net.requests import Request, RequestReader
 from codedinvnet.net.tls import Certificate, follow
 
@@ -42,6 +42,11 @@ UNREAD = 60.0
 LAST_REQUESTS = 1.0
 """Seconds for which idle connections stay open while the server drains: a client may be about to
 send a request, and learns from its answer that it is the last."""
+STRANGERS = 8
+"""What clients hold before they show a token, of the memory: a head or two for each of some
+hundred; a head is usually complete when it comes."""
+CROWD = 64
+"""One of so many connections is closed at once to make room: looking for them is rare then."""
 SWEEP = 1.0
 """Seconds between two looks for connections that are too slow."""
 MOST_AHEAD = 1 << 16
@@ -76,6 +81,9 @@ class Handler(Protocol):
     def precheck(self, head: RequestHead) -> Reply | None:
         """Return why a request is refused before its body is read; None if it is not."""
 
+    def trusts(self, head: RequestHead) -> bool:
+        """Return whether a request comes from a client that may use this server."""
+
     def handle(self, client: Answers, request: Request) -> Call | None:
         """Answer a request now, and return None; or return what answers it later.
 
@@ -93,20 +101,25 @@ class ClientConnection(asyncio.Protocol):
         server: has it among its connections.
 
     Attributes:
+        account: counts what it holds besides bodies.
         call: the request that is being answered; None without one.
         is_answering: whether a request is complete, and its answer is not.
+        since: when it became idle, or a part of a request came.
+        is_stranger: whether no request has shown yet that the client may use this server.
     """
 
     __slots__ = (
         "_ahead", "_ahead_size", "_at", "_came", "_eof", "_has_turn", "_is_ending", "_mark",
-        "_pace", "_refusal", "_seen", "_since", "answers", "call", "is_answering", "reader",
-        "server", "transport",
+        "_pace", "_refusal", "_seen", "account", "answers", "call", "is_answering",
+        "is_stranger", "reader", "server", "since", "transport",
     )  # fmt: skip
     transport: asyncio.Transport
 
     def __init__(self, server: HttpServer) -> None:
         self.server = server
-        self.reader = RequestReader(server.memory, server.handler.most_body, self._accepts)
+        self.account, self.is_stranger = Account(server.strangers), True
+        most_body = server.handler.most_body
+        self.reader = RequestReader(server.memory, self.account, most_body, self._accepts)
         self.answers = Answers(self)
         self.call: Call | None = None
         self._refusal: Reply | None = None
@@ -114,10 +127,10 @@ class ClientConnection(asyncio.Protocol):
         self._ahead: deque[bytes] = deque()
         self._at = self._ahead_size = 0
         """What is not read yet: from where on in its first part, and how many bytes."""
-        self._since = self._came = time.monotonic()
-        """When it became idle, or a part of a request came; and when the request's first did."""
+        self.since = self._came = time.monotonic()
+        """When a part of a request came last; and when the request's first did."""
         self._mark = self._seen = 0
-        """Bytes of the body at `_since`, and when its growth was measured last."""
+        """Bytes of the body at `since`, and when its growth was measured last."""
         self._pace = 0.0
         """Bytes a second by which the body grew lately."""
 
@@ -174,13 +187,19 @@ class ClientConnection(asyncio.Protocol):
             return "unread"
         if self.is_answering or self._is_ending or self._ahead:
             return ""
-        age, reader = now - self._since, self.reader
+        age, reader = now - self.since, self.reader
         if reader.head is not None:
             late = now - self._came > self.server.body_seconds
             return "body" if late or age > BODY_TIMEOUT else ""
         if reader.is_in_head:
             return "head" if age > HEAD_TIMEOUT else ""
         return "idle" if age > KEEP_ALIVE else ""
+
+    @property
+    def is_dispensable(self) -> bool:
+        """Whether it may be closed when there are too many: nobody waits for an answer."""
+        is_idle = self.is_stranger or self.reader.is_idle
+        return is_idle and not (self.is_answering or self._ahead or self.transport.is_closing())
 
     def growth(self) -> float:
         """Return by what share its body grew in the last seconds; infinity without one.
@@ -209,6 +228,8 @@ class ClientConnection(asyncio.Protocol):
         if self._ahead or self.is_answering or self.answers.is_paused:
             self._ahead.append(data)
             self._hold(len(data))
+            if self.is_stranger:
+                self.server.bound_strangers()
         else:
             self._read(data, 0)
 
@@ -220,7 +241,7 @@ class ClientConnection(asyncio.Protocol):
     def _hold(self, size: int) -> None:
         """Count bytes that wait, and receive no more than a bound."""
         self._ahead_size += size
-        self.server.memory.take(size)
+        self.account.take(size)
         if self._ahead_size > MOST_AHEAD and self.transport.is_reading():
             self.transport.pause_reading()
 
@@ -228,7 +249,7 @@ class ClientConnection(asyncio.Protocol):
         """Read one request at most, and have it answered once it is complete."""
         reader = self.reader
         if reader.is_idle:
-            self._since = time.monotonic()
+            self.since = time.monotonic()
             self._mark = self._seen = 0
             self._pace = 0.0
         try:
@@ -237,7 +258,7 @@ class ClientConnection(asyncio.Protocol):
             self.answers.refuse(error.status, str(error), int(error.status == 503), closes=True)
             return
         if reader.size - self._mark >= LEAST_PROGRESS:
-            self._since, self._mark = time.monotonic(), reader.size
+            self.since, self._mark = time.monotonic(), reader.size
         if at < len(data) and not self._is_ending:
             self._ahead.appendleft(data)
             self._at = at
@@ -251,6 +272,8 @@ class ClientConnection(asyncio.Protocol):
             self.call = self.server.handler.handle(self.answers, reader.take(self._came))
         else:
             self._await_turn()
+        if self.is_stranger:
+            self.server.bound_strangers()
 
     def _await_turn(self) -> None:
         """Go on with what waits once other connections have had their turns."""
@@ -268,20 +291,23 @@ class ClientConnection(asyncio.Protocol):
         data, at = self._ahead.popleft(), self._at
         self._at = 0
         self._ahead_size -= len(data) - at
-        self.server.memory.give(len(data) - at)
+        self.account.give(len(data) - at)
         self._read(data, at)
         if self._ahead_size <= MOST_AHEAD and not self.transport.is_reading():
             self.transport.resume_reading()
 
     def _drop_ahead(self) -> None:
-        self.server.memory.give(self._ahead_size)
+        self.account.give(self._ahead_size)
         self._ahead.clear()
         self._at = self._ahead_size = 0
 
     def _accepts(self, head: RequestHead, waits: bool) -> bool:
         """Tell whether a request is read on, and tell a client that waits for this."""
-        self._came, self._since = self._since, time.monotonic()
+        self._came, self.since = self.since, time.monotonic()
         self._refusal = self.server.handler.precheck(head)
+        if self.is_stranger and self._refusal is None and self.server.handler.trusts(head):
+            self.is_stranger = False
+            self.account.move(self.server.memory)
         if waits and self._refusal is None:
             self.transport.write(CONTINUE)
         return self._refusal is None
@@ -297,7 +323,7 @@ class ClientConnection(asyncio.Protocol):
 
     def done(self, is_kept: bool) -> None:
         """An answer is complete: read the next request, or close."""
-        self.call, self.is_answering, self._since = None, False, time.monotonic()
+        self.call, self.is_answering, self.since = None, False, time.monotonic()
         self.reader.drop()
         if not is_kept:
             self._close()
@@ -342,6 +368,8 @@ class HttpServer:
     ) -> None:
         self.handler, self.memory, self.body_seconds = handler, memory, body_seconds
         self.most_connections = most_connections
+        self.strangers = Memory(memory.most // STRANGERS)
+        """Counts what clients hold before they have shown that they may use this server."""
         self.connections: set[ClientConnection] = set()
         self.is_draining = self.is_closing = False
         self.loop = asyncio.get_running_loop()
@@ -349,14 +377,35 @@ class HttpServer:
         self._listening: asyncio.AbstractServer | None = None
 
     def add(self, connection: ClientConnection) -> None:
-        """Take a connection in, or close it if there are too many."""
+        """Take a connection in; if there are too many, close idle ones, or this one."""
         if len(self.connections) >= self.most_connections:
-            connection.transport.abort()
+            idle = sorted(
+                (other for other in self.connections if other.is_dispensable), key=_least_useful
+            )
+            for other in idle[: 1 + self.most_connections // CROWD]:
+                other.abort()
+            if not idle:
+                connection.transport.abort()
             reason = f"{self.most_connections} are open: a proxy may limit those of one client"
-            self.refused.log("connection refused", logging.WARNING, reason=reason)
+            what = "connection refused" if not idle else "idle connections closed"
+            self.refused.log(what, logging.WARNING, reason=reason)
         self.connections.add(connection)
         if self.is_closing:
             self.loop.call_later(LAST_REQUESTS, connection.close_if_idle)
+
+    def bound_strangers(self) -> None:
+        """Close what strangers hold longest if it is too much."""
+        most = self.strangers.most
+        if self.strangers.used <= most:
+            return
+        holding = [each for each in self.connections if each.is_stranger and each.account.held]
+        holding = [each for each in holding if not each.transport.is_closing()]
+        left = sum(each.account.held for each in holding)
+        for each in sorted(holding, key=_least_useful) if left > most else ():
+            left -= each.account.held
+            each.abort()
+            if left <= most // 2:
+                break
 
     async def listen(self, listener: socket.socket, certificate: Certificate | None) -> str:
         """Take connections from a socket from now on; return its URL.
@@ -434,6 +483,11 @@ class HttpServer:
         for connection in list(self.connections):
             connection.transport.abort()
         await self._background.stop()
+
+
+def _least_useful(connection: ClientConnection) -> tuple[bool, float]:
+    """Order connections that may be closed: strangers first, and those that did least lately."""
+    return not connection.is_stranger, connection.since
 
 
 def is_readable(transport: asyncio.BaseTransport) -> bool:

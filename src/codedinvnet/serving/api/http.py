@@ -107,6 +107,10 @@ class HttpApi:
             return problem(error, head.path).reply()
         return None
 
+    def trusts(self, head: RequestHead) -> bool:
+        """Return whether a request carries the token, if there is one."""
+        return self.guard.trusts(head)
+
     def handle(self, client: Answers, request: Request) -> Answering:
         """Have a request answered."""
         call = Answering()
