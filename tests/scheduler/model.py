@@ -29,6 +29,7 @@ from codedinvnet.scheduler.events import (
     Gone,
     PolicyChanged,
     Released,
+    Resumed,
     Submit,
     TimerDue,
     Withheld,
@@ -205,6 +206,36 @@ class Model:
         assert self.scheduler.flying.open_group is None, "no query would join it"
         self.do(actions)
         return True
+
+    def replace_scheduler(self) -> dict[int, float]:
+        """Have a new scheduler, which knows nothing; return when each attempt was begun."""
+        self.forgotten |= self.outputs
+        self.outputs.clear()
+        old = self.scheduler
+        running = [a for worker in old.assigner.workers for a in worker.running.values()]
+        self.scheduler = Watched(self.rules)
+        self.scheduler.flying.count = old.flying.count + 1000
+        return {attempt.identity: attempt.started or 0.0 for attempt in running}
+
+    def resume(self, began: dict[int, float]) -> None:
+        """Tell a new scheduler what is in flight."""
+        self.scheduler.dispatcher.sent = len(self.sent)
+        for worker in self.down:
+            self.scheduler.handle(self.now, WorkerLost(worker, "it was down before"))
+        waits = [query for query in self.asked if not self.data(query)]
+        for query in sorted(self.asked, key=lambda query: query in waits):
+            accept = self.asked[query]
+            at = tuple((a, self.at[a], began[a]) for a in self.data(query))
+            submit = Submit((query,), self.deadlines[query], accept)
+            if query in self.ended and at:
+                self.scheduler.handle(self.now, Resumed(submit, at))
+                self.scheduler.handle(self.now, Gone((query,)))
+            elif query not in self.ended:
+                self._new += self.scheduler.handle(self.now, Resumed(submit, at) if at else submit)
+        for attempt, other in self.scheduler.attempts.items():
+            self.group_of[attempt] = self.groups[other.group.identity] = other.group
+        actions, self._new = self._new, []
+        self.do(actions)
 
     def wait(self, seconds: float) -> None:
         """Let time pass; every timer fires when it is due."""

@@ -10,6 +10,7 @@ BY_DAY = [
     ("coded", 1, Left(hangs=0, cancellations=0), 1000),
     ("hedge", 1, Left(hangs=0, crashes=0), 1000),
     ("coded+hedge", 1, Left((2,), 0, 0, 0, losses=1, withheld=1), 500),
+    ("hedge", 1, Left((2, 1), crashes=1, hangs=0, cancellations=0, takeovers=1), 500),
 ]
 """With one mishap; the others take minutes."""
 
@@ -21,6 +22,7 @@ NIGHTLY = [
     ("coded", 1, Left(submits=(1, 1, 1, 1), hangs=0, cancellations=0), 5_000),
     ("hedge", 2, Left(hangs=0), 20_000),
     ("coded+hedge", 1, Left((2,), crashes=0, cancellations=0, losses=1, withheld=1), 4_000),
+    ("hedge", 1, Left((2, 1), hangs=0, losses=1, takeovers=2), 10_000),
 ]
 
 

@@ -63,6 +63,8 @@ class Left:
     """Tasks that are lost for good."""
     withheld: int = 0
     """Decoded answers that are not released."""
+    takeovers: int = 0
+    """Schedulers that a new one takes over from."""
 
 
 def timers_of(model: Model) -> AnyOrder:
@@ -76,11 +78,15 @@ def service(policy: str, worker_batch: int = 1) -> Model:
     code = ErasureCode(K)
     rules = {"hedge_share": 0.5, "worker_batch": worker_batch, "hang_timeout": 10.0}
     model = Model(policy, WORKERS, code, **rules)
+    _prepare(model)
+    return model
+
+
+def _prepare(model: Model) -> None:
     scheduler = model.scheduler
     for _ in range(TUNING.times_needed):
         scheduler.stats.took(0.0, 0, 0, 1.0)
     scheduler.timers = scheduler.dispatcher.timers = AnyOrder(scheduler.dispatcher.is_dead)
-    return model
 
 
 def events(model: Model, left: Left) -> Iterator[tuple[Event, Left]]:
@@ -112,6 +118,8 @@ def events(model: Model, left: Left) -> Iterator[tuple[Event, Left]]:
                 yield (kind, identity), left
         elif left.hangs:
             yield (kind, identity), replace(left, hangs=left.hangs - 1)
+    if left.takeovers:
+        yield ("takeover", 0), replace(left, takeovers=left.takeovers - 1)
     if model.lost:
         yield ("late answer", model.lost[0]), left
 
@@ -137,6 +145,10 @@ def happen(model: Model, event: Event) -> None:
         model.up(n)
     elif kind == "cancel":
         model.cancel(n)
+    elif kind == "takeover":
+        began = model.replace_scheduler()
+        _prepare(model)
+        model.resume(began)
     else:
         timers_of(model).chosen = event
         model.handle(TimerDue())

@@ -190,21 +190,26 @@ class TaskAssigner:
             return None
         index, attempt = chosen
         worker = self.workers[index]
-        self._turn += 1
-        worker.turn = self._turn
         if self._room(index) is Room.BEHIND:
             attempt.behind = next(each for each, other in worker.running.items() if other.late)
+        self.waiting -= 1
+        if self._batch > 1 and _shares(attempt):
+            self._composing.add(index)
+        self.begin(index, attempt, now)
+        return index, attempt
+
+    def begin(self, index: int, attempt: Attempt, now: float) -> None:
+        """A worker begins a task that waits for none, or no longer."""
+        worker = self.workers[index]
+        self._turn += 1
+        worker.turn = self._turn
         worker.running[attempt.identity] = attempt
         attempt.worker, attempt.started = index, now
         attempt.place = len(worker.running)
         attempt.together = 1 if attempt.behind else min(attempt.place, self._tuning.together)
         attempt.group.given(index)
-        self.waiting -= 1
         self.running += index < self._mains
-        if self._batch > 1 and _shares(attempt):
-            self._composing.add(index)
         self.reorder(index)
-        return index, attempt
 
     def release(self, now: float, attempt: Attempt) -> bool:
         """A worker is no longer at a task; return whether it was."""

@@ -181,6 +181,17 @@ class Dispatcher:
             self.policy.queued(self, attempt)
         return attempt
 
+    def resume(self, attempt: Attempt, worker: int, since: float) -> None:
+        """Take over an attempt at a query's own task that a worker has been at for a while."""
+        identity, query, group = attempt.identity, attempt.query, attempt.group
+        assert query is not None
+        self.flying.attempts[identity] = query.attempts[identity] = attempt
+        group.sent(attempt.number, identity)
+        self.assigner.begin(worker, attempt, since)
+        self.timers.set(since + self.rules.hang_timeout_of(worker), "hang", identity)
+        if self.policy.hedged:
+            self.watch(attempt, since)
+
     def send_own(self, query: Query, first: bool = False) -> None:
         """Let a query's own task wait for a worker, if its code has one."""
         if self.systematic:

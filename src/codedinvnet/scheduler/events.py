@@ -23,6 +23,16 @@ class Submit(NamedTuple):
     unless it was never sent."""
 
 
+class Resumed(NamedTuple):
+    """A query comes that another scheduler began."""
+
+    submit: Submit
+    """What that one was told; of one query."""
+    attempts: tuple[tuple[int, int, float], ...]
+    """Each attempt that is under way, its worker, and when it was begun. No attempt of this
+    scheduler's own has one of these numbers."""
+
+
 class Completed(NamedTuple):
     """An attempt's output is here."""
 
@@ -102,6 +112,7 @@ class TimerDue(NamedTuple):
 
 Event: TypeAlias = (
     Submit
+    | Resumed
     | Completed
     | Released
     | Failed

@@ -11,6 +11,7 @@ late and who is slow, and `completion` ends queries.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import assert_never
 
 from codedinvnet.codes.rules import CodeRules, Uncoded, is_systematic
@@ -27,6 +28,7 @@ from codedinvnet.scheduler.events import (
     Gone,
     PolicyChanged,
     Released,
+    Resumed,
     Submit,
     TimerDue,
     Withheld,
@@ -106,6 +108,8 @@ class Scheduler:
         match event:
             case Submit():
                 self._submit(event)
+            case Resumed(submit, attempts):
+                self._resume(submit, attempts)
             case Completed(number, is_usual, keeps_slot):
                 if (attempt := self.attempts.pop(number, None)) is None:
                     on.actions.append(Forget((number,)))
@@ -165,6 +169,22 @@ class Scheduler:
                     grouping.seal(group)
             if own is not None:
                 grouping.seal(own)
+
+    def _resume(self, event: Submit, attempts: Sequence[tuple[int, int, float]]) -> None:
+        """Take a query over with the attempts that are under way."""
+        on, traffic = self.dispatcher, Traffic(event.route, event.size_class)
+        (number,) = event.queries
+        group = self.grouping.new()
+        query = Query(
+            number, event.accept_decoded, event.deadline, group, group.join(number, traffic),
+            traffic, event.repeatable,
+        )  # fmt: skip
+        self.queries[number] = query
+        on.timers.set(query.deadline, "deadline", number)
+        for identity, worker, since in attempts:
+            attempt = Attempt(identity, group, query, query.member, since)
+            on.resume(attempt, worker, since)
+        self.grouping.seal(group)
 
     def _begun(self, number: int) -> Attempt | None:
         """Return a live attempt that a worker was given."""
