@@ -151,7 +151,7 @@ $(VENV)/.installed: pyproject.toml $(CONSTRAINTS)
 	@touch $@
 
 $(VENV)/.installed-bench: $(VENV)/.installed
-	$(INSTALL) -e ".[onnx]"
+	$(INSTALL) -e ".[benchmarks]"
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed

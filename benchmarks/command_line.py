@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from codedinvnet.cli.common import add_command, guarded, print_report, seed
+from codedinvnet.common.errors import UserError
 from codedinvnet.common.grid import refuse_failures
 
 MODELS = (
@@ -21,8 +22,6 @@ MODELS = (
     *("lite0", "magika"),
 )
 """The rows of `protected`."""
-KINDS = ("timed", "streams", "onnx", "triton")
-"""What the servers of `peers` do."""
 
 
 def count(text: str) -> int:
@@ -61,23 +60,16 @@ def build_parser() -> argparse.ArgumentParser:
     def quick(add: Callable[..., argparse.Action]) -> None:
         add("--quick", action="store_true", help="a short version, rough figures")
 
+    only = "only these cells, such as %s; repeatable (all)"
     add = benchmark(
         "peers",
         "measure the tail latency of proxies in front of the same slow, stopped and killed servers",
         "--quick",
     )
     quick(add)
-    add("--peer", nargs="+", help="contenders (all; five with --quick)")
-    add("--fault", nargs="+", help="faults (all; five with --quick)")
-    add("--load", type=float, nargs="+", help="shares of capacity (0.4 0.7)")
-    slots = "of each server, for contenders that must be told (1)"
-    add("--slots", type=int, nargs="+", default=[1], help=slots)
-    add("--servers", type=int, nargs="+", default=[8], help="how many (8)")
+    add("--only", action="append", default=[], metavar="KEY=VALUE", help=only % "peer=nginx")
     add("--seeds", type=count, help="how many seeds (3; 1 with --quick)")
-    add("--requests", type=count, help="of each trial (8000; 3000 with --quick)")
-    add("--bursty", action="store_true", help="arrivals in bursts")
-    kinds = "what the servers do (timed); streams: the time until the first content counts"
-    add("--kind", choices=KINDS, default="timed", help=kinds)
+    add("--requests", type=count, help="of each trial (8000; 2000 with --quick)")
     told = "measure nothing: print what the simulator says of our gateway's rows"
     add("--predict", action="store_true", help=told)
     rows = "rows, JSON Lines; finished ones in it are kept"
@@ -116,8 +108,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     quick(add)
     add("sweep", type=Path, help="a scenario and what is varied in it (JSON)")
-    only = "only these places, such as policy=hedge; repeatable (all)"
-    add("--only", action="append", default=[], metavar="KEY=VALUE", help=only)
+    add("--only", action="append", default=[], metavar="KEY=VALUE", help=only % "policy=hedge")
     add("--out", type=Path, required=True, help=rows)
 
     add = benchmark(
@@ -175,7 +166,10 @@ def run(arguments: argparse.Namespace) -> None:
     options = dict(vars(arguments))
     name, as_json = options.pop("benchmark"), options.pop("json")
     del options["run"]
-    report: dict[str, Any] = import_module(f"benchmarks.{name}").run(**options)
+    try:
+        report: dict[str, Any] = import_module(f"benchmarks.{name}").run(**options)
+    except ModuleNotFoundError as error:
+        raise UserError(f"{error.name} is missing: pip install -e '.[benchmarks]'") from error
     table, rows = report.pop("table", None), report.get("rows", [])
     if as_json:
         print(json.dumps(report))

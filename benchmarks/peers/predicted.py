@@ -59,7 +59,12 @@ def scenario(row: Mapping[str, Any], seed: int) -> Scenario | None:
         },
         "sizes": {"long_share": upstreams.LONG_SHARE, "long": upstreams.LONG},
     }
-    if fault not in faults or row["peer"] not in POLICIES or row["kind"] != "timed":
+    if (
+        fault not in faults
+        or row["peer"] not in POLICIES
+        or row["kind"] != "timed"
+        or row["instances"] > 1
+    ):
         return None
     arrivals = {"qps": rate, **(BURSTS if row["bursty"] else {})}
     given = {
@@ -83,7 +88,7 @@ def table(path: Path) -> str:
         if None in made:
             continue
         runs = [simulate(each) for each in made if each is not None]
-        fault, load, servers, _, bursty, _, peer = place
+        fault, load, servers, _, bursty, _, _, peer = place
         line = {
             "fault": fault,
             "load": load,

@@ -16,7 +16,6 @@ import urllib.request
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +25,6 @@ from benchmarks.load import JSON, Load, arrivals
 from benchmarks.peers import libraries, upstreams
 from benchmarks.peers.contenders import CONTENDERS, TIMEOUT, Site
 from benchmarks.processes import Running, descendants, process_stat, running
-from benchmarks.triton import MODEL as TRITON_MODEL
-from benchmarks.triton import Triton, is_installed
 from codedinvnet.common.errors import UserError
 
 WARM_UP = 400
@@ -52,6 +49,7 @@ class Trial:
         bursty: whether arrivals are; else Poisson.
         tuning: seconds, where something is tuned; else 0.
         kind: what the servers do, one of `upstreams.KINDS`.
+        instances: of the contender; each request goes to one of them at random.
     """
 
     peer: str
@@ -64,6 +62,7 @@ class Trial:
     bursty: bool = False
     tuning: float = 0.0
     kind: str = "timed"
+    instances: int = 1
 
     @property
     def rate(self) -> float:
@@ -75,7 +74,26 @@ class Trial:
         """The trial in words."""
         tuned = f", {1000 * self.tuning:g} ms" if self.tuning else ""
         busy = f"{100 * self.load:g} % busy, seed {self.seed}"
-        return f"{self.peer}{tuned}, {self.fault}, {self.kind}, {busy}"
+        several = f", {self.instances} instances" if self.instances > 1 else ""
+        return f"{self.peer}{tuned}{several}, {self.fault}, {self.kind}, {busy}"
+
+    @property
+    def tunings(self) -> tuple[float, ...]:
+        """What `tuning` is chosen from; none: nothing is tuned."""
+        return CONTENDERS[self.peer].tunings if self.peer in CONTENDERS else ()
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """What tells a row of another configuration of the contender."""
+        return CONTENDERS[self.peer].settings if self.peer in CONTENDERS else {}
+
+    @property
+    def is_sensible(self) -> bool:
+        """Whether the contender is for this situation."""
+        if self.peer not in CONTENDERS:
+            return self.kind == "timed" and self.instances == 1
+        one = CONTENDERS[self.peer]
+        return one.only in ("", self.kind) and not (one.copies and self.kind == "unnamed")
 
     @property
     def seconds(self) -> float:
@@ -94,7 +112,7 @@ def wait_until_open(port: int, child: Running, log: Path) -> None:
     """Wait until a proxy answers, at most ten seconds."""
     for _ in range(100):
         with suppress(OSError):
-            url = f"http://127.0.0.1:{port}/v2/health/ready"
+            url = f"http://127.0.0.1:{port}/health"
             with urllib.request.urlopen(url, timeout=1) as reply:
                 if reply.status == 200:
                     return
@@ -111,24 +129,20 @@ class Fleet:
 
     Args:
         trial: what they do.
-        ports: one for each server; a Triton chooses its own.
+        ports: one for each server.
         folder: for models and logs.
         stack: ends them.
-
-    Raises:
-        UserError: if there is no Triton.
     """
 
     def __init__(self, trial: Trial, ports: list[int], folder: Path, stack: ExitStack) -> None:
         self.trial, self.ports, self.folder = trial, ports, folder
         self.stack, self.over = stack, threading.Event()
         self.sizes = [1, len(ports) - 1] if trial.fault in upstreams.FROM_OUTSIDE else [len(ports)]
-        if trial.fault == upstreams.STOPPED or trial.kind in upstreams.MODEL_SECONDS:
+        if trial.fault == upstreams.STOPPED or trial.kind == "onnx":
             self.sizes = [1] * len(ports)
         if trial.kind == "onnx":
             upstreams.write_model(folder / "model.onnx")
-        start = self._start_triton if trial.kind == "triton" else self._start
-        self.pids = [start(number) for number in range(len(self.sizes))]
+        self.pids = [self._start(number) for number in range(len(self.sizes))]
         self.thread = threading.Thread(target=self._harm, daemon=True)
 
     def _start(self, number: int) -> int:
@@ -143,16 +157,6 @@ class Fleet:
         return self.stack.enter_context(
             running(*command, ready="ready", log=self.folder / "log")
         ).pid
-
-    def _start_triton(self, number: int) -> int:
-        if not is_installed():
-            raise UserError("Triton is not installed: make triton")
-        triton = Triton(self.folder / f"triton{number}")
-        self.stack.callback(triton.kill)
-        triton.start()
-        self.ports[number] = triton.http
-        assert triton.process is not None
-        return triton.process.pid
 
     def _harm(self) -> None:
         fault, seconds = self.trial.fault, self.trial.requests / self.trial.rate
@@ -177,14 +181,10 @@ class Fleet:
         if self.thread.ident is not None:
             self.thread.join()
 
-    def work(self, *more: int) -> tuple[float, int]:
-        """Return the busy seconds and the requests started of all servers that count them.
-
-        `more` are ports of further servers.
-        """
+    def work(self) -> tuple[float, int]:
+        """Return the busy seconds and the requests started of all servers."""
         busy, started = 0.0, 0
-        own = [self.ports[sum(self.sizes[:number])] for number in range(len(self.sizes))]
-        for port in (*own, *more) if self.trial.kind != "triton" else ():
+        for port in [self.ports[sum(self.sizes[:number])] for number in range(len(self.sizes))]:
             with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/stats") as got:
                 for seconds, count in json.load(got):
                     busy, started = busy + seconds, started + count
@@ -239,48 +239,43 @@ def measure(trial: Trial) -> dict[str, Any]:
     """Measure a trial, and return the figures."""
     count = trial.requests + WARM_UP
     times = arrivals(trial.rate, count, trial.seed, bursty=trial.bursty)
-    *ports, fallback, listens = free_ports(trial.servers + 2)
+    ports = free_ports(trial.servers + trial.instances)
+    ports, listens = ports[: trial.servers], ports[trial.servers :]
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
-        folder = Path(name)
-        log = folder / "log"
-        fleet = Fleet(trial, ports, folder, stack)
+        log = Path(name) / "log"
+        fleet = Fleet(trial, ports, Path(name), stack)
         stack.callback(fleet.stop)
-        if trial.peer == "ours-fallback":
-            cheap = upstreams.Spec([fallback], 1000, "none", trial.seed)
-            stack.enter_context(running(*upstreams.command(cheap), ready="ready", log=log))
-        site = Site(
-            folder, listens, ports, trial.slots, trial.tuning, fallback, trial.kind == "streams"
-        )
-        proxy = None
-        if trial.peer in CONTENDERS:
-            proxy = stack.enter_context(running(*CONTENDERS[trial.peer](site), ready="", log=log))
+        proxies, before = [], 0.0
+        for port in listens if trial.peer in CONTENDERS else ():
+            folder = Path(name) / str(port)
+            folder.mkdir()
+            given = (trial.slots, trial.tuning, trial.kind != "unnamed", listens)
+            command = CONTENDERS[trial.peer].command(Site(folder, port, ports, *given))
+            proxy = stack.enter_context(running(*command, ready="", log=log))
             stack.callback(kill, proxy.pid)
-            wait_until_open(site.port, proxy, log)
-            before = processor_and_memory(proxy.pid)[0]
+            wait_until_open(port, proxy, log)
+            proxies.append(proxy.pid)
+            before += processor_and_memory(proxy.pid)[0]
         mine = resource.getrusage(resource.RUSAGE_SELF)
         fleet.thread.start()
         began = time.monotonic()
-        triton = trial.kind == "triton"
-        bodies = [upstreams.request(number, triton) for number in range(count)]
-        model = TRITON_MODEL if triton else "m"
-        path = "/chat" if trial.kind == "streams" else f"/v2/models/{model}/infer"
-        right = partial(upstreams.is_answer, triton=triton)
+        bodies = [upstreams.request(number, trial.kind) for number in range(count)]
+        path = upstreams.PATHS.get(trial.kind, "/v2/models/m/infer")
         content = upstreams.token if trial.kind == "streams" else None
-        url = f"http://127.0.0.1:{site.port}{path}"
-        load = Load(url, bodies, JSON, float(TIMEOUT), right, content)
-        if proxy is None:
-            asyncio.run(libraries.send(load, site, trial.peer, times))
-        else:
+        url, *others = (f"http://127.0.0.1:{port}{path}" for port in listens)
+        load = Load(url, bodies, JSON, float(TIMEOUT), upstreams.is_answer, content, others)
+        if proxies:
             asyncio.run(load.run(times))
+        else:
+            asyncio.run(libraries.send(load, ports, trial.peer, times))
         wall = time.monotonic() - began
         own = resource.getrusage(resource.RUSAGE_SELF)
         used = own.ru_utime + own.ru_stime - mine.ru_utime - mine.ru_stime
-        if proxy is None:
-            seconds, memory = used, own.ru_maxrss / 1024
-        else:
-            seconds, memory = processor_and_memory(proxy.pid)
-            seconds -= before
-        busy, started = fleet.work(*[fallback] * (trial.peer == "ours-fallback"))
+        seconds, memory = used, own.ru_maxrss / 1024
+        if proxies:
+            spent, held = zip(*map(processor_and_memory, proxies), strict=True)
+            seconds, memory = sum(spent) - before, sum(held)
+        busy, started = fleet.work()
     found = load.latencies[WARM_UP:]
     good = int(np.isfinite(found).sum())
     tail = np.minimum(found, 1000 * TIMEOUT)  # an error is as bad as the longest wait
@@ -311,7 +306,7 @@ def shuffled(trials: Sequence[Trial], seed: int) -> list[Trial]:
     for one in trials:
         situation = (
             *(one.fault, one.load, one.servers, one.slots),
-            *(one.seed, one.bursty, one.kind),
+            *(one.seed, one.bursty, one.kind, one.instances),
         )
         situations.setdefault(situation, []).append(one)
     return [one for found in situations.values() for one in rng.sample(found, len(found))]

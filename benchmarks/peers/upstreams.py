@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -18,7 +19,8 @@ from pathlib import Path
 from typing import cast
 
 import numpy as np
-from onnxruntime import InferenceSession, SessionOptions
+
+from benchmarks.peers.contenders import CHAT
 
 SERVICE = 0.010
 """Seconds of one request."""
@@ -35,7 +37,12 @@ SLOW = 10.0
 ALL_SLOW, SLOW_PERIOD, SLOW_FOR = 3.0, 5.0, 1.0
 """All servers are so many times slower for so many seconds of every period."""
 
-DRAWN = ("none", "pareto", "exponential", "lognormal", "sizes", "held", "all-slow")
+CROWD = 0.4
+"""Share of every second server's time that other clients take, past any proxy."""
+
+DRAWN = (
+    *("none", "pareto", "exponential", "lognormal", "sizes", "held", "all-slow", "antagonists"),
+)
 """Faults that every server has alike."""
 OF_ONE = ("slow", "garbage")
 """Faults that only the first server has."""
@@ -45,11 +52,13 @@ STOPPED = "stopped"
 """The fault in which the benchmark stops the processes of servers, for as long as blocks last."""
 FAULTS = (*DRAWN, *OF_ONE, *FROM_OUTSIDE, STOPPED)
 
-KINDS = ("timed", "streams", "onnx", "triton")
-"""What servers do: wait as long as was drawn; the same, but the answer is a stream of events;
-compute a model in ONNX Runtime; or are Tritons."""
-MODEL_SECONDS = {"onnx": 0.04, "triton": 0.008}
-"""Nominal seconds of a request, from which loads of real servers follow: they share two cores."""
+KINDS = ("timed", "unnamed", "streams", "onnx")
+"""What servers do: wait as long as was drawn; the same on a path that no proxy knows to be safe to
+repeat; the same, but the answer is a stream of events; or compute a model in ONNX Runtime."""
+PATHS = {"unnamed": "/predict", "streams": CHAT}
+"""Kind -> the path of its requests, if that isn't the one of a V2 model."""
+MODEL_SECONDS = 0.04
+"""Nominal seconds of a request, from which loads of `onnx` follow: the servers share two cores."""
 SIDE, IMAGES = 64, 16
 """Pixels of the images that models compute, and how many images there are."""
 STREAM = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
@@ -81,13 +90,13 @@ class Spec:
 
 def mean_service(fault: str, kind: str = "timed") -> float:
     """Return the mean seconds of a request under a fault, blocks and slow servers left out."""
-    if kind in MODEL_SECONDS:
-        return MODEL_SECONDS[kind]
+    if kind == "onnx":
+        return MODEL_SECONDS
     return SERVICE * (1 + LONG_SHARE * (LONG - 1)) if fault == "sizes" else SERVICE
 
 
 def is_long(seed: int, request: int) -> bool:
-    """Tell whether a request is long by itself, whichever server gets it."""
+    """Return whether a request is long by itself, whichever server gets it."""
     return bool(np.random.default_rng([seed, 7, request]).random() < LONG_SHARE)
 
 
@@ -109,13 +118,17 @@ class Server:
     busy: float = 0.0
     started: int = 0
     draws: Iterator[tuple[float, float, float, float]] = field(init=False)
+    crowd: Iterator[float] = field(init=False)
+    next_other: float = 0.0
 
     def __post_init__(self) -> None:
         self.draws = self._draws()
+        self.crowd = self._crowd()
         if self.spec.model:
-            own = SessionOptions()
+            onnxruntime = import_module("onnxruntime")
+            own = onnxruntime.SessionOptions()
             own.intra_op_num_threads = own.inter_op_num_threads = 1
-            self.session = InferenceSession(self.spec.model, own)
+            self.session = onnxruntime.InferenceSession(self.spec.model, own)
             size = (IMAGES, 1, 3, SIDE, SIDE)
             self.images = np.random.default_rng(0).standard_normal(size, np.float32)
 
@@ -137,6 +150,23 @@ class Server:
                 np.minimum(BLOCK * (1 + rng.pareto(SHAPE, 1000)), LONGEST_BLOCK),
             )
             yield from zip(*(each.tolist() for each in draws), strict=True)
+
+    def _crowd(self) -> Iterator[float]:
+        """Yield the seconds between requests of clients that no proxy sees."""
+        rng = np.random.default_rng([self.spec.seed, self.index, 1])
+        if self.spec.fault != "antagonists" or self.index % 2:
+            yield math.inf
+        while True:
+            yield from rng.exponential(SERVICE / CROWD, 1000).tolist()
+
+    def queue(self, now: float) -> float:
+        """Return when a request of now gets its turn, behind all that came before."""
+        if not self.next_other:
+            self.next_other = now + next(self.crowd)
+        while self.next_other <= now:
+            self.free_at = max(self.next_other, self.free_at) + SERVICE
+            self.next_other += next(self.crowd)
+        return max(now, self.free_at)
 
     def take(self, request: int, now: float) -> tuple[float, float]:
         """Return the seconds a request keeps the server busy, and those its answer is held."""
@@ -192,7 +222,7 @@ class Connection(asyncio.Protocol):
         elif path == "/stats":
             stats = [(server.busy, server.started) for server in self.servers]
             self._write(200, json.dumps(stats).encode())
-        elif path.endswith("/ready") or path.endswith("/live"):
+        elif path.endswith(("/ready", "/live", "/health")):
             self._write(200, b"{}")
         elif path == "/v2/models/m":
             tensor = {"datatype": "FP32", "shape": [-1]}
@@ -213,7 +243,7 @@ class Connection(asyncio.Protocol):
             self._write(200, answer(identity))
             return
         seconds, held = server.take(int(identity), now)
-        server.free_at = max(now, server.free_at) + seconds
+        server.free_at = server.queue(now) + seconds
         loop = asyncio.get_running_loop()
         at = loop.time() + server.free_at + held - now
         if server.spec.kind == "streams":
@@ -256,16 +286,18 @@ def write_model(path: Path) -> None:
     torch.onnx.export(model, (example,), path, input_names=["x"], external_data=False)
 
 
-def request(number: int, triton: bool = False) -> bytes:
+def request(number: int, kind: str = "timed") -> bytes:
     """Return the body of the request of this number."""
-    tensor = {"name": "x", "datatype": "FP32", "shape": [1, 1] if triton else [1], "data": [number]}
+    if kind == "streams":
+        chat = {"model": "m", "messages": [{"role": "user", "content": str(number)}]}
+        return json.dumps({"id": str(number), **chat, "stream": True}).encode()
+    tensor = {"name": "x", "datatype": "FP32", "shape": [1], "data": [number]}
     return json.dumps({"id": str(number), "inputs": [tensor]}).encode()
 
 
-def is_answer(number: int, body: bytes, triton: bool = False) -> bool:
-    """Tell whether a body answers the request of this number; the Triton's model is 3x + 1."""
-    wanted = 3 * number + 1 if triton else number
-    return bool(json.loads(body)["outputs"][0]["data"] == [wanted])
+def is_answer(number: int, body: bytes) -> bool:
+    """Return whether a body answers the request of this number."""
+    return bool(json.loads(body)["outputs"][0]["data"] == [number])
 
 
 async def serve(spec: Spec) -> None:

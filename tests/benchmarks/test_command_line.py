@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import shlex
+import subprocess
+import sys
 from importlib import import_module
 
 import pytest
@@ -24,6 +26,16 @@ def test_help_shows_an_example_whose_options_a_function_takes(
     given = set(vars(build_parser().parse_args(shlex.split(example)[3:])))
     parameters = set(inspect.signature(import_module(f"benchmarks.{name}").run).parameters)
     assert given - {"run", "benchmark", "json"} == parameters
+
+
+def test_what_is_missing_is_named_with_the_extra_that_brings_it() -> None:
+    program = (
+        "import sys; sys.modules['pandas'] = None; from benchmarks.command_line import main; "
+        "sys.exit(main(['peers', '--quick']))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == "error: pandas is missing: pip install -e '.[benchmarks]'\n"
 
 
 def test_numbers_are_checked(call_benchmarks: Command) -> None:

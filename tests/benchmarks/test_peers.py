@@ -5,17 +5,21 @@ from __future__ import annotations
 import signal
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from benchmarks.load import arrivals
-from benchmarks.peers import best_tuning, run
+from benchmarks.peers import FAULTS as PLANNED
+from benchmarks.peers import PLAN, best_tuning, planned, run
+from benchmarks.peers.pages import read, stale
 from benchmarks.peers.predicted import scenario, table
 from benchmarks.peers.trials import Trial, measure, stops
 from benchmarks.peers.upstreams import (
     BLOCK,
+    CROWD,
     FAULTS,
     LONGEST_BLOCK,
     SERVICE,
@@ -64,22 +68,52 @@ def test_a_stopped_server_goes_on_before_it_is_stopped_again() -> None:
         assert BLOCK <= min(lasted) <= max(lasted) <= LONGEST_BLOCK
 
 
-PEERS = ("haproxy-leastconn", "nginx", "envoy-least-request", "ours-hedge", "ours-httpx")
+def test_other_clients_take_their_share_of_every_second_server() -> None:
+    crowded, own = (Server(n, Spec([1], 0, "antagonists", seed=3)) for n in (0, 1))
+    crowded.queue(1.0)
+    waits = [crowded.queue(at) - at for at in np.arange(1, 200, 0.011)]
+    assert np.mean(np.array(waits) > 0) == pytest.approx(CROWD, rel=0.1)
+    assert own.queue(1.0) == 1.0
+    assert own.queue(100.0) == 100.0
 
 
-@pytest.mark.parametrize(
-    ("peer", "kind"), [*((peer, "timed") for peer in PEERS), ("ours-hedge", "streams")]
-)
-def test_a_contender_answers_all_requests(peer: str, kind: str) -> None:
+def measured(trial: Trial) -> dict[str, Any]:
     try:
-        row = measure(Trial(peer, "none", 0.5, requests=200, kind=kind))
+        return measure(trial)
     except UserError as error:
         if "not installed" not in str(error):
             raise
         pytest.skip(str(error))
+
+
+PROXIES = ("haproxy-leastconn", "nginx", "envoy-least-request", "ours-hedge")
+
+
+@pytest.mark.parametrize(
+    ("peer", "kind"),
+    [
+        *((peer, "timed") for peer in (*PROXIES, "ours-httpx")),
+        *((peer, "streams") for peer in ("ours-hedge", "vllm-router")),
+    ],
+)
+def test_a_contender_answers_all_requests(peer: str, kind: str) -> None:
+    row = measured(Trial(peer, "none", 0.5, requests=200, kind=kind))
     assert (row["errors"], row["wrong"]) == (0, 0)
     assert row["p50"] >= 1000 * SERVICE * 0.9
     assert row["busy"] == pytest.approx(SERVICE, rel=0.15)
+
+
+@pytest.mark.parametrize("peer", PROXIES)
+def test_a_rivals_configuration_keeps_a_failing_servers_errors_from_clients(peer: str) -> None:
+    row = measured(Trial(peer, "garbage", 0.4, requests=200, instances=2))
+    assert (row["errors"], row["wrong"]) == (0, 0)
+
+
+def test_nobody_repeats_what_nobody_called_safe() -> None:
+    for peer in PROXIES:
+        row = measured(Trial(peer, "garbage", 0.4, requests=200, kind="unnamed"))
+        assert row["statuses"]["HTTP 503"] == row["errors"] > 0
+        assert row["work"] < 1
 
 
 def test_the_gateways_rows_are_predicted(tmp_path: Path) -> None:
@@ -96,12 +130,31 @@ def test_the_gateways_rows_are_predicted(tmp_path: Path) -> None:
     assert uncoded["p999_ms"] > 3 * hedged["p999_ms"]
 
 
+def test_a_plan_has_what_suits_each_contender() -> None:
+    found = [*planned(PLAN, 3, requests=100)]
+    assert len({*found}) == len(found)
+    assert {trial.fault for trial in found} == {*PLANNED, STOPPED}
+    assert {trial.kind for trial in found if trial.peer == "vllm-router"} == {"streams"}
+    assert {trial.instances for trial in found if trial.kind == "timed"} == {1, 2, 4}
+    assert "envoy-hedge" not in {trial.peer for trial in found if trial.kind == "unnamed"}
+
+
+def test_rows_of_another_configuration_are_stale_and_measured_again(tmp_path: Path) -> None:
+    file, trial = tmp_path / "rows.jsonl", Trial("nginx", "slow", 0.4, requests=3000)
+    for settings, p999 in (({"configuration": "old"}, 20.0), (trial.settings, 10.0)):
+        figures = {"p99.9": p999, "errors": 0}
+        append_row(file, Cell("peers", asdict(trial), settings, lambda: figures).row())  # noqa: B023
+        rows = read(file)
+        assert [*rows["p99.9"]] == [p999]
+        assert ("`nginx`" in stale(rows)) == (p999 == 20.0)
+
+
 def test_finished_cells_are_kept_and_tuned_ones_take_the_best_of_their_sweep(
     tmp_path: Path,
 ) -> None:
     file = tmp_path / "rows.jsonl"
     situation = {"fault": "slow", "load": 0.4, "servers": 8, "slots": 1, "bursty": False}
-    situation["kind"] = "timed"
+    situation |= {"kind": "timed", "instances": 1}
     swept = [
         {"peer": "envoy-hedge", **situation, "seed": 101, "tuning": tuning, "p99.9": p999}
         for tuning, p999 in ((0.015, 90.0), (0.05, 60.0))
@@ -109,18 +162,13 @@ def test_finished_cells_are_kept_and_tuned_ones_take_the_best_of_their_sweep(
     assert best_tuning(pd.DataFrame(swept), Trial("envoy-hedge", "slow", 0.4)) == 0.05
     for peer, p999 in (("nginx", 20.0), ("ours-hedge", 10.0)):
         trial = Trial(peer, "slow", 0.4, requests=3000)
-        append_row(file, Cell("peers", asdict(trial), {}, lambda: {"p99.9": p999}).row())  # noqa: B023
+        figures = {"p99.9": p999, "errors": 0}
+        append_row(file, Cell("peers", asdict(trial), trial.settings, lambda: figures).row())  # noqa: B023
     report = run(
         quick=True,
-        peer=["nginx", "ours-hedge"],
-        fault=["slow"],
-        load=None,
-        slots=[1],
-        servers=[8],
+        only=["peer=nginx", "peer=ours-hedge", "fault=slow"],
         seeds=None,
-        requests=None,
-        bursty=False,
-        kind="timed",
+        requests=3000,
         predict=False,
         out=file,
     )
