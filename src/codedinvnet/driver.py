@@ -25,7 +25,16 @@ from codedinvnet.scheduler.actions import (
     Send,
 )
 from codedinvnet.scheduler.events import Event, Failed, Gone
-from codedinvnet.scheduler.scheduler import Scheduler
+
+
+class Decides(Protocol):
+    """A scheduler, or what stands for one."""
+
+    def handle(self, now: float, event: Event) -> list[Action]:
+        """Take an event, and return what to do about it."""
+
+    def next_timer(self) -> float | None:
+        """Return when `TimerDue` is wanted next."""
 
 
 class FrontEnd(Protocol):
@@ -79,7 +88,7 @@ class Driver:
     """
 
     def __init__(
-        self, scheduler: Scheduler, front_end: FrontEnd, decoding: DecodingFrontEnd | None = None
+        self, scheduler: Decides, front_end: FrontEnd, decoding: DecodingFrontEnd | None = None
     ) -> None:
         self._scheduler, self._front_end, self._decoding = scheduler, front_end, decoding
         self._events: deque[tuple[float, Event]] = deque()
