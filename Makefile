@@ -67,13 +67,13 @@ docs: $(VENV)/.installed-dev  ## build the documents' site into site/, and check
 	$(BIN)/python -m sphinx -q -W --keep-going -b html docs site
 
 triton: $(VENV)/.installed  ## install Triton into .triton/, for the tests that run it (no GPU)
-	PYTHON=$(BIN)/python tools/get_triton.sh
+	PYTHON=$(BIN)/python tests/get_triton.sh
 
 servers:  ## install LitServe and `transformers serve` into .servers/, for the nightly tests that run them
-	PYTHON="$(PYTHON)" tools/get_servers.sh servers
+	PYTHON="$(PYTHON)" tests/get_servers.sh servers
 
 mlserver:  ## install MLServer and KServe's client into .mlserver/, for the tests that run them
-	PYTHON="$(PYTHON)" tools/get_servers.sh mlserver
+	PYTHON="$(PYTHON)" tests/get_servers.sh mlserver
 
 format: $(VENV)/.installed-dev  ## repair the style
 	$(BIN)/ruff check --fix

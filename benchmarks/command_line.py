@@ -17,10 +17,7 @@ from codedinvnet.cli.common import add_command, guarded, print_report, seed
 from codedinvnet.common.errors import UserError
 from codedinvnet.common.grid import refuse_failures
 
-MODELS = (
-    *("digits-mlp", "digits-boosted", "resnet20", "resnet32", "resnet56", "keras"),
-    *("lite0", "magika"),
-)
+MODELS = ("digits-mlp", "digits-boosted", "resnet20", "resnet32", "resnet56")
 """The rows of `protected`."""
 
 
@@ -70,18 +67,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--only", action="append", default=[], metavar="KEY=VALUE", help=only % "peer=nginx")
     add("--seeds", type=count, help="how many seeds (3; 1 with --quick)")
     add("--requests", type=count, help="of each trial (8000; 2000 with --quick)")
-    told = "measure nothing: print what the simulator says of our gateway's rows"
-    add("--predict", action="store_true", help=told)
     rows = "rows, JSON Lines; finished ones in it are kept"
     add("--out", type=Path, default=Path("peers.jsonl"), help=rows)
-
-    add = benchmark(
-        "outside",
-        "harm a service and a gateway in every way known, and count what clients see",
-        "--quick",
-    )
-    quick(add)
-    add("--only", choices=("serve", "gateway"), help="one of the two (both)")
 
     add = benchmark(
         "figures",
@@ -121,28 +108,16 @@ def build_parser() -> argparse.ArgumentParser:
     add("--queries", type=count, default=4000, help="of each run (4000)")
 
     add = benchmark(
-        "trust",
-        "check over random splits that released answers keep a limit on disagreement",
-        "--data-dir data --json",
-    )
-    bundles = "calibrated bundles with guesses (mnist fashion)"
-    add("bundles", nargs="*", default=["mnist", "fashion"], metavar="bundle", help=bundles)
-    add("--data-dir", type=Path, help="folder of image sets (the cache)")
-    add("--seed", type=seed, default=0, help="of the splits (0)")
-    add("--runs", type=count, default=200, help="random splits (200)")
-
-    add = benchmark(
         "protected",
         "protect a model as users have it, and print the table of all rows in docs/results/protect",
-        "lite0 --source imagenette --out runs/lite0",
+        "resnet20 --source data/cifar10 --out runs/resnet20",
     )
     model = "the model: %(choices)s (none: the table only)"
     add("row", nargs="?", choices=MODELS, metavar="row", help=model)
-    source = "folder with CIFAR-10's train.npz, a clone of Imagenette, or files (this machine's)"
+    source = "folder with CIFAR-10's train.npz"
     add("--source", type=Path, help=source)
     add("--out", type=Path, help="folder for model and protection (none)")
     add("--minutes", type=float, default=30.0, help="of codedinvnet protect (30)")
-    add("--serve", action="store_true", help="serve it with stragglers, too, under three policies")
 
     add = benchmark(
         "load",

@@ -16,7 +16,7 @@ from typing import Any
 
 from pandas import DataFrame
 
-from benchmarks import bundles, equal_cost, policies, protected, protected_serving, sweep
+from benchmarks import bundles, policies, protected, sweep
 from benchmarks.bundles import BUNDLES, HARD
 from benchmarks.peers import pages as peers
 from benchmarks.stale import NOTE, note
@@ -30,12 +30,13 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results"
 DATASETS = (*BUNDLES, "tiny-imagenet")
 """The image sets that have a table of accuracy. The last one's bundle does not ship."""
+ACCURACY = ("accuracy.jsonl", "equal-cost.jsonl")
+DEAR = "small-backup@1.4"
+"""Costs more than a query of f, so that short tables leave it out."""
 MEASURE = "python -m benchmarks figures --data-dir data"
 SIMULATE = "python -m benchmarks sweep configs/bench/simulate-{}.json --out"
 COMMANDS = {
     "accuracy.jsonl": "codedinvnet bench accuracy --data-dir data --out",
-    "equal-cost.jsonl": "codedinvnet bench accuracy configs/bench/equal-cost.json --data-dir data "
-    "--out",
     "peers.jsonl": "python -m benchmarks peers --out",
     "policies.jsonl": SIMULATE.format("policies"),
     "auto.jsonl": SIMULATE.format("auto"),
@@ -44,7 +45,6 @@ COMMANDS = {
     "few-workers.jsonl": SIMULATE.format("few-workers"),
     "spread.jsonl": SIMULATE.format("spread"),
     "protect/digits-mlp.json": "python -m benchmarks protected digits-mlp --out FOLDER, for",
-    "protect/serving.jsonl": "python -m benchmarks protected NAME --out FOLDER --serve, for",
     "paper-mnist-k2.json": "python ./main.py --config_file configs/mnist.json -fusion --nactors 2 "
     "-test_fusion && cp runs/mnist/fusion-k2/evaluation.json",
 }
@@ -87,7 +87,7 @@ def late(path: Path) -> str:
 def _is_brief(name: str) -> bool:
     method = known_method(name)
     brief = method is not None and method.in_brief and not method.is_bound
-    return brief and name not in equal_cost.OWN
+    return brief and name != DEAR
 
 
 def one_set(name: str, path: Path) -> str:
@@ -121,8 +121,6 @@ TABLES: Mapping[str, tuple[Sequence[str], Callable[[Path], str]]] = {
     "late": rows_in("accuracy.jsonl", late),
     **{f"accuracy-{name}": rows_in("accuracy.jsonl", partial(one_set, name)) for name in DATASETS},
     "published": rows_in("accuracy.jsonl", published),
-    "equal-cost": (["accuracy.jsonl"], equal_cost.table),
-    "equal-margins": (["accuracy.jsonl"], equal_cost.margins),
     "bundles": ([], bundles.table),
     "costs": ([], bundles.costs),
     "paper": (["paper-mnist-k2.json"], bundles.paper),
@@ -139,7 +137,6 @@ TABLES: Mapping[str, tuple[Sequence[str], Callable[[Path], str]]] = {
     "over-hedge": rows_in("auto.jsonl", policies.over_hedge),
     "off-map": rows_in("off-map.jsonl", policies.choosing),
     "protected": (["protect/digits-mlp.json"], lambda folder: protected.table(folder / "protect")),
-    "protected-serving": rows_in("protect/serving.jsonl", protected_serving.table),
 }
 """Name of a place in the pages -> the files that its table needs, and what renders it from their
 folder. Without files it is made of the bundles' own."""
@@ -200,7 +197,7 @@ def pages() -> Iterable[Path]:
 
 def shipped(folder: Path = RESULTS) -> str:
     """Return the frame of the shipped rows, with which `bench accuracy` compares, as CSV."""
-    rows = [row for name in equal_cost.FILES for row in read_rows(folder / name, "accuracy")]
+    rows = [row for name in ACCURACY for row in read_rows(folder / name, "accuracy")]
     frame = tables.accuracy_frame(rows)
     return str(frame.to_csv(index=False, float_format="%.6g"))
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import re
 import signal
 import subprocess
-import sys
 import threading
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,20 +84,6 @@ def running(
         process.kill()  # its workers end with it
         process.wait()
         process.stdout.close()
-
-
-@asynccontextmanager
-async def server(*arguments: str, log: Path | None = None) -> AsyncIterator[Running]:
-    """Run `codedinvnet serve ARGUMENTS --port 0` as `running` does."""
-    command = (sys.executable, "-m", "codedinvnet", "serve", *arguments, "--port", "0")
-    service = running(*command, log=log)
-    found = await asyncio.to_thread(service.__enter__)
-    try:
-        yield found
-    except BaseException:
-        service.__exit__(*sys.exc_info())
-        raise
-    await asyncio.to_thread(service.__exit__, None, None, None)
 
 
 def process_stat(pid: int) -> list[str]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -77,3 +78,17 @@ def served(*arguments: str, log: Path) -> Iterator[Running]:
     command = (sys.executable, "-m", "codedinvnet", "serve", *arguments, "--port", "0")
     with running(*command, log=log) as found:
         yield found
+
+
+@asynccontextmanager
+async def server(*arguments: str, log: Path | None = None) -> AsyncIterator[Running]:
+    """Run `codedinvnet serve ARGUMENTS --port 0` as `running` does."""
+    command = (sys.executable, "-m", "codedinvnet", "serve", *arguments, "--port", "0")
+    service = running(*command, log=log)
+    found = await asyncio.to_thread(service.__enter__)
+    try:
+        yield found
+    except BaseException:
+        service.__exit__(*sys.exc_info())
+        raise
+    await asyncio.to_thread(service.__exit__, None, None, None)

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.client import connect
-from benchmarks.processes import descendants, server
+from benchmarks.processes import descendants
 from codedinvnet.common.errors import UserError
 from codedinvnet.serving.opened import usable_processors
-from tests.processes import needs_proc, survivors
+from tests.client import connect
+from tests.processes import needs_proc, server, survivors
 
 
 @pytest.mark.parametrize(

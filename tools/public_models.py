@@ -1,12 +1,10 @@
-"""Export a public CIFAR-10 network to ONNX, as PyTorch's classic exporter writes it.
+"""Export a public ResNet for CIFAR-10 to ONNX, as PyTorch's classic exporter writes it.
 
     python tools/public_models.py resnet56-4bfd9763.th resnet56.onnx
-    python tools/public_models.py cnn_model.h5 keras.onnx
 
-`.th` files are those of github.com/akamaster/pytorch_resnet_cifar10 (pretrained_models/), ResNets
-of 6n + 2 layers (He et al., CVPR 2016, section 4.2) whose shortcuts are padded with zeros. The
-`.h5` is the PyPI package cifar-10-model's (trained_models/), six convolutions that Keras trained;
-it needs h5py. The exported models take images in 0..1 and normalise them themselves.
+The `.th` files are those of github.com/akamaster/pytorch_resnet_cifar10 (pretrained_models/):
+ResNets of 6n + 2 layers (He et al., CVPR 2016, section 4.2) whose shortcuts are padded with zeros.
+The exported models take images in 0..1 and normalise them themselves.
 """
 
 from __future__ import annotations
@@ -68,43 +66,6 @@ class ResNet(nn.Module):
         return logits
 
 
-class FromKeras(nn.Module):
-    """The package's network: convolutions that are normalised after the ReLU, and an MLP."""
-
-    def __init__(self, path: str) -> None:
-        super().__init__()
-        import h5py  # type: ignore[import-not-found]
-
-        def arrays(kind: str, number: int, *names: str) -> list[Tensor]:
-            name = f"{kind}_{number}" if number else kind
-            with h5py.File(path) as file:
-                found = file["model_weights"][name][name]
-                return [torch.from_numpy(found[f"{each}:0"][()]) for each in names]
-
-        layers: list[nn.Module] = []
-        for number in range(6):
-            weight, bias = arrays("conv2d", number, "kernel", "bias")
-            conv = nn.Conv2d(weight.shape[2], weight.shape[3], 3)
-            kernel = weight.permute(3, 2, 0, 1).contiguous()
-            conv.weight, conv.bias = nn.Parameter(kernel), nn.Parameter(bias)
-            norm = nn.BatchNorm2d(len(bias), eps=1e-3)
-            norm.weight.data, norm.bias.data, norm.running_mean, norm.running_var = arrays(
-                "batch_normalization", number, "gamma", "beta", "moving_mean", "moving_variance"
-            )
-            layers += [conv, nn.ReLU(), norm, *([nn.MaxPool2d(2)] if number in (1, 3) else [])]
-        layers.append(nn.Flatten())
-        for number in range(3):
-            weight, bias = arrays("dense", number, "kernel", "bias")
-            dense = nn.Linear(*weight.shape)
-            dense.weight.data, dense.bias.data = weight.t().contiguous(), bias
-            layers += [dense, nn.ReLU()]
-        self.layers = nn.Sequential(*layers)
-
-    def forward(self, images: Tensor) -> Tensor:
-        scores: Tensor = self.layers(255 * images)
-        return scores
-
-
 def resnet(path: str) -> ResNet:
     """Return the network whose weights a file has."""
     stored = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
@@ -116,10 +77,9 @@ def resnet(path: str) -> ResNet:
 
 def main(weights: str, out: str) -> None:
     """Export the network whose weights a file has."""
-    network = FromKeras(weights) if weights.endswith(".h5") else resnet(weights)
     axes = {"images": {0: "batch"}, "logits": {0: "batch"}}
     torch.onnx.export(
-        network.eval(),
+        resnet(weights).eval(),
         (torch.zeros(1, 3, 32, 32),),
         out,
         input_names=["images"],

@@ -16,9 +16,7 @@ from typing import Any
 
 import pandas as pd
 
-from benchmarks.peers import predicted
 from benchmarks.peers.contenders import CONTENDERS
-from benchmarks.peers.libraries import LIBRARIES
 from benchmarks.peers.pages import SITUATION, SWEEP_SEED, read, summary, table
 from benchmarks.peers.trials import Trial, measure, shuffled
 from benchmarks.peers.upstreams import STOPPED
@@ -58,7 +56,7 @@ def planned(plan: Sequence[Axes], seeds: int, **given: Any) -> Iterator[Trial]:
     """Yield the trials of a plan: each seed's situations with all contenders that suit them."""
     for seed in range(1, seeds + 1):
         for group in plan:
-            for axes in expand(**group, peer=[*CONTENDERS, *LIBRARIES]):
+            for axes in expand(**group, peer=CONTENDERS):
                 slots = 3 if axes.get("kind") == "streams" else 1
                 trial = Trial(**{"slots": slots, **axes, "seed": seed, **given})
                 if trial.is_sensible:
@@ -71,12 +69,9 @@ def run(
     only: Sequence[str],
     seeds: int | None,
     requests: int | None,
-    predict: bool,
     out: Path,
 ) -> dict[str, Any]:
     """Measure what is missing, and return the table; see `benchmarks.command_line`."""
-    if predict:
-        return {"rows": [], "table": predicted.table(out)}
     found = planned(
         QUICK if quick else PLAN,
         seeds or (QUICK_SEEDS if quick else SEEDS),
@@ -87,7 +82,7 @@ def run(
     sweeps = {
         replace(trial, seed=SWEEP_SEED, requests=trial.requests // 2, tuning=tuning)
         for trial in trials
-        for tuning in trial.tunings
+        for tuning in CONTENDERS[trial.peer].tunings
     }
     failed = _measure(sorted(sweeps, key=repr), out)
     rows = read(out)
@@ -99,7 +94,7 @@ def run(
 
 def best_tuning(rows: pd.DataFrame, trial: Trial) -> float:
     """Return the setting with the lowest p99.9 in the sweep of a trial's situation, or 0."""
-    if not trial.tunings:
+    if not CONTENDERS[trial.peer].tunings:
         return 0.0
     same = rows[rows.seed == SWEEP_SEED]
     for column in ("peer", *SITUATION):
@@ -109,8 +104,8 @@ def best_tuning(rows: pd.DataFrame, trial: Trial) -> float:
 
 def _measure(trials: Sequence[Trial], out: Path) -> int:
     """Measure the trials that a file lacks, in random order; return how many failed."""
-    cells = [
-        Cell("peers", asdict(t), t.settings, partial(measure, t), t.name, t.seconds)
-        for t in shuffled(trials, seed=0)
-    ]
+    cells = []
+    for one in shuffled(trials, seed=0):
+        how = CONTENDERS[one.peer].settings
+        cells.append(Cell("peers", asdict(one), how, partial(measure, one), one.name, one.seconds))
     return resume(cells, out)["failed"]

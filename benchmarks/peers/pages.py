@@ -22,9 +22,6 @@ TITLES = {
     "vllm-router": "vllm-router, `power_of_two`",
     "ours-uncoded": "this gateway, without hedging",
     "ours-hedge": "**this gateway, hedging**",
-    "ours-httpx": "`codedinvnet.hedging` in the client",
-    "httpx-hedged": "httpx-hedged, servers in turn",
-    "hedge-python": "hedge-python, servers in turn",
 }
 FAULTS = {
     "none": "nothing wrong",
@@ -71,8 +68,7 @@ def reported(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _is_stale(row: pd.Series) -> bool:
-    peer = CONTENDERS.get(row["peer"])
-    return peer is not None and row["version"] != key_of(peer.settings)
+    return bool(row["version"] != key_of(CONTENDERS[row["peer"]].settings))
 
 
 def stale(rows: pd.DataFrame) -> str:

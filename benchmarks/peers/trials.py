@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.load import JSON, Load, arrivals
-from benchmarks.peers import libraries, upstreams
+from benchmarks.peers import upstreams
 from benchmarks.peers.contenders import CONTENDERS, TIMEOUT, Site
 from benchmarks.processes import Running, descendants, process_stat, running
 from codedinvnet.common.errors import UserError
@@ -39,7 +39,7 @@ class Trial:
     """One measurement.
 
     Attributes:
-        peer: one of CONTENDERS or LIBRARIES.
+        peer: one of CONTENDERS.
         fault: one of `upstreams.FAULTS`.
         load: share of the servers' capacity that the requests take, blocks left out.
         servers: how many.
@@ -78,20 +78,8 @@ class Trial:
         return f"{self.peer}{tuned}{several}, {self.fault}, {self.kind}, {busy}"
 
     @property
-    def tunings(self) -> tuple[float, ...]:
-        """What `tuning` is chosen from; none: nothing is tuned."""
-        return CONTENDERS[self.peer].tunings if self.peer in CONTENDERS else ()
-
-    @property
-    def settings(self) -> dict[str, str]:
-        """What tells a row of another configuration of the contender."""
-        return CONTENDERS[self.peer].settings if self.peer in CONTENDERS else {}
-
-    @property
     def is_sensible(self) -> bool:
         """Whether the contender is for this situation."""
-        if self.peer not in CONTENDERS:
-            return self.kind == "timed" and self.instances == 1
         one = CONTENDERS[self.peer]
         return one.only in ("", self.kind) and not (one.copies and self.kind == "unnamed")
 
@@ -246,7 +234,7 @@ def measure(trial: Trial) -> dict[str, Any]:
         fleet = Fleet(trial, ports, Path(name), stack)
         stack.callback(fleet.stop)
         proxies, before = [], 0.0
-        for port in listens if trial.peer in CONTENDERS else ():
+        for port in listens:
             folder = Path(name) / str(port)
             folder.mkdir()
             given = (trial.slots, trial.tuning, trial.kind != "unnamed", listens)
@@ -264,17 +252,11 @@ def measure(trial: Trial) -> dict[str, Any]:
         content = upstreams.token if trial.kind == "streams" else None
         url, *others = (f"http://127.0.0.1:{port}{path}" for port in listens)
         load = Load(url, bodies, JSON, float(TIMEOUT), upstreams.is_answer, content, others)
-        if proxies:
-            asyncio.run(load.run(times))
-        else:
-            asyncio.run(libraries.send(load, ports, trial.peer, times))
+        asyncio.run(load.run(times))
         wall = time.monotonic() - began
         own = resource.getrusage(resource.RUSAGE_SELF)
         used = own.ru_utime + own.ru_stime - mine.ru_utime - mine.ru_stime
-        seconds, memory = used, own.ru_maxrss / 1024
-        if proxies:
-            spent, held = zip(*map(processor_and_memory, proxies), strict=True)
-            seconds, memory = sum(spent) - before, sum(held)
+        spent, held = zip(*map(processor_and_memory, proxies), strict=True)
         busy, started = fleet.work()
     found = load.latencies[WARM_UP:]
     good = int(np.isfinite(found).sum())
@@ -290,8 +272,8 @@ def measure(trial: Trial) -> dict[str, Any]:
         "work": round(started / count, 4),
         "busy": round(busy / count, 6),
         "goodput": round(good / (wall * trial.requests / count), 1),
-        "processor_ms": round(1000 * seconds / count, 4),
-        "memory_mb": round(memory, 1),
+        "processor_ms": round(1000 * (sum(spent) - before) / count, 4),
+        "memory_mb": round(sum(held), 1),
         "client_processor": round(used / wall, 3),
     }
 

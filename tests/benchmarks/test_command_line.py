@@ -39,4 +39,4 @@ def test_what_is_missing_is_named_with_the_extra_that_brings_it() -> None:
 
 
 def test_numbers_are_checked(call_benchmarks: Command) -> None:
-    assert call_benchmarks("trust", "--runs", "0").code == 2
+    assert call_benchmarks("tuning", "--seeds", "0").code == 2

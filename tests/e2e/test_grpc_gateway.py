@@ -14,9 +14,9 @@ import pytest
 from tritonclient.utils import InferenceServerException
 
 from benchmarks.processes import Running, running
-from benchmarks.triton import MODEL, Triton, is_installed
 from codedinvnet.net.listening import free_port
 from tests.processes import served
+from tests.triton import MODEL, Triton, is_installed
 
 grpc = pytest.importorskip("tritonclient.grpc")
 FACTORY = """

@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.client import Client, connect
-from benchmarks.processes import descendants, server
+from benchmarks.processes import descendants
 from codedinvnet.common.errors import UserError
 from codedinvnet.data import sample_images
 from codedinvnet.models import open_model
@@ -25,8 +24,9 @@ from codedinvnet.net.listening import free_port
 from codedinvnet.serving.workers.computing import BundleSpec, ModelSpec
 from codedinvnet.serving.workers.pool import Task
 from codedinvnet.serving.workers.ray import RayPool
+from tests.client import Client, connect
 from tests.models.factories import PLACE, TOKENS, WORDS
-from tests.processes import needs_proc, slow, survivors, write_faults
+from tests.processes import needs_proc, server, slow, survivors, write_faults
 
 pytestmark = pytest.mark.skipif(
     find_spec("ray") is None, reason="the extra codedinvnet[ray] is not installed"

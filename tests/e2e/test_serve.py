@@ -20,11 +20,11 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.client import Client, connect
-from benchmarks.processes import descendants, server
+from benchmarks.processes import descendants
 from codedinvnet.data import sample_images
 from codedinvnet.models.bundle import Bundle, load_bundle
 from codedinvnet.net.listening import free_port
+from tests.client import Client, connect
 from tests.conftest import Command
 from tests.processes import (
     PATIENT,
@@ -32,6 +32,7 @@ from tests.processes import (
     ended,
     needs_proc,
     served,
+    server,
     slow,
     survivors,
     wait_until,

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from benchmarks.processes import descendants
-from benchmarks.triton import INSTALLED as TRITON
-from benchmarks.triton import Triton
 from codedinvnet.net.listening import free_port
+from tests.triton import INSTALLED as TRITON
+from tests.triton import Triton
 
 ROOT = Path(__file__).parents[2]
 SERVERS, MLSERVER = ROOT / ".servers", ROOT / ".mlserver"

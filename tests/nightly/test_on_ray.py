@@ -18,16 +18,15 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.client import connect
-from benchmarks.processes import server
 from codedinvnet.common.faults import Fault
 from codedinvnet.data import sample_images
 from codedinvnet.models import open_model
 from codedinvnet.net.listening import free_port
 from codedinvnet.protect import load_protection
 from codedinvnet.serving.config import ServeOptions
+from tests.client import connect
 from tests.e2e.test_ray import NODE, raylet, three_nodes
-from tests.processes import needs_proc
+from tests.processes import needs_proc, server
 from tests.protect.conftest import PLACE
 from tests.protect.conftest import finished as finished
 from tests.protect.factories import FEATURES

@@ -6,9 +6,9 @@ import asyncio
 
 import pytest
 
-from benchmarks import outside
-from benchmarks.outside.counts import Count, table
-from benchmarks.outside.served import Sizes
+from tests.nightly.outside import proxied, served
+from tests.nightly.outside.counts import Count, table
+from tests.nightly.outside.served import Sizes
 
 pytestmark = [pytest.mark.nightly, pytest.mark.timeout(1800)]
 Counts = dict[str, Count]
@@ -17,7 +17,11 @@ Counts = dict[str, Count]
 @pytest.fixture(scope="module")
 def counts(tmp_path_factory: pytest.TempPathFactory) -> Counts:
     log = tmp_path_factory.mktemp("outside") / "log"
-    found = asyncio.run(outside.harm(log, quick=False))
+
+    async def harm() -> list[Count]:
+        return [*await served.run(Sizes(), log), *await proxied.run(log)]
+
+    found = asyncio.run(harm())
     print(table(found))
     return {count.part: count for count in found}
 

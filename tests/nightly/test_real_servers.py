@@ -43,7 +43,7 @@ def replicas(
 ) -> Iterator[list[Replica]]:
     kind: type[Replica] = request.param
     if not kind.needs.exists():
-        pytest.skip(f"{kind.__name__} is not installed: see tools/")
+        pytest.skip(f"{kind.__name__} is not installed: see tests/get_servers.sh")
     folder = tmp_path_factory.mktemp(kind.__name__)
     with ExitStack() as stack:
         found = [kind(folder / name) for name in "ab"]
@@ -159,7 +159,7 @@ asyncio.run(main(sys.argv[1]))
 
 def test_kserves_client_loses_nothing_when_a_server_stops(tmp_path: Path) -> None:
     if not MLServer.needs.exists():
-        pytest.skip("MLServer and KServe's client are not installed: see tools/")
+        pytest.skip("MLServer and KServe's client are not installed: see tests/get_servers.sh")
     with ExitStack() as stack:
         replicas = [MLServer(tmp_path / name) for name in "ab"]
         for replica in replicas:

@@ -1,7 +1,7 @@
 """Tritons whose Python backend is stopped: the gateway gives no client another request's answer.
 
-Triton itself does (`tools/triton_wrong_answers.py`). Between the gateway and each Triton stands a
-tap that counts such answers, so that the test cannot pass because there were none.
+Triton itself does (`tests/nightly/triton_wrong_answers.py`). Between the gateway and each Triton
+stands a tap that counts such answers, so that the test cannot pass because there were none.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ import numpy as np
 import pytest
 
 from benchmarks.processes import descendants, running
-from benchmarks.triton import CONFIG, MODEL, Triton, is_installed
 from codedinvnet.net.listening import free_port
+from tests.triton import CONFIG, MODEL, Triton, is_installed
 
 grpc = pytest.importorskip("grpc")
 pb = pytest.importorskip("tritonclient.grpc.service_pb2")

@@ -22,14 +22,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.client import Client, Reply, connect
 from benchmarks.load import Load, arrivals
-from benchmarks.outside.counts import Count, counting, long_json
-from benchmarks.processes import descendants, server
+from benchmarks.processes import descendants
 from codedinvnet.data import sample_images
 from codedinvnet.models.bundle import load_bundle
 from codedinvnet.net.protocol.http import render_request
 from codedinvnet.net.protocol.messages import InferRequest
+from tests.client import Client, Reply, connect
+from tests.nightly.outside.counts import Count, counting, long_json
+from tests.processes import server
 
 BUNDLE = "mnist"
 OPTIONS = ("--k", "4", "--set", "hang-timeout-ms=1000")
@@ -56,9 +57,6 @@ class Sizes:
     slow: int = 200
     bomb_seconds: float = 10.0
     overload_seconds: float = 20.0
-
-
-QUICK = Sizes(600, 60.0, 500, 50, 3.0, 5.0)
 
 
 async def run(sizes: Sizes, log: Path) -> list[Count]:

@@ -1,4 +1,4 @@
-"""A real Triton server, where `tools/get_triton.sh` has installed it."""
+"""A real Triton server, where `tests/get_triton.sh` has installed it."""
 
 from __future__ import annotations
 

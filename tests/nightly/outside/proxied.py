@@ -16,12 +16,12 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, supp
 from pathlib import Path
 from typing import Any
 
-from benchmarks.outside.counts import Count, counting, long_json
 from benchmarks.processes import running
 from codedinvnet.gateway.options import GatewayOptions
 from codedinvnet.gateway.run import run_gateway
 from codedinvnet.net.client import HttpClient, parse_origin
 from codedinvnet.net.resolve import Address, Resolver, literal
+from tests.nightly.outside.counts import Count, counting, long_json
 
 INFER = "/v2/models/m/infer"
 SERVICE = 0.005
@@ -38,7 +38,7 @@ MEMORY = 128
 """MiB that the gateway may hold where memory is what is harmed."""
 
 
-SECONDS, QUICK = 20.0, 4.0
+SECONDS = 20.0
 """Seconds of each part."""
 
 
@@ -384,7 +384,7 @@ def _slow_readers(client: HttpClient) -> Iterator[Callable[[float], Awaitable[No
         writer.transport.abort()
 
 
-async def run(seconds: float, log: Path) -> list[Count]:
+async def run(log: Path) -> list[Count]:
     """Harm a gateway in one part after another."""
     parts = (another_answer, hanging_lookup, hard_replies, long_requests, full_memory, fifo)
-    return [await part(seconds, log) for part in parts]
+    return [await part(SECONDS, log) for part in parts]
