@@ -181,8 +181,8 @@ def _ours(*options: str) -> Contender:
             "--port",
             str(site.port),
             *upstreams,
-            "--hedge",
-            f"POST {CHAT}",
+            "--route",
+            f"POST {CHAT} hedge=on",
             *options,
         ]
 

@@ -31,14 +31,14 @@ from codedinvnet.gateway.cluster import Cluster, Endpoint
 from codedinvnet.gateway.dispatcher import Dispatcher, Refused, count_refused
 from codedinvnet.gateway.metrics import GatewayMetrics
 from codedinvnet.gateway.proxy import HttpCall
-from codedinvnet.gateway.routes import Routes, is_stateful
+from codedinvnet.gateway.routes import Limits, Routes, is_stateful, read_rule
 from codedinvnet.net.background import LoopThread
 from codedinvnet.net.client import HttpClient, parse_origin
 from codedinvnet.net.http1 import Fields, RequestHead, ResponseHead
 from codedinvnet.net.memory import Memory
 from codedinvnet.net.resolve import Resolver
 from codedinvnet.scheduler.policies import HEDGE
-from codedinvnet.scheduler.settings import FIRST_COPIES, FIRST_DELAY, Rules
+from codedinvnet.scheduler.settings import FIRST_COPIES, Rules
 
 if TYPE_CHECKING:
     import httpx
@@ -368,18 +368,22 @@ class HedgingTransport(_Transport):
         slots: int | None = None,
         cancel: bool | None = None,
     ) -> None:
-        hedge, no_hedge = ([r] if isinstance(r, str) else r for r in (hedge, no_hedge))
+        rules = [
+            read_rule(rule, name)._replace(is_repeatable=name == "hedge")
+            for name, given in (("no_hedge", no_hedge), ("hedge", hedge))
+            for rule in ([given] if isinstance(given, str) else given)
+        ]
         for url in urls:
             parse_origin(url, "urls")
         self._urls, self._health, self._metrics = tuple(urls), health, GatewayMetrics()
-        self._routes, self._memory = Routes(hedge, no_hedge, self._metrics), Memory(1 << 62)
+        self._routes = Routes(rules, self._metrics, Limits(LONGEST))
+        self._memory = Memory(1 << 62)
         self._cancel = cancel
         self._rules = Rules(
             len(urls),
             HEDGE,
             hang_timeout=10 * LONGEST,  # the dispatcher ends attempts before
             hedge_share=budget,
-            first_delay=FIRST_DELAY,
             head_start=FIRST_COPIES,
             max_pending=1_000_000,
             slots=slots,
@@ -481,7 +485,7 @@ class HedgingTransport(_Transport):
             self._health,
         )
         cluster.fill(self._urls)
-        dispatcher = Dispatcher(self._rules, cluster, self._metrics, LONGEST, self._cancel)
+        dispatcher = Dispatcher(self._rules, cluster, self._metrics, self._cancel)
         await dispatcher.start()
         return dispatcher
 

@@ -36,7 +36,7 @@ def test_the_tutorial_shortens_the_tail() -> None:
             serve = (sys.executable, TOY, "serve", "--port", str(free_port()), *stall)
             toy = stack.enter_context(running(*serve, ready=r"(http://\S+)"))
             upstreams.append(f"--upstream={toy.address}")
-        words = ("-m", "codedinvnet", "gateway", *upstreams, "--hedge", "POST /predict")
+        words = ("-m", "codedinvnet", "gateway", *upstreams, "--route", "POST /predict hedge=on")
         gateway = stack.enter_context(running(sys.executable, *words, "--port", "0"))
         policy = ("-m", "codedinvnet", "policy", f"{gateway.address}/codedinvnet")
         output(*policy, "uncoded")

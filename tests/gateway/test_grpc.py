@@ -75,7 +75,7 @@ async def echo(message: bytes, context: Any) -> bytes:
 @contextlib.asynccontextmanager
 async def gateway(*upstreams: Upstream, **options: Any) -> AsyncIterator[Any]:
     urls = tuple(f"grpc://127.0.0.1:{upstream.port}" for upstream in upstreams)
-    options = {"deadline_ms": 10_000, "hedge": (f"POST {ECHO}",), **options}
+    options = {"deadline_ms": 10_000, "route": (f"POST {ECHO} hedge=on",), **options}
     settings = GatewayOptions(upstream=urls, port=0, grpc_port=0, **options)
     async with (
         running(settings) as found,
@@ -193,7 +193,8 @@ async def test_no_call_is_taken_while_http_drains() -> None:
 
     async with HttpUpstream(handle) as http, Upstream() as one:
         urls = (http.url, f"grpc://127.0.0.1:{one.port}")
-        options = GatewayOptions(upstream=urls, port=0, grpc_port=0, hedge=(f"POST {ECHO}",))
+        route = (f"POST {ECHO} hedge=on",)
+        options = GatewayOptions(upstream=urls, port=0, grpc_port=0, route=route)
         async with running(options) as found:
             client = HttpClient(parse_origin(found.url))
             late = asyncio.create_task(client.ask("POST", "/orders", 5.0, b"x"))

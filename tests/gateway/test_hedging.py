@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from codedinvnet.common.errors import UserError
 from codedinvnet.gateway.metrics import GatewayMetrics
-from codedinvnet.gateway.routes import Routes
+from codedinvnet.gateway.routes import Limits, Routes, read_rule
 from tests.gateway.support import INFER, V2, Running, gateway
 from tests.upstream import Handler, Request, Upstream, answer
 
@@ -28,6 +29,11 @@ def taking(seconds: float, stalls: Callable[[], bool] = lambda: False) -> Handle
     return serve
 
 
+def routes_of(*rules: str) -> Routes:
+    """Return the routes of a gateway with these rules."""
+    return Routes([read_rule(text, "--route") for text in rules], GatewayMetrics(), Limits(5.0))
+
+
 @pytest.mark.parametrize(
     ("request_line", "hedged"),
     [
@@ -43,7 +49,7 @@ def taking(seconds: float, stalls: Callable[[], bool] = lambda: False) -> Handle
     ],
 )  # fmt: skip
 def test_which_routes_are_hedged(request_line: str, hedged: bool) -> None:
-    routes = Routes(["post /predict", "* /all/*"], ["GET /pay"], GatewayMetrics())
+    routes = routes_of("GET /pay hedge=off", "post /predict hedge=on", "* /all/* hedge=5ms:")
     method, target = request_line.encode().split(b" ")
 
     assert routes.find(method, target).is_repeatable is hedged
@@ -51,9 +57,15 @@ def test_which_routes_are_hedged(request_line: str, hedged: bool) -> None:
 
 def test_routes_that_are_none_and_paths_without_end() -> None:
     for text in ("/predict", "POST", "POST predict", "PO(T /x", "PSOT /x", "POST /a b"):
-        with pytest.raises(UserError, match="hedge: "):
-            Routes([text], [], GatewayMetrics())
-    routes = Routes([], [], GatewayMetrics())
+        with pytest.raises(UserError, match="route: "):
+            routes_of(text)
+    for said in (
+        "deadline", "deadline=", "deadline=5", "deadline=0s", "dead=5s", "idle=-1s", "hedge=yes",
+        "hedge=:", "hedge=9ms:5ms", "idle=1d",
+    ):  # fmt: skip
+        with pytest.raises(UserError, match="route: "):
+            routes_of(f"GET /x {said}")
+    routes = routes_of()
     for number in range(5000):
         routes.find(b"POST", b"/v2/models/%d/infer" % number)
         routes.find(b"GET", b"/%d" % number)
@@ -99,12 +111,18 @@ async def test_a_copy_makes_up_for_a_stall() -> None:
     assert 0.02 < float(delays[0].rpartition(" ")[2]) < STALL
 
 
-@pytest.mark.parametrize("deadline_ms", [5000.0, 1600.0])
-async def test_what_is_sent_before_the_delay_is_known_is_copied_as_well(deadline_ms: float) -> None:
-    async with gateway(taking(1e6), Upstream(), deadline_ms=deadline_ms) as g:
-        for _ in range(6):
-            assert (await g.ask("POST", V2, INFER)).body == INFER
-        assert g.metric("hedges_total", result="won") >= 1
+@pytest.mark.parametrize(
+    ("options", "copies"),
+    [({}, 0), ({"hedge_delay_ms": "5:"}, 0), ({"hedge_delay_ms": "5:50"}, 1)]
+    + [({"route": (f"POST /v2/* hedge={said}",)}, n) for said, n in (("50ms", 1), ("5ms:", 0))],
+)
+async def test_what_takes_long_at_first_is_copied_only_after_a_delay_that_is_given(
+    options: dict[str, Any], copies: int
+) -> None:
+    """A prompt that takes a minute would take one of each upstream."""
+    async with gateway(taking(1.5), taking(1.5), **options) as g:
+        assert (await g.ask("POST", V2, INFER)).body == INFER
+        assert sum(len(upstream.requests) for upstream in g.upstreams) == 1 + copies
 
 
 SHARED = b'{"inputs":[{"parameters":{"shared_memory_region":"r"}}]}'
@@ -143,7 +161,7 @@ async def test_which_requests_are_copied(
         await asyncio.sleep(0.02)
         return answer(request.body)
 
-    async with gateway(serve, serve, hedge=("POST /v2/*",)) as g:
+    async with gateway(serve, serve, route=("POST /v2/* hedge=on",)) as g:
         await learn(g, path=path, body=body)
         found = await g.ask("POST", path, body, X_Stall="1", x_id="last", **fields)
         sent = sum(upstream.seen["last"] for upstream in g.upstreams)

@@ -37,8 +37,8 @@ URL = "http://127.0.0.1:9"
         (f"--upstream {URL} --slots x", "--slots: must be a whole number, got x"),
         (f"--upstream {URL} --policy auto", "--policy"),
         (f"--upstream {URL} --policy coded", "uncoded, replicate, hedge"),
-        (f"--upstream {URL} --hedge /x", "--hedge: '/x' is not 'METHOD GLOB'"),
-        (f"--upstream {URL} --no-hedge POST", "--no-hedge"),
+        (f"--upstream {URL} --route /x", "--route: '/x' is not 'METHOD GLOB'"),
+        (f"--upstream {URL} --route POST", "--route"),
         (f"--upstream {URL} --hedge-delay-ms 9:5", "--hedge-delay-ms"),
         (f"--upstream {URL} --health healthz", "--health"),
         (f"--upstream {URL} --deadline-ms 0", "--deadline-ms"),
@@ -79,7 +79,7 @@ def test_bad_options_end_with_one_line(
         ({"slots": "4"}, "slots"), ({"slots": 1.5}, "slots"), ({"slots": True}, "slots"),
         ({"deadline-ms": 1e400}, "deadline-ms"), ({"upstream": URL}, "upstream"),
         ({"upstream": [1]}, "upstream"), ({"cancel": "maybe"}, "cancel"), ([], "object"),
-        ({"upstream": [URL], "hedge": ["PSOT /x"]}, "c.json: hedge: 'PSOT /x'"),
+        ({"upstream": [URL], "route": ["PSOT /x"]}, "c.json: route: 'PSOT /x'"),
     ],
 )  # fmt: skip
 def test_mistakes_in_a_file_are_one_line(content: Any, said: str, tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ async def test_what_is_logged(
     (attempt,) = vars(found["slow request"])["fields"]["attempts"]
     assert (attempt["status"], attempt["result"]) == (200, "answered")
     assert caplog.messages.count("not hedged") == 1
-    assert vars(found["not hedged"])["fields"]["hint"].endswith("--hedge 'POST /predict'")
+    assert vars(found["not hedged"])["fields"]["hint"].endswith("--route 'POST /predict hedge=on'")
     async with gateway(good):
         assert any("there is one upstream" in message for message in caplog.messages)
 

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.anyio
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 ROLE = b'data: {"choices":[{"delta":{"role":"assistant","content":""}}]}\n\n'
 PATH = "/chat"
-HEDGED: dict[str, Any] = {"hedge": ("POST /chat",)}
+HEDGED: dict[str, Any] = {"route": ("POST /chat hedge=on",)}
 
 
 def chunk(data: bytes) -> bytes:

@@ -101,9 +101,9 @@ MUTANTS = (
            "is_idle and not transport.is_closing() and not is_readable(transport)",
            "is_idle and not transport.is_closing()"),
     # Limits of time
-    Mutant("streams may stand still for ever", "gateway/dispatcher.py", LIMITS,
-           "STREAM_IDLE = 300.0",
-           "STREAM_IDLE = 1e9"),
+    Mutant("streams may stand still for ever", "gateway/routes.py", LIMITS,
+           "idle: float = 300.0",
+           "idle: float = 1e9"),
     Mutant("handshakes may take for ever", "net/server.py", LIMITS,
            "HANDSHAKE = 10.0",
            "HANDSHAKE = 1e6"),

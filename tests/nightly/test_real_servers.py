@@ -59,7 +59,7 @@ def command(replicas: Sequence[Replica]) -> list[str]:
     found = [sys.executable, "-m", "codedinvnet", "gateway", "--port", str(free_port())]
     for replica in replicas:
         found += ["--upstream", replica.url]
-    found += ["--hedge", f"POST {replicas[0].path}", "--health", replicas[0].health]
+    found += ["--route", f"POST {replicas[0].path} hedge=on", "--health", replicas[0].health]
     return [*found, "--deadline-ms", str(1000 * WAIT)]
 
 

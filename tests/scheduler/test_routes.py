@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import count
 from typing import Any
 
@@ -64,19 +65,19 @@ def test_times_are_learned_for_each_route() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rules", "route", "late"),
+    ("delay", "route", "late"),
     [
-        ({"hedge_delay": (0.1, 1.0)}, "fast", 0.1),
-        ({"hedge_delay": (0.0, 0.005)}, "fast", 0.005),
-        ({"first_delay": 0.3, "hedge_delay": (0.001, 0.2)}, "unknown", 0.3),
+        ((0.1, 1.0), "fast", 0.1), ((0.0, 0.005), "fast", 0.005), ((0.001, 0.2), "unknown", 0.2),
+        ((0.001, math.inf), "unknown", None), (None, "unknown", None),
     ],
-)
+)  # fmt: skip
 def test_the_delay_is_clamped_and_has_a_first_value(
-    rules: dict[str, Any], route: str, late: float
+    delay: tuple[float, float] | None, route: str, late: float | None
 ) -> None:
-    scheduler = service(**rules)
-    begin(scheduler, 200.0, route)
-    assert copied_at(scheduler, 200.0, 202.0) == pytest.approx(late)
+    scheduler = service(first_delay=0.3)
+    begin(scheduler, 200.0, route, delay=delay)
+    copied = copied_at(scheduler, 200.0, 202.0)
+    assert copied is None if late is None else copied == pytest.approx(late)
 
 
 @pytest.mark.parametrize("policy", ["hedge", "replicate"])

@@ -142,7 +142,7 @@ class Admin:
             return None
         usual = max(route.sizes, key=route.sizes.__getitem__)
         known = (each.scheduler.dispatcher for each in self.dispatchers)
-        delays = (each.hedge_delay(route.name, usual) for each in known)
+        delays = (each.hedge_delay(route.name, usual, route.limits.delay) for each in known)
         return next((delay for delay in delays if delay is not None), None)
 
     def status(self) -> dict[str, Any]:

@@ -41,7 +41,7 @@ from codedinvnet.scheduler.events import (
     WorkerUp,
 )
 from codedinvnet.scheduler.scheduler import Scheduler
-from codedinvnet.scheduler.settings import Rules, hang_limit
+from codedinvnet.scheduler.settings import Rules
 
 RETRY_SHARE, MOST_RETRIES = 0.1, 50.0
 """Failed requests may be sent again: a share of all requests, saved up to so many. What clients may
@@ -53,8 +53,6 @@ DOUBTFUL = frozenset({*range(300, 400), 401, 403, 404})
 request is at fault."""
 SWEEP = 0.25
 """Seconds between two looks for attempts that take too long."""
-STREAM_IDLE = 300.0
-"""Seconds without a byte after which a stream is cut off."""
 FALLBACK_COST = 0.1
 """What a request to the fallback is taken to cost, in requests to an upstream."""
 
@@ -86,7 +84,6 @@ class Dispatcher:
         rules: of the scheduler; the workers are the cluster's places.
         cluster: the upstreams, and the fallback if there is one.
         metrics: where it counts.
-        deadline: seconds that calls have at most, for attempts that are not needed.
         cancel: whether attempts that nobody waits for are closed; None: those of streams are, and
             those whose client is gone.
     """
@@ -96,11 +93,10 @@ class Dispatcher:
         rules: Rules,
         cluster: Cluster,
         metrics: GatewayMetrics,
-        deadline: float,
         cancel: bool | None = None,
     ) -> None:
         self.rules, self.cluster, self.metrics = rules, cluster, metrics
-        self.deadline, self.cancels = deadline, cancel
+        self.cancels = cancel
         self.scheduler = Scheduler(rules, fallback_code() if rules.backups else None)
         self.admission = Admission(self.scheduler.slots_up, rules.max_pending)
         self.calls: dict[int, Call] = {}
@@ -166,6 +162,7 @@ class Dispatcher:
             size_class=call.size_class,
             route=call.route.name,
             repeatable=call.repeatable,
+            delay=call.route.limits.delay,
         )
         self.driver.feed(now, submit)
 
@@ -270,12 +267,12 @@ class Dispatcher:
 
     def _may_retry(self, attempt: Attempt, failure: Failure) -> bool:
         """Return whether a failed call may be sent again."""
-        call, endpoint = attempt.call, attempt.endpoint
+        call = attempt.call
         if failure.cause is Cause.UNSENT and not call.breaks:
             return True
         if not call.repeatable or failure.cause is Cause.NO_FILES or call.breaks >= MOST_BREAKS:
             return False
-        if failure.cause is Cause.STATUS and not self.cluster.has_others(endpoint):
+        if failure.cause is Cause.STATUS and not self._has_untried(call):
             return False
         clients = failure.cause is Cause.STATUS and attempt.status in DOUBTFUL
         blame = Blame.CLIENT if clients else Blame.UPSTREAM
@@ -283,6 +280,11 @@ class Dispatcher:
         self._retries[blame] -= taken
         self.metrics.retries.labels("sent" if taken else "refused").inc()
         return taken
+
+    def _has_untried(self, call: Call) -> bool:
+        """Return whether an upstream is up that a call was not sent to."""
+        tried = {attempt.endpoint for attempt in call.attempts}
+        return any(each.is_up and each not in tried for each in self.cluster.mains_here())
 
     # Events and actions, see `DecodingFrontEnd`
 
@@ -454,7 +456,6 @@ class Sweeper:
 
     def __init__(self, dispatcher: Dispatcher) -> None:
         self.dispatcher = dispatcher
-        self._silent = hang_limit(1000 * dispatcher.deadline) / 1000
 
     async def run(self) -> None:
         """Look again and again, for ever."""
@@ -477,18 +478,19 @@ class Sweeper:
 
     def _look(self, now: float, attempt: Attempt) -> None:
         dispatcher, call, endpoint = self.dispatcher, attempt.call, attempt.endpoint
+        limits = call.route.limits
         if attempt is call.winner:
-            if now - attempt.heard > STREAM_IDLE:
+            if now - attempt.heard > limits.idle:
                 attempt.abort()
                 dispatcher.failed(attempt, Failure(Cause.SILENT, "the stream stood still"))
                 call.break_off()
             return
         age = now - attempt.began
-        if age > self._silent and not attempt.is_blamed and endpoint.heard < attempt.began:
+        if age > limits.silent and not attempt.is_blamed and endpoint.heard < attempt.began:
             attempt.is_blamed = True
-            reason = f"no answer within {self._silent:g} s"
+            reason = f"no answer within {limits.silent:g} s"
             dispatcher.cluster.blame(endpoint, Failure(Cause.SILENT, reason))
-        if age > dispatcher.deadline and (attempt.is_left or call.is_over) and not attempt.is_done:
+        if age > limits.deadline and (attempt.is_left or call.is_over) and not attempt.is_done:
             attempt.abort()
             dispatcher.close(attempt, Cause.SILENT.value)
 

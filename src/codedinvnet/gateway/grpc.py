@@ -1,7 +1,7 @@
 """gRPC: unary calls of any method, passed on from clients to upstreams byte for byte.
 
 Calls of the Open Inference Protocol are hedged as over HTTP, and those of other services where
-`--hedge 'POST /package.Service/Method'` names them. Streaming methods are not supported.
+`--route 'POST /package.Service/Method hedge=on'` names them. Streaming methods are not supported.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ class GrpcCall(Call):
         route = server.routes.find(b"POST", method.encode())
         repeatable = route.is_repeatable and ("x-hedge", "off") not in map(tuple, sent)
         repeatable = repeatable and not any(word in message for word in STATEFUL)
-        left, most = context.time_remaining(), server.dispatcher.deadline
+        left, most = context.time_remaining(), route.limits.deadline
         deadline = time.monotonic() + (most if left is None else min(left, most))
         super().__init__(route, repeatable, size_class(len(message)), deadline, server.memory)
         self.dispatcher, self.method = server.dispatcher, method

@@ -6,14 +6,16 @@ import math
 import re
 from collections import Counter
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from codedinvnet.common.errors import UserError
 from codedinvnet.common.options import Options, option
 from codedinvnet.gateway.discovery import DNS
 from codedinvnet.net.client import parse_origin
 from codedinvnet.scheduler.policies import AUTO, HEDGE, POLICIES, Policy
-from codedinvnet.scheduler.settings import FIRST_DELAY
+
+if TYPE_CHECKING:
+    from codedinvnet.gateway.routes import Limits, Rule
 
 MIB = 1 << 20
 GRPC = ("grpc://", "grpcs://")
@@ -49,17 +51,16 @@ class GatewayOptions(Options):
         None, f"{', '.join(OFFERED)}; with a fallback also auto",
         group=HEDGING, unset="hedge; auto with a fallback",
     )  # fmt: skip
-    hedge: tuple[str, ...] = option(
-        (), "requests that are safe to repeat, besides the built-in ones, such as 'POST /predict'. "
-        "Repeatable", group=HEDGING, metavar="'METHOD GLOB'",
-    )  # fmt: skip
-    no_hedge: tuple[str, ...] = option(
-        (), "requests that must not be repeated. Repeatable",
-        group=HEDGING, metavar="'METHOD GLOB'",
+    route: tuple[str, ...] = option(
+        (), "how requests are treated, such as 'POST /predict hedge=on deadline=5s'; the first "
+        "that fits counts. hedge=on: they are safe to repeat, as the built-in ones are; off: they "
+        "aren't; a time or MIN:MAX: they are, and copied after so long. deadline: in place of "
+        "--deadline-ms. idle: a stream without a byte for so long is cut off (5m). Repeatable",
+        group=HEDGING, metavar="'METHOD GLOB [KEY=VALUE ...]'",
     )  # fmt: skip
     hedge_delay_ms: str | None = option(
         None, "clamp the delay of copies, which adapts to what a route's requests take; until that "
-        "is known it is MAX, or 1 s without one",
+        "is known it is MAX, and nothing is copied without one",
         group=HEDGING, metavar="MIN:MAX", unset="no clamp",
     )  # fmt: skip
     cancel: Literal["close", "leave"] | None = option(
@@ -159,11 +160,7 @@ class GatewayOptions(Options):
             raise UserError(f"--policy: must be one of {', '.join(names)}, got {self.policy!r}")
         if self.tls_key is not None and self.tls_cert is None:
             raise UserError("--tls-key: needs --tls-cert")
-        from codedinvnet.gateway.routes import read_rule  # it imports prometheus_client
-
-        for name, rules in (("--hedge", self.hedge), ("--no-hedge", self.no_hedge)):
-            for rule in rules:
-                read_rule(rule, name)
+        _ = self.rules
         for url in self.upstream:
             if "://" not in url:
                 schemes = "http://, https://, grpc:// or grpcs://, also behind dns+"
@@ -219,11 +216,18 @@ class GatewayOptions(Options):
         return low, high
 
     @property
-    def first_delay(self) -> float:
-        """The delay before a route's times are known, in seconds."""
-        least, most = self.hedge_delay or (0.0, math.inf)
-        usual = min(FIRST_DELAY, self.deadline / 2)
-        return max(least, usual) if math.isinf(most) else most
+    def rules(self) -> list[Rule]:
+        """What is said of routes."""
+        from codedinvnet.gateway.routes import read_rule  # it imports prometheus_client
+
+        return [read_rule(text, "--route") for text in self.route]
+
+    @property
+    def limits(self) -> Limits:
+        """Those of routes of which nothing else is said."""
+        from codedinvnet.gateway.routes import Limits
+
+        return Limits(self.deadline, delay=self.hedge_delay)
 
     @property
     def deadline(self) -> float:

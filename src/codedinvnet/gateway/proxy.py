@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 from codedinvnet.gateway.attempts import HttpAttempt, tells_of_failure
 from codedinvnet.gateway.calls import Attempt, Call
 from codedinvnet.gateway.cluster import Endpoint
+from codedinvnet.gateway.deadlines import stated, written
 from codedinvnet.gateway.forwarded import FIELDS, Forwarding, request_id
 from codedinvnet.gateway.routes import Route, size_class
 from codedinvnet.net.http1 import Fields, RequestHead, ResponseHead, write_fields
@@ -74,7 +75,9 @@ class HttpCall(Call):
         forwarding: Forwarding | None = None,
     ) -> None:
         length = sum(map(len, body))
-        deadline = time.monotonic() + dispatcher.deadline
+        self.deadlines = deadlines = stated(head)
+        seconds = min([route.limits.deadline, *deadlines.values()])
+        deadline = time.monotonic() + seconds
         super().__init__(route, repeatable, size_class(length), deadline, client.memory)
         self.client, self.head, self.body, self.trailers = client, head, body, trailers
         self.dispatcher, self.token = dispatcher, token
@@ -86,6 +89,8 @@ class HttpCall(Call):
             own = forwarding.write(head, self.identity)
         if token is not None:
             dropped = dropped | AUTHORIZATION
+        if deadlines:
+            dropped = dropped.union(deadlines)
         fields = own + write_fields(head.end_to_end(dropped))
         if trailers:
             fields += b"Transfer-Encoding: chunked\r\n\r\n"
@@ -110,6 +115,8 @@ class HttpCall(Call):
             client.authority,
         )
         own = b"" if self.token is None else self.token.field
+        if self.deadlines:
+            own += written(self.deadlines, time.monotonic() - self.came)
         return [start + own + self._rest, *self.body]
 
     def blames(self, status: int) -> bool:

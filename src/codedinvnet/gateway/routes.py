@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fnmatch import translate
+from typing import Any, NamedTuple
 from urllib.parse import unquote_to_bytes
 
 from prometheus_client import Counter
@@ -13,6 +15,7 @@ from codedinvnet.common.errors import UserError
 from codedinvnet.gateway.metrics import GatewayMetrics, RollingQuantiles
 from codedinvnet.net.http1 import RequestHead
 from codedinvnet.net.logs import log_event
+from codedinvnet.scheduler.settings import hang_limit
 
 V2 = "POST /v2/models/"
 V2_GRPC = "/inference.GRPCInferenceService/"
@@ -49,17 +52,59 @@ WORDS = re.compile(rb'sequence_id"|shared_memory_region"')
 LONGEST_WORD = 21
 
 
+class Limits(NamedTuple):
+    """How long requests of a route may take, in seconds."""
+
+    deadline: float
+    """Until their first content is here."""
+    idle: float = 300.0
+    """Without a byte of a stream."""
+    delay: tuple[float, float] | None = None
+    """The least and the most until a copy; None: as measured."""
+
+    @property
+    def silent(self) -> float:
+        """Without an answer, until their upstream is blamed."""
+        return hang_limit(1000 * self.deadline) / 1000
+
+
+class Rule(NamedTuple):
+    """What an operator says of requests; None: nothing."""
+
+    method: str
+    """Or "*"."""
+    glob: re.Pattern[str]
+    text: str
+    """Method and glob."""
+    is_repeatable: bool | None = None
+    deadline: float | None = None
+    idle: float | None = None
+    delay: tuple[float, float] | None = None
+
+    def fits(self, method: str, path: str) -> bool:
+        """Return whether a request is meant."""
+        return self.method in ("*", method) and self.glob.fullmatch(path) is not None
+
+    def limits(self, usual: Limits) -> Limits:
+        """Return the limits of its requests, which are the usual ones where it says nothing."""
+        own = zip((self.deadline, self.idle, self.delay), usual, strict=True)
+        return Limits(*(b if a is None else a for a, b in own))  # type: ignore[arg-type]
+
+
 class Route:
     """Requests that take about as long, and are treated alike.
 
     Args:
         name: the method and the path or glob.
         is_repeatable: whether they may be sent to more than one upstream.
+        limits: of their times.
         metrics: where they are counted.
     """
 
-    def __init__(self, name: str, is_repeatable: bool, metrics: GatewayMetrics) -> None:
-        self.name, self.is_repeatable = name, is_repeatable
+    def __init__(
+        self, name: str, is_repeatable: bool, limits: Limits, metrics: GatewayMetrics
+    ) -> None:
+        self.name, self.is_repeatable, self.limits = name, is_repeatable, limits
         self.is_v2 = name.startswith(V2)
         self.latencies = RollingQuantiles()
         self._requests = metrics.requests
@@ -96,26 +141,23 @@ class Routes:
     """Finds requests' routes.
 
     Args:
-        hedge: `METHOD GLOB` of further routes whose requests may be repeated.
-        no_hedge: of routes whose requests must not be, whatever else says.
+        rules: what the operator says of requests; the first that fits counts.
         metrics: where they are counted.
-
-    Raises:
-        UserError: naming the option, if one is no such pair.
+        limits: of the times of requests of which no rule says more.
     """
 
-    def __init__(
-        self, hedge: Sequence[str], no_hedge: Sequence[str], metrics: GatewayMetrics
-    ) -> None:
-        rules = [(text, False, "no_hedge") for text in no_hedge]
-        rules += [(text, True, "hedge") for text in hedge]
-        rules += [(text, True, "") for text in REPEATABLE]
-        self._rules = [(*read_rule(text, name), text, safe) for text, safe, name in rules]
+    def __init__(self, rules: Sequence[Rule], metrics: GatewayMetrics, limits: Limits) -> None:
+        self._rules, self._limits, self._metrics = rules, limits, metrics
+        self._built_in = [read_rule(text, "") for text in REPEATABLE]
         self._hints = MOST_HINTS
-        self._metrics = metrics
-        self._routes: dict[tuple[str, bool], Route] = {}
+        self._routes: dict[tuple[str, bool, Limits], Route] = {}
         self._found: dict[tuple[bytes, bytes], Route] = {}
         """What was found lately, by method and path."""
+
+    @property
+    def longest_deadline(self) -> float:
+        """The longest deadline that a request can have."""
+        return max(rule.limits(self._limits).deadline for rule in (*self._rules, self._built_in[0]))
 
     def all(self) -> list[Route]:
         """Return the routes that requests came on."""
@@ -136,46 +178,103 @@ class Routes:
     def _find(self, method: bytes, path: bytes) -> Route:
         plain = unquote_to_bytes(path).decode("latin-1") if b"%" in path else path.decode("latin-1")
         verb = method.decode("latin-1")
-        for wanted, glob, text, is_repeatable in self._rules:
-            if wanted in ("*", verb) and glob.fullmatch(plain):
-                if not is_repeatable:
-                    break
-                named = f"{verb} {plain}"
-                if named.startswith(V2):  # what is special about V2 is so under any rule
-                    text = f"{V2}*/infer"
-                few = len(self._routes) < MOST_NAMED or (named, True) in self._routes
-                own = text.startswith("POST /") and text in REPEATABLE and few
-                return self._route(named if own and NAMED.fullmatch(plain) else text, True)
-        else:
+        own = next((rule for rule in self._rules if rule.fits(verb, plain)), None)
+        known = next((rule for rule in self._built_in if rule.fits(verb, plain)), None)
+        limits = self._limits if own is None else own.limits(self._limits)
+        repeatable = known is not None
+        if own is not None and own.is_repeatable is not None:
+            repeatable = own.is_repeatable
+        elif not repeatable:
             self._hint(f"{verb} {plain[:200]}")
-        return self._route(OTHERS, False)
+        said = own or known
+        if said is None:
+            return self._route(OTHERS, False, limits)
+        named, text = f"{verb} {plain}", said.text
+        if repeatable and named.startswith(V2):  # what is special about V2 is so under any rule
+            text = f"{V2}*/infer"
+        if repeatable and text.startswith("POST /") and text in REPEATABLE:
+            few = len(self._routes) < MOST_NAMED or (named, True, limits) in self._routes
+            if few and NAMED.fullmatch(plain):
+                text = named
+        return self._route(text, repeatable, limits)
 
     def _hint(self, rule: str) -> None:
         """Log once for a path that no rule mentions how it would be hedged."""
         if rule.startswith("POST ") and self._hints:
             self._hints -= 1
-            log_event("not hedged", route=rule, hint=f"if it is safe to repeat: --hedge '{rule}'")
+            hint = f"if it is safe to repeat: --route '{rule} hedge=on'"
+            log_event("not hedged", route=rule, hint=hint)
 
-    def _route(self, name: str, is_repeatable: bool) -> Route:
-        key = name, is_repeatable
+    def _route(self, name: str, is_repeatable: bool, limits: Limits) -> Route:
+        key = name, is_repeatable, limits
         if key not in self._routes:
-            self._routes[key] = Route(name, is_repeatable, self._metrics)
+            self._routes[key] = Route(name, is_repeatable, limits, self._metrics)
         return self._routes[key]
 
 
-def read_rule(text: str, name: str) -> tuple[str, re.Pattern[str]]:
-    """Return the method and the pattern of the paths of a rule, METHOD GLOB.
+def read_rule(text: str, name: str) -> Rule:
+    """Return a rule, METHOD GLOB [KEY=VALUE ...].
 
     Raises:
         UserError: beginning with the option's name, if it is none.
     """
-    method, _, glob = text.strip().partition(" ")
-    method, glob = method.upper(), glob.strip()
-    if not glob.startswith(("/", "*")) or " " in glob:
+    method, glob, *settings = [*text.split(), "", ""]
+    method = method.upper()
+    if not glob.startswith(("/", "*")):
         raise UserError(f"{name}: {text!r} is not 'METHOD GLOB', such as 'POST /predict/*'")
     if method not in METHODS:
         raise UserError(f"{name}: {text!r}: the method must be one of {' '.join(METHODS)}")
-    return method, re.compile(translate(glob))
+    found: dict[str, Any] = {}
+    for setting in filter(None, settings):
+        key, _, value = setting.partition("=")
+        try:
+            found |= SETTINGS[key](value)
+        except KeyError:
+            known = ", ".join(SETTINGS)
+            raise UserError(f"{name}: {text!r}: {setting!r} is none of {known}=VALUE") from None
+        except ValueError as error:
+            raise UserError(f"{name}: {text!r}: {key}: {error}") from error
+    return Rule(method, re.compile(translate(glob)), f"{method} {glob}", **found)
+
+
+def read_seconds(text: str) -> float:
+    """Return a time such as 250ms, 5s or 2m in seconds.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    found = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)(ms|s|m|h)", text)
+    if found is None or not float(found[1]):
+        raise ValueError(f"must be a time such as 250ms, 5s or 2m, got {text!r}")
+    return float(found[1]) * {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}[found[2]]
+
+
+def read_hedging(text: str) -> dict[str, Any]:
+    """Return what `hedge=` says.
+
+    Raises:
+        ValueError: if it is neither on, off nor a delay.
+    """
+    if text in ("on", "off"):
+        return {"is_repeatable": text == "on"}
+    least, colon, most = text.partition(":")
+    if not colon:
+        most = least
+    elif not least and not most:
+        raise ValueError("must be on, off, a time, or MIN:MAX")
+    low = read_seconds(least) if least else 0.0
+    high = read_seconds(most) if most else math.inf
+    if low > high:
+        raise ValueError(f"MIN is above MAX: {text}")
+    return {"is_repeatable": True, "delay": (low, high)}
+
+
+SETTINGS: dict[str, Callable[[str], dict[str, Any]]] = {
+    "hedge": read_hedging,
+    "deadline": lambda text: {"deadline": read_seconds(text)},
+    "idle": lambda text: {"idle": read_seconds(text)},
+}
+"""What a rule may say, and how it is read."""
 
 
 def is_stateful(head: RequestHead, body: Sequence[bytes]) -> bool:

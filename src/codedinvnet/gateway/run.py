@@ -43,7 +43,7 @@ from codedinvnet.net.memory import Memory
 from codedinvnet.net.requests import FULL, Request
 from codedinvnet.net.resolve import Resolver
 from codedinvnet.net.server import HttpServer
-from codedinvnet.scheduler.settings import FIRST_COPIES, Rules, pending_limit
+from codedinvnet.scheduler.settings import FIRST_COPIES, FIRST_DELAY, Rules, pending_limit
 
 if TYPE_CHECKING:
     from codedinvnet.gateway.grpc import GrpcServer
@@ -162,19 +162,18 @@ class AdminPort:
         """Take no note."""
 
 
-def rules_of(options: GatewayOptions, places: int, fallbacks: int) -> Rules:
+def rules_of(options: GatewayOptions, places: int, fallbacks: int, longest: float) -> Rules:
     """Return what the scheduler goes by."""
     usual = options.slots or SLOTS
     return Rules(
         workers=places + fallbacks,
         policy=options.chosen_policy,
-        hang_timeout=2 * options.deadline + 5.0,  # the dispatcher ends attempts before
+        hang_timeout=2 * longest + 5.0,  # the dispatcher ends attempts before
         max_pending=pending_limit(places * usual),
         slots=options.slots,
         backups=fallbacks,
         backup_slots=usual,
-        hedge_delay=options.hedge_delay,
-        first_delay=options.first_delay,
+        first_delay=min(FIRST_DELAY, options.deadline / 2) if fallbacks else None,
         head_start=FIRST_COPIES,
     )
 
@@ -246,7 +245,7 @@ class RunningGateway:
         self.certificate = tls.read_certificate(options.tls_cert, key)
         self.context, self.resolver = trusted(options.upstream_ca), resolver
         self.metrics, self.memory = GatewayMetrics(), Memory(options.memory)
-        self.routes = Routes(options.hedge, options.no_hedge, self.metrics)
+        self.routes = Routes(options.rules, self.metrics, options.limits)
         self.url = self.admin_url = ""
         self._servers: list[HttpServer] = []
         self._background = Background()
@@ -312,8 +311,9 @@ class RunningGateway:
         cluster.fill(urls)
         options = self.options
         cancel = None if options.cancel is None else options.cancel == "close"
-        rules = rules_of(options, places, len(cluster.endpoints) - places)
-        dispatcher = Dispatcher(rules, cluster, self.metrics, options.deadline, cancel)
+        fallbacks = len(cluster.endpoints) - places
+        rules = rules_of(options, places, fallbacks, self.routes.longest_deadline)
+        dispatcher = Dispatcher(rules, cluster, self.metrics, cancel)
         await dispatcher.start()
         if discovery.changes:
             self._background.spawn(follow(discovery, cluster))

@@ -256,21 +256,27 @@ class Dispatcher:
         if attempt.query is None:
             late = self.stats.late(attempt.kind, attempt.worker, attempt.traffic)
         elif attempt.query.repeatable:
-            late = self._delay(attempt.kind, attempt.worker, attempt.traffic)
+            late = self._delay(attempt.kind, attempt.worker, attempt.traffic, attempt.query.delay)
+            first = self.rules.first_delay
+            if late is None and first is not None:  # not late: what takes so long may be usual
+                self.timers.set(self.now + first, "waits", attempt.identity)
         else:
             return
         if late is not None:
             self.timers.set((self.now if since is None else since) + late, "late", attempt.identity)
 
-    def hedge_delay(self, route: str = "", size_class: int = 0) -> float | None:
+    def hedge_delay(
+        self, route: str = "", size_class: int = 0, delay: tuple[float, float] | None = None
+    ) -> float | None:
         """Return how long a query runs until it is late; None before that is known."""
-        return self._delay(0, None, Traffic(route, size_class))
+        return self._delay(0, None, Traffic(route, size_class), delay)
 
-    def _delay(self, kind: int, worker: int | None, traffic: Traffic) -> float | None:
-        late = self.stats.late(kind, worker, traffic)
+    def _delay(
+        self, kind: int, worker: int | None, traffic: Traffic, delay: tuple[float, float] | None
+    ) -> float | None:
+        late, (least, most) = self.stats.late(kind, worker, traffic), delay or (0.0, math.inf)
         if late is None:
-            return self.rules.first_delay
-        least, most = self.rules.hedge_delay or (0.0, math.inf)
+            return None if math.isinf(most) else most
         return min(max(late, least), most)
 
     def late(self, identity: int, runs: bool = True) -> None:

@@ -21,6 +21,9 @@ class Submit(NamedTuple):
     repeatable: bool = True
     """Whether a query may be computed twice. If not, it is not copied, and a lost attempt ends it
     unless it was never sent."""
+    delay: tuple[float, float] | None = None
+    """The least and the most seconds after which it is late; None: as measured. Before times are
+    known it is late after the most, if that is finite."""
 
 
 class Resumed(NamedTuple):

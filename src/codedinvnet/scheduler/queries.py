@@ -33,6 +33,8 @@ class Query:
     traffic: Traffic = ALIKE
     repeatable: bool = True
     """Whether it may be computed twice."""
+    delay: tuple[float, float] | None = None
+    """The least and the most seconds after which it is late; None: as measured."""
     state: State = State.WAITING
     attempts: dict[int, Attempt] = field(default_factory=dict)
     """The live attempts at its own data task."""

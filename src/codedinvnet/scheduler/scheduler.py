@@ -162,7 +162,7 @@ class Scheduler:
                 member = group.join(number, traffic)
                 query = Query(
                     number, event.accept_decoded, event.deadline, group, member, traffic,
-                    event.repeatable,
+                    event.repeatable, event.delay,
                 )  # fmt: skip
                 grouping.joined(query)
                 if own is None and group.is_full:

@@ -14,7 +14,7 @@ SHORTEST_HANG, HANG_SHARE = 1000.0, 0.6
 deadline, so that there is time to send its query again, and no less than these. The machine itself
 may stand still for so long."""
 FIRST_DELAY, FIRST_COPIES = 1.0, 20
-"""For a gateway that has just started: the seconds until a request is late before the times of its
+"""For a gateway that has just started: the seconds until a backup is asked before the times of a
 route are known, and how many requests its budget of copies counts as already come."""
 MAX_BATCH = 256
 """Images of one request, at most, by default."""
@@ -50,8 +50,7 @@ class Rules:
         group_timeout: how long an open group waits for members.
         hang_timeout: how long a worker may spend on one task before it is replaced.
         hedge_share: copies of late queries per query, at most, if `extra` does not say.
-        hedge_delay: the least and the most seconds after which a query is late; None: as measured.
-        first_delay: the seconds before times are known; None: no query is late before.
+        first_delay: seconds until a backup is asked before times are known; None: none is.
         head_start: how many queries have paid for copies before the first one comes.
         extra: extra work per query, at most, in service times: copies, parities and backups
             together. None: a policy's own copies and extra tasks, but for those of `hedge_share`,
@@ -73,7 +72,6 @@ class Rules:
     group_timeout: float = 0.02
     hang_timeout: float = 3.0
     hedge_share: float = 0.1
-    hedge_delay: tuple[float, float] | None = None
     first_delay: float | None = None
     head_start: int = 0
     extra: float | None = None

@@ -20,7 +20,6 @@ from codedinvnet.scheduler.auto import workers_for
 from codedinvnet.scheduler.policies import POLICIES, Policy
 from codedinvnet.scheduler.settings import (
     FIRST_COPIES,
-    FIRST_DELAY,
     MAX_BATCH,
     Rules,
     coded_too_late,
@@ -159,7 +158,7 @@ class Scenario(Section):
     @property
     def rules(self) -> Rules:
         """The service's rules, as `codedinvnet serve` makes them of its options."""
-        gateway = {"first_delay": FIRST_DELAY, "head_start": FIRST_COPIES} if self.cores else {}
+        gateway = {"head_start": FIRST_COPIES} if self.cores else {}
         return Rules(
             workers=self.workers,
             policy=POLICIES[self.policy],
