@@ -14,7 +14,7 @@ from torch import Tensor
 
 from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.interpolation import Interpolating, any_of
-from codedinvnet.codes.method import BARS, ONE, Given, Method, Published, Tolerance
+from codedinvnet.codes.method import ONE, Given, Method, Tolerance
 from codedinvnet.codes.rules import AnyOf
 from codedinvnet.models.bundle import BundleInfo
 
@@ -64,11 +64,6 @@ class ApproxIFER(Method):
 
     name = "approxifer"
     rank = 4
-    published: ClassVar[tuple[Published, ...]] = (
-        Published("mnist", 10, 99.0, 87.2, BARS),
-        Published("fashion", 10, 97.0, 73.0, BARS),
-        Published("cifar10", 10, 94.0, 77.4, BARS),
-    )
     chooses: ClassVar[tuple[str, ...]] = ("stragglers",)
 
     def rules(self, k: int, tolerance: Tolerance = ONE, bundle: BundleInfo | None = None) -> AnyOf:

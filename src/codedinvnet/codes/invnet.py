@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor, nn
 
 from codedinvnet.codes.base import Encoded, Scheme
 from codedinvnet.codes.mean import Evidence, LatentCode, MeanCode, MosaicCode, mosaic_rules
-from codedinvnet.codes.method import ONE, Given, Method, Published, Tolerance
+from codedinvnet.codes.method import ONE, Given, Method, Tolerance
 from codedinvnet.codes.rules import SERVED, CodeRules, Parities
 from codedinvnet.common.config import (
     NO_INVERSE,
@@ -109,9 +109,6 @@ class PaperInvNet(AverageImage):
     name = "coded-invnet-paper"
     rank = 8
     encodes = True
-    published: ClassVar[tuple[Published, ...]] = (
-        Published("", 10, None, 85.9, "Dinh & Lee, ICML 2021, abstract", beside="mnist"),
-    )
     part, budget = "paper", PixelFusionSettings
 
     def check(self, k: int, shape: tuple[int, ...], bundle: BundleInfo | None) -> None:

@@ -85,29 +85,6 @@ class Batch(NamedTuple):
     """(G, m)."""
 
 
-class Published(NamedTuple):
-    """A figure of a paper, in %, of groups with one missing worker."""
-
-    dataset: str
-    """The image set; "" if the paper does not name it there."""
-    k: int
-    normal: float | None
-    """The accuracy of the base model."""
-    recovered: float
-    source: str
-    beside: str = ""
-    """The image set on which ours is compared with it, if the paper names none."""
-
-    @property
-    def base(self) -> str | None:
-        """Which of our base models is of the kind of its own, as far as that is known."""
-        return "resnet" if self.source == BARS else None
-
-
-BARS = "ApproxIFER's repository, Bar_plots.py"
-"""The source of what its authors measured of their code and of a rival."""
-
-
 class Method(ABC):
     """One method: its rules, how it is trained and built, and what it needs.
 
@@ -140,8 +117,6 @@ class Method(ABC):
     """Whether latency grids, sweeps and plans compare it with the policies by default."""
     in_brief: ClassVar[bool] = True
     """Whether short tables and pictures show it."""
-    published: ClassVar[tuple[Published, ...]] = ()
-    """What papers state of its accuracy."""
     cost: ClassVar[float | None] = None
     """What the extra worker may spend on a full group, in queries of the served model, where it can
     be chosen (`at`); it is what the method spends by default."""

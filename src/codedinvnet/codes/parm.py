@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codedinvnet.codes.base import Encoded, Scheme, ScoresCode
-from codedinvnet.codes.method import BARS, ONE, Batch, Given, Method, Published, Tolerance
+from codedinvnet.codes.method import ONE, Batch, Given, Method, Tolerance
 from codedinvnet.codes.rules import PARITY_MODEL, CodeRules, Parities
 from codedinvnet.models.bundle import BundleInfo
 from codedinvnet.models.coded import prepare
@@ -64,12 +64,6 @@ class ParM(Method):
 
     name = "parm"
     rank = 6
-    published: ClassVar[tuple[Published, ...]] = (
-        Published("mnist", 10, 99.0, 59.2, BARS),
-        Published("fashion", 10, 97.0, 59.0, BARS),
-        Published("cifar10", 10, 94.0, 20.4, BARS),
-        Published("", 10, None, 53.4, "Dinh & Lee, ICML 2021, abstract: 32.5 less", beside="mnist"),
-    )
     part = "parity"
 
     def rules(

@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 from pandas import DataFrame, Series
 
-from codedinvnet.codes.registry import METHODS, known_method
+from codedinvnet.codes.registry import METHODS
 from codedinvnet.common.files import write_atomically
 from codedinvnet.common.grid import Row, failures, latest, read_rows
 from codedinvnet.common.quantiles import clustered_ci
@@ -171,33 +171,37 @@ def with_shipped(frame: DataFrame) -> DataFrame:
 def published(frame: DataFrame) -> DataFrame:
     """Return the papers' figures of methods, with ours on a base model of the same kind.
 
-    Where ours was not measured on that kind, or the paper's is not known, it is on f.
+    Where ours was not measured on that kind, or the paper's is not known, it is on f. Sources that
+    don't name their image set stand beside ours on the one that is most likely.
     """
     ours = frame[(frame["missing"] == 1) & (frame["corrupt"] == 0) & frame["recovered"].notna()]
-    found = []
+    figures, found = pd.read_csv(PUBLISHED), []
     for (dataset, k, name), lines in ours.groupby(["dataset", "k", "method"], sort=False):
-        method = known_method(str(name))
-        for figure in method.published if method else ():
-            if (figure.beside or figure.dataset, figure.k) != (dataset, k):
-                continue
+        same = (figures["beside"] == dataset) & (figures["k"] == k) & (figures["method"] == name)
+        for figure in figures[same].itertuples():
             alike = lines[lines["base"] == figure.base]
             line = (on_f(lines) if alike.empty else alike).iloc[0]
             found.append(
                 {
-                    "dataset": figure.dataset or f"not named (here {figure.beside})",
-                    "k": figure.k,
+                    "dataset": dataset
+                    if figure.dataset == dataset
+                    else f"not named (here {dataset})",
+                    "k": k,
                     "method": name,
                     "published base": figure.normal,
                     "published": figure.recovered,
                     "base here": f"{line['base']}, {line['normal']:.2f}",
                     "here": line["recovered"],
                     "difference": line["recovered"] - figure.recovered,
-                    "source": figure.source,
+                    "source": f"{figure.source}, {figure.place}",
                 }
             )
     return DataFrame(found)
 
 
+PUBLISHED = Path(__file__).with_name("published.csv")
+"""Figures of papers, in %, of groups with one missing worker: `base` is which of our base models is
+of the kind of theirs, and `place` the table and page of the source."""
 PUBLISHED_FORMATS = {
     **dict.fromkeys(("published base", "published"), ".1f"),
     "here": ".2f",
