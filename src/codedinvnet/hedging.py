@@ -155,7 +155,7 @@ class _Answer:
         self.is_complete = True
         self._more.set()
 
-    def abort(self) -> None:
+    def abort(self, last: bytes = b"") -> None:
         self._broke = True
         self.end_body([])
 

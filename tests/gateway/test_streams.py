@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 
 import pytest
@@ -178,3 +179,75 @@ async def test_a_stream_ends_whole_though_the_gateway_stops_meanwhile() -> None:
         await asyncio.sleep(0.1)
     with pytest.raises((AssertionError, ConnectionError)):
         unchunked(await reading)
+
+
+def failing(*events: bytes) -> Handler:
+    """Return a handler whose streams have these events, and then break off."""
+
+    async def serve(request: Request, writer: asyncio.StreamWriter) -> None:
+        writer.write(HEAD)
+        for event in events:
+            writer.write(chunk(event))
+            await asyncio.sleep(0.05)
+
+    return serve
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        b'data: {"error":{"message":"the engine died","code":500}}\n\n',
+        b'event: error\ndata: {"type":"error","error":{"type":"overloaded_error"}}\n\n',
+        b'event: response.failed\ndata: {"type":"response.failed","response":{}}\n\n',
+    ],
+)
+async def test_a_stream_that_begins_with_an_error_is_made_up_for(error: bytes) -> None:
+    sound, broken = streaming(), failing(b": ping\n\n", error)
+    async with gateway(sound, broken, broken, **HEDGED) as g:
+        for _ in range(9):
+            assert unchunked(await stream(g, "a")) == whole("a")
+        assert any(upstream.requests for upstream in g.upstreams[1:])
+        assert sum(len(upstream.requests) for upstream in g.upstreams[1:]) < 9  # it was ejected
+    async with gateway(broken, **HEDGED) as g:  # without another, the client gets it
+        assert error in await stream(g, "a")
+    async with gateway(sound, broken) as g:  # what must not be repeated is compared with others
+        found = []
+        for _ in range(15):
+            found += await asyncio.gather(*(stream(g, "a") for _ in range(10)))
+        assert sum(error in each for each in found) < 50
+        assert g.metric("ejections_total", cause="status") >= 1
+
+
+STARTED = {
+    "openai": token("a", 1),
+    "anthropic": b'event: message_start\ndata: {"type":"message_start"}\n\n'
+    b'event: content_block_delta\ndata: {"type":"content_block_delta","delta":{"text":"a"}}\n\n',
+    "responses": b'event: response.created\ndata: {"type":"response.created"}\n\n'
+    b'event: response.output_text.delta\ndata: {"type":"response.output_text.delta","delta":"a"}'
+    b"\n\n",
+    "": b"data: anything\n\n",
+}
+
+
+@pytest.mark.parametrize("api", STARTED)
+async def test_a_stream_that_breaks_off_ends_with_an_error_of_its_api(api: str) -> None:
+    begun = STARTED[api]
+    async with gateway(failing(begun)) as g:
+        found = await stream(g, "a")
+    assert not found.endswith(b"0\r\n\r\n")
+    assert found.startswith(chunk(begun))
+    said = found.removeprefix(chunk(begun)).partition(b"\r\n")[2].removesuffix(b"\r\n")
+    if not api:
+        assert said == b""
+        return
+    name, _, data = said.strip().rpartition(b"data: ")
+    event = json.loads(data)
+    assert name == (b"" if api == "openai" else b"event: error\n")
+    assert event.get("error", event)["message"] == "the upstream failed in mid-stream"
+    assert event.get("type", "error") == "error"
+
+
+async def test_half_an_event_is_not_completed_by_another() -> None:
+    async with gateway(failing(token("a", 1), b'data: {"choices":[{"del')) as g:
+        found = await stream(g, "a")
+    assert found.endswith(chunk(b'data: {"choices":[{"del'))

@@ -84,10 +84,21 @@ class HttpAttempt(Attempt):
         )
 
     @property
+    def api(self) -> str:
+        """Whose events a stream has; "" if unknown."""
+        return "" if self._finder is None else self._finder.api
+
+    @property
+    def _has_failed(self) -> bool:
+        """Whether a stream begins with an error."""
+        return self._finder is not None and self._finder.is_error
+
+    @property
     def fault(self) -> Failure | None:
-        if not tells_of_failure(self.status):
+        if not tells_of_failure(self.status) and not self._has_failed:
             return None
-        reason = f"{self.endpoint.url}: status {self.status}"
+        what = "a stream that is an error" if self._has_failed else f"status {self.status}"
+        reason = f"{self.endpoint.url}: {what}"
         return Failure(Cause.STATUS, reason, retry_after=seconds_until_retry(self.head))
 
     # To the upstream
@@ -168,7 +179,10 @@ class HttpAttempt(Attempt):
         full = stage is Stage.HOLD and self.call.memory.is_full
         if stage is Stage.SEEK or (full and not self.call.blames(self.status)):
             if self._finder is None or self._finder.feed(data):
-                self._found()
+                if self._has_failed and self.call.repeatable:
+                    self._fail_by_event()
+                else:
+                    self._found()
         elif stage is Stage.DECIDED:
             self._hold_back()
         elif self.size > MOST_HELD:  # an error without a length
@@ -225,6 +239,14 @@ class HttpAttempt(Attempt):
         said = b"".join(self.body)
         return any(sign in said for sign in SIGNS)
 
+    def _fail_by_event(self) -> None:
+        """A stream begins with an error: another upstream may do better."""
+        if self._connection is not None:
+            self._connection.abort()
+        said = b"".join(self.body)
+        reply = (self.head, said, self.trailers)
+        self._failed(Cause.STATUS, f"it said: {said[:200].decode('latin-1')}", reply)
+
     # The answer
 
     def _found(self) -> None:
@@ -244,7 +266,8 @@ class HttpAttempt(Attempt):
         if self.is_done:
             return
         complete = self.is_complete
-        self.call.dispatcher.answered(self, self.status < 400, complete)
+        is_usual = self.status < 400 and not self._has_failed
+        self.call.dispatcher.answered(self, is_usual, complete)
         if complete:
             self._drop()
 

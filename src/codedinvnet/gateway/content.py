@@ -28,12 +28,27 @@ TEXTS = ("text", "thinking", "message", "reasoning")
 name."""
 
 
-class FirstContent:
-    """Reads a stream of events until one carries something."""
+BROKEN = "the upstream failed in mid-stream"
+ERRORS = {
+    "anthropic": {"type": "error", "error": {"type": "api_error", "message": BROKEN}},
+    "responses": {"type": "error", "code": "server_error", "message": BROKEN, "param": None},
+    "openai": {"error": {"message": BROKEN, "type": "server_error", "param": None, "code": None}},
+}
+"""What the events that tell of an error say, by API."""
 
-    __slots__ = ("_data", "_line", "_name", "_size")
+
+class FirstContent:
+    """Reads a stream of events until one carries something, or tells of an error.
+
+    Attributes:
+        is_error: whether it told of an error.
+        api: whose events these are, one of `ERRORS`; "" if unknown.
+    """
+
+    __slots__ = ("_data", "_line", "_name", "_size", "api", "is_error")
 
     def __init__(self) -> None:
+        self.is_error, self.api = False, ""
         self._line = self._name = b""
         self._data: list[bytes] = []
         self._size = 0
@@ -53,9 +68,42 @@ class FirstContent:
             elif not line:
                 name, self._name = self._name.decode("latin-1"), b""
                 event, self._data = b"\n".join(self._data), []
+                if not self.api:
+                    self.api = api_of(name, event)
                 if name not in PRELUDES and carries_content(event):
+                    self.is_error = name == "error" or tells_of_error(event)
                     return True
         return False
+
+
+def api_of(name: str, data: bytes) -> str:
+    """Return the API of an event, by its name or what it has; "" if unknown."""
+    if name == "message_start" or b'"message_start"' in data:
+        return "anthropic"
+    if name.startswith("response.") or b'"response.created"' in data:
+        return "responses"
+    return "openai" if b'"choices"' in data else ""
+
+
+def error_event(api: str) -> bytes:
+    """Return the event by which an API's clients learn that a stream is broken; b"" if unknown."""
+    if api not in ERRORS:
+        return b""
+    name = b"" if api == "openai" else b"event: error\n"
+    return b"%bdata: %b\n\n" % (name, json.dumps(ERRORS[api]).encode())
+
+
+def tells_of_error(data: bytes) -> bool:
+    """Return whether the data of an event with content is an error."""
+    if b"error" not in data and b"failed" not in data:
+        return False
+    try:
+        event = json.loads(data[:MOST_EVENT])
+    except (ValueError, RecursionError):
+        return False
+    if not isinstance(event, dict):
+        return False
+    return bool(event.get("error")) or event.get("type") in ("error", "response.failed")
 
 
 def carries_content(data: bytes) -> bool:

@@ -274,7 +274,8 @@ class Dispatcher:
             return False
         if failure.cause is Cause.STATUS and not self._has_untried(call):
             return False
-        clients = failure.cause is Cause.STATUS and attempt.status in DOUBTFUL
+        doubtful = attempt.status < 300 or attempt.status in DOUBTFUL  # below, it is in a stream
+        clients = failure.cause is Cause.STATUS and doubtful
         blame = Blame.CLIENT if clients else Blame.UPSTREAM
         taken = self._retries[blame] >= 1.0
         self._retries[blame] -= taken
@@ -374,7 +375,7 @@ class Dispatcher:
             for other in call.attempts:
                 if other is not attempt:
                     self._lose(other)
-                if attempt.status < 300 <= other.status < 500 and other.result == "status":
+                if attempt.status < 300 and other.status < 500 and other.result == "status":
                     reason = f"status {other.status} where another upstream answered"
                     self.cluster.blame(other.endpoint, Failure(Cause.STATUS, reason))
         call.route.answered(now - call.came)

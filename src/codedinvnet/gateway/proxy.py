@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 from codedinvnet.gateway.attempts import HttpAttempt, tells_of_failure
 from codedinvnet.gateway.calls import Attempt, Call
 from codedinvnet.gateway.cluster import Endpoint
+from codedinvnet.gateway.content import error_event
 from codedinvnet.gateway.deadlines import stated, written
 from codedinvnet.gateway.forwarded import FIELDS, Forwarding, request_id
 from codedinvnet.gateway.routes import Route, size_class
@@ -24,6 +25,7 @@ OUTCOME = b"codedinvnet-outcome"
 NOT_PASSED_ON = frozenset({b"host", b"content-length", b"expect", b"x-hedge"})
 OF_GATEWAY = NOT_PASSED_ON | FIELDS
 """What upstreams are told by the gateway, whatever clients said."""
+EVENT_ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r")
 AUTHORIZATION = frozenset({b"authorization"})
 
 
@@ -48,8 +50,8 @@ class Client(Protocol):
     def end_body(self, trailers: Fields) -> None:
         """Take note that the body is complete."""
 
-    def abort(self) -> None:
-        """Take note that the rest will not come."""
+    def abort(self, last: bytes = b"") -> None:
+        """Take note that the rest will not come but for a last part of a stream."""
 
     def refuse(self, status: int, reason: str, retry_after: int = 0) -> None:
         """Take an error of the gateway's own."""
@@ -101,6 +103,8 @@ class HttpCall(Call):
         else:
             fields += b"\r\n"
         self._rest = fields
+        self._sent = b""
+        """The last part of a stream that was passed on."""
 
     def attempt(self, endpoint: Endpoint, number: int) -> HttpAttempt:
         return HttpAttempt(self, endpoint, number)
@@ -146,6 +150,8 @@ class HttpCall(Call):
         """Send the client the beginning of an answer, or all of it."""
         winner = self.winner
         assert winner is not None
+        if not is_complete and body:
+            self._sent = body[-1]
         mains = self.dispatcher.cluster.mains
         outcome = "fallback" if winner.endpoint.worker >= mains else "direct"
         is_marked = outcome != "direct" and OUTCOME not in head.known
@@ -157,6 +163,7 @@ class HttpCall(Call):
 
     def send(self, data: bytes) -> None:
         """Send the client the next part of a stream."""
+        self._sent = data
         self.client.send_body(data)
 
     def finish(self, trailers: Fields) -> None:
@@ -168,8 +175,11 @@ class HttpCall(Call):
         """The upstream failed in mid-stream: end the client's stream visibly."""
         self.route.count("aborted", 0)
         self.log("stream broke off")
+        winner, last = self.winner, b""
+        if isinstance(winner, HttpAttempt) and self._sent.endswith(EVENT_ENDS):
+            last = error_event(winner.api)
         self.end()
-        self.client.abort()
+        self.client.abort(last)
 
     def fail(self, status: int, reason: str) -> None:
         last = None if self.last is None else self.last.reply

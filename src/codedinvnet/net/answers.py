@@ -145,8 +145,16 @@ class Answers:
         request = self._connection.reader.head
         self._connection.done(request is not None and request.keeps)
 
-    def abort(self) -> None:
-        """Close at once, so that the client sees that its answer is not complete."""
+    def abort(self, last: bytes = b"") -> None:
+        """Close at once, so that the client sees that its answer is not complete.
+
+        Args:
+            last: what it gets before, if its answer has no length.
+        """
+        if last and self._is_chunking:
+            self._write([chunk(last)])
+            self._connection.close()
+            return
         transport = self._connection.transport
         if not self._is_chunking and not self._write_left and not transport.is_closing():
             # The end of the connection would be that of the body.

@@ -177,6 +177,11 @@ class ClientConnection(asyncio.Protocol):
         self.call, self._is_ending = None, True
         self.transport.abort()
 
+    def close(self) -> None:
+        """Close once the client has what waits for it, though its answer has no end."""
+        self.call, self._is_ending = None, True
+        self.transport.close()
+
     def is_overdue(self, now: float) -> str:
         """Return which limit the client has exceeded, "" if none."""
         waiting, answers = self.transport.get_write_buffer_size(), self.answers
