@@ -108,6 +108,15 @@ def build_parser() -> argparse.ArgumentParser:
     add("--queries", type=count, default=4000, help="of each run (4000)")
 
     add = benchmark(
+        "sessions",
+        "hold chats in several turns before replicas that cache prefixes, through each proxy",
+        "--fault slow --peer gateway-prefix haproxy-hash",
+    )
+    add("--peer", nargs="+", help="contenders (all)")
+    add("--fault", nargs="+", help="faults: none, slow, stalled, restarted (all)")
+    add("--seeds", type=count, default=3, help="of each cell (3)")
+
+    add = benchmark(
         "protected",
         "protect a model as users have it, and print the table of all rows in docs/results/protect",
         "resnet20 --source data/cifar10 --out runs/resnet20",

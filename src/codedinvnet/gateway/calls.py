@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from codedinvnet.gateway.cluster import Endpoint
     from codedinvnet.gateway.routes import Route
     from codedinvnet.net.memory import Memory
+    from codedinvnet.scheduler.caches import Prompt
 
 SLOW = 1.0
 """Seconds after which a request is logged with its attempts."""
@@ -70,6 +71,7 @@ class Call(ABC):
         last: how the last attempt failed; None if none has.
         winner: the attempt that answers it.
         is_over: whether the client has an answer, an error, or is gone.
+        prompt: what upstreams may have cached of it; None: nothing is known of that.
         size: bytes that it holds until it is over and all attempts have ended.
     """
 
@@ -80,6 +82,7 @@ class Call(ABC):
         self.came, self.deadline, self.memory = time.monotonic(), deadline, memory
         self.query = self.breaks = self.size = self.live = 0
         self.identity = b""
+        self.prompt: Prompt | None = None
         self.written = self.is_over = False
         self.attempts: list[Attempt] = []
         self.last: Failure | None = None

@@ -163,6 +163,8 @@ class Dispatcher:
             route=call.route.name,
             repeatable=call.repeatable,
             delay=call.route.limits.delay,
+            keys=call.prompt.keys if call.prompt else (),
+            size=call.prompt.size if call.prompt else 0,
         )
         self.driver.feed(now, submit)
 

@@ -17,7 +17,7 @@ from codedinvnet.gateway.attempts import HOLD, SIGNS, UNSURE
 from codedinvnet.gateway.calls import Attempt, Call, Cause, Failure
 from codedinvnet.gateway.cluster import PROBE_TIMEOUT, Cluster, Endpoint
 from codedinvnet.gateway.dispatcher import Dispatcher, Refused
-from codedinvnet.gateway.routes import V2_GRPC, Routes, size_class
+from codedinvnet.gateway.routes import V2_GRPC, Routes
 from codedinvnet.gateway.tokens import UpstreamToken
 from codedinvnet.net.client import CONNECT_TIMEOUT, parse_origin
 from codedinvnet.net.grpc import WINDOW, Turns, at_once, grpc, renewed_credentials, settings
@@ -25,6 +25,7 @@ from codedinvnet.net.guard import NEEDED, Guard
 from codedinvnet.net.memory import Memory
 from codedinvnet.net.resolve import Resolver
 from codedinvnet.net.tls import Certificate
+from codedinvnet.scheduler.group import size_class
 
 STREAMING = frozenset({f"{V2_GRPC}ModelStreamInfer", "/grpc.health.v1.Health/Watch"})
 HEALTH, HEALTHY, NOT_SERVING = "/grpc.health.v1.Health/Check", b"\x08\x01", b"\x08\x02"

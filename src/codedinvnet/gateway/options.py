@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from codedinvnet.common.errors import UserError
 from codedinvnet.common.options import Options, option
+from codedinvnet.gateway.affinity import Affinity
 from codedinvnet.gateway.discovery import DNS
 from codedinvnet.net.client import parse_origin
 from codedinvnet.scheduler.policies import AUTO, HEDGE, POLICIES, Policy
@@ -62,6 +63,12 @@ class GatewayOptions(Options):
         None, "clamp the delay of copies, which adapts to what a route's requests take; until that "
         "is known it is MAX, and nothing is copied without one",
         group=HEDGING, metavar="MIN:MAX", unset="no clamp",
+    )  # fmt: skip
+    affinity: str | None = option(
+        None, "send requests where their beginning is cached, as servers of language models do: "
+        "`prefix` compares prompts; a header such as x-session, cookie:NAME or body:FIELD names a "
+        "session",
+        group=HEDGING, metavar="HOW", unset="any upstream",
     )  # fmt: skip
     cancel: Literal["close", "leave"] | None = option(
         None, "what to do with the slower copy, or when a client leaves: close the connection to "
@@ -161,6 +168,8 @@ class GatewayOptions(Options):
         if self.tls_key is not None and self.tls_cert is None:
             raise UserError("--tls-key: needs --tls-cert")
         _ = self.rules
+        if self.affinity is not None:
+            Affinity(self.affinity)
         for url in self.upstream:
             if "://" not in url:
                 schemes = "http://, https://, grpc:// or grpcs://, also behind dns+"

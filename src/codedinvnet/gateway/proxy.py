@@ -12,9 +12,10 @@ from codedinvnet.gateway.cluster import Endpoint
 from codedinvnet.gateway.content import error_event
 from codedinvnet.gateway.deadlines import stated, written
 from codedinvnet.gateway.forwarded import FIELDS, Forwarding, request_id
-from codedinvnet.gateway.routes import Route, size_class
+from codedinvnet.gateway.routes import Route
 from codedinvnet.net.http1 import Fields, RequestHead, ResponseHead, write_fields
 from codedinvnet.net.memory import Memory
+from codedinvnet.scheduler.group import size_class
 
 if TYPE_CHECKING:
     from codedinvnet.gateway.dispatcher import Dispatcher

@@ -328,8 +328,3 @@ def beginning(parts: Sequence[bytes], size: int) -> list[bytes]:
         found.append(part[:size])
         size -= len(part)
     return found
-
-
-def size_class(size: int) -> int:
-    """Return the size class of a request with a body of so many bytes."""
-    return size.bit_length()

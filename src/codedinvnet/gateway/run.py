@@ -14,6 +14,7 @@ import uvloop
 
 from codedinvnet.common.errors import UserError
 from codedinvnet.gateway.admin import OPEN, PATHS, Admin
+from codedinvnet.gateway.affinity import Affinity
 from codedinvnet.gateway.cluster import Cluster
 from codedinvnet.gateway.discovery import Discovery, follow
 from codedinvnet.gateway.dispatcher import Dispatcher, Refused
@@ -66,6 +67,7 @@ class Gateway:
         upstream_token: that upstreams get; None: what clients send.
         body: bytes that a request's body may have.
         hops: proxies of the operator's own in front of this one.
+        affinity: finds what upstreams may have cached of a request; None: nothing is.
     """
 
     def __init__(
@@ -78,8 +80,9 @@ class Gateway:
         upstream_token: UpstreamToken | None,
         body: int,
         hops: int = 0,
+        affinity: Affinity | None = None,
     ) -> None:
-        self.hops = hops
+        self.hops, self.affinity = hops, affinity
         self.dispatcher, self.routes, self.memory = dispatcher, routes, memory
         self.admin, self.guard, self.upstream_token = admin, guard, upstream_token
         self.body = body
@@ -118,6 +121,8 @@ class Gateway:
             call = HttpCall(
                 client, head, body, trailers, route, repeatable, dispatcher, token, told
             )
+            if self.affinity is not None:
+                call.prompt = self.affinity.prompt(head, body)
             dispatcher.submit(call)
         except Refused as refused:
             route.count("refused", 503)
@@ -284,6 +289,7 @@ class RunningGateway:
             self.upstream_token,
             options.body,
             options.trusted_hops,
+            None if options.affinity is None else Affinity(options.affinity),
         )
         self._servers.append(HttpServer(handler, self.memory, most))
         self.url = self.admin_url = await self._servers[0].listen(main, self.certificate)

@@ -29,6 +29,10 @@
    others may fail by it. A call gets only as many as a worker that takes `slow` times as long as is
    normal can do without being taken for hung. Nothing joins a call that has begun. A worker is free
    when all of its call is over.
+7. Workers may cache the beginnings of queries (`Caches`), so that one computes less of a query than
+   others. A task waits for the worker that would take the least time for it, for `stays` times as
+   long as the one that could take it now would take longer (a ski rental: whatever it waits for,
+   it loses at most a fixed number of times what was best in hindsight).
 """
 
 from __future__ import annotations
@@ -41,9 +45,11 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from codedinvnet.codes.rules import BACKUP
+from codedinvnet.scheduler.caches import Caches
 from codedinvnet.scheduler.concurrency import Concurrency
+from codedinvnet.scheduler.group import Traffic, size_class
 from codedinvnet.scheduler.order import WorkerOrder
-from codedinvnet.scheduler.queries import Attempt
+from codedinvnet.scheduler.queries import Attempt, Query
 from codedinvnet.scheduler.settings import Rules
 from codedinvnet.scheduler.stats import LatencyStats
 
@@ -105,6 +111,7 @@ class TaskAssigner:
         self.load = 0.0
         self.recheck: float | None = None
         self.concurrency = Concurrency(count, rules.slots, rules.tuning)
+        self.caches = Caches(count, rules.tuning.keys_kept)
         self._backup_slots = rules.backup_slots
         self._batch, self._hang_timeout = rules.worker_batch, rules.hang_timeout
         self._composing: set[int] = set()
@@ -161,6 +168,7 @@ class TaskAssigner:
         if not attempt.first:
             self._added += 1
             attempt.probes = self._added % self._tuning.overtaking_probe == 0
+        self._look_up(attempt)
         self._line(attempt)[attempt.identity] = attempt
 
     def remove(self, attempt: Attempt) -> None:
@@ -208,6 +216,11 @@ class TaskAssigner:
         attempt.place = len(worker.running)
         attempt.together = 1 if attempt.behind else min(attempt.place, self._tuning.together)
         attempt.group.given(index)
+        if attempt.query is not None and (prompt := attempt.query.prompt) is not None:
+            if not attempt.uncached:
+                self._look_up(attempt)
+            attempt.new = self._new(attempt, index)
+            self.caches.add(index, prompt)
         self.running += index < self._mains
         self.reorder(index)
 
@@ -236,6 +249,7 @@ class TaskAssigner:
         self.up.discard(index)
         self._mains_up.discard(index)
         self._stats.renew(index)
+        self.caches.renew(index)
         self.concurrency.renew(index)
         lost, worker.running = list(worker.running.values()), {}
         worker.stuck = False
@@ -345,6 +359,9 @@ class TaskAssigner:
                 if room is Room.BEHIND and not (attempt.probes or self._overtook >= 0.5):
                     continue
                 if self._may(worker, attempt):
+                    if attempt.uncached and now < (until := self._stays_until(worker, attempt)):
+                        self.recheck = min(until, self.recheck or until)
+                        continue
                     self._leave(attempt)
                     return worker, attempt
             if wait:
@@ -353,6 +370,47 @@ class TaskAssigner:
                     return None  # the other workers are slower still
             passed.add(worker)
         return None
+
+    # Rule 7
+
+    def cheapest(self, query: Query) -> Traffic:
+        """Return what a copy of a query would have to compute, where that is least."""
+        if query.prompt is None:
+            return query.traffic
+        others = self._mains_up - {each.worker for each in query.attempts.values()}
+        least = min(
+            (self.caches.uncached(worker, query.prompt) for worker in others),
+            default=query.prompt.size,
+        )
+        return Traffic(query.traffic.route, size_class(least))
+
+    def _look_up(self, attempt: Attempt) -> None:
+        if attempt.query is not None and (prompt := attempt.query.prompt) is not None:
+            workers = range(self._mains)
+            attempt.uncached = tuple(self.caches.uncached(worker, prompt) for worker in workers)
+
+    def uncache(self, attempt: Attempt) -> None:
+        """Take note that a worker broke off an attempt."""
+        query, worker = attempt.query, attempt.worker
+        if attempt.uncached and query is not None and query.prompt is not None:
+            assert worker is not None
+            held = query.prompt.size - attempt.uncached[worker]
+            self.caches.forget(worker, query.prompt, held)
+
+    def _new(self, attempt: Attempt, worker: int) -> Traffic:
+        return Traffic(attempt.traffic.route, size_class(attempt.uncached[worker]))
+
+    def _seconds(self, attempt: Attempt, worker: int) -> float:
+        """Return how long a worker would take."""
+        normal = self._stats.expected(self._new(attempt, worker))
+        return normal * self._stats.slowness(worker)
+
+    def _stays_until(self, worker: int, attempt: Attempt) -> float:
+        """Return until when a task waits for workers that would take less time than this one."""
+        own = self._seconds(attempt, worker)
+        others = (each for each in self._mains_up if each != worker and self._may(each, attempt))
+        best = min((self._seconds(attempt, each) for each in others), default=own)
+        return attempt.queued + self._tuning.stays * (own - best)
 
     def _offered(self, now: float, wait: float, place: int) -> Iterator[Attempt]:
         """Return what a slow worker does not pass by: what has waited long, or is far back."""

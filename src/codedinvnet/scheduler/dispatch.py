@@ -138,7 +138,8 @@ class Dispatcher:
     def _level(self, query: Query) -> int:
         """Return how late a query is: 1 from 4 times the time on, 2 from 32 times on."""
         began = [each.started for each in query.attempts.values() if each.started is not None]
-        late = self.stats.late(0, None, query.traffic)
+        oldest = next(iter(query.attempts.values()), None)
+        late = self.stats.late(0, None, query.traffic if oldest is None else oldest.traffic)
         if not began or not late:
             return 0
         times, later = (self.now - min(began)) / late, self.tuning.later
@@ -150,7 +151,7 @@ class Dispatcher:
         if not launch.hedge and (not self._pays_all or (query is None and self.rules.backups)):
             return None
         if query is not None:
-            return self.stats.price(query.traffic)
+            return self.stats.price(self.assigner.cheapest(query))
         cost = self.cost(group, launch.task)
         return min(cost, self.stats.price(group.traffic)) if self.policy.backs_late else cost
 

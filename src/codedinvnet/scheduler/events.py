@@ -24,6 +24,10 @@ class Submit(NamedTuple):
     delay: tuple[float, float] | None = None
     """The least and the most seconds after which it is late; None: as measured. Before times are
     known it is late after the most, if that is finite."""
+    keys: tuple[tuple[int, int], ...] = ()
+    """What each begins with, for workers that cache it: see `Prompt`."""
+    size: int = 0
+    """Bytes of each, if there are keys."""
 
 
 class Resumed(NamedTuple):

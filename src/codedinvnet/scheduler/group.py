@@ -26,6 +26,11 @@ class Traffic(NamedTuple):
 ALIKE = Traffic()
 
 
+def size_class(size: int) -> int:
+    """Return the size class of so many bytes: each has twice as many as the one before."""
+    return size.bit_length()
+
+
 class CodingGroup:
     """Consecutive queries that share parity tasks.
 

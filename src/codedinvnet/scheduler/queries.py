@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 
+from codedinvnet.scheduler.caches import Prompt
 from codedinvnet.scheduler.group import ALIKE, CodingGroup, Traffic
 
 
@@ -47,6 +48,8 @@ class Query:
     """The level of that attempt if it is a copy, see `Races`."""
     level: int | None = None
     """How late it was when a copy of it was last considered."""
+    prompt: Prompt | None = None
+    """What workers cache of it; None if they don't."""
 
     @property
     def is_waiting(self) -> bool:
@@ -102,6 +105,10 @@ class Attempt:
     """Its query was cancelled, but the others of its group may be decoded with its output."""
     together: int = 1
     """How many tasks its worker had when it began, or computes in the same call."""
+    uncached: tuple[int, ...] = ()
+    """Of its prompt, by worker, when it began to wait: bytes that are not cached there."""
+    new: Traffic | None = None
+    """What its worker computes of its prompt."""
 
     @property
     def number(self) -> int:
@@ -115,7 +122,9 @@ class Attempt:
 
     @property
     def traffic(self) -> Traffic:
-        """That of its query, or of the largest in its group."""
+        """That of its query, or of what is new of it, or of the largest in its group."""
+        if self.new is not None:
+            return self.new
         return self.query.traffic if self.query is not None else self.group.traffic
 
 

@@ -17,6 +17,7 @@ from typing import assert_never
 from codedinvnet.codes.rules import CodeRules, Uncoded, is_systematic
 from codedinvnet.scheduler.actions import Action, Forget
 from codedinvnet.scheduler.auto import workers_for
+from codedinvnet.scheduler.caches import Prompt
 from codedinvnet.scheduler.completion import Completion
 from codedinvnet.scheduler.dispatch import Dispatcher
 from codedinvnet.scheduler.events import (
@@ -153,6 +154,7 @@ class Scheduler:
         on, grouping, count = self.dispatcher, self.grouping, len(event.queries)
         on.meet(count)
         traffic = Traffic(event.route, event.size_class)
+        prompt = Prompt(event.keys, event.size) if event.keys else None
         k = on.code.k if on.policy.coded else 1
         for start in range(0, count, k):
             numbers = event.queries[start : start + k]
@@ -162,7 +164,7 @@ class Scheduler:
                 member = group.join(number, traffic)
                 query = Query(
                     number, event.accept_decoded, event.deadline, group, member, traffic,
-                    event.repeatable, event.delay,
+                    event.repeatable, event.delay, prompt=prompt,
                 )  # fmt: skip
                 grouping.joined(query)
                 if own is None and group.is_full:
@@ -196,6 +198,7 @@ class Scheduler:
     ) -> None:
         if attempt.worker is not None:
             attempt.group.failed.add(attempt.worker)
+            self.assigner.uncache(attempt)
         self.assigner.release(self.dispatcher.now, attempt)
         self.completion.lost(attempt, reason, final, unsent)
 

@@ -174,6 +174,18 @@ class LatencyStats:
         known = self._known(0, traffic) if len(self._traffics) > 1 else ()
         return known[0] / self._mean if known and self._mean > 0 else 1.0
 
+    def expected(self, traffic: Traffic) -> float:
+        """Return the seconds that a data task of a class takes, at least roughly.
+
+        Classes of which nothing is known take as many times as long as the next smaller one as they
+        are larger, or a time for each byte.
+        """
+        for size in range(traffic.size_class, 0, -1):
+            times = self._kinds.get((Traffic(traffic.route, size), 0))
+            if times is not None and times.quantiles:
+                return float(times.quantiles[0] * 2 ** (traffic.size_class - size))
+        return float(self._tuning.first_rate * 2**traffic.size_class)
+
     def cost(self, kind: int, traffic: Traffic = ALIKE) -> float | None:
         """Return what a kind of task normally takes, in data tasks; None before that is known."""
         known = self._known(kind, traffic)

@@ -81,6 +81,16 @@ class Tuning:
     overtaking_memory: int = 5
     """How many of these are remembered. No cell moves."""
 
+    keys_kept: int = 1 << 16
+    """Beginnings that are remembered of each worker: about 16 MB of prompts, more than the cache of
+    most servers of language models holds."""
+    stays: float = 2.0
+    """How long a task waits for a worker that has cached more of it, times what going elsewhere
+    costs: it costs the task that time, and others the use of a slot for as long."""
+    first_rate: float = 6e-5
+    """Seconds that a byte of a prompt is taken to cost before any time is known: 4,000 tokens a
+    second."""
+
     # How many tasks a worker computes at once, where that is found (record 58)
 
     first_slots: int = 3
