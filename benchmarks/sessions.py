@@ -69,7 +69,7 @@ def vllm_router(site: Site) -> list[str]:
 
 def gateway(*options: str) -> Contender:
     """Return the gateway of this repository."""
-    usual = ("--hedge", f"POST {PATH}", "--deadline-ms", f"{1000 * TIMEOUT:.0f}")
+    usual = ("--route", f"POST {PATH} hedge=on", "--deadline-ms", f"{1000 * TIMEOUT:.0f}")
 
     def words(site: Site) -> list[str]:
         urls = [f"--upstream=http://127.0.0.1:{port}" for port in site.upstreams]
