@@ -58,6 +58,9 @@ class Notes:
     def decided(self, decided: Decided) -> None:
         """Notes nothing."""
 
+    def copy_refused(self, query: int) -> None:
+        """Notes nothing."""
+
     def set_timer(self, at: float | None) -> None:
         self.timer = at
 

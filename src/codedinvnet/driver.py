@@ -3,6 +3,19 @@
 The gateway, the service and the simulator share it. Each gives it what differs: how a task is
 started, an answer given, a timer set. Events that come while actions are carried out wait for their
 turn, so that nothing is entered twice.
+
+A front end and a scheduler know of each other only what passes here, so that a wire fits between
+them:
+
+- events in, actions out: named tuples of integers, floats, truth values, strings, None, and tuples
+  of these;
+- `next_timer`, a time, which whoever has the scheduler waits for;
+- `snapshot`, for pages, metrics and admission. It may be out of date.
+
+The front end numbers the queries, and the scheduler the attempts; no number is used twice. Both
+number the workers from 0. An action may meet a query or an attempt that is over by then: it is
+ignored, and a `Send` is answered by `Failed`. So is an event that comes too late by the scheduler.
+Times are of one clock: `now` and `Submit.deadline` are what a wire between two machines translates.
 """
 
 from __future__ import annotations
@@ -17,12 +30,14 @@ from codedinvnet.scheduler.actions import (
     AnswerDecoded,
     Call,
     Compare,
+    CopyRefused,
     Decided,
     Decode,
     Fail,
     Forget,
     Replace,
     Send,
+    Snapshot,
 )
 from codedinvnet.scheduler.events import Event, Failed, Gone
 
@@ -36,6 +51,9 @@ class Decides(Protocol):
     def next_timer(self) -> float | None:
         """Return when `TimerDue` is wanted next."""
 
+    def snapshot(self) -> Snapshot:
+        """Return what pages, metrics and admission show; it may be out of date."""
+
 
 class FrontEnd(Protocol):
     """Has queries and workers."""
@@ -48,6 +66,9 @@ class FrontEnd(Protocol):
 
     def fail(self, query: int, reason: str) -> None:
         """End a query with an error, unless it has ended."""
+
+    def copy_refused(self, query: int) -> None:
+        """Count a copy of a late query that the budget doesn't pay for."""
 
     def replace(self, worker: int, reason: str) -> None:
         """End a worker, and start another in its place; `WorkerUp` follows."""
@@ -108,6 +129,10 @@ class Driver:
             self._works = False
         self.look()
 
+    def snapshot(self) -> Snapshot:
+        """Return what pages, metrics and admission show of the scheduler."""
+        return self._scheduler.snapshot()
+
     def look(self) -> None:
         """Set the timer; done again now and then, it makes up for one that was lost."""
         self._front_end.set_timer(self._scheduler.next_timer())
@@ -137,6 +162,8 @@ class Driver:
                 self._for_group(action)
             case Fail():
                 front_end.fail(action.query, action.reason)
+            case CopyRefused():
+                front_end.copy_refused(action.query)
             case Replace():
                 front_end.replace(action.worker, action.reason)
             case Decided():

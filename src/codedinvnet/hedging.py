@@ -28,7 +28,7 @@ from prometheus_client import CollectorRegistry
 from codedinvnet.gateway.attempts import HttpAttempt
 from codedinvnet.gateway.calls import Cause, Failure
 from codedinvnet.gateway.cluster import Cluster, Endpoint
-from codedinvnet.gateway.dispatcher import Dispatcher, Refused, count_refused
+from codedinvnet.gateway.dispatcher import Dispatcher, Refused
 from codedinvnet.gateway.metrics import GatewayMetrics
 from codedinvnet.gateway.proxy import HttpCall
 from codedinvnet.gateway.routes import Limits, Routes, is_stateful, read_rule
@@ -398,9 +398,6 @@ class HedgingTransport(_Transport):
     def stats(self) -> Stats:
         """What it has done so far."""
         routes = self._routes.all()
-        if self._starting is not None and self._starting.done():
-            for route in routes:
-                count_refused(route, [self._starting.result()])
         won, lost, refused = (
             sum(route.hedge_counts[result] for route in routes)
             for result in ("won", "lost", "refused")

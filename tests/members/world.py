@@ -136,6 +136,9 @@ class Gateway:
     def forget(self, attempts: Sequence[int], queries: Sequence[int]) -> None:
         pass
 
+    def copy_refused(self, query: int) -> None:
+        """Do nothing."""
+
     def decided(self, decided: Decided) -> None:
         pass
 

@@ -14,6 +14,7 @@ from codedinvnet.scheduler.actions import (
     AnswerDecoded,
     Call,
     Compare,
+    CopyRefused,
     Decided,
     Decode,
     Fail,
@@ -481,6 +482,9 @@ class Model:
     def _decided(self, action: Decided) -> None:
         assert self.scheduler.chosen.adapts
         assert action.policy == self.scheduler.policy.name
+
+    def _copyrefused(self, action: CopyRefused) -> None:
+        assert action.query in self.asked
 
     def _forget(self, action: Forget) -> None:
         assert action.attempts or action.queries

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from codedinvnet.scheduler.actions import Action, Answer, Fail, Replace, Send
+from codedinvnet.scheduler.actions import Action, Answer, CopyRefused, Fail, Replace, Send
 from codedinvnet.scheduler.events import Completed, Failed, Released, Submit, TimerDue, WorkerLost
 from codedinvnet.scheduler.policies import POLICIES
 from codedinvnet.scheduler.scheduler import Scheduler
@@ -22,7 +22,7 @@ NUMBERS = count()
 
 def service(policy: str = "hedge", workers: int = 6, **rules: Any) -> Scheduler:
     """Return a scheduler that knows the route "fast", whose requests take 10 ms."""
-    scheduler = Scheduler(Rules(workers, POLICIES[policy], hedge_share=1.0, **rules))
+    scheduler = Scheduler(Rules(workers, POLICIES[policy], **{"hedge_share": 1.0, **rules}))
     for i in range(TUNING.times_needed):
         (attempt,) = begin(scheduler, float(i), "fast")
         scheduler.handle(i + FAST, Completed(attempt))
@@ -51,17 +51,15 @@ def test_times_are_learned_for_each_route() -> None:
         (attempt,) = begin(scheduler, 100.0 + i, "slow")
         assert copied_at(scheduler, 100.0 + i, 100.0 + i + SLOW) is None
         scheduler.handle(100.0 + i + SLOW, Completed(attempt))
-    fast, slow = (scheduler.dispatcher.hedge_delay(route) for route in ("fast", "slow"))
-    assert fast is not None
-    assert slow is not None
+    delays = dict(scheduler.snapshot().delays)
+    fast, slow = delays["fast"], delays["slow"]
     assert FAST < fast < 2 * FAST < SLOW < slow < 2 * SLOW
-    assert scheduler.dispatcher.hedge_delay("unknown") is None
+    assert "unknown" not in delays
     for now, route, late in ((200.0, "slow", slow), (300.0, "fast", fast)):
         (attempt,) = begin(scheduler, now, route)
         assert copied_at(scheduler, now, now + 1) == pytest.approx(late)
         scheduler.handle(now + 1, Completed(attempt))
-    assert scheduler.dispatcher.copies["fast"].sent == 1
-    assert scheduler.dispatcher.copies["slow"].sent == 1
+    assert scheduler.dispatcher.hedges == 2
 
 
 @pytest.mark.parametrize(
@@ -108,12 +106,12 @@ def test_an_answer_may_keep_its_slot() -> None:
     assert not any(isinstance(action, Fail) for action in actions)
 
 
-def test_copies_are_counted() -> None:
-    scheduler = service()
-    begin(scheduler, 100.0, "fast")
-    assert copied_at(scheduler, 100.0, 100.9) is not None
-    original, copy = sorted(scheduler.attempts)
-    scheduler.handle(100.02, Completed(copy))
-    scheduler.handle(100.96, Completed(original))
-    counts = scheduler.dispatcher.copies["fast"]
-    assert (counts.sent, counts.won) == (1, 1)
+def test_a_copy_is_marked_and_one_that_the_budget_refuses_is_told() -> None:
+    scheduler = service(hedge_share=0.06)
+    told: list[Action] = []
+    for now in (200.0, 300.0):
+        told += scheduler.handle(now, Submit((next(NUMBERS),), now + 60, route="fast"))
+        while (at := scheduler.next_timer()) is not None and at <= now + 1:
+            told += scheduler.handle(max(now, at), TimerDue())
+    assert [action.copy for action in told if isinstance(action, Send)] == [False, True, False]
+    assert any(isinstance(action, CopyRefused) for action in told)

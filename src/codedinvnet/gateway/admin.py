@@ -12,9 +12,9 @@ from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from codedinvnet.common.errors import nearest
-from codedinvnet.gateway.dispatcher import Dispatcher, count_refused
+from codedinvnet.gateway.dispatcher import Dispatcher
 from codedinvnet.gateway.metrics import RollingQuantiles
-from codedinvnet.gateway.routes import Route, Routes
+from codedinvnet.gateway.routes import Routes
 from codedinvnet.net.answers import Reply
 from codedinvnet.net.answers import error_reply as error
 from codedinvnet.net.guard import Guard
@@ -22,6 +22,7 @@ from codedinvnet.net.http1 import RequestHead
 from codedinvnet.net.logs import log_event
 from codedinvnet.net.memory import Memory
 from codedinvnet.net.server import HttpServer
+from codedinvnet.scheduler.settings import copied_after
 
 PREFIX = "/codedinvnet"
 """What the paths of the page, its data and the policy begin with."""
@@ -93,7 +94,7 @@ class Admin:
 
     @property
     def _chosen(self) -> str:
-        return self.dispatchers[0].scheduler.chosen.name
+        return self.dispatchers[0].driver.snapshot().policy
 
     def _change_policy(self, head: RequestHead, body: Sequence[bytes]) -> Reply:
         refusal = self.guard.refusal_of_change(head)
@@ -120,30 +121,23 @@ class Admin:
         """Set the gauges that are read off, not counted."""
         metrics = self.dispatchers[0].metrics
         metrics.pending.set(sum(len(each.calls) for each in self.dispatchers))
-        metrics.queued.set(sum(each.scheduler.waiting for each in self.dispatchers))
+        metrics.queued.set(sum(each.driver.snapshot().waiting for each in self.dispatchers))
         metrics.memory.set(self.memory.used)
         metrics.memory_limit.set(self.memory.most)
         metrics.connections.set(sum(len(server.connections) for server in self.servers))
         for dispatcher in self.dispatchers:
             for endpoint in dispatcher.cluster:
                 metrics.in_flight.labels(endpoint.url).set(len(endpoint.live))
-        for route in self.routes.all():
-            count_refused(route, self.dispatchers)
-            delay = self._delay(route)
-            if delay is not None:
-                metrics.hedge_delay.labels(route.name).set(delay)
+        for name, delay in self._delays().items():
+            metrics.hedge_delay.labels(name).set(delay)
 
-    def _delay(self, route: Route) -> float | None:
-        """Return the seconds after which a route's requests are copied now; None if unknown.
-
-        It is that of the size class that most of them have.
-        """
-        if not route.is_repeatable or not route.sizes:
-            return None
-        usual = max(route.sizes, key=route.sizes.__getitem__)
-        known = (each.scheduler.dispatcher for each in self.dispatchers)
-        delays = (each.hedge_delay(route.name, usual, route.limits.delay) for each in known)
-        return next((delay for delay in delays if delay is not None), None)
+    def _delays(self) -> dict[str, float]:
+        """Return the seconds after which requests are copied now, by route, where known."""
+        known = [each.driver.snapshot().delays for each in self.dispatchers]
+        late = {route: seconds for one in known for route, seconds in one}
+        hedged = [route for route in self.routes.all() if route.is_repeatable]
+        found = {each.name: copied_after(late.get(each.name), each.limits.delay) for each in hedged}
+        return {name: delay for name, delay in found.items() if delay is not None}
 
     def status(self) -> dict[str, Any]:
         """Return what the page shows."""
@@ -160,18 +154,17 @@ class Admin:
             for dispatcher in self.dispatchers
             for endpoint in dispatcher.cluster
         ]
-        routes = []
-        for route in self.routes.all():
-            count_refused(route, self.dispatchers)
-            routes.append(
-                {
-                    "name": route.name,
-                    "hedged": route.is_repeatable,
-                    "delay_ms": milliseconds(self._delay(route)),
-                    "hedges": route.hedge_counts,
-                    **quantiles(route.latencies),
-                }
-            )
+        delays = self._delays()
+        routes = [
+            {
+                "name": route.name,
+                "hedged": route.is_repeatable,
+                "delay_ms": milliseconds(delays.get(route.name)),
+                "hedges": route.hedge_counts,
+                **quantiles(route.latencies),
+            }
+            for route in self.routes.all()
+        ]
         return {
             "policy": self._chosen,
             "pending": sum(len(each.calls) for each in self.dispatchers),

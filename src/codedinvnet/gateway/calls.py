@@ -156,7 +156,7 @@ class Attempt(ABC):
         is_done: whether nothing more will come of it.
         is_held: whether it has answered with its first content, and the rest is to come.
         is_left: whether its answer is not needed, and it ends by itself.
-        is_copy: whether it was sent while another was under way.
+        is_copy: whether it was sent because the request was late.
         is_written: whether a byte of the request was written.
         is_blamed: whether its silence was counted as a failure of its endpoint.
         result: how it ended, for metrics and the log.

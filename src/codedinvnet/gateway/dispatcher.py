@@ -20,7 +20,6 @@ from codedinvnet.driver import Driver
 from codedinvnet.gateway.calls import Attempt, Call, Cause, Failure
 from codedinvnet.gateway.cluster import Cluster, Endpoint
 from codedinvnet.gateway.metrics import GatewayMetrics
-from codedinvnet.gateway.routes import Route
 from codedinvnet.net.alarm import Alarm
 from codedinvnet.net.background import Background, log_error
 from codedinvnet.scheduler.actions import DEADLINE, Answer, Compare, Decided, Decode, Send
@@ -40,6 +39,7 @@ from codedinvnet.scheduler.events import (
     WorkerLost,
     WorkerUp,
 )
+from codedinvnet.scheduler.policies import POLICIES
 from codedinvnet.scheduler.scheduler import Scheduler
 from codedinvnet.scheduler.settings import Rules
 
@@ -96,9 +96,8 @@ class Dispatcher:
         cancel: bool | None = None,
     ) -> None:
         self.rules, self.cluster, self.metrics = rules, cluster, metrics
-        self.cancels = cancel
-        self.scheduler = Scheduler(rules, fallback_code() if rules.backups else None)
-        self.admission = Admission(self.scheduler.slots_up, rules.max_pending)
+        self.cancels, self.policy = cancel, rules.policy
+        self.admission = Admission(1, rules.max_pending)
         self.calls: dict[int, Call] = {}
         """Those that the scheduler knows, by query."""
         self.attempts: dict[int, Attempt] = {}
@@ -106,7 +105,8 @@ class Dispatcher:
         self.detached: set[Call] = set()
         """Calls that must not be repeated, at an upstream that was ejected meanwhile."""
         self.loop = asyncio.get_running_loop()
-        self.driver = Driver(self.scheduler, self, self)
+        code = fallback_code() if rules.backups else None
+        self.driver = Driver(Scheduler(rules, code), self, self)
         self._alarm = Alarm(lambda now: self.driver.feed(now, TimerDue()))
         self._numbers = count()
         self._retries = {Blame.UPSTREAM: MOST_RETRIES, Blame.CLIENT: MOST_RETRIES}
@@ -121,6 +121,7 @@ class Dispatcher:
             if endpoint is None:
                 self._feed(WorkerLost(place, "no upstream is there"))
         await self.cluster.start()
+        self.resize()
         self._background.spawn(Sweeper(self).run())
 
     async def stop(self) -> None:
@@ -139,19 +140,15 @@ class Dispatcher:
         Raises:
             Refused: if it is not taken.
         """
-        now, scheduler = time.monotonic(), self.scheduler
-        cluster = self.cluster
-        fallback = call.repeatable and scheduler.chosen.adapts
+        now, cluster = time.monotonic(), self.cluster
+        fallback = call.repeatable and self.policy.adapts
         if not cluster.is_ready or not (fallback or any(e.is_up for e in cluster.mains_here())):
             raise Refused("no upstream is up: try again later")
         pending = len(self.calls)
-        self.admission.resize(scheduler.slots_up)
         if not self.admission.takes(pending, 1, call.deadline - now):
             raise Refused("overloaded: try again later", self.admission.refuse(pending, 1))
         call.query = next(self._numbers)
         self.calls[call.query] = call
-        sizes = call.route.sizes
-        sizes[call.size_class] = sizes.get(call.size_class, 0) + 1
         for blame, left in self._retries.items():
             self._retries[blame] = min(MOST_RETRIES, left + RETRY_SHARE)
         self.admission.note(now, pending + 1)
@@ -170,7 +167,12 @@ class Dispatcher:
 
     def change_policy(self, name: str) -> None:
         """Go on by another policy."""
+        self.policy = POLICIES[name]
         self._feed(PolicyChanged(name))
+
+    def resize(self) -> None:
+        """Take in how many requests the upstreams that are up may have together."""
+        self.admission.resize(self.driver.snapshot().slots)
 
     def cancel(self, call: Call) -> None:
         """The client is gone: have nothing more done for a call."""
@@ -316,7 +318,7 @@ class Dispatcher:
             self._feed(Failed(send.attempt, why, final=bool(call)))
             return
         attempt = call.attempt(endpoint, send.attempt)
-        attempt.is_copy = any(not other.is_done for other in call.attempts)
+        attempt.is_copy = send.copy
         if not call.attempts:
             self.metrics.queue_seconds.observe(attempt.began - call.came)
         call.attempts.append(attempt)
@@ -354,6 +356,10 @@ class Dispatcher:
 
     def compare(self, compare: Compare) -> None:
         """Compare nothing: an upstream's answer says nothing of the fallback's."""
+
+    def copy_refused(self, query: int) -> None:
+        if query in self.calls:
+            self.calls[query].route.hedged("refused")
 
     def replace(self, worker: int, reason: str) -> None:
         """Wait: the cluster probes upstreams that it has ejected."""
@@ -448,10 +454,12 @@ class Dispatcher:
                 self.detached.add(call)
             self.attempts.pop(attempt.number, None)
         self._feed(WorkerLost(endpoint.worker, reason, unsent))
+        self.resize()
 
     def _up(self, endpoint: Endpoint) -> None:
         """An endpoint takes requests again."""
         self._feed(WorkerUp(endpoint.worker))
+        self.resize()
 
 
 class Sweeper:
@@ -477,6 +485,7 @@ class Sweeper:
         for call in [call for call in dispatcher.detached if now >= call.deadline]:
             dispatcher.detached.discard(call)
             dispatcher.give_up(call, DEADLINE)
+        dispatcher.resize()
         dispatcher.driver.look()
 
     def _look(self, now: float, attempt: Attempt) -> None:
@@ -496,13 +505,6 @@ class Sweeper:
         if age > limits.deadline and (attempt.is_left or call.is_over) and not attempt.is_done:
             attempt.abort()
             dispatcher.close(attempt, Cause.SILENT.value)
-
-
-def count_refused(route: Route, dispatchers: Sequence[Dispatcher]) -> None:
-    """Count the copies of a route that the schedulers' budgets have refused since the last look."""
-    known = (each.scheduler.dispatcher.copies.get(route.name) for each in dispatchers)
-    refused = sum(counts.refused for counts in known if counts is not None)
-    route.hedged("refused", refused - route.hedge_counts["refused"])
 
 
 def why_late(call: Call) -> str:

@@ -114,18 +114,16 @@ class Route:
             result: metrics.hedges.labels(name, result) for result in ("won", "lost", "refused")
         }
         self.hedge_counts = dict.fromkeys(self._hedges, 0)
-        self.sizes: dict[int, int] = {}
-        """Size class -> how many requests were of it."""
 
     def answered(self, seconds: float) -> None:
         """Take in how long a request waited for its first content."""
         self._seconds.observe(seconds)
         self.latencies.add(seconds)
 
-    def hedged(self, result: str, count: int = 1) -> None:
-        """Count copies that won or lost, or were refused."""
-        self._hedges[result].inc(count)
-        self.hedge_counts[result] += count
+    def hedged(self, result: str) -> None:
+        """Count a copy that won or lost, or was refused."""
+        self._hedges[result].inc()
+        self.hedge_counts[result] += 1
 
     def count(self, outcome: str, status: int) -> None:
         """Count how a request ended, and the class of the status that its client got; 0: none."""

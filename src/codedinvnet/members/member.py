@@ -34,9 +34,11 @@ from codedinvnet.scheduler.actions import (
     Action,
     Answer,
     AnswerDecoded,
+    CopyRefused,
     Decode,
     Fail,
     Send,
+    Snapshot,
 )
 from codedinvnet.scheduler.events import (
     Cancelled,
@@ -206,6 +208,10 @@ class Member:
     def next_timer(self) -> float | None:
         """Return when `TimerDue` is wanted next."""
         return self.scheduler.next_timer() if self.decides else None
+
+    def snapshot(self) -> Snapshot:
+        """Return what pages, metrics and admission show: what this scheduler knows."""
+        return self.scheduler.snapshot()
 
     def handle(self, now: float, event: Event) -> list[Action]:
         """Take an event of this member, and return what it has to do."""
@@ -621,7 +627,7 @@ def _query(action: Action) -> int | None:
     match action:
         case Send():
             return action.members[0]
-        case Answer() | AnswerDecoded() | Fail():
+        case Answer() | AnswerDecoded() | Fail() | CopyRefused():
             return action.query
         case Decode():
             return action.wanted[0][0]

@@ -18,6 +18,8 @@ class Send(NamedTuple):
     group_size: int = 0
     """Members of the group that an extra task is of, fillers included; 0 for a data task that needs
     its own query alone."""
+    copy: bool = False
+    """It is a copy of a query that is late."""
 
 
 class Call(NamedTuple):
@@ -62,6 +64,12 @@ class Fail(NamedTuple):
 
     query: int
     reason: str
+
+
+class CopyRefused(NamedTuple):
+    """A copy of a late query was not sent: the budget is used up."""
+
+    query: int
 
 
 class Replace(NamedTuple):
@@ -121,8 +129,33 @@ class Decided(NamedTuple):
 
 
 Action: TypeAlias = (
-    Send | Call | Answer | Decode | AnswerDecoded | Fail | Replace | Compare | Forget | Decided
+    Send
+    | Call
+    | Answer
+    | Decode
+    | AnswerDecoded
+    | Fail
+    | CopyRefused
+    | Replace
+    | Compare
+    | Forget
+    | Decided
 )
+
+
+class Snapshot(NamedTuple):
+    """What pages, metrics and admission show of a scheduler; it may be out of date."""
+
+    policy: str
+    """That it was told to go by."""
+    slots: int
+    """How many tasks the workers that are up may be at together."""
+    waiting: int
+    """How many tasks no worker has."""
+    delays: tuple[tuple[str, float], ...]
+    """Routes, each with the seconds after which a query of its usual size class is late, as is
+    measured; routes of which nothing is known are left out."""
+
 
 DEADLINE = "deadline"
 """Reason of `Fail`: the query's time was over."""

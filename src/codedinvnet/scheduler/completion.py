@@ -169,7 +169,6 @@ class Completion:
                 workers = tuple((task, computed_by[a]) for task, a in outputs if a != FILLER)
                 on.actions.append(Compare(group.identity, group.size, outputs, workers))
         if query is not None and query.state is not State.DONE and attempt.worker is not None:
-            on.copies[query.traffic.route].won += attempt.hedge
             query.answered = on.now
             query.won_at = attempt.level if attempt.hedge else None
             self._end(query, Answer(query.identity, identity, attempt.worker))

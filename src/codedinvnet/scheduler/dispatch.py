@@ -16,35 +16,21 @@ are: they take nothing from the others.
 
 from __future__ import annotations
 
-import math
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import assert_never
 
 from codedinvnet.codes.rules import CodeRules, Uncoded, is_systematic
-from codedinvnet.scheduler.actions import Action, Call, Decided, Forget, Send
+from codedinvnet.scheduler.actions import Action, Call, CopyRefused, Decided, Forget, Send
 from codedinvnet.scheduler.assigner import TaskAssigner
 from codedinvnet.scheduler.auto import Decider
 from codedinvnet.scheduler.budget import Budget
-from codedinvnet.scheduler.group import FILLER, CodingGroup, Traffic
+from codedinvnet.scheduler.group import FILLER, CodingGroup
 from codedinvnet.scheduler.policies import Launch, Policy, Then
 from codedinvnet.scheduler.queries import Attempt, InFlight, Query
 from codedinvnet.scheduler.races import Races
-from codedinvnet.scheduler.settings import Rules
+from codedinvnet.scheduler.settings import Rules, copied_after
 from codedinvnet.scheduler.stats import LatencyStats
 from codedinvnet.scheduler.timers import Kind, Timers
-
-
-@dataclass
-class CopyCounts:
-    """Copies of a route's late queries."""
-
-    sent: int = 0
-    won: int = 0
-    """Those that answered first."""
-    refused: int = 0
-    """Those that the budget did not pay for."""
 
 
 class Dispatcher:
@@ -60,7 +46,7 @@ class Dispatcher:
         policy: what is done about late answers now; that of `auto` changes by itself.
         decider: what decides for `auto`; None of other policies.
         decision: what it decided last.
-        copies: copies of late queries, by route.
+        hedges: how many copies of late queries were launched.
         sent: how many tasks workers were given.
     """
 
@@ -75,8 +61,7 @@ class Dispatcher:
         self.budget = Budget(rules.head_start * rules.hedge_share, rules.tuning)
         self.races = Races(rules.tuning)
         self.systematic = is_systematic(code)
-        self.copies: defaultdict[str, CopyCounts] = defaultdict(CopyCounts)
-        self.sent = 0
+        self.sent = self.hedges = 0
         self.recheck: float | None = None
         """When tasks that a slow worker passed by are offered again."""
         self.go_by(rules.policy, code)
@@ -114,14 +99,15 @@ class Dispatcher:
         if hedge and query is not None and not self._pays(query):
             return False
         if work is not None and not self.budget.pay(work, 0.0 if urgent else self.tuning.reserve):
-            self.copies[group.traffic.route].refused += hedge
+            if hedge and query is not None:
+                self.actions.append(CopyRefused(query.identity))
             return False
         attempt = self.send(group, task, query, first=first, extra=not urgent, hedge=hedge)
         attempt.paid = work or 0.0
         if hedge and query is not None:
             query.copies += 1
             attempt.level = query.level or 0
-            self.copies[query.traffic.route].sent += 1
+            self.hedges += 1
         return True
 
     def _pays(self, query: Query) -> bool:
@@ -129,11 +115,6 @@ class Dispatcher:
         before, query.level = query.level, self._level(query)
         is_new = query.level != before
         return self.races.allows(query.traffic, query.level, self.assigner.load, is_new)
-
-    @property
-    def hedges(self) -> int:
-        """How many copies of late queries were sent."""
-        return sum(counts.sent for counts in self.copies.values())
 
     def _level(self, query: Query) -> int:
         """Return how late a query is: 1 from 4 times the time on, 2 from 32 times on."""
@@ -247,7 +228,8 @@ class Dispatcher:
         self.timers.set(self.now + self.rules.hang_timeout_of(worker), "hang", identity)
         self.policy.begun(self, attempt)
         if query is not None:
-            return Send(worker, identity, attempt.number, (query.identity,), 1)
+            own = (query.identity,)
+            return Send(worker, identity, attempt.number, own, 1, copy=attempt.hedge)
         size = len(group.tasks[attempt.number].members)
         members = group.needs(attempt.number)
         return Send(worker, identity, attempt.number, members, size, group.size)
@@ -257,7 +239,8 @@ class Dispatcher:
         if attempt.query is None:
             late = self.stats.late(attempt.kind, attempt.worker, attempt.traffic)
         elif attempt.query.repeatable:
-            late = self._delay(attempt.kind, attempt.worker, attempt.traffic, attempt.query.delay)
+            late = self.stats.late(attempt.kind, attempt.worker, attempt.traffic)
+            late = copied_after(late, attempt.query.delay)
             first = self.rules.first_delay
             if late is None and first is not None:  # not late: what takes so long may be usual
                 self.timers.set(self.now + first, "waits", attempt.identity)
@@ -266,19 +249,11 @@ class Dispatcher:
         if late is not None:
             self.timers.set((self.now if since is None else since) + late, "late", attempt.identity)
 
-    def hedge_delay(
-        self, route: str = "", size_class: int = 0, delay: tuple[float, float] | None = None
-    ) -> float | None:
-        """Return how long a query runs until it is late; None before that is known."""
-        return self._delay(0, None, Traffic(route, size_class), delay)
-
-    def _delay(
-        self, kind: int, worker: int | None, traffic: Traffic, delay: tuple[float, float] | None
-    ) -> float | None:
-        late, (least, most) = self.stats.late(kind, worker, traffic), delay or (0.0, math.inf)
-        if late is None:
-            return None if math.isinf(most) else most
-        return min(max(late, least), most)
+    def delays(self) -> tuple[tuple[str, float], ...]:
+        """Return how long a query of each route runs until it is late, see `Snapshot`."""
+        usual = self.stats.usual_traffics()
+        known = ((each.route, self.stats.late(0, None, each)) for each in usual)
+        return tuple((route, late) for route, late in known if late is not None)
 
     def late(self, identity: int, runs: bool = True) -> None:
         """Let the policy see an attempt that has run, or only waited, for long."""

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import assert_never
 
 from codedinvnet.codes.rules import CodeRules, Uncoded, is_systematic
-from codedinvnet.scheduler.actions import Action, Forget
+from codedinvnet.scheduler.actions import Action, Forget, Snapshot
 from codedinvnet.scheduler.auto import workers_for
 from codedinvnet.scheduler.caches import Prompt
 from codedinvnet.scheduler.completion import Completion
@@ -265,6 +265,11 @@ class Scheduler:
     def policy(self) -> Policy:
         """What is done about late answers now: that of `auto` changes by itself."""
         return self.dispatcher.policy
+
+    def snapshot(self) -> Snapshot:
+        """Return what pages, metrics and admission show."""
+        waits = self.assigner.waiting
+        return Snapshot(self.chosen.name, self.slots_up, waits, self.dispatcher.delays())
 
     @property
     def waiting(self) -> int:

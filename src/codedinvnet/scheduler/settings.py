@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from codedinvnet.scheduler.policies import Policy
@@ -28,6 +29,19 @@ def pending_limit(workers: int) -> int:
 def hang_limit(deadline_ms: float) -> float:
     """Return the ms that a worker may be at one task before it is replaced, by default."""
     return max(SHORTEST_HANG, HANG_SHARE * deadline_ms)
+
+
+def copied_after(late: float | None, delay: tuple[float, float] | None) -> float | None:
+    """Return the seconds after which a query is copied; None: it isn't yet.
+
+    Args:
+        late: as is measured; None before that is known.
+        delay: the least and the most that its route allows; None: any.
+    """
+    least, most = delay or (0.0, math.inf)
+    if late is None:
+        return None if math.isinf(most) else most
+    return min(max(late, least), most)
 
 
 def coded_too_late(group_timeout_ms: float, deadline_ms: float) -> str:

@@ -23,6 +23,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from codedinvnet.scheduler.group import ALIKE, Traffic
@@ -58,8 +59,8 @@ class LatencyStats:
         self._slots, self._tuning = slots, tuning
         self._kinds: dict[tuple[Traffic, int], RecentQuantiles] = {}
         """By traffic and kind."""
-        self._traffics: set[Traffic] = set()
-        """Those of data tasks."""
+        self._traffics: dict[Traffic, int] = {}
+        """Those of data tasks, and how many there were of each."""
         self._mean = 0.0
         """What is normal for a data task, on average."""
         self._tasks = 0
@@ -101,7 +102,7 @@ class LatencyStats:
         if kind <= 0:
             work = min(ratio, tuning.most_overhead) * self.price(traffic)
             self.mean += (work - self.mean) / tuning.overhead_memory
-            self._traffics.add(traffic)
+            self._traffics[traffic] = self._traffics.get(traffic, 0) + 1
             self._tasks += 1
             own = self._kinds.get((traffic, 0))
             usual = own.quantiles[0] if own is not None and own.quantiles else seconds
@@ -122,6 +123,15 @@ class LatencyStats:
         seen.strikes = min(seen.strikes + 1, tuning.most_strikes)
         self.slow.add(worker)
         return seen.until
+
+    def usual_traffics(self) -> Iterable[Traffic]:
+        """Return for each route the traffic that most of its data tasks were of."""
+        usual: dict[str, Traffic] = {}
+        for traffic, count in self._traffics.items():
+            before = usual.get(traffic.route)
+            if before is None or count > self._traffics[before]:
+                usual[traffic.route] = traffic
+        return usual.values()
 
     def ratio(self, seconds: float, kind: int, traffic: Traffic = ALIKE) -> float:
         """Return how many times as long as its kind normally does a task took; 1 if unknown."""

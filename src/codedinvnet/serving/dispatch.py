@@ -287,6 +287,9 @@ class Dispatcher:
         for number in queries:
             self.calls.payloads.pop(number, None)
 
+    def copy_refused(self, query: int) -> None:
+        """Count nothing."""
+
     def decided(self, decided: Decided) -> None:
         self.metrics.decided(decided)
 

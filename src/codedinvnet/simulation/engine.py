@@ -401,6 +401,9 @@ class Simulation:
     def forget(self, attempts: Sequence[int], queries: Sequence[int]) -> None:
         """Let go of nothing: there are no outputs."""
 
+    def copy_refused(self, query: int) -> None:
+        """Count nothing."""
+
     def compare(self, compare: Compare) -> None:
         """Compare nothing: it costs no time that anybody waits for."""
 
