@@ -592,9 +592,8 @@ class Member:
 
     def _renew(self, now: float, count: int) -> None:
         """Have a scheduler ready that knows what is up, should this member decide again."""
-        old, self.scheduler = self.scheduler, self._make()
+        self.scheduler = self._make()
         self.scheduler.flying.count = count
-        self.scheduler.dispatcher.copies = old.dispatcher.copies
         for place, url in enumerate(self._upstreams.urls()):
             if not url or place in self._down:
                 self.scheduler.handle(now, WorkerLost(place, "it was down before"))
