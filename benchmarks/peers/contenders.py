@@ -19,6 +19,8 @@ TIMEOUT = 15
 """Seconds that every proxy waits for an answer, and lets a request queue."""
 RETRIES = 2
 """How often each sends a failed request again: as often as the gateway."""
+MEMBER = -5_000
+"""From a gateway's port to the one for other members."""
 CHAT = "/v1/chat/completions"
 INSTALL = "pip install -e '.[benchmarks]' && apt-get install haproxy nginx-light"
 CONFIGURATIONS = Path(__file__).parent / "configurations"
@@ -171,11 +173,13 @@ def _vllm_router(site: Site) -> list[str]:
     return [*own, "--worker-urls", *servers, *options]
 
 
-def _ours(*options: str) -> Contender:
+def _ours(*options: str, members: bool = False) -> Contender:
     """Return this gateway on its defaults, told that chats may be repeated."""
 
     def words(site: Site) -> list[str]:
         upstreams = [f"--upstream=http://127.0.0.1:{port}" for port in site.upstreams]
+        lines = ",".join(f"127.0.0.1:{port + MEMBER}" for port in site.instances)
+        together = ("--members", lines, "--member-port", str(site.port + MEMBER))
         return [
             "gateway",
             "--port",
@@ -184,6 +188,7 @@ def _ours(*options: str) -> Contender:
             "--route",
             f"POST {CHAT} hedge=on",
             *options,
+            *(together if members else ()),
         ]
 
     return Contender(words)
@@ -208,4 +213,5 @@ CONTENDERS: Mapping[str, Contender] = {
     "vllm-router": Contender(_vllm_router, "vllm-router", only="streams"),
     "ours-uncoded": _ours("--policy", "uncoded"),
     "ours-hedge": _ours("--policy", "hedge"),
+    "ours-members": _ours("--policy", "hedge", members=True),
 }

@@ -15,6 +15,7 @@ from codedinvnet.common.errors import nearest
 from codedinvnet.gateway.dispatcher import Dispatcher
 from codedinvnet.gateway.metrics import RollingQuantiles
 from codedinvnet.gateway.routes import Routes
+from codedinvnet.members.links import Links
 from codedinvnet.net.answers import Reply
 from codedinvnet.net.answers import error_reply as error
 from codedinvnet.net.guard import Guard
@@ -57,6 +58,8 @@ class Admin:
         """The first has the upstreams over HTTP, and another those over gRPC."""
         self.names, self.guard = names, guard
         self.servers: list[HttpServer] = []
+        self.links: Links | None = None
+        """To the gateways that this one decides with."""
         self.is_draining = False
         self._page = (files("codedinvnet.gateway") / "page.html").read_bytes()
 
@@ -122,6 +125,12 @@ class Admin:
         metrics = self.dispatchers[0].metrics
         metrics.pending.set(sum(len(each.calls) for each in self.dispatchers))
         metrics.queued.set(sum(each.driver.snapshot().waiting for each in self.dispatchers))
+        if self.links is not None:
+            member = self.links.member
+            metrics.members.set(member.size)
+            metrics.members_refused.set(len(self.links.refused))
+            metrics.message_seconds.set(member.message_seconds)
+            metrics.alone.set(member.alone)
         metrics.memory.set(self.memory.used)
         metrics.memory_limit.set(self.memory.most)
         metrics.connections.set(sum(len(server.connections) for server in self.servers))
@@ -168,11 +177,23 @@ class Admin:
         return {
             "policy": self._chosen,
             "pending": sum(len(each.calls) for each in self.dispatchers),
+            "members": None if self.links is None else _described(self.links),
             "memory": self.memory.used,
             "time": time.time(),
             "upstreams": upstreams,
             "routes": routes,
         }
+
+
+def _described(links: Links) -> dict[str, Any]:
+    member = links.member
+    return {
+        "decides": member.decides,
+        "decides_for": member.size,
+        "message_ms": milliseconds(member.message_seconds),
+        "alone": member.alone,
+        "refused": links.refused,
+    }
 
 
 def quantiles(times: RollingQuantiles) -> dict[str, float | None]:

@@ -319,6 +319,14 @@ class Cluster:
         delay = min(max(delay, away), LONGEST_AWAY)
         self._background.spawn(self.watch.recover(endpoint, delay))
 
+    def suspect(self, place: int, reason: str) -> None:
+        """Eject an upstream as another gateway has, unless it has answered well just now."""
+        endpoint = self.endpoints[place]
+        if endpoint is None or not endpoint.is_up:
+            return
+        if endpoint.failures or time.monotonic() - endpoint.answered_at > PERIOD:
+            self.eject(endpoint, Failure(Cause.LOST, f"of another gateway: {reason}"))
+
     def _note_if_down(self) -> None:
         if not any(endpoint.is_up for endpoint in self.mains_here()):
             log_event("no upstream is up", logging.ERROR)

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import Enum
+from functools import partial
 from itertools import count
 
 from codedinvnet.codes.rules import AnswersAll, CodeRules
@@ -20,6 +21,7 @@ from codedinvnet.driver import Driver
 from codedinvnet.gateway.calls import Attempt, Call, Cause, Failure
 from codedinvnet.gateway.cluster import Cluster, Endpoint
 from codedinvnet.gateway.metrics import GatewayMetrics
+from codedinvnet.members.member import BITS, Member
 from codedinvnet.net.alarm import Alarm
 from codedinvnet.net.background import Background, log_error
 from codedinvnet.scheduler.actions import DEADLINE, Answer, Compare, Decided, Decode, Send
@@ -86,6 +88,8 @@ class Dispatcher:
         metrics: where it counts.
         cancel: whether attempts that nobody waits for are closed; None: those of streams are, and
             those whose client is gone.
+        member: returns this gateway's part in deciding with others, for a front end and a function
+            that makes schedulers; None: it decides alone.
     """
 
     def __init__(
@@ -94,6 +98,7 @@ class Dispatcher:
         cluster: Cluster,
         metrics: GatewayMetrics,
         cancel: bool | None = None,
+        member: Callable[[Callable[[], Scheduler], Dispatcher], Member] | None = None,
     ) -> None:
         self.rules, self.cluster, self.metrics = rules, cluster, metrics
         self.cancels, self.policy = cancel, rules.policy
@@ -105,10 +110,11 @@ class Dispatcher:
         self.detached: set[Call] = set()
         """Calls that must not be repeated, at an upstream that was ejected meanwhile."""
         self.loop = asyncio.get_running_loop()
-        code = fallback_code() if rules.backups else None
-        self.driver = Driver(Scheduler(rules, code), self, self)
+        make = partial(Scheduler, rules, fallback_code() if rules.backups else None)
+        self.member = None if member is None else member(make, self)
+        self.driver = Driver(make(), self, self) if self.member is None else self.member.driver
         self._alarm = Alarm(lambda now: self.driver.feed(now, TimerDue()))
-        self._numbers = count()
+        self._numbers = count(0 if self.member is None else self.member.name << BITS)
         self._retries = {Blame.UPSTREAM: MOST_RETRIES, Blame.CLIENT: MOST_RETRIES}
         self._background = Background()
         cluster.on_lost, cluster.on_up = self._lost, self._up
@@ -310,6 +316,9 @@ class Dispatcher:
         why = ""
         if call is None or call.winner is not None or endpoint is None:
             why = "it is not needed"
+        elif self.member is not None and not endpoint.is_up:  # others find it up
+            self._feed(Failed(send.attempt, f"{endpoint.url} is down", unsent=True))
+            return
         elif call.written and not call.repeatable:
             why = "it must not be repeated"
         elif call.breaks and call.live:
@@ -369,6 +378,14 @@ class Dispatcher:
 
     def decided(self, decided: Decided) -> None:
         """Tell nobody."""
+
+    # What a member asks of its upstreams
+
+    def urls(self) -> list[str]:
+        return ["" if each is None else each.url for each in self.cluster.endpoints]
+
+    def suspect(self, place: int, reason: str) -> None:
+        self.loop.call_soon(self.cluster.suspect, place, reason)
 
     # Ends
 

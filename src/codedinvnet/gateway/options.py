@@ -12,6 +12,7 @@ from codedinvnet.common.errors import UserError
 from codedinvnet.common.options import Options, option
 from codedinvnet.gateway.affinity import Affinity
 from codedinvnet.gateway.discovery import DNS
+from codedinvnet.members.wire import read_members
 from codedinvnet.net.client import parse_origin
 from codedinvnet.scheduler.policies import AUTO, HEDGE, POLICIES, Policy
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 MIB = 1 << 20
 GRPC = ("grpc://", "grpcs://")
 UPSTREAMS, HEDGING, LISTENING = "upstreams", "hedging", "listening and limits"
+TOGETHER = "several gateways"
 SECURITY = "security"
 OFFERED = ("uncoded", "replicate", "hedge")
 """The policies; with a fallback there is `auto` as well."""
@@ -110,6 +112,23 @@ class GatewayOptions(Options):
         512.0, "what requests and answers may hold in all, before 503; one body an eighth of it",
         group=LISTENING, unit="MiB", gt=0, lt=math.inf,
     )  # fmt: skip
+    members: str | None = option(
+        None, "gateways before the same upstreams that decide as one, this one among them: "
+        "HOST:PORT, or dns+NAME:PORT for each address of a name, separated by commas",
+        group=TOGETHER, metavar="LIST", unset="none",
+    )  # fmt: skip
+    member_port: int | None = option(
+        None, "port for the other members; on 127.0.0.1 unless members have a token",
+        group=TOGETHER, unset="none", gt=0, le=65535,
+    )  # fmt: skip
+    member_token_file: Path | None = option(
+        None, "members show one another the token in this file; read again when it changes",
+        group=TOGETHER, metavar="FILE", unset="none",
+    )  # fmt: skip
+    processes: int = option(
+        1, "processes that share the port and decide as one; the n-th has its own routes on the "
+        "n-th port from --admin-port on", group=TOGETHER, ge=1, le=64,
+    )  # fmt: skip
     trusted_hops: int = option(
         0, "proxies of your own in front of the gateway: so many of the last entries of "
         "X-Forwarded-For and Forwarded are believed, and passed on",
@@ -162,6 +181,7 @@ class GatewayOptions(Options):
             for name in ("health", "fallback", "protection"):
                 if getattr(self, name) is not None:
                     raise UserError(f"--{name}: is for upstreams over HTTP, and there is none")
+        self._check_members()
         names = self.policies
         if self.policy is not None and self.policy not in names:
             raise UserError(f"--policy: must be one of {', '.join(names)}, got {self.policy!r}")
@@ -182,6 +202,24 @@ class GatewayOptions(Options):
             parse_origin(self.fallback, "--fallback")
         if self.hedge_delay is not None and self.hedge_delay[1] <= 0:
             raise UserError("--hedge-delay-ms: MAX must be above 0")
+
+    def _check_members(self) -> None:
+        if (self.members is None) != (self.member_port is None):
+            raise UserError("--members: goes with --member-port; each gateway needs both")
+        if self.member_token_file is not None and self.members is None:
+            raise UserError("--member-token-file: goes with --members")
+        if self.members is not None:
+            read_members(self.members)
+            if self.processes > 1:
+                raise UserError("--processes: goes without --members")
+        if self.processes > 1 and self.admin_port is None:
+            raise UserError("--processes: needs --admin-port, as each process has its own metrics")
+        if (self.members is not None or self.processes > 1) and (
+            self.has_fallback or self.grpc_upstreams
+        ):
+            raise UserError(
+                "--members and --processes: go with upstreams over HTTP, and without a fallback"
+            )
 
     @property
     def http_upstreams(self) -> tuple[str, ...]:

@@ -24,6 +24,7 @@ from codedinvnet.gateway.options import GatewayOptions
 from codedinvnet.gateway.protection import BackupServer
 from codedinvnet.gateway.proxy import HttpCall
 from codedinvnet.gateway.routes import Routes, is_stateful, leaves_root
+from codedinvnet.gateway.together import Place, join, member_for, supervise
 from codedinvnet.gateway.tokens import UpstreamToken
 from codedinvnet.net import tls
 from codedinvnet.net.answers import Answers, Reply, error_reply
@@ -48,6 +49,7 @@ from codedinvnet.scheduler.settings import FIRST_COPIES, FIRST_DELAY, Rules, pen
 
 if TYPE_CHECKING:
     from codedinvnet.gateway.grpc import GrpcServer
+    from codedinvnet.members.links import Links
 
 SLOTS = 4
 """Concurrent requests of a fallback unless `--slots` says otherwise."""
@@ -201,18 +203,19 @@ def trusted(path: Path | None) -> ssl.SSLContext | None:
 
 @asynccontextmanager
 async def running(
-    options: GatewayOptions, resolver: Resolver | None = None
+    options: GatewayOptions, resolver: Resolver | None = None, place: Place | None = None
 ) -> AsyncIterator[RunningGateway]:
     """Run a gateway while the body runs.
 
     Args:
         options: of the command.
         resolver: finds the addresses of upstreams' names; None: as this machine does.
+        place: among processes that share the port; None: there is one.
 
     Raises:
         UserError: if the options cannot work.
     """
-    gateway = RunningGateway(options, resolver or Resolver())
+    gateway = RunningGateway(options, resolver or Resolver(), place)
     try:
         await gateway.start()
         yield gateway
@@ -226,6 +229,7 @@ class RunningGateway:
     Args:
         options: of the command.
         resolver: see `running`.
+        place: see `running`.
 
     Attributes:
         url: of the main port.
@@ -235,8 +239,12 @@ class RunningGateway:
         UserError: if a file or an address cannot be used.
     """
 
-    def __init__(self, options: GatewayOptions, resolver: Resolver) -> None:
+    def __init__(
+        self, options: GatewayOptions, resolver: Resolver, place: Place | None = None
+    ) -> None:
         options.check()
+        self.place = place
+        self.links: Links | None = None
         self.options, self.loop = options, asyncio.get_running_loop()
         token = Token(options.token_file)
         hosts, stays = (options.host, *options.allow_host), is_loopback(options.host)
@@ -264,7 +272,7 @@ class RunningGateway:
         """Find the upstreams, and listen."""
         options = self.options
         most = allow_files()
-        main = bind(options.host, options.port)
+        main = bind(options.host, options.port, shared=self.place is not None)
         own = None
         try:
             if options.admin_port is not None:
@@ -277,6 +285,11 @@ class RunningGateway:
             raise
         admin = Admin(self.dispatcher, self.routes, self.memory, options.policies, self.guard)
         self.admin = admin
+        if self.dispatcher.member is not None:
+            self.links = admin.links = await join(
+                options, self.place, self.dispatcher.member, self.resolver, self.certificate
+            )
+            self._background.spawn(self.links.token.follow())
         if options.grpc_port is not None:
             await self._start_grpc(admin, options.grpc_port)
         shared = None if own is not None else admin
@@ -319,7 +332,8 @@ class RunningGateway:
         cancel = None if options.cancel is None else options.cancel == "close"
         fallbacks = len(cluster.endpoints) - places
         rules = rules_of(options, places, fallbacks, self.routes.longest_deadline)
-        dispatcher = Dispatcher(rules, cluster, self.metrics, cancel)
+        member = member_for if options.members or self.place else None
+        dispatcher = Dispatcher(rules, cluster, self.metrics, cancel, member)
         await dispatcher.start()
         if discovery.changes:
             self._background.spawn(follow(discovery, cluster))
@@ -374,6 +388,8 @@ class RunningGateway:
         if self.grpc is not None:
             stops.append(self.grpc.stop(seconds))
         await asyncio.gather(*stops)
+        if self.links is not None:
+            await self.links.stop()
         await asyncio.gather(*(server.stop(0.0) for server in own))
         if self.grpc is not None:
             await self.grpc.dispatcher.stop()
@@ -386,11 +402,13 @@ class RunningGateway:
             log_event("stopped")
 
 
-async def serve(options: GatewayOptions, resolver: Resolver | None) -> None:
+async def serve(
+    options: GatewayOptions, resolver: Resolver | None, place: Place | None = None
+) -> None:
     """Run a gateway until a signal."""
     stop = stop_signals()
     starting = asyncio.ensure_future(stop.wait())
-    async with running(options, resolver) as gateway:
+    async with running(options, resolver, place) as gateway:
         freeze_loaded()
         keep_freed()
         assert gateway.admin is not None
@@ -411,6 +429,10 @@ def run_gateway(options: GatewayOptions, resolver: Resolver | None = None) -> No
     """Run `codedinvnet gateway`."""
     stop_logging = log_to_stderr()
     try:
-        uvloop.run(serve(options, resolver))
+        if options.processes == 1:
+            uvloop.run(serve(options, resolver))
+        else:
+            options.check()
+            supervise(options, lambda own, place: uvloop.run(serve(own, resolver, place)))
     finally:
         stop_logging()

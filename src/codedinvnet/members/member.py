@@ -61,8 +61,10 @@ from codedinvnet.scheduler.scheduler import Scheduler
 
 BITS = 32
 """Of a number that count what its member has numbered; the member's name precedes them."""
-BEAT = 0.025
-"""Seconds between two pings. A member is waited for `SILENCE`, four times as long."""
+BEAT = 0.03
+"""Seconds between two pings of a decider that says nothing."""
+RARE = 10
+"""Beats between two pings of members that might decide, or that have just sent something."""
 SILENCE = 0.09
 """Seconds without a word from the decider, after which a member decides alone."""
 GONE = 1.0
@@ -191,7 +193,7 @@ class Member:
         """The places of the decider."""
         self._inbox: list[Action] = []
         self._policy: str | None = None
-        self._ticked = 0.0
+        self._ticked, self._ticks = 0.0, 0
 
     # What a driver needs of a scheduler
 
@@ -465,7 +467,7 @@ class Member:
             case Pong(at):
                 self.message_seconds = (now - at) / 2
             case Decides(decides):
-                peer.decides = decides
+                peer.decides = decides  # before this member looks for another
                 if self._followers.get(peer.hello.name) is peer:
                     self._let_go(now, peer)
                 if peer is self._leader and not decides:
@@ -543,8 +545,11 @@ class Member:
         self._recount(now)
 
     def _lose_leader(self, now: float) -> None:
-        """Decide alone, from what is in flight here."""
-        self._leader, self._inbox = None, []
+        """Have another decide, or decide alone, from what is in flight here."""
+        self._leader = None
+        self.choose(now)
+        if not self.decides:
+            return
         self.alone += 1
         for line in self._peers:
             line.post(Decides(True))
@@ -569,12 +574,13 @@ class Member:
             and peer.decides
             and peer.rank < (self.started, self.name)
             and now - self._lost.get(peer.hello.name, -STEADY) >= STEADY
-            and now - peer.heard < SILENCE
+            and now - peer.heard < GONE
         ]
         best = min(able, key=lambda peer: peer.rank, default=None)
         if best is None or (self._leader is not None and self._leader.rank <= best.rank):
             return
-        self._leader, self._followers, self._inbox = best, {}, []
+        self._carry_out(now)
+        self._leader, self._followers = best, {}
         for query in [query for query in self._entries if query >> BITS != self.name]:
             for number in self._entries.pop(query).attempts:
                 del self._query_of[number]
@@ -604,8 +610,11 @@ class Member:
         """Ping, and see who is silent; wanted every `BEAT`."""
         stood_still = now - self._ticked > 2 * BEAT
         self._ticked = now
-        for line in list(self._older):
-            line.post(Ping(now))
+        self._ticks += 1
+        for line in self._older:
+            peer = self._peers[line]
+            if self._ticks % RARE == 0 or (peer is self._leader and now - peer.heard > BEAT / 2):
+                line.post(Ping(now))
         if stood_still:  # what was sent meanwhile has not been read yet
             for peer in self._peers.values():
                 peer.heard = now

@@ -15,8 +15,8 @@ from codedinvnet.scheduler.actions import Action
 from codedinvnet.scheduler.events import Event, Resumed, Submit
 
 PROTOCOL = 1
-LONGEST = 1 << 24
-"""Bytes of a frame, at most."""
+FIRST, LONGEST = 1 << 16, 1 << 24
+"""Bytes of a frame, at most: of one whose sender is not known yet, and of others."""
 
 
 class Hello(NamedTuple):
@@ -98,7 +98,11 @@ class Frames:
     """Puts frames together again from what a socket reads."""
 
     def __init__(self) -> None:
-        self._read = bytearray()
+        self._read, self._longest = bytearray(), FIRST
+
+    def trust(self) -> None:
+        """Take long frames from now on."""
+        self._longest = LONGEST
 
     def feed(self, data: bytes) -> Iterator[Message]:
         """Yield the messages of the frames that are complete.
@@ -110,7 +114,7 @@ class Frames:
         read += data
         while len(read) >= 4:
             end = 4 + int.from_bytes(read[:4], "big")
-            if end > LONGEST:
+            if end > self._longest:
                 raise BadFrame("it is too long")
             if len(read) < end:
                 return

@@ -27,8 +27,17 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 """Names of this machine for itself."""
 
 
-def bind(host: str, port: int, flag: str = "--port") -> socket.socket:
+def bind(
+    host: str, port: int, flag: str = "--port", shared: bool = False, listens: bool = True
+) -> socket.socket:
     """Return a listening socket.
+
+    Args:
+        host: to listen on.
+        port: to listen on; 0: a free one.
+        flag: the option that names it, for messages.
+        shared: whether other processes of this user may listen on it as well.
+        listens: False: it is only kept for others that do.
 
     Raises:
         UserError: if the address is taken or not ours.
@@ -43,8 +52,11 @@ def bind(host: str, port: int, flag: str = "--port") -> socket.socket:
     if sys.platform == "linux":
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(1000 * UNREAD))
     try:
+        if shared:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listener.bind((host, port))
-        listener.listen(BACKLOG)  # now, since two that only bind do not notice each other
+        if listens:
+            listener.listen(BACKLOG)  # now, since two that only bind do not notice each other
     except (OSError, UnicodeError) as error:  # the latter of what can be no host's name
         listener.close()
         reason = getattr(error, "strerror", None) or error

@@ -179,7 +179,7 @@ class Scheduler:
         group = self.grouping.new()
         query = Query(
             number, event.accept_decoded, event.deadline, group, group.join(number, traffic),
-            traffic, event.repeatable,
+            traffic, event.repeatable, event.delay,
         )  # fmt: skip
         self.queries[number] = query
         on.timers.set(query.deadline, "deadline", number)

@@ -1,0 +1,158 @@
+"""What makes a gateway one of several: its part in deciding, its lines, and shared ports."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import secrets
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, NamedTuple
+
+from codedinvnet.gateway.options import GatewayOptions
+from codedinvnet.members.links import Links
+from codedinvnet.members.member import Member
+from codedinvnet.members.wire import PROTOCOL, read_members
+from codedinvnet.net.guard import Token
+from codedinvnet.net.listening import bind
+from codedinvnet.net.logs import log_event
+from codedinvnet.net.resolve import Resolver
+from codedinvnet.net.tls import Certificate
+from codedinvnet.scheduler.scheduler import Scheduler
+
+if TYPE_CHECKING:
+    from codedinvnet.gateway.dispatcher import Dispatcher
+
+COMMON = (
+    *("upstream", "route", "slots", "policy", "hedge_delay_ms", "deadline_ms"),
+    *("affinity", "health", "cancel"),
+)
+"""The options that all members have in common."""
+RESTART = 1.0
+"""Seconds until a process that has ended is started again."""
+
+
+class Place(NamedTuple):
+    """A process among those that share a port."""
+
+    number: int
+    total: int
+    folder: Path
+    """Where each has a Unix socket."""
+
+    @property
+    def sockets(self) -> list[Path]:
+        """Those of all processes."""
+        return [self.folder / str(number) for number in range(self.total)]
+
+
+def member_for(make: Callable[[], Scheduler], dispatcher: Dispatcher) -> Member:
+    """Return a gateway's part in deciding."""
+    name = secrets.randbits(31)
+    return Member(name, time.time(), make, dispatcher, dispatcher, dispatcher)
+
+
+def digest_of(options: GatewayOptions) -> str:
+    """Return what is the same for members that may decide as one."""
+    common = {name: getattr(options, name) for name in COMMON}
+    common["upstream"] = sorted(options.upstream)
+    return hashlib.sha256(json.dumps(common, default=str).encode()).hexdigest()
+
+
+async def join(
+    options: GatewayOptions,
+    place: Place | None,
+    member: Member,
+    resolver: Resolver,
+    certificate: Certificate | None,
+) -> Links:
+    """Have a gateway decide with others from now on.
+
+    Raises:
+        UserError: if the port or the token cannot be used.
+    """
+    token = Token(options.member_token_file, "--member-token-file")
+    others: Sequence[tuple[bool, str, int] | Path]
+    if place is not None:
+        own, others = place.sockets[place.number], place.sockets
+        own.unlink(missing_ok=True)
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(str(own))
+    else:
+        assert options.members is not None
+        assert options.member_port is not None
+        others = read_members(options.members)
+        host = options.host if token.text else "127.0.0.1"
+        listener = bind(host, options.member_port, "--member-port")
+    told = f"{version('codedinvnet')}, protocol {PROTOCOL}"
+    links = Links(member, others, digest_of(options), told, token, resolver, certificate)
+    await links.start(listener)
+    return links
+
+
+def supervise(options: GatewayOptions, run: Callable[[GatewayOptions, Place], None]) -> None:
+    """Run processes that share a port until a signal, and start those again that end.
+
+    Args:
+        options: of the command.
+        run: runs one.
+
+    Raises:
+        UserError: if the port is taken.
+    """
+    bind(options.host, options.port).close()  # nobody else may have it
+    kept = bind(options.host, options.port, shared=True, listens=False)
+    options = options.model_copy(update={"port": kept.getsockname()[1]})
+    running: dict[int, int] = {}
+    stopping = False
+
+    def stop(number: int, _: object) -> None:
+        nonlocal stopping
+        stopping = stopping or number in (signal.SIGTERM, signal.SIGINT)
+        for process in running:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, number)
+
+    with TemporaryDirectory(prefix="codedinvnet-") as folder:
+
+        def start(index: int) -> None:
+            process = os.fork()
+            if process:
+                running[process] = index
+                return
+            status = 1
+            try:
+                for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                    signal.signal(number, signal.SIG_DFL)
+                kept.close()
+                admin = (options.admin_port or 0) + index
+                own = options.model_copy(update={"admin_port": admin})
+                run(own, Place(index, options.processes, Path(folder)))
+                status = 0
+            finally:
+                sys.stdout.flush()
+                os._exit(status)
+
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, stop)
+        for index in range(options.processes):
+            start(index)
+        while running:
+            process, status = os.wait()
+            index = running.pop(process)
+            if not stopping:
+                code = os.waitstatus_to_exitcode(status)
+                log_event("a process ended", logging.ERROR, process=index, status=code)
+                time.sleep(RESTART)
+                if not stopping:
+                    start(index)
+    kept.close()
