@@ -17,7 +17,7 @@ SEED := 2
 BUNDLE_FILES := $(BUNDLES:%=docs/results/%.json)
 SEED_FILES := $(BUNDLES:%=docs/results/seed-%.json)
 
-.PHONY: help setup demo test pytest lint nightly nightly-tests nightly-newest constraints docs triton mlserver servers format wheel clean bench bench-quick
+.PHONY: help setup demo test pytest lint nightly nightly-tests nightly-newest constraints docs triton mlserver llama servers format wheel clean bench bench-quick
 .PHONY: bench-bundles bench-seeds bench-page $(BENCHMARKS:%=bench-%) $(BENCHMARKS:%=quick-%)
 
 help:  ## list the targets
@@ -71,6 +71,9 @@ triton: $(VENV)/.installed  ## install Triton into .triton/, for the tests that 
 
 servers:  ## install LitServe and `transformers serve` into .servers/, for the nightly tests that run them
 	PYTHON="$(PYTHON)" tests/get_servers.sh servers
+
+llama:  ## compile llama.cpp's server into .llama/, for the nightly tests that run it
+	PYTHON="$(PYTHON)" tests/get_servers.sh llama
 
 mlserver:  ## install MLServer and KServe's client into .mlserver/, for the tests that run them
 	PYTHON="$(PYTHON)" tests/get_servers.sh mlserver

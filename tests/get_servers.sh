@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs servers for the tests that run them: `servers` LitServe and `transformers serve` (OpenAI's
-# protocol), `mlserver` MLServer and KServe's client.
+# protocol), `llama` llama.cpp's server, which is compiled, `mlserver` MLServer and KServe's client.
 #
 # The last two have environments of their own: both need a protobuf older than Ray's, and different FastAPIs.
 set -euo pipefail
@@ -18,6 +18,8 @@ if [[ $1 == mlserver ]]; then
   install server 'mlserver==1.7.*' &
   install client 'kserve==0.21.*'
   wait $!
+elif [[ $1 == llama ]]; then
+  install . 'llama-cpp-python[server]==0.3.*' gguf
 else
   install . 'litserve==0.2.*' 'transformers[serving]==5.*' torch
 fi

@@ -46,7 +46,9 @@ def visits(g: Running) -> list[set[str]]:
 @pytest.mark.parametrize("how", ["prefix", "x-session", "cookie:sid", "body:user"])
 async def test_each_session_has_one_upstream(how: str) -> None:
     sessions = [f"s{number}" for number in range(6)]
-    async with gateway(thinking, thinking, thinking, affinity=how, route=(f"POST {CHAT} hedge=on",)) as g:
+    async with gateway(
+        thinking, thinking, thinking, affinity=how, route=(f"POST {CHAT} hedge=on",)
+    ) as g:
         for count in range(1, 6):  # one after the other, so that any upstream could answer each
             for session in sessions:
                 await say(g, how, session, count)

@@ -20,7 +20,7 @@ from tests.triton import INSTALLED as TRITON
 from tests.triton import Triton
 
 ROOT = Path(__file__).parents[2]
-SERVERS, MLSERVER = ROOT / ".servers", ROOT / ".mlserver"
+SERVERS, MLSERVER, LLAMA = (ROOT / each for each in (".servers", ".mlserver", ".llama"))
 
 
 class Replica(ABC):
@@ -247,7 +247,7 @@ class Transformers(Replica):
     def body(self, number: int) -> bytes:
         messages = [{"role": "user", "content": f"question {number % 7}"}]
         asked: dict[str, Any] = {"model": str(self.folder.parent / "tiny"), "messages": messages}
-        return json.dumps({**asked, "max_tokens": 8, "stream": True}).encode()
+        return json.dumps({**asked, "max_tokens": 8, "temperature": 0, "stream": True}).encode()
 
     def is_right(self, number: int, body: bytes) -> bool:
         lines = body.decode().splitlines()
@@ -256,3 +256,20 @@ class Transformers(Replica):
         text = "".join(choice["delta"].get("content", "") for choice in choices)
         ended = [choice.get("finish_reason") for choice in choices][-1] == "length"
         return ended and self.right.setdefault(number % 7, text) == text
+
+
+class LlamaCpp(Transformers):
+    """llama.cpp's library behind its server in Python."""
+
+    needs = LLAMA / "installed"
+    health = "/v1/models"
+    right: ClassVar[dict[int, str]] = {}
+
+    def command(self) -> Sequence[str | Path]:
+        program, model = LLAMA / "bin" / "python", self.folder.parent / "tiny"
+        if not model.exists():
+            command = [program, Path(__file__).parent / "tiny_gguf.py", model]
+            subprocess.run(command, check=True, capture_output=True)
+        own = ("--host", "127.0.0.1", "--port", str(self.port), "--n_ctx", "1024")
+        own += ("--interrupt_requests", "False")  # else a stream ends where another request comes
+        return program, "-m", "llama_cpp.server", *own, "--model", model

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 
 import httpx
+import openai
 import pytest
 
 from benchmarks.processes import running
@@ -22,6 +24,7 @@ from tests.nightly.servers import (
     MLSERVER,
     FastAPI,
     LitServe,
+    LlamaCpp,
     MLServer,
     RayServe,
     Replica,
@@ -31,13 +34,14 @@ from tests.nightly.servers import (
 
 pytestmark = pytest.mark.nightly
 
-KINDS: list[type[Replica]] = [FastAPI, LitServe, RayServe, MLServer, TritonServer, Transformers]
+KINDS: list[type[Replica]] = [FastAPI, LitServe, RayServe, MLServer, TritonServer]
+ENGINES: list[type[Replica]] = [Transformers, LlamaCpp]
 CLIENTS = 4
 WAIT = 30.0
 """Seconds that a client waits: longer than any fault, whatever else the machine does."""
 
 
-@pytest.fixture(scope="module", params=KINDS, ids=lambda kind: kind.__name__)
+@pytest.fixture(scope="module", params=[*KINDS, *ENGINES], ids=lambda kind: kind.__name__)
 def replicas(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[list[Replica]]:
@@ -60,6 +64,8 @@ def command(replicas: Sequence[Replica]) -> list[str]:
     for replica in replicas:
         found += ["--upstream", replica.url]
     found += ["--route", f"POST {replicas[0].path} hedge=on", "--health", replicas[0].health]
+    if replicas[0].streams:
+        found += ["--affinity", "prefix"]
     return [*found, "--deadline-ms", str(1000 * WAIT)]
 
 
@@ -179,3 +185,45 @@ def test_kserves_client_loses_nothing_when_a_server_stops(tmp_path: Path) -> Non
             replicas[0].signal(number)
         replicas[1].kill()
         assert asking.communicate(timeout=120)[0].splitlines()[-1] == "200"
+
+
+@pytest.mark.parametrize("kind", ENGINES)
+def test_chats_go_on_when_their_replica_is_killed(kind: type[Replica], tmp_path: Path) -> None:
+    """OpenAI's client holds chats of several turns; what it gets is what a replica alone says."""
+    if not kind.needs.exists():
+        pytest.skip(f"{kind.__name__} is not installed: see tests/get_servers.sh")
+    with ExitStack() as stack:
+        replicas = [kind(tmp_path / name) for name in "ab"]
+        for replica in replicas:
+            stack.callback(replica.kill)
+            replica.start()
+            replica.wait()
+        gateway = stack.enter_context(running(*command(replicas), log=tmp_path / "gateway.log"))
+        through, alone = (
+            openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+            for url in (gateway.address, replicas[1].url)
+        )
+        model = json.loads(replicas[0].body(0))["model"]
+        chats = [[{"role": "user", "content": f"chat {number}"}] for number in range(4)]
+        for turn in range(6):
+            if turn == 3:
+                replicas[0].kill()
+            for chat in chats:
+                said, wanted = (ask(client, model, chat) for client in (through, alone))
+                assert said == wanted != ""
+                chat += [
+                    {"role": "assistant", "content": said},
+                    {"role": "user", "content": f"and {turn}?"},
+                ]
+
+
+def ask(client: openai.OpenAI, model: str, chat: Sequence[dict[str, str]]) -> str:
+    """Return what a model says, which comes as a stream."""
+    parts = client.chat.completions.create(
+        model=model,
+        messages=chat,  # type: ignore[arg-type]
+        max_tokens=8,
+        temperature=0,
+        stream=True,
+    )
+    return "".join(part.choices[0].delta.content or "" for part in parts if part.choices)
