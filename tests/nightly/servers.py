@@ -270,6 +270,7 @@ class LlamaCpp(Transformers):
         if not model.exists():
             command = [program, Path(__file__).parent / "tiny_gguf.py", model]
             subprocess.run(command, check=True, capture_output=True)
+        # Or a stream ends where another request comes.
+        whole = ("--interrupt_requests", "False")
         own = ("--host", "127.0.0.1", "--port", str(self.port), "--n_ctx", "1024")
-        own += ("--interrupt_requests", "False")  # else a stream ends where another request comes
-        return program, "-m", "llama_cpp.server", *own, "--model", model
+        return program, "-m", "llama_cpp.server", *own, *whole, "--model", model

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import openai
@@ -219,11 +220,6 @@ def test_chats_go_on_when_their_replica_is_killed(kind: type[Replica], tmp_path:
 
 def ask(client: openai.OpenAI, model: str, chat: Sequence[dict[str, str]]) -> str:
     """Return what a model says, which comes as a stream."""
-    parts = client.chat.completions.create(
-        model=model,
-        messages=chat,  # type: ignore[arg-type]
-        max_tokens=8,
-        temperature=0,
-        stream=True,
-    )
+    asked: dict[str, Any] = {"model": model, "messages": chat, "max_tokens": 8, "temperature": 0}
+    parts = client.chat.completions.create(**asked, stream=True)
     return "".join(part.choices[0].delta.content or "" for part in parts if part.choices)
