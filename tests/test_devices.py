@@ -8,12 +8,6 @@ import torch
 from torch import nn
 
 from codedinvnet.common.devices import first_tensor
-from codedinvnet.models.network import ImageNetwork
-
-
-def test_a_model_without_parameters() -> None:
-    network = ImageNetwork(nn.Flatten(), (1, 2, 2))
-    assert network(torch.rand(3, 1, 2, 2)).shape == (3, 4)
 
 
 def test_whole_numbers_do_not_tell_a_modules_type() -> None:

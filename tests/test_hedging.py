@@ -17,7 +17,6 @@ from typing import Any, TypeAlias
 import httpx
 import pytest
 
-import codedinvnet.net.client
 from codedinvnet.common.errors import UserError
 from codedinvnet.hedging import HedgingTransport
 from codedinvnet.net.background import LoopThread
@@ -188,23 +187,6 @@ async def test_a_post_that_is_not_named_reaches_one_server_only() -> None:
         assert asking.transport.stats.hedged == hedges
 
 
-async def test_a_connection_is_used_again_after_a_slow_reader(any_client: AnyClient) -> None:
-    """It may have stopped reading at the last part, whatever the size of parts is."""
-
-    def handle(request: Request) -> Reply:
-        size = request.path.removeprefix("/long")
-        return Reply(bytes(int(size))) if size.isdigit() else echo(request)
-
-    async with Toy(handle) as only, any_client(only) as asking, asyncio.timeout(2 * STALL):
-        for size in range(1056 << 10, 2 << 20, 96 << 10):  # longer than what is held whole
-            found = 0
-            async for part in asking.stream(f"/long{size}"):
-                found += len(part)
-                await asyncio.sleep(0.01)
-            assert found == size
-            assert (await asking.post("/orders", "1")).text == "1"
-
-
 async def drops() -> AsyncIterator[bytes]:
     yield b"first"
     await asyncio.sleep(2 * STALL)
@@ -292,61 +274,6 @@ def test_an_interrupt_ends_the_call_of_a_synchronous_client() -> None:
     servers.stop()
 
 
-async def test_a_server_that_lets_clients_time_out_is_avoided() -> None:
-    async with Toy(echo) as a, Toy(echo) as b, Toy(echo) as c, client(a, b, c) as asking:
-        for _ in range(30):
-            await asking.post("/orders")
-        a.handle = never
-        late = 0
-        for _ in range(60):
-            try:
-                await asking.post("/orders", timeout=0.2)
-            except httpx.ReadTimeout:
-                late += 1
-        assert 1 <= late <= 10
-
-
-async def test_a_connection_that_is_not_made_in_time(
-    any_client: AnyClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def hangs(*_: object) -> None:
-        await asyncio.sleep(2 * STALL)
-
-    async with Toy(echo) as only, asyncio.timeout(STALL):
-        for is_known in (True, False):
-            async with any_client(only) as asking:
-                limits = asking.module.Timeout(None, connect=0.1)
-                if is_known:
-                    assert (await asking.post("/orders")).text == "x"
-                    only.handle = lambda request: Reply(b"", delay=0.5)
-                    first = asyncio.create_task(asking.post("/first"))  # on the kept connection
-                    await begun(only, "/first")
-                monkeypatch.setattr(codedinvnet.net.client, "open_socket", hangs)
-                with pytest.raises(asking.module.ConnectTimeout):
-                    await asking.post("/orders", timeout=limits)
-                if is_known:
-                    await first
-
-
-async def test_a_request_that_is_not_taken_in_time(any_client: AnyClient) -> None:
-    async def deaf(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Answer a probe; read no body."""
-        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
-            while (await reader.readuntil(b"\r\n\r\n")).startswith(b"GET"):
-                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
-            await asyncio.sleep(1.0)
-        writer.close()
-
-    server = await asyncio.start_server(deaf, "127.0.0.1", 0)
-    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    async with asyncio.timeout(2 * STALL), any_client(url) as asking:
-        limits = asking.module.Timeout(2 * STALL, write=0.3)
-        with pytest.raises(asking.module.WriteTimeout):
-            await asking.post("/orders", "x" * (32 << 20), timeout=limits)
-    server.close()
-    await asyncio.sleep(1.1)  # `deaf` ends
-
-
 async def test_a_cancelled_call_ends_all_its_attempts() -> None:
     async with (
         Toy(echo) as a,
@@ -369,34 +296,6 @@ async def test_a_cancelled_call_ends_all_its_attempts() -> None:
 async def resets() -> AsyncIterator[bytes]:
     raise ConnectionError
     yield b""
-
-
-async def test_a_killed_server_and_one_that_fails_lose_nothing() -> None:
-    async with (
-        Toy(echo) as a,
-        Toy(echo) as b,
-        Toy(echo) as c,
-        client(a, b, c, hedge=["POST /predict"]) as asking,
-    ):
-        await ask(asking)
-        await b.stop()
-        await ask(asking)
-        c.handle = lambda request: Reply(b"broken", status=500)
-        seen = len(c.requests)
-        await ask(asking)
-        assert len(c.requests) - seen <= 12  # ejected, and on probation now and then
-        await b.start()
-        c.handle = echo
-        async with asyncio.timeout(10):
-            while not (b.requests and c.requests[-1].path == b.requests[-1].path == "/back"):
-                await asking.post("/back", content="x")
-        a.handle = b.handle = c.handle = lambda request: Reply(b"no", status=500)
-        assert (await asking.post("/predict", content="x")).status_code == 500
-        for toy in (a, b, c):
-            await toy.stop()
-        for _ in range(4):
-            with pytest.raises(httpx.TransportError):
-                await asking.post("/predict", content="x")
 
 
 def events(name: str, first: float) -> AsyncIterator[bytes]:

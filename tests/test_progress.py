@@ -9,11 +9,6 @@ from codedinvnet.common import progress
 from codedinvnet.common.progress import Progress
 
 
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
 def test_a_log_has_a_line_now_and_then_and_one_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "EVERY", 0.1)
     log, began = io.StringIO(), time.monotonic()
@@ -28,19 +23,3 @@ def test_a_log_has_a_line_now_and_then_and_one_in_the_end(monkeypatch: pytest.Mo
     assert "1000/1000" in lines[-1]
     assert "loss=999" in lines[-1]
     assert "\r" not in log.getvalue()
-
-
-def test_a_terminal_has_a_bar() -> None:
-    screen = Terminal()
-    with Progress(total=5, file=screen, mininterval=0) as bar:
-        bar.update(5)
-    assert screen.getvalue().count("\r") > 1
-
-
-def test_a_log_has_no_line_of_a_bar_for_who_watches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress, "EVERY", 0.0)
-    log, screen = io.StringIO(), Terminal()
-    for file in (log, screen):
-        with Progress(total=5, file=file, watched=True, mininterval=0) as bar:
-            bar.update(5)
-    assert (log.getvalue(), "5/5" in screen.getvalue()) == ("", True)

@@ -5,27 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from codedinvnet.common import provenance
 from codedinvnet.common.provenance import (
     describe_command,
-    describe_machine,
-    processor_name,
 )
-
-
-def test_a_machine_has_the_name_of_its_processor(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file = tmp_path / "cpuinfo"
-    file.write_text("processor\t: 0\nmodel\t\t: 17\nmodel name\t: Some CPU @ 2: 3 GHz\n")
-    assert processor_name(file) == "Some CPU @ 2: 3 GHz"
-    file.write_text("processor\t: 0\nBogoMIPS\t: 50.00\n")
-    assert processor_name(file) == ""
-    monkeypatch.setattr(provenance, "processor_name", lambda: "")
-    plain = describe_machine()
-    monkeypatch.setattr(provenance, "processor_name", lambda: "Some CPU")
-    assert describe_machine() == plain.replace(", ", ", Some CPU, ", 1)
-    assert ", ," not in plain
 
 
 @pytest.mark.parametrize(

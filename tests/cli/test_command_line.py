@@ -4,12 +4,10 @@ import argparse
 import shlex
 import subprocess
 import sys
-from importlib.metadata import version
 
 import pytest
 
 from codedinvnet.cli.command_line import build_parser
-from codedinvnet.cli.commands import COMMANDS
 from tests.conftest import Command
 
 
@@ -39,16 +37,6 @@ def test_help_shows_an_example_that_parses(name: str, call: Command) -> None:
     assert callable(build_parser().parse_args(shlex.split(example)[1:]).run)
 
 
-def test_every_command_is_there(call: Command) -> None:
-    expected = {command.name.split()[0] for command in COMMANDS}
-    assert set(commands()) == expected
-    outcome = call("--help")
-    assert outcome.code == 0
-    listed = [line.split()[0] for line in outcome.out.splitlines() if line.strip()]
-    assert expected | {f"{command.group}:" for command in COMMANDS} <= set(listed)
-    assert "examples:\n  codedinvnet demo" in outcome.out
-
-
 def imported(statements: str) -> list[str]:
     """Return the modules that statements import in a process of their own."""
     code = (
@@ -70,18 +58,6 @@ def test_a_service_imports_what_it_needs() -> None:
     )
     assert "torch" in loaded
     assert not {"torchvision", "scipy", "pandas", "matplotlib", "torch._dynamo"} & set(loaded)
-
-
-def test_a_simulation_that_draws_nothing_imports_no_pictures() -> None:
-    """Where nobody can write in the home directory, matplotlib says so on every import."""
-    loaded = imported("import codedinvnet.simulation.compare, codedinvnet.simulation.run")
-    assert "codedinvnet.simulation.figures" in loaded
-    assert "matplotlib" not in loaded
-
-
-def test_the_version_is_told(call: Command) -> None:
-    outcome = call("--version")
-    assert (outcome.code, outcome.out) == (0, f"codedinvnet {version('codedinvnet')}\n")
 
 
 def test_help_needs_no_heavy_imports() -> None:

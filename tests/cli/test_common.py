@@ -4,14 +4,12 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 
 from codedinvnet.cli.common import CLOSED, guarded
 from codedinvnet.evaluation import methods
-from tests.conftest import Command, tiny_settings, write_settings
+from tests.conftest import Command
 
 
 def test_a_reader_that_goes_away_is_no_error() -> None:
@@ -47,43 +45,6 @@ def test_what_the_system_refuses_is_one_line(
 
     assert guarded(refused) == 2
     assert capsys.readouterr().err == f"error: {told}\n"
-
-
-FLUSHED: dict[str, list[str]] = {
-    "codedinvnet.evaluation.stages.reproduce": ["reproduce", "CONFIG"],
-    "codedinvnet.evaluation.methods.run": ["bench", "accuracy", "CONFIG", "--out", "rows.jsonl"],
-    "codedinvnet.protect.run.protect": ["protect", "m:f", "--inputs", "x.npy", "--out", "o"],
-}
-PAPERS = ("codedinvnet.evaluation.stages.train", ["--config_file", "CONFIG"])
-
-
-@pytest.mark.parametrize(
-    ("command", "place", "words"),
-    [*(("call", place, words) for place, words in FLUSHED.items()), ("call_paper", *PAPERS)],
-)
-def test_commands_that_train_flush_denormal_numbers_before_anything_is_computed(
-    command: str,
-    place: str,
-    words: list[str],
-    request: pytest.FixtureRequest,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """So that PyTorch's threads, which start with the first large operation, do it as well."""
-    call: Command = request.getfixturevalue(command)
-    seen = []
-
-    def first(*_: Any, **__: Any) -> None:
-        seen.append(float(torch.full((8,), 1e-30).mul(1e-10).sum()))
-        raise KeyboardInterrupt
-
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(place, first)
-    supported = torch.set_flush_denormal(False)
-    config = write_settings(tmp_path / "own.json", tiny_settings("pixels"))
-    call(*(config if word == "CONFIG" else word for word in words))
-    assert seen == [0] or (not supported and len(seen) == 1)
-    assert torch.full((8,), 1e-30).mul(1e-10).any()  # only the command does
 
 
 COUNTS = {"kept": 0, "done": 1, "failed": 2}

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import runpy
 import shutil
 import subprocess
 import sys
@@ -139,13 +138,3 @@ def test_bad_input_of_the_papers_command_line(
     outcome = call_paper("--config_file", scene.config, *places, *given)
     check_refusal(outcome.code, outcome.out, outcome.err, said)
     assert digests(tmp_path, data_dir) == before
-
-
-def test_no_traceback_from_the_script(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["main.py", "--config_file", str(tmp_path / "no.json")])
-    with pytest.raises(SystemExit) as stop:
-        runpy.run_path(str(ROOT / "main.py"), run_name="__main__")
-    assert isinstance(stop.value.code, int)
-    check_refusal(stop.value.code, *capsys.readouterr(), "cannot read the settings file")

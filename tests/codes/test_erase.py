@@ -17,26 +17,20 @@ from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.berrut import ApproxIFER
 from codedinvnet.codes.build import scheme_for
 from codedinvnet.codes.erase import (
-    CORRUPTION,
     NO_ANSWER,
-    corrupt_some,
     erase,
     recovered_accuracy,
     single_losses,
-    task_outputs,
 )
 from codedinvnet.codes.invnet import own_scheme
-from codedinvnet.codes.nercc import NeRCC
 from codedinvnet.codes.parm import ParM
 from codedinvnet.codes.plain import Plain, Replication
-from codedinvnet.data import ImageSet, random_groups
+from codedinvnet.data import ImageSet
 from codedinvnet.evaluation.accuracy import evaluate
 from codedinvnet.evaluation.methods import score
-from codedinvnet.evaluation.trust import approximate
 from codedinvnet.models.bundle import Bundle
 from codedinvnet.training.network import embed_all
-from tests.codes.linear import made, outputs_of
-from tests.data.files import Unread
+from tests.codes.linear import made
 
 CLASSES = ("a", "b", "c", "d")
 N = 41
@@ -92,17 +86,6 @@ def test_every_query_is_erased_once_a_grouping(k: int, groupings: int, seed: int
     expected = Brightness(shift=0.6)(images).argmax(1)[frame["query"].tolist()]
     assert frame["prediction"].tolist() == expected.tolist()
     assert frame["confidence"].between(0.25, 1).all()
-
-
-def test_the_kinds_of_approximate_answers(source: ImageSet) -> None:
-    k = 4
-    backup = made(SmallBackup, Brightness(), k, part=Brightness())
-    kinds = approximate(backup, source, k, groupings=2)
-    assert set(kinds) == {"decoded", "guessed"}
-    for own in kinds.values():  # of whole groups, a group's members one after another
-        assert own["member"].tolist() == [*range(k)] * (2 * (N // k))
-    parity = made(ParM, Brightness(), k, part=Brightness(factor=k))
-    assert set(approximate(parity, source, k)) == {"decoded"}
 
 
 @pytest.mark.parametrize("k", [2, 4, 10])
@@ -176,31 +159,6 @@ def test_several_missing(source: ImageSet, missing: int) -> None:
     assert copies["answered"] == pytest.approx(expected, abs=1e-6)
 
 
-@pytest.mark.parametrize("kind", [ApproxIFER, NeRCC])
-def test_each_pattern_is_scored_by_what_is_decoded_without_it(
-    source: ImageSet, kind: type[ApproxIFER | NeRCC]
-) -> None:
-    k, count = 4, 40
-    full = ImageSet("levels", CLASSES, source.images[:count], source.labels[:count], "test")
-    method = made(kind, Brightness(shift=0.3), k)
-    groups = random_groups(count, k, torch.Generator().manual_seed(0)).members
-    images, labels = full.images[groups], full.labels[groups]
-    outputs = outputs_of(method, images)
-    expected = {}
-    for lost in method.rules.tasks(k):
-        decoded = method.decode({t: o for t, o in outputs.items() if t != lost}, k)
-        right = [(decoded[i].argmax(1) == labels[:, i]).double().mean() for i in range(k)]
-        expected[(lost,)] = float(sum(right) / k)
-    found = scored(method, full, k, groupings=1)
-    patterns = {tuple(lost): value for lost, value in found["patterns"]}
-    assert patterns == pytest.approx(expected, abs=1e-6)
-    assert found["counts"][0][1] == count * (k + 1)  # all answers, of every member
-    assert len(set(expected.values())) > 1
-    nothing = scored(method, full, k, missing=0)
-    assert nothing["recovered"] == found["complete"]
-    assert scored(made(Plain, Brightness(), k), full, k, missing=0)["recovered"] is None
-
-
 def test_a_corrupt_worker_harms_a_code(source: ImageSet) -> None:
     k = 4
     plain = made(ApproxIFER, Brightness(), k)
@@ -208,22 +166,3 @@ def test_a_corrupt_worker_harms_a_code(source: ImageSet) -> None:
     assert harmed["recovered"] < whole["recovered"] - 0.1
     copied = scored(made(Replication, Brightness(), k), source, k, corrupt=1)
     assert copied["counts"][0][1] == N * 2 * k  # the answers of all members
-
-
-def test_noise_hits_so_many_tasks_of_every_group() -> None:
-    outputs = {t: torch.randn(50, 3, generator=torch.Generator().manual_seed(t)) for t in (0, 2, 5)}
-    for count in range(4):
-        found = corrupt_some(outputs, count, torch.Generator().manual_seed(0))
-        hits = torch.stack([(found[t] != outputs[t]).any(1) for t in outputs])
-        assert hits.sum(0).tolist() == [count] * 50
-    for task, output in found.items():
-        spread = float((output - outputs[task]).std() / outputs[task].std())
-        assert spread == pytest.approx(CORRUPTION, rel=0.2)
-
-
-def test_a_method_that_computes_no_extra_task_reads_no_image_again(source: ImageSet) -> None:
-    method = made(Plain, Brightness(), 4)
-    own = task_outputs(method, source)
-    unread = Unread(source.name, CLASSES, source.images, source.labels, source.source)
-    frame = erase(method, unread, single_losses(4), k=4, own=own.flip(1))
-    assert (frame["direct"] == 3 - frame["label"]).mean() > 0.5

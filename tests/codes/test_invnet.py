@@ -10,10 +10,9 @@ from torch import Tensor
 from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.invnet import AverageImage, CodedInvNet, own_code
 from codedinvnet.codes.mean import Evidence, LatentCode
-from codedinvnet.codes.rules import AnswersAll, Parities
 from codedinvnet.common.errors import UserError
 from codedinvnet.models.coded import CodedModel
-from tests.codes.linear import around, computed, outputs_of, tiny_model, without
+from tests.codes.linear import around, outputs_of, tiny_model, without
 
 K = 4
 SIZES = range(1, K + 1)
@@ -58,28 +57,6 @@ def assert_direct(
         torch.testing.assert_close(answers[member], expected)
 
 
-def test_it_is_a_code_with_one_parity(method: Scheme, mosaic: CodedModel) -> None:
-    guesses = method.rules.guesses
-    assert (method.name, method.rules) == ("coded-invnet", Parities(K, guesses=guesses))
-    assert method.parameters == sum(p.numel() for p in model_of(method).parameters())
-    apart = around(CodedInvNet, mosaic, K).rules
-    assert isinstance(apart, AnswersAll)
-    assert [apart.tasks(size)[K].cost for size in SIZES] == [1.0] * K
-
-
-@pytest.mark.parametrize("size", SIZES)
-def test_the_parity_packs_its_latent_and_then_the_side_features(method: Scheme, size: int) -> None:
-    group = images(size)
-    output = computed(method, K, group)
-    parity = model_of(method).encode(group)
-    width = parity.side.shape[2]
-    assert output.shape == (3, LATENT + size * width)
-    torch.testing.assert_close(output[:, :LATENT], parity.latent.flatten(1))
-    for member in range(size):
-        start = LATENT + member * width
-        torch.testing.assert_close(output[:, start : start + width], parity.side[:, member])
-
-
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("evidence", ["both", "latent", "side"])
 def test_an_exact_parity_decodes_every_erasure_position(
@@ -104,20 +81,6 @@ def test_an_exact_parity_decodes_every_erasure_position(
             expected = model.recover_from_side(own)
         torch.testing.assert_close(answers[erased], expected, rtol=0.0, atol=1e-10)
         assert_direct(method, answers, group, set(range(size)) - {erased})
-
-
-@pytest.mark.parametrize("size", SIZES)
-def test_what_is_decoded_follows_the_encoder(method: Scheme, size: int) -> None:
-    group = images(size)
-    model = model_of(method)
-    parity = model.encode(group)
-    latents = model.embed(group.flatten(0, 1)).unflatten(0, (3, size))
-    outputs = outputs_of(method, group)
-    for erased in range(size):
-        decoded = size * parity.latent - latents.sum(1) + latents[:, erased]
-        expected = model.recover(decoded, parity.side[:, erased], size)
-        answer = method.decode(without(outputs, erased), size)[erased]
-        torch.testing.assert_close(answer, expected, rtol=0.0, atol=1e-10)
 
 
 @pytest.mark.parametrize("size", range(2, K + 1))

@@ -20,8 +20,6 @@ from codedinvnet.codes.rules import is_systematic
 from codedinvnet.models.bundle import load_bundle
 from codedinvnet.nn.lipschitz import constrain_exactly
 from tests.codes.linear import (
-    CLASSES,
-    SHAPE,
     Linear,
     around,
     images,
@@ -73,18 +71,6 @@ def test_every_erasure_pattern(kind: type[Method], size: int) -> None:
         for member, scores in answers.items():
             wanted = made_up if member in lost else direct
             torch.testing.assert_close(scores, wanted[:, member], rtol=0.0, atol=1e-9)
-
-
-def test_the_parity_model_sees_the_average_image_and_is_weighed_by_its_output() -> None:
-    parity_model = Linear(factor=K)
-    method = made(ParM, Linear(), K, part=parity_model)
-    group = torch.randint(0, 256, (2, K, *SHAPE), dtype=torch.uint8)
-    method.compute(K, group)
-    torch.testing.assert_close(parity_model.seen[-1], (group / 255).mean(1))
-    outputs = outputs_of(method, images(K))
-    answers = method.decode(without({**outputs, K: outputs[K] + 1.0}, 1), K)
-    torch.testing.assert_close(answers[1], outputs[1] + 1.0)
-    assert method.parameters == 2 * (32 * CLASSES + CLASSES)
 
 
 @pytest.mark.parametrize(

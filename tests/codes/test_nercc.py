@@ -67,11 +67,6 @@ def test_every_pattern_is_two_splines_of_a_linear_models_outputs(k: int, straggl
     assert method.rules.recoverable(frozenset(too_few), k) == frozenset()
 
 
-def test_a_spline_keeps_lines() -> None:
-    matrix = smoothing_spline_matrix(POINTS, rising(5), 0.3)
-    torch.testing.assert_close(matrix @ (2 * rising(5) - 1), 2 * POINTS - 1)
-
-
 class Steps(nn.Module):
     """A classifier with sharp steps, for which smoothing matters."""
 

@@ -2,34 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
-import time
 from collections.abc import Mapping
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from codedinvnet.codes import registry
 from codedinvnet.codes.base import Scheme
-from codedinvnet.codes.build import scheme_for
 from codedinvnet.codes.plain import CopyCode
 from codedinvnet.codes.registry import find_method, known_method
 from codedinvnet.codes.rules import SERVED, Uncoded
 from codedinvnet.common.errors import UserError
 from codedinvnet.common.grid import read_rows
-from codedinvnet.data import sample_images
 from codedinvnet.evaluation.tables import accuracy_frame
-from codedinvnet.models.bundle import load_bundle
-from codedinvnet.net.protocol.messages import InferRequest
-from codedinvnet.serving.app import running
-from codedinvnet.serving.config import ServeOptions
-from codedinvnet.serving.served import IMAGES, OUTCOME, PROBABILITIES
 from tests.codes.linear import SHAPE, Linear, assert_answers, images, made, outputs_of, without
 from tests.conftest import Command
 from tests.evaluation import canned
@@ -105,24 +95,6 @@ def test_the_part_of_a_method_whose_file_changed_is_trained_anew(
         assert call(*words, "--method", f"{path}:Mine").code == 0
         assert [row["error"] for row in read_rows(out)] == [None] * trained
         assert (folder / "seed1" / "checkpoints-before-1").is_dir() == (trained == 2)
-
-
-def test_the_example_is_served() -> None:
-    """By worker processes, which find it by its file."""
-    bundle, group = load_bundle("mnist"), sample_images("mnist").images[:K].numpy()
-    scheme = scheme_for(bundle, K, MINE)
-    expected = scheme.compute(0, torch.from_numpy(group[:1])[None]).output.softmax(1)
-
-    async def main() -> None:
-        options = ServeOptions(source="mnist", k=K, method=MINE, port=0, group_timeout_ms=500)
-        async with running(options) as (_, app):
-            assert app.dispatcher.rules.workers == K + 2
-            request = InferRequest({IMAGES: group}, parameters={"accept_decoded": False})
-            found = (await app.service.answer(request, time.monotonic())).message
-        assert found.outputs[OUTCOME].tolist() == [b"direct"] * K
-        np.testing.assert_allclose(found.outputs[PROBABILITIES][0], expected[0], atol=1e-5)
-
-    asyncio.run(asyncio.wait_for(main(), 120))
 
 
 BROKEN = """

@@ -10,9 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
-from codedinvnet.data import ImageSet, ImageSource
+from codedinvnet.data import ImageSource
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (6, 5, 4), dtype=np.uint8)
@@ -53,10 +52,3 @@ def everything(source: ImageSource) -> tuple[NDArray[np.uint8], list[int]]:
     assert labels.dtype == torch.int64
     assert tuple(images.shape) == (len(source), *source.shape)
     return images.numpy(), labels.tolist()
-
-
-class Unread(ImageSet):
-    """Images that nothing may read, of which all the rest is known."""
-
-    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        raise AssertionError(f"images {indices.tolist()} were read")

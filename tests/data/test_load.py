@@ -8,7 +8,7 @@ import pytest
 
 from codedinvnet.common.errors import UserError
 from codedinvnet.data import cache_dir, load_images, sample_images
-from tests.data.files import COLOUR, GREY, LABELS, everything, write_idx, write_npz
+from tests.data.files import GREY, LABELS, everything, write_idx, write_npz
 
 DOWNLOAD = "torchvision.datasets.mnist.download_and_extract_archive"
 
@@ -44,11 +44,6 @@ def test_a_folder_without_images_tells_what_was_looked_for(tmp_path: Path, state
     assert "\n" not in message
     with pytest.raises(UserError, match="'val' is neither"):
         load_images("cifar10", "val", data_dir=root)  # type: ignore[arg-type]
-
-
-def test_a_known_name_brings_its_classes(tmp_path: Path) -> None:
-    write_npz(tmp_path, "fashion", images=COLOUR, labels=LABELS)
-    assert load_images("fashion", "train", data_dir=tmp_path).classes[9] == "Ankle boot"
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion"])
@@ -116,9 +111,3 @@ def test_download_into_data_dir_only_when_requested(
     assert not root.exists()
     source = load_images("mnist", "train", data_dir=root, download=True)
     assert source.source == str(root / "MNIST" / "raw")
-
-
-def test_cache_that_cannot_be_made(cache: Path) -> None:
-    cache.write_text("a file is in the way")
-    with pytest.raises(UserError, match="could not download 'mnist' into"):
-        load_images("mnist", "train")

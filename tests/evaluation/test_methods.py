@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from codedinvnet.codes.build import scheme_for
 from codedinvnet.codes.equal_cost import (
@@ -25,13 +24,10 @@ from codedinvnet.common.grid import latest, read_rows
 from codedinvnet.evaluation.accuracy import evaluate
 from codedinvnet.evaluation.stages import evaluation_images
 from codedinvnet.evaluation.tables import TRIAL
-from codedinvnet.models.bundle import bundle_folder as shipped_folder
 from codedinvnet.models.bundle import load_bundle
 from codedinvnet.models.checkpoint import load_checkpoint, save_checkpoint
-from codedinvnet.training.part import LossStage
-from codedinvnet.training.pixels import PixelStage
 from tests.conftest import Command
-from tests.evaluation.grids import PAPER, PART, TRIALS, run, write_grid
+from tests.evaluation.grids import PART, TRIALS, run, write_grid
 
 EXAMPLE = f"{Path(__file__).parents[2] / 'examples' / 'my_method.py'}:TwoParities"
 
@@ -165,47 +161,6 @@ def test_the_papers_encoder_is_trained_beside_a_base_model_that_stays(
     torch.testing.assert_close(mine, its, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize(
-    ("method", "key", "part", "stage"),
-    [
-        ("parm", "parity", {**PART, "epochs": 3}, LossStage),
-        ("coded-invnet-paper", "paper", {**PAPER, "epochs": 3, "groups": 24}, PixelStage),
-    ],
-)
-def test_an_interrupted_training_goes_on(
-    method: str,
-    key: str,
-    part: dict[str, Any],
-    stage: type[LossStage | PixelStage],
-    bundle_folder: Path,
-    data_dir: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    grid = write_grid(tmp_path / "grid.json", bundle_folder, [{"methods": [method]}])
-    raw = json.loads(grid.read_text())
-    raw["datasets"]["mnist"][key] = part
-    grid.write_text(json.dumps(raw))
-    step, steps = stage.step, []
-
-    def interrupted(self: Any, epoch: int, index: int) -> Any:
-        steps.append(epoch)
-        if len(steps) == 5:
-            raise KeyboardInterrupt
-        return step(self, epoch, index)
-
-    monkeypatch.setattr(stage, "step", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        run(grid, tmp_path, data_dir)
-    assert steps == [0, 0, 0, 1, 1]
-    assert read_rows(tmp_path / "rows.jsonl") == []
-    assert run(grid, tmp_path, data_dir)["done"] == 1
-    assert steps[5:] == [1, 1, 1, 2, 2, 2]
-    (row,) = read_rows(tmp_path / "rows.jsonl")
-    (last,) = (tmp_path / "runs").rglob("seed1/last.safetensors")
-    assert row["training_seconds"] == load_checkpoint(last)[1]["seconds"] > 0
-
-
 def test_parts_of_other_settings_are_trained_anew(
     bundle_folder: Path, data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -249,25 +204,6 @@ def retrained(runs: Path) -> set[str]:
     return {path.parents[1].name for path in runs.rglob("checkpoints-before-1")}
 
 
-def test_the_plain_base_outlives_the_weights_of_the_bundle(
-    bundle_folder: Path, data_dir: Path, tmp_path: Path
-) -> None:
-    bundle = tmp_path / "bundle"
-    shutil.copytree(bundle_folder, bundle)
-    blocks = [{"methods": ["none", "parm"], "bases": ["invertible", "resnet"]}]
-    grid = write_grid(tmp_path / "grid.json", bundle, blocks)
-    assert run(grid, tmp_path, data_dir)["done"] == 4
-    tensors, header = load_checkpoint(bundle / "weights.safetensors")
-    other = {key: 1.01 * value for key, value in tensors.items()}
-    save_checkpoint(bundle / "weights.safetensors", other, header)
-    counts = run(grid, tmp_path, data_dir)
-    assert (counts["kept"], counts["done"]) == (2, 2)
-    rows = read_rows(tmp_path / "rows.jsonl")
-    assert {row["base"] for row in rows[4:]} == {"invertible"}
-    assert len(latest(rows, TRIAL)) == 4
-    assert retrained(tmp_path / "runs") == {"parm-of-invertible-k4"}
-
-
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_other_images_are_measured_anew_and_trained_on_anew(
     split: str, bundle_folder: Path, data_dir: Path, tmp_path: Path
@@ -309,30 +245,6 @@ def test_validation_images_are_scored_in_rows_of_their_own(
     assert "has rows of another split: name another file (--out)" in outcome.err
 
 
-def test_images_in_folders_are_read_at_the_size_that_the_bundle_takes(tmp_path: Path) -> None:
-    bundle = shutil.copytree(shipped_folder("cifar10"), tmp_path / "bundle")
-    description = json.loads((bundle / "bundle.json").read_text())
-    description["provenance"]["settings"]["data"] |= {
-        "name": "mine",
-        "image_size": 32,
-        "validation": 2,
-    }
-    description["provenance"]["images"] = ""  # of an older release, which did not state it
-    (bundle / "bundle.json").write_text(json.dumps(description))
-    for split in ("train", "test"):
-        for name in description["classes"]:
-            folder = tmp_path / "data" / "mine" / split / name
-            folder.mkdir(parents=True)
-            Image.new("RGB", (40, 36), (200, 10, 10)).save(folder / "1.png")
-    raw = json.loads(
-        write_grid(tmp_path / "grid.json", bundle, [{"methods": ["none"]}]).read_text()
-    )
-    raw["datasets"] = {"mine": raw["datasets"].pop("mnist")}
-    (tmp_path / "grid.json").write_text(json.dumps(raw))
-    counts = run(tmp_path / "grid.json", tmp_path, tmp_path / "data")
-    assert counts == {"trials": 1, "kept": 0, "done": 1, "failed": 0}
-
-
 def test_the_quick_version_without_images_does_what_needs_no_training(
     bundle_folder: Path, tmp_path: Path
 ) -> None:
@@ -358,17 +270,6 @@ def test_the_quick_version_without_images_does_what_needs_no_training(
     for folder, quick in ((tmp_path, False), (tmp_path / "missing", True)):
         with pytest.raises(UserError, match=r"holds no train images|does not exist"):
             run(grid, tmp_path, folder, quick=quick)
-
-
-def test_single_rows_of_a_table_are_asked_for(
-    bundle_folder: Path, data_dir: Path, tmp_path: Path
-) -> None:
-    blocks = [{"methods": ["none", "average-image"], "k": [2, 4]}]
-    grid = write_grid(tmp_path / "grid.json", bundle_folder, blocks)
-    counts = run(grid, tmp_path, data_dir, methods=["average-image"], only=["k=2"])
-    assert (counts["trials"], counts["done"]) == (1, 1)
-    (row,) = read_rows(tmp_path / "rows.jsonl", "accuracy")
-    assert (row["method"], row["k"]) == ("average-image", 2)
 
 
 def test_the_command_compares_ones_own_method_with_the_shipped_rows(

@@ -13,33 +13,14 @@ import torch
 from codedinvnet.codes.registry import find_method
 from codedinvnet.common.config import PartSettings, PixelFusionSettings
 from codedinvnet.common.errors import UserError
-from codedinvnet.common.progress import Progress
 from codedinvnet.data import (
-    ImageRows,
-    ImageSet,
     ImageSource,
     load_images,
     sample_images,
-    split_indices,
 )
 from codedinvnet.evaluation.parts import DataSet, Scored
 from codedinvnet.evaluation.trials import DataSetSettings, Trial
-from codedinvnet.models.bundle import Bundle
-from codedinvnet.training.fusion_data import invert_means
-from codedinvnet.training.pixels import PixelStage
-from tests.data.files import Unread
 from tests.evaluation.grids import PAPER, PART
-
-
-def test_the_papers_targets_have_the_mean_latent(bundle: Bundle, held_out: ImageSet) -> None:
-    groups = torch.arange(12).view(3, 4)
-    with Progress(total=3, disable=True) as bar:
-        targets, error = invert_means(bundle.model.network, held_out, groups, padding=2, bar=bar)
-    assert targets.shape == (3, *bundle.model.input_shape)
-    mean = bundle.embed(held_out.images[:12]).unflatten(0, (3, 4)).mean(dim=1)
-    torch.testing.assert_close(bundle.model.network(targets), mean, atol=1e-3, rtol=0)
-    assert error < 1e-3
-
 
 ONE_EPOCH = PartSettings(epochs=1)
 
@@ -59,21 +40,6 @@ def data_set(
     return DataSet("mnist", settings, train, test, folder, device, split=split)
 
 
-def test_the_majority_is_the_most_frequent_class(bundle_folder: Path, tmp_path: Path) -> None:
-    images = sample_images("mnist")
-    labels = torch.tensor([3] * 40 + [5] * 30 + [0] * 30).repeat(60)
-    pixels = images.images.repeat(6, 1, 1, 1)
-    train = Unread("mnist", images.classes, pixels, labels, "here")
-    older = described(bundle_folder, tmp_path / "older", no_images)
-    for given, majority in ((train, 3), (None, 0)):
-        assert data_set(older, given, images, tmp_path).majority == majority
-
-
-def no_images(description: dict[str, Any]) -> None:
-    """Leave a description as an older release wrote it, which takes any images."""
-    description["provenance"]["images"] = ""
-
-
 def described(bundle: Path, to: Path, change: Callable[[dict[str, Any]], None]) -> Path:
     """Copy a bundle, and change what it says of itself."""
     shutil.copytree(bundle, to)
@@ -81,34 +47,6 @@ def described(bundle: Path, to: Path, change: Callable[[dict[str, Any]], None]) 
     change(description)
     (to / "bundle.json").write_text(json.dumps(description))
     return to
-
-
-def same_images(one: ImageSource, other: ImageSource) -> bool:
-    found, expected = (source.image_digests().sort().values for source in (one, other))
-    return torch.equal(found, expected)
-
-
-def test_the_papers_encoder_is_chosen_on_the_images_set_aside_whatever_their_order(
-    bundle_folder: Path, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    train = load_images("mnist", "train", data_dir=data_dir)
-    backwards = ImageRows(train, torch.arange(len(train)).flip(0), "backwards")
-    data = data_set(
-        bundle_folder, backwards, load_images("mnist", "test", data_dir=data_dir), tmp_path
-    )
-    begun: list[PixelStage] = []
-
-    def begins(stage: PixelStage, *_: Any, **__: Any) -> None:
-        begun.append(stage)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("codedinvnet.training.part.train_stage", begins)
-    name = "coded-invnet-paper"
-    with pytest.raises(KeyboardInterrupt):
-        data.part(Trial(name, name, "mnist", "invertible", 2, 1, 0, 1, str(bundle_folder), 1))
-    (stage,) = begun
-    _, rows = split_indices(len(train), 100, seed=3)
-    assert same_images(stage.validation, ImageRows(train, rows, "there"))
 
 
 def test_images_of_other_classes_than_a_bundles_are_refused(tmp_path: Path) -> None:

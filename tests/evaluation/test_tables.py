@@ -70,16 +70,6 @@ def test_what_no_training_changes_has_no_interval() -> None:
     assert shown["invertible"]["recovered"] == "50.00 ± 0.00"
 
 
-def test_what_a_figure_is_of_decides_which_columns_a_line_has() -> None:
-    frame = tables.accuracy_frame(ACCURACY)
-    code = line(frame, method="approxifer", base="resnet")
-    assert code["complete"] == pytest.approx(90)  # its users get this when all is well
-    assert math.isnan(line(frame, method="coded-invnet")["complete"])
-    assert math.isnan(line(frame, corrupt=1)["complete"])
-    assert line(frame, method="mine")["answered"] == 80
-    assert math.isnan(code["answered"])
-
-
 def test_tables_tell_what_extra_workers_spend(tmp_path: Path) -> None:
     """In queries of the served model, as the newest row has it that does: older ones do not."""
     out = tmp_path / "rows.jsonl"
@@ -91,14 +81,6 @@ def test_tables_tell_what_extra_workers_spend(tmp_path: Path) -> None:
     shown = cells(page.read_text().partition("\n\n")[2])
     assert {cell["method"]: cell["spends"] for cell in shown} == {"mine": "1.75", "older": ""}
     assert line(pd.read_csv(table), method="mine")["spends"] == 1.75
-
-
-def test_methods_are_in_the_order_of_the_registry_and_others_behind() -> None:
-    frame = tables.accuracy_frame([row("mine", 0.5), *ACCURACY[:5], row("oracle", 0.9)])
-    names = ["coded-invnet", "parm", "oracle", "mine"]
-    assert list(frame["method"].unique()) == names
-    sets = [row("none", 0.1, dataset=name) for name in ("other", "cifar10", "mnist")]
-    assert list(tables.accuracy_frame(sets)["dataset"]) == ["mnist", "cifar10", "other"]
 
 
 def test_published_figures_stand_beside_ours_on_a_base_model_of_their_kind() -> None:

@@ -57,14 +57,6 @@ def test_a_block_is_a_product_and_trials_come_once(tmp_path: Path) -> None:
     assert {t.seed for t in found if t.method == "parm"} == {1, 2}
 
 
-def test_a_blocks_groupings_and_patterns(tmp_path: Path) -> None:
-    block = {"methods": ["coded-invnet"], "datasets": ["fashion"], "k": [4]}
-    block |= {"groupings": 1, "patterns": 7}
-    (trial,) = trials(load_grid(written(tmp_path, block)))
-    assert (trial.bundle, trial.label) == ("mnist", "coded-invnet")
-    assert (trial.groupings, trial.patterns) == (1, 7)
-
-
 NONE = {"methods": ["none"]}
 
 

@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -20,7 +19,6 @@ from codedinvnet.models.coded import (
     invertible,
     prepare,
 )
-from codedinvnet.nn.head import MosaicHead
 from codedinvnet.nn.lipschitz import constrain_exactly, constrained_layers
 
 SMALL: dict[str, Any] = {"blocks": (1, 1), "strides": (1, 2), "hidden": (8, 8)}
@@ -117,59 +115,3 @@ def test_a_network_that_does_not_fit_is_the_users_error(
 ) -> None:
     with pytest.raises(UserError, match=f"do not fit {'x'.join(map(str, shape))} inputs"):
         build_network(NetworkSettings(**{**SMALL, **change}), shape)
-
-
-def test_decoded_latents_go_to_the_recovery_head_if_there_is_one() -> None:
-    latents, side = torch.randn(2, 16, 2, 2), torch.randn(2, 4)
-    own = model()
-    assert own.recovery_head is not None
-    direct = own.classify(latents)
-    found = own.recover(latents, side, 4)
-    assert torch.equal(found, own.recovery_head(latents, side, direct, 4))
-    assert not torch.allclose(own.recover(latents, side.flip(0), 4), found)
-    # The smaller the group, the more g's own logits count.
-    torch.testing.assert_close(own.recover(latents, side, 2) - found, direct / 4)
-    assert own.recovery_head.expand.out_features == 16
-    # Each kind of evidence answers alone, and does not see the other.
-    assert torch.equal(
-        own.recover_from_latent(latents, side, 4), own.recover(latents, torch.zeros_like(side), 4)
-    )
-    alone = own.recover_from_side(side)
-    assert alone.shape == found.shape
-    assert not torch.allclose(own.recover_from_side(side.flip(0)), alone)
-    plain = model(head_hidden=0)
-    assert plain.recovery_head is None
-    assert torch.equal(plain.recover_from_latent(latents, side, 4), plain.classify(latents))
-    assert torch.equal(plain.recover(latents, side, 4), plain.classify(latents))
-
-
-def mosaic_settings(**changes: Any) -> ModelSettings:
-    return ModelSettings(
-        image_shape=(1, 16, 16),
-        padding=0,
-        classes=("a", "b", "c"),
-        network=NetworkSettings(**{**SMALL, **changes}),
-        encoder=EncoderSettings(kind="mosaic", width=4, side_features=5),
-        head_hidden=16,
-    )
-
-
-def test_a_mosaics_members_are_answered_from_what_was_read_of_them() -> None:
-    torch.manual_seed(0)
-    coded = build_model(mosaic_settings()).eval()
-    head = coded.recovery_head
-    assert isinstance(head, MosaicHead)
-    images = torch.randint(0, 256, (2, 3, 1, 16, 16), dtype=torch.uint8)
-    parity = coded.encode(images)
-    side = coded.fuse(images).side
-    readings = head.read(coded.network(coded.fuse(images).parity), 3)
-    torch.testing.assert_close(parity.side, torch.cat([side, readings], dim=2))
-    evidence, unused = parity.side[:, 1], torch.zeros(2, *coded.latent_shape)
-    logits = coded.recover(unused, evidence, 3)
-    torch.testing.assert_close(logits, head(evidence))
-    torch.testing.assert_close(
-        coded.recover_from_side(evidence), head(F.pad(side[:, 1], (0, head.readings)))
-    )
-    torch.testing.assert_close(
-        coded.recover_from_latent(unused, evidence, 3), head(F.pad(readings[:, 1], (5, 0)))
-    )

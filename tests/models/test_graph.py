@@ -232,15 +232,6 @@ def test_a_model_exported_for_one_query_takes_many(
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
 
 
-def test_what_the_output_does_not_need_is_left_out() -> None:
-    nodes = [
-        helper.make_node("NonZero", ["x"], ["unknown"]),
-        helper.make_node("Relu", ["x"], ["y"]),
-    ]
-    _, graph, _ = both(model(nodes, [], "y"), "y")
-    assert [node[0] for node in graph.described["nodes"]] == ["Relu"]
-
-
 @pytest.mark.parametrize(
     ("operator", "told", "why"),
     [

@@ -13,7 +13,6 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from onnx import TensorProto, helper
 from safetensors.torch import save_model
 from torch import Tensor, nn
 
@@ -125,21 +124,6 @@ def test_an_onnx_file_of_tokens(tmp_path: Path) -> None:
     queries = probe_inputs(model.signature.inputs)
     session = onnxruntime.InferenceSession(path)
     check_equal(model.run(queries), session.run(None, queries))
-
-
-def test_two_inputs_of_an_onnx_file(tmp_path: Path) -> None:
-    nodes = [helper.make_node("Cast", ["b"], ["c"], to=TensorProto.FLOAT)]
-    nodes.append(helper.make_node("Add", ["a", "c"], ["sum"]))
-    inputs: list[factories.Value] = [
-        ("a", TensorProto.FLOAT, [None, 4]),
-        ("b", TensorProto.UINT8, [None, 4]),
-    ]
-    outputs: list[factories.Value] = [("sum", TensorProto.FLOAT, [None, 4])]
-    model = open_model(factories.write_graph(tmp_path / "a.onnx", nodes, inputs, outputs))
-    specs = (TensorSpec("a", "FP32", (4,)), TensorSpec("b", "UINT8", (4,)))
-    assert model.signature.inputs == specs
-    queries = probe_inputs(specs)
-    np.testing.assert_array_equal(model.run(queries)["sum"], queries["a"] + queries["b"])
 
 
 def test_a_factory_in_a_file_with_inputs_that_are_told(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from codedinvnet.common.config import LARGEST_MOSAIC
 from codedinvnet.nn.fusion import (
@@ -164,35 +163,3 @@ def test_a_mosaic_has_one_cell_a_member_and_no_member_in_anothers(name: str, mem
             assert torch.allclose(old, new) is (place != member)
         moved = (after.side - side).abs().amax((0, 2)) > 1e-6
         assert moved.tolist() == [place == member for place in range(members)]
-
-
-@pytest.mark.parametrize("members", [2, 10])
-def test_a_mosaic_with_stages_for_the_cells_draws_them_from_these_alone(members: int) -> None:
-    network = encoder("mosaic-own-more")
-    assert isinstance(network, MosaicFusion)
-    before = network(mosaic_groups(members))
-    for parameter in network.down1.parameters():
-        parameter.mul_(-1)
-    after = network(mosaic_groups(members))
-    torch.testing.assert_close(after.parity, before.parity)
-    assert not torch.allclose(after.side, before.side)
-    assert network.drawing is not None
-    for parameter in network.drawing.parameters():
-        parameter.mul_(-1)
-    last = network(mosaic_groups(members))
-    torch.testing.assert_close(last.side, after.side)
-    assert not torch.allclose(last.parity, after.parity)
-
-
-def test_skips_of_the_unet_are_averaged_behind_their_activation() -> None:
-    # In the published code the activation works in place, on what is averaged later.
-    unet = encoder("unet")
-    assert isinstance(unet, UNetFusion)
-    last, first = unet.ups[0], unet.downs[0]
-    assert isinstance(first, nn.Sequential)
-    seen: list[Tensor] = []
-    last.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
-    x = torch.randn(2, 3, CHANNELS, 16, 16, dtype=torch.float64)
-    unet(x)
-    skips = [F.leaky_relu(first[0](x[:, member]), 0.2) for member in range(3)]
-    torch.testing.assert_close(seen[0][:, :3], torch.stack(skips).mean(0))

@@ -2,47 +2,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from codedinvnet.nn import head as heads
 from codedinvnet.nn.fusion import mosaic_grid
-from codedinvnet.nn.head import Head, MosaicHead, RecoveryHead
+from codedinvnet.nn.head import MosaicHead, RecoveryHead
 
 SHAPE = (6, 2, 3)
 
 
 def latents(count: int = 4) -> torch.Tensor:
     return torch.randn(count, *SHAPE, generator=torch.Generator().manual_seed(0))
-
-
-@pytest.mark.parametrize("hidden", [0, 5])
-def test_a_flat_head_tells_places_apart_and_a_pooled_one_does_not(
-    hidden: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    torch.manual_seed(0)
-    z = latents()
-    flat = Head(SHAPE, 3, hidden=hidden)
-    monkeypatch.setattr(heads, "LARGEST_FLAT", 0)
-    pooled = Head(SHAPE, 3, hidden=hidden)
-    assert flat(z).shape == pooled(z).shape == (4, 3)
-    assert not torch.allclose(flat(z.flip(3)), flat(z), atol=1e-3)
-    torch.testing.assert_close(pooled(z.flip(3)), pooled(z))
-    # The average is taken behind the ELU, so it is not a function of the average latent.
-    mean = z.mean(dim=(2, 3), keepdim=True).expand_as(z)
-    assert not torch.allclose(pooled(mean), pooled(z), atol=1e-3)
-
-
-def test_a_convolution_in_front_sees_neighbours_and_is_averaged() -> None:
-    torch.manual_seed(0)
-    head = Head(SHAPE, 3, channels=7)
-    assert head.conv is not None
-    assert head.linear.in_features == 7
-    z = latents()
-    maps = F.gelu(head.conv(F.elu(head.norm(z))))
-    assert maps.shape == (4, 7, *SHAPE[1:])
-    torch.testing.assert_close(head(z), head.linear(maps.mean(dim=(2, 3))))
-    shuffled = z[..., [1, 0, 2]]  # other neighbours, the same average
-    assert not torch.allclose(head(shuffled), head(z), atol=1e-3)
 
 
 @pytest.mark.parametrize("pooled", [False, True])

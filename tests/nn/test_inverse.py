@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 import math
 
 import pytest
 import torch
 from torch import Tensor
 
-from codedinvnet.nn.iresnet import IResNetBlock, secant_step
+from codedinvnet.nn.iresnet import IResNetBlock
 from codedinvnet.nn.transform import NotConverged
 from tests.nn.transforms import (
     block,
@@ -40,28 +39,6 @@ def easy_and_hard() -> tuple[IResNetBlock, Tensor]:
     return transform, transform(x)
 
 
-def test_samples_that_converge_early_stop(monkeypatch: pytest.MonkeyPatch) -> None:
-    transform, z = easy_and_hard()
-    alone, spent = [], []
-    for row in z.split(1):
-        alone.append(transform.inverse(row, tolerance=1e-10))
-        spent.append(transform.iterations)
-    assert spent[1] == 2
-    assert min(spent[0], spent[2]) > 3
-    sizes: list[int] = []
-    branch = transform.branch
-
-    def counted(x: Tensor) -> Tensor:
-        sizes.append(len(x))
-        return branch(x)
-
-    monkeypatch.setattr(transform, "branch", counted)
-    together = transform.inverse(z, tolerance=1e-10)
-    torch.testing.assert_close(together, torch.cat(alone), rtol=0.0, atol=1e-13)
-    assert transform.iterations == max(spent)
-    assert sizes == [sum(s > i for s in spent) for i in range(max(spent))]
-
-
 def test_too_few_iterations_raise() -> None:
     transform, z = easy_and_hard()
     with pytest.raises(NotConverged, match=r"2 sample\(s\).* after 2 iterations") as caught:
@@ -72,19 +49,6 @@ def test_too_few_iterations_raise() -> None:
     assert caught.value.residual == pytest.approx(float((x - before).abs().max()))
     assert caught.value.samples == 2
     assert caught.value.iterations == 2
-
-
-def test_a_secant_step_solves_what_is_linear_for_each_sample() -> None:
-    slopes = torch.tensor([-0.7, 0.0, 0.6], dtype=torch.float64)[:, None, None, None]
-    solution, start = noise(3, 1, 1, 1), noise(3, 1, 1, 1, seed=1)
-
-    def mapped(x: Tensor) -> Tensor:
-        return solution + slopes * (x - solution)
-
-    first = mapped(start)
-    second = mapped(first)
-    found = secant_step(second, second - first, first, first - start)
-    torch.testing.assert_close(found, solution, rtol=0.0, atol=1e-12)
 
 
 def test_a_sample_with_nan_never_counts_as_converged() -> None:
@@ -107,25 +71,3 @@ def test_a_network_passes_the_limits_of_an_inverse_on() -> None:
         network.inverse(torch.full_like(z, torch.nan))
     coarse, fine = (network.inverse(z, tolerance=t) for t in (1e-2, 1e-12))
     assert 1e-8 < float((coarse - fine).abs().max()) < 0.1
-
-
-def test_a_branch_that_is_too_coarse_for_the_tolerance_gets_finer(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    exact = block()
-    narrow = copy.deepcopy(exact).float()
-    whole, calls = IResNetBlock.branch, 0
-
-    def coarse(self: IResNetBlock, x: Tensor) -> Tensor:
-        nonlocal calls
-        calls += 1
-        found = whole(self, x)
-        return found + 1e-4 * (-1) ** calls if x.dtype == torch.float32 else found
-
-    monkeypatch.setattr(IResNetBlock, "branch", coarse)
-    z = noise(5, 2, 3, 4)
-    found = narrow.inverse(z, tolerance=1e-9)
-    assert narrow.iterations > 100
-    torch.testing.assert_close(found, exact.inverse(z, tolerance=1e-12), rtol=0.0, atol=1e-6)
-    with pytest.raises(NotConverged):
-        narrow.inverse(z.float(), tolerance=1e-5)

@@ -73,17 +73,6 @@ def test_operator_norm_is_the_largest_singular_value(
     assert operator_norm(layer, size) == pytest.approx(dense_norm(layer, size), rel=2e-6)
 
 
-def test_adjoint_is_the_transpose() -> None:
-    layer = conv(3, 5)
-    generator = torch.Generator().manual_seed(0)
-    v = torch.randn(1, 3, 5, 4, dtype=torch.float64, generator=generator)
-    u = torch.randn(1, 5, 5, 4, dtype=torch.float64, generator=generator)
-    left = (layer.apply_operator(v) * u).sum()
-    right = (v * layer.apply_adjoint(u)).sum()
-    assert float(left.detach()) == pytest.approx(float(right.detach()))
-    assert abs(float(left.detach())) > 0.1
-
-
 @SHAPES
 def test_projection_nears_the_bound_and_the_exact_constraint_meets_it(
     inside: int, outside: int, kernel: int, size: tuple[int, int]
@@ -98,18 +87,6 @@ def test_projection_nears_the_bound_and_the_exact_constraint_meets_it(
     layer.constrain_exactly()
     assert COEFFICIENT - 1e-6 <= dense_norm(layer, size) <= COEFFICIENT + 1e-6
     assert torch.equal(bias, offset)
-
-
-def test_projection_reduces_the_top_direction_alone() -> None:
-    layer = conv(3, 3, 1)
-    with torch.no_grad():
-        layer.weight.copy_(torch.diag(torch.tensor([2.0, 0.5, 0.3]))[:, :, None, None])
-    for _ in range(3):
-        layer.project(iterations=50)
-    kept = torch.linalg.svdvals(layer.weight.detach()[:, :, 0, 0])
-    wanted = torch.tensor([COEFFICIENT, 0.5, 0.3], dtype=kept.dtype)
-    # The first vectors are not yet the top one; scaling would have left 0.225 and 0.135.
-    torch.testing.assert_close(kept, wanted, atol=0.05, rtol=0)
 
 
 def test_every_convolution_of_a_network_is_constrained() -> None:

@@ -65,21 +65,6 @@ def test_answers_that_err_together_count_as_fewer() -> None:
     assert joined.threshold(0.01) == math.inf
 
 
-def test_probabilities_of_agreement_rise_with_confidence_and_are_calibrated() -> None:
-    random = np.random.default_rng(5)
-    curve = Curve.of(*draw(random, 3000))
-    confidences, agrees = draw(random, 3000)
-    found = curve.probability(confidences)
-    order = np.argsort(confidences, axis=None)
-    assert (np.diff(found.ravel()[order]) >= 0).all()
-    assert 0 < found.min() <= found.max() < 1
-    for low, high in ((0.0, 0.2), (0.4, 0.6), (0.8, 1.0)):
-        there = (confidences >= low) & (confidences < high)
-        assert found[there].mean() == pytest.approx(agrees[there].mean(), abs=0.01)
-    below = curve.probability(np.array([-1.0, curve.thresholds[-1]]))
-    assert below[0] == below[1]
-
-
 @pytest.mark.parametrize(
     ("limit", "inputs"), [(0.05, 1_300), (0.02, 3_200), (0.01, 6_500), (0.005, 13_200)]
 )

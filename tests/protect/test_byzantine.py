@@ -100,9 +100,3 @@ def twice(tests: ByzantineDetector, count: int, wrong: float, liar: int = -1) ->
 def test_all_answers_of_a_worker_that_takes_a_second_task_of_a_group_count() -> None:
     assert twice(ByzantineDetector(WORKERS), 200, 0.0, liar=4) == 4
     assert twice(ByzantineDetector(WORKERS), 3000, 0.3) is None  # all disagree as often
-
-
-@pytest.mark.parametrize("size", [1, 3])
-def test_a_single_worker_is_never_named(size: int) -> None:
-    tests = ByzantineDetector(1)
-    assert [tests.seen([Member(0, 0.01, False)] * size, 0) for _ in range(100)] == [None] * 100

@@ -10,12 +10,9 @@ import numpy as np
 import pytest
 
 from codedinvnet.codes.backup import SmallBackup
-from codedinvnet.codes.build import scheme_for
 from codedinvnet.codes.method import given_by
 from codedinvnet.common.errors import UserError
 from codedinvnet.common.files import file_digest
-from codedinvnet.data import ImageSet
-from codedinvnet.evaluation.trust import approximate
 from codedinvnet.models.bundle import Bundle, load_bundle, shipped_bundles
 from codedinvnet.models.checkpoint import PART, module_tensors, save_checkpoint
 from codedinvnet.protect.bound import Curve
@@ -35,27 +32,6 @@ from tests.conftest import Command
 def copy(bundle_folder: Path, tmp_path: Path) -> Path:
     """Return a copy of a bundle that a test may write to."""
     return Path(shutil.copytree(bundle_folder, tmp_path / "bundle"))
-
-
-def test_comparisons_are_of_each_member_as_if_it_were_missing(
-    bundle: Bundle, held_out: ImageSet
-) -> None:
-    k = bundle.info.group_sizes[0]
-    scheme = scheme_for(bundle, k)
-    found = approximate(scheme, held_out, k, seed=3)[DECODED]
-    assert found["query"].is_unique
-    group = found[found["group"] == 1]
-    images = held_out.images[group["query"].tolist()]
-    outputs = {i: scheme.compute(i, images[None, i : i + 1]).output for i in range(k)}
-    outputs[k] = scheme.compute(k, images[None]).output
-    for i, answer in enumerate(group.to_dict("records")):
-        direct = scheme.direct(outputs[i])
-        assert direct is not None
-        assert answer["direct"] == int(direct.argmax(1))
-        rest = {task: output for task, output in outputs.items() if task != i}
-        decoded = scheme.decode(rest, k)[i].softmax(1)
-        assert answer["prediction"] == int(decoded.argmax(1))
-        assert answer["confidence"] == pytest.approx(float(decoded.max()), abs=1e-5)
 
 
 def test_a_group_goes_by_the_next_larger_size(tmp_path: Path) -> None:

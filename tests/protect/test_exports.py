@@ -21,6 +21,7 @@ from codedinvnet.protect.teacher import Teacher, ask
 
 COUNT, SIDE, CLASSES = 215, 64, 4
 """Training inputs are one more than some batches."""
+EXPORTS = pytest.mark.nightly(reason="each exports two graphs, which takes ten seconds")
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "mobilenet": lambda: models.mobilenet_v3_small(num_classes=CLASSES),
     "shuffled": lambda: Shuffled(),
@@ -116,10 +117,10 @@ def taught(name: str, way: str, folder: Path) -> Teacher:
 @pytest.mark.parametrize(
     ("name", "way"),
     [
-        pytest.param("mobilenet", "classic", marks=pytest.mark.nightly),
-        ("shuffled", "one query"),
+        pytest.param("mobilenet", "classic", marks=EXPORTS),
+        pytest.param("shuffled", "one query", marks=EXPORTS),
         ("transformer", "one query"),
-        ("transformer", "dynamo"),
+        pytest.param("transformer", "dynamo", marks=EXPORTS),
     ],
 )
 def test_the_models_own_graph_becomes_a_backup(name: str, way: str, tmp_path: Path) -> None:

@@ -8,16 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from codedinvnet.protect.costs import Interval, too_slow
+from codedinvnet.protect.costs import Interval
 from codedinvnet.protect.measure import (
     Answers,
     Candidate,
-    coverage_at,
-    interval,
     recommend,
     report,
     table,
-    threshold,
 )
 
 COUNT = 2000
@@ -61,15 +58,6 @@ def test_the_quickest_of_those_close_to_the_best_is_recommended(
     assert ("use hedging" in found.reason) == (chosen is None)
 
 
-def test_what_is_recommended_is_served() -> None:
-    """One rule, whatever the times are."""
-    for median in np.linspace(0.1, 12, 60):
-        found = candidate("a", 0.7, float(median))
-        assert (recommend([found], 0.25).backup is None) == bool(
-            too_slow(report(found, 10)["work"])
-        )
-
-
 def test_test_inputs_have_no_part_in_the_choice() -> None:
     first, second = candidate("a", 0.7, 2.0), candidate("b", 0.5, 1.0)
     luck = dataclasses.replace(second, test=answers(1.0, 1.0))
@@ -99,14 +87,3 @@ def test_the_table_marks_what_the_test_inputs_miss() -> None:
     assert row["coverage"]["0.99"]["missed"]
     assert not row["coverage"]["0.95"]["missed"]
     assert "95.0 (94.0 to 95.9) agree, MISSED" in table([row])
-
-
-def test_intervals_and_thresholds() -> None:
-    assert interval(np.ones(100, bool)) == pytest.approx((1.0, 0.963, 1.0), abs=1e-3)
-    assert interval(np.arange(100) < 50) == pytest.approx((0.5, 0.404, 0.596), abs=1e-3)
-    confidence = np.array([0.9, 0.8, 0.8, 0.7])
-    agrees = np.array([True, True, False, True])
-    assert threshold(confidence, agrees, 0.75) == 0.7
-    assert threshold(confidence, agrees, 0.9) == 0.9  # equal ones are released together
-    assert threshold(confidence, ~agrees, 0.9) == np.inf
-    assert coverage_at(confidence, agrees, 0.9) == 0.25

@@ -8,15 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
-from codedinvnet.common.config import PartSettings
 from codedinvnet.common.errors import UserError
 from codedinvnet.models import open_model
 from codedinvnet.protect import distil, run, teacher
 from codedinvnet.protect.folder import DESCRIPTION, load_protection
 from codedinvnet.protect.inputs import Inputs, split
-from codedinvnet.protect.students import STUDENTS
 from tests.conftest import Command
 from tests.protect.conftest import COUNT, MADE, PLACE, arguments, description, queries
 
@@ -119,39 +116,6 @@ def test_images_are_changed_in_training_as_the_model_tolerates(
     for way, images in enumerate((mirrored, pasted), 1):
         wanted = model.run({"x": images})[model.signature.outputs[0].name]
         np.testing.assert_array_equal(lesson.targets[way, rows].argmax(1), wanted.argmax(1))
-
-
-def test_a_part_of_another_sequence_is_pasted(tmp_path: Path) -> None:
-    model, x = open_model(f"{PLACE}:tokens"), np.random.default_rng(0).integers(0, 9, (300, 20))
-    inputs = Inputs({"ids": x}, model.signature.inputs)
-    asked = teacher.ask(model, inputs, split(300, 0), tmp_path, 5.0, task="classify")
-    lesson, rows = teacher.Lesson(asked, [(False, True)]), asked.rows.train
-    pasted = lesson.batch(rows, np.ones(len(rows), int))["ids"]
-    differs = (pasted != inputs.arrays["ids"][rows]).mean(1)
-    assert 0.1 < differs.mean() < 0.6
-    wanted = model.run({"ids": pasted})[model.signature.outputs[0].name]
-    np.testing.assert_array_equal(lesson.targets[1, rows].argmax(1), wanted.argmax(1))
-
-
-@pytest.mark.parametrize("noise", [True, False])
-def test_images_are_pasted_once_a_backup_learns_by_heart(noise: bool, tmp_path: Path) -> None:
-    """Noise says nothing of other noise of the same class, as a colour does."""
-    model, generator = open_model(f"{PLACE}:colours"), np.random.default_rng(0)
-    x = generator.random((600, 3, *((32, 32) if noise else (1, 1))), np.float32)
-    inputs = Inputs({"x": x * np.ones((32, 32), np.float32)}, model.signature.inputs)
-    asked = teacher.ask(model, inputs, split(600, 0), tmp_path, 5.0, task="classify")
-    lesson = teacher.Lesson(asked, [(True, False), (True, True)])
-    torch.manual_seed(0)
-    student = STUDENTS["fresh"](asked, {"width": 8})
-    part = PartSettings(epochs=6, steps_per_epoch=50, batch_size=32)
-    stage = distil.Distillation(student, lesson, part, 60.0)
-    for epoch in range(6):
-        student.train()
-        stage.start_epoch(epoch, torch.Generator().manual_seed(epoch))
-        for index in range(50):
-            stage.step(epoch, index)
-        stage.validate()
-    assert stage.pasting == noise
 
 
 def test_a_model_that_nothing_outruns_is_better_copied(

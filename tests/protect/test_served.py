@@ -294,7 +294,7 @@ def test_a_start_that_never_ends_says_what_it_waits_for_and_ends(
         words = ["serve", f"{PLACE}:vectors", "--protection", str(folder), "--port", "0"]
     code = (
         "import sys; from codedinvnet.cli import main; from codedinvnet.serving import opened; "
-        f"opened.SLOW, opened.LIMIT = 0.2, 3.0; sys.exit(main({words!r}))"
+        f"opened.SLOW, opened.LIMIT = 0.2, 1.0; sys.exit(main({words!r}))"
     )
     ended = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=120
@@ -302,7 +302,7 @@ def test_a_start_that_never_ends_says_what_it_waits_for_and_ends(
     waits, error = ended.stderr.splitlines()[-2:]
     named = words[1] if what == "model" else str(folder)
     assert json.loads(waits)["what"] == f"the {what} {named}"
-    assert error.startswith(f"error: the {what} {named} was not opened within 3 s")
+    assert error.startswith(f"error: the {what} {named} was not opened within 1 s")
     assert ended.returncode == 2
 
 

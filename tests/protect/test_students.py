@@ -10,7 +10,7 @@ import torch
 
 from codedinvnet.codes.equal_cost import count_macs
 from codedinvnet.models import open_model
-from codedinvnet.protect import distil, students
+from codedinvnet.protect import students
 from codedinvnet.protect.inputs import Inputs, split
 from codedinvnet.protect.students import (
     STUDENTS,
@@ -21,7 +21,7 @@ from codedinvnet.protect.students import (
     graph_of,
     kind_of,
 )
-from codedinvnet.protect.teacher import Lesson, Teacher, ask
+from codedinvnet.protect.teacher import Teacher, ask
 from tests.protect.conftest import PLACE
 from tests.protect.factories import FEATURES
 
@@ -97,24 +97,6 @@ def test_a_fresh_network_is_as_wide_as_its_size(name: str, kind: str, tmp_path: 
     )
     assert macs(narrow.eval(), teacher) < macs(wide.eval(), teacher)
     assert np.isfinite(logits(wide, teacher)).all()
-
-
-def test_a_step_keeps_no_more_than_it_may(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    teacher = teacher_of("vectors", tmp_path)
-    student = STUDENTS["mlp"](teacher, {"width": 8})
-    usual = distil.plan(student, Lesson(teacher), 5.0).batch_size
-    monkeypatch.setattr(distil, "HELD", 1)
-    assert distil.plan(student, Lesson(teacher), 5.0).batch_size == distil.LEAST_BATCH < usual
-
-
-def test_the_graph_computes_what_the_model_does(tmp_path: Path) -> None:
-    teacher = teacher_of("residual", tmp_path)
-    graph = graph_of(teacher)
-    batch = teacher.inputs.batch(np.arange(5))
-    x = torch.from_numpy(batch["images"])
-    with torch.inference_mode():
-        found = graph(x).numpy()
-    np.testing.assert_allclose(found, teacher.run(batch), rtol=1e-3, atol=1e-4)
 
 
 def test_a_graph_that_cannot_be_exported_is_refused_before_training(

@@ -93,7 +93,3 @@ def test_the_example_prints_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     head, *lines = capsys.readouterr().out.splitlines()
     assert head.split() == ["method", "normal", "recovered"]
     assert [line.split()[0] for line in lines] == ["coded-invnet", "small-backup", "approxifer"]
-
-
-def test_every_public_name_is_there() -> None:
-    assert {name for name in ci.__all__ if getattr(ci, name, None) is None} == set()

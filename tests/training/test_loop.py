@@ -123,16 +123,6 @@ def test_a_training_in_memory_ends_as_one_with_files(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_log_has_a_line_an_epoch_with_the_time_left(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run(Scripted([0.1, 0.9, 0.5]), tmp_path)
-    lines = capsys.readouterr().err.splitlines()
-    starts = [line.partition(":")[0].split(" (")[0] for line in lines]
-    assert starts == [f"scripted epoch {epoch}/3" for epoch in (1, 2, 3)]
-    assert all("left): loss 0.5000, score 0." in line for line in lines)
-
-
 def test_starting_over_sets_the_old_checkpoints_aside(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

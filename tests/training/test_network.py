@@ -10,8 +10,6 @@ import torch.nn.functional as F
 
 from codedinvnet.evaluation import stages
 from codedinvnet.nn.iresnet import steps as steps_of
-from codedinvnet.training import network
-from codedinvnet.training.loop import warmup_cosine
 from codedinvnet.training.network import augment
 from tests.conftest import make_run, tiny_settings
 from tests.training.runs import network_stage
@@ -34,26 +32,6 @@ def test_images_are_mirrored_and_shifted_each_for_itself() -> None:
     assert torch.equal(shifted.sum((1, 2, 3)), brightness)
     places = {(row, column) for _, _, row, column in shifted.nonzero().tolist()}
     assert places == {(row, column) for row in range(1, 6) for column in range(5)}
-
-
-def test_the_bound_is_kept_from_before_the_first_step_and_the_rate_follows_its_curve(
-    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = make_run(tiny_settings("recovery"), tmp_path, data_dir)
-    stage = network_stage(run.settings, run.images("train"))
-    calls: list[dict[str, int]] = []
-    monkeypatch.setattr(network, "project", lambda f, **options: calls.append(options))
-    stage.start_epoch(0, torch.Generator().manual_seed(0))
-    assert calls == [{"iterations": 50}]
-    options = run.settings.training
-    for epoch, index in ((0, 0), (1, 3), (options.epochs - 1, stage.steps_per_epoch - 1)):
-        stage.step(epoch, index)
-        factor = warmup_cosine(
-            epoch * stage.steps_per_epoch + index, stage.total_steps, options.warmup
-        )
-        rates = [group["lr"] for group in stage.optimizers["optimizer"].param_groups]
-        assert rates == pytest.approx([options.learning_rate * factor] * len(rates))
-    assert calls[1:] == [{}] * 3
 
 
 @pytest.mark.parametrize("point", [0, 2, -1])

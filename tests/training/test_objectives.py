@@ -15,7 +15,6 @@ from codedinvnet.evaluation import stages
 from codedinvnet.evaluation.accuracy import evaluation_report
 from codedinvnet.models.bundle import load_bundle
 from tests.conftest import make_run, put, tiny_settings, write_images
-from tests.training.runs import network_stage
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -101,22 +100,3 @@ def test_training_on_the_shipped_images_beats_chance_by_far(encoder: str, tmp_pa
         assert report["agreement"] > 0.6
         assert shuffled["normal_accuracy"] == report["normal_accuracy"]
         assert shuffled["recovered_accuracy"] < 0.3
-
-
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("mixup", ["none", "manifold"])
-def test_the_network_trains_in_the_precision_that_was_asked_for(
-    precision: str, mixup: str, data_dir: Path, tmp_path: Path, bfloat16_instructions: None
-) -> None:
-    raw = tiny_settings("recovery", "irevnet")
-    raw["training"] |= {"precision": precision, "mixup": mixup}
-    run = make_run(raw, tmp_path, data_dir)
-    stage = network_stage(run.settings, run.images("train"))
-    convolutions = [m for m in stage.model.network.modules() if isinstance(m, torch.nn.Conv2d)]
-    seen: list[torch.dtype] = []
-    convolutions[-1].register_forward_hook(lambda _, __, output: seen.append(output.dtype))
-    stage.start_epoch(0, torch.Generator().manual_seed(0))
-    seen.clear()  # of the initialisation
-    stage.step(0, 0)
-    assert seen == [getattr(torch, precision)]
-    assert stage.model.get_parameter("head.linear.weight").dtype == torch.float32

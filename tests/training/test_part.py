@@ -9,10 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from codedinvnet.codes.backup import SmallBackup
 from codedinvnet.codes.erase import recovered_accuracy
 from codedinvnet.codes.method import Given, given_by
 from codedinvnet.codes.parm import ParityModel, ParM
@@ -108,40 +106,6 @@ def test_a_plain_classifier_learns_the_labels(
     assert float((predicted(small, source) == source.labels[VALIDATION]).float().mean()) > 0.6
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_a_classifier_trains_in_the_precision_of_the_settings(
-    precision: str,
-    bundle: Bundle,
-    source: ImageSet,
-    tmp_path: Path,
-    bfloat16_instructions: None,
-) -> None:
-    network, seen = pupil(), []
-    network.network.classify.register_forward_hook(  # type: ignore[union-attr]
-        lambda *call: seen.append(call[2].dtype)
-    )
-    data = make_data(bundle, source, tmp_path, precision=precision)
-    steps(LossStage(network, SmallBackup().loss, data, BUDGET, lambda: 0.0), 1)
-    assert seen == [getattr(torch, precision)]
-    assert all(p.dtype == torch.float32 for p in network.parameters())
-
-
-def test_a_pupil_follows_its_teacher_and_the_labels(
-    bundle: Bundle, source: ImageSet, tmp_path: Path
-) -> None:
-    said = torch.randn(600, 10, generator=torch.Generator().manual_seed(0))
-    data = make_data(bundle, source, tmp_path, shift=0)
-    data = replace(data, logits=lambda split: said)
-    stage = LossStage(pupil().eval(), SmallBackup().loss, data, BUDGET, lambda: 0.0)
-    stage.start_epoch(0, torch.Generator().manual_seed(0))
-    loss = stage.batch_loss(1)
-    chosen = stage.order[BUDGET.batch_size : 2 * BUDGET.batch_size]
-    images, labels = source.batch(chosen)
-    logits = stage.module(images.float() / 255)
-    parts = F.cross_entropy(logits, said[chosen].softmax(1)), F.cross_entropy(logits, labels)
-    torch.testing.assert_close(loss, 0.7 * parts[0] + 0.3 * parts[1])
-
-
 def parity_stage(
     part: nn.Module, given: Given, data: TrainingData, budget: PartSettings
 ) -> LossStage:
@@ -175,33 +139,6 @@ def test_parm_learns_the_sum_and_its_score_is_the_accuracy_of_its_decoding(
         hits += int((answers == labels.view(-1, k)[:, lost]).sum())
     assert hits / 100 == pytest.approx(score)
     assert not any(p.requires_grad for p in bundle.model.parameters())
-
-
-@pytest.mark.parametrize("augment", [False, True])
-def test_a_parity_model_sees_varied_images_and_learns_the_logits_of_the_originals(
-    augment: bool,
-    bundle: Bundle,
-    source: ImageSet,
-    tmp_path: Path,
-) -> None:
-    data = make_data(bundle, source, tmp_path, flip=True, shift=2)
-    budget = BUDGET.model_copy(update={"augment": augment})
-    stage = parity_stage(ParityModel(pupil(), 2).eval(), given_by(bundle, 2), data, budget)
-    stage.start_epoch(0, torch.Generator().manual_seed(0))
-    views, logits, _ = stage.batch(0)
-    rows = stage.order[: 2 * len(views)]
-    groups = (source.batch(TRAIN[rows])[0] / 255).unflatten(0, (-1, 2))
-    torch.testing.assert_close(logits.flatten(0, 1), data.logits("train")[rows])
-    assert torch.equal(views, groups) != augment
-    reach = range(-2, 3)
-    for view, image in zip(views.flatten(0, 1), groups.flatten(0, 1), strict=True):
-        shifted = [
-            F.pad(one, (x, -x, y, -y))
-            for one in (image, image.flip(2))
-            for x in reach
-            for y in reach
-        ]
-        assert any(torch.equal(view, one) for one in shifted)
 
 
 def test_too_few_images_for_a_group(bundle: Bundle, data: TrainingData) -> None:

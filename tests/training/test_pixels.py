@@ -96,39 +96,3 @@ def test_a_step_follows_the_losses_of_the_discriminator_and_then_of_the_encoder(
         assert any(gradient.abs().max() > 1e-3 for gradient in expected)
         for step, wanted in zip(moved(was, now), expected, strict=True):
             torch.testing.assert_close(step, wanted, rtol=1e-3, atol=1e-4)
-
-
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_passes_are_in_the_precision_that_was_asked_for(
-    precision: str, held_out: ImageSet, model: CodedModel, bfloat16_instructions: None
-) -> None:
-    stage = make_stage(held_out, model)
-    stage.fusion = stage.fusion.model_copy(update={"precision": precision})
-    x, target = stage.batch(0)
-    answers = (stage.parity(x), stage.score(x, target))
-    wanted = (model.encoder(x).parity, stage.discriminator(x, target))
-    for answer, exact in zip(answers, wanted, strict=True):
-        assert answer.dtype == torch.float32
-        assert torch.equal(answer, exact) == (precision == "float32")
-
-
-def test_the_discriminator_has_so_many_steps_and_the_encoder_one(
-    held_out: ImageSet, model: CodedModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    stage = make_stage(held_out, model, steps=3)
-    assert stage.steps_per_epoch == 24 // BATCH // 3
-    seen: list[str] = []
-    batch = stage.batch
-
-    def noted(number: int) -> tuple[Tensor, Tensor]:
-        seen.append(str(number))
-        return batch(number)
-
-    monkeypatch.setattr(stage, "batch", noted)
-    for optimizer, name in zip(
-        stage.optimizers.values(), ("encoder", "discriminator"), strict=True
-    ):
-        optimizer.register_step_post_hook(lambda *_, name=name: seen.append(name))
-    stage.step(0, 1)
-    turn = "discriminator"
-    assert seen == ["3", turn, "4", turn, "5", turn, "encoder"]

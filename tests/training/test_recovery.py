@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -83,17 +82,3 @@ def test_batch_statistics_are_those_that_are_served_in_the_last_joint_epochs(
         assert model.encoder.training == (not joint or epoch < 8)
         drawn_anew.append(model.network.training)
     assert drawn_anew == ([True] * 8 + [False] * 2 if joint else [False] * 10)
-
-
-def test_batch_statistics_stay_as_they_were_trained_while_a_recovery_head_is_initialised(
-    data_dir: Path,
-) -> None:
-    """Joint training initialises it where no other goes before."""
-    raw = tiny_settings(kind="irevnet")
-    raw["fusion"] |= {"epochs": 0}
-    stage = stage_of(raw, data_dir, joint=True)
-    network = stage.model.network.train()
-    before = copy.deepcopy(network.state_dict())
-    stage.start_epoch(0, torch.Generator().manual_seed(0))
-    torch.testing.assert_close(network.state_dict(), before, rtol=0.0, atol=0.0)
-    assert network.training

@@ -21,7 +21,6 @@ from codedinvnet.models.checkpoint import load_checkpoint, save_checkpoint
 from codedinvnet.nn.lipschitz import constrained_layers
 from codedinvnet.training.loop import LATEST, train_stage
 from codedinvnet.training.network import NetworkStage, load_trained_network
-from codedinvnet.training.pixels import PixelStage
 from codedinvnet.training.recovery import RecoveryStage
 from tests.conftest import digests, make_run, tiny_settings
 from tests.training.runs import CPU, shared_network
@@ -42,19 +41,6 @@ def test_all_stages_of_the_papers_objective(pixels: stages.Run) -> None:
     with torch.no_grad():
         expected = model.classify(model.embed(images)).softmax(1)
     torch.testing.assert_close(bundle.classify(bundle.embed(images)), expected, rtol=0, atol=1e-5)
-
-
-def test_recovery_run_leaves_its_phases(recovery_run: stages.Run) -> None:
-    folder = recovery_run.fusion_folder(4)
-    phases = {}
-    for phase in ("recovery", "joint"):
-        _, header = load_checkpoint(folder / phase / "last.safetensors")
-        found = header["validation"]
-        phases[phase] = (header["stage"], header["epoch"], sorted(found))
-        score = found["validation_normal"] + found["validation_recovered_k4"]
-        assert header["score"] == pytest.approx(score)
-    figures = ["validation_normal", "validation_recovered_k2", "validation_recovered_k4"]
-    assert phases == {"recovery": ("recovery", 2, figures), "joint": ("joint", 2, figures)}
 
 
 def test_resumed_fusion_equals_an_unbroken_one(
@@ -141,29 +127,6 @@ def test_no_stage_goes_on_with_images_in_another_order(pixels: stages.Run, tmp_p
     del header["settings"]["images"]  # as of an older release
     save_checkpoint(path, tensors, header)
     stages.sample(run, 2)
-
-
-def test_a_resumed_fusion_of_the_papers_objective_equals_an_unbroken_one(
-    pixels: stages.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = shared_network(pixels, tmp_path, resume=LATEST)
-    shutil.copytree(pixels.fusion_folder(2) / "data", run.fusion_folder(2) / "data")
-    real = PixelStage.start_epoch
-
-    def breaks(self: PixelStage, epoch: int, generator: torch.Generator) -> None:
-        if epoch == 1:
-            raise KeyboardInterrupt
-        real(self, epoch, generator)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(PixelStage, "start_epoch", breaks)
-        with pytest.raises(KeyboardInterrupt):
-            stages.fuse(run, 2)
-    stages.fuse(run, 2)
-    expected, _ = load_checkpoint(pixels.fusion_folder(2) / "last.safetensors")
-    found, _ = load_checkpoint(run.fusion_folder(2) / "last.safetensors")
-    assert expected.keys() == found.keys()
-    assert [key for key in expected if not torch.equal(expected[key], found[key])] == []
 
 
 def train_otherwise(run: stages.Run, monkeypatch: pytest.MonkeyPatch) -> None:
