@@ -13,8 +13,6 @@ import pytest
 import uvloop
 
 from codedinvnet.models.base import Signature, TensorSpec
-from codedinvnet.net import alarm
-from codedinvnet.net.alarm import TURNS, Alarm
 from codedinvnet.scheduler.policies import POLICIES
 from codedinvnet.scheduler.settings import Rules
 from codedinvnet.serving.answers import Answered
@@ -90,42 +88,3 @@ def test_answers_that_take_long_to_read_come_from_no_hung_workers(
         await front.stop()
 
     runner(run())
-
-
-class TestOverdue:
-    """An alarm that is set to a time long ago."""
-
-    async def test_it_rings_once_no_answer_comes(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(alarm, "LONGEST", 60.0)
-        rung: list[float] = []
-        clock, began = Alarm(rung.append), time.monotonic()
-        clock.set(began - 1.0)
-        for _ in range(5 * TURNS):
-            clock.heard(began - 2.0)
-            await asyncio.sleep(0.001)
-        assert rung == []
-        while not rung:
-            await asyncio.sleep(0.001)
-        clock.set(time.monotonic())  # as good as ever
-        while len(rung) < 2:
-            await asyncio.sleep(0.001)
-
-    async def test_answers_to_what_began_since_do_not_put_it_off(self) -> None:
-        rung: list[float] = []
-        clock = Alarm(rung.append)
-        clock.set(time.monotonic() - 1.0)
-        await asyncio.sleep(0.001)
-        for _ in range(5 * TURNS):
-            clock.heard(time.monotonic())
-            await asyncio.sleep(0.001)
-        assert len(rung) == 1
-
-    async def test_it_is_not_put_off_for_ever(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(alarm, "LONGEST", 0.2)
-        rung: list[float] = []
-        clock, began = Alarm(rung.append), time.monotonic()
-        clock.set(began - 1.0)
-        while not rung:
-            clock.heard(began - 2.0)
-            await asyncio.sleep(0.001)
-        assert rung[0] - began > 0.19

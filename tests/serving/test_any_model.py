@@ -10,19 +10,14 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
-import torch
 from onnx import TensorProto
-from torch import Tensor, nn
 
-from codedinvnet.common.devices import whole_float32
 from codedinvnet.common.errors import UserError
 from codedinvnet.models import open_model
-from codedinvnet.models.source import ModelSource
 from codedinvnet.net.protocol.messages import InferRequest, ProtocolError, RequestedOutput
 from codedinvnet.serving.app import open_app, running
 from codedinvnet.serving.config import ServeOptions
 from codedinvnet.serving.opened import check
-from codedinvnet.serving.workers.computing import ModelSpec
 from codedinvnet.serving.workers.faults import FaultyPool
 from tests.codes.linear import assert_is_decoded
 from tests.models import factories
@@ -65,35 +60,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("models")
     save_onnx(factories.resnet, made / "resnet.onnx")
     return made
-
-
-class Noting(nn.Linear):
-    """Notes which batches are not all zeros."""
-
-    def __init__(self) -> None:
-        super().__init__(16, 3)
-        self.seen: list[bool] = []
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.seen.append(bool(x.any()))
-        return super().forward(x)
-
-
-def test_a_worker_has_computed_an_extra_task_before_the_first_query(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """And in whole float32, as what is decoded of it needs."""
-    noting = Noting()
-    monkeypatch.setattr(factories, "mlp", lambda: (noting, torch.zeros(1, 16)))
-    source = ModelSource(f"{PLACE}:mlp")
-    with whole_float32():
-        torch.backends.cudnn.allow_tf32 = True
-        ModelSpec(source).load()
-        assert all(noting.seen)
-        assert torch.backends.cudnn.allow_tf32
-        ModelSpec(source, "approxifer", 2).load()
-        assert noting.seen.count(False) == 1
-        assert not torch.backends.cudnn.allow_tf32
 
 
 def place(source: str, folder: Path) -> str:

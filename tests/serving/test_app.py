@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import signal
 import socket
@@ -15,7 +14,6 @@ import uvloop
 from codedinvnet.common.errors import UserError
 from codedinvnet.net.admin_client import read_token
 from codedinvnet.net.listening import bind
-from codedinvnet.net.protocol.messages import Limits
 from codedinvnet.serving import app as serving
 from codedinvnet.serving.app import NOISY, open_app
 from codedinvnet.serving.config import ServeOptions
@@ -57,16 +55,6 @@ def test_a_taken_port_is_refused() -> None:
             bind("127.0.0.1", port)
     with pytest.raises(UserError, match=r"cannot listen on a\.\.b:0"):
         bind("a..b", 0)
-
-
-def test_a_body_may_be_as_long_as_the_largest_batch() -> None:
-    pixels, inputs = 28 * 28, MNIST.signature.inputs
-    small, large = (Limits.of(inputs, batch, 1 << 30).body for batch in (4000, 4060))
-    assert large - small == 60 * pixels * 4  # of binary tensors
-    for batch in (4000, 400_000):  # whatever the model, what the user says
-        assert Limits.of(inputs, batch, 8 << 20).body == 8 << 20
-    smallest = Limits.of(inputs, 1, 1 << 30).head
-    assert smallest > len(json.dumps([1.0 / 3.0] * (256 * pixels), indent=2))
 
 
 @pytest.mark.parametrize("text", ["", " \n", "one\ntwo\n", "schlüssel"])

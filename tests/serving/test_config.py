@@ -11,9 +11,7 @@ import pytest
 from codedinvnet.cli.command_line import build_parser
 from codedinvnet.cli.options import from_text, options_of
 from codedinvnet.common.errors import UserError
-from codedinvnet.common.options import help_of
 from codedinvnet.serving.config import ServeOptions
-from tests.conftest import Command
 
 
 def parsed(*words: str) -> ServeOptions:
@@ -87,11 +85,3 @@ def test_wrong_files(found: Any, message: str, tmp_path: Path) -> None:
         parsed("m", "--config", config(tmp_path, found))
     assert "--config: " in str(caught.value)
     assert message in str(caught.value)
-
-
-def test_help_says_each_default_with_its_unit(call: Command) -> None:
-    shown = call("serve", "--help").out
-    for words in ("(default: 5000 ms)", "(default: 20 ms)", "(default: 512 MiB)", "no token"):
-        assert words in " ".join(shown.split())
-    flags = [f for f in ServeOptions.model_fields.values() if not help_of(f).rare]
-    assert len(flags) - 1 + len(("--config", "--set")) <= 22  # without the positional

@@ -20,7 +20,6 @@ from codedinvnet.models.bundle import Bundle
 from codedinvnet.net.logs import logger
 from codedinvnet.serving import decoding
 from codedinvnet.serving.answers import QueryFailed
-from codedinvnet.serving.decoding import Check, Job, compare, compute, compute_apart
 from codedinvnet.serving.served import PROBABILITIES, Classifier, OwnModel
 from codedinvnet.serving.workers.faults import Schedule
 from codedinvnet.serving.workers.pool import Result, Task
@@ -39,35 +38,6 @@ def outputs(method: Scheme) -> dict[int, np.ndarray]:
         task: method.compute(task, images[:, list(spec.members)]).output[0].numpy()
         for task, spec in method.rules.tasks(K).items()
     }
-
-
-def test_jobs_are_computed_together(method: Scheme, outputs: dict[int, np.ndarray]) -> None:
-    def rest(missing: int) -> dict[int, np.ndarray]:
-        return {task: output for task, output in outputs.items() if task != missing}
-
-    jobs = [
-        Job(K, rest(1), {11: 1}),
-        Job(K, rest(3), {13: 3}),
-        Job(K, rest(1), {21: 1}),
-    ]
-    found = compute(method, MNIST, jobs)
-    assert [set(answers) for answers in found] == [{11}, {13}, {21}]
-    batch = {task: torch.from_numpy(output)[None] for task, output in outputs.items()}
-    for answers, query, member in ((found[0], 11, 1), (found[1], 13, 3), (found[2], 21, 1)):
-        left = {task: output for task, output in batch.items() if task != member}
-        expected = method.decode(left, K)[member].softmax(1)
-        np.testing.assert_allclose(answers[query].outputs[PROBABILITIES], expected, atol=1e-5)
-        assert answers[query].confidence == pytest.approx(float(expected.max()), abs=1e-5)
-
-
-def test_a_job_does_not_fail_for_another(method: Scheme, outputs: dict[int, np.ndarray]) -> None:
-    rest = {task: output for task, output in outputs.items() if task != 1}
-    good = Job(K, rest, {7: 1})
-    bad = Job(K, {**rest, K: rest[K][:1]}, {8: 1})
-    found = compute_apart(method, MNIST, [good, bad])
-    assert isinstance(found[0], dict)
-    assert found[0].keys() == {7}
-    assert isinstance(found[1], Exception)
 
 
 @pytest.mark.parametrize("kind", ["logits", "probabilities"])
@@ -179,38 +149,6 @@ async def test_a_parity_of_another_shape_is_lost_and_computed_again(
         tasks = front.metrics.registry.get_sample_value
         assert tasks("codedinvnet_tasks_total", {"task": "parity"}) == 2
     assert foreign
-
-
-async def test_a_check_that_fails_is_logged_and_answers_go_on(
-    method: Scheme,
-    images: np.ndarray,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    monkeypatch.setattr(decoding, "CHECKED_SHARE", 1.0)
-
-    def fails(*_: Any) -> None:
-        raise ZeroDivisionError("of the check")
-
-    monkeypatch.setattr(decoding, "compare", fails)
-
-    async with running(method) as (front, _):
-        for _ in range(3):
-            answered(await front.ask(images[:K]))
-        await until(lambda: "internal error" in caplog.text)
-        answered(await front.ask(images[:K]))
-    assert "ZeroDivisionError: of the check" in caplog.text
-
-
-def test_a_check_compares_the_answer_that_a_client_would_get(
-    method: Scheme, outputs: dict[int, np.ndarray]
-) -> None:
-    (wanted,) = compute(method, MNIST, [Job(K, {t: outputs[t] for t in outputs if t != 1}, {0: 1})])
-    facts = compare(method, MNIST, Check(K, outputs, {task: task for task in outputs}, 1))
-    assert facts.decoded is not None
-    assert facts.decoded[0] == pytest.approx(wanted[0].confidence)
-    assert facts.decoded[1]
-    assert {member for member, _, _ in facts.guessed} == set(range(K))
 
 
 async def test_a_front_end_that_cannot_decode_says_so(

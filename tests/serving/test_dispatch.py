@@ -17,10 +17,9 @@ from codedinvnet.scheduler.policies import POLICIES
 from codedinvnet.serving.answers import QueryFailed
 from codedinvnet.serving.workers.faults import Schedule
 from tests.observing import counted, until
-from tests.serving.bundles import BundlePool, probabilities
+from tests.serving.bundles import probabilities
 from tests.serving.front import (
     PATIENCE,
-    WORKERS,
     K,
     Released,
     answered,
@@ -46,17 +45,6 @@ async def test_direct_answers_are_the_offline_ones(
             assert 0 < answer.seconds < PATIENCE
             np.testing.assert_allclose(probabilities(answer), row, atol=1e-5)
             assert probabilities(answer).dtype == np.float32
-
-
-async def test_direct_answers_when_decoded_ones_will_not_do(
-    mnist: Bundle, method: Scheme, images: np.ndarray
-) -> None:
-    async with running(method) as (front, pool):
-        pool.broken.add(1)
-        answers = answered(await front.ask(images[:K], accept_decoded=False))
-        assert [answer.outcome for answer in answers] == ["direct"] * K
-        found = np.stack([probabilities(answer) for answer in answers])
-        np.testing.assert_allclose(found, direct(mnist, images[:K]), atol=1e-5)
 
 
 @pytest.mark.parametrize("sizes", [(4,), (2, 2), (1, 1, 1, 1)])
@@ -113,44 +101,6 @@ async def test_a_held_answer_leaves_the_worker_free(
         (answer,) = answered(await slow)
         assert answer.seconds >= 1.5
         np.testing.assert_allclose(probabilities(answer), direct(mnist, images[:1])[0], atol=1e-5)
-
-
-async def test_who_dies_while_the_service_stops_is_not_replaced(method: Scheme) -> None:
-    replaced: list[int] = []
-
-    class Dying(BundlePool):
-        async def replace(self, worker: int) -> None:
-            replaced.append(worker)
-            try:
-                await asyncio.Event().wait()
-            finally:
-                self.kill(worker + 1)
-
-    async with running(method, pool=Dying(method)) as (front, pool):
-        pool.kill(0)
-        await until(lambda: replaced == [0])
-        await front.stop()
-        await asyncio.sleep(0.05)
-        assert replaced == [0]
-
-
-@pytest.mark.parametrize(("action", "ended"), [("begin", K), ("answer", K - 1), ("decode", 1)])
-async def test_an_action_that_cannot_be_carried_out_ends_its_queries(
-    action: str, ended: int, method: Scheme, images: np.ndarray
-) -> None:
-    def fail(_: Any) -> None:
-        raise MemoryError("no room")
-
-    async with running(method) as (front, pool):
-        pool.hang(1)
-        with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(front, action, fail)
-            found = await asyncio.wait_for(front.ask(images[:K]), 10)
-        problems = [problem for problem in found if isinstance(problem, QueryFailed)]
-        assert {str(problem) for problem in problems} == {"MemoryError: no room"}
-        assert len(problems) == ended
-        answered(await front.ask(images[:K]))
-        assert [view.deaths for view in front.workers] == [0] * WORKERS
 
 
 async def test_what_waits_for_a_worker_is_computed_in_one_call(

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import shutil
-import time
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -19,7 +17,6 @@ from codedinvnet.codes.build import scheme_for
 from codedinvnet.common.errors import UserError
 from codedinvnet.models.bundle import bundle_folder, load_bundle
 from codedinvnet.models.checkpoint import load_checkpoint, save_checkpoint
-from codedinvnet.net.protocol.messages import InferRequest
 from codedinvnet.protect.calibration import DECODED, GUESSED, load_calibration
 from codedinvnet.serving import decoding
 from codedinvnet.serving.answers import Answered, DeadlinePassed
@@ -28,9 +25,7 @@ from codedinvnet.serving.config import ServeOptions
 from codedinvnet.serving.decoding import Check, Facts, Found
 from codedinvnet.serving.gate import AnswerGate, gate_of
 from codedinvnet.serving.metrics import Metrics
-from codedinvnet.serving.opened import check
 from codedinvnet.serving.queries import InFlightQuery
-from codedinvnet.serving.service import InferenceService
 from codedinvnet.serving.workers.pool import Result, Task
 from tests.observing import counted, until
 from tests.serving.bundles import BundlePool, output, with_output
@@ -97,41 +92,6 @@ def test_drift_stops_the_release_and_says_so(caplog: pytest.LogCaptureFixture) -
     assert counted(own.metrics.releasing) == 1
 
 
-def test_too_many_disagreements_make_the_release_strict() -> None:
-    """What only reaches the limit's threshold is withheld, and no longer counted."""
-    own = gate(0.01)
-    limits = {kind: kind[0] for kind in own.thresholds if kind[0] is not None}
-    own.thresholds = {kind: 1 - limit for kind, limit in limits.items()}
-    own.strict_thresholds = {kind: 1 - limit / 2 for kind, limit in limits.items()}
-    unsure, check_ = Found({}, 0.992), Check(K, {}, {}, 0)
-    assert own.releases(unsure, K, waiting())
-    for _ in range(2):
-        own.compared(check_, Facts((0.992, False)))
-    assert not own.releases(unsure, K, waiting())
-    assert own.releases(Found({}, 0.996), K, waiting())
-    assert own.releases(Found({}, 0.998), K, waiting(limit=0.005))
-    assert not own.releases(Found({}, 0.996), K, waiting(limit=0.005))
-    checked = counted(own.metrics.released_checks)
-    own.compared(check_, Facts((0.992, True)))
-    assert counted(own.metrics.released_checks) == checked
-    for _ in range(200):
-        own.compared(check_, Facts((0.996, True)))
-    assert own.releases(unsure, K, waiting())
-
-
-def test_guesses_that_disagree_tell_of_drift() -> None:
-    own = gate(0.01)
-    check_ = Check(K, {}, {}, 0)
-    for _ in range(10):
-        own.compared(check_, Facts((1.0, True), tuple((i, 0.9, i > 1) for i in range(K))))
-    assert own.watch is not None
-    assert own.watch.drifting
-    assert counted(own.metrics.drifting) == 1
-    own.compared(check_, Facts((1.0, False)))
-    own.compared(check_, Facts((1.0, False)))
-    assert own.releasing is False
-
-
 def test_without_a_limit_everything_is_released_with_its_probability() -> None:
     own, sure, unsure = gate(None), waiting(DECODED), waiting(GUESSED)
     assert own.releases(Found({}, 0.1), K, unsure)
@@ -140,12 +100,6 @@ def test_without_a_limit_everything_is_released_with_its_probability() -> None:
     assert sure.agreement is not None
     assert 0 < unsure.agreement < sure.agreement < 1
     assert gate(None).releasing is None
-
-
-def test_a_direct_answer_that_came_meanwhile_is_not_rated() -> None:
-    direct = waiting("direct")
-    assert gate(0.01).releases(Found({}, 0.1), K, direct)
-    assert direct.agreement is None
 
 
 @pytest.mark.parametrize("releases", [True, False])
@@ -184,22 +138,6 @@ async def test_a_requests_stricter_limit_holds_its_answers_back(
         pool.hang(0)
         found = await front.ask(images[:K], limit=limit, deadline=2.0 if late else 15.0)
         assert [type(one) for one in found].count(DeadlinePassed) == late
-
-
-async def test_an_answer_tells_the_lowest_probability_of_its_approximate_answers(
-    scheme: Scheme, images: np.ndarray
-) -> None:
-    async with running(scheme, gate=gate(None), workers=WORKERS) as (front, pool):
-        service = InferenceService(front, front.served, 64, 1 << 30)
-        request = InferRequest({"images": images[:K]}, parameters={"own": 1})
-        pool.hang(0)  # the first worker has the first member of the first group
-        coded = (await service.answer(request, time.monotonic())).message
-        pool.kill(0)
-        whole = (await service.answer(request, time.monotonic())).message
-    approximate = set(whole.outputs["outcome"].tolist()) != {b"direct"}  # on a busy machine
-    assert ("agreement_probability" in whole.parameters) == approximate
-    assert coded.parameters["own"] == 1
-    assert 0.5 < coded.parameters["agreement_probability"] < 1
 
 
 class Lying(BundlePool):
@@ -253,36 +191,6 @@ async def test_a_worker_that_answers_wrongly_is_reported_and_replaced(
     assert fields["worker"] == 2
     assert fields["requests"]
     assert all(name.startswith("request ") for name in fields["requests"])
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"max_disagreement": 0.01, "policy": "hedge"}, "--max-disagreement: goes with"),
-        ({"on_corruption": "replace", "policy": "hedge"}, "--set on-corruption: goes with"),
-    ],
-)
-def test_limits_that_cannot_be_kept_are_refused(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        check(ServeOptions(source="mnist", **options))
-
-
-@pytest.mark.parametrize(
-    ("options", "told"),
-    [
-        ({}, False),
-        ({"on_corruption": "replace"}, False),
-        ({"policy": "hedge"}, False),
-        ({"method": "nercc"}, True),
-        ({"workers": 1}, True),
-    ],
-)
-def test_a_start_tells_if_wrong_workers_are_not_noticed(
-    options: dict[str, Any], told: bool, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO, "codedinvnet.serving")
-    open_app(ServeOptions(source="mnist", **options))
-    assert ("wrong workers are not noticed" in caplog.messages) == told
 
 
 def test_a_method_without_calibration_is_refused_a_limit() -> None:

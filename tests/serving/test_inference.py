@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from codedinvnet.models.base import Signature, TensorSpec
 from codedinvnet.net.protocol import http
@@ -18,7 +17,7 @@ from codedinvnet.net.protocol.messages import InferRequest, ProtocolError
 from codedinvnet.serving.answers import DeadlinePassed, QueryFailed
 from codedinvnet.serving.served import Classifier, OwnModel
 from codedinvnet.serving.service import InferenceService, ServedResponse, Terms
-from tests.serving.stub import OWN, Stub
+from tests.serving.stub import Stub
 
 IMAGES = Stub().service(Classifier("mnist", (1, 2, 3), ("cat", "dog", "bird")))
 TEXTS = Stub().service(
@@ -112,20 +111,6 @@ def test_bytes_that_are_no_text_are_refused_where_texts_are_taken() -> None:
 
 
 @pytest.mark.parametrize(
-    ("parameters", "terms"),
-    [
-        ({}, Terms()),
-        ({"accept_decoded": False, "own": [1]}, Terms(accept_decoded=False)),
-        ({"timeout": 1_500_000}, Terms(timeout=1.5)),
-        ({"timeout": 10**400}, Terms(timeout=1e6)),
-        ({"timeout": None, "max_disagreement": 0.01}, Terms(max_disagreement=0.01)),
-    ],
-)
-def test_terms(parameters: dict[str, Any], terms: Terms) -> None:
-    assert Terms.of(parameters) == terms
-
-
-@pytest.mark.parametrize(
     ("name", "values"),
     [
         ("timeout", [0, -1, "5", True, [5], 0.0]),
@@ -215,15 +200,3 @@ def test_a_limit_on_disagreement_is_repeated_as_it_holds_or_refused() -> None:
     found = answer(stub, "sum", max_disagreement=0.1)
     assert found.message.parameters == {"max_disagreement": 0.01, "outcome": "outcome 1"}
     assert stub.asked["limit"] == 0.1
-
-
-def test_scores_are_answered_in_the_names_and_types_of_the_served_model() -> None:
-    scores = torch.tensor([[0.0, 1.0], [3.0, 2.0]], dtype=torch.float64)
-    first, second = OWN.answer(scores)
-    assert list(first) == ["sum"]
-    assert first["sum"].dtype == np.float32
-    assert second["sum"].tolist() == [[3, 2]]
-    _, second = Classifier("mnist", (1, 2, 3), ("cat", "dog")).answer(scores)
-    assert second["label"].tolist() == [0]
-    assert second["label"].dtype == np.int64
-    assert second["probabilities"] == pytest.approx(np.array([[0.7310586, 0.2689414]]))

@@ -25,7 +25,6 @@ from codedinvnet.serving.app import open_app
 from codedinvnet.serving.config import ServeOptions
 from codedinvnet.serving.opened import check, open_served
 from codedinvnet.serving.workers.computing import BundleSpec, SchemeComputer
-from tests.models.factories import PLACE
 from tests.serving.bundles import probabilities
 from tests.serving.front import answered, running
 
@@ -86,17 +85,6 @@ async def test_a_hung_workers_query_is_answered_by_the_part(mnist: Bundle, name:
     np.testing.assert_allclose(probabilities(found[1]), offline(scheme, images, 1)[1], atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["approxifer", "nercc"])
-async def test_a_group_that_is_not_full_gets_black_images(mnist: Bundle, name: str) -> None:
-    method = scheme_for(mnist, K, name)
-    images = sample_images("mnist").images[: K - 1].numpy()
-    found = await served(method, images, 1)
-    assert len(found) == K - 1
-    filled = np.concatenate([images, np.zeros_like(images[:1])])
-    given = np.stack([probabilities(answer) for answer in found])
-    np.testing.assert_allclose(given, offline(method, filled, 1)[: K - 1], atol=1e-4)
-
-
 @pytest.mark.parametrize("name", [n for n in SERVABLE if n not in WITH_PARTS])
 def test_front_ends_and_workers_are_made_for_every_one(name: str, mnist: Bundle) -> None:
     options = ServeOptions(source="mnist", k=K, method=name)
@@ -107,15 +95,6 @@ def test_front_ends_and_workers_are_made_for_every_one(name: str, mnist: Bundle)
     loaded = BundleSpec("mnist", K, method=name).load()
     assert isinstance(loaded, SchemeComputer)
     assert loaded.scheme.name == scheme.name == name
-
-
-@pytest.mark.parametrize(("threads", "workers"), [(1, 7), (2, 3), (8, 2)])
-def test_a_model_without_a_code_has_as_many_workers_as_processors_may_be_used(
-    threads: int, workers: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("codedinvnet.serving.opened.usable_processors", lambda: 7)
-    options = ServeOptions(source=f"{PLACE}:mlp", policy="uncoded", threads_per_worker=threads)
-    assert open_served(options).workers == workers
 
 
 def test_workers_refuse_weights_that_the_front_end_does_not_have(tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ import pytest
 
 from codedinvnet.net import logs
 from codedinvnet.net.logs import JsonLines
-from codedinvnet.scheduler.actions import Decided, Seen
 from codedinvnet.serving import metrics as module
 from codedinvnet.serving.answers import Answered, Cancelled, QueryFailed
 from codedinvnet.serving.metrics import Metrics, Recent
@@ -36,32 +35,6 @@ def test_what_can_be_known_begins_at_zero() -> None:
         ("hedges_total", {}),
     ):
         assert value(metrics, name, **labels) == 0, (name, labels)
-
-
-def test_what_auto_did_is_over_when_the_policy_changes() -> None:
-    metrics = Metrics()
-    metrics.policy_is("auto")
-    assert value(metrics, "auto", policy="hedge") is None
-    metrics.decided(Decided(0.0, "hedge", "there is no code", Seen(0.01, 0.0, 0.0, 0.0, 0.0)))
-    assert value(metrics, "auto", policy="hedge") == 1
-    metrics.policy_is("hedge")
-    assert value(metrics, "auto", policy="hedge") == 0
-    assert value(metrics, "policy", policy="hedge") == 1
-
-
-def test_live_agreement() -> None:
-    metrics = Metrics()
-    assert metrics.live_agreement() is None
-    for agrees in (True, True, False, True):
-        metrics.checked(agrees)
-    assert metrics.live_agreement() == 0.75
-    assert value(metrics, "live_agreement_checks_total") == 4
-    assert value(metrics, "live_agreements_total") == 3
-    assert value(metrics, "live_recovered_agreement") == 0.75
-    for _ in range(500):
-        metrics.checked(False)
-    assert metrics.live_agreement() == 0  # of the last checks
-    assert value(metrics, "live_agreements_total") == 3
 
 
 def test_the_text_has_every_figure_and_no_creation_times() -> None:
@@ -126,27 +99,6 @@ def test_a_flood_of_events_is_logged_once_in_a_while(
     ]
 
 
-def test_a_condition_that_lasts_is_logged_once_a_minute(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    now = 100.0
-    monkeypatch.setattr(logs, "time", SimpleNamespace(monotonic=lambda: now))
-    lasting = logs.Lasting()
-
-    def lines(*reasons: str) -> int:
-        for reason in reasons:
-            lasting.log("upstreams are kept", logging.WARNING, reason=reason)
-        return caplog.messages.count("upstreams are kept")
-
-    assert lines(*["a"] * 500) == 1
-    now += 59.0
-    assert lines("a", "b", "a", "b") == 2  # another reason, and both of them again
-    now += 2.0
-    assert lines("a", "b", "a") == 3
-    lasting.end()
-    assert lines("a", "a") == 4
-
-
 def test_recent_requests_and_work() -> None:
     recent = Recent()
     assert recent.summary(5.0, 0.1) is None
@@ -159,15 +111,3 @@ def test_recent_requests_and_work() -> None:
     assert recent.summary(5.0, 0.1) == {"p50": 100.0, "p99": 200.0, "work": 1.0}
     assert recent.summary(5.0, 0.0) is None  # what a task takes is not known yet
     assert recent.summary(-1.0, 0.1) is None
-
-
-def test_throughput_counts_the_last_whole_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 100.0
-    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now))
-    recent, found = Recent(), []
-    for at, answers in ((100.0, 30_000), (104.5, 5), (105.5, 0), (106.5, 0), (120.0, 1)):
-        now = at
-        for _ in range(answers):
-            recent.answer("direct", 0.1)
-        found.append(recent.throughput())
-    assert found == [0, 6000, 6001, 1, 0]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
 
 import numpy as np
@@ -11,7 +10,6 @@ import pytest
 import torch
 
 from codedinvnet.codes.base import Scheme
-from codedinvnet.codes.build import scheme_for
 from codedinvnet.models.bundle import Bundle
 from codedinvnet.serving.answers import Answered, Cancelled, DeadlinePassed, NotNow
 from tests.observing import counted, until
@@ -23,7 +21,6 @@ from tests.serving.front import (
     Released,
     answered,
     assert_decoded,
-    queue,
     running,
 )
 
@@ -53,21 +50,6 @@ async def refused(front: BundleFront, batch: np.ndarray) -> None:
     """Check that a batch is refused, and not taken and waited for."""
     with pytest.raises(NotNow, match="overloaded"):
         await asyncio.wait_for(front.ask(batch), 5)
-
-
-async def test_a_decoder_that_falls_behind_is_overload(mnist: Bundle, images: np.ndarray) -> None:
-    method = scheme_for(mnist, K, "nercc")  # every answer is decoded
-    async with running(method, max_pending=4, workers=2 * K) as (front, _):
-        busy = threading.Event()
-        queue(front).thread.submit(busy.wait)
-        try:
-            accepted = asyncio.create_task(front.ask(images[:4]))
-            await until(lambda: queue(front)._running)
-            await refused(front, images[:1])
-        finally:
-            busy.set()
-        answered(await accepted)
-        answered(await front.ask(images[:4]))
 
 
 async def test_at_the_deadline_side_features_answer(
@@ -151,26 +133,3 @@ async def test_what_is_answered_is_not_cancelled(method: Scheme, images: np.ndar
         again.set_result(None)  # long after
         await asyncio.sleep(0)
         assert counted(counts("cancelled")) == 1
-
-
-@pytest.mark.parametrize("at", ["decoder", "answer"])
-async def test_one_that_goes_away_while_its_answer_is_made(
-    at: str, mnist: Bundle, images: np.ndarray
-) -> None:
-    method = scheme_for(mnist, K, "nercc")  # every answer is decoded
-    async with running(method, workers=2 * K) as (front, _):
-        busy = threading.Event()
-        queue(front).thread.submit(busy.wait)
-        query = asyncio.create_task(front.ask(images[:1]))
-        await until(lambda: queue(front)._running)
-        (number,) = front.queries
-        query.cancel()
-        if at == "answer":  # before the call knows
-            front.queries.answer(number, {})
-        await asyncio.gather(query, return_exceptions=True)
-        assert not front.queries
-        busy.set()
-        await until(lambda: not queue(front)._running)
-        counts = front.metrics.queries.labels
-        assert counted(counts("cancelled")) == 1
-        assert counted(counts("decoded")) == 0

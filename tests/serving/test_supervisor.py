@@ -12,10 +12,9 @@ from codedinvnet.codes.base import Scheme
 from codedinvnet.common.errors import UserError
 from codedinvnet.models.bundle import Bundle
 from codedinvnet.net.logs import logger
-from codedinvnet.serving.answers import NotNow, QueryFailed
-from codedinvnet.serving.served import IMAGES
+from codedinvnet.serving.answers import NotNow
 from codedinvnet.serving.workers import supervisor
-from codedinvnet.serving.workers.pool import Result, Task, WorkerDied, WorkerFailed
+from codedinvnet.serving.workers.pool import Result, Task, WorkerDied
 from tests.observing import counted, until
 from tests.serving.bundles import BundlePool
 from tests.serving.front import (
@@ -69,26 +68,6 @@ async def test_a_worker_that_fails_at_everything_is_replaced(
     assert lost["reason"] == "failed 5 tasks in a row: this worker is broken"
     told = [r for r in caplog.records if r.message == "task failed"]
     assert 1 <= len(told) <= 1 + told[-1].created - told[0].created  # once a second at most
-
-
-@pytest.mark.parametrize("good", [False, True])
-async def test_bad_queries_cost_no_worker_its_place(
-    good: bool, method: Scheme, images: np.ndarray
-) -> None:
-    class Choosy(BundlePool):
-        async def _work(self, worker: int, task: Task) -> Result:
-            if (task.inputs[IMAGES] == 255).all((1, 2, 3)).any():
-                raise WorkerFailed("white")
-            return await super()._work(worker, task)
-
-    white = np.full_like(images[: 2 * K], 255)
-    async with running(method, pool=Choosy(method)) as (front, _):
-        for _ in range(WORKERS):
-            if good:
-                answered(await front.ask(images[:1]))
-            found = await front.ask(white)
-            assert all(isinstance(problem, QueryFailed) for problem in found)
-        assert [view.restarts + view.deaths for view in front.workers] == [0] * WORKERS
 
 
 async def test_a_hung_worker_is_replaced_after_a_time(method: Scheme, images: np.ndarray) -> None:

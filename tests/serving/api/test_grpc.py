@@ -16,7 +16,7 @@ from codedinvnet.models.base import Signature, TensorSpec
 from codedinvnet.net import grpc as net_grpc
 from codedinvnet.net.guard import Guard
 from codedinvnet.net.protocol.grpc import SERVICE
-from codedinvnet.serving.answers import NotNow, QueryFailed
+from codedinvnet.serving.answers import QueryFailed
 from codedinvnet.serving.api import grpc as api
 from codedinvnet.serving.api.bodies import BodyMemory
 from codedinvnet.serving.api.grpc import GrpcApi
@@ -128,40 +128,6 @@ async def test_only_inference_has_long_messages(method: str) -> None:
         assert len(found) == 64 << 10
 
 
-@pytest.mark.parametrize("limit", [2**31 - 1, 2**31, 2**40])
-async def test_memory_beyond_what_grpc_can_count(limit: int) -> None:
-    async with serving(limit=limit) as channel:
-        assert text_of(await channel.unary_unary(INFER)(message())) == b"1"
-
-
-async def test_so_many_messages_are_read_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Others wait, and nearly all of them with their clients."""
-    monkeypatch.setattr(api, "FEWEST_READ", 1)
-    monkeypatch.setattr(net_grpc, "PATIENCE", 60.0)
-    async with serving() as channel:
-        stalled = channel.stream_unary(INFER)()
-        await stalled.wait_for_connection()
-        await channel.unary_unary(LIVE)(b"")  # by now the stalled one has its turn
-        waiting = channel.stream_unary(INFER)()
-        assert await taken(waiting) < LIMIT // 16
-        await stalled.done_writing()
-        code, _ = await ended(waiting)
-        assert code is grpc.StatusCode.INVALID_ARGUMENT  # it has been read
-        assert await channel.unary_unary(INFER)(message(), timeout=20)
-
-
-async def test_calls_without_a_message_delay_no_other() -> None:
-    async with serving(deadline=20.0) as channel:
-        empty = [channel.stream_unary(INFER)() for _ in range(100)]
-        await asyncio.gather(*(call.wait_for_connection() for call in empty))
-        await channel.unary_unary(LIVE)(b"")
-        for _ in range(3):
-            assert await channel.unary_unary(INFER)(message(), timeout=3.0)
-        assert not all(call.done() for call in empty)
-        for call in empty:
-            call.cancel()
-
-
 async def test_strangers_keep_no_turn_from_who_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(api, "FEWEST_READ", 1)
     async with serving(token="secret") as channel:
@@ -201,12 +167,6 @@ async def test_a_long_error_keeps_its_code(text: str) -> None:
     assert code is internal
     assert told.endswith("...")
     assert text.startswith(told.removesuffix("..."))
-
-
-async def test_whoever_may_try_again_hears_why() -> None:
-    async with serving(NotNow("starting")) as channel:
-        code, told = await ended(channel.unary_unary(INFER)(message()))
-    assert (code, told) == (grpc.StatusCode.UNAVAILABLE, "starting: try again later")
 
 
 async def test_kubernetes_health_checks_are_answered() -> None:

@@ -149,21 +149,6 @@ def test_slow_blocks_the_worker_and_a_spread_delay_is_the_same_in_all(clock: Clo
     assert max(early) > 0.09
 
 
-def test_encoding_takes_parities_longer_for_every_image(clock: Clock) -> None:
-    async def work(pool: FaultyPool, inner: InnerPool) -> list[float]:
-        blocked = []
-        for i, (number, size) in enumerate(((0, 1), (9, 1), (10, 1), (10, 7), (11, 7), (12, 7))):
-            clock.slept.clear()
-            await pool.call(1, Task(i, number, {"x": np.zeros((size, 2))}))
-            blocked.append(sum(clock.slept))
-        return blocked
-
-    wait = {"kind": "slow", "delay": MS_100}
-    encoding = {"kind": "slow", "delay": {"ms": 2}, "each_image": True, "from_task": 10}
-    blocked = run(work, wait, {**encoding, "until_task": 12})
-    assert blocked == pytest.approx([0.1, 0.1, 0.102, 0.114, 0.114, 0.1])
-
-
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
@@ -261,14 +246,6 @@ def test_a_fault_of_a_worker_that_is_not_there() -> None:
         held({"kind": "hang", "worker": 4}, tasks=[])
 
 
-def test_some_tasks_are_hit_and_their_worker_goes_on(clock: Clock) -> None:
-    fault = {"kind": "hold", "worker": 1, "probability": 0.3, "delay": MS_100}
-    found = held(fault, tasks=[(i % 2, task(i)) for i in range(4000)])
-    assert set(found[::2]) == {0}
-    assert sum(found[1::2]) / 200 == pytest.approx(0.3, abs=0.04)
-    assert clock.slept == []
-
-
 def test_a_seed_repeats_itself_whatever_the_other_workers_do() -> None:
     fault = {"kind": "hold", "probability": 0.5, "delay": {"distribution": "exponential", "ms": 10}}
     one = [(1, task(i)) for i in range(50)]
@@ -296,15 +273,3 @@ def test_per_request_hits_one_position_of_some_requests() -> None:
     assert np.array_equal(hits, again)
     other = np.array(held(fault, tasks=tasks, seed=2)).reshape(requests, size) > 0
     assert not np.array_equal(hits, other)
-
-
-def test_per_request_hits_a_call_of_several_queries_once() -> None:
-    fault = {"kind": "hold", "probability": 1.0, "per_request": True, "delay": MS_100}
-    both, alone = Origin(1, 0, 1), Origin(2, 0, 1)
-    (victim,) = [
-        place for place in range(4) if held(fault, tasks=[(0, task(1, Origin(3, place, 4)))])[0]
-    ]
-    others = [Origin(3, place, 4) for place in range(4) if place != victim]
-    tasks = [task(1, both, alone), task(2, *others, Origin(3, victim, 4)), task(3, *others)]
-    assert held(fault, tasks=[(0, each) for each in tasks]) == [0.1, 0.1, 0]
-    assert held(fault, tasks=[(0, task(1))]) == [0]  # a parity's

@@ -17,7 +17,7 @@ import pytest
 from benchmarks.processes import descendants
 from codedinvnet.serving.workers import local as process_pool
 from codedinvnet.serving.workers.computing import BundleSpec
-from codedinvnet.serving.workers.local import Connection, ProcessPool
+from codedinvnet.serving.workers.local import ProcessPool
 from codedinvnet.serving.workers.pool import WorkerDied
 from tests.observing import until
 from tests.processes import alive, ended, needs_proc, parent, state, survivors, wait_until
@@ -37,29 +37,6 @@ async def test_a_stop_that_is_cancelled_ends_a_stopped_worker() -> None:
     with pytest.raises(asyncio.CancelledError):
         await stopping
     assert survivors(pids) == []
-
-
-@needs_proc
-async def test_a_start_that_is_cancelled_leaves_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    spawn = ProcessPool._spawn
-
-    async def all_but_the_last(pool: ProcessPool, worker: int) -> Connection:
-        if worker == 2:
-            await asyncio.sleep(60)
-        return await spawn(pool, worker)
-
-    async with started(1) as (_, pids):  # so that the fork server is there
-        server = parent(pids[0])
-        monkeypatch.setattr(ProcessPool, "_spawn", all_but_the_last)
-        pool = ProcessPool(BundleSpec("mnist", 4))
-        starting = asyncio.create_task(pool.start(3))
-        await until(lambda: len(descendants(server)) >= 3)
-        await asyncio.sleep(0.3)
-        starting.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await starting
-        await asyncio.wait_for(pool.stop(), 20)
-        assert await asyncio.to_thread(survivors, set(descendants(server)) - set(pids)) == []
 
 
 PARENT = """

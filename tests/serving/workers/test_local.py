@@ -20,15 +20,14 @@ from codedinvnet.models import open_model
 from codedinvnet.models.bundle import load_bundle
 from codedinvnet.serving.served import IMAGES
 from codedinvnet.serving.workers import local as process_pool
-from codedinvnet.serving.workers.computing import BundleSpec, ModelSpec, SchemeComputer
-from codedinvnet.serving.workers.local import Connection, ProcessPool
+from codedinvnet.serving.workers.computing import ModelSpec, SchemeComputer
+from codedinvnet.serving.workers.local import ProcessPool
 from codedinvnet.serving.workers.pool import Task, WorkerDied, WorkerFailed, run_task
 from tests.models.factories import PLACE, faint, save_onnx
 from tests.observing import until
 from tests.processes import needs_proc, survivors
 from tests.serving.bundles import output
 from tests.serving.workers.worker_processes import (
-    TelltaleSpec,
     Unloadable,
     data_task,
     images,
@@ -82,33 +81,6 @@ async def test_a_killed_worker_is_noticed(caplog: pytest.LogCaptureFixture) -> N
         assert {pool.pid(0), pool.pid(1)}.isdisjoint(pids)
         await asyncio.gather(*[pool.call(i, data_task(4 + i, 0)) for i in range(2)])
         assert len(deaths) == 2
-
-
-async def test_a_death_while_others_start_is_not_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    spawn = ProcessPool._spawn
-
-    async def spawn_and_lose(pool: ProcessPool, worker: int) -> Connection:
-        connection = await spawn(pool, worker)
-        if worker == 1:
-            connection.process.kill()
-            await until(lambda: connection.dead != "")
-        return connection
-
-    pool = ProcessPool(BundleSpec("mnist", 4))
-    deaths: list[int] = []
-
-    def on_death(worker: int, _: str) -> None:
-        assert pool.pid(worker) is None  # it is known, so it can be replaced
-        deaths.append(worker)
-
-    pool.on_death = on_death
-    with monkeypatch.context() as patch:
-        patch.setattr(ProcessPool, "_spawn", spawn_and_lose)
-        await pool.start(3)
-    assert deaths == [1]
-    await pool.replace(1)
-    await pool.call(1, data_task(1, 0))
-    await pool.stop()
 
 
 @pytest.mark.parametrize("kind", ["module", "onnx"])
@@ -215,16 +187,3 @@ async def test_only_a_users_mistake_is_one(
         assert "worker ended" not in caplog.messages
     finally:
         await asyncio.wait_for(pool.stop(), 20)
-
-
-@needs_proc
-async def test_workers_neither_pause_nor_interrupt() -> None:
-    pool = ProcessPool(TelltaleSpec("mnist", 4))
-    await pool.start(1)
-    try:
-        frozen, policy = output(await pool.call(0, data_task(1, 0)))
-    finally:
-        await asyncio.wait_for(pool.stop(), 20)
-    assert frozen > 1000  # PyTorch's objects; the collector passes them over
-    own = os.sched_getscheduler(0)
-    assert policy == (os.SCHED_BATCH if own == os.SCHED_OTHER else own)

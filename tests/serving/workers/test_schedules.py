@@ -13,7 +13,7 @@ from codedinvnet.common.distributions import Distribution
 from codedinvnet.common.errors import UserError
 from codedinvnet.serving.app import open_app
 from codedinvnet.serving.config import ServeOptions
-from codedinvnet.serving.workers.faults import Schedule, load_schedule
+from codedinvnet.serving.workers.faults import load_schedule
 
 # Files
 
@@ -45,10 +45,6 @@ def test_faults_of_data_tasks_need_a_method_that_has_some(method: str, tmp_path:
     faults = write(tmp_path, json.dumps({"faults": [hold]}))
     with pytest.raises(UserError, match="per_request"):
         open_app(ServeOptions(source="mnist", k=4, method=method, faults=faults))
-
-
-def test_an_empty_schedule(tmp_path: Path) -> None:
-    assert load_schedule(write(tmp_path, "{}")) == Schedule()
 
 
 @pytest.mark.parametrize(

@@ -83,11 +83,6 @@ class Telltale(torch.nn.Module):
         return torch.tensor([[float(gc.get_freeze_count()), float(os.sched_getscheduler(0))]])
 
 
-class TelltaleSpec(BundleSpec):
-    def load(self) -> Computer:
-        return SchemeComputer(Scheme("telltale", CopyCode(Uncoded(4)), {SERVED: Telltale()}, ()))
-
-
 class Unloadable(BundleSpec):
     """Cannot be loaded while there is a file."""
 
