@@ -5,10 +5,15 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
+import pytest
+
 from tests.pages import is_like, run, steps
 from tests.processes import needs_proc, served
 
 
+@pytest.mark.nightly(
+    reason="its service starts and stops for half a minute; test_serve does the same"
+)
 @needs_proc
 def test_a_stopped_worker_is_made_up_for(tmp_path: Path) -> None:
     _, start, ask, *rest = steps("tutorials/first-service.md")

@@ -61,6 +61,7 @@ def servers(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[list[Ser
         yield found
 
 
+@pytest.mark.nightly(reason="it starts two services; tests/gateway has gRPC servers of its own")
 def test_a_client_over_grpc_and_a_kill(servers: list[Server], tmp_path: Path) -> None:
     port = free_port()
     command = [sys.executable, "-m", "codedinvnet", "gateway", "--port", "0"]

@@ -13,6 +13,8 @@ import pytest
 
 from tests.processes import served
 
+pytestmark = pytest.mark.nightly(reason="it starts a service, and Java compiles a program")
+
 JAVA = """
 import java.net.URI;
 import java.net.http.*;

@@ -41,8 +41,8 @@ NODE = {
 
 
 @contextmanager
-def three_nodes() -> Iterator[Any]:
-    """Three nodes that only this machine reaches; nothing of them may be left in the end."""
+def nodes(count: int) -> Iterator[Any]:
+    """Nodes that only this machine reaches; nothing of them may be left in the end."""
     with pytest.MonkeyPatch.context() as changed:
         changed.setenv("RAY_AUTH_MODE", "disabled")
         changed.setenv("RAY_enable_metrics_collection", "0")
@@ -52,7 +52,7 @@ def three_nodes() -> Iterator[Any]:
         before = set(descendants(os.getpid())) if sys.platform == "linux" else set()
         found = Cluster(initialize_head=True, head_node_args=NODE)
         try:
-            for _ in range(2):
+            for _ in range(count - 1):
                 found.add_node(**NODE, wait=False)
             found.wait_for_nodes()
             yield found
@@ -60,13 +60,6 @@ def three_nodes() -> Iterator[Any]:
             below = set(descendants(os.getpid())) - before
             found.shutdown()  # type: ignore[no-untyped-call]
             assert survivors(below, 20) == []
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Any]:
-    """Three nodes for all tests of this file: the one that loses a node comes last."""
-    with three_nodes() as found:
-        yield found
 
 
 def raylet(node: Any) -> int:
@@ -84,21 +77,30 @@ def test_a_dead_address_is_told_at_once() -> None:
     assert time.monotonic() - began < 30
 
 
-async def test_actors_run_a_model_of_ones_own(cluster: Any) -> None:
+async def test_actors_run_a_model_of_ones_own() -> None:
     model = open_model(f"{PLACE}:words")
     tokens = {"tokens": np.random.default_rng(0).integers(0, WORDS, (1, TOKENS), np.int32)}
 
-    pool = RayPool(ModelSpec(model.source), cluster.address)
-    await pool.start(1)
-    try:
-        found = (await pool.call(0, Task(1, 0, tokens))).outputs["logits"]
-    finally:
-        await pool.stop()
+    with nodes(1) as cluster:
+        pool = RayPool(ModelSpec(model.source), cluster.address)
+        await pool.start(1)
+        try:
+            found = (await pool.call(0, Task(1, 0, tokens))).outputs["logits"]
+        finally:
+            await pool.stop()
     assert found.tobytes() == model.run(tokens)["logits"].tobytes()
     assert found.flags.writeable
 
 
+@pytest.fixture
+def cluster() -> Iterator[Any]:
+    """Three nodes, of which a test may kill some."""
+    with nodes(3) as found:
+        yield found
+
+
 @needs_proc
+@pytest.mark.nightly(reason="new actors take half a minute to start")
 async def test_an_actor_and_a_node_are_lost(cluster: Any, tmp_path: Path) -> None:
     samples = sample_images("mnist")
     images, labels = samples.images.numpy(), samples.labels.numpy()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -78,45 +77,3 @@ def options(monkeypatch: pytest.MonkeyPatch) -> Callable[..., ServeOptions]:
 
     monkeypatch.setattr(serve, "deployment", lambda **_: lambda _: Bound())
     return made
-
-
-@pytest.mark.parametrize("guarded", [False, True])
-async def test_strangers_do_not_change_the_policy(
-    guarded: bool,
-    options: Callable[..., ServeOptions],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    """The replica does not know on which addresses Ray Serve listens."""
-    from examples import ray_serve
-
-    called: list[str] = []
-    for name in ("log_to_stderr", "freeze_loaded"):  # without its handler, events lose their fields
-        monkeypatch.setattr(ray_serve, name, lambda *_, name=name: called.append(name))
-    fields, more = {"content_type": "application/json"}, {}
-    if guarded:
-        file = tmp_path / "token"
-        file.write_text("secret")
-        file.chmod(0o600)
-        fields["authorization"], more["token_file"] = "Bearer secret", str(file)
-    chosen = options(**more)
-    assert called == []  # here is not where it runs
-    ingress = ray_serve.Ingress.__new__(ray_serve.Ingress)
-    await ingress.__init__(chosen)  # type: ignore[misc]
-    try:
-        assert called == ["log_to_stderr", "freeze_loaded"]
-        assert ("no token" in caplog.messages) == (not guarded)
-        reply = await ingress(request("/policy", b'{"policy": "uncoded"}', **fields))
-        assert reply.status_code == (200 if guarded else 403)
-        assert (await ingress(request("/v2/health/ready"))).status_code == 200
-        large = await ingress(request("/policy", bytes(5000), **fields))
-        assert large.status_code == 413
-        assert (
-            await ingress(request("/v2/models/mnist/infer", b"{}", **fields))
-        ).status_code == 400
-        metrics = (await ingress(request("/metrics", b"", **fields))).body
-        assert b'codedinvnet_requests_total{code="400"} 1.0' in bytes(metrics)
-        assert ingress.api.memory.used == 0
-    finally:
-        await ingress.dispatcher.stop()

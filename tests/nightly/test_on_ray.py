@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,8 @@ from codedinvnet.net.listening import free_port
 from codedinvnet.protect import load_protection
 from codedinvnet.serving.config import ServeOptions
 from tests.client import connect
-from tests.e2e.test_ray import NODE, raylet, three_nodes
+from tests.e2e.test_ray import NODE, raylet
+from tests.e2e.test_ray import cluster as cluster
 from tests.processes import needs_proc, server
 from tests.protect.conftest import PLACE
 from tests.protect.conftest import finished as finished
@@ -60,13 +60,6 @@ finally:
     serve.shutdown()
     ray.shutdown()
 """
-
-
-@pytest.fixture
-def cluster() -> Iterator[Any]:
-    """Three nodes of a test's own, which may kill them."""
-    with three_nodes() as found:
-        yield found
 
 
 @needs_proc

@@ -65,13 +65,6 @@ def test_the_fewest_machines_are_those_that_counting_up_finds(policy: str, targe
     assert found["workers"] - 2 <= first  # other draws may need one more
 
 
-def test_what_no_number_of_machines_mends_is_told() -> None:
-    found = fewest(BASE, "uncoded", 60.0)
-    assert found["workers"] is None
-    assert found["tried"] >= 64
-    assert found["p999_ms"] is None or found["p999_ms"] > 60
-
-
 def test_a_log_is_planned_for(log: Path, tmp_path: Path, call: Command) -> None:
     out = tmp_path / "new" / "scenario.json"
     words = ("--qps", "60", "--queries", "3000", "--p999-ms", "200")

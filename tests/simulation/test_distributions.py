@@ -39,17 +39,6 @@ def test_the_mean_is_that_of_the_draws(raw: dict[str, Any]) -> None:
     assert draws.mean() == pytest.approx(distribution.mean_ms, rel=0.02)
 
 
-def test_a_mean_of_times_that_end_at_a_limit() -> None:
-    heavy = Distribution(distribution="pareto", ms=1, shape=1)
-    assert heavy.mean_within(100) == pytest.approx(1 + math.log(100), rel=0.02)
-    assert heavy.mean_within(100) == heavy.mean_within(100)
-    assert Distribution(ms=7, plus_ms=1).mean_within(100) == pytest.approx(8)
-
-
-def test_a_heavy_tail_has_no_mean() -> None:
-    assert Distribution(distribution="pareto", ms=1, shape=1).mean_ms == math.inf
-
-
 def test_uneven_quantiles_carry_a_tail() -> None:
     sample = np.random.default_rng(2).pareto(3, 100_000)
     fitted = Distribution(
@@ -61,13 +50,6 @@ def test_uneven_quantiles_carry_a_tail() -> None:
     assert draws.mean() == pytest.approx(fitted.mean_ms, rel=0.1)
     uneven = Distribution(distribution="empirical", values_ms=(0, 10, 110), shares=(0, 0.9, 1))
     assert uneven.mean_ms == pytest.approx(0.9 * 5 + 0.1 * 60)
-
-
-def test_a_number_is_a_constant_time() -> None:
-    distribution = Distribution.model_validate(2.5)
-    assert distribution == Distribution(ms=2.5)
-    stream = distribution.stream(np.random.default_rng(0))
-    assert list(itertools.islice(stream, 3)) == [0.0025] * 3
 
 
 def test_streams_go_on_beyond_a_chunk_and_repeat() -> None:

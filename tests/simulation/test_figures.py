@@ -8,7 +8,6 @@ import pytest
 from codedinvnet.common.quantiles import percentile
 from codedinvnet.simulation.engine import Simulation
 from codedinvnet.simulation.figures import (
-    SECTIONS,
     estimate,
     percentile_of,
     sections_for,
@@ -44,18 +43,6 @@ def test_an_interval_of_a_heavy_tail_is_a_factor() -> None:
     assert percentile_of(np.zeros(60_000), share) == (0, None)
 
 
-def test_neighbours_that_are_alike_widen_an_interval() -> None:
-    generator = np.random.default_rng(0)
-    alone = generator.standard_normal(30_000)
-    alike = np.repeat(generator.standard_normal(300), 100)
-    widths = []
-    for values in (alone, alike):
-        found = estimate(values, lambda v: float(v.mean()), SECTIONS)
-        assert found.interval is not None
-        widths.append(found.interval[1] - found.interval[0])
-    assert widths[1] > 5 * widths[0]
-
-
 def test_figures_of_a_run() -> None:
     given = scenario(
         policy="coded",
@@ -81,43 +68,11 @@ def test_figures_of_a_run() -> None:
     assert found["drifting"] is False
 
 
-def test_a_worker_is_fully_used_when_all_its_slots_are() -> None:
-    given = scenario(qps=150, slots=2, queries=6000)
-    assert summarise(Simulation(given).run(), given)["utilisation"] == pytest.approx(0.75, rel=0.05)
-
-
 def test_lost_requests_count_as_infinitely_late() -> None:
     given = scenario(qps=200, queries=4000, deadline_ms=50)
     found = summarise(Simulation(given).run(), given)
     assert found["p99_ms"] is None
     assert found["missing_share"] > 0.1
-
-
-def test_losses_are_by_the_request_and_hedges_by_the_query() -> None:
-    given = scenario(
-        policy="hedge",
-        workers=5,
-        qps=250,
-        batch=10,
-        queries=6000,
-        deadline_ms=60,
-        service={"distribution": "exponential", "ms": 10},
-    )
-    records = Simulation(given).run()
-    found = summarise(records, given)
-    lost = np.isinf(records.latency[len(records.latency) - given.counted :])
-    assert 0.05 < lost.mean() < 0.95
-    assert found["missing_share"] == pytest.approx(lost.mean(), abs=1e-6)
-    assert 50 < records.hedges < records.tasks / 3
-    assert found["hedges_per_query"] == pytest.approx(records.hedges / 6000, abs=1e-4)
-    assert found["tasks_per_query"] == pytest.approx(records.tasks / 6000, abs=1e-4)
-
-
-def test_what_was_never_lost_may_be_lost_by_the_request() -> None:
-    given = scenario(qps=20, batch=10, queries=4000, warmup=0)
-    found = summarise(Simulation(given).run(), given)
-    assert (found["missing_share"], found["missing_share_95"]) == (0, [0, 3 / 400])
-    assert found["decoded_share_95"] == [0, 3 / 4000]
 
 
 def test_what_was_never_seen_may_still_be() -> None:

@@ -78,11 +78,6 @@ def test_delays_are_found_again(kind: str) -> None:
     assert fitted.draw(400_000).max() > fitted.times.max() or kind == "constant"
 
 
-def test_other_delays_get_the_law_that_comes_nearest() -> None:
-    delay = Distribution(distribution="lognormal", ms=150, shape=0.4)
-    agree(fit(workers(delay=delay)), workers(4, 100_000, delay=delay, seed=4), within=0.35)
-
-
 def test_slow_and_fast_workers_are_told_from_delays() -> None:
     """A delay is as long on a slow worker as on another."""
     slow = fit(workers(4, 40_000, factor=3.0, delay=DELAYS["pareto"]))
@@ -110,15 +105,6 @@ def test_a_slow_worker_is_known_by_few_tasks(share: float) -> None:
     assert not any(s.worker is not None for s in fit(late).stragglers)
 
 
-def test_few_stragglers_are_kept_as_measured() -> None:
-    times = workers(1, 1000)[0].times
-    times[:19] = np.arange(500.0, 519.0)
-    (straggler,) = fit([WorkerTasks("w", times)]).stragglers
-    assert straggler.delay is not None
-    assert straggler.probability == pytest.approx(0.019)
-    assert len(straggler.delay.values_ms) == 19
-
-
 def test_no_stragglers() -> None:
     assert fit(workers()).stragglers == ()
     alike = fit([WorkerTasks("w", np.full(200, 7.0))])
@@ -140,33 +126,6 @@ def test_any_delays_are_fitted(values: list[float]) -> None:
 
 
 KINDS = st.sampled_from(["alike", "spread", "tailed", "rounded", "two"])
-
-
-@settings(max_examples=40, deadline=None)
-@given(
-    st.lists(
-        st.tuples(st.integers(1, 200), st.sampled_from([0.0, 1.0, 40.0, 5000.0]), KINDS),
-        min_size=1,
-        max_size=5,
-    )
-)
-def test_any_tasks_are_fitted(kinds: list[tuple[int, float, str]]) -> None:
-    generator = np.random.default_rng(0)
-    log: list[WorkerTasks] = []
-    for count, base, kind in kinds:
-        times = {
-            "alike": np.full(count, base),
-            "spread": base * np.exp(0.3 * generator.standard_normal(count)),
-            "tailed": base * generator.pareto(0.8, count),
-            "rounded": np.round(generator.exponential(base + 1, count)),
-            "two": np.where(generator.random(count) < 0.4, base, 50 * base),
-        }[kind]
-        log.append(WorkerTasks(str(len(log)), times))
-    fitted = fit(log)
-    drawn = fitted.draw(500)
-    assert np.isfinite(drawn).all()
-    assert (drawn >= 0).all()
-    assert sorted(fitted.workers) == [worker.name for worker in log]
 
 
 def test_a_log_is_read(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -9,9 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks.sweep import Sweep
-from codedinvnet.codes.mean import mosaic_rules
 from codedinvnet.codes.named_policies import served_as
-from codedinvnet.codes.rules import AnswersAll, AnyOf, Costs, Parities
 from codedinvnet.common.distributions import Distribution
 from codedinvnet.common.errors import UserError
 from codedinvnet.common.faults import Fault
@@ -45,13 +42,6 @@ def test_the_shipped_files_are_valid() -> None:
             assert ("small-backup" in sweep.policies) == coded
 
 
-def test_a_scenario_survives_its_row() -> None:
-    raw = read_json(ROOT / "configs" / "bench" / "simulate-pareto.json")
-    given = parse_scenario(raw, "file")
-    dumped = json.loads(json.dumps(given.model_dump(mode="json", exclude_defaults=True)))
-    assert parse_scenario(dumped, "row") == given
-
-
 def test_the_rules_are_those_of_serve() -> None:
     """Same options, same rules."""
     for pending, meant in ((None, 7400), (500, 500)):
@@ -73,23 +63,6 @@ def test_the_hang_timeout_is_serves(deadline: float) -> None:
     assert same.rules.hang_timeout == given.hang_timeout == 0.25
 
 
-def test_workers_that_the_load_and_the_stragglers_keep_busy() -> None:
-    def busy(*stragglers: dict[str, Any], **changes: Any) -> float:
-        given = {"qps": 200, "batch": 2, "workers": 3, "service": 9, "trip": 1, **changes}
-        return scenario(stragglers=stragglers, **given).busy_workers
-
-    slow = {"kind": "slow", "probability": 0.1, "delay": 50}
-    assert busy() == pytest.approx(2)
-    assert busy(slots=4) == pytest.approx(0.5)
-    assert busy(slow) == pytest.approx(3)
-    assert busy({**slow, "per_request": True}) == pytest.approx(2.5)
-    assert busy({**slow, "delay": 9000}, deadline_ms=2000) == pytest.approx(2 + 0.1 * 240)
-    assert busy({"kind": "hang", "probability": 0.01}) == pytest.approx(2 + 0.01 * 600)
-    assert busy({"kind": "factor", "factor": 2}, slow) == pytest.approx(4.8)
-    of_some = [{**slow, "worker": 0}, {**slow, "until_s": 1}, {**slow, "kind": "hold"}]
-    assert busy(*of_some) == pytest.approx(2)
-
-
 # Arrivals
 
 
@@ -102,32 +75,11 @@ def test_arrivals_have_the_rate_that_was_asked_for(kind: Any) -> None:
     assert 100_000 / times[-1] == pytest.approx(100, rel=0.05 if kind == "uneven" else 0.03)
 
 
-def test_uneven_arrivals_have_the_spread_that_was_asked_for() -> None:
-    arrivals = Arrivals(kind="uneven", qps=1000, cv=5.0)
-    gaps = np.diff(arrivals.times(np.random.default_rng(0), 400_000))
-    assert gaps.std() / gaps.mean() == pytest.approx(5, rel=0.05)
-
-
 def test_arrivals_in_steps_change_their_rate_in_mid_run() -> None:
     arrivals = Arrivals(kind="steps", qps=1000, steps=(0.5, 2.0))
     gaps = np.diff(arrivals.times(np.random.default_rng(0), 100_000))
     assert 1 / gaps[:49_000].mean() == pytest.approx(500, rel=0.03)
     assert 1 / gaps[51_000:].mean() == pytest.approx(2000, rel=0.03)
-
-
-def test_bursts_are_busier_than_poisson_arrivals() -> None:
-    spread = {}
-    for kind in ("poisson", "bursts"):
-        raw = {"kind": kind, "qps": 1000, "burst_factor": 5, "burst_ms": 1000, "calm_ms": 9000}
-        times = Arrivals.model_validate(raw).times(np.random.default_rng(0), 200_000)
-        counts = np.histogram(times, np.arange(0, times[-1], 0.1))[0]
-        spread[kind] = counts.var() / counts.mean()
-    assert spread["poisson"] == pytest.approx(1, rel=0.1)
-    assert spread["bursts"] > 10
-    # calm and busy rates: 1 and 5 parts, busy for a tenth of the time
-    calm = 1000 * 10 / (9 + 5)
-    assert np.median(counts) == pytest.approx(calm / 10, rel=0.05)
-    assert np.quantile(counts, 0.97) > 0.8 * 5 * calm / 10
 
 
 # Stragglers
@@ -213,17 +165,3 @@ BURST = {"kind": "burst", "factor": 2, "delay": 1, "every_s": 1, "workers": 1}
 def test_scenarios_that_cannot_be(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
         scenario(**changes)
-
-
-def test_the_code_is_the_methods_and_the_bundles() -> None:
-    given = scenario(policy="coded", k=4, workers=6)
-    assert given.code == Parities(4)
-    assert given.updated(method="small-backup").code == AnswersAll(4, cost=Costs(member=0.25))
-    assert given.updated(method="nercc", r=2).code == AnyOf(4, 6, 4)
-    mosaic = given.updated(bundle="cifar10")
-    assert mosaic.code == mosaic_rules(4)
-    assert mosaic.updated(r=2).code == Parities(4, 2)
-    assert mosaic.updated(policy="uncoded").code is None
-    assert given.updated(bundle="mnist").code == Parities(4)
-    with pytest.raises(UserError, match="no bundle 'nothing'"):
-        _ = given.updated(bundle="nothing").code

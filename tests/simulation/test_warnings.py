@@ -6,9 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from codedinvnet.simulation.figures import simulate
 from codedinvnet.simulation.stragglers import stragglers
-from codedinvnet.simulation.warnings import Rare, drifts, few_hit, overload, rarest, too_short
+from codedinvnet.simulation.warnings import Rare, drifts, rarest, too_short
 from tests.simulation.scenarios import scenario
 
 BURSTS = {"kind": "bursts", "qps": 100, "calm_ms": 9000, "burst_ms": 1000}
@@ -52,41 +51,3 @@ def test_a_run_drifts_if_requests_wait_ever_longer() -> None:
     assert not drifts(times + np.linspace(1, 0, 3000), 1.0)  # it began badly
     assert not drifts(times[:2], 1.0)
     assert not drifts(np.full(3000, math.inf), 1.0)
-
-
-@pytest.mark.parametrize("seed", range(6))
-@pytest.mark.parametrize(
-    ("load", "arrivals", "found"),
-    [(0.9, {}, False), (0.6, {"kind": "bursts"}, False), (1.06, {}, True)],
-    ids=["stable", "bursts", "overloaded"],
-)
-def test_queues_that_come_and_go_are_no_drift(
-    load: float, arrivals: dict[str, Any], found: bool, seed: int
-) -> None:
-    given = scenario(
-        arrivals={"qps": load * 1000, **arrivals},
-        workers=10,
-        service=10,
-        queries=6000,
-        seed=seed,
-        deadline_ms=60_000,
-    )
-    assert simulate(given)["drifting"] == found
-
-
-def test_overload_is_told_by_the_load_or_by_the_run() -> None:
-    assert overload(scenario(qps=50), drifting=False) == []
-    assert overload(scenario(qps=50), drifting=True)[0].startswith(
-        "Requests seem to wait ever longer"
-    )
-    assert overload(scenario(qps=125, slots=2), drifting=False) == []
-    (told,) = overload(scenario(qps=125), drifting=True)
-    assert told.startswith("Overloaded: data tasks alone keep 1.2 workers busy, and there are 1;")
-
-
-def test_stragglers_of_a_fixed_number_are_few_of_many() -> None:
-    assert few_hit(stragglers("bursts", 10, 1), 30) == []
-    (told,) = few_hit(stragglers("bursts", 10, 1), 31)
-    assert told.startswith("Stragglers are 3 of 31 workers, however many there are")
-    assert few_hit(stragglers("hung", 10, 1), 31)[0].startswith("Stragglers are 1 of 31")
-    assert few_hit(stragglers("pareto", 10, 1), 10_000) == few_hit((), 10_000) == []
