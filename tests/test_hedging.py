@@ -95,9 +95,9 @@ async def client(
         await asking.close()
 
 
-@pytest.fixture(params=["httpx", "httpx-sync", "httpx2", "httpx2-sync"])
+@pytest.fixture(params=["httpx", "httpx2-sync"])
 def any_client(request: pytest.FixtureRequest) -> AnyClient:
-    """`client` of each module, asynchronous and synchronous."""
+    """`client` of each module, one of them asynchronous and the other synchronous."""
     name, _, sync = request.param.partition("-")
     return functools.partial(client, module=import_module(name), sync=bool(sync))
 

@@ -186,6 +186,10 @@ KINDS = {
 }
 
 
+BY_DAY = ("openai-async", "anthropic")
+"""Both clients and both ways; what the transport does is the same for the others."""
+
+
 @contextlib.asynccontextmanager
 async def asking(kind: Kind, toys: Sequence[Toy]) -> AsyncIterator[tuple[Any, HedgingTransport]]:
     """Yield a client on a transport, and the transport."""
@@ -204,7 +208,13 @@ async def asking(kind: Kind, toys: Sequence[Toy]) -> AsyncIterator[tuple[Any, He
         await of(client.close)
 
 
-@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(kind, id=name, marks=() if name in BY_DAY else pytest.mark.nightly)
+        for name, kind in KINDS.items()
+    ],
+)
 async def test_answers_are_whole_and_from_one_server_though_the_other_stalls(kind: Kind) -> None:
     async with Toy(model("a")) as a, Toy(model("b")) as b:
         async with asking(kind, [a, b]) as (client, transport):

@@ -46,7 +46,7 @@ def test_reproduce_twice(call: Command, data_dir: Path, tmp_path: Path) -> None:
 
 def test_reproduce_goes_on_after_a_kill(call: Command, data_dir: Path, tmp_path: Path) -> None:
     raw = tiny_settings()
-    raw["training"]["epochs"] = 6
+    raw["training"]["epochs"] = 4
     config = write_settings(tmp_path / "own.json", raw)
     words = ["reproduce", str(config), "--data-dir", str(data_dir), "--save-dir"]
     broken, unbroken = tmp_path / "broken", tmp_path / "unbroken"
@@ -70,12 +70,12 @@ def test_reproduce_goes_on_after_a_kill(call: Command, data_dir: Path, tmp_path:
         process.kill()
         process.wait()
     reached = load_checkpoint(last)[1]["epoch"]
-    assert 1 <= reached < 6
+    assert 1 <= reached < 4
     assert not (last.parent / "network.safetensors").exists()
     resumed = call(*words, broken)
     assert resumed.code == 0, resumed.err
-    assert "epoch 6/6" in resumed.err + resumed.out
-    assert f"epoch {reached}/6" not in resumed.err + resumed.out
+    assert "epoch 4/4" in resumed.err + resumed.out
+    assert f"epoch {reached}/4" not in resumed.err + resumed.out
     assert call(*words, unbroken).code == 0
     for name in ("network.safetensors", "best.safetensors", "last.safetensors"):
         expected, _ = load_checkpoint(unbroken / raw["name"] / "network" / name)

@@ -30,6 +30,7 @@ from tests.processes import (
     PATIENT,
     alive,
     ended,
+    interruptible,
     needs_proc,
     served,
     server,
@@ -333,7 +334,7 @@ def test_it_is_alive_before_it_is_ready(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])  # of one, Python raises
 def test_a_stop_while_it_starts(number: signal.Signals, tmp_path: Path) -> None:
     """As a terminal's Ctrl-C or a service manager's stop: to the whole process group."""
-    with (tmp_path / "log").open("w") as log:
+    with (tmp_path / "log").open("w") as log, interruptible():
         process = subprocess.Popen(
             [sys.executable, "-m", "codedinvnet", "serve", "mnist", "--port", "0"],
             stdout=log,

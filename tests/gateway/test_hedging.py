@@ -16,7 +16,7 @@ from tests.gateway.support import INFER, V2, Running, gateway
 from tests.upstream import Handler, Request, Upstream, answer
 
 pytestmark = pytest.mark.anyio
-STALL = 1.5
+STALL = 0.8
 
 
 def taking(seconds: float, stalls: Callable[[], bool] = lambda: False) -> Handler:

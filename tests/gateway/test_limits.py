@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
 
-from codedinvnet.gateway.proxy import HttpCall
-from codedinvnet.gateway.routes import is_stateful
-from codedinvnet.net.http1 import read_request
 from tests.gateway.support import INFER, V2, gateway
 from tests.observing import until
 from tests.upstream import Handler, Request, answer
@@ -85,28 +81,6 @@ async def test_slow_readers_and_mute_upstreams_hold_no_more_than_the_bound() -> 
         await until(lambda: memory.used == 0, 10.0)
 
 
-async def test_many_small_parts_of_a_body_cost_no_memory_of_their_own() -> None:
-    go = asyncio.Event()
-
-    async def serve(request: Request, writer: asyncio.StreamWriter) -> bytes:
-        await go.wait()
-        return answer(b"%d" % len(request.body))
-
-    async with gateway(serve) as g:
-        reader, writer = await asyncio.open_connection("127.0.0.1", g.client.origin.port)
-        writer.write(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n")
-        writer.write(b"2\r\nab\r\n" * 50_000 + b"0\r\n\r\n")
-        assert g.gateway.dispatcher is not None
-        calls = g.gateway.dispatcher.calls
-        await until(lambda: bool(calls))
-        (call,) = calls.values()
-        assert isinstance(call, HttpCall)
-        assert len(call.body) < 50
-        go.set()
-        assert (await reader.readuntil(b"100000")).startswith(b"HTTP/1.1 200")
-        writer.close()
-
-
 async def test_a_full_gateway_says_when_to_come_back() -> None:
     go = asyncio.Event()
 
@@ -148,30 +122,3 @@ async def test_a_deadline_says_where_the_request_was() -> None:
             assert found.status == 504
             assert g.upstreams[0].url.encode() in found.body
         assert g.metric("requests_total", outcome="deadline") == 2
-
-
-@pytest.mark.parametrize(
-    "body",
-    [
-        b'{"inputs":[{"name":"x","datatype":"FP32","shape":[1,%d],"data":[%b1]}]}'
-        % (MIB // 4, b"1.5," * (MIB // 4)),
-        b'"sequence_id"' * (4 * MIB),
-        b'{"inputs":[{"data":"' + b'\\"' * (25 * MIB),
-        b'"sequence_id": 0 ' + b" " * (50 * MIB),
-    ],
-    ids=["valid", "keys", "string", "spaces"],
-)
-def test_json_is_looked_through_about_as_fast_as_for_one_word(body: bytes) -> None:
-    """Nobody else is served meanwhile."""
-    head = read_request(b"POST /v2/models/m/infer HTTP/1.1\r\nHost: a\r\n\r\n")
-    parts = [body[at : at + (1 << 16)] for at in range(0, len(body), 1 << 16)]
-
-    def seconds(do: Callable[[], object]) -> float:
-        found = []
-        for _ in range(5):  # of which the machine may disturb some
-            began = time.thread_time()
-            do()
-            found.append(time.thread_time() - began)
-        return min(found)
-
-    assert seconds(lambda: is_stateful(head, parts)) < 5 * seconds(lambda: body.count(b'"none"'))

@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import heapq
 import random
-from typing import Any
 
 import pytest
 
 from codedinvnet.scheduler.actions import Action, Send
 from codedinvnet.scheduler.events import Completed, Submit, TimerDue
-from codedinvnet.scheduler.group import Traffic
 from codedinvnet.scheduler.policies import HEDGE
 from codedinvnet.scheduler.scheduler import Scheduler
 from codedinvnet.scheduler.settings import Rules
-from codedinvnet.scheduler.stats import LatencyStats
-from codedinvnet.scheduler.tuning import TUNING
-from tests.scheduler.model import Model
 
 ROW = 0.01
 SMALL, LARGE = 1, 32
@@ -94,67 +89,3 @@ def test_large_requests_among_small_ones_are_not_late(slots: int, in_turn: bool)
     assert copies <= 10 * in_turn, "a hundredth of what a fixed budget would send"
     assert upstreams.called_slow <= 0.02 * 1000 * WORKERS * in_turn
     assert upstreams.work <= 1.02 * upstreams.asked
-
-
-def test_a_bulk_is_timed_as_the_next_larger_until_it_is_known() -> None:
-    pace = LatencyStats(2)
-    for _ in range(TUNING.times_needed):
-        pace.took(0.0, 0, 0, 0.02, Traffic("", 2))
-    assert pace.late(0, 1, Traffic("", 3)) is None, "its time is not known"
-    for bulk in (1, 2):
-        assert pace.late(0, 1, Traffic("", bulk)) == pytest.approx(TUNING.late_factor * 0.02)
-    for _ in range(2):
-        pace.took(0.0, 1, 0, 0.01, Traffic("", 1))
-        pace.took(0.0, 1, 0, 0.5, Traffic("", 3))
-    assert not pace.slow
-    for _ in range(TUNING.times_needed):
-        pace.took(0.0, 0, 0, 0.01, Traffic("", 1))
-    assert pace.late(0, 1, Traffic("", 1)) == pytest.approx(TUNING.late_factor * 0.01)
-
-
-def knowing(large: float, **rules: Any) -> Model:
-    """Return a model that knows requests of 10 ms, and as many of another bulk."""
-    model = Model("hedge", 5, hang_timeout=1000.0, **rules)
-    model.unequal = True
-    for _ in range(TUNING.times_needed):
-        for bulk, seconds in ((1, 0.01), (9, large)):
-            model.scheduler.stats.took(0.0, 0, 0, seconds, Traffic("", bulk))
-    return model
-
-
-@pytest.mark.parametrize(("bulk", "seconds", "cost"), [(1, 0.01, 0.5), (9, 0.03, 1.5)])
-def test_a_copy_costs_what_its_bulk_takes(bulk: int, seconds: float, cost: float) -> None:
-    model = knowing(0.03, hedge_share=5.0)
-    (query,) = model.submit(bulk=bulk)
-    model.wait(TUNING.late_factor * seconds - 0.0001)
-    assert len(model.data(query)) == 1
-    model.wait(0.001)
-    assert len(model.data(query)) == 2
-    assert model.scheduler.budget.spent == pytest.approx(cost)
-
-
-def test_a_copy_that_costs_more_than_can_be_saved_up_is_paid_off_before_others() -> None:
-    model = knowing(0.5, hedge_share=1.0)
-    for _ in range(100):
-        for bulk, seconds in ((1, 0.01),) * 29 + ((9, 0.5),):
-            model.scheduler.stats.took(0.0, 0, 0, seconds, Traffic("", bulk))
-
-    def answer(requests: int) -> None:
-        for _ in range(requests):
-            (other,) = model.submit(bulk=1)
-            model.result(*model.data(other))
-
-    (query,) = model.submit(bulk=9)
-    answer(5)
-    model.wait(1.0)
-    assert len(model.data(query)) == 1
-    answer(5)  # no more can be saved up
-    model.wait(1.0)
-    assert len(model.data(query)) == 2
-    assert model.scheduler.budget.tokens < 0
-    (late,) = model.submit(bulk=1)
-    model.wait(0.02)
-    assert len(model.data(late)) == 1
-    answer(15)
-    model.wait(0.02)
-    assert len(model.data(late)) > 1

@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from codedinvnet.codes.build import scheme_for
-from codedinvnet.codes.rules import Task, Uncoded, is_systematic
 from codedinvnet.models.bundle import Bundle
 from codedinvnet.scheduler.group import CodingGroup
 from tests.scheduler.model import ErasureCode
@@ -26,32 +25,6 @@ def group(k: int = 3, r: int = 1, *, members: int = 0, **code: bool) -> CodingGr
 def subsets(tasks: list[int]) -> list[frozenset[int]]:
     sizes = range(len(tasks) + 1)
     return [frozenset(s) for s in chain.from_iterable(combinations(tasks, n) for n in sizes)]
-
-
-def test_queries_join_until_the_group_is_full_or_sealed() -> None:
-    full, sealed = group(2), group(3, members=1)
-    assert (full.join(5), full.join(6)) == (0, 1)
-    assert (full.members, full.is_open, full.is_full) == ([5, 6], True, True)
-    sealed.seal()
-    for made in (full, sealed):
-        with pytest.raises(ValueError, match="group 7 takes no more members"):
-            made.join(7)
-    for made in (sealed, group()):
-        with pytest.raises(ValueError, match="group 7 cannot be sealed"):
-            made.seal()
-    with pytest.raises(ValueError, match="group 7 is sealed"):
-        sealed.keep([100])
-    with pytest.raises(ValueError, match="group 7 is sealed"):
-        sealed.leave(100)
-
-
-def test_which_codes_are_systematic() -> None:
-    code = Uncoded()
-    assert code.tasks(1) == {0: Task((0,))}
-    assert [code.recoverable(frozenset(outputs), 1) for outputs in ((), (0,))] == [set(), {0}]
-    for systematic in (code, ErasureCode(3, 2), ErasureCode(3, 2, fixed_size=True)):
-        assert is_systematic(systematic)
-    assert not is_systematic(ErasureCode(3, 2, systematic=False))
 
 
 @given(

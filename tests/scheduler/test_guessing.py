@@ -9,7 +9,6 @@ import pytest
 from codedinvnet.scheduler.actions import DEADLINE, Answer, AnswerDecoded, Decode, Fail
 from codedinvnet.scheduler.tuning import TUNING
 from tests.scheduler.model import ErasureCode, Model, only
-from tests.scheduler.situations import coded
 
 
 def guessing(policy: str = "coded", **rules: Any) -> tuple[Model, list[int]]:
@@ -58,44 +57,6 @@ def test_a_guess_that_takes_too_long_is_not_waited_for() -> None:
     model, missing = guessing()
     model.wait(1 + TUNING.grace)
     assert {model.ended[query] for query in missing} == {Fail(q, DEADLINE) for q in missing}
-
-
-def test_what_is_decoded_at_the_deadline_is_waited_for_a_little() -> None:
-    model = coded(2, hang_timeout=100.0)
-    first, second = model.submit(2, timeout=1.0)
-    model.result(*model.parities(), *model.data(first))
-    assert model.decoding == [second]
-    model.wait(1.1)
-    model.decoded(second)
-    assert model.ended[second] == AnswerDecoded(second)
-
-
-def test_a_guess_after_losses_has_until_the_deadline() -> None:
-    model, missing = guessing(max_losses=1)
-    model.fail(*(attempt for query in missing for attempt in model.data(query)))
-    query = model.decoding[0]
-    model.wait(0.9)
-    assert query not in model.ended
-    model.wait(0.1 + TUNING.grace)
-    assert model.ended[query] == Fail(query, DEADLINE)
-
-
-def test_after_a_guess_the_others_have_their_hope_again() -> None:
-    """The task of a guessed member is dropped from a queue: another had counted on its output."""
-    model = Model("coded", 4, ErasureCode(3, guesses=True), hang_timeout=100.0)
-    (hasty,) = model.submit(timeout=2 * TUNING.patience)
-    other, third = model.submit(2)
-    model.result(*model.parities(), *model.data(third))
-    model.submit(2)  # the two workers that are free have something to do
-    model.kill(model.worker(*model.data(hasty)))
-    model.wait(1.5 * TUNING.patience)  # it is sent again, behind them
-    model.kill(model.worker(*model.data(other)))
-    assert not model.scheduler.queries[other].attempts
-    model.wait(0.5 * TUNING.patience)
-    assert model.decoding == [hasty]
-    model.decoded(hasty)
-    assert model.ended[hasty] == AnswerDecoded(hasty)
-    assert model.scheduler.queries[other].attempts
 
 
 def test_what_workers_keep_failing_on_is_guessed() -> None:

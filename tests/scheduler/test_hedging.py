@@ -7,13 +7,12 @@ from typing import Any, ClassVar
 
 import pytest
 
-from codedinvnet.codes.rules import AnswersAll
 from codedinvnet.scheduler.actions import Answer, Forget, Send
 from codedinvnet.scheduler.dispatch import Dispatcher
 from codedinvnet.scheduler.policies import POLICIES, Launch, Policy, Then
 from codedinvnet.scheduler.queries import Attempt
-from tests.scheduler.model import ErasureCode, Model, only
-from tests.scheduler.situations import hedging, know_times
+from tests.scheduler.model import ErasureCode, Model
+from tests.scheduler.situations import hedging
 
 # Copies
 
@@ -89,33 +88,6 @@ def test_a_lost_copy_is_followed_by_another_at_once(how: str) -> None:
     assert model.ended[query] == Answer(query, again, model.worker(again))
 
 
-def test_a_lost_copy_is_followed_by_another_as_soon_as_that_can_be_paid() -> None:
-    model = hedging(workers=3, hedge_share=0.06)  # one copy saved up
-    (query,) = model.submit()
-    model.wait(0.0215)
-    first, copy = model.data(query)
-    model.fail(copy)
-    assert model.data(query) == [first]
-    for _ in range(15):
-        (other,) = model.submit()
-        model.result(*model.data(other))
-    assert model.data(query) == [first]
-    model.wait(0.0215)
-    assert len(model.data(query)) == 2
-
-
-def test_no_hedge_for_an_answered_query_nor_before_latencies_are_known() -> None:
-    model = Model("hedge", 2)
-    (early,) = model.submit()
-    model.wait(1)
-    assert len(model.data(early)) == 1
-    model = hedging()
-    (query,) = model.submit()
-    model.result(*model.data(query))
-    model.wait(1)
-    assert model.scheduler.dispatcher.hedges == 0
-
-
 def test_hedges_are_paid_from_a_bucket() -> None:
     model = hedging(workers=40, hedge_share=0.1)  # 2 copies saved up
     queries = model.submit(20)  # and 2 more
@@ -157,32 +129,3 @@ def test_a_withheld_decoding_is_copied_where_copies_are_sent() -> None:
     assert query not in model.ended
     model.result(copy)
     assert model.ended[query] == Answer(query, copy, model.worker(copy))
-
-
-def test_what_is_late_and_withheld_is_copied_as_soon_as_that_can_be_paid() -> None:
-    model = Model("coded+hedge", 4, ErasureCode(2), hedge_share=0.3, hang_timeout=100.0)
-    know_times(model)
-    first, query = model.submit(2)
-    (own,) = model.data(query)
-    model.result(*model.parities(), *model.data(first))
-    model.wait(0.02)  # it is late while it is being decoded
-    model.new()
-    model.withheld(query)
-    assert model.data(query) == [own]
-    model.submit(2)
-    model.result(*(attempt for attempt in list(model.at) if attempt != own))
-    assert model.data(query) == [own]
-    model.wait(0.02)
-    assert len(model.data(query)) == 2
-
-
-def test_a_late_extra_task_is_sent_again_for_its_own_members_alone() -> None:
-    model = Model("coded+hedge", 6, AnswersAll(2, r=2))
-    answered, other = model.submit(2)
-    first, second = model.parities()
-    model.result(*model.data(answered))
-    model.new()
-    model.late(first)
-    assert not only(model.new(), Send)
-    model.late(second)
-    assert {send.members for send in only(model.new(), Send)} == {(other,)}

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from codedinvnet.scheduler.actions import DEADLINE, Answer, AnswerDecoded, Fail, Replace, Send
-from codedinvnet.scheduler.events import WorkerLost
-from codedinvnet.scheduler.tuning import TUNING
-from tests.scheduler.model import FINAL, ErasureCode, Model, only
+from tests.scheduler.model import FINAL, Model, only
 from tests.scheduler.situations import coded
 
 
@@ -40,28 +38,6 @@ def test_what_is_lost_for_good_ends_its_query_unless_something_is_under_way() ->
     assert model.ended[first] == AnswerDecoded(first)
 
 
-def test_what_wants_a_direct_answer_does_not_wait_for_a_parity() -> None:
-    model = coded(2, spare=3, max_losses=2)
-    (first,), (second,) = model.submit(accept=False), model.submit()
-    model.fail(*model.data(first))
-    assert len(model.parities()) == len(model.data(first)) == 1
-    model.fail(*model.data(first))
-    assert list(model.ended) == [first]
-    assert isinstance(model.ended[first], Fail)
-    model.result(*model.data(second))
-
-
-def test_a_lost_parity_is_sent_again_but_not_for_ever_and_then_its_member_is() -> None:
-    model = coded(2, spare=TUNING.extra_retries + 1, max_losses=100)
-    first, _ = model.submit(2)
-    model.fail(*model.data(first))
-    for _ in range(TUNING.extra_retries + 1):
-        assert not model.data(first)
-        assert len(model.parities()) == 1
-        model.fail(*model.parities())
-    assert (len(model.parities()), len(model.data(first))) == (0, 1)
-
-
 def test_a_hung_worker_is_replaced() -> None:
     model = Model("uncoded", 2, hang_timeout=3.0)
     first, second = model.submit(2)
@@ -78,18 +54,6 @@ def test_a_hung_worker_is_replaced() -> None:
     assert first not in model.ended
 
 
-def test_a_backups_worker_may_have_a_limit_of_its_own() -> None:
-    model = Model("coded", 3, ErasureCode(2, backup=True), backup_hang_timeout=1.0)
-    model.submit(2)
-    model.new()
-    model.wait(0.9)
-    assert not only(model.new(), Replace)
-    model.wait(0.2)
-    assert only(model.new(), Replace) == [Replace(2, "hung")]
-    model.wait(2.0)  # the others' is 3 s
-    assert only(model.new(), Replace) == [Replace(0, "hung"), Replace(1, "hung")]
-
-
 def test_a_worker_that_answers_in_time_is_not_hung() -> None:
     model = Model("uncoded", 1)
     first, second = model.submit(2)
@@ -100,17 +64,6 @@ def test_a_worker_that_answers_in_time_is_not_hung() -> None:
     model.result(*model.data(second))
     model.wait(10)
     assert not only(model.new(), Replace)
-
-
-def test_a_second_report_of_a_death_changes_nothing() -> None:
-    model = Model("uncoded", 2)
-    model.submit(2)
-    lost = model.running[0]
-    model.kill(0)
-    model.new()
-    model.handle(WorkerLost(0, "again"))
-    model.fail(lost)
-    assert model.new() == []
 
 
 def test_the_deadline_ends_a_query_and_drops_its_queued_task() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from codedinvnet.scheduler.actions import (
-    DEADLINE,
     Answer,
     AnswerDecoded,
     Compare,
@@ -18,7 +17,6 @@ from codedinvnet.scheduler.group import FILLER
 from codedinvnet.scheduler.policies import POLICIES
 from codedinvnet.scheduler.scheduler import Scheduler
 from codedinvnet.scheduler.settings import Rules
-from codedinvnet.scheduler.tuning import TUNING
 from tests.scheduler.model import ErasureCode, Model, only
 from tests.scheduler.situations import coded
 
@@ -78,44 +76,7 @@ def test_after_the_timeout_one_alone_is_copied() -> None:
     assert model.ended[second] == Answer(second, copy.attempt, model.worker(copy.attempt))
 
 
-def test_after_the_timeout_nothing_happens_if_all_are_answered_or_the_group_is_full() -> None:
-    model = coded(3)
-    first, second = model.submit(2)
-    model.result(*model.data(first), *model.data(second))
-    model.new()
-    model.wait(0.021)
-    assert [type(action) for action in model.new()] == [Forget]
-    assert not model.scheduler.flying.groups
-    model.submit(3)
-    model.new()
-    model.wait(1)
-    assert model.new() == []
-
-
-def test_answered_members_of_a_group_that_fills_later_are_coded_with_it() -> None:
-    model = coded(2)
-    (first,) = model.submit()
-    (output,) = model.data(first)
-    model.result(output)
-    (second,) = model.submit()
-    (parity,) = model.parities()
-    model.new()
-    model.result(parity)
-    (decode,) = only(model.new(), Decode)
-    assert (dict(decode.outputs), dict(decode.wanted)) == ({0: output, 2: parity}, {second: 1})
-
-
 # Workers
-
-
-def test_least_loaded_workers_first_and_ties_in_turn() -> None:
-    model = Model("uncoded", 3, slots=2)
-    queries = model.submit(3)
-    assert [send.worker for send in only(model.new(), Send)] == [0, 1, 2]
-    model.result(*model.data(queries[1]))
-    model.submit(2)
-    assert [send.worker for send in only(model.new(), Send)] == [1, 0]
-    assert model.loads == [2, 1, 1]
 
 
 def test_a_held_answer_frees_its_worker() -> None:
@@ -218,62 +179,6 @@ def test_a_code_that_is_not_systematic_waits_for_its_group() -> None:
         assert model.ended[query] == AnswerDecoded(query)
 
 
-@pytest.mark.parametrize("r", [2, 6])
-def test_a_code_that_is_not_systematic_sends_again_when_too_many_are_lost(r: int) -> None:
-    """Losses that the code makes up for do not count, even if there are as many as a query's."""
-    model = Model("coded", 16, ErasureCode(3, r, systematic=False))
-    queries = model.submit(3)
-    tasks = sorted(model.running.values())
-    model.fail(*tasks[:r])
-    model.new()
-    model.fail(tasks[r])  # two are left, three are needed
-    again = only(model.new(), Send)
-    assert {send.task for send in again} == set(range(r + 1))
-    model.result(*[send.attempt for send in again])
-    assert model.decoding == queries
-
-
-def test_a_late_output_of_a_failed_query_still_serves_its_group() -> None:
-    model = coded(2, hang_timeout=100.0)
-    (hasty,), (patient,) = model.submit(timeout=1.0), model.submit()
-    model.fail(*model.data(patient))
-    model.wait(1)
-    assert set(model.ended) == {hasty}
-    model.result(*model.data(hasty), *model.parities())
-    assert model.decoding == [patient]
-
-
-def test_a_failed_query_takes_no_hope_from_its_group() -> None:
-    """Its queued task is dropped with it, and another member had counted on that output."""
-    model = coded(2, hang_timeout=100.0)
-    model.submit(2)  # all three workers are at work
-    (patient,) = model.submit()
-    (hasty,) = model.submit(timeout=TUNING.patience / 2)
-    model.result(model.running[0])
-    (attempt,) = model.data(patient)
-    model.fail(attempt)  # its worker takes no other task of the group
-    assert not model.scheduler.queries[patient].attempts, "it hopes for the other's output"
-    assert not model.data(hasty)
-    model.wait(TUNING.patience / 2)
-    assert model.ended[hasty] == Fail(hasty, DEADLINE)
-    model.drain()
-    assert isinstance(model.ended[patient], Answer)
-
-
-def test_a_lost_query_whose_decoding_does_not_come_is_sent_again() -> None:
-    """The output that it waits for is on a worker that hangs."""
-    model = coded(2, hang_timeout=100.0)
-    hung, lost = model.submit(2)
-    model.result(*model.parities())
-    model.fail(*model.data(lost))
-    assert not model.data(lost)  # it hopes for the other member's output
-    model.wait(TUNING.patience)
-    (again,) = model.data(lost)
-    model.result(again)
-    assert isinstance(model.ended[lost], Answer)
-    assert model.decoding == [hung]  # and with it the hung worker's query is decoded
-
-
 def test_a_query_that_kills_its_workers_is_given_up() -> None:
     model = Model("uncoded", 3, max_losses=3)
     (query,) = model.submit()
@@ -293,10 +198,3 @@ def test_too_few_workers(policy: str, code: ErasureCode | None, needed: int) -> 
     with pytest.raises(ValueError, match=f"{needed - 1} are too few: .* needs {needed},"):
         Scheduler(Rules(needed - 1, POLICIES[policy]), code)
     Scheduler(Rules(needed, POLICIES[policy]), code)
-
-
-def test_the_work_of_a_policy_is_counted() -> None:
-    for policy, work in (("uncoded", 12), ("replicate", 24), ("coded", 16)):
-        model = Model(policy, 30, ErasureCode(3))
-        model.submit(12)
-        assert model.scheduler.dispatcher.sent == work

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from codedinvnet.scheduler.quantiles import RecentQuantiles
 from codedinvnet.scheduler.stats import LatencyStats
 from codedinvnet.scheduler.timers import FEW, Timers
 from codedinvnet.scheduler.tuning import TUNING
@@ -38,37 +37,6 @@ def test_nothing_is_known_before_enough_has_come() -> None:
     assert stats.late(0, 0) == pytest.approx(TUNING.late_factor * 0.01)
 
 
-def test_the_quantiles_are_of_the_last_values() -> None:
-    recent = RecentQuantiles(0.95, 0.5)
-    for i in range(1, 121):
-        recent.add(i / 1000)
-    assert recent.quantiles == (0.115, 0.061)
-    for _ in range(2 * TUNING.times_kept):
-        recent.add(0.001)
-    assert recent.quantiles == (0.001, 0.001)
-
-
-def test_kinds_are_timed_apart() -> None:
-    stats = Observed(slots=4)
-    for _ in range(TUNING.times_needed):
-        stats.saw(0, 0.05, kind=10)
-    assert stats.normal == 0.01
-    assert stats.late(10, 0) == pytest.approx(TUNING.late_factor * 0.05)
-    assert stats.late(-2, 0) == pytest.approx(3 * TUNING.late_factor * 0.01), (
-        "in turn, if not known"
-    )
-    assert not stats.slow
-
-
-def test_a_cancelled_task_tells_nothing_in_favour_of_its_worker() -> None:
-    stats = Observed()
-    for seconds in (0.012, 0.013, 0.012):  # late, and overtaken by their copies
-        stats.now += seconds
-        stats.took(stats.now, 0, 0, seconds, is_cut=True)
-    assert stats.slow == {0}
-    assert stats.slowness(0) == TUNING.slow
-
-
 @pytest.mark.parametrize(
     ("seconds", "slowness"),
     [
@@ -91,37 +59,6 @@ def test_a_worker_is_slow_after_three_slow_tasks_in_a_row(
     stats.renew(1)
     assert not stats.slow, "another took its place"
     assert stats.saw(1, 0.05) is None
-
-
-@pytest.mark.parametrize("slots", [1, 2, 4])
-def test_what_a_worker_had_when_it_was_blocked_is_one_observation(slots: int) -> None:
-    """A block delays every task that a worker has, and is over then."""
-    stats = Observed(slots=4)
-    stats.now = end = 10.0
-    for i in range(slots):
-        stats.took(end + 0.01 * i, 1, -i, 0.3 + 0.01 * i)
-    assert not stats.slow
-    stats.took(end + 0.3, 1, 0, 0.25)
-    assert not stats.slow
-    stats.took(end + 0.6, 1, 0, 0.25)
-    assert stats.slow == {1}, "these began after the block"
-
-
-def test_a_slow_worker_is_tried_again_after_ever_longer_times() -> None:
-    stats = Observed()
-    stats.saw(1, 0.03, 0.03)
-    waits = []
-    for _ in range(3):
-        until = stats.saw(1, 0.03)
-        assert until is not None
-        waits.append(until - stats.now)
-        assert not stats.retry((stats.now + until) / 2, 1)
-        assert stats.retry(until, 1)
-        assert not stats.slow
-        stats.now = until
-    assert waits == pytest.approx([TUNING.retry * 0.03 * 2**i for i in range(3)])
-    until = stats.saw(1, 0.01, 0.03, 0.03, 0.03)
-    assert until == pytest.approx(stats.now + TUNING.retry * 0.03), "a task in normal time ends it"
 
 
 def test_the_overhead_is_what_stragglers_cost() -> None:

@@ -14,7 +14,7 @@ def run(cell: Cell, policy: str = "hedge") -> Found:
     return Run(replace(cell, policy=policy)).run()
 
 
-@pytest.mark.parametrize(("busy", "slots"), [(0.4, 1), (0.4, 2), (0.4, 4), (0.52, 2)])
+@pytest.mark.parametrize(("busy", "slots"), [(0.4, 1), (0.52, 2)])
 def test_a_server_that_was_blocked_is_used_again(busy: float, slots: int) -> None:
     """With several slots one block delays several requests; that does not make a server slow."""
     cell = Cell("block", busy, slots=slots)
@@ -25,7 +25,7 @@ def test_a_server_that_was_blocked_is_used_again(busy: float, slots: int) -> Non
     assert hedge.quantile(0.999) < 0.2 * queue.quantile(0.999)
 
 
-@pytest.mark.parametrize(("busy", "slots"), [(0.4, 1), (0.7, 1), (0.7, 2)])
+@pytest.mark.parametrize(("busy", "slots"), [(0.4, 1), (0.7, 2)])
 def test_requests_that_are_long_by_themselves_are_not_copied(busy: float, slots: int) -> None:
     cell = Cell("long", busy, slots=slots)
     hedge, uncoded = run(cell), run(cell, "uncoded")
@@ -60,11 +60,10 @@ def test_answers_that_are_held_back_do_not_take_the_place_of_others() -> None:
         assert hedge.quantile(share) < 1.2 * known.quantile(share)
 
 
-@pytest.mark.parametrize("busy", [0.8, 0.9])
-def test_answers_that_are_held_back_are_copied_where_most_servers_are_busy(busy: float) -> None:
+def test_answers_that_are_held_back_are_copied_where_most_servers_are_busy() -> None:
     slow = {"hedge": 0, "uncoded": 0}
-    for policy, seed in product(slow, (4, 5, 6, 7)):
-        found = run(Cell("held", busy, slots=None, seed=seed), policy)
+    for policy, seed in product(slow, (4, 5)):
+        found = run(Cell("held", 0.9, slots=None, seed=seed), policy)
         slow[policy] += sum(seconds > 0.3 for seconds in found.seconds)
     assert slow["hedge"] < 0.2 * slow["uncoded"]
 
@@ -108,7 +107,7 @@ def test_a_slow_server_does_not_take_the_others_down() -> None:
 
 @pytest.mark.parametrize(
     ("fault", "busy", "cores"),
-    [("none", 0.8, 1), ("none", 0.8, 4), ("exponential", 0.8, 2), ("block", 0.4, 4)],
+    [("none", 0.8, 1), ("exponential", 0.8, 2), ("block", 0.4, 4)],
 )
 def test_the_number_of_slots_is_found(fault: Fault, busy: float, cores: int) -> None:
     """No setting says how many requests a server computes at once."""

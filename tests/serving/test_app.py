@@ -20,7 +20,7 @@ from codedinvnet.serving.config import ServeOptions
 from codedinvnet.serving.opened import check
 from codedinvnet.serving.served import Classifier
 from tests.conftest import Command
-from tests.processes import wait_until
+from tests.processes import interruptible, wait_until
 from tests.serving.options import changed
 
 MNIST = Classifier("mnist", (1, 28, 28), tuple("0123456789"), "mnist")
@@ -147,7 +147,7 @@ def test_a_stop_while_the_model_is_loaded(number: signal.Signals, tmp_path: Path
         "import pathlib, time\n"
         f"def make():\n    pathlib.Path({str(begun)!r}).touch()\n    time.sleep(300)\n"
     )
-    with (tmp_path / "log").open("w") as log:
+    with (tmp_path / "log").open("w") as log, interruptible():
         command = [sys.executable, "-m", "codedinvnet", "serve", f"{path}:make", "--port", "0"]
         process = subprocess.Popen(command, stdout=log, stderr=log)
     try:

@@ -30,7 +30,7 @@ def mean_ms(records: Records) -> float:
 
 def test_poisson_arrivals_and_exponential_service() -> None:
     """M/M/1: sojourn times are exponential with the rate mu - lambda."""
-    found = run(service=EXPONENTIAL, qps=50, queries=40_000)
+    found = run(service=EXPONENTIAL, qps=50, queries=20_000)
     assert mean_ms(found) == pytest.approx(1000 / (100 - 50), rel=0.05)
     for share in (0.5, 0.9, 0.99):
         exact = -1000 * math.log(1 - share) / (100 - 50)
@@ -49,7 +49,7 @@ def test_poisson_arrivals_and_any_service(
     """M/D/1 and M/G/1: the mean wait by Pollaczek and Khinchine."""
     if squared_variation is None:
         squared_variation = math.exp(service["shape"] ** 2) - 1
-    given = scenario(service=service, qps=60, queries=30_000)
+    given = scenario(service=service, qps=60, queries=15_000)
     mean = given.service.mean_ms
     rho = 60 * mean / 1000
     wait = rho * mean * (1 + squared_variation) / (2 * (1 - rho))
@@ -67,7 +67,7 @@ def erlang_c_wait(rate: float, mu: float, servers: int) -> float:
 @pytest.mark.parametrize(("most", "qps"), [(3, 150), (50, 300)])
 def test_calls_of_several_tasks(most: int, qps: float) -> None:
     """A queue served in bulk: that of waiting tasks is geometric (Bailey, 1954)."""
-    found = run(service=EXPONENTIAL, qps=qps, queries=40_000, worker_batch=most, batch_fixed=1.0)
+    found = run(service=EXPONENTIAL, qps=qps, queries=20_000, worker_batch=most, batch_fixed=1.0)
     root = brentq(lambda x: 100 * x ** (most + 1) - (qps + 100) * x + qps, 0.0, 1 - 1e-6)
     busy = 1 / (100 / qps + 1 / (1 - root))
     waiting = busy * root / (1 - root) ** 2
@@ -84,14 +84,14 @@ def test_a_call_costs_its_fixed_share_once() -> None:
 
 def test_four_workers_wait_as_one_queue_would() -> None:
     """Tasks are bound late (M/M/c)."""
-    found = run(service=EXPONENTIAL, workers=4, qps=280, queries=40_000)
+    found = run(service=EXPONENTIAL, workers=4, qps=280, queries=20_000)
     exact = 10 + 1000 * erlang_c_wait(280, 100, 4)
     assert mean_ms(found) == pytest.approx(exact, rel=0.05)
 
 
 def test_many_workers_wait_as_one_queue_would() -> None:
     """With an idle worker at hand nearly always, how tasks are bound cannot matter (M/M/c)."""
-    found = run(service=EXPONENTIAL, workers=100, qps=7000, queries=30_000)
+    found = run(service=EXPONENTIAL, workers=100, qps=7000, queries=15_000)
     exact = 10 + 1000 * erlang_c_wait(7000, 100, 100)
     assert mean_ms(found) == pytest.approx(exact, rel=0.02)
 
@@ -103,7 +103,7 @@ def test_a_server_behind_the_gateway_queues_what_it_is_given(
     cores: int, slots: int | None, near: float
 ) -> None:
     """M/M/c at the server; the trip keeps it no longer busy, and long queries are long there."""
-    given: dict[str, Any] = {"cores": cores, "slots": slots, "trip": 2, "queries": 20_000}
+    given: dict[str, Any] = {"cores": cores, "slots": slots, "trip": 2, "queries": 12_000}
     found = run(service=EXPONENTIAL, qps=70 * cores, **given)
     exact = 12 + 1000 * erlang_c_wait(70 * cores, 100, cores)
     assert mean_ms(found) == pytest.approx(exact, rel=near)
@@ -115,16 +115,16 @@ def test_a_server_behind_the_gateway_queues_what_it_is_given(
 
 def test_the_first_of_two_copies() -> None:
     """The smaller of two exponential times is exponential with half the mean."""
-    found = run(service=EXPONENTIAL, workers=2, policy="replicate", qps=1, queries=15_000)
+    found = run(service=EXPONENTIAL, workers=2, policy="replicate", qps=1, queries=8_000)
     assert mean_ms(found) == pytest.approx(5, rel=0.03)
     assert 1000 * np.quantile(found.latency, 0.99) == pytest.approx(5 * math.log(100), rel=0.05)
     # now and then a query is answered before its second copy begins, which is then dropped
-    assert 1.98 * 15_000 < found.tasks < 2 * 15_000
+    assert 1.98 * 8_000 < found.tasks < 2 * 8_000
 
 
 def test_a_batch_waits_for_its_last_image() -> None:
     """The largest of ten exponential times: the harmonic number H10."""
-    found = run(service=EXPONENTIAL, workers=10, qps=10, batch=10, queries=50_000)
+    found = run(service=EXPONENTIAL, workers=10, qps=10, batch=10, queries=25_000)
     exact = 10 * sum(1 / i for i in range(1, 11))
     assert mean_ms(found) == pytest.approx(exact, rel=0.03)
 
@@ -179,7 +179,7 @@ def test_a_blocked_worker_is_busy_and_a_held_answer_leaves_it_free() -> None:
 
 def test_bursts_slow_several_workers_for_a_while() -> None:
     burst = {"kind": "burst", "workers": 2, "factor": 4, "every_s": 1, "delay": 300}
-    found = run(workers=4, qps=4, queries=20_000, stragglers=[burst])
+    found = run(workers=4, qps=4, queries=10_000, stragglers=[burst])
     late = 1000 * found.latency > 39
     # half of the workers for 0.3 s of every second; bursts may overlap the last one's end
     assert late.mean() == pytest.approx(0.5 * (1 - math.exp(-0.3)), rel=0.15)
