@@ -86,7 +86,7 @@ def test_kubernetes_takes_each_manifest(manifest: Any) -> None:
 
 
 def test_the_gateways_settings_fit_its_manifests(config: GatewayOptions) -> None:
-    assert {"http": config.port} == PORTS
+    assert {"http": config.port, "members": config.member_port} == PORTS
     assert config.host == "0.0.0.0"
     (upstream,) = config.upstream
     match = re.fullmatch(r"dns\+http://([\w-]+):(\d+)", upstream)
@@ -94,6 +94,13 @@ def test_the_gateways_settings_fit_its_manifests(config: GatewayOptions) -> None
     headless = found("Service", match[1])["spec"]
     assert headless["clusterIP"] == "None"
     assert [port["port"] for port in headless["ports"]] == [int(match[2])]
+    match = re.fullmatch(r"dns\+([\w-]+):(\d+)", config.members or "")
+    assert match is not None
+    headless = found("Service", match[1])["spec"]
+    assert headless["clusterIP"] == "None"
+    assert headless["publishNotReadyAddresses"], "they find each other before upstreams are up"
+    assert headless["selector"] == POD["metadata"]["labels"]
+    assert int(match[2]) == config.member_port
     labels, service = POD["metadata"]["labels"], found("Service", "resnet")["spec"]
     for kind in ("Deployment", "PodDisruptionBudget"):
         assert found(kind, "resnet-gateway")["spec"]["selector"]["matchLabels"] == labels
@@ -119,7 +126,10 @@ async def test_probes_and_metrics_really_answer(config: GatewayOptions) -> None:
     upstream = Upstream()
     await upstream.start()
     options = config.model_copy(
-        update={"upstream": (upstream.url,), "port": 0, "drain_notice_ms": 0.0}
+        update={
+            **{"upstream": (upstream.url,), "port": 0, "drain_notice_ms": 0.0},
+            **{"members": None, "member_port": None, "member_token_file": None},
+        }
     )
     async with gateway_running(options) as found:
         address = found.url.replace("0.0.0.0", "127.0.0.1")
@@ -131,15 +141,16 @@ async def test_probes_and_metrics_really_answer(config: GatewayOptions) -> None:
         assert {await status(address, probe["path"]) for probe in lives} == {200}
 
 
-def test_the_token_of_the_manifest_is_where_the_gateway_looks() -> None:
+def test_the_tokens_of_the_manifest_are_where_the_gateway_looks(config: GatewayOptions) -> None:
     pod = found("Deployment", "resnet-gateway", WITH_TOKEN)["spec"]["template"]["spec"]
     (container,) = pod["containers"]
-    file = Path(build_parser().parse_args(container["args"]).token_file)
-    (volume,) = (v for v in pod["volumes"] if "secret" in v)
-    (mount,) = (m for m in container["volumeMounts"] if m["name"] == volume["name"])
-    name, key = volume["secret"]["secretName"], file.name
-    assert str(file.parent) == mount["mountPath"]
-    assert f"kubectl create secret generic {name} --from-file={key}=" in TEXT
+    secrets = {v["name"]: v["secret"]["secretName"] for v in pod["volumes"] if "secret" in v}
+    files = [build_parser().parse_args(container["args"]).token_file, config.member_token_file]
+    for file in map(Path, files):
+        (mount,) = (m for m in container["volumeMounts"] if m["mountPath"] == str(file.parent))
+        secret = secrets.pop(mount["name"])
+        assert f"kubectl create secret generic {secret} --from-file={file.name}=" in TEXT
+    assert not secrets
 
 
 def test_the_unit_of_systemd_starts_a_gateway_and_lets_it_drain() -> None:
