@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import signal
 import ssl
 import subprocess
@@ -289,3 +290,31 @@ async def test_other_signals_end_nothing(number: signal.Signals, tmp_path: Path)
         one.process.terminate()
         events = await one.end()
     assert (b'"reload"' in events) is (number is signal.SIGHUP)
+
+
+async def test_the_access_log_and_the_level_of_the_log() -> None:
+    async def ask(kind: str) -> list[str]:
+        words = ("--access-log", kind, "--log-level", "error", "--deadline-ms", "500")
+        async with Upstream() as upstream, process(upstream, *words) as one:
+            fields = [("x-request-id", "r1"), ("user-agent", 'a"b')]
+            await one.client.ask("POST", "/x?y=1", 5.0, b"12345", fields)
+            await one.client.ask("GET", "/livez", 5.0)
+            await upstream.stop()
+            await one.client.ask("GET", "/y", 5.0)
+            one.process.terminate()
+            assert one.process.stdout is not None
+            lines = (await one.process.stdout.read()).decode().splitlines()
+            assert b'"info"' not in await one.end()
+        return lines
+
+    first, own, failed = (json.loads(line) for line in await ask("json"))
+    assert (first["method"], first["path"], first["status"]) == ("POST", "/x?y=1", 200)
+    assert (first["client"], first["bytes"], first["request_id"]) == ("127.0.0.1", 5, "r1")
+    assert (first["outcome"], first["attempts"], first["route"]) == ("direct", 1, "other")
+    assert first["upstream"].startswith("http://127.0.0.1:")
+    assert (own["path"], own["status"], own["client"]) == ("/livez", 200, "127.0.0.1")
+    assert failed["status"] >= 500
+    line, *others = await ask("combined")
+    pattern = r'127\.0\.0\.1 - - \[.+ \+0000\] "POST /x\?y=1 HTTP/1\.1" 200 5 "-" "a\\x22b"'
+    assert re.fullmatch(pattern, line)
+    assert len(others) == 2

@@ -59,7 +59,7 @@ class Echo:
         self.memory.give(request.size)
         return None
 
-    def replied(self, head: RequestHead | None, status: int) -> None: ...
+    def replied(self, head: RequestHead | None, status: int, client: Answers) -> None: ...
 
     def gone(self) -> None:
         self.left = True

@@ -78,7 +78,7 @@ class Recorder:
         self.memory.give(request.size)
         client.reply(Reply(200, b"{}"))
 
-    def replied(self, head: RequestHead | None, status: int) -> None: ...
+    def replied(self, head: RequestHead | None, status: int, client: Answers) -> None: ...
 
 
 Send = Callable[[bytes], Awaitable[tuple[list[Seen], int]]]

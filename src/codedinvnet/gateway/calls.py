@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from codedinvnet.net.logs import Quiet
 
 if TYPE_CHECKING:
+    from codedinvnet.gateway.access import AccessLog
     from codedinvnet.gateway.cluster import Endpoint
     from codedinvnet.gateway.routes import Route
+    from codedinvnet.net.http1 import RequestHead
     from codedinvnet.net.memory import Memory
     from codedinvnet.scheduler.caches import Prompt
 
@@ -73,6 +75,11 @@ class Call(ABC):
         is_over: whether the client has an answer, an error, or is gone.
         prompt: what upstreams may have cached of it; None: nothing is known of that.
         size: bytes that it holds until it is over and all attempts have ended.
+        http_head: of the request, if it is over HTTP.
+        outcome: how it ended; "" before.
+        status: that its client got; 0: none.
+        passed_on: bytes of its answer's body that the client was sent.
+        access: where it is logged; None: nowhere.
     """
 
     def __init__(
@@ -81,12 +88,16 @@ class Call(ABC):
         self.route, self.repeatable, self.size_class = route, repeatable, size_class
         self.came, self.deadline, self.memory = time.monotonic(), deadline, memory
         self.query = self.breaks = self.size = self.live = 0
-        self.identity = b""
         self.prompt: Prompt | None = None
+        self.identity = self.address = b""
+        self.outcome, self.status, self.passed_on = "", 0, 0
         self.written = self.is_over = False
         self.attempts: list[Attempt] = []
         self.last: Failure | None = None
         self.winner: Attempt | None = None
+
+    access: AccessLog | None = None
+    http_head: RequestHead | None = None
 
     @abstractmethod
     def attempt(self, endpoint: Endpoint, number: int) -> Attempt:
@@ -115,6 +126,7 @@ class Call(ABC):
 
     def note(self, outcome: str, status: int) -> None:
         """Count how it ended and with which status (0: none), and log it if it was slow."""
+        self.outcome, self.status = outcome, status
         self.route.count(outcome, status)
         if outcome != "failed" and time.monotonic() - self.came > SLOW:
             self.log("slow request")
@@ -132,6 +144,8 @@ class Call(ABC):
 
     def end(self) -> None:
         """Take note that the client waits no longer."""
+        if self.access is not None and not self.is_over:
+            self.access.call(self)
         self.is_over = True
         self.release()
 

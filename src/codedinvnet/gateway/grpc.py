@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 from codedinvnet.common.errors import UserError, described
+from codedinvnet.gateway.access import AccessLog
 from codedinvnet.gateway.attempts import HOLD, SIGNS, UNSURE
 from codedinvnet.gateway.calls import Attempt, Call, Cause, Failure
 from codedinvnet.gateway.cluster import PROBE_TIMEOUT, Cluster, Endpoint
@@ -161,6 +162,9 @@ class GrpcCall(Call):
         deadline = time.monotonic() + (most if left is None else min(left, most))
         super().__init__(route, repeatable, size_class(len(message)), deadline, server.memory)
         self.dispatcher, self.method = server.dispatcher, method
+        self.access = server.access
+        if self.access is not None:
+            self.address = context.peer().partition(":")[2].rpartition(":")[0].encode()
         self.message, self.metadata, self.size = message, metadata, len(message)
         server.memory.take(self.size)
         self.answered: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
@@ -183,6 +187,7 @@ class GrpcCall(Call):
         return "POST", self.method
 
     def _end(self, answer: Answer, outcome: str) -> None:
+        self.passed_on = len(answer.body)
         self.note(outcome, status_of(answer.code.name))
         if not self.answered.done():
             self.answered.set_result(answer)
@@ -255,6 +260,7 @@ class GrpcServer(grpc.GenericRpcHandler):  # type: ignore[misc]
         self.dispatcher, self.routes, self.memory = dispatcher, routes, memory
         self.guard, self.upstream_token = guard, upstream_token
         self.is_draining = False
+        self.access: AccessLog | None = None
 
     async def start(
         self, host: str, port: int, most_body: int, certificate: Certificate | None

@@ -129,6 +129,13 @@ class GatewayOptions(Options):
         1, "processes that share the port and decide as one; the n-th has its own routes on the "
         "n-th port from --admin-port on", group=TOGETHER, ge=1, le=64,
     )  # fmt: skip
+    access_log: Literal["json", "combined"] | None = option(
+        None, "write a line for each request to standard output: json or combined",
+        group=LISTENING, unset="none",
+    )  # fmt: skip
+    log_level: Literal["info", "warning", "error"] = option(
+        "info", "events below are not logged: info, warning or error", group=LISTENING
+    )
     trusted_hops: int = option(
         0, "proxies of your own in front of the gateway: so many of the last entries of "
         "X-Forwarded-For and Forwarded are believed, and passed on",

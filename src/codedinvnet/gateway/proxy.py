@@ -83,7 +83,7 @@ class HttpCall(Call):
         deadline = time.monotonic() + seconds
         super().__init__(route, repeatable, size_class(length), deadline, client.memory)
         self.client, self.head, self.body, self.trailers = client, head, body, trailers
-        self.dispatcher, self.token = dispatcher, token
+        self.dispatcher, self.token, self.http_head = dispatcher, token, head
         dropped, own = NOT_PASSED_ON, b""
         if forwarding is not None:
             dropped = OF_GATEWAY
@@ -153,6 +153,7 @@ class HttpCall(Call):
         assert winner is not None
         if not is_complete and body:
             self._sent = body[-1]
+        self.passed_on = sum(map(len, body))
         mains = self.dispatcher.cluster.mains
         outcome = "fallback" if winner.endpoint.worker >= mains else "direct"
         is_marked = outcome != "direct" and OUTCOME not in head.known
@@ -165,6 +166,7 @@ class HttpCall(Call):
     def send(self, data: bytes) -> None:
         """Send the client the next part of a stream."""
         self._sent = data
+        self.passed_on += len(data)
         self.client.send_body(data)
 
     def finish(self, trailers: Fields) -> None:
@@ -174,6 +176,7 @@ class HttpCall(Call):
 
     def break_off(self) -> None:
         """The upstream failed in mid-stream: end the client's stream visibly."""
+        self.outcome = "aborted"
         self.route.count("aborted", 0)
         self.log("stream broke off")
         winner, last = self.winner, b""
@@ -183,18 +186,19 @@ class HttpCall(Call):
         self.client.abort(last)
 
     def fail(self, status: int, reason: str) -> None:
-        last = None if self.last is None else self.last.reply
+        last = self.last.reply if self.last is not None and status == 502 else None
         outcome = "deadline" if status == 504 else "failed"
-        if status == 502 and last is not None:
-            head, body, trailers = last
-            added = [] if OUTCOME in head.known else [(OUTCOME, b" failed")]
-            self.client.respond(head, added, [body], trailers, True)
-            status = head.status
-        else:
-            self.client.refuse(status, reason)
+        if last is not None:
+            status, self.passed_on = last[0].status, len(last[1])
         self.note(outcome, status)
         self.log("request failed", reason=reason)
         self.end()
+        if last is None:
+            self.client.refuse(status, reason)
+            return
+        head, body, trailers = last
+        added = [] if OUTCOME in head.known else [(OUTCOME, b" failed")]
+        self.client.respond(head, added, [body], trailers, True)
 
     def pause(self) -> None:
         """The client is slow: read no more of the answer for now."""

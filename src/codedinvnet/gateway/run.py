@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import uvloop
 
 from codedinvnet.common.errors import UserError
+from codedinvnet.gateway.access import AccessLog
 from codedinvnet.gateway.admin import OPEN, PATHS, Admin
 from codedinvnet.gateway.affinity import Affinity
 from codedinvnet.gateway.cluster import Cluster
@@ -70,6 +71,7 @@ class Gateway:
         body: bytes that a request's body may have.
         hops: proxies of the operator's own in front of this one.
         affinity: finds what upstreams may have cached of a request; None: nothing is.
+        access: where requests are logged; None: nowhere.
     """
 
     def __init__(
@@ -83,8 +85,9 @@ class Gateway:
         body: int,
         hops: int = 0,
         affinity: Affinity | None = None,
+        access: AccessLog | None = None,
     ) -> None:
-        self.hops, self.affinity = hops, affinity
+        self.hops, self.affinity, self.access = hops, affinity, access
         self.dispatcher, self.routes, self.memory = dispatcher, routes, memory
         self.admin, self.guard, self.upstream_token = admin, guard, upstream_token
         self.body = body
@@ -125,6 +128,7 @@ class Gateway:
             )
             if self.affinity is not None:
                 call.prompt = self.affinity.prompt(head, body)
+            call.access = self.access
             dispatcher.submit(call)
         except Refused as refused:
             route.count("refused", 503)
@@ -135,8 +139,10 @@ class Gateway:
         call.release()
         return None if call.is_over else call
 
-    def replied(self, head: RequestHead | None, status: int) -> None:
-        """Take no note: routes count their refusals."""
+    def replied(self, head: RequestHead | None, status: int, client: Answers) -> None:
+        """Log it: routes count their refusals."""
+        if self.access is not None and head is not None:
+            self.access.replied(head, status, client.peer[0])
 
 
 class AdminPort:
@@ -165,7 +171,7 @@ class AdminPort:
         self.admin.memory.give(request.size)
         client.reply(self.admin.answer(request.head, request.body))
 
-    def replied(self, head: RequestHead | None, status: int) -> None:
+    def replied(self, head: RequestHead | None, status: int, client: Answers) -> None:
         """Take no note."""
 
 
@@ -259,6 +265,7 @@ class RunningGateway:
         self.context, self.resolver = trusted(options.upstream_ca), resolver
         self.metrics, self.memory = GatewayMetrics(), Memory(options.memory)
         self.routes = Routes(options.rules, self.metrics, options.limits)
+        self.access = None if options.access_log is None else AccessLog(options.access_log)
         self.url = self.admin_url = ""
         self._servers: list[HttpServer] = []
         self._background = Background()
@@ -303,6 +310,7 @@ class RunningGateway:
             options.body,
             options.trusted_hops,
             None if options.affinity is None else Affinity(options.affinity),
+            self.access,
         )
         self._servers.append(HttpServer(handler, self.memory, most))
         self.url = self.admin_url = await self._servers[0].listen(main, self.certificate)
@@ -310,6 +318,8 @@ class RunningGateway:
             self._servers.append(HttpServer(AdminPort(admin, self.guard), self.memory, 256))
             self.admin_url = await self._servers[1].listen(own, self.certificate)
         admin.servers = self._servers
+        if self.access is not None:
+            self._background.spawn(self.access.follow())
         for token in filter(None, (self.guard.token, self.upstream_token)):
             self._background.spawn(token.follow())
         endpoints = [each for one in admin.dispatchers for each in one.cluster]
@@ -369,6 +379,7 @@ class RunningGateway:
         admin.dispatchers.append(dispatcher)
         guard, upstream_token = self.guard, self.upstream_token
         self.grpc = grpc.GrpcServer(dispatcher, self.routes, self.memory, guard, upstream_token)
+        self.grpc.access = self.access
         self.grpc_port = await self.grpc.start(options.host, port, options.body, self.certificate)
         log_event("gRPC", host=options.host, port=self.grpc_port)
 
@@ -398,6 +409,8 @@ class RunningGateway:
         if self.backup is not None:
             await self.backup.stop()
         await self._background.stop()
+        if self.access is not None:
+            self.access.flush()
         if self.url:
             log_event("stopped")
 
@@ -427,7 +440,7 @@ async def serve(
 
 def run_gateway(options: GatewayOptions, resolver: Resolver | None = None) -> None:
     """Run `codedinvnet gateway`."""
-    stop_logging = log_to_stderr()
+    stop_logging = log_to_stderr(level=options.log_level)
     try:
         if options.processes == 1:
             uvloop.run(serve(options, resolver))

@@ -189,7 +189,7 @@ class Answers:
             self._write([head])
         else:
             self._write([head, body] if len(body) > HIGH else [head + body])
-        connection.server.handler.replied(request, status)
+        connection.server.handler.replied(request, status, self)
         connection.done(is_kept)
 
     def refuse(self, status: int, reason: str, retry_after: int = 0, closes: bool = False) -> None:

@@ -84,22 +84,24 @@ def allow_files() -> int:
     return max(16, min(found - OTHER_FILES, found // 2))
 
 
-def log_to_stderr(*errors_of: str) -> Callable[[], None]:
+def log_to_stderr(*errors_of: str, level: str = "info") -> Callable[[], None]:
     """Write events as JSON lines to standard error; return a function that undoes this.
 
     Args:
         errors_of: names of loggers of which only errors are written.
+        level: of what is less, nothing is written.
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
-    levels = {logger.name: logging.INFO, "asyncio": logging.WARNING}
+    least = logging.getLevelNamesMapping()[level.upper()]
+    levels = {logger.name: least, "asyncio": max(least, logging.WARNING)}
     levels |= dict.fromkeys(errors_of, logging.ERROR)
     before = []
-    for name, level in levels.items():
+    for name, own in levels.items():
         chosen = logging.getLogger(name)
         before.append((chosen, chosen.handlers, chosen.level, chosen.propagate))
         chosen.handlers, chosen.propagate = [handler], False
-        chosen.setLevel(level)
+        chosen.setLevel(own)
 
     def undo() -> None:
         for chosen, handlers, level, propagate in before:

@@ -90,7 +90,7 @@ class Handler(Protocol):
         The handler gives the memory that the body takes back.
         """
 
-    def replied(self, head: RequestHead | None, status: int) -> None:
+    def replied(self, head: RequestHead | None, status: int, client: Answers) -> None:
         """Take note of an answer of the server's own; the head is None if it was malformed."""
 
 

@@ -117,7 +117,7 @@ class HttpApi:
         self.background.spawn(self._answer(client, request, call.left))
         return call
 
-    def replied(self, head: RequestHead | None, status: int) -> None:
+    def replied(self, head: RequestHead | None, status: int, client: Answers | None = None) -> None:
         """Count the answer to an inference request."""
         if head is not None and head.path.endswith("/infer"):
             self.requests.labels(str(status)).inc()
