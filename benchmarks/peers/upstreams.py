@@ -283,7 +283,9 @@ def write_model(path: Path) -> None:
     torch = import_module("torch")
     model = import_module("torchvision.models").resnet18().eval()
     example = torch.zeros(1, 3, SIDE, SIDE)
-    torch.onnx.export(model, (example,), path, input_names=["x"], external_data=False)
+    torch.onnx.export(
+        model, (example,), path, input_names=["x"], external_data=False, verbose=False
+    )
 
 
 def request(number: int, kind: str = "timed") -> bytes:
