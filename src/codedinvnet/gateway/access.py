@@ -14,7 +14,6 @@ from codedinvnet.net.background import in_thread
 from codedinvnet.net.logs import Quiet
 
 if TYPE_CHECKING:
-    from codedinvnet.gateway.calls import Call
     from codedinvnet.net.http1 import RequestHead
 
 PERIOD = 0.2
@@ -85,24 +84,14 @@ class AccessLog:
         self._entries: list[tuple[Entry, float]] = []
         self._last: RequestHead | None = None
 
-    def call(self, call: Call) -> None:
-        """Take in a request that upstreams were asked for, as it ends."""
-        method, target = call.method_and_path()
-        entry = Entry(method, target, call.status, call.address.decode("ascii", "replace"))
-        entry.seconds, entry.size = time.monotonic() - call.came, call.passed_on
-        entry.route, entry.outcome = call.route.name, call.outcome
-        entry.identity, entry.attempts = call.identity.decode(), len(call.attempts)
-        last = call.winner or (call.attempts[-1] if call.attempts else None)
-        entry.upstream = "" if last is None else last.endpoint.url
-        self._add(entry, call.http_head)
-
     def replied(self, head: RequestHead, status: int, address: str) -> None:
         """Take in an answer of the gateway's own, unless it is that to a call."""
         if head is not self._last:
             method, target = head.method.decode("latin-1"), head.target[:200].decode("latin-1")
-            self._add(Entry(method, target, status, address), head)
+            self.add(Entry(method, target, status, address), head)
 
-    def _add(self, entry: Entry, head: RequestHead | None) -> None:
+    def add(self, entry: Entry, head: RequestHead | None) -> None:
+        """Take in a request that has ended."""
         self._last = head
         if len(self._entries) >= MOST_HELD:
             _full.log("access log is full", logging.WARNING, reason="nobody reads it")

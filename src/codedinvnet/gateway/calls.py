@@ -11,10 +11,10 @@ from abc import ABC, abstractmethod
 from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from codedinvnet.gateway.access import AccessLog, Entry
 from codedinvnet.net.logs import Quiet
 
 if TYPE_CHECKING:
-    from codedinvnet.gateway.access import AccessLog
     from codedinvnet.gateway.cluster import Endpoint
     from codedinvnet.gateway.routes import Route
     from codedinvnet.net.http1 import RequestHead
@@ -145,9 +145,20 @@ class Call(ABC):
     def end(self) -> None:
         """Take note that the client waits no longer."""
         if self.access is not None and not self.is_over:
-            self.access.call(self)
+            self.access.add(self._entry(), self.http_head)
         self.is_over = True
         self.release()
+
+    def _entry(self) -> Entry:
+        """Return what the access log says of it."""
+        method, target = self.method_and_path()
+        entry = Entry(method, target, self.status, self.address.decode("ascii", "replace"))
+        entry.seconds, entry.size = time.monotonic() - self.came, self.passed_on
+        entry.route, entry.outcome = self.route.name, self.outcome
+        entry.identity, entry.attempts = self.identity.decode(), len(self.attempts)
+        last = self.winner or (self.attempts[-1] if self.attempts else None)
+        entry.upstream = "" if last is None else last.endpoint.url
+        return entry
 
     def release(self) -> None:
         """Let its memory go if neither the client nor an attempt needs it."""
