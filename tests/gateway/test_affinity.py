@@ -45,7 +45,7 @@ def visits(g: Running) -> list[set[str]]:
 
 @pytest.mark.parametrize("how", ["prefix", "x-session", "cookie:sid", "body:user"])
 async def test_each_session_has_one_upstream(how: str) -> None:
-    sessions = [f"s{number}" for number in range(6)]
+    sessions = [f"s{number}" for number in range(5)]  # not a multiple of the upstreams
     async with gateway(
         thinking, thinking, thinking, affinity=how, route=(f"POST {CHAT} hedge=on",)
     ) as g:
@@ -54,7 +54,7 @@ async def test_each_session_has_one_upstream(how: str) -> None:
                 await say(g, how, session, count)
         found = visits(g)
         assert sorted(each for one in found for each in one) == sessions
-        assert all(len(one) == 2 for one in found)
+        assert all(found), "all are used"
 
 
 async def test_a_session_moves_once_when_its_upstream_is_gone() -> None:
