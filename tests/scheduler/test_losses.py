@@ -73,3 +73,12 @@ def test_the_deadline_ends_a_query_and_drops_its_queued_task() -> None:
     assert model.ended == {second[0]: Fail(second[0], DEADLINE)}
     model.result(*model.data(first[0]))
     assert not model.running
+
+
+def test_a_query_that_is_lost_too_often_fails() -> None:
+    model = Model("uncoded", 3, max_losses=2)
+    (query,) = model.submit()
+    model.fail(*model.data(query))
+    assert not model.ended
+    model.fail(*model.data(query))
+    assert isinstance(model.ended[query], Fail)
