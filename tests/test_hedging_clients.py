@@ -200,7 +200,7 @@ async def asking(kind: Kind, toys: Sequence[Toy]) -> AsyncIterator[tuple[Any, He
         base_url=kind.url,
         http_client=kind.http(transport=transport),
         max_retries=0,
-        timeout=STALL / 3,
+        timeout=2 * STALL,
     )
     try:
         yield client, transport

@@ -27,14 +27,13 @@ def images(folder: Path) -> Path:
     return folder / "images.npz"
 
 
-def test_backups_of_several_kinds_are_trained_and_measured(call: Command, tmp_path: Path) -> None:
+def test_a_ladder_of_backups_is_trained_and_measured(call: Command, tmp_path: Path) -> None:
     words = ["protect", f"{PLACE}:residual", "--inputs", str(images(tmp_path))]
-    outcome = call(
-        *words, "--out", tmp_path / "out", "--minutes", "1", "--task", "classify", "--work", "0.25"
-    )
+    outcome = call(*words, "--out", tmp_path / "out", "--minutes", "1", "--task", "classify")
     found = description(tmp_path / "out")
     assert outcome.code == (3 if found["recommended"] is None else 0), outcome.err
-    assert {row["method"].rpartition("-")[2] for row in found["table"]} == {"0.25"}
+    assert {row["method"].rpartition("-")[2] for row in found["table"]} <= {"0.1", "0.25", "0.45"}
+    assert len(found["table"]) >= 1
     for row in found["table"]:
         assert row["work"] == pytest.approx(row["ms"][0] / row["model_ms"][0])
         low, high = row["agreement"][1:]
