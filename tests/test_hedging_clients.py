@@ -186,10 +186,6 @@ KINDS = {
 }
 
 
-BY_DAY = ("openai-async", "anthropic")
-"""Both clients and both ways; what the transport does is the same for the others."""
-
-
 @contextlib.asynccontextmanager
 async def asking(kind: Kind, toys: Sequence[Toy]) -> AsyncIterator[tuple[Any, HedgingTransport]]:
     """Yield a client on a transport, and the transport."""
@@ -200,7 +196,7 @@ async def asking(kind: Kind, toys: Sequence[Toy]) -> AsyncIterator[tuple[Any, He
         base_url=kind.url,
         http_client=kind.http(transport=transport),
         max_retries=0,
-        timeout=2 * STALL,
+        timeout=STALL / 3,
     )
     try:
         yield client, transport
@@ -208,24 +204,20 @@ async def asking(kind: Kind, toys: Sequence[Toy]) -> AsyncIterator[tuple[Any, He
         await of(client.close)
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        pytest.param(kind, id=name, marks=() if name in BY_DAY else pytest.mark.nightly)
-        for name, kind in KINDS.items()
-    ],
-)
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 async def test_answers_are_whole_and_from_one_server_though_the_other_stalls(kind: Kind) -> None:
     async with Toy(model("a")) as a, Toy(model("b")) as b:
         async with asking(kind, [a, b]) as (client, transport):
-            for number in range(90):
-                if number == 45:  # it knows by now how long an answer takes
+            for number in range(400):
+                if number == 75:  # it knows by now how long an answer of each kind takes
                     a.handle = model("a", every=4)
                 how = ("stream", "tools", "whole")[number % 3]
                 answer = await kind.ask(client, f"{how} {number}", how)
                 assert answer in [f"{name} was asked: {how} {number}" for name in "ab"]
+                if number >= 120 and transport.stats.won:
+                    break  # on a busy machine it may take a while until one is asked that stalls
         stats = transport.stats
-        assert stats.requests == 90
+        assert stats.requests == number + 1
         assert 1 <= stats.won <= stats.hedged
 
 
