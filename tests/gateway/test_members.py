@@ -10,7 +10,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +39,10 @@ async def gateways(
             command = (sys.executable, "-m", "codedinvnet", "gateway", *urls, *options[number])
             return stack.enter_context(running(*command, log=folder / f"log{number}"))
 
-        yield [await asyncio.to_thread(start, number) for number in range(len(options))]
-        await asyncio.to_thread(stack.close)
+        try:
+            yield [await asyncio.to_thread(start, number) for number in range(len(options))]
+        finally:
+            await asyncio.to_thread(stack.close)
 
 
 def together(count: int, *more: str) -> list[list[str]]:
@@ -58,12 +60,8 @@ async def slowly(request: Request, _: asyncio.StreamWriter) -> bytes:
 
 @asynccontextmanager
 async def servers(count: int) -> AsyncIterator[list[Upstream]]:
-    found = [Upstream(slowly) for _ in range(count)]
-    for one in found:
-        await one.start()
-    yield found
-    for one in found:
-        await one.stop()
+    async with AsyncExitStack() as stack:
+        yield [await stack.enter_async_context(Upstream(slowly)) for _ in range(count)]
 
 
 async def status(url: str) -> dict[str, Any]:
@@ -77,12 +75,13 @@ async def status(url: str) -> dict[str, Any]:
 
 
 async def until(urls: list[str], holds: Callable[[list[dict[str, Any]]], bool]) -> None:
-    """Wait until something holds of what these gateways say of one another."""
+    """Wait until these gateways are up, and something holds of what they say of one another."""
     end, found = time.monotonic() + PATIENCE, list[dict[str, Any]]()
     while time.monotonic() < end:
-        found = [await status(url) for url in urls]
-        if holds(found):
-            return
+        with suppress(OSError):
+            found = [await status(url) for url in urls]
+            if holds(found):
+                return
         await asyncio.sleep(0.05)
     raise AssertionError(found)
 
@@ -171,12 +170,12 @@ async def test_processes_share_a_port_and_start_again(tmp_path: Path) -> None:
         servers(2) as upstreams,
         gateways([one.url for one in upstreams], tmp_path, own) as (supervisor,),
     ):
-        await asyncio.sleep(1.0)
         await until(urls, decide_for(2))
         children = Path(f"/proc/{supervisor.pid}/task/{supervisor.pid}/children")
         victim, *_ = map(int, children.read_text().split())
         os.kill(victim, signal.SIGKILL)
         assert not await asyncio.to_thread(survivors, [victim])
+        await asyncio.sleep(0.1)  # its threads end after it, and hold its socket until then
         for number in range(40):
             client = HttpClient(parse_origin(f"http://127.0.0.1:{port}"))
             assert (await client.ask("GET", f"/{number}", 10.0)).body == b"/%d" % number
@@ -184,6 +183,23 @@ async def test_processes_share_a_port_and_start_again(tmp_path: Path) -> None:
         await asyncio.sleep(2.0)
         await until(urls, decide_for(2))
     assert supervisor.process.returncode == 0
+
+
+@needs_proc
+async def test_processes_end_with_the_one_that_started_them(tmp_path: Path) -> None:
+    admin = free_port()
+    own = ["--port", str(free_port()), "--admin-port", str(admin), "--processes", "2"]
+    urls = [f"http://127.0.0.1:{admin + number}" for number in range(2)]
+    async with (
+        servers(1) as (upstream,),
+        gateways([upstream.url], tmp_path, own) as (supervisor,),
+    ):
+        await until(urls, decide_for(2))
+        children = Path(f"/proc/{supervisor.pid}/task/{supervisor.pid}/children")
+        pids = list(map(int, children.read_text().split()))
+        assert len(pids) == 2
+        supervisor.process.kill()
+        assert not await asyncio.to_thread(survivors, pids)
 
 
 @pytest.mark.parametrize(

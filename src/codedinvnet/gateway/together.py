@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import hashlib
 import json
 import logging
@@ -37,6 +38,9 @@ COMMON = (
     *("affinity", "health", "cancel"),
 )
 """The options that all members have in common."""
+PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+PR_SET_PDEATHSIG = 1
+"""Has a process get a signal when its parent ends: prctl(2)."""
 RESTART = 1.0
 """Seconds until a process that has ended is started again."""
 
@@ -113,7 +117,7 @@ def supervise(options: GatewayOptions, run: Callable[[GatewayOptions, Place], No
     kept = bind(options.host, options.port, shared=True, listens=False)
     options = options.model_copy(update={"port": kept.getsockname()[1]})
     running: dict[int, int] = {}
-    stopping = False
+    supervisor, stopping = os.getpid(), False
 
     def stop(number: int, _: object) -> None:
         nonlocal stopping
@@ -125,14 +129,20 @@ def supervise(options: GatewayOptions, run: Callable[[GatewayOptions, Place], No
     with TemporaryDirectory(prefix="codedinvnet-") as folder:
 
         def start(index: int) -> None:
+            signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON)  # or one could miss the new process
             process = os.fork()
             if process:
                 running[process] = index
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
                 return
             status = 1
             try:
-                for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                for number in PASSED_ON:
                     signal.signal(number, signal.SIG_DFL)
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
+                ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+                if os.getppid() != supervisor:
+                    return
                 kept.close()
                 admin = (options.admin_port or 0) + index
                 own = options.model_copy(update={"admin_port": admin})
@@ -142,7 +152,7 @@ def supervise(options: GatewayOptions, run: Callable[[GatewayOptions, Place], No
                 sys.stdout.flush()
                 os._exit(status)
 
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in PASSED_ON:
             signal.signal(number, stop)
         for index in range(options.processes):
             start(index)
