@@ -9,6 +9,7 @@ import pytest
 
 from codedinvnet.common.errors import UserError
 from codedinvnet.gateway.affinity import Affinity
+from codedinvnet.net.http1 import RequestHead
 from tests.gateway.support import Running, gateway
 from tests.observing import until
 from tests.upstream import Request, answer
@@ -79,3 +80,16 @@ async def test_what_has_no_beginning_goes_anywhere(body: bytes) -> None:
 def test_other_words_are_refused(how: str) -> None:
     with pytest.raises(UserError, match="--affinity: must be prefix"):
         Affinity(how)
+
+
+def test_a_long_prompt_is_known_by_its_first_two_megabytes() -> None:
+    affinity, size = Affinity("prefix"), 3 << 20
+    head = RequestHead(b"POST", CHAT.encode(), [(b"Host", b"a")], b"1")
+    first, second = (
+        affinity.prompt(head, [b'{"prompt": "', size * b"a", end]) for end in (b'a"}', b'bb"}')
+    )
+    assert first is not None
+    assert second is not None
+    assert first.keys == second.keys
+    assert first.keys[-1][1] < 1 << 21
+    assert first.size > size

@@ -49,14 +49,18 @@ def replicas(
     kind: type[Replica] = request.param
     if not kind.needs.exists():
         pytest.skip(f"{kind.__name__} is not installed: see tests/get_servers.sh")
-    folder = tmp_path_factory.mktemp(kind.__name__)
     with ExitStack() as stack:
-        found = [kind(folder / name) for name in "ab"]
-        for replica in found:
-            stack.callback(replica.kill)
-            replica.start()
-            replica.wait()
-        yield found
+        yield two(kind, tmp_path_factory.mktemp(kind.__name__), stack)
+
+
+def two(kind: type[Replica], folder: Path, stack: ExitStack) -> list[Replica]:
+    """Start two replicas."""
+    found = [kind(folder / name) for name in "ab"]
+    for replica in found:
+        stack.callback(replica.kill)
+        replica.start()
+        replica.wait()
+    return found
 
 
 def command(replicas: Sequence[Replica]) -> list[str]:
@@ -168,11 +172,7 @@ def test_kserves_client_loses_nothing_when_a_server_stops(tmp_path: Path) -> Non
     if not MLServer.needs.exists():
         pytest.skip("MLServer and KServe's client are not installed: see tests/get_servers.sh")
     with ExitStack() as stack:
-        replicas = [MLServer(tmp_path / name) for name in "ab"]
-        for replica in replicas:
-            stack.callback(replica.kill)
-            replica.start()
-            replica.wait()
+        replicas = two(MLServer, tmp_path, stack)
         gateway = stack.enter_context(running(*command(replicas), log=tmp_path / "gateway.log"))
         python = MLSERVER / "client" / "bin" / "python"
         asking = subprocess.Popen(
@@ -194,11 +194,7 @@ def test_chats_go_on_when_their_replica_is_killed(kind: type[Replica], tmp_path:
     if not kind.needs.exists():
         pytest.skip(f"{kind.__name__} is not installed: see tests/get_servers.sh")
     with ExitStack() as stack:
-        replicas = [kind(tmp_path / name) for name in "ab"]
-        for replica in replicas:
-            stack.callback(replica.kill)
-            replica.start()
-            replica.wait()
+        replicas = two(kind, tmp_path, stack)
         gateway = stack.enter_context(running(*command(replicas), log=tmp_path / "gateway.log"))
         through, alone = (
             openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)

@@ -9,12 +9,13 @@ from http.cookies import CookieError, SimpleCookie
 
 from codedinvnet.common.errors import UserError
 from codedinvnet.net.http1 import RequestHead
+from codedinvnet.net.requests import beginning
 from codedinvnet.scheduler.caches import Prompt
 
 BLOCK = 256
 """Bytes of a block: about 64 tokens. What is behind the last whole one is computed again."""
-MOST_BLOCKS = 1 << 13
-"""Blocks of a prompt that are told apart: 2 MB."""
+MOST_READ = 1 << 21
+"""Bytes of a body that are looked at. Of longer prompts, the beginning is what may be cached."""
 PREFIX = "prefix"
 TEXTS = re.compile(rb'"(?:messages|prompt|input|instructions|system|tools)"\s*:')
 """Where the prompt begins in a body of OpenAI's or Anthropic's API."""
@@ -61,25 +62,28 @@ class Affinity:
         elif self._cookie:
             session = _cookie(head.known.get(b"cookie", b""), self._cookie)
         elif self._field is not None:
-            found = self._field.search(b"".join(body))
+            found = self._field.search(_read(body))
             session = b"" if found is None else found[1]
         else:
-            return _prefix(b"".join(body))
+            return _prefix(_read(body), size)
         return Prompt(((zlib.crc32(session), size),), size) if session else None
 
 
-def _prefix(text: bytes) -> Prompt | None:
+def _read(body: Sequence[bytes]) -> bytes:
+    return b"".join(beginning(body, MOST_READ))
+
+
+def _prefix(text: bytes, size: int) -> Prompt | None:
     """Return a key for each beginning of whole blocks of the prompt in a body."""
     found, model = TEXTS.search(text), MODEL.search(text)
     if found is None:
         return None
     begin = found.end()
     key, keys = zlib.crc32(b"" if model is None else model[1]), []
-    last = min(len(text) - BLOCK, begin + BLOCK * MOST_BLOCKS)
-    for at in range(begin, last + 1, BLOCK):
+    for at in range(begin, len(text) - BLOCK + 1, BLOCK):
         key = zlib.crc32(text[at : at + BLOCK], key)
         keys.append((key, at + BLOCK - begin))
-    return Prompt(tuple(keys), len(text) - begin) if keys else None
+    return Prompt(tuple(keys), size - begin) if keys else None
 
 
 def _cookie(text: bytes, name: str) -> bytes:

@@ -15,6 +15,7 @@ from codedinvnet.common.errors import UserError
 from codedinvnet.gateway.metrics import GatewayMetrics, RollingQuantiles
 from codedinvnet.net.http1 import RequestHead
 from codedinvnet.net.logs import log_event
+from codedinvnet.net.requests import beginning
 from codedinvnet.scheduler.settings import hang_limit
 
 V2 = "POST /v2/models/"
@@ -315,14 +316,3 @@ def leaves_root(path: str) -> bool:
         if depth < 0:
             return True
     return False
-
-
-def beginning(parts: Sequence[bytes], size: int) -> list[bytes]:
-    """Return the first bytes of something in parts."""
-    found: list[bytes] = []
-    for part in parts:
-        if size <= 0:
-            break
-        found.append(part[:size])
-        size -= len(part)
-    return found

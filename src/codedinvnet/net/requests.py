@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from codedinvnet.net.http1 import (
@@ -19,6 +19,17 @@ SMALL = 1 << 12
 """Bytes of parts of a body that are joined to larger ones."""
 FULL = "memory is full: try again later"
 WEBSOCKETS = "WebSockets are not supported; behind a gateway, connect to the upstream directly"
+
+
+def beginning(parts: Sequence[bytes], size: int) -> list[bytes]:
+    """Return the first bytes of something in parts."""
+    found: list[bytes] = []
+    for part in parts:
+        if size <= 0:
+            break
+        found.append(part[:size])
+        size -= len(part)
+    return found
 
 
 class Request(NamedTuple):

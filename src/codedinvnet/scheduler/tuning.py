@@ -81,9 +81,9 @@ class Tuning:
     overtaking_memory: int = 5
     """How many of these are remembered. No cell moves."""
 
-    keys_kept: int = 1 << 16
-    """Beginnings that are remembered of each worker: about 16 MB of prompts, more than the cache of
-    most servers of language models holds."""
+    keys_kept: int = 1 << 14
+    """Beginnings that are remembered of each worker, which takes about 3 MB: of prompts 4 MB, or a
+    million tokens, more than the cache of most servers of language models holds."""
     stays: float = 2.0
     """How long a task waits for a worker that has cached more of it, times what going elsewhere
     costs: it costs the task that time, and others the use of a slot for as long."""
