@@ -64,8 +64,6 @@ class Model:
         self, policy: str = "coded", workers: int = 4, code: CodeRules | None = None, **rules: Any
     ) -> None:
         rules = {"hang_timeout": 3.0, **rules}
-        if isinstance(code, ErasureCode) and code.backup:
-            rules["backups"] = 1
         self.rules = Rules(workers=workers, policy=POLICIES[policy], **rules)
         self.scheduler = Watched(self.rules, code)
         self.now = 0.0
@@ -381,9 +379,8 @@ class Model:
             assert not self.systematic or action.task >= group.code.k
         self.extra_work += attempt.paid
         if self.bounded and attempt.query is None and self.systematic:
-            paid = attempt.paid > 0 or self.rules.backups > 0  # whose work is not the others'
-            assert paid, "it is not paid for"
-        elif self.bounded and attempt.query is not None:
+            assert attempt.paid > 0, "it is not paid for"
+        elif self.bounded and attempt.query is not None and not attempt.fallback:
             own = attempt.query.attempts
             begun = [attempt.paid, *(own[a].paid for a in own if a in self.at or a in self.held)]
             assert begun.count(0.0) <= 1, "it is not paid for"
@@ -529,24 +526,25 @@ class Model:
             hopeful = not group.is_open and query.member in group.hopeful()
             if query.takes_decoded and not group.is_open:
                 assert query.member not in group.determined(), "it can be decoded"
-                assert query.attempts or hopeful, "nothing is under way for it"
+                asked = query.attempts or query.fallback is not None
+                assert asked or hopeful, "nothing is under way for it"
             elif self.systematic:
-                assert query.attempts, "nothing is under way for it"
+                assert query.attempts or query.fallback is not None, "nothing is under way for it"
 
     def check_idle(self, waiting: list[Attempt]) -> None:
         """No worker is idle while a task waits that it may take, unless it is too slow for it."""
         scheduler = self.scheduler
         for index, worker in enumerate(scheduler.assigner.workers):
-            backup = index in scheduler.assigner.backups
+            fallback = index >= self.rules.mains
             concurrency, load = scheduler.assigner.concurrency, len(worker.running)
-            slots = self.rules.backup_slots if backup else concurrency.slots(index)
+            slots = self.rules.fallback_slots if fallback else concurrency.slots(index)
             drains = load > 0 and concurrency.drains(index)
-            kept = not backup and scheduler.assigner.is_kept_back(index)
+            kept = not fallback and scheduler.assigner.is_kept_back(index)
             if index in self.down or load >= slots or drains or kept:
                 continue
             for attempt in waiting:
-                if scheduler.assigner.is_apart(attempt):
-                    assert not backup, "idle, yet a task for it waits"
+                if attempt.fallback:
+                    assert not fallback, "idle, yet a task for it waits"
                 elif scheduler.assigner.may_take(index, attempt):
                     assert scheduler.is_passed_by(self.now, index, attempt), "idle, yet tasks wait"
                     at = scheduler.next_timer()

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
+
 from codedinvnet.scheduler.actions import Answer, Call, Send
 from codedinvnet.scheduler.tuning import TUNING
 from tests.scheduler.model import ErasureCode, Model, only
@@ -94,20 +98,85 @@ def test_a_copy_that_is_late_is_copied_and_the_next_is_not() -> None:
 # Extra tasks
 
 
-# Workers for a small backup
+# Fallbacks: cheaper workers for late queries
 
 
-def backed(**rules: object) -> Model:
-    """Return a model of two workers for data tasks, and one for the backup of groups of three."""
-    return Model("coded", 3, ErasureCode(3, backup=True), **rules)
+def falling_back(workers: int = 3, **rules: Any) -> Model:
+    """Return a model whose last worker is a fallback, and which knows what is late."""
+    model = Model("auto", workers, fallbacks=1, **{"hang_timeout": 100.0, **rules})
+    for _ in range(TUNING.times_needed):
+        model.scheduler.stats.took(0.0, 0, 0, NORMAL)
+    return model
 
 
-def test_one_late_query_alone_is_the_backups() -> None:
-    model = backed(group_timeout=0.02)
-    model.submit(1)
+def begun(model: Model) -> list[tuple[int, int]]:
+    """Return the worker and the query of each task that is new."""
+    return [(send.worker, send.members[0]) for send in only(model.new(), Send)]
+
+
+def test_a_late_query_goes_to_the_fallback_and_is_copied_after_as_long_again() -> None:
+    model = falling_back(extra=2.0)
+    (query,) = model.submit()
+    assert begun(model) == [(0, query)]
+    model.wait(LATE)
+    assert begun(model) == [(2, query)]
+    model.wait(LATE)
+    assert begun(model) == [(1, query)]
+    (asked,) = (attempt for attempt, worker in model.at.items() if worker == 2)
+    model.result(asked)
+    assert model.ended[query] == Answer(query, asked, 2)
+
+
+def test_a_query_that_waits_for_long_goes_to_the_fallback() -> None:
+    model = falling_back(2)
+    first, second = model.submit(2)
+    model.wait(LATE)
+    assert begun(model) == [(0, first), (1, first)]
+    (asked,) = (attempt for attempt, worker in model.at.items() if worker == 1)
+    model.result(asked)
+    assert begun(model) == [(1, second)]
+
+
+def test_what_the_fallback_declines_waits_for_its_own_answer() -> None:
+    model = falling_back(2)
+    (query,) = model.submit()
+    (own,) = model.data(query)
+    model.wait(LATE)
+    (asked,) = (attempt for attempt, worker in model.at.items() if worker == 1)
+    model.fail(asked)
+    assert query not in model.ended
+    model.result(own)
+    assert model.ended[query] == Answer(query, own, 0)
+
+
+@pytest.mark.parametrize("final", [False, True])
+def test_what_is_lost_waits_for_the_fallback_and_is_sent_again_if_that_fails(final: bool) -> None:
+    model = falling_back(2)
+    (query,) = model.submit()
     model.new()
-    model.wait(0.03)
-    assert [(send.worker, send.task) for send in only(model.new(), Send)] == [(2, 3)]
+    model.fail(*model.data(query), final=final)
+    assert begun(model) == [(1, query)]
+    model.fail(*model.data(query))
+    assert begun(model) == [(0, query)]
+
+
+def test_fallbacks_are_no_others() -> None:
+    assert falling_back().scheduler.assigner.slots_up == 2
+    with pytest.raises(ValueError, match="0 are too few"):
+        Model("auto", 1, fallbacks=1)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_the_fallback_is_asked_at_once_where_no_other_worker_is(known: bool) -> None:
+    model = Model("auto", 2, fallbacks=1, hang_timeout=100.0)
+    if known:
+        (query,) = model.submit(1)
+        model.new()
+        model.kill(0)
+    else:
+        model.kill(0)
+        (query,) = model.submit(1)
+    assert begun(model) == [(1, query)]
 
 
 # Calls of several tasks

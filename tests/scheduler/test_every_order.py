@@ -32,9 +32,6 @@ SETUPS: list[tuple[str, int, CodeRules | None]] = [
     ("coded", 4, ErasureCode(3, guesses=True)),
     ("coded", 5, ErasureCode(4, fixed_size=True, guesses=True)),
     ("coded+hedge", 5, ErasureCode(4, guesses=True)),
-    ("coded", 3, ErasureCode(3, backup=True)),
-    ("coded+hedge", 4, ErasureCode(2, backup=True)),
-    ("auto", 3, ErasureCode(2, backup=True)),
     ("coded", 6, AnswersAll(4, r=2)),
     ("coded+hedge", 7, AnswersAll(4, r=3)),
     ("uncoded", 4, ErasureCode(3)),
@@ -109,6 +106,7 @@ def happen(model: Model, event: str, n: int, bulks: int) -> None:
 @given(
     setup=st.sampled_from(SETUPS),
     timed=st.booleans(),
+    fallbacks=st.sampled_from([0, 0, 1, 2]),
     slots=st.sampled_from([1, 1, 2, 3, None]),
     worker_batch=st.sampled_from([1, 1, 2, 3]),
     slow=st.sampled_from([1.0, 1.0, 3.0]),
@@ -120,6 +118,7 @@ def happen(model: Model, event: str, n: int, bulks: int) -> None:
 def test_every_query_ends_once_whatever_happens(
     setup: tuple[str, int, CodeRules | None],
     timed: bool,
+    fallbacks: int,
     slots: int | None,
     worker_batch: int,
     slow: float,
@@ -131,8 +130,9 @@ def test_every_query_ends_once_whatever_happens(
     policy, workers, code = setup
     model = Model(
         policy,
-        workers,
+        workers + fallbacks,
         code,
+        fallbacks=fallbacks,
         max_losses=max_losses,
         hedge_share=0.8,
         extra=extra,

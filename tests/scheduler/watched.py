@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from codedinvnet.codes.rules import BACKUP, CodeRules
+from codedinvnet.codes.rules import CodeRules
 from codedinvnet.codes.rules import Task as CodeTask
 from codedinvnet.scheduler.assigner import TaskAssigner
 from codedinvnet.scheduler.queries import Attempt
@@ -15,29 +15,25 @@ from codedinvnet.scheduler.settings import Rules
 
 @dataclass(frozen=True)
 class ErasureCode:
-    """Any `size` outputs determine a group; systematic: a data task determines its own member.
-
-    With a backup its extra task determines everybody, and is for one worker that does nothing else.
-    """
+    """Any `size` outputs determine a group; systematic: a data task determines its own member."""
 
     k: int
     r: int = 1
     fixed_size: bool = False
     systematic: bool = True
     guesses: bool = False
-    backup: bool = False
 
     def tasks(self, size: int) -> Mapping[int, CodeTask]:
         assert 1 <= size <= self.k
         assert size == self.k or not self.fixed_size
         everyone = tuple(range(size))
-        joint = CodeTask(everyone, BACKUP, 0.1) if self.backup else CodeTask(everyone, encoded=True)
+        joint = CodeTask(everyone, encoded=True)
         data = {i: CodeTask((i,)) if self.systematic else joint for i in range(size)}
         return {**data, **{self.k + j: joint for j in range(self.r)}}
 
     def recoverable(self, available: frozenset[int], size: int) -> frozenset[int]:
         assert available <= set(self.tasks(size))
-        if len(available) >= size or (self.backup and self.k in available):
+        if len(available) >= size:
             return frozenset(range(size))
         return frozenset(t for t in available if t < size and self.systematic)
 
@@ -52,10 +48,9 @@ class WatchedAssigner(TaskAssigner):
 
     def may_take(self, worker: int, attempt: Attempt) -> bool:
         """Tell whether a worker keeps apart what must be kept apart, as far as workers allow it."""
-        apart = self.is_apart(attempt)
-        if apart or worker in self.backups:
-            return apart and worker in self.backups
-        up = self.up - self.backups
+        if attempt.fallback or worker in self.fallbacks:
+            return attempt.fallback and worker in self.fallbacks
+        up = self.up - self.fallbacks
         busy = {
             i
             for i, found in enumerate(self.workers)
@@ -73,12 +68,12 @@ class WatchedAssigner(TaskAssigner):
             return False
         its = self.workers[worker]
         stays = [each for each in its.running.values() if its.stuck or not each.late]
-        few = self.needed < len(self.up - self.backups) / 2
+        few = self.needed < len(self.up - self.fallbacks) / 2
         return len(stays) >= self.concurrency.computed(worker) and (its.stuck or few)
 
     @property
-    def backups(self) -> set[int]:
-        """The workers for a backup's tasks."""
+    def fallbacks(self) -> set[int]:
+        """The workers for late queries alone."""
         return set(range(self._mains, len(self.workers)))
 
 
@@ -94,11 +89,11 @@ class Watched(Scheduler):
     def is_passed_by(self, now: float, worker: int, attempt: Attempt) -> bool:
         """Tell whether a worker is too slow for a task that waits."""
         assigner, slowness = self.assigner, self.stats.slowness(worker)
-        up = assigner.up - assigner.backups
+        up = assigner.up - assigner.fallbacks
         fast = assigner.concurrency.all_computed(up - self.stats.slow)
         free = (other for other in self.attempts.values() if other.worker is None)
         waiting = sorted(
-            (other for other in free if not assigner.is_apart(other)),
+            (other for other in free if not other.fallback),
             key=lambda other: (not other.first, other.identity),
         )
         near = waiting.index(attempt) < (slowness - 1) * fast

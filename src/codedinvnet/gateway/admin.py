@@ -155,7 +155,7 @@ class Admin:
                 "url": endpoint.url,
                 "up": endpoint.is_up,
                 "reason": "" if endpoint.is_up else endpoint.reason,
-                "fallback": endpoint.worker >= dispatcher.cluster.mains,
+                "fallback": endpoint.is_fallback,
                 "in_flight": len(endpoint.live),
                 "failures": endpoint.failures,
                 **quantiles(endpoint.latencies),

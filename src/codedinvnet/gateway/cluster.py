@@ -63,6 +63,7 @@ class Endpoint:
         metrics: where its attempts are counted.
 
     Attributes:
+        is_fallback: whether it is a cheaper server for late requests.
         is_up: whether it gets requests.
         is_trusted: whether its answers are certain to be those of their requests.
         on_probation: whether it has answered nothing since it was ejected.
@@ -74,7 +75,8 @@ class Endpoint:
 
     def __init__(self, url: str, client: HttpClient, worker: int, metrics: GatewayMetrics) -> None:
         self.url, self.client, self.worker, self.metrics = url, client, worker, metrics
-        self.is_up, self.is_trusted, self.on_probation = False, True, False
+        self.is_fallback = self.is_up = self.on_probation = False
+        self.is_trusted = True
         self.failures = self.silent = self.ejections = 0
         self.heard = self.answered_at = self.since = 0.0
         self.live: set[Attempt] = set()
@@ -153,7 +155,9 @@ class Cluster:
         self.endpoints: list[Endpoint | None] = [None] * places
         self.mains = places
         if fallback is not None:
-            self.endpoints.append(self._open(fallback, places))
+            cheap = self._open(fallback, places)
+            cheap.is_fallback = True
+            self.endpoints.append(cheap)
         self.on_lost: Callable[[Endpoint, str, bool], None] = lambda *_: None
         self.on_up: Callable[[Endpoint], None] = lambda _: None
         self.watch = Watch(self)
@@ -184,7 +188,7 @@ class Cluster:
 
     def mains_here(self) -> Iterator[Endpoint]:
         """Return the upstreams, without the fallback."""
-        return (endpoint for endpoint in self if endpoint.worker < self.mains)
+        return (endpoint for endpoint in self if not endpoint.is_fallback)
 
     # Coming and going
 

@@ -15,7 +15,6 @@ from enum import Enum
 from functools import partial
 from itertools import count
 
-from codedinvnet.codes.rules import AnswersAll, CodeRules
 from codedinvnet.common.errors import described
 from codedinvnet.driver import Driver
 from codedinvnet.gateway.calls import Attempt, Call, Cause, Failure
@@ -24,12 +23,11 @@ from codedinvnet.gateway.metrics import GatewayMetrics
 from codedinvnet.members.member import BITS, Member
 from codedinvnet.net.alarm import Alarm
 from codedinvnet.net.background import Background, log_error
-from codedinvnet.scheduler.actions import DEADLINE, Answer, Compare, Decided, Decode, Send
+from codedinvnet.scheduler.actions import DEADLINE, Answer, Decided, Send
 from codedinvnet.scheduler.admission import Admission
 from codedinvnet.scheduler.events import (
     Cancelled,
     Completed,
-    Decoded,
     Event,
     Failed,
     Gone,
@@ -37,7 +35,6 @@ from codedinvnet.scheduler.events import (
     Released,
     Submit,
     TimerDue,
-    Withheld,
     WorkerLost,
     WorkerUp,
 )
@@ -55,8 +52,6 @@ DOUBTFUL = frozenset({*range(300, 400), 401, 403, 404})
 request is at fault."""
 SWEEP = 0.25
 """Seconds between two looks for attempts that take too long."""
-FALLBACK_COST = 0.1
-"""What a request to the fallback is taken to cost, in requests to an upstream."""
 
 
 class Blame(Enum):
@@ -72,11 +67,6 @@ class Refused(Exception):
     def __init__(self, reason: str, retry_after: int = 1) -> None:
         super().__init__(reason)
         self.retry_after = retry_after
-
-
-def fallback_code() -> CodeRules:
-    """Return the scheduler's rules for a cheaper server that is asked about late requests."""
-    return AnswersAll(1, cost=lambda _: FALLBACK_COST)
 
 
 class Dispatcher:
@@ -110,9 +100,9 @@ class Dispatcher:
         self.detached: set[Call] = set()
         """Calls that must not be repeated, at an upstream that was ejected meanwhile."""
         self.loop = asyncio.get_running_loop()
-        make = partial(Scheduler, rules, fallback_code() if rules.backups else None)
+        make = partial(Scheduler, rules)
         self.member = None if member is None else member(make, self)
-        self.driver = Driver(make(), self, self) if self.member is None else self.member.driver
+        self.driver = Driver(make(), self) if self.member is None else self.member.driver
         self._alarm = Alarm(lambda now: self.driver.feed(now, TimerDue()))
         self._numbers = count(0 if self.member is None else self.member.name << BITS)
         self._retries = {Blame.UPSTREAM: MOST_RETRIES, Blame.CLIENT: MOST_RETRIES}
@@ -161,7 +151,6 @@ class Dispatcher:
         submit = Submit(
             (call.query,),
             call.deadline,
-            accept_decoded=call.repeatable and self.rules.backups > 0,
             size_class=call.size_class,
             route=call.route.name,
             repeatable=call.repeatable,
@@ -209,6 +198,9 @@ class Dispatcher:
             is_complete: whether all of it is here; otherwise `ended` follows.
         """
         now, call, number = time.monotonic(), attempt.call, attempt.number
+        if attempt.status >= 400 and attempt.endpoint.is_fallback:
+            self._decline(attempt, is_complete)
+            return
         is_wanted = not call.is_over and call.winner is None
         attempt.seconds, attempt.is_held = now - attempt.began, not is_complete
         self._alarm.heard(attempt.began)
@@ -229,6 +221,13 @@ class Dispatcher:
             self.ended(attempt, "ok" if is_usual else "error")
         elif not is_wanted:
             self._lose(attempt)
+
+    def _decline(self, attempt: Attempt, is_complete: bool) -> None:
+        """Wait for an upstream: the fallback, which knows less, has no answer."""
+        self._feed(Failed(attempt.number, f"{attempt.endpoint.url}: status {attempt.status}"))
+        if not is_complete:
+            attempt.abort()
+        self.ended(attempt, "error")
 
     def _hold_slot(self, attempt: Attempt) -> None:
         """Keep a failed request's slot for as long as a sound answer takes.
@@ -266,7 +265,7 @@ class Dispatcher:
         if is_live:
             call.last = failure
             call.breaks += failure.cause is Cause.BROKEN
-        final = is_live and not self._may_retry(attempt, failure)
+        final = is_live and not endpoint.is_fallback and not self._may_retry(attempt, failure)
         if is_live and final and call.query not in self.calls:  # it was detached
             self.detached.discard(call)
             self.give_up(call, failure.reason)
@@ -297,7 +296,7 @@ class Dispatcher:
         tried = {attempt.endpoint for attempt in call.attempts}
         return any(each.is_up and each not in tried for each in self.cluster.mains_here())
 
-    # Events and actions, see `DecodingFrontEnd`
+    # Events and actions, see `FrontEnd`
 
     def _feed(self, event: Event) -> None:
         self.driver.feed(time.monotonic(), event)
@@ -345,26 +344,6 @@ class Dispatcher:
         call = self.calls.pop(query, None)
         if call is not None:
             self.give_up(call, reason)
-
-    def decode(self, decode: Decode) -> None:
-        """Answer by the fallback, or wait for an upstream if it declined."""
-        for query, _ in decode.wanted:
-            call = self.calls.get(query)
-            own = (self.attempts.get(number) for task, number in decode.outputs if task)
-            attempt = next((a for a in own if a is not None and a.status < 400), None)
-            if call is None or attempt is None:
-                self._feed(Withheld(query))
-            else:
-                call.winner = attempt
-                self._feed(Decoded(query))
-
-    def answer_decoded(self, query: int) -> None:
-        call = self.calls.pop(query, None)
-        if call is not None and call.winner is not None:
-            self._won(call, call.winner)
-
-    def compare(self, compare: Compare) -> None:
-        """Compare nothing: an upstream's answer says nothing of the fallback's."""
 
     def copy_refused(self, query: int) -> None:
         if query in self.calls:

@@ -154,8 +154,7 @@ class HttpCall(Call):
         if not is_complete and body:
             self._sent = body[-1]
         self.passed_on = sum(map(len, body))
-        mains = self.dispatcher.cluster.mains
-        outcome = "fallback" if winner.endpoint.worker >= mains else "direct"
+        outcome = "fallback" if winner.endpoint.is_fallback else "direct"
         is_marked = outcome != "direct" and OUTCOME not in head.known
         added = [(OUTCOME, b" fallback")] if is_marked else []
         self.client.respond(head, added, body, trailers, is_complete)

@@ -184,8 +184,8 @@ def rules_of(options: GatewayOptions, places: int, fallbacks: int, longest: floa
         hang_timeout=2 * longest + 5.0,  # the dispatcher ends attempts before
         max_pending=pending_limit(places * usual),
         slots=options.slots,
-        backups=fallbacks,
-        backup_slots=usual,
+        fallbacks=fallbacks,
+        fallback_slots=usual,
         first_delay=min(FIRST_DELAY, options.deadline / 2) if fallbacks else None,
         head_start=FIRST_COPIES,
     )

@@ -62,7 +62,7 @@ class Place(NamedTuple):
 def member_for(make: Callable[[], Scheduler], dispatcher: Dispatcher) -> Member:
     """Return a gateway's part in deciding."""
     name = secrets.randbits(31)
-    return Member(name, time.time(), make, dispatcher, dispatcher, dispatcher)
+    return Member(name, time.time(), make, dispatcher, dispatcher)
 
 
 def digest_of(options: GatewayOptions) -> str:

@@ -21,8 +21,8 @@
    passed by once it has waited for as long as the slow worker would lose, (s - 1) x (normal time).
    None is where more workers than one and more than `few_slow` are slow: the others have only not
    been seen to be slow yet.
-5. Workers may be there for a small backup alone. Its tasks then wait in a line of their own, which
-   these workers take in the order of coming. To the other rules neither exists.
+5. Workers may be fallbacks: cheaper ones, for late queries alone. Their tasks wait in a line of
+   their own, which they take in the order of coming. To the other rules neither exists.
 6. With `worker_batch` = n a worker computes up to n data tasks in one call. Once every idle worker
    has a task, those with a data task that are not slow take more of them. Rule 3 holds for these as
    well, and no query is twice in a call. One whose task was lost before is computed alone, since
@@ -44,7 +44,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 
-from codedinvnet.codes.rules import BACKUP
 from codedinvnet.scheduler.caches import Caches
 from codedinvnet.scheduler.concurrency import Concurrency
 from codedinvnet.scheduler.group import Traffic, size_class
@@ -112,12 +111,12 @@ class TaskAssigner:
         self.recheck: float | None = None
         self.concurrency = Concurrency(count, rules.slots, rules.tuning)
         self.caches = Caches(count, rules.tuning.keys_kept)
-        self._backup_slots = rules.backup_slots
+        self._fallback_slots = rules.fallback_slots
         self._batch, self._hang_timeout = rules.worker_batch, rules.hang_timeout
         self._composing: set[int] = set()
         """The workers whose calls have not begun (rule 6)."""
-        self._mains = count - rules.backups
-        """The workers before this one are no backups."""
+        self._mains = rules.mains
+        """The workers before this one are no fallbacks."""
         self._mains_up = set(range(self._mains))
         self._stats = stats
         self._first: OrderedDict[int, Attempt] = OrderedDict()
@@ -126,7 +125,7 @@ class TaskAssigner:
         """The workers with a free slot."""
         self._apart: OrderedDict[int, Attempt] = OrderedDict()
         """The tasks of rule 5 that wait, and below the workers that have a slot for them."""
-        self._backups = WorkerOrder(count)
+        self._fallbacks = WorkerOrder(count)
         self._turn = 0
         self._added = 0
         self._overtook = 0.0
@@ -144,13 +143,6 @@ class TaskAssigner:
         slow = self._mains_up & self._stats.slow
         return len(slow) <= max(1.0, self._tuning.few_slow * len(self._mains_up))
 
-    def is_apart(self, attempt: Attempt) -> bool:
-        """Tell whether a task is of rule 5."""
-        if self._mains == len(self.workers) or attempt.query is not None:
-            return False
-        group = attempt.group
-        return group.tasks[attempt.task].model == BACKUP
-
     def meets(self, queries: int) -> None:
         """Take in what a request of so many queries finds."""
         busy = self.running / max(1, self.slots_up)
@@ -161,7 +153,7 @@ class TaskAssigner:
     def add(self, attempt: Attempt) -> None:
         """Let a task wait for a worker."""
         self.waiting += 1
-        if self.is_apart(attempt):
+        if attempt.fallback:
             self._apart[attempt.identity] = attempt
             return
         self.needed += not (attempt.extra or attempt.hedge)
@@ -193,7 +185,7 @@ class TaskAssigner:
         self.recheck = None
         if not self.waiting:
             return None
-        chosen = self._for_backup() or self._choose(now)
+        chosen = self._for_fallback() or self._choose(now)
         if chosen is None:
             return None
         index, attempt = chosen
@@ -216,7 +208,8 @@ class TaskAssigner:
         attempt.place = len(worker.running)
         attempt.together = 1 if attempt.behind else min(attempt.place, self._tuning.together)
         attempt.group.given(index)
-        if attempt.query is not None and (prompt := attempt.query.prompt) is not None:
+        prompt = None if attempt.query is None or attempt.fallback else attempt.query.prompt
+        if prompt is not None:
             if not attempt.uncached:
                 self._look_up(attempt)
             attempt.new = self._new(attempt, index)
@@ -272,8 +265,8 @@ class TaskAssigner:
         worker = self.workers[index]
         load, slots = len(worker.running), self.concurrency.slots(index)
         if index >= self._mains:
-            free = index in self.up and load < self._backup_slots
-            self._backups.update(index, (1.0, load, worker.turn) if free else None)
+            free = index in self.up and load < self._fallback_slots
+            self._fallbacks.update(index, (1.0, load, worker.turn) if free else None)
         elif load and self.concurrency.drains(index) and not worker.has_late:
             self._order.update(index, None)
         elif index in self.up and (self._occupied(worker) < slots or self._takes_more(index, load)):
@@ -332,8 +325,8 @@ class TaskAssigner:
 
     # Rule 5
 
-    def _for_backup(self) -> tuple[int, Attempt] | None:
-        if not self._apart or (worker := self._backups.first()) is None:
+    def _for_fallback(self) -> tuple[int, Attempt] | None:
+        if not self._apart or (worker := self._fallbacks.first()) is None:
             return None
         return worker, self._apart.popitem(last=False)[1]
 

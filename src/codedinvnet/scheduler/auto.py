@@ -6,7 +6,8 @@
 2. With another code `auto` hedges. It codes every group as well while stragglers cost more than
    `codes_from` (`LatencyStats.overhead`) and at most `codes_busy` of the slots are busy. It stops
    when they cost less than half of that, or when a tenth more are busy.
-3. Without a code it hedges.
+3. Without a code it hedges. Where there are fallbacks, a late query is first given to one of these,
+   and copied after as long again.
 4. It decides again after every `auto_looks` queries.
 """
 
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 from codedinvnet.codes.rules import CodeRules
 from codedinvnet.scheduler.actions import Decided, Seen
-from codedinvnet.scheduler.policies import BACK_LATE, CODED, HEDGE, Policy
+from codedinvnet.scheduler.policies import BACK_LATE, CODED, FALL_BACK, HEDGE, Policy
 from codedinvnet.scheduler.stats import LatencyStats
 from codedinvnet.scheduler.tuning import TUNING, Tuning
 
@@ -24,16 +25,21 @@ class Decider:
 
     Args:
         code: the rules of the code at hand; None without one.
+        tuning: the scheduler's numbers.
+        falls_back: whether there are fallbacks.
 
     Attributes:
         policy: what is done now.
     """
 
-    def __init__(self, code: CodeRules | None, tuning: Tuning = TUNING) -> None:
+    def __init__(
+        self, code: CodeRules | None, tuning: Tuning = TUNING, falls_back: bool = False
+    ) -> None:
         self._tuning = tuning
         self._has_code = code is not None and code.r > 0
         self._backs_late = code is not None and has_cheap_task(code, tuning)
-        self.policy = BACK_LATE if self._backs_late else HEDGE
+        self._without_code = FALL_BACK if falls_back else HEDGE
+        self.policy = BACK_LATE if self._backs_late else self._without_code
         self._fill = 0.0
         self._since = 0
 
@@ -58,7 +64,7 @@ class Decider:
         if self._backs_late:
             policy, reason = BACK_LATE, "late answers are made up by the small backup"
         elif not self._has_code:
-            policy, reason = HEDGE, "there is no code"
+            policy, reason = self._without_code, "there is no code"
         else:
             policy, reason = self._with_code(seen)
         self.policy = policy

@@ -55,7 +55,7 @@ class Completion:
         stranded = [query for query in waiting if query.is_waiting and not query.attempts]
         hopeful = group.hopeful() if stranded and not group.is_open else frozenset()
         for query in stranded:
-            if query.takes_decoded and query.member in hopeful:
+            if query.fallback is not None or (query.takes_decoded and query.member in hopeful):
                 continue
             if self._on.systematic:
                 self._on.send_own(query, first=True)
@@ -129,6 +129,8 @@ class Completion:
         elif not group.is_open and group.code.r > 1:  # some extra tasks may need few members
             drop([a for task, found in group.live.items() if task >= group.code.k for a in found])
         drop(query.attempts)
+        if query.fallback is not None:
+            drop([query.fallback])
         self._on.close_if_over(group)
 
     def cancel(self, query: Query) -> None:
@@ -152,6 +154,9 @@ class Completion:
     def arrived(self, attempt: Attempt, is_usual: bool) -> None:
         """Use an attempt's output."""
         identity, query, group, on = attempt.identity, attempt.query, attempt.group, self._on
+        if query is not None and attempt.fallback:
+            self._fallback_answered(attempt, query)
+            return
         if query is not None:
             query.attempts.pop(identity, None)
             on.note_race(attempt)
@@ -179,12 +184,26 @@ class Completion:
                 self.settle(group)
             on.close_if_over(group)
 
+    def _fallback_answered(self, attempt: Attempt, query: Query) -> None:
+        query.fallback = None
+        if query.is_pending and attempt.worker is not None:
+            self._end(query, Answer(query.identity, attempt.identity, attempt.worker))
+        self._on.actions.append(Forget((attempt.identity,)))
+
+    def _fallback_lost(self, query: Query) -> None:
+        query.fallback = None
+        if query.is_waiting and not query.attempts:
+            self._on.send_own(query, first=True)
+
     def lost(
         self, attempt: Attempt, reason: str, final: bool = False, unsent: bool = False
     ) -> None:
         """Do without an attempt that will never answer; see `Scheduler.failed`."""
         on, query, group = self._on, attempt.query, attempt.group
         self._flying.attempts.pop(attempt.identity, None)
+        if query is not None and attempt.fallback:
+            self._fallback_lost(query)
+            return
         group.lost(attempt.number, attempt.identity)
         if query is not None:
             query.attempts.pop(attempt.identity, None)
@@ -214,7 +233,7 @@ class Completion:
             return
         group = query.group
         hopeful = query.takes_decoded and not group.is_open and query.member in group.hopeful()
-        if query.attempts or hopeful:
+        if query.attempts or query.fallback is not None or hopeful:
             return
         self._guess([query])
         if query.is_waiting:

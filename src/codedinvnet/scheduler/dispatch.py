@@ -10,8 +10,8 @@ What a policy launches is paid from the budget here, and nowhere else. A copy co
 time, or its share of it if queries differ in size. Another extra task costs what such tasks take,
 or what its code says before that is known; a backup for a late query costs no more than a copy:
 when all workers stall, only slow ones are measured, and none would ever be paid again. Without
-`Rules.extra` only copies of late queries are paid for, and tasks of a backup's own workers never
-are: they take nothing from the others.
+`Rules.extra` only copies of late queries are paid for, and what fallbacks are asked never is: it
+takes nothing from the others.
 """
 
 from __future__ import annotations
@@ -69,7 +69,8 @@ class Dispatcher:
     def go_by(self, policy: Policy, code: CodeRules) -> None:
         """Begin to go by a policy."""
         self.code = code
-        self.decider = Decider(None if isinstance(code, Uncoded) else code, self.tuning)
+        offered = None if isinstance(code, Uncoded) else code
+        self.decider = Decider(offered, self.tuning, self.rules.fallbacks > 0)
         self.decides = policy.adapts
         self.policy = self.decider.policy if policy.adapts else policy
         self.decision: Decided | None = None
@@ -129,7 +130,7 @@ class Dispatcher:
     def _price(self, launch: Launch) -> float | None:
         """Return what a launch costs, in service times; None if it is free."""
         group, query = launch.group, launch.query
-        if not launch.hedge and (not self._pays_all or (query is None and self.rules.backups)):
+        if not launch.hedge and not self._pays_all:
             return None
         if query is not None:
             return self.stats.price(self.assigner.cheapest(query))
@@ -167,12 +168,28 @@ class Dispatcher:
         """Take over an attempt at a query's own task that a worker has been at for a while."""
         identity, query, group = attempt.identity, attempt.query, attempt.group
         assert query is not None
-        self.flying.attempts[identity] = query.attempts[identity] = attempt
-        group.sent(attempt.number, identity)
+        self.flying.attempts[identity] = attempt
+        attempt.fallback = worker >= self.rules.mains
+        if attempt.fallback:
+            query.fallback, query.fell_back = identity, True
+        else:
+            query.attempts[identity] = attempt
+            group.sent(attempt.number, identity)
         self.assigner.begin(worker, attempt, since)
-        self.timers.set(since + self.rules.hang_timeout_of(worker), "hang", identity)
-        if self.policy.hedged:
+        self.timers.set(since + self.rules.hang_timeout, "hang", identity)
+        if self.policy.hedged and not attempt.fallback:
             self.watch(attempt, since)
+
+    def fall_back(self, query: Query | None) -> bool:
+        """Ask a cheaper worker about a query, once; tell whether it is asked now."""
+        if query is None or not query.is_waiting or not query.repeatable or query.fell_back:
+            return False
+        number = self.flying.number()
+        own = Attempt(number, query.group, query, query.member, self.now, fallback=True)
+        self.flying.attempts[number] = own
+        query.fallback, query.fell_back = number, True
+        self.assigner.add(own)
+        return True
 
     def send_own(self, query: Query, first: bool = False) -> None:
         """Let a query's own task wait for a worker, if its code has one."""
@@ -207,7 +224,7 @@ class Dispatcher:
     def _yields(self, attempt: Attempt) -> bool:
         """Tell whether a task would lengthen a line of needed ones too much."""
         assigner = self.assigner
-        if not attempt.extra or assigner.is_apart(attempt):
+        if not attempt.extra:
             return False
         worth = self.tuning.yields_after * self.stats.overhead * (1.0 - assigner.load)
         return assigner.needed > min(self.tuning.yields_at, worth) * assigner.slots_up
@@ -225,8 +242,9 @@ class Dispatcher:
         """Return what lets a worker begin a task."""
         self.sent += 1
         identity, query, group = attempt.identity, attempt.query, attempt.group
-        self.timers.set(self.now + self.rules.hang_timeout_of(worker), "hang", identity)
-        self.policy.begun(self, attempt)
+        self.timers.set(self.now + self.rules.hang_timeout, "hang", identity)
+        if not attempt.fallback:
+            self.policy.begun(self, attempt)
         if query is not None:
             own = (query.identity,)
             return Send(worker, identity, attempt.number, own, 1, copy=attempt.hedge)
@@ -276,7 +294,7 @@ class Dispatcher:
         """Take note that a worker has done a task's work, or has answered and goes on with it."""
         worker, began, assigner = attempt.worker, attempt.started, self.assigner
         ran = assigner.is_running(attempt) if keeps_slot else assigner.release(self.now, attempt)
-        if not ran or worker is None or began is None or not is_usual:
+        if not ran or worker is None or began is None or not is_usual or attempt.fallback:
             return
         if self.rules.worker_batch > 1 and assigner.workers[worker].running:
             return  # the last of a call tells how long it took
@@ -337,7 +355,9 @@ class Dispatcher:
         """Forget a task that no worker was given."""
         del self.flying.attempts[attempt.identity]
         self.budget.refund(attempt.paid)
-        if attempt.query is not None:
+        if attempt.fallback and attempt.query is not None:
+            attempt.query.fallback = None
+        elif attempt.query is not None:
             attempt.query.attempts.pop(attempt.identity, None)
         attempt.group.lost(attempt.number, attempt.identity)
         self.close_if_over(attempt.group)

@@ -75,7 +75,7 @@ class Grouping:
         group.keep([query.identity for query in late])
         for member, query in enumerate(late):
             query.member = member
-        if len(late) > 1 or (late and (on.rules.backups or not on.policy.coded)):
+        if len(late) > 1 or (late and not on.policy.coded):
             self.seal(group)
             return
         group.uncode()

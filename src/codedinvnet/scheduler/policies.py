@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from codedinvnet.scheduler.group import CodingGroup
 from codedinvnet.scheduler.queries import Attempt, Query
@@ -163,7 +163,7 @@ class Hedge(Policy):
         if not query.attempts or not self._wants(on, query):
             return
         backed = query.takes_decoded and on.flying.has_backup(query.group)
-        if backed or not self._copy(on, query):
+        if backed or query.fallback is not None or not self._copy(on, query):
             on.watch(next(iter(query.attempts.values())), on.now)
 
     def _wants(self, on: Dispatcher, query: Query) -> bool:
@@ -189,20 +189,9 @@ class Parity(Policy):
 
 @dataclass(frozen=True)
 class Backup(Policy):
-    """Asks a code's cheap extra task, such as a small backup, about late queries, or about all."""
+    """Asks a code's cheap extra task, such as a small backup, about late queries."""
 
-    when: Literal["late", "always"] = "late"
     title: ClassVar[str] = "backup"
-
-    def sealed(self, on: Dispatcher, group: CodingGroup, extra: Sequence[int]) -> None:
-        alone = on.rules.backups > 0 and not on.assigner.slots_up  # only backups are up
-        if self.when == "always" or alone:
-            Parity().sealed(on, group, extra)
-
-    def queued(self, on: Dispatcher, attempt: Attempt) -> None:
-        late = on.stats.late(attempt.kind, None, attempt.traffic) if on.rules.backups else None
-        if late is not None:
-            on.timers.set(on.now + late, "waits", attempt.identity)
 
     def begun(self, on: Dispatcher, attempt: Attempt) -> None:
         if attempt.query is None:
@@ -229,6 +218,30 @@ class Backup(Policy):
         if group.live.get(k) or group.retries:
             return False
         return on.launch(Launch(group, k, first=True, urgent=True))
+
+
+@dataclass(frozen=True)
+class Fallback(Policy):
+    """Asks a cheaper worker about a late query, or at once where no other is up."""
+
+    title: ClassVar[str] = "fallback"
+
+    def taken(self, on: Dispatcher, query: Query) -> None:
+        if not on.assigner.slots_up:
+            on.fall_back(query)
+
+    def queued(self, on: Dispatcher, attempt: Attempt) -> None:
+        late = on.stats.late(attempt.kind, None, attempt.traffic)
+        if late is not None:
+            on.timers.set(on.now + late, "waits", attempt.identity)
+
+    def late(self, on: Dispatcher, attempt: Attempt, again: bool, runs: bool) -> Then:
+        query = attempt.query
+        waits = query is not None and query.fallback is not None and not again
+        return Then.WATCH if on.fall_back(query) or waits else Then.PASS
+
+    def lost(self, on: Dispatcher, attempt: Attempt) -> None:
+        on.fall_back(attempt.query)
 
 
 @dataclass(frozen=True)
@@ -295,8 +308,8 @@ class Joined(Policy):
 
 
 UNCODED, CODED, HEDGE, AUTO = Policy(), Parity(), Hedge(), Auto()
-BACK_LATE = Backup(when="late") | HEDGE
-"""What `auto` does with a small backup."""
+BACK_LATE, FALL_BACK = Backup() | HEDGE, Fallback() | HEDGE
+"""What `auto` does with a small backup, and where there are fallbacks."""
 POLICIES = {
     policy.name: policy
     for policy in (

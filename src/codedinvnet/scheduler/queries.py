@@ -41,6 +41,10 @@ class Query:
     """The live attempts at its own data task."""
     copies: int = 0
     """How many copies were sent because it was late."""
+    fallback: int | None = None
+    """The live attempt at a cheaper worker."""
+    fell_back: bool = False
+    """Whether a cheaper worker was asked."""
     losses: int = 0
     answered: float | None = None
     """When one of its own attempts answered it."""
@@ -105,6 +109,8 @@ class Attempt:
     """Its query was cancelled, but the others of its group may be decoded with its output."""
     together: int = 1
     """How many tasks its worker had when it began, or computes in the same call."""
+    fallback: bool = False
+    """It is for a cheaper worker, and is none of its query's own attempts."""
     uncached: tuple[int, ...] = ()
     """Of its prompt, by worker, when it began to wait: bytes that are not cached there."""
     new: Traffic | None = None

@@ -43,16 +43,13 @@ from codedinvnet.scheduler.queries import Attempt, Query, State
 from codedinvnet.scheduler.settings import Rules
 
 
-def code_for(
-    policy: Policy, workers: int, offered: CodeRules | None, backups: int = 0
-) -> CodeRules:
+def code_for(policy: Policy, workers: int, offered: CodeRules | None) -> CodeRules:
     """Return the rules by which a policy makes groups.
 
     Args:
         policy: the policy.
-        workers: how many there are.
+        workers: how many there are, without fallbacks.
         offered: the rules of the code that the workers know; None if they know none.
-        backups: see `Rules`.
 
     Raises:
         ValueError: if the policy does not go with the code, or there are too few workers.
@@ -60,7 +57,7 @@ def code_for(
     if policy.coded and offered is None:
         raise ValueError(f"policy {policy.name} needs a code")
     code: CodeRules = offered if policy.takes_code and offered is not None else Uncoded()
-    needed = (policy.copies if backups else workers_for(policy, code)) + backups
+    needed = workers_for(policy, code)
     if workers < needed:
         raise ValueError(
             f"{workers} are too few: policy {policy.name} with k = {code.k} needs {needed}, since "
@@ -88,7 +85,7 @@ class Scheduler:
         if rules.worker_batch > 1 and rules.slots != 1:
             raise ValueError("worker_batch goes with one slot")
         self.rules, self.offered, self.chosen = rules, code, rules.policy
-        own = code_for(rules.policy, rules.workers, code, rules.backups)
+        own = code_for(rules.policy, rules.mains, code)
         self.dispatcher = on = Dispatcher(rules, own)
         self.completion = Completion(on)
         self.grouping = Grouping(on, self.completion)
@@ -215,7 +212,7 @@ class Scheduler:
         The open group is coded as if its time had come, and groups end by the code that they began
         with. What is done about late queries is the new policy's for all.
         """
-        code = code_for(policy, self.rules.workers, self.offered, self.rules.backups)
+        code = code_for(policy, self.rules.mains, self.offered)
         if is_systematic(code) != self.systematic:
             raise ValueError(f"without direct answers the code goes with {self.chosen.name} only")
         on = self.dispatcher
@@ -224,7 +221,8 @@ class Scheduler:
         self.chosen = policy
         on.go_by(policy, code)
         for attempt in self.attempts.values():
-            if policy.hedged and attempt.query is not None and attempt.started is not None:
+            own = attempt.query is not None and not attempt.fallback
+            if policy.hedged and own and attempt.started is not None:
                 on.watch(attempt, attempt.started)
 
     def next_timer(self) -> float | None:

@@ -15,7 +15,7 @@ SHORTEST_HANG, HANG_SHARE = 1000.0, 0.6
 deadline, so that there is time to send its query again, and no less than these. The machine itself
 may stand still for so long."""
 FIRST_DELAY, FIRST_COPIES = 1.0, 20
-"""For a gateway that has just started: the seconds until a backup is asked before the times of a
+"""For a gateway that has just started: the seconds until a fallback is asked before the times of a
 route are known, and how many requests its budget of copies counts as already come."""
 MAX_BATCH = 256
 """Images of one request, at most, by default."""
@@ -64,7 +64,7 @@ class Rules:
         group_timeout: how long an open group waits for members.
         hang_timeout: how long a worker may spend on one task before it is replaced.
         hedge_share: copies of late queries per query, at most, if `extra` does not say.
-        first_delay: seconds until a backup is asked before times are known; None: none is.
+        first_delay: seconds until a fallback is asked before times are known; None: none is.
         head_start: how many queries have paid for copies before the first one comes.
         extra: extra work per query, at most, in service times: copies, parities and backups
             together. None: a policy's own copies and extra tasks, but for those of `hedge_share`,
@@ -72,10 +72,9 @@ class Rules:
         max_pending: unanswered queries, at most.
         max_losses: a query whose attempts were lost so often is given up.
         slots: how many tasks a worker may be at; None: found for each, see `concurrency`.
-        backups: the last so many workers compute a small backup's tasks, and nothing else, and the
-            others no such task; 0: every worker computes every task.
-        backup_slots: how many tasks one of these may be at.
-        backup_hang_timeout: how long one of these may spend on one task; None: as the others.
+        fallbacks: the last so many workers are cheaper ones, which get late queries and nothing
+            else.
+        fallback_slots: how many tasks one of these may be at.
         worker_batch: how many data tasks a worker computes in one call, at most; more than 1 goes
             with one slot.
         tuning: numbers that no user sets.
@@ -92,16 +91,15 @@ class Rules:
     max_pending: int = 1000
     max_losses: int = 5
     slots: int | None = 1
-    backups: int = 0
-    backup_slots: int = 1
-    backup_hang_timeout: float | None = None
+    fallbacks: int = 0
+    fallback_slots: int = 1
     worker_batch: int = 1
     tuning: Tuning = TUNING
 
-    def hang_timeout_of(self, worker: int) -> float:
-        """Return how long a worker may spend on one task before it is replaced."""
-        is_backup, own = worker >= self.workers - self.backups, self.backup_hang_timeout
-        return own if is_backup and own is not None else self.hang_timeout
+    @property
+    def mains(self) -> int:
+        """How many workers are no fallbacks; they come first."""
+        return self.workers - self.fallbacks
 
     def extra_of(self, policy: Policy) -> float | None:
         """Return the extra work per query of a policy, at most; None if copies alone are bound."""
