@@ -91,11 +91,14 @@ def test_a_flood_of_events_is_logged_once_in_a_while(
     quiet.log("query failed", logging.WARNING, query=2)
     now += seconds
     quiet.log("query failed", logging.WARNING, query=3)
+    now -= 50 * seconds  # a clock that was put back
+    quiet.log("query failed", logging.WARNING, query=4)
     told = [vars(r)["fields"] for r in caplog.records if r.message == "query failed"]
     assert [(line["query"], line.get("left_out")) for line in told] == [
         (1, None),
         (2, 499),
         (3, None),
+        (4, None),
     ]
 
 

@@ -56,7 +56,7 @@ class Quiet:
     def log(self, event: str, level: int, **fields: Any) -> None:
         """Log one event, or count it."""
         now = time.monotonic()
-        if now < self._next:
+        if now < self._next <= now + self.seconds:  # no clock that goes back silences it
             self._left_out += 1
             return
         if self._left_out:
