@@ -87,9 +87,15 @@ def test_what_needs_no_training_is_built_and_a_wrong_budget_is_refused(images: I
         ci.fit("parm", own, images, CODE, k=K)
 
 
-def test_the_example_prints_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("epochs", "least"), [(1, 0.0), pytest.param(20, 90.0, marks=pytest.mark.nightly)]
+)
+def test_the_example_prints_a_table(
+    epochs: int, least: float, capsys: pytest.CaptureFixture[str]
+) -> None:
     pytest.importorskip("sklearn")
-    import_module("examples.own_network").main(epochs=1)
+    import_module("examples.own_network").main(epochs)
     head, *lines = capsys.readouterr().out.splitlines()
     assert head.split() == ["method", "normal", "recovered"]
     assert [line.split()[0] for line in lines] == ["coded-invnet", "small-backup", "approxifer"]
+    assert float(lines[0].split()[2].rstrip("%")) > least

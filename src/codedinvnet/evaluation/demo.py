@@ -29,7 +29,7 @@ def run_demo(names: Sequence[str], picture: Path, seed: int = 0) -> None:
     """Evaluate bundles on the shipped test images, print a table, and draw a group of each."""
     print("Every worker erased in turn; % of the shipped 1,000 test images, 5 groupings")
     print(f"{'bundle':<9}{'k':>3}{'overhead':>10}" + "".join(f"{name:>16}" for name in COLUMNS))
-    figure = Figure(figsize=(11, 2.6 * len(names)), layout="constrained")
+    figure = Figure(figsize=(11, 2.2 * len(names)), layout="constrained")
     panels = figure.subfigures(len(names), squeeze=False)[:, 0]
     for name, panel in zip(names, panels, strict=True):
         bundle, source = load_bundle(name), sample_images(name)
@@ -63,18 +63,14 @@ def draw_group(panel: SubFigure, bundle: Bundle, source: ImageSource, seed: int)
         _show(axis, images[i] / 255 * dimmed, f"query {i + 1}: {name}")
     middle = {"transform": axes[lost].transAxes, "ha": "center", "va": "center"}
     axes[lost].text(0.5, 0.5, "lost", color=DECODED, fontsize=18, weight="bold", **middle)
-    _show(axes[SHOWN], made, "parity query, E of all")
-    rows = np.arange(len(bundle.info.classes))
-    bars = axes[-1]
-    bars.barh(
-        rows - 0.2, direct.cpu().numpy(), 0.4, color=DIRECT, label="direct answer, never seen"
-    )
+    _show(axes[SHOWN], made, f"what E made of all {SHOWN}")
+    rows, bars = np.arange(len(bundle.info.classes)), axes[-1]
+    bars.barh(rows - 0.2, direct.cpu().numpy(), 0.4, color=DIRECT, label="direct, if not lost")
     bars.barh(rows + 0.2, decoded.cpu().numpy(), 0.4, color=DECODED, label="decoded")
     bars.set_yticks(rows, bundle.info.classes)
-    bars.set(title=f"probabilities of query {lost + 1}", xlim=(0, 1))
-    bars.title.set_fontsize(9)
+    bars.set(xlim=(0, 1), ylim=(len(rows) - 0.5, -0.5))
+    bars.set_title(f"probabilities of query {lost + 1}", fontsize=9)
     bars.tick_params(labelsize=7)
-    bars.invert_yaxis()
     bars.legend(fontsize=7, loc="best")
     panel.suptitle(f"bundle {bundle.info.name}", fontsize=10, x=0.01, ha="left")
 
