@@ -86,8 +86,7 @@ def late(path: Path) -> str:
 
 def _is_brief(name: str) -> bool:
     method = known_method(name)
-    brief = method is not None and method.in_brief and not method.is_bound
-    return brief and name != DEAR
+    return method is not None and method.in_brief and name != DEAR
 
 
 def one_set(name: str, path: Path) -> str:

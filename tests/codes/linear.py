@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from codedinvnet.codes.base import Scheme
-from codedinvnet.codes.method import Given, Method, Tolerance
+from codedinvnet.codes.method import Given, Method
 from codedinvnet.common.config import EncoderSettings, NetworkSettings
 from codedinvnet.models.base import Model
 from codedinvnet.models.coded import CodedModel, ModelSettings, build_model
@@ -83,8 +83,7 @@ def made(
     """Return the scheme of a method around a classifier of SHAPE, and CLASSES or its own."""
     if classes is None:
         classes = int(getattr(classifier, "classes", CLASSES))
-    tolerance = Tolerance(stragglers)
-    given = Given(k, classifier, SHAPE, classes, tolerance=tolerance, part=part, chosen=chosen)
+    given = Given(k, classifier, SHAPE, classes, stragglers=stragglers, part=part, chosen=chosen)
     return kind().build(given)
 
 
@@ -130,11 +129,11 @@ def decodings(model: Model, method: str, group: np.ndarray) -> Iterator[np.ndarr
         method: as `find_method` takes it.
         group: the k members' inputs, (k, ...).
     """
-    k, tolerance = len(group), Tolerance()
+    k = len(group)
     scheme = scheme_of(model, method, k)
     with torch.inference_mode():
         outputs = outputs_of(scheme, torch.from_numpy(group)[None])
-        for count in range(tolerance.stragglers + 1):
+        for count in range(2):
             for lost in combinations(outputs, count):
                 answers = scheme.decode(without(outputs, *lost), k)
                 yield torch.cat([answers[i] for i in range(k)]).numpy()

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.interpolation import first_kind, second_kind
-from codedinvnet.codes.method import Given, Tolerance
+from codedinvnet.codes.method import Given
 from codedinvnet.codes.nercc import (
     NeRCC,
     SplineCode,
@@ -104,7 +104,7 @@ def test_tuning_finds_the_best_pair_on_the_groups_it_is_given(stragglers: int) -
     def make(encoder: float, decoder: float) -> Scheme:
         return made(NeRCC, classifier, 4, stragglers=stragglers, smoothing=(encoder, decoder))
 
-    given = Given(4, classifier, SHAPE, classifier.classes, tolerance=Tolerance(stragglers))
+    given = Given(4, classifier, SHAPE, classifier.classes, stragglers=stragglers)
     chosen = NeRCC().tune(given, group, labels, candidates)
     all_pairs = {(e, d): accuracy(make(e, d)) for e in candidates for d in candidates}
     assert len(set(all_pairs.values())) > 1

@@ -107,7 +107,7 @@ class Taken(Plain):
 class Nameless:
     pass
 class Bare(Method):
-    part, tuned = "backup", True
+    part = "backup"
 class Half(Plain):
     name, part = "half", "backup"
     def loss(self, part, batch):
@@ -127,7 +127,7 @@ class Half(Plain):
         ("nercc@1.4", "nercc has no cost that can be chosen"),
         ("{}:Missing", "mine.py has no subclass Missing of Method"),
         ("{}:Nameless", "mine.py has no subclass Nameless of Method"),
-        ("{}:Bare", "mine.py: Bare lacks build, loss, name, rules, tune, untrained"),
+        ("{}:Bare", "mine.py: Bare lacks decode, encode, loss, name, untrained"),
         ("{}:Half", "mine.py: Half lacks untrained"),
         ("{}:Taken", "this package has a method 'none': choose another name"),
     ],

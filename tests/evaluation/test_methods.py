@@ -281,8 +281,7 @@ def test_the_command_compares_ones_own_method_with_the_shipped_rows(
     words += ["--out", out, "--method", EXAMPLE, "--device", "cpu"]
     ran = call(*words)
     assert ran.code == 0
-    brief = [line for line in ran.out.splitlines() if " recovers " in line]
-    assert {"two-parities", "coded-invnet"} <= {line.split()[5] for line in brief}
+    assert {"two-parities", "coded-invnet"} <= {line.split()[0] for line in ran.out.splitlines()}
     (row,) = read_rows(out)
     assert (row["method"], row["r"], row["answered"]) == ("two-parities", 2, 1)
     assert (row["settings"]["quick"], len(row["counts"])) == (False, 2)
@@ -290,11 +289,35 @@ def test_the_command_compares_ones_own_method_with_the_shipped_rows(
     methods = [line.split(" | ")[3] for line in table.splitlines() if line.startswith("| 4 | 1 |")]
     assert methods[0] == "two-parities"
     assert {"coded-invnet", "small-backup", "parm"} <= {*methods}
+    assert table.startswith("# Accuracy, %\n")
     report = json.loads(call(*words, "--quick", "--json").out)
     assert (report["done"], report["failed"]) == (1, 0)
     assert {Path(p).name for p in report["written"]} == {"rows.md", "rows.csv", "rows-late.png"}
     quick = read_rows(out)[-1]
     assert (quick["settings"]["quick"], len(quick["counts"])) == (True, 1)
+    table = out.with_suffix(".md").read_text()
+    assert table.startswith("# Accuracy, %, measured in short on ")
+    assert "| coded-invnet |" in table
+
+
+def test_ones_own_method_is_measured_with_more_workers_missing(
+    bundle_folder: Path, data_dir: Path, tmp_path: Path, call: Command
+) -> None:
+    """On the shipped grid's groups, with the patterns of its trials that miss as many."""
+    blocks: list[dict[str, Any]] = [
+        {"methods": ["none"], "k": [2, 4]},
+        {"methods": ["none"], "missing": [2], "groupings": 1, "patterns": 7},
+    ]
+    grid = write_grid(tmp_path / "grid.json", bundle_folder, blocks)
+    words = ["bench", "accuracy", grid, "--data-dir", data_dir, "--save-dir", tmp_path / "runs"]
+    words += ["--out", tmp_path / "rows.jsonl", "--method", EXAMPLE, "--missing"]
+    assert call(*words, "2").code == 0
+    (row,) = read_rows(tmp_path / "rows.jsonl")
+    assert (row["k"], row["missing"], row["answered"]) == (4, 2, 1)
+    assert (row["settings"]["groupings"], row["settings"]["patterns"]) == (1, 7)
+    outcome = call(*words, "4")
+    assert (outcome.code, outcome.err.count("\n")) == (2, 1)
+    assert "--missing 4: the grid's groups have at most 4" in outcome.err
 
 
 @pytest.mark.parametrize(

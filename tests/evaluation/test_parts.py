@@ -65,7 +65,7 @@ from codedinvnet.codes.backup import SmallBackup
 class Tolerant(SmallBackup):
     name = "tolerant"
     def made_with(self, given, settings):
-        return {**super().made_with(given, settings), "missing": given.tolerance.stragglers}
+        return {**super().made_with(given, settings), "missing": given.stragglers}
     def untrained(self, given, made_with):
         return super().untrained(given, {**made_with, "width": 1 + made_with["missing"]})
 """

@@ -31,9 +31,6 @@ if TYPE_CHECKING:
     from codedinvnet.data import ImageSource
     from codedinvnet.models.bundle import Bundle
 
-MOST_LINES = 40
-"""Results of `bench accuracy` that a terminal shows; the tables have all."""
-
 
 DEVICE = opt("--device", "cpu, cuda, cuda:1", default="auto")
 DATA = (
@@ -362,6 +359,12 @@ def _lines(report: dict[str, Any]) -> dict[str, Any]:
         default="test",
         choices=("test", "validation"),
     ),
+    opt(
+        "--missing",
+        "workers that don't answer in each group",
+        int,
+        unset="the grid's; 1 for a method of your own",
+    ),
     opt("--save-dir", "where trained parts lie", Path, Path("runs")),
     opt(
         "--only",
@@ -390,14 +393,16 @@ def _bench_accuracy(arguments: argparse.Namespace) -> None:
         out=out,
         device=choose_device(arguments.device),
         methods=arguments.method,
-        **values(arguments, "split", "save_dir", "data_dir", "download", "quick", "only"),
+        **values(
+            arguments, "split", "save_dir", "data_dir", "download", "quick", "only", "missing"
+        ),
     )
-    own = any(map(is_foreign, arguments.method))
-    compare = own and not (arguments.quick or validation)
+    compare = any(map(is_foreign, arguments.method)) and not validation
     written = [*tables.write_accuracy(out, compare), *plots.draw_accuracy(out, compare)]
-    lines = tables.brief(tables.shown_frame(out, compare))
-    if len(lines) <= MOST_LINES and not arguments.json:
-        print("\n".join(lines))
+    if not arguments.json:
+        print(tables.brief(tables.shown_frame(out, compare)))
+        if compare and arguments.quick:
+            print("Your own method was measured in short, and the others are shipped rows.")
     where = {"rows": str(out), "written": [str(path) for path in written]}
     print_report({**report, **where}, arguments.json)
     refuse_failures(report["failed"], "of the trials", out)

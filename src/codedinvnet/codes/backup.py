@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from codedinvnet.codes.base import Scheme, ScoresCode
 from codedinvnet.codes.equal_cost import served_macs, width_within
-from codedinvnet.codes.method import ONE, Batch, Given, Method, Tolerance
+from codedinvnet.codes.method import Batch, Given, Method
 from codedinvnet.codes.rules import BACKUP, SMALL_BACKUP, AnswersAll, CodeRules, Costs
 from codedinvnet.models.bundle import BundleInfo
 from codedinvnet.models.coded import CodedModel
@@ -65,14 +65,10 @@ class SmallBackup(Method):
     """
 
     name = SMALL_BACKUP
-    rank = 1
     part = "backup"
-    compared = True
     cost = 1.0
 
-    def rules(
-        self, k: int, tolerance: Tolerance = ONE, bundle: BundleInfo | None = None
-    ) -> CodeRules:
+    def rules(self, k: int, stragglers: int = 1, bundle: BundleInfo | None = None) -> CodeRules:
         return AnswersAll(k, BACKUP, cost=Costs(member=self.cost / k))
 
     def made_with(self, given: Given, settings: Any) -> Mapping[str, Any]:

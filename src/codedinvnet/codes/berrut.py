@@ -7,14 +7,12 @@ experimentally well-conditioned global interpolation*, 1988.
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 from torch import Tensor
 
 from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.interpolation import Interpolating, any_of
-from codedinvnet.codes.method import ONE, Given, Method, Tolerance
+from codedinvnet.codes.method import Given, Method
 from codedinvnet.codes.rules import AnyOf
 from codedinvnet.models.bundle import BundleInfo
 
@@ -63,11 +61,10 @@ class ApproxIFER(Method):
     """
 
     name = "approxifer"
-    rank = 4
-    chooses: ClassVar[tuple[str, ...]] = ("stragglers",)
+    any_stragglers = True
 
-    def rules(self, k: int, tolerance: Tolerance = ONE, bundle: BundleInfo | None = None) -> AnyOf:
-        return any_of(self.name, k, k + tolerance.stragglers, tolerance.stragglers)
+    def rules(self, k: int, stragglers: int = 1, bundle: BundleInfo | None = None) -> AnyOf:
+        return any_of(self.name, k, k + stragglers, stragglers)
 
     def build(self, given: Given) -> Scheme:
-        return self.scheme(BerrutCode(self.rules(given.k, given.tolerance)), given)
+        return self.scheme(BerrutCode(self.rules(given.k, given.stragglers)), given)

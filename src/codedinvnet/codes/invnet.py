@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from codedinvnet.codes.base import Encoded, Scheme
 from codedinvnet.codes.mean import Evidence, LatentCode, MeanCode, MosaicCode, mosaic_rules
-from codedinvnet.codes.method import ONE, Given, Method, Tolerance
+from codedinvnet.codes.method import Given, Method
 from codedinvnet.codes.rules import SERVED, CodeRules, Parities
 from codedinvnet.common.config import (
     NO_INVERSE,
@@ -47,15 +47,12 @@ class CodedInvNet(Method):
     """Coded-InvNet with all of a bundle, which says what its code is: the mean or the mosaic."""
 
     name = "coded-invnet"
-    rank = 0
     of_bundle = True
     encodes = True
 
-    def rules(
-        self, k: int, tolerance: Tolerance = ONE, bundle: BundleInfo | None = None
-    ) -> CodeRules:
-        if bundle is None or tolerance.stragglers > 1:  # imagined, with as many parities
-            return Parities(k, tolerance.stragglers)
+    def rules(self, k: int, stragglers: int = 1, bundle: BundleInfo | None = None) -> CodeRules:
+        if bundle is None or stragglers > 1:  # imagined, with as many parities
+            return Parities(k, stragglers)
         if bundle.model.encoder.kind == "mosaic":
             return mosaic_rules(k)
         guesses = bool(bundle.model.head_hidden and bundle.model.encoder.side_features)
@@ -79,13 +76,10 @@ class AverageImage(Method):
     """
 
     name = "average-image"
-    rank = 9
     in_brief = False
     of_bundle = True
 
-    def rules(
-        self, k: int, tolerance: Tolerance = ONE, bundle: BundleInfo | None = None
-    ) -> CodeRules:
+    def rules(self, k: int, stragglers: int = 1, bundle: BundleInfo | None = None) -> CodeRules:
         return Parities(k)
 
     def encoder(self, given: Given) -> nn.Module:
@@ -107,7 +101,6 @@ class PaperInvNet(AverageImage):
     """
 
     name = "coded-invnet-paper"
-    rank = 8
     encodes = True
     part, budget = "paper", PixelFusionSettings
 
@@ -167,13 +160,10 @@ class Oracle(Method):
     """
 
     name = "oracle"
-    rank = 12
     of_bundle = True
-    is_bound = True
+    in_brief = False
 
-    def rules(
-        self, k: int, tolerance: Tolerance = ONE, bundle: BundleInfo | None = None
-    ) -> CodeRules:
+    def rules(self, k: int, stragglers: int = 1, bundle: BundleInfo | None = None) -> CodeRules:
         return Parities(k)
 
     def check(self, k: int, shape: tuple[int, ...], bundle: BundleInfo | None) -> None:

@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
-from codedinvnet.codes.base import Code, Scheme, check_k
-from codedinvnet.codes.rules import SERVED, CodeRules
+from codedinvnet.codes.base import Code, Encoded, Scheme, ScoresCode, check_k
+from codedinvnet.codes.rules import PARITY_MODEL, SERVED, CodeRules, Parities
 from codedinvnet.common.config import PartSettings, Section
 from codedinvnet.common.errors import UserError
 from codedinvnet.models.bundle import Bundle, BundleInfo
-from codedinvnet.models.coded import CodedModel
+from codedinvnet.models.coded import CodedModel, prepare
 from codedinvnet.models.network import classifier_of
 
-
-class Tolerance(NamedTuple):
-    """How many outputs of a group a code makes up for, where it can be chosen."""
-
-    stragglers: int = 1
-    """S, those that may be missing."""
-
-
-ONE = Tolerance()
 MOST_COST = 100
 """The most that an extra worker may spend on a group, in queries of the served model."""
 
@@ -41,7 +32,7 @@ class Given:
         classes: how many there are.
         model: f, g, E and g' of the bundle; None without a bundle.
         bundle: its description; None without a bundle.
-        tolerance: see `Tolerance`.
+        stragglers: how many missing outputs of a group to make up for, where that can be chosen.
         part: what the method trained for this classifier and k, in evaluation mode.
         chosen: what `Method.tune` chose.
     """
@@ -52,7 +43,7 @@ class Given:
     classes: int
     model: CodedModel | None = None
     bundle: BundleInfo | None = None
-    tolerance: Tolerance = ONE
+    stragglers: int = 1
     part: nn.Module | None = None
     chosen: Mapping[str, Any] = field(default_factory=dict)
 
@@ -85,17 +76,35 @@ class Batch(NamedTuple):
     """(G, m)."""
 
 
-class Method(ABC):
-    """One method: its rules, how it is trained and built, and what it needs.
+class MethodCode(ScoresCode):
+    """The code that a method states by its own `encode` and `decode`."""
+
+    def __init__(self, method: Method, rules: CodeRules) -> None:
+        super().__init__(rules)
+        self.method = method
+
+    def encode(self, task: int, queries: Tensor) -> Encoded:
+        return Encoded(self.method.encode(task - self.rules.k, prepare(queries, padding=0)))
+
+    def made_up(self, member: int, outputs: Mapping[int, Tensor], size: int) -> Tensor:
+        k = self.rules.k
+        answers = {task: output for task, output in outputs.items() if task < size}
+        parities = {task - k: output for task, output in outputs.items() if task >= k}
+        return self.method.decode(member, answers, parities, size)
+
+
+class Method:
+    """One method: how it encodes and decodes, how it is trained, and what it needs.
 
     The command line, grids, training, tables, pictures, the server, the simulator and the planner
-    read it. A subclass in a user's own file is as good as those of this package.
+    read it. A subclass in a user's own file is as good as those of this package. It defines
+    `encode` and `decode`, or, if its data tasks do not send scores, `rules` and `build`.
     """
 
-    name: ClassVar[str]
+    name: str
     """The method's name on the command line, in grids, rows and tables."""
-    rank: ClassVar[int] = 99
-    """Its place in tables: lower ones come first."""
+    parities: ClassVar[int] = 1
+    """The queries that `encode` makes of a group, each for an extra worker."""
     of_bundle: ClassVar[bool] = False
     """Whether it is made around f and g of a bundle, and not around any classifier."""
     part: ClassVar[str] = ""
@@ -105,19 +114,13 @@ class Method(ABC):
     """What that budget holds. Methods with one `part` have one budget."""
     encodes: ClassVar[bool] = False
     """Whether a network encodes, whose work is not in the tasks' cost."""
-    tuned: ClassVar[bool] = False
-    """Whether `tune` chooses something on validation images."""
-    chooses: ClassVar[tuple[str, ...]] = ()
-    """The fields of `Tolerance` that can be chosen."""
+    any_stragglers: ClassVar[bool] = False
+    """Whether it makes up for as many missing outputs as it is asked to."""
     is_policy: ClassVar[bool] = False
     """Whether a policy of the server does the same, so that no server is started with it."""
-    is_bound: ClassVar[bool] = False
-    """Whether it is no rival of a code: what nothing, twice the work, or a perfect one gives."""
-    compared: ClassVar[bool] = False
-    """Whether latency grids, sweeps and plans compare it with the policies by default."""
     in_brief: ClassVar[bool] = True
-    """Whether short tables and pictures show it."""
-    cost: ClassVar[float | None] = None
+    """Whether short tables and pictures show it: it is a rival of a code, and no bound."""
+    cost: float | None = None
     """What the extra worker may spend on a full group, in queries of the served model, where it can
     be chosen (`at`); it is what the method spends by default."""
     version: ClassVar[int] = 1
@@ -127,25 +130,51 @@ class Method(ABC):
     digest: str = ""
     """Of that file, with the class: a method that was changed is trained and measured again."""
 
-    @abstractmethod
-    def rules(
-        self, k: int, tolerance: Tolerance = ONE, bundle: BundleInfo | None = None
-    ) -> CodeRules:
-        """Return its rules.
+    def encode(self, parity: int, images: Tensor) -> Tensor:
+        """Return the query (B, C, H, W) of one parity.
+
+        Args:
+            parity: its number, from 0.
+            images: a group's members (B, m, C, H, W), floats in 0..1.
+        """
+        raise NotImplementedError(f"{self.name} encodes nothing")
+
+    def decode(
+        self, member: int, answers: Mapping[int, Tensor], parities: Mapping[int, Tensor], size: int
+    ) -> Tensor:
+        """Return the scores (B, classes) of a missing member.
+
+        It is asked for no more missing members than there are parities' outputs. Scores are logits:
+        the softmax comes after decoding.
+
+        Args:
+            member: its position in the group, from 0.
+            answers: position -> scores (B, classes), of the members that answered.
+            parities: number -> what the model returned for that parity, (B, classes).
+            size: the members of the group.
+        """
+        raise NotImplementedError(f"{self.name} decodes nothing")
+
+    def rules(self, k: int, stragglers: int = 1, bundle: BundleInfo | None = None) -> CodeRules:
+        """Return its rules: a part that was trained for parities serves groups of k only.
 
         Args:
             k: the most queries in a group.
-            tolerance: see `Tolerance`.
+            stragglers: how many missing outputs to make up for, where that can be chosen.
             bundle: the bundle that it is made around, if that is known.
         """
+        model = PARITY_MODEL if self.part else SERVED
+        return Parities(k, self.parities, fixed_size=bool(self.part), model=model)
 
-    @abstractmethod
     def build(self, given: Given) -> Scheme:
         """Make the code and its models.
 
         Raises:
             UserError: if they cannot be made of what is given.
         """
+        models = {} if given.part is None else {PARITY_MODEL: given.part}
+        rules = self.rules(given.k, given.stragglers, given.bundle)
+        return self.scheme(MethodCode(self, rules), given, **models)
 
     def check(self, k: int, shape: tuple[int, ...], bundle: BundleInfo | None) -> None:
         """Refuse a group size, an image shape or a bundle that it cannot serve.
@@ -167,13 +196,14 @@ class Method(ABC):
             return self
         if not 0 < cost <= MOST_COST:
             raise UserError(f"{self.name}: a cost lies between 0 and {MOST_COST}, got {cost:g}")
-        kind, name = type(self), f"{self.name}@{cost:g}"
-        found: Method = type(kind.__name__, (kind,), {"name": name, "cost": cost})()
-        found.file, found.digest = self.file, self.digest
+        found = copy.copy(self)
+        found.name, found.cost = f"{self.name}@{cost:g}", cost
         return found
 
-    # A method with a `part` must define `untrained` and `loss`, and one that is `tuned` `tune`;
-    # others need not. `lacking` tells which are missing, and the registry refuses such a class.
+    @property
+    def tuned(self) -> bool:
+        """Whether `tune` chooses something on validation images."""
+        return type(self).tune is not Method.tune
 
     def versions(self) -> Mapping[str, Any]:
         """Return what a row's settings, and a part's, state of versions; nothing of the first."""
@@ -224,10 +254,9 @@ class Method(ABC):
     @classmethod
     def lacking(cls) -> list[str]:
         """Return the names that the class must still define."""
-        needed = [*(("loss", "untrained") if cls.part else ()), *(("tune",) if cls.tuned else ())]
-        names = {name for name in needed if getattr(cls, name) is getattr(Method, name)}
-        names |= {"name"} - {*dir(cls)}
-        return sorted(names | cls.__abstractmethods__)
+        needed = ["name", *(("decode", "encode") if cls.build is Method.build else ())]
+        needed += ("loss", "untrained") if cls.part else ()
+        return sorted(n for n in needed if getattr(cls, n, None) is getattr(Method, n, None))
 
     def scheme(self, code: Code, given: Given, **models: nn.Module) -> Scheme:
         """Return a scheme of a code and models by role; the served one is the classifier."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from codedinvnet.codes.backup import SmallBackup
-from codedinvnet.codes.registry import METHODS, OURS, UnknownMethod, find_method
+from codedinvnet.codes.registry import OURS, UnknownMethod, find_method
 from codedinvnet.common.errors import UserError
 from codedinvnet.scheduler.policies import (
     AUTO,
@@ -45,15 +45,14 @@ class Served:
     def scenario(self) -> dict[str, Any]:
         """What a scenario says of it."""
         method, said = find_method(self.method), {"policy": self.policy, "method": self.method}
-        own_r = self.by_name and not method.chooses
+        own_r = self.by_name and not method.any_stragglers
         return {**said, "r": method.rules(2).r or 1} if own_r else dict(said)
 
 
-COMPARED = tuple(name for name, method in METHODS.items() if method.compared)
 SERVED: Mapping[str, Served] = {
     **{policy: Served(policy) for policy in POLICIES if policy != AUTO.name},
-    **{name: Served(CODED.name, name) for name in COMPARED},
-    **{name + WITH_HEDGE: Served((CODED | HEDGE).name, name) for name in COMPARED},
+    SmallBackup.name: Served(CODED.name, SmallBackup.name),
+    SmallBackup.name + WITH_HEDGE: Served((CODED | HEDGE).name, SmallBackup.name),
     AUTO.name: Served(AUTO.name, SmallBackup.name),
 }
 """What is compared by default, on equally many workers: without a code one more plain one."""

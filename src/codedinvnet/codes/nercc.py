@@ -18,7 +18,7 @@ from torch import Tensor
 
 from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.interpolation import Interpolating, any_of
-from codedinvnet.codes.method import ONE, Given, Method, Tolerance
+from codedinvnet.codes.method import Given, Method
 from codedinvnet.codes.patterns import erasure_patterns
 from codedinvnet.codes.rules import AnyOf
 from codedinvnet.common.errors import UserError
@@ -140,20 +140,18 @@ class NeRCC(Method):
     """Smoothing splines on k + S workers, whose regularisers are chosen on validation images."""
 
     name = "nercc"
-    rank = 5
-    tuned = True
-    chooses = ("stragglers",)
+    any_stragglers = True
 
     def versions(self) -> Mapping[str, Any]:
         tuning = {"candidates": [*CANDIDATES], "patterns": TUNING_PATTERNS}
         return {**super().versions(), "tuning": tuning}
 
-    def rules(self, k: int, tolerance: Tolerance = ONE, bundle: BundleInfo | None = None) -> AnyOf:
-        return any_of(self.name, k, k + tolerance.stragglers, tolerance.stragglers)
+    def rules(self, k: int, stragglers: int = 1, bundle: BundleInfo | None = None) -> AnyOf:
+        return any_of(self.name, k, k + stragglers, stragglers)
 
     def build(self, given: Given) -> Scheme:
         encoder, decoder = given.chosen.get("smoothing", (ENCODER_SMOOTHING, DECODER_SMOOTHING))
-        rules = self.rules(given.k, given.tolerance)
+        rules = self.rules(given.k, given.stragglers)
         code = SplineCode(rules, smoothing=(encoder, decoder))
         return self.scheme(code, given)
 
@@ -169,7 +167,7 @@ class NeRCC(Method):
         Every set of S workers is left out in turn, or a sample of the sets. Of equally good pairs
         the smaller one is taken.
         """
-        k, stragglers = given.k, given.tolerance.stragglers
+        k, stragglers = given.k, given.stragglers
 
         def scheme(*smoothing: float) -> Scheme:
             return self.build(replace(given, chosen={"smoothing": smoothing}))

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from codedinvnet.codes.base import Scheme, ScoresCode
-from codedinvnet.codes.method import ONE, Given, Method, Tolerance
+from codedinvnet.codes.method import Given, Method
 from codedinvnet.codes.rules import CodeRules, Replicated, Uncoded
 from codedinvnet.models.bundle import BundleInfo
 
@@ -23,13 +23,10 @@ class Plain(Method):
     """No code: a missing prediction is missing."""
 
     name = "none"
-    rank = 10
     is_policy = True
-    is_bound = True
+    in_brief = False
 
-    def rules(
-        self, k: int, tolerance: Tolerance = ONE, bundle: BundleInfo | None = None
-    ) -> CodeRules:
+    def rules(self, k: int, stragglers: int = 1, bundle: BundleInfo | None = None) -> CodeRules:
         return Uncoded(k)
 
     def build(self, given: Given) -> Scheme:
@@ -43,9 +40,6 @@ class Replication(Plain):
     """
 
     name = "replication"
-    rank = 11
 
-    def rules(
-        self, k: int, tolerance: Tolerance = ONE, bundle: BundleInfo | None = None
-    ) -> CodeRules:
+    def rules(self, k: int, stragglers: int = 1, bundle: BundleInfo | None = None) -> CodeRules:
         return Replicated(k)

@@ -2,33 +2,25 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
+from codedinvnet.codes.backup import SmallBackup
 from codedinvnet.codes.berrut import ApproxIFER
-from codedinvnet.codes.invnet import CodedInvNet
+from codedinvnet.codes.invnet import AverageImage, CodedInvNet, Oracle, PaperInvNet
 from codedinvnet.codes.method import Method
 from codedinvnet.codes.nercc import NeRCC
+from codedinvnet.codes.parm import ParM
+from codedinvnet.codes.plain import Plain, Replication
 from codedinvnet.common.errors import UserError
 from codedinvnet.common.files import file_digest
 from codedinvnet.common.user_code import import_user_module
 
-
-def _own() -> Iterator[type[Method]]:
-    """Yield the methods of this folder's files."""
-    for info in pkgutil.iter_modules([str(Path(__file__).parent)]):
-        if info.name not in ("registry", "build", "erase", "named_policies"):
-            module = importlib.import_module(f"{__package__}.{info.name}")
-            for kind in vars(module).values():
-                is_method = isinstance(kind, type) and issubclass(kind, Method)
-                if is_method and kind.__module__ == module.__name__ and "name" in vars(kind):
-                    yield kind
-
-
-OWN: tuple[type[Method], ...] = tuple(sorted(_own(), key=lambda kind: kind.rank))
-"""This package's, in the order of tables: ours, its rivals, other codes, other encoders, bounds."""
+OWN: tuple[type[Method], ...] = (
+    *(CodedInvNet, SmallBackup, ApproxIFER, NeRCC, ParM, PaperInvNet, AverageImage),
+    *(Plain, Replication, Oracle),
+)
+"""This package's, in the order of tables: ours, its rivals, other encoders, bounds."""
 METHODS: Mapping[str, Method] = {kind.name: kind() for kind in OWN}
 """The same by name."""
 UNTRAINED = (ApproxIFER.name, NeRCC.name)

@@ -76,6 +76,7 @@ def run(
     quick: bool = False,
     only: Collection[str] = (),
     methods: Collection[str] = (),
+    missing: int | None = None,
     split: Scored = "test",
 ) -> dict[str, Any]:
     """Do the trials of a grid that have no row yet, and return how many were done, kept and failed.
@@ -93,9 +94,13 @@ def run(
             names a data set, the quick version does those of which the package has images.
         methods: methods to try; all of the grid's if it is empty. A method of a user's own
             (FILE.py:CLASS) that the grid does not name is tried where its first block's are.
+        missing: only trials with so many missing workers; None: those of the grid, and one for a
+            method of a user's own.
         split: the images that methods are scored on.
     """
-    grid = with_methods(load_grid(grid_file, filter(is_foreign, methods)), methods)
+    grid = load_grid(grid_file, filter(is_foreign, methods))
+    grid = with_methods(grid, methods, 1 if missing is None else missing)
+    only = [*only, *([] if missing is None else [f"missing={missing}"])]
     if any(row["settings"].get("split", "test") != split for row in read_rows(out, "accuracy")):
         raise UserError(f"{out} has rows of another split: name another file (--out)")
     if quick:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.equal_cost import macs, plain_network, plain_width
-from codedinvnet.codes.method import Given, Tolerance
+from codedinvnet.codes.method import Given
 from codedinvnet.codes.registry import find_method
 from codedinvnet.common.config import PartSettings, PixelFusionSettings, Section
 from codedinvnet.common.errors import UserError
@@ -221,7 +221,7 @@ class DataSet:
             len(bundle.info.classes),
             bundle.model,
             bundle.info,
-            Tolerance(max(1, trial.missing)),
+            max(1, trial.missing),
         )
 
     def part(self, trial: Trial) -> nn.Module:

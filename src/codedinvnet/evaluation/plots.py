@@ -27,10 +27,7 @@ def accuracy_bars(frame: DataFrame) -> Figure | None:
     one = on_f(frame[(frame["missing"] == 1) & (frame["corrupt"] == 0)])
     if one.empty:
         return None
-    shown = [
-        method is None or (method.in_brief and not method.is_bound)
-        for method in map(known_method, one["method"])
-    ]
+    shown = [method is None or method.in_brief for method in map(known_method, one["method"])]
     one = one[shown]
     one = one[one["k"] == one["k"].max()]
     if one.empty:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from pandas import DataFrame, Series
+from pandas import DataFrame, MultiIndex, Series
 
 from codedinvnet.codes.registry import METHODS
 from codedinvnet.common.files import write_atomically
@@ -215,15 +215,18 @@ def shown_frame(rows_file: Path, compare: bool = False) -> DataFrame:
     return with_shipped(frame) if compare else frame
 
 
-def brief(frame: DataFrame) -> list[str]:
-    """Return a line for each method with one worker missing, the best first, for a terminal."""
-    one = frame[(frame["missing"] == 1) & (frame["corrupt"] == 0) & frame["recovered"].notna()]
-    one = one.sort_values(["dataset", "k", "base", "recovered"], ascending=[True] * 3 + [False])
-    return [
-        f"{line['dataset']}, k = {line['k']}, {line['base']}: {line['method']} recovers "
-        f"{line['recovered']:.2f} %"
-        for line in one.to_dict("records")
-    ]
+def brief(frame: DataFrame) -> str:
+    """Return how often late answers are right, in %, a line for each method, for a terminal."""
+    shown = on_f(frame[frame["corrupt"] == 0]).sort_values("missing", kind="stable")
+    if shown.empty:
+        return ""
+    columns = ["missing", "dataset", "k"]
+    table = shown.pivot(index="method", columns=columns, values="recovered")
+    table = table.reindex(
+        shown["method"].unique(), columns=MultiIndex.from_frame(shown[columns]).unique()
+    )
+    text: str = table.rename_axis(index=None).to_string(float_format="%.2f", na_rep="")
+    return text
 
 
 def write_accuracy(rows_file: Path, compare: bool = False) -> list[Path]:
@@ -236,9 +239,13 @@ def write_accuracy(rows_file: Path, compare: bool = False) -> list[Path]:
         return []
     frame = accuracy_frame(rows)
     shown = shown_frame(rows_file, compare)
-    split = rows[-1]["settings"].get("split")
+    settings = rows[-1]["settings"]
+    split = settings.get("split")
+    title = f"Accuracy on {split} images, %" if split else "Accuracy, %"
+    if compare and settings["quick"]:
+        title += f", measured in short on {settings['test_images']} images, beside shipped rows"
     sections = {
-        f"Accuracy on {split} images, %" if split else "Accuracy, %": accuracy_table(shown),
+        title: accuracy_table(shown),
         "Published figures": markdown(published(frame), PUBLISHED_FORMATS),
         "Failed trials": markdown(failures(rows, TRIAL)),
     }

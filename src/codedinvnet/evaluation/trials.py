@@ -172,21 +172,28 @@ def is_foreign(text: str) -> bool:
     return ":" in text or "@" in text
 
 
-def with_methods(grid: AccuracyGrid, texts: Iterable[str]) -> AccuracyGrid:
+def with_methods(grid: AccuracyGrid, texts: Iterable[str], missing: int = 1) -> AccuracyGrid:
     """Return a grid with methods of others, tried in the places of its first block.
 
     They are named as `FILE.py:CLASS`. Each has a block of its own, without the plain base model if
-    it is made around a bundle.
+    it is made around a bundle. As many workers are `missing` as in the block whose patterns and
+    groupings it takes, if there is one, so that the same groups lose the same workers.
     """
+    first = grid.blocks[0]
+    like = next((block for block in grid.blocks if missing in block.missing), first)
+    sizes = tuple(k for k in first.k if k > missing)
+    if not sizes:
+        raise UserError(f"--missing {missing}: the grid's groups have at most {max(first.k)}")
     there = {find_method(name).name for block in grid.blocks for name in block.methods}
     blocks = list(grid.blocks)
     for text in filter(is_foreign, texts):
         method = find_method(text)
         if method.name not in there:
-            changes: dict[str, Any] = {"methods": (text,)}
+            changes: dict[str, Any] = {"methods": (text,), "missing": (missing,), "k": sizes}
+            changes |= {"groupings": like.groupings, "patterns": like.patterns}
             if method.of_bundle:
                 changes["bases"] = ("invertible",)
-            blocks.append(grid.blocks[0].model_copy(update=changes))
+            blocks.append(first.model_copy(update=changes))
     return grid.model_copy(update={"blocks": tuple(blocks)})
 
 

@@ -8,7 +8,6 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from codedinvnet.codes.method import Tolerance
 from codedinvnet.codes.registry import OURS, find_method
 from codedinvnet.codes.rules import CodeRules, Parities, Uncoded, is_systematic
 from codedinvnet.common.config import Positive, Section, validated
@@ -110,10 +109,14 @@ class Scenario(Section):
         coded = POLICIES[self.policy].takes_code
         if coded and self.k < 2:
             raise ValueError(f"policy {self.policy} needs k of at least 2")
-        code = find_method(self.method).rules(self.k, self.tolerance) if coded else None
+        code = find_method(self.method).rules(self.k, self.r) if coded else None
         if self.method != OURS and code is None:
             raise ValueError(f"{self.method} goes with the policies that have a code")
-        if code is not None and not find_method(self.method).chooses and code.r not in (0, self.r):
+        if (
+            code is not None
+            and not find_method(self.method).any_stragglers
+            and code.r not in (0, self.r)
+        ):
             raise ValueError(f"{self.method} has r = {code.r}")
         mixes = code is not None and not is_systematic(code)
         if mixes and self.policy != "coded":
@@ -208,17 +211,12 @@ class Scenario(Section):
         return POLICIES[self.policy]
 
     @property
-    def tolerance(self) -> Tolerance:
-        """What the code makes up for, where that can be chosen."""
-        return Tolerance(self.r)
-
-    @property
     def code(self) -> CodeRules | None:
         """The rules of the code, as the service has them; None for a policy without one."""
         if not self.coding.takes_code:
             return None
         bundle = None if self.bundle is None else bundle_info(self.bundle)
-        code = find_method(self.method).rules(self.k, self.tolerance, bundle)
+        code = find_method(self.method).rules(self.k, self.r, bundle)
         if isinstance(code, Parities):  # guesses at the deadline are too few to be told apart
             code = replace(code, guesses=False)
         return code
