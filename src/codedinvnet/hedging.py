@@ -20,11 +20,13 @@ import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any, Self, overload
 
 from prometheus_client import CollectorRegistry
 
+from codedinvnet.gateway.affinity import Affinity
 from codedinvnet.gateway.attempts import HttpAttempt
 from codedinvnet.gateway.calls import Cause, Failure
 from codedinvnet.gateway.cluster import Cluster, Endpoint
@@ -32,6 +34,8 @@ from codedinvnet.gateway.dispatcher import Dispatcher, Refused
 from codedinvnet.gateway.metrics import GatewayMetrics
 from codedinvnet.gateway.proxy import HttpCall
 from codedinvnet.gateway.routes import Limits, Routes, is_stateful, read_rule
+from codedinvnet.members.joining import digest, join_in, member_for
+from codedinvnet.members.links import Links, own_folder
 from codedinvnet.net.background import LoopThread
 from codedinvnet.net.client import HttpClient, parse_origin
 from codedinvnet.net.http1 import Fields, RequestHead, ResponseHead
@@ -349,12 +353,17 @@ class HedgingTransport(_Transport):
         slots: concurrent requests per upstream, at most; others wait. None: found for each.
         cancel: whether connections of attempts that nobody waits for are closed, for servers that
             stop working then; None: those of streams are, and those of calls that were cancelled.
+        affinity: what tells which server has cached the beginning of a prompt: "prefix", the name
+            of a header with a session, "cookie:NAME" or "body:FIELD". None: nothing.
+        members: a folder that transports in processes of this machine have in common: those with
+            the same servers and rules decide as one. It is made if it isn't there, for this user
+            alone. None: this one decides alone.
 
     Attributes:
         metrics: the counters and times of a gateway, as a registry of `prometheus_client`.
 
     Raises:
-        UserError: if a URL or a rule is none.
+        UserError: if a URL, a rule or `affinity` is none, or the folder cannot be used.
     """
 
     def __init__(
@@ -367,6 +376,8 @@ class HedgingTransport(_Transport):
         budget: float = 0.1,
         slots: int | None = None,
         cancel: bool | None = None,
+        affinity: str | None = None,
+        members: str | Path | None = None,
     ) -> None:
         rules = [
             read_rule(rule, name)._replace(is_repeatable=name == "hedge")
@@ -379,6 +390,11 @@ class HedgingTransport(_Transport):
         self._routes = Routes(rules, self._metrics, Limits(LONGEST))
         self._memory = Memory(1 << 62)
         self._cancel = cancel
+        self._affinity = None if affinity is None else Affinity(affinity, "affinity")
+        self._members = None if members is None else own_folder(members, "members")
+        common = (sorted(urls), rules, health, budget, slots, cancel, affinity)
+        self._digest = digest({"transport": common})
+        self._links: Links | None = None
         self._rules = Rules(
             len(urls),
             HEDGE,
@@ -442,6 +458,8 @@ class HedgingTransport(_Transport):
         for attempt in dispatcher.cluster.live():
             if attempt is attempt.call.winner:
                 attempt.call.break_off()
+        if self._links is not None:
+            await self._links.stop()
         await dispatcher.stop()
 
     def close(self) -> None:
@@ -482,8 +500,11 @@ class HedgingTransport(_Transport):
             self._health,
         )
         cluster.fill(self._urls)
-        dispatcher = Dispatcher(self._rules, cluster, self._metrics, self._cancel)
+        joins = None if self._members is None else member_for
+        dispatcher = Dispatcher(self._rules, cluster, self._metrics, self._cancel, joins)
         await dispatcher.start()
+        if self._members is not None and dispatcher.member is not None:
+            self._links = await join_in(self._members, dispatcher.member, self._digest, resolver)
         return dispatcher
 
     async def _ask(
@@ -514,6 +535,8 @@ class HedgingTransport(_Transport):
         parts = [body] if body else []
         answer.call = call = _Call(answer, head, parts, [], route, repeatable, dispatcher)
         call.deadline = call.came + sum(answer.limits.values())
+        if self._affinity is not None:
+            call.prompt = self._affinity.prompt(head, parts)
         self._requests += 1
         answer.limit("pool")
         try:

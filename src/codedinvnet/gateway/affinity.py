@@ -31,11 +31,13 @@ class Affinity:
         how: `prefix`: what the prompt begins with; `cookie:NAME`; `body:NAME`: a string at the top
             of a JSON body, such as `prompt_cache_key`; else the name of a header with a session.
 
+        what: names it in errors.
+
     Raises:
         UserError: if it is none of these.
     """
 
-    def __init__(self, how: str) -> None:
+    def __init__(self, how: str, what: str = "--affinity") -> None:
         kind, _, name = how.rpartition(":")
         self._cookie = name if kind == "cookie" else ""
         self._field: re.Pattern[bytes] | None = None
@@ -48,8 +50,8 @@ class Affinity:
             self._header = name.lower().encode()
         elif kind != "cookie" or not NAME.fullmatch(name):
             raise UserError(
-                "--affinity: must be prefix, a header such as x-session, cookie:NAME or body:FIELD,"
-                f" got {how!r}"
+                f"{what}: must be prefix, a header such as x-session, cookie:NAME or body:FIELD, "
+                f"got {how!r}"
             )
 
     def prompt(self, head: RequestHead, body: Sequence[bytes]) -> Prompt | None:

@@ -25,8 +25,9 @@ from codedinvnet.gateway.options import GatewayOptions
 from codedinvnet.gateway.protection import BackupServer
 from codedinvnet.gateway.proxy import HttpCall
 from codedinvnet.gateway.routes import Routes, is_stateful, leaves_root
-from codedinvnet.gateway.together import Place, join, member_for, supervise
+from codedinvnet.gateway.together import Place, join, supervise
 from codedinvnet.gateway.tokens import UpstreamToken
+from codedinvnet.members.joining import member_for
 from codedinvnet.net import tls
 from codedinvnet.net.answers import Answers, Reply, error_reply
 from codedinvnet.net.background import Background

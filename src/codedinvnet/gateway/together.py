@@ -4,34 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import hashlib
-import json
 import logging
 import os
-import secrets
 import signal
-import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
-from importlib.metadata import version
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, NamedTuple
 
 from codedinvnet.gateway.options import GatewayOptions
+from codedinvnet.members.joining import digest, join_in, told
 from codedinvnet.members.links import Links
 from codedinvnet.members.member import Member
-from codedinvnet.members.wire import PROTOCOL, read_members
+from codedinvnet.members.wire import read_members
 from codedinvnet.net.guard import Token
 from codedinvnet.net.listening import bind
 from codedinvnet.net.logs import log_event
 from codedinvnet.net.resolve import Resolver
 from codedinvnet.net.tls import Certificate
-from codedinvnet.scheduler.scheduler import Scheduler
 
 if TYPE_CHECKING:
-    from codedinvnet.gateway.dispatcher import Dispatcher
+    pass
 
 COMMON = (
     *("upstream", "route", "slots", "policy", "hedge_delay_ms", "deadline_ms"),
@@ -49,27 +44,15 @@ class Place(NamedTuple):
     """A process among those that share a port."""
 
     number: int
-    total: int
     folder: Path
     """Where each has a Unix socket."""
-
-    @property
-    def sockets(self) -> list[Path]:
-        """Those of all processes."""
-        return [self.folder / str(number) for number in range(self.total)]
-
-
-def member_for(make: Callable[[], Scheduler], dispatcher: Dispatcher) -> Member:
-    """Return a gateway's part in deciding."""
-    name = secrets.randbits(31)
-    return Member(name, time.time(), make, dispatcher, dispatcher)
 
 
 def digest_of(options: GatewayOptions) -> str:
     """Return what is the same for members that may decide as one."""
     common = {name: getattr(options, name) for name in COMMON}
     common["upstream"] = sorted(options.upstream)
-    return hashlib.sha256(json.dumps(common, default=str).encode()).hexdigest()
+    return digest(common)
 
 
 async def join(
@@ -84,21 +67,15 @@ async def join(
     Raises:
         UserError: if the port or the token cannot be used.
     """
-    token = Token(options.member_token_file, "--member-token-file")
-    others: Sequence[tuple[bool, str, int] | Path]
     if place is not None:
-        own, others = place.sockets[place.number], place.sockets
-        own.unlink(missing_ok=True)
-        listener = socket.socket(socket.AF_UNIX)
-        listener.bind(str(own))
-    else:
-        assert options.members is not None
-        assert options.member_port is not None
-        others = read_members(options.members)
-        host = options.host if token.text else "127.0.0.1"
-        listener = bind(host, options.member_port, "--member-port")
-    told = f"{version('codedinvnet')}, protocol {PROTOCOL}"
-    links = Links(member, others, digest_of(options), told, token, resolver, certificate)
+        return await join_in(place.folder, member, digest_of(options), resolver)
+    assert options.members is not None
+    assert options.member_port is not None
+    token = Token(options.member_token_file, "--member-token-file")
+    others = read_members(options.members)
+    host = options.host if token.text else "127.0.0.1"
+    listener = bind(host, options.member_port, "--member-port")
+    links = Links(member, others, digest_of(options), told(), token, resolver, certificate)
     await links.start(listener)
     return links
 
@@ -146,7 +123,7 @@ def supervise(options: GatewayOptions, run: Callable[[GatewayOptions, Place], No
                 kept.close()
                 admin = (options.admin_port or 0) + index
                 own = options.model_copy(update={"admin_port": admin})
-                run(own, Place(index, options.processes, Path(folder)))
+                run(own, Place(index, Path(folder)))
                 status = 0
             finally:
                 sys.stdout.flush()

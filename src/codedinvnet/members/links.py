@@ -7,12 +7,13 @@ import hmac
 import logging
 import socket
 import ssl
+import stat
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeAlias, cast
 
-from codedinvnet.common.errors import described
+from codedinvnet.common.errors import UserError, described
 from codedinvnet.members.member import BEAT, Member
 from codedinvnet.members.wire import BadFrame, Frames, Hello, Message, encode
 from codedinvnet.net.background import Background
@@ -27,8 +28,48 @@ LOOK = 0.1
 AGAIN, YOUNGER, SELF = 0.25, 5.0, 60.0
 """Seconds until an address is tried again: where no one was, where the member is younger and comes
 here by itself, and where this one is."""
+SOCKET = ".member"
+"""What the names of members' sockets in a folder end with."""
+DEEPEST = 80
+"""Bytes of a folder's path: a socket's may have 107."""
 GREETING = 2.0
 """Seconds for a connection and the other's hello."""
+
+
+def own_folder(path: str | Path, what: str) -> Path:
+    """Return a folder for members' sockets, which is made if it isn't there.
+
+    Raises:
+        UserError: if it cannot be made, is too deep, or if anybody may put a socket there.
+    """
+    folder = Path(path).absolute()
+    if len(bytes(folder)) > DEEPEST:
+        raise UserError(f"{what}: {folder}: choose a path of at most {DEEPEST} bytes")
+    try:
+        folder.mkdir(0o700, parents=True, exist_ok=True)
+        mode = folder.stat().st_mode
+    except OSError as error:
+        raise UserError(f"{what}: {folder}: {error.strerror}") from error
+    if mode & stat.S_IWOTH:
+        raise UserError(f"{what}: {folder}: everybody may write there; choose a folder of your own")
+    return folder
+
+
+def bind_in(folder: Path, name: str) -> socket.socket:
+    """Return a socket in a folder, which others see once it listens.
+
+    Raises:
+        OSError: if there can be none.
+    """
+    listener, hidden = socket.socket(socket.AF_UNIX), folder / f".{name}"
+    try:
+        listener.bind(str(hidden))
+        listener.listen()
+        hidden.rename(folder / f"{name}{SOCKET}")
+    except BaseException:
+        listener.close()
+        raise
+    return listener
 
 
 class Links:
@@ -36,7 +77,8 @@ class Links:
 
     Args:
         member: this one.
-        members: (whether each address of the name is one, host, port) of each, or Unix sockets.
+        members: (whether each address of the name is one, host, port) of each, or a folder in
+            which each has a Unix socket.
         digest: of what all must have in common.
         version: of the program.
         token: that members show one another.
@@ -86,6 +128,9 @@ class Links:
         await self._background.stop()
         if self._server is not None:
             self._server.close()
+        for each in self.members:
+            if isinstance(each, Path):
+                (each / f"{self.member.name:08x}{SOCKET}").unlink(missing_ok=True)
         for line in list(self._lines):
             line.close()
 
@@ -105,7 +150,7 @@ class Links:
 
     async def _addresses(self, member: tuple[bool, str, int] | Path) -> list[Address]:
         if isinstance(member, Path):
-            return [member]
+            return list(member.glob(f"*{SOCKET}"))
         is_several, host, port = member
         if not is_several:
             return [(host, port)]
@@ -130,6 +175,8 @@ class Links:
                 else:
                     await loop.create_connection(lambda: Line(self, address), *address, ssl=context)
         except OSError as error:
+            if isinstance(address, Path) and isinstance(error, ConnectionRefusedError):
+                address.unlink(missing_ok=True)  # its process was killed
             if isinstance(error, ssl.SSLError):
                 self.refuse(str(address), described(error))
             self._next[address] = time.monotonic() + AGAIN
