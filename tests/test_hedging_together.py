@@ -14,7 +14,7 @@ import pytest
 
 from codedinvnet.common.errors import UserError
 from codedinvnet.hedging import HedgingTransport
-from tests.upstream import Reply, Toy
+from tests.upstream import Reply, Request, Toy
 
 PATIENCE = 15.0
 NOWHERE = ["http://127.0.0.1:9"]
@@ -111,12 +111,15 @@ def test_a_folder_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
 
 
 async def test_a_session_stays_at_the_server_that_has_its_cache() -> None:
-    async with Toy(lambda _: Reply(b"{}")) as a, Toy(lambda _: Reply(b"{}")) as b:
+    def thinks(_: Request) -> Reply:
+        return Reply(b"{}", delay=0.02)
+
+    async with Toy(thinks) as a, Toy(thinks) as b:
         transport = HedgingTransport([a.url, b.url], affinity="x-session")
         async with httpx.AsyncClient(transport=transport, base_url="http://model") as client:
             for turn in range(6):
                 for session in ("s0", "s1", "s2"):  # an odd number: they'd change servers in turn
-                    content = turn * 4000 * "x" + "x"
+                    content = (turn + 1) * 2000 * "x"
                     await client.post("/chat", content=content, headers={"x-session": session})
         seen = [
             {r.fields["x-session"] for r in toy.requests if r.path == "/chat"} for toy in (a, b)
