@@ -30,8 +30,8 @@ class Head(nn.Module):
     """g: normalise, ELU, and a linear layer over the whole latent, or two with `hidden`.
 
     i-ResNet's classifier averages over the image before its linear layer; with branches that
-    contract, that leaves the network far too little room in few epochs
-    (docs/decisions/02-head-sees-whole-latent.md).
+    contract, that leaves the network far too little room in few epochs (MNIST: 90.9 % after four,
+    where the whole latent has 95.3 % after one).
 
     Args:
         latent_shape: (C, H, W) of the latent.
