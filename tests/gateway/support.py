@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import re
 import sys
 from collections.abc import AsyncIterator
@@ -80,6 +81,16 @@ class Process(NamedTuple):
     admin: HttpClient
     """Asks on the port with the gateway's own routes."""
 
+    async def event(self, *names: str) -> dict[str, Any]:
+        """Return the next event that it logs of these."""
+        assert self.process.stderr is not None
+        while line := await asyncio.wait_for(self.process.stderr.readline(), 20.0):
+            with contextlib.suppress(ValueError):
+                found: dict[str, Any] = json.loads(line)
+                if found["event"] in names:
+                    return found
+        raise AssertionError(f"it ended without {names}")
+
     async def end(self) -> bytes:
         """Wait until it has ended well, and return what it logged."""
         _, events = await asyncio.wait_for(self.process.communicate(), 20.0)
@@ -88,9 +99,11 @@ class Process(NamedTuple):
 
 
 @asynccontextmanager
-async def process(upstream: Upstream, *words: str, **more: Any) -> AsyncIterator[Process]:
+async def process(upstream: Upstream | None, *words: str, **more: Any) -> AsyncIterator[Process]:
     """Run a gateway as a process, with further words on its command line."""
-    command = [sys.executable, "-m", "codedinvnet", "gateway", "--upstream", upstream.url]
+    command = [sys.executable, "-m", "codedinvnet", "gateway"]
+    if upstream is not None:
+        command += ["--upstream", upstream.url]
     if "--port" not in words:
         command += ["--port", "0"]
     pipe = asyncio.subprocess.PIPE
@@ -108,7 +121,7 @@ async def process(upstream: Upstream, *words: str, **more: Any) -> AsyncIterator
     finally:
         if made.returncode is None:
             made.kill()
-            await made.wait()
+            await made.communicate()
 
 
 @asynccontextmanager

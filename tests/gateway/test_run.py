@@ -270,7 +270,7 @@ async def test_a_balancer_has_time_to_notice_that_it_stops() -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2])
 async def test_other_signals_end_nothing(number: signal.Signals, tmp_path: Path) -> None:
-    """SIGHUP asks for what happens in any case: the new token is needed soon."""
+    """A new token is needed soon, whether or not SIGHUP asks for it."""
     token = tmp_path / "token"
     token.write_text("old")
     async with Upstream() as upstream, process(upstream, "--token-file", str(token)) as one:
@@ -289,7 +289,7 @@ async def test_other_signals_end_nothing(number: signal.Signals, tmp_path: Path)
         assert (await status("old"), await status("new")) == (401, 200)
         one.process.terminate()
         events = await one.end()
-    assert (b'"reload"' in events) is (number is signal.SIGHUP)
+    assert (b'"reloaded"' in events) is (number is signal.SIGHUP)
 
 
 async def test_the_access_log_and_the_level_of_the_log() -> None:

@@ -122,7 +122,7 @@ def _serve(arguments: argparse.Namespace) -> None:
 def _gateway(arguments: argparse.Namespace) -> None:
     from codedinvnet.gateway.run import run_gateway
 
-    run_gateway(options_of(arguments, GatewayOptions))
+    run_gateway(lambda: options_of(arguments, GatewayOptions))
 
 
 @command(

@@ -163,6 +163,8 @@ class Cluster:
         self.watch = Watch(self)
         self.outliers = Outliers()
         self._left_out: set[str] = set()
+        self._leaving: set[Endpoint] = set()
+        """Those that were removed, and have requests in hand."""
         self._background = Background()
 
     def _open(self, url: str, worker: int, client: HttpClient | None = None) -> Endpoint:
@@ -175,7 +177,8 @@ class Cluster:
 
     def live(self) -> list[Attempt]:
         """Return the attempts that upstreams have in hand."""
-        return [attempt for endpoint in self for attempt in endpoint.live]
+        self._leaving = {endpoint for endpoint in self._leaving if endpoint.live}
+        return [attempt for each in (*self, *self._leaving) for attempt in each.live]
 
     @property
     def is_ready(self) -> bool:
@@ -232,6 +235,8 @@ class Cluster:
     def _remove(self, endpoint: Endpoint) -> None:
         self.endpoints[endpoint.worker] = None
         endpoint.is_up = False
+        self._leaving.add(endpoint)
+        self.outliers.forget(endpoint.worker)
         self.on_lost(endpoint, "it was removed", True)
         endpoint.client.close()
         self.metrics.up.remove(endpoint.url)

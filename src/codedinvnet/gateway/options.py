@@ -6,7 +6,7 @@ import math
 import re
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from codedinvnet.common.errors import UserError
 from codedinvnet.common.options import Options, option
@@ -26,6 +26,14 @@ TOGETHER = "several gateways"
 SECURITY = "security"
 OFFERED = ("uncoded", "replicate", "hedge")
 """The policies; with a fallback there is `auto` as well."""
+
+TLS = frozenset({"tls_cert", "tls_key"})
+RELOADED = TLS.union(
+    ("upstream", "upstreams_file", "health", "policy", "route", "hedge_delay_ms", "affinity"),
+    ("cancel", "deadline_ms", "drain_notice_ms", "drain_ms", "access_log", "log_level"),
+    ("trusted_hops", "allow_host", "token_file", "upstream_token_file"),
+)
+"""The options that change without a restart."""
 
 
 class GatewayOptions(Options):
@@ -255,6 +263,11 @@ class GatewayOptions(Options):
         return usual if self.policy is None else POLICIES[self.policy]
 
     @property
+    def cancels(self) -> bool | None:
+        """Whether attempts that nobody waits for are closed; None: some are."""
+        return None if self.cancel is None else self.cancel == "close"
+
+    @property
     def hedge_delay(self) -> tuple[float, float] | None:
         """The clamps of the delay, in seconds; None without."""
         if self.hedge_delay_ms is None:
@@ -297,3 +310,34 @@ class GatewayOptions(Options):
     def body(self) -> int:
         """Bytes of one request's body."""
         return max(1, self.memory // 8)
+
+
+class Change(NamedTuple):
+    """Options to go on by."""
+
+    options: GatewayOptions
+    changed: list[str]
+    """What is another than before, as files call it."""
+    ignored: list[str]
+    """What needs a restart."""
+
+
+def change(old: GatewayOptions, new: GatewayOptions) -> Change:
+    """Return what becomes of a gateway's options when these are read.
+
+    Raises:
+        UserError: if what needs no restart does not go with what does.
+    """
+    flags = dict(GatewayOptions.names())
+    reloaded = RELOADED if (old.tls_cert is None) is (new.tls_cert is None) else RELOADED - TLS
+    differ = [name for name in flags if getattr(old, name) != getattr(new, name)]
+    kept = {name: getattr(old, name) for name in differ if name not in reloaded}
+    ignored = [flags[name] for name in kept]
+    options = new.model_copy(update=kept)
+    try:
+        options.check()
+    except UserError as error:
+        if not kept:
+            raise
+        raise UserError(f"{error} (without a restart {', '.join(ignored)} stay)") from error
+    return Change(options, [flags[name] for name in differ if name not in kept], ignored)

@@ -146,17 +146,17 @@ class Routes:
     """
 
     def __init__(self, rules: Sequence[Rule], metrics: GatewayMetrics, limits: Limits) -> None:
-        self._rules, self._limits, self._metrics = rules, limits, metrics
+        self._metrics = metrics
         self._built_in = [read_rule(text, "") for text in REPEATABLE]
         self._hints = MOST_HINTS
+        self.change(rules, limits)
+
+    def change(self, rules: Sequence[Rule], limits: Limits) -> None:
+        """Find routes by other rules from now on; requests that have a route keep it."""
+        self._rules, self._limits = rules, limits
         self._routes: dict[tuple[str, bool, Limits], Route] = {}
         self._found: dict[tuple[bytes, bytes], Route] = {}
         """What was found lately, by method and path."""
-
-    @property
-    def longest_deadline(self) -> float:
-        """The longest deadline that a request can have."""
-        return max(rule.limits(self._limits).deadline for rule in (*self._rules, self._built_in[0]))
 
     def all(self) -> list[Route]:
         """Return the routes that requests came on."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import uvloop
 
 from codedinvnet.common.errors import UserError
+from codedinvnet.gateway import reload
 from codedinvnet.gateway.access import AccessLog
 from codedinvnet.gateway.admin import OPEN, PATHS, Admin
 from codedinvnet.gateway.affinity import Affinity
@@ -56,7 +58,7 @@ if TYPE_CHECKING:
 SLOTS = 4
 """Concurrent requests of a fallback unless `--slots` says otherwise."""
 PLACES = 32
-"""Upstreams that there may be, at least, if they come and go."""
+"""Upstreams that there may be, at least: they come and go."""
 
 
 class Gateway:
@@ -176,13 +178,13 @@ class AdminPort:
         """Take no note."""
 
 
-def rules_of(options: GatewayOptions, places: int, fallbacks: int, longest: float) -> Rules:
+def rules_of(options: GatewayOptions, places: int, fallbacks: int) -> Rules:
     """Return what the scheduler goes by."""
     usual = options.slots or SLOTS
     return Rules(
         workers=places + fallbacks,
         policy=options.chosen_policy,
-        hang_timeout=2 * longest + 5.0,  # the dispatcher ends attempts before
+        hang_timeout=math.inf,  # the dispatcher ends attempts
         max_pending=pending_limit(places * usual),
         slots=options.slots,
         fallbacks=fallbacks,
@@ -253,23 +255,20 @@ class RunningGateway:
         self.place = place
         self.links: Links | None = None
         self.options, self.loop = options, asyncio.get_running_loop()
-        token = Token(options.token_file)
-        hosts, stays = (options.host, *options.allow_host), is_loopback(options.host)
-        if not stays and not options.allow_host:
-            hosts = (ANY,)  # balancers and other machines have names of their own for it
-        self.guard = Guard(hosts, token, stays or token.path is not None)
-        own = options.upstream_token_file
-        replaces = own is not None or token.path is not None
-        self.upstream_token = UpstreamToken(own) if replaces else None
+        self.guard = Guard((), Token(options.token_file))
+        self.upstream_token = UpstreamToken(options.upstream_token_file)
         key = options.tls_cert if options.tls_key is None else options.tls_key
         self.certificate = tls.read_certificate(options.tls_cert, key)
         self.context, self.resolver = trusted(options.upstream_ca), resolver
         self.metrics, self.memory = GatewayMetrics(), Memory(options.memory)
         self.routes = Routes(options.rules, self.metrics, options.limits)
-        self.access = None if options.access_log is None else AccessLog(options.access_log)
+        self.access: AccessLog | None = None
+        self.handler: Gateway | None = None
         self.url = self.admin_url = ""
         self._servers: list[HttpServer] = []
         self._background = Background()
+        self._following: dict[Dispatcher, asyncio.Task[None]] = {}
+        """What keeps the upstreams of each up to date."""
         self.dispatcher: Dispatcher | None = None
         self.admin: Admin | None = None
         self.grpc: GrpcServer | None = None
@@ -285,7 +284,7 @@ class RunningGateway:
         try:
             if options.admin_port is not None:
                 own = bind(options.host, options.admin_port, "--admin-port")
-            discovery = Discovery(options.http_upstreams, options.upstreams_file, self.resolver)
+            discovery = self.discoveries(options)[0]
             self.dispatcher = await self._dispatch(discovery, self._open_cluster)
         except BaseException:
             for each in filter(None, (main, own)):
@@ -301,33 +300,72 @@ class RunningGateway:
         if options.grpc_port is not None:
             await self._start_grpc(admin, options.grpc_port)
         shared = None if own is not None else admin
-        handler = Gateway(
+        self.handler = Gateway(
             self.dispatcher,
             self.routes,
             self.memory,
             shared,
             self.guard,
-            self.upstream_token,
+            None,
             options.body,
             options.trusted_hops,
             None if options.affinity is None else Affinity(options.affinity),
-            self.access,
         )
-        self._servers.append(HttpServer(handler, self.memory, most))
+        self.allow()
+        self.log_accesses()
+        self._servers.append(HttpServer(self.handler, self.memory, most))
         self.url = self.admin_url = await self._servers[0].listen(main, self.certificate)
         if own is not None:
             self._servers.append(HttpServer(AdminPort(admin, self.guard), self.memory, 256))
             self.admin_url = await self._servers[1].listen(own, self.certificate)
         admin.servers = self._servers
-        if self.access is not None:
-            self._background.spawn(self.access.follow())
-        for token in filter(None, (self.guard.token, self.upstream_token)):
+        for token in (self.guard.token, self.upstream_token):
             self._background.spawn(token.follow())
         endpoints = [each for one in admin.dispatchers for each in one.cluster]
         up = sum(endpoint.is_up for endpoint in endpoints)
         log_event("ready" if up else "started", up=up, upstreams=len(endpoints))
         if len(endpoints) == 1 and not discovery.changes:
             log_event("nothing is hedged: there is one upstream", logging.WARNING)
+
+    def allow(self) -> None:
+        """Go by what the options say of hosts and tokens."""
+        options, token = self.options, self.guard.token
+        hosts, stays = (options.host, *options.allow_host), is_loopback(options.host)
+        if not stays and not options.allow_host:
+            hosts = (ANY,)  # balancers and other machines have names of their own for it
+        self.guard.allow(hosts, stays or token.path is not None)
+        own = self.upstream_token
+        shown = own if own.path is not None or token.path is not None else None
+        for face in self._faces():
+            face.upstream_token = shown
+
+    def log_accesses(self) -> None:
+        """Have an access log if the options say so."""
+        name = self.options.access_log
+        self.access = None if name is None else AccessLog(name)
+        if self.access is not None:
+            self._background.spawn(self.access.follow())
+        for face in self._faces():
+            face.access = self.access
+
+    def _faces(self) -> list[Gateway | GrpcServer]:
+        """Return what clients see, over HTTP and over gRPC."""
+        return [face for face in (self.handler, self.grpc) if face is not None]
+
+    def discoveries(self, options: GatewayOptions) -> list[Discovery]:
+        """Return what finds the upstreams over HTTP, and those over gRPC if there is a port."""
+        found = [Discovery(options.http_upstreams, options.upstreams_file, self.resolver)]
+        if options.grpc_port is not None:
+            found.append(Discovery(options.grpc_upstreams, None, self.resolver, "grpc"))
+        return found
+
+    def follow(self, dispatcher: Dispatcher, discovery: Discovery) -> None:
+        """Keep a dispatcher's upstreams up to date with what is found from now on."""
+        if dispatcher in self._following:
+            self._following.pop(dispatcher).cancel()
+        if discovery.changes:
+            work = follow(discovery, dispatcher.cluster)
+            self._following[dispatcher] = self._background.spawn(work)
 
     async def _dispatch(
         self, discovery: Discovery, open_cluster: Callable[[int], Cluster]
@@ -336,18 +374,15 @@ class RunningGateway:
         urls, lacking = await discovery.urls()
         if lacking:
             log_event("upstreams are looked for", logging.WARNING, reason=lacking)
-        places = max(PLACES if discovery.changes else 2, len(urls))  # `replicate` needs two
+        places = max(PLACES, len(urls))
         cluster = open_cluster(places)
         cluster.fill(urls)
-        options = self.options
-        cancel = None if options.cancel is None else options.cancel == "close"
-        fallbacks = len(cluster.endpoints) - places
-        rules = rules_of(options, places, fallbacks, self.routes.longest_deadline)
+        options, fallbacks = self.options, len(cluster.endpoints) - places
+        rules = rules_of(options, places, fallbacks)
         member = member_for if options.members or self.place else None
-        dispatcher = Dispatcher(rules, cluster, self.metrics, cancel, member)
+        dispatcher = Dispatcher(rules, cluster, self.metrics, options.cancels, member)
         await dispatcher.start()
-        if discovery.changes:
-            self._background.spawn(follow(discovery, cluster))
+        self.follow(dispatcher, discovery)
         return dispatcher
 
     def _open_cluster(self, places: int) -> Cluster:
@@ -375,12 +410,10 @@ class RunningGateway:
         def open_cluster(places: int) -> Cluster:
             return grpc.GrpcCluster(open_client, places, self.metrics)
 
-        discovery = Discovery(options.grpc_upstreams, None, resolver, "grpc")
-        dispatcher = await self._dispatch(discovery, open_cluster)
+        dispatcher = await self._dispatch(self.discoveries(options)[1], open_cluster)
         admin.dispatchers.append(dispatcher)
-        guard, upstream_token = self.guard, self.upstream_token
-        self.grpc = grpc.GrpcServer(dispatcher, self.routes, self.memory, guard, upstream_token)
-        self.grpc.access = self.access
+        self.grpc = grpc.GrpcServer(dispatcher, self.routes, self.memory, self.guard)
+        self.allow()
         self.grpc_port = await self.grpc.start(options.host, port, options.body, self.certificate)
         log_event("gRPC", host=options.host, port=self.grpc_port)
 
@@ -417,12 +450,17 @@ class RunningGateway:
 
 
 async def serve(
-    options: GatewayOptions, resolver: Resolver | None, place: Place | None = None
+    options: GatewayOptions,
+    read: Callable[[], GatewayOptions],
+    resolver: Resolver | None,
+    place: Place | None = None,
 ) -> None:
-    """Run a gateway until a signal."""
-    stop = stop_signals()
+    """Run a gateway until a signal; with another it goes on by options that are read again."""
+    asked, background = asyncio.Event(), Background()
+    stop = stop_signals(asked.set)
     starting = asyncio.ensure_future(stop.wait())
     async with running(options, resolver, place) as gateway:
+        background.spawn(reload.follow(gateway, read, asked))
         freeze_loaded()
         keep_freed()
         assert gateway.admin is not None
@@ -437,16 +475,24 @@ async def serve(
             flush=True,
         )
         await starting
+        await background.stop()
 
 
-def run_gateway(options: GatewayOptions, resolver: Resolver | None = None) -> None:
-    """Run `codedinvnet gateway`."""
+def run_gateway(read: Callable[[], GatewayOptions], resolver: Resolver | None = None) -> None:
+    """Run `codedinvnet gateway`.
+
+    Args:
+        read: returns its options as the command line and the file have them now.
+        resolver: see `running`.
+    """
+    options = read()
     stop_logging = log_to_stderr(level=options.log_level)
     try:
         if options.processes == 1:
-            uvloop.run(serve(options, resolver))
+            uvloop.run(serve(options, read, resolver))
         else:
-            options.check()
-            supervise(options, lambda own, place: uvloop.run(serve(own, resolver, place)))
+            supervise(
+                read, lambda own, again, place: uvloop.run(serve(own, again, resolver, place))
+            )
     finally:
         stop_logging()

@@ -14,13 +14,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, NamedTuple
 
-from codedinvnet.gateway.options import GatewayOptions
+from codedinvnet.common.errors import UserError
+from codedinvnet.gateway.options import GatewayOptions, change
 from codedinvnet.members.joining import digest, join_in, told
 from codedinvnet.members.links import Links
 from codedinvnet.members.member import Member
 from codedinvnet.members.wire import read_members
 from codedinvnet.net.guard import Token
-from codedinvnet.net.listening import bind
+from codedinvnet.net.listening import PASSED_ON, bind
 from codedinvnet.net.logs import log_event
 from codedinvnet.net.resolve import Resolver
 from codedinvnet.net.tls import Certificate
@@ -33,7 +34,6 @@ COMMON = (
     *("affinity", "health", "cancel"),
 )
 """The options that all members have in common."""
-PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 PR_SET_PDEATHSIG = 1
 """Has a process get a signal when its parent ends: prctl(2)."""
 RESTART = 1.0
@@ -80,24 +80,35 @@ async def join(
     return links
 
 
-def supervise(options: GatewayOptions, run: Callable[[GatewayOptions, Place], None]) -> None:
+def supervise(
+    read: Callable[[], GatewayOptions],
+    run: Callable[[GatewayOptions, Callable[[], GatewayOptions], Place], None],
+) -> None:
     """Run processes that share a port until a signal, and start those again that end.
 
     Args:
-        options: of the command.
-        run: runs one.
+        read: returns the options of the command as they are now.
+        run: runs one with its options, and with what reads them again.
 
     Raises:
-        UserError: if the port is taken.
+        UserError: if the options cannot work, or the port is taken.
     """
+    options = read()
     bind(options.host, options.port).close()  # nobody else may have it
     kept = bind(options.host, options.port, shared=True, listens=False)
     options = options.model_copy(update={"port": kept.getsockname()[1]})
     running: dict[int, int] = {}
     supervisor, stopping = os.getpid(), False
 
+    def own(found: GatewayOptions, index: int) -> GatewayOptions:
+        ports = {"port": options.port, "admin_port": (found.admin_port or 0) + index}
+        return found.model_copy(update=ports)
+
     def stop(number: int, _: object) -> None:
-        nonlocal stopping
+        nonlocal stopping, options
+        if number == signal.SIGHUP:
+            with contextlib.suppress(UserError):  # each process logs it
+                options = change(options, own(read(), 0)).options
         stopping = stopping or number in (signal.SIGTERM, signal.SIGINT)
         for process in running:
             with contextlib.suppress(ProcessLookupError):
@@ -116,14 +127,11 @@ def supervise(options: GatewayOptions, run: Callable[[GatewayOptions, Place], No
             try:
                 for number in PASSED_ON:
                     signal.signal(number, signal.SIG_DFL)
-                signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
                 ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
                 if os.getppid() != supervisor:
                     return
                 kept.close()
-                admin = (options.admin_port or 0) + index
-                own = options.model_copy(update={"admin_port": admin})
-                run(own, Place(index, Path(folder)))
+                run(own(options, index), lambda: own(read(), index), Place(index, Path(folder)))
                 status = 0
             finally:
                 sys.stdout.flush()

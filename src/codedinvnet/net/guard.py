@@ -85,7 +85,12 @@ class Guard:
     """
 
     def __init__(self, hosts: Sequence[str], token: Token, is_guarded: bool = True) -> None:
-        self.token, self.is_guarded = token, is_guarded
+        self.token = token
+        self.allow(hosts, is_guarded)
+
+    def allow(self, hosts: Sequence[str], is_guarded: bool) -> None:
+        """Know these names from now on; see the class for the arguments."""
+        self.is_guarded = is_guarded
         self._given = {host.lower().strip("[]") for host in hosts}
         self._names = self._given.union(LOOPBACK)
         self._found: set[bytes] = set()

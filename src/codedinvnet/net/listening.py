@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 
 from codedinvnet.common.errors import UserError
-from codedinvnet.net.logs import JsonLines, log_event, logger
+from codedinvnet.net.logs import JsonLines, logger
 
 UNREAD = 60.0
 """Seconds for which a client's machine may acknowledge nothing."""
@@ -23,6 +23,8 @@ MOST_FILES = 1 << 20
 """Open files that are asked for; each costs nothing before it is open."""
 OTHER_FILES = 256
 """Open files that are not clients' connections, at least."""
+PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""Signals that processes which share a port get from the one that started them."""
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 """Names of this machine for itself."""
 
@@ -111,12 +113,14 @@ def log_to_stderr(*errors_of: str, level: str = "info") -> Callable[[], None]:
     return undo
 
 
-def stop_signals() -> asyncio.Event:
+def stop_signals(reload: Callable[[], object]) -> asyncio.Event:
     """Return what is set by SIGTERM and Ctrl-C, and by SIGHUP if the process has a terminal.
 
     A second Ctrl-C ends the process at once. A second SIGTERM does not: timeout(1) sends one to the
-    process and one to its group. SIGHUP without a terminal
-    asks for what happens every second in any case; SIGUSR1 and SIGUSR2 do nothing.
+    process and one to its group. SIGUSR1 and SIGUSR2 do nothing.
+
+    Args:
+        reload: what SIGHUP without a terminal does.
     """
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
 
@@ -130,13 +134,10 @@ def stop_signals() -> asyncio.Event:
         loop.add_signal_handler(number, lambda: None)
     if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
         has_terminal = sys.stdin is not None and sys.stdin.isatty()
-        hung_up = (end, signal.SIGHUP) if has_terminal else (_note_reload,)
+        hung_up = (end, signal.SIGHUP) if has_terminal else (reload,)
         loop.add_signal_handler(signal.SIGHUP, *hung_up)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
     return stop
-
-
-def _note_reload() -> None:
-    log_event("reload", reason="tokens, certificates and upstreams are read again every second")
 
 
 def is_loopback(host: str) -> bool:

@@ -19,9 +19,12 @@ State: TypeAlias = tuple[tuple[int, int, int], ...]
 """What changes with a certificate's files; empty while one is missing."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Certificate:
-    """A certificate, with those that it is derived from, and its key, in PEM files."""
+    """A certificate, with those that it is derived from, and its key, in PEM files.
+
+    Given other files, all that serve with it take what these have.
+    """
 
     chain: Path
     key: Path

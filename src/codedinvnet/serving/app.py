@@ -228,7 +228,9 @@ def warn_open(options: ServeOptions) -> None:
 async def _serve(options: ServeOptions, app: App) -> None:
     """Serve until a signal; see `stop_signals`."""
     warn_open(options)
-    stop = stop_signals()
+    stop = stop_signals(
+        lambda: log_event("reload", reason="tokens and certificates are read again every second")
+    )
     up = False
 
     async def run() -> None:

@@ -130,7 +130,7 @@ def gateway(options: str) -> None:
             time.sleep(HANGS)
         return literal("127.0.0.1", port)
 
-    run_gateway(GatewayOptions.model_validate_json(options), Resolver(lookup))
+    run_gateway(lambda: GatewayOptions.model_validate_json(options), Resolver(lookup))
 
 
 @asynccontextmanager
