@@ -47,7 +47,7 @@ def write(folder: Path, name: str, data_dir: Path | None, *, costs_alone: bool) 
 
 
 def measure(name: str, bundle: Bundle, data_dir: Path | None) -> dict[str, Any]:
-    """Run evaluate (with both sanity checks at the largest k) and invert on one bundle."""
+    """Run evaluate (with the sanity check at the largest k) and invert on one bundle."""
     source = evaluation_images(bundle, "test", data_dir)
     report = partial(evaluation_report, bundle, source, split="test")
     arms: dict[str, list[dict[str, Any]]] = {
@@ -58,9 +58,6 @@ def measure(name: str, bundle: Bundle, data_dir: Path | None) -> dict[str, Any]:
         "latent": arms["latent"],
         "side": arms["side"],
         "shuffled": report(k=HARD, shuffle_parity=True),
-        "pixel_mean": None
-        if bundle.model.encoder.keeps_apart  # its recovery head needs more than the average image
-        else report(k=HARD, pixel_mean=True),
         "invert": inversion_report(bundle.model, source),
         "weights": weights_digest(name),
     }
@@ -80,8 +77,7 @@ def bundle_files(folder: Path) -> dict[str, dict[str, Any]]:
 def table(folder: Path) -> str:
     """Return the accuracy of every bundle at every k, and what each kind of evidence is worth.
 
-    The last columns have what is recovered from another group's parity, and from the average image
-    in place of E's.
+    The last column has what is recovered from another group's parity.
     """
     lines = []
     for name, found in bundle_files(folder).items():
@@ -100,9 +96,8 @@ def table(folder: Path) -> str:
                 "side only": side["recovered_accuracy"],
                 "paper's objective": _paper(folder, name, k),
             }
-            for arm, title in (("shuffled", "another parity"), ("pixel_mean", "average image")):
-                other = found.get(arm) or {}
-                shares[title] = other.get("recovered_accuracy") if other.get("k") == k else None
+            other = found.get("shuffled", {})
+            shares["another parity"] = other.get("recovered_accuracy") if k == HARD else None
             extra = extra_queries(found.get("info", {}), k) / k
             lines.append(
                 {"bundle": name, "k": k, "extra multiply-adds": "" if extra != extra else extra}

@@ -23,7 +23,7 @@ from benchmarks.stale import NOTE, note
 from codedinvnet.codes.registry import known_method
 from codedinvnet.common.errors import UserError
 from codedinvnet.common.grid import read_rows
-from codedinvnet.evaluation import plots, tables
+from codedinvnet.evaluation import tables
 from codedinvnet.models.bundle import shipped_bundles
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -203,7 +203,6 @@ def shipped(folder: Path = RESULTS) -> str:
 
 def draw(folder: Path = RESULTS) -> None:
     """Draw the pictures of the rows next to them."""
-    plots.draw_accuracy(folder / "accuracy.jsonl")
     if (folder / "peers.jsonl").is_file():
         peers.draw(folder / "peers.jsonl", folder / "peers.png")
 

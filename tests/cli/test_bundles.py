@@ -40,10 +40,10 @@ def test_evaluate_is_repeatable_and_the_seed_counts(
 
 def test_evaluate_arms_and_splits(call: Command, bundle_folder: Path, data_dir: Path) -> None:
     plain = evaluate(call, bundle_folder, data_dir)
-    mean = evaluate(call, bundle_folder, data_dir, "--pixel-mean")
+    mean = evaluate(call, bundle_folder, data_dir, "--method", "average-image")
     shuffled = evaluate(call, bundle_folder, data_dir, "--shuffle-parity")
-    arms = [report["parity"] for report in (plain, mean, shuffled)]
-    assert arms == ["encoder", "pixel mean", "encoder, shuffled"]
+    arms = [(report["method"], report["shuffled_parity"]) for report in (plain, mean, shuffled)]
+    assert arms == [("coded-invnet", False), ("average-image", False), ("coded-invnet", True)]
     latent = evaluate(call, bundle_folder, data_dir, "--evidence", "latent")
     side = evaluate(call, bundle_folder, data_dir, "--evidence", "side")
     reports = [plain, mean, shuffled, latent, side]

@@ -9,7 +9,7 @@ import pytest
 
 from codedinvnet.common.grid import append_row
 from codedinvnet.common.quantiles import clustered_ci
-from codedinvnet.evaluation import plots, tables
+from codedinvnet.evaluation import tables
 from tests.evaluation.canned import cells, row
 
 
@@ -107,6 +107,3 @@ def test_failures_are_a_table_of_their_own(tmp_path: Path) -> None:
     assert page.read_text().count("| RuntimeError: out \\| of luck |") == 1
     found = pd.read_csv(table)
     assert len(found) == len(tables.accuracy_frame(ACCURACY))
-    (picture,) = plots.draw_accuracy(out)
-    assert picture.name == "rows-late.png"
-    assert picture.read_bytes().startswith(b"\x89PNG")

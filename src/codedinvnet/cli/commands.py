@@ -337,7 +337,7 @@ def _lines(report: dict[str, Any]) -> dict[str, Any]:
 
 @command(
     "compare",
-    "compare the accuracy of all methods of a grid; rows, tables and figures",
+    "compare the accuracy of all methods of a grid; rows and tables",
     "codedinvnet bench accuracy --data-dir data --only dataset=mnist --only k=10",
     opt(
         "grid",
@@ -381,7 +381,7 @@ def _lines(report: dict[str, Any]) -> dict[str, Any]:
 @flushing_denormals
 def _bench_accuracy(arguments: argparse.Namespace) -> None:
     from codedinvnet.common.grid import refuse_failures
-    from codedinvnet.evaluation import methods, plots, tables
+    from codedinvnet.evaluation import methods, tables
     from codedinvnet.evaluation.stages import choose_device
     from codedinvnet.evaluation.trials import GRID, is_foreign
 
@@ -398,7 +398,7 @@ def _bench_accuracy(arguments: argparse.Namespace) -> None:
         ),
     )
     compare = any(map(is_foreign, arguments.method)) and not validation
-    written = [*tables.write_accuracy(out, compare), *plots.draw_accuracy(out, compare)]
+    written = tables.write_accuracy(out, compare)
     if not arguments.json:
         print(tables.brief(tables.shown_frame(out, compare)))
         if compare and arguments.quick:
@@ -524,12 +524,17 @@ def _show(as_json: bool, report: dict[str, Any], lines: list[str]) -> None:
     SEED,
     opt("--groupings", "random groupings to average", int, 5),
     opt(
+        "--method",
+        "another method around the bundle's networks that needs no training, such as "
+        "average-image; or FILE.py:CLASS",
+        default="coded-invnet",
+    ),
+    opt(
         "--evidence",
         "answer from the decoded latent, the side features, or both",
         default="both",
         choices=("both", "latent", "side"),
     ),
-    opt("--pixel-mean", "the average image in place of E", bool),
     opt("--shuffle-parity", "decode with another group's parity output", bool),
     JSON,
 )
@@ -537,8 +542,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from codedinvnet.evaluation.accuracy import evaluation_report, scheme_resting_on
 
     bundle = _bundle(arguments)
-    scheme_resting_on(arguments.evidence, bundle, arguments.k)  # or is refused now
-    names = ("split", "k", "groupings", "seed", "evidence", "pixel_mean", "shuffle_parity")
+    scheme_resting_on(arguments.evidence, bundle, arguments.k, arguments.method)  # or refuse now
+    names = ("split", "k", "groupings", "seed", "method", "evidence", "shuffle_parity")
     images = _images(arguments, bundle, arguments.split)
     report = evaluation_report(bundle, images, **values(arguments, *names))
     print_report(report, as_json=arguments.json)

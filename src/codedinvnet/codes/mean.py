@@ -12,7 +12,6 @@ from codedinvnet.codes.base import Code, Encoded, check_k
 from codedinvnet.codes.rules import SERVED, AnswersAll, CodeRules, Costs, Parities
 from codedinvnet.common.errors import UserError
 from codedinvnet.models.coded import CodedModel, decode_missing
-from codedinvnet.nn.fusion import PixelMean, uniform_weights
 
 Evidence = Literal["both", "latent", "side"]
 """What a decoded answer rests on: the decoded latent, the member's side features, or both."""
@@ -44,13 +43,8 @@ class LatentCode(Code):
 
     def encode(self, task: int, queries: Tensor) -> Encoded:
         """Run E on the members (B, m, C, H, W)."""
-        x = self.model.prepare(queries)
-        parity, side = self.model.encoder.encode(x, self.mixture(task, x))
+        parity, side = self.model.fuse(queries)
         return Encoded(parity, side.flatten(1))
-
-    def mixture(self, task: int, x: Tensor) -> Tensor:
-        """Return the weights (B, m) of prepared members x that a parity task stands for."""
-        return uniform_weights(x)
 
     def direct(self, output: Tensor) -> Tensor:
         """Map flattened latents (B, n) to logits (B, classes) by g."""
@@ -78,12 +72,6 @@ class LatentCode(Code):
         return self.model.recover(latent, side, size)
 
 
-def has_side(model: CodedModel) -> bool:
-    """Tell whether side features say something of their member: an average image's are zeros."""
-    head = model.recovery_head
-    return head is not None and head.side_features > 0 and not isinstance(model.encoder, PixelMean)
-
-
 class MeanCode(LatentCode):
     """One parity per group (Dinh & Lee, ICML 2021, section 3).
 
@@ -92,7 +80,8 @@ class MeanCode(LatentCode):
     """
 
     def __init__(self, model: CodedModel, k: int, evidence: Evidence = "both") -> None:
-        guesses = has_side(model) and evidence != "latent"
+        head = model.recovery_head
+        guesses = head is not None and head.side_features > 0 and evidence != "latent"
         super().__init__(model, Parities(k, guesses=guesses), evidence)
 
     def decode(self, outputs: Mapping[int, Tensor], size: int) -> Mapping[int, Tensor]:

@@ -6,10 +6,11 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from codedinvnet.codes.base import Scheme
+from codedinvnet.codes.build import scheme_for
 from codedinvnet.codes.erase import NO_ANSWER, Queries, erase, single_losses
-from codedinvnet.codes.invnet import CodedInvNet, own_code
+from codedinvnet.codes.invnet import own_code
 from codedinvnet.codes.mean import Evidence
-from codedinvnet.codes.method import given_by
+from codedinvnet.codes.registry import OURS
 from codedinvnet.codes.rules import is_systematic
 from codedinvnet.common.errors import UserError
 from codedinvnet.common.provenance import describe_machine
@@ -103,9 +104,17 @@ def evaluate(
     )
 
 
-def scheme_resting_on(evidence: Evidence, bundle: Bundle, k: int) -> Scheme:
-    """Return the scheme of a bundle's own code, whose decoded answers use only some evidence."""
-    scheme = CodedInvNet().build(given_by(bundle, k))
+def scheme_resting_on(evidence: Evidence, bundle: Bundle, k: int, method: str = OURS) -> Scheme:
+    """Return a method's scheme for a bundle; of its own code, with only some evidence if asked.
+
+    Raises:
+        UserError: if there is none.
+    """
+    scheme = scheme_for(bundle, k, method)
+    if evidence == "both":
+        return scheme
+    if scheme.name != OURS:
+        raise UserError(f"--evidence tells what {OURS} rests on, not {scheme.name}")
     return replace(scheme, code=own_code(bundle.model, k, evidence))
 
 
@@ -115,27 +124,24 @@ def evaluation_report(
     *,
     split: str,
     k: int,
+    method: str = OURS,
     evidence: Evidence = "both",
-    pixel_mean: bool = False,
     seed: int = 0,
     shuffle_parity: bool = False,
     **how: Any,
 ) -> dict[str, Any]:
     """Evaluate a bundle at one group size and return what `evaluate --json` prints."""
-    if pixel_mean and evidence == "side":
-        raise UserError("the average image has no side features, so that nothing would be left")
-    used = bundle.with_pixel_mean() if pixel_mean else bundle
-    scheme = scheme_resting_on(evidence, used, k)
+    scheme = scheme_resting_on(evidence, bundle, k, method)
     result = evaluate(scheme, source, k=k, seed=seed, shuffle_parity=shuffle_parity, **how)
     found = asdict(result) | {"worst_position_accuracy": result.worst_position_accuracy}
     positions = found.pop("position_accuracies")
-    arm = "pixel mean" if pixel_mean else "encoder"
     return {
         "bundle": bundle.info.name,
         "dataset": getattr(source, "name", ""),
         "split": split,
+        "method": scheme.name,
         "evidence": evidence,
-        "parity": arm + (", shuffled" if shuffle_parity else ""),
+        "shuffled_parity": shuffle_parity,
         "seed": seed,
         **{key: round(value, 6) for key, value in found.items()},
         "position_accuracies": [round(a, 6) for a in positions],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -23,7 +22,6 @@ from codedinvnet.models.checkpoint import (
     save_checkpoint,
 )
 from codedinvnet.models.coded import CodedModel, ModelSettings, Parity, build_model, decode_missing
-from codedinvnet.nn.fusion import PixelMean
 from codedinvnet.nn.lipschitz import fold
 
 WEIGHTS, DESCRIPTION = "weights.safetensors", "bundle.json"
@@ -194,21 +192,6 @@ class Bundle:
             )
         latent = decode_missing(parity.latent, others)
         return self.model.recover(latent, parity.side[:, missing], members).softmax(1)
-
-    def with_pixel_mean(self) -> Bundle:
-        """Return a copy with the average image, and no side features, in place of E.
-
-        Raises:
-            UserError: if its recovery head reads what the average image does not have.
-        """
-        if self.model.encoder.keeps_apart:
-            raise UserError(
-                f"bundle {self.info.name!r} has a recovery head that reads each member's own cell, "
-                "and the average image has none: its method in `bench accuracy` answers with g"
-            )
-        model = copy.deepcopy(self.model)
-        model.encoder = PixelMean(self.info.model.encoder.side_features)
-        return Bundle(self.info, model, self.folder)
 
     def _latents(self, latents: Tensor) -> Tensor:
         shape = self.model.latent_shape

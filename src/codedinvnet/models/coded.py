@@ -28,7 +28,6 @@ from codedinvnet.nn.fusion import (
     LeanFusion,
     MosaicFusion,
     UNetFusion,
-    uniform_weights,
 )
 from codedinvnet.nn.head import Head, MosaicHead, RecoveryHead
 from codedinvnet.nn.iresnet import IResNet
@@ -243,17 +242,13 @@ class CodedModel(nn.Module):
         logits: Tensor = self.head(latents)
         return logits
 
-    def encode(self, images: Tensor, weights: Tensor | None = None) -> Parity:
+    def encode(self, images: Tensor) -> Parity:
         """Do the parity worker's work for groups of images (B, m, C, H, W).
-
-        Args:
-            images: the members of each group.
-            weights: (B, m), the mixture that z_p stands for; default 1/m.
 
         Returns:
             The latent of the parity query and the members' side features.
         """
-        encoding = self.fuse(images, weights)
+        encoding = self.fuse(images)
         return self.parity(self.network(encoding.parity), encoding.side)
 
     def parity(self, latent: Tensor, side: Tensor) -> Parity:
@@ -263,10 +258,10 @@ class CodedModel(nn.Module):
             side = torch.cat([side, readings], dim=2)
         return Parity(latent, side)
 
-    def fuse(self, images: Tensor, weights: Tensor | None = None) -> Encoding:
+    def fuse(self, images: Tensor) -> Encoding:
         """Run E alone: the parity images (B, C, H', W'), padded, in 0..1, and the side features."""
-        x = self.prepare(images)
-        return self.encoder.encode(x, uniform_weights(x) if weights is None else weights)
+        encoding: Encoding = self.encoder(self.prepare(images))
+        return encoding
 
     def recover(self, latents: Tensor, side: Tensor, members: int) -> Tensor:
         """Map decoded latents of groups of one size to logits, by g' if there is one, else by g.

@@ -1,8 +1,8 @@
 """Fusion encoders: from the images of a coding group to the image of its parity query.
 
-Every encoder treats the images alike, and one network serves every group size and every set of
-weights. The images meet in weighted averages, so that the parity does not depend on their order;
-only the mosaic keeps them apart, each in a cell of its own.
+Every encoder treats the images alike, and one network serves every group size. The images meet in
+averages, so that the parity does not depend on their order; only the mosaic keeps them apart, each
+in a cell of its own.
 """
 
 from __future__ import annotations
@@ -29,41 +29,29 @@ class Encoding(NamedTuple):
     side: Tensor
 
 
-def uniform_weights(x: Tensor) -> Tensor:
-    """Return weights 1/m (B, m) for groups x (B, m, C, H, W)."""
-    return x.new_full(x.shape[:2], 1.0 / x.shape[1])
-
-
-def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
-    """Average values (B, m, ...) over the members with weights (B, m)."""
+def group_mean(values: Tensor) -> Tensor:
+    """Average values (B, m, ...) over the members."""
+    weights = values.new_full(values.shape[:2], 1.0 / values.shape[1])
     return torch.einsum("bm,bm...->b...", weights, values)
 
 
 class FusionEncoder(nn.Module, ABC):
-    """E(x, w): the image whose latent should be Σ w_i f(x_i)."""
+    """E(x): the image whose latent should be the mean of the members' latents f(x_i)."""
 
     side_features: int = 0
     keeps_apart: bool = False
     """Whether the parity's latent holds the members side by side, not their mean."""
 
     @abstractmethod
-    def encode(self, x: Tensor, weights: Tensor) -> Encoding:
-        """Encode groups x (B, m, C, H, W) with weights (B, m)."""
-
     def forward(self, x: Tensor) -> Encoding:
-        """Encode groups x (B, m, C, H, W) with the weights 1/m of the paper."""
-        return self.encode(x, uniform_weights(x))
+        """Encode groups x (B, m, C, H, W)."""
 
 
 class PixelMean(FusionEncoder):
     """The average image: no encoder at all, the baseline that shows what E is for."""
 
-    def __init__(self, side_features: int = 0) -> None:
-        super().__init__()
-        self.side_features = side_features
-
-    def encode(self, x: Tensor, weights: Tensor) -> Encoding:
-        return Encoding(weighted_mean(x, weights), x.new_zeros(*x.shape[:2], self.side_features))
+    def forward(self, x: Tensor) -> Encoding:
+        return Encoding(group_mean(x), x.new_zeros(*x.shape[:2], 0))
 
 
 def _stage(before: int, width: int, stride: int = 1) -> nn.Sequential:
@@ -153,19 +141,19 @@ class LeanFusion(_SharedStages):
         assert self.merge1.bias is not None
         nn.init.zeros_(self.merge1.bias)
 
-    def encode(self, x: Tensor, weights: Tensor) -> Encoding:
+    def forward(self, x: Tensor) -> Encoding:
         batch, members = x.shape[:2]
         h1, h2, h3 = self.stages(space_to_depth(x.flatten(0, 1), 2))
 
         def mean(h: Tensor) -> Tensor:
-            return weighted_mean(h.unflatten(0, (batch, members)), weights)
+            return group_mean(h.unflatten(0, (batch, members)))
 
         d = F.relu(self.bottom(mean(h3)))
         d = F.pixel_shuffle(self.up2(d), 2)
         d = F.relu(self.merge2(torch.cat([d, mean(h2)], dim=1)))
         d = F.pixel_shuffle(self.up1(d), 2)
         d = self.merge1(torch.cat([d, mean(h1)], dim=1))
-        parity = weighted_mean(x, weights) + F.pixel_shuffle(d, 2)
+        parity = group_mean(x) + F.pixel_shuffle(d, 2)
         return Encoding(parity, self.side(h3, batch, members))
 
 
@@ -196,7 +184,7 @@ class MosaicFusion(_SharedStages):
     of the latent. There is no sum to subtract the others from, so no error is amplified by the
     group's size, and one parity makes up for any number of members (docs/decisions/25-mosaic.md).
 
-    A fresh one draws thumbnails. Weights other than 1/m scale the cells.
+    A fresh one draws thumbnails.
 
     Args:
         channels: image channels.
@@ -257,7 +245,7 @@ class MosaicFusion(_SharedStages):
             self.coarse[_key(grid)] = coarse
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def encode(self, x: Tensor, weights: Tensor) -> Encoding:
+    def forward(self, x: Tensor) -> Encoding:
         batch, members = x.shape[:2]
         squeezed = space_to_depth(x.flatten(0, 1), 2)
         h1, *maps = self.stages(squeezed)
@@ -274,7 +262,7 @@ class MosaicFusion(_SharedStages):
         height, width = tiles.shape[2:]
         coarse = [F.adaptive_avg_pool2d(h, (height, width)) for h in maps]
         tiles = tiles + self.coarse[_key(grid)](torch.cat(coarse, dim=1))
-        tiles = tiles.unflatten(0, (batch, members)) * (members * weights)[..., None, None, None]
+        tiles = tiles.unflatten(0, (batch, members))
         cells = F.pad(tiles, (0,) * 7 + (rows * columns - members,))
         canvas = cells.unflatten(1, (rows, columns)).permute(0, 3, 1, 4, 2, 5)
         canvas = canvas.reshape(batch, tiles.shape[2], rows * height, columns * width)
@@ -345,13 +333,13 @@ class UNetFusion(FusionEncoder):
             before = width
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def encode(self, x: Tensor, weights: Tensor) -> Encoding:
+    def forward(self, x: Tensor) -> Encoding:
         batch, members = x.shape[:2]
         h = x.flatten(0, 1)
         averages: list[Tensor] = []
         for down in self.downs:
             h = down(h)
-            averages.append(weighted_mean(h.unflatten(0, (batch, members)), weights))
+            averages.append(group_mean(h.unflatten(0, (batch, members))))
         d = self.ups[-1](averages[-1])
         for up, skip in zip(reversed(self.ups[:-1]), reversed(averages[:-1]), strict=True):
             d = up(torch.cat([skip, d], dim=1))

@@ -179,9 +179,8 @@ def fit_network(stage: NetworkStage, folder: Path | None = None, **how: Any) -> 
         constrain_exactly(stage.model.network)
         after = dict(stage.validate()[1])
         header = {**header, "validation": after}
-        Progress.write(
-            f"network: constraint made exact, validation {before} -> {after}", file=sys.stderr
-        )
+        told = ", ".join(f"{name} {before[name]:.4f} -> {after[name]:.4f}" for name in after)
+        Progress.write(f"network: constraint made exact, {told}", file=sys.stderr)
     return header
 
 
