@@ -66,7 +66,7 @@ def late(path: Path) -> str:
     Methods of equal cost have tables of their own.
     """
     frame = accuracy_frame(path)
-    one = (frame["k"] == HARD) & (frame["missing"] == 1) & (frame["corrupt"] == 0)
+    one = (frame["k"] == HARD) & (frame["missing"] == 1)
     here = frame[one & frame["recovered"].notna()]
     here = here[[_is_brief(name) for name in here["method"]]]
     lines: dict[str, dict[str, str]] = {}

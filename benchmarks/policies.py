@@ -85,7 +85,7 @@ def choice(folder: Path, k: int = HARD) -> str:
     """
     frame = sweep.frame_of(sweep.read_rows(folder / "policies.jsonl"))
     accuracy = tables.accuracy_frame(read_rows(folder / "accuracy.jsonl", "accuracy"))
-    one = (accuracy["k"] == k) & (accuracy["missing"] == 1) & (accuracy["corrupt"] == 0)
+    one = (accuracy["k"] == k) & (accuracy["missing"] == 1)
     here = tables.on_f(accuracy[one]).set_index(["method", "dataset"])
     plain = accuracy[one & (accuracy["base"] == "resnet")].groupby("dataset")["normal"].first()
     names = [name for name in BUNDLES if name in set(accuracy["dataset"])]

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from codedinvnet.codes.backup import SmallBackup
 from codedinvnet.codes.base import Scheme
-from codedinvnet.codes.berrut import ApproxIFER
 from codedinvnet.codes.build import scheme_for
 from codedinvnet.codes.erase import (
     NO_ANSWER,
@@ -67,7 +66,7 @@ def source() -> ImageSet:
 def scored(
     method: Scheme, source: ImageSet, k: int, missing: int = 1, seed: int = 0, **more: Any
 ) -> dict[str, Any]:
-    trial = {"k": k, "missing": missing, "corrupt": 0, "groupings": 2, "patterns": 1000, **more}
+    trial = {"k": k, "missing": missing, "groupings": 2, "patterns": 1000, **more}
     data = SimpleNamespace(test=source, majority=1)
     return score(method, data, SimpleNamespace(**trial), seed)  # type: ignore[arg-type]
 
@@ -157,12 +156,3 @@ def test_several_missing(source: ImageSet, missing: int) -> None:
     both = sum({i, k + i} <= set(lost) for lost in pairs for i in range(k))
     expected = 1 - both / sum(i in p for p in pairs for i in range(k))
     assert copies["answered"] == pytest.approx(expected, abs=1e-6)
-
-
-def test_a_corrupt_worker_harms_a_code(source: ImageSet) -> None:
-    k = 4
-    plain = made(ApproxIFER, Brightness(), k)
-    harmed, whole = scored(plain, source, k, corrupt=1), scored(plain, source, k)
-    assert harmed["recovered"] < whole["recovered"] - 0.1
-    copied = scored(made(Replication, Brightness(), k), source, k, corrupt=1)
-    assert copied["counts"][0][1] == N * 2 * k  # the answers of all members

@@ -20,7 +20,6 @@ def row(
     base: str = "invertible",
     k: int = K,
     missing: int = 1,
-    corrupt: int = 0,
     seed: int = 1,
     error: str | None = None,
     systematic: bool = True,
@@ -38,7 +37,7 @@ def row(
     if weights is None:
         weights = weights_digest(dataset) if dataset in shipped_bundles() else "first"
     trial = {"label": label, "method": label, "dataset": dataset, "base": base, "k": k}
-    trial |= {"missing": missing, "corrupt": corrupt, "seed": seed, "bundle": dataset}
+    trial |= {"missing": missing, "seed": seed, "bundle": dataset}
     settings: dict[str, Any] = {"quick": False, "grouping_seed": 0, "patterns": 64}
     settings |= {"test_images": 1000, "train_images": 1000, "bundle": weights, "epochs": epochs}
     method = known_method(label)

@@ -27,9 +27,8 @@ BLOCKS: list[dict[str, Any]] = [
     {"methods": ["small-backup@1.4"]},
     {"methods": ["coded-invnet-paper", "average-image"]},
     {"methods": ["coded-invnet", "small-backup"], "missing": [2]},
-    {"methods": ["approxifer"], "corrupt": [2], "groupings": 2},
 ]
-TRIALS = 18
+TRIALS = 17
 
 
 def write_grid(path: Path, bundle: Path, blocks: list[dict[str, Any]] | None = None) -> Path:

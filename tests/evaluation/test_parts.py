@@ -80,7 +80,7 @@ def own(tmp_path: Path) -> Callable[[str], str]:
 
 
 def trial_of(method: str, bundle: Path) -> Trial:
-    return Trial(method, method, "mnist", "invertible", 4, 1, 0, 1, str(bundle), 1)
+    return Trial(method, method, "mnist", "invertible", 4, 1, 1, str(bundle), 1)
 
 
 def test_a_part_that_depends_on_the_tolerance_is_that_of_its_trial(

@@ -19,7 +19,7 @@ NAMES = (
     "tiny-imagenet-equal-cost",
 )
 GRIDS = (GRID, *(ROOT / "configs" / "bench" / f"{name}.json" for name in NAMES))
-PLACE = ("label", "dataset", "base", "k", "missing", "corrupt", "seed")
+PLACE = ("label", "dataset", "base", "k", "missing", "seed")
 KNOWN = {("parm", "cifar10", "invertible", 10)}
 """Rows that were measured with other settings, as the page says, and are still to be made again."""
 

@@ -29,7 +29,6 @@ ACCURACY = [
     row("approxifer", 0.88, base="resnet", systematic=False),
     row("small-backup", 0.97),
     row("mine", 0.6, missing=2, answered=0.8),
-    row("approxifer", 0.4, corrupt=1, systematic=False),
     row("nercc", 0.0, error="RuntimeError: out | of\nluck"),
 ]
 

@@ -368,7 +368,7 @@ def _lines(report: dict[str, Any]) -> dict[str, Any]:
     opt("--save-dir", "where trained parts lie", Path, Path("runs")),
     opt(
         "--only",
-        "only what has this method, dataset, base, k, missing, corrupt or seed; repeatable",
+        "only what has this method, dataset, base, k, missing or seed; repeatable",
         list,
         unset="all",
         metavar="KEY=VALUE",

@@ -25,8 +25,6 @@ BATCH = 250
 """Queries in one forward pass."""
 GROUPS = 100
 """Groups of which one task is computed at a time."""
-CORRUPTION = 10.0
-"""Noise on a corrupt worker's output, in standard deviations of that task's outputs."""
 NO_ANSWER = -1
 """The prediction of an answer that a code does not have, and the direct one of a code without."""
 Pattern = tuple[int, ...]
@@ -118,7 +116,6 @@ def erase(
     groupings: int = 1,
     seed: int = 0,
     own: Tensor | None = None,
-    corrupt: int = 0,
     shuffle_parity: bool = False,
     progress: bool = True,
 ) -> DataFrame:
@@ -130,15 +127,14 @@ def erase(
         patterns: the sets of tasks that are missing, one after another; () erases none.
         k: the members of a group.
         groupings: how many random groupings; those of a seed are the same for every method.
-        seed: the seed of the groupings, and of the noise of corrupt workers.
+        seed: the seed of the groupings.
         own: `task_outputs` of a systematic code, if they are known.
-        corrupt: how many of every group's other workers send noise.
         shuffle_parity: give every group the extra tasks' outputs of another group.
         progress: show a progress bar.
 
     Returns:
         A line for each erased member in each pattern; for every member if the code is not
-        systematic or workers are corrupt. Its columns are `grouping`, `group`, `member`, `lost`
+        systematic. Its columns are `grouping`, `group`, `member`, `lost`
         (the pattern), `query` (its row), `prediction` and `confidence` of the decoded answer, the
         `direct` prediction and the `label`. Scores that are not finite are no answer.
     """
@@ -152,9 +148,8 @@ def erase(
         else torch.full((len(source),), NO_ANSWER)
     )
     generator = torch.Generator().manual_seed(seed)
-    noise = torch.Generator().manual_seed(seed)
     drawn = [random_groups(len(source), k, generator) for _ in range(groupings)]
-    size = len(source) if corrupt else min(GROUPS, max(1, 4 * BATCH // k))
+    size = min(GROUPS, max(1, 4 * BATCH // k))
     batches = [
         (grouping, groups, rows)
         for grouping, groups in enumerate(drawn)
@@ -169,10 +164,8 @@ def erase(
             outputs = group_outputs(scheme, source, members, own, encoded)
             for place, lost in enumerate(patterns):
                 rest = {task: out for task, out in outputs.items() if task not in lost}
-                if corrupt:
-                    rest = corrupt_some(rest, corrupt, noise)
                 kept = groups.counted[rows]
-                if systematic and not corrupt:
+                if systematic:
                     kept = kept & torch.tensor([i in lost for i in range(k)])
                 if kept.any():
                     group, member = kept.nonzero(as_tuple=True)
@@ -225,19 +218,3 @@ def _decoded(scheme: Scheme, outputs: Mapping[int, Tensor], k: int) -> tuple[Ten
             with np.errstate(invalid="ignore"):
                 sure[rows, member] = torch.from_numpy(confidences(scores.numpy(), "logits"))
     return found, sure.nan_to_num()
-
-
-def corrupt_some(
-    outputs: Mapping[int, Tensor], count: int, generator: torch.Generator
-) -> dict[int, Tensor]:
-    """Return the outputs (G, n) with Gaussian noise on `count` random tasks of every group."""
-    tasks = sorted(outputs)
-    order = torch.rand(len(outputs[tasks[0]]), len(tasks), generator=generator).argsort(dim=1)
-    found: dict[int, Tensor] = {}
-    for place, task in enumerate(tasks):
-        hit = (order[:, :count] == place).any(dim=1)
-        output = outputs[task].clone()
-        noise = torch.randn(int(hit.sum()), output.shape[1], generator=generator)
-        output[hit] += CORRUPTION * output.std() * noise
-        found[task] = output
-    return {task: found[task] for task in outputs}

@@ -227,7 +227,7 @@ def score(
     tasks = sorted(scheme.rules.tasks(trial.k))
     sets = erasure_patterns(trial.k, len(tasks) - trial.k, trial.missing, trial.patterns, seed)
     patterns = [tuple(tasks[i] for i in lost) for lost in sets]
-    whole = not is_systematic(scheme.rules) and not trial.corrupt and () not in patterns
+    whole = not is_systematic(scheme.rules) and () not in patterns
     frame = erase(
         scheme,
         data.test,
@@ -236,7 +236,6 @@ def score(
         groupings=trial.groupings,
         seed=seed,
         own=own,
-        corrupt=trial.corrupt,
     )
     erased = frame["lost"].map(len).astype(int) == trial.missing
     complete, frame = frame[~erased], frame[erased]

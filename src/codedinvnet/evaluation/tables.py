@@ -89,7 +89,7 @@ def write_tables(rows_file: Path, sections: Mapping[str, str], frame: DataFrame)
 
 # Accuracy
 
-SETTING = ["dataset", "k", "missing", "corrupt"]
+SETTING = ["dataset", "k", "missing"]
 PLACE = [*SETTING, "method", "base"]
 TRIAL = [*SETTING, "label", "base", "seed"]
 """The fields of a row that tell a trial from others."""
@@ -120,14 +120,14 @@ def accuracy_frame(rows: Iterable[Row]) -> DataFrame:
         line["answered ±"] = math.nan
         if line["base"] != "resnet":  # of which each seed trains its own
             line["normal ±"] = math.nan
-        if last["systematic"] or last["corrupt"]:
+        if last["systematic"]:
             line |= {"complete": math.nan, "complete ±": math.nan}
         if line["answered"] == 100:
             line["answered"] = math.nan
         lines.append({**line, "seeds": len(own)})
     shares = [f"{name}{end}" for name in SHARES for end in ("", " ±")]
     frame = DataFrame(lines, columns=[*PLACE, "extra", "spends", *shares, "seeds"])
-    order = {"dataset": KNOWN, "k": (), "missing": (), "corrupt": (), "method": METHODS}
+    order = {"dataset": KNOWN, "k": (), "missing": (), "method": METHODS}
     return in_order(frame, **order, base=())
 
 
@@ -163,7 +163,7 @@ def with_shipped(frame: DataFrame) -> DataFrame:
     place = [*SETTING, "base"]
     here = shipped.set_index(place).index.isin(frame.set_index(place).index)
     known = shipped.set_index(PLACE).index.isin(frame.set_index(PLACE).index)
-    own = {"dataset": KNOWN, "k": (), "missing": (), "corrupt": (), "base": ()}
+    own = {"dataset": KNOWN, "k": (), "missing": (), "base": ()}
     both = pd.concat([frame, shipped[here & ~known].reindex(columns=frame.columns)])
     return in_order(both, **own, method=frame["method"].unique())
 
@@ -174,7 +174,7 @@ def published(frame: DataFrame) -> DataFrame:
     Where ours was not measured on that kind, or the paper's is not known, it is on f. Sources that
     don't name their image set stand beside ours on the one that is most likely.
     """
-    ours = frame[(frame["missing"] == 1) & (frame["corrupt"] == 0) & frame["recovered"].notna()]
+    ours = frame[(frame["missing"] == 1) & frame["recovered"].notna()]
     figures, found = pd.read_csv(PUBLISHED), []
     for (dataset, k, name), lines in ours.groupby(["dataset", "k", "method"], sort=False):
         same = (figures["beside"] == dataset) & (figures["k"] == k) & (figures["method"] == name)
@@ -217,7 +217,7 @@ def shown_frame(rows_file: Path, compare: bool = False) -> DataFrame:
 
 def brief(frame: DataFrame) -> str:
     """Return how often late answers are right, in %, a line for each method, for a terminal."""
-    shown = on_f(frame[frame["corrupt"] == 0]).sort_values("missing", kind="stable")
+    shown = on_f(frame).sort_values("missing", kind="stable")
     if shown.empty:
         return ""
     columns = ["missing", "dataset", "k"]

@@ -59,8 +59,6 @@ class Block(Section):
     bases: Annotated[tuple[Base, ...], Field(min_length=1)] = ("invertible",)
     k: Annotated[tuple[GroupSize, ...], Field(min_length=1)] = (2, 4, 10)
     missing: Annotated[tuple[Count, ...], Field(min_length=1)] = (1,)
-    corrupt: Annotated[tuple[Count, ...], Field(min_length=1)] = (0,)
-    """Of the workers that do answer, those that send noise."""
     seeds: Annotated[tuple[Count, ...], Field(min_length=1)] = (1,)
     """Of what is trained; a trial in which nothing is trained uses only the first."""
     groupings: Positive | None = None
@@ -92,7 +90,6 @@ class Trial:
     base: Base
     k: int
     missing: int
-    corrupt: int
     seed: int
     bundle: str
     groupings: int = 1
@@ -100,10 +97,9 @@ class Trial:
 
     def name(self) -> str:
         """Return it in words."""
-        noise = f"{self.corrupt} corrupt, " if self.corrupt else ""
         return (
             f"{self.label} on {self.dataset} ({self.base}), k = {self.k}, "
-            f"{self.missing} missing, {noise}seed {self.seed}"
+            f"{self.missing} missing, seed {self.seed}"
         )
 
     @property
@@ -208,7 +204,6 @@ def trials(grid: AccuracyGrid) -> Iterator[Trial]:
             seed=block.seeds,
             k=block.k,
             missing=block.missing,
-            corrupt=block.corrupt,
         ):
             trial = Trial(
                 label=place["method"],
@@ -231,5 +226,5 @@ def check_possible(trial: Trial, bundle: BundleInfo, images: int | None) -> None
         find_method(trial.method).check(trial.k, bundle.input.shape, bundle)
     except UserError as error:
         raise UserError(f"{trial.name()}: {error}") from error
-    if trial.missing + trial.corrupt > trial.k - 1:
-        raise UserError(f"{trial.name()}: at least one worker must be neither")
+    if trial.missing >= trial.k:
+        raise UserError(f"{trial.name()}: at least one worker must answer")
