@@ -114,6 +114,36 @@ def tokens() -> tuple[nn.Module, dict[str, Tensor]]:
     return Words(), {"ids": torch.zeros(1, 20, dtype=torch.int64)}
 
 
+class Masked(nn.Module):
+    """`Words` of which a mask says which count; the third input is the words' part of the text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(4)
+        self.table, self.head = nn.Embedding(9, 16), Applied(16, 3)
+
+    def forward(self, ids: Tensor, mask: Tensor, kinds: Tensor) -> Tensor:
+        kept = mask.float()[:, :, None]
+        places = (self.table(ids) + 0.1 * kinds[:, :, None]) * kept
+        found: Tensor = self.head(places.sum(1) / kept.sum(1)).softmax(1)
+        return found
+
+
+def masked() -> tuple[nn.Module, dict[str, Tensor]]:
+    names = ("ids", "mask", "kinds")
+    return Masked(), {name: torch.ones(1, 20, dtype=torch.int64) for name in names}
+
+
+def signal() -> tuple[nn.Module, Tensor]:
+    """How loud three parts of the spectrum are."""
+
+    def loudness(x: Tensor) -> Tensor:
+        spectrum: Tensor = torch.fft.rfft(x).abs()[:, :300]
+        return spectrum.reshape(-1, 3, 100).mean(2).log1p()
+
+    return Applied(3, 3, loudness), torch.zeros(1, 1000)
+
+
 class Averaged(Words):
     """`Words` without the word 8, of which a text of nothing else makes NaN."""
 

@@ -58,6 +58,11 @@ def test_the_quickest_of_those_close_to_the_best_is_recommended(
     assert ("use hedging" in found.reason) == (chosen is None)
 
 
+def test_the_reason_is_that_one_answer_does_as_well_if_it_does() -> None:
+    reason = recommend([candidate("a", 0.95, 2.0, 0.95)], 0.96).reason
+    assert reason.startswith("one and the same answer to all inputs would agree 96 % of the time")
+
+
 def test_test_inputs_have_no_part_in_the_choice() -> None:
     first, second = candidate("a", 0.7, 2.0), candidate("b", 0.5, 1.0)
     luck = dataclasses.replace(second, test=answers(1.0, 1.0))

@@ -150,6 +150,19 @@ def test_a_model_of_several_inputs_is_protected(call: Command, tmp_path: Path) -
     assert found["output"][1:2] == pytest.approx(wanted, abs=1e-4)
 
 
+def test_what_a_mask_hides_changes_no_backups_answer(call: Command, tmp_path: Path) -> None:
+    generator, out = np.random.default_rng(0), tmp_path / "out"
+    ids, kinds = generator.integers(0, 9, (COUNT, 20)), generator.integers(0, 2, (COUNT, 20))
+    mask = (np.arange(20) < generator.integers(1, 21, (COUNT, 1))).astype(np.int64)
+    np.savez(tmp_path / "x.npz", ids=ids, mask=mask, kinds=kinds)
+    outcome = call(*arguments("masked", tmp_path / "x.npz", out))
+    assert outcome.code in MADE, outcome.err
+    backup = open_model(out / f"{description(out)['table'][0]['method']}.onnx")
+    hidden = backup.run({"ids": np.where(mask, ids, 8), "mask": mask, "kinds": kinds * mask})
+    for name, found in backup.run({"ids": ids, "mask": mask, "kinds": kinds}).items():
+        np.testing.assert_allclose(found, hidden[name], atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("model", "task"),
     [

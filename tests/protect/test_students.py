@@ -38,12 +38,24 @@ def tinted(*shape: int) -> np.ndarray:
     return found
 
 
+def bands() -> np.ndarray:
+    """Return signals (300, 1000) of three frequencies, each as loud as it likes."""
+    waves = np.sin(np.outer([0.3, 0.9, 1.5], np.arange(1000)))
+    found: np.ndarray = 9 * GENERATOR.random((300, 3)) ** 4 @ waves
+    return found
+
+
 ARRAYS: dict[str, dict[str, np.ndarray]] = {
     "vectors": {"x": GENERATOR.random((300, FEATURES), np.float32)},
     "gaps": {"x": GENERATOR.random((300, FEATURES), np.float32)},
     "two_inputs": {
         "numbers": GENERATOR.random((300, 5), np.float32),
         "flags": GENERATOR.random((300, 3)) < 0.5,
+    },
+    "signal": {"x": bands().astype(np.float32)},
+    "masked": {
+        "ids": GENERATOR.integers(0, 9, (300, 20)),
+        "kinds": GENERATOR.integers(0, 2, (300, 20)),
     },
     "tokens": {"ids": GENERATOR.integers(0, 9, (300, 20))},
     "times": {"x": GENERATOR.integers(0, 10**6, (300, 4))},
@@ -54,6 +66,8 @@ ARRAYS: dict[str, dict[str, np.ndarray]] = {
     "likely_picture": {"x": 255 * tinted(96, 96, 3)},
 }
 ARRAYS["gaps"]["x"][::3, 0] = np.nan
+ARRAYS["masked"]["mask"] = np.arange(20) < GENERATOR.integers(1, 21, (300, 1))
+ARRAYS["masked"]["mask"] = ARRAYS["masked"]["mask"].astype(np.int64)
 
 
 def teacher_of(name: str, folder: Path) -> Teacher:
@@ -85,13 +99,16 @@ def logits(student: Student, teacher: Teacher, count: int = 5) -> np.ndarray:
         ("times", "vectors"),
         ("signed", "vectors"),
         ("tokens", "tokens"),
+        ("signal", "signals"),
+        ("masked", "tokens"),
         ("colours", "images"),
     ],
 )
 def test_a_fresh_network_is_as_wide_as_its_size(name: str, kind: str, tmp_path: Path) -> None:
     teacher = teacher_of(name, tmp_path)
     assert kind_of(teacher) == kind
-    family = STUDENTS[{"vectors": "mlp", "tokens": "convolutions", "images": "fresh"}[kind]]
+    families = {"vectors": "mlp", "tokens": "convolutions", "images": "fresh", "signals": "signal"}
+    family = STUDENTS[families[kind]]
     narrow, wide = (
         family(teacher, family.choose(teacher, size)) for size in family.sizes(teacher)[:2]
     )

@@ -162,7 +162,14 @@ def recommend(candidates: Sequence[Candidate], chance: float) -> Recommendation:
             None, None, f"no backup takes at most {MOST_TIME:g} of the model's time: {better}"
         )
     useful = [c for c in quick if interval(c.calibration.agrees).low > chance]
-    for limit in LIMITS if useful else ():
+    if not useful:
+        return Recommendation(
+            None,
+            None,
+            f"one and the same answer to all inputs would agree {100 * chance:.0f} % of the time, "
+            f"and no quick backup is surely better: {better}",
+        )
+    for limit in LIMITS:
         value = {c.name: c.released(limit) for c in useful}
         if (best := max(value.values())) < RELEASED:
             continue

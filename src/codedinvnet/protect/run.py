@@ -204,7 +204,7 @@ def _settings(options: ProtectOptions, teacher: Teacher) -> Mapping[str, Any]:
 
 def _lesson(options: ProtectOptions, teacher: Teacher, notes: list[str]) -> Lesson:
     """Decide how training inputs may be changed."""
-    if (kind := kind_of(teacher)) == "vectors":
+    if (kind := kind_of(teacher)) in ("vectors", "signals"):
         return Lesson(teacher)
     images = kind == "images"
     seconds, minute = teacher.seconds * len(teacher.rows.train), 60 * options.minutes

@@ -31,7 +31,7 @@ from codedinvnet.protect.low_rank import Bases, bases_of, normalised, thinner
 from codedinvnet.protect.tasks import Classify
 from codedinvnet.protect.teacher import Teacher
 
-Kind = Literal["images", "vectors", "tokens"]
+Kind = Literal["images", "vectors", "tokens", "signals"]
 Choice = dict[str, Any]
 MOST_WORDS = 2**18
 """Integers from a larger range, or below 0, are numbers and not tokens."""
@@ -42,7 +42,9 @@ FINE, COARSE = 16, 112
 QUARTERS = 2
 """Parts of an image's side that are pooled apart: where a thing stands may matter to the model."""
 SEGMENTS = 8
-"""Parts of a sequence that are pooled apart."""
+"""Parts of a sequence that are pooled apart, if it has no mask."""
+LONG, PLACES = 128, 64
+"""From so many numbers in a row on they may be a signal; convolutions leave at most PLACES."""
 DEEP = 48
 """From this width on, the network for vectors has two hidden layers."""
 WIDTHS = (4, 8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
@@ -69,11 +71,14 @@ class Unfit(Exception):
 
 
 def kind_of(teacher: Teacher) -> Kind:
-    """Return what the inputs are: an image, sequences of tokens, or else vectors."""
+    """Return what the inputs are: an image, a signal, sequences of tokens, or else vectors."""
     specs = teacher.inputs.specs
     if len(specs) == 1 and is_image(specs[0]):
         return "images"
     integers = all(DATATYPES[spec.datatype].kind in "iub" for spec in specs)
+    rows = [spec for spec in specs if len(spec.shape) in (1, 2) and max(spec.shape) >= LONG]
+    if len(specs) == len(rows) == 1 and DATATYPES[specs[0].datatype].kind == "f":
+        return "signals"
     if not integers or len(specs[0].shape) != 1 or len({spec.shape for spec in specs}) > 1:
         return "vectors"
     arrays = [teacher.inputs.arrays[spec.name] for spec in specs]
@@ -185,24 +190,25 @@ class FreshImages(FreshStudent):
 
 
 class FreshVectors(FreshStudent):
-    """An MLP of all inputs, flattened; a missing value (NaN) counts as the mean."""
+    """An MLP of all inputs, flattened, and of which values are missing (NaN), if any are."""
 
     family = "mlp"
-    kinds = ("vectors",)
+    kinds = ("vectors", "signals")
     reduced = False
 
     def __init__(self, teacher: Teacher, choice: Choice) -> None:
         super().__init__(teacher, choice)
-        width, features = choice["width"], sum(math.prod(spec.shape) for spec in self.specs)
+        x = self.flat(*self.tensors(teacher.inputs.batch(teacher.spread(SAMPLE))))
+        x = x.masked_fill(~x.isfinite(), math.nan)
+        self.gaps = bool(x.isnan().any())
+        mean = x.nanmean(dim=0).nan_to_num()
+        std = (x - mean).square().nanmean(dim=0).sqrt()
+        self.scale(mean, torch.where(std > 1e-6, std, 1.0))
+        width, features = choice["width"], x.shape[1] * (1 + self.gaps)
         layers: list[nn.Module] = [nn.Linear(features, width), nn.GELU()]
         if width >= DEEP:
             layers += [nn.Linear(width, width), nn.GELU()]
         self.network = nn.Sequential(*layers, nn.Linear(width, teacher.task.columns))
-        x = self.flat(*self.tensors(teacher.inputs.batch(teacher.spread(SAMPLE))))
-        x = x.masked_fill(~x.isfinite(), math.nan)
-        mean = x.nanmean(dim=0).nan_to_num()
-        std = (x - mean).square().nanmean(dim=0).sqrt()
-        self.scale(mean, torch.where(std > 1e-6, std, 1.0))
 
     def flat(self, *inputs: Tensor) -> Tensor:
         """Return all inputs in one vector, (B, features)."""
@@ -210,13 +216,43 @@ class FreshVectors(FreshStudent):
 
     def forward(self, *inputs: Tensor) -> Tensor:
         x = (self.flat(*inputs) - self.mean) / self.std
-        x = torch.where(x.isnan(), 0.0, x).clamp(-10, 10)
-        logits: Tensor = self.network(x)
+        missing = x.isnan()
+        x = torch.where(missing, 0.0, x).clamp(-10, 10)
+        logits: Tensor = self.network(torch.cat([x, missing.float()], 1) if self.gaps else x)
         return logits
 
 
-class FreshTokens(FreshStudent):
-    """Embeddings, added over the inputs, and two strided convolutions."""
+class FreshSequence(FreshStudent):
+    """Strided convolutions along a sequence, and what they find in it on average and at most."""
+
+    def build(
+        self, teacher: Teacher, before: int, layers: Sequence[tuple[int, int, int]], parts: int
+    ) -> None:
+        """Add layers, by channels, kernel and stride each, and the head of so many pooled parts."""
+        self.layers, self.steps, self.parts = nn.ModuleList(), layers, parts
+        for after, kernel, stride in layers:
+            convolution = nn.Conv1d(before, after, kernel, stride, kernel // 2)
+            self.layers.append(nn.Sequential(convolution, nn.BatchNorm1d(after), nn.ReLU()))
+            before = after
+        self.head = nn.Linear(before * (parts + 1), teacher.task.columns)
+
+    def scores(self, h: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Return raw outputs of sequences (B, C, L), of which a mask (B, 1, L) says what counts."""
+        for layer, (_, kernel, stride) in zip(self.layers, self.steps, strict=True):
+            h = layer(h)
+            if mask is not None:
+                mask = F.max_pool1d(mask, kernel, stride, kernel // 2)
+                h = h * mask
+        if mask is None:
+            parts = F.adaptive_avg_pool1d(h, self.parts).flatten(1)
+        else:
+            parts = h.sum(2) / mask.sum(2).clamp_min(1)
+        raw: Tensor = self.head(torch.cat([parts, h.amax(dim=2)], dim=1))
+        return raw
+
+
+class FreshTokens(FreshSequence):
+    """Embeddings, added over the inputs, and convolutions; what a mask hides has no part in it."""
 
     family = "convolutions"
     kinds = ("tokens",)
@@ -224,23 +260,79 @@ class FreshTokens(FreshStudent):
     def __init__(self, teacher: Teacher, choice: Choice) -> None:
         super().__init__(teacher, choice)
         width, length = choice["width"], self.specs[0].shape[0]
-        self.words = [1 + int(teacher.inputs.arrays[spec.name].max()) for spec in self.specs]
+        hides = masks_of(teacher)
+        self.masks = [place for place, spec in enumerate(self.specs) if spec.name in hides]
+        self.texts = [place for place, spec in enumerate(self.specs) if spec.name not in hides]
+        self.words = [
+            1 + int(teacher.inputs.arrays[self.specs[place].name].max()) for place in self.texts
+        ]
         self.embeddings = nn.ModuleList(nn.Embedding(words, width) for words in self.words)
-        kernel = 8 if length >= 256 else 3
-        layers: list[nn.Module] = []
-        for before, after in ((width, 2 * width), (2 * width, 4 * width)):
-            layers += [nn.Conv1d(before, after, kernel, kernel // 2, kernel // 2)]
-            layers += [nn.BatchNorm1d(after), nn.ReLU()]
-        self.layers = nn.Sequential(*layers)
-        self.classify = nn.Linear(4 * width * (SEGMENTS + 1), teacher.task.columns)
+        kernel, stride = (8, 4) if length >= 256 else (3, 1)
+        layers = [(after, kernel, stride) for after in (2 * width, 4 * width)]
+        self.build(teacher, width, layers, 1 if self.masks else SEGMENTS)
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        known = zip(self.embeddings, inputs, self.words, strict=True)
+        known = zip(self.embeddings, (inputs[i] for i in self.texts), self.words, strict=True)
         h = torch.stack([table(x.long().clamp(0, n - 1)) for table, x, n in known]).sum(0)
-        h = self.layers(h.transpose(1, 2))
-        parts = F.adaptive_avg_pool1d(h, SEGMENTS).flatten(1)
-        logits: Tensor = self.classify(torch.cat([parts, h.amax(dim=2)], dim=1))
-        return logits
+        h, mask = h.transpose(1, 2), None
+        if self.masks:
+            mask = torch.stack([inputs[i].float() for i in self.masks]).prod(0)[:, None]
+            h = h * mask
+        return self.scores(h, mask)
+
+
+class FreshSignals(FreshSequence):
+    """Convolutions along the longer axis of a signal."""
+
+    family = "signal"
+    kinds = ("signals",)
+
+    def __init__(self, teacher: Teacher, choice: Choice) -> None:
+        super().__init__(teacher, choice)
+        shape, width = self.specs[0].shape, choice["width"]
+        self.turned = len(shape) == 2 and shape[0] > shape[1]
+        length, channels = max(shape), min(shape) if len(shape) == 2 else 1
+        layers: list[tuple[int, int, int]] = []
+        while length > PLACES or not layers:
+            kernel, stride = (32, 8) if length >= 16 * PLACES else (9, 4 if length > PLACES else 1)
+            layers.append((min(2 ** len(layers), 4) * width, kernel, stride))
+            length = -(-length // stride)
+        self.build(teacher, channels, layers, SEGMENTS)
+        x = self.rows(*self.tensors(teacher.inputs.batch(teacher.spread(SAMPLE // 4))))
+        std, mean = torch.std_mean(x.nan_to_num(), dim=(0, 2))
+        self.scale(mean[:, None], std[:, None].clamp_min(1e-6))
+
+    def rows(self, *inputs: Tensor) -> Tensor:
+        """Return signals as (B, C, L)."""
+        (x,) = inputs
+        x = x.float() if x.ndim == 3 else x.float()[:, None]
+        return x.transpose(1, 2) if self.turned else x
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.scores(((self.rows(*inputs) - self.mean) / self.std).nan_to_num())
+
+
+@lru_cache(maxsize=1)
+def masks_of(teacher: Teacher) -> frozenset[str]:
+    """Return the inputs of zeros and ones whose zeros hide the others' tokens from the model.
+
+    Where one is 0, the tokens of another query in their place change no answer.
+    """
+    inputs, rows = teacher.inputs, teacher.spread(TRIED)
+    batch, found = inputs.batch(rows), set()
+    others = inputs.batch(np.roll(rows, 1))
+    for name, array in inputs.arrays.items():
+        if len(inputs.specs) < 2 or set(np.unique(array[rows])) != {0, 1}:
+            continue
+        hidden = batch[name] == 0
+        changed = {
+            each: values if each == name else np.where(hidden, others[each], values)
+            for each, values in batch.items()
+        }
+        moved = any((changed[each] != batch[each]).any() for each in batch)
+        if moved and not differ(teacher.run(batch), teacher.run(changed), CLOSE):
+            found.add(name)
+    return frozenset(found)
 
 
 def graph_of(teacher: Teacher) -> Graph:
@@ -398,6 +490,6 @@ def layers_of(teacher: Teacher) -> tuple[Graph, dict[str, Bases]]:
 
 STUDENTS: Mapping[str, type[Student]] = {
     student.family: student
-    for student in (FreshImages, FreshVectors, FreshTokens, SmallerImages, LowRank)
+    for student in (FreshImages, FreshVectors, FreshTokens, FreshSignals, SmallerImages, LowRank)
 }
 """The ladder's candidates."""

@@ -129,7 +129,9 @@ class Lesson:
                 return self.batch(rows, np.full(len(rows), way))
 
             found = all_answers(teacher.run, train, changed, teacher.folder / f"way-{way}")
-            self.targets[way, train] = teacher.task.targets(found)
+            fine = np.isfinite(found).all(1)  # a mask may hide all of a pasted text
+            self.targets[way, train[fine]] = teacher.task.targets(found[fine])
+            self._boxes[way, train[~fine]] = 0
 
     def batch(self, rows: np.ndarray, ways: np.ndarray) -> dict[str, np.ndarray]:
         """Return training inputs of these rows, each changed in one way."""
