@@ -114,6 +114,15 @@ def test_a_late_answer_is_the_backups_and_all_others_are_the_models(
     assert found["output"][1:2] == pytest.approx(backup, abs=1e-4)
 
 
+def test_a_protection_is_described(finished: Path, call: Command) -> None:
+    found = description(finished)
+    told = call("info", str(finished))
+    assert told.code == 0
+    assert f"| {found['table'][0]['method']} |" in told.out
+    assert f"recommended: {found['recommended']}, with --max-disagreement" in told.out
+    assert json.loads(call("info", str(finished), "--json").out) == found
+
+
 def test_no_folder_changes_direct_answers(finished: Path, tmp_path: Path) -> None:
     """Whatever its description says, an answer that is not late is the model's, bit for bit."""
     folder = shutil.copytree(finished, tmp_path / "changed")

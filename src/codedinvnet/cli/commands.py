@@ -293,16 +293,27 @@ def _calibrate(arguments: argparse.Namespace) -> None:
 
 @command(
     "protect",
-    "describe a bundle (parameters, multiply-adds, times, provenance), or a model of your own: "
-    "its tensors",
+    "describe a bundle (parameters, multiply-adds, times, provenance), a protection (its table), "
+    "or a model of your own: its tensors",
     "codedinvnet info mnist --json",
-    bundle_or(", FILE.onnx, or a factory package.module:function"),
+    bundle_or(", the folder of a protection, FILE.onnx, or a factory package.module:function"),
     *MODEL,
     DEVICE,
     JSON,
 )
 def _info(arguments: argparse.Namespace) -> None:
+    from codedinvnet.common.files import read_json
     from codedinvnet.models import ModelSource
+    from codedinvnet.protect.folder import DESCRIPTION, read_description
+
+    if (Path(arguments.bundle) / DESCRIPTION).is_file():
+        read_description(Path(arguments.bundle))
+        found = read_json(Path(arguments.bundle) / DESCRIPTION)
+        if arguments.json:
+            print_report(found, as_json=True)
+        else:
+            print_protection(found)
+        return
 
     options = values(arguments, "weights", "scores", "inputs")
     source = ModelSource(arguments.bundle, **options)
