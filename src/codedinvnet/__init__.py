@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from codedinvnet.nn.irevnet import IRevNet
     from codedinvnet.nn.resnet import PlainNetwork
     from codedinvnet.nn.transform import InvertibleTransform, NotConverged
+    from codedinvnet.protect.answers import Protection, open_protection
     from codedinvnet.training.fit import fit
 
 __all__ = [
@@ -58,6 +59,7 @@ __all__ = [
     "PartSettings",
     "PixelMean",
     "PlainNetwork",
+    "Protection",
     "RecoveryFusionSettings",
     "RecoveryHead",
     "Scheme",
@@ -73,6 +75,7 @@ __all__ = [
     "load_bundle",
     "load_images",
     "open_model",
+    "open_protection",
     "sample_images",
     "scheme_for",
 ]
@@ -97,6 +100,7 @@ _HOMES = {
     "nn.irevnet": ("IRevNet",),
     "nn.resnet": ("PlainNetwork",),
     "nn.transform": ("InvertibleTransform", "NotConverged"),
+    "protect.answers": ("Protection", "open_protection"),
     "training.fit": ("fit",),
 }
 

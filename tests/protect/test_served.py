@@ -16,6 +16,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
+import codedinvnet
 from codedinvnet.cli import main
 from codedinvnet.common.distributions import Distribution
 from codedinvnet.common.errors import UserError
@@ -112,6 +113,20 @@ def test_a_late_answer_is_the_backups_and_all_others_are_the_models(
         assert found["output"][i].tobytes() == model.run({"x": x[i : i + 1]})["output"].tobytes()
     backup = open_model(finished / f"{name}.onnx").run({"x": x[1:2]})["output"]
     assert found["output"][1:2] == pytest.approx(backup, abs=1e-4)
+
+
+def test_a_protection_answers_in_process_by_its_limit(finished: Path) -> None:
+    found, x = description(finished), np.random.default_rng(3).random((500, FEATURES), np.float32)
+    answered = codedinvnet.open_protection(finished).answer({"x": x})
+    backup = open_model(finished / f"{found['recommended']}.onnx").run({"x": x})
+    np.testing.assert_array_equal(answered.values, backup["output"])
+    model = open_model(f"{PLACE}:vectors").run({"x": x})["output"]
+    agrees = answered.values.argmax(1) == model.argmax(1)
+    assert agrees[answered.released].mean() >= 1 - 2 * found["limit"]
+    assert 0.5 < answered.released.mean() < 1
+    assert answered.agreement.mean() == pytest.approx(agrees.mean(), abs=0.05)
+    strict = codedinvnet.open_protection(finished, limit=1e-9).answer({"x": x})
+    assert not strict.released.any()
 
 
 def test_a_protection_is_described(finished: Path, call: Command) -> None:

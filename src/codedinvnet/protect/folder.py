@@ -119,11 +119,8 @@ def load_protection(
             f"{model.source.source} has {model.source.digest}: run codedinvnet protect on it"
         )
     protected_output(found, model)
-    row = _row_of(folder, found, method)
-    backup = backup_source(folder, row.method).open()
-    if backup.source.digest != row.digest:
-        path = backup.source.source
-        raise UserError(f"{path} is not the file that this protection was made with")
+    row = backup_row(folder, found, method)
+    backup = open_backup(folder, row)
     output = found.model.output
     models = {SERVED: Outputs(model, output), BACKUP: Outputs(backup, output, CONFIDENCE)}
     rules = AnswersAll(row.k, BACKUP, cost=Costs(member=row.work), r=row.backup_workers)
@@ -175,7 +172,16 @@ class Backup(nn.Module):
         return values.reshape(-1, *self.shape).to(self.dtype), sure
 
 
-def _row_of(folder: Path, found: Description, method: str | None) -> Row:
+def open_backup(folder: Path, row: Row) -> OpenModel:
+    """Open a backup; UserError if its file was exchanged."""
+    backup = backup_source(folder, row.method).open()
+    if backup.source.digest != row.digest:
+        path = backup.source.source
+        raise UserError(f"{path} is not the file that this protection was made with")
+    return backup
+
+
+def backup_row(folder: Path, found: Description, method: str | None) -> Row:
     """Return a backup by name; by default the recommended one."""
     name = found.recommended if method in (None, "", SmallBackup.name) else method
     if name is None:
