@@ -58,7 +58,7 @@ class Notes:
     def decided(self, decided: Decided) -> None:
         """Notes nothing."""
 
-    def copy_refused(self, query: int) -> None:
+    def copy_refused(self, query: int, held_out: bool) -> None:
         """Notes nothing."""
 
     def set_timer(self, at: float | None) -> None:

@@ -67,8 +67,8 @@ class FrontEnd(Protocol):
     def fail(self, query: int, reason: str) -> None:
         """End a query with an error, unless it has ended."""
 
-    def copy_refused(self, query: int) -> None:
-        """Count a copy of a late query that the budget doesn't pay for."""
+    def copy_refused(self, query: int, held_out: bool) -> None:
+        """Count a late query that is held out, or whose copy the budget doesn't pay for."""
 
     def replace(self, worker: int, reason: str) -> None:
         """End a worker, and start another in its place; `WorkerUp` follows."""
@@ -163,7 +163,7 @@ class Driver:
             case Fail():
                 front_end.fail(action.query, action.reason)
             case CopyRefused():
-                front_end.copy_refused(action.query)
+                front_end.copy_refused(action.query, action.held_out)
             case Replace():
                 front_end.replace(action.worker, action.reason)
             case Decided():

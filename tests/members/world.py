@@ -136,7 +136,7 @@ class Gateway:
     def forget(self, attempts: Sequence[int], queries: Sequence[int]) -> None:
         pass
 
-    def copy_refused(self, query: int) -> None:
+    def copy_refused(self, query: int, held_out: bool) -> None:
         """Do nothing."""
 
     def decided(self, decided: Decided) -> None:

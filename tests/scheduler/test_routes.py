@@ -106,6 +106,18 @@ def test_an_answer_may_keep_its_slot() -> None:
     assert not any(isinstance(action, Fail) for action in actions)
 
 
+def test_a_query_that_is_held_out_gets_no_copy_but_is_sent_again_when_its_worker_is_lost() -> None:
+    scheduler = service(hold_out=1.0)
+    (attempt,) = begin(scheduler, 200.0, "fast")
+    told: list[Action] = []
+    while (at := scheduler.next_timer()) is not None and at <= 201.0:
+        told += scheduler.handle(at, TimerDue())
+    assert [action.held_out for action in told if isinstance(action, CopyRefused)] == [True]
+    assert sent(told) == []
+    worker = next(i for i in range(scheduler.rules.workers) if scheduler.is_at(i, attempt))
+    assert len(sent(scheduler.handle(201.0, WorkerLost(worker, "died")))) == 1
+
+
 def test_a_copy_is_marked_and_one_that_the_budget_refuses_is_told() -> None:
     scheduler = service(hedge_share=0.06)
     told: list[Action] = []

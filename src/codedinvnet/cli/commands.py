@@ -147,6 +147,16 @@ def _policy(arguments: argparse.Namespace) -> None:
             print(f"  not {name}: {why}")
         if before["method"] is not None:
             print(f"method: {before['method']}")
+        for route, proof in before.get("proof", {}).items():
+            print(
+                f"\n{route}: {proof['requests']} requests in {proof['window_seconds']:.0f} s, "
+                f"{proof['copied']} copied and {proof['held_out']} held out.\n"
+                f"Copies are {proof['attempts_share']:.1%} of what its upstreams got, and took "
+                f"{proof['copy_seconds']:.1f} s, {proof['seconds_share']:.1%} of their time."
+            )
+            for name, title in (("p50", "p50"), ("p99", "p99"), ("p999", "p99.9")):
+                shown, without = (proof["texts"][arm][name] for arm in ("copies", "without"))
+                print(f"  {title:5}  {shown:32}  without copies {without}")
         return
     found = ask(arguments.url, "/policy", token, {"policy": arguments.policy})
     print(f"policy {found['policy']}, before {before['policy']}")

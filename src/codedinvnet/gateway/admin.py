@@ -14,6 +14,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from codedinvnet.common.errors import nearest
 from codedinvnet.gateway.dispatcher import Dispatcher
 from codedinvnet.gateway.metrics import RollingQuantiles
+from codedinvnet.gateway.proof import SHARES, Report
 from codedinvnet.gateway.routes import Routes
 from codedinvnet.members.links import Links
 from codedinvnet.net.answers import Reply
@@ -93,7 +94,16 @@ class Admin:
 
     def _policy(self) -> Reply:
         known = {"policy": self._chosen, "offered": list(self.names)}
-        return Reply(200, json.dumps({**known, "refused": {}, "method": None}).encode())  # as serve
+        proof = {name: report.told() for name, report in self._reports().items()}
+        more = {"refused": {}, "method": None, "proof": proof}  # the first two as of serve
+        return Reply(200, json.dumps({**known, **more}).encode())
+
+    def _reports(self) -> dict[str, Report]:
+        """Return for each route whose requests may be copied what copies save and cost."""
+        now = time.monotonic()
+        hedged = [route for route in self.routes.all() if route.is_repeatable]
+        found = {route.name: route.proof.report(now) for route in hedged}
+        return {name: report for name, report in found.items() if report is not None}
 
     @property
     def _chosen(self) -> str:
@@ -139,6 +149,15 @@ class Admin:
                 metrics.in_flight.labels(endpoint.url).set(len(endpoint.live))
         for name, delay in self._delays().items():
             metrics.hedge_delay.labels(name).set(delay)
+        metrics.proof.clear()
+        for name, report in self._reports().items():
+            metrics.copies.labels(name, "attempts").set(report.attempts_share)
+            metrics.copies.labels(name, "seconds").set(report.seconds_share)
+            for arm, known in (("with", report.copies), ("without", report.without)):
+                for quantile, share in SHARES.items():
+                    for end, value in known[quantile]._asdict().items():
+                        if value is not None:
+                            metrics.proof.labels(name, arm, f"{share:g}", end).set(value)
 
     def _delays(self) -> dict[str, float]:
         """Return the seconds after which requests are copied now, by route, where known."""
@@ -163,13 +182,14 @@ class Admin:
             for dispatcher in self.dispatchers
             for endpoint in dispatcher.cluster
         ]
-        delays = self._delays()
+        delays, reports = self._delays(), self._reports()
         routes = [
             {
                 "name": route.name,
                 "hedged": route.is_repeatable,
                 "delay_ms": milliseconds(delays.get(route.name)),
                 "hedges": route.hedge_counts,
+                "proof": reports[route.name].told() if route.name in reports else None,
                 **quantiles(route.latencies),
             }
             for route in self.routes.all()

@@ -12,6 +12,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from codedinvnet.gateway.access import AccessLog, Entry
+from codedinvnet.gateway.proof import Arm
 from codedinvnet.net.logs import Quiet
 
 if TYPE_CHECKING:
@@ -80,6 +81,7 @@ class Call(ABC):
         status: that its client got; 0: none.
         passed_on: bytes of its answer's body that the client was sent.
         access: where it is logged; None: nowhere.
+        arm: whether it was copied, or held out, because it was late.
     """
 
     def __init__(
@@ -91,6 +93,7 @@ class Call(ABC):
         self.prompt: Prompt | None = None
         self.identity = self.address = b""
         self.outcome, self.status, self.passed_on = "", 0, 0
+        self.arm = Arm.NEITHER
         self.written = self.is_over = False
         self.attempts: list[Attempt] = []
         self.last: Failure | None = None

@@ -20,6 +20,7 @@ from codedinvnet.driver import Driver
 from codedinvnet.gateway.calls import Attempt, Call, Cause, Failure
 from codedinvnet.gateway.cluster import Cluster, Endpoint
 from codedinvnet.gateway.metrics import GatewayMetrics
+from codedinvnet.gateway.proof import Arm
 from codedinvnet.members.member import BITS, Member
 from codedinvnet.net.alarm import Alarm
 from codedinvnet.net.background import Background, log_error
@@ -171,8 +172,10 @@ class Dispatcher:
 
     def cancel(self, call: Call) -> None:
         """The client is gone: have nothing more done for a call."""
-        winner = call.winner
-        if winner is not None and not winner.is_done:
+        winner, now = call.winner, time.monotonic()
+        if winner is None:
+            call.route.proof.add(now, now - call.came, call.arm)
+        elif not winner.is_done:
             winner.abort()
             self.ended(winner, "cancelled")
         self._forget(call)
@@ -244,8 +247,9 @@ class Dispatcher:
             return
         attempt.is_done, attempt.result = True, result
         call, endpoint = attempt.call, attempt.endpoint
-        if not attempt.seconds:
-            attempt.seconds = time.monotonic() - attempt.began
+        now = time.monotonic()
+        attempt.seconds = attempt.seconds or now - attempt.began
+        call.route.proof.worked(now, now - attempt.began, attempt.is_copy)
         known = self.attempts.pop(attempt.number, None)
         if known is not None and attempt.is_held:
             self._feed(Released(endpoint.worker, attempt.number))
@@ -327,6 +331,8 @@ class Dispatcher:
             return
         attempt = call.attempt(endpoint, send.attempt)
         attempt.is_copy = send.copy
+        if send.copy:
+            call.arm = Arm.COPIED
         if not call.attempts:
             self.metrics.queue_seconds.observe(attempt.began - call.came)
         call.attempts.append(attempt)
@@ -345,9 +351,12 @@ class Dispatcher:
         if call is not None:
             self.give_up(call, reason)
 
-    def copy_refused(self, query: int) -> None:
-        if query in self.calls:
-            self.calls[query].route.hedged("refused")
+    def copy_refused(self, query: int, held_out: bool) -> None:
+        call = self.calls.get(query)
+        if call is not None:
+            call.route.hedged("held_out" if held_out else "refused")
+            if held_out:
+                call.arm = Arm.HELD_OUT
 
     def replace(self, worker: int, reason: str) -> None:
         """Wait: the cluster probes upstreams that it has ejected."""
@@ -382,12 +391,14 @@ class Dispatcher:
                 if attempt.status < 300 and other.status < 500 and other.result == "status":
                     reason = f"status {other.status} where another upstream answered"
                     self.cluster.blame(other.endpoint, Failure(Cause.STATUS, reason))
-        call.route.answered(now - call.came)
+        call.route.answered(now, now - call.came, call.arm)
         call.answer(attempt)
 
     def give_up(self, call: Call, reason: str) -> None:
         """End a call with an error."""
-        self.admission.note(time.monotonic(), len(self.calls))
+        now, least = time.monotonic(), call.route.limits.deadline
+        call.route.proof.add(now, max(least, now - call.came), call.arm)  # it is worse than late
+        self.admission.note(now, len(self.calls))
         for attempt in call.attempts:
             self._lose(attempt)
         if reason == DEADLINE:

@@ -18,6 +18,11 @@ SHORTEST = 1e-4
 """Seconds; shorter times count as so many."""
 
 
+def bucket_of(seconds: float) -> int:
+    """Return n if FINE to the n-th times SHORTEST is the least bound that a time is within."""
+    return math.ceil(math.log(max(seconds, SHORTEST) / SHORTEST, FINE))
+
+
 class RollingQuantiles:
     """Quantiles of the times of the last minutes, to 5 %."""
 
@@ -31,7 +36,7 @@ class RollingQuantiles:
             self._steps.append((now, {}))
             while now - self._steps[0][0] > WINDOW + STEP:
                 self._steps.popleft()
-        bucket = math.ceil(math.log(max(seconds, SHORTEST) / SHORTEST, FINE))
+        bucket = bucket_of(seconds)
         counts = self._steps[-1][1]
         counts[bucket] = counts.get(bucket, 0) + 1
 
@@ -83,12 +88,22 @@ class GatewayMetrics:
         )
         self.queue_seconds = histogram("queue_seconds", "Until a request was given to an upstream.")
         self.hedges = counter(
-            "hedges", "Copies of late requests: they won, lost, or the budget refused them.",
+            "hedges", "Copies of late requests: they won, lost, the budget refused them, or the "
+            "request was held out to show what happens without.",
             "route", "result",
         )  # fmt: skip
         self.hedge_delay = gauge(
             "hedge_delay_seconds", "After which a request is copied now.", "route"
         )
+        self.proof = gauge(
+            "proof_seconds", "Quantiles of requests' times, with copies as they are and without, "
+            "and the ends of their 95 % intervals; what is not known is left out.",
+            "route", "copies", "quantile", "end",
+        )  # fmt: skip
+        self.copies = gauge(
+            "copies_share", "The share of a route's attempts, and of the seconds that they took, "
+            "that is of copies.", "route", "of",
+        )  # fmt: skip
         self.attempts = counter(
             "attempts", "Requests sent to upstreams, by how they ended: ok, error (the request's "
             "own), status, broken, refused, silent, lost, cancelled, no_files (the gateway "

@@ -74,6 +74,10 @@ class GatewayOptions(Options):
         "is known it is MAX, and nothing is copied without one",
         group=HEDGING, metavar="MIN:MAX", unset="no clamp",
     )  # fmt: skip
+    hold_out: float = option(
+        1.0, "share of the late requests to be copied that by lot are not: they show what copies "
+        "save; 0: none", group=HEDGING, unit="percent", ge=0, le=100,
+    )  # fmt: skip
     affinity: str | None = option(
         None, "send requests where their beginning is cached, as servers of language models do: "
         "`prefix` compares prompts; a header such as x-session, cookie:NAME or body:FIELD names a "

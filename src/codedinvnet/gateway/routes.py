@@ -13,6 +13,7 @@ from prometheus_client import Counter
 
 from codedinvnet.common.errors import UserError
 from codedinvnet.gateway.metrics import GatewayMetrics, RollingQuantiles
+from codedinvnet.gateway.proof import Arm, Proof
 from codedinvnet.net.http1 import RequestHead
 from codedinvnet.net.logs import log_event
 from codedinvnet.net.requests import beginning
@@ -107,22 +108,22 @@ class Route:
     ) -> None:
         self.name, self.is_repeatable, self.limits = name, is_repeatable, limits
         self.is_v2 = name.startswith(V2)
-        self.latencies = RollingQuantiles()
+        self.latencies, self.proof = RollingQuantiles(), Proof()
         self._requests = metrics.requests
         self._outcomes: dict[tuple[str, int], Counter] = {}
         self._seconds = metrics.request_seconds.labels(name)
-        self._hedges = {
-            result: metrics.hedges.labels(name, result) for result in ("won", "lost", "refused")
-        }
+        results = "won", "lost", "refused", "held_out"
+        self._hedges = {result: metrics.hedges.labels(name, result) for result in results}
         self.hedge_counts = dict.fromkeys(self._hedges, 0)
 
-    def answered(self, seconds: float) -> None:
+    def answered(self, now: float, seconds: float, arm: Arm) -> None:
         """Take in how long a request waited for its first content."""
         self._seconds.observe(seconds)
         self.latencies.add(seconds)
+        self.proof.add(now, seconds, arm)
 
     def hedged(self, result: str) -> None:
-        """Count a copy that won or lost, or was refused."""
+        """Count a copy that won or lost, or a late request that got none."""
         self._hedges[result].inc()
         self.hedge_counts[result] += 1
 

@@ -191,6 +191,7 @@ def rules_of(options: GatewayOptions, places: int, fallbacks: int) -> Rules:
         fallback_slots=usual,
         first_delay=min(FIRST_DELAY, options.deadline / 2) if fallbacks else None,
         head_start=FIRST_COPIES,
+        hold_out=options.hold_out / 100,
     )
 
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 COMMON = (
     *("upstream", "route", "slots", "policy", "hedge_delay_ms", "deadline_ms"),
-    *("affinity", "health", "cancel"),
+    *("affinity", "health", "cancel", "hold_out"),
 )
 """The options that all members have in common."""
 PR_SET_PDEATHSIG = 1

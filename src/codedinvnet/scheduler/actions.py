@@ -67,9 +67,12 @@ class Fail(NamedTuple):
 
 
 class CopyRefused(NamedTuple):
-    """A copy of a late query was not sent: the budget is used up."""
+    """A copy of a late query was not sent."""
 
     query: int
+    held_out: bool = False
+    """Why: it is one of the few that show what happens without copies (`Rules.hold_out`), and none
+    will be sent. Otherwise the budget is used up."""
 
 
 class Replace(NamedTuple):

@@ -16,6 +16,7 @@ takes nothing from the others.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import assert_never
 
@@ -62,6 +63,7 @@ class Dispatcher:
         self.races = Races(rules.tuning)
         self.systematic = is_systematic(code)
         self.sent = self.hedges = 0
+        self._random = random.Random(0)
         self.recheck: float | None = None
         """When tasks that a slow worker passed by are offered again."""
         self.go_by(rules.policy, code)
@@ -95,7 +97,7 @@ class Dispatcher:
         """Send what a policy wants to be sent if the budget allows; tell whether it does."""
         group, task, query, first, urgent, hedge = launch
         work = self._price(launch)
-        if query is not None and not (self.systematic and query.repeatable):
+        if query is not None and (query.held_out or not (self.systematic and query.repeatable)):
             return False
         if hedge and query is not None and not self._pays(query):
             return False
@@ -206,7 +208,7 @@ class Dispatcher:
         calls: dict[int, list[Attempt]] = {}
         while (taken := assigner.take(self.now)) is not None:
             worker, attempt = taken
-            if self._yields(attempt):
+            if self._yields(attempt) or self._holds_out(attempt):
                 assigner.release(self.now, attempt)
                 self.drop(attempt)
                 yield attempt.group
@@ -228,6 +230,21 @@ class Dispatcher:
             return False
         worth = self.tuning.yields_after * self.stats.overhead * (1.0 - assigner.load)
         return assigner.needed > min(self.tuning.yields_at, worth) * assigner.slots_up
+
+    def _holds_out(self, attempt: Attempt) -> bool:
+        """Tell whether this copy, the first of its query, is not sent, nor is any other.
+
+        It is decided by lot, and only when a worker would begin the copy: whatever was answered
+        before would have been answered without copies as well.
+        """
+        query, share = attempt.query, self.rules.hold_out
+        if not share or not attempt.hedge or query is None or query.copies > 1:
+            return False
+        query.held_out = self._random.random() < share
+        if query.held_out:
+            self.assigner.uncache(attempt)
+            self.actions.append(CopyRefused(query.identity, held_out=True))
+        return query.held_out
 
     def _begin_calls(self, calls: Mapping[int, Sequence[Attempt]]) -> None:
         """Let workers compute in one call what each was given."""

@@ -41,6 +41,8 @@ class Query:
     """The live attempts at its own data task."""
     copies: int = 0
     """How many copies were sent because it was late."""
+    held_out: bool = False
+    """Whether it gets no copy, to show what happens without."""
     fallback: int | None = None
     """The live attempt at a cheaper worker."""
     fell_back: bool = False

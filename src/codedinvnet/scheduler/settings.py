@@ -65,6 +65,8 @@ class Rules:
         hang_timeout: how long a worker may spend on one task before it is replaced.
         hedge_share: copies of late queries per query, at most, if `extra` does not say.
         first_delay: seconds until a fallback is asked before times are known; None: none is.
+        hold_out: the share of the late queries to be copied that by lot are not: they show what
+            happens without copies.
         head_start: how many queries have paid for copies before the first one comes.
         extra: extra work per query, at most, in service times: copies, parities and backups
             together. None: a policy's own copies and extra tasks, but for those of `hedge_share`,
@@ -86,6 +88,7 @@ class Rules:
     hang_timeout: float = 3.0
     hedge_share: float = 0.1
     first_delay: float | None = None
+    hold_out: float = 0.0
     head_start: int = 0
     extra: float | None = None
     max_pending: int = 1000

@@ -287,7 +287,7 @@ class Dispatcher:
         for number in queries:
             self.calls.payloads.pop(number, None)
 
-    def copy_refused(self, query: int) -> None:
+    def copy_refused(self, query: int, held_out: bool) -> None:
         """Count nothing."""
 
     def decided(self, decided: Decided) -> None:

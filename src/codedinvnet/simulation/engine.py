@@ -401,7 +401,7 @@ class Simulation:
     def forget(self, attempts: Sequence[int], queries: Sequence[int]) -> None:
         """Let go of nothing: there are no outputs."""
 
-    def copy_refused(self, query: int) -> None:
+    def copy_refused(self, query: int, held_out: bool) -> None:
         """Count nothing."""
 
     def compare(self, compare: Compare) -> None:
