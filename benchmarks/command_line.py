@@ -117,6 +117,14 @@ def build_parser() -> argparse.ArgumentParser:
     add("--seeds", type=count, default=3, help="of each cell (3)")
 
     add = benchmark(
+        "proxy",
+        "count what clients see of failing replicas, stops and stalls, through each proxy",
+        "--peer gateway haproxy-leastconn --only 429 stream",
+    )
+    add("--peer", nargs="+", help="gateway, and contenders of peers (gateway, haproxy-leastconn)")
+    add("--only", nargs="+", default=[], metavar="WORD", help="situations with one of these words")
+
+    add = benchmark(
         "protected",
         "protect a model as users have it, and print the table of all rows in docs/results/protect",
         "resnet20 --source data/cifar10 --out runs/resnet20",

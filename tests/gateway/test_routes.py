@@ -105,3 +105,7 @@ async def test_an_overload_of_all_upstreams_is_not_multiplied() -> None:
     assert max(max(each.values()) for each in seen) == 1
     assert sum(each.total() for each in seen) == 60 + sent
     assert sent <= math.ceil(50 + 60 / 10)
+    async with gateway(*[overloaded] * 3) as g:  # what one has shed is not sent to who sheds too
+        asked = (g.ask("GET", f"/{number}") for number in range(40))
+        assert {reply.status for reply in await asyncio.gather(*asked)} == {429}
+        assert sum(upstream.seen.total() for upstream in g.upstreams) <= 44

@@ -67,6 +67,7 @@ class Endpoint:
         is_up: whether it gets requests.
         is_trusted: whether its answers are certain to be those of their requests.
         on_probation: whether it has answered nothing since it was ejected.
+        sheds_until: when it may take again what others have shed (429).
         failures: requests in a row that it failed.
         heard: when it last answered a request.
         answered_at: when it last answered as a sound server does, or said that it is ready.
@@ -78,6 +79,7 @@ class Endpoint:
         self.is_fallback = self.is_up = self.on_probation = False
         self.is_trusted = True
         self.failures = self.silent = self.ejections = 0
+        self.sheds_until = 0.0
         self.heard = self.answered_at = self.since = 0.0
         self.live: set[Attempt] = set()
         self.has_v2: bool | None = None

@@ -51,6 +51,9 @@ MOST_BREAKS = 2
 DOUBTFUL = frozenset({*range(300, 400), 401, 403, 404})
 """Statuses by which one upstream may fail, if it lacks a model or a token; more often, the client's
 request is at fault."""
+SHEDS = 1.0
+"""Seconds for which no request that was shed (429) is sent to an upstream that shed another, unless
+its `Retry-After` says how long: where all have too much to do, retries make it more."""
 SWEEP = 0.25
 """Seconds between two looks for attempts that take too long."""
 
@@ -266,6 +269,8 @@ class Dispatcher:
         self._alarm.heard(attempt.began)
         self.ended(attempt, failure.cause.value)
         is_live = not call.is_over and call.winner is None
+        if attempt.status == 429:
+            endpoint.sheds_until = time.monotonic() + max(failure.retry_after, SHEDS)
         if is_live:
             call.last = failure
             call.breaks += failure.cause is Cause.BROKEN
@@ -285,7 +290,7 @@ class Dispatcher:
             return True
         if not call.repeatable or failure.cause is Cause.NO_FILES or call.breaks >= MOST_BREAKS:
             return False
-        if failure.cause is Cause.STATUS and not self._has_untried(call):
+        if failure.cause is Cause.STATUS and not self._has_untried(call, attempt.status == 429):
             return False
         doubtful = attempt.status < 300 or attempt.status in DOUBTFUL  # below, it is in a stream
         clients = failure.cause is Cause.STATUS and doubtful
@@ -295,10 +300,11 @@ class Dispatcher:
         self.metrics.retries.labels("sent" if taken else "refused").inc()
         return taken
 
-    def _has_untried(self, call: Call) -> bool:
-        """Return whether an upstream is up that a call was not sent to."""
-        tried = {attempt.endpoint for attempt in call.attempts}
-        return any(each.is_up and each not in tried for each in self.cluster.mains_here())
+    def _has_untried(self, call: Call, was_shed: bool) -> bool:
+        """Return whether an upstream is up that may answer a call which it was not sent."""
+        tried, now = {attempt.endpoint for attempt in call.attempts}, time.monotonic()
+        untried = (e for e in self.cluster.mains_here() if e.is_up and e not in tried)
+        return any(not was_shed or each.sheds_until <= now for each in untried)
 
     # Events and actions, see `FrontEnd`
 
