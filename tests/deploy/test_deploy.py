@@ -166,6 +166,22 @@ def test_the_unit_of_systemd_starts_a_gateway_and_lets_it_drain() -> None:
     assert int(service["TimeoutStopSec"]) >= drained + 10
 
 
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
+def test_systemd_takes_the_units(tmp_path: Path) -> None:
+    for name in ("codedinvnet-gateway.service", "codedinvnet-gateway.socket"):
+        text = (DEPLOY / name).read_text().replace("/opt/codedinvnet/bin/codedinvnet", "/bin/true")
+        (tmp_path / name).write_text(text)
+    admin = (DEPLOY / "codedinvnet-gateway.socket").read_text()
+    own = "FileDescriptorName=admin\nService=codedinvnet-gateway.service"
+    admin = admin.replace("127.0.0.1:9000", f"127.0.0.1:9001\n{own}")
+    (tmp_path / "codedinvnet-gateway-admin.socket").write_text(admin)
+    units = sorted(map(str, tmp_path.iterdir()))
+    found = subprocess.run(
+        ["systemd-analyze", "verify", *units], capture_output=True, text=True, check=False
+    )
+    assert (found.returncode, found.stderr) == (0, "")
+
+
 RAY = yaml.safe_load((DEPLOY / "kuberay.yaml").read_text())["spec"]
 
 

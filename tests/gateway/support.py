@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import re
+import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, NamedTuple
 
@@ -98,17 +100,44 @@ class Process(NamedTuple):
         return events
 
 
+HAND_OVER = """import fcntl, os, sys
+given = [fcntl.fcntl(int(number), fcntl.F_DUPFD, 64) for number in sys.argv[1].split()]
+for number, file in enumerate(given, 3):
+    os.dup2(file, number)
+os.environ["LISTEN_PID"] = str(os.getpid())
+os.execv(sys.executable, [sys.executable, "-m", "codedinvnet", *sys.argv[2:]])
+"""
+"""Does what systemd does for a service with sockets."""
+
+
 @asynccontextmanager
-async def process(upstream: Upstream | None, *words: str, **more: Any) -> AsyncIterator[Process]:
-    """Run a gateway as a process, with further words on its command line."""
+async def process(
+    upstream: Upstream | None,
+    *words: str,
+    sockets: Mapping[str, socket.socket] | None = None,
+    env: Mapping[str, str] | None = None,
+    **more: Any,
+) -> AsyncIterator[Process]:
+    """Run a gateway as a process, with further words on its command line, and sockets by name."""
     command = [sys.executable, "-m", "codedinvnet", "gateway"]
+    more["env"] = {**os.environ, **(env or {})}
+    if sockets:
+        files = [each.fileno() for each in sockets.values()]
+        command = [sys.executable, "-c", HAND_OVER, " ".join(map(str, files)), "gateway"]
+        more["env"] |= {"LISTEN_FDS": str(len(files)), "LISTEN_FDNAMES": ":".join(sockets)}
+        more["pass_fds"] = files
     if upstream is not None:
         command += ["--upstream", upstream.url]
     if "--port" not in words:
         command += ["--port", "0"]
     pipe = asyncio.subprocess.PIPE
     made = await asyncio.create_subprocess_exec(
-        *command, *words, stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=pipe, **more
+        *command,
+        *words,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=pipe,
+        stderr=pipe,
+        **more,
     )
     try:
         assert made.stdout is not None

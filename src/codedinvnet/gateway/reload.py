@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from codedinvnet.gateway.tokens import UpstreamToken
 from codedinvnet.net.background import in_thread
 from codedinvnet.net.guard import Token
 from codedinvnet.net.logs import log_event, logger
+from codedinvnet.net.systemd import notify
 from codedinvnet.net.tls import read_certificate
 
 if TYPE_CHECKING:
@@ -34,12 +36,14 @@ async def follow(
     while True:
         await asked.wait()
         asked.clear()
+        notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
         try:
             found = await reload(gateway, await in_thread(read))
         except UserError as error:
             log_event("not reloaded", logging.ERROR, reason=str(error))
         else:
             log_event("reloaded", changed=found.changed, needs_restart=found.ignored)
+        notify("READY=1")
 
 
 async def reload(gateway: RunningGateway, asked: GatewayOptions) -> Change:

@@ -49,6 +49,7 @@ from codedinvnet.net.memory import Memory
 from codedinvnet.net.requests import FULL, Request
 from codedinvnet.net.resolve import Resolver
 from codedinvnet.net.server import HttpServer
+from codedinvnet.net.systemd import NO_SOCKETS, Inherited, inherited, notify
 from codedinvnet.scheduler.settings import FIRST_COPIES, FIRST_DELAY, Rules, pending_limit
 
 if TYPE_CHECKING:
@@ -213,7 +214,10 @@ def trusted(path: Path | None) -> ssl.SSLContext | None:
 
 @asynccontextmanager
 async def running(
-    options: GatewayOptions, resolver: Resolver | None = None, place: Place | None = None
+    options: GatewayOptions,
+    resolver: Resolver | None = None,
+    place: Place | None = None,
+    sockets: Inherited = NO_SOCKETS,
 ) -> AsyncIterator[RunningGateway]:
     """Run a gateway while the body runs.
 
@@ -221,11 +225,12 @@ async def running(
         options: of the command.
         resolver: finds the addresses of upstreams' names; None: as this machine does.
         place: among processes that share the port; None: there is one.
+        sockets: to listen on.
 
     Raises:
         UserError: if the options cannot work.
     """
-    gateway = RunningGateway(options, resolver or Resolver(), place)
+    gateway = RunningGateway(options, resolver or Resolver(), place, sockets)
     try:
         await gateway.start()
         yield gateway
@@ -240,6 +245,7 @@ class RunningGateway:
         options: of the command.
         resolver: see `running`.
         place: see `running`.
+        sockets: see `running`.
 
     Attributes:
         url: of the main port.
@@ -250,10 +256,10 @@ class RunningGateway:
     """
 
     def __init__(
-        self, options: GatewayOptions, resolver: Resolver, place: Place | None = None
+        self, options: GatewayOptions, resolver: Resolver, place: Place | None, sockets: Inherited
     ) -> None:
         options.check()
-        self.place = place
+        self.place, self.sockets = place, sockets
         self.links: Links | None = None
         self.options, self.loop = options, asyncio.get_running_loop()
         self.guard = Guard((), Token(options.token_file))
@@ -280,10 +286,10 @@ class RunningGateway:
         """Find the upstreams, and listen."""
         options = self.options
         most = allow_files()
-        main = bind(options.host, options.port, shared=self.place is not None)
-        own = None
+        main, own = self.sockets
+        main = main or bind(options.host, options.port, shared=self.place is not None)
         try:
-            if options.admin_port is not None:
+            if options.admin_port is not None and own is None:
                 own = bind(options.host, options.admin_port, "--admin-port")
             discovery = self.discoveries(options)[0]
             self.dispatcher = await self._dispatch(discovery, self._open_cluster)
@@ -423,6 +429,7 @@ class RunningGateway:
         main, own = self._servers[:1], self._servers[1:]
         if self.admin is not None and main:
             self.admin.is_draining = True
+            notify("STOPPING=1")
             pending = 0 if self.dispatcher is None else len(self.dispatcher.calls)
             log_event("draining", pending=pending)
             main[0].announce_draining()
@@ -431,6 +438,9 @@ class RunningGateway:
             await asyncio.sleep(self.options.drain_notice_ms / 1000)
         seconds = self.options.drain_ms / 1000
         stops = [server.stop(seconds) for server in main]
+        if self.sockets.admin is not None:  # whoever comes next answers there
+            for server in own:
+                server.close()
         if self.grpc is not None:
             stops.append(self.grpc.stop(seconds))
         await asyncio.gather(*stops)
@@ -454,13 +464,14 @@ async def serve(
     options: GatewayOptions,
     read: Callable[[], GatewayOptions],
     resolver: Resolver | None,
-    place: Place | None = None,
+    place: Place | None,
+    sockets: Inherited,
 ) -> None:
     """Run a gateway until a signal; with another it goes on by options that are read again."""
     asked, background = asyncio.Event(), Background()
     stop = stop_signals(asked.set)
     starting = asyncio.ensure_future(stop.wait())
-    async with running(options, resolver, place) as gateway:
+    async with running(options, resolver, place, sockets) as gateway:
         background.spawn(reload.follow(gateway, read, asked))
         freeze_loaded()
         keep_freed()
@@ -475,6 +486,7 @@ async def serve(
             "(Ctrl-C or SIGTERM drains and stops)",
             flush=True,
         )
+        notify("READY=1")
         await starting
         await background.stop()
 
@@ -486,14 +498,22 @@ def run_gateway(read: Callable[[], GatewayOptions], resolver: Resolver | None = 
         read: returns its options as the command line and the file have them now.
         resolver: see `running`.
     """
-    options = read()
+    sockets = inherited()
+
+    def run(
+        options: GatewayOptions, read: Callable[[], GatewayOptions], place: Place | None
+    ) -> None:
+        uvloop.run(serve(options, read, resolver, place, sockets))
+
+    def fitted() -> GatewayOptions:
+        return sockets.fitted(read())
+
+    options = fitted()
     stop_logging = log_to_stderr(level=options.log_level)
     try:
         if options.processes == 1:
-            uvloop.run(serve(options, read, resolver))
+            run(options, fitted, None)
         else:
-            supervise(
-                read, lambda own, again, place: uvloop.run(serve(own, again, resolver, place))
-            )
+            supervise(fitted, run, sockets)
     finally:
         stop_logging()

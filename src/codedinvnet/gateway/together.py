@@ -24,6 +24,7 @@ from codedinvnet.net.guard import Token
 from codedinvnet.net.listening import PASSED_ON, bind
 from codedinvnet.net.logs import log_event
 from codedinvnet.net.resolve import Resolver
+from codedinvnet.net.systemd import Inherited
 from codedinvnet.net.tls import Certificate
 
 if TYPE_CHECKING:
@@ -83,19 +84,25 @@ async def join(
 def supervise(
     read: Callable[[], GatewayOptions],
     run: Callable[[GatewayOptions, Callable[[], GatewayOptions], Place], None],
+    sockets: Inherited,
 ) -> None:
     """Run processes that share a port until a signal, and start those again that end.
 
     Args:
         read: returns the options of the command as they are now.
         run: runs one with its options, and with what reads them again.
+        sockets: to listen on.
 
     Raises:
         UserError: if the options cannot work, or the port is taken.
     """
     options = read()
-    bind(options.host, options.port).close()  # nobody else may have it
-    kept = bind(options.host, options.port, shared=True, listens=False)
+    if sockets.admin is not None:
+        raise UserError("--processes: each needs an --admin-port of its own, and no socket of it")
+    kept = sockets.main
+    if kept is None:
+        bind(options.host, options.port).close()  # nobody else may have it
+        kept = bind(options.host, options.port, shared=True, listens=False)
     options = options.model_copy(update={"port": kept.getsockname()[1]})
     running: dict[int, int] = {}
     supervisor, stopping = os.getpid(), False
@@ -130,7 +137,8 @@ def supervise(
                 ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
                 if os.getppid() != supervisor:
                     return
-                kept.close()
+                if sockets.main is None:
+                    kept.close()
                 run(own(options, index), lambda: own(read(), index), Place(index, Path(folder)))
                 status = 0
             finally:

@@ -49,10 +49,7 @@ def bind(
     # off: otherwise a response's body waits for the client's delayed acknowledgement, 40 ms.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    # Connections inherit these: clients that are gone without a word, or read nothing, are found.
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    if sys.platform == "linux":
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(1000 * UNREAD))
+    prepare(listener)
     try:
         if shared:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
@@ -64,6 +61,13 @@ def bind(
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{flag}: cannot listen on {host}:{port}: {reason}") from error
     return listener
+
+
+def prepare(listener: socket.socket) -> None:
+    """Have clients found that are gone without a word, or read nothing: connections inherit it."""
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    if sys.platform == "linux":
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(1000 * UNREAD))
 
 
 def address(listener: socket.socket, secure: bool = False) -> str:
