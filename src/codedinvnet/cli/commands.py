@@ -120,7 +120,7 @@ def _serve(arguments: argparse.Namespace) -> None:
     GatewayOptions,
 )
 def _gateway(arguments: argparse.Namespace) -> None:
-    from codedinvnet.gateway.run import run_gateway
+    from codedinvnet.gateway.command import run_gateway
 
     run_gateway(lambda: options_of(arguments, GatewayOptions))
 

@@ -1,4 +1,4 @@
-"""`codedinvnet gateway`: put its parts together, and run them until a signal."""
+"""A running gateway: its parts, put together, with their sockets."""
 
 from __future__ import annotations
 
@@ -11,10 +11,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import uvloop
-
 from codedinvnet.common.errors import UserError
-from codedinvnet.gateway import reload
 from codedinvnet.gateway.access import AccessLog
 from codedinvnet.gateway.admin import OPEN, PATHS, Admin
 from codedinvnet.gateway.affinity import Affinity
@@ -27,29 +24,26 @@ from codedinvnet.gateway.options import GatewayOptions
 from codedinvnet.gateway.protection import BackupServer
 from codedinvnet.gateway.proxy import HttpCall
 from codedinvnet.gateway.routes import Routes, is_stateful, leaves_root
-from codedinvnet.gateway.together import Place, join, supervise
+from codedinvnet.gateway.together import Place, join
 from codedinvnet.gateway.tokens import UpstreamToken
 from codedinvnet.members.joining import member_for
 from codedinvnet.net import tls
 from codedinvnet.net.answers import Answers, Reply, error_reply
 from codedinvnet.net.background import Background
 from codedinvnet.net.client import HttpClient, parse_origin
-from codedinvnet.net.collector import freeze_loaded, keep_freed
 from codedinvnet.net.guard import ANY, Guard, Token
 from codedinvnet.net.http1 import RequestHead
 from codedinvnet.net.listening import (
     allow_files,
     bind,
     is_loopback,
-    log_to_stderr,
-    stop_signals,
 )
 from codedinvnet.net.logs import log_event
 from codedinvnet.net.memory import Memory
 from codedinvnet.net.requests import FULL, Request
 from codedinvnet.net.resolve import Resolver
 from codedinvnet.net.server import HttpServer
-from codedinvnet.net.systemd import NO_SOCKETS, Inherited, inherited, notify
+from codedinvnet.net.systemd import NO_SOCKETS, Inherited, notify
 from codedinvnet.scheduler.settings import FIRST_COPIES, FIRST_DELAY, Rules, pending_limit
 
 if TYPE_CHECKING:
@@ -458,62 +452,3 @@ class RunningGateway:
             self.access.flush()
         if self.url:
             log_event("stopped")
-
-
-async def serve(
-    options: GatewayOptions,
-    read: Callable[[], GatewayOptions],
-    resolver: Resolver | None,
-    place: Place | None,
-    sockets: Inherited,
-) -> None:
-    """Run a gateway until a signal; with another it goes on by options that are read again."""
-    asked, background = asyncio.Event(), Background()
-    stop = stop_signals(asked.set)
-    starting = asyncio.ensure_future(stop.wait())
-    async with running(options, resolver, place, sockets) as gateway:
-        background.spawn(reload.follow(gateway, read, asked))
-        freeze_loaded()
-        keep_freed()
-        assert gateway.admin is not None
-        clusters = (each.cluster for each in gateway.admin.dispatchers)
-        count = sum(len(list(cluster.mains_here())) for cluster in clusters)
-        admin = (
-            "" if gateway.admin_url == gateway.url else f", its own routes on {gateway.admin_url}"
-        )
-        print(
-            f"gateway to {count} upstream{'s' * (count != 1)} on {gateway.url}{admin} "
-            "(Ctrl-C or SIGTERM drains and stops)",
-            flush=True,
-        )
-        notify("READY=1")
-        await starting
-        await background.stop()
-
-
-def run_gateway(read: Callable[[], GatewayOptions], resolver: Resolver | None = None) -> None:
-    """Run `codedinvnet gateway`.
-
-    Args:
-        read: returns its options as the command line and the file have them now.
-        resolver: see `running`.
-    """
-    sockets = inherited()
-
-    def run(
-        options: GatewayOptions, read: Callable[[], GatewayOptions], place: Place | None
-    ) -> None:
-        uvloop.run(serve(options, read, resolver, place, sockets))
-
-    def fitted() -> GatewayOptions:
-        return sockets.fitted(read())
-
-    options = fitted()
-    stop_logging = log_to_stderr(level=options.log_level)
-    try:
-        if options.processes == 1:
-            run(options, fitted, None)
-        else:
-            supervise(fitted, run, sockets)
-    finally:
-        stop_logging()

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.processes import running
+from codedinvnet.gateway.command import run_gateway
 from codedinvnet.gateway.options import GatewayOptions
-from codedinvnet.gateway.run import run_gateway
 from codedinvnet.net.client import HttpClient, parse_origin
 from codedinvnet.net.resolve import Address, Resolver, literal
 from tests.nightly.outside.counts import Count, counting, long_json
