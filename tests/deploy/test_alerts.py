@@ -138,6 +138,7 @@ async def test_a_route_that_became_slow(tmp_path: Path) -> None:
     [
         ("GatewayQueue", "codedinvnet_gateway_queued", "", 3),
         ("GatewayDecidesAlone", "codedinvnet_gateway_members", "", 1),
+        ("GatewayUpstreamLimited", "codedinvnet_gateway_attempts_total", "limited", 10),
         ("GatewayCopiesRefused", "codedinvnet_gateway_hedges_total", "refused", 10),
     ],
 )

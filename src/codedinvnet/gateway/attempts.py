@@ -199,7 +199,7 @@ class HttpAttempt(Attempt):
             if self.is_done:
                 return
         if stage is Stage.STREAM:
-            dispatcher.ended(self, "ok")
+            dispatcher.ended(self, self.result)
             self.call.finish(trailers)
         elif stage is Stage.DECIDED:
             return  # `_decide` finds it complete

@@ -128,9 +128,8 @@ class Call(ABC):
         """Return its method and path, for the log."""
 
     def note(self, outcome: str, status: int) -> None:
-        """Count how it ended and with which status (0: none), and log it if it was slow."""
+        """Say how it ends and with which status (0: none), and log it if it was slow."""
         self.outcome, self.status = outcome, status
-        self.route.count(outcome, status)
         if outcome != "failed" and time.monotonic() - self.came > SLOW:
             self.log("slow request")
 
@@ -146,7 +145,9 @@ class Call(ABC):
         quiet.log(event, logging.WARNING, **fields)
 
     def end(self) -> None:
-        """Take note that the client waits no longer."""
+        """Count how it ended: its client waits no longer."""
+        if not self.is_over and self.outcome:
+            self.route.count(self.outcome, self.status)
         if self.access is not None and not self.is_over:
             self.access.add(self._entry(), self.http_head)
         self.is_over = True
@@ -187,7 +188,7 @@ class Attempt(ABC):
         is_copy: whether it was sent because the request was late.
         is_written: whether a byte of the request was written.
         is_blamed: whether its silence was counted as a failure of its endpoint.
-        result: how it ended, for metrics and the log.
+        result: how it ended, for metrics and the log; of a stream how it began, until then.
         status: of the answer; 0 before.
     """
 

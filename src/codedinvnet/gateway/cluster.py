@@ -48,6 +48,8 @@ SILENCE = 2.0
 """Seconds without a byte after which a connection that shows a restart is replaced."""
 FORGOTTEN = 300.0
 """Seconds after which the metrics of an upstream that was removed are."""
+LIMITED = "limited"
+"""How an attempt ended that was answered by 429: the upstream has too much to do, not a fault."""
 V2_READY = "/v2/health/ready"
 UNKNOWN = frozenset({301, 302, 303, 307, 308, 401, 403, 404, 405, 501})
 """Statuses of a server that does not know `V2_READY`."""
@@ -89,7 +91,7 @@ class Endpoint:
         self.on_distrust: Callable[[Endpoint, str], None] | None = None
         self._results = {
             result: metrics.attempts.labels(url, result)
-            for result in ("ok", "error", *(cause.value for cause in Cause), "cancelled")
+            for result in ("ok", "error", *(cause.value for cause in Cause), LIMITED, "cancelled")
         }
         for cause in Cause:
             metrics.ejections.labels(url, cause.value)

@@ -18,7 +18,7 @@ from itertools import count
 from codedinvnet.common.errors import described
 from codedinvnet.driver import Driver
 from codedinvnet.gateway.calls import Attempt, Call, Cause, Failure
-from codedinvnet.gateway.cluster import Cluster, Endpoint
+from codedinvnet.gateway.cluster import LIMITED, Cluster, Endpoint
 from codedinvnet.gateway.metrics import GatewayMetrics
 from codedinvnet.gateway.proof import Arm
 from codedinvnet.members.member import BITS, Member
@@ -223,8 +223,9 @@ class Dispatcher:
         elif is_wanted:
             self._forget(call)
             self._won(call, attempt)
+        attempt.result = Cause.STATUS.value if fault else "ok" if is_usual else "error"
         if is_complete:
-            self.ended(attempt, "ok" if is_usual else "error")
+            self.ended(attempt, attempt.result)
         elif not is_wanted:
             self._lose(attempt)
 
@@ -257,7 +258,8 @@ class Dispatcher:
         if known is not None and attempt.is_held:
             self._feed(Released(endpoint.worker, attempt.number))
         endpoint.live.discard(attempt)
-        endpoint.count(result, attempt.seconds)
+        is_limit = attempt.status == 429 and result == Cause.STATUS.value
+        endpoint.count(LIMITED if is_limit else result, attempt.seconds)
         call.live -= 1
         call.release()
 

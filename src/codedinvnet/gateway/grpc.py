@@ -41,6 +41,7 @@ FAILURES = frozenset(
 BROKEN = ("Socket closed", "onnection reset", "recvmsg", "GOAWAY", "Broken pipe")
 """How gRPC tells that a connection broke while a call was under way."""
 CODES = {502: grpc.StatusCode.UNAVAILABLE, 504: grpc.StatusCode.DEADLINE_EXCEEDED}
+STATUSES = {"NOT_FOUND": 404, "RESOURCE_EXHAUSTED": 429}
 PROBE_REFUSALS = frozenset({"UNIMPLEMENTED", "UNAUTHENTICATED", "PERMISSION_DENIED"})
 """Codes of a server that is up, but has no such method or wants a token for it."""
 CHANNEL = settings(
@@ -225,7 +226,7 @@ class GrpcAttempt(Attempt):
             await asyncio.sleep(HOLD)
         if self.is_done:
             return
-        self.status = 200 if is_ok else 404 if name == "NOT_FOUND" else 400
+        self.status = 200 if is_ok else STATUSES.get(name, 400)
         broken = name == "UNAVAILABLE" and any(words in said for words in BROKEN)
         if name in FAILURES and (call.repeatable or broken):
             cause = Cause.BROKEN if broken else Cause.STATUS
@@ -311,6 +312,7 @@ class GrpcServer(grpc.GenericRpcHandler):  # type: ignore[misc]
             return HEALTHY if ready else NOT_SERVING
         sent, codes = dict(context.invocation_metadata() or ()), grpc.StatusCode
         if not self.guard.is_right(str(sent.get("authorization", "")).encode()):
+            self.routes.unread.count("refused", 401)
             await context.abort(codes.UNAUTHENTICATED, NEEDED)
         if self.memory.is_full:
             self.routes.find(b"POST", method.encode()).count("refused", 503)

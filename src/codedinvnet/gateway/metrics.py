@@ -81,7 +81,8 @@ class GatewayMetrics:
         self.requests = counter(
             "requests", "Requests by how they ended: direct, fallback, failed, deadline, refused, "
             "cancelled or aborted (in mid-stream); and by the class of the status that clients "
-            "got: 2xx to 5xx, or none.", "route", "outcome", "status",
+            "got: 2xx to 5xx, or none. Route unread: refused by what their heads say.",
+            "route", "outcome", "status",
         )  # fmt: skip
         self.request_seconds = histogram(
             "request_seconds", "From a request's arrival to its first content.", "route"
@@ -106,8 +107,8 @@ class GatewayMetrics:
         )  # fmt: skip
         self.attempts = counter(
             "attempts", "Requests sent to upstreams, by how they ended: ok, error (the request's "
-            "own), status, broken, refused, silent, lost, cancelled, no_files (the gateway "
-            "may open no more).", "upstream", "result",
+            "own), status (the upstream's fault), limited (429), broken, refused, silent, lost, "
+            "cancelled, no_files (the gateway may open no more).", "upstream", "result",
         )  # fmt: skip
         self.attempt_seconds = histogram(
             "attempt_seconds", "Until an upstream's first content, or the attempt's end.",

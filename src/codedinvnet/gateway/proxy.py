@@ -176,7 +176,6 @@ class HttpCall(Call):
     def break_off(self) -> None:
         """The upstream failed in mid-stream: end the client's stream visibly."""
         self.outcome = "aborted"
-        self.route.count("aborted", 0)
         self.log("stream broke off")
         winner, last = self.winner, b""
         if isinstance(winner, HttpAttempt) and self._sent.endswith(EVENT_ENDS):

@@ -32,6 +32,11 @@ REPEATABLE = (
 """Built in: these only compute an answer."""
 OTHERS = "other"
 """The route of requests that must not be repeated."""
+EXPECTED = (
+    *(("direct", 200), ("direct", 500), ("failed", 500), ("deadline", 500), ("refused", 500)),
+    ("aborted", 200),
+)
+"""How requests may end, and with which status, that each route is expected to see."""
 MOST_NAMED = 64
 """Paths of a glob that have a key of their own; further ones share the glob's."""
 NAMED = re.compile(r"(?=.{1,200}\Z)(?:/[A-Za-z0-9._:@+~-]{1,64})+")
@@ -111,6 +116,8 @@ class Route:
         self.latencies, self.proof = RollingQuantiles(), Proof()
         self._requests = metrics.requests
         self._outcomes: dict[tuple[str, int], Counter] = {}
+        for outcome, status in EXPECTED:  # or Prometheus would miss the first of them
+            self._child(outcome, status)
         self._seconds = metrics.request_seconds.labels(name)
         results = "won", "lost", "refused", "held_out"
         self._hedges = {result: metrics.hedges.labels(name, result) for result in results}
@@ -129,12 +136,15 @@ class Route:
 
     def count(self, outcome: str, status: int) -> None:
         """Count how a request ended, and the class of the status that its client got; 0: none."""
-        key = outcome, status // 100
-        child = self._outcomes.get(key)
-        if child is None:
-            name = f"{status // 100}xx" if status else "none"
-            child = self._outcomes[key] = self._requests.labels(self.name, outcome, name)
+        child = self._outcomes.get((outcome, status // 100)) or self._child(outcome, status)
         child.inc()
+
+    def _child(self, outcome: str, status: int) -> Counter:
+        name = f"{status // 100}xx" if status else "none"
+        child = self._outcomes[outcome, status // 100] = self._requests.labels(
+            self.name, outcome, name
+        )
+        return child
 
 
 class Routes:
@@ -150,6 +160,8 @@ class Routes:
         self._metrics = metrics
         self._built_in = [read_rule(text, "") for text in REPEATABLE]
         self._hints = MOST_HINTS
+        self.unread = Route("unread", False, limits, metrics)
+        """Counts requests that are refused by what their heads say."""
         self.change(rules, limits)
 
     def change(self, rules: Sequence[Rule], limits: Limits) -> None:

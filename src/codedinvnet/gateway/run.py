@@ -138,7 +138,9 @@ class Gateway:
         return None if call.is_over else call
 
     def replied(self, head: RequestHead | None, status: int, client: Answers) -> None:
-        """Log it: routes count their refusals."""
+        """Log an own answer, and count it if it is given without reading the request."""
+        if not client.is_asked:
+            self.routes.unread.count("refused", status)
         if self.access is not None and head is not None:
             self.access.replied(head, status, client.peer[0])
 

@@ -162,6 +162,11 @@ class Answers:
             own.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self._connection.abort()
 
+    @property
+    def is_asked(self) -> bool:
+        """Whether a whole request waits for its answer."""
+        return self._connection.is_answering
+
     def reply(self, reply: Reply, closes: bool = False) -> None:
         """Give an answer of the server's own, which may end the connection."""
         connection = self._connection
