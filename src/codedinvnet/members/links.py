@@ -30,7 +30,7 @@ AGAIN, YOUNGER, SELF = 0.25, 5.0, 60.0
 here by itself, and where this one is."""
 SOCKET = ".member"
 """What the names of members' sockets in a folder end with."""
-DEEPEST = 80
+DEEPEST = 90
 """Bytes of a folder's path: a socket's may have 107."""
 GREETING = 2.0
 """Seconds for a connection and the other's hello."""
