@@ -64,8 +64,12 @@ def covered(cell: Cell, hold_out: float) -> bool:
 
 
 def test_what_would_happen_without_copies_is_foretold() -> None:
-    cells = [Cell(kind, 0.5, slots=None, requests=10_000) for kind in KINDS[:5]]
-    assert sum(covered(cell, 0.5) for cell in cells) >= 4
+    cells = [Cell(kind, 0.5, slots=None, requests=15_000) for kind in KINDS[:5]]
+    assert sum(covered(cell, 0.1) for cell in cells) >= 4
+    blocked = Proved(cells[1], 0.1)
+    copies, report = blocked.run().quantile(0.999) / 1000, blocked.proof.report(blocked.now)
+    assert report is not None
+    assert (report.without["p999"].low or 0.0) > copies
 
 
 @pytest.mark.nightly
