@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import sys
 import time
 from collections import Counter
@@ -86,6 +87,15 @@ async def until(urls: list[str], holds: Callable[[list[dict[str, Any]]], bool]) 
     raise AssertionError(found)
 
 
+def two_free_ports() -> int:
+    """Return a port that is free, as is the next."""
+    while True:
+        port = free_port()
+        with suppress(OSError), socket.socket() as beside:
+            beside.bind(("127.0.0.1", port + 1))
+            return port
+
+
 def decide_for(count: int) -> Callable[[list[dict[str, Any]]], bool]:
     return lambda found: sorted(each["decides_for"] for each in found)[-2:] == [0, count]
 
@@ -163,7 +173,7 @@ async def test_members_that_differ_do_not_join(tmp_path: Path) -> None:
 @needs_proc
 @pytest.mark.timeout(60)
 async def test_processes_share_a_port_and_start_again(tmp_path: Path) -> None:
-    port, admin = free_port(), free_port()
+    port, admin = free_port(), two_free_ports()
     own = ["--port", str(port), "--admin-port", str(admin), "--processes", "2"]
     urls = [f"http://127.0.0.1:{admin + number}" for number in range(2)]
     async with (
