@@ -197,7 +197,7 @@ async def test_processes_share_a_port_and_start_again(tmp_path: Path) -> None:
 
 @needs_proc
 async def test_processes_end_with_the_one_that_started_them(tmp_path: Path) -> None:
-    admin = free_port()
+    admin = two_free_ports()
     own = ["--port", str(free_port()), "--admin-port", str(admin), "--processes", "2"]
     urls = [f"http://127.0.0.1:{admin + number}" for number in range(2)]
     async with (
