@@ -23,7 +23,8 @@ from codedinvnet.net.answers import error_reply
 from codedinvnet.net.collector import freeze_loaded
 from codedinvnet.net.http1 import RequestHead
 from codedinvnet.net.listening import log_to_stderr
-from codedinvnet.serving.app import NOISY, open_app, warn_open
+from codedinvnet.net.tracing import NOISY
+from codedinvnet.serving.app import open_app, warn_open
 from codedinvnet.serving.config import ServeOptions
 from codedinvnet.serving.opened import check
 
@@ -35,8 +36,8 @@ def app(arguments: dict[str, Any]) -> serve.Application:
     check(options)
     if unused := {"host", "port"} & arguments.keys():
         raise UserError(f"{unused.pop()}: Ray Serve listens; say it there (http_options)")
-    if unused := {"grpc_port", "traces"} & arguments.keys():
-        raise UserError(f"{unused.pop()}: it is nothing that this example passes on to Ray Serve")
+    if "grpc_port" in arguments:
+        raise UserError("grpc_port: this example passes no gRPC on to Ray Serve")
     if options.demo and options.token_file is None:
         raise UserError("demo: needs token_file, or whoever reaches the port could stop workers")
     read_token(options.token_file)  # or it is refused now

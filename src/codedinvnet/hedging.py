@@ -99,10 +99,10 @@ class _Call(HttpCall):
             self.client.limit("connect")
         return _Attempt(self, endpoint, number)
 
-    def request(self, endpoint: Endpoint) -> list[bytes]:
+    def request(self, attempt: HttpAttempt) -> list[bytes]:
         if not self.written:
             self.client.limit("write")
-        return super().request(endpoint)
+        return super().request(attempt)
 
     def unsent(self) -> int:
         """Return the bytes of the request that no upstream has taken yet."""

@@ -23,7 +23,7 @@ def _installed() -> None:
         ("token_fiel", "secret", r"token-fiel.* did you mean .*token-file"),
         ("k", "many", r"k: .* got many"),
         *((option, "1", f"{option}: Ray Serve listens") for option in ("host", "port")),
-        *((option, "8001", f"{option}: ") for option in ("grpc_port", "traces")),
+        ("grpc_port", "8001", "grpc_port: "),
         ("demo", "true", "demo: needs token_file"),
         ("token_file", "/nowhere/token", "--token-file: cannot read"),
     ],

@@ -14,8 +14,9 @@ import uvloop
 from codedinvnet.common.errors import UserError
 from codedinvnet.net.admin_client import read_token
 from codedinvnet.net.listening import bind
+from codedinvnet.net.tracing import NOISY
 from codedinvnet.serving import app as serving
-from codedinvnet.serving.app import NOISY, open_app
+from codedinvnet.serving.app import open_app
 from codedinvnet.serving.config import ServeOptions
 from codedinvnet.serving.opened import check
 from codedinvnet.serving.served import Classifier

@@ -33,13 +33,13 @@ class Entry:
 
     __slots__ = (
         "address", "agent", "attempts", "identity", "method", "outcome", "referer", "route",
-        "seconds", "size", "status", "target", "upstream",
+        "seconds", "size", "status", "target", "trace", "upstream",
     )  # fmt: skip
 
     def __init__(self, method: str, target: str, status: int, address: str) -> None:
         self.method, self.target, self.status, self.address = method, target, status, address
         self.agent = self.referer = self.identity = self.outcome = self.route = self.upstream = ""
-        self.seconds, self.size, self.attempts = 0.0, 0, 0
+        self.seconds, self.size, self.attempts, self.trace = 0.0, 0, 0, ""
 
 
 def as_json(entry: Entry, now: float) -> str:
@@ -49,8 +49,8 @@ def as_json(entry: Entry, now: float) -> str:
         "time": moment, "client": entry.address, "method": entry.method, "path": entry.target,
         "status": entry.status, "outcome": entry.outcome, "bytes": entry.size,
         "ms": round(1000 * entry.seconds, 1), "route": entry.route, "upstream": entry.upstream,
-        "attempts": entry.attempts, "request_id": entry.identity, "user_agent": entry.agent,
-        "referer": entry.referer,
+        "attempts": entry.attempts, "request_id": entry.identity, "trace_id": entry.trace,
+        "user_agent": entry.agent, "referer": entry.referer,
     }  # fmt: skip
     return json.dumps({name: value for name, value in fields.items() if value not in ("", None)})
 

@@ -133,7 +133,7 @@ class HttpAttempt(Attempt):
     def _write(self, connection: Connection) -> None:
         call = self.call
         try:
-            connection.send(self, call.head.method, call.request(self.endpoint))
+            connection.send(self, call.head.method, call.request(self))
         except ConnectionError as error:
             self._failed(Cause.UNSENT, str(error))
             return

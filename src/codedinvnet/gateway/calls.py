@@ -6,6 +6,7 @@ The dispatcher looks into neither: HTTP and gRPC have subclasses of their own.
 from __future__ import annotations
 
 import logging
+import re
 import time
 from abc import ABC, abstractmethod
 from enum import Enum
@@ -18,10 +19,12 @@ from codedinvnet.net.logs import Quiet
 if TYPE_CHECKING:
     from codedinvnet.gateway.cluster import Endpoint
     from codedinvnet.gateway.routes import Route
+    from codedinvnet.gateway.tracing import AttemptTrace, RequestTrace
     from codedinvnet.net.http1 import RequestHead
     from codedinvnet.net.memory import Memory
     from codedinvnet.scheduler.caches import Prompt
 
+TRACEPARENT = re.compile(rb"[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-[0-9a-f]{16}-")
 SLOW = 1.0
 """Seconds after which a request is logged with its attempts."""
 _slow, _failed = Quiet(), Quiet()
@@ -81,6 +84,7 @@ class Call(ABC):
         status: that its client got; 0: none.
         passed_on: bytes of its answer's body that the client was sent.
         access: where it is logged; None: nowhere.
+        trace: its span; None: it is not traced.
         arm: whether it was copied, or held out, because it was late.
     """
 
@@ -101,6 +105,16 @@ class Call(ABC):
 
     access: AccessLog | None = None
     http_head: RequestHead | None = None
+    trace: RequestTrace | None = None
+
+    @property
+    def trace_id(self) -> str:
+        """Of the trace that it is part of, its client's too; "" without one."""
+        if self.trace is not None:
+            return self.trace.id
+        said = b"" if self.http_head is None else self.http_head.known.get(b"traceparent", b"")
+        found = TRACEPARENT.match(said)
+        return "" if found is None else found[1].decode()
 
     @abstractmethod
     def attempt(self, endpoint: Endpoint, number: int) -> Attempt:
@@ -142,6 +156,8 @@ class Call(ABC):
         fields = {"method": method, "path": path, "ms": ms, **more, "attempts": attempts}
         if self.identity:
             fields["request_id"] = self.identity.decode()
+        if trace := self.trace_id:
+            fields["trace_id"] = trace
         quiet.log(event, logging.WARNING, **fields)
 
     def end(self) -> None:
@@ -150,6 +166,8 @@ class Call(ABC):
             self.route.count(self.outcome, self.status)
         if self.access is not None and not self.is_over:
             self.access.add(self._entry(), self.http_head)
+        if self.trace is not None and not self.is_over:
+            self.trace.end(self.outcome, self.status)
         self.is_over = True
         self.release()
 
@@ -160,6 +178,7 @@ class Call(ABC):
         entry.seconds, entry.size = time.monotonic() - self.came, self.passed_on
         entry.route, entry.outcome = self.route.name, self.outcome
         entry.identity, entry.attempts = self.identity.decode(), len(self.attempts)
+        entry.trace = self.trace_id
         last = self.winner or (self.attempts[-1] if self.attempts else None)
         entry.upstream = "" if last is None else last.endpoint.url
         return entry
@@ -190,7 +209,10 @@ class Attempt(ABC):
         is_blamed: whether its silence was counted as a failure of its endpoint.
         result: how it ended, for metrics and the log; of a stream how it began, until then.
         status: of the answer; 0 before.
+        trace: its span; None: it is not traced, or has ended.
     """
+
+    trace: AttemptTrace | None = None
 
     def __init__(self, call: Call, endpoint: Endpoint, number: int) -> None:
         self.call, self.endpoint, self.number = call, endpoint, number
@@ -220,6 +242,13 @@ class Attempt(ABC):
     @abstractmethod
     def abort(self) -> None:
         """Cancel it at once; nothing more comes of it."""
+
+    def end_trace(self, result: str, reason: str = "") -> None:
+        """End its span by how it ended, and why it failed in words."""
+        if self.trace is not None:
+            won = self.call.winner is self
+            self.trace.end(result, self.status, won, reason or result)
+            self.trace = None
 
     def described(self) -> dict[str, Any]:
         """Return the fields of it that are logged."""

@@ -19,6 +19,7 @@ from codedinvnet.net.listening import (
 )
 from codedinvnet.net.resolve import Resolver
 from codedinvnet.net.systemd import Inherited, inherited, notify
+from codedinvnet.net.tracing import NOISY
 
 
 async def serve(
@@ -70,7 +71,7 @@ def run_gateway(read: Callable[[], GatewayOptions], resolver: Resolver | None = 
         return sockets.fitted(read())
 
     options = fitted()
-    stop_logging = log_to_stderr(level=options.log_level)
+    stop_logging = log_to_stderr(*NOISY, level=options.log_level)
     try:
         if options.processes == 1:
             run(options, fitted, None)

@@ -24,6 +24,7 @@ from codedinvnet.gateway.proof import Arm
 from codedinvnet.members.member import BITS, Member
 from codedinvnet.net.alarm import Alarm
 from codedinvnet.net.background import Background, log_error
+from codedinvnet.net.tracing import Tracer
 from codedinvnet.scheduler.actions import DEADLINE, Answer, Decided, Send
 from codedinvnet.scheduler.admission import Admission
 from codedinvnet.scheduler.events import (
@@ -84,6 +85,7 @@ class Dispatcher:
             those whose client is gone.
         member: returns this gateway's part in deciding with others, for a front end and a function
             that makes schedulers; None: it decides alone.
+        tracer: makes spans of calls and attempts; None: they are not traced.
     """
 
     def __init__(
@@ -93,9 +95,10 @@ class Dispatcher:
         metrics: GatewayMetrics,
         cancel: bool | None = None,
         member: Callable[[Callable[[], Scheduler], Dispatcher], Member] | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
         self.rules, self.cluster, self.metrics = rules, cluster, metrics
-        self.cancels, self.policy = cancel, rules.policy
+        self.cancels, self.policy, self.tracer = cancel, rules.policy, tracer
         self.admission = Admission(1, rules.max_pending)
         self.calls: dict[int, Call] = {}
         """Those that the scheduler knows, by query."""
@@ -130,6 +133,7 @@ class Dispatcher:
         self._alarm.cancel()
         for attempt in self.cluster.live():
             attempt.abort()
+            attempt.end_trace("cancelled")
         await self.cluster.stop()
 
     # Calls
@@ -245,7 +249,7 @@ class Dispatcher:
         released = Released(attempt.endpoint.worker, attempt.number)
         self.loop.call_later(max(0.0, usual - attempt.seconds), self._feed, released)
 
-    def ended(self, attempt: Attempt, result: str) -> None:
+    def ended(self, attempt: Attempt, result: str, reason: str = "") -> None:
         """Nothing more will come of an attempt."""
         if attempt.is_done:
             return
@@ -260,6 +264,8 @@ class Dispatcher:
         endpoint.live.discard(attempt)
         is_limit = attempt.status == 429 and result == Cause.STATUS.value
         endpoint.count(LIMITED if is_limit else result, attempt.seconds)
+        if attempt.trace is not None:
+            attempt.end_trace(result, reason)
         call.live -= 1
         call.release()
 
@@ -269,7 +275,7 @@ class Dispatcher:
             return
         call, endpoint = attempt.call, attempt.endpoint
         self._alarm.heard(attempt.began)
-        self.ended(attempt, failure.cause.value)
+        self.ended(attempt, failure.cause.value, failure.reason)
         is_live = not call.is_over and call.winner is None
         if attempt.status == 429:
             endpoint.sheds_until = time.monotonic() + max(failure.retry_after, SHEDS)
@@ -343,6 +349,9 @@ class Dispatcher:
             call.arm = Arm.COPIED
         if not call.attempts:
             self.metrics.queue_seconds.observe(attempt.began - call.came)
+        if call.trace is not None:
+            earlier, origin = len(call.attempts), endpoint.client.origin
+            attempt.trace = call.trace.attempt(earlier, send.copy, origin)
         call.attempts.append(attempt)
         call.live += 1
         self.attempts[send.attempt] = attempt

@@ -20,6 +20,7 @@ from codedinvnet.gateway.cluster import PROBE_TIMEOUT, Cluster, Endpoint
 from codedinvnet.gateway.dispatcher import Dispatcher, Refused
 from codedinvnet.gateway.routes import V2_GRPC, Routes
 from codedinvnet.gateway.tokens import UpstreamToken
+from codedinvnet.gateway.tracing import RequestTrace
 from codedinvnet.net.client import CONNECT_TIMEOUT, parse_origin
 from codedinvnet.net.grpc import WINDOW, Turns, at_once, grpc, renewed_credentials, settings
 from codedinvnet.net.guard import NEEDED, Guard
@@ -40,6 +41,8 @@ FAILURES = frozenset(
 """Codes by which an upstream fails a call that another may answer."""
 BROKEN = ("Socket closed", "onnection reset", "recvmsg", "GOAWAY", "Broken pipe")
 """How gRPC tells that a connection broke while a call was under way."""
+CODE = "rpc.grpc.status_code"
+"""The attribute of spans."""
 CODES = {502: grpc.StatusCode.UNAVAILABLE, 504: grpc.StatusCode.DEADLINE_EXCEEDED}
 STATUSES = {"NOT_FOUND": 404, "RESOURCE_EXHAUSTED": 429}
 PROBE_REFUSALS = frozenset({"UNIMPLEMENTED", "UNAUTHENTICATED", "PERMISSION_DENIED"})
@@ -152,7 +155,10 @@ class GrpcCall(Call):
 
     def __init__(self, server: GrpcServer, method: str, message: bytes, context: Any) -> None:
         own, sent = server.upstream_token, context.invocation_metadata() or ()
+        tracer = server.dispatcher.tracer
         hidden = {"x-hedge", "user-agent"} | (set() if own is None else {"authorization"})
+        if tracer is not None:
+            hidden |= tracer.fields
         metadata = [pair for pair in sent if pair[0] not in hidden and pair[0][:5] != "grpc-"]
         if own is not None and own.field:
             metadata.append(("authorization", own.field.decode().partition(": ")[2].strip()))
@@ -166,6 +172,11 @@ class GrpcCall(Call):
         self.access = server.access
         if self.access is not None:
             self.address = context.peer().partition(":")[2].rpartition(":")[0].encode()
+        if tracer is not None:
+            service, _, name = method.removeprefix("/").partition("/")
+            about = {"rpc.system": "grpc", "rpc.service": service, "rpc.method": name}
+            fields = {name: value for name, value in sent if isinstance(value, str)}
+            self.trace = RequestTrace(tracer, method.removeprefix("/"), fields, about, {})
         self.message, self.metadata, self.size = message, metadata, len(message)
         server.memory.take(self.size)
         self.answered: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
@@ -189,6 +200,8 @@ class GrpcCall(Call):
 
     def _end(self, answer: Answer, outcome: str) -> None:
         self.passed_on = len(answer.body)
+        if self.trace is not None:
+            self.trace.span.set_attribute(CODE, answer.code.value[0])
         self.note(outcome, status_of(answer.code.name))
         if not self.answered.done():
             self.answered.set_result(answer)
@@ -218,7 +231,12 @@ class GrpcAttempt(Attempt):
             return
         self.is_written = call.written = True
         seconds = max(0.001, call.deadline - time.monotonic()) if dispatcher.cancels else None
-        answer = self.answer = await client.ask(call.method, call.message, call.metadata, seconds)
+        metadata = call.metadata
+        if self.trace is not None:
+            metadata = [*metadata, *((k.lower(), v) for k, v in self.trace.fields.items())]
+        answer = self.answer = await client.ask(call.method, call.message, metadata, seconds)
+        if self.trace is not None:
+            self.trace.span.set_attribute(CODE, answer.code.value[0])
         name, said, is_ok = answer.code.name, answer.details, answer.code is grpc.StatusCode.OK
         if any(sign.decode() in said for sign in SIGNS):
             self.endpoint.distrust(f"it said: {said[:200]}")
@@ -329,7 +347,7 @@ class GrpcServer(grpc.GenericRpcHandler):  # type: ignore[misc]
             self.dispatcher.submit(call)
             answer = await call.answered
         except Refused as refused:
-            call.route.count("refused", 503)
+            call.note("refused", 503)
             call.end()
             await context.abort(codes.UNAVAILABLE, str(refused))
         except asyncio.CancelledError:

@@ -13,6 +13,7 @@ from codedinvnet.gateway.content import error_event
 from codedinvnet.gateway.deadlines import stated, written
 from codedinvnet.gateway.forwarded import FIELDS, Forwarding, request_id
 from codedinvnet.gateway.routes import Route
+from codedinvnet.gateway.tracing import METHOD, METHODS, RequestTrace
 from codedinvnet.net.http1 import Fields, RequestHead, ResponseHead, write_fields
 from codedinvnet.net.memory import Memory
 from codedinvnet.scheduler.group import size_class
@@ -20,6 +21,7 @@ from codedinvnet.scheduler.group import size_class
 if TYPE_CHECKING:
     from codedinvnet.gateway.dispatcher import Dispatcher
     from codedinvnet.gateway.tokens import UpstreamToken
+    from codedinvnet.net.tracing import Tracer
 
 OUTCOME = b"codedinvnet-outcome"
 """The field that marks answers of the fallback, and errors of the last upstream."""
@@ -94,6 +96,9 @@ class HttpCall(Call):
             dropped = dropped | AUTHORIZATION
         if deadlines:
             dropped = dropped.union(deadlines)
+        if dispatcher.tracer is not None:
+            self.trace = self._traced(dispatcher.tracer)
+            dropped = dropped.union(name.encode() for name in dispatcher.tracer.fields)
         fields = own + write_fields(head.end_to_end(dropped))
         if trailers:
             fields += b"Transfer-Encoding: chunked\r\n\r\n"
@@ -107,12 +112,25 @@ class HttpCall(Call):
         self._sent = b""
         """The last part of a stream that was passed on."""
 
+    def _traced(self, tracer: Tracer) -> RequestTrace:
+        """Begin its span."""
+        head, said = self.head, self.head.method.decode("latin-1")
+        method = said if said in METHODS else "_OTHER"
+        fields = {name.decode(): value.decode("latin-1") for name, value in head.known.items()}
+        path = head.target.partition(b"?")[0].decode("latin-1")
+        own = {"url.path": path, "client.address": self.address.decode("ascii", "replace")}
+        template = self.route.name.partition(" ")[2]
+        if template.startswith("/"):
+            own["http.route"] = template
+        name = f"{'HTTP' if method == '_OTHER' else method} {own.get('http.route', '')}".strip()
+        return RequestTrace(tracer, name, fields, {METHOD: method}, own, path)
+
     def attempt(self, endpoint: Endpoint, number: int) -> HttpAttempt:
         return HttpAttempt(self, endpoint, number)
 
-    def request(self, endpoint: Endpoint) -> list[bytes]:
-        """Return the request as an endpoint gets it, in parts."""
-        head, client = self.head, endpoint.client
+    def request(self, attempt: HttpAttempt) -> list[bytes]:
+        """Return the request as an attempt's upstream gets it, in parts."""
+        head, client = self.head, attempt.endpoint.client
         start = b"%b %b%b HTTP/1.1\r\nHost: %b\r\n" % (
             head.method,
             client.path,
@@ -122,6 +140,9 @@ class HttpCall(Call):
         own = b"" if self.token is None else self.token.field
         if self.deadlines:
             own += written(self.deadlines, time.monotonic() - self.came)
+        if attempt.trace is not None:
+            pairs = attempt.trace.fields.items()
+            own += write_fields((name.encode(), b" " + value.encode()) for name, value in pairs)
         return [start + own + self._rest, *self.body]
 
     def blames(self, status: int) -> bool:

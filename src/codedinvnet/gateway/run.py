@@ -44,6 +44,7 @@ from codedinvnet.net.requests import FULL, Request
 from codedinvnet.net.resolve import Resolver
 from codedinvnet.net.server import HttpServer
 from codedinvnet.net.systemd import NO_SOCKETS, Inherited, notify
+from codedinvnet.net.tracing import Tracer, exporting
 from codedinvnet.scheduler.settings import FIRST_COPIES, FIRST_DELAY, Rules, pending_limit
 
 if TYPE_CHECKING:
@@ -117,19 +118,18 @@ class Gateway:
         if repeatable and route.is_v2:
             repeatable = not is_stateful(head, body)
         dispatcher, token = self.dispatcher, self.upstream_token
+        told = forwarding(*client.peer, self.hops)
+        call = HttpCall(client, head, body, trailers, route, repeatable, dispatcher, token, told)
+        call.access = self.access
         try:
             if self.memory.is_full:
                 raise Refused(FULL)
-            told = forwarding(*client.peer, self.hops)
-            call = HttpCall(
-                client, head, body, trailers, route, repeatable, dispatcher, token, told
-            )
             if self.affinity is not None:
                 call.prompt = self.affinity.prompt(head, body)
-            call.access = self.access
             dispatcher.submit(call)
         except Refused as refused:
-            route.count("refused", 503)
+            call.note("refused", 503)
+            call.end()
             self.memory.give(size)
             client.refuse(503, str(refused), refused.retry_after)
             return None
@@ -226,12 +226,13 @@ async def running(
     Raises:
         UserError: if the options cannot work.
     """
-    gateway = RunningGateway(options, resolver or Resolver(), place, sockets)
-    try:
-        await gateway.start()
-        yield gateway
-    finally:
-        await gateway.stop()
+    async with exporting() as tracer:
+        gateway = RunningGateway(options, resolver or Resolver(), place, sockets, tracer)
+        try:
+            await gateway.start()
+            yield gateway
+        finally:
+            await gateway.stop()
 
 
 class RunningGateway:
@@ -242,6 +243,7 @@ class RunningGateway:
         resolver: see `running`.
         place: see `running`.
         sockets: see `running`.
+        tracer: makes spans of requests; None: they are not traced.
 
     Attributes:
         url: of the main port.
@@ -252,10 +254,15 @@ class RunningGateway:
     """
 
     def __init__(
-        self, options: GatewayOptions, resolver: Resolver, place: Place | None, sockets: Inherited
+        self,
+        options: GatewayOptions,
+        resolver: Resolver,
+        place: Place | None,
+        sockets: Inherited,
+        tracer: Tracer | None,
     ) -> None:
         options.check()
-        self.place, self.sockets = place, sockets
+        self.place, self.sockets, self.tracer = place, sockets, tracer
         self.links: Links | None = None
         self.options, self.loop = options, asyncio.get_running_loop()
         self.guard = Guard((), Token(options.token_file))
@@ -383,7 +390,7 @@ class RunningGateway:
         options, fallbacks = self.options, len(cluster.endpoints) - places
         rules = rules_of(options, places, fallbacks)
         member = member_for if options.members or self.place else None
-        dispatcher = Dispatcher(rules, cluster, self.metrics, options.cancels, member)
+        dispatcher = Dispatcher(rules, cluster, self.metrics, options.cancels, member, self.tracer)
         await dispatcher.start()
         self.follow(dispatcher, discovery)
         return dispatcher

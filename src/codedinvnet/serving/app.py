@@ -22,6 +22,7 @@ from codedinvnet.net.listening import allow_files, bind, log_to_stderr, stop_sig
 from codedinvnet.net.logs import log_event
 from codedinvnet.net.server import HttpServer
 from codedinvnet.net.tls import Certificate, read_certificate
+from codedinvnet.net.tracing import NOISY, exporting
 from codedinvnet.scheduler.policies import POLICIES, Policy
 from codedinvnet.scheduler.settings import Rules, pending_limit
 from codedinvnet.serving.api.bodies import BodyMemory
@@ -36,13 +37,11 @@ from codedinvnet.serving.metrics import Metrics
 from codedinvnet.serving.opened import Opened, check, make_pool, open_served, split_policy
 from codedinvnet.serving.served import Classifier, Served, TensorCodec
 from codedinvnet.serving.service import InferenceService
-from codedinvnet.serving.tracing import exporting
+from codedinvnet.serving.tracing import Tracing
 
 DEMO_IMAGES = 100
 DRAIN_TIMEOUT = 10
 """Seconds that a stopping server waits for open requests beyond their deadline."""
-NOISY = ("opentelemetry",)
-"""Loggers of which only errors are written."""
 
 
 @dataclass(frozen=True)
@@ -193,7 +192,8 @@ async def running(options: ServeOptions, app: App | None = None) -> AsyncIterato
     """
     app = app or open_app(options)
     options, api = app.options, app.http()
-    async with exporting(options.traces) as tracing:
+    async with exporting() as tracer:
+        tracing = None if tracer is None else Tracing(tracer)
         app.dispatcher.calls.tracing = api.tracing = tracing
         async with listening(app, api) as url, grpc_listening(app, api):
             await app.dispatcher.start()  # now that it answers that it is alive, and not ready

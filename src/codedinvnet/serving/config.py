@@ -133,10 +133,6 @@ class ServeOptions(Options):
         512.0, "of all requests that are here, as bodies or tensors, before 503", NETWORK,
         rare=True, gt=0, allow_inf_nan=False, unit="MiB"
     )  # fmt: skip
-    traces: str | None = option(
-        None, "send OpenTelemetry traces to this collector, http://HOST:4318; OTEL_* variables "
-        "say the rest", NETWORK, rare=True
-    )  # fmt: skip
 
     @property
     def members(self) -> int:
