@@ -1,14 +1,21 @@
-"""The page in a real browser: workers are killed and stopped with its buttons."""
+"""The pages in a real browser: a service's, with buttons that kill workers, and a gateway's."""
 
 from __future__ import annotations
 
 import shutil
+import sys
+import threading
 from collections.abc import Iterator
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 import pytest
 
+from benchmarks.processes import running
 from tests.processes import PATIENT, served, slow, write_faults
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -103,6 +110,81 @@ def test_hurt_workers_and_watch(browser: Any, tmp_path: Path) -> None:
         with page.expect_response("**/page/state"):
             pass
         assert page.locator("#problem").inner_text() == "not now"
+        context.close()
+
+
+class Toy(BaseHTTPRequestHandler):
+    """Has an answer to GET, and none to POST."""
+
+    def do_GET(self) -> None:
+        self._say(200)
+
+    def do_POST(self) -> None:
+        self._say(500)
+
+    def _say(self, status: int) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def toys() -> Iterator[list[str]]:
+    """Two upstreams."""
+    servers = [ThreadingHTTPServer(("127.0.0.1", 0), Toy) for _ in range(2)]
+    for server in servers:
+        threading.Thread(target=server.serve_forever).start()
+    try:
+        yield [f"http://127.0.0.1:{server.server_port}" for server in servers]
+    finally:
+        for server in servers:
+            server.shutdown()
+            server.server_close()
+
+
+def test_a_gateways_errors_come_first_and_its_requests_are_drawn(
+    browser: Any, toys: list[str], tmp_path: Path
+) -> None:
+    upstreams = [word for url in toys for word in ("--upstream", url)]
+    command = (sys.executable, "-m", "codedinvnet", "gateway", *upstreams, "--port", "0")
+    with running(*command, log=tmp_path / "log") as process:
+        for number in range(40):
+            with suppress(HTTPError):
+                urlopen(f"{process.address}/any", b"" if number < 5 else None).close()
+        context = browser.new_context()
+        page = context.new_page()
+        page.set_default_timeout(PATIENCE)
+        problems: list[str] = []
+        requests: list[str] = []
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.on("console", lambda message: problems.append(message.text) if loud(message) else None)
+        page.on("request", lambda request: requests.append(request.url))
+        page.goto(f"{process.address}/codedinvnet")
+        page.locator("#errors-drawn .bar").wait_for(state="attached")
+        for column, what in (("errors", "0.5 errors"), ("requests", "4 requests")):
+            told = page.locator(f"#{column}-drawn title").all_text_contents()
+            assert len(told) == 90
+            assert any(f": {what} per second" in each for each in told)
+        assert "p99 " in page.locator("#times-drawn title").last.text_content()
+        assert page.locator("#times-drawn path.p99").get_attribute("d")
+        (row,) = page.locator("#errors tbody tr").all()
+        assert row.locator("td").all_inner_texts()[::2] == ["other", "5"]
+        assert "500" in row.inner_text()
+        assert page.locator("section").first.locator("#health").inner_text().startswith("5 of 40 ")
+        for width in (400, 1280):
+            page.set_viewport_size({"width": width, "height": 844})
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+        page.evaluate("document.head.append(Object.assign(document.createElement('script'), "
+                      "{textContent: 'document.title = 1'}))")  # fmt: skip
+        assert page.title() == "codedinvnet gateway"  # it runs no script but its own
+        (refused,) = problems
+        assert "Content Security Policy" in refused
+        assert {url.partition("//")[2].partition("/")[0] for url in requests} == {
+            process.address.removeprefix("http://")
+        }
         context.close()
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import time
+from base64 import b64encode
 from collections.abc import Sequence
+from hashlib import sha256
 from importlib.resources import files
 from typing import Any
 
@@ -13,7 +15,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from codedinvnet.common.errors import nearest
 from codedinvnet.gateway.dispatcher import Dispatcher
-from codedinvnet.gateway.metrics import RollingQuantiles
+from codedinvnet.gateway.metrics import RollingQuantiles, milliseconds
 from codedinvnet.gateway.proof import SHARES, Report
 from codedinvnet.gateway.routes import Routes
 from codedinvnet.members.links import Links
@@ -62,7 +64,9 @@ class Admin:
         self.links: Links | None = None
         """To the gateways that this one decides with."""
         self.is_draining = False
-        self._page = (files("codedinvnet.gateway") / "page.html").read_bytes()
+        page = (files("codedinvnet.gateway") / "page.html").read_bytes()
+        security = (b"Content-Security-Policy", b" " + content_security(page))
+        self._page = Reply(200, page, HTML, [security])
 
     @staticmethod
     def most_body(path: str) -> int:
@@ -87,7 +91,7 @@ class Admin:
             text = generate_latest(self.dispatchers[0].metrics.registry)
             return Reply(200, text, CONTENT_TYPE_LATEST)
         if path == PREFIX:
-            return Reply(200, self._page, HTML)
+            return self._page
         if path == f"{PREFIX}/status":
             return Reply(200, json.dumps(self.status()).encode())
         return self._change_policy(head, body) if writes else self._policy()
@@ -202,7 +206,18 @@ class Admin:
             "time": time.time(),
             "upstreams": upstreams,
             "routes": routes,
+            "history": self.routes.history.told(),
         }
+
+
+def content_security(page: bytes) -> bytes:
+    """Return the policy by which a page runs its own script and style, and asks its server only."""
+    allowed = [b"default-src 'none'; connect-src 'self'; img-src data:; frame-ancestors 'none'"]
+    for tag in (b"script", b"style"):
+        _, _, text = page.partition(b"<%b>" % tag)
+        digest = b64encode(sha256(text.partition(b"</%b>" % tag)[0]).digest())
+        allowed.append(b"%b-src 'sha256-%b'" % (tag, digest))
+    return b"; ".join(allowed)
 
 
 def _described(links: Links) -> dict[str, Any]:
@@ -220,8 +235,3 @@ def quantiles(times: RollingQuantiles) -> dict[str, float | None]:
     """Return three quantiles of the last minutes, in milliseconds."""
     names = ("p50_ms", "p99_ms", "p999_ms")
     return dict(zip(names, map(milliseconds, times.quantiles(0.5, 0.99, 0.999)), strict=True))
-
-
-def milliseconds(seconds: float | None) -> float | None:
-    """Return milliseconds, rounded as is fit to show."""
-    return None if seconds is None else round(1000 * seconds, 2)

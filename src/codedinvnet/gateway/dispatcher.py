@@ -181,7 +181,7 @@ class Dispatcher:
         """The client is gone: have nothing more done for a call."""
         winner, now = call.winner, time.monotonic()
         if winner is None:
-            call.route.proof.add(now, now - call.came, call.arm)
+            call.route.waited(now, now - call.came, call.arm)
         elif not winner.is_done:
             winner.abort()
             self.ended(winner, "cancelled")
@@ -414,7 +414,7 @@ class Dispatcher:
     def give_up(self, call: Call, reason: str) -> None:
         """End a call with an error."""
         now, least = time.monotonic(), call.route.limits.deadline
-        call.route.proof.add(now, max(least, now - call.came), call.arm)  # it is worse than late
+        call.route.waited(now, max(least, now - call.came), call.arm)  # it is worse than late
         self.admission.note(now, len(self.calls))
         for attempt in call.attempts:
             self._lose(attempt)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
+from collections.abc import Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
@@ -21,6 +22,25 @@ SHORTEST = 1e-4
 def bucket_of(seconds: float) -> int:
     """Return n if FINE to the n-th times SHORTEST is the least bound that a time is within."""
     return math.ceil(math.log(max(seconds, SHORTEST) / SHORTEST, FINE))
+
+
+def quantiles_of(counts: Mapping[int, int], *shares: float) -> list[float | None]:
+    """Return the seconds that a share of the times in buckets don't exceed; None without any."""
+    number = sum(counts.values())
+    found: list[float | None] = []
+    for share in shares:
+        seen = 0
+        for bucket in sorted(counts):
+            seen += counts[bucket]
+            if seen >= share * number:
+                found.append(SHORTEST * FINE**bucket)
+                break
+    return found if number else [None] * len(shares)
+
+
+def milliseconds(seconds: float | None) -> float | None:
+    """Return milliseconds, rounded as is fit to show."""
+    return None if seconds is None else round(1000 * seconds, 2)
 
 
 class RollingQuantiles:
@@ -41,24 +61,13 @@ class RollingQuantiles:
         counts[bucket] = counts.get(bucket, 0) + 1
 
     def quantiles(self, *shares: float) -> list[float | None]:
-        """Return the seconds that a share of the requests did not exceed; None without any."""
+        """Return the quantiles of these minutes, see `quantiles_of`."""
         now, total = time.monotonic(), dict[int, int]()
         for at, counts in self._steps:
             if now - at <= WINDOW + STEP:
                 for bucket, count in counts.items():
                     total[bucket] = total.get(bucket, 0) + count
-        number = sum(total.values())
-        if not number:
-            return [None] * len(shares)
-        found: list[float | None] = []
-        for share in shares:
-            seen = 0
-            for bucket in sorted(total):
-                seen += total[bucket]
-                if seen >= share * number:
-                    found.append(SHORTEST * FINE**bucket)
-                    break
-        return found
+        return quantiles_of(total, *shares)
 
 
 class GatewayMetrics:

@@ -96,7 +96,7 @@ class Report(NamedTuple):
         return {**self._asdict(), "texts": texts}
 
 
-class _Batch:
+class Batch:
     """Requests that came one after another."""
 
     __slots__ = ("attempts", "began", "seconds", "times")
@@ -108,7 +108,12 @@ class _Batch:
         self.attempts, self.seconds = [0, 0], [0.0, 0.0]
         """Of requests' own attempts, and of copies."""
 
-    def join(self, later: _Batch) -> None:
+    def add(self, seconds: float, arm: Arm) -> None:
+        """Take in how long a request waited for its answer, or in vain."""
+        times, bucket = self.times[arm], bucket_of(seconds)
+        times[bucket] = times.get(bucket, 0) + 1
+
+    def join(self, later: Batch) -> None:
         """Take in the batch that came next."""
         for mine, other in zip(self.times, later.times, strict=True):
             for bucket, count in other.items():
@@ -125,16 +130,14 @@ class Proof:
     """Keeps what the last requests of a route took. Times are `time.monotonic()`'s."""
 
     def __init__(self) -> None:
-        self._batches: list[_Batch] = []
+        self._batches: list[Batch] = []
         self._length = FIRST_LENGTH
         self._report: Report | None = None
         self._reported = 0.0
 
     def add(self, now: float, seconds: float, arm: Arm) -> None:
         """Take in how long a request waited for its answer, or in vain."""
-        times = self._batch(now).times[arm]
-        bucket = bucket_of(seconds)
-        times[bucket] = times.get(bucket, 0) + 1
+        self._batch(now).add(seconds, arm)
 
     def worked(self, now: float, seconds: float, is_copy: bool) -> None:
         """Take in how long an upstream was at an attempt."""
@@ -142,11 +145,11 @@ class Proof:
         batch.attempts[is_copy] += 1
         batch.seconds[is_copy] += seconds
 
-    def _batch(self, now: float) -> _Batch:
+    def _batch(self, now: float) -> Batch:
         batches = self._batches
         if not batches or now - batches[-1].began >= self._length:
             self._make_room(now)
-            batches.append(_Batch(now))
+            batches.append(Batch(now))
         return batches[-1]
 
     def _make_room(self, now: float) -> None:
@@ -174,15 +177,12 @@ class Proof:
 
     def _made(self, now: float) -> Report | None:
         batches = self._batches
-        arms = [sum(sum(batch.times[arm].values()) for batch in batches) for arm in Arm]
+        arms = by_arm(batches)
         if not sum(arms):
             return None
         _, copied, held_out = arms
         own, copies = (sum(batch.attempts[i] for batch in batches) for i in (0, 1))
         seconds, work = (sum(batch.seconds[i] for batch in batches) for i in (0, 1))
-        each = (copied + held_out) / max(1, held_out)
-        """So many one that is held out stands for."""
-        weights = (1.0, 0.0, each) if held_out else (1.0, 1.0, 0.0)
         return Report(
             sum(arms),
             copied,
@@ -192,12 +192,26 @@ class Proof:
             work,
             work / max(1e-9, seconds + work),
             quantiles(batches, (1.0, 1.0, 1.0), 1.0),
-            quantiles(batches, weights, max(1.0, each)),
+            without_copies(batches),
         )
 
 
+def by_arm(batches: Sequence[Batch]) -> list[int]:
+    """Return how many requests of each `Arm` there are."""
+    return [sum(sum(batch.times[arm].values()) for batch in batches) for arm in Arm]
+
+
+def without_copies(batches: Sequence[Batch]) -> dict[str, Quantile]:
+    """Return the quantiles of requests' times as they would be without copies."""
+    _, copied, held_out = by_arm(batches)
+    each = (copied + held_out) / max(1, held_out)
+    """So many one that is held out stands for."""
+    weights = (1.0, 0.0, each) if held_out else (1.0, 1.0, 0.0)
+    return quantiles(batches, weights, max(1.0, each))
+
+
 def quantiles(
-    batches: Sequence[_Batch], weights: Sequence[float], heaviest: float
+    batches: Sequence[Batch], weights: Sequence[float], heaviest: float
 ) -> dict[str, Quantile]:
     """Return the quantiles of times that count by the weights of their arms.
 

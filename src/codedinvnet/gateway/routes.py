@@ -12,6 +12,7 @@ from urllib.parse import unquote_to_bytes
 from prometheus_client import Counter
 
 from codedinvnet.common.errors import UserError
+from codedinvnet.gateway.history import History
 from codedinvnet.gateway.metrics import GatewayMetrics, RollingQuantiles
 from codedinvnet.gateway.proof import Arm, Proof
 from codedinvnet.net.http1 import RequestHead
@@ -106,14 +107,20 @@ class Route:
         is_repeatable: whether they may be sent to more than one upstream.
         limits: of their times.
         metrics: where they are counted.
+        history: of the gateway.
     """
 
     def __init__(
-        self, name: str, is_repeatable: bool, limits: Limits, metrics: GatewayMetrics
+        self,
+        name: str,
+        is_repeatable: bool,
+        limits: Limits,
+        metrics: GatewayMetrics,
+        history: History,
     ) -> None:
         self.name, self.is_repeatable, self.limits = name, is_repeatable, limits
         self.is_v2 = name.startswith(V2)
-        self.latencies, self.proof = RollingQuantiles(), Proof()
+        self.latencies, self.proof, self._history = RollingQuantiles(), Proof(), history
         self._requests = metrics.requests
         self._outcomes: dict[tuple[str, int], Counter] = {}
         for outcome, status in EXPECTED:  # or Prometheus would miss the first of them
@@ -127,7 +134,12 @@ class Route:
         """Take in how long a request waited for its first content."""
         self._seconds.observe(seconds)
         self.latencies.add(seconds)
+        self.waited(now, seconds, arm)
+
+    def waited(self, now: float, seconds: float, arm: Arm) -> None:
+        """Take in how long a request waited for its first content, or in vain."""
         self.proof.add(now, seconds, arm)
+        self._history.waited(now, seconds, arm)
 
     def hedged(self, result: str) -> None:
         """Count a copy that won or lost, or a late request that got none."""
@@ -138,6 +150,7 @@ class Route:
         """Count how a request ended, and the class of the status that its client got; 0: none."""
         child = self._outcomes.get((outcome, status // 100)) or self._child(outcome, status)
         child.inc()
+        self._history.ended(self.name, outcome, status)
 
     def _child(self, outcome: str, status: int) -> Counter:
         name = f"{status // 100}xx" if status else "none"
@@ -157,10 +170,10 @@ class Routes:
     """
 
     def __init__(self, rules: Sequence[Rule], metrics: GatewayMetrics, limits: Limits) -> None:
-        self._metrics = metrics
+        self._metrics, self.history = metrics, History()
         self._built_in = [read_rule(text, "") for text in REPEATABLE]
         self._hints = MOST_HINTS
-        self.unread = Route("unread", False, limits, metrics)
+        self.unread = Route("unread", False, limits, metrics, self.history)
         """Counts requests that are refused by what their heads say."""
         self.change(rules, limits)
 
@@ -220,7 +233,7 @@ class Routes:
     def _route(self, name: str, is_repeatable: bool, limits: Limits) -> Route:
         key = name, is_repeatable, limits
         if key not in self._routes:
-            self._routes[key] = Route(name, is_repeatable, limits, self._metrics)
+            self._routes[key] = Route(name, is_repeatable, limits, self._metrics, self.history)
         return self._routes[key]
 
 
