@@ -19,8 +19,8 @@ from codedinvnet.common.errors import UserError
 from codedinvnet.common.files import read_json, write_json
 from codedinvnet.common.provenance import without_folders
 from codedinvnet.evaluation.tables import markdown
-from codedinvnet.protect.folder import DESCRIPTION, FORMAT
-from codedinvnet.protect.measure import AGREEMENTS
+from codedinvnet.protection.folder import DESCRIPTION, FORMAT
+from codedinvnet.protection.measure import AGREEMENTS
 
 RESULTS = Path("docs/results/protect")
 

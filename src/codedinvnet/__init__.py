@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from codedinvnet.nn.irevnet import IRevNet
     from codedinvnet.nn.resnet import PlainNetwork
     from codedinvnet.nn.transform import InvertibleTransform, NotConverged
-    from codedinvnet.protect.answers import Protection, open_protection
+    from codedinvnet.protection.answers import Protection, open_protection
     from codedinvnet.training.fit import fit
 
 __all__ = [
@@ -100,7 +100,7 @@ _HOMES = {
     "nn.irevnet": ("IRevNet",),
     "nn.resnet": ("PlainNetwork",),
     "nn.transform": ("InvertibleTransform", "NotConverged"),
-    "protect.answers": ("Protection", "open_protection"),
+    "protection.answers": ("Protection", "open_protection"),
     "training.fit": ("fit",),
 }
 

@@ -21,16 +21,16 @@ from codedinvnet.common.faults import Fault
 from codedinvnet.data import sample_images
 from codedinvnet.models import open_model
 from codedinvnet.net.listening import free_port
-from codedinvnet.protect import load_protection
+from codedinvnet.protection import load_protection
 from codedinvnet.serving.config import ServeOptions
 from tests.client import connect
 from tests.e2e.test_ray import NODE, raylet
 from tests.e2e.test_ray import cluster as cluster
 from tests.processes import needs_proc, server
-from tests.protect.conftest import PLACE
-from tests.protect.conftest import finished as finished
-from tests.protect.factories import FEATURES
-from tests.protect.test_served import LATE, answers
+from tests.protection.conftest import PLACE
+from tests.protection.conftest import finished as finished
+from tests.protection.factories import FEATURES
+from tests.protection.test_served import LATE, answers
 
 pytestmark = pytest.mark.nightly
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from benchmarks import protected
-from codedinvnet.protect import distil
+from codedinvnet.protection import distil
 from tests.models.factories import save_onnx
-from tests.protect.factories import FEATURES, vectors
+from tests.protection.factories import FEATURES, vectors
 
 pytestmark = pytest.mark.nightly
 

@@ -22,7 +22,7 @@ from codedinvnet.serving.workers.faults import FaultyPool
 from tests.codes.linear import assert_is_decoded
 from tests.models import factories
 from tests.models.factories import PLACE, TOKENS, WORDS, save_onnx
-from tests.protect.test_served import HELD, ExtraLast
+from tests.protection.test_served import HELD, ExtraLast
 
 triton = pytest.importorskip("tritonclient.http")
 aio = pytest.importorskip("tritonclient.http.aio")

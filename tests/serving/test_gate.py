@@ -17,7 +17,7 @@ from codedinvnet.codes.build import scheme_for
 from codedinvnet.common.errors import UserError
 from codedinvnet.models.bundle import bundle_folder, load_bundle
 from codedinvnet.models.checkpoint import load_checkpoint, save_checkpoint
-from codedinvnet.protect.calibration import DECODED, GUESSED, load_calibration
+from codedinvnet.protection.calibration import DECODED, GUESSED, load_calibration
 from codedinvnet.serving import decoding
 from codedinvnet.serving.answers import Answered, DeadlinePassed
 from codedinvnet.serving.app import open_app

@@ -234,7 +234,7 @@ def _protect(arguments: argparse.Namespace) -> int:
     import torch
 
     from codedinvnet.models import ModelSource
-    from codedinvnet.protect.run import ProtectOptions, protect
+    from codedinvnet.protection.run import ProtectOptions, protect
 
     for name in ("minutes", "work", "threads"):
         if (value := getattr(arguments, name)) is not None and not 0 < value < 1e6:
@@ -259,7 +259,7 @@ def _protect(arguments: argparse.Namespace) -> int:
 
 def print_protection(found: Mapping[str, Any]) -> None:
     """Print what a protection is for a reader."""
-    from codedinvnet.protect.measure import table
+    from codedinvnet.protection.measure import table
 
     print(table(found["table"]))
     for note in [*found["notes"], *(row["note"] for row in found["table"] if "note" in row)]:
@@ -282,7 +282,7 @@ def print_protection(found: Mapping[str, Any]) -> None:
 def _calibrate(arguments: argparse.Namespace) -> None:
     from codedinvnet.common.files import check_writable
     from codedinvnet.evaluation.trust import calibrate
-    from codedinvnet.protect.calibration import FILE
+    from codedinvnet.protection.calibration import FILE
 
     bundle = _bundle(arguments)
     path = arguments.out or bundle.folder / FILE
@@ -314,7 +314,7 @@ def _calibrate(arguments: argparse.Namespace) -> None:
 def _info(arguments: argparse.Namespace) -> None:
     from codedinvnet.common.files import read_json
     from codedinvnet.models import ModelSource
-    from codedinvnet.protect.folder import DESCRIPTION, read_description
+    from codedinvnet.protection.folder import DESCRIPTION, read_description
 
     if (Path(arguments.bundle) / DESCRIPTION).is_file():
         read_description(Path(arguments.bundle))

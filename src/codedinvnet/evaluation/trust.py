@@ -14,8 +14,8 @@ from codedinvnet.codes.registry import OURS, find_method
 from codedinvnet.common.files import file_digest
 from codedinvnet.data import ImageSource
 from codedinvnet.models.bundle import Bundle
-from codedinvnet.protect.bound import Curve
-from codedinvnet.protect.calibration import Calibration, Kind
+from codedinvnet.protection.bound import Curve
+from codedinvnet.protection.calibration import Calibration, Kind
 
 if TYPE_CHECKING:  # a server reads calibrations, and does without pandas
     from pandas import DataFrame

@@ -13,10 +13,10 @@ import numpy as np
 from codedinvnet.codes.rules import CodeRules, is_systematic
 from codedinvnet.common.errors import UserError
 from codedinvnet.net.logs import log_event
-from codedinvnet.protect.bound import Curve
-from codedinvnet.protect.byzantine import ByzantineDetector, Member
-from codedinvnet.protect.calibration import DECODED, GUESSED, Calibration
-from codedinvnet.protect.watch import Watch
+from codedinvnet.protection.bound import Curve
+from codedinvnet.protection.byzantine import ByzantineDetector, Member
+from codedinvnet.protection.calibration import DECODED, GUESSED, Calibration
+from codedinvnet.protection.watch import Watch
 from codedinvnet.scheduler.policies import Policy
 from codedinvnet.serving.decoding import Check, Facts, Found
 from codedinvnet.serving.metrics import Metrics

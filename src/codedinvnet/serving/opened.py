@@ -28,14 +28,14 @@ from codedinvnet.common.user_code import import_user_module
 from codedinvnet.models.base import scores_tensor
 from codedinvnet.models.bundle import bundle_folder, load_bundle, weights_digest
 from codedinvnet.net.logs import log_event
-from codedinvnet.protect.calibration import (
+from codedinvnet.protection.calibration import (
     FILE,
     Calibration,
     calibration_of,
     protection_calibration,
 )
-from codedinvnet.protect.folder import description_digest, protected_output, read_description
-from codedinvnet.protect.tasks import task_of
+from codedinvnet.protection.folder import description_digest, protected_output, read_description
+from codedinvnet.protection.tasks import task_of
 from codedinvnet.scheduler.policies import POLICIES
 from codedinvnet.scheduler.settings import coded_too_late
 from codedinvnet.serving.config import ServeOptions

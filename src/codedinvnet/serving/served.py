@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from codedinvnet.codes.base import Scheme
-    from codedinvnet.protect import tasks
+    from codedinvnet.protection import tasks
 
 OUTCOME = "outcome"
 IMAGES, PROBABILITIES, LABEL = "images", "probabilities", "label"

@@ -186,7 +186,7 @@ class ModelSpec:
     def computer(self, model: OpenModel) -> ModelComputer:
         """Return what computes tasks with the model, once it is open."""
         if self.protection is not None:
-            from codedinvnet.protect.folder import load_protection
+            from codedinvnet.protection.folder import load_protection
 
             scheme = load_protection(self.protection, model, self.method, self.protection_digest)
             return ModelComputer(model, scheme)

@@ -17,9 +17,9 @@ from codedinvnet.common.config import PartSettings
 from codedinvnet.common.errors import UserError, one_line
 from codedinvnet.common.files import read_json, write_json
 from codedinvnet.common.progress import Progress
-from codedinvnet.protect.distil import Distillation, plan
-from codedinvnet.protect.students import STUDENTS, Choice, Student, kind_of
-from codedinvnet.protect.teacher import Lesson
+from codedinvnet.protection.distil import Distillation, plan
+from codedinvnet.protection.students import STUDENTS, Choice, Student, kind_of
+from codedinvnet.protection.teacher import Lesson
 from codedinvnet.training.loop import LATEST, train_stage
 
 WORKS = (0.1, 0.25, 0.45)

@@ -20,12 +20,12 @@ from codedinvnet.models import ModelSource, OpenModel
 from codedinvnet.models.base import DATATYPES, TensorSpec
 from codedinvnet.models.onnx_file import check_installed, export
 from codedinvnet.models.probe import probe_inputs
-from codedinvnet.protect.costs import too_slow
-from codedinvnet.protect.tasks import Task, task_of
+from codedinvnet.protection.costs import too_slow
+from codedinvnet.protection.tasks import Task, task_of
 
 if TYPE_CHECKING:  # a service needs no training
-    from codedinvnet.protect.students import Student
-    from codedinvnet.protect.teacher import Teacher
+    from codedinvnet.protection.students import Student
+    from codedinvnet.protection.teacher import Teacher
 
 FORMAT = 3
 DESCRIPTION = "protection.json"

@@ -15,8 +15,8 @@ from codedinvnet.common.errors import UserError
 from codedinvnet.common.files import file_digest
 from codedinvnet.models.bundle import Bundle, load_bundle, shipped_bundles
 from codedinvnet.models.checkpoint import PART, module_tensors, save_checkpoint
-from codedinvnet.protect.bound import Curve
-from codedinvnet.protect.calibration import (
+from codedinvnet.protection.bound import Curve
+from codedinvnet.protection.calibration import (
     DECODED,
     FILE,
     GUESSED,

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from codedinvnet.protect.folder import DESCRIPTION
+from codedinvnet.protection.folder import DESCRIPTION
 from tests.conftest import Command
-from tests.protect.conftest import arguments, description, queries
+from tests.protection.conftest import arguments, description, queries
 
 IDS = np.zeros((300, 5), np.float32)
 FLAGS = np.zeros((300, 3), bool)

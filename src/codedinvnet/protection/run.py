@@ -18,14 +18,14 @@ from codedinvnet.common.errors import UserError
 from codedinvnet.common.files import check_folder, write_json
 from codedinvnet.common.provenance import describe_command, describe_commit, describe_machine
 from codedinvnet.models import ModelSource, OpenModel
-from codedinvnet.protect.calibration import DECODED, FILE, GUESSED, Calibration, Kind
-from codedinvnet.protect.costs import MOST_TIME, Interval, milliseconds
-from codedinvnet.protect.folder import CONFIDENCE, DESCRIPTION, FORMAT, export_student
-from codedinvnet.protect.inputs import read_inputs, split
-from codedinvnet.protect.ladder import WORKS, Ladder, Trained, once
-from codedinvnet.protect.measure import Answers, Candidate, interval, recommend, report
-from codedinvnet.protect.students import Student, kind_of
-from codedinvnet.protect.teacher import Lesson, Teacher, ask, batches
+from codedinvnet.protection.calibration import DECODED, FILE, GUESSED, Calibration, Kind
+from codedinvnet.protection.costs import MOST_TIME, Interval, milliseconds
+from codedinvnet.protection.folder import CONFIDENCE, DESCRIPTION, FORMAT, export_student
+from codedinvnet.protection.inputs import read_inputs, split
+from codedinvnet.protection.ladder import WORKS, Ladder, Trained, once
+from codedinvnet.protection.measure import Answers, Candidate, interval, recommend, report
+from codedinvnet.protection.students import Student, kind_of
+from codedinvnet.protection.teacher import Lesson, Teacher, ask, batches
 from codedinvnet.training.loop import differing_keys
 
 WORK = "work"

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from codedinvnet.protect.costs import Interval
-from codedinvnet.protect.measure import (
+from codedinvnet.protection.costs import Interval
+from codedinvnet.protection.measure import (
     Answers,
     Candidate,
     recommend,

@@ -26,10 +26,10 @@ from codedinvnet.models.graph import Graph, read_graph
 from codedinvnet.models.onnx_file import export
 from codedinvnet.models.probe import differ
 from codedinvnet.nn.resnet import ResNet
-from codedinvnet.protect.inputs import image_size, is_image, layout
-from codedinvnet.protect.low_rank import Bases, bases_of, normalised, thinner
-from codedinvnet.protect.tasks import Classify
-from codedinvnet.protect.teacher import Teacher
+from codedinvnet.protection.inputs import image_size, is_image, layout
+from codedinvnet.protection.low_rank import Bases, bases_of, normalised, thinner
+from codedinvnet.protection.tasks import Classify
+from codedinvnet.protection.teacher import Teacher
 
 Kind = Literal["images", "vectors", "tokens", "signals"]
 Choice = dict[str, Any]

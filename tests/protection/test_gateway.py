@@ -16,9 +16,9 @@ from codedinvnet.cli import main
 from codedinvnet.gateway.options import GatewayOptions
 from codedinvnet.gateway.run import running
 from codedinvnet.models import open_model
-from codedinvnet.protect.folder import DESCRIPTION
-from tests.protect.conftest import description
-from tests.protect.factories import FEATURES
+from codedinvnet.protection.folder import DESCRIPTION
+from tests.protection.conftest import description
+from tests.protection.factories import FEATURES
 from tests.upstream import Reply, Request, Toy
 
 PATH = "/v2/models/vectors/infer"

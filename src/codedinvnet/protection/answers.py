@@ -11,9 +11,9 @@ import numpy as np
 
 from codedinvnet.common.errors import UserError
 from codedinvnet.models import OpenModel
-from codedinvnet.protect.bound import Curve
-from codedinvnet.protect.calibration import DECODED, protection_calibration
-from codedinvnet.protect.folder import CONFIDENCE, backup_row, open_backup, read_description
+from codedinvnet.protection.bound import Curve
+from codedinvnet.protection.calibration import DECODED, protection_calibration
+from codedinvnet.protection.folder import CONFIDENCE, backup_row, open_backup, read_description
 
 
 class Answered(NamedTuple):

@@ -10,7 +10,7 @@ from PIL import Image
 
 from codedinvnet.common.errors import UserError
 from codedinvnet.models.base import Scores, Signature, TensorSpec
-from codedinvnet.protect.inputs import FEWEST, Inputs, read_inputs, split
+from codedinvnet.protection.inputs import FEWEST, Inputs, read_inputs, split
 
 SCORES = (TensorSpec("y", "FP32", (4,)),)
 IMAGE = Signature((TensorSpec("x", "FP32", (3, 4, 6)),), SCORES, scores=Scores("y", "logits"))

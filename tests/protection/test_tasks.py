@@ -14,11 +14,11 @@ from onnx import TensorProto, helper
 
 from codedinvnet.common.errors import UserError
 from codedinvnet.models import open_model
-from codedinvnet.protect.inputs import Inputs, split
-from codedinvnet.protect.tasks import TASKS, Embed, Labels, Regress, Task, is_classifier, task_of
-from codedinvnet.protect.teacher import ask
-from tests.protect.conftest import PLACE
-from tests.protect.factories import FEATURES
+from codedinvnet.protection.inputs import Inputs, split
+from codedinvnet.protection.tasks import TASKS, Embed, Labels, Regress, Task, is_classifier, task_of
+from codedinvnet.protection.teacher import ask
+from tests.protection.conftest import PLACE
+from tests.protection.factories import FEATURES
 
 GENERATOR = np.random.default_rng(0)
 INPUTS = GENERATOR.random((400, FEATURES), np.float32)

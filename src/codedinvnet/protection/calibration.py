@@ -13,7 +13,7 @@ from codedinvnet.codes.build import part_beside
 from codedinvnet.codes.registry import find_method
 from codedinvnet.common.errors import UserError
 from codedinvnet.common.files import file_digest, read_json, write_json
-from codedinvnet.protect.bound import Curve
+from codedinvnet.protection.bound import Curve
 
 FILE = "calibration.json"
 """The file next to a bundle's weights, or in a protection."""
@@ -123,7 +123,7 @@ def calibration_of(
 
 def protection_calibration(folder: Path) -> Calibration:
     """Read the calibration of a protection."""
-    from codedinvnet.protect.folder import read_description
+    from codedinvnet.protection.folder import read_description
 
     digest = read_description(folder).model.digest
     return load_calibration(folder, digest, "`codedinvnet protect` makes it")

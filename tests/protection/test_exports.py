@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torchvision import models
 
 from codedinvnet.models import open_model
-from codedinvnet.protect.folder import export_student
-from codedinvnet.protect.inputs import Inputs, split
-from codedinvnet.protect.students import LowRank, SmallerImages
-from codedinvnet.protect.teacher import Teacher, ask
+from codedinvnet.protection.folder import export_student
+from codedinvnet.protection.inputs import Inputs, split
+from codedinvnet.protection.students import LowRank, SmallerImages
+from codedinvnet.protection.teacher import Teacher, ask
 
 COUNT, SIDE, CLASSES = 215, 64, 4
 """Training inputs are one more than some batches."""

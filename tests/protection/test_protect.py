@@ -11,11 +11,11 @@ import pytest
 
 from codedinvnet.common.errors import UserError
 from codedinvnet.models import open_model
-from codedinvnet.protect import distil, run, teacher
-from codedinvnet.protect.folder import DESCRIPTION, load_protection
-from codedinvnet.protect.inputs import Inputs, split
+from codedinvnet.protection import distil, run, teacher
+from codedinvnet.protection.folder import DESCRIPTION, load_protection
+from codedinvnet.protection.inputs import Inputs, split
 from tests.conftest import Command
-from tests.protect.conftest import COUNT, MADE, PLACE, arguments, description, queries
+from tests.protection.conftest import COUNT, MADE, PLACE, arguments, description, queries
 
 
 def images(folder: Path) -> Path:

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from codedinvnet.common.config import PartSettings
 from codedinvnet.common.errors import UserError
-from codedinvnet.protect.measure import Answers, coverage_at
-from codedinvnet.protect.students import Student
-from codedinvnet.protect.teacher import Lesson, batches, shifted
+from codedinvnet.protection.measure import Answers, coverage_at
+from codedinvnet.protection.students import Student
+from codedinvnet.protection.teacher import Lesson, batches, shifted
 from codedinvnet.training.part import PartStage, batch_places
 from codedinvnet.training.precision import autocast
 

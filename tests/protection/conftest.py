@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from codedinvnet.cli import main
-from codedinvnet.protect import distil, students
-from codedinvnet.protect.folder import DESCRIPTION
+from codedinvnet.protection import distil, students
+from codedinvnet.protection.folder import DESCRIPTION
 from tests.conftest import once
-from tests.protect.factories import FEATURES
+from tests.protection.factories import FEATURES
 
-PLACE = "tests.protect.factories"
+PLACE = "tests.protection.factories"
 COUNT = 2000
 MADE = (0, 3)
 """Exit statuses with a protection; a backup that was trained for a moment isn't recommended."""

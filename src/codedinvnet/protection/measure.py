@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.stats import binomtest
 
-from codedinvnet.protect.bound import Curve
-from codedinvnet.protect.costs import MOST_TIME, Interval, too_slow
+from codedinvnet.protection.bound import Curve
+from codedinvnet.protection.costs import MOST_TIME, Interval, too_slow
 
 AGREEMENTS = (0.95, 0.99, 0.995)
 """Agreements at which coverage is reported."""

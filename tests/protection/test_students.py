@@ -10,9 +10,9 @@ import torch
 
 from codedinvnet.codes.equal_cost import count_macs
 from codedinvnet.models import open_model
-from codedinvnet.protect import students
-from codedinvnet.protect.inputs import Inputs, split
-from codedinvnet.protect.students import (
+from codedinvnet.protection import students
+from codedinvnet.protection.inputs import Inputs, split
+from codedinvnet.protection.students import (
     STUDENTS,
     LowRank,
     SmallerImages,
@@ -21,9 +21,9 @@ from codedinvnet.protect.students import (
     graph_of,
     kind_of,
 )
-from codedinvnet.protect.teacher import Teacher, ask
-from tests.protect.conftest import PLACE
-from tests.protect.factories import FEATURES
+from codedinvnet.protection.teacher import Teacher, ask
+from tests.protection.conftest import PLACE
+from tests.protection.factories import FEATURES
 
 GENERATOR = np.random.default_rng(0)
 WHOLE = {"price": 0.0, "step": 1}

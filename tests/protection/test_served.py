@@ -23,10 +23,10 @@ from codedinvnet.common.errors import UserError
 from codedinvnet.common.faults import Fault
 from codedinvnet.models import open_model
 from codedinvnet.net.protocol.messages import InferRequest
-from codedinvnet.protect import distil, students
-from codedinvnet.protect.calibration import DECODED, protection_calibration
-from codedinvnet.protect.folder import DESCRIPTION, load_protection
-from codedinvnet.protect.measure import LIMITS
+from codedinvnet.protection import distil, students
+from codedinvnet.protection.calibration import DECODED, protection_calibration
+from codedinvnet.protection.folder import DESCRIPTION, load_protection
+from codedinvnet.protection.measure import LIMITS
 from codedinvnet.serving.answers import InputRefused
 from codedinvnet.serving.app import open_app
 from codedinvnet.serving.config import ServeOptions
@@ -36,8 +36,8 @@ from codedinvnet.serving.workers.pool import Result, Task, WorkerPool
 from tests.conftest import Command
 from tests.models.factories import endless_onnx
 from tests.observing import counted
-from tests.protect.conftest import COUNT, MADE, PLACE, arguments, description, queries
-from tests.protect.factories import FEATURES
+from tests.protection.conftest import COUNT, MADE, PLACE, arguments, description, queries
+from tests.protection.factories import FEATURES
 
 POOL = "examples/my_pool.py:Pool"
 LATE = 1
@@ -346,7 +346,7 @@ def test_a_start_that_never_ends_says_what_it_waits_for_and_ends(
 @pytest.mark.parametrize(
     ("source", "more", "why"),
     [
-        (f"{PLACE}:colours", {}, "protects tests.protect.factories:vectors with digest"),
+        (f"{PLACE}:colours", {}, "protects tests.protection.factories:vectors with digest"),
         (f"{PLACE}:vectors", {"method": "oracle"}, "no backup 'oracle'"),
         (f"{PLACE}:vectors", {"policy": "hedge"}, "--protection: goes with a coded policy"),
         ("mnist", {}, "--protection: is for a model of your own"),

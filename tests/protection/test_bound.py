@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from codedinvnet.protect.bound import Curve, spread_of
-from codedinvnet.protect.measure import coverage_at
+from codedinvnet.protection.bound import Curve, spread_of
+from codedinvnet.protection.measure import coverage_at
 
 
 def draw(random: np.random.Generator, groups: int) -> tuple[np.ndarray, np.ndarray]:

@@ -22,9 +22,9 @@ from codedinvnet.common.progress import Progress
 from codedinvnet.models import OpenModel
 from codedinvnet.models.base import FLOATING, Model, Signature, TensorSpec, can_be_scores
 from codedinvnet.models.probe import differ
-from codedinvnet.protect.costs import as_onnx
-from codedinvnet.protect.inputs import STREAM, Inputs, Split, image_size, is_image, layout
-from codedinvnet.protect.tasks import MOST_NUMBERS, TASKS, Classify, Task, is_classifier
+from codedinvnet.protection.costs import as_onnx
+from codedinvnet.protection.inputs import STREAM, Inputs, Split, image_size, is_image, layout
+from codedinvnet.protection.tasks import MOST_NUMBERS, TASKS, Classify, Task, is_classifier
 from codedinvnet.training.network import augment
 
 BATCH, SHARD = 32, 2048
