@@ -51,8 +51,8 @@ class Upstream:
         seen: by the id that `x-id` gives.
     """
 
-    def __init__(self, handler: Handler = echo) -> None:
-        self.handler = handler
+    def __init__(self, handler: Handler = echo, host: str = "127.0.0.1") -> None:
+        self.handler, self.host = handler, host
         self.requests: list[Request] = []
         self.seen: Counter[str] = Counter()
         self.writers: set[asyncio.StreamWriter] = set()
@@ -62,7 +62,7 @@ class Upstream:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{self.host}:{self.port}"
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -72,7 +72,7 @@ class Upstream:
         await self.stop()
 
     async def start(self) -> None:
-        self.server = await asyncio.start_server(self.serve, "127.0.0.1", self.port)
+        self.server = await asyncio.start_server(self.serve, self.host, self.port)
         self.port = self.server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:
