@@ -64,6 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--quick",
     )
     quick(add)
+    add("--several", action="store_true", help="one, two and four instances, members too")
     add("--only", action="append", default=[], metavar="KEY=VALUE", help=only % "peer=nginx")
     add("--seeds", type=count, help="how many seeds (3; 1 with --quick)")
     add("--requests", type=count, help="of each trial (8000; 2000 with --quick)")

@@ -38,6 +38,7 @@ SIMULATE = "python -m benchmarks sweep configs/bench/simulate-{}.json --out"
 COMMANDS = {
     "accuracy.jsonl": "codedinvnet bench accuracy --data-dir data --out",
     "peers.jsonl": "python -m benchmarks peers --out",
+    "several.jsonl": "python -m benchmarks peers --several --out",
     "policies.jsonl": SIMULATE.format("policies"),
     "auto.jsonl": SIMULATE.format("auto"),
     "off-map.jsonl": SIMULATE.format("off-map"),
@@ -126,6 +127,7 @@ TABLES: Mapping[str, tuple[Sequence[str], Callable[[Path], str]]] = {
     "contenders": ([], lambda _: peers.configurations()),
     "peers": rows_in("peers.jsonl", peers.readme),
     "peers-summary": rows_in("peers.jsonl", lambda path: peers.summary(peers.read(path))),
+    "peers-several": rows_in("several.jsonl", lambda path: peers.several_of(peers.read(path))),
     "peers-all": rows_in("peers.jsonl", lambda path: peers.table(peers.read(path))),
     "choice": (["policies.jsonl", "accuracy.jsonl"], policies.choice),
     "policies": swept("policies.jsonl"),

@@ -17,22 +17,27 @@ from typing import Any
 import pandas as pd
 
 from benchmarks.peers.contenders import CONTENDERS
-from benchmarks.peers.pages import SITUATION, SWEEP_SEED, read, summary, table
+from benchmarks.peers.pages import FIRST, SITUATION, SWEEP_SEED, read, several_of, summary, table
+from benchmarks.peers.pages import SEVERAL as SEVERAL_PEERS
 from benchmarks.peers.trials import Trial, measure, shuffled
 from benchmarks.peers.upstreams import STOPPED
 from codedinvnet.common.grid import Cell, expand, refuse_failures, resume, select
 
 ROWS = Path("docs/results/peers.jsonl")
 Axes = Mapping[str, Sequence[Any]]
-FIRST = ("none", "pareto", "slow", "held", "silent")
 FAULTS = (
     *(*FIRST, "exponential", "lognormal", "sizes", "all-slow", "antagonists"),
     *("killed", "refused", "garbage"),
 )
 TYPICAL = ("none", "pareto", "sizes")
+SEVERAL: tuple[Axes, ...] = (
+    {"fault": FIRST, "load": (0.4,), "instances": (1, 2, 4)},
+    {"fault": ("none", "pareto", "slow"), "load": (0.7,), "instances": (1, 2, 4)},
+    {"fault": ("none", "held"), "load": (0.9,), "instances": (1, 2, 4)},
+)
+"""Where servers keep up, and each fault happens within a short run."""
 PLAN: tuple[Axes, ...] = (
     {"fault": FAULTS, "load": (0.4, 0.7)},
-    {"fault": ("none", "pareto", "slow"), "load": (0.4, 0.7), "instances": (2, 4)},
     {"fault": ("none", "slow", "garbage"), "load": (0.4,), "kind": ("unnamed",)},
     {"fault": TYPICAL, "load": (0.4, 0.7), "bursty": (True,)},
     {"fault": TYPICAL, "load": (0.2, 0.9, 1.2)},
@@ -66,6 +71,7 @@ def planned(plan: Sequence[Axes], seeds: int, **given: Any) -> Iterator[Trial]:
 def run(
     *,
     quick: bool,
+    several: bool,
     only: Sequence[str],
     seeds: int | None,
     requests: int | None,
@@ -73,12 +79,12 @@ def run(
 ) -> dict[str, Any]:
     """Measure what is missing, and return the table; see `benchmarks.command_line`."""
     found = planned(
-        QUICK if quick else PLAN,
+        SEVERAL if several else QUICK if quick else PLAN,
         seeds or (QUICK_SEEDS if quick else SEEDS),
         requests=requests or (QUICK_REQUESTS if quick else REQUESTS),
     )
-    own = [trial for trial in found if not quick or trial.peer in QUICK_PEERS]
-    trials = select(own, only, asdict)
+    peers = SEVERAL_PEERS if several else QUICK_PEERS if quick else CONTENDERS
+    trials = select([trial for trial in found if trial.peer in peers], only, asdict)
     sweeps = {
         replace(trial, seed=SWEEP_SEED, requests=trial.requests // 2, tuning=tuning)
         for trial in trials
@@ -89,6 +95,8 @@ def run(
     failed += _measure([replace(one, tuning=best_tuning(rows, one)) for one in trials], out)
     refuse_failures(failed, "of the trials", out)
     rows = read(out)
+    if several:
+        return {"rows": [], "table": several_of(rows)}
     return {"rows": [], "table": f"{table(rows)}\n\n{summary(rows)}".strip()}
 
 

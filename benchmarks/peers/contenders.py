@@ -70,6 +70,7 @@ class Contender:
         tunings: timeouts of a try, in seconds; it gets the best for each situation.
         only: the kind of servers that it is for, where it isn't for all; see `upstreams.KINDS`.
         copies: whether it sends copies, for which requests must be safe to repeat.
+        several: whether it is more than one instance.
     """
 
     words: Callable[[Site], list[str]]
@@ -79,6 +80,7 @@ class Contender:
     tunings: tuple[float, ...] = ()
     only: str = ""
     copies: bool = False
+    several: bool = False
 
     def configuration(self, site: Site) -> str:
         """Return the text of its configuration, or the words of its command."""
@@ -191,7 +193,7 @@ def _ours(*options: str, members: bool = False) -> Contender:
             *(together if members else ()),
         ]
 
-    return Contender(words)
+    return Contender(words, several=members)
 
 
 def _haproxy_with(*tunings: float) -> Contender:

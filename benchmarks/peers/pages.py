@@ -44,6 +44,14 @@ FIRST = ("none", "pareto", "slow", "held", "silent")
 SITUATION = ["fault", "load", "servers", "slots", "bursty", "kind", "instances"]
 KINDS = {"streams": "streams", "onnx": "ONNX Runtime", "unnamed": "unnamed route"}
 MEASURE = "python -m benchmarks peers --out docs/results/peers.jsonl"
+MEASURE_SEVERAL = "python -m benchmarks peers --several --out docs/results/several.jsonl"
+SEVERAL = {
+    "ours-members": "members",
+    "ours-hedge": "gateways that decide alone",
+    "haproxy-leastconn": "HAProxy",
+    "envoy-least-request": "Envoy",
+}
+"""Contenders of which several instances are measured."""
 SHOWN = {"envoy-hedge": "yaml", "haproxy-timeout": "text", "nginx": "text"}
 """Contenders whose configurations are printed, and in which language."""
 LIMITS = {"p50": 1.15, "p90": 1.15, "p99": 1.1, "p99.9": 1.1}
@@ -71,11 +79,11 @@ def _is_stale(row: pd.Series) -> bool:
     return bool(row["version"] != key_of(CONTENDERS[row["peer"]].settings))
 
 
-def stale(rows: pd.DataFrame) -> str:
+def stale(rows: pd.DataFrame, command: str = MEASURE) -> str:
     """Return which rows are of a configuration that is not today's, and what makes them again."""
     old = sorted({row["peer"] for _, row in rows.iterrows() if _is_stale(row)})
     names = ", ".join(f"`{name}`" for name in old)
-    return note(f"rows of {names} are of an older configuration", MEASURE) if old else ""
+    return note(f"rows of {names} are of an older configuration", command) if old else ""
 
 
 def _cells(rows: pd.DataFrame, place: list[str]) -> pd.DataFrame:
@@ -148,6 +156,62 @@ def summary(rows: pd.DataFrame) -> str:
         least = (ours.goodput / queue.goodput)[over].min()
         told += f" Above capacity its goodput is at least {least:.2f} times HAProxy's."
     return told
+
+
+def several_of(rows: pd.DataFrame) -> str:
+    """Return the tables of one, two and four instances of each, and how members compare with one.
+
+    The first has p99.9 where servers are idle half of the time, the second p50 / p90 / p99 where
+    they are busy. Figures are medians of the seeds, bold if level with the best of their line.
+    """
+    rows = reported(rows)
+    place = ["fault", "load", "instances"]
+    figures = [*LIMITS, "work", "processor_ms", "errors"]
+    medians = rows.groupby([*place, "peer"], sort=False)[figures].median()
+    texts = []
+    for is_busy, levels in ((False, ["p99.9"]), (True, ["p50", "p90", "p99"])):
+        found = medians[(medians.index.get_level_values("load") > 0.5) == is_busy]
+        best = found.groupby(place, sort=False)[levels[-1]].transform("min")
+        cells = pd.Series(
+            [
+                " / ".join(f"{line[level]:.0f}" for level in levels)
+                + (f", {line.errors:.0f} failed" if line.errors else "")
+                for _, line in found.iterrows()
+            ],
+            found.index,
+        )
+        is_level = found[levels[-1]] <= CLOSE * best
+        cells = cells.where(~is_level, "**" + cells + "**").unstack("peer", sort=False)
+        if len(cells):
+            told = [f"{fault}, {100 * load:.0f} %, {n}" for fault, load, n in cells.index]
+            cells = cells[[name for name in SEVERAL if name in cells]].rename(columns=SEVERAL)
+            cells.insert(0, f"fault, load, instances: {' / '.join(levels)}, ms", told)
+            texts.append(markdown(cells).strip())
+    return "\n\n".join([*texts, _beside_one(medians), stale(rows, MEASURE_SEVERAL)]).strip()
+
+
+def _beside_one(medians: pd.DataFrame) -> str:
+    """Return how four members compare with a single gateway."""
+    try:
+        four = medians.xs((4, "ours-members"), level=("instances", "peer"))
+        one = medians.xs((1, "ours-hedge"), level=("instances", "peer"))
+    except KeyError:
+        return ""
+    both = four.index.intersection(one.index)
+    four, one = four.loc[both], one.loc[both]
+    busy = both.get_level_values("load") > 0.5
+    idle_level = (four["p99.9"] <= 1.3 * one["p99.9"] + 3)[~busy]
+    levels = ["p50", "p90", "p99"]
+    ratios = (four / one)[levels][busy]
+    work = (four.work / one.work - 1).abs().max()
+    processor = (four.processor_ms - one.processor_ms).median()
+    return (
+        f"Four members beside one gateway: at 40 % load p99.9 is at most 1.3 times as high plus "
+        f"3 ms under {idle_level.sum()} of {len(idle_level)} faults; at 70 and 90 % p50, p90 and "
+        f"p99 are at most 1.2 times as high in {int((ratios <= 1.2).to_numpy().sum())} of "
+        f"{ratios.size} figures. Their servers' work differs by {100 * work:.1f} % at most, and a "
+        f"request takes {processor:+.2f} ms of a core (median)."
+    )
 
 
 def _usual(path: Path) -> pd.DataFrame:

@@ -29,6 +29,8 @@ from codedinvnet.common.errors import UserError
 
 WARM_UP = 400
 """Requests before those that are measured."""
+JOINING = 1.0
+"""Seconds in which members find one another."""
 SILENT_FOR, SILENT_PERIOD = 5.0, 10.0
 """Seconds of every period in which the silent server is stopped."""
 PERCENTILES = (50, 90, 99, 99.9)
@@ -81,12 +83,14 @@ class Trial:
     def is_sensible(self) -> bool:
         """Whether the contender is for this situation."""
         one = CONTENDERS[self.peer]
+        if one.several and self.instances == 1:
+            return False
         return one.only in ("", self.kind) and not (one.copies and self.kind == "unnamed")
 
     @property
     def seconds(self) -> float:
         """About how long it takes."""
-        return 3 + (self.requests + WARM_UP) / self.rate
+        return 2 + self.instances + (self.requests + WARM_UP) / self.rate
 
 
 def kill(pid: int) -> None:
@@ -233,17 +237,19 @@ def measure(trial: Trial) -> dict[str, Any]:
         log = Path(name) / "log"
         fleet = Fleet(trial, ports, Path(name), stack)
         stack.callback(fleet.stop)
-        proxies, before = [], 0.0
+        proxies = []
         for port in listens:
             folder = Path(name) / str(port)
             folder.mkdir()
             given = (trial.slots, trial.tuning, trial.kind != "unnamed", listens)
             command = CONTENDERS[trial.peer].command(Site(folder, port, ports, *given))
-            proxy = stack.enter_context(running(*command, ready="", log=log))
-            stack.callback(kill, proxy.pid)
+            proxies.append(stack.enter_context(running(*command, ready="", log=log)))
+            stack.callback(kill, proxies[-1].pid)
+        for port, proxy in zip(listens, proxies, strict=True):
             wait_until_open(port, proxy, log)
-            proxies.append(proxy.pid)
-            before += processor_and_memory(proxy.pid)[0]
+        if CONTENDERS[trial.peer].several:
+            time.sleep(JOINING)
+        before = sum(processor_and_memory(proxy.pid)[0] for proxy in proxies)
         mine = resource.getrusage(resource.RUSAGE_SELF)
         fleet.thread.start()
         began = time.monotonic()
@@ -256,7 +262,7 @@ def measure(trial: Trial) -> dict[str, Any]:
         wall = time.monotonic() - began
         own = resource.getrusage(resource.RUSAGE_SELF)
         used = own.ru_utime + own.ru_stime - mine.ru_utime - mine.ru_stime
-        spent, held = zip(*map(processor_and_memory, proxies), strict=True)
+        spent, held = zip(*(processor_and_memory(one.pid) for one in proxies), strict=True)
         busy, started = fleet.work()
     found = load.latencies[WARM_UP:]
     good = int(np.isfinite(found).sum())

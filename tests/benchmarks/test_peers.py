@@ -14,9 +14,9 @@ import pytest
 
 from benchmarks.load import arrivals
 from benchmarks.peers import FAULTS as PLANNED
-from benchmarks.peers import PLAN, best_tuning, planned, run
+from benchmarks.peers import PLAN, SEVERAL, best_tuning, planned, run
 from benchmarks.peers.contenders import CONTENDERS
-from benchmarks.peers.pages import read, stale
+from benchmarks.peers.pages import read, several_of, stale
 from benchmarks.peers.trials import Trial, measure, stops
 from benchmarks.peers.upstreams import (
     BLOCK,
@@ -123,14 +123,26 @@ def test_a_plan_has_what_suits_each_contender() -> None:
     assert len({*found}) == len(found)
     assert {trial.fault for trial in found} == {*PLANNED, STOPPED}
     assert {trial.kind for trial in found if trial.peer == "vllm-router"} == {"streams"}
-    assert {trial.instances for trial in found if trial.kind == "timed"} == {1, 2, 4}
     assert "envoy-hedge" not in {trial.peer for trial in found if trial.kind == "unnamed"}
 
 
-def keep(file: Path, trial: Trial, p999: float, settings: Mapping[str, str] | None = None) -> None:
+def test_members_are_several() -> None:
+    found = {(trial.peer, trial.instances) for trial in planned(SEVERAL, 1, requests=100)}
+    own = {(peer, n) for peer, n in found if peer in ("ours-members", "ours-hedge")}
+    alone = {("ours-hedge", n) for n in (1, 2, 4)}
+    assert own == {("ours-members", 2), ("ours-members", 4), *alone}
+
+
+def keep(
+    file: Path,
+    trial: Trial,
+    p999: float,
+    settings: Mapping[str, str] | None = None,
+    more: Mapping[str, float] | None = None,
+) -> None:
     """Append a row of today's configuration, or of another one."""
     how = CONTENDERS[trial.peer].settings if settings is None else settings
-    figures = {"p99.9": p999, "errors": 0}
+    figures = {"p99.9": p999, "errors": 0, **(more or {})}
     append_row(file, Cell("peers", asdict(trial), how, lambda: figures).row())
 
 
@@ -158,9 +170,29 @@ def test_finished_cells_are_kept_and_tuned_ones_take_the_best_of_their_sweep(
         keep(file, Trial(peer, "slow", 0.4, requests=3000), p999)
     report = run(
         quick=True,
+        several=False,
         only=["peer=nginx", "peer=ours-hedge", "fault=slow"],
         seeds=None,
         requests=3000,
         out=file,
     )
     assert "| slow, 40 % | 20 | **10** |" in report["table"]
+
+
+def test_the_table_of_several_instances_compares_members_with_one_gateway(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    for peer, instances, factor in (
+        *(("ours-hedge", 1, 1.0), ("ours-hedge", 4, 3.0)),
+        *(("ours-members", 4, 1.1), ("haproxy-leastconn", 4, 2.0)),
+    ):
+        for load in (0.4, 0.9):
+            levels = {"p50": 10 * factor, "p90": 20 * factor, "p99": 100 * factor * load}
+            cost = {"work": 1.0 + factor / 100, "processor_ms": 0.4 * factor}
+            trial = Trial(peer, "none", load, instances=instances)
+            keep(file, trial, 40 * factor, more={**levels, **cost})
+    found = several_of(read(file))
+    assert "| none, 40 %, 4 | **44** | 120 | 80 |" in found
+    assert "| none, 90 %, 4 | **11 / 22 / 99** | 30 / 60 / 270 | 20 / 40 / 180 |" in found
+    assert "under 1 of 1 faults" in found
+    assert "in 3 of 3 figures" in found
+    assert "takes +0.04 ms of a core" in found
