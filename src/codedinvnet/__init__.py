@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from codedinvnet.nn.irevnet import IRevNet
     from codedinvnet.nn.resnet import PlainNetwork
     from codedinvnet.nn.transform import InvertibleTransform, NotConverged
-    from codedinvnet.protection.answers import Protection, open_protection
+    from codedinvnet.protection.in_process import Protection, open_protection, protect
     from codedinvnet.training.fit import fit
 
 __all__ = [
@@ -76,6 +76,7 @@ __all__ = [
     "load_images",
     "open_model",
     "open_protection",
+    "protect",
     "sample_images",
     "scheme_for",
 ]
@@ -100,7 +101,7 @@ _HOMES = {
     "nn.irevnet": ("IRevNet",),
     "nn.resnet": ("PlainNetwork",),
     "nn.transform": ("InvertibleTransform", "NotConverged"),
-    "protection.answers": ("Protection", "open_protection"),
+    "protection.in_process": ("Protection", "open_protection", "protect"),
     "training.fit": ("fit",),
 }
 

@@ -234,7 +234,7 @@ def _protect(arguments: argparse.Namespace) -> int:
     import torch
 
     from codedinvnet.models import ModelSource
-    from codedinvnet.protection.run import ProtectOptions, protect
+    from codedinvnet.protection.run import ProtectOptions, make_protection
 
     for name in ("minutes", "work", "threads"):
         if (value := getattr(arguments, name)) is not None and not 0 < value < 1e6:
@@ -249,7 +249,7 @@ def _protect(arguments: argparse.Namespace) -> int:
     how = values(arguments, "out", "k", "minutes", "work", "seed", "preprocess")
     how |= values(arguments, "task", "output", "tolerance", "cosine")
     mirror = not arguments.no_flip
-    found = protect(ProtectOptions(source, arguments.queries, mirror=mirror, **how))
+    found = make_protection(ProtectOptions(source, arguments.queries, mirror=mirror, **how))
     if arguments.json:
         print_report(found, as_json=True)
     else:

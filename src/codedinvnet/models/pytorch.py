@@ -100,9 +100,15 @@ def open_factory(
         )
     module.eval().requires_grad_(False)
     digest = _load_weights(module, weights) if weights else tensors_digest(module.state_dict())
-    inputs = _factory_inputs(name, module, examples, told)
+    inputs = inputs_of(name, module, examples, told)
     code = file_digest(Path(home.__file__)) if home.__file__ else ""
-    digest = content_digest(f"{digest} {code}".encode())
+    return open_module(module, inputs, content_digest(f"{digest} {code}".encode()), device)
+
+
+def open_module(
+    module: nn.Module, inputs: tuple[TensorSpec, ...], digest: str, device: torch.device
+) -> Opened:
+    """Open a module, which moves to the device."""
     network = Network(module.to(device), [spec.name for spec in inputs])
 
     def compute(arrays: Mapping[str, np.ndarray]) -> Arrays:
@@ -132,9 +138,10 @@ def _load_weights(module: nn.Module, path: Path) -> str:
         raise UserError(f"{path} holds another architecture: {differences(error)}") from error
 
 
-def _factory_inputs(
+def inputs_of(
     name: str, module: nn.Module, examples: Any, told: Sequence[TensorSpec]
 ) -> tuple[TensorSpec, ...]:
+    """Return the inputs of a named factory's module, by its examples or as they were told."""
     parameters = inspect.signature(module.forward).parameters.values()
     named = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     where = f"the module of {name}"

@@ -90,7 +90,7 @@ class ModelSource:
 
         On PyTorch, the number of threads is set for this whole process.
         """
-        opened = _open(self)
+        opened = self.opened()
         if self.digest:
             check_weights(self.source, opened.digest, self.digest)
         probed = probe(opened.compute, opened.inputs, opened.max_batch, self.source)
@@ -103,6 +103,10 @@ class ModelSource:
         )
         source = replace(self, digest=opened.digest)
         return OpenModel(source, signature, opened.compute, opened.network)
+
+    def opened(self) -> Opened:
+        """Return the model before it is run."""
+        return _open(self)
 
 
 @dataclass(frozen=True, repr=False, eq=False)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from PIL import Image
@@ -109,11 +109,15 @@ def split(count: int, seed: int) -> Split:
     return Split(np.sort(train), validation, calibration, test)
 
 
-def read_inputs(path: Path, signature: Signature, preprocess: str = "") -> Inputs:
-    """Read a folder of images, `.npz` or `.npy`.
+Given: TypeAlias = "Path | np.ndarray | Mapping[str, np.ndarray]"
+"""Inputs as users have them: a file or a folder, the only input's array, or arrays by name."""
+
+
+def read_inputs(given: Given, signature: Signature, preprocess: str = "") -> Inputs:
+    """Read a folder of images, `.npz`, `.npy`, or arrays.
 
     Args:
-        path: where they are.
+        given: where they are, or the arrays.
         signature: the model's.
         preprocess: `FILE.py:FUNCTION`, which makes one query of a Pillow image; "" resizes images
             to the model's size.
@@ -122,30 +126,33 @@ def read_inputs(path: Path, signature: Signature, preprocess: str = "") -> Input
         UserError: if the model doesn't take them.
     """
     specs = signature.inputs
-    if path.is_dir():
+    if isinstance(given, Path) and given.is_dir():
         if len(specs) > 1:
             raise UserError("--inputs: a folder of images is for models with one input: use .npz")
-        return Inputs({specs[0].name: _read_images(path, specs[0], preprocess)}, specs)
+        return Inputs({specs[0].name: _read_images(given, specs[0], preprocess)}, specs)
     if preprocess:
         raise UserError("--preprocess: makes queries of images: --inputs must be a folder of them")
+    loaded: Any = given
+    where = "the array" if isinstance(given, np.ndarray) else "the dict"
     try:
-        loaded = np.load(path, allow_pickle=False)
+        if isinstance(given, Path):
+            loaded, where = np.load(given, allow_pickle=False), str(given)
         found = {specs[0].name: loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
     except Exception as error:  # NumPy raises many kinds for damaged files
         raise UserError(
-            f"--inputs: cannot read {path} as a folder of images, .npz or .npy: {one_line(error)}"
+            f"--inputs: cannot read {where} as a folder of images, .npz or .npy: {one_line(error)}"
         ) from error
     if len(specs) == 1 and (IMAGES in found or len(found) == 1):
         found.setdefault(specs[0].name, found.get(IMAGES, next(iter(found.values()))))
     if missing := [spec.name for spec in specs if spec.name not in found]:
         raise UserError(
-            f"--inputs: {path} lacks an array for the model's {missing[0]!r}; it has those of "
+            f"--inputs: {where} lacks an array for the model's {missing[0]!r}; it has those of "
             f"{', '.join(found)}"
         )
-    arrays = {s.name: _fitted(found[s.name], s, f"{path}: {s.name!r}") for s in specs}
+    arrays = {s.name: _fitted(found[s.name], s, f"{where}: {s.name!r}") for s in specs}
     counts = {name: len(array) for name, array in arrays.items()}
     if len(set(counts.values())) > 1:
-        raise UserError(f"--inputs: {path} has different numbers of queries: {counts}")
+        raise UserError(f"--inputs: {where} has different numbers of queries: {counts}")
     return Inputs(arrays, specs)
 
 

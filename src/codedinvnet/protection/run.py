@@ -21,7 +21,7 @@ from codedinvnet.models import ModelSource, OpenModel
 from codedinvnet.protection.calibration import DECODED, FILE, GUESSED, Calibration, Kind
 from codedinvnet.protection.costs import MOST_TIME, Interval, milliseconds
 from codedinvnet.protection.folder import CONFIDENCE, DESCRIPTION, FORMAT, export_student
-from codedinvnet.protection.inputs import read_inputs, split
+from codedinvnet.protection.inputs import Given, read_inputs, split
 from codedinvnet.protection.ladder import WORKS, Ladder, Trained, once
 from codedinvnet.protection.measure import Answers, Candidate, interval, recommend, report
 from codedinvnet.protection.students import Student, kind_of
@@ -55,7 +55,7 @@ class ProtectOptions:
     """
 
     source: ModelSource
-    inputs: Path
+    inputs: Given
     out: Path
     k: int = 10
     minutes: float = 30.0
@@ -69,7 +69,7 @@ class ProtectOptions:
     cosine: float | None = None
 
 
-def protect(options: ProtectOptions) -> dict[str, Any]:
+def make_protection(options: ProtectOptions) -> dict[str, Any]:
     """Make a protection and return its description.
 
     Raises:
