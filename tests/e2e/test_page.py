@@ -174,6 +174,10 @@ def test_a_gateways_errors_come_first_and_its_requests_are_drawn(
         assert row.locator("td").all_inner_texts()[::2] == ["other", "5"]
         assert "500" in row.inner_text()
         assert page.locator("section").first.locator("#health").inner_text().startswith("5 of 40 ")
+        page.get_by_label("Draw").select_option("other")
+        page.locator("#requests-drawn title", has_text=": 0.5 requests per").wait_for(
+            state="attached"
+        )
         for width in (400, 1280):
             page.set_viewport_size({"width": width, "height": 844})
             assert page.evaluate("document.documentElement.scrollWidth") <= width

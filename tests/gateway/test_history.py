@@ -30,9 +30,10 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return found
 
 
-async def history(g: Running) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((await g.ask("GET", "/codedinvnet/status")).body)["history"]
-    return found
+async def status(g: Running, query: str = "") -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return errors and history."""
+    found = json.loads((await g.ask("GET", f"/codedinvnet/status{query}")).body)
+    return found["errors"], found["history"]
 
 
 async def say(request: Request, writer: asyncio.StreamWriter) -> bytes | None:
@@ -53,30 +54,44 @@ async def test_requests_and_errors_are_counted_by_the_steps_that_they_ended_in(
     async with gateway(say, say) as g:
         for path in ("/200", "/404", "/200"):
             await g.ask("POST", path)
-        assert set((await history(g))["requests"]) == {None}
+        assert set((await status(g))[1]["requests"]) == {None}
         clock.forward(STEP)
         for path in ("/500", "/500", "/200", "/200"):
             await g.ask("POST", path)
         clock.forward(3 * STEP)
         await g.ask("POST", "/500")
-        found = await history(g)
+        errors, history = await status(g)
         clock.forward(STEPS * STEP)
-        later = await history(g)
+        later, drawn = await status(g)
         clock.forward(STEPS * STEP)
-        at_last = await history(g)
+        at_last, _ = await status(g)
 
     before = [None] * (STEPS - 4)
-    assert found["step_seconds"] == STEP
-    assert found["requests"] == [*before, 3, 4, 0, 0]
-    assert found["errors"] == [*before, 0, 2, 0, 0]
-    assert found["p50_ms"][-2:] == found["p99_ms"][-2:] == [None, None]
-    assert 0 < found["p50_ms"][-3] <= found["p99_ms"][-3] < 5000
-    assert found["total"] == 8
+    assert history["step_seconds"] == STEP
+    assert history["requests"] == [*before, 3, 4, 0, 0]
+    assert history["errors"] == [*before, 0, 2, 0, 0]
+    assert history["p50_ms"][-2:] == history["p99_ms"][-2:] == [None, None]
+    assert 0 < history["p50_ms"][-3] <= history["p99_ms"][-3] < 5000
     error = {"route": "other", "outcome": "direct", "status": 500, "count": 3, "seconds_ago": 0.0}
-    assert found["failed"] == [error]
-    assert later["requests"] == [1, *[0] * (STEPS - 1)]
-    assert (later["total"], later["failed"]) == (1, [{**error, "count": 1, "seconds_ago": 900.0}])
-    assert (at_last["total"], at_last["failed"]) == (0, [])
+    assert errors == {"requests": 8, "errors": [error]}
+    assert drawn["requests"] == [1, *[0] * (STEPS - 1)]
+    assert later == {"requests": 1, "errors": [{**error, "count": 1, "seconds_ago": 900.0}]}
+    assert at_last == {"requests": 0, "errors": []}
+
+
+async def test_a_route_has_a_history_of_its_own(clock: Clock) -> None:
+    async with gateway(say, say, route=("POST /500 hedge=on", "POST /200 hedge=on")) as g:
+        await g.ask("POST", "/500")
+        await g.ask("POST", "/200")
+        clock.forward(STEP)
+        errors, of_all = await status(g)
+        same_errors, of_one = await status(g, "?route=POST%20/200")
+        unknown = await g.ask("GET", "/codedinvnet/status?route=GET%20/none")
+
+    assert (of_all["requests"][-1], of_all["errors"][-1]) == (2, 1)
+    assert (of_one["requests"][-1], of_one["errors"][-1]) == (1, 0)
+    assert errors == same_errors
+    assert unknown.status == 404
 
 
 @pytest.mark.parametrize(
@@ -93,13 +108,12 @@ async def test_what_is_an_error(
     async with gateway(say, say, deadline_ms=600.0) as g:
         await g.raw(f"{method} {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n".encode())
         clock.forward(STEP)
-        found = await history(g)
-    assert [(each["outcome"], each["status"]) for each in found["failed"]] == (
-        [failed] if failed else []
-    )
-    assert (found["requests"][-1], found["errors"][-1]) == (1, int(failed is not None))
+        errors, history = await status(g)
+    found = [(each["outcome"], each["status"]) for each in errors["errors"]]
+    assert found == ([failed] if failed else [])
+    assert (history["requests"][-1], history["errors"][-1]) == (1, len(found))
     in_vain = failed is not None and failed[0] in ("failed", "deadline")
-    assert (found["p99_ms"][-1] >= 590.0) is in_vain  # as long as its deadline
+    assert (history["p99_ms"][-1] >= 590.0) is in_vain  # as long as its deadline
 
 
 async def test_what_it_would_be_without_copies_is_told_where_it_is_known(clock: Clock) -> None:
@@ -108,14 +122,14 @@ async def test_what_it_would_be_without_copies_is_told_where_it_is_known(clock: 
     async with gateway(handler, handler, hold_out=100.0) as g:
         await learn(g)
         clock.forward(STEP)
-        few = await history(g)
+        _, few = await status(g)
         for _ in range(8):
             stalls.append(True)
             await g.ask("POST", V2, INFER)
             clock.forward(STEP)
-        found = await history(g)
+        _, found = await status(g)
         clock.forward(300)
-        later = await history(g)
+        _, later = await status(g)
 
     assert few["without"][:2] == [None, None]
     *before, last = found["without"]

@@ -9,12 +9,14 @@ from collections.abc import Sequence
 from hashlib import sha256
 from importlib.resources import files
 from typing import Any
+from urllib.parse import parse_qs
 
 from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from codedinvnet.common.errors import nearest
 from codedinvnet.gateway.dispatcher import Dispatcher
+from codedinvnet.gateway.history import History
 from codedinvnet.gateway.metrics import RollingQuantiles, milliseconds
 from codedinvnet.gateway.proof import SHARES, Report
 from codedinvnet.gateway.routes import Routes
@@ -93,7 +95,7 @@ class Admin:
         if path == PREFIX:
             return self._page
         if path == f"{PREFIX}/status":
-            return Reply(200, json.dumps(self.status()).encode())
+            return self._status(head)
         return self._change_policy(head, body) if writes else self._policy()
 
     def _policy(self) -> Reply:
@@ -171,7 +173,20 @@ class Admin:
         found = {each.name: copied_after(late.get(each.name), each.limits.delay) for each in hedged}
         return {name: delay for name, delay in found.items() if delay is not None}
 
-    def status(self) -> dict[str, Any]:
+    def _status(self, head: RequestHead) -> Reply:
+        """Return what the page shows, with the history of all requests or of one route's."""
+        query = parse_qs(head.target.partition(b"?")[2].decode("latin-1"))
+        history = self.routes.history
+        if "route" in query:
+            found = {route.name: route.history for route in self.routes.all()}.get(
+                query["route"][0]
+            )
+            if found is None:
+                return error(404, "no request came on this route")
+            history = found
+        return Reply(200, json.dumps(self.status(history)).encode())
+
+    def status(self, history: History) -> dict[str, Any]:
         """Return what the page shows."""
         upstreams = [
             {
@@ -206,7 +221,8 @@ class Admin:
             "time": time.time(),
             "upstreams": upstreams,
             "routes": routes,
-            "history": self.routes.history.told(),
+            "errors": self.routes.history.errors(),
+            "history": history.drawn(),
         }
 
 

@@ -33,7 +33,7 @@ class Step(Batch):
 
 
 class History:
-    """Counts a gateway's requests by steps of `STEP` seconds."""
+    """Counts requests of a gateway, or of a route, by steps of `STEP` seconds."""
 
     def __init__(self) -> None:
         self._began = self._until = time.monotonic()
@@ -45,9 +45,9 @@ class History:
         """Take in how long a request waited for its first content, or in vain."""
         self._step(now).add(seconds, arm)
 
-    def ended(self, route: str, outcome: str, status: int) -> None:
+    def ended(self, now: float, route: str, outcome: str, status: int) -> None:
         """Count how a request ended, and with which status; 0: none."""
-        step = self._step(time.monotonic())
+        step = self._step(now)
         step.requests += 1
         if status >= 500 or outcome in FAILED:
             key = route, outcome, status
@@ -64,25 +64,17 @@ class History:
     def _number(self, now: float) -> int:
         return int((now - self._began) // STEP)
 
-    def told(self) -> dict[str, Any]:
-        """Return what the page shows.
-
-        The current step counts among the errors and in the totals, and is not drawn: it lacks
-        requests yet.
-        """
+    def errors(self) -> dict[str, Any]:
+        """Return how many requests there were, and which errors, those of the current step too."""
         number = self._number(time.monotonic())
-        if self._drawn[0] != number:
-            self._drawn = number, self._made(number)
         kept = [step for step in self._steps if step.number >= number - STEPS]
         errors, last = Counter[tuple[str, str, int]](), dict[tuple[str, str, int], int]()
         for step in kept:
             errors.update(step.errors)
             last |= dict.fromkeys(step.errors, step.number)
         return {
-            "step_seconds": STEP,
-            **self._drawn[1],
-            "total": sum(step.requests for step in kept),
-            "failed": [
+            "requests": sum(step.requests for step in kept),
+            "errors": [
                 {
                     "route": route,
                     "outcome": outcome,
@@ -94,8 +86,14 @@ class History:
             ],
         }
 
+    def drawn(self) -> dict[str, Any]:
+        """Return what there is of each step, oldest first, except of the current one."""
+        number = self._number(time.monotonic())
+        if self._drawn[0] != number:
+            self._drawn = number, self._made(number)
+        return self._drawn[1]
+
     def _made(self, end: int) -> dict[str, Any]:
-        """Return what there is of the steps before one, oldest first; None before the start."""
         found = {step.number: step for step in self._steps}
         steps = [found.get(n) or Step(n, 0.0) if n >= 0 else None for n in range(end - STEPS, end)]
         known = [step for step in steps if step is not None]
@@ -103,6 +101,7 @@ class History:
         quantiles = [quantiles_of(counts(step), 0.5, 0.99) for step in known]
         windows = [steps[n : n + WINDOW] for n in range(0, STEPS, WINDOW)]
         return {
+            "step_seconds": STEP,
             "requests": [*unknown, *(step.requests for step in known)],
             "errors": [*unknown, *(sum(step.errors.values()) for step in known)],
             "p50_ms": [*unknown, *(milliseconds(p50) for p50, _ in quantiles)],

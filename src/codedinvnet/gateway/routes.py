@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import time
 from collections.abc import Callable, Sequence
 from fnmatch import translate
 from typing import Any, NamedTuple
@@ -107,7 +108,7 @@ class Route:
         is_repeatable: whether they may be sent to more than one upstream.
         limits: of their times.
         metrics: where they are counted.
-        history: of the gateway.
+        everything: the history of all routes.
     """
 
     def __init__(
@@ -116,11 +117,12 @@ class Route:
         is_repeatable: bool,
         limits: Limits,
         metrics: GatewayMetrics,
-        history: History,
+        everything: History,
     ) -> None:
         self.name, self.is_repeatable, self.limits = name, is_repeatable, limits
         self.is_v2 = name.startswith(V2)
-        self.latencies, self.proof, self._history = RollingQuantiles(), Proof(), history
+        self.latencies, self.proof = RollingQuantiles(), Proof()
+        self.history, self._everything = History(), everything
         self._requests = metrics.requests
         self._outcomes: dict[tuple[str, int], Counter] = {}
         for outcome, status in EXPECTED:  # or Prometheus would miss the first of them
@@ -139,7 +141,8 @@ class Route:
     def waited(self, now: float, seconds: float, arm: Arm) -> None:
         """Take in how long a request waited for its first content, or in vain."""
         self.proof.add(now, seconds, arm)
-        self._history.waited(now, seconds, arm)
+        self.history.waited(now, seconds, arm)
+        self._everything.waited(now, seconds, arm)
 
     def hedged(self, result: str) -> None:
         """Count a copy that won or lost, or a late request that got none."""
@@ -150,7 +153,9 @@ class Route:
         """Count how a request ended, and the class of the status that its client got; 0: none."""
         child = self._outcomes.get((outcome, status // 100)) or self._child(outcome, status)
         child.inc()
-        self._history.ended(self.name, outcome, status)
+        now = time.monotonic()
+        self.history.ended(now, self.name, outcome, status)
+        self._everything.ended(now, self.name, outcome, status)
 
     def _child(self, outcome: str, status: int) -> Counter:
         name = f"{status // 100}xx" if status else "none"
