@@ -2,10 +2,12 @@
 
     python examples/toy_server.py serve --port 8001 --stall 0.05
     python examples/toy_server.py ask http://127.0.0.1:8001/predict
+    python examples/toy_server.py compare
 
-It needs nothing but Python. The server answers POST /predict with the square of a number after ten
-milliseconds; with --stall, it takes half a second for a share of the requests. The client sends
-requests from eight connections, checks the answers, and prints percentiles.
+The first two need nothing but Python. The server answers POST /predict with the square of a number
+after ten milliseconds; with --stall, it takes half a second for a share of the requests. The client
+sends requests from eight connections, checks the answers, and prints percentiles. `compare` starts
+two servers of which one stalls and a gateway, and asks them without hedging and with it.
 """
 
 from __future__ import annotations
@@ -14,10 +16,18 @@ import argparse
 import http.client
 import json
 import random
+import re
+import subprocess
+import sys
 import threading
 import time
+from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 SERVICE, STALL = 0.010, 0.5
 """Seconds of a request, and of one that stalls."""
@@ -80,6 +90,39 @@ def ask(url: str, requests: int) -> None:
     print(f"{len(times)} answers, {len(errors)} wrong: {', '.join(told)}")
 
 
+@contextmanager
+def started(*words: str) -> Iterator[str]:
+    """Run a Python program until the block ends, and give the address that it prints."""
+    process = subprocess.Popen([sys.executable, *words], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        for line in process.stdout:
+            if found := re.search(r"http://[\w.]+:\d+", line):
+                yield found[0]
+                break
+        else:
+            sys.exit(f"{words[-1]} didn't start: its message stands above")
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def compare(requests: int) -> None:
+    """Ask two servers, of which one stalls, through a gateway that hedges only the second time."""
+    with ExitStack() as stack:
+        gateway = ["-m", "codedinvnet", "gateway", "--port", "0", "--log-level", "warning"]
+        gateway += ["--route", "POST /predict hedge=on"]
+        for stall in ("0.05", "0"):
+            serving = started(__file__, "serve", "--port", "0", "--stall", stall)
+            gateway += ["--upstream", stack.enter_context(serving)]
+        address = stack.enter_context(started(*gateway))
+        for policy, told in (("uncoded", "without hedging"), ("hedge", "with hedging")):
+            words = ["-m", "codedinvnet", "policy", f"{address}/codedinvnet", policy]
+            subprocess.run([sys.executable, *words], check=True, stdout=subprocess.DEVNULL)
+            print(f"{told:>15}: ", end="", flush=True)
+            ask(f"{address}/predict", requests)
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(required=True, dest="command")
@@ -89,8 +132,12 @@ if __name__ == "__main__":
     client = commands.add_parser("ask", help="send requests, and print percentiles")
     client.add_argument("url")
     client.add_argument("--requests", type=int, default=4000)
+    both = commands.add_parser("compare", help="ask two servers without hedging, and with it")
+    both.add_argument("--requests", type=int, default=4000)
     chosen = parser.parse_args()
     if chosen.command == "serve":
         serve(chosen.port, chosen.stall)
-    else:
+    elif chosen.command == "ask":
         ask(chosen.url, chosen.requests)
+    else:
+        compare(chosen.requests)
