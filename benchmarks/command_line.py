@@ -88,6 +88,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--tree", type=Path, nargs="+", default=[Path()], help="checkouts to compare (this one)")
     add("--requests", type=count, default=1000, help="of each of five rounds (1000)")
+    add("--members", action="store_true", help="one gateway, two processes, two members")
 
     add = benchmark(
         "sweep",

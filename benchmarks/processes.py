@@ -16,7 +16,7 @@ from codedinvnet.common.errors import UserError
 
 START_TIMEOUT = 120.0
 STOP_TIMEOUT = 20.0
-ADDRESS = r"(http://\S+?)(?=:? |: )"
+ADDRESS = r"(http://\S+?)(?=[:,]? )"
 """What a server's first line says of where it is."""
 
 

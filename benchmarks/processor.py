@@ -1,17 +1,21 @@
 """`python -m benchmarks processor`: what a request costs the front end of serve, and the gateway.
 
 Checkouts of this repository are measured in turn, so that an old and a new one can be compared on
-one machine. Connections ask again as soon as they are answered.
+one machine. Connections ask again as soon as they are answered. With `--members` it is one gateway,
+two processes that share a port, and two members, of which one decides for the other.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import statistics
 import sys
+import time
+import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +23,7 @@ import numpy as np
 from pandas import DataFrame
 
 from benchmarks.peers import upstreams as servers
-from benchmarks.processes import Running, process_stat, running
+from benchmarks.processes import Running, descendants, process_stat, running
 from codedinvnet.common.errors import UserError
 from codedinvnet.evaluation import tables
 from codedinvnet.net.client import HttpClient, parse_origin
@@ -73,18 +77,73 @@ async def ask(address: str, subject: str, count: int) -> None:
     client.close()
 
 
-def cost(process: Running, subject: str, count: int) -> float:
-    """Return the milliseconds of processor time that a request takes its server's own process."""
+def cost(address: str, pids: Sequence[int], subject: str, count: int) -> list[float]:
+    """Return the milliseconds of processor time that a request takes each of some processes."""
     ticks = []
     for requests in (0, count):
-        asyncio.run(ask(process.address, subject, requests))
-        user, system = process_stat(process.pid)[11:13]
-        ticks.append(int(user) + int(system))
-    return 1000 * (ticks[1] - ticks[0]) / os.sysconf("SC_CLK_TCK") / count
+        asyncio.run(ask(address, subject, requests))
+        stats = [process_stat(pid) for pid in pids]
+        ticks.append(np.array([int(stat[11]) + int(stat[12]) for stat in stats]))
+    spent = 1000 * (ticks[1] - ticks[0]) / os.sysconf("SC_CLK_TCK") / count
+    return [float(each) for each in spent]
 
 
-def run(*, tree: Sequence[Path], requests: int) -> dict[str, Any]:
+def wait_until_one_decides(addresses: Sequence[str]) -> None:
+    """Wait until one of two gateways decides for both.
+
+    Raises:
+        UserError: if none does in ten seconds.
+    """
+    for _ in range(100):
+        sizes = []
+        for address in addresses:
+            with suppress(OSError), urllib.request.urlopen(f"{address}/codedinvnet/status") as got:
+                sizes.append(json.load(got)["members"]["decides_for"])
+        if sorted(sizes) == [0, 2]:
+            return
+        time.sleep(0.1)
+    raise UserError("the gateways do not decide as one")
+
+
+def together(requests: int) -> dict[str, Any]:
+    """Measure one gateway, two processes, and two members; return the rows with their table."""
+    ports, admin = [free_port(), free_port()], free_port()
+    lines = ",".join(f"127.0.0.1:{port}" for port in ports)
+    found: dict[str, list[float]] = {}
+    with ExitStack() as stack:
+        urls = [f"--upstream={url}" for url in stack.enter_context(upstreams())]
+
+        def start(*words: str) -> Running:
+            made: Running = stack.enter_context(command(Path(), "gateway", *urls, *words))
+            return made
+
+        one = start()
+        two = start("--processes", "2", "--admin-port", str(admin))
+        first, second = (start("--members", lines, "--member-port", str(port)) for port in ports)
+        wait_until_one_decides([f"http://127.0.0.1:{admin + number}" for number in range(2)])
+        wait_until_one_decides([first.address, second.address])
+        for number in range(ROUNDS + 1):
+            (alone,) = cost(one.address, [one.pid], "gateway", requests)
+            shared = cost(two.address, [two.pid, *descendants(two.pid)], "gateway", requests)
+            decides, asks = cost(second.address, [first.pid, second.pid], "gateway", requests)
+            if number:  # the first round warms up
+                found.setdefault("one gateway", []).append(alone)
+                found.setdefault("--processes 2, in sum", []).append(sum(shared))
+                found.setdefault("a member that asks", []).append(asks)
+                found.setdefault("the member that decides for it", []).append(decides)
+    rows = [{"of": subject, **spread(values)} for subject, values in found.items()]
+    return {"rows": rows, "table": tables.markdown(DataFrame(rows), FORMATS).strip()}
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Return the median of some rounds, and their range."""
+    return {"ms of a core": statistics.median(values), "from": min(values), "to": max(values)}
+
+
+def run(*, tree: Sequence[Path], requests: int, members: bool = False) -> dict[str, Any]:
     """Measure the checkouts in turn; return the rows with their table."""
+    if members:
+        return together(requests)
     found: dict[tuple[str, str], list[float]] = {}
     with ExitStack() as stack:
         urls = [word for url in stack.enter_context(upstreams()) for word in ("--upstream", url)]
@@ -97,14 +156,11 @@ def run(*, tree: Sequence[Path], requests: int) -> dict[str, Any]:
         }
         for number in range(ROUNDS + 1):
             for place, process in processes.items():
-                seconds = cost(process, place[0], requests)
+                (seconds,) = cost(process.address, [process.pid], place[0], requests)
                 if number:  # the first round warms up
                     found.setdefault(place, []).append(seconds)
     rows = [
-        {
-            **{"of": subject, "checkout": place, "ms of a core": statistics.median(values)},
-            **{"from": min(values), "to": max(values)},
-        }
+        {"of": subject, "checkout": place, **spread(values)}
         for (subject, place), values in found.items()
     ]
     return {"rows": rows, "table": tables.markdown(DataFrame(rows), FORMATS).strip()}
