@@ -39,6 +39,8 @@ BLOCKS = float(os.environ.get("BLOCKS", "0.01"))
 AWAY, BETWEEN = 3.0, 2.0
 """Seconds of a stop or a cut, and of peace before it."""
 KILLED_FOR = 1.0
+PATIENT = 2500.0
+"""Milliseconds: less than a stop lasts."""
 LONGEST = 1.0
 """Seconds before a kill since which requests may be with the killed one."""
 
@@ -252,4 +254,5 @@ async def test_what_clients_see(how: str, together: bool, tmp_path: Path) -> Non
     assert not [end.wrong for end in ends if end.wrong]
     assert not elsewhere
     assert not twice
+    assert levels[-1] < PATIENT, "they waited for it"
     assert copies or not BLOCKS
