@@ -326,18 +326,16 @@ class TaskAssigner:
     # Rule 5
 
     def _for_fallback(self) -> tuple[int, Attempt] | None:
-        if not self._apart or (worker := self._fallbacks.first()) is None:
+        if not self._apart or (worker := next(iter(self._fallbacks), None)) is None:
             return None
         return worker, self._apart.popitem(last=False)[1]
 
     # Rules 2 to 4
 
     def _choose(self, now: float) -> tuple[int, Attempt] | None:
-        passed: set[int] = set()
-        while (worker := self._order.first(passed)) is not None:
+        for worker in self._order:
             room = self._room(worker)
             if room is Room.AHEAD and self.needed < self._tuning.ahead * len(self._mains_up):
-                passed.add(worker)
                 continue
             slowness = self._stats.slowness(worker)
             if slowness > 1.0 and self._few_slow:
@@ -361,7 +359,6 @@ class TaskAssigner:
                 self._look_again(now, wait)
                 if attempt is None:
                     return None  # the other workers are slower still
-            passed.add(worker)
         return None
 
     # Rule 7

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Collection
+from collections.abc import Iterator
 from typing import TypeAlias
 
 Key: TypeAlias = tuple[float, int, int]
@@ -38,20 +38,19 @@ class WorkerOrder:
             self._heap = [(k, i) for i, k in enumerate(self._keys) if k is not None]
             heapq.heapify(self._heap)
 
-    def first(self, excluded: Collection[int] = ()) -> int | None:
-        """Return the worker with the smallest key, or None if all with a key are excluded."""
+    def __iter__(self) -> Iterator[int]:
+        """Yield the workers that have a key, the smallest first; each costs O(log n)."""
         heap, keys = self._heap, self._keys
         passed: list[tuple[Key, int]] = []
-        found: int | None = None
-        while heap:
-            key, worker = heap[0]
-            if keys[worker] != key:
-                heapq.heappop(heap)
-            elif worker in excluded:
-                passed.append(heapq.heappop(heap))
+        try:
+            while heap:
+                key, worker = entry = heapq.heappop(heap)
+                if keys[worker] == key and passed[-1:] != [entry]:
+                    passed.append(entry)
+                    yield worker
+        finally:
+            if self._heap:
+                for entry in passed:
+                    heapq.heappush(self._heap, entry)
             else:
-                found = worker
-                break
-        for entry in passed:
-            heapq.heappush(heap, entry)
-        return found
+                self._heap = passed  # sorted, which is a heap
