@@ -48,6 +48,20 @@ async def test_attempts_are_counted_by_cause(status: int, result: str, whole: bo
         assert g.metric("attempts_total", result=result) == g.metric("attempts_total") == 1
 
 
+async def test_the_queue_is_timed_by_route_also_where_no_upstream_comes_free() -> None:
+    async def stalls(*_: object) -> bytes:
+        await asyncio.sleep(3600)
+        return b""
+
+    async with gateway(stalls, slots=1, deadline_ms=500.0) as g:
+        asked = await asyncio.gather(*[g.ask("POST", "/any") for _ in range(6)])
+        late = [each.status for each in asked].count(504)  # others were refused at once
+        assert 0 < len(g.upstreams[0].requests) < late
+        assert g.metric("queue_seconds_count", route="other") == late
+        assert g.metric("queue_seconds_sum", route="other") > 0.5
+        assert g.metric("queue_seconds_count") == late
+
+
 async def test_refusals_of_what_is_not_read_are_counted(tmp_path: Path) -> None:
     token = tmp_path / "token"
     token.write_text("secret\n")

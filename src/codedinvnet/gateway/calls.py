@@ -164,6 +164,8 @@ class Call(ABC):
         """Count how it ended: its client waits no longer."""
         if not self.is_over and self.outcome:
             self.route.count(self.outcome, self.status)
+            if not self.attempts and self.outcome != "refused":
+                self.route.queued(time.monotonic() - self.came)
         if self.access is not None and not self.is_over:
             self.access.add(self._entry(), self.http_head)
         if self.trace is not None and not self.is_over:

@@ -348,7 +348,7 @@ class Dispatcher:
         if send.copy:
             call.arm = Arm.COPIED
         if not call.attempts:
-            self.metrics.queue_seconds.observe(attempt.began - call.came)
+            call.route.queued(attempt.began - call.came)
         if call.trace is not None:
             earlier, origin = len(call.attempts), endpoint.client.origin
             attempt.trace = call.trace.attempt(earlier, send.copy, origin)

@@ -96,7 +96,9 @@ class GatewayMetrics:
         self.request_seconds = histogram(
             "request_seconds", "From a request's arrival to its first content.", "route"
         )
-        self.queue_seconds = histogram("queue_seconds", "Until a request was given to an upstream.")
+        self.queue_seconds = histogram(
+            "queue_seconds", "Until a request was given to an upstream, or ended without.", "route"
+        )
         self.hedges = counter(
             "hedges", "Copies of late requests: they won, lost, the budget refused them, or the "
             "request was held out to show what happens without.",

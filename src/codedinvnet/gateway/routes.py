@@ -128,6 +128,7 @@ class Route:
         for outcome, status in EXPECTED:  # or Prometheus would miss the first of them
             self._child(outcome, status)
         self._seconds = metrics.request_seconds.labels(name)
+        self._queue_seconds = metrics.queue_seconds.labels(name)
         results = "won", "lost", "refused", "held_out"
         self._hedges = {result: metrics.hedges.labels(name, result) for result in results}
         self.hedge_counts = dict.fromkeys(self._hedges, 0)
@@ -143,6 +144,10 @@ class Route:
         self.proof.add(now, seconds, arm)
         self.history.waited(now, seconds, arm)
         self._everything.waited(now, seconds, arm)
+
+    def queued(self, seconds: float) -> None:
+        """Take in how long a request waited for an upstream."""
+        self._queue_seconds.observe(seconds)
 
     def hedged(self, result: str) -> None:
         """Count a copy that won or lost, or a late request that got none."""
