@@ -24,8 +24,8 @@ from codedinvnet.common.faults import Fault
 from codedinvnet.models import open_model
 from codedinvnet.net.protocol.messages import InferRequest
 from codedinvnet.protection import distil, students
-from codedinvnet.protection.calibration import DECODED, protection_calibration
-from codedinvnet.protection.folder import DESCRIPTION, load_protection
+from codedinvnet.protection.calibration import DECODED
+from codedinvnet.protection.folder import DESCRIPTION, load_protection, protection_calibration
 from codedinvnet.protection.measure import LIMITS
 from codedinvnet.serving.answers import InputRefused
 from codedinvnet.serving.app import open_app

@@ -270,20 +270,37 @@ def print_protection(found: Mapping[str, Any]) -> None:
 
 @command(
     "protect",
-    "measure on held-out images how often a bundle's approximate answers disagree; the shipped "
-    "bundles are calibrated",
-    "codedinvnet calibrate runs/mine/fusion-k10/bundle --data-dir data",
-    bundle_or(),
+    "measure how often approximate answers disagree: a bundle's, on held-out images (the shipped "
+    "ones are calibrated), or again a protection's, on newer inputs",
+    "codedinvnet calibrate model-protection --inputs newer/",
+    bundle_or(", or the folder of a protection"),
+    opt(
+        "--inputs",
+        "of a protection: queries with which it was not trained, as protect takes them",
+        Path,
+        dest="queries",
+    ),
+    opt("--model", "of a protection: the protected model, if it moved", unset="where it was"),
+    opt(
+        "--preprocess",
+        "makes one query of a Pillow image",
+        default="",
+        unset="as when it was protected",
+        metavar="FILE.py:FUNCTION",
+    ),
     *DATA,
     opt("--out", "the file", Path, unset="calibration.json next to the weights"),
     SEED,
     JSON,
 )
-def _calibrate(arguments: argparse.Namespace) -> None:
+def _calibrate(arguments: argparse.Namespace) -> int:
     from codedinvnet.common.files import check_writable
     from codedinvnet.evaluation.trust import calibrate
     from codedinvnet.protection.calibration import FILE
+    from codedinvnet.protection.folder import DESCRIPTION
 
+    if arguments.queries is not None or (Path(arguments.bundle) / DESCRIPTION).is_file():
+        return _renew(arguments)
     bundle = _bundle(arguments)
     path = arguments.out or bundle.folder / FILE
     try:
@@ -299,6 +316,24 @@ def _calibrate(arguments: argparse.Namespace) -> None:
         for kind, curve in calibration.curves.items()
     ]
     print_report({"written": str(path), "images": len(held_out), "curves": curves}, arguments.json)
+    return 0
+
+
+def _renew(arguments: argparse.Namespace) -> int:
+    from codedinvnet.protection.measure import table
+    from codedinvnet.protection.renew import renew
+
+    if arguments.queries is None:
+        raise UserError("calibrate: a protection needs --inputs, queries newer than its own")
+    how = {"model": arguments.model or "", "preprocess": arguments.preprocess}
+    folder = Path(arguments.bundle)
+    before, after = renew(folder, arguments.queries, seed=arguments.seed, **how)
+    if arguments.json:
+        print_report(after, as_json=True)
+    else:
+        print(f"before\n{table(before['table'])}\n\nnow")
+        print_protection(after)
+    return NOTHING_RECOMMENDED if after["recommended"] is None else 0
 
 
 @command(

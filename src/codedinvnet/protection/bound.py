@@ -12,6 +12,7 @@ no longer show that the limit is kept.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -128,6 +129,17 @@ class Curve:
         steps = self.probabilities
         place = np.searchsorted(-self.thresholds, -confidences, side="left")
         return np.asarray(steps[np.minimum(place, len(steps) - 1)])
+
+
+def fewest(limit: float) -> int:
+    """Return how many answers a limit needs at least, if all of them agree."""
+    one, none = np.ones(1), np.zeros(1)
+    counts = range(1, round(100 / limit))
+
+    def enough(count: int) -> bool:
+        return math.isfinite(Curve(one, one * count, none).threshold(limit))
+
+    return counts[bisect_left(counts, True, key=enough)]
 
 
 def spread_of(disagrees: np.ndarray) -> float:

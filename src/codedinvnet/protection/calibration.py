@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from codedinvnet.codes.build import part_beside
 from codedinvnet.codes.registry import find_method
 from codedinvnet.common.errors import UserError
-from codedinvnet.common.files import file_digest, read_json, write_json
+from codedinvnet.common.files import content_digest, file_digest, read_json, write_json
 from codedinvnet.protection.bound import Curve
 
 FILE = "calibration.json"
@@ -65,6 +66,16 @@ class Calibration:
 
     def save(self, path: Path) -> None:
         """Write the file."""
+        write_json(path, self._content(), indent=None)
+
+    def save_anew(self, folder: Path) -> str:
+        """Write a file that is named by its content, and return its name."""
+        content = self._content()
+        name = f"calibration-{content_digest(json.dumps(content).encode())}.json"
+        write_json(folder / name, content, indent=None)
+        return name
+
+    def _content(self) -> dict[str, Any]:
         curves = [
             {
                 **kind._asdict(),
@@ -74,11 +85,14 @@ class Calibration:
             for kind, curve in self.curves.items()
         ]
         content = {"format_version": VERSION, "weights": self.weights, "images": self.images}
-        write_json(path, {**content, "parts": self.parts, "curves": curves}, indent=None)
+        return {**content, "parts": self.parts, "curves": curves}
 
 
 def load_calibration(
-    folder: Path, weights: str, again: str = "`codedinvnet calibrate` makes it"
+    folder: Path,
+    weights: str,
+    again: str = "`codedinvnet calibrate` makes it",
+    name: str = FILE,
 ) -> Calibration:
     """Read the calibration in the folder of a bundle or a protection.
 
@@ -86,9 +100,9 @@ def load_calibration(
         UserError: if there is none, it is damaged, or it is of other weights; `again` says how to
             make one.
     """
-    path = folder / FILE
+    path = folder / name
     if not path.is_file():
-        raise UserError(f"{folder} has no {FILE}: {again}")
+        raise UserError(f"{folder} has no {name}: {again}")
     try:
         raw = read_json(path)
         if raw["format_version"] != VERSION:
@@ -119,11 +133,3 @@ def calibration_of(
         return stored
     part = part or part_beside(folder, found, k)
     return stored.of_part(found.name, k, "" if part is None else file_digest(part))
-
-
-def protection_calibration(folder: Path) -> Calibration:
-    """Read the calibration of a protection."""
-    from codedinvnet.protection.folder import read_description
-
-    digest = read_description(folder).model.digest
-    return load_calibration(folder, digest, "`codedinvnet protect` makes it")

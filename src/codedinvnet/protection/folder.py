@@ -20,6 +20,7 @@ from codedinvnet.models import ModelSource, OpenModel
 from codedinvnet.models.base import DATATYPES, TensorSpec
 from codedinvnet.models.onnx_file import check_installed, export
 from codedinvnet.models.probe import probe_inputs
+from codedinvnet.protection.calibration import FILE, Calibration, load_calibration
 from codedinvnet.protection.costs import too_slow
 from codedinvnet.protection.tasks import Task, task_of
 
@@ -43,6 +44,9 @@ class _Protected(BaseModel):
     source: str
     output: str
     task: dict[str, Any]
+    weights: str | None = None
+    scores: str | None = None
+    inputs: tuple[str, ...] = ()
 
 
 class Row(BaseModel):
@@ -67,6 +71,8 @@ class Description(BaseModel):
     """On disagreement, that suits the recommended backup."""
     reason: str
     table: list[Row]
+    calibration: str = Field(FILE, pattern=r"^calibration[\w-]*\.json$")
+    """The file of its curves."""
 
 
 def read_description(folder: Path, digest: str = "") -> Description:
@@ -97,6 +103,13 @@ def description_digest(folder: Path) -> str:
     return file_digest(folder / DESCRIPTION)
 
 
+def protection_calibration(folder: Path) -> Calibration:
+    """Read the calibration of a protection."""
+    found = read_description(folder)
+    again = "`codedinvnet protect` makes it"
+    return load_calibration(folder, found.model.digest, again, found.calibration)
+
+
 def load_protection(
     folder: str | Path, model: OpenModel, method: str | None = None, digest: str = ""
 ) -> Scheme:
@@ -113,11 +126,7 @@ def load_protection(
     """
     folder = Path(folder)
     found = read_description(folder, digest)
-    if found.model.digest != model.source.digest:
-        raise UserError(
-            f"{folder} protects {found.model.source} with digest {found.model.digest}, but "
-            f"{model.source.source} has {model.source.digest}: run codedinvnet protect on it"
-        )
+    same_model(folder, found, model)
     protected_output(found, model)
     row = backup_row(folder, found, method)
     backup = open_backup(folder, row)
@@ -125,6 +134,15 @@ def load_protection(
     models = {SERVED: Outputs(model, output), BACKUP: Outputs(backup, output, CONFIDENCE)}
     rules = AnswersAll(row.k, BACKUP, cost=Costs(member=row.work), r=row.backup_workers)
     return Scheme(row.method, BackupCode(rules), models, model.signature.inputs[0].shape)
+
+
+def same_model(folder: Path, found: Description, model: OpenModel) -> None:
+    """Raise UserError if a protection is of another model."""
+    if found.model.digest != model.source.digest:
+        raise UserError(
+            f"{folder} protects {found.model.source} with digest {found.model.digest}, but "
+            f"{model.source.source} has {model.source.digest}: run codedinvnet protect on it"
+        )
 
 
 def protected_output(found: Description, model: OpenModel) -> TensorSpec:

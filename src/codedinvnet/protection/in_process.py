@@ -24,12 +24,13 @@ from codedinvnet.models.checkpoint import tensors_digest
 from codedinvnet.models.probe import Opened
 from codedinvnet.models.pytorch import inputs_of, open_module
 from codedinvnet.protection.bound import Curve
-from codedinvnet.protection.calibration import DECODED, protection_calibration
+from codedinvnet.protection.calibration import DECODED
 from codedinvnet.protection.folder import (
     CONFIDENCE,
     DESCRIPTION,
     backup_row,
     open_backup,
+    protection_calibration,
     read_description,
 )
 from codedinvnet.protection.inputs import Given

@@ -101,19 +101,14 @@ def make_protection(options: ProtectOptions) -> dict[str, Any]:
     torch.set_num_threads(1)
     backups = [_measured(options.out, each, teacher, single) for each in trained]
     torch.set_num_threads(options.source.threads)
-    curves = {
-        Kind(each.name, options.k, answer): each.curve
-        for each in backups
-        for answer in (DECODED, GUESSED)
-    }
-    count = len(teacher.rows.calibration)
-    Calibration(teacher.model.source.digest, count, curves).save(options.out / FILE)
+    calibration_of(teacher, backups, options.k).save(options.out / FILE)
     description = {
         "format_version": FORMAT,
-        **_described(options, teacher, backups),
+        **described(teacher, backups, options.k),
         "notes": notes + ladder.notes,
         "settings": {
             **settings,
+            "preprocess": options.preprocess,
             "shift": lesson.shift,
             "variants": len(lesson.pasted) - 1,
             "minutes": options.minutes,
@@ -152,26 +147,35 @@ def _teacher(options: ProtectOptions, notes: list[str]) -> Teacher:
     return ask(model, inputs, rows, options.out / WORK, options.minutes, **meaning)
 
 
-def _described(
-    options: ProtectOptions, teacher: Teacher, backups: Sequence[Candidate]
-) -> dict[str, Any]:
+def calibration_of(teacher: Teacher, backups: Sequence[Candidate], k: int) -> Calibration:
+    """Return the curves of backups."""
+    curves = {
+        Kind(each.name, k, answer): each.curve for each in backups for answer in (DECODED, GUESSED)
+    }
+    return Calibration(teacher.model.source.digest, len(teacher.rows.calibration), curves)
+
+
+def described(teacher: Teacher, backups: Sequence[Candidate], k: int) -> dict[str, Any]:
     """Describe the model and its backups, and recommend one."""
-    rows, model = teacher.rows, teacher.model
+    rows, source = teacher.rows, teacher.model.source
     common = teacher.task.chance(teacher.outputs, rows.train)
     chance = float(common[rows.calibration].mean())
     recommended, limit, reason = recommend(backups, chance)
     return {
         "model": {
-            "source": model.source.source,
-            "digest": model.source.digest,
+            "source": source.source,
+            "weights": source.weights,
+            "scores": source.scores,
+            "inputs": source.inputs,
+            "digest": source.digest,
             "output": teacher.output.name,
             "task": teacher.task.describe(),
         },
-        "k": options.k,
+        "k": k,
         "recommended": recommended,
         "limit": limit,
         "reason": reason,
-        "table": [report(each, options.k) for each in backups],
+        "table": [report(each, k) for each in backups],
         "one_answer": interval(common[rows.test]),
         "split": {part: len(found) for part, found in rows._asdict().items()},
     }
@@ -234,10 +238,16 @@ def _times(teacher: Teacher, single: OpenModel, backup: OpenModel) -> dict[str, 
 
 def _measured(out: Path, trained: Trained, teacher: Teacher, single: OpenModel) -> Candidate:
     """Export a backup and measure it as it is served; its time in turn with the model's."""
-    name, inputs = trained.name, teacher.inputs
-    backup = export_student(out, name, trained.student, teacher)
-    times = _times(teacher, single, backup)
-    task, served = teacher.task, teacher.outputs
+    backup = export_student(out, trained.name, trained.student, teacher)
+    note = "stopped early: its trial fell behind" if trained.stopped else ""
+    return measured(trained.name, backup, _times(teacher, single, backup), teacher, note)
+
+
+def measured(
+    name: str, backup: OpenModel, times: Mapping[str, Interval], teacher: Teacher, note: str
+) -> Candidate:
+    """Return what a backup's answers to the calibration and the test inputs are worth."""
+    inputs, task, served = teacher.inputs, teacher.task, teacher.outputs
 
     def answers(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         found = [backup.run(inputs.batch(part)) for part in batches(rows)]
@@ -254,6 +264,6 @@ def _measured(out: Path, trained: Trained, teacher: Teacher, single: OpenModel) 
         times["model"],
         Answers(sure, task.agree(calibrated, calibration)),
         Answers(test_sure, task.agree(tested, test)),
-        "stopped early: its trial fell behind" if trained.stopped else "",
+        note,
         task.report(tested, test),
     )

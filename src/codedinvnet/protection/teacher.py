@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -37,6 +37,9 @@ LARGEST = 0.5
 """Share of an image that may be pasted over; of a sequence it may be more."""
 PASTED = 0.5
 """Share of the training inputs into which parts of others are pasted, once that is needed."""
+
+Run: TypeAlias = Callable[[Mapping[str, np.ndarray]], np.ndarray]
+"""Returns a model's answers to a batch, flattened."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -286,13 +289,23 @@ def ask(
             f"--minutes: answering {missing} inputs takes the model about "
             f"{seconds * missing / 60:.1f} minutes: give more minutes or fewer inputs"
         )
+    outputs = finite_answers(run, inputs, folder)
+    stated = (scores or "").rpartition(":")[2] if ":" in (scores or "") else ""
+    found = TASKS[task].of(outputs[rows.train], stated, tolerance, cosine)
+    return Teacher(model, spec, found, inputs, rows, outputs, seconds, folder)
+
+
+def finite_answers(run: Run, inputs: Inputs, folder: Path) -> np.ndarray:
+    """Return the model's answers to all inputs; files of them in the folder are reused.
+
+    Raises:
+        UserError: if some aren't finite.
+    """
     outputs = all_answers(run, np.arange(len(inputs)), inputs.batch, folder / "outputs")
     if not np.isfinite(outputs).all():
         wrong = int((~np.isfinite(outputs).all(1)).sum())
         raise UserError(f"the model's answers to {wrong} inputs are not finite: leave these out")
-    stated = (scores or "").rpartition(":")[2] if ":" in (scores or "") else ""
-    found = TASKS[task].of(outputs[rows.train], stated, tolerance, cosine)
-    return Teacher(model, spec, found, inputs, rows, outputs, seconds, folder)
+    return outputs
 
 
 def _proved(model: OpenModel, spec: TensorSpec, few: Mapping[str, np.ndarray]) -> str:
@@ -309,7 +322,7 @@ def _proved(model: OpenModel, spec: TensorSpec, few: Mapping[str, np.ndarray]) -
 
 
 def all_answers(
-    run: Callable[[dict[str, np.ndarray]], np.ndarray],
+    run: Run,
     rows: np.ndarray,
     batch: Callable[[np.ndarray], dict[str, np.ndarray]],
     path: Path,

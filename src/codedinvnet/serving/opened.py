@@ -32,9 +32,13 @@ from codedinvnet.protection.calibration import (
     FILE,
     Calibration,
     calibration_of,
-    protection_calibration,
 )
-from codedinvnet.protection.folder import description_digest, protected_output, read_description
+from codedinvnet.protection.folder import (
+    description_digest,
+    protected_output,
+    protection_calibration,
+    read_description,
+)
 from codedinvnet.protection.tasks import task_of
 from codedinvnet.scheduler.policies import POLICIES
 from codedinvnet.scheduler.settings import coded_too_late
