@@ -22,7 +22,7 @@ class Mutant(NamedTuple):
 
 
 TOKENS = "contract/test_tokens.py"
-LIMITS = "contract/test_limits.py"
+LIMITS, READERS = "contract/test_limits.py", "contract/test_readers.py"
 COPIES = "contract/test_copies.py"
 BROWSERS, STRANGERS = "contract/test_browsers.py", "contract/test_strangers.py"
 CONNECTIONS = "contract/test_connections.py"
@@ -36,8 +36,8 @@ MUTANTS = (
            "right = hmac.compare_digest(token.strip(), self.token.text.encode())",
            "right = True"),
     Mutant("calls over gRPC need no token", "gateway/grpc.py", TOKENS,
-           "if not self.guard.is_right(",
-           "if False and not self.guard.is_right("),
+           "is_known = self.guard.is_right(",
+           "is_known = True or self.guard.is_right("),
     Mutant("the client's token is forwarded where upstreams have none", "gateway/run.py", TOKENS,
            "own if own.path is not None or token.path is not None else None",
            "own if own.path is not None else None"),
@@ -146,8 +146,17 @@ MUTANTS = (
            "                reading.cancel()\n        self._watch()",
            "                pass\n        self._watch()"),
     Mutant("answers over gRPC are not counted", "gateway/grpc.py", LIMITS,
-           "self.memory.take(size)  # until the client has it",
-           "size = 0"),
+           "self.calls.answered(context, len(answer.body))",
+           "self.calls.answered(context)"),
+    Mutant("unread answers over gRPC keep the memory", "net/grpc.py", READERS,
+           "now - since > LONGEST_UNREAD]",
+           "now - since > math.inf]"),
+    Mutant("refused calls over gRPC are kept", "net/grpc.py", READERS,
+           "if len(self._refused) > max(",
+           "if False and len(self._refused) > max("),
+    Mutant("strangers take the calls of others over gRPC", "gateway/grpc.py", READERS,
+           "self.calls.admit(context, False)",
+           "self.calls.admit(context, True)"),
     Mutant("requests have no deadline",
            "scheduler/scheduler.py",
            "gateway/test_limits.py::test_a_deadline_says_where_the_request_was",

@@ -22,7 +22,14 @@ from codedinvnet.gateway.routes import V2_GRPC, Routes
 from codedinvnet.gateway.tokens import UpstreamToken
 from codedinvnet.gateway.tracing import RequestTrace
 from codedinvnet.net.client import CONNECT_TIMEOUT, parse_origin
-from codedinvnet.net.grpc import WINDOW, Turns, at_once, grpc, renewed_credentials, settings
+from codedinvnet.net.grpc import (
+    Calls,
+    Turns,
+    grpc,
+    renewed_credentials,
+    server_settings,
+    settings,
+)  # fmt: skip
 from codedinvnet.net.guard import NEEDED, Guard
 from codedinvnet.net.memory import Memory
 from codedinvnet.net.resolve import Resolver
@@ -278,6 +285,7 @@ class GrpcServer(grpc.GenericRpcHandler):  # type: ignore[misc]
     ) -> None:
         self.dispatcher, self.routes, self.memory = dispatcher, routes, memory
         self.guard, self.upstream_token = guard, upstream_token
+        self.calls = Calls(memory)
         self.is_draining = False
         self.access: AccessLog | None = None
 
@@ -289,14 +297,9 @@ class GrpcServer(grpc.GenericRpcHandler):  # type: ignore[misc]
         Raises:
             UserError: if the address is taken, or not this machine's.
         """
-        options = settings(
-            max_send_message_length=-1, max_receive_message_length=min(most_body, 2**31 - 1),
-            so_reuseport=0, **{"http2.lookahead_bytes": WINDOW, "http2.bdp_probe": 0},
-        )  # fmt: skip
         self._turns = Turns(READS, self.memory, most_body)
-        self._server = grpc.aio.server(
-            handlers=(self,), options=options, maximum_concurrent_rpcs=at_once(self.memory)
-        )
+        options = settings(**server_settings(most_body))
+        self._server = grpc.aio.server(handlers=(self,), options=options)
         where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         try:
             found: int
@@ -326,22 +329,26 @@ class GrpcServer(grpc.GenericRpcHandler):  # type: ignore[misc]
 
     async def _answer(self, method: str, context: Any) -> bytes:
         if method == HEALTH:
+            self.calls.admit(context, False)
             ready = self.dispatcher.cluster.is_ready and not self.is_draining
             return HEALTHY if ready else NOT_SERVING
         sent, codes = dict(context.invocation_metadata() or ()), grpc.StatusCode
-        if not self.guard.is_right(str(sent.get("authorization", "")).encode()):
+        is_known = self.guard.is_right(str(sent.get("authorization", "")).encode())
+        has_room = self.calls.admit(context, is_known)
+        if not is_known:
             self.routes.unread.count("refused", 401)
-            await context.abort(codes.UNAUTHENTICATED, NEEDED)
-        if self.memory.is_full:
+            await self.calls.abort(context, codes.UNAUTHENTICATED, NEEDED)
+        if self.memory.is_full or not has_room:
             self.routes.find(b"POST", method.encode()).count("refused", 503)
-            await context.abort(codes.UNAVAILABLE, "the gateway's memory is full")
+            why = "memory is full" if has_room else "calls are too many"
+            await self.calls.abort(context, codes.UNAVAILABLE, f"the gateway's {why}")
         try:
             message = await self._turns.read(context, READ_TIMEOUT)
         except TimeoutError as error:
             why = str(error) or f"not here after {READ_TIMEOUT:g} s"
-            await context.abort(codes.DEADLINE_EXCEEDED, f"message: {why}")
+            await self.calls.abort(context, codes.DEADLINE_EXCEEDED, f"message: {why}")
         if not isinstance(message, bytes):
-            await context.abort(codes.INVALID_ARGUMENT, "there is no message")
+            await self.calls.abort(context, codes.INVALID_ARGUMENT, "there is no message")
         call = GrpcCall(self, method, message, context)
         try:
             self.dispatcher.submit(call)
@@ -349,17 +356,15 @@ class GrpcServer(grpc.GenericRpcHandler):  # type: ignore[misc]
         except Refused as refused:
             call.note("refused", 503)
             call.end()
-            await context.abort(codes.UNAVAILABLE, str(refused))
+            await self.calls.abort(context, codes.UNAVAILABLE, str(refused))
         except asyncio.CancelledError:
             if not call.is_over:
                 call.note("cancelled", 0)
                 self.dispatcher.cancel(call)
             raise
-        size = len(answer.body)
-        self.memory.take(size)  # until the client has it
-        context.add_done_callback(lambda _: self.memory.give(size))
+        self.calls.answered(context, len(answer.body))
         await context.send_initial_metadata(answer.initial)
         if answer.code is not codes.OK:
-            await context.abort(answer.code, answer.details, answer.trailing)
+            await self.calls.abort(context, answer.code, answer.details, answer.trailing)
         context.set_trailing_metadata(answer.trailing)
         return answer.body

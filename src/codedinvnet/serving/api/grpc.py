@@ -10,8 +10,15 @@ from importlib.metadata import version
 from typing import Any
 
 from codedinvnet.common.errors import UserError
-from codedinvnet.net import server
-from codedinvnet.net.grpc import WINDOW, Turns, at_once, grpc, renewed_credentials
+from codedinvnet.net.grpc import (
+    INT_MAX,
+    Calls,
+    Turns,
+    grpc,
+    renewed_credentials,
+    server_settings,
+    settings,
+)  # fmt: skip
 from codedinvnet.net.guard import NEEDED, Guard
 from codedinvnet.net.http1 import MOST_HEAD
 from codedinvnet.net.logs import log_event
@@ -44,8 +51,6 @@ LONGEST_MESSAGE = 2048
 """Bytes of an error's message. Clients take 8 KB of metadata, and three for some bytes."""
 TOO_LATE = 504
 """The HTTP status of a request whose time was over."""
-INT_MAX = 2**31 - 1
-"""The largest number that an option of gRPC may be."""
 FAULTS = frozenset({"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE"})
 """Codes that tell of the server."""
 
@@ -69,6 +74,7 @@ class GrpcApi:
         self.max_message = service.limits.body
         turns = max(FEWEST_READ, memory.most // max(1, self.max_message))
         self._turns, self._strangers_turns = Turns(turns, memory, 0), Turns(1, memory, 0)
+        self._calls = Calls(memory)
         self._deadline = self.dispatcher.timing.deadline
 
     @asynccontextmanager
@@ -82,17 +88,11 @@ class GrpcApi:
         """
         last = LAST_REQUESTS + 2 * self._deadline
         options = {
-            "grpc.max_send_message_length": -1,
-            "grpc.max_receive_message_length": min(self.max_message, INT_MAX),
-            "grpc.http2.lookahead_bytes": WINDOW,
-            "grpc.http2.bdp_probe": 0,  # it makes the window larger
-            "grpc.max_connection_age_ms": round(1000 * LONGEST_CONNECTION),
-            "grpc.max_connection_age_grace_ms": min(round(1000 * last), INT_MAX),
-            "grpc.so_reuseport": 0,
-            "grpc.server_handshake_timeout_ms": round(1000 * server.HEAD_TIMEOUT),
+            **server_settings(self.max_message),
+            "max_connection_age_ms": round(1000 * LONGEST_CONNECTION),
+            "max_connection_age_grace_ms": min(round(1000 * last), INT_MAX),
         }
-        most = at_once(self.memory)
-        served = grpc.aio.server(options=tuple(options.items()), maximum_concurrent_rpcs=most)
+        served = grpc.aio.server(options=settings(**options))
         served.add_generic_rpc_handlers(self._handlers())
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         try:
@@ -142,10 +142,12 @@ class GrpcApi:
         async def guarded(_: Any, context: Any) -> bytes:
             message = b""
             try:
-                if not is_open:
-                    given = dict(context.invocation_metadata() or ()).get("authorization", "")
-                    if not self.guard.is_right(str(given).encode()):
-                        raise Unauthenticated(NEEDED)
+                given = dict(context.invocation_metadata() or ()).get("authorization", "")
+                is_known = not is_open and self.guard.is_right(str(given).encode())
+                if not self._calls.admit(context, is_known):
+                    self.dispatcher.refuse(1)
+                if not (is_open or is_known):
+                    raise Unauthenticated(NEEDED)
                 if name in WITH_MESSAGE:
                     message = await read_message(context, turns, self._deadline)
                     if name != "ModelInfer" and len(message) > MOST_HEAD:
@@ -160,9 +162,10 @@ class GrpcApi:
                 raise
             else:
                 count(200)
+                self._calls.answered(context, len(found))
                 return found
             count(refused.http)
-            await context.abort(grpc.StatusCode[refused.grpc], cut(refused.message))
+            await self._calls.abort(context, grpc.StatusCode[refused.grpc], cut(refused.message))
             raise AssertionError
 
         return guarded
@@ -235,7 +238,8 @@ class GrpcApi:
 
     async def _no_stream(self, _: Any, context: Any) -> None:
         why = "ModelStreamInfer is not supported: send each request by ModelInfer"
-        await context.abort(grpc.StatusCode.UNIMPLEMENTED, why)
+        self._calls.admit(context, False)
+        await self._calls.abort(context, grpc.StatusCode.UNIMPLEMENTED, why)
 
 
 async def read_message(context: Any, turns: Turns, seconds: float) -> bytes:
