@@ -14,13 +14,13 @@ from codedinvnet.codes.rules import CodeRules, is_systematic
 from codedinvnet.common.errors import UserError
 from codedinvnet.net.logs import log_event
 from codedinvnet.protection.bound import Curve
-from codedinvnet.protection.byzantine import ByzantineDetector, Member
 from codedinvnet.protection.calibration import DECODED, GUESSED, Calibration
-from codedinvnet.protection.watch import Watch
 from codedinvnet.scheduler.policies import Policy
+from codedinvnet.serving.byzantine import ByzantineDetector, Member
 from codedinvnet.serving.decoding import Check, Facts, Found
 from codedinvnet.serving.metrics import Metrics
 from codedinvnet.serving.queries import InFlightQuery
+from codedinvnet.serving.watch import Watch
 
 if TYPE_CHECKING:
     from codedinvnet.codes.base import Scheme

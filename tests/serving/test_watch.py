@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from codedinvnet.protection.watch import BARS, MOST, Watch
+from codedinvnet.serving.watch import BARS, MOST, Watch
 
 BARE = BARS[None]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from codedinvnet.protection.byzantine import ByzantineDetector, Member
+from codedinvnet.serving.byzantine import ByzantineDetector, Member
 
 WORKERS, K = 12, 10
 EXPECTED = np.array([0.002, 0.01, 0.2])
