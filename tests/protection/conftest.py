@@ -27,7 +27,6 @@ def _short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distil, "MOST_ROUNDS", 3)
     monkeypatch.setattr(distil, "FEWEST_STEPS", 8)
     monkeypatch.setattr(students, "WIDTHS", (8, 32))
-    monkeypatch.setattr(students, "RANKS", (0.1, 0.4))
 
 
 def queries(folder: Path) -> Path:

@@ -236,7 +236,6 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as changed:
         changed.setattr(distil, "MOST_ROUNDS", 3)
         changed.setattr(students, "WIDTHS", (4,))
-        changed.setattr(students, "RANKS", (1e-6,))
         command = arguments("averaged", folder / "x.npy", folder / "out")
         assert main([*command, "--minutes", "1"]) in MADE
     return folder / "out"

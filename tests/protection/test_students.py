@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from codedinvnet.codes.equal_cost import count_macs
 from codedinvnet.models import open_model
@@ -14,11 +13,9 @@ from codedinvnet.protection import students
 from codedinvnet.protection.inputs import Inputs, split
 from codedinvnet.protection.students import (
     STUDENTS,
-    LowRank,
     SmallerImages,
     Student,
     Unfit,
-    graph_of,
     kind_of,
 )
 from codedinvnet.protection.teacher import Teacher, ask
@@ -26,8 +23,6 @@ from tests.protection.conftest import PLACE
 from tests.protection.factories import FEATURES
 
 GENERATOR = np.random.default_rng(0)
-WHOLE = {"price": 0.0, "step": 1}
-"""The choice of a low rank that loses nothing."""
 
 
 def tinted(*shape: int) -> np.ndarray:
@@ -123,36 +118,9 @@ def test_a_graph_that_cannot_be_exported_is_refused_before_training(
         raise RuntimeError("no operator for that")
 
     monkeypatch.setattr(students, "export", fails)
-    teacher = teacher_of("residual", tmp_path)
+    teacher = teacher_of("picture", tmp_path)
     with pytest.raises(Unfit, match="no operator for that"):
-        LowRank.choose(teacher, 0.6)
-
-
-@pytest.mark.parametrize("name", ["residual", "likely_picture", "tokens"])
-def test_thinner_layers_know_the_answers_before_any_training(name: str, tmp_path: Path) -> None:
-    teacher = teacher_of(name, tmp_path)
-    student = LowRank(teacher, LowRank.choose(teacher, 0.6)).eval()
-    most = 0.6 * macs(LowRank(teacher, WHOLE).eval(), teacher)
-    assert 0.4 * most < macs(student, teacher) <= most
-    rows = np.arange(300)
-    agreement = (logits(student, teacher, 300).argmax(1) == teacher.outputs.argmax(1)[rows]).mean()
-    assert agreement > np.bincount(teacher.outputs.argmax(1)).max() / 300
-    student.train()
-    loss = student(*student.tensors(teacher.inputs.batch(np.arange(32)))).square().mean()
-    loss.backward()
-    assert all(parameter.grad is not None for parameter in student.parameters())
-
-
-def test_layers_that_lose_nothing_stay(tmp_path: Path) -> None:
-    teacher = teacher_of("residual", tmp_path)
-    student = LowRank(teacher, WHOLE)
-    agrees = logits(student, teacher, 300).argmax(1) == teacher.outputs.argmax(1)
-    assert agrees.mean() > 0.95
-    assert macs(student, teacher) == count_macs(
-        lambda: graph_of(teacher)(torch.zeros(1, 3, 16, 16))
-    )
-    with pytest.raises(Unfit, match="costs more"):
-        LowRank.choose(teacher, 1e-6)
+        SmallerImages.choose(teacher, 0.6)
 
 
 @pytest.mark.parametrize("name", ["picture", "likely_picture"])

@@ -305,20 +305,16 @@ class Graph(nn.Module):
             Unsupported: if an operator is used in a way that is not known.
         """
         (x,) = inputs
-        result: Tensor = self.tensors(x)[self.described["output"]]
-        return result
-
-    def tensors(self, x: Tensor) -> dict[str, Value]:
-        """Return all values of the graph, by their names."""
         found: dict[str, Value] = {self.described["input"]: x, "": None, **self.plain}
         found |= {name: getattr(self, key) for name, key in self.names.items()}
-        for operator, inputs, output, told in self.described["nodes"]:
-            given = [found[name] for name in inputs]
+        for operator, names, output, told in self.described["nodes"]:
+            given = [found[name] for name in names]
             if operator == "BatchNormalization":  # in training by the batch's own statistics
                 found[output] = _normalised(given, told, self.training)
             else:
                 found[output] = OPERATORS[operator](given, told)
-        return found
+        result: Tensor = found[self.described["output"]]
+        return result
 
 
 def read_graph(content: Any, output: str, *, logits: bool) -> Graph:

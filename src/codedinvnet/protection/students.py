@@ -1,17 +1,18 @@
 """Small networks that can stand in for a served model: one class each, listed in `STUDENTS`.
 
 A class says in which sizes it makes networks, turns a size into a `choice` of plain values, and
-builds the untrained network of a choice. The ladder times them. Those made of the served model's
-own graph start from its weights: a network that already knows the classes needs far fewer steps
-than a fresh one.
+builds the untrained network of a choice. The ladder times them. The one of the served model's own
+graph starts from its weights: a network that already knows the classes needs far fewer steps than
+a fresh one.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -19,7 +20,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from codedinvnet.codes.equal_cost import count_macs
 from codedinvnet.common.errors import one_line
 from codedinvnet.models.base import DATATYPES
 from codedinvnet.models.graph import Graph, read_graph
@@ -27,7 +27,6 @@ from codedinvnet.models.onnx_file import export
 from codedinvnet.models.probe import differ
 from codedinvnet.nn.resnet import ResNet
 from codedinvnet.protection.inputs import image_size, is_image, layout
-from codedinvnet.protection.low_rank import Bases, bases_of, normalised, thinner
 from codedinvnet.protection.tasks import Classify
 from codedinvnet.protection.teacher import Teacher
 
@@ -51,19 +50,12 @@ WIDTHS = (4, 8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 """ONNX Runtime computes 8 or 16 channels together: 40 of them take as long as 48."""
 SIDES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 """Of smaller images, in the original's."""
-RANKS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7)
-"""Of thinner layers, in the multiply-adds of the model."""
 SMALLEST = 24
 """Images of a smaller side show too little."""
 CLOSE = 1e-2
 """The graph's scores may differ from the model's by this share of the largest one."""
-TRIED, RANKED = 8, 32
-"""Training inputs that the graph is checked with, and of a batch that its layers are seen with."""
-LARGE = 3 * 128**2
-"""Numbers of an input from which batches are smaller."""
-PRICES, BISECTIONS = (1e-9, 1e9), 24
-STEPS = 8, 1
-"""Numbers of components are multiples of eight, if that can be."""
+TRIED = 8
+"""Training inputs that the graph and masks are checked with."""
 
 
 class Unfit(Exception):
@@ -369,62 +361,32 @@ def sample(teacher: Teacher, count: int) -> Tensor:
     return torch.from_numpy(array).float()
 
 
-def sampled(teacher: Teacher) -> list[Tensor]:
-    """Return SAMPLE training inputs in batches, without a last one of one query.
+class SmallerImages(Student):
+    """The served model's own graph on smaller images."""
 
-    Batches of large images are small: all values of a network are in memory at once.
-    """
-    found = sample(teacher, SAMPLE)
-    large = found[0].numel() > LARGE
-    return [x for x in found.split(RANKED // 4 if large else RANKED) if len(x) > 1]
-
-
-class OwnStudent(Student):
-    """A variant of the served model's graph.
-
-    Args:
-        teacher: the served model.
-        choice: what `choose` found.
-        graph: the part of its graph that is kept; None: all of it.
-    """
-
-    kinds: ClassVar[Sequence[Kind]] = ("images",)
+    family = "smaller-images"
+    kinds = ("images",)
     rates: ClassVar[Mapping[str, float]] = {"learning_rate": 5e-4, "weight_decay": 0.01}
 
-    def __init__(self, teacher: Teacher, choice: Choice, graph: Graph | None = None) -> None:
+    def __init__(self, teacher: Teacher, choice: Choice) -> None:
         super().__init__(teacher, choice)
-        self.network = Graph((graph or graph_of(teacher)).described).eval()
+        self.size = choice["height"], choice["width"]
+        self.pool = max(1, image_size(self.specs[0])[0] // self.size[0])
+        self.network = copy.deepcopy(graph_of(teacher))
         # In bfloat16 the gradients of depthwise convolutions take twice as long.
         nodes = self.network.described["nodes"]
         self.reduced = all(options.get("group", 1) == 1 for *_, options in nodes)
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def prepare(self, x: Tensor) -> Tensor:
-        """Change images (B, C, H, W) before the network sees them."""
-        return x
-
     def forward(self, *inputs: Tensor) -> Tensor:
-        x = self.prepare(self.images(*inputs)).contiguous(memory_format=torch.channels_last)
-        logits: Tensor = self.network(x.permute(0, 2, 3, 1) if self.last else x)
-        return logits
-
-
-class SmallerImages(OwnStudent):
-    """The whole model on smaller images."""
-
-    family = "smaller-images"
-
-    def __init__(self, teacher: Teacher, choice: Choice) -> None:
-        self.size = choice["height"], choice["width"]
-        super().__init__(teacher, choice)
-        self.pool = max(1, image_size(self.specs[0])[0] // self.size[0])
-
-    def prepare(self, x: Tensor) -> Tensor:
+        x = self.images(*inputs)
         if self.pool > 1:
             x = F.avg_pool2d(x, self.pool, ceil_mode=True, count_include_pad=False)
         if x.shape[2:] != self.size:
             x = F.interpolate(x, self.size, mode="bilinear", align_corners=False)
-        return x
+        x = x.contiguous(memory_format=torch.channels_last)
+        logits: Tensor = self.network(x.permute(0, 2, 3, 1) if self.last else x)
+        return logits
 
     @classmethod
     def sizes(cls, teacher: Teacher) -> Sequence[float]:
@@ -444,52 +406,8 @@ class SmallerImages(OwnStudent):
         return choice
 
 
-class LowRank(OwnStudent):
-    """The model with thinner layers, of the principal components that are worth their work."""
-
-    family = "low-rank"
-    kinds = ("images", "tokens")
-
-    def __init__(self, teacher: Teacher, choice: Choice) -> None:
-        super().__init__(teacher, choice, thinner(*layers_of(teacher), **choice))
-        self.network.train()
-        with torch.no_grad():  # normalisations see what the thinner layers give
-            for x in sampled(teacher):
-                self.network(x)
-        self.network.eval()
-
-    @classmethod
-    def sizes(cls, teacher: Teacher) -> Sequence[float]:
-        return RANKS
-
-    @classmethod
-    def choose(cls, teacher: Teacher, size: float) -> Choice:
-        (graph, bases), one = layers_of(teacher), sample(teacher, 1)
-        most = size * count_macs(partial(graph, one))
-        for step in STEPS:
-            low, high = PRICES
-            for _ in range(BISECTIONS):
-                price = (low * high) ** 0.5
-                macs = count_macs(partial(thinner(graph, bases, price, step), one))
-                low, high = (low, price) if macs <= most else (price, high)
-            if high < PRICES[1]:
-                return {"price": high, "step": step}
-        raise Unfit("the model with thinner layers still costs more")
-
-    def forward(self, *inputs: Tensor) -> Tensor:
-        logits: Tensor = self.network(inputs[0].float())
-        return logits
-
-
-@lru_cache(maxsize=1)
-def layers_of(teacher: Teacher) -> tuple[Graph, dict[str, Bases]]:
-    """Return a model's graph, ready for training, and the bases of its layers."""
-    graph = normalised(graph_of(teacher), sample(teacher, RANKED))
-    return graph, bases_of(graph, sampled(teacher))
-
-
 STUDENTS: Mapping[str, type[Student]] = {
     student.family: student
-    for student in (FreshImages, FreshVectors, FreshTokens, FreshSignals, SmallerImages, LowRank)
+    for student in (FreshImages, FreshVectors, FreshTokens, FreshSignals, SmallerImages)
 }
 """The ladder's candidates."""
