@@ -15,6 +15,9 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+import tritonclient.grpc.aio as rpc
+import tritonclient.http.aio as http
+from tritonclient.utils import InferenceServerException
 
 import codedinvnet
 from codedinvnet.cli import main
@@ -22,13 +25,14 @@ from codedinvnet.common.distributions import Distribution
 from codedinvnet.common.errors import UserError
 from codedinvnet.common.faults import Fault
 from codedinvnet.models import open_model
+from codedinvnet.net.listening import free_port
 from codedinvnet.net.protocol.messages import InferRequest
 from codedinvnet.protection import distil, students
 from codedinvnet.protection.calibration import DECODED
 from codedinvnet.protection.folder import DESCRIPTION, load_protection, protection_calibration
 from codedinvnet.protection.measure import LIMITS
 from codedinvnet.serving.answers import InputRefused
-from codedinvnet.serving.app import open_app
+from codedinvnet.serving.app import open_app, running
 from codedinvnet.serving.config import ServeOptions
 from codedinvnet.serving.opened import check
 from codedinvnet.serving.workers.faults import FaultyPool, Schedule
@@ -271,6 +275,35 @@ def test_an_input_that_the_model_fails_on_is_refused_after_one_try(
             await app.dispatcher.stop()
 
     asyncio.run(ask())
+
+
+@pytest.mark.parametrize("ids", [99, 8])
+async def test_a_wrong_input_is_refused_over_grpc_as_over_http(ids: int, texts: Path) -> None:
+    """Each of two clients gets the model's reason, and no approximate answer."""
+    method, port = description(texts)["table"][0]["method"], free_port()
+    options = served(
+        texts, source=f"{PLACE}:averaged", policy="auto", method=method, port=0, grpc_port=port
+    )
+    async with running(options) as (url, app):
+        name, told = app.service.served.name, []
+        for module, address in ((http, url.removeprefix("http://")), (rpc, f"127.0.0.1:{port}")):
+
+            async def ask(client: Any, number: int, module: Any = module) -> Any:
+                tensor = module.InferInput("ids", [1, 20], "INT64")
+                tensor.set_data_from_numpy(np.full((1, 20), number, np.int64))
+                return await client.infer(name, [tensor])
+
+            async with module.InferenceServerClient(address) as client:
+                for _ in range(3):
+                    with pytest.raises(InferenceServerException) as caught:
+                        await ask(client, ids)
+                    told.append((caught.value.status(), caught.value.message()))
+                found = await ask(client, 1)
+                assert found.as_numpy("output").shape == (1, 3)
+    statuses, messages = zip(*told, strict=True)
+    assert statuses == ("400",) * 3 + ("StatusCode.INVALID_ARGUMENT",) * 3
+    assert len(set(messages)) == 1, "the same reason"
+    assert "the model fails on this input: " in messages[0]
 
 
 @pytest.mark.parametrize(("asked", "recommended"), [(None, True), (0.3, True), (None, False)])
