@@ -9,7 +9,7 @@ NEWEST = $(firstword $(shell command -v python3.14 python3.13 python3.12 python3
 
 # Image sets: from data/ if it is there, else downloaded into the cache.
 DATA := $(if $(wildcard data),--data-dir data)
-BENCHMARKS := accuracy backup-long equal-cost equal-cost-long policies spread auto off-map two-losses few-workers
+BENCHMARKS := accuracy backup-long equal-cost equal-cost-long policies spread auto off-map two-losses few-workers members
 
 # What README's first table shows, a file each: one that is there is kept, whatever it depends on.
 BUNDLES := mnist fashion cifar10
@@ -112,6 +112,7 @@ RUN_spread = python -m benchmarks sweep configs/bench/simulate-spread.json $(QUI
 RUN_auto = python -m benchmarks sweep configs/bench/simulate-auto.json $(QUICK) --out $(TO)/auto.jsonl
 RUN_off-map = python -m benchmarks sweep configs/bench/simulate-off-map.json $(QUICK) --out $(TO)/off-map.jsonl
 RUN_two-losses = python -m benchmarks sweep configs/bench/simulate-two-losses.json $(QUICK) --out $(TO)/two-losses.jsonl
+RUN_members = python -m benchmarks sweep configs/bench/simulate-members.json $(QUICK) --out $(TO)/members.jsonl
 RUN_few-workers = python -m benchmarks sweep configs/bench/simulate-few-workers.json $(QUICK) --out $(TO)/few-workers.jsonl
 
 define benchmark

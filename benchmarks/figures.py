@@ -45,6 +45,7 @@ COMMANDS = {
     "two-losses.jsonl": SIMULATE.format("two-losses"),
     "few-workers.jsonl": SIMULATE.format("few-workers"),
     "spread.jsonl": SIMULATE.format("spread"),
+    "members.jsonl": SIMULATE.format("members"),
     "protect/digits-mlp.json": "python -m benchmarks protected digits-mlp --out FOLDER, for",
     "paper-mnist-k2.json": "python ./main.py --config_file configs/mnist.json -fusion --nactors 2 "
     "-test_fusion && cp runs/mnist/fusion-k2/evaluation.json",
@@ -134,6 +135,7 @@ TABLES: Mapping[str, tuple[Sequence[str], Callable[[Path], str]]] = {
     "two-losses": swept("two-losses.jsonl"),
     "few-workers": swept("few-workers.jsonl"),
     "spread": swept("spread.jsonl"),
+    "members": rows_in("members.jsonl", policies.members),
     "auto": rows_in("auto.jsonl", policies.choosing),
     "over-hedge": rows_in("auto.jsonl", policies.over_hedge),
     "off-map": rows_in("off-map.jsonl", policies.choosing),
@@ -143,7 +145,7 @@ TABLES: Mapping[str, tuple[Sequence[str], Callable[[Path], str]]] = {
 folder. Without files it is made of the bundles' own."""
 
 
-SIMULATED = ("policies", "auto", "off-map", "two-losses", "few-workers", "spread")
+SIMULATED = ("policies", "auto", "off-map", "two-losses", "few-workers", "spread", "members")
 """The files of rows that the simulator makes."""
 
 

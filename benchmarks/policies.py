@@ -191,3 +191,34 @@ def over_hedge(path: Path) -> str:
 def _over(late: Series, to: Series) -> Series:
     """Return a policy's p99.9 over another, by place; 1 where both are infinite."""
     return (late / to).where(late != to, 1.0).dropna()
+
+
+def members(path: Path) -> str:
+    """Return p50 / p99 / p99.9 in ms of several gateways: alone, and as members.
+
+    A line for each number of gateways, fault and load; a column for each time of a message. The
+    last one has the time from which on p99 is lower if all decide alone.
+    """
+    lines: dict[tuple[str, str, str], dict[str, Mapping[str, Any]]] = {}
+    for row in read_rows(path, sweep.KIND):
+        fault, variant = row["stragglers"].split(", ", 1)
+        size, way = variant.split(": ")
+        lines.setdefault((size, fault, f"{row['load']:.0%}"), {})[way] = row
+    table = []
+    for (size, fault, load), found in lines.items():
+        late = {way: row["p99_ms"] for way, row in found.items()}
+        times = [way for way in late if way.endswith("ms")]
+        better = [n for n, way in enumerate(times) if late[way] <= late["alone"]]
+        worse = times[max(better, default=-1) + 1 :]
+        told = {
+            way: " / ".join(f"{row[level]:.0f}" for level in ("p50_ms", "p99_ms", "p999_ms"))
+            for way, row in found.items()
+        }
+        place = {
+            "gateways, servers": size.replace(" before ", ", "),
+            "fault, load": f"{fault}, {load}",
+        }
+        table.append(
+            {**place, **told, "alone is better from": worse[0] if worse else "none of these"}
+        )
+    return tables.markdown(DataFrame(table))

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks import sweep as module
+from benchmarks.policies import members
 from benchmarks.sweep import (
+    KIND,
     Point,
     Sweep,
     read_rows,
@@ -17,6 +20,7 @@ from benchmarks.sweep import (
 from codedinvnet.codes import registry
 from codedinvnet.common.errors import UserError
 from codedinvnet.common.files import read_json
+from codedinvnet.common.grid import Cell, append_row
 from codedinvnet.simulation.figures import simulate
 from codedinvnet.simulation.scenario import parse_scenario
 from tests.conftest import Command
@@ -165,3 +169,17 @@ def test_the_command_line(tmp_path: Path, call_benchmarks: Command) -> None:
     path.write_text('{"base": {}, "load": [0.5]}')
     outcome = call_benchmarks("sweep", path, "--out", out)
     assert "unknown key 'load': did you mean 'loads'" in outcome.err
+
+
+def test_the_table_of_members_says_from_when_alone_is_better(tmp_path: Path) -> None:
+    late = {"one": 11, "alone": 30, "0.1 ms": 12, "2 ms": 29, "5 ms": 31, "10 ms": 40}
+    for fault, factor in (("none", 1.0), ("pareto", 0.5)):
+        for way, p99 in late.items():
+            figures = {"p50_ms": 10.0, "p999_ms": 50.0}
+            figures["p99_ms"] = p99 * (1.0 if way == "alone" else factor)
+            place = Point(f"{fault}, 4 before 8: {way}", 1, 0.4, "hedge")._asdict()
+            append_row(tmp_path / "rows", Cell(KIND, place, {}, partial(dict, figures)).row())
+    none, pareto = members(tmp_path / "rows").strip().splitlines()[2:]
+    assert none.startswith("| 4, 8 | none, 40% | 10 / 11 / 50 | 10 / 30 / 50 |")
+    assert none.endswith("| 5 ms |")
+    assert pareto.endswith("| none of these |")
