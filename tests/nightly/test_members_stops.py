@@ -64,11 +64,11 @@ class Slow(Upstream):
         asked: the number of each request that came.
     """
 
-    def __init__(self, host: str) -> None:
+    def __init__(self, host: str, seed: int) -> None:
         super().__init__(self.handle, host)
         self.asked: list[int] = []
         self.turn = asyncio.Lock()
-        self.chance = random.Random(0)
+        self.chance = random.Random(seed)
 
     async def handle(self, request: Request, _: asyncio.StreamWriter) -> bytes:
         self.asked.append(int(request.path[1:]))
@@ -158,7 +158,9 @@ async def fleet(how: str, together: bool, folder: Path) -> AsyncIterator[tuple[F
             host, places = "127.0.0.1", None
             if how == "cut":
                 host, places = stack.enter_context(machines(GATEWAYS))
-            upstreams = [await servers.enter_async_context(Slow(host)) for _ in range(UPSTREAMS)]
+            upstreams = [
+                await servers.enter_async_context(Slow(host, seed)) for seed in range(UPSTREAMS)
+            ]
             more = ["--member-token-file", str(token)] if together else []
             found = commands(places, [one.url for one in upstreams], more)
             made = Fleet(found, folder / "log", stack)
