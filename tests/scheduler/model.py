@@ -537,7 +537,9 @@ class Model:
         for index, worker in enumerate(scheduler.assigner.workers):
             fallback = index >= self.rules.mains
             concurrency, load = scheduler.assigner.concurrency, len(worker.running)
-            slots = self.rules.fallback_slots if fallback else concurrency.slots(index)
+            slots = self.rules.fallback_slots if fallback else scheduler.assigner.slots(index)
+            if index not in self.down and not fallback and slots < concurrency.slots(index):
+                assert scheduler.next_timer() is not None, "it would be held back for ever"
             drains = load > 0 and concurrency.drains(index)
             kept = not fallback and scheduler.assigner.is_kept_back(index)
             if index in self.down or load >= slots or drains or kept:

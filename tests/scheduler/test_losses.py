@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
+
 from codedinvnet.scheduler.actions import DEADLINE, Answer, AnswerDecoded, Fail, Replace, Send
+from codedinvnet.scheduler.tuning import TUNING
 from tests.scheduler.model import FINAL, Model, only
 from tests.scheduler.situations import coded
 
@@ -82,3 +85,62 @@ def test_a_query_that_is_lost_too_often_fails() -> None:
     assert not model.ended
     model.fail(*model.data(query))
     assert isinstance(model.ended[query], Fail)
+
+
+def busy(model: Model, seconds: float) -> None:
+    """Let all workers do what they have in a time, and take what waits."""
+    running = list(model.at)
+    model.wait(seconds)
+    model.result(*running)
+
+
+@pytest.fixture(params=[4, None])
+def usual(request: pytest.FixtureRequest) -> Model:
+    """Three workers with several slots, found or given, whose usual times are known."""
+    model = Model("uncoded", 3, slots=request.param, hang_timeout=100.0)
+    for _ in range(20):
+        model.submit(3)
+        busy(model, 0.01)
+    return model
+
+
+def test_a_worker_that_is_back_gets_one_task_more_for_each_that_it_does_in_normal_time(
+    usual: Model,
+) -> None:
+    usual.kill(0)
+    usual.up(0)
+    usual.submit(100)
+    assert usual.loads[0] == 1
+    full = usual.loads[1]
+    assert full > 2
+    for each in range(2, full + 1):
+        busy(usual, 0.01)
+        assert usual.loads[0] >= min(each, full)
+    usual.drain()
+
+
+def test_a_worker_that_is_back_and_cold_gets_one_task_at_a_time_but_not_for_ever(
+    usual: Model,
+) -> None:
+    usual.kill(0)
+    usual.up(0)
+    usual.submit(40)
+    for _ in range(2):
+        cold = [attempt for attempt, worker in usual.at.items() if worker == 0]
+        usual.wait(1.0)
+        usual.result(*cold)
+        assert usual.loads[0] <= 1 < usual.loads[1]
+    usual.wait(TUNING.ramp)
+    assert usual.loads[0] > 1, "its tasks are long: that says nothing"
+    usual.drain()
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_workers_that_come_back_together_get_what_the_others_could_not_do(
+    usual: Model, count: int
+) -> None:
+    usual.kill(*range(count))
+    usual.up(*range(count))
+    usual.submit(100)
+    assert min(usual.loads) > 1
+    usual.drain()

@@ -33,6 +33,10 @@
    others. A task waits for the worker that would take the least time for it, for `stays` times as
    long as the one that could take it now would take longer (a ski rental: whatever it waits for,
    it loses at most a fixed number of times what was best in hindsight).
+8. A worker that is new, or back, may be cold. It gets one task at a time, and one more for each
+   that it does in normal time, until it has all its slots, and for `ramp` seconds at most. Where
+   all come back, or more than `few_slow` of them, none is held back: the others could not do their
+   work.
 """
 
 from __future__ import annotations
@@ -83,6 +87,15 @@ class Worker:
         return next((attempt.started for attempt in self.running.values()), None)
 
 
+@dataclass(slots=True)
+class Ramp:
+    """A worker that may be cold (rule 8)."""
+
+    until: float
+    tasks: int = 1
+    """How many it gets at a time."""
+
+
 class TaskAssigner:
     """The workers, and the tasks that wait for one.
 
@@ -119,6 +132,7 @@ class TaskAssigner:
         """The workers before this one are no fallbacks."""
         self._mains_up = set(range(self._mains))
         self._stats = stats
+        self._ramps: dict[int, Ramp] = {}
         self._first: OrderedDict[int, Attempt] = OrderedDict()
         self._rest: OrderedDict[int, Attempt] = OrderedDict()
         self._order = WorkerOrder(count)
@@ -140,8 +154,12 @@ class TaskAssigner:
     @property
     def _few_slow(self) -> bool:
         """Whether so few workers are slow that the others must be quicker."""
-        slow = self._mains_up & self._stats.slow
-        return len(slow) <= max(1.0, self._tuning.few_slow * len(self._mains_up))
+        return len(self._mains_up & self._stats.slow) <= self._most_slow
+
+    @property
+    def _most_slow(self) -> float:
+        """How many workers can be slow, or cold, while the others are not."""
+        return max(1.0, self._tuning.few_slow * len(self._mains_up))
 
     def meets(self, queries: int) -> None:
         """Take in what a request of so many queries finds."""
@@ -241,6 +259,7 @@ class TaskAssigner:
         worker = self.workers[index]
         self.up.discard(index)
         self._mains_up.discard(index)
+        self._ramps.pop(index, None)
         self._stats.renew(index)
         self.caches.renew(index)
         self.concurrency.renew(index)
@@ -253,17 +272,47 @@ class TaskAssigner:
             attempt.group.left(index)
         return lost
 
-    def restore(self, index: int) -> None:
-        """A worker is up."""
+    def restore(self, index: int, now: float) -> float:
+        """A worker is up; return until when it may be cold."""
+        until = now + self._tuning.ramp
         self.up.add(index)
         if index < self._mains:
             self._mains_up.add(index)
-        self.reorder(index)
+            if self.concurrency.slots(index) > 1:
+                self._ramps[index] = Ramp(until)
+        self.reorder_all()
+        return until
+
+    def ramps(self, index: int) -> bool:
+        """Return whether a worker may be cold (rule 8)."""
+        return index in self._ramps
+
+    def did(self, index: int, in_time: bool) -> None:
+        """A worker that may be cold has done a task, in normal time or not."""
+        ramp = self._ramps[index]
+        ramp.tasks += in_time
+        if ramp.tasks >= self.concurrency.slots(index):
+            del self._ramps[index]
+        self.reorder_all()
+
+    def end_ramp(self, index: int, now: float) -> None:
+        """Give a worker all its tasks if it has been up for long enough."""
+        ramp = self._ramps.get(index)
+        if ramp is not None and now >= ramp.until:
+            del self._ramps[index]
+            self.reorder_all()
+
+    def slots(self, index: int) -> int:
+        """Return how many tasks a worker gets at a time (rules 2 and 8)."""
+        slots, ramps, up = self.concurrency.slots(index), self._ramps, len(self._mains_up)
+        if index not in ramps or len(ramps) == up or len(ramps) > self._most_slow:
+            return slots
+        return min(slots, ramps[index].tasks)
 
     def reorder(self, index: int) -> None:
         """Take note that a worker's load, turn, health or slowness has changed."""
         worker = self.workers[index]
-        load, slots = len(worker.running), self.concurrency.slots(index)
+        load, slots = len(worker.running), self.slots(index)
         if index >= self._mains:
             free = index in self.up and load < self._fallback_slots
             self._fallbacks.update(index, (1.0, load, worker.turn) if free else None)

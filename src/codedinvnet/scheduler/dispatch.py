@@ -322,6 +322,9 @@ class Dispatcher:
             return  # its time is that of the late one
         before = self.stats.slowness(worker)
         seconds = self.now - began
+        if assigner.ramps(worker) and not is_cut:
+            ratio = self.stats.ratio(seconds, attempt.kind, attempt.traffic)
+            assigner.did(worker, in_time=ratio < self.tuning.slow)
         retry = self.stats.took(self.now, worker, attempt.kind, seconds, attempt.traffic, is_cut)
         ahead, found = attempt.ahead or self.now, assigner.concurrency
         overtook = attempt.place > 1 and not attempt.ahead and assigner.workers[worker].has_late
@@ -421,6 +424,8 @@ class Dispatcher:
                 return identity not in flying.attempts
             case "retry":
                 return identity not in self.stats.slow
+            case "ramp":
+                return not self.assigner.ramps(identity)
             case "recheck":
                 return False
             case _:

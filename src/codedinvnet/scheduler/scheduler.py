@@ -130,7 +130,7 @@ class Scheduler:
             case WorkerLost(worker, reason, unsent_ones):
                 completion.worker_lost(worker, reason, unsent_ones)
             case WorkerUp(worker):
-                self.assigner.restore(worker)
+                on.timers.set(self.assigner.restore(worker, now), "ramp", worker)
             case Decoded(number):
                 if (query := self._decoding(number)) is not None:
                     completion.decoded(query)
@@ -246,6 +246,8 @@ class Scheduler:
                 case "retry":
                     if self.stats.retry(now, identity):
                         self.assigner.reorder(identity)
+                case "ramp":
+                    self.assigner.end_ramp(identity, now)
                 case "recheck":
                     on.recheck = None
                 case "resend":

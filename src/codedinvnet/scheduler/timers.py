@@ -11,6 +11,7 @@ Kind: TypeAlias = Literal[
     "group",
     "hang",
     "late",
+    "ramp",
     "recheck",
     "resend",
     "retry",

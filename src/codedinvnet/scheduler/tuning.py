@@ -71,6 +71,9 @@ class Tuning:
 
     # Which worker takes which task
 
+    ramp: float = 10.0
+    """Seconds that a worker which is back may be cold at most: what has done no task in that time
+    does long ones, and must not be idle for longer. One that has done some is known by then."""
     ahead: float = 0.5
     """Tasks that wait for each worker where one gets more than it computes at once (record 58). One
     raises p50 and p99 of a gateway at 90 % by a sixth; without the rule p50 is ten times as long
