@@ -121,9 +121,9 @@ def build_parser() -> argparse.ArgumentParser:
     add = benchmark(
         "proxy",
         "count what clients see of failing replicas, stops and stalls, through each proxy",
-        "--peer gateway haproxy-leastconn --only 429 stream",
+        "--peer gateway haproxy envoy --only 429 stream",
     )
-    add("--peer", nargs="+", help="gateway, and contenders of peers (gateway, haproxy-leastconn)")
+    add("--peer", nargs="+", help="gateway, haproxy, envoy, or contenders of peers (the first two)")
     add("--only", nargs="+", default=[], metavar="WORD", help="situations with one of these words")
 
     add = benchmark(

@@ -7,6 +7,7 @@ traffic is on a route that every proxy was told to be safe, half on one that nob
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import signal
 import tempfile
@@ -20,7 +21,7 @@ from typing import Any, TypeAlias
 
 from pandas import DataFrame
 
-from benchmarks.peers.contenders import CHAT, CONTENDERS, Contender, Site
+from benchmarks.peers.contenders import CHAT, CONTENDERS, UNNAMED, Contender, Site
 from benchmarks.processes import running
 from codedinvnet.common.errors import UserError
 from codedinvnet.net.client import HttpClient, parse_origin
@@ -29,11 +30,15 @@ from codedinvnet.net.listening import free_port
 REPLICAS, SLOTS, SERVICE = 3, 8, 0.01
 REQUESTS, RATE = 600, 100.0
 """Requests of a situation that counts errors, and how many a second."""
-UNNAMED = "/predict"
 PATIENCE = 20.0
 """Seconds after which a client gives up: later than any proxy."""
 SLOW = 0.3
 """Seconds that an answer of a slow replica takes."""
+COLD, WARMING, DOWN = 1.0, 5.0, 2.0
+"""Seconds that an answer of a replica takes which has just been started, for how many seconds, and
+for how many it is gone before."""
+LATE = 0.1
+"""Seconds after which an answer is late, of replicas that take a tenth of that."""
 IDLE = 2.0
 """Seconds without a byte after which a stream is to end, where the proxy can be told."""
 FAULTS = ("slow", "hung", "killed", "500", "503", "429", "garbage")
@@ -174,6 +179,20 @@ class Trial:
                     replica.stop()
         return sum(status != 200 for status in await asyncio.gather(*asking))
 
+    async def seconds(self, path: str, count: int) -> list[float]:
+        """Return how long each of some requests took; infinite of those without an answer."""
+
+        async def one() -> float:
+            began = time.monotonic()
+            status = await self.ask(path)
+            return time.monotonic() - began if status == 200 else math.inf
+
+        began, asking = time.monotonic(), []
+        for number in range(count):
+            await asyncio.sleep(max(0.0, began + number / RATE - time.monotonic()))
+            asking.append(asyncio.ensure_future(one()))
+        return await asyncio.gather(*asking)
+
     async def open_stream(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """Ask for a stream, on a connection of its own."""
         host, port = self.url.removeprefix("http://").split(":")
@@ -192,6 +211,18 @@ async def _mixed(trial: Trial, fault: str, count: int) -> float:
     for replica in trial.replicas[:count]:
         replica.behave = FAULTY.get(fault, answers)
     return await trial.errors((UNNAMED, CHAT), count if fault == "killed" else 0)
+
+
+async def _returns(trial: Trial, path: str) -> float:
+    """Return how many requests were late after a restart, from when the replica was back."""
+    replica, loop = trial.replicas[0], asyncio.get_running_loop()
+    await trial.seconds(path, REQUESTS // 3)
+    replica.stop()
+    await trial.seconds(path, round(DOWN * RATE))
+    replica.behave = partial(answers, seconds=COLD)
+    await replica.start()
+    loop.call_later(WARMING, setattr, replica, "behave", answers)
+    return sum(each > LATE for each in await trial.seconds(path, REQUESTS))
 
 
 async def _stalled(trial: Trial) -> float:
@@ -287,7 +318,6 @@ class Situation:
         wanted: the figure at most.
         options: of the gateway.
         only_ours: whether others have nothing like it.
-        safe: whether HAProxy and Envoy are told that requests may be sent twice.
     """
 
     run: Callable[[Trial], Awaitable[float]]
@@ -295,10 +325,10 @@ class Situation:
     wanted: float | None = None
     options: tuple[str, ...] = ()
     only_ours: bool = False
-    safe: bool = False
 
 
 ERRORS = f"errors of {REQUESTS}"
+LATE_ONES = f"late or failed of {REQUESTS}"
 SITUATIONS: dict[str, Situation] = {
     "500 at once, unnamed": Situation(partial(_failing, fault="500"), ERRORS, 36),
     "429, Retry-After 3, unnamed": Situation(partial(_failing, fault="429"), ERRORS, 36),
@@ -308,11 +338,17 @@ SITUATIONS: dict[str, Situation] = {
     "the client leaves": Situation(_leaves, "s until the replica knows", 0.2),
     "a stop in a stream": Situation(_stopped, "events lost of 16", 0, ("--deadline-ms", "3000")),
     "all answer 429": Situation(
-        _refused, "requests upstream for 40", 44, ("--route", f"POST {CHAT} hedge=on"), safe=True
+        _refused, "requests upstream for 40", 44, ("--route", f"POST {CHAT} hedge=on")
     ),
     "a cold start with 6 s of computing": Situation(
-        _cold, "requests upstream for 1", 1, ("--route", f"POST {CHAT} hedge=on"), safe=True
+        _cold, "requests upstream for 1", 1, ("--route", f"POST {CHAT} hedge=on")
     ),
+    **{
+        f"a replica returns cold, {name}": Situation(
+            partial(_returns, path=path), LATE_ONES, wanted, ("--route", f"POST {CHAT} hedge=on")
+        )
+        for name, path, wanted in (("unnamed", UNNAMED, 6), ("named", CHAT, 1))
+    },
     "SIGHUP": Situation(partial(_signalled, number=signal.SIGHUP), "errors of 40", 0),
     "SIGUSR1": Situation(
         partial(_signalled, number=signal.SIGUSR1), "errors of 40", 0, only_ours=True
@@ -355,8 +391,8 @@ async def _trial(peer: str, situation: Situation) -> AsyncIterator[Trial]:
                 await replica.start()
                 stack.callback(replica.stop)
             ports = [replica.port for replica in replicas]
-            site = Site(folder, free_port(), ports, SLOTS, safe=situation.safe)
-            contender = ours(situation.options) if peer == "gateway" else CONTENDERS[peer]
+            site = Site(folder, free_port(), ports, SLOTS)
+            contender = ours(situation.options) if peer == "gateway" else PEERS[peer]
             process = running(*contender.command(site), ready="", log=folder / "log")
             found = await asyncio.to_thread(process.__enter__)
             stack.push_async_callback(asyncio.to_thread, process.__exit__, None, None, None)
@@ -373,6 +409,13 @@ async def _trial(peer: str, situation: Situation) -> AsyncIterator[Trial]:
             yield trial
 
 
+PEERS: dict[str, Contender] = {
+    "envoy": CONTENDERS["envoy-least-request"],
+    "haproxy": CONTENDERS["haproxy-leastconn"],
+    **CONTENDERS,
+}
+
+
 async def _measure(peer: str, situation: Situation) -> float:
     async with _trial(peer, situation) as trial:
         return round(await situation.run(trial), 2)
@@ -382,17 +425,15 @@ def run(peer: Sequence[str] | None = None, only: Sequence[str] = ()) -> dict[str
     """Put each proxy into each situation.
 
     Args:
-        peer: `gateway`, or names of `peers`' contenders; None: the gateway and HAProxy.
+        peer: `gateway`, `haproxy`, `envoy`, or names of `peers`' contenders; None: the first two.
         only: the situations that have one of these words in them; empty: all.
 
     Raises:
         UserError: if a name is unknown, or a program is not installed.
     """
-    peers = peer or ("gateway", "haproxy-leastconn")
-    if unknown := set(peers) - {"gateway", *CONTENDERS}:
-        raise UserError(
-            f"--peer: unknown {sorted(unknown)}; known: gateway, {', '.join(CONTENDERS)}"
-        )
+    peers = peer or ("gateway", "haproxy")
+    if unknown := set(peers) - {"gateway", *PEERS}:
+        raise UserError(f"--peer: unknown {sorted(unknown)}; known: gateway, {', '.join(PEERS)}")
     chosen = {
         name: each
         for name, each in SITUATIONS.items()

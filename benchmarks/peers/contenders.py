@@ -22,6 +22,8 @@ RETRIES = 2
 MEMBER = -5_000
 """From a gateway's port to the one for other members."""
 CHAT = "/v1/chat/completions"
+UNNAMED = "/predict"
+"""A path whose requests nobody has called safe to repeat; all others are."""
 INSTALL = "pip install -e '.[benchmarks]' && apt-get install haproxy nginx-light"
 CONFIGURATIONS = Path(__file__).parent / "configurations"
 
@@ -36,7 +38,6 @@ class Site:
         upstreams: ports of the servers.
         slots: requests that an upstream should handle at a time, for proxies that must know it.
         tuning: seconds of the setting that is tuned, where there is one.
-        safe: whether requests may be sent twice.
         instances: ports of all instances, this one's among them.
     """
 
@@ -45,7 +46,6 @@ class Site:
     upstreams: list[int]
     slots: int = 1
     tuning: float = 0.0
-    safe: bool = True
     instances: list[int] = field(default_factory=list)
 
     def each(self, text: str) -> str:
@@ -88,7 +88,8 @@ class Contender:
             return " ".join([self.program, *self.words(site)])
         text = (CONFIGURATIONS / self.file).read_text(encoding="utf-8")
         usual = {"port": site.port, "folder": site.folder, "slots": site.slots}
-        return Template(text).substitute({**usual, "retries": RETRIES, **self.values(site)})
+        usual |= {"retries": RETRIES, "unnamed": UNNAMED}
+        return Template(text).substitute({**usual, **self.values(site)})
 
     def command(self, site: Site) -> list[str]:
         """Write the configuration into the site's folder; return the command that runs it.
@@ -116,14 +117,12 @@ class Contender:
 
 
 def _envoy(site: Site) -> Mapping[str, object]:
-    again = ",reset,5xx,retriable-status-codes" * site.safe
     hedging = f"""\
                     per_try_timeout: {site.tuning:g}s    # tuned for each fault
                   # What has no answer by then is sent to another server, too.
                   hedge_policy: {{hedge_on_per_try_timeout: true}}"""
     address = "{socket_address: {address: 127.0.0.1, port_value: PORT}}"
     return {
-        "retried": "connect-failure,refused-stream" + again,
         "count": len(site.upstreams),
         "hedging": hedging if site.tuning else "",
         "servers": site.each(f"        - endpoint: {{address: {address}}}"),
@@ -131,18 +130,14 @@ def _envoy(site: Site) -> Mapping[str, object]:
 
 
 def _haproxy(site: Site) -> Mapping[str, object]:
-    again = " empty-response junk-response response-timeout 408 429 500 502 503 504" * site.safe
     return {
-        "retried": "conn-failure" + again,
         "patience": f"{1000 * (site.tuning or TIMEOUT):.0f}ms",
         "servers": site.each("    server sN 127.0.0.1:PORT"),
     }
 
 
 def _nginx(site: Site) -> Mapping[str, object]:
-    statuses = "http_429 http_500 http_502 http_503 http_504" + " non_idempotent" * site.safe
     return {
-        "retried": f"error timeout invalid_header {statuses}",
         "tries": RETRIES + 1,
         "servers": site.each("        server 127.0.0.1:PORT max_fails=3 fail_timeout=1s;"),
     }

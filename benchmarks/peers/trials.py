@@ -241,7 +241,7 @@ def measure(trial: Trial) -> dict[str, Any]:
         for port in listens:
             folder = Path(name) / str(port)
             folder.mkdir()
-            given = (trial.slots, trial.tuning, trial.kind != "unnamed", listens)
+            given = (trial.slots, trial.tuning, listens)
             command = CONTENDERS[trial.peer].command(Site(folder, port, ports, *given))
             proxies.append(stack.enter_context(running(*command, ready="", log=log)))
             stack.callback(kill, proxies[-1].pid)
