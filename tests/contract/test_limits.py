@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -30,13 +29,6 @@ MIB = 1 << 20
 def anyio_backend() -> str:
     """asyncio's own loop, whose clock can be put forward."""
     return "asyncio"
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    found = Clock()
-    monkeypatch.setattr(time, "monotonic", found)
-    return found
 
 
 @asynccontextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -33,13 +32,6 @@ NO_WINDOW = b"\x00\x04" + bytes(4)
 def anyio_backend() -> str:
     """asyncio's own loop, whose clock can be put forward."""
     return "asyncio"
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    found = Clock()
-    monkeypatch.setattr(time, "monotonic", found)
-    return found
 
 
 def frame(kind: bytes, stream: int, payload: bytes) -> bytes:

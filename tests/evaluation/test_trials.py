@@ -65,8 +65,6 @@ NONE = {"methods": ["none"]}
     [
         ([{"methods": ["pram"]}], "unknown 'pram': did you mean 'parm'?"),
         ([{**NONE, "datasets": ["cifar"]}], "blocks.0.datasets: unknown 'cifar'"),
-        ([{**NONE, "k": [1]}], "blocks.0.k.0"),
-        ([{**NONE, "seeds": [-1]}], "blocks.0.seeds.0"),
         ([{**NONE, "patterns": 1001}], "blocks.0.patterns"),
         ([{**NONE, "typo": 1}], "blocks.0.typo"),
         ([{"methods": ["coded-invnet"], "bases": ["resnet"]}], "needs the invertible base model"),

@@ -51,10 +51,7 @@ def test_the_command_line_comes_before_the_file(tmp_path: Path) -> None:
 BAD: list[tuple[list[str], str]] = [
     ([], "SOURCE: is needed, on the command line or in --config FILE"),
     (["m", "--k", "0"], "--k: must be greater than or equal to 1, got 0"),
-    (["m", "--k", "1e9"], "--k: must be a whole number"),
     (["m", "--k", "1000000000"], "--k: must be less than or equal to 100"),
-    (["m", "--deadline-ms", "nan"], "--deadline-ms: must be"),
-    (["m", "--port", "65536"], "--port: must be less than or equal to 65535"),
     (["m", "--max-disagreement", "1"], "--max-disagreement: must be less than 1"),
     (["m", "--set", "name"], "--set: must be NAME=VALUE, got 'name'"),
     (["m", "--set", "nam=x"], "--set: 'nam' is no option, did you mean 'name'?"),
@@ -66,9 +63,6 @@ BAD_FILES: list[tuple[Any, str]] = [
     ([], "must be a JSON object of options"),
     ({"kk": 4}, "'kk' is no option"),
     ({"k": "4"}, 'k: must be a valid integer, got "4"'),
-    ({"demo": 1}, "demo: must be a valid boolean, got 1"),
-    ({"input": "a"}, 'input: must be a valid array, got "a"'),
-    ({"k": None, "port": True}, "port: must be a valid integer"),
 ]
 
 

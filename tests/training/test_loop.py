@@ -13,7 +13,7 @@ from codedinvnet.common.config import Settings, parse_settings
 from codedinvnet.common.errors import UserError
 from codedinvnet.data import load_images
 from codedinvnet.models.checkpoint import load_checkpoint
-from codedinvnet.training.loop import LATEST, Stage, differing_keys, train_stage, warmup_cosine
+from codedinvnet.training.loop import LATEST, Stage, train_stage, warmup_cosine
 from codedinvnet.training.network import NetworkStage, network_settings
 from tests.conftest import tiny_settings
 from tests.training.runs import network_stage
@@ -30,22 +30,6 @@ def test_rate_rises_then_falls() -> None:
     assert all(a > b for a, b in pairwise(factors[10:]))
     assert 0 < factors[-1] < 0.001
     assert warmup_cosine(total, total, warmup) == pytest.approx(0.0)
-
-
-@pytest.mark.parametrize(
-    ("a", "b", "expected"),
-    [
-        ({"x": 1}, {"x": 1}, []),
-        ({"x": (1, 2)}, {"x": [1, 2]}, []),
-        ({"x": 1, "y": {"z": 2}}, {"x": 1, "y": {"z": 3}}, ["y.z 2 -> 3"]),
-        ({"x": 1}, {"y": 2}, ["x 1 -> None", "y None -> 2"]),
-        ({"x": {"a": 1}}, {"x": 5}, ["x {'a': 1} -> 5"]),
-        ({"x": [1, 2]}, {"x": [1, 2, 3]}, ["x [1, 2] -> [1, 2, 3]"]),
-        (None, {"x": 1}, [" None -> {'x': 1}"]),
-    ],
-)
-def test_differing_keys(a: Any, b: Any, expected: list[str]) -> None:
-    assert differing_keys(a, b) == expected
 
 
 class Scripted(Stage):
