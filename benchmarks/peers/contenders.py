@@ -121,9 +121,15 @@ def _envoy(site: Site) -> Mapping[str, object]:
                     per_try_timeout: {site.tuning:g}s    # tuned for each fault
                   # What has no answer by then is sent to another server, too.
                   hedge_policy: {{hedge_on_per_try_timeout: true}}"""
+    timeouts = """\
+      # A try that took too long calls for a copy; it is no failure of its server.
+      split_external_local_origin_errors: true
+      enforcing_consecutive_local_origin_failure: 0
+      enforcing_local_origin_success_rate: 0"""
     address = "{socket_address: {address: 127.0.0.1, port_value: PORT}}"
     return {
         "count": len(site.upstreams),
+        "timeouts": timeouts if site.tuning else "",
         "hedging": hedging if site.tuning else "",
         "servers": site.each(f"        - endpoint: {{address: {address}}}"),
     }
