@@ -101,7 +101,7 @@ class Endpoint:
         self.latencies = RollingQuantiles()
 
     def answered(self, began: float, now: float, is_ok: bool) -> None:
-        """Take note of an answer to a request that was sent at a time."""
+        """Record an answer to a request that was sent at a time."""
         self.heard = now
         if is_ok:
             self.answered_at, self.failures, self.silent = now, 0, 0
@@ -190,7 +190,7 @@ class Cluster:
         return any(endpoint.is_up for endpoint in self)
 
     def has_others(self, endpoint: Endpoint) -> bool:
-        """Tell whether another upstream is up."""
+        """Return whether another upstream is up."""
         return any(other.is_up and other is not endpoint for other in self.mains_here())
 
     def mains_here(self) -> Iterator[Endpoint]:
@@ -253,13 +253,13 @@ class Cluster:
             endpoint.forget()
 
     def is_here(self, endpoint: Endpoint) -> bool:
-        """Tell whether an endpoint was not removed."""
+        """Return whether an endpoint was not removed."""
         return self.endpoints[endpoint.worker] is endpoint
 
     # Ejection
 
     def blame(self, endpoint: Endpoint, failure: Failure) -> None:
-        """Take note of a failure, and eject the endpoint if it is to blame."""
+        """Record a failure, and eject the endpoint if it is to blame."""
         if failure.cause in (Cause.LOST, Cause.NO_FILES) or not self.is_here(endpoint):
             return
         endpoint.failures += 1

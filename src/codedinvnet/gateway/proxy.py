@@ -51,10 +51,10 @@ class Client(Protocol):
         """Take the next part of the body."""
 
     def end_body(self, trailers: Fields) -> None:
-        """Take note that the body is complete."""
+        """Called when the body is complete."""
 
     def abort(self, last: bytes = b"") -> None:
-        """Take note that the rest will not come but for a last part of a stream."""
+        """Called when the rest will not come, except for a last part of a stream."""
 
     def refuse(self, status: int, reason: str, retry_after: int = 0) -> None:
         """Take an error of the gateway's own."""
@@ -146,7 +146,7 @@ class HttpCall(Call):
         return [start + own + self._rest, *self.body]
 
     def blames(self, status: int) -> bool:
-        """Tell whether a status tells of a failure of the upstream, which another may make up for.
+        """Return whether a status tells of a failure of the upstream that another may make up for.
 
         A client whose request must not be repeated gets whatever its upstream says.
         """

@@ -313,7 +313,7 @@ SETTINGS: dict[str, Callable[[str], dict[str, Any]]] = {
 
 
 def is_stateful(head: RequestHead, body: Sequence[bytes]) -> bool:
-    """Tell whether a V2 inference request must not be repeated.
+    """Return whether a V2 inference request must not be repeated.
 
     Requests of a sequence change a state of their server, and a late copy would write into shared
     memory. What is packed is not looked into, and not repeated.

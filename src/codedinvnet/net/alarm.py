@@ -45,7 +45,7 @@ class CatchUp:
         self._since, self._turns, self._quiet = 0.0, 0, 0
 
     def heard(self, began: float) -> None:
-        """Take note of an answer to what began at that time; what began since counts for nothing.
+        """Record an answer to what began at that time; what began since counts for nothing.
 
         A busy service always has such answers, and nothing would ever be called late.
         """

@@ -66,10 +66,10 @@ class Receiver(Protocol):
         """Take a part of the body."""
 
     def on_end(self, trailers: Fields) -> None:
-        """Take note that the answer is complete."""
+        """Called when the answer is complete."""
 
     def on_lost(self, error: Exception) -> None:
-        """Take note that the rest of the answer will not come."""
+        """Called when the rest of the answer will not come."""
 
 
 class Origin(NamedTuple):
@@ -129,7 +129,7 @@ def parse_origin(url: str, flag: str = "--upstream", kind: str = "http") -> Orig
 
 
 def _is_host(name: str) -> bool:
-    """Tell whether a text may be a host's name or address, whoever has it.
+    """Return whether a text may be a host's name or address, whoever has it.
 
     Resolving another one is no OSError, as that of an unknown name is.
     """
@@ -189,7 +189,7 @@ class Connection(asyncio.Protocol):
             self._poll.register(descriptor, select.POLLIN)
 
     def is_quiet(self) -> bool:
-        """Tell whether another request may be written: nothing came that is not read yet."""
+        """Return whether another request may be written: nothing came that is not read yet."""
         if not self.sound or self.transport.is_closing():
             return False
         return self._poll is None or not self._poll.poll(0)

@@ -171,7 +171,7 @@ class ResponseHead(Head):
         self.status, self.reason = status, reason
 
     def has_body(self, method: bytes) -> bool:
-        """Tell whether an answer to a method may have a body."""
+        """Return whether an answer to a method may have a body."""
         return method != b"HEAD" and self.status >= 200 and self.status not in (204, 304)
 
 

@@ -81,5 +81,5 @@ class Lasting:
             log_event(event, level, reason=reason, **fields)
 
     def end(self) -> None:
-        """Take note that the condition is over."""
+        """Record that the condition is over."""
         self._logged.clear()

@@ -31,7 +31,7 @@ class Memory:
         return 4 * self.used >= 3 * self.most
 
     def is_full_for(self, own: int) -> bool:
-        """Tell whether a request that holds some bytes already may hold no more."""
+        """Return whether a request that holds some bytes already may hold no more."""
         return self.used > self.most or 8 * (self.used - own) >= 7 * self.most
 
     def take(self, size: int) -> None:

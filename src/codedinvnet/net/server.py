@@ -63,13 +63,13 @@ class Call(Protocol):
     """A request that is answered later."""
 
     def gone(self) -> None:
-        """Take note that the client hung up."""
+        """Called when the client hangs up."""
 
     def pause(self) -> None:
-        """Take note that the client is slow to read its answer."""
+        """Called when the client reads its answer slowly."""
 
     def resume(self) -> None:
-        """Take note that the client has read what waited for it."""
+        """Called when the client has read what waited for it."""
 
 
 class Handler(Protocol):
@@ -91,7 +91,7 @@ class Handler(Protocol):
         """
 
     def replied(self, head: RequestHead | None, status: int, client: Answers) -> None:
-        """Take note of an answer of the server's own; the head is None if it was malformed."""
+        """Called after an answer of the server's own; the head is None if it was malformed."""
 
 
 class ClientConnection(asyncio.Protocol):
@@ -307,7 +307,7 @@ class ClientConnection(asyncio.Protocol):
         self._at = self._ahead_size = 0
 
     def _accepts(self, head: RequestHead, waits: bool) -> bool:
-        """Tell whether a request is read on, and tell a client that waits for this."""
+        """Return whether a request is read on, and tell a client that waits for this."""
         self._came, self.since = self.since, time.monotonic()
         self._refusal = self.server.handler.precheck(head)
         if self.is_stranger and self._refusal is None and self.server.handler.trusts(head):
@@ -320,7 +320,7 @@ class ClientConnection(asyncio.Protocol):
     # Answers
 
     def is_kept(self) -> bool:
-        """Tell whether the connection stays open behind the answer."""
+        """Return whether the connection stays open behind the answer."""
         head = self.reader.head
         if head is None or not head.keeps:
             return False
@@ -496,7 +496,7 @@ def _least_useful(connection: ClientConnection) -> tuple[bool, float]:
 
 
 def is_readable(transport: asyncio.BaseTransport) -> bool:
-    """Tell whether a connection's socket has bytes, or an end, that were not read yet."""
+    """Return whether a connection's socket has bytes, or an end, that were not read yet."""
     poll = select.poll()
     poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
     return bool(poll.poll(0))

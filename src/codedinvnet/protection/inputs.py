@@ -31,7 +31,7 @@ CHANNELS = (1, 3)
 
 
 def is_image(spec: TensorSpec) -> bool:
-    """Tell whether an input looks like an image, (C, H, W) or (H, W, C)."""
+    """Return whether an input looks like an image, (C, H, W) or (H, W, C)."""
     return len(spec.shape) == 3 and (spec.shape[0] in CHANNELS or spec.shape[2] in CHANNELS)
 
 

@@ -100,7 +100,7 @@ class AnswerGate:
         return None if self.watch is None else self.watch.releasing
 
     def releases(self, found: Found, size: int, query: InFlightQuery | None) -> bool:
-        """Tell whether an approximate answer is released; note how likely it is to agree."""
+        """Return whether an approximate answer is released; note how likely it is to agree."""
         if query is None or query.outcome not in (DECODED, GUESSED):
             return True  # a direct answer may have come meanwhile
         query.agreement = self.agreement(found, size, query.outcome)

@@ -156,7 +156,7 @@ class InferRequest:
         return sum([size_of(array) for array in self.inputs.values()])
 
     def wants_binary(self, output: str) -> bool:
-        """Tell whether an output is to be sent in binary."""
+        """Return whether an output is to be sent in binary."""
         return next((o.binary for o in self.outputs if o.name == output), self.binary)
 
 

@@ -160,7 +160,7 @@ class HttpApi:
         return self.tracing.request(f"{method} infer", names, about)
 
     def _inferred(self, head: RequestHead) -> bool:
-        """Tell whether a request asks for inference; refuse it if that cannot be now."""
+        """Return whether a request asks for inference; refuse it if that cannot be now."""
         found = INFER.fullmatch(head.path)
         if found is None:
             return False
@@ -294,7 +294,7 @@ def written(request: InferRequest, answer: ServedResponse, packs: bool) -> Reply
 
 
 def wants_gzip(accepted: str) -> bool:
-    """Tell whether an Accept-Encoding header asks for gzip; a weight of 0 forbids it."""
+    """Return whether an Accept-Encoding header asks for gzip; a weight of 0 forbids it."""
     for part in accepted.lower().split(","):
         coding, _, weight = part.partition(";")
         if coding.strip() == "gzip":

@@ -80,7 +80,7 @@ def page_state(service: InferenceService, *, demo: bool) -> dict[str, Any]:
 
 
 def silent(busy_since: float | None, now: float) -> bool:
-    """Tell whether a worker has been at one task for a suspiciously long time."""
+    """Return whether a worker has been at one task for a suspiciously long time."""
     return busy_since is not None and now - busy_since > SILENT_AFTER
 
 

@@ -140,7 +140,7 @@ class FaultyPool:
         return any(self._doomed(place, fault, origin) for origin in task.origins)
 
     def _doomed(self, place: int, fault: Fault, origin: Origin) -> bool:
-        """Tell whether a fault hits the query that has this place in its request."""
+        """Return whether a fault hits the query that has this place in its request."""
         own = f"/{place}" if place else ""  # each has its targets
         fate = random.Random(f"{self.schedule.seed}/request/{origin.request}{own}")
         return fate.random() < fault.probability and fate.randrange(origin.size) == origin.position

@@ -189,7 +189,7 @@ class Connection(asyncio.Protocol):
         return future
 
     def bury(self, reason: str) -> None:
-        """Take note that the worker is gone: what it had to do is lost."""
+        """Called when the worker is gone: what it had to do is lost."""
         if self.dead:
             return
         self.dead = reason

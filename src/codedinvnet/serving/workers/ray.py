@@ -67,7 +67,7 @@ def say(data: dict[str, Any], *_: object, **__: object) -> None:
 
 
 def has_token() -> bool:
-    """Tell whether the user has a token of Ray's, in the places where it looks for one."""
+    """Return whether the user has a token of Ray's, in the places where it looks for one."""
     if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
         return True
     try:
@@ -194,7 +194,7 @@ class RayPool:
             ) from error
 
     def _is_cut_off(self) -> bool:
-        """Tell whether this process's node is out of the cluster, so that no actor can start."""
+        """Return whether this process's node is out of the cluster, so that no actor can start."""
         try:
             own = self.ray.get_runtime_context().get_node_id()
             return not any(n["Alive"] for n in self.ray.nodes() if n["NodeID"] == own)
