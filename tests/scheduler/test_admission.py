@@ -81,6 +81,17 @@ def test_nothing_is_refused_below_capacity() -> None:
     assert (found.refused, found.late) == (0, 0)
 
 
+@pytest.mark.parametrize(("workers", "service", "deadline"), [(1, 5.0, 30.0), (6, 10.0, 60.0)])
+@pytest.mark.parametrize("load", [3, 5])
+def test_few_slow_answers_tell_how_many_can_wait(
+    workers: int, service: float, deadline: float, load: float
+) -> None:
+    seconds = 3000.0
+    found = simulate(workers, service, load, deadline, seconds)
+    assert found.answered >= 0.95 * seconds * workers / service
+    assert found.late < 0.001 * found.answered
+
+
 SLEEPERS, SLEEP = 6, 0.04
 
 

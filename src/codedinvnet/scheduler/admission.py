@@ -7,9 +7,10 @@ import math
 SHARE = 0.5
 """Share of a query's time that may pass with those before it. The rest is for what takes longer
 than the last seconds' work did: dead workers, lost tasks."""
-MEMORY = 2.0
+MEMORY, FEWEST = 2.0, 10
 """Seconds of full work that the rate of answers is of, and seconds that a refused query counts;
-what is longer ago fades."""
+what is longer ago fades. Of slow answers, so many have to come before they fade: the rate of one or
+two is anything."""
 SHORTEST = 0.05
 """Seconds of full work that it is of at least, in the beginning."""
 LONGEST_WAIT = 60
@@ -44,10 +45,11 @@ class Admission:
 
     def note(self, now: float, pending: int, answered: int = 0) -> None:
         """Take in how many queries are unanswered from now on, and how many just were answered."""
-        kept = math.exp((self._at - now) / MEMORY)
-        self._refused *= kept
+        self._refused *= math.exp((self._at - now) / MEMORY)
         if self._full:
-            self._time = self._time * kept + MEMORY * (1 - kept)
+            memory = max(MEMORY, FEWEST / max(self.rate, 1e-9))
+            kept = math.exp((self._at - now) / memory)
+            self._time = self._time * kept + memory * (1 - kept)
             self._answers = self._answers * kept + answered
         self._at, self._full = now, pending > self.workers
 

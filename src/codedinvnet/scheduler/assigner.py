@@ -1,7 +1,8 @@
 """Which worker takes which task.
 
-1. A task that no worker is at waits in one line, in the order of coming. Tasks that are *first*
-   (copies of late queries, and what was lost) wait before the others.
+1. A task that no worker is at waits in one line, by priority, and of one priority in the order of
+   coming. Tasks that are *first* (copies of late queries, and what was lost) wait before the others
+   of their priority.
 2. A worker has slots. One with a free slot takes the first task that it may. Of several workers,
    those that are not slow come first, then the least loaded, then the one whose turn it is. A
    worker that is *stuck*, at a late task and without an answer since, comes after the others.
@@ -50,6 +51,7 @@ from enum import Enum
 
 from codedinvnet.scheduler.caches import Caches
 from codedinvnet.scheduler.concurrency import Concurrency
+from codedinvnet.scheduler.events import PRIORITIES
 from codedinvnet.scheduler.group import Traffic, size_class
 from codedinvnet.scheduler.order import WorkerOrder
 from codedinvnet.scheduler.queries import Attempt, Query
@@ -133,8 +135,8 @@ class TaskAssigner:
         self._mains_up = set(range(self._mains))
         self._stats = stats
         self._ramps: dict[int, Ramp] = {}
-        self._first: OrderedDict[int, Attempt] = OrderedDict()
-        self._rest: OrderedDict[int, Attempt] = OrderedDict()
+        self._lines = [OrderedDict[int, Attempt]() for _ in range(2 * len(PRIORITIES))]
+        """The tasks that wait: of each priority those that are first, and the others."""
         self._order = WorkerOrder(count)
         """The workers with a free slot."""
         self._apart: OrderedDict[int, Attempt] = OrderedDict()
@@ -189,14 +191,15 @@ class TaskAssigner:
         self._leave(attempt)
 
     def _line(self, attempt: Attempt) -> OrderedDict[int, Attempt]:
-        return self._first if attempt.first else self._rest
+        return self._lines[2 * attempt.priority + (not attempt.first)]
 
     def _leave(self, attempt: Attempt) -> None:
         self.needed -= not (attempt.extra or attempt.hedge)
         del self._line(attempt)[attempt.identity]
 
-    def _lines(self) -> tuple[Iterable[Attempt], ...]:
-        return self._first.values(), self._rest.values()
+    def _waits(self) -> Iterator[Attempt]:
+        """Return the tasks that wait, in their order."""
+        return itertools.chain.from_iterable(line.values() for line in self._lines)
 
     def take(self, now: float) -> tuple[int, Attempt] | None:
         """Return a worker and the task that it begins now; None if no worker can take any."""
@@ -393,7 +396,7 @@ class TaskAssigner:
                 offered = self._offered(now, wait, math.ceil((slowness - 1.0) * others))
             else:
                 wait = 0.0
-                offered = itertools.chain(*self._lines())
+                offered = self._waits()
             attempt = None
             for attempt in offered:
                 if room is Room.BEHIND and not (attempt.probes or self._overtook >= 0.5):
@@ -457,15 +460,15 @@ class TaskAssigner:
         def waited(attempt: Attempt) -> bool:
             return now >= attempt.queued + wait
 
-        lines = self._lines()
         back: Iterable[Attempt] = ()
         if self.waiting > place:
-            back = itertools.islice(itertools.chain(*lines), place, None)
-        return itertools.chain(*(itertools.takewhile(waited, line) for line in lines), back)
+            back = itertools.islice(self._waits(), place, None)
+        long = (itertools.takewhile(waited, line.values()) for line in self._lines)
+        return itertools.chain(*long, back)
 
     def _look_again(self, now: float, wait: float) -> None:
-        for line in self._lines():
-            at = next((a.queued + wait for a in line if a.queued + wait > now), None)
+        for line in self._lines:
+            at = next((a.queued + wait for a in line.values() if a.queued + wait > now), None)
             if at is not None and (self.recheck is None or at < self.recheck):
                 self.recheck = at
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple, TypeAlias
 
+HIGH, NORMAL, LOW = PRIORITIES = range(3)
+"""Where all workers are busy, queries wait until those of higher priority are sent."""
+
 
 class Submit(NamedTuple):
     """Queries have come, which make one request."""
@@ -28,6 +31,8 @@ class Submit(NamedTuple):
     """What each begins with, for workers that cache it: see `Prompt`."""
     size: int = 0
     """Bytes of each, if there are keys."""
+    priority: int = NORMAL
+    """One of `PRIORITIES`."""
 
 
 class Resumed(NamedTuple):

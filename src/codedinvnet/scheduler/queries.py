@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from codedinvnet.scheduler.caches import Prompt
+from codedinvnet.scheduler.events import NORMAL
 from codedinvnet.scheduler.group import ALIKE, CodingGroup, Traffic
 
 
@@ -56,6 +57,7 @@ class Query:
     """How late it was when a copy of it was last considered."""
     prompt: Prompt | None = None
     """What workers cache of it; None if they don't."""
+    priority: int = NORMAL
 
     @property
     def is_waiting(self) -> bool:
@@ -117,6 +119,11 @@ class Attempt:
     """Of its prompt, by worker, when it began to wait: bytes that are not cached there."""
     new: Traffic | None = None
     """What its worker computes of its prompt."""
+
+    @property
+    def priority(self) -> int:
+        """Which tasks wait for which; parities are as normal as most."""
+        return NORMAL if self.query is None else self.query.priority
 
     @property
     def number(self) -> int:

@@ -161,7 +161,7 @@ class Scheduler:
                 member = group.join(number, traffic)
                 query = Query(
                     number, event.accept_decoded, event.deadline, group, member, traffic,
-                    event.repeatable, event.delay, prompt=prompt,
+                    event.repeatable, event.delay, prompt=prompt, priority=event.priority,
                 )  # fmt: skip
                 grouping.joined(query)
                 if own is None and group.is_full:
@@ -176,7 +176,7 @@ class Scheduler:
         group = self.grouping.new()
         query = Query(
             number, event.accept_decoded, event.deadline, group, group.join(number, traffic),
-            traffic, event.repeatable, event.delay,
+            traffic, event.repeatable, event.delay, priority=event.priority,
         )  # fmt: skip
         self.queries[number] = query
         on.timers.set(query.deadline, "deadline", number)
