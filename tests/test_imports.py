@@ -20,7 +20,6 @@ KNOWN = {
     ring("gateway", "attempts", "proxy"),
     ring("gateway", "calls", "cluster"),
     ring("net", "answers", "server"),
-    ring("scheduler", "assigner", "auto", "dispatch", "policies", "settings"),
 }
 """Circles that are still to be mended; no other may come, and one that is gone leaves this list."""
 

@@ -1,7 +1,7 @@
 """The driver: feeds events to the scheduler, and has its actions carried out.
 
-The gateway, the service and the simulator share it. Each gives it what differs: how a task is
-started, an answer given, a timer set. Events that come while actions are carried out wait for their
+The gateway, the service and the simulator share it. Each brings what differs: how it starts a task,
+answers a query and sets a timer. Events that come while actions are carried out wait for their
 turn, so that nothing is entered twice.
 
 A front end and a scheduler know of each other only what passes here, so that a wire fits between
@@ -77,7 +77,7 @@ class FrontEnd(Protocol):
         """Let go of attempts' outputs and of queries: nothing will ask for them."""
 
     def decided(self, decided: Decided) -> None:
-        """Tell others what is done about late answers from now on."""
+        """Report what is done about late answers from now on."""
 
     def set_timer(self, at: float | None) -> None:
         """Feed `TimerDue` at this time; an earlier one will do."""
@@ -138,7 +138,7 @@ class Driver:
         self._front_end.set_timer(self._scheduler.next_timer())
 
     def _carry_out_all(self, now: float, actions: Sequence[Action]) -> None:
-        """Carry actions out: tasks are started before answers are given, as workers wait."""
+        """Carry actions out: tasks start before answers leave, as workers wait."""
         if len(actions) > 1:
             actions = sorted(actions, key=_comes_later)
         for action in actions:

@@ -6,8 +6,8 @@ import pytest
 
 from codedinvnet.codes.rules import AnswersAll, Parities
 from codedinvnet.scheduler.actions import AnswerDecoded, Decided, Decode, Seen, Send
-from codedinvnet.scheduler.auto import Decider
 from codedinvnet.scheduler.policies import CODED, HEDGE
+from codedinvnet.scheduler.policies.auto import Decider
 from codedinvnet.scheduler.tuning import TUNING, Tuning
 from tests.scheduler.model import ErasureCode, Model, only
 from tests.scheduler.situations import know_times

@@ -8,8 +8,7 @@ from typing import Any, ClassVar
 import pytest
 
 from codedinvnet.scheduler.actions import Answer, Forget, Send
-from codedinvnet.scheduler.dispatch import Dispatcher
-from codedinvnet.scheduler.policies import POLICIES, Launch, Policy, Then
+from codedinvnet.scheduler.policies import POLICIES, Launch, Policy, Sender, Then
 from codedinvnet.scheduler.queries import Attempt
 from tests.scheduler.model import ErasureCode, Model
 from tests.scheduler.situations import hedging
@@ -35,13 +34,13 @@ class Own(Policy):
 
     title: ClassVar[str] = "own"
 
-    def begun(self, on: Dispatcher, attempt: Attempt) -> None:
-        on.watch(attempt)
+    def begun(self, sender: Sender, attempt: Attempt) -> None:
+        sender.watch(attempt)
 
-    def late(self, on: Dispatcher, attempt: Attempt, again: bool, runs: bool) -> Then:
+    def late(self, sender: Sender, attempt: Attempt, again: bool, runs: bool) -> Then:
         query = attempt.query
         if query is not None and not query.copies:
-            on.launch(Launch(query.group, query.member, query, first=True, urgent=True, hedge=True))
+            sender.launch(Launch(query.group, query.member, query, urgent=True, hedge=True))
         return Then.DONE
 
 

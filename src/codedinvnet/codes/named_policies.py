@@ -1,6 +1,6 @@
 """Names of policies and methods together, such as METHOD+hedge, and those compared by default.
 
-`scheduler/policies.py` has the policies themselves.
+`scheduler/policies/` has the policies themselves.
 """
 
 from __future__ import annotations

@@ -71,8 +71,8 @@ class CopyRefused(NamedTuple):
 
     query: int
     held_out: bool = False
-    """Why: it is one of the few that show what happens without copies (`Rules.hold_out`), and none
-    will be sent. Otherwise the budget is used up."""
+    """Why: the query is one of the few that get no copies, to show what happens without them
+    (`Rules.hold_out`). Otherwise the budget is used up."""
 
 
 class Replace(NamedTuple):
@@ -125,8 +125,8 @@ class Decided(NamedTuple):
     """What was measured then."""
 
     @property
-    def told(self) -> dict[str, Any]:
-        """What a log, a metric or a page tells of it; times are in seconds."""
+    def summary(self) -> dict[str, Any]:
+        """What logs and pages show of it; times are in seconds."""
         numbers = {name: round(value, 4) for name, value in self.seen._asdict().items()}
         return {"does": self.policy, "why": self.reason, **numbers}
 
@@ -150,7 +150,7 @@ class Snapshot(NamedTuple):
     """What pages, metrics and admission show of a scheduler; it may be out of date."""
 
     policy: str
-    """That it was told to go by."""
+    """The chosen one, which may be `auto`."""
     slots: int
     """How many tasks the workers that are up may be at together."""
     waiting: int

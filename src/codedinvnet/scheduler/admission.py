@@ -8,21 +8,23 @@ SHARE = 0.5
 """Share of a query's time that may pass with those before it. The rest is for what takes longer
 than the last seconds' work did: dead workers, lost tasks."""
 MEMORY, FEWEST = 2.0, 10
-"""Seconds of full work that the rate of answers is of, and seconds that a refused query counts;
-what is longer ago fades. Of slow answers, so many have to come before they fade: the rate of one or
-two is anything."""
+"""Seconds of full work over which the rate of answers is averaged, and seconds for which a refused
+query counts; older ones fade. Much longer, and a burst would meet the rate of calmer times. Slow
+answers fade only after so many have come: one or two say nothing about a rate."""
 SHORTEST = 0.05
-"""Seconds of full work that it is of at least, in the beginning."""
+"""Seconds of full work that count at least: the first answers may come after a millisecond, and say
+nothing about a rate."""
 LONGEST_WAIT = 60
-"""Seconds that a client is asked to wait, at most."""
+"""Seconds that a client is asked to wait, at most: by then workers that died are back."""
 
 
 class Admission:
-    """Tells whether queries can be answered in time, by the rate at which others were.
+    """Decides whether queries can be answered in time, by the rate at which others were.
 
-    That rate is measured while more queries are unanswered than there are workers: otherwise it
-    says what clients ask for. So few are always taken, since they wait for nobody. In the beginning
-    the workers count as if each had answered one. Times are in seconds, of any clock.
+    The rate is measured only while more queries are unanswered than there are workers: otherwise it
+    would be that of the clients' requests. While fewer are unanswered, new ones are always taken,
+    since they wait for nobody. At first each worker counts as if it had answered one. Times are in
+    seconds, of any clock.
 
     Args:
         workers: how many tasks they may be at together, at first.
@@ -38,13 +40,13 @@ class Admission:
         self._at, self._full = 0.0, False
 
     def resize(self, workers: int) -> None:
-        """Take in how many tasks the workers that are up may be at together."""
+        """Set how many tasks the workers that are up may be at together."""
         self.workers = max(1, workers)
         if not self._time:  # no rate is known yet
             self._answers = float(self.workers)
 
     def note(self, now: float, pending: int, answered: int = 0) -> None:
-        """Take in how many queries are unanswered from now on, and how many just were answered."""
+        """Record how many queries are unanswered from now on, and how many were just answered."""
         self._refused *= math.exp((self._at - now) / MEMORY)
         if self._full:
             memory = max(MEMORY, FEWEST / max(self.rate, 1e-9))
@@ -59,7 +61,7 @@ class Admission:
         return self._answers / max(self._time, SHORTEST)
 
     def takes(self, pending: int, queries: int, seconds: float) -> bool:
-        """Tell whether more queries can be answered within so many seconds.
+        """Return whether more queries can be answered within so many seconds.
 
         Args:
             pending: how many are unanswered.

@@ -16,7 +16,7 @@
    other of its group, holds no answer of its query, and has failed no task of its group. If no such
    worker is up, any will do that holds none and has failed none; if none of these is up, any, but
    no worker is at one query twice: the copy would wait for the original.
-4. A task is not given to a slow worker if the others will have finished it sooner. They take one
+4. A slow worker does not get a task that the others will have finished sooner. They take one
    task of the line in (normal time) / (what they compute at once). A worker that takes s times as
    long as normal therefore passes by the first (s - 1) x (what they compute) tasks. No task is
    passed by once it has waited for as long as the slow worker would lose, (s - 1) x (normal time).
@@ -74,7 +74,7 @@ class Worker:
     running: dict[int, Attempt] = field(default_factory=dict)
     """The tasks that it is at."""
     turn: int = 0
-    """When it was last given a task, for ties."""
+    """When it last got a task, for ties."""
     stuck: bool = False
     """A task that it has is late, and it has done none since."""
 
@@ -164,7 +164,7 @@ class TaskAssigner:
         return max(1.0, self._tuning.few_slow * len(self._mains_up))
 
     def meets(self, queries: int) -> None:
-        """Take in what a request of so many queries finds."""
+        """Measure the load that a request of so many queries finds."""
         busy = self.running / max(1, self.slots_up)
         if self._batch > 1:
             busy = min(1.0, busy)
@@ -228,7 +228,7 @@ class TaskAssigner:
         attempt.worker, attempt.started = index, now
         attempt.place = len(worker.running)
         attempt.together = 1 if attempt.behind else min(attempt.place, self._tuning.together)
-        attempt.group.given(index)
+        attempt.group.assigned(index)
         prompt = None if attempt.query is None or attempt.fallback else attempt.query.prompt
         if prompt is not None:
             if not attempt.uncached:
@@ -313,7 +313,7 @@ class TaskAssigner:
         return min(slots, ramps[index].tasks)
 
     def reorder(self, index: int) -> None:
-        """Take note that a worker's load, turn, health or slowness has changed."""
+        """Put a worker in its place after its load, turn, health or slowness has changed."""
         worker = self.workers[index]
         load, slots = len(worker.running), self.slots(index)
         if index >= self._mains:
@@ -328,12 +328,12 @@ class TaskAssigner:
             self._order.update(index, None)
 
     def reorder_all(self) -> None:
-        """Take note that what workers compute at once has changed."""
+        """Put all workers in their places: what they compute at once has changed."""
         for index in range(len(self.workers)):
             self.reorder(index)
 
     def late(self, attempt: Attempt) -> None:
-        """Take note that a task is late: others may be behind it."""
+        """Mark a task as late: others may be behind it."""
         if attempt.behind and not attempt.late:
             self._judge(False)
         attempt.late = True
@@ -357,7 +357,7 @@ class TaskAssigner:
         return Room.BEHIND if worker.stuck else Room.AHEAD
 
     def is_running(self, attempt: Attempt) -> bool:
-        """Tell whether a worker is at an attempt; if not, another may be in its place by now."""
+        """Return whether a worker is at an attempt; if not, another may be in its place by now."""
         worker = attempt.worker
         return worker is not None and attempt.identity in self.workers[worker].running
 
@@ -432,7 +432,7 @@ class TaskAssigner:
             attempt.uncached = tuple(self.caches.uncached(worker, prompt) for worker in workers)
 
     def uncache(self, attempt: Attempt) -> None:
-        """Take note that a worker broke off an attempt."""
+        """Undo what an attempt that a worker broke off would have cached there."""
         query, worker = attempt.query, attempt.worker
         if attempt.uncached and query is not None and query.prompt is not None:
             assert worker is not None
@@ -473,7 +473,7 @@ class TaskAssigner:
                 self.recheck = at
 
     def _may(self, worker: int, attempt: Attempt) -> bool:
-        """Tell whether rules 3 and 6 let a worker take a task."""
+        """Return whether rules 3 and 6 let a worker take a task."""
         at, failed, holders = attempt.group.at, attempt.group.failed, _holders(attempt)
         if worker in holders or (worker in self._composing and not _shares(attempt)):
             return False
@@ -486,12 +486,12 @@ class TaskAssigner:
 
 
 def _shares(attempt: Attempt) -> bool:
-    """Tell whether a task may be in one call with others."""
+    """Return whether a task may be in one call with others."""
     return attempt.query is not None and not attempt.query.losses
 
 
 def _holders(attempt: Attempt) -> set[int]:
-    """Return the workers that were given a live attempt of the same query."""
+    """Return the workers that have a live attempt at the same query."""
     query = attempt.query
     if query is None or len(query.attempts) < 2:
         return set()

@@ -43,7 +43,7 @@ class Budget:
         self.tokens = min(self._tuning.bucket, self.tokens + self.share * work)
 
     def pay(self, work: float, left: float = 0.0) -> bool:
-        """Spend `work` if the budget then still holds `left`, or is full; tell whether it did."""
+        """Spend `work` if the budget then still holds `left`, or is full; return whether it did."""
         if self.tokens < min(work + left, self._tuning.bucket):
             return False
         self.tokens -= work

@@ -65,7 +65,7 @@ class Completion:
                 break
 
     def _determines(self, group: CodingGroup) -> bool:
-        """Tell whether outputs may determine members that have no answer of their own."""
+        """Return whether outputs may determine members that have no answer of their own."""
         return not group.is_open and (group.has_extra or not self._on.systematic)
 
     def _decode(self, queries: Sequence[Query], guess: bool = False) -> None:
@@ -136,8 +136,8 @@ class Completion:
     def cancel(self, query: Query) -> None:
         """Strike off a query whose client is gone, at no loss to the others of its group.
 
-        What a worker is at goes on. If none was given the query, it leaves its group while that
-        is open; once sealed, the group may be decoded only with its output, so that one of its
+        What a worker is at goes on. A query that no worker has begun leaves its group while that is
+        open. Once sealed, the group may need the query's output to be decoded, so that one of its
         tasks stays queued for as long as another member waits.
         """
         group, attempts = query.group, list(query.attempts.values())

@@ -43,7 +43,7 @@ class _Found:
         traffic: Traffic,
         tuning: Tuning,
     ) -> int:
-        """Take in a request; return the new number. See `Concurrency.took`."""
+        """Learn from a request; return the new number. See `Concurrency.took`."""
         self.since += 1
         step = tuning.alone_step
         alone = self.alone.get(traffic)
@@ -88,7 +88,7 @@ class Concurrency:
 
     @property
     def is_found(self) -> bool:
-        """Whether the number is found, not given."""
+        """Whether the number is found, not fixed."""
         return self._fixed is None
 
     def slots(self, worker: int) -> int:
@@ -110,7 +110,7 @@ class Concurrency:
         return self.all_computed(workers) + self.is_found * len(workers)
 
     def drains(self, worker: int) -> bool:
-        """Tell whether a worker is to have its next request to itself: the last one was long ago.
+        """Return whether a worker is to have its next request to itself: the last one was long ago.
 
         While all workers are busy there would be none, and service times could change unnoticed.
         """
@@ -124,7 +124,7 @@ class Concurrency:
             self._found[worker] = _Found()
 
     def took(self, worker: int, place: int, seconds: float, ahead: float, traffic: Traffic) -> bool:
-        """Take in what a request took; tell whether workers now get another number.
+        """Learn from what a request took; return whether workers now get another number.
 
         Args:
             worker: that answered it.

@@ -23,10 +23,10 @@ from typing import assert_never
 from codedinvnet.codes.rules import CodeRules, Uncoded, is_systematic
 from codedinvnet.scheduler.actions import Action, Call, CopyRefused, Decided, Forget, Send
 from codedinvnet.scheduler.assigner import TaskAssigner
-from codedinvnet.scheduler.auto import Decider
 from codedinvnet.scheduler.budget import Budget
 from codedinvnet.scheduler.group import FILLER, CodingGroup
 from codedinvnet.scheduler.policies import Launch, Policy, Then
+from codedinvnet.scheduler.policies.auto import Decider
 from codedinvnet.scheduler.queries import Attempt, InFlight, Query
 from codedinvnet.scheduler.races import Races
 from codedinvnet.scheduler.settings import Rules, copied_after
@@ -48,7 +48,7 @@ class Dispatcher:
         decider: what decides for `auto`; None of other policies.
         decision: what it decided last.
         hedges: how many copies of late queries were launched.
-        sent: how many tasks workers were given.
+        sent: how many tasks workers got.
     """
 
     def __init__(self, rules: Rules, code: CodeRules) -> None:
@@ -66,35 +66,43 @@ class Dispatcher:
         self._random = random.Random(0)
         self.recheck: float | None = None
         """When tasks that a slow worker passed by are offered again."""
+        self.decider: Decider | None = None
         self.go_by(rules.policy, code)
 
     def go_by(self, policy: Policy, code: CodeRules) -> None:
         """Begin to go by a policy."""
         self.code = code
-        offered = None if isinstance(code, Uncoded) else code
-        self.decider = Decider(offered, self.tuning, self.rules.fallbacks > 0)
-        self.decides = policy.adapts
-        self.policy = self.decider.policy if policy.adapts else policy
+        self.decider, self.policy = None, policy
+        if policy.adapts:
+            offered = None if isinstance(code, Uncoded) else code
+            self.decider = Decider(offered, self.tuning, self.rules.fallbacks > 0)
+            self.policy = self.decider.policy
         self.decision: Decided | None = None
         extra = self.rules.extra_of(policy)
         self.budget.share = self.rules.hedge_share if extra is None else extra
         self._pays_all = extra is not None
 
     def meet(self, queries: int) -> None:
-        """Take in what a request of so many queries finds; decide again if it is time."""
+        """Measure the load that a request of so many queries finds; decide again if it is time."""
         self.assigner.meets(queries)
-        if not self.decides or not self.decider.is_due(queries):
+        decider = self.decider
+        if decider is None or not decider.is_due(queries):
             return
-        seen = self.decider.seen(self.stats, self.assigner.load, self.budget.recent)
-        decided = self.decider.decide(self.now, seen)
-        if self.decision is None or self.decider.policy != self.policy:
-            self.policy, self.decision = self.decider.policy, decided
+        seen = decider.seen(self.stats, self.assigner.load, self.budget.recent)
+        decided = decider.decide(self.now, seen)
+        if self.decision is None or decider.policy != self.policy:
+            self.policy, self.decision = decider.policy, decided
             self.actions.append(decided)
+
+    @property
+    def slots_up(self) -> int:
+        """How many tasks the workers that are up may be at together."""
+        return self.assigner.slots_up
 
     # To the line
 
     def launch(self, launch: Launch) -> bool:
-        """Send what a policy wants to be sent if the budget allows; tell whether it does."""
+        """Send what a policy wants to be sent if the budget allows; return whether it does."""
         group, task, query, first, urgent, hedge = launch
         work = self._price(launch)
         if query is not None and (query.held_out or not (self.systematic and query.repeatable)):
@@ -114,7 +122,7 @@ class Dispatcher:
         return True
 
     def _pays(self, query: Query) -> bool:
-        """Tell whether a copy of a late query is worth what it costs."""
+        """Return whether a copy of a late query is worth what it costs."""
         before, query.level = query.level, self._level(query)
         is_new = query.level != before
         return self.races.allows(query.traffic, query.level, self.assigner.load, is_new)
@@ -183,7 +191,7 @@ class Dispatcher:
             self.watch(attempt, since)
 
     def fall_back(self, query: Query | None) -> bool:
-        """Ask a cheaper worker about a query, once; tell whether it is asked now."""
+        """Ask a cheaper worker about a query, once; return whether it is asked now."""
         if query is None or not query.is_waiting or not query.repeatable or query.fell_back:
             return False
         number = self.flying.number()
@@ -224,7 +232,7 @@ class Dispatcher:
             self.timers.set(at, "recheck", 0)
 
     def _yields(self, attempt: Attempt) -> bool:
-        """Tell whether a task would lengthen a line of needed ones too much."""
+        """Return whether a task would lengthen a line of needed ones too much."""
         assigner = self.assigner
         if not attempt.extra:
             return False
@@ -232,7 +240,7 @@ class Dispatcher:
         return assigner.needed > min(self.tuning.yields_at, worth) * assigner.slots_up
 
     def _holds_out(self, attempt: Attempt) -> bool:
-        """Tell whether this copy, the first of its query, is not sent, nor is any other.
+        """Return whether this copy, the first of its query, is held out, and so are all others.
 
         It is decided by lot, and only when a worker would begin the copy: whatever was answered
         before would have been answered without copies as well.
@@ -247,7 +255,7 @@ class Dispatcher:
         return query.held_out
 
     def _begin_calls(self, calls: Mapping[int, Sequence[Attempt]]) -> None:
-        """Let workers compute in one call what each was given."""
+        """Let each worker compute all of its tasks in one call."""
         for worker, own in calls.items():
             for attempt in own:
                 attempt.together = len(own)
@@ -308,13 +316,16 @@ class Dispatcher:
         keeps_slot: bool = False,
         is_cut: bool = False,
     ) -> None:
-        """Take note that a worker has done a task's work, or has answered and goes on with it."""
+        """Free the slot of a task whose work is done, and learn from its time.
+
+        With `keeps_slot` its worker has answered, and goes on with it.
+        """
         worker, began, assigner = attempt.worker, attempt.started, self.assigner
         ran = assigner.is_running(attempt) if keeps_slot else assigner.release(self.now, attempt)
         if not ran or worker is None or began is None or not is_usual or attempt.fallback:
             return
         if self.rules.worker_batch > 1 and assigner.workers[worker].running:
-            return  # the last of a call tells how long it took
+            return  # the last of a call shows how long it took
         if attempt.paid and attempt.query is not None:
             waited = attempt.place > assigner.concurrency.computed(worker) and attempt.ahead
             self._account(attempt, self.now - (waited or began))
@@ -339,7 +350,7 @@ class Dispatcher:
             self.timers.set(retry, "retry", worker)
 
     def _account(self, attempt: Attempt, seconds: float) -> None:
-        """Take in what a copy really took, in service times."""
+        """Record what a copy really took, in service times."""
         work = self.stats.ratio(seconds, attempt.kind, attempt.traffic)
         attempt.work = work = work * self.stats.price(attempt.traffic)
         query = attempt.query
@@ -347,7 +358,7 @@ class Dispatcher:
             self.races.ended(attempt.traffic, attempt.level, work)
 
     def note_race(self, attempt: Attempt, lost: bool = False) -> None:
-        """Take in what a copy saved, once both it and its original have ended.
+        """Record what a copy saved, once both it and its original have ended.
 
         An original that is lost or cancelled would have run as long again.
         """
@@ -359,7 +370,7 @@ class Dispatcher:
             self.races.won(query.traffic, query.won_at, saved / self.stats.normal)
 
     def note_answer(self, attempt: Attempt) -> None:
-        """Take in how long a data task's answer took, and charge a copy what it took.
+        """Record how long a data task's answer took, and charge a copy what it took.
 
         A loser that is cancelled gives no answer: it keeps its price.
         """
@@ -372,7 +383,7 @@ class Dispatcher:
     # Not needed any more
 
     def drop(self, attempt: Attempt) -> None:
-        """Forget a task that no worker was given."""
+        """Forget a task that no worker has begun."""
         del self.flying.attempts[attempt.identity]
         self.budget.refund(attempt.paid)
         if attempt.fallback and attempt.query is not None:
@@ -383,7 +394,7 @@ class Dispatcher:
         self.close_if_over(attempt.group)
 
     def drop_queued(self, attempts: Iterable[int]) -> None:
-        """Forget those of these tasks that no worker was given and no query needs."""
+        """Forget those of these tasks that no worker has begun and no query needs."""
         for identity in list(attempts):
             attempt = self.flying.attempts.get(identity)
             if attempt is None or attempt.started is not None or self.flying.is_needed(attempt):
@@ -409,7 +420,7 @@ class Dispatcher:
             self.actions.append(Forget(used, tuple(queries)))
 
     def is_dead(self, kind: Kind, identity: int) -> bool:
-        """Tell whether a timer has nothing to do, whatever happens until it is due."""
+        """Return whether a timer has nothing to do, whatever happens until it is due."""
         flying = self.flying
         match kind:
             case "deadline" | "resend":  # most are

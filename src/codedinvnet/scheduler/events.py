@@ -1,4 +1,4 @@
-"""What the scheduler is told. Events are plain values: numbers and names, which bytes can carry."""
+"""What happens to the scheduler. Events are plain values: numbers and names, which fit in bytes."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Resumed(NamedTuple):
     """A query comes that another scheduler began."""
 
     submit: Submit
-    """What that one was told; of one query."""
+    """As the other scheduler got it, for this query alone."""
     attempts: tuple[tuple[int, int, float], ...]
     """Each attempt that is under way, its worker, and when it was begun. No attempt of this
     scheduler's own has one of these numbers."""
@@ -50,7 +50,7 @@ class Completed(NamedTuple):
 
     attempt: int
     is_usual: bool = True
-    """Whether its time tells how long such tasks take."""
+    """Whether its time shows how long such tasks take."""
     keeps_slot: bool = False
     """Its worker goes on with it, such as a stream, until `Released`."""
 

@@ -121,7 +121,7 @@ class CodingGroup:
         self._fix(1)
 
     def seal(self) -> tuple[int, ...]:
-        """Fix the size and return the tasks that no worker was given yet.
+        """Fix the size and return the tasks that have not been sent.
 
         A code of fixed size gets fillers behind the members; in a systematic code the fillers'
         own outputs count as arrived.
@@ -147,15 +147,15 @@ class CodingGroup:
         return tuple(self.members[i] for i in needed if i < len(self.members))
 
     def sent(self, task: int, attempt: int) -> None:
-        """Note that an attempt at a task may answer."""
+        """Record that an attempt at a task may answer."""
         self.live.setdefault(task, set()).add(attempt)
 
-    def given(self, worker: int) -> None:
-        """Note that a worker has a task."""
+    def assigned(self, worker: int) -> None:
+        """Count a task that a worker has now."""
         self.at[worker] = self.at.get(worker, 0) + 1
 
     def left(self, worker: int) -> None:
-        """Note that a worker has one task less."""
+        """Count a task that a worker has no longer."""
         self.at[worker] -= 1
         if not self.at[worker]:
             del self.at[worker]
@@ -170,7 +170,7 @@ class CodingGroup:
         return True
 
     def lost(self, task: int, attempt: int) -> None:
-        """Note that an attempt will never answer."""
+        """Record that an attempt will never answer."""
         self.live.get(task, set()).discard(attempt)
 
     def determined(self) -> frozenset[int]:
@@ -178,7 +178,7 @@ class CodingGroup:
         return self._recoverable(frozenset(self.outputs))
 
     def guessable(self) -> bool:
-        """Tell whether there is some answer for every member: a parity is here that guesses."""
+        """Return whether there is some answer for every member: a parity is here that guesses."""
         return not self.is_open and self.code.guesses and self.has_extra
 
     def hopeful(self) -> frozenset[int]:

@@ -59,7 +59,7 @@ class Grouping:
             for task in missing:
                 on.send(group, task)
         if k > 1:
-            if on.decides and on.policy.coded:
+            if on.decider is not None and on.policy.coded:
                 on.decider.sealed(group.size / k)
             self._completion.settle(group)
 

@@ -9,7 +9,8 @@ from typing import TypeAlias
 Key: TypeAlias = tuple[float, int, int]
 """The smallest comes first."""
 SLACK = 4
-"""The heap is rebuilt when it holds so many times as many entries as there are workers."""
+"""The heap is rebuilt when it holds so many times as many entries as there are workers: rarely, so
+that rebuilding costs less than the pushes before it."""
 
 
 class WorkerOrder:

@@ -27,7 +27,7 @@ class RecentQuantiles:
         self._fresh = 0
 
     def add(self, value: float) -> None:
-        """Take a value in."""
+        """Add a value."""
         self.values.append(value)
         insort(self._ordered, value)
         if len(self.values) > self._tuning.times_kept:

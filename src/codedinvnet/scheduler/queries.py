@@ -167,11 +167,11 @@ class InFlight:
                 yield query
 
     def is_wanted(self, group: CodingGroup, task: int) -> bool:
-        """Tell whether a member that a sealed group's task needs has no answer yet."""
+        """Return whether a member that a sealed group's task needs has no answer yet."""
         return any(member in self.queries for member in group.needs(task))
 
     def is_needed(self, attempt: Attempt) -> bool:
-        """Tell whether the output of an attempt may still be of use."""
+        """Return whether the output of an attempt may still be of use."""
         if attempt.query is None:
             return self.is_wanted(attempt.group, attempt.number)
         if not attempt.shared:
@@ -179,12 +179,12 @@ class InFlight:
         return any(member in self.queries for member in attempt.group.members)
 
     def has_backup(self, group: CodingGroup) -> bool:
-        """Tell whether a group's first extra task is under way and not late."""
+        """Return whether a group's first extra task is under way and not late."""
         live = () if group.is_open else group.live.get(group.code.k, ())
         return any(not self.attempts[each].late for each in live)
 
     def leave(self, query: Query) -> None:
-        """Take a query that no worker was given out of its open group."""
+        """Take a query that no worker has begun out of its open group."""
         group = query.group
         group.leave(query.identity)
         if not group.members:

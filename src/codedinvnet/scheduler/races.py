@@ -34,7 +34,7 @@ class Races:
         self._races: defaultdict[tuple[Traffic, int], _Race] = defaultdict(_Race)
 
     def allows(self, traffic: Traffic, level: int, busy: float, is_new: bool) -> bool:
-        """Tell whether a copy pays while so large a share of the servers is busy, or is a probe.
+        """Return whether a copy pays while so large a share of the servers is busy, or is a probe.
 
         Args:
             traffic: of the query.
@@ -52,13 +52,13 @@ class Races:
         return True
 
     def ended(self, traffic: Traffic, level: int, taken: float) -> None:
-        """Take in what a copy has taken."""
+        """Record what a copy took."""
         race = self._races[traffic, level]
         race.copies = min(self._tuning.race_memory, race.copies + 1)
         race.square += (min(self._tuning.longest_copy, taken) ** 2 - race.square) / race.copies
         race.saved -= race.saved / race.copies
 
     def won(self, traffic: Traffic, level: int, saved: float) -> None:
-        """Take in what a copy saved."""
+        """Record what a copy saved."""
         race = self._races[traffic, level]
         race.saved += min(self._tuning.most_saved, saved) / race.copies

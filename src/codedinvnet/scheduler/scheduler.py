@@ -16,7 +16,6 @@ from typing import assert_never
 
 from codedinvnet.codes.rules import CodeRules, Uncoded, is_systematic
 from codedinvnet.scheduler.actions import Action, Forget, Snapshot
-from codedinvnet.scheduler.auto import workers_for
 from codedinvnet.scheduler.caches import Prompt
 from codedinvnet.scheduler.completion import Completion
 from codedinvnet.scheduler.dispatch import Dispatcher
@@ -57,7 +56,7 @@ def code_for(policy: Policy, workers: int, offered: CodeRules | None) -> CodeRul
     if policy.coded and offered is None:
         raise ValueError(f"policy {policy.name} needs a code")
     code: CodeRules = offered if policy.takes_code and offered is not None else Uncoded()
-    needed = workers_for(policy, code)
+    needed = policy.fewest_workers(code)
     if workers < needed:
         raise ValueError(
             f"{workers} are too few: policy {policy.name} with k = {code.k} needs {needed}, since "
@@ -186,7 +185,7 @@ class Scheduler:
         self.grouping.seal(group)
 
     def _begun(self, number: int) -> Attempt | None:
-        """Return a live attempt that a worker was given."""
+        """Return a live attempt that a worker has begun."""
         attempt = self.attempts.get(number)
         return None if attempt is None or attempt.worker is None else attempt
 
@@ -287,7 +286,7 @@ class Scheduler:
         return len(self.assigner.up)
 
     def is_up(self, worker: int) -> bool:
-        """Tell whether a worker is up."""
+        """Return whether a worker is up."""
         return worker in self.assigner.up
 
     def load(self, worker: int) -> int:
@@ -295,5 +294,5 @@ class Scheduler:
         return len(self.assigner.workers[worker].running)
 
     def is_at(self, worker: int, attempt: int) -> bool:
-        """Tell whether a worker is at an attempt; if not, another may be in its place by now."""
+        """Return whether a worker is at an attempt; if not, another may be in its place by now."""
         return attempt in self.assigner.workers[worker].running

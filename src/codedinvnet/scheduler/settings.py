@@ -9,16 +9,18 @@ from codedinvnet.scheduler.policies import Policy
 from codedinvnet.scheduler.tuning import TUNING, Tuning
 
 AUTO_EXTRA = 0.2
-"""Extra work per query that `auto` may do by default."""
+"""Extra work per query that `auto` may do by default: twice the tenth that a parity for each group
+of ten is, so that copies of late queries are paid as well."""
 SHORTEST_HANG, HANG_SHARE = 1000.0, 0.6
 """Milliseconds on one task after which a worker is taken for hung by default: a share of the
 deadline, so that there is time to send its query again, and no less than these. The machine itself
 may stand still for so long."""
 FIRST_DELAY, FIRST_COPIES = 1.0, 20
 """For a gateway that has just started: the seconds until a fallback is asked before the times of a
-route are known, and how many requests its budget of copies counts as already come."""
+route are known, and how many requests its budget of copies counts as already come. Twenty are what
+it takes to know when a request is late; at a share of a tenth they pay for two copies."""
 MAX_BATCH = 256
-"""Images of one request, at most, by default."""
+"""Images of one request, at most, by default: of 224 x 224 pixels they take 150 MB as floats."""
 
 
 def pending_limit(workers: int) -> int:
@@ -72,7 +74,7 @@ class Rules:
             together. None: a policy's own copies and extra tasks, but for those of `hedge_share`,
             are all sent; `auto` has AUTO_EXTRA.
         max_pending: unanswered queries, at most.
-        max_losses: a query whose attempts were lost so often is given up.
+        max_losses: a query whose attempts are lost so often fails.
         slots: how many tasks a worker may be at; None: found for each, see `concurrency`.
         fallbacks: the last so many workers are cheaper ones, which get late queries and nothing
             else.

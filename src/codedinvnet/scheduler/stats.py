@@ -78,7 +78,7 @@ class LatencyStats:
         traffic: Traffic = ALIKE,
         is_cut: bool = False,
     ) -> float | None:
-        """Take a running time in; return when the worker is to be tried again if it is slow.
+        """Record a running time; return when the worker is to be tried again if it is slow.
 
         Args:
             now: the time.
@@ -141,7 +141,7 @@ class LatencyStats:
     def answered(
         self, worker: int, seconds: float, kind: int = 0, traffic: Traffic = ALIKE
     ) -> None:
-        """Take in how long after its beginning a data task's answer was here."""
+        """Record how long after its beginning a data task's answer was here."""
         known = self._known(kind, traffic)
         if known and (normal := known[0] * self.slowness(worker)) > 0:
             ratio = seconds / normal
@@ -150,14 +150,14 @@ class LatencyStats:
             self.overhead += (overhead - self.overhead) / self._tuning.overhead_memory
 
     def retry(self, now: float, worker: int) -> bool:
-        """Let a slow worker be tried again if its time has come; tell whether it has."""
+        """Let a slow worker be tried again if its time has come; return whether it has."""
         if worker not in self.slow or now < self._workers[worker].until:
             return False
         self.forgive(worker)
         return True
 
     def forgive(self, worker: int) -> None:
-        """Take a worker for one that is not slow."""
+        """Treat a worker as one that is not slow."""
         self._workers[worker].slowness = 1.0
         self.slow.discard(worker)
 

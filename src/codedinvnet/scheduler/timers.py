@@ -26,7 +26,7 @@ class Timers:
     """A heap of timers; those that have nothing left to do are dead.
 
     Args:
-        dead: tells whether a timer (kind, identity) has nothing to do, whatever happens until it
+        dead: returns whether a timer (kind, identity) has nothing to do, whatever happens until it
             is due.
     """
 

@@ -45,7 +45,7 @@ class Tuning:
 
     slow: float = 2.0
     """How many times as long as normal a slow worker takes, and a straggler at least. Three, or no
-    such rule, nearly double p99 beside a slow server; 1.5 moves no cell."""
+    such rule, nearly double p99 with a slow server; 1.5 moves no cell."""
     retry: float = 2.0
     """After how many times its last running time a slow worker is tried again. One and four raise
     p99 of coded groups under bursts by 13 and 17 %."""
@@ -97,17 +97,17 @@ class Tuning:
     # How many tasks a worker computes at once, where that is found (record 58)
 
     first_slots: int = 3
-    """The number before anything is known of any worker. Six raises p99.9 beside a slow server by
+    """The number before anything is known of any worker. Six raises p99.9 with a slow server by
     80 %, two raises p99 at 90 % by 11 %."""
     shrink_evidence: float = 4.0
     """Service times, in all, that others were ahead before the number shrinks. Two raises p99 at 90
     % by 11 %."""
     grow_evidence: float = 2.0
     """The same before it grows. Five for both let p99.9 under blocks rise from 31 to 75 ms. One
-    raises p99 of held answers by 13 %, four that beside a slow server by 16 %."""
+    raises p99 of held answers by 13 %, four that with a slow server by 16 %."""
     serial: float = 0.6
     """Tasks that were longer by this share of that time were not computed together: the share is
-    near 0 or near 1. 0.8 raises p99 of held answers by 15 %, 0.2 that beside a slow server by 16
+    near 0 or near 1. 0.8 raises p99 of held answers by 15 %, 0.2 that with a slow server by 16
     %."""
     alone_after: int = 200
     """Tasks for each slot, none of which had its worker to itself, until the next one gets it.

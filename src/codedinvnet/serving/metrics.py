@@ -262,7 +262,7 @@ class Metrics:
     def decided(self, decided: Decided) -> None:
         """Take down what `auto` does now, and log why."""
         self._one_of(self.doing, decided.policy)
-        log_event("policy", **decided.told)
+        log_event("policy", **decided.summary)
 
     def policy_is(self, name: str) -> None:
         """Take down the policy; what `auto` did until now is over."""

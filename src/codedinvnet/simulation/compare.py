@@ -32,7 +32,8 @@ POLICIES = ("uncoded", "replicate", "hedge", "small-backup", "small-backup+hedge
 WITH_BUNDLE = ("coded", "coded+hedge")
 """Policies that are compared as well if there is a bundle, whose code they have."""
 LOADS = (0.8, 0.6, 0.4, 0.3, 0.2)
-"""Shares of their time that the compared numbers of machines are busy, unless numbers are given."""
+"""Shares of their time that machines are busy, for the numbers of them that are compared unless the
+user names some."""
 REQUESTS = 53_000
 """Of a run: enough for an interval of p99.9."""
 BESIDES = {"trip": 0.0, "front_end": 1.7, "decode": 0.6}

@@ -77,7 +77,7 @@ class Records:
         seconds: from the start to the last arrival.
         busy: seconds that workers were busy until then.
         computing: seconds of computing in all tasks, without trips and stragglers.
-        tasks: given to workers.
+        tasks: sent to workers.
         hedges: copies of late queries.
         replaced: workers.
         complete: False if the simulation was stopped early.
@@ -236,7 +236,7 @@ class Simulation:
     # Actions
 
     def _feed(self, event: Event, gateway: int = 0) -> None:
-        """Tell a gateway's scheduler; where all have one, it is the first gateway's."""
+        """Feed an event to a gateway's scheduler, or to the one that the first has for all."""
         if self._delay is None:
             self._drivers[gateway].feed(self.clock.now, event)
         elif gateway == 0:
@@ -261,7 +261,7 @@ class Simulation:
         raise error
 
     def begin(self, sends: Sequence[Send]) -> None:
-        """Have a task's gateway give it to a worker, or several that it computes in one call."""
+        """Have a task's gateway send it to a worker, or several that it computes in one call."""
         gateway = self._gateway_of[sends[0].members[0]]
         if self._delay is None or gateway == 0:
             self._begin_at(gateway, sends)
@@ -301,7 +301,7 @@ class Simulation:
         queries: tuple[int, ...],
         computing: float,
     ) -> None:
-        """Give a call to a worker."""
+        """Send a call to a worker."""
         self._computing += computing
         work = Work(gateway, worker, self._lives[worker], attempts, queries, computing)
         if self.scenario.cores is None:
@@ -348,7 +348,7 @@ class Simulation:
                 self._feed(Completed(attempt))
 
     def _arrived(self, work: Work) -> None:
-        """An answer is at its gateway, which passes it on before it tells the scheduler."""
+        """An answer is at its gateway, which passes it on before the scheduler hears of it."""
         if self._delay is not None and work.queries[0] in self._request_of:
             self._finish(work.queries[0])
         self._feed(Completed(work.attempts[0]), work.gateway)
@@ -408,7 +408,7 @@ class Simulation:
         """Compare nothing: it costs no time that anybody waits for."""
 
     def decided(self, decided: Decided) -> None:
-        """Tell nobody."""
+        """Log nothing."""
 
     def _finish(self, query: int) -> None:
         request = self._request_of.pop(query)

@@ -14,7 +14,7 @@ from codedinvnet.common.faults import Fault
 
 @dataclass(frozen=True)
 class Effect:
-    """What happens to one call besides its computing. Times are in seconds."""
+    """What happens to one call in addition to its computing. Times are in seconds."""
 
     factor: float = 1.0
     blocked: float = 0.0

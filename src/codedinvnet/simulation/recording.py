@@ -44,7 +44,7 @@ FEWEST_DELAYS = 20
 NARROW = 0.1
 """Delays whose standard deviation is at most so much of their mean are one constant."""
 BLURRED = 0.1
-"""Share of the delays, from the shortest, that does not tell where a law begins."""
+"""Share of the delays, from the shortest, that does not show where a law begins."""
 
 
 class WorkerTasks(NamedTuple):
@@ -129,7 +129,7 @@ def fit(workers: Sequence[WorkerTasks]) -> Fitted:
         for number, place in enumerate(order)
         if factors[place] != 1
     ]
-    # On a slow worker short delays pass for ordinary times: the others tell more, if they can.
+    # On a slow worker short delays pass for ordinary times: the others show more, if they can.
     plain = [place for place in order if factors[place] == 1] or order
     if sum(late[place].sum() for place in plain) < FEWEST_DELAYS:
         plain = order

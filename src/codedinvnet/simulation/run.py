@@ -39,15 +39,15 @@ def run_simulate(scenario: Path, **changes: Any) -> tuple[dict[str, Any], list[s
 
 
 def _changes(asked: dict[str, Any], scenario: Scenario) -> dict[str, Any]:
-    """Return what the given options change in a scenario."""
-    given_r = {"r": asked["r"]} if "r" in asked else {}  # for the scenario to refuse
+    """Return what options change in a scenario."""
+    own_r = {"r": asked["r"]} if "r" in asked else {}  # for the scenario to refuse
     changes, batch = dict(asked), asked.get("batch", scenario.arrivals.batch)
     if batch < 1:
         raise UserError(f"--batch: must be at least 1, got {batch}")
     check_extra(asked.get("extra"))
     if "policy" in asked:
         try:
-            changes = {**changes, **served_as(changes.pop("policy")).scenario, **given_r}
+            changes = {**changes, **served_as(changes.pop("policy")).scenario, **own_r}
         except UserError as error:
             raise UserError(f"--policy: {error}") from error
     if "stragglers" in asked:

@@ -15,7 +15,6 @@ from codedinvnet.common.distributions import Distribution
 from codedinvnet.common.errors import UserError
 from codedinvnet.common.faults import Simulated
 from codedinvnet.models.bundle import bundle_info
-from codedinvnet.scheduler.auto import workers_for
 from codedinvnet.scheduler.policies import POLICIES, Policy
 from codedinvnet.scheduler.settings import (
     FIRST_COPIES,
@@ -33,9 +32,9 @@ Share = Annotated[float, Field(ge=0, le=1)]
 class Scenario(Section):
     """One simulation. Times of the rules are in ms, as on `serve`'s command line.
 
-    A task takes trip + service times its cost on its worker, one of m images that a network encodes
-    m times encode besides, and what stragglers add. A request's latency is that of its last answer,
-    plus `front_end`.
+    A task takes trip + service times its cost on its worker, and what stragglers add. One of m
+    images that a network encodes takes m times encode as well. A request's latency is that of its
+    last answer, plus `front_end`.
     """
 
     name: str = "scenario"
@@ -84,7 +83,7 @@ class Scenario(Section):
     trip: Distribution = Distribution()
     """A task's way to its worker and back, during which the worker does nothing else."""
     front_end: Distribution = Distribution()
-    """What a request costs besides: protocol and heads."""
+    """What a request costs in addition: protocol and heads."""
     decode: Distribution = Distribution()
     """Decoding."""
     restart: Distribution = Distribution(ms=300.0)
@@ -121,7 +120,7 @@ class Scenario(Section):
         mixes = code is not None and not is_systematic(code)
         if mixes and self.policy != "coded":
             raise ValueError(f"{self.method} has no direct answers: it goes with policy coded only")
-        needed = workers_for(POLICIES[self.policy], code or Uncoded())
+        needed = POLICIES[self.policy].fewest_workers(code or Uncoded())
         if self.workers < needed:
             what = f"with k = {self.k} and r = {self.r} " if coded else ""
             raise ValueError(
@@ -202,8 +201,8 @@ class Scenario(Section):
     @property
     def hang_ms(self) -> float:
         """How long a worker may be at one task before it is replaced."""
-        given = self.hang_timeout_ms
-        return hang_limit(self.deadline_ms) if given is None else given
+        own = self.hang_timeout_ms
+        return hang_limit(self.deadline_ms) if own is None else own
 
     @property
     def coding(self) -> Policy:
@@ -217,7 +216,7 @@ class Scenario(Section):
             return None
         bundle = None if self.bundle is None else bundle_info(self.bundle)
         code = find_method(self.method).rules(self.k, self.r, bundle)
-        if isinstance(code, Parities):  # guesses at the deadline are too few to be told apart
+        if isinstance(code, Parities):  # guesses at the deadline are too few to matter
             code = replace(code, guesses=False)
         return code
 

@@ -49,7 +49,7 @@ STRAGGLERS: Mapping[str, Callable[[float, int], Model]] = {
     ),
     "hung": lambda service_ms, batch: (Fault(kind="hang", worker=0, probability=0.001),),
 }
-"""Name -> model, given the mean service time in ms and the images of a request.
+"""Name -> model, by the mean service time in ms and the images of a request.
 
 none: no worker straggles. held: one data task in a hundred is answered 100 ms late, at most one of
 a request, which for requests of ten is the paper's model (Dinh & Lee, section 4.3). exponential:

@@ -64,7 +64,7 @@ def too_short(seconds: float, rare: Rare | None, what: str = "The run lasts") ->
 
 
 def drifts(latency: np.ndarray, utilisation: float) -> bool:
-    """Tell whether requests seem to wait ever longer: a longer run would have other percentiles.
+    """Return whether requests seem to wait ever longer: a longer run would have other percentiles.
 
     The load is too high then, though the run may end before many are late. Where workers have time
     to spare, rising medians are the chance of queues and of bursts.

@@ -63,7 +63,7 @@ def page_state(service: InferenceService, *, demo: bool) -> dict[str, Any]:
             for outcome in OUTCOMES
         },
         "lately": recent.summary(LATELY, scheduler.stats.normal),
-        "decision": None if decision is None else decision.told,
+        "decision": None if decision is None else decision.summary,
         "agreement": dispatcher.metrics.live_agreement(),
         "releasing": None if dispatcher.gate is None else dispatcher.gate.releasing,
         "workers": [

@@ -6,18 +6,42 @@
 2. With another code `auto` hedges. It codes every group as well while stragglers cost more than
    `codes_from` (`LatencyStats.overhead`) and at most `codes_busy` of the slots are busy. It stops
    when they cost less than half of that, or when a tenth more are busy.
-3. Without a code it hedges. Where there are fallbacks, a late query is first given to one of these,
-   and copied after as long again.
+3. Without a code it hedges. Where there are fallbacks, a late query goes to one of these first,
+   and is copied after as long again.
 4. It decides again after every `auto_looks` queries.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from codedinvnet.codes.rules import CodeRules
 from codedinvnet.scheduler.actions import Decided, Seen
-from codedinvnet.scheduler.policies import BACK_LATE, CODED, FALL_BACK, HEDGE, Policy
+from codedinvnet.scheduler.policies.backup import BACK_LATE
+from codedinvnet.scheduler.policies.coded import CODED
+from codedinvnet.scheduler.policies.fallback import FALL_BACK
+from codedinvnet.scheduler.policies.hedge import HEDGE
+from codedinvnet.scheduler.policies.policy import Policy
 from codedinvnet.scheduler.stats import LatencyStats
 from codedinvnet.scheduler.tuning import TUNING, Tuning
+
+
+@dataclass(frozen=True)
+class Auto(Policy):
+    """Goes by what a `Decider` decides from measurements."""
+
+    title = "auto"
+    hedged = True
+    adapts = True
+
+    def fewest_workers(self, code: CodeRules) -> int:
+        """Return 1 unless every group may be coded: the late alone get an extra task, or a copy."""
+        if not code.r or has_cheap_task(code):
+            return 1
+        return super().fewest_workers(code)
+
+
+AUTO = Auto()
 
 
 class Decider:
@@ -44,7 +68,7 @@ class Decider:
         self._since = 0
 
     def is_due(self, queries: int) -> bool:
-        """Take in how many queries came; tell whether it is time to look again."""
+        """Count the queries that came; return whether it is time to decide again."""
         self._since += queries
         if self._since < self._tuning.auto_looks:
             return False
@@ -52,7 +76,7 @@ class Decider:
         return True
 
     def sealed(self, fill: float) -> None:
-        """Take in how full a group was when it was coded."""
+        """Record how full a group was when it was coded."""
         self._fill += (fill - self._fill) * (1.0 / self._tuning.fill_memory if self._fill else 1.0)
 
     def seen(self, stats: LatencyStats, load: float, extra: float) -> Seen:
@@ -83,14 +107,8 @@ class Decider:
 
 
 def has_cheap_task(code: CodeRules, tuning: Tuning = TUNING) -> bool:
-    """Tell whether a code has a cheap extra task for a single query."""
+    """Return whether a code has a cheap extra task for a single query."""
     if code.fixed_size or code.r < 1:
         return False
     task = code.tasks(1)[code.k]
     return task.cost < tuning.cheap and not task.encoded
-
-
-def workers_for(policy: Policy, code: CodeRules) -> int:
-    """Return the fewest workers: one a task of a group, unless the late alone get an extra one."""
-    alone = policy.adapts and (has_cheap_task(code) or not code.r)
-    return 1 if alone else max(policy.copies, len(code.tasks(code.k)))
