@@ -202,7 +202,7 @@ class HttpAttempt(Attempt):
             dispatcher.ended(self, self.result)
             self.call.finish(trailers)
         elif stage is Stage.DECIDED:
-            return  # `_decide` finds it complete
+            return  # `_found` will see that it is complete
         elif self.call.blames(self.status):
             said = b"".join(self.body)[:200].decode("latin-1")
             reply = (self.head, b"".join(self.body), trailers)
@@ -249,20 +249,16 @@ class HttpAttempt(Attempt):
 
     # The answer
 
-    def _found(self) -> None:
+    def _found(self, is_sure: bool = False) -> None:
         """The answer is here, or its first content."""
-        self._stage = Stage.DECIDED
+        self._stage, self._timer = Stage.DECIDED, None
         loop = self.endpoint.client.loop
-        if self.call.route.is_v2 and loop.time() - self.began > UNSURE:
+        if not is_sure and self.call.route.is_v2 and loop.time() - self.began > UNSURE:
             if self._connection is not None:
                 self._connection.sound = False  # a second answer may follow
             self.endpoint.client.close_idle()
-            self._timer = loop.call_later(HOLD, self._decide)
+            self._timer = loop.call_later(HOLD, self._found, True)
             return
-        self._decide()
-
-    def _decide(self) -> None:
-        self._timer = None
         if self.is_done:
             return
         complete = self.is_complete
@@ -272,7 +268,6 @@ class HttpAttempt(Attempt):
             self._drop()
 
     def pass_on(self) -> None:
-        """Give the client what is held, and the rest as it comes."""
         assert self.head is not None
         body, self.body = self.body, []
         self.call.memory.give(self.size)

@@ -121,10 +121,6 @@ class Call(ABC):
         """Return an attempt at an endpoint, not yet started."""
 
     @abstractmethod
-    def answer(self, attempt: Attempt) -> None:
-        """Pass an attempt's answer on from now on: it has won."""
-
-    @abstractmethod
     def fail(self, status: int, reason: str) -> None:
         """Answer with an error, or with the upstream's own if `last` has one.
 
@@ -236,6 +232,10 @@ class Attempt(ABC):
     @abstractmethod
     def start(self) -> None:
         """Send the request."""
+
+    @abstractmethod
+    def pass_on(self) -> None:
+        """Send the client what is here of the answer, which has won, and the rest as it comes."""
 
     @abstractmethod
     def leave(self) -> None:

@@ -139,7 +139,7 @@ class Dispatcher:
     # Calls
 
     def submit(self, call: Call) -> None:
-        """Take a call; it ends by `Call.answer` or `Call.fail`.
+        """Take a call; it ends by `Attempt.pass_on` or `Call.fail`.
 
         Raises:
             Refused: if it is not taken.
@@ -409,7 +409,7 @@ class Dispatcher:
                     reason = f"status {other.status} where another upstream answered"
                     self.cluster.blame(other.endpoint, Failure(Cause.STATUS, reason))
         call.route.answered(now, now - call.came, call.arm)
-        call.answer(attempt)
+        attempt.pass_on()
 
     def give_up(self, call: Call, reason: str) -> None:
         """End a call with an error."""

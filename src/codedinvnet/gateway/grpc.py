@@ -192,21 +192,18 @@ class GrpcCall(Call):
     def attempt(self, endpoint: Endpoint, number: int) -> GrpcAttempt:
         return GrpcAttempt(self, endpoint, number)
 
-    def answer(self, attempt: Attempt) -> None:
-        assert isinstance(attempt, GrpcAttempt)
-        self._end(attempt.answer, "direct")
-
     def fail(self, status: int, reason: str) -> None:
         last = None if self.last is None else self.last.reply
         if status == 504 or not isinstance(last, Answer):
             last = Answer(CODES.get(status, grpc.StatusCode.INTERNAL), details=reason)
         self.log("request failed", reason=reason)
-        self._end(last, "deadline" if status == 504 else "failed")
+        self.finish(last, "deadline" if status == 504 else "failed")
 
     def method_and_path(self) -> tuple[str, str]:
         return "POST", self.method
 
-    def _end(self, answer: Answer, outcome: str) -> None:
+    def finish(self, answer: Answer, outcome: str) -> None:
+        """Send the client an answer."""
         self.passed_on = len(answer.body)
         if self.trace is not None:
             self.trace.span.set_attribute(CODE, answer.code.value[0])
@@ -265,6 +262,9 @@ class GrpcAttempt(Attempt):
     def _failed(self, cause: Cause, reason: str, answer: Answer | None = None) -> None:
         failure = Failure(cause, f"{self.endpoint.url}: {reason}", answer)
         self.call.dispatcher.failed(self, failure)
+
+    def pass_on(self) -> None:
+        self.call.finish(self.answer, "direct")
 
     def leave(self) -> None:
         """Let it end: some versions of Triton crash when calls are cancelled."""

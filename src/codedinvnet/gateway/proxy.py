@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from codedinvnet.gateway.attempts import HttpAttempt, tells_of_failure
-from codedinvnet.gateway.calls import Attempt, Call
+from codedinvnet.gateway.calls import Call
 from codedinvnet.gateway.cluster import Endpoint
 from codedinvnet.gateway.content import error_event
 from codedinvnet.gateway.deadlines import stated, written
@@ -161,10 +161,6 @@ class HttpCall(Call):
         return not reads and (300 <= status < 400 or status == 404)
 
     # Answers
-
-    def answer(self, attempt: Attempt) -> None:
-        assert isinstance(attempt, HttpAttempt)
-        attempt.pass_on()
 
     def begin(
         self, head: ResponseHead, body: Sequence[bytes], trailers: Fields, is_complete: bool

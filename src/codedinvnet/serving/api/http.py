@@ -123,16 +123,10 @@ class HttpApi:
             self.requests.labels(str(status)).inc()
 
     async def _answer(self, client: Answers, request: Request, gone: asyncio.Future[None]) -> None:
-        reply = await self.respond(request, gone)
-        if gone.done():
-            self.replied(request.head, LEFT)
-        else:
-            client.reply(reply)
-
-    async def respond(self, request: Request, gone: asyncio.Future[None]) -> Reply:
-        """Return the answer to a request that `precheck` let through; errors are answers.
+        """Answer a request that `precheck` let through, if only with an error.
 
         Args:
+            client: gets the answer.
             request: its body is counted as held until here.
             gone: done once its client is gone.
         """
@@ -148,7 +142,10 @@ class HttpApi:
                 reply = problem(error, head.path).reply()
             if span is not None:
                 span.ended(LEFT if gone.done() else reply.status)
-        return reply
+        if gone.done():
+            self.replied(head, LEFT)
+        else:
+            client.reply(reply)
 
     def _traced(self, head: RequestHead) -> AbstractContextManager[RequestSpan | None]:
         """Return what traces a request meanwhile, if its like is traced."""
