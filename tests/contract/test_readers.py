@@ -26,7 +26,6 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 HEADERS, DATA, SETTINGS = b"\x01\x04", b"\x00\x01", b"\x04\x00"
 """Kinds of frames, with the flags of one that is whole."""
 NO_WINDOW = b"\x00\x04" + bytes(4)
-OWN_CONNECTION = (("grpc.use_local_subchannel_pool", 1),)
 
 
 @pytest.fixture
@@ -114,36 +113,3 @@ async def test_unread_answers_do_not_keep_the_memory(clock: Clock) -> None:
             clock.forward(11.0)
             await until(lambda: not found.memory.used)
             assert len(await channel.unary_unary(INFER)(b"x", timeout=20)) == MIB
-
-
-async def test_strangers_take_no_connection_from_those_with_the_token(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Three times as many as there may be at once keep theirs by health checks, or say nothing."""
-    monkeypatch.setattr("codedinvnet.net.grpc.allow_files", lambda: 64)
-    monkeypatch.setattr("codedinvnet.net.grpc.SWEEP", 0.05)
-    (tmp_path / "token").write_text("secret")
-
-    async def infers(channel: Any) -> bool:
-        right = (("authorization", "Bearer secret"),)
-        found: bytes = await channel.unary_unary(INFER)(b"x", metadata=right, timeout=20)
-        return found == b"\x00"
-
-    writers: list[Any] = []
-    async with gateway(1, token_file=tmp_path / "token") as (found, channel):
-        assert await infers(channel)
-        try:
-            for number in range(48):
-                _, writer = await asyncio.open_connection("127.0.0.1", found.grpc_port)
-                writers.append(writer)
-                writer.write(PREFACE + frame(SETTINGS, 0, b""))
-                if number % 2:
-                    writer.write(call(0, HEALTH))
-                await asyncio.sleep(0.02)
-                where = f"127.0.0.1:{found.grpc_port}"
-                async with grpc.aio.insecure_channel(where, OWN_CONNECTION) as another:
-                    assert await infers(another)
-            assert channel.get_state() is grpc.ChannelConnectivity.READY  # since its call
-        finally:
-            for writer in writers:
-                writer.transport.abort()

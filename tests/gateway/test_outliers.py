@@ -71,6 +71,19 @@ async def test_two_of_three_upstreams_are_ejected_and_the_last_never() -> None:
         assert g.metric("ejections_total", cause="status") == 0
 
 
+async def test_requests_that_take_turns_meet_sound_upstreams_too() -> None:
+    """Each second one may be repeated, so that all others could meet the failing upstream."""
+    async with gateway(fails(500), fails(500), computes) as g:
+        statuses = []
+        for number in range(300):
+            method, body = ("GET", b"") if number % 2 else ("POST", b"{}")
+            statuses.append((await g.ask(method, PATH, body)).status)
+            await asyncio.sleep(0.015)  # nobody is busy when the next one comes
+        assert sum(status != 200 for status in statuses) <= 36
+        for upstream in g.upstreams[:2]:
+            assert g.metric("ejections_total", upstream=upstream.url, cause="status") >= 1
+
+
 async def test_a_client_with_broken_requests_ejects_nobody() -> None:
     async with gateway(computes, computes, computes) as g:
         broken, fine = await asyncio.gather(errors(g, 100, identity="broken"), errors(g, 300))

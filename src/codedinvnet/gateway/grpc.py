@@ -21,7 +21,6 @@ from codedinvnet.gateway.dispatcher import Dispatcher, Refused
 from codedinvnet.gateway.routes import V2_GRPC, Routes
 from codedinvnet.gateway.tokens import UpstreamToken
 from codedinvnet.gateway.tracing import RequestTrace
-from codedinvnet.net.background import Background
 from codedinvnet.net.client import CONNECT_TIMEOUT, parse_origin
 from codedinvnet.net.grpc import (
     Calls,
@@ -289,7 +288,6 @@ class GrpcServer(grpc.GenericRpcHandler):  # type: ignore[misc]
         self.calls = Calls(memory)
         self.is_draining = False
         self.access: AccessLog | None = None
-        self._background = Background()
 
     async def start(
         self, host: str, port: int, most_body: int, certificate: Certificate | None
@@ -300,7 +298,7 @@ class GrpcServer(grpc.GenericRpcHandler):  # type: ignore[misc]
             UserError: if the address is taken, or not this machine's.
         """
         self._turns = Turns(READS, self.memory, most_body)
-        options = settings(**server_settings(most_body, self.calls.connections))
+        options = settings(**server_settings(most_body))
         self._server = grpc.aio.server(handlers=(self,), options=options)
         where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         try:
@@ -312,13 +310,11 @@ class GrpcServer(grpc.GenericRpcHandler):  # type: ignore[misc]
         except RuntimeError as error:
             raise UserError(f"--grpc-port: cannot listen on {where}") from error
         await self._server.start()
-        self._background.spawn(self.calls.make_room(found))
         return found
 
     async def stop(self, seconds: float) -> None:
         """Take no more calls, and wait for those that there are."""
         await self._server.stop(seconds)
-        await self._background.stop()
 
     def service(self, details: Any) -> Any:
         """Return what answers a method; its message is not read before that asks for it."""

@@ -10,14 +10,12 @@ import os
 import socket
 import stat
 import time
-from collections.abc import Collection, Iterable
-from functools import partial
+from collections.abc import Iterable
 from ipaddress import ip_address
-from typing import Any, TypeAlias
+from typing import Any
 from urllib.parse import unquote
 
 from codedinvnet.common.errors import UserError
-from codedinvnet.net.background import in_thread
 from codedinvnet.net.listening import allow_files
 from codedinvnet.net.logs import Quiet
 from codedinvnet.net.memory import Memory
@@ -32,7 +30,7 @@ except ImportError as error:
 __all__ = ["Calls", "Turns", "grpc", "renewed_credentials", "server_settings", "settings"]
 
 WINDOW = 1 << 16
-"""Bytes that gRPC takes of a message that is not read yet; and twice what a connection takes."""
+"""Bytes that gRPC takes of a message that is not read yet."""
 FEWEST_CALLS, MOST_CALLS = 64, 4096
 """Calls at once, whatever their size."""
 PATIENCE = 1.0
@@ -41,12 +39,8 @@ LONGEST_UNREAD = 10.0
 """Seconds for which a client may leave its answer unread while calls or memory are short."""
 FILES = 4
 """One file of so many is for connections over gRPC."""
-LOOKING = 0.1
-"""What looking for connections may take of a processor's time."""
 INT_MAX = 2**31 - 1
 """The largest number that an option of gRPC may be."""
-INTERNET = (socket.AF_INET, socket.AF_INET6)
-Address: TypeAlias = "tuple[str, int]"
 
 
 def settings(**values: int) -> tuple[tuple[str, int], ...]:
@@ -54,7 +48,7 @@ def settings(**values: int) -> tuple[tuple[str, int], ...]:
     return tuple((f"grpc.{name}", value) for name, value in values.items())
 
 
-def server_settings(most_message: int, most_connections: int) -> dict[str, int]:
+def server_settings(most_message: int) -> dict[str, int]:
     """Return the settings of a server.
 
     gRPC takes what a client sends of a message before it is read as a window, and would widen it.
@@ -67,7 +61,7 @@ def server_settings(most_message: int, most_connections: int) -> dict[str, int]:
         "so_reuseport": 0,
         "server_handshake_timeout_ms": round(1000 * HEAD_TIMEOUT),
         "max_connection_idle_ms": round(1000 * KEEP_ALIVE),
-        "max_allowed_incoming_connections": most_connections,
+        "max_allowed_incoming_connections": max(1, allow_files() // FILES),
         "keepalive_time_ms": round(1000 * UNREAD),
         "keepalive_timeout_ms": round(1000 * UNREAD),
     }
@@ -98,9 +92,6 @@ class Calls:
 
     Args:
         memory: counts answers until clients have them.
-
-    Attributes:
-        connections: that the server may have at once.
     """
 
     closed = Quiet()
@@ -109,12 +100,9 @@ class Calls:
     def __init__(self, memory: Memory) -> None:
         self.memory = memory
         self.most = min(max(FEWEST_CALLS, memory.most // WINDOW), MOST_CALLS)
-        self.connections = max(1, min(allow_files() // FILES, memory.most // WINDOW))
         self._known: dict[Any, float] = {}
         self._refused: dict[Any, float] = {}
         """When their answers began; infinity before."""
-        self._shown: dict[str, float] = {}
-        """When clients showed the token last, by their names."""
         self._timer: asyncio.TimerHandle | None = None
 
     def admit(self, context: Any, is_known: bool) -> bool:
@@ -132,8 +120,6 @@ class Calls:
         calls = self._known if has_room else self._refused
         calls[context] = math.inf if has_room else time.monotonic()
         context.add_done_callback(lambda _: calls.pop(context, None))
-        if is_known:
-            self._shown[context.peer()] = time.monotonic()
         if len(self._refused) > max(FEWEST_CALLS, self.most // STRANGERS):
             oldest = list(self._refused)[: len(self._refused) // 2]
             for each in oldest:
@@ -154,27 +140,6 @@ class Calls:
         self.answered(context)
         await context.abort(code, why, trailing)
 
-    async def make_room(self, port: int) -> None:
-        """Close strangers' oldest connections beyond half of those that there may be, for ever.
-
-        gRPC refuses what is beyond all of them, whoever has the others, and tells of no connection
-        before its first call. Strangers have not shown the token in the last KEEP_ALIVE seconds.
-        """
-        most, strangers, pause = self.connections // 2, dict[Address, None](), SWEEP
-        while True:
-            await asyncio.sleep(pause)
-            found, seconds = await in_thread(partial(_clients, port, most))
-            now = time.monotonic()
-            self._shown.update(dict.fromkeys((each.peer() for each in self._known), now))
-            items = self._shown.items()
-            self._shown = {peer: since for peer, since in items if now - since <= KEEP_ALIVE}
-            others = found.keys() - {_address(peer) for peer in self._shown}
-            strangers = dict.fromkeys(each for each in (*strangers, *others) if each in others)
-            oldest = list(strangers)[: max(0, len(found) - most)]
-            self._log(oldest, "they have shown no token, and others need room")
-            await in_thread(partial(hang_up, set(oldest), [found[each] for each in oldest]))
-            pause = max(seconds / LOOKING, 0.0 if oldest else SWEEP)
-
     def _watch(self) -> None:
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(SWEEP, self._sweep)
@@ -192,59 +157,30 @@ class Calls:
 
     def _hang_up(self, contexts: Iterable[Any]) -> None:
         peers = {_address(each.peer()) for each in contexts}
-        self._log(peers, "their clients don't read the answers")
-        hang_up(peers, os.listdir("/dev/fd") if peers else ())
-
-    def _log(self, peers: Collection[Address], reason: str) -> None:
         if peers:
+            reason = "their clients don't read the answers"
             self.closed.log("gRPC connections closed", logging.WARNING, reason=reason)
+            hang_up(peers)
 
 
-def _address(peer: str) -> Address:
+def _address(peer: str) -> tuple[str, int]:
     """Return the address in gRPC's name of a client, such as ipv6:%5B::1%5D:80."""
     host, _, port = unquote(peer.partition(":")[2]).rpartition(":")
     return str(ip_address(host.strip("[]").partition("%")[0])), int(port)
 
 
-def _leads_to(connection: socket.socket) -> Address:
-    host, port = connection.getpeername()[:2]
-    address = ip_address(host.partition("%")[0])
-    return str(getattr(address, "ipv4_mapped", None) or address), port
-
-
-def _clients(port: int, most: int) -> tuple[dict[Address, str], float]:
-    """Return the files of a port's connections, and the seconds of a processor that it took.
-
-    There are none if they can't be more than so many.
-    """
-    began, files, found = time.thread_time(), os.listdir("/dev/fd"), dict[Address, str]()
-    for name in files if len(files) > most else ():
-        with contextlib.suppress(OSError):  # no socket, or not connected
-            each = socket.socket(fileno=int(name))
-            try:
-                if each.family in INTERNET and each.getsockname()[1] == port:
-                    found[_leads_to(each)] = name
-            finally:
-                each.detach()
-    return found, time.thread_time() - began
-
-
-def hang_up(peers: set[Address], files: Iterable[str]) -> None:
-    """Close connections with these addresses, whoever of this process has opened them.
-
-    gRPC has no way to close a connection.
-
-    Args:
-        peers: the addresses.
-        files: among which the connections are.
-    """
-    for name in files:
+def hang_up(peers: set[tuple[str, int]]) -> None:
+    """Close connections with these addresses, whoever of this process has opened them."""
+    for name in os.listdir("/dev/fd"):
         with contextlib.suppress(OSError):
             if not stat.S_ISSOCK(os.fstat(int(name)).st_mode):
                 continue
-            with socket.socket(fileno=os.dup(int(name))) as copy:  # another may get its number
-                if copy.family in INTERNET and _leads_to(copy) in peers:
-                    copy.shutdown(socket.SHUT_RDWR)
+            with socket.socket(fileno=os.dup(int(name))) as copy:
+                if copy.family in (socket.AF_INET, socket.AF_INET6):
+                    host, port = copy.getpeername()[:2]
+                    address = ip_address(host.partition("%")[0])
+                    if (str(getattr(address, "ipv4_mapped", None) or address), port) in peers:
+                        copy.shutdown(socket.SHUT_RDWR)
 
 
 class Turns:

@@ -4,7 +4,8 @@
    coming. Tasks that are *first* (copies of late queries, and what was lost) wait before the others
    of their priority.
 2. A worker has slots. One with a free slot takes the first task that it may. Of several workers,
-   those that are not slow come first, then the least loaded, then the one whose turn it is. A
+   those that are not slow come first, then the least loaded, then the one whose turn it is, which
+   is not strict: queries of two kinds that come in turn would meet their own workers for ever. A
    worker that is *stuck*, at a late task and without an answer since, comes after the others.
    Where the number of slots is found, the last one is beyond what a worker computes at once. It is
    filled only while `ahead` of a needed task or more waits for each worker: of fewer, each begins
@@ -44,6 +45,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import random
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -73,8 +75,8 @@ class Worker:
 
     running: dict[int, Attempt] = field(default_factory=dict)
     """The tasks that it is at."""
-    turn: int = 0
-    """When it last got a task, for ties."""
+    turn: float = 0.0
+    """When it is to have the next task, of workers that are equal."""
     stuck: bool = False
     """A task that it has is late, and it has done none since."""
 
@@ -143,6 +145,7 @@ class TaskAssigner:
         """The tasks of rule 5 that wait, and below the workers that have a slot for them."""
         self._fallbacks = WorkerOrder(count)
         self._turn = 0
+        self._random, self._strays = random.Random(0), rules.tuning.turns
         self._added = 0
         self._overtook = 0.0
         """The share of the tasks sent behind late ones that overtook them."""
@@ -223,7 +226,7 @@ class TaskAssigner:
         """A worker begins a task that waits for none, or no longer."""
         worker = self.workers[index]
         self._turn += 1
-        worker.turn = self._turn
+        worker.turn = self._turn + self._random.uniform(0.0, self._strays * len(self._mains_up))
         worker.running[attempt.identity] = attempt
         attempt.worker, attempt.started = index, now
         attempt.place = len(worker.running)

@@ -6,7 +6,7 @@ import heapq
 from collections.abc import Iterator
 from typing import TypeAlias
 
-Key: TypeAlias = tuple[float, int, int]
+Key: TypeAlias = tuple[float, int, float]
 """The smallest comes first."""
 SLACK = 4
 """The heap is rebuilt when it holds so many times as many entries as there are workers: rarely, so

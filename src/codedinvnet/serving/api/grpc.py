@@ -10,7 +10,6 @@ from importlib.metadata import version
 from typing import Any
 
 from codedinvnet.common.errors import UserError
-from codedinvnet.net.background import Background
 from codedinvnet.net.grpc import (
     INT_MAX,
     Calls,
@@ -89,7 +88,7 @@ class GrpcApi:
         """
         last = LAST_REQUESTS + 2 * self._deadline
         options = {
-            **server_settings(self.max_message, self._calls.connections),
+            **server_settings(self.max_message),
             "max_connection_age_ms": round(1000 * LONGEST_CONNECTION),
             "max_connection_age_grace_ms": min(round(1000 * last), INT_MAX),
         }
@@ -106,13 +105,10 @@ class GrpcApi:
             raise UserError(f"--grpc-port: cannot listen on {address}") from error
         await served.start()
         log_event("gRPC", host=host, port=bound)
-        background = Background()
-        background.spawn(self._calls.make_room(bound))
         try:
             yield bound
         finally:
             await served.stop(self._deadline)
-            await background.stop()
 
     def _handlers(self) -> tuple[Any, ...]:
         answers: dict[str, Callable[[bytes, Any], Awaitable[bytes]]] = {
