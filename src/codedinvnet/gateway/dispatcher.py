@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from enum import Enum
+from enum import StrEnum
 from functools import partial
 from itertools import count
 
@@ -59,7 +59,7 @@ SWEEP = 0.25
 """Seconds between two looks for attempts that take too long."""
 
 
-class Blame(Enum):
+class Blame(StrEnum):
     """Whose fault a failed request is, for the budget of retries."""
 
     UPSTREAM = "upstream"
@@ -146,7 +146,7 @@ class Dispatcher:
         """
         now, cluster = time.monotonic(), self.cluster
         fallback = call.repeatable and self.policy.adapts
-        if not cluster.is_ready or not (fallback or any(e.is_up for e in cluster.mains_here())):
+        if not (cluster.is_ready if fallback else any(e.is_up for e in cluster.mains_here())):
             raise Refused("no upstream is up: try again later")
         pending = len(self.calls)
         if not self.admission.takes(pending, 1, call.deadline - now):

@@ -83,8 +83,10 @@ class Forwarding:
 
 def request_id(head: RequestHead) -> bytes:
     """Return the number that a request came with, or a new one."""
-    said = head.known.get(REQUEST_ID, b"")
-    return said if _sound_id.fullmatch(said) else b"%032x" % random.getrandbits(128)
+    said = head.known.get(REQUEST_ID)
+    if said is not None and _sound_id.fullmatch(said):
+        return said
+    return b"%032x" % random.getrandbits(128)
 
 
 @lru_cache(4096)

@@ -6,6 +6,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Mapping
+from functools import lru_cache
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
@@ -19,8 +20,12 @@ SHORTEST = 1e-4
 """Seconds; shorter times count as so many."""
 
 
+@lru_cache(4)
 def bucket_of(seconds: float) -> int:
-    """Return n if FINE to the n-th times SHORTEST is the least bound that a time is within."""
+    """Return n if FINE to the n-th times SHORTEST is the least bound that a time is within.
+
+    Several histories ask for the bucket of one time.
+    """
     return math.ceil(math.log(max(seconds, SHORTEST) / SHORTEST, FINE))
 
 

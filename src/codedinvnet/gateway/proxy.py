@@ -14,7 +14,7 @@ from codedinvnet.gateway.deadlines import stated, written
 from codedinvnet.gateway.forwarded import FIELDS, Forwarding, request_id
 from codedinvnet.gateway.routes import Route
 from codedinvnet.gateway.tracing import METHOD, METHODS, RequestTrace
-from codedinvnet.net.http1 import Fields, RequestHead, ResponseHead, write_fields
+from codedinvnet.net.http1 import HOP_BY_HOP, Fields, RequestHead, ResponseHead, write_fields
 from codedinvnet.net.memory import Memory
 from codedinvnet.scheduler.group import size_class
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 OUTCOME = b"codedinvnet-outcome"
 """The field that marks answers of the fallback, and errors of the last upstream."""
-NOT_PASSED_ON = frozenset({b"host", b"content-length", b"expect", b"x-hedge"})
+NOT_PASSED_ON = HOP_BY_HOP | {b"host", b"content-length", b"expect", b"x-hedge"}
 OF_GATEWAY = NOT_PASSED_ON | FIELDS
 """What upstreams are told by the gateway, whatever clients said."""
 EVENT_ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r")

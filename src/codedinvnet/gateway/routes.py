@@ -59,6 +59,8 @@ ESCAPED = re.compile(rb"\\u00(?:5[Ff]|6[1-9A-Fa-f]|7[0-9Aa])")
 """A letter or underscore in JSON as no encoder writes it, unless to hide one of these words."""
 WORDS = re.compile(rb'sequence_id"|shared_memory_region"')
 LONGEST_WORD = 21
+SUSPECT = (b"sequence_id", b"shared_memory_region", b"\\u00")
+"""A body without any of these needs no closer look."""
 
 
 class Limits(NamedTuple):
@@ -326,6 +328,8 @@ def is_stateful(head: RequestHead, body: Sequence[bytes]) -> bool:
     size = sum(map(len, body))
     if size <= LARGE:
         text = b"".join(body)
+        if not any(word in text for word in SUSPECT):
+            return False
         return STATEFUL.search(text) is not None or ESCAPED.search(text) is not None
     if size > LARGEST:
         return True

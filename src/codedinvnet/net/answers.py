@@ -12,7 +12,7 @@ from functools import lru_cache
 from http import HTTPStatus
 from typing import TYPE_CHECKING, NamedTuple
 
-from codedinvnet.net.http1 import Field, Fields, ResponseHead, write_fields
+from codedinvnet.net.http1 import HOP_BY_HOP, Field, Fields, ResponseHead, write_fields
 
 if TYPE_CHECKING:
     from codedinvnet.net.server import ClientConnection
@@ -21,7 +21,7 @@ HIGH, LOW = 1 << 18, 0
 """Bytes that wait for a client at which an upstream is no longer read, and is again."""
 REASONS = {status.value: status.phrase.encode() for status in HTTPStatus}
 
-NO_LENGTH = frozenset({b"content-length"})
+NO_LENGTH = HOP_BY_HOP | {b"content-length"}
 
 
 class Reply(NamedTuple):

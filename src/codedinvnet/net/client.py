@@ -322,7 +322,8 @@ class Connection(asyncio.Protocol):
         unread = self.transport.get_write_buffer_size() > 0  # answered before it was read
         self.sound = self.sound and head.keeps and at == len(data) and not unread
         if self.sound:
-            self.resume()  # its last reader may have been slow
+            if self._is_paused:  # its last reader was slow
+                self.resume()
             self.client.keep(self)
         else:
             self.transport.abort()

@@ -105,20 +105,20 @@ class Head:
                 raise BadMessage("Content-Length must be one number")
             self.length = int(length)
 
-    def end_to_end(self, dropped: frozenset[bytes] = frozenset()) -> Fields:
+    def end_to_end(self, dropped: frozenset[bytes] = HOP_BY_HOP) -> Fields:
         """Return the fields that a proxy passes on.
 
         Args:
-            dropped: other names to leave out, in lower case.
+            dropped: names to leave out, in lower case: `HOP_BY_HOP`, and perhaps others.
         """
         known = self.known
-        if HOP_BY_HOP.isdisjoint(known) and dropped.isdisjoint(known):
+        if dropped.isdisjoint(known):
             return self.fields
-        named = known.get(b"connection", b"").lower()
-        left_out = set(map(bytes.strip, named.split(b",")))
-        left_out.discard(b"content-length")  # or the body would have no end
-        left_out |= HOP_BY_HOP | dropped
-        return [field for field in self.fields if field[0].lower() not in left_out]
+        if b"connection" in known:
+            named = known[b"connection"].lower().split(b",")
+            also = frozenset(map(bytes.strip, named)) - {b"content-length"}  # the body's end
+            dropped = dropped | also
+        return [field for field in self.fields if field[0].lower() not in dropped]
 
 
 class RequestHead(Head):

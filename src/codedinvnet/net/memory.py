@@ -37,7 +37,8 @@ class Memory:
     def take(self, size: int) -> None:
         """Count bytes that are held from now on."""
         self.used += size
-        self.peak = max(self.peak, self.used)
+        if self.used > self.peak:
+            self.peak = self.used
 
     def give(self, size: int) -> None:
         """Count bytes that are no longer held."""
