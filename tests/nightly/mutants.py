@@ -209,7 +209,7 @@ MUTANTS = (
     Mutant("the gateway takes whatever waits longer than the deadline",
            "gateway/dispatcher.py",
            "gateway/test_limits.py::test_an_overload_is_refused_and_not_queued_beyond_the_deadline",
-           "if not self.admission.takes(pending, 1, call.deadline - now):",
+           "if not self.admission.takes(ahead, 1, call.deadline - now):",
            "if False:"),
     Mutant("tensors that serve holds have no limit",
            "serving/api/bodies.py", "serving/api/test_limits.py",

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 TRACEPARENT = re.compile(rb"[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-[0-9a-f]{16}-")
 SLOW = 1.0
 """Seconds after which a request is logged with its attempts."""
+OUTCOMES = {504: "deadline", 429: "refused"}
+"""How a request ends that gets one of these; with others it has failed."""
 _slow, _failed = Quiet(), Quiet()
 
 
@@ -78,6 +80,7 @@ class Call(ABC):
         winner: the attempt that answers it.
         is_over: whether the client has an answer, an error, or is gone.
         prompt: what upstreams may have cached of it; None: nothing is known of that.
+        priority: which calls wait for it, and for which it waits.
         size: bytes that it holds until it is over and all attempts have ended.
         http_head: of the request, if it is over HTTP.
         outcome: how it ended; "" before.
@@ -94,6 +97,7 @@ class Call(ABC):
         self.route, self.repeatable, self.size_class = route, repeatable, size_class
         self.came, self.deadline, self.memory = time.monotonic(), deadline, memory
         self.query = self.breaks = self.size = self.live = 0
+        self.priority = route.limits.priority
         self.prompt: Prompt | None = None
         self.identity = self.address = b""
         self.outcome, self.status, self.passed_on = "", 0, 0
@@ -121,12 +125,13 @@ class Call(ABC):
         """Return an attempt at an endpoint, not yet started."""
 
     @abstractmethod
-    def fail(self, status: int, reason: str) -> None:
+    def fail(self, status: int, reason: str, retry_after: int = 0) -> None:
         """Answer with an error, or with the upstream's own if `last` has one.
 
         Args:
             status: of HTTP.
             reason: in words.
+            retry_after: seconds after which the client may try again; 0 if unknown.
         """
 
     @abstractmethod

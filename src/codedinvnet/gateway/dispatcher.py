@@ -28,6 +28,7 @@ from codedinvnet.net.tracing import Tracer
 from codedinvnet.scheduler.actions import DEADLINE, Answer, Decided, Send
 from codedinvnet.scheduler.admission import Admission
 from codedinvnet.scheduler.events import (
+    PRIORITIES,
     Cancelled,
     Completed,
     Event,
@@ -57,6 +58,7 @@ SHEDS = 1.0
 its `Retry-After` says how long: where all have too much to do, retries make it more."""
 SWEEP = 0.25
 """Seconds between two looks for attempts that take too long."""
+OVERLOADED = "overloaded: try again later"
 
 
 class Blame(StrEnum):
@@ -69,9 +71,9 @@ class Blame(StrEnum):
 class Refused(Exception):
     """A request is not taken; the client may try again after some seconds."""
 
-    def __init__(self, reason: str, retry_after: int = 1) -> None:
+    def __init__(self, reason: str, retry_after: int = 1, status: int = 503) -> None:
         super().__init__(reason)
-        self.retry_after = retry_after
+        self.retry_after, self.status = retry_after, status
 
 
 class Dispatcher:
@@ -102,6 +104,8 @@ class Dispatcher:
         self.admission = Admission(1, rules.max_pending)
         self.calls: dict[int, Call] = {}
         """Those that the scheduler knows, by query."""
+        self.pending = [0] * len(PRIORITIES)
+        """How many these are, by priority."""
         self.attempts: dict[int, Attempt] = {}
         """Those that the scheduler knows, by its number."""
         self.detached: set[Call] = set()
@@ -148,14 +152,15 @@ class Dispatcher:
         fallback = call.repeatable and self.policy.adapts
         if not (cluster.is_ready if fallback else any(e.is_up for e in cluster.mains_here())):
             raise Refused("no upstream is up: try again later")
-        pending = len(self.calls)
-        if not self.admission.takes(pending, 1, call.deadline - now):
-            raise Refused("overloaded: try again later", self.admission.refuse(pending, 1))
+        ahead = self._ahead(call.priority)
+        if not self.admission.takes(ahead, 1, call.deadline - now):
+            raise Refused(OVERLOADED, self.admission.refuse(ahead, 1), 429)
         call.query = next(self._numbers)
         self.calls[call.query] = call
+        self.pending[call.priority] += 1
         for blame, left in self._retries.items():
             self._retries[blame] = min(MOST_RETRIES, left + RETRY_SHARE)
-        self.admission.note(now, pending + 1)
+        self.admission.note(now, len(self.calls))
         submit = Submit(
             (call.query,),
             call.deadline,
@@ -165,8 +170,32 @@ class Dispatcher:
             delay=call.route.limits.delay,
             keys=call.prompt.keys if call.prompt else (),
             size=call.prompt.size if call.prompt else 0,
+            priority=call.priority,
         )
         self.driver.feed(now, submit)
+
+    def _ahead(self, priority: int) -> int:
+        """Return how many calls are to be answered before the next of a priority.
+
+        Those of lower priority are not, unless upstreams are at them.
+        """
+        lower = sum(self.pending[priority + 1 :])
+        return len(self.calls) - lower + min(lower, self.admission.workers)
+
+    def shed(self, now: float) -> None:
+        """Refuse calls that wait, and that those of higher priority leave no time for."""
+        if sum(map(bool, self.pending)) < 2:
+            return
+        waiting = [call for call in self.calls.values() if not call.attempts]
+        ahead, rate = len(self.calls) - len(waiting), self.admission.rate
+        for call in sorted(waiting, key=lambda each: each.priority):
+            is_behind = any(self.pending[: call.priority])
+            if is_behind and ahead > rate * (call.deadline - now):
+                seconds = self.admission.refuse(self._ahead(call.priority), 1)
+                self._forget(call)
+                call.fail(429, OVERLOADED, seconds)
+            else:
+                ahead += 1
 
     def change_policy(self, name: str) -> None:
         """Go on by another policy."""
@@ -190,10 +219,17 @@ class Dispatcher:
             self._lose(attempt, is_gone=True)
         call.end()
 
+    def _take_out(self, query: int) -> Call | None:
+        """Return a call that the scheduler knows no longer; None if it did not."""
+        call = self.calls.pop(query, None)
+        if call is not None:
+            self.pending[call.priority] -= 1
+        return call
+
     def _forget(self, call: Call) -> None:
         """Take a call out of the scheduler, if it is there."""
         self.detached.discard(call)
-        if self.calls.pop(call.query, None) is not None:
+        if self._take_out(call.query) is not None:
             self._feed(Gone((call.query,)))
             self.admission.note(time.monotonic(), len(self.calls))
 
@@ -359,12 +395,12 @@ class Dispatcher:
         attempt.start()
 
     def answer(self, answer: Answer) -> None:
-        call = self.calls.pop(answer.query, None)
+        call = self._take_out(answer.query)
         if call is not None:
             self._won(call, self.attempts[answer.attempt])
 
     def fail(self, query: int, reason: str) -> None:
-        call = self.calls.pop(query, None)
+        call = self._take_out(query)
         if call is not None:
             self.give_up(call, reason)
 
@@ -509,6 +545,7 @@ class Sweeper:
         for call in [call for call in dispatcher.detached if now >= call.deadline]:
             dispatcher.detached.discard(call)
             dispatcher.give_up(call, DEADLINE)
+        dispatcher.shed(now)
         dispatcher.resize()
         dispatcher.driver.look()
 

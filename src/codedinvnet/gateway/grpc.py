@@ -15,9 +15,10 @@ from typing import Any, NamedTuple, TypeAlias
 from codedinvnet.common.errors import UserError, described
 from codedinvnet.gateway.access import AccessLog
 from codedinvnet.gateway.attempts import HOLD, SIGNS, UNSURE
-from codedinvnet.gateway.calls import Attempt, Call, Cause, Failure
+from codedinvnet.gateway.calls import OUTCOMES, Attempt, Call, Cause, Failure
 from codedinvnet.gateway.cluster import PROBE_TIMEOUT, Cluster, Endpoint
 from codedinvnet.gateway.dispatcher import Dispatcher, Refused
+from codedinvnet.gateway.priority import FIELD, granted, name_of
 from codedinvnet.gateway.routes import V2_GRPC, Routes
 from codedinvnet.gateway.tokens import UpstreamToken
 from codedinvnet.gateway.tracing import RequestTrace
@@ -50,7 +51,11 @@ BROKEN = ("Socket closed", "onnection reset", "recvmsg", "GOAWAY", "Broken pipe"
 """How gRPC tells that a connection broke while a call was under way."""
 CODE = "rpc.grpc.status_code"
 """The attribute of spans."""
-CODES = {502: grpc.StatusCode.UNAVAILABLE, 504: grpc.StatusCode.DEADLINE_EXCEEDED}
+CODES = {
+    429: grpc.StatusCode.UNAVAILABLE,
+    502: grpc.StatusCode.UNAVAILABLE,
+    504: grpc.StatusCode.DEADLINE_EXCEEDED,
+}
 STATUSES = {"NOT_FOUND": 404, "RESOURCE_EXHAUSTED": 429}
 PROBE_REFUSALS = frozenset({"UNIMPLEMENTED", "UNAUTHENTICATED", "PERMISSION_DENIED"})
 """Codes of a server that is up, but has no such method or wants a token for it."""
@@ -163,7 +168,7 @@ class GrpcCall(Call):
     def __init__(self, server: GrpcServer, method: str, message: bytes, context: Any) -> None:
         own, sent = server.upstream_token, context.invocation_metadata() or ()
         tracer = server.dispatcher.tracer
-        hidden = {"x-hedge", "user-agent"} | (set() if own is None else {"authorization"})
+        hidden = {"x-hedge", FIELD, "user-agent"} | (set() if own is None else {"authorization"})
         if tracer is not None:
             hidden |= tracer.fields
         metadata = [pair for pair in sent if pair[0] not in hidden and pair[0][:5] != "grpc-"]
@@ -175,6 +180,9 @@ class GrpcCall(Call):
         left, most = context.time_remaining(), route.limits.deadline
         deadline = time.monotonic() + (most if left is None else min(left, most))
         super().__init__(route, repeatable, size_class(len(message)), deadline, server.memory)
+        for said in [str(value) for name, value in sent if name == FIELD][:1]:
+            self.priority = granted(said, self.priority, False)
+            metadata.append((FIELD, name_of(self.priority)))
         self.dispatcher, self.method = server.dispatcher, method
         self.access = server.access
         if self.access is not None:
@@ -191,12 +199,12 @@ class GrpcCall(Call):
     def attempt(self, endpoint: Endpoint, number: int) -> GrpcAttempt:
         return GrpcAttempt(self, endpoint, number)
 
-    def fail(self, status: int, reason: str) -> None:
+    def fail(self, status: int, reason: str, retry_after: int = 0) -> None:
         last = None if self.last is None else self.last.reply
         if status == 504 or not isinstance(last, Answer):
             last = Answer(CODES.get(status, grpc.StatusCode.INTERNAL), details=reason)
         self.log("request failed", reason=reason)
-        self.finish(last, "deadline" if status == 504 else "failed")
+        self.finish(last, OUTCOMES.get(status, "failed"))
 
     def method_and_path(self) -> tuple[str, str]:
         return "POST", self.method

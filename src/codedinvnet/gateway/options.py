@@ -66,7 +66,8 @@ class GatewayOptions(Options):
         (), "how requests are treated, such as 'POST /predict hedge=on deadline=5s'; the first "
         "that fits counts. hedge=on: they are safe to repeat, as the built-in ones are; off: they "
         "aren't; a time or MIN:MAX: they are, and copied after so long. deadline: in place of "
-        "--deadline-ms. idle: a stream without a byte for so long is cut off (5m). Repeatable",
+        "--deadline-ms. idle: a stream without a byte for so long is cut off (5m). priority: high, "
+        "normal or low: who waits while all are busy. Repeatable",
         group=HEDGING, metavar="'METHOD GLOB [KEY=VALUE ...]'",
     )  # fmt: skip
     hedge_delay_ms: str | None = option(

@@ -6,12 +6,13 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
+from codedinvnet.gateway import deadlines
 from codedinvnet.gateway.attempts import HttpAttempt, tells_of_failure
-from codedinvnet.gateway.calls import Call
+from codedinvnet.gateway.calls import OUTCOMES, Call
 from codedinvnet.gateway.cluster import Endpoint
 from codedinvnet.gateway.content import error_event
-from codedinvnet.gateway.deadlines import stated, written
 from codedinvnet.gateway.forwarded import FIELDS, Forwarding, request_id
+from codedinvnet.gateway.priority import FIELD, granted, name_of
 from codedinvnet.gateway.routes import Route
 from codedinvnet.gateway.tracing import METHOD, METHODS, RequestTrace
 from codedinvnet.net.http1 import HOP_BY_HOP, Fields, RequestHead, ResponseHead, write_fields
@@ -23,9 +24,10 @@ if TYPE_CHECKING:
     from codedinvnet.gateway.tokens import UpstreamToken
     from codedinvnet.net.tracing import Tracer
 
+PRIORITY = FIELD.encode()
 OUTCOME = b"codedinvnet-outcome"
 """The field that marks answers of the fallback, and errors of the last upstream."""
-NOT_PASSED_ON = HOP_BY_HOP | {b"host", b"content-length", b"expect", b"x-hedge"}
+NOT_PASSED_ON = HOP_BY_HOP | {b"host", b"content-length", b"expect", b"x-hedge", PRIORITY}
 OF_GATEWAY = NOT_PASSED_ON | FIELDS
 """What upstreams are told by the gateway, whatever clients said."""
 EVENT_ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r")
@@ -80,8 +82,8 @@ class HttpCall(Call):
         forwarding: Forwarding | None = None,
     ) -> None:
         length = sum(map(len, body))
-        self.deadlines = deadlines = stated(head)
-        seconds = min([route.limits.deadline, *deadlines.values()])
+        self.deadlines = deadlines.stated(head)
+        seconds = min([route.limits.deadline, *self.deadlines.values()])
         deadline = time.monotonic() + seconds
         super().__init__(route, repeatable, size_class(length), deadline, client.memory)
         self.client, self.head, self.body, self.trailers = client, head, body, trailers
@@ -92,10 +94,14 @@ class HttpCall(Call):
             self.identity = request_id(head)
             self.address = forwarding.client(head)
             own = forwarding.write(head, self.identity)
+        if (said := head.known.get(PRIORITY)) is not None:
+            is_trusted = forwarding is None or forwarding.hops > 0
+            self.priority = granted(said.decode("latin-1"), self.priority, is_trusted)
+            own += b"X-Priority: %b\r\n" % name_of(self.priority).encode()
         if token is not None:
             dropped = dropped | AUTHORIZATION
-        if deadlines:
-            dropped = dropped.union(deadlines)
+        if self.deadlines:
+            dropped = dropped.union(self.deadlines)
         if dispatcher.tracer is not None:
             self.trace = self._traced(dispatcher.tracer)
             dropped = dropped.union(name.encode() for name in dispatcher.tracer.fields)
@@ -139,7 +145,7 @@ class HttpCall(Call):
         )
         own = b"" if self.token is None else self.token.field
         if self.deadlines:
-            own += written(self.deadlines, time.monotonic() - self.came)
+            own += deadlines.written(self.deadlines, time.monotonic() - self.came)
         if attempt.trace is not None:
             pairs = attempt.trace.fields.items()
             own += write_fields((name.encode(), b" " + value.encode()) for name, value in pairs)
@@ -200,16 +206,16 @@ class HttpCall(Call):
         self.end()
         self.client.abort(last)
 
-    def fail(self, status: int, reason: str) -> None:
+    def fail(self, status: int, reason: str, retry_after: int = 0) -> None:
         last = self.last.reply if self.last is not None and status == 502 else None
-        outcome = "deadline" if status == 504 else "failed"
+        outcome = OUTCOMES.get(status, "failed")
         if last is not None:
             status, self.passed_on = last[0].status, len(last[1])
         self.note(outcome, status)
         self.log("request failed", reason=reason)
         self.end()
         if last is None:
-            self.client.refuse(status, reason)
+            self.client.refuse(status, reason, retry_after)
             return
         head, body, trailers = last
         added = [] if OUTCOME in head.known else [(OUTCOME, b" failed")]

@@ -15,10 +15,12 @@ from prometheus_client import Counter
 from codedinvnet.common.errors import UserError
 from codedinvnet.gateway.history import History
 from codedinvnet.gateway.metrics import GatewayMetrics, RollingQuantiles
+from codedinvnet.gateway.priority import read_priority
 from codedinvnet.gateway.proof import Arm, Proof
 from codedinvnet.net.http1 import RequestHead
 from codedinvnet.net.logs import log_event
 from codedinvnet.net.requests import beginning
+from codedinvnet.scheduler.events import NORMAL
 from codedinvnet.scheduler.settings import hang_limit
 
 V2 = "POST /v2/models/"
@@ -35,8 +37,8 @@ REPEATABLE = (
 OTHERS = "other"
 """The route of requests that must not be repeated."""
 EXPECTED = (
-    *(("direct", 200), ("direct", 500), ("failed", 500), ("deadline", 500), ("refused", 500)),
-    ("aborted", 200),
+    *(("direct", 200), ("direct", 500), ("failed", 500), ("deadline", 500), ("aborted", 200)),
+    *(("refused", 400), ("refused", 500)),
 )
 """How requests may end, and with which status, that each route is expected to see."""
 MOST_NAMED = 64
@@ -64,7 +66,7 @@ SUSPECT = (b"sequence_id", b"shared_memory_region", b"\\u00")
 
 
 class Limits(NamedTuple):
-    """How long requests of a route may take, in seconds."""
+    """How long requests of a route may take, in seconds, and which wait for them."""
 
     deadline: float
     """Until their first content is here."""
@@ -72,6 +74,7 @@ class Limits(NamedTuple):
     """Without a byte of a stream."""
     delay: tuple[float, float] | None = None
     """The least and the most until a copy; None: as measured."""
+    priority: int = NORMAL
 
     @property
     def silent(self) -> float:
@@ -91,6 +94,7 @@ class Rule(NamedTuple):
     deadline: float | None = None
     idle: float | None = None
     delay: tuple[float, float] | None = None
+    priority: int | None = None
 
     def fits(self, method: str, path: str) -> bool:
         """Return whether a request is meant."""
@@ -98,7 +102,8 @@ class Rule(NamedTuple):
 
     def limits(self, usual: Limits) -> Limits:
         """Return the limits of its requests, which are the usual ones where it says nothing."""
-        own = zip((self.deadline, self.idle, self.delay), usual, strict=True)
+        said = self.deadline, self.idle, self.delay, self.priority
+        own = zip(said, usual, strict=True)
         return Limits(*(b if a is None else a for a, b in own))  # type: ignore[arg-type]
 
 
@@ -310,6 +315,7 @@ SETTINGS: dict[str, Callable[[str], dict[str, Any]]] = {
     "hedge": read_hedging,
     "deadline": lambda text: {"deadline": read_seconds(text)},
     "idle": lambda text: {"idle": read_seconds(text)},
+    "priority": lambda text: {"priority": read_priority(text)},
 }
 """What a rule may say, and how it is read."""
 

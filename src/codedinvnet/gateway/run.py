@@ -128,10 +128,10 @@ class Gateway:
                 call.prompt = self.affinity.prompt(head, body)
             dispatcher.submit(call)
         except Refused as refused:
-            call.note("refused", 503)
+            call.note("refused", refused.status)
             call.end()
             self.memory.give(size)
-            client.refuse(503, str(refused), refused.retry_after)
+            client.refuse(refused.status, str(refused), refused.retry_after)
             return None
         call.size = size
         call.release()

@@ -48,7 +48,7 @@ NO_TRAILERS = HOP_BY_HOP | {
     b"content-length", b"content-range", b"content-type", b"cookie", b"date", b"expect", b"expires",
     b"forwarded", b"host", b"location", b"max-forwards", b"proxy-authenticate", b"retry-after",
     b"set-cookie", b"trailer", b"vary", b"warning", b"www-authenticate", b"x-forwarded-for",
-    b"x-forwarded-host", b"x-forwarded-proto", b"x-hedge", b"x-request-id",
+    b"x-forwarded-host", b"x-forwarded-proto", b"x-hedge", b"x-priority", b"x-request-id",
 }  # fmt: skip
 """Fields that mean nothing behind a body, though a lenient server may join them to the header: they
 frame, route, authorize or describe a message (RFC 9110, 6.5.1). They are dropped."""
