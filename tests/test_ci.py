@@ -30,6 +30,7 @@ def run_ci(folder: Path, test: int, lint: int, again: int) -> tuple[int, list[st
     programs = {
         "programs/chromium": "exit 0",  # else it would be installed
         "programs/promtool": "exit 0",
+        "programs/kustomize": "exit 0",
         ".venv/bin/pytest": f'echo "$@" >> runs; exit {again}',
     }
     for name, script in programs.items():

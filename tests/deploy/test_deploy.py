@@ -372,3 +372,35 @@ def test_the_dashboard_names_only_what_there_is(metrics: dict[str, dict[str, set
         for label, values in re.findall(r'(\w+)=~?"([^"$]*)"', query):
             assert set(values.split("|")) <= known[label], query
     assert {"codedinvnet_gateway_hedges_total", "codedinvnet_gateway_hedge_delay_seconds"} <= asked
+
+
+@pytest.fixture(scope="module")
+def for_language_models() -> list[Any]:
+    """Return the manifests for language models, as kubectl puts them together."""
+    if (program := shutil.which("kustomize")) is None:
+        pytest.skip("kustomize is not installed")
+    words = [program, "build", "--load-restrictor", "LoadRestrictionsNone", "language-models"]
+    return list(yaml.safe_load_all(subprocess.check_output(words, cwd=DEPLOY)))
+
+
+def test_kubernetes_takes_the_manifests_for_language_models(for_language_models: Any) -> None:
+    names = {(m["kind"], m["metadata"]["name"]) for m in MANIFESTS}
+    assert {(m["kind"], m["metadata"]["name"]) for m in for_language_models} == names
+    for manifest in for_language_models:
+        kubernetes_validate.validate(manifest, NEWEST, strict=True)
+
+
+def test_the_settings_for_language_models_fit(
+    for_language_models: Any, config: GatewayOptions, tmp_path: Path
+) -> None:
+    data = found("ConfigMap", "resnet-gateway", for_language_models)["data"]
+    (tmp_path / "own.json").write_text(data["gateway.json"])
+    words = ["gateway", "--config", str(tmp_path / "own.json")]
+    own = options_of(build_parser().parse_args(words), GatewayOptions)
+    own.check()
+    changed = {"affinity", "route", "health", "deadline_ms", "drain_ms"}
+    assert {n for n in GatewayOptions.model_fields if getattr(own, n) != getattr(config, n)} == (
+        changed
+    )
+    pod = found("Deployment", "resnet-gateway", for_language_models)["spec"]["template"]["spec"]
+    assert pod["terminationGracePeriodSeconds"] > (own.drain_notice_ms + own.drain_ms) / 1000
