@@ -111,12 +111,14 @@ def build_parser() -> argparse.ArgumentParser:
 
     add = benchmark(
         "sessions",
-        "hold chats in several turns before replicas that cache prefixes, through each proxy",
-        "--fault slow --peer gateway-prefix haproxy-hash",
+        "measure proxies in front of replicas that cache the beginnings of prompts",
+        "--quick --out sessions.jsonl",
     )
-    add("--peer", nargs="+", help="contenders (all)")
-    add("--fault", nargs="+", help="faults: none, slow, stalled, restarted (all)")
-    add("--seeds", type=count, default=3, help="of each cell (3)")
+    quick(add)
+    add("--peer", nargs="+", help="contenders (those that the page shows; three with --quick)")
+    add("--only", action="append", default=[], metavar="KEY=VALUE", help=only % "fault=slow")
+    add("--seeds", type=count, help="how many seeds (3; 1 with --quick)")
+    add("--out", type=Path, default=Path("sessions.jsonl"), help=rows)
 
     add = benchmark(
         "proxy",

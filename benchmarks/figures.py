@@ -16,7 +16,7 @@ from typing import Any
 
 from pandas import DataFrame
 
-from benchmarks import bundles, policies, protected, sweep
+from benchmarks import bundles, policies, protected, sessions, sweep
 from benchmarks.bundles import BUNDLES, HARD
 from benchmarks.peers import pages as peers
 from benchmarks.stale import NOTE, note
@@ -39,6 +39,7 @@ COMMANDS = {
     "accuracy.jsonl": "codedinvnet bench accuracy --data-dir data --out",
     "peers.jsonl": "python -m benchmarks peers --out",
     "several.jsonl": "python -m benchmarks peers --several --out",
+    "sessions.jsonl": "python -m benchmarks sessions --out",
     "policies.jsonl": SIMULATE.format("policies"),
     "auto.jsonl": SIMULATE.format("auto"),
     "off-map.jsonl": SIMULATE.format("off-map"),
@@ -130,6 +131,7 @@ TABLES: Mapping[str, tuple[Sequence[str], Callable[[Path], str]]] = {
     "peers-summary": rows_in("peers.jsonl", lambda path: peers.summary(peers.read(path))),
     "peers-several": rows_in("several.jsonl", lambda path: peers.several_of(peers.read(path))),
     "peers-all": rows_in("peers.jsonl", lambda path: peers.table(peers.read(path))),
+    "sessions": rows_in("sessions.jsonl", sessions.table),
     "choice": (["policies.jsonl", "accuracy.jsonl"], policies.choice),
     "policies": swept("policies.jsonl"),
     "two-losses": swept("two-losses.jsonl"),

@@ -1,7 +1,7 @@
-"""`python -m benchmarks sessions`: chats in turns, before replicas that cache their prefixes.
+"""`python -m benchmarks sessions`: replicas that cache the beginnings of prompts, through proxies.
 
-A turn sends all that was said before, so a replica that has served the session computes only what
-is new. Each contender gets the same sessions; replicas begin with empty caches.
+A replica that has served a session computes only what is new, see `benchmarks.engines`. Each
+contender gets the same requests; replicas begin with empty caches.
 """
 
 from __future__ import annotations
@@ -9,42 +9,64 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import random
+import re
 import signal
-import statistics
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from pandas import DataFrame
+import pandas as pd
 
+from benchmarks import engines, prompts
 from benchmarks.engines import Engine, command
 from benchmarks.peers.contenders import CHAT as PATH
-from benchmarks.peers.contenders import VLLM_ROUTER, Contender, Site
+from benchmarks.peers.contenders import EXAMPLE, VLLM_ROUTER, Contender, Site, envoy_words
 from benchmarks.processes import Running, running
+from benchmarks.prompts import WORKLOADS, Chain, Turn
+from benchmarks.stale import note
 from codedinvnet.common.errors import UserError
+from codedinvnet.common.grid import (
+    Cell,
+    expand,
+    key_of,
+    latest,
+    read_rows,
+    refuse_failures,
+    resume,
+    select,
+)
 from codedinvnet.common.quantiles import percentile
 from codedinvnet.evaluation import tables
 from codedinvnet.net.client import HttpClient, parse_origin
 from codedinvnet.net.listening import free_port
 
-REPLICAS, SESSIONS, TURNS = 3, 30, 6
-SYSTEM, SAID, ANSWERED = 2000, 4000, 400
-"""Bytes of the instructions, which all share, of what a client says in a turn in the mean, and of
-an answer."""
-START, THINK = 0.4, 1.5
-"""Mean seconds between two beginnings of sessions, and from an answer to the next turn."""
+REPLICAS, SLOTS = 3, 2
 TIMEOUT = 60.0
-FAULTS = ("none", "slow", "stalled", "restarted")
+FAULTS = {
+    "none": "nothing wrong",
+    "slow": "one replica slow",
+    "stalled": "one replica stands still",
+    "restarted": "one replica restarts",
+}
 """The first replica takes 20 times as long and a second; stands still for STANDS seconds; is killed
 and started again after DOWN seconds."""
 SLOW, PAUSE, STANDS, DOWN = 20.0, 1.0, 5.0, 2.0
-FORMATS = {"prefill s": ".1f", "p50": ".0f", "p90": ".0f", "p99": ".0f", "errors": ".0f"}
 SHARES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
+QUICK = {("chats", fault) for fault in FAULTS} | {("documents", "slow"), ("trace", "slow")}
+QUICK_PEERS = ("gateway-header", "haproxy-hash", "vllm-router")
+SEEDS, QUICK_SEEDS = 3, 1
+MEASURE = "python -m benchmarks sessions --out docs/results/sessions.jsonl"
+CONTENT = re.compile(rb'"content": ?"(\w+) "')
+"""A token, by which replicas name the session that they answer."""
+CLOSE = 1.1
+"""What is at most so many times the best figure is level with it."""
 
 
 def haproxy(balance: str, limit: str = "") -> Contender:
@@ -78,83 +100,135 @@ def gateway(*options: str) -> Contender:
     return Contender(words)
 
 
+def envoy(site: Site) -> dict[str, object]:
+    """Return what is filled into Envoy's configuration."""
+    address = "{socket_address: {address: 127.0.0.1, port_value: PORT}}"
+    return {"servers": site.each(f"        - endpoint: {{address: {address}}}")}
+
+
+def litellm(site: Site) -> dict[str, object]:
+    """Return what is filled into LiteLLM's configuration."""
+    model = """\
+  - model_name: m
+    litellm_params: {model: openai/m, api_base: "http://127.0.0.1:PORT/v1", api_key: none}"""
+    return {"servers": site.each(model)}
+
+
 CONTENDERS = {
     "gateway": gateway(),
     "gateway-prefix": gateway("--affinity", "prefix"),
     "gateway-header": gateway("--affinity", "x-session"),
     "haproxy-hash": haproxy("balance hdr(x-session)\n    hash-type consistent"),
-    "haproxy-leastconn": haproxy("balance leastconn", "maxconn 2"),
+    "haproxy-leastconn": haproxy("balance leastconn", f"maxconn {SLOTS}"),
+    "envoy-hash": Contender(
+        envoy_words,
+        "envoy",
+        "sessions-envoy.yaml",
+        envoy,
+    ),
     "vllm-router": Contender(vllm_router, "vllm-router"),
+    "litellm": Contender(
+        lambda site: ["--config", "FILE", "--host", "127.0.0.1", "--port", str(site.port)],
+        "litellm",
+        "sessions-litellm.yaml",
+        litellm,
+    ),
 }
+TITLES = {
+    "gateway-header": "the gateway, `x-session`",
+    "gateway-prefix": "the gateway, `prefix`",
+    "haproxy-hash": "HAProxy, hash",
+    "envoy-hash": "Envoy, hash, bounded",
+    "vllm-router": "vllm-router, `cache_aware`",
+    "litellm": "LiteLLM",
+}
+"""Contenders that are measured unless others are named."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One measurement.
+
+    Attributes:
+        workload: one of WORKLOADS.
+        fault: one of FAULTS.
+        peer: one of CONTENDERS.
+        seed: of what clients say and when.
+    """
+
+    workload: str
+    fault: str
+    peer: str
+    seed: int
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """What rows of another configuration or another load differ in."""
+        modules = (engines, prompts)
+        sources = [Path(str(module.__file__)).read_bytes() for module in modules]
+        return {
+            "configuration": key_of(CONTENDERS[self.peer].configuration(EXAMPLE)),
+            "load": sha256(b"".join([*sources, prompts.TRACE.read_bytes()])).hexdigest()[:16],
+        }
 
 
 @dataclass
-class Chats:
+class Clients:
     """The clients.
 
     Attributes:
         url: of the contender.
-        seed: of what they say and when.
+        chains: what they ask.
         times: of first tokens, in ms; infinite without one.
         errors: requests without an answer, or with one of another session.
     """
 
     url: str
-    seed: int
+    chains: Sequence[Chain]
     times: list[float] = field(default_factory=list)
     errors: int = 0
 
     async def run(self, at_third: Callable[[], Awaitable[None]]) -> None:
-        """Hold all sessions; call `at_third` when a third of them have begun."""
-        starts = np.cumsum(np.random.default_rng(self.seed).exponential(START, SESSIONS))
-        sessions = [self._session(n, float(at)) for n, at in enumerate(starts)]
+        """Ask everything; call `at_third` when a third of the chains have begun."""
+        starts = sorted(chain[0].pause for chain in self.chains)
 
         async def inflict() -> None:
-            await asyncio.sleep(float(starts[SESSIONS // 3]))
+            await asyncio.sleep(starts[len(starts) // 3])
             await at_third()
 
-        await asyncio.gather(inflict(), *sessions)
+        async def ask(chain: Chain) -> None:
+            for turn in chain:
+                await asyncio.sleep(turn.pause)
+                await self._ask(turn)
 
-    async def _session(self, number: int, at: float) -> None:
-        rng = np.random.default_rng([self.seed, number])
+        await asyncio.gather(inflict(), *map(ask, self.chains))
 
-        def text(size: int) -> str:
-            return bytes(rng.integers(97, 123, size, np.uint8)).decode()
-
-        shared = bytes(np.random.default_rng(self.seed).integers(97, 123, SYSTEM, np.uint8))
-        messages = [{"role": "system", "content": shared.decode()}]
-        await asyncio.sleep(at)
-        for _ in range(TURNS):
-            size = int(SAID * rng.lognormal(-0.125, 0.5))
-            messages.append({"role": "user", "content": text(size)})
-            await self._ask(f"s{number}", messages)
-            messages.append({"role": "assistant", "content": text(ANSWERED)})
-            await asyncio.sleep(rng.exponential(THINK))
-
-    async def _ask(self, session: str, messages: Sequence[dict[str, str]]) -> None:
-        """Send a turn on a connection of its own, and time the first token."""
-        request = {"model": "m", "stream": True, "user": session, "messages": messages}
+    async def _ask(self, turn: Turn) -> None:
+        """Send a request on a connection of its own, and time the first token."""
+        session = turn.session
+        request = {"model": "m", "stream": True, "user": session, "messages": turn.messages}
         body = json.dumps(request).encode()
+        named = f"x-session: {session}\r\nx-litellm-session-id: {session}\r\n"
         head = f"POST {PATH} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
-        head += f"x-session: {session}\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
+        head += f"{named}content-length: {len(body)}\r\nconnection: close\r\n\r\n"
         began, first, whole = time.perf_counter(), float("inf"), b""
         origin, writer = parse_origin(self.url), None
         try:
             async with asyncio.timeout(TIMEOUT):
                 reader, writer = await asyncio.open_connection(origin.host, origin.port)
                 writer.write(head.encode() + body)
-                whole = await reader.readuntil(b'"content"')
-                first = 1000 * (time.perf_counter() - began)
-                whole += await reader.read()
-        except (OSError, TimeoutError, asyncio.IncompleteReadError):
+                while data := await reader.read(1 << 16):
+                    whole += data
+                    if first == float("inf") and CONTENT.search(whole):
+                        first = 1000 * (time.perf_counter() - began)
+        except (OSError, TimeoutError):
             pass
         finally:
             if writer is not None:
                 writer.close()
         self.times.append(first)
-        own = whole.count(f'"content": "{session} "'.encode())
-        is_right = own == whole.count(b'"content"') > 0 and b"[DONE]" in whole
-        self.errors += not is_right
+        told = set(CONTENT.findall(whole))
+        self.errors += told != {session.encode()} or b"[DONE]" not in whole
 
 
 class Replicas:
@@ -201,7 +275,7 @@ class Replicas:
 async def is_up(url: str) -> None:
     """Wait until a contender passes requests on."""
     client = HttpClient(parse_origin(url))
-    for _ in range(300):
+    for _ in range(600):
         try:
             if (await client.ask("GET", "/v1/models", 2.0)).status == 200:
                 break
@@ -209,44 +283,95 @@ async def is_up(url: str) -> None:
             pass
         await asyncio.sleep(0.1)
     else:
-        raise UserError(f"{url} did not answer within half a minute")
+        raise UserError(f"{url} did not answer within a minute")
     client.close()
 
 
-def trial(peer: str, fault: str, seed: int) -> dict[str, Any]:
-    """Hold the sessions before one contender; return its row."""
+def measure(trial: Trial) -> dict[str, Any]:
+    """Have one contender do all of a workload; return the figures."""
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        replicas, port = Replicas(fault, stack), free_port()
+        replicas, port = Replicas(trial.fault, stack), free_port()
         ports = [engine.port for engine in replicas.engines]
-        words = CONTENDERS[peer].command(Site(Path(folder), port, ports, slots=2))
+        words = CONTENDERS[trial.peer].command(Site(Path(folder), port, ports, slots=SLOTS))
         stack.enter_context(running(*words, ready="", log=Path(folder) / "log"))
-        chats = Chats(f"http://127.0.0.1:{port}", seed)
+        clients = Clients(f"http://127.0.0.1:{port}", WORKLOADS[trial.workload](trial.seed))
 
         async def run() -> float:
-            await is_up(chats.url)
-            await chats.run(replicas.inflict)
+            await is_up(clients.url)
+            await clients.run(replicas.inflict)
             return await replicas.prefill()
 
         seconds = asyncio.run(run())
-    found = {name: percentile(chats.times, share) for name, share in SHARES.items()}
-    return {"fault": fault, "peer": peer, "prefill s": seconds, **found, "errors": chats.errors}
+    found = {name: percentile(clients.times, share) for name, share in SHARES.items()}
+    limit = 1000 * TIMEOUT  # an error is as bad as the longest wait
+    figures = {name: round(min(value, limit), 1) for name, value in found.items()}
+    requests = len(clients.times)
+    return {"prefill": round(seconds, 2), **figures, "errors": clients.errors, "requests": requests}
 
 
-def run(*, peer: Sequence[str] | None, fault: Sequence[str] | None, seeds: int) -> dict[str, Any]:
-    """Measure contenders in turn; return the rows with their table.
+def planned(peers: Sequence[str], seeds: int, quick: bool) -> Iterator[Trial]:
+    """Yield the trials, the contenders of each situation one after the other in random order."""
+    rng = random.Random(0)
+    for axes in expand(seed=range(1, seeds + 1), workload=WORKLOADS, fault=FAULTS):
+        if not quick or (axes["workload"], axes["fault"]) in QUICK:
+            for peer in rng.sample(peers, len(peers)):
+                yield Trial(peer=peer, **axes)
+
+
+def run(
+    *,
+    quick: bool,
+    peer: Sequence[str] | None,
+    only: Sequence[str],
+    seeds: int | None,
+    out: Path,
+) -> dict[str, Any]:
+    """Measure what is missing, and return the table; see `benchmarks.command_line`.
 
     Raises:
-        UserError: if a name is none of them, or a contender is not installed or does not start.
+        UserError: if a name is none of them, or a trial fails.
     """
-    for option, names, known in (("--peer", peer, CONTENDERS), ("--fault", fault, FAULTS)):
-        for name in names or ():
-            if name not in known:
-                raise UserError(f"{option}: must be one of {', '.join(known)}, got {name!r}")
-    rows = []
-    for name in fault or FAULTS:
-        for one in peer or CONTENDERS:
-            found = [trial(one, name, seed) for seed in range(seeds)]
-            numbers = {key: statistics.median(row[key] for row in found) for key in FORMATS}
-            rows.append({"fault": name, "peer": one, **numbers})
-            print(tables.markdown(DataFrame(rows[-1:]), FORMATS).splitlines()[-1], flush=True)
-    return {"rows": rows, "table": tables.markdown(DataFrame(rows), FORMATS).strip()}
+    if unknown := set(peer or ()) - set(CONTENDERS):
+        known = ", ".join(CONTENDERS)
+        raise UserError(f"--peer: must be one of {known}, got {', '.join(sorted(unknown))}")
+    peers = peer or (QUICK_PEERS if quick else tuple(TITLES))
+    found = list(planned(peers, seeds or (QUICK_SEEDS if quick else SEEDS), quick))
+    cells = [
+        Cell(
+            "sessions",
+            asdict(one),
+            one.settings,
+            partial(measure, one),
+            " ".join((one.workload, one.fault, one.peer)),
+        )
+        for one in select(found, only, asdict)
+    ]
+    refuse_failures(resume(cells, out)["failed"], "of the trials", out)
+    return {"rows": [], "table": table(out)}
+
+
+def table(path: Path) -> str:
+    """Return the table of a file: a line for each situation, a column for each contender."""
+    place = ["workload", "fault", "peer"]
+    rows = latest(read_rows(path, "sessions"), [*place, "seed"], ["seed"])
+    figures = ["prefill", *SHARES, "errors"]
+    medians = rows.groupby(place, sort=False)[figures].median()
+    best = medians["p99"].groupby(place[:2], sort=False).transform("min")
+    texts = []
+    for (_, line), least in zip(medians.iterrows(), best, strict=True):
+        times = " / ".join(f"{line[name]:.0f}" for name in SHARES)
+        times = f"**{times}**" if line["p99"] <= CLOSE * least else times
+        failed = f", {line['errors']:.0f} failed" if line["errors"] else ""
+        texts.append(f"{line['prefill']:.1f}; {times}{failed}")
+    cells = pd.Series(texts, medians.index).unstack("peer", sort=False)
+    situations = [(workload, fault) for workload in WORKLOADS for fault in FAULTS]
+    cells = cells.reindex([each for each in situations if each in cells.index])
+    cells = cells[[name for name in CONTENDERS if name in cells]].rename(columns=TITLES)
+    cells.insert(0, "", [f"{workload}, {FAULTS[fault]}" for workload, fault in cells.index])
+    current = {one: Trial("chats", "none", one, 1).settings for one in CONTENDERS}
+    old = {
+        row["peer"] for _, row in rows.iterrows() if row["version"] != key_of(current[row["peer"]])
+    }
+    names = ", ".join(f"`{name}`" for name in sorted(old))
+    told = note(f"rows of {names} are of an older configuration or load", MEASURE) if old else ""
+    return f"{tables.markdown(cells).strip()}\n\n{told}".strip()

@@ -149,7 +149,8 @@ def _nginx(site: Site) -> Mapping[str, object]:
     }
 
 
-def _envoy_words(_: Site) -> list[str]:
+def envoy_words(_: Site) -> list[str]:
+    """Return the words of Envoy."""
     return ["-c", "FILE", "--concurrency", "1", "--log-level", "off", "--use-dynamic-base-id"]
 
 
@@ -203,9 +204,9 @@ def _haproxy_with(*tunings: float) -> Contender:
 
 
 CONTENDERS: Mapping[str, Contender] = {
-    "envoy-least-request": Contender(_envoy_words, "envoy", "envoy.yaml", _envoy),
+    "envoy-least-request": Contender(envoy_words, "envoy", "envoy.yaml", _envoy),
     "envoy-hedge": Contender(
-        *(_envoy_words, "envoy", "envoy.yaml", _envoy, (0.015, 0.025, 0.05, 0.1)), copies=True
+        *(envoy_words, "envoy", "envoy.yaml", _envoy, (0.015, 0.025, 0.05, 0.1)), copies=True
     ),
     "haproxy-leastconn": _haproxy_with(),
     "haproxy-timeout": _haproxy_with(0.05, 0.1, 0.25, 1.0),

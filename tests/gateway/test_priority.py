@@ -29,7 +29,7 @@ async def full(**options: Any) -> AsyncIterator[Any]:
         await go.acquire()
         return answer(b"ok")
 
-    async with gateway(serve, slots=1, route=ROUTES, **options) as g:
+    async with gateway(serve, slots=1, route=ROUTES, deadline_ms=3.6e6, **options) as g:
         asked = [asyncio.create_task(g.ask("POST", "/any", b"0"))]
         await until(lambda: seen == [0])
 
