@@ -9,16 +9,14 @@ NEWEST = $(firstword $(shell command -v python3.14 python3.13 python3.12 python3
 
 # Image sets: from data/ if it is there, else downloaded into the cache.
 DATA := $(if $(wildcard data),--data-dir data)
-BENCHMARKS := accuracy backup-long equal-cost equal-cost-long policies spread auto off-map two-losses few-workers members
+BENCHMARKS := accuracy policies spread auto off-map two-losses few-workers members
 
 # What README's first table shows, a file each: one that is there is kept, whatever it depends on.
 BUNDLES := mnist fashion cifar10
-SEED := 2
 BUNDLE_FILES := $(BUNDLES:%=docs/results/%.json)
-SEED_FILES := $(BUNDLES:%=docs/results/seed-%.json)
 
 .PHONY: help setup demo test pytest lint nightly nightly-tests nightly-newest constraints docs triton mlserver llama servers format wheel clean bench bench-quick
-.PHONY: bench-bundles bench-seeds bench-page $(BENCHMARKS:%=bench-%) $(BENCHMARKS:%=quick-%)
+.PHONY: bench-bundles bench-page $(BENCHMARKS:%=bench-%) $(BENCHMARKS:%=quick-%)
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -42,8 +40,7 @@ lint: $(VENV)/.installed-dev  ## style and types, changes nothing
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-# Every command that rows in docs/results are made by runs here in short, or with small settings in `make test`. Only
-# the grid of Tiny-ImageNet does not, because it needs a bundle that does not ship.
+# Every command that rows in docs/results are made by runs here in short, or with small settings in `make test`.
 # What fails does not keep the rest from running.
 nightly:  ## what takes longer than `make test`: harm from outside, mutants, every order of events, the newest Python and packages, and every benchmark in short
 	@$(MAKE) --no-print-directory -j1 -k nightly-tests nightly-newest bench-quick
@@ -94,19 +91,12 @@ bench: $(VENV)/.installed-bench  ## every benchmark in full, into docs/results: 
 bench-bundles: $(VENV)/.installed  ## the bundles' accuracy and costs where they are missing: half an hour
 	@$(MAKE) --no-print-directory -j1 -k $(BUNDLE_FILES)
 
-bench-seeds: $(VENV)/.installed  ## train the bundles from another seed: many hours; goes on where it stopped
-	@$(MAKE) --no-print-directory -j1 -k $(SEED_FILES) bench-page
-
 # Each may be asked for by itself, in full or in short. What is there is kept, however old (|).
 bench-%: TO := docs/results
 quick-%: TO := results/quick
 quick-%: QUICK := --quick
 quick-%: SAVE := --save-dir runs/quick
 RUN_accuracy = codedinvnet bench accuracy $(QUICK) $(DATA) $(SAVE) --out $(TO)/accuracy.jsonl
-RUN_backup-long = codedinvnet bench accuracy configs/bench/backup-long.json $(QUICK) $(DATA) $(SAVE) --out $(TO)/accuracy.jsonl
-RUN_equal-cost = codedinvnet bench accuracy configs/bench/equal-cost.json $(QUICK) $(DATA) $(SAVE) --out $(TO)/equal-cost.jsonl
-RUN_equal-cost-long = codedinvnet bench accuracy configs/bench/equal-cost-long.json $(QUICK) $(DATA) $(SAVE) \
-  --out $(TO)/equal-cost.jsonl
 RUN_policies = python -m benchmarks sweep configs/bench/simulate-policies.json $(QUICK) --out $(TO)/policies.jsonl
 RUN_spread = python -m benchmarks sweep configs/bench/simulate-spread.json $(QUICK) --out $(TO)/spread.jsonl
 RUN_auto = python -m benchmarks sweep configs/bench/simulate-auto.json $(QUICK) --out $(TO)/auto.jsonl
@@ -122,16 +112,10 @@ endef
 $(foreach name,$(BENCHMARKS),$(eval $(call benchmark,$(name))))
 
 bench-page: | $(VENV)/.installed
-$(BUNDLE_FILES) $(SEED_FILES): | $(VENV)/.installed
+$(BUNDLE_FILES): | $(VENV)/.installed
 
 $(BUNDLE_FILES): docs/results/%.json:
 	$(BIN)/python -m benchmarks figures --measure $(DATA) $*
-
-# A training that is cut off must not leave a file that would be kept.
-$(SEED_FILES): docs/results/seed-%.json:
-	@mkdir -p runs
-	$(BIN)/codedinvnet reproduce configs/$*-recovery.json --seed $(SEED) $(DATA) --json > runs/$(@F)
-	mv runs/$(@F) $@
 
 bench-page:
 	$(BIN)/python -m benchmarks figures

@@ -14,7 +14,6 @@ from typing import Any
 from pandas import DataFrame
 
 from codedinvnet.codes.invnet import PaperInvNet
-from codedinvnet.codes.mean import Evidence
 from codedinvnet.common.files import read_json, write_json
 from codedinvnet.common.grid import latest, read_rows
 from codedinvnet.evaluation import tables
@@ -36,7 +35,6 @@ PAPER_FILES = {
     "`configs/paper/mnist.json`, a fifth of E": "paper-mnist-fifth-k2.json",
 }
 """Settings of the paper's four commands, as a table names them -> the file of what they reached."""
-EVIDENCE: tuple[Evidence, ...] = ("both", "latent", "side")
 
 
 def write(folder: Path, name: str, data_dir: Path | None, *, costs_alone: bool) -> None:
@@ -50,13 +48,8 @@ def measure(name: str, bundle: Bundle, data_dir: Path | None) -> dict[str, Any]:
     """Run evaluate (with the sanity check at the largest k) and invert on one bundle."""
     source = evaluation_images(bundle, "test", data_dir)
     report = partial(evaluation_report, bundle, source, split="test")
-    arms: dict[str, list[dict[str, Any]]] = {
-        evidence: [report(k=k, evidence=evidence) for k in SIZES] for evidence in EVIDENCE
-    }
     return {
-        "evaluate": arms["both"],
-        "latent": arms["latent"],
-        "side": arms["side"],
+        "evaluate": [report(k=k) for k in SIZES],
         "shuffled": report(k=HARD, shuffle_parity=True),
         "invert": inversion_report(bundle.model, source),
         "weights": weights_digest(name),
@@ -75,25 +68,19 @@ def bundle_files(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def table(folder: Path) -> str:
-    """Return the accuracy of every bundle at every k, and what each kind of evidence is worth.
+    """Return the accuracy of every bundle at every k.
 
     The last column has what is recovered from another group's parity.
     """
     lines = []
     for name, found in bundle_files(folder).items():
-        again = read(folder / f"seed-{name}.json")
-        for report, latent, side in zip(
-            *(found.get(arm, ()) for arm in ("evaluate", "latent", "side")), strict=True
-        ):
+        for report in found.get("evaluate", ()):
             k = report["k"]
             shares = {
                 "normal": report["normal_accuracy"],
                 "recovered": report["recovered_accuracy"],
-                "another seed": again.get(f"test_k{k}", {}).get("recovered_accuracy"),
                 "worst position": report["worst_position_accuracy"],
                 "agreement": report["agreement"],
-                "latent only": latent["recovered_accuracy"],
-                "side only": side["recovered_accuracy"],
                 "paper's objective": _paper(folder, name, k),
             }
             other = found.get("shuffled", {})
@@ -114,7 +101,7 @@ def percent(value: float | None) -> str:
 def extra_queries(info: Mapping[str, Any], k: int) -> float:
     """Return the multiply-adds of E and f for a parity query of k, in queries of g(f(x)).
 
-    NaN if they are not known. What the front end reads in a mosaic's parity is not among them.
+    NaN if they are not known.
     """
     if f"encoder_macs_k{k}" not in info:
         return math.nan
@@ -132,8 +119,6 @@ def _paper(folder: Path, name: str, k: int) -> float | None:
 COSTS = {
     "embedding f, one image": "embedding_macs",
     "encoder E, ten images": "encoder_macs_k10",
-    "recovery head": "recovery_head_macs",
-    "reading z_p for the recovery head, once a group": "reading_macs",
     "small backup for groups of ten, one image": "small_backup_one_macs_k10",
     "embedding f, time": "embedding_ms",
     "encoder E, ten images, time": "encoder_ms_k10",

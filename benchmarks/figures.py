@@ -28,11 +28,6 @@ from codedinvnet.models.bundle import shipped_bundles
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results"
-DATASETS = (*BUNDLES, "tiny-imagenet")
-"""The image sets that have a table of accuracy. The last one's bundle does not ship."""
-ACCURACY = ("accuracy.jsonl", "equal-cost.jsonl")
-DEAR = "small-backup@1.4"
-"""Costs more than a query of f, so that short tables leave it out."""
 MEASURE = "python -m benchmarks figures --data-dir data"
 SIMULATE = "python -m benchmarks sweep configs/bench/simulate-{}.json --out"
 COMMANDS = {
@@ -66,7 +61,6 @@ def late(path: Path) -> str:
     """Return how often direct and late answers are right with one of ten workers missing.
 
     Every method is on f; where it was measured on the plain ResNet, too, it has a second line.
-    Methods of equal cost have tables of their own.
     """
     frame = accuracy_frame(path)
     one = (frame["k"] == HARD) & (frame["missing"] == 1)
@@ -89,7 +83,7 @@ def late(path: Path) -> str:
 
 def _is_brief(name: str) -> bool:
     method = known_method(name)
-    return method is not None and method.in_brief and name != DEAR
+    return method is not None and method.in_brief
 
 
 def one_set(name: str, path: Path) -> str:
@@ -121,7 +115,7 @@ def swept(file: str) -> tuple[list[str], Callable[[Path], str]]:
 
 TABLES: Mapping[str, tuple[Sequence[str], Callable[[Path], str]]] = {
     "late": rows_in("accuracy.jsonl", late),
-    **{f"accuracy-{name}": rows_in("accuracy.jsonl", partial(one_set, name)) for name in DATASETS},
+    **{f"accuracy-{name}": rows_in("accuracy.jsonl", partial(one_set, name)) for name in BUNDLES},
     "published": rows_in("accuracy.jsonl", published),
     "bundles": ([], bundles.table),
     "costs": ([], bundles.costs),
@@ -202,8 +196,7 @@ def pages() -> Iterable[Path]:
 
 def shipped(folder: Path = RESULTS) -> str:
     """Return the frame of the shipped rows, with which `bench accuracy` compares, as CSV."""
-    rows = [row for name in ACCURACY for row in read_rows(folder / name, "accuracy")]
-    frame = tables.accuracy_frame(rows)
+    frame = tables.accuracy_frame(read_rows(folder / "accuracy.jsonl", "accuracy"))
     return str(frame.to_csv(index=False, float_format="%.6g"))
 
 

@@ -85,8 +85,7 @@ def tiny_settings(objective: str = "recovery", kind: str = "iresnet") -> dict[st
             "epochs": 2,
             "joint_batch_size": 4,
             "joint_epochs": 2,
-            "head_hidden": 16,
-            "encoder": {"kind": "lean", "width": 4, "side_features": 4},
+            "encoder": {"kind": "lean", "width": 4},
         },
     }[objective]
     return {

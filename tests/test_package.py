@@ -27,7 +27,7 @@ def test_the_first_example_runs_as_it_is_documented() -> None:
     images = samples.batch(torch.arange(4))[0]
     latents = bundle.embed(images)
     parity = bundle.encode(images[None])
-    lost = bundle.decode(parity, latents[None, 1:], missing=0)
+    lost = bundle.decode(parity, latents[None, 1:])
     assert int(lost.argmax()) == int(samples.labels[0])
     again = bundle.invert(latents)
     assert not again.requires_grad

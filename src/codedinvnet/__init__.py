@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from codedinvnet.common.errors import UserError
 
 if TYPE_CHECKING:
-    from codedinvnet.codes.base import Code, Encoded, Scheme, ScoresCode
+    from codedinvnet.codes.base import Code, Scheme, ScoresCode
     from codedinvnet.codes.build import scheme_for
     from codedinvnet.codes.erase import erase
     from codedinvnet.codes.method import Method
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from codedinvnet.data.sources import ImageSet
     from codedinvnet.evaluation.accuracy import Evaluation, evaluate
     from codedinvnet.models.bundle import Bundle, load_bundle
-    from codedinvnet.models.coded import CodedModel, Parity, decode_missing
+    from codedinvnet.models.coded import CodedModel, decode_missing
     from codedinvnet.models.source import OpenModel, open_model
     from codedinvnet.nn.fusion import FusionEncoder, LeanFusion, PixelMean, UNetFusion
-    from codedinvnet.nn.head import Head, RecoveryHead
+    from codedinvnet.nn.head import Head
     from codedinvnet.nn.iresnet import IResNet
     from codedinvnet.nn.irevnet import IRevNet
     from codedinvnet.nn.resnet import PlainNetwork
@@ -43,7 +43,6 @@ __all__ = [
     "Bundle",
     "Code",
     "CodedModel",
-    "Encoded",
     "Evaluation",
     "FusionEncoder",
     "Head",
@@ -55,13 +54,11 @@ __all__ = [
     "Method",
     "NotConverged",
     "OpenModel",
-    "Parity",
     "PartSettings",
     "PixelMean",
     "PlainNetwork",
     "Protection",
     "RecoveryFusionSettings",
-    "RecoveryHead",
     "Scheme",
     "ScoresCode",
     "TrainSettings",
@@ -83,7 +80,7 @@ __all__ = [
 
 # These load PyTorch, which takes seconds: the command line's help does without.
 _HOMES = {
-    "codes.base": ("Code", "Encoded", "Scheme", "ScoresCode"),
+    "codes.base": ("Code", "Scheme", "ScoresCode"),
     "codes.build": ("scheme_for",),
     "codes.erase": ("erase",),
     "codes.method": ("Method",),
@@ -93,10 +90,10 @@ _HOMES = {
     "data.sources": ("ImageSet",),
     "evaluation.accuracy": ("Evaluation", "evaluate"),
     "models.bundle": ("Bundle", "load_bundle"),
-    "models.coded": ("CodedModel", "Parity", "decode_missing"),
+    "models.coded": ("CodedModel", "decode_missing"),
     "models.source": ("OpenModel", "open_model"),
     "nn.fusion": ("FusionEncoder", "LeanFusion", "PixelMean", "UNetFusion"),
-    "nn.head": ("Head", "RecoveryHead"),
+    "nn.head": ("Head",),
     "nn.iresnet": ("IResNet",),
     "nn.irevnet": ("IRevNet",),
     "nn.resnet": ("PlainNetwork",),

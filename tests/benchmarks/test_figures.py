@@ -58,14 +58,11 @@ def test_what_was_measured_of_a_bundle_is_of_the_weights_that_ship(name: str) ->
     assert json.loads((RESULTS / f"{name}.json").read_text())["weights"] == weights_digest(name)
 
 
-def test_a_bundles_lines_have_the_other_seed_and_the_papers_objective(tmp_path: Path) -> None:
+def test_a_bundles_lines_have_the_papers_objective(tmp_path: Path) -> None:
     shutil.copy(RESULTS / "mnist.json", tmp_path)
-    again = {"test_k4": {"recovered_accuracy": 0.98}}
-    (tmp_path / "seed-mnist.json").write_text(json.dumps(again))
     append_row(tmp_path / "accuracy.jsonl", row("coded-invnet-paper", 0.7))
     lines = {line["k"]: line for line in cells(section("bundles", tmp_path))}
     assert [lines[k]["paper's objective"] for k in ("2", "4", "10")] == ["", "", "70.00"]
-    assert [lines[k]["another seed"] for k in ("2", "4", "10")] == ["", "98.00", ""]
 
 
 def test_a_short_table_has_both_base_models_and_no_failures(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from itertools import combinations
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,30 +38,19 @@ class Linear(nn.Module):
         return logits
 
 
-def tiny_model(
-    kind: Literal["lean", "mosaic"] = "lean", *, side_features: int = 4, head_hidden: int = 16
-) -> CodedModel:
-    """Return an untrained model of 64-bit floats, for images of one channel.
-
-    Args:
-        kind: "lean" for 8×8 pixels, and an encoder that does something; "mosaic" for 16×16.
-        side_features: see `EncoderSettings`.
-        head_hidden: see `ModelSettings`.
-    """
+def tiny_model() -> CodedModel:
+    """Return an untrained model of 64-bit floats for 8×8 images, with an E that does something."""
     torch.manual_seed(0)
-    side = 8 if kind == "lean" else 16
     model = build_model(
         ModelSettings(
-            image_shape=(1, side, side),
+            image_shape=(1, 8, 8),
             padding=0,
             classes=("a", "b", "c"),
             network=NetworkSettings(blocks=(1, 1), strides=(1, 2), hidden=(8, 8)),
-            encoder=EncoderSettings(kind=kind, width=4, side_features=side_features),
-            head_hidden=head_hidden,
+            encoder=EncoderSettings(kind="lean", width=4),
         )
     )
-    if kind == "lean":
-        nn.init.normal_(model.encoder.get_parameter("merge1.weight"), std=0.2)
+    nn.init.normal_(model.encoder.get_parameter("merge1.weight"), std=0.2)
     return model.double().eval()
 
 

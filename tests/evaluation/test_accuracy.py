@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codedinvnet.codes import erase
-from codedinvnet.codes.base import Code, Encoded, Scheme
+from codedinvnet.codes.base import Code, Scheme
 from codedinvnet.codes.rules import SERVED, CodeRules, Parities
 from codedinvnet.common.errors import UserError
 from codedinvnet.data import ImageSet, random_groups
@@ -59,10 +59,10 @@ class Exact(Code):
         self.rules: CodeRules = Parities(k, r)
         self.off_direct, self.off_decoded = direct, decoded
 
-    def encode(self, task: int, queries: Tensor) -> Encoded:
+    def encode(self, task: int, queries: Tensor) -> Tensor:
         assert queries.dtype == torch.uint8
         assert queries.shape[2:] == (1, 1, 2)
-        return Encoded(queries.float().sum(1))
+        return queries.float().sum(1)
 
     def direct(self, output: Tensor) -> Tensor | None:
         return one_hot(output[:, 1] + self.off_direct(output[:, 0]))
@@ -83,9 +83,9 @@ def wrong_at(position: int) -> Exact:
 class ParityTells(Exact):
     """The last parity holds the members' labels side by side, and is believed."""
 
-    def encode(self, task: int, queries: Tensor) -> Encoded:
+    def encode(self, task: int, queries: Tensor) -> Tensor:
         last = task == self.rules.k + self.rules.r - 1
-        return Encoded(queries[:, :, 0, 0, 1].float() if last else torch.zeros(len(queries), 1))
+        return queries[:, :, 0, 0, 1].float() if last else torch.zeros(len(queries), 1)
 
     def decode(self, outputs: Mapping[int, Tensor], size: int) -> Mapping[int, Tensor]:
         (missing,) = set(range(size)) - set(outputs)

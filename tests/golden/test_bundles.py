@@ -10,9 +10,9 @@ from codedinvnet.models.bundle import load_bundle
 from tests.golden.figures import ANSWERS, BUNDLES, COUNT, SIZES, answers, images
 
 ACCURACY = {
-    "mnist": {"normal": 98.33, "k2": 97.67, "k4": 97.67, "k10": 97.33},
-    "fashion": {"normal": 95.67, "k2": 93.0, "k4": 92.0, "k10": 92.33},
-    "cifar10": {"normal": 86.33, "k2": 86.33, "k4": 85.33, "k10": 81.67},
+    "mnist": {"normal": 98.67, "k2": 98.33, "k4": 98.67, "k10": 98.0},
+    "fashion": {"normal": 92.67, "k2": 93.33, "k4": 93.0, "k10": 93.0},
+    "cifar10": {"normal": 75.33, "k2": 73.67, "k4": 73.0, "k10": 70.0},
 }
 """Accuracy in %, of the 300 images: normal, and recovered in groups of 2, 4 and 10."""
 CLOSE = 0.02
@@ -51,7 +51,7 @@ def test_the_bundle_decodes_what_the_served_code_decodes(
     parity = bundle.encode(groups)
     for lost in range(k):
         others = torch.cat([latents[:, :lost], latents[:, lost + 1 :]], dim=1)
-        decoded = bundle.decode(parity, others, lost)
+        decoded = bundle.decode(parity, others)
         served = found[f"k{k}"].unflatten(0, (COUNT // k, k))[:3, lost]
         assert torch.allclose(decoded, served, atol=1e-3)
     direct = bundle.classify(latents.flatten(0, 1))

@@ -20,7 +20,7 @@ from codedinvnet.models.bundle import (
     save_bundle,
     shipped_bundles,
 )
-from codedinvnet.models.coded import build_model
+from codedinvnet.models.coded import build_model, decode_missing
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def refusal(folder: Path) -> str:
 def test_a_shipped_bundle_is_what_its_settings_file_trains(name: str) -> None:
     loaded = load_bundle(name)
     made, kept = loaded.info.provenance, loaded.validation_digests()
-    path = Path(__file__).parents[2] / "configs" / f"{name}-recovery.json"
+    path = Path(__file__).parents[2] / "configs" / "alone" / f"{name}.json"
     assert load_settings(path) == made.settings
     assert loaded.info.group_sizes[0] == 2
     assert kept is not None
@@ -59,22 +59,14 @@ def test_round_trip_keeps_every_answer(bundle: Bundle, held_out: ImageSet, tmp_p
         z = model.embed(images)
         groups = images.unflatten(0, (2, 4))
         parity = model.encode(groups)
-        expected = [
-            model.classify(z).softmax(1),
-            parity.latent,
-            parity.side,
-            model.recover(z, parity.side.flatten(0, 1), 4).softmax(1),
-        ]
+        lost = decode_missing(parity, z.unflatten(0, (2, 4))[:, 1:])
+        expected = [model.classify(z).softmax(1), parity, model.classify(lost).softmax(1)]
     save_bundle(tmp_path / "saved", bundle.info, model)
     loaded = load_bundle(tmp_path / "saved")
     assert loaded.info == bundle.info
     latents, sent = loaded.embed(images), loaded.encode(groups)
-    found = [
-        loaded.classify(latents),
-        sent.latent,
-        sent.side,
-        loaded.model.recover(latents, sent.side.flatten(0, 1), 4).softmax(1),
-    ]
+    others = latents.unflatten(0, (2, 4))[:, 1:]
+    found = [loaded.classify(latents), sent, loaded.decode(sent, others)]
     for a, b in zip(expected, found, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
 
@@ -154,8 +146,8 @@ def test_what_is_damaged_is_refused(copied: Path) -> None:
     raw["model"]["network"].update(hidden=[8, 12])
     for name, content, said in (
         (DESCRIPTION, b"", "is not JSON"),
-        (DESCRIPTION, b'{"format_version": 2}', "format version 2"),
-        (DESCRIPTION, b'{"format_version": 1}', "missing key"),
+        (DESCRIPTION, b'{"format_version": 2}', "missing key"),
+        (DESCRIPTION, b'{"format_version": 1}', "train the bundle again"),
         (DESCRIPTION, json.dumps(raw).encode(), "holds another architecture"),
         (WEIGHTS, weights[: len(weights) // 2], "weights"),
         (WEIGHTS, None, "no checkpoint"),

@@ -36,8 +36,6 @@ def model(
     *,
     image_shape: tuple[int, int, int] = (1, 6, 6),
     padding: int = 1,
-    head_hidden: int = 16,
-    side_features: int = 4,
 ) -> CodedModel:
     torch.manual_seed(0)
     return build_model(
@@ -46,8 +44,7 @@ def model(
             padding=padding,
             classes=("a", "b", "c"),
             network=NetworkSettings(**SMALL),
-            encoder=EncoderSettings(kind="lean", width=4, side_features=side_features),
-            head_hidden=head_hidden,
+            encoder=EncoderSettings(kind="lean", width=4),
         )
     ).eval()
 

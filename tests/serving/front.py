@@ -105,7 +105,7 @@ def decoded(bundle: Bundle, batch: np.ndarray, missing: int) -> np.ndarray:
     group = torch.from_numpy(batch)
     others = [i for i in range(len(batch)) if i != missing]
     latents = bundle.embed(group[others])[None]
-    return bundle.decode(bundle.encode(group[None]), latents, missing)[0].numpy()
+    return bundle.decode(bundle.encode(group[None]), latents)[0].numpy()
 
 
 def assert_decoded(answer: Answered, expected: np.ndarray, outcome: str = "decoded") -> None:
@@ -129,5 +129,5 @@ class Released(BundlePool):
 def fixed_size(scheme: Scheme) -> Scheme:
     """Return the same code, as if it could not serve short groups."""
     code = copy.copy(scheme.code)
-    code.rules = Parities(K, fixed_size=True, guesses=code.rules.guesses)
+    code.rules = Parities(K, fixed_size=True)
     return replace(scheme, code=code)

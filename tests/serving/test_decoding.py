@@ -93,7 +93,8 @@ class Absurd(BundlePool):
         result = await super()._work(worker, task)
         if worker != self.absurd:
             return result
-        return with_output(result, np.full_like(output(result), 3e38))
+        value = 3e38 if worker == K else -3e38  # the parity's is added, the others' are subtracted
+        return with_output(result, np.full_like(output(result), value))
 
 
 async def test_a_late_query_that_cannot_be_decoded_waits_for_its_own_answer(

@@ -33,6 +33,8 @@ from tests.serving.front import leftovers, queue, running
 from tests.serving.options import changed
 
 K, WORKERS = 4, 5
+BACKED = 10
+"""Queries in a group of the small backup that ships."""
 
 
 @pytest.fixture(scope="module")
@@ -40,10 +42,11 @@ def scheme() -> Scheme:
     return scheme_for(load_bundle("mnist"), K)
 
 
-def gate(limit: float | None = 0.01, **options: Any) -> AnswerGate:
+def gate(limit: float | None = 0.01, method: str = "coded-invnet", **options: Any) -> AnswerGate:
     bundle = load_bundle("mnist")
     calibration = load_calibration(bundle.folder, bundle.digest())
-    made = AnswerGate(calibration, "coded-invnet", K, WORKERS, limit, **options)
+    k = K if method == "coded-invnet" else BACKED
+    made = AnswerGate(calibration, method, k, k + 1, limit, **options)
     made.begin(Metrics(), lambda worker: None)
     return made
 
@@ -93,9 +96,9 @@ def test_drift_stops_the_release_and_says_so(caplog: pytest.LogCaptureFixture) -
 
 
 def test_without_a_limit_everything_is_released_with_its_probability() -> None:
-    own, sure, unsure = gate(None), waiting(DECODED), waiting(GUESSED)
-    assert own.releases(Found({}, 0.1), K, unsure)
-    assert own.releases(Found({}, 1.0), K, sure)
+    own, sure, unsure = gate(None, "small-backup"), waiting(DECODED), waiting(GUESSED)
+    assert own.releases(Found({}, 0.1), BACKED, unsure)
+    assert own.releases(Found({}, 1.0), BACKED, sure)
     assert unsure.agreement is not None
     assert sure.agreement is not None
     assert 0 < unsure.agreement < sure.agreement < 1
@@ -147,9 +150,9 @@ class Lying(BundlePool):
     extra = direct = 0
 
     async def _work(self, worker: int, task: Task) -> Result:
-        if is_extra := task.number >= K:
+        if is_extra := task.number >= BACKED:
             self.extra += 1
-            due = K * self.extra
+            due = BACKED * self.extra
             await until(lambda: self.direct >= due)
         result = await super()._work(worker, task)
         self.direct += not is_extra
@@ -166,22 +169,22 @@ class Lying(BundlePool):
 @pytest.mark.parametrize("action", ["replace", "report"])
 async def test_a_worker_that_answers_wrongly_is_reported_and_replaced(
     action: str,
-    scheme: Scheme,
     images: np.ndarray,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(decoding, "CHECKED_SHARE", 1.0)
-    own, pool = gate(None, on_corruption=action), Lying(scheme)
-    async with running(scheme, pool=pool, gate=own, workers=WORKERS) as (front, _):
+    scheme = scheme_for(load_bundle("mnist"), BACKED, "small-backup")
+    own, pool = gate(None, "small-backup", on_corruption=action), Lying(scheme)
+    async with running(scheme, pool=pool, gate=own, workers=BACKED + 1) as (front, _):
         for number in range(200):
-            start = K * number % 900
-            await front.ask(images[start : start + K], name=f"request {number}")
+            start = BACKED * number % 900
+            await front.ask(images[start : start + BACKED], name=f"request {number}")
             await until(lambda: not leftovers(front) and not queue(front)._running)
             if counted(front.metrics.wrong_workers.labels("2")):
                 break
-        found = [counted(front.metrics.wrong_workers.labels(str(i))) for i in range(5)]
-        assert found == [0, 0, 1, 0, 0]
+        found = [counted(front.metrics.wrong_workers.labels(str(i))) for i in range(BACKED + 1)]
+        assert [worker for worker, wrong in enumerate(found) if wrong] == [2]
         if action == "replace":
             await until(lambda: pool.liar == -1)
         await asyncio.sleep(0.2)

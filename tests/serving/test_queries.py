@@ -7,10 +7,8 @@ import time
 
 import numpy as np
 import pytest
-import torch
 
 from codedinvnet.codes.base import Scheme
-from codedinvnet.models.bundle import Bundle
 from codedinvnet.serving.answers import Answered, Cancelled, DeadlinePassed, NotNow
 from tests.observing import counted, until
 from tests.serving.bundles import BundleFront
@@ -18,9 +16,7 @@ from tests.serving.front import (
     PATIENCE,
     WORKERS,
     K,
-    Released,
     answered,
-    assert_decoded,
     running,
 )
 
@@ -50,28 +46,6 @@ async def refused(front: BundleFront, batch: np.ndarray) -> None:
     """Check that a batch is refused, and not taken and waited for."""
     with pytest.raises(NotNow, match="overloaded"):
         await asyncio.wait_for(front.ask(batch), 5)
-
-
-async def test_at_the_deadline_side_features_answer(
-    mnist: Bundle, method: Scheme, images: np.ndarray
-) -> None:
-    pool = Released(method)
-    async with running(method, pool=pool) as (front, _):
-        began = time.monotonic()
-        query = asyncio.create_task(front.ask(images[:K], deadline=1.5))
-        await until(lambda: len(pool.calls) == K + 1)
-        for number in (0, K):
-            pool.gates[number].set()
-        first, *others = answered(await query)
-        assert time.monotonic() - began >= 1.5, "better answers might have come"
-        assert first.outcome == "direct"
-        assert counted(front.metrics.queries.labels("guessed")) == K - 1
-        side = mnist.encode(torch.from_numpy(images[None, :K])).side
-        for member, answer in enumerate(others, start=1):
-            logits = mnist.model.recover_from_side(side[:, member])
-            assert_decoded(answer, logits.softmax(1)[0].numpy(), "guessed")
-        for gate in pool.gates.values():
-            gate.set()
 
 
 async def test_what_is_too_late_already_is_not_computed(method: Scheme, images: np.ndarray) -> None:

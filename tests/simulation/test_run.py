@@ -66,17 +66,6 @@ def test_simulate_prints_lines(file: Path, call: Command) -> None:
     assert found["p999_ms"] == "never: too many requests were lost"
 
 
-def test_what_is_simulated_of_a_mosaic_is_its_own_code(
-    file: Path, tmp_path: Path, call: Command
-) -> None:
-    """One parity makes up for several members."""
-    words = ("--stragglers", "exponential", "--k", "10", "--queries", "3000", "--json")
-    mosaic = tmp_path / "mosaic.json"
-    mosaic.write_text(json.dumps({**SCENARIO, "bundle": "cifar10"}))
-    mean, apart = (json.loads(call("simulate", path, *words).out) for path in (file, mosaic))
-    assert apart["decoded_share"] > 1.2 * mean["decoded_share"]
-
-
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -50,7 +50,7 @@ def make_stage(images: ImageSet, model: CodedModel, steps: int = 1) -> PixelStag
 def model(bundle: Bundle) -> CodedModel:
     """Return a network with an encoder that has not learned anything."""
     description = bundle.info.model
-    encoder = description.encoder.model_copy(update={"kind": "lean", "side_features": 0})
+    encoder = description.encoder.model_copy(update={"kind": "lean"})
     made = build_model(description.model_copy(update={"encoder": encoder}))
     torch.manual_seed(1)
     for parameter in made.encoder.parameters():
@@ -83,7 +83,7 @@ def test_a_step_follows_the_losses_of_the_discriminator_and_then_of_the_encoder(
     descend(stage)
     found = stage.step(0, 0)
     x, target = stage.batch(0)
-    fake = encoder(x).parity
+    fake = encoder(x)
     real, made = before(x, target), before(x, fake.detach())
     hinge = F.relu(1 - real).mean() + F.relu(1 + made).mean()
     pixel = ((fake - target).exp() + (target - fake).exp()).mean() / 2

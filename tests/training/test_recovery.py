@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch.nn.functional as F
 from codedinvnet.common.config import RecoveryFusionSettings, parse_settings
 from codedinvnet.data import load_images, split_images
 from codedinvnet.models.coded import build_model, decode_missing, model_settings
-from codedinvnet.training.recovery import RecoveryStage, draw_size
+from codedinvnet.training.recovery import RecoveryStage
 from tests.conftest import tiny_settings
 
 
@@ -26,23 +25,9 @@ def stage_of(raw: dict[str, Any], data_dir: Path, joint: bool) -> RecoveryStage:
     return RecoveryStage(settings.fusion, settings.training, *images, model, {}, joint=joint)
 
 
-@pytest.mark.parametrize("apart", [False, True])
-def test_sizes_are_drawn_alike_or_by_the_mosaics_grids(apart: bool) -> None:
-    generator = torch.Generator().manual_seed(0)
-    drawn = Counter(draw_size(5, apart, generator) for _ in range(4000))
-    shares = {2: 1 / 3, 3: 1 / 6, 4: 1 / 6, 5: 1 / 3} if apart else dict.fromkeys(range(2, 6), 0.25)
-    assert {size: count / 4000 for size, count in drawn.items()} == pytest.approx(shares, abs=0.03)
-
-
 @pytest.mark.parametrize("joint", [False, True])
-@pytest.mark.parametrize("kind", ["lean", "mosaic"])
-def test_steps_bring_decoded_answers_nearer_to_the_labels(
-    kind: str, joint: bool, data_dir: Path
-) -> None:
-    raw = tiny_settings()
-    raw["fusion"] |= {"encoder": {"kind": kind, "width": 4, "side_features": 4}}
-    raw["fusion"] |= {"latent_weight": 0.0} if kind == "mosaic" else {}
-    stage = stage_of(raw, data_dir, joint)
+def test_steps_bring_decoded_answers_nearer_to_the_labels(joint: bool, data_dir: Path) -> None:
+    stage = stage_of(tiny_settings(), data_dir, joint)
     stage.start_epoch(0, torch.Generator().manual_seed(0))
     images, labels = stage.train.batch(torch.arange(96))
     groups = images.unflatten(0, (24, 4))
@@ -55,9 +40,7 @@ def test_steps_bring_decoded_answers_nearer_to_the_labels(
             found = []
             for lost in range(4):
                 others = torch.cat([z[:, :lost], z[:, lost + 1 :]], dim=1)
-                lean = kind == "lean"
-                latent = decode_missing(sent.latent, others) if lean else sent.latent
-                answers = model.recover(latent, sent.side[:, lost], 4)
+                answers = model.classify(decode_missing(sent, others))
                 found.append(F.cross_entropy(answers, labels.unflatten(0, (24, 4))[:, lost]))
         return float(torch.stack(found).mean())
 

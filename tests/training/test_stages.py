@@ -34,7 +34,6 @@ def test_all_stages_of_the_papers_objective(pixels: stages.Run) -> None:
     assert 0.3 < report["normal_accuracy"] <= 1  # chance is 0.1
     bundle = load_bundle(pixels.fusion_folder(2) / "bundle")
     assert bundle.info.group_sizes == (2,)
-    assert bundle.model.recovery_head is None
     assert constrained_layers(bundle.model) == []  # folded
     model, _ = load_trained_network(pixels.settings, pixels.network_folder, CPU)
     images = pixels.images("test").batch(torch.arange(50))[0]

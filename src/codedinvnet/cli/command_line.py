@@ -15,7 +15,7 @@ EXAMPLES = """examples:
   codedinvnet evaluate mnist --k 10 --data-dir data --json
   codedinvnet info mnist
   codedinvnet serve mnist --k 10
-  codedinvnet reproduce configs/mnist-recovery.json --data-dir data
+  codedinvnet reproduce configs/alone/mnist.json --data-dir data
 
 configs/, examples/ and docs/ are in the repository, and not in an installed package; so are
 the paper's four commands: python main.py --help

@@ -585,21 +585,16 @@ def _show(as_json: bool, report: dict[str, Any], lines: list[str]) -> None:
         "average-image; or FILE.py:CLASS",
         default="coded-invnet",
     ),
-    opt(
-        "--evidence",
-        "answer from the decoded latent, the side features, or both",
-        default="both",
-        choices=("both", "latent", "side"),
-    ),
     opt("--shuffle-parity", "decode with another group's parity output", bool),
     JSON,
 )
 def _evaluate(arguments: argparse.Namespace) -> None:
-    from codedinvnet.evaluation.accuracy import evaluation_report, scheme_resting_on
+    from codedinvnet.codes.build import scheme_for
+    from codedinvnet.evaluation.accuracy import evaluation_report
 
     bundle = _bundle(arguments)
-    scheme_resting_on(arguments.evidence, bundle, arguments.k, arguments.method)  # or refuse now
-    names = ("split", "k", "groupings", "seed", "method", "evidence", "shuffle_parity")
+    scheme_for(bundle, arguments.k, arguments.method)  # or refuse now
+    names = ("split", "k", "groupings", "seed", "method", "shuffle_parity")
     images = _images(arguments, bundle, arguments.split)
     report = evaluation_report(bundle, images, **values(arguments, *names))
     print_report(report, as_json=arguments.json)
@@ -644,7 +639,7 @@ def _images(arguments: argparse.Namespace, bundle: Bundle, split: str) -> ImageS
 @command(
     "paper",
     "train a bundle by a settings file, finished stages kept, and evaluate on the test split",
-    "codedinvnet reproduce configs/mnist-recovery.json --data-dir data",
+    "codedinvnet reproduce configs/alone/mnist.json --data-dir data",
     opt("config", "settings file (JSON)", Path),
     opt("--save-dir", "folder of runs", Path, Path("runs")),
     *DATA,

@@ -25,28 +25,18 @@ def check_k(k: int) -> None:
         raise UserError(f"k must be at least 2, got {k}: a group of one is a plain copy")
 
 
-class Encoded(NamedTuple):
-    """What `Code.encode` makes of a group's members."""
-
-    query: Tensor
-    """(B, *input): one query for the task's model."""
-    side: Tensor | None = None
-    """(B, n): what goes to the decoder past the model."""
-
-
 class Code(ABC):
     """How queries are mixed for extra tasks, and how outputs become the missing answers.
 
-    An *output* is what a task's model returned for the task's queries, flattened, with the side
-    features of `encode` behind it: (B, n). A `Scheme` calls all methods under
-    `torch.inference_mode`.
+    An *output* is what a task's model returned for the task's queries, flattened: (B, n). A
+    `Scheme` calls all methods under `torch.inference_mode`.
     """
 
     rules: CodeRules
     """The tasks, what outputs determine, and what tasks cost."""
 
-    def encode(self, task: int, queries: Tensor) -> Encoded:
-        """Make the query of a task that is encoded.
+    def encode(self, task: int, queries: Tensor) -> Tensor:
+        """Make the query (B, *input) of a task that is encoded.
 
         Args:
             task: its number.
@@ -165,10 +155,9 @@ class Scheme:
             values: Tensor = self.models[spec.model](queries.flatten(0, 1))
             return Computed(values.reshape(len(queries), -1), 0.0)
         began = time.perf_counter()
-        query, side = self.code.encode(task, queries)
+        query = self.code.encode(task, queries)
         seconds = time.perf_counter() - began
-        values = self.models[spec.model](query).flatten(1)
-        return Computed(values if side is None else torch.cat([values, side], dim=1), seconds)
+        return Computed(self.models[spec.model](query).flatten(1), seconds)
 
     @torch.inference_mode()
     def direct(self, output: Tensor) -> Tensor | None:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from codedinvnet.codes.base import Code, Encoded, check_k
+from codedinvnet.codes.base import Code, check_k
 from codedinvnet.codes.rules import AnyOf
 from codedinvnet.common.errors import UserError
 from codedinvnet.models.coded import prepare
@@ -61,11 +61,11 @@ class Interpolating(Code):
     def decoding_matrix(self, tasks: tuple[int, ...]) -> Tensor:
         """Return (k, len(tasks)) float64: the weights of these tasks' outputs in the answers."""
 
-    def encode(self, task: int, queries: Tensor) -> Encoded:
+    def encode(self, task: int, queries: Tensor) -> Tensor:
         """Mix the group (B, k, *input) as this worker is given it."""
         queries = prepare(queries, 0)
         weights = self.encoding[task].to(queries)
-        return Encoded(torch.einsum("m,bm...->b...", weights, queries))
+        return torch.einsum("m,bm...->b...", weights, queries)
 
     def direct(self, output: Tensor) -> Tensor | None:
         """Return None: no output is a member's own."""

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from codedinvnet.codes.base import Encoded, Scheme
-from codedinvnet.codes.mean import Evidence, LatentCode, MeanCode, MosaicCode, mosaic_rules
+from codedinvnet.codes.base import Scheme
+from codedinvnet.codes.mean import MeanCode
 from codedinvnet.codes.method import Given, Method
 from codedinvnet.codes.rules import SERVED, CodeRules, Parities
 from codedinvnet.common.config import (
@@ -27,36 +27,25 @@ ORACLE_TOLERANCE = 1e-5
 """Of each block's inverse; the decoded latent's error is k times as large."""
 
 
-def own_code(model: CodedModel, k: int, evidence: Evidence = "both") -> LatentCode:
-    """Return the code of a bundle's model; its decoded answers may rest on less than `both`."""
-    kind = MosaicCode if model.encoder.keeps_apart else MeanCode
-    return kind(model, k, evidence)
-
-
 def own_scheme(model: CodedModel, k: int) -> Scheme:
     """Return the scheme of a model's own code, which shares its weights."""
     return Scheme(
         CodedInvNet.name,
-        own_code(model, k),
+        MeanCode(model, k),
         {SERVED: embedding_of(model)},
         model.image_shape,
     )
 
 
 class CodedInvNet(Method):
-    """Coded-InvNet with all of a bundle, which says what its code is: the mean or the mosaic."""
+    """Coded-InvNet with a bundle's own f, g and E."""
 
     name = "coded-invnet"
     of_bundle = True
     encodes = True
 
     def rules(self, k: int, stragglers: int = 1, bundle: BundleInfo | None = None) -> CodeRules:
-        if bundle is None or stragglers > 1:  # imagined, with as many parities
-            return Parities(k, stragglers)
-        if bundle.model.encoder.kind == "mosaic":
-            return mosaic_rules(k)
-        guesses = bool(bundle.model.head_hidden and bundle.model.encoder.side_features)
-        return Parities(k, guesses=guesses)
+        return Parities(k, stragglers)  # more than one is imagined
 
     def check(self, k: int, shape: tuple[int, ...], bundle: BundleInfo | None) -> None:
         if bundle is not None:
@@ -65,7 +54,7 @@ class CodedInvNet(Method):
     def build(self, given: Given) -> Scheme:
         self.check(given.k, given.shape, given.bundle)
         served = {SERVED: embedding_of(given.coded)}
-        return self.scheme(own_code(given.coded, given.k), given, **served)
+        return self.scheme(MeanCode(given.coded, given.k), given, **served)
 
 
 class AverageImage(Method):
@@ -95,9 +84,7 @@ class AverageImage(Method):
 class PaperInvNet(AverageImage):
     """Coded-InvNet as it was published, around a bundle's f and g (sections 3.2 and 3.3).
 
-    E was trained for groups of k on the pixels of f⁻¹(mean z), against a discriminator. A missing
-    member's latent is decoded by subtraction and classified by g: there is neither a recovery head
-    nor a side feature.
+    E was trained for groups of k on the pixels of f⁻¹(mean z), against a discriminator.
     """
 
     name = "coded-invnet-paper"
@@ -132,23 +119,14 @@ def check_invertible(bundle: BundleInfo | None) -> None:
 class OracleCode(MeanCode):
     """The parity query is f⁻¹(mean z), and g classifies what is decoded."""
 
-    def __init__(self, model: CodedModel, k: int) -> None:
-        super().__init__(model, k, "latent")
-
-    def encode(self, task: int, queries: Tensor) -> Encoded:
+    def encode(self, task: int, queries: Tensor) -> Tensor:
         """Return f⁻¹ of the members' mean latent.
 
         Raises:
             NotConverged: if a mean cannot be inverted.
         """
         latents = self.model.embed(queries.flatten(0, 1)).unflatten(0, queries.shape[:2])
-        return Encoded(self.model.inverse(latents.mean(dim=1), ORACLE_TOLERANCE))
-
-    def decoded(
-        self, outputs: Mapping[int, Tensor], member: int, sides: Tensor, size: int
-    ) -> Tensor:
-        """Return logits (B, classes) of the one missing member, by g."""
-        return self.direct(self.subtracted(outputs, size))
+        return self.model.inverse(latents.mean(dim=1), ORACLE_TOLERANCE)
 
 
 class Oracle(Method):

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
-from codedinvnet.codes.base import Code, Encoded, Scheme, ScoresCode, check_k
+from codedinvnet.codes.base import Code, Scheme, ScoresCode, check_k
 from codedinvnet.codes.rules import PARITY_MODEL, SERVED, CodeRules, Parities
 from codedinvnet.common.config import PartSettings, Section
 from codedinvnet.common.errors import UserError
@@ -30,7 +30,7 @@ class Given:
         classifier: maps queries (B, *shape) to scores (B, classes).
         shape: the shape of one query.
         classes: how many there are.
-        model: f, g, E and g' of the bundle; None without a bundle.
+        model: f, g and E of the bundle; None without a bundle.
         bundle: its description; None without a bundle.
         stragglers: how many missing outputs of a group to make up for, where that can be chosen.
         part: what the method trained for this classifier and k, in evaluation mode.
@@ -83,8 +83,8 @@ class MethodCode(ScoresCode):
         super().__init__(rules)
         self.method = method
 
-    def encode(self, task: int, queries: Tensor) -> Encoded:
-        return Encoded(self.method.encode(task - self.rules.k, prepare(queries, padding=0)))
+    def encode(self, task: int, queries: Tensor) -> Tensor:
+        return self.method.encode(task - self.rules.k, prepare(queries, padding=0))
 
     def made_up(self, member: int, outputs: Mapping[int, Tensor], size: int) -> Tensor:
         k = self.rules.k

@@ -25,9 +25,6 @@ from codedinvnet.common.files import read_json
 Positive = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0)]
 
-LARGEST_MOSAIC = 16
-"""Cells of the finest mosaic (`nn.fusion.GRIDS`)."""
-
 
 class Section(BaseModel):
     """A section of a settings file: unknown keys are refused, values are not changed later."""
@@ -86,20 +83,20 @@ class TrainSettings(Section):
     batch_size: Annotated[int, Field(ge=2)] = 128
     learning_rate: Rate = 1e-3
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4
-    """Of f and g, and of all that the recovery objective trains in both phases: E and g', too."""
+    """Of f and g, and of E in the recovery objective."""
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of the steps in which the rate rises, before its cosine decay."""
     mixup: Literal["manifold", "none"] = "manifold"
     mixup_alpha: Rate = 1.0
     flip: bool = False
-    """Augmentation: mirror half of the images. `flip` and `shift` hold in the recovery objective,
-    too, where f trains or E is a mosaic, and for rivals without a parity model."""
+    """Augmentation: mirror half of the images. `flip` and `shift` hold in joint training, too, and
+    for rivals without a parity model."""
     shift: Annotated[int, Field(ge=0)] = 0
     """Augmentation: shift images by up to so many pixels, in the same trainings."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of f's passes while it trains; weights and losses stay in float32. bfloat16 takes 0.4 to 0.6
-    of the time on some processors; one without instructions for it trains in float32. A mosaic's E,
-    and rivals, train as f does."""
+    of the time on some processors; one without instructions for it trains in float32. Rivals train
+    as f does."""
     init_batch: Positive = 1024
 
 
@@ -125,34 +122,16 @@ class PartSettings(Section):
 class EncoderSettings(Section):
     """The fusion encoder E."""
 
-    kind: Literal["unet", "lean", "mosaic"]
+    kind: Literal["unet", "lean"]
     width: Positive
     """Channels of the first stage: the U-Net's filters (the paper: 64)."""
-    side_features: Annotated[int, Field(ge=0)] = 0
     depth: Annotated[int, Field(ge=0)] = 0
-    """Further convolutions of the small encoders at 1/4 and 1/8 of the images' size."""
-    more_for_few: bool = False
-    """Mosaic: further stages for members of groups of up to 4, of which there are few. They add to
-    the side features, and, where `cell_width` is 0, draw the cells, too."""
-    few_width: Annotated[int, Field(ge=0)] = 0
-    """Mosaic: their width; 0: as `width`."""
-    cell_width: Annotated[int, Field(ge=0)] = 0
-    """Mosaic: channels of the first stage of those that draw the cells alone; 0: there are none."""
+    """Further convolutions of the lean encoder at 1/4 and 1/8 of the images' size."""
 
     @model_validator(mode="after")
-    def _small_only(self) -> EncoderSettings:
-        for key in ("side_features", "depth"):
-            if self.kind == "unet" and getattr(self, key):
-                raise ValueError(f"the U-Net has no {key}; use the lean or mosaic encoder")
-        for key in ("more_for_few", "few_width", "cell_width"):
-            if self.kind != "mosaic" and getattr(self, key):
-                raise ValueError(f"the {self.kind} encoder has no {key}; use the mosaic")
-        if self.few_width and not self.more_for_few:
-            raise ValueError("few_width is that of the stages of more_for_few: set it, too")
-        if self.more_for_few and self.cell_width and not self.side_features:
-            raise ValueError(
-                "more_for_few adds to side features: set side_features, or leave cell_width out"
-            )
+    def _lean_only(self) -> EncoderSettings:
+        if self.kind == "unet" and self.depth:
+            raise ValueError("the U-Net has no depth; use the lean encoder")
         return self
 
 
@@ -184,17 +163,9 @@ class PixelFusionSettings(Section):
         groups = min(steps * self.batch_size, self.groups)
         return self.model_copy(update={"epochs": 1, "groups": groups})
 
-    @model_validator(mode="after")
-    def _images_alone(self) -> PixelFusionSettings:
-        if self.encoder.kind == "mosaic":
-            raise ValueError("the targets are of means, but a mosaic's latent is no mean")
-        if self.encoder.side_features:
-            raise ValueError("nothing trains encoder.side_features: set them to 0")
-        return self
-
 
 class RecoveryFusionSettings(Section):
-    """The recovery objective: E and g' learn from the decoded predictions, then f and g join."""
+    """The recovery objective: E learns from the decoded predictions, then f and g join."""
 
     objective: Literal["recovery"] = "recovery"
     members: Annotated[int, Field(ge=2)] = 10
@@ -208,37 +179,15 @@ class RecoveryFusionSettings(Section):
     joint_batch_size: Annotated[int, Field(ge=2)] = 48
     joint_epochs: Annotated[int, Field(ge=0)]
     joint_learning_rate: Rate = 3e-4
-    distilled_share: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """How far decoded answers follow the direct answers' probabilities rather than the labels, of
-    images that are answered directly, too (Hinton et al., 2015, section 2)."""
     latent_weight: Annotated[float, Field(ge=0)] = 0.05
     normal_weight: Annotated[float, Field(ge=0)] = 1.0
     """Weight of the cross-entropy of the direct answers in joint training."""
-    normal_share: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Share of a joint step's images, at least one, that are answered directly, too. Only a mosaic
-    can be trained without the latents of all members, and its E learns longer than f needs to."""
-    evidence_weight: Annotated[float, Field(ge=0)] = 0.2
-    """Weight of the cross-entropies of answers from the decoded latent alone and from the side
-    features alone."""
-    head_hidden: Annotated[int, Field(ge=0)] = 256
-    """Width of the recovery head's hidden layer; 0: no such head, g answers decoded latents."""
-    encoder: EncoderSettings = EncoderSettings(kind="lean", width=16, side_features=32)
+    encoder: EncoderSettings = EncoderSettings(kind="lean", width=16)
 
     @model_validator(mode="after")
     def _something_to_do(self) -> RecoveryFusionSettings:
         if self.epochs + self.joint_epochs == 0:
             raise ValueError("epochs and joint_epochs are both 0: nothing would be trained")
-        if self.encoder.side_features and not self.head_hidden:
-            raise ValueError("encoder.side_features need a recovery head: set head_hidden")
-        if self.encoder.kind == "mosaic":
-            if not self.head_hidden:
-                raise ValueError("the mosaic encoder needs a recovery head: set head_hidden")
-            if self.latent_weight:
-                raise ValueError("a mosaic's latent is no mean: set latent_weight to 0")
-            if self.members > LARGEST_MOSAIC:
-                raise ValueError(f"a mosaic has at most {LARGEST_MOSAIC} members")
-        elif self.normal_share < 1:
-            raise ValueError("decoding needs all latents: normal_share must be 1")
         return self
 
 

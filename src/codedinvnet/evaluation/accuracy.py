@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.build import scheme_for
 from codedinvnet.codes.erase import NO_ANSWER, Queries, erase, single_losses
-from codedinvnet.codes.invnet import own_code
-from codedinvnet.codes.mean import Evidence
 from codedinvnet.codes.registry import OURS
 from codedinvnet.codes.rules import is_systematic
 from codedinvnet.common.errors import UserError
@@ -104,20 +102,6 @@ def evaluate(
     )
 
 
-def scheme_resting_on(evidence: Evidence, bundle: Bundle, k: int, method: str = OURS) -> Scheme:
-    """Return a method's scheme for a bundle; of its own code, with only some evidence if asked.
-
-    Raises:
-        UserError: if there is none.
-    """
-    scheme = scheme_for(bundle, k, method)
-    if evidence == "both":
-        return scheme
-    if scheme.name != OURS:
-        raise UserError(f"--evidence tells what {OURS} rests on, not {scheme.name}")
-    return replace(scheme, code=own_code(bundle.model, k, evidence))
-
-
 def evaluation_report(
     bundle: Bundle,
     source: Queries,
@@ -125,13 +109,12 @@ def evaluation_report(
     split: str,
     k: int,
     method: str = OURS,
-    evidence: Evidence = "both",
     seed: int = 0,
     shuffle_parity: bool = False,
     **how: Any,
 ) -> dict[str, Any]:
     """Evaluate a bundle at one group size and return what `evaluate --json` prints."""
-    scheme = scheme_resting_on(evidence, bundle, k, method)
+    scheme = scheme_for(bundle, k, method)
     result = evaluate(scheme, source, k=k, seed=seed, shuffle_parity=shuffle_parity, **how)
     found = asdict(result) | {"worst_position_accuracy": result.worst_position_accuracy}
     positions = found.pop("position_accuracies")
@@ -140,7 +123,6 @@ def evaluation_report(
         "dataset": getattr(source, "name", ""),
         "split": split,
         "method": scheme.name,
-        "evidence": evidence,
         "shuffled_parity": shuffle_parity,
         "seed": seed,
         **{key: round(value, 6) for key, value in found.items()},

@@ -39,8 +39,7 @@ def median_ms(call: Callable[[], Any]) -> float:
 def info_report(bundle: Bundle, sizes: tuple[int, ...] = (2, 4, 10)) -> dict[str, Any]:
     """Return a bundle's description, parameters, multiply-adds and times of one query each.
 
-    `reading` is what decoding does first with the z_p of a mosaic, for the recovery head. The small
-    backup's figures are of a network of its size: of one image, and of a group.
+    The small backup's figures are of a network of its size: of one image, and of a group.
     """
     model, info = bundle.model, bundle.info
     device = first_tensor(model).device
@@ -49,19 +48,14 @@ def info_report(bundle: Bundle, sizes: tuple[int, ...] = (2, 4, 10)) -> dict[str
     def noise(*shape: int) -> Tensor:
         return torch.rand(*shape, generator=generator).to(device)
 
-    def count(module: nn.Module | None) -> int:
-        return sum(p.numel() for p in module.parameters()) if module is not None else 0
+    def count(module: nn.Module) -> int:
+        return sum(p.numel() for p in module.parameters())
 
     x = noise(1, *model.input_shape)
     z = noise(1, *model.latent_shape)
-    smallest = info.group_sizes[0]
-    side = bundle.encode(noise(1, smallest, *info.input.shape)).side[:, 0]
-    features = noise(1, smallest, info.model.encoder.side_features)
     parts: dict[str, Callable[[], Any]] = {
         "embedding": lambda: model.network(x),
         "head": lambda: model.classify(z),
-        "recovery_head": lambda: model.recover(z, side, smallest),
-        "reading": lambda: model.parity(z, features),
     }
     served = [m for m in sizes if m in info.group_sizes]
     for m in served:
@@ -78,7 +72,6 @@ def info_report(bundle: Bundle, sizes: tuple[int, ...] = (2, 4, 10)) -> dict[str
         "embedding_parameters": count(model.network),
         "head_parameters": count(model.head),
         "encoder_parameters": count(model.encoder),
-        "recovery_head_parameters": count(model.recovery_head),
     }
     for m in served:
         backup = backup_network(model, backup_width(model, m)).to(device).eval()

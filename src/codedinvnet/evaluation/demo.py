@@ -54,8 +54,8 @@ def draw_group(panel: SubFigure, bundle: Bundle, source: ImageSource, seed: int)
     latents, parity = bundle.embed(images), bundle.encode(images[None])
     others = torch.cat([latents[:lost], latents[lost + 1 :]])
     direct = bundle.classify(latents)[lost]
-    decoded = bundle.decode(parity, others[None], lost)[0]
-    made = bundle.model.fuse(images[None]).parity[0]
+    decoded = bundle.decode(parity, others[None])[0]
+    made = bundle.model.fuse(images[None])[0]
     axes = panel.subplots(1, SHOWN + 2, width_ratios=[1] * (SHOWN + 1) + [2.4])
     for i, axis in enumerate(axes[:SHOWN]):
         dimmed = 0.3 if i == lost else 1.0

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from codedinvnet.codes.invnet import CodedInvNet, own_scheme
+from codedinvnet.codes.invnet import own_scheme
 from codedinvnet.common.config import (
     OBJECTIVE_VERSION,
     DataSettings,
@@ -40,6 +40,7 @@ from codedinvnet.data import (
 from codedinvnet.evaluation.accuracy import evaluation_report
 from codedinvnet.evaluation.inversion import inversion_report
 from codedinvnet.models.bundle import (
+    BUNDLE_VERSION,
     Bundle,
     BundleInfo,
     InputDescription,
@@ -49,7 +50,7 @@ from codedinvnet.models.bundle import (
     usable_device,
     write_description,
 )
-from codedinvnet.models.checkpoint import FORMAT_VERSION, load_checkpoint
+from codedinvnet.models.checkpoint import load_checkpoint
 from codedinvnet.models.coded import CodedModel, model_settings
 from codedinvnet.nn.iresnet import IResNet
 from codedinvnet.nn.lipschitz import constrain_exactly
@@ -212,7 +213,7 @@ def fuse(run: Run, members: int) -> dict[str, Any]:
         constrain_exactly(model.network)
         figures = dict(stage.validate()[1])
     info = BundleInfo(
-        format_version=FORMAT_VERSION,
+        format_version=BUNDLE_VERSION,
         name=settings.data.name,
         input=InputDescription(shape=source.shape, padding=settings.data.padding),
         classes=source.classes,
@@ -330,10 +331,6 @@ def reproduce(run: Run, members: int) -> dict[str, Any]:
     bundle = load_bundle(folder, run.device)
     sizes = sorted({members, *{2, 4, 10}.intersection(bundle.info.group_sizes)})
     figures = {f"test_k{k}": evaluation_report(bundle, source, split="test", k=k) for k in sizes}
-    if CodedInvNet().rules(members, bundle=bundle.info).guesses:
-        figures["test_guessed"] = evaluation_report(
-            bundle, source, split="test", k=members, evidence="side"
-        )
     info = bundle.info.model_copy(update={"figures": {**bundle.info.figures, **figures}})
     write_description(folder, info)
     return {

@@ -95,7 +95,7 @@ TRIAL = [*SETTING, "label", "base", "seed"]
 """The fields of a row that tell a trial from others."""
 SHARES = ("normal", "complete", "recovered", "answered")
 SHIPPED = Path(__file__).with_name("accuracy.csv")
-"""The frame of the shipped rows, docs/results/accuracy.jsonl and equal-cost.jsonl."""
+"""The frame of the shipped rows, docs/results/accuracy.jsonl."""
 
 
 def accuracy_frame(rows: Iterable[Row]) -> DataFrame:

@@ -15,13 +15,12 @@ from codedinvnet.common.devices import first_tensor
 from codedinvnet.common.errors import UserError
 from codedinvnet.common.files import file_digest, read_json, write_json
 from codedinvnet.models.checkpoint import (
-    FORMAT_VERSION,
     load_checkpoint,
     load_modules,
     module_tensors,
     save_checkpoint,
 )
-from codedinvnet.models.coded import CodedModel, ModelSettings, Parity, build_model, decode_missing
+from codedinvnet.models.coded import CodedModel, ModelSettings, build_model, decode_missing
 from codedinvnet.nn.lipschitz import fold
 
 WEIGHTS, DESCRIPTION = "weights.safetensors", "bundle.json"
@@ -30,11 +29,8 @@ VALIDATION = "validation.safetensors"
 _DIGESTS = "digests"
 
 
-RETIRED: dict[str, Any] = {
-    **{"injective_padding": 0, "nonlinearity": "elu", "mirrored": False, "decoded_weight": 1.0},
-    **{"objective": "classification", "series_terms": 5, "trace_samples": 1, "head_pooled": False},
-}
-"""Settings that bundles of older releases state, with the only values that still hold."""
+BUNDLE_VERSION = 2
+"""Of bundle.json. Encoders of version 1 contained a small classifier of each single image."""
 
 
 class InputDescription(Section):
@@ -87,7 +83,7 @@ class BundleInfo(Section):
 
 
 class Bundle:
-    """A loaded bundle: network f, head g, fusion encoder E and recovery head g', for inference.
+    """A loaded bundle: network f, head g and fusion encoder E, for inference.
 
     Images are uint8 in 0..255, or floats in 0..1, of the shape `info.input.shape`. Nothing here
     keeps gradients.
@@ -156,11 +152,11 @@ class Bundle:
         return x[..., border : x.shape[-2] - border, border : x.shape[-1] - border]
 
     @torch.inference_mode()
-    def encode(self, images: Tensor) -> Parity:
+    def encode(self, images: Tensor) -> Tensor:
         """Do the parity worker's work for groups of images (B, m, C, H, W).
 
         Returns:
-            The parity's latent (B, *latent_shape), and the members' side features (B, m, n).
+            The parity's latent z_p, (B, *latent_shape).
 
         Raises:
             UserError: if the bundle takes no such images, or no groups of m.
@@ -170,28 +166,23 @@ class Bundle:
         return self.model.encode(checked)
 
     @torch.inference_mode()
-    def decode(self, parity: Parity, others: Tensor, missing: int) -> Tensor:
+    def decode(self, parity: Tensor, others: Tensor) -> Tensor:
         """Return class probabilities (B, classes) of each group's missing member.
 
         Args:
             parity: what `encode` returned.
             others: latents (B, m − 1, *latent_shape) of the members that answered, in any order.
-            missing: the missing member's position in the group, 0..m − 1.
 
         Raises:
-            UserError: if the group that was encoded has no such member, or other others.
+            UserError: if the latents have other shapes.
         """
-        groups, members = parity.side.shape[:2]
-        if not 0 <= missing < members:
-            raise UserError(f"missing must be in 0..{members - 1}, got {missing}")
-        wanted = (groups, members - 1, *self.model.latent_shape)
-        if tuple(others.shape) != wanted:
+        shape = self._latents(parity).shape
+        if others.ndim != 5 or (len(others), *others.shape[2:]) != tuple(shape):
             raise UserError(
-                f"one of {members} members is missing: the others' latents must have shape "
-                f"{wanted}, got {tuple(others.shape)}"
+                "the others' latents must have shape "
+                f"({shape[0]}, m - 1, {', '.join(map(str, shape[1:]))}), got {tuple(others.shape)}"
             )
-        latent = decode_missing(parity.latent, others)
-        return self.model.recover(latent, parity.side[:, missing], members).softmax(1)
+        return self.model.classify(decode_missing(parity, others)).softmax(1)
 
     def _latents(self, latents: Tensor) -> Tensor:
         shape = self.model.latent_shape
@@ -267,19 +258,13 @@ def bundle_info(name: str | Path) -> BundleInfo:
     path = bundle_folder(name) / DESCRIPTION
     raw = read_json(path)
     version = raw.get("format_version") if isinstance(raw, dict) else None
-    if version != FORMAT_VERSION:
+    if version != BUNDLE_VERSION:
         raise UserError(
-            f"{path} has format version {version}; this release reads version {FORMAT_VERSION}"
+            f"{path} has format version {version}, and this release reads version "
+            f"{BUNDLE_VERSION} alone: train the bundle again with `codedinvnet reproduce`, by "
+            "settings like those in configs/alone"
         )
-    return validated(BundleInfo, _current(raw), path)
-
-
-def _current(raw: Any) -> Any:
-    """Return JSON values without settings that are RETIRED."""
-    if not isinstance(raw, dict):
-        return raw
-    kept = {k: v for k, v in raw.items() if k not in RETIRED or v != RETIRED[k]}
-    return {k: _current(v) for k, v in kept.items()}
+    return validated(BundleInfo, raw, path)
 
 
 def load_bundle(name: str | Path, device: torch.device | str = "cpu") -> Bundle:

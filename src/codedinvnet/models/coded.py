@@ -1,11 +1,11 @@
-"""The coded model: network f, head g, fusion encoder E and recovery head g' as one module."""
+"""The coded model: network f, head g and fusion encoder E as one module."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple, TypeAlias, cast
+from typing import TypeAlias, cast
 
 import torch
 import torch.nn.functional as F
@@ -15,21 +15,13 @@ from codedinvnet.common.config import (
     NO_INVERSE,
     EncoderSettings,
     NetworkSettings,
-    RecoveryFusionSettings,
     Section,
     Settings,
 )
 from codedinvnet.common.devices import first_tensor
 from codedinvnet.common.errors import UserError
-from codedinvnet.nn.fusion import (
-    GRIDS,
-    Encoding,
-    FusionEncoder,
-    LeanFusion,
-    MosaicFusion,
-    UNetFusion,
-)
-from codedinvnet.nn.head import Head, MosaicHead, RecoveryHead
+from codedinvnet.nn.fusion import FusionEncoder, LeanFusion, UNetFusion
+from codedinvnet.nn.head import Head
 from codedinvnet.nn.iresnet import IResNet
 from codedinvnet.nn.irevnet import IRevNet
 from codedinvnet.nn.resnet import PlainNetwork
@@ -48,34 +40,19 @@ class ModelSettings(Section):
     classes: tuple[str, ...]
     network: NetworkSettings
     encoder: EncoderSettings
-    head_hidden: int = 0
-    """Hidden width of the recovery head; 0: decoded latents go to g."""
 
 
 def model_settings(
     settings: Settings, image_shape: tuple[int, int, int], classes: tuple[str, ...]
 ) -> ModelSettings:
     """Return what the model of a run is built from, for images (C, H, W) of these classes."""
-    fusion = settings.fusion
     return ModelSettings(
         image_shape=image_shape,
         padding=settings.data.padding,
         classes=classes,
         network=settings.network,
-        encoder=fusion.encoder,
-        head_hidden=fusion.head_hidden if isinstance(fusion, RecoveryFusionSettings) else 0,
+        encoder=settings.fusion.encoder,
     )
-
-
-class Parity(NamedTuple):
-    """What the parity worker sends: z_p (B, C, H, W), and of each member a vector (B, m, n).
-
-    The vector is the member's side features; behind them, if the encoder keeps the members apart,
-    what was read from its cell of z_p.
-    """
-
-    latent: Tensor
-    side: Tensor
 
 
 def prepare(images: Tensor, padding: int) -> Tensor:
@@ -157,18 +134,13 @@ def build_head(settings: NetworkSettings, latent_shape: tuple[int, int, int], cl
 def build_encoder(settings: EncoderSettings, input_shape: tuple[int, int, int]) -> FusionEncoder:
     """Build an untrained fusion encoder E for inputs (C, H, W)."""
     channels, height, width = input_shape
-    if settings.kind != "unet":
+    if settings.kind == "lean":
         if height % 8 or width % 8:
             raise UserError(
-                f"the {settings.kind} encoder needs sides divisible by 8, got {height}x{width}: "
+                f"the lean encoder needs sides divisible by 8, got {height}x{width}: "
                 "change data.padding or data.image_size"
             )
-        own = settings.model_dump(exclude={"kind"})
-        if settings.kind == "mosaic":
-            return MosaicFusion(channels, **own)
-        return LeanFusion(
-            channels, **{key: own[key] for key in ("width", "side_features", "depth")}
-        )
+        return LeanFusion(channels, width=settings.width, depth=settings.depth)
     halvings = (height & -height).bit_length() - 1
     if height != width or halvings < 2:
         raise UserError(
@@ -180,7 +152,7 @@ def build_encoder(settings: EncoderSettings, input_shape: tuple[int, int, int]) 
 
 
 class CodedModel(nn.Module):
-    """f, g, E and g' with the images' padding and scaling.
+    """f, g and E with the images' padding and scaling.
 
     Images go in as they are stored: uint8 in 0..255, or floats in 0..1, without padding.
 
@@ -189,7 +161,6 @@ class CodedModel(nn.Module):
             module will do that maps one size of images.
         encoder: E; None: a small one.
         head: g; None: one of a linear layer.
-        recovery_head: g', if E has side features or keeps the members apart; None: g answers.
         image_shape: (C, H, W) of the images as they are stored and sent.
         classes: their names, or how many.
         padding: zero pixels added on every side.
@@ -200,7 +171,6 @@ class CodedModel(nn.Module):
         network: nn.Module,
         encoder: FusionEncoder | None = None,
         head: nn.Module | None = None,
-        recovery_head: RecoveryHead | MosaicHead | None = None,
         *,
         image_shape: Sequence[int],
         classes: Sequence[str] | int,
@@ -215,7 +185,6 @@ class CodedModel(nn.Module):
         self.latent_shape = latent_shape(network, self.input_shape)
         self.head = Head(self.latent_shape, len(self.classes)) if head is None else head
         self.encoder = LeanFusion(channels) if encoder is None else encoder
-        self.recovery_head = recovery_head
 
     def prepare(self, images: Tensor) -> Tensor:
         """Return images (..., C, H, W) in 0..1, of the weights' type, and padded with zeros."""
@@ -242,60 +211,19 @@ class CodedModel(nn.Module):
         logits: Tensor = self.head(latents)
         return logits
 
-    def encode(self, images: Tensor) -> Parity:
-        """Do the parity worker's work for groups of images (B, m, C, H, W).
+    def encode(self, images: Tensor) -> Tensor:
+        """Do the parity worker's work for groups of images (B, m, C, H, W): return z_p.
 
         Returns:
-            The latent of the parity query and the members' side features.
+            (B, *latent_shape).
         """
-        encoding = self.fuse(images)
-        return self.parity(self.network(encoding.parity), encoding.side)
+        z: Tensor = self.network(self.fuse(images))
+        return z
 
-    def parity(self, latent: Tensor, side: Tensor) -> Parity:
-        """Return what the parity worker sends, given z_p and the side features (B, m, S)."""
-        if isinstance(self.recovery_head, MosaicHead):
-            readings = self.recovery_head.read(latent, side.shape[1])
-            side = torch.cat([side, readings], dim=2)
-        return Parity(latent, side)
-
-    def fuse(self, images: Tensor) -> Encoding:
-        """Run E alone: the parity images (B, C, H', W'), padded, in 0..1, and the side features."""
-        encoding: Encoding = self.encoder(self.prepare(images))
-        return encoding
-
-    def recover(self, latents: Tensor, side: Tensor, members: int) -> Tensor:
-        """Map decoded latents of groups of one size to logits, by g' if there is one, else by g.
-
-        Args:
-            latents: (B, *latent_shape); unused if the encoder keeps the members apart.
-            side: (B, n), the missing members' vectors of `Parity.side`.
-            members: m, the size of the groups.
-
-        Returns:
-            (B, classes).
-        """
-        head = self.recovery_head
-        if isinstance(head, MosaicHead):
-            found: Tensor = head(side)
-            return found
-        direct = self.classify(latents)
-        if head is None:
-            return direct
-        logits: Tensor = head(latents, side, direct, members)
-        return logits
-
-    def recover_from_latent(self, latents: Tensor, side: Tensor, members: int) -> Tensor:
-        """Map decoded latents, or what was read from z_p, to logits without E's side features."""
-        head = self.recovery_head
-        if isinstance(head, MosaicHead):
-            return head.from_latent(side)
-        direct = self.classify(latents)
-        return direct if head is None else head.from_latent(latents, direct, members)
-
-    def recover_from_side(self, side: Tensor) -> Tensor:
-        """Map vectors of `Parity.side` (B, n) to logits (B, classes), without any latent."""
-        assert self.recovery_head is not None
-        return self.recovery_head.from_side(side)
+    def fuse(self, images: Tensor) -> Tensor:
+        """Run E alone: return the parity images (B, C, H', W'), padded, in 0..1."""
+        parity: Tensor = self.encoder(self.prepare(images))
+        return parity
 
 
 def latent_shape(network: nn.Module, input_shape: tuple[int, int, int]) -> tuple[int, int, int]:
@@ -325,39 +253,14 @@ def build_model(settings: ModelSettings) -> CodedModel:
         network,
         encoder,
         head,
-        _recovery_head(settings, latents),
         image_shape=settings.image_shape,
         classes=settings.classes,
         padding=settings.padding,
     )
 
 
-def _recovery_head(
-    settings: ModelSettings, latents: tuple[int, int, int]
-) -> RecoveryHead | MosaicHead | None:
-    """Build g' for latents (C, H, W), if the settings have one."""
-    if not settings.head_hidden:
-        return None
-    kind: type[RecoveryHead | MosaicHead] = RecoveryHead
-    if settings.encoder.kind == "mosaic":
-        kind, (_, height, width), (rows, columns) = MosaicHead, latents, GRIDS[-1]
-        if height % rows or width % columns:
-            raise UserError(
-                f"the mosaic encoder needs a latent that {rows}x{columns} cells divide, "
-                f"got {height}x{width}: change data.image_size, data.padding or the "
-                "network's strides"
-            )
-    return kind(
-        latents,
-        len(settings.classes),
-        hidden=settings.head_hidden,
-        side_features=settings.encoder.side_features,
-    )
-
-
 def with_encoder(model: CodedModel, encoder: nn.Module) -> CodedModel:
-    """Return a copy of f and g around another E, which is not copied, without a recovery head."""
+    """Return a copy of f and g around another E, which is not copied."""
     found = copy.deepcopy(model)
     found.encoder = cast(FusionEncoder, encoder)
-    found.recovery_head = None
     return found

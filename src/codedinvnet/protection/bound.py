@@ -20,7 +20,7 @@ import numpy as np
 
 RISK = 0.04
 """The probability, over calibrations, that a given threshold passes and doesn't keep its limit.
-Choosing the threshold adds about a hundredth (docs/results/trust.json has random splits)."""
+Choosing the threshold added about a hundredth in 200 random splits of calibrations."""
 HORIZON = 10_000
 """The limit is kept over so many answers after the calibration, released or not."""
 LEVELS = 200

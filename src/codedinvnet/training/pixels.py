@@ -121,7 +121,7 @@ class PixelStage(Stage):
     def parity(self, x: Tensor) -> Tensor:
         """Return the parity images (B, C, H, W) of groups (B, k, C, H, W), in training."""
         with autocast(self.fusion.precision, self.device):
-            fake: Tensor = self.model.encoder(x).parity
+            fake: Tensor = self.model.encoder(x)
         return fake.float()
 
     def score(self, x: Tensor, parity: Tensor) -> Tensor:
