@@ -81,6 +81,7 @@ class Engine:
         gone = asyncio.ensure_future(reader.read(1))  # a client that asks again waits for the end
         await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
         gone.cancel()
+        await asyncio.wait((gone,))  # or the next request could not be read
         if not work.done():
             work.cancel()
             raise ConnectionError
@@ -92,7 +93,9 @@ class Engine:
             await self._prefill(keys)
             writer.write(STREAM)
             for number in range(TOKENS):
-                event = {"choices": [{"delta": {"content": f"{request['user']} "}}]}
+                end = "stop" if number + 1 == TOKENS else None
+                delta = {"content": f"{request['user']} "}
+                event = {"choices": [{"index": 0, "delta": delta, "finish_reason": end}]}
                 data = b"data: %b\n\n" % json.dumps(event).encode()
                 writer.write(b"%x\r\n%b\r\n" % (len(data), data))
                 if number + 1 < TOKENS:

@@ -85,7 +85,7 @@ def vllm_router(site: Site) -> list[str]:
     options = {name: value for name, (value, _) in VLLM_ROUTER.items()}
     options |= {"--policy": "cache_aware", "--request-timeout-secs": round(TIMEOUT)}
     servers = [f"http://127.0.0.1:{port}" for port in site.upstreams]
-    own = ["--port", str(site.port), "--prometheus-port", str(free_port())]
+    own = ["--port", str(site.port), "--prometheus-port", str(site.port + 4000)]
     return [*own, "--worker-urls", *servers, *(str(w) for pair in options.items() for w in pair)]
 
 
@@ -108,9 +108,9 @@ def envoy(site: Site) -> dict[str, object]:
 
 def litellm(site: Site) -> dict[str, object]:
     """Return what is filled into LiteLLM's configuration."""
-    model = """\
-  - model_name: m
-    litellm_params: {model: openai/m, api_base: "http://127.0.0.1:PORT/v1", api_key: none}"""
+    url = 'api_base: "http://127.0.0.1:PORT/v1"'
+    told = f"{{model: openai/m, {url}, api_key: none, allowed_openai_params: [user]}}"
+    model = f"  - model_name: m\n    litellm_params: {told}"
     return {"servers": site.each(model)}
 
 

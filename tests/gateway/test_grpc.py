@@ -84,6 +84,18 @@ async def gateway(*upstreams: Upstream, **options: Any) -> AsyncIterator[Any]:
         yield channel
 
 
+@pytest.mark.parametrize(("said", "told"), [("low", "low"), ("HIGH", "normal"), ("?", "normal")])
+async def test_clients_may_step_back_and_not_push_forward(said: str, told: str) -> None:
+    async def tell(message: bytes, context: Any) -> bytes:
+        return str(dict(context.invocation_metadata()).get("x-priority")).encode()
+
+    async with Upstream() as one, gateway(one) as channel:
+        one.answer = tell
+        ask = channel.unary_unary(ECHO)
+        assert await ask(b"", metadata=[("x-priority", said)]) == told.encode()
+        assert await ask(b"") == b"None"
+
+
 async def test_messages_metadata_and_errors_pass_as_they_are() -> None:
     async with Upstream() as one, gateway(one) as channel:
         for method in (ECHO, INFER):
