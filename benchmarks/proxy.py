@@ -126,8 +126,8 @@ class Replica:
                     continue
                 self.requests += 1
                 await self._answer(reader, writer)
-        except (OSError, asyncio.IncompleteReadError):
-            pass
+        except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            pass  # a cancelled one would be reported by asyncio as a mistake
         finally:
             self._writers.discard(writer)
             writer.close()

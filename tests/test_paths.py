@@ -149,7 +149,7 @@ async def test_a_request_goes_through_the_gateway_as_the_page_says() -> None:
 
 @pytest.mark.anyio
 async def test_a_query_goes_through_serve_as_the_page_says() -> None:
-    steps = sized("Through `serve`", 23, 10)
+    steps = sized("Through `serve`", 24, 10)
     image = {"name": "images", "shape": [1, 1, 28, 28], "datatype": "UINT8", "data": [0] * 784}
     options = ServeOptions(source="mnist", workers=1, policy="uncoded", port=0)
     async with running(options) as (url, _):

@@ -123,10 +123,16 @@ class HttpApi:
             self.requests.labels(str(status)).inc()
 
     async def _answer(self, client: Answers, request: Request, gone: asyncio.Future[None]) -> None:
-        """Answer a request that `precheck` let through, if only with an error.
+        reply = await self.respond(request, gone)
+        if gone.done():
+            self.replied(request.head, LEFT)
+        else:
+            client.reply(reply)
+
+    async def respond(self, request: Request, gone: asyncio.Future[None]) -> Reply:
+        """Return the answer to a request that `precheck` let through; errors are answers.
 
         Args:
-            client: gets the answer.
             request: its body is counted as held until here.
             gone: done once its client is gone.
         """
@@ -142,10 +148,7 @@ class HttpApi:
                 reply = problem(error, head.path).reply()
             if span is not None:
                 span.ended(LEFT if gone.done() else reply.status)
-        if gone.done():
-            self.replied(head, LEFT)
-        else:
-            client.reply(reply)
+        return reply
 
     def _traced(self, head: RequestHead) -> AbstractContextManager[RequestSpan | None]:
         """Return what traces a request meanwhile, if its like is traced."""
