@@ -10,7 +10,7 @@ from tests.members.world import Left, World, walk
 @pytest.mark.parametrize(
     ("members", "left", "fewest"),
     [
-        (2, Left(), 1000),
+        (2, Left(submits=((1, True), (1, False))), 1000),
         (2, Left(submits=((1, True), (1, False)), breaks=0, losses=1), 200),
         pytest.param(
             2, Left(losses=1), 20_000, marks=[pytest.mark.nightly, pytest.mark.timeout(1800)]

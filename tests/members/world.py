@@ -308,10 +308,10 @@ def walk(world: World, left: Left) -> Walk:
         AssertionError: if a rule is broken, with the events that led there.
     """
     found = Walk({hash(world.fingerprint(left))})
-    stack: list[tuple[bytes, Left, tuple[Event, ...]]] = [(pickle.dumps(world), left, ())]
+    stack: list[tuple[bytes, list[tuple[Event, Left]], tuple[Event, ...]]] = []
+    stack.append((pickle.dumps(world), list(world.events(left)), ()))
     while stack:
-        state, left, path = stack.pop()
-        todo = list(pickle.loads(state).events(left))
+        state, todo, path = stack.pop()
         if not todo:
             found.ends += 1
             _check_end(pickle.loads(state), path)
@@ -325,7 +325,7 @@ def walk(world: World, left: Left) -> Walk:
             mark = hash(world.fingerprint(rest))
             if mark not in found.seen:
                 found.seen.add(mark)
-                stack.append((pickle.dumps(world), rest, (*path, event)))
+                stack.append((pickle.dumps(world), list(world.events(rest)), (*path, event)))
     return found
 
 

@@ -10,7 +10,8 @@ BY_DAY = [
     ("coded", 1, Left(hangs=0, cancellations=0), 1000),
     ("hedge", 1, Left(hangs=0, crashes=0), 1000),
     ("coded+hedge", 1, Left((2,), 0, 0, 0, losses=1, withheld=1), 500),
-    ("hedge", 1, Left((2, 1), crashes=1, hangs=0, cancellations=0, takeovers=1), 500),
+    ("hedge", 1, Left((2,), crashes=1, hangs=0, cancellations=0, takeovers=1), 500),
+    ("hedge", 1, Left((2, 1), crashes=0, hangs=0, cancellations=0, takeovers=1), 500),
 ]
 """With one mishap; the others take minutes."""
 
