@@ -16,7 +16,7 @@ from codedinvnet.models.checkpoint import load_checkpoint
 from tests.cli.scene import environment
 from tests.conftest import Command, tiny_settings, write_settings
 
-REPORTED = ("bundle", "training_seed", "settings", "seconds", "test_guessed")
+REPORTED = ("bundle", "training_seed", "settings", "seconds")
 
 
 def test_reproduce_twice(call: Command, data_dir: Path, tmp_path: Path) -> None:
