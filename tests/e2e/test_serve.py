@@ -301,8 +301,10 @@ async def test_sigterm_drains(tmp_path: Path, images: np.ndarray) -> None:
         assert await asyncio.to_thread(survivors, below) == []
         assert not any(alive(pid) for pid in below)
     events = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
-    assert [event["event"] for event in events] == ["ready", "draining", "stopped"]
-    assert events[1]["pending"] > 0  # at the signal, not when all is over
+    warned, *others = [event["event"] for event in events]
+    assert warned == "wrong workers are not noticed"  # a code with one parity can't tell
+    assert others == ["ready", "draining", "stopped"]
+    assert events[2]["pending"] > 0  # at the signal, not when all is over
 
 
 def test_it_is_alive_before_it_is_ready(tmp_path: Path) -> None:
