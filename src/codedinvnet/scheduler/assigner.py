@@ -4,15 +4,15 @@
    coming. Tasks that are *first* (copies of late queries, and what was lost) wait before the others
    of their priority.
 2. A worker has slots. One with a free slot takes the first task that it may. Of several workers,
-   those that are not slow come first, then the least loaded, then the one whose turn it is, which
-   is not strict: queries of two kinds that come in turn would meet their own workers for ever. A
-   worker that is *stuck*, at a late task and without an answer since, comes after the others.
-   Where the number of slots is found, the last one is beyond what a worker computes at once. It is
-   filled only while `ahead` of a needed task or more waits for each worker: of fewer, each begins
-   sooner at whichever worker is done first. A late task takes no slot of a worker that has answered
-   another since: it does not compute it. A stuck worker without room gets one task behind the late
-   one, if most that were sent so overtook it, and otherwise one in `overtaking_probe`, to find
-   that out.
+   those that are not slow come first, then the least loaded, then the one whose turn it is. One
+   that answered unusually (an error) loses its place among the turns, or queries of two kinds that
+   come in turn would meet their own workers for ever. A worker that is *stuck*, at a late task and
+   without an answer since, comes after the others. Where the number of slots is found, the last one
+   is beyond what a worker computes at once. It is filled only while `ahead` of a needed task or
+   more waits for each worker: of fewer, each begins sooner at whichever worker is done first. A
+   late task takes no slot of a worker that has answered another since: it does not compute it. A
+   stuck worker without room gets one task behind the late one, if most that were sent so overtook
+   it, and otherwise one in `overtaking_probe`, to find that out.
 3. Tasks of one group are kept apart while they are pending. A worker may take a task if it has no
    other of its group, holds no answer of its query, and has failed no task of its group. If no such
    worker is up, any will do that holds none and has failed none; if none of these is up, any, but
@@ -145,7 +145,7 @@ class TaskAssigner:
         """The tasks of rule 5 that wait, and below the workers that have a slot for them."""
         self._fallbacks = WorkerOrder(count)
         self._turn = 0
-        self._random, self._strays = random.Random(0), rules.tuning.turns
+        self._random = random.Random(0)
         self._added = 0
         self._overtook = 0.0
         """The share of the tasks sent behind late ones that overtook them."""
@@ -226,7 +226,7 @@ class TaskAssigner:
         """A worker begins a task that waits for none, or no longer."""
         worker = self.workers[index]
         self._turn += 1
-        worker.turn = self._turn + self._random.uniform(0.0, self._strays * len(self._mains_up))
+        worker.turn = self._turn
         worker.running[attempt.identity] = attempt
         attempt.worker, attempt.started = index, now
         attempt.place = len(worker.running)
@@ -239,6 +239,12 @@ class TaskAssigner:
             attempt.new = self._new(attempt, index)
             self.caches.add(index, prompt)
         self.running += index < self._mains
+        self.reorder(index)
+
+    def lose_turn(self, index: int) -> None:
+        """A worker has answered unusually: it has its next turn at random (rule 2)."""
+        worker, most = self.workers[index], self._tuning.turns * len(self._mains_up)
+        worker.turn = self._turn + self._random.uniform(0.0, most)
         self.reorder(index)
 
     def release(self, now: float, attempt: Attempt) -> bool:

@@ -112,6 +112,8 @@ class Scheduler:
                     on.actions.append(Forget((number,)))
                 else:
                     on.release(attempt, is_usual, keeps_slot)
+                    if not is_usual and attempt.worker is not None:
+                        self.assigner.lose_turn(attempt.worker)
                     completion.arrived(attempt, is_usual)
             case Released(worker, number):
                 if (attempt := self.assigner.workers[worker].running.get(number)) is not None:
