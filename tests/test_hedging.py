@@ -136,7 +136,7 @@ async def test_a_late_answer_is_hedged_and_the_loser_closed_if_wanted(
         seen = predictions(a, b)
         for unhedged in ({"extensions": {"hedge": False}}, {"headers": {"x-hedge": "off"}}):
             with pytest.raises(asking.module.ReadTimeout):
-                await asking.post("/predict", timeout=0.5, **unhedged)
+                await asking.post("/predict", timeout=0.2, **unhedged)
         assert predictions(a, b) == seen + 2
         assert asking.transport.stats.hedged == stats.hedged
 
@@ -305,7 +305,7 @@ def events(name: str, first: float) -> AsyncIterator[bytes]:
         await asyncio.sleep(first)
         for i in range(5):
             yield b'data: {"choices": [{"delta": {"content": "%s%d"}}]}\n\n' % (name.encode(), i)
-            await asyncio.sleep(0.005)
+            await asyncio.sleep(0.002)
 
     return found()
 
@@ -326,8 +326,8 @@ async def test_a_stream_is_hedged_until_its_first_content_and_never_mixed(
         any_client(a, b, hedge=["POST /v1/chat/*"], budget=0.5) as asking,
         asyncio.timeout(20 * STALL),
     ):
-        for i in range(120):
-            if i == 60:
+        for i in range(90):
+            if i == 50:
                 a.handle = handle("a", 5)
             text = "".join([part async for part in asking.stream("/v1/chat/completions")])
             assert [text.count(f'"a{i}"') + text.count(f'"b{i}"') for i in range(5)] == [1] * 5

@@ -178,10 +178,6 @@ class Kind(NamedTuple):
 
 KINDS = {
     "openai-async": Kind(openai.AsyncOpenAI, httpx2.AsyncClient, ask_openai, "http://model/v1"),
-    "openai": Kind(openai.OpenAI, httpx2.Client, ask_openai, "http://model/v1"),
-    "anthropic-async": Kind(
-        anthropic.AsyncAnthropic, httpx2.AsyncClient, ask_anthropic, "http://model"
-    ),
     "anthropic": Kind(anthropic.Anthropic, httpx2.Client, ask_anthropic, "http://model"),
 }
 

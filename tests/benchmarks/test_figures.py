@@ -93,6 +93,7 @@ def test_simulated_rows_of_another_scheduler_are_stale(
 ) -> None:
     """The pages say so, and writing them ends with the command that makes the rows again."""
     name = "two-losses"
+    monkeypatch.setattr(sweep, "QUICK_QUERIES", 300)
     sweep.run(
         sweep=ROOT / f"configs/bench/simulate-{name}.json",
         out=tmp_path / f"{name}.jsonl",

@@ -86,14 +86,17 @@ def measured(trial: Trial) -> dict[str, Any]:
         pytest.skip(str(error))
 
 
-PROXIES = ("haproxy-leastconn", "nginx", "envoy-least-request", "ours-hedge")
+RIVALS = ("haproxy-leastconn", "nginx", "envoy-least-request")
+PROXIES = (*RIVALS, "ours-hedge")
 
 
 @pytest.mark.parametrize(
     ("peer", "kind"),
     [
-        *((peer, "timed") for peer in PROXIES),
-        *((peer, "streams") for peer in ("ours-hedge", "vllm-router")),
+        ("ours-hedge", "timed"),
+        ("ours-hedge", "streams"),
+        *(pytest.param(peer, "timed", marks=pytest.mark.nightly) for peer in RIVALS),
+        pytest.param("vllm-router", "streams", marks=pytest.mark.nightly),
     ],
 )
 def test_a_contender_answers_all_requests(peer: str, kind: str) -> None:
@@ -103,6 +106,7 @@ def test_a_contender_answers_all_requests(peer: str, kind: str) -> None:
     assert row["busy"] == pytest.approx(SERVICE, rel=0.15)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("peer", PROXIES)
 def test_a_rivals_configuration_keeps_a_failing_servers_errors_from_clients(peer: str) -> None:
     """Of 600 requests an eighth would fail."""
@@ -111,6 +115,7 @@ def test_a_rivals_configuration_keeps_a_failing_servers_errors_from_clients(peer
     assert row["wrong"] == 0
 
 
+@pytest.mark.nightly
 def test_nobody_repeats_what_nobody_called_safe() -> None:
     for peer in PROXIES:
         row = measured(Trial(peer, "garbage", 0.4, requests=200, kind="unnamed"))

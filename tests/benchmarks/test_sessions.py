@@ -34,7 +34,7 @@ def test_the_trace_shares_what_the_public_one_does() -> None:
     assert size / len(prompts) == pytest.approx(12_035, rel=0.1)
 
 
-@pytest.mark.parametrize("fault", ["slow", "restarted"])
+@pytest.mark.parametrize("fault", ["restarted", pytest.param("slow", marks=pytest.mark.nightly)])
 def test_a_short_run(fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = [message("user", "x" * 5000)]
     chains = [[Turn(0.1, f"s{n}", asked), Turn(0.1, f"s{n}", asked)] for n in range(3)]

@@ -127,7 +127,12 @@ async def test_probes_and_metrics_really_answer(config: GatewayOptions) -> None:
     await upstream.start()
     options = config.model_copy(
         update={
-            **{"upstream": (upstream.url,), "port": 0, "drain_notice_ms": 0.0},
+            **{
+                "upstream": (upstream.url,),
+                "port": 0,
+                "drain_notice_ms": 0.0,
+                "deadline_ms": 500.0,
+            },
             **{"members": None, "member_port": None, "member_token_file": None},
         }
     )
@@ -296,7 +301,7 @@ async def test_the_images_health_check(tmp_path: Path, monkeypatch: pytest.Monke
         )
         return await process.wait()
 
-    async with gateway(Upstream()) as g:
+    async with gateway(Upstream(), deadline_ms=500.0) as g:
         port = g.client.origin.port
         ready = {"LIVE": "/readyz", "HEALTHY": "200"}
         assert (await code(port), await code(port, **ready)) == (0, 0)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from codedinvnet.gateway import attempts, cluster
+from codedinvnet.gateway import attempts, cluster, discovery
 from codedinvnet.net.client import Answer
 from codedinvnet.net.resolve import Address, Resolver, literal
 from tests.gateway.support import INFER, V2, Running, gateway
@@ -129,7 +129,7 @@ async def test_a_hung_upstream_that_the_kernel_connects_to_is_ejected(slots: int
                     await runs.wait()
                     writer.write(answer(request.body, 200 if request.body else 404))
 
-    async with gateway(Plain(), echo, deadline_ms=2000.0, slots=slots) as g:
+    async with gateway(Plain(), echo, deadline_ms=1000.0, slots=slots) as g:
         await asyncio.gather(*(g.ask("POST", V2, INFER) for _ in range(8)))
         runs.clear()
         for _ in range(4):
@@ -234,7 +234,10 @@ async def test_a_name_whose_lookup_hangs_stops_nobody_else() -> None:
     over.set()  # nor did it keep the gateway from stopping
 
 
-async def test_the_addresses_of_a_name_and_a_file_are_followed(tmp_path: Path) -> None:
+async def test_the_addresses_of_a_name_and_a_file_are_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(discovery, "PERIOD", 0.5)
     upstreams = [Upstream() for _ in range(3)]
     for upstream in upstreams:
         await upstream.start()
@@ -258,18 +261,18 @@ async def test_the_addresses_of_a_name_and_a_file_are_followed(tmp_path: Path) -
         assert up(g, "http://127.0.0.1:1") == 0.0  # an alert sees it
         assert up(g, upstreams[0].url) is None
         file.write_text("no url\n")
-        await asyncio.sleep(1.2)
+        await asyncio.sleep(0.7)
         assert await asked() == [False, True, True]
         for part in range(4):  # somebody is writing it
             file.write_text(upstreams[0].url[:-1] + "\n" + "#" * part)
-            await asyncio.sleep(0.6)
+            await asyncio.sleep(0.3)
         assert len(here(g)) == 3
         assert await asked() == [False, True, True]
         file.unlink()
-        await asyncio.sleep(1.2)
+        await asyncio.sleep(0.7)
         assert await asked() == [False, True, True]
         os.mkfifo(file)  # reading it would never end, and neither would the gateway
-        await asyncio.sleep(1.2)
+        await asyncio.sleep(0.7)
         assert await asked() == [False, True, True]
 
 

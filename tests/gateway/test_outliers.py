@@ -75,7 +75,7 @@ async def test_requests_that_take_turns_meet_sound_upstreams_too() -> None:
     """Each second one may be repeated, so that all others could meet the failing upstream."""
     async with gateway(fails(500), fails(500), computes) as g:
         statuses = []
-        for number in range(300):
+        for number in range(200):
             method, body = ("GET", b"") if number % 2 else ("POST", b"{}")
             statuses.append((await g.ask(method, PATH, body)).status)
             await asyncio.sleep(0.015)  # nobody is busy when the next one comes

@@ -239,7 +239,7 @@ async def test_a_balancer_has_time_to_notice_that_it_stops() -> None:
             await finished.wait()
         return answer(request.body)
 
-    words = ("--drain-notice-ms", "2000", "--admin-port", "0")
+    words = ("--drain-notice-ms", "1000", "--admin-port", "0")
     async with Upstream(handle) as upstream, process(upstream, *words) as one:
         long = asyncio.create_task(one.client.ask("GET", "/long", 20.0))
         await until(lambda: len(upstream.requests) == 1)

@@ -11,7 +11,8 @@ from tests.members.world import Left, World, walk
     ("members", "left", "fewest"),
     [
         (2, Left(submits=((1, True), (1, False))), 1000),
-        (2, Left(submits=((1, True), (1, False)), breaks=0, losses=1), 200),
+        (2, Left(submits=((1, True),), breaks=0, losses=1), 500),
+        (2, Left(submits=((1, False),), breaks=0, losses=1), 200),
         pytest.param(
             2, Left(losses=1), 20_000, marks=[pytest.mark.nightly, pytest.mark.timeout(1800)]
         ),

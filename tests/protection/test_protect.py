@@ -27,6 +27,7 @@ def images(folder: Path) -> Path:
     return folder / "images.npz"
 
 
+@pytest.mark.nightly
 def test_a_ladder_of_backups_is_trained_and_measured(call: Command, tmp_path: Path) -> None:
     words = ["protect", f"{PLACE}:residual", "--inputs", str(images(tmp_path))]
     outcome = call(*words, "--out", tmp_path / "out", "--minutes", "1", "--task", "classify")

@@ -197,7 +197,6 @@ def test_what_a_mask_hides_changes_no_backups_answer(call: Command, tmp_path: Pa
         ("three_numbers", ("regress", "--tolerance", "20%")),
         ("raw_embedding", ("embed", "--cosine", "0.8")),
         ("tags", ("labels",)),
-        ("regression", ("regress", "--tolerance", "1")),
     ],
 )
 def test_late_answers_of_any_task_are_in_the_models_own_terms(

@@ -30,7 +30,7 @@ def mean_ms(records: Records) -> float:
 
 def test_poisson_arrivals_and_exponential_service() -> None:
     """M/M/1: sojourn times are exponential with the rate mu - lambda."""
-    found = run(service=EXPONENTIAL, qps=50, queries=20_000)
+    found = run(service=EXPONENTIAL, qps=50, queries=12_000)
     assert mean_ms(found) == pytest.approx(1000 / (100 - 50), rel=0.05)
     for share in (0.5, 0.9, 0.99):
         exact = -1000 * math.log(1 - share) / (100 - 50)
@@ -38,21 +38,13 @@ def test_poisson_arrivals_and_exponential_service() -> None:
     assert found.busy / found.seconds == pytest.approx(0.5, rel=0.03)
 
 
-@pytest.mark.parametrize(
-    ("service", "squared_variation"),
-    [({"ms": 10}, 0.0), ({"distribution": "lognormal", "ms": 8, "shape": 0.6}, None)],
-    ids=["constant", "lognormal"],
-)
-def test_poisson_arrivals_and_any_service(
-    service: dict[str, Any], squared_variation: float | None
-) -> None:
-    """M/D/1 and M/G/1: the mean wait by Pollaczek and Khinchine."""
-    if squared_variation is None:
-        squared_variation = math.exp(service["shape"] ** 2) - 1
-    given = scenario(service=service, qps=60, queries=15_000)
+def test_poisson_arrivals_and_any_service() -> None:
+    """M/G/1: the mean wait by Pollaczek and Khinchine."""
+    service = {"distribution": "lognormal", "ms": 8, "shape": 0.6}
+    given = scenario(service=service, qps=60, queries=12_000)
     mean = given.service.mean_ms
     rho = 60 * mean / 1000
-    wait = rho * mean * (1 + squared_variation) / (2 * (1 - rho))
+    wait = rho * mean * math.exp(0.6**2) / (2 * (1 - rho))
     assert mean_ms(Simulation(given).run()) == pytest.approx(mean + wait, rel=0.05)
 
 
@@ -64,10 +56,10 @@ def erlang_c_wait(rate: float, mu: float, servers: int) -> float:
     return last / (sum(terms) + last) / (servers * mu - rate)
 
 
-@pytest.mark.parametrize(("most", "qps"), [(3, 150), (50, 300)])
-def test_calls_of_several_tasks(most: int, qps: float) -> None:
+def test_calls_of_several_tasks() -> None:
     """A queue served in bulk: that of waiting tasks is geometric (Bailey, 1954)."""
-    found = run(service=EXPONENTIAL, qps=qps, queries=20_000, worker_batch=most, batch_fixed=1.0)
+    most, qps = 3, 150
+    found = run(service=EXPONENTIAL, qps=qps, queries=12_000, worker_batch=most, batch_fixed=1.0)
     root = brentq(lambda x: 100 * x ** (most + 1) - (qps + 100) * x + qps, 0.0, 1 - 1e-6)
     busy = 1 / (100 / qps + 1 / (1 - root))
     waiting = busy * root / (1 - root) ** 2
@@ -84,26 +76,17 @@ def test_a_call_costs_its_fixed_share_once() -> None:
 
 def test_four_workers_wait_as_one_queue_would() -> None:
     """Tasks are bound late (M/M/c)."""
-    found = run(service=EXPONENTIAL, workers=4, qps=280, queries=20_000)
+    found = run(service=EXPONENTIAL, workers=4, qps=280, queries=12_000)
     exact = 10 + 1000 * erlang_c_wait(280, 100, 4)
     assert mean_ms(found) == pytest.approx(exact, rel=0.05)
 
 
-def test_many_workers_wait_as_one_queue_would() -> None:
-    """With an idle worker at hand nearly always, how tasks are bound cannot matter (M/M/c)."""
-    found = run(service=EXPONENTIAL, workers=100, qps=7000, queries=15_000)
-    exact = 10 + 1000 * erlang_c_wait(7000, 100, 100)
-    assert mean_ms(found) == pytest.approx(exact, rel=0.02)
-
-
-@pytest.mark.parametrize(
-    ("cores", "slots", "near"), [(1, 50, 0.05), (4, 50, 0.05), (4, None, 0.15)]
-)
+@pytest.mark.parametrize(("cores", "slots", "near"), [(4, 50, 0.05), (4, None, 0.15)])
 def test_a_server_behind_the_gateway_queues_what_it_is_given(
     cores: int, slots: int | None, near: float
 ) -> None:
     """M/M/c at the server; the trip keeps it no longer busy, and long queries are long there."""
-    given: dict[str, Any] = {"cores": cores, "slots": slots, "trip": 2, "queries": 12_000}
+    given: dict[str, Any] = {"cores": cores, "slots": slots, "trip": 2, "queries": 8000}
     found = run(service=EXPONENTIAL, qps=70 * cores, **given)
     exact = 12 + 1000 * erlang_c_wait(70 * cores, 100, cores)
     assert mean_ms(found) == pytest.approx(exact, rel=near)
@@ -115,16 +98,16 @@ def test_a_server_behind_the_gateway_queues_what_it_is_given(
 
 def test_the_first_of_two_copies() -> None:
     """The smaller of two exponential times is exponential with half the mean."""
-    found = run(service=EXPONENTIAL, workers=2, policy="replicate", qps=1, queries=8_000)
+    found = run(service=EXPONENTIAL, workers=2, policy="replicate", qps=1, queries=4000)
     assert mean_ms(found) == pytest.approx(5, rel=0.03)
     assert 1000 * np.quantile(found.latency, 0.99) == pytest.approx(5 * math.log(100), rel=0.05)
     # now and then a query is answered before its second copy begins, which is then dropped
-    assert 1.98 * 8_000 < found.tasks < 2 * 8_000
+    assert 1.98 * 4000 < found.tasks < 2 * 4000
 
 
 def test_a_batch_waits_for_its_last_image() -> None:
     """The largest of ten exponential times: the harmonic number H10."""
-    found = run(service=EXPONENTIAL, workers=10, qps=10, batch=10, queries=25_000)
+    found = run(service=EXPONENTIAL, workers=10, qps=10, batch=10, queries=10_000)
     exact = 10 * sum(1 / i for i in range(1, 11))
     assert mean_ms(found) == pytest.approx(exact, rel=0.03)
 
@@ -137,11 +120,11 @@ def test_uniform_arrivals_do_not_wait() -> None:
 @pytest.mark.parametrize(("probability", "share"), [(0.1, 1 - 0.9**4), (1.0, 1.0)])
 def test_a_call_straggles_once_for_any_of_its_queries(probability: float, share: float) -> None:
     hold = {"kind": "hold", "probability": probability, "per_request": True, "delay": 100_000}
-    given: dict[str, Any] = {"queries": 8000, "worker_batch": 4, "deadline_ms": 1e9}
-    found = run(qps=1e6, max_pending=8000, stragglers=[hold], **given)
+    given: dict[str, Any] = {"queries": 4000, "worker_batch": 4, "deadline_ms": 1e9}
+    found = run(qps=1e6, max_pending=4000, stragglers=[hold], **given)
     late = found.latency > 100
     assert late.mean() == pytest.approx(share, abs=0.03)
-    assert found.latency.max() < 190  # 80 s of computing at most, and one hold
+    assert found.latency.max() < 150  # 40 s of computing at most, and one hold
 
 
 # The code
@@ -150,7 +133,7 @@ def test_a_call_straggles_once_for_any_of_its_queries(probability: float, share:
 def test_a_parity_answers_for_the_one_that_is_held() -> None:
     hold = {"kind": "hold", "probability": 0.2, "per_request": True, "delay": 100}
     arrivals = {"kind": "uniform", "qps": 4, "batch": 4}
-    settings = {"workers": 5, "k": 4, "queries": 8000, "arrivals": arrivals, "stragglers": [hold]}
+    settings = {"workers": 5, "k": 4, "queries": 4000, "arrivals": arrivals, "stragglers": [hold]}
     bare = run(**settings)
     coded = run(**settings, policy="coded", encode=0.5, decode=1, front_end=2)
     hit = bare.latency > 0.1
@@ -160,15 +143,15 @@ def test_a_parity_answers_for_the_one_that_is_held() -> None:
     assert (coded.decoded == hit).all()
     assert 1000 * coded.latency[hit] == pytest.approx(15, abs=1e-6)
     assert 1000 * coded.latency[~hit] == pytest.approx(12, abs=1e-6)
-    assert coded.tasks == 10_000
-    assert coded.computing == pytest.approx(8000 * 0.010 + 2000 * 0.012)
+    assert coded.tasks == 5000
+    assert coded.computing == pytest.approx(4000 * 0.010 + 1000 * 0.012)
 
 
 # Stragglers
 
 
 def test_a_blocked_worker_is_busy_and_a_held_answer_leaves_it_free() -> None:
-    settings = {"arrivals": {"kind": "uniform", "qps": 40}, "queries": 4000}
+    settings = {"arrivals": {"kind": "uniform", "qps": 40}, "queries": 2000}
     slow = run(**settings, stragglers=[{"kind": "slow", "delay": 10}])
     held = run(**settings, stragglers=[{"kind": "hold", "delay": 10}])
     assert slow.busy / slow.seconds == pytest.approx(0.8, abs=0.01)
@@ -179,7 +162,7 @@ def test_a_blocked_worker_is_busy_and_a_held_answer_leaves_it_free() -> None:
 
 def test_bursts_slow_several_workers_for_a_while() -> None:
     burst = {"kind": "burst", "workers": 2, "factor": 4, "every_s": 1, "delay": 300}
-    found = run(workers=4, qps=4, queries=10_000, stragglers=[burst])
+    found = run(workers=4, qps=4, queries=5000, stragglers=[burst])
     late = 1000 * found.latency > 39
     # half of the workers for 0.3 s of every second; bursts may overlap the last one's end
     assert late.mean() == pytest.approx(0.5 * (1 - math.exp(-0.3)), rel=0.15)
@@ -287,8 +270,8 @@ def test_a_seed_repeats_a_run() -> None:
 
 
 def test_a_hopeless_run_is_stopped() -> None:
-    given = scenario(service=EXPONENTIAL, qps=80, queries=20_000)
+    given = scenario(service=EXPONENTIAL, qps=80, queries=8000)
     stopped = Simulation(given, limit=(0.03, 20)).run()
     assert not stopped.complete
-    assert stopped.seconds < 20_000 / 80 / 4
+    assert stopped.seconds < 8000 / 80 / 4
     assert Simulation(given, limit=(10.0, 20)).run().complete

@@ -49,22 +49,22 @@ def test_figures_of_a_run() -> None:
         workers=33,  # so that no parity yields to a request that waits
         qps=200,
         batch=10,
-        queries=30_000,
+        queries=10_000,
         encode=0.5,
         trip=1,
         warmup=0.1,
     )
     records = Simulation(given).run()
     found = summarise(records, given)
-    counted = 1000 * records.latency[300:]
+    counted = 1000 * records.latency[100:]
     assert found["p99_ms"] == pytest.approx(percentile(counted, 0.99), abs=1e-3)
     low, high = found["p50_ms_95"]
     assert low <= found["p50_ms"] <= high
-    assert found["p999_ms_95"] is None  # 2700 requests are too few
+    assert found["p999_ms_95"] is None  # 900 requests are too few
     assert found["tasks_per_query"] == pytest.approx(1.1, rel=0.005)
     assert found["work_per_query"] == pytest.approx(1.15, rel=0.005)  # a parity takes 10 + 5 ms
-    assert found["utilisation"] == pytest.approx(200 * (11 + 0.1 * 16) / 33_000, rel=0.02)
-    assert (found["requests"], found["queries"]) == (3000, 30_000)
+    assert found["utilisation"] == pytest.approx(200 * (11 + 0.1 * 16) / 33_000, rel=0.04)
+    assert (found["requests"], found["queries"]) == (1000, 10_000)
     assert found["drifting"] is False
 
 

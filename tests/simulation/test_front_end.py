@@ -159,7 +159,7 @@ def test_every_latency_is_the_front_ends(
         k=4,
         qps=60,
         batch=batch,
-        queries=600 * batch,
+        queries=300 * batch,
         service={"distribution": "lognormal", "ms": 40, "shape": 0.7},
     )
     records = Simulation(given).run()
@@ -184,14 +184,17 @@ BY_DAY = [("uncoded", "hung"), ("coded+hedge", "crashed")]
 
 
 @pytest.mark.parametrize(
-    ("policy", "name"),
+    ("policy", "name", "queries"),
     [
-        pytest.param(*pair, marks=() if pair in BY_DAY else pytest.mark.nightly)
-        for pair in product(("uncoded", "coded+hedge"), FAULTS)
+        *((*pair, 6000) for pair in BY_DAY),
+        *(
+            pytest.param(*pair, 12_000, marks=pytest.mark.nightly)
+            for pair in product(("uncoded", "coded+hedge"), FAULTS)
+        ),
     ],
 )
 def test_injected_faults_mean_the_same(
-    policy: str, name: str, monkeypatch: pytest.MonkeyPatch
+    policy: str, name: str, queries: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The service's own fault injection draws its own fates: the distributions must agree."""
     fault = FAULTS[name]
@@ -201,7 +204,7 @@ def test_injected_faults_mean_the_same(
         k=4,
         qps=60,
         batch=4,
-        queries=12_000,
+        queries=queries,
         service={"distribution": "lognormal", "ms": 40, "shape": 0.3},
         hang_timeout_ms=300 if fault["kind"] == "hang" else None,
         restart=200,
@@ -211,7 +214,8 @@ def test_injected_faults_mean_the_same(
     monkeypatch.setattr("codedinvnet.serving.workers.supervisor.RESTART_DELAYS", (0.0,))
     records = Simulation(given).run()
     latency, decoded = serve(given, monkeypatch, Schedule.model_validate({"faults": [fault]}))
-    for share, tolerance in ((0.5, 0.03), (0.9, 0.1), (0.99, 0.12)):
+    rare = 0.12 if queries == 12_000 else 0.17
+    for share, tolerance in ((0.5, 0.03), (0.9, 0.1), (0.99, rare)):
         simulated, served = (percentile(v, share) for v in (records.latency, latency))
         assert simulated == pytest.approx(served, rel=tolerance)
     assert records.decoded.mean() == pytest.approx(decoded.mean(), rel=0.15, abs=0.01)
