@@ -101,6 +101,17 @@ def build_parser() -> argparse.ArgumentParser:
     add("--out", type=Path, required=True, help=rows)
 
     add = benchmark(
+        "frontier",
+        "train networks f alike, and compare how accurate and how codable they are",
+        "configs/bench/frontier.json --data-dir data --out docs/results/frontier.jsonl",
+    )
+    add("points", type=Path, help="settings of one training, and networks to put in (JSON)")
+    add("--only", action="append", default=[], metavar="KEY=VALUE", help=only % "f=i-RevNet")
+    add("--data-dir", type=Path, help="folder of image sets (the cache, or a download)")
+    add("--save-dir", type=Path, default=Path("runs"), help="where trainings are kept (runs)")
+    add("--out", type=Path, default=Path("frontier.jsonl"), help=rows)
+
+    add = benchmark(
         "tuning",
         "halve and double each number of the scheduler in the simulator, and switch rules off",
         "worth bucket --seeds 3",

@@ -16,7 +16,7 @@ from typing import Any
 
 from pandas import DataFrame
 
-from benchmarks import bundles, policies, protected, sessions, sweep
+from benchmarks import bundles, frontier, policies, protected, sessions, sweep
 from benchmarks.bundles import BUNDLES, HARD
 from benchmarks.peers import pages as peers
 from benchmarks.stale import NOTE, note
@@ -32,6 +32,8 @@ MEASURE = "python -m benchmarks figures --data-dir data"
 SIMULATE = "python -m benchmarks sweep configs/bench/simulate-{}.json --out"
 COMMANDS = {
     "accuracy.jsonl": "codedinvnet bench accuracy --data-dir data --out",
+    "frontier.jsonl": "python -m benchmarks frontier configs/bench/frontier.json --data-dir data "
+    "--out",
     "peers.jsonl": "python -m benchmarks peers --out",
     "several.jsonl": "python -m benchmarks peers --several --out",
     "sessions.jsonl": "python -m benchmarks sessions --out",
@@ -117,6 +119,7 @@ TABLES: Mapping[str, tuple[Sequence[str], Callable[[Path], str]]] = {
     "late": rows_in("accuracy.jsonl", late),
     **{f"accuracy-{name}": rows_in("accuracy.jsonl", partial(one_set, name)) for name in BUNDLES},
     "published": rows_in("accuracy.jsonl", published),
+    "frontier": rows_in("frontier.jsonl", frontier.page),
     "bundles": ([], bundles.table),
     "costs": ([], bundles.costs),
     "paper": (["paper-mnist-k2.json"], bundles.paper),
@@ -202,6 +205,8 @@ def shipped(folder: Path = RESULTS) -> str:
 
 def draw(folder: Path = RESULTS) -> None:
     """Draw the pictures of the rows next to them."""
+    if (folder / "frontier.jsonl").is_file():
+        frontier.draw(folder / "frontier.jsonl", folder / "frontier.png")
     if (folder / "peers.jsonl").is_file():
         peers.draw(folder / "peers.jsonl", folder / "peers.png")
 

@@ -1,0 +1,143 @@
+"""`python -m benchmarks frontier`: how codable a network f is against how accurate.
+
+A frontier file has the settings of one training as its `base`, and `points` that change its
+network. Every point is trained in the same way, and scored on validation images: the direct
+answers of f and g, and those decoded at the largest group size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from pandas import DataFrame
+from pydantic import Field
+
+from codedinvnet.codes.equal_cost import macs
+from codedinvnet.common import grid
+from codedinvnet.common.config import Section, Settings, parse_settings, validated
+from codedinvnet.common.files import check_writable, read_json
+from codedinvnet.evaluation import stages, tables
+from codedinvnet.models.bundle import load_bundle
+from codedinvnet.training.loop import LATEST
+
+KIND = "frontier"
+"""The experiment of the rows."""
+PLACE = ["dataset", "f"]
+
+
+class Frontier(Section):
+    """The contents of a frontier file."""
+
+    base: Settings
+    points: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
+    """Name -> what of the base's network it changes."""
+
+    def settings(self, where: str) -> Iterator[tuple[str, Settings]]:
+        """Yield every point's name and settings."""
+        base = self.base.model_dump(mode="json")
+        for number, (name, changes) in enumerate(self.points.items()):
+            changed = {"name": f"{self.base.name}-{number}", "network": base["network"] | changes}
+            yield name, parse_settings({**base, **changed}, f"{where}: points.{name}")
+
+
+def measure(run: stages.Run) -> dict[str, Any]:
+    """Train a point, finished epochs kept, and return its figures on validation images."""
+    members = run.settings.fusion.members
+    alone = stages.train(run)["validation"]["validation_accuracy"]
+    found = stages.fuse(run, members)
+    bundle = load_bundle(found["bundle"])
+    return {
+        "macs": macs(bundle.model.network, bundle.model),
+        "alone": round(alone, 6),
+        "normal": round(found["validation_normal"], 6),
+        "recovered": round(found[f"validation_recovered_k{members}"], 6),
+        "training_seconds": bundle.info.provenance.seconds,
+    }
+
+
+def run(
+    *,
+    points: Path,
+    out: Path,
+    only: Sequence[str] = (),
+    data_dir: Path | None = None,
+    save_dir: Path = Path("runs"),
+) -> dict[str, Any]:
+    """Train the points that have no row yet, and return the table of all rows.
+
+    Args:
+        points: a frontier file.
+        out: the rows.
+        only: words `KEY=VALUE`, such as `f=i-RevNet`, that points must fit.
+        data_dir: where the image sets lie.
+        save_dir: where trainings are kept.
+    """
+    frontier = validated(Frontier, read_json(points, "the frontier"), points)
+    named = [
+        ({"dataset": settings.data.name, "f": name}, settings)
+        for name, settings in frontier.settings(str(points))
+    ]
+    check_writable(out)
+    cells, asked = [], frontier.base.model_dump(mode="json", exclude_unset=True, exclude={"name"})
+    for place, settings in grid.select(named, only, lambda one: one[0]):
+        training = stages.Run(settings, save_dir, data_dir, torch.device("cpu"), resume=LATEST)
+        depends = {**asked, "network": asked["network"] | frontier.points[place["f"]]}
+        cells.append(grid.Cell(KIND, place, depends, partial(measure, training), place["f"]))
+    grid.resume(cells, out)
+    rows = grid.read_rows(out, KIND)
+    return {"rows": rows, "table": table(rows)}
+
+
+def frame(rows: Iterable[Mapping[str, Any]]) -> DataFrame:
+    """Return the points in %, the most accurate first."""
+    found = grid.latest(rows, PLACE)
+    shares = ["alone", "normal", "recovered"]
+    found[shares] = 100 * found[shares].astype(float)
+    found["lost"] = found["normal"] - found["recovered"]
+    return found.sort_values("normal", ascending=False, ignore_index=True)
+
+
+def table(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Return the table of all points."""
+    found = frame(rows)
+    columns = {
+        "f": found["f"],
+        "multiply-adds": (found["macs"].astype(float) / 1e6).map("{:.1f} M".format),
+        "f alone": found["alone"],
+        "direct": found["normal"],
+        "recovered": found["recovered"],
+        "lost to decoding": found["lost"],
+    }
+    return tables.markdown(DataFrame(columns), dict.fromkeys(list(columns)[2:], ".2f"))
+
+
+def page(path: Path) -> str:
+    """Return the table of a file of rows."""
+    return table(grid.read_rows(path, KIND))
+
+
+def draw(path: Path, picture: Path) -> None:
+    """Draw recovered accuracy over direct accuracy, with the line on which nothing is lost."""
+    from matplotlib.figure import Figure
+
+    found = frame(grid.read_rows(path, KIND))
+    figure = Figure(figsize=(7, 5), layout="constrained")
+    axes = figure.subplots()
+    low, high = found["normal"].min() - 0.4, found["normal"].max() + 0.4
+    axes.plot([low, high], [low, high], color="#9aa0a6", linestyle=":")
+    axes.annotate("nothing lost", (low, low), (4, 12), textcoords="offset points", color="#5f6368")
+    for point in found.itertuples():
+        bounded = str(point.f).startswith("i-ResNet")
+        axes.plot(point.normal, point.recovered, "o", color="#1a56c4" if bounded else "#c4501a")
+        text: dict[str, Any] = {"xytext": (7, -4), "textcoords": "offset points", "fontsize": 9}
+        axes.annotate(str(point.f), (point.normal, point.recovered), **text)
+    axes.set_xlim(low, high + 0.3 * (high - low))
+    axes.set_xlabel("direct answers right, %")
+    axes.set_ylabel("decoded answers right, %, one of ten missing")
+    figure.suptitle("Fashion-MNIST, validation images, short equal trainings", fontsize=11)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(picture, dpi=120)
