@@ -40,6 +40,20 @@ def test_pixels_stay_as_they_are(shape: tuple[int, ...], tmp_path: Path) -> None
             np.testing.assert_array_equal(rows, expected[number])
 
 
+def test_images_of_different_sizes_are_cropped_to_their_centres(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    for split in ("train", "test"):
+        wide = np.zeros((8, 16, 3), dtype=np.uint8)
+        wide[:, 4:12] = 200
+        (source / split / "a").mkdir(parents=True)
+        Image.fromarray(wide).save(source / split / "a" / "wide.png")
+        large = wide[:, 4:12].repeat(2, 0).repeat(2, 1)
+        Image.fromarray(large).save(source / split / "a" / "x.png")
+    main(str(source), str(tmp_path / "data" / "pets"), "8")
+    images, _ = load_images("pets", "train", data_dir=tmp_path / "data").batch(torch.arange(2))
+    assert (images == torch.full((2, 3, 8, 8), 200, dtype=torch.uint8)).all()
+
+
 def test_tiny_imagenet_is_read_as_it_is_published(tmp_path: Path) -> None:
     source, shape = tmp_path / "tiny-imagenet-200", (8, 8, 3)
     for number, name in enumerate(["n02", "n01"]):

@@ -1,10 +1,10 @@
-"""Write small images that lie in a folder for each class to arrays, at the size that they have.
+"""Write images that lie in a folder for each class to arrays.
 
     python tools/folders_to_npz.py CIFAR-10-images data/cifar10
 
 reads CIFAR-10-images/{train,test}/CLASS/* and writes data/cifar10/train.npz and test.npz, where
-`--data-dir data` finds them. (Folders in a data folder are resized and cropped, which suits
-photographs and spoils images of 32 pixels.)
+`--data-dir data` finds them. A third argument, a side in pixels, resizes all images to it and crops
+them to their centres.
 
     python tools/folders_to_npz.py tiny-imagenet-200 data/tiny-imagenet
 
@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 from torchvision.datasets import ImageFolder
 
 ANNOTATIONS = "val_annotations.txt"
@@ -37,18 +37,21 @@ def labelled(folder: Path, classes: Sequence[str]) -> list[tuple[str, int]]:
     return list(found.samples)
 
 
-def main(source: str, target: str) -> None:
+def main(source: str, target: str, side: str = "") -> None:
     """Read both splits of a source, and write their arrays into a target."""
     root, classes = Path(source), ImageFolder(Path(source) / "train").classes
     tiny = (root / "val" / ANNOTATIONS).is_file()
     Path(target).mkdir(parents=True, exist_ok=True)
     for split, folder in (("train", "train"), ("test", "val" if tiny else "test")):
         files = labelled(root / folder, classes)
-        images = [Image.open(path) for path, _ in files]
-        mode = "L" if all(image.mode == "L" for image in images) else "RGB"
+        opened = [Image.open(path) for path, _ in files]
+        mode = "L" if all(image.mode == "L" for image in opened) else "RGB"
+        images = [image.convert(mode) for image in opened]
+        if side:
+            images = [ImageOps.fit(image, (int(side), int(side))) for image in images]
         np.savez_compressed(
             Path(target) / f"{split}.npz",
-            images=np.stack([np.asarray(image.convert(mode)) for image in images]),
+            images=np.stack([np.asarray(image) for image in images]),
             labels=np.array([label for _, label in files]),
             classes=np.array(classes),
         )

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 
 from codedinvnet.data import ImageSource
 
@@ -37,13 +36,6 @@ def write_idx(folder: Path) -> None:
     for prefix in ("train", "t10k"):
         (folder / f"{prefix}-images-idx3-ubyte").write_bytes(idx_bytes(GREY))
         (folder / f"{prefix}-labels-idx1-ubyte").write_bytes(idx_bytes(LABELS))
-
-
-def write_folder(folder: Path, size: tuple[int, int] = (12, 9)) -> None:
-    for label, (class_name, colour) in enumerate((("cat", (255, 0, 0)), ("dog", (0, 0, 255)))):
-        (folder / class_name).mkdir(parents=True)
-        for number in range(label + 1):
-            Image.new("RGB", size, colour).save(folder / class_name / f"{number}.png")
 
 
 def everything(source: ImageSource) -> tuple[NDArray[np.uint8], list[int]]:

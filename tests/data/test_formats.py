@@ -39,7 +39,7 @@ def test_arrays_are_read_at_the_size_that_they_have(tmp_path: Path, split: Split
     write_npz(tmp_path, "grey", split, images=GREY, labels=LABELS, classes=classes)
     colour = COLOUR.transpose(0, 3, 1, 2)
     for name, pixels, named in (("own", colour, "012"), ("grey", GREY[:, None], "abcd")):
-        source = load_images(name, split, data_dir=tmp_path, image_size=32)
+        source = load_images(name, split, data_dir=tmp_path)
         images, labels = everything(source)
         assert np.array_equal(images, pixels)
         assert labels == LABELS.tolist()

@@ -16,7 +16,6 @@ from tests.conftest import tiny_settings
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 SHAPES = {"mnist": (1, 28, 28), "fashion": (1, 28, 28), "cifar10": (3, 32, 32)}
-SHAPES |= {"tiny-imagenet": (3, 64, 64), "imagenet": (3, 224, 224)}
 Changes: TypeAlias = dict[str, dict[str, Any]]
 
 

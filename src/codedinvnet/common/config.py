@@ -39,8 +39,6 @@ class DataSettings(Section):
     validation: Positive = 5000
     padding: Annotated[int, Field(ge=0)] = 0
     """Zero pixels added on every side before the network."""
-    image_size: Positive | None = None
-    """For image folders: the side that images are resized and cropped to."""
 
 
 NO_INVERSE = (
@@ -63,8 +61,6 @@ class NetworkSettings(Section):
     initial_squeeze: Positive = 2
     head_hidden: Annotated[int, Field(ge=0)] = 0
     """Width of a hidden layer in the head g (0: none)."""
-    head_channels: Annotated[int, Field(ge=0)] = 0
-    """Channels of a convolution in front of the head g's linear layers, averaged over the image."""
 
     @model_validator(mode="after")
     def _stages_agree(self) -> NetworkSettings:

@@ -14,12 +14,11 @@ from codedinvnet.data.groups import (
     spread_rows,
 )
 from codedinvnet.data.load import SAMPLES, cache_dir, load_images, sample_images
-from codedinvnet.data.sources import ImageFolder, ImageRows, ImageSet, ImageSource, Split
+from codedinvnet.data.sources import ImageRows, ImageSet, ImageSource, Split
 
 __all__ = [
     "SAMPLES",
     "Groups",
-    "ImageFolder",
     "ImageRows",
     "ImageSet",
     "ImageSource",

@@ -45,10 +45,7 @@ def split_images(settings: Settings, source: ImageSource) -> tuple[ImageRows, Im
 
 
 def spread_rows(rows: Tensor, count: int) -> Tensor:
-    """Return `count` of the rows (N,), evenly spread; all if there are no more.
-
-    Of an image folder, whose images are sorted by class, the first ones would be of few classes.
-    """
+    """Return `count` of the rows (N,), evenly spread; all if there are no more."""
     if len(rows) <= count:
         return rows
     return rows[torch.arange(count) * len(rows) // count]

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from codedinvnet.common.errors import UserError, nearest
-from codedinvnet.data.sources import ImageFolder, ImageSet, ImageSource, Split
+from codedinvnet.data.sources import ImageSet, ImageSource, Split
 
 _DAMAGED = (ValueError, OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 """What numpy and zipfile raise on a damaged .npz file."""
@@ -72,24 +72,19 @@ def load_images(
     *,
     data_dir: Path | None = None,
     download: bool = False,
-    image_size: int | None = None,
 ) -> ImageSource:
     """Find and open an image set.
 
     These are looked for in `data_dir`, in this order: `<name>/train.npz` (or `test.npz`) with
     arrays `images` (N, H, W) or (N, H, W, C) uint8 and `labels` (N,), and if wanted `classes`,
-    the names; torchvision's files, if the name is mnist, fashion or cifar10; and image folders,
-    `<name>/train/<class>/` (`test`, or else `val`). Of imagenet `val` goes before `test`, and
-    `data_dir` may itself be the folder that holds `train` and `val`.
+    the names; and torchvision's files, if the name is mnist, fashion or cifar10.
 
     Args:
-        name: mnist, fashion, cifar10, imagenet, or that of your own set.
+        name: mnist, fashion, cifar10, or that of your own set.
         split: which of its two parts.
         data_dir: the only folder to look in; None: the cache folder, into which mnist, fashion
             and cifar10 are downloaded.
         download: download into `data_dir` what is not there.
-        image_size: height and width in pixels to which images from image folders are brought,
-            by default 224; other images keep their own size.
 
     Raises:
         UserError: if nothing is found, a file is damaged, or a download fails.
@@ -106,10 +101,6 @@ def load_images(
             return read_npz(stream, name, str(path), known.classes if known else ())
     if known and (root / known.folder).is_dir():
         return _torchvision(name, root, split, download=False)
-    for parent in (root / name, *((root,) if name == "imagenet" else ())):
-        for folder in _folder_splits(name, split):
-            if (parent / folder).is_dir():
-                return ImageFolder(name, parent / folder, 224 if image_size is None else image_size)
     if known and (download or data_dir is None):
         return _torchvision(name, root, split, download=True)
     raise UserError(_nothing_found(root, name, split))
@@ -218,23 +209,11 @@ def _did_you_mean(name: str, options: Iterable[str]) -> str:
     return f" (did you mean {near!r}?)" if near is not None else ""
 
 
-def _folder_splits(name: str, split: Split) -> tuple[str, ...]:
-    """Return the folders that may hold a split, the first that is there being it.
-
-    ImageNet's published test images have no labels, so its validation images come first.
-    """
-    if split == "train":
-        return ("train",)
-    return ("val", "test") if name == "imagenet" else ("test", "val")
-
-
 def _nothing_found(root: Path, name: str, split: Split) -> str:
     """Say that root does not hold the images, and what would help."""
     looked = [str(root / name / f"{split}.npz")]
     if name in KNOWN:
         looked.append(f"{root / KNOWN[name].folder}{os.sep} (torchvision's files)")
-    folders = " or ".join(_folder_splits(name, split))
-    looked.append(f"{root / name}{os.sep} with {folders} and a folder of images for each class")
     hint = ""
     if not root.is_dir():
         what = f"data folder {root} does not exist"

@@ -1,4 +1,4 @@
-"""Image sources: sets held in memory, folders that are decoded as they are read, rows of either.
+"""Image sources: sets held in memory, and rows of them.
 
 Images stay as they were stored, uint8 in 0 to 255; the network pads and scales them.
 """
@@ -6,11 +6,8 @@ Images stay as they were stored, uint8 in 0 to 255; the network pads and scales 
 from __future__ import annotations
 
 import hashlib
-import os
 from abc import ABC, abstractmethod
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -29,7 +26,7 @@ class ImageSource(ABC):
         classes: Class names; label i is `classes[i]`.
         shape: Size of every image, (channels, height, width).
         source: Where the images were read; named in error messages, and kept with results.
-        labels: All labels, (N,) int64; no image is decoded for them.
+        labels: All labels, (N,) int64.
     """
 
     name: str
@@ -50,7 +47,7 @@ class ImageSource(ABC):
     def image_digests(self) -> Tensor:
         """Return a digest of each image and its label, (N,) int64, whatever its place.
 
-        Equal images of one label have equal digests. No image is decoded for them.
+        Equal images of one label have equal digests.
         """
 
     @abstractmethod
@@ -112,75 +109,6 @@ class ImageSet(ImageSource):
 
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         return self.images[indices], self.labels[indices]
-
-
-THREADS = 4
-"""Images of a folder that are decoded at the same time."""
-
-
-class ImageFolder(ImageSource):
-    """Images in one folder for each class, decoded when they are asked for (ImageNet's layout).
-
-    Each is converted to RGB, resized so that its shorter side is image_size * 256 / 224, and
-    cropped to the centre.
-
-    Args:
-        name: The image set's name.
-        folder: Holds one folder of images for each class.
-        image_size: Height and width of what `batch` returns, in pixels.
-
-    Raises:
-        UserError: If there are no class folders, or one has no images.
-    """
-
-    def __init__(self, name: str, folder: Path, image_size: int = 224) -> None:
-        """List the files; none is decoded yet."""
-        from torchvision import datasets  # takes as long to import as PyTorch
-
-        try:
-            found = datasets.ImageFolder(folder)
-        except OSError as error:
-            raise UserError(f"{folder}: not an image folder: {error}") from error
-        self.name = name
-        self.classes = tuple(found.classes)
-        self.shape = (3, image_size, image_size)
-        self.source = str(folder)
-        self._paths: list[str] = [path for path, _ in found.samples]
-        self.labels = torch.tensor(found.targets, dtype=torch.int64)
-
-    def digest(self) -> str:
-        # What the files hold is not read: for folders of many gigabytes that would take minutes.
-        listed = repr((self.shape, self._names(), self.labels.tolist()))
-        return hashlib.sha256(listed.encode()).hexdigest()[:16]
-
-    def image_digests(self) -> Tensor:
-        """Return digests (N,) of files' names and labels, as `digest` does."""
-        pairs = zip(self.labels.tolist(), self._names(), strict=True)
-        return torch.tensor([_image_digest(label, os.fsencode(name)) for label, name in pairs])
-
-    def _names(self) -> list[str]:
-        """Return the files' names in the folder."""
-        return [str(Path(path).relative_to(self.source)) for path in self._paths]
-
-    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        images = torch.empty((len(indices), *self.shape), dtype=torch.uint8)
-        paths = [self._paths[index] for index in indices.tolist()]
-        with ThreadPoolExecutor(THREADS) as pool:
-            for row, image in enumerate(pool.map(self._decode, paths)):
-                images[row] = image
-        return images, self.labels[indices]
-
-    def _decode(self, path: str) -> Tensor:
-        from torchvision.datasets.folder import pil_loader
-        from torchvision.transforms import functional as transforms
-
-        size = self.shape[1]
-        try:
-            image = transforms.resize(pil_loader(path), round(size * 256 / 224))
-            pixels: Tensor = transforms.pil_to_tensor(transforms.center_crop(image, [size, size]))
-        except Exception as error:  # decoders raise all sorts of things on a damaged file
-            raise UserError(f"{path}: unreadable image: {error}") from error
-        return pixels
 
 
 class ImageRows(ImageSource):

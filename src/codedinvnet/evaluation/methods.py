@@ -120,8 +120,7 @@ def run(
     folder = save_dir / "bench" / (grid.name + ("-quick" if quick else ""))
     datasets: dict[str, DataSet] = {}
     for name in dict.fromkeys(trial.dataset for trial in wanted):
-        size = load_bundle(grid.datasets[name].bundle).info.provenance.settings.data.image_size
-        train, test = _images(name, size, data_dir, download, quick)
+        train, test = _images(name, data_dir, download, quick)
         if train is None:
             wanted = [
                 t
@@ -153,10 +152,10 @@ def check_trials(grid: AccuracyGrid, wanted: Iterable[Trial], path: Path) -> Non
 
 
 def _images(
-    name: str, size: int | None, data_dir: Path | None, download: bool, quick: bool
+    name: str, data_dir: Path | None, download: bool, quick: bool
 ) -> tuple[ImageSource | None, ImageSource]:
     """Return training and test images; the quick version makes do with those in the package."""
-    load = partial(load_images, name, data_dir=data_dir, download=download, image_size=size)
+    load = partial(load_images, name, data_dir=data_dir, download=download)
     try:
         train, test = load("train"), load("test")
     except UserError as error:

@@ -130,10 +130,8 @@ class Run:
 def images_of(
     data: DataSettings, split: Split, data_dir: Path | None, download: bool
 ) -> ImageSource:
-    """Read the image set of settings, at the size that they have."""
-    return load_images(
-        data.name, split, data_dir=data_dir, download=download, image_size=data.image_size
-    )
+    """Read the image set of settings."""
+    return load_images(data.name, split, data_dir=data_dir, download=download)
 
 
 def choose_device(name: str) -> torch.device:

@@ -123,12 +123,7 @@ def invertible(network: nn.Module) -> InvertibleTransform:
 
 def build_head(settings: NetworkSettings, latent_shape: tuple[int, int, int], classes: int) -> Head:
     """Build an untrained head g for latents (C, H, W)."""
-    return Head(
-        latent_shape,
-        classes,
-        hidden=settings.head_hidden,
-        channels=settings.head_channels,
-    )
+    return Head(latent_shape, classes, hidden=settings.head_hidden)
 
 
 def build_encoder(settings: EncoderSettings, input_shape: tuple[int, int, int]) -> FusionEncoder:
@@ -138,14 +133,14 @@ def build_encoder(settings: EncoderSettings, input_shape: tuple[int, int, int]) 
         if height % 8 or width % 8:
             raise UserError(
                 f"the lean encoder needs sides divisible by 8, got {height}x{width}: "
-                "change data.padding or data.image_size"
+                "change data.padding"
             )
         return LeanFusion(channels, width=settings.width, depth=settings.depth)
     halvings = (height & -height).bit_length() - 1
     if height != width or halvings < 2:
         raise UserError(
             "the U-Net needs square images with a side divisible by 4, "
-            f"got {height}x{width}: change data.padding or data.image_size"
+            f"got {height}x{width}: change data.padding"
         )
     depth = min(halvings, 7)
     return UNetFusion(channels, filters=settings.width, depth=depth)
