@@ -10,8 +10,6 @@ from codedinvnet.common.errors import UserError
 from codedinvnet.net.admin_client import ask
 from tests.upstream import Handler, Request, Upstream, answer
 
-pytestmark = pytest.mark.anyio
-
 
 def saying(words: bytes) -> Handler:
     """Answer everybody so, and hang up."""

@@ -13,8 +13,6 @@ from types import CodeType, FrameType
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-import pytest
-
 import codedinvnet
 from codedinvnet.serving.app import running
 from codedinvnet.serving.config import ServeOptions
@@ -138,7 +136,6 @@ def sized(title: str, most: int, most_files: int) -> list[list[Function]]:
     return steps
 
 
-@pytest.mark.anyio
 async def test_a_request_goes_through_the_gateway_as_the_page_says() -> None:
     steps = sized("Through the gateway", 25, 9)
     async with gateway(echo) as front, warm(front.client.origin.port, V2, INFER) as asking:
@@ -147,7 +144,6 @@ async def test_a_request_goes_through_the_gateway_as_the_page_says() -> None:
     check(steps, calls)
 
 
-@pytest.mark.anyio
 async def test_a_query_goes_through_serve_as_the_page_says() -> None:
     steps = sized("Through `serve`", 24, 10)
     image = {"name": "images", "shape": [1, 1, 28, 28], "datatype": "UINT8", "data": [0] * 784}

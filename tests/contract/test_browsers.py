@@ -9,7 +9,6 @@ import pytest
 from tests.gateway.support import gateway
 from tests.upstream import Upstream
 
-pytestmark = pytest.mark.anyio
 EVIL, POLICY = "evil.example", b'{"policy":"uncoded"}'
 
 

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import asyncio
 
-import pytest
-
-from codedinvnet.net.client import Broken, HttpClient, parse_origin
+from codedinvnet.net.client import HttpClient, parse_origin
 from tests.gateway.support import INFER, V2, gateway
 from tests.net.test_server import Echo, serving
 from tests.observing import until
-from tests.upstream import Raw, Request, Upstream, answer, echo
-
-pytestmark = pytest.mark.anyio
+from tests.upstream import Raw, Request, answer, echo
 
 
 async def hasty(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -29,29 +25,6 @@ async def test_a_connection_whose_request_is_not_read_is_not_used_again() -> Non
         found = await client.ask("POST", "/", 10.0, bytes(64 << 20))
         assert (found.body, client.idle) == (b"done", 0)
         client.close()
-
-
-async def test_an_upstream_that_switches_to_another_protocol_is_broken() -> None:
-    """What follows is no answer to a request."""
-
-    async def switch(request: Request, writer: asyncio.StreamWriter) -> bytes:
-        return b"HTTP/1.1 101 Switching Protocols\r\n\r\n" + answer()
-
-    async with Upstream(switch) as upstream:
-        client = HttpClient(parse_origin(upstream.url))
-        with pytest.raises(Broken):
-            await client.ask("GET", "/", 10.0)
-        client.close()
-
-
-async def test_what_must_not_be_repeated_is_not_written_again_on_another_connection() -> None:
-    async def serve(request: Request, writer: asyncio.StreamWriter) -> bytes | None:
-        return answer() if request.method == "GET" else None
-
-    async with gateway(serve) as g:
-        await g.ask("GET")
-        assert (await g.ask("POST", "/orders", b"x")).status == 502
-        assert [request.method for request in g.upstreams[0].requests] == ["GET", "POST"]
 
 
 async def test_an_upstream_that_came_back_is_ejected_by_its_first_failure() -> None:

@@ -9,8 +9,6 @@ import pytest
 from tests.gateway.support import INFER, V2, gateway
 from tests.upstream import Request, Upstream, answer
 
-pytestmark = pytest.mark.anyio
-
 
 async def dying(request: Request, writer: asyncio.StreamWriter) -> bytes | None:
     """Close the connection over `/poison`, and answer other requests."""

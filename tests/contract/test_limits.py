@@ -18,7 +18,6 @@ from tests.gateway.test_run import make_pair
 from tests.observing import until
 from tests.upstream import Request, Upstream, answer
 
-pytestmark = pytest.mark.anyio
 GET = b"GET /any HTTP/1.1\r\nHost: a\r\n"
 POST = b"POST /any HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n"
 EVENT = b"data: 1\n\n"

@@ -19,7 +19,6 @@ from tests.observing import until
 grpc = pytest.importorskip("grpc")
 from tests.gateway.test_grpc import INFER, Upstream  # noqa: E402
 
-pytestmark = pytest.mark.anyio
 MIB = 1 << 20
 HEALTH = "/grpc.health.v1.Health/Check"
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"

@@ -11,7 +11,6 @@ from tests.gateway.support import INFER, V2, gateway
 from tests.observing import until
 from tests.upstream import Upstream
 
-pytestmark = pytest.mark.anyio
 MIB = 1 << 20
 
 

@@ -12,7 +12,6 @@ from codedinvnet.net.client import HttpClient, parse_origin
 from tests.gateway.support import V2, gateway
 from tests.upstream import Upstream
 
-pytestmark = pytest.mark.anyio
 TOKEN = "s3cret-Token"
 WRONG = (
     None, "", "Bearer", "Bearer ", f"Bearer {TOKEN}x", f"Bearer {TOKEN[:-1]}",

@@ -20,7 +20,7 @@ from tests.gateway.support import HAND_OVER, INFER, process
 from tests.processes import needs_proc
 from tests.upstream import Request, Upstream, answer
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60), needs_proc]
+pytestmark = [pytest.mark.timeout(60), needs_proc]
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n"
 
 

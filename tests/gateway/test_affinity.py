@@ -14,7 +14,6 @@ from tests.gateway.support import Running, gateway
 from tests.observing import until
 from tests.upstream import Request, answer
 
-pytestmark = pytest.mark.anyio
 CHAT = "/v1/chat/completions"
 
 

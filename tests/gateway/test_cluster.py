@@ -17,7 +17,6 @@ from tests.gateway.support import INFER, V2, Running, gateway
 from tests.observing import until
 from tests.upstream import Handler, Request, Upstream, answer, echo, read_request
 
-pytestmark = pytest.mark.anyio
 STUB = b'{"error":"Stub process \'m_0_0\' is not healthy."}'
 MUTEX = b'{"error":"Failed to obtain the health mutex"}'
 

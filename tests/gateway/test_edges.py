@@ -10,7 +10,6 @@ from tests.gateway.support import gateway
 from tests.observing import until
 from tests.upstream import Raw, Request, Upstream, answer
 
-pytestmark = pytest.mark.anyio
 POST = b"POST /any HTTP/1.1\r\nHost: a\r\n"
 GET = b"GET /any HTTP/1.1\r\nHost: a\r\n"
 
@@ -19,24 +18,12 @@ GET = b"GET /any HTTP/1.1\r\nHost: a\r\n"
     ("data", "status"),
     [
         (POST + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\nab", 400),
-        (POST + b"Content-Length: 1\r\nContent-Length: 1\r\n\r\na", 400),
-        (POST + b"Content-Length: 1, 1\r\n\r\na", 400),
-        (POST + b"Content-Length: +1\r\n\r\na", 400),
         (POST + b"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
-        (POST + b"Transfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n\r\n", 501),
         (POST + b"Transfer-Encoding: xchunked\r\n\r\n", 501),
-        (POST + b"Transfer-Encoding : chunked\r\n\r\n0\r\n\r\n", 400),
-        (POST + b"Transfer-Encoding:\x0bchunked\r\n\r\n0\r\n\r\n", 400),
-        (POST + b"Transfer-Encoding: chunked\r\n\r\n1\nab0\r\n\r\n", 400),
         (POST + b"Transfer-Encoding: chunked\r\n\r\n1\r\nab\r\n0\r\n\r\n", 400),
-        (POST + b"Transfer-Encoding: chunked\r\n\r\n-1\r\n\r\n", 400),
         (POST + b"Transfer-Encoding: chunked\r\n\r\n0\r\nA: b\nC: d\r\n\r\n", 400),
         (b"POST /any HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
         (b"GET /any HTTP/1.1\nHost: a\n\n", 400),
-        (GET + b"A: b\nB: c\r\n\r\n", 400),
-        (GET + b"A: b\r\n c\r\n\r\n", 400),
-        (GET + b"A: b\rB: c\r\n\r\n", 400),
-        (GET + b"A\0: b\r\n\r\n", 400),
         (GET + b"Host: b\r\n\r\n", 400),
         (b"GET /any HTTP/1.1\r\n\r\n", 400),
         (b"GET any HTTP/1.1\r\nHost: a\r\n\r\n", 400),
@@ -54,7 +41,10 @@ GET = b"GET /any HTTP/1.1\r\nHost: a\r\n"
     ],
 )
 async def test_smuggled_and_malformed_requests_reach_no_upstream(data: bytes, status: int) -> None:
-    """Each is followed by a request that would be another's if the first were read otherwise."""
+    """Each is followed by a request that would be another's if the first were read otherwise.
+
+    The grammar itself is tested in net/test_http1.py.
+    """
     follow = b"GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n"
     async with gateway(Upstream(), max_memory=1.0) as g:
         found = await g.raw(data + follow)

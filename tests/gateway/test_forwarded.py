@@ -12,7 +12,6 @@ import pytest
 from tests.gateway.support import Running, gateway
 from tests.upstream import Upstream, answer
 
-pytestmark = pytest.mark.anyio
 CLAIMED = {
     "x_forwarded_for": "203.0.113.9, 198.51.100.7",
     "x_forwarded_proto": "https",

@@ -10,8 +10,6 @@ import pytest
 from tests.gateway.support import INFER, V2, gateway
 from tests.upstream import Request, Upstream, answer
 
-pytestmark = pytest.mark.anyio
-
 
 @pytest.mark.parametrize("method", ["GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "QUERY"])
 @pytest.mark.parametrize("path", ["/", "/a/../b//c?x=%2F&y=a+b", "/v1/chat/completions", "/%C3%A9"])
@@ -70,7 +68,7 @@ async def test_an_answer_comes_back_as_it_is() -> None:
     assert found.field("codedinvnet-outcome") == ""
 
 
-@pytest.mark.parametrize("status", [200, 201, 204, 301, 304, 404, 418, 429, 500, 501, 503, 599])
+@pytest.mark.parametrize("status", [200, 204, 304, 404, 503, 599])
 @pytest.mark.parametrize("request_line", ["GET /", "HEAD /", "POST /other", f"POST {V2}"])
 async def test_statuses(status: int, request_line: str) -> None:
     """With one upstream there is nobody else to ask: its answer is the client's."""

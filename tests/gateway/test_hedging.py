@@ -15,7 +15,6 @@ from codedinvnet.gateway.routes import Limits, Routes, read_rule
 from tests.gateway.support import INFER, V2, Running, gateway
 from tests.upstream import Handler, Request, Upstream, answer
 
-pytestmark = pytest.mark.anyio
 STALL = 0.5
 
 

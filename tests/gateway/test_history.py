@@ -13,7 +13,6 @@ from tests.clock import Clock
 from tests.gateway.support import INFER, V2, Handler, Request, Running, answer, gateway
 from tests.gateway.test_hedging import learn, taking
 
-pytestmark = pytest.mark.anyio
 STEPS, STEP = 90, 10.0
 
 

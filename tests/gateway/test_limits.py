@@ -7,13 +7,10 @@ from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from typing import Any
 
-import pytest
-
 from tests.gateway.support import INFER, V2, gateway
 from tests.observing import until
 from tests.upstream import Handler, Request, answer
 
-pytestmark = pytest.mark.anyio
 MIB = 1 << 20
 
 

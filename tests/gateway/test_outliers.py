@@ -10,7 +10,6 @@ from tests.gateway.support import Running, gateway
 from tests.observing import until
 from tests.upstream import Handler, Request, answer
 
-pytestmark = pytest.mark.anyio
 PATH = "/v1/chat/completions"
 
 

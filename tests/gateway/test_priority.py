@@ -15,7 +15,6 @@ from tests.gateway.support import Running, gateway
 from tests.observing import until
 from tests.upstream import Request, Upstream, answer
 
-pytestmark = pytest.mark.anyio
 ROUTES = "POST /chat priority=high", "POST /batch priority=low"
 
 

@@ -124,9 +124,6 @@ def test_the_window_is_bounded_and_follows_the_load(every: float) -> None:
     assert set(report.copies) == set(SHARES)
 
 
-pytestmark = pytest.mark.anyio
-
-
 @pytest.mark.parametrize(("hold_out", "held_out"), [(100.0, 3), (0.0, 0)])
 async def test_late_requests_are_held_out_and_shown(
     hold_out: float, held_out: int, capsys: pytest.CaptureFixture[str]

@@ -20,7 +20,7 @@ from tests.observing import until
 from tests.processes import needs_proc, survivors
 from tests.upstream import Request, Upstream, answer
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.timeout(60)]
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n"
 
 

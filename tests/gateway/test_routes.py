@@ -11,7 +11,6 @@ import pytest
 from tests.gateway.support import INFER, V2, gateway
 from tests.upstream import Handler, Request, Upstream, answer
 
-pytestmark = pytest.mark.anyio
 SLOW, FAST = "POST /slow deadline=2s", "* /fast* deadline=200ms"
 
 

@@ -22,7 +22,6 @@ from tests.gateway.support import INFER, V2, gateway, process
 from tests.observing import until
 from tests.upstream import Request, Upstream, answer
 
-pytestmark = pytest.mark.anyio
 URL = "http://127.0.0.1:9"
 
 

@@ -13,7 +13,6 @@ from tests.gateway.support import INFER, V2, Running, gateway
 from tests.observing import until
 from tests.upstream import Handler, Request, answer
 
-pytestmark = pytest.mark.anyio
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 ROLE = b'data: {"choices":[{"delta":{"role":"assistant","content":""}}]}\n\n'
 PATH = "/chat"

@@ -19,7 +19,6 @@ from tests.gateway.test_grpc import gateway as grpc_gateway
 from tests.observing import until
 from tests.upstream import Request
 
-pytestmark = pytest.mark.anyio
 TRACE, PARENT, STATE = "1" * 32, "2" * 16, "a=1,b=2"
 SENT: dict[str, str] = {"traceparent": f"00-{TRACE}-{PARENT}-01", "tracestate": STATE}
 ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"

@@ -25,13 +25,6 @@ def resnet() -> tuple[nn.Module, Tensor]:
     return ResNet(3, 10, width=4, blocks=(1, 1)), torch.zeros(2, 3, 32, 32)
 
 
-def mobilenet() -> tuple[nn.Module, Tensor]:
-    from torchvision.models import mobilenet_v3_small  # takes as long to import as PyTorch
-
-    torch.manual_seed(5)
-    return mobilenet_v3_small(num_classes=20), torch.zeros(1, 3, 224, 224)
-
-
 def mlp() -> tuple[nn.Module, Tensor]:
     layers = nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3), nn.Softmax(1))
     return layers, torch.zeros(1, 16)

@@ -17,7 +17,6 @@ from codedinvnet.net.http1 import Fields, ResponseHead
 from codedinvnet.net.resolve import Address, Resolver
 from tests.upstream import Raw
 
-pytestmark = pytest.mark.anyio
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]

@@ -24,7 +24,6 @@ from codedinvnet.net.requests import Request
 from codedinvnet.net.server import HttpServer
 from tests.observing import until
 
-pytestmark = pytest.mark.anyio
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n"
 PATIENT = b"GET /patient HTTP/1.1\r\nHost: a\r\n\r\n"
 

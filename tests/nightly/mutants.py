@@ -264,7 +264,7 @@ MUTANTS = (
     Mutant("a connection goes on behind what was malformed", "net/server.py", EDGES,
            "str(error), int(error.status == 503), closes=True)",
            "str(error), int(error.status == 503))"),
-    Mutant("an upstream may switch to another protocol", "net/client.py", CONNECTIONS,
+    Mutant("an upstream may switch to another protocol", "net/client.py", "net/test_client.py",
            "if head.status == 101:",
            "if False:"),
     Mutant("an upstream may send interim heads without end", "net/client.py", "net/test_client.py",

@@ -15,7 +15,7 @@ from tests.gateway.test_hedging import unrepeated
 from tests.gateway.test_streams import HEAD, ROLE, chunk, token, unchunked, whole
 from tests.upstream import Handler, Request, Upstream
 
-pytestmark = [pytest.mark.nightly, pytest.mark.anyio, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.nightly, pytest.mark.timeout(1800)]
 STREAMS, TOKENS, SAFE = int(os.environ.get("STREAMS", "20000")), 3, 20_000
 WARM_UP = 200
 """Streams before those that are measured."""

@@ -30,7 +30,7 @@ from tests.nightly.namespaces import Machine, machines
 from tests.processes import needs_proc
 from tests.upstream import Request, Upstream, answer
 
-pytestmark = [pytest.mark.nightly, pytest.mark.anyio, pytest.mark.timeout(900), needs_proc]
+pytestmark = [pytest.mark.nightly, pytest.mark.timeout(900), needs_proc]
 ROUNDS = int(os.environ.get("ROUNDS", "5"))
 GATEWAYS, UPSTREAMS, RATE = 3, 4, 120.0
 SERVICE = 0.01

@@ -16,7 +16,7 @@ from tests.gateway.test_activation import CHUNKED, listening, url_of
 from tests.processes import needs_proc
 from tests.upstream import Request, Upstream, answer
 
-pytestmark = [pytest.mark.nightly, pytest.mark.anyio, pytest.mark.timeout(600), needs_proc]
+pytestmark = [pytest.mark.nightly, pytest.mark.timeout(600), needs_proc]
 RATE, STREAMS = 300.0, 50
 SECONDS = float(os.environ.get("SECONDS", "60"))
 STREAM = 4.0

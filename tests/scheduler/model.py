@@ -92,14 +92,10 @@ class Model:
         """None: it was cancelled."""
         self.spared: set[int] = set()
         """Attempts that there were when their query was cancelled."""
-        self.extra_work = 0.0
-        """What was paid for tasks that workers were given."""
         self.earned = 0.0
         """What queries added to the budget."""
         self.unequal = False
         """Whether queries differ in bulk, so that a copy may cost more or less than one."""
-        self.dearest = TUNING.bucket
-        """The most that was paid at once, or could be saved up."""
         self.bounded = self.rules.extra_of(self.rules.policy) is not None
         self.final: set[int | None] = set()
         """Queries of which a task was lost for good."""
@@ -377,7 +373,6 @@ class Model:
             assert action.members == tuple(there)
             assert (action.size, action.group_size) == (len(needed), group.size)
             assert not self.systematic or action.task >= group.code.k
-        self.extra_work += attempt.paid
         if self.bounded and attempt.query is None and self.systematic:
             assert attempt.paid > 0, "it is not paid for"
         elif self.bounded and attempt.query is not None and not attempt.fallback:

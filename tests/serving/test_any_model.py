@@ -10,7 +10,6 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
-from onnx import TensorProto
 
 from codedinvnet.common.errors import UserError
 from codedinvnet.models import open_model
@@ -48,8 +47,6 @@ def tokens(generator: np.random.Generator) -> np.ndarray:
 
 MODELS: dict[str, Callable[[np.random.Generator], np.ndarray]] = {
     "resnet.onnx": images(32),
-    f"{PLACE}:resnet": images(32),
-    f"{PLACE}:mobilenet": images(224),
     f"{PLACE}:mlp": vectors,
     f"{PLACE}:words": tokens,
 }
@@ -201,22 +198,3 @@ def test_what_a_model_of_ones_own_cannot_have(options: dict[str, Any], told: str
         check(ServeOptions(source="mnist", name="numbers"))
     with pytest.raises(UserError, match=r"not on cuda: give a factory"):
         check(ServeOptions(source="model.onnx", device="cuda"))
-
-
-async def test_bytes_that_are_no_text_are_refused_by_a_model_of_strings(tmp_path: Path) -> None:
-    path = factories.identity_onnx(tmp_path / "texts.onnx", [None], TensorProto.STRING)
-    async with running(ServeOptions(source=str(path), port=0, workers=2, pool=POOL)) as (
-        address,
-        _,
-    ):
-        client = aio.InferenceServerClient(address.removeprefix("http://"))
-        try:
-            right = np.array([b"a", "ä".encode()], object)
-            found = await asked(client, "texts", {"x": right}, ["y"], binary=True)
-            assert found["y"].tolist() == right.tolist()
-            wrong = np.array([b"a", b"\xff"], object)
-            with pytest.raises(utils.InferenceServerException) as caught:
-                await asked(client, "texts", {"x": wrong}, ["y"], binary=True)
-            assert caught.value.status() == "400"
-        finally:
-            await client.close()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +12,7 @@ import torch
 
 from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.build import scheme_for
-from codedinvnet.codes.method import given_by
-from codedinvnet.codes.registry import METHODS, find_method
+from codedinvnet.codes.registry import METHODS
 from codedinvnet.common.errors import UserError
 from codedinvnet.data import sample_images
 from codedinvnet.models.bundle import WEIGHTS, Bundle, bundle_folder, load_bundle
@@ -71,18 +69,6 @@ async def test_answers_are_those_decoded_offline(
     possible = [hung] if hung is not None else [None, *range(K + 1)]
     distances = [np.abs(offline(method, images, lost) - given).max() for lost in possible]
     assert min(distances) < 1e-4
-
-
-@pytest.mark.parametrize("name", ["small-backup@2"])
-async def test_a_hung_workers_query_is_answered_by_the_part(mnist: Bundle, name: str) -> None:
-    method, given = find_method(name), given_by(mnist, K)
-    torch.manual_seed(0)
-    part = method.untrained(given, method.made_with(given, None)).eval()
-    scheme = method.build(replace(given, part=part))
-    images = sample_images("mnist").images[:K].numpy()
-    found = await served(scheme, images, 1)
-    assert found[1].outcome == "decoded"
-    np.testing.assert_allclose(probabilities(found[1]), offline(scheme, images, 1)[1], atol=1e-4)
 
 
 @pytest.mark.parametrize("name", [n for n in SERVABLE if n not in WITH_PARTS])

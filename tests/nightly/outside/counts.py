@@ -23,8 +23,7 @@ COLUMNS: Mapping[str, str] = {
     "part": "part",
     "sent": "sent",
     "answered": "answered",
-    "wrong_at_border": "wrong at the border",
-    "wrong": "wrong at clients",
+    "wrong": "wrong",
     "late": "late",
     "refused": "503",
     "server_errors": "other 5xx",
@@ -35,10 +34,9 @@ COLUMNS: Mapping[str, str] = {
     "memory_share": "of its bound",
     "descriptors": "descriptors",
 }
-"""Attributes of a `Count`, as tables call them. Wrong at the border are answers of upstreams with
-another request's content; wrong at clients those that clients got with another id or content than
-their own request's. Late is a second after the deadline and more, or status 504; lost is without
-any response. Descriptors are the process's open files when the part was over."""
+"""Attributes of a `Count`, as tables call them. Wrong are answers with another id or content than
+the request's own. Late is a second after the deadline and more, or status 504; lost is without any
+response. Descriptors are the process's open files when the part was over."""
 
 
 @dataclass
@@ -48,7 +46,6 @@ class Count:
     part: str
     sent: int = 0
     answered: int = 0
-    wrong_at_border: int = 0
     wrong: int = 0
     late: int = 0
     refused: int = 0

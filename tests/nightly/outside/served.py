@@ -1,11 +1,10 @@
-"""`codedinvnet serve` under harm: killed workers, malformed requests, bombs, overload."""
+"""`codedinvnet serve` under harm: killed workers, malformed requests, bombs."""
 
 from __future__ import annotations
 
 import asyncio
 import gzip
 import json
-import math
 import os
 import random
 import signal
@@ -16,18 +15,13 @@ from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
-from benchmarks.load import Load, arrivals
 from benchmarks.processes import descendants
 from codedinvnet.data import sample_images
 from codedinvnet.models.bundle import load_bundle
-from codedinvnet.net.protocol.http import render_request
-from codedinvnet.net.protocol.messages import InferRequest
 from tests.client import Client, Reply, connect
 from tests.nightly.outside.counts import Count, counting, long_json
 from tests.processes import server
@@ -38,13 +32,8 @@ DEADLINE = 5.0
 """Seconds."""
 BURST = 50
 """Malformed requests that are under way at once."""
-SLOW_SECONDS = 10.0
-"""How long slow clients dawdle."""
 BOMBS, BOMB_BYTES = 6, 154_000_000
 """Sent a second, and the size of each when it is decompressed; it is sent as 150 KB."""
-SERVICE, WORKERS, OVERLOAD = 0.05, 4, 5.0
-"""Of the overloaded service: seconds of a query, workers, and what is asked in multiples of its
-capacity. Its workers sleep, because the client needs the processors as well."""
 
 
 @dataclass(frozen=True)
@@ -54,13 +43,11 @@ class Sizes:
     queries: int = 10_000
     rate: float = 60.0
     malformed: int = 5_000
-    slow: int = 200
     bomb_seconds: float = 10.0
-    overload_seconds: float = 20.0
 
 
 async def run(sizes: Sizes, log: Path) -> list[Count]:
-    """Harm a served bundle in one part after another, and overload a sleeping model."""
+    """Harm a served bundle in one part after another."""
     torch.set_num_threads(1)
     bundle = load_bundle(BUNDLE)
     images, _ = sample_images(BUNDLE).batch(torch.arange(1000))
@@ -74,10 +61,8 @@ async def run(sizes: Sizes, log: Path) -> list[Count]:
         return [
             await harm.workers(),
             await harm.malformed(),
-            await harm.slow(),
             await harm.bombs(),
             await harm.long(),
-            await overloaded(sizes.overload_seconds, log),
         ]
 
 
@@ -182,40 +167,6 @@ class Harm:
             )
         return body, headers
 
-    async def slow(self) -> Count:
-        """Open connections that send a byte at a time, while others are answered."""
-        async with self._counting("slow clients") as count:
-            dawdlers = [asyncio.create_task(self._dawdle()) for _ in range(self.sizes.slow)]
-            rate = self.sizes.rate / 2
-            replies = await self._load("slow clients", rate, round(rate * SLOW_SECONDS))
-            closed = await asyncio.gather(*dawdlers)
-            self._check(count, replies)
-            count.notes |= {"slow clients": len(closed), "closed by the service": sum(closed)}
-        return count
-
-    async def _dawdle(self) -> bool:
-        """Send a request a byte at a time; return whether the service closed the connection."""
-        place = urlsplit(self.client.address)
-        try:
-            reader, writer = await asyncio.open_connection(place.hostname, place.port)
-        except OSError:
-            return True
-        path, more = self.client.path, "Host: 127.0.0.1\r\nContent-Length: 4000\r\n\r\n"
-        head = f"POST {path} HTTP/1.1\r\n{more}"
-        end = time.monotonic() + SLOW_SECONDS
-        try:
-            for byte in head.encode() + b" " * 4000:
-                writer.write(bytes([byte]))
-                await writer.drain()
-                await asyncio.sleep(self.draw.uniform(0.05, 0.2))
-                if reader.at_eof() or time.monotonic() > end:
-                    break
-        except OSError:
-            return True
-        finally:
-            writer.close()
-        return reader.at_eof()
-
     async def bombs(self) -> Count:
         """Send small bodies that decompress to large ones, while large requests are answered."""
         lists = b'{"inputs":[{"name":"images","shape":[1],"datatype":"UINT8","data":['
@@ -251,44 +202,6 @@ class Harm:
                 for headers in ({}, {"Inference-Header-Content-Length": str(len(body))}):
                     count.take(await _post(self.client, body, headers))
         return count
-
-
-class Sleeping(nn.Module):
-    """Maps x to 3x + 1 in SERVICE seconds, and needs no processor."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        time.sleep(SERVICE)
-        return 3 * x + 1
-
-
-def sleeping() -> tuple[nn.Module, Tensor]:
-    """Return the model of the overloaded service."""
-    return Sleeping(), torch.zeros(1, 4)
-
-
-async def overloaded(seconds: float, log: Path) -> Count:
-    """Ask for several times what a service can answer."""
-    body = render_request(InferRequest({"x": np.zeros((1, 4), np.float32)}), binary=True)
-    headers = tuple(body.headers.items())
-    options = ("--workers", str(WORKERS), "--policy", "uncoded")
-    deadline = ("--deadline-ms", str(1000 * DEADLINE))
-    async with server(f"{__name__}:sleeping", *options, *deadline, log=log) as process:
-        url = f"{process.address}/v2/models/sleeping/infer"
-        capacity = WORKERS / SERVICE
-        load = Load(url, [body.data], headers)
-        rate = OVERLOAD * capacity
-        times = arrivals(rate, round(rate * seconds), 0)
-        path = "/v2/health/live"
-        async with counting("overload", process.address, process.pid, path) as count:
-            report = await load.run(times, "overload")
-    count.take(200, report["answered"])
-    for word, times in report["errors"].items():
-        count.take(int(word.removeprefix("HTTP ")) if word.startswith("HTTP ") else 0, times)
-    count.notes = {
-        "goodput of capacity": round(report["goodput_per_s"] / capacity, 3),
-        "longest wait, ms": round(max(filter(math.isfinite, load.latencies))),
-    }
-    return count
 
 
 JUNK: tuple[Any, ...] = (

@@ -153,12 +153,6 @@ class TestFailures:
             assert (ready.status_code, ready.json()) == (503, {"ready": False})
             assert (await service.client.get("/v2/health/live")).status_code == 200
 
-    async def test_deadline(self, mnist: Bundle, images: np.ndarray) -> None:
-        async with serving(mnist) as service:
-            service.hang_all()
-            message = error(await service.infer(images[:3], parameters={"timeout": 200_000}), 504)
-            assert message.startswith("3 of 3 queries: deadline passed; at worker ")
-
     async def test_workers_that_fail(
         self, mnist: Bundle, images: np.ndarray, caplog: pytest.LogCaptureFixture
     ) -> None:
