@@ -173,21 +173,18 @@ class Parities:
 class AnswersAll:
     """Extra tasks whose output answers for each of their members by itself.
 
-    A small backup is one: it takes the members as they are and costs 1/k for each. A parity that
-    keeps its members apart is another. A backup that costs more is shared by r tasks: task k + j
-    is over the members j, j + r, j + 2r and so on.
+    A small backup is one: it takes the members as they are and costs 1/k for each. A backup that
+    costs more is shared by r tasks: task k + j is over the members j, j + r, j + 2r and so on.
 
     Attributes:
         k: the most queries in a group.
         model: the role that computes the extra tasks.
-        encoded: whether an extra task's query is encoded.
         cost: the model's work on an extra task over so many members; None: a k-th of each.
         r: extra tasks of a full group; a group of fewer members has no more than those.
     """
 
     k: int
     model: str = BACKUP
-    encoded: bool = False
     cost: Callable[[int], float] | None = None
     r: int = 1
     fixed_size = False
@@ -260,7 +257,7 @@ def _shares(rules: AnswersAll, size: int) -> Mapping[int, Task]:
         members = tuple(range(number, size, rules.r))
         count = len(members)
         cost = count / rules.k if rules.cost is None else rules.cost(count)
-        found[rules.k + number] = Task(members, rules.model, cost, rules.encoded)
+        found[rules.k + number] = Task(members, rules.model, cost)
     return found
 
 
