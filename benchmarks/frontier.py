@@ -1,12 +1,13 @@
 """`python -m benchmarks frontier`: how codable a network f is against how accurate.
 
 A frontier file has the settings of one training as its `base`, and `points` that change its
-network. Every point is trained in the same way, and scored on validation images: the direct
-answers of f and g, and those decoded at the largest group size.
+network, or more of it. Every point is scored on validation images: the direct answers of f and g,
+and those decoded at the largest group size.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -33,15 +34,17 @@ class Frontier(Section):
     """The contents of a frontier file."""
 
     base: Settings
-    points: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
-    """Name -> what of the base's network it changes."""
+    points: Annotated[dict[str, dict[str, dict[str, Any]]], Field(min_length=1)]
+    """Name -> section -> what of it the point changes."""
 
-    def settings(self, where: str) -> Iterator[tuple[str, Settings]]:
-        """Yield every point's name and settings."""
-        base = self.base.model_dump(mode="json")
-        for number, (name, changes) in enumerate(self.points.items()):
-            changed = {"name": f"{self.base.name}-{number}", "network": base["network"] | changes}
-            yield name, parse_settings({**base, **changed}, f"{where}: points.{name}")
+    def settings(self, where: str) -> Iterator[tuple[str, dict[str, Any], Settings]]:
+        """Yield every point's name, its settings as the file has them, and whole."""
+        base = self.base.model_dump(mode="json", exclude_unset=True)
+        for name, changes in self.points.items():
+            changed = {section: base.get(section, {}) | own for section, own in changes.items()}
+            folder = re.sub(r"[^\w.]+", "-", f"{self.base.name}-{name}")
+            made = {**base, **changed, "name": folder}
+            yield name, made, parse_settings(made, f"{where}: points.{name}")
 
 
 def measure(run: stages.Run) -> dict[str, Any]:
@@ -78,14 +81,14 @@ def run(
     """
     frontier = validated(Frontier, read_json(points, "the frontier"), points)
     named = [
-        ({"dataset": settings.data.name, "f": name}, settings)
-        for name, settings in frontier.settings(str(points))
+        ({"dataset": settings.data.name, "f": name}, made, settings)
+        for name, made, settings in frontier.settings(str(points))
     ]
     check_writable(out)
-    cells, asked = [], frontier.base.model_dump(mode="json", exclude_unset=True, exclude={"name"})
-    for place, settings in grid.select(named, only, lambda one: one[0]):
+    cells = []
+    for place, made, settings in grid.select(named, only, lambda one: one[0]):
         training = stages.Run(settings, save_dir, data_dir, torch.device("cpu"), resume=LATEST)
-        depends = {**asked, "network": asked["network"] | frontier.points[place["f"]]}
+        depends = {key: value for key, value in made.items() if key != "name"}
         cells.append(grid.Cell(KIND, place, depends, partial(measure, training), place["f"]))
     grid.resume(cells, out)
     rows = grid.read_rows(out, KIND)

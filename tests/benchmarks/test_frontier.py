@@ -17,7 +17,7 @@ def test_each_point_is_trained_once_and_scored_on_validation_images(
     tmp_path: Path, data_dir: Path, call_benchmarks: Command
 ) -> None:
     base = tiny_settings("recovery")
-    points = {"bounded": {"coefficient": 0.5}, "plain": {"kind": "plain"}}
+    points = {"bounded": {"network": {"coefficient": 0.5}}, "plain": {"network": {"kind": "plain"}}}
     path, out = tmp_path / "frontier.json", tmp_path / "rows.jsonl"
     path.write_text(json.dumps({"base": base, "points": points}))
     asked = ["frontier", str(path), "--data-dir", str(data_dir), "--save-dir", str(tmp_path)]
