@@ -15,7 +15,7 @@ BENCHMARKS := accuracy policies spread auto off-map two-losses few-workers membe
 BUNDLES := mnist fashion cifar10
 BUNDLE_FILES := $(BUNDLES:%=docs/results/%.json)
 
-.PHONY: help setup demo test pytest lint nightly nightly-tests nightly-newest constraints docs triton mlserver llama servers format wheel clean bench bench-quick
+.PHONY: help setup demo test pytest lint nightly nightly-tests nightly-newest constraints docs triton mlserver llama servers format release wheel clean bench bench-quick
 .PHONY: bench-bundles bench-page $(BENCHMARKS:%=bench-%) $(BENCHMARKS:%=quick-%)
 
 help:  ## list the targets
@@ -120,9 +120,12 @@ $(BUNDLE_FILES): docs/results/%.json:
 bench-page:
 	$(BIN)/python -m benchmarks figures
 
-wheel: $(VENV)/.installed-dev  ## build dist/*.whl
-	rm -rf build  # of before: modules that are gone would be in the wheel
-	$(BIN)/python -m build --wheel
+# The tests, the site, then the distributions, built and installed into empty environments.
+release: test docs  ## everything that a release needs, checked, but the upload; tags the commit
+	$(BIN)/python tools/release.py
+
+wheel: $(VENV)/.installed-dev  ## build and check dist/*, of whatever is here
+	$(BIN)/python tools/release.py --draft
 
 clean:  ## delete caches and build products; keeps .venv, data and runs
 	rm -rf build dist site src/*.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
@@ -135,13 +138,13 @@ $(VENV)/.installed: pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "error: Python 3.11 or newer is needed; name one with: make PYTHON=python3.12 ..." >&2; exit 1; }
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
-	$(INSTALL) -e ".[models]"
+	$(INSTALL) -e bundles -e ".[models]"
 	@touch $@
 
 $(VENV)/.installed-bench: $(VENV)/.installed
-	$(INSTALL) -e ".[benchmarks]"
+	$(INSTALL) -e bundles -e ".[benchmarks]"
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(INSTALL) -e ".[dev]"
+	$(INSTALL) -e bundles -e ".[dev]"
 	@touch $@

@@ -176,7 +176,9 @@ def run(arguments: argparse.Namespace) -> None:
     try:
         report: dict[str, Any] = import_module(f"benchmarks.{name}").run(**options)
     except ModuleNotFoundError as error:
-        raise UserError(f"{error.name} is missing: pip install -e '.[benchmarks]'") from error
+        raise UserError(
+            f"{error.name} is missing: pip install -e bundles -e '.[benchmarks]'"
+        ) from error
     table, rows = report.pop("table", None), report.get("rows", [])
     if as_json:
         print(json.dumps(report))

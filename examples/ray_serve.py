@@ -1,6 +1,6 @@
 """The service as a Ray Serve ingress; its workers are the actors of the Ray pool.
 
-pip install -e '.[models,ray]' 'ray[serve]'  # in the repository's root
+pip install -e bundles -e '.[models,ray]' 'ray[serve]'  # in the repository's root
 serve run examples.ray_serve:app source=mnist k=10 deadline_ms=2000
 
 One replica: a coding group needs its queries in one place. Changes of the policy, and `demo=true`,

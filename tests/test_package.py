@@ -44,3 +44,15 @@ def test_what_has_changed_since_a_release_does_not_go_by_its_version() -> None:
     assert names[:2] == ("Unreleased", cited[1])
     assert version[1].endswith(".dev0") == ("\n- " in texts[0])
     assert version[1].endswith(".dev0") != (version[1] == cited[1])
+
+
+def test_the_extra_takes_the_bundles_of_this_repository() -> None:
+    extra = re.search(
+        r'"codedinvnet-bundles>=(\d+\.\d+),<(\d+\.\d+)"', (ROOT / "pyproject.toml").read_text()
+    )
+    own = re.search(
+        r'^version = "(\d+)\.(\d+)\.', (ROOT / "bundles/pyproject.toml").read_text(), re.M
+    )
+    assert extra is not None
+    assert own is not None
+    assert extra.groups() == (f"{own[1]}.{own[2]}", f"{own[1]}.{int(own[2]) + 1}")

@@ -24,7 +24,7 @@ MEMBER = -5_000
 CHAT = "/v1/chat/completions"
 UNNAMED = "/predict"
 """A path whose requests nobody has called safe to repeat; all others are."""
-INSTALL = "pip install -e '.[benchmarks]' && apt-get install haproxy nginx-light"
+INSTALL = "pip install -e bundles -e '.[benchmarks]' && apt-get install haproxy nginx-light"
 CONFIGURATIONS = Path(__file__).parent / "configurations"
 
 

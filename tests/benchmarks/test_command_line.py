@@ -35,7 +35,7 @@ def test_what_is_missing_is_named_with_the_extra_that_brings_it() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 2
-    assert done.stderr == "error: pandas is missing: pip install -e '.[benchmarks]'\n"
+    assert done.stderr == "error: pandas is missing: pip install -e bundles -e '.[benchmarks]'\n"
 
 
 def test_numbers_are_checked(call_benchmarks: Command) -> None:

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -130,10 +129,13 @@ def test_wrong_images_and_latents_are_refused(images: torch.Tensor, bundle: Bund
 def test_shipped_bundles_are_found_by_name(
     bundle_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shutil.copytree(bundle_folder, tmp_path / "bundles" / "beta")
-    shutil.copytree(bundle_folder, tmp_path / "bundles" / "alpha")
-    (tmp_path / "bundles" / "empty").mkdir()
-    monkeypatch.setattr(resources, "files", lambda package: tmp_path)
+    """In the distribution of their own, if this is no clone."""
+    package = tmp_path / "codedinvnet_bundles"
+    shutil.copytree(bundle_folder, package / "beta")
+    shutil.copytree(bundle_folder, package / "alpha")
+    (package / "empty").mkdir()
+    monkeypatch.setattr(bundle_module, "BESIDE", tmp_path / "away")
+    monkeypatch.setattr("sys.path", [str(tmp_path)])
     assert bundle_module.shipped_bundles() == ("alpha", "beta")
     assert load_bundle("beta").info.classes == tuple("0123456789")
     with pytest.raises(UserError, match=r"no bundle 'gamma'.*alpha, beta"):

@@ -28,7 +28,18 @@ Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 CLOSED = 141
 """Exit code of a command whose reader is gone, as of one that SIGPIPE ends."""
 OF_MODELS = frozenset(
-    ["torch", "torchvision", "pandas", "scipy", "safetensors", "PIL", "matplotlib", "tensorboard"]
+    [
+        "numpy",
+        "tqdm",
+        "torch",
+        "torchvision",
+        "pandas",
+        "scipy",
+        "safetensors",
+        "PIL",
+        "matplotlib",
+        "tensorboard",
+    ]
 )
 """What the extra `models` installs, as it is imported."""
 ALLOCATOR = "DefaultCPUAllocator"

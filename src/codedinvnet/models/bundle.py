@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from importlib import resources
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -27,6 +27,8 @@ WEIGHTS, DESCRIPTION = "weights.safetensors", "bundle.json"
 VALIDATION = "validation.safetensors"
 """Digests of the images that were set aside for validation; bundles of older releases lack it."""
 _DIGESTS = "digests"
+BESIDE = Path(__file__).parents[3] / "bundles" / "src" / "codedinvnet_bundles"
+"""Where the shipped bundles lie in a clone of the repository."""
 
 
 BUNDLE_VERSION = 2
@@ -217,22 +219,29 @@ class Bundle:
 
 
 def shipped_bundles() -> tuple[str, ...]:
-    """Return the names of the bundles inside the package."""
-    root = resources.files("codedinvnet.models") / "bundles"
-    if not root.is_dir():
-        return ()
-    return tuple(sorted(p.name for p in root.iterdir() if (p / DESCRIPTION).is_file()))
+    """Return the names of the shipped bundles."""
+    return tuple(_shipped())
+
+
+def _shipped() -> dict[str, Path]:
+    """Return name -> folder, in the clone that this file lies in or in their distribution."""
+    places, installed = [BESIDE], find_spec("codedinvnet_bundles")
+    if installed is not None:
+        places += map(Path, installed.submodule_search_locations or ())
+    root = next((place for place in places if place.is_dir()), None)
+    found = sorted(root.glob(f"*/{DESCRIPTION}")) if root else []
+    return {path.parent.name: path.parent for path in found}
 
 
 def bundle_folder(name: str | Path) -> Path:
     """Return the folder of a bundle, by the name of a shipped one or its own path."""
-    folder, shipped = Path(name), shipped_bundles()
+    folder, shipped = Path(name), _shipped()
     if str(name) in shipped:
-        return Path(str(resources.files("codedinvnet.models") / "bundles" / str(name)))
+        return shipped[str(name)]
     if not (folder / DESCRIPTION).is_file():
         raise UserError(
             f"no bundle {str(name)!r}: neither a folder with {DESCRIPTION} nor a shipped one "
-            f"({', '.join(shipped) or 'none ship'})"
+            f"({', '.join(shipped) or 'pip install codedinvnet-bundles'})"
         )
     return folder
 

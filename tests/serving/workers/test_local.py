@@ -7,7 +7,6 @@ import logging
 import os
 import shutil
 import signal
-from importlib import resources
 from multiprocessing.util import get_temp_dir
 from pathlib import Path
 
@@ -17,7 +16,7 @@ import pytest
 from codedinvnet.codes.build import scheme_for
 from codedinvnet.common.errors import UserError
 from codedinvnet.models import open_model
-from codedinvnet.models.bundle import load_bundle
+from codedinvnet.models.bundle import bundle_folder, load_bundle
 from codedinvnet.serving.served import IMAGES
 from codedinvnet.serving.workers import local as process_pool
 from codedinvnet.serving.workers.computing import ModelSpec, SchemeComputer
@@ -120,7 +119,7 @@ async def test_a_task_that_raises_or_whose_reply_cannot_be_read_leaves_the_worke
 
 @needs_proc
 async def test_a_replacement_that_cannot_be_loaded_is_an_error(tmp_path: Path) -> None:
-    shipped = Path(str(resources.files("codedinvnet.models"))) / "bundles" / "mnist"
+    shipped = bundle_folder("mnist")
     folder = tmp_path / "moved"
     shutil.copytree(shipped, folder)
 

@@ -1,0 +1,1 @@
+"""Trained bundles, a folder each, for `codedinvnet.load_bundle`."""
