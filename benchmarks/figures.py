@@ -97,11 +97,6 @@ def one_set(name: str, path: Path) -> str:
     return tables.accuracy_table(own)
 
 
-def published(path: Path) -> str:
-    """Return the papers' figures next to ours."""
-    return tables.markdown(tables.published(accuracy_frame(path)), tables.PUBLISHED_FORMATS)
-
-
 # The pages
 
 
@@ -118,7 +113,6 @@ def swept(file: str) -> tuple[list[str], Callable[[Path], str]]:
 TABLES: Mapping[str, tuple[Sequence[str], Callable[[Path], str]]] = {
     "late": rows_in("accuracy.jsonl", late),
     **{f"accuracy-{name}": rows_in("accuracy.jsonl", partial(one_set, name)) for name in BUNDLES},
-    "published": rows_in("accuracy.jsonl", published),
     "frontier": rows_in("frontier.jsonl", frontier.page),
     "bundles": ([], bundles.table),
     "costs": ([], bundles.costs),

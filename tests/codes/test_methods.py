@@ -73,15 +73,8 @@ def test_every_erasure_pattern(kind: type[Method], size: int) -> None:
             torch.testing.assert_close(scores, wanted[:, member], rtol=0.0, atol=1e-9)
 
 
-@pytest.mark.parametrize(
-    ("name", "cost", "of_two"),
-    [
-        ("small-backup", 1.0, 0.5),
-        ("small-backup@1.4", 1.4, 0.7),
-        ("small-backup@0.5", 0.5, 0.25),
-    ],
-)
-def test_a_part_is_as_wide_as_its_cost_allows(name: str, cost: float, of_two: float) -> None:
+def test_a_part_is_as_wide_as_its_cost_allows() -> None:
+    name = "small-backup"
     method, given = find_method(name), given_by(load_bundle("mnist"), K)
     width = method.made_with(given, None)["width"]
 
@@ -89,9 +82,9 @@ def test_a_part_is_as_wide_as_its_cost_allows(name: str, cost: float, of_two: fl
         part = method.untrained(given, {"width": width}).eval()
         return K * count_macs(lambda: part(torch.zeros(1, *given.shape)))
 
-    assert spent(width) <= cost * served_macs(given.coded) < spent(width + 1)
+    assert spent(width) <= served_macs(given.coded) < spent(width + 1)
     found = [method.rules(K).tasks(size)[K].cost for size in (K, 2)]
-    assert found == pytest.approx([cost, of_two])
+    assert found == pytest.approx([1.0, 0.5])
 
 
 @pytest.mark.parametrize("size", range(1, K + 1))

@@ -24,11 +24,10 @@ PART = {"epochs": 1, "steps_per_epoch": 3, "batch_size": 16}
 BLOCKS: list[dict[str, Any]] = [
     {"methods": ["none", "replication", "approxifer", "nercc"], "bases": ["invertible", "resnet"]},
     {"methods": ["coded-invnet", "oracle", "small-backup", "parm"]},
-    {"methods": ["small-backup@1.4"]},
     {"methods": ["coded-invnet-paper", "average-image"]},
     {"methods": ["coded-invnet", "small-backup"], "missing": [2]},
 ]
-TRIALS = 17
+TRIALS = 16
 
 
 def write_grid(path: Path, bundle: Path, blocks: list[dict[str, Any]] | None = None) -> Path:

@@ -82,22 +82,6 @@ def test_tables_tell_what_extra_workers_spend(tmp_path: Path) -> None:
     assert line(pd.read_csv(table), method="mine")["spends"] == 1.75
 
 
-def test_published_figures_stand_beside_ours_on_a_base_model_of_their_kind() -> None:
-    parm = [row("parm", 0.4, base="resnet"), row("parm", 0.5)]
-    codes = [row("approxifer", 0.86, base="resnet"), row("approxifer", 0.88)]
-    found = tables.published(tables.accuracy_frame([*parm, *codes]))
-    code = line(found, method="approxifer")
-    assert (code["published"], code["here"]) == (87.2, pytest.approx(86))
-    assert code["difference"] == pytest.approx(-1.2)
-    bars, abstract = found[found["method"] == "parm"].to_dict("records")
-    assert (bars["dataset"], bars["here"]) == ("mnist", pytest.approx(40))
-    assert (abstract["dataset"], abstract["here"]) == ("not named (here mnist)", pytest.approx(50))
-    assert [own["base here"].split(",")[0] for own in (bars, abstract)] == ["resnet", "invertible"]
-    assert set(found["method"]) == {"approxifer", "parm"}  # what was measured
-    other = tables.published(tables.accuracy_frame([row("approxifer", 0.88)]))  # on no such base
-    assert list(other["base here"].str.split(",").str[0]) == ["invertible"]
-
-
 def test_failures_are_a_table_of_their_own(tmp_path: Path) -> None:
     out = tmp_path / "rows.jsonl"
     for one in ACCURACY:

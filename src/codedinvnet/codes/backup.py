@@ -34,15 +34,9 @@ def backup_network(model: CodedModel, width: int) -> ResNet:
     )
 
 
-def backup_width(model: CodedModel, k: int, cost: float = 1.0) -> int:
-    """Return the width of the small backup: the largest that costs no more than 1/k of g(f(x)).
-
-    Args:
-        model: a bundle's model.
-        k: members of a group.
-        cost: the most that all k of them may cost, in g(f(x)).
-    """
-    budget = int(cost * served_macs(model)) // k
+def backup_width(model: CodedModel, k: int) -> int:
+    """Return the width of the small backup: the largest that costs no more than 1/k of g(f(x))."""
+    budget = served_macs(model) // k
     return width_within(lambda width: backup_network(model, width), model, budget)
 
 
@@ -60,19 +54,17 @@ class SmallBackup(Method):
     """The cheap rival of a code: no code, but a small classifier on the extra worker.
 
     It was distilled from the served one (Hinton et al., 2015, section 2) and costs about 1/k of it
-    for each query, so that the extra worker does as much as the others. `small-backup@1.4` may cost
-    as much as f and E of a code do together.
+    for each query, so that the extra worker does as much as the others.
     """
 
     name = SMALL_BACKUP
     part = "backup"
-    cost = 1.0
 
     def rules(self, k: int, stragglers: int = 1, bundle: BundleInfo | None = None) -> CodeRules:
-        return AnswersAll(k, BACKUP, cost=Costs(member=self.cost / k))
+        return AnswersAll(k, BACKUP, cost=Costs(member=1 / k))
 
     def made_with(self, given: Given, settings: Any) -> Mapping[str, Any]:
-        return {"width": backup_width(given.coded, given.k, self.cost)}
+        return {"width": backup_width(given.coded, given.k)}
 
     def untrained(self, given: Given, made_with: Mapping[str, Any]) -> nn.Module:
         model = given.coded

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
@@ -12,13 +11,9 @@ from torch import Tensor, nn
 from codedinvnet.codes.base import Code, Scheme, ScoresCode, check_k
 from codedinvnet.codes.rules import PARITY_MODEL, SERVED, CodeRules, Parities
 from codedinvnet.common.config import PartSettings, Section
-from codedinvnet.common.errors import UserError
 from codedinvnet.models.bundle import Bundle, BundleInfo
 from codedinvnet.models.coded import CodedModel, prepare
 from codedinvnet.models.network import classifier_of
-
-MOST_COST = 100
-"""The most that an extra worker may spend on a group, in queries of the served model."""
 
 
 @dataclass(frozen=True)
@@ -120,9 +115,6 @@ class Method:
     """Whether a policy of the server does the same, so that no server is started with it."""
     in_brief: ClassVar[bool] = True
     """Whether short tables and pictures show it: it is a rival of a code, and no bound."""
-    cost: float | None = None
-    """What the extra worker may spend on a full group, in queries of the served model, where it can
-    be chosen (`at`); it is what the method spends by default."""
     version: ClassVar[int] = 1
     """Of its part and how that is trained: rows and trainings of another version do not count."""
     file: str = ""
@@ -183,22 +175,6 @@ class Method:
             UserError: one line.
         """
         check_k(k)
-
-    def at(self, cost: float) -> Method:
-        """Return the same method for another cost, which its name states.
-
-        Raises:
-            UserError: if its cost cannot be chosen, or not be that.
-        """
-        if self.cost is None:
-            raise UserError(f"{self.name} has no cost that can be chosen")
-        if cost == self.cost:
-            return self
-        if not 0 < cost <= MOST_COST:
-            raise UserError(f"{self.name}: a cost lies between 0 and {MOST_COST}, got {cost:g}")
-        found = copy.copy(self)
-        found.name, found.cost = f"{self.name}@{cost:g}", cost
-        return found
 
     @property
     def tuned(self) -> bool:

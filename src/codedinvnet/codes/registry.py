@@ -36,17 +36,11 @@ class UnknownMethod(UserError):
 
 
 def find_method(text: str) -> Method:
-    """Return a method by its name, or by `FILE.py:CLASS`.
-
-    `@COST` behind it makes the same method for another cost (`Method.at`).
-    """
+    """Return a method by its name, or by `FILE.py:CLASS`."""
     found = METHODS.get(text) or _found.get(text)
     if found is not None:
         return found
     path, colon, name = text.rpartition(":")
-    stem, at, cost = name.partition("@")
-    if at and "/" not in stem:
-        return _at(find_method(f"{path}{colon}{stem}"), cost)
     if colon and path.endswith(".py"):
         return _keep(text, _in_file(Path(path), name))
     raise UnknownMethod(
@@ -78,15 +72,6 @@ def _keep(text: str, method: Method) -> Method:
         )
     _found[text] = _found[method.name] = method
     return method
-
-
-def _at(method: Method, text: str) -> Method:
-    try:
-        cost = float(text)
-    except ValueError as error:
-        raise UserError(f"{method.name}@{text}: {text!r} is no cost") from error
-    found = method.at(cost)
-    return found if found is method else _found.setdefault(found.name, found)
 
 
 def _in_file(path: Path, name: str) -> Method:

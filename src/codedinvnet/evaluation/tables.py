@@ -168,47 +168,6 @@ def with_shipped(frame: DataFrame) -> DataFrame:
     return in_order(both, **own, method=frame["method"].unique())
 
 
-def published(frame: DataFrame) -> DataFrame:
-    """Return the papers' figures of methods, with ours on a base model of the same kind.
-
-    Where ours was not measured on that kind, or the paper's is not known, it is on f. Sources that
-    don't name their image set stand beside ours on the one that is most likely.
-    """
-    ours = frame[(frame["missing"] == 1) & frame["recovered"].notna()]
-    figures, found = pd.read_csv(PUBLISHED), []
-    for (dataset, k, name), lines in ours.groupby(["dataset", "k", "method"], sort=False):
-        same = (figures["beside"] == dataset) & (figures["k"] == k) & (figures["method"] == name)
-        for figure in figures[same].itertuples():
-            alike = lines[lines["base"] == figure.base]
-            line = (on_f(lines) if alike.empty else alike).iloc[0]
-            found.append(
-                {
-                    "dataset": dataset
-                    if figure.dataset == dataset
-                    else f"not named (here {dataset})",
-                    "k": k,
-                    "method": name,
-                    "published base": figure.normal,
-                    "published": figure.recovered,
-                    "base here": f"{line['base']}, {line['normal']:.2f}",
-                    "here": line["recovered"],
-                    "difference": line["recovered"] - figure.recovered,
-                    "source": f"{figure.source}, {figure.place}",
-                }
-            )
-    return DataFrame(found)
-
-
-PUBLISHED = Path(__file__).with_name("published.csv")
-"""Figures of papers, in %, of groups with one missing worker: `base` is which of our base models is
-of the kind of theirs, and `place` the table and page of the source."""
-PUBLISHED_FORMATS = {
-    **dict.fromkeys(("published base", "published"), ".1f"),
-    "here": ".2f",
-    "difference": "+.1f",
-}
-
-
 def shown_frame(rows_file: Path, compare: bool = False) -> DataFrame:
     """Return the frame of a file of rows, with what shipped of other methods if asked for."""
     frame = accuracy_frame(read_rows(rows_file, "accuracy"))
@@ -237,7 +196,6 @@ def write_accuracy(rows_file: Path, compare: bool = False) -> list[Path]:
     rows = read_rows(rows_file, "accuracy")
     if not rows:
         return []
-    frame = accuracy_frame(rows)
     shown = shown_frame(rows_file, compare)
     settings = rows[-1]["settings"]
     split = settings.get("split")
@@ -246,7 +204,6 @@ def write_accuracy(rows_file: Path, compare: bool = False) -> list[Path]:
         title += f", measured in short on {settings['test_images']} images, beside shipped rows"
     sections = {
         title: accuracy_table(shown),
-        "Published figures": markdown(published(frame), PUBLISHED_FORMATS),
         "Failed trials": markdown(failures(rows, TRIAL)),
     }
     return write_tables(rows_file, sections, shown)

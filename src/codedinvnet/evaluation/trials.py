@@ -164,8 +164,8 @@ def check_part(
 
 
 def is_foreign(text: str) -> bool:
-    """Tell whether a text names a method of a user's file, or one at another cost."""
-    return ":" in text or "@" in text
+    """Return whether a text names a method of a user's file."""
+    return ":" in text
 
 
 def with_methods(grid: AccuracyGrid, texts: Iterable[str], missing: int = 1) -> AccuracyGrid:
