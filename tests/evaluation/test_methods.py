@@ -132,7 +132,7 @@ def test_a_finished_grid_is_kept_and_its_parts_are_not_trained_again(
 ) -> None:
     folder, grid = finished
     before = {p: p.stat().st_mtime_ns for p in (folder / "runs").rglob("*.safetensors")}
-    # resnet, backup, parm, coded-invnet-paper and a dearer backup: last and best
+    # resnet, backup, parm and coded-invnet-paper: last and best
     assert len(before) == 2 * 4
     counts = run(grid, folder, data_dir)
     assert counts == {"trials": TRIALS, "kept": TRIALS, "done": 0, "failed": 0}
