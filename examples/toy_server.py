@@ -33,7 +33,7 @@ SERVICE, STALL = 0.010, 0.5
 """Seconds of a request, and of one that stalls."""
 
 
-def serve(port: int, stall: float) -> None:
+def serve(host: str, port: int, stall: float) -> None:
     """Serve until interrupted."""
 
     class Handler(BaseHTTPRequestHandler):
@@ -60,8 +60,8 @@ def serve(port: int, stall: float) -> None:
             """Log nothing."""
 
     ThreadingHTTPServer.request_queue_size = 128
-    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
-    print(f"serving on http://127.0.0.1:{server.server_port}", flush=True)
+    server = ThreadingHTTPServer((host, port), Handler)
+    print(f"serving on http://{host}:{server.server_port}", flush=True)
     server.serve_forever()
 
 
@@ -127,6 +127,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(required=True, dest="command")
     server = commands.add_parser("serve", help="serve on a port of this machine")
+    server.add_argument("--host", default="127.0.0.1")
     server.add_argument("--port", type=int, default=8001)
     server.add_argument("--stall", type=float, default=0.0, help="share of requests that stall")
     client = commands.add_parser("ask", help="send requests, and print percentiles")
@@ -136,7 +137,7 @@ if __name__ == "__main__":
     both.add_argument("--requests", type=int, default=4000)
     chosen = parser.parse_args()
     if chosen.command == "serve":
-        serve(chosen.port, chosen.stall)
+        serve(chosen.host, chosen.port, chosen.stall)
     elif chosen.command == "ask":
         ask(chosen.url, chosen.requests)
     else:

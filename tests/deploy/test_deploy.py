@@ -40,10 +40,12 @@ from tests.upstream import Upstream
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 PROJECT = (ROOT / "pyproject.toml").read_text()
+SOCKET = "codedinvnet-gateway.socket"
 NEWEST = kubernetes_validate.latest_version()
-TEXT = (DEPLOY / "kubernetes.yaml").read_text()
+TEXT = (DEPLOY / "kubernetes" / "gateway.yaml").read_text()
 MANIFESTS = list(yaml.safe_load_all(TEXT))
 WITH_TOKEN = list(yaml.safe_load_all(TEXT.replace("#token ", "")))
+MONITOR, AUTOSCALER = yaml.safe_load_all((DEPLOY / "kubernetes" / "monitoring.yaml").read_text())
 
 
 def found(kind: str, name: str, among: Any = MANIFESTS) -> Any:
@@ -79,14 +81,17 @@ async def status(address: str, path: str, **headers: str) -> int:
 
 
 @pytest.mark.parametrize(
-    "manifest", MANIFESTS + WITH_TOKEN, ids=lambda m: f"{m['kind']} {m['metadata']['name']}"
+    "manifest",
+    [*MANIFESTS, *WITH_TOKEN, AUTOSCALER],
+    ids=lambda m: f"{m['kind']} {m['metadata']['name']}",
 )
 def test_kubernetes_takes_each_manifest(manifest: Any) -> None:
     kubernetes_validate.validate(manifest, NEWEST, strict=True)
 
 
 def test_the_gateways_settings_fit_its_manifests(config: GatewayOptions) -> None:
-    assert {"http": config.port, "members": config.member_port} == PORTS
+    ports = {"http": config.port, "admin": config.admin_port, "members": config.member_port}
+    assert ports == PORTS
     assert config.host == "0.0.0.0"
     (upstream,) = config.upstream
     match = re.fullmatch(r"dns\+http://([\w-]+):(\d+)", upstream)
@@ -106,7 +111,21 @@ def test_the_gateways_settings_fit_its_manifests(config: GatewayOptions) -> None
         assert found(kind, "resnet-gateway")["spec"]["selector"]["matchLabels"] == labels
     assert service["selector"] == labels
     assert {p["port"]: PORTS[p["targetPort"]] for p in service["ports"]} == {8000: 8000}
-    assert int(POD["metadata"]["annotations"]["prometheus.io/port"]) == PORTS["http"]
+    let_in = found("NetworkPolicy", "resnet-gateway")["spec"]
+    assert let_in["podSelector"]["matchLabels"] == labels
+    assert [
+        [p["port"] for p in rule["ports"]] for rule in let_in["ingress"] if "from" not in rule
+    ] == [["http"]]
+    (term,) = POD["spec"]["affinity"]["podAntiAffinity"][
+        "requiredDuringSchedulingIgnoredDuringExecution"
+    ]
+    assert term["labelSelector"]["matchLabels"] == labels
+    assert MONITOR["spec"]["selector"]["matchLabels"] == labels
+    target = AUTOSCALER["spec"]["scaleTargetRef"]
+    assert (
+        found(target["kind"], target["name"])["spec"]["replicas"]
+        == (AUTOSCALER["spec"]["minReplicas"])
+    )
     limit = re.fullmatch(r"(\d+)Gi", CONTAINER["resources"]["limits"]["memory"])
     assert limit is not None
     assert int(limit[1]) * 1024 * MIB > 1.1 * config.memory + 256 * MIB
@@ -120,8 +139,8 @@ async def test_probes_and_metrics_really_answer(config: GatewayOptions) -> None:
     """No pod is killed for want of upstreams; it only gets no traffic."""
     readiness = CONTAINER["readinessProbe"]["httpGet"]
     lives = [CONTAINER[f"{name}Probe"]["httpGet"] for name in ("startup", "liveness")]
-    metrics = POD["metadata"]["annotations"]["prometheus.io/path"]
-    assert {PORTS[probe["port"]] for probe in (readiness, *lives)} == {8000}
+    (metrics,) = MONITOR["spec"]["podMetricsEndpoints"]
+    assert {PORTS[probe["port"]] for probe in (readiness, *lives, metrics)} == {config.admin_port}
 
     upstream = Upstream()
     await upstream.start()
@@ -133,15 +152,15 @@ async def test_probes_and_metrics_really_answer(config: GatewayOptions) -> None:
                 "drain_notice_ms": 0.0,
                 "deadline_ms": 500.0,
             },
-            **{"members": None, "member_port": None, "member_token_file": None},
+            **{"members": None, "member_port": None, "member_token_file": None, "admin_port": 0},
         }
     )
     async with gateway_running(options) as found:
-        address = found.url.replace("0.0.0.0", "127.0.0.1")
-        for path in (readiness["path"], metrics, *(probe["path"] for probe in lives)):
+        address = found.admin_url.replace("0.0.0.0", "127.0.0.1")
+        for path in (probe["path"] for probe in (readiness, metrics, *lives)):
             assert await status(address, path) == 200
         await upstream.stop()
-        await status(address, "/any")  # which nobody answers
+        await status(found.url.replace("0.0.0.0", "127.0.0.1"), "/any")  # which nobody answers
         assert await status(address, readiness["path"]) == 503
         assert {await status(address, probe["path"]) for probe in lives} == {200}
 
@@ -158,25 +177,32 @@ def test_the_tokens_of_the_manifest_are_where_the_gateway_looks(config: GatewayO
     assert not secrets
 
 
-def test_the_unit_of_systemd_starts_a_gateway_and_lets_it_drain() -> None:
+@pytest.mark.parametrize(
+    ("kind", "drain_ms"),
+    [
+        ("gateway", GatewayOptions(upstream=("http://a:1",)).drain_ms),
+        ("serve", ServeOptions(source="mnist").deadline_ms),
+    ],
+)
+def test_a_unit_of_systemd_starts_its_program_and_lets_it_drain(kind: str, drain_ms: float) -> None:
     unit = configparser.ConfigParser(interpolation=None)
     unit.optionxform = str  # type: ignore[assignment, method-assign]
-    unit.read(DEPLOY / "codedinvnet-gateway.service")
+    unit.read(DEPLOY / f"codedinvnet-{kind}.service")
     service = unit["Service"]
     command, *words = shlex.split(service["ExecStart"])
     options = build_parser().parse_args(words)
     assert Path(command).name == "codedinvnet"
+    assert words[0] == kind
     assert Path(options.token_file).name == service["LoadCredential"].partition(":")[0]
-    drained = GatewayOptions(upstream=("http://a:1",)).drain_ms / 1000
-    assert int(service["TimeoutStopSec"]) >= drained + 10
+    assert int(service["TimeoutStopSec"]) >= drain_ms / 1000 + 10
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
 def test_systemd_takes_the_units(tmp_path: Path) -> None:
-    for name in ("codedinvnet-gateway.service", "codedinvnet-gateway.socket"):
+    for name in (*(f"codedinvnet-{kind}.service" for kind in ("gateway", "serve")), SOCKET):
         text = (DEPLOY / name).read_text().replace("/opt/codedinvnet/bin/codedinvnet", "/bin/true")
         (tmp_path / name).write_text(text)
-    admin = (DEPLOY / "codedinvnet-gateway.socket").read_text()
+    admin = (DEPLOY / SOCKET).read_text()
     own = "FileDescriptorName=admin\nService=codedinvnet-gateway.service"
     admin = admin.replace("127.0.0.1:9000", f"127.0.0.1:9001\n{own}")
     (tmp_path / "codedinvnet-gateway-admin.socket").write_text(admin)
@@ -241,43 +267,31 @@ def test_what_the_image_is_made_of_is_there() -> None:
             assert all((ROOT / source).exists() for source in sources)
             assert let_in.issuperset(sources)
     extras = re.findall(r"^(\w+) = \[", PROJECT.split("[project.optional-dependencies]")[1], re.M)
-    default = next(v for n, v in LINES if n == "ARG" and v.startswith("EXTRAS="))
     commands = "".join((DEPLOY / name).read_text() for name in ("Dockerfile", "kuberay.yaml"))
-    asked = re.findall(r"EXTRAS=([\w,]+)", commands)
-    assert default.partition("=")[2] in asked
+    asked = re.findall(r"EXTRAS=([\w,]+)|\.\[([\w,]+)\]", commands)
     assert len(asked) == 3
     for names in asked:
-        assert set(names.split(",")) <= set(extras)
-    first, _, program = json.loads(last("ENTRYPOINT"))
-    assert any(name == "RUN" and f" {first} " in value for name, value in LINES)  # it takes orphans
-    assert f"\n{program} = " in PROJECT.split("[project.scripts]")[1]
+        assert set("".join(names).split(",")) <= set(extras)
+    assert json.loads(last("ENTRYPOINT"))[1:] == ["-m", "codedinvnet"]
 
 
-def test_the_image_keeps_to_constraints(tmp_path: Path) -> None:
-    (command,) = (value for name, value in LINES if name == "RUN" and "pip install" in value)
-    file = str(tmp_path / "constraints")
-    command = command.replace("/tmp/constraints", file).replace("/opt/codedinvnet", str(tmp_path))
-    pip, words = tmp_path / "bin" / "pip", ["torch==2.9.1+cpu", "numpy==2.4.0"]
-    pip.parent.mkdir()
-    (tmp_path / "bin" / "python").symlink_to("/bin/true")
-    pip.write_text("#!/bin/sh\nprintf '%s\\n' \"$@\"\n")
-    pip.chmod(0o755)
-    known = {name: "" for name in ("TORCH_INDEX", "EXTRAS", "PACKAGES")}
-    path = f"{pip.parent}:{os.environ['PATH']}"
-    asked = subprocess.run(
-        ["sh", "-c", command],
-        env={**known, "CONSTRAINTS": "\n".join(words), "PATH": path},
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.splitlines()
-    assert asked[asked.index("--constraint") + 1] == file
-    assert Path(file).read_text().splitlines() == words
+def test_the_image_is_pinned() -> None:
+    """Base images by their digests, packages by the versions that the tests pass with."""
+    bases = [value for name, value in LINES if name == "FROM"]
+    stages = {value.split()[-1] for value in bases}
+    for base in (value.split()[0] for value in bases):
+        assert base in stages or re.search(r"@sha256:[0-9a-f]{64}$", base)
+    for value in (value for name, value in LINES if name == "RUN" and "pip install" in value):
+        assert "--constraint constraints.txt" in value
+    images = yaml.safe_load((DEPLOY / "kubernetes" / "kustomization.yaml").read_text())["images"]
+    assert [(image["name"], "latest" in image["newTag"]) for image in images] == (
+        [(CONTAINER["image"], False)]
+    )
 
 
 def test_commands_in_the_comments_are_ours() -> None:
     text = (DEPLOY / "Dockerfile").read_text()
-    found = re.findall(r"docker run (?!.*--entrypoint).*? codedinvnet (.+)", text)
+    found = re.findall(r"docker run .*? codedinvnet:[\d.]+ (.+)", text)
     assert found
     for command in found:
         options_of(build_parser().parse_args(shlex.split(command)), GatewayOptions)
@@ -285,9 +299,9 @@ def test_commands_in_the_comments_are_ours() -> None:
 
 async def test_the_images_health_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     command = json.loads(last("HEALTHCHECK").partition("CMD ")[2])
-    assert command[0] == "python"
+    assert Path(command[0]).name == "python3"
 
-    (settings,) = (value for name, value in LINES if name == "ENV" and "HEALTHY" in value)
+    settings = last("ENV")
     own = dict(word.split("=", 1) for word in shlex.split(settings))
     usual = {name: own[name] for name in ("PORT", "SCHEME", "LIVE", "HEALTHY")}
     set_proxy(monkeypatch)  # which is not asked
@@ -384,7 +398,7 @@ def for_language_models() -> list[Any]:
     """Return the manifests for language models, as kubectl puts them together."""
     if (program := shutil.which("kustomize")) is None:
         pytest.skip("kustomize is not installed")
-    words = [program, "build", "--load-restrictor", "LoadRestrictionsNone", "language-models"]
+    words = [program, "build", "language-models"]
     return list(yaml.safe_load_all(subprocess.check_output(words, cwd=DEPLOY)))
 
 
@@ -409,3 +423,34 @@ def test_the_settings_for_language_models_fit(
     )
     pod = found("Deployment", "resnet-gateway", for_language_models)["spec"]["template"]["spec"]
     assert pod["terminationGracePeriodSeconds"] > (own.drain_notice_ms + own.drain_ms) / 1000
+
+
+COMPOSE = yaml.safe_load((DEPLOY / "compose" / "compose.yaml").read_text())["services"]
+
+
+def test_compose_starts_a_gateway_that_prometheus_and_grafana_watch() -> None:
+    words = COMPOSE["gateway"]["command"]
+    options = options_of(build_parser().parse_args(words), GatewayOptions)
+    hosts = {parse_origin(url).host for url in options.upstream}
+    assert hosts <= set(COMPOSE)
+    settings = yaml.safe_load((DEPLOY / "compose" / "prometheus.yml").read_text())
+    (job,) = settings["scrape_configs"]
+    assert job["static_configs"][0]["targets"] == [f"gateway:{options.admin_port}"]
+    for service in COMPOSE.values():
+        assert "build" in service or "@sha256:" in service["image"]
+        for volume in service.get("volumes", ()):
+            assert (DEPLOY / "compose" / volume.split(":")[0]).is_file()
+
+
+@pytest.mark.skipif(shutil.which("docker-compose") is None, reason="docker-compose isn't installed")
+def test_compose_takes_its_file() -> None:
+    words = ["docker-compose", "-f", str(DEPLOY / "compose" / "compose.yaml"), "config", "--quiet"]
+    assert subprocess.run(words, check=False).returncode == 0
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
+def test_prometheus_takes_its_settings(tmp_path: Path) -> None:
+    for file in (DEPLOY / "compose" / "prometheus.yml", DEPLOY / "alerts.yaml"):
+        shutil.copy(file, tmp_path)
+    words = ["promtool", "check", "config", str(tmp_path / "prometheus.yml")]
+    assert subprocess.run(words, check=False).returncode == 0
