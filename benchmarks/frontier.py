@@ -28,6 +28,8 @@ from codedinvnet.training.loop import LATEST
 KIND = "frontier"
 """The experiment of the rows."""
 PLACE = ["dataset", "f"]
+TICKS = (0.5, 1, 2, 5, 10, 20)
+"""Of the picture's logarithmic scale, in points."""
 
 
 class Frontier(Section):
@@ -124,23 +126,25 @@ def page(path: Path) -> str:
 
 
 def draw(path: Path, picture: Path) -> None:
-    """Draw recovered accuracy over direct accuracy, with the line on which nothing is lost."""
+    """Draw what decoding loses, on a logarithmic scale, over the accuracy of direct answers."""
     from matplotlib.figure import Figure
 
     found = frame(grid.read_rows(path, KIND))
-    figure = Figure(figsize=(7, 5), layout="constrained")
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
-    low, high = found["normal"].min() - 0.4, found["normal"].max() + 0.4
-    axes.plot([low, high], [low, high], color="#9aa0a6", linestyle=":")
-    axes.annotate("nothing lost", (low, low), (4, 12), textcoords="offset points", color="#5f6368")
     for point in found.itertuples():
         bounded = str(point.f).startswith("i-ResNet")
-        axes.plot(point.normal, point.recovered, "o", color="#1a56c4" if bounded else "#c4501a")
+        axes.plot(point.normal, point.lost, "o", color="#1a56c4" if bounded else "#c4501a")
         text: dict[str, Any] = {"xytext": (7, -4), "textcoords": "offset points", "fontsize": 9}
-        axes.annotate(str(point.f), (point.normal, point.recovered), **text)
-    axes.set_xlim(low, high + 0.3 * (high - low))
-    axes.set_xlabel("direct answers right, %")
-    axes.set_ylabel("decoded answers right, %, one of ten missing")
-    figure.suptitle("Fashion-MNIST, validation images, short equal trainings", fontsize=11)
+        axes.annotate(str(point.f), (point.normal, point.lost), **text)
+    low, high = found["normal"].min(), found["normal"].max()
+    axes.set_xlim(low - 0.1 * (high - low), high + 0.5 * (high - low))
+    axes.set_yscale("log")
+    axes.set_yticks(TICKS, [str(tick) for tick in TICKS], minor=False)
+    axes.set_yticks([], minor=True)
+    axes.set_ylim(0.8 * found["lost"].min(), 1.25 * found["lost"].max())
+    axes.set_xlabel("direct answers right, % (better to the right)")
+    axes.set_ylabel("points lost to decoding (better below)")
+    figure.suptitle("Fashion-MNIST, one of ten answers missing, validation images", fontsize=11)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(picture, dpi=120)

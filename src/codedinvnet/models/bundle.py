@@ -25,7 +25,7 @@ from codedinvnet.nn.lipschitz import fold
 
 WEIGHTS, DESCRIPTION = "weights.safetensors", "bundle.json"
 VALIDATION = "validation.safetensors"
-"""Digests of the images that were set aside for validation; bundles of older releases lack it."""
+"""Digests of the images that were set aside for validation."""
 _DIGESTS = "digests"
 BESIDE = Path(__file__).parents[3] / "bundles" / "src" / "codedinvnet_bundles"
 """Where the shipped bundles lie in a clone of the repository."""
@@ -54,8 +54,8 @@ class Provenance(Section):
     command: str
     commit: str
     data: str
-    images: str = ""
-    """The digest of the training images, in their order; older releases did not state it."""
+    images: str
+    """The digest of the training images, in their order."""
     machine: str
     seconds: float
     settings: Settings
@@ -116,16 +116,15 @@ class Bundle:
         """Return the digest of the weights, as `weights_digest` does."""
         return file_digest(self.folder / WEIGHTS)
 
-    def validation_digests(self) -> Tensor | None:
+    def validation_digests(self) -> Tensor:
         """Return the digests (V,) int64 of the images that were set aside for validation.
 
-        They are those of `ImageSource.image_digests`; None, if an older release made the bundle.
+        They are those of `ImageSource.image_digests`.
 
         Raises:
-            UserError: if their file is damaged.
+            UserError: if their file is missing or damaged.
         """
-        path = self.folder / VALIDATION
-        return load_checkpoint(path)[0][_DIGESTS] if path.is_file() else None
+        return load_checkpoint(self.folder / VALIDATION)[0][_DIGESTS]
 
     @torch.inference_mode()
     def embed(self, images: Tensor) -> Tensor:
@@ -298,7 +297,7 @@ def load_bundle(name: str | Path, device: torch.device | str = "cpu") -> Bundle:
 
 
 def save_bundle(
-    folder: Path, info: BundleInfo, model: CodedModel, validation_digests: Tensor | None = None
+    folder: Path, info: BundleInfo, model: CodedModel, validation_digests: Tensor
 ) -> None:
     """Write a bundle; the model's constrained convolutions are folded first, in place.
 
@@ -313,11 +312,9 @@ def save_bundle(
     """
     fold(model)
     (folder / DESCRIPTION).unlink(missing_ok=True)
-    (folder / VALIDATION).unlink(missing_ok=True)
     save_checkpoint(folder / WEIGHTS, module_tensors({"model": model}), {"bundle": info.name})
-    if validation_digests is not None:
-        kept = {_DIGESTS: validation_digests.sort().values}
-        save_checkpoint(folder / VALIDATION, kept, {"bundle": info.name})
+    kept = {_DIGESTS: validation_digests.sort().values}
+    save_checkpoint(folder / VALIDATION, kept, {"bundle": info.name})
     write_description(folder, info)
 
 

@@ -55,7 +55,7 @@ def check_same_images(source: ImageSource, digest: str, whose: str) -> None:
 
     The order decides which ones are kept for validation.
     """
-    if digest and digest != source.digest():
+    if digest != source.digest():
         raise UserError(
             f"{source.source} has other training images than {whose} was trained on, or has them "
             "in another order: some that were trained on would count as validation images"
@@ -102,12 +102,9 @@ def bundle_split(bundle: Bundle, source: ImageSource, whose: str) -> tuple[Tenso
         Rows (T,) of the source that were trained on and (V,) that were set aside, int64, sorted.
     """
     made = bundle.info.provenance
-    in_order = made.images in ("", source.digest())  # older releases did not state it
-    kept = None if in_order else bundle.validation_digests()
-    if kept is None:
-        check_same_images(source, made.images, whose)
+    if made.images == source.digest():
         return settings_split(made.settings, source)
-    digests = source.image_digests()
+    kept, digests = bundle.validation_digests(), source.image_digests()
     aside = torch.isin(digests, kept)
     found, trained = int(torch.isin(kept, digests).sum()), int((~aside).sum())
     if found < LEAST_FOUND * len(kept) or not trained:

@@ -203,7 +203,7 @@ def train_network(
     """
     if resume and (folder / LAST).is_file():  # in words, before the settings are compared
         _, last = load_checkpoint(folder / LAST)
-        check_same_images(source, last.get("settings", {}).get(IMAGES) or "", "the network")
+        check_same_images(source, last["settings"][IMAGES], "the network")
     model = fresh_model(settings, source.shape, source.classes).to(device)
     stage = NetworkStage(model, settings.training, *split_images(settings, source))
     if starts_over(folder, resume):
@@ -251,7 +251,7 @@ def check_network_images(source: ImageSource, header: Mapping[str, Any]) -> None
     """Make sure that images are those that a trained network was trained on."""
     shape, classes = tuple(header["image_shape"]), tuple(header["classes"])
     check_images(source, shape, classes, "the trained network")
-    check_same_images(source, header["settings"].get(IMAGES) or "", "the network")
+    check_same_images(source, header["settings"][IMAGES], "the network")
 
 
 def as_trained(settings: Settings, folder: Path, header: Mapping[str, Any]) -> Settings:
