@@ -15,13 +15,10 @@ import h11
 import pytest
 import uvloop
 
-from codedinvnet.net.answers import Answers, Reply
+from codedinvnet.net.answers import Answers
 from codedinvnet.net.client import Broken, HttpClient, parse_origin
-from codedinvnet.net.http1 import RequestHead
-from codedinvnet.net.listening import bind
-from codedinvnet.net.memory import Memory
 from codedinvnet.net.requests import Request
-from codedinvnet.net.server import HttpServer
+from tests.net.test_server import Echo, serving
 
 pytestmark = pytest.mark.nightly
 MUTATIONS = 5000
@@ -56,29 +53,17 @@ Seen = tuple[bytes, bytes, bytes]
 """A request's method, target and body."""
 
 
-class Recorder:
+class Recorder(Echo):
     """Answers every request, and remembers it."""
 
     def __init__(self) -> None:
-        self.memory = Memory(1 << 30)
+        super().__init__()
         self.seen: list[Seen] = []
 
-    def most_body(self, head: RequestHead) -> int:
-        return 1 << 20
-
-    def trusts(self, head: RequestHead) -> bool:
-        return True
-
-    def precheck(self, head: RequestHead) -> Reply | None:
-        return None
-
-    def handle(self, client: Answers, request: Request) -> None:
+    def handle(self, client: Answers, request: Request) -> Echo | None:
         head = request.head
         self.seen.append((head.method, head.target, b"".join(request.body)))
-        self.memory.give(request.size)
-        client.reply(Reply(200, b"{}"))
-
-    def replied(self, head: RequestHead | None, status: int, client: Answers) -> None: ...
+        return super().handle(client, request)
 
 
 Send = Callable[[bytes], Awaitable[tuple[list[Seen], int]]]
@@ -91,29 +76,25 @@ async def sending() -> AsyncIterator[Send]:
     That is the last answer's; 0 without one.
     """
     recorder = Recorder()
-    server, listener = HttpServer(recorder, recorder.memory, 100), bind("127.0.0.1", 0)
-    await server.listen(listener, None)
 
     async def send(data: bytes) -> tuple[list[Seen], int]:
         recorder.seen = []
-        reader, writer = await asyncio.open_connection(*listener.getsockname())
+        reader, writer = await connect()
         writer.write(data)
         writer.write_eof()
         statuses = whole(await asyncio.wait_for(reader.read(), 30), recorder.seen)
         writer.close()
         if statuses and statuses[-1] >= 400:  # the server closes though the client does not
             before, recorder.seen = recorder.seen, []
-            reader, writer = await asyncio.open_connection(*listener.getsockname())
+            reader, writer = await connect()
             writer.write(data)
             assert whole(await asyncio.wait_for(reader.read(), 30), recorder.seen) == statuses
             writer.close()
             assert recorder.seen == before
         return recorder.seen, statuses[-1] if statuses else 0
 
-    try:
+    async with serving(recorder, 100) as (_, connect):
         yield send
-    finally:
-        await server.stop(5.0)
 
 
 def whole(data: bytes, seen: list[Seen]) -> list[int]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import shutil
 import ssl
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from codedinvnet.common.errors import UserError
 from codedinvnet.net.listening import free_port
 from codedinvnet.serving.app import open_app, running
 from codedinvnet.serving.config import ServeOptions
+from tests.gateway.test_run import make_pair
 from tests.models.factories import PLACE
 
 pytestmark = pytest.mark.skipif(not shutil.which("openssl"), reason="openssl is not installed")
@@ -28,17 +28,6 @@ OPTIONS: dict[str, Any] = {
     "workers": 2,
     "port": 0,
 }
-
-
-def make_pair(folder: Path) -> tuple[Path, Path]:
-    """Return a certificate of 127.0.0.1, signed by itself, and its key."""
-    folder.mkdir(exist_ok=True)
-    chain, key = folder / "cert.pem", folder / "key.pem"
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-days", "2", "-nodes"]
-    command += ["-keyout", str(key), "-out", str(chain), "-subj", "/CN=here"]
-    command += ["-addext", "subjectAltName=IP:127.0.0.1"]
-    subprocess.run(command, check=True, capture_output=True, timeout=60)
-    return chain, key
 
 
 async def ready(url: str, chain: Path) -> int:
@@ -51,9 +40,9 @@ async def ready(url: str, chain: Path) -> int:
 
 
 async def test_http_and_grpc_over_tls(tmp_path: Path) -> None:
-    chain, key = make_pair(tmp_path / "one")
-    port = free_port()
-    options = ServeOptions(**OPTIONS, grpc_port=port, tls_cert=chain, tls_key=key)
+    port, pair = free_port(), make_pair(tmp_path)
+    chain = pair["tls_cert"]
+    options = ServeOptions(**OPTIONS, grpc_port=port, **pair)
     async with running(options) as (url, _):
         assert url.startswith("https://")
         assert await ready(url, chain) == 200
@@ -64,7 +53,7 @@ async def test_http_and_grpc_over_tls(tmp_path: Path) -> None:
             answer = await client.infer("mlp", [tensor])
         assert set(answer.as_numpy("outcome")) == {b"direct"}
 
-        make_pair(tmp_path / "one")  # a renewed one is used for new connections
+        make_pair(tmp_path)  # a renewed one is used for new connections
 
         async def renewed() -> bool:
             try:
@@ -80,8 +69,8 @@ async def test_http_and_grpc_over_tls(tmp_path: Path) -> None:
 
 
 def test_files_that_are_no_pair(tmp_path: Path) -> None:
-    chain, _ = make_pair(tmp_path / "one")
-    _, key = make_pair(tmp_path / "two")
+    (tmp_path / "two").mkdir()
+    chain, key = make_pair(tmp_path)["tls_cert"], make_pair(tmp_path / "two")["tls_key"]
     cases: tuple[tuple[dict[str, Any], str], ...] = (
         ({"tls_cert": chain}, "--tls-cert and --tls-key: one needs the other"),
         ({"tls_cert": chain, "tls_key": key}, "--tls-cert: .* are not a pair"),

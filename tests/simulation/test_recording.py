@@ -125,9 +125,6 @@ def test_any_delays_are_fitted(values: list[float]) -> None:
     assert np.isfinite(drawn).all()
 
 
-KINDS = st.sampled_from(["alike", "spread", "tailed", "rounded", "two"])
-
-
 def test_a_log_is_read(tmp_path: Path) -> None:
     path = tmp_path / "TIMES.CSV"
     lines = [f"{worker}, {ms}" for worker in (10, 2, "gpu a") for ms in range(50)]

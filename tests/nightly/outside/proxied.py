@@ -105,7 +105,11 @@ async def hard_replies(log: Path) -> Count:
 
 async def long_requests(log: Path) -> Count:
     """Send JSON that takes long to read."""
-    async with harmed("long requests", log, Upstream(sound)) as (client, count):
+
+    async def empty(request: Request, _: asyncio.StreamWriter) -> bytes:
+        return answer(b"{}")
+
+    async with harmed("long requests", log, Upstream(empty)) as (client, count):
         for body in long_json():
             for headers in ((), (("Inference-Header-Content-Length", str(len(body))),)):
                 count.take((await client.ask("POST", INFER, 30.0, body, headers)).status)
