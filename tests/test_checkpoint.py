@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import nn
 
 from codedinvnet.common.errors import UserError
 from codedinvnet.models import checkpoint
@@ -130,10 +130,6 @@ def test_crash_while_writing_leaves_the_old_file(
 def net(hidden: int = 4, extra: bool = False) -> nn.Module:
     layers: list[nn.Module] = [nn.Linear(3, hidden), nn.Tanh(), nn.Linear(hidden, 2)]
     return nn.Sequential(*layers, *([nn.Linear(2, 2)] if extra else []))
-
-
-def unchanged(module: nn.Module, before: dict[str, Tensor]) -> bool:
-    return all(torch.equal(value, before[key]) for key, value in module.state_dict().items())
 
 
 @pytest.mark.parametrize(

@@ -43,13 +43,6 @@ def row(load: float, policy: str, late: float | None, **cell: Any) -> dict[str, 
     return {**place, **figures, "decoded_share": 0.0, "settings": {"scenario": {}}}
 
 
-ROWS = [
-    *(row(load, "uncoded", late) for load, late in ((0.2, 100.0), (0.5, 110.0), (0.8, 200.0))),
-    *(row(load, "coded", late) for load, late in ((0.2, 30.0), (0.5, 120.0), (0.8, 150.0))),
-    *(row(load, "hedge", late) for load, late in ((0.2, 31.0), (0.5, 50.0), (0.8, None))),
-]
-
-
 def test_what_the_runs_of_a_place_cannot_be_trusted_for() -> None:
     def run(policy: str, stragglers: str, qps: float, drifting: bool = False) -> dict[str, Any]:
         cause = [{"kind": "hang", "probability": 0.001}] if stragglers == "hung" else []

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -38,15 +36,6 @@ def data_set(
     settings = DataSetSettings(bundle=str(bundle), classifier=part, **budgets)
     device = torch.device("cpu")
     return DataSet("mnist", settings, train, test, folder, device, split=split)
-
-
-def described(bundle: Path, to: Path, change: Callable[[dict[str, Any]], None]) -> Path:
-    """Copy a bundle, and change what it says of itself."""
-    shutil.copytree(bundle, to)
-    description = json.loads((to / "bundle.json").read_text())
-    change(description)
-    (to / "bundle.json").write_text(json.dumps(description))
-    return to
 
 
 def test_images_of_other_classes_than_a_bundles_are_refused(tmp_path: Path) -> None:

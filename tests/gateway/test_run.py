@@ -267,7 +267,7 @@ async def test_a_balancer_has_time_to_notice_that_it_stops() -> None:
         await one.end()
 
 
-@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2])
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1])
 async def test_other_signals_end_nothing(number: signal.Signals, tmp_path: Path) -> None:
     """A new token is needed soon, whether or not SIGHUP asks for it."""
     token = tmp_path / "token"

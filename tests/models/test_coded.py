@@ -8,12 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from codedinvnet.common.config import EncoderSettings, NetworkSettings
+from codedinvnet.common.config import NetworkSettings
 from codedinvnet.common.errors import UserError
 from codedinvnet.models.coded import (
-    CodedModel,
-    ModelSettings,
-    build_model,
     build_network,
     decode_missing,
     invertible,
@@ -30,23 +27,6 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
 
 def without(tensor: Tensor, member: int) -> Tensor:
     return torch.cat([tensor[:, :member], tensor[:, member + 1 :]], dim=1)
-
-
-def model(
-    *,
-    image_shape: tuple[int, int, int] = (1, 6, 6),
-    padding: int = 1,
-) -> CodedModel:
-    torch.manual_seed(0)
-    return build_model(
-        ModelSettings(
-            image_shape=image_shape,
-            padding=padding,
-            classes=("a", "b", "c"),
-            network=NetworkSettings(**SMALL),
-            encoder=EncoderSettings(kind="lean", width=4),
-        )
-    ).eval()
 
 
 @pytest.mark.parametrize("shape", [(2, 1, 3, 4), (2, 5, 3, 3, 4)])

@@ -247,27 +247,6 @@ def residual() -> tuple[nn.Module, dict[str, Tensor]]:
     return Residual(), {"images": torch.zeros(1, 3, 16, 16)}
 
 
-class Transformer(nn.Module):
-    """A small vision transformer, whose scores depend on colours."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(3)
-        layer = nn.TransformerEncoderLayer(32, 2, 64, batch_first=True, norm_first=True)
-        self.patches = nn.Conv2d(3, 32, 4, 4)
-        self.layers = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
-        self.head = nn.Linear(32, 3)
-
-    def forward(self, images: Tensor) -> Tensor:
-        tokens = self.patches(8 * images - 4).flatten(2).transpose(1, 2)
-        scores: Tensor = 5 * self.head(self.layers(tokens).mean(1))
-        return scores
-
-
-def transformer() -> tuple[nn.Module, dict[str, Tensor]]:
-    return Transformer(), {"images": torch.zeros(1, 3, 16, 16)}
-
-
 def likely() -> tuple[nn.Module, Tensor]:
     return Applied(FEATURES, 3, after=lambda y: y.softmax(1)), torch.zeros(1, FEATURES)
 

@@ -19,12 +19,9 @@ from codedinvnet.serving import app as serving
 from codedinvnet.serving.app import open_app
 from codedinvnet.serving.config import ServeOptions
 from codedinvnet.serving.opened import check
-from codedinvnet.serving.served import Classifier
 from tests.conftest import Command
 from tests.processes import interruptible, wait_until
 from tests.serving.options import changed
-
-MNIST = Classifier("mnist", (1, 28, 28), tuple("0123456789"), "mnist")
 
 
 def test_connections_do_not_wait_for_acknowledgements() -> None:

@@ -14,7 +14,6 @@ from codedinvnet.codes.build import scheme_for
 from codedinvnet.common.confidence import confidences
 from codedinvnet.common.distributions import Distribution
 from codedinvnet.common.faults import Fault
-from codedinvnet.data import sample_images
 from codedinvnet.models.base import Scores, Signature, TensorSpec
 from codedinvnet.models.bundle import Bundle
 from codedinvnet.net.logs import logger
@@ -29,15 +28,6 @@ from tests.serving.front import K, answered, direct, running
 
 ScoreKind = Literal["logits", "probabilities"]
 MNIST = Classifier("mnist", (1, 28, 28), tuple("0123456789"))
-
-
-@pytest.fixture(scope="module")
-def outputs(method: Scheme) -> dict[int, np.ndarray]:
-    images = sample_images("mnist").images[None, :K]
-    return {
-        task: method.compute(task, images[:, list(spec.members)]).output[0].numpy()
-        for task, spec in method.rules.tasks(K).items()
-    }
 
 
 @pytest.mark.parametrize("kind", ["logits", "probabilities"])

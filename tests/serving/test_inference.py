@@ -124,9 +124,6 @@ def test_terms_that_are_wrong(name: str, values: list[Any]) -> None:
             Terms.of({name: value})
 
 
-INPUTS = {"a": np.arange(4, dtype=np.float32).reshape(2, 2), "b": np.array([10, 20])}
-
-
 def answer(stub: Stub, *outputs: str, **parameters: Any) -> ServedResponse:
     asked = parse(
         stub.service(),

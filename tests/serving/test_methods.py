@@ -72,7 +72,7 @@ async def test_answers_are_those_decoded_offline(
 
 
 @pytest.mark.parametrize("name", [n for n in SERVABLE if n not in WITH_PARTS])
-def test_front_ends_and_workers_are_made_for_every_one(name: str, mnist: Bundle) -> None:
+def test_front_ends_and_workers_are_made_for_every_one(name: str) -> None:
     options = ServeOptions(source="mnist", k=K, method=name)
     check(options)
     scheme = open_served(options).scheme
@@ -113,7 +113,7 @@ def test_what_needs_a_trained_part_is_not_made_without_one(mnist: Bundle) -> Non
 
 
 @pytest.mark.parametrize("policy", ["uncoded", "replicate", "hedge", "coded+hedge"])
-def test_codes_without_direct_answers_go_with_the_policy_coded(policy: str, mnist: Bundle) -> None:
+def test_codes_without_direct_answers_go_with_the_policy_coded(policy: str) -> None:
     told = re.escape(f"goes with the policy coded only, not with {policy}")
     with pytest.raises(UserError, match=f"--policy: nercc has no direct answers.*{told}"):
         open_app(ServeOptions(source="mnist", k=K, method="nercc", policy=policy))

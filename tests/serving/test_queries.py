@@ -42,12 +42,6 @@ def latencies(front: BundleFront, outcome: str) -> tuple[float, float]:
     return value(f"{name}_count", labels) or 0.0, value(f"{name}_sum", labels) or 0.0
 
 
-async def refused(front: BundleFront, batch: np.ndarray) -> None:
-    """Check that a batch is refused, and not taken and waited for."""
-    with pytest.raises(NotNow, match="overloaded"):
-        await asyncio.wait_for(front.ask(batch), 5)
-
-
 async def test_what_is_too_late_already_is_not_computed(method: Scheme, images: np.ndarray) -> None:
     async with running(method) as (front, pool):
         began = time.monotonic() - 1

@@ -18,8 +18,6 @@ from codedinvnet.training.network import NetworkStage, network_settings
 from tests.conftest import tiny_settings
 from tests.training.runs import network_stage
 
-CPU = torch.device("cpu")
-
 
 def test_rate_rises_then_falls() -> None:
     total, warmup = 100, 0.1

@@ -14,8 +14,6 @@ from codedinvnet.training.network import augment
 from tests.conftest import make_run, tiny_settings
 from tests.training.runs import network_stage
 
-CPU = torch.device("cpu")
-
 
 def test_images_are_mirrored_and_shifted_each_for_itself() -> None:
     """One bright pixel in each image, of a brightness of its own."""

@@ -22,7 +22,6 @@ from codedinvnet.models.network import ImageNetwork, classifier_of
 from codedinvnet.nn.resnet import ResNet
 from codedinvnet.training.part import (
     LossStage,
-    PartStage,
     TrainingData,
     all_logits,
     train_classifier,
@@ -82,14 +81,6 @@ def make_data(
 def pupil(width: int = 3, blocks: tuple[int, ...] = (1,)) -> ImageNetwork:
     torch.manual_seed(0)
     return ImageNetwork(ResNet(1, 10, width=width, blocks=blocks, squeeze=2), (1, 28, 28), 2)
-
-
-def steps(stage: PartStage, count: int) -> None:
-    stage.module.train()
-    stage.start_epoch(0, torch.Generator().manual_seed(0))
-    for index in range(count):
-        stage.step(0, index)
-    stage.module.eval()
 
 
 def predicted(network: nn.Module, source: ImageSet) -> Tensor:

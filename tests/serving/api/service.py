@@ -11,7 +11,6 @@ from typing import Any
 
 import httpx
 import numpy as np
-import torch
 
 from codedinvnet.codes.build import scheme_for
 from codedinvnet.models.bundle import Bundle
@@ -174,10 +173,6 @@ def error(response: httpx.Response, status: int) -> str:
     assert list(response.json()) == ["error"]
     message: str = response.json()["error"]
     return message
-
-
-def expected(bundle: Bundle, images: np.ndarray) -> np.ndarray:
-    return bundle.classify(bundle.embed(torch.from_numpy(images))).numpy()
 
 
 async def largest_gap(service: Service, work: list[Coroutine[Any, Any, Any]]) -> float:

@@ -77,18 +77,6 @@ async def ended(call: Any) -> tuple[grpc.StatusCode, str]:
     return await asyncio.wait_for(call.code(), 20), await call.details() or ""
 
 
-async def taken(call: Any) -> int:
-    """Return how many bytes a server takes of a request that it does not read."""
-    sent, part = 0, bytes(1 << 14)
-    while sent < LIMIT:
-        writing = asyncio.ensure_future(call.write(part))
-        await asyncio.wait({writing}, timeout=1.0)
-        if not writing.done():
-            break
-        sent += len(part)
-    return sent
-
-
 async def test_a_token_is_looked_at_before_a_message_is_here() -> None:
     async with serving(token="secret") as channel:
         code, told = await ended(channel.stream_unary(INFER)())

@@ -13,8 +13,6 @@ from codedinvnet.serving.workers.pool import Result, Task
 from tests.serving.api.service import Service, error, serving
 from tests.serving.bundles import BundlePool
 
-K = 4
-
 
 async def change(service: Service, policy: Any, **headers: str) -> Any:
     return await service.client.post("/policy", json={"policy": policy}, headers=headers)

@@ -12,8 +12,6 @@ from codedinvnet.serving.config import ServeOptions
 from codedinvnet.serving.opened import check
 from tests.models.factories import PLACE
 
-EXAMPLE = Path("examples/my_pool.py").resolve()
-
 
 def written(folder: Path, text: str) -> str:
     path = folder / "mine.py"
