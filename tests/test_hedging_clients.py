@@ -17,7 +17,7 @@ import pytest
 from codedinvnet.hedging import HedgingTransport
 from tests.upstream import Reply, Request, Toy
 
-STALL = 6.0
+STALL = 12.0
 """Seconds; clients wait for a third of it."""
 TOOL = {"type": "object", "properties": {}}
 

@@ -75,7 +75,7 @@ async def fail(request: Request, writer: asyncio.StreamWriter) -> bytes:
 
 
 async def slow(request: Request, writer: asyncio.StreamWriter) -> bytes:
-    await asyncio.sleep(0.05)
+    await asyncio.sleep(0.2)
     return answer()
 
 
@@ -125,9 +125,9 @@ async def test_a_route_that_became_slow(tmp_path: Path) -> None:
     kind: list[Handler] = [Upstream().handler]
     async with gateway(*handlers, policy="uncoded") as g:
         scrapes = [scrape(g)]
-        for handler in (kind[0], slow):
+        for handler, clients in ((kind[0], 10), (slow, 40)):
             kind[0] = handler
-            await asyncio.gather(*(load(g, count=20) for _ in range(40)))
+            await asyncio.gather(*(load(g, count=800 // clients) for _ in range(clients)))
             scrapes.append(scrape(g))
         fires(tmp_path, *scrapes, expected={"GatewaySlow"})
 
