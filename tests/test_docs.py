@@ -15,10 +15,7 @@ def test_site_is_built_without_a_warning(tmp_path: Path) -> None:
     """All but the writing of its pages, which takes as long again."""
     command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-b", "dummy"]
     built = subprocess.run(
-        [*command, str(ROOT / "docs"), str(tmp_path)],
-        capture_output=True,
-        text=True,
-        timeout=300,
+        [*command, str(ROOT / "docs"), str(tmp_path)], capture_output=True, text=True, timeout=300
     )
     assert built.returncode == 0, built.stderr
 

@@ -6,11 +6,7 @@ from pathlib import Path
 import pytest
 
 from codedinvnet.common.errors import UserError
-from codedinvnet.common.files import (
-    check_writable,
-    parse_json,
-    read_json,
-)
+from codedinvnet.common.files import check_writable, parse_json, read_json
 
 
 def test_a_file_comes_back(tmp_path: Path) -> None:

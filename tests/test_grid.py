@@ -141,11 +141,7 @@ def test_a_file_of_something_else_is_left_as_it_is(tmp_path: Path, content: byte
 
 @pytest.mark.parametrize(
     ("line", "why"),
-    [
-        ("{", "line 2 is not JSON"),
-        ("[]", "schema version None"),
-        ('{"schema_version": 99}', "99"),
-    ],
+    [("{", "line 2 is not JSON"), ("[]", "schema version None"), ('{"schema_version": 99}', "99")],
 )
 def test_a_line_that_is_no_row_is_refused(tmp_path: Path, line: str, why: str) -> None:
     path = tmp_path / "rows.jsonl"

@@ -227,11 +227,7 @@ async def test_closing_ends_what_is_under_way(any_client: AnyClient) -> None:
 
 
 async def test_a_time_out_ends_the_call(any_client: AnyClient) -> None:
-    async with (
-        Toy(never) as only,
-        any_client(only, slots=1) as asking,
-        asyncio.timeout(STALL),
-    ):
+    async with Toy(never) as only, any_client(only, slots=1) as asking, asyncio.timeout(STALL):
         limits, module = asking.module.Timeout(None), asking.module
         limits.read = 0.2
         with pytest.raises(module.ReadTimeout, match=r"0\.2 s"):

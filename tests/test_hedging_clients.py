@@ -132,9 +132,7 @@ async def read(stream: Any) -> list[Any]:
 
 async def ask_openai(client: Any, prompt: str, how: str) -> str:
     create = partial(
-        client.chat.completions.create,
-        model="m",
-        messages=[{"role": "user", "content": prompt}],
+        client.chat.completions.create, model="m", messages=[{"role": "user", "content": prompt}]
     )
     if how == "whole":
         answer = await of(create)

@@ -10,13 +10,7 @@ from codedinvnet.serving.opened import usable_processors
 
 @pytest.mark.parametrize(
     ("told", "count"),
-    [
-        ("max 100000", 8),
-        ("250000 100000", 3),
-        ("50000 100000", 1),
-        ("6400000 100000", 8),
-        ("", 8),
-    ],
+    [("max 100000", 8), ("250000 100000", 3), ("50000 100000", 1), ("6400000 100000", 8), ("", 8)],
 )
 def test_processors_are_those_that_a_container_has(
     told: str, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

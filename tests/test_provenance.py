@@ -5,9 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from codedinvnet.common.provenance import (
-    describe_command,
-)
+from codedinvnet.common.provenance import describe_command
 
 
 @pytest.mark.parametrize(

@@ -9,14 +9,7 @@ import pytest
 
 from benchmarks import sweep as module
 from benchmarks.policies import members
-from benchmarks.sweep import (
-    KIND,
-    Point,
-    Sweep,
-    read_rows,
-    run_sweep,
-    warnings_of,
-)
+from benchmarks.sweep import KIND, Point, Sweep, read_rows, run_sweep, warnings_of
 from codedinvnet.codes import registry
 from codedinvnet.common.errors import UserError
 from codedinvnet.common.files import read_json

@@ -6,20 +6,10 @@ import pytest
 import torch
 
 from codedinvnet.codes.base import Scheme
-from codedinvnet.codes.berrut import (
-    ApproxIFER,
-    BerrutCode,
-    berrut_matrix,
-)
+from codedinvnet.codes.berrut import ApproxIFER, BerrutCode, berrut_matrix
 from codedinvnet.codes.interpolation import first_kind, second_kind
 from codedinvnet.codes.rules import is_systematic
-from tests.codes.linear import (
-    Linear,
-    images,
-    made,
-    outputs_of,
-    without,
-)
+from tests.codes.linear import Linear, images, made, outputs_of, without
 
 
 def code_of(scheme: Scheme) -> BerrutCode:

@@ -15,12 +15,7 @@ from torch import Tensor, nn
 from codedinvnet.codes.backup import SmallBackup
 from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.build import scheme_for
-from codedinvnet.codes.erase import (
-    NO_ANSWER,
-    erase,
-    recovered_accuracy,
-    single_losses,
-)
+from codedinvnet.codes.erase import NO_ANSWER, erase, recovered_accuracy, single_losses
 from codedinvnet.codes.invnet import own_scheme
 from codedinvnet.codes.parm import ParM
 from codedinvnet.codes.plain import Plain, Replication

@@ -10,11 +10,7 @@ from torch import Tensor, nn
 from codedinvnet.codes.base import Scheme
 from codedinvnet.codes.interpolation import first_kind, second_kind
 from codedinvnet.codes.method import Given
-from codedinvnet.codes.nercc import (
-    NeRCC,
-    SplineCode,
-    smoothing_spline_matrix,
-)
+from codedinvnet.codes.nercc import NeRCC, SplineCode, smoothing_spline_matrix
 from codedinvnet.codes.rules import is_systematic
 from tests.codes.linear import SHAPE, Linear, images, made, outputs_of, without
 

@@ -6,12 +6,7 @@ import numpy as np
 import pytest
 
 from codedinvnet.codes.registry import METHODS
-from codedinvnet.codes.rules import (
-    BACKUP,
-    AnswersAll,
-    Parities,
-    Task,
-)
+from codedinvnet.codes.rules import BACKUP, AnswersAll, Parities, Task
 
 
 def subsets(tasks: list[int]) -> list[frozenset[int]]:

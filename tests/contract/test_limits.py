@@ -49,11 +49,7 @@ async def says_nothing(reader: asyncio.StreamReader, seconds: float = 0.5) -> bo
 
 @pytest.mark.parametrize(
     ("sent", "limit", "said"),
-    [
-        (GET, 10.0, b"HTTP/1.1 408 "),
-        (POST + b"half", 60.0, b"HTTP/1.1 408 "),
-        (b"", 75.0, b""),
-    ],
+    [(GET, 10.0, b"HTTP/1.1 408 "), (POST + b"half", 60.0, b"HTTP/1.1 408 "), (b"", 75.0, b"")],
     ids=["head", "body", "idle"],
 )
 async def test_a_client_that_sends_nothing_more(

@@ -19,15 +19,7 @@ from torchvision import datasets
 from codedinvnet.common.errors import UserError
 from codedinvnet.data import Split, load_images
 from codedinvnet.data.load import read_npz
-from tests.data.files import (
-    COLOUR,
-    GREY,
-    LABELS,
-    RNG,
-    everything,
-    write_idx,
-    write_npz,
-)
+from tests.data.files import COLOUR, GREY, LABELS, RNG, everything, write_idx, write_npz
 
 # --- .npz files
 

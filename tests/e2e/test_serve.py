@@ -378,10 +378,7 @@ class TestRefused:
             (["mnist", "--pool", "magic"], "--pool: 'magic'"),
             (["mnist", "--device", "cuda:99"], "--device: this machine has no cuda:99"),
             (["mnist", "--host", "192.0.2.1"], "cannot listen on 192.0.2.1"),
-            (
-                ["mnist", "--token-file", "/nowhere/token"],
-                "read /nowhere/token: No such file",
-            ),
+            (["mnist", "--token-file", "/nowhere/token"], "read /nowhere/token: No such file"),
             (["mnist", "--faults", "/nowhere/faults"], "cannot read the faults file"),
             (["mnist", "--k", "4", "--faults", "FAULTS"], "the faults name worker 9; there are 5"),
         ],

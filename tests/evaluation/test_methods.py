@@ -10,13 +10,7 @@ import pytest
 import torch
 
 from codedinvnet.codes.build import scheme_for
-from codedinvnet.codes.equal_cost import (
-    count_macs,
-    macs,
-    plain_network,
-    plain_width,
-    served_macs,
-)
+from codedinvnet.codes.equal_cost import count_macs, macs, plain_network, plain_width, served_macs
 from codedinvnet.codes.mean import MeanCode
 from codedinvnet.codes.registry import METHODS
 from codedinvnet.common.errors import UserError

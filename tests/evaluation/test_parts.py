@@ -11,11 +11,7 @@ import torch
 from codedinvnet.codes.registry import find_method
 from codedinvnet.common.config import PartSettings, PixelFusionSettings
 from codedinvnet.common.errors import UserError
-from codedinvnet.data import (
-    ImageSource,
-    load_images,
-    sample_images,
-)
+from codedinvnet.data import ImageSource, load_images, sample_images
 from codedinvnet.evaluation.parts import DataSet, Scored
 from codedinvnet.evaluation.trials import DataSetSettings, Trial
 from tests.evaluation.grids import PAPER, PART

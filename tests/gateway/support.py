@@ -132,12 +132,7 @@ async def process(
         command += ["--port", "0"]
     pipe = asyncio.subprocess.PIPE
     made = await asyncio.create_subprocess_exec(
-        *command,
-        *words,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=pipe,
-        stderr=pipe,
-        **more,
+        *command, *words, stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=pipe, **more
     )
     try:
         assert made.stdout is not None

@@ -73,10 +73,7 @@ async def test_a_gateway_is_replaced_without_a_lost_request(processes: int) -> N
     if processes == 1:
         sockets["admin"] = listening()
         words = []
-    async with (
-        Upstream(handle) as upstream,
-        process(upstream, *words, sockets=sockets) as first,
-    ):
+    async with Upstream(handle) as upstream, process(upstream, *words, sockets=sockets) as first:
         assert parse_origin(url_of(main)).port == first.client.origin.port
         loads = [asyncio.create_task(load(url_of(main), lambda: done, found)) for _ in range(8)]
         stream = asyncio.create_task(first.client.ask("GET", "/stream", 30.0))

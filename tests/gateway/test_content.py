@@ -72,10 +72,7 @@ STREAMS: dict[str, tuple[Sequence[Event], Event]] = {
         delta(content="a"),
     ),
     "chat, Ollama": ([], delta(role="assistant", content="a")),
-    "chat, Ollama with reasoning": (
-        [],
-        delta(role="assistant", content="", reasoning="a"),
-    ),
+    "chat, Ollama with reasoning": ([], delta(role="assistant", content="", reasoning="a")),
     "chat, TGI": ([ROLE], delta(role="assistant", content="a", tool_calls=None)),
     "chat, an empty answer": ([ROLE], {"choices": [{"delta": {}, "finish_reason": "stop"}]}),
     "chat, usage only": ([ROLE, {"choices": []}], {"choices": [], "usage": USAGE}),

@@ -203,10 +203,7 @@ async def test_processes_end_with_the_one_that_started_them(tmp_path: Path) -> N
     admin = two_free_ports()
     own = ["--port", str(free_port()), "--admin-port", str(admin), "--processes", "2"]
     urls = [f"http://127.0.0.1:{admin + number}" for number in range(2)]
-    async with (
-        servers(1) as (upstream,),
-        gateways([upstream.url], tmp_path, own) as (supervisor,),
-    ):
+    async with servers(1) as (upstream,), gateways([upstream.url], tmp_path, own) as (supervisor,):
         await until(urls, decide_for(2))
         children = Path(f"/proc/{supervisor.pid}/task/{supervisor.pid}/children")
         pids = list(map(int, children.read_text().split()))

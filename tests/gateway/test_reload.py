@@ -62,9 +62,7 @@ async def test_requests_under_way_end_as_they_began_and_new_ones_go_by_the_new_o
 
     async with Upstream(handle) as stays, Upstream(handle) as goes, Upstream(handle) as comes:
         config = Config(
-            tmp_path / "c.json",
-            upstream=[stays.url, goes.url],
-            route=["POST /stalls idle=1s"],
+            tmp_path / "c.json", upstream=[stays.url, goes.url], route=["POST /stalls idle=1s"]
         )
         async with process(None, "--config", str(config.path)) as one:
 

@@ -65,11 +65,7 @@ def test_what_no_member_sends_is_refused(data: bytes) -> None:
 
 def test_lists_of_members() -> None:
     found = read_members("10.0.0.1:7100, [::1]:7101,dns+gateway:7100")
-    assert found == [
-        (False, "10.0.0.1", 7100),
-        (False, "::1", 7101),
-        (True, "gateway", 7100),
-    ]
+    assert found == [(False, "10.0.0.1", 7100), (False, "::1", 7101), (True, "gateway", 7100)]
     for bad in ("a", "a:b", ":1", "a:70000"):
         with pytest.raises(UserError, match="--members"):
             read_members(bad)

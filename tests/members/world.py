@@ -12,14 +12,7 @@ from typing import TypeAlias
 from codedinvnet.members.member import BITS, Member
 from codedinvnet.members.wire import Frames, Hello, Message, encode
 from codedinvnet.scheduler.actions import Answer, Decided, Send
-from codedinvnet.scheduler.events import (
-    Completed,
-    Failed,
-    Gone,
-    Submit,
-    WorkerLost,
-    WorkerUp,
-)
+from codedinvnet.scheduler.events import Completed, Failed, Gone, Submit, WorkerLost, WorkerUp
 from codedinvnet.scheduler.policies import POLICIES
 from codedinvnet.scheduler.scheduler import Scheduler
 from codedinvnet.scheduler.settings import Rules

@@ -10,12 +10,7 @@ from torch import Tensor
 
 from codedinvnet.common.config import NetworkSettings
 from codedinvnet.common.errors import UserError
-from codedinvnet.models.coded import (
-    build_network,
-    decode_missing,
-    invertible,
-    prepare,
-)
+from codedinvnet.models.coded import build_network, decode_missing, invertible, prepare
 from codedinvnet.nn.lipschitz import constrain_exactly, constrained_layers
 
 SMALL: dict[str, Any] = {"blocks": (1, 1), "strides": (1, 2), "hidden": (8, 8)}

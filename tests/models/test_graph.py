@@ -104,10 +104,7 @@ CASES: Sequence[tuple[str, Sequence[np.ndarray], dict[str, Any]]] = [
 
 
 def model(
-    nodes: Sequence[Any],
-    constants: Sequence[np.ndarray],
-    output: str,
-    shape: Sequence[int] = SHAPE,
+    nodes: Sequence[Any], constants: Sequence[np.ndarray], output: str, shape: Sequence[int] = SHAPE
 ) -> Any:
     """Return a model with the input x and the constants c0, c1 and so on."""
     given = helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)

@@ -10,9 +10,7 @@ import pytest
 from codedinvnet.net.background import Background, in_thread
 
 
-async def test_what_fails_is_logged_and_the_rest_goes_on(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+async def test_what_fails_is_logged_and_the_rest_goes_on(caplog: pytest.LogCaptureFixture) -> None:
     background, ended = Background(), asyncio.Event()
 
     async def fails() -> None:

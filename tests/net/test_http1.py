@@ -103,9 +103,7 @@ def test_targets_that_are_no_path_are_refused(target: bytes) -> None:
 
 
 @pytest.mark.parametrize("read", [read_request, read_response])
-def test_heads_have_a_bounded_number_of_fields(
-    read: Callable[[bytes], Head],
-) -> None:
+def test_heads_have_a_bounded_number_of_fields(read: Callable[[bytes], Head]) -> None:
     start = GET + HOST if read is read_request else b"HTTP/1.1 200 OK\r\nA: b\r\n"
     assert len(read(start + 99 * b"a:\r\n" + b"\r\n").fields) == 100
     with pytest.raises(BadMessage) as refused:

@@ -126,9 +126,7 @@ def test_the_example_answers_through_ray_serve(tmp_path: Path) -> None:
 
 
 def test_actors_make_up_for_a_late_one(
-    cluster: Any,
-    finished: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    cluster: Any, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = f"{PLACE}:vectors"
     monkeypatch.setenv("PYTHONPATH", f"{Path.cwd()}/src:{Path.cwd()}")

@@ -242,9 +242,7 @@ class Clients:
     async def over_grpc(self) -> None:
         async with grpc.aio.insecure_channel(self.rpc) as channel:
             infer = channel.unary_unary(
-                INFER,
-                pb.ModelInferRequest.SerializeToString,
-                pb.ModelInferResponse.FromString,
+                INFER, pb.ModelInferRequest.SerializeToString, pb.ModelInferResponse.FromString
             )
             while not self.over:
                 number = self._next()

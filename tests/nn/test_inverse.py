@@ -10,11 +10,7 @@ from torch import Tensor
 
 from codedinvnet.nn.iresnet import IResNetBlock
 from codedinvnet.nn.transform import NotConverged
-from tests.nn.transforms import (
-    block,
-    iresnet,
-    noise,
-)
+from tests.nn.transforms import block, iresnet, noise
 
 
 @pytest.mark.parametrize("tolerance", [1e-2, 1e-4, 1e-6])

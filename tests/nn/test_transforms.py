@@ -10,14 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from codedinvnet.nn.layers import ActNorm, Squeeze
-from tests.nn.transforms import (
-    BLOCKS,
-    CASES,
-    NETWORKS,
-    Case,
-    each,
-    noise,
-)
+from tests.nn.transforms import BLOCKS, CASES, NETWORKS, Case, each, noise
 
 
 @each(CASES)

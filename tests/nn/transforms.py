@@ -53,25 +53,14 @@ def iresnet(squeeze: int = 2) -> InvertibleTransform:
     torch.manual_seed(1)
     return trained(
         IResNet(
-            (1, 4, 4),
-            blocks=(2, 1),
-            strides=(1, 2),
-            hidden=(5, 6),
-            initial_squeeze=squeeze,
+            (1, 4, 4), blocks=(2, 1), strides=(1, 2), hidden=(5, 6), initial_squeeze=squeeze
         ).double()
     )
 
 
 def irevnet() -> InvertibleTransform:
     torch.manual_seed(2)
-    return trained(
-        IRevNet(
-            (1, 4, 4),
-            blocks=(2, 1),
-            strides=(1, 2),
-            hidden=(3, 5),
-        ).double()
-    )
+    return trained(IRevNet((1, 4, 4), blocks=(2, 1), strides=(1, 2), hidden=(3, 5)).double())
 
 
 def coupling(*, first: bool) -> InvertibleTransform:

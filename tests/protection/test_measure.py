@@ -9,13 +9,7 @@ import numpy as np
 import pytest
 
 from codedinvnet.protection.costs import Interval
-from codedinvnet.protection.measure import (
-    Answers,
-    Candidate,
-    recommend,
-    report,
-    table,
-)
+from codedinvnet.protection.measure import Answers, Candidate, recommend, report, table
 
 COUNT = 2000
 

@@ -71,12 +71,7 @@ CASES: dict[str, tuple[str, Callable[[Path], Path], tuple[str, ...], str]] = {
     "constant": ("constant", queries, (), "answers class 0 to all inputs"),
     # files
     "no file": ("vectors", lambda folder: folder / "x.npy", (), "cannot read .*No such file"),
-    "text": (
-        "vectors",
-        text("x.csv", "1"),
-        (),
-        "as a folder of images, .npz or .npy",
-    ),
+    "text": ("vectors", text("x.csv", "1"), (), "as a folder of images, .npz or .npy"),
     "damaged": ("vectors", text("x.npy", "damaged"), (), "cannot read"),
     "objects": ("vectors", arrays(x=np.array([None] * 3)), (), "cannot read"),
     "few": ("vectors", arrays(x=np.zeros((3, 12))), (), "1 different inputs; at least 200"),

@@ -63,11 +63,7 @@ def test_thresholds_are_renewed_by_newer_inputs(hard: bool, folder: Path, call: 
 @pytest.mark.parametrize(
     ("x", "more", "message"),
     [
-        (
-            newer(50),
-            (),
-            r"found 50 different inputs, and .* % needs at least \d+: half",
-        ),
+        (newer(50), (), r"found 50 different inputs, and .* % needs at least \d+: half"),
         (newer(2000, 5), (), r"has queries of shape \(5,\), not \(12,\)"),
         (newer(2000).astype(str), (), "not FP32"),
         (newer(2000) * np.nan, (), "different inputs"),

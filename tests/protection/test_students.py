@@ -11,13 +11,7 @@ from codedinvnet.codes.equal_cost import count_macs
 from codedinvnet.models import open_model
 from codedinvnet.protection import students
 from codedinvnet.protection.inputs import Inputs, split
-from codedinvnet.protection.students import (
-    STUDENTS,
-    SmallerImages,
-    Student,
-    Unfit,
-    kind_of,
-)
+from codedinvnet.protection.students import STUDENTS, SmallerImages, Student, Unfit, kind_of
 from codedinvnet.protection.teacher import Teacher, ask
 from tests.protection.conftest import PLACE
 from tests.protection.factories import FEATURES

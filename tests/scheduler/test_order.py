@@ -16,9 +16,7 @@ STEPS = st.lists(st.tuples(st.integers(0, WORKERS - 1), KEYS, st.integers(0, WOR
 
 @settings(derandomize=True, deadline=None)
 @given(steps=STEPS)
-def test_workers_come_in_the_order_of_their_keys(
-    steps: list[tuple[int, Key | None, int]],
-) -> None:
+def test_workers_come_in_the_order_of_their_keys(steps: list[tuple[int, Key | None, int]]) -> None:
     order = WorkerOrder(WORKERS)
     keys: list[Key | None] = [None] * WORKERS
     for worker, key, wanted in steps:

@@ -4,15 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from codedinvnet.scheduler.actions import (
-    Answer,
-    AnswerDecoded,
-    Compare,
-    Decode,
-    Fail,
-    Forget,
-    Send,
-)
+from codedinvnet.scheduler.actions import Answer, AnswerDecoded, Compare, Decode, Fail, Forget, Send
 from codedinvnet.scheduler.group import FILLER
 from codedinvnet.scheduler.policies import POLICIES
 from codedinvnet.scheduler.scheduler import Scheduler

@@ -106,8 +106,7 @@ def test_a_slow_server_does_not_take_the_others_down() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fault", "busy", "cores"),
-    [("none", 0.8, 1), ("exponential", 0.8, 2), ("block", 0.4, 4)],
+    ("fault", "busy", "cores"), [("none", 0.8, 1), ("exponential", 0.8, 2), ("block", 0.4, 4)]
 )
 def test_the_number_of_slots_is_found(fault: Fault, busy: float, cores: int) -> None:
     """No setting says how many requests a server computes at once."""

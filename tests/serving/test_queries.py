@@ -12,13 +12,7 @@ from codedinvnet.codes.base import Scheme
 from codedinvnet.serving.answers import Answered, Cancelled, DeadlinePassed, NotNow
 from tests.observing import counted, until
 from tests.serving.bundles import BundleFront
-from tests.serving.front import (
-    PATIENCE,
-    WORKERS,
-    K,
-    answered,
-    running,
-)
+from tests.serving.front import PATIENCE, WORKERS, K, answered, running
 
 
 @pytest.mark.parametrize("per_request", [False, True])

@@ -17,15 +17,7 @@ from codedinvnet.serving.workers import supervisor
 from codedinvnet.serving.workers.pool import Result, Task, WorkerDied
 from tests.observing import counted, until
 from tests.serving.bundles import BundlePool
-from tests.serving.front import (
-    PATIENCE,
-    WORKERS,
-    K,
-    answered,
-    assert_decoded,
-    decoded,
-    running,
-)
+from tests.serving.front import PATIENCE, WORKERS, K, answered, assert_decoded, decoded, running
 
 
 async def test_a_killed_workers_query_is_decoded(

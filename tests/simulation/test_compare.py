@@ -121,10 +121,7 @@ REFUSED: list[tuple[list[str], str]] = [
     (["LOG", "--qps", "60", "--p999-ms", "nan"], "--p999-ms: must be above 0, got nan"),
     (["LOG", "--qps", "-60"], "arrivals.qps"),
     (["LOG", "--qps", "60", "--bundle", "nothing"], "no bundle 'nothing'"),
-    (
-        ["LOG", "--qps", "60", "--policy", "coded"],
-        "7 workers are too few: policy coded",
-    ),
+    (["LOG", "--qps", "60", "--policy", "coded"], "7 workers are too few: policy coded"),
     (["LOG", "--qps", "60", "--stragglers", "sleepy"], "neither a file nor one of"),
     (["LOG", "--qps", "60", "--out", "LOG"], "would overwrite what is read"),
     *((["FILE", text], why) for text, why in (("[]", "neither a log"), ("{", "is not JSON"))),

@@ -17,9 +17,7 @@ from codedinvnet.serving.app import open_app
 from codedinvnet.serving.config import ServeOptions
 from codedinvnet.serving.workers.faults import Schedule
 from codedinvnet.simulation.arrivals import Arrivals
-from codedinvnet.simulation.scenario import (
-    parse_scenario,
-)
+from codedinvnet.simulation.scenario import parse_scenario
 from codedinvnet.simulation.stragglers import stragglers
 from tests.simulation.scenarios import scenario
 

@@ -66,16 +66,7 @@ def make_data(
             return said.expand(len(parts[split]), -1)
         return all_logits(classifier_of(bundle.model), parts[split], description="logits")
 
-    return TrainingData(
-        parts["train"],
-        parts["validation"],
-        logits,
-        options,
-        0,
-        CPU,
-        {},
-        folder,
-    )
+    return TrainingData(parts["train"], parts["validation"], logits, options, 0, CPU, {}, folder)
 
 
 def pupil(width: int = 3, blocks: tuple[int, ...] = (1,)) -> ImageNetwork:

@@ -10,11 +10,7 @@ from torch import Tensor
 
 from codedinvnet.common.errors import UserError
 from codedinvnet.data import ImageSet, sample_images, split_indices
-from codedinvnet.models.bundle import (
-    Bundle,
-    load_bundle,
-    save_bundle,
-)
+from codedinvnet.models.bundle import Bundle, load_bundle, save_bundle
 from codedinvnet.training.images import bundle_split, validation_digests
 
 ASIDE, SEED = 100, 3

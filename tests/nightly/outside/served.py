@@ -58,12 +58,7 @@ async def run(sizes: Sizes, log: Path) -> list[Count]:
     ):
         await client.warm(([i] for i in range(30)), log)
         harm = Harm(client, process.pid, sizes, labels)
-        return [
-            await harm.workers(),
-            await harm.malformed(),
-            await harm.bombs(),
-            await harm.long(),
-        ]
+        return [await harm.workers(), await harm.malformed(), await harm.bombs(), await harm.long()]
 
 
 class Harm:

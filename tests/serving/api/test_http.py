@@ -13,14 +13,7 @@ import pytest
 
 from codedinvnet.models.bundle import Bundle
 from codedinvnet.net.protocol.messages import HEADER_LENGTH
-from tests.serving.api.service import (
-    INFER,
-    MAX_BODY,
-    error,
-    largest_gap,
-    serving,
-    tensor,
-)
+from tests.serving.api.service import INFER, MAX_BODY, error, largest_gap, serving, tensor
 
 
 class TestInfer:

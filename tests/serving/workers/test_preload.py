@@ -11,11 +11,7 @@ import pytest
 
 from codedinvnet.common.errors import UserError
 from codedinvnet.models.source import ModelSource
-from codedinvnet.serving.workers.computing import (
-    BundleSpec,
-    ModelSpec,
-    WorkerSpec,
-)
+from codedinvnet.serving.workers.computing import BundleSpec, ModelSpec, WorkerSpec
 from codedinvnet.serving.workers.local import ProcessPool
 from codedinvnet.serving.workers.pool import Task
 from tests.processes import needs_proc
