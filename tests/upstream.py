@@ -43,6 +43,19 @@ async def echo(request: Request, writer: asyncio.StreamWriter) -> bytes:
     return answer(request.body or request.path.encode())
 
 
+def saying(
+    body: bytes | None = b"ok", status: int = 200, fields: str = "", after: float = 0.0
+) -> Handler:
+    """Return a handler that says the same to all, after some seconds; with None, it echoes."""
+
+    async def serve(request: Request, writer: asyncio.StreamWriter) -> bytes:
+        await asyncio.sleep(after)
+        own = request.body or request.path.encode()
+        return answer(own if body is None else body, status, fields)
+
+    return serve
+
+
 class Upstream:
     """A server of HTTP/1.1; what a handler returns is written, None closes the connection.
 

@@ -8,7 +8,7 @@ from codedinvnet.net.client import HttpClient, parse_origin
 from tests.gateway.support import INFER, V2, gateway
 from tests.net.test_server import Echo, serving
 from tests.observing import until
-from tests.upstream import Raw, Request, answer, echo
+from tests.upstream import Raw, answer, echo, saying
 
 
 async def hasty(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -28,9 +28,6 @@ async def test_a_connection_whose_request_is_not_read_is_not_used_again() -> Non
 
 
 async def test_an_upstream_that_came_back_is_ejected_by_its_first_failure() -> None:
-    async def broken(request: Request, writer: asyncio.StreamWriter) -> bytes:
-        return answer(b"", 500)
-
     async with gateway(echo, echo) as g:
         first, _ = g.upstreams
 
@@ -41,7 +38,7 @@ async def test_an_upstream_that_came_back_is_ejected_by_its_first_failure() -> N
         await first.stop()
         await ask_until_ejected()
         first.requests.clear()
-        first.handler = broken
+        first.handler = saying(b"", 500)
         await first.start()
         await until(lambda: g.metric("upstream_up") == 2)
         await ask_until_ejected()

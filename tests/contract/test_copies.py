@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from tests.gateway.support import INFER, V2, gateway
-from tests.upstream import Request, Upstream, answer
+from tests.upstream import Request, Upstream, answer, saying
 
 
 async def dying(request: Request, writer: asyncio.StreamWriter) -> bytes | None:
@@ -35,11 +35,7 @@ async def test_clients_errors_leave_others_their_retries() -> None:
 
 @pytest.mark.parametrize("policy", ["hedge", "replicate"])
 async def test_a_single_upstream_gets_no_copies(policy: str) -> None:
-    async def slow(request: Request, writer: asyncio.StreamWriter) -> bytes:
-        await asyncio.sleep(0.1)
-        return answer()
-
-    upstream = Upstream(slow)
+    upstream = Upstream(saying(after=0.1))
     async with gateway(upstream, policy=policy, hedge_delay_ms="1:20") as g:
         for _ in range(10):
             for found in await asyncio.gather(*(g.ask("GET", "/") for _ in range(4))):
@@ -91,12 +87,7 @@ async def test_a_closed_connection_costs_a_safe_request_nothing(path: str, sent:
 
 async def test_copies_are_few_however_many_requests_are_late() -> None:
     """They may take a tenth of the work, and one that is cut short takes less than a request."""
-
-    async def late(request: Request, writer: asyncio.StreamWriter) -> bytes:
-        await asyncio.sleep(0.05)
-        return answer()
-
-    upstreams = [Upstream(late) for _ in range(3)]
+    upstreams = [Upstream(saying(after=0.05)) for _ in range(3)]
     async with gateway(*upstreams, hedge_delay_ms="1:5") as g:
         for sent in range(20, 301, 20):
             await asyncio.gather(*(g.ask("GET", "/") for _ in range(20)))

@@ -17,7 +17,8 @@ import yaml
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.gateway.support import INFER, V2, Handler, Request, Running, Upstream, answer, gateway
+from tests.gateway.support import INFER, V2, Handler, Running, Upstream, gateway
+from tests.upstream import saying
 
 ROOT = Path(__file__).parents[2]
 FILE = ROOT / "deploy" / "alerts.yaml"
@@ -70,15 +71,6 @@ def fires(folder: Path, *scrapes: Scrape, expected: set[str], minutes: int = MIN
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
 
 
-async def fail(request: Request, writer: asyncio.StreamWriter) -> bytes:
-    return answer(b"no", 500)
-
-
-async def slow(request: Request, writer: asyncio.StreamWriter) -> bytes:
-    await asyncio.sleep(0.2)
-    return answer()
-
-
 async def load(running: Running, path: str = "/any", count: int = 40) -> None:
     for _ in range(count):
         await running.ask("POST", path, INFER)
@@ -99,7 +91,7 @@ async def test_a_sound_gateway_is_silent(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", ["/any", V2])
 async def test_errors_that_clients_see(path: str, tmp_path: Path) -> None:
     """Also those that are passed on as upstreams gave them."""
-    async with gateway(fail, fail) as g:
+    async with gateway(*[saying(b"no", 500)] * 2) as g:
         await load(g, path, 4)
         first = scrape(g)
         await load(g, path)
@@ -123,9 +115,9 @@ async def test_upstreams_that_are_away(left: int, tmp_path: Path) -> None:
 async def test_a_route_that_became_slow(tmp_path: Path) -> None:
     handlers: list[Handler] = [lambda *_: kind[0](*_)] * 2
     kind: list[Handler] = [Upstream().handler]
-    async with gateway(*handlers, policy="uncoded") as g:
+    async with gateway(*handlers, policy="uncoded", slots=40) as g:
         scrapes = [scrape(g)]
-        for handler, clients in ((kind[0], 10), (slow, 40)):
+        for handler, clients in ((kind[0], 10), (saying(after=0.2), 40)):
             kind[0] = handler
             await asyncio.gather(*(load(g, count=800 // clients) for _ in range(clients)))
             scrapes.append(scrape(g))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 
 import pytest
@@ -12,14 +11,10 @@ from codedinvnet.gateway.affinity import Affinity
 from codedinvnet.net.http1 import RequestHead
 from tests.gateway.support import Running, gateway
 from tests.observing import until
-from tests.upstream import Request, answer
+from tests.upstream import saying
 
 CHAT = "/v1/chat/completions"
-
-
-async def thinking(request: Request, writer: asyncio.StreamWriter) -> bytes:
-    await asyncio.sleep(0.02)
-    return answer(b"{}")
+thinking = saying(b"{}", after=0.02)
 
 
 def turns(session: str, count: int, **more: str) -> bytes:

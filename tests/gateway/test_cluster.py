@@ -15,17 +15,10 @@ from codedinvnet.net.client import Answer
 from codedinvnet.net.resolve import Address, Resolver, literal
 from tests.gateway.support import INFER, V2, Running, gateway
 from tests.observing import until
-from tests.upstream import Handler, Request, Upstream, answer, echo, read_request
+from tests.upstream import Request, Upstream, answer, echo, read_request, saying
 
 STUB = b'{"error":"Stub process \'m_0_0\' is not healthy."}'
 MUTEX = b'{"error":"Failed to obtain the health mutex"}'
-
-
-def saying(status: int, body: bytes = b"{}") -> Handler:
-    async def serve(request: Request, writer: asyncio.StreamWriter) -> bytes:
-        return answer(body, status)
-
-    return serve
 
 
 async def many(g: Running, count: int, path: str = V2) -> list[Answer]:
@@ -34,7 +27,7 @@ async def many(g: Running, count: int, path: str = V2) -> list[Answer]:
 
 @pytest.mark.parametrize("status", [404, 408, 429, 500, 502, 503, 307])
 async def test_an_upstream_that_fails_requests_is_made_up_for_and_ejected(status: int) -> None:
-    async with gateway(saying(status), echo, echo) as g:
+    async with gateway(saying(b"{}", status), echo, echo) as g:
         found = await many(g, 40)
         assert {one.status for one in found} == {200}
         assert len(g.upstreams[0].requests) < 15
@@ -43,7 +36,7 @@ async def test_an_upstream_that_fails_requests_is_made_up_for_and_ejected(status
 
 @pytest.mark.parametrize("status", [200, 400, 401, 404, 413, 422, 500, 501, 503])
 async def test_what_all_upstreams_say_is_the_requests_fault(status: int) -> None:
-    async with gateway(saying(status, b"mine"), saying(status, b"mine")) as g:
+    async with gateway(*[saying(b"mine", status)] * 2) as g:
         found = await many(g, 20)
         assert {(one.status, one.body) for one in found} == {(status, b"mine")}
         assert g.metric("upstream_up") == 2
@@ -52,7 +45,7 @@ async def test_what_all_upstreams_say_is_the_requests_fault(status: int) -> None
 
 
 async def test_failed_requests_are_not_sent_again_without_end() -> None:
-    async with gateway(saying(500), saying(500)) as g:
+    async with gateway(*[saying(b"{}", 500)] * 2) as g:
         await many(g, 300)
         sent = sum(len(upstream.requests) for upstream in g.upstreams)
         assert 300 <= sent <= 300 + 50 + 30 + 2
@@ -302,7 +295,7 @@ async def test_a_name_has_as_many_upstreams_as_addresses() -> None:
 
 
 async def test_without_upstreams_the_fallback_answers_what_may_be_repeated() -> None:
-    small = Upstream(saying(200, b"small"))
+    small = Upstream(saying(b"small"))
     await small.start()
     async with gateway(upstream=("http://127.0.0.1:1",), fallback=small.url) as g:
         assert (await g.ask("POST", V2, INFER)).body == b"small"
@@ -312,7 +305,7 @@ async def test_without_upstreams_the_fallback_answers_what_may_be_repeated() -> 
 
 
 async def test_the_fallback_answers_late_requests() -> None:
-    small = Upstream(saying(200, b"small"))
+    small = Upstream(saying(b"small"))
     await small.start()
     stalls = iter([False] * 60 + [True] * 3 + [False] * 100)
 
@@ -325,7 +318,7 @@ async def test_the_fallback_answers_late_requests() -> None:
             await asyncio.gather(*(g.ask("POST", V2, INFER) for _ in range(4)))
         small.requests.clear()
         found = [await g.ask("POST", V2, INFER), await g.ask("POST", "/other", INFER)]
-        small.handler = saying(422)
+        small.handler = saying(b"{}", 422)
         found.append(await g.ask("POST", V2, INFER))
 
         assert [one.body for one in found] == [b"small", INFER, INFER]

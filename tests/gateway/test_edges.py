@@ -8,7 +8,7 @@ import pytest
 
 from tests.gateway.support import gateway
 from tests.observing import until
-from tests.upstream import Raw, Request, Upstream, answer
+from tests.upstream import Raw, Request, Upstream, answer, saying
 
 POST = b"POST /any HTTP/1.1\r\nHost: a\r\n"
 GET = b"GET /any HTTP/1.1\r\nHost: a\r\n"
@@ -98,23 +98,7 @@ async def test_a_client_that_expects_to_be_told_to_go_on() -> None:
 
 
 async def test_a_half_closed_client_is_answered_and_one_that_left_is_not() -> None:
-    gone = asyncio.Event()
-
-    async def slow(request: Request, writer: asyncio.StreamWriter) -> bytes | None:
-        await asyncio.sleep(0.3)
-        return answer(b"late")
-
-    async def stream(request: Request, writer: asyncio.StreamWriter) -> None:
-        writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
-        try:
-            while True:
-                writer.write(b"x" * 1000)
-                await writer.drain()
-                await asyncio.sleep(0.005)
-        except ConnectionError:
-            gone.set()
-
-    async with gateway(Upstream(slow)) as g:
+    async with gateway(Upstream(saying(b"late", after=0.3))) as g:
         found = await g.raw(GET + b"\r\n")
         assert found.startswith(b"HTTP/1.1 100 Continue\r\n\r\n")
         assert found.endswith(b"late")

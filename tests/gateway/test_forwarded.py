@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from typing import Any
 
 import pytest
 
 from tests.gateway.support import Running, gateway
-from tests.upstream import Upstream, answer
+from tests.upstream import Upstream, saying
 
 CLAIMED = {
     "x_forwarded_for": "203.0.113.9, 198.51.100.7",
@@ -51,9 +50,7 @@ async def test_as_much_is_believed_as_there_are_proxies_of_the_operators() -> No
 async def test_a_request_has_a_number_which_is_kept_and_logged(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    async def fails(*_: Any) -> bytes:
-        return answer(b"no", 500)
-
+    fails = saying(b"no", 500)
     caplog.set_level(logging.WARNING)
     async with gateway(Upstream(), Upstream(fails)) as g:
         made = {(await told(g))["x-request-id"] for _ in range(3)}

@@ -17,8 +17,8 @@ from codedinvnet.gateway.run import running
 from codedinvnet.net.client import HttpClient, parse_origin
 from tests.gateway.test_run import make_pair
 from tests.observing import until
-from tests.upstream import Request, answer
 from tests.upstream import Upstream as HttpUpstream
+from tests.upstream import saying
 
 grpc = pytest.importorskip("grpc")
 INFER = "/inference.GRPCInferenceService/ModelInfer"
@@ -199,11 +199,7 @@ async def test_refused_calls_are_counted() -> None:
 
 
 async def test_no_call_is_taken_while_http_drains() -> None:
-    async def handle(request: Request, writer: asyncio.StreamWriter) -> bytes:
-        await asyncio.sleep(1.0)
-        return answer(b"late")
-
-    async with HttpUpstream(handle) as http, Upstream() as one:
+    async with HttpUpstream(saying(b"late", after=1.0)) as http, Upstream() as one:
         urls = (http.url, f"grpc://127.0.0.1:{one.port}")
         route = (f"POST {ECHO} hedge=on",)
         options = GatewayOptions(upstream=urls, port=0, grpc_port=0, route=route)

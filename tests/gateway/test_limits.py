@@ -9,23 +9,15 @@ from typing import Any
 
 from tests.gateway.support import INFER, V2, gateway
 from tests.observing import until
-from tests.upstream import Handler, Request, answer
+from tests.upstream import Request, answer, saying
 
 MIB = 1 << 20
-
-
-def after(seconds: float) -> Handler:
-    async def serve(request: Request, writer: asyncio.StreamWriter) -> bytes:
-        await asyncio.sleep(seconds)
-        return answer(b"%d" % len(request.body))
-
-    return serve
 
 
 async def test_mute_upstreams_hold_no_more_than_the_bound() -> None:
     """Bodies of abandoned attempts count until these have ended."""
     options: dict[str, Any] = {"max_memory": 8.0, "deadline_ms": 600.0, "slots": 16}
-    async with gateway(*[after(60.0)] * 3, **options) as g:
+    async with gateway(*[saying(after=60.0)] * 3, **options) as g:
         body, memory = bytes(MIB - 1000), g.gateway.memory
 
         async def ask() -> int:
@@ -101,7 +93,7 @@ async def test_a_full_gateway_says_when_to_come_back() -> None:
 
 
 async def test_an_overload_is_refused_and_not_queued_beyond_the_deadline() -> None:
-    async with gateway(after(0.1), slots=1, deadline_ms=1000.0) as g:
+    async with gateway(saying(after=0.1), slots=1, deadline_ms=1000.0) as g:
 
         async def ask() -> int:
             return (await g.ask("POST", V2, INFER)).status
@@ -113,7 +105,7 @@ async def test_an_overload_is_refused_and_not_queued_beyond_the_deadline() -> No
 
 
 async def test_a_deadline_says_where_the_request_was() -> None:
-    async with gateway(after(5.0), deadline_ms=200.0) as g:
+    async with gateway(saying(after=5.0), deadline_ms=200.0) as g:
         for path in (V2, "/other"):
             found = await g.ask("POST", path, INFER)
             assert found.status == 504

@@ -23,7 +23,7 @@ from codedinvnet.gateway.options import GatewayOptions
 from codedinvnet.net.client import HttpClient, parse_origin
 from codedinvnet.net.listening import free_port
 from tests.processes import needs_proc, survivors
-from tests.upstream import Request, Upstream, answer
+from tests.upstream import Upstream, saying
 
 PATIENCE = 20.0
 
@@ -54,15 +54,11 @@ def together(count: int, *more: str) -> list[list[str]]:
     return [[*own, "--member-port", str(port)] for port in ports]
 
 
-async def slowly(request: Request, _: asyncio.StreamWriter) -> bytes:
-    await asyncio.sleep(0.01)
-    return answer(request.body or request.path.encode())
-
-
 @asynccontextmanager
 async def servers(count: int) -> AsyncIterator[list[Upstream]]:
     async with AsyncExitStack() as stack:
-        yield [await stack.enter_async_context(Upstream(slowly)) for _ in range(count)]
+        made = [Upstream(saying(None, after=0.01)) for _ in range(count)]
+        yield [await stack.enter_async_context(one) for one in made]
 
 
 async def status(url: str) -> dict[str, Any]:

@@ -8,16 +8,9 @@ import pytest
 
 from tests.gateway.support import Running, gateway
 from tests.observing import until
-from tests.upstream import Handler, Request, answer
+from tests.upstream import Request, answer, saying
 
 PATH = "/v1/chat/completions"
-
-
-def fails(status: int, fields: str = "") -> Handler:
-    async def handler(request: Request, writer: asyncio.StreamWriter) -> bytes:
-        return answer(b"no", status, fields)
-
-    return handler
 
 
 async def computes(request: Request, writer: asyncio.StreamWriter) -> bytes:
@@ -42,7 +35,7 @@ async def errors(g: Running, requests: int, at_once: int = 6, identity: str = "f
 
 @pytest.mark.parametrize("status", [500, 503, 429])
 async def test_few_clients_see_the_errors_of_one_upstream_of_three(status: int) -> None:
-    async with gateway(fails(status), computes, computes) as g:
+    async with gateway(saying(b"no", status), computes, computes) as g:
         seen = await errors(g, 600)
         assert seen <= 36
         assert g.metric("requests_total", status=f"{status // 100}xx") == seen
@@ -52,7 +45,7 @@ async def test_few_clients_see_the_errors_of_one_upstream_of_three(status: int) 
 
 
 async def test_an_upstream_stays_away_for_as_long_as_it_asked() -> None:
-    async with gateway(fails(429, "Retry-After: 30\r\n"), computes, computes) as g:
+    async with gateway(saying(b"no", 429, "Retry-After: 30\r\n"), computes, computes) as g:
         await errors(g, 100)
         got = len(g.upstreams[0].requests)
         await asyncio.sleep(1.5)  # without it, it would be back after a second
@@ -61,18 +54,18 @@ async def test_an_upstream_stays_away_for_as_long_as_it_asked() -> None:
 
 
 async def test_two_of_three_upstreams_are_ejected_and_the_last_never() -> None:
-    async with gateway(fails(500), fails(500), computes) as g:
+    async with gateway(*[saying(b"no", 500)] * 2, computes) as g:
         assert await errors(g, 600) <= 72
         for upstream in g.upstreams[:2]:
             assert g.metric("ejections_total", upstream=upstream.url, cause="status") >= 1
-    async with gateway(fails(500), fails(500), fails(500)) as g:
+    async with gateway(*[saying(b"no", 500)] * 3) as g:
         assert await errors(g, 100) == 100
         assert g.metric("ejections_total", cause="status") == 0
 
 
 async def test_requests_that_take_turns_meet_sound_upstreams_too() -> None:
     """Each second one may be repeated, so that all others could meet the failing upstream."""
-    async with gateway(fails(500), fails(500), computes) as g:
+    async with gateway(*[saying(b"no", 500)] * 2, computes) as g:
         statuses = []
         for number in range(200):
             method, body = ("GET", b"") if number % 2 else ("POST", b"{}")

@@ -13,7 +13,7 @@ from codedinvnet.common.errors import UserError
 from codedinvnet.gateway.routes import read_rule
 from tests.gateway.support import Running, gateway
 from tests.observing import until
-from tests.upstream import Request, Upstream, answer
+from tests.upstream import Request, Upstream, answer, saying
 
 ROUTES = "POST /chat priority=high", "POST /batch priority=low"
 
@@ -81,13 +81,8 @@ async def asked(g: Running, path: str, count: int) -> list[Any]:
     return await asyncio.gather(*(g.ask("POST", path, b"x") for _ in range(count)))
 
 
-async def busy(request: Request, writer: asyncio.StreamWriter) -> bytes:
-    await asyncio.sleep(0.05)
-    return answer(b"ok")
-
-
 async def test_low_priority_is_refused_before_others_and_told_when_to_come_back() -> None:
-    async with gateway(busy, slots=1, route=ROUTES, deadline_ms=4000.0) as g:
+    async with gateway(saying(after=0.05), slots=1, route=ROUTES, deadline_ms=4000.0) as g:
         await asked(g, "/any", 8)  # from which the gateway learns how much it can take
         low = asyncio.create_task(asked(g, "/batch", 100))
         await until(lambda: g.metric("requests_total", outcome="refused") > 20)
@@ -103,7 +98,7 @@ async def test_low_priority_is_refused_before_others_and_told_when_to_come_back(
 
 
 async def test_what_waits_is_refused_once_higher_priorities_leave_it_no_time() -> None:
-    async with gateway(busy, slots=1, route=ROUTES, deadline_ms=1500.0) as g:
+    async with gateway(saying(after=0.05), slots=1, route=ROUTES, deadline_ms=1500.0) as g:
         await asked(g, "/any", 8)
         low = [asyncio.create_task(g.ask("POST", "/batch", b"x")) for _ in range(5)]
         await until(lambda: g.metric("requests_total") > 0)

@@ -9,21 +9,13 @@ import time
 import pytest
 
 from tests.gateway.support import INFER, V2, gateway
-from tests.upstream import Handler, Request, Upstream, answer
+from tests.upstream import Request, Upstream, saying
 
 SLOW, FAST = "POST /slow deadline=2s", "* /fast* deadline=200ms"
 
 
-def taking(seconds: float) -> Handler:
-    async def serve(request: Request, writer: asyncio.StreamWriter) -> bytes:
-        await asyncio.sleep(seconds)
-        return answer(b"done")
-
-    return serve
-
-
 async def test_each_route_has_a_deadline_of_its_own() -> None:
-    async with gateway(taking(0.7), deadline_ms=400.0, route=(SLOW, FAST)) as g:
+    async with gateway(saying(after=0.7), deadline_ms=400.0, route=(SLOW, FAST)) as g:
         paths = ("/slow", "/fast/x", "/other")
         found = await asyncio.gather(*(g.ask("POST", path, b"x") for path in paths))
         waited = {path: g.metric("requests_total", route=path) for path in paths}
@@ -69,7 +61,7 @@ async def test_a_stream_that_stands_still_ends_when_its_route_says_so() -> None:
 async def test_a_deadline_of_the_client_holds_and_upstreams_know_what_is_left(
     name: str, said: str, unit: float
 ) -> None:
-    async with gateway(taking(2.0), slots=1) as g:
+    async with gateway(saying(after=2.0), slots=1) as g:
         before = time.monotonic()
         asked = (g.client.ask("GET", "/", 5.0, None, [(name, said)]) for _ in range(2))
         found = await asyncio.gather(*asked)
@@ -82,7 +74,7 @@ async def test_a_deadline_of_the_client_holds_and_upstreams_know_what_is_left(
 
 @pytest.mark.parametrize("said", ["0", "-1", "x", "9" * 40, "60"])
 async def test_no_client_waits_longer_than_the_operator_says(said: str) -> None:
-    async with gateway(taking(2.0), deadline_ms=300.0) as g:
+    async with gateway(saying(after=2.0), deadline_ms=300.0) as g:
         found = await g.ask("GET", "/", x_request_timeout=said)
         (sent,) = g.upstreams[0].requests
     assert found.status == 504
@@ -93,9 +85,7 @@ async def test_no_client_waits_longer_than_the_operator_says(said: str) -> None:
 async def test_an_overload_of_all_upstreams_is_not_multiplied() -> None:
     """Each is asked once at most, and no more again than the budget of retries pays for."""
 
-    async def overloaded(request: Request, writer: asyncio.StreamWriter) -> bytes:
-        return answer(b"busy", 429)
-
+    overloaded = saying(b"busy", 429)
     async with gateway(*[overloaded] * 3) as g:
         for number in range(60):
             assert (await g.ask("GET", f"/{number}", x_id=str(number))).status == 429

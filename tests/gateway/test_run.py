@@ -20,7 +20,7 @@ from codedinvnet.gateway.options import GatewayOptions
 from codedinvnet.net.client import HttpClient, parse_origin
 from tests.gateway.support import INFER, V2, gateway, process
 from tests.observing import until
-from tests.upstream import Request, Upstream, answer
+from tests.upstream import Request, Upstream, answer, saying
 
 URL = "http://127.0.0.1:9"
 
@@ -213,10 +213,7 @@ async def test_tls_on_both_sides(certificate: dict[str, Any]) -> None:
 
 
 async def test_a_stopping_gateway_answers_what_it_has() -> None:
-    async def slow(request: Request, writer: asyncio.StreamWriter) -> bytes:
-        await asyncio.sleep(0.5)
-        return answer(request.body)
-
+    slow = saying(None, after=0.5)
     async with Upstream(slow) as upstream, process(upstream) as one:
         asked = [asyncio.create_task(one.client.ask("POST", V2, 5.0, INFER)) for _ in range(3)]
         await until(lambda: len(upstream.requests) == 3)

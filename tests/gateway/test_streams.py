@@ -11,7 +11,7 @@ import pytest
 from codedinvnet.net import server
 from tests.gateway.support import INFER, V2, Running, gateway
 from tests.observing import until
-from tests.upstream import Handler, Request, answer
+from tests.upstream import Handler, Request, saying
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 ROLE = b'data: {"choices":[{"delta":{"role":"assistant","content":""}}]}\n\n'
@@ -129,11 +129,7 @@ async def test_an_upstream_that_fails_in_mid_stream(version: str) -> None:
 
 
 async def test_a_long_answer_that_is_held_for_a_while_comes_whole() -> None:
-    async def serve(request: Request, writer: asyncio.StreamWriter) -> bytes:
-        await asyncio.sleep(1.0)
-        return answer(bytes(8 << 20))
-
-    async with gateway(serve) as g:
+    async with gateway(saying(bytes(8 << 20), after=1.0)) as g:
         assert (await g.ask("POST", V2, INFER)).body == bytes(8 << 20)
 
 

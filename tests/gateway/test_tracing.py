@@ -17,7 +17,7 @@ from tests.gateway.test_grpc import Upstream as GrpcUpstream
 from tests.gateway.test_grpc import echo as grpc_echo
 from tests.gateway.test_grpc import gateway as grpc_gateway
 from tests.observing import until
-from tests.upstream import Request
+from tests.upstream import Request, saying
 
 TRACE, PARENT, STATE = "1" * 32, "2" * 16, "a=1,b=2"
 SENT: dict[str, str] = {"traceparent": f"00-{TRACE}-{PARENT}-01", "tracestate": STATE}
@@ -202,10 +202,7 @@ async def test_a_collector_that_hangs_delays_nobody() -> None:
 
 @pytest.mark.parametrize("is_traced", [True, False])
 async def test_the_logs_name_the_trace(is_traced: bool) -> None:
-    async def fails(*_: object) -> bytes:
-        return answer(b"", 500)
-
-    async with Collector() as collector, Upstream(fails) as upstream:
+    async with Collector() as collector, Upstream(saying(b"", 500)) as upstream:
         env = {ENDPOINT: collector.url if is_traced else ""}
         async with process(upstream, "--access-log", "json", env=env) as one:
             assert (await one.client.ask("GET", "/", 5.0, None, [*SENT.items()])).status == 500
