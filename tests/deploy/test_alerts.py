@@ -101,7 +101,7 @@ async def test_errors_that_clients_see(path: str, tmp_path: Path) -> None:
 @prometheus
 @pytest.mark.parametrize("left", [0, 1])
 async def test_upstreams_that_are_away(left: int, tmp_path: Path) -> None:
-    async with gateway(Upstream(), Upstream(), deadline_ms=500.0) as g:
+    async with gateway(Upstream(), Upstream(), deadline_ms=500.0, policy="uncoded") as g:
         await load(g, V2)
         first = scrape(g)
         for upstream in g.upstreams[left:]:

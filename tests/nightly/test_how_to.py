@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -113,6 +114,27 @@ def test_the_tutorial_on_the_gateway(tmp_path: Path) -> None:
         assert told == {line.split("{")[0] for line in metrics.shown.splitlines() if line != "..."}
 
 
+def test_the_page_on_fastapi(tmp_path: Path) -> None:
+    app, start, ask = steps("how-to/fastapi.md")
+    (tmp_path / "app.py").write_text(app.code)
+    with ExitStack() as stack:
+        ports = {port: str(free_port()) for port in ("8001", "8002", "9000")}
+        for line in start.code.strip().splitlines():
+            words = shlex.split(re.sub("|".join(ports), lambda port: ports[port[0]], line))
+            words = [PYTHON, "-m", *words]
+            process = stack.enter_context(subprocess.Popen(words, cwd=tmp_path))
+            stack.callback(process.terminate)
+        code = f"sleep 3; {ask.code.replace('9000', ports['9000'])}"
+        assert run(code, tmp_path).strip() == ask.shown.strip()
+
+
+@pytest.mark.skipif(shutil.which("haproxy") is None, reason="HAProxy is not installed")
+def test_haproxy_takes_the_settings_of_the_page(tmp_path: Path) -> None:
+    settings = next(code for _, code in FENCE.findall(PAGES["docs/how-to/failover.md"]))
+    (tmp_path / "haproxy.cfg").write_text(settings)
+    run("haproxy -c -f haproxy.cfg", tmp_path)
+
+
 SERVICES = [
     pytest.param(words, id=f"{page} {number}")
     for page in PAGES
@@ -135,7 +157,7 @@ def test_a_service_starts(words: list[str], tmp_path: Path) -> None:
 def test_a_server_is_measured(tmp_path: Path) -> None:
     (step,) = [s for s in steps("how-to/measure-a-server.md") if s.language == "bash"]
     with served("mnist", log=tmp_path / "log") as service:
-        code = step.code.replace("http://127.0.0.1:8000", service.url)
+        code = step.code.replace("http://127.0.0.1:8000", service.address)
         code = code.replace("--seconds 60", "--seconds 2")
         path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
         printed = run(f"export PYTHONPATH={shlex.quote(path)}\n{code}", tmp_path)
