@@ -12,7 +12,7 @@ from codedinvnet.scheduler.tuning import TUNING
 RATE = TUNING.first_rate
 DELAY = 1e5
 """Seconds after which a copy is sent, where the policy sends any, before times are known."""
-LONG = 1 << 14
+LONG = 3 << 13
 """Bytes of a prompt that has many turns."""
 
 
@@ -79,7 +79,7 @@ def test_a_session_waits_as_long_as_going_elsewhere_costs() -> None:
     line.done(*line.ask(1, size=LONG))
     line.ask(1, size=LONG)
     assert line.ask(1, size=LONG + 1) == []
-    costs = TUNING.stays * RATE * (2 << 14)  # what is new is a byte there, and all of it here
+    costs = TUNING.stays * RATE * LONG  # what is new is a byte there, and all of it here
     assert line.wait(0.9 * costs) == []
     assert where(line.wait(0.2 * costs)) == [1]
 
@@ -125,3 +125,79 @@ def test_a_copy_goes_to_the_second_best_cache() -> None:
     line.done(*first, *second)
     (sent,) = line.ask(1, 2, size=2 * LONG)
     assert where(line.wait(1.1 * DELAY)) == [1 - sent.worker]
+
+
+def learn(line: Line, *, size: int = LONG, cached: int = 0, rate: float = RATE) -> None:
+    """Let prompts take so long a byte, and then some that are cached, which take 10 ms."""
+    for number in range(TUNING.times_needed):
+        key = 100 * size + number
+        for repeated in range(1 + cached):
+            (sent,) = line.ask(key, size=size)
+            line.now += 0.01 if repeated else rate * size
+            line.done(sent)
+
+
+def test_times_of_short_prompts_say_when_a_long_one_is_late() -> None:
+    line, long, rate = Line("hedge"), 32 * LONG, RATE / 4
+    learn(line, rate=rate)
+    learn(line, size=LONG // 4, rate=rate)
+    (sent,) = line.ask(1, size=long)
+    assert line.wait(0.9 * rate * long) == []
+    (copy,) = line.wait(0.5 * rate * long)
+    assert copy.worker != sent.worker
+
+
+def test_what_began_before_times_were_known_is_copied_too() -> None:
+    line = Line("hedge")
+    (sent,) = line.ask(1, size=LONG)
+    learn(line)
+    (copy,) = line.wait(RATE * LONG)
+    assert copy.worker != sent.worker
+
+
+def test_a_copy_waits_as_long_as_it_will_take_itself() -> None:
+    line = Line("hedge")
+    learn(line, cached=3)
+    (home,) = line.ask(1, size=LONG)
+    line.now += RATE * LONG
+    line.done(home)
+    (sent,) = line.ask(1, size=LONG)  # takes 10 ms, and a copy a second
+    assert sent.worker == home.worker
+    assert line.wait(0.9 * RATE * LONG) == []
+    assert len(line.wait(0.2 * RATE * LONG)) == 1
+
+
+def test_times_of_cached_prompts_say_little_about_others() -> None:
+    """A session does not wait for its busy worker as if all others took for ever."""
+    line = Line()
+    first = line.ask(1, size=LONG)
+    line.now += RATE * LONG
+    line.done(*first)
+    for _ in range(2 * TUNING.times_needed):
+        (sent,) = line.ask(1, size=LONG)
+        line.now += 0.01
+        line.done(sent)
+    line.ask(1, size=LONG)
+    assert line.ask(1, size=LONG) == []
+    assert where(line.wait(2.2 * TUNING.stays * RATE * LONG)) == [1]
+
+
+def test_a_session_leaves_a_worker_that_is_at_a_prompt_for_long() -> None:
+    line = Line()
+    learn(line)
+    (home,) = line.ask(1, size=LONG)
+    line.now += RATE * LONG
+    line.done(home)
+    line.ask(1, size=LONG + LONG // 4)
+    line.now += RATE * LONG  # four times as long as that takes
+    (sent,) = line.ask(1, size=LONG + LONG // 2)
+    assert sent.worker != home.worker
+
+
+def test_what_a_slow_worker_is_at_is_not_cached_there() -> None:
+    line = Line()
+    learn(line)
+    (slow,) = line.ask(1, size=LONG)
+    line.now += 3 * RATE * LONG
+    (sent,) = line.ask(1, size=LONG)
+    assert sent.worker != slow.worker

@@ -34,7 +34,8 @@
 7. Workers may cache the beginnings of queries (`Caches`), so that one computes less of a query than
    others. A task waits for the worker that would take the least time for it, for `stays` times as
    long as the one that could take it now would take longer (a ski rental: whatever it waits for,
-   it loses at most a fixed number of times what was best in hindsight).
+   it loses at most a fixed number of times what was best in hindsight). A worker that has been at
+   a prompt for `slow` times as long as normal, or longer, is as slow as that shows by now.
 8. A worker that is new, or back, may be cold. It gets one task at a time, and one more for each
    that it does in normal time, until it has all its slots, and for `ramp` seconds at most. Where
    all come back, or more than `few_slow` of them, none is held back: the others could not do their
@@ -128,6 +129,9 @@ class TaskAssigner:
         self.recheck: float | None = None
         self.concurrency = Concurrency(count, rules.slots, rules.tuning)
         self.caches = Caches(count, rules.tuning.keys_kept)
+        """Where beginnings are, or will be once what is under way is computed."""
+        self._computed = Caches(count, rules.tuning.keys_kept)
+        """Where they are by now."""
         self._fallback_slots = rules.fallback_slots
         self._batch, self._hang_timeout = rules.worker_batch, rules.hang_timeout
         self._composing: set[int] = set()
@@ -236,7 +240,7 @@ class TaskAssigner:
         if prompt is not None:
             if not attempt.uncached:
                 self._look_up(attempt)
-            attempt.new = self._new(attempt, index)
+            attempt.new = self._traffic(attempt, self._computed.uncached(index, prompt))
             self.caches.add(index, prompt)
         self.running += index < self._mains
         self.reorder(index)
@@ -274,6 +278,7 @@ class TaskAssigner:
         self._ramps.pop(index, None)
         self._stats.renew(index)
         self.caches.renew(index)
+        self._computed.renew(index)
         self.concurrency.renew(index)
         lost, worker.running = list(worker.running.values()), {}
         worker.stuck = False
@@ -411,7 +416,9 @@ class TaskAssigner:
                 if room is Room.BEHIND and not (attempt.probes or self._overtook >= 0.5):
                     continue
                 if self._may(worker, attempt):
-                    if attempt.uncached and now < (until := self._stays_until(worker, attempt)):
+                    if attempt.uncached and now < (
+                        until := self._stays_until(now, worker, attempt)
+                    ):
                         self.recheck = min(until, self.recheck or until)
                         continue
                     self._leave(attempt)
@@ -424,16 +431,12 @@ class TaskAssigner:
 
     # Rule 7
 
-    def cheapest(self, query: Query) -> Traffic:
-        """Return what a copy of a query would have to compute, where that is least."""
-        if query.prompt is None:
-            return query.traffic
+    def cheapest(self, query: Query) -> int:
+        """Return the bytes of a prompt that a copy would have to compute, where they are least."""
+        assert query.prompt is not None
         others = self._mains_up - {each.worker for each in query.attempts.values()}
-        least = min(
-            (self.caches.uncached(worker, query.prompt) for worker in others),
-            default=query.prompt.size,
-        )
-        return Traffic(query.traffic.route, size_class(least))
+        new = (self.caches.uncached(worker, query.prompt) for worker in others)
+        return min(new, default=query.prompt.size)
 
     def _look_up(self, attempt: Attempt) -> None:
         if attempt.query is not None and (prompt := attempt.query.prompt) is not None:
@@ -448,19 +451,42 @@ class TaskAssigner:
             held = query.prompt.size - attempt.uncached[worker]
             self.caches.forget(worker, query.prompt, held)
 
-    def _new(self, attempt: Attempt, worker: int) -> Traffic:
-        return Traffic(attempt.traffic.route, size_class(attempt.uncached[worker]))
+    def answers(self, attempt: Attempt, is_usual: bool) -> None:
+        """A worker has answered, with an error or else with what it computed of a prompt."""
+        attempt.answered = True
+        query, worker = attempt.query, attempt.worker
+        if is_usual and attempt.new is not None and query is not None and query.prompt is not None:
+            assert worker is not None
+            self._computed.add(worker, query.prompt)
 
-    def _seconds(self, attempt: Attempt, worker: int) -> float:
+    def _traffic(self, attempt: Attempt, new: int) -> Traffic:
+        return Traffic(attempt.traffic.route, size_class(new), is_prompt=True)
+
+    def _shown(self, now: float, worker: int) -> float:
+        """Return how many times as long as normal a worker is at a prompt; 1 if not slow."""
+        shown = max(
+            (
+                self._stats.ratio(now - attempt.started, attempt.kind, attempt.new)
+                for attempt in self.workers[worker].running.values()
+                if attempt.new is not None and attempt.started is not None and not attempt.answered
+            ),
+            default=1.0,
+        )
+        return shown if shown >= self._tuning.slow else 1.0
+
+    def _seconds(self, now: float, attempt: Attempt, worker: int) -> float:
         """Return how long a worker would take."""
-        normal = self._stats.expected(self._new(attempt, worker))
-        return normal * self._stats.slowness(worker)
+        new, shown = attempt.uncached[worker], self._shown(now, worker)
+        if shown > 1.0 and attempt.query is not None and attempt.query.prompt is not None:
+            new = self._computed.uncached(worker, attempt.query.prompt)  # the rest may never be
+        slowness = max(shown, self._stats.slowness(worker))
+        return self._stats.expected(attempt.traffic.route, new) * slowness
 
-    def _stays_until(self, worker: int, attempt: Attempt) -> float:
+    def _stays_until(self, now: float, worker: int, attempt: Attempt) -> float:
         """Return until when a task waits for workers that would take less time than this one."""
-        own = self._seconds(attempt, worker)
+        own = self._seconds(now, attempt, worker)
         others = (each for each in self._mains_up if each != worker and self._may(each, attempt))
-        best = min((self._seconds(attempt, each) for each in others), default=own)
+        best = min((self._seconds(now, attempt, each) for each in others), default=own)
         return attempt.queued + self._tuning.stays * (own - best)
 
     def _offered(self, now: float, wait: float, place: int) -> Iterator[Attempt]:

@@ -24,7 +24,7 @@ from codedinvnet.codes.rules import CodeRules, Uncoded, is_systematic
 from codedinvnet.scheduler.actions import Action, Call, CopyRefused, Decided, Forget, Send
 from codedinvnet.scheduler.assigner import TaskAssigner
 from codedinvnet.scheduler.budget import Budget
-from codedinvnet.scheduler.group import FILLER, CodingGroup
+from codedinvnet.scheduler.group import FILLER, CodingGroup, Traffic, size_class
 from codedinvnet.scheduler.policies import Launch, Policy, Then
 from codedinvnet.scheduler.policies.auto import Decider
 from codedinvnet.scheduler.queries import Attempt, InFlight, Query
@@ -143,9 +143,16 @@ class Dispatcher:
         if not launch.hedge and not self._pays_all:
             return None
         if query is not None:
-            return self.stats.price(self.assigner.cheapest(query))
+            return self.stats.price(self._cheapest(query))
         cost = self.cost(group, launch.task)
         return min(cost, self.stats.price(group.traffic)) if self.policy.backs_late else cost
+
+    def _cheapest(self, query: Query) -> Traffic:
+        """Return what a copy of a query would have to compute at least."""
+        if query.prompt is None:
+            return query.traffic
+        new = self.assigner.cheapest(query)
+        return Traffic(query.traffic.route, size_class(new), is_prompt=True)
 
     def cost(self, group: CodingGroup, task: int) -> float:
         """Return what an extra task of a code costs, in service times."""
@@ -283,6 +290,13 @@ class Dispatcher:
             late = self.stats.late(attempt.kind, attempt.worker, attempt.traffic)
         elif attempt.query.repeatable:
             late = self.stats.late(attempt.kind, attempt.worker, attempt.traffic)
+            if attempt.new is not None:
+                copy = self.stats.expected(attempt.new.route, self.assigner.cheapest(attempt.query))
+                if late is None:  # it may be known after half as long again
+                    ran = self.now - (self.now if since is None else since)
+                    self.timers.set(self.now + max(copy, ran / 2), "unknown", attempt.identity)
+                else:
+                    late = max(copy, min(late, self.tuning.patience) if attempt.late else late)
             late = copied_after(late, attempt.query.delay)
             first = self.rules.first_delay
             if late is None and first is not None:  # not late: what takes so long may be usual
@@ -431,7 +445,7 @@ class Dispatcher:
             case "hang":
                 attempt = flying.attempts.get(identity)
                 return attempt is None or not self.assigner.is_running(attempt)
-            case "late" | "waits":
+            case "late" | "waits" | "unknown":
                 return identity not in flying.attempts
             case "retry":
                 return identity not in self.stats.slow

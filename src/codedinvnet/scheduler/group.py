@@ -21,6 +21,8 @@ class Traffic(NamedTuple):
     route: str = ""
     size_class: int = 0
     """How large they are; 0 if all are alike."""
+    is_prompt: bool = False
+    """The size is that of what is new of a prompt, so that `Pace` knows what it takes."""
 
 
 ALIKE = Traffic()

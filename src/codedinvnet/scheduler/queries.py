@@ -105,6 +105,8 @@ class Attempt:
     """What the budget paid for it."""
     level: int = 0
     """How late its query was when it was sent as a copy, see `Races`."""
+    answered: bool = False
+    """Its worker has sent the first of an answer, and may go on with it."""
     work: float | None = None
     """What it took, in service times; known of copies that were computed."""
     late: bool = False

@@ -112,6 +112,7 @@ class Scheduler:
                     on.actions.append(Forget((number,)))
                 else:
                     on.release(attempt, is_usual, keeps_slot)
+                    self.assigner.answers(attempt, is_usual)
                     if not is_usual and attempt.worker is not None:
                         self.assigner.lose_turn(attempt.worker)
                     completion.arrived(attempt, is_usual)
@@ -247,6 +248,8 @@ class Scheduler:
                 case "retry":
                     if self.stats.retry(now, identity):
                         self.assigner.reorder(identity)
+                case "unknown":
+                    on.watch(self.attempts[identity], self.attempts[identity].started)
                 case "ramp":
                     self.assigner.end_ramp(identity, now)
                 case "recheck":

@@ -9,6 +9,8 @@
 2. What is *normal* for a kind is the upper quartile of its recent running times, on all workers. A
    task is *late* that has run longer than nearly all of them, or `latest` times as long as normal:
    where many straggle, nearly all is too many.
+   Of prompts, what is normal is a line through the times of all sizes (`Pace`), and they are timed
+   as multiples of it.
 3. A worker is slow if each of its last three tasks took `slow` times as long as normal or more: the
    smallest ratio says how slow. Two may be long by themselves; what a worker was at together is one
    observation: a block delays all of it, and says nothing about what comes next.
@@ -23,10 +25,13 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 
 from codedinvnet.scheduler.group import ALIKE, Traffic
+from codedinvnet.scheduler.pace import Pace, bytes_of
 from codedinvnet.scheduler.quantiles import RecentQuantiles
 from codedinvnet.scheduler.tuning import TUNING, Tuning
 
@@ -59,6 +64,8 @@ class LatencyStats:
         self._slots, self._tuning = slots, tuning
         self._kinds: dict[tuple[Traffic, int], RecentQuantiles] = {}
         """By traffic and kind."""
+        self._paces = defaultdict[str, Pace](partial(Pace, tuning))
+        """Of prompts, by route."""
         self._traffics: dict[Traffic, int] = {}
         """Those of data tasks, and how many there were of each."""
         self._mean = 0.0
@@ -92,20 +99,23 @@ class LatencyStats:
         ratio = self.ratio(seconds, kind, traffic)
         if is_cut:
             ratio = max(tuning.slow, ratio)
+        if traffic.is_prompt and not is_cut:
+            self._paces[traffic.route].took(traffic.size_class, seconds)
+        timed, unit = _timed(traffic), self.unit(traffic)
         for each in range(kind, 1) if kind < 0 and self._slots != 1 else (kind,):
-            times = self._kinds.get((traffic, each))
+            times = self._kinds.get((timed, each))
             if times is None:
-                times = self._kinds[traffic, each] = RecentQuantiles(
+                times = self._kinds[timed, each] = RecentQuantiles(
                     tuning.normal, tuning.late, tuning=tuning
                 )
-            times.add(seconds)
+            times.add(seconds / unit)
         if kind <= 0:
             work = min(ratio, tuning.most_overhead) * self.price(traffic)
             self.mean += (work - self.mean) / tuning.overhead_memory
             self._traffics[traffic] = self._traffics.get(traffic, 0) + 1
             self._tasks += 1
-            own = self._kinds.get((traffic, 0))
-            usual = own.quantiles[0] if own is not None and own.quantiles else seconds
+            own = self._kinds.get((timed, 0))
+            usual = own.quantiles[0] * unit if own is not None and own.quantiles else seconds
             self._mean += (usual - self._mean) / min(self._tasks, tuning.overhead_memory)
         if ratio >= tuning.slow:
             if now - seconds < seen.found - tuning.equal_times:
@@ -176,25 +186,25 @@ class LatencyStats:
         if len(self._traffics) != 1:
             return self._mean
         (traffic,) = self._traffics
+        if traffic.is_prompt:
+            return self._mean
         times = self._kinds.get((traffic, 0))
         return times.quantiles[0] if times is not None and times.quantiles else 0.0
 
     def price(self, traffic: Traffic) -> float:
         """Return what a data task of a class normally takes, in data tasks of all classes."""
-        known = self._known(0, traffic) if len(self._traffics) > 1 else ()
+        known = self._known(0, traffic) if len(self._traffics) > 1 or traffic.is_prompt else ()
         return known[0] / self._mean if known and self._mean > 0 else 1.0
 
-    def expected(self, traffic: Traffic) -> float:
-        """Return the seconds that a data task of a class takes, at least roughly.
+    def unit(self, traffic: Traffic) -> float:
+        """Return the seconds that times of a traffic are multiples of."""
+        if not traffic.is_prompt:
+            return 1.0
+        return self._paces[traffic.route].seconds(bytes_of(traffic.size_class))
 
-        Classes of which nothing is known take as many times as long as the next smaller one as they
-        are larger, or a time for each byte.
-        """
-        for size in range(traffic.size_class, 0, -1):
-            times = self._kinds.get((Traffic(traffic.route, size), 0))
-            if times is not None and times.quantiles:
-                return float(times.quantiles[0] * 2 ** (traffic.size_class - size))
-        return float(self._tuning.first_rate * 2**traffic.size_class)
+    def expected(self, route: str, size: int) -> float:
+        """Return the seconds until the first token of a prompt of which so much is new."""
+        return self._paces[route].seconds(size)
 
     def cost(self, kind: int, traffic: Traffic = ALIKE) -> float | None:
         """Return what a kind of task normally takes, in data tasks; None before that is known."""
@@ -227,14 +237,25 @@ class LatencyStats:
 
     def _known(self, kind: int, traffic: Traffic) -> tuple[float, ...]:
         """Return what is normal for a kind, and what nearly all do not exceed; empty if unknown."""
-        times = self._kinds.get((traffic, kind))
+        times = self._kinds.get((_timed(traffic), kind))
         if times is not None and times.quantiles:
-            return times.quantiles
+            if not traffic.is_prompt:
+                return times.quantiles
+            unit = self.unit(traffic)
+            return tuple(unit * each for each in times.quantiles)
         if kind < 0:
             return tuple((1 - kind) * each for each in self._known(0, traffic))
         larger = {
             other: times.quantiles
             for (other, each), times in self._kinds.items()
-            if each == kind and other.route == traffic.route and other > traffic
+            if each == kind
+            and not (other.is_prompt or traffic.is_prompt)
+            and other.route == traffic.route
+            and other > traffic
         }
         return larger[min(known)] if (known := [t for t in larger if larger[t]]) else ()
+
+
+def _timed(traffic: Traffic) -> Traffic:
+    """Return what a traffic is timed with: prompts of a route together, see `Pace`."""
+    return Traffic(traffic.route, is_prompt=True) if traffic.is_prompt else traffic

@@ -15,6 +15,7 @@ Kind: TypeAlias = Literal[
     "recheck",
     "resend",
     "retry",
+    "unknown",
     "waits",
 ]
 """What is due: `Scheduler.on_timer` does it, `Dispatcher.is_dead` says when it is needless."""

@@ -98,6 +98,12 @@ class Tuning:
     first_rate: float = 6e-5
     """Seconds that a byte of a prompt is taken to cost before any time is known: 4,000 tokens a
     second."""
+    prompts_kept: int = 100
+    """The last prompts whose times `Pace` goes by, and a fifth of that of each size class."""
+    least_spread: float = 1024.0
+    """Bytes between prompts before their times say what a byte takes."""
+    least_base: float = 1e-3
+    """Seconds that every prompt takes at least: less is the network's noise."""
 
     # How many tasks a worker computes at once, where that is found (record 58)
 
@@ -171,7 +177,8 @@ class Tuning:
     """How often a group's lost extra tasks are sent again. No cell moves."""
     patience: float = 0.1
     """Seconds that a lost query hopes to be decoded; then it is sent again. What it waits for may
-    be on a worker that hangs. No cell moves."""
+    be on a worker that hangs. No cell moves. A prompt whose copy is not sent waits as long until
+    that is considered again."""
     grace: float = 0.5
     """Seconds beyond its deadline that a query waits for what is being decoded for it. No cell
     moves."""
