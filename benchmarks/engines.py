@@ -44,7 +44,7 @@ class Engine:
     pause: float = 0.0
     capacity: int = 4 << 20
     prefill: float = field(default=0.0, init=False)
-    """Seconds that were spent."""
+    """Seconds that what was computed takes on a sound server."""
 
     def __post_init__(self) -> None:
         self.cache: OrderedDict[int, None] = OrderedDict()
@@ -115,7 +115,7 @@ class Engine:
             done = known + int(max(0.0, loop.time() - began - self.pause) / pace)
             raise
         finally:
-            self.prefill += loop.time() - began
+            self.prefill += max(0, done - known) * BLOCK * SECONDS
             for key in keys[:done]:
                 self.cache[key] = None
                 self.cache.move_to_end(key)
