@@ -82,6 +82,14 @@ def build_parser() -> argparse.ArgumentParser:
     add("--costs", action="store_true", help="measure the times alone, on a quiet machine")
 
     add = benchmark(
+        "pictures",
+        "draw the pictures of the documents that explain, and measure nothing",
+        "--out pictures",
+    )
+    folder = Path("docs/images")
+    add("--out", type=Path, default=folder, help="the folder to draw into (%(default)s)")
+
+    add = benchmark(
         "processor",
         "measure the processor time of a request in the front end of serve, and in the gateway",
         "--tree . ../before",
