@@ -28,7 +28,7 @@ from codedinvnet.training.loop import LATEST
 KIND = "frontier"
 """The experiment of the rows."""
 PLACE = ["dataset", "f"]
-TICKS = (0.5, 1, 2, 5, 10, 20)
+TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20)
 """Of the picture's logarithmic scale, in points."""
 
 
