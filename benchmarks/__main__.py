@@ -2,7 +2,12 @@
 
 import sys
 
-from benchmarks.command_line import main
+from benchmarks import INSTALL
 
 if __name__ == "__main__":
+    try:
+        from benchmarks.command_line import main
+    except ModuleNotFoundError as error:
+        print(f"error: {error.name} is missing: {INSTALL}", file=sys.stderr)
+        sys.exit(2)
     sys.exit(main())

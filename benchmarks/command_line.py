@@ -13,6 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from benchmarks import INSTALL
 from codedinvnet.cli.common import add_command, guarded, print_report, seed
 from codedinvnet.common.errors import UserError
 from codedinvnet.common.grid import refuse_failures
@@ -184,9 +185,7 @@ def run(arguments: argparse.Namespace) -> None:
     try:
         report: dict[str, Any] = import_module(f"benchmarks.{name}").run(**options)
     except ModuleNotFoundError as error:
-        raise UserError(
-            f"{error.name} is missing: pip install -e bundles -e '.[benchmarks]'"
-        ) from error
+        raise UserError(f"{error.name} is missing: {INSTALL}") from error
     table, rows = report.pop("table", None), report.get("rows", [])
     if as_json:
         print(json.dumps(report))

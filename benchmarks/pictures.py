@@ -65,12 +65,12 @@ def late() -> Figure:
         (24.5, "server b", "gateway", COPY, "its answer"),
         (25, "gateway", "client", CLIENT, "the answer, after 25 ms"),
     )
-    for time, start, end, colour, text in steps:
-        ends = (time, lanes[start]), (time, lanes[end])
+    for time, sender, receiver, colour, said in steps:
+        ends = (time, lanes[sender]), (time, lanes[receiver])
         arrow = {"arrowstyle": "-|>", "color": colour, "lw": 1.6}
         axis.annotate("", xy=ends[1], xytext=ends[0], arrowprops=arrow)
-        middle = 2.5 if "client" in (start, end) else 1.5
-        axis.text(time + 0.4, middle, text, color=colour, va="center", fontsize=9)
+        middle = 2.5 if "client" in (sender, receiver) else 1.5
+        axis.text(time + 0.4, middle, said, color=colour, va="center", fontsize=9)
     axis.text(40.3, 1, "answers after 500 ms:\ndropped", color=FIRST, va="center", fontsize=9)
     axis.set_yticks(list(lanes.values()), list(lanes))
     axis.set(xlim=(-0.8, 50), ylim=(-0.4, 3.9), xlabel="ms")

@@ -169,7 +169,8 @@ def guarded(call: Callable[[], int | None], kept: str = "") -> int:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in OF_MODELS:
             raise
-        why = f"this needs {error.name}: pip install 'codedinvnet[models]'"
+        how = "pip install 'codedinvnet[models]', in a clone -e bundles -e '.[models]'"
+        why = f"this needs {error.name}: {how}"
     except OSError as error:  # a full disk, a folder that may not be written
         if isinstance(error, BrokenPipeError) and _nobody_reads():
             return CLOSED

@@ -61,7 +61,8 @@ def write_backup(folder: Path, out: Path) -> str:
     try:
         import onnx
     except ImportError as error:
-        raise UserError("--protection: pip install 'codedinvnet[onnx]'") from error
+        how = "pip install 'codedinvnet[onnx]', in a clone -e bundles -e '.[onnx]'"
+        raise UserError(f"--protection: {how}") from error
     model, path = read_protection(folder)
     try:
         onnx.checker.check_model(path)

@@ -49,7 +49,8 @@ _WHERE = r"^\[ONNXRuntimeError\] : \d+ : \w+ : (/\S+:\d+ [^)]*\) )?"
 def check_installed() -> None:
     """Refuse to go on without the packages that ONNX files need."""
     if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
-        raise UserError(f"ONNX files need {', '.join(missing)}: pip install 'codedinvnet[onnx]'")
+        how = "pip install 'codedinvnet[onnx]', in a clone -e bundles -e '.[onnx]'"
+        raise UserError(f"ONNX files need {', '.join(missing)}: {how}")
 
 
 def open_onnx(path: Path, told: Sequence[TensorSpec], threads: int) -> Opened:
