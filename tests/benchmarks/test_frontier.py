@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks import frontier
 from codedinvnet.common.grid import append_row
+from codedinvnet.models.bundle import bundle_info
 from tests.conftest import Command, tiny_settings
 from tests.evaluation.canned import cells, made
 
@@ -28,9 +29,12 @@ def test_each_point_is_trained_once_and_scored_on_validation_images(
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert [row["f"] for row in rows] == ["plain", "bounded"]
     assert [row["settings"]["network"]["kind"] for row in rows] == ["plain", "iresnet"]
+    bundles = [bundle_info(path.parent) for path in tmp_path.rglob("bundle.json")]
+    trained = {info.model.network.kind: info.figures["validation"] for info in bundles}
     for row in rows:
-        count = row["recovered"] * base["data"]["validation"]
-        assert count == pytest.approx(round(count), abs=1e-3)
+        wanted = trained[row["settings"]["network"]["kind"]]
+        assert row["normal"] == pytest.approx(wanted["validation_normal"], abs=1e-6)
+        assert row["recovered"] == pytest.approx(wanted["validation_recovered_k4"], abs=1e-6)
     shown = {line["f"]: line for line in cells(outcome.out.strip())}
     assert float(shown["plain"]["recovered"]) == pytest.approx(100 * rows[0]["recovered"], abs=0.01)
 
