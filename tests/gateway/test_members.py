@@ -213,6 +213,7 @@ async def test_processes_end_with_the_one_that_started_them(tmp_path: Path) -> N
     [
         ({"members": "a:1"}, "--member-port"),
         ({"members": "a", "member_port": 7100}, "HOST:PORT"),
+        ({"members": "10.0.0.1:1,10.0.0.2:1", "member_port": 1}, "--member-token-file"),
         ({"processes": 2}, "--admin-port"),
         ({"members": "a:1", "member_port": 1, "processes": 2, "admin_port": 1}, "--processes"),
         ({"members": "a:1", "member_port": 1, "fallback": "http://b:1"}, "fallback"),

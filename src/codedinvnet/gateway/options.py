@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
+from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -229,7 +230,9 @@ class GatewayOptions(Options):
         if self.member_token_file is not None and self.members is None:
             raise UserError("--member-token-file: goes with --members")
         if self.members is not None:
-            read_members(self.members)
+            others = [host for _, host, _ in read_members(self.members)]
+            if self.member_token_file is None and not all(map(_is_here, others)):
+                raise UserError("--members: on other machines they need --member-token-file")
             if self.processes > 1:
                 raise UserError("--processes: goes without --members")
         if self.processes > 1 and self.admin_port is None:
@@ -346,3 +349,11 @@ def change(old: GatewayOptions, new: GatewayOptions) -> Change:
             raise
         raise UserError(f"{error} (without a restart {', '.join(ignored)} stay)") from error
     return Change(options, [flags[name] for name in differ if name not in kept], ignored)
+
+
+def _is_here(host: str) -> bool:
+    """Return whether a host is this machine, or a name, of which nobody knows yet."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return True

@@ -276,7 +276,8 @@ class Line(asyncio.Protocol):
                 else:
                     raise BadFrame("it does not present itself")
         except Exception as error:  # whatever it sends, the gateway goes on
-            log_event("a member's line", logging.ERROR, error, reason=described(error))
+            fault = None if isinstance(error, BadFrame) else error  # ours, with its traceback
+            log_event("a member's line", logging.ERROR, fault, reason=described(error))
             self.close()
             self._links.closed(self)
 
