@@ -46,7 +46,7 @@ def test_a_short_run(fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert "x-session" in found["table"]
     (row,) = read_rows(out, "sessions")
     assert (row["requests"], row["errors"]) == (6, 0)
-    assert 0.1 < row["prefill"] < 60.0
+    assert 0.1 < row["prefill"] < 1.0, "by what was computed, not by how slowly"
     assert run(quick=False, peer=peer, only=only, seeds=1, out=out) == found
     assert len(read_rows(out, "sessions")) == 1, "what is measured is kept"
 
