@@ -9,7 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from codedinvnet.net.http1 import HOP_BY_HOP, BadMessage, Chunks, Head, read_request, read_response
+from codedinvnet.net.http1 import (
+    HOP_BY_HOP,
+    BadMessage,
+    Chunks,
+    Head,
+    HeadReader,
+    read_request,
+    read_response,
+)
 from codedinvnet.net.memory import Account, Memory
 from codedinvnet.net.requests import RequestReader
 
@@ -100,6 +108,18 @@ def test_targets_that_are_no_path_are_refused(target: bytes) -> None:
     head = read_request(b"GET " + target + b" HTTP/1.1\r\n" + HOST + b"\r\n")
     with pytest.raises(BadMessage):
         head.to_origin_form()
+
+
+def test_a_head_that_comes_again_is_understood_as_before_and_no_other_is() -> None:
+    reader = HeadReader(read_request)
+    wanted = (b"/a", b"/a", b"/b", b"/a")
+    for path in wanted:
+        head = reader.read(b"GET http://h" + path + b" HTTP/1.1\r\n" + HOST + b"\r\n")
+        head.to_origin_form()
+        assert (head.target, head.known[b"host"]) == (path, b"h")
+    for _ in range(2):
+        with pytest.raises(BadMessage):
+            reader.read(b"GET /a HTTP/1.1\r\n\r\n")
 
 
 @pytest.mark.parametrize("read", [read_request, read_response])

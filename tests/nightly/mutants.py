@@ -291,6 +291,10 @@ MUTANTS = (
            "if self._interim > MOST_INTERIM:",
            "if False:"),
     # Poisoned connections
+    Mutant("a head is taken for the last one, which is as long", "net/http1.py",
+           "net/test_http1.py::test_a_head_that_comes_again",
+           "data != self._data",
+           "len(data) != len(self._data)"),
     Mutant("a connection is used again though more than the answer came",
            "net/client.py", "net/test_client.py::test_whole_answers",
            "self.sound and head.keeps and at == len(data) and not unread",

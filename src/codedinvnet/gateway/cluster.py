@@ -189,6 +189,13 @@ class Cluster:
         """Whether an upstream is up."""
         return any(endpoint.is_up for endpoint in self)
 
+    def takes(self, may_fall_back: bool) -> bool:
+        """Return whether an upstream is up that a request may go to: each asks this first."""
+        for endpoint in self.endpoints:
+            if endpoint is not None and endpoint.is_up and not endpoint.is_fallback:
+                return True
+        return may_fall_back and self.is_ready
+
     def has_others(self, endpoint: Endpoint) -> bool:
         """Return whether another upstream is up."""
         return any(other.is_up and other is not endpoint for other in self.mains_here())

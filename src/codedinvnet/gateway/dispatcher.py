@@ -123,6 +123,8 @@ class Dispatcher:
         self._alarm = Alarm(lambda now: self.driver.feed(now, TimerDue()))
         self._numbers = count(0 if self.member is None else self.member.name << BITS)
         self._retries = {Blame.UPSTREAM: MOST_RETRIES, Blame.CLIENT: MOST_RETRIES}
+        self._since_retry = 0
+        """Requests that the budgets have not earned from yet."""
         self._background = Background()
         cluster.on_lost, cluster.on_up = self._lost, self._up
 
@@ -156,7 +158,7 @@ class Dispatcher:
         """
         now, cluster = time.monotonic(), self.cluster
         fallback = call.repeatable and self.policy.adapts
-        if not (cluster.is_ready if fallback else any(e.is_up for e in cluster.mains_here())):
+        if not cluster.takes(fallback):
             raise Refused("no upstream is up: try again later")
         ahead = self._ahead(call.priority)
         if not self.admission.takes(ahead, 1, call.deadline - now):
@@ -164,8 +166,7 @@ class Dispatcher:
         call.query = next(self._numbers)
         self.calls[call.query] = call
         self.pending[call.priority] += 1
-        for blame, left in self._retries.items():
-            self._retries[blame] = min(MOST_RETRIES, left + RETRY_SHARE)
+        self._since_retry += 1
         self.admission.note(now, len(self.calls))
         submit = Submit(
             (call.query,),
@@ -346,6 +347,9 @@ class Dispatcher:
         doubtful = attempt.status < 300 or attempt.status in DOUBTFUL  # below, it is in a stream
         clients = failure.cause is Cause.STATUS and doubtful
         blame = Blame.CLIENT if clients else Blame.UPSTREAM
+        earned, self._since_retry = RETRY_SHARE * self._since_retry, 0
+        for each, left in self._retries.items():
+            self._retries[each] = min(MOST_RETRIES, left + earned)
         taken = self._retries[blame] >= 1.0
         self._retries[blame] -= taken
         self.metrics.retries.labels("sent" if taken else "refused").inc()

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 import time
+from bisect import bisect_left
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
+from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client.core import HistogramMetricFamily
+from prometheus_client.registry import Collector
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 """Bounds of the buckets of times."""
@@ -75,6 +79,54 @@ class RollingQuantiles:
         return quantiles_of(total, *shares)
 
 
+class Times:
+    """Counts times by the buckets of `SECONDS`."""
+
+    __slots__ = ("counts", "total")
+
+    def __init__(self) -> None:
+        self.counts, self.total = [0] * (len(SECONDS) + 1), 0.0
+
+    def observe(self, seconds: float) -> None:
+        """Take a time in."""
+        self.counts[bisect_left(SECONDS, seconds)] += 1
+        self.total += seconds
+
+
+class TimesByLabel(Collector):
+    """A histogram of times with one label.
+
+    Each request has three times. To take one in, the library's own histogram, which is safe for
+    threads and looks at one bound after another, needs 1.5 us, and this one 0.3.
+    """
+
+    def __init__(self, name: str, what: str, label: str) -> None:
+        self._described = name, what, [label]
+        self._children: dict[str, Times] = {}
+
+    def labels(self, value: str) -> Times:
+        """Return what counts the times of a label's value."""
+        return self._children.setdefault(value, Times())
+
+    def remove(self, value: str) -> None:
+        """Show a label's value no longer."""
+        self._children.pop(value, None)
+
+    def describe(self) -> Iterator[HistogramMetricFamily]:
+        """Yield the name and meaning, without times."""
+        name, what, label = self._described
+        yield HistogramMetricFamily(name, what, labels=label)
+
+    def collect(self) -> Iterator[HistogramMetricFamily]:
+        """Yield the histogram as it is now."""
+        (family,) = self.describe()
+        bounds = [*(str(float(bound)) for bound in SECONDS), "+Inf"]
+        for value, times in list(self._children.items()):
+            buckets = zip(bounds, accumulate(times.counts), strict=True)
+            family.add_metric([value], list(buckets), times.total)
+        yield family
+
+
 class GatewayMetrics:
     """The gateway's metrics, in a registry of their own."""
 
@@ -88,9 +140,10 @@ class GatewayMetrics:
         def gauge(name: str, what: str, *labels: str) -> Gauge:
             return Gauge(f"codedinvnet_gateway_{name}", what, labels, registry=registry)
 
-        def histogram(name: str, what: str, *labels: str) -> Histogram:
-            name = f"codedinvnet_gateway_{name}"
-            return Histogram(name, what, labels, buckets=SECONDS, registry=registry)
+        def histogram(name: str, what: str, label: str) -> TimesByLabel:
+            made = TimesByLabel(f"codedinvnet_gateway_{name}", what, label)
+            registry.register(made)
+            return made
 
         self.requests = counter(
             "requests", "Requests by how they ended: direct, fallback, failed, deadline, refused, "
@@ -145,4 +198,7 @@ class GatewayMetrics:
         self.memory = gauge("memory_bytes", "Held by requests and by answers on their way.")
         self.memory_limit = gauge("memory_limit_bytes", "The most that may be held.")
         self.connections = gauge("connections", "Of clients.")
-        self.loop_lag = histogram("loop_lag_seconds", "How late the event loop is.")
+        self.loop_lag = Histogram(
+            "codedinvnet_gateway_loop_lag_seconds", "How late the event loop is.",
+            buckets=SECONDS, registry=registry,
+        )  # fmt: skip

@@ -83,7 +83,9 @@ class HttpCall(Call):
     ) -> None:
         length = sum(map(len, body))
         self.deadlines = deadlines.stated(head)
-        seconds = min([route.limits.deadline, *self.deadlines.values()])
+        seconds = route.limits.deadline
+        if self.deadlines:
+            seconds = min(seconds, *self.deadlines.values())
         deadline = time.monotonic() + seconds
         super().__init__(route, repeatable, size_class(length), deadline, client.memory)
         self.client, self.head, self.body, self.trailers = client, head, body, trailers
@@ -105,7 +107,7 @@ class HttpCall(Call):
         if dispatcher.tracer is not None:
             self.trace = self._traced(dispatcher.tracer)
             dropped = dropped.union(name.encode() for name in dispatcher.tracer.fields)
-        fields = own + write_fields(head.end_to_end(dropped))
+        fields = own + head.written(dropped)
         if trailers:
             fields += b"Transfer-Encoding: chunked\r\n\r\n"
             chunk = b"%x\r\n%b\r\n" % (length, b"".join(body)) if length else b""

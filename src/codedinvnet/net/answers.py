@@ -59,13 +59,13 @@ class Answers:
     """
 
     __slots__ = (
-        "_connection", "_held", "_is_chunking", "_write_left", "is_begun", "is_paused",
+        "_connection", "_held", "_is_chunking", "_keeps", "_write_left", "is_begun", "is_paused",
         "memory", "peer", "progress", "waiting",
     )  # fmt: skip
 
     def __init__(self, connection: ClientConnection) -> None:
         self._connection, self.memory = connection, connection.server.memory
-        self._is_chunking = self.is_paused = self.is_begun = False
+        self._is_chunking = self._keeps = self.is_paused = self.is_begun = False
         self._write_left: int | None = None
         """Bytes of an answer with a length that are to come."""
         self.waiting = 0
@@ -95,23 +95,22 @@ class Answers:
         request = self._connection.reader.head
         assert request is not None
         # HTTP allows no length at 204, and clients differ in what they make of it.
-        fields = head.end_to_end(NO_LENGTH) if head.status == 204 else head.end_to_end()
+        fields = head.written(NO_LENGTH) if head.status == 204 else head.written()
         if head.length is None and is_complete and not trailers and head.has_body(request.method):
-            length = sum(map(len, body))
-            fields = [*fields, (b"Content-Length", b" %d" % length)]
+            fields += b"Content-Length: %d\r\n" % sum(map(len, body))
         if added:
-            fields = [*fields, *added]
+            fields += write_fields(added)
         self._write_left = None
         is_kept = self._connection.is_kept()
         start = b"HTTP/1.1 %d %b\r\n" % (head.status, head.reason)
-        parts = [start, write_fields(fields)]
+        parts = [start, fields]
         open_ended = head.length is None and head.has_body(request.method)
         self._is_chunking = open_ended and (not is_complete or bool(trailers))
         if self._is_chunking and request.is_old:
             self._is_chunking = is_kept = False
         if self._is_chunking:
             parts.append(b"Transfer-Encoding: chunked\r\n")
-        request.keeps = is_kept
+        self._keeps = is_kept
         if not is_kept:
             parts.append(b"Connection: close\r\n")
         elif request.is_old:
@@ -142,8 +141,7 @@ class Answers:
         if self._is_chunking:
             self._write([b"0\r\n" + write_fields(trailers) + b"\r\n"])
         self._is_chunking = self.is_begun = False
-        request = self._connection.reader.head
-        self._connection.done(request is not None and request.keeps)
+        self._connection.done(self._keeps)
 
     def abort(self, last: bytes = b"") -> None:
         """Close at once, so that the client sees that its answer is not complete.

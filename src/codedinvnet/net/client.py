@@ -25,6 +25,7 @@ from codedinvnet.net.http1 import (
     Block,
     Chunks,
     Fields,
+    HeadReader,
     ResponseHead,
     read_response,
     write_fields,
@@ -167,7 +168,7 @@ class Connection(asyncio.Protocol):
         """Whether it may be kept."""
         self._poll: select.poll | None = None
         self._method = b""
-        self._block = Block()
+        self._block, self._heads = Block(), HeadReader(read_response)
         self._interim = 0
         """Heads that came before the answer's own."""
         self._rest = b""
@@ -263,7 +264,7 @@ class Connection(asyncio.Protocol):
             block, at = self._block.take(data, at)
             if not block:
                 break
-            head = read_response(block)
+            head = self._heads.read(block)
             if head.status >= 200:
                 return self._begin(head, data, at)
             if head.status == 101:

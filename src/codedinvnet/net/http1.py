@@ -7,8 +7,8 @@ space before a colon, two lengths, a length and chunks, and any other transfer c
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from typing import TypeAlias
+from collections.abc import Callable, Iterable
+from typing import Generic, TypeAlias, TypeVar
 from urllib.parse import unquote
 
 MOST_HEAD = 1 << 16
@@ -17,6 +17,8 @@ MOST_FIELDS = 100
 """Fields of a head, or of trailers: as many as Apache and Envoy take."""
 MOST_SIZE_LINE = 1 << 10
 """Bytes of the line before a chunk, extensions included."""
+LONGEST_REMEMBERED = 1 << 10
+"""Bytes of the longest head that a connection remembers; most have fewer."""
 MOST_CHUNKS = 1000
 """Chunks that are read in one turn, which takes about 1 ms: a byte may be a chunk."""
 
@@ -70,7 +72,7 @@ class BadMessage(Exception):
 
 
 class Head:
-    """What precedes a body.
+    """What precedes a body; messages whose heads are the same share one, so nobody changes it.
 
     Attributes:
         fields: as they came.
@@ -81,10 +83,11 @@ class Head:
         is_old: whether it is of HTTP/1.0, which has no chunks.
     """
 
-    __slots__ = ("chunked", "fields", "is_old", "keeps", "known", "length")
+    __slots__ = ("_written", "chunked", "fields", "is_old", "keeps", "known", "length")
 
     def __init__(self, fields: Fields, minor: bytes) -> None:
         known: dict[bytes, bytes] = {}
+        self._written: dict[frozenset[bytes], bytes] = {}
         for name, value in fields:
             name, value = name.lower(), value.strip()
             known[name] = known[name] + b"," + value if name in known else value
@@ -119,6 +122,13 @@ class Head:
             also = frozenset(map(bytes.strip, named)) - {b"content-length"}  # the body's end
             dropped = dropped | also
         return [field for field in self.fields if field[0].lower() not in dropped]
+
+    def written(self, dropped: frozenset[bytes] = HOP_BY_HOP) -> bytes:
+        """Return the fields that a proxy passes on as they are sent, see `end_to_end`."""
+        found = self._written.get(dropped)
+        if found is None:
+            found = self._written[dropped] = write_fields(self.end_to_end(dropped))
+        return found
 
 
 class RequestHead(Head):
@@ -212,6 +222,36 @@ def read_response(data: bytes) -> ResponseHead:
         raise BadMessage("the status line is malformed")
     minor, status, reason = found.groups()
     return ResponseHead(int(status), reason or b"", read_fields(data[found.end() :]), minor)
+
+
+AnyHead = TypeVar("AnyHead", bound=Head)
+
+
+class HeadReader(Generic[AnyHead]):
+    """Reads the heads of one connection. Where one is the same as the last, it is not read again.
+
+    Args:
+        read: `read_request` or `read_response`.
+    """
+
+    __slots__ = ("_data", "_head", "_read")
+
+    def __init__(self, read: Callable[[bytes], AnyHead]) -> None:
+        self._read, self._data = read, b""
+        self._head: AnyHead | None = None
+
+    def read(self, data: bytes) -> AnyHead:
+        """Return the head that is all of the data.
+
+        Raises:
+            BadMessage: if it is none.
+        """
+        head = self._head
+        if head is None or data != self._data:
+            head = self._read(data)
+            if len(data) <= LONGEST_REMEMBERED:
+                self._data, self._head = data, head
+        return head
 
 
 def write_fields(fields: Iterable[Field]) -> bytes:

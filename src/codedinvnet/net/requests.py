@@ -10,6 +10,7 @@ from codedinvnet.net.http1 import (
     Block,
     Chunks,
     Fields,
+    HeadReader,
     RequestHead,
     read_request,
 )
@@ -63,7 +64,7 @@ class RequestReader:
     """
 
     __slots__ = (
-        "_accepts", "_block", "_chunks", "_left", "_most", "_most_body", "body", "head",
+        "_accepts", "_block", "_chunks", "_heads", "_left", "_most", "_most_body", "body", "head",
         "is_complete", "memory", "own", "size", "trailers",
     )  # fmt: skip
 
@@ -75,7 +76,7 @@ class RequestReader:
         accepts: Callable[[RequestHead, bool], bool],
     ) -> None:
         self.memory, self.own, self._most_body, self._accepts = memory, own, most_body, accepts
-        self._block = Block()
+        self._block, self._heads = Block(), HeadReader(read_request)
         self.head: RequestHead | None = None
         self.body: list[bytes] = []
         self.trailers: Fields = []
@@ -136,7 +137,7 @@ class RequestReader:
                 self.own.take(len(held) - before)
         if not block:
             return at
-        head = read_request(block)
+        head = self._heads.read(block)
         known = head.known
         if head.method == b"CONNECT" or b"websocket" in known.get(b"upgrade", b"").lower():
             self.head = head
