@@ -98,4 +98,4 @@ def test_info_of_a_model_of_ones_own(call: Command, tmp_path: Path) -> None:
     assert lines["digest"] == report["digest"]
     assert lines["input tokens"] == "INT32 (B, 7)"
     assert lines["output label"] == "INT64 (B)"
-    assert lines["scores"] == "scores (logits)"
+    assert lines["scores"] == "scores (logits, if it classifies)"

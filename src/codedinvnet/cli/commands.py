@@ -383,7 +383,12 @@ def _lines(report: dict[str, Any]) -> dict[str, Any]:
         for tensor in report[f"{kind}s"]
     }
     scores = report["scores"]
-    named = f"{scores['output']} ({scores['kind']})" if scores else "none: name them by --scores"
+    doubt = (
+        ", if it classifies" if scores and scores["kind"] == "logits" else ""
+    )  # no file proves it
+    named = "none: name them by --scores"
+    if scores:
+        named = f"{scores['output']} ({scores['kind']}{doubt})"
     batch = report["max_batch"]
     return {**plain, **tensors, "scores": named, "batch": "any" if batch is None else batch}
 
