@@ -89,7 +89,7 @@ async def test_a_body_may_end_with_the_connection() -> None:
         b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nok",
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n",
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Length: 2\r\n\r\nok",
-        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\n",
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\n" + OK,
         b"SSH-2.0\r\n\r\n",
         b"HTTP/1.1 200 OK\nContent-Length: 2\n\nok",
         1000 * b"HTTP/1.1 100 Continue\r\n\r\n" + OK,
