@@ -82,6 +82,7 @@ async def test_a_closed_connection_costs_a_safe_request_nothing(path: str, sent:
         assert (await g.ask("POST", path, INFER)).status == 200
         closes.append(True)
         assert (await g.ask("POST", path, INFER)).status == (200 if sent == 2 else 502)
+        assert sent == 2 or g.metric("retries_total") == 0, "nor does it take others' retries"
     assert len(upstream.requests) == 1 + sent
 
 
