@@ -292,7 +292,7 @@ MUTANTS = (
            "if False:"),
     # Poisoned connections
     Mutant("a head is taken for the last one, which is as long", "net/http1.py",
-           "net/test_http1.py::test_a_head_that_comes_again",
+           "net/test_http1.py::test_a_head_that_comes_again_is_understood_as_before_and_no_other_is",
            "data != self._data",
            "len(data) != len(self._data)"),
     Mutant("a connection is used again though more than the answer came",
