@@ -16,7 +16,7 @@ from benchmarks.load import arrivals
 from benchmarks.peers import FAULTS as PLANNED
 from benchmarks.peers import PLAN, SEVERAL, best_tuning, planned, run
 from benchmarks.peers.contenders import CONTENDERS
-from benchmarks.peers.pages import read, several_of, stale
+from benchmarks.peers.pages import read, several_of, stale, summary, table
 from benchmarks.peers.trials import Trial, measure, stops
 from benchmarks.peers.upstreams import (
     BLOCK,
@@ -182,6 +182,23 @@ def test_finished_cells_are_kept_and_tuned_ones_take_the_best_of_their_sweep(
         out=file,
     )
     assert "| slow, 40 % | 20 | **10** |" in report["table"]
+
+
+def test_the_summary_is_of_situations_with_a_rival_and_names_those_that_are_lost(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "rows.jsonl"
+    for peer, fault, p999 in (
+        *(("ours-hedge", "none", 10.0), ("haproxy-leastconn", "none", 20.0)),
+        *(("ours-hedge", "sizes", 30.0), ("haproxy-leastconn", "sizes", 20.0)),
+        ("ours-hedge", "killed", 15.0),
+    ):
+        usual = dict.fromkeys(("p50", "p90", "p99", "work", "goodput"), 1.0)
+        keep(file, Trial(peer, fault, 0.4), p999, more=usual)
+    found = summary(read(file))
+    assert "In 1 of 2 situations" in found
+    assert "higher with: sizes, 40 % (1.50 times `haproxy-leastconn`)." in found
+    assert "| killed, 40 % |  | 15 |" in table(read(file))
 
 
 def test_the_table_of_several_instances_compares_members_with_one_gateway(tmp_path: Path) -> None:
