@@ -8,7 +8,7 @@ generators in the same order, so that without faults every single latency must b
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from itertools import product
 from types import SimpleNamespace
 from typing import Any
@@ -125,11 +125,8 @@ def serve(
         await asyncio.gather(*requests)
         await front.stop()
 
-    main: Coroutine[Any, Any, None] = run()
-    try:
-        loop.run_until_complete(main)
-    finally:
-        loop.close()
+    with asyncio.Runner(loop_factory=lambda: loop) as runner:  # ends what still sleeps
+        runner.run(run())
     return latency, decoded
 
 

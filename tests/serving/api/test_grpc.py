@@ -132,12 +132,13 @@ async def test_strangers_keep_no_turn_from_who_is_known(monkeypatch: pytest.Monk
 async def test_an_answer_that_is_not_read_does_not_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(net_grpc, "FEWEST_CALLS", 1)
     monkeypatch.setattr(net_grpc, "MOST_CALLS", 1)
-    monkeypatch.setattr(net_grpc, "LONGEST_UNREAD", 2.0)
+    monkeypatch.setattr(net_grpc, "LONGEST_UNREAD", 1e9)
     async with serving() as channel:
         unread = channel.unary_stream(INFER)(message(bytes(LIMIT - 1000)))
         await unread.initial_metadata()  # the answer has begun
         answered = channel.unary_unary(INFER)
         assert await answered(message(), timeout=20).code() is grpc.StatusCode.UNAVAILABLE
+        monkeypatch.setattr(net_grpc, "LONGEST_UNREAD", 0.0)
         with suppress(grpc.aio.AioRpcError):  # its client's connection is closed
             while True:
                 await asyncio.sleep(0.1)
