@@ -87,6 +87,7 @@ class Links:
 
     Attributes:
         refused: address -> why the member there does not take part.
+        strangers: logs what no member sends.
     """
 
     def __init__(
@@ -107,7 +108,7 @@ class Links:
         self._lines: set[Line] = set()
         self._server: asyncio.Server | None = None
         self._background = Background()
-        self._quiet = Quiet()
+        self._quiet, self.strangers = Quiet(), Quiet()
 
     async def start(self, listener: socket.socket) -> None:
         """Take lines on a socket, and open those to others."""
@@ -276,8 +277,12 @@ class Line(asyncio.Protocol):
                 else:
                     raise BadFrame("it does not present itself")
         except Exception as error:  # whatever it sends, the gateway goes on
-            fault = None if isinstance(error, BadFrame) else error  # ours, with its traceback
-            log_event("a member's line", logging.ERROR, fault, reason=described(error))
+            if isinstance(error, BadFrame):
+                self._links.strangers.log(
+                    "a member's line", logging.ERROR, member=self.name, reason=described(error)
+                )
+            else:  # a fault of ours, with its traceback
+                log_event("a member's line", logging.ERROR, error, reason=described(error))
             self.close()
             self._links.closed(self)
 
