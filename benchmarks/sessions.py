@@ -114,11 +114,13 @@ def litellm(site: Site) -> dict[str, object]:
     return {"servers": site.each(model)}
 
 
+HASH = "balance hdr(x-session)\n    hash-type consistent"
 CONTENDERS = {
     "gateway": gateway(),
     "gateway-prefix": gateway("--affinity", "prefix"),
     "gateway-header": gateway("--affinity", "x-session"),
-    "haproxy-hash": haproxy("balance hdr(x-session)\n    hash-type consistent"),
+    "haproxy-hash": haproxy(HASH),
+    "haproxy-bounded": haproxy(f"{HASH}\n    hash-balance-factor 125"),
     "haproxy-leastconn": haproxy("balance leastconn", f"maxconn {SLOTS}"),
     "envoy-hash": Contender(
         envoy_words,
@@ -138,6 +140,7 @@ TITLES = {
     "gateway-header": "the gateway, `x-session`",
     "gateway-prefix": "the gateway, `prefix`",
     "haproxy-hash": "HAProxy, hash",
+    "haproxy-bounded": "HAProxy, hash, bounded",
     "envoy-hash": "Envoy, hash, bounded",
     "vllm-router": "vllm-router, `cache_aware`",
     "litellm": "LiteLLM",
