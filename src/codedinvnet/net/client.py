@@ -454,7 +454,8 @@ class HttpClient:
         """
         limit = self.connect_timeout if seconds is None else min(seconds, self.connect_timeout)
         try:
-            return await asyncio.wait_for(self._connect(), limit)
+            async with asyncio.timeout(limit):
+                return await self._connect()
         except TimeoutError:
             raise OSError(f"no connection within {limit:.3g} s") from None
 
