@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from codedinvnet.common.errors import UserError
 from codedinvnet.gateway.options import GatewayOptions, change
@@ -26,9 +26,6 @@ from codedinvnet.net.logs import log_event
 from codedinvnet.net.resolve import Resolver
 from codedinvnet.net.systemd import Inherited
 from codedinvnet.net.tls import Certificate
-
-if TYPE_CHECKING:
-    pass
 
 COMMON = (
     *("upstream", "route", "slots", "policy", "hedge_delay_ms", "deadline_ms"),
