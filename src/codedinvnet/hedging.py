@@ -28,7 +28,7 @@ from prometheus_client import CollectorRegistry
 
 from codedinvnet.gateway.affinity import Affinity
 from codedinvnet.gateway.attempts import HttpAttempt
-from codedinvnet.gateway.calls import Cause, Failure
+from codedinvnet.gateway.calls import ENDS, Cause, Failure, State
 from codedinvnet.gateway.cluster import Cluster, Endpoint
 from codedinvnet.gateway.dispatcher import Dispatcher, Refused
 from codedinvnet.gateway.metrics import GatewayMetrics
@@ -106,7 +106,7 @@ class _Call(HttpCall):
 
     def unsent(self) -> int:
         """Return the bytes of the request that no upstream has taken yet."""
-        running = [each for each in self.attempts if each.is_written and not each.is_done]
+        running = [each for each in self.attempts if each.state not in (State.CONNECT, *ENDS)]
         return min((each.unsent for each in running if isinstance(each, _Attempt)), default=0)
 
 
@@ -263,7 +263,7 @@ class _Answer:
         call = self.call
         if call is None or self.is_complete:
             return
-        waiting = [attempt for attempt in call.attempts if not attempt.is_done]
+        waiting = [attempt for attempt in call.attempts if not attempt.is_over]
         call.gone()
         for attempt in waiting:
             if is_late and attempt.endpoint.heard < attempt.began:
@@ -453,11 +453,12 @@ class HedgingTransport(_Transport):
         if self._starting is None:
             return
         dispatcher = await self._starting
-        for call in (*dispatcher.calls.values(), *dispatcher.detached):
-            call.fail(502, "the transport was closed")
-        for attempt in dispatcher.cluster.live():
-            if attempt is attempt.call.winner:
-                attempt.call.break_off()
+        calls = (attempt.call for attempt in dispatcher.attempts.values())
+        for call in {*dispatcher.calls.values(), *calls}:
+            if call.waits:
+                call.fail(502, "the transport was closed")
+            elif not call.is_over:
+                call.break_off()
         if self._links is not None:
             await self._links.stop()
         await dispatcher.stop()

@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 
 from codedinvnet.common.errors import UserError
+from codedinvnet.gateway import attempts
+from codedinvnet.gateway.calls import ENDS, State
 from codedinvnet.gateway.metrics import GatewayMetrics
 from codedinvnet.gateway.routes import Limits, Routes, read_rule
-from tests.gateway.support import INFER, V2, Running, gateway
+from tests.gateway.support import INFER, V2, Running, gateway, until
 from tests.upstream import Handler, Request, Upstream, answer
 
 STALL = 0.5
@@ -122,6 +124,25 @@ async def test_what_takes_long_at_first_is_copied_only_after_a_delay_that_is_giv
     async with gateway(taking(0.7), taking(0.7), **options) as g:
         assert (await g.ask("POST", V2, INFER)).body == INFER
         assert sum(len(upstream.requests) for upstream in g.upstreams) == 1 + copies
+
+
+def test_an_attempt_ends_once_and_not_before_it_is_sent() -> None:
+    for end in ENDS:
+        for state in State:
+            with pytest.raises(RuntimeError):
+                end.to(state)
+    with pytest.raises(RuntimeError):
+        State.CONNECT.to(State.COMPLETE)
+
+
+async def test_of_two_answers_that_are_held_the_one_that_is_not_needed_ends_as_well(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(attempts, "UNSURE", 0.0)
+    monkeypatch.setattr(attempts, "HOLD", 0.3)
+    async with gateway(taking(0.1), taking(0.1), route=("POST /v2/* hedge=50ms",)) as g:
+        assert (await g.ask("POST", V2, INFER)).body == INFER
+        await until(lambda: g.metric("attempts_total", result="ok") == 2)
 
 
 SHARED = b'{"inputs":[{"parameters":{"shared_memory_region":"r"}}]}'

@@ -151,8 +151,8 @@ class Admin:
         metrics.memory_limit.set(self.memory.most)
         metrics.connections.set(sum(len(server.connections) for server in self.servers))
         for dispatcher in self.dispatchers:
-            for endpoint in dispatcher.cluster:
-                metrics.in_flight.labels(endpoint.url).set(len(endpoint.live))
+            for endpoint, count in dispatcher.in_flight():
+                metrics.in_flight.labels(endpoint.url).set(count)
         for name, delay in self._delays().items():
             metrics.hedge_delay.labels(name).set(delay)
         metrics.proof.clear()
@@ -194,12 +194,12 @@ class Admin:
                 "up": endpoint.is_up,
                 "reason": "" if endpoint.is_up else endpoint.reason,
                 "fallback": endpoint.is_fallback,
-                "in_flight": len(endpoint.live),
+                "in_flight": count,
                 "failures": endpoint.failures,
                 **quantiles(endpoint.latencies),
             }
             for dispatcher in self.dispatchers
-            for endpoint in dispatcher.cluster
+            for endpoint, count in dispatcher.in_flight()
         ]
         delays, reports = self._delays(), self._reports()
         routes = [

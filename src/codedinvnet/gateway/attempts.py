@@ -10,10 +10,9 @@ from __future__ import annotations
 import asyncio
 import errno
 import time
-from enum import Enum
 from typing import TYPE_CHECKING
 
-from codedinvnet.gateway.calls import Attempt, Cause, Failure
+from codedinvnet.gateway.calls import Attempt, Cause, Failure, State
 from codedinvnet.gateway.cluster import Endpoint
 from codedinvnet.gateway.content import FirstContent
 from codedinvnet.net.client import LONGEST_IDLE, Broken, Connection, described
@@ -38,21 +37,6 @@ it was asked before, and the next request gets the answer."""
 STREAM = b"text/event-stream"
 
 
-class Stage(Enum):
-    """What becomes of what an upstream sends."""
-
-    HOLD = "hold"
-    """It is kept until the answer is complete."""
-    SEEK = "seek"
-    """It is kept until its first content is here."""
-    DECIDED = "decided"
-    """The answer will do; it is kept until its client takes it."""
-    STREAM = "stream"
-    """It is passed on."""
-    DROP = "drop"
-    """It is not needed."""
-
-
 class HttpAttempt(Attempt):
     """Sends a call to an endpoint, and receives the answer.
 
@@ -60,7 +44,6 @@ class HttpAttempt(Attempt):
         head: of the answer; None before.
         body: what is held of it.
         trailers: behind it.
-        is_complete: whether all of it is here.
     """
 
     call: HttpCall
@@ -71,17 +54,10 @@ class HttpAttempt(Attempt):
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._finder: FirstContent | None = None
-        self._stage, self.is_complete = Stage.HOLD, False
         self.head: ResponseHead | None = None
         self.body: list[bytes] = []
         self.size = 0
         self.trailers: Fields = []
-
-    @property
-    def is_stream(self) -> bool:
-        return self._stage in (Stage.SEEK, Stage.STREAM) or (
-            self._stage is Stage.DECIDED and not self.is_complete
-        )
 
     @property
     def api(self) -> str:
@@ -116,15 +92,11 @@ class HttpAttempt(Attempt):
         try:
             connection = await self.endpoint.client.connect()
         except OSError as error:
-            self._task = None
             files = error.errno in (errno.EMFILE, errno.ENFILE)
             cause = Cause.NO_FILES if files else Cause.UNSENT
             self._failed(cause, described(error))
             return
-        self._task = None
-        if self.is_done:
-            connection.abort()
-        elif self.call.written and not self.call.repeatable:
+        if self.call.written and not self.call.repeatable:
             connection.abort()
             self._failed(Cause.LOST, "another upstream has it")
         else:
@@ -132,15 +104,15 @@ class HttpAttempt(Attempt):
 
     def _write(self, connection: Connection) -> None:
         call = self.call
+        self.become(State.HOLD)
         try:
             connection.send(self, call.head.method, call.request(self))
         except ConnectionError as error:
             self._failed(Cause.UNSENT, str(error))
             return
-        self._connection, self.is_written, call.written = connection, True, True
+        self._connection, call.written = connection, True
 
     def _failed(self, cause: Cause, reason: str, reply: object = None) -> None:
-        self._drop()
         again = seconds_until_retry(self.head) if cause is Cause.STATUS else 0.0
         failure = Failure(cause, f"{self.endpoint.url}: {reason}", reply, again)
         self.call.dispatcher.failed(self, failure)
@@ -150,77 +122,74 @@ class HttpAttempt(Attempt):
     def on_head(self, head: ResponseHead) -> None:
         self.head, self.status = head, head.status
         if head.status >= 600:
-            if self._connection is not None:
-                self._connection.abort()
             self._failed(Cause.BROKEN, f"its status is {head.status}")
-        elif self._stage is Stage.DROP or self.call.blames(head.status):
+        elif self.state is State.LEFT or self.call.blames(head.status):
             return
         elif head.known.get(b"content-type", b"").lower().startswith(STREAM) and head.status < 300:
-            self._stage, self._finder = Stage.SEEK, FirstContent()
+            self._finder = FirstContent()
+            self.become(State.SEEK)
         elif head.has_body(self.call.head.method) and (
             head.length is None or head.length > MOST_HELD or self.call.memory.is_full
         ):
-            self._stage = Stage.SEEK
+            self.become(State.SEEK)
 
     def on_body(self, data: bytes) -> None:
-        stage = self._stage
-        if stage is Stage.STREAM:
+        state = self.state
+        if state is State.STREAM:
             self.heard = time.monotonic()
             self.call.send(data)
             return
-        if stage is Stage.DROP:
-            if self.status >= 400 and self.size < MOST_ERROR:
-                self.body.append(data)
-                self.size += len(data)
+        if state is State.LEFT and (self.status < 400 or self.size >= MOST_ERROR):
             return
         self.body.append(data)
         self.size += len(data)
         self.call.memory.take(len(data))
-        full = stage is Stage.HOLD and self.call.memory.is_full
-        if stage is Stage.SEEK or (full and not self.call.blames(self.status)):
+        full = state is State.HOLD and self.call.memory.is_full
+        if state is State.SEEK or (full and not self.call.blames(self.status)):
             if self._finder is None or self._finder.feed(data):
-                if self._has_failed and self.call.repeatable:
-                    self._fail_by_event()
+                if self._has_failed and self.call.repeatable:  # another upstream may do better
+                    said = b"".join(self.body)
+                    reason = f"it said: {said[:200].decode('latin-1')}"
+                    self._failed(Cause.STATUS, reason, (self.head, said, self.trailers))
                 else:
+                    self.become(State.FOUND)
                     self._found()
-        elif stage is Stage.DECIDED:
-            self._hold_back()
+        elif self.size > MOST_HELD and state is State.FOUND:
+            self.pause()  # its client may not have it yet
         elif self.size > MOST_HELD:  # an error without a length
-            if self._connection is not None:
-                self._connection.abort()
             self._failed(Cause.BROKEN, f"status {self.status} with more than {MOST_HELD} bytes")
 
     def on_end(self, trailers: Fields) -> None:
-        self.trailers, self.is_complete = trailers, True
-        stage, dispatcher = self._stage, self.call.dispatcher
-        self._connection = None
-        if self.status >= 400 and self.call.route.is_v2 and self._tells_of_lost_answers():
-            self.endpoint.distrust(f"it said: {b''.join(self.body)[:200].decode('latin-1')}")
-            if self.is_done:
+        self.trailers, self._connection = trailers, None
+        dispatcher, is_error = self.call.dispatcher, self.status >= 400
+        body = b"".join(self.body) if is_error else b""
+        said = body[:200].decode("latin-1")
+        if is_error and self.call.route.is_v2 and any(sign in body for sign in SIGNS):
+            self.endpoint.distrust(f"it said: {said}")
+            if self.is_over:
                 return
-        if stage is Stage.STREAM:
-            dispatcher.ended(self, self.result)
+        if self.state is State.STREAM:
+            dispatcher.end(self, State.COMPLETE, self.result)
             self.call.finish(trailers)
-        elif stage is Stage.DECIDED:
-            return  # `_found` will see that it is complete
+        elif self.state is State.FOUND:
+            self.become(State.WHOLE)  # `_found` goes on
         elif self.call.blames(self.status):
-            said = b"".join(self.body)[:200].decode("latin-1")
-            reply = (self.head, b"".join(self.body), trailers)
+            reply = (self.head, body, trailers)
             self._failed(Cause.STATUS, f"status {self.status}: {said}".rstrip(": "), reply)
-        elif stage is Stage.DROP:
-            dispatcher.answered(self, self.status < 400, True)
+        elif self.state is State.LEFT:
+            dispatcher.answered(self, not is_error)
         else:
+            self.become(State.WHOLE)
             self._found()
 
     def on_lost(self, error: Exception) -> None:
         self._connection = None
-        if self.is_done:
-            return
-        if self._stage is Stage.STREAM:
+        if self.state is State.STREAM:
             self._failed(Cause.BROKEN, f"in mid-stream: {described(error)}")
             self.call.break_off()
         elif isinstance(error, Broken) and error.stale and self._may_send_again():
             self.call.breaks += 1
+            self.become(State.CONNECT)
             self._task = self.endpoint.client.loop.create_task(self._connect())
         else:
             self._failed(Cause.BROKEN, described(error))
@@ -233,25 +202,12 @@ class HttpAttempt(Attempt):
         """
         call, cluster = self.call, self.call.dispatcher.cluster
         alone = call.live == 1 and not cluster.has_others(self.endpoint)
-        return alone and call.repeatable and not call.breaks
-
-    def _tells_of_lost_answers(self) -> bool:
-        said = b"".join(self.body)
-        return any(sign in said for sign in SIGNS)
-
-    def _fail_by_event(self) -> None:
-        """A stream begins with an error: another upstream may do better."""
-        if self._connection is not None:
-            self._connection.abort()
-        said = b"".join(self.body)
-        reply = (self.head, said, self.trailers)
-        self._failed(Cause.STATUS, f"it said: {said[:200].decode('latin-1')}", reply)
+        return alone and call.waits and call.repeatable and not call.breaks
 
     # The answer
 
     def _found(self, is_sure: bool = False) -> None:
         """The answer is here, or its first content."""
-        self._stage, self._timer = Stage.DECIDED, None
         loop = self.endpoint.client.loop
         if not is_sure and self.call.route.is_v2 and loop.time() - self.began > UNSURE:
             if self._connection is not None:
@@ -259,22 +215,19 @@ class HttpAttempt(Attempt):
             self.endpoint.client.close_idle()
             self._timer = loop.call_later(HOLD, self._found, True)
             return
-        if self.is_done:
-            return
-        complete = self.is_complete
-        is_usual = self.status < 400 and not self._has_failed
-        self.call.dispatcher.answered(self, is_usual, complete)
-        if complete:
-            self._drop()
+        self.call.dispatcher.answered(self, self.status < 400 and not self._has_failed)
 
     def pass_on(self) -> None:
         assert self.head is not None
         body, self.body = self.body, []
         self.call.memory.give(self.size)
         self.size = 0
-        self._stage, self.heard = Stage.STREAM, time.monotonic()
-        self.resume()  # what was held may have been long
-        self.call.begin(self.head, body, self.trailers, self.is_complete)
+        is_complete = self.state is State.WHOLE
+        if not is_complete:
+            self.become(State.STREAM)
+            self.heard = time.monotonic()
+            self.resume()  # what was held may have been long
+        self.call.begin(self.head, body, self.trailers, is_complete)
 
     def pause(self) -> None:
         """Read no more until the client has taken what it has."""
@@ -286,32 +239,19 @@ class HttpAttempt(Attempt):
         if self._connection is not None:
             self._connection.resume()
 
-    def _hold_back(self) -> None:
-        """Read no more of an answer that its client may not have yet."""
-        if self.size > MOST_HELD:
-            self.pause()
-
-    def _drop(self) -> None:
-        """Let go of what is held."""
-        if self._stage is not Stage.DROP:
-            self.call.memory.give(self.size)
-        self._stage, self.size, self.body = Stage.DROP, 0, []
+    def let_go(self) -> None:
+        self.call.memory.give(self.size)
+        self.size, self.body = 0, []
         if self._timer is not None:
             self._timer.cancel()
-            self._timer = None
-
-    def leave(self) -> None:
-        self._drop()
-        self.resume()
-
-    def abort(self) -> None:
-        self._drop()
+        if not self.is_over:
+            self.resume()
+            return
         if self._task is not None:
             self._task.cancel()
-            self._task = None
-        connection, self._connection = self._connection, None
-        if connection is not None and connection.receiver is self:
-            connection.abort()
+        if self._connection is not None:
+            self._connection.abort()
+            self._connection = None
 
 
 def tells_of_failure(status: int) -> bool:

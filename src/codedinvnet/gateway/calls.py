@@ -9,7 +9,7 @@ import logging
 import re
 import time
 from abc import ABC, abstractmethod
-from enum import Enum
+from enum import Enum, StrEnum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from codedinvnet.gateway.access import AccessLog, Entry
@@ -61,6 +61,51 @@ class Failure(NamedTuple):
     """Seconds after which the upstream wants to be asked again; 0 if it didn't say."""
 
 
+class State(StrEnum):
+    """Where an attempt is in its life."""
+
+    CONNECT = "connect"
+    """The upstream has nothing of the request, or closed the connection before it read it."""
+    HOLD = "hold"
+    """The request is written. What comes is kept until the answer is complete."""
+    SEEK = "seek"
+    """What comes is kept until the first content is here."""
+    FOUND = "found"
+    """The first content is here, or more; it is kept until the client takes it."""
+    WHOLE = "whole"
+    """So is all of the answer."""
+    STREAM = "stream"
+    """What comes is passed on."""
+    LEFT = "left"
+    """Nobody needs the answer: it ends by itself."""
+    COMPLETE = "complete"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    def to(self, state: State) -> State:
+        """Return the next state.
+
+        Raises:
+            RuntimeError: if this one is not followed by that.
+        """
+        if state not in NEXT[self]:
+            raise RuntimeError(f"an attempt cannot go from {self} to {state}")
+        return state
+
+
+ENDS = (State.COMPLETE, State.FAILED, State.CANCELLED)
+BREAKS = (State.FAILED, State.CANCELLED)
+NEXT = {
+    State.CONNECT: (State.HOLD, *BREAKS),
+    State.HOLD: (State.CONNECT, State.SEEK, State.FOUND, State.WHOLE, State.LEFT, *ENDS),
+    State.SEEK: (State.FOUND, State.WHOLE, State.LEFT, *BREAKS),
+    State.FOUND: (State.WHOLE, State.STREAM, State.LEFT, *BREAKS),
+    **dict.fromkeys((State.WHOLE, State.STREAM, State.LEFT), ENDS),
+    **dict.fromkeys(ENDS, ()),
+}
+"""What each state may be followed by."""
+
+
 class Call(ABC):
     """A client's request.
 
@@ -96,7 +141,7 @@ class Call(ABC):
     ) -> None:
         self.route, self.repeatable, self.size_class = route, repeatable, size_class
         self.came, self.deadline, self.memory = time.monotonic(), deadline, memory
-        self.query = self.breaks = self.size = self.live = 0
+        self.query = self.breaks = self.size = 0
         self.priority = route.limits.priority
         self.prompt: Prompt | None = None
         self.identity = self.address = b""
@@ -110,6 +155,16 @@ class Call(ABC):
     access: AccessLog | None = None
     http_head: RequestHead | None = None
     trace: RequestTrace | None = None
+
+    @property
+    def waits(self) -> bool:
+        """Whether its client has nothing of an answer, and is not gone."""
+        return not self.is_over and self.winner is None
+
+    @property
+    def live(self) -> int:
+        """How many attempts have not ended."""
+        return sum(not attempt.is_over for attempt in self.attempts)
 
     @property
     def trace_id(self) -> str:
@@ -204,11 +259,8 @@ class Attempt(ABC):
 
     Attributes:
         began: when it was started.
-        is_done: whether nothing more will come of it.
-        is_held: whether it has answered with its first content, and the rest is to come.
-        is_left: whether its answer is not needed, and it ends by itself.
+        state: changed by `become` only.
         is_copy: whether it was sent because the request was late.
-        is_written: whether a byte of the request was written.
         is_blamed: whether its silence was counted as a failure of its endpoint.
         result: how it ended, for metrics and the log; of a stream how it began, until then.
         status: of the answer; 0 before.
@@ -220,14 +272,28 @@ class Attempt(ABC):
     def __init__(self, call: Call, endpoint: Endpoint, number: int) -> None:
         self.call, self.endpoint, self.number = call, endpoint, number
         self.began = self.heard = time.monotonic()
-        self.is_done = self.is_left = self.is_copy = self.is_blamed = self.is_written = False
-        self.is_held = False
+        self.state, self.is_copy, self.is_blamed = State.CONNECT, False, False
         self.result, self.status, self.seconds = "", 0, 0.0
 
     @property
-    @abstractmethod
+    def is_over(self) -> bool:
+        """Whether nothing more will come of it."""
+        return self.state in ENDS
+
+    @property
     def is_stream(self) -> bool:
         """Whether the answer is known to be a stream."""
+        return self.state in (State.SEEK, State.FOUND, State.STREAM)
+
+    def become(self, state: State) -> None:
+        """Enter a state.
+
+        Raises:
+            RuntimeError: if the present one is not followed by it.
+        """
+        self.state = self.state.to(state)
+        if state is State.LEFT or state in ENDS:
+            self.let_go()
 
     @property
     @abstractmethod
@@ -243,12 +309,8 @@ class Attempt(ABC):
         """Send the client what is here of the answer, which has won, and the rest as it comes."""
 
     @abstractmethod
-    def leave(self) -> None:
-        """Let it end by itself: its answer is not needed, and not kept."""
-
-    @abstractmethod
-    def abort(self) -> None:
-        """Cancel it at once; nothing more comes of it."""
+    def let_go(self) -> None:
+        """Keep nothing more, and if it is over, have nothing more come. `become` calls this."""
 
     def end_trace(self, result: str, reason: str = "") -> None:
         """End its span by how it ended, and why it failed in words."""

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 
-from codedinvnet.gateway.calls import Attempt, Cause, Failure
+from codedinvnet.gateway.calls import Cause, Failure
 from codedinvnet.gateway.metrics import GatewayMetrics, RollingQuantiles
 from codedinvnet.gateway.outliers import Outliers
 from codedinvnet.net.background import Background
@@ -73,7 +73,6 @@ class Endpoint:
         failures: requests in a row that it failed.
         heard: when it last answered a request.
         answered_at: when it last answered as a sound server does, or said that it is ready.
-        live: the attempts that it has in hand.
     """
 
     def __init__(self, url: str, client: HttpClient, worker: int, metrics: GatewayMetrics) -> None:
@@ -83,7 +82,6 @@ class Endpoint:
         self.failures = self.silent = self.ejections = 0
         self.sheds_until = 0.0
         self.heard = self.answered_at = self.since = 0.0
-        self.live: set[Attempt] = set()
         self.has_v2: bool | None = None
         """Whether it knows `V2_READY`; None before that is known."""
         self.reason = ""
@@ -167,8 +165,6 @@ class Cluster:
         self.watch = Watch(self)
         self.outliers = Outliers()
         self._left_out: set[str] = set()
-        self._leaving: set[Endpoint] = set()
-        """Those that were removed, and have requests in hand."""
         self._background = Background()
 
     def _open(self, url: str, worker: int, client: HttpClient | None = None) -> Endpoint:
@@ -178,11 +174,6 @@ class Cluster:
 
     def __iter__(self) -> Iterator[Endpoint]:
         return (endpoint for endpoint in self.endpoints if endpoint is not None)
-
-    def live(self) -> list[Attempt]:
-        """Return the attempts that upstreams have in hand."""
-        self._leaving = {endpoint for endpoint in self._leaving if endpoint.live}
-        return [attempt for each in (*self, *self._leaving) for attempt in each.live]
 
     @property
     def is_ready(self) -> bool:
@@ -246,7 +237,6 @@ class Cluster:
     def _remove(self, endpoint: Endpoint) -> None:
         self.endpoints[endpoint.worker] = None
         endpoint.is_up = False
-        self._leaving.add(endpoint)
         self.outliers.forget(endpoint.worker)
         self.on_lost(endpoint, "it was removed", True)
         endpoint.client.close()

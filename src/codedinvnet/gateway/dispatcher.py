@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from enum import StrEnum
 from functools import partial
@@ -18,7 +19,7 @@ from itertools import count
 
 from codedinvnet.common.errors import described
 from codedinvnet.driver import Driver
-from codedinvnet.gateway.calls import Attempt, Call, Cause, Failure
+from codedinvnet.gateway.calls import Attempt, Call, Cause, Failure, State
 from codedinvnet.gateway.cluster import LIMITED, Cluster, Endpoint
 from codedinvnet.gateway.metrics import GatewayMetrics
 from codedinvnet.gateway.proof import Arm
@@ -113,9 +114,8 @@ class Dispatcher:
         self.pending = [0] * len(PRIORITIES)
         """How many these are, by priority."""
         self.attempts: dict[int, Attempt] = {}
-        """Those that the scheduler knows, by its number."""
-        self.detached: set[Call] = set()
-        """Calls that must not be repeated, at an upstream that was ejected meanwhile."""
+        """Those that have not ended, by the scheduler's number. It knows no more of those that an
+        upstream had in hand when it was ejected."""
         self.loop = asyncio.get_running_loop()
         make = partial(Scheduler, rules)
         self.member = None if member is None else member(make, self)
@@ -143,8 +143,8 @@ class Dispatcher:
         """Abort what is under way."""
         await self._background.stop()
         self._alarm.cancel()
-        for attempt in self.cluster.live():
-            attempt.abort()
+        for attempt in self.attempts.values():
+            attempt.become(State.CANCELLED)
             attempt.end_trace("cancelled")
         await self.cluster.stop()
 
@@ -209,6 +209,11 @@ class Dispatcher:
         self.policy = POLICIES[name]
         self._feed(PolicyChanged(name))
 
+    def in_flight(self) -> list[tuple[Endpoint, int]]:
+        """Return the upstreams, each with how many attempts it has in hand."""
+        counts = Counter(attempt.endpoint for attempt in self.attempts.values())
+        return [(endpoint, counts[endpoint]) for endpoint in self.cluster]
+
     def resize(self) -> None:
         """Take in how many requests the upstreams that are up may have together."""
         self.admission.resize(self.driver.snapshot().slots)
@@ -218,9 +223,8 @@ class Dispatcher:
         winner, now = call.winner, time.monotonic()
         if winner is None:
             call.route.waited(now, now - call.came, call.arm)
-        elif not winner.is_done:
-            winner.abort()
-            self.ended(winner, "cancelled")
+        elif not winner.is_over:
+            self.end(winner, State.CANCELLED, "cancelled")
         self._forget(call)
         for attempt in call.attempts:
             self._lose(attempt, is_gone=True)
@@ -235,53 +239,42 @@ class Dispatcher:
 
     def _forget(self, call: Call) -> None:
         """Take a call out of the scheduler, if it is there."""
-        self.detached.discard(call)
         if self._take_out(call.query) is not None:
             self._feed(Gone((call.query,)))
             self.admission.note(time.monotonic(), len(self.calls))
 
     # What attempts report
 
-    def answered(self, attempt: Attempt, is_usual: bool, is_complete: bool) -> None:
-        """An attempt has an acceptable answer, or the first content of one.
+    def answered(self, attempt: Attempt, is_usual: bool) -> None:
+        """An attempt has an acceptable answer, or the first content of one: then `end` follows.
 
         Args:
             attempt: that has it.
             is_usual: whether its time tells how long such requests take.
-            is_complete: whether all of it is here; otherwise `ended` follows.
         """
         now, call, number = time.monotonic(), attempt.call, attempt.number
-        if attempt.status >= 400 and attempt.endpoint.is_fallback:
-            self._decline(attempt, is_complete)
+        if attempt.status >= 400 and attempt.endpoint.is_fallback:  # which knows less
+            self._feed(Failed(number, f"{attempt.endpoint.url}: status {attempt.status}"))
+            self.end(attempt, State.FAILED, "error")
             return
-        is_wanted = not call.is_over and call.winner is None
-        attempt.seconds, attempt.is_held = now - attempt.began, not is_complete
+        is_complete = attempt.state is not State.FOUND
+        attempt.seconds = now - attempt.began
         self._alarm.heard(attempt.began)
         attempt.endpoint.answered(attempt.began, now, is_usual)
         fault = None
         if not call.repeatable:  # of others, another's answer says whose fault it was
             fault = attempt.fault
             self.cluster.compare(attempt.endpoint, call.route.name, attempt.seconds, fault)
-        if number in self.attempts:
-            keeps = not is_complete or fault is not None
-            self.driver.feed(now, Completed(number, is_usual, keeps_slot=keeps))
-            if fault is not None and is_complete:
-                self._hold_slot(attempt)
-        elif is_wanted:
+        keeps = not is_complete or fault is not None
+        self.driver.feed(now, Completed(number, is_usual, keeps_slot=keeps))
+        if fault is not None and is_complete:
+            self._hold_slot(attempt)
+        if call.waits:  # the scheduler had lost the attempt
             self._forget(call)
             self._won(call, attempt)
         attempt.result = Cause.STATUS.value if fault else "ok" if is_usual else "error"
         if is_complete:
-            self.ended(attempt, attempt.result)
-        elif not is_wanted:
-            self._lose(attempt)
-
-    def _decline(self, attempt: Attempt, is_complete: bool) -> None:
-        """Wait for an upstream: the fallback, which knows less, has no answer."""
-        self._feed(Failed(attempt.number, f"{attempt.endpoint.url}: status {attempt.status}"))
-        if not is_complete:
-            attempt.abort()
-        self.ended(attempt, "error")
+            self.end(attempt, State.COMPLETE, attempt.result)
 
     def _hold_slot(self, attempt: Attempt) -> None:
         """Keep a failed request's slot for about as long as a sound answer takes.
@@ -293,42 +286,37 @@ class Dispatcher:
         released = Released(attempt.endpoint.worker, attempt.number)
         self.loop.call_later(max(0.0, left), self._feed, released)
 
-    def ended(self, attempt: Attempt, result: str, reason: str = "") -> None:
-        """Nothing more will come of an attempt."""
-        if attempt.is_done:
-            return
-        attempt.is_done, attempt.result = True, result
+    def end(self, attempt: Attempt, state: State, result: str, reason: str = "") -> None:
+        """Have an attempt end in one of `ENDS`; metrics and the log say by which result."""
+        before, now = attempt.state, time.monotonic()
+        attempt.become(state)
+        del self.attempts[attempt.number]
         call, endpoint = attempt.call, attempt.endpoint
-        now = time.monotonic()
-        attempt.seconds = attempt.seconds or now - attempt.began
+        attempt.result, attempt.seconds = result, attempt.seconds or now - attempt.began
         call.route.proof.worked(now, now - attempt.began, attempt.is_copy)
-        known = self.attempts.pop(attempt.number, None)
-        if known is not None and attempt.is_held:
+        if before is State.STREAM:
             self._feed(Released(endpoint.worker, attempt.number))
-        endpoint.live.discard(attempt)
+        elif state is State.CANCELLED:
+            self._feed(Cancelled(attempt.number))
         is_limit = attempt.status == 429 and result == Cause.STATUS.value
         endpoint.count(LIMITED if is_limit else result, attempt.seconds)
         if attempt.trace is not None:
             attempt.end_trace(result, reason)
-        call.live -= 1
         call.release()
 
     def failed(self, attempt: Attempt, failure: Failure) -> None:
         """An attempt has no answer, or one by which its upstream failed."""
-        if attempt.is_done:
-            return
         call, endpoint = attempt.call, attempt.endpoint
         self._alarm.heard(attempt.began)
-        self.ended(attempt, failure.cause.value, failure.reason)
-        is_live = not call.is_over and call.winner is None
+        self.end(attempt, State.FAILED, failure.cause.value, failure.reason)
+        is_live = call.waits
         if attempt.status == 429:
             endpoint.sheds_until = time.monotonic() + max(failure.retry_after, SHEDS)
         if is_live:
             call.last = failure
             call.breaks += failure.cause is Cause.BROKEN
         final = is_live and not endpoint.is_fallback and not self._may_retry(attempt, failure)
-        if is_live and final and call.query not in self.calls:  # it was detached
-            self.detached.discard(call)
+        if is_live and final and call.query not in self.calls:  # the scheduler has let go of it
             self.give_up(call, failure.reason)
         unsent = failure.cause is Cause.UNSENT
         self._feed(Failed(attempt.number, failure.reason, final, unsent))
@@ -400,9 +388,7 @@ class Dispatcher:
             earlier, origin = len(call.attempts), endpoint.client.origin
             attempt.trace = call.trace.attempt(earlier, send.copy, origin)
         call.attempts.append(attempt)
-        call.live += 1
         self.attempts[send.attempt] = attempt
-        endpoint.live.add(attempt)
         attempt.start()
 
     def answer(self, answer: Answer) -> None:
@@ -476,22 +462,15 @@ class Dispatcher:
         A copy that lost is nearly done when its sibling has answered, and its time is worth
         knowing; what a client has left (`is_gone`) may have just begun.
         """
-        if attempt.is_done or attempt is attempt.call.winner:
+        if attempt.is_over or attempt is attempt.call.winner:
             return
         closes, winner = self.cancels, attempt.call.winner
         if closes is None:
             closes = is_gone or attempt.is_stream or (winner is not None and winner.is_stream)
-        if not closes and attempt.is_written:
-            attempt.is_left = True
-            attempt.leave()
-            return
-        attempt.abort()
-        self.close(attempt, "cancelled")
-
-    def close(self, attempt: Attempt, result: str) -> None:
-        """Tell the scheduler that an attempt was closed."""
-        self._feed(Cancelled(attempt.number))
-        self.ended(attempt, result)
+        if closes or attempt.state is State.CONNECT:
+            self.end(attempt, State.CANCELLED, "cancelled")
+        elif attempt.state in (State.HOLD, State.SEEK, State.FOUND):
+            attempt.become(State.LEFT)
 
     # Endpoints
 
@@ -500,32 +479,26 @@ class Dispatcher:
 
         Answers that it may yet give still count if it is trusted.
         """
-        unsent = tuple(attempt.number for attempt in endpoint.live if not attempt.is_written)
-        for attempt in list(endpoint.live):
-            call = attempt.call
-            waits = not call.is_over and call.winner is None
-            if trusted and not attempt.is_written:
-                attempt.abort()
-                self.ended(attempt, Cause.LOST.value)
-            elif not trusted:
-                attempt.abort()
-                self.attempts.pop(attempt.number, None)
-                if call.winner is attempt:
-                    self.failed(attempt, Failure(Cause.LOST, reason))
-                    call.break_off()
-                    continue
-                if waits:
-                    call.last = Failure(Cause.LOST, f"{endpoint.url}: {reason}")
-                    if not call.repeatable and call.written:
-                        self._forget(call)
-                        self.give_up(call, f"{endpoint.url}: {reason}")
-                self.ended(attempt, Cause.LOST.value)
-            elif waits and not call.repeatable and call.written:
-                self._forget(call)
-                self.detached.add(call)
-            self.attempts.pop(attempt.number, None)
+        here = [each for each in self.attempts.values() if each.endpoint is endpoint]
+        unsent = tuple(each.number for each in here if each.state is State.CONNECT)
+        lost = [each for each in here if each.state is State.CONNECT or not trusted]
+        for attempt in here:
+            if attempt.call.waits and attempt.call.written and not attempt.call.repeatable:
+                self._forget(attempt.call)  # no other upstream may have it
+        for attempt in lost:
+            if attempt is not attempt.call.winner:  # its end frees a slot, which is of no use yet
+                self.end(attempt, State.FAILED, Cause.LOST.value)
         self._feed(WorkerLost(endpoint.worker, reason, unsent))
         self.resize()
+        for attempt in lost:
+            call = attempt.call
+            if attempt is call.winner:
+                self.failed(attempt, Failure(Cause.LOST, reason))
+                call.break_off()
+            elif call.waits and not trusted:
+                call.last = Failure(Cause.LOST, f"{endpoint.url}: {reason}")
+                if call.query not in self.calls:
+                    self.give_up(call, call.last.reason)
 
     def _up(self, endpoint: Endpoint) -> None:
         """An endpoint takes requests again."""
@@ -551,11 +524,8 @@ class Sweeper:
 
     def _sweep(self, now: float) -> None:
         dispatcher = self.dispatcher  # in a frame that ends, as it would keep the last call's body
-        for attempt in dispatcher.cluster.live():
+        for attempt in list(dispatcher.attempts.values()):
             self._look(now, attempt)
-        for call in [call for call in dispatcher.detached if now >= call.deadline]:
-            dispatcher.detached.discard(call)
-            dispatcher.give_up(call, DEADLINE)
         dispatcher.shed(now)
         dispatcher.resize()
         dispatcher.driver.look()
@@ -565,7 +535,6 @@ class Sweeper:
         limits = call.route.limits
         if attempt is call.winner:
             if now - attempt.heard > limits.idle:
-                attempt.abort()
                 dispatcher.failed(attempt, Failure(Cause.SILENT, "the stream stood still"))
                 call.break_off()
             return
@@ -574,9 +543,10 @@ class Sweeper:
             attempt.is_blamed = True
             reason = f"no answer within {limits.silent:g} s"
             dispatcher.cluster.blame(endpoint, Failure(Cause.SILENT, reason))
-        if age > limits.deadline and (attempt.is_left or call.is_over) and not attempt.is_done:
-            attempt.abort()
-            dispatcher.close(attempt, Cause.SILENT.value)
+        if age > limits.deadline and attempt.state is State.LEFT:
+            dispatcher.end(attempt, State.CANCELLED, Cause.SILENT.value)
+        elif now >= call.deadline and call.waits and call.query not in dispatcher.calls:
+            dispatcher.give_up(call, DEADLINE)
 
 
 def why_late(call: Call) -> str:

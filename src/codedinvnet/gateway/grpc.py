@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeAlias
 from codedinvnet.common.errors import UserError, described
 from codedinvnet.gateway.access import AccessLog
 from codedinvnet.gateway.attempts import HOLD, SIGNS, UNSURE
-from codedinvnet.gateway.calls import OUTCOMES, Attempt, Call, Cause, Failure
+from codedinvnet.gateway.calls import OUTCOMES, Attempt, Call, Cause, Failure, State
 from codedinvnet.gateway.cluster import PROBE_TIMEOUT, Cluster, Endpoint
 from codedinvnet.gateway.dispatcher import Dispatcher, Refused
 from codedinvnet.gateway.priority import FIELD, granted, name_of
@@ -227,7 +227,6 @@ class GrpcAttempt(Attempt):
     """Sends a call to an endpoint."""
 
     call: GrpcCall
-    is_stream = False
     fault: Failure | None = None
 
     def start(self) -> None:
@@ -241,7 +240,8 @@ class GrpcAttempt(Attempt):
         except OSError as error:
             self._failed(Cause.UNSENT, described(error))
             return
-        self.is_written = call.written = True
+        self.become(State.HOLD)
+        call.written = True
         seconds = max(0.001, call.deadline - time.monotonic()) if dispatcher.cancels else None
         metadata = call.metadata
         if self.trace is not None:
@@ -254,7 +254,7 @@ class GrpcAttempt(Attempt):
             self.endpoint.distrust(f"it said: {said[:200]}")
         elif time.monotonic() - self.began > UNSURE:  # its upstream may be found out
             await asyncio.sleep(HOLD)
-        if self.is_done:
+        if self.is_over:
             return
         self.status = 200 if is_ok else STATUSES.get(name, 400)
         broken = name == "UNAVAILABLE" and any(words in said for words in BROKEN)
@@ -264,7 +264,7 @@ class GrpcAttempt(Attempt):
         else:
             if name in FAILURES:
                 self.fault = Failure(Cause.STATUS, f"{self.endpoint.url}: {name}: {said[:200]}")
-            dispatcher.answered(self, is_ok, True)
+            dispatcher.answered(self, is_ok)
 
     def _failed(self, cause: Cause, reason: str, answer: Answer | None = None) -> None:
         failure = Failure(cause, f"{self.endpoint.url}: {reason}", answer)
@@ -273,11 +273,9 @@ class GrpcAttempt(Attempt):
     def pass_on(self) -> None:
         self.call.finish(self.answer, "direct")
 
-    def leave(self) -> None:
-        """Let it end: some versions of Triton crash when calls are cancelled."""
-
-    def abort(self) -> None:
-        self._task.cancel()
+    def let_go(self) -> None:
+        if self.is_over:  # one that is left goes on: some Tritons crash when calls are cancelled
+            self._task.cancel()
 
 
 class GrpcServer(grpc.GenericRpcHandler):  # type: ignore[misc]
