@@ -125,8 +125,9 @@ class GrpcClient:
             left = end - self.loop.time()
             if state is states.TRANSIENT_FAILURE or left <= 0:
                 raise OSError("no connection")
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self.channel.wait_for_state_change(state), left)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(left):
+                    await self.channel.wait_for_state_change(state)
 
     async def ask(
         self, method: str, message: bytes, metadata: Metadata = (), seconds: float | None = None
