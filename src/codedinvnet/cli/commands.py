@@ -261,7 +261,8 @@ def print_protection(found: Mapping[str, Any]) -> None:
     """Print what a protection is for a reader."""
     from codedinvnet.protection.measure import table
 
-    print(table(found["table"]))
+    if found["table"]:
+        print(table(found["table"]))
     for note in [*found["notes"], *(row["note"] for row in found["table"] if "note" in row)]:
         print(note)
     limit = f", with --max-disagreement {found['limit']:g}" if found["limit"] else ""

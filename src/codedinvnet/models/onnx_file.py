@@ -138,7 +138,7 @@ def _input_spec(value: Any, told: TensorSpec | None, where: str) -> TensorSpec:
             raise UserError(f"{place} is {shape}: the free axis must come first, and be the batch")
         raise UserError(
             f"{place} has several axes of no fixed size, any of which may be the batch: {shape}; "
-            f"give the shape of one query as the input {value.name}:{datatype}:SHAPE"
+            f"give the shape of one query with --input {value.name}:{datatype}:SHAPE"
         )
     if isinstance(first, int) and first != 1:
         raise UserError(

@@ -209,11 +209,7 @@ class Regress(Task):
     def of(
         cls, outputs: np.ndarray, kind: str, tolerance: str | None, cosine: float | None
     ) -> Regress:
-        if tolerance is None:
-            raise UserError(
-                "--task regress needs --tolerance, by how much an approximate answer may differ: "
-                "0.2 in units of the output, or 5% of its spread"
-            )
+        assert tolerance is not None  # `ask` has seen to it
         low, high = np.quantile(outputs, SPREAD, axis=0)
         if (outputs == outputs[0]).all():
             raise UserError("the model answers the same to all inputs: nothing to learn")

@@ -24,7 +24,7 @@ from codedinvnet.models.base import FLOATING, Model, Signature, TensorSpec, can_
 from codedinvnet.models.probe import differ
 from codedinvnet.protection.costs import as_onnx
 from codedinvnet.protection.inputs import STREAM, Inputs, Split, image_size, is_image, layout
-from codedinvnet.protection.tasks import MOST_NUMBERS, TASKS, Classify, Task, is_classifier
+from codedinvnet.protection.tasks import MOST_NUMBERS, TASKS, Classify, Regress, Task, is_classifier
 from codedinvnet.training.network import augment
 
 BATCH, SHARD = 32, 2048
@@ -270,6 +270,11 @@ def ask(
     few = inputs.batch(np.arange(min(TWICE, len(inputs))))
     if task is None:
         task = _proved(model, spec, few)
+    if task == Regress.name and tolerance is None:  # before a model that may be slow is asked
+        raise UserError(
+            "--task regress needs --tolerance, by how much an approximate answer may differ: "
+            "0.2 in units of the output, or 5% of its spread"
+        )
 
     def run(batch: Mapping[str, np.ndarray]) -> np.ndarray:
         return answers_of(model, spec.name, batch)
