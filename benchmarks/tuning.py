@@ -122,6 +122,12 @@ def cells(queries: int) -> Iterator[tuple[str, Scenario]]:
         )
     long = {**gateway, "long_share": 0.1}
     yield "gateway, a tenth is long, 40%", cell(8, 0.4 / 1.9, "none", long)
+    for model, shape, busy in (("pareto", 0.3, 0.4), ("bursts", 0.6, 0.4)):
+        rules = {**gateway, "service": {"distribution": "lognormal", "ms": SERVICE, "shape": shape}}
+        yield (
+            f"gateway, {model}, times vary by {shape:.0%}, {busy:.0%}",
+            cell(11, busy, model, rules),
+        )
     served = (
         *(("hedge", "pareto", 0.5), ("hedge", "bursts", 0.4), ("hedge", "hung", 0.4)),
         *(("coded+hedge", "exponential", 0.4), ("coded", "bursts", 0.5)),

@@ -12,6 +12,7 @@ from scipy.optimize import brentq
 from codedinvnet.scheduler.policies import POLICIES
 from codedinvnet.simulation.engine import Records, Simulation
 from codedinvnet.simulation.scenario import Scenario
+from codedinvnet.simulation.stragglers import stragglers
 from tests.simulation.scenarios import Watched, scenario
 
 EXPONENTIAL = {"distribution": "exponential", "ms": 10}
@@ -183,6 +184,18 @@ def test_a_crash_is_noticed_at_once() -> None:
     assert found.replaced > 10
     assert not found.missing.any()
     assert 1000 * found.latency.max() < 100
+
+
+@pytest.mark.parametrize(("kind", "seed"), [("pareto", 13), ("exponential", 4)])
+def test_copies_that_pay_on_average_go_on_after_some_that_did_not(kind: str, seed: int) -> None:
+    """Times vary by 30 %, so most copies save nothing, and few save much."""
+    given = {
+        "service": {"distribution": "lognormal", "ms": 40.2, "shape": 0.3},
+        "stragglers": [fault.model_dump() for fault in stragglers(kind, 42.0, 1)],
+        "policy": "hedge",
+    }
+    found = run(**given, workers=11, qps=0.4 * 11 / 0.042, queries=20_000, seed=seed)
+    assert np.quantile(found.latency, 0.999) < 5 * 0.042
 
 
 def test_overload_refuses_and_ends() -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
+from functools import partial
 
 from codedinvnet.scheduler.group import Traffic
 from codedinvnet.scheduler.tuning import TUNING, Tuning
@@ -19,9 +20,9 @@ from codedinvnet.scheduler.tuning import TUNING, Tuning
 
 @dataclass(slots=True)
 class _Race:
+    copies: int
     saved: float = 1.0
     square: float = 1.0
-    copies: int = 1
     wanted: int = 0
     """Copies since the last that was sent."""
 
@@ -31,7 +32,9 @@ class Races:
 
     def __init__(self, tuning: Tuning = TUNING) -> None:
         self._tuning = tuning
-        self._races: defaultdict[tuple[Traffic, int], _Race] = defaultdict(_Race)
+        self._races: defaultdict[tuple[Traffic, int], _Race] = defaultdict(
+            partial(_Race, tuning.race_prior)  # which can be pickled
+        )
 
     def allows(self, traffic: Traffic, level: int, busy: float, is_new: bool) -> bool:
         """Return whether a copy pays while so large a share of the servers is busy, or is a probe.
